@@ -1,0 +1,1 @@
+"""What the kernel should hold, compared with what it holds, and written to it."""

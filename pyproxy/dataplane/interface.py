@@ -1,0 +1,82 @@
+"""What the agent asks of a dataplane, whichever kernel subsystem is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Address, Network
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import ServiceAnswer
+
+
+class NodeAnswer(msgspec.Struct, frozen=True):
+    """What the fixed rules need to know of the node: who is a pod, and where node ports are."""
+
+    pod_networks: tuple[Network, ...] = ()
+    node_port_addresses: tuple[Address, ...] = ()
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What is to be different after the next commit; None stands for a Service that is gone."""
+
+    services: Mapping[ObjectName, ServiceAnswer | None]
+    node: NodeAnswer | None = None
+
+
+class Plan(Protocol):
+    """One transaction as a value: it can be counted, printed and compared before it is sent."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to write."""
+        ...
+
+    def __str__(self) -> str:
+        """The transaction as a person would type it."""
+        ...
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A Service that the kernel would not take, set aside so that the rest could go on."""
+
+    name: ObjectName
+    error: KernelError
+
+
+class Dataplane(Protocol):
+    """One way to program the kernel.
+
+    A dataplane remembers what it last committed. `plan` and `commit` are apart so that the agent
+    (or a person) can look at a plan without anything being written.
+    """
+
+    def prepare(self) -> None:
+        """Load whatever is constant, leaving a right one alone. Raises UsageError, KernelError."""
+        ...
+
+    def plan(self, changes: Changes) -> Plan:
+        """Compare what changed with what was committed last; the kernel is not asked."""
+        ...
+
+    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> Plan:
+        """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        ...
+
+    def commit(self, plan: Plan) -> tuple[Failure, ...]:
+        """Write a plan in one transaction and remember it; the Services it had to leave out.
+
+        Raises TransientKernelError, OutOfStepError (the agent then asks for a replan) and
+        PermissionKernelError; nothing has been written then.
+        """
+        ...
+
+    def cleanup(self) -> None:
+        """Remove all that is ours and nothing else; may be called when there is nothing."""
+        ...
+
+    def close(self) -> None:
+        """Give back sockets; the rules stay."""
+        ...

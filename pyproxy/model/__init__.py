@@ -1,0 +1,1 @@
+"""What Services, EndpointSlices and Nodes say, as frozen typed values."""

@@ -1,0 +1,1 @@
+"""Which backends a Service has on this node: values in, values out."""
