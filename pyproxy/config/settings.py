@@ -1,0 +1,137 @@
+"""The settings of one agent, grouped by the part of it that they are for.
+
+Their defaults are kube-proxy's (v1.36) for the nftables mode, unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from pyproxy.model.address import Address, Mark, Network, address_text
+
+
+class ProxyMode(enum.Enum):
+    """The kernel subsystem that serves: `--proxy-mode`."""
+
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+    IPVS = "ipvs"
+
+
+class LocalMode(enum.Enum):
+    """How a connection from a pod of this node is told from others: `--detect-local-mode`."""
+
+    CLUSTER_CIDR = "ClusterCIDR"
+    NODE_CIDR = "NodeCIDR"
+    BRIDGE_INTERFACE = "BridgeInterface"
+    INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class ListenAddress(msgspec.Struct, frozen=True):
+    """Where a server listens; port 0 lets the kernel choose one."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        text = address_text(self.address)
+        return f"[{text}]:{self.port}" if ":" in text else f"{text}:{self.port}"
+
+
+class Api(msgspec.Struct, frozen=True):
+    """How the API server is reached; both empty means the in-cluster configuration."""
+
+    kubeconfig: str = ""
+    master: str = ""
+
+
+class LocalTraffic(msgspec.Struct, frozen=True):
+    """Which clients are pods. Only the fields that `mode` names are looked at.
+
+    `cluster_networks` has at most one network a family.
+    """
+
+    mode: LocalMode = LocalMode.CLUSTER_CIDR
+    cluster_networks: tuple[Network, ...] = ()
+    bridge_interface: str = ""
+    interface_name_prefix: str = ""
+
+
+class Masquerade(msgspec.Struct, frozen=True):
+    """What is masqueraded besides what must be, and the bit (0 to 31) that marks it."""
+
+    bit: int = 14
+    everything: bool = False
+
+    @property
+    def mark(self) -> Mark:
+        """The packet mark with that bit alone."""
+        return Mark(1 << self.bit)
+
+
+class NodePorts(msgspec.Struct, frozen=True):
+    """The node's addresses on which node ports answer: the union of what is set.
+
+    `primary` are the first address of each family in the Node object, `everywhere` all of the
+    node's addresses except loopback, and `localhost` the loopback addresses.
+    """
+
+    primary: bool = True
+    everywhere: bool = False
+    localhost: bool = False
+    networks: tuple[Network, ...] = ()
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """Where health and metrics are served; None where they are not.
+
+    With `hard_fail` an address that cannot be bound ends the agent instead of being tried again.
+    """
+
+    health: ListenAddress | None = ListenAddress(Address(bytes(4)), 10256)
+    metrics: ListenAddress | None = ListenAddress(Address(b"\x7f\0\0\1"), 10249)
+    hard_fail: bool = False
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How often the agent writes, in seconds.
+
+    `min_sync_period` is the least time between two commits; `sync_period` is the time between two
+    checks of what the kernel holds, and twice that is how late a commit may be before the agent
+    is unhealthy.
+    """
+
+    min_sync_period: float = 0.0
+    sync_period: float = 30.0
+
+
+class FlagValue(msgspec.Struct, frozen=True):
+    """A flag as it took effect, for people to read; `given` says it was on the command line."""
+
+    name: str
+    value: str
+    given: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything that the agent is told at its start.
+
+    `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
+    of its family. `manifests` is a folder that stands in for the API server, empty where there is
+    none. `flags` are all flags with their values, in alphabetical order.
+    """
+
+    node_name: str
+    mode: ProxyMode = ProxyMode.NFTABLES
+    node_address: Address | None = None
+    manifests: str = ""
+    verbosity: int = 0
+    api: Api = Api()
+    local_traffic: LocalTraffic = LocalTraffic()
+    masquerade: Masquerade = Masquerade()
+    node_ports: NodePorts = NodePorts()
+    serving: Serving = Serving()
+    pace: Pace = Pace()
+    flags: tuple[FlagValue, ...] = ()

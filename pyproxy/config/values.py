@@ -1,0 +1,228 @@
+"""The values of flags as Go programs write them, read into ours.
+
+Each parser takes the text and returns a value, or raises ValueError with what is wrong and what
+would be right; whoever knows the flag puts its name before that. Facts: Go's strconv.ParseBool,
+time.ParseDuration and Duration.String, and the flag types of kube-proxy v1.36.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from pyproxy.config.settings import ListenAddress, LocalMode, NodePorts, ProxyMode
+from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
+
+Member = TypeVar("Member", bound=enum.Enum)
+
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "\N{GREEK SMALL LETTER MU}s": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_AMOUNT = re.compile(rf"(?=[.\d])(\d*)(?:\.(\d*))?({'|'.join(_NANOSECONDS)})", re.ASCII)
+_QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
+_MAX_NANOSECONDS = 2**63 - 1
+_INTERFACE_NAME_LIMIT = 15  # IFNAMSIZ without its NUL
+
+
+def text(value: str) -> str:
+    """Take the value as it is."""
+    return value
+
+
+def boolean(value: str) -> bool:
+    """Read a boolean in any of Go's spellings."""
+    if value in _TRUE or value in _FALSE:
+        return value in _TRUE
+    raise ValueError(f"{value!r} is not a boolean: use true or false")
+
+
+def number(value: str) -> float:
+    """Read a decimal number."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Make a parser of whole numbers from `low` to `high`."""
+
+    def parse(value: str) -> int:
+        if re.fullmatch(r"[+-]?\d+", value, re.ASCII) and low <= int(value) <= high:
+            return int(value)
+        raise ValueError(f"{value!r} is not a whole number from {low} to {high}")
+
+    return parse
+
+
+def duration(value: str) -> float:
+    """Read `1h0m0s`, `1.5s`, `500ms` or `0` as seconds."""
+    sign, rest = (-1, value[1:]) if value.startswith("-") else (1, value.removeprefix("+"))
+    if rest == "0":
+        return 0.0
+    total, at = 0, 0
+    while match := _AMOUNT.match(rest, at):
+        whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3)
+        if not whole + fraction:
+            break
+        total += int(whole + fraction) * _NANOSECONDS[unit] // 10 ** len(fraction)
+        at = match.end()
+    if at != len(rest) or not at or total > _MAX_NANOSECONDS:
+        raise ValueError(f"{value!r} is not a duration: write it as 500ms, 30s or 1h0m0s")
+    return sign * total / 10**9
+
+
+def duration_text(seconds: float) -> str:
+    """Write seconds as Go's Duration does; what `duration` reads back to the same nanosecond."""
+    nanoseconds = round(abs(seconds) * 10**9)
+    sign = "-" if seconds < 0 and nanoseconds else ""
+    if not nanoseconds:
+        return "0s"
+    for unit in ("ns", "µs", "ms"):
+        if nanoseconds < _NANOSECONDS[unit] * 1000:
+            return f"{sign}{_decimal(nanoseconds, _NANOSECONDS[unit])}{unit}"
+    minutes, rest = divmod(nanoseconds, _NANOSECONDS["m"])
+    hours, minutes_left = divmod(minutes, 60)
+    head = f"{hours}h{minutes_left}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{sign}{head}{_decimal(rest, _NANOSECONDS['s'])}s"
+
+
+def _decimal(amount: int, unit: int) -> str:
+    whole, rest = divmod(amount, unit)
+    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else str(whole)
+
+
+def duration_from(low: float) -> Callable[[str], float]:
+    """Make a parser of durations of at least `low` seconds."""
+
+    def parse(value: str) -> float:
+        seconds = duration(value)
+        if seconds < low:
+            raise ValueError(f"{value!r} is too short: use {duration_text(low)} or more")
+        return seconds
+
+    return parse
+
+
+def quantity(value: str) -> str:
+    """Check one of Kubernetes' resource quantities, such as `512Ki`."""
+    if not _QUANTITY.fullmatch(value):
+        raise ValueError(f"{value!r} is not a quantity: write it as 65536 or 64Ki")
+    return value
+
+
+def booleans_by_name(value: str) -> tuple[str, ...]:
+    """Check `name=true,other=false`."""
+    pairs = tuple(pair.strip() for pair in value.split(",") if pair.strip())
+    for pair in pairs:
+        name, equals, setting = pair.partition("=")
+        if not (name.strip() and equals):
+            raise ValueError(f"{pair!r} is not a setting: write it as NAME=true")
+        boolean(setting.strip())
+    return pairs
+
+
+def items(value: str) -> tuple[str, ...]:
+    """Split a list at its commas."""
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def address(value: str) -> Address | None:
+    """Read an address; one that is empty or unspecified (`0.0.0.0`, `::`) names none."""
+    parsed = parse_address(value) if value else Address(b"")
+    return parsed if any(parsed) else None
+
+
+def cluster_networks(value: str) -> tuple[Network, ...]:
+    """Read a CIDR, or one of each family with a comma between."""
+    try:
+        networks = tuple(map(parse_network, items(value)))
+    except ValueError as error:
+        raise ValueError(f"{error}: write it as 10.244.0.0/16 or fd10::/16") from None
+    for family in Family:
+        if sum(network.family is family for network in networks) > 1:
+            raise ValueError(f"{value!r} has more than one {family.label} CIDR: give one a family")
+    return networks
+
+
+def node_ports(value: str) -> NodePorts:
+    """Read `primary`, `all`, `localhost` and CIDRs, with commas between; empty is `primary`."""
+    given = items(value) or ("primary",)
+    words = {"primary", "all", "localhost"}
+    try:
+        networks = tuple(parse_network(item) for item in given if item not in words)
+    except ValueError as error:
+        raise ValueError(f"{error}: use CIDRs, primary, all or localhost") from None
+    return NodePorts(
+        primary="primary" in given,
+        everywhere="all" in given,
+        localhost="localhost" in given,
+        networks=networks,
+    )
+
+
+def listen_address(default_port: int) -> Callable[[str], ListenAddress | None]:
+    """Make a parser of `10.0.0.1:80`, `[::]:80` and a bare address; empty and `0` are None."""
+
+    def parse(value: str) -> ListenAddress | None:
+        if value in {"", "0"}:
+            return None
+        host, _, port = value.rpartition(":")
+        try:
+            if host.startswith("[") and host.endswith("]"):
+                return ListenAddress(parse_address(host[1:-1]), _port(port))
+            if host and ":" not in host:
+                return ListenAddress(parse_address(host), _port(port))
+            return ListenAddress(parse_address(value), default_port)
+        except ValueError as error:
+            raise ValueError(
+                f"{value!r} is not an address with a port ({error}): "
+                f"write it as 0.0.0.0:{default_port} or [::]:{default_port}, or 0 for none"
+            ) from None
+
+    return parse
+
+
+_port = integer(0, 65535)
+
+
+def interface_name(value: str) -> str:
+    """Check the name of a network interface, or the beginning of one."""
+    if len(value.encode()) > _INTERFACE_NAME_LIMIT or re.search(r"[\s/\0\"*\\]", value):
+        raise ValueError(
+            f"{value!r} is not an interface name: use up to {_INTERFACE_NAME_LIMIT} bytes, "
+            "without spaces, slashes, quotes and asterisks"
+        )
+    return value
+
+
+def proxy_mode(value: str) -> ProxyMode:
+    """Read a mode that this version has; empty is the default."""
+    mode = _one_of(ProxyMode, value or ProxyMode.NFTABLES.value)
+    if mode is not ProxyMode.NFTABLES:
+        raise ValueError(f"{value} is not in this version yet: use nftables")
+    return mode
+
+
+def local_mode(value: str) -> LocalMode:
+    """Read a way to tell local traffic; empty is the default."""
+    return _one_of(LocalMode, value or LocalMode.CLUSTER_CIDR.value)
+
+
+def _one_of(kind: type[Member], value: str) -> Member:
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(member.value) for member in kind)
+        raise ValueError(f"{value!r} is not one of {known}") from None
