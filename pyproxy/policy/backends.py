@@ -1,0 +1,192 @@
+"""Which backends a Service has on this node, and whom each of its frontends sends to them.
+
+Pure, and run for every Service at the first sync, so the common case (all endpoints ready, no
+hints, policies Cluster) walks each endpoint a few times and builds one value per frontend.
+
+Facts: kube-proxy of Kubernetes v1.36. It is followed in all that a packet can show, with these
+choices where it leaves one:
+
+- An address and port that slices give twice counts once. kube-proxy takes whichever copy it meets
+  first unless a later one is on this node, and the order of slices is random there. Here the most
+  usable copy counts (ready, then serving and terminating), and between equals the one on this
+  node: an endpoint that is being moved from one slice to another does not flicker.
+- An address that a Service has in several ways has one frontend: as cluster IP, else as load
+  balancer address, else as external IP. Source ranges thus guard a load balancer address that is
+  listed in externalIPs as well, as they do in kube-proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from pyproxy.model.address import Address, Backend, Family, Protocol, family_of
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Node,
+    Service,
+    ServicePort,
+    TrafficPolicy,
+)
+from pyproxy.policy import topology
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+
+PortKey = tuple[Family, str, Protocol]
+"""What joins a slice's port to a Service's: its family, its name and its protocol."""
+
+Endpoints = Mapping[Backend, Endpoint]
+"""The endpoints of one Service port in one family, without repetition."""
+
+_NO_ENDPOINTS: Endpoints = {}
+
+
+class Usable(msgspec.Struct, frozen=True, gc=False):
+    """The backends that a Service port may use, in no order.
+
+    `cluster` is for the policy Cluster, `local` for Local, and `here` are those of both that are
+    on this node. While `cluster` is empty `local` is too: an endpoint that may serve one of them
+    may serve the other, and hints are never followed to nowhere.
+    """
+
+    cluster: Sequence[Backend]
+    local: Sequence[Backend]
+    here: frozenset[Backend] | set[Backend]
+
+
+def answer(
+    service: Service, slices: Iterable[EndpointSlice], node: Node | None, hostname: str
+) -> ServiceAnswer:
+    """Work out a whole Service: one PortAnswer for each of its ports in each of its families.
+
+    `slices` are those of this Service, in any order. `node` is None as long as it is not known,
+    which leaves its zone open. `hostname` is the name that endpoints on this node carry, and never
+    empty, which is how an endpoint without a node reads.
+    """
+    joined = join(slices, hostname)
+    zone = node.zone if node is not None else ""
+    ports = []
+    for family in service.families or tuple(dict.fromkeys(map(family_of, service.cluster_ips))):
+        scopes = _scopes(service, family)
+        for port in service.ports:
+            endpoints = joined.get((family, port.name, port.protocol), _NO_ENDPOINTS)
+            usable = select(endpoints, hostname, zone)
+            ports.append(_port_answer(service, port, family, scopes, usable))
+    return ServiceAnswer(
+        name=service.name,
+        ports=tuple(ports),
+        source_ranges=service.source_ranges if service.load_balancer_ips else (),
+        affinity_timeout=service.affinity_timeout,
+    )
+
+
+def join(slices: Iterable[EndpointSlice], hostname: str) -> dict[PortKey, dict[Backend, Endpoint]]:
+    """Gather a Service's slices by port; one backend may be in several slices and counts once."""
+    joined: dict[PortKey, dict[Backend, Endpoint]] = {}
+    for part in slices:
+        for port in part.ports:
+            found = joined.setdefault((part.family, port.name, port.protocol), {})
+            number = port.port.to_bytes(2, "big")
+            for endpoint in part.endpoints:
+                backend = Backend(endpoint.address + number)
+                known = found.setdefault(backend, endpoint)
+                if known is not endpoint and _rank(endpoint, hostname) > _rank(known, hostname):
+                    found[backend] = endpoint
+    return joined
+
+
+def _rank(endpoint: Endpoint, hostname: str) -> tuple[object, ...]:
+    # All that can change an answer takes part, so that the order of slices never does.
+    return (
+        endpoint.ready,
+        endpoint.serving and endpoint.terminating,
+        endpoint.node == hostname,
+        endpoint.hint_nodes,
+        endpoint.hint_zones,
+    )
+
+
+def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
+    """Choose the endpoints that a port may use: ready and near ones.
+
+    Without any ready endpoint those that are terminating and still serve stand in, for all of the
+    cluster and for this node separately. Hints say nothing about this node's own endpoints.
+    """
+    ready = {backend: endpoint for backend, endpoint in endpoints.items() if endpoint.ready}
+    cluster = list(ready)
+    if ready:
+        mode = topology.choose(ready.values(), hostname, zone).mode
+        if mode is not topology.Mode.ANYWHERE:
+            cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
+    else:
+        cluster = [b for b, e in endpoints.items() if e.serving and e.terminating]
+    here = {b for b, e in endpoints.items() if e.node == hostname}
+    local: list[Backend] = []
+    if here:
+        local = [b for b in here if endpoints[b].ready] or [
+            b for b in here if endpoints[b].serving and endpoints[b].terminating
+        ]
+        here.intersection_update({*cluster, *local})
+    return Usable(cluster, local, here)
+
+
+def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
+    """Say what each address of a family is; see the head of this module for the precedence."""
+    scopes: dict[Address, Scope] = {}
+    size = family.bits // 8
+    for scope, addresses in (
+        (Scope.CLUSTER_IP, service.cluster_ips),
+        (Scope.LOAD_BALANCER, service.load_balancer_ips),
+        (Scope.EXTERNAL_IP, service.external_ips),
+    ):
+        for address in addresses:
+            if len(address) == size:
+                scopes.setdefault(address, scope)
+    return scopes
+
+
+def _port_answer(
+    service: Service,
+    port: ServicePort,
+    family: Family,
+    scopes: Mapping[Address, Scope],
+    usable: Usable,
+) -> PortAnswer:
+    """Give each frontend its use, and keep no more backends than those uses ask for."""
+    internal, external = _uses(service, usable)
+    frontends = [
+        Frontend(scope, address, port.port, internal if scope is Scope.CLUSTER_IP else external)
+        for address, scope in scopes.items()
+    ]
+    if port.node_port:
+        frontends.append(Frontend(Scope.NODE_PORT, Address(b""), port.node_port, external))
+    uses = {frontend.use for frontend in frontends}
+    cluster: Sequence[Backend] = ()
+    local: Sequence[Backend] = ()
+    if Use.CLUSTER in uses or Use.SPLIT in uses:
+        cluster = sorted(usable.cluster)
+    if Use.LOCAL in uses or Use.SPLIT in uses:
+        local = sorted(usable.local)
+    hairpin = sorted(usable.here.intersection((*cluster, *local))) if usable.here else ()
+    return PortAnswer(
+        name=port.name,
+        family=family,
+        protocol=port.protocol,
+        frontends=tuple(frontends),
+        cluster=tuple(cluster),
+        local=tuple(local),
+        hairpin=tuple(hairpin),
+    )
+
+
+def _uses(service: Service, usable: Usable) -> tuple[Use, Use]:
+    """Decide the use of cluster IPs, and that of all external frontends."""
+    if not usable.cluster:
+        return Use.REFUSE, Use.REFUSE
+    internal = external = Use.CLUSTER
+    if service.internal_policy is TrafficPolicy.LOCAL:
+        internal = Use.LOCAL if usable.local else Use.DROP
+    if service.external_policy is TrafficPolicy.LOCAL:
+        external = Use.SPLIT
+    return internal, external

@@ -1,0 +1,170 @@
+"""Two Services that want the same frontend: the older one has it.
+
+Nothing in the API stops two Services from naming the same external IP and port, and a load
+balancer may hand out one address twice. kube-proxy lets whichever comes first in a random order
+win, anew at each sync. Here the Service that was created first wins, then the one whose name sorts
+first, and the others are answered without that frontend, each with a Problem. The outcome depends
+on which Services exist, never on the order in which they were seen.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from pyproxy.errors import Problem
+from pyproxy.model.address import address_text
+from pyproxy.model.objects import Kind, ObjectName, Service
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer
+
+_FIELDS = {
+    Scope.CLUSTER_IP: "spec.clusterIPs",
+    Scope.EXTERNAL_IP: "spec.externalIPs",
+    Scope.LOAD_BALANCER: "status.loadBalancer.ingress",
+    Scope.NODE_PORT: "spec.ports",
+}
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """What a Service may have of its answer, and who else is touched.
+
+    `problems` name the frontends that another Service has. `also` are the Services to be answered
+    and granted again, in the same transaction: one may win now what it lost, one must yield what
+    it had, or one has another rival to name. Granting them again with unchanged answers names
+    nobody further.
+    """
+
+    answer: ServiceAnswer
+    problems: tuple[Problem, ...] = ()
+    also: frozenset[ObjectName] = frozenset()
+
+
+class _Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A Service in the order of precedence; times are RFC 3339 in UTC, and sort as text."""
+
+    created: str
+    name: ObjectName
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    claimant: _Claimant
+    keys: tuple[bytes, ...]
+
+
+class Claims:
+    """Which Service has which frontend; every call costs what its own Service costs.
+
+    Each loser is told of the claimant just before it, so that a change in a long queue touches
+    one neighbour and not all that wait.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[bytes, tuple[_Claimant, ...]] = {}
+        self._entries: dict[ObjectName, _Entry] = {}
+
+    def grant(self, service: Service, answer: ServiceAnswer) -> Granted:
+        """Claim all frontends of an answer, in place of what this Service claimed before."""
+        claimant = _Claimant(service.created, service.name)
+        keys = tuple(_keys(answer))
+        before, after = self._entries.get(service.name), _Entry(claimant, keys)
+        also: set[ObjectName] = set()
+        if before != after:
+            kept: frozenset[bytes] = frozenset()
+            if before is not None:
+                if before.claimant == claimant:
+                    kept = frozenset(keys).intersection(before.keys)
+                self._leave(before.claimant, (key for key in before.keys if key not in kept), also)
+            self._enter(claimant, (key for key in keys if key not in kept), also)
+            self._entries[service.name] = after
+        queues = self._queues
+        if len(set(keys)) == len(keys) and all(queues[key][0] == claimant for key in keys):
+            return Granted(answer, also=frozenset(also))
+        return self._part(claimant, answer, frozenset(also))
+
+    def release(self, name: ObjectName) -> frozenset[ObjectName]:
+        """Give back all that a Service claimed; it may be unknown. The others to answer again."""
+        also: set[ObjectName] = set()
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self._leave(entry.claimant, entry.keys, also)
+        return frozenset(also)
+
+    def _enter(self, claimant: _Claimant, keys: Iterable[bytes], also: set[ObjectName]) -> None:
+        alone = (claimant,)
+        for key in keys:
+            queue = self._queues.setdefault(key, alone)
+            at = bisect_left(queue, claimant)
+            if at < len(queue) and queue[at] == claimant:
+                continue
+            self._queues[key] = (*queue[:at], claimant, *queue[at:])
+            if at < len(queue):
+                also.add(queue[at].name)
+
+    def _leave(self, claimant: _Claimant, keys: Iterable[bytes], also: set[ObjectName]) -> None:
+        for key in keys:
+            queue = self._queues.get(key, ())
+            at = bisect_left(queue, claimant)
+            if at == len(queue) or queue[at] != claimant:
+                continue
+            if len(queue) == 1:
+                del self._queues[key]
+                continue
+            self._queues[key] = (*queue[:at], *queue[at + 1 :])
+            if at + 1 < len(queue):
+                also.add(queue[at + 1].name)
+
+    def _part(
+        self, claimant: _Claimant, answer: ServiceAnswer, also: frozenset[ObjectName]
+    ) -> Granted:
+        problems: list[Problem] = []
+        ports: list[PortAnswer] = []
+        taken: set[bytes] = set()
+        for port in answer.ports:
+            kept: list[Frontend] = []
+            for frontend in port.frontends:
+                key = _key(port, frontend)
+                queue = self._queues[key]
+                if queue[0] == claimant and key not in taken:
+                    kept.append(frontend)
+                else:
+                    rival = queue[max(bisect_left(queue, claimant) - 1, 0)]
+                    problems.append(_problem(claimant, rival, port, frontend))
+                taken.add(key)
+            if len(kept) == len(port.frontends):
+                ports.append(port)
+            elif kept:
+                ports.append(msgspec.structs.replace(port, frontends=tuple(kept)))
+        granted = msgspec.structs.replace(answer, ports=tuple(ports))
+        return Granted(granted, tuple(problems), also)
+
+
+def _keys(answer: ServiceAnswer) -> Iterator[bytes]:
+    for port in answer.ports:
+        for frontend in port.frontends:
+            yield _key(port, frontend)
+
+
+def _key(port: PortAnswer, frontend: Frontend) -> bytes:
+    # A node port has no address, so its family must be told; the others' tell it by length.
+    number = frontend.port.to_bytes(2, "big")
+    return bytes((port.family, port.protocol)) + number + frontend.address
+
+
+def _problem(
+    claimant: _Claimant, rival: _Claimant, port: PortAnswer, frontend: Frontend
+) -> Problem:
+    what = f"{frontend.port}/{port.protocol.name}"
+    if frontend.scope is Scope.NODE_PORT:
+        what = f"node port {what} ({port.family.label})"
+    else:
+        what = f"{address_text(frontend.address)} port {what}"
+    if rival == claimant:
+        who = "another port of this Service has it"
+    elif rival.created == claimant.created:
+        who = f"Service {rival.name}, as old and first by name, claims it too"
+    else:
+        who = f"Service {rival.name}, which is older, claims it too"
+    message = f"{what} is not answered for port {port.name!r}: {who}"
+    return Problem(Kind.SERVICE.value, str(claimant.name), _FIELDS[frontend.scope], message)
