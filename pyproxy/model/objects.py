@@ -117,6 +117,7 @@ class Node(msgspec.Struct, frozen=True):
     """This node. The first address of each family is its primary one.
 
     `eligible` is false while the node is being deleted or the cluster autoscaler is about to.
+    `problems` are the parts of the object that were left out, and why.
     """
 
     name: str
@@ -125,3 +126,4 @@ class Node(msgspec.Struct, frozen=True):
     zone: str = ""
     eligible: bool = True
     uid: str = ""
+    problems: tuple[Problem, ...] = ()

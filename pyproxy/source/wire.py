@@ -1,0 +1,247 @@
+"""The API's JSON, reduced to the fields that a Service proxy uses.
+
+These types say what the wire may carry, not what is right: Go servers and clients write null for
+an empty list, string or map, so whatever is no identity may be null, and what a field means is
+decided in `decode`. Unknown fields are skipped without being built. Labels and annotations are
+structs of the few keys that are asked for, because building a dict for each object costs more
+than all the rest of it.
+
+Facts: Service, Node v1 and EndpointSlice discovery.k8s.io/v1 of Kubernetes v1.36.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType, field
+
+
+class Labels(msgspec.Struct, gc=False):
+    """The labels that are looked at; UNSET tells "not there" from "there and empty"."""
+
+    proxy_name: str | UnsetType | None = field(
+        default=UNSET, name="service.kubernetes.io/service-proxy-name"
+    )
+    headless: str | UnsetType | None = field(default=UNSET, name="service.kubernetes.io/headless")
+    service_name: str | None = field(default=None, name="kubernetes.io/service-name")
+    zone: str | None = field(default=None, name="topology.kubernetes.io/zone")
+
+
+class Annotations(msgspec.Struct, gc=False):
+    """The annotations that are looked at."""
+
+    triggered: str | None = field(
+        default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
+    )
+    initial_events_end: str | None = field(default=None, name="k8s.io/initial-events-end")
+
+
+class Meta(msgspec.Struct, rename="camel", gc=False):
+    """An object's metadata."""
+
+    name: str = ""
+    namespace: str | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: Labels | None = None
+    annotations: Annotations | None = None
+
+
+class ServicePort(msgspec.Struct, rename="camel", gc=False):
+    """An element of a Service's spec.ports."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+    node_port: int | None = None
+
+
+class ClientIPConfig(msgspec.Struct, rename="camel", gc=False):
+    """A Service's spec.sessionAffinityConfig.clientIP."""
+
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(msgspec.Struct, gc=False):
+    """A Service's spec.sessionAffinityConfig."""
+
+    client_ip: ClientIPConfig | None = field(default=None, name="clientIP")
+
+
+class ServiceSpec(msgspec.Struct, rename="camel", gc=False):
+    """A Service's spec."""
+
+    type: str | None = None
+    cluster_ip: str | None = field(default=None, name="clusterIP")
+    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
+    external_ips: list[str] | None = field(default=None, name="externalIPs")
+    ports: list[ServicePort] | None = None
+    ip_families: list[str] | None = None
+    load_balancer_source_ranges: list[str] | None = None
+    internal_traffic_policy: str | None = None
+    external_traffic_policy: str | None = None
+    session_affinity: str | None = None
+    session_affinity_config: SessionAffinityConfig | None = None
+    health_check_node_port: int | None = None
+
+
+class Ingress(msgspec.Struct, rename="camel", gc=False):
+    """An element of a Service's status.loadBalancer.ingress."""
+
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(msgspec.Struct, gc=False):
+    """A Service's status.loadBalancer."""
+
+    ingress: list[Ingress] | None = None
+
+
+class ServiceStatus(msgspec.Struct, rename="camel", gc=False):
+    """A Service's status."""
+
+    load_balancer: LoadBalancerStatus | None = None
+
+
+class Service(msgspec.Struct, gc=False):
+    """A Service."""
+
+    metadata: Meta
+    spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
+
+
+class Conditions(msgspec.Struct, gc=False):
+    """An endpoint's conditions; null is a value of its own here."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(msgspec.Struct, gc=False):
+    """An element of hints.forZones or hints.forNodes."""
+
+    name: str | None = None
+
+
+class Hints(msgspec.Struct, rename="camel", gc=False):
+    """An endpoint's hints."""
+
+    for_zones: list[Hint] | None = None
+    for_nodes: list[Hint] | None = None
+
+
+class Endpoint(msgspec.Struct, rename="camel", gc=False):
+    """An element of a slice's endpoints."""
+
+    addresses: list[str] | None = None
+    conditions: Conditions | None = None
+    hints: Hints | None = None
+    node_name: str | None = None
+    zone: str | None = None
+
+
+class SlicePort(msgspec.Struct, gc=False):
+    """An element of a slice's ports."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class EndpointSlice(msgspec.Struct, rename="camel", gc=False):
+    """An EndpointSlice."""
+
+    metadata: Meta
+    address_type: str | None = None
+    endpoints: list[Endpoint] | None = None
+    ports: list[SlicePort] | None = None
+
+
+class Taint(msgspec.Struct, gc=False):
+    """An element of a Node's spec.taints."""
+
+    key: str | None = None
+
+
+class NodeSpec(msgspec.Struct, rename="camel", gc=False):
+    """A Node's spec."""
+
+    pod_cidr: str | None = field(default=None, name="podCIDR")
+    pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    taints: list[Taint] | None = None
+
+
+class NodeAddress(msgspec.Struct, gc=False):
+    """An element of a Node's status.addresses."""
+
+    type: str | None = None
+    address: str | None = None
+
+
+class NodeStatus(msgspec.Struct, gc=False):
+    """A Node's status."""
+
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(msgspec.Struct, gc=False):
+    """A Node."""
+
+    metadata: Meta
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+class Identity(msgspec.Struct, rename="camel", gc=False):
+    """What must be readable of an object for its name to be known at all."""
+
+    name: str = ""
+    namespace: str | None = None
+    resource_version: str | None = None
+
+
+class Identified(msgspec.Struct, gc=False):
+    """An object of which nothing but the identity is read."""
+
+    metadata: Identity
+
+
+class Status(msgspec.Struct, gc=False):
+    """The answer to a request that failed, and the object of an ERROR event."""
+
+    kind: str | None = None
+    message: str | None = None
+    reason: str | None = None
+    code: int | None = None
+
+
+class ListMeta(msgspec.Struct, rename="camel", gc=False):
+    """A list's metadata; `continue_` is empty on the last page."""
+
+    resource_version: str | None = None
+    continue_: str | None = field(default=None, name="continue")
+
+
+class ObjectList(msgspec.Struct):
+    """A list, its items still unread so that one bad item spoils no other."""
+
+    kind: str
+    metadata: ListMeta
+    items: list[Raw] | None = None
+
+
+class WatchEvent(msgspec.Struct):
+    """One line of a watch, its object still unread."""
+
+    type: str
+    object: Raw
+
+
+class Bookmark(msgspec.Struct):
+    """The object of a BOOKMARK event."""
+
+    metadata: Meta
