@@ -54,7 +54,7 @@ class Dataplane(Protocol):
     """
 
     def prepare(self) -> None:
-        """Load whatever is constant, leaving a right one alone. Raises UsageError, KernelError."""
+        """Find out whether this machine can do it at all. Raises UsageError where it cannot."""
         ...
 
     def plan(self, changes: Changes) -> Plan:

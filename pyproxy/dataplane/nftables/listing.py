@@ -1,0 +1,67 @@
+"""A transaction as nft would spell it, for logs, for `diff` and for people."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Field, Rows, Table
+from pyproxy.model.address import Address, Family, Protocol, address_text
+from pyproxy.netlink.nftables import DROP, Shape, Tag, Value
+
+
+def commands(verb: str, table: Table) -> Iterator[str]:
+    """Write one line for each element, `add element inet pyproxy services4 { … }`."""
+    for set_name, rows in table.items():
+        for element in elements(set_name, rows):
+            yield f"{verb} element inet {TABLE} {set_name} {{ {element} }}"
+
+
+def elements(set_name: str, rows: Rows) -> Iterator[str]:
+    """Write a set's elements as nft lists them."""
+    kind, family = BY_NAME[set_name]
+    for key, value in rows.items():
+        if kind.shape is Shape.EXACT:
+            text = _fields(kind.key, key, family)
+        else:
+            half = len(key) // 2
+            low, high = (_fields(kind.key, part, family) for part in (key[:half], key[half:]))
+            text = low if low == high else f"{low}-{high.rsplit(' . ', 1)[-1]}"
+        yield text + _value(kind.data, value, family)
+
+
+def _fields(fields: tuple[Field, ...], packed: bytes, family: Family) -> str:
+    parts = []
+    offset = 0
+    for field in fields:
+        size = field.size(family)
+        parts.append(_field(field, packed[offset : offset + size]))
+        offset += size
+    return " . ".join(parts)
+
+
+def _field(field: Field, packed: bytes) -> str:
+    match field:
+        case Field.SADDR | Field.DADDR:
+            return address_text(Address(packed))
+        case Field.PROTOCOL:
+            number = packed[0]
+            known = number in Protocol.__members__.values()
+            return Protocol(number).name.lower() if known else str(number)
+        case Field.PORT:
+            return str(int.from_bytes(packed[:2], "big"))
+        case _:
+            return str(struct.unpack("=I", packed)[0])
+
+
+def _value(fields: tuple[Field, ...], value: Value, family: Family) -> str:
+    if isinstance(value, bytes):
+        return f" : {_fields(fields, value, family)}" if value else ""
+    comment = f' comment "{value.comment}"' if value.comment else ""
+    return f"{comment}{_verdict(value)}"
+
+
+def _verdict(tag: Tag) -> str:
+    if not tag.target:
+        return ""
+    return " : drop" if tag.target == DROP else f" : goto {tag.target}"

@@ -1,0 +1,108 @@
+"""One transaction on the table, as a value."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from pyproxy.dataplane.diff import Delta
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.nftables import listing, picks, schema
+from pyproxy.dataplane.nftables.rows import SharedRow
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.nftables import (
+    DROP,
+    ElementMessage,
+    Tag,
+    Value,
+    add_elements,
+    delete_elements,
+)
+from pyproxy.policy.answer import ServiceAnswer
+
+
+class NftablesPlan(msgspec.Struct, frozen=True):
+    """Elements to remove and to add, and what is so once that is done.
+
+    `services` are the answers as they will have been programmed, with every endpoint in its slot;
+    `shared` is by how many each shared row's users grow. `options` is the ruleset's, `node` is the
+    node's part where that changes, and `whole` says that the plan was made against the kernel.
+    """
+
+    delta: Delta[bytes, Value]
+    services: Mapping[ObjectName, ServiceAnswer | None]
+    shared: Mapping[SharedRow, int]
+    options: Options
+    node: NodeAnswer | None = None
+    whole: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.delta)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                *listing.commands("delete", self.delta.remove),
+                *listing.commands("add", self.delta.add),
+            ]
+        )
+
+    def targets(self) -> set[str]:
+        """Name the picking chains that the new elements go to."""
+        verdicts = (
+            value.target
+            for set_name, rows in self.delta.add.items()
+            if schema.Field.VERDICT in schema.BY_NAME[set_name][0].data
+            for value in rows.values()
+            if isinstance(value, Tag)
+        )
+        return {target for target in verdicts if target != DROP and picks.is_pick(target)}
+
+    def messages(self) -> Iterator[ElementMessage]:
+        """Pack the elements, removals first, as the kernel wants a changed one."""
+        for name, rows in self.delta.remove.items():
+            shape = schema.BY_NAME[name][0].shape
+            yield from delete_elements(schema.TABLE, name, rows, shape)
+        for name, rows in self.delta.add.items():
+            yield from add_elements(schema.TABLE, name, rows, schema.BY_NAME[name][0].shape)
+
+
+def without(
+    plan: NftablesPlan, name: ObjectName, rows: schema.Table, growth: Mapping[SharedRow, int]
+) -> NftablesPlan:
+    """Leave a Service out of a plan: what the kernel holds of it stays.
+
+    `rows` are those that it has or was to have, `growth` what it meant for the shared ones.
+    """
+
+    def keep(side: schema.Table) -> schema.Table:
+        kept = {
+            name: {key: value for key, value in held.items() if key not in rows.get(name, {})}
+            for name, held in side.items()
+        }
+        return {name: held for name, held in kept.items() if held}
+
+    return msgspec.structs.replace(
+        plan,
+        delta=Delta(keep(plan.delta.remove), keep(plan.delta.add)),
+        services={other: answer for other, answer in plan.services.items() if other != name},
+        shared={row: by - growth.get(row, 0) for row, by in plan.shared.items()},
+    )
+
+
+def shared_changes(
+    before: Counter[SharedRow], growth: Mapping[SharedRow, int]
+) -> tuple[schema.Table, schema.Table]:
+    """Tell which shared rows go, and which come, when the numbers of their users change."""
+    gone: schema.Table = {}
+    new: schema.Table = {}
+    for (name, key), by in growth.items():
+        users = before[name, key]
+        if users and users + by <= 0:
+            gone.setdefault(name, {})[key] = b""
+        elif not users and by > 0:
+            new.setdefault(name, {})[key] = b""
+    return gone, new

@@ -1,0 +1,79 @@
+"""What the kernel holds of ours: the table's elements and chains, read and decoded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pyproxy.dataplane.nftables import picks, schema
+from pyproxy.dataplane.nftables.rows import frontend_key, slots_in, slots_key
+from pyproxy.dataplane.nftables.schema import TABLE, Table
+from pyproxy.dataplane.slots import place
+from pyproxy.errors import OutOfStepError
+from pyproxy.model.address import Backend, Family
+from pyproxy.netlink import nftables
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.policy.answer import PortAnswer, ServiceAnswer, Use
+
+
+def read_tables(netlink: Nfnetlink) -> set[str]:
+    """Name the tables of the inet family. Raises KernelError."""
+    return nftables.table_names(netlink.dump(nftables.get_tables()))
+
+
+def read_chains(netlink: Nfnetlink) -> set[str]:
+    """Name the chains of our table; none where there is no table. Raises KernelError."""
+    return nftables.chain_names(netlink.dump(nftables.get_chains()), TABLE)
+
+
+def read_table(netlink: Nfnetlink) -> Table:
+    """Read all elements of our sets; empty where there is no table. Raises KernelError."""
+    if TABLE not in read_tables(netlink):
+        return {}
+    present = nftables.set_names(netlink.dump(nftables.get_sets(TABLE)))
+    table: Table = {}
+    for name in sorted(present & schema.BY_NAME.keys()):
+        kind, _ = schema.BY_NAME[name]
+        if kind.learned:
+            continue
+        try:
+            answers = netlink.dump(nftables.get_elements(TABLE, name))
+        except OutOfStepError:
+            continue
+        if rows := nftables.elements(answers, kind.shape):
+            table[name] = rows
+    return table
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """The slots that endpoints have in the kernel, by family and `slots_key`."""
+
+    slots: dict[Family, dict[bytes, tuple[Backend, ...]]]
+
+    def place(self, wanted: ServiceAnswer) -> ServiceAnswer:
+        """Order a Service's backends as the kernel has them."""
+        ports = tuple(self._place_port(port) for port in wanted.ports)
+        return msgspec.structs.replace(wanted, ports=ports)
+
+    def _place_port(self, port: PortAnswer) -> PortAnswer:
+        slots = self.slots.get(port.family)
+        if not slots:
+            return port
+        cluster, local = port.cluster, port.local
+        for frontend in port.frontends:
+            key = frontend_key(frontend.address, port.protocol, frontend.port)
+            first = slots.get(slots_key(key, picks.CLUSTER), ())
+            if frontend.use is Use.LOCAL:
+                local = place(first, port.local)
+            elif frontend.use is Use.CLUSTER:
+                cluster = place(first, port.cluster)
+            elif frontend.use is Use.SPLIT:
+                cluster = place(first, port.cluster)
+                local = place(slots.get(slots_key(key, picks.LOCAL), ()), port.local)
+        return msgspec.structs.replace(port, cluster=cluster, local=local)
+
+
+def recall(held: Table) -> Remembered:
+    """Work out the slots from the elements that were read back."""
+    return Remembered(
+        {family: slots_in(held.get(schema.ENDPOINTS.of(family), {}), family) for family in Family}
+    )

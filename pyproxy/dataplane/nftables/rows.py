@@ -1,0 +1,137 @@
+"""From policy's answer to the elements that the table should hold: values in, values out."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Iterator
+
+from pyproxy.dataplane.nftables import picks, schema
+from pyproxy.dataplane.nftables.schema import Rows, Table
+from pyproxy.model.address import Address, Backend, Family, Network, Protocol
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.nftables import COMMENT_LIMIT, DROP, Tag
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+
+_INDEX = struct.Struct("=I")
+_UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
+
+SharedRow = tuple[str, bytes]
+"""A set's name and a key that several Services may ask for."""
+
+
+def frontend_key(address: Address, protocol: Protocol, port: int) -> bytes:
+    """Pack what a packet to a frontend says: destination, protocol and port, each padded."""
+    return address + bytes((protocol, 0, 0, 0)) + port.to_bytes(2, "big") + b"\0\0"
+
+
+def add_service(answer: ServiceAnswer, table: Table) -> None:
+    """Add the rows that belong to one Service alone."""
+    for port in answer.ports:
+        comment = _comment(answer.name, port.name)
+        for frontend in port.frontends:
+            _add_frontend(answer, port, frontend, comment, table)
+
+
+def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
+    """Give the rows that other Services may want as well, once for each port that wants them."""
+    for port in answer.ports:
+        hairpin = schema.HAIRPIN.of(port.family)
+        for backend in port.hairpin:
+            yield hairpin, backend[:-2] * 2
+        cluster_ips = schema.CLUSTER_IPS.of(port.family)
+        for frontend in port.frontends:
+            if frontend.scope is Scope.CLUSTER_IP:
+                yield cluster_ips, frontend.address
+
+
+def node_rows(pod_networks: Iterable[Network]) -> Table:
+    """Give the rows that say who is a pod; networks that overlap or touch are joined."""
+    networks = tuple(pod_networks)
+    ranges = {family: _ranges(networks, family) for family in Family}
+    return {
+        schema.PODS.of(family): {low + high: b"" for low, high in found}
+        for family, found in ranges.items()
+        if found
+    }
+
+
+def _ranges(networks: Iterable[Network], family: Family) -> list[tuple[bytes, bytes]]:
+    # The kernel refuses ranges that overlap.
+    joined: list[tuple[bytes, bytes]] = []
+    for first, last in sorted((n.address, n.last) for n in networks if n.family is family):
+        if joined and int.from_bytes(first, "big") <= int.from_bytes(joined[-1][1], "big") + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _add_frontend(
+    answer: ServiceAnswer, port: PortAnswer, frontend: Frontend, comment: str, table: Table
+) -> None:
+    family = port.family
+    key = frontend_key(frontend.address, port.protocol, frontend.port)
+
+    def put(kind: schema.SetKind, target: str) -> None:
+        table.setdefault(kind.of(family), {})[key] = Tag(target, comment)
+
+    def pick(which: str, backends: tuple[Backend, ...], *, masquerade: bool = False) -> str:
+        endpoints = table.setdefault(schema.ENDPOINTS.of(family), {})
+        first = picks.LOCAL_OFFSET if which == picks.LOCAL else 0
+        for index, backend in enumerate(backends, first):
+            endpoints[key + _INDEX.pack(index)] = backend + b"\0\0"
+        return picks.target(which, family, len(backends), masquerade=masquerade)
+
+    match frontend.use:
+        case Use.REFUSE:
+            put(schema.REFUSED, "")
+        case Use.DROP:
+            put(schema.SERVICES, DROP)
+        case Use.CLUSTER:
+            outside = frontend.scope is not Scope.CLUSTER_IP
+            put(schema.SERVICES, pick(picks.CLUSTER, port.cluster, masquerade=outside))
+        case Use.LOCAL:
+            put(schema.SERVICES, pick(picks.CLUSTER, port.local))
+        case Use.SPLIT:
+            put(schema.SERVICES, f"split{family.value}")
+            if port.cluster:
+                put(schema.INSIDERS, pick(picks.CLUSTER, port.cluster))
+            put(schema.OUTSIDERS, pick(picks.LOCAL, port.local) if port.local else DROP)
+    if frontend.scope is Scope.LOAD_BALANCER and answer.source_ranges:
+        put(schema.GUARDED, "")
+        sources = table.setdefault(schema.SOURCES.of(family), {})
+        for low, high in _ranges(answer.source_ranges, family):
+            sources[key + low + key + high] = b""
+
+
+def _comment(name: ObjectName, port: str) -> str:
+    text = f"{name}:{port}" if port else str(name)
+    return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]
+
+
+def slots_in(rows: Rows, family: Family) -> dict[bytes, tuple[Backend, ...]]:
+    """Read back which slots the endpoints of each frontend have.
+
+    A key is a frontend's, followed by LOCAL_OFFSET's index for its local ones. Numbers with gaps,
+    which nobody of us wrote, are left out.
+    """
+    found: dict[bytes, dict[int, Backend]] = {}
+    size = family.bits // 8 + 2
+    for key, value in rows.items():
+        if isinstance(value, Tag):
+            continue
+        (index,) = _INDEX.unpack_from(key, len(key) - 4)
+        base = picks.LOCAL_OFFSET if index >= picks.LOCAL_OFFSET else 0
+        slots = found.setdefault(key[:-4] + _INDEX.pack(base), {})
+        slots[index - base] = Backend(value[:size])
+    return {
+        key: tuple(slots[index] for index in range(len(slots)))
+        for key, slots in found.items()
+        if len(slots) == max(slots) + 1
+    }
+
+
+def slots_key(frontend: bytes, which: str) -> bytes:
+    """Give the key under which `slots_in` answers for a frontend."""
+    return frontend + _INDEX.pack(picks.LOCAL_OFFSET if which == picks.LOCAL else 0)

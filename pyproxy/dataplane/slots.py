@@ -1,0 +1,47 @@
+"""Which slot each endpoint has: as few as possible change when endpoints come and go."""
+
+from __future__ import annotations
+
+from pyproxy.model.address import Backend
+from pyproxy.policy.answer import PortAnswer, ServiceAnswer
+
+
+def place(before: tuple[Backend, ...], wanted: tuple[Backend, ...]) -> tuple[Backend, ...]:
+    """Order `wanted` so that it differs from `before` in as few places as it can.
+
+    Slots are without gaps. Whoever stays keeps its slot, unless that lies beyond the new end; the
+    others fill what has become free.
+    """
+    if before == wanted or not before:
+        return wanted
+    staying = set(wanted)
+    slots = [each if each in staying else None for each in before[: len(wanted)]]
+    placed = set(slots)
+    movers = (each for each in wanted if each not in placed)
+    filled = [each if each is not None else next(movers) for each in slots]
+    return (*filled, *movers)
+
+
+def place_service(before: ServiceAnswer | None, wanted: ServiceAnswer) -> ServiceAnswer:
+    """Order the backends of all of a Service's ports, each by the same port as it was."""
+    if before is None:
+        return wanted
+    old = {(port.family, port.protocol, port.name): port for port in before.ports}
+    ports = tuple(
+        _place_port(old.get((port.family, port.protocol, port.name)), port) for port in wanted.ports
+    )
+    return ServiceAnswer(wanted.name, ports, wanted.source_ranges, wanted.affinity_timeout)
+
+
+def _place_port(before: PortAnswer | None, wanted: PortAnswer) -> PortAnswer:
+    if before is None:
+        return wanted
+    return PortAnswer(
+        wanted.name,
+        wanted.family,
+        wanted.protocol,
+        wanted.frontends,
+        place(before.cluster, wanted.cluster),
+        place(before.local, wanted.local),
+        wanted.hairpin,
+    )

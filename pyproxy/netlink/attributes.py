@@ -1,0 +1,51 @@
+"""Netlink attributes: the length-type-value records that all messages are made of.
+
+Facts: include/uapi/linux/netlink.h. Lengths include the 4-byte header, values are padded to 4
+bytes, and a value that holds attributes itself carries NESTED in its type.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+NESTED = 0x8000
+_TYPE_MASK = 0x3FFF
+_HEADER = struct.Struct("=HH")
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Pack one attribute; the value is at most 65531 bytes long."""
+    return _HEADER.pack(len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """Pack an attribute that holds attributes."""
+    return attribute(kind | NESTED, b"".join(attributes))
+
+
+def string(kind: int, value: str) -> bytes:
+    """Pack a name, with the end byte that the kernel expects."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Walk over attributes as (type, value); what is cut short ends the walk."""
+    view = memoryview(data)
+    offset, size = 0, len(view)
+    while offset + 4 <= size:
+        length, kind = _HEADER.unpack_from(view, offset)
+        if length < 4 or offset + length > size:
+            return
+        yield kind & _TYPE_MASK, view[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attribute_map(data: bytes | memoryview) -> dict[int, memoryview]:
+    """Collect attributes by type; of a repeated one, the last."""
+    return dict(attributes(data))
+
+
+def text(value: memoryview) -> str:
+    """Read a name that the kernel wrote."""
+    return bytes(value).rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,262 @@
+"""One nfnetlink socket: batches that are committed whole, and dumps.
+
+Facts: include/uapi/linux/netfilter/nfnetlink.h and net/netfilter/nfnetlink.c. The kernel handles a
+batch while it is being sent, so its answers wait in the socket by the time `send` returns. A
+failing batch is undone whole; each message that failed is answered with its sequence number, and
+with the offset of the attribute at fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from pyproxy.errors import (
+    KernelError,
+    OutOfStepError,
+    PermissionKernelError,
+    RejectedError,
+    TransientKernelError,
+)
+from pyproxy.netlink.attributes import attribute_map, text
+
+NLM_F_REQUEST = 0x001
+NLM_F_ACK = 0x004
+NLM_F_DUMP = 0x300
+NLM_F_CREATE = 0x400
+NLM_F_EXCL = 0x200
+
+NFPROTO_UNSPEC = 0
+NFPROTO_INET = 1
+
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_NLM_F_DUMP_INTR = 0x10
+_NLM_F_CAPPED = 0x100
+_NLM_F_ACK_TLVS = 0x200
+_NLMSGERR_ATTR_MSG = 1
+_NLMSGERR_ATTR_OFFS = 2
+_NFNL_MSG_BATCH_BEGIN = 16
+_NFNL_MSG_BATCH_END = 17
+
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER = 8 << 20
+_RECEIVE_SIZE = 1 << 18
+_DUMP_ATTEMPTS = 10
+
+_HEADER = struct.Struct("=IHHII")
+_FAMILY = struct.Struct("=BBH")
+HEADER_SIZE = _HEADER.size + _FAMILY.size
+"""The netlink header and the nfgenmsg that follows it."""
+
+_TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM}
+_OUT_OF_STEP = {errno.ENOENT, errno.EEXIST, errno.ESRCH}
+_FORBIDDEN = {errno.EPERM, errno.EACCES}
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A request before it has a sequence number: subsystem and type, flags and attributes."""
+
+    kind: int
+    flags: int
+    body: bytes
+    family: int = NFPROTO_INET
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The kernel's word on one message of a batch.
+
+    `index` is the message's place in the batch, -1 for the batch itself; `offset` is where in its
+    bytes the attribute at fault begins, 0 where the kernel did not say.
+    """
+
+    index: int
+    errno: int
+    offset: int
+    words: str
+
+    @property
+    def error(self) -> KernelError:
+        """The refusal as an exception of the kind that tells what to do about it."""
+        return kernel_error(self.errno, self.words)
+
+
+def kernel_error(number: int, doing: str) -> KernelError:
+    """Translate an errno, once, where the system call was made."""
+    name = errno.errorcode.get(number, str(number))
+    message = f"{name}: {doing}" if doing else name
+    if number in _TRANSIENT:
+        return TransientKernelError(message, number)
+    if number in _OUT_OF_STEP:
+        return OutOfStepError(message, number)
+    if number in _FORBIDDEN:
+        return PermissionKernelError(message, number)
+    return RejectedError(message, number)
+
+
+class Nfnetlink:
+    """A netlink socket to netfilter, with counts of what went through it."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            )
+        except OSError as error:
+            raise kernel_error(error.errno or 0, "opening a netfilter netlink socket") from error
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        self._grow(_SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        self._socket.bind((0, 0))
+        self._send_buffer = 0
+        self._sequence = 0
+        self.messages_sent = 0
+        self.bytes_sent = 0
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+    def transact(self, messages: Sequence[Message], subsystem: int) -> list[Refusal]:
+        """Send one batch; an empty list means that it was committed, anything else that it was not.
+
+        Raises KernelError when the batch as a whole could not be sent.
+        """
+        if not messages:
+            return []
+        first = self._sequence + 1
+        edge = (NLM_F_REQUEST, first, b"", NFPROTO_UNSPEC, subsystem)
+        parts = [_frame(_NFNL_MSG_BATCH_BEGIN, *edge)]
+        last = len(messages) - 1
+        for index, message in enumerate(messages):
+            flags = NLM_F_REQUEST | message.flags | (NLM_F_ACK if index == last else 0)
+            sequence = first + 1 + index
+            parts.append(_frame(message.kind, flags, sequence, message.body, message.family))
+        parts.append(_frame(_NFNL_MSG_BATCH_END, *edge))
+        self._sequence = first + len(messages)
+        batch = b"".join(parts)
+        self._send(batch)
+        self.messages_sent += len(messages)
+        return self._refusals(first)
+
+    def dump(self, request: Message) -> Iterator[memoryview]:
+        """Ask for everything of a kind; each answer's attributes.
+
+        Raises KernelError, TransientKernelError where the kernel's tables kept changing meanwhile.
+        """
+        for _ in range(_DUMP_ATTEMPTS):
+            answers, interrupted = self._dump_once(request)
+            if not interrupted:
+                return iter(answers)
+        raise kernel_error(errno.EINTR, "the kernel's tables changed during every dump")
+
+    def _dump_once(self, request: Message) -> tuple[list[memoryview], bool]:
+        self._drain()
+        self._sequence += 1
+        self._send(
+            _frame(
+                request.kind,
+                NLM_F_REQUEST | NLM_F_DUMP | request.flags,
+                self._sequence,
+                request.body,
+                request.family,
+            )
+        )
+        answers: list[memoryview] = []
+        interrupted = False
+        while True:
+            view = memoryview(self._receive())
+            offset = 0
+            while offset + _HEADER.size <= len(view):
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
+                if sequence == self._sequence:
+                    interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+                    if kind == _NLMSG_ERROR:
+                        code = -struct.unpack_from("=i", view, offset + _HEADER.size)[0]
+                        if code == errno.EINTR:
+                            return [], True
+                        raise kernel_error(code, "dumping")
+                    if kind == _NLMSG_DONE:
+                        return answers, interrupted
+                    answers.append(view[offset + HEADER_SIZE : offset + length])
+                offset += (length + 3) & ~3
+
+    def _send(self, data: bytes) -> None:
+        if len(data) > self._send_buffer:
+            # The kernel counts a little more than the bytes themselves against the buffer.
+            self._send_buffer = len(data) + (len(data) >> 2) + (1 << 16)
+            self._grow(_SO_SNDBUFFORCE, self._send_buffer)
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise kernel_error(error.errno or 0, f"sending {len(data)} bytes") from error
+        self.bytes_sent += len(data)
+
+    def _grow(self, option: int, size: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, option, size)
+        except OSError as error:
+            raise kernel_error(error.errno or 0, "enlarging a netlink socket's buffer") from error
+
+    def _receive(self, flags: int = 0) -> bytes:
+        try:
+            return self._socket.recv(_RECEIVE_SIZE, flags)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise kernel_error(error.errno or 0, "reading the kernel's answer") from error
+
+    def _drain(self) -> None:
+        while self._receive(socket.MSG_DONTWAIT):
+            pass
+
+    def _refusals(self, first: int) -> list[Refusal]:
+        refusals = []
+        while data := self._receive(socket.MSG_DONTWAIT):
+            view = memoryview(data)
+            offset = 0
+            while offset + _HEADER.size <= len(view):
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
+                if kind == _NLMSG_ERROR and sequence >= first:
+                    refusal = _refusal(view[offset : offset + length], flags, sequence - first - 1)
+                    if refusal:
+                        refusals.append(refusal)
+                offset += (length + 3) & ~3
+        return refusals
+
+
+def _refusal(answer: memoryview, flags: int, index: int) -> Refusal | None:
+    code = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+    if code == 0:
+        return None
+    offset, words = 0, ""
+    if flags & _NLM_F_ACK_TLVS:
+        start = _HEADER.size + 4 + _HEADER.size
+        if not flags & _NLM_F_CAPPED:
+            start += struct.unpack_from("=I", answer, _HEADER.size + 4)[0] - _HEADER.size
+        said = attribute_map(answer[start:])
+        if _NLMSGERR_ATTR_OFFS in said:
+            offset = struct.unpack_from("=I", said[_NLMSGERR_ATTR_OFFS])[0]
+        if _NLMSGERR_ATTR_MSG in said:
+            words = text(said[_NLMSGERR_ATTR_MSG])
+    return Refusal(index, code, offset, words)
+
+
+def _frame(
+    kind: int, flags: int, sequence: int, body: bytes, family: int, resource: int = 0
+) -> bytes:
+    # The resource id is the one field in network order.
+    return (
+        _HEADER.pack(HEADER_SIZE + len(body), kind, flags, sequence, 0)
+        + _FAMILY.pack(family, 0, socket.htons(resource))
+        + body
+    )

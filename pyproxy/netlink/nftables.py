@@ -1,0 +1,280 @@
+"""nf_tables messages: set elements to and from bytes, and what a table holds.
+
+Facts: include/uapi/linux/netfilter/nf_tables.h. Element keys and data are the concatenated fields,
+each padded to 4 bytes; fields are in network order but for numgen's, which is in host order.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from pyproxy.netlink.attributes import (
+    NESTED,
+    attribute,
+    attribute_map,
+    attributes,
+    nested,
+    string,
+    text,
+)
+from pyproxy.netlink.nfnetlink import HEADER_SIZE, NLM_F_CREATE, Message
+
+SUBSYSTEM = 10
+
+_GETTABLE, _DELTABLE = 1, 2
+_GETCHAIN = 4
+_GETSET = 10
+_NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
+
+_TABLE_NAME = 1
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_SET_TABLE, _SET_NAME = 1, 2
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEM = 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 3, 6, 10
+_DATA_VALUE, _DATA_VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_INTERVAL_END = struct.pack(">I", 1)
+_COMMENT = 0
+
+_NF_DROP = struct.pack(">i", 0)
+_NFT_GOTO = struct.pack(">i", -4)
+
+_ELEMENTS_LIMIT = 60_000
+"""Bytes of elements in a message: an attribute's length is 16 bits."""
+
+COMMENT_LIMIT = 120
+"""Bytes of a comment that nft lists; it allows 128 with the end byte."""
+
+DROP = "drop"
+"""The target of a tag that drops."""
+
+
+class Tag(NamedTuple):
+    """What an element says beside its key, where that is not plain data.
+
+    `target` is the chain that a verdict map's element goes to, DROP, or empty in a set; `comment`
+    names the Service for whoever lists the table.
+    """
+
+    target: str
+    comment: str = ""
+
+
+Value = bytes | Tag
+"""A data map's data, empty in a set without comments; or a tag."""
+
+
+class Shape(enum.Enum):
+    """How a set's keys cover addresses: exactly, as a range of one field, or of several."""
+
+    EXACT = "exact"
+    RANGE = "range"
+    CONCATENATED_RANGE = "concatenated range"
+
+
+class ElementMessage(msgspec.Struct, frozen=True):
+    """A message, and which elements of which set it writes, in order."""
+
+    set_name: str
+    keys: tuple[bytes, ...]
+    message: Message
+
+
+def add_elements(
+    table: str, set_name: str, rows: Mapping[bytes, Value], shape: Shape
+) -> Iterator[ElementMessage]:
+    """Pack elements to add; a range's key is its lowest value followed by its highest."""
+    packed = ((key, _pack(key, value, shape)) for key, value in rows.items())
+    return _messages(_NEWSETELEM, NLM_F_CREATE, table, set_name, packed)
+
+
+def delete_elements(
+    table: str, set_name: str, keys: Iterable[bytes], shape: Shape
+) -> Iterator[ElementMessage]:
+    """Pack elements to delete, as `add_elements` does."""
+    packed = ((key, _pack(key, b"", shape)) for key in keys)
+    return _messages(_DELSETELEM, 0, table, set_name, packed)
+
+
+def delete_table(table: str) -> Message:
+    """Remove a table with everything in it."""
+    return Message(_kind(_DELTABLE), 0, string(_TABLE_NAME, table))
+
+
+def get_tables() -> Message:
+    """Ask for the tables of the inet family."""
+    return Message(_kind(_GETTABLE), 0, b"")
+
+
+def get_chains() -> Message:
+    """Ask for the chains of all tables of the inet family."""
+    return Message(_kind(_GETCHAIN), 0, b"")
+
+
+def get_sets(table: str) -> Message:
+    """Ask for the sets and maps of a table."""
+    return Message(_kind(_GETSET), 0, string(_SET_TABLE, table))
+
+
+def get_elements(table: str, set_name: str) -> Message:
+    """Ask for a set's elements."""
+    body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
+    return Message(_kind(_GETSETELEM), 0, body)
+
+
+def table_names(answers: Iterable[memoryview]) -> set[str]:
+    """Read the answers to `get_tables`."""
+    return {text(attribute_map(answer)[_TABLE_NAME]) for answer in answers}
+
+
+def chain_names(answers: Iterable[memoryview], table: str) -> set[str]:
+    """Read the answers to `get_chains`, of one table."""
+    found = (attribute_map(answer) for answer in answers)
+    return {text(chain[_CHAIN_NAME]) for chain in found if text(chain[_CHAIN_TABLE]) == table}
+
+
+def set_names(answers: Iterable[memoryview]) -> set[str]:
+    """Read the answers to `get_sets`."""
+    return {text(attribute_map(answer)[_SET_NAME]) for answer in answers}
+
+
+def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
+    """Read the answers to `get_elements`, in the form that `add_elements` takes."""
+    rows: dict[bytes, Value] = {}
+    bounds: list[tuple[bytes, bool]] = []
+    for answer in answers:
+        for kind, items in attributes(answer):
+            if kind != _LIST_ELEMENTS:
+                continue
+            for _, item in attributes(items):
+                fields = attribute_map(item)
+                key = _value(fields[_ELEM_KEY])
+                if shape is Shape.RANGE:
+                    bounds.append((key, bytes(fields.get(_ELEM_FLAGS, b"")) == _INTERVAL_END))
+                    continue
+                if shape is Shape.CONCATENATED_RANGE:
+                    key += _value(fields[_ELEM_KEY_END]) if _ELEM_KEY_END in fields else key
+                rows[key] = _unpack(fields)
+    return _ranges(bounds) if shape is Shape.RANGE else rows
+
+
+def element_at(message: Message, offset: int) -> int | None:
+    """Tell which of a message's elements the kernel meant by an offset into its bytes."""
+    position = HEADER_SIZE
+    for kind, value in attributes(message.body):
+        position += 4
+        if kind == _LIST_ELEMENTS:
+            for index, (_, element) in enumerate(attributes(value)):
+                end = position + 4 + len(element)
+                if position <= offset < end:
+                    return index
+                position = end + (-len(element) % 4)
+        position += (len(value) + 3) & ~3
+    return None
+
+
+def _kind(message: int) -> int:
+    return (SUBSYSTEM << 8) | message
+
+
+def _messages(
+    kind: int, flags: int, table: str, set_name: str, packed: Iterable[tuple[bytes, bytes]]
+) -> Iterator[ElementMessage]:
+    head = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
+    keys: list[bytes] = []
+    parts: list[bytes] = []
+    size = 0
+
+    def message() -> ElementMessage:
+        body = head + attribute(_LIST_ELEMENTS | NESTED, b"".join(parts))
+        return ElementMessage(set_name, tuple(keys), Message(_kind(kind), flags, body))
+
+    for key, element in packed:
+        if size + len(element) > _ELEMENTS_LIMIT:
+            yield message()
+            keys, parts, size = [], [], 0
+        keys.append(key)
+        parts.append(element)
+        size += len(element)
+    if parts:
+        yield message()
+
+
+def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
+    if shape is Shape.EXACT:
+        return nested(_LIST_ELEM, nested(_ELEM_KEY, attribute(_DATA_VALUE, key)), _payload(value))
+    half = len(key) // 2
+    low = nested(_ELEM_KEY, attribute(_DATA_VALUE, key[:half]))
+    if shape is Shape.CONCATENATED_RANGE:
+        high = nested(_ELEM_KEY_END, attribute(_DATA_VALUE, key[half:]))
+        return nested(_LIST_ELEM, low, high, _payload(value))
+    # A range of one field is two elements: its start, and the first value beyond it.
+    start = nested(_LIST_ELEM, low, _payload(value))
+    beyond = int.from_bytes(key[half:], "big") + 1
+    if beyond >> (half * 8):
+        return start
+    end = nested(_ELEM_KEY, attribute(_DATA_VALUE, beyond.to_bytes(half, "big")))
+    return start + nested(_LIST_ELEM, end, attribute(_ELEM_FLAGS, _INTERVAL_END))
+
+
+def _payload(value: Value) -> bytes:
+    if isinstance(value, bytes):
+        return nested(_ELEM_DATA, attribute(_DATA_VALUE, value)) if value else b""
+    packed = b""
+    if value.target == DROP:
+        packed = nested(_ELEM_DATA, nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _NF_DROP)))
+    elif value.target:
+        goto = attribute(_VERDICT_CODE, _NFT_GOTO) + string(_VERDICT_CHAIN, value.target)
+        packed = nested(_ELEM_DATA, nested(_DATA_VERDICT, goto))
+    if value.comment:
+        comment = value.comment.encode()[:COMMENT_LIMIT] + b"\0"
+        packed += attribute(_ELEM_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+    return packed
+
+
+def _value(data: memoryview) -> bytes:
+    return bytes(attribute_map(data)[_DATA_VALUE])
+
+
+def _unpack(fields: dict[int, memoryview]) -> Value:
+    comment = _comment(fields[_ELEM_USERDATA]) if _ELEM_USERDATA in fields else ""
+    if _ELEM_DATA not in fields:
+        return Tag("", comment) if comment else b""
+    data = attribute_map(fields[_ELEM_DATA])
+    if _DATA_VALUE in data:
+        return bytes(data[_DATA_VALUE])
+    verdict = attribute_map(data[_DATA_VERDICT])
+    if _VERDICT_CHAIN in verdict:
+        return Tag(text(verdict[_VERDICT_CHAIN]), comment)
+    return Tag(DROP, comment)
+
+
+def _comment(userdata: memoryview) -> str:
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, size = userdata[offset], userdata[offset + 1]
+        if kind == _COMMENT:
+            return text(userdata[offset + 2 : offset + 2 + size])
+        offset += 2 + size
+    return ""
+
+
+def _ranges(bounds: list[tuple[bytes, bool]]) -> dict[bytes, Value]:
+    rows: dict[bytes, Value] = {}
+    low: bytes | None = None
+    for key, is_end in sorted(bounds, key=lambda bound: (bound[0], not bound[1])):
+        if is_end and low is not None:
+            last = int.from_bytes(key, "big") - 1
+            rows[low + last.to_bytes(len(key), "big")] = b""
+            low = None
+        elif not is_end:
+            low = key
+    if low is not None:
+        rows[low + b"\xff" * len(low)] = b""
+    return rows

@@ -1,0 +1,117 @@
+"""nf_tables chains and rules as messages, for the few that cannot be text.
+
+Facts: include/uapi/linux/netfilter/nf_tables.h. Registers are the 4-byte ones; a concatenation is
+loaded into consecutive registers, and a lookup names the first. An expression is its packed bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from pyproxy.netlink.attributes import NESTED, attribute, nested, string
+from pyproxy.netlink.nfnetlink import NLM_F_CREATE, Message
+
+REGISTER = 8
+"""The first 4-byte register (NFT_REG32_00); there are 16."""
+
+_SUBSYSTEM = 10
+_NEWCHAIN, _NEWRULE = 3, 6
+_NLM_F_APPEND = 0x800
+_VERDICT_REGISTER = 0
+_NFT_GOTO = -4
+
+META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
+NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+
+
+def new_chain(table: str, name: str) -> Message:
+    """Make a chain without a hook."""
+    return Message(_kind(_NEWCHAIN), NLM_F_CREATE, string(1, table) + string(3, name))
+
+
+def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
+    """Append a rule."""
+    body = string(1, table) + string(2, chain) + nested(4, *expressions)
+    return Message(_kind(_NEWRULE), NLM_F_CREATE | _NLM_F_APPEND, body)
+
+
+def load_payload(base: int, offset: int, size: int, register: int) -> bytes:
+    """Load `size` bytes of the packet from `offset` in a header."""
+    return _expression(
+        "payload", _number(1, register), _number(2, base), _number(3, offset), _number(4, size)
+    )
+
+
+def load_meta(key: int, register: int) -> bytes:
+    """Load what the kernel knows of the packet beside its bytes."""
+    return _expression("meta", _number(1, register), _number(2, key))
+
+
+def set_meta(key: int, register: int) -> bytes:
+    """Store a register into the packet's metadata."""
+    return _expression("meta", _number(2, key), _number(3, register))
+
+
+def equal(register: int, value: bytes) -> bytes:
+    """Go on with the rule only if the register holds `value`."""
+    return _expression("cmp", _number(1, register), _number(2, 0), nested(3, attribute(1, value)))
+
+
+def set_bits(register: int, bits: int) -> bytes:
+    """Set bits in a 32-bit register, in host order, and keep the others."""
+    mask, xor = struct.pack("=I", ~bits & 0xFFFFFFFF), struct.pack("=I", bits)
+    return _expression(
+        "bitwise",
+        _number(1, register),
+        _number(2, register),
+        _number(3, 4),
+        nested(4, attribute(1, mask)),
+        nested(5, attribute(1, xor)),
+    )
+
+
+def random_number(modulus: int, offset: int, register: int) -> bytes:
+    """Load a random number from `offset` up to, not including, `offset + modulus`."""
+    return _expression(
+        "numgen", _number(1, register), _number(2, modulus), _number(3, 1), _number(4, offset)
+    )
+
+
+def look_up(map_name: str, key_register: int, data_register: int) -> bytes:
+    """Load a map's data; a key that is not there ends the rule."""
+    return _expression(
+        "lookup", string(1, map_name), _number(2, key_register), _number(3, data_register)
+    )
+
+
+def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
+    """Translate the connection's destination; the rest of the rules is not looked at."""
+    return _expression(
+        "nat",
+        _number(1, 1),
+        _number(2, nfproto),
+        _number(3, address_register),
+        _number(5, port_register),
+    )
+
+
+def go_to(chain: str) -> bytes:
+    """Go on in another chain and do not come back."""
+    verdict = attribute(1, struct.pack(">i", _NFT_GOTO)) + string(2, chain)
+    return _expression(
+        "immediate",
+        _number(1, _VERDICT_REGISTER),
+        nested(2, attribute(2 | NESTED, verdict)),
+    )
+
+
+def _kind(message: int) -> int:
+    return (_SUBSYSTEM << 8) | message
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack(">I", value))
+
+
+def _expression(name: str, *fields: bytes) -> bytes:
+    return nested(1, string(1, name), nested(2, *fields))
