@@ -1,0 +1,1 @@
+"""What load balancers, kubelet and Prometheus ask this node over HTTP."""

@@ -1,0 +1,128 @@
+"""What the health address and the metrics address answer: kube-proxy's pages (v1.36)."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from pyproxy import __version__
+from pyproxy.config import report as config_report
+from pyproxy.config.settings import Settings
+from pyproxy.health.http import Handler, Response
+from pyproxy.health.state import Health, Report
+from pyproxy.metrics import CONTENT_TYPE, Metrics
+from pyproxy.model.address import Family
+
+_JSON = "application/json"
+_NO_SNIFF = (("X-Content-Type-Options", "nosniff"),)
+
+
+class _FamilyStatus(msgspec.Struct, rename="camel"):
+    last_updated: str
+    healthy: bool
+
+
+class _Status(msgspec.Struct, rename="camel"):
+    last_updated: str
+    current_time: str
+    node_eligible: bool | msgspec.UnsetType
+    healthy: bool
+    status: dict[str, _FamilyStatus]
+
+
+def health_pages(health: Health, metrics: Metrics) -> Handler:
+    """/healthz, which a node that is to go fails, and /livez, which it does not."""
+
+    def healthz(report: Report) -> Response:
+        response = _health(report, report.healthy and report.node_eligible, report.node_eligible)
+        metrics.healthz_answered(response.status)
+        return response
+
+    def livez(report: Report) -> Response:
+        response = _health(report, report.healthy, msgspec.UNSET)
+        metrics.livez_answered(response.status)
+        return response
+
+    return _pages(
+        {
+            "/healthz": lambda: healthz(health.report()),
+            "/livez": lambda: livez(health.report()),
+        }
+    )
+
+
+def metrics_pages(
+    settings: Settings, metrics: Metrics, started: float, clock: Callable[[], float]
+) -> Handler:
+    """/metrics and what else tells people about this process.
+
+    `started` and what `clock` returns are in seconds since the epoch.
+    """
+    pages: dict[str, Callable[[], Response]] = {
+        "/configz": lambda: Response(config_report.configz(settings), content_type=_JSON),
+        "/flagz": lambda: _text(config_report.flagz(settings)),
+        "/healthz": lambda: _text("ok"),
+        "/metrics": lambda: Response(metrics.exposition(), content_type=CONTENT_TYPE),
+        "/proxyMode": lambda: _text(settings.mode.value),
+        "/statusz": lambda: _text(_statusz(started, clock(), sorted(pages))),
+    }
+    return _pages(pages)
+
+
+def _pages(pages: Mapping[str, Callable[[], Response]]) -> Handler:
+    def answer(path: str) -> Response:
+        page = pages.get(path)
+        return page() if page else Response(b"404 page not found\n", 404, headers=_NO_SNIFF)
+
+    return answer
+
+
+def _text(text: str) -> Response:
+    return Response(text.encode(), headers=_NO_SNIFF)
+
+
+def _health(report: Report, passed: bool, node_eligible: bool | msgspec.UnsetType) -> Response:
+    now = rfc3339(report.now)
+    updated = rfc3339(report.last_updated)
+    # A proxy with nothing to do is up to date as of now, however long ago its last commit was.
+    family = _FamilyStatus(now if report.healthy and report.settled else updated, report.healthy)
+    status = _Status(
+        last_updated=now if passed else updated,
+        current_time=now,
+        node_eligible=node_eligible,
+        healthy=passed,
+        status={label.label: family for label in Family},
+    )
+    return Response(msgspec.json.encode(status), 200 if passed else 503, _JSON, _NO_SNIFF)
+
+
+def rfc3339(nanoseconds: int) -> str:
+    """Write a time as Go does, to the nanosecond and in UTC; 0 is Go's zero time."""
+    if not nanoseconds:
+        return "0001-01-01T00:00:00Z"
+    seconds, rest = divmod(nanoseconds, 10**9)
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    fraction = f".{rest:09d}".rstrip("0") if rest else ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z"
+
+
+def _statusz(started: float, now: float, paths: list[str]) -> str:
+    minutes, seconds = divmod(int(now - started), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "\n".join(
+        (
+            "pyproxy statusz",
+            "For people: the form of this page may change.",
+            "",
+            f"Started: {rfc3339(int(started) * 10**9)}",
+            f"Up: {hours} hr {minutes:02d} min {seconds:02d} sec",
+            f"Python version: {platform.python_version()}",
+            f"Binary version: {__version__}",
+            "",
+            f"Paths: {' '.join(paths)}",
+            "",
+        )
+    )

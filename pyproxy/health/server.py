@@ -1,0 +1,79 @@
+"""The health address and the metrics address of one agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from pyproxy.config.settings import ListenAddress, Settings
+from pyproxy.errors import UsageError
+from pyproxy.health.http import Handler, HttpThread, Listener
+from pyproxy.health.pages import health_pages, metrics_pages
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+
+
+class Servers:
+    """Serves health and metrics between `start` and `stop`.
+
+    An address that cannot be bound is tried again every second, with one log line, unless
+    `--bind-address-hard-fail` was given. `http` may serve other listeners as well.
+    """
+
+    def __init__(self, settings: Settings, health: Health, metrics: Metrics) -> None:
+        self.http = HttpThread()
+        self._serving = settings.serving
+        self._health_pages = health_pages(health, metrics)
+        self._metrics_pages = metrics_pages(settings, metrics, time.time(), time.time)
+        self._listeners: dict[str, Listener] = {}
+
+    def start(self) -> None:
+        """Listen. Raises UsageError where an address that must be bound cannot be."""
+        self.http.start()
+        self._serve("--healthz-bind-address", self._serving.health, self._health_pages)
+        self._serve("--metrics-bind-address", self._serving.metrics, self._metrics_pages)
+
+    def stop(self) -> None:
+        """Close all listeners within a second, those of others on `http` too."""
+        self.http.stop()
+
+    @property
+    def health_port(self) -> int | None:
+        """The port that health is served on, None where it is not."""
+        return self._port("--healthz-bind-address")
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port that metrics are served on, None where they are not."""
+        return self._port("--metrics-bind-address")
+
+    def _port(self, flag: str) -> int | None:
+        listener = self._listeners.get(flag)
+        return listener.port if listener else None
+
+    def _serve(self, flag: str, address: ListenAddress | None, pages: Handler) -> None:
+        if address is None:
+            return
+        try:
+            self._listeners[flag] = self.http.listen(address, pages)
+        except OSError as error:
+            why = f"{flag}: cannot listen on {address}: {error.strerror}"
+            if self._serving.hard_fail:
+                self.http.stop()
+                raise UsageError(f"{why}: free it or give another address") from error
+            log.warning("%s; trying on", why)
+            self.http.spawn(self._try_on(flag, address, pages))
+
+    async def _try_on(self, flag: str, address: ListenAddress, pages: Handler) -> None:
+        while flag not in self._listeners:
+            await asyncio.sleep(_RETRY_SECONDS)
+            try:
+                self._listeners[flag] = await self.http.serve(address, pages)
+            except OSError as error:
+                log.debug("%s: still cannot listen on %s: %s", flag, address, error.strerror)
+        log.info("%s: listening on %s now", flag, address)

@@ -1,0 +1,300 @@
+"""What is counted and timed, under kube-proxy's names where it has one for the same thing.
+
+Everything else calls these methods and knows nothing of Prometheus. Facts: the names, labels and
+buckets are those of kube-proxy v1.36.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+
+from pyproxy import __version__
+from pyproxy.model.address import Family
+from pyproxy.model.objects import Kind
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SYNC = "kubeproxy_sync_proxy_rules"
+_SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
+_NETWORK_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+_REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
+_CHANGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_FAMILY = ("ip_family",)
+
+
+class Metrics:
+    """All metrics of one agent; durations are in seconds, and times in seconds since the epoch.
+
+    Both families go to the kernel in one transaction, so what concerns a sync counts for both.
+    """
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._declare_syncs(registry)
+        self._declare_changes(registry)
+        self._declare_conntrack(registry)
+        self._declare_serving(registry)
+        self._declare_kernel(registry)
+        _declare_build(registry)
+
+    def _declare_syncs(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, documentation: str) -> Histogram:
+            return Histogram(name, documentation, _FAMILY, buckets=_SYNC_BUCKETS, registry=registry)
+
+        self._sync = histogram(f"{_SYNC}_duration_seconds", "How long a sync took")
+        self._full_sync = histogram(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "How long a sync of everything took",
+        )
+        self._partial_sync = histogram(
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "How long a sync of changed services took",
+        )
+        self._last_sync = Gauge(
+            f"{_SYNC}_last_timestamp_seconds",
+            "When the kernel was last known to hold what it should",
+            _FAMILY,
+            registry=registry,
+        )
+        self._last_queued = Gauge(
+            f"{_SYNC}_last_queued_timestamp_seconds",
+            "When a sync was last asked for",
+            _FAMILY,
+            registry=registry,
+        )
+        self._sync_failures = Counter(
+            f"{_SYNC}_nftables_sync_failures_total",
+            "Syncs that failed, and were tried again",
+            _FAMILY,
+            registry=registry,
+        )
+        self._cleanup_failures = Counter(
+            f"{_SYNC}_nftables_cleanup_failures_total",
+            "Removals of what is no longer needed that failed",
+            _FAMILY,
+            registry=registry,
+        )
+        self._no_local_endpoints = Gauge(
+            f"{_SYNC}_no_local_endpoints_total",
+            "Services with a traffic policy Local and no endpoint on this node",
+            (*_FAMILY, "traffic_policy"),
+            registry=registry,
+        )
+
+    def _declare_changes(self, registry: CollectorRegistry) -> None:
+        self._changes = {
+            Kind.SERVICE: Counter(
+                f"{_SYNC}_service_changes_total", "Changes of Services", registry=registry
+            ),
+            Kind.ENDPOINT_SLICE: Counter(
+                f"{_SYNC}_endpoint_changes_total", "Changes of EndpointSlices", registry=registry
+            ),
+        }
+        self._pending = {
+            Kind.SERVICE: Gauge(
+                f"{_SYNC}_service_changes_pending",
+                "Changes of Services that no sync has taken up yet",
+                registry=registry,
+            ),
+            Kind.ENDPOINT_SLICE: Gauge(
+                f"{_SYNC}_endpoint_changes_pending",
+                "Changes of EndpointSlices that no sync has taken up yet",
+                registry=registry,
+            ),
+        }
+        self._network_programming = Histogram(
+            "kubeproxy_network_programming_duration_seconds",
+            "From the change of a pod or Service, by the slice's annotation, to the kernel",
+            _FAMILY,
+            buckets=_NETWORK_BUCKETS,
+            registry=registry,
+        )
+        self._change_to_kernel = Histogram(
+            "pyproxy_change_to_kernel_seconds",
+            "From reading a change off the watch to the kernel",
+            buckets=_CHANGE_BUCKETS,
+            registry=registry,
+        )
+        self._set_aside = Gauge(
+            "pyproxy_set_aside_objects",
+            "Objects that are not served, or not wholly, for something is wrong with them",
+            ("kind",),
+            registry=registry,
+        )
+
+    def _declare_conntrack(self, registry: CollectorRegistry) -> None:
+        self._conntrack_deleted = Counter(
+            "kubeproxy_conntrack_reconciler_deleted_entries_total",
+            "Conntrack entries removed because their service has another answer now",
+            _FAMILY,
+            registry=registry,
+        )
+        self._conntrack_duration = Histogram(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "How long a look through the conntrack entries took",
+            _FAMILY,
+            buckets=_SYNC_BUCKETS,
+            registry=registry,
+        )
+
+    def _declare_serving(self, registry: CollectorRegistry) -> None:
+        self._healthz = Counter(
+            "kubeproxy_proxy_healthz_total", "Answers of /healthz", ("code",), registry=registry
+        )
+        self._livez = Counter(
+            "kubeproxy_proxy_livez_total", "Answers of /livez", ("code",), registry=registry
+        )
+        self._requests = Counter(
+            "rest_client_requests_total",
+            "Requests to the API server",
+            ("code", "host", "method"),
+            registry=registry,
+        )
+        self._request_duration = Histogram(
+            "rest_client_request_duration_seconds",
+            "From a request to the API server to the head of its answer",
+            ("host", "verb"),
+            buckets=_REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self._source_age = Gauge(
+            "pyproxy_source_last_event_age_seconds",
+            "How long ago the API server, or the folder of manifests, was last heard of",
+            registry=registry,
+        )
+
+    def _declare_kernel(self, registry: CollectorRegistry) -> None:
+        self._kernel_writes = Counter(
+            "pyproxy_kernel_writes_total", "Transactions sent to the kernel", registry=registry
+        )
+        self._netlink_messages = Counter(
+            "pyproxy_netlink_messages_total", "Netlink messages in them", registry=registry
+        )
+        self._netlink_bytes = Counter(
+            "pyproxy_netlink_bytes_total", "Bytes of those messages", registry=registry
+        )
+
+    def change_queued(self, kind: Kind, now: float) -> None:
+        """An object changed, and a sync is due for it."""
+        if kind in self._changes:
+            self._changes[kind].inc()
+            self._pending[kind].inc()
+        for family in Family:
+            self._last_queued.labels(family.label).set(now)
+
+    def changes_taken(self) -> None:
+        """A sync has taken up all changes that were pending."""
+        for gauge in self._pending.values():
+            gauge.set(0)
+
+    def sync_finished(self, duration: float, now: float, *, full: bool) -> None:
+        """The kernel holds what it should; `full` where that was worked out for all services."""
+        which = self._full_sync if full else self._partial_sync
+        for family in Family:
+            self._sync.labels(family.label).observe(duration)
+            which.labels(family.label).observe(duration)
+            self._last_sync.labels(family.label).set(now)
+
+    def sync_failed(self) -> None:
+        """A sync failed as a whole."""
+        for family in Family:
+            self._sync_failures.labels(family.label).inc()
+
+    def cleanup_failed(self) -> None:
+        """Something that is no longer needed could not be removed."""
+        for family in Family:
+            self._cleanup_failures.labels(family.label).inc()
+
+    def programmed(self, latencies: Iterable[float]) -> None:
+        """Changes reached the kernel, each so long after it was read."""
+        for latency in latencies:
+            self._change_to_kernel.observe(latency)
+
+    def network_programmed(self, family: Family, latencies: Iterable[float]) -> None:
+        """Slices reached the kernel, each so long after the change that triggered it."""
+        histogram = self._network_programming.labels(family.label)
+        for latency in latencies:
+            histogram.observe(latency)
+
+    def no_local_endpoints(self, family: Family, *, internal: int, external: int) -> None:
+        """How many services have a policy Local and no endpoint here, by policy."""
+        self._no_local_endpoints.labels(family.label, "internal").set(internal)
+        self._no_local_endpoints.labels(family.label, "external").set(external)
+
+    def set_aside(self, kind: Kind, count: int) -> None:
+        """How many objects of a kind have a problem now."""
+        self._set_aside.labels(kind.value).set(count)
+
+    def kernel_written(self, messages: int, size: int) -> None:
+        """One transaction was sent, of so many messages and bytes."""
+        self._kernel_writes.inc()
+        self._netlink_messages.inc(messages)
+        self._netlink_bytes.inc(size)
+
+    def conntrack_reconciled(self, family: Family, duration: float, deleted: int) -> None:
+        """The conntrack entries of a family were looked through."""
+        self._conntrack_duration.labels(family.label).observe(duration)
+        self._conntrack_deleted.labels(family.label).inc(deleted)
+
+    def healthz_answered(self, status: int) -> None:
+        """/healthz was asked for."""
+        self._healthz.labels(str(status)).inc()
+
+    def livez_answered(self, status: int) -> None:
+        """/livez was asked for."""
+        self._livez.labels(str(status)).inc()
+
+    def api_answered(self, host: str, verb: str, status: int, duration: float) -> None:
+        """The API server answered a request; `verb` is the HTTP method."""
+        self._requests.labels(str(status), host, verb).inc()
+        self._request_duration.labels(host, verb).observe(duration)
+
+    def api_unanswered(self, host: str, verb: str) -> None:
+        """A request found no API server."""
+        self._requests.labels("<error>", host, verb).inc()
+
+    def source_age(self, age: Callable[[], float]) -> None:
+        """Ask `age` at every scrape for the seconds since the source was last heard of."""
+        self._source_age.set_function(age)
+
+    def exposition(self) -> bytes:
+        """Write all metrics in Prometheus' text format, with content type `CONTENT_TYPE`."""
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics with the series that Go's client would have."""
+        for metric in self._registry.collect():
+            samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            for sample in samples:
+                if "le" in sample.labels:
+                    sample.labels["le"] = sample.labels["le"].removesuffix(".0")
+            metric.samples = samples
+            yield metric
+
+
+def _declare_build(registry: CollectorRegistry) -> None:
+    labels = {
+        "build_date": "",
+        "compiler": platform.python_implementation(),
+        "git_commit": "",
+        "git_tree_state": "",
+        "git_version": f"v{__version__}",
+        "go_version": "",
+        "major": __version__.split(".")[0],
+        "minor": __version__.split(".")[1],
+        "platform": f"{platform.system().lower()}/{platform.machine()}",
+    }
+    gauge = Gauge("kubernetes_build_info", "What is running", tuple(labels), registry=registry)
+    gauge.labels(**labels).set(1)
