@@ -1,0 +1,207 @@
+"""Conntrack entries over ctnetlink: read those of one protocol, delete chosen ones.
+
+Facts: include/uapi/linux/netfilter/nfnetlink_conntrack.h and net/netfilter/nf_conntrack_netlink.c.
+Since 5.8 the kernel sends only what matches CTA_TUPLE_ORIG in the fields that CTA_FILTER names;
+older kernels ignore both attributes and send everything of the family, so every answer is compared
+here as well. A dump is read piece by piece and never held whole. Each piece is at most 32 KiB, and
+the interpreter's lock is free while the next is waited for, so other threads go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Family, Protocol
+from pyproxy.netlink.attributes import attribute, nested
+from pyproxy.netlink.flows import (
+    CTA_FILTER,
+    CTA_IP_V4_DST,
+    CTA_IP_V6_DST,
+    CTA_PROTO_DST_PORT,
+    CTA_PROTO_NUM,
+    CTA_TUPLE_IP,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_PROTO,
+    HEADER,
+    NLMSG_ERROR,
+    Flow,
+    decode,
+    error_code,
+    messages,
+)
+from pyproxy.netlink.nfnetlink import kernel_error
+
+_IPCTNL_MSG_CT_GET = 0x101
+_IPCTNL_MSG_CT_DELETE = 0x102
+_NLM_F_REQUEST = 0x001
+_NLM_F_ACK = 0x004
+_NLM_F_DUMP = 0x300
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+
+_CTA_FILTER_ORIG_FLAGS = 1
+_FILTER_IP_DST = 1 << 1
+_FILTER_PROTO_NUM = 1 << 3
+_FILTER_PROTO_DST_PORT = 1 << 5
+
+_RECEIVE_SIZE = 1 << 16
+_DELETE_AT_ONCE = 64
+"""Acknowledgements wait in the socket until all of a message is handled: few enough to fit."""
+
+_DOMAIN = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+
+
+class Deletion(msgspec.Struct, frozen=True):
+    """What became of a request to delete entries; one already gone is neither of the two."""
+
+    deleted: int
+    failed: tuple[tuple[Flow, KernelError], ...] = ()
+
+
+class Conntrack:
+    """The conntrack table of the network namespace in which this is made.
+
+    `selective` turns false at the first answer that shows that the kernel does not filter by
+    destination: a dump for each destination is then no cheaper than one for all.
+    """
+
+    def __init__(self) -> None:
+        self.selective = True
+        self._requests = _open()
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._requests.close()
+
+    def flows(
+        self, family: Family, protocol: Protocol, destination: bytes = b""
+    ) -> Iterator[list[Flow]]:
+        """Read the entries of one protocol, a piece at a time.
+
+        `destination` narrows them to one address and port, or, of 2 bytes, to a port on any
+        address. Entries made or gone meanwhile may be missed or told of twice. Raises KernelError.
+        """
+        # Its own socket, so that a reader who stops half-way leaves nothing behind for the next.
+        with _open() as dump:
+            _send(
+                dump,
+                _message(
+                    _IPCTNL_MSG_CT_GET,
+                    _NLM_F_DUMP,
+                    1,
+                    family,
+                    _narrowed(family, protocol, destination),
+                ),
+            )
+            done = False
+            while not done:
+                piece = _receive(dump)
+                flows, done = decode(piece, family)
+                kept = [
+                    flow
+                    for flow in flows
+                    if flow.protocol == protocol and flow.destination.endswith(destination)
+                ]
+                if len(kept) < len(flows):
+                    self.selective = False
+                if kept:
+                    yield kept
+
+    def delete(self, flows: Sequence[Flow]) -> Deletion:
+        """Delete just these entries, and tell which the kernel would not delete."""
+        deleted = 0
+        failed: list[tuple[Flow, KernelError]] = []
+        for start in range(0, len(flows), _DELETE_AT_ONCE):
+            chunk = flows[start : start + _DELETE_AT_ONCE]
+            try:
+                codes = self._request(chunk)
+            except KernelError as error:
+                failed.extend((flow, error) for flow in chunk)
+                continue
+            for flow, code in zip(chunk, codes, strict=True):
+                if code == 0:
+                    deleted += 1
+                elif code != errno.ENOENT:
+                    failed.append((flow, kernel_error(code, "deleting a conntrack entry")))
+        return Deletion(deleted, tuple(failed))
+
+    def _request(self, flows: Sequence[Flow]) -> list[int]:
+        first = self._sequence + 1
+        self._sequence += len(flows)
+        _send(
+            self._requests,
+            b"".join(
+                _message(
+                    _IPCTNL_MSG_CT_DELETE,
+                    _NLM_F_ACK,
+                    first + index,
+                    flow.family,
+                    flow.handle,
+                )
+                for index, flow in enumerate(flows)
+            ),
+        )
+        codes: dict[int, int] = {}
+        while len(codes) < len(flows):
+            piece = _receive(self._requests)
+            for offset, _, kind, sequence in messages(piece):
+                # What answers an earlier request, whose answers overflowed, is passed over.
+                if kind == NLMSG_ERROR and sequence >= first:
+                    codes[sequence] = error_code(piece, offset)
+        return [codes[first + index] for index in range(len(flows))]
+
+
+def _open() -> socket.socket:
+    try:
+        opened = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        )
+        opened.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        opened.bind((0, 0))
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "opening a conntrack netlink socket") from error
+    return opened
+
+
+def _send(to: socket.socket, data: bytes) -> None:
+    try:
+        to.send(data)
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "asking for conntrack entries") from error
+
+
+def _receive(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(_RECEIVE_SIZE)
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "reading conntrack entries") from error
+
+
+def _message(kind: int, flags: int, sequence: int, family: Family, body: bytes) -> bytes:
+    size = HEADER.size + len(body)
+    header = HEADER.pack(size, kind, _NLM_F_REQUEST | flags, sequence, 0, _DOMAIN[family], 0, 0)
+    return header + body
+
+
+def _narrowed(family: Family, protocol: Protocol, destination: bytes) -> bytes:
+    flags = _FILTER_PROTO_NUM
+    ip: list[bytes] = []
+    proto = [attribute(CTA_PROTO_NUM, bytes((protocol,)))]
+    if destination:
+        flags |= _FILTER_PROTO_DST_PORT
+        proto.append(attribute(CTA_PROTO_DST_PORT, destination[-2:]))
+    if len(destination) > 2:
+        flags |= _FILTER_IP_DST
+        kind = CTA_IP_V4_DST if family is Family.IPV4 else CTA_IP_V6_DST
+        ip.append(nested(CTA_TUPLE_IP, attribute(kind, destination[:-2])))
+    return nested(CTA_TUPLE_ORIG, *ip, nested(CTA_TUPLE_PROTO, *proto)) + nested(
+        CTA_FILTER, attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", flags))
+    )
