@@ -1,0 +1,51 @@
+# `make` alone lists what there is.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+CASES ?= tests/conformance/cases
+MODE ?= nftables
+PYTEST_ARGS ?=
+
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv system check test demo conformance bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+venv: $(STAMP) ## the development environment in .venv
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "pyproxy needs Python 3.11 or newer: set PYTHON=..." >&2; exit 2; }
+	@PYTHON=$(PYTHON) tools/system-packages.sh venv
+	@echo "installing Python packages into .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+system:
+	@tools/system-packages.sh nft ip conntrack curl ps
+
+check: venv ## lint, format, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: system check ## everything: check, then all tests with coverage
+	$(BIN)/pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+demo: system venv ## a Service followed from its first packet, in network namespaces (root)
+	@$(BIN)/pyproxy lab demo
+
+conformance: system venv ## the packet cases in CASES=DIR against this agent (root)
+	@$(BIN)/python -m pyproxy.lab.conformance --mode $(MODE) $(CASES)
+
+bench: system venv ## measure syncs at scale (root)
+	@$(BIN)/python -m bench
+
+clean: ## remove what the targets above have made
+	rm -rf .venv .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

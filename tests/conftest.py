@@ -1,0 +1,41 @@
+"""What a test needs of the machine, and what becomes of it where the machine has not got it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+
+import pytest
+
+NEEDS_KERNEL = ("kernel", "packets")
+TOOLS = ("ip", "nft")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, before any fixture is set up, what this machine cannot run."""
+    if not any(item.get_closest_marker(name) for name in NEEDS_KERNEL):
+        return
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make network namespaces")
+    for tool in TOOLS:
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs the command {tool}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a skipped kernel test where PYPROXY_REQUIRE_KERNEL says that none may be skipped."""
+    report = yield
+    if (
+        report.skipped
+        and call.excinfo is not None
+        and os.environ.get("PYPROXY_REQUIRE_KERNEL") == "1"
+        and any(item.get_closest_marker(name) for name in NEEDS_KERNEL)
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where PYPROXY_REQUIRE_KERNEL=1: {call.excinfo.value}"
+    return report

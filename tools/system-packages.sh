@@ -1,0 +1,45 @@
+#!/bin/sh
+# Install the system packages behind the commands named as arguments, where they are missing.
+#
+#   tools/system-packages.sh nft ip conntrack
+#
+# Debian and Ubuntu, as root. Elsewhere it says what is missing and leaves the rest to whoever
+# needs it: tests without their tools are skipped with the reason, the demo says what it lacks.
+set -eu
+
+package_of() {
+    case "$1" in
+        nft) echo nftables ;;
+        ip) echo iproute2 ;;
+        ps) echo procps ;;
+        venv) echo python3-venv ;;
+        *) echo "$1" ;;
+    esac
+}
+
+is_here() {
+    case "$1" in
+        venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
+        *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
+    esac
+}
+
+missing=
+for need in "$@"; do
+    is_here "$need" || missing="$missing $(package_of "$need")"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    echo "missing on this machine (root on Debian or Ubuntu would install it):$missing" >&2
+    exit 0
+fi
+echo "installing:$missing"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# shellcheck disable=SC2086 # a list of words
+if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
+    cat "$log" >&2
+    exit 1
+fi
