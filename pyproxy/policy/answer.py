@@ -51,9 +51,10 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 class PortAnswer(msgspec.Struct, frozen=True):
     """What becomes of one port of a Service in one IP family.
 
-    `cluster` and `local` are without repetition. Policy gives them sorted; a dataplane that keeps
-    endpoints in numbered slots may reorder them, for nothing depends on their order. `hairpin` are
-    the backends on this node, which may connect to themselves through the Service.
+    `cluster` and `local` are without repetition, and empty where no frontend uses them. Policy
+    gives them sorted; a dataplane that keeps endpoints in numbered slots may reorder them, for
+    nothing depends on their order. `hairpin` are the backends on this node, which may connect to
+    themselves through the Service.
     """
 
     name: str

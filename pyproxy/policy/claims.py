@@ -17,7 +17,7 @@ import msgspec
 from pyproxy.errors import Problem
 from pyproxy.model.address import address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 _FIELDS = {
     Scope.CLUSTER_IP: "spec.clusterIPs",
@@ -135,7 +135,7 @@ class Claims:
             if len(kept) == len(port.frontends):
                 ports.append(port)
             elif kept:
-                ports.append(msgspec.structs.replace(port, frontends=tuple(kept)))
+                ports.append(_narrow(port, tuple(kept)))
         granted = msgspec.structs.replace(answer, ports=tuple(ports))
         return Granted(granted, tuple(problems), also)
 
@@ -150,6 +150,17 @@ def _key(port: PortAnswer, frontend: Frontend) -> bytes:
     # A node port has no address, so its family must be told; the others' tell it by length.
     number = frontend.port.to_bytes(2, "big")
     return bytes((port.family, port.protocol)) + number + frontend.address
+
+
+def _narrow(port: PortAnswer, frontends: tuple[Frontend, ...]) -> PortAnswer:
+    """Leave a port these frontends, and the backends that they use."""
+    uses = {frontend.use for frontend in frontends}
+    cluster = port.cluster if uses & {Use.CLUSTER, Use.SPLIT} else ()
+    local = port.local if uses & {Use.LOCAL, Use.SPLIT} else ()
+    hairpin = tuple(backend for backend in port.hairpin if backend in {*cluster, *local})
+    return msgspec.structs.replace(
+        port, frontends=frontends, cluster=cluster, local=local, hairpin=hairpin
+    )
 
 
 def _problem(

@@ -1,0 +1,1 @@
+"""Tests of which backends a Service has."""

@@ -1,0 +1,435 @@
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.model.address import Address, Family, Port, Protocol
+from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service, ServicePort, SlicePort
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, Use
+from pyproxy.policy.backends import answer
+from tests.policy.objects import (
+    HOST,
+    LOCAL,
+    NODE,
+    backends,
+    gone,
+    ip,
+    leaving,
+    pod,
+    services,
+    slice_of,
+    slices,
+    unready,
+    web,
+    with_node_port,
+)
+
+
+class Expected(msgspec.Struct):
+    """What a one-port Service comes to; `external` is the use of its other frontends, if any."""
+
+    internal: Use
+    cluster: str = ""
+    local: str = ""
+    hairpin: str = ""
+    external: Use | None = None
+
+
+EXTERNAL: dict[str, Any] = {
+    "ports": with_node_port(),
+    "external_ips": ["192.0.2.1"],
+    "load_balancer_ips": ["198.51.100.1"],
+}
+EXTERNAL_LOCAL = EXTERNAL | {"external_policy": LOCAL}
+INTERNAL_LOCAL: dict[str, Any] = {"internal_policy": LOCAL}
+
+CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
+    "ready endpoints share": (
+        {},
+        [pod("b1"), pod("b2")],
+        Expected(Use.CLUSTER, "b1 b2"),
+    ),
+    "endpoints on this node may call themselves": (
+        {},
+        [pod("a1"), pod("b1")],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
+    ),
+    "no endpoints are a refusal": ({}, [], Expected(Use.REFUSE)),
+    "no endpoints are a refusal on every kind of address": (
+        EXTERNAL,
+        [],
+        Expected(Use.REFUSE, external=Use.REFUSE),
+    ),
+    "unready endpoints are no endpoints": (
+        EXTERNAL,
+        [unready("a1"), unready("b1")],
+        Expected(Use.REFUSE, external=Use.REFUSE),
+    ),
+    "an unready endpoint gets nothing": (
+        {},
+        [unready("a1"), pod("b1")],
+        Expected(Use.CLUSTER, "b1"),
+    ),
+    "an unready endpoint that serves but does not terminate gets nothing": (
+        {},
+        [pod("a1", ready=False)],
+        Expected(Use.REFUSE),
+    ),
+    "ready counts whatever the other conditions say, as with publishNotReadyAddresses": (
+        {},
+        [pod("b1", serving=False, terminating=True)],
+        Expected(Use.CLUSTER, "b1"),
+    ),
+    "a terminating endpoint waits behind a ready one": (
+        {},
+        [leaving("a1"), pod("b1")],
+        Expected(Use.CLUSTER, "b1"),
+    ),
+    "serving terminating endpoints stand in where nothing is ready": (
+        {},
+        [leaving("a1"), gone("b1"), unready("b2")],
+        Expected(Use.CLUSTER, "a1", hairpin="a1"),
+    ),
+    "internal Local: this node's endpoints alone": (
+        INTERNAL_LOCAL,
+        [pod("a1"), pod("b1")],
+        Expected(Use.LOCAL, local="a1", hairpin="a1"),
+    ),
+    "internal Local: only others have endpoints": (
+        INTERNAL_LOCAL,
+        [pod("b1")],
+        Expected(Use.DROP),
+    ),
+    "internal Local: only others have endpoints, and those are terminating": (
+        INTERNAL_LOCAL,
+        [leaving("b1")],
+        Expected(Use.DROP),
+    ),
+    "internal Local: nobody has": (INTERNAL_LOCAL, [unready("a1")], Expected(Use.REFUSE)),
+    "internal Local: a local terminating endpoint before a remote ready one": (
+        INTERNAL_LOCAL,
+        [leaving("a1"), pod("b1")],
+        Expected(Use.LOCAL, local="a1", hairpin="a1"),
+    ),
+    "internal Local: a local ready endpoint before a local terminating one": (
+        INTERNAL_LOCAL,
+        [leaving("a1"), pod("a2")],
+        Expected(Use.LOCAL, local="a2", hairpin="a2"),
+    ),
+    "internal Local says nothing of external addresses": (
+        INTERNAL_LOCAL | EXTERNAL,
+        [pod("a1"), pod("b1")],
+        Expected(Use.LOCAL, "a1 b1", "a1", "a1", external=Use.CLUSTER),
+    ),
+    "internal Local without a local endpoint leaves external addresses alone": (
+        INTERNAL_LOCAL | EXTERNAL,
+        [pod("b1")],
+        Expected(Use.DROP, "b1", external=Use.CLUSTER),
+    ),
+    "external Cluster": (
+        EXTERNAL,
+        [pod("a1"), pod("b1")],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1", external=Use.CLUSTER),
+    ),
+    "external Local: outsiders have this node's, insiders all": (
+        EXTERNAL_LOCAL,
+        [pod("a1"), pod("a2"), pod("b1")],
+        Expected(Use.CLUSTER, "a1 a2 b1", "a1 a2", "a1 a2", external=Use.SPLIT),
+    ),
+    "external Local without a local endpoint still serves insiders": (
+        EXTERNAL_LOCAL,
+        [pod("b1"), pod("b2")],
+        Expected(Use.CLUSTER, "b1 b2", external=Use.SPLIT),
+    ),
+    "external Local: terminating endpoints stand in on this node alone": (
+        EXTERNAL_LOCAL,
+        [leaving("a1"), pod("b1")],
+        Expected(Use.CLUSTER, "b1", "a1", "a1", external=Use.SPLIT),
+    ),
+    "external Local: terminating endpoints stand in for both, separately": (
+        EXTERNAL_LOCAL,
+        [leaving("a1"), leaving("b1"), gone("a2")],
+        Expected(Use.CLUSTER, "a1 b1", "a1", "a1", external=Use.SPLIT),
+    ),
+    "external Local on a Service with nothing external": (
+        {"external_policy": LOCAL},
+        [pod("a1"), pod("b1")],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
+    ),
+    "both Local": (
+        INTERNAL_LOCAL | EXTERNAL_LOCAL,
+        [pod("a1"), pod("b1")],
+        Expected(Use.LOCAL, "a1 b1", "a1", "a1", external=Use.SPLIT),
+    ),
+    "both Local without a local endpoint": (
+        INTERNAL_LOCAL | EXTERNAL_LOCAL,
+        [pod("b1")],
+        Expected(Use.DROP, "b1", external=Use.SPLIT),
+    ),
+    "zone hints": (
+        {},
+        [pod("a1", zones=["zone-1"]), pod("b1", zones=["zone-2"]), pod("b2", zones=["zone-1"])],
+        Expected(Use.CLUSTER, "a1 b2", hairpin="a1"),
+    ),
+    "node hints before zone hints": (
+        {},
+        [
+            pod("a1", zones=["zone-1"], nodes=["node-a"]),
+            pod("b1", zones=["zone-1"], nodes=["node-b"]),
+        ],
+        Expected(Use.CLUSTER, "a1", hairpin="a1"),
+    ),
+    "hints are ignored where a ready endpoint has none": (
+        {},
+        [pod("a1", zones=["zone-1"]), pod("b1")],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
+    ),
+    "an unready endpoint without hints does not matter": (
+        {},
+        [pod("b2", zones=["zone-1"]), unready("a1"), pod("b1", zones=["zone-2"])],
+        Expected(Use.CLUSTER, "b2"),
+    ),
+    "hints for other zones alone are ignored": (
+        {},
+        [pod("a1", zones=["zone-3"]), pod("b1", zones=["zone-2"])],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
+    ),
+    "hints of terminating endpoints are ignored": (
+        {},
+        [leaving("a1", zones=["zone-2"]), leaving("b1", zones=["zone-1"])],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
+    ),
+    "hints do not narrow the policy Local": (
+        EXTERNAL_LOCAL,
+        [pod("a1", zones=["zone-2"]), pod("b1", zones=["zone-1"])],
+        Expected(Use.CLUSTER, "b1", "a1", "a1", external=Use.SPLIT),
+    ),
+    "an endpoint that says no node is nowhere near": (
+        INTERNAL_LOCAL,
+        [pod("a1", node="")],
+        Expected(Use.DROP),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "endpoints", "expected"), CASES.values(), ids=CASES)
+def test_one_port(fields: dict[str, Any], endpoints: list[Endpoint], expected: Expected) -> None:
+    (port,) = answer(web(**fields), [slice_of(*endpoints)], NODE, HOST).ports
+    found = {frontend.scope: frontend.use for frontend in port.frontends}
+    assert found.pop(Scope.CLUSTER_IP) is expected.internal
+    assert set(found.values()) == ({expected.external} if expected.external else set())
+    assert port.cluster == backends(*expected.cluster.split())
+    assert port.local == backends(*expected.local.split())
+    assert port.hairpin == backends(*expected.hairpin.split())
+
+
+def only(service: Service, *parts: EndpointSlice, node: Node | None = NODE) -> PortAnswer:
+    (port,) = answer(service, parts, node, HOST).ports
+    return port
+
+
+def test_zone_hints_wait_for_the_node() -> None:
+    part = slice_of(pod("a1", zones=["zone-1"]), pod("b1", zones=["zone-2"]))
+    assert only(web(), part, node=None).cluster == backends("a1", "b1")
+
+
+def test_slices_are_joined_and_sorted() -> None:
+    port = only(web(), slice_of(pod("b2"), name="web-2"), slice_of(pod("b1"), pod("a1")))
+    assert port.cluster == backends("a1", "b1", "b2")
+
+
+def test_a_repeated_endpoint_counts_once() -> None:
+    port = only(web(), slice_of(pod("b1")), slice_of(pod("b1"), pod("b1"), name="web-2"))
+    assert port.cluster == backends("b1")
+
+
+@pytest.mark.parametrize("other", [unready("b1"), leaving("b1"), gone("b1")])
+def test_of_two_copies_the_most_usable_counts(other: Endpoint) -> None:
+    ready, rest = slice_of(pod("b1")), slice_of(other, name="web-2")
+    assert only(web(), ready, rest) == only(web(), rest, ready)
+    assert only(web(), rest, ready).cluster == backends("b1")
+
+
+def test_of_two_copies_as_usable_the_one_on_this_node_counts() -> None:
+    here, there = slice_of(pod("a1")), slice_of(pod("a1", node="node-b"), name="web-2")
+    service = web(internal_policy=LOCAL)
+    assert only(service, here, there) == only(service, there, here)
+    assert only(service, there, here).local == backends("a1")
+
+
+def test_endpoints_that_share_an_address_and_differ_in_port() -> None:
+    first = slice_of(pod("b1"))
+    second = slice_of(pod("b1"), ports=(SlicePort("", Protocol.TCP, Port(8081)),), name="web-2")
+    assert only(web(), first, second).cluster == backends("b1") + backends("b1", port=8081)
+
+
+def test_ports_are_joined_by_name_and_protocol() -> None:
+    service = web(
+        ports=(
+            ServicePort("dns", Protocol.UDP, Port(53)),
+            ServicePort("dns-tcp", Protocol.TCP, Port(53)),
+            ServicePort("metrics", Protocol.TCP, Port(9153)),
+        )
+    )
+    part = slice_of(
+        pod("b1"),
+        ports=(
+            SlicePort("dns", Protocol.UDP, Port(5353)),
+            SlicePort("dns-tcp", Protocol.TCP, Port(5354)),
+            SlicePort("metrics", Protocol.UDP, Port(9153)),
+        ),
+    )
+    udp, tcp, metrics = answer(service, [part], NODE, HOST).ports
+    assert (udp.protocol, udp.cluster) == (Protocol.UDP, backends("b1", port=5353))
+    assert (tcp.protocol, tcp.cluster) == (Protocol.TCP, backends("b1", port=5354))
+    assert (metrics.cluster, metrics.frontends[0].use) == ((), Use.REFUSE)
+
+
+def test_a_named_target_port_may_differ_from_pod_to_pod() -> None:
+    service = web(ports=(ServicePort("http", Protocol.TCP, Port(80)),))
+    port = only(
+        service,
+        slice_of(pod("b1"), ports=(SlicePort("http", Protocol.TCP, Port(8080)),)),
+        slice_of(pod("b2"), ports=(SlicePort("http", Protocol.TCP, Port(9090)),), name="web-2"),
+    )
+    assert port.cluster == backends("b1") + backends("b2", port=9090)
+
+
+def test_dual_stack_has_an_answer_for_each_family() -> None:
+    service = web(
+        cluster_ips=["10.96.0.1", "fd00::1"],
+        external_ips=["192.0.2.1", "2001:db8::1"],
+        ports=with_node_port(),
+        families=(Family.IPV4, Family.IPV6),
+    )
+    parts = [
+        slice_of(pod("b1")),
+        slice_of(pod("b2", Family.IPV6), family=Family.IPV6, name="web-2"),
+    ]
+    v4, v6 = answer(service, parts, NODE, HOST).ports
+    assert (v4.family, v6.family) == (Family.IPV4, Family.IPV6)
+    assert v4.cluster == backends("b1")
+    assert v6.cluster == backends("b2", family=Family.IPV6)
+    assert [f.address for f in v4.frontends] == [ip("10.96.0.1"), ip("192.0.2.1"), b""]
+    assert [f.address for f in v6.frontends] == [ip("fd00::1"), ip("2001:db8::1"), b""]
+
+
+def test_one_family_may_be_empty_while_the_other_serves() -> None:
+    service = web(cluster_ips=["10.96.0.1", "fd00::1"], families=(Family.IPV4, Family.IPV6))
+    v4, v6 = answer(service, [slice_of(pod("b1"))], NODE, HOST).ports
+    assert v4.frontends[0].use is Use.CLUSTER
+    assert v6.frontends[0].use is Use.REFUSE
+
+
+def test_families_are_those_of_the_cluster_ips_where_not_given() -> None:
+    service = web(cluster_ips=["fd00::1"], external_ips=["192.0.2.1"], families=())
+    (port,) = answer(service, [], NODE, HOST).ports
+    assert port.family is Family.IPV6
+    assert [f.address for f in port.frontends] == [ip("fd00::1")]
+
+
+def test_every_kind_of_address_is_a_frontend() -> None:
+    port = only(web(**EXTERNAL), slice_of(pod("b1")))
+    assert port.frontends == (
+        Frontend(Scope.CLUSTER_IP, ip("10.96.0.1"), Port(80), Use.CLUSTER),
+        Frontend(Scope.LOAD_BALANCER, ip("198.51.100.1"), Port(80), Use.CLUSTER),
+        Frontend(Scope.EXTERNAL_IP, ip("192.0.2.1"), Port(80), Use.CLUSTER),
+        Frontend(Scope.NODE_PORT, Address(b""), Port(30080), Use.CLUSTER),
+    )
+
+
+def test_an_address_has_one_frontend_and_source_ranges_guard_it() -> None:
+    port = only(
+        web(
+            external_ips=["192.0.2.1", "192.0.2.2", "10.96.0.1"],
+            load_balancer_ips=["192.0.2.1", "192.0.2.3"],
+        )
+    )
+    assert {f.address: f.scope for f in port.frontends} == {
+        ip("10.96.0.1"): Scope.CLUSTER_IP,
+        ip("192.0.2.1"): Scope.LOAD_BALANCER,
+        ip("192.0.2.2"): Scope.EXTERNAL_IP,
+        ip("192.0.2.3"): Scope.LOAD_BALANCER,
+    }
+    assert len(port.frontends) == 4
+
+
+def test_source_ranges_guard_load_balancer_addresses_alone() -> None:
+    ranges = ["203.0.113.0/24"]
+    without = web(external_ips=["192.0.2.1"], source_ranges=ranges)
+    balanced = web(load_balancer_ips=["192.0.2.1"], source_ranges=ranges)
+    assert answer(without, [], NODE, HOST).source_ranges == ()
+    assert answer(balanced, [], NODE, HOST).source_ranges == balanced.source_ranges
+
+
+def test_affinity_is_passed_on() -> None:
+    assert answer(web(affinity_timeout=7), [], NODE, HOST).affinity_timeout == 7
+
+
+@given(services(), slices(), st.randoms(use_true_random=False))
+def test_the_order_of_slices_and_endpoints_does_not_matter(
+    service: Service, parts: tuple[EndpointSlice, ...], random: Random
+) -> None:
+    shuffled = []
+    for part in parts:
+        members = list(part.endpoints)
+        random.shuffle(members)
+        shuffled.append(msgspec.structs.replace(part, endpoints=tuple(members)))
+    random.shuffle(shuffled)
+    assert answer(service, shuffled, NODE, HOST) == answer(service, parts, NODE, HOST)
+
+
+@given(services(), slices())
+def test_a_slice_given_twice_changes_nothing(
+    service: Service, parts: tuple[EndpointSlice, ...]
+) -> None:
+    assert answer(service, parts + parts, NODE, HOST) == answer(service, parts, NODE, HOST)
+
+
+@given(services(), slices())
+def test_what_holds_of_every_answer(service: Service, parts: tuple[EndpointSlice, ...]) -> None:
+    result = answer(service, parts, NODE, HOST)
+    assert len(result.ports) == len(service.ports) * len(service.families)
+    for port in result.ports:
+        candidates: dict[bytes, list[Endpoint]] = {}
+        for part in parts:
+            for join in part.ports:
+                if (part.family, join.name, join.protocol) == (
+                    port.family,
+                    port.name,
+                    port.protocol,
+                ):
+                    for endpoint in part.endpoints:
+                        key = endpoint.address + join.port.to_bytes(2, "big")
+                        candidates.setdefault(key, []).append(endpoint)
+        for name in ("cluster", "local", "hairpin"):
+            chosen = getattr(port, name)
+            assert list(chosen) == sorted(set(chosen)), name
+        ready = {key for key, copies in candidates.items() if any(e.ready for e in copies)}
+        standing_in = {
+            key
+            for key, copies in candidates.items()
+            if any(e.serving and e.terminating for e in copies)
+        }
+        here = {key for key, copies in candidates.items() if any(e.node == HOST for e in copies)}
+        assert set(port.cluster) <= (ready or standing_in)
+        assert set(port.local) <= (ready | standing_in) & here
+        assert set(port.hairpin) <= here.intersection(port.cluster + port.local)
+        uses = {frontend.use for frontend in port.frontends}
+        assert (Use.REFUSE in uses) == (not ready and not standing_in)
+        assert Use.REFUSE not in uses or uses == {Use.REFUSE}
+        assert bool(port.cluster) == bool(uses & {Use.CLUSTER, Use.SPLIT})
+        assert not port.local or uses & {Use.LOCAL, Use.SPLIT}
+        assert Use.LOCAL not in uses or port.local
+        assert Use.DROP not in uses or not port.local
+        places = [(frontend.address, frontend.port) for frontend in port.frontends]
+        assert len(places) == len(set(places))
+        assert all(
+            not frontend.address or len(frontend.address) * 8 == port.family.bits
+            for frontend in port.frontends
+        )
