@@ -166,11 +166,11 @@ def _narrow(port: PortAnswer, frontends: tuple[Frontend, ...]) -> PortAnswer:
 def _problem(
     claimant: _Claimant, rival: _Claimant, port: PortAnswer, frontend: Frontend
 ) -> Problem:
-    what = f"{frontend.port}/{port.protocol.name}"
-    if frontend.scope is Scope.NODE_PORT:
-        what = f"node port {what} ({port.family.label})"
+    what = f"port {frontend.port}/{port.protocol.name}"
+    if frontend.address:
+        what = f"{address_text(frontend.address)} {what}"
     else:
-        what = f"{address_text(frontend.address)} port {what}"
+        what = f"node {what} ({port.family.label})"
     if rival == claimant:
         who = "another port of this Service has it"
     elif rival.created == claimant.created:
