@@ -1,0 +1,228 @@
+"""The agent's one decision maker: events in, one transaction out, and what follows from it.
+
+It runs in one thread, reads no clock and waits for nothing, so that a test can put it through a
+year in a moment. `loop` gives it events and time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from pyproxy.agent.ailments import Ailments
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pace import Pace
+from pyproxy.agent.world import Touched, World
+from pyproxy.dataplane.interface import Changes, Dataplane, Failure, NodeAnswer, Plan
+from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import Address
+from pyproxy.model.events import Delete, Event, SetAside, Upsert
+from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.backends import answer as answer_service
+from pyproxy.policy.claims import Claims
+from pyproxy.policy.node_ports import on_addresses
+
+log = logging.getLogger(__name__)
+
+_LOUD_AFTER = 3
+"""Failures in a row after which a retry is a warning."""
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """What has just become so; `whole` says that these are all Services there are."""
+
+    answers: Mapping[ObjectName, ServiceAnswer | None]
+    whole: bool
+    node_port_addresses: tuple[Address, ...]
+
+
+class Follower(Protocol):
+    """Whoever acts on commits without holding them up: it only takes note here."""
+
+    def committed(self, commit: Commit, world: World) -> None:
+        """Take note of a commit; the world is as it was committed, and must not be kept."""
+        ...
+
+
+class Observers(msgspec.Struct, frozen=True):
+    """Whom the agent tells; `clock` is monotonic and `wall_clock` the epoch's, both in seconds."""
+
+    metrics: Metrics
+    health: Health
+    followers: Sequence[Follower]
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+    report: Callable[[Problem], None]
+
+
+class Agent:
+    """Keeps one dataplane in step with what it hears."""
+
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        node_rules: NodeRules,
+        pace: Pace,
+        observers: Observers,
+    ) -> None:
+        self.world = World()
+        self._dataplane = dataplane
+        self._node_rules = node_rules
+        self._pace = pace
+        self._tell = observers
+        self._ailments = Ailments(observers.report)
+        self._claims = Claims()
+        self._node = NodeAnswer()
+        self._replan = True
+
+    def hear(self, event: Event) -> None:
+        """Take in one event; nothing is written yet."""
+        quiet = not self.world.pending()
+        changed = self.world.hear(event)
+        match event:
+            case Upsert(obj=Node(name=name, eligible=eligible)):
+                self._tell.health.node_seen(eligible)
+                self._ail(Kind.NODE, name, ())
+            case Upsert(obj=Service() | EndpointSlice() as obj):
+                kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
+                self._ail(kind, str(obj.name), obj.problems)
+            case Delete(kind=kind, name=name):
+                self._ail(kind, str(name), ())
+                if kind is Kind.NODE and changed:
+                    self._tell.health.node_seen(eligible=False)
+            case SetAside(problem=problem):
+                self._ailments.found("its text", (problem.kind, problem.name), (problem,))
+        if changed is not None:
+            self._tell.metrics.change_queued(changed, self._tell.wall_clock())
+        if quiet and self.world.pending():
+            self._tell.health.queued()
+
+    def due(self) -> float | None:
+        """Give the monotonic time for the next sync, None while there is nothing to do."""
+        if not self.world.whole or not (self._replan or self.world.pending()):
+            return None
+        return self._pace.due()
+
+    def check(self) -> None:
+        """Have the next sync read the kernel back."""
+        self._replan = True
+
+    def sync(self) -> None:
+        """Bring the kernel to what is known. Raises PermissionKernelError; other failures retry."""
+        began = self._tell.clock()
+        touched = self.world.take()
+        self._tell.metrics.changes_taken()
+        try:
+            whole = self._replan
+            plan, answers = self._plan_whole() if whole else self._plan_changes(touched)
+            failures = self._dataplane.commit(plan) if plan else ()
+        except PermissionKernelError:
+            raise
+        except KernelError as error:
+            self._failed(error, touched)
+            return
+        self._succeeded(touched, answers, failures, whole=whole, began=began)
+
+    def _plan_whole(self) -> tuple[Plan, dict[ObjectName, ServiceAnswer | None]]:
+        self._node = self._node_rules.answer(self.world.node)
+        answers = self._answer(self.world.services)
+        held = [answer for answer in answers.values() if answer is not None]
+        return self._dataplane.replan(held, self._node), answers
+
+    def _plan_changes(
+        self, touched: Touched
+    ) -> tuple[Plan, dict[ObjectName, ServiceAnswer | None]]:
+        names: Iterable[ObjectName] = touched.services
+        node = None
+        if touched.everything:
+            names = touched.services | self.world.services.keys()
+            now = self._node_rules.answer(self.world.node)
+            node = now if now != self._node else None
+            self._node = now
+        answers = self._answer(names)
+        return self._dataplane.plan(Changes(answers, node)), answers
+
+    def _answer(self, names: Iterable[ObjectName]) -> dict[ObjectName, ServiceAnswer | None]:
+        answers: dict[ObjectName, ServiceAnswer | None] = {}
+        queue = list(names)
+        while queue:
+            name = queue.pop()
+            also, answers[name] = self._answer_one(name)
+            queue.extend(also)
+        return answers
+
+    def _answer_one(self, name: ObjectName) -> tuple[frozenset[ObjectName], ServiceAnswer | None]:
+        service = self.world.services.get(name)
+        if service is None:
+            self._ailments.found("its claims", (Kind.SERVICE.value, str(name)), ())
+            self._ailments.found("the kernel", (Kind.SERVICE.value, str(name)), ())
+            return self._claims.release(name), None
+        slices = self.world.slices_of(name)
+        answer = answer_service(service, slices, self.world.node, self._node_rules.hostname)
+        answer = on_addresses(answer, self._node.node_port_addresses)
+        granted = self._claims.grant(service, answer)
+        self._ailments.found("its claims", (Kind.SERVICE.value, str(name)), granted.problems)
+        return granted.also, granted.answer
+
+    def _succeeded(
+        self,
+        touched: Touched,
+        answers: dict[ObjectName, ServiceAnswer | None],
+        failures: Sequence[Failure],
+        *,
+        whole: bool,
+        began: float,
+    ) -> None:
+        now = self._tell.clock()
+        self._replan = False
+        self._pace.succeeded(now)
+        refused = {failure.name: failure.error for failure in failures}
+        for name in answers:
+            error = refused.get(name)
+            problem = (_refused(name, error),) if error else ()
+            self._ailments.found("the kernel", (Kind.SERVICE.value, str(name)), problem)
+        done = {name: answer for name, answer in answers.items() if name not in refused}
+        commit = Commit(done, whole, self._node.node_port_addresses)
+        for follower in self._tell.followers:
+            follower.committed(commit, self.world)
+        self._tell.health.updated()
+        self._measure(touched, now - began, now, whole=whole)
+
+    def _measure(self, touched: Touched, took: float, now: float, *, whole: bool) -> None:
+        metrics, wall = self._tell.metrics, self._tell.wall_clock()
+        metrics.sync_finished(took, wall, full=whole)
+        if not whole:
+            metrics.programmed([now - read_at for read_at in touched.read_at])
+        for each in touched.triggered:
+            metrics.network_programmed(each.family, [wall - each.triggered])
+        for kind, count in self._ailments.counts().items():
+            metrics.set_aside(kind, count)
+
+    def _failed(self, error: KernelError, touched: Touched) -> None:
+        self.world.put_back(touched)
+        self._pace.failed(self._tell.clock())
+        self._tell.metrics.sync_failed()
+        self._tell.health.queued()
+        # Whatever the kernel refused as a whole, what it holds is the ground to stand on.
+        self._replan = True
+        out_of_step = isinstance(error, OutOfStepError) and self._pace.failures < _LOUD_AFTER
+        level = logging.INFO if out_of_step else logging.WARNING
+        log.log(level, "the kernel refused a sync, reading it back to try again: %s", error)
+
+    def _ail(self, kind: Kind, name: str, problems: tuple[Problem, ...]) -> None:
+        self._ailments.found("its text", (kind.value, name), problems)
+
+
+def _refused(name: ObjectName, error: KernelError) -> Problem:
+    return Problem(
+        Kind.SERVICE.value,
+        str(name),
+        "spec",
+        f"the kernel refused it ({error}); what it held of it stays until the Service changes",
+    )

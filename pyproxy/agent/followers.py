@@ -1,0 +1,104 @@
+"""What follows from a commit, beside the rules: flows, health-check ports, and counts."""
+
+from __future__ import annotations
+
+from pyproxy.agent.core import Commit
+from pyproxy.agent.world import World
+from pyproxy.dataplane.conntrack import Reconciler
+from pyproxy.health.service_checks import Check, ServiceChecks
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import Family
+from pyproxy.model.objects import ObjectName, Service
+from pyproxy.policy.answer import Scope, ServiceAnswer, Use
+
+
+class Flows:
+    """Has the flows removed that go where their Service sends nobody any more."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+        """Hand the answers on; the reconciler's own thread does the work."""
+        self._reconciler.node_addresses(commit.node_port_addresses)
+        if commit.whole:
+            self._reconciler.full(filter(None, commit.answers.values()))
+        else:
+            self._reconciler.changed(commit.answers)
+
+
+class HealthChecks:
+    """Keeps the health-check node ports in step."""
+
+    def __init__(self, checks: ServiceChecks, hostname: str) -> None:
+        self._checks = checks
+        self._hostname = hostname
+        self._open: set[ObjectName] = set()
+
+    def committed(self, commit: Commit, world: World) -> None:
+        """Open, change and close the ports of the Services that changed."""
+        self._checks.listen_on(commit.node_port_addresses)
+        changes: dict[ObjectName, Check | None] = {}
+        for name in commit.answers:
+            service = world.services.get(name)
+            if service is not None and service.health_check_port:
+                changes[name] = self._check(service, world)
+            elif name in self._open:
+                changes[name] = None
+        if commit.whole:
+            changes.update(dict.fromkeys(self._open - commit.answers.keys()))
+        if changes:
+            self._checks.change(changes)
+            self._open |= changes.keys()
+            self._open -= {name for name, check in changes.items() if check is None}
+
+    def _check(self, service: Service, world: World) -> Check:
+        ready = {
+            endpoint.address
+            for each in world.slices_of(service.name)
+            for endpoint in each.endpoints
+            if endpoint.ready and endpoint.node == self._hostname
+        }
+        return Check(service.health_check_port, len(ready), service.families)
+
+
+class LocalCounts:
+    """Counts the Services whose policy is Local and that have no endpoint on this node."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._without: dict[tuple[Family, bool], set[ObjectName]] = {
+            (family, internal): set() for family in Family for internal in (True, False)
+        }
+
+    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+        """Count again what changed."""
+        if commit.whole:
+            for names in self._without.values():
+                names.clear()
+        for name, answer in commit.answers.items():
+            for (family, internal), names in self._without.items():
+                if answer is not None and _is_without(answer, family, internal=internal):
+                    names.add(name)
+                else:
+                    names.discard(name)
+        for family in Family:
+            self._metrics.no_local_endpoints(
+                family,
+                internal=len(self._without[family, True]),
+                external=len(self._without[family, False]),
+            )
+
+
+def _is_without(answer: ServiceAnswer, family: Family, *, internal: bool) -> bool:
+    return any(
+        _drops(frontend.use, local=bool(port.local))
+        for port in answer.ports
+        if port.family is family
+        for frontend in port.frontends
+        if (frontend.scope is Scope.CLUSTER_IP) is internal
+    )
+
+
+def _drops(use: Use, *, local: bool) -> bool:
+    return use is Use.DROP or (use is Use.SPLIT and not local)

@@ -1,0 +1,82 @@
+"""The agent's thread: it waits for events and for time, and does nothing else."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from pyproxy.agent.core import Agent
+from pyproxy.model.events import Event
+
+_BATCH = 10_000
+"""Events taken in before a look at the clock, so that a flood of them cannot put off a sync."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The end, by a signal or by an error that nothing can be done about."""
+
+
+Inbox = queue.SimpleQueue[Event | Stop]
+
+
+class Loop:
+    """Feeds one agent from one inbox until it holds a Stop.
+
+    `chores` are called every `chore_period` seconds, for what has a pace of its own.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        inbox: Inbox,
+        chores: Callable[[], None],
+        chore_period: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._agent = agent
+        self._inbox = inbox
+        self._chores = chores
+        self._chore_period = chore_period
+        self._clock = clock
+        self._next_chores = clock() + chore_period
+        self._settled = False
+
+    def run(self) -> None:
+        """Work until told to stop. Raises PermissionKernelError."""
+        while self._take_in():
+            if self._clock() >= self._next_chores:
+                self._chores()
+                self._next_chores = self._clock() + self._chore_period
+            due = self._agent.due()
+            if due is not None and due <= self._clock():
+                self._agent.sync()
+                self._settle()
+
+    def _take_in(self) -> bool:
+        for number in range(_BATCH):
+            try:
+                event = self._inbox.get(timeout=self._patience()) if number == 0 else None
+                event = event or self._inbox.get_nowait()
+            except queue.Empty:
+                return True
+            if isinstance(event, Stop):
+                return False
+            self._agent.hear(event)
+        return True
+
+    def _patience(self) -> float:
+        due = self._agent.due()
+        until = self._next_chores if due is None else min(due, self._next_chores)
+        return max(0.0, until - self._clock())
+
+    def _settle(self) -> None:
+        if self._settled:
+            return
+        # What has been read by now lives on; walking it again and again would hold up changes.
+        gc.collect()
+        gc.freeze()
+        self._settled = True

@@ -1,0 +1,39 @@
+"""The addresses that this machine's interfaces have."""
+
+from __future__ import annotations
+
+import errno
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from pyproxy.model.address import Address, Family, parse_address
+from pyproxy.netlink.nfnetlink import kernel_error
+
+_AF = {Family.IPV4: 2, Family.IPV6: 10}
+_TOWARDS = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
+_LINK_SCOPE = 253
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
+
+
+def local_addresses() -> tuple[Address, ...]:
+    """List all addresses but link-local ones, what the default route would use first."""
+    with IPRoute() as routes:
+        outward = [text for family in Family if (text := _towards_the_world(routes, family))]
+        found = [
+            str(message.get_attr("IFA_ADDRESS"))
+            for message in routes.get_addr()
+            if message["scope"] != _LINK_SCOPE
+        ]
+    return tuple(parse_address(text) for text in dict.fromkeys([*outward, *found]))
+
+
+def _towards_the_world(routes: IPRoute, family: Family) -> str:
+    # A test address: nothing is sent, the kernel only says which source it would take.
+    try:
+        answers = routes.route("get", dst=_TOWARDS[family], family=_AF[family])
+    except NetlinkError as error:
+        if error.code in _NO_ROUTE:
+            return ""
+        raise kernel_error(error.code, "asking for the default route") from error
+    return next((str(a.get_attr("RTA_PREFSRC") or "") for a in answers), "")

@@ -1,0 +1,71 @@
+"""What the configuration and the Node object say together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from pyproxy.config.settings import LocalMode, Settings
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.model.address import Address, Family, Network, family_of
+from pyproxy.model.objects import Node
+
+log = logging.getLogger(__name__)
+
+
+class NodeRules:
+    """Who is a pod, and where node ports are answered, on the node called `hostname`.
+
+    `local_addresses` gives the addresses of this machine's interfaces, loopback included, the one
+    it would use towards the world first in each family.
+    """
+
+    def __init__(
+        self, settings: Settings, local_addresses: Callable[[], Iterable[Address]]
+    ) -> None:
+        self.hostname = settings.node_name
+        self._local_traffic = settings.local_traffic
+        self._node_ports = settings.node_ports
+        self._own_address = settings.node_address
+        self._local_addresses = local_addresses
+
+    def answer(self, node: Node | None) -> NodeAnswer:
+        """Work out both for the Node as it is; None where the API has no such Node."""
+        return NodeAnswer(self._pod_networks(node), self._node_port_addresses(node))
+
+    def _pod_networks(self, node: Node | None) -> tuple[Network, ...]:
+        if self._local_traffic.mode is LocalMode.CLUSTER_CIDR:
+            return self._local_traffic.cluster_networks
+        if self._local_traffic.mode is LocalMode.NODE_CIDR and node is not None:
+            return node.pod_networks
+        return ()
+
+    def _node_port_addresses(self, node: Node | None) -> tuple[Address, ...]:
+        wanted = self._node_ports
+        found: list[Address] = []
+        local = tuple(self._local_addresses())
+        if wanted.primary:
+            found += self._primary(node, local)
+        for address in local:
+            loopback = _is_loopback(address)
+            if (
+                (wanted.everywhere and not loopback)
+                or (wanted.localhost and loopback)
+                or any(address in network for network in wanted.networks)
+            ):
+                found.append(address)
+        return tuple(dict.fromkeys(found))
+
+    def _primary(self, node: Node | None, local: tuple[Address, ...]) -> list[Address]:
+        primary: dict[Family, Address] = {}
+        if self._own_address is not None:
+            primary[family_of(self._own_address)] = self._own_address
+        named = node.addresses if node is not None else ()
+        outward = tuple(address for address in local if not _is_loopback(address))
+        for address in named or outward:
+            primary.setdefault(family_of(address), address)
+        return list(primary.values())
+
+
+def _is_loopback(address: Address) -> bool:
+    return address[0] == 127 if len(address) == 4 else address == b"\0" * 15 + b"\x01"

@@ -1,0 +1,42 @@
+"""From "a node port" to the addresses on which this node answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from pyproxy.model.address import Address, family_of
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer
+
+
+def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> ServiceAnswer:
+    """Put a node port's frontend on each of the node's addresses, of the port's family.
+
+    From there on a node port is a frontend like any other, and one that meets an external IP on
+    the node's own address is seen to do so.
+    """
+    if all(not _is_node_port(f) for port in answer.ports for f in port.frontends):
+        return answer
+    ports = tuple(_spread(port, addresses) for port in answer.ports)
+    return msgspec.structs.replace(answer, ports=ports)
+
+
+def _is_node_port(frontend: Frontend) -> bool:
+    return frontend.scope is Scope.NODE_PORT and not frontend.address
+
+
+def _spread(port: PortAnswer, addresses: Collection[Address]) -> PortAnswer:
+    own = [address for address in addresses if family_of(address) is port.family]
+    taken = {(f.address, f.port) for f in port.frontends}
+    spread: list[Frontend] = []
+    for frontend in port.frontends:
+        if not _is_node_port(frontend):
+            spread.append(frontend)
+            continue
+        spread.extend(
+            msgspec.structs.replace(frontend, address=address)
+            for address in own
+            if (address, frontend.port) not in taken
+        )
+    return msgspec.structs.replace(port, frontends=tuple(spread))
