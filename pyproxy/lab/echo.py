@@ -1,0 +1,106 @@
+"""What runs in a pod: it answers TCP and UDP with its name and the address that it was asked from.
+
+    python echo.py NAME PORT...
+
+It prints `ready` once every port is open, and ends when its standard input does, so that it
+cannot outlive whoever started it. It stands alone on the standard library, for a lab starts many
+of them and wants them at once.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import sys
+
+IP_PKTINFO = 8
+ANCILLARY_SIZE = 256  # bytes, more than either family's packet information takes
+
+
+class Echo:
+    """A pod's server: one thread, all its ports, until `main` ends."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.selector = selectors.DefaultSelector()
+
+    def answer(self, peer: tuple[str, int]) -> bytes:
+        """Write the line that a client gets back."""
+        return f"{self.name} {peer[0].removeprefix('::ffff:')}\n".encode()
+
+    def open(self, port: int) -> None:
+        """Serve one port over TCP and UDP, in both families."""
+        listener = socket.create_server(
+            ("::", port), family=socket.AF_INET6, backlog=512, dualstack_ipv6=True
+        )
+        listener.setblocking(False)
+        self.selector.register(listener, selectors.EVENT_READ, self.accept)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            self.selector.register(udp_socket(family, port), selectors.EVENT_READ, self.reply)
+
+    def accept(self, listener: socket.socket) -> None:
+        """Greet a TCP client, so that a probe need not send anything."""
+        connection, peer = listener.accept()
+        try:
+            connection.sendall(self.answer(peer))
+        except OSError:
+            connection.close()
+            return
+        connection.setblocking(False)
+        self.selector.register(connection, selectors.EVENT_READ, self.talk)
+
+    def talk(self, connection: socket.socket) -> None:
+        """Answer each thing that a TCP client says, for connections that are held open."""
+        try:
+            said = connection.recv(4096)
+            if said:
+                connection.sendall(self.answer(connection.getpeername()))
+        except OSError:
+            said = b""
+        if not said:
+            self.selector.unregister(connection)
+            connection.close()
+
+    def reply(self, bound: socket.socket) -> None:
+        """Answer a datagram from the very address that it was sent to."""
+        _, ancillary, _, peer = bound.recvmsg(2048, ANCILLARY_SIZE)
+        bound.sendmsg([self.answer(peer)], ancillary, 0, peer)
+
+    def serve(self) -> None:
+        """Answer until standard input ends."""
+        self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        while True:
+            for key, _ in self.selector.select():
+                if key.data is None:
+                    return
+                try:
+                    key.data(key.fileobj)
+                except OSError:
+                    continue  # a client that is gone again has seen the error itself
+
+
+def udp_socket(family: int, port: int) -> socket.socket:
+    """Bind one family, asking for the address that each datagram was sent to."""
+    bound = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    bound.bind(("", port))
+    bound.setblocking(False)
+    return bound
+
+
+def main() -> None:
+    """Open every port, say so, and serve."""
+    name, *ports = sys.argv[1:]
+    echo = Echo(name)
+    for port in ports:
+        echo.open(int(port))
+    print("ready", flush=True)
+    echo.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The lab's network: the namespaces of a topology, wired, routed and answering."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pyproxy.lab import wiring
+from pyproxy.lab.namespace import (
+    INTERFACES,
+    NETNS_FOLDER,
+    LabError,
+    Namespace,
+    ip,
+    remove_abandoned,
+    require_root,
+)
+from pyproxy.lab.topology import HOST_PORTS, OUTSIDE, TWO_NODES, Pod, Site, Topology
+
+SWITCH = "sw"
+
+_numbers = itertools.count()
+
+
+class Network:
+    """A context manager: inside it the namespaces exist and the pods answer.
+
+    Names are unique to the process and the network, so several can stand beside each other. Raises
+    UsageError without root, LabError where the kernel or `ip` refuses.
+    """
+
+    def __init__(self, topology: Topology = TWO_NODES) -> None:
+        self.topology = topology
+        self._number = next(_numbers)
+        self._id = f"lab{os.getpid()}-{self._number}"
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._pods: dict[str, Pod] = {}
+
+    def __enter__(self) -> Self:
+        require_root()
+        remove_abandoned()
+        try:
+            self._build()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def namespace(self, name: str) -> Namespace:
+        """Give the namespace of a pod, a site (`na`), or the outside client (`ext`)."""
+        return Namespace(f"{self._id}-{name}")
+
+    def addresses(self, name: str) -> frozenset[str]:
+        """Give every address under which a pod, a site or the outside client can be seen.
+
+        Raises KeyError.
+        """
+        if name == OUTSIDE:
+            return frozenset(self.topology.outside)
+        if name in self._pods:
+            return frozenset(self._pods[name].addresses)
+        site = self.topology.site(name)
+        return frozenset([*site.addresses, *site.gateways])
+
+    def add_pod(self, pod: Pod) -> None:
+        """Start a pod, and return once it answers."""
+        self._make_namespaces([pod.name])
+        self._pods[pod.name] = pod
+        self._wire_pods(self.topology.site(pod.site), [pod])
+        self._await(self._start(pod.name, pod.name, pod.ports))
+
+    def remove_pod(self, name: str) -> None:
+        """Stop a pod and remove its namespace; what it had in hand is lost."""
+        self._stop(name)
+        del self._pods[name]
+        ip([f"netns del {self.namespace(name).name}"])
+
+    def connect_to_root(self) -> str:
+        """Join every site to a bridge in this process's own namespace, and give its address.
+
+        A server that listens on that address can be reached from the nodes, as an API server must.
+        """
+        # Blocks of 16 addresses in 10.250.0.0/16: labs side by side have process ids close by.
+        block = (os.getpid() + 1009 * self._number) % 4096
+        start = (10 << 24) + (250 << 16) + (block << 4)
+        addresses = [".".join(map(str, (start + n).to_bytes(4, "big"))) for n in range(1, 15)]
+        sites = [self.namespace(site.name) for site in self.topology.sites]
+        ports = [f"{self._id}{site.name}" for site in self.topology.sites]
+        members = [(port, site.name) for port, site in zip(ports, sites, strict=True)]
+        ip(wiring.bridge_to_root(self._id, addresses, members))
+        for site, own in zip(sites, addresses[1:], strict=False):
+            site.ip([f"addr add {own}/28 dev mgmt", "link set mgmt up"])
+        return addresses[0]
+
+    def remove(self) -> None:
+        """Stop every server and remove every namespace; may be called at any stage."""
+        for name in list(self._servers):
+            self._stop(name)
+        self._pods.clear()
+        lines = [f"link del {path.name}" for path in INTERFACES.glob(f"{self._id}*")]
+        lines += [f"netns del {path.name}" for path in NETNS_FOLDER.glob(f"{self._id}-*")]
+        ip(lines)
+
+    def _build(self) -> None:
+        topology = self.topology
+        self._pods = {pod.name: pod for pod in topology.pods}
+        sites = [site.name for site in topology.sites]
+        self._make_namespaces([SWITCH, OUTSIDE, *sites, *self._pods])
+        self.namespace(SWITCH).ip(wiring.switch(topology, self._members([OUTSIDE, *sites])))
+        self.namespace(OUTSIDE).ip(wiring.outside(topology))
+        for site in topology.sites:
+            self.namespace(site.name).ip(wiring.site(topology, site))
+            self._wire_pods(site, [pod for pod in topology.pods if pod.site == site.name])
+        starting = [self._start(pod.name, pod.name, pod.ports) for pod in topology.pods]
+        starting += [self._start(site.name, site.host, HOST_PORTS) for site in topology.sites]
+        for server in starting:
+            self._await(server)
+
+    def _members(self, names: list[str]) -> list[tuple[str, str]]:
+        return [(name, self.namespace(name).name) for name in names]
+
+    def _make_namespaces(self, names: list[str]) -> None:
+        ip(f"netns add {namespace}" for _, namespace in self._members(names))
+        nodes = {site.name for site in self.topology.sites}
+        for name in names:
+            values = wiring.ON_NODES if name in nodes else wiring.EVERYWHERE
+            self.namespace(name).sysctl(values)
+
+    def _wire_pods(self, site: Site, pods: list[Pod]) -> None:
+        members = self._members([pod.name for pod in pods])
+        self.namespace(site.name).ip(wiring.pod_cables(members))
+        for pod in pods:
+            self.namespace(pod.name).ip(wiring.pod(pod, site))
+
+    def _start(self, where: str, name: str, ports: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        program = Path(__file__).with_name("echo.py")
+        server = self.namespace(where).start(
+            [sys.executable, "-I", "-S", str(program), name, *map(str, ports)],
+            stdin=subprocess.PIPE,
+            output=subprocess.PIPE,
+        )
+        self._servers[where] = server
+        return server
+
+    def _await(self, server: subprocess.Popen[bytes]) -> None:
+        assert server.stdout is not None  # noqa: S101 (we asked for a pipe)
+        said = server.stdout.readline()
+        if said != b"ready\n":
+            rest = (said + server.stdout.read()).decode(errors="replace").strip()
+            raise LabError(f"a pod's server did not start: {rest.splitlines()[-1:]}")
+
+    def _stop(self, where: str) -> None:
+        server = self._servers.pop(where)
+        server.kill()
+        server.wait()
+        for pipe in (server.stdin, server.stdout):
+            if pipe is not None:
+                pipe.close()

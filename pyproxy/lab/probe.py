@@ -1,0 +1,118 @@
+"""Probes: connect to an address many times and say what came of it.
+
+They use the network namespace that they are called in: `network.namespace("a2").call(...)`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Protocol
+
+REFUSALS = frozenset(
+    (
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EACCES,
+    )
+)
+"""What the kernel makes of a TCP reset and of the ICMP errors that say no."""
+
+ENOUGH_DROPPED = 2
+ENOUGH_REFUSED = 3
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where to connect: an address in text, a port, TCP or UDP."""
+
+    address: str
+    port: int
+    protocol: Protocol = Protocol.TCP
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}{'/udp' if self.protocol is Protocol.UDP else ''}"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What many tries came to: answers by backend, the addresses they saw us under, and the rest.
+
+    `refused` counts tries that were answered with a no at once, `dropped` those with silence.
+    """
+
+    reached: Mapping[str, int] = {}
+    sources: frozenset[str] = frozenset()
+    refused: int = 0
+    dropped: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{name} {count}x" for name, count in sorted(self.reached.items())]
+        parts += [f"{n} {what}" for n, what in self._missed() if n]
+        seen = f", seen as {', '.join(sorted(self.sources))}" if self.sources else ""
+        return (", ".join(parts) or "nothing") + seen
+
+    def _missed(self) -> tuple[tuple[int, str], ...]:
+        return ((self.refused, "refused"), (self.dropped, "dropped"))
+
+
+def parse_target(text: str) -> Target:
+    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80`. Raises UsageError."""
+    place, _, protocol = text.partition("/")
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or protocol not in {"", "tcp", "udp"}:
+        raise UsageError(f"{text!r} is no target: write ADDRESS:PORT or ADDRESS:PORT/udp")
+    kind = Protocol.UDP if protocol == "udp" else Protocol.TCP
+    return Target(host.strip("[]"), int(port), kind)
+
+
+def probe(target: Target, *, tries: int = 1, timeout: float = 0.6, source_port: int = 0) -> Outcome:
+    """Connect `tries` times, each for at most `timeout` seconds; early silence or refusal ends it.
+
+    `source_port` keeps the client's port from try to try, as a long-lived UDP client does. Raises
+    OSError for what is neither an answer nor a refusal.
+    """
+    reached: Counter[str] = Counter()
+    sources: set[str] = set()
+    refused = dropped = 0
+    for _ in range(tries):
+        try:
+            answer = ask(target, timeout=timeout, source_port=source_port)
+        except TimeoutError:
+            dropped += 1
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            refused += 1
+        else:
+            backend, _, source = answer.strip().partition(" ")
+            if source:
+                reached[backend] += 1
+                sources.add(source)
+            else:  # a connection that was taken and closed without a word
+                refused += 1
+        if dropped >= ENOUGH_DROPPED or refused >= ENOUGH_REFUSED:
+            break
+    return Outcome(dict(reached), frozenset(sources), refused, dropped)
+
+
+def ask(target: Target, *, timeout: float, source_port: int = 0) -> str:
+    """Connect once and give the line that the backend answers. Raises OSError, TimeoutError."""
+    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+    udp = target.protocol is Protocol.UDP
+    with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as client:
+        client.settimeout(timeout)
+        if source_port:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            client.bind(("", source_port))
+        client.connect((target.address, target.port))
+        if udp:
+            client.send(b"?")
+        return client.recv(256).decode()

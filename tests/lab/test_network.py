@@ -1,0 +1,187 @@
+"""The lab's network, without any proxy: who reaches whom, under which address."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pyproxy.errors import UsageError
+from pyproxy.lab.namespace import INTERFACES, NETNS_FOLDER, LabError
+from pyproxy.lab.network import Network
+from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.topology import numbered_pod
+from pyproxy.model.address import Protocol
+
+packets = pytest.mark.packets
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as made:
+        yield made
+
+
+def outcome(network: Network, who: str, to: str, tries: int = 4) -> Outcome:
+    return network.namespace(who).call(partial(probe, parse_target(to), tries=tries))
+
+
+@pytest.mark.parametrize(
+    ("who", "to", "backend", "source"),
+    [
+        ("a1", "10.244.1.12:8080", "a2", "10.244.1.11"),
+        ("a1", "10.244.2.11:8081", "b1", "10.244.1.11"),
+        ("a1", "10.244.1.11:8080/udp", "a1", "10.244.1.11"),
+        ("a2", "[fd10:2::12]:8080", "b2", "fd10:1::12"),
+        ("b1", "[fd10:1::11]:8081/udp", "a1", "fd10:2::11"),
+        ("na", "10.244.1.11:8080", "a1", "10.244.1.1"),
+        ("na", "172.30.0.12:9090", "hb", "172.30.0.11"),
+        ("ext", "172.30.0.11:9090/udp", "ha", "172.30.0.100"),
+        ("ext", "[fd10:2::11]:8080", "b1", "fd30::100"),
+        ("b2", "[fd30::11]:9090", "ha", "fd10:2::12"),
+    ],
+)
+@packets
+def test_reached(network: Network, who: str, to: str, backend: str, source: str) -> None:
+    seen = outcome(network, who, to)
+    assert seen == Outcome({backend: 4}, frozenset([source]))
+    assert seen.sources <= network.addresses(who)
+
+
+@pytest.mark.parametrize(
+    ("who", "to"),
+    [
+        ("a1", "10.244.2.11:9"),
+        ("a1", "10.244.2.11:9/udp"),
+        ("ext", "[fd30::11]:80"),
+        ("ext", "[fd30::11]:80/udp"),
+    ],
+)
+@packets
+def test_a_closed_port_refuses(network: Network, who: str, to: str) -> None:
+    assert outcome(network, who, to) == Outcome(refused=3)
+
+
+@pytest.mark.parametrize(
+    ("who", "to"),
+    [("a1", "10.96.0.1:80"), ("ext", "192.0.2.1:80"), ("na", "[fd00:10:96::1]:53/udp")],
+)
+@packets
+def test_a_virtual_address_that_nobody_rewrites_is_silent(
+    network: Network, who: str, to: str
+) -> None:
+    assert outcome(network, who, to) == Outcome(dropped=2)
+
+
+@packets
+def test_a_fixed_source_port_is_kept_from_try_to_try(network: Network) -> None:
+    target = parse_target("10.244.2.11:8080/udp")
+    ask = partial(probe, target, tries=3, source_port=40000)
+    assert network.namespace("a1").call(ask).reached == {"b1": 3}
+
+
+@packets
+def test_a_pod_comes_and_goes(network: Network) -> None:
+    network.add_pod(numbered_pod("late", 2, 77, ports=(5678,)))
+    assert outcome(network, "a1", "10.244.2.77:5678").reached == {"late": 4}
+    assert network.addresses("late") == {"10.244.2.77", "fd10:2::77"}
+    network.remove_pod("late")
+    assert not outcome(network, "a1", "10.244.2.77:5678").reached
+    with pytest.raises(KeyError):
+        network.addresses("late")
+
+
+@packets
+def test_nodes_reach_this_process_over_the_bridge(network: Network) -> None:
+    address = network.connect_to_root()
+    for site in ("na", "nb"):
+        assert outcome(network, site, f"{address}:1").refused
+
+
+@packets
+def test_two_networks_stand_beside_each_other_and_leave_nothing() -> None:
+    before = {path.name for path in NETNS_FOLDER.glob("*")}
+    with Network() as one, Network() as other:
+        one.connect_to_root()
+        other.connect_to_root()
+        assert outcome(other, "a1", "10.244.2.11:8080").reached == {"b1": 4}
+        made = {path.name for path in NETNS_FOLDER.glob("*")} - before
+        bridges = {name.rpartition("-")[0] for name in made}
+    assert len(bridges) == 2
+    assert not made & {path.name for path in NETNS_FOLDER.glob("*")}
+    assert not bridges & {path.name for path in INTERFACES.glob("*")}
+
+
+@packets
+def test_what_is_called_inside_raises_here_and_what_fails_says_why(network: Network) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        network.namespace("a1").call(fail)
+    with pytest.raises(LabError, match="false"):
+        network.namespace("a1").run(["false"])
+    with pytest.raises(LabError, match="nonsense"):
+        network.namespace("a1").ip(["link add nonsense"])
+
+
+@packets
+def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
+    program = (
+        "from pyproxy.lab.network import Network\n"
+        "with Network() as n:\n"
+        "    n.connect_to_root()\n"
+        "    print('up', flush=True)\n"
+        "    input()\n"
+    )
+    killed = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"up\n"
+    pattern = f"lab{killed.pid}-0*"
+    assert list(NETNS_FOLDER.glob(pattern))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    with Network():
+        left: list[Path] = [*NETNS_FOLDER.glob(pattern), *INTERFACES.glob(pattern)]
+        assert not left
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port", "protocol"),
+    [
+        ("10.96.0.1:80", "10.96.0.1", 80, Protocol.TCP),
+        ("10.96.0.1:80/tcp", "10.96.0.1", 80, Protocol.TCP),
+        ("[fd00::1]:53/udp", "fd00::1", 53, Protocol.UDP),
+    ],
+)
+def test_a_target_is_read(text: str, address: str, port: int, protocol: Protocol) -> None:
+    target = parse_target(text)
+    assert (target.address, target.port, target.protocol) == (address, port, protocol)
+    assert parse_target(str(target)) == target
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0.1", "10.0.0.1:x", ":80", "10.0.0.1:80/icmp"])
+def test_what_is_no_target_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="is no target"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("seen", "text"),
+    [
+        (Outcome(), "nothing"),
+        (Outcome({"b": 1, "a": 2}, frozenset(["x"])), "a 2x, b 1x, seen as x"),
+        (Outcome(refused=3), "3 refused"),
+        (Outcome({"a": 1}, frozenset(["x"]), dropped=2), "a 1x, 2 dropped, seen as x"),
+    ],
+)
+def test_an_outcome_reads_well(seen: Outcome, text: str) -> None:
+    assert str(seen) == text
