@@ -3,8 +3,11 @@
 Facts: include/uapi/linux/netfilter/nfnetlink_conntrack.h and net/netfilter/nf_conntrack_netlink.c.
 Since 5.8 the kernel sends only what matches CTA_TUPLE_ORIG in the fields that CTA_FILTER names;
 older kernels ignore both attributes and send everything of the family, so every answer is compared
-here as well. A dump is read piece by piece and never held whole. Each piece is at most 32 KiB, and
-the interpreter's lock is free while the next is waited for, so other threads go on.
+here as well. IPv6 addresses are never given to the filter: up to 6.18 at least it takes them the
+wrong way round, and sends all entries but those asked for.
+
+A dump is read piece by piece and never held whole. Each piece is at most 32 KiB, and the
+interpreter's lock is free while the next is waited for, so other threads go on.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from pyproxy.netlink.attributes import attribute, nested
 from pyproxy.netlink.flows import (
     CTA_FILTER,
     CTA_IP_V4_DST,
-    CTA_IP_V6_DST,
     CTA_PROTO_DST_PORT,
     CTA_PROTO_NUM,
     CTA_TUPLE_IP,
@@ -51,6 +53,7 @@ _FILTER_IP_DST = 1 << 1
 _FILTER_PROTO_NUM = 1 << 3
 _FILTER_PROTO_DST_PORT = 1 << 5
 
+_PORT_SIZE = 2
 _RECEIVE_SIZE = 1 << 16
 _DELETE_AT_ONCE = 64
 """Acknowledgements wait in the socket until all of a message is handled: few enough to fit."""
@@ -89,29 +92,23 @@ class Conntrack:
         `destination` narrows them to one address and port, or, of 2 bytes, to a port on any
         address. Entries made or gone meanwhile may be missed or told of twice. Raises KernelError.
         """
+        asked = destination if family is Family.IPV4 else destination[-_PORT_SIZE:]
         # Its own socket, so that a reader who stops half-way leaves nothing behind for the next.
         with _open() as dump:
-            _send(
-                dump,
-                _message(
-                    _IPCTNL_MSG_CT_GET,
-                    _NLM_F_DUMP,
-                    1,
-                    family,
-                    _narrowed(family, protocol, destination),
-                ),
-            )
+            request = _filter(protocol, asked)
+            _send(dump, _message(_IPCTNL_MSG_CT_GET, _NLM_F_DUMP, 1, family, request))
             done = False
             while not done:
                 piece = _receive(dump)
                 flows, done = decode(piece, family)
-                kept = [
+                ours = [
                     flow
                     for flow in flows
-                    if flow.protocol == protocol and flow.destination.endswith(destination)
+                    if flow.protocol == protocol and flow.destination.endswith(asked)
                 ]
-                if len(kept) < len(flows):
+                if len(ours) < len(flows):
                     self.selective = False
+                kept = [flow for flow in ours if flow.destination.endswith(destination)]
                 if kept:
                     yield kept
 
@@ -191,17 +188,17 @@ def _message(kind: int, flags: int, sequence: int, family: Family, body: bytes) 
     return header + body
 
 
-def _narrowed(family: Family, protocol: Protocol, destination: bytes) -> bytes:
+def _filter(protocol: Protocol, destination: bytes) -> bytes:
+    """Narrow a dump to a protocol, and to a port or an IPv4 address and port where given."""
     flags = _FILTER_PROTO_NUM
     ip: list[bytes] = []
     proto = [attribute(CTA_PROTO_NUM, bytes((protocol,)))]
     if destination:
         flags |= _FILTER_PROTO_DST_PORT
-        proto.append(attribute(CTA_PROTO_DST_PORT, destination[-2:]))
-    if len(destination) > 2:
+        proto.append(attribute(CTA_PROTO_DST_PORT, destination[-_PORT_SIZE:]))
+    if len(destination) > _PORT_SIZE:
         flags |= _FILTER_IP_DST
-        kind = CTA_IP_V4_DST if family is Family.IPV4 else CTA_IP_V6_DST
-        ip.append(nested(CTA_TUPLE_IP, attribute(kind, destination[:-2])))
+        ip.append(nested(CTA_TUPLE_IP, attribute(CTA_IP_V4_DST, destination[:-_PORT_SIZE])))
     return nested(CTA_TUPLE_ORIG, *ip, nested(CTA_TUPLE_PROTO, *proto)) + nested(
         CTA_FILTER, attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", flags))
     )

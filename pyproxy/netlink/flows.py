@@ -80,7 +80,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     def handle(self) -> bytes:
         """The attributes that name this very entry, as the kernel wrote them.
 
-        The id keeps a newer entry with the same tuple from being meant. Raises ValueError without
+        The id tells it from a newer entry with the same tuple. Raises ValueError without
         an original tuple: a deletion without one would empty the whole table.
         """
         parts, named = [], False

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.conntrack.frontends import GONE, Claim, Frontends, Key, stale
+from pyproxy.model.address import (
+    Backend,
+    Family,
+    Port,
+    Protocol,
+    backend,
+    parse_address,
+    parse_network,
+)
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.flows import Flow
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+
+NAME = ObjectName("shop", "dns")
+ADDRESSES = {
+    Family.IPV4: ("10.96.0.10", "10.244.1.{}", "172.30.0.100", "0.0.0.0/0"),
+    Family.IPV6: ("fd00:10:96::a", "fd10:1::{}", "fd30::100", "::/0"),
+}
+
+
+def place(text: str, port: int) -> Backend:
+    return backend(parse_address(text), Port(port))
+
+
+def frontend_of(family: Family) -> Backend:
+    return place(ADDRESSES[family][0], 53)
+
+
+def pod(family: Family, number: int) -> Backend:
+    return place(ADDRESSES[family][1].format(number), 5353)
+
+
+def client(family: Family) -> Backend:
+    return place(ADDRESSES[family][2], 40000)
+
+
+def flow(family: Family, to: Backend, by: Backend | None = None) -> Flow:
+    return Flow(Protocol.UDP, client(family), by or frontend_of(family), to)
+
+
+def claim(*backends: Backend, sources: tuple[str, ...] = ()) -> Claim:
+    return Claim(frozenset(backends), tuple(map(parse_network, sources)))
+
+
+def answer(
+    *frontends: Frontend,
+    name: ObjectName = NAME,
+    family: Family = Family.IPV4,
+    protocol: Protocol = Protocol.UDP,
+    cluster: tuple[Backend, ...] = (),
+    local: tuple[Backend, ...] = (),
+    sources: tuple[str, ...] = (),
+) -> ServiceAnswer:
+    port = PortAnswer("dns", family, protocol, frontends, cluster, local)
+    return ServiceAnswer(name, (port,), tuple(map(parse_network, sources)))
+
+
+def at(address: str, use: Use, scope: Scope = Scope.CLUSTER_IP, port: int = 53) -> Frontend:
+    return Frontend(
+        scope, parse_address(address) if address else parse_address("0.0.0.0")[:0], Port(port), use
+    )
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize(
+    ("now", "to", "expected"),
+    [
+        pytest.param([1, 2], 1, False, id="its backend is still there"),
+        pytest.param([2, 3], 1, True, id="N to M: its backend is gone"),
+        pytest.param([], 1, True, id="N to 0: it should be refused"),
+        pytest.param([1], 0, True, id="0 to N: it was never translated"),
+        pytest.param([], 0, False, id="0 and 0: nothing would be different"),
+        pytest.param(None, 1, True, id="the Service was deleted"),
+        pytest.param(None, 0, False, id="the Service was deleted, the flow never translated"),
+    ],
+)
+def test_the_situations(family: Family, now: list[int] | None, to: int, expected: bool) -> None:
+    claims = GONE if now is None else (claim(*(pod(family, number) for number in now)),)
+    goes_to = pod(family, to) if to else frontend_of(family)
+    assert stale(flow(family, goes_to), claims) is expected
+
+
+def test_a_backend_that_changes_its_port_alone_is_another_backend() -> None:
+    old = place("10.244.1.1", 5353)
+    assert stale(flow(Family.IPV4, old), (claim(place("10.244.1.1", 5354)),))
+
+
+@pytest.mark.parametrize("family", Family)
+def test_two_services_at_one_address_keep_each_others_flows(family: Family) -> None:
+    claims = (claim(pod(family, 1)), claim(pod(family, 2)))
+    assert not stale(flow(family, pod(family, 2)), claims)
+    assert stale(flow(family, pod(family, 3)), claims)
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ((), False),
+        (("172.30.0.0/24",), False),
+        (("192.0.2.0/24",), True),
+        (("192.0.2.0/24", "172.30.0.100/32"), False),
+        (("fd30::/64",), True),
+    ],
+)
+def test_a_client_that_the_source_ranges_shut_out(sources: tuple[str, ...], expected: bool) -> None:
+    family = Family.IPV4
+    guarded = (claim(pod(family, 1), sources=sources),)
+    assert stale(flow(family, pod(family, 1)), guarded) is expected
+
+
+def test_a_client_that_is_shut_out_and_untranslated_is_left_alone() -> None:
+    guarded = (claim(pod(Family.IPV4, 1), sources=("192.0.2.0/24",)),)
+    assert not stale(flow(Family.IPV4, frontend_of(Family.IPV4)), guarded)
+
+
+def test_the_node_itself_is_not_judged_by_source_ranges() -> None:
+    to = frontend_of(Family.IPV4)
+    itself = Flow(Protocol.UDP, Backend(to[:-2] + b"\x99\x99"), to, pod(Family.IPV4, 1))
+    assert not stale(itself, (claim(pod(Family.IPV4, 1), sources=("192.0.2.0/24",)),))
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize(
+    ("use", "usable"),
+    [
+        (Use.CLUSTER, {1, 2}),
+        (Use.LOCAL, {2}),
+        (Use.SPLIT, {1, 2, 3}),
+        (Use.REFUSE, set()),
+        (Use.DROP, set()),
+    ],
+)
+def test_each_use_names_its_backends(
+    family: Family, scope: Scope, use: Use, usable: set[int]
+) -> None:
+    frontends = Frontends()
+    address = "" if scope is Scope.NODE_PORT else ADDRESSES[family][0]
+    local = (2, 3) if use is Use.SPLIT else (2,)
+    frontends.replace(
+        NAME,
+        answer(
+            at(address, use, scope),
+            family=family,
+            cluster=(pod(family, 1), pod(family, 2)),
+            local=tuple(pod(family, number) for number in local),
+        ),
+    )
+    destination = frontend_of(family)[-2:] if not address else frontend_of(family)
+    (claimed,) = frontends.claims(family, Protocol.UDP)[destination]
+    assert claimed.backends == {pod(family, number) for number in usable}
+
+
+A = pod(Family.IPV4, 1)
+B = pod(Family.IPV4, 2)
+OPEN = at("10.96.0.10", Use.CLUSTER)
+REFUSED = at("10.96.0.10", Use.REFUSE)
+BALANCED = at("192.0.2.10", Use.CLUSTER, Scope.LOAD_BALANCER)
+KEY = Key(Family.IPV4, Protocol.UDP, frontend_of(Family.IPV4))
+BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "keys"),
+    [
+        pytest.param(None, answer(OPEN, cluster=(A,)), {KEY}, id="new"),
+        pytest.param(None, answer(REFUSED), set(), id="new, without endpoints"),
+        pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(A,)), set(), id="same"),
+        pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(A, B)), set(), id="more"),
+        pytest.param(answer(OPEN, cluster=(A, B)), answer(OPEN, cluster=(A,)), {KEY}, id="fewer"),
+        pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(B,)), {KEY}, id="other"),
+        pytest.param(answer(OPEN, cluster=(A,)), answer(REFUSED), {KEY}, id="none left"),
+        pytest.param(answer(REFUSED), answer(OPEN, cluster=(A,)), {KEY}, id="the first"),
+        pytest.param(answer(OPEN, cluster=(A,)), None, {KEY}, id="deleted"),
+        pytest.param(answer(REFUSED), None, set(), id="deleted while refused"),
+        pytest.param(
+            answer(OPEN, BALANCED, cluster=(A,)),
+            answer(OPEN, cluster=(A,)),
+            {BALANCED_KEY},
+            id="an address removed",
+        ),
+        pytest.param(
+            answer(OPEN, BALANCED, cluster=(A,)),
+            answer(OPEN, BALANCED, cluster=(A,), sources=("192.0.2.0/24",)),
+            {BALANCED_KEY},
+            id="a source range",
+        ),
+        pytest.param(
+            answer(OPEN, cluster=(A,), protocol=Protocol.TCP), None, set(), id="TCP is never ours"
+        ),
+    ],
+)
+def test_a_change_names_the_frontends_that_need_a_look(
+    before: ServiceAnswer | None, after: ServiceAnswer | None, keys: set[Key]
+) -> None:
+    frontends = Frontends()
+    frontends.replace(NAME, before)
+    assert frontends.replace(NAME, after) == keys
+
+
+def test_what_is_forgotten_leaves_nothing_behind() -> None:
+    frontends = Frontends()
+    other = ObjectName("shop", "other")
+    frontends.replace_all([answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(B,), name=other)])
+    claims = frontends.claims(Family.IPV4, Protocol.UDP)
+    assert {claimed.backends for claimed in claims[KEY.destination]} == {
+        frozenset({A}),
+        frozenset({B}),
+    }
+    assert frontends.replace_all([answer(OPEN, cluster=(B,), name=other)]) == {KEY}
+    assert [claimed.backends for claimed in claims[KEY.destination]] == [{B}]
+    assert frontends.replace_all([]) == {KEY}
+    assert not claims
+    assert not frontends.groups()
+
+
+uses = st.sampled_from(Use)
+pods = st.sets(st.integers(1, 4), max_size=4).map(
+    lambda numbers: tuple(pod(Family.IPV4, number) for number in sorted(numbers))
+)
+answers = st.none() | st.builds(
+    lambda use, cluster, local, sources: answer(
+        at("10.96.0.10", use, Scope.LOAD_BALANCER), cluster=cluster, local=local, sources=sources
+    ),
+    uses,
+    pods,
+    pods,
+    st.sampled_from([(), ("192.0.2.0/24",), ("172.30.0.0/16",)]),
+)
+
+
+@given(st.lists(answers, min_size=2, max_size=6))
+def test_a_change_that_names_no_frontend_makes_nothing_stale(
+    history: list[ServiceAnswer | None],
+) -> None:
+    """Whatever was fresh before such a change is fresh after it."""
+    frontends = Frontends()
+    claims = frontends.claims(Family.IPV4, Protocol.UDP)
+    goals = [*(pod(Family.IPV4, number) for number in range(1, 5)), KEY.destination]
+    flows = [flow(Family.IPV4, Backend(to)) for to in goals]
+    frontends.replace(NAME, history[0])
+    for _, after in itertools.pairwise(history):
+        before = claims.get(KEY.destination, GONE)
+        named = frontends.replace(NAME, after)
+        now = claims.get(KEY.destination, GONE)
+        if not named:
+            fresh = [one for one in flows if not stale(one, before)]
+            assert not [one for one in fresh if stale(one, now)]
+
+
+@given(answers, answers)
+def test_frontends_depend_on_the_last_answers_alone(
+    first: ServiceAnswer | None, last: ServiceAnswer | None
+) -> None:
+    walked, direct = Frontends(), Frontends()
+    walked.replace(NAME, first)
+    walked.replace(NAME, last)
+    direct.replace(NAME, last)
+    group = Family.IPV4, Protocol.UDP
+    assert walked.claims(*group) == direct.claims(*group)
+
+
+@given(st.sets(st.integers(1, 4)), st.integers(1, 4))
+def test_a_flow_is_fresh_exactly_where_its_backend_is_one_of_the_allowed(
+    numbers: set[int], to: int
+) -> None:
+    allowed = (claim(*(pod(Family.IPV6, number) for number in numbers)),)
+    assert stale(flow(Family.IPV6, pod(Family.IPV6, to)), allowed) is (to not in numbers)

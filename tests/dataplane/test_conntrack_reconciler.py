@@ -1,0 +1,400 @@
+"""The reconciler on the kernel's own table, with entries made up and a clock set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pyproxy.dataplane.conntrack import Reconciler
+from pyproxy.dataplane.conntrack.agenda import RETRY_DELAYS, SECOND_LOOK
+from pyproxy.errors import TransientKernelError
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol, parse_address
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.conntrack import Conntrack, Deletion
+from pyproxy.netlink.flows import Flow
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from tests.netlink.conntrack_entries import Entry, count, insert, namespace, place
+
+pytestmark = pytest.mark.kernel
+
+NAME = ObjectName("shop", "dns")
+NODE_PORT = Port(30053)
+SCOPES = {
+    Family.IPV4: {
+        Scope.CLUSTER_IP: "10.96.0.10",
+        Scope.EXTERNAL_IP: "198.51.100.7",
+        Scope.LOAD_BALANCER: "192.0.2.10",
+        Scope.NODE_PORT: "172.30.0.11",
+    },
+    Family.IPV6: {
+        Scope.CLUSTER_IP: "fd00:10:96::a",
+        Scope.EXTERNAL_IP: "2001:db8::7",
+        Scope.LOAD_BALANCER: "2001:db8::10",
+        Scope.NODE_PORT: "fd30::11",
+    },
+}
+CLIENTS = {Family.IPV4: "172.30.0.100", Family.IPV6: "fd30::100"}
+PODS = {Family.IPV4: "10.244.1.{}", Family.IPV6: "fd10:1::{}"}
+NODE = frozenset(parse_address(scopes[Scope.NODE_PORT]) for scopes in SCOPES.values())
+
+
+def pod(family: Family, number: int) -> Backend:
+    return place(PODS[family].format(number), 5353)
+
+
+def goal(family: Family, scope: Scope) -> Backend:
+    return place(SCOPES[family][scope], NODE_PORT if scope is Scope.NODE_PORT else 53)
+
+
+def answer(
+    pods: Sequence[int],
+    families: Sequence[Family] = tuple(Family),
+    protocol: Protocol = Protocol.UDP,
+    name: ObjectName = NAME,
+) -> ServiceAnswer:
+    """A Service on every kind of address, which sends to these pods, or refuses."""
+    use = Use.CLUSTER if pods else Use.REFUSE
+    return ServiceAnswer(
+        name,
+        tuple(
+            PortAnswer(
+                "dns",
+                family,
+                protocol,
+                tuple(
+                    Frontend(
+                        scope,
+                        Address(b"") if scope is Scope.NODE_PORT else parse_address(address),
+                        NODE_PORT if scope is Scope.NODE_PORT else Port(53),
+                        use,
+                    )
+                    for scope, address in SCOPES[family].items()
+                ),
+                tuple(pod(family, number) for number in pods),
+                (),
+            )
+            for family in families
+        ),
+    )
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Tally:
+    """An observer that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.looks: list[tuple[Family, int]] = []
+
+    def conntrack_finished(self, family: Family, seconds: float, deleted: int) -> None:
+        assert seconds >= 0
+        self.looks.append((family, deleted))
+
+    def deleted(self) -> int:
+        return sum(deleted for _, deleted in self.looks)
+
+
+class Flaky:
+    """The kernel's table, which refuses to delete so many times before it does."""
+
+    def __init__(self, table: Conntrack, refusals: int) -> None:
+        self._table = table
+        self._refusals = refusals
+        self.selective = True
+        self.asked: list[bytes] = []
+
+    def flows(
+        self, family: Family, protocol: Protocol, destination: bytes = b""
+    ) -> Iterator[list[Flow]]:
+        self.asked.append(destination)
+        return self._table.flows(family, protocol, destination)
+
+    def delete(self, flows: Sequence[Flow]) -> Deletion:
+        if not flows or not self._refusals:
+            return self._table.delete(flows)
+        self._refusals -= 1
+        rest = self._table.delete(flows[1:])
+        return Deletion(rest.deleted, ((flows[0], TransientKernelError("EBUSY", 16)),))
+
+
+@pytest.fixture
+def table() -> Iterator[Conntrack]:
+    with namespace():
+        opened = Conntrack()
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally()
+
+
+@pytest.fixture
+def reconciler(table: Conntrack, tally: Tally, clock: Clock) -> Reconciler:
+    made = Reconciler(table, tally, clock)
+    made.node_addresses(NODE)
+    return made
+
+
+def left(table: Conntrack, protocol: Protocol = Protocol.UDP) -> set[tuple[bytes, bytes]]:
+    return {
+        (flow.destination, flow.reply_source)
+        for family in Family
+        for piece in table.flows(family, protocol)
+        for flow in piece
+    }
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """A Service's pods before and after (None without a Service), and whose flows are left."""
+
+    before: list[int] | None
+    after: list[int] | None
+    kept: list[int] = []
+
+
+SITUATIONS = {
+    "N to M": Situation([1, 2], [2, 3], [2]),
+    "N to 0": Situation([1, 2], []),
+    "0 to N": Situation([], [1]),
+    "a Service is new": Situation(None, [1]),
+    "a Service is deleted": Situation([1, 2], None),
+    "another order": Situation([1, 2], [2, 1], [1, 2]),
+}
+
+
+@pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.SCTP])
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
+def test_flows_follow_their_service(
+    reconciler: Reconciler,
+    table: Conntrack,
+    situation: Situation,
+    scope: Scope,
+    family: Family,
+    protocol: Protocol,
+) -> None:
+    before, after = situation.before, situation.after
+    to = goal(family, scope)
+    if before is not None:
+        reconciler.full([answer(before, protocol=protocol)])
+        reconciler.step()
+    insert(
+        Entry(place(CLIENTS[family], 40000 + number), to, pod(family, number), protocol)
+        for number in before or []
+    )
+    if not before:
+        insert([Entry(place(CLIENTS[family], 40000), to, protocol=protocol)])
+    expected = {(to, pod(family, number)) for number in situation.kept}
+    strangers = [
+        Entry(place(CLIENTS[family], 50001), pod(family, 9), pod(family, 8), protocol),
+        Entry(place(CLIENTS[family], 50002), pod(family, 9), Backend(b""), protocol),
+    ]
+    insert(strangers)
+    reconciler.changed({NAME: None if after is None else answer(after, protocol=protocol)})
+    reconciler.step()
+    expected |= {(entry.to, entry.by or entry.to) for entry in strangers}
+    assert left(table, protocol) == expected
+
+
+@pytest.mark.parametrize("after", [[2], [], None])
+def test_tcp_is_never_touched(
+    table: Conntrack, reconciler: Reconciler, after: list[int] | None
+) -> None:
+    entries = [
+        Entry(place(CLIENTS[family], 40000), goal(family, scope), pod(family, 1), protocol)
+        for family in Family
+        for scope in (Scope.CLUSTER_IP, Scope.NODE_PORT)
+        for protocol in (Protocol.TCP, Protocol.UDP)
+    ]
+    tcp = answer([1], protocol=Protocol.TCP, name=ObjectName("shop", "tcp"))
+    reconciler.full([answer([1]), tcp])
+    insert(entries[:2] + entries[4:6])
+    reconciler.changed(
+        {
+            NAME: None if after is None else answer(after),
+            tcp.name: None if after is None else answer(after, (), Protocol.TCP, tcp.name),
+        }
+    )
+    reconciler.step()
+    assert left(table) == set()
+    assert len(left(table, Protocol.TCP)) == 2
+
+
+def test_an_unchanged_restart_removes_nothing(
+    table: Conntrack, reconciler: Reconciler, clock: Clock, tally: Tally
+) -> None:
+    insert(
+        Entry(place(CLIENTS[family], 40000 + index), goal(family, scope), pod(family, 1))
+        for family in Family
+        for index, scope in enumerate((Scope.CLUSTER_IP, Scope.NODE_PORT))
+    )
+    before = count()
+    reconciler.full([answer([1, 2])])
+    for _ in range(3):
+        reconciler.step()
+        clock.now += SECOND_LOOK
+    assert count() == before
+    assert tally.looks
+    assert tally.deleted() == 0
+
+
+def test_a_restart_finds_what_changed_meanwhile(table: Conntrack, reconciler: Reconciler) -> None:
+    family = Family.IPV4
+    to = goal(family, Scope.CLUSTER_IP)
+    insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, n)) for n in (1, 2))
+    reconciler.full([answer([2])])
+    reconciler.step()
+    assert left(table) == {(to, pod(family, 2))}
+
+
+def test_an_entry_that_appears_late_is_found_by_the_second_look(
+    table: Conntrack, reconciler: Reconciler, clock: Clock
+) -> None:
+    family = Family.IPV6
+    reconciler.full([answer([1])])
+    reconciler.changed({NAME: answer([2])})
+    reconciler.step()
+    insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.CLUSTER_IP), pod(family, 1))])
+    reconciler.step()
+    assert len(left(table)) == 1
+    clock.now += SECOND_LOOK
+    reconciler.step()
+    assert left(table) == set()
+
+
+def test_an_address_that_is_the_nodes_no_more(table: Conntrack, reconciler: Reconciler) -> None:
+    family = Family.IPV4
+    to = goal(family, Scope.NODE_PORT)
+    reconciler.changed({NAME: answer([1])})
+    insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
+    reconciler.step()
+    assert len(left(table)) == 1
+    reconciler.node_addresses(())
+    reconciler.step()
+    assert left(table) == set()
+
+
+def test_an_address_that_is_new_to_the_node(table: Conntrack, tally: Tally, clock: Clock) -> None:
+    family = Family.IPV6
+    reconciler = Reconciler(table, tally, clock)
+    reconciler.changed({NAME: answer([1])})
+    insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.NODE_PORT))])
+    reconciler.step()
+    assert len(left(table)) == 1
+    reconciler.node_addresses(NODE)
+    reconciler.step()
+    assert left(table) == set()
+
+
+def test_a_refused_deletion_is_tried_again(
+    table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = Family.IPV4
+    reconciler = Reconciler(Flaky(table, 1), tally, clock)
+    reconciler.changed({NAME: answer([1, 2])})
+    to = goal(family, Scope.CLUSTER_IP)
+    insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, 1)) for n in range(5))
+    reconciler.changed({NAME: answer([2])})
+    reconciler.step()
+    assert count() == 1
+    assert "EBUSY" in caplog.text
+    clock.now += RETRY_DELAYS[0]
+    reconciler.step()
+    assert count() == 0
+    assert tally.deleted() == 5
+    assert reconciler.abandoned == 0
+
+
+def test_what_is_never_deleted_is_given_up_once_and_found_by_the_next_change(
+    table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = Family.IPV4
+    reconciler = Reconciler(Flaky(table, len(RETRY_DELAYS) + 1), tally, clock)
+    reconciler.changed({NAME: answer([1])})
+    to = goal(family, Scope.CLUSTER_IP)
+    insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
+    reconciler.changed({NAME: answer([2])})
+    for _ in range(20):
+        reconciler.step()
+        clock.now += max(RETRY_DELAYS)
+    assert reconciler.abandoned == 1
+    assert caplog.text.count("no retry is left") == 1
+    reconciler.changed({NAME: answer([3])})
+    reconciler.step()
+    assert count() == 0
+
+
+def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
+    table: Conntrack, clock: Clock, tally: Tally
+) -> None:
+    asked = Flaky(table, 0)
+    reconciler = Reconciler(asked, tally, clock)
+    reconciler.changed({NAME: answer([1], [Family.IPV4])})
+    reconciler.step()
+    addresses = {goal(Family.IPV4, scope) for scope in Scope if scope is not Scope.NODE_PORT}
+    assert set(asked.asked) == {*addresses, NODE_PORT.to_bytes(2, "big")}
+    asked.asked.clear()
+    clock.now += SECOND_LOOK / 2
+    port = PortAnswer(
+        "many",
+        Family.IPV4,
+        Protocol.UDP,
+        tuple(
+            Frontend(Scope.CLUSTER_IP, parse_address("10.96.1.1"), Port(1000 + n), Use.CLUSTER)
+            for n in range(100)
+        ),
+        (pod(Family.IPV4, 1),),
+        (),
+    )
+    reconciler.changed({ObjectName("shop", "many"): ServiceAnswer(NAME, (port,))})
+    reconciler.step()
+    assert asked.asked == [b""]
+
+
+def peak_memory() -> int:
+    """The process's largest resident size so far, or since it was last reset, in bytes."""
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
+    return int(line.split()[1]) << 10
+
+
+def test_two_hundred_thousand_entries_take_little_memory(
+    table: Conntrack, reconciler: Reconciler, tally: Tally
+) -> None:
+    """Half of the table is stale, and is deleted while it is being read."""
+    total = 200_000
+    to = goal(Family.IPV4, Scope.CLUSTER_IP)
+    by = pod(Family.IPV4, 1), pod(Family.IPV4, 2)
+    insert(
+        Entry(Backend(b"\x0a" + index.to_bytes(3, "big") + b"\x99\x99"), to, by[index % 2])
+        for index in range(total)
+    )
+    assert count() == total
+    reconciler.full([answer([2])])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory()
+    reconciler.step()
+    grown = peak_memory() - before
+    assert count() == total // 2
+    assert tally.deleted() == total // 2
+    assert grown < 16 << 20
