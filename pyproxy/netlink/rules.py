@@ -22,11 +22,27 @@ _NFT_GOTO = -4
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
+CT_NEW = 1 << 3
+HOOK_INPUT, HOOK_POSTROUTING = 1, 4
+
+_ORIGINAL = 0
+_UPDATE = 1
 
 
 def new_chain(table: str, name: str) -> Message:
     """Make a chain without a hook."""
     return Message(_kind(_NEWCHAIN), NLM_F_CREATE, string(1, table) + string(3, name))
+
+
+def new_base_chain(table: str, name: str, hook: int, priority: int) -> Message:
+    """Make a chain of type filter that packets pass at a hook of the inet family."""
+    place = nested(4, _number(1, hook), attribute(2, struct.pack(">i", priority)))
+    return Message(
+        _kind(_NEWCHAIN),
+        NLM_F_CREATE,
+        string(1, table) + string(3, name) + place + string(7, "filter"),
+    )
 
 
 def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
@@ -52,22 +68,31 @@ def set_meta(key: int, register: int) -> bytes:
     return _expression("meta", _number(2, key), _number(3, register))
 
 
+def load_original(key: int, register: int) -> bytes:
+    """Load a part of what the connection's first packet said before it was translated."""
+    direction = attribute(3, bytes((_ORIGINAL,)))
+    return _expression("ct", _number(1, register), _number(2, key), direction)
+
+
+def is_new(register: int) -> list[bytes]:
+    """Go on with the rule only for the first packet of a connection."""
+    wanted, nothing = struct.pack("=I", CT_NEW), struct.pack("=I", 0)
+    return [
+        _expression("ct", _number(1, register), _number(2, CT_STATE)),
+        _bitwise(register, wanted, nothing),
+        _compare(register, 1, nothing),
+    ]
+
+
 def equal(register: int, value: bytes) -> bytes:
     """Go on with the rule only if the register holds `value`."""
-    return _expression("cmp", _number(1, register), _number(2, 0), nested(3, attribute(1, value)))
+    return _compare(register, 0, value)
 
 
 def set_bits(register: int, bits: int) -> bytes:
     """Set bits in a 32-bit register, in host order, and keep the others."""
     mask, xor = struct.pack("=I", ~bits & 0xFFFFFFFF), struct.pack("=I", bits)
-    return _expression(
-        "bitwise",
-        _number(1, register),
-        _number(2, register),
-        _number(3, 4),
-        nested(4, attribute(1, mask)),
-        nested(5, attribute(1, xor)),
-    )
+    return _bitwise(register, mask, xor)
 
 
 def random_number(modulus: int, offset: int, register: int) -> bytes:
@@ -81,6 +106,25 @@ def look_up(map_name: str, key_register: int, data_register: int) -> bytes:
     """Load a map's data; a key that is not there ends the rule."""
     return _expression(
         "lookup", string(1, map_name), _number(2, key_register), _number(3, data_register)
+    )
+
+
+def look_up_verdict(map_name: str, key_register: int) -> bytes:
+    """Do what a verdict map says; a key that is not there ends the rule."""
+    return _expression(
+        "lookup", string(1, map_name), _number(2, key_register), _number(3, _VERDICT_REGISTER)
+    )
+
+
+def update(map_name: str, key_register: int, data_register: int, timeout: int) -> bytes:
+    """Add an element to a map, or begin the timeout of one that is there anew; in seconds."""
+    return _expression(
+        "dynset",
+        string(1, map_name),
+        _number(3, _UPDATE),
+        _number(4, key_register),
+        _number(5, data_register),
+        attribute(6, struct.pack(">Q", timeout * 1000)),
     )
 
 
@@ -111,6 +155,23 @@ def _kind(message: int) -> int:
 
 def _number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack(">I", value))
+
+
+def _compare(register: int, operator: int, value: bytes) -> bytes:
+    return _expression(
+        "cmp", _number(1, register), _number(2, operator), nested(3, attribute(1, value))
+    )
+
+
+def _bitwise(register: int, mask: bytes, xor: bytes) -> bytes:
+    return _expression(
+        "bitwise",
+        _number(1, register),
+        _number(2, register),
+        _number(3, 4),
+        nested(4, attribute(1, mask)),
+        nested(5, attribute(1, xor)),
+    )
 
 
 def _expression(name: str, *fields: bytes) -> bytes:

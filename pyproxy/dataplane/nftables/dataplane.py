@@ -12,9 +12,16 @@ import msgspec
 
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
-from pyproxy.dataplane.nftables import picks, ruleset
+from pyproxy.dataplane.nftables import chains, ruleset
+from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, without
-from pyproxy.dataplane.nftables.readback import read_chains, read_table, read_tables, recall
+from pyproxy.dataplane.nftables.readback import (
+    read_chains,
+    read_learned,
+    read_table,
+    read_tables,
+    recall,
+)
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Table
@@ -26,11 +33,14 @@ from pyproxy.errors import (
     RejectedError,
     UsageError,
 )
+from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nfnetlink import Nfnetlink, Refusal
 from pyproxy.netlink.nftables import (
     SUBSYSTEM,
     ElementMessage,
+    Shape,
+    delete_elements,
     delete_table,
     element_at,
 )
@@ -140,6 +150,7 @@ class NftablesDataplane:
             growth = Counter[SharedRow]()
             self._count(growth, self._programmed.get(found), plan.services[found])
             plan = without(plan, found, self._rows_of(plan, found), growth)
+        self._forget_clients(plan)
         self._remember(plan)
         return tuple(failures)
 
@@ -179,21 +190,42 @@ class NftablesDataplane:
         self._chains = read_chains(self._netlink)
 
     def _send(self, plan: NftablesPlan) -> Refusal | None:
-        missing = picks.with_dependencies(plan.targets()).difference(self._chains)
-        chains = [
-            message
-            for name in picks.in_order(missing)
-            for message in picks.chain(name, plan.options.mark)
-        ]
+        missing = [name for name in chains.needed(plan.targets()) if name not in self._chains]
+        first = [each for name in missing for each in chains.chain(name, plan.options.mark)]
         writes = list(plan.messages())
-        refusals = self._netlink.transact(
-            [*chains, *(write.message for write in writes)], SUBSYSTEM
-        )
+        refusals = self._netlink.transact([*first, *(write.message for write in writes)], SUBSYSTEM)
         if not refusals:
-            self._chains |= missing
+            self._chains.update(missing)
             return None
-        first = refusals[0]
-        return msgspec.structs.replace(first, index=first.index - len(chains))
+        refusal = refusals[0]
+        return msgspec.structs.replace(refusal, index=refusal.index - len(first))
+
+    def _forget_clients(self, plan: NftablesPlan) -> None:
+        if plan.whole:
+            held = [answer for answer in plan.services.values() if answer is not None]
+            allowed = expectations(held)
+        else:
+            allowed = loosened(self._programmed, plan.services)
+        if not (allowed or plan.whole):
+            return
+        for family in Family:
+            learned = read_learned(self._netlink, family)
+            self._delete_if_there(stale(learned, family, allowed, all_known=plan.whole))
+
+    def _delete_if_there(self, table: Table) -> None:
+        # An entry may time out between being read and being deleted.
+        for name, rows in table.items():
+            keys = list(rows)
+            while keys:
+                writes = list(delete_elements(TABLE, name, keys, Shape.EXACT))
+                refusals = self._netlink.transact([write.message for write in writes], SUBSYSTEM)
+                if not refusals:
+                    break
+                if not isinstance(refusals[0].error, OutOfStepError):
+                    raise refusals[0].error
+                write = writes[refusals[0].index]
+                place = element_at(write.message, refusals[0].offset)
+                keys.remove(write.keys[place or 0])
 
     def _blame(self, plan: NftablesPlan, refusal: Refusal) -> ObjectName | None:
         writes: list[ElementMessage] = list(plan.messages())

@@ -9,7 +9,7 @@ import msgspec
 
 from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.interface import NodeAnswer
-from pyproxy.dataplane.nftables import listing, picks, schema
+from pyproxy.dataplane.nftables import chains, listing, schema
 from pyproxy.dataplane.nftables.rows import SharedRow
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.objects import ObjectName
@@ -51,7 +51,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
         )
 
     def targets(self) -> set[str]:
-        """Name the picking chains that the new elements go to."""
+        """Name the chains, of those made when needed, that the new elements go to."""
         verdicts = (
             value.target
             for set_name, rows in self.delta.add.items()
@@ -59,7 +59,9 @@ class NftablesPlan(msgspec.Struct, frozen=True):
             for value in rows.values()
             if isinstance(value, Tag)
         )
-        return {target for target in verdicts if target != DROP and picks.is_pick(target)}
+        return {
+            target for target in verdicts if target != DROP and chains.is_made_when_needed(target)
+        }
 
     def messages(self) -> Iterator[ElementMessage]:
         """Pack the elements, removals first, as the kernel wants a changed one."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.dataplane.nftables import picks, schema
+from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.rows import frontend_key, slots_in, slots_key
-from pyproxy.dataplane.nftables.schema import TABLE, Table
+from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
 from pyproxy.dataplane.slots import place
 from pyproxy.errors import OutOfStepError
 from pyproxy.model.address import Backend, Family
@@ -44,6 +44,14 @@ def read_table(netlink: Nfnetlink) -> Table:
     return table
 
 
+def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
+    """Read which endpoint each client of a sticky frontend has. Raises KernelError."""
+    name = schema.AFFINITY.of(family)
+    return nftables.elements(
+        netlink.dump(nftables.get_elements(TABLE, name)), schema.AFFINITY.shape
+    )
+
+
 class Remembered(msgspec.Struct, frozen=True):
     """The slots that endpoints have in the kernel, by family and `slots_key`."""
 
@@ -61,14 +69,14 @@ class Remembered(msgspec.Struct, frozen=True):
         cluster, local = port.cluster, port.local
         for frontend in port.frontends:
             key = frontend_key(frontend.address, port.protocol, frontend.port)
-            first = slots.get(slots_key(key, picks.CLUSTER), ())
+            first = slots.get(slots_key(key, chains.CLUSTER), ())
             if frontend.use is Use.LOCAL:
                 local = place(first, port.local)
             elif frontend.use is Use.CLUSTER:
                 cluster = place(first, port.cluster)
             elif frontend.use is Use.SPLIT:
                 cluster = place(first, port.cluster)
-                local = place(slots.get(slots_key(key, picks.LOCAL), ()), port.local)
+                local = place(slots.get(slots_key(key, chains.LOCAL), ()), port.local)
         return msgspec.structs.replace(port, cluster=cluster, local=local)
 
 

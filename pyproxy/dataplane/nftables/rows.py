@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 
-from pyproxy.dataplane.nftables import picks, schema
+from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import Rows, Table
 from pyproxy.model.address import Address, Backend, Family, Network, Protocol
 from pyproxy.model.objects import ObjectName
@@ -72,16 +72,18 @@ def _add_frontend(
 ) -> None:
     family = port.family
     key = frontend_key(frontend.address, port.protocol, frontend.port)
+    serves = frontend.use in (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
+    sticky = serves and answer.affinity_timeout > 0
 
     def put(kind: schema.SetKind, target: str) -> None:
         table.setdefault(kind.of(family), {})[key] = Tag(target, comment)
 
     def pick(which: str, backends: tuple[Backend, ...], *, masquerade: bool = False) -> str:
         endpoints = table.setdefault(schema.ENDPOINTS.of(family), {})
-        first = picks.LOCAL_OFFSET if which == picks.LOCAL else 0
+        first = chains.LOCAL_OFFSET if which == chains.LOCAL else 0
         for index, backend in enumerate(backends, first):
             endpoints[key + _INDEX.pack(index)] = backend + b"\0\0"
-        return picks.target(which, family, len(backends), masquerade=masquerade)
+        return chains.Pick(which, family, len(backends), masquerade, sticky).chain
 
     match frontend.use:
         case Use.REFUSE:
@@ -90,14 +92,16 @@ def _add_frontend(
             put(schema.SERVICES, DROP)
         case Use.CLUSTER:
             outside = frontend.scope is not Scope.CLUSTER_IP
-            put(schema.SERVICES, pick(picks.CLUSTER, port.cluster, masquerade=outside))
+            put(schema.SERVICES, pick(chains.CLUSTER, port.cluster, masquerade=outside))
         case Use.LOCAL:
-            put(schema.SERVICES, pick(picks.CLUSTER, port.local))
+            put(schema.SERVICES, pick(chains.CLUSTER, port.local))
         case Use.SPLIT:
             put(schema.SERVICES, f"split{family.value}")
             if port.cluster:
-                put(schema.INSIDERS, pick(picks.CLUSTER, port.cluster))
-            put(schema.OUTSIDERS, pick(picks.LOCAL, port.local) if port.local else DROP)
+                put(schema.INSIDERS, pick(chains.CLUSTER, port.cluster))
+            put(schema.OUTSIDERS, pick(chains.LOCAL, port.local) if port.local else DROP)
+    if sticky:
+        put(schema.STICKY, chains.learning(family, answer.affinity_timeout))
     if frontend.scope is Scope.LOAD_BALANCER and answer.source_ranges:
         put(schema.GUARDED, "")
         sources = table.setdefault(schema.SOURCES.of(family), {})
@@ -122,7 +126,7 @@ def slots_in(rows: Rows, family: Family) -> dict[bytes, tuple[Backend, ...]]:
         if isinstance(value, Tag):
             continue
         (index,) = _INDEX.unpack_from(key, len(key) - 4)
-        base = picks.LOCAL_OFFSET if index >= picks.LOCAL_OFFSET else 0
+        base = chains.LOCAL_OFFSET if index >= chains.LOCAL_OFFSET else 0
         slots = found.setdefault(key[:-4] + _INDEX.pack(base), {})
         slots[index - base] = Backend(value[:size])
     return {
@@ -134,4 +138,4 @@ def slots_in(rows: Rows, family: Family) -> dict[bytes, tuple[Backend, ...]]:
 
 def slots_key(frontend: bytes, which: str) -> bytes:
     """Give the key under which `slots_in` answers for a frontend."""
-    return frontend + _INDEX.pack(picks.LOCAL_OFFSET if which == picks.LOCAL else 0)
+    return frontend + _INDEX.pack(chains.LOCAL_OFFSET if which == chains.LOCAL else 0)

@@ -1,7 +1,7 @@
 """The constant part of the table, as text for nft.
 
 No chain and no rule stands for a Service or an endpoint, so the text depends on the agent's
-configuration alone. The chains that pick an endpoint are in `picks`.
+configuration alone. The chains that pick an endpoint are in `chains`.
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ def _declaration(kind: SetKind, family: Family) -> str:
     data = kind.data_text(family)
     word, typeof = ("map", f"{kind.key_text(family)} : {data}") if data else ("set", "")
     flags = "" if kind.shape is Shape.EXACT else " flags interval;"
+    if kind.learned:
+        flags = f" size {kind.learned}; flags dynamic,timeout;"
     return (
         f"\t{word} {kind.of(family)} {{ typeof {typeof or kind.key_text(family)};{flags} "
         f'comment "{kind.about}"; }}'

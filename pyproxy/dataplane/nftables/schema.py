@@ -42,7 +42,7 @@ BACKEND = (Field.DADDR, Field.PORT)
 class SetKind(msgspec.Struct, frozen=True):
     """One set or map that exists for each family, under `name` followed by 4 or 6.
 
-    `learned` ones are filled by packets and never by us.
+    `learned` is how many elements a map that packets fill may have; 0 for all that we fill.
     """
 
     name: str
@@ -50,7 +50,7 @@ class SetKind(msgspec.Struct, frozen=True):
     key: tuple[Field, ...]
     data: tuple[Field, ...] = ()
     shape: Shape = Shape.EXACT
-    learned: bool = False
+    learned: int = 0
 
     def of(self, family: Family) -> str:
         """Name the set of one family."""
@@ -87,10 +87,29 @@ SOURCES = SetKind(
     (*FRONTEND, Field.SADDR),
     shape=Shape.CONCATENATED_RANGE,
 )
+STICKY = SetKind("sticky", "frontends with session affinity", FRONTEND, (Field.VERDICT,))
+AFFINITY = SetKind(
+    "affinity",
+    "which endpoint a client had",
+    (Field.SADDR, *FRONTEND),
+    BACKEND,
+    learned=1 << 18,
+)
 
 SETS = (
-    PODS, CLUSTER_IPS, HAIRPIN, SERVICES, ENDPOINTS, INSIDERS, OUTSIDERS, REFUSED, GUARDED, SOURCES,
-)  # fmt: skip
+    PODS,
+    CLUSTER_IPS,
+    HAIRPIN,
+    SERVICES,
+    ENDPOINTS,
+    INSIDERS,
+    OUTSIDERS,
+    REFUSED,
+    GUARDED,
+    SOURCES,
+    STICKY,
+    AFFINITY,
+)
 
 BY_NAME = {kind.of(family): (kind, family) for kind in SETS for family in Family}
 """Set kind and family by the name that the kernel knows."""

@@ -1,0 +1,212 @@
+"""The chains that verdicts go to, made when a frontend first needs one of its kind.
+
+A frontend's verdict names a chain by the *class* of its number of endpoints, the power of two that
+they fit in. The chain picks a random slot, again when it meets an empty one; when all its tries
+missed it picks among the lower half of the slots, which are always full. So an endpoint that comes
+or goes within a class is one element of one map, and no verdict changes. That matters: a changed
+verdict makes the kernel walk all verdict maps in search of loops.
+
+Session affinity is learned after the translation, where the client, the frontend and the endpoint
+are all known (postrouting, and input for endpoints on the node itself), and looked up before the
+pick. A frontend's timeout is that of the chain that learns it.
+
+All are sent as netlink and not as text: nft 1.0.6 lists them and loads its listing again, but it
+can neither add a rule that looks an address up in a map which is in the kernel already, nor parse
+the original destination port in a concatenation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.model.address import Family, Mark
+from pyproxy.netlink import rules
+from pyproxy.netlink.nfnetlink import Message
+
+TRIES = 8
+"""Random picks before the lower half. More than half of a class's slots are full, so endpoints of
+the lower half get less than 2**-8 more than their share."""
+
+LOCAL_OFFSET = 1 << 24
+"""Where the numbers of a frontend's local endpoints begin, above those of the whole cluster."""
+
+CLUSTER, LOCAL = "cluster", "local"
+
+_MASQUERADED = "masq-"
+_STICKY = "sticky-"
+_LEARN = "learn"
+_HOOKS = {"learn-postrouting": rules.HOOK_POSTROUTING, "learn-input": rules.HOOK_INPUT}
+_FILTER = 0
+"""The priority at which a client's address has not been masqueraded yet."""
+
+_NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
+_SADDR_OFFSET = {Family.IPV4: 12, Family.IPV6: 8}
+_DADDR_OFFSET = {Family.IPV4: 16, Family.IPV6: 24}
+_ORIGINAL_DADDR = {Family.IPV4: rules.CT_DST_IP, Family.IPV6: rules.CT_DST_IP6}
+_FIRST = rules.REGISTER
+
+
+class Pick(msgspec.Struct, frozen=True):
+    """What a frontend's verdict asks for: one of `count` endpoints of CLUSTER or of LOCAL.
+
+    `masquerade` hides the client's address, `sticky` looks for the endpoint it had before.
+    """
+
+    which: str
+    family: Family
+    count: int
+    masquerade: bool = False
+    sticky: bool = False
+
+    @property
+    def chain(self) -> str:
+        """The chain that does it."""
+        prefix = _MASQUERADED * self.masquerade + _STICKY * self.sticky
+        return f"{prefix}{self.which}{self.family.value}-{endpoint_class(self.count)}"
+
+
+def endpoint_class(count: int) -> int:
+    """Give the power of two that `count` endpoints fit in; `count` is at least 1."""
+    return 1 << (count - 1).bit_length()
+
+
+def learning(family: Family, timeout: int) -> str:
+    """Name the chain that remembers clients for `timeout` seconds since they last connected."""
+    return f"{_LEARN}{family.value}-{timeout}"
+
+
+def is_made_when_needed(name: str) -> bool:
+    """Tell whether a chain is one of this module's."""
+    plain = name.removeprefix(_MASQUERADED).removeprefix(_STICKY)
+    return plain.startswith((CLUSTER, LOCAL, _LEARN))
+
+
+def needed(names: Iterable[str]) -> list[str]:
+    """List these chains and those that they need, each after the ones that it goes to."""
+    found: dict[str, None] = {}
+    for name in names:
+        if name.startswith(_LEARN):
+            found.update(dict.fromkeys(_HOOKS))
+            found[name] = None
+            continue
+        sticky = name.removeprefix(_MASQUERADED)
+        found.update(dict.fromkeys((sticky.removeprefix(_STICKY), sticky, name)))
+    return list(found)
+
+
+def chain(name: str, mark: Mark) -> Iterator[Message]:
+    """Write one chain and its rules."""
+    if name in _HOOKS:
+        yield rules.new_base_chain(TABLE, name, _HOOKS[name], _FILTER)
+    else:
+        yield rules.new_chain(TABLE, name)
+    for expressions in _rules(name, mark):
+        yield rules.new_rule(TABLE, name, *expressions)
+
+
+def _rules(name: str, mark: Mark) -> Iterator[list[bytes]]:
+    if name in _HOOKS:
+        yield from (_sort(family) for family in Family)
+        return
+    head, _, number = name.rpartition("-")
+    family = Family(int(head[-1]))
+    if name.startswith(_LEARN):
+        yield _learn(family, int(number))
+    elif name.startswith(_MASQUERADED):
+        yield [
+            rules.load_meta(rules.META_MARK, _FIRST),
+            rules.set_bits(_FIRST, mark),
+            rules.set_meta(rules.META_MARK, _FIRST),
+        ]
+        yield [rules.go_to(name.removeprefix(_MASQUERADED))]
+    elif name.startswith(_STICKY):
+        yield _return_to(family)
+        yield [rules.go_to(name.removeprefix(_STICKY))]
+    else:
+        count, offset = int(number), LOCAL_OFFSET if head[:-1] == LOCAL else 0
+        # Of one or two endpoints no slot is ever empty.
+        for modulus in [count] if count <= 2 else [count] * TRIES + [count // 2]:
+            yield _pick(family, modulus, offset)
+
+
+def _pick(family: Family, modulus: int, offset: int) -> list[bytes]:
+    index = _FIRST + _words(family) + 2
+    return [
+        *_frontend(family, _FIRST),
+        rules.random_number(modulus, offset, index),
+        *_translate(family, schema.ENDPOINTS.of(family)),
+    ]
+
+
+def _return_to(family: Family) -> list[bytes]:
+    return [
+        *_frontend(family, _FIRST + _words(family)),
+        _load_address(family, _SADDR_OFFSET, _FIRST),
+        *_translate(family, schema.AFFINITY.of(family)),
+    ]
+
+
+def _frontend(family: Family, register: int) -> list[bytes]:
+    return [
+        *_is_of(family),
+        _load_address(family, _DADDR_OFFSET, register),
+        rules.load_meta(rules.META_L4PROTO, register + _words(family)),
+        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + _words(family) + 1),
+    ]
+
+
+def _translate(family: Family, map_name: str) -> list[bytes]:
+    return [
+        rules.look_up(map_name, _FIRST, _FIRST),
+        rules.dnat(_NFPROTO[family], _FIRST, _FIRST + _words(family)),
+    ]
+
+
+def _sort(family: Family) -> list[bytes]:
+    return [
+        *_is_of(family),
+        *rules.is_new(_FIRST),
+        *_original_frontend(family, _FIRST),
+        rules.look_up_verdict(schema.STICKY.of(family), _FIRST),
+    ]
+
+
+def _learn(family: Family, timeout: int) -> list[bytes]:
+    frontend = _FIRST + _words(family)
+    endpoint = frontend + _words(family) + 2
+    return [
+        *_is_of(family),
+        _load_address(family, _SADDR_OFFSET, _FIRST),
+        *_original_frontend(family, frontend),
+        _load_address(family, _DADDR_OFFSET, endpoint),
+        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
+        rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout),
+    ]
+
+
+def _original_frontend(family: Family, register: int) -> list[bytes]:
+    return [
+        rules.load_original(_ORIGINAL_DADDR[family], register),
+        rules.load_meta(rules.META_L4PROTO, register + _words(family)),
+        rules.load_original(rules.CT_PROTO_DST, register + _words(family) + 1),
+    ]
+
+
+def _is_of(family: Family) -> list[bytes]:
+    return [
+        rules.load_meta(rules.META_NFPROTO, _FIRST),
+        rules.equal(_FIRST, bytes((_NFPROTO[family],))),
+    ]
+
+
+def _load_address(family: Family, offsets: dict[Family, int], register: int) -> bytes:
+    size = _words(family) * 4
+    return rules.load_payload(rules.NETWORK_HEADER, offsets[family], size, register)
+
+
+def _words(family: Family) -> int:
+    return family.bits // 32
