@@ -1,0 +1,456 @@
+"""List and watch against a real HTTP server, on its good days and on its bad ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyproxy.model.events import Synced, Upsert
+from pyproxy.model.objects import Kind, ObjectName, Service
+from pyproxy.source.kubernetes import SELECTOR, KubernetesSource
+
+from .scripted import (
+    NODES,
+    SERVICES,
+    SLICES,
+    Exchange,
+    Pace,
+    Recorder,
+    Script,
+    a_service,
+    bookmark,
+    client_of,
+    end_of_list,
+    following,
+    listed,
+    quiet,
+    serving,
+    until,
+)
+
+
+def services(script: Script) -> Script:
+    """Answer requests for Services by a script, all others quietly."""
+
+    def answer(exchange: Exchange) -> None:
+        (script if exchange.route == SERVICES else quiet)(exchange)
+
+    return answer
+
+
+def stream(exchange: Exchange, *events: tuple[str, object], hold: bool = True) -> None:
+    exchange.begin()
+    exchange.events(events)
+    if hold:
+        exchange.hold()
+    else:
+        exchange.end()
+
+
+def gone(exchange: Exchange) -> None:
+    stream(exchange, ("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"}), hold=False)
+
+
+def test_what_is_asked_for() -> None:
+    with serving(quiet) as server, following(server.url) as (recorder, _):
+        until(lambda: len(server.seen) == 3)
+        by_route = {exchange.route: exchange.query for exchange in server.seen}
+        recorder.until(lambda heard: heard == ["="])
+        until(lambda: sum(isinstance(event, Synced) for event in recorder.events) == 3)
+    assert by_route[SERVICES]["labelSelector"] == by_route[SLICES]["labelSelector"] == SELECTOR
+    assert by_route[NODES]["fieldSelector"] == "metadata.name=node-a"
+    for query in by_route.values():
+        assert (
+            query["watch"] == query["allowWatchBookmarks"] == query["sendInitialEvents"] == "true"
+        )
+        assert query["resourceVersionMatch"] == "NotOlderThan"
+        assert 300 <= int(query["timeoutSeconds"]) <= 600
+    # A node that does not exist yet is a list that is whole, and empty.
+    assert Synced(Kind.NODE, frozenset()) in recorder.events
+
+
+def test_a_streaming_list_and_the_changes_after_it() -> None:
+    events = [
+        ("ADDED", a_service("a")),
+        ("ADDED", a_service("b")),
+        end_of_list("5"),
+        ("MODIFIED", a_service("a", "6")),
+        ("DELETED", a_service("b", "7")),
+        ("MODIFIED", a_service("a", "8") | {"spec": {"clusterIP": "None"}}),
+    ]
+    before = time.monotonic()
+    with (
+        serving(services(lambda exchange: stream(exchange, *events))) as server,
+        following(server.url) as (recorder, source),
+    ):
+        heard = recorder.until(lambda heard: len(heard) == 6)
+        assert source.age(Kind.SERVICE) is not None
+    assert heard == ["+a", "+b", "=a,b", "+a", "-b", "-a"]
+    upserts = [event for event in recorder.events if isinstance(event, Upsert)]
+    assert all(before < event.read_at <= time.monotonic() for event in upserts)
+
+
+def test_changes_within_a_streaming_list() -> None:
+    events = [
+        ("ADDED", a_service("a")),
+        ("ADDED", a_service("b")),
+        ("ADDED", a_service("c")),
+        ("DELETED", a_service("b")),
+        ("MODIFIED", a_service("c") | {"spec": {"type": "ExternalName"}}),
+        end_of_list("5"),
+    ]
+    with (
+        serving(services(lambda exchange: stream(exchange, *events))) as server,
+        following(server.url) as (recorder, _),
+    ):
+        heard = recorder.until(lambda heard: len(heard) == 6)
+    assert heard[-1] == "=a"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_streaming_lists_is_asked_for_pages(status: int) -> None:
+    def script(exchange: Exchange) -> None:
+        query = exchange.query
+        if query.get("sendInitialEvents"):
+            exchange.fail(status)
+        elif query.get("watch"):
+            stream(exchange, ("ADDED", a_service("d", "10")))
+        elif query.get("continue"):
+            exchange.answer(listed(SERVICES, [a_service("c")], "9"))
+        else:
+            exchange.answer(listed(SERVICES, [a_service("a"), a_service("b")], "9", "more"))
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        heard = recorder.until(lambda heard: "+d" in heard)
+    assert heard == ["+a", "+b", "+c", "=a,b,c", "+d"]
+    first, second = (e.query for e in server.asked(SERVICES, limit="500"))
+    assert (first["resourceVersion"], second["continue"]) == ("0", "more")
+    assert "resourceVersion" not in second
+    (watch,) = server.asked(SERVICES, resourceVersion="9", watch="true")
+    assert "sendInitialEvents" not in watch.query
+
+
+def test_a_server_that_ignores_the_wish_for_a_streaming_list() -> None:
+    def script(exchange: Exchange) -> None:
+        if not exchange.query.get("watch"):
+            exchange.answer(listed(SERVICES, [a_service("a")], "9"))
+        elif exchange.query.get("resourceVersion"):
+            quiet(exchange)
+        else:
+            stream(exchange, ("ADDED", a_service("a")), bookmark("8"))
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        recorder.until(lambda heard: heard[-1:] == ["=a"])
+    assert len(server.asked(SERVICES, sendInitialEvents="true")) == 1
+
+
+def test_streaming_lists_that_never_end_give_way_to_pages() -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("sendInitialEvents"):
+            stream(exchange, ("ADDED", a_service("a")))
+        elif exchange.query.get("watch"):
+            exchange.begin()
+            exchange.hold()
+        else:
+            exchange.answer(listed(SERVICES, [a_service("a")], "9"))
+
+    with (
+        serving(services(script)) as server,
+        following(server.url, silence=0.2) as (recorder, _),
+    ):
+        recorder.until(lambda heard: heard[-1:] == ["=a"])
+    assert len(server.asked(SERVICES, sendInitialEvents="true")) == 2
+
+
+@pytest.mark.parametrize("in_stream", [True, False])
+def test_410_means_list_again(in_stream: bool) -> None:
+    lists = [["a", "b"], ["b", "c"]]
+
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion") == "5":
+            if in_stream:
+                gone(exchange)
+            else:
+                exchange.fail(410)
+        elif exchange.query.get("resourceVersion"):
+            exchange.begin()
+            exchange.hold()
+        else:
+            names = lists.pop(0)
+            version = "5" if lists else "50"
+            events = [("ADDED", a_service(name)) for name in names]
+            stream(exchange, *events, end_of_list(version), hold=False)
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        heard = recorder.until(lambda heard: "=b,c" in heard)
+    # What the second list does not name is gone: a needs no Delete of its own.
+    assert heard == ["+a", "+b", "=a,b", "+b", "+c", "=b,c"]
+
+
+def test_an_expired_continue_token_means_one_list_without_pages() -> None:
+    def script(exchange: Exchange) -> None:
+        query = exchange.query
+        if query.get("sendInitialEvents"):
+            exchange.fail(422)
+        elif query.get("watch"):
+            exchange.begin()
+            exchange.hold()
+        elif query.get("continue"):
+            exchange.fail(410)
+        elif query.get("limit"):
+            exchange.answer(listed(SERVICES, [a_service("a")], "9", "more"))
+        else:
+            assert "resourceVersion" not in query
+            exchange.answer(listed(SERVICES, [a_service("a"), a_service("b")], "9"))
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        heard = recorder.until(lambda heard: bool(heard) and heard[-1][0] == "=")
+    assert heard == ["+a", "+a", "+b", "=a,b"]
+
+
+def test_a_watch_that_keeps_ending_goes_on_without_a_new_list() -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("sendInitialEvents"):
+            stream(exchange, end_of_list("5"), hold=False)
+        else:
+            version = int(exchange.query["resourceVersion"]) + 1
+            if version < 10:
+                event = ("ADDED", a_service(f"s{version}", str(version)))
+                stream(exchange, event, bookmark(str(version)), hold=False)
+            else:
+                stream(exchange, hold=False)
+
+    clock = Pace()
+    with serving(services(script)) as server, following(server.url, clock=clock) as (recorder, _):
+        heard = recorder.until(lambda heard: len(heard) == 5)
+        until(lambda: len(server.asked(SERVICES, resourceVersion="9")) > 2)
+    assert heard == ["=", "+s6", "+s7", "+s8", "+s9"]
+    assert len(server.asked(SERVICES, sendInitialEvents="true")) == 1
+    # A watch that ends at once and brought nothing is not asked again at once.
+    assert len(clock.waits) >= 2
+    assert all(0 < wait <= 1 for wait in clock.waits)
+
+
+def test_a_watch_cut_in_the_middle_of_a_line_goes_on_from_the_last_whole_one() -> None:
+    line = json.dumps({"type": "ADDED", "object": a_service("b", "7")}).encode() + b"\n"
+
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("sendInitialEvents"):
+            exchange.begin()
+            exchange.events([end_of_list("5"), ("ADDED", a_service("a", "6"))])
+            exchange.chunk(line[:40])
+            exchange.close_connection = True
+        elif not server.asked(SERVICES, resourceVersion="6")[1:]:
+            exchange.begin()
+            exchange.chunk(line[:40])
+            exchange.end()
+        else:
+            exchange.begin()
+            for i in range(0, len(line), 7):
+                exchange.chunk(line[i : i + 7])
+            exchange.hold()
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        heard = recorder.until(lambda heard: "+b" in heard)
+    assert heard == ["=", "+a", "+b"]
+
+
+def test_a_line_that_is_no_event_means_list_again(caplog: pytest.LogCaptureFixture) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.begin()
+        if exchange.query.get("resourceVersion"):
+            exchange.chunk(b'{"type": "ADDED"}\n')
+            exchange.hold()
+        else:
+            exchange.events([("ADDED", a_service("a")), end_of_list("5")])
+            exchange.end()
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        recorder.until(lambda heard: heard.count("=a") > 2)
+    assert "not a watch event" in caplog.text
+
+
+def test_half_open_watches_are_asked_again_from_where_they_were() -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("sendInitialEvents"):
+            stream(exchange, end_of_list("5"), hold=False)
+        elif len(server.asked(SERVICES, resourceVersion="5")) < 3:
+            exchange.begin()
+            exchange.hold()
+        else:
+            stream(exchange, ("ADDED", a_service("a", "6")))
+
+    with (
+        serving(services(script)) as server,
+        following(server.url, silence=0.1) as (recorder, _),
+    ):
+        assert recorder.until(lambda heard: "+a" in heard) == ["=", "+a"]
+
+
+def test_a_server_that_takes_requests_and_never_answers() -> None:
+    with (
+        serving(services(lambda exchange: exchange.hold())) as server,
+        following(server.url, silence=0.1) as (recorder, _),
+    ):
+        until(lambda: len(server.asked(SERVICES)) > 2)
+        server.script = quiet
+        recorder.until(lambda heard: heard == ["="])
+
+
+@pytest.mark.parametrize(("status", "retry_after"), [(500, ""), (429, "7"), (503, "soon")])
+def test_refusals_are_waited_out(
+    status: int, retry_after: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Pace()
+
+    def script(exchange: Exchange) -> None:
+        if len(server.asked(SERVICES)) <= 4:
+            exchange.fail(status, "overloaded", Retry_After=retry_after)
+        else:
+            stream(exchange, end_of_list("5"))
+
+    with serving(services(script)) as server, following(server.url, clock=clock) as (recorder, _):
+        recorder.until(lambda heard: heard == ["="])
+    asked = 7.0 if retry_after == "7" else 0.0
+    for wait, ceiling in zip(clock.waits[:4], [0.2, 0.4, 0.8, 1.6], strict=True):
+        assert asked <= wait <= asked + ceiling
+    said = [r.message for r in caplog.records if r.levelno >= logging.INFO]
+    assert len(said) == 2, said
+    assert f"{status} overloaded" in said[0]
+    assert said[1] == "Service objects can be followed again"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda exchange: exchange.answer(b"<html>Sign in</html>", content_type="text/html"),
+        lambda exchange: exchange.answer(b"<html>Sign in</html>"),
+        lambda exchange: exchange.answer({"kind": "Status", "metadata": {}}),
+        lambda exchange: exchange.answer({}),
+        lambda exchange: exchange.answer(b"[" * 100_000),
+    ],
+)
+@pytest.mark.parametrize("streams", [True, False])
+def test_answers_of_200_that_are_nothing_of_the_kind(answer: Script, streams: bool) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("sendInitialEvents") and not streams:
+            exchange.fail(422)
+        elif len(server.asked(SERVICES)) < 5:
+            answer(exchange)
+        else:
+            quiet(exchange)
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        assert recorder.until(lambda heard: "=" in heard) == ["="]
+
+
+def test_a_server_that_is_not_there_yet_and_goes_and_comes_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    clock = Pace()
+
+    def said() -> list[str]:
+        return [re.sub(":.*", "", record.message) for record in caplog.records]
+
+    def alive(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion"):
+            stream(exchange, ("ADDED", a_service("b", "6")))
+        else:
+            stream(exchange, ("ADDED", a_service("a")), end_of_list("5"))
+
+    away, back = "the API server is away, what is known stays in force", "the API server is back"
+    with following(f"http://127.0.0.1:{port}", clock=clock) as (recorder, _):
+        until(lambda: len(clock.waits) > 20)
+        with serving(services(alive), port):
+            recorder.until(lambda heard: heard == ["+a", "=a"])
+            until(lambda: said() == [away, back])
+        until(lambda: len(said()) == 3)
+        with serving(services(alive), port):
+            # The watch goes on where it was: what is known needs no new list.
+            recorder.until(lambda heard: heard == ["+a", "=a", "+b"])
+            until(lambda: said() == [away, back, away, back])
+    assert max(clock.waits) <= 30
+
+
+def test_failover_to_the_next_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        dead = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    clock = Pace()
+    with serving(quiet) as server, following(dead, server.url, clock=clock) as (recorder, _):
+        recorder.until(lambda heard: heard == ["="])
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_bad_object_among_good_ones(streams: bool) -> None:
+    bad = a_service("bad", "6", port="eighty")
+    nameless: dict[str, Any] = {"metadata": None}
+    items = [a_service("a"), bad, nameless, a_service("b")]
+
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion", "0") != "0":
+            stream(exchange, ("MODIFIED", bad), ("DELETED", bad), ("MODIFIED", a_service("a")))
+        elif streams:
+            events = [("ADDED", item) for item in items]
+            stream(exchange, *events, end_of_list("5"), hold=False)
+        elif exchange.query.get("watch"):
+            exchange.fail(422)
+        else:
+            exchange.answer(listed(SERVICES, items, "5"))
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        heard = recorder.until(lambda heard: heard[-1:] == ["+a"] and len(heard) > 4)
+    listed_events = ["+a", "!shop/bad", "-bad", "!(no name)", "+b", "=a,b"]
+    assert heard == [*listed_events, "!shop/bad", "-bad", "-bad", "+a"]
+
+
+def test_stop_is_prompt_whatever_a_thread_waits_for() -> None:
+    scripts: list[Script] = [
+        quiet,
+        lambda exchange: exchange.hold(),
+        lambda exchange: exchange.fail(500),
+    ]
+    for script in scripts:
+        with serving(script) as server:
+            source = KubernetesSource(client_of(server.url), "node-a", Recorder())
+            source.start()
+            until(lambda server=server: len(server.seen) >= 3)  # type: ignore[misc]
+            began = time.monotonic()
+            source.stop()
+            assert time.monotonic() - began < 0.9
+            names = {thread.name for thread in threading.enumerate()}
+            assert not any(name.startswith("source-") for name in names)
+            source.stop()
+
+
+def test_stop_before_start_is_harmless() -> None:
+    KubernetesSource(client_of("http://127.0.0.1:1"), "node-a", Recorder()).stop()
+
+
+def test_what_a_real_server_streamed() -> None:
+    recorded = json.loads((Path(__file__).parent / "streaming-list-v1.36.2.json").read_text())
+
+    def script(exchange: Exchange) -> None:
+        if exchange.route == SLICES:
+            events = [(event["type"], event["object"]) for event in recorded]
+            stream(exchange, *events)
+        else:
+            quiet(exchange)
+
+    with serving(script) as server, following(server.url) as (recorder, _):
+        until(lambda: any(type(event).__name__ == "Delete" for event in recorder.events))
+        slices = [e for e in recorder.events if getattr(e, "kind", None) is Kind.ENDPOINT_SLICE]
+    assert Synced(Kind.ENDPOINT_SLICE, frozenset({ObjectName("rec", "web-1")})) in slices
+    assert not any(isinstance(e, Upsert) and isinstance(e.obj, Service) for e in recorder.events)
