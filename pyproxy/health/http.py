@@ -27,6 +27,7 @@ T = TypeVar("T")
 _HEAD_LIMIT = 16 * 1024
 _REQUEST_TIMEOUT = 5.0
 _MAX_CONNECTIONS = 512
+_ACCEPT_PAUSE = 1.0
 _STOP_TIMEOUT = 1.0
 
 
@@ -43,26 +44,31 @@ Handler = Callable[[str], Response]
 """Answers the path of a request, in the server's thread, so it must not block."""
 
 
-class Listener(msgspec.Struct, frozen=True):
-    """One listening socket, until `HttpThread.close` takes it."""
+class Listener(msgspec.Struct, frozen=True, eq=False):
+    """One listening socket and who answers there, until `HttpThread.close` takes it."""
 
-    server: asyncio.Server
+    sock: socket.socket
+    handler: Handler
 
     @property
     def port(self) -> int:
         """The port, also where the kernel chose it."""
-        port: int = self.server.sockets[0].getsockname()[1]
+        port: int = self.sock.getsockname()[1]
         return port
 
 
 class HttpThread:
-    """Serves any number of listeners between `start` and `stop`."""
+    """Serves any number of listeners between `start` and `stop`.
+
+    It accepts and reads by itself, for asyncio's own Server loses a connection that arrives while
+    its listener closes, and listeners come and go here as Services do.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
-        self._servers: set[asyncio.Server] = set()
-        self._connections = 0
+        self._listeners: set[Listener] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Start the thread."""
@@ -76,66 +82,94 @@ class HttpThread:
 
     def listen(self, address: ListenAddress, handler: Handler) -> Listener:
         """Listen and begin to answer. Raises OSError where the address cannot be bound."""
-        return self.run(self.serve(address, handler))
-
-    async def serve(self, address: ListenAddress, handler: Handler) -> Listener:
-        """Do what `listen` does, from within the server's thread."""
-        server = await asyncio.start_server(
-            lambda reader, writer: self._answer(handler, reader, writer),
-            sock=bind(address),
-            limit=_HEAD_LIMIT,
-        )
-        self._servers.add(server)
-        return Listener(server)
+        return self._run_there(self.serve(address, handler))
 
     def close(self, listeners: Iterable[Listener]) -> None:
         """Free the listeners' ports before returning."""
-        chosen = tuple(listeners)
 
         async def close() -> None:
-            for listener in chosen:
-                listener.server.close()
-                self._servers.discard(listener.server)
+            for listener in listeners:
+                self._close(listener)
 
-        self.run(close())
-
-    def run(self, coroutine: Coroutine[None, None, T]) -> T:
-        """Run a coroutine in the server's thread and wait for what it returns."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        self._run_there(close())
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run a coroutine in the server's thread until it, or the thread, ends."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._loop.call_soon_threadsafe(self._spawn, coroutine)
+
+    async def serve(self, address: ListenAddress, handler: Handler) -> Listener:
+        """Do what `listen` does, from within the server's thread."""
+        listener = Listener(bind(address), handler)
+        self._listeners.add(listener)
+        self._watch(listener)
+        return listener
+
+    def _run_there(self, coroutine: Coroutine[None, None, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
         finally:
-            for server in self._servers:
-                server.close()
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            for listener in tuple(self._listeners):
+                self._close(listener)
+            self._loop.run_until_complete(self._end_tasks())
             self._loop.close()
 
-    async def _answer(
-        self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._connections += 1
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _watch(self, listener: Listener) -> None:
+        if listener in self._listeners:
+            self._loop.add_reader(listener.sock, self._accept, listener)
+
+    def _close(self, listener: Listener) -> None:
+        self._loop.remove_reader(listener.sock)
+        self._listeners.discard(listener)
+        listener.sock.close()
+
+    def _accept(self, listener: Listener) -> None:
         try:
-            # Past the limit nothing is read: probes go on being answered by those that are left.
-            if self._connections <= _MAX_CONNECTIONS:
-                async with asyncio.timeout(_REQUEST_TIMEOUT):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(_respond(handler, head))
-                    await writer.drain()
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError):
-            log.debug("a client did not finish its request, or did not wait for the answer")
+            connection, _ = listener.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Too many open files, say: the client stays in the kernel's queue meanwhile.
+            log.warning("cannot accept on port %d: %s", listener.port, error.strerror)
+            self._loop.remove_reader(listener.sock)
+            self._loop.call_later(_ACCEPT_PAUSE, self._watch, listener)
+            return
+        connection.setblocking(False)
+        if len(self._tasks) >= _MAX_CONNECTIONS:
+            connection.close()
+        else:
+            self._spawn(self._answer(connection, listener.handler))
+
+    async def _answer(self, connection: socket.socket, handler: Handler) -> None:
+        try:
+            async with asyncio.timeout(_REQUEST_TIMEOUT):
+                if head := await self._read_head(connection):
+                    await self._loop.sock_sendall(connection, _respond(handler, head))
+        except (TimeoutError, OSError) as error:
+            log.debug("a client left, or took too long: %s", error)
         finally:
-            self._connections -= 1
-            writer.close()
+            connection.close()
+
+    async def _read_head(self, connection: socket.socket) -> bytes:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            received = await self._loop.sock_recv(connection, 4096)
+            head += received
+            if not received or len(head) > _HEAD_LIMIT:
+                return b""
+        return head
 
 
 def bind(address: ListenAddress) -> socket.socket:
@@ -170,10 +204,10 @@ def _bound(family: Family, host: str, port: int, both: bool = False) -> socket.s
 def _respond(handler: Handler, head: bytes) -> bytes:
     method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
     target, _, version = rest.partition(" ")
-    if not version.startswith("HTTP/1."):
-        response = Response(b"400 Bad Request", 400)
+    if version.startswith("HTTP/1."):
+        response = _handled(handler, target.partition("?")[0])
     else:
-        response = handler(target.partition("?")[0])
+        response = Response(b"400 Bad Request", 400)
     lines = (
         f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}",
         f"Content-Type: {response.content_type}",
@@ -185,3 +219,12 @@ def _respond(handler: Handler, head: bytes) -> bytes:
     )
     body = b"" if method == "HEAD" else response.body
     return "\r\n".join(lines).encode("latin-1") + body
+
+
+def _handled(handler: Handler, path: str) -> Response:
+    try:
+        return handler(path)
+    except Exception:
+        # A fault of ours, which must not look like a proxy that is gone.
+        log.exception("answering %s failed", path)
+        return Response(b"500 Internal Server Error", 500)

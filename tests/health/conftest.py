@@ -1,0 +1,84 @@
+"""What the tests of health share: a server's thread, a client, ports, and a clock to turn."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+
+from pyproxy.health.http import HttpThread
+
+
+class Answer(msgspec.Struct):
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+class Clock:
+    """Time that passes when told to: monotonic seconds, and nanoseconds since the epoch."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def wall(self) -> int:
+        return 1_763_690_258_000_000_000 + round(self.seconds * 10**9)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def http_thread() -> Iterator[HttpThread]:
+    thread = HttpThread()
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def ask() -> Callable[..., Answer]:
+    def ask(port: int, path: str = "/", host: str = "127.0.0.1", method: str = "GET") -> Answer:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read().decode())
+        finally:
+            connection.close()
+
+    return ask
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    def eventually(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, "did not come true in 10 s"
+            time.sleep(0.02)
+
+    return eventually
+
+
+@pytest.fixture
+def taken() -> Iterator[socket.socket]:
+    """A port of 127.0.0.1 that another program listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port

@@ -1,0 +1,207 @@
+import json
+import logging
+
+import pytest
+
+from pyproxy.config import ListenAddress, Serving, Settings
+from pyproxy.errors import UsageError
+from pyproxy.health.pages import rfc3339
+from pyproxy.health.server import Servers
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import parse_address
+
+LOOPBACK = parse_address("127.0.0.1")
+
+
+def settings(health_port: int = 0, metrics_port: int = 0, *, hard_fail: bool = False) -> Settings:
+    return Settings(
+        node_name="n",
+        serving=Serving(
+            ListenAddress(LOOPBACK, health_port), ListenAddress(LOOPBACK, metrics_port), hard_fail
+        ),
+    )
+
+
+@pytest.fixture
+def health(clock):
+    return Health(30, clock, clock.wall)
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def servers(health, metrics):
+    servers = Servers(settings(), health, metrics)
+    servers.start()
+    yield servers
+    servers.stop()
+
+
+def test_health_before_the_first_commit(servers, ask):
+    answer = ask(servers.health_port, "/healthz")
+    assert answer.status == 503
+    assert answer.body == (
+        '{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"2025-11-21T01:59:18Z",'
+        '"nodeEligible":true,"healthy":false,"status":{'
+        '"IPv4":{"lastUpdated":"0001-01-01T00:00:00Z","healthy":false},'
+        '"IPv6":{"lastUpdated":"0001-01-01T00:00:00Z","healthy":false}}}'
+    )
+
+
+def test_health_after_it(servers, health, clock, ask):
+    health.updated()
+    clock.seconds += 7.25
+    answer = ask(servers.health_port, "/healthz")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.body == (
+        '{"lastUpdated":"2025-11-21T01:59:25.25Z","currentTime":"2025-11-21T01:59:25.25Z",'
+        '"nodeEligible":true,"healthy":true,"status":{'
+        '"IPv4":{"lastUpdated":"2025-11-21T01:59:25.25Z","healthy":true},'
+        '"IPv6":{"lastUpdated":"2025-11-21T01:59:25.25Z","healthy":true}}}'
+    )
+
+
+def test_liveness_has_the_same_but_for_the_node(servers, health, ask):
+    health.updated()
+    healthz = json.loads(ask(servers.health_port, "/healthz").body)
+    answer = ask(servers.health_port, "/livez")
+    assert answer.status == 200
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    del healthz["nodeEligible"]
+    assert list(json.loads(answer.body).items()) == list(healthz.items())
+
+
+def test_a_sync_that_is_late_fails_both(servers, health, clock, ask):
+    health.updated()
+    health.queued()
+    clock.seconds += 59
+    within = json.loads(ask(servers.health_port, "/healthz").body)
+    assert within["healthy"]
+    assert within["lastUpdated"] == within["currentTime"]
+    assert within["status"]["IPv4"]["lastUpdated"] == "2025-11-21T01:59:18Z"
+    clock.seconds += 1
+    for path in ("/healthz", "/livez"):
+        answer = ask(servers.health_port, path)
+        assert answer.status == 503
+        late = json.loads(answer.body)
+        assert not late["healthy"]
+        assert late["lastUpdated"] == "2025-11-21T01:59:18Z"
+        assert late["status"]["IPv6"] == {"lastUpdated": "2025-11-21T01:59:18Z", "healthy": False}
+
+
+def test_a_node_that_is_to_go_fails_healthz_alone(servers, health, ask):
+    health.updated()
+    health.node_seen(eligible=False)
+    answer = ask(servers.health_port, "/healthz")
+    assert answer.status == 503
+    body = json.loads(answer.body)
+    assert (body["nodeEligible"], body["healthy"]) == (False, False)
+    assert body["status"]["IPv4"]["healthy"]
+    assert ask(servers.health_port, "/livez").status == 200
+
+
+def test_answers_are_counted(servers, health, ask):
+    ask(servers.health_port, "/healthz")
+    health.updated()
+    ask(servers.health_port, "/healthz")
+    ask(servers.health_port, "/livez")
+    scraped = ask(servers.metrics_port, "/metrics").body
+    assert 'kubeproxy_proxy_healthz_total{code="503"} 1.0' in scraped
+    assert 'kubeproxy_proxy_healthz_total{code="200"} 1.0' in scraped
+    assert 'kubeproxy_proxy_livez_total{code="200"} 1.0' in scraped
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "content_type", "body"),
+    [
+        ("/healthz", 200, "text/plain; charset=utf-8", "ok"),
+        ("/proxyMode", 200, "text/plain; charset=utf-8", "nftables"),
+        ("/other", 404, "text/plain; charset=utf-8", "404 page not found\n"),
+    ],
+)
+def test_pages_of_the_metrics_address(servers, ask, path, status, content_type, body):
+    answer = ask(servers.metrics_port, path)
+    assert (answer.status, answer.headers["Content-Type"], answer.body) == (
+        status,
+        content_type,
+        body,
+    )
+
+
+def test_pages_for_people_and_scrapers(servers, ask):
+    port = servers.metrics_port
+    metrics = ask(port, "/metrics")
+    assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram\n" in metrics.body
+    configz = json.loads(ask(port, "/configz").body)["kubeproxy.config.k8s.io"]
+    assert configz["mode"] == "nftables"
+    assert ask(port, "/flagz").body.startswith("pyproxy flagz\n")
+    statusz = ask(port, "/statusz").body.splitlines()
+    assert statusz[0] == "pyproxy statusz"
+    assert statusz[-1] == "Paths: /configz /flagz /healthz /metrics /proxyMode /statusz"
+
+
+def test_none_is_served_nowhere(health, metrics):
+    servers = Servers(Settings("n", serving=Serving(None, None)), health, metrics)
+    servers.start()
+    assert (servers.health_port, servers.metrics_port) == (None, None)
+    servers.stop()
+
+
+def test_a_taken_address_is_tried_until_it_is_free(health, metrics, taken, ask, eventually, caplog):
+    port = taken.getsockname()[1]
+    servers = Servers(settings(health_port=port), health, metrics)
+    with caplog.at_level(logging.INFO, "pyproxy"):
+        servers.start()
+        try:
+            assert ask(servers.metrics_port, "/healthz").status == 200
+            assert servers.health_port is None
+            taken.close()
+            eventually(lambda: servers.health_port is not None)
+            assert ask(port, "/livez").status == 503
+            eventually(lambda: len(caplog.messages) == 2)
+        finally:
+            servers.stop()
+    assert caplog.messages == [
+        f"--healthz-bind-address: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "trying on",
+        f"--healthz-bind-address: listening on 127.0.0.1:{port} now",
+    ]
+
+
+def test_stop_while_trying(health, metrics, taken):
+    port = taken.getsockname()[1]
+    servers = Servers(settings(health_port=port, metrics_port=port), health, metrics)
+    servers.start()
+    servers.stop()
+    assert servers.health_port is None
+
+
+def test_a_taken_address_is_a_persons_mistake_with_hard_fail(health, metrics, taken):
+    port = taken.getsockname()[1]
+    servers = Servers(settings(metrics_port=port, hard_fail=True), health, metrics)
+    with pytest.raises(UsageError) as mistake:
+        servers.start()
+    assert str(mistake.value) == (
+        f"--metrics-bind-address: cannot listen on 127.0.0.1:{port}: Address already in use: "
+        "free it or give another address"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0001-01-01T00:00:00Z"),
+        (10**9, "1970-01-01T00:00:01Z"),
+        (1_795_226_258_790_989_891, "2026-11-21T01:57:38.790989891Z"),
+        (1_795_226_258_790_000_000, "2026-11-21T01:57:38.79Z"),
+    ],
+)
+def test_times_are_written_as_go_does(nanoseconds, text):
+    assert rfc3339(nanoseconds) == text

@@ -1,0 +1,63 @@
+import pytest
+
+from pyproxy.health.state import Health
+
+SYNC_PERIOD = 30.0
+
+
+@pytest.fixture
+def health(clock):
+    return Health(SYNC_PERIOD, clock, clock.wall)
+
+
+def test_unhealthy_until_the_first_commit(health):
+    assert not health.is_healthy()
+    assert health.report().last_updated == 0
+    health.queued()
+    assert not health.is_healthy()
+    health.updated()
+    assert health.is_healthy()
+
+
+def test_healthy_however_long_there_is_nothing_to_do(health, clock):
+    health.updated()
+    clock.seconds += 10_000
+    assert health.is_healthy()
+
+
+@pytest.mark.parametrize(("waited", "healthy"), [(0, True), (59.9, True), (60, False), (99, False)])
+def test_unhealthy_once_a_sync_is_due_for_twice_the_period(health, clock, waited, healthy):
+    health.updated()
+    clock.seconds += 500
+    health.queued()
+    clock.seconds += waited
+    assert health.is_healthy() is healthy
+    health.updated()
+    assert health.is_healthy()
+
+
+def test_more_changes_do_not_put_off_what_is_late(health, clock):
+    health.updated()
+    health.queued()
+    clock.seconds += 59
+    health.queued()
+    clock.seconds += 1
+    assert not health.is_healthy()
+
+
+def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health):
+    health.updated()
+    health.node_seen(eligible=False)
+    assert health.is_healthy()
+    assert not health.report().node_eligible
+    health.node_seen(eligible=True)
+    assert health.report().node_eligible
+
+
+def test_a_wall_clock_that_jumps_makes_nothing_late(clock):
+    jumps = iter([10**18, 2 * 10**18, 5 * 10**17])
+    health = Health(SYNC_PERIOD, clock, lambda: next(jumps))
+    health.updated()
+    health.queued()
+    assert health.is_healthy()
+    assert health.is_healthy()

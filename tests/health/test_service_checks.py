@@ -1,0 +1,216 @@
+import socket
+
+import pytest
+
+from pyproxy.errors import Problem
+from pyproxy.health.service_checks import Check, ServiceChecks
+from pyproxy.model.address import Address, Family, Port, parse_address
+from pyproxy.model.objects import ObjectName
+
+LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
+OTHER_LOOPBACK = parse_address("127.0.0.2")
+ABSENT = parse_address("192.0.2.1")
+WEB, API = ObjectName("conformance", "web"), ObjectName("conformance", "api")
+
+
+class Proxy:
+    healthy = True
+
+    def is_healthy(self) -> bool:
+        return self.healthy
+
+
+@pytest.fixture
+def proxy():
+    return Proxy()
+
+
+@pytest.fixture
+def problems():
+    return []
+
+
+@pytest.fixture
+def checks(http_thread, proxy, problems):
+    checks = ServiceChecks(http_thread, proxy.is_healthy, problems.append)
+    checks.listen_on([LOOPBACK4])
+    yield checks
+    checks.close()
+
+
+def check(port: int, endpoints: int = 1, *families: Family) -> Check:
+    return Check(Port(port), endpoints, families or tuple(Family))
+
+
+def listens(port: int, address: Address = LOOPBACK4) -> bool:
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    with socket.socket(family) as sock:
+        return sock.connect_ex((socket.inet_ntop(family, address), port)) == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/any/path?at=all"])
+def test_the_answer_is_kube_proxys_on_any_path(checks, ask, free_port, path):
+    checks.update({WEB: check(free_port)})
+    answer = ask(free_port, path)
+    assert answer.status == 200
+    assert answer.body == (
+        '{\n\t"service": {\n\t\t"namespace": "conformance",\n\t\t"name": "web"\n\t},\n'
+        '\t"localEndpoints": 1,\n\t"serviceProxyHealthy": true\n}'
+    )
+    assert answer.headers == {
+        "Content-Type": "application/json",
+        "X-Content-Type-Options": "nosniff",
+        "X-Load-Balancing-Endpoint-Weight": "1",
+        "Content-Length": str(len(answer.body)),
+        "Connection": "close",
+    }
+
+
+@pytest.mark.parametrize(
+    "case", [(3, True, 200), (0, True, 503), (3, False, 503), (0, False, 503)], ids=str
+)
+def test_status_weight_and_health(checks, proxy, ask, free_port, case):
+    endpoints, proxy.healthy, status = case
+    checks.update({WEB: check(free_port, endpoints)})
+    answer = ask(free_port)
+    assert answer.status == status
+    assert answer.headers["X-Load-Balancing-Endpoint-Weight"] == str(endpoints)
+    assert f'"localEndpoints": {endpoints},' in answer.body
+    assert f'"serviceProxyHealthy": {str(proxy.healthy).lower()}' in answer.body
+
+
+def test_endpoints_change_without_a_new_listener(checks, ask, free_port):
+    checks.update({WEB: check(free_port, 1)})
+    with socket.create_connection(("127.0.0.1", free_port), timeout=5) as before:
+        checks.update({WEB: check(free_port, 0)})
+        before.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert before.recv(100).startswith(b"HTTP/1.1 503 ")
+    checks.change({WEB: check(free_port, 2)})
+    assert ask(free_port).status == 200
+
+
+def test_the_port_is_freed_when_the_service_goes(checks, free_port):
+    checks.update({WEB: check(free_port)})
+    assert listens(free_port)
+    checks.update({})
+    assert not listens(free_port)
+    checks.change({WEB: check(free_port)})
+    assert listens(free_port)
+    checks.change({WEB: None, API: None})
+    assert not listens(free_port)
+
+
+def test_a_port_moves_from_one_service_to_another(checks, problems, ask, free_port):
+    checks.update({WEB: check(free_port)})
+    checks.update({API: check(free_port)})
+    assert '"name": "api"' in ask(free_port).body
+    assert problems == []
+
+
+def test_services_swap_their_ports(checks, problems, ask, free_port):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        other_port = sock.getsockname()[1]
+    checks.update({WEB: check(free_port), API: check(other_port)})
+    checks.update({WEB: check(other_port), API: check(free_port)})
+    assert '"name": "api"' in ask(free_port).body
+    assert '"name": "web"' in ask(other_port).body
+    assert problems == []
+
+
+def test_only_the_given_addresses_listen(checks, free_port):
+    checks.update({WEB: check(free_port)})
+    assert listens(free_port)
+    assert not listens(free_port, OTHER_LOOPBACK)
+    checks.listen_on([OTHER_LOOPBACK])
+    assert not listens(free_port)
+    assert listens(free_port, OTHER_LOOPBACK)
+    checks.listen_on([])
+    assert not listens(free_port, OTHER_LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    ("families", "listening"),
+    [
+        ((Family.IPV4, Family.IPV6), [LOOPBACK4, LOOPBACK6]),
+        ((Family.IPV4,), [LOOPBACK4]),
+        ((Family.IPV6,), [LOOPBACK6]),
+    ],
+)
+def test_a_service_is_asked_in_its_own_families(checks, free_port, families, listening):
+    checks.listen_on([LOOPBACK4, LOOPBACK6])
+    checks.update({WEB: check(free_port, 1, *families)})
+    assert [a for a in (LOOPBACK4, LOOPBACK6) if listens(free_port, a)] == listening
+    checks.change({WEB: check(free_port, 1, Family.IPV4)})
+    assert listens(free_port)
+    assert not listens(free_port, LOOPBACK6)
+
+
+def test_a_taken_port_is_one_problem_and_tried_again(checks, problems, taken, ask, free_port):
+    port = taken.getsockname()[1]
+    checks.update({WEB: check(port), API: check(free_port)})
+    expected = Problem(
+        kind="Service",
+        name="conformance/web",
+        field="spec.healthCheckNodePort",
+        message=f"cannot listen on 127.0.0.1:{port} (Address already in use): load balancers that "
+        "ask there leave this node out until the port is free",
+    )
+    assert problems == [expected]
+    assert checks.problems == (expected,)
+    assert ask(free_port).status == 200
+    checks.retry()
+    checks.update({WEB: check(port, 2), API: check(free_port)})
+    assert problems == [expected]
+    taken.close()
+    checks.retry()
+    assert ask(port).headers["X-Load-Balancing-Endpoint-Weight"] == "2"
+    assert checks.problems == ()
+    assert not checks.incomplete
+
+
+def test_a_port_taken_on_one_address_serves_on_the_others(checks, problems, taken):
+    port = taken.getsockname()[1]
+    checks.listen_on([LOOPBACK4, OTHER_LOOPBACK])
+    checks.update({WEB: check(port)})
+    assert listens(port, OTHER_LOOPBACK)
+    assert len(problems) == 1
+
+
+def test_two_services_that_claim_one_port(checks, problems, ask, free_port):
+    checks.update({WEB: check(free_port)})
+    checks.change({API: check(free_port)})
+    assert [problem.name for problem in problems] == ["conformance/api"]
+    assert '"name": "web"' in ask(free_port).body
+    checks.change({WEB: None})
+    checks.retry()
+    assert '"name": "api"' in ask(free_port).body
+
+
+def test_a_service_that_goes_takes_its_problem_along(checks, taken):
+    checks.update({WEB: check(taken.getsockname()[1])})
+    checks.update({})
+    assert checks.problems == ()
+    assert not checks.incomplete
+
+
+def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
+    checks, problems, free_port
+):
+    checks.listen_on([LOOPBACK4, ABSENT])
+    checks.update({WEB: check(free_port)})
+    assert listens(free_port)
+    assert problems == []
+    assert checks.incomplete
+    checks.listen_on([LOOPBACK4])
+    assert not checks.incomplete
+
+
+def test_many_services_need_no_threads_of_their_own(checks, ask, free_port):
+    addresses = [Address(bytes((127, 0, 1, host))) for host in range(1, 101)]
+    names = [ObjectName("many", f"s{number}") for number in range(3)]
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as b:
+        ports = [free_port, one.getsockname()[1], b.getsockname()[1]]
+    checks.listen_on(addresses)
+    checks.update({name: check(port) for name, port in zip(names, ports, strict=True)})
+    assert all(listens(port, address) for port in ports for address in addresses)
+    assert '"name": "s2"' in ask(ports[2], host="127.0.1.100").body

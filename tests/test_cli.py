@@ -1,0 +1,184 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+
+import pyproxy
+from pyproxy import logs
+from pyproxy.cli import main
+
+
+@pytest.fixture
+def _logging_as_it_was():
+    root, own = logging.getLogger(), logging.getLogger("pyproxy")
+    before = (root.handlers[:], root.level, own.level)
+    yield
+    root.handlers[:], root.level, own.level = before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "no command is given: use one of run, cleanup, version, lab"),
+        ("serve", "'serve' is not a command: use one of run, cleanup, version, lab"),
+        ("--v=1 run", "'--v=1' is not a command: use one of run, cleanup, version, lab"),
+        ("run --kubeconfg=x", "unknown flag --kubeconfg: did you mean --kubeconfig?"),
+        ("run --master-url x", "unknown flag --master-url: did you mean --master?"),
+        ("run --kube=x", "unknown flag --kube: did you mean --kubeconfig?"),
+        ("run -x", "unknown flag -x: see pyproxy run --help"),
+        ("run --zzzzzz", "unknown flag --zzzzzz: see pyproxy run --help"),
+        ("version --v=1", "unknown flag --v: see pyproxy run --help"),
+        ("run now", "'now' is one argument too many: flags begin with --"),
+        (
+            "run --masquerade-all true",
+            "'true' is one argument too many: flags begin with --",
+        ),
+        ("run --v", "--v: its value is missing: write --v=VALUE"),
+        ("run --v=x", "--v: 'x' is not a whole number from 0 to 2147483647"),
+        (
+            "run --masquerade-all=yes",
+            "--masquerade-all: 'yes' is not a boolean: use true or false",
+        ),
+        (
+            "run --iptables-masquerade-bit=32",
+            "--iptables-masquerade-bit: '32' is not a whole number from 0 to 31",
+        ),
+        ("run --proxy-mode=ipvs", "--proxy-mode: ipvs is not in this version yet: use nftables"),
+        (
+            "run --proxy-mode=iptables",
+            "--proxy-mode: iptables is not in this version yet: use nftables",
+        ),
+        (
+            "run --proxy-mode=userspace",
+            "--proxy-mode: 'userspace' is not one of nftables, iptables, ipvs",
+        ),
+        (
+            "run --detect-local-mode=Auto",
+            "--detect-local-mode: 'Auto' is not one of ClusterCIDR, NodeCIDR, BridgeInterface, "
+            "InterfaceNamePrefix",
+        ),
+        (
+            "run --detect-local-mode=BridgeInterface",
+            "--detect-local-mode: BridgeInterface needs --pod-bridge-interface: give it",
+        ),
+        (
+            "run --detect-local-mode=InterfaceNamePrefix",
+            "--detect-local-mode: InterfaceNamePrefix needs --pod-interface-name-prefix: give it",
+        ),
+        (
+            "run --pod-bridge-interface=a-bridge-too-far",
+            "--pod-bridge-interface: 'a-bridge-too-far' is not an interface name: use up to 15 "
+            "bytes, without spaces, slashes, quotes and asterisks",
+        ),
+        (
+            "run --cluster-cidr=10.0.0.0/8,10.1.0.0/16",
+            "--cluster-cidr: '10.0.0.0/8,10.1.0.0/16' has more than one IPv4 CIDR: give one a "
+            "family",
+        ),
+        (
+            "run --cluster-cidr=10.0.0.0",
+            "--cluster-cidr: '10.0.0.0' is not a CIDR: write it as 10.244.0.0/16 or fd10::/16",
+        ),
+        (
+            "run --nodeport-addresses=primary,eth0",
+            "--nodeport-addresses: 'eth0' is not a CIDR: use CIDRs, primary, all or localhost",
+        ),
+        ("run --bind-address=here", "--bind-address: 'here' is not an IP address"),
+        (
+            "run --healthz-bind-address=localhost:1",
+            "--healthz-bind-address: 'localhost:1' is not an address with a port ('localhost' is "
+            "not an IP address): write it as 0.0.0.0:10256 or [::]:10256, or 0 for none",
+        ),
+        (
+            "run --metrics-bind-address=0.0.0.0:65536",
+            "--metrics-bind-address: '0.0.0.0:65536' is not an address with a port ('65536' is "
+            "not a whole number from 0 to 65535): write it as 0.0.0.0:10249 or [::]:10249, or 0 "
+            "for none",
+        ),
+        (
+            "run --sync-period=30",
+            "--sync-period: '30' is not a duration: write it as 500ms, 30s or 1h0m0s",
+        ),
+        ("run --sync-period=0s", "--sync-period: '0s' is too short: use 1ms or more"),
+        ("run --min-sync-period=-1s", "--min-sync-period: '-1s' is too short: use 0s or more"),
+        (
+            "run --min-sync-period=1m",
+            "--min-sync-period: it is longer than --sync-period: make it shorter, or that longer",
+        ),
+        (
+            "run --manifests=d --kubeconfig=f",
+            "--manifests: --kubeconfig names another source: leave one out",
+        ),
+        ("run --config=f", "--config: not in this version yet: leave it out"),
+        ("run --write-config-to=f", "--write-config-to: not in this version yet: leave it out"),
+        ("run --init-only", "--init-only: not in this version yet: leave it out"),
+        (
+            "run --oom-score-adj=low",
+            "--oom-score-adj: 'low' is not a whole number from -2147483648 to 2147483647",
+        ),
+        ("run --kube-api-qps=fast", "--kube-api-qps: 'fast' is not a number"),
+        (
+            "run --feature-gates=A",
+            "--feature-gates: 'A' is not a setting: write it as NAME=true",
+        ),
+        (
+            "run --log-json-info-buffer-size=big",
+            "--log-json-info-buffer-size: 'big' is not a quantity: write it as 65536 or 64Ki",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, message, capsys):
+    assert main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"pyproxy: {message}\n")
+
+
+def test_version(capsys):
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"pyproxy {pyproxy.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["cleanup"], ["version"]])
+def test_help_names_everything_and_needs_no_library_of_the_agent(command):
+    program = (
+        "import sys\n"
+        "from pyproxy.cli import main\n"
+        "try:\n"
+        f"    main({[*command, '--help']!r})\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'kubernetes', 'prometheus_client', 'pyroute2', 'asyncio', 'aiohttp'}\n"
+        "    print(sorted(heavy & sys.modules.keys()), end.code)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert run.stdout.endswith("[] 0\n")
+    assert run.stderr == ""
+    if command in (["run"], ["cleanup"]):
+        assert "--cluster-cidr" in run.stdout
+        assert "--ipvs-scheduler" in run.stdout
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize(
+    ("verbosity", "shown"),
+    [
+        (0, ["own info", "library warning"]),
+        (3, ["own info", "library warning"]),
+        (4, ["own debug", "own info", "library warning"]),
+        (6, ["own debug", "own info", "library debug", "library warning"]),
+    ],
+)
+def test_log_lines_grow_with_verbosity(verbosity, shown, capsys):
+    logs.configure(verbosity)
+    own, library = logging.getLogger("pyproxy.part"), logging.getLogger("library")
+    own.debug("own debug")
+    own.info("own info")
+    library.debug("library debug")
+    library.warning("library warning")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(maxsplit=2)[2] for line in lines] == shown
+    assert [line.split()[1] for line in lines] == [
+        {"debug": "DEBUG", "info": "INFO", "warning": "WARNING"}[text.split()[1]] for text in shown
+    ]

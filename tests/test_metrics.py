@@ -1,0 +1,149 @@
+import csv
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import Family
+from pyproxy.model.objects import Kind
+
+METRICS_FILE = Path(__file__).parent / "data" / "kube-proxy-metrics.tsv"
+
+with METRICS_FILE.open() as file:
+    KUBE_PROXY_METRICS = {
+        row["metric"]: row
+        for row in csv.DictReader(file, delimiter="\t")
+        if "nftables" in row["modes"]
+    }
+
+LEFT_OUT = {
+    "kubernetes_feature_enabled": "there are no feature gates",
+    "rest_client_exec_plugin_certificate_rotation_age": "exec plugins are another library's",
+    "rest_client_exec_plugin_ttl_seconds": "exec plugins are another library's",
+    "rest_client_rate_limiter_duration_seconds": "requests are not limited",
+    "rest_client_request_size_bytes": "requests have no body to speak of",
+    "rest_client_response_size_bytes": "a watch's answer has no end",
+    "rest_client_transport_cache_entries": "a cache of Go's client",
+    "rest_client_transport_cert_rotation_gc_calls_total": "a cache of Go's client",
+    "rest_client_transport_create_calls_total": "a cache of Go's client",
+}
+
+
+def used() -> Metrics:
+    """Metrics that have seen everything once, for series with labels appear when used."""
+    metrics = Metrics()
+    metrics.change_queued(Kind.SERVICE, 1000.5)
+    metrics.change_queued(Kind.ENDPOINT_SLICE, 1001.5)
+    metrics.sync_finished(0.003, 1002.5, full=True)
+    metrics.sync_finished(0.001, 1003.5, full=False)
+    metrics.sync_failed()
+    metrics.cleanup_failed()
+    metrics.programmed([0.0004, 0.0006])
+    metrics.network_programmed(Family.IPV4, [0.7, 400])
+    metrics.network_programmed(Family.IPV6, [])
+    metrics.set_aside(Kind.SERVICE, 2)
+    metrics.kernel_written(messages=5, size=1234)
+    for family in Family:
+        metrics.no_local_endpoints(family, internal=1, external=2)
+        metrics.conntrack_reconciled(family, 0.01, deleted=3)
+    metrics.healthz_answered(200)
+    metrics.livez_answered(503)
+    metrics.api_answered("api:6443", "GET", 200, 0.2)
+    metrics.api_unanswered("api:6443", "GET")
+    metrics.source_age(lambda: 12.5)
+    return metrics
+
+
+def read(metrics: Metrics):
+    return list(text_string_to_metric_families(metrics.exposition().decode()))
+
+
+def series(metrics: Metrics) -> dict[str, float]:
+    lines = metrics.exposition().decode().splitlines()
+    split = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in split}
+
+
+@pytest.fixture(scope="module")
+def exposed():
+    """Name, as kube-proxy's table has it: type, labels and buckets."""
+    found = {}
+    for family in read(used()):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {key for sample in family.samples for key in sample.labels} - {"le"}
+        buckets = dict.fromkeys(s.labels["le"] for s in family.samples if "le" in s.labels)
+        found[name] = (family.type, ",".join(sorted(labels)), ",".join(buckets))
+    return found
+
+
+@pytest.mark.parametrize("name", KUBE_PROXY_METRICS.keys() - LEFT_OUT.keys())
+def test_type_labels_and_buckets_are_kube_proxys(name, exposed):
+    row = KUBE_PROXY_METRICS[name]
+    assert exposed[name] == (row["type"], row["labels"], row["buckets"])
+
+
+def test_all_others_are_our_own_or_the_process(exposed):
+    others = exposed.keys() - KUBE_PROXY_METRICS.keys()
+    assert {name for name in others if not name.startswith("process_")} == {
+        "pyproxy_change_to_kernel_seconds",
+        "pyproxy_kernel_writes_total",
+        "pyproxy_netlink_bytes_total",
+        "pyproxy_netlink_messages_total",
+        "pyproxy_set_aside_objects",
+        "pyproxy_source_last_event_age_seconds",
+    }
+    assert LEFT_OUT.keys() <= KUBE_PROXY_METRICS.keys()
+    assert not LEFT_OUT.keys() & exposed.keys()
+
+
+def test_no_created_series():
+    assert "_created" not in used().exposition().decode()
+
+
+def test_types_are_announced_under_the_names_that_go_announces():
+    lines = used().exposition().decode().splitlines()
+    announced = {line.split()[2]: line.split()[3] for line in lines if line.startswith("# TYPE")}
+    for name in KUBE_PROXY_METRICS.keys() - LEFT_OUT.keys():
+        assert announced[name] == KUBE_PROXY_METRICS[name]["type"]
+
+
+def test_what_happens_is_counted():
+    found = series(used())
+    sync = "kubeproxy_sync_proxy_rules"
+    assert found[f"{sync}_service_changes_total"] == 1
+    assert found[f"{sync}_endpoint_changes_pending"] == 1
+    for family in ("IPv4", "IPv6"):
+        label = f'ip_family="{family}"'
+        assert found[f"{sync}_duration_seconds_count{{{label}}}"] == 2
+        assert found[f'{sync}_duration_seconds_bucket{{{label},le="0.001"}}'] == 1
+        assert found[f'{sync}_duration_seconds_bucket{{{label},le="+Inf"}}'] == 2
+        assert found[f"kubeproxy_sync_full_proxy_rules_duration_seconds_count{{{label}}}"] == 1
+        assert found[f"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{{{label}}}"] == 1
+        assert found[f"{sync}_last_timestamp_seconds{{{label}}}"] == 1003.5
+        assert found[f"{sync}_last_queued_timestamp_seconds{{{label}}}"] == 1001.5
+        assert found[f"{sync}_nftables_sync_failures_total{{{label}}}"] == 1
+        external = f'{sync}_no_local_endpoints_total{{{label},traffic_policy="external"}}'
+        assert found[external] == 2
+    assert found['pyproxy_change_to_kernel_seconds_bucket{le="0.0005"}'] == 1
+    assert found['pyproxy_set_aside_objects{kind="Service"}'] == 2
+    assert found["pyproxy_netlink_bytes_total"] == 1234
+    assert found["pyproxy_source_last_event_age_seconds"] == 12.5
+
+
+def test_changes_taken_are_pending_no_more():
+    metrics = used()
+    metrics.changes_taken()
+    found = series(metrics)
+    assert found["kubeproxy_sync_proxy_rules_service_changes_pending"] == 0
+    assert found["kubeproxy_sync_proxy_rules_endpoint_changes_pending"] == 0
+    assert found["kubeproxy_sync_proxy_rules_endpoint_changes_total"] == 1
+
+
+def test_a_changed_node_asks_for_a_sync_and_counts_as_no_service():
+    metrics = Metrics()
+    metrics.change_queued(Kind.NODE, 5.0)
+    found = series(metrics)
+    queued = 'kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}'
+    assert found[queued] == 5.0
+    assert found["kubeproxy_sync_proxy_rules_service_changes_total"] == 0
