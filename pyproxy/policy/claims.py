@@ -1,8 +1,8 @@
 """Two Services that want the same frontend: the older one has it.
 
 Nothing in the API stops two Services from naming the same external IP and port, and a load
-balancer may hand out one address twice. kube-proxy lets whichever comes first in a random order
-win, anew at each sync. Here the Service that was created first wins, then the one whose name sorts
+balancer may hand out one address twice. In kube-proxy the order in which it walks a map decides,
+anew at each sync. Here the Service that was created first wins, then the one whose name sorts
 first, and the others are answered without that frontend, each with a Problem. The outcome depends
 on which Services exist, never on the order in which they were seen.
 """
