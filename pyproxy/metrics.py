@@ -243,9 +243,9 @@ class Metrics:
         self._netlink_messages.inc(messages)
         self._netlink_bytes.inc(size)
 
-    def conntrack_reconciled(self, family: Family, duration: float, deleted: int) -> None:
+    def conntrack_finished(self, family: Family, seconds: float, deleted: int) -> None:
         """The conntrack entries of a family were looked through."""
-        self._conntrack_duration.labels(family.label).observe(duration)
+        self._conntrack_duration.labels(family.label).observe(seconds)
         self._conntrack_deleted.labels(family.label).inc(deleted)
 
     def healthz_answered(self, status: int) -> None:
@@ -256,14 +256,9 @@ class Metrics:
         """/livez was asked for."""
         self._livez.labels(str(status)).inc()
 
-    def api_answered(self, host: str, verb: str, status: int, duration: float) -> None:
-        """The API server answered a request; `verb` is the HTTP method."""
-        self._requests.labels(str(status), host, verb).inc()
-        self._request_duration.labels(host, verb).observe(duration)
-
-    def api_unanswered(self, host: str, verb: str) -> None:
-        """A request found no API server."""
-        self._requests.labels("<error>", host, verb).inc()
+    def request(self, method: str, host: str, code: str) -> None:
+        """Count a request to the API server; `code` is HTTP's status, or `<error>` for none."""
+        self._requests.labels(code, host, method).inc()
 
     def source_age(self, age: Callable[[], float]) -> None:
         """Ask `age` at every scrape for the seconds since the source was last heard of."""

@@ -46,11 +46,11 @@ def used() -> Metrics:
     metrics.kernel_written(messages=5, size=1234)
     for family in Family:
         metrics.no_local_endpoints(family, internal=1, external=2)
-        metrics.conntrack_reconciled(family, 0.01, deleted=3)
+        metrics.conntrack_finished(family, 0.01, deleted=3)
     metrics.healthz_answered(200)
     metrics.livez_answered(503)
-    metrics.api_answered("api:6443", "GET", 200, 0.2)
-    metrics.api_unanswered("api:6443", "GET")
+    metrics.request("GET", "api:6443", "200")
+    metrics.request("GET", "api:6443", "<error>")
     metrics.source_age(lambda: 12.5)
     return metrics
 

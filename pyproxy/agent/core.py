@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Generic, Protocol
 
 import msgspec
 
@@ -16,7 +16,7 @@ from pyproxy.agent.ailments import Ailments
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.world import Touched, World
-from pyproxy.dataplane.interface import Changes, Dataplane, Failure, NodeAnswer, Plan
+from pyproxy.dataplane.interface import Changes, Dataplane, Failure, NodeAnswer, P
 from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
@@ -61,12 +61,12 @@ class Observers(msgspec.Struct, frozen=True):
     report: Callable[[Problem], None]
 
 
-class Agent:
+class Agent(Generic[P]):
     """Keeps one dataplane in step with what it hears."""
 
     def __init__(
         self,
-        dataplane: Dataplane,
+        dataplane: Dataplane[P],
         node_rules: NodeRules,
         pace: Pace,
         observers: Observers,
@@ -129,15 +129,13 @@ class Agent:
             return
         self._succeeded(touched, answers, failures, whole=whole, began=began)
 
-    def _plan_whole(self) -> tuple[Plan, dict[ObjectName, ServiceAnswer | None]]:
+    def _plan_whole(self) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
         self._node = self._node_rules.answer(self.world.node)
         answers = self._answer(self.world.services)
         held = [answer for answer in answers.values() if answer is not None]
         return self._dataplane.replan(held, self._node), answers
 
-    def _plan_changes(
-        self, touched: Touched
-    ) -> tuple[Plan, dict[ObjectName, ServiceAnswer | None]]:
+    def _plan_changes(self, touched: Touched) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
         names: Iterable[ObjectName] = touched.services
         node = None
         if touched.everything:

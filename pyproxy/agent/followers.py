@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyproxy.agent.core import Commit
 from pyproxy.agent.world import World
 from pyproxy.dataplane.conntrack import Reconciler
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.health.service_checks import Check, ServiceChecks
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
@@ -102,3 +103,19 @@ def _is_without(answer: ServiceAnswer, family: Family, *, internal: bool) -> boo
 
 def _drops(use: Use, *, local: bool) -> bool:
     return use is Use.DROP or (use is Use.SPLIT and not local)
+
+
+class KernelCounts:
+    """Counts what a commit cost on the way to the kernel."""
+
+    def __init__(self, metrics: Metrics, dataplane: NftablesDataplane) -> None:
+        self._metrics = metrics
+        self._dataplane = dataplane
+        self._messages = self._bytes = 0
+
+    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+        """Add what has been sent since the last commit."""
+        messages, size = self._dataplane.messages_sent, self._dataplane.bytes_sent
+        if messages != self._messages:
+            self._metrics.kernel_written(messages - self._messages, size - self._bytes)
+        self._messages, self._bytes = messages, size

@@ -6,10 +6,12 @@ import gc
 import queue
 import time
 from collections.abc import Callable
+from typing import Generic
 
 import msgspec
 
 from pyproxy.agent.core import Agent
+from pyproxy.dataplane.interface import P
 from pyproxy.model.events import Event
 
 _BATCH = 10_000
@@ -23,7 +25,7 @@ class Stop(msgspec.Struct, frozen=True):
 Inbox = queue.SimpleQueue[Event | Stop]
 
 
-class Loop:
+class Loop(Generic[P]):
     """Feeds one agent from one inbox until it holds a Stop.
 
     `chores` are called every `chore_period` seconds, for what has a pace of its own.
@@ -31,7 +33,7 @@ class Loop:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Agent[P],
         inbox: Inbox,
         chores: Callable[[], None],
         chore_period: float,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -39,6 +39,9 @@ class Plan(Protocol):
         ...
 
 
+P = TypeVar("P", bound=Plan)
+
+
 class Failure(msgspec.Struct, frozen=True):
     """A Service that the kernel would not take, set aside so that the rest could go on."""
 
@@ -46,7 +49,7 @@ class Failure(msgspec.Struct, frozen=True):
     error: KernelError
 
 
-class Dataplane(Protocol):
+class Dataplane(Protocol[P]):
     """One way to program the kernel.
 
     A dataplane remembers what it last committed. `plan` and `commit` are apart so that the agent
@@ -57,15 +60,15 @@ class Dataplane(Protocol):
         """Find out whether this machine can do it at all. Raises UsageError where it cannot."""
         ...
 
-    def plan(self, changes: Changes) -> Plan:
+    def plan(self, changes: Changes) -> P:
         """Compare what changed with what was committed last; the kernel is not asked."""
         ...
 
-    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> Plan:
+    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> P:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         ...
 
-    def commit(self, plan: Plan) -> tuple[Failure, ...]:
+    def commit(self, plan: P) -> tuple[Failure, ...]:
         """Write a plan in one transaction and remember it; the Services it had to leave out.
 
         Raises TransientKernelError, OutOfStepError (the agent then asks for a replan) and

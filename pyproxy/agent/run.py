@@ -1,0 +1,128 @@
+"""From settings to a running agent, and to a clean kernel."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from pyproxy.agent.core import Agent, Follower, Observers
+from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
+from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.machine import local_addresses
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pace import Pace
+from pyproxy.config.settings import LocalMode, Settings
+from pyproxy.dataplane.conntrack import Reconciler
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.errors import KernelError, Problem
+from pyproxy.health.server import Servers
+from pyproxy.health.service_checks import ServiceChecks
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+from pyproxy.model.events import Event
+from pyproxy.netlink.conntrack import Conntrack
+from pyproxy.source.connect import connect
+from pyproxy.source.kubernetes import KubernetesSource
+from pyproxy.source.manifests import ManifestSource
+
+log = logging.getLogger(__name__)
+
+_CHORE_SECONDS = 1.0
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        ...
+
+    def stop(self) -> None:
+        """End within about a second."""
+        ...
+
+
+def run(settings: Settings) -> int:
+    """Serve this node's Services until SIGTERM or SIGINT, and leave the rules behind.
+
+    Raises UsageError, and PermissionKernelError where a right was taken away meanwhile.
+    """
+    with ExitStack() as stack:
+        dataplane = NftablesDataplane(options(settings))
+        stack.callback(dataplane.close)
+        dataplane.prepare()
+        metrics, health = Metrics(), Health(settings.pace.sync_period)
+        inbox: Inbox = Inbox()
+        source = _source(settings, metrics, inbox.put)
+        servers = Servers(settings, health, metrics)
+        checks = ServiceChecks(servers.http, health.is_healthy, _report)
+        flows = Conntrack()
+        stack.callback(flows.close)
+        reconciler = Reconciler(flows, metrics)
+        followers: list[Follower] = [
+            Flows(reconciler),
+            HealthChecks(checks, settings.node_name),
+            LocalCounts(metrics),
+            KernelCounts(metrics, dataplane),
+        ]
+        agent = Agent(
+            dataplane,
+            NodeRules(settings, local_addresses),
+            Pace(settings.pace.min_sync_period),
+            Observers(metrics, health, followers, time.monotonic, time.time, _report),
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: inbox.put(Stop()))
+        servers.start()
+        stack.callback(servers.stop)
+        reconciler.start()
+        stack.callback(reconciler.stop)
+        source.start()
+        stack.callback(source.stop)
+        log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
+        Loop(agent, inbox, checks.retry, _CHORE_SECONDS).run()
+        log.info("ending; the rules stay")
+    return 0
+
+
+def cleanup(settings: Settings) -> int:
+    """Remove all that is ours and nothing else; fine when nothing is there."""
+    dataplane = NftablesDataplane(options(settings))
+    try:
+        dataplane.prepare()
+        dataplane.cleanup()
+    except KernelError as error:
+        log.error("not everything could be removed: %s", error)
+        return 1
+    finally:
+        dataplane.close()
+    return 0
+
+
+def options(settings: Settings) -> Options:
+    """Say what the fixed rules depend on."""
+    traffic = settings.local_traffic
+    interface = ""
+    if traffic.mode is LocalMode.BRIDGE_INTERFACE:
+        interface = traffic.bridge_interface
+    elif traffic.mode is LocalMode.INTERFACE_NAME_PREFIX:
+        interface = f"{traffic.interface_name_prefix}*"
+    return Options(settings.masquerade.mark, settings.masquerade.everything, interface)
+
+
+def _source(settings: Settings, metrics: Metrics, emit: Callable[[Event], None]) -> Source:
+    if settings.manifests:
+        return ManifestSource(Path(settings.manifests), settings.node_name, emit)
+    client = connect(settings.api.kubeconfig, settings.api.master, metrics)
+    return KubernetesSource(client, settings.node_name, emit)
+
+
+def _report(problem: Problem) -> None:
+    """Ailments have logged it; nobody else is told yet."""
+    log.debug("reported: %s", problem)
