@@ -1,12 +1,17 @@
+import errno
 import logging
 import subprocess
 import sys
+from functools import partial
+from typing import ClassVar
 
 import pytest
 
 import pyproxy
 from pyproxy import logs
 from pyproxy.cli import main
+from pyproxy.config import Settings
+from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
 
 
 @pytest.fixture
@@ -132,6 +137,72 @@ def test_a_mistake_is_one_line_and_exit_status_2(arguments, message, capsys):
     assert main(arguments.split()) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"pyproxy: {message}\n")
+
+
+@pytest.fixture
+def agent(monkeypatch):
+    """An agent that only remembers what it was told, and ends as `outcome` says."""
+
+    class Agent:
+        outcome: int | BaseException = 0
+        calls: ClassVar[list[tuple[str, str]]] = []
+
+        def end(self, what: str, settings: Settings) -> int:
+            self.calls.append((what, settings.node_name))
+            if isinstance(self.outcome, BaseException):
+                raise self.outcome
+            return self.outcome
+
+    agent = Agent()
+    agent.calls.clear()
+    monkeypatch.setattr("pyproxy.agent.run", partial(agent.end, "run"), raising=False)
+    monkeypatch.setattr("pyproxy.agent.cleanup", partial(agent.end, "cleanup"), raising=False)
+    return agent
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        ("run --hostname-override A", "run"),
+        ("cleanup --hostname-override A", "cleanup"),
+        ("run --cleanup --hostname-override A", "cleanup"),
+        ("run --cleanup=false --hostname-override A", "run"),
+    ],
+)
+def test_commands_reach_the_agent_with_their_settings(agent, arguments, called):
+    assert main(arguments.split()) == 0
+    assert agent.calls == [(called, "a")]
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize(
+    ("outcome", "status", "message"),
+    [
+        (0, 0, ""),
+        (3, 3, ""),
+        (UsageError("kubeconfig f: no such file"), 2, "pyproxy: kubeconfig f: no such file\n"),
+        (PermissionKernelError("no right", errno.EPERM), 2, "pyproxy: no right\n"),
+        (RejectedError("no table", errno.EINVAL), 1, "pyproxy: no table\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=repr,
+)
+def test_how_the_agent_ends_is_the_exit_status(agent, outcome, status, message, capsys):
+    agent.outcome = outcome
+    assert main(["run"]) == status
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.usefixtures("_logging_as_it_was", "agent")
+def test_flags_without_effect_are_one_log_line(capsys):
+    assert main(["run", "--profiling", "--kube-api-qps=50", "--kube-api-burst=100"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.split(maxsplit=1)[1] == (
+        "WARNING flags without effect: "
+        "--kube-api-burst, --kube-api-qps (a few watches need no limit, and objects are read as "
+        "JSON); --profiling (pyproxy has no profiling pages)"
+    )
 
 
 def test_version(capsys):

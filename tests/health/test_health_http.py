@@ -1,4 +1,6 @@
+import contextlib
 import os
+import resource
 import socket
 import threading
 
@@ -127,6 +129,24 @@ def test_a_closed_port_is_free_at_once(http_thread, ask):
         with pytest.raises(ConnectionRefusedError):
             ask(port)
         listener = http_thread.listen(ListenAddress(LOOPBACK4, port), echo)
+
+
+def test_out_of_file_descriptors_clients_wait(http_thread, eventually, caplog):
+    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client, contextlib.ExitStack() as taken:
+        client.settimeout(10)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 20, hard))
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.callback(os.close, os.dup(client.fileno()))
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET /waited HTTP/1.1\r\n\r\n")
+        eventually(lambda: bool(caplog.messages))
+        assert caplog.messages[0] == f"cannot accept on port {port}: Too many open files"
+        taken.close()
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_stop_ends_open_connections_and_frees_ports():
