@@ -1,0 +1,1 @@
+"""Cases of what a Service proxy must do, run with real packets against any agent."""
