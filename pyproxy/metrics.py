@@ -260,6 +260,10 @@ class Metrics:
         """Count a request to the API server; `code` is HTTP's status, or `<error>` for none."""
         self._requests.labels(code, host, method).inc()
 
+    def request_took(self, method: str, host: str, duration: float) -> None:
+        """Time a request to the API server, up to the head of its answer."""
+        self._request_duration.labels(host, method).observe(duration)
+
     def source_age(self, age: Callable[[], float]) -> None:
         """Ask `age` at every scrape for the seconds since the source was last heard of."""
         self._source_age.set_function(age)

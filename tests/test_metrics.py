@@ -51,6 +51,7 @@ def used() -> Metrics:
     metrics.livez_answered(503)
     metrics.request("GET", "api:6443", "200")
     metrics.request("GET", "api:6443", "<error>")
+    metrics.request_took("GET", "api:6443", 0.2)
     metrics.source_age(lambda: 12.5)
     return metrics
 
@@ -125,6 +126,9 @@ def test_what_happens_is_counted():
         assert found[f"{sync}_nftables_sync_failures_total{{{label}}}"] == 1
         external = f'{sync}_no_local_endpoints_total{{{label},traffic_policy="external"}}'
         assert found[external] == 2
+    for code in ("200", "<error>"):
+        counted = f'rest_client_requests_total{{code="{code}",host="api:6443",method="GET"}}'
+        assert found[counted] == 1
     assert found['pyproxy_change_to_kernel_seconds_bucket{le="0.0005"}'] == 1
     assert found['pyproxy_set_aside_objects{kind="Service"}'] == 2
     assert found["pyproxy_netlink_bytes_total"] == 1234
