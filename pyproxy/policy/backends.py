@@ -45,14 +45,14 @@ _NO_ENDPOINTS: Endpoints = {}
 class Usable(msgspec.Struct, frozen=True, gc=False):
     """The backends that a Service port may use, in no order.
 
-    `cluster` is for the policy Cluster, `local` for Local, and `here` are those of both that are
-    on this node. While `cluster` is empty `local` is too: an endpoint that may serve one of them
+    `cluster` is for the policy Cluster, `local` for Local, and `here` are all on this node, usable
+    or not. While `cluster` is empty `local` is too: an endpoint that may serve one of them
     may serve the other, and hints are never followed to nowhere.
     """
 
     cluster: Sequence[Backend]
     local: Sequence[Backend]
-    here: frozenset[Backend] | set[Backend]
+    here: set[Backend]
 
 
 def answer(
@@ -127,7 +127,6 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
         local = [b for b in here if endpoints[b].ready] or [
             b for b in here if endpoints[b].serving and endpoints[b].terminating
         ]
-        here.intersection_update({*cluster, *local})
     return Usable(cluster, local, here)
 
 

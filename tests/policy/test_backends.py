@@ -262,6 +262,19 @@ def test_of_two_copies_as_usable_the_one_on_this_node_counts() -> None:
     assert only(service, there, here).local == backends("a1")
 
 
+@pytest.mark.parametrize(
+    ("hints", "others"),
+    [({"zones": ["zone-1"]}, {"zones": ["zone-3"]}), ({"nodes": [HOST]}, {"nodes": ["node-b"]})],
+)
+def test_of_two_copies_that_differ_in_hints_the_hinted_one_counts(
+    hints: dict[str, Any], others: dict[str, Any]
+) -> None:
+    hinted = slice_of(pod("b2", **others), pod("b1", **hints))
+    bare = slice_of(pod("b1"), name="web-2")
+    assert only(web(), hinted, bare) == only(web(), bare, hinted)
+    assert only(web(), bare, hinted).cluster == backends("b1")
+
+
 def test_endpoints_that_share_an_address_and_differ_in_port() -> None:
     first = slice_of(pod("b1"))
     second = slice_of(pod("b1"), ports=(SlicePort("", Protocol.TCP, Port(8081)),), name="web-2")
