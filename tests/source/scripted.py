@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -117,27 +118,33 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, script: Script, port: int = 0) -> None:
+    def __init__(self, script: Script, port: int, tls: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", port), Exchange)
+        self.tls = tls
         self.script = script
         self.seen: list[Request] = []
         self.closing = threading.Event()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.server_port}"
 
     def asked(self, route: str, **query: str) -> list[Request]:
         """The requests so far with this path and these among their parameters."""
         return [e for e in self.seen if e.route == route and query.items() <= e.query.items()]
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is not None:
+            request = self.tls.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients that leave in the middle are what these tests are about
 
 
 @contextmanager
-def serving(script: Script, port: int = 0) -> Iterator[Server]:
-    server = Server(script, port)
+def serving(script: Script, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(script, port, tls)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

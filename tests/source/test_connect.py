@@ -1,0 +1,294 @@
+"""From flags and files to requests, and what is said of flags and files that are wrong."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import stat
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyproxy.errors import UsageError
+from pyproxy.source import connect as connect_module
+from pyproxy.source.client import Client, RefusedError, UnreachableError
+from pyproxy.source.connect import connect
+from pyproxy.source.kubernetes import KubernetesSource
+
+from .scripted import Exchange, Recorder, quiet, serving, until
+
+
+def kubeconfig(
+    server: str, user: dict[str, Any] | None = None, cluster: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server} | (cluster or {})}],
+        "users": [{"name": "u", "user": user or {}}],
+    }
+
+
+def write(path: Path, config: Any) -> str:
+    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    return str(path)
+
+
+def fetch(client: Client, path: str = "/version") -> bytes:
+    response = client.get(path, {}, 5)
+    try:
+        return response.read()
+    finally:
+        response.close()
+
+
+def echo(exchange: Exchange) -> None:
+    exchange.answer({"authorization": exchange.headers.get("Authorization")})
+
+
+GOOD = kubeconfig("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ("a: [", "not YAML: while parsing"),
+        ("", "not a kubeconfig"),
+        ("[]", "not a kubeconfig"),
+        ("contexts: 3\ncurrent-context: here", "not a kubeconfig: .*contexts"),
+        ("\x00", "not YAML"),
+        (GOOD | {"current-context": ""}, "current-context is not set"),
+        (GOOD | {"current-context": "there"}, "current-context 'there' is not in contexts"),
+        (GOOD | {"contexts": None}, "current-context 'here' is not in contexts"),
+        (GOOD | {"clusters": []}, "cluster 'c' is not in clusters"),
+        (kubeconfig(""), "cluster 'c' has no server"),
+        (kubeconfig("nonsense"), "server 'nonsense' of cluster 'c' is no URL"),
+        (
+            kubeconfig("https://127.0.0.1:1", None, {"certificate-authority": "/nowhere/ca.crt"}),
+            "/nowhere/ca.crt",
+        ),
+        (
+            kubeconfig("https://127.0.0.1:1", None, {"certificate-authority-data": "a"}),
+            "not usable",
+        ),
+        (GOOD | {"users": 3}, "."),
+    ],
+)
+def test_kubeconfigs_that_are_wrong(tmp_path: Path, config: Any, text: str) -> None:
+    path = write(tmp_path / "kubeconfig", config)
+    with pytest.raises(UsageError, match=f"^--kubeconfig {path}: .*{text}") as caught:
+        connect(path, "")
+    assert "\n" not in str(caught.value)
+
+
+def test_kubeconfigs_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        connect(str(tmp_path / "nowhere"), "")
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        connect(str(tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    "master", ["127.0.0.1:6443", "https://", "ftp://a", "https://a:x", "http://a,"]
+)
+def test_masters_that_are_wrong(master: str) -> None:
+    with pytest.raises(UsageError, match=r"--master: .* is not of the form https://HOST:PORT"):
+        connect("", master)
+
+
+def test_nothing_configured_names_the_flags() -> None:
+    with pytest.raises(UsageError, match=r"--kubeconfig FILE.*--master URL.*--manifests DIR"):
+        connect("", "")
+
+
+def test_a_token(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        path = write(tmp_path / "kubeconfig", kubeconfig(server.url, {"token": "secret"}))
+        assert b"Bearer secret" in fetch(connect(path, ""))
+
+
+def test_master_takes_the_place_of_the_server(tmp_path: Path) -> None:
+    path = write(tmp_path / "kubeconfig", kubeconfig("http://127.0.0.1:1", {"token": "secret"}))
+    with serving(echo) as server:
+        assert b"Bearer secret" in fetch(connect(path, server.url + "/"))
+        assert b"null" in fetch(connect("", server.url))
+
+
+def test_an_exec_plugin(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        "#!/bin/sh\n"
+        'echo \'{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", '
+        '"status": {"token": "of-plugin"}}\'\n'
+    )
+    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
+    user = {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Never",
+        }
+    }
+    with serving(echo) as server:
+        path = write(tmp_path / "kubeconfig", kubeconfig(server.url, user))
+        assert b"Bearer of-plugin" in fetch(connect(path, ""))
+
+
+def test_a_token_that_is_exchanged_on_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("old")
+    accepted = ["Bearer old"]
+
+    def script(exchange: Exchange) -> None:
+        if exchange.headers.get("Authorization") in accepted:
+            echo(exchange)
+        else:
+            exchange.fail(401, "Unauthorized")
+
+    with serving(script) as server:
+        path = write(tmp_path / "kubeconfig", kubeconfig(server.url, {"tokenFile": str(token)}))
+        client = connect(path, "")
+        assert b"Bearer old" in fetch(client)
+        accepted[:] = ["Bearer new"]
+        with pytest.raises(RefusedError, match="401 Unauthorized"):
+            fetch(client)
+        token.write_text("new")
+        assert b"Bearer new" in fetch(client)
+        # While the file is unreadable, the last credentials are used.
+        accepted[:] = []
+        Path(path).unlink()
+        with pytest.raises(RefusedError):
+            fetch(client)
+        accepted[:] = ["Bearer new"]
+        assert b"Bearer new" in fetch(client)
+    assert "cannot be read again" in caplog.text
+
+
+def test_a_pods_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    token.touch()
+    monkeypatch.setattr(connect_module, "SERVICE_ACCOUNT_TOKEN", token)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "")
+    with pytest.raises(UsageError, match="no API server is known"):
+        connect("", "")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    monkeypatch.delenv("KUBERNETES_SERVICE_PORT", raising=False)
+    with pytest.raises(UsageError, match="the pod's service account cannot be used"):
+        connect("", "")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl")
+    crt, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*command.split(), "-keyout", str(key), "-out", str(crt)],
+        check=True,
+        capture_output=True,
+    )
+    return crt, key
+
+
+def test_tls_and_a_client_certificate(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    crt, key = certificate
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(crt))
+    tls.load_cert_chain(crt, key)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with serving(echo, tls=tls) as server:
+        user = {"client-certificate": crt.name, "client-key": key.name}
+        trusting = kubeconfig(server.url, user, {"certificate-authority": crt.name})
+        client = connect(write(tmp_path / "kubeconfig", trusting), "")
+        assert b"authorization" in fetch(client)
+        distrusting = connect(write(tmp_path / "other", kubeconfig(server.url, user)), "")
+        with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+            fetch(distrusting)
+        anonymous = trusting | {"users": []}
+        with pytest.raises(UnreachableError):
+            fetch(connect(write(tmp_path / "anonymous", anonymous), ""))
+
+
+def test_stop_is_prompt_with_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    crt, key = certificate
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(crt, key)
+    with serving(quiet, tls=tls) as server:
+        config = kubeconfig(server.url, None, {"certificate-authority": str(crt)})
+        recorder = Recorder()
+        client = connect(write(tmp_path / "kubeconfig", config), "")
+        source = KubernetesSource(client, "node-a", recorder)
+        source.start()
+        until(lambda: len(recorder.events) == 3)
+        began = time.monotonic()
+        source.stop()
+        assert time.monotonic() - began < 0.9
+        names = {thread.name for thread in threading.enumerate()}
+        assert not any(name.startswith("source-") for name in names)
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, str]] = []
+
+    def request(self, method: str, host: str, code: str) -> None:
+        self.seen.append((method, host, code))
+
+
+def test_requests_are_counted_and_failures_say_what_happened() -> None:
+    counter = Counter()
+
+    def script(exchange: Exchange) -> None:
+        if exchange.command == "POST":
+            exchange.answer({"posted": True}, 201)
+        else:
+            exchange.fail(403, "services is forbidden", Retry_After="3")
+
+    with serving(script) as server:
+        client = connect("", f"http://127.0.0.1:1,{server.url}", counter)
+        with pytest.raises(RefusedError, match="GET /x: 403 services is forbidden") as caught:
+            client.get("/x", {"a": "b"})
+        assert (caught.value.status, caught.value.retry_after) == (403, 3.0)
+        assert client.post("/y", b"{}") == b'{"posted": true}'
+        assert server.seen[-1].body == b"{}"
+        host = server.url.removeprefix("http://")
+    assert counter.seen == [
+        ("GET", "127.0.0.1:1", "<error>"),
+        ("GET", host, "403"),
+        ("POST", host, "201"),
+    ]
+    with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1: "):
+        connect("", "http://127.0.0.1:1").get("/x", {})
+
+
+def test_a_server_that_answers_garbage_instead_of_http() -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+        exchange.close_connection = True
+
+    with serving(script) as server, pytest.raises(UnreachableError):
+        connect("", server.url).get("/x", {})
+
+
+def test_redirects_are_refused_and_get_no_credentials(tmp_path: Path) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.answer(b"", 302, {"Location": f"http://{exchange.headers['Host']}/elsewhere"})
+
+    with serving(script) as server:
+        path = write(tmp_path / "kubeconfig", kubeconfig(server.url, {"token": "secret"}))
+        with pytest.raises(RefusedError, match="302"):
+            connect(path, "").get("/x", {})
+        assert [request.route for request in server.seen] == ["/x"]
