@@ -77,6 +77,16 @@ def _logging_as_it_was():
             "bytes, without spaces, slashes, quotes and asterisks",
         ),
         (
+            "run --pod-interface-name-prefix=vethvethvethvet",
+            "--pod-interface-name-prefix: 'vethvethvethvet' is not an interface name: use up to "
+            "14 bytes, without spaces, slashes, quotes and asterisks",
+        ),
+        (
+            "run --pod-bridge-interface=br*",
+            "--pod-bridge-interface: 'br*' is not an interface name: use up to 15 bytes, without "
+            "spaces, slashes, quotes and asterisks",
+        ),
+        (
             "run --cluster-cidr=10.0.0.0/8,10.1.0.0/16",
             "--cluster-cidr: '10.0.0.0/8,10.1.0.0/16' has more than one IPv4 CIDR: give one a "
             "family",

@@ -54,11 +54,11 @@ CLUSTER_CIDR = Flag(
     "--cluster-cidr", values.cluster_networks, "", "the pods' CIDRs, at most one a family"
 )
 POD_BRIDGE_INTERFACE = Flag(
-    "--pod-bridge-interface", values.interface_name, "", "the bridge, for BridgeInterface"
+    "--pod-bridge-interface", values.interface_name(15), "", "the bridge, for BridgeInterface"
 )
 POD_INTERFACE_NAME_PREFIX = Flag(
     "--pod-interface-name-prefix",
-    values.interface_name,
+    values.interface_name(14),  # one less than a name, for nft's asterisk at its end
     "",
     "how pods' interfaces begin, for InterfaceNamePrefix",
 )

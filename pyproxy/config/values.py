@@ -32,7 +32,6 @@ _NANOSECONDS = {
 _AMOUNT = re.compile(rf"(?=[.\d])(\d*)(?:\.(\d*))?({'|'.join(_NANOSECONDS)})", re.ASCII)
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
 _MAX_NANOSECONDS = 2**63 - 1
-_INTERFACE_NAME_LIMIT = 15  # IFNAMSIZ without its NUL
 
 
 def text(value: str) -> str:
@@ -197,14 +196,21 @@ def listen_address(default_port: int) -> Callable[[str], ListenAddress | None]:
 _port = integer(0, 65535)
 
 
-def interface_name(value: str) -> str:
-    """Check the name of a network interface, or the beginning of one."""
-    if len(value.encode()) > _INTERFACE_NAME_LIMIT or re.search(r"[\s/\0\"*\\]", value):
-        raise ValueError(
-            f"{value!r} is not an interface name: use up to {_INTERFACE_NAME_LIMIT} bytes, "
-            "without spaces, slashes, quotes and asterisks"
-        )
-    return value
+def interface_name(limit: int) -> Callable[[str], str]:
+    """Make a parser of network interfaces' names, or beginnings of names, of up to `limit` bytes.
+
+    The kernel takes almost any character; those that mean something to nft are left out.
+    """
+
+    def parse(value: str) -> str:
+        if len(value.encode()) > limit or re.search(r"[\s/\0\"*\\]", value):
+            raise ValueError(
+                f"{value!r} is not an interface name: use up to {limit} bytes, "
+                "without spaces, slashes, quotes and asterisks"
+            )
+        return value
+
+    return parse
 
 
 def proxy_mode(value: str) -> ProxyMode:
