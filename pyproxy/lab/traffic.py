@@ -43,7 +43,11 @@ class Traffic:
     def _ask(self) -> None:
         while not self._ending.wait(_PAUSE):
             try:
-                answer = ask(self._target, timeout=_TIMEOUT)
-                self.answers[answer.partition(" ")[0]] += 1
+                backend, _, _ = ask(self._target, timeout=_TIMEOUT).partition(" ")
             except OSError as error:
                 self.failures.append(str(error))
+                continue
+            if backend:
+                self.answers[backend] += 1
+            else:
+                self.failures.append("taken, and closed without a word")

@@ -11,6 +11,7 @@ from msgspec import field
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.client import JsonObject
+from pyproxy.lab.probe import parse_target
 
 
 class _Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +73,10 @@ class Probe(_Fields, frozen=True):
             raise ValueError("a probe needs either `reach` or `expect`")
         if self.expect is not None and (self.source or self.fair):
             raise ValueError("`source` and `fair` go with `reach` alone")
+        try:
+            parse_target(self.to)
+        except UsageError as error:  # msgspec adds the place in the case to a ValueError alone
+            raise ValueError(str(error)) from error
 
 
 class Get(_Fields, frozen=True):

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
+from pyproxy.errors import UsageError
 from pyproxy.lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
 from pyproxy.lab.conformance.cases import Applied, Case, Get, Probe, Step
 from pyproxy.lab.conformance.slices import slices_of
 from pyproxy.lab.conformance.verdict import describe, holds
-from pyproxy.lab.namespace import LabError
+from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, parse_target, probe
 
@@ -120,8 +121,7 @@ class Runner:
         tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else TRIES_TO_REACH)
         target = parse_target(wanted.to)
         once = partial(probe, target, tries=tries, timeout=wanted.timeout, source_port=wanted.sport)
-        namespace = self._network.namespace(wanted.source_name)
-        own = self._network.addresses(wanted.source_name)
+        namespace, own = self._member(wanted.source_name)
 
         def attempt() -> str:
             seen: Outcome = namespace.call(once)
@@ -132,7 +132,7 @@ class Runner:
             yield f"{arrow}: wanted {describe(wanted)}; saw {seen}"
 
     def _get(self, wanted: Get) -> Iterator[str]:
-        namespace = self._network.namespace(wanted.source_name)
+        namespace, _ = self._member(wanted.source_name)
 
         def attempt() -> str:
             status, body = namespace.call(partial(_http_get, wanted.url))
@@ -143,6 +143,13 @@ class Runner:
         if seen := self._settled(attempt):
             parts = " ".join([str(wanted.status), *wanted.contains])
             yield f"GET {wanted.url} from {wanted.source_name}: wanted {parts}; saw {seen}"
+
+    def _member(self, name: str) -> tuple[Namespace, frozenset[str]]:
+        """Give the namespace and the addresses of whoever a case sends from."""
+        try:
+            return self._network.namespace(name), self._network.addresses(name)
+        except KeyError as error:
+            raise UsageError(f"from: {name}: use a pod, a node (na, nb) or ext") from error
 
     def _settled(self, attempt: Callable[[], str]) -> str:
         """Repeat until an attempt has nothing to say against it, or give the last one's words."""

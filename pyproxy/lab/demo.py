@@ -1,0 +1,198 @@
+"""`pyproxy lab demo`: what a Service is for, done with real packets and told as it happens."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from pyproxy.lab.client import SERVICES, JsonObject, collection
+from pyproxy.lab.cluster import Cluster
+from pyproxy.lab.namespace import LabError
+from pyproxy.lab.narrator import check, heading, note, said, shares
+from pyproxy.lab.pods import Kubelet
+from pyproxy.lab.probe import Outcome, Target, probe
+from pyproxy.lab.process import Agent
+from pyproxy.lab.topology import OUTSIDE, TWO_NODES, numbered_pod
+from pyproxy.lab.traffic import Traffic
+
+NAMESPACE = "default"
+CLIENT = "client"
+CLUSTER_IP = "10.96.80.80"
+NODE_PORT = 30080
+TARGET_PORT = 5678
+LABELS = {"app": "hello"}
+PATIENCE = 10.0
+"""Seconds that a change has to reach the kernel before the demo gives up."""
+
+_REQUESTS = 60
+_POLL = 0.02
+
+SERVICE: JsonObject = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "hello"},
+    "spec": {
+        "selector": LABELS,
+        "clusterIP": CLUSTER_IP,
+        "ports": [{"port": 80, "targetPort": TARGET_PORT}],
+    },
+}
+
+
+def run() -> int:
+    """Tell the story; 0 where everything held. Raises LabError where something did not."""
+    started = time.monotonic()
+    heading("A cluster in miniature")
+    nowhere = msgspec.structs.replace(
+        TWO_NODES, pods=(msgspec.structs.replace(numbered_pod(CLIENT, 1, 10), ports=()),)
+    )
+    with Cluster(nowhere) as cluster, cluster.endpoint_slices(), cluster.agent("na") as agent:
+        note("two nodes, a client pod on node-a, a client outside: network namespaces all")
+        note(f"an API server at {cluster.client.url}, and pyproxy on node-a (process {agent.pid})")
+        _Story(cluster, agent).tell()
+    heading("The end")
+    note("namespaces, API server and agent are gone again")
+    said(f"all of it held, in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+class _Story:
+    def __init__(self, cluster: Cluster, agent: Agent) -> None:
+        self._cluster = cluster
+        self._agent = agent
+        self._kubelet = Kubelet(cluster.client, cluster.network, NAMESPACE)
+        self._service = Target(CLUSTER_IP, 80)
+
+    def tell(self) -> None:
+        """Go through all the chapters."""
+        self._three_pods()
+        self._one_deleted()
+        self._readiness()
+        self._broken_label()
+        self._node_port()
+        self._rules()
+
+    def _three_pods(self) -> None:
+        heading("Three pods behind one address")
+        self._cluster.client.create(collection(NAMESPACE, SERVICES), SERVICE)
+        note(f"Service hello: {CLUSTER_IP}, port 80, targetPort {TARGET_PORT}, selector app=hello")
+        self._start("hello-1", site=1, host=21)
+        self._start("hello-2", site=2, host=22)
+        self._start("hello-3", site=2, host=23)
+        self._until_served("hello-1", "hello-2", "hello-3")
+        seen = self._requests()
+        check(set(seen.reached) == {"hello-1", "hello-2", "hello-3"}, "all three share the work")
+        check(sum(seen.reached.values()) == _REQUESTS, "every request was answered")
+
+    def _one_deleted(self) -> None:
+        heading("One pod is deleted and another takes its place, while requests go on")
+        with Traffic(self._cluster.network.namespace(CLIENT), self._service) as traffic:
+            self._until(lambda: traffic.answers.total() > 20, "the client to get going")
+            self._start("hello-4", site=1, host=24)
+            self._until_served("hello-4")
+            self._kubelet.terminate("hello-1")
+            note("hello-1 is terminating: it still answers what was sent to it")
+            self._until_gone("hello-1")
+            self._kubelet.stop("hello-1")
+            note("nobody is sent to hello-1 any more: it has stopped")
+            total = traffic.answers.total()
+            self._until(lambda: traffic.answers.total() > total + 20, "requests after it")
+        said(f"client -> {self._service}: {shares(traffic.answers)}")
+        check(not traffic.failures, f"{traffic.answers.total()} requests, none failed")
+        check(traffic.answers["hello-4"] > 0, "the new pod has its part of them")
+
+    def _readiness(self) -> None:
+        heading("A pod loses its readiness, and finds it again")
+        self._kubelet.set_ready("hello-2", ready=False)
+        note("hello-2 is not ready")
+        self._until_gone("hello-2")
+        seen = self._requests()
+        check(set(seen.reached) == {"hello-3", "hello-4"}, "hello-2 gets nothing")
+        self._kubelet.set_ready("hello-2", ready=True)
+        note("hello-2 is ready again")
+        self._until_served("hello-2")
+        seen = self._requests()
+        check(set(seen.reached) == {"hello-2", "hello-3", "hello-4"}, "hello-2 is back")
+
+    def _broken_label(self) -> None:
+        heading("A label with a mistake in it: the Service has no endpoints")
+        pods = ("hello-2", "hello-3", "hello-4")
+        for name in pods:
+            self._kubelet.set_labels(name, {"app": "helo"})
+        note("the pods are labelled app=helo; the Service still selects app=hello")
+        self._until_gone(*pods)
+        start = time.monotonic()
+        seen = self._requests(1)
+        took = (time.monotonic() - start) * 1000
+        check(seen == Outcome(refused=1), f"refused at once ({took:.1f} ms), not left waiting")
+        for name in pods:
+            self._kubelet.set_labels(name, LABELS)
+        note("the labels are mended")
+        self._until_served(*pods)
+        check(set(self._requests().reached) == set(pods), "all three answer again")
+
+    def _node_port(self) -> None:
+        heading("The same Service on a port of the node, from outside the cluster")
+        path = f"{collection(NAMESPACE, SERVICES)}/hello"
+        ports = [{"port": 80, "targetPort": TARGET_PORT, "nodePort": NODE_PORT}]
+        self._cluster.client.patch(path, {"spec": {"type": "NodePort", "ports": ports}})
+        note(f"Service hello is of type NodePort now: {NODE_PORT}")
+        target = Target(self._cluster.network.topology.site("na").addresses.ipv4, NODE_PORT)
+        self._until(lambda: bool(self._ask(target, OUTSIDE, 1).reached), "the node port")
+        seen = self._requests(target=target, who=OUTSIDE)
+        check(len(seen.reached) == 3, "reached from outside, on all three pods")
+
+    def _rules(self) -> None:
+        heading("What the kernel of node-a holds: nft list table inet pyproxy")
+        print(self._table().rstrip())
+
+    def _start(self, name: str, *, site: int, host: int) -> None:
+        pod = numbered_pod(name, site, host, ports=(TARGET_PORT,))
+        self._kubelet.start(pod, LABELS)
+        where = self._cluster.network.topology.site(pod.site).node
+        note(f"pod {name}, app=hello, {pod.addresses.ipv4} on {where}")
+
+    def _requests(
+        self, tries: int = _REQUESTS, target: Target | None = None, who: str = CLIENT
+    ) -> Outcome:
+        """Make requests, and say what came back."""
+        target = target or self._service
+        seen = self._ask(target, who, tries)
+        said(f"{who} -> {target}: {seen}")
+        return seen
+
+    def _ask(self, target: Target, who: str, tries: int) -> Outcome:
+        return self._cluster.network.namespace(who).call(partial(probe, target, tries=tries))
+
+    def _until_served(self, *names: str) -> None:
+        wanted = [self._address(name) for name in names]
+        self._until(lambda: self._held(wanted) == len(wanted), f"{', '.join(names)} in the rules")
+
+    def _until_gone(self, *names: str) -> None:
+        unwanted = [self._address(name) for name in names]
+        self._until(lambda: self._held(unwanted) == 0, f"the rules without {', '.join(names)}")
+
+    def _address(self, name: str) -> str:
+        addresses = self._cluster.network.addresses(name)
+        return next(address for address in addresses if ":" not in address)
+
+    def _held(self, addresses: list[str]) -> int:
+        """Count which of these addresses the kernel's rules name."""
+        named = set(re.findall(r"[0-9.]+", self._table()))
+        return len(named & set(addresses))
+
+    def _table(self) -> str:
+        nft = ["nft", "list", "table", "inet", "pyproxy"]
+        return self._cluster.network.namespace("na").run(nft, check=False).stdout
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self._agent.require_alive()
+            if time.monotonic() > deadline:
+                raise LabError(f"waited {PATIENCE:.0f} s in vain for {what}")
+            time.sleep(_POLL)
