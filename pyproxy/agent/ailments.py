@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 Subject = tuple[str, str]
 """An object's kind and name."""
 
+_REMEMBERED = 10_000
+"""Objects of which is known what was said last, so that a list read anew does not repeat it."""
+
 
 class Ailments:
     """The problems that objects have now, each by where it was found.
@@ -24,22 +27,25 @@ class Ailments:
     def __init__(self, report: Callable[[Problem], None]) -> None:
         self._report = report
         self._known: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
+        self._said: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
 
     def found(self, by: str, subject: Subject, problems: Iterable[Problem]) -> None:
-        """Replace what `by` has found about an object; nothing means that it is well."""
-        now = tuple(problems)
-        before = self._known.get((by, subject), ())
-        if now == before:
+        """Replace what `by` has found about an object; nothing means that it is well, or gone."""
+        now, key = tuple(problems), (by, subject)
+        if now == self._known.get(key, ()):
             return
+        if not now:
+            del self._known[key]
+            return
+        self._known[key] = now
+        said = self._said.pop(key, ())
         for problem in now:
-            if problem not in before:
+            if problem not in said:
                 log.warning("set aside: %s", problem)
                 self._report(problem)
-        if now:
-            self._known[by, subject] = now
-        else:
-            del self._known[by, subject]
-            log.info("no longer set aside: %s %s", *subject)
+        self._said[key] = now
+        if len(self._said) > _REMEMBERED:
+            del self._said[next(iter(self._said))]
 
     def counts(self) -> dict[Kind, int]:
         """Count the objects that have a problem."""

@@ -120,7 +120,7 @@ class Agent(Generic[P]):
         self._tell.metrics.changes_taken()
         try:
             whole = self._replan
-            plan, answers = self._plan_whole() if whole else self._plan_changes(touched)
+            plan, answers = self._plan_whole(touched) if whole else self._plan_changes(touched)
             failures = self._dataplane.commit(plan) if plan else ()
         except PermissionKernelError:
             raise
@@ -129,9 +129,10 @@ class Agent(Generic[P]):
             return
         self._succeeded(touched, answers, failures, whole=whole, began=began)
 
-    def _plan_whole(self) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
+    def _plan_whole(self, touched: Touched) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
         self._node = self._node_rules.answer(self.world.node)
-        answers = self._answer(self.world.services)
+        # Those touched too: what is gone must let go of its claims.
+        answers = self._answer(touched.services | self.world.services.keys())
         held = [answer for answer in answers.values() if answer is not None]
         return self._dataplane.replan(held, self._node), answers
 

@@ -36,7 +36,7 @@ class Synced(msgspec.Struct, frozen=True):
 
 
 class SetAside(msgspec.Struct, frozen=True):
-    """An object that could not be read at all; a `Delete` for it comes as well."""
+    """An object that could not be read at all; a `Delete` for it has come just before."""
 
     problem: Problem
 

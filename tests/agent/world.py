@@ -1,0 +1,246 @@
+"""A cluster in values, a clock that stands still, and a dataplane whose kernel is a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from pyproxy.agent.core import Agent, Commit, Observers
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pace import Pace
+from pyproxy.agent.world import World
+from pyproxy.config.settings import LocalTraffic, Settings
+from pyproxy.dataplane.diff import Delta, apply, diff
+from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.errors import KernelError, OutOfStepError, Problem
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import Family, Port, Protocol, parse_address, parse_network
+from pyproxy.model.events import Synced, Upsert
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Kind,
+    Node,
+    ObjectName,
+    Service,
+    ServicePort,
+    SlicePort,
+)
+from pyproxy.netlink.nftables import Tag, Value
+from pyproxy.policy.answer import ServiceAnswer
+
+HOSTNAME = "node-a"
+NODE = Node(
+    HOSTNAME,
+    (parse_address("172.30.0.11"), parse_address("fd30::11")),
+    (parse_network("10.244.1.0/24"),),
+    "zone-1",
+)
+
+
+def name(text: str) -> ObjectName:
+    return ObjectName("shop", text)
+
+
+def service(text: str, number: int, *, node_port: int = 0, created: str = "") -> Service:
+    return Service(
+        name(text),
+        (ServicePort("http", Protocol.TCP, Port(80), Port(node_port)),),
+        (parse_address(f"10.96.0.{number}"),),
+        families=(Family.IPV4,),
+        created=created,
+    )
+
+
+def endpoint_slice(
+    of: str, addresses: Iterable[str], *, number: int = 0, triggered: float = 0.0
+) -> EndpointSlice:
+    return EndpointSlice(
+        name(f"{of}-{number}"),
+        name(of),
+        Family.IPV4,
+        (SlicePort("http", Protocol.TCP, Port(8080)),),
+        tuple(Endpoint(parse_address(address)) for address in addresses),
+        triggered,
+    )
+
+
+class Clock:
+    """Monotonic and wall clock in one; it moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class PlannedTable(msgspec.Struct, frozen=True):
+    """A plan of `TableDataplane`: the delta, and what is remembered once it is committed."""
+
+    delta: Delta[bytes, Value]
+    services: dict[ObjectName, ServiceAnswer]
+    node: NodeAnswer
+
+    def __bool__(self) -> bool:
+        return bool(self.delta)
+
+
+class TableDataplane:
+    """A dataplane beside the real one, with a dict for a kernel.
+
+    It refuses what the kernel refuses: a row to remove that is not there, one to add that is.
+    `trouble` are errors that the next commits run into; `commits` are the deltas that went through.
+    """
+
+    name = "table"
+
+    def __init__(self) -> None:
+        self.kernel: Table = {}
+        self.trouble: list[KernelError] = []
+        self.commits: list[Delta[bytes, Value]] = []
+        self.reads = 0
+        self._programmed: dict[ObjectName, ServiceAnswer] = {}
+        self._node = NodeAnswer()
+
+    def prepare(self) -> None:
+        """Always able."""
+
+    def plan(self, changes: Changes) -> PlannedTable:
+        services = dict(self._programmed)
+        for each, answer in changes.services.items():
+            if answer is None:
+                services.pop(each, None)
+            else:
+                services[each] = answer
+        node = changes.node or self._node
+        delta = diff(rows(self._programmed.values(), self._node), rows(services.values(), node))
+        return PlannedTable(delta, services, node)
+
+    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> PlannedTable:
+        self.reads += 1
+        wanted = {answer.name: answer for answer in services}
+        return PlannedTable(diff(self.kernel, rows(wanted.values(), node)), wanted, node)
+
+    def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
+        if self.trouble:
+            raise self.trouble.pop(0)
+        try:
+            self.kernel = apply(plan.delta, self.kernel)
+        except (KeyError, ValueError) as error:
+            raise OutOfStepError(str(error), 2) from error
+        self._programmed, self._node = plan.services, plan.node
+        self.commits.append(plan.delta)
+        return ()
+
+    def cleanup(self) -> None:
+        self.kernel = {}
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def rows(answers: Iterable[ServiceAnswer], node: NodeAnswer) -> Table:
+    """Compile a whole state from nothing."""
+    table = node_rows(node.pod_networks)
+    shared: Counter[SharedRow] = Counter()
+    for answer in answers:
+        add_service(answer, table)
+        shared.update(shared_rows(answer))
+    for set_name, key in shared:
+        table.setdefault(set_name, {})[key] = b""
+    return table
+
+
+class Ear:
+    """A follower that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.commits: list[Commit] = []
+
+    def committed(self, commit: Commit, world: World) -> None:
+        self.commits.append(commit)
+
+
+class Stage:
+    """One agent with everything around it that a test looks at."""
+
+    def __init__(self, *, min_sync_period: float = 0.0, node: Node = NODE) -> None:
+        self.clock = Clock()
+        self.dataplane = TableDataplane()
+        self.metrics = Metrics()
+        self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
+        self.reported: list[Problem] = []
+        self.ear = Ear()
+        settings = Settings(
+            HOSTNAME, local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),))
+        )
+        observers = Observers(
+            self.metrics,
+            self.health,
+            [self.ear],
+            self.clock,
+            self.clock,
+            self.reported.append,
+        )
+        self.agent = Agent(
+            self.dataplane, NodeRules(settings, lambda: ()), Pace(min_sync_period), observers
+        )
+        self.node = node
+
+    def begin(self, *objects: Service | EndpointSlice) -> None:
+        """Hear all lists whole, and sync once."""
+        for obj in (*objects, self.node):
+            self.agent.hear(Upsert(obj, self.clock()))
+        for kind, of in ((Kind.SERVICE, Service), (Kind.ENDPOINT_SLICE, EndpointSlice)):
+            names = frozenset(obj.name for obj in objects if isinstance(obj, of))
+            self.agent.hear(Synced(kind, names))
+        self.agent.hear(Synced(Kind.NODE, frozenset({ObjectName("", self.node.name)})))
+        self.agent.sync()
+
+    def hear(self, *objects: Service | EndpointSlice | Node) -> None:
+        for obj in objects:
+            self.agent.hear(Upsert(obj, self.clock()))
+
+    def is_due(self) -> bool:
+        due = self.agent.due()
+        return due is not None and due <= self.clock()
+
+    def settle(self) -> None:
+        """Sync for as long as something is due, moving the clock to it."""
+        for _ in range(50):
+            due = self.agent.due()
+            if due is None:
+                return
+            self.clock.now = max(self.clock.now, due)
+            self.agent.sync()
+        raise AssertionError("the agent never comes to rest")
+
+    def sample(self, metric: str) -> float:
+        """Read a metric without labels."""
+        found = [
+            sample.value
+            for family in self.metrics.collect()
+            for sample in family.samples
+            if sample.name == metric
+        ]
+        return found[0]
+
+    def metrics_by_kind(self) -> dict[str, int]:
+        """Read how many objects are set aside."""
+        return {
+            sample.labels["kind"]: int(sample.value)
+            for family in self.metrics.collect()
+            for sample in family.samples
+            if sample.name == "pyproxy_set_aside_objects"
+        }
+
+    def serving(self) -> list[str]:
+        """Name the ports that the kernel sends somewhere."""
+        tags = self.dataplane.kernel["services4"].values()
+        return sorted(tag.comment for tag in tags if isinstance(tag, Tag))
