@@ -1,0 +1,1 @@
+"""What the server does for each kind beyond keeping it: defaults, checks, allocation."""

@@ -1,0 +1,37 @@
+"""What can be chosen about a server."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import msgspec
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DEFAULT_CLUSTER_IPS: tuple[Network, ...] = (
+    ipaddress.IPv4Network("10.96.0.0/12"),
+    ipaddress.IPv6Network("fd00:10:96::/108"),
+)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to listen, whom to let in, what to give out.
+
+    Port 0 is any free port. Without `token` everybody may do everything. `proxy_token` may do
+    only what a Service proxy needs. `cluster_ips` are one network, or one of each family, the
+    primary one first. `history` counts the changes of each kind that a watch can go back;
+    `bookmark_interval` is in seconds.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str = ""
+    proxy_token: str = ""
+    cluster_ips: tuple[Network, ...] = DEFAULT_CLUSTER_IPS
+    first_node_port: int = 30000
+    last_node_port: int = 32767
+    history: int = 20000
+    bookmark_interval: float = 60.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
