@@ -15,6 +15,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
@@ -128,7 +129,7 @@ class Client:
         try:
             return response.read()
         except (HTTPError, OSError) as error:
-            raise UnreachableError(f"{self.host}: {error}") from error
+            raise UnreachableError(f"{self.host}: {_reason(error)}") from error
         finally:
             response.close()
 
@@ -174,7 +175,7 @@ class Client:
                 if self._current == index:  # another thread may have moved on already
                     self._current = (index + 1) % len(self.hosts)
                 if attempt == len(self.hosts) or not isinstance(error, _NOT_CONNECTED):
-                    raise UnreachableError(f"{host}: {error}") from error
+                    raise UnreachableError(f"{host}: {_reason(error)}") from error
         raise AssertionError("there is always one server at least")
 
     def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> BaseHTTPResponse:
@@ -257,12 +258,18 @@ def _pools_that_report(report: Callable[[socket.socket], None]) -> dict[str, Any
     return {"http": PlainPool, "https": TLSPool}
 
 
+def _reason(error: Exception) -> str:
+    """Say what went wrong without the connection object that urllib3 begins with."""
+    text = str(error)
+    return text.partition("): ")[2] or text
+
+
 def _refusal(method: str, target: str, response: BaseHTTPResponse) -> RefusedError:
     """Say in one line what the server answered instead of what was asked for."""
-    try:
-        text = _STATUS.decode(response.read(65536)).message
-    except (msgspec.DecodeError, UnicodeDecodeError, HTTPError, OSError):
-        text = None  # no Status, as from a proxy on the way: the number alone has to do
+    text = ""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
+        # What is no Status, as from a proxy on the way, has nothing to say but its number.
+        text = " ".join((_STATUS.decode(response.read(65536)).message or "").split())
     retry_after = response.headers.get("Retry-After", "")
     return RefusedError(
         f"{method} {target.partition('?')[0]}: {response.status} {text or response.reason}",

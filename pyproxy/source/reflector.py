@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from random import Random
-from typing import TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -26,10 +25,11 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from pyproxy.errors import Problem, SourceError
 from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.source import wire
+from pyproxy.source import stream, wire
 from pyproxy.source.client import Client, RefusedError
 from pyproxy.source.decode import NotOurs, read
 from pyproxy.source.pacing import Backoff, Clock, Outages
+from pyproxy.source.stream import BrokenError, GarbledError, GoneError
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,7 @@ STREAMS_TRIED = 2
 SHORTEST_WATCH = 1.0
 """Seconds; a watch that ends sooner, and empty, is asked again only after this time."""
 
-_T = TypeVar("_T")
 _READ_SIZE = 1 << 16
-_LIST = msgspec.json.Decoder(wire.ObjectList)
-_EVENT = msgspec.json.Decoder(wire.WatchEvent)
-_BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
-_STATUS = msgspec.json.Decoder(wire.Status)
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -80,18 +75,6 @@ class Surroundings(msgspec.Struct, frozen=True):
     silence: float
     stopping: threading.Event
     outages: Outages
-
-
-class GoneError(SourceError):
-    """The version is too old for the server (410): only a new list helps."""
-
-
-class BrokenError(SourceError):
-    """An answer that had begun well broke off; the next one will do."""
-
-
-class GarbledError(SourceError):
-    """An answer with a good status that is not what the API sends."""
 
 
 class Reflector:
@@ -202,13 +185,7 @@ class Reflector:
             except (HTTPError, OSError) as error:
                 raise BrokenError(f"a list broke off: {error}") from error
         self.last_read = self._around.clock.now()
-        try:
-            page = _LIST.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise GarbledError(f"{self.resource.path}: not a list: {error}") from error
-        if page.kind != self.resource.list_kind:
-            raise GarbledError(f"{self.resource.path}: a {page.kind}, no {self.resource.list_kind}")
-        return page
+        return stream.object_list(data, self.resource.list_kind)
 
     def _watch(self) -> None:
         """Follow changes from the last version on; without one, begin with all that there is."""
@@ -225,7 +202,7 @@ class Reflector:
                 around.outages.over(self.resource.kind)
             with closing(response):
                 for line in self._lines(response):
-                    self._change(self._event(line))
+                    self._change(stream.event(line))
         else:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             silence = min(around.silence, LISTING_SILENCE)
@@ -242,12 +219,12 @@ class Reflector:
             self._streams = False  # until this one proves to be whole
         names: set[ObjectName] = set()
         for line in lines:
-            event = self._event(line)
+            event = stream.event(line)
             if event.type == "BOOKMARK":
-                meta = _decode(_BOOKMARK, event.object).metadata
+                meta = stream.bookmark(event.object)
                 if meta.annotations is None or meta.annotations.initial_events_end != "true":
                     self._streams = False
-                    raise GarbledError("a bookmark within the streaming list: pages are used")
+                    raise BrokenError("a bookmark within a streaming list: pages are used")
                 self._streams, self._unfinished = True, 0
                 self._whole(names, meta.resource_version)
                 break
@@ -255,7 +232,7 @@ class Reflector:
         else:
             raise BrokenError("a streaming list ended before it was whole")
         for line in lines:
-            self._change(self._event(line))
+            self._change(stream.event(line))
 
     def _whole(self, names: set[ObjectName], version: str | None) -> None:
         """Say that a list is whole, and remember its version."""
@@ -265,20 +242,10 @@ class Reflector:
         self._version, self._from_cache = version, True
         self._succeeded()
 
-    def _event(self, line: memoryview) -> wire.WatchEvent:
-        event = _decode(_EVENT, line)
-        if event.type == "ERROR":
-            status = _decode(_STATUS, event.object)
-            text = f"{self.resource.path}: {status.message or status.reason or 'unknown error'}"
-            if status.code == 410 or status.reason in {"Expired", "Gone"}:
-                raise GoneError(text)
-            raise RefusedError(text, status.code or 500)
-        return event
-
     def _change(self, event: wire.WatchEvent, listing: set[ObjectName] | None = None) -> None:
         """Pass one change on, and go on from its version unless it is part of a list."""
         if event.type == "BOOKMARK":
-            version = _decode(_BOOKMARK, event.object).metadata.resource_version
+            version = stream.bookmark(event.object).resource_version
         elif event.type == "DELETED":
             version = self._drop(event.object, listing)
         elif event.type in {"ADDED", "MODIFIED"}:
@@ -338,7 +305,9 @@ class Reflector:
         for a server that is no longer behind it.
         Raises BrokenError when the connection breaks, and when it ends within a line.
         """
-        parts: list[bytes] = []
+        return stream.lines(self._chunks(response))
+
+    def _chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
         while True:
             try:
                 chunk = response.read1(_READ_SIZE)
@@ -348,26 +317,6 @@ class Reflector:
             except (HTTPError, OSError) as error:
                 raise BrokenError(f"a watch broke off: {error}") from error
             if not chunk:
-                break
+                return
             self.last_read = self._around.clock.now()
-            start = 0
-            while (end := chunk.find(b"\n", start)) >= 0:
-                if parts:
-                    parts.append(chunk[start:end])
-                    yield memoryview(b"".join(parts))
-                    parts.clear()
-                elif end > start:
-                    yield memoryview(chunk)[start:end]
-                start = end + 1
-            if start < len(chunk):
-                parts.append(chunk[start:])
-        if parts:
-            raise BrokenError("a watch ended in the middle of a line")
-
-
-def _decode(decoder: msgspec.json.Decoder[_T], data: memoryview | Raw) -> _T:
-    """Read a part of a watch. Raises GarbledError."""
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise GarbledError(f"not a watch event: {error}: {bytes(data[:80])!r}") from error
+            yield chunk

@@ -275,7 +275,7 @@ def test_a_line_that_is_no_event_means_list_again(caplog: pytest.LogCaptureFixtu
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
         recorder.until(lambda heard: heard.count("=a") > 2)
-    assert "not a watch event" in caplog.text
+    assert "not what the API sends" in caplog.text
 
 
 def test_half_open_watches_are_asked_again_from_where_they_were() -> None:
