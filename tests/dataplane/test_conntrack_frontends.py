@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyproxy.dataplane.conntrack.frontends import GONE, Claim, Frontends, Key, stale
 from pyproxy.model.address import (
+    Address,
     Backend,
     Family,
     Port,
@@ -65,9 +66,7 @@ def answer(
 
 
 def at(address: str, use: Use, scope: Scope = Scope.CLUSTER_IP, port: int = 53) -> Frontend:
-    return Frontend(
-        scope, parse_address(address) if address else parse_address("0.0.0.0")[:0], Port(port), use
-    )
+    return Frontend(scope, parse_address(address) if address else Address(b""), Port(port), use)
 
 
 @pytest.mark.parametrize("family", Family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -104,11 +105,12 @@ class Tally:
 
 
 class Flaky:
-    """The kernel's table, which refuses to delete so many times before it does."""
+    """The kernel's table, which refuses so often to delete and to be read before it obeys."""
 
-    def __init__(self, table: Conntrack, refusals: int) -> None:
+    def __init__(self, table: Conntrack, refusals: int = 0, unreadable: int = 0) -> None:
         self._table = table
         self._refusals = refusals
+        self._unreadable = unreadable
         self.selective = True
         self.asked: list[bytes] = []
 
@@ -116,6 +118,9 @@ class Flaky:
         self, family: Family, protocol: Protocol, destination: bytes = b""
     ) -> Iterator[list[Flow]]:
         self.asked.append(destination)
+        if self._unreadable:
+            self._unreadable -= 1
+            raise TransientKernelError("ENOBUFS", 105)
         return self._table.flows(family, protocol, destination)
 
     def delete(self, flows: Sequence[Flow]) -> Deletion:
@@ -307,7 +312,7 @@ def test_a_refused_deletion_is_tried_again(
     table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = Family.IPV4
-    reconciler = Reconciler(Flaky(table, 1), tally, clock)
+    reconciler = Reconciler(Flaky(table, refusals=1), tally, clock)
     reconciler.changed({NAME: answer([1, 2])})
     to = goal(family, Scope.CLUSTER_IP)
     insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, 1)) for n in range(5))
@@ -322,11 +327,36 @@ def test_a_refused_deletion_is_tried_again(
     assert reconciler.abandoned == 0
 
 
+@pytest.mark.parametrize("selective", [True, False])
+def test_a_failed_reading_is_tried_again(
+    table: Conntrack,
+    clock: Clock,
+    tally: Tally,
+    caplog: pytest.LogCaptureFixture,
+    selective: bool,
+) -> None:
+    family = Family.IPV4
+    flaky = Flaky(table, unreadable=len(Scope))
+    flaky.selective = selective
+    reconciler = Reconciler(flaky, tally, clock)
+    insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.CLUSTER_IP), pod(family, 1))])
+    reconciler.changed({NAME: answer([2], [family])})
+    looks = 0
+    while count():
+        reconciler.step()
+        clock.now += max(RETRY_DELAYS)
+        looks += 1
+        assert looks <= len(RETRY_DELAYS)
+    assert looks == (2 if selective else 1 + len(Scope))
+    assert "ENOBUFS" in caplog.text
+    assert reconciler.abandoned == 0
+
+
 def test_what_is_never_deleted_is_given_up_once_and_found_by_the_next_change(
     table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = Family.IPV4
-    reconciler = Reconciler(Flaky(table, len(RETRY_DELAYS) + 1), tally, clock)
+    reconciler = Reconciler(Flaky(table, refusals=len(RETRY_DELAYS) + 1), tally, clock)
     reconciler.changed({NAME: answer([1])})
     to = goal(family, Scope.CLUSTER_IP)
     insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
@@ -344,7 +374,7 @@ def test_what_is_never_deleted_is_given_up_once_and_found_by_the_next_change(
 def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
     table: Conntrack, clock: Clock, tally: Tally
 ) -> None:
-    asked = Flaky(table, 0)
+    asked = Flaky(table)
     reconciler = Reconciler(asked, tally, clock)
     reconciler.changed({NAME: answer([1], [Family.IPV4])})
     reconciler.step()
@@ -366,6 +396,46 @@ def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
     reconciler.changed({ObjectName("shop", "many"): ServiceAnswer(NAME, (port,))})
     reconciler.step()
     assert asked.asked == [b""]
+
+
+def test_a_burst_of_changes_is_one_look(table: Conntrack, clock: Clock, tally: Tally) -> None:
+    asked = Flaky(table)
+    reconciler = Reconciler(asked, tally, clock)
+    for change in range(50):
+        reconciler.changed({NAME: answer([1 + change % 2], [Family.IPV4])})
+    reconciler.step()
+    assert len(asked.asked) == len(Scope)
+
+
+def test_a_kernel_that_does_not_filter_is_asked_once(
+    table: Conntrack, clock: Clock, tally: Tally
+) -> None:
+    asked = Flaky(table)
+    asked.selective = False
+    reconciler = Reconciler(asked, tally, clock)
+    reconciler.changed({NAME: answer([1], [Family.IPV4])})
+    reconciler.step()
+    assert asked.asked == [b""]
+
+
+def test_nothing_is_read_where_there_is_tcp_alone(
+    table: Conntrack, clock: Clock, tally: Tally
+) -> None:
+    asked = Flaky(table)
+    reconciler = Reconciler(asked, tally, clock)
+    reconciler.full([answer([1, 2], protocol=Protocol.TCP)])
+    reconciler.changed({NAME: answer([3], protocol=Protocol.TCP)})
+    reconciler.step()
+    assert asked.asked == []
+    assert tally.looks == []
+
+
+def test_the_worker_ends_when_told_and_may_be_told_twice(table: Conntrack, tally: Tally) -> None:
+    reconciler = Reconciler(table, tally)
+    reconciler.start()
+    reconciler.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "conntrack"]
+    reconciler.stop()
 
 
 def peak_memory() -> int:

@@ -85,7 +85,8 @@ def port_claims(answer: ServiceAnswer) -> Iterator[tuple[Key, Claim]]:
     for port in answer.ports:
         if port.protocol not in PROTOCOLS:
             continue
-        backends = {use: frozenset(_usable(port, use)) for use in Use}
+        uses = {frontend.use for frontend in port.frontends}
+        backends = {use: frozenset(_usable(port, use)) for use in uses}
         for frontend in port.frontends:
             guarded = frontend.scope is Scope.LOAD_BALANCER
             yield (

@@ -147,6 +147,6 @@ class Reconciler:
                 deleted += found.deleted
                 failed |= {Key(family, protocol, destination) for destination in found.failed}
                 for error in found.errors:
-                    log.warning("conntrack, %s %s: %s", family.label, protocol.name, error)
+                    log.warning("conntrack entries, %s %s: %s", family.label, protocol.name, error)
             self._observer.conntrack_finished(family, self._clock() - began, deleted)
         return frozenset(failed)
