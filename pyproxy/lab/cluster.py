@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import msgspec
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.client import ApiClient, JsonObject
 from pyproxy.lab.network import Network
 from pyproxy.lab.process import Agent, agent_command
@@ -76,6 +77,13 @@ class Cluster:
             log or self.folder / f"agent-{site_name}.log",
         )
 
+    def endpoint_slices(self) -> AbstractContextManager[object]:
+        """Prepare a controller that makes EndpointSlices of pods; entering it starts it."""
+        # The conformance cases write their slices themselves, and need none of it.
+        from pyproxy.lab.endpointslice_controller import Controller  # noqa: PLC0415
+
+        return Controller.running(self.client.url, self.client.token)
+
     def _route_to(self, api: ApiClient, bridge: str) -> None:
         """Lead the nodes to an API server that listens on an address of this machine."""
         host = urlsplit(api.url).hostname or ""
@@ -92,7 +100,7 @@ class Cluster:
 @contextmanager
 def _own_api_server(address: str) -> Iterator[ApiClient]:
     token = secrets.token_hex(16)
-    with ApiServer.running(address, 0, token=token) as server:
+    with ApiServer.running(Settings(host=address, token=token)) as server:
         yield ApiClient(server.url, token)
 
 

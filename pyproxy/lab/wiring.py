@@ -63,6 +63,8 @@ def pod_cables(members: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Join pods to their node's bridge; `members` are their names and their namespaces."""
     for name, namespace in members:
         yield from _cable(name, namespace, POD_BRIDGE)
+        # With br_netfilter the bridge itself forwards what was translated, back to its sender too.
+        yield f"link set v-{name} type bridge_slave hairpin on"
 
 
 def pod(here: Pod, its_site: Site) -> Iterator[str]:
