@@ -38,7 +38,7 @@ class _Numbers:
         for low, high in ((self._upper, self.last), (self.first, self._upper - 1)):
             if low > high:
                 continue
-            start = random.randint(low, high)  # noqa: S311: no secret
+            start = random.randint(low, high)  # noqa: S311
             for offset in range(min(high - low + 1, len(self._taken) + 1)):
                 number = low + (start - low + offset) % (high - low + 1)
                 if self.take(number):

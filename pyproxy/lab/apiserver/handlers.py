@@ -44,26 +44,21 @@ class ResourceHandler:
         access.authorize(user, doing)
         if request.query.get("dryRun"):
             raise status.bad_request("dryRun is not supported")
-        match doing.verb:
-            case "get":
-                return self._get(request, where)
-            case "list":
-                return await self._list(request, where)
-            case "watch":
-                return await self._watch(request, where)
-            case "create" if not where.name:
-                return await self._create(request, where)
-            case "update" if where.name:
-                return await self._update(request, where)
-            case "patch" if where.name:
-                return await self._patch(request, where)
-            case "delete" if not where.subresource:
-                return await self._delete(request, where)
-            case "deletecollection":
-                return await self._delete_all(request, where)
-        raise status.not_allowed()
+        answers = {
+            "get": self._get,
+            "list": self._list,
+            "watch": self._watch,
+            "create": self._create,
+            "update": self._update,
+            "patch": self._patch,
+            "delete": self._delete,
+            "deletecollection": self._delete_all,
+        }
+        if doing.verb not in answers:
+            raise status.not_allowed()
+        return await answers[doing.verb](request, where)
 
-    def _get(self, request: web.Request, where: Target) -> web.Response:
+    async def _get(self, request: web.Request, where: Target) -> web.Response:
         found = self._registry.find(where.resource, where.namespace, where.name)
         return self._answer(request, where, found)
 
@@ -108,12 +103,14 @@ class ResourceHandler:
     async def _create(self, request: web.Request, where: Target) -> web.Response:
         warnings: list[str] = []
         obj = await requests.read_object(request, where, warnings)
-        if where.resource.namespaced and not where.namespace:
+        if where.name or (where.resource.namespaced and not where.namespace):
             raise status.not_allowed()
         created = self._registry.create(where.resource, where.namespace, obj)
         return self._answer(request, where, created, code=201, warnings=warnings)
 
     async def _update(self, request: web.Request, where: Target) -> web.Response:
+        if not where.name:
+            raise status.not_allowed()
         warnings: list[str] = []
         obj = await requests.read_object(request, where, warnings)
         meta = obj.setdefault("metadata", {})
@@ -135,6 +132,8 @@ class ResourceHandler:
         return self._answer(request, where, stored, warnings=warnings)
 
     async def _patch(self, request: web.Request, where: Target) -> web.Response:
+        if not where.name:
+            raise status.not_allowed()
         content = await requests.read_patch(request)
         patcher = _PATCHERS[request.content_type]
         resource, warnings = where.resource, list[str]()
@@ -151,6 +150,8 @@ class ResourceHandler:
         return self._answer(request, where, stored, warnings=warnings)
 
     async def _delete(self, request: web.Request, where: Target) -> web.Response:
+        if where.subresource:
+            raise status.not_allowed()
         how = await requests.read_deletion(request)
         registry, resource = self._registry, where.resource
         old = registry.find(resource, where.namespace, where.name)

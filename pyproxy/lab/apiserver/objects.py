@@ -16,9 +16,7 @@ _LONGEST_GENERATED_BASE = 58
 
 def metadata(obj: Object) -> Object:
     """Give an object's metadata, made if it has none."""
-    found = obj.setdefault("metadata", {})
-    assert isinstance(found, dict)
-    return found
+    return section(obj, "metadata")
 
 
 def section(obj: Object, name: str) -> Object:

@@ -119,9 +119,9 @@ class Registry:
         if new == before:
             return old
         stored = self._commit(resource, new, before)
-        if meta.get("deletionTimestamp") and not meta.get("finalizers"):
-            if not meta.get("deletionGracePeriodSeconds"):
-                return self._remove(resource, stored)
+        held = meta.get("finalizers") or meta.get("deletionGracePeriodSeconds")
+        if meta.get("deletionTimestamp") and not held:
+            return self._remove(resource, stored)
         return stored
 
     def delete(self, resource: Resource, old: Stored, how: Deletion) -> Stored:
@@ -152,7 +152,7 @@ class Registry:
         return self._commit(resource, before, old.decode())
 
     def finish(self, resource: Resource, marked: Stored) -> None:
-        """Remove an object whose grace period is over, unless it is gone or a finalizer holds it."""
+        """Remove an object whose grace period is over, if it is still the same."""
         current = self.store.table(resource).get(marked.path)
         if current and current.uid == marked.uid:
             self.delete(resource, current, Deletion(grace=0))

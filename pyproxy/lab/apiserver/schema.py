@@ -47,7 +47,7 @@ _PLAIN = {
     "bool": JsonType.BOOLEAN,
     "object": JsonType.ANY,
 }
-_PYTHON: dict[JsonType, tuple[type, ...]] = {
+_PYTHON: dict[JsonType, tuple[type[Any], ...]] = {
     JsonType.STRUCT: (dict,),
     JsonType.MAP: (dict,),
     JsonType.LIST: (list,),
@@ -90,13 +90,12 @@ def checked(obj: Object, model: str, kind: str, unknown: list[str]) -> Object:
     of the wrong type.
     """
     try:
-        result = _checked(obj, shape_of(model), "", unknown)
+        result: Object = _checked(obj, shape_of(model), "", unknown)
     except _WrongTypeError as error:
         raise status.bad_request(
             f'{kind} in version "v1" cannot be handled as a {kind}: json: cannot unmarshal '
             f"{error.found} into Go struct field {kind}.{error.field} of type {error.wanted}"
         ) from error
-    assert isinstance(result, dict)
     return result
 
 
@@ -112,9 +111,8 @@ def _checked(value: Any, shape: Shape, field: str, unknown: list[str]) -> Any:
     wanted = shape.type
     if wanted is JsonType.ANY:
         return value
-    if not isinstance(value, _PYTHON[wanted]) or (
-        isinstance(value, bool) and wanted is not JsonType.BOOLEAN
-    ):
+    fits = isinstance(value, _PYTHON[wanted])
+    if not fits or (value is True or value is False) is not (wanted is JsonType.BOOLEAN):
         raise _WrongTypeError(field, value, wanted)
     if wanted is JsonType.STRUCT:
         return _checked_struct(value, shape, field, unknown)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.apiserver import access, discovery, openapi, status
@@ -20,7 +21,6 @@ from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.apiserver.store import encode
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 _LARGEST_BODY = 16 * 1024 * 1024
@@ -112,7 +112,7 @@ class ApiServer:
 
     def forget_history(self, keep: int = 0) -> None:
         """Forget all but the newest changes of each kind, for watches and for lists."""
-        self.call(lambda: [table.trim(keep) for table in self.registry.store.tables()])
+        self.call(lambda: self._trim(keep))
 
     @property
     def watch_count(self) -> int:
@@ -121,7 +121,8 @@ class ApiServer:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run something in the server's thread, between two requests, and give its result."""
-        assert self._loop is not None, "the server has not been started"
+        if self._loop is None:
+            raise RuntimeError("the server has not been started")
 
         async def run() -> T:
             return function()
@@ -132,6 +133,10 @@ class ApiServer:
         for watch in self._resources.watches:
             watch.close()
 
+    def _trim(self, keep: int) -> None:
+        for table in self.registry.store.tables():
+            table.trim(keep)
+
     def _expire(self) -> None:
         store = self.registry.store
         for table in store.tables():
@@ -141,33 +146,12 @@ class ApiServer:
         if request.path in _HEALTH_PATHS:
             return web.Response(text="ok", headers=_NO_CACHE)
         user = access.authenticate(self.settings, request.headers.get("Authorization", ""))
-        found = self._document(request)
+        found = _document(request)
         if found is not None:
             return web.Response(
                 body=encode(found), content_type="application/json", headers=_NO_CACHE
             )
         return await self._resources.handle(request, user)
-
-    def _document(self, request: web.Request) -> Object | None:
-        """Give what a path that names no objects is answered with, if it is such a path."""
-        match request.path.strip("/").split("/"):
-            case ["version"]:
-                return discovery.version()
-            case ["api"]:
-                return discovery.core_versions(request.host)
-            case ["apis"]:
-                return discovery.groups()
-            case ["api", version]:
-                return discovery.resources("", version)
-            case ["apis", name]:
-                return discovery.group(name)
-            case ["apis", name, version]:
-                return discovery.resources(name, version)
-            case ["openapi", "v3"]:
-                return openapi.index()
-            case ["openapi", "v3", *path]:
-                return openapi.document("/".join(path))
-        return None
 
 
 @web.middleware
@@ -175,18 +159,42 @@ async def _errors_as_status(request: web.Request, handler: Handler) -> web.Strea
     try:
         return await handler(request)
     except status.ApiError as error:
-        return web.Response(
-            status=error.code,
-            body=encode(error.status),
-            content_type="application/json",
-            headers=_NO_CACHE,
-        )
+        return _refusal(error)
     except web.HTTPRequestEntityTooLarge:
         message = f"Request entity too large: limit is {_LARGEST_BODY}"
-        error = status.ApiError(413, "RequestEntityTooLarge", message)
-        return web.Response(
-            status=error.code, body=encode(error.status), content_type="application/json"
-        )
+        return _refusal(status.ApiError(413, "RequestEntityTooLarge", message))
+
+
+def _document(request: web.Request) -> Object | None:
+    """Give what a path that names no objects is answered with, if it is such a path."""
+    found: Object | None = None
+    match request.path.strip("/").split("/"):
+        case ["version"]:
+            found = discovery.version()
+        case ["api"]:
+            found = discovery.core_versions(request.host)
+        case ["apis"]:
+            found = discovery.groups()
+        case ["api", version]:
+            found = discovery.resources("", version)
+        case ["apis", name]:
+            found = discovery.group(name)
+        case ["apis", name, version]:
+            found = discovery.resources(name, version)
+        case ["openapi", "v3"]:
+            found = openapi.index()
+        case ["openapi", "v3", *path]:
+            found = openapi.document("/".join(path))
+    return found
+
+
+def _refusal(error: status.ApiError) -> web.Response:
+    return web.Response(
+        status=error.code,
+        body=encode(error.status),
+        content_type="application/json",
+        headers=_NO_CACHE,
+    )
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -81,6 +81,12 @@ def _object(target: Object, patch: Object, owner: str) -> Object:
             result[key] = _list(result.get(key), value, owner, key)
         else:
             result[key] = value
+    _direct_lists(result, patch, owner)
+    return result
+
+
+def _direct_lists(result: Object, patch: Object, owner: str) -> None:
+    """Take out of lists, and put in order, what the patch's directives beside them say."""
     for key, removed in patch.items():
         if key.startswith(_DELETE_FROM):
             name = key.removeprefix(_DELETE_FROM)
@@ -90,7 +96,6 @@ def _object(target: Object, patch: Object, owner: str) -> Object:
             name = key.removeprefix(_SET_ORDER)
             if isinstance(result.get(name), list):
                 result[name] = _ordered(result[name], order, _merge_key(owner, name))
-    return result
 
 
 def _list(target: Any, patch: list[Any], owner: str, name: str) -> list[Any]:

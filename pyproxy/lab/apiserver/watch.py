@@ -20,8 +20,8 @@ _INITIAL_BATCH = 256
 class WatchOptions(msgspec.Struct, frozen=True):
     """What a client asks of a watch.
 
-    `revision` is None to begin with what exists, and FROM_NOW to begin with nothing. `initial_end` asks for the bookmark that ends
-    the initial events. `timeout` is in seconds.
+    `revision` is None to begin with what exists, and FROM_NOW to begin with nothing.
+    `initial_end` asks for the bookmark that ends the initial events. `timeout` is in seconds.
     """
 
     prefix: str
