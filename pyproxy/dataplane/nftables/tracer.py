@@ -1,0 +1,253 @@
+"""What the table does with a packet, worked out from its rows: no kernel, no packet, no policy.
+
+The fixed rules' meaning is written down here a second time, by hand, so that a test or a person
+can hold it against what the kernel does. Packets pass the hooks in this order: source ranges,
+translation, then forward, or input for this machine's own endpoints, and postrouting. What the
+machine sends itself passes output in forward's place; where it sends to itself it comes in again.
+
+Nothing in the table looks at source ports, so a packet here has none.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from fractions import Fraction
+
+import msgspec
+from msgspec.structs import replace
+
+from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.dataplane.nftables.schema import SetKind
+from pyproxy.dataplane.nftables.trace import (
+    Answer,
+    Delivered,
+    Did,
+    Dropped,
+    Element,
+    Fate,
+    Masquerade,
+    Packet,
+    Refused,
+    Step,
+    Trace,
+    Untouched,
+    Way,
+    Why,
+)
+from pyproxy.model.address import Address, Backend, Port, Protocol, family_of
+from pyproxy.netlink.nftables import DROP, Tag
+
+_PICK = re.compile(r"(masq-)?(sticky-)?(cluster|local)([46])-([0-9]+)")
+_INDEX = struct.Struct("=I")
+_CERTAIN = Fraction(1)
+
+
+class _Walk(msgspec.Struct, frozen=True):
+    """How far one way has come; `fate` ends it."""
+
+    destination: Address
+    port: Port
+    probability: Fraction = _CERTAIN
+    steps: tuple[Step, ...] = ()
+    marked: bool = False
+    translated: bool = False
+    masquerade: Masquerade = Masquerade.NONE
+    learned: Element | None = None
+    fate: Fate | None = None
+
+    def went(self, chain: str, did: Did, element: Element | None = None) -> _Walk:
+        return replace(self, steps=(*self.steps, Step(chain, did, element)))
+
+
+def trace(packet: Packet, machine: Machine) -> Trace:
+    """Follow a packet through the table. Raises ValueError for a verdict that nobody of us wrote.
+
+    A packet that the machine sends to itself is held against the source ranges once more when it
+    comes in; where it was masqueraded meanwhile the ranges still see its first address here.
+    """
+    start = _Walk(packet.destination, packet.port)
+    if not packet.new:
+        walks = [start.went("conntrack", Did.KNOWN)]
+    else:
+        walks = _Tracer(packet, machine).follow(start)
+    return Trace(packet, tuple(map(_finished, walks)))
+
+
+def _finished(walk: _Walk) -> Way:
+    fate = walk.fate
+    if fate is None:
+        fate = Untouched(walk.masquerade)
+        if walk.translated:
+            backend = Backend(walk.destination + walk.port.to_bytes(2, "big"))
+            fate = Delivered(backend, walk.masquerade)
+    return Way(fate, walk.probability, walk.steps, walk.learned)
+
+
+class _Tracer:
+    """One packet before one machine."""
+
+    def __init__(self, packet: Packet, machine: Machine) -> None:
+        self._packet = packet
+        self._machine = machine
+        self._family = family_of(packet.destination)
+        self._frontend = frontend_key(packet.destination, packet.protocol, packet.port)
+        self._from_pod = machine.is_from_pod(packet)
+
+    def follow(self, start: _Walk) -> list[_Walk]:
+        sent_here = not self._packet.interface
+        guard = "filter-output-before" if sent_here else "filter-prerouting"
+        begun = self._source_ranges(start, guard)
+        if begun.fate is not None:
+            return [begun]
+        return [
+            self._send(walk) if sent_here else self._receive(walk) for walk in self._services(begun)
+        ]
+
+    def _send(self, walk: _Walk) -> _Walk:
+        walk = self._refuse(walk, "filter-output", no_such_port=True)
+        if walk.fate is None:
+            walk = self._postrouting(walk)
+            if self._is_local(walk.destination):
+                walk = self._source_ranges(walk, "filter-prerouting")
+                walk = self._input(walk)
+        return walk
+
+    def _receive(self, walk: _Walk) -> _Walk:
+        if self._is_local(walk.destination):
+            return self._input(walk)
+        walk = self._refuse(walk, "filter-forward", no_such_port=True)
+        return self._postrouting(walk)
+
+    def _input(self, walk: _Walk) -> _Walk:
+        return self._refuse(self._learn(walk, "learn-input"), "filter-input", no_such_port=False)
+
+    def _postrouting(self, walk: _Walk) -> _Walk:
+        walk = self._learn(walk, "learn-postrouting")
+        if walk.fate is not None:
+            return walk
+        chain = "masquerading"
+        if walk.marked:
+            return replace(walk.went(chain, Did.UNMARKED), masquerade=Masquerade.MARK)
+        pair = self._packet.source + walk.destination
+        if walk.translated and (met := self._meet(schema.HAIRPIN, pair)):
+            return replace(walk.went(chain, Did.HAIRPINNED, met), masquerade=Masquerade.HAIRPIN)
+        return walk
+
+    def _source_ranges(self, walk: _Walk, hook: str) -> _Walk:
+        key = self._key(walk)
+        guarded = self._meet(schema.GUARDED, key)
+        if walk.fate is not None or guarded is None:
+            return walk
+        if met := self._meet(schema.SOURCES, key + self._packet.source):
+            return walk.went(hook, Did.ADMITTED, met)
+        return replace(walk.went(hook, Did.KEPT_OUT, guarded), fate=Dropped(Why.SOURCE_RANGES))
+
+    def _refuse(self, walk: _Walk, hook: str, *, no_such_port: bool) -> _Walk:
+        if walk.fate is not None:
+            return walk
+        did, met = Did.REFUSED, self._meet(schema.REFUSED, self._key(walk))
+        if met is None and no_such_port:
+            did, met = Did.NO_SUCH_PORT, self._meet(schema.CLUSTER_IPS, walk.destination)
+        if met is None:
+            return walk
+        answer = Answer.TCP_RESET if self._packet.protocol is Protocol.TCP else Answer.ICMP
+        return replace(walk.went(hook, did, met), fate=Refused(answer))
+
+    def _learn(self, walk: _Walk, hook: str) -> _Walk:
+        # An update leaves the data of an element that is there alone, so the first one counts.
+        sticky = self._meet(schema.STICKY, self._frontend)
+        if walk.fate is not None or walk.learned is not None or sticky is None:
+            return walk
+        name, key = schema.AFFINITY.of(self._family), self._packet.source + self._frontend
+        learned = Element(name, key, walk.destination + walk.port.to_bytes(2, "big") + b"\0\0")
+        return replace(walk.went(hook, Did.LEARNED, learned), learned=learned)
+
+    def _services(self, walk: _Walk) -> Iterable[_Walk]:
+        to_cluster_ip = self._meet(schema.CLUSTER_IPS, walk.destination)
+        if to_cluster_ip and (self._machine.options.masquerade_all or self._from_pod is False):
+            walk = _mark(walk, "services", to_cluster_ip)
+        verdict = self._meet(schema.SERVICES, self._frontend)
+        return self._go(walk, "services", verdict) if verdict else [walk]
+
+    def _split(self, walk: _Walk, chain: str) -> Iterable[_Walk]:
+        insiders = self._meet(schema.INSIDERS, self._frontend)
+        if self._from_pod and insiders:
+            return self._go(walk, chain, insiders)
+        if self._is_local(self._packet.source):
+            walk = _mark(walk, chain)
+            if insiders:
+                return self._go(walk, chain, insiders)
+        outsiders = self._meet(schema.OUTSIDERS, self._frontend)
+        return self._go(walk, chain, outsiders) if outsiders else [walk]
+
+    def _go(self, walk: _Walk, chain: str, verdict: Element) -> Iterable[_Walk]:
+        target = verdict.value.target if isinstance(verdict.value, Tag) else ""
+        if target == DROP:
+            return [replace(walk.went(chain, Did.VERDICT_DROP, verdict), fate=Dropped(Why.POLICY))]
+        walk = walk.went(chain, Did.WENT_ON, verdict)
+        if target == f"split{self._family.value}":
+            return self._split(walk, target)
+        found = _PICK.fullmatch(target)
+        if found is None:
+            raise ValueError(f"{verdict}: nobody of us made a chain {target!r}")
+        masquerade, sticky, which, family, count = found.groups()
+        if masquerade:
+            walk = _mark(walk, target)
+        if sticky and (met := self._remembered()):
+            return [self._translate(walk, target, Did.RETURNED, met)]
+        if int(family) != self._family:
+            return [walk]
+        return self._pick(walk, f"{which}{family}-{count}", which, int(count))
+
+    def _remembered(self) -> Element | None:
+        return self._meet(schema.AFFINITY, self._packet.source + self._frontend)
+
+    def _pick(self, walk: _Walk, chain: str, which: str, count: int) -> Iterable[_Walk]:
+        first = chains.LOCAL_OFFSET if which == chains.LOCAL else 0
+        slots = {
+            index: met
+            for index in range(count)
+            if (met := self._meet(schema.ENDPOINTS, self._frontend + _INDEX.pack(first + index)))
+        }
+        tries = 1 if count <= 2 else chains.TRIES
+        missed = Fraction(count - len(slots), count) ** tries
+        share = (1 - missed) / len(slots) if slots else Fraction(0)
+        lower = count // 2 if count > 2 else 0
+        left = missed
+        for index, met in slots.items():
+            probability = share
+            if index < lower:
+                probability += missed / lower
+                left -= missed / lower
+            picked = replace(walk, probability=walk.probability * probability)
+            yield self._translate(picked, chain, Did.PICKED, met)
+        if left:
+            lost = replace(walk, probability=walk.probability * left)
+            yield lost.went(chain, Did.MISSED)
+
+    def _translate(self, walk: _Walk, chain: str, did: Did, met: Element) -> _Walk:
+        assert isinstance(met.value, bytes)  # noqa: S101 (a data map's)
+        width = self._family.bits // 8
+        return replace(
+            walk.went(chain, did, met),
+            destination=Address(met.value[:width]),
+            port=Port(int.from_bytes(met.value[width : width + 2], "big")),
+            translated=True,
+        )
+
+    def _key(self, walk: _Walk) -> bytes:
+        return frontend_key(walk.destination, self._packet.protocol, walk.port)
+
+    def _is_local(self, address: Address) -> bool:
+        return address in self._machine.local
+
+    def _meet(self, kind: SetKind, key: bytes) -> Element | None:
+        return self._machine.meet(kind, self._family, key)
+
+
+def _mark(walk: _Walk, chain: str, by: Element | None = None) -> _Walk:
+    return replace(walk.went(chain, Did.MARKED, by), marked=True)
