@@ -48,6 +48,7 @@ STREAMS_TRIED = 2
 SHORTEST_WATCH = 1.0
 """Seconds; a watch that ends sooner, and empty, is asked again only after this time."""
 
+_NOT_THIS_VERSION = frozenset({400, 404, 422, 504})
 _READ_SIZE = 1 << 16
 
 
@@ -122,19 +123,23 @@ class Reflector:
             if self._breaks < 2:  # once is how a server that restarts says goodbye
                 log.debug("%s: %s", kind.value, error)
                 return
-        streaming = not self._version and self._streams
-        if streaming and isinstance(error, RefusedError) and error.status in {400, 422}:
+        status = error.status if isinstance(error, RefusedError) else 0
+        if status in {400, 422} and self._streams and not self._version:
             log.info("%s: no streaming lists on this server, pages are used", kind.value)
             self._streams = False
             return
-        if isinstance(error, GarbledError):
-            # The same version might bring the same line again, for ever.
+        if isinstance(error, GarbledError) or status in _NOT_THIS_VERSION:
+            # Asked from the same version, the server might say the same again for ever.
             self._version, self._from_cache = "", False
         self._doubtful = isinstance(error, GarbledError | BrokenError)
         self._around.outages.lost(kind, error)
 
-    def _succeeded(self) -> None:
-        self._backoff.reset()
+    def _answered(self) -> None:
+        """Note that the server does what it should.
+
+        The backoff is not reset by that but by a watch that brings something: a server whose
+        history is too short for the time that a list takes must not be asked for lists in a row.
+        """
         self._breaks = 0
         self._doubtful = False
         self._around.outages.over(self.resource.kind)
@@ -209,7 +214,9 @@ class Reflector:
             with closing(self._get(query, silence)) as response:
                 self._stream(self._lines(response))
         lasted = around.clock.now() - began
-        if self.last_read == before and lasted < SHORTEST_WATCH:
+        if lasted >= SHORTEST_WATCH:
+            self._backoff.reset()
+        elif self.last_read == before:
             around.clock.wait(around.stopping, SHORTEST_WATCH - lasted)
 
     def _stream(self, lines: Iterator[memoryview]) -> None:
@@ -240,33 +247,44 @@ class Reflector:
             raise GarbledError(f"{self.resource.path}: a list without resourceVersion")
         self._around.emit(Synced(self.resource.kind, frozenset(names)))
         self._version, self._from_cache = version, True
-        self._succeeded()
+        self._answered()
 
     def _change(self, event: wire.WatchEvent, listing: set[ObjectName] | None = None) -> None:
         """Pass one change on, and go on from its version unless it is part of a list."""
         if event.type == "BOOKMARK":
-            version = stream.bookmark(event.object).resource_version
+            self._advance(stream.bookmark(event.object).resource_version or "")
         elif event.type == "DELETED":
-            version = self._drop(event.object, listing)
+            self._drop(event.object, listing)
         elif event.type in {"ADDED", "MODIFIED"}:
-            version = self._take(event.object, listing)
+            self._take(event.object, listing)
         else:
             log.warning("%s: a watch event of unknown type %r", self.resource.path, event.type)
-            return
-        if listing is None:
-            self._version = version or self._version
-            self._succeeded()
 
-    def _take(self, raw: Raw, listing: set[ObjectName] | None) -> str:
-        """Pass one object on as it is now, and return its version.
+    def _advance(self, version: str) -> None:
+        """Go on from a version.
+
+        Raises GoneError where it is older than the last one. Versions of one kind only grow, so
+        this server has another history than the one that is known (its storage was restored from a
+        backup, say), and a watch would keep silent until that history has caught up.
+        """
+        if _older(version, self._version):
+            raise GoneError(f"the server went from version {self._version} back to {version}")
+        self._version = version or self._version
+        self._backoff.reset()
+        self._answered()
+
+    def _take(self, raw: Raw, listing: set[ObjectName] | None) -> None:
+        """Pass one object on as it is now.
 
         `listing` are the names of a list that is being read: those that exist for us.
         """
         kind, emit = self.resource.kind, self._around.emit
         reading = read(kind, raw)
+        if listing is None:
+            self._advance(reading.version)
         name, value = reading.name, reading.value
         if name is not None and not self._wanted(name):
-            return reading.version
+            return
         if isinstance(value, Problem):
             emit(SetAside(value))
             self._delete(name, listing)
@@ -277,15 +295,19 @@ class Reflector:
             emit(Upsert(value, self.last_read or 0.0))
             if listing is not None and name is not None:
                 listing.add(name)
-        return reading.version
 
-    def _drop(self, raw: Raw, listing: set[ObjectName] | None) -> str:
-        """Pass on that one object is gone, and return the version of that."""
+    def _drop(self, raw: Raw, listing: set[ObjectName] | None) -> None:
+        """Pass on that one object is gone.
+
+        kube-apiserver gives it the version of its deletion; the object's last one, as other servers
+        may give it, is no step back in history.
+        """
         reading = read(self.resource.kind, raw)
+        if listing is None and not _older(reading.version, self._version):
+            self._advance(reading.version)
         if reading.name is None and isinstance(reading.value, Problem):
             self._around.emit(SetAside(reading.value))
         self._delete(reading.name, listing)
-        return reading.version
 
     def _delete(self, name: ObjectName | None, listing: set[ObjectName] | None) -> None:
         if name is not None and self._wanted(name):
@@ -320,3 +342,9 @@ class Reflector:
                 return
             self.last_read = self._around.clock.now()
             yield chunk
+
+
+def _older(version: str, than: str) -> bool:
+    """Compare two versions, which are numbers in every API server that stores its own objects."""
+    numbers = version.isdecimal() and than.isdecimal()
+    return numbers and (len(version), version) < (len(than), than)

@@ -195,6 +195,53 @@ def test_410_means_list_again(in_stream: bool) -> None:
     assert heard == ["+a", "+b", "=a,b", "+b", "+c", "=b,c"]
 
 
+@pytest.mark.parametrize(
+    "event", [bookmark("7"), ("ADDED", a_service("z", "9")), ("MODIFIED", a_service("a", "10"))]
+)
+def test_a_server_with_another_history_is_listed_again(event: tuple[str, object]) -> None:
+    """Nothing of an older history is passed on but as part of a list that is whole."""
+
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion"):
+            stream(exchange, ("MODIFIED", a_service("a", "11")), event)
+        elif len(server.asked(SERVICES, sendInitialEvents="true")) == 1:
+            stream(exchange, ("ADDED", a_service("a")), end_of_list("10"), hold=False)
+        else:
+            stream(exchange, ("ADDED", a_service("b")), end_of_list("8"))
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        heard = recorder.until(lambda heard: "=b" in heard)
+    assert heard == ["+a", "=a", "+a", "+b", "=b"]
+
+
+def test_a_server_that_forgets_at_once_is_not_asked_for_list_after_list() -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion"):
+            gone(exchange)
+        else:
+            stream(exchange, end_of_list("10"), hold=False)
+
+    clock = Pace()
+    with serving(services(script)) as server, following(server.url, clock=clock):
+        until(lambda: len(clock.waits) > 40)
+    assert max(clock.waits) > 5
+
+
+@pytest.mark.parametrize("status", [400, 504])
+def test_a_version_that_a_server_refuses_is_given_up(status: int) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion") == "10":
+            exchange.fail(status, "Too large resource version")
+        elif exchange.query.get("resourceVersion"):
+            quiet(exchange)
+        else:
+            version = "8" if server.asked(SERVICES, resourceVersion="10") else "10"
+            stream(exchange, end_of_list(version), hold=False)
+
+    with serving(services(script)) as server, following(server.url) as (recorder, _):
+        recorder.until(lambda heard: heard == ["=", "="])
+
+
 def test_an_expired_continue_token_means_one_list_without_pages() -> None:
     def script(exchange: Exchange) -> None:
         query = exchange.query
@@ -401,7 +448,7 @@ def test_a_bad_object_among_good_ones(streams: bool) -> None:
 
     def script(exchange: Exchange) -> None:
         if exchange.query.get("resourceVersion", "0") != "0":
-            stream(exchange, ("MODIFIED", bad), ("DELETED", bad), ("MODIFIED", a_service("a")))
+            stream(exchange, ("MODIFIED", bad), ("DELETED", bad), ("MODIFIED", a_service("a", "7")))
         elif streams:
             events = [("ADDED", item) for item in items]
             stream(exchange, *events, end_of_list("5"), hold=False)
