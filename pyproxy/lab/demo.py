@@ -11,7 +11,7 @@ import msgspec
 
 from pyproxy.lab.client import SERVICES, JsonObject, collection
 from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.namespace import LabError
+from pyproxy.lab.namespace import LabError, ending_well
 from pyproxy.lab.narrator import check, heading, note, said, shares
 from pyproxy.lab.pods import Kubelet
 from pyproxy.lab.probe import Outcome, Target, probe
@@ -47,10 +47,15 @@ def run() -> int:
     """Tell the story; 0 where everything held. Raises LabError where something did not."""
     started = time.monotonic()
     heading("A cluster in miniature")
-    nowhere = msgspec.structs.replace(
+    only_a_client = msgspec.structs.replace(
         TWO_NODES, pods=(msgspec.structs.replace(numbered_pod(CLIENT, 1, 10), ports=()),)
     )
-    with Cluster(nowhere) as cluster, cluster.endpoint_slices(), cluster.agent("na") as agent:
+    with (
+        ending_well(),
+        Cluster(only_a_client) as cluster,
+        cluster.endpoint_slices(),
+        cluster.agent("na") as agent,
+    ):
         note("two nodes, a client pod on node-a, a client outside: network namespaces all")
         note(f"an API server at {cluster.client.url}, and pyproxy on node-a (process {agent.pid})")
         _Story(cluster, agent).tell()
@@ -91,16 +96,17 @@ class _Story:
     def _one_deleted(self) -> None:
         heading("One pod is deleted and another takes its place, while requests go on")
         with Traffic(self._cluster.network.namespace(CLIENT), self._service) as traffic:
-            self._until(lambda: traffic.answers.total() > 20, "the client to get going")
+            self._more(traffic, 50)
             self._start("hello-4", site=1, host=24)
             self._until_served("hello-4")
             self._kubelet.terminate("hello-1")
             note("hello-1 is terminating: it still answers what was sent to it")
             self._until_gone("hello-1")
+            # One that was on its way as the rules changed has been answered by then.
+            self._more(traffic, 2)
             self._kubelet.stop("hello-1")
             note("nobody is sent to hello-1 any more: it has stopped")
-            total = traffic.answers.total()
-            self._until(lambda: traffic.answers.total() > total + 20, "requests after it")
+            self._more(traffic, 50)
         said(f"client -> {self._service}: {shares(traffic.answers)}")
         check(not traffic.failures, f"{traffic.answers.total()} requests, none failed")
         check(traffic.answers["hello-4"] > 0, "the new pod has its part of them")
@@ -167,6 +173,11 @@ class _Story:
 
     def _ask(self, target: Target, who: str, tries: int) -> Outcome:
         return self._cluster.network.namespace(who).call(partial(probe, target, tries=tries))
+
+    def _more(self, traffic: Traffic, count: int) -> None:
+        """Wait until so many more requests were answered, or failed."""
+        enough = traffic.total + count
+        self._until(lambda: traffic.total >= enough, "requests going on")
 
     def _until_served(self, *names: str) -> None:
         wanted = [self._address(name) for name in names]

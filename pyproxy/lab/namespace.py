@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
@@ -131,10 +133,30 @@ def require_root() -> None:
 
 
 def remove_abandoned() -> None:
-    """Remove namespaces and bridges of labs whose process was killed before it could."""
-    for path in [*INTERFACES.glob("lab*"), *NETNS_FOLDER.glob("lab*")]:
+    """Remove what labs whose process was killed have left: programs, namespaces and bridges."""
+    for path in [*NETNS_FOLDER.glob("lab*"), *INTERFACES.glob("lab*")]:
         found = OURS.match(path.name)
-        if found and not Path("/proc", found[1]).exists():
-            kind = "netns" if path.parent == NETNS_FOLDER else "link"
-            # Another lab that starts at this moment may be ahead of us.
-            execute(["ip", kind, "del", path.name], check=False)
+        if found is None or Path("/proc", found[1]).exists():
+            continue
+        # Another lab that starts at this moment may be ahead of us in any of this.
+        if path.parent == INTERFACES:
+            execute(["ip", "link", "del", path.name], check=False)
+            continue
+        for pid in execute(["ip", "netns", "pids", path.name], check=False).stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        execute(["ip", "netns", "del", path.name], check=False)
+
+
+@contextlib.contextmanager
+def ending_well() -> Iterator[None]:
+    """Inside it SIGTERM ends the program as Ctrl-C does, so that labs are removed."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

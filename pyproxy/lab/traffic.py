@@ -40,6 +40,11 @@ class Traffic:
         self._ending.set()
         self._thread.join()
 
+    @property
+    def total(self) -> int:
+        """How many requests have ended, well or badly."""
+        return self.answers.total() + len(self.failures)
+
     def _ask(self) -> None:
         while not self._ending.wait(_PAUSE):
             try:

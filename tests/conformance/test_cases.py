@@ -21,11 +21,9 @@ CASES = [case for case in cases.read(Path(__file__).with_name("cases")) if MODE 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
     with Cluster() as cluster, cluster.agent("na", MODE) as agent:
-        try:
-            await_agent(cluster.client, cluster.network, MODE)
-        finally:
-            agent.require_alive()
-        yield Runner(cluster.client, cluster.network, MODE)
+        runner = Runner(cluster.client, cluster.network, MODE)
+        await_agent(runner, agent)
+        yield runner
         agent.require_alive()
 
 

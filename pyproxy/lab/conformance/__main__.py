@@ -15,6 +15,7 @@ from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.conformance import cases
 from pyproxy.lab.conformance.cases import Case
 from pyproxy.lab.conformance.runner import Runner, await_agent
+from pyproxy.lab.namespace import ending_well
 from pyproxy.lab.process import Agent
 
 NODE = "na"
@@ -45,12 +46,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
     api = ApiClient(options.api, options.token) if options.api else None
-    with Cluster(api=api) as cluster, _agent(cluster, options) as agent:
-        try:
-            await_agent(cluster.client, cluster.network, options.mode)
-        finally:
-            agent.require_alive()
+    with ending_well(), Cluster(api=api) as cluster, _agent(cluster, options) as agent:
         runner = Runner(cluster.client, cluster.network, options.mode, options.settle)
+        await_agent(runner, agent)
         failed = sum(not _report(runner, case) for case in chosen)
         agent.require_alive()
     print(f"{len(chosen) - failed} passed, {failed} failed")

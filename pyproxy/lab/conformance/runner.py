@@ -16,6 +16,7 @@ from pyproxy.lab.conformance.verdict import describe, holds
 from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.process import Agent
 
 NAMESPACE = "conformance"
 TRIES_TO_REACH = 32
@@ -161,11 +162,13 @@ class Runner:
         return ""
 
 
-def await_agent(client: ApiClient, network: Network, mode: str, patience: float = 30.0) -> None:
-    """Wait until an agent serves at all. Raises LabError after `patience` seconds."""
-    failures = Runner(client, network, mode, settle=patience).run(FIRST)
-    if failures:
-        raise LabError(f"the agent serves nothing after {patience:.0f} s: {failures[0]}")
+def await_agent(runner: Runner, agent: Agent, patience: float = 30.0) -> None:
+    """Wait until an agent serves at all. Raises LabError when it ends, or after `patience` s."""
+    deadline = time.monotonic() + patience
+    while failures := runner.run(FIRST):
+        agent.require_alive()
+        if time.monotonic() > deadline:
+            raise LabError(f"the agent serves nothing after {patience:.0f} s: {failures[0]}")
 
 
 def _http_get(url: str) -> tuple[int, str]:

@@ -1,0 +1,119 @@
+"""The lab's commands as a person runs them: what they print, how they exit, what they leave."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyproxy.lab.namespace import INTERFACES, NETNS_FOLDER
+
+PYPROXY = [sys.executable, "-m", "pyproxy"]
+CONFORMANCE = [sys.executable, "-m", "pyproxy.lab.conformance"]
+CASES = Path(__file__).parents[1] / "conformance" / "cases"
+
+packets = pytest.mark.packets
+
+
+def left_by(pid: int) -> list[Path]:
+    return [*NETNS_FOLDER.glob(f"lab{pid}-*"), *INTERFACES.glob(f"lab{pid}-*")]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@packets
+def test_the_demo_holds_and_leaves_nothing() -> None:
+    with subprocess.Popen([*PYPROXY, "lab", "demo"], stdout=subprocess.PIPE, text=True) as demo:
+        said, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0, said
+    assert "requests, none failed" in said
+    assert "refused at once" in said
+    assert "table inet pyproxy {" in said
+    assert "all of it held" in said
+    assert not left_by(demo.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@packets
+def test_an_interrupted_demo_leaves_nothing(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [*PYPROXY, "lab", "demo"], stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "Three pods" in line:
+                break
+        assert left_by(demo.pid)
+        demo.send_signal(number)
+        demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert not left_by(demo.pid)
+
+
+@packets
+def test_the_runner_says_what_held_and_what_did_not(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(
+        """
+- name: as it is
+  steps: &steps
+  - apply:
+    - metadata: {name: web}
+      spec: {clusterIP: 10.96.9.9, ports: [{port: 80, targetPort: 8080}]}
+      endpoints: [b1]
+    probe: [{from: a2, to: "10.96.9.9:80", reach: [b1]}]
+- name: as it is not
+  steps:
+  - probe: [{from: a2, to: "10.244.2.11:8080", expect: refused}]
+- name: what the API server refuses
+  steps:
+  - apply: [{metadata: {name: web}, spec: {clusterIP: 192.0.2.1, ports: [{port: 80}]}}]
+- name: for somebody else
+  not: [nftables]
+  steps: *steps
+"""
+    )
+    done = run([*CONFORMANCE, "--settle", "0.2", str(file)])
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok   as it is (")
+    assert lines[1].startswith("FAIL as it is not (")
+    assert "a2 -> 10.244.2.11:8080: wanted refused; saw b1 4x, seen as 10.244.1.12" in lines[2]
+    assert lines[3].startswith("FAIL what the API server refuses (")
+    assert "422" in lines[4]
+    assert lines[-1] == "1 passed, 2 failed"
+
+
+@packets
+def test_an_agent_that_ends_at_once_is_named_with_its_last_words() -> None:
+    done = run([*CONFORMANCE, "--agent", "sh -c 'echo no such thing; exit 3'", str(CASES)])
+    assert done.returncode == 1
+    assert "status 3" in done.stderr
+    assert "no such thing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "conformance: nowhere.yaml: .*No such file"),
+        ([str(CASES), "--only", "no case is called this"], "no case is left to run"),
+    ],
+)
+def test_a_mistake_of_the_caller_is_one_line(arguments: list[str], message: str) -> None:
+    done = run([*CONFORMANCE, *arguments])
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert re.search(message, done.stderr)
+
+
+@packets
+def test_an_api_server_that_nodes_cannot_reach_is_refused() -> None:
+    done = run([*CONFORMANCE, "--api", "http://127.0.0.1:1", str(CASES)])
+    assert done.returncode == 2
+    assert "nodes need an IPv4 address other than 127.0.0.1" in done.stderr
