@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pyproxy.errors import UsageError
 from pyproxy.lab.apiserver import command as apiserver
 
 _DEMO = "a Service followed from its first packet, in network namespaces; needs root"
@@ -28,7 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.lab_command == "apiserver":
         return apiserver.run(arguments)
-    # The demo brings libraries with it that the API server should not wait for.
-    from pyproxy.lab import demo  # noqa: PLC0415
-
+    try:
+        # The demo brings libraries with it that the API server should not wait for.
+        from pyproxy.lab import demo  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"lab demo: the module {error.name} is missing: pip install 'pyproxy[lab]'"
+        ) from error
     return demo.run()

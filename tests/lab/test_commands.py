@@ -92,7 +92,16 @@ def test_the_runner_says_what_held_and_what_did_not(tmp_path: Path) -> None:
 
 @packets
 def test_an_agent_that_ends_at_once_is_named_with_its_last_words() -> None:
-    done = run([*CONFORMANCE, "--agent", "sh -c 'echo no such thing; exit 3'", str(CASES)])
+    done = run(
+        [
+            *CONFORMANCE,
+            "--settle",
+            "0.5",
+            "--agent",
+            "sh -c 'echo no such thing; exit 3'",
+            str(CASES),
+        ]
+    )
     assert done.returncode == 1
     assert "status 3" in done.stderr
     assert "no such thing" in done.stderr
