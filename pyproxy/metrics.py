@@ -7,7 +7,7 @@ buckets are those of kube-proxy v1.36.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -175,9 +175,23 @@ class Metrics:
             registry=registry,
         )
 
+        self._events = Counter(
+            "pyproxy_events_total",
+            "Events by what became of them: posted, known (another node was first), refused by "
+            "the API server, or dropped because there were too many",
+            ("outcome",),
+            registry=registry,
+        )
+
     def _declare_kernel(self, registry: CollectorRegistry) -> None:
         self._kernel_writes = Counter(
             "pyproxy_kernel_writes_total", "Transactions sent to the kernel", registry=registry
+        )
+        self._drift_repairs = Counter(
+            "pyproxy_drift_repairs_total",
+            "Objects put right that somebody else had changed",
+            ("object",),
+            registry=registry,
         )
         self._netlink_messages = Counter(
             "pyproxy_netlink_messages_total", "Netlink messages in them", registry=registry
@@ -185,6 +199,11 @@ class Metrics:
         self._netlink_bytes = Counter(
             "pyproxy_netlink_bytes_total", "Bytes of those messages", registry=registry
         )
+
+    def drift_repaired(self, counts: Mapping[str, int]) -> None:
+        """Objects that somebody else had changed were put right, by their kind."""
+        for kind, count in counts.items():
+            self._drift_repairs.labels(kind).inc(count)
 
     def change_queued(self, kind: Kind, now: float) -> None:
         """An object changed, and a sync is due for it."""
@@ -263,6 +282,10 @@ class Metrics:
     def request_took(self, method: str, host: str, duration: float) -> None:
         """Time a request to the API server, up to the head of its answer."""
         self._request_duration.labels(host, method).observe(duration)
+
+    def event(self, outcome: str) -> None:
+        """Count an Event: `posted`, `known`, `refused` or `dropped`."""
+        self._events.labels(outcome).inc()
 
     def source_age(self, age: Callable[[], float]) -> None:
         """Ask `age` at every scrape for the seconds since the source was last heard of."""

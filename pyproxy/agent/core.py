@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Generic, Protocol
 
 import msgspec
 
 from pyproxy.agent.ailments import Ailments
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pace import Pace
+from pyproxy.agent.pace import Pace, Repairs
 from pyproxy.agent.world import Touched, World
-from pyproxy.dataplane.interface import Changes, Dataplane, Failure, NodeAnswer, P
-from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem
+from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeAnswer, P
+from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem, Reason
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
@@ -32,6 +33,18 @@ log = logging.getLogger(__name__)
 
 _LOUD_AFTER = 3
 """Failures in a row after which a retry is a warning."""
+
+_AUDIT_PERIOD = 600.0
+"""Seconds between two readings of the kernel that nothing asks for."""
+
+_SECOND_LOOK = 1.0
+"""Seconds from a repair to a reading that makes sure of it."""
+
+_BETWEEN_LOOKS = 0.5
+"""Seconds at least between two readings, however much others write."""
+
+_SAMPLE = 3
+"""Lines of a repair that are logged."""
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -79,7 +92,10 @@ class Agent(Generic[P]):
         self._ailments = Ailments(observers.report)
         self._claims = Claims()
         self._node = NodeAnswer()
-        self._replan = True
+        self._repairs = Repairs()
+        self._look_at: float | None = 0.0
+        self._drift = ""
+        self._audited = observers.clock()
 
     def hear(self, event: Event) -> None:
         """Take in one event; nothing is written yet."""
@@ -105,21 +121,36 @@ class Agent(Generic[P]):
 
     def due(self) -> float | None:
         """Give the monotonic time for the next sync, None while there is nothing to do."""
-        if not self.world.whole or not (self._replan or self.world.pending()):
+        if not self.world.whole:
             return None
-        return self._pace.due()
+        if self.world.pending():
+            return self._pace.due()
+        return None if self._look_at is None else max(self._look_at, self._pace.due())
 
-    def check(self) -> None:
-        """Have the next sync read the kernel back."""
-        self._replan = True
+    def drifted(self, drift: Drift) -> None:
+        """Have the kernel read back: somebody else has written to what is ours."""
+        now = self._tell.clock()
+        when = max(self._repairs.due(now), self._audited + _BETWEEN_LOOKS)
+        self._look(when, drift.by or "somebody")
+
+    def audit(self) -> None:
+        """Have the kernel read back once in a long while, for what no notification told."""
+        now = self._tell.clock()
+        if now - self._audited >= _AUDIT_PERIOD and self._look_at is None:
+            self._look(now, "somebody unnoticed")
+
+    def _look(self, when: float, because_of: str) -> None:
+        if self._look_at is None or when < self._look_at:
+            self._look_at = when
+        self._drift = self._drift or because_of
 
     def sync(self) -> None:
         """Bring the kernel to what is known. Raises PermissionKernelError; other failures retry."""
         began = self._tell.clock()
         touched = self.world.take()
         self._tell.metrics.changes_taken()
+        whole = self._look_at is not None and self._look_at <= began
         try:
-            whole = self._replan
             plan, answers = self._plan_whole(touched) if whole else self._plan_changes(touched)
             failures = self._dataplane.commit(plan) if plan else ()
         except PermissionKernelError:
@@ -127,7 +158,41 @@ class Agent(Generic[P]):
         except KernelError as error:
             self._failed(error, touched)
             return
+        if whole:
+            self._looked(plan)
         self._succeeded(touched, answers, failures, whole=whole, began=began)
+
+    def _looked(self, plan: P) -> None:
+        now = self._tell.clock()
+        drift, self._drift = self._drift, ""
+        self._audited, self._look_at = now, None
+        if not drift or not plan:
+            return
+        counts = plan.counts()
+        self._tell.metrics.drift_repaired(counts)
+        log.warning(
+            "repaired what %s changed: %s: %s",
+            drift,
+            ", ".join(f"{count} {kind}" for kind, count in counts.items()),
+            "; ".join(islice(plan.lines(), _SAMPLE)),
+        )
+        fought = self._repairs.fighting
+        self._repairs.repaired(now)
+        if self._repairs.fighting and not fought:
+            self._fight(drift)
+        # Whatever was written while the repair went on was not announced to us.
+        self._look(self._repairs.due(now + _SECOND_LOOK), drift)
+
+    def _fight(self, drift: str) -> None:
+        problem = Problem(
+            Kind.NODE.value,
+            self._node_rules.hostname,
+            "nftables",
+            f"{drift} keeps undoing what pyproxy writes; repairs are put off so that the two do "
+            "not wear the node out: stop that program, or have it leave our tables alone",
+        )
+        log.warning("%s", problem)
+        self._tell.report(problem)
 
     def _plan_whole(self, touched: Touched) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
         self._node = self._node_rules.answer(self.world.node)
@@ -179,7 +244,6 @@ class Agent(Generic[P]):
         began: float,
     ) -> None:
         now = self._tell.clock()
-        self._replan = False
         self._pace.succeeded(now)
         refused = {failure.name: failure.error for failure in failures}
         for name in answers:
@@ -209,7 +273,7 @@ class Agent(Generic[P]):
         self._tell.metrics.sync_failed()
         self._tell.health.queued()
         # Whatever the kernel refused as a whole, what it holds is the ground to stand on.
-        self._replan = True
+        self._look_at = self._tell.clock()
         out_of_step = isinstance(error, OutOfStepError) and self._pace.failures < _LOUD_AFTER
         level = logging.INFO if out_of_step else logging.WARNING
         log.log(level, "the kernel refused a sync, reading it back to try again: %s", error)
@@ -224,4 +288,5 @@ def _refused(name: ObjectName, error: KernelError) -> Problem:
         str(name),
         "spec",
         f"the kernel refused it ({error}); what it held of it stays until the Service changes",
+        Reason.REFUSED_BY_KERNEL,
     )

@@ -11,7 +11,7 @@ from typing import Generic
 import msgspec
 
 from pyproxy.agent.core import Agent
-from pyproxy.dataplane.interface import P
+from pyproxy.dataplane.interface import Drift, P
 from pyproxy.model.events import Event
 
 _BATCH = 10_000
@@ -22,7 +22,7 @@ class Stop(msgspec.Struct, frozen=True):
     """The end, by a signal or by an error that nothing can be done about."""
 
 
-Inbox = queue.SimpleQueue[Event | Stop]
+Inbox = queue.SimpleQueue[Event | Drift | Stop]
 
 
 class Loop(Generic[P]):
@@ -67,7 +67,10 @@ class Loop(Generic[P]):
                 return True
             if isinstance(event, Stop):
                 return False
-            self._agent.hear(event)
+            if isinstance(event, Drift):
+                self._agent.drifted(event)
+            else:
+                self._agent.hear(event)
         return True
 
     def _patience(self) -> float:

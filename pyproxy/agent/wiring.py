@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
+from pyproxy.agent import drift
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
@@ -27,6 +28,8 @@ from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.events import Event
 from pyproxy.netlink.conntrack import Conntrack
+from pyproxy.source.announce import Announcer
+from pyproxy.source.client import Client
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
 from pyproxy.source.manifests import ManifestSource
@@ -59,9 +62,19 @@ def run(settings: Settings) -> int:
         dataplane.prepare()
         metrics, health = Metrics(), Health(settings.pace.sync_period)
         inbox: Inbox = Inbox()
-        source = _source(settings, metrics, inbox.put)
+        client = None
+        if not settings.manifests:
+            client = connect(settings.api.kubeconfig, settings.api.master, metrics)
+        source = _source(settings, client, inbox.put)
+        announcer = Announcer(client, settings.node_name, metrics) if client else None
+
+        def report(problem: Problem) -> None:
+            # Whoever found it has logged it.
+            if announcer is not None:
+                announcer.problem(problem, agent.world.uid(problem.kind, problem.name))
+
         servers = Servers(settings, health, metrics)
-        checks = ServiceChecks(servers.http, health.is_healthy, _report)
+        checks = ServiceChecks(servers.http, health.is_healthy, report)
         flows = Conntrack()
         stack.callback(flows.close)
         reconciler = Reconciler(flows, metrics)
@@ -75,7 +88,7 @@ def run(settings: Settings) -> int:
             dataplane,
             NodeRules(settings, local_addresses),
             Pace(settings.pace.min_sync_period),
-            Observers(metrics, health, followers, time.monotonic, time.time, _report),
+            Observers(metrics, health, followers, time.monotonic, time.time, report),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: inbox.put(Stop()))
@@ -83,10 +96,20 @@ def run(settings: Settings) -> int:
         stack.callback(servers.stop)
         reconciler.start()
         stack.callback(reconciler.stop)
+        if announcer is not None:
+            announcer.starting()
+            announcer.start()
+            stack.callback(announcer.stop)
+        drift.follow(dataplane, inbox.put)
         source.start()
         stack.callback(source.stop)
         log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
-        Loop(agent, inbox, checks.retry, _CHORE_SECONDS).run()
+
+        def chores() -> None:
+            checks.retry()
+            agent.audit()
+
+        Loop(agent, inbox, chores, _CHORE_SECONDS).run()
         log.info("ending; the rules stay")
     return 0
 
@@ -116,13 +139,7 @@ def options(settings: Settings) -> Options:
     return Options(settings.masquerade.mark, settings.masquerade.everything, interface)
 
 
-def _source(settings: Settings, metrics: Metrics, emit: Callable[[Event], None]) -> Source:
-    if settings.manifests:
+def _source(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:
+    if client is None:
         return ManifestSource(Path(settings.manifests), settings.node_name, emit)
-    client = connect(settings.api.kubeconfig, settings.api.master, metrics)
     return KubernetesSource(client, settings.node_name, emit)
-
-
-def _report(problem: Problem) -> None:
-    """Ailments have logged it; nobody else is told yet."""
-    log.debug("reported: %s", problem)

@@ -46,6 +46,16 @@ class World:
         """Give the slices that name a Service, in no order."""
         return self._by_service.get(service, {}).values()
 
+    def uid(self, kind: str, name: str) -> str:
+        """Give the uid of a Service or the Node by its name in text, empty where not known."""
+        if kind == Kind.SERVICE.value:
+            namespace, _, last = name.rpartition("/")
+            service = self.services.get(ObjectName(namespace, last))
+            return service.uid if service is not None else ""
+        if kind == Kind.NODE.value and self.node is not None and self.node.name == name:
+            return self.node.uid
+        return ""
+
     def pending(self) -> bool:
         """Tell whether `take` has something to give."""
         return bool(self._touched)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -34,12 +34,25 @@ class Plan(Protocol):
         """Whether there is anything to write."""
         ...
 
-    def __str__(self) -> str:
-        """The transaction as a person would type it."""
+    def lines(self) -> Iterator[str]:
+        """Spell out the transaction as a person would type it."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many objects of each kind it writes: elements, chains, rules."""
         ...
 
 
 P = TypeVar("P", bound=Plan)
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """Somebody else has written to what is ours.
+
+    `by` is the program, such as "nft (pid 4711)", empty where that is not known.
+    """
+
+    by: str
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -74,6 +87,10 @@ class Dataplane(Protocol[P]):
         Raises TransientKernelError, OutOfStepError (the agent then asks for a replan) and
         PermissionKernelError; nothing has been written then.
         """
+        ...
+
+    def wait_for_drift(self) -> Drift | None:
+        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
         ...
 
     def cleanup(self) -> None:

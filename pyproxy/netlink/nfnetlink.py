@@ -122,6 +122,12 @@ class Nfnetlink:
         self.messages_sent = 0
         self.bytes_sent = 0
 
+    @property
+    def port(self) -> int:
+        """The socket's own address, which the kernel names in notifications of what it did."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()

@@ -28,12 +28,18 @@ SUBSYSTEM = 10
 
 _GETTABLE, _DELTABLE = 1, 2
 _GETCHAIN = 4
+_DELCHAIN = 5
+_GETRULE = 7
 _GETSET = 10
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 
 _TABLE_NAME = 1
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _SET_TABLE, _SET_NAME = 1, 2
+_SET_SHAPE = (3, 5, 7)
+"""A set's flags, and the lengths of its keys and of its data."""
+
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 3, 6, 10
@@ -112,9 +118,19 @@ def get_tables() -> Message:
     return Message(_kind(_GETTABLE), 0, b"")
 
 
+def delete_chain(table: str, name: str) -> Message:
+    """Remove a chain that nothing goes to; ENOENT where there is none."""
+    return Message(_kind(_DELCHAIN), 0, string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name))
+
+
 def get_chains() -> Message:
     """Ask for the chains of all tables of the inet family."""
     return Message(_kind(_GETCHAIN), 0, b"")
+
+
+def get_rules(table: str) -> Message:
+    """Ask for the rules of a table."""
+    return Message(_kind(_GETRULE), 0, string(_RULE_TABLE, table))
 
 
 def get_sets(table: str) -> Message:
@@ -133,15 +149,37 @@ def table_names(answers: Iterable[memoryview]) -> set[str]:
     return {text(attribute_map(answer)[_TABLE_NAME]) for answer in answers}
 
 
-def chain_names(answers: Iterable[memoryview], table: str) -> set[str]:
-    """Read the answers to `get_chains`, of one table."""
+def chains(answers: Iterable[memoryview], table: str) -> dict[str, bytes]:
+    """Read the answers to `get_chains`, of one table: what hooks each chain, empty for nothing."""
     found = (attribute_map(answer) for answer in answers)
-    return {text(chain[_CHAIN_NAME]) for chain in found if text(chain[_CHAIN_TABLE]) == table}
+    return {
+        text(chain[_CHAIN_NAME]): b"".join(
+            bytes(chain[part])
+            for part in (_CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE)
+            if part in chain
+        )
+        for chain in found
+        if text(chain[_CHAIN_TABLE]) == table
+    }
 
 
-def set_names(answers: Iterable[memoryview]) -> set[str]:
-    """Read the answers to `get_sets`."""
-    return {text(attribute_map(answer)[_SET_NAME]) for answer in answers}
+def rules(answers: Iterable[memoryview]) -> dict[str, list[bytes]]:
+    """Read the answers to `get_rules`: each chain's rules, as their packed expressions."""
+    found: dict[str, list[bytes]] = {}
+    for answer in answers:
+        rule = attribute_map(answer)
+        expressions = bytes(rule.get(_RULE_EXPRESSIONS, b""))
+        found.setdefault(text(rule[_RULE_CHAIN]), []).append(expressions)
+    return found
+
+
+def sets(answers: Iterable[memoryview]) -> dict[str, bytes]:
+    """Read the answers to `get_sets`: each set's flags, and how long its keys and data are."""
+    found = (attribute_map(answer) for answer in answers)
+    return {
+        text(each[_SET_NAME]): b"".join(bytes(each.get(part, b"\0" * 4)) for part in _SET_SHAPE)
+        for each in found
+    }
 
 
 def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
@@ -154,6 +192,8 @@ def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
                 continue
             for _, item in attributes(items):
                 fields = attribute_map(item)
+                if _ELEM_KEY not in fields:
+                    continue  # a catch-all element, which is never ours
                 key = _value(fields[_ELEM_KEY])
                 if shape is Shape.RANGE:
                     bounds.append((key, bytes(fields.get(_ELEM_FLAGS, b"")) == _INTERVAL_END))

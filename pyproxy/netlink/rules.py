@@ -15,7 +15,7 @@ REGISTER = 8
 """The first 4-byte register (NFT_REG32_00); there are 16."""
 
 _SUBSYSTEM = 10
-_NEWCHAIN, _NEWRULE = 3, 6
+_NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
 _NFT_GOTO = -4
@@ -49,6 +49,11 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
     """Append a rule."""
     body = string(1, table) + string(2, chain) + nested(4, *expressions)
     return Message(_kind(_NEWRULE), NLM_F_CREATE | _NLM_F_APPEND, body)
+
+
+def flush(table: str, chain: str) -> Message:
+    """Remove all rules of a chain."""
+    return Message(_kind(_DELRULE), 0, string(1, table) + string(2, chain))
 
 
 def load_payload(base: int, offset: int, size: int, register: int) -> bytes:

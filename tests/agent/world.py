@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -13,7 +13,7 @@ from pyproxy.agent.pace import Pace
 from pyproxy.agent.world import World
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.diff import Delta, apply, diff
-from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError, OutOfStepError, Problem
@@ -90,6 +90,13 @@ class PlannedTable(msgspec.Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.delta)
 
+    def lines(self) -> Iterator[str]:
+        for name, new in self.delta.add.items():
+            yield from (f"add {name} {key.hex()}" for key in new)
+
+    def counts(self) -> Mapping[str, int]:
+        return {"element": len(list(self.lines()))}
+
 
 class TableDataplane:
     """A dataplane beside the real one, with a dict for a kernel.
@@ -137,6 +144,9 @@ class TableDataplane:
         self._programmed, self._node = plan.services, plan.node
         self.commits.append(plan.delta)
         return ()
+
+    def wait_for_drift(self) -> Drift | None:
+        return None
 
     def cleanup(self) -> None:
         self.kernel = {}

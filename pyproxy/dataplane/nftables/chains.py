@@ -17,6 +17,7 @@ the original destination port in a concatenation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -40,6 +41,7 @@ _MASQUERADED = "masq-"
 _STICKY = "sticky-"
 _LEARN = "learn"
 _HOOKS = {"learn-postrouting": rules.HOOK_POSTROUTING, "learn-input": rules.HOOK_INPUT}
+_NAME = re.compile(rf"({_MASQUERADED})?({_STICKY})?({CLUSTER}|{LOCAL})[46]-\d+|{_LEARN}[46]-\d+")
 _FILTER = 0
 """The priority at which a client's address has not been masqueraded yet."""
 
@@ -81,8 +83,7 @@ def learning(family: Family, timeout: int) -> str:
 
 def is_made_when_needed(name: str) -> bool:
     """Tell whether a chain is one of this module's."""
-    plain = name.removeprefix(_MASQUERADED).removeprefix(_STICKY)
-    return plain.startswith((CLUSTER, LOCAL, _LEARN))
+    return name in _HOOKS or bool(_NAME.fullmatch(name))
 
 
 def needed(names: Iterable[str]) -> list[str]:
@@ -99,13 +100,19 @@ def needed(names: Iterable[str]) -> list[str]:
 
 
 def chain(name: str, mark: Mark) -> Iterator[Message]:
-    """Write one chain and its rules."""
+    """Write one chain and its rules, in place of any that it has."""
     if name in _HOOKS:
         yield rules.new_base_chain(TABLE, name, _HOOKS[name], _FILTER)
     else:
         yield rules.new_chain(TABLE, name)
+    yield rules.flush(TABLE, name)
     for expressions in _rules(name, mark):
         yield rules.new_rule(TABLE, name, *expressions)
+
+
+def rule_count(name: str, mark: Mark) -> int:
+    """Say how many rules a chain has when it is right."""
+    return sum(1 for _ in _rules(name, mark))
 
 
 def _rules(name: str, mark: Mark) -> Iterator[list[bytes]]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
 
 from pyproxy.dataplane.diff import diff
-from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
 from pyproxy.dataplane.nftables import chains, ruleset
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
-from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, without
+from pyproxy.dataplane.nftables.layout import read_layout
+from pyproxy.dataplane.nftables.loader import load
+from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
 from pyproxy.dataplane.nftables.readback import (
-    read_chains,
     read_learned,
     read_table,
     read_tables,
@@ -35,6 +34,7 @@ from pyproxy.errors import (
 )
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink, Refusal
 from pyproxy.netlink.nftables import (
     SUBSYSTEM,
@@ -46,7 +46,7 @@ from pyproxy.netlink.nftables import (
 )
 from pyproxy.policy.answer import ServiceAnswer
 
-log = logging.getLogger(__name__)
+_NO_NF_TABLES = "this kernel has no nf_tables: load the module nf_tables"
 
 
 class NftablesDataplane:
@@ -61,7 +61,11 @@ class NftablesDataplane:
         self._programmed: dict[ObjectName, ServiceAnswer] = {}
         self._shared: Counter[SharedRow] = Counter()
         self._chains: set[str] = set()
-        self._netlink = Nfnetlink()
+        try:
+            self._netlink = Nfnetlink()
+        except KernelError as error:
+            raise UsageError(f"{_NO_NF_TABLES} ({error})") from error
+        self._monitor = Monitor(TABLE, self._netlink.port)
 
     @property
     def messages_sent(self) -> int:
@@ -85,9 +89,8 @@ class NftablesDataplane:
                 "no permission to program nf_tables: run as root, or with CAP_NET_ADMIN"
             ) from error
         except KernelError as error:
-            raise UsageError(
-                f"this kernel has no nf_tables ({error}): load the module nf_tables"
-            ) from error
+            raise UsageError(f"{_NO_NF_TABLES} ({error})") from error
+        self._monitor.listen()
 
     def plan(self, changes: Changes) -> NftablesPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
@@ -109,19 +112,30 @@ class NftablesDataplane:
         gone, come = shared_changes(self._shared, growth)
         before |= gone
         after |= come
-        options = self._loaded or self._options
+        options = self._loaded or self._options_for(self._node)
         if changes.node is not None:
             before |= node_rows(self._node.pod_networks)
             after |= node_rows(changes.node.pod_networks)
             options = self._options_for(changes.node)
-        return NftablesPlan(diff(before, after), placed, growth, options, changes.node)
+        delta = diff(before, after)
+        return NftablesPlan(
+            delta,
+            placed,
+            growth,
+            options,
+            tuple(name for name in chains.needed(targets(delta.add)) if name not in self._chains),
+            changes.node,
+            reload=options != self._loaded,
+        )
 
     def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         held = read_table(self._netlink)
-        self._chains = read_chains(self._netlink)
+        layout = read_layout(self._netlink)
         options = self._options_for(node)
-        self._loaded = options if ruleset.marker(options) in self._chains else None
+        self._loaded = options if layout.is_loaded(options) else None
+        same_mark = ruleset.marker(options) in layout.chains
+        self._chains = layout.whole_chains(options.mark) if same_mark else set()
         remembered = recall(held)
         after = node_rows(node.pod_networks)
         shared: Counter[SharedRow] = Counter()
@@ -133,12 +147,31 @@ class NftablesDataplane:
             shared.update(shared_rows(answer))
         for set_name, key in shared:
             after.setdefault(set_name, {})[key] = b""
-        return NftablesPlan(diff(held, after), placed, shared, options, node, whole=True)
+        return NftablesPlan(
+            diff(held, after),
+            placed,
+            shared,
+            options,
+            tuple(name for name in chains.needed(targets(after)) if name not in self._chains),
+            node,
+            reload=self._loaded is None,
+            whole=True,
+        )
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan in one transaction and remember it; the Services it had to leave out."""
-        if plan.options != self._loaded:
-            self._load(plan.options)
+        if plan.whole:
+            self._monitor.pause()
+        try:
+            return self._commit(plan)
+        finally:
+            if plan.whole:
+                self._monitor.listen()
+
+    def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
+        if plan.reload:
+            load(self._netlink, plan.options)
+            self._loaded = plan.options
         failures: list[Failure] = []
         while refusal := self._send(plan):
             if not isinstance(refusal.error, RejectedError | OutOfStepError):
@@ -154,6 +187,11 @@ class NftablesDataplane:
         self._remember(plan)
         return tuple(failures)
 
+    def wait_for_drift(self) -> Drift | None:
+        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
+        foreign = self._monitor.wait()
+        return Drift(foreign.by) if foreign else None
+
     def cleanup(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
         refusals = self._netlink.transact([delete_table(TABLE)], SUBSYSTEM)
@@ -161,7 +199,8 @@ class NftablesDataplane:
             raise refusals[0].error
 
     def close(self) -> None:
-        """Give back the socket; the rules stay."""
+        """Give back the sockets; the rules stay."""
+        self._monitor.end()
         self._netlink.close()
 
     @staticmethod
@@ -177,25 +216,12 @@ class NftablesDataplane:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
-    def _load(self, options: Options) -> None:
-        text = ruleset.ruleset(options, read_chains(self._netlink))
-        done = subprocess.run(
-            ["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            words = " ".join(done.stderr.split())
-            kind = PermissionKernelError if "not permitted" in words else RejectedError
-            raise kind(f"nft did not load the ruleset: {words}", 0)
-        self._loaded = options
-        self._chains = read_chains(self._netlink)
-
     def _send(self, plan: NftablesPlan) -> Refusal | None:
-        missing = [name for name in chains.needed(plan.targets()) if name not in self._chains]
-        first = [each for name in missing for each in chains.chain(name, plan.options.mark)]
+        first = [each for name in plan.chains for each in chains.chain(name, plan.options.mark)]
         writes = list(plan.messages())
         refusals = self._netlink.transact([*first, *(write.message for write in writes)], SUBSYSTEM)
         if not refusals:
-            self._chains.update(missing)
+            self._chains.update(plan.chains)
             return None
         refusal = refusals[0]
         return msgspec.structs.replace(refusal, index=refusal.index - len(first))

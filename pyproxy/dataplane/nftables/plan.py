@@ -14,7 +14,6 @@ from pyproxy.dataplane.nftables.rows import SharedRow
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nftables import (
-    DROP,
     ElementMessage,
     Tag,
     Value,
@@ -28,6 +27,9 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     """Elements to remove and to add, and what is so once that is done.
 
     `services` are the answers as they will have been programmed, with every endpoint in its slot;
+    `chains` are those, of the ones made when needed, to be made or made anew, and `reload` says
+    that the fixed ones must be loaded.
+
     `shared` is by how many each shared row's users grow. `options` is the ruleset's, `node` is the
     node's part where that changes, and `whole` says that the plan was made against the kernel.
     """
@@ -36,32 +38,36 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     services: Mapping[ObjectName, ServiceAnswer | None]
     shared: Mapping[SharedRow, int]
     options: Options
+    chains: tuple[str, ...] = ()
     node: NodeAnswer | None = None
+    reload: bool = False
     whole: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.delta)
+        return bool(self.delta or self.chains or self.reload)
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                *listing.commands("delete", self.delta.remove),
-                *listing.commands("add", self.delta.add),
-            ]
-        )
+        return "\n".join(self.lines())
 
-    def targets(self) -> set[str]:
-        """Name the chains, of those made when needed, that the new elements go to."""
-        verdicts = (
-            value.target
-            for set_name, rows in self.delta.add.items()
-            if schema.Field.VERDICT in schema.BY_NAME[set_name][0].data
-            for value in rows.values()
-            if isinstance(value, Tag)
-        )
-        return {
-            target for target in verdicts if target != DROP and chains.is_made_when_needed(target)
+    def lines(self) -> Iterator[str]:
+        """Spell out the transaction as nft would."""
+        if self.reload:
+            yield f"load the fixed rules of table inet {schema.TABLE}"
+        for name in self.chains:
+            yield f"add chain inet {schema.TABLE} {name}"
+        yield from listing.commands("delete", self.delta.remove)
+        yield from listing.commands("add", self.delta.add)
+
+    def counts(self) -> Mapping[str, int]:
+        """How many objects of each kind it writes; an element that changes is one."""
+        elements = {
+            (name, key)
+            for side in (self.delta.remove, self.delta.add)
+            for name, rows in side.items()
+            for key in rows
         }
+        counts = {"element": len(elements), "chain": len(self.chains), "ruleset": int(self.reload)}
+        return {kind: count for kind, count in counts.items() if count}
 
     def messages(self) -> Iterator[ElementMessage]:
         """Pack the elements, removals first, as the kernel wants a changed one."""
@@ -70,6 +76,16 @@ class NftablesPlan(msgspec.Struct, frozen=True):
             yield from delete_elements(schema.TABLE, name, rows, shape)
         for name, rows in self.delta.add.items():
             yield from add_elements(schema.TABLE, name, rows, schema.BY_NAME[name][0].shape)
+
+
+def targets(table: schema.Table) -> set[str]:
+    """Name the chains, of those made when needed, that a table's elements go to."""
+    return {
+        value.target
+        for rows in table.values()
+        for value in rows.values()
+        if isinstance(value, Tag) and chains.is_made_when_needed(value.target)
+    }
 
 
 def without(

@@ -20,18 +20,13 @@ def read_tables(netlink: Nfnetlink) -> set[str]:
     return nftables.table_names(netlink.dump(nftables.get_tables()))
 
 
-def read_chains(netlink: Nfnetlink) -> set[str]:
-    """Name the chains of our table; none where there is no table. Raises KernelError."""
-    return nftables.chain_names(netlink.dump(nftables.get_chains()), TABLE)
-
-
 def read_table(netlink: Nfnetlink) -> Table:
     """Read all elements of our sets; empty where there is no table. Raises KernelError."""
     if TABLE not in read_tables(netlink):
         return {}
-    present = nftables.set_names(netlink.dump(nftables.get_sets(TABLE)))
+    present = nftables.sets(netlink.dump(nftables.get_sets(TABLE)))
     table: Table = {}
-    for name in sorted(present & schema.BY_NAME.keys()):
+    for name in sorted(present.keys() & schema.BY_NAME.keys()):
         kind, _ = schema.BY_NAME[name]
         if kind.learned:
             continue

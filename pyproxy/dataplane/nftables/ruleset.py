@@ -16,7 +16,7 @@ from pyproxy.dataplane.nftables.schema import TABLE, Field, SetKind
 from pyproxy.model.address import Family, Mark
 from pyproxy.netlink.nftables import Shape
 
-_MARKER = "ruleset-"
+MARKER = "ruleset-"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Options(msgspec.Struct, frozen=True):
 def marker(options: Options) -> str:
     """Name the empty chain whose presence says that the ruleset is this one."""
     digest = hashlib.sha256(_body(options).encode()).hexdigest()
-    return _MARKER + digest[:12]
+    return MARKER + digest[:12]
 
 
 def ruleset(options: Options, present: Iterable[str]) -> str:
@@ -45,7 +45,7 @@ def ruleset(options: Options, present: Iterable[str]) -> str:
     `present` are the chains that the table has now.
     """
     wanted = marker(options)
-    stale = [name for name in present if name.startswith(_MARKER) and name != wanted]
+    stale = [name for name in present if name.startswith(MARKER) and name != wanted]
     chains = [name for name, _ in _chains(options)]
     return "\n".join(
         [

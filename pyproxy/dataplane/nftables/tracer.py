@@ -41,7 +41,8 @@ from pyproxy.dataplane.nftables.trace import (
 from pyproxy.model.address import Address, Backend, Port, Protocol, family_of
 from pyproxy.netlink.nftables import DROP, Tag
 
-_PICK = re.compile(r"(masq-)?(sticky-)?(cluster|local)([46])-([0-9]+)")
+_SPLIT = "split"
+_TARGET = re.compile(r"(masq-)?(sticky-)?(cluster|local|split)([46])-?([0-9]*)")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
 
@@ -189,22 +190,20 @@ class _Tracer:
         if target == DROP:
             return [replace(walk.went(chain, Did.VERDICT_DROP, verdict), fate=Dropped(Why.POLICY))]
         walk = walk.went(chain, Did.WENT_ON, verdict)
-        if target == f"split{self._family.value}":
-            return self._split(walk, target)
-        found = _PICK.fullmatch(target)
+        found = _TARGET.fullmatch(target)
         if found is None:
             raise ValueError(f"{verdict}: nobody of us made a chain {target!r}")
         masquerade, sticky, which, family, count = found.groups()
         if masquerade:
             walk = _mark(walk, target)
-        if sticky and (met := self._remembered()):
-            return [self._translate(walk, target, Did.RETURNED, met)]
         if int(family) != self._family:
             return [walk]
+        if which == _SPLIT:
+            return self._split(walk, target)
+        client = self._packet.source + self._frontend
+        if sticky and (met := self._meet(schema.AFFINITY, client)):
+            return [self._translate(walk, target, Did.RETURNED, met)]
         return self._pick(walk, f"{which}{family}-{count}", which, int(count))
-
-    def _remembered(self) -> Element | None:
-        return self._meet(schema.AFFINITY, self._packet.source + self._frontend)
 
     def _pick(self, walk: _Walk, chain: str, which: str, count: int) -> Iterable[_Walk]:
         first = chains.LOCAL_OFFSET if which == chains.LOCAL else 0

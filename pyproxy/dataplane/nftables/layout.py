@@ -1,0 +1,85 @@
+"""Whether the table's chains, rules and sets are those that we loaded.
+
+What they should be is text that nft compiles, and the kernel adds to what it is given, so there is
+nothing to compare a dump with but an earlier dump. Right after loading, a digest of what has become
+of it is kept as the name of an empty chain, where the next start of the agent finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+
+from pyproxy.dataplane.nftables import chains, ruleset, schema
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.model.address import Mark
+from pyproxy.netlink import nftables
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink
+from pyproxy.netlink.rules import new_chain
+
+_SEAL = "loaded-"
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """A table without its elements: chains with their hooks, rules by chain, and sets."""
+
+    chains: dict[str, bytes]
+    rules: dict[str, list[bytes]]
+    sets: dict[str, bytes]
+
+    def is_loaded(self, options: Options) -> bool:
+        """Tell whether the fixed part is the one that belongs to these options, untouched."""
+        return {ruleset.marker(options), self.seal()} <= self.chains.keys()
+
+    def seal(self) -> str:
+        """Name the chain that says what the fixed part was right after it was loaded."""
+        digest = hashlib.sha256()
+        for name, hook in sorted(self.chains.items()):
+            if _is_fixed(name):
+                digest.update(repr((name, hook, self.rules.get(name, []))).encode())
+        for name in sorted(self.sets.keys() & schema.BY_NAME.keys()):
+            digest.update(repr((name, self.sets[name])).encode())
+        return _SEAL + digest.hexdigest()[:12]
+
+    def whole_chains(self, mark: Mark) -> set[str]:
+        """Name the chains, of those made when needed, that have all their rules."""
+        return {
+            name
+            for name in self.chains
+            if chains.is_made_when_needed(name)
+            and len(self.rules.get(name, ())) == chains.rule_count(name, mark)
+        }
+
+    def sealing(self) -> list[Message]:
+        """Write the seal, in place of any older one."""
+        seal = self.seal()
+        stale = (name for name in self.chains if name.startswith(_SEAL) and name != seal)
+        return [
+            *(nftables.delete_chain(TABLE, name) for name in stale),
+            new_chain(TABLE, seal),
+        ]
+
+
+def read_layout(netlink: Nfnetlink) -> Layout:
+    """Read chains, rules and sets; all empty where there is no table. Raises KernelError."""
+    found = nftables.chains(netlink.dump(nftables.get_chains()), TABLE)
+    if not found:
+        return Layout({}, {}, {})
+    return Layout(
+        found,
+        nftables.rules(netlink.dump(nftables.get_rules(TABLE))),
+        nftables.sets(netlink.dump(nftables.get_sets(TABLE))),
+    )
+
+
+def missing(layout: Layout, wanted: Iterable[str], mark: Mark) -> list[str]:
+    """List the chains that verdicts go to and that are not there, or not whole."""
+    present = layout.whole_chains(mark)
+    return [name for name in chains.needed(wanted) if name not in present]
+
+
+def _is_fixed(name: str) -> bool:
+    return not (chains.is_made_when_needed(name) or name.startswith((_SEAL, ruleset.MARKER)))

@@ -1,0 +1,133 @@
+"""Who else writes to a table: nf_tables' own notifications.
+
+Facts: net/netfilter/nf_tables_api.c. Every object that a transaction touched is announced to the
+group NFNLGRP_NFTABLES, with the port of the socket that sent the transaction in the header; the
+last message of a transaction names the process. What packets add to a set is not announced.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+
+import msgspec
+
+from pyproxy.netlink.attributes import attribute_map, text
+from pyproxy.netlink.nfnetlink import HEADER_SIZE, kernel_error
+
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
+_GROUP_NFTABLES = 7
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER = 4 << 20
+_RECEIVE_SIZE = 1 << 16
+
+_SUBSYSTEM = 10
+_NEWGEN = 15
+_GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
+_TABLE = 1
+_OBJECTS = {
+    **dict.fromkeys((0, 2), "table"),
+    **dict.fromkeys((3, 5), "chain"),
+    **dict.fromkeys((6, 8), "rule"),
+    **dict.fromkeys((9, 11), "set"),
+    **dict.fromkeys((12, 14), "element"),
+}
+
+_HEADER = struct.Struct("=IHHII")
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """Another program's transaction on the table: which kinds of object, and by whom.
+
+    `by` is "nft (pid 4711)", and empty where notifications were lost, with no objects either.
+    """
+
+    objects: frozenset[str]
+    by: str
+
+
+class Monitor:
+    """Listens for transactions on one table that came through sockets other than `own_port`.
+
+    For one thread to `wait` in; the other methods may be called from any.
+    """
+
+    def __init__(self, table: str, own_port: int) -> None:
+        self._table = table
+        self._own_port = own_port
+        self._objects: set[str] = set()
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        self._socket.bind((0, 0))
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def listen(self) -> None:
+        """Begin to hear; what happened before is not told."""
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+
+    def pause(self) -> None:
+        """Hear nothing until `listen`: a large transaction of our own would drown the rest."""
+        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
+
+    def end(self) -> None:
+        """Have `wait` return None, now and from now on."""
+        os.eventfd_write(self._ended, 1)
+
+    def close(self) -> None:
+        """Give back the descriptors, once nobody waits any more."""
+        self._socket.close()
+        os.close(self._ended)
+
+    def wait(self) -> Foreign | None:
+        """Wait for another program's transaction; None once `end` was called.
+
+        Raises KernelError.
+        """
+        while True:
+            readable, _, _ = select.select([self._socket.fileno(), self._ended], [], [])
+            if self._ended in readable:
+                return None
+            try:
+                data = self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    self._objects.clear()
+                    return Foreign(frozenset(), "")
+                raise kernel_error(error.errno or 0, "listening for changes") from error
+            if found := self._read(memoryview(data)):
+                return found
+
+    def _read(self, data: memoryview) -> Foreign | None:
+        found = None
+        offset = 0
+        while offset + HEADER_SIZE <= len(data):
+            length, kind, _, _, port = _HEADER.unpack_from(data, offset)
+            if length < HEADER_SIZE:
+                break
+            if kind >> 8 == _SUBSYSTEM and port != self._own_port:
+                fields = attribute_map(data[offset + HEADER_SIZE : offset + length])
+                if kind & 0xFF == _NEWGEN:
+                    found = self._transaction(fields) or found
+                elif _TABLE in fields and text(fields[_TABLE]) == self._table:
+                    self._objects.add(_OBJECTS.get(kind & 0xFF, "object"))
+            offset += (length + 3) & ~3
+        return found
+
+    def _transaction(self, fields: dict[int, memoryview]) -> Foreign | None:
+        if not self._objects:
+            return None
+        name, number = fields.get(_GEN_PROC_NAME), fields.get(_GEN_PROC_PID)
+        process = text(name) if name is not None else "somebody"
+        if number is not None:
+            process += f" (pid {int.from_bytes(number, 'big')})"
+        objects, self._objects = frozenset(self._objects), set()
+        return Foreign(objects, process)
