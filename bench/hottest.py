@@ -1,0 +1,55 @@
+"""Where the time and the memory of the first sync go."""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import time
+import tracemalloc
+from collections.abc import Callable
+
+from bench.figures import duration, heading, mebibytes, row
+from bench.inside import Inside, inside, lists
+from bench.objects import Size
+
+_SHOWN = 25
+
+
+def print_hottest(size: Size) -> None:
+    """Print the parts of a first sync, its hottest functions, and what it leaves in memory."""
+    events = lists(size)
+    print(f"the first sync of {size}")
+    with inside() as agent:
+        heading("Parts, without the profiler")
+        _timed("hearing the lists", lambda: agent.hear(events))
+        _timed("the sync", agent.agent.sync)
+    with inside() as agent:
+        agent.hear(events)
+        profile = cProfile.Profile()
+        profile.runcall(agent.agent.sync)
+        heading("Functions, by the time in themselves")
+        pstats.Stats(profile).sort_stats("tottime").print_stats(_SHOWN)
+    with inside() as agent:
+        agent.hear(events)
+        _print_memory(agent)
+
+
+def _timed(what: str, do: Callable[[], None]) -> None:
+    began = time.perf_counter()
+    do()
+    row(what, duration(time.perf_counter() - began))
+
+
+def _print_memory(agent: Inside) -> None:
+    tracemalloc.start()
+    agent.agent.sync()
+    kept, peak = tracemalloc.get_traced_memory()
+    snapshot = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    heading("Memory of the sync alone")
+    row("at its peak", mebibytes(peak))
+    row("kept", mebibytes(kept))
+    for statistic in snapshot.statistics("lineno")[:_SHOWN]:
+        frame = statistic.traceback[0]
+        place = "/".join(frame.filename.split("/")[-3:])
+        row(f"{place}:{frame.lineno}", mebibytes(statistic.size))

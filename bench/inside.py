@@ -1,0 +1,162 @@
+"""The agent's core, its loop and the nftables dataplane in this process, with exact times.
+
+All is the agent's own but the source: changes are read from the bytes of a watch event right here.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from bench.figures import Spread
+from bench.objects import NODE_NAME, POD_NETWORK, Size, endpoint_slice, objects
+from pyproxy.agent.core import Agent, Commit, Observers
+from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.machine import local_addresses
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pace import Pace
+from pyproxy.agent.world import World
+from pyproxy.config.settings import LocalTraffic, Settings
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.plan import NftablesPlan
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.health.state import Health
+from pyproxy.lab.namespace import LabError
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import parse_network
+from pyproxy.model.events import Event, Synced, Upsert
+from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.source import stream
+from pyproxy.source.decode import read
+
+PATIENCE = 60.0
+
+_KINDS = {Service: Kind.SERVICE, EndpointSlice: Kind.ENDPOINT_SLICE, Node: Kind.NODE}
+
+
+class Bell:
+    """A follower that notes when a commit is done."""
+
+    def __init__(self) -> None:
+        self.rang_at = 0.0
+        self._rung = threading.Event()
+
+    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+        """Note the time."""
+        self.rang_at = time.perf_counter()
+        self._rung.set()
+
+    def wait(self) -> float:
+        """Give the time of the next commit, or of the last one that nobody waited for."""
+        if not self._rung.wait(PATIENCE):
+            raise LabError("a change has not been committed")
+        self._rung.clear()
+        return self.rang_at
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What one change cost: seconds from the watch's bytes to the commit, messages and bytes."""
+
+    seconds: Spread
+    messages: float
+    size: float
+
+
+class Inside:
+    """One agent on the nftables dataplane of this network namespace."""
+
+    def __init__(self) -> None:
+        self.dataplane = NftablesDataplane(Options())
+        self.bell = Bell()
+        self.inbox: Inbox = Inbox()
+        settings = Settings(
+            NODE_NAME, local_traffic=LocalTraffic(cluster_networks=(parse_network(POD_NETWORK),))
+        )
+        observers = Observers(
+            Metrics(), Health(30.0), [self.bell], time.monotonic, time.time, lambda _: None
+        )
+        self.agent: Agent[NftablesPlan] = Agent(
+            self.dataplane, NodeRules(settings, local_addresses), Pace(0.0), observers
+        )
+
+    def hear(self, events: list[Event]) -> None:
+        """Take in all lists, without the loop."""
+        for event in events:
+            self.agent.hear(event)
+
+    @contextmanager
+    def looping(self) -> Iterator[None]:
+        """Have the agent's own loop do the rest, from a sync that is due."""
+        loop = Loop(self.agent, self.inbox, lambda: None, 1.0)
+        thread = threading.Thread(target=loop.run, name="loop")
+        thread.start()
+        try:
+            self.bell.wait()
+            yield
+        finally:
+            self.inbox.put(Stop())
+            thread.join()
+
+    def change(self, line: bytes) -> float:
+        """Have one watch event's bytes reach the kernel; the seconds that it takes."""
+        began = time.perf_counter()
+        event = stream.event(memoryview(line))
+        reading = read(Kind.ENDPOINT_SLICE, event.object)
+        assert isinstance(reading.value, EndpointSlice)
+        self.inbox.put(Upsert(reading.value, began))
+        return self.bell.wait() - began
+
+    def close(self) -> None:
+        """Remove the rules, for whoever comes next."""
+        self.dataplane.cleanup()
+        self.dataplane.close()
+
+
+@contextmanager
+def inside() -> Iterator[Inside]:
+    """Have an agent, and no rules left of it afterwards."""
+    agent = Inside()
+    try:
+        yield agent
+    finally:
+        agent.close()
+        gc.unfreeze()
+
+
+def cost_of_change(size: Size, changes: int) -> Cost:
+    """Measure single changes: by turns an endpoint goes from a slice, and comes back."""
+    with inside() as agent:
+        agent.hear(lists(size))
+        with agent.looping():
+            lines = [_line(number, size) for number in range(changes)]
+            messages, sent = agent.dataplane.messages_sent, agent.dataplane.bytes_sent
+            seconds = Spread([agent.change(line) for line in lines])
+            messages = agent.dataplane.messages_sent - messages
+            sent = agent.dataplane.bytes_sent - sent
+    return Cost(seconds, messages / changes, sent / changes)
+
+
+def lists(size: Size) -> list[Event]:
+    """Give the events of all lists, as a source sends them."""
+    events: list[Event] = []
+    names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
+    for obj in objects(size):
+        kind = Kind(obj["kind"])
+        reading = read(kind, msgspec.json.encode(obj))
+        assert isinstance(reading.value, Service | EndpointSlice | Node)
+        assert reading.name is not None
+        names[kind].add(reading.name)
+        events.append(Upsert(reading.value))
+    return [*events, *(Synced(kind, frozenset(of)) for kind, of in names.items())]
+
+
+def _line(number: int, size: Size) -> bytes:
+    obj = endpoint_slice(number // 2 % size.services, size.endpoints, version=number + 2)
+    if number % 2 == 0:
+        obj["endpoints"].pop()
+    return msgspec.json.encode({"type": "MODIFIED", "object": obj})
