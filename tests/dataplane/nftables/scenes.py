@@ -1,0 +1,277 @@
+"""Random clusters as this node sees them, the rows that they compile to, and packets to send.
+
+Addresses are few, so that Services, endpoints and clients meet often. No endpoint is a frontend
+itself and no cluster IP is an external IP: what a packet's second translation would be is nobody's
+promise. A node keeps its endpoints from scene to scene.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nftables.trace import Packet
+from pyproxy.model.address import (
+    Address,
+    Family,
+    Network,
+    Port,
+    Protocol,
+    family_of,
+    parse_address,
+    parse_network,
+)
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Node,
+    ObjectName,
+    Service,
+    ServicePort,
+    SlicePort,
+    TrafficPolicy,
+)
+from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.backends import answer
+from pyproxy.policy.claims import Claims
+from pyproxy.policy.node_ports import on_addresses
+
+HOST = "node-a"
+
+
+def both(*texts: str) -> tuple[Address, ...]:
+    return tuple(map(parse_address, texts))
+
+
+def of(family: Family, addresses: Sequence[Address]) -> list[Address]:
+    return [address for address in addresses if family_of(address) is family]
+
+
+PODS_HERE = both("10.244.1.1", "10.244.1.2", "10.244.1.3", "fd10:1::1", "fd10:1::2", "fd10:1::3")
+PODS_THERE = both("10.244.2.1", "10.244.2.2", "10.244.2.3", "fd10:2::1", "fd10:2::2", "fd10:2::3")
+OWN = both("172.30.0.11", "fd30::11")
+OTHER_NODE = both("172.30.0.12", "fd30::12")
+NOWHERE = both("10.9.9.9", "fd99::9")
+BRIDGE = both("10.244.1.254", "fd10:1::ff")
+OUTSIDE = both("203.0.113.5", "203.0.113.200", "198.51.100.7", "fd40::5", "fd40::8005", "fd50::7")
+CLUSTER_IPS = both("10.96.0.1", "10.96.0.2", "10.96.0.3", "fd96::1", "fd96::2", "fd96::3")
+EXTERNAL = both("192.0.2.1", "192.0.2.2", "fd98::1", "fd98::2") + OWN
+LOCAL = frozenset(OWN + BRIDGE)
+
+NODE_OF = (
+    dict.fromkeys(PODS_HERE + OWN, HOST)
+    | dict.fromkeys(PODS_THERE + OTHER_NODE, "node-b")
+    | dict.fromkeys(NOWHERE, "")
+)
+RANGES = tuple(
+    map(
+        parse_network,
+        (
+            "203.0.113.0/25",
+            "203.0.113.128/25",
+            "203.0.113.0/24",
+            "0.0.0.0/0",
+            "10.244.0.0/16",
+            "172.30.0.11/32",
+            "fd40::/113",
+            "fd40::8000/113",
+            "fd40::/64",
+            "::/0",
+            "fd10::/16",
+        ),
+    )
+)
+POD_NETWORKS = tuple(
+    map(parse_network, ("10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24", "fd10::/16"))
+)
+
+
+class Scene(msgspec.Struct, frozen=True):
+    """The whole input: what the API says, and how the agent was configured."""
+
+    services: tuple[Service, ...]
+    slices: tuple[EndpointSlice, ...]
+    node: Node
+    node_port_addresses: tuple[Address, ...]
+    pod_interface: str = ""
+    masquerade_all: bool = False
+
+    @property
+    def options(self) -> Options:
+        families = frozenset(network.family for network in self.node.pod_networks)
+        return Options(
+            masquerade_all=self.masquerade_all,
+            pod_interface=self.pod_interface,
+            pod_families=families,
+        )
+
+    def answers(self) -> dict[ObjectName, ServiceAnswer]:
+        """Policy's word on every Service, each frontend granted to one."""
+        claims = Claims()
+        asked = {}
+        for service in self.services:
+            slices = [each for each in self.slices if each.service == service.name]
+            said = answer(service, slices, self.node, HOST)
+            asked[service] = on_addresses(said, self.node_port_addresses)
+            claims.grant(service, asked[service])
+        return {service.name: claims.grant(service, asked[service]).answer for service in asked}
+
+
+def compiled(answers: Sequence[ServiceAnswer], pod_networks: Sequence[Network]) -> Table:
+    """The rows for these answers, made from nothing."""
+    table = node_rows(pod_networks)
+    shared: Counter[SharedRow] = Counter()
+    for each in answers:
+        add_service(each, table)
+        shared.update(shared_rows(each))
+    for name, key in shared:
+        table.setdefault(name, {})[key] = b""
+    return table
+
+
+def machine(
+    scene: Scene, answers: Sequence[ServiceAnswer], learned: Table | None = None
+) -> Machine:
+    table = compiled(answers, scene.node.pod_networks)
+    return Machine(table, scene.options, LOCAL, learned or {})
+
+
+HINTS = st.sampled_from([(), (), (), ("zone-1",), ("zone-2",), ("zone-1", "zone-2")])
+NODE_HINTS = st.sampled_from([(), (), (), (HOST,), ("node-b",)])
+CONDITIONS = st.sampled_from(
+    [(True, True, False)] * 8
+    + [(False, True, True), (False, True, True), (False, False, True), (False, False, False)]
+)
+POLICIES = st.sampled_from(list(TrafficPolicy))
+PROTOCOLS = st.sampled_from(list(Protocol))
+FAMILIES = st.sampled_from(
+    [(Family.IPV4,), (Family.IPV6,), (Family.IPV4, Family.IPV6), (Family.IPV6, Family.IPV4)]
+)
+
+
+@st.composite
+def services(draw: st.DrawFn, name: ObjectName) -> Service:
+    families = draw(FAMILIES)
+
+    def some(addresses: Sequence[Address]) -> tuple[Address, ...]:
+        usable = [address for address in addresses if family_of(address) in families]
+        return tuple(draw(st.lists(st.sampled_from(usable), max_size=2, unique=True)))
+
+    ports = tuple(
+        ServicePort(
+            f"p{number}",
+            draw(PROTOCOLS),
+            Port(80 + number),
+            Port(draw(st.sampled_from([0, 30080, 30081]))),
+        )
+        for number in range(draw(st.integers(1, 2)))
+    )
+    return Service(
+        name=name,
+        ports=ports,
+        cluster_ips=tuple(draw(st.sampled_from(of(family, CLUSTER_IPS))) for family in families),
+        external_ips=some(EXTERNAL),
+        load_balancer_ips=some(EXTERNAL),
+        source_ranges=tuple(draw(st.lists(st.sampled_from(RANGES), max_size=2))),
+        internal_policy=draw(POLICIES),
+        external_policy=draw(POLICIES),
+        affinity_timeout=draw(st.sampled_from([0, 0, 60, 10800])),
+        families=families,
+        created=draw(st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])),
+    )
+
+
+@st.composite
+def slices(draw: st.DrawFn, service: Service) -> tuple[EndpointSlice, ...]:
+    found = []
+    for number in range(draw(st.sampled_from([2, 1, 2, 3, 0]))):
+        family = service.families[number % len(service.families)]
+        ports = tuple(
+            SlicePort(port.name, port.protocol, Port(8080 + draw(st.integers(0, 1))))
+            for port in service.ports
+            if draw(st.integers(0, 6)) < 6
+        )
+        universe = of(family, tuple(NODE_OF))
+        size = draw(st.sampled_from([3, 1, 6, 0]))
+        members = draw(
+            st.lists(st.sampled_from(universe), min_size=size, max_size=size, unique=True)
+        )
+        hinted = draw(st.integers(0, 3)) == 0
+        name = ObjectName(service.name.namespace, f"{service.name.name}-{number}")
+        ends = tuple(draw(endpoints(address, hinted=hinted)) for address in members)
+        found.append(EndpointSlice(name, service.name, family, ports, ends))
+    return tuple(found)
+
+
+@st.composite
+def endpoints(draw: st.DrawFn, address: Address, *, hinted: bool) -> Endpoint:
+    ready, serving, terminating = draw(CONDITIONS)
+    return Endpoint(
+        address=address,
+        ready=ready,
+        serving=serving,
+        terminating=terminating,
+        node=NODE_OF[address],
+        hint_zones=draw(HINTS) if hinted else (),
+        hint_nodes=draw(NODE_HINTS) if hinted else (),
+    )
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> Scene:
+    found = tuple(
+        draw(services(ObjectName("shop", name))) for name in ("a", "b")[: draw(st.integers(1, 2))]
+    )
+    networks = tuple(draw(st.lists(st.sampled_from(POD_NETWORKS), max_size=3)))
+    return Scene(
+        services=found,
+        slices=tuple(each for service in found for each in draw(slices(service))),
+        node=Node(HOST, OWN, networks, draw(st.sampled_from(["zone-1", ""]))),
+        node_port_addresses=tuple(draw(st.sampled_from([OWN, OWN + BRIDGE, OWN[:1], ()]))),
+        pod_interface=draw(st.sampled_from(["", "", "cbr0", "veth*"])),
+        masquerade_all=draw(st.integers(0, 5)) == 0,
+    )
+
+
+@st.composite
+def packets(draw: st.DrawFn, answers: Sequence[ServiceAnswer]) -> Packet:
+    """A packet to a frontend, or just beside one."""
+    frontends = [
+        (frontend.address, port.protocol, frontend.port)
+        for each in answers
+        for port in each.ports
+        for frontend in port.frontends
+    ]
+    address, protocol, number = draw(
+        st.sampled_from(frontends or [(CLUSTER_IPS[0], Protocol.TCP, Port(80))])
+    )
+    match draw(st.integers(0, 16)):
+        case 0:
+            number = Port(draw(st.sampled_from([80, 81, 8080, 30080])))
+        case 1:
+            protocol = draw(PROTOCOLS)
+        case 2:
+            address = draw(st.sampled_from([*PODS_HERE, *CLUSTER_IPS, *EXTERNAL, *OUTSIDE]))
+    family = family_of(address)
+    match draw(st.integers(0, 2)):
+        case 0:
+            sources, interface = of(family, PODS_HERE), draw(st.sampled_from(["cbr0", "veth7"]))
+        case 1:
+            sources, interface = of(family, OUTSIDE + OTHER_NODE + PODS_THERE), "eth0"
+        case _:
+            sources, interface = of(family, OWN + BRIDGE), ""
+    source = draw(st.sampled_from(sources))
+    return Packet(source, address, protocol, number, interface, draw(st.integers(0, 20)) > 0)
+
+
+@st.composite
+def encounters(draw: st.DrawFn) -> tuple[Scene, Packet]:
+    scene = draw(scenes())
+    return scene, draw(packets(tuple(scene.answers().values())))
