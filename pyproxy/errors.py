@@ -8,6 +8,8 @@ translated where the system call was made.
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 
@@ -47,6 +49,20 @@ class PermissionKernelError(KernelError):
     """CAP_NET_ADMIN is missing: EPERM, EACCES."""
 
 
+class Reason(enum.Enum):
+    """What kind of thing is wrong; the values are the reasons of Events."""
+
+    SET_ASIDE = "SetAside"
+    CLAIMED_BY_ANOTHER = "ClaimedByAnother"
+    REFUSED_BY_KERNEL = "RefusedByKernel"
+    HEALTH_CHECK_PORT_TAKEN = "HealthCheckPortTaken"
+
+    @property
+    def of_one_node(self) -> bool:
+        """Whether other nodes may well be without it: all nodes read the same objects."""
+        return self in (Reason.REFUSED_BY_KERNEL, Reason.HEALTH_CHECK_PORT_TAKEN)
+
+
 class Problem(msgspec.Struct, frozen=True):
     """What is wrong with one object of the cluster, for an Event, a metric and one log line.
 
@@ -58,6 +74,7 @@ class Problem(msgspec.Struct, frozen=True):
     name: str
     field: str
     message: str
+    reason: Reason = Reason.SET_ASIDE
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {self.field}: {self.message}"

@@ -52,6 +52,7 @@ def used() -> Metrics:
     metrics.request("GET", "api:6443", "200")
     metrics.request("GET", "api:6443", "<error>")
     metrics.request_took("GET", "api:6443", 0.2)
+    metrics.event("posted")
     metrics.source_age(lambda: 12.5)
     return metrics
 
@@ -88,6 +89,8 @@ def test_all_others_are_our_own_or_the_process(exposed):
     others = exposed.keys() - KUBE_PROXY_METRICS.keys()
     assert {name for name in others if not name.startswith("process_")} == {
         "pyproxy_change_to_kernel_seconds",
+        "pyproxy_drift_repairs_total",
+        "pyproxy_events_total",
         "pyproxy_kernel_writes_total",
         "pyproxy_netlink_bytes_total",
         "pyproxy_netlink_messages_total",

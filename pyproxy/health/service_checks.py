@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 import msgspec
 
 from pyproxy.config.settings import ListenAddress
-from pyproxy.errors import Problem
+from pyproxy.errors import Problem, Reason
 from pyproxy.health.http import HttpThread, Listener, Response
 from pyproxy.model.address import Address, Family, Port, family_of
 from pyproxy.model.objects import ObjectName
@@ -140,6 +140,7 @@ class ServiceChecks:
         for address in sorted(wanted - service.listeners.keys()):
             problem = self._open(name, service, address) or problem
         if problem and problem != service.problem:
+            log.warning("%s", problem)
             self._report(problem)
         service.problem = problem
         if wanted - service.listeners.keys():
@@ -164,6 +165,7 @@ class ServiceChecks:
                 field="spec.healthCheckNodePort",
                 message=f"cannot listen on {where} ({error.strerror}): load balancers that ask "
                 "there leave this node out until the port is free",
+                reason=Reason.HEALTH_CHECK_PORT_TAKEN,
             )
         return None
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from pyproxy.errors import Problem
+from pyproxy.errors import Problem, Reason
 from pyproxy.model.address import address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
@@ -178,4 +178,5 @@ def _problem(
     else:
         who = f"Service {rival.name}, which is older, claims it too"
     message = f"{what} is not answered for port {port.name!r}: {who}"
-    return Problem(Kind.SERVICE.value, str(claimant.name), _FIELDS[frontend.scope], message)
+    field, reason = _FIELDS[frontend.scope], Reason.CLAIMED_BY_ANOTHER
+    return Problem(Kind.SERVICE.value, str(claimant.name), field, message, reason)

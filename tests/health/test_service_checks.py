@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from pyproxy.errors import Problem
+from pyproxy.errors import Problem, Reason
 from pyproxy.health.service_checks import Check, ServiceChecks
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
@@ -154,6 +154,7 @@ def test_a_taken_port_is_one_problem_and_tried_again(checks, problems, taken, as
         field="spec.healthCheckNodePort",
         message=f"cannot listen on 127.0.0.1:{port} (Address already in use): load balancers that "
         "ask there leave this node out until the port is free",
+        reason=Reason.HEALTH_CHECK_PORT_TAKEN,
     )
     assert problems == [expected]
     assert checks.problems == (expected,)
