@@ -7,6 +7,7 @@ import subprocess
 
 from pyproxy.dataplane.nftables import ruleset
 from pyproxy.dataplane.nftables.layout import Layout, read_layout
+from pyproxy.dataplane.nftables.readback import read_tables
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import OutOfStepError, PermissionKernelError, RejectedError
@@ -22,12 +23,10 @@ def load(netlink: Nfnetlink, options: Options) -> Layout:
     A table of our name whose sets have other types cannot be kept. It is replaced, and
     OutOfStepError says that its elements are gone. Raises KernelError.
     """
-    present = read_layout(netlink).chains
-    text = ruleset.ruleset(options, present)
     try:
-        _nft(text)
+        _nft(ruleset.ruleset(options, read_layout(netlink).chains))
     except RejectedError as error:
-        if not present:
+        if TABLE not in read_tables(netlink):
             raise
         log.warning("table inet %s is not ours or too old, replacing it: %s", TABLE, error)
         # Apart, for nft 1.0.6 checks the new text against the sets that it deletes.
