@@ -17,6 +17,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## the development environment in .venv
+	@:
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pyproxy needs Python 3.11 or newer: set PYTHON=..." >&2; exit 2; }
