@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -86,6 +87,10 @@ class RequestObserver(Protocol):
 
     def request(self, method: str, host: str, code: str) -> None:
         """Count one request; `code` is HTTP's status, or "<error>" where none came."""
+        ...
+
+    def request_took(self, method: str, host: str, duration: float) -> None:
+        """Note the seconds from a request to the head of its answer."""
         ...
 
 
@@ -184,6 +189,7 @@ class Client:
             headers["Content-Type"] = "application/json"
         if authorization := self._authorization():
             headers["Authorization"] = authorization
+        began = time.monotonic()
         response = self._pool.request(
             method,
             url,
@@ -195,6 +201,9 @@ class Client:
             redirect=False,
         )
         self._count(method, url, str(response.status))
+        if self._observer is not None:
+            took = time.monotonic() - began
+            self._observer.request_took(method, urlsplit(url).netloc, took)
         return response
 
     def _authorization(self) -> str:

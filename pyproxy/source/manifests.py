@@ -192,8 +192,6 @@ class ManifestSource:
     def _tell(self, merged: dict[_Key, Reading], problems: frozenset[Problem]) -> None:
         """Send the events from what was known to what is."""
         now = self._clock.now()
-        for problem in sorted(problems - self._said, key=str):
-            self._emit(SetAside(problem))
         for kind, name in self._known.keys() - merged.keys():
             self._emit(Delete(kind, name, now))
         for key, reading in merged.items():
@@ -201,6 +199,8 @@ class ManifestSource:
             if known is None or known.value != reading.value:
                 assert not isinstance(reading.value, Problem | NotOurs)  # noqa: S101
                 self._emit(Upsert(reading.value, now))
+        for problem in sorted(problems - self._said, key=str):
+            self._emit(SetAside(problem))
         self._known, self._said = merged, problems
 
 

@@ -286,8 +286,8 @@ class Reflector:
         if name is not None and not self._wanted(name):
             return
         if isinstance(value, Problem):
-            emit(SetAside(value))
             self._delete(name, listing)
+            emit(SetAside(value))
         elif isinstance(value, NotOurs):
             log.debug("%s %s is not ours: %s", kind.value, name, value.reason)
             self._delete(name, listing)

@@ -240,9 +240,14 @@ def test_stop_is_prompt_with_tls(tmp_path: Path, certificate: tuple[Path, Path])
 class Counter:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str]] = []
+        self.timed: list[tuple[str, str]] = []
 
     def request(self, method: str, host: str, code: str) -> None:
         self.seen.append((method, host, code))
+
+    def request_took(self, method: str, host: str, duration: float) -> None:
+        assert duration >= 0
+        self.timed.append((method, host))
 
 
 def test_requests_are_counted_and_failures_say_what_happened() -> None:
@@ -267,6 +272,7 @@ def test_requests_are_counted_and_failures_say_what_happened() -> None:
         ("GET", host, "403"),
         ("POST", host, "201"),
     ]
+    assert counter.timed == [("GET", host), ("POST", host)]
     with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1: "):
         connect("", "http://127.0.0.1:1").get("/x", {})
 
