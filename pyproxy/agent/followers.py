@@ -8,7 +8,7 @@ from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.health.service_checks import Check, ServiceChecks
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import Family
+from pyproxy.model.address import Address, Family
 from pyproxy.model.objects import ObjectName, Service
 from pyproxy.policy.answer import Scope, ServiceAnswer, Use
 
@@ -54,13 +54,16 @@ class HealthChecks:
             self._open -= {name for name, check in changes.items() if check is None}
 
     def _check(self, service: Service, world: World) -> Check:
-        ready = {
-            endpoint.address
-            for each in world.slices_of(service.name)
-            for endpoint in each.endpoints
-            if endpoint.ready and endpoint.node == self._hostname
-        }
-        return Check(service.health_check_port, len(ready), service.families)
+        ready: dict[Family, set[Address]] = {family: set() for family in service.families}
+        for each in world.slices_of(service.name):
+            if each.ports and each.family in ready:
+                ready[each.family].update(
+                    endpoint.address
+                    for endpoint in each.endpoints
+                    if endpoint.ready and endpoint.node == self._hostname
+                )
+        counts = {family: len(addresses) for family, addresses in ready.items()}
+        return Check(service.health_check_port, counts)
 
 
 class LocalCounts:

@@ -32,11 +32,15 @@ _BODY = """{{
 
 
 class Check(msgspec.Struct, frozen=True):
-    """What one Service's port tells; `local_endpoints` are those on this node that serve."""
+    """What one Service's port tells.
+
+    `local_endpoints` are the numbers of those on this node that are ready, by family. Each listener
+    tells that of its own address's family: that is whom a load balancer that came this way sends
+    to, and a pod with an address of each family would count twice otherwise.
+    """
 
     port: Port
-    local_endpoints: int
-    families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
+    local_endpoints: Mapping[Family, int]
 
 
 class _Open(msgspec.Struct):
@@ -131,7 +135,9 @@ class ServiceChecks:
         """Bring a Service's listeners in line with the node's addresses and its families."""
         service = self._services[name]
         wanted = {
-            address for address in self._addresses if family_of(address) in service.check.families
+            address
+            for address in self._addresses
+            if family_of(address) in service.check.local_endpoints
         }
         surplus = service.listeners.keys() - wanted
         if surplus:
@@ -152,7 +158,7 @@ class ServiceChecks:
         where = ListenAddress(address, service.check.port)
         try:
             service.listeners[address] = self._http.listen(
-                where, lambda _path: self._answer(name, service)
+                where, lambda _path: self._answer(name, service, family_of(address))
             )
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
@@ -169,8 +175,8 @@ class ServiceChecks:
             )
         return None
 
-    def _answer(self, name: ObjectName, service: _Open) -> Response:
-        endpoints = service.check.local_endpoints
+    def _answer(self, name: ObjectName, service: _Open, family: Family) -> Response:
+        endpoints = service.check.local_endpoints.get(family, 0)
         healthy = self._is_healthy()
         return Response(
             _BODY.format(

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from pyproxy.model.address import Address, Backend, Family, Protocol, family_of
+from pyproxy.model.address import Address, Backend, Family, Network, Protocol, family_of
 from pyproxy.model.objects import (
     Endpoint,
     EndpointSlice,
@@ -76,9 +76,32 @@ def answer(
     return ServiceAnswer(
         name=service.name,
         ports=tuple(ports),
-        source_ranges=service.source_ranges if service.load_balancer_ips else (),
+        source_ranges=_source_ranges(service, node),
         affinity_timeout=service.affinity_timeout,
     )
+
+
+def _source_ranges(service: Service, node: Node | None) -> tuple[Network, ...]:
+    """Give whom the load balancer's addresses let in.
+
+    Where such an address is the node's own too, as some load balancers have it, what the node
+    sends there comes from that very address. So ranges that hold an address of the node hold the
+    Service's load balancer addresses of that family as well.
+    """
+    if not (service.source_ranges and service.load_balancer_ips):
+        return ()
+    own = node.addresses if node is not None else ()
+    node_let_in = {
+        family_of(address)
+        for address in own
+        if any(address in network for network in service.source_ranges)
+    }
+    looped = tuple(
+        Network(address, family_of(address).bits)
+        for address in service.load_balancer_ips
+        if family_of(address) in node_let_in
+    )
+    return service.source_ranges + looped
 
 
 def join(slices: Iterable[EndpointSlice], hostname: str) -> dict[PortKey, dict[Backend, Endpoint]]:

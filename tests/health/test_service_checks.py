@@ -39,7 +39,7 @@ def checks(http_thread, proxy, problems):
 
 
 def check(port: int, endpoints: int = 1, *families: Family) -> Check:
-    return Check(Port(port), endpoints, families or tuple(Family))
+    return Check(Port(port), dict.fromkeys(families or Family, endpoints))
 
 
 def listens(port: int, address: Address = LOOPBACK4) -> bool:
@@ -143,6 +143,14 @@ def test_a_service_is_asked_in_its_own_families(checks, free_port, families, lis
     checks.change({WEB: check(free_port, 1, Family.IPV4)})
     assert listens(free_port)
     assert not listens(free_port, LOOPBACK6)
+
+
+def test_each_family_is_told_its_own_number(checks, ask, free_port):
+    checks.listen_on([LOOPBACK4, LOOPBACK6])
+    checks.update({WEB: Check(Port(free_port), {Family.IPV4: 2, Family.IPV6: 0})})
+    assert '"localEndpoints": 2,' in ask(free_port).body
+    answer = ask(free_port, host="::1")
+    assert (answer.status, answer.headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
 
 
 def test_a_taken_port_is_one_problem_and_tried_again(checks, problems, taken, ask, free_port):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.model.address import Address, Family, Port, Protocol
+from pyproxy.model.address import Address, Family, Port, Protocol, parse_network
 from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service, ServicePort, SlicePort
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, Use
 from pyproxy.policy.backends import answer
@@ -370,6 +370,32 @@ def test_an_address_has_one_frontend_and_source_ranges_guard_it() -> None:
         ip("192.0.2.3"): Scope.LOAD_BALANCER,
     }
     assert len(port.frontends) == 4
+
+
+@pytest.mark.parametrize(
+    ("ranges", "own", "added"),
+    [
+        (["172.30.0.0/24"], ["172.30.0.11", "fd30::11"], ["192.0.2.1/32", "192.0.2.2/32"]),
+        (["fd30::/64"], ["172.30.0.11", "fd30::11"], ["2001:db8::1/128"]),
+        (["172.30.0.11/32"], ["172.30.0.11"], ["192.0.2.1/32", "192.0.2.2/32"]),
+        (["172.31.0.0/24"], ["172.30.0.11", "fd30::11"], []),
+        (["172.30.0.0/24"], [], []),
+        ([], ["172.30.0.11", "fd30::11"], []),
+    ],
+)
+def test_ranges_with_the_node_in_them_let_in_what_loops_back_to_it(
+    ranges: list[str], own: list[str], added: list[str]
+) -> None:
+    """The node's own traffic to an address that is local to it has that address as its source."""
+    balanced = web(
+        cluster_ips=["10.96.0.1", "fd00:10:96::1"],
+        load_balancer_ips=["192.0.2.1", "192.0.2.2", "2001:db8::1"],
+        source_ranges=ranges,
+    )
+    node = msgspec.structs.replace(NODE, addresses=tuple(map(ip, own)))
+    expected = tuple(map(parse_network, [*ranges, *added]))
+    assert answer(balanced, [], node, HOST).source_ranges == expected
+    assert answer(balanced, [], None, HOST).source_ranges == balanced.source_ranges
 
 
 def test_source_ranges_guard_load_balancer_addresses_alone() -> None:
