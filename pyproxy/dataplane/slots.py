@@ -10,14 +10,14 @@ def place(before: tuple[Backend, ...], wanted: tuple[Backend, ...]) -> tuple[Bac
     """Order `wanted` so that it differs from `before` in as few places as it can.
 
     Slots are without gaps. Whoever stays keeps its slot, unless that lies beyond the new end; the
-    others fill what has become free.
+    others fill what has become free. `before` may be what somebody else wrote into the kernel: of
+    a backend that is there twice the first slot counts.
     """
     if before == wanted or not before:
         return wanted
-    staying = set(wanted)
-    slots = [each if each in staying else None for each in before[: len(wanted)]]
-    placed = set(slots)
-    movers = (each for each in wanted if each not in placed)
+    waiting = dict.fromkeys(wanted, True)
+    slots = [each if waiting.pop(each, False) else None for each in before[: len(wanted)]]
+    movers = iter(waiting)
     filled = [each if each is not None else next(movers) for each in slots]
     return (*filled, *movers)
 
