@@ -19,10 +19,10 @@ from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.schema import Rows, SetKind, Table
 from pyproxy.dataplane.nftables.trace import Packet, Trace, Way
 from pyproxy.dataplane.nftables.tracer import trace
-from pyproxy.model.address import Family
+from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nftables import Tag
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.answer import ServiceAnswer, Use
 from tests.dataplane.nftables import oracle
 from tests.dataplane.nftables.scenes import (
     Scene,
@@ -142,9 +142,23 @@ def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Tra
     for way in trace(packet, machine(before, tuple(old.values()))).ways:
         learned = forgetting(learned_by(way), old, new)
         again = trace(packet, machine(after, tuple(new.values()), learned))
-        if not again.fates().keys() <= oracle.wanted(packet, after, new.values()):
+        if again.fates().keys() <= oracle.wanted(packet, after, new.values()):
+            continue
+        if not again.backends() <= endpoints_here(packet, new):
             return again
     return None
+
+
+def endpoints_here(packet: Packet, answers: Answers) -> frozenset[Backend]:
+    """Where somebody may stay who could not be told from an outsider when hints changed.
+
+    An entry of a frontend with policy Local does not say whom it was for, and hints, which move
+    pods and the node itself away from an endpoint that serves, say nothing about outsiders.
+    """
+    found = oracle.frontend_of(packet, answers.values())
+    if found is None or found[2].use is not Use.SPLIT:
+        return frozenset()
+    return frozenset(found[1].local)
 
 
 def sticky(scene: Scene) -> Scene:
