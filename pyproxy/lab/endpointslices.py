@@ -98,6 +98,13 @@ def plan(
             create.append(_slice(service, group, rest[:_MOST_ENDPOINTS], triggered, None))
             rest = rest[_MOST_ENDPOINTS:]
             must_exist = False
+    # A slice that is no longer needed becomes one that is: fewer objects come and go.
+    for found in list(delete):
+        same_family = [new for new in create if new["addressType"] == found["addressType"]]
+        if same_family:
+            create.remove(same_family[0])
+            delete.remove(found)
+            update.append(_in_place_of(found, same_family[0]))
     return Plan(tuple(create), tuple(update), tuple(delete))
 
 
@@ -215,10 +222,7 @@ def _slice(
         "annotations": {TRIGGER_TIME: triggered},
         "ownerReferences": [owner],
     }
-    if found is not None:
-        own["name"] = found["metadata"]["name"]
-        own["resourceVersion"] = found["metadata"]["resourceVersion"]
-    return {
+    new = {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": own,
@@ -226,6 +230,13 @@ def _slice(
         "endpoints": endpoints,
         "ports": [port.shown() for port in group.ports],
     }
+    return new if found is None else _in_place_of(found, new)
+
+
+def _in_place_of(found: Object, new: Object) -> Object:
+    """Give a new slice the name and version of one that exists."""
+    kept = {key: found["metadata"][key] for key in ("name", "resourceVersion")}
+    return {**new, "metadata": {**new["metadata"], **kept}}
 
 
 def _take(left: dict[tuple[str, str], Object], found: Object) -> list[Object]:

@@ -305,7 +305,10 @@ def _content(obj: Object) -> Object:
 
 
 def _order(obj: Object) -> None:
-    """Put metadata, spec and status in the order in which they are shown."""
-    for name in ("metadata", "spec", "status"):
-        if name in obj:
-            obj[name] = obj.pop(name)
+    """Put metadata first and the status last, as they are shown."""
+    rest = {name: obj[name] for name in obj if name not in {"metadata", "status"}}
+    ordered = {"metadata": obj["metadata"], **rest}
+    if "status" in obj:
+        ordered["status"] = obj["status"]
+    obj.clear()
+    obj.update(ordered)
