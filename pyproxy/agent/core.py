@@ -102,9 +102,9 @@ class Agent(Generic[P]):
         quiet = not self.world.pending()
         changed = self.world.hear(event)
         match event:
-            case Upsert(obj=Node(name=name, eligible=eligible)):
-                self._tell.health.node_seen(eligible)
-                self._ail(Kind.NODE, name, ())
+            case Upsert(obj=Node() as node):
+                self._tell.health.node_seen(node.eligible)
+                self._ail(Kind.NODE, node.name, node.problems)
             case Upsert(obj=Service() | EndpointSlice() as obj):
                 kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
                 self._ail(kind, str(obj.name), obj.problems)
@@ -126,6 +126,14 @@ class Agent(Generic[P]):
         if self.world.pending():
             return self._pace.due()
         return None if self._look_at is None else max(self._look_at, self._pace.due())
+
+    def addresses_changed(self) -> None:
+        """Have everything answered again where this machine's new addresses matter."""
+        if self._node_rules.answer(self.world.node) == self._node:
+            return
+        if not self.world.pending():
+            self._tell.health.queued()
+        self.world.touch_everything()
 
     def drifted(self, drift: Drift) -> None:
         """Have the kernel read back: somebody else has written to what is ours."""

@@ -1,8 +1,9 @@
-"""The addresses that this machine's interfaces have."""
+"""The addresses that this machine's interfaces have, and when they change."""
 
 from __future__ import annotations
 
 import errno
+import socket
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -13,6 +14,7 @@ from pyproxy.netlink.nfnetlink import kernel_error
 _AF = {Family.IPV4: 2, Family.IPV6: 10}
 _TOWARDS = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 _LINK_SCOPE = 253
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
@@ -37,3 +39,30 @@ def _towards_the_world(routes: IPRoute, family: Family) -> str:
             return ""
         raise kernel_error(error.code, "asking for the default route") from error
     return next((str(a.get_attr("RTA_PREFSRC") or "") for a in answers), "")
+
+
+class AddressWatch:
+    """Tells whether any address has come or gone, by the kernel's own notifications."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+
+    def changed(self) -> bool:
+        """Tell whether one has since the last call; waits for nothing."""
+        heard = False
+        while True:
+            try:
+                self._socket.recv(1)
+            except BlockingIOError:
+                return heard
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more notifications than room for them
+                    raise kernel_error(error.errno or 0, "listening for addresses") from error
+            heard = True
+
+    def close(self) -> None:
+        """Give back the socket."""
+        self._socket.close()

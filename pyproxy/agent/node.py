@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+from pyproxy.agent import loopback
+from pyproxy.agent.loopback import is_loopback
 from pyproxy.config.settings import LocalMode, Settings
 from pyproxy.dataplane.interface import NodeAnswer
 from pyproxy.model.address import Address, Family, Network, family_of
@@ -46,26 +48,20 @@ class NodeRules:
         local = tuple(self._local_addresses())
         if wanted.primary:
             found += self._primary(node, local)
-        for address in local:
-            loopback = _is_loopback(address)
-            if (
-                (wanted.everywhere and not loopback)
-                or (wanted.localhost and loopback)
-                or any(address in network for network in wanted.networks)
-            ):
-                found.append(address)
-        return tuple(dict.fromkeys(found))
+        found += (
+            address
+            for address in local
+            if (wanted.localhost if is_loopback(address) else wanted.everywhere)
+            or any(address in network for network in wanted.networks)
+        )
+        return tuple(dict.fromkeys(each for each in found if each != loopback.IPV6))
 
     def _primary(self, node: Node | None, local: tuple[Address, ...]) -> list[Address]:
         primary: dict[Family, Address] = {}
         if self._own_address is not None:
             primary[family_of(self._own_address)] = self._own_address
         named = node.addresses if node is not None else ()
-        outward = tuple(address for address in local if not _is_loopback(address))
+        outward = tuple(address for address in local if not is_loopback(address))
         for address in named or outward:
             primary.setdefault(family_of(address), address)
         return list(primary.values())
-
-
-def _is_loopback(address: Address) -> bool:
-    return address[0] == 127 if len(address) == 4 else address == b"\0" * 15 + b"\x01"

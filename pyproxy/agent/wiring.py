@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from pyproxy.agent import drift
+from pyproxy.agent import drift, loopback
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
-from pyproxy.agent.machine import local_addresses
+from pyproxy.agent.machine import AddressWatch, local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.config.settings import LocalMode, Settings
@@ -90,6 +90,9 @@ def run(settings: Settings) -> int:
             Pace(settings.pace.min_sync_period),
             Observers(metrics, health, followers, time.monotonic, time.time, report),
         )
+        loopback.prepare(settings.node_ports)
+        addresses = AddressWatch()
+        stack.callback(addresses.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: inbox.put(Stop()))
         servers.start()
@@ -108,6 +111,8 @@ def run(settings: Settings) -> int:
         def chores() -> None:
             checks.retry()
             agent.audit()
+            if addresses.changed():
+                agent.addresses_changed()
 
         Loop(agent, inbox, chores, _CHORE_SECONDS).run()
         log.info("ending; the rules stay")
@@ -136,7 +141,12 @@ def options(settings: Settings) -> Options:
         interface = traffic.bridge_interface
     elif traffic.mode is LocalMode.INTERFACE_NAME_PREFIX:
         interface = f"{traffic.interface_name_prefix}*"
-    return Options(settings.masquerade.mark, settings.masquerade.everything, interface)
+    return Options(
+        settings.masquerade.mark,
+        settings.masquerade.everything,
+        interface,
+        shield_loopback=loopback.is_asked_for(settings.node_ports),
+    )
 
 
 def _source(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:

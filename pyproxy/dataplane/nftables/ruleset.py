@@ -17,6 +17,7 @@ from pyproxy.model.address import Family, Mark
 from pyproxy.netlink.nftables import Shape
 
 MARKER = "ruleset-"
+_SHIELD = 'iifname != "lo" ip daddr 127.0.0.0/8 ct state new,invalid,untracked drop'
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -25,12 +26,16 @@ class Options(msgspec.Struct, frozen=True):
     Traffic is from a pod when it comes in by `pod_interface` (a name, or a prefix ending in `*`),
     or else when its source is in the set of pod networks, for the families in `pod_families`. A
     family that has neither is never masqueraded for coming from elsewhere.
+
+    `shield_loopback` drops what others send to 127.0.0.0/8, as the kernel does by itself until it
+    is told to let such addresses through for node ports on them.
     """
 
     mark: Mark = Mark(1 << 14)
     masquerade_all: bool = False
     pod_interface: str = ""
     pod_families: frozenset[Family] = frozenset()
+    shield_loopback: bool = False
 
 
 def marker(options: Options) -> str:
@@ -78,8 +83,9 @@ def _hooks() -> dict[str, str]:
 
 def _chains(options: Options) -> list[tuple[str, list[str]]]:
     new = "ct state new jump"
+    shield = [_SHIELD] if options.shield_loopback else []
     return [
-        ("filter-prerouting", [f"{new} source-ranges"]),
+        ("filter-prerouting", [*shield, f"{new} source-ranges"]),
         ("filter-output-before", [f"{new} source-ranges"]),
         ("nat-prerouting", ["jump services"]),
         ("nat-output", ["jump services"]),
