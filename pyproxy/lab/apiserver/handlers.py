@@ -13,7 +13,7 @@ from pyproxy.lab.apiserver.objects import Object
 from pyproxy.lab.apiserver.registry import Deletion, Registry
 from pyproxy.lab.apiserver.rendering import Rendering, rendering
 from pyproxy.lab.apiserver.requests import Target
-from pyproxy.lab.apiserver.resources import EVENTS
+from pyproxy.lab.apiserver.resources import EVENTS, NAMESPACES
 from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.apiserver.store import Stored, encode
 from pyproxy.lab.apiserver.watch import Watch
@@ -169,6 +169,8 @@ class ResourceHandler:
         return web.Response(body=encode(answer), content_type="application/json", headers=_NO_CACHE)
 
     async def _delete_all(self, request: web.Request, where: Target) -> web.StreamResponse:
+        if where.resource is NAMESPACES:
+            raise status.not_allowed()
         how = await requests.read_deletion(request)
         known = self._registry.rules(where.resource).fields
         chosen = requests.selector(request.query, known)

@@ -29,6 +29,7 @@ from pyproxy.lab.apiserver.store import Store, Stored, Table, object_path
 
 _MOST_NAME_ATTEMPTS = 8
 _SERVER_FIELDS = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
+_IMMORTAL = {"default", "kube-public", "kube-system"}
 _SYSTEM_FIELDS = {"managedFields", "selfLink"}
 
 
@@ -125,7 +126,9 @@ class Registry:
         return stored
 
     def delete(self, resource: Resource, old: Stored, how: Deletion) -> Stored:
-        """Delete an object, or mark it where it must wait. Raises ApiError (409)."""
+        """Delete an object, or mark it where it must wait. Raises ApiError: 403, 409."""
+        if resource is NAMESPACES and old.name in _IMMORTAL:
+            raise status.undeletable(resource, old.name)
         before = old.decode()
         meta = before["metadata"]
         if how.uid and how.uid != old.uid:

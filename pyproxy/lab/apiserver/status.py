@@ -143,6 +143,12 @@ def too_large_version(asked: int, current: int) -> ApiError:
     return ApiError(504, "Timeout", message, {"causes": [cause], "retryAfterSeconds": 1})
 
 
+def undeletable(resource: Resource, name: str) -> ApiError:
+    """Refuse to delete a namespace that every cluster has."""
+    message = f'{resource.qualified} "{name}" is forbidden: this namespace may not be deleted'
+    return ApiError(403, "Forbidden", message, _details(resource, name))
+
+
 def unauthorized() -> ApiError:
     """Refuse a request without a good token."""
     return ApiError(401, "Unauthorized", "Unauthorized")

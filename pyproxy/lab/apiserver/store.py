@@ -55,8 +55,8 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 class Change(msgspec.Struct, frozen=True):
     """One write: `old` is None for a creation, `gone` tells of a deletion.
 
-    `lines` keeps what was encoded for watchers, by their rendering and the event's type, so that
-    it is encoded once however many they are.
+    `lines` keeps what is encoded for watchers while they are told, by their rendering and the
+    event's type, so that it is encoded once however many they are.
     """
 
     revision: int
@@ -140,6 +140,8 @@ class Table:
         self.trim(self._history)
         for subscriber in tuple(self.subscribers):
             subscriber(change)
+        # Whoever starts from an earlier version later on can have it encoded again.
+        change.lines.clear()
 
     def trim(self, keep: int) -> None:
         """Forget all but the newest changes; watches and lists cannot go back beyond them."""

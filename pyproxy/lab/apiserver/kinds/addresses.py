@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterator
 
 from pyproxy.lab.apiserver.status import FieldError, invalid_value
 
+# Addresses of endpoints come again and again, with each change of their slice.
+_parsed = functools.lru_cache(maxsize=1 << 17)(ipaddress.ip_address)
+_FAMILIES = {4: "IPv4", 6: "IPv6"}
+
 
 def address_family(text: str) -> str:
     """Tell `IPv4` or `IPv6`, or an empty string for what is no address."""
     try:
-        return f"IPv{ipaddress.ip_address(text).version}"
+        return _FAMILIES[_parsed(text).version]
     except ValueError:
         return ""
 
@@ -40,7 +45,7 @@ def non_special_errors(text: str, field: str) -> Iterator[FieldError]:
     """Refuse addresses that mean something to the host that sees them."""
     if not address_family(text):
         return
-    address = ipaddress.ip_address(text)
+    address = _parsed(text)
     if address.is_unspecified:
         yield invalid_value(field, text, f"may not be unspecified ({text})")
     if address.is_loopback:
