@@ -16,12 +16,12 @@ from bench.figures import Spread
 from bench.inside import inside, lists
 from bench.objects import Size
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, SERVICES, TABLE, Rows, Table
+from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE, Rows, Table
 from pyproxy.lab.namespace import LabError
 from pyproxy.model.address import Family
 from pyproxy.netlink.attributes import string
 from pyproxy.netlink.nfnetlink import NLM_F_CREATE, Message, Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, Value, delete_elements
+from pyproxy.netlink.nftables import SUBSYSTEM, Value
 
 _NEW_ELEMENTS, _DELETE_ELEMENTS = SUBSYSTEM << 8 | 12, SUBSYSTEM << 8 | 14
 _NESTED = 0x8000
@@ -44,30 +44,43 @@ class Floor(msgspec.Struct, frozen=True):
 
 
 def floor(size: Size, changes: int) -> Floor:
-    """Measure on the agent's own table, emptied of the elements that are then written again."""
+    """Measure on a table as the agent makes it, with the elements that the agent writes."""
     with inside() as agent:
         agent.hear(lists(size))
         agent.agent.sync()
+        wanted = _read()
+    with inside() as agent:
+        # One Service brings the chains that all of them go to.
+        agent.hear(lists(Size(1, size.endpoints)))
+        agent.agent.sync()
         netlink = Nfnetlink()
         try:
-            names = (SERVICES.of(Family.IPV4), ENDPOINTS.of(Family.IPV4))
-            held = read_table(netlink)
-            return _measure(netlink, {name: held[name] for name in names}, changes)
+            return _measure(netlink, wanted, changes)
         finally:
             netlink.close()
 
 
+def _read() -> Table:
+    """Read what the kernel holds, in order and not in that of the kernel's hashes."""
+    netlink = Nfnetlink()
+    try:
+        held = read_table(netlink)
+    finally:
+        netlink.close()
+    names = (SERVICES.of(Family.IPV4), ENDPOINTS.of(Family.IPV4))
+    return {name: dict(sorted(held[name].items())) for name in names}
+
+
 def _measure(netlink: Nfnetlink, table: Table, changes: int) -> Floor:
-    for name, rows in table.items():
-        shape = BY_NAME[name][0].shape
-        _send(netlink, [each.message for each in delete_elements(TABLE, name, rows, shape)])
+    for name, there in _read().items():
+        _send(netlink, list(_pack(name, dict.fromkeys(there, b""), _DELETE_ELEMENTS)))
     began = time.perf_counter()
     messages = [message for name, rows in table.items() for message in _pack(name, rows)]
     packed = time.perf_counter()
     _send(netlink, messages)
     sent = time.perf_counter()
-    name = ENDPOINTS.of(Family.IPV4)
-    return Floor(packed - began, sent - packed, Spread(_changes(netlink, table[name], changes)))
+    endpoints = table[ENDPOINTS.of(Family.IPV4)]
+    return Floor(packed - began, sent - packed, Spread(_changes(netlink, endpoints, changes)))
 
 
 def _changes(netlink: Nfnetlink, endpoints: Rows, changes: int) -> list[float]:
@@ -107,23 +120,22 @@ def _message(kind: int, flags: int, head: bytes, parts: list[bytes]) -> Message:
 
 
 def _element(key: bytes, value: Value) -> bytes:
-    if isinstance(value, bytes):
-        data = value
-        inner = 1
-    else:
-        chain = value.target.encode() + b"\0"
-        padding = b"\0" * (-len(chain) % 4)
-        verdict = struct.pack("=HH4sHH", 8, 1, _GOTO, len(chain) + 4, 2)
-        data, inner = verdict + chain + padding, 2 | _NESTED
-    return (
-        struct.pack(
-            f"=HHHHHH{len(key)}sHHHH",
-            *(len(key) + len(data) + 20, 1 | _NESTED),
-            *(len(key) + 8, 1 | _NESTED),
-            *(len(key) + 4, 1),
-            key,
-            *(len(data) + 8, 2 | _NESTED),
-            *(len(data) + 4, inner),
-        )
-        + data
+    data, inner = value if isinstance(value, bytes) else _verdict(value.target), 1
+    if not isinstance(value, bytes):
+        inner = 2 | _NESTED
+    size = len(data) + 8 if data else 0
+    head = struct.pack(
+        f"=HHHHHH{len(key)}s",
+        *(len(key) + 12 + size, 1 | _NESTED),
+        *(len(key) + 8, 1 | _NESTED),
+        *(len(key) + 4, 1),
+        key,
     )
+    if not data:
+        return head
+    return head + struct.pack("=HHHH", size, 2 | _NESTED, len(data) + 4, inner) + data
+
+
+def _verdict(chain: str) -> bytes:
+    name = chain.encode() + b"\0"
+    return struct.pack("=HH4sHH", 8, 1, _GOTO, len(name) + 4, 2) + name + b"\0" * (-len(name) % 4)
