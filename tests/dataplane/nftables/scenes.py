@@ -133,7 +133,7 @@ def compiled(answers: Sequence[ServiceAnswer], pod_networks: Sequence[Network]) 
         shared.update(shared_rows(each))
     for name, key in shared:
         table.setdefault(name, {})[key] = b""
-    return table
+    return {name: rows for name, rows in table.items() if rows}
 
 
 def machine(

@@ -1,0 +1,306 @@
+"""The dataplane on a real kernel: whatever came before, it holds what compiling anew would give."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import SetKind, Table
+from pyproxy.errors import OutOfStepError, RejectedError
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.address import (
+    Backend,
+    Family,
+    Network,
+    Port,
+    Protocol,
+    parse_address,
+    parse_network,
+)
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, Value, add_elements
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from tests.dataplane.nftables.scenes import Scene, compiled, scenes
+
+pytestmark = pytest.mark.kernel
+
+OPTIONS = Options()
+
+
+@contextmanager
+def programming(namespace: Namespace, options: Options = OPTIONS) -> Iterator[NftablesDataplane]:
+    """A dataplane that starts on an empty kernel."""
+    made = namespace.call(lambda: NftablesDataplane(options))
+    made.cleanup()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def held(namespace: Namespace) -> Table:
+    netlink = namespace.call(Nfnetlink)
+    try:
+        return read_table(netlink)
+    finally:
+        netlink.close()
+
+
+def write(namespace: Namespace, kind: SetKind, family: Family, rows: dict[bytes, Value]) -> None:
+    """Add elements behind the dataplane's back."""
+    netlink = namespace.call(Nfnetlink)
+    try:
+        messages = add_elements(schema.TABLE, kind.of(family), rows, kind.shape)
+        assert not netlink.transact([each.message for each in messages], SUBSYSTEM)
+    finally:
+        netlink.close()
+
+
+def unordered(table: Table) -> dict[str, object]:
+    """A table without the order of slots: the endpoints of each frontend and the numbers used."""
+    result: dict[str, object] = dict(table)
+    for family in Family:
+        name = schema.ENDPOINTS.of(family)
+        found: dict[bytes, list[tuple[int, Value]]] = {}
+        for key, value in table.get(name, {}).items():
+            (index,) = struct.unpack("=I", key[-4:])
+            found.setdefault(key[:-4] + bytes([index >> 24]), []).append((index, value))
+        result[name] = {
+            key: (sorted(index for index, _ in pairs), sorted(value for _, value in pairs))
+            for key, pairs in found.items()
+        }
+    return result
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One moment: what is wanted, and whether the agent reads the kernel back for it."""
+
+    scene: Scene
+    whole: bool
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Stage]:
+    stages: list[Stage] = []
+    for _ in range(draw(st.integers(1, 4))):
+        scene = draw(scenes())
+        if stages and draw(st.integers(0, 2)):
+            before = stages[-1].scene
+            kept = {
+                "slices": tuple(each for each in before.slices if draw(st.booleans())),
+                "node": draw(st.sampled_from([before.node, scene.node])),
+            }
+            scene = msgspec.structs.replace(before, **kept)
+        stages.append(Stage(scene, whole=draw(st.integers(0, 3)) == 0))
+    return stages
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories())
+def test_any_history_ends_where_the_last_state_alone_would(
+    namespace: Namespace, history: list[Stage]
+) -> None:
+    with programming(namespace) as dataplane:
+        namespace.call(lambda: play(dataplane, history))
+        scene = history[-1].scene
+        answers = tuple(scene.answers().values())
+        fresh = compiled(answers, scene.node.pod_networks)
+        assert unordered(held(namespace)) == unordered(fresh)
+        again = dataplane.replan(answers, node_answer(scene))
+        assert not again, str(again)
+        after_restart = namespace.call(lambda: NftablesDataplane(OPTIONS))
+        try:
+            assert not after_restart.replan(answers, node_answer(scene))
+        finally:
+            after_restart.close()
+
+
+def play(dataplane: NftablesDataplane, history: Sequence[Stage]) -> None:
+    known: dict[ObjectName, ServiceAnswer] = {}
+    node: NodeAnswer | None = None
+    for stage in history:
+        answers, wanted = stage.scene.answers(), node_answer(stage.scene)
+        if stage.whole:
+            plan = dataplane.replan(answers.values(), wanted)
+        else:
+            asked = {name: answers.get(name) for name in {**known, **answers}}
+            plan = dataplane.plan(Changes(asked, wanted if wanted != node else None))
+        assert dataplane.commit(plan) == ()
+        known, node = answers, wanted
+
+
+def node_answer(scene: Scene) -> NodeAnswer:
+    return NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+
+
+def numbered(number: int, count: int = 3, *, first: int = 0, affinity: int = 0) -> ServiceAnswer:
+    """A Service with a cluster IP of its own and `count` endpoints, those from `first` on."""
+    address = parse_address(f"10.{96 + (number >> 16)}.{number >> 8 & 255}.{number & 255}")
+    backends = tuple(
+        Backend(bytes((10, 128 + (number >> 8), number & 255, each)) + b"\x1f\x90")
+        for each in range(first, first + count)
+    )
+    frontend = Frontend(Scope.CLUSTER_IP, address, Port(80), Use.CLUSTER)
+    port = PortAnswer("http", Family.IPV4, Protocol.TCP, (frontend,), backends, ())
+    return ServiceAnswer(ObjectName("shop", f"s{number}"), (port,), affinity_timeout=affinity)
+
+
+def cost(namespace: Namespace, answers: Sequence[ServiceAnswer]) -> list[tuple[int, int]]:
+    """The messages and bytes of several changes, with these Services in the kernel."""
+    found = []
+    with programming(namespace) as dataplane:
+        namespace.call(lambda: dataplane.commit(dataplane.replan(answers, NodeAnswer())))
+        affinity = answers[0].affinity_timeout
+        for wanted in (
+            numbered(0, 4, affinity=affinity),  # one endpoint more
+            numbered(0, 4, first=1, affinity=affinity),  # one replaced
+            numbered(0, 3, first=2, affinity=affinity),  # one less, and it moves one
+            numbered(0, 2, first=2, affinity=affinity),  # another class
+            None,
+        ):
+            before = dataplane.messages_sent, dataplane.bytes_sent
+            plan = dataplane.plan(Changes({ObjectName("shop", "s0"): wanted}))
+            assert plan
+            assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+            found.append(
+                (dataplane.messages_sent - before[0], dataplane.bytes_sent - before[1]),
+            )
+    return found
+
+
+@pytest.mark.parametrize("affinity", [0, 10800])
+def test_a_change_costs_the_same_among_many_services_as_among_few(
+    namespace: Namespace, affinity: int
+) -> None:
+    few = cost(namespace, [numbered(number, affinity=affinity) for number in range(100)])
+    many = cost(namespace, [numbered(number, affinity=affinity) for number in range(10_000)])
+    assert few == many
+    assert all(messages <= 12 and size < 2000 for messages, size in few), few
+
+
+def test_a_change_that_changes_nothing_costs_nothing(namespace: Namespace) -> None:
+    answers = [numbered(number) for number in range(3)]
+    with programming(namespace) as dataplane:
+        namespace.call(lambda: dataplane.commit(dataplane.replan(answers, NodeAnswer())))
+        before = dataplane.messages_sent, dataplane.bytes_sent
+        port = answers[1].ports[0]
+        turned = msgspec.structs.replace(port, cluster=port.cluster[::-1])
+        same = msgspec.structs.replace(answers[1], ports=(turned,))
+        plan = dataplane.plan(Changes({same.name: same, ObjectName("shop", "unknown"): None}))
+        assert not plan
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        assert (dataplane.messages_sent, dataplane.bytes_sent) == before
+
+
+def guarded(name: str, address: str, *ranges: str) -> ServiceAnswer:
+    """A Service with a load balancer address that lets these in."""
+    frontend = Frontend(Scope.LOAD_BALANCER, parse_address(address), Port(80), Use.CLUSTER)
+    backend = Backend(bytes((10, 244, 2, 1)) + b"\x1f\x90")
+    port = PortAnswer("", Family.IPV4, Protocol.TCP, (frontend,), (backend,), ())
+    networks: tuple[Network, ...] = tuple(map(parse_network, ranges))
+    return ServiceAnswer(ObjectName("shop", name), (port,), networks)
+
+
+def misfit(answer: ServiceAnswer) -> ServiceAnswer:
+    """The same with a key that is too long for its set, which no kernel takes."""
+    (port,) = answer.ports
+    address = parse_address(f"fd98::{len(answer.name.name)}")
+    frontend = Frontend(Scope.EXTERNAL_IP, address, Port(80), Use.CLUSTER)
+    wrong = msgspec.structs.replace(port, frontends=(*port.frontends, frontend))
+    return msgspec.structs.replace(answer, ports=(wrong,))
+
+
+def program(namespace: Namespace, dataplane: NftablesDataplane, *answers: ServiceAnswer) -> None:
+    whole = dataplane.replan(answers, NodeAnswer())
+    assert namespace.call(lambda: dataplane.commit(whole)) == ()
+
+
+def test_a_service_that_the_kernel_refuses_is_set_aside_and_the_rest_is_programmed(
+    namespace: Namespace,
+) -> None:
+    good, well, other = (
+        guarded("good", "192.0.2.1", "203.0.113.0/24"),
+        guarded("bad", "192.0.2.2", "198.51.100.0/24"),
+        guarded("other", "192.0.2.3", "203.0.113.0/24"),
+    )
+    bad, worse = misfit(well), misfit(guarded("worse", "192.0.2.4"))
+    with programming(namespace) as dataplane:
+        program(namespace, dataplane, good)
+        plan = dataplane.plan(Changes({each.name: each for each in (bad, worse, other)}))
+        failures = namespace.call(lambda: dataplane.commit(plan))
+        assert {failure.name for failure in failures} == {bad.name, worse.name}
+        assert all(isinstance(failure.error, RejectedError) for failure in failures)
+        assert held(namespace) == compiled([good, other], ())
+        # What was set aside may go or come again like anything that was never there.
+        assert not dataplane.plan(Changes({bad.name: None, worse.name: None}))
+        again = dataplane.plan(Changes({well.name: well}))
+        assert namespace.call(lambda: dataplane.commit(again)) == ()
+        assert held(namespace) == compiled([good, other, well], ())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_change_that_the_kernel_refuses_leaves_what_the_service_had(
+    namespace: Namespace, whole: bool
+) -> None:
+    before = guarded("web", "192.0.2.2", "198.51.100.0/24")
+    after = misfit(guarded("web", "192.0.2.2", "203.0.113.0/24"))
+    with programming(namespace) as dataplane:
+        program(namespace, dataplane, before, numbered(1), numbered(2))
+        if whole:
+            plan = dataplane.replan([after, numbered(2, 5)], NodeAnswer())
+        else:
+            gone = numbered(1).name
+            wanted = {after.name: after, gone: None, numbered(2).name: numbered(2, 5)}
+            plan = dataplane.plan(Changes(wanted))
+        (failure,) = namespace.call(lambda: dataplane.commit(plan))
+        assert failure.name == after.name
+        assert held(namespace) == compiled([before, numbered(2, 5)], ())
+        program(namespace, dataplane, before)
+        assert held(namespace) == compiled([before], ())
+
+
+def test_what_somebody_else_wrote_in_the_way_is_no_fault_of_the_service(
+    namespace: Namespace,
+) -> None:
+    good, web = (
+        guarded("good", "192.0.2.1", "203.0.113.0/24"),
+        guarded("web", "192.0.2.2", "203.0.113.0/24"),
+    )
+    key = frontend_key(parse_address("192.0.2.2"), Protocol.TCP, 80)
+    low, high = parse_address("203.0.113.200"), parse_address("203.0.114.20")
+    with programming(namespace) as dataplane:
+        program(namespace, dataplane, good)
+        write(namespace, schema.SOURCES, Family.IPV4, {key + low + key + high: b""})
+        there = held(namespace)
+        plan = dataplane.plan(Changes({web.name: web, numbered(1).name: numbered(1)}))
+        with pytest.raises(OutOfStepError):
+            namespace.call(lambda: dataplane.commit(plan))
+        assert held(namespace) == there
+        program(namespace, dataplane, good, web, numbered(1))
+        assert held(namespace) == compiled([good, web, numbered(1)], ())
+
+
+def test_slots_that_somebody_filled_twice_are_put_right(namespace: Namespace) -> None:
+    answer = numbered(7, 3)
+    with programming(namespace) as dataplane:
+        namespace.call(lambda: dataplane.commit(dataplane.replan([answer], NodeAnswer())))
+        key = frontend_key(answer.ports[0].frontends[0].address, Protocol.TCP, 80)
+        again = {key + struct.pack("=I", 3): answer.ports[0].cluster[0] + b"\0\0"}
+        write(namespace, schema.ENDPOINTS, Family.IPV4, again)
+        plan = dataplane.replan([answer], NodeAnswer())
+        assert plan
+        namespace.call(lambda: dataplane.commit(plan))
+        assert held(namespace) == compiled([answer], ())
