@@ -17,10 +17,15 @@ from pyproxy.lab.apiserver.kinds.rules import Rules
 from pyproxy.lab.apiserver.kinds.service_allocation import Allocator
 from pyproxy.lab.apiserver.kinds.services import ServiceRules
 from pyproxy.lab.apiserver.objects import (
+    SERVER_FIELDS,
     Object,
+    content,
     generated_name,
+    give_birth,
+    keep_other_parts,
+    keep_server_metadata,
     metadata,
-    new_uid,
+    put_in_order,
     timestamp,
 )
 from pyproxy.lab.apiserver.resources import NAMESPACES, Resource, by_kind
@@ -28,9 +33,7 @@ from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.apiserver.store import Store, Stored, Table, object_path
 
 _MOST_NAME_ATTEMPTS = 8
-_SERVER_FIELDS = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
 _IMMORTAL = {"default", "kube-public", "kube-system"}
-_SYSTEM_FIELDS = {"managedFields", "selfLink"}
 
 
 class Deletion(msgspec.Struct, frozen=True):
@@ -75,14 +78,14 @@ class Registry:
         if not meta.get("name") and meta.get("generateName"):
             meta["name"] = _free_name(table, namespace, meta["generateName"])
         meta.pop("resourceVersion", None)
-        for field in _SERVER_FIELDS:
+        for field in SERVER_FIELDS:
             meta.pop(field, None)
         rules.reset_status(obj)
         rules.default(obj)
         self._check_metadata(resource, obj, rules.errors(obj))
         if table.get(object_path(namespace, meta["name"])):
             raise status.already_exists(resource, meta["name"])
-        self._birth(obj, rules)
+        give_birth(obj, rules.has_generation)
         return self._commit(resource, obj, None)
 
     def update(
@@ -105,16 +108,16 @@ class Registry:
         if not meta["namespace"]:
             del meta["namespace"]
         self._check_current(resource, old, meta)
-        _keep_metadata(meta, before["metadata"])
-        _keep_other_parts(new, before, subresource)
+        keep_server_metadata(meta, before["metadata"])
+        keep_other_parts(new, before, subresource)
         rules.carry_over(new, before)
         rules.default(new)
         errors = names.metadata_update_errors(meta, before["metadata"])
         errors += rules.errors(new)
         errors = errors or rules.update_errors(new, before)
         self._check_metadata(resource, new, errors)
-        _order(new)
-        if rules.has_generation and _content(new) != _content(before):
+        put_in_order(new)
+        if rules.has_generation and content(new) != content(before):
             meta["generation"] = before["metadata"].get("generation", 1) + 1
         meta["resourceVersion"] = before["metadata"]["resourceVersion"]
         if new == before:
@@ -178,11 +181,11 @@ class Registry:
             old = self.store.table(resource).get(object_path(namespace, meta["name"]))
             before = old.decode() if old else None
             if before is not None:
-                _keep_metadata(meta, before["metadata"])
+                keep_server_metadata(meta, before["metadata"])
                 rules.carry_over(obj, before)
             rules.default(obj)
             if before is None:
-                self._birth(obj, rules)
+                give_birth(obj, rules.has_generation)
             self._commit(resource, obj, before)
             count += 1
         return count
@@ -227,23 +230,6 @@ class Registry:
         if errors:
             raise status.invalid(resource, name, errors)
 
-    def _birth(self, obj: Object, rules: Rules) -> None:
-        """Give a new object what only the server gives, in the order in which it is shown."""
-        meta = obj["metadata"]
-        given = {k: v for k, v in meta.items() if k not in {"name", "generateName", "namespace"}}
-        born: Object = {"name": meta["name"]}
-        for field in ("generateName", "namespace"):
-            if meta.get(field):
-                born[field] = meta[field]
-        born |= {"uid": new_uid(), "resourceVersion": ""}
-        if rules.has_generation:
-            born["generation"] = 1
-        born["creationTimestamp"] = timestamp()
-        obj["metadata"] = born | {
-            k: v for k, v in given.items() if k not in born and k not in _SYSTEM_FIELDS
-        }
-        _order(obj)
-
     def _commit(self, resource: Resource, obj: Object, old: Object | None) -> Stored:
         rules = self.rules(resource)
         if errors := rules.allocate(obj, old):
@@ -275,43 +261,3 @@ def _free_name(table: Table, namespace: str, base: str) -> str:
         if table.get(object_path(namespace, name)) is None:
             return name
     raise status.already_exists(table.resource, base)
-
-
-def _keep_metadata(meta: Object, before: Object) -> None:
-    """Set what a client cannot change, whatever it sent."""
-    for field in (*_SERVER_FIELDS, "generateName", "generation"):
-        if field in before:
-            meta[field] = before[field]
-        else:
-            meta.pop(field, None)
-    for field in _SYSTEM_FIELDS:
-        meta.pop(field, None)
-
-
-def _keep_other_parts(new: Object, before: Object, subresource: str) -> None:
-    """Keep the status in a change of the object, and all but the status in one of the status."""
-    if subresource == "status":
-        meta, status_part = new["metadata"], new.get("status", {})
-        kept = copy.deepcopy(before)
-        new.clear()
-        new.update(kept)
-        new["status"] = status_part
-        for field in ("labels", "annotations", "finalizers"):
-            if field in meta:
-                new["metadata"][field] = meta[field]
-    elif "status" in before:
-        new["status"] = copy.deepcopy(before["status"])
-
-
-def _content(obj: Object) -> Object:
-    return {k: v for k, v in obj.items() if k not in {"metadata", "kind", "apiVersion"}}
-
-
-def _order(obj: Object) -> None:
-    """Put metadata first and the status last, as they are shown."""
-    rest = {name: obj[name] for name in obj if name not in {"metadata", "status"}}
-    ordered = {"metadata": obj["metadata"], **rest}
-    if "status" in obj:
-        ordered["status"] = obj["status"]
-    obj.clear()
-    obj.update(ordered)
