@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from aiohttp import web
 
-from pyproxy.lab.apiserver import resources, schema, status
+from pyproxy.lab.apiserver import protobuf, resources, schema, status
 from pyproxy.lab.apiserver.access import Action
 from pyproxy.lab.apiserver.kinds import events
 from pyproxy.lab.apiserver.listing import ListOptions, parse_version
@@ -137,11 +137,15 @@ def watch_options(where: Target, query: Mapping[str, str], known: frozenset[str]
 async def read_object(request: web.Request, where: Target, warnings: list[str]) -> Object:
     """Read the object that a body holds, in the form in which it is kept.
 
-    Raises ApiError: 400 for what is no such object, 415 for another format than JSON.
+    Raises ApiError: 400 for what is no such object, 415 for another format than JSON, Namespaces
+    and Services in protobuf aside.
     """
-    if request.content_type not in {*_JSON, "application/octet-stream"}:
+    if request.content_type == protobuf.MEDIA_TYPE:
+        obj: object = _from_protobuf(await request.read())
+    elif request.content_type in {*_JSON, "application/octet-stream"}:
+        obj = await _decoded(request)
+    else:
         raise status.unsupported_media(_JSON)
-    obj = await _decoded(request)
     if not isinstance(obj, dict):
         raise status.bad_request("the body of the request is no JSON object")
     return checked_object(obj, where.resource, request.query, warnings)
@@ -194,6 +198,16 @@ def checked_object(
     if validation == "Warn":
         warnings += complaints
     return events.to_core(known) if resource is resources.EVENTS else known
+
+
+def _from_protobuf(raw: bytes) -> Object:
+    try:
+        obj = protobuf.decode(raw)
+    except ValueError as error:
+        raise status.bad_request(f"the body of the request is no protobuf: {error}") from error
+    if obj is None:
+        raise status.unsupported_media(_JSON)
+    return obj
 
 
 async def _decoded(request: web.Request) -> object:

@@ -117,6 +117,11 @@ def test_what_else_people_type(kubectl: Kubectl, manifest: Path) -> None:
     assert [*rows[0][:4], rows[0][5]] == ["hello-1", "1/1", "Running", "0", "10.244.1.5"]
     kubectl("wait", "--for=condition=Ready", "pod/hello-1", "--timeout=20s")
     kubectl("patch", "svc", "hello", "-p", '{"spec":{"ports":[{"port":80,"targetPort":9}]}}')
+    kubectl("create", "namespace", "shop")
+    kubectl("create", "-n", "shop", "service", "nodeport", "x", "--tcp=80:http", "--tcp=81:82")
+    made = json.loads(kubectl("get", "-n", "shop", "service", "x", "-o", "json"))
+    assert made["metadata"]["labels"] == made["spec"]["selector"] == {"app": "x"}
+    assert [port["targetPort"] for port in made["spec"]["ports"]] == ["http", 82]
     described = kubectl("describe", "service", "hello")
     assert "NodePort:                 http  30080/TCP" in described
     assert "9/TCP" in described
