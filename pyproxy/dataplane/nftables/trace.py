@@ -50,6 +50,7 @@ class Element(msgspec.Struct, frozen=True):
 class Did(enum.Enum):
     """What a rule or an element did."""
 
+    SHIELDED = "nobody else may send to a loopback address"
     ADMITTED = "a source range lets it in"
     KEPT_OUT = "no source range lets it in"
     MARKED = "to be masqueraded"
@@ -96,6 +97,7 @@ class Answer(enum.Enum):
 class Why(enum.Enum):
     """Why a packet is dropped."""
 
+    LOOPBACK = "a loopback address is this machine's alone"
     SOURCE_RANGES = "its source is in no source range"
     POLICY = "no endpoint that the traffic policy allows"
 

@@ -38,11 +38,12 @@ from pyproxy.dataplane.nftables.trace import (
     Way,
     Why,
 )
-from pyproxy.model.address import Address, Backend, Port, Protocol, family_of
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol, family_of, parse_network
 from pyproxy.netlink.nftables import DROP, Tag
 
-_SPLIT = "split"
-_TARGET = re.compile(r"(masq-)?(sticky-)?(cluster|local|split)([46])-?([0-9]*)")
+_SPLITS = {f"split{family.value}": family for family in Family}
+_PICK = re.compile(r"(masq-)?(sticky-)?(cluster|local)([46])-([0-9]+)")
+_LOOPBACK = parse_network("127.0.0.0/8")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
 
@@ -101,7 +102,7 @@ class _Tracer:
     def follow(self, start: _Walk) -> list[_Walk]:
         sent_here = not self._packet.interface
         guard = "filter-output-before" if sent_here else "filter-prerouting"
-        begun = self._source_ranges(start, guard)
+        begun = self._source_ranges(self._shield(start, guard), guard)
         if begun.fate is not None:
             return [begun]
         return [
@@ -137,6 +138,12 @@ class _Tracer:
         if walk.translated and (met := self._meet(schema.HAIRPIN, pair)):
             return replace(walk.went(chain, Did.HAIRPINNED, met), masquerade=Masquerade.HAIRPIN)
         return walk
+
+    def _shield(self, walk: _Walk, hook: str) -> _Walk:
+        shielded = self._machine.options.shield_loopback and walk.destination in _LOOPBACK
+        if not shielded or self._packet.interface in ("", "lo"):
+            return walk
+        return replace(walk.went(hook, Did.SHIELDED), fate=Dropped(Why.LOOPBACK))
 
     def _source_ranges(self, walk: _Walk, hook: str) -> _Walk:
         key = self._key(walk)
@@ -190,7 +197,9 @@ class _Tracer:
         if target == DROP:
             return [replace(walk.went(chain, Did.VERDICT_DROP, verdict), fate=Dropped(Why.POLICY))]
         walk = walk.went(chain, Did.WENT_ON, verdict)
-        found = _TARGET.fullmatch(target)
+        if target in _SPLITS:
+            return self._split(walk, target) if _SPLITS[target] is self._family else [walk]
+        found = _PICK.fullmatch(target)
         if found is None:
             raise ValueError(f"{verdict}: nobody of us made a chain {target!r}")
         masquerade, sticky, which, family, count = found.groups()
@@ -198,8 +207,6 @@ class _Tracer:
             walk = _mark(walk, target)
         if int(family) != self._family:
             return [walk]
-        if which == _SPLIT:
-            return self._split(walk, target)
         client = self._packet.source + self._frontend
         if sticky and (met := self._meet(schema.AFFINITY, client)):
             return [self._translate(walk, target, Did.RETURNED, met)]

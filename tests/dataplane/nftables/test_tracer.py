@@ -1,0 +1,299 @@
+"""The tracer itself, on tables written by hand: each rule, each way out, and what it prints."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+
+import pytest
+
+from pyproxy.dataplane.nftables import chains
+from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nftables.trace import (
+    Answer,
+    Delivered,
+    Did,
+    Dropped,
+    Masquerade,
+    Packet,
+    Refused,
+    Untouched,
+    Why,
+)
+from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_address
+from pyproxy.netlink.nftables import DROP, Tag, Value
+
+HOME = "10.96.0.1"
+POD, NODE, OUTSIDE = "10.244.1.11", "172.30.0.11", "203.0.113.5"
+CERTAIN = Fraction(1)
+
+
+def ip(text: str) -> Address:
+    return parse_address(text)
+
+
+def frontend(address: str = HOME, port: int = 80, protocol: Protocol = Protocol.TCP) -> bytes:
+    return frontend_key(ip(address), protocol, port)
+
+
+def at(index: int, address: str = HOME) -> bytes:
+    return frontend(address) + struct.pack("=I", index)
+
+
+def end(number: int) -> Backend:
+    return backend(ip(f"10.244.2.{number}"), Port(8080))
+
+
+def slots(*numbers: int, first: int = 0) -> dict[bytes, Value]:
+    return {at(first + index): end(number) + b"\0\0" for index, number in enumerate(numbers)}
+
+
+def to(target: str) -> dict[bytes, Value]:
+    return {frontend(): Tag(target)}
+
+
+def packet(
+    source: str = POD, destination: str = HOME, interface: str = "cbr0", **fields: object
+) -> Packet:
+    given = {"protocol": Protocol.TCP, "port": Port(80), "interface": interface, **fields}
+    return Packet(ip(source), ip(destination), **given)
+
+
+def machine(table: Table, learned: Table | None = None, **options: object) -> Machine:
+    return Machine(
+        table,
+        Options(**{"pod_interface": "cbr0", **options}),
+        frozenset([ip(NODE), ip("fd30::11")]),
+        learned or {},
+    )
+
+
+SERVED: Table = {
+    "services4": to("cluster4-1"),
+    "endpoints4": slots(1),
+    "cluster-ips4": {ip(HOME): b""},
+}
+OUTER: Table = {"services4": to("masq-cluster4-1"), "endpoints4": slots(1)}
+SPLIT: Table = {
+    "services4": to("split4"),
+    "insiders4": to("cluster4-2"),
+    "outsiders4": to("local4-1"),
+    "endpoints4": slots(1, 2) | slots(1, first=chains.LOCAL_OFFSET),
+}
+GUARDED: Table = OUTER | {
+    "guarded4": {frontend(): b""},
+    "sources4": {frontend() + ip("203.0.113.0") + frontend() + ip("203.0.113.127"): b""},
+}
+REFUSED: Table = {"refused4": {frontend(): b"", frontend(protocol=Protocol.UDP): b""}}
+ALONE = Delivered(end(1))
+MARKED = Delivered(end(1), Masquerade.MARK)
+
+
+@pytest.mark.parametrize(
+    ("table", "sent", "fate"),
+    [
+        ({}, packet(), Untouched()),
+        (SERVED, packet(), ALONE),
+        (SERVED, packet(OUTSIDE, interface="eth0"), MARKED),
+        (SERVED, packet(NODE, interface=""), MARKED),
+        (SERVED, packet(new=False), Untouched()),
+        (SERVED, packet(port=Port(81)), Refused(Answer.TCP_RESET)),
+        (SERVED, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
+        (SERVED, packet("fd10::1", "fd96::1"), Untouched()),
+        (OUTER, packet(), MARKED),
+        (OUTER, packet(port=Port(81)), Untouched()),
+        (SPLIT, packet(OUTSIDE, interface="eth0"), ALONE),
+        (SPLIT | {"outsiders4": to(DROP)}, packet(OUTSIDE, interface="eth0"), Dropped(Why.POLICY)),
+        (SPLIT | {"insiders4": to("cluster4-1")}, packet(NODE, interface=""), MARKED),
+        (SPLIT | {"insiders4": to("cluster4-1")}, packet(), ALONE),
+        (SPLIT | {"insiders4": {}}, packet(), ALONE),
+        (SPLIT | {"insiders4": {}}, packet(NODE, interface=""), MARKED),
+        (SPLIT | {"insiders4": {}, "outsiders4": {}}, packet(), Untouched()),
+        ({"services4": to(DROP)}, packet(), Dropped(Why.POLICY)),
+        ({"services4": to("cluster6-1")}, packet(), Untouched()),
+        ({"services4": to("cluster4-1")}, packet(), Untouched()),
+        (GUARDED, packet(OUTSIDE, interface="eth0"), MARKED),
+        (GUARDED, packet("203.0.113.128", interface="eth0"), Dropped(Why.SOURCE_RANGES)),
+        (GUARDED, packet(NODE, interface=""), Dropped(Why.SOURCE_RANGES)),
+        (GUARDED, packet("203.0.113.128", interface="eth0", new=False), Untouched()),
+        (GUARDED, packet("203.0.113.128", interface="eth0", port=Port(81)), Untouched()),
+        (REFUSED, packet(), Refused(Answer.TCP_RESET)),
+        (REFUSED, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
+        (REFUSED, packet(NODE, interface=""), Refused(Answer.TCP_RESET)),
+        (REFUSED, packet(protocol=Protocol.SCTP), Untouched()),
+    ],
+)
+def test_a_packet_has_one_fate(table: Table, sent: Packet, fate: object) -> None:
+    assert trace(sent, machine(table)).fates() == {fate: CERTAIN}
+
+
+@pytest.mark.parametrize(
+    ("options", "sent", "masqueraded"),
+    [
+        ({"masquerade_all": True}, packet(), True),
+        ({"pod_interface": "cb*"}, packet(), False),
+        ({"pod_interface": "cb*"}, packet(interface="eth0"), True),
+        ({"pod_interface": "cb"}, packet(), True),
+        ({"pod_interface": ""}, packet(interface="eth0"), False),
+        ({"pod_interface": "", "pod_families": frozenset([Family.IPV6])}, packet(), False),
+        ({"pod_interface": "", "pod_families": frozenset([Family.IPV4])}, packet(), False),
+        ({"pod_interface": "", "pod_families": frozenset([Family.IPV4])}, packet(OUTSIDE), True),
+    ],
+)
+def test_the_options_say_who_is_a_pod(
+    options: dict[str, object], sent: Packet, masqueraded: bool
+) -> None:
+    table = SERVED | {"pods4": {ip("10.244.0.0") + ip("10.244.255.255"): b""}}
+    assert trace(sent, machine(table, **options)).fates() == {
+        MARKED if masqueraded else ALONE: CERTAIN
+    }
+
+
+@pytest.mark.parametrize(
+    ("numbers", "chain", "lower", "upper"),
+    [
+        ((1,), "cluster4-1", CERTAIN, None),
+        ((1, 2), "cluster4-2", Fraction(1, 2), Fraction(1, 2)),
+        (
+            (1, 2, 3),
+            "cluster4-4",
+            (1 - Fraction(1, 4) ** 8) / 3 + Fraction(1, 4) ** 8 / 2,
+            (1 - Fraction(1, 4) ** 8) / 3,
+        ),
+        ((1, 2, 3, 4), "cluster4-4", Fraction(1, 4), Fraction(1, 4)),
+    ],
+)
+def test_shares_are_exact(
+    numbers: tuple[int, ...], chain: str, lower: Fraction, upper: Fraction | None
+) -> None:
+    table = {"services4": to(chain), "endpoints4": slots(*numbers)}
+    shares = trace(packet(), machine(table)).fates()
+    assert sum(shares.values()) == 1
+    assert shares[Delivered(end(1))] == lower
+    if upper is not None:
+        assert shares[Delivered(end(numbers[-1]))] == upper
+
+
+def test_a_lower_half_that_is_not_full_loses_packets() -> None:
+    table: Table = {"services4": to("cluster4-4"), "endpoints4": {at(3): end(4) + b"\0\0"}}
+    missed = Fraction(3, 4) ** 8
+    traced = trace(packet(), machine(table))
+    assert traced.fates() == {Delivered(end(4)): 1 - missed, Untouched(): missed}
+    assert traced.ways[-1].steps[-1].did is Did.MISSED
+
+
+def test_a_hairpin_is_masqueraded_only_where_it_meets_itself() -> None:
+    hairpins = {"hairpin4": {end(1)[:4] * 2: b"", end(2)[:4] * 2: b""}}
+    table = {"services4": to("cluster4-2"), "endpoints4": slots(1, 2)} | hairpins
+    fates = trace(packet("10.244.2.1"), machine(table)).fates()
+    assert fates.keys() == {Delivered(end(1), Masquerade.HAIRPIN), Delivered(end(2))}
+    unserved = trace(packet("10.244.2.1", "10.244.2.1"), machine(table))
+    assert unserved.fates() == {Untouched(): CERTAIN}
+
+
+def test_what_has_arrived_is_not_masqueraded_and_what_is_sent_to_oneself_is() -> None:
+    here = backend(ip(NODE), Port(8080))
+    table = OUTER | {"endpoints4": {at(0): here + b"\0\0"}}
+    assert trace(packet(OUTSIDE, interface="eth0"), machine(table)).fates() == {
+        Delivered(here): CERTAIN
+    }
+    own = trace(packet(NODE, interface=""), machine(table))
+    assert own.fates() == {Delivered(here, Masquerade.MARK): CERTAIN}
+
+
+def test_an_endpoint_that_is_a_refused_frontend_is_refused() -> None:
+    table = OUTER | {"refused4": {frontend("10.244.2.1", 8080): b""}}
+    assert trace(packet(), machine(table)).fates() == {Refused(Answer.TCP_RESET): CERTAIN}
+
+
+def test_an_endpoint_at_a_cluster_ip_is_refused_where_it_would_be_forwarded() -> None:
+    table = OUTER | {"cluster-ips4": {ip("10.244.2.1"): b""}}
+    assert trace(packet(), machine(table)).fates() == {Refused(Answer.TCP_RESET): CERTAIN}
+
+
+def test_what_a_machine_sends_itself_meets_the_source_ranges_again() -> None:
+    here = frontend(NODE, 8080)
+    table = OUTER | {
+        "endpoints4": {at(0): ip(NODE) + struct.pack(">HH", 8080, 0)},
+        "guarded4": {here: b""},
+    }
+    sent = packet(NODE, interface="")
+    assert trace(sent, machine(table)).fates() == {Dropped(Why.SOURCE_RANGES): CERTAIN}
+
+
+STICKY: Table = {
+    "services4": to("masq-sticky-cluster4-2"),
+    "endpoints4": slots(1, 2),
+    "sticky4": to("learn4-60"),
+}
+
+
+def test_a_sticky_frontend_learns_and_remembers() -> None:
+    first = trace(packet(), machine(STICKY))
+    assert {way.fate for way in first.ways} == {
+        Delivered(end(1), Masquerade.MARK),
+        Delivered(end(2), Masquerade.MARK),
+    }
+    for way in first.ways:
+        assert way.learned is not None
+        learned = {way.learned.set_name: {way.learned.key: way.learned.value}}
+        again = trace(packet(), machine(STICKY, learned))
+        assert again.fates() == {way.fate: CERTAIN}
+        assert again.ways[0].learned == way.learned
+        assert len(trace(packet(OUTSIDE), machine(STICKY, learned)).ways) == 2
+
+
+def test_an_endpoint_here_is_learned_on_input() -> None:
+    table = STICKY | {"endpoints4": {at(0): ip(NODE) + struct.pack(">HH", 8080, 0)}}
+    (way, _) = trace(packet(), machine(table)).ways
+    assert way.steps[-1].chain == "learn-input"
+
+
+@pytest.mark.parametrize("interface", ["eth0", "lo", ""])
+def test_loopback_addresses_are_shielded_from_others(interface: str) -> None:
+    sent = packet(OUTSIDE, "127.0.0.1", interface=interface)
+    fate = Dropped(Why.LOOPBACK) if interface == "eth0" else Untouched()
+    assert trace(sent, machine({}, shield_loopback=True)).fates() == {fate: CERTAIN}
+    assert trace(sent, machine({})).fates() == {Untouched(): CERTAIN}
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "cluster4-x", "cluster4", "learn4-60", ""])
+def test_a_verdict_of_nobody_here_is_an_error(target: str) -> None:
+    with pytest.raises(ValueError, match="nobody of us made a chain"):
+        trace(packet(), machine({"services4": to(target)}))
+
+
+def test_a_trace_reads_well() -> None:
+    table = STICKY | {"services4": {frontend(): Tag("sticky-cluster4-2", "shop/web")}}
+    assert str(trace(packet(), machine(table))).splitlines() == [
+        "10.244.1.11 -> 10.96.0.1:80/tcp, came in by cbr0",
+        "  services: goes on where its frontend says:"
+        ' services4 { 10.96.0.1 . tcp . 80 comment "shop/web" : goto sticky-cluster4-2 }',
+        "  cluster4-2: translated to a random endpoint:"
+        " endpoints4 { 10.96.0.1 . tcp . 80 . 0 : 10.244.2.1 . 8080 }",
+        "  learn-postrouting: the client will come back to this endpoint:"
+        " affinity4 { 10.244.1.11 . 10.96.0.1 . tcp . 80 : 10.244.2.1 . 8080 }",
+        "  50.0000% delivered to 10.244.2.1:8080, source kept",
+        "  cluster4-2: translated to a random endpoint:"
+        " endpoints4 { 10.96.0.1 . tcp . 80 . 1 : 10.244.2.2 . 8080 }",
+        "  learn-postrouting: the client will come back to this endpoint:"
+        " affinity4 { 10.244.1.11 . 10.96.0.1 . tcp . 80 : 10.244.2.2 . 8080 }",
+        "  50.0000% delivered to 10.244.2.2:8080, source kept",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "table", "last"),
+    [
+        (packet(), REFUSED, "  100.0000% refused with a TCP reset"),
+        (packet(protocol=Protocol.UDP), REFUSED, "  100.0000% refused with an ICMP error"),
+        (packet(), {"services4": to(DROP)}, f"  100.0000% dropped: {Why.POLICY.value}"),
+        (packet(new=False), {}, "  100.0000% left with its destination, source kept"),
+    ],
+)
+def test_a_fate_reads_well(sent: Packet, table: Table, last: str) -> None:
+    assert str(trace(sent, machine(table))).splitlines()[-1] == last
