@@ -114,7 +114,8 @@ class KernelCounts:
     def __init__(self, metrics: Metrics, dataplane: NftablesDataplane) -> None:
         self._metrics = metrics
         self._dataplane = dataplane
-        self._messages = self._bytes = 0
+        # What was sent to find out whether the kernel can do it at all wrote nothing.
+        self._messages, self._bytes = dataplane.messages_sent, dataplane.bytes_sent
 
     def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
         """Add what has been sent since the last commit."""

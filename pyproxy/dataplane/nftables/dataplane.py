@@ -46,8 +46,6 @@ from pyproxy.netlink.nftables import (
 )
 from pyproxy.policy.answer import ServiceAnswer
 
-_NO_NF_TABLES = "this kernel has no nf_tables: load the module nf_tables"
-
 
 class NftablesDataplane:
     """Programs table `inet pyproxy` of the network namespace that it was made in."""
@@ -64,7 +62,7 @@ class NftablesDataplane:
         try:
             self._netlink = Nfnetlink()
         except KernelError as error:
-            raise UsageError(f"{_NO_NF_TABLES} ({error})") from error
+            raise _unusable(error) from error
         self._monitor = Monitor(TABLE, self._netlink.port)
 
     @property
@@ -84,12 +82,8 @@ class NftablesDataplane:
         try:
             read_tables(self._netlink)
             self._netlink.transact([delete_table(f"{TABLE}-none")], SUBSYSTEM)
-        except PermissionKernelError as error:
-            raise UsageError(
-                "no permission to program nf_tables: run as root, or with CAP_NET_ADMIN"
-            ) from error
         except KernelError as error:
-            raise UsageError(f"{_NO_NF_TABLES} ({error})") from error
+            raise _unusable(error) from error
         self._monitor.listen()
 
     def plan(self, changes: Changes) -> NftablesPlan:
@@ -288,3 +282,9 @@ class NftablesDataplane:
         self._shared.update(plan.shared)
         for row in [row for row in plan.shared if self._shared[row] <= 0]:
             del self._shared[row]
+
+
+def _unusable(error: KernelError) -> UsageError:
+    if isinstance(error, PermissionKernelError):
+        return UsageError("no permission to program nf_tables: run as root, or with CAP_NET_ADMIN")
+    return UsageError(f"this kernel has no nf_tables: load the module nf_tables ({error})")
