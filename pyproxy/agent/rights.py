@@ -1,0 +1,108 @@
+"""Giving up every right that the agent does not need once it runs.
+
+CAP_NET_ADMIN is enough for all that is written to the kernel: nf_tables and conntrack, the group of
+nf_tables' notifications, socket buffers beyond net.core's limits, and the sysctls of the network
+namespace. Facts: capabilities(7), and net/ in the kernel's sources.
+
+Capabilities belong to threads, so this comes before any thread is started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import logging
+import os
+from pathlib import Path
+
+from pyproxy.config.settings import Serving
+
+log = logging.getLogger(__name__)
+
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
+_CAPABILITY_VERSION = 0x20080522
+_LAST = Path("/proc/sys/kernel/cap_last_cap")
+_SETS = ctypes.c_uint32 * 6
+"""Effective, permitted and inheritable for capabilities 0 to 31, then for 32 to 63."""
+
+_SETPCAP = 8
+_PRIVILEGED_PORTS = 1024
+
+
+class Capability(enum.IntEnum):
+    """Those that the agent may need; the values are the kernel's."""
+
+    NET_BIND_SERVICE = 10
+    NET_ADMIN = 12
+
+
+def needed(serving: Serving) -> frozenset[Capability]:
+    """List what the agent needs; ports below 1024 only where it is told to listen on one."""
+    wanted = {Capability.NET_ADMIN}
+    for place in (serving.health, serving.metrics):
+        if place is not None and 0 < place.port < _PRIVILEGED_PORTS:
+            wanted.add(Capability.NET_BIND_SERVICE)
+    return frozenset(wanted)
+
+
+def keep_only(wanted: frozenset[Capability]) -> None:
+    """Drop all other capabilities, of this thread, those that it starts, and programs they run.
+
+    Where the kernel refuses, a warning says so and the agent goes on as it is.
+    """
+    try:
+        _Rights().keep_only(wanted)
+    except OSError as error:
+        log.warning("cannot give up rights that are not needed, keeping them: %s", error)
+
+
+class _Rights:
+    """This thread's capabilities, through libc. Every method raises OSError."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def keep_only(self, wanted: frozenset[Capability]) -> None:
+        effective, permitted = self._held()
+        kept = permitted & sum(1 << each for each in wanted)
+        if effective >> _SETPCAP & 1:
+            self._bound(kept)
+        # A program that root runs gets all of the bounding set back, unless this forbids it.
+        self._prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        self._prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+        self._hold(kept)
+        # Where we are not root, nft has no right but those that are handed on like this.
+        for each in wanted:
+            if kept >> each & 1:
+                self._prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
+
+    def _held(self) -> tuple[int, int]:
+        sets = _SETS()
+        self._check(self._libc.capget(_header(), sets), "capget")
+        return sets[0] | sets[3] << 32, sets[1] | sets[4] << 32
+
+    def _hold(self, kept: int) -> None:
+        low, high = kept & 0xFFFFFFFF, kept >> 32
+        sets = _SETS(low, low, low, high, high, high)
+        self._check(self._libc.capset(_header(), sets), "capset")
+
+    def _bound(self, kept: int) -> None:
+        for number in range(int(_LAST.read_text()) + 1):
+            if not kept >> number & 1:
+                self._prctl(_PR_CAPBSET_DROP, number)
+
+    def _prctl(self, option: int, *arguments: int) -> None:
+        words = [ctypes.c_ulong(each) for each in (*arguments, 0, 0, 0, 0)[:4]]
+        self._check(self._libc.prctl(option, *words), "prctl")
+
+    @staticmethod
+    def _check(result: int, call: str) -> None:
+        if result != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def _header() -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
