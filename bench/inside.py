@@ -92,7 +92,7 @@ class Inside:
     @contextmanager
     def looping(self) -> Iterator[None]:
         """Have the agent's own loop do the rest, from a sync that is due."""
-        loop = Loop(self.agent, self.inbox, lambda: None, 1.0)
+        loop = Loop(self.agent, self.inbox, lambda: None, 1.0, Health(30.0))
         thread = threading.Thread(target=loop.run, name="loop")
         thread.start()
         try:

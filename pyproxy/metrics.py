@@ -156,6 +156,12 @@ class Metrics:
         self._livez = Counter(
             "kubeproxy_proxy_livez_total", "Answers of /livez", ("code",), registry=registry
         )
+        self._worker_failures = Counter(
+            "pyproxy_worker_failures_total",
+            "Failures in a thread that nobody foresaw: each is a mistake in pyproxy",
+            ("thread",),
+            registry=registry,
+        )
         self._requests = Counter(
             "rest_client_requests_total",
             "Requests to the API server",
@@ -266,6 +272,10 @@ class Metrics:
         """The conntrack entries of a family were looked through."""
         self._conntrack_duration.labels(family.label).observe(seconds)
         self._conntrack_deleted.labels(family.label).inc(deleted)
+
+    def worker_failed(self, name: str) -> None:
+        """A thread failed in a way that nobody foresaw."""
+        self._worker_failures.labels(name).inc()
 
     def healthz_answered(self, status: int) -> None:
         """/healthz was asked for."""

@@ -53,6 +53,7 @@ def used() -> Metrics:
     metrics.request("GET", "api:6443", "<error>")
     metrics.request_took("GET", "api:6443", 0.2)
     metrics.event("posted")
+    metrics.worker_failed("drift")
     metrics.source_age(lambda: 12.5)
     return metrics
 
@@ -96,6 +97,7 @@ def test_all_others_are_our_own_or_the_process(exposed):
         "pyproxy_netlink_messages_total",
         "pyproxy_set_aside_objects",
         "pyproxy_source_last_event_age_seconds",
+        "pyproxy_worker_failures_total",
     }
     assert LEFT_OUT.keys() <= KUBE_PROXY_METRICS.keys()
     assert not LEFT_OUT.keys() & exposed.keys()

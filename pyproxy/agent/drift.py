@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import KernelError
+from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Watched(Protocol):
 
 def follow(dataplane: Watched, emit: Callable[[Drift], None]) -> None:
     """Begin to pass on each drift, until the dataplane is closed."""
-    threading.Thread(target=_follow, args=(dataplane, emit), name="drift", daemon=True).start()
+    Worker("drift", lambda: _follow(dataplane, emit)).start()
 
 
 def _follow(dataplane: Watched, emit: Callable[[Drift], None]) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from pyproxy.agent.core import Agent
 from pyproxy.dataplane.interface import Drift, P
+from pyproxy.health.state import Health
 from pyproxy.model.events import Event
 
 _BATCH = 10_000
@@ -28,7 +29,8 @@ Inbox = queue.SimpleQueue[Event | Drift | Stop]
 class Loop(Generic[P]):
     """Feeds one agent from one inbox until it holds a Stop.
 
-    `chores` are called every `chore_period` seconds, for what has a pace of its own.
+    `chores` are called every `chore_period` seconds, for what has a pace of its own. `health` hears
+    a beat at least as often, so that a thread that is stuck is noticed.
     """
 
     def __init__(
@@ -37,19 +39,23 @@ class Loop(Generic[P]):
         inbox: Inbox,
         chores: Callable[[], None],
         chore_period: float,
+        health: Health,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._inbox = inbox
         self._chores = chores
         self._chore_period = chore_period
+        self._health = health
         self._clock = clock
         self._next_chores = clock() + chore_period
         self._settled = False
 
     def run(self) -> None:
         """Work until told to stop. Raises PermissionKernelError."""
+        self._health.beat()
         while self._take_in():
+            self._health.beat()
             if self._clock() >= self._next_chores:
                 self._chores()
                 self._next_chores = self._clock() + self._chore_period

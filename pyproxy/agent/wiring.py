@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from pyproxy.agent import drift, loopback
+from pyproxy.agent import drift, loopback, supervise
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
@@ -50,6 +50,10 @@ class Source(Protocol):
         """End within about a second."""
         ...
 
+    def age(self) -> float:
+        """Seconds since it was last heard of."""
+        ...
+
 
 def run(settings: Settings) -> int:
     """Serve this node's Services until SIGTERM or SIGINT, and leave the rules behind.
@@ -61,17 +65,25 @@ def run(settings: Settings) -> int:
         stack.callback(dataplane.close)
         dataplane.prepare()
         metrics, health = Metrics(), Health(settings.pace.sync_period)
+        stack.enter_context(supervise.reported(health, metrics))
         inbox: Inbox = Inbox()
-        client = None
-        if not settings.manifests:
-            client = connect(settings.api.kubeconfig, settings.api.master, metrics)
+        client = (
+            None
+            if settings.manifests
+            else connect(settings.api.kubeconfig, settings.api.master, metrics)
+        )
         source = _source(settings, client, inbox.put)
+        metrics.source_age(source.age)
         announcer = Announcer(client, settings.node_name, metrics) if client else None
 
         def report(problem: Problem) -> None:
             # Whoever found it has logged it.
             if announcer is not None:
                 announcer.problem(problem, agent.world.uid(problem.kind, problem.name))
+
+        def end(*_: object) -> None:
+            health.ending()
+            inbox.put(Stop())
 
         servers = Servers(settings, health, metrics)
         checks = ServiceChecks(servers.http, health.is_healthy, report)
@@ -94,7 +106,7 @@ def run(settings: Settings) -> int:
         addresses = AddressWatch()
         stack.callback(addresses.close)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: inbox.put(Stop()))
+            signal.signal(number, end)
         servers.start()
         stack.callback(servers.stop)
         reconciler.start()
@@ -114,7 +126,7 @@ def run(settings: Settings) -> int:
             if addresses.changed():
                 agent.addresses_changed()
 
-        Loop(agent, inbox, chores, _CHORE_SECONDS).run()
+        Loop(agent, inbox, chores, _CHORE_SECONDS, health).run()
         log.info("ending; the rules stay")
     return 0
 

@@ -34,10 +34,14 @@ class _Status(msgspec.Struct, rename="camel"):
 
 
 def health_pages(health: Health, metrics: Metrics) -> Handler:
-    """/healthz, which a node that is to go fails, and /livez, which it does not."""
+    """/healthz, which an agent that ends and a node that is to go fail, and /livez, which not.
+
+    Restarting it, as a failed liveness probe does, would help neither of the two.
+    """
 
     def healthz(report: Report) -> Response:
-        response = _health(report, report.healthy and report.node_eligible, report.node_eligible)
+        passed = report.healthy and report.node_eligible and not report.ending
+        response = _health(report, passed, report.node_eligible)
         metrics.healthz_answered(response.status)
         return response
 

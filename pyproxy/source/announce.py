@@ -30,6 +30,7 @@ from pyproxy.metrics import Metrics
 from pyproxy.model.objects import Kind
 from pyproxy.source.client import Client, RefusedError
 from pyproxy.source.pacing import Clock, SystemClock
+from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class Announcer:
         self._said: set[str] = set()
         self._wake = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+        self._thread = Worker("announcer", self._run)
 
     def start(self) -> None:
         """Begin to post; returns at once."""
@@ -154,8 +155,7 @@ class Announcer:
         """End the thread; what waits is dropped. May be called more than once."""
         self._stopping = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_TIMEOUT)
+        self._thread.end(STOP_TIMEOUT)
 
     def problem(self, problem: Problem, uid: str = "") -> None:
         """Have a Warning posted; `uid` is the object's, empty where it is not known."""

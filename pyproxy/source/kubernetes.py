@@ -12,6 +12,7 @@ from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
 from pyproxy.source.pacing import Clock, Outages, SystemClock
 from pyproxy.source.reflector import Reflector, Resource, Surroundings
+from pyproxy.workers import Worker
 
 SELECTOR = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
 """The labels by which a Service and its slices say that they are not for this proxy."""
@@ -46,15 +47,14 @@ class KubernetesSource:
     ) -> None:
         self._client = client
         self._clock = clock or SystemClock()
+        self._made = self._clock.now()
         self._stopping = threading.Event()
         around = Surroundings(
             client, emit, self._clock, SystemRandom(), silence, self._stopping, Outages()
         )
         self._reflectors = [Reflector(resource, around) for resource in resources(hostname)]
         self._threads = [
-            threading.Thread(
-                target=reflector.run, name=f"source-{reflector.resource.kind.value}", daemon=True
-            )
+            Worker(f"source-{reflector.resource.kind.value}", reflector.run)
             for reflector in self._reflectors
         ]
 
@@ -72,17 +72,20 @@ class KubernetesSource:
         self._stopping.set()
         deadline = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
+            thread.end()
+        for thread in self._threads:
             # More than once, for a thread may just have been between two requests.
             while thread.is_alive() and time.monotonic() < deadline:
                 self._client.interrupt()
                 thread.join(0.02)
 
-    def age(self, kind: Kind) -> float | None:
-        """Seconds since anything was read of a kind, bookmarks too; None before the first time."""
-        for reflector in self._reflectors:
-            if reflector.resource.kind is kind and reflector.last_read is not None:
-                return self._clock.now() - reflector.last_read
-        return None
+    def age(self) -> float:
+        """Seconds since anything was read, bookmarks too, of the kind for which it is longest.
+
+        A kind that nothing was ever read of counts from when this was made.
+        """
+        read = (reflector.last_read for reflector in self._reflectors)
+        return self._clock.now() - min(self._made if at is None else at for at in read)
 
 
 def resources(hostname: str) -> list[Resource]:

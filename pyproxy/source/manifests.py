@@ -26,6 +26,7 @@ from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.decode import NotOurs, Reading, read
 from pyproxy.source.pacing import Clock, SystemClock
+from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class ManifestSource:
         self._known: dict[_Key, Reading] = {}
         self._said: frozenset[Problem] = frozenset()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="source-manifests", daemon=True)
+        self._heard = self._clock.now()
+        self._thread = Worker("source-manifests", self._run)
 
     def start(self) -> None:
         """Begin to read; returns at once."""
@@ -88,8 +90,11 @@ class ManifestSource:
     def stop(self) -> None:
         """End the thread; may be called more than once, and before `start`."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_TIMEOUT)
+        self._thread.end(STOP_TIMEOUT)
+
+    def age(self) -> float:
+        """Seconds since the folder was last looked at."""
+        return self._clock.now() - self._heard
 
     def _run(self) -> None:
         # The watch begins before the first reading, so that no change falls between the two.
@@ -108,6 +113,7 @@ class ManifestSource:
             names = frozenset(name for known, name in self._known if known is kind)
             self._emit(Synced(kind, names))
         for changed in changes:
+            self._heard = self._clock.now()
             if changed:
                 self._refresh({Path(path) for _, path in changed})
 

@@ -110,6 +110,10 @@ class Reflector:
                 if not stopping.is_set():
                     self._recover(error)
                     self._around.clock.wait(stopping, self._backoff.next(error))
+            except Exception:
+                # A mistake of ours, for whoever runs this thread. It may have lost a change.
+                self._version = ""
+                raise
 
     def _recover(self, error: SourceError) -> None:
         """Decide what the next attempt is, and whether anybody needs to know."""

@@ -106,6 +106,26 @@ def test_a_node_that_is_to_go_fails_healthz_alone(servers, health, ask):
     assert ask(servers.health_port, "/livez").status == 200
 
 
+def test_an_agent_that_ends_fails_healthz_alone(servers, health, ask):
+    health.updated()
+    health.ending()
+    answer = ask(servers.health_port, "/healthz")
+    assert answer.status == 503
+    body = json.loads(answer.body)
+    assert (body["nodeEligible"], body["healthy"]) == (True, False)
+    assert ask(servers.health_port, "/livez").status == 200
+
+
+def test_a_stuck_thread_fails_both(servers, health, clock, ask):
+    health.updated()
+    health.beat()
+    clock.seconds += 30
+    assert ask(servers.health_port, "/healthz").status == 503
+    assert ask(servers.health_port, "/livez").status == 503
+    health.beat()
+    assert ask(servers.health_port, "/livez").status == 200
+
+
 def test_answers_are_counted(servers, health, ask):
     ask(servers.health_port, "/healthz")
     health.updated()

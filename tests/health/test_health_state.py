@@ -61,3 +61,55 @@ def test_a_wall_clock_that_jumps_makes_nothing_late(clock):
     health.queued()
     assert health.is_healthy()
     assert health.is_healthy()
+
+
+def test_a_thread_that_does_not_beat_any_more_is_stuck(health, clock):
+    health.updated()
+    clock.seconds += 1000  # nothing is expected before the first beat
+    assert health.is_healthy()
+    for _ in range(100):
+        health.beat()
+        clock.seconds += 29.9
+        assert health.is_healthy()
+    clock.seconds += 0.1
+    assert not health.report().healthy
+    health.beat()
+    assert health.is_healthy()
+
+
+def test_an_agent_that_ends_works_and_is_not_to_be_counted_on(health):
+    health.updated()
+    health.ending()
+    assert health.report().healthy
+    assert not health.is_healthy()
+
+
+@pytest.mark.parametrize(
+    ("failures", "healthy"),
+    [
+        ([0], True),
+        ([0, 1], True),
+        ([0, 1, 3], False),
+        ([0, 59, 118], False),
+        ([0, 60, 120, 180], True),
+        ([0, 1, 61, 62], True),
+        ([0, 1, 61, 62, 64], False),
+    ],
+)
+def test_a_worker_that_keeps_failing(health, clock, failures, healthy):
+    health.updated()
+    start = clock.seconds
+    for second in failures:
+        clock.seconds = start + second
+        health.worker_failed("drift", again=True)
+        health.worker_failed(f"another one at {second}", again=True)
+    assert health.is_healthy() is healthy
+    clock.seconds += 60
+    assert health.is_healthy()
+
+
+def test_a_thread_that_is_gone_is_gone(health, clock):
+    health.updated()
+    health.worker_failed("drift", again=False)
+    clock.seconds += 10_000
+    assert not health.is_healthy()

@@ -15,6 +15,7 @@ from pyproxy.dataplane.conntrack.look import Look, Table
 from pyproxy.model.address import Address, Family, Protocol, family_of
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Reconciler:
         self._wake = threading.Condition()
         self._stopping = False
         self._rested = -math.inf
-        self._thread = threading.Thread(target=self._run, name="conntrack", daemon=True)
+        self._thread = Worker("conntrack", self._run)
         self.abandoned = 0
 
     def changed(self, services: Mapping[ObjectName, ServiceAnswer | None]) -> None:
@@ -91,8 +92,7 @@ class Reconciler:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        self._thread.end(timeout)
 
     def step(self) -> None:
         """Do all that is due by now."""
@@ -100,7 +100,13 @@ class Reconciler:
             visits = self._agenda.take(self._clock())
         if not visits:
             return
-        failed = self._look(frozenset(visits))
+        try:
+            failed = self._look(frozenset(visits))
+        except Exception:
+            # A mistake of ours, for whoever runs this thread; the frontends must not be forgotten.
+            with self._wake:
+                self._agenda.looked(visits, frozenset(visits), self._clock())
+            raise
         with self._wake:
             self._rested = self._clock()
             given_up = self._agenda.looked(visits, failed, self._rested)
