@@ -44,10 +44,10 @@ class Replay:
     def send(self, recorded: Any) -> Answer:
         request = recorded["request"]
         api = Api(self.server.url, TOKENS.get(recorded["about"], "admin"))
-        path = self._here(request["path"])
+        path = self.here(request["path"])
         return api(request["method"], path, request.get("body"), request.get("content_type") or "")
 
-    def _here(self, path: str) -> str:
+    def here(self, path: str) -> str:
         """Put this server's versions into a path in place of the recorded ones."""
         path = re.sub(
             r"resourceVersion=(\d+)",
@@ -140,7 +140,7 @@ def check_stream(replay: Replay, recorded: Any) -> None:
         # Here, watches from before have just been made to expire.
         current = api.ok("GET", "/api/v1/services")["metadata"]["resourceVersion"]
         replay.revisions["1184"] = current
-    path = replay._here(recorded["request"]["path"])
+    path = replay.here(recorded["request"]["path"])
     if "resourceVersion=1&" in recorded["request"]["path"]:
         replay.server.expire_watches()
     with api.watch(path) as watch:
