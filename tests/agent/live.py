@@ -1,0 +1,340 @@
+"""The agent as a process on a node of the lab's network, an API server here, and what it did."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from prometheus_client.parser import text_string_to_metric_families
+
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows, slots_in
+from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, Table
+from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
+from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.lab.cluster import kubeconfig
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.network import Network
+from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.process import Agent, agent_command
+from pyproxy.model.address import Family, parse_network
+from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.policy.backends import answer
+from pyproxy.policy.node_ports import on_addresses
+from pyproxy.source.decode import read
+
+DEADLINE = 20.0
+SHOP = "shop"
+SITE = "na"
+PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12", "b1": "10.244.2.11", "b2": "10.244.2.12"}
+NETWORKS = (parse_network("10.244.0.0/16"), parse_network("fd10::/16"))
+
+Object = dict[str, Any]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.002)
+
+
+def node(network: Network) -> Object:
+    site = network.topology.site(SITE)
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": site.node},
+        "spec": {"podCIDRs": list(site.pod_networks)},
+        "status": {"addresses": [{"type": "InternalIP", "address": a} for a in site.addresses]},
+    }
+
+
+def service(name: str, address: str, node_port: int = 0) -> Object:
+    port = {"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": SHOP},
+        "spec": {
+            "type": "NodePort" if node_port else "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ipFamilies": ["IPv4"],
+            "ports": [port | ({"nodePort": node_port} if node_port else {})],
+        },
+    }
+
+
+def endpoint_slice(of: str, addresses: Iterable[str], note: str = "") -> Object:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{of}-1",
+            "namespace": SHOP,
+            "labels": {"kubernetes.io/service-name": of},
+            "annotations": {"note": note},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        "endpoints": [
+            {"addresses": [a], "conditions": {"ready": True}, "nodeName": _node_of(a)}
+            for a in addresses
+        ],
+    }
+
+
+def _node_of(address: str) -> str:
+    return "node-a" if address.startswith("10.244.1.") else "node-b"
+
+
+class Process(Agent):
+    """The agent, with what a test asks of it."""
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def ends_within(self, seconds: float) -> int:
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self.ends_within(DEADLINE) == -signal.SIGKILL
+
+    def does(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for a condition, and fail at once where the agent has ended."""
+
+        def checked() -> object:
+            self.require_alive()
+            return condition()
+
+        wait_for(checked, what)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+class Stage:
+    """A node of a lab's network and everything a test does on it."""
+
+    def __init__(self, network: Network, folder: Path, api: str) -> None:
+        self.network = network
+        self.here: Namespace = network.namespace(SITE)
+        self.api_address = api
+        self._folder = folder
+        self._started = 0
+
+    @contextmanager
+    def server(self, port: int = 0, middlewares: Iterable[Any] = ()) -> Iterator[ApiServer]:
+        """Run an API server that the node reaches, with its Node in it."""
+        from pyproxy.lab.apiserver.settings import Settings  # noqa: PLC0415
+
+        settings = Settings(host=self.api_address, port=port)
+        with ApiServer.running(settings, tuple(middlewares)) as server:
+            server.load([node(self.network)])
+            yield server
+
+    def agent(self, url: str, *flags: str) -> Process:
+        """Prepare an agent that asks the API server at `url`; entering it starts it."""
+        self._started += 1
+        path = self._folder / f"kubeconfig-{self._started}"
+        path.write_bytes(msgspec.json.encode(kubeconfig(url, "")))
+        command = [*agent_command(self.network.topology.site(SITE), path), *flags]
+        return Process(self.here, command, self._folder / f"agent-{self._started}.log")
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `pyproxy` with these arguments on the node, to its end."""
+        return self.here.run([sys.executable, "-m", "pyproxy", *words], check=False)
+
+    def nft(self, *words: str) -> str:
+        return self.here.run(["nft", *words]).stdout
+
+    def tables(self) -> list[str]:
+        return self.nft("list", "tables").splitlines()
+
+    def probe(self, target: str, who: str = "a1", tries: int = 40) -> Outcome:
+        return self.network.namespace(who).call(partial(probe, parse_target(target), tries=tries))
+
+    def connect(self, who: str, address: str) -> socket.socket:
+        """Open a connection that is held; its pod has greeted already."""
+        return self.network.namespace(who).call(partial(_connected, (address, 80)))
+
+    def health(self) -> int:
+        """Ask /healthz; 0 where nobody listens yet."""
+        return self.here.call(_health)
+
+    def metrics(self) -> dict[str, float]:
+        """Read all metrics that have no labels; empty where nobody listens yet."""
+        return self.here.call(_metrics)
+
+    def kernel(self) -> Table:
+        """Read the table's elements, with each frontend's endpoints in the order of values."""
+        return self.here.call(_read_table)
+
+    def commits(self) -> Commits:
+        """Begin to hear of every transaction on nf_tables of this node."""
+        return Commits(self.here)
+
+    def is_served(self, server: ApiServer) -> bool:
+        """Tell whether the kernel holds what the API server's objects mean."""
+        return self.kernel() == desired(server, self.network)
+
+
+class Commits:
+    """What the kernel tells of transactions; a context manager."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._socket = namespace.call(_listener)
+
+    def __enter__(self) -> Commits:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def count(self, seconds: float = 0.0) -> int:
+        """Count those since the last call, waiting so long for the first."""
+        count = 0
+        while select.select([self._socket], [], [], 0.0 if count else seconds)[0]:
+            try:
+                data = self._socket.recv(1 << 18)
+            except OSError:  # there was more than the socket holds
+                return count + 1
+            count += _generations(data)
+        return count
+
+
+def desired(server: ApiServer, network: Network) -> Table:
+    """Compile the API server's objects from nothing, in the form of `Stage.kernel`."""
+    store = server.registry.store
+
+    def bodies() -> list[tuple[Kind, bytes]]:
+        tables = ((Kind.SERVICE, SERVICES), (Kind.ENDPOINT_SLICE, ENDPOINT_SLICES))
+        return [
+            (kind, stored.body) for kind, of in tables for stored in store.table(of).current("/")
+        ]
+
+    services: dict[ObjectName, Service] = {}
+    slices: dict[ObjectName, list[EndpointSlice]] = {}
+    for kind, body in server.call(bodies):
+        value = read(kind, body).value
+        if isinstance(value, Service):
+            services[value.name] = value
+        elif isinstance(value, EndpointSlice):
+            slices.setdefault(value.service, []).append(value)
+    here = read(Kind.NODE, msgspec.json.encode(node(network))).value
+    assert isinstance(here, Node)
+    return in_order(_compile(services, slices, here))
+
+
+def _compile(
+    services: Mapping[ObjectName, Service],
+    slices: Mapping[ObjectName, list[EndpointSlice]],
+    here: Node,
+) -> Table:
+    table = node_rows(NETWORKS)
+    for name, each in services.items():
+        said = answer(each, slices.get(name, []), here, here.name)
+        said = on_addresses(said, here.addresses)
+        add_service(said, table)
+        for set_name, key in shared_rows(said):
+            table.setdefault(set_name, {})[key] = b""
+    return table
+
+
+def in_order(table: Table) -> Table:
+    """Number each frontend's endpoints by their values: which slot each has does not matter."""
+    result = dict(table)
+    for family in Family:
+        name = ENDPOINTS.of(family)
+        if name in table:
+            slots = slots_in(table[name], family)
+            assert sum(map(len, slots.values())) == len(table[name]), "slots with gaps"
+            result[name] = {
+                key + bytes([index]): backend
+                for key, backends in slots.items()
+                for index, backend in enumerate(sorted(backends))
+            }
+    assert result.keys() <= BY_NAME.keys()
+    return result
+
+
+def _read_table() -> Table:
+    netlink = Nfnetlink()
+    try:
+        return in_order(read_table(netlink))
+    finally:
+        netlink.close()
+
+
+def _listener() -> socket.socket:
+    found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    found.setsockopt(socket.SOL_SOCKET, 33, 1 << 23)
+    found.bind((0, 1 << 6))
+    return found
+
+
+def _generations(data: bytes) -> int:
+    count = offset = 0
+    while offset + 16 <= len(data):
+        length = int.from_bytes(data[offset : offset + 4], sys.byteorder)
+        kind = int.from_bytes(data[offset + 4 : offset + 6], sys.byteorder)
+        count += kind == (10 << 8 | 15)
+        offset += (length + 3) & ~3
+    return count
+
+
+def _connected(target: tuple[str, int]) -> socket.socket:
+    found = socket.create_connection(target, 5.0)
+    found.recv(256)
+    return found
+
+
+def ask(connection: socket.socket) -> str:
+    """Say something on a connection that is held, and give the name of the pod that answers."""
+    connection.sendall(b"?")
+    return connection.recv(256).decode().split()[0]
+
+
+def _health() -> int:
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:10256/healthz", timeout=5) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def _metrics() -> dict[str, float]:
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=5) as reply:
+            text = reply.read().decode()
+    except OSError:
+        return {}
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.labels
+    }
+
+
+def addresses(*pods: str) -> list[str]:
+    return [PODS[pod] for pod in pods]
