@@ -1,0 +1,142 @@
+"""On which addresses of the node, and from where, node ports answer: `--nodeport-addresses`."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.network import Network
+
+from .proxied import PATIENCE, Proxied, endpoint_slice, proxied, service
+
+pytestmark = pytest.mark.packets
+
+PORT = 30080
+PORTS = (
+    {"name": "tcp", "port": 80, "nodePort": PORT},
+    {"name": "udp", "port": 80, "nodePort": PORT, "protocol": "UDP"},
+)
+SLICE_PORTS = ({"name": "tcp", "port": 8080}, {"name": "udp", "port": 8080, "protocol": "UDP"})
+WEB = (
+    service("web", "10.96.0.1", "fd00:10:96::1", ports=PORTS, type="NodePort"),
+    endpoint_slice("web", "a1", "b1", ports=SLICE_PORTS),
+    endpoint_slice("web", "a1", "b1", ports=SLICE_PORTS, family="IPv6"),
+)
+
+PRIMARY = {"172.30.0.11": ("ext", "a2", "na"), "fd30::11": ("ext", "a2", "na")}
+GATEWAYS = {"10.244.1.1": ("ext", "a2", "na"), "fd10:1::1": ("ext", "a2", "na")}
+LOOPBACK = {"127.0.0.1": ("na",)}
+LOOPBACK6 = {"::1": ("na",)}
+EVERY = PRIMARY | GATEWAYS | LOOPBACK | LOOPBACK6
+CASES = {
+    "primary": PRIMARY,
+    "localhost": LOOPBACK,
+    "all": PRIMARY | GATEWAYS,
+    "primary,localhost": PRIMARY | LOOPBACK,
+    "172.30.0.0/24,fd10:1::/64": {"172.30.0.11": PRIMARY["172.30.0.11"], "fd10:1::1": ("a2",)},
+    "127.0.0.0/8,::1/128": LOOPBACK,
+}
+
+
+def target(address: str, protocol: str, port: int = PORT) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"{host}:{port}/{protocol}"
+
+
+@pytest.mark.parametrize("flag", CASES)
+def test_where_node_ports_answer(network: Network, tmp_path: Path, flag: str) -> None:
+    network.namespace("na").sysctl({"ipv4/conf/all/route_localnet": 0})
+    with proxied(network, tmp_path / "x", f"--nodeport-addresses={flag}", objects=WEB) as node:
+        for address, clients in EVERY.items():
+            for who in clients:
+                for protocol in ("tcp", "udp"):
+                    to = target(address, protocol)
+                    if address in CASES[flag]:
+                        node.reaches(who, to, "a1", "b1", tries=24)
+                    else:
+                        node.is_refused(who, to)
+        if "::1" in flag or "localhost" in flag:
+            node.says("node ports do not answer on ::1")
+
+
+@pytest.fixture
+def everywhere(network: Network, tmp_path: Path) -> Iterator[Proxied]:
+    with proxied(network, tmp_path / "x", "--nodeport-addresses=all", objects=WEB) as node:
+        yield node
+
+
+def test_an_address_that_comes_is_answered_on_and_one_that_goes_is_not(
+    everywhere: Proxied,
+) -> None:
+    here = everywhere.network.namespace("na")
+    for address, length in (("172.30.0.55", 24), ("fd30::55", 64)):
+        to = target(address, "tcp")
+        assert not everywhere.once("ext", to, timeout=0.1).reached
+        here.ip([f"addr add {address}/{length} dev eth0{' nodad' if ':' in address else ''}"])
+        everywhere.reaches("ext", to, "a1", "b1", tries=24)
+        here.ip([f"addr del {address}/{length} dev eth0"])
+        deadline = time.monotonic() + PATIENCE
+        while f"{address} ." in here.run(["nft", "list", "table", "inet", "pyproxy"]).stdout:
+            assert time.monotonic() < deadline, f"node ports are on {address} for ever"
+            time.sleep(0.1)
+
+
+def test_loopback_addresses_are_shielded_from_others(network: Network, tmp_path: Path) -> None:
+    """The sysctl that lets node ports answer on 127.0.0.1 would open all that listens there."""
+    here, neighbour = network.namespace("na"), network.namespace("ext")
+    here.sysctl({"ipv4/conf/all/route_localnet": 0})
+    neighbour.sysctl({"ipv4/conf/all/route_localnet": 1})
+    local = [f"route del table local local {what} dev lo" for what in ("127.0.0.0/8", "127.0.0.1")]
+    neighbour.ip([*local, "route add 127.0.0.0/8 via 172.30.0.11"])
+    with here.call(lambda: bound("127.0.0.1", 9300)) as listener:
+        flag = "--nodeport-addresses=localhost"
+        with proxied(network, tmp_path / "x", flag, objects=WEB) as node:
+            node.reaches("na", "127.0.0.1:9090", "ha")
+            assert not hears(listener, neighbour)
+        # Without the table it does: this is what the shield is for.
+        assert hears(listener, neighbour)
+    neighbour.ip(["route del 127.0.0.0/8", "addr del 127.0.0.1/8 dev lo"])
+    neighbour.ip(["addr add 127.0.0.1/8 dev lo"])
+
+
+def bound(address: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind((address, port))
+    listener.settimeout(0.3)
+    return listener
+
+
+def hears(listener: socket.socket, sender: Namespace) -> bool:
+    with sender.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as talker:
+        talker.sendto(b"!", listener.getsockname())
+    try:
+        return bool(listener.recv(10))
+    except TimeoutError:
+        return False
+
+
+def test_an_external_ip_may_be_the_nodes_own_address(network: Network, tmp_path: Path) -> None:
+    own = {"externalIPs": ["172.30.0.11", "fd30::11"]}
+    ports = ({"name": "tcp", "port": 8088}, {"name": "udp", "port": 8088, "protocol": "UDP"})
+    objects = (service("web", "10.96.0.1", "fd00:10:96::1", ports=ports, **own), *WEB[1:])
+    with proxied(network, tmp_path / "x", objects=objects) as node:
+        for address in own["externalIPs"]:
+            for who in ("ext", "a2", "na"):
+                for protocol in ("tcp", "udp"):
+                    node.reaches(who, target(address, protocol, 8088), "a1", "b1", tries=24)
+                node.reaches(who, target(address, "tcp", 9090), "ha")
+                node.is_refused(who, target(address, "tcp", 8089))
+
+
+def test_a_node_port_and_an_external_ip_may_meet(network: Network, tmp_path: Path) -> None:
+    """Address, protocol and port are the same, so the two are one frontend."""
+    ports = ({"name": "tcp", "port": PORT, "nodePort": PORT},)
+    web = service("web", "10.96.0.1", ports=ports, type="NodePort", externalIPs=["172.30.0.11"])
+    with proxied(network, tmp_path / "x", objects=(web, WEB[1])) as node:
+        node.reaches("ext", target("172.30.0.11", "tcp"), "a1", "b1", tries=24)
+        node.reaches("a2", f"10.96.0.1:{PORT}", "a1", "b1", tries=24)
