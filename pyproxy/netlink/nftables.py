@@ -31,7 +31,7 @@ _GETTABLE, _DELTABLE = 1, 2
 _GETCHAIN = 4
 _DELCHAIN = 5
 _GETRULE = 7
-_GETSET = 10
+_GETSET, _DELSET = 10, 11
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 
 _TABLE_NAME = 1
@@ -127,6 +127,11 @@ def delete_chain(table: str, name: str) -> Message:
 def get_chains() -> Message:
     """Ask for the chains of all tables of the inet family."""
     return Message(_kind(_GETCHAIN), 0, b"")
+
+
+def delete_set(table: str, name: str) -> Message:
+    """Remove a set or map that no rule looks up, with its elements."""
+    return Message(_kind(_DELSET), 0, string(_SET_TABLE, table) + string(_SET_NAME, name))
 
 
 def get_rules(table: str) -> Message:

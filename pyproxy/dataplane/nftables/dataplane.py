@@ -13,7 +13,7 @@ from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
 from pyproxy.dataplane.nftables import chains, ruleset
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
 from pyproxy.dataplane.nftables.layout import read_layout
-from pyproxy.dataplane.nftables.loader import load
+from pyproxy.dataplane.nftables.loader import load, seal
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
 from pyproxy.dataplane.nftables.readback import (
     read_learned,
@@ -177,6 +177,8 @@ class NftablesDataplane:
             growth = Counter[SharedRow]()
             self._count(growth, self._programmed.get(found), plan.services[found])
             plan = without(plan, found, self._rows_of(plan, found), growth)
+        if plan.reload:
+            seal(self._netlink)
         self._forget_clients(plan)
         self._remember(plan)
         return tuple(failures)

@@ -8,7 +8,6 @@ of it is kept as the name of an empty chain, where the next start of the agent f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import msgspec
 
@@ -16,11 +15,31 @@ from pyproxy.dataplane.nftables import chains, ruleset, schema
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Mark
-from pyproxy.netlink import nftables
+from pyproxy.netlink import nftables, rules
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
-from pyproxy.netlink.rules import new_chain
 
 _SEAL = "loaded-"
+
+
+class Strays(msgspec.Struct, frozen=True):
+    """Chains and sets that stand in our table and that nothing of ours uses."""
+
+    chains: list[str]
+    sets: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.chains or self.sets)
+
+    def __str__(self) -> str:
+        return ", ".join([*self.chains, *self.sets])
+
+    def removal(self) -> list[Message]:
+        """Delete them, each after what may need it."""
+        return [
+            *(rules.flush(TABLE, name) for name in self.chains),
+            *(nftables.delete_set(TABLE, name) for name in self.sets),
+            *(nftables.delete_chain(TABLE, name) for name in self.chains),
+        ]
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -53,13 +72,21 @@ class Layout(msgspec.Struct, frozen=True):
             and len(self.rules.get(name, ())) == chains.rule_count(name, mark)
         }
 
+    def strays(self) -> Strays:
+        """Find the chains and sets that are not ours; an older version may have left them."""
+        ours = ruleset.chain_names()
+        foreign = [name for name in self.chains if _is_fixed(name) and name not in ours]
+        # Sets without a name of their own belong to a rule, and go with it.
+        sets = [name for name in self.sets.keys() - schema.BY_NAME.keys() if name[:2] != "__"]
+        return Strays(foreign, sorted(sets))
+
     def sealing(self) -> list[Message]:
         """Write the seal, in place of any older one."""
         seal = self.seal()
         stale = (name for name in self.chains if name.startswith(_SEAL) and name != seal)
         return [
             *(nftables.delete_chain(TABLE, name) for name in stale),
-            new_chain(TABLE, seal),
+            rules.new_chain(TABLE, seal),
         ]
 
 
@@ -73,12 +100,6 @@ def read_layout(netlink: Nfnetlink) -> Layout:
         nftables.rules(netlink.dump(nftables.get_rules(TABLE))),
         nftables.sets(netlink.dump(nftables.get_sets(TABLE))),
     )
-
-
-def missing(layout: Layout, wanted: Iterable[str], mark: Mark) -> list[str]:
-    """List the chains that verdicts go to and that are not there, or not whole."""
-    present = layout.whole_chains(mark)
-    return [name for name in chains.needed(wanted) if name not in present]
 
 
 def _is_fixed(name: str) -> bool:

@@ -6,7 +6,7 @@ import logging
 import subprocess
 
 from pyproxy.dataplane.nftables import ruleset
-from pyproxy.dataplane.nftables.layout import Layout, read_layout
+from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.readback import read_tables
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -17,8 +17,8 @@ from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
 log = logging.getLogger(__name__)
 
 
-def load(netlink: Nfnetlink, options: Options) -> Layout:
-    """Make the fixed part so, keeping every element, and seal it; the layout that came of it.
+def load(netlink: Nfnetlink, options: Options) -> None:
+    """Make the fixed part so, keeping every element; `seal` must follow.
 
     A table of our name whose sets have other types cannot be kept. It is replaced, and
     OutOfStepError says that its elements are gone. Raises KernelError.
@@ -33,16 +33,24 @@ def load(netlink: Nfnetlink, options: Options) -> Layout:
         for refusal in netlink.transact([delete_table(TABLE)], SUBSYSTEM):
             raise refusal.error from error
         _nft(ruleset.ruleset(options, ()))
-        _seal(netlink)
         raise OutOfStepError("the table was replaced, with all elements gone", 0) from error
-    return _seal(netlink)
 
 
-def _seal(netlink: Nfnetlink) -> Layout:
-    layout = read_layout(netlink)
-    for refusal in netlink.transact(layout.sealing(), SUBSYSTEM):
+def seal(netlink: Nfnetlink) -> None:
+    """Clear away what is not ours, now that no element needs it, and seal the rest.
+
+    What the kernel will not remove is sealed with it, so that it is tried once. Raises KernelError.
+    """
+    if strays := read_layout(netlink).strays():
+        refusals = netlink.transact(strays.removal(), SUBSYSTEM)
+        if refusals:
+            log.warning(
+                "cannot remove from table inet %s: %s: %s", TABLE, strays, refusals[0].error
+            )
+        else:
+            log.info("removed from table inet %s what is not ours: %s", TABLE, strays)
+    for refusal in netlink.transact(read_layout(netlink).sealing(), SUBSYSTEM):
         raise refusal.error
-    return layout
 
 
 def _nft(text: str) -> None:

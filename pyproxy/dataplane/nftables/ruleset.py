@@ -68,6 +68,11 @@ def ruleset(options: Options, present: Iterable[str]) -> str:
     )
 
 
+def chain_names() -> frozenset[str]:
+    """Name the chains of the fixed part; they are the same whatever the options."""
+    return frozenset(name for name, _ in _chains(Options()))
+
+
 def _hooks() -> dict[str, str]:
     return {
         "filter-prerouting": "type filter hook prerouting priority dstnat - 10; policy accept;",
