@@ -1,0 +1,155 @@
+"""An agent at work in a namespace: all of it but the source, whose events a test writes itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from pyproxy.agent import drift
+from pyproxy.agent.core import Agent, Observers
+from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pace import Pace
+from pyproxy.config.settings import LocalTraffic, Settings
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.layout import Layout, read_layout
+from pyproxy.dataplane.nftables.plan import NftablesPlan
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.errors import Problem
+from pyproxy.health.state import Health
+from pyproxy.lab.namespace import Namespace
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import parse_network
+from pyproxy.model.events import Event, Synced, Upsert
+from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from tests.agent.world import HOSTNAME, NODE
+from tests.chaos.waiting import until
+
+CHORE_SECONDS = 0.2
+OPTIONS = Options()
+
+Obj = Service | EndpointSlice | Node
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """All that the kernel holds of the table."""
+
+    rows: Table
+    layout: Layout
+
+
+def snapshot(namespace: Namespace) -> Snapshot:
+    netlink = namespace.call(Nfnetlink)
+    try:
+        return Snapshot(read_table(netlink), read_layout(netlink))
+    finally:
+        netlink.close()
+
+
+def lists(objects: Iterable[Obj], now: float) -> list[Event]:
+    """What a source says at first, with a Node beside these objects."""
+    named: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
+    events: list[Event] = []
+    for obj in (*objects, NODE):
+        events.append(Upsert(obj, now))
+        match obj:
+            case Service(name=name):
+                named[Kind.SERVICE].add(name)
+            case EndpointSlice(name=name):
+                named[Kind.ENDPOINT_SLICE].add(name)
+            case Node(name=text):
+                named[Kind.NODE].add(ObjectName("", text))
+    events += (Synced(kind, frozenset(names)) for kind, names in named.items())
+    return events
+
+
+class Core:
+    """The agent without its threads: the test calls it, in the namespace, and moves its clock."""
+
+    def __init__(
+        self, namespace: Namespace, clock: Callable[[], float], options: Options = OPTIONS
+    ) -> None:
+        self.namespace = namespace
+        self.metrics = Metrics()
+        self.health = Health(30.0)
+        self.reported: list[Problem] = []
+        self.dataplane = namespace.call(lambda: NftablesDataplane(options))
+        namespace.call(self.dataplane.prepare)
+        settings = Settings(
+            HOSTNAME, local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),))
+        )
+        observers = Observers(self.metrics, self.health, (), clock, time.time, self.reported.append)
+        self.agent: Agent[NftablesPlan] = Agent(
+            self.dataplane, NodeRules(settings, lambda: ()), Pace(0.0), observers
+        )
+
+    def close(self) -> None:
+        self.dataplane.close()
+
+    def counted(self, metric: str, **labels: str) -> float:
+        """Read one sample of a metric, 0 where there is none."""
+        for family in self.metrics.collect():
+            for sample in family.samples:
+                if sample.name == metric and labels.items() <= sample.labels.items():
+                    return sample.value
+        return 0.0
+
+    def repaired(self) -> dict[str, float]:
+        """Count what has been put right, by the kind of object."""
+        return {
+            sample.labels["object"]: sample.value
+            for family in self.metrics.collect()
+            for sample in family.samples
+            if sample.name == "pyproxy_drift_repairs_total"
+        }
+
+
+class Live(Core):
+    """A context manager: inside it the agent's threads run, as the command starts them."""
+
+    def __init__(self, namespace: Namespace, options: Options = OPTIONS) -> None:
+        super().__init__(namespace, time.monotonic, options)
+        self.inbox: Inbox = Inbox()
+        self._loop = Loop(self.agent, self.inbox, self.agent.audit, CHORE_SECONDS, self.health)
+        self._thread = threading.Thread(target=namespace.call, args=(self._loop.run,), daemon=True)
+
+    def __enter__(self) -> Self:
+        drift.follow(self.dataplane, self.inbox.put)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.inbox.put(Stop())
+        self._thread.join()
+        self.close()
+
+    def begin(self, *objects: Obj) -> Snapshot:
+        """Tell it the first lists, and wait for the kernel to hold what they mean."""
+        for event in lists(objects, time.monotonic()):
+            self.inbox.put(event)
+        until(self.health.is_healthy, "the first commit")
+        return self.seen()
+
+    def hear(self, *objects: Obj) -> None:
+        for obj in objects:
+            self.inbox.put(Upsert(obj, time.monotonic()))
+
+    def seen(self) -> Snapshot:
+        return snapshot(self.namespace)
+
+    def nft(self, text: str) -> None:
+        """Be the other program."""
+        self.namespace.run(["nft", "-f", "-"], text=text)
