@@ -108,7 +108,9 @@ class _Story:
             note("nobody is sent to hello-1 any more: it has stopped")
             self._more(traffic, 50)
         said(f"client -> {self._service}: {shares(traffic.answers)}")
-        check(not traffic.failures, f"{traffic.answers.total()} requests, none failed")
+        for failure in traffic.failures:
+            said(f"failed: {failure}")
+        check(not traffic.failures, f"{traffic.total} requests, none failed")
         check(traffic.answers["hello-4"] > 0, "the new pod has its part of them")
 
     def _readiness(self) -> None:
@@ -191,14 +193,17 @@ class _Story:
         addresses = self._cluster.network.addresses(name)
         return next(address for address in addresses if ":" not in address)
 
-    def _held(self, addresses: list[str]) -> int:
-        """Count which of these addresses the kernel's rules name."""
-        named = set(re.findall(r"[0-9.]+", self._table()))
-        return len(named & set(addresses))
+    def _held(self, addresses: list[str]) -> int | None:
+        """Count which of these addresses the kernel's rules name; None while there are no rules."""
+        table = self._table()
+        if not table:
+            return None
+        return len(set(re.findall(r"[0-9.]+", table)) & set(addresses))
 
     def _table(self) -> str:
         nft = ["nft", "list", "table", "inet", "pyproxy"]
-        return self._cluster.network.namespace("na").run(nft, check=False).stdout
+        done = self._cluster.network.namespace("na").run(nft, check=False)
+        return "" if done.returncode else done.stdout
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -6,6 +6,8 @@ import itertools
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,9 +22,12 @@ from pyproxy.lab.namespace import (
     remove_abandoned,
     require_root,
 )
+from pyproxy.lab.probe import Target, probe
 from pyproxy.lab.topology import HOST_PORTS, OUTSIDE, TWO_NODES, Pod, Site, Topology
 
 SWITCH = "sw"
+
+_PATIENCE = 10.0
 
 _numbers = itertools.count()
 
@@ -81,6 +86,7 @@ class Network:
         self._pods[pod.name] = pod
         self._wire_pods(self.topology.site(pod.site), [pod])
         self._await(self._start(pod.name, pod.name, pod.ports))
+        self._await_answer(pod.addresses.ipv4, pod.ports)
 
     def remove_pod(self, name: str) -> None:
         """Stop a pod and remove its namespace; what it had in hand is lost."""
@@ -128,6 +134,10 @@ class Network:
         starting += [self._start(site.name, site.host, HOST_PORTS) for site in topology.sites]
         for server in starting:
             self._await(server)
+        for pod in topology.pods:
+            self._await_answer(pod.addresses.ipv4, pod.ports)
+        for site in topology.sites:
+            self._await_answer(site.addresses.ipv4, HOST_PORTS)
 
     def _members(self, names: list[str]) -> list[tuple[str, str]]:
         return [(name, self.namespace(name).name) for name in names]
@@ -161,6 +171,19 @@ class Network:
         if said != b"ready\n":
             rest = (said + server.stdout.read()).decode(errors="replace").strip()
             raise LabError(f"a pod's server did not start: {rest.splitlines()[-1:]}")
+
+    def _await_answer(self, address: str, ports: tuple[int, ...]) -> None:
+        """Wait until a server can be reached from outside: links come up a little after they say.
+
+        Raises LabError.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        outside = self.namespace(OUTSIDE)
+        for port in ports[:1]:
+            reach = partial(probe, Target(address, port), timeout=0.1)
+            while not outside.call(reach).reached:
+                if time.monotonic() > deadline:
+                    raise LabError(f"{address}:{port} was not reached within {_PATIENCE:.0f} s")
 
     def _stop(self, where: str) -> None:
         server = self._servers.pop(where)
