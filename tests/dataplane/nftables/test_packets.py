@@ -236,7 +236,7 @@ def probes() -> Iterator[tuple[Case, str, Family, Protocol]]:
         next(turns)
 
 
-@pytest.mark.parametrize(("case", "kind", "client", "family", "protocol"), probes())
+@pytest.mark.parametrize(("case", "kind", "client", "family", "protocol"), list(probes()))
 def test_what_the_tracer_says_happens(
     lab: Lab, case: Case, kind: str, client: str, family: Family, protocol: Protocol
 ) -> None:

@@ -1,0 +1,82 @@
+"""Change by change one comes to the same rows as all at once, and writes no more than must be."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.diff import apply, diff
+from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nftables.plan import shared_changes
+from pyproxy.dataplane.nftables.rows import SharedRow, add_service, shared_rows
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.slots import place_service
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import ServiceAnswer
+from tests.dataplane.nftables.scenes import LOCAL, Scene, compiled, packets, scenes
+
+Answers = dict[ObjectName, ServiceAnswer]
+
+
+class Walker:
+    """Goes from state to state by the parts that the dataplane goes by, without a kernel."""
+
+    def __init__(self) -> None:
+        self.table: Table = {}
+        self._placed: Answers = {}
+        self._shared: Counter[SharedRow] = Counter()
+
+    def go(self, wanted: Answers) -> int:
+        """Give how many elements were written."""
+        before: Table = {}
+        after: Table = {}
+        growth: Counter[SharedRow] = Counter()
+        placed: Answers = {}
+        for answer in self._placed.values():
+            add_service(answer, before)
+            growth.subtract(shared_rows(answer))
+        for name, answer in wanted.items():
+            placed[name] = place_service(self._placed.get(name), answer)
+            add_service(placed[name], after)
+            growth.update(shared_rows(answer))
+        gone, come = shared_changes(self._shared, growth)
+        delta = diff(before | gone, after | come)
+        self.table = apply(delta, self.table)
+        self._placed = placed
+        self._shared.update(growth)
+        return sum(len(rows) for side in (delta.remove, delta.add) for rows in side.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(scenes(), min_size=1, max_size=4), st.data())
+def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject) -> None:
+    walker = Walker()
+    for scene in history:
+        walker.go(scene.answers())
+    last = history[-1]
+    answers = last.answers()
+    assert walker.go(answers) == 0
+    leap = compiled(tuple(answers.values()), ())
+    assert {name: rows.keys() for name, rows in walker.table.items()} == {
+        name: rows.keys() for name, rows in leap.items()
+    }
+    for _ in range(4):
+        packet = data.draw(packets(tuple(answers.values())))
+        walked, leapt = (
+            trace(packet, Machine(table, last.options, LOCAL)).fates().keys()
+            for table in (walker.table, leap)
+        )
+        assert walked == leapt
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(scenes(), min_size=1, max_size=3))
+def test_a_walk_to_nothing_leaves_nothing(history: list[Scene]) -> None:
+    walker = Walker()
+    for scene in history:
+        walker.go(scene.answers())
+    walker.go({})
+    assert walker.table == {}
