@@ -109,6 +109,10 @@ class Proxied:
     def delete(self, kind: str, name: str) -> None:
         self._path(kind, name).unlink()
 
+    def forget(self, kind: str, name: str) -> None:
+        """Delete an object that may be there."""
+        self._path(kind, name).unlink(missing_ok=True)
+
     def once(self, who: str, to: str, **how: Any) -> Outcome:
         """Probe as things stand now."""
         return self.network.namespace(who).call(partial(probe, parse_target(to), **how))
