@@ -60,7 +60,8 @@ class Repairs:
     def repaired(self, now: float) -> None:
         """Note that something had to be put right."""
         self._recent = [each for each in self._recent if now - each < _FIGHT_WINDOW] + [now]
-        if len(self._recent) > _FIGHT_REPAIRS:
+        # In a truce few repairs are recent, so any other one before peace has come prolongs it.
+        if self.fighting or len(self._recent) > _FIGHT_REPAIRS:
             self._wait = min(_LAST_TRUCE, 2 * self._wait or _FIRST_TRUCE)
 
     def due(self, now: float) -> float:
