@@ -1,0 +1,221 @@
+"""Somebody who keeps writing to our table, and writes that nobody told of."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pyproxy.dataplane.interface import Drift
+from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.address import Family
+from pyproxy.model.objects import Kind
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, Shape, delete_elements
+from tests.agent.world import HOSTNAME, Clock, endpoint_slice, service
+from tests.chaos.live import Core, Live, lists, snapshot
+from tests.chaos.waiting import until
+
+pytestmark = pytest.mark.kernel
+
+WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
+API, API_SLICE = service("api", 2), endpoint_slice("api", ["10.244.1.6"])
+SERVICES = schema.SERVICES.of(Family.IPV4)
+ENDPOINTS = schema.ENDPOINTS.of(Family.IPV4)
+AN_HOUR = 3600.0
+AUDIT_SECONDS = 600.0
+
+
+class Foe:
+    """A program that deletes verdicts whenever it sees one, as fast as it can."""
+
+    def __init__(self, namespace: Namespace, *names: bytes) -> None:
+        self._netlink = namespace.call(Nfnetlink)
+        self.wins = 0
+
+    def strike(self) -> None:
+        keys = list(read_table(self._netlink).get(SERVICES, {}))
+        writes = delete_elements(schema.TABLE, SERVICES, keys, Shape.EXACT)
+        messages = [each.message for each in writes]
+        if messages and not self._netlink.transact(messages, SUBSYSTEM):
+            self.wins += 1
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    @contextmanager
+    def striking(self) -> Iterator[None]:
+        ending = threading.Event()
+
+        def fight() -> None:
+            while not ending.wait(0.01):
+                self.strike()
+
+        thread = threading.Thread(target=fight)
+        thread.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            thread.join()
+
+
+@pytest.fixture
+def foe(namespace: Namespace) -> Iterator[Foe]:
+    made = Foe(namespace)
+    yield made
+    made.close()
+
+
+def test_a_fight_is_noticed_once_and_changes_go_on_through_it(
+    namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Live(namespace) as live:
+        whole = live.begin(WEB, WEB_SLICE)
+        with foe.striking():
+            until(lambda: bool(live.reported), "the fight is noticed")
+            rounds = foe.wins
+            live.hear(API, API_SLICE)
+            took = until(
+                lambda: len(live.seen().rows[ENDPOINTS]) == 3, "a change in the middle of a fight"
+            )
+            print(f"a change in the middle of a fight went through after {took:.3f} s")
+            assert foe.wins <= rounds + 2
+        (problem,) = live.reported
+        assert (problem.kind, problem.name) == (Kind.NODE.value, HOSTNAME)
+        assert "keeps undoing what pyproxy writes" in problem.message
+        assert sum("keeps undoing" in record.message for record in caplog.records) == 1
+        # Peace comes with the end of the truce.
+        until(lambda: len(live.seen().rows.get(SERVICES, {})) == 2, "the last repair")
+        assert whole.rows[SERVICES].items() <= live.seen().rows[SERVICES].items()
+
+
+def test_an_hour_of_fighting_costs_few_repairs(namespace: Namespace, foe: Foe) -> None:
+    clock = Clock()
+    core = Core(namespace, clock)
+
+    def through_the_hour() -> None:
+        agent, end = core.agent, clock.now + AN_HOUR
+        for event in lists((WEB, WEB_SLICE), clock.now):
+            agent.hear(event)
+        agent.sync()
+        while clock.now < end:
+            foe.strike()
+            agent.drifted(Drift("nft (pid 1)"))
+            due = agent.due()
+            assert due is not None
+            clock.now = max(clock.now, due)
+            agent.sync()
+
+    try:
+        namespace.call(through_the_hour)
+        assert 60 <= core.repaired()["element"] <= 75
+        assert len(core.reported) == 1
+    finally:
+        core.close()
+
+
+def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> None:
+    clock = Clock()
+    core = Core(namespace, clock)
+
+    def change_in_a_truce() -> None:
+        agent = core.agent
+        for event in lists((WEB, WEB_SLICE), clock.now):
+            agent.hear(event)
+        agent.sync()
+        while not core.reported:
+            foe.strike()
+            agent.drifted(Drift("nft (pid 1)"))
+            clock.now = max(clock.now, agent.due() or 0.0)
+            agent.sync()
+        agent.drifted(Drift("nft (pid 1)"))
+        assert (agent.due() or 0.0) > clock.now
+        for event in lists((WEB, WEB_SLICE, API, API_SLICE), clock.now):
+            agent.hear(event)
+        assert (agent.due() or 0.0) <= clock.now
+        agent.sync()
+
+    try:
+        namespace.call(change_in_a_truce)
+        assert len(snapshot(namespace).rows[ENDPOINTS]) == 3
+    finally:
+        core.close()
+
+
+def test_an_audit_finds_what_nobody_told_of(
+    namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    core = Core(namespace, clock)
+
+    def begin() -> None:
+        for event in lists((WEB, WEB_SLICE), clock.now):
+            core.agent.hear(event)
+        core.agent.sync()
+
+    def audit_after(seconds: float) -> None:
+        clock.now += seconds
+        core.agent.audit()
+        if core.agent.due() is not None:
+            core.agent.sync()
+
+    try:
+        namespace.call(begin)
+        whole = snapshot(namespace)
+        foe.strike()
+        namespace.call(lambda: audit_after(AUDIT_SECONDS - 1))
+        assert snapshot(namespace) != whole
+        assert not core.repaired()
+        with caplog.at_level(logging.WARNING):
+            namespace.call(lambda: audit_after(1))
+        assert snapshot(namespace) == whole
+        assert core.repaired() == {"element": 1}
+        assert "repaired what somebody unnoticed changed: 1 element: add element" in caplog.text
+    finally:
+        core.close()
+
+
+def test_notifications_that_are_lost_lead_to_a_reading(
+    namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    core = Core(namespace, clock)
+
+    def begin() -> None:
+        for event in lists((WEB, WEB_SLICE), clock.now):
+            core.agent.hear(event)
+        core.agent.sync()
+
+    def listen() -> None:
+        drift = core.dataplane.wait_for_drift()
+        assert drift == Drift("")
+        core.agent.drifted(drift)
+        clock.now = core.agent.due() or 0.0
+        core.agent.sync()
+
+    try:
+        namespace.call(begin)
+        whole = snapshot(namespace)
+        # The smallest buffer that the kernel allows, and nobody reads meanwhile.
+        listening = core.dataplane._monitor._socket
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        foe.strike()
+        addresses = ", ".join(f"10.0.{n >> 8}.{n & 255}" for n in range(1000))
+        text = (
+            "add table inet theirs; add set inet theirs many { type ipv4_addr; }; "
+            f"add element inet theirs many {{ {addresses} }}"
+        )
+        namespace.run(["nft", "-f", "-"], text=text)
+        namespace.call(listen)
+        assert snapshot(namespace) == whole
+        assert core.repaired() == {"element": 1}
+        assert "repaired what somebody changed: 1 element: add element" in caplog.text
+    finally:
+        core.close()
