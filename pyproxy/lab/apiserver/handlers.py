@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 
 from pyproxy.lab.apiserver import access, listing, patch, requests, status, strategic
+from pyproxy.lab.apiserver.faults import Faults
 from pyproxy.lab.apiserver.kinds import events
 from pyproxy.lab.apiserver.objects import Object
 from pyproxy.lab.apiserver.registry import Deletion, Registry
@@ -30,9 +31,10 @@ _PATCHERS: dict[str, Callable[[Object, object], object]] = {
 class ResourceHandler:
     """Answers everything below /api/v1 and /apis/GROUP/VERSION."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Registry, faults: Faults) -> None:
         self._settings = settings
         self._registry = registry
+        self._faults = faults
         self.watches: set[Watch] = set()
 
     async def handle(self, request: web.Request, user: access.User) -> web.StreamResponse:
@@ -68,7 +70,7 @@ class ResourceHandler:
         store = self._registry.store
         page = listing.page(store, store.table(where.resource), options)
         pieces = _rendering(request, where).listing(page.objects, page.meta)
-        return await _send_pieces(request, pieces)
+        return await _send_pieces(request, self._faults.body(pieces))
 
     async def _watch(self, request: web.Request, where: Target) -> web.StreamResponse:
         registry, resource = self._registry, where.resource
@@ -90,7 +92,8 @@ class ResourceHandler:
         self.watches.add(watch)
         try:
             await response.prepare(request)
-            async for chunk in watch.lines(self._settings.bookmark_interval):
+            lines = watch.lines(self._settings.bookmark_interval)
+            async for chunk in self._faults.stream(lines):
                 await response.write(chunk)
             await response.write_eof()
         except ConnectionResetError:

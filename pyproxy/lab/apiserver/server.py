@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from aiohttp import web
@@ -14,6 +14,7 @@ from aiohttp.typedefs import Middleware
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.apiserver import access, discovery, openapi, status
+from pyproxy.lab.apiserver.faults import Faults
 from pyproxy.lab.apiserver.handlers import ResourceHandler
 from pyproxy.lab.apiserver.objects import Object
 from pyproxy.lab.apiserver.registry import Registry
@@ -32,19 +33,21 @@ _NO_CACHE = {"Cache-Control": "no-cache, private"}
 class ApiServer:
     """A server with its objects.
 
-    `middlewares` are aiohttp's, outermost first, around everything that is served: faults can be
-    put there. All of it runs in the thread of one event loop; the methods without `async` may be
-    called from any other thread once `running` has started it.
+    `middlewares` are aiohttp's, outermost first, around everything that is served; `faults` are
+    those that come with the server. All of it runs in the thread of one event loop; the methods
+    without `async` may be called from any other thread once `running` has started it.
     """
 
     def __init__(self, settings: Settings, middlewares: Sequence[Middleware] = ()) -> None:
         self.settings = settings
         self.url = ""
         self.registry = Registry(settings)
-        self._resources = ResourceHandler(settings, self.registry)
+        self.faults = Faults()
+        self._resources = ResourceHandler(settings, self.registry, self.faults)
         self._middlewares = tuple(middlewares)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: web.AppRunner | None = None
+        self._port = settings.port
 
     @classmethod
     @contextlib.contextmanager
@@ -69,17 +72,25 @@ class ApiServer:
         """Listen, and make what every cluster has. Raises UsageError if it cannot listen."""
         self._loop = asyncio.get_running_loop()
         application = web.Application(
-            middlewares=[*self._middlewares, _errors_as_status], client_max_size=_LARGEST_BODY
+            middlewares=[*self._middlewares, self.faults.middleware, _errors_as_status],
+            client_max_size=_LARGEST_BODY,
         )
         application.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(
             application, access_log=None, handler_cancellation=True, shutdown_timeout=1.0
         )
         await self._runner.setup()
+        await self._listen(self._runner)
+        host, self._port = self._runner.addresses[0][:2]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if self.settings.tls_cert else 'http'}://{shown}:{self._port}"
+        self.registry.load(_bootstrap(self.settings, self._port))
+
+    async def _listen(self, runner: web.AppRunner) -> None:
         settings = self.settings
         context = _tls(settings)
         site = web.TCPSite(
-            self._runner, settings.host, settings.port, ssl_context=context, backlog=1024
+            runner, settings.host, self._port, ssl_context=context, backlog=1024, reuse_address=True
         )
         try:
             await site.start()
@@ -87,10 +98,6 @@ class ApiServer:
             raise UsageError(
                 f"lab apiserver: --listen {settings.host}:{settings.port}: {error.strerror}"
             ) from error
-        host, port = self._runner.addresses[0][:2]
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"{'https' if context else 'http'}://{shown}:{port}"
-        self.registry.load(_bootstrap(settings, port))
 
     async def stop(self) -> None:
         """End all watches and close."""
@@ -114,6 +121,15 @@ class ApiServer:
         """Forget all but the newest changes of each kind, for watches and for lists."""
         self.call(lambda: self._trim(keep))
 
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Inside it all connections are cut, and new ones refused; the objects stay."""
+        self._await(self._hang_up())
+        try:
+            yield
+        finally:
+            self._await(self._listen(self._started))
+
     @property
     def watch_count(self) -> int:
         """How many watches are open."""
@@ -121,13 +137,30 @@ class ApiServer:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run something in the server's thread, between two requests, and give its result."""
-        if self._loop is None:
-            raise RuntimeError("the server has not been started")
 
         async def run() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        return self._await(run())
+
+    @property
+    def _started(self) -> web.AppRunner:
+        if self._runner is None:
+            raise RuntimeError("the server has not been started")
+        return self._runner
+
+    def _await(self, coroutine: Coroutine[None, None, T]) -> T:
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError("the server has not been started")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _hang_up(self) -> None:
+        runner = self._started
+        for site in tuple(runner.sites):
+            await site.stop()
+        for connection in runner.server.connections if runner.server else ():
+            connection.force_close()
 
     def _end_watches(self) -> None:
         for watch in self._resources.watches:
