@@ -11,13 +11,15 @@ where no connection comes about. Nothing is retried here otherwise: pacing belon
 from __future__ import annotations
 
 import logging
+import math
+import os
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -25,8 +27,8 @@ import urllib3
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config import ConfigException
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import BaseHTTPResponse
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -37,6 +39,7 @@ from urllib3.exceptions import (
 
 from pyproxy.errors import SourceError, UsageError
 from pyproxy.source import wire
+from pyproxy.source.connections import pools
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,12 @@ SOCKET_OPTIONS = [
 Keepalive probes speak for a connection that only receives, as a watch does; TCP_USER_TIMEOUT for
 one with a request on its way, which keepalive does not cover. Neither notices a process that
 hangs while its kernel goes on acknowledging: that is what read timeouts are for.
+"""
+
+HEAD_TIMEOUT = 8.0
+"""Seconds until one of several servers must have begun to answer; a single one has longer.
+
+A server that hangs while its kernel goes on accepting connections costs this much.
 """
 
 _NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError, ProxyError)
@@ -97,8 +106,9 @@ class RequestObserver(Protocol):
 class Client:
     """Requests to one of several equal API servers, from any thread.
 
-    `load` reads the configuration and is called again when the server says 401, so credentials
-    that were exchanged on disk are found. Raises UsageError from `load`.
+    `load` reads the configuration, and is called again when a certificate or key that it names has
+    changed on disk, and when the server says 401. A server that fails (5xx) is left for the next
+    one, but what it was asked for is not asked again here. Raises UsageError from `load`.
     """
 
     def __init__(
@@ -111,9 +121,10 @@ class Client:
         self._observer = observer
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._set(load())
-        self.hosts = tuple(host.rstrip("/") for host in hosts or (self._configuration.host,))
+        configuration = load()
+        self.hosts = tuple(host.rstrip("/") for host in hosts or (configuration.host,))
         self._current = 0
+        self._set(configuration)
 
     def get(
         self, path: str, query: Mapping[str, str], timeout: float = ANSWER_TIMEOUT
@@ -157,6 +168,8 @@ class Client:
     def _request(
         self, method: str, target: str, body: bytes | None, timeout: float
     ) -> BaseHTTPResponse:
+        if self._files != _state_of_files(self._configuration):
+            self._reload()
         response = self._send_to_any(method, target, body, timeout)
         if response.status == 401 and self._reload():
             response.close()
@@ -174,14 +187,21 @@ class Client:
         for attempt in range(1, len(self.hosts) + 1):
             host, index = self.host, self._current
             try:
-                return self._send(method, host + target, body, timeout)
+                response = self._send(method, host + target, body, timeout)
+                if response.status >= 500:
+                    self._move_on(index)
+                return response
             except (HTTPError, OSError) as error:
                 self._count(method, host, "<error>")
-                if self._current == index:  # another thread may have moved on already
-                    self._current = (index + 1) % len(self.hosts)
+                self._move_on(index)
                 if attempt == len(self.hosts) or not isinstance(error, _NOT_CONNECTED):
                     raise UnreachableError(f"{host}: {_reason(error)}") from error
         raise AssertionError("there is always one server at least")
+
+    def _move_on(self, index: int) -> None:
+        """Have the next request go to the server after this one."""
+        if self._current == index:  # another thread may have moved on already
+            self._current = (index + 1) % len(self.hosts)
 
     def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> BaseHTTPResponse:
         headers = {"Accept": "application/json", "User-Agent": "pyproxy"}
@@ -230,7 +250,9 @@ class Client:
         pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
         # urllib3 keeps the socket of a request to itself until the answer's head is read. A
         # source that is told to stop must get at it before that too.
-        pool.pool_classes_by_scheme = _pools_that_report(self._remember)
+        head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf
+        pool.pool_classes_by_scheme = pools(self._remember, head_timeout)
+        self._files = _state_of_files(configuration)
         self._configuration = configuration
         self._pool = pool
 
@@ -243,28 +265,16 @@ class Client:
             self._observer.request(method, urlsplit(url).netloc, code)
 
 
-def _pools_that_report(report: Callable[[socket.socket], None]) -> dict[str, Any]:
-    """Make urllib3's connection pools report each socket as soon as it is connected."""
-
-    class PlainConnection(HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            if self.sock is not None:
-                report(self.sock)
-
-    class TLSConnection(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            if self.sock is not None:
-                report(self.sock)
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = PlainConnection
-
-    class TLSPool(HTTPSConnectionPool):
-        ConnectionCls = TLSConnection
-
-    return {"http": PlainPool, "https": TLSPool}
+def _state_of_files(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
+    """Tell the files apart that a configuration names from what they were before or after."""
+    state = []
+    for path in (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert):
+        try:
+            found = os.stat(path) if path else None
+        except OSError:  # it is being exchanged just now
+            found = None
+        state.append((found.st_ino, found.st_mtime_ns, found.st_size) if found else ())
+    return tuple(state)
 
 
 def _reason(error: Exception) -> str:
