@@ -1,0 +1,82 @@
+"""What a whole agent tells the API server, with the rights of a Service proxy."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pyproxy.lab.client import SERVICES, ApiClient, collection
+from pyproxy.lab.cluster import Cluster
+from pyproxy.lab.namespace import Namespace
+
+from .proxied import balanced
+
+pytestmark = pytest.mark.packets
+
+DEADLINE = 30.0  # an Event is held back for up to 10 s
+SHOP = collection("shop", SERVICES)
+
+
+def events(client: ApiClient, reason: str) -> list[dict[str, Any]]:
+    found = client.get("/apis/events.k8s.io/v1/events")["items"]
+    return [event for event in found if event["reason"] == reason]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.1)
+
+
+def web(name: str, **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}], **spec}}
+
+
+def test_events_of_two_agents_about_services_at_odds() -> None:
+    with Cluster() as cluster:
+        client = cluster.client
+        client.create("/api/v1/namespaces", {"metadata": {"name": "shop"}})
+        taken = cluster.network.namespace("na").call(listener)
+        with taken, cluster.agent("na"), cluster.agent("nb"):
+            until(lambda: len(events(client, "Starting")) == 2)
+            for name in ("first", "second"):
+                made = client.create(SHOP, web(name, externalIPs=["192.0.2.8"]))
+            balancer = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
+            client.create(SHOP, web("third", healthCheckNodePort=32000, **balancer))
+            client.patch(f"{SHOP}/third/status", {"status": balanced("198.51.100.1")})
+            until(lambda: events(client, "ClaimedByAnother"))
+            until(lambda: events(client, "HealthCheckPortTaken"))
+            # The other agent finds that it comes second.
+            until(lambda: any(known(cluster.network.namespace(name)) for name in ("na", "nb")))
+        (claimed,) = events(client, "ClaimedByAnother")
+        (port,) = events(client, "HealthCheckPortTaken")
+    assert claimed["regarding"]["name"] == "second"
+    assert claimed["regarding"]["uid"] == made["metadata"]["uid"]
+    assert claimed["metadata"]["namespace"] == "shop"
+    assert "Service shop/first" in claimed["note"]
+    assert port["reportingInstance"] == "node-a"
+    assert "cannot listen on 172.30.0.11:32000" in port["note"]
+
+
+def known(node: Namespace) -> bool:
+    """Whether the agent of a node has been told that its Event is there already."""
+
+    def scrape() -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", 10249, timeout=5)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    return 'pyproxy_events_total{outcome="known"} 1' in node.call(scrape)
+
+
+def listener() -> socket.socket:
+    return socket.create_server(("172.30.0.11", 32000))
