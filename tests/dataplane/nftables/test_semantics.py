@@ -38,7 +38,7 @@ Answers = dict[ObjectName, ServiceAnswer]
 Forget = Callable[[Table, Answers, Answers], Table]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(encounters())
 def test_every_packet_meets_the_fate_that_its_service_means(encounter: Encounter) -> None:
     scene, packet = encounter
@@ -48,7 +48,7 @@ def test_every_packet_meets_the_fate_that_its_service_means(encounter: Encounter
     assert oracle.fair(traced), f"\n{traced}"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(encounters(), st.data())
 def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
     encounter: Encounter, data: st.DataObject
@@ -93,7 +93,7 @@ def changes(draw: st.DrawFn) -> tuple[Scene, Scene, Packet]:
     return before, after, draw(packets(tuple(before.answers().values())))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(changes(), st.booleans())
 def test_nobody_is_held_at_an_endpoint_that_may_serve_him_no_more(
     change: tuple[Scene, Scene, Packet], restarted: bool
@@ -101,7 +101,7 @@ def test_nobody_is_held_at_an_endpoint_that_may_serve_him_no_more(
     assert held_wrongly(change, forget_wholly if restarted else forget_partly) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(encounters())
 def test_nobody_is_let_go_for_a_change_that_does_not_concern_him(encounter: Encounter) -> None:
     scene, packet = encounter
