@@ -18,6 +18,7 @@ from pyproxy.config import (
     Serving,
     Settings,
     command_line,
+    durations,
     report,
     values,
 )
@@ -213,7 +214,7 @@ def test_flags_in_vain_are_named_once_by_reason():
     ],
 )
 def test_durations_are_read_as_go_reads_them(text, seconds):
-    assert values.duration(text) == seconds
+    assert durations.parse(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_durations_are_read_as_go_reads_them(text, seconds):
 )
 def test_what_go_calls_no_duration_is_none(text):
     with pytest.raises(ValueError, match="is not a duration: write it as 500ms, 30s or 1h0m0s"):
-        values.duration(text)
+        durations.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_what_go_calls_no_duration_is_none(text):
     ],
 )
 def test_durations_are_written_as_go_writes_them(seconds, text):
-    assert values.duration_text(seconds) == text
+    assert durations.text(seconds) == text
 
 
 # Seconds as a float are exact to the nanosecond for the first 13 days.
@@ -263,17 +264,17 @@ def test_durations_are_written_as_go_writes_them(seconds, text):
 @example(60 * 10**9)
 @example(3_599_999_999_999)
 def test_a_duration_written_reads_back_the_same(nanoseconds):
-    text = values.duration_text(nanoseconds / 10**9)
-    assert round(values.duration(text) * 10**9) == nanoseconds
+    text = durations.text(nanoseconds / 10**9)
+    assert round(durations.parse(text) * 10**9) == nanoseconds
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[-+]?(\d*\.?\d*[a-zµ]{0,2}){0,3}", fullmatch=True))
 def test_a_duration_is_read_or_refused_and_nothing_else_happens(text):
     try:
-        seconds = values.duration(text)
+        seconds = durations.parse(text)
     except ValueError:
         return
-    assert values.duration(values.duration_text(seconds)) == pytest.approx(seconds)
+    assert durations.parse(durations.text(seconds)) == pytest.approx(seconds)
 
 
 @given(st.text(max_size=30))

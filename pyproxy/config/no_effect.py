@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from pyproxy.config import values
+from pyproxy.config import durations, values
 from pyproxy.config.flags import Flag
 
 _INT32 = values.integer(-(2**31), 2**31 - 1)
@@ -39,17 +39,17 @@ NO_EFFECT: tuple[NoEffect, ...] = (
     _no_effect("--boot-id-file", values.text, _IDENTITY, "/proc/sys/kernel/random/boot_id"),
     _no_effect(
         "--config-sync-period",
-        values.duration,
+        durations.parse,
         "a watch that may have missed something lists again at once",
         "15m0s",
     ),
     _no_effect("--conntrack-max-per-core", _INT32, _CONNTRACK, "32768"),
     _no_effect("--conntrack-min", _INT32, _CONNTRACK, "131072"),
     _no_effect("--conntrack-tcp-be-liberal", values.boolean, _CONNTRACK, "false"),
-    _no_effect("--conntrack-tcp-timeout-close-wait", values.duration, _CONNTRACK, "1h0m0s"),
-    _no_effect("--conntrack-tcp-timeout-established", values.duration, _CONNTRACK, "24h0m0s"),
-    _no_effect("--conntrack-udp-timeout", values.duration, _CONNTRACK, "0s"),
-    _no_effect("--conntrack-udp-timeout-stream", values.duration, _CONNTRACK, "0s"),
+    _no_effect("--conntrack-tcp-timeout-close-wait", durations.parse, _CONNTRACK, "1h0m0s"),
+    _no_effect("--conntrack-tcp-timeout-established", durations.parse, _CONNTRACK, "24h0m0s"),
+    _no_effect("--conntrack-udp-timeout", durations.parse, _CONNTRACK, "0s"),
+    _no_effect("--conntrack-udp-timeout-stream", durations.parse, _CONNTRACK, "0s"),
     _no_effect("--feature-gates", values.booleans_by_name, "pyproxy has no feature gates"),
     _no_effect(
         "--iptables-localhost-nodeports",
@@ -58,19 +58,19 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         "true",
     ),
     _no_effect("--ipvs-exclude-cidrs", values.items, _IPVS),
-    _no_effect("--ipvs-min-sync-period", values.duration, _IPVS, "1s"),
+    _no_effect("--ipvs-min-sync-period", durations.parse, _IPVS, "1s"),
     _no_effect("--ipvs-scheduler", values.text, _IPVS),
     _no_effect("--ipvs-strict-arp", values.boolean, _IPVS, "false"),
-    _no_effect("--ipvs-sync-period", values.duration, _IPVS, "30s"),
-    _no_effect("--ipvs-tcp-timeout", values.duration, _IPVS, "0s"),
-    _no_effect("--ipvs-tcpfin-timeout", values.duration, _IPVS, "0s"),
-    _no_effect("--ipvs-udp-timeout", values.duration, _IPVS, "0s"),
+    _no_effect("--ipvs-sync-period", durations.parse, _IPVS, "30s"),
+    _no_effect("--ipvs-tcp-timeout", durations.parse, _IPVS, "0s"),
+    _no_effect("--ipvs-tcpfin-timeout", durations.parse, _IPVS, "0s"),
+    _no_effect("--ipvs-udp-timeout", durations.parse, _IPVS, "0s"),
     _no_effect("--kube-api-burst", _INT32, _REQUESTS, "10"),
     _no_effect(
         "--kube-api-content-type", values.text, _REQUESTS, "application/vnd.kubernetes.protobuf"
     ),
     _no_effect("--kube-api-qps", values.number, _REQUESTS, "5"),
-    _no_effect("--log-flush-frequency", values.duration, _LOGGING, "5s"),
+    _no_effect("--log-flush-frequency", durations.parse, _LOGGING, "5s"),
     _no_effect("--log-json-info-buffer-size", values.quantity, _LOGGING, "0"),
     _no_effect("--log-json-split-stream", values.boolean, _LOGGING, "false"),
     _no_effect("--log-text-info-buffer-size", values.quantity, _LOGGING, "0"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pyproxy.config import durations
 from pyproxy.config.settings import ListenAddress, NodePorts, Settings
-from pyproxy.config.values import duration_text
 from pyproxy.model.address import address_text
 
 
@@ -39,8 +39,8 @@ def configz(settings: Settings) -> bytes:
         "nftables": {
             "masqueradeAll": settings.masquerade.everything,
             "masqueradeBit": settings.masquerade.bit,
-            "minSyncPeriod": duration_text(pace.min_sync_period),
-            "syncPeriod": duration_text(pace.sync_period),
+            "minSyncPeriod": durations.text(pace.min_sync_period),
+            "syncPeriod": durations.text(pace.sync_period),
         },
         "nodePortAddresses": _node_port_texts(settings.node_ports),
     }

@@ -1,8 +1,8 @@
 """The values of flags as Go programs write them, read into ours.
 
 Each parser takes the text and returns a value, or raises ValueError with what is wrong and what
-would be right; whoever knows the flag puts its name before that. Facts: Go's strconv.ParseBool,
-time.ParseDuration and Duration.String, and the flag types of kube-proxy v1.36.
+would be right; whoever knows the flag puts its name before that. Facts: Go's strconv.ParseBool
+and the flag types of kube-proxy v1.36.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from pyproxy.config import durations
 from pyproxy.config.settings import ListenAddress, LocalMode, NodePorts, ProxyMode
 from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
 
@@ -19,19 +20,7 @@ Member = TypeVar("Member", bound=enum.Enum)
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-_NANOSECONDS = {
-    "ns": 1,
-    "us": 10**3,
-    "µs": 10**3,
-    "\N{GREEK SMALL LETTER MU}s": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-}
-_AMOUNT = re.compile(rf"(?=[.\d])(\d*)(?:\.(\d*))?({'|'.join(_NANOSECONDS)})", re.ASCII)
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
-_MAX_NANOSECONDS = 2**63 - 1
 
 
 def text(value: str) -> str:
@@ -65,50 +54,13 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def duration(value: str) -> float:
-    """Read `1h0m0s`, `1.5s`, `500ms` or `0` as seconds."""
-    sign, rest = (-1, value[1:]) if value.startswith("-") else (1, value.removeprefix("+"))
-    if rest == "0":
-        return 0.0
-    total, at = 0, 0
-    while match := _AMOUNT.match(rest, at):
-        whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3)
-        if not whole + fraction:
-            break
-        total += int(whole + fraction) * _NANOSECONDS[unit] // 10 ** len(fraction)
-        at = match.end()
-    if at != len(rest) or not at or total > _MAX_NANOSECONDS:
-        raise ValueError(f"{value!r} is not a duration: write it as 500ms, 30s or 1h0m0s")
-    return sign * total / 10**9
-
-
-def duration_text(seconds: float) -> str:
-    """Write seconds as Go's Duration does; what `duration` reads back to the same nanosecond."""
-    nanoseconds = round(abs(seconds) * 10**9)
-    sign = "-" if seconds < 0 and nanoseconds else ""
-    if not nanoseconds:
-        return "0s"
-    for unit in ("ns", "µs", "ms"):
-        if nanoseconds < _NANOSECONDS[unit] * 1000:
-            return f"{sign}{_decimal(nanoseconds, _NANOSECONDS[unit])}{unit}"
-    minutes, rest = divmod(nanoseconds, _NANOSECONDS["m"])
-    hours, minutes_left = divmod(minutes, 60)
-    head = f"{hours}h{minutes_left}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{sign}{head}{_decimal(rest, _NANOSECONDS['s'])}s"
-
-
-def _decimal(amount: int, unit: int) -> str:
-    whole, rest = divmod(amount, unit)
-    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else str(whole)
-
-
 def duration_from(low: float) -> Callable[[str], float]:
     """Make a parser of durations of at least `low` seconds."""
 
     def parse(value: str) -> float:
-        seconds = duration(value)
+        seconds = durations.parse(value)
         if seconds < low:
-            raise ValueError(f"{value!r} is too short: use {duration_text(low)} or more")
+            raise ValueError(f"{value!r} is too short: use {durations.text(low)} or more")
         return seconds
 
     return parse
