@@ -11,7 +11,7 @@ from pyproxy.agent.core import Agent, Commit, Observers
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.world import World
-from pyproxy.config.settings import LocalTraffic, Settings
+from pyproxy.config.settings import LocalTraffic, NodePorts, Settings
 from pyproxy.dataplane.diff import Delta, apply, diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
@@ -19,7 +19,7 @@ from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError, OutOfStepError, Problem
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import Family, Port, Protocol, parse_address, parse_network
+from pyproxy.model.address import Address, Family, Port, Protocol, parse_address, parse_network
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import (
     Endpoint,
@@ -41,6 +41,9 @@ NODE = Node(
     (parse_network("10.244.1.0/24"),),
     "zone-1",
 )
+
+
+PRIMARY = NodePorts()
 
 
 def name(text: str) -> ObjectName:
@@ -180,15 +183,24 @@ class Ear:
 class Stage:
     """One agent with everything around it that a test looks at."""
 
-    def __init__(self, *, min_sync_period: float = 0.0, node: Node = NODE) -> None:
+    def __init__(
+        self,
+        *,
+        min_sync_period: float = 0.0,
+        node: Node = NODE,
+        node_ports: NodePorts = PRIMARY,
+    ) -> None:
         self.clock = Clock()
         self.dataplane = TableDataplane()
         self.metrics = Metrics()
         self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
         self.reported: list[Problem] = []
         self.ear = Ear()
+        self.local_addresses: tuple[Address, ...] = ()
         settings = Settings(
-            HOSTNAME, local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),))
+            HOSTNAME,
+            local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),)),
+            node_ports=node_ports,
         )
         observers = Observers(
             self.metrics,
@@ -199,7 +211,10 @@ class Stage:
             self.reported.append,
         )
         self.agent = Agent(
-            self.dataplane, NodeRules(settings, lambda: ()), Pace(min_sync_period), observers
+            self.dataplane,
+            NodeRules(settings, lambda: self.local_addresses),
+            Pace(min_sync_period),
+            observers,
         )
         self.node = node
 

@@ -9,7 +9,7 @@ import pytest
 from pyproxy.lab.network import Network
 from pyproxy.lab.topology import TWO_NODES
 
-from .proxied import Proxied, endpoint_slice, node, proxied, service
+from .proxied import Proxied, balanced, endpoint_slice, node, proxied, service
 
 pytestmark = pytest.mark.packets
 
@@ -67,6 +67,37 @@ def sees(here: Proxied, seen: dict[str, tuple[str, str]]) -> None:
     for who, sources in seen.items():
         for to, source in zip((V4, V6), sources, strict=True):
             here.reaches(who, to, "a1", source=source)
+
+
+@pytest.mark.parametrize(
+    ("policy", "seen"),
+    [
+        ("Cluster", dict.fromkeys(("ext", "a2", "na"), (GATEWAY, GATEWAY_6))),
+        ("Local", KEPT_FOR_ALL | {"na": (GATEWAY, GATEWAY_6)}),
+    ],
+)
+def test_whom_a_pod_sees_behind_an_external_address(
+    network: Network, tmp_path: Path, policy: str, seen: dict[str, tuple[str, str]]
+) -> None:
+    addresses = ("198.51.100.1", "2001:db8::1")
+    exposed = service(
+        "web",
+        "10.96.0.1",
+        "fd00:10:96::1",
+        ports=[{"port": 80, "nodePort": 30080}],
+        type="LoadBalancer",
+        externalTrafficPolicy=policy,
+        status=balanced(*addresses),
+    )
+    targets = [
+        ("198.51.100.1:80", "[2001:db8::1]:80"),
+        ("172.30.0.11:30080", "[fd30::11]:30080"),
+    ]
+    with proxied(network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, *WEB[1:])) as here:
+        for pair in targets:
+            for who, sources in seen.items():
+                for to, source in zip(pair, sources, strict=True):
+                    here.reaches(who, to, "a1", source=source)
 
 
 def test_the_nodes_pod_networks_may_come_later_and_go(network: Network, tmp_path: Path) -> None:

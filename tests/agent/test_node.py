@@ -1,0 +1,133 @@
+"""What configuration, Node object and interfaces say together, and when that is looked at again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pyproxy.agent import loopback
+from pyproxy.agent.node import NodeRules
+from pyproxy.config.settings import LocalMode, LocalTraffic, NodePorts, Settings
+from pyproxy.config.values import node_ports
+from pyproxy.errors import Problem
+from pyproxy.model.address import address_text, parse_address, parse_network
+from pyproxy.model.objects import Node
+from tests.agent.world import HOSTNAME, NODE, Stage, endpoint_slice, service
+
+INTERFACES = tuple(
+    map(
+        parse_address,
+        ["172.30.0.11", "fd30::11", "127.0.0.1", "::1", "10.244.1.1", "192.168.7.1", "fd30::12"],
+    )
+)
+EXTERNAL = (parse_address("172.30.0.99"), parse_address("fd30::99"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "named", "expected"),
+    [
+        ("", EXTERNAL, "172.30.0.99 fd30::99"),
+        ("primary", EXTERNAL[:1], "172.30.0.99"),
+        ("primary", (), "172.30.0.11 fd30::11"),
+        ("primary", (*EXTERNAL, *INTERFACES), "172.30.0.99 fd30::99"),
+        ("localhost", EXTERNAL, "127.0.0.1"),
+        ("all", EXTERNAL, "172.30.0.11 fd30::11 10.244.1.1 192.168.7.1 fd30::12"),
+        ("192.168.0.0/16,fd30::12/128", EXTERNAL, "192.168.7.1 fd30::12"),
+        ("127.0.0.0/8,::1/128", EXTERNAL, "127.0.0.1"),
+        ("::/0", EXTERNAL, "fd30::11 fd30::12"),
+        ("primary,localhost", EXTERNAL, "172.30.0.99 fd30::99 127.0.0.1"),
+        ("primary,all", INTERFACES[:1], "172.30.0.11 fd30::11 10.244.1.1 192.168.7.1 fd30::12"),
+        ("203.0.113.0/24", EXTERNAL, ""),
+    ],
+)
+def test_node_port_addresses(flag: str, named: tuple[bytes, ...], expected: str) -> None:
+    settings = Settings(HOSTNAME, node_ports=node_ports(flag))
+    node = msgspec.structs.replace(NODE, addresses=named)
+    found = NodeRules(settings, lambda: INTERFACES).answer(node).node_port_addresses
+    assert " ".join(map(address_text, found)) == expected
+
+
+def test_an_address_of_the_configuration_is_primary() -> None:
+    settings = Settings(HOSTNAME, node_address=parse_address("172.30.0.77"))
+    found = NodeRules(settings, lambda: INTERFACES).answer(NODE).node_port_addresses
+    assert list(map(address_text, found)) == ["172.30.0.77", "fd30::11"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "node", "expected"),
+    [
+        (LocalMode.CLUSTER_CIDR, None, "10.244.0.0/16"),
+        (LocalMode.CLUSTER_CIDR, NODE, "10.244.0.0/16"),
+        (LocalMode.NODE_CIDR, None, ""),
+        (LocalMode.NODE_CIDR, NODE, "10.244.1.0/24"),
+        (LocalMode.BRIDGE_INTERFACE, NODE, ""),
+        (LocalMode.INTERFACE_NAME_PREFIX, NODE, ""),
+    ],
+)
+def test_who_is_a_pod(mode: LocalMode, node: Node | None, expected: str) -> None:
+    traffic = LocalTraffic(mode, (parse_network("10.244.0.0/16"),))
+    rules = NodeRules(Settings(HOSTNAME, local_traffic=traffic), lambda: ())
+    assert " ".join(map(str, rules.answer(node).pod_networks)) == expected
+
+
+def test_new_addresses_of_interfaces_move_node_ports() -> None:
+    stage = Stage(node_ports=NodePorts(primary=False, everywhere=True))
+    stage.local_addresses = INTERFACES[:1]
+    stage.begin(service("web", 1, node_port=30080), endpoint_slice("web", ["10.244.1.5"]))
+    stage.local_addresses = (parse_address("172.30.0.55"),)
+    stage.agent.addresses_changed()
+    stage.settle()
+    keys = [key[:4] for key in stage.dataplane.kernel["services4"]]
+    assert set(keys) == {parse_address("10.96.0.1"), parse_address("172.30.0.55")}
+
+
+def test_addresses_that_do_not_matter_touch_nothing() -> None:
+    stage = Stage()
+    stage.begin(service("web", 1, node_port=30080), endpoint_slice("web", ["10.244.1.5"]))
+    stage.local_addresses = INTERFACES
+    stage.agent.addresses_changed()
+    assert stage.agent.due() is None
+
+
+def test_what_is_wrong_with_the_node_is_told() -> None:
+    stage = Stage()
+    stage.begin()
+    problem = Problem("Node", HOSTNAME, "spec.podCIDRs[0]", "'x' is not a CIDR; left out")
+    stage.hear(msgspec.structs.replace(NODE, problems=(problem,)))
+    assert stage.reported == [problem]
+    assert stage.metrics_by_kind()["Node"] == 0
+    stage.settle()
+    assert stage.metrics_by_kind()["Node"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "asked"),
+    [
+        ("localhost", True),
+        ("127.0.0.0/8", True),
+        ("127.0.0.1/32", True),
+        ("0.0.0.0/0", True),
+        ("primary", False),
+        ("all", False),
+        ("::1/128", False),
+        ("10.0.0.0/8,::/0", False),
+    ],
+)
+def test_who_asks_for_loopback_addresses(flag: str, asked: bool) -> None:
+    assert loopback.is_asked_for(node_ports(flag)) is asked
+
+
+def test_a_sysctl_that_cannot_be_set_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loopback, "_PATH", tmp_path / "nowhere")
+    caplog.set_level(logging.INFO)
+    loopback.prepare(node_ports("primary"))
+    assert caplog.messages == []
+    loopback.prepare(node_ports("localhost"))
+    warning, about_ipv6 = caplog.messages
+    assert "net.ipv4.conf.all.route_localnet cannot be set to 1" in warning
+    assert "::1" in about_ipv6
