@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
@@ -48,10 +50,6 @@ HOST = "node-a"
 
 def both(*texts: str) -> tuple[Address, ...]:
     return tuple(map(parse_address, texts))
-
-
-def of(family: Family, addresses: Sequence[Address]) -> list[Address]:
-    return [address for address in addresses if family_of(address) is family]
 
 
 PODS_HERE = both("10.244.1.1", "10.244.1.2", "10.244.1.3", "fd10:1::1", "fd10:1::2", "fd10:1::3")
@@ -143,75 +141,83 @@ def machine(
     return Machine(table, scene.options, LOCAL, learned or {})
 
 
-HINTS = st.sampled_from([(), (), (), ("zone-1",), ("zone-2",), ("zone-1", "zone-2")])
-NODE_HINTS = st.sampled_from([(), (), (), (HOST,), ("node-b",)])
-CONDITIONS = st.sampled_from(
-    [(True, True, False)] * 8
-    + [(False, True, True), (False, True, True), (False, False, True), (False, False, False)]
+# Hypothesis examines each strategy that is made, so those that are made again are kept.
+@cache
+def one(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
+@cache
+def several(values: tuple[Any, ...], low: int, high: int) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(values), min_size=low, max_size=high, unique=True)
+
+
+@cache
+def of(families: tuple[Family, ...], addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    return tuple(address for address in addresses if family_of(address) in families)
+
+
+HINTS = one((), (), (), ("zone-1",), ("zone-2",), ("zone-1", "zone-2"))
+NODE_HINTS = one((), (), (), (HOST,), ("node-b",))
+CONDITIONS = one(
+    *[(True, True, False)] * 8,
+    (False, True, True),
+    (False, True, True),
+    (False, False, True),
+    (False, False, False),
 )
-POLICIES = st.sampled_from(list(TrafficPolicy))
-PROTOCOLS = st.sampled_from(list(Protocol))
-FAMILIES = st.sampled_from(
-    [(Family.IPV4,), (Family.IPV6,), (Family.IPV4, Family.IPV6), (Family.IPV6, Family.IPV4)]
+POLICIES = one(*TrafficPolicy)
+PROTOCOLS = one(*Protocol)
+FAMILIES = one(
+    (Family.IPV4,), (Family.IPV6,), (Family.IPV4, Family.IPV6), (Family.IPV6, Family.IPV4)
 )
+NODE_PORTS = one(0, 30080, 30081)
+AFFINITIES = one(0, 0, 60, 10800)
+TIMES = one("", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
 
 
 @st.composite
 def services(draw: st.DrawFn, name: ObjectName) -> Service:
     families = draw(FAMILIES)
-
-    def some(addresses: Sequence[Address]) -> tuple[Address, ...]:
-        usable = [address for address in addresses if family_of(address) in families]
-        return tuple(draw(st.lists(st.sampled_from(usable), max_size=2, unique=True)))
-
     ports = tuple(
-        ServicePort(
-            f"p{number}",
-            draw(PROTOCOLS),
-            Port(80 + number),
-            Port(draw(st.sampled_from([0, 30080, 30081]))),
-        )
-        for number in range(draw(st.integers(1, 2)))
+        ServicePort(f"p{number}", draw(PROTOCOLS), Port(80 + number), Port(draw(NODE_PORTS)))
+        for number in range(draw(one(1, 2)))
     )
     return Service(
         name=name,
         ports=ports,
-        cluster_ips=tuple(draw(st.sampled_from(of(family, CLUSTER_IPS))) for family in families),
-        external_ips=some(EXTERNAL),
-        load_balancer_ips=some(EXTERNAL),
-        source_ranges=tuple(draw(st.lists(st.sampled_from(RANGES), max_size=2))),
+        cluster_ips=tuple(draw(one(*of((family,), CLUSTER_IPS))) for family in families),
+        external_ips=tuple(draw(several(of(families, EXTERNAL), 0, 2))),
+        load_balancer_ips=tuple(draw(several(of(families, EXTERNAL), 0, 2))),
+        source_ranges=tuple(draw(several(RANGES, 0, 2))),
         internal_policy=draw(POLICIES),
         external_policy=draw(POLICIES),
-        affinity_timeout=draw(st.sampled_from([0, 0, 60, 10800])),
+        affinity_timeout=draw(AFFINITIES),
         families=families,
-        created=draw(st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])),
+        created=draw(TIMES),
     )
 
 
 @st.composite
 def slices(draw: st.DrawFn, service: Service) -> tuple[EndpointSlice, ...]:
     found = []
-    for number in range(draw(st.sampled_from([2, 1, 2, 3, 0]))):
+    for number in range(draw(one(2, 1, 2, 3, 0))):
         family = service.families[number % len(service.families)]
         ports = tuple(
-            SlicePort(port.name, port.protocol, Port(8080 + draw(st.integers(0, 1))))
+            SlicePort(port.name, port.protocol, Port(draw(one(8080, 8081))))
             for port in service.ports
-            if draw(st.integers(0, 6)) < 6
+            if draw(one(*[True] * 6, False))
         )
-        universe = of(family, tuple(NODE_OF))
-        size = draw(st.sampled_from([3, 1, 6, 0]))
-        members = draw(
-            st.lists(st.sampled_from(universe), min_size=size, max_size=size, unique=True)
-        )
-        hinted = draw(st.integers(0, 3)) == 0
+        size = draw(one(3, 1, 6, 0))
+        members = draw(several(of((family,), tuple(NODE_OF)), size, size))
+        hinted = draw(one(False, False, False, True))
         name = ObjectName(service.name.namespace, f"{service.name.name}-{number}")
-        ends = tuple(draw(endpoints(address, hinted=hinted)) for address in members)
+        ends = tuple(_endpoint(draw, address, hinted=hinted) for address in members)
         found.append(EndpointSlice(name, service.name, family, ports, ends))
     return tuple(found)
 
 
-@st.composite
-def endpoints(draw: st.DrawFn, address: Address, *, hinted: bool) -> Endpoint:
+def _endpoint(draw: st.DrawFn, address: Address, *, hinted: bool) -> Endpoint:
     ready, serving, terminating = draw(CONDITIONS)
     return Endpoint(
         address=address,
@@ -224,20 +230,24 @@ def endpoints(draw: st.DrawFn, address: Address, *, hinted: bool) -> Endpoint:
     )
 
 
+NAMES = (ObjectName("shop", "a"), ObjectName("shop", "b"))
+
+
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
-    found = tuple(
-        draw(services(ObjectName("shop", name))) for name in ("a", "b")[: draw(st.integers(1, 2))]
-    )
-    networks = tuple(draw(st.lists(st.sampled_from(POD_NETWORKS), max_size=3)))
+    found = tuple(draw(service) for service in SERVICES[: draw(one(1, 2))])
+    networks = tuple(draw(several(POD_NETWORKS, 0, 3)))
     return Scene(
         services=found,
         slices=tuple(each for service in found for each in draw(slices(service))),
-        node=Node(HOST, OWN, networks, draw(st.sampled_from(["zone-1", ""]))),
-        node_port_addresses=tuple(draw(st.sampled_from([OWN, OWN + BRIDGE, OWN[:1], ()]))),
-        pod_interface=draw(st.sampled_from(["", "", "cbr0", "veth*"])),
-        masquerade_all=draw(st.integers(0, 5)) == 0,
+        node=Node(HOST, OWN, networks, draw(one("zone-1", ""))),
+        node_port_addresses=draw(one(OWN, OWN + BRIDGE, OWN[:1], ())),
+        pod_interface=draw(one("", "", "cbr0", "veth*")),
+        masquerade_all=draw(one(*[False] * 5, True)),
     )
+
+
+SERVICES = tuple(map(services, NAMES))
 
 
 @st.composite
@@ -254,21 +264,21 @@ def packets(draw: st.DrawFn, answers: Sequence[ServiceAnswer]) -> Packet:
     )
     match draw(st.integers(0, 16)):
         case 0:
-            number = Port(draw(st.sampled_from([80, 81, 8080, 30080])))
+            number = Port(draw(one(80, 81, 8080, 30080)))
         case 1:
             protocol = draw(PROTOCOLS)
         case 2:
-            address = draw(st.sampled_from([*PODS_HERE, *CLUSTER_IPS, *EXTERNAL, *OUTSIDE]))
-    family = family_of(address)
-    match draw(st.integers(0, 2)):
-        case 0:
-            sources, interface = of(family, PODS_HERE), draw(st.sampled_from(["cbr0", "veth7"]))
-        case 1:
-            sources, interface = of(family, OUTSIDE + OTHER_NODE + PODS_THERE), "eth0"
-        case _:
-            sources, interface = of(family, OWN + BRIDGE), ""
-    source = draw(st.sampled_from(sources))
-    return Packet(source, address, protocol, number, interface, draw(st.integers(0, 20)) > 0)
+            address = draw(one(*PODS_HERE, *CLUSTER_IPS, *EXTERNAL, *OUTSIDE))
+    family = (family_of(address),)
+    sources, interfaces = draw(
+        one(
+            (of(family, PODS_HERE), ("cbr0", "veth7")),
+            (of(family, OUTSIDE + OTHER_NODE + PODS_THERE), ("eth0",)),
+            (of(family, OWN + BRIDGE), ("",)),
+        )
+    )
+    is_new = draw(one(*[True] * 20, False))
+    return Packet(draw(one(*sources)), address, protocol, number, draw(one(*interfaces)), is_new)
 
 
 @st.composite
