@@ -18,7 +18,7 @@ _SUBSYSTEM = 10
 _NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
-_NFT_GOTO = -4
+_NFT_JUMP, _NFT_GOTO = -3, -4
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
@@ -68,11 +68,6 @@ def load_meta(key: int, register: int) -> bytes:
     return _expression("meta", _number(1, register), _number(2, key))
 
 
-def set_meta(key: int, register: int) -> bytes:
-    """Store a register into the packet's metadata."""
-    return _expression("meta", _number(2, key), _number(3, register))
-
-
 def load_original(key: int, register: int) -> bytes:
     """Load a part of what the connection's first packet said before it was translated."""
     direction = attribute(3, bytes((_ORIGINAL,)))
@@ -92,12 +87,6 @@ def is_new(register: int) -> list[bytes]:
 def equal(register: int, value: bytes) -> bytes:
     """Go on with the rule only if the register holds `value`."""
     return _compare(register, 0, value)
-
-
-def set_bits(register: int, bits: int) -> bytes:
-    """Set bits in a 32-bit register, in host order, and keep the others."""
-    mask, xor = struct.pack("=I", ~bits & 0xFFFFFFFF), struct.pack("=I", bits)
-    return _bitwise(register, mask, xor)
 
 
 def random_number(modulus: int, offset: int, register: int) -> bytes:
@@ -144,9 +133,18 @@ def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
     )
 
 
+def jump(chain: str) -> bytes:
+    """Go through another chain, and on with the next rule after it."""
+    return _immediate(_NFT_JUMP, chain)
+
+
 def go_to(chain: str) -> bytes:
     """Go on in another chain and do not come back."""
-    verdict = attribute(1, struct.pack(">i", _NFT_GOTO)) + string(2, chain)
+    return _immediate(_NFT_GOTO, chain)
+
+
+def _immediate(code: int, chain: str) -> bytes:
+    verdict = attribute(1, struct.pack(">i", code)) + string(2, chain)
     return _expression(
         "immediate",
         _number(1, _VERDICT_REGISTER),

@@ -17,6 +17,7 @@ the original destination port in a concatenation.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -24,7 +25,7 @@ import msgspec
 
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.model.address import Family, Mark
+from pyproxy.model.address import Family
 from pyproxy.netlink import rules
 from pyproxy.netlink.nfnetlink import Message
 
@@ -36,6 +37,10 @@ LOCAL_OFFSET = 1 << 24
 """Where the numbers of a frontend's local endpoints begin, above those of the whole cluster."""
 
 CLUSTER, LOCAL = "cluster", "local"
+
+MARKING = "mark-masquerade"
+"""The fixed chain that marks a packet. Only the fixed part knows the mark, so that whoever sets it
+and whoever looks for it change together."""
 
 _MASQUERADED = "masq-"
 _STICKY = "sticky-"
@@ -99,23 +104,34 @@ def needed(names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def chain(name: str, mark: Mark) -> Iterator[Message]:
+def chain(name: str) -> Iterator[Message]:
     """Write one chain and its rules, in place of any that it has."""
     if name in _HOOKS:
         yield rules.new_base_chain(TABLE, name, _HOOKS[name], _FILTER)
     else:
         yield rules.new_chain(TABLE, name)
     yield rules.flush(TABLE, name)
-    for expressions in _rules(name, mark):
+    for expressions in _rules(name):
         yield rules.new_rule(TABLE, name, *expressions)
 
 
-def rule_count(name: str, mark: Mark) -> int:
+def rule_count(name: str) -> int:
     """Say how many rules a chain has when it is right."""
-    return sum(1 for _ in _rules(name, mark))
+    return sum(1 for _ in _rules(name))
 
 
-def _rules(name: str, mark: Mark) -> Iterator[list[bytes]]:
+def fingerprint() -> str:
+    """Digest chains of every kind: another version's, of the same names, may do something else."""
+    picks = [Pick(which, family, 4, True, True) for which in (CLUSTER, LOCAL) for family in Family]
+    names = needed([*(pick.chain for pick in picks), *(learning(family, 1) for family in Family)])
+    digest = hashlib.sha256()
+    for name in names:
+        for message in chain(name):
+            digest.update(message.body)
+    return digest.hexdigest()[:12]
+
+
+def _rules(name: str) -> Iterator[list[bytes]]:
     if name in _HOOKS:
         yield from (_sort(family) for family in Family)
         return
@@ -124,11 +140,7 @@ def _rules(name: str, mark: Mark) -> Iterator[list[bytes]]:
     if name.startswith(_LEARN):
         yield _learn(family, int(number))
     elif name.startswith(_MASQUERADED):
-        yield [
-            rules.load_meta(rules.META_MARK, _FIRST),
-            rules.set_bits(_FIRST, mark),
-            rules.set_meta(rules.META_MARK, _FIRST),
-        ]
+        yield [rules.jump(MARKING)]
         yield [rules.go_to(name.removeprefix(_MASQUERADED))]
     elif name.startswith(_STICKY):
         yield _return_to(family)

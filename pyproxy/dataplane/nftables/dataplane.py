@@ -128,8 +128,8 @@ class NftablesDataplane:
         layout = read_layout(self._netlink)
         options = self._options_for(node)
         self._loaded = options if layout.is_loaded(options) else None
-        same_mark = ruleset.marker(options) in layout.chains
-        self._chains = layout.whole_chains(options.mark) if same_mark else set()
+        same_version = ruleset.marker(options) in layout.chains
+        self._chains = layout.whole_chains() if same_version else set()
         remembered = recall(held)
         after = node_rows(node.pod_networks)
         shared: Counter[SharedRow] = Counter()
@@ -154,12 +154,13 @@ class NftablesDataplane:
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan in one transaction and remember it; the Services it had to leave out."""
-        if plan.whole:
+        alone = plan.whole and bool(plan)
+        if alone:
             self._monitor.pause()
         try:
             return self._commit(plan)
         finally:
-            if plan.whole:
+            if alone:
                 self._monitor.listen()
 
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
@@ -213,7 +214,7 @@ class NftablesDataplane:
         return msgspec.structs.replace(self._options, pod_families=families)
 
     def _send(self, plan: NftablesPlan) -> Refusal | None:
-        first = [each for name in plan.chains for each in chains.chain(name, plan.options.mark)]
+        first = [each for name in plan.chains for each in chains.chain(name)]
         writes = list(plan.messages())
         refusals = self._netlink.transact([*first, *(write.message for write in writes)], SUBSYSTEM)
         if not refusals:

@@ -14,7 +14,6 @@ import msgspec
 from pyproxy.dataplane.nftables import chains, ruleset, schema
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.model.address import Mark
 from pyproxy.netlink import nftables, rules
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 
@@ -63,13 +62,13 @@ class Layout(msgspec.Struct, frozen=True):
             digest.update(repr((name, self.sets[name])).encode())
         return _SEAL + digest.hexdigest()[:12]
 
-    def whole_chains(self, mark: Mark) -> set[str]:
+    def whole_chains(self) -> set[str]:
         """Name the chains, of those made when needed, that have all their rules."""
         return {
             name
             for name in self.chains
             if chains.is_made_when_needed(name)
-            and len(self.rules.get(name, ())) == chains.rule_count(name, mark)
+            and len(self.rules.get(name, ())) == chains.rule_count(name)
         }
 
     def strays(self) -> Strays:

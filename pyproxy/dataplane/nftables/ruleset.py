@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE, Field, SetKind
 from pyproxy.model.address import Family, Mark
 from pyproxy.netlink.nftables import Shape
@@ -39,9 +39,9 @@ class Options(msgspec.Struct, frozen=True):
 
 
 def marker(options: Options) -> str:
-    """Name the empty chain whose presence says that the ruleset is this one."""
-    digest = hashlib.sha256(_body(options).encode()).hexdigest()
-    return MARKER + digest[:12]
+    """Name the empty chain whose presence says that fixed and other chains are this version's."""
+    text = _body(options) + chains.fingerprint()
+    return MARKER + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def ruleset(options: Options, present: Iterable[str]) -> str:
@@ -51,17 +51,17 @@ def ruleset(options: Options, present: Iterable[str]) -> str:
     """
     wanted = marker(options)
     stale = [name for name in present if name.startswith(MARKER) and name != wanted]
-    chains = [name for name, _ in _chains(options)]
+    names = [name for name, _ in _chains(options)]
     return "\n".join(
         [
             f"table inet {TABLE} {{",
             '\tcomment "Kubernetes Services, by pyproxy"',
             *(_declaration(kind, family) for kind in schema.SETS for family in Family),
             *(f"\tchain {name} {{ {hook} }}" for name, hook in _hooks().items()),
-            *(f"\tchain {name} {{ }}" for name in chains if name not in _hooks()),
+            *(f"\tchain {name} {{ }}" for name in names if name not in _hooks()),
             f"\tchain {wanted} {{ }}",
             "}",
-            *(f"flush chain inet {TABLE} {name}" for name in chains),
+            *(f"flush chain inet {TABLE} {name}" for name in names),
             *(f"delete chain inet {TABLE} {name}" for name in stale),
             _body(options),
         ]
@@ -104,6 +104,7 @@ def _chains(options: Options) -> list[tuple[str, list[str]]]:
         ("no-endpoints", [f"{_lookup(schema.REFUSED, f)} goto refuse" for f in Family]),
         ("no-such-port", [f"{_lookup(schema.CLUSTER_IPS, f)} goto refuse" for f in Family]),
         ("refuse", ["meta l4proto tcp reject with tcp reset", "reject"]),
+        (chains.MARKING, [_set_mark(options)]),
         ("masquerading", _masquerading(options)),
     ]
 
@@ -177,8 +178,8 @@ def _body(options: Options) -> str:
     return _table(_chains(options))
 
 
-def _table(chains: Iterable[tuple[str, list[str]]]) -> str:
+def _table(parts: Iterable[tuple[str, list[str]]]) -> str:
     lines = [f"table inet {TABLE} {{"]
-    for name, rules in chains:
+    for name, rules in parts:
         lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
     return "\n".join([*lines, "}"])
