@@ -1,0 +1,48 @@
+"""Running the load generator beside a test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.probe import Target
+
+PROGRAM = Path(__file__).with_name("load.py")
+
+
+class Came(msgspec.Struct):
+    """What came of all connections, known once the load has ended."""
+
+    answered: int = 0
+    late: int = 0
+    failed: Mapping[str, int] = {}
+
+
+@contextmanager
+def load(namespace: Namespace, rate: int, targets: Sequence[Target]) -> Iterator[Came]:
+    """Open `rate` connections a second for as long as the block runs."""
+    places = [word for target in targets for word in (target.address, str(target.port))]
+    process = namespace.start(
+        [sys.executable, "-I", "-S", str(PROGRAM), str(rate), *places],
+        stdin=subprocess.PIPE,
+        output=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    came = Came()
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield came
+        process.stdin.close()
+        last = msgspec.json.decode(process.stdout.read(), type=Came)
+        came.answered, came.late, came.failed = last.answered, last.late, last.failed
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,167 @@
+"""Restarts under load: the rules serve while the agent is away, and what is right is left alone."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from pyproxy.lab.cluster import Cluster
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.probe import Target
+from pyproxy.lab.process import Agent, agent_command
+from tests.chaos import cluster_objects as objects
+from tests.chaos.live import Snapshot, snapshot
+from tests.chaos.loads import Came, load
+from tests.chaos.waiting import until
+
+pytestmark = pytest.mark.packets
+
+NODE = "na"
+HEALTH_PORT = 10256
+RESTARTS = 10
+RATE = 300
+"""Connections a second, from each of the two clients."""
+
+PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12", "b1": "10.244.2.11", "b2": "10.244.2.12"}
+BALANCED, NODE_PORT = "192.0.2.80", 30080
+FROM_POD = [Target(f"10.96.7.{number}", 80) for number in (1, 2, 3, 4)]
+FROM_OUTSIDE = [Target(BALANCED, 80), Target("172.30.0.11", NODE_PORT)]
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster) -> Cluster:
+    """A cluster with Services of one, two and three endpoints, sticky, and seen from outside."""
+    client = cluster.client
+    client.ensure("/api/v1/namespaces", {"metadata": {"name": objects.NAMESPACE}})
+    for name, address, pods, options in (
+        ("one", "10.96.7.1", ["b1"], {}),
+        ("two", "10.96.7.2", ["a2", "b1"], {}),
+        ("sticky", "10.96.7.3", ["a2", "b1", "b2"], {"affinity": True}),
+        ("balanced", "10.96.7.4", ["a2", "b2"], {"node_port": NODE_PORT}),
+    ):
+        objects.create(client, objects.service(name, address, **options))
+        objects.create(client, objects.endpoint_slice(name, [PODS[pod] for pod in pods]))
+    objects.balance(client, "balanced", BALANCED)
+    return cluster
+
+
+def is_healthy(namespace: Namespace) -> bool:
+    def ask() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", HEALTH_PORT, timeout=2)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    return namespace.call(ask)
+
+
+@contextmanager
+def running(cluster: Cluster, *flags: str, ended_by: int = signal.SIGTERM) -> Iterator[Agent]:
+    """An agent that has committed; in the end it gets a signal and is waited for."""
+    site = cluster.network.topology.site(NODE)
+    command = [*agent_command(site, cluster.kubeconfig()), *flags]
+    namespace = cluster.network.namespace(NODE)
+    with Agent(namespace, command, cluster.folder / f"agent-{NODE}.log") as agent:
+        until(lambda: is_healthy(namespace) or agent.status is not None, "the agent's first commit")
+        agent.require_alive()
+        yield agent
+        agent.require_alive()
+        os.killpg(agent.pid, ended_by)
+        until(lambda: agent.status is not None, "the agent's end")
+        assert agent.status == (0 if ended_by == signal.SIGTERM else -ended_by)
+
+
+@contextmanager
+def loaded(cluster: Cluster) -> Iterator[list[Came]]:
+    """Connections from a pod and from outside; none may fail."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        come = [
+            stack.enter_context(load(cluster.network.namespace("a1"), RATE, FROM_POD)),
+            stack.enter_context(load(cluster.network.namespace("ext"), RATE, FROM_OUTSIDE)),
+        ]
+        yield come
+    seconds = time.monotonic() - began
+    print(f"{sum(each.answered for each in come)} connections in {seconds:.1f} s: {come}")
+    for each in come:
+        assert not each.failed
+        assert not each.late
+
+
+def held(cluster: Cluster) -> Snapshot:
+    return snapshot(cluster.network.namespace(NODE))
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
+def test_no_connection_fails_through_restarts(served: Cluster, ended_by: signal.Signals) -> None:
+    with running(served):
+        before = held(served)
+    with loaded(served):
+        for _ in range(RESTARTS):
+            with running(served, ended_by=ended_by):
+                pass
+    assert held(served) == before
+
+
+OPTIONS: Sequence[Sequence[str]] = (
+    (),
+    ("--masquerade-all",),
+    ("--iptables-masquerade-bit=15",),
+    ("--iptables-masquerade-bit=3", "--masquerade-all"),
+    ("--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cbr0"),
+    (),
+)
+
+
+def test_no_connection_fails_when_other_options_take_over(served: Cluster) -> None:
+    with running(served):
+        before = held(served)
+    with loaded(served):
+        for flags in OPTIONS:
+            with running(served, *flags):
+                pass
+    assert held(served) == before
+
+
+def test_an_unchanged_restart_writes_nothing(served: Cluster) -> None:
+    with running(served):
+        before = held(served)
+    namespace = served.network.namespace(NODE)
+    monitor = namespace.start(["nft", "monitor"], output=subprocess.PIPE)
+    assert monitor.stdout is not None
+    try:
+        # It says nothing when it begins to listen, and until then is told nothing.
+        os.set_blocking(monitor.stdout.fileno(), False)
+        said = bytearray()
+
+        def heard(word: bytes) -> bool:
+            said.extend(monitor.stdout.read() or b"")
+            namespace.run(
+                ["nft", f"add table inet {word.decode()}; delete table inet {word.decode()}"]
+            )
+            return b"add table inet " + word in said
+
+        until(lambda: heard(b"begin"), "nft monitor listens")
+        for ended_by in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+            with running(served, ended_by=ended_by):
+                pass
+        until(lambda: heard(b"end"), "nft monitor has heard all")
+        lines = {line for line in said.decode().splitlines() if "table inet begin" not in line}
+        about_us = [line for line in lines if "pyproxy" in line]
+        assert not about_us
+    finally:
+        monitor.kill()
+        monitor.wait()
+        monitor.stdout.close()
+    assert held(served) == before
