@@ -129,8 +129,12 @@ class Agent(Generic[P]):
 
     def addresses_changed(self) -> None:
         """Have everything answered again where this machine's new addresses matter."""
-        if self._node_rules.answer(self.world.node) == self._node:
-            return
+        try:
+            if self._node_rules.answer(self.world.node) == self._node:
+                return
+        except KernelError as error:
+            # A sync asks again, and knows when to retry.
+            log.debug("cannot tell whether addresses have changed: %s", error)
         if not self.world.pending():
             self._tell.health.queued()
         self.world.touch_everything()

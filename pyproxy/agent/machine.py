@@ -19,14 +19,23 @@ _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
 def local_addresses() -> tuple[Address, ...]:
-    """List all addresses but link-local ones, what the default route would use first."""
-    with IPRoute() as routes:
-        outward = [text for family in Family if (text := _towards_the_world(routes, family))]
-        found = [
-            str(message.get_attr("IFA_ADDRESS"))
-            for message in routes.get_addr()
-            if message["scope"] != _LINK_SCOPE
-        ]
+    """List all addresses but link-local ones, what the default route would use first.
+
+    Raises KernelError.
+    """
+    try:
+        with IPRoute() as routes:
+            outward = [text for family in Family if (text := _towards_the_world(routes, family))]
+            # Of an interface to a single peer, IFA_ADDRESS is the peer's.
+            found = [
+                str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+                for message in routes.get_addr()
+                if message["scope"] != _LINK_SCOPE
+            ]
+    except NetlinkError as error:
+        raise kernel_error(error.code, "listing addresses") from error
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "listing addresses") from error
     return tuple(parse_address(text) for text in dict.fromkeys([*outward, *found]))
 
 
