@@ -1,0 +1,217 @@
+"""The real source and the agent's core over a table, before an API server that has bad days."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from aiohttp import web
+
+from pyproxy.agent.core import Agent, Observers
+from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pace import Pace as SyncPace
+from pyproxy.config.settings import LocalTraffic, Settings
+from pyproxy.dataplane.interface import Failure
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.errors import Problem
+from pyproxy.health.state import Health
+from pyproxy.lab.apiserver.registry import Deletion
+from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, NODES, SERVICES
+from pyproxy.lab.apiserver.server import ApiServer, Handler
+from pyproxy.lab.apiserver.settings import Settings as ServerSettings
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import parse_network
+from pyproxy.model.events import Event, SetAside, Synced, Upsert
+from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.source.client import Client
+from pyproxy.source.decode import NotOurs, read
+from pyproxy.source.kubernetes import KubernetesSource
+from tests.agent.world import HOSTNAME, PlannedTable, TableDataplane
+from tests.source.scripted import Pace, client_of
+
+Object = dict[str, Any]
+DEADLINE = 20.0
+NETWORK = parse_network("10.244.0.0/16")
+TABLES = ((Kind.SERVICE, SERVICES), (Kind.ENDPOINT_SLICE, ENDPOINT_SLICES), (Kind.NODE, NODES))
+
+
+def node() -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": HOSTNAME},
+        "spec": {"podCIDRs": ["10.244.1.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.11"}]},
+    }
+
+
+def service(number: int) -> Object:
+    address = f"10.96.{number // 250 + 1}.{number % 250 + 1}"
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"s{number}", "namespace": "shop"},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "ipFamilies": ["IPv4"],
+            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}],
+        },
+    }
+
+
+def endpoint_slice(number: int, pods: Iterable[int]) -> Object:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"s{number}-1",
+            "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": f"s{number}"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        "endpoints": [{"addresses": [f"10.244.1.{pod}"]} for pod in pods],
+    }
+
+
+def remove(server: ApiServer, number: int) -> None:
+    """Take a Service and its slice away."""
+
+    def both() -> None:
+        for resource, name in ((SERVICES, f"s{number}"), (ENDPOINT_SLICES, f"s{number}-1")):
+            stored = server.registry.find(resource, "shop", name)
+            server.registry.delete(resource, stored, Deletion())
+
+    server.call(both)
+
+
+class Witness(TableDataplane):
+    """A table that is watched: `lost` are rows that had to stay and did not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: Table = {}
+        self.lost: list[str] = []
+
+    def keep(self) -> None:
+        """From now on, what is in the kernel must stay there."""
+        self._kept = {name: dict(rows) for name, rows in self.kernel.items()}
+
+    def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
+        failures = super().commit(plan)
+        for name, rows in self._kept.items():
+            held: Mapping[bytes, Any] = self.kernel.get(name, {})
+            self.lost += [f"{name} {key.hex()}" for key in rows if held.get(key) != rows[key]]
+        return failures
+
+
+class Rig:
+    """One agent without a kernel: source, loop and core in their threads."""
+
+    def __init__(self, client: Client, silence: float, clock: Pace | None) -> None:
+        self.dataplane = Witness()
+        self.metrics = Metrics()
+        self.health = Health(30.0)
+        self.reported: list[Problem] = []
+        self.inbox: Inbox = Inbox()
+        self.clock = clock or Pace()
+        settings = Settings(HOSTNAME, local_traffic=LocalTraffic(cluster_networks=(NETWORK,)))
+        observers = Observers(
+            self.metrics, self.health, [], time.monotonic, time.time, self.reported.append
+        )
+        self.agent = Agent(
+            self.dataplane, NodeRules(settings, lambda: ()), SyncPace(0.0), observers
+        )
+        self.source = KubernetesSource(
+            client, HOSTNAME, self.inbox.put, silence=silence, clock=self.clock
+        )
+        self._loop = Loop(self.agent, self.inbox, lambda: None, 0.05, self.health)
+        self._thread = threading.Thread(target=self._loop.run, name="loop")
+
+    @contextmanager
+    def running(self) -> Iterator[Rig]:
+        self._thread.start()
+        self.source.start()
+        try:
+            yield self
+        finally:
+            self.source.stop()
+            self.inbox.put(Stop())
+            self._thread.join(DEADLINE)
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self._thread.is_alive(), "the agent's thread has ended"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+            time.sleep(0.005)
+
+    def until_equal(self, server: ApiServer, seconds: float = DEADLINE) -> None:
+        """Wait until the table holds what the server's objects mean."""
+        wanted = desired(server)
+        self.until(lambda: self.dataplane.kernel == wanted, "the table is as it should be", seconds)
+
+
+def desired(server: ApiServer) -> Table:
+    """Compile the server's objects from nothing."""
+
+    def bodies() -> list[tuple[Kind, bytes]]:
+        store = server.registry.store
+        return [(kind, each.body) for kind, of in TABLES for each in store.table(of).current("/")]
+
+    names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
+    events: list[Event] = []
+    for kind, body in server.call(bodies):
+        reading = read(kind, body)
+        if isinstance(reading.value, Problem):
+            events.append(SetAside(reading.value))
+        elif not isinstance(reading.value, NotOurs):
+            assert reading.name is not None
+            names[kind].add(reading.name)
+            events.append(Upsert(reading.value))
+    rig = Rig(client_of("http://127.0.0.1:1"), 1.0, None)
+    for event in events:
+        rig.agent.hear(event)
+    for kind in Kind:
+        rig.agent.hear(Synced(kind, frozenset(names[kind])))
+    rig.agent.sync()
+    return rig.dataplane.kernel
+
+
+@contextmanager
+def api_server(
+    port: int = 0, services: int = 3, more: Iterable[Object] = (), **settings: Any
+) -> Iterator[ApiServer]:
+    """Run a server with its Node and so many Services of two endpoints each.
+
+    It answers nothing before it holds them: who lists a server that is empty believes it.
+    """
+    whole = threading.Event()
+
+    @web.middleware
+    async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await handler(request) if whole.is_set() else web.Response(status=503)
+
+    with ApiServer.running(ServerSettings(port=port, **settings), [gate]) as server:
+        server.load([node()])
+        for number in range(services):
+            server.load([service(number), endpoint_slice(number, (2 * number + 1, 2 * number + 2))])
+        server.load(more)
+        whole.set()
+        yield server
+
+
+@contextmanager
+def agent(
+    *servers: ApiServer | str, silence: float = 5.0, clock: Pace | None = None
+) -> Iterator[Rig]:
+    """Run an agent that asks these servers."""
+    urls = [each if isinstance(each, str) else each.url for each in servers]
+    with Rig(client_of(*urls), silence, clock).running() as rig:
+        yield rig

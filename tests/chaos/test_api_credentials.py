@@ -1,0 +1,233 @@
+"""Credentials that change on disk while the agent runs: tokens, exec plugins, certificates."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import ssl
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pyproxy.lab.apiserver.access import PROXY
+from pyproxy.source.connect import connect
+from tests.chaos.api_rig import Rig, api_server, endpoint_slice, service
+from tests.source.scripted import Exchange, Pace, Server, quiet, serving, until
+
+Config = dict[str, Any]
+
+
+def kubeconfig(path: Path, url: str, user: Config, cluster: Config | None = None) -> str:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": url, **(cluster or {})}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    }
+    path.write_bytes(msgspec.json.encode(config))
+    return str(path)
+
+
+@contextmanager
+def agent_with(config: str) -> Iterator[Rig]:
+    with Rig(connect(config, ""), 5.0, Pace()).running() as rig:
+        yield rig
+
+
+def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
+    """A file that the kubelet or a secrets agent exchanges."""
+    token = folder / "token"
+
+    def rotate(value: str) -> None:
+        new = folder / "token.new"
+        new.write_text(value)
+        new.rename(token)
+
+    return kubeconfig(folder / "config", url, {"tokenFile": str(token)}), rotate
+
+
+def by_exec_plugin(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
+    """A program that is asked for a token."""
+    plugin, value = folder / "plugin", folder / "value"
+    plugin.write_text(
+        "#!/bin/sh\n"
+        f"token=$(cat {value})\n"
+        'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1\\", '
+        '\\"kind\\": \\"ExecCredential\\", \\"status\\": {\\"token\\": \\"$token\\"}}"\n'
+    )
+    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
+    user = {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Never",
+        }
+    }
+    return kubeconfig(folder / "config", url, user), value.write_text
+
+
+def by_kubeconfig(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
+    """The kubeconfig itself, with the token in it."""
+    path = folder / "config"
+    return str(path), lambda value: kubeconfig(path, url, {"token": value}) and None
+
+
+@pytest.mark.parametrize("kind", [by_token_file, by_exec_plugin, by_kubeconfig])
+def test_tokens_that_expire(tmp_path: Path, kind: Callable[..., Any]) -> None:
+    with api_server(token="first", proxy_token="unused") as server:
+        config, rotate = kind(tmp_path, server.url)
+        rotate("first")
+        with agent_with(config) as rig:
+            rig.until_equal(server)
+            rig.dataplane.keep()
+            server.settings = msgspec.structs.replace(server.settings, token="second")
+            server.close_watches()
+            server.load([service(10), endpoint_slice(10, [1])])
+            waits = len(rig.clock.waits)
+            rig.until(lambda: len(rig.clock.waits) > waits + 10, "refusals")
+            assert rig.dataplane.lost == []
+            assert rig.health.is_healthy()
+            rotate("second")
+            rig.until_equal(server)
+            assert rig.dataplane.lost == []
+
+
+def test_rights_that_are_taken_away_and_given_back(tmp_path: Path) -> None:
+    with api_server(token="admin", proxy_token="proxy") as server:
+        verbs = PROXY.verbs
+        assert verbs is not None
+        config = kubeconfig(tmp_path / "config", server.url, {"token": "proxy"})
+        with agent_with(config) as rig:
+            rig.until_equal(server)
+            rig.dataplane.keep()
+            taken = verbs.pop("services")
+            try:
+                server.close_watches()
+                server.load([service(10), endpoint_slice(10, [1])])
+                waits = len(rig.clock.waits)
+                rig.until(lambda: len(rig.clock.waits) > waits + 10, "refusals")
+                assert rig.dataplane.lost == []
+            finally:
+                verbs["services"] = taken
+            rig.until_equal(server)
+
+
+class Authority:
+    """A certificate authority that issues client certificates into one pair of files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count()
+        self.cert, self.key = folder / "client.crt", folder / "client.key"
+
+    def openssl(self, command: str) -> None:
+        subprocess.run(["openssl", *command.split()], check=True, capture_output=True)
+
+    def authority(self, name: str) -> None:
+        self.openssl(
+            f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+            f"-subj /CN={name} -addext subjectAltName=IP:127.0.0.1 "
+            f"-keyout {self.folder}/{name}.key -out {self.folder}/{name}.crt"
+        )
+
+    def issue(self, by: str) -> None:
+        """Exchange key and certificate, one after the other, as programs do."""
+        number, folder = next(self._numbers), self.folder
+        self.openssl(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
+            f"-subj /CN=client{number} -keyout {folder}/new.key -out {folder}/new.csr"
+        )
+        self.openssl(
+            f"x509 -req -in {folder}/new.csr -CA {folder}/{by}.crt -CAkey {folder}/{by}.key "
+            f"-days 2 -out {folder}/new.crt"
+        )
+        (folder / "new.key").rename(self.key)
+        (folder / "new.crt").rename(self.cert)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl")
+    made = Authority(tmp_path)
+    for name in ("server", "former", "latter"):
+        made.authority(name)
+    made.issue("former")
+    return made
+
+
+def context(authority: Authority, *, trusting: str) -> ssl.SSLContext:
+    """A server that lets in who has a certificate of one authority."""
+    made = ssl.create_default_context(
+        ssl.Purpose.CLIENT_AUTH, cafile=str(authority.folder / f"{trusting}.crt")
+    )
+    made.load_cert_chain(authority.folder / "server.crt", authority.folder / "server.key")
+    made.verify_mode = ssl.CERT_REQUIRED
+    return made
+
+
+def test_client_certificates_that_change(authority: Authority, tmp_path: Path) -> None:
+    with serving(_short, tls=context(authority, trusting="former")) as server:
+        user = {"client-certificate": str(authority.cert), "client-key": str(authority.key)}
+        trust = {"certificate-authority": str(tmp_path / "server.crt")}
+        config = kubeconfig(tmp_path / "config", server.url, user, trust)
+        with agent_with(config) as rig:
+            rig.until(rig.health.is_healthy, "the first commit")
+            # The authority has been replaced: whoever connects anew needs a new certificate.
+            _trust(server, context(authority, trusting="latter"))
+            waits = len(rig.clock.waits)
+            rig.until(lambda: len(rig.clock.waits) > waits + 10, "refused connections")
+            seen = len(server.seen)
+            authority.issue("latter")
+            until(lambda: len(server.seen) > seen + 3)
+            assert rig.health.is_healthy()
+
+
+def test_authorities_that_change(authority: Authority, tmp_path: Path) -> None:
+    trusted = tmp_path / "ca.crt"
+    trusted.write_bytes((tmp_path / "server.crt").read_bytes())
+    with serving(_short, tls=context(authority, trusting="former")) as server:
+        user = {"client-certificate": str(authority.cert), "client-key": str(authority.key)}
+        trust = {"certificate-authority": str(trusted)}
+        config = kubeconfig(tmp_path / "config", server.url, user, trust)
+        with agent_with(config) as rig:
+            rig.until(rig.health.is_healthy, "the first commit")
+            authority.authority("server")
+            _trust(server, context(authority, trusting="former"))
+            waits = len(rig.clock.waits)
+            rig.until(lambda: len(rig.clock.waits) > waits + 10, "refused connections")
+            seen = len(server.seen)
+            trusted.write_bytes((tmp_path / "server.crt").read_bytes())
+            until(lambda: len(server.seen) > seen + 3)
+
+
+def _short(exchange: Exchange) -> None:
+    """Answer quietly, and have every request made on a connection of its own."""
+    if exchange.query.get("resourceVersion"):
+        exchange.begin()
+        exchange.end()
+        exchange.close_connection = True
+    elif exchange.query.get("watch"):
+        exchange.begin()
+        exchange.events([_end()])
+        exchange.end()
+        exchange.close_connection = True
+    else:
+        quiet(exchange)
+
+
+def _end() -> tuple[str, object]:
+    annotations = {"k8s.io/initial-events-end": "true"}
+    return "BOOKMARK", {"metadata": {"resourceVersion": "1", "annotations": annotations}}
+
+
+def _trust(server: Server, tls: ssl.SSLContext) -> None:
+    server.tls = tls

@@ -1,0 +1,163 @@
+"""Several API servers, as in `--master URL,URL`: one that works is found within ten seconds."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+
+from pyproxy.lab.apiserver.faults import HalfOpen, Refusal
+from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.source import client
+from pyproxy.source.connect import connect
+from tests.chaos.api_rig import Rig, agent, api_server, endpoint_slice, service
+from tests.source.scripted import serving, until
+
+PROMISE = 10.0
+"""Seconds until the next server is asked."""
+
+
+def test_the_promise_covers_each_way_in_which_a_server_can_be_dead() -> None:
+    assert 2 * client.CONNECT_TIMEOUT < PROMISE
+    assert client.HEAD_TIMEOUT < PROMISE
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """An address on which nobody listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    yield url
+
+
+@contextmanager
+def swallowing() -> Iterator[str]:
+    """An address whose host does not even say no: a queue of connections that is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0), backlog=0)))
+        address = listener.getsockname()
+        for _ in range(4):
+            waiting = stack.enter_context(closing(socket.socket()))
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        yield f"http://127.0.0.1:{address[1]}"
+
+
+@contextmanager
+def hanging() -> Iterator[str]:
+    """A server that takes requests and never answers."""
+    with serving(lambda exchange: exchange.hold()) as server:
+        yield server.url
+
+
+@contextmanager
+def failing() -> Iterator[str]:
+    """A server that answers every request with 503."""
+    with serving(lambda exchange: exchange.fail(503)) as server:
+        yield server.url
+
+
+DEAD = {
+    "refuses": refusing,
+    "swallows": swallowing,
+    "hangs": hanging,
+    "fails": failing,
+}
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_a_dead_server_at_the_start(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "CONNECT_TIMEOUT", 0.4)
+    monkeypatch.setattr(client, "HEAD_TIMEOUT", 0.4)
+    with DEAD[dead]() as url, api_server() as server, agent(url, server) as rig:
+        rig.until_equal(server, PROMISE)
+
+
+@pytest.mark.parametrize("how", ["away", "fails", "hangs"])
+def test_a_server_that_dies_while_it_is_watched(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers have one store in a cluster; here the second one's objects are the newer."""
+    monkeypatch.setattr(client, "HEAD_TIMEOUT", 0.4)
+    with api_server() as first, api_server() as second, agent(first, second, silence=0.5) as rig:
+        rig.until_equal(first)
+        rig.dataplane.keep()
+        for number in range(10, 20):
+            second.load([service(number), endpoint_slice(number, [1])])
+        with _dead(first, how):
+            rig.until_equal(second, PROMISE)
+        assert rig.dataplane.lost == []
+        second.load([endpoint_slice(10, [2, 3])])
+        rig.until_equal(second)
+
+
+@contextmanager
+def _dead(server: ApiServer, how: str) -> Iterator[None]:
+    if how == "away":
+        with server.away():
+            yield
+        return
+    with _hangs(server) if how == "hangs" else _fails(server):
+        yield
+
+
+@contextmanager
+def _fails(server: ApiServer) -> Iterator[None]:
+    server.faults.set(Refusal(500))
+    server.close_watches()
+    yield
+
+
+@contextmanager
+def _hangs(server: ApiServer) -> Iterator[None]:
+    """Connections are accepted by the kernel alone: the process does nothing more."""
+    port = int(server.url.rpartition(":")[2])
+    server.faults.set(HalfOpen())
+    with server.away(), serving(lambda exchange: exchange.hold(), port):
+        yield
+
+
+def test_5xx_from_one_of_two_does_not_last() -> None:
+    with api_server() as bad, api_server() as good, agent(bad, good) as rig:
+        rig.until_equal(bad)
+        good.load([service(76), endpoint_slice(76, [1])])
+        bad.faults.set(Refusal(500))
+        bad.close_watches()
+        rig.until_equal(good, PROMISE)
+        # Every kind has found the good one by itself, and stays with it.
+        met = bad.faults.met[Refusal]
+        good.close_watches()
+        good.load([service(77), endpoint_slice(77, [1])])
+        rig.until_equal(good)
+        assert bad.faults.met[Refusal] == met
+
+
+def test_master_names_several_servers() -> None:
+    with refusing() as dead, api_server() as server:
+        made = connect("", f"{dead},{server.url}")
+        response = made.get("/version", {})
+        response.close()
+        assert made.host == server.url
+
+
+def test_the_answer_may_be_silent_for_longer_than_its_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A watch with several servers is as patient as one with a single server."""
+    monkeypatch.setattr(client, "HEAD_TIMEOUT", 0.1)
+    with api_server() as server, refusing() as dead, agent(server, dead, silence=3600.0) as rig:
+        rig.until_equal(server)
+        watches = server.watch_count
+        _still(rig, server, watches)
+        server.load([service(5), endpoint_slice(5, [1])])
+        rig.until_equal(server)
+        assert server.watch_count == watches == 3
+
+
+def _still(rig: Rig, server: ApiServer, watches: int) -> None:
+    """Let some of the time pass in which an impatient client would have gone away."""
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > 0.5)
+    assert server.watch_count == watches
+    assert rig.health.is_healthy()

@@ -1,0 +1,236 @@
+"""The API server's bad days: what is known keeps serving, and afterwards all is as it should be."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pyproxy.lab.apiserver.faults import (
+    Cut,
+    Disorder,
+    Fault,
+    HalfOpen,
+    Page,
+    Refusal,
+    ShortWatches,
+    Slow,
+)
+from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.source import kubernetes
+from pyproxy.source.pacing import SystemClock
+from tests.chaos.api_rig import (
+    agent,
+    api_server,
+    endpoint_slice,
+    remove,
+    service,
+)
+from tests.source.scripted import Exchange, Pace, Server, quiet, serving
+
+FAULTS: dict[str, tuple[Fault, ...]] = {
+    "429 with Retry-After": (Refusal(429, 2),),
+    "500": (Refusal(500),),
+    "503": (Refusal(503, 1),),
+    "403": (Refusal(403),),
+    "401": (Refusal(401),),
+    "HTML with 200": (Page(),),
+    "cut JSON": (Cut(),),
+    "half-open watches": (HalfOpen(),),
+    "slow": (Slow(0.05),),
+    "short watches": (ShortWatches(0.05),),
+    "disorder": (Disorder(),),
+    "short, disordered and slow": (ShortWatches(0.2), Disorder(), Slow(0.01)),
+}
+
+
+def end_watches(server: ApiServer) -> None:
+    server.close_watches()
+
+
+def forget(server: ApiServer) -> None:
+    """Have every watch that goes on from a version answered with 410."""
+    server.forget_history()
+    server.close_watches()
+
+
+KICKS: dict[str, Callable[[ApiServer], None]] = {
+    "watches go on": lambda server: None,
+    "watches end": end_watches,
+    "history is forgotten": forget,
+}
+
+
+def changes(server: ApiServer, begin: int) -> None:
+    """Add, change and remove what did not have to stay."""
+    for number in range(begin, begin + 4):
+        server.load([service(number), endpoint_slice(number, [number])])
+    server.load([endpoint_slice(begin, [7, 8, 9])])
+    remove(server, begin + 1)
+
+
+@pytest.mark.parametrize("kick", KICKS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults(fault: str, kick: str) -> None:
+    with api_server() as server, agent(server, silence=0.3) as rig:
+        rig.until_equal(server)
+        rig.dataplane.keep()
+        server.faults.set(*FAULTS[fault])
+        KICKS[kick](server)
+        changes(server, 10)
+        met = server.faults.met
+        if kick != "watches go on" or not isinstance(FAULTS[fault][0], Refusal | Page):
+            rig.until(lambda: met, "the fault is met")
+        changes(server, 20)
+        server.faults.clear()
+        rig.until_equal(server)
+        assert rig.dataplane.lost == []
+        assert rig.health.is_healthy()
+        changes(server, 30)
+        rig.until_equal(server)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_at_the_start(fault: str) -> None:
+    """What is told before a list is whole is never written, and so no gap can come of it."""
+    with api_server() as server:
+        server.faults.set(*FAULTS[fault])
+        with agent(server, silence=0.3) as rig:
+            rig.until(lambda: server.faults.met, "the fault is met")
+            server.faults.clear()
+            rig.until_equal(server)
+            assert all(len(delta.remove) == 0 for delta in rig.dataplane.commits)
+
+
+def test_a_server_that_is_away_refuses_connections_and_comes_back() -> None:
+    with api_server() as server, agent(server) as rig:
+        rig.until_equal(server)
+        rig.dataplane.keep()
+        requests = len(rig.clock.waits)
+        with server.away():
+            changes(server, 10)
+            rig.until(lambda: len(rig.clock.waits) > requests + 20, "it is asked again and again")
+            assert rig.health.is_healthy()
+            assert rig.dataplane.lost == []
+        rig.until_equal(server)
+        assert rig.dataplane.lost == []
+        with server.away():
+            pass
+        changes(server, 20)
+        rig.until_equal(server)
+
+
+def test_a_list_that_shrinks_while_the_server_is_away() -> None:
+    """What is gone is gone without a word about each; the rest never leaves the table."""
+    with api_server() as server, agent(server) as rig:
+        rig.until_equal(server)
+        rig.dataplane.keep()
+        server.load(obj for n in range(10, 60) for obj in (service(n), endpoint_slice(n, [n])))
+        rig.until_equal(server)
+        with server.away():
+            for number in range(10, 60):
+                remove(server, number)
+            server.forget_history()
+        rig.until_equal(server)
+        assert rig.dataplane.lost == []
+
+
+def test_a_restart_with_another_history() -> None:
+    """Versions begin anew, below the known ones, with other objects than before."""
+    with api_server() as server, agent(server) as rig:
+        port = int(server.url.rpartition(":")[2])
+        rig.until_equal(server)
+        rig.dataplane.keep()
+        for number in range(10, 20):
+            server.load([service(number), endpoint_slice(number, [number])])
+        rig.until_equal(server)
+        more = [service(30), endpoint_slice(30, [1])]
+        with server.away(), api_server(port, more=more) as other:
+            rig.until_equal(other)
+            assert rig.dataplane.lost == []
+
+
+def test_half_open_watches_are_found_within_a_minute() -> None:
+    assert kubernetes.SILENCE < 55
+    with api_server() as server, agent(server, silence=0.5) as rig:
+        rig.until_equal(server)
+        server.faults.set(HalfOpen())
+        server.load([service(50), endpoint_slice(50, [5])])
+        rig.until(lambda: server.faults.met[HalfOpen] >= 2, "both watches are met")
+        server.faults.clear()
+        began = time.monotonic()
+        rig.until_equal(server, 5)
+        # Asked again after the silence, and not after a backoff on top of it.
+        assert time.monotonic() - began < 5
+
+
+def test_retry_after_is_kept_and_the_rest_is_drawn() -> None:
+    with api_server() as server:
+        server.faults.set(Refusal(429, 7))
+        with agent(server) as rig:
+            rig.until(lambda: len(rig.clock.waits) >= 30, "enough refusals")
+            waits = rig.clock.waits[:30]
+    assert all(7 <= wait <= 37 for wait in waits)
+    assert len(set(waits)) == 30, "a thousand nodes that wait alike return alike"
+    assert max(waits) - min(waits) > 1
+
+
+def test_lists_in_pages_are_asked_from_the_servers_memory() -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("sendInitialEvents"):
+            exchange.fail(422)
+        else:
+            quiet(exchange)
+
+    with serving(script) as scripted, agent(scripted.url) as rig:
+        rig.until(rig.health.is_healthy, "the first commit")
+        assert _first_lists(scripted) == {"0"}
+
+
+def _first_lists(server: Server) -> set[str]:
+    return {
+        request.query.get("resourceVersion", "")
+        for request in server.seen
+        if not request.query.get("watch")
+    }
+
+
+def test_the_age_of_the_last_event_is_told() -> None:
+    with api_server(bookmark_interval=0.1) as server, agent(server, silence=30.0) as rig:
+        rig.metrics.source_age(rig.source.age)
+        rig.until_equal(server)
+
+        def age() -> float:
+            lines = rig.metrics.exposition().decode().splitlines()
+            name = "pyproxy_source_last_event_age_seconds "
+            return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+        server.faults.set(HalfOpen())
+        rig.until(lambda: age() > 0.5, "silence makes it grow")
+        server.faults.clear()
+        server.close_watches()
+        with server.away():
+            pass
+        rig.until(lambda: age() < 0.3, "bookmarks make it small")
+
+
+def test_stop_is_prompt_in_the_midst_of_it() -> None:
+    for fault in (HalfOpen(), Slow(30.0), Refusal(429, 100)):
+        with api_server() as server:
+            server.faults.set(fault)
+            with agent(server, clock=_RealPace()) as rig:
+                rig.until(lambda server=server: server.faults.met, "the fault is met")
+                began = time.monotonic()
+                rig.source.stop()
+                assert time.monotonic() - began < 2
+                alive = {thread.name for thread in threading.enumerate()}
+                assert not any(name.startswith("source-") for name in alive)
+
+
+class _RealPace(Pace):
+    """The machine's time."""
+
+    def wait(self, stopping: threading.Event, seconds: float) -> None:
+        SystemClock().wait(stopping, seconds)
