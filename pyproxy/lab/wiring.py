@@ -93,7 +93,10 @@ def bridge_to_root(name: str, addresses: list[str], members: list[tuple[str, str
 
 
 def _bridge(name: str, ipv4: str, ipv6: str) -> Iterator[str]:
-    yield f"link add {name} type bridge mcast_snooping 0"
+    # Left to itself a bridge takes the lowest address of its ports, and another when a port goes:
+    # whoever remembers the first would send into the void.
+    mac = "02:00:" + ":".join(f"{int(part):02x}" for part in ipv4.split("."))
+    yield f"link add {name} address {mac} type bridge mcast_snooping 0"
     yield f"addr add {ipv4}/24 dev {name}"
     yield f"addr add {ipv6}/64 dev {name} nodad"
     yield f"link set {name} up"
