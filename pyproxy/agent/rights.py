@@ -36,11 +36,14 @@ class Capability(enum.IntEnum):
 
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
+    NET_RAW = 13
 
 
-def needed(serving: Serving) -> frozenset[Capability]:
+def needed(serving: Serving, *, takeover: bool = False) -> frozenset[Capability]:
     """List what the agent needs; ports below 1024 only where it is told to listen on one."""
     wanted = {Capability.NET_ADMIN}
+    if takeover:  # iptables-legacy reads and writes through a raw socket
+        wanted.add(Capability.NET_RAW)
     for place in (serving.health, serving.metrics):
         if place is not None and 0 < place.port < _PRIVILEGED_PORTS:
             wanted.add(Capability.NET_BIND_SERVICE)

@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from pyproxy.agent import drift, loopback, supervise
+from pyproxy.agent import drift, loopback, rights, supervise
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.machine import AddressWatch, local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
+from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import LocalMode, Settings
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
@@ -95,6 +96,7 @@ def run(settings: Settings) -> int:
             HealthChecks(checks, settings.node_name),
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
+            *([Takeover(metrics)] if settings.takeover else []),
         ]
         agent = Agent(
             dataplane,
@@ -105,6 +107,7 @@ def run(settings: Settings) -> int:
         loopback.prepare(settings.node_ports)
         addresses = AddressWatch()
         stack.callback(addresses.close)
+        rights.keep_only(rights.needed(settings.serving, takeover=settings.takeover))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end)
         servers.start()
@@ -132,7 +135,10 @@ def run(settings: Settings) -> int:
 
 
 def cleanup(settings: Settings) -> int:
-    """Remove all that is ours and nothing else; fine when nothing is there."""
+    """Remove all that is ours, and kube-proxy's where that is asked for; nothing else.
+
+    Fine when nothing is there.
+    """
     dataplane = NftablesDataplane(options(settings))
     try:
         dataplane.prepare()
@@ -142,7 +148,7 @@ def cleanup(settings: Settings) -> int:
         return 1
     finally:
         dataplane.close()
-    return 0
+    return 0 if not settings.takeover or remove_leftovers() else 1
 
 
 def options(settings: Settings) -> Options:

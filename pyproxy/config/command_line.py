@@ -132,6 +132,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         node_address=given[flags.BIND_ADDRESS],
         manifests=_manifests(given),
         verbosity=given[flags.VERBOSITY],
+        takeover=given[flags.TAKEOVER],
         api=Api(given[flags.KUBECONFIG], given[flags.MASTER]),
         local_traffic=_local_traffic(given),
         masquerade=Masquerade(given[flags.MASQUERADE_BIT], given[flags.MASQUERADE_ALL]),

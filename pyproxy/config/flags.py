@@ -107,6 +107,12 @@ IPTABLES_SYNC_PERIOD = Flag(
 IPTABLES_MIN_SYNC_PERIOD = Flag(
     "--iptables-min-sync-period", values.duration_from(0), "0s", "the same as --min-sync-period"
 )
+TAKEOVER = Flag(
+    "--takeover",
+    values.boolean,
+    "false",
+    "once this node is served, remove what kube-proxy has left in the kernel, in every mode",
+)
 VERBOSITY = Flag("--v", values.integer(0, 2**31 - 1), "0", "how much is logged: 4 and more debugs")
 
 CONFIG = Flag("--config", values.text, "", "not in this version yet")
@@ -138,6 +144,7 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     MIN_SYNC_PERIOD,
     IPTABLES_SYNC_PERIOD,
     IPTABLES_MIN_SYNC_PERIOD,
+    TAKEOVER,
     VERBOSITY,
     CONFIG,
     WRITE_CONFIG_TO,

@@ -120,7 +120,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
     of its family. `manifests` is a folder that stands in for the API server, empty where there is
-    none. `flags` are all flags with their values, in alphabetical order.
+    none. With `takeover` what kube-proxy has left in the kernel is removed. `flags` are all flags
+    with their values, in alphabetical order.
     """
 
     node_name: str
@@ -128,6 +129,7 @@ class Settings(msgspec.Struct, frozen=True):
     node_address: Address | None = None
     manifests: str = ""
     verbosity: int = 0
+    takeover: bool = False
     api: Api = Api()
     local_traffic: LocalTraffic = LocalTraffic()
     masquerade: Masquerade = Masquerade()

@@ -32,6 +32,8 @@ NLM_F_EXCL = 0x200
 
 NFPROTO_UNSPEC = 0
 NFPROTO_INET = 1
+NFPROTO_IPV4 = 2
+NFPROTO_IPV6 = 10
 
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
@@ -153,6 +155,17 @@ class Nfnetlink:
         self._send(batch)
         self.messages_sent += len(messages)
         return self._refusals(first)
+
+    def ask(self, message: Message) -> Refusal | None:
+        """Send one message to a subsystem that has no batches; None says that it was done.
+
+        Raises KernelError when it could not be sent.
+        """
+        self._drain()
+        self._sequence += 1
+        flags = NLM_F_REQUEST | NLM_F_ACK | message.flags
+        self._send(_frame(message.kind, flags, self._sequence, message.body, message.family))
+        return next(iter(self._refusals(self._sequence - 1)), None)
 
     def dump(self, request: Message) -> Iterator[memoryview]:
         """Ask for everything of a kind; each answer's attributes.

@@ -23,7 +23,7 @@ from pyproxy.netlink.attributes import (
     string,
     text,
 )
-from pyproxy.netlink.nfnetlink import HEADER_SIZE, NLM_F_CREATE, Message
+from pyproxy.netlink.nfnetlink import HEADER_SIZE, NFPROTO_INET, NLM_F_CREATE, Message
 
 SUBSYSTEM = 10
 
@@ -109,14 +109,14 @@ def delete_elements(
     return _messages(_DELSETELEM, 0, table, set_name, packed)
 
 
-def delete_table(table: str) -> Message:
+def delete_table(table: str, family: int = NFPROTO_INET) -> Message:
     """Remove a table with everything in it."""
-    return Message(_kind(_DELTABLE), 0, string(_TABLE_NAME, table))
+    return Message(_kind(_DELTABLE), 0, string(_TABLE_NAME, table), family)
 
 
-def get_tables() -> Message:
-    """Ask for the tables of the inet family."""
-    return Message(_kind(_GETTABLE), 0, b"")
+def get_tables(family: int = NFPROTO_INET) -> Message:
+    """Ask for the tables of one family."""
+    return Message(_kind(_GETTABLE), 0, b"", family)
 
 
 def delete_chain(table: str, name: str) -> Message:

@@ -1,0 +1,82 @@
+"""Taking over from kube-proxy: once pyproxy serves, what kube-proxy has left is removed.
+
+The first commit has all Services, so from then on every packet is served without kube-proxy's
+rules. They must go at once all the same: where they are first to see a connection they send it
+where kube-proxy last knew an endpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from pyproxy import takeover
+from pyproxy.agent.core import Commit
+from pyproxy.agent.world import World
+from pyproxy.errors import KernelError
+from pyproxy.metrics import Metrics
+from pyproxy.takeover import Leftovers
+from pyproxy.workers import Worker
+
+log = logging.getLogger(__name__)
+
+_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Seconds between attempts: what fails for longer is for a person to look at."""
+
+
+class Takeover:
+    """A follower that removes kube-proxy's leftovers after the first commit, in its own thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._begun = False
+
+    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+        """Begin the removal once all Services are in the kernel."""
+        if commit.whole and not self._begun:
+            self._begun = True
+            # Every table is taken out as a whole, so the process may end at any moment of it.
+            Worker("takeover", self._run).start()
+
+    def _run(self) -> None:
+        for pause in _PAUSES:
+            if remove_leftovers():
+                return
+            self._metrics.cleanup_failed()
+            time.sleep(pause)
+        log.error(
+            "giving up on what kube-proxy has left: `pyproxy cleanup --takeover` while no agent "
+            "runs, or `kube-proxy --cleanup`, may remove it"
+        )
+
+
+def remove_leftovers() -> bool:
+    """Remove what there is of kube-proxy's, and log it; whether nothing of it is left."""
+    try:
+        found = takeover.find()
+        if not found:
+            log.info("kube-proxy has left nothing in the kernel")
+            return True
+        for line in found.lines():
+            log.debug("kube-proxy has left %s", line)
+        failures = takeover.remove(found)
+    except KernelError as error:
+        log.warning("cannot look for what kube-proxy has left: %s", error)
+        return False
+    for failure in failures:
+        log.warning("cannot remove what kube-proxy has left: %s: %s", failure.what, failure.error)
+    if not failures:
+        log.info("removed what kube-proxy has left: %s", found)
+    _warn_of_closed_chains(found)
+    return not failures
+
+
+def _warn_of_closed_chains(found: Leftovers) -> None:
+    for each in found.iptables:
+        for chain in each.removal.closed:
+            log.warning(
+                "%s: chain %s drops by policy, and kube-proxy's rules no longer let connections "
+                "to Services and pods through it: accept them in a rule of your own",
+                each,
+                chain,
+            )

@@ -1,0 +1,26 @@
+"""nfacct's objects: named counters that iptables rules count into.
+
+Facts: include/uapi/linux/netfilter/nfnetlink_acct.h. One that a rule names cannot be deleted.
+"""
+
+from __future__ import annotations
+
+from pyproxy.netlink.attributes import attribute_map, string, text
+from pyproxy.netlink.nfnetlink import NFPROTO_UNSPEC, Message, Nfnetlink, Refusal
+
+_SUBSYSTEM = 7
+_GET, _DEL = 1, 3
+_NAME = 1
+
+
+def read_counters(netlink: Nfnetlink) -> set[str]:
+    """Name all counters. Raises KernelError, RejectedError where the kernel has no nfacct."""
+    answers = netlink.dump(Message(_SUBSYSTEM << 8 | _GET, 0, b"", NFPROTO_UNSPEC))
+    return {text(attribute_map(answer)[_NAME]) for answer in answers}
+
+
+def delete_counter(netlink: Nfnetlink, name: str) -> Refusal | None:
+    """Delete a counter; EBUSY while a rule names it, ENOENT where there is none."""
+    return netlink.ask(
+        Message(_SUBSYSTEM << 8 | _DEL, 0, string(_NAME, name), NFPROTO_UNSPEC),
+    )

@@ -1,0 +1,127 @@
+"""Finding and removing what kube-proxy has left: all the I/O of it, in whatever mode it ran."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import msgspec
+
+from pyproxy.errors import KernelError, OutOfStepError, RejectedError, TransientKernelError
+from pyproxy.model.address import Family
+from pyproxy.netlink import nftables
+from pyproxy.netlink.accounting import delete_counter, read_counters
+from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink, Refusal
+from pyproxy.takeover import ipvs, names, tools
+from pyproxy.takeover.leftovers import Leftovers, table_name
+
+_NFPROTO = {Family.IPV4: NFPROTO_IPV4, Family.IPV6: NFPROTO_IPV6}
+
+_PATIENCE = 2.0
+"""Seconds that sets and counters have to be let go by rules that have been deleted.
+
+nf_tables frees the rules of a transaction some time after it.
+"""
+
+_PAUSE = 0.05
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """One thing that could not be removed, and why."""
+
+    what: str
+    error: KernelError
+
+
+def find() -> Leftovers:
+    """Read the kernel for all that is kube-proxy's. Raises KernelError."""
+    netlink = Nfnetlink()
+    try:
+        tables = tuple(
+            family
+            for family, number in _NFPROTO.items()
+            if names.NFTABLES_TABLE
+            in nftables.table_names(netlink.dump(nftables.get_tables(number)))
+        )
+        counters = tuple(sorted(names.COUNTERS & _counters(netlink)))
+    finally:
+        netlink.close()
+    sets, links = ipvs.find_sets(), ipvs.find_links()
+    return Leftovers(
+        tables, tools.find_rules(), ipvs.find_services(links, sets), links, sets, counters
+    )
+
+
+def remove(found: Leftovers) -> tuple[Failure, ...]:
+    """Remove what was found, and go on after what cannot be. Raises KernelError.
+
+    The rules go first, so that every packet is pyproxy's from then on, and what rules use after
+    them.
+    """
+    netlink = Nfnetlink()
+    try:
+        done = [_do(what, step) for what, step in _steps(found, netlink)]
+        return tuple(failure for failure in done if failure is not None)
+    finally:
+        netlink.close()
+
+
+def _steps(found: Leftovers, netlink: Nfnetlink) -> Iterator[tuple[str, Callable[[], None]]]:
+    for family in found.tables:
+        yield f"nftables table {table_name(family)}", partial(_remove_table, netlink, family)
+    for each in found.iptables:
+        yield str(each), partial(tools.remove_rules, each)
+    for service in found.services:
+        yield f"IPVS virtual service {service}", partial(ipvs.remove_service, service)
+    for link in found.links:
+        yield f"network device {link}", partial(ipvs.remove_link, link)
+    for name in found.sets:
+        yield f"ipset {name}", partial(_once_let_go, partial(ipvs.remove_set, name))
+    for name in found.counters:
+        remove_counter = partial(_remove_counter, netlink, name)
+        yield f"nfacct object {name}", partial(_once_let_go, remove_counter)
+
+
+def _do(what: str, step: Callable[[], None]) -> Failure | None:
+    try:
+        step()
+    except KernelError as error:
+        return Failure(what, error)
+    return None
+
+
+def _remove_table(netlink: Nfnetlink, family: Family) -> None:
+    message = nftables.delete_table(names.NFTABLES_TABLE, _NFPROTO[family])
+    for refusal in netlink.transact([message], nftables.SUBSYSTEM):
+        _raise_unless_gone(refusal)
+
+
+def _remove_counter(netlink: Nfnetlink, name: str) -> None:
+    if refusal := delete_counter(netlink, name):
+        _raise_unless_gone(refusal)
+
+
+def _raise_unless_gone(refusal: Refusal) -> None:
+    if not isinstance(refusal.error, OutOfStepError):
+        raise refusal.error
+
+
+def _once_let_go(remove: Callable[[], None]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            remove()
+        except TransientKernelError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
+
+
+def _counters(netlink: Nfnetlink) -> set[str]:
+    try:
+        return read_counters(netlink)
+    except RejectedError:  # a kernel without nfacct
+        return set()

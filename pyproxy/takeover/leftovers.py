@@ -1,0 +1,80 @@
+"""What kube-proxy has left in the kernel, as a value that can be printed before it is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from pyproxy.model.address import Address, Family, address_text
+from pyproxy.takeover import names
+from pyproxy.takeover.iptables import Flavour, TableRemoval
+
+_FAMILY_NAMES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
+
+class IptablesRemoval(msgspec.Struct, frozen=True):
+    """What is to go from one iptables table of one family, in one of its two flavours."""
+
+    family: Family
+    flavour: Flavour
+    removal: TableRemoval
+
+    def __str__(self) -> str:
+        return f"{_FAMILY_NAMES[self.family]}tables-{self.flavour.value} {self.removal.table}"
+
+
+class VirtualService(msgspec.Struct, frozen=True, order=True):
+    """An IPVS virtual service; `protocol` is its number."""
+
+    protocol: int
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        text = address_text(self.address)
+        return f"{f'[{text}]' if ':' in text else text}:{self.port} (protocol {self.protocol})"
+
+
+class Leftovers(msgspec.Struct, frozen=True):
+    """All of it: `tables` are the families of nftables tables, `links` network devices."""
+
+    tables: tuple[Family, ...] = ()
+    iptables: tuple[IptablesRemoval, ...] = ()
+    services: tuple[VirtualService, ...] = ()
+    links: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(msgspec.structs.astuple(self))
+
+    def lines(self) -> Iterator[str]:
+        """Name every single thing, for people."""
+        yield from (f"nftables table {table_name(family)}" for family in self.tables)
+        for each in self.iptables:
+            yield from (f"{each}: {line}" for line in each.removal.lines())
+        yield from (f"IPVS virtual service {service}" for service in self.services)
+        yield from (f"network device {link}" for link in self.links)
+        yield from (f"ipset {name}" for name in self.sets)
+        yield from (f"nfacct object {name}" for name in self.counters)
+
+    def __str__(self) -> str:
+        """Sum it up for one log line."""
+        parts = [f"nftables table {table_name(family)}" for family in self.tables]
+        for each in self.iptables:
+            chains = len(each.removal.chains) + len(each.removal.emptied)
+            parts.append(f"{each}: {len(each.removal.jumps)} jumps and {chains} chains")
+        if self.services:
+            parts.append(f"{len(self.services)} IPVS virtual services")
+        parts += [f"network device {link}" for link in self.links]
+        if self.sets:
+            parts.append(f"{len(self.sets)} ipsets")
+        if self.counters:
+            parts.append(f"{len(self.counters)} nfacct objects")
+        return "; ".join(parts)
+
+
+def table_name(family: Family) -> str:
+    """Name kube-proxy's nftables table of a family as nft does."""
+    return f"{_FAMILY_NAMES[family]} {names.NFTABLES_TABLE}"
