@@ -1,0 +1,175 @@
+"""With what rights the agent runs, and that it gives up all others."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import pyproxy
+from pyproxy.agent.rights import Capability, needed
+from pyproxy.config.settings import ListenAddress, Serving
+from pyproxy.lab.cluster import Cluster
+from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.process import Agent, agent_command
+from pyproxy.model.address import parse_address
+from tests.chaos import cluster_objects as objects
+from tests.chaos.test_restart import is_healthy
+from tests.chaos.waiting import until
+
+pytestmark = pytest.mark.packets
+
+NODE = "na"
+NOBODY = 65534
+NET_ADMIN = 1 << Capability.NET_ADMIN
+ADDRESS = "10.96.8.1"
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+# Everything is mounted read-only, in a mount namespace of the program's own.
+READ_ONLY = (
+    "sh",
+    "-c",
+    "mount -o remount,bind,ro / && for at in $(awk '$2 != \"/\" {print $2}' /proc/mounts); do "
+    "mount -o remount,bind,ro $at 2>/dev/null; done; "
+    'if touch /probe /tmp/probe /var/probe 2>/dev/null; then exit 99; fi; exec "$@"',
+    "sh",
+)
+ONLY_NET_ADMIN = (
+    *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"),
+    *("--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin"),
+    *("--ambient-caps=-all,+net_admin", "--no-new-privs"),
+)
+ROOT_BOUNDED = ("setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all")
+WITHOUT_SETPCAP = ("setpriv", "--bounding-set=-setpcap", "--inh-caps=-all")
+NO_RIGHTS = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all")
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster) -> Cluster:
+    client = cluster.client
+    client.ensure("/api/v1/namespaces", {"metadata": {"name": objects.NAMESPACE}})
+    objects.create(client, objects.service("rights", ADDRESS))
+    objects.create(client, objects.endpoint_slice("rights", ["10.244.2.11"]))
+    return cluster
+
+
+@contextmanager
+def started(cluster: Cluster, wrapper: Sequence[str]) -> Iterator[Agent]:
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs the command setpriv")
+    namespace = cluster.network.namespace(NODE)
+    namespace.run(["nft", "flush ruleset"])
+    kubeconfig = cluster.kubeconfig()
+    cluster.folder.chmod(0o755)
+    kubeconfig.chmod(0o644)
+    command = [*wrapper, *agent_command(cluster.network.topology.site(NODE), kubeconfig)]
+    log = cluster.folder / "rights.log"
+    log.write_bytes(b"")
+    with Agent(namespace, command, log) as agent:
+        yield agent
+
+
+def serving(cluster: Cluster, agent: Agent) -> str:
+    """Wait until it serves, probe it, and give what it has logged."""
+    namespace = cluster.network.namespace(NODE)
+    until(lambda: is_healthy(namespace) or agent.status is not None, "the first commit")
+    agent.require_alive()
+    seen = cluster.network.namespace("a1").call(lambda: probe(Target(ADDRESS, 80), tries=4))
+    assert seen.reached == {"b1": 4}
+    # Another program's harm takes all of it to undo: notifications, reading back, nft, a batch.
+    namespace.run(["nft", "flush ruleset"])
+    log = agent.log
+    until(lambda: "repaired what nft" in log.read_text(), "a repair")
+    seen = cluster.network.namespace("a1").call(lambda: probe(Target(ADDRESS, 80), tries=4))
+    assert seen.reached == {"b1": 4}
+    return log.read_text()
+
+
+def rights_of(agent: Agent) -> dict[str, set[int]]:
+    """The capabilities of all threads, by set."""
+    found: dict[str, set[int]] = {name: set() for name in SETS}
+    for task in Path(f"/proc/{agent.pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name].add(int(value, 16))
+    return found
+
+
+def test_as_root_it_gives_up_all_but_one(served: Cluster) -> None:
+    with started(served, ()) as agent:
+        said = serving(served, agent)
+        assert len(list(Path(f"/proc/{agent.pid}/task").iterdir())) > 1
+        assert rights_of(agent) == {name: {NET_ADMIN} for name in SETS}
+        assert "cannot give up" not in said
+
+
+@pytest.mark.parametrize("wrapper", [ROOT_BOUNDED, READ_ONLY, (*READ_ONLY, *ROOT_BOUNDED)])
+def test_cap_net_admin_and_a_read_only_root_are_enough(
+    served: Cluster, wrapper: Sequence[str]
+) -> None:
+    with started(served, wrapper) as agent:
+        said = serving(served, agent)
+        assert rights_of(agent)["CapEff"] == {NET_ADMIN}
+        assert "WARNING" not in said.replace("WARNING repaired", "")
+
+
+def test_it_need_not_be_root(served: Cluster) -> None:
+    places = (sys.executable, sys.base_prefix, sys.prefix, pyproxy.__file__)
+    with started(served, (*_readable(places), *READ_ONLY, *ONLY_NET_ADMIN)) as agent:
+        serving(served, agent)
+        assert rights_of(agent)["CapEff"] == {NET_ADMIN}
+        uids = Path(f"/proc/{agent.pid}/status").read_text().partition("Uid:")[2].split()[:4]
+        assert set(map(int, uids)) == {NOBODY}
+
+
+def test_what_it_may_not_drop_from_the_bounding_set_its_programs_do_not_get(
+    served: Cluster,
+) -> None:
+    with started(served, WITHOUT_SETPCAP) as agent:
+        serving(served, agent)
+        found = rights_of(agent)
+        assert found["CapBnd"] != {NET_ADMIN}
+        assert found["CapEff"] == found["CapPrm"] == {NET_ADMIN}
+        status = Path(f"/proc/{agent.pid}/status").read_text()
+        assert "NoNewPrivs:\t1" in status
+
+
+def test_without_cap_net_admin_it_says_so_and_ends(served: Cluster) -> None:
+    with started(served, NO_RIGHTS) as agent:
+        until(lambda: agent.status is not None, "the agent's end")
+        assert agent.status == 2
+        (last,) = agent.log.read_text().splitlines()[-1:]
+        assert "CAP_NET_ADMIN" in last
+
+
+@pytest.mark.parametrize(("port", "more"), [(10256, set()), (80, {Capability.NET_BIND_SERVICE})])
+def test_a_low_port_needs_another(port: int, more: set[Capability]) -> None:
+    place = ListenAddress(parse_address("0.0.0.0"), port)
+    assert needed(Serving(health=place)) == {Capability.NET_ADMIN} | more
+    assert needed(Serving(health=None, metrics=None)) == {Capability.NET_ADMIN}
+
+
+def _readable(places: Sequence[str]) -> Sequence[str]:
+    """A prefix that lets everybody into the folders of these files, as an image would have them."""
+    closed = {
+        parent
+        for place in places
+        for parent in Path(place).resolve().parents
+        if parent.stat().st_mode & 0o005 != 0o005
+    }
+    steps = []
+    for number, top in enumerate(sorted(each for each in closed if each.parent not in closed)):
+        inside = [path for path in map(Path.resolve, map(Path, places)) if top in path.parents]
+        for name in sorted({path.relative_to(top).parts[0] for path in inside}):
+            kept = f"/mnt/kept-{number}"
+            steps += [
+                f"mount -t tmpfs none /mnt && mkdir {kept} && mount --bind {top}/{name} {kept}",
+                f"mount -t tmpfs -o mode=755 none {top} && mkdir {top}/{name}",
+                f"mount --bind {kept} {top}/{name}",
+            ]
+    return ("sh", "-c", " && ".join([*steps, 'exec "$@"']), "sh")
