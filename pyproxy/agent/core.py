@@ -164,7 +164,7 @@ class Agent(Generic[P]):
         whole = self._look_at is not None and self._look_at <= began
         try:
             plan, answers = self._plan_whole(touched) if whole else self._plan_changes(touched)
-            failures = self._dataplane.commit(plan) if plan else ()
+            failures = self._dataplane.commit(plan)
         except PermissionKernelError:
             raise
         except KernelError as error:

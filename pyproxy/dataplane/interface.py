@@ -84,6 +84,8 @@ class Dataplane(Protocol[P]):
     def commit(self, plan: P) -> tuple[Failure, ...]:
         """Write a plan in one transaction and remember it; the Services it had to leave out.
 
+        A plan with nothing to write is remembered too: what the kernel held already is what the
+        next plan starts from.
         Raises TransientKernelError, OutOfStepError (the agent then asks for a replan) and
         PermissionKernelError; nothing has been written then.
         """

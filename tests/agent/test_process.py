@@ -64,6 +64,17 @@ def test_started_again_it_changes_nothing(stage: Stage) -> None:
         assert stage.nft("-s", "list", "ruleset") == listing
 
 
+def test_started_again_it_knows_what_there_is(stage: Stage) -> None:
+    with stage.server() as server:
+        load_web(server, "a1", "b1", "b2")
+        for pods in (("a1", "b2"), ("b2",), ()):
+            with stage.agent(server.url) as agent:
+                agent.does(lambda: stage.health() == 200, "the first look at the kernel")
+                server.load([endpoint_slice("web", addresses(*pods))])
+                agent.does(lambda: stage.is_served(server), "fewer endpoints in the kernel")
+                assert stage.probe(f"{WEB}:80", who="a2").reached.keys() == set(pods)
+
+
 class Hanging:
     """A middleware that, once told to, lets requests in and never answers."""
 

@@ -145,7 +145,8 @@ class TableDataplane:
         except (KeyError, ValueError) as error:
             raise OutOfStepError(str(error), 2) from error
         self._programmed, self._node = plan.services, plan.node
-        self.commits.append(plan.delta)
+        if plan:
+            self.commits.append(plan.delta)
         return ()
 
     def wait_for_drift(self) -> Drift | None:
