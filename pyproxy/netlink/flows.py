@@ -5,6 +5,7 @@ Facts: include/uapi/linux/netfilter/nfnetlink_conntrack.h and net/netfilter/nf_c
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 
@@ -36,6 +37,7 @@ CTA_PROTO_DST_PORT = 3
 HEADER = struct.Struct("=IHHIIBBH")
 """The netlink header and the nfgenmsg that follows it."""
 
+_ADDRESS_SIZES = tuple(family.bits // 8 for family in Family)
 _PORTS_V4 = 6
 """The size of an IPv4 address and a port."""
 
@@ -142,7 +144,7 @@ def messages(piece: bytes) -> Iterator[tuple[int, int, int, int]]:
     offset = 0
     while offset + 16 <= len(piece):
         length, kind, _, sequence = struct.unpack_from("=IHHI", piece, offset)
-        if length < 16:
+        if length < 16 or offset + length > len(piece):
             return
         yield offset, length, kind, sequence
         offset += (length + 3) & ~3
@@ -207,17 +209,22 @@ def _side(value: memoryview) -> tuple[int, bytes, bytes] | None:
         if kind in (CTA_TUPLE_IP, CTA_TUPLE_PROTO)
     }
     ip, proto = parts.get(CTA_TUPLE_IP, {}), parts.get(CTA_TUPLE_PROTO, {})
-    source = ip.get(CTA_IP_V4_SRC) or ip.get(CTA_IP_V6_SRC)
-    destination = ip.get(CTA_IP_V4_DST) or ip.get(CTA_IP_V6_DST)
-    ports = proto.get(CTA_PROTO_SRC_PORT), proto.get(CTA_PROTO_DST_PORT)
+    source = bytes(ip.get(CTA_IP_V4_SRC) or ip.get(CTA_IP_V6_SRC) or b"")
+    destination = bytes(ip.get(CTA_IP_V4_DST) or ip.get(CTA_IP_V6_DST) or b"")
+    ports = [bytes(proto.get(kind) or b"") for kind in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT)]
     number = proto.get(CTA_PROTO_NUM)
-    if source is None or destination is None or number is None:
+    if not number or len(source) != len(destination) or len(source) not in _ADDRESS_SIZES:
         return None
-    if ports[0] is None or ports[1] is None:
+    if any(len(port) != 2 for port in ports):
         return None
-    return number[0], bytes(source) + bytes(ports[0]), bytes(destination) + bytes(ports[1])
+    return number[0], source + ports[0], destination + ports[1]
 
 
 def error_code(piece: bytes, offset: int) -> int:
-    """Read the errno of an error message, 0 of a plain acknowledgement."""
+    """Read the errno of an error message, 0 of a plain acknowledgement.
+
+    EINVAL of one too short to say.
+    """
+    if len(piece) < offset + 20:
+        return errno.EINVAL
     return -int(struct.unpack_from("=i", piece, offset + 16)[0])

@@ -193,21 +193,18 @@ class Nfnetlink:
         answers: list[memoryview] = []
         interrupted = False
         while True:
-            view = memoryview(self._receive())
-            offset = 0
-            while offset + _HEADER.size <= len(view):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
-                if sequence == self._sequence:
-                    interrupted |= bool(flags & _NLM_F_DUMP_INTR)
-                    if kind == _NLMSG_ERROR:
-                        code = -struct.unpack_from("=i", view, offset + _HEADER.size)[0]
-                        if code == errno.EINTR:
-                            return [], True
-                        raise kernel_error(code, "dumping")
-                    if kind == _NLMSG_DONE:
-                        return answers, interrupted
-                    answers.append(view[offset + HEADER_SIZE : offset + length])
-                offset += (length + 3) & ~3
+            for kind, flags, sequence, message in frames(self._receive()):
+                if sequence != self._sequence:
+                    continue
+                interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+                if kind == _NLMSG_ERROR:
+                    code = _code(message)
+                    if code == errno.EINTR:
+                        return [], True
+                    raise kernel_error(code, "dumping")
+                if kind == _NLMSG_DONE:
+                    return answers, interrupted
+                answers.append(message[HEADER_SIZE:])
 
     def _send(self, data: bytes) -> None:
         if len(data) > self._send_buffer:
@@ -241,29 +238,49 @@ class Nfnetlink:
     def _refusals(self, first: int) -> list[Refusal]:
         refusals = []
         while data := self._receive(socket.MSG_DONTWAIT):
-            view = memoryview(data)
-            offset = 0
-            while offset + _HEADER.size <= len(view):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
+            for kind, flags, sequence, message in frames(data):
                 if kind == _NLMSG_ERROR and sequence >= first:
-                    refusal = _refusal(view[offset : offset + length], flags, sequence - first - 1)
+                    refusal = read_refusal(message, flags, sequence - first - 1)
                     if refusal:
                         refusals.append(refusal)
-                offset += (length + 3) & ~3
         return refusals
 
 
-def _refusal(answer: memoryview, flags: int, index: int) -> Refusal | None:
-    code = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+def frames(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Walk over netlink messages as (type, flags, sequence number, the message with its header).
+
+    What is cut short ends the walk.
+    """
+    view = memoryview(data)
+    offset = 0
+    while offset + _HEADER.size <= len(view):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
+        if length < _HEADER.size or offset + length > len(view):
+            return
+        yield kind, flags, sequence, view[offset : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _code(answer: memoryview) -> int:
+    """Read the errno of an NLMSG_ERROR, 0 where it acknowledges; EINVAL where it says none."""
+    if len(answer) < _HEADER.size + 4:
+        return errno.EINVAL
+    code: int = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+    return code
+
+
+def read_refusal(answer: memoryview, flags: int, index: int) -> Refusal | None:
+    """Read an NLMSG_ERROR about the message at `index` of a batch; None where it acknowledges."""
+    code = _code(answer)
     if code == 0:
         return None
     offset, words = 0, ""
     if flags & _NLM_F_ACK_TLVS:
         start = _HEADER.size + 4 + _HEADER.size
-        if not flags & _NLM_F_CAPPED:
+        if not flags & _NLM_F_CAPPED and len(answer) >= start:
             start += struct.unpack_from("=I", answer, _HEADER.size + 4)[0] - _HEADER.size
         said = attribute_map(answer[start:])
-        if _NLMSGERR_ATTR_OFFS in said:
+        if len(said.get(_NLMSGERR_ATTR_OFFS, b"")) >= 4:
             offset = struct.unpack_from("=I", said[_NLMSGERR_ATTR_OFFS])[0]
         if _NLMSGERR_ATTR_MSG in said:
             words = text(said[_NLMSGERR_ATTR_MSG])

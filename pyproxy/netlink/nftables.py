@@ -49,6 +49,8 @@ _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _INTERVAL_END = struct.pack(">I", 1)
 _COMMENT = 0
 
+_NOTHING = memoryview(b"")
+
 _NF_DROP = struct.pack(">i", 0)
 _NFT_GOTO = struct.pack(">i", -4)
 
@@ -151,8 +153,9 @@ def get_elements(table: str, set_name: str) -> Message:
 
 
 def table_names(answers: Iterable[memoryview]) -> set[str]:
-    """Read the answers to `get_tables`."""
-    return {text(attribute_map(answer)[_TABLE_NAME]) for answer in answers}
+    """Read the answers to `get_tables`; like all readers here, it passes over what has no name."""
+    found = (attribute_map(answer) for answer in answers)
+    return {text(table[_TABLE_NAME]) for table in found if _TABLE_NAME in table}
 
 
 def chains(answers: Iterable[memoryview], table: str) -> dict[str, bytes]:
@@ -165,7 +168,7 @@ def chains(answers: Iterable[memoryview], table: str) -> dict[str, bytes]:
             if part in chain
         )
         for chain in found
-        if text(chain[_CHAIN_TABLE]) == table
+        if _CHAIN_NAME in chain and text(chain.get(_CHAIN_TABLE, _NOTHING)) == table
     }
 
 
@@ -174,6 +177,8 @@ def rules(answers: Iterable[memoryview]) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
     for answer in answers:
         rule = attribute_map(answer)
+        if _RULE_CHAIN not in rule:
+            continue
         expressions = bytes(rule.get(_RULE_EXPRESSIONS, b""))
         found.setdefault(text(rule[_RULE_CHAIN]), []).append(expressions)
     return found
@@ -185,6 +190,7 @@ def sets(answers: Iterable[memoryview]) -> dict[str, bytes]:
     return {
         text(each[_SET_NAME]): b"".join(bytes(each.get(part, b"\0" * 4)) for part in _SET_SHAPE)
         for each in found
+        if _SET_NAME in each
     }
 
 
@@ -198,9 +204,9 @@ def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
                 continue
             for _, item in attributes(items):
                 fields = attribute_map(item)
-                if _ELEM_KEY not in fields:
+                key = _value(fields.get(_ELEM_KEY, _NOTHING))
+                if not key:
                     continue  # a catch-all element, which is never ours
-                key = _value(fields[_ELEM_KEY])
                 if shape is Shape.RANGE:
                     bounds.append((key, bytes(fields.get(_ELEM_FLAGS, b"")) == _INTERVAL_END))
                     continue
@@ -304,7 +310,7 @@ def _payload(value: Value) -> bytes:
 
 
 def _value(data: memoryview) -> bytes:
-    return bytes(attribute_map(data)[_DATA_VALUE])
+    return bytes(attribute_map(data).get(_DATA_VALUE, b""))
 
 
 def _unpack(fields: dict[int, memoryview]) -> Value:
@@ -314,7 +320,7 @@ def _unpack(fields: dict[int, memoryview]) -> Value:
     data = attribute_map(fields[_ELEM_DATA])
     if _DATA_VALUE in data:
         return bytes(data[_DATA_VALUE])
-    verdict = attribute_map(data[_DATA_VERDICT])
+    verdict = attribute_map(data.get(_DATA_VERDICT, _NOTHING))
     if _VERDICT_CHAIN in verdict:
         return Tag(text(verdict[_VERDICT_CHAIN]), comment)
     return Tag(DROP, comment)
@@ -335,8 +341,10 @@ def _ranges(bounds: list[tuple[bytes, bool]]) -> dict[bytes, Value]:
     low: bytes | None = None
     for key, is_end in sorted(bounds, key=lambda bound: (bound[0], not bound[1])):
         if is_end and low is not None:
-            last = int.from_bytes(key, "big") - 1
-            rows[low + last.to_bytes(len(key), "big")] = b""
+            # What sorts above another key of the same length is at least one.
+            if len(key) == len(low):
+                last = int.from_bytes(key, "big") - 1
+                rows[low + last.to_bytes(len(key), "big")] = b""
             low = None
         elif not is_end:
             low = key

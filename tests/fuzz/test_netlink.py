@@ -1,0 +1,182 @@
+"""What reads netlink messages raises nothing but our own errors, whatever the bytes are."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Family, Protocol
+from pyproxy.netlink import attributes, flows, nftables
+from pyproxy.netlink.monitor import Monitor
+from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message, Nfnetlink, frames, read_refusal
+from pyproxy.netlink.nftables import Shape
+from tests.fuzz.bytes import ROWS, bodies, framed, spoilt
+
+many = settings(max_examples=400, deadline=None)
+lists = st.lists(bodies.map(memoryview), max_size=4)
+
+
+def entry(family: Family, protocol: Protocol = Protocol.UDP) -> bytes:
+    """A conntrack entry as the kernel dumps it."""
+    size = family.bits // 8
+    one, other = bytes(range(size)) + b"\1\2", bytes(range(size, 2 * size)) + b"\3\4"
+    body = flows.tuple_attribute(1, protocol, one, other)
+    body += flows.tuple_attribute(2, protocol, other, one)
+    return framed(body + attributes.attribute(12, b"\0\0\0\7"), kind=0x100)
+
+
+ENTRIES = [entry(family, protocol) for family in Family for protocol in Protocol]
+
+
+@many
+@given(bodies)
+def test_attributes(data: bytes) -> None:
+    for kind, value in attributes.attributes(data):
+        assert 0 <= kind < 0x4000
+        assert len(value) <= len(data)
+        attributes.text(value)
+
+
+READERS: list[Callable[[list[memoryview]], object]] = [
+    nftables.table_names,
+    lambda answers: nftables.chains(answers, "pyproxy"),
+    nftables.rules,
+    nftables.sets,
+]
+
+
+@many
+@given(lists)
+@pytest.mark.parametrize("reader", READERS)
+def test_objects(reader: Callable[[list[memoryview]], object], answers: list[memoryview]) -> None:
+    reader(answers)
+
+
+@many
+@given(answers=lists)
+@pytest.mark.parametrize("shape", Shape)
+def test_elements(shape: Shape, answers: list[memoryview]) -> None:
+    for key, value in nftables.elements(answers, shape).items():
+        assert isinstance(key, bytes)
+        assert isinstance(value, bytes | nftables.Tag)
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_elements_that_are_whole_come_back(shape: Shape) -> None:
+    (write,) = nftables.add_elements("pyproxy", "some", ROWS[shape], shape)
+    back = nftables.elements([memoryview(write.message.body)], shape)
+    assert back.keys() == ROWS[shape].keys()
+
+
+@many
+@given(bodies, st.integers(-5, 400))
+def test_the_place_of_an_element(body: bytes, offset: int) -> None:
+    index = nftables.element_at(Message(0, 0, body), offset)
+    assert index is None or index >= 0
+
+
+@many
+@given(st.one_of(spoilt(ENTRIES), bodies.map(framed), st.binary(max_size=80)))
+@pytest.mark.parametrize("family", Family)
+def test_conntrack_entries(family: Family, piece: bytes) -> None:
+    try:
+        found, _ = flows.decode(piece, family)
+    except KernelError:
+        return
+    for flow in found:
+        assert {len(flow.source), len(flow.destination), len(flow.reply_source)} <= {6, 18}
+        assert isinstance(flow.zoned, bool)
+        try:
+            assert flow.handle
+        except ValueError as error:
+            assert "original tuple" in str(error)
+
+
+def refusal(code: int, *, words: str = "no", offset: int = 40) -> bytes:
+    said = attributes.string(1, words) + attributes.attribute(2, struct.pack("=I", offset))
+    quoted = struct.pack("=IHHII", 16, 0xA0C, 0, 1, 0)
+    body = struct.pack("=i", -code) + quoted + said
+    return struct.pack("=IHHII", 16 + len(body), 2, 0x300, 1, 0) + body
+
+
+@many
+@given(st.one_of(spoilt([refusal(2), refusal(22), refusal(0)]), st.binary(max_size=80)))
+def test_frames_and_refusals(data: bytes) -> None:
+    end = 0
+    for _, flags, _, message in frames(data):
+        assert len(message) >= 16
+        end += len(message)
+        read_refusal(message, flags, 0)
+    assert end <= len(data)
+
+
+def test_a_refusal_that_is_whole_is_read() -> None:
+    ((_, flags, _, message),) = frames(refusal(22))
+    read = read_refusal(message, flags, 3)
+    assert read is not None
+    assert (read.index, read.errno, read.offset, read.words) == (3, 22, 40, "no")
+    ((_, flags, _, message),) = frames(refusal(0))
+    assert read_refusal(message, flags, 3) is None
+
+
+class Ended(Exception):
+    """There is nothing more to receive."""
+
+
+class Replayed(Nfnetlink):
+    """A socket to a kernel that answers with what a test says."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+        self._sequence = 0
+
+    def _send(self, data: bytes) -> None:
+        pass
+
+    def _drain(self) -> None:
+        pass
+
+    def _receive(self, flags: int = 0) -> bytes:
+        if not self._pieces:
+            if flags:
+                return b""
+            raise Ended
+        return self._pieces.pop(0)
+
+
+DONE = framed(b"", kind=3)
+
+
+@many
+@given(
+    st.lists(
+        st.one_of(spoilt([framed(b"") + DONE, DONE, refusal(4), refusal(2)]), bodies.map(framed)),
+        max_size=4,
+    )
+)
+def test_dumps(pieces: list[bytes]) -> None:
+    try:
+        answers = list(Replayed(*pieces, DONE).dump(nftables.get_tables()))
+    except (KernelError, Ended):
+        return
+    nftables.table_names(answers)
+
+
+@many
+@given(
+    st.one_of(
+        spoilt([framed(b"\1", kind=0xA0C), framed(b"", kind=0xA0F)]),
+        st.builds(framed, bodies, bodies, kind=st.sampled_from([0xA00, 0xA0C, 0xA0F, 0xA12])),
+    )
+)
+def test_notifications(data: bytes) -> None:
+    monitor = Monitor.__new__(Monitor)
+    monitor._table, monitor._own_port, monitor._objects = "pyproxy", 7, set()
+    foreign = monitor._read(memoryview(data))
+    assert foreign is None or foreign.objects
+    assert HEADER_SIZE == 20
