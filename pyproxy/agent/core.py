@@ -93,6 +93,7 @@ class Agent(Generic[P]):
         self._claims = Claims()
         self._node = NodeAnswer()
         self._repairs = Repairs()
+        self._refused: set[ObjectName] = set()
         self._look_at: float | None = 0.0
         self._drift = ""
         self._audited = observers.clock()
@@ -161,7 +162,9 @@ class Agent(Generic[P]):
         began = self._tell.clock()
         touched = self.world.take()
         self._tell.metrics.changes_taken()
-        whole = self._look_at is not None and self._look_at <= began
+        looking = self._look_at is not None and self._look_at <= began
+        # What the kernel holds of a Service that it refused, only the kernel can tell.
+        whole = looking or not self._refused.isdisjoint(touched.services)
         try:
             plan, answers = self._plan_whole(touched) if whole else self._plan_changes(touched)
             failures = self._dataplane.commit(plan)
@@ -258,6 +261,7 @@ class Agent(Generic[P]):
         now = self._tell.clock()
         self._pace.succeeded(now)
         refused = {failure.name: failure.error for failure in failures}
+        self._refused = (self._refused - answers.keys()) | refused.keys()
         for name in answers:
             error = refused.get(name)
             problem = (_refused(name, error),) if error else ()

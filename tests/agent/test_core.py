@@ -229,3 +229,20 @@ def test_latencies_are_measured_from_the_reading_of_a_change() -> None:
     assert stage.sample("pyproxy_change_to_kernel_seconds_count") == 2
     assert stage.sample("pyproxy_change_to_kernel_seconds_sum") == pytest.approx(0.25)
     assert stage.sample("kubeproxy_network_programming_duration_seconds_sum") == pytest.approx(2)
+
+
+def test_a_service_that_the_kernel_refuses_is_set_aside_alone_until_it_changes() -> None:
+    stage = Stage()
+    stage.dataplane.refuses = name("web")
+    stage.begin(WEB, WEB_SLICE, API, API_SLICE)
+    assert stage.serving() == ["shop/api:http"]
+    assert [problem.name for problem in stage.reported] == ["shop/web"]
+    assert stage.metrics_by_kind()["Service"] == 1
+    assert name("web") not in stage.ear.commits[-1].answers
+    reads = stage.dataplane.reads
+    stage.dataplane.refuses = None
+    stage.hear(endpoint_slice("web", ["10.244.1.5"]))
+    stage.settle()
+    assert stage.dataplane.reads == reads + 1
+    assert stage.serving() == ["shop/api:http", "shop/web:http"]
+    assert stage.metrics_by_kind()["Service"] == 0

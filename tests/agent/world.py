@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -16,7 +17,7 @@ from pyproxy.dataplane.diff import Delta, apply, diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.errors import KernelError, OutOfStepError, Problem
+from pyproxy.errors import KernelError, OutOfStepError, Problem, RejectedError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family, Port, Protocol, parse_address, parse_network
@@ -105,7 +106,8 @@ class TableDataplane:
     """A dataplane beside the real one, with a dict for a kernel.
 
     It refuses what the kernel refuses: a row to remove that is not there, one to add that is.
-    `trouble` are errors that the next commits run into; `commits` are the deltas that went through.
+    `trouble` are errors that the next commits run into; `commits` are the deltas that went through;
+    `refuses` names a Service that it never takes.
     """
 
     name = "table"
@@ -114,6 +116,7 @@ class TableDataplane:
         self.kernel: Table = {}
         self.trouble: list[KernelError] = []
         self.commits: list[Delta[bytes, Value]] = []
+        self.refuses: ObjectName | None = None
         self.reads = 0
         self._programmed: dict[ObjectName, ServiceAnswer] = {}
         self._node = NodeAnswer()
@@ -140,6 +143,11 @@ class TableDataplane:
     def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
         if self.trouble:
             raise self.trouble.pop(0)
+        if self.refuses in plan.services:
+            kept = {each: a for each, a in plan.services.items() if each != self.refuses}
+            error = RejectedError("EINVAL", errno.EINVAL)
+            self.commit(self.replan(kept.values(), plan.node))
+            return (Failure(self.refuses, error),)
         try:
             self.kernel = apply(plan.delta, self.kernel)
         except (KeyError, ValueError) as error:

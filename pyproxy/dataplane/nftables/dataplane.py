@@ -176,7 +176,9 @@ class NftablesDataplane:
                 raise refusal.error
             failures.append(Failure(found, refusal.error))
             growth = Counter[SharedRow]()
-            self._count(growth, self._programmed.get(found), plan.services[found])
+            # A whole plan counts from nothing, and so there is no old answer to count back to.
+            old = None if plan.whole else self._programmed.get(found)
+            self._count(growth, old, plan.services[found])
             plan = without(plan, found, self._rows_of(plan, found), growth)
         if plan.reload:
             seal(self._netlink)
