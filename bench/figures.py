@@ -18,12 +18,27 @@ class Spread:
         return statistics.median(self._values)
 
     @property
+    def best(self) -> float:
+        """The least."""
+        return self._values[0]
+
+    @property
+    def worst(self) -> float:
+        """The most."""
+        return self._values[-1]
+
+    @property
     def p99(self) -> float:
         """The one that 99 of 100 do not exceed."""
         return self._values[max(0, -(-len(self._values) * 99 // 100) - 1)]
 
+    @property
+    def ends(self) -> str:
+        """The middle one of a few, and how far the others are from it."""
+        return f"{duration(self.median)} ({duration(self.best)} to {duration(self.worst)})"
+
     def __str__(self) -> str:
-        return f"median {duration(self.median)}, p99 {duration(self.p99)} of {len(self._values)}"
+        return f"median {duration(self.median)}, p99 {duration(self.p99)} of {len(self._values):,}"
 
 
 def duration(seconds: float) -> str:

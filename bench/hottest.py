@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import gc
 import pstats
 import time
 import tracemalloc
@@ -15,14 +16,35 @@ from bench.objects import Size
 _SHOWN = 25
 
 
+class Collections:
+    """How long Python's garbage collector has been at work since this was made."""
+
+    def __init__(self) -> None:
+        self._seconds = self._began = 0.0
+        gc.callbacks.append(self._note)
+
+    def _note(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            self._seconds += time.perf_counter() - self._began
+
+    def end(self) -> float:
+        """Give the seconds, and stop."""
+        gc.callbacks.remove(self._note)
+        return self._seconds
+
+
 def print_hottest(size: Size) -> None:
     """Print the parts of a first sync, its hottest functions, and what it leaves in memory."""
     events = lists(size)
     print(f"the first sync of {size}")
     with inside() as agent:
         heading("Parts, without the profiler")
+        collections = Collections()
         _timed("hearing the lists", lambda: agent.hear(events))
         _timed("the sync", agent.agent.sync)
+        row("of both, garbage collection", duration(collections.end()))
     with inside() as agent:
         agent.hear(events)
         profile = cProfile.Profile()

@@ -15,6 +15,7 @@ import msgspec
 
 from bench.figures import Spread
 from bench.objects import NODE_NAME, POD_NETWORK, Size, endpoint_slice, objects
+from pyproxy.agent import drift
 from pyproxy.agent.core import Agent, Commit, Observers
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.machine import local_addresses
@@ -35,8 +36,6 @@ from pyproxy.source import stream
 from pyproxy.source.decode import read
 
 PATIENCE = 60.0
-
-_KINDS = {Service: Kind.SERVICE, EndpointSlice: Kind.ENDPOINT_SLICE, Node: Kind.NODE}
 
 
 class Bell:
@@ -72,6 +71,7 @@ class Inside:
 
     def __init__(self) -> None:
         self.dataplane = NftablesDataplane(Options())
+        self.dataplane.prepare()
         self.bell = Bell()
         self.inbox: Inbox = Inbox()
         settings = Settings(
@@ -83,6 +83,8 @@ class Inside:
         self.agent: Agent[NftablesPlan] = Agent(
             self.dataplane, NodeRules(settings, local_addresses), Pace(0.0), observers
         )
+
+        drift.follow(self.dataplane, self.inbox.put)
 
     def hear(self, events: list[Event]) -> None:
         """Take in all lists, without the loop."""

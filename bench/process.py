@@ -27,6 +27,9 @@ from pyproxy.lab.namespace import LabError
 PATIENCE = 60.0
 METRICS = "http://127.0.0.1:10249/metrics"
 
+_FULL_SYNC = "kubeproxy_sync_full_proxy_rules_duration_seconds_sum"
+
+_PYPROXY = (sys.executable, "-m", "pyproxy")
 _TRY = 0.02
 _NETLINK_NETFILTER = 12
 _GROUP_NFTABLES = 7
@@ -34,31 +37,38 @@ _NEW_GENERATION = 10 << 8 | 15
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Observed(msgspec.Struct, frozen=True):
-    """One agent's life; seconds, bytes, and the agent's own metrics at two moments.
+class Start(msgspec.Struct, frozen=True):
+    """One start: seconds, seconds, seconds, bytes.
 
     `first_answer` is from the start of the process to the first connection to a Service's address
-    that a pod took. `written` are, for each change, the time from the request to the API to the
-    kernel's word that a transaction was committed. `peak` is all memory that the process has ever
-    had resident at once, `steady` what it has once the changes are done.
+    that a pod took. `first_sync` is what the agent says of its first sync: it begins when the
+    agent's thread has heard that all lists are whole, and ends with the kernel's acknowledgement.
+    `cpu` is what the process has used by then, and `peak` is the most memory it has had resident.
     """
 
     first_answer: float
-    first_cpu: float
-    written: Spread
-    change_cpu: float
+    first_sync: float
+    cpu: float
     peak: int
-    steady: int
-    at_first: dict[str, float]
-    at_last: dict[str, float]
 
-    def grown(self, metric: str) -> float:
-        """Give by how much the changes made a metric grow."""
-        return self.at_last[metric] - self.at_first[metric]
+
+class Observed(msgspec.Struct, frozen=True):
+    """A start, and the changes that followed; times in seconds, memory in bytes.
+
+    `written` are, for each change, the time from the request to the API to the kernel's word that
+    a transaction was committed; `read_to_kernel` is the agent's mean of the part that is its own.
+    `steady` is the memory that is resident once the changes are done.
+    """
+
+    start: Start
+    written: Spread
+    read_to_kernel: float
+    change_cpu: float
+    steady: int
 
 
 def observe(url: str, size: Size, changes: int, folder: Path) -> Observed:
-    """Start the agent, wait until it serves, change slices one at a time, and end it."""
+    """Start the agent, wait until it serves, change slices one at a time, end it, clean up."""
     path = folder / "kubeconfig"
     path.write_bytes(msgspec.json.encode(kubeconfig(url, "")))
     began = time.perf_counter()
@@ -70,21 +80,24 @@ def observe(url: str, size: Size, changes: int, folder: Path) -> Observed:
         at_last, last_cpu = _metrics(), _cpu(agent.pid)
         memory = _memory(agent.pid)
     return Observed(
-        first_answer=answered,
-        first_cpu=first_cpu,
+        start=Start(answered, at_first[_FULL_SYNC], first_cpu, memory["VmHWM"]),
         written=Spread(written),
+        read_to_kernel=_grown(at_first, at_last, "_sum") / _grown(at_first, at_last, "_count"),
         change_cpu=(last_cpu - first_cpu) / changes,
-        peak=memory["VmHWM"],
         steady=memory["VmRSS"],
-        at_first=at_first,
-        at_last=at_last,
     )
+
+
+def _grown(before: dict[str, float], after: dict[str, float], part: str) -> float:
+    metric = f"pyproxy_change_to_kernel_seconds{part}"
+    return after[metric] - before[metric]
 
 
 @contextmanager
 def _agent(kubeconfig_path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [
-        *(sys.executable, "-m", "pyproxy", "run"),
+        *_PYPROXY,
+        "run",
         *("--hostname-override", NODE_NAME),
         *("--cluster-cidr", POD_NETWORK),
         *("--kubeconfig", str(kubeconfig_path)),
@@ -98,6 +111,8 @@ def _agent(kubeconfig_path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]
     finally:
         agent.terminate()
         agent.wait(PATIENCE)
+        # The next one is to find an empty kernel.
+        subprocess.run([*_PYPROXY, "cleanup"], check=True)
 
 
 def _first_answer(agent: subprocess.Popen[bytes]) -> float:
