@@ -89,6 +89,7 @@ def _print_starts(starts: list[Start], base: Floor) -> bool:
         first_sync.ends,
         _against(first_sync.median, FIRST_SYNC, base.everything),
     )
+    row("", "(all lists heard, to the kernel's acknowledgement)")
     row("CPU until then", Spread([start.cpu for start in starts]).ends)
     row("memory at its peak (VmHWM)", mebibytes(peak), _target(peak < MEMORY, mebibytes(MEMORY)))
     return first_sync.median < FIRST_SYNC and peak < MEMORY

@@ -14,6 +14,7 @@ from bench.inside import Inside, inside, lists
 from bench.objects import Size
 
 _SHOWN = 25
+_SMALLEST = 1 << 19
 
 
 class Collections:
@@ -71,7 +72,9 @@ def _print_memory(agent: Inside) -> None:
     heading("Memory of the sync alone")
     row("at its peak", mebibytes(peak))
     row("kept", mebibytes(kept))
-    for statistic in snapshot.statistics("lineno")[:_SHOWN]:
+    for statistic in snapshot.statistics("lineno"):
+        if statistic.size < _SMALLEST:
+            break
         frame = statistic.traceback[0]
         place = "/".join(frame.filename.split("/")[-3:])
         row(f"{place}:{frame.lineno}", mebibytes(statistic.size))
