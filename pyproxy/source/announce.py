@@ -163,7 +163,7 @@ class Announcer:
         if regarding is None:
             return
         local = self._node_name if problem.reason.of_one_node else ""
-        said = (problem.kind, uid, problem.reason.value, problem.field, problem.message, local)
+        said = (str(problem), uid, problem.reason.value, local)
         action = f"Program{problem.kind}"
         note = f"{problem.field}: {problem.message}"
         self._put(self._event("Warning", problem.reason.value, action, note, regarding, said))

@@ -147,7 +147,8 @@ class Proxied:
 
     def is_dropped(self, who: str, to: str, sport: int = 0) -> None:
         """Wait until tries meet silence."""
-        self._until(who, to, lambda seen: seen.dropped >= 2, "silence", tries=2, source_port=sport)
+        how = {"tries": 2, "timeout": 0.25, "source_port": sport}
+        self._until(who, to, lambda seen: seen.dropped >= 2, "silence", **how)
 
     def says(self, text: str) -> None:
         """Wait until the agent's log has a text."""

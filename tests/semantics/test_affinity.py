@@ -86,6 +86,24 @@ def test_each_client_has_its_own_endpoint(node: Proxied) -> None:
     assert len(set(chosen.values())) == len(clients)
 
 
+def test_protocols_are_told_apart(node: Proxied) -> None:
+    both = [each | {"protocol": "UDP", "name": f"u{each['port']}"} for each in MANY]
+    at_pods = [{"name": each["name"], "port": 8080, "protocol": "UDP"} for each in both]
+    web = sticky()
+    web["spec"]["ports"] += both
+    node.apply(
+        web,
+        endpoint_slice("web", *ALL, ports=[*MANY_AT_PODS, *at_pods]),
+        endpoint_slice("web", *ALL, ports=[*MANY_AT_PODS, *at_pods], family="IPv6"),
+    )
+    for who, address in (("a2", CLUSTER_IPS[0]), ("ext", BALANCED_IPS[1])):
+        targets = [to(address, 80 + n) for n in range(8)]
+        by_udp = [node.sticks(who, f"{target}/udp") for target in targets]
+        by_tcp = [node.sticks(who, target) for target in targets]
+        assert by_udp != by_tcp
+        assert [node.sticks(who, f"{target}/udp") for target in targets] == by_udp
+
+
 def test_use_refreshes_and_time_ends_it(node: Proxied) -> None:
     node.apply(sticky(timeout=1), *slices(*ALL))
     first = node.sticks("a2", "10.96.0.1:80")

@@ -1,0 +1,103 @@
+"""Health-check node ports, asked over the network as load balancers ask."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy.lab.network import Network
+
+from .proxied import (
+    PATIENCE,
+    Object,
+    Proxied,
+    balanced,
+    endpoint,
+    endpoint_slice,
+    proxied,
+    service,
+)
+
+pytestmark = pytest.mark.packets
+
+PORT = 32000
+V4, V6, GATEWAY = "172.30.0.11", "fd30::11", "10.244.1.1"
+Answer = tuple[int, int]
+"""HTTP's status and the local endpoints; zeros where nobody listens."""
+
+NOBODY: Answer = (0, 0)
+
+
+def web(port: int = PORT) -> Object:
+    return service(
+        "web",
+        "10.96.0.1",
+        "fd00:10:96::1",
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=port,
+        status=balanced("198.51.100.1"),
+    )
+
+
+def ask(node: Proxied, address: str, port: int) -> Answer:
+    def get() -> Answer:
+        connection = http.client.HTTPConnection(address, port, timeout=2)
+        try:
+            connection.request("GET", "/healthz")
+            reply = connection.getresponse()
+            said = json.loads(reply.read())
+            weight = reply.headers["X-Load-Balancing-Endpoint-Weight"]
+            assert weight == str(said["localEndpoints"])
+            return reply.status, said["localEndpoints"]
+        except ConnectionRefusedError:
+            return NOBODY
+        finally:
+            connection.close()
+
+    return node.network.namespace("ext").call(get)
+
+
+def says(node: Proxied, address: str, wanted: Answer, port: int = PORT) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while (seen := ask(node, address, port)) != wanted:
+        assert time.monotonic() < deadline, f"{address} says {seen}, not {wanted}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def node(network: Network, tmp_path: Path) -> Iterator[Proxied]:
+    with proxied(network, tmp_path / "x", objects=[web()]) as made:
+        yield made
+
+
+def test_each_family_tells_of_its_own_pods_on_this_node(node: Proxied) -> None:
+    says(node, V4, (503, 0))
+    says(node, V6, (503, 0))
+    node.apply(endpoint_slice("web", "a1", "a2", "b1"))
+    says(node, V4, (200, 2))
+    says(node, V6, (503, 0))
+    node.apply(endpoint_slice("web", "a1", family="IPv6"))
+    says(node, V6, (200, 1))
+    leaving = endpoint("a1", ready=False, serving=True, terminating=True)
+    node.apply(endpoint_slice("web", leaving, "b1"))
+    says(node, V4, (503, 0))
+    says(node, V6, (200, 1))
+
+
+def test_it_listens_on_node_port_addresses_and_moves_and_goes_with_its_service(
+    node: Proxied,
+) -> None:
+    says(node, V4, (503, 0))
+    assert ask(node, GATEWAY, PORT) == NOBODY
+    node.apply(web(PORT + 1))
+    says(node, V4, (503, 0), PORT + 1)
+    says(node, V4, NOBODY)
+    node.delete("service", "web")
+    says(node, V4, NOBODY, PORT + 1)
+    says(node, V6, NOBODY, PORT + 1)
