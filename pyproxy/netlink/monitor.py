@@ -16,13 +16,13 @@ import struct
 import msgspec
 
 from pyproxy.netlink.attributes import attribute_map, text
+from pyproxy.netlink.buffers import grow_receive
 from pyproxy.netlink.nfnetlink import HEADER_SIZE, kernel_error
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _GROUP_NFTABLES = 7
-_SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 4 << 20
 _RECEIVE_SIZE = 1 << 16
 
@@ -64,7 +64,7 @@ class Monitor:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         )
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        grow_receive(self._socket, _RECEIVE_BUFFER)
         self._socket.bind((0, 0))
         self._ended = os.eventfd(0, os.EFD_CLOEXEC)
 

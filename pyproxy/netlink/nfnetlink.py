@@ -9,6 +9,7 @@ with the offset of the attribute at fault.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,9 @@ from pyproxy.errors import (
     TransientKernelError,
 )
 from pyproxy.netlink.attributes import attribute_map, text
+from pyproxy.netlink.buffers import grow_receive, grow_send
+
+log = logging.getLogger(__name__)
 
 NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
@@ -49,9 +53,8 @@ _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 8 << 20
+_SEND_BUFFER = 1 << 18
 _RECEIVE_SIZE = 1 << 18
 _DUMP_ATTEMPTS = 10
 
@@ -117,9 +120,9 @@ class Nfnetlink:
             raise kernel_error(error.errno or 0, "opening a netfilter netlink socket") from error
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        self._grow(_SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        grow_receive(self._socket, _RECEIVE_BUFFER)
         self._socket.bind((0, 0))
-        self._send_buffer = 0
+        self._largest = 0
         self._sequence = 0
         self.messages_sent = 0
         self.bytes_sent = 0
@@ -137,10 +140,39 @@ class Nfnetlink:
     def transact(self, messages: Sequence[Message], subsystem: int) -> list[Refusal]:
         """Send one batch; an empty list means that it was committed, anything else that it was not.
 
-        Raises KernelError when the batch as a whole could not be sent.
+        What is larger than the socket may ever send goes in several batches, and those before the
+        refused one have been committed. Raises KernelError when a batch could not be sent.
         """
-        if not messages:
-            return []
+        done = 0
+        for batch in self._batches(messages):
+            if refusals := self._transact(batch, subsystem):
+                # The batch itself, and not one of its messages, goes by a number below 0.
+                return [
+                    msgspec.structs.replace(each, index=each.index + done * (each.index >= 0))
+                    for each in refusals
+                ]
+            done += len(batch)
+        return []
+
+    def _batches(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+        sizes = [HEADER_SIZE + len(message.body) for message in messages]
+        room = self._room(sum(sizes) + 2 * HEADER_SIZE) - 2 * HEADER_SIZE
+        begin, size = 0, 0
+        for index, more in enumerate(sizes):
+            if size + more > room and index > begin:
+                yield messages[begin:index]
+                begin, size = index, 0
+            size += more
+        if begin:
+            log.warning(
+                "%d bytes went to the kernel in parts: without CAP_NET_ADMIN on the host itself, "
+                "net.core.wmem_max limits a transaction",
+                sum(sizes),
+            )
+        if messages:
+            yield messages[begin:]
+
+    def _transact(self, messages: Sequence[Message], subsystem: int) -> list[Refusal]:
         first = self._sequence + 1
         edge = (NLM_F_REQUEST, first, b"", NFPROTO_UNSPEC, subsystem)
         parts = [_frame(_NFNL_MSG_BATCH_BEGIN, *edge)]
@@ -151,8 +183,7 @@ class Nfnetlink:
             parts.append(_frame(message.kind, flags, sequence, message.body, message.family))
         parts.append(_frame(_NFNL_MSG_BATCH_END, *edge))
         self._sequence = first + len(messages)
-        batch = b"".join(parts)
-        self._send(batch)
+        self._send(b"".join(parts))
         self.messages_sent += len(messages)
         return self._refusals(first)
 
@@ -206,22 +237,17 @@ class Nfnetlink:
                     return answers, interrupted
                 answers.append(message[HEADER_SIZE:])
 
+    def _room(self, size: int) -> int:
+        if size > self._largest:
+            self._largest = grow_send(self._socket, max(size, _SEND_BUFFER))
+        return self._largest
+
     def _send(self, data: bytes) -> None:
-        if len(data) > self._send_buffer:
-            # The kernel counts a little more than the bytes themselves against the buffer.
-            self._send_buffer = len(data) + (len(data) >> 2) + (1 << 16)
-            self._grow(_SO_SNDBUFFORCE, self._send_buffer)
         try:
             self._socket.send(data)
         except OSError as error:
             raise kernel_error(error.errno or 0, f"sending {len(data)} bytes") from error
         self.bytes_sent += len(data)
-
-    def _grow(self, option: int, size: int) -> None:
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, option, size)
-        except OSError as error:
-            raise kernel_error(error.errno or 0, "enlarging a netlink socket's buffer") from error
 
     def _receive(self, flags: int = 0) -> bytes:
         try:
