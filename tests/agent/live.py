@@ -25,6 +25,7 @@ from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows,
 from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, Table
 from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.cluster import kubeconfig
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
@@ -143,8 +144,6 @@ class Stage:
     @contextmanager
     def server(self, port: int = 0, middlewares: Iterable[Any] = ()) -> Iterator[ApiServer]:
         """Run an API server that the node reaches, with its Node in it."""
-        from pyproxy.lab.apiserver.settings import Settings  # noqa: PLC0415
-
         settings = Settings(host=self.api_address, port=port)
         with ApiServer.running(settings, tuple(middlewares)) as server:
             server.load([node(self.network)])
@@ -184,7 +183,7 @@ class Stage:
         return self.here.call(_metrics)
 
     def kernel(self) -> Table:
-        """Read the table's elements, with each frontend's endpoints in the order of values."""
+        """Read the table's elements, in the form of `in_order`."""
         return self.here.call(_read_table)
 
     def commits(self) -> Commits:
