@@ -37,6 +37,7 @@ check: venv ## lint, format, types and layers
 	$(BIN)/lint-imports
 
 test: system check ## everything: check, then all tests with coverage
+	@tools/system-packages.sh iptables ipset nfacct
 	$(BIN)/pytest --cov --cov-report=term $(PYTEST_ARGS)
 
 demo: system venv ## a Service followed from its first packet, in network namespaces (root)

@@ -1,0 +1,134 @@
+"""Finding and removing on a real kernel, one thing at a time."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pyproxy import takeover
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.address import Family
+from pyproxy.takeover import Leftovers
+
+from .scenes import (
+    COUNTERS,
+    FLAVOURS,
+    MODES,
+    PROGRAMS,
+    leave,
+    make_foreign,
+    state,
+    without_firewall,
+)
+
+pytestmark = pytest.mark.kernel
+
+CLEANUP = (sys.executable, "-m", "pyproxy", "cleanup")
+
+
+def find(here: Namespace) -> Leftovers:
+    return here.call(takeover.find)
+
+
+def remove(here: Namespace) -> tuple[takeover.Failure, ...]:
+    return here.call(lambda: takeover.remove(takeover.find()))
+
+
+def test_an_empty_kernel_has_nothing_and_nothing_is_made(here: Namespace) -> None:
+    assert find(here) == Leftovers()
+    assert not here.run(["nft", "list", "tables"]).stdout
+    assert not remove(here)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_of_a_mode_goes_and_nothing_else(here: Namespace, mode: str) -> None:
+    make_foreign(here)
+    before = without_firewall(state(here))
+    assert not find(here)
+    for _ in range(2):
+        leave(here, mode)
+        found = find(here)
+        assert set(found.tables) == (set(Family) if mode == "nftables" else set())
+        assert {each.flavour.value for each in found.iptables} <= {mode.removeprefix("iptables-")}
+        assert set(found.counters) == (set(COUNTERS) if mode != "nftables" else set())
+        assert str(found)
+        assert not remove(here)
+        assert without_firewall(state(here)) == before
+        assert not find(here)
+
+
+def test_both_flavours_at_once(here: Namespace) -> None:
+    for mode in MODES:
+        leave(here, mode)
+    assert len(find(here).iptables) == len(FLAVOURS) * len(PROGRAMS) * 3
+    assert not remove(here)
+    assert not find(here)
+
+
+def make_sets(here: Namespace) -> None:
+    here.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
+    here.run(["ipset", "create", "KUBE-6-CLUSTER-IP", "hash:ip,port", "family", "inet6"])
+    here.run(["ipset", "create", "KUBE-NODE-PORT-TCP", "bitmap:port", "range", "0-65535"])
+    here.run(["ipset", "add", "KUBE-NODE-PORT-TCP", "30777"])
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_sets_and_the_device_of_ipvs_mode(here: Namespace, flavour: str) -> None:
+    """This kernel may have no dummy devices, so a bridge stands in for one: the name counts."""
+    make_foreign(here)
+    before = state(here)
+    make_sets(here)
+    here.ip(["link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0"])
+    rules = """
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODE-PORT - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
+-A KUBE-NODE-PORT -p tcp -m set --match-set KUBE-NODE-PORT-TCP dst -j ACCEPT
+COMMIT
+*filter
+:KUBE-IPVS-FILTER - [0:0]
+-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
+COMMIT
+"""
+    here.run([f"iptables-{flavour}-restore", "--noflush"], text=rules)
+    found = find(here)
+    assert found.links == ("kube-ipvs0",)
+    assert found.sets == ("KUBE-6-CLUSTER-IP", "KUBE-CLUSTER-IP", "KUBE-NODE-PORT-TCP")
+    assert not remove(here)
+    assert state(here) == before
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_what_others_use_stays_and_is_told(here: Namespace, flavour: str) -> None:
+    make_sets(here)
+    leave(here, f"iptables-{flavour}")
+    iptables = f"iptables-{flavour}"
+    mark = ["-t", "nat", "-A", "PREROUTING", "-s", "192.0.2.1", "-j", "KUBE-MARK-MASQ"]
+    here.run([iptables, *mark])
+    here.run([iptables, "-N", "FOREIGN"])
+    here.run([iptables, "-A", "FOREIGN", "-j", "KUBE-SERVICES"])
+    uses = ["-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "DROP"]
+    here.run([iptables, "-A", "FOREIGN", *uses])
+    failures = remove(here)
+    assert [failure.what for failure in failures] == ["ipset KUBE-CLUSTER-IP"]
+    saved = here.run([f"{iptables}-save"]).stdout
+    assert "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000" in saved
+    assert "-A FOREIGN -j KUBE-SERVICES" in saved
+    assert "-A KUBE-SERVICES" not in saved
+    assert find(here) == Leftovers(sets=("KUBE-CLUSTER-IP",))
+
+
+def test_cleanup_is_for_our_own_table_unless_kube_proxys_is_asked_for_too(here: Namespace) -> None:
+    leave(here, "nftables")
+    here.run(["nft", "add table inet pyproxy"])
+    for _ in range(2):
+        here.run(CLEANUP)
+        tables = here.run(["nft", "list", "tables"]).stdout.splitlines()
+        assert tables == ["table ip kube-proxy", "table ip6 kube-proxy"]
+    here.run(["nft", "add table inet pyproxy"])
+    for _ in range(2):
+        here.run([*CLEANUP, "--takeover"])
+        assert not here.run(["nft", "list", "tables"]).stdout

@@ -1,0 +1,137 @@
+"""Swapping the node's proxy under load: no connection fails, and none that stands is lost."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pyproxy.lab.network import Network
+from pyproxy.lab.probe import parse_target
+from tests.chaos.loads import Came, load
+from tests.semantics.proxied import balanced, endpoint_slice, proxied, service
+
+from .scenes import MODES, leave, make_foreign, state, without_firewall
+
+pytestmark = pytest.mark.packets
+
+RATE = 300
+"""New connections a second from each of two clients."""
+
+WEB = ("10.96.77.1:80", "[fd00:10:96::7:1]:80")
+NODE_PORT = ("172.30.0.11:30777", "[fd30::11]:30777")
+TAKEOVER = ("--takeover", "--cluster-cidr=10.244.0.0/16,fd10::/16", "--metrics-bind-address=0")
+OBJECTS = [
+    service(
+        "web",
+        "10.96.77.1",
+        "fd00:10:96::7:1",
+        ports=[{"port": 80, "nodePort": 30777}],
+        type="LoadBalancer",
+        sessionAffinity="ClientIP",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=30999,
+        loadBalancerSourceRanges=["203.0.113.0/24", "2001:db8:1::/64"],
+        status=balanced("198.51.100.77", "2001:db8::77"),
+    ),
+    endpoint_slice("web", "a1", "b1"),
+    endpoint_slice("web", "a1", "b1", family="IPv6"),
+    service("dns", "10.96.77.2", "fd00:10:96::7:2", ports=[{"port": 53, "protocol": "UDP"}]),
+    endpoint_slice("dns", "a1", "b1", "b2", ports=[{"port": 8080, "protocol": "UDP"}]),
+    service("empty", "10.96.77.3", "fd00:10:96::7:3"),
+]
+
+
+@contextmanager
+def loaded(network: Network) -> Iterator[list[Came]]:
+    """From a pod to cluster IPs, and from outside to node ports, until the block ends."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(load(network.namespace(who), RATE, list(map(parse_target, places))))
+            for who, places in (("a2", WEB), ("ext", NODE_PORT))
+        ]
+
+
+def hold(network: Network, stack: ExitStack) -> list[tuple[socket.socket, str]]:
+    """Open connections that stay, each with the name of the pod that has it."""
+    held = []
+    for who, places in (("a2", WEB), ("ext", (*NODE_PORT, *WEB)), ("na", WEB)):
+        for place in places:
+            target = parse_target(place)
+            address = (target.address, target.port)
+            connect = partial(socket.create_connection, address, 5.0)
+            connection = stack.enter_context(network.namespace(who).call(connect))
+            held.append((connection, connection.recv(256).decode()))
+    return held
+
+
+def still_stand(held: list[tuple[socket.socket, str]]) -> None:
+    for connection, answer in held:
+        connection.sendall(b"?")
+        assert connection.recv(256).decode() == answer
+
+
+def all_answered(came: list[Came]) -> None:
+    for each in came:
+        assert not each.failed
+        assert not each.late
+        assert each.answered
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_connection_notices_that_pyproxy_takes_over(
+    network: Network, tmp_path: Path, mode: str
+) -> None:
+    here = network.namespace("na")
+    make_foreign(here)
+    before = without_firewall(state(here))
+    for turn in ("first", "second"):
+        leave(here, mode)
+        assert without_firewall(state(here)) != before
+        with ExitStack() as stack:
+            held = hold(network, stack)
+            with loaded(network) as came:
+                run = proxied(network, tmp_path / turn, *TAKEOVER, objects=OBJECTS)
+                agent = stack.enter_context(run)
+                agent.says("removed what kube-proxy has left")
+                assert without_firewall(state(here)) == before
+                still_stand(held)
+                agent.reaches("a2", "10.96.77.2:53/udp", "a1", "b1", "b2")
+                agent.is_refused("a2", "10.96.77.3:80")
+                agent.is_dropped("ext", "198.51.100.77:80")
+            all_answered(came)
+            still_stand(held)
+    if mode != "nftables":
+        program = mode.replace("iptables", "ip6tables")
+        assert any("KUBE-FIREWALL" in line for line in state(here)[program])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_connection_notices_that_kube_proxy_is_back(
+    network: Network, tmp_path: Path, mode: str
+) -> None:
+    here = network.namespace("na")
+    make_foreign(here)
+    cleanup = [sys.executable, "-m", "pyproxy", "cleanup"]
+    with (
+        proxied(network, tmp_path / "x", *TAKEOVER, objects=OBJECTS) as agent,
+        ExitStack() as stack,
+    ):
+        agent.says("kube-proxy has left nothing")
+        held = hold(network, stack)
+        with loaded(network) as came:
+            leave(here, mode)
+            back = state(here)
+            agent.agent.stop()
+            for _ in range(2):
+                here.run(cleanup)
+                assert "table inet pyproxy" not in here.run(["nft", "list", "tables"]).stdout
+            still_stand(held)
+            assert state(here) == back
+        all_answered(came)
+        still_stand(held)
