@@ -100,6 +100,26 @@ def test_whom_a_pod_sees_behind_an_external_address(
                     here.reaches(who, to, "a1", source=source)
 
 
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_an_endpoint_on_the_nodes_own_address_sees_everybody(
+    network: Network, tmp_path: Path, policy: str
+) -> None:
+    """Nothing leaves the node, so nothing needs another address to find the way back."""
+    exposed = service(
+        "web",
+        "10.96.0.1",
+        ports=[{"port": 80, "nodePort": 30080}],
+        type="NodePort",
+        externalTrafficPolicy=policy,
+        sessionAffinity="ClientIP",
+    )
+    host = endpoint_slice("web", "ha", ports=[{"port": 9090}])
+    with proxied(network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, host)) as here:
+        for who, own in (("ext", OUTSIDE), ("a2", A2), ("na", "172.30.0.11")):
+            here.reaches(who, V4, "ha", source=own)
+            here.reaches(who, "172.30.0.11:30080", "ha", source=own)
+
+
 def test_the_nodes_pod_networks_may_come_later_and_go(network: Network, tmp_path: Path) -> None:
     with proxied(network, tmp_path / "x", *NODE_CIDR, objects=(*WEB, node())) as here:
         sees(here, KEPT_FOR_ALL)

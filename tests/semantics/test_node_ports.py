@@ -64,6 +64,28 @@ def test_where_node_ports_answer(network: Network, tmp_path: Path, flag: str) ->
             node.says("node ports do not answer on ::1")
 
 
+def test_loopback_knows_policies_and_affinity(network: Network, tmp_path: Path) -> None:
+    """The node itself uses the whole cluster, whatever the policy, and its own host's pods too."""
+    web = service(
+        "web",
+        "10.96.0.1",
+        ports=PORTS,
+        type="NodePort",
+        externalTrafficPolicy="Local",
+        sessionAffinity="ClientIP",
+    )
+    flag = "--nodeport-addresses=localhost"
+    with proxied(network, tmp_path / "x", flag, objects=(web, WEB[1])) as node:
+        for protocol in ("tcp", "udp"):
+            pod = node.sticks("na", target("127.0.0.1", protocol))
+            assert node.once("na", target("127.0.0.1", protocol), tries=8).reached == {pod: 8}
+        host_ports = [port | {"port": 9090} for port in SLICE_PORTS]
+        for host in ("ha", "hb"):
+            node.apply(endpoint_slice("web", host, ports=host_ports))
+            for protocol in ("tcp", "udp"):
+                node.reaches("na", target("127.0.0.1", protocol), host)
+
+
 @pytest.fixture
 def everywhere(network: Network, tmp_path: Path) -> Iterator[Proxied]:
     with proxied(network, tmp_path / "x", "--nodeport-addresses=all", objects=WEB) as node:
