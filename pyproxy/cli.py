@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pyproxy
 from pyproxy import logs
-from pyproxy.config import command_line
-from pyproxy.config.command_line import Parser
+from pyproxy.config import Settings, command_line
+from pyproxy.config.command_line import Parser, Task
+from pyproxy.config.file import yaml_text
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
 
 log = logging.getLogger(__name__)
@@ -22,10 +26,25 @@ _COMMANDS = {
 }
 
 
+_VERSION = f"pyproxy {pyproxy.__version__}"
+
+
+def kube_proxy(argv: Sequence[str] | None = None) -> int:
+    """Be kube-proxy, whose command line has the flags of `pyproxy run` and no commands.
+
+    Whoever calls pyproxy by that name has put it in kube-proxy's place, so that it takes over
+    unless told otherwise.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return main(arguments if arguments == ["--version"] else ["run", "--takeover", *arguments])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for what a person must put right."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments == ["--version"]:
+            arguments = ["version"]
         if arguments[:1] == ["lab"]:
             return _lab(arguments[1:])
         return _command(arguments)
@@ -47,18 +66,49 @@ def _command(arguments: Sequence[str]) -> int:
     if unknown:
         command_line.refuse_unknown(unknown[0])
     if namespace.command == "version":
-        print(f"pyproxy {pyproxy.__version__}")
+        print(_VERSION)
         return 0
+    task = Task.CLEANUP if namespace.command == "cleanup" else command_line.asks_for(namespace)
     settings = command_line.settings(namespace)
-    logs.configure(settings.verbosity)
-    if idle := command_line.without_effect(settings):
-        log.warning("flags without effect: %s", idle)
+    if task is Task.WRITE_CONFIG:
+        return _write_config(settings, command_line.write_config_to(namespace))
+    _prepare_logs(settings)
     # The agent brings libraries with it that --help should not wait for.
     from pyproxy import agent  # noqa: PLC0415
 
-    if namespace.command == "cleanup" or command_line.wants_cleanup(namespace):
+    if task is Task.CLEANUP:
         return agent.cleanup(settings)
-    return agent.run(settings)
+    if task is Task.INITIALIZE:
+        return agent.initialize(settings)
+    return _serve(settings, namespace)
+
+
+def _serve(settings: Settings, namespace: argparse.Namespace) -> int:
+    from pyproxy import agent  # noqa: PLC0415
+
+    read = partial(command_line.settings, namespace)
+    changed = agent.run(settings, read)
+    while changed is not None:
+        _prepare_logs(changed)
+        changed = agent.run(changed, read)
+    return 0
+
+
+def _prepare_logs(settings: Settings) -> None:
+    logs.configure(settings.verbosity)
+    for remark in settings.remarks:
+        log.warning("%s", remark)
+
+
+def _write_config(settings: Settings, path: str) -> int:
+    try:
+        Path(path).write_text(yaml_text(settings.configuration))
+    except OSError as error:
+        raise UsageError(
+            f"--write-config-to {path}: cannot be written: {error.strerror}"
+        ) from error
+    print(f"wrote the configuration to {path}", file=sys.stderr)
+    return 0
 
 
 def _lab(arguments: Sequence[str]) -> int:

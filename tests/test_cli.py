@@ -9,7 +9,7 @@ import pytest
 
 import pyproxy
 from pyproxy import logs
-from pyproxy.cli import main
+from pyproxy.cli import kube_proxy, main
 from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
 
@@ -125,12 +125,14 @@ def _logging_as_it_was():
             "run --manifests=d --kubeconfig=f",
             "--manifests: --kubeconfig names another source: leave one out",
         ),
-        ("run --config=f", "--config: not in this version yet: leave it out"),
-        ("run --write-config-to=f", "--write-config-to: not in this version yet: leave it out"),
-        ("run --init-only", "--init-only: not in this version yet: leave it out"),
+        ("run --config=/none", "--config /none: cannot be read: No such file or directory"),
+        (
+            "run --write-config-to=/none/f",
+            "--write-config-to /none/f: cannot be written: No such file or directory",
+        ),
         (
             "run --oom-score-adj=low",
-            "--oom-score-adj: 'low' is not a whole number from -2147483648 to 2147483647",
+            "--oom-score-adj: 'low' is not a whole number from -1000 to 1000",
         ),
         ("run --kube-api-qps=fast", "--kube-api-qps: 'fast' is not a number"),
         (
@@ -154,10 +156,10 @@ def agent(monkeypatch):
     """An agent that only remembers what it was told, and ends as `outcome` says."""
 
     class Agent:
-        outcome: int | BaseException = 0
+        outcome: Settings | int | BaseException | None = None
         calls: ClassVar[list[tuple[str, str]]] = []
 
-        def end(self, what: str, settings: Settings) -> int:
+        def end(self, what: str, settings: Settings, *_: object) -> Settings | int | None:
             self.calls.append((what, settings.node_name))
             if isinstance(self.outcome, BaseException):
                 raise self.outcome
@@ -165,8 +167,8 @@ def agent(monkeypatch):
 
     agent = Agent()
     agent.calls.clear()
-    monkeypatch.setattr("pyproxy.agent.run", partial(agent.end, "run"), raising=False)
-    monkeypatch.setattr("pyproxy.agent.cleanup", partial(agent.end, "cleanup"), raising=False)
+    for what in ("run", "cleanup", "initialize"):
+        monkeypatch.setattr(f"pyproxy.agent.{what}", partial(agent.end, what))
     return agent
 
 
@@ -178,9 +180,12 @@ def agent(monkeypatch):
         ("cleanup --hostname-override A", "cleanup"),
         ("run --cleanup --hostname-override A", "cleanup"),
         ("run --cleanup=false --hostname-override A", "run"),
+        ("run --init-only --hostname-override A", "initialize"),
+        ("run --init-only --cleanup --hostname-override A", "cleanup"),
     ],
 )
 def test_commands_reach_the_agent_with_their_settings(agent, arguments, called):
+    agent.outcome = None if called == "run" else 0
     assert main(arguments.split()) == 0
     assert agent.calls == [(called, "a")]
 
@@ -189,8 +194,7 @@ def test_commands_reach_the_agent_with_their_settings(agent, arguments, called):
 @pytest.mark.parametrize(
     ("outcome", "status", "message"),
     [
-        (0, 0, ""),
-        (3, 3, ""),
+        (None, 0, ""),
         (UsageError("kubeconfig f: no such file"), 2, "pyproxy: kubeconfig f: no such file\n"),
         (PermissionKernelError("no right", errno.EPERM), 2, "pyproxy: no right\n"),
         (RejectedError("no table", errno.EINVAL), 1, "pyproxy: no table\n"),
@@ -215,8 +219,43 @@ def test_flags_without_effect_are_one_log_line(capsys):
     )
 
 
-def test_version(capsys):
-    assert main(["version"]) == 0
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_how_a_cleanup_ends_is_the_exit_status(agent):
+    agent.outcome = 1
+    assert main(["cleanup"]) == 1
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+def test_an_agent_that_ends_with_other_settings_is_run_with_them(agent, monkeypatch):
+    outcomes = [Settings("b"), Settings("c"), None]
+
+    def run(settings, read):
+        agent.end("run", settings)
+        assert read().node_name == "a"
+        return outcomes.pop(0)
+
+    monkeypatch.setattr("pyproxy.agent.run", run)
+    assert main(["run", "--hostname-override=a"]) == 0
+    assert [name for _, name in agent.calls] == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize(
+    ("arguments", "takeover"), [([], True), (["--takeover=false"], False), (["--v=1"], True)]
+)
+def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(monkeypatch, arguments, takeover):
+    seen = []
+    monkeypatch.setattr("pyproxy.agent.run", lambda settings, _: seen.append(settings))
+    assert kube_proxy(arguments) == 0
+    assert [settings.takeover for settings in seen] == [takeover]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [(main, ["version"]), (main, ["--version"]), (kube_proxy, ["--version"])],
+)
+def test_version(program, arguments, capsys):
+    assert program(arguments) == 0
     assert capsys.readouterr().out == f"pyproxy {pyproxy.__version__}\n"
 
 

@@ -1,5 +1,4 @@
 import csv
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyproxy.config import (
     Api,
+    Conntrack,
     ListenAddress,
     LocalMode,
     LocalTraffic,
@@ -78,7 +78,9 @@ def test_defaults_are_kube_proxys_except_where_the_mode_differs():
 def test_the_defaults_of_the_flags_are_those_of_the_settings():
     plain = Settings(node_name=os.uname().nodename.lower())
     settings = parse()
-    assert settings == Settings(node_name=plain.node_name, flags=settings.flags)
+    assert settings == Settings(
+        plain.node_name, flags=settings.flags, configuration=settings.configuration
+    )
     assert not any(flag.given for flag in settings.flags)
 
 
@@ -164,6 +166,27 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings():
             "pace",
             Pace(min_sync_period=1, sync_period=60),
         ),
+        (
+            ["--conntrack-max-per-core=0", "--conntrack-min=7", "--conntrack-tcp-be-liberal"],
+            "conntrack",
+            Conntrack(max_per_core=0, min=7, tcp_be_liberal=True),
+        ),
+        (
+            [
+                "--conntrack-tcp-timeout-established=2h",
+                "--conntrack-tcp-timeout-close-wait=1m",
+                "--conntrack-udp-timeout=30s",
+                "--conntrack-udp-timeout-stream=3m",
+            ],
+            "conntrack",
+            Conntrack(
+                tcp_established_timeout=7200,
+                tcp_close_wait_timeout=60,
+                udp_timeout=30,
+                udp_stream_timeout=180,
+            ),
+        ),
+        (["--oom-score-adj=-998"], "oom_score_adj", -998),
         (["--sync-period=10s", "--iptables-sync-period=20s"], "pace", Pace(sync_period=10)),
     ],
 )
@@ -185,11 +208,12 @@ def test_a_boolean_does_not_take_the_next_argument():
 
 def test_flags_in_vain_are_named_once_by_reason():
     settings = parse("--ipvs-scheduler=rr", "--ipvs-strict-arp", "--profiling", "--v=1")
-    assert command_line.without_effect(settings) == (
+    assert settings.remarks == (
+        "flags without effect: "
         "--ipvs-scheduler, --ipvs-strict-arp (the ipvs mode is not in this version yet); "
-        "--profiling (pyproxy has no profiling pages)"
+        "--profiling (pyproxy has no profiling pages)",
     )
-    assert command_line.without_effect(parse("--v=1")) == ""
+    assert parse("--v=1").remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -290,32 +314,6 @@ def test_a_listen_address_is_read_or_refused_and_nothing_else_happens(text):
 @pytest.mark.parametrize("text", ["1Ki", "0", "1.5G", "10e3", "100m", "+5"])
 def test_quantities(text):
     assert values.quantity(text) == text
-
-
-def test_configz_has_the_shape_of_a_kube_proxy_configuration():
-    settings = parse("--hostname-override=n", "--cluster-cidr=10.244.0.0/16", "--v=2")
-    assert json.loads(report.configz(settings)) == {
-        "kubeproxy.config.k8s.io": {
-            "bindAddress": "",
-            "bindAddressHardFail": False,
-            "clientConnection": {"kubeconfig": ""},
-            "clusterCIDR": "10.244.0.0/16",
-            "detectLocal": {"bridgeInterface": "", "interfaceNamePrefix": ""},
-            "detectLocalMode": "ClusterCIDR",
-            "healthzBindAddress": "0.0.0.0:10256",
-            "hostnameOverride": "n",
-            "logging": {"format": "text", "verbosity": 2},
-            "metricsBindAddress": "127.0.0.1:10249",
-            "mode": "nftables",
-            "nftables": {
-                "masqueradeAll": False,
-                "masqueradeBit": 14,
-                "minSyncPeriod": "0s",
-                "syncPeriod": "30s",
-            },
-            "nodePortAddresses": ["primary"],
-        }
-    }
 
 
 def test_flagz_has_a_line_a_flag():

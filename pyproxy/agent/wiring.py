@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from pyproxy.agent import drift, loopback, rights, supervise
+from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.machine import AddressWatch, local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
+from pyproxy.agent.preflight import Preflight
+from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import LocalMode, Settings
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.errors import KernelError, Problem
+from pyproxy.errors import KernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
 from pyproxy.health.state import Health
@@ -38,6 +41,8 @@ from pyproxy.source.manifests import ManifestSource
 log = logging.getLogger(__name__)
 
 _CHORE_SECONDS = 1.0
+_PREFLIGHT_FROM = 2  # as klog's convention has it: what an operator wants to know
+_MODES = "modes that this machine can serve in: %s"
 
 
 class Source(Protocol):
@@ -56,23 +61,31 @@ class Source(Protocol):
         ...
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, read: Callable[[], Settings]) -> Settings | None:
     """Serve this node's Services until SIGTERM or SIGINT, and leave the rules behind.
 
-    Raises UsageError, and PermissionKernelError where a right was taken away meanwhile.
+    Also ends where the configuration file of `settings` has changed, and then gives what `read`
+    made of it, for another run to go on with; None at the end. Raises UsageError, and
+    PermissionKernelError where a right was taken away meanwhile.
     """
+
+    def read_and_check() -> Settings:
+        found = read()
+        _client(found, None)
+        return found
+
+    config_file = ConfigFile(settings, read_and_check)
+    with _dataplane(settings) as dataplane:
+        _serve(settings, dataplane, config_file)
+    return config_file.successor
+
+
+def _serve(settings: Settings, dataplane: NftablesDataplane, config_file: ConfigFile) -> None:
     with ExitStack() as stack:
-        dataplane = NftablesDataplane(options(settings))
-        stack.callback(dataplane.close)
-        dataplane.prepare()
         metrics, health = Metrics(), Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
         inbox: Inbox = Inbox()
-        client = (
-            None
-            if settings.manifests
-            else connect(settings.api.kubeconfig, settings.api.master, metrics)
-        )
+        client = _client(settings, metrics)
         source = _source(settings, client, inbox.put)
         metrics.source_age(source.age)
         announcer = Announcer(client, settings.node_name, metrics) if client else None
@@ -104,7 +117,7 @@ def run(settings: Settings) -> int:
             Pace(settings.pace.min_sync_period),
             Observers(metrics, health, followers, time.monotonic, time.time, report),
         )
-        loopback.prepare(settings.node_ports)
+        prepare_kernel(settings)
         addresses = AddressWatch()
         stack.callback(addresses.close)
         rights.keep_only(rights.needed(settings.serving, takeover=settings.takeover))
@@ -124,6 +137,8 @@ def run(settings: Settings) -> int:
         log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
 
         def chores() -> None:
+            if config_file.has_changed():
+                inbox.put(Stop())
             checks.retry()
             agent.audit()
             if addresses.changed():
@@ -131,6 +146,30 @@ def run(settings: Settings) -> int:
 
         Loop(agent, inbox, chores, _CHORE_SECONDS, health).run()
         log.info("ending; the rules stay")
+
+
+@contextmanager
+def _dataplane(settings: Settings) -> Iterator[NftablesDataplane]:
+    if settings.verbosity >= _PREFLIGHT_FROM:
+        log.info(_MODES, Preflight())
+    with ExitStack() as stack:
+        try:
+            dataplane = stack.enter_context(closing(NftablesDataplane(options(settings))))
+            dataplane.prepare()
+        except UsageError as error:
+            raise UsageError(f"{error}; {_MODES % Preflight()}") from error
+        yield dataplane
+
+
+def prepare_kernel(settings: Settings) -> None:
+    """Make the kernel's settings that the proxy needs and is allowed to make."""
+    Machine().apply(settings)
+    loopback.prepare(settings.node_ports)
+
+
+def initialize(settings: Settings) -> int:
+    """Do what takes more rights than serving does, so that the agent may run with fewer."""
+    prepare_kernel(settings)
     return 0
 
 
@@ -165,6 +204,13 @@ def options(settings: Settings) -> Options:
         interface,
         shield_loopback=loopback.is_asked_for(settings.node_ports),
     )
+
+
+def _client(settings: Settings, metrics: Metrics | None) -> Client | None:
+    """Make the client, of which nothing is sent yet. Raises UsageError."""
+    if settings.manifests:
+        return None
+    return connect(settings.api.kubeconfig, settings.api.master, metrics)
 
 
 def _source(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:

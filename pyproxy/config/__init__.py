@@ -2,6 +2,7 @@
 
 from pyproxy.config.settings import (
     Api,
+    Conntrack,
     ListenAddress,
     LocalMode,
     LocalTraffic,
@@ -15,6 +16,7 @@ from pyproxy.config.settings import (
 
 __all__ = [
     "Api",
+    "Conntrack",
     "ListenAddress",
     "LocalMode",
     "LocalTraffic",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import enum
 import os
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
-from pyproxy.config import flags
-from pyproxy.config.flags import Flag
+from pyproxy.config import effective, flags
+from pyproxy.config.file import load
+from pyproxy.config.given import FLAGS, Given, command_line
 from pyproxy.config.no_effect import NO_EFFECT
+from pyproxy.config.remarks import remarks
+from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.config.settings import (
     Api,
+    Conntrack,
     FlagValue,
     LocalMode,
     LocalTraffic,
@@ -23,13 +28,16 @@ from pyproxy.config.settings import (
 )
 from pyproxy.errors import UsageError
 
-T = TypeVar("T")
-
-FLAGS: tuple[Flag[object], ...] = tuple(
-    sorted((*flags.EFFECTIVE, *(entry.flag for entry in NO_EFFECT)), key=lambda flag: flag.name)
-)
-
 _BY_NAME = {flag.name: flag for flag in FLAGS}
+
+
+class Task(enum.Enum):
+    """What a command line asks for."""
+
+    SERVE = enum.auto()
+    CLEANUP = enum.auto()
+    INITIALIZE = enum.auto()
+    WRITE_CONFIG = enum.auto()
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,43 +99,18 @@ def refuse_unknown(argument: str) -> NoReturn:
     raise UsageError(f"unknown flag {name}{hint}")
 
 
-class _Given:
-    """The flags' texts, read on demand by those who know their types."""
-
-    def __init__(self, namespace: argparse.Namespace) -> None:
-        self._texts = vars(namespace)
-
-    def check(self) -> None:
-        """Read them all, for even a flag without effect must not be nonsense."""
-        for flag in FLAGS:
-            self[flag]
-
-    def has(self, flag: Flag[T]) -> bool:
-        return bool(self._texts[flag.name])
-
-    def text(self, flag: Flag[T]) -> str:
-        texts: list[str] = self._texts[flag.name] or [flag.default]
-        return ",".join(texts) if flag.repeats else texts[-1]
-
-    def __getitem__(self, flag: Flag[T]) -> T:
-        try:
-            return flag.read(self.text(flag))
-        except ValueError as error:
-            raise UsageError(f"{flag.name}: {error}") from error
-
-    def either(self, flag: Flag[T], alias: Flag[T]) -> T:
-        return self[flag if self.has(flag) or not self.has(alias) else alias]
-
-
 def settings(namespace: argparse.Namespace) -> Settings:
-    """Read what `add_flags` declared. Raises UsageError at the first value that is impossible."""
-    given = _Given(namespace)
-    given.check()
-    for refused in flags.REFUSED:
-        if given[refused]:
-            raise UsageError(f"{refused.name}: not in this version yet: leave it out")
+    """Read what `add_flags` declared, and the file that --config names.
+
+    Raises UsageError at the first value that is impossible.
+    """
+    flagged = command_line(namespace)
+    flagged.check()
+    file = flagged[flags.CONFIG]
+    configuration = load(file) if file else KubeProxyConfiguration()
+    given = flagged.with_file(file, configuration) if file else flagged
     return Settings(
-        node_name=_node_name(given[flags.HOSTNAME_OVERRIDE]),
+        node_name=_node_name(given),
         mode=given[flags.PROXY_MODE],
         node_address=given[flags.BIND_ADDRESS],
         manifests=_manifests(given),
@@ -143,41 +126,57 @@ def settings(namespace: argparse.Namespace) -> Settings:
             hard_fail=given[flags.BIND_ADDRESS_HARD_FAIL],
         ),
         pace=_pace(given),
-        flags=tuple(FlagValue(flag.name, given.text(flag), given.has(flag)) for flag in FLAGS),
+        conntrack=Conntrack(
+            max_per_core=given[flags.CONNTRACK_MAX_PER_CORE],
+            min=given[flags.CONNTRACK_MIN],
+            tcp_established_timeout=given[flags.CONNTRACK_TCP_TIMEOUT_ESTABLISHED],
+            tcp_close_wait_timeout=given[flags.CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT],
+            tcp_be_liberal=given[flags.CONNTRACK_TCP_BE_LIBERAL],
+            udp_timeout=given[flags.CONNTRACK_UDP_TIMEOUT],
+            udp_stream_timeout=given[flags.CONNTRACK_UDP_TIMEOUT_STREAM],
+        ),
+        oom_score_adj=given[flags.OOM_SCORE_ADJ],
+        flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),
+        configuration=effective.configuration(given, configuration, _pace(given)),
+        config_file=file,
+        remarks=tuple(remarks(flagged, configuration, file)),
     )
 
 
-def without_effect(settings: Settings) -> str:
-    """Name the flags that were given in vain, for one log line; empty where there are none."""
-    given = {flag.name for flag in settings.flags if flag.given}
-    names_by_reason: dict[str, list[str]] = {}
-    for entry in NO_EFFECT:
-        if entry.flag.name in given:
-            names_by_reason.setdefault(entry.reason, []).append(entry.flag.name)
-    return "; ".join(f"{', '.join(names)} ({why})" for why, names in names_by_reason.items())
+def asks_for(namespace: argparse.Namespace) -> Task:
+    """Tell what the flags ask for instead of a running proxy, if they do. Raises UsageError."""
+    flagged = command_line(namespace)
+    if flagged[flags.WRITE_CONFIG_TO]:
+        return Task.WRITE_CONFIG
+    if flagged[flags.CLEANUP]:
+        return Task.CLEANUP
+    return Task.INITIALIZE if flagged[flags.INIT_ONLY] else Task.SERVE
 
 
-def wants_cleanup(namespace: argparse.Namespace) -> bool:
-    """Whether kube-proxy's --cleanup is among the flags."""
-    return _Given(namespace)[flags.CLEANUP]
+def write_config_to(namespace: argparse.Namespace) -> str:
+    """Give the path of --write-config-to."""
+    return command_line(namespace)[flags.WRITE_CONFIG_TO]
 
 
-def _node_name(override: str) -> str:
+def _node_name(given: Given) -> str:
     # kube-proxy and kubelet lower-case both, for a Node's name has no capitals.
-    name = (override or os.uname().nodename).strip().lower()
+    name = (given[flags.HOSTNAME_OVERRIDE] or os.uname().nodename).strip().lower()
     if not name:
-        raise UsageError("--hostname-override: this host has no name: give the name of its Node")
+        label = given.label(flags.HOSTNAME_OVERRIDE)
+        raise UsageError(f"{label}: this host has no name: give the name of its Node")
     return name
 
 
-def _manifests(given: _Given) -> str:
+def _manifests(given: Given) -> str:
     for flag in (flags.KUBECONFIG, flags.MASTER):
         if given[flags.MANIFESTS] and given[flag]:
-            raise UsageError(f"--manifests: {flag.name} names another source: leave one out")
+            raise UsageError(
+                f"--manifests: {given.label(flag)} names another source: leave one out"
+            )
     return given[flags.MANIFESTS]
 
 
-def _local_traffic(given: _Given) -> LocalTraffic:
+def _local_traffic(given: Given) -> LocalTraffic:
     traffic = LocalTraffic(
         mode=given[flags.DETECT_LOCAL_MODE],
         cluster_networks=given[flags.CLUSTER_CIDR],
@@ -189,17 +188,19 @@ def _local_traffic(given: _Given) -> LocalTraffic:
         LocalMode.INTERFACE_NAME_PREFIX: flags.POD_INTERFACE_NAME_PREFIX,
     }.get(traffic.mode)
     if needs and not given[needs]:
-        raise UsageError(f"--detect-local-mode: {traffic.mode.value} needs {needs.name}: give it")
+        label = given.label(flags.DETECT_LOCAL_MODE)
+        raise UsageError(f"{label}: {traffic.mode.value} needs {given.name(needs)}: give it")
     return traffic
 
 
-def _pace(given: _Given) -> Pace:
+def _pace(given: Given) -> Pace:
     pace = Pace(
         min_sync_period=given.either(flags.MIN_SYNC_PERIOD, flags.IPTABLES_MIN_SYNC_PERIOD),
         sync_period=given.either(flags.SYNC_PERIOD, flags.IPTABLES_SYNC_PERIOD),
     )
     if pace.min_sync_period > pace.sync_period:
         raise UsageError(
-            "--min-sync-period: it is longer than --sync-period: make it shorter, or that longer"
+            f"{given.label(flags.MIN_SYNC_PERIOD)}: it is longer than "
+            f"{given.name(flags.SYNC_PERIOD)}: make it shorter, or that longer"
         )
     return pace

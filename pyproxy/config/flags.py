@@ -15,13 +15,16 @@ T_co = TypeVar("T_co", covariant=True)
 class Flag(msgspec.Struct, Generic[T_co], frozen=True):
     """One flag: how its text is read, and what it is where nobody gives it.
 
-    `repeats` is for lists, which grow where Go's other flags take the last value given.
+    `fields` are the paths in a KubeProxyConfiguration that say the same, of which the first that is
+    given counts; none where only the command line can say it. `repeats` is for lists, which grow
+    where Go's other flags take the last value given.
     """
 
     name: str
     read: Callable[[str], T_co]
     default: str
     help: str
+    fields: tuple[str, ...] = ()
     repeats: bool = False
 
     @property
@@ -30,52 +33,81 @@ class Flag(msgspec.Struct, Generic[T_co], frozen=True):
         return self.read is values.boolean
 
 
-KUBECONFIG = Flag("--kubeconfig", values.text, "", "the file that says how to reach the API server")
+KUBECONFIG = Flag(
+    "--kubeconfig",
+    values.text,
+    "",
+    "the file that says how to reach the API server",
+    ("clientConnection.kubeconfig",),
+)
 MASTER = Flag("--master", values.text, "", "the API server's URL, before the one in --kubeconfig")
 MANIFESTS = Flag("--manifests", values.text, "", "a folder of manifests instead of an API server")
 HOSTNAME_OVERRIDE = Flag(
-    "--hostname-override", values.text, "", "the name of this Node; else the host's, in lower case"
+    "--hostname-override",
+    values.text,
+    "",
+    "the name of this Node; else the host's, in lower case",
+    ("hostnameOverride",),
 )
 BIND_ADDRESS = Flag(
     "--bind-address",
     values.address,
     "0.0.0.0",  # noqa: S104 (nothing is bound to it; unspecified stands for none)
     "the node's primary address, if not the Node's own",
+    ("bindAddress",),
 )
-PROXY_MODE = Flag("--proxy-mode", values.proxy_mode, "nftables", "what serves; nftables so far")
+PROXY_MODE = Flag(
+    "--proxy-mode", values.proxy_mode, "nftables", "what serves; nftables so far", ("mode",)
+)
 
 DETECT_LOCAL_MODE = Flag(
     "--detect-local-mode",
     values.local_mode,
     "ClusterCIDR",
     "who is a pod: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix",
+    ("detectLocalMode",),
 )
 CLUSTER_CIDR = Flag(
-    "--cluster-cidr", values.cluster_networks, "", "the pods' CIDRs, at most one a family"
+    "--cluster-cidr",
+    values.cluster_networks,
+    "",
+    "the pods' CIDRs, at most one a family",
+    ("clusterCIDR",),
 )
 POD_BRIDGE_INTERFACE = Flag(
-    "--pod-bridge-interface", values.interface_name(15), "", "the bridge, for BridgeInterface"
+    "--pod-bridge-interface",
+    values.interface_name(15),
+    "",
+    "the bridge, for BridgeInterface",
+    ("detectLocal.bridgeInterface",),
 )
 POD_INTERFACE_NAME_PREFIX = Flag(
     "--pod-interface-name-prefix",
     values.interface_name(14),  # one less than a name, for nft's asterisk at its end
     "",
     "how pods' interfaces begin, for InterfaceNamePrefix",
+    ("detectLocal.interfaceNamePrefix",),
 )
 MASQUERADE_ALL = Flag(
-    "--masquerade-all", values.boolean, "false", "masquerade all connections to cluster IPs"
+    "--masquerade-all",
+    values.boolean,
+    "false",
+    "masquerade all connections to cluster IPs",
+    ("nftables.masqueradeAll", "iptables.masqueradeAll"),
 )
 MASQUERADE_BIT = Flag(
     "--iptables-masquerade-bit",
     values.integer(0, 31),
     "14",
     "the bit of the packet mark that asks for masquerading, in every proxy mode",
+    ("nftables.masqueradeBit", "iptables.masqueradeBit"),
 )
 NODEPORT_ADDRESSES = Flag(
     "--nodeport-addresses",
     values.node_ports,
     "primary",
     "where node ports answer: CIDRs, primary, all, localhost",
+    fields=("nodePortAddresses",),
     repeats=True,
 )
 
@@ -84,28 +116,57 @@ HEALTHZ_BIND_ADDRESS = Flag(
     values.listen_address(10256),
     "0.0.0.0:10256",
     "where /healthz and /livez are served; 0 for nowhere",
+    ("healthzBindAddress",),
 )
 METRICS_BIND_ADDRESS = Flag(
     "--metrics-bind-address",
     values.listen_address(10249),
     "127.0.0.1:10249",
     "where /metrics is served; 0 for nowhere",
+    ("metricsBindAddress",),
 )
 BIND_ADDRESS_HARD_FAIL = Flag(
-    "--bind-address-hard-fail", values.boolean, "false", "end if one of them cannot be bound"
+    "--bind-address-hard-fail",
+    values.boolean,
+    "false",
+    "end if one of them cannot be bound",
+    ("bindAddressHardFail",),
 )
 
 SYNC_PERIOD = Flag(
-    "--sync-period", values.duration_from(0.001), "30s", "the time between checks of the kernel"
+    "--sync-period",
+    values.duration_from(0.001),
+    "30s",
+    "the time between checks of the kernel",
+    ("nftables.syncPeriod", "ipvs.syncPeriod", "iptables.syncPeriod"),
 )
 MIN_SYNC_PERIOD = Flag(
-    "--min-sync-period", values.duration_from(0), "0s", "the least time between two commits"
+    "--min-sync-period",
+    values.duration_from(0),
+    "0s",
+    "the least time between two commits",
+    ("nftables.minSyncPeriod", "ipvs.minSyncPeriod", "iptables.minSyncPeriod"),
 )
 IPTABLES_SYNC_PERIOD = Flag(
-    "--iptables-sync-period", values.duration_from(0.001), "30s", "the same as --sync-period"
+    "--iptables-sync-period",
+    values.duration_from(0.001),
+    "30s",
+    "the same as --sync-period",
+    ("iptables.syncPeriod",),
 )
 IPTABLES_MIN_SYNC_PERIOD = Flag(
-    "--iptables-min-sync-period", values.duration_from(0), "0s", "the same as --min-sync-period"
+    "--iptables-min-sync-period",
+    values.duration_from(0),
+    "0s",
+    "the same as --min-sync-period",
+    ("iptables.minSyncPeriod",),
+)
+VERBOSITY = Flag(
+    "--v",
+    values.integer(0, 2**31 - 1),
+    "0",
+    "how much is logged: 4 and more debugs",
+    ("logging.verbosity",),
 )
 TAKEOVER = Flag(
     "--takeover",
@@ -113,15 +174,75 @@ TAKEOVER = Flag(
     "false",
     "once this node is served, remove what kube-proxy has left in the kernel, in every mode",
 )
-VERBOSITY = Flag("--v", values.integer(0, 2**31 - 1), "0", "how much is logged: 4 and more debugs")
 
-CONFIG = Flag("--config", values.text, "", "not in this version yet")
-WRITE_CONFIG_TO = Flag("--write-config-to", values.text, "", "not in this version yet")
-INIT_ONLY = Flag("--init-only", values.boolean, "false", "not in this version yet")
+CONNTRACK_MAX_PER_CORE = Flag(
+    "--conntrack-max-per-core",
+    values.integer(0, 2**31 - 1),
+    "32768",
+    "how many connections a CPU core is good for; 0 leaves the kernel's limit as it is",
+    ("conntrack.maxPerCore",),
+)
+CONNTRACK_MIN = Flag(
+    "--conntrack-min",
+    values.integer(0, 2**31 - 1),
+    "131072",
+    "the least limit of connections, however few cores there are",
+    ("conntrack.min",),
+)
+CONNTRACK_TCP_BE_LIBERAL = Flag(
+    "--conntrack-tcp-be-liberal",
+    values.boolean,
+    "false",
+    "let TCP packets outside the window pass as part of their connection",
+    ("conntrack.tcpBeLiberal",),
+)
+CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT = Flag(
+    "--conntrack-tcp-timeout-close-wait",
+    values.duration_from(0),
+    "1h0m0s",
+    "how long half-closed TCP connections are remembered; 0 leaves it as it is",
+    ("conntrack.tcpCloseWaitTimeout",),
+)
+CONNTRACK_TCP_TIMEOUT_ESTABLISHED = Flag(
+    "--conntrack-tcp-timeout-established",
+    values.duration_from(0),
+    "24h0m0s",
+    "how long idle TCP connections are remembered; 0 leaves it as it is",
+    ("conntrack.tcpEstablishedTimeout",),
+)
+CONNTRACK_UDP_TIMEOUT = Flag(
+    "--conntrack-udp-timeout",
+    values.duration_from(0),
+    "0s",
+    "how long UDP packets without an answer are remembered; 0 leaves it as it is",
+    ("conntrack.udpTimeout",),
+)
+CONNTRACK_UDP_TIMEOUT_STREAM = Flag(
+    "--conntrack-udp-timeout-stream",
+    values.duration_from(0),
+    "0s",
+    "how long answered UDP flows are remembered; 0 leaves it as it is",
+    ("conntrack.udpStreamTimeout",),
+)
+OOM_SCORE_ADJ = Flag(
+    "--oom-score-adj",
+    values.integer(-1000, 1000),
+    "-999",
+    "how soon the kernel ends this process for want of memory, from -1000 (never) to 1000",
+    ("oomScoreAdj",),
+)
+
+CONFIG = Flag(
+    "--config", values.text, "", "a file with a KubeProxyConfiguration, in most flags' place"
+)
+WRITE_CONFIG_TO = Flag(
+    "--write-config-to", values.text, "", "write the configuration in force to this file, and end"
+)
+INIT_ONLY = Flag("--init-only", values.boolean, "false", "make the kernel's settings, and end")
 CLEANUP = Flag("--cleanup", values.boolean, "false", "the same as the command cleanup")
 
-REFUSED: tuple[Flag[str] | Flag[bool], ...] = (CONFIG, WRITE_CONFIG_TO, INIT_ONLY)
-"""Flags that ask for something else than a running proxy, so that none may be passed over."""
+ALIASES: tuple[Flag[float], ...] = (IPTABLES_SYNC_PERIOD, IPTABLES_MIN_SYNC_PERIOD)
+"""Flags that say what another says; of a file, that other one reads their fields."""
 
 EFFECTIVE: tuple[Flag[object], ...] = (
     KUBECONFIG,
@@ -145,6 +266,14 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     IPTABLES_SYNC_PERIOD,
     IPTABLES_MIN_SYNC_PERIOD,
     TAKEOVER,
+    CONNTRACK_MAX_PER_CORE,
+    CONNTRACK_MIN,
+    CONNTRACK_TCP_BE_LIBERAL,
+    CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT,
+    CONNTRACK_TCP_TIMEOUT_ESTABLISHED,
+    CONNTRACK_UDP_TIMEOUT,
+    CONNTRACK_UDP_TIMEOUT_STREAM,
+    OOM_SCORE_ADJ,
     VERBOSITY,
     CONFIG,
     WRITE_CONFIG_TO,

@@ -1,7 +1,7 @@
-"""kube-proxy's flags that are read and checked here, and change nothing.
+"""kube-proxy's flags and fields that are read and checked here, and change nothing.
 
-A command line that works for kube-proxy works for pyproxy too; what it asks for in vain is logged
-once, with the reason given here.
+What works for kube-proxy works for pyproxy too; what it asks for in vain is logged once, with the
+reason given here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import msgspec
 from pyproxy.config import durations, values
 from pyproxy.config.flags import Flag
 
-_INT32 = values.integer(-(2**31), 2**31 - 1)
+_COUNT = values.integer(0, 2**31 - 1)
 
 _IDENTITY = "pyproxy does not report the machine's identity"
-_CONNTRACK = "the kernel's conntrack settings stay as they are"
 _IPVS = "the ipvs mode is not in this version yet"
 _LOGGING = "pyproxy logs lines of text, unbuffered, to stderr"
 _REQUESTS = "a few watches need no limit, and objects are read as JSON"
+_WINDOWS = "pyproxy runs on Linux"
 
 
 class NoEffect(msgspec.Struct, frozen=True):
@@ -29,57 +29,131 @@ class NoEffect(msgspec.Struct, frozen=True):
     reason: str
 
 
+class NoEffectField(msgspec.Struct, frozen=True):
+    """A field of KubeProxyConfiguration that no flag sets and that changes nothing, and why."""
+
+    path: str
+    reason: str
+
+
 def _no_effect(
-    name: str, read: Callable[[str], object], reason: str, default: str = ""
+    name: str,
+    read: Callable[[str], object],
+    reason: str,
+    default: str = "",
+    field: str = "",
 ) -> NoEffect:
-    return NoEffect(Flag(name, read, default, f"no effect: {reason}"), reason)
+    fields = (field,) if field else ()
+    return NoEffect(Flag(name, read, default, f"no effect: {reason}", fields), reason)
 
 
 NO_EFFECT: tuple[NoEffect, ...] = (
     _no_effect("--boot-id-file", values.text, _IDENTITY, "/proc/sys/kernel/random/boot_id"),
     _no_effect(
         "--config-sync-period",
-        durations.parse,
+        values.duration_from(0.001),
         "a watch that may have missed something lists again at once",
         "15m0s",
+        field="configSyncPeriod",
     ),
-    _no_effect("--conntrack-max-per-core", _INT32, _CONNTRACK, "32768"),
-    _no_effect("--conntrack-min", _INT32, _CONNTRACK, "131072"),
-    _no_effect("--conntrack-tcp-be-liberal", values.boolean, _CONNTRACK, "false"),
-    _no_effect("--conntrack-tcp-timeout-close-wait", durations.parse, _CONNTRACK, "1h0m0s"),
-    _no_effect("--conntrack-tcp-timeout-established", durations.parse, _CONNTRACK, "24h0m0s"),
-    _no_effect("--conntrack-udp-timeout", durations.parse, _CONNTRACK, "0s"),
-    _no_effect("--conntrack-udp-timeout-stream", durations.parse, _CONNTRACK, "0s"),
-    _no_effect("--feature-gates", values.booleans_by_name, "pyproxy has no feature gates"),
+    _no_effect(
+        "--feature-gates",
+        values.booleans_by_name,
+        "pyproxy has no feature gates",
+        field="featureGates",
+    ),
     _no_effect(
         "--iptables-localhost-nodeports",
         values.boolean,
         "node ports on localhost are asked for with --nodeport-addresses",
         "true",
+        field="iptables.localhostNodePorts",
     ),
-    _no_effect("--ipvs-exclude-cidrs", values.items, _IPVS),
-    _no_effect("--ipvs-min-sync-period", durations.parse, _IPVS, "1s"),
-    _no_effect("--ipvs-scheduler", values.text, _IPVS),
-    _no_effect("--ipvs-strict-arp", values.boolean, _IPVS, "false"),
-    _no_effect("--ipvs-sync-period", durations.parse, _IPVS, "30s"),
-    _no_effect("--ipvs-tcp-timeout", durations.parse, _IPVS, "0s"),
-    _no_effect("--ipvs-tcpfin-timeout", durations.parse, _IPVS, "0s"),
-    _no_effect("--ipvs-udp-timeout", durations.parse, _IPVS, "0s"),
-    _no_effect("--kube-api-burst", _INT32, _REQUESTS, "10"),
+    _no_effect("--ipvs-exclude-cidrs", values.items, _IPVS, field="ipvs.excludeCIDRs"),
     _no_effect(
-        "--kube-api-content-type", values.text, _REQUESTS, "application/vnd.kubernetes.protobuf"
+        "--ipvs-min-sync-period", values.duration_from(0), _IPVS, "1s", field="ipvs.minSyncPeriod"
     ),
-    _no_effect("--kube-api-qps", values.number, _REQUESTS, "5"),
-    _no_effect("--log-flush-frequency", durations.parse, _LOGGING, "5s"),
-    _no_effect("--log-json-info-buffer-size", values.quantity, _LOGGING, "0"),
-    _no_effect("--log-json-split-stream", values.boolean, _LOGGING, "false"),
-    _no_effect("--log-text-info-buffer-size", values.quantity, _LOGGING, "0"),
-    _no_effect("--log-text-split-stream", values.boolean, _LOGGING, "false"),
-    _no_effect("--logging-format", values.text, _LOGGING, "text"),
+    _no_effect("--ipvs-scheduler", values.text, _IPVS, field="ipvs.scheduler"),
+    _no_effect("--ipvs-strict-arp", values.boolean, _IPVS, "false", field="ipvs.strictARP"),
+    _no_effect(
+        "--ipvs-sync-period", values.duration_from(0), _IPVS, "30s", field="ipvs.syncPeriod"
+    ),
+    _no_effect("--ipvs-tcp-timeout", values.duration_from(0), _IPVS, "0s", field="ipvs.tcpTimeout"),
+    _no_effect(
+        "--ipvs-tcpfin-timeout", values.duration_from(0), _IPVS, "0s", field="ipvs.tcpFinTimeout"
+    ),
+    _no_effect("--ipvs-udp-timeout", values.duration_from(0), _IPVS, "0s", field="ipvs.udpTimeout"),
+    _no_effect("--kube-api-burst", _COUNT, _REQUESTS, "10", field="clientConnection.burst"),
+    _no_effect(
+        "--kube-api-content-type",
+        values.text,
+        _REQUESTS,
+        "application/vnd.kubernetes.protobuf",
+        field="clientConnection.contentType",
+    ),
+    _no_effect("--kube-api-qps", values.number, _REQUESTS, "5", field="clientConnection.qps"),
+    _no_effect(
+        "--log-flush-frequency", durations.parse, _LOGGING, "5s", field="logging.flushFrequency"
+    ),
+    _no_effect(
+        "--log-json-info-buffer-size",
+        values.quantity,
+        _LOGGING,
+        "0",
+        field="logging.options.json.infoBufferSize",
+    ),
+    _no_effect(
+        "--log-json-split-stream",
+        values.boolean,
+        _LOGGING,
+        "false",
+        field="logging.options.json.splitStream",
+    ),
+    _no_effect(
+        "--log-text-info-buffer-size",
+        values.quantity,
+        _LOGGING,
+        "0",
+        field="logging.options.text.infoBufferSize",
+    ),
+    _no_effect(
+        "--log-text-split-stream",
+        values.boolean,
+        _LOGGING,
+        "false",
+        field="logging.options.text.splitStream",
+    ),
+    _no_effect("--logging-format", values.text, _LOGGING, "text", field="logging.format"),
     _no_effect(
         "--machine-id-file", values.text, _IDENTITY, "/etc/machine-id,/var/lib/dbus/machine-id"
     ),
-    _no_effect("--oom-score-adj", _INT32, "the container or unit file sets it", "-999"),
-    _no_effect("--profiling", values.boolean, "pyproxy has no profiling pages", "false"),
-    _no_effect("--show-hidden-metrics-for-version", values.text, "pyproxy hides no metrics"),
+    _no_effect(
+        "--profiling",
+        values.boolean,
+        "pyproxy has no profiling pages",
+        "false",
+        field="enableProfiling",
+    ),
+    _no_effect(
+        "--show-hidden-metrics-for-version",
+        values.text,
+        "pyproxy hides no metrics",
+        field="showHiddenMetricsForVersion",
+    ),
+)
+
+FIELDS: tuple[NoEffectField, ...] = (
+    NoEffectField("clientConnection.acceptContentTypes", _REQUESTS),
+    NoEffectField(
+        "iptables.snatNodeInternalIP", "masquerading leaves the choice of address to the kernel"
+    ),
+    NoEffectField("logging.vmodule", _LOGGING),
+    NoEffectField("portRange", "no proxy mode opens ports any more"),
+    NoEffectField("udpIdleTimeout", "it was the userspace mode's"),
+    NoEffectField("windowsRunAsService", _WINDOWS),
+    NoEffectField("winkernel.enableDSR", _WINDOWS),
+    NoEffectField("winkernel.forwardHealthCheckVip", _WINDOWS),
+    NoEffectField("winkernel.networkName", _WINDOWS),
+    NoEffectField("winkernel.rootHnsEndpointName", _WINDOWS),
+    NoEffectField("winkernel.sourceVip", _WINDOWS),
 )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.config import durations
-from pyproxy.config.settings import ListenAddress, NodePorts, Settings
-from pyproxy.model.address import address_text
+from pyproxy.config.settings import Settings
 
 
 def flagz(settings: Settings) -> str:
@@ -18,43 +16,5 @@ def flagz(settings: Settings) -> str:
 
 
 def configz(settings: Settings) -> bytes:
-    """JSON in the shape of a KubeProxyConfiguration (v1alpha1), of the fields that do something."""
-    traffic, pace = settings.local_traffic, settings.pace
-    node_address = settings.node_address
-    configuration = {
-        "bindAddress": address_text(node_address) if node_address else "",
-        "bindAddressHardFail": settings.serving.hard_fail,
-        "clientConnection": {"kubeconfig": settings.api.kubeconfig},
-        "clusterCIDR": ",".join(map(str, traffic.cluster_networks)),
-        "detectLocal": {
-            "bridgeInterface": traffic.bridge_interface,
-            "interfaceNamePrefix": traffic.interface_name_prefix,
-        },
-        "detectLocalMode": traffic.mode.value,
-        "healthzBindAddress": _listen_text(settings.serving.health),
-        "hostnameOverride": settings.node_name,
-        "logging": {"format": "text", "verbosity": settings.verbosity},
-        "metricsBindAddress": _listen_text(settings.serving.metrics),
-        "mode": settings.mode.value,
-        "nftables": {
-            "masqueradeAll": settings.masquerade.everything,
-            "masqueradeBit": settings.masquerade.bit,
-            "minSyncPeriod": durations.text(pace.min_sync_period),
-            "syncPeriod": durations.text(pace.sync_period),
-        },
-        "nodePortAddresses": _node_port_texts(settings.node_ports),
-    }
-    return msgspec.json.encode({"kubeproxy.config.k8s.io": configuration})
-
-
-def _listen_text(address: ListenAddress | None) -> str:
-    return str(address) if address else ""
-
-
-def _node_port_texts(where: NodePorts) -> list[str]:
-    words = (
-        ("primary", where.primary),
-        ("all", where.everywhere),
-        ("localhost", where.localhost),
-    )
-    return [word for word, chosen in words if chosen] + [str(net) for net in where.networks]
+    """JSON with the KubeProxyConfiguration (v1alpha1) in force, under its API group's name."""
+    return msgspec.json.encode({"kubeproxy.config.k8s.io": settings.configuration})

@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.model.address import Address, Mark, Network, address_text
 
 
@@ -107,6 +108,22 @@ class Pace(msgspec.Struct, frozen=True):
     sync_period: float = 30.0
 
 
+class Conntrack(msgspec.Struct, frozen=True):
+    """The kernel's connection tracking; timeouts are in seconds, and 0 leaves a setting alone.
+
+    At most `max_per_core` connections a core are tracked, and `min` however few cores there are;
+    with `max_per_core` 0 the limit stays as it is, whatever `min` says.
+    """
+
+    max_per_core: int = 32768
+    min: int = 131072
+    tcp_established_timeout: float = 24 * 3600.0
+    tcp_close_wait_timeout: float = 3600.0
+    tcp_be_liberal: bool = False
+    udp_timeout: float = 0.0
+    udp_stream_timeout: float = 0.0
+
+
 class FlagValue(msgspec.Struct, frozen=True):
     """A flag as it took effect, for people to read; `given` says it was on the command line."""
 
@@ -120,8 +137,10 @@ class Settings(msgspec.Struct, frozen=True):
 
     `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
     of its family. `manifests` is a folder that stands in for the API server, empty where there is
-    none. With `takeover` what kube-proxy has left in the kernel is removed. `flags` are all flags
-    with their values, in alphabetical order.
+    none. With `takeover` what kube-proxy has left in the kernel is removed. `oom_score_adj`, from
+    -1000 to 1000, is proc(5)'s. `flags` are all flags as the command line has them, in alphabetical
+    order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
+    empty where it was not. `remarks` are lines for the log about what was asked for in vain.
     """
 
     node_name: str
@@ -136,4 +155,9 @@ class Settings(msgspec.Struct, frozen=True):
     node_ports: NodePorts = NodePorts()
     serving: Serving = Serving()
     pace: Pace = Pace()
+    conntrack: Conntrack = Conntrack()
+    oom_score_adj: int = -999
     flags: tuple[FlagValue, ...] = ()
+    configuration: KubeProxyConfiguration = KubeProxyConfiguration()
+    config_file: str = ""
+    remarks: tuple[str, ...] = ()

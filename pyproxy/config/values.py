@@ -73,15 +73,15 @@ def quantity(value: str) -> str:
     return value
 
 
-def booleans_by_name(value: str) -> tuple[str, ...]:
-    """Check `name=true,other=false`."""
-    pairs = tuple(pair.strip() for pair in value.split(",") if pair.strip())
-    for pair in pairs:
+def booleans_by_name(value: str) -> tuple[tuple[str, bool], ...]:
+    """Read `name=true,other=false`."""
+    pairs = []
+    for pair in items(value):
         name, equals, setting = pair.partition("=")
         if not (name.strip() and equals):
             raise ValueError(f"{pair!r} is not a setting: write it as NAME=true")
-        boolean(setting.strip())
-    return pairs
+        pairs.append((name.strip(), boolean(setting.strip())))
+    return tuple(pairs)
 
 
 def items(value: str) -> tuple[str, ...]:

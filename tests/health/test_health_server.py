@@ -160,7 +160,7 @@ def test_pages_for_people_and_scrapers(servers, ask):
     assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram\n" in metrics.body
     configz = json.loads(ask(port, "/configz").body)["kubeproxy.config.k8s.io"]
-    assert configz["mode"] == "nftables"
+    assert configz["kind"] == "KubeProxyConfiguration"
     assert ask(port, "/flagz").body.startswith("pyproxy flagz\n")
     statusz = ask(port, "/statusz").body.splitlines()
     assert statusz[0] == "pyproxy statusz"

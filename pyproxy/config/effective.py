@@ -1,0 +1,41 @@
+"""The configuration in force, in Kubernetes' form: for /configz, and for --write-config-to."""
+
+from __future__ import annotations
+
+import enum
+
+from pyproxy.config import durations, flags, values
+from pyproxy.config.flags import Flag
+from pyproxy.config.given import FLAGS, Given
+from pyproxy.config.schema import ZERO, KubeProxyConfiguration, Leaf, with_leaves
+from pyproxy.config.settings import Pace
+
+
+def configuration(given: Given, file: KubeProxyConfiguration, pace: Pace) -> KubeProxyConfiguration:
+    """Put into a file's configuration what counts instead, and the defaults of what it leaves open.
+
+    Loaded from a file of its own, the result means the same.
+    """
+    leaves: dict[str, Leaf] = {}
+    for flag in FLAGS:
+        if flag.fields:
+            leaves[flag.fields[0]] = _leaf(flag, given)
+    leaves["nftables.syncPeriod"] = durations.text(pace.sync_period)
+    leaves["nftables.minSyncPeriod"] = durations.text(pace.min_sync_period)
+    return with_leaves(file, leaves)
+
+
+def _leaf(flag: Flag[object], given: Given) -> Leaf:
+    zero, value, text = ZERO[flag.fields[0]], given[flag], given.text(flag)
+    if isinstance(zero, tuple):
+        return values.items(text)
+    if isinstance(zero, dict):
+        return dict(values.booleans_by_name(text))
+    if isinstance(zero, float):
+        return float(text)
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if flag in (flags.HEALTHZ_BIND_ADDRESS, flags.METRICS_BIND_ADDRESS):
+        # Empty means the default in a file, where it means nowhere as a flag.
+        text = str(value) if value is not None else "0"
+    return value if isinstance(value, bool | int) else text

@@ -1,0 +1,173 @@
+"""What a person has said: flags, a configuration file, and which of the two counts.
+
+kube-proxy v1.36 takes a file's word for everything, whatever its flags say, but for
+--hostname-override, for the flags of logging, and for those that no field has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pyproxy.config import durations, flags
+from pyproxy.config.flags import Flag
+from pyproxy.config.no_effect import NO_EFFECT
+from pyproxy.config.schema import KubeProxyConfiguration, Leaf, is_zero, leaves
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Family, family_of, parse_address
+
+T = TypeVar("T")
+
+FLAGS: tuple[Flag[object], ...] = tuple(
+    sorted((*flags.EFFECTIVE, *(entry.flag for entry in NO_EFFECT)), key=lambda flag: flag.name)
+)
+
+_OTHERS_ALONE = {
+    "": ("ipvs.",),
+    "iptables": ("ipvs.",),
+    "ipvs": (),
+    "nftables": ("iptables.", "ipvs."),
+}
+"""The sections that say nothing about each mode.
+
+Where nftables takes the place of the mode that was asked for, that mode's own section counts for
+what the section nftables leaves open.
+"""
+
+
+class Given:
+    """Texts by flag, read on demand by those who know their types.
+
+    `file` is the path of a configuration file, and `fields` says which field of it each flag's text
+    is from, where it is from there.
+    """
+
+    def __init__(
+        self, texts: Mapping[str, str], file: str = "", fields: Mapping[str, str] | None = None
+    ) -> None:
+        self._texts = texts
+        self._file = file
+        self._fields = fields or {}
+
+    def check(self) -> None:
+        """Read them all, for even a flag without effect must not be nonsense."""
+        for flag in FLAGS:
+            self[flag]
+
+    def has(self, flag: Flag[T]) -> bool:
+        """Whether anybody said it."""
+        return flag.name in self._texts
+
+    def text(self, flag: Flag[T]) -> str:
+        """Give its text, or its default."""
+        return self._texts.get(flag.name, flag.default)
+
+    def label(self, flag: Flag[T]) -> str:
+        """Say where its value stands: at the flag, or in the file at some field."""
+        field = self._fields.get(flag.name)
+        return f"--config {self._file}: {field}" if field else flag.name
+
+    def name(self, flag: Flag[T]) -> str:
+        """Say what a person would have to give: the flag, or the field."""
+        return flag.name if not self._file or wins_over_file(flag) else flag.fields[0]
+
+    def __getitem__(self, flag: Flag[T]) -> T:
+        try:
+            return flag.read(self.text(flag))
+        except ValueError as error:
+            raise UsageError(f"{self.label(flag)}: {error}") from error
+
+    def either(self, flag: Flag[T], alias: Flag[T]) -> T:
+        """Read the flag, or the other where only that was given."""
+        return self[flag if self.has(flag) or not self.has(alias) else alias]
+
+    def with_file(self, path: str, configuration: KubeProxyConfiguration) -> Given:
+        """Let a file's configuration take the place of the flags that it does.
+
+        Raises UsageError for a value in it that is impossible, be it one without effect.
+        """
+        said = texts_by_field(configuration)
+        _check(path, said)
+        texts = _for_nftables(configuration, said)
+        fields: dict[str, str] = {}
+        silent = _OTHERS_ALONE[configuration.mode]
+        for flag in FLAGS:
+            heard = (each for each in flag.fields if each in said and not each.startswith(silent))
+            field = next(heard, "")
+            if field and flag not in flags.ALIASES:
+                fields[flag.name] = field
+                texts.setdefault(flag.name, said[field])
+        for flag in FLAGS:
+            # An empty --hostname-override is none, as kube-proxy has it.
+            if self.text(flag) and self.has(flag) and wins_over_file(flag):
+                texts[flag.name] = self.text(flag)
+                fields.pop(flag.name, None)
+        return Given(texts, path, fields)
+
+
+def command_line(namespace: argparse.Namespace) -> Given:
+    """Take the flags as argparse found them."""
+    found: dict[str, list[str] | None] = vars(namespace)
+    return Given(
+        {
+            flag.name: ",".join(texts) if flag.repeats else texts[-1]
+            for flag in FLAGS
+            if (texts := found.get(flag.name))
+        }
+    )
+
+
+def wins_over_file(flag: Flag[T]) -> bool:
+    """Tell whether a flag counts although --config is given."""
+    return (
+        not flag.fields
+        or flag.name == flags.HOSTNAME_OVERRIDE.name
+        or flag.fields[0].startswith("logging.")
+    )
+
+
+def texts_by_field(configuration: KubeProxyConfiguration) -> dict[str, str]:
+    """Write every field that says anything as its flag would have it."""
+    return {
+        path: _text(path, value)
+        for path, value in leaves(configuration)
+        if not is_zero(path, value)
+    }
+
+
+def _text(path: str, value: Leaf) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return ",".join(f"{name}={_text(path, each)}" for name, each in value.items())
+    if path == "logging.flushFrequency" and isinstance(value, int):
+        return durations.text(value / 10**9)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _check(path: str, said: Mapping[str, str]) -> None:
+    for flag in FLAGS:
+        for field in flag.fields:
+            if field in said and not (field == "mode" and said[field] in _OTHERS_ALONE):
+                Given({flag.name: said[field]}, path, {flag.name: field})[flag]
+
+
+def _for_nftables(configuration: KubeProxyConfiguration, said: Mapping[str, str]) -> dict[str, str]:
+    """Say as flags what follows from the rest of a file where it says nothing itself."""
+    texts = {flags.PROXY_MODE.name: "nftables"}
+    if configuration.mode != "nftables" and not configuration.node_port_addresses:
+        # What the node answered on while the other mode served must not fall silent.
+        localhost = configuration.mode != "ipvs" and (
+            configuration.iptables.localhost_node_ports is not False
+        )
+        texts[flags.NODEPORT_ADDRESSES.name] = "all,localhost" if localhost else "all"
+    address = parse_address(configuration.bind_address or "0.0.0.0")  # noqa: S104
+    if family_of(address) is Family.IPV6:
+        if "healthzBindAddress" not in said:
+            texts[flags.HEALTHZ_BIND_ADDRESS.name] = "[::]:10256"
+        if "metricsBindAddress" not in said:
+            texts[flags.METRICS_BIND_ADDRESS.name] = "[::1]:10249"
+    return texts
