@@ -247,7 +247,11 @@ class Client:
 
     def _set(self, configuration: Configuration) -> None:
         configuration.socket_options = SOCKET_OPTIONS
-        pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+        try:
+            pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+        except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
+            # A kubeconfig's values reach this far as they stand there, whatever their type.
+            raise UsageError(f"the API server's configuration is not usable: {error}") from error
         # urllib3 keeps the socket of a request to itself until the answer's head is read. A
         # source that is told to stop must get at it before that too.
         head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf

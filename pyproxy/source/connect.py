@@ -88,7 +88,7 @@ def _from_file(path: str, hosts: tuple[str, ...]) -> Configuration:
     except ConfigException as error:
         text = str(error).removeprefix("Invalid kube-config file. ")
         raise UsageError(f"--kubeconfig {path}: {text}") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         # The package takes a file's shape for granted beyond what was checked above.
         raise UsageError(f"--kubeconfig {path}: not usable: {error}") from error
     return configuration
@@ -104,8 +104,10 @@ def _check(path: str, hosts: tuple[str, ...]) -> None:
         raise UsageError(f"{flag}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{flag}: not YAML: {' '.join(str(error).split())}") from error
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"{flag}: not a kubeconfig: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{flag}: not a kubeconfig: nested too deeply") from error
     if not config.current_context:
         raise UsageError(f"{flag}: current-context is not set")
     context = next(

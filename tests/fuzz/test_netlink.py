@@ -13,11 +13,11 @@ from pyproxy.errors import KernelError
 from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink import attributes, flows, nftables
 from pyproxy.netlink.monitor import Monitor
-from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message, Nfnetlink, frames, read_refusal
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink, frames, read_refusal
 from pyproxy.netlink.nftables import Shape
 from tests.fuzz.bytes import ROWS, bodies, framed, spoilt
 
-many = settings(max_examples=400, deadline=None)
+many = settings(max_examples=100, deadline=None)
 lists = st.lists(bodies.map(memoryview), max_size=4)
 
 
@@ -52,9 +52,9 @@ READERS: list[Callable[[list[memoryview]], object]] = [
 
 @many
 @given(lists)
-@pytest.mark.parametrize("reader", READERS)
-def test_objects(reader: Callable[[list[memoryview]], object], answers: list[memoryview]) -> None:
-    reader(answers)
+def test_objects(answers: list[memoryview]) -> None:
+    for reader in READERS:
+        reader(answers)
 
 
 @many
@@ -91,10 +91,7 @@ def test_conntrack_entries(family: Family, piece: bytes) -> None:
     for flow in found:
         assert {len(flow.source), len(flow.destination), len(flow.reply_source)} <= {6, 18}
         assert isinstance(flow.zoned, bool)
-        try:
-            assert flow.handle
-        except ValueError as error:
-            assert "original tuple" in str(error)
+        assert flow.handle
 
 
 def refusal(code: int, *, words: str = "no", offset: int = 40) -> bytes:
@@ -124,7 +121,7 @@ def test_a_refusal_that_is_whole_is_read() -> None:
     assert read_refusal(message, flags, 3) is None
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """There is nothing more to receive."""
 
 
@@ -145,7 +142,7 @@ class Replayed(Nfnetlink):
         if not self._pieces:
             if flags:
                 return b""
-            raise Ended
+            raise EndedError
         return self._pieces.pop(0)
 
 
@@ -162,7 +159,7 @@ DONE = framed(b"", kind=3)
 def test_dumps(pieces: list[bytes]) -> None:
     try:
         answers = list(Replayed(*pieces, DONE).dump(nftables.get_tables()))
-    except (KernelError, Ended):
+    except (KernelError, EndedError):
         return
     nftables.table_names(answers)
 
@@ -179,4 +176,3 @@ def test_notifications(data: bytes) -> None:
     monitor._table, monitor._own_port, monitor._objects = "pyproxy", 7, set()
     foreign = monitor._read(memoryview(data))
     assert foreign is None or foreign.objects
-    assert HEADER_SIZE == 20

@@ -7,6 +7,7 @@ configuration alone. The chains that pick an endpoint are in `chains`.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -17,6 +18,7 @@ from pyproxy.model.address import Family, Mark
 from pyproxy.netlink.nftables import Shape
 
 MARKER = "ruleset-"
+_MARKED = re.compile(f"{MARKER}[0-9a-f]+")
 _SHIELD = 'iifname != "lo" ip daddr 127.0.0.0/8 ct state new,invalid,untracked drop'
 
 
@@ -50,7 +52,7 @@ def ruleset(options: Options, present: Iterable[str]) -> str:
     `present` are the chains that the table has now.
     """
     wanted = marker(options)
-    stale = [name for name in present if name.startswith(MARKER) and name != wanted]
+    stale = [name for name in present if _MARKED.fullmatch(name) and name != wanted]
     names = [name for name, _ in _chains(options)]
     return "\n".join(
         [

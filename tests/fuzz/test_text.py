@@ -1,0 +1,144 @@
+"""Nothing from the API can put a character into nft's text that was not written by us."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.rows import add_service
+from pyproxy.dataplane.nftables.ruleset import MARKER, Options, ruleset
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.address import Family, parse_network
+from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
+from pyproxy.netlink.nftables import COMMENT_LIMIT, Tag
+from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.backends import answer
+from pyproxy.source.decode import read
+from tests.fuzz.objects import HOSTILE
+
+SAFE = re.compile(r"[-A-Za-z0-9._/:?]*")
+hostile = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=40), st.text(min_size=110))
+NETWORKS = (parse_network("10.244.0.0/16"),)
+
+
+def objects(text: str, other: str, number: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A Service and its slice that are right but for their names, which are hostile."""
+    address = f"10.96.{number >> 8}.{number & 255}"
+    meta = {"name": f"{text}", "namespace": other or "n", "uid": text, "labels": {text: other}}
+    service = {
+        "metadata": meta,
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": address,
+            "clusterIPs": [address, text],
+            "externalIPs": [other, f"198.51.{number >> 8}.{number & 255}"],
+            "loadBalancerSourceRanges": [text, "192.0.2.0/24"],
+            "ports": [
+                {"name": text, "protocol": "TCP", "port": 80, "nodePort": 0},
+                {"name": other, "protocol": "UDP", "port": 81},
+            ],
+            "sessionAffinity": "ClientIP",
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": text}, {"ip": "203.0.113.9"}]}},
+    }
+    part = {
+        "metadata": {
+            "name": other + "-1",
+            "namespace": other or "n",
+            "labels": {"kubernetes.io/service-name": text},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": text, "port": 8080}, {"name": other, "protocol": "UDP", "port": 8081}],
+        "endpoints": [
+            {"addresses": [text]},
+            {"addresses": ["10.244.1.7"], "nodeName": text, "zone": other},
+        ],
+    }
+    return service, part
+
+
+def answered(text: str, other: str, number: int = 1) -> ServiceAnswer | None:
+    """What the policy makes of such objects; None for a Service that cannot be read."""
+    a_service, a_slice = objects(text, other, number)
+    encoded = [json.dumps(each).encode() for each in (a_service, a_slice)]
+    service, part = (
+        read(Kind.SERVICE, encoded[0]).value,
+        read(Kind.ENDPOINT_SLICE, encoded[1]).value,
+    )
+    if not isinstance(service, Service):
+        return None
+    parts = [part] if isinstance(part, EndpointSlice) else []
+    return answer(service, parts, None, "node-a")
+
+
+def comments(table: Table) -> list[str]:
+    return [tag.comment for rows in table.values() for tag in rows.values() if isinstance(tag, Tag)]
+
+
+@given(text=hostile, other=hostile)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_comments_hold_nothing_that_means_anything_to_nft(text: str, other: str) -> None:
+    found = answered(text, other)
+    if found is None:
+        return
+    table: Table = {}
+    add_service(found, table)
+    for comment in comments(table):
+        assert SAFE.fullmatch(comment), comment
+        assert len(comment.encode()) <= COMMENT_LIMIT
+    targets = {
+        tag.target for rows in table.values() for tag in rows.values() if isinstance(tag, Tag)
+    }
+    assert all(re.fullmatch(r"[a-z0-9-]*", target) for target in targets), targets
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_chains_that_others_made_do_not_get_into_the_text(name: str) -> None:
+    """The text is made of Options, and of the names of chains that the table has."""
+    assert ruleset(_options(), {name, MARKER + name}) == ruleset(_options(), ())
+
+
+def _options() -> Options:
+    return Options(pod_families=frozenset({Family.IPV4}))
+
+
+@pytest.mark.kernel
+def test_hostile_objects_in_a_real_kernel(namespace: Namespace) -> None:
+    """All of them at once: what is listed is ours, and loads again as it was listed."""
+
+    def commit() -> int:
+        dataplane = NftablesDataplane(_options())
+        try:
+            dataplane.prepare()
+            held: dict[ObjectName, ServiceAnswer] = {}
+            for number, text in enumerate(HOSTILE, 1):
+                for other in (text, "plain"):
+                    found = answered(text, other, number if other == text else number + 256)
+                    if found is not None:
+                        held[found.name] = found
+            plan = dataplane.replan(held.values(), NodeAnswer(NETWORKS))
+            assert dataplane.commit(plan) == ()
+            assert not dataplane.replan(held.values(), NodeAnswer(NETWORKS))
+            return len(held)
+        finally:
+            dataplane.close()
+
+    assert namespace.call(commit) > len(HOSTILE)
+    listed = namespace.run(["nft", "list", "ruleset"]).stdout
+    assert re.findall(r"^table .*", listed, re.MULTILINE) == ["table inet pyproxy {"]
+    found = re.findall(r'comment "(.*?)"', listed)
+    found.remove("Kubernetes Services, by pyproxy")
+    assert len(found) > len(HOSTILE)
+    for comment in found:
+        assert SAFE.fullmatch(comment), comment
+    assert "evil" not in re.sub(r'"[^"]*"', "", listed)
+    namespace.run(["nft", "-f", "-"], text="flush ruleset\n" + listed)
+    assert namespace.run(["nft", "list", "ruleset"]).stdout == listed
