@@ -1,0 +1,69 @@
+"""What the agent does about leftovers that will not go, and what it says."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.network import Network
+from tests.semantics.proxied import PATIENCE, proxied
+
+from .scenes import leave
+
+pytestmark = pytest.mark.packets
+
+COUNTER = b"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total"
+FAILURES = re.compile(COUNTER + rb'\{ip_family="(IPv[46])"\} (\S+)')
+
+
+def failures(here: Namespace) -> dict[bytes, float]:
+    def read() -> bytes:
+        with urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=5) as reply:
+            return bytes(reply.read())
+
+    return {family: float(count) for family, count in FAILURES.findall(here.call(read))}
+
+
+def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path: Path) -> None:
+    here = network.namespace("na")
+    leave(here, "nftables")
+    here.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
+    use = ["INPUT", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "RETURN"]
+    here.run(["iptables-legacy", "-A", *use])
+    with proxied(network, tmp_path / "x", "--takeover") as agent:
+        agent.says("cannot remove what kube-proxy has left: ipset KUBE-CLUSTER-IP")
+        # All else went at the first attempt.
+        tables = here.run(["nft", "list", "tables"]).stdout
+        assert "table inet pyproxy" in tables
+        assert "kube-proxy" not in tables
+        deadline = time.monotonic() + PATIENCE
+        while not all(failures(here).get(family) for family in (b"IPv4", b"IPv6")):
+            assert time.monotonic() < deadline
+        here.run(["iptables-legacy", "-D", *use])
+        agent.says("removed what kube-proxy has left: 1 ipsets")
+        assert not here.run(["ipset", "list", "-n"]).stdout
+        # Once is enough: whoever comes back later is not ours to fight.
+        agent.reaches("a2", "10.96.255.1:80", "b1")
+        assert agent.agent.log.read_text().count("removed what") == 1
+
+
+def test_without_the_flag_nothing_is_removed(network: Network, tmp_path: Path) -> None:
+    here = network.namespace("na")
+    leave(here, "nftables")
+    with proxied(network, tmp_path / "x"):
+        assert "table ip6 kube-proxy" in here.run(["nft", "list", "tables"]).stdout
+
+
+@pytest.mark.parametrize("flavour", ["legacy", "nft"])
+def test_a_chain_that_drops_from_now_on_is_warned_of(here: Namespace, flavour: str) -> None:
+    leave(here, f"iptables-{flavour}")
+    here.run([f"iptables-{flavour}", "-P", "FORWARD", "DROP"])
+    done = here.run([sys.executable, "-m", "pyproxy", "cleanup", "--takeover"])
+    warning = f"iptables-{flavour} filter: chain FORWARD drops by policy"
+    assert done.stderr.count(warning) == 1
