@@ -1,0 +1,61 @@
+"""A first commit of a given size in this network namespace: what was wanted, and what is held.
+
+python -m tests.chaos.cold_start SERVICES ENDPOINTS
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from tests.agent.world import rows
+
+SETS = ("services4", "endpoints4")
+
+
+def answers(services: int, endpoints: int) -> Iterator[ServiceAnswer]:
+    port = (8080).to_bytes(2, "big")
+    for number in range(services):
+        address = Address(b"\x0a\x60" + number.to_bytes(2, "big"))
+        frontend = Frontend(Scope.CLUSTER_IP, address, Port(80), Use.CLUSTER)
+        backends = tuple(
+            Backend((number * endpoints + each + (11 << 24)).to_bytes(4, "big") + port)
+            for each in range(endpoints)
+        )
+        yield ServiceAnswer(
+            ObjectName("cold", f"s{number}"),
+            (PortAnswer("", Family.IPV4, Protocol.TCP, (frontend,), backends, ()),),
+        )
+
+
+def main() -> None:
+    logging.basicConfig()
+    wanted = list(answers(*map(int, sys.argv[1:])))
+    dataplane = NftablesDataplane(Options())
+    dataplane.prepare()
+    dataplane.commit(dataplane.replan(wanted, NodeAnswer()))
+    held = read_table(Nfnetlink())
+    compiled = rows(wanted, NodeAnswer())
+    print(
+        json.dumps(
+            {
+                "right": held == compiled,
+                "held": {name: len(held[name]) for name in SETS},
+                "wanted": {name: len(compiled[name]) for name in SETS},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""What the agent makes of every errno, and those that a real kernel can be brought to give."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pyproxy.dataplane.interface import Drift
+from pyproxy.errors import (
+    KernelError,
+    OutOfStepError,
+    PermissionKernelError,
+    RejectedError,
+    TransientKernelError,
+)
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.events import Delete, Event, Upsert
+from pyproxy.model.objects import Kind
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink, kernel_error
+from pyproxy.netlink.nftables import SUBSYSTEM, Shape, add_elements, delete_chain, delete_table
+from pyproxy.netlink.rules import new_chain
+from tests.agent.world import Clock, Stage, endpoint_slice, name, service
+from tests.chaos.live import Core, Snapshot, lists, snapshot
+
+WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
+API, API_SLICE = service("api", 2), endpoint_slice("api", ["10.244.1.6"])
+GROWN = endpoint_slice("web", ["10.244.1.5", "10.244.2.5", "10.244.2.6", "10.244.2.7"])
+SHRUNK = endpoint_slice("web", ["10.244.1.5"])
+WEB_KEY = "10.96.0.1 . tcp . 80"
+
+FAMILIES: dict[type[KernelError], frozenset[int]] = {
+    # Sent again, from what the kernel holds by then.
+    TransientKernelError: frozenset(
+        (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM)
+    ),
+    # Read back, and the difference worked out again.
+    OutOfStepError: frozenset((errno.ENOENT, errno.EEXIST, errno.ESRCH)),
+    # The agent ends, and says which right it lacks.
+    PermissionKernelError: frozenset((errno.EPERM, errno.EACCES)),
+}
+"""Every other errno is a RejectedError: it will not be taken, so its object is set aside."""
+
+KNOWN_TO_NETFILTER = (
+    *("EPERM", "ENOENT", "ESRCH", "EINTR", "E2BIG", "EAGAIN", "ENOMEM", "EACCES", "EFAULT"),
+    *("EBUSY", "EEXIST", "EXDEV", "ENODEV", "EINVAL", "ENFILE", "EMFILE", "ENOSPC", "EMLINK"),
+    *("ERANGE", "ENAMETOOLONG", "ELOOP", "EOVERFLOW", "EBADMSG", "EMSGSIZE", "EOPNOTSUPP"),
+    *("EPROTONOSUPPORT", "EAFNOSUPPORT", "ENOBUFS", "ETIMEDOUT", "ECONNREFUSED", "ENETDOWN"),
+)
+"""What nf_tables, nfnetlink and their sockets give, in net/netfilter and net/netlink."""
+
+
+def family(number: int) -> type[KernelError]:
+    found = (kind for kind, numbers in FAMILIES.items() if number in numbers)
+    return next(found, RejectedError)
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode), ids=errno.errorcode.__getitem__)
+def test_each_errno_has_its_answer(number: int) -> None:
+    error = kernel_error(number, "a batch")
+    assert type(error) is family(number)
+    assert error.errno == number
+    assert str(error) == f"{errno.errorcode[number]}: a batch"
+    stage = Stage()
+    stage.begin(WEB, WEB_SLICE)
+    stage.dataplane.trouble = [error, error]
+    stage.hear(API, API_SLICE)
+    if isinstance(error, PermissionKernelError):
+        with pytest.raises(PermissionKernelError):
+            stage.agent.sync()
+        return
+    stage.agent.sync()
+    assert not stage.is_due()
+    stage.settle()
+    assert len(stage.dataplane.kernel["services4"]) == 2
+    assert stage.dataplane.reads == 3
+    assert stage.sample("kubeproxy_sync_proxy_rules_nftables_sync_failures_total") == 2
+
+
+def test_those_of_netfilter_are_among_them() -> None:
+    assert {getattr(errno, each) for each in KNOWN_TO_NETFILTER} <= errno.errorcode.keys()
+
+
+def test_one_that_has_no_name_is_refused_by_its_number() -> None:
+    unnamed = kernel_error(524, "a batch")  # ENOTSUPP, which is not for programs to see
+    assert isinstance(unnamed, RejectedError)
+    assert str(unnamed) == "524: a batch"
+
+
+class Deaf(Core):
+    """An agent that does not hear what others write, and so runs into it."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.clock = Clock()
+        super().__init__(namespace, self.clock)
+
+    def begin(self) -> Snapshot:
+        return self.then(*lists((WEB, WEB_SLICE, API, API_SLICE), self.clock.now))
+
+    def then(self, *events: Event) -> Snapshot:
+        """Hear of changes, and sync until nothing is due."""
+
+        def settle() -> None:
+            for event in events:
+                self.agent.hear(event)
+            while (due := self.agent.due()) is not None:
+                self.clock.now = max(self.clock.now, due)
+                self.agent.sync()
+
+        self.namespace.call(settle)
+        return snapshot(self.namespace)
+
+    def harm(self, text: str) -> None:
+        self.namespace.run(["nft", "-f", "-"], text=text)
+
+    def failures(self) -> float:
+        return self.counted("kubeproxy_sync_proxy_rules_nftables_sync_failures_total")
+
+
+@pytest.fixture
+def deaf(namespace: Namespace) -> Iterator[Deaf]:
+    made = Deaf(namespace)
+    yield made
+    made.close()
+
+
+HEARD = 1000.0
+UNHEARD: dict[str, tuple[str, Event, str]] = {
+    "an endpoint to remove is gone": (
+        f"delete element inet pyproxy endpoints4 {{ {WEB_KEY} . 1 }}",
+        Upsert(SHRUNK, HEARD),
+        "ENOENT",
+    ),
+    "a verdict to change is gone": (
+        f"delete element inet pyproxy services4 {{ {WEB_KEY} }}",
+        Upsert(GROWN, HEARD),
+        "ENOENT",
+    ),
+    "a slot is taken": (
+        f"add element inet pyproxy endpoints4 {{ {WEB_KEY} . 2 : 10.244.9.9 . 9 }}",
+        Upsert(GROWN, HEARD),
+        "EEXIST",
+    ),
+    "the table is gone": ("delete table inet pyproxy", Upsert(GROWN, HEARD), "ENOENT"),
+    "a map is gone": (
+        "flush chain inet pyproxy services; delete map inet pyproxy services4",
+        Upsert(GROWN, HEARD),
+        "ENOENT",
+    ),
+    "a Service goes that is gone": (
+        "flush map inet pyproxy services4; flush map inet pyproxy endpoints4",
+        Delete(Kind.SERVICE, name("web")),
+        "ENOENT",
+    ),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("case", UNHEARD)
+def test_what_is_out_of_step_is_read_back_and_put_right(
+    deaf: Deaf, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, event, said = UNHEARD[case]
+    deaf.begin()
+    deaf.harm(text)
+    with caplog.at_level("INFO"):
+        after = deaf.then(event)
+    assert deaf.failures() == 1
+    assert f"reading it back to try again: {said}" in caplog.text
+    deaf.agent.drifted(Drift("nft"))
+    assert deaf.then() == after
+    assert not deaf.repaired()
+    assert not deaf.reported
+
+
+@pytest.fixture
+def netlink(namespace: Namespace) -> Iterator[Nfnetlink]:
+    made = namespace.call(Nfnetlink)
+    yield made
+    made.close()
+
+
+FULL = (
+    "add table inet t; add set inet t s { type inet_service; size 2; }; "
+    "add element inet t s { 1, 2 }"
+)
+
+
+def new_element(key: bytes) -> Message:
+    (write,) = add_elements("t", "s", {key: b""}, Shape.EXACT)
+    return write.message
+
+
+PROVOKED: dict[str, tuple[str, Message, int]] = {
+    "a key that is too long": (FULL, new_element(bytes(8)), errno.EINVAL),
+    "a set that is full": (FULL, new_element(b"\0\3"), errno.ENFILE),
+    "a chain that is in use": (
+        "add table inet t; add chain inet t a; add chain inet t b; add rule inet t a jump b",
+        delete_chain("t", "b"),
+        errno.EBUSY,
+    ),
+    "a table that is not there": ("", delete_table("t"), errno.ENOENT),
+    "a name that is too long": ("", delete_table("t" * 300), errno.ERANGE),
+    "a message that there is not": ("", Message(SUBSYSTEM << 8 | 99, 0, b""), errno.EINVAL),
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("case", PROVOKED)
+def test_what_the_kernel_refuses_is_told_by_message(
+    namespace: Namespace, netlink: Nfnetlink, case: str
+) -> None:
+    text, message, number = PROVOKED[case]
+    good = new_chain("t", "good") if text else delete_table("elsewhere")
+    namespace.run(["nft", "-f", "-"], text=text)
+    told = netlink.transact([good, message], SUBSYSTEM)
+    assert [(each.index, each.errno) for each in told][-1:] == [(1, number)]
+    assert isinstance(told[-1].error, family(number))
+    assert "good" not in namespace.run(["nft", "list", "ruleset"]).stdout
+
+
+@pytest.mark.kernel
+def test_answers_that_overflow_the_socket_are_transient(netlink: Nfnetlink) -> None:
+    netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    with pytest.raises(TransientKernelError, match="ENOBUFS"):
+        netlink.transact([delete_table(f"t{number}") for number in range(1000)], SUBSYSTEM)
+
+
+WITHOUT_RIGHTS = """
+from pyproxy.agent.rights import keep_only
+from pyproxy.errors import PermissionKernelError
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_tables
+netlink = Nfnetlink()
+keep_only(frozenset())
+for work in (
+    lambda: netlink.transact([delete_table("t")], SUBSYSTEM)[0].error,
+    lambda: list(netlink.dump(get_tables())),
+):
+    try:
+        error = work()
+    except PermissionKernelError as raised:
+        error = raised
+    print(type(error).__name__, error.errno)
+"""
+
+
+@pytest.mark.kernel
+def test_a_right_that_is_taken_away_is_told_as_that(namespace: Namespace) -> None:
+    said = namespace.run([sys.executable, "-c", WITHOUT_RIGHTS]).stdout.splitlines()
+    assert said == [f"PermissionKernelError {errno.EPERM}"] * 2
+
+
+COLD_START = [sys.executable, "-m", "tests.chaos.cold_start", "20000", "10"]
+COLD_START_BYTES = 14 << 20
+"""At least; a send buffer is twice what net.core.wmem_max says."""
+
+
+def require_whole(came: str) -> None:
+    told = msgspec.json.decode(came)
+    assert told["held"] == told["wanted"] == {"services4": 20000, "endpoints4": 200000}
+    assert told["right"]
+
+
+@pytest.mark.kernel
+def test_a_cold_start_of_any_size_goes_through(namespace: Namespace) -> None:
+    done = namespace.run(COLD_START)
+    require_whole(done.stdout)
+    assert not done.stderr
+
+
+@pytest.mark.kernel
+def test_where_buffers_are_limited_it_goes_in_parts(namespace: Namespace) -> None:
+    # In a user namespace of its own root may not go beyond net.core.wmem_max.
+    inside = ["unshare", "--user", "--map-root-user", "--net"]
+    if 2 * int(Path("/proc/sys/net/core/wmem_max").read_text()) > COLD_START_BYTES:
+        pytest.skip("net.core.wmem_max is beyond what a cold start needs")
+    if namespace.run([*inside, "true"], check=False).returncode:
+        pytest.skip("needs user namespaces")
+    done = namespace.run([*inside, *COLD_START])
+    require_whole(done.stdout)
+    assert "bytes went to the kernel in parts" in done.stderr
