@@ -81,6 +81,17 @@ def endpoint_class(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
+def moduli(size: int) -> list[int]:
+    """Give the draws of a class in their order: random slots below each of these numbers.
+
+    The last is slot 0, which any frontend has that goes here. It is for the packet that read its
+    verdict just before a commit which left the frontend fewer endpoints than its class is for.
+    """
+    if size <= 2:
+        return list(range(size, 0, -1))
+    return [size] * TRIES + [size // 2, 1]
+
+
 def learning(family: Family, timeout: int) -> str:
     """Name the chain that remembers clients for `timeout` seconds since they last connected."""
     return f"{_LEARN}{family.value}-{timeout}"
@@ -146,9 +157,8 @@ def _rules(name: str) -> Iterator[list[bytes]]:
         yield _return_to(family)
         yield [rules.go_to(name.removeprefix(_STICKY))]
     else:
-        count, offset = int(number), LOCAL_OFFSET if head[:-1] == LOCAL else 0
-        # Of one or two endpoints no slot is ever empty.
-        for modulus in [count] if count <= 2 else [count] * TRIES + [count // 2]:
+        offset = LOCAL_OFFSET if head[:-1] == LOCAL else 0
+        for modulus in moduli(int(number)):
             yield _pick(family, modulus, offset)
 
 

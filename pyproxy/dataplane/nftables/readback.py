@@ -61,17 +61,17 @@ class Remembered(msgspec.Struct, frozen=True):
         slots = self.slots.get(port.family)
         if not slots:
             return port
-        cluster, local = port.cluster, port.local
+        cluster: tuple[Backend, ...] = ()
+        local: tuple[Backend, ...] = ()
         for frontend in port.frontends:
+            # A port's frontends agree, so the first one that has slots speaks for all.
             key = frontend_key(frontend.address, port.protocol, frontend.port)
-            first = slots.get(slots_key(key, chains.CLUSTER), ())
             if frontend.use is Use.LOCAL:
-                local = place(first, port.local)
-            elif frontend.use is Use.CLUSTER:
-                cluster = place(first, port.cluster)
-            elif frontend.use is Use.SPLIT:
-                cluster = place(first, port.cluster)
-                local = place(slots.get(slots_key(key, chains.LOCAL), ()), port.local)
+                local = local or slots.get(slots_key(key, chains.CLUSTER), ())
+            elif frontend.use in (Use.CLUSTER, Use.SPLIT):
+                cluster = cluster or slots.get(slots_key(key, chains.CLUSTER), ())
+                local = local or slots.get(slots_key(key, chains.LOCAL), ())
+        cluster, local = place(cluster, port.cluster), place(local, port.local)
         return msgspec.structs.replace(port, cluster=cluster, local=local)
 
 

@@ -219,17 +219,15 @@ class _Tracer:
             for index in range(count)
             if (met := self._meet(schema.ENDPOINTS, self._frontend + _INDEX.pack(first + index)))
         }
-        tries = 1 if count <= 2 else chains.TRIES
-        missed = Fraction(count - len(slots), count) ** tries
-        share = (1 - missed) / len(slots) if slots else Fraction(0)
-        lower = count // 2 if count > 2 else 0
-        left = missed
+        left = Fraction(1)
+        chances = dict.fromkeys(slots, Fraction(0))
+        for modulus in chains.moduli(count):
+            full = [index for index in slots if index < modulus]
+            for index in full:
+                chances[index] += left / modulus
+            left *= Fraction(modulus - len(full), modulus)
         for index, met in slots.items():
-            probability = share
-            if index < lower:
-                probability += missed / lower
-                left -= missed / lower
-            picked = replace(walk, probability=walk.probability * probability)
+            picked = replace(walk, probability=walk.probability * chances[index])
             yield self._translate(picked, chain, Did.PICKED, met)
         if left:
             lost = replace(walk, probability=walk.probability * left)

@@ -249,7 +249,7 @@ def test_a_sticky_frontend_learns_and_remembers() -> None:
 
 def test_an_endpoint_here_is_learned_on_input() -> None:
     table = STICKY | {"endpoints4": {at(0): ip(NODE) + struct.pack(">HH", 8080, 0)}}
-    (way, _) = trace(packet(), machine(table)).ways
+    (way,) = trace(packet(), machine(table)).ways
     assert way.steps[-1].chain == "learn-input"
 
 
