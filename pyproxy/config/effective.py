@@ -7,7 +7,7 @@ import enum
 from pyproxy.config import durations, flags, values
 from pyproxy.config.flags import Flag
 from pyproxy.config.given import FLAGS, Given
-from pyproxy.config.schema import ZERO, KubeProxyConfiguration, Leaf, with_leaves
+from pyproxy.config.schema import ZERO, KubeProxyConfiguration, Leaf, is_zero, leaves, with_leaves
 from pyproxy.config.settings import Pace
 
 
@@ -16,13 +16,15 @@ def configuration(given: Given, file: KubeProxyConfiguration, pace: Pace) -> Kub
 
     Loaded from a file of its own, the result means the same.
     """
-    leaves: dict[str, Leaf] = {}
+    said = dict(leaves(file))
+    found: dict[str, Leaf] = {}
     for flag in FLAGS:
-        if flag.fields:
-            leaves[flag.fields[0]] = _leaf(flag, given)
-    leaves["nftables.syncPeriod"] = durations.text(pace.sync_period)
-    leaves["nftables.minSyncPeriod"] = durations.text(pace.min_sync_period)
-    return with_leaves(file, leaves)
+        # What a file has for other modes stays as it is.
+        if flag.fields and (given.has(flag) or is_zero(flag.fields[0], said[flag.fields[0]])):
+            found[flag.fields[0]] = _leaf(flag, given)
+    found["nftables.syncPeriod"] = durations.text(pace.sync_period)
+    found["nftables.minSyncPeriod"] = durations.text(pace.min_sync_period)
+    return with_leaves(file, found)
 
 
 def _leaf(flag: Flag[object], given: Given) -> Leaf:

@@ -17,7 +17,7 @@ from pyproxy.config.schema import API_VERSION, KIND, KubeProxyConfiguration
 from pyproxy.errors import UsageError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_WHERE = re.compile(r" - at `(?:key in `)?\$\.?(.*?)`+$")
+_WHERE = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$")
 _NO_OBJECT = "a KubeProxyConfiguration has fields"
 

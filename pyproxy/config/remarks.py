@@ -43,7 +43,7 @@ def _about_file(flagged: Given, configuration: KubeProxyConfiguration, file: str
 def _idle_fields(configuration: KubeProxyConfiguration) -> Iterator[tuple[str, str]]:
     """Give the fields that ask in vain for something else than what is there, and the reasons."""
     said = texts_by_field(configuration)
-    defaults = {field: flag.default for flag in FLAGS for field in flag.fields}
+    defaults = {(field, flag.default) for flag in FLAGS for field in flag.fields}
     reasons = {field: entry.reason for entry in NO_EFFECT for field in entry.flag.fields}
     reasons |= {entry.path: entry.reason for entry in FIELDS}
     if configuration.mode == "nftables":
@@ -52,7 +52,7 @@ def _idle_fields(configuration: KubeProxyConfiguration) -> Iterator[tuple[str, s
     else:
         del reasons[_LOCALHOST]
     for field, text in said.items():
-        if field in reasons and text != defaults.get(field):
+        if field in reasons and (field, text) not in defaults:
             yield field, reasons[field]
 
 

@@ -182,9 +182,9 @@ ZERO: Mapping[str, Leaf] = dict(leaves(KubeProxyConfiguration()))
 
 def is_zero(path: str, value: Leaf) -> bool:
     """Tell whether kube-proxy would put its default there; an explicit 0 may be meant as such."""
-    if ZERO[path] == _ZERO_DURATION and isinstance(value, str):
+    if ZERO[path] == _ZERO_DURATION:
         try:
-            return durations.parse(value) == 0
+            return durations.parse(str(value)) == 0
         except ValueError:
             return False
     return value == ZERO[path]

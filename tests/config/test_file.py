@@ -1,0 +1,397 @@
+"""The file of --config: what it may hold, what it means, and how a mistake in it is told."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.config import (
+    Api,
+    Conntrack,
+    ListenAddress,
+    LocalMode,
+    LocalTraffic,
+    Masquerade,
+    NodePorts,
+    Pace,
+    ProxyMode,
+    Serving,
+    Settings,
+    command_line,
+    file,
+    report,
+)
+from pyproxy.config.schema import KubeProxyConfiguration
+from pyproxy.errors import UsageError
+from pyproxy.model.address import parse_address, parse_network
+
+DATA = Path(__file__).parents[1] / "data"
+KUBEADM = DATA / "kubeadm-config.yaml"
+DEFAULT = DATA / "kube-proxy-default-config.yaml"
+HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+
+
+def parse(*arguments: str) -> Settings:
+    parser = command_line.Parser(allow_abbrev=False)
+    command_line.add_flags(parser)
+    return command_line.settings(parser.parse_args(list(command_line.go_style(arguments))))
+
+
+@pytest.fixture
+def written(tmp_path):
+    def written(text: str) -> str:
+        path = tmp_path / "config.conf"
+        path.write_text(HEAD + text)
+        return str(path)
+
+    return written
+
+
+def test_kubeadms_file_is_the_defaults_and_asks_for_nothing_in_vain():
+    settings = parse(f"--config={KUBEADM}", "--hostname-override=node-a")
+    assert settings == Settings(
+        "node-a",
+        api=Api(kubeconfig="/var/lib/kube-proxy/kubeconfig.conf"),
+        local_traffic=LocalTraffic(
+            cluster_networks=(parse_network("10.244.0.0/16"), parse_network("fd10::/16"))
+        ),
+        node_ports=NodePorts(primary=False, everywhere=True, localhost=True),
+        flags=settings.flags,
+        configuration=settings.configuration,
+        config_file=str(KUBEADM),
+    )
+
+
+def test_kube_proxys_own_defaults_ask_for_nothing_but_another_mode():
+    settings = parse(f"--config={DEFAULT}")
+    assert settings.mode is ProxyMode.NFTABLES
+    assert settings.pace == Pace(min_sync_period=1)
+    assert settings.remarks == (
+        f"--config {DEFAULT}: mode: iptables is not in this version yet: serving in nftables mode, "
+        "which is as good for all but programs that look for that mode's rules",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "group", "expected"),
+    [
+        ("bindAddress: 10.0.0.5", "node_address", parse_address("10.0.0.5")),
+        ('bindAddress: "::"', "node_address", None),
+        (
+            'bindAddress: "::"',
+            "serving",
+            Serving(
+                ListenAddress(parse_address("::"), 10256),
+                ListenAddress(parse_address("::1"), 10249),
+            ),
+        ),
+        (
+            'bindAddress: "fd00::1"\nmetricsBindAddress: 10.0.0.1',
+            "serving",
+            Serving(
+                ListenAddress(parse_address("::"), 10256),
+                ListenAddress(parse_address("10.0.0.1"), 10249),
+            ),
+        ),
+        (
+            'bindAddressHardFail: true\nhealthzBindAddress: "0"\nmetricsBindAddress: 0.0.0.0:80',
+            "serving",
+            Serving(None, ListenAddress(parse_address("0.0.0.0"), 80), hard_fail=True),
+        ),
+        ("clientConnection: {kubeconfig: /k}", "api", Api("/k")),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}",
+            "local_traffic",
+            LocalTraffic(LocalMode.BRIDGE_INTERFACE, bridge_interface="cni0"),
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}",
+            "local_traffic",
+            LocalTraffic(LocalMode.INTERFACE_NAME_PREFIX, interface_name_prefix="veth"),
+        ),
+        ("hostnameOverride: Node-B", "node_name", "node-b"),
+        ("logging: {verbosity: 4}", "verbosity", 4),
+        ("oomScoreAdj: 0", "oom_score_adj", 0),
+        ("oomScoreAdj: null", "oom_score_adj", -999),
+        ("conntrack: {maxPerCore: 0}", "conntrack", Conntrack(max_per_core=0)),
+        ("conntrack: null", "conntrack", Conntrack()),
+        (
+            "conntrack: {maxPerCore: 1, min: 0, tcpBeLiberal: true, tcpCloseWaitTimeout: 0s, "
+            "tcpEstablishedTimeout: 2h, udpStreamTimeout: 3m, udpTimeout: 30s}",
+            "conntrack",
+            Conntrack(1, 0, 7200, 0, tcp_be_liberal=True, udp_timeout=30, udp_stream_timeout=180),
+        ),
+        (
+            "mode: nftables\nnftables: {syncPeriod: 1m, minSyncPeriod: 2s}",
+            "pace",
+            Pace(2, 60),
+        ),
+        ("mode: nftables\nnftables: {syncPeriod: 0m}", "pace", Pace()),
+        ("iptables: {syncPeriod: 1m, minSyncPeriod: 2s}", "pace", Pace(2, 60)),
+        ("mode: ipvs\nipvs: {syncPeriod: 1m}\niptables: {syncPeriod: 3m}", "pace", Pace(0, 60)),
+        ("mode: nftables\niptables: {syncPeriod: 1m, minSyncPeriod: 2s}", "pace", Pace()),
+        (
+            "mode: nftables\nnftables: {masqueradeAll: true, masqueradeBit: 0}",
+            "masquerade",
+            Masquerade(0, everything=True),
+        ),
+        (
+            "mode: nftables\niptables: {masqueradeAll: true, masqueradeBit: 0}",
+            "masquerade",
+            Masquerade(),
+        ),
+        (
+            "iptables: {masqueradeAll: true, masqueradeBit: 0}",
+            "masquerade",
+            Masquerade(0, everything=True),
+        ),
+        (
+            "iptables: {masqueradeBit: 3}\nnftables: {masqueradeBit: 4}",
+            "masquerade",
+            Masquerade(4),
+        ),
+        ("mode: nftables", "node_ports", NodePorts()),
+        (
+            "mode: iptables",
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, localhost=True),
+        ),
+        (
+            "iptables: {localhostNodePorts: false}",
+            "node_ports",
+            NodePorts(primary=False, everywhere=True),
+        ),
+        ("mode: ipvs", "node_ports", NodePorts(primary=False, everywhere=True)),
+        (
+            "nodePortAddresses: [10.0.0.0/8, primary]",
+            "node_ports",
+            NodePorts(networks=(parse_network("10.0.0.0/8"),)),
+        ),
+    ],
+)
+def test_fields_become_settings(written, text, group, expected):
+    assert getattr(parse(f"--config={written(text)}"), group) == expected
+
+
+def test_a_file_may_be_json(tmp_path):
+    path = tmp_path / "config.json"
+    document = yaml.safe_load(HEAD) | {"clusterCIDR": "10.1.0.0/16", "nodePortAddresses": None}
+    path.write_text(json.dumps(document))
+    networks = parse(f"--config={path}").local_traffic.cluster_networks
+    assert networks == (parse_network("10.1.0.0/16"),)
+
+
+def test_flags_win_where_kube_proxys_do(written):
+    text = "hostnameOverride: b\nlogging: {verbosity: 2}\nclusterCIDR: 10.1.0.0/16\nmode: nftables"
+    config = f"--config={written(text)}"
+    settings = parse(
+        config,
+        *("--hostname-override=A", "--v=3", "--cluster-cidr=10.2.0.0/16", "--masquerade-all"),
+        *("--master=https://m", "--iptables-sync-period=9s", "--proxy-mode=nftables"),
+    )
+    assert (settings.node_name, settings.verbosity) == ("a", 3)
+    assert settings.api == Api("", "https://m")
+    assert settings.local_traffic.cluster_networks == (parse_network("10.1.0.0/16"),)
+    assert settings.masquerade == Masquerade()
+    assert settings.pace == Pace()
+    assert settings.remarks == (
+        "flags without effect: --cluster-cidr, --iptables-sync-period, --masquerade-all, "
+        "--proxy-mode (the file of --config counts instead)",
+    )
+    assert parse(config, "--hostname-override=").node_name == "b"
+    assert parse(config).verbosity == 2
+
+
+def test_fields_in_vain_are_named_once_by_reason(written):
+    path = written(
+        "mode: nftables\n"
+        "winkernel: {networkName: n, enableDSR: true}\n"
+        "clientConnection: {qps: 50, burst: 10, acceptContentTypes: a}\n"
+        "logging: {flushFrequency: 5000000000, vmodule: [{filePattern: p, verbosity: 1}]}\n"
+        "iptables: {masqueradeBit: 15, syncPeriod: 30s}\n"
+        "ipvs: {scheduler: rr}\n"
+        "udpIdleTimeout: 1s\n"
+    )
+    requests = "a few watches need no limit, and objects are read as JSON"
+    assert parse(f"--config={path}").remarks == (
+        f"--config {path}: fields without effect: "
+        f"clientConnection.acceptContentTypes, clientConnection.qps ({requests}); "
+        "iptables.masqueradeBit, ipvs.scheduler (the mode is nftables); "
+        "logging.vmodule (pyproxy logs lines of text, unbuffered, to stderr); "
+        "udpIdleTimeout (it was the userspace mode's); "
+        "winkernel.enableDSR, winkernel.networkName (pyproxy runs on Linux)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("conntrack: {maxPerCore: many}", "conntrack.maxPerCore: expected int | null, got str"),
+        ("conntrack: {maxPerCore: 1.5}", "conntrack.maxPerCore: expected int | null, got float"),
+        (
+            "conntrack: {maxPerCore: -1}",
+            "conntrack.maxPerCore: '-1' is not a whole number from 0 to 2147483647",
+        ),
+        ("conntrack: {maxPer: 1}", "conntrack.maxPer: there is no such field"),
+        ("conntrack: 1", "conntrack: expected object, got int"),
+        ("conntrac: {}", "conntrac: there is no such field"),
+        ("conntrack: {udpTimeout: 30}", "conntrack.udpTimeout: expected str, got int"),
+        (
+            "conntrack: {udpTimeout: 30 s}",
+            "conntrack.udpTimeout: '30 s' is not a duration: write it as 500ms, 30s or 1h0m0s",
+        ),
+        (
+            "conntrack: {tcpEstablishedTimeout: -1s}",
+            "conntrack.tcpEstablishedTimeout: '-1s' is too short: use 0s or more",
+        ),
+        ("featureGates: {A: maybe}", "featureGates[...]: expected bool, got str"),
+        ("nodePortAddresses: primary", "nodePortAddresses: expected array, got str"),
+        ("nodePortAddresses: [1]", "nodePortAddresses[0]: expected str, got int"),
+        (
+            "nodePortAddresses: [eth0]",
+            "nodePortAddresses: 'eth0' is not a CIDR: use CIDRs, primary, all or localhost",
+        ),
+        (
+            "clusterCIDR: 10.0.0.0",
+            "clusterCIDR: '10.0.0.0' is not a CIDR: write it as 10.244.0.0/16 or fd10::/16",
+        ),
+        ("bindAddress: here", "bindAddress: 'here' is not an IP address"),
+        ("oomScoreAdj: -1001", "oomScoreAdj: '-1001' is not a whole number from -1000 to 1000"),
+        ("mode: userspace", "mode: 'userspace' is not one of nftables, iptables, ipvs"),
+        ("mode: 3", "mode: expected str, got int"),
+        (
+            "mode: nftables\niptables: {masqueradeBit: 32}",
+            "iptables.masqueradeBit: '32' is not a whole number from 0 to 31",
+        ),
+        (
+            "iptables: {syncPeriod: -1s}",
+            "iptables.syncPeriod: '-1s' is too short: use 1ms or more",
+        ),
+        (
+            "nftables: {minSyncPeriod: 1h}",
+            "nftables.minSyncPeriod: it is longer than nftables.syncPeriod: make it shorter, or "
+            "that longer",
+        ),
+        (
+            "iptables: {minSyncPeriod: 1h}",
+            "iptables.minSyncPeriod: it is longer than nftables.syncPeriod: make it shorter, or "
+            "that longer",
+        ),
+        (
+            "detectLocalMode: BridgeInterface",
+            "detectLocalMode: BridgeInterface needs detectLocal.bridgeInterface: give it",
+        ),
+        (
+            "logging: {options: {json: {infoBufferSize: big}}}",
+            "logging.options.json.infoBufferSize: 'big' is not a quantity: write it as 65536 or "
+            "64Ki",
+        ),
+        ("ipvs: {tcpTimeout: -1s}", "ipvs.tcpTimeout: '-1s' is too short: use 0s or more"),
+        ("mode: nftables\nmode: ipvs", "mode: it is there twice, again in line 4"),
+        ("1: 2", "the names of fields: expected str"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fields_path(written, text, message):
+    path = written(text)
+    with pytest.raises(UsageError) as mistake:
+        parse(f"--config={path}")
+    assert str(mistake.value) == f"--config {path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it holds no object: a KubeProxyConfiguration has fields"),
+        ("[]", "it holds no object: a KubeProxyConfiguration has fields"),
+        ("{}", "apiVersion: '' is not kubeproxy.config.k8s.io/v1alpha1"),
+        (
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha2",
+            "apiVersion: 'kubeproxy.config.k8s.io/v1alpha2' is not "
+            "kubeproxy.config.k8s.io/v1alpha1",
+        ),
+        (
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeletConfiguration",
+            "kind: 'KubeletConfiguration' is not KubeProxyConfiguration",
+        ),
+    ],
+)
+def test_what_is_no_configuration_is_told(tmp_path, text, message):
+    path = tmp_path / "config.conf"
+    path.write_text(text)
+    with pytest.raises(UsageError) as mistake:
+        file.load(str(path))
+    assert str(mistake.value) == f"--config {path}: {message}"
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: (HEAD + text).encode()))
+def test_any_content_is_read_or_refused_with_one_line(content):
+    with contextlib.suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
+        assert isinstance(file.parse(content), KubeProxyConfiguration)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        (f"--config={KUBEADM}",),
+        (f"--config={DEFAULT}",),
+        (
+            *("--hostname-override=a", "--healthz-bind-address=", "--nodeport-addresses=all"),
+            *("--nodeport-addresses=10.0.0.0/8", "--cluster-cidr=10.1.0.0/16,fd00::/8"),
+            *("--iptables-sync-period=5s", "--masquerade-all=T", "--oom-score-adj=+5"),
+            *("--feature-gates=A=true,B=false", "--ipvs-exclude-cidrs=10.0.0.0/8", "--v=2"),
+            *("--conntrack-udp-timeout=.5s", "--kube-api-qps=7.5", "--ipvs-sync-period=3s"),
+        ),
+    ],
+)
+def test_what_is_in_force_loads_again_to_the_same(tmp_path, arguments):
+    first = parse(*arguments)
+    path = tmp_path / "again.yaml"
+    path.write_text(file.yaml_text(first.configuration))
+    again = parse(f"--config={path}")
+    for name in Settings.__struct_fields__:
+        if name not in {"flags", "config_file", "remarks"}:
+            assert getattr(again, name) == getattr(first, name), name
+
+
+def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode():
+    in_force = json.loads(report.configz(parse()))
+    theirs = yaml.safe_load(DEFAULT.read_text())
+    ours = in_force.pop("kubeproxy.config.k8s.io")
+    assert in_force == {}
+    differing = {
+        path: value for path, value in flat(ours).items() if flat(theirs).get(path) != value
+    }
+    assert differing == {
+        "mode": "nftables",
+        "nodePortAddresses": ["primary"],
+        # The defaults of a mode are there whatever the mode is, as the flags have them.
+        "ipvs.minSyncPeriod": "1s",
+        "ipvs.syncPeriod": "30s",
+        "ipvs.excludeCIDRs": [],
+        "iptables.masqueradeBit": None,
+        "iptables.minSyncPeriod": "0s",
+        "nftables.syncPeriod": "30s",
+        # Fields of other versions, and those that kube-proxy leaves out where they say nothing.
+        "featureGates": {},
+        "logging.options.json.splitStream": False,
+        "logging.options.text.splitStream": False,
+        "logging.vmodule": [],
+        "udpIdleTimeout": "0s",
+        "windowsRunAsService": False,
+    }
+    assert flat(theirs).keys() <= flat(ours).keys()
+
+
+def flat(tree, prefix=""):
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
