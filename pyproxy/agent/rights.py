@@ -2,7 +2,8 @@
 
 CAP_NET_ADMIN is enough for all that is written to the kernel: nf_tables and conntrack, the group of
 nf_tables' notifications, socket buffers beyond net.core's limits, and the sysctls of the network
-namespace. Facts: capabilities(7), and net/ in the kernel's sources.
+namespace. Taking over from kube-proxy adds CAP_NET_RAW, for iptables-legacy. Facts:
+capabilities(7), and net/ in the kernel's sources.
 
 Capabilities belong to threads, so this comes before any thread is started.
 """

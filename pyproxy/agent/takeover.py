@@ -54,21 +54,23 @@ def remove_leftovers() -> bool:
     """Remove what there is of kube-proxy's, and log it; whether nothing of it is left."""
     try:
         found = takeover.find()
-        if not found:
-            log.info("kube-proxy has left nothing in the kernel")
-            return True
         for line in found.lines():
             log.debug("kube-proxy has left %s", line)
         failures = takeover.remove(found)
     except KernelError as error:
         log.warning("cannot look for what kube-proxy has left: %s", error)
         return False
+    for failure in found.unread:
+        log.warning("cannot look for what kube-proxy has left: %s: %s", failure.what, failure.error)
     for failure in failures:
         log.warning("cannot remove what kube-proxy has left: %s: %s", failure.what, failure.error)
-    if not failures:
-        log.info("removed what kube-proxy has left: %s", found)
+    if found:
+        share = "the rest of " if failures else ""
+        log.info("removed %swhat kube-proxy has left: %s", share, found)
+    elif not found.unread:
+        log.info("kube-proxy has left nothing in the kernel")
     _warn_of_closed_chains(found)
-    return not failures
+    return not (failures or found.unread)
 
 
 def _warn_of_closed_chains(found: Leftovers) -> None:

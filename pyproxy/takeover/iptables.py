@@ -7,7 +7,6 @@ Any other chain is emptied and stays, so that the jump does nothing.
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterator
 
@@ -18,13 +17,6 @@ from pyproxy.takeover import names
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _JUMPS = ("-j", "-g")
 _POLICY_OF_USER_CHAINS = "-"
-
-
-class Flavour(enum.Enum):
-    """Which of the kernel's two tables called nat, filter and so on: iptables has one in each."""
-
-    LEGACY = "legacy"
-    NFT = "nft"
 
 
 class Rule(msgspec.Struct, frozen=True):

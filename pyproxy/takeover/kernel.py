@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-
-import msgspec
+from itertools import chain
+from typing import TypeVar
 
 from pyproxy.errors import KernelError, OutOfStepError, RejectedError, TransientKernelError
 from pyproxy.model.address import Family
@@ -14,7 +14,9 @@ from pyproxy.netlink import nftables
 from pyproxy.netlink.accounting import delete_counter, read_counters
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink, Refusal
 from pyproxy.takeover import ipvs, names, tools
-from pyproxy.takeover.leftovers import Leftovers, table_name
+from pyproxy.takeover.leftovers import Failure, Leftovers, table_name
+
+T = TypeVar("T")
 
 _NFPROTO = {Family.IPV4: NFPROTO_IPV4, Family.IPV6: NFPROTO_IPV6}
 
@@ -27,30 +29,34 @@ nf_tables frees the rules of a transaction some time after it.
 _PAUSE = 0.05
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """One thing that could not be removed, and why."""
-
-    what: str
-    error: KernelError
-
-
 def find() -> Leftovers:
-    """Read the kernel for all that is kube-proxy's. Raises KernelError."""
+    """Read the kernel for all that is kube-proxy's; what cannot be read hides nothing else.
+
+    Raises KernelError where there is no netfilter to ask.
+    """
+    unread: list[Failure] = []
+
+    def reading(what: str, read: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
+        try:
+            return read()
+        except KernelError as error:
+            unread.append(Failure(what, error))
+            return ()
+
     netlink = Nfnetlink()
     try:
-        tables = tuple(
-            family
-            for family, number in _NFPROTO.items()
-            if names.NFTABLES_TABLE
-            in nftables.table_names(netlink.dump(nftables.get_tables(number)))
-        )
-        counters = tuple(sorted(names.COUNTERS & _counters(netlink)))
+        tables = reading("nftables tables", partial(_find_tables, netlink))
+        counters = reading("nfacct objects", partial(_find_counters, netlink))
     finally:
         netlink.close()
-    sets, links = ipvs.find_sets(), ipvs.find_links()
-    return Leftovers(
-        tables, tools.find_rules(), ipvs.find_services(links, sets), links, sets, counters
-    )
+    rules = [
+        reading(f"rules of {program}", partial(tools.find_rules, program))
+        for program in tools.PROGRAMS
+    ]
+    sets = reading("ipsets", ipvs.find_sets)
+    links = reading("network devices", ipvs.find_links)
+    services = reading("IPVS virtual services", partial(ipvs.find_services, links, sets))
+    return Leftovers(tables, tuple(chain(*rules)), services, links, sets, counters, tuple(unread))
 
 
 def remove(found: Leftovers) -> tuple[Failure, ...]:
@@ -120,8 +126,16 @@ def _once_let_go(remove: Callable[[], None]) -> None:
             return
 
 
-def _counters(netlink: Nfnetlink) -> set[str]:
+def _find_tables(netlink: Nfnetlink) -> tuple[Family, ...]:
+    return tuple(
+        family
+        for family, number in _NFPROTO.items()
+        if names.NFTABLES_TABLE in nftables.table_names(netlink.dump(nftables.get_tables(number)))
+    )
+
+
+def _find_counters(netlink: Nfnetlink) -> tuple[str, ...]:
     try:
-        return read_counters(netlink)
+        return tuple(sorted(names.COUNTERS & read_counters(netlink)))
     except RejectedError:  # a kernel without nfacct
-        return set()
+        return ()

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 
 import msgspec
 
+from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, address_text
 from pyproxy.takeover import names
-from pyproxy.takeover.iptables import Flavour, TableRemoval
+from pyproxy.takeover.iptables import TableRemoval
 
 _FAMILY_NAMES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
-class IptablesRemoval(msgspec.Struct, frozen=True):
-    """What is to go from one iptables table of one family, in one of its two flavours."""
+class Flavour(enum.Enum):
+    """Which of the kernel's two tables nat, filter and so on: iptables has programs for each."""
+
+    LEGACY = "legacy"
+    NFT = "nft"
+
+
+class Program(msgspec.Struct, frozen=True):
+    """One of the four kinds of iptables, which see their own rules alone: `ip6tables-nft`."""
 
     family: Family
     flavour: Flavour
+
+    def __str__(self) -> str:
+        return f"{_FAMILY_NAMES[self.family]}tables-{self.flavour.value}"
+
+
+class IptablesRemoval(msgspec.Struct, frozen=True):
+    """What is to go from one table of one kind of iptables."""
+
+    program: Program
     removal: TableRemoval
 
     def __str__(self) -> str:
-        return f"{_FAMILY_NAMES[self.family]}tables-{self.flavour.value} {self.removal.table}"
+        return f"{self.program} {self.removal.table}"
 
 
 class VirtualService(msgspec.Struct, frozen=True, order=True):
@@ -36,8 +54,18 @@ class VirtualService(msgspec.Struct, frozen=True, order=True):
         return f"{f'[{text}]' if ':' in text else text}:{self.port} (protocol {self.protocol})"
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """One thing that could not be looked for, or not be removed, and why."""
+
+    what: str
+    error: KernelError
+
+
 class Leftovers(msgspec.Struct, frozen=True):
-    """All of it: `tables` are the families of nftables tables, `links` network devices."""
+    """All of it: `tables` are the families of nftables tables, `links` network devices.
+
+    `unread` says where there may be more.
+    """
 
     tables: tuple[Family, ...] = ()
     iptables: tuple[IptablesRemoval, ...] = ()
@@ -45,9 +73,10 @@ class Leftovers(msgspec.Struct, frozen=True):
     links: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     counters: tuple[str, ...] = ()
+    unread: tuple[Failure, ...] = ()
 
     def __bool__(self) -> bool:
-        return any(msgspec.structs.astuple(self))
+        return any(True for _ in self.lines())
 
     def lines(self) -> Iterator[str]:
         """Name every single thing, for people."""

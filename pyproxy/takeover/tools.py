@@ -13,12 +13,11 @@ from pathlib import Path
 from pyproxy.errors import KernelError, PermissionKernelError, RejectedError, TransientKernelError
 from pyproxy.model.address import Family
 from pyproxy.takeover import iptables
-from pyproxy.takeover.iptables import Flavour
-from pyproxy.takeover.leftovers import IptablesRemoval
+from pyproxy.takeover.leftovers import Flavour, IptablesRemoval, Program
 
 log = logging.getLogger(__name__)
 
-_PROGRAMS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+PROGRAMS = tuple(Program(family, flavour) for family in Family for flavour in Flavour)
 _LEGACY_TABLES = {
     Family.IPV4: Path("/proc/net/ip_tables_names"),
     Family.IPV6: Path("/proc/net/ip6_tables_names"),
@@ -28,35 +27,30 @@ _RESOURCE_PROBLEM = 4
 """The status of a program that waited for iptables' lock in vain."""
 
 
-def find_rules() -> tuple[IptablesRemoval, ...]:
-    """Read all tables of both families and flavours. Raises KernelError."""
+def find_rules(program: Program) -> tuple[IptablesRemoval, ...]:
+    """Read all tables that a program sees. Raises KernelError."""
     return tuple(
-        IptablesRemoval(family, flavour, removal)
-        for family in Family
-        for flavour in Flavour
-        for saved in iptables.parse(_save(family, flavour))
+        IptablesRemoval(program, removal)
+        for saved in iptables.parse(_save(program))
         if (removal := iptables.removal(saved))
     )
 
 
 def remove_rules(found: IptablesRemoval) -> None:
     """Take out what was found in one table, all of it or nothing. Raises KernelError."""
-    program = f"{_PROGRAMS[found.family]}-{found.flavour.value}-restore"
-    _run([program, "--noflush", "--wait", _LOCK_SECONDS], found.removal.script())
+    _run([f"{found.program}-restore", "--noflush", "--wait", _LOCK_SECONDS], found.removal.script())
 
 
-def _save(family: Family, flavour: Flavour) -> str:
-    program = f"{_PROGRAMS[family]}-{flavour.value}-save"
-    if shutil.which(program) is not None:
-        return _run([program])
-    if flavour is Flavour.LEGACY and not _has_legacy_tables(family):
-        return ""
-    log.warning(
-        "%s is not on PATH: rules that kube-proxy has left in %s iptables are not found and stay: "
-        "install the package iptables",
-        program,
-        flavour.value,
-    )
+def _save(program: Program) -> str:
+    command = f"{program}-save"
+    if shutil.which(command) is not None:
+        return _run([command])
+    if program.flavour is Flavour.NFT or _has_legacy_tables(program.family):
+        log.warning(
+            "%s is not on PATH: rules that kube-proxy may have left there are not found and stay: "
+            "install the package iptables",
+            command,
+        )
     return ""
 
 
@@ -72,9 +66,9 @@ def _run(command: list[str], text: str = "") -> str:
     if done.returncode == 0:
         return done.stdout
     words = f"{command[0]}: {' '.join(done.stderr.split())[:500]}"
+    if "ermission denied" in words or "not permitted" in words:
+        raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
     kind: type[KernelError] = RejectedError
     if done.returncode == _RESOURCE_PROBLEM:
         kind = TransientKernelError
-    elif "ermission denied" in words or "not permitted" in words:
-        kind = PermissionKernelError
     raise kind(words, 0)

@@ -50,7 +50,9 @@ def test_all_of_a_mode_goes_and_nothing_else(here: Namespace, mode: str) -> None
         leave(here, mode)
         found = find(here)
         assert set(found.tables) == (set(Family) if mode == "nftables" else set())
-        assert {each.flavour.value for each in found.iptables} <= {mode.removeprefix("iptables-")}
+        assert {each.program.flavour.value for each in found.iptables} <= {
+            mode.removeprefix("iptables-")
+        }
         assert set(found.counters) == (set(COUNTERS) if mode != "nftables" else set())
         assert str(found)
         assert not remove(here)
@@ -119,6 +121,22 @@ def test_what_others_use_stays_and_is_told(here: Namespace, flavour: str) -> Non
     assert "-A FOREIGN -j KUBE-SERVICES" in saved
     assert "-A KUBE-SERVICES" not in saved
     assert find(here) == Leftovers(sets=("KUBE-CLUSTER-IP",))
+
+
+def test_what_cannot_be_read_hides_nothing_else(here: Namespace) -> None:
+    for mode in MODES:
+        leave(here, mode)
+    without = ["setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw"]
+    done = here.run([*without, *CLEANUP, "--takeover"], check=False)
+    assert done.returncode == 1
+    for program in PROGRAMS:
+        assert f"rules of {program}-legacy" in done.stderr
+    assert "CAP_NET_RAW" in done.stderr
+    found = find(here)
+    assert not found.tables
+    assert {str(each.program) for each in found.iptables} == {f"{p}-legacy" for p in PROGRAMS}
+    here.run([*CLEANUP, "--takeover"])
+    assert not find(here)
 
 
 def test_cleanup_is_for_our_own_table_unless_kube_proxys_is_asked_for_too(here: Namespace) -> None:
