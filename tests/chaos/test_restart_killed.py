@@ -1,0 +1,109 @@
+"""Killed at any point of a sync, under a stream of changes: the next agent puts all of it right."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.lab.cluster import Cluster
+from tests.agent.live import Object, Stage, addresses, endpoint_slice, service
+
+pytestmark = pytest.mark.packets
+
+KILLS = 20
+STARTING_SECONDS = 0.8
+"""About as long as an agent takes from its start to its first commit."""
+
+SYNCING_SECONDS = 0.2
+CROWD = 300
+PODS = ("a1", "b1", "b2")
+WATCHED = {"web": "10.96.9.1", "api": "10.96.9.2", "shop": "10.96.9.3"}
+
+
+def watched(chance: random.Random) -> tuple[dict[str, list[str]], list[Object]]:
+    """Give each Service that packets are sent to some pods, or none."""
+    chosen = {name: chance.sample(PODS, chance.randint(0, 3)) for name in WATCHED}
+    objects = [
+        obj
+        for name, address in WATCHED.items()
+        for obj in (service(name, address), endpoint_slice(name, addresses(*chosen[name])))
+    ]
+    return chosen, objects
+
+
+def crowd(chance: random.Random, number: int) -> list[Object]:
+    """Write a Service among many; now and then one that is large, so that a sync takes longer."""
+    size = chance.choice([0, 1, 2, 3, 5, 9, 200])
+    hosts = chance.sample(range(1, 1 << 16), size)
+    places = [f"10.244.{host >> 8}.{host & 255}" for host in hosts]
+    name = f"crowd-{number}"
+    return [
+        service(name, f"10.97.{number >> 8}.{number & 255}"),
+        endpoint_slice(name, places),
+    ]
+
+
+@contextmanager
+def changing(server: ApiServer, chance: random.Random) -> Iterator[None]:
+    """Change one Service after the other, as fast as the API server takes it."""
+    ending = threading.Event()
+
+    def change() -> None:
+        for number in itertools.count():
+            if ending.is_set():
+                return
+            server.load(crowd(chance, number % CROWD))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+
+
+def test_killed_at_twenty_points_the_state_converges(cluster: Cluster, tmp_path: Path) -> None:
+    chance = random.Random(20)
+    stage = Stage(cluster.network, tmp_path, api_address(cluster))
+    with stage.server() as server:
+        server.load([obj for number in range(CROWD) for obj in crowd(chance, number)])
+        for point in range(KILLS):
+            chosen, objects = watched(chance)
+            server.load(objects)
+            agent = stage.agent(server.url)
+            if point % 4 == 3:
+                with changing(server, chance), agent:
+                    threading.Event().wait(chance.uniform(0.3, 1) * STARTING_SECONDS)
+                    agent.kill()
+                continue
+            with agent:
+                agent.does(lambda: is_right(stage, server), f"all Services after kill {point}")
+                for name, pods in chosen.items():
+                    outcome = stage.probe(f"{WATCHED[name]}:80", who="a2", tries=24)
+                    assert outcome.reached.keys() == set(pods)
+                    assert not outcome.dropped
+                with changing(server, chance), stage.commits() as commits:
+                    agent.does(commits.count, "a transaction in the stream of changes")
+                    threading.Event().wait(chance.uniform(0, SYNCING_SECONDS))
+                    agent.kill()
+        with stage.agent(server.url) as agent:
+            agent.does(lambda: is_right(stage, server), "all Services after the last kill")
+
+
+def is_right(stage: Stage, server: ApiServer) -> bool:
+    try:
+        return stage.is_served(server)
+    except AssertionError:  # a commit came between two parts of what was read
+        return False
+
+
+def api_address(cluster: Cluster) -> str:
+    return cluster.client.url.partition("//")[2].partition(":")[0]
