@@ -1,0 +1,171 @@
+"""An hour of an API server's bad days, compressed: what arrives, in whatever order, and time.
+
+The source is played here with the promises that it makes: each kind's events in their order, a
+list that says at its end which names it had, and lists anew where its watch had to begin again.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pyproxy.dataplane.interface import Drift
+from pyproxy.errors import KernelError, OutOfStepError, Problem, TransientKernelError
+from pyproxy.model.events import Delete, SetAside, Synced, Upsert
+from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
+from tests.agent.world import NODE, Stage, endpoint_slice, name, service
+
+NAMES = [f"s{number}" for number in range(6)]
+PODS = [f"10.244.1.{number}" for number in range(1, 8)]
+HOUR = 3600.0
+
+kinds = st.sampled_from([Kind.SERVICE, Kind.ENDPOINT_SLICE])
+names = st.sampled_from(NAMES)
+Value = Service | EndpointSlice
+
+
+class Hour(RuleBasedStateMachine):
+    """A cluster, what of it each watch has told, and an agent."""
+
+    @initialize(whole=st.booleans())
+    def begin(self, whole: bool) -> None:
+        self.stage = Stage()
+        self.objects: dict[Kind, dict[ObjectName, Value]] = {
+            Kind.SERVICE: {},
+            Kind.ENDPOINT_SLICE: {},
+        }
+        self.told: dict[Kind, list[Upsert | Delete]] = {kind: [] for kind in self.objects}
+        self.connected = dict.fromkeys(self.objects, False)
+        self.end = self.stage.clock.now + HOUR
+        self.stage.agent.hear(Upsert(NODE))
+        self.stage.agent.hear(Synced(Kind.NODE, frozenset({ObjectName("", NODE.name)})))
+        if whole:
+            for kind in self.objects:
+                self.list_again(kind, in_full=True)
+
+    def _change(self, kind: Kind, key: ObjectName, value: Value | None) -> None:
+        if value is None:
+            if self.objects[kind].pop(key, None) is None:
+                return
+            event: Upsert | Delete = Delete(kind, key, self.stage.clock())
+        else:
+            self.objects[kind][key] = value
+            event = Upsert(value, self.stage.clock())
+        if self.connected[kind]:
+            self.told[kind].append(event)
+
+    @rule(of=names, number=st.integers(1, 4), port=st.sampled_from([0, 30001, 30002]))
+    def put_service(self, of: str, number: int, port: int) -> None:
+        self._change(Kind.SERVICE, name(of), service(of, number, node_port=port, created=of))
+
+    @rule(of=names, pods=st.lists(st.sampled_from(PODS), unique=True), number=st.integers(0, 1))
+    def put_slice(self, of: str, pods: list[str], number: int) -> None:
+        self._change(
+            Kind.ENDPOINT_SLICE, name(f"{of}-{number}"), endpoint_slice(of, pods, number=number)
+        )
+
+    @rule(kind=kinds, of=names, number=st.integers(0, 1))
+    def remove(self, kind: Kind, of: str, number: int) -> None:
+        self._change(kind, name(of if kind is Kind.SERVICE else f"{of}-{number}"), None)
+
+    @rule(kind=kinds, count=st.integers(1, 10), again=st.booleans())
+    def deliver(self, kind: Kind, count: int, again: bool) -> None:
+        """Pass on what a watch has; a server that repeats itself says the last of it twice."""
+        events, self.told[kind] = self.told[kind][:count], self.told[kind][count:]
+        for event in [*events, *(events[-1:] if again else [])]:
+            self.stage.agent.hear(event)
+
+    @rule(kind=kinds)
+    def lose(self, kind: Kind) -> None:
+        """Lose a watch with all that it has not passed on: 410, a cut, another history."""
+        self.connected[kind] = False
+        self.told[kind].clear()
+
+    @rule(kind=kinds, in_full=st.booleans())
+    def list_again(self, kind: Kind, in_full: bool) -> None:
+        """List, or begin to and lose the connection half-way."""
+        held = self.objects[kind]
+        values = list(held.values())
+        for value in values if in_full else values[: len(values) // 2]:
+            self.stage.agent.hear(Upsert(value, self.stage.clock()))
+        self.told[kind].clear()
+        self.connected[kind] = in_full
+        if in_full:
+            self.stage.agent.hear(Synced(kind, frozenset(held)))
+
+    @rule(of=names)
+    def unreadable(self, of: str) -> None:
+        """Have an object that nobody can read come by, and its mending be heard later."""
+        self.stage.agent.hear(Delete(Kind.SERVICE, name(of)))
+        self.stage.agent.hear(SetAside(Problem("Service", f"shop/{of}", "spec", "spoilt")))
+        self.lose(Kind.SERVICE)
+
+    @rule(
+        error=st.sampled_from(
+            [
+                TransientKernelError("EBUSY", errno.EBUSY),
+                TransientKernelError("ENOBUFS", errno.ENOBUFS),
+                OutOfStepError("EEXIST", errno.EEXIST),
+            ]
+        ),
+        count=st.integers(1, 8),
+    )
+    def refuse(self, error: KernelError, count: int) -> None:
+        """Have the kernel refuse the next transactions."""
+        self.stage.dataplane.trouble = [error] * count
+
+    @rule()
+    def flush(self) -> None:
+        """Have somebody else empty the table, and be heard doing so."""
+        self.stage.dataplane.kernel = {}
+        self.stage.agent.drifted(Drift("nft (pid 1)"))
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 31.0, 120.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        """Let time pass, with the agent doing what is due within it."""
+        stage, until = self.stage, self.stage.clock.now + seconds
+        for _ in range(100):
+            due = stage.agent.due()
+            if due is None or due > until:
+                break
+            stage.clock.now = max(stage.clock.now, due)
+            stage.agent.sync()
+        stage.clock.now = max(stage.clock.now, until)
+        stage.agent.audit()
+
+    @precondition(lambda self: hasattr(self, "stage"))
+    @invariant()
+    def nothing_is_written_before_every_list_was_whole(self) -> None:
+        if not self.stage.agent.world.whole:
+            assert self.stage.dataplane.commits == []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stage"):
+            return
+        stage = self.stage
+        stage.dataplane.trouble.clear()
+        stage.clock.now = max(stage.clock.now, self.end)
+        for kind in self.objects:
+            if self.connected[kind]:
+                self.deliver(kind, len(self.told[kind]), again=False)
+            else:
+                self.list_again(kind, in_full=True)
+        stage.settle()
+        stage.agent.audit()
+        stage.settle()
+        fresh = Stage()
+        fresh.begin(*(value for held in self.objects.values() for value in held.values()))
+        assert stage.dataplane.kernel == fresh.dataplane.kernel
+        assert stage.health.is_healthy()
+
+
+TestHour = Hour.TestCase
+TestHour.settings = settings(
+    max_examples=100,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -1,0 +1,15 @@
+"""A minute of the soak; `make soak` is ten."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.soak import soak
+
+
+@pytest.mark.kernel
+def test_a_minute_of_it() -> None:
+    result = soak.run(55.0, seed=20261)
+    assert result.complaints() == []
+    assert result.changes > 5000
+    assert len(result.faults) >= 3
