@@ -135,3 +135,37 @@ def test_no_connection_notices_that_kube_proxy_is_back(
             assert state(here) == back
         all_answered(came)
         still_stand(held)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_while_both_rulesets_are_there_each_serves_what_it_alone_knows(
+    network: Network, tmp_path: Path, mode: str
+) -> None:
+    """Between the first commit and the removal; kube-proxy's rules may be out of date, too."""
+    leave(network.namespace("na"), mode)
+    late = [*OBJECTS, endpoint_slice("empty", "b2"), endpoint_slice("empty", "b2", family="IPv6")]
+    flags = [flag for flag in TAKEOVER if flag != "--takeover"]
+    with proxied(network, tmp_path / "x", *flags, objects=late) as agent:
+        for place in ("10.96.77.3:80", "[fd00:10:96::7:3]:80"):
+            agent.reaches("a2", place, "b2")
+            agent.reaches("ext", place, "b2")
+        # Masqueraded once, or not at all, whoever saw the connection first.
+        agent.reaches("a2", "10.96.255.1:80", "b1", source="10.244.1.12")
+        agent.reaches("ext", "10.96.255.1:80", "b1", source="172.30.0.11")
+        agent.reaches("ext", NODE_PORT[0], "a1", source="172.30.0.100")
+        agent.reaches("ext", NODE_PORT[1], "a1", source="fd30::100")
+        agent.is_dropped("ext", "198.51.100.77:80")
+        agent.is_refused("a2", "10.96.77.1:81")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_endpoints_that_kube_proxy_has_not_heard_the_end_of_are_not_used(
+    network: Network, tmp_path: Path, mode: str
+) -> None:
+    leave(network.namespace("na"), mode)
+    ends = [endpoint_slice("web", "b2"), endpoint_slice("web", "b2", family="IPv6")]
+    with proxied(network, tmp_path / "x", *TAKEOVER, objects=[*OBJECTS, *ends]) as agent:
+        agent.says("removed what kube-proxy has left")
+        for place in WEB:
+            agent.reaches("a2", place, "b2")
+            agent.reaches("na", place, "b2")
