@@ -1,0 +1,86 @@
+"""A configuration file that changes under a running agent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyproxy.agent.config_file import ConfigFile
+from pyproxy.config import Settings
+from pyproxy.errors import UsageError
+
+
+class Reader:
+    """Reads a node's name from a file; `?` is no name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = 0
+
+    def __call__(self) -> Settings:
+        self.count += 1
+        name = self._path.read_text().split("#")[0]
+        if name == "?":
+            raise UsageError(f"--config {self._path}: no name")
+        return Settings(name, config_file=str(self._path))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file as a kubelet mounts a ConfigMap: behind two symbolic links."""
+    publish(tmp_path, 1, "a")
+    (tmp_path / "config.conf").symlink_to("..data/config.conf")
+    return tmp_path / "config.conf"
+
+
+def publish(folder: Path, number: int, text: str) -> None:
+    (folder / f"..{number}").mkdir()
+    (folder / f"..{number}" / "config.conf").write_text(text)
+    (folder / "..new").symlink_to(f"..{number}")
+    os.rename(folder / "..new", folder / "..data")
+
+
+def test_a_swapped_link_is_a_change(path: Path) -> None:
+    read = Reader(path)
+    file = ConfigFile(read(), read)
+    assert not file.has_changed()
+    publish(path.parent, 2, "a")
+    assert not file.has_changed()
+    assert read.count == 1
+    publish(path.parent, 3, "b")
+    assert file.has_changed()
+    assert file.successor is not None
+    assert file.successor.node_name == "b"
+    assert file.has_changed()
+
+
+def test_what_changes_nothing_is_no_change(path: Path) -> None:
+    read = Reader(path)
+    file = ConfigFile(read(), read)
+    publish(path.parent, 2, "a# by hand")
+    assert not file.has_changed()
+
+
+def test_a_mistake_is_told_once_and_changes_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = Reader(path)
+    file = ConfigFile(read(), read)
+    publish(path.parent, 2, "?")
+    for _ in range(3):
+        assert not file.has_changed()
+    assert caplog.messages == [f"--config {path}: no name; the configuration in force goes on"]
+    path.unlink()
+    assert not file.has_changed()
+    publish(path.parent, 3, "c")
+    path.symlink_to("..data/config.conf")
+    assert file.has_changed()
+
+
+def test_without_a_file_nothing_changes() -> None:
+    def read() -> Settings:
+        raise AssertionError
+
+    assert not ConfigFile(Settings("a"), read).has_changed()

@@ -1,0 +1,186 @@
+"""The kernel's settings: what is wanted, and what becomes of it in a folder and in a kernel."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pyproxy.agent.sysctls import Machine, wanted
+from pyproxy.config import Conntrack, Settings
+from pyproxy.lab.network import Network
+
+NETFILTER = "net.netfilter.nf_conntrack_"
+HASH_SIZE = "/sys/module/nf_conntrack/parameters/hashsize"
+DEFAULT = Conntrack()
+LEAVE = Conntrack(max_per_core=0, tcp_established_timeout=0, tcp_close_wait_timeout=0)
+
+
+def settings(conntrack: Conntrack = DEFAULT, oom_score_adj: int = -999) -> Settings:
+    return Settings("n", conntrack=conntrack, oom_score_adj=oom_score_adj)
+
+
+@pytest.mark.parametrize(
+    ("conntrack", "cores", "expected"),
+    [
+        (
+            Conntrack(),
+            2,
+            {
+                "max": 131072,
+                HASH_SIZE: 32768,
+                "tcp_timeout_established": 86400,
+                "tcp_timeout_close_wait": 3600,
+            },
+        ),
+        (
+            Conntrack(tcp_established_timeout=0, tcp_close_wait_timeout=0),
+            8,
+            {"max": 262144, HASH_SIZE: 65536},
+        ),
+        (LEAVE, 8, {}),
+        (
+            Conntrack(
+                max_per_core=0,
+                tcp_established_timeout=0.25,
+                tcp_close_wait_timeout=61.9,
+                tcp_be_liberal=True,
+                udp_timeout=30,
+                udp_stream_timeout=180,
+            ),
+            1,
+            {
+                "tcp_timeout_established": 1,
+                "tcp_timeout_close_wait": 61,
+                "udp_timeout": 30,
+                "udp_timeout_stream": 180,
+                "tcp_be_liberal": 1,
+            },
+        ),
+    ],
+)
+def test_what_is_wanted(conntrack: Conntrack, cores: int, expected: dict[str, int]) -> None:
+    found = {
+        each.name.removeprefix(NETFILTER): each.value for each in wanted(settings(conntrack), cores)
+    }
+    assert found == expected | {"/proc/self/oom_score_adj": -999}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    files = {
+        f"proc/sys/net/netfilter/nf_conntrack_{name}": value
+        for name, value in {
+            "max": 65536,
+            "tcp_timeout_established": 432000,
+            "tcp_timeout_close_wait": 60,
+            "udp_timeout": 30,
+            "udp_timeout_stream": 120,
+            "tcp_be_liberal": 0,
+        }.items()
+    }
+    files |= {"sys/module/nf_conntrack/parameters/hashsize": 16384, "proc/self/oom_score_adj": 0}
+    for path, value in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"{value}\n")
+    online = tmp_path / "sys/devices/system/cpu/online"
+    online.parent.mkdir(parents=True)
+    online.write_text("0-3,6\n")
+    return tmp_path
+
+
+def value(root: Path, name: str) -> int:
+    return int((root / "proc/sys/net/netfilter" / f"nf_conntrack_{name}").read_text())
+
+
+def test_it_is_made_once_and_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pyproxy"):
+        Machine(root).apply(settings())
+    assert value(root, "max") == 5 * 32768
+    assert int((root / HASH_SIZE[1:]).read_text()) == 5 * 32768 // 4
+    assert value(root, "tcp_timeout_established") == 86400
+    assert value(root, "udp_timeout") == 30
+    assert (root / "proc/self/oom_score_adj").read_text() == "-999"
+    assert f"{NETFILTER}max is 163840 now" in caplog.messages
+    assert len(caplog.messages) == 5
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pyproxy"):
+        Machine(root).apply(settings())
+    assert caplog.messages == []
+
+
+def test_a_larger_table_stays_and_a_longer_timeout_does_not(root: Path) -> None:
+    Machine(root).apply(settings(Conntrack(max_per_core=1, min=1)))
+    assert value(root, "max") == 65536
+    assert value(root, "tcp_timeout_established") == 86400
+
+
+def test_a_missing_module_is_one_warning_with_its_name(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (root / "proc/sys/net/netfilter").iterdir():
+        path.unlink()
+    (root / HASH_SIZE[1:]).unlink()
+    Machine(root).apply(settings())
+    assert caplog.messages == [
+        f"left as the kernel has them: {NETFILTER}max, {HASH_SIZE}, "
+        f"{NETFILTER}tcp_timeout_established, {NETFILTER}tcp_timeout_close_wait: "
+        "load the module nf_conntrack before the start"
+    ]
+    assert (root / "proc/self/oom_score_adj").read_text() == "-999"
+
+
+def test_what_the_machine_forbids_is_one_warning(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A folder in a file's place is what root cannot write either.
+    for path in (root / "proc/self/oom_score_adj", root / HASH_SIZE[1:]):
+        path.unlink()
+        path.mkdir()
+    Machine(root).apply(settings())
+    assert caplog.messages == [
+        f"this machine does not let us set {HASH_SIZE} = 40960 (Is a directory), "
+        "/proc/self/oom_score_adj = -999 (Is a directory): set them on the node where they matter"
+    ]
+    assert value(root, "max") == 163840
+
+
+@pytest.mark.kernel
+def test_a_kernel_takes_them(network: Network) -> None:
+    conntrack = Conntrack(
+        max_per_core=0,
+        tcp_established_timeout=7200,
+        tcp_close_wait_timeout=61,
+        tcp_be_liberal=True,
+        udp_timeout=31,
+        udp_stream_timeout=121,
+    )
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+
+    def apply() -> dict[str, int]:
+        Machine().apply(settings(conntrack, own))
+        return {
+            path.name.removeprefix("nf_conntrack_"): int(path.read_text())
+            for path in Path("/proc/sys/net/netfilter").glob("nf_conntrack_*")
+        }
+
+    found = network.namespace("nb").call(apply)
+    assert found["tcp_timeout_established"] == 7200
+    assert found["tcp_timeout_close_wait"] == 61
+    assert found["tcp_be_liberal"] == 1
+    assert found["udp_timeout"] == 31
+    assert found["udp_timeout_stream"] == 121
+
+
+@pytest.mark.kernel
+def test_a_namespace_forbids_the_size_of_the_table(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+    more = Conntrack(max_per_core=2 * limit, min=0)
+    network.namespace("nb").call(lambda: Machine().apply(settings(more, own)))
+    (line,) = [each for each in caplog.messages if "does not let us" in each]
+    assert f"{NETFILTER}max = {2 * limit * (os.cpu_count() or 1)}" in line
