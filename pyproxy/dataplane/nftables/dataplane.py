@@ -10,7 +10,7 @@ import msgspec
 
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
-from pyproxy.dataplane.nftables import chains, ruleset
+from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
@@ -128,8 +128,8 @@ class NftablesDataplane:
         layout = read_layout(self._netlink)
         options = self._options_for(node)
         self._loaded = options if layout.is_loaded(options) else None
-        same_version = ruleset.marker(options) in layout.chains
-        self._chains = layout.whole_chains() if same_version else set()
+        # Of another version they may do something else; and whoever was at one part was at others.
+        self._chains = layout.whole_chains() if self._loaded else set()
         remembered = recall(held)
         after = node_rows(node.pod_networks)
         shared: Counter[SharedRow] = Counter()

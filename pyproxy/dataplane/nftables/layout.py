@@ -8,6 +8,7 @@ of it is kept as the name of an empty chain, where the next start of the agent f
 from __future__ import annotations
 
 import hashlib
+import re
 
 import msgspec
 
@@ -18,6 +19,7 @@ from pyproxy.netlink import nftables, rules
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 
 _SEAL = "loaded-"
+_EMPTY = re.compile(f"({_SEAL}|{ruleset.MARKER})[0-9a-f]+")
 
 
 class Strays(msgspec.Struct, frozen=True):
@@ -102,4 +104,4 @@ def read_layout(netlink: Nfnetlink) -> Layout:
 
 
 def _is_fixed(name: str) -> bool:
-    return not (chains.is_made_when_needed(name) or name.startswith((_SEAL, ruleset.MARKER)))
+    return not (chains.is_made_when_needed(name) or _EMPTY.fullmatch(name))
