@@ -134,6 +134,37 @@ def test_no_connection_fails_when_other_options_take_over(served: Cluster) -> No
     assert held(served) == before
 
 
+OLDER = """
+add chain inet pyproxy ruleset-older
+delete chain inet pyproxy {marker}
+delete chain inet pyproxy {seal}
+add chain inet pyproxy older-hook {{ type filter hook forward priority 5; policy accept; }}
+add chain inet pyproxy older-pick
+add rule inet pyproxy older-hook ct state established counter
+add rule inet pyproxy older-pick goto cluster4-2
+add set inet pyproxy older-set {{ type ipv4_addr; }}
+add rule inet pyproxy older-hook ip daddr @older-set counter
+delete element inet pyproxy services4 {{ 10.96.7.2 . tcp . 80 }}
+add element inet pyproxy services4 {{ 10.96.7.2 . tcp . 80 : goto older-pick }}
+flush chain inet pyproxy services
+add rule inet pyproxy services ip daddr . meta l4proto . th dport vmap @services4
+"""
+"""The same sets, and other rules: what an older version might have left."""
+
+
+def test_no_connection_fails_when_an_older_version_s_table_is_taken_over(served: Cluster) -> None:
+    with running(served):
+        before = held(served)
+    named = {name.partition("-")[0]: name for name in before.layout.chains}
+    text = OLDER.format(marker=named["ruleset"], seal=named["loaded"])
+    with loaded(served):
+        for _ in range(3):
+            served.network.namespace(NODE).run(["nft", "-f", "-"], text=text)
+            with running(served):
+                pass
+    assert held(served) == before
+
+
 def test_an_unchanged_restart_writes_nothing(served: Cluster) -> None:
     with running(served):
         before = held(served)
