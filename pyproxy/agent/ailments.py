@@ -47,6 +47,13 @@ class Ailments:
         if len(self._said) > _REMEMBERED:
             del self._said[next(iter(self._said))]
 
+    def remain(self, by: str, kind: Kind, is_there: Callable[[str], bool]) -> None:
+        """Forget what `by` has found about those objects of a kind that are not there any more."""
+        for key in list(self._known):
+            found_by, (of_kind, name) = key
+            if found_by == by and of_kind == kind.value and not is_there(name):
+                del self._known[key]
+
     def counts(self) -> dict[Kind, int]:
         """Count the objects that have a problem."""
         ailing = {subject for _, subject in self._known}

@@ -22,7 +22,7 @@ from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, P
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
-from pyproxy.model.events import Delete, Event, SetAside, Upsert
+from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.policy.answer import ServiceAnswer
 from pyproxy.policy.backends import answer as answer_service
@@ -113,6 +113,10 @@ class Agent(Generic[P]):
                 self._ail(kind, str(name), ())
                 if kind is Kind.NODE and changed:
                     self._tell.health.node_seen(eligible=False)
+            case Synced(kind=kind, names=names, set_aside=aside):
+                self._ailments.remain(
+                    "its text", kind, lambda name: name in aside or _parsed(name) in names
+                )
             case SetAside(problem=problem):
                 self._ailments.found("its text", (problem.kind, problem.name), (problem,))
         if changed is not None:
@@ -296,6 +300,11 @@ class Agent(Generic[P]):
 
     def _ail(self, kind: Kind, name: str, problems: tuple[Problem, ...]) -> None:
         self._ailments.found("its text", (kind.value, name), problems)
+
+
+def _parsed(name: str) -> ObjectName:
+    namespace, _, last = name.rpartition("/")
+    return ObjectName(namespace, last)
 
 
 def _refused(name: ObjectName, error: KernelError) -> Problem:

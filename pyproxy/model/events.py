@@ -29,10 +29,14 @@ class Delete(msgspec.Struct, frozen=True):
 
 
 class Synced(msgspec.Struct, frozen=True):
-    """A list is whole: what is not in `names` does not exist."""
+    """A list is whole: what is not in `names` does not exist.
+
+    `set_aside` are the names, as their Problems have them, of what exists and could not be read.
+    """
 
     kind: Kind
     names: frozenset[ObjectName]
+    set_aside: frozenset[str] = frozenset()
 
 
 class SetAside(msgspec.Struct, frozen=True):

@@ -111,7 +111,8 @@ class ManifestSource:
         self._refresh(self._paths())
         for kind in Kind:
             names = frozenset(name for known, name in self._known if known is kind)
-            self._emit(Synced(kind, names))
+            aside = frozenset(problem.name for problem in self._said if problem.kind == kind.value)
+            self._emit(Synced(kind, names, aside))
         for changed in changes:
             self._heard = self._clock.now()
             if changed:

@@ -96,6 +96,7 @@ class Reflector:
         self._from_cache = True
         self._doubtful = False
         self._breaks = 0
+        self._set_aside: set[str] = set()
 
     def run(self) -> None:
         """List and watch until the source stops."""
@@ -171,6 +172,7 @@ class Reflector:
         so the next list is asked for in one piece.
         """
         names: set[ObjectName] = set()
+        self._set_aside.clear()
         limit = {"limit": str(PAGE_SIZE)} if self._paged else {}
         query = limit | ({"resourceVersion": "0"} if self._from_cache else {})
         while True:
@@ -229,6 +231,7 @@ class Reflector:
         if self._unfinished >= STREAMS_TRIED:
             self._streams = False  # until this one proves to be whole
         names: set[ObjectName] = set()
+        self._set_aside.clear()
         for line in lines:
             event = stream.event(line)
             if event.type == "BOOKMARK":
@@ -249,7 +252,8 @@ class Reflector:
         """Say that a list is whole, and remember its version."""
         if not version:
             raise GarbledError(f"{self.resource.path}: a list without resourceVersion")
-        self._around.emit(Synced(self.resource.kind, frozenset(names)))
+        aside = frozenset(self._set_aside)
+        self._around.emit(Synced(self.resource.kind, frozenset(names), aside))
         self._version, self._from_cache = version, True
         self._answered()
 
@@ -292,6 +296,8 @@ class Reflector:
         if isinstance(value, Problem):
             self._delete(name, listing)
             emit(SetAside(value))
+            if listing is not None:
+                self._set_aside.add(value.name)
         elif isinstance(value, NotOurs):
             log.debug("%s %s is not ours: %s", kind.value, name, value.reason)
             self._delete(name, listing)

@@ -246,3 +246,22 @@ def test_a_service_that_the_kernel_refuses_is_set_aside_alone_until_it_changes()
     assert stage.dataplane.reads == reads + 1
     assert stage.serving() == ["shop/api:http", "shop/web:http"]
     assert stage.metrics_by_kind()["Service"] == 0
+
+
+def test_what_vanished_unseen_is_no_longer_set_aside() -> None:
+    stage = Stage()
+    stage.begin(service("web", 1))
+    odd = msgspec.structs.replace(
+        service("odd", 2), problems=(Problem("Service", "shop/odd", "spec", "x"),)
+    )
+    stage.hear(odd)
+    stage.agent.hear(SetAside(Problem("Service", "shop/spoilt", "spec", "y")))
+    stage.agent.hear(SetAside(Problem("Service", "shop/still", "spec", "y")))
+    stage.agent.sync()
+    assert stage.metrics_by_kind()["Service"] == 3
+    names = frozenset({name("web")})
+    stage.agent.hear(Synced(Kind.SERVICE, names, frozenset({"shop/still"})))
+    stage.settle()
+    stage.hear(service("another", 3))
+    stage.agent.sync()
+    assert stage.metrics_by_kind()["Service"] == 1

@@ -98,7 +98,7 @@ class Hour(RuleBasedStateMachine):
 
     @rule(of=names)
     def unreadable(self, of: str) -> None:
-        """Have an object that nobody can read come by, and its mending be heard later."""
+        """Have an object that nobody can read come by, and its mending or its end lost."""
         self.stage.agent.hear(Delete(Kind.SERVICE, name(of)))
         self.stage.agent.hear(SetAside(Problem("Service", f"shop/{of}", "spec", "spoilt")))
         self.lose(Kind.SERVICE)
@@ -159,6 +159,7 @@ class Hour(RuleBasedStateMachine):
         fresh = Stage()
         fresh.begin(*(value for held in self.objects.values() for value in held.values()))
         assert stage.dataplane.kernel == fresh.dataplane.kernel
+        assert stage.metrics_by_kind() == fresh.metrics_by_kind()
         assert stage.health.is_healthy()
 
 
