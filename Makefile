@@ -7,11 +7,12 @@ STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
 PYTEST_ARGS ?=
+SECONDS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system check test demo conformance bench clean
+.PHONY: help venv system check test demo conformance soak fuzz bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +46,12 @@ demo: system venv ## a Service followed from its first packet, in network namesp
 
 conformance: system venv ## the packet cases in CASES=DIR against this agent (root)
 	@$(BIN)/python -m pyproxy.lab.conformance --mode $(MODE) $(CASES)
+
+soak: system venv ## SECONDS (600) of 200 changes a second with faults, against a real kernel (root)
+	$(BIN)/python -m tests.soak.soak $(SECONDS)
+
+fuzz: venv ## coverage-guided fuzzing of all that parses for SECONDS each, where atheris is installed
+	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
 
 bench: system venv ## measure syncs at scale (root)
 	@$(BIN)/python -m bench
