@@ -91,17 +91,23 @@ class Leftovers(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """Sum it up for one log line."""
         parts = [f"nftables table {table_name(family)}" for family in self.tables]
-        for each in self.iptables:
-            chains = len(each.removal.chains) + len(each.removal.emptied)
-            parts.append(f"{each}: {len(each.removal.jumps)} jumps and {chains} chains")
-        if self.services:
-            parts.append(f"{len(self.services)} IPVS virtual services")
+        for program in dict.fromkeys(each.program for each in self.iptables):
+            removals = [each.removal for each in self.iptables if each.program == program]
+            jumps = sum(len(each.jumps) for each in removals)
+            chains = sum(len(each.chains) + len(each.emptied) for each in removals)
+            parts.append(f"{program}: {_count(jumps, 'jump')} and {_count(chains, 'chain')}")
         parts += [f"network device {link}" for link in self.links]
-        if self.sets:
-            parts.append(f"{len(self.sets)} ipsets")
-        if self.counters:
-            parts.append(f"{len(self.counters)} nfacct objects")
+        named = (
+            (self.services, "IPVS virtual service"),
+            (self.sets, "ipset"),
+            (self.counters, "nfacct object"),
+        )
+        parts += [_count(len(things), name) for things, name in named if things]
         return "; ".join(parts)
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def table_name(family: Family) -> str:

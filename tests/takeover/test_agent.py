@@ -46,7 +46,7 @@ def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path:
         while not all(failures(here).get(family) for family in (b"IPv4", b"IPv6")):
             assert time.monotonic() < deadline
         here.run(["iptables-legacy", "-D", *use])
-        agent.says("removed what kube-proxy has left: 1 ipsets")
+        agent.says("removed what kube-proxy has left: 1 ipset")
         assert not here.run(["ipset", "list", "-n"]).stdout
         # Once is enough: whoever comes back later is not ours to fight.
         agent.reaches("a2", "10.96.255.1:80", "b1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyproxy.model.address import parse_address
 from pyproxy.takeover.ipvs import choose
-from pyproxy.takeover.leftovers import VirtualService
+from pyproxy.takeover.leftovers import Leftovers, VirtualService
 
 TCP, UDP = 6, 17
 
@@ -31,4 +31,5 @@ def test_others_virtual_services_are_let_be() -> None:
         frozenset({(TCP, 30777), (UDP, 30053)}),
     )
     assert set(chosen) == {cluster_ip, cluster_ip6, node_port, node_port_udp}
+    assert str(Leftovers(services=chosen)) == "4 IPVS virtual services"
     assert str(cluster_ip6) == "[fd00:10:96::1]:443 (protocol 6)"

@@ -98,6 +98,11 @@ COMMIT
     here.run([f"iptables-{flavour}-restore", "--noflush"], text=rules)
     found = find(here)
     assert found.links == ("kube-ipvs0",)
+    assert (
+        str(found)
+        == f"iptables-{flavour}: 2 jumps and 3 chains; network device kube-ipvs0; 3 ipsets"
+    )
+    assert len(list(found.lines())) == 2 + 3 + 1 + 3
     assert found.sets == ("KUBE-6-CLUSTER-IP", "KUBE-CLUSTER-IP", "KUBE-NODE-PORT-TCP")
     assert not remove(here)
     assert state(here) == before
