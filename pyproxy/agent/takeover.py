@@ -20,8 +20,8 @@ from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
-_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Seconds between attempts: what fails for longer is for a person to look at."""
+_PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Seconds before each attempt: what fails for longer is for a person to look at."""
 
 
 class Takeover:
@@ -40,10 +40,10 @@ class Takeover:
 
     def _run(self) -> None:
         for pause in _PAUSES:
+            time.sleep(pause)
             if remove_leftovers():
                 return
             self._metrics.cleanup_failed()
-            time.sleep(pause)
         log.error(
             "giving up on what kube-proxy has left: `pyproxy cleanup --takeover` while no agent "
             "runs, or `kube-proxy --cleanup`, may remove it"
