@@ -92,15 +92,7 @@ def choose(
 def remove_service(service: VirtualService) -> None:
     """Delete a virtual service; one that is gone is all right. Raises KernelError."""
     with _translated(f"deleting the IPVS virtual service {service}"), IPVS() as ipvs:
-        ipvs.service(
-            "del",
-            service=IPVSService(
-                af=_AF[len(service.address)],
-                protocol=service.protocol,
-                addr=address_text(service.address),
-                port=service.port,
-            ),
-        )
+        ipvs.service("del", service=identity(service))
 
 
 def remove_link(name: str) -> None:
@@ -116,15 +108,28 @@ def remove_set(name: str) -> None:
         sets.destroy(name)
 
 
+def decode(message: Any) -> VirtualService | None:
+    """Read one of the kernel's messages; None for a service by a firewall mark."""
+    each = IPVSService.from_message(message)
+    if "addr" not in each:  # kube-proxy makes none of these
+        return None
+    address = parse_address(str(each["addr"]))
+    return VirtualService(int(each["protocol"]), address, int(each["port"]))
+
+
+def identity(service: VirtualService) -> Any:
+    """Write what the kernel knows a virtual service by, as pyroute2 takes it."""
+    return IPVSService(
+        af=_AF[len(service.address)],
+        protocol=service.protocol,
+        addr=address_text(service.address),
+        port=service.port,
+    )
+
+
 def _virtual_services() -> list[VirtualService]:
-    found = []
     with IPVS() as ipvs:
-        for message in ipvs.service("dump"):
-            each = IPVSService.from_message(message)
-            if "addr" in each:  # not by a firewall mark, which kube-proxy never uses
-                address = parse_address(str(each["addr"]))
-                found.append(VirtualService(int(each["protocol"]), address, int(each["port"])))
-    return found
+        return [found for message in ipvs.service("dump") if (found := decode(message))]
 
 
 def _addresses() -> tuple[frozenset[Address], frozenset[Address]]:
