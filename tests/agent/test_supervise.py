@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,7 @@ from pyproxy.agent import drift, supervise
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Drift
+from pyproxy.errors import TransientKernelError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family, Protocol
@@ -176,3 +178,19 @@ def test_a_stuck_agent_thread_is_noticed_and_its_return_too() -> None:
     until(stage.health.is_healthy)
     bench.inbox.put(Stop())
     bench.thread.join(10)
+
+
+def test_syncs_that_keep_failing_are_no_health() -> None:
+    stage = Stage()
+    stage.begin(service("web", 1))
+    stage.hear(service("api", 2))
+    stage.dataplane.trouble = [TransientKernelError("EBUSY", errno.EBUSY)] * 1000
+    until = stage.clock.now + 60.0
+    while stage.clock.now < until:
+        assert stage.health.is_healthy()
+        stage.agent.sync()
+        stage.clock.now = min(until, stage.agent.due() or until)
+    assert not stage.health.report().healthy
+    stage.dataplane.trouble.clear()
+    stage.settle()
+    assert stage.health.is_healthy()

@@ -21,6 +21,7 @@ from pyproxy.lab.apiserver.faults import (
     Cut,
     Disorder,
     Fault,
+    HalfOpen,
     Page,
     Refusal,
     ShortWatches,
@@ -48,6 +49,7 @@ FAULTS: list[tuple[Fault, ...]] = [
     (Refusal(429, 1),),
     (Page(),),
     (Cut(),),
+    (HalfOpen(),),
     (Slow(0.05),),
     (ShortWatches(1.0),),
     (Disorder(),),
@@ -199,9 +201,10 @@ class Chaos:
                     time.sleep(self._random.uniform(0.1, 1.0))
 
     def end(self) -> None:
-        """Let the sun shine."""
+        """Let the sun shine; half-open watches are cut, for a minute would be long to wait."""
         self._server.faults.clear()
-        self._server.close_watches()
+        with self._server.away():
+            pass
 
 
 def run(seconds: float, seed: int, say: Callable[[str], None] = lambda _: None) -> Result:
