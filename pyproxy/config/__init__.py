@@ -1,4 +1,4 @@
-"""What a person asks of pyproxy: flags in kube-proxy's names, read into typed settings."""
+"""What a person asks of pyproxy: kube-proxy's flags and its file, read into typed settings."""
 
 from pyproxy.config.settings import (
     Api,

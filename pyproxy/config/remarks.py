@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 
 from pyproxy.config.given import FLAGS, Given, texts_by_field, wins_over_file
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
 from pyproxy.config.schema import KubeProxyConfiguration
 
 _SECTIONS_OF_OTHERS = ("iptables.", "ipvs.")
-_LOCALHOST = "iptables.localhostNodePorts"
+_HEARD_BY_MODE: Mapping[str, Set[str]] = {
+    "": {"iptables.localhostNodePorts"},
+    "iptables": {"iptables.localhostNodePorts"},
+    "ipvs": {"ipvs.syncPeriod", "ipvs.minSyncPeriod"},
+    "nftables": set(),
+}
+"""What has no effect as a flag, and has some in a file for that mode."""
 
 
 def remarks(flagged: Given, configuration: KubeProxyConfiguration, file: str) -> Iterator[str]:
@@ -49,10 +55,9 @@ def _idle_fields(configuration: KubeProxyConfiguration) -> Iterator[tuple[str, s
     if configuration.mode == "nftables":
         section = "the mode is nftables"
         reasons |= {field: section for field in said if field.startswith(_SECTIONS_OF_OTHERS)}
-    else:
-        del reasons[_LOCALHOST]
+    heard = _HEARD_BY_MODE[configuration.mode]
     for field, text in said.items():
-        if field in reasons and (field, text) not in defaults:
+        if field in reasons.keys() - heard and (field, text) not in defaults:
             yield field, reasons[field]
 
 

@@ -227,6 +227,16 @@ def test_fields_in_vain_are_named_once_by_reason(written):
     )
 
 
+def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written):
+    path = written("mode: ipvs\nipvs: {syncPeriod: 1m, minSyncPeriod: 2s, scheduler: rr}")
+    _, idle = parse(f"--config={path}").remarks
+    assert idle.endswith(
+        "fields without effect: ipvs.scheduler (the ipvs mode is not in this version yet)"
+    )
+    path = written("iptables: {localhostNodePorts: false, syncPeriod: 1m, masqueradeAll: true}")
+    assert parse(f"--config={path}").remarks == ()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
