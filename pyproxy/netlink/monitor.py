@@ -66,7 +66,8 @@ class Monitor:
         )
         grow_receive(self._socket, _RECEIVE_BUFFER)
         self._socket.bind((0, 0))
-        self._ended = os.eventfd(0, os.EFD_CLOEXEC)
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC)
+        self._ended = False
 
     def listen(self) -> None:
         """Begin to hear; what happened before is not told."""
@@ -78,12 +79,17 @@ class Monitor:
 
     def end(self) -> None:
         """Have `wait` return None, now and from now on."""
-        os.eventfd_write(self._ended, 1)
+        self._ended = True
+        os.eventfd_write(self._woken, 1)
+
+    def missed(self) -> None:
+        """Have `wait` tell of a transaction that was not heard of."""
+        os.eventfd_write(self._woken, 1)
 
     def close(self) -> None:
         """Give back the descriptors, once nobody waits any more."""
         self._socket.close()
-        os.close(self._ended)
+        os.close(self._woken)
 
     def wait(self) -> Foreign | None:
         """Wait for another program's transaction; None once `end` was called.
@@ -91,9 +97,12 @@ class Monitor:
         Raises KernelError.
         """
         while True:
-            readable, _, _ = select.select([self._socket.fileno(), self._ended], [], [])
-            if self._ended in readable:
+            readable, _, _ = select.select([self._socket.fileno(), self._woken], [], [])
+            if self._ended:
                 return None
+            if self._woken in readable:
+                os.eventfd_read(self._woken)
+                return Foreign(frozenset(), "")
             try:
                 data = self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
             except BlockingIOError:

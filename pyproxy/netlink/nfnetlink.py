@@ -124,6 +124,7 @@ class Nfnetlink:
         self._socket.bind((0, 0))
         self._largest = 0
         self._sequence = 0
+        self.committed = 0
         self.messages_sent = 0
         self.bytes_sent = 0
 
@@ -185,7 +186,26 @@ class Nfnetlink:
         self._sequence = first + len(messages)
         self._send(b"".join(parts))
         self.messages_sent += len(messages)
-        return self._refusals(first)
+        refusals = self._refusals(first)
+        self.committed += not refusals
+        return refusals
+
+    def get(self, request: Message) -> memoryview:
+        """Ask for one thing; the attributes of the answer. Raises KernelError."""
+        self._drain()
+        self._sequence += 1
+        flags = NLM_F_REQUEST | NLM_F_ACK | request.flags
+        self._send(_frame(request.kind, flags, self._sequence, request.body, request.family))
+        answer = memoryview(b"")
+        while data := self._receive(socket.MSG_DONTWAIT):
+            for kind, _, sequence, message in frames(data):
+                if sequence != self._sequence:
+                    continue
+                if kind != _NLMSG_ERROR:
+                    answer = message[HEADER_SIZE:]
+                elif code := _code(message):
+                    raise kernel_error(code, "asking")
+        return answer
 
     def ask(self, message: Message) -> Refusal | None:
         """Send one message to a subsystem that has no batches; None says that it was done.

@@ -32,6 +32,7 @@ _GETCHAIN = 4
 _DELCHAIN = 5
 _GETRULE = 7
 _GETSET, _DELSET = 10, 11
+_GETGEN, _GEN_ID = 16, 1
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 
 _TABLE_NAME = 1
@@ -114,6 +115,16 @@ def delete_elements(
 def delete_table(table: str, family: int = NFPROTO_INET) -> Message:
     """Remove a table with everything in it."""
     return Message(_kind(_DELTABLE), 0, string(_TABLE_NAME, table), family)
+
+
+def get_generation() -> Message:
+    """Ask how many transactions there have been in this network namespace."""
+    return Message(_kind(_GETGEN), 0, b"")
+
+
+def generation(answer: memoryview) -> int:
+    """Read the answer to `get_generation`; it begins anew after 2**32 - 1."""
+    return int.from_bytes(attribute_map(answer).get(_GEN_ID, b""), "big")
 
 
 def get_tables(family: int = NFPROTO_INET) -> Message:

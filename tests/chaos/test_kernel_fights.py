@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -219,3 +222,30 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         assert "repaired what somebody changed: 1 element: add element" in caplog.text
     finally:
         core.close()
+
+
+MEDDLER = """#!/bin/sh
+{nft} "$@" || exit
+rm {flag} 2>/dev/null || exit 0
+exec {nft} 'add element inet pyproxy refused4 {{ 10.96.0.1 . tcp . 80 }}'
+"""
+
+
+def test_a_write_in_the_middle_of_the_first_commit_is_not_missed(
+    namespace: Namespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While a large transaction of its own goes on, the agent hears nothing of others."""
+    nft, flag = tmp_path / "nft", tmp_path / "flag"
+    nft.write_text(MEDDLER.format(nft=shutil.which("nft"), flag=flag))
+    nft.chmod(0o755)
+    flag.touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with Live(namespace) as live:
+        live.begin(WEB, WEB_SLICE)
+        assert not flag.exists()
+        until(lambda: live.repaired() == {"element": 1}, "the foreign element is gone")
+        assert "refused4" not in live.seen().rows
+        until(lambda: "repaired what somebody changed: 1 element" in caplog.text, "the log")

@@ -43,6 +43,8 @@ from pyproxy.netlink.nftables import (
     delete_elements,
     delete_table,
     element_at,
+    generation,
+    get_generation,
 )
 from pyproxy.policy.answer import ServiceAnswer
 
@@ -59,6 +61,7 @@ class NftablesDataplane:
         self._programmed: dict[ObjectName, ServiceAnswer] = {}
         self._shared: Counter[SharedRow] = Counter()
         self._chains: set[str] = set()
+        self._loads = 0
         try:
             self._netlink = Nfnetlink()
         except KernelError as error:
@@ -154,18 +157,25 @@ class NftablesDataplane:
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan in one transaction and remember it; the Services it had to leave out."""
-        alone = plan.whole and bool(plan)
-        if alone:
-            self._monitor.pause()
+        if not (plan.whole and plan):
+            return self._commit(plan)
+        others = self._transactions_of_others()
+        self._monitor.pause()
         try:
             return self._commit(plan)
         finally:
-            if alone:
-                self._monitor.listen()
+            self._monitor.listen()
+            if self._transactions_of_others() != others:
+                self._monitor.missed()
+
+    def _transactions_of_others(self) -> int:
+        done = generation(self._netlink.get(get_generation()))
+        return (done - self._netlink.committed - self._loads) % (1 << 32)
 
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         if plan.reload:
             load(self._netlink, plan.options)
+            self._loads += 1
             self._loaded = plan.options
         failures: list[Failure] = []
         while refusal := self._send(plan):
