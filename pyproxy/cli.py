@@ -87,10 +87,11 @@ def _serve(settings: Settings, namespace: argparse.Namespace) -> int:
     from pyproxy import agent  # noqa: PLC0415
 
     read = partial(command_line.settings, namespace)
-    changed = agent.run(settings, read)
-    while changed is not None:
-        _prepare_logs(changed)
-        changed = agent.run(changed, read)
+    with agent.Ending() as ending:
+        changed = agent.run(settings, read, ending)
+        while changed is not None and not ending.is_asked_for:
+            _prepare_logs(changed)
+            changed = agent.run(changed, read, ending)
     return 0
 
 

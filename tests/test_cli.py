@@ -1,5 +1,7 @@
 import errno
 import logging
+import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -229,7 +231,7 @@ def test_how_a_cleanup_ends_is_the_exit_status(agent):
 def test_an_agent_that_ends_with_other_settings_is_run_with_them(agent, monkeypatch):
     outcomes = [Settings("b"), Settings("c"), None]
 
-    def run(settings, read):
+    def run(settings, read, _):
         agent.end("run", settings)
         assert read().node_name == "a"
         return outcomes.pop(0)
@@ -240,12 +242,29 @@ def test_an_agent_that_ends_with_other_settings_is_run_with_them(agent, monkeypa
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
+def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch):
+    seen = []
+
+    def run(settings, read, ending):
+        seen.append(settings.node_name)
+        ending.tell(lambda: seen.append("told"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Settings("b")
+
+    monkeypatch.setattr("pyproxy.agent.run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["run", "--hostname-override=a"]) == 0
+    assert seen == ["a", "told"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("arguments", "takeover"), [([], True), (["--takeover=false"], False), (["--v=1"], True)]
 )
 def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(monkeypatch, arguments, takeover):
     seen = []
-    monkeypatch.setattr("pyproxy.agent.run", lambda settings, _: seen.append(settings))
+    monkeypatch.setattr("pyproxy.agent.run", lambda settings, *_: seen.append(settings))
     assert kube_proxy(arguments) == 0
     assert [settings.takeover for settings in seen] == [takeover]
 

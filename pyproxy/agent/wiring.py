@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -13,6 +12,7 @@ from typing import Protocol
 from pyproxy.agent import drift, loopback, rights, supervise
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, Follower, Observers
+from pyproxy.agent.ending import Ending
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.machine import AddressWatch, local_addresses
@@ -61,8 +61,8 @@ class Source(Protocol):
         ...
 
 
-def run(settings: Settings, read: Callable[[], Settings]) -> Settings | None:
-    """Serve this node's Services until SIGTERM or SIGINT, and leave the rules behind.
+def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Settings | None:
+    """Serve this node's Services until told to end, and leave the rules behind.
 
     Also ends where the configuration file of `settings` has changed, and then gives what `read`
     made of it, for another run to go on with; None at the end. Raises UsageError, and
@@ -76,11 +76,13 @@ def run(settings: Settings, read: Callable[[], Settings]) -> Settings | None:
 
     config_file = ConfigFile(settings, read_and_check)
     with _dataplane(settings) as dataplane:
-        _serve(settings, dataplane, config_file)
+        _serve(settings, dataplane, config_file, ending)
     return config_file.successor
 
 
-def _serve(settings: Settings, dataplane: NftablesDataplane, config_file: ConfigFile) -> None:
+def _serve(
+    settings: Settings, dataplane: NftablesDataplane, config_file: ConfigFile, ending: Ending
+) -> None:
     with ExitStack() as stack:
         metrics, health = Metrics(), Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
@@ -95,7 +97,7 @@ def _serve(settings: Settings, dataplane: NftablesDataplane, config_file: Config
             if announcer is not None:
                 announcer.problem(problem, agent.world.uid(problem.kind, problem.name))
 
-        def end(*_: object) -> None:
+        def end() -> None:
             health.ending()
             inbox.put(Stop())
 
@@ -121,8 +123,7 @@ def _serve(settings: Settings, dataplane: NftablesDataplane, config_file: Config
         addresses = AddressWatch()
         stack.callback(addresses.close)
         rights.keep_only(rights.needed(settings.serving, takeover=settings.takeover))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
+        ending.tell(end)
         servers.start()
         stack.callback(servers.stop)
         reconciler.start()

@@ -66,7 +66,7 @@ def metrics_pages(
     `started` and what `clock` returns are in seconds since the epoch.
     """
     pages: dict[str, Callable[[], Response]] = {
-        "/configz": lambda: Response(config_report.configz(settings), content_type=_JSON),
+        "/configz": lambda: Response(config_report.configz(settings), 200, _JSON, _NO_SNIFF),
         "/flagz": lambda: _text(config_report.flagz(settings)),
         "/healthz": lambda: _text("ok"),
         "/metrics": lambda: Response(metrics.exposition(), content_type=CONTENT_TYPE),

@@ -191,7 +191,7 @@ def test_flags_win_where_kube_proxys_do(written):
     settings = parse(
         config,
         *("--hostname-override=A", "--v=3", "--cluster-cidr=10.2.0.0/16", "--masquerade-all"),
-        *("--master=https://m", "--iptables-sync-period=9s", "--proxy-mode=nftables"),
+        *("--master=https://m", "--iptables-sync-period=9s", "--proxy-mode=ipvs"),
     )
     assert (settings.node_name, settings.verbosity) == ("a", 3)
     assert settings.api == Api("", "https://m")

@@ -3,7 +3,9 @@ import logging
 
 import pytest
 
-from pyproxy.config import ListenAddress, Serving, Settings
+from pyproxy.config import ListenAddress, Serving, Settings, file
+from pyproxy.config.schema import KubeProxyConfiguration
+from pyproxy.config.settings import FlagValue
 from pyproxy.errors import UsageError
 from pyproxy.health.pages import rfc3339
 from pyproxy.health.server import Servers
@@ -20,6 +22,8 @@ def settings(health_port: int = 0, metrics_port: int = 0, *, hard_fail: bool = F
         serving=Serving(
             ListenAddress(LOOPBACK, health_port), ListenAddress(LOOPBACK, metrics_port), hard_fail
         ),
+        flags=(FlagValue("--v", "3", given=True),),
+        configuration=KubeProxyConfiguration(oom_score_adj=7),
     )
 
 
@@ -159,11 +163,20 @@ def test_pages_for_people_and_scrapers(servers, ask):
     metrics = ask(port, "/metrics")
     assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram\n" in metrics.body
-    configz = json.loads(ask(port, "/configz").body)["kubeproxy.config.k8s.io"]
-    assert configz["kind"] == "KubeProxyConfiguration"
-    assert ask(port, "/flagz").body.startswith("pyproxy flagz\n")
+    configz = ask(port, "/configz")
+    assert configz.status == 200
+    assert configz.headers["Content-Type"] == "application/json"
+    assert configz.headers["X-Content-Type-Options"] == "nosniff"
+    (name, configuration), *others = json.loads(configz.body).items()
+    assert (name, others) == ("kubeproxy.config.k8s.io", [])
+    assert file.parse(json.dumps(configuration).encode()) == KubeProxyConfiguration(oom_score_adj=7)
+    flagz = ask(port, "/flagz").body.splitlines()
+    assert flagz[0] == "pyproxy flagz"
+    assert flagz[3:] == ["v 3"]
     statusz = ask(port, "/statusz").body.splitlines()
     assert statusz[0] == "pyproxy statusz"
+    names = [line.split(":")[0] for line in statusz[3:] if line]
+    assert names == ["Started", "Up", "Python version", "Binary version", "Paths"]
     assert statusz[-1] == "Paths: /configz /flagz /healthz /metrics /proxyMode /statusz"
 
 
