@@ -24,7 +24,8 @@ class ConfigFile:
         self._settings = settings
         self._read = read
         self._path = Path(settings.config_file) if settings.config_file else None
-        self._content = self._now()
+        self._content: bytes | None = None
+        """None until the first look, for the file may have changed since `settings` were read."""
         self.successor: Settings | None = None
         """The settings that are to take the place of those in force, None where none are."""
 

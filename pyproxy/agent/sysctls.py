@@ -8,6 +8,7 @@ of it, as a container does with a /proc/sys that is read-only: that is told, and
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -73,7 +74,10 @@ class Machine:
 
     def cores(self) -> int:
         """Count the CPU cores that are on, be they this process's to use or not."""
-        ranges = self._read(PurePath("sys/devices/system/cpu/online")).split(",")
+        try:
+            ranges = self._read(PurePath("sys/devices/system/cpu/online")).split(",")
+        except OSError:
+            return os.cpu_count() or 1
         spans = [[int(end) for end in each.split("-")] for each in ranges]
         return sum(span[-1] - span[0] + 1 for span in spans)
 

@@ -71,7 +71,9 @@ def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Set
 
     def read_and_check() -> Settings:
         found = read()
-        _client(found, None)
+        if found != settings:
+            # What the new run would end for is told while this one goes on.
+            _client(found, None)
         return found
 
     config_file = ConfigFile(settings, read_and_check)

@@ -45,15 +45,23 @@ def publish(folder: Path, number: int, text: str) -> None:
 def test_a_swapped_link_is_a_change(path: Path) -> None:
     read = Reader(path)
     file = ConfigFile(read(), read)
-    assert not file.has_changed()
+    for _ in range(3):
+        assert not file.has_changed()
     publish(path.parent, 2, "a")
     assert not file.has_changed()
-    assert read.count == 1
+    assert read.count == 2
     publish(path.parent, 3, "b")
     assert file.has_changed()
     assert file.successor is not None
     assert file.successor.node_name == "b"
     assert file.has_changed()
+
+
+def test_a_change_before_the_first_look_is_one(path: Path) -> None:
+    read = Reader(path)
+    settings = read()
+    publish(path.parent, 2, "b")
+    assert ConfigFile(settings, read).has_changed()
 
 
 def test_what_changes_nothing_is_no_change(path: Path) -> None:

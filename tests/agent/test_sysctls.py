@@ -115,6 +115,12 @@ def test_it_is_made_once_and_told(root: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.messages == []
 
 
+def test_cores_are_counted_where_nobody_lists_them(root: Path) -> None:
+    assert Machine(root).cores() == 5
+    (root / "sys/devices/system/cpu/online").unlink()
+    assert Machine(root).cores() >= 1
+
+
 def test_a_larger_table_stays_and_a_longer_timeout_does_not(root: Path) -> None:
     Machine(root).apply(settings(Conntrack(max_per_core=1, min=1)))
     assert value(root, "max") == 65536
