@@ -62,12 +62,13 @@ def find_services(links: tuple[str, ...], sets: tuple[str, ...]) -> tuple[Virtua
     """List kube-proxy's virtual services by its device and its sets. Raises KernelError."""
     if not links and not sets:
         return ()
-    nothing: list[VirtualService] = []
-    running = _asking("listing IPVS virtual services", _virtual_services, nothing)
-    if not running:
-        return ()
-    own, local = _addresses()
-    return choose(running, own, local, _node_ports(sets))
+
+    def read() -> tuple[VirtualService, ...]:
+        running = _virtual_services()
+        own, local = _addresses()
+        return choose(running, own, local, _node_ports(sets))
+
+    return _asking("listing IPVS virtual services", read, ())
 
 
 def choose(
