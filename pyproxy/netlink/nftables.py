@@ -38,7 +38,7 @@ _NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_SET_TABLE, _SET_NAME = 1, 2
+_SET_TABLE, _SET_NAME, _SET_COUNT = 1, 2, 20
 _SET_SHAPE = (3, 5, 7)
 """A set's flags, and the lengths of its keys and of its data."""
 
@@ -202,6 +202,16 @@ def sets(answers: Iterable[memoryview]) -> dict[str, bytes]:
         text(each[_SET_NAME]): b"".join(bytes(each.get(part, b"\0" * 4)) for part in _SET_SHAPE)
         for each in found
         if _SET_NAME in each
+    }
+
+
+def set_sizes(answers: Iterable[memoryview]) -> dict[str, int]:
+    """Read the answers to `get_sets`: how many elements each set has, from Linux 6.16 on."""
+    found = (attribute_map(answer) for answer in answers)
+    return {
+        text(each[_SET_NAME]): int.from_bytes(each[_SET_COUNT], "big")
+        for each in found
+        if _SET_NAME in each and _SET_COUNT in each
     }
 
 

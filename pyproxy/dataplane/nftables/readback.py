@@ -12,7 +12,10 @@ from pyproxy.errors import OutOfStepError
 from pyproxy.model.address import Backend, Family
 from pyproxy.netlink import nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import Shape
 from pyproxy.policy.answer import PortAnswer, ServiceAnswer, Use
+
+_ATTEMPTS = 5
 
 
 def read_tables(netlink: Nfnetlink) -> set[str]:
@@ -31,12 +34,23 @@ def read_table(netlink: Nfnetlink) -> Table:
         if kind.learned:
             continue
         try:
-            answers = netlink.dump(nftables.get_elements(TABLE, name))
+            rows = _read_elements(netlink, name, kind.shape)
         except OutOfStepError:
             continue
-        if rows := nftables.elements(answers, kind.shape):
+        if rows:
             table[name] = rows
     return table
+
+
+def _read_elements(netlink: Nfnetlink, name: str, shape: Shape) -> Rows:
+    # A set that has just grown is moved to a larger hash table in the background, and what is read
+    # meanwhile leaves some out.
+    for _ in range(_ATTEMPTS):
+        rows = nftables.elements(netlink.dump(nftables.get_elements(TABLE, name)), shape)
+        sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(TABLE)))
+        if shape is not Shape.EXACT or len(rows) == sizes.get(name, len(rows)):
+            break
+    return rows
 
 
 def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
