@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 PROGRAMS = tuple(Program(family, flavour) for family in Family for flavour in Flavour)
 _LEGACY_TABLES = {
-    Family.IPV4: Path("/proc/net/ip_tables_names"),
-    Family.IPV6: Path("/proc/net/ip6_tables_names"),
+    Family.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
+    Family.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
 _LOCK_SECONDS = "5"
 _RESOURCE_PROBLEM = 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +144,25 @@ def test_what_cannot_be_read_hides_nothing_else(here: Namespace) -> None:
     assert {str(each.program) for each in found.iptables} == {f"{p}-legacy" for p in PROGRAMS}
     here.run([*CLEANUP, "--takeover"])
     assert not find(here)
+
+
+def test_without_iptables_the_rest_goes_and_a_warning_says_so(
+    here: Namespace, tmp_path: Path
+) -> None:
+    leave(here, "nftables")
+    leave(here, "iptables-legacy")
+    here.run(["ip6tables-legacy", "-t", "nat", "-L"])
+    nft = shutil.which("nft")
+    assert nft is not None
+    (tmp_path / "nft").symlink_to(nft)
+    path = f"PATH={tmp_path}"
+    done = here.run(["/usr/bin/env", path, *CLEANUP, "--takeover"], check=False)
+    # The counters that the rules hold on to give away that there is more.
+    assert done.returncode == 1
+    assert set(find(here).counters) == set(COUNTERS)
+    assert not find(here).tables
+    for program in ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"):
+        assert f"{program}-save is not on PATH" in done.stderr
 
 
 def test_cleanup_is_for_our_own_table_unless_kube_proxys_is_asked_for_too(here: Namespace) -> None:
