@@ -41,6 +41,7 @@ class Shape(msgspec.Struct):
 
 _PLAIN = {
     "str": JsonType.STRING,
+    "bytes": JsonType.STRING,  # base64
     "datetime": JsonType.STRING,
     "int": JsonType.INTEGER,
     "float": JsonType.NUMBER,

@@ -1,0 +1,1 @@
+"""What lies in deploy/, checked without a cluster."""

@@ -1,0 +1,117 @@
+"""Manifests against what their kinds have: unknown fields, wrong types and missing ones.
+
+Kubernetes' own kinds are checked against the models of its Python client, which are generated from
+the API's OpenAPI description. Those of others are written down here, with the fields in use.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from kubernetes.client import ApiClient
+
+from pyproxy.lab.apiserver.schema import checked
+
+_MODELS = {
+    ("v1", "ConfigMap"): "V1ConfigMap",
+    ("v1", "Service"): "V1Service",
+    ("v1", "ServiceAccount"): "V1ServiceAccount",
+    ("apps/v1", "DaemonSet"): "V1DaemonSet",
+    ("apps/v1", "Deployment"): "V1Deployment",
+    ("batch/v1", "Job"): "V1Job",
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"): "V1ClusterRole",
+    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"): "V1ClusterRoleBinding",
+}
+
+
+class _Strict(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """A custom resource, or a part of one."""
+
+
+class _Metadata(_Strict):
+    name: str
+    namespace: str = ""
+    labels: dict[str, str] = {}
+
+
+class _Selector(_Strict):
+    match_labels: dict[str, str]
+
+
+class _Relabeling(_Strict):
+    source_labels: list[str]
+    target_label: str
+
+
+class _Endpoint(_Strict):
+    port: str
+    interval: str
+    relabelings: list[_Relabeling] = []
+
+
+class _ServiceMonitorSpec(_Strict):
+    job_label: str
+    selector: _Selector
+    endpoints: list[_Endpoint]
+
+
+class ServiceMonitor(_Strict):
+    """monitoring.coreos.com/v1, ServiceMonitor."""
+
+    api_version: str
+    kind: str
+    metadata: _Metadata
+    spec: _ServiceMonitorSpec
+
+
+class Rule(_Strict, kw_only=True):
+    """An alert; the names are those of Prometheus' rule files."""
+
+    alert: str
+    expr: str
+    for_: str = msgspec.field(name="for", default="0s")
+    labels: dict[str, str]
+    annotations: dict[str, str]
+
+
+class Group(_Strict):
+    """A group of rules."""
+
+    name: str
+    rules: list[Rule]
+
+
+class RuleGroups(_Strict):
+    """A file of rules, and the spec of a PrometheusRule."""
+
+    groups: list[Group]
+
+
+class PrometheusRule(_Strict):
+    """monitoring.coreos.com/v1, PrometheusRule."""
+
+    api_version: str
+    kind: str
+    metadata: _Metadata
+    spec: RuleGroups
+
+
+_CUSTOM: dict[tuple[str, str], type[_Strict]] = {
+    ("monitoring.coreos.com/v1", "ServiceMonitor"): ServiceMonitor,
+    ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
+}
+
+
+def check(obj: dict[str, Any]) -> None:
+    """Raise, whatever fits, for the first thing that is wrong with an object of the API."""
+    key = obj["apiVersion"], obj["kind"]
+    if key in _CUSTOM:
+        msgspec.convert(obj, _CUSTOM[key])
+        return
+    unknown: list[str] = []
+    checked(obj, _MODELS[key], obj["kind"], unknown)
+    assert not unknown, f"{obj['kind']} {obj['metadata']['name']} has no {', '.join(unknown)}"
+    # The models refuse the absence of what is required.
+    ApiClient().deserialize(json.dumps(obj), _MODELS[key], "application/json")
