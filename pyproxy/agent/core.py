@@ -26,7 +26,7 @@ from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.policy.answer import ServiceAnswer
 from pyproxy.policy.backends import answer as answer_service
-from pyproxy.policy.claims import Claims
+from pyproxy.policy.claims import Claims, Granted
 from pyproxy.policy.node_ports import on_addresses
 
 log = logging.getLogger(__name__)
@@ -243,15 +243,28 @@ class Agent(Generic[P]):
     def _answer_one(self, name: ObjectName) -> tuple[frozenset[ObjectName], ServiceAnswer | None]:
         service = self.world.services.get(name)
         if service is None:
-            self._ailments.found("its claims", (Kind.SERVICE.value, str(name)), ())
-            self._ailments.found("the kernel", (Kind.SERVICE.value, str(name)), ())
+            for by in ("its answer", "its claims", "the kernel"):
+                self._ailments.found(by, (Kind.SERVICE.value, str(name)), ())
             return self._claims.release(name), None
-        slices = self.world.slices_of(name)
-        answer = answer_service(service, slices, self.world.node, self._node_rules.hostname)
-        answer = on_addresses(answer, self._node.node_port_addresses)
-        granted = self._claims.grant(service, answer)
+        try:
+            granted = self._grant(service)
+        except Exception as error:
+            # Whatever this is, it is our mistake, and must cost this Service alone: an agent that
+            # ended here would end at every start, and the whole node would be left behind.
+            log.exception("Service %s could not be answered, which is a mistake in pyproxy", name)
+            self._ailments.found(
+                "its answer", (Kind.SERVICE.value, str(name)), (_foiled(name, error),)
+            )
+            return self._claims.release(name), None
+        self._ailments.found("its answer", (Kind.SERVICE.value, str(name)), ())
         self._ailments.found("its claims", (Kind.SERVICE.value, str(name)), granted.problems)
         return granted.also, granted.answer
+
+    def _grant(self, service: Service) -> Granted:
+        slices = self.world.slices_of(service.name)
+        answer = answer_service(service, slices, self.world.node, self._node_rules.hostname)
+        answer = on_addresses(answer, self._node.node_port_addresses)
+        return self._claims.grant(service, answer)
 
     def _succeeded(
         self,
@@ -305,6 +318,16 @@ class Agent(Generic[P]):
 def _parsed(name: str) -> ObjectName:
     namespace, _, last = name.rpartition("/")
     return ObjectName(namespace, last)
+
+
+def _foiled(name: ObjectName, error: Exception) -> Problem:
+    return Problem(
+        Kind.SERVICE.value,
+        str(name),
+        "spec",
+        f"pyproxy made a mistake with it ({type(error).__name__}: {error}) and serves it no more "
+        "until it changes: please report this with the object",
+    )
 
 
 def _refused(name: ObjectName, error: KernelError) -> Problem:

@@ -265,3 +265,16 @@ def test_what_vanished_unseen_is_no_longer_set_aside() -> None:
     stage.hear(service("another", 3))
     stage.agent.sync()
     assert stage.metrics_by_kind()["Service"] == 1
+
+
+def test_an_object_that_we_stumble_over_costs_itself_alone() -> None:
+    stage = Stage()
+    poison = msgspec.structs.replace(WEB, ports=None)  # what no decoder makes
+    stage.begin(poison, WEB_SLICE, API, API_SLICE)
+    assert stage.serving() == ["shop/api:http"]
+    assert [problem.name for problem in stage.reported] == ["shop/web"]
+    assert stage.health.is_healthy()
+    stage.hear(WEB)
+    stage.settle()
+    assert stage.serving() == ["shop/api:http", "shop/web:http"]
+    assert stage.metrics_by_kind()["Service"] == 0
