@@ -1,0 +1,121 @@
+"""The ClusterRole's rules are enough for the agent as the DaemonSet starts it, and none is idle."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from pyproxy.lab.apiserver import access
+from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy.lab.apiserver.settings import Settings
+from pyproxy.lab.cluster import kubeconfig
+from pyproxy.lab.network import Network
+from tests.agent.live import SITE, Process, endpoint_slice, node, service
+
+from .manifests import BASE, agent, objects, the
+
+pytestmark = pytest.mark.kernel
+
+TOKEN = "the-service-account's"
+CONFIG = "/etc/pyproxy/config.conf"
+
+Rights = dict[str, frozenset[str]]
+
+
+def granted() -> Rights:
+    """Read the ClusterRole as the lab's API server writes rights."""
+    found: dict[str, set[str]] = {}
+    for rule in the("ClusterRole", objects((BASE / "rbac.yaml").read_text()))["rules"]:
+        for group in rule["apiGroups"]:
+            for plural in rule["resources"]:
+                name = f"{plural}.{group}" if group else plural
+                found.setdefault(name, set()).update(rule["verbs"])
+    return {name: frozenset(verbs) for name, verbs in found.items()}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Rights:
+    """Give the service account what the ClusterRole has, and collect what it asks for."""
+    seen: Rights = {}
+    account = access.User("system:serviceaccount:kube-system:pyproxy", granted())
+    authorize = access.authorize
+
+    def noted(user: access.User, action: access.Action) -> None:
+        assert user is account
+        name = action.resource.qualified
+        seen[name] = seen.get(name, frozenset()) | {action.verb}
+        authorize(user, action)
+
+    monkeypatch.setattr(access, "PROXY", account)
+    monkeypatch.setattr(access, "authorize", noted)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as made:
+        yield made
+
+
+def deployed(folder: Path, url: str, node_name: str) -> list[str]:
+    """Write the DaemonSet's command, with a kubeconfig in place of the files that a pod has."""
+    config = yaml.safe_load((BASE / "config.conf").read_text())
+    account = folder / "kubeconfig"
+    account.write_bytes(msgspec.json.encode(kubeconfig("http://127.0.0.1:1", TOKEN)))
+    config["clientConnection"] = {"kubeconfig": str(account)}
+    (folder / "config.conf").write_text(yaml.safe_dump(config))
+    expanded = {"$(NODE_NAME)": node_name, "$(API_SERVERS)": url}
+    expanded[CONFIG] = str(folder / "config.conf")
+    args: list[str] = agent(objects((BASE / "daemonset.yaml").read_text()))["args"]
+    for variable, value in expanded.items():
+        args = [each.replace(variable, value) for each in args]
+    return [sys.executable, "-m", "pyproxy", *args]
+
+
+def test_the_rights_are_enough_and_none_is_idle(
+    network: Network, tmp_path: Path, asked: Rights
+) -> None:
+    answers: list[tuple[str, int]] = []
+    streams = [True]
+
+    @web.middleware
+    async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Note every answer, and be for a while a server that has no streaming lists."""
+        if not streams[0] and "sendInitialEvents" in request.query:
+            raise web.HTTPUnprocessableEntity(
+                text='{"kind":"Status","code":422}', content_type="application/json"
+            )
+        answer = await handler(request)
+        answers.append((request.path, answer.status))
+        return answer
+
+    mistaken: dict[str, Any] = service("mistaken", "10.96.0.81")
+    mistaken["spec"]["externalIPs"] = ["nowhere"]
+    site = network.topology.site(SITE)
+    here = network.namespace(SITE)
+    settings = Settings(host=network.connect_to_root(), proxy_token=TOKEN)
+    with ApiServer.running(settings, [around]) as server:
+        server.load([node(network), service("web", "10.96.0.80")])
+        server.load([endpoint_slice("web", ["10.244.1.11"]), mistaken])
+        command = deployed(tmp_path, server.url, site.node)
+        with Process(here, command, tmp_path / "streams.log") as process:
+            process.does(
+                lambda: "10.96.0.80 . tcp . 80" in here.run(["nft", "list", "ruleset"]).stdout,
+                "the Service is in the kernel",
+            )
+            process.does(
+                lambda: any(p.endswith("/events") and s == 201 for p, s in answers),
+                "an Event is posted",
+            )
+        streams[0] = False
+        with Process(here, command, tmp_path / "pages.log") as process:
+            process.does(lambda: asked == granted(), f"used {granted()}")
+    assert not [answer for answer in answers if answer[1] in {401, 403}]
