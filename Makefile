@@ -7,6 +7,7 @@ STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
 PYTEST_ARGS ?=
+IMAGE ?= pyproxy:dev
 SECONDS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -15,7 +16,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help venv system check test demo conformance soak fuzz bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## the development environment in .venv
 	@:
@@ -38,7 +39,8 @@ check: venv ## lint, format, types and layers
 	$(BIN)/lint-imports
 
 test: system check ## everything: check, then all tests with coverage
-	@tools/system-packages.sh iptables ipset nfacct
+	@tools/system-packages.sh iptables ipset nfacct shellcheck
+	@tools/promtool.sh $(BIN)
 	$(BIN)/pytest --cov --cov-report=term $(PYTEST_ARGS)
 
 demo: system venv ## a Service followed from its first packet, in network namespaces (root)
@@ -55,6 +57,13 @@ fuzz: venv ## coverage-guided fuzzing of all that parses for SECONDS each, where
 
 bench: system venv ## measure syncs at scale (root)
 	@$(BIN)/python -m bench
+
+image: ## build the image IMAGE with docker, podman or buildah
+	@tools/image.sh $(IMAGE)
+
+image-check: system ## build its stages without an engine, and start the agent there (root)
+	@tools/system-packages.sh debootstrap
+	@$(PYTHON) tools/image_check.py
 
 clean: ## remove what the targets above have made
 	rm -rf .venv .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
