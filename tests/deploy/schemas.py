@@ -16,11 +16,11 @@ from pyproxy.lab.apiserver.schema import checked
 
 _MODELS = {
     ("v1", "ConfigMap"): "V1ConfigMap",
+    ("v1", "Namespace"): "V1Namespace",
     ("v1", "Service"): "V1Service",
     ("v1", "ServiceAccount"): "V1ServiceAccount",
     ("apps/v1", "DaemonSet"): "V1DaemonSet",
     ("apps/v1", "Deployment"): "V1Deployment",
-    ("batch/v1", "Job"): "V1Job",
     ("rbac.authorization.k8s.io/v1", "ClusterRole"): "V1ClusterRole",
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"): "V1ClusterRoleBinding",
 }

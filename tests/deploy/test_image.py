@@ -1,0 +1,78 @@
+"""The Dockerfile, the scripts and the workflow, as far as they can be judged without a run."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .manifests import ROOT, tool
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "deploy/image/requirements.txt").read_text()
+SCRIPTS = sorted([*(ROOT / "tools").glob("*.sh"), *(ROOT / "deploy").rglob("*.sh")])
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+
+
+def let_in(path: str) -> bool:
+    """Tell what .dockerignore does with a path: the last pattern that matches it counts."""
+    found = True
+    for line in (ROOT / ".dockerignore").read_text().split():
+        pattern = line.removeprefix("!")
+        if fnmatch.fnmatch(path, pattern) or path.startswith(f"{pattern}/"):
+            found = line.startswith("!")
+    return found
+
+
+def test_what_is_copied_is_in_the_build_context() -> None:
+    copied = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)
+        for source in line.split()[:-1]
+    ]
+    assert {"pyproxy", "pyproject.toml"} <= set(copied)
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert let_in(source), source
+    assert not let_in(".venv")
+    assert not let_in(".git")
+
+
+def test_the_image_has_what_pyproxy_depends_on() -> None:
+    """Every package at one version, with hashes, and each that pyproject.toml names among them."""
+    pinned = re.findall(
+        r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", LOCK, re.M
+    )
+    assert len(pinned) == len(re.findall(r"==", LOCK))
+    versions = {name: tuple(map(int, version.split(".")[:2])) for name, version, _ in pinned}
+    for wanted in PROJECT["dependencies"]:
+        name, _, least = wanted.lower().partition(">=")
+        assert versions[name] >= tuple(map(int, least.split("."))), name
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_have_no_mistakes_that_shellcheck_knows(script: Path) -> None:
+    done = subprocess.run(
+        [tool("shellcheck"), str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert script.stat().st_mode & 0o111
+
+
+def test_the_workflow_runs_what_there_is() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    runs = [
+        step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    text = "\n".join(runs)
+    made = set(re.findall(r"\bmake ([a-z-]+)", text))
+    assert made == {"test", "image", "image-check"}
+    assert made <= targets
+    for script in re.findall(r"\bdeploy/\S+\.sh", text):
+        assert (ROOT / script).exists()
