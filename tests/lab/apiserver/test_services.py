@@ -226,3 +226,11 @@ def test_status_and_spec_are_written_apart(api: Api) -> None:
     assert after["spec"]["selector"] == {"a": "b"}
     bad = {"status": {"loadBalancer": {"ingress": [{"ip": "300.1.1.1"}]}}}
     assert api("PATCH", f"{SERVICES}/web/status", bad, MERGE).status == 422
+
+
+def test_what_is_no_load_balancer_any_more_loses_its_status(api: Api) -> None:
+    create(api, type="LoadBalancer")
+    status = {"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}
+    api.ok("PATCH", f"{SERVICES}/web/status", status, MERGE)
+    assert put(api, type="NodePort")["status"] == {"loadBalancer": {}}
+    assert api("PATCH", f"{SERVICES}/web/status", status, MERGE).status == 422

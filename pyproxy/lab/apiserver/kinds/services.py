@@ -38,11 +38,16 @@ class ServiceRules(Rules):
         obj["status"] = {"loadBalancer": {}}
 
     def carry_over(self, new: Object, old: Object) -> None:
-        """Keep cluster IPs, families and ports that a client left out, as its type allows."""
+        """Keep cluster IPs, families and ports that a client left out, as its type allows.
+
+        What is no load balancer any more has no load balancer's status.
+        """
         spec, had = section(new, "spec"), old["spec"]
         spec.setdefault("type", "ClusterIP")
         if spec["type"] != had["type"]:
             _drop_what_the_type_had(spec, had)
+            if had["type"] == "LoadBalancer":
+                section(new, "status")["loadBalancer"] = {}
         if spec["type"] == "ExternalName" or had["type"] == "ExternalName":
             return
         _carry_cluster_ips(spec, had)
