@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from bench.figures import Spread
-from bench.inside import inside, lists
+from bench.inside import Inside, inside, lists
 from bench.objects import Size
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE, Rows, Table
@@ -21,7 +21,7 @@ from pyproxy.lab.namespace import LabError
 from pyproxy.model.address import Family
 from pyproxy.netlink.attributes import string
 from pyproxy.netlink.nfnetlink import NLM_F_CREATE, Message, Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, Value
+from pyproxy.netlink.nftables import SUBSYSTEM, Value, delete_table
 
 _NEW_ELEMENTS, _DELETE_ELEMENTS = SUBSYSTEM << 8 | 12, SUBSYSTEM << 8 | 14
 _NESTED = 0x8000
@@ -49,17 +49,20 @@ def floor(size: Size, changes: int, runs: int) -> Floor:
         agent.hear(lists(size))
         agent.agent.sync()
         wanted = _read()
-    with inside() as agent:
-        # One Service brings the chains that all of them go to.
-        agent.hear(lists(Size(1, size.endpoints)))
-        agent.agent.sync()
-        netlink = Nfnetlink()
-        try:
-            times = [_write(netlink, wanted) for _ in range(runs)]
-            endpoints = wanted[ENDPOINTS.of(Family.IPV4)]
-            changed = Spread(_changes(netlink, endpoints, changes))
-        finally:
-            netlink.close()
+    # One Service brings the chains that all of them go to. Its agent must be gone by then: while
+    # anybody listens, the kernel announces every single element.
+    agent = Inside()
+    agent.hear(lists(Size(1, size.endpoints)))
+    agent.agent.sync()
+    agent.dataplane.close()
+    netlink = Nfnetlink()
+    try:
+        times = [_write(netlink, wanted) for _ in range(runs)]
+        endpoints = wanted[ENDPOINTS.of(Family.IPV4)]
+        changed = Spread(_changes(netlink, endpoints, changes))
+        netlink.transact([delete_table(TABLE)], SUBSYSTEM)
+    finally:
+        netlink.close()
     packing, sending = (Spread(each) for each in zip(*times, strict=True))
     return Floor(packing, sending, changed)
 

@@ -78,8 +78,9 @@ class Monitor:
         self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
 
     def end(self) -> None:
-        """Have `wait` return None, now and from now on."""
+        """Have `wait` return None, now and from now on, and the kernel tell us nothing more."""
         self._ended = True
+        self.pause()
         os.eventfd_write(self._woken, 1)
 
     def missed(self) -> None:

@@ -20,6 +20,9 @@ from pyproxy.source.client import Client, RequestObserver
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
+_UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+
+
 class _Cluster(msgspec.Struct):
     server: str = ""
 
@@ -88,8 +91,9 @@ def _from_file(path: str, hosts: tuple[str, ...]) -> Configuration:
     except ConfigException as error:
         text = str(error).removeprefix("Invalid kube-config file. ")
         raise UsageError(f"--kubeconfig {path}: {text}") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # The package takes a file's shape for granted beyond what was checked above.
+    except (*_UNUSABLE, yaml.YAMLError) as error:
+        # The package takes a file's shape for granted beyond what was checked above, and the file
+        # may be exchanged between the two readings.
         raise UsageError(f"--kubeconfig {path}: not usable: {error}") from error
     return configuration
 

@@ -199,7 +199,10 @@ class NftablesDataplane:
     def wait_for_drift(self) -> Drift | None:
         """Wait, in a thread of its own, for somebody else's write; None after `close`."""
         foreign = self._monitor.wait()
-        return Drift(foreign.by) if foreign else None
+        if foreign is None:
+            self._monitor.close()
+            return None
+        return Drift(foreign.by)
 
     def cleanup(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
