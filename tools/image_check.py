@@ -32,6 +32,7 @@ MIRROR = "http://deb.debian.org/debian"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = Path("/etc/ssl/certs")
 BUNDLE = "ca-certificates.crt"
+SETTINGS = ["run", "--config=/tmp/config.conf", "--init-only"]
 AGENT = ["run", "--config=/tmp/config.conf", "--manifests=/tmp/manifests", "--takeover"]
 CAPABILITIES = "+net_admin,+net_raw"
 PATIENCE = 60.0
@@ -196,7 +197,9 @@ def check_agent(image: Image) -> None:
         stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
         subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
         pod = ["unshare", "--mount", "sh", "-c", POD, "sh", str(image.root), str(tmp), CAPABILITIES]
-        agent = subprocess.Popen([*inside, *pod, *image.command[:1], *AGENT], env=image.environment)
+        command = [*inside, *pod, *image.command[:1]]
+        subprocess.run([*command, *SETTINGS], env=image.environment, check=True)
+        agent = subprocess.Popen([*command, *AGENT], env=image.environment)
         stack.callback(agent.wait, PATIENCE)
         stack.callback(agent.terminate)
         deadline = time.monotonic() + PATIENCE
