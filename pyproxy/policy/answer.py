@@ -53,8 +53,9 @@ class PortAnswer(msgspec.Struct, frozen=True):
 
     `cluster` and `local` are without repetition, and empty where no frontend uses them. Policy
     gives them sorted; a dataplane that keeps endpoints in numbered slots may reorder them, for
-    nothing depends on their order. `hairpin` are the backends on this node, which may connect to
-    themselves through the Service.
+    nothing depends on their order. `hairpin` are the backends that may connect to themselves
+    through this node, and must be masqueraded then: those that are on it or do not say where they
+    are, and where a frontend is SPLIT all, for it takes pods of other nodes for pods too.
     """
 
     name: str

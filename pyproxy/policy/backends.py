@@ -17,7 +17,7 @@ choices where it leaves one:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -45,14 +45,15 @@ _NO_ENDPOINTS: Endpoints = {}
 class Usable(msgspec.Struct, frozen=True, gc=False):
     """The backends that a Service port may use, in no order.
 
-    `cluster` is for the policy Cluster, `local` for Local, and `here` are all on this node, usable
-    or not. While `cluster` is empty `local` is too: an endpoint that may serve one of them
-    may serve the other, and hints are never followed to nowhere.
+    `cluster` is for the policy Cluster, `local` for Local, and `near` are all that this node may
+    have, usable or not: those that are on it, and those that do not say where they are. While
+    `cluster` is empty `local` is too: an endpoint that may serve one of them may serve the other,
+    and hints are never followed to nowhere.
     """
 
     cluster: Sequence[Backend]
     local: Sequence[Backend]
-    here: set[Backend]
+    near: Collection[Backend]
 
 
 def answer(
@@ -144,13 +145,14 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
             cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
     else:
         cluster = [b for b, e in endpoints.items() if e.serving and e.terminating]
-    here = {b for b, e in endpoints.items() if e.node == hostname}
+    near = {b: e for b, e in endpoints.items() if e.node == hostname or not e.node}
     local: list[Backend] = []
-    if here:
-        local = [b for b in here if endpoints[b].ready] or [
-            b for b in here if endpoints[b].serving and endpoints[b].terminating
+    if near:
+        here = {b: e for b, e in near.items() if e.node}
+        local = [b for b, e in here.items() if e.ready] or [
+            b for b, e in here.items() if e.serving and e.terminating
         ]
-    return Usable(cluster, local, here)
+    return Usable(cluster, local, near)
 
 
 def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
@@ -190,7 +192,11 @@ def _port_answer(
         cluster = sorted(usable.cluster)
     if Use.LOCAL in uses or Use.SPLIT in uses:
         local = sorted(usable.local)
-    hairpin = sorted(usable.here.intersection((*cluster, *local))) if usable.here else ()
+    hairpin: Collection[Backend] = ()
+    if Use.SPLIT in uses:
+        hairpin = {*cluster, *local}
+    elif usable.near:
+        hairpin = {*cluster, *local}.intersection(usable.near)
     return PortAnswer(
         name=port.name,
         family=family,
@@ -198,7 +204,7 @@ def _port_answer(
         frontends=tuple(frontends),
         cluster=tuple(cluster),
         local=tuple(local),
-        hairpin=tuple(hairpin),
+        hairpin=tuple(sorted(hairpin)),
     )
 
 

@@ -139,22 +139,22 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     "external Local: outsiders have this node's, insiders all": (
         EXTERNAL_LOCAL,
         [pod("a1"), pod("a2"), pod("b1")],
-        Expected(Use.CLUSTER, "a1 a2 b1", "a1 a2", "a1 a2", external=Use.SPLIT),
+        Expected(Use.CLUSTER, "a1 a2 b1", "a1 a2", "a1 a2 b1", external=Use.SPLIT),
     ),
     "external Local without a local endpoint still serves insiders": (
         EXTERNAL_LOCAL,
         [pod("b1"), pod("b2")],
-        Expected(Use.CLUSTER, "b1 b2", external=Use.SPLIT),
+        Expected(Use.CLUSTER, "b1 b2", hairpin="b1 b2", external=Use.SPLIT),
     ),
     "external Local: terminating endpoints stand in on this node alone": (
         EXTERNAL_LOCAL,
         [leaving("a1"), pod("b1")],
-        Expected(Use.CLUSTER, "b1", "a1", "a1", external=Use.SPLIT),
+        Expected(Use.CLUSTER, "b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
     "external Local: terminating endpoints stand in for both, separately": (
         EXTERNAL_LOCAL,
         [leaving("a1"), leaving("b1"), gone("a2")],
-        Expected(Use.CLUSTER, "a1 b1", "a1", "a1", external=Use.SPLIT),
+        Expected(Use.CLUSTER, "a1 b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
     "external Local on a Service with nothing external": (
         {"external_policy": LOCAL},
@@ -164,12 +164,12 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     "both Local": (
         INTERNAL_LOCAL | EXTERNAL_LOCAL,
         [pod("a1"), pod("b1")],
-        Expected(Use.LOCAL, "a1 b1", "a1", "a1", external=Use.SPLIT),
+        Expected(Use.LOCAL, "a1 b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
     "both Local without a local endpoint": (
         INTERNAL_LOCAL | EXTERNAL_LOCAL,
         [pod("b1")],
-        Expected(Use.DROP, "b1", external=Use.SPLIT),
+        Expected(Use.DROP, "b1", hairpin="b1", external=Use.SPLIT),
     ),
     "zone hints": (
         {},
@@ -207,12 +207,17 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     "hints do not narrow the policy Local": (
         EXTERNAL_LOCAL,
         [pod("a1", zones=["zone-2"]), pod("b1", zones=["zone-1"])],
-        Expected(Use.CLUSTER, "b1", "a1", "a1", external=Use.SPLIT),
+        Expected(Use.CLUSTER, "b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
-    "an endpoint that says no node is nowhere near": (
+    "an endpoint that says no node is local to nobody": (
         INTERNAL_LOCAL,
         [pod("a1", node="")],
         Expected(Use.DROP),
+    ),
+    "an endpoint that says no node may be here, and call itself": (
+        {},
+        [pod("a1", node=""), pod("b1")],
+        Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
     ),
 }
 
@@ -458,8 +463,11 @@ def test_what_holds_of_every_answer(service: Service, parts: tuple[EndpointSlice
         here = {key for key, copies in candidates.items() if any(e.node == HOST for e in copies)}
         assert set(port.cluster) <= (ready or standing_in)
         assert set(port.local) <= (ready | standing_in) & here
-        assert set(port.hairpin) <= here.intersection(port.cluster + port.local)
         uses = {frontend.use for frontend in port.frontends}
+        lost = {key for key, copies in candidates.items() if not all(e.node for e in copies)}
+        callers = {*port.cluster, *port.local}
+        assert here & callers <= set(port.hairpin) <= callers
+        assert Use.SPLIT in uses or set(port.hairpin) <= here | lost
         assert (Use.REFUSE in uses) == (not ready and not standing_in)
         assert Use.REFUSE not in uses or uses == {Use.REFUSE}
         assert bool(port.cluster) == bool(uses & {Use.CLUSTER, Use.SPLIT})

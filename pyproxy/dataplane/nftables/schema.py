@@ -72,7 +72,7 @@ class SetKind(msgspec.Struct, frozen=True):
 
 PODS = SetKind("pods", "who is a pod", (Field.SADDR,), shape=Shape.RANGE)
 CLUSTER_IPS = SetKind("cluster-ips", "addresses that are ours alone", (Field.DADDR,))
-HAIRPIN = SetKind("hairpin", "endpoints here that may reach themselves", (Field.SADDR, Field.DADDR))
+HAIRPIN = SetKind("hairpin", "endpoints that may reach themselves", (Field.SADDR, Field.DADDR))
 SERVICES = SetKind("services", "where a frontend's connections go", FRONTEND, (Field.VERDICT,))
 ENDPOINTS = SetKind(
     "endpoints", "a frontend's endpoints, numbered", (*FRONTEND, Field.INDEX), BACKEND
