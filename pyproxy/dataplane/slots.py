@@ -44,4 +44,5 @@ def _place_port(before: PortAnswer | None, wanted: PortAnswer) -> PortAnswer:
         place(before.cluster, wanted.cluster),
         place(before.local, wanted.local),
         wanted.hairpin,
+        wanted.draining,
     )

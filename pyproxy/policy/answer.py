@@ -56,6 +56,7 @@ class PortAnswer(msgspec.Struct, frozen=True):
     nothing depends on their order. `hairpin` are the backends that may connect to themselves
     through this node, and must be masqueraded then: those that are on it or do not say where they
     are, and where a frontend is SPLIT all, for it takes pods of other nodes for pods too.
+    `draining` are backends that terminate and still serve while others get what is new.
     """
 
     name: str
@@ -65,6 +66,7 @@ class PortAnswer(msgspec.Struct, frozen=True):
     cluster: tuple[Backend, ...]
     local: tuple[Backend, ...]
     hairpin: tuple[Backend, ...] = ()
+    draining: tuple[Backend, ...] = ()
 
 
 class ServiceAnswer(msgspec.Struct, frozen=True):

@@ -48,12 +48,14 @@ class Usable(msgspec.Struct, frozen=True, gc=False):
     `cluster` is for the policy Cluster, `local` for Local, and `near` are all that this node may
     have, usable or not: those that are on it, and those that do not say where they are. While
     `cluster` is empty `local` is too: an endpoint that may serve one of them may serve the other,
-    and hints are never followed to nowhere.
+    and hints are never followed to nowhere. `draining` are those that terminate and still serve
+    while there are ready ones.
     """
 
     cluster: Sequence[Backend]
     local: Sequence[Backend]
     near: Collection[Backend]
+    draining: Sequence[Backend] = ()
 
 
 def answer(
@@ -139,20 +141,27 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
     """
     ready = {backend: endpoint for backend, endpoint in endpoints.items() if endpoint.ready}
     cluster = list(ready)
+    draining: Sequence[Backend] = ()
     if ready:
+        if len(ready) < len(endpoints):
+            draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
         mode = topology.choose(ready.values(), hostname, zone).mode
         if mode is not topology.Mode.ANYWHERE:
             cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
     else:
-        cluster = [b for b, e in endpoints.items() if e.serving and e.terminating]
+        cluster = [b for b, e in endpoints.items() if _stands_in(e)]
     near = {b: e for b, e in endpoints.items() if e.node == hostname or not e.node}
     local: list[Backend] = []
     if near:
         here = {b: e for b, e in near.items() if e.node}
         local = [b for b, e in here.items() if e.ready] or [
-            b for b, e in here.items() if e.serving and e.terminating
+            b for b, e in here.items() if _stands_in(e)
         ]
-    return Usable(cluster, local, near)
+    return Usable(cluster, local, near, draining)
+
+
+def _stands_in(endpoint: Endpoint) -> bool:
+    return endpoint.serving and endpoint.terminating
 
 
 def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
@@ -205,6 +214,7 @@ def _port_answer(
         cluster=tuple(cluster),
         local=tuple(local),
         hairpin=tuple(sorted(hairpin)),
+        draining=tuple(sorted(usable.draining)),
     )
 
 

@@ -59,9 +59,10 @@ def answer(
     protocol: Protocol = Protocol.UDP,
     cluster: tuple[Backend, ...] = (),
     local: tuple[Backend, ...] = (),
+    draining: tuple[Backend, ...] = (),
     sources: tuple[str, ...] = (),
 ) -> ServiceAnswer:
-    port = PortAnswer("dns", family, protocol, frontends, cluster, local)
+    port = PortAnswer("dns", family, protocol, frontends, cluster, local, draining=draining)
     return ServiceAnswer(name, (port,), tuple(map(parse_network, sources)))
 
 
@@ -132,9 +133,9 @@ def test_the_node_itself_is_not_judged_by_source_ranges() -> None:
 @pytest.mark.parametrize(
     ("use", "usable"),
     [
-        (Use.CLUSTER, {1, 2}),
-        (Use.LOCAL, {2}),
-        (Use.SPLIT, {1, 2, 3}),
+        (Use.CLUSTER, {1, 2, 9}),
+        (Use.LOCAL, {2, 9}),
+        (Use.SPLIT, {1, 2, 3, 9}),
         (Use.REFUSE, set()),
         (Use.DROP, set()),
     ],
@@ -152,6 +153,7 @@ def test_each_use_names_its_backends(
             family=family,
             cluster=(pod(family, 1), pod(family, 2)),
             local=tuple(pod(family, number) for number in local),
+            draining=(pod(family, 9),),
         ),
     )
     destination = frontend_of(family)[-2:] if not address else frontend_of(family)
@@ -177,6 +179,18 @@ BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
         pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(A, B)), set(), id="more"),
         pytest.param(answer(OPEN, cluster=(A, B)), answer(OPEN, cluster=(A,)), {KEY}, id="fewer"),
         pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(B,)), {KEY}, id="other"),
+        pytest.param(
+            answer(OPEN, cluster=(A,)),
+            answer(OPEN, cluster=(B,), draining=(A,)),
+            set(),
+            id="other, and the first drains",
+        ),
+        pytest.param(
+            answer(OPEN, cluster=(B,), draining=(A,)),
+            answer(OPEN, cluster=(B,)),
+            {KEY},
+            id="drained",
+        ),
         pytest.param(answer(OPEN, cluster=(A,)), answer(REFUSED), {KEY}, id="none left"),
         pytest.param(answer(REFUSED), answer(OPEN, cluster=(A,)), {KEY}, id="the first"),
         pytest.param(answer(OPEN, cluster=(A,)), None, {KEY}, id="deleted"),

@@ -238,6 +238,13 @@ def only(service: Service, *parts: EndpointSlice, node: Node | None = NODE) -> P
     return port
 
 
+def test_terminating_endpoints_drain_beside_ready_ones() -> None:
+    port = only(web(), slice_of(leaving("a1"), leaving("b1"), gone("b2"), pod("a2")))
+    assert (port.cluster, port.draining) == (backends("a2"), backends("a1", "b1"))
+    alone = only(web(), slice_of(leaving("a1"), unready("a2")))
+    assert (alone.cluster, alone.draining) == (backends("a1"), ())
+
+
 def test_zone_hints_wait_for_the_node() -> None:
     part = slice_of(pod("a1", zones=["zone-1"]), pod("b1", zones=["zone-2"]))
     assert only(web(), part, node=None).cluster == backends("a1", "b1")

@@ -36,7 +36,7 @@ class Key(NamedTuple):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """What one Service says of a frontend: whom it may use, and for which clients.
+    """What one Service says of a frontend: whom its flows may go to, and for which clients.
 
     `backends` is empty where it refuses or drops. `sources` is empty where everybody may come in.
     """
@@ -100,13 +100,14 @@ def port_claims(answer: ServiceAnswer) -> Iterator[tuple[Key, Claim]]:
 
 
 def _usable(port: PortAnswer, use: Use) -> tuple[Backend, ...]:
+    # A flow may stay with a backend that drains, as TCP connections do: the conversation is there.
     if use is Use.CLUSTER:
-        return port.cluster
+        return port.cluster + port.draining
     if use is Use.LOCAL:
-        return port.local
+        return port.local + port.draining
     if use is Use.SPLIT:
         # Who counts as a pod is not to be read from an entry, so either answer will do.
-        return port.cluster + port.local
+        return port.cluster + port.local + port.draining
     return ()
 
 
