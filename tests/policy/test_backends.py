@@ -471,18 +471,18 @@ def test_what_holds_of_every_answer(service: Service, parts: tuple[EndpointSlice
         assert set(port.cluster) <= (ready or standing_in)
         assert set(port.local) <= (ready | standing_in) & here
         uses = {frontend.use for frontend in port.frontends}
-        lost = {key for key, copies in candidates.items() if not all(e.node for e in copies)}
+        places = {key: {e.node in {HOST, ""} for e in copies} for key, copies in candidates.items()}
         callers = {*port.cluster, *port.local}
-        assert here & callers <= set(port.hairpin) <= callers
-        assert Use.SPLIT in uses or set(port.hairpin) <= here | lost
+        assert {key for key in callers if places[key] == {True}} <= set(port.hairpin) <= callers
+        assert Use.SPLIT in uses or all(True in places[key] for key in port.hairpin)
         assert (Use.REFUSE in uses) == (not ready and not standing_in)
         assert Use.REFUSE not in uses or uses == {Use.REFUSE}
         assert bool(port.cluster) == bool(uses & {Use.CLUSTER, Use.SPLIT})
         assert not port.local or uses & {Use.LOCAL, Use.SPLIT}
         assert Use.LOCAL not in uses or port.local
         assert Use.DROP not in uses or not port.local
-        places = [(frontend.address, frontend.port) for frontend in port.frontends]
-        assert len(places) == len(set(places))
+        addresses = [(frontend.address, frontend.port) for frontend in port.frontends]
+        assert len(addresses) == len(set(addresses))
         assert all(
             not frontend.address or len(frontend.address) * 8 == port.family.bits
             for frontend in port.frontends
