@@ -68,14 +68,19 @@ class Monitor:
         self._socket.bind((0, 0))
         self._woken = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended = False
+        self._listening = False
 
     def listen(self) -> None:
         """Begin to hear; what happened before is not told."""
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+        self._listening = True
 
     def pause(self) -> None:
         """Hear nothing until `listen`: a large transaction of our own would drown the rest."""
-        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
+        # Leaving takes the right to join, which whoever never joined may lack.
+        if self._listening:
+            self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
+            self._listening = False
 
     def end(self) -> None:
         """Have `wait` return None, now and from now on, and the kernel tell us nothing more."""

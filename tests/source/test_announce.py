@@ -193,7 +193,8 @@ def test_an_object_is_heard_of_so_often_and_all_of_them_at_a_pace() -> None:
     ):
         for number in range(4):
             announcer.problem(Problem("Service", "shop/web", "spec", str(number)))
-        assert outcomes(metrics) == {"dropped": 2}
+        # The thread may have posted one of the other two by now.
+        assert outcomes(metrics)["dropped"] == 2
         for number in range(4):
             announcer.problem(about(number))
         until(lambda: len(server.seen) == 3)
