@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from pyproxy.agent.core import Commit
 from pyproxy.agent.world import World
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.health.service_checks import Check, ServiceChecks
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family
@@ -108,10 +109,24 @@ def _drops(use: Use, *, local: bool) -> bool:
     return use is Use.DROP or (use is Use.SPLIT and not local)
 
 
+class Meter(Protocol):
+    """A dataplane, as far as the cost of its commits is concerned."""
+
+    @property
+    def messages_sent(self) -> int:
+        """How many messages have gone to the kernel."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes those were."""
+        ...
+
+
 class KernelCounts:
     """Counts what a commit cost on the way to the kernel."""
 
-    def __init__(self, metrics: Metrics, dataplane: NftablesDataplane) -> None:
+    def __init__(self, metrics: Metrics, dataplane: Meter) -> None:
         self._metrics = metrics
         self._dataplane = dataplane
         # What was sent to find out whether the kernel can do it at all wrote nothing.

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pyproxy.agent import drift, loopback, rights, supervise
+from pyproxy.agent import dataplanes, drift, loopback, rights, supervise
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.ending import Ending
@@ -21,10 +21,9 @@ from pyproxy.agent.pace import Pace
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.takeover import Takeover, remove_leftovers
-from pyproxy.config.settings import LocalMode, Settings
+from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import KernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
@@ -83,7 +82,7 @@ def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Set
 
 
 def _serve(
-    settings: Settings, dataplane: NftablesDataplane, config_file: ConfigFile, ending: Ending
+    settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: Ending
 ) -> None:
     with ExitStack() as stack:
         metrics, health = Metrics(), Health(settings.pace.sync_period)
@@ -152,12 +151,12 @@ def _serve(
 
 
 @contextmanager
-def _dataplane(settings: Settings) -> Iterator[NftablesDataplane]:
+def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
     if settings.verbosity >= _PREFLIGHT_FROM:
         log.info(_MODES, Preflight())
     with ExitStack() as stack:
         try:
-            dataplane = stack.enter_context(closing(NftablesDataplane(options(settings))))
+            dataplane = stack.enter_context(closing(dataplanes.make(settings)))
             dataplane.prepare()
         except UsageError as error:
             raise UsageError(f"{error}; {_MODES % Preflight()}") from error
@@ -181,7 +180,7 @@ def cleanup(settings: Settings) -> int:
 
     Fine when nothing is there.
     """
-    dataplane = NftablesDataplane(options(settings))
+    dataplane = dataplanes.make(settings)
     try:
         dataplane.prepare()
         dataplane.cleanup()
@@ -191,22 +190,6 @@ def cleanup(settings: Settings) -> int:
     finally:
         dataplane.close()
     return 0 if not settings.takeover or remove_leftovers() else 1
-
-
-def options(settings: Settings) -> Options:
-    """Say what the fixed rules depend on."""
-    traffic = settings.local_traffic
-    interface = ""
-    if traffic.mode is LocalMode.BRIDGE_INTERFACE:
-        interface = traffic.bridge_interface
-    elif traffic.mode is LocalMode.INTERFACE_NAME_PREFIX:
-        interface = f"{traffic.interface_name_prefix}*"
-    return Options(
-        settings.masquerade.mark,
-        settings.masquerade.everything,
-        interface,
-        shield_loopback=loopback.is_asked_for(settings.node_ports),
-    )
 
 
 def _client(settings: Settings, metrics: Metrics | None) -> Client | None:

@@ -69,6 +69,21 @@ class Dataplane(Protocol[P]):
     (or a person) can look at a plan without anything being written.
     """
 
+    @property
+    def name(self) -> str:
+        """The proxy mode, as `--proxy-mode` has it."""
+        ...
+
+    @property
+    def messages_sent(self) -> int:
+        """How many messages have gone to the kernel, or lines to the program that writes there."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes those were."""
+        ...
+
     def prepare(self) -> None:
         """Find out whether this machine can do it at all. Raises UsageError where it cannot."""
         ...

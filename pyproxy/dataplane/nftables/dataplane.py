@@ -52,7 +52,7 @@ from pyproxy.policy.answer import ServiceAnswer
 class NftablesDataplane:
     """Programs table `inet pyproxy` of the network namespace that it was made in."""
 
-    name = "nftables"
+    name: str = "nftables"
 
     def __init__(self, options: Options) -> None:
         self._options = options
