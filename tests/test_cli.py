@@ -51,11 +51,6 @@ def _logging_as_it_was():
             "run --iptables-masquerade-bit=32",
             "--iptables-masquerade-bit: '32' is not a whole number from 0 to 31",
         ),
-        ("run --proxy-mode=ipvs", "--proxy-mode: ipvs is not in this version yet: use nftables"),
-        (
-            "run --proxy-mode=iptables",
-            "--proxy-mode: iptables is not in this version yet: use nftables",
-        ),
         (
             "run --proxy-mode=userspace",
             "--proxy-mode: 'userspace' is not one of nftables, iptables, ipvs",

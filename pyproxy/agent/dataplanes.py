@@ -21,7 +21,7 @@ def make(settings: Settings) -> Dataplane[Any]:
         case ProxyMode.NFTABLES:
             return NftablesDataplane(options(settings))
         case ProxyMode.IPTABLES | ProxyMode.IPVS as mode:
-            raise UsageError(f"{mode.value} is not in this version yet: use nftables")
+            raise UsageError(f"--proxy-mode: {mode.value} is not in this version yet: use nftables")
 
 
 def options(settings: Settings) -> Options:

@@ -28,6 +28,10 @@ def is_loopback(address: Address) -> bool:
 
 def is_asked_for(node_ports: NodePorts) -> bool:
     """Tell whether node ports are to answer on 127.0.0.1 or another address of 127.0.0.0/8."""
+    return node_ports.loopback and _is_named(node_ports)
+
+
+def _is_named(node_ports: NodePorts) -> bool:
     return node_ports.localhost or any(
         network.address in _IPV4 or _IPV4.address in network for network in node_ports.networks
     )
@@ -37,6 +41,8 @@ def prepare(node_ports: NodePorts) -> None:
     """Have the kernel let loopback addresses through, or say what will not work."""
     if is_asked_for(node_ports):
         _let_through()
+    elif _is_named(node_ports):
+        log.info("node ports do not answer on 127.0.0.1 in this mode, as it is configured")
     if node_ports.localhost or any(IPV6 in network for network in node_ports.networks):
         log.info("node ports do not answer on ::1: the kernel sends nothing on from there")
 

@@ -54,7 +54,13 @@ class NodeRules:
             if (wanted.localhost if is_loopback(address) else wanted.everywhere)
             or any(address in network for network in wanted.networks)
         )
-        return tuple(dict.fromkeys(each for each in found if each != loopback.IPV6))
+        return tuple(
+            dict.fromkeys(
+                each
+                for each in found
+                if each != loopback.IPV6 and (wanted.loopback or not is_loopback(each))
+            )
+        )
 
     def _primary(self, node: Node | None, local: tuple[Address, ...]) -> list[Address]:
         primary: dict[Family, Address] = {}

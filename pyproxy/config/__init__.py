@@ -3,6 +3,9 @@
 from pyproxy.config.settings import (
     Api,
     Conntrack,
+    IptablesFlavour,
+    IptablesSettings,
+    IpvsSettings,
     ListenAddress,
     LocalMode,
     LocalTraffic,
@@ -17,6 +20,9 @@ from pyproxy.config.settings import (
 __all__ = [
     "Api",
     "Conntrack",
+    "IptablesFlavour",
+    "IptablesSettings",
+    "IpvsSettings",
     "ListenAddress",
     "LocalMode",
     "LocalTraffic",

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+import msgspec
+
 from pyproxy.config import effective, flags
 from pyproxy.config.file import load
 from pyproxy.config.given import FLAGS, Given, command_line
@@ -19,10 +21,14 @@ from pyproxy.config.settings import (
     Api,
     Conntrack,
     FlagValue,
+    IptablesSettings,
+    IpvsSettings,
     LocalMode,
     LocalTraffic,
     Masquerade,
+    NodePorts,
     Pace,
+    ProxyMode,
     Serving,
     Settings,
 )
@@ -108,7 +114,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
     flagged.check()
     file = flagged[flags.CONFIG]
     configuration = load(file) if file else KubeProxyConfiguration()
-    given = flagged.with_file(file, configuration) if file else flagged
+    given = flagged.with_file(file, configuration) if file else flagged.alone()
     return Settings(
         node_name=_node_name(given),
         mode=given[flags.PROXY_MODE],
@@ -119,7 +125,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         api=Api(given[flags.KUBECONFIG], given[flags.MASTER]),
         local_traffic=_local_traffic(given),
         masquerade=Masquerade(given[flags.MASQUERADE_BIT], given[flags.MASQUERADE_ALL]),
-        node_ports=given[flags.NODEPORT_ADDRESSES],
+        node_ports=_node_ports(given),
         serving=Serving(
             health=given[flags.HEALTHZ_BIND_ADDRESS],
             metrics=given[flags.METRICS_BIND_ADDRESS],
@@ -135,11 +141,13 @@ def settings(namespace: argparse.Namespace) -> Settings:
             udp_timeout=given[flags.CONNTRACK_UDP_TIMEOUT],
             udp_stream_timeout=given[flags.CONNTRACK_UDP_TIMEOUT_STREAM],
         ),
+        iptables=_iptables(given),
+        ipvs=_ipvs(given),
         oom_score_adj=given[flags.OOM_SCORE_ADJ],
         flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,
-        remarks=tuple(remarks(flagged, configuration, file)),
+        remarks=tuple(remarks(flagged, given, configuration, file)),
     )
 
 
@@ -193,10 +201,47 @@ def _local_traffic(given: Given) -> LocalTraffic:
     return traffic
 
 
+def _node_ports(given: Given) -> NodePorts:
+    found = given[flags.NODEPORT_ADDRESSES]
+    match given[flags.PROXY_MODE]:
+        case ProxyMode.NFTABLES:
+            return found
+        case ProxyMode.IPTABLES:
+            loopback = given[flags.IPTABLES_LOCALHOST_NODEPORTS]
+        case ProxyMode.IPVS:  # which has no way back from a pod to 127.0.0.1
+            loopback = False
+    return msgspec.structs.replace(found, loopback=loopback)
+
+
+def _iptables(given: Given) -> IptablesSettings:
+    if given[flags.PROXY_MODE] is not ProxyMode.IPTABLES:
+        return IptablesSettings()
+    return IptablesSettings(
+        flavour=given[flags.IPTABLES_FLAVOUR],
+        localhost_node_ports=given[flags.IPTABLES_LOCALHOST_NODEPORTS],
+    )
+
+
+def _ipvs(given: Given) -> IpvsSettings:
+    if given[flags.PROXY_MODE] is not ProxyMode.IPVS:
+        return IpvsSettings()
+    return IpvsSettings(
+        scheduler=given[flags.IPVS_SCHEDULER],
+        exclude_networks=given[flags.IPVS_EXCLUDE_CIDRS],
+        strict_arp=given[flags.IPVS_STRICT_ARP],
+        tcp_timeout=given[flags.IPVS_TCP_TIMEOUT],
+        tcp_fin_timeout=given[flags.IPVS_TCPFIN_TIMEOUT],
+        udp_timeout=given[flags.IPVS_UDP_TIMEOUT],
+    )
+
+
 def _pace(given: Given) -> Pace:
+    shortest, longest = flags.IPTABLES_MIN_SYNC_PERIOD, flags.IPTABLES_SYNC_PERIOD
+    if given[flags.PROXY_MODE] is ProxyMode.IPVS:
+        shortest, longest = flags.IPVS_MIN_SYNC_PERIOD, flags.IPVS_SYNC_PERIOD
     pace = Pace(
-        min_sync_period=given.either(flags.MIN_SYNC_PERIOD, flags.IPTABLES_MIN_SYNC_PERIOD),
-        sync_period=given.either(flags.SYNC_PERIOD, flags.IPTABLES_SYNC_PERIOD),
+        min_sync_period=given.either(flags.MIN_SYNC_PERIOD, shortest),
+        sync_period=given.either(flags.SYNC_PERIOD, longest),
     )
     if pace.min_sync_period > pace.sync_period:
         raise UsageError(

@@ -20,10 +20,12 @@ def configuration(given: Given, file: KubeProxyConfiguration, pace: Pace) -> Kub
     found: dict[str, Leaf] = {}
     for flag in FLAGS:
         # What a file has for other modes stays as it is.
-        if flag.fields and (given.has(flag) or is_zero(flag.fields[0], said[flag.fields[0]])):
-            found[flag.fields[0]] = _leaf(flag, given)
-    found["nftables.syncPeriod"] = durations.text(pace.sync_period)
-    found["nftables.minSyncPeriod"] = durations.text(pace.min_sync_period)
+        if flag.fields:
+            field = given.field(flag)
+            if given.has(flag) or is_zero(field, said[field]):
+                found[field] = _leaf(flag, given)
+    found[given.field(flags.SYNC_PERIOD)] = durations.text(pace.sync_period)
+    found[given.field(flags.MIN_SYNC_PERIOD)] = durations.text(pace.min_sync_period)
     return with_leaves(file, found)
 
 

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from pyproxy.config import values
+from pyproxy.config.settings import ProxyMode
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -17,7 +18,8 @@ class Flag(msgspec.Struct, Generic[T_co], frozen=True):
 
     `fields` are the paths in a KubeProxyConfiguration that say the same, of which the first that is
     given counts; none where only the command line can say it. `repeats` is for lists, which grow
-    where Go's other flags take the last value given.
+    where Go's other flags take the last value given. In a mode that is none of `modes` it changes
+    nothing.
     """
 
     name: str
@@ -26,12 +28,17 @@ class Flag(msgspec.Struct, Generic[T_co], frozen=True):
     help: str
     fields: tuple[str, ...] = ()
     repeats: bool = False
+    modes: frozenset[ProxyMode] = frozenset(ProxyMode)
 
     @property
     def is_boolean(self) -> bool:
         """Whether the flag alone means true, and the next argument is not its value."""
         return self.read is values.boolean
 
+
+_IPTABLES = frozenset({ProxyMode.IPTABLES})
+_IPVS = frozenset({ProxyMode.IPVS})
+_NOT_IPVS = frozenset(ProxyMode) - _IPVS
 
 KUBECONFIG = Flag(
     "--kubeconfig",
@@ -57,7 +64,11 @@ BIND_ADDRESS = Flag(
     ("bindAddress",),
 )
 PROXY_MODE = Flag(
-    "--proxy-mode", values.proxy_mode, "nftables", "what serves; nftables so far", ("mode",)
+    "--proxy-mode",
+    values.proxy_mode,
+    "nftables",
+    "the kernel's part that serves: nftables, iptables or ipvs",
+    ("mode",),
 )
 
 DETECT_LOCAL_MODE = Flag(
@@ -106,7 +117,8 @@ NODEPORT_ADDRESSES = Flag(
     "--nodeport-addresses",
     values.node_ports,
     "primary",
-    "where node ports answer: CIDRs, primary, all, localhost",
+    "where node ports answer: CIDRs, primary, all, localhost; not given, in iptables mode all and "
+    "localhost, and in ipvs mode all",
     fields=("nodePortAddresses",),
     repeats=True,
 )
@@ -151,15 +163,99 @@ IPTABLES_SYNC_PERIOD = Flag(
     "--iptables-sync-period",
     values.duration_from(0.001),
     "30s",
-    "the same as --sync-period",
+    "the same as --sync-period, but for ipvs mode",
     ("iptables.syncPeriod",),
+    modes=_NOT_IPVS,
 )
 IPTABLES_MIN_SYNC_PERIOD = Flag(
     "--iptables-min-sync-period",
     values.duration_from(0),
     "0s",
-    "the same as --min-sync-period",
+    "the same as --min-sync-period, but for ipvs mode",
     ("iptables.minSyncPeriod",),
+    modes=_NOT_IPVS,
+)
+IPVS_SYNC_PERIOD = Flag(
+    "--ipvs-sync-period",
+    values.duration_from(0.001),
+    "30s",
+    "the same as --sync-period, in ipvs mode",
+    ("ipvs.syncPeriod",),
+    modes=_IPVS,
+)
+IPVS_MIN_SYNC_PERIOD = Flag(
+    "--ipvs-min-sync-period",
+    values.duration_from(0),
+    "0s",
+    "the same as --min-sync-period, in ipvs mode",
+    ("ipvs.minSyncPeriod",),
+    modes=_IPVS,
+)
+
+IPTABLES_FLAVOUR = Flag(
+    "--iptables-flavour",
+    values.iptables_flavour,
+    "auto",
+    "which kind of iptables: legacy, nft, or auto for the one that the node uses",
+    modes=_IPTABLES,
+)
+IPTABLES_LOCALHOST_NODEPORTS = Flag(
+    "--iptables-localhost-nodeports",
+    values.boolean,
+    "true",
+    "in iptables mode, let node ports answer on 127.0.0.1",
+    ("iptables.localhostNodePorts",),
+    modes=_IPTABLES,
+)
+
+IPVS_SCHEDULER = Flag(
+    "--ipvs-scheduler",
+    values.ipvs_scheduler,
+    "",
+    "how ipvs mode picks endpoints, by the kernel's name; rr where not given",
+    ("ipvs.scheduler",),
+    modes=_IPVS,
+)
+IPVS_EXCLUDE_CIDRS = Flag(
+    "--ipvs-exclude-cidrs",
+    values.networks,
+    "",
+    "where ipvs mode touches no virtual service",
+    ("ipvs.excludeCIDRs",),
+    repeats=True,
+    modes=_IPVS,
+)
+IPVS_STRICT_ARP = Flag(
+    "--ipvs-strict-arp",
+    values.boolean,
+    "false",
+    "in ipvs mode, answer ARP for the addresses of the asked device alone",
+    ("ipvs.strictARP",),
+    modes=_IPVS,
+)
+IPVS_TCP_TIMEOUT = Flag(
+    "--ipvs-tcp-timeout",
+    values.duration_from(0),
+    "0s",
+    "how long IPVS remembers idle TCP connections; 0 leaves it as it is",
+    ("ipvs.tcpTimeout",),
+    modes=_IPVS,
+)
+IPVS_TCPFIN_TIMEOUT = Flag(
+    "--ipvs-tcpfin-timeout",
+    values.duration_from(0),
+    "0s",
+    "how long IPVS remembers TCP connections after a FIN; 0 leaves it as it is",
+    ("ipvs.tcpFinTimeout",),
+    modes=_IPVS,
+)
+IPVS_UDP_TIMEOUT = Flag(
+    "--ipvs-udp-timeout",
+    values.duration_from(0),
+    "0s",
+    "how long IPVS remembers UDP flows; 0 leaves it as it is",
+    ("ipvs.udpTimeout",),
+    modes=_IPVS,
 )
 VERBOSITY = Flag(
     "--v",
@@ -241,7 +337,12 @@ WRITE_CONFIG_TO = Flag(
 INIT_ONLY = Flag("--init-only", values.boolean, "false", "make the kernel's settings, and end")
 CLEANUP = Flag("--cleanup", values.boolean, "false", "the same as the command cleanup")
 
-ALIASES: tuple[Flag[float], ...] = (IPTABLES_SYNC_PERIOD, IPTABLES_MIN_SYNC_PERIOD)
+ALIASES: tuple[Flag[float], ...] = (
+    IPTABLES_SYNC_PERIOD,
+    IPTABLES_MIN_SYNC_PERIOD,
+    IPVS_SYNC_PERIOD,
+    IPVS_MIN_SYNC_PERIOD,
+)
 """Flags that say what another says; of a file, that other one reads their fields."""
 
 EFFECTIVE: tuple[Flag[object], ...] = (
@@ -265,6 +366,16 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     MIN_SYNC_PERIOD,
     IPTABLES_SYNC_PERIOD,
     IPTABLES_MIN_SYNC_PERIOD,
+    IPVS_SYNC_PERIOD,
+    IPVS_MIN_SYNC_PERIOD,
+    IPTABLES_FLAVOUR,
+    IPTABLES_LOCALHOST_NODEPORTS,
+    IPVS_SCHEDULER,
+    IPVS_EXCLUDE_CIDRS,
+    IPVS_STRICT_ARP,
+    IPVS_TCP_TIMEOUT,
+    IPVS_TCPFIN_TIMEOUT,
+    IPVS_UDP_TIMEOUT,
     TAKEOVER,
     CONNTRACK_MAX_PER_CORE,
     CONNTRACK_MIN,

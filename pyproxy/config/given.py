@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TypeVar
 
-from pyproxy.config import durations, flags
+from pyproxy.config import durations, flags, modes
 from pyproxy.config.flags import Flag
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.schema import KubeProxyConfiguration, Leaf, is_zero, leaves
@@ -22,18 +22,6 @@ T = TypeVar("T")
 FLAGS: tuple[Flag[object], ...] = tuple(
     sorted((*flags.EFFECTIVE, *(entry.flag for entry in NO_EFFECT)), key=lambda flag: flag.name)
 )
-
-_OTHERS_ALONE = {
-    "": ("ipvs.",),
-    "iptables": ("ipvs.",),
-    "ipvs": (),
-    "nftables": ("iptables.", "ipvs."),
-}
-"""The sections that say nothing about each mode.
-
-Where nftables takes the place of the mode that was asked for, that mode's own section counts for
-what the section nftables leaves open.
-"""
 
 
 class Given:
@@ -53,9 +41,7 @@ class Given:
     def check(self) -> None:
         """Read them all, for even a flag without effect must not be nonsense."""
         for flag in FLAGS:
-            # A mode that is not there yet harms nobody where a file has the say.
-            if flag is not flags.PROXY_MODE or not self.has(flags.CONFIG):
-                self[flag]
+            self[flag]
 
     def has(self, flag: Flag[T]) -> bool:
         """Whether anybody said it."""
@@ -72,7 +58,13 @@ class Given:
 
     def name(self, flag: Flag[T]) -> str:
         """Say what a person would have to give: the flag, or the field."""
-        return flag.name if not self._file or wins_over_file(flag) else flag.fields[0]
+        return flag.name if not self._file or wins_over_file(flag) else self.field(flag)
+
+    def field(self, flag: Flag[T]) -> str:
+        """Name the field that says the same in the mode that serves."""
+        silent = modes.silent(self[flags.PROXY_MODE].value)
+        heard = (field for field in flag.fields if not field.startswith(silent))
+        return next(heard, flag.fields[0])
 
     def __getitem__(self, flag: Flag[T]) -> T:
         try:
@@ -91,9 +83,9 @@ class Given:
         """
         said = texts_by_field(configuration)
         _check(path, said)
-        texts = _for_nftables(configuration, said)
+        texts = _implied(configuration, said)
         fields: dict[str, str] = {}
-        silent = _OTHERS_ALONE[configuration.mode]
+        silent = modes.silent(configuration.mode)
         for flag in FLAGS:
             heard = (each for each in flag.fields if each in said and not each.startswith(silent))
             field = next(heard, "")
@@ -106,6 +98,15 @@ class Given:
                 texts[flag.name] = self.text(flag)
                 fields.pop(flag.name, None)
         return Given(texts, path, fields)
+
+    def alone(self) -> Given:
+        """Add what follows from the mode, where there is no file."""
+        mode = self[flags.PROXY_MODE].value
+        localhost = self[flags.IPTABLES_LOCALHOST_NODEPORTS]
+        addresses = modes.node_port_addresses(mode, localhost=localhost)
+        if not addresses or self._texts.get(flags.NODEPORT_ADDRESSES.name):
+            return self
+        return Given({**self._texts, flags.NODEPORT_ADDRESSES.name: addresses})
 
 
 def command_line(namespace: argparse.Namespace) -> Given:
@@ -153,19 +154,18 @@ def _text(path: str, value: Leaf) -> str:
 def _check(path: str, said: Mapping[str, str]) -> None:
     for flag in FLAGS:
         for field in flag.fields:
-            if field in said and not (field == "mode" and said[field] in _OTHERS_ALONE):
+            if field in said:
                 Given({flag.name: said[field]}, path, {flag.name: field})[flag]
 
 
-def _for_nftables(configuration: KubeProxyConfiguration, said: Mapping[str, str]) -> dict[str, str]:
+def _implied(configuration: KubeProxyConfiguration, said: Mapping[str, str]) -> dict[str, str]:
     """Say as flags what follows from the rest of a file where it says nothing itself."""
-    texts = {flags.PROXY_MODE.name: "nftables"}
-    if configuration.mode != "nftables" and not configuration.node_port_addresses:
-        # What the node answered on while the other mode served must not fall silent.
-        localhost = configuration.mode != "ipvs" and (
-            configuration.iptables.localhost_node_ports is not False
-        )
-        texts[flags.NODEPORT_ADDRESSES.name] = "all,localhost" if localhost else "all"
+    mode = configuration.mode
+    texts = {flags.PROXY_MODE.name: modes.serving(mode).value}
+    localhost = configuration.iptables.localhost_node_ports is not False
+    addresses = modes.node_port_addresses(mode, localhost=localhost)
+    if addresses and not configuration.node_port_addresses:
+        texts[flags.NODEPORT_ADDRESSES.name] = addresses
     address = parse_address(configuration.bind_address or "0.0.0.0")  # noqa: S104
     if family_of(address) is Family.IPV6:
         if "healthzBindAddress" not in said:

@@ -16,7 +16,6 @@ from pyproxy.config.flags import Flag
 _COUNT = values.integer(0, 2**31 - 1)
 
 _IDENTITY = "pyproxy does not report the machine's identity"
-_IPVS = "the ipvs mode is not in this version yet"
 _LOGGING = "pyproxy logs lines of text, unbuffered, to stderr"
 _REQUESTS = "a few watches need no limit, and objects are read as JSON"
 _WINDOWS = "pyproxy runs on Linux"
@@ -62,27 +61,6 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         "pyproxy has no feature gates",
         field="featureGates",
     ),
-    _no_effect(
-        "--iptables-localhost-nodeports",
-        values.boolean,
-        "node ports on localhost are asked for with --nodeport-addresses",
-        "true",
-        field="iptables.localhostNodePorts",
-    ),
-    _no_effect("--ipvs-exclude-cidrs", values.items, _IPVS, field="ipvs.excludeCIDRs"),
-    _no_effect(
-        "--ipvs-min-sync-period", values.duration_from(0), _IPVS, "1s", field="ipvs.minSyncPeriod"
-    ),
-    _no_effect("--ipvs-scheduler", values.text, _IPVS, field="ipvs.scheduler"),
-    _no_effect("--ipvs-strict-arp", values.boolean, _IPVS, "false", field="ipvs.strictARP"),
-    _no_effect(
-        "--ipvs-sync-period", values.duration_from(0), _IPVS, "30s", field="ipvs.syncPeriod"
-    ),
-    _no_effect("--ipvs-tcp-timeout", values.duration_from(0), _IPVS, "0s", field="ipvs.tcpTimeout"),
-    _no_effect(
-        "--ipvs-tcpfin-timeout", values.duration_from(0), _IPVS, "0s", field="ipvs.tcpFinTimeout"
-    ),
-    _no_effect("--ipvs-udp-timeout", values.duration_from(0), _IPVS, "0s", field="ipvs.udpTimeout"),
     _no_effect("--kube-api-burst", _COUNT, _REQUESTS, "10", field="clientConnection.burst"),
     _no_effect(
         "--kube-api-content-type",

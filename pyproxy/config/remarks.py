@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 
+from pyproxy.config import flags, modes
 from pyproxy.config.given import FLAGS, Given, texts_by_field, wins_over_file
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
 from pyproxy.config.schema import KubeProxyConfiguration
+from pyproxy.config.settings import ProxyMode
 
-_SECTIONS_OF_OTHERS = ("iptables.", "ipvs.")
-_HEARD_BY_MODE: Mapping[str, Set[str]] = {
-    "": {"iptables.localhostNodePorts"},
-    "iptables": {"iptables.localhostNodePorts"},
-    "ipvs": {"ipvs.syncPeriod", "ipvs.minSyncPeriod"},
-    "nftables": set(),
-}
-"""What has no effect as a flag, and has some in a file for that mode."""
+_SECTIONS = ("iptables.", "ipvs.", "nftables.")
+_LOCALHOST = "iptables.localhostNodePorts"
 
 
-def remarks(flagged: Given, configuration: KubeProxyConfiguration, file: str) -> Iterator[str]:
-    """Give each remark as a line; `file` is where the configuration is from, empty for nowhere."""
+def remarks(
+    flagged: Given, given: Given, configuration: KubeProxyConfiguration, file: str
+) -> Iterator[str]:
+    """Give each remark as a line; `file` is where the configuration is from, empty for nowhere.
+
+    `flagged` is what the command line says, and `given` what came of it and the file.
+    """
+    mode = given[flags.PROXY_MODE]
     if file:
         yield from _about_file(flagged, configuration, file)
+    reasons = {entry.flag.name: entry.reason for entry in NO_EFFECT}
+    reasons |= {flag.name: _instead(mode) for flag in FLAGS if mode not in flag.modes}
     idle = [
-        (entry.flag.name, entry.reason)
-        for entry in NO_EFFECT
-        if flagged.has(entry.flag) and (not file or wins_over_file(entry.flag))
+        (flag.name, reasons[flag.name])
+        for flag in FLAGS
+        if flag.name in reasons and flagged.has(flag) and (not file or wins_over_file(flag))
     ]
     if idle:
         yield f"flags without effect: {_by_reason(idle)}"
@@ -33,7 +37,7 @@ def remarks(flagged: Given, configuration: KubeProxyConfiguration, file: str) ->
 
 def _about_file(flagged: Given, configuration: KubeProxyConfiguration, file: str) -> Iterator[str]:
     mode = configuration.mode
-    if mode in {"iptables", "ipvs"}:
+    if mode and modes.serving(mode).value != mode:
         yield (
             f"--config {file}: mode: {mode} is not in this version yet: serving in nftables mode, "
             "which is as good for all but programs that look for that mode's rules"
@@ -50,15 +54,32 @@ def _idle_fields(configuration: KubeProxyConfiguration) -> Iterator[tuple[str, s
     """Give the fields that ask in vain for something else than what is there, and the reasons."""
     said = texts_by_field(configuration)
     defaults = {(field, flag.default) for flag in FLAGS for field in flag.fields}
-    reasons = {field: entry.reason for entry in NO_EFFECT for field in entry.flag.fields}
+    heard = _heard(configuration.mode)
+    instead = _instead(modes.serving(configuration.mode))
+    reasons = {field: instead for field in said if field.startswith(_SECTIONS)}
+    reasons |= {field: entry.reason for entry in NO_EFFECT for field in entry.flag.fields}
     reasons |= {entry.path: entry.reason for entry in FIELDS}
-    if configuration.mode == "nftables":
-        section = "the mode is nftables"
-        reasons |= {field: section for field in said if field.startswith(_SECTIONS_OF_OTHERS)}
-    heard = _HEARD_BY_MODE[configuration.mode]
     for field, text in said.items():
         if field in reasons.keys() - heard and (field, text) not in defaults:
             yield field, reasons[field]
+
+
+def _heard(asked: str) -> Set[str]:
+    """Give the fields in the sections of modes that have a say where this mode is asked for."""
+    mode, silent = modes.serving(asked), modes.silent(asked)
+    heard = {
+        field
+        for flag in FLAGS
+        if mode in flag.modes and flag not in flags.ALIASES
+        for field in flag.fields
+        if field.startswith(_SECTIONS) and not field.startswith(silent)
+    }
+    # Where node ports answer follows from it, in whatever mode serves in that one's place.
+    return heard | {_LOCALHOST} if asked in {"", "iptables"} else heard
+
+
+def _instead(mode: ProxyMode) -> str:
+    return f"the mode is {mode.value}"
 
 
 def _by_reason(idle: list[tuple[str, str]]) -> str:

@@ -30,6 +30,17 @@ class LocalMode(enum.Enum):
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
 
 
+class IptablesFlavour(enum.Enum):
+    """Which of the kernel's two kinds of iptables rules are written: `--iptables-flavour`.
+
+    `AUTO` is the one that the node's other programs use.
+    """
+
+    AUTO = "auto"
+    LEGACY = "legacy"
+    NFT = "nft"
+
+
 class ListenAddress(msgspec.Struct, frozen=True):
     """Where a server listens; port 0 lets the kernel choose one."""
 
@@ -76,13 +87,15 @@ class NodePorts(msgspec.Struct, frozen=True):
     """The node's addresses on which node ports answer: the union of what is set.
 
     `primary` are the first address of each family in the Node object, `everywhere` all of the
-    node's addresses except loopback, and `localhost` the loopback addresses.
+    node's addresses except loopback, and `localhost` the loopback addresses. Without `loopback`
+    no loopback address is among them, whatever names it.
     """
 
     primary: bool = True
     everywhere: bool = False
     localhost: bool = False
     networks: tuple[Network, ...] = ()
+    loopback: bool = True
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -124,6 +137,31 @@ class Conntrack(msgspec.Struct, frozen=True):
     udp_stream_timeout: float = 0.0
 
 
+class IptablesSettings(msgspec.Struct, frozen=True):
+    """What concerns the mode iptables alone.
+
+    With `localhost_node_ports` node ports may answer on 127.0.0.1; `NodePorts` has what follows.
+    """
+
+    flavour: IptablesFlavour = IptablesFlavour.AUTO
+    localhost_node_ports: bool = True
+
+
+class IpvsSettings(msgspec.Struct, frozen=True):
+    """What concerns the mode ipvs alone; timeouts are in seconds, and 0 leaves a setting alone.
+
+    `scheduler` is one of the kernel's, such as `rr`. Virtual services in `exclude_networks` are
+    never touched. With `strict_arp` the node answers ARP for addresses of the asked device only.
+    """
+
+    scheduler: str = "rr"
+    exclude_networks: tuple[Network, ...] = ()
+    strict_arp: bool = False
+    tcp_timeout: float = 0.0
+    tcp_fin_timeout: float = 0.0
+    udp_timeout: float = 0.0
+
+
 class FlagValue(msgspec.Struct, frozen=True):
     """A flag as it took effect, for people to read; `given` says it was on the command line."""
 
@@ -140,8 +178,8 @@ class Settings(msgspec.Struct, frozen=True):
     none. With `takeover` what kube-proxy has left in the kernel is removed. `oom_score_adj`, from
     -1000 to 1000, is proc(5)'s. `flags` are all flags as the command line has them, in alphabetical
     order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
-    empty where it was not. `remarks` are lines for the log about what was asked for in vain.
-    """
+    empty where it was not. `iptables` and `ipvs` are the defaults in other modes. `remarks` are
+    lines for the log about what was asked for in vain.
 
     node_name: str
     mode: ProxyMode = ProxyMode.NFTABLES
@@ -156,6 +194,8 @@ class Settings(msgspec.Struct, frozen=True):
     serving: Serving = Serving()
     pace: Pace = Pace()
     conntrack: Conntrack = Conntrack()
+    iptables: IptablesSettings = IptablesSettings()
+    ipvs: IpvsSettings = IpvsSettings()
     oom_score_adj: int = -999
     flags: tuple[FlagValue, ...] = ()
     configuration: KubeProxyConfiguration = KubeProxyConfiguration()

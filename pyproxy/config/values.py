@@ -13,13 +13,25 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pyproxy.config import durations
-from pyproxy.config.settings import ListenAddress, LocalMode, NodePorts, ProxyMode
+from pyproxy.config.settings import (
+    IptablesFlavour,
+    ListenAddress,
+    LocalMode,
+    NodePorts,
+    ProxyMode,
+)
 from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
 
 Member = TypeVar("Member", bound=enum.Enum)
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+_SCHEDULERS = (
+    *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq"),
+    *("mh", "fo", "ovf", "twos"),
+)
+"""The kernel's schedulers. Those of the second line kube-proxy v1.36 would refuse."""
+
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
 
 
@@ -95,16 +107,21 @@ def address(value: str) -> Address | None:
     return parsed if any(parsed) else None
 
 
-def cluster_networks(value: str) -> tuple[Network, ...]:
-    """Read a CIDR, or one of each family with a comma between."""
+def networks(value: str) -> tuple[Network, ...]:
+    """Read any number of CIDRs."""
     try:
-        networks = tuple(map(parse_network, items(value)))
+        return tuple(map(parse_network, items(value)))
     except ValueError as error:
         raise ValueError(f"{error}: write it as 10.244.0.0/16 or fd10::/16") from None
+
+
+def cluster_networks(value: str) -> tuple[Network, ...]:
+    """Read a CIDR, or one of each family with a comma between."""
+    found = networks(value)
     for family in Family:
-        if sum(network.family is family for network in networks) > 1:
+        if sum(network.family is family for network in found) > 1:
             raise ValueError(f"{value!r} has more than one {family.label} CIDR: give one a family")
-    return networks
+    return found
 
 
 def node_ports(value: str) -> NodePorts:
@@ -112,14 +129,14 @@ def node_ports(value: str) -> NodePorts:
     given = items(value) or ("primary",)
     words = {"primary", "all", "localhost"}
     try:
-        networks = tuple(parse_network(item) for item in given if item not in words)
+        found = tuple(parse_network(item) for item in given if item not in words)
     except ValueError as error:
         raise ValueError(f"{error}: use CIDRs, primary, all or localhost") from None
     return NodePorts(
         primary="primary" in given,
         everywhere="all" in given,
         localhost="localhost" in given,
-        networks=networks,
+        networks=found,
     )
 
 
@@ -166,11 +183,20 @@ def interface_name(limit: int) -> Callable[[str], str]:
 
 
 def proxy_mode(value: str) -> ProxyMode:
-    """Read a mode that this version has; empty is the default."""
-    mode = _one_of(ProxyMode, value or ProxyMode.NFTABLES.value)
-    if mode is not ProxyMode.NFTABLES:
-        raise ValueError(f"{value} is not in this version yet: use nftables")
-    return mode
+    """Read a mode; empty is the default."""
+    return _one_of(ProxyMode, value or ProxyMode.NFTABLES.value)
+
+
+def iptables_flavour(value: str) -> IptablesFlavour:
+    """Read a flavour of iptables; empty is the default."""
+    return _one_of(IptablesFlavour, value or IptablesFlavour.AUTO.value)
+
+
+def ipvs_scheduler(value: str) -> str:
+    """Read the name of one of IPVS's schedulers; empty is the default, which kube-proxy has too."""
+    if value and value not in _SCHEDULERS:
+        raise ValueError(f"{value!r} is not one of {', '.join(_SCHEDULERS)}")
+    return value or _SCHEDULERS[0]
 
 
 def local_mode(value: str) -> LocalMode:

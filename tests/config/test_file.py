@@ -230,9 +230,7 @@ def test_fields_in_vain_are_named_once_by_reason(written):
 def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written):
     path = written("mode: ipvs\nipvs: {syncPeriod: 1m, minSyncPeriod: 2s, scheduler: rr}")
     _, idle = parse(f"--config={path}").remarks
-    assert idle.endswith(
-        "fields without effect: ipvs.scheduler (the ipvs mode is not in this version yet)"
-    )
+    assert idle.endswith("fields without effect: ipvs.scheduler (the mode is nftables)")
     path = written("iptables: {localhostNodePorts: false, syncPeriod: 1m, masqueradeAll: true}")
     assert parse(f"--config={path}").remarks == ()
 
@@ -299,6 +297,15 @@ def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written):
             "logging: {options: {json: {infoBufferSize: big}}}",
             "logging.options.json.infoBufferSize: 'big' is not a quantity: write it as 65536 or "
             "64Ki",
+        ),
+        (
+            "ipvs: {scheduler: best}",
+            "ipvs.scheduler: 'best' is not one of rr, wrr, lc, wlc, lblc, lblcr, sh, dh, sed, nq, "
+            "mh, fo, ovf, twos",
+        ),
+        (
+            "ipvs: {excludeCIDRs: [10.0.0.0]}",
+            "ipvs.excludeCIDRs: '10.0.0.0' is not a CIDR: write it as 10.244.0.0/16 or fd10::/16",
         ),
         ("ipvs: {tcpTimeout: -1s}", "ipvs.tcpTimeout: '-1s' is too short: use 0s or more"),
         ("mode: nftables\nmode: ipvs", "mode: it is there twice, again in line 4"),
@@ -380,7 +387,6 @@ def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode():
         "mode": "nftables",
         "nodePortAddresses": ["primary"],
         # The defaults of a mode are there whatever the mode is, as the flags have them.
-        "ipvs.minSyncPeriod": "1s",
         "ipvs.syncPeriod": "30s",
         "ipvs.excludeCIDRs": [],
         "iptables.masqueradeBit": None,

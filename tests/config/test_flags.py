@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from pyproxy.config import (
     Api,
     Conntrack,
+    IptablesFlavour,
+    IptablesSettings,
+    IpvsSettings,
     ListenAddress,
     LocalMode,
     LocalTraffic,
     Masquerade,
     NodePorts,
     Pace,
+    ProxyMode,
     Serving,
     Settings,
     command_line,
@@ -72,7 +76,7 @@ def test_defaults_are_kube_proxys_except_where_the_mode_differs():
         if row["default"] and default_by_name[row["flag"]] != row["default"]
     }
     # A commit here costs what changed, so nothing is gained by holding it back.
-    assert differing == {"--iptables-min-sync-period": "0s"}
+    assert differing == {"--iptables-min-sync-period": "0s", "--ipvs-min-sync-period": "0s"}
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_settings():
@@ -187,6 +191,70 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings():
             ),
         ),
         (["--oom-score-adj=-998"], "oom_score_adj", -998),
+        (["--proxy-mode=ipvs"], "mode", ProxyMode.IPVS),
+        (["--proxy-mode="], "mode", ProxyMode.NFTABLES),
+        (
+            ["--proxy-mode=iptables"],
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, localhost=True),
+        ),
+        (
+            ["--proxy-mode=iptables", "--iptables-localhost-nodeports=false"],
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, loopback=False),
+        ),
+        (
+            ["--proxy-mode=iptables", "--nodeport-addresses=primary"],
+            "node_ports",
+            NodePorts(),
+        ),
+        (
+            [
+                *("--proxy-mode=iptables", "--iptables-localhost-nodeports=false"),
+                "--nodeport-addresses=primary,localhost",
+            ],
+            "node_ports",
+            NodePorts(localhost=True, loopback=False),
+        ),
+        (
+            ["--proxy-mode=ipvs"],
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, loopback=False),
+        ),
+        (
+            ["--proxy-mode=ipvs", "--ipvs-sync-period=9s", "--iptables-sync-period=8s"],
+            "pace",
+            Pace(sync_period=9),
+        ),
+        (
+            ["--proxy-mode=iptables", "--ipvs-sync-period=9s", "--iptables-sync-period=8s"],
+            "pace",
+            Pace(sync_period=8),
+        ),
+        (
+            [
+                *("--proxy-mode=iptables", "--iptables-flavour=nft"),
+                "--iptables-localhost-nodeports=false",
+            ],
+            "iptables",
+            IptablesSettings(IptablesFlavour.NFT, localhost_node_ports=False),
+        ),
+        (
+            [
+                *("--proxy-mode=ipvs", "--ipvs-scheduler=mh", "--ipvs-exclude-cidrs=10.0.0.0/8"),
+                *("--ipvs-exclude-cidrs=fd00::/8", "--ipvs-strict-arp", "--ipvs-tcp-timeout=15m"),
+                *("--ipvs-tcpfin-timeout=2m", "--ipvs-udp-timeout=5m"),
+            ],
+            "ipvs",
+            IpvsSettings(
+                "mh",
+                (parse_network("10.0.0.0/8"), parse_network("fd00::/8")),
+                strict_arp=True,
+                tcp_timeout=900,
+                tcp_fin_timeout=120,
+                udp_timeout=300,
+            ),
+        ),
         (["--sync-period=10s", "--iptables-sync-period=20s"], "pace", Pace(sync_period=10)),
     ],
 )
@@ -209,8 +277,7 @@ def test_a_boolean_does_not_take_the_next_argument():
 def test_flags_in_vain_are_named_once_by_reason():
     settings = parse("--ipvs-scheduler=rr", "--ipvs-strict-arp", "--profiling", "--v=1")
     assert settings.remarks == (
-        "flags without effect: "
-        "--ipvs-scheduler, --ipvs-strict-arp (the ipvs mode is not in this version yet); "
+        "flags without effect: --ipvs-scheduler, --ipvs-strict-arp (the mode is nftables); "
         "--profiling (pyproxy has no profiling pages)",
     )
     assert parse("--v=1").remarks == ()

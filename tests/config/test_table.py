@@ -13,7 +13,8 @@ import msgspec
 import pytest
 import yaml
 
-from pyproxy.config import Settings
+from pyproxy.config import ProxyMode, Settings
+from pyproxy.config.flags import Flag
 from pyproxy.config.given import FLAGS
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
 from pyproxy.config.schema import ZERO, KubeProxyConfiguration
@@ -35,8 +36,6 @@ KUBE_PROXYS_FIELDS = sorted(
 REASONS = {entry.flag.name: entry.reason for entry in NO_EFFECT}
 REASONS |= {field: entry.reason for entry in NO_EFFECT for field in entry.flag.fields}
 REASONS |= {entry.path: entry.reason for entry in FIELDS}
-# Without effect as a flag, for that cannot ask for another mode; a file can.
-del REASONS["iptables.localhostNodePorts"]
 
 OTHER_VALUE = {
     "--bind-address": "10.9.8.7",
@@ -46,7 +45,9 @@ OTHER_VALUE = {
     "--feature-gates": "A=true",
     "--healthz-bind-address": "127.0.0.1:99",
     "--hostname-override": "another",
+    "--iptables-flavour": "legacy",
     "--ipvs-exclude-cidrs": "10.9.0.0/16",
+    "--ipvs-scheduler": "wlc",
     "--kube-api-qps": "9",
     "--master": "https://10.9.8.7",
     "--metrics-bind-address": "127.0.0.1:99",
@@ -95,11 +96,32 @@ def example(flag: str, default: str, boolean: bool) -> str:
 )
 def test_a_flag_makes_a_difference_or_a_remark(flag):
     value = example(flag.name, flag.default, flag.is_boolean)
-    settings = parse(f"{flag.name}={value}")
-    differs = in_force(settings) != in_force(parse())
+    mode = f"--proxy-mode={a_mode(flag)}"
+    settings = parse(mode, f"{flag.name}={value}")
+    differs = in_force(settings) != in_force(parse(mode))
     assert differs == (flag.name in HONOURED)
     if not differs:
         assert settings.remarks == (f"flags without effect: {flag.name} ({REASONS[flag.name]})",)
+
+
+def a_mode(flag: Flag[object]) -> str:
+    """Give a mode in which a flag counts, nftables where it is one of them."""
+    return min(flag.modes, key=lambda mode: list(ProxyMode).index(mode)).value
+
+
+@pytest.mark.parametrize(
+    ("flag", "mode"),
+    [
+        pytest.param(flag, mode.value, id=f"{flag.name}-{mode.value}")
+        for flag in FLAGS
+        for mode in ProxyMode
+        if mode not in flag.modes
+    ],
+)
+def test_a_flag_for_another_mode_is_told(flag, mode):
+    value = example(flag.name, flag.default, flag.is_boolean)
+    settings = parse(f"--proxy-mode={mode}", f"{flag.name}={value}")
+    assert settings.remarks == (f"flags without effect: {flag.name} (the mode is {mode})",)
 
 
 def field_values() -> Iterator[tuple[str, str, object]]:
@@ -122,7 +144,8 @@ def field_values() -> Iterator[tuple[str, str, object]]:
             value = {"A": True}
         if "infoBufferSize" in path:
             value = "9Ki"
-        yield path, "iptables" if path.startswith("iptables.") else "nftables", value
+        section = path.partition(".")[0]
+        yield path, section if section in {"iptables", "ipvs"} else "nftables", value
 
 
 @pytest.mark.parametrize(
@@ -140,11 +163,14 @@ def test_a_field_makes_a_difference_or_a_remark(tmp_path, path, mode, value):
         fields = {section: fields}
     said, plain = settings(**fields), settings()
     differs = in_force(said) != in_force(plain)
-    assert differs == (path in HONOURED)
+    # The periods of a mode that is not there count in nftables mode too.
+    elsewhere = said.mode.value != mode and re.match("ipvs.(?!.*SyncPeriod|syncPeriod)", path)
+    assert differs == (path in HONOURED and not elsewhere)
     if not differs:
         (remark,) = set(said.remarks) - set(plain.remarks)
-        reason = "the mode is nftables" if path.startswith("ipvs.") else REASONS[path]
-        assert remark.endswith(f": fields without effect: {path} ({reason})")
+        assert remark.endswith(
+            f": fields without effect: {path} ({REASONS.get(path, 'the mode is nftables')})"
+        )
 
 
 def test_the_documentation_has_them_all_with_their_reasons():
@@ -156,6 +182,6 @@ def test_the_documentation_has_them_all_with_their_reasons():
                 rows[name] = cells[2]
     assert rows.keys() == HONOURED.keys() | REASONS.keys()
     told = {name for name, text in rows.items() if text.startswith("no effect: ")}
-    assert told == REASONS.keys() - {"--iptables-localhost-nodeports"}
+    assert told == REASONS.keys()
     for name in told:
         assert rows[name] == f"no effect: {REASONS[name]}"
