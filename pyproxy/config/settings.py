@@ -180,6 +180,7 @@ class Settings(msgspec.Struct, frozen=True):
     order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
     empty where it was not. `iptables` and `ipvs` are the defaults in other modes. `remarks` are
     lines for the log about what was asked for in vain.
+    """
 
     node_name: str
     mode: ProxyMode = ProxyMode.NFTABLES
