@@ -79,6 +79,23 @@ def test_a_virtual_address_that_nobody_rewrites_is_silent(
     assert outcome(network, who, to) == Outcome(dropped=2)
 
 
+@pytest.mark.parametrize("to", ["192.0.2.1:53/udp", "[2001:db8::1]:53/udp", "192.0.2.1:80"])
+@packets
+def test_a_sender_is_refused_or_dropped_by_rules_of_its_own_as_by_those_of_others(
+    network: Network, to: str
+) -> None:
+    client = network.namespace("na")
+    for verdict, seen in (("reject", Outcome(refused=3)), ("drop", Outcome(dropped=2))):
+        rules = [
+            "add table inet own",
+            "add chain inet own out { type filter hook output priority 0; }",
+            f"add rule inet own out th dport {{ 53, 80 }} {verdict}",
+        ]
+        client.run(["nft", "-f", "-"], text="\n".join(rules))
+        assert outcome(network, "na", to) == seen
+        client.run(["nft", "delete", "table", "inet", "own"])
+
+
 @packets
 def test_a_fixed_source_port_is_kept_from_try_to_try(network: Network) -> None:
     target = parse_target("10.244.2.11:8080/udp")
