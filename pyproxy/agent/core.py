@@ -156,6 +156,19 @@ class Agent(Generic[P]):
         if now - self._audited >= _AUDIT_PERIOD and self._look_at is None:
             self._look(now, "somebody unnoticed")
 
+    def tend(self) -> None:
+        """Let the dataplane do what has a pace of its own."""
+        try:
+            drift = self._dataplane.tend()
+        except PermissionKernelError:
+            raise
+        except KernelError as error:
+            # What the kernel holds is the ground to stand on, and a reading retries by itself.
+            log.warning("looking after what the kernel holds failed, reading it back: %s", error)
+            drift = Drift("")
+        if drift is not None:
+            self.drifted(drift)
+
     def _look(self, when: float, because_of: str) -> None:
         if self._look_at is None or when < self._look_at:
             self._look_at = when

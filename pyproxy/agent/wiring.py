@@ -142,6 +142,7 @@ def _serve(
             if config_file.has_changed():
                 inbox.put(Stop())
             checks.retry()
+            agent.tend()
             agent.audit()
             if addresses.changed():
                 agent.addresses_changed()

@@ -110,6 +110,13 @@ class Dataplane(Protocol[P]):
         """Wait, in a thread of its own, for somebody else's write; None after `close`."""
         ...
 
+    def tend(self) -> Drift | None:
+        """Do what is due now, called about once a second in the thread that commits.
+
+        Tells of somebody else's write that only looking brings to light. Raises KernelError.
+        """
+        ...
+
     def cleanup(self) -> None:
         """Remove all that is ours and nothing else; may be called when there is nothing."""
         ...

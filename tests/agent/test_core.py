@@ -7,6 +7,7 @@ import errno
 import msgspec
 import pytest
 
+from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import (
     KernelError,
     OutOfStepError,
@@ -278,3 +279,17 @@ def test_an_object_that_we_stumble_over_costs_itself_alone() -> None:
     stage.settle()
     assert stage.serving() == ["shop/api:http", "shop/web:http"]
     assert stage.metrics_by_kind()["Service"] == 0
+
+
+@pytest.mark.parametrize("found", [Drift("ipvsadm"), TransientKernelError("EBUSY", errno.EBUSY)])
+def test_what_only_looking_brings_to_light_has_the_kernel_read_back(
+    found: Drift | KernelError,
+) -> None:
+    stage = Stage()
+    stage.begin(WEB, WEB_SLICE)
+    stage.agent.tend()
+    assert stage.agent.due() is None
+    stage.dataplane.tended.append(found)
+    stage.agent.tend()
+    stage.settle()
+    assert stage.dataplane.reads == 2

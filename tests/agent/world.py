@@ -107,7 +107,7 @@ class TableDataplane:
 
     It refuses what the kernel refuses: a row to remove that is not there, one to add that is.
     `trouble` are errors that the next commits run into; `commits` are the deltas that went through;
-    `refuses` names a Service that it never takes.
+    `refuses` names a Service that it never takes, `tended` is what looking after it comes to.
     """
 
     name = "table"
@@ -117,6 +117,7 @@ class TableDataplane:
         self.trouble: list[KernelError] = []
         self.commits: list[Delta[bytes, Value]] = []
         self.refuses: ObjectName | None = None
+        self.tended: list[Drift | KernelError] = []
         self.reads = 0
         self._programmed: dict[ObjectName, ServiceAnswer] = {}
         self._node = NodeAnswer()
@@ -139,6 +140,14 @@ class TableDataplane:
         self.reads += 1
         wanted = {answer.name: answer for answer in services}
         return PlannedTable(diff(self.kernel, rows(wanted.values(), node)), wanted, node)
+
+    def tend(self) -> Drift | None:
+        if self.tended:
+            found = self.tended.pop()
+            if isinstance(found, KernelError):
+                raise found
+            return found
+        return None
 
     def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
         if self.trouble:

@@ -204,6 +204,9 @@ class NftablesDataplane:
             return None
         return Drift(foreign.by)
 
+    def tend(self) -> None:
+        """Nothing here has a pace of its own."""
+
     def cleanup(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
         refusals = self._netlink.transact([delete_table(TABLE)], SUBSYSTEM)
