@@ -46,7 +46,7 @@ test: system check ## everything: check, then all tests with coverage
 demo: system venv ## a Service followed from its first packet, in network namespaces (root)
 	@$(BIN)/pyproxy lab demo
 
-conformance: system venv ## the packet cases in CASES=DIR against this agent (root)
+conformance: system venv ## the packet cases in CASES=DIR against this agent, in MODE (root)
 	@$(BIN)/python -m pyproxy.lab.conformance --mode $(MODE) $(CASES)
 
 soak: system venv ## SECONDS (600) of 200 changes a second with faults, against a real kernel (root)

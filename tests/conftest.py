@@ -8,8 +8,30 @@ from collections.abc import Generator
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
+from tests import modes
+
 NEEDS_KERNEL = ("kernel", "packets")
 TOOLS = ("ip", "nft")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    modes.options(parser)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    modes.parametrize(metafunc)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    modes.leave_out(config, items)
+
+
+@pytest.fixture(scope="module")
+def mode(request: pytest.FixtureRequest) -> LabMode:
+    """The mode that an agent under test runs in; whatever asks for it runs in all of them."""
+    kind: LabMode = request.param
+    return kind
 
 
 @pytest.hookimpl(tryfirst=True)

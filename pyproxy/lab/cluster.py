@@ -18,6 +18,7 @@ from pyproxy.errors import UsageError
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.client import ApiClient, JsonObject
+from pyproxy.lab.modes import NFTABLES, LabMode
 from pyproxy.lab.network import Network
 from pyproxy.lab.process import Agent, agent_command
 from pyproxy.lab.topology import TWO_NODES, Site, Topology
@@ -67,7 +68,7 @@ class Cluster:
         path.write_bytes(msgspec.json.encode(kubeconfig(self.client.url, self.client.token)))
         return path
 
-    def agent(self, site_name: str, mode: str = "nftables", log: Path | None = None) -> Agent:
+    def agent(self, site_name: str, mode: LabMode = NFTABLES, log: Path | None = None) -> Agent:
         """Prepare this pyproxy as the agent of a site; entering it starts it."""
         site = self._topology.site(site_name)
         command = agent_command(site, self.kubeconfig(), mode)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pyproxy.lab.modes import NFTABLES, LabMode
 from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.topology import Site
 
@@ -20,11 +21,11 @@ PATIENCE = 10.0
 _LAST_LINES = 20
 
 
-def agent_command(site: Site, kubeconfig: Path, mode: str = "nftables") -> list[str]:
+def agent_command(site: Site, kubeconfig: Path, mode: LabMode = NFTABLES) -> list[str]:
     """Write the command that runs this very pyproxy as a site's agent."""
     return [
         *(sys.executable, "-m", "pyproxy", "run"),
-        *("--proxy-mode", mode),
+        *mode.flags,
         *("--hostname-override", site.node),
         *("--cluster-cidr", "10.244.0.0/16,fd10::/16"),
         *("--kubeconfig", str(kubeconfig)),

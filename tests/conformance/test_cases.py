@@ -1,4 +1,4 @@
-"""Every conformance case as a test of its own, all against one agent, with real packets."""
+"""Every conformance case as a test of its own, all of a mode against one agent, with packets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.conformance import cases
 from pyproxy.lab.conformance.cases import Case
 from pyproxy.lab.conformance.runner import Runner, await_agent
+from pyproxy.lab.modes import LabMode
 
 pytestmark = pytest.mark.packets
 
-MODE = "nftables"
-CASES = [case for case in cases.read(Path(__file__).with_name("cases")) if MODE not in case.without]
+CASES = list(cases.read(Path(__file__).with_name("cases")))
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[Runner]:
-    with Cluster() as cluster, cluster.agent("na", MODE) as agent:
-        runner = Runner(cluster.client, cluster.network, MODE)
+def runner(mode: LabMode) -> Iterator[Runner]:
+    with Cluster() as cluster, cluster.agent("na", mode) as agent:
+        runner = Runner(cluster.client, cluster.network, mode)
         await_agent(runner, agent)
         yield runner
         agent.require_alive()

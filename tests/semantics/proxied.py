@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, parse_target, probe
 from pyproxy.lab.process import Agent
 from pyproxy.lab.topology import TWO_NODES
+from tests import modes
 
 PATIENCE = 10.0
 SITE = TWO_NODES.site("na")
@@ -93,7 +95,8 @@ def node(**spec: Any) -> Object:
 class Proxied:
     """A node with its agent, and the folder that the agent serves."""
 
-    def __init__(self, network: Network, folder: Path, agent: Agent) -> None:
+    def __init__(self, mode: LabMode, network: Network, folder: Path, agent: Agent) -> None:
+        self.mode = mode
         self.network = network
         self.agent = agent
         self._folder = folder
@@ -158,12 +161,15 @@ class Proxied:
             time.sleep(0.05)
 
     def holds(self, text: str) -> None:
-        """Wait until the kernel's listing of our table has a text."""
-        command = ["nft", "list", "table", "inet", "pyproxy"]
+        """Wait until the kernel's listing of what is ours has a text."""
         deadline = time.monotonic() + PATIENCE
-        while text not in self.network.namespace("na").run(command).stdout:
-            assert time.monotonic() < deadline, f"the table never has {text!r}"
+        while text not in self.listing():
+            assert time.monotonic() < deadline, f"the kernel never has {text!r}"
             time.sleep(0.02)
+
+    def listing(self) -> str:
+        """List what the agent has put into the kernel."""
+        return modes.listing(self.mode, self.network.namespace("na"))
 
     def _path(self, kind: str, name: str) -> Path:
         return self._folder / f"{kind}-{name}.json".lower()
@@ -189,7 +195,7 @@ READY = (
 
 @contextmanager
 def proxied(
-    network: Network, folder: Path, *flags: str, objects: Iterable[Object] = ()
+    mode: LabMode, network: Network, folder: Path, *flags: str, objects: Iterable[Object] = ()
 ) -> Iterator[Proxied]:
     """Run an agent on the first node, with these objects from its start; the rules go at the end.
 
@@ -198,10 +204,10 @@ def proxied(
     (folder / "manifests").mkdir(parents=True)
     command = [
         *(sys.executable, "-m", "pyproxy", "run", "--manifests", str(folder / "manifests")),
-        *("--hostname-override", SITE.node, *flags),
+        *("--hostname-override", SITE.node, *mode.flags, *flags),
     ]
     agent = Agent(network.namespace("na"), command, folder / "log")
-    made = Proxied(network, folder / "manifests", agent)
+    made = Proxied(mode, network, folder / "manifests", agent)
     given = list(objects)
     if not any(obj["kind"] == "Node" for obj in given):
         given.append(node(podCIDRs=list(SITE.pod_networks)))
@@ -211,4 +217,4 @@ def proxied(
             made.reaches("a2", "10.96.255.1:80", "b1")
             yield made
     finally:
-        network.namespace("na").run(["nft", "delete", "table", "inet", "pyproxy"], check=False)
+        modes.wipe(mode, network.namespace("na"))

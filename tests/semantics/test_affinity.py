@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
@@ -46,9 +47,11 @@ def slices(*pods: str) -> tuple[Object, Object]:
 
 
 @pytest.fixture(scope="module")
-def node(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+def node(
+    mode: LabMode, network: Network, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
     folder = tmp_path_factory.mktemp("affinity") / "x"
-    with proxied(network, folder, "--cluster-cidr=10.244.0.0/16,fd10::/16") as made:
+    with proxied(mode, network, folder, "--cluster-cidr=10.244.0.0/16,fd10::/16") as made:
         yield made
 
 

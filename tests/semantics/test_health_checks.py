@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 
 from .proxied import (
@@ -71,8 +72,8 @@ def says(node: Proxied, address: str, wanted: Answer, port: int = PORT) -> None:
 
 
 @pytest.fixture
-def node(network: Network, tmp_path: Path) -> Iterator[Proxied]:
-    with proxied(network, tmp_path / "x", objects=[web()]) as made:
+def node(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Proxied]:
+    with proxied(mode, network, tmp_path / "x", objects=[web()]) as made:
         yield made
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 from pyproxy.lab.topology import TWO_NODES
 
@@ -54,9 +55,13 @@ NODE_CIDR = ("--detect-local-mode=NodeCIDR",)
     ids=" ".join,
 )
 def test_whom_a_pod_sees_behind_a_cluster_ip(
-    network: Network, tmp_path: Path, flags: tuple[str, ...], seen: dict[str, tuple[str, str]]
+    mode: LabMode,
+    network: Network,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    seen: dict[str, tuple[str, str]],
 ) -> None:
-    with proxied(network, tmp_path / "x", *flags, objects=WEB) as here:
+    with proxied(mode, network, tmp_path / "x", *flags, objects=WEB) as here:
         sees(here, seen)
         # Whoever connects to itself is masqueraded in every mode, or it would answer itself.
         here.reaches("a1", V4, "a1", source=GATEWAY)
@@ -77,7 +82,7 @@ def sees(here: Proxied, seen: dict[str, tuple[str, str]]) -> None:
     ],
 )
 def test_whom_a_pod_sees_behind_an_external_address(
-    network: Network, tmp_path: Path, policy: str, seen: dict[str, tuple[str, str]]
+    mode: LabMode, network: Network, tmp_path: Path, policy: str, seen: dict[str, tuple[str, str]]
 ) -> None:
     addresses = ("198.51.100.1", "2001:db8::1")
     exposed = service(
@@ -93,7 +98,7 @@ def test_whom_a_pod_sees_behind_an_external_address(
         ("198.51.100.1:80", "[2001:db8::1]:80"),
         ("172.30.0.11:30080", "[fd30::11]:30080"),
     ]
-    with proxied(network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, *WEB[1:])) as here:
+    with proxied(mode, network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, *WEB[1:])) as here:
         for pair in targets:
             for who, sources in seen.items():
                 for to, source in zip(pair, sources, strict=True):
@@ -102,7 +107,7 @@ def test_whom_a_pod_sees_behind_an_external_address(
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
 def test_an_endpoint_on_the_nodes_own_address_sees_everybody(
-    network: Network, tmp_path: Path, policy: str
+    mode: LabMode, network: Network, tmp_path: Path, policy: str
 ) -> None:
     """Nothing leaves the node, so nothing needs another address to find the way back."""
     exposed = service(
@@ -114,14 +119,16 @@ def test_an_endpoint_on_the_nodes_own_address_sees_everybody(
         sessionAffinity="ClientIP",
     )
     host = endpoint_slice("web", "ha", ports=[{"port": 9090}])
-    with proxied(network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, host)) as here:
+    with proxied(mode, network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, host)) as here:
         for who, own in (("ext", OUTSIDE), ("a2", A2), ("na", "172.30.0.11")):
             here.reaches(who, V4, "ha", source=own)
             here.reaches(who, "172.30.0.11:30080", "ha", source=own)
 
 
-def test_the_nodes_pod_networks_may_come_later_and_go(network: Network, tmp_path: Path) -> None:
-    with proxied(network, tmp_path / "x", *NODE_CIDR, objects=(*WEB, node())) as here:
+def test_the_nodes_pod_networks_may_come_later_and_go(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
+    with proxied(mode, network, tmp_path / "x", *NODE_CIDR, objects=(*WEB, node())) as here:
         sees(here, KEPT_FOR_ALL)
         here.apply(node(podCIDR=NETWORKS[0], podCIDRs=NETWORKS[:1]))
         sees(here, ONLY_IPV4_KNOWN)
@@ -131,13 +138,20 @@ def test_the_nodes_pod_networks_may_come_later_and_go(network: Network, tmp_path
         sees(here, KEPT_FOR_ALL)
 
 
-def test_the_mark_is_the_bit_that_was_asked_for(network: Network, tmp_path: Path) -> None:
+def test_the_mark_is_the_bit_that_was_asked_for(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
     """Other programs mark packets too: the bit that says "masquerade" must be free to choose."""
     others = "table inet other {{ chain c {{ type filter hook prerouting priority -150; {}; }}; }}"
     site = network.namespace("na")
     try:
         with proxied(
-            network, tmp_path / "x", *CLUSTER_CIDR, "--iptables-masquerade-bit=20", objects=WEB
+            mode,
+            network,
+            tmp_path / "x",
+            *CLUSTER_CIDR,
+            "--iptables-masquerade-bit=20",
+            objects=WEB,
         ) as here:
             site.run(["nft", others.format("meta mark set 0x4000")])
             sees(here, KEPT_FOR_PODS)

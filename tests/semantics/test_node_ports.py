@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
 
@@ -49,9 +51,13 @@ def target(address: str, protocol: str, port: int = PORT) -> str:
 
 
 @pytest.mark.parametrize("flag", CASES)
-def test_where_node_ports_answer(network: Network, tmp_path: Path, flag: str) -> None:
+def test_where_node_ports_answer(
+    mode: LabMode, network: Network, tmp_path: Path, flag: str
+) -> None:
     network.namespace("na").sysctl({"ipv4/conf/all/route_localnet": 0})
-    with proxied(network, tmp_path / "x", f"--nodeport-addresses={flag}", objects=WEB) as node:
+    with proxied(
+        mode, network, tmp_path / "x", f"--nodeport-addresses={flag}", objects=WEB
+    ) as node:
         for address, clients in EVERY.items():
             for who in clients:
                 for protocol in ("tcp", "udp"):
@@ -64,7 +70,9 @@ def test_where_node_ports_answer(network: Network, tmp_path: Path, flag: str) ->
             node.says("node ports do not answer on ::1")
 
 
-def test_loopback_knows_policies_and_affinity(network: Network, tmp_path: Path) -> None:
+def test_loopback_knows_policies_and_affinity(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
     """The node itself uses the whole cluster, whatever the policy, and its own host's pods too."""
     web = service(
         "web",
@@ -75,7 +83,7 @@ def test_loopback_knows_policies_and_affinity(network: Network, tmp_path: Path) 
         sessionAffinity="ClientIP",
     )
     flag = "--nodeport-addresses=localhost"
-    with proxied(network, tmp_path / "x", flag, objects=(web, WEB[1])) as node:
+    with proxied(mode, network, tmp_path / "x", flag, objects=(web, WEB[1])) as node:
         for protocol in ("tcp", "udp"):
             pod = node.sticks("na", target("127.0.0.1", protocol))
             assert node.once("na", target("127.0.0.1", protocol), tries=8).reached == {pod: 8}
@@ -87,8 +95,8 @@ def test_loopback_knows_policies_and_affinity(network: Network, tmp_path: Path) 
 
 
 @pytest.fixture
-def everywhere(network: Network, tmp_path: Path) -> Iterator[Proxied]:
-    with proxied(network, tmp_path / "x", "--nodeport-addresses=all", objects=WEB) as node:
+def everywhere(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Proxied]:
+    with proxied(mode, network, tmp_path / "x", "--nodeport-addresses=all", objects=WEB) as node:
         yield node
 
 
@@ -103,12 +111,19 @@ def test_an_address_that_comes_is_answered_on_and_one_that_goes_is_not(
         everywhere.reaches("ext", to, "a1", "b1", tries=24)
         here.ip([f"addr del {address}/{length} dev eth0"])
         deadline = time.monotonic() + PATIENCE
-        while f"{address} ." in here.run(["nft", "list", "table", "inet", "pyproxy"]).stdout:
+        while answered_on(address, everywhere.listing()):
             assert time.monotonic() < deadline, f"node ports are on {address} for ever"
             time.sleep(0.1)
 
 
-def test_loopback_addresses_are_shielded_from_others(network: Network, tmp_path: Path) -> None:
+def answered_on(address: str, listing: str) -> bool:
+    """Tell whether an address is among those of our frontends, or of our rules."""
+    return bool(re.search(rf"(?<![\w:.]){re.escape(address)}(?![\w:.])", listing))
+
+
+def test_loopback_addresses_are_shielded_from_others(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
     """The sysctl that lets node ports answer on 127.0.0.1 would open all that listens there."""
     here, neighbour = network.namespace("na"), network.namespace("ext")
     here.sysctl({"ipv4/conf/all/route_localnet": 0})
@@ -117,7 +132,7 @@ def test_loopback_addresses_are_shielded_from_others(network: Network, tmp_path:
     neighbour.ip([*local, "route add 127.0.0.0/8 via 172.30.0.11"])
     with here.call(lambda: bound("127.0.0.1", 9300)) as listener:
         flag = "--nodeport-addresses=localhost"
-        with proxied(network, tmp_path / "x", flag, objects=WEB) as node:
+        with proxied(mode, network, tmp_path / "x", flag, objects=WEB) as node:
             node.reaches("na", "127.0.0.1:9090", "ha")
             assert not hears(listener, neighbour)
         # Without the table it does: this is what the shield is for.
@@ -142,11 +157,13 @@ def hears(listener: socket.socket, sender: Namespace) -> bool:
         return False
 
 
-def test_an_external_ip_may_be_the_nodes_own_address(network: Network, tmp_path: Path) -> None:
+def test_an_external_ip_may_be_the_nodes_own_address(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
     own = {"externalIPs": ["172.30.0.11", "fd30::11"]}
     ports = ({"name": "tcp", "port": 8088}, {"name": "udp", "port": 8088, "protocol": "UDP"})
     objects = (service("web", "10.96.0.1", "fd00:10:96::1", ports=ports, **own), *WEB[1:])
-    with proxied(network, tmp_path / "x", objects=objects) as node:
+    with proxied(mode, network, tmp_path / "x", objects=objects) as node:
         for address in own["externalIPs"]:
             for who in ("ext", "a2", "na"):
                 for protocol in ("tcp", "udp"):
@@ -155,10 +172,12 @@ def test_an_external_ip_may_be_the_nodes_own_address(network: Network, tmp_path:
                 node.is_refused(who, target(address, "tcp", 8089))
 
 
-def test_a_node_port_and_an_external_ip_may_meet(network: Network, tmp_path: Path) -> None:
+def test_a_node_port_and_an_external_ip_may_meet(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
     """Address, protocol and port are the same, so the two are one frontend."""
     ports = ({"name": "tcp", "port": PORT, "nodePort": PORT},)
     web = service("web", "10.96.0.1", ports=ports, type="NodePort", externalIPs=["172.30.0.11"])
-    with proxied(network, tmp_path / "x", objects=(web, WEB[1])) as node:
+    with proxied(mode, network, tmp_path / "x", objects=(web, WEB[1])) as node:
         node.reaches("ext", target("172.30.0.11", "tcp"), "a1", "b1", tries=24)
         node.reaches("a2", f"10.96.0.1:{PORT}", "a1", "b1", tries=24)

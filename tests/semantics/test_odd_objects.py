@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 from pyproxy.model.events import SetAside, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
@@ -204,9 +205,11 @@ def commits(stage: Stage) -> list[set[str]]:
 
 
 @pytest.fixture(scope="module")
-def node(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+def node(
+    mode: LabMode, network: Network, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
     folder: Path = tmp_path_factory.mktemp("odd") / "x"
-    with proxied(network, folder, objects=Bystander.before) as made:
+    with proxied(mode, network, folder, objects=Bystander.before) as made:
         yield made
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
@@ -30,10 +31,12 @@ def guarded(*ranges: str, **spec: str) -> Object:
 
 
 @pytest.fixture(scope="module")
-def node(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+def node(
+    mode: LabMode, network: Network, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
     folder = tmp_path_factory.mktemp("ranges") / "x"
     flags = "--cluster-cidr=10.244.0.0/16,fd10::/16"
-    with proxied(network, folder, flags, objects=SLICES) as made:
+    with proxied(mode, network, folder, flags, objects=SLICES) as made:
         yield made
 
 

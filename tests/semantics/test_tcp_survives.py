@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
 
@@ -80,8 +81,10 @@ def held(node: Proxied, pod: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def node(network: Network, tmp_path: Path) -> Iterator[Proxied]:
-    with proxied(network, tmp_path / "x", CLUSTER_CIDR, objects=(web(), *slices("a1"))) as made:
+def node(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Proxied]:
+    with proxied(
+        mode, network, tmp_path / "x", CLUSTER_CIDR, objects=(web(), *slices("a1"))
+    ) as made:
         yield made
 
 
@@ -111,10 +114,12 @@ def test_they_outlive_the_last_endpoints_removal_and_the_service(node: Proxied) 
     ids=lambda changes: next(iter(changes)),
 )
 def test_they_outlive_a_change_of_the_services_policy(
-    network: Network, tmp_path: Path, changes: dict[str, Any]
+    mode: LabMode, network: Network, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     with (
-        proxied(network, tmp_path / "x", CLUSTER_CIDR, objects=(web(), *slices("b1"))) as node,
+        proxied(
+            mode, network, tmp_path / "x", CLUSTER_CIDR, objects=(web(), *slices("b1"))
+        ) as node,
         held(node, "b1"),
     ):
         node.apply(web(**changes))

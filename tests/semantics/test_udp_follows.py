@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
@@ -53,8 +54,10 @@ def slices(*pods: str) -> tuple[Object, ...]:
 
 
 @pytest.fixture(scope="module")
-def node(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    with proxied(network, tmp_path_factory.mktemp("udp") / "x", CLUSTER_CIDR) as made:
+def node(
+    mode: LabMode, network: Network, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxied]:
+    with proxied(mode, network, tmp_path_factory.mktemp("udp") / "x", CLUSTER_CIDR) as made:
         yield made
 
 

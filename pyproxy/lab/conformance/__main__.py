@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.lab import modes
 from pyproxy.lab.client import ApiClient
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.conformance import cases
 from pyproxy.lab.conformance.cases import Case
 from pyproxy.lab.conformance.runner import Runner, await_agent
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import ending_well
 from pyproxy.lab.process import Agent
 
@@ -25,15 +27,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run the cases; 0 where all hold, 1 where one does not, 2 for what a person must put right."""
     options = _parser().parse_args(arguments)
     try:
+        mode = modes.named(options.mode)
         chosen = [
             case
             for path in options.cases
             for case in cases.read(path)
-            if options.only in case.name and options.mode not in case.without
+            if options.only in case.name and mode.proxy_mode.value not in case.without
         ]
         if not chosen:
             raise UsageError("no case is left to run: look at --only and --mode")
-        return _run(chosen, options)
+        return _run(chosen, mode, options)
     except UsageError as error:
         print(f"conformance: {error}", file=sys.stderr)
         return 2
@@ -44,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _run(chosen: Sequence[Case], options: argparse.Namespace) -> int:
+def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
     api = ApiClient(options.api, options.token) if options.api else None
-    with ending_well(), Cluster(api=api) as cluster, _agent(cluster, options) as agent:
-        runner = Runner(cluster.client, cluster.network, options.mode, options.settle)
+    with ending_well(), Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
+        runner = Runner(cluster.client, cluster.network, mode, options.settle)
         await_agent(runner, agent)
         failed = sum(not _report(runner, case) for case in chosen)
         agent.require_alive()
@@ -67,11 +70,11 @@ def _report(runner: Runner, case: Case) -> bool:
     return not failures
 
 
-def _agent(cluster: Cluster, options: argparse.Namespace) -> Agent:
+def _agent(cluster: Cluster, mode: LabMode, options: argparse.Namespace) -> Agent:
     """Prepare the agent; a command of the caller's own may name the kubeconfig as {kubeconfig}."""
     log: Path = options.log or cluster.folder / "agent.log"
     if not options.agent:
-        return cluster.agent(NODE, options.mode, log)
+        return cluster.agent(NODE, mode, log)
     kubeconfig = str(cluster.kubeconfig())
     command = [word.replace("{kubeconfig}", kubeconfig) for word in shlex.split(options.agent)]
     return Agent(cluster.network.namespace(NODE), command, log)
@@ -80,7 +83,9 @@ def _agent(cluster: Cluster, options: argparse.Namespace) -> Agent:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m pyproxy.lab.conformance", description=__doc__)
     parser.add_argument("cases", nargs="+", type=Path, help="case files, or folders of them")
-    parser.add_argument("--mode", default="nftables", help="the proxy mode under test")
+    parser.add_argument(
+        "--mode", default="nftables", help=f"the proxy mode under test: {', '.join(modes.MODES)}"
+    )
     parser.add_argument("--only", default="", help="run the cases with this in their name")
     parser.add_argument(
         "--agent",

@@ -13,6 +13,7 @@ from pyproxy.lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject,
 from pyproxy.lab.conformance.cases import Applied, Case, Get, Probe, Step
 from pyproxy.lab.conformance.slices import slices_of
 from pyproxy.lab.conformance.verdict import describe, holds
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, parse_target, probe
@@ -46,10 +47,12 @@ FIRST = Case(
 class Runner:
     """Runs cases one after the other; what a probe wants must hold within `settle` seconds."""
 
-    def __init__(self, client: ApiClient, network: Network, mode: str, settle: float = 8.0) -> None:
+    def __init__(
+        self, client: ApiClient, network: Network, mode: LabMode, settle: float = 8.0
+    ) -> None:
         self._client = client
         self._network = network
-        self._mode = mode
+        self._mode = mode.proxy_mode.value
         self._settle = settle
         self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
         client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})

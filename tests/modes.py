@@ -1,0 +1,109 @@
+"""The modes that the kernel suites run in, and what a test does to a node in each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from pyproxy.config.modes import SERVED
+from pyproxy.config.settings import ProxyMode
+from pyproxy.lab import modes
+from pyproxy.lab.conformance.cases import Case
+from pyproxy.lab.modes import LabMode
+from pyproxy.lab.namespace import Namespace
+
+VARIABLE = "PYPROXY_TEST_MODES"
+KINDS = (modes.NFTABLES, modes.IPTABLES_LEGACY, modes.IPTABLES_NFT, modes.IPVS)
+"""All modes, each flavour of one by itself; the first is the one that tests know best."""
+
+_EMPTY = "".join(f"*{table}\nCOMMIT\n" for table in ("nat", "filter", "mangle"))
+
+
+def chosen(names: str) -> tuple[LabMode, ...]:
+    """Read a list of names with commas between; empty means all that this machine can run."""
+    if names:
+        return tuple(map(modes.named, names.split(",")))
+    return tuple(
+        kind
+        for kind in KINDS
+        if kind.proxy_mode in SERVED
+        and (kind.proxy_mode is not ProxyMode.IPVS or Path("/proc/net/ip_vs").exists())
+    )
+
+
+def options(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--modes",
+        default=os.environ.get(VARIABLE, ""),
+        help=f"which modes the kernel suites run in, with commas between (or {VARIABLE}): "
+        f"{', '.join(kind.name for kind in KINDS)}",
+    )
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for a mode in each that was chosen, or in those of its marker `modes`.
+
+    `@pytest.mark.modes("nftables")` is for what makes sense in some modes only.
+    """
+    if "mode" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("modes")
+    wanted = [
+        pytest.param(kind, id=kind.name)
+        for kind in chosen(metafunc.config.getoption("--modes"))
+        if marker is None or kind.name in marker.args
+    ]
+    if not wanted:
+        wanted = [pytest.param(modes.NFTABLES, id="none", marks=pytest.mark.modes_left_out)]
+    metafunc.parametrize("mode", wanted, indirect=True, scope="module")
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what makes sense in none of the modes that were chosen, or not in its own."""
+    out = [item for item in items if not _makes_sense(item)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+def _makes_sense(item: pytest.Item) -> bool:
+    if item.get_closest_marker("modes_left_out"):
+        return False
+    match getattr(getattr(item, "callspec", None), "params", {}):
+        case {"mode": LabMode() as mode, "case": Case() as case}:
+            return mode.proxy_mode.value not in case.without
+    return True
+
+
+def listing(mode: LabMode, namespace: Namespace) -> str:
+    """List all that an agent has put into the kernel, as the node's own tools have it."""
+    return "".join(namespace.run(command).stdout for command in _LISTINGS[mode.name])
+
+
+def wipe(mode: LabMode, namespace: Namespace) -> None:
+    """Take all that an agent has put into the kernel away, as another program may do."""
+    for command, text in _WIPES[mode.name]:
+        namespace.run(command, text=text, check=False)
+
+
+def _iptables(flavour: str, word: str) -> list[str]:
+    return [f"{program}-{flavour}{word}" for program in ("iptables", "ip6tables")]
+
+
+_DELETE_TABLE = (["nft", "delete", "table", "inet", "pyproxy"], "")
+_LIST_TABLE = ["nft", "list", "table", "inet", "pyproxy"]
+_LISTINGS: Mapping[str, Sequence[list[str]]] = {
+    "nftables": (_LIST_TABLE,),
+    "iptables-legacy": [[command] for command in _iptables("legacy", "-save")],
+    "iptables-nft": [[command] for command in _iptables("nft", "-save")],
+    "ipvs": (_LIST_TABLE, ["ipvsadm", "-Ln"]),
+}
+_WIPES: Mapping[str, Sequence[tuple[list[str], str]]] = {
+    "nftables": (_DELETE_TABLE,),
+    "iptables-legacy": [([command], _EMPTY) for command in _iptables("legacy", "-restore")],
+    "iptables-nft": [([command], _EMPTY) for command in _iptables("nft", "-restore")],
+    "ipvs": (_DELETE_TABLE, (["ipvsadm", "-C"], ""), (["ip", "link", "del", "kube-ipvs0"], "")),
+}
