@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyproxy
 from pyproxy import logs
+from pyproxy.commands import catalogue
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
 from pyproxy.config.file import yaml_text
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 _COMMANDS = {
     "run": "serve this node's Services until told to end",
     "cleanup": "remove everything that pyproxy has put into the kernel",
+    **{name: entry.purpose for name, entry in catalogue.COMMANDS.items()},
     "version": "print the version",
     "lab": "network namespaces, pods and a small API server to try pyproxy with",
 }
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = ["version"]
         if arguments[:1] == ["lab"]:
             return _lab(arguments[1:])
+        if arguments and arguments[0] in catalogue.COMMANDS:
+            return catalogue.run(arguments)
         return _command(arguments)
     except (UsageError, PermissionKernelError) as error:
         print(f"pyproxy: {error}", file=sys.stderr)

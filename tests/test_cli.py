@@ -12,8 +12,11 @@ import pytest
 import pyproxy
 from pyproxy import logs
 from pyproxy.cli import kube_proxy, main
+from pyproxy.commands import catalogue
 from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
+
+COMMANDS = f"run, cleanup, {', '.join(catalogue.COMMANDS)}, version, lab"
 
 
 @pytest.fixture
@@ -27,9 +30,9 @@ def _logging_as_it_was():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "no command is given: use one of run, cleanup, version, lab"),
-        ("serve", "'serve' is not a command: use one of run, cleanup, version, lab"),
-        ("--v=1 run", "'--v=1' is not a command: use one of run, cleanup, version, lab"),
+        ("", f"no command is given: use one of {COMMANDS}"),
+        ("serve", f"'serve' is not a command: use one of {COMMANDS}"),
+        ("--v=1 run", f"'--v=1' is not a command: use one of {COMMANDS}"),
         ("run --kubeconfg=x", "unknown flag --kubeconfg: did you mean --kubeconfig?"),
         ("run --master-url x", "unknown flag --master-url: did you mean --master?"),
         ("run --kube=x", "unknown flag --kube: did you mean --kubeconfig?"),

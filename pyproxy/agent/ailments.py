@@ -54,6 +54,10 @@ class Ailments:
             if found_by == by and of_kind == kind.value and not is_there(name):
                 del self._known[key]
 
+    def problems(self) -> tuple[Problem, ...]:
+        """Give them all."""
+        return tuple(problem for problems in self._known.values() for problem in problems)
+
     def counts(self) -> dict[Kind, int]:
         """Count the objects that have a problem."""
         ailing = {subject for _, subject in self._known}

@@ -20,6 +20,7 @@ from pyproxy.agent.world import Touched, World
 from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeAnswer, P
 from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem, Reason
 from pyproxy.health.state import Health
+from pyproxy.inspect.snapshot import Repair
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
 from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
@@ -48,11 +49,22 @@ _SAMPLE = 3
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """What has just become so; `whole` says that these are all Services there are."""
+    """What has just become so; `whole` says that these are all Services there are.
+
+    `refused` are those of which the kernel holds what it held before. `ended` is in seconds since
+    the epoch, `took` in seconds, and so is `latency`, from the reading of the oldest change to its
+    commit; it is None where nothing was read for this one. `repair` is what somebody else's write
+    had made necessary.
+    """
 
     answers: Mapping[ObjectName, ServiceAnswer | None]
     whole: bool
     node_port_addresses: tuple[Address, ...]
+    refused: frozenset[ObjectName] = frozenset()
+    ended: float = 0.0
+    took: float = 0.0
+    latency: float | None = None
+    repair: Repair | None = None
 
 
 class Follower(Protocol):
@@ -97,6 +109,15 @@ class Agent(Generic[P]):
         self._look_at: float | None = 0.0
         self._drift = ""
         self._audited = observers.clock()
+
+    @property
+    def node_answer(self) -> NodeAnswer:
+        """What the last sync took the node for."""
+        return self._node
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Give what is wrong now with any object, in the order in which it was found."""
+        return self._ailments.problems()
 
     def hear(self, event: Event) -> None:
         """Take in one event; nothing is written yet."""
@@ -190,16 +211,16 @@ class Agent(Generic[P]):
         except KernelError as error:
             self._failed(error, touched)
             return
-        if whole:
-            self._looked(plan)
-        self._succeeded(touched, answers, failures, whole=whole, began=began)
+        repair = self._looked(plan) if whole else None
+        done = self._succeeded(answers, failures)
+        self._publish(touched, done, began, whole=whole, repair=repair)
 
-    def _looked(self, plan: P) -> None:
+    def _looked(self, plan: P) -> Repair | None:
         now = self._tell.clock()
         drift, self._drift = self._drift, ""
         self._audited, self._look_at = now, None
         if not drift or not plan:
-            return
+            return None
         counts = plan.counts()
         self._tell.metrics.drift_repaired(counts)
         log.warning(
@@ -214,6 +235,7 @@ class Agent(Generic[P]):
             self._fight(drift)
         # Whatever was written while the repair went on was not announced to us.
         self._look(self._repairs.due(now + _SECOND_LOOK), drift)
+        return Repair(self._tell.wall_clock(), drift, dict(counts))
 
     def _fight(self, drift: str) -> None:
         problem = Problem(
@@ -280,24 +302,38 @@ class Agent(Generic[P]):
         return self._claims.grant(service, answer)
 
     def _succeeded(
-        self,
-        touched: Touched,
-        answers: dict[ObjectName, ServiceAnswer | None],
-        failures: Sequence[Failure],
-        *,
-        whole: bool,
-        began: float,
-    ) -> None:
-        now = self._tell.clock()
-        self._pace.succeeded(now)
+        self, answers: dict[ObjectName, ServiceAnswer | None], failures: Sequence[Failure]
+    ) -> dict[ObjectName, ServiceAnswer | None]:
+        """Note what the kernel refused; the answers that it took."""
+        self._pace.succeeded(self._tell.clock())
         refused = {failure.name: failure.error for failure in failures}
         self._refused = (self._refused - answers.keys()) | refused.keys()
         for name in answers:
             error = refused.get(name)
             problem = (_refused(name, error),) if error else ()
             self._ailments.found("the kernel", (Kind.SERVICE.value, str(name)), problem)
-        done = {name: answer for name, answer in answers.items() if name not in refused}
-        commit = Commit(done, whole, self._node.node_port_addresses)
+        return {name: answer for name, answer in answers.items() if name not in refused}
+
+    def _publish(
+        self,
+        touched: Touched,
+        done: dict[ObjectName, ServiceAnswer | None],
+        began: float,
+        *,
+        whole: bool,
+        repair: Repair | None,
+    ) -> None:
+        now = self._tell.clock()
+        commit = Commit(
+            done,
+            whole,
+            self._node.node_port_addresses,
+            refused=frozenset(self._refused),
+            ended=self._tell.wall_clock(),
+            took=now - began,
+            latency=now - min(touched.read_at) if touched.read_at else None,
+            repair=repair,
+        )
         for follower in self._tell.followers:
             follower.committed(commit, self.world)
         self._tell.health.updated()

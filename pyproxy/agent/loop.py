@@ -11,6 +11,7 @@ from typing import Generic
 import msgspec
 
 from pyproxy.agent.core import Agent
+from pyproxy.agent.questions import Question
 from pyproxy.dataplane.interface import Drift, P
 from pyproxy.health.state import Health
 from pyproxy.model.events import Event
@@ -23,7 +24,7 @@ class Stop(msgspec.Struct, frozen=True):
     """The end, by a signal or by an error that nothing can be done about."""
 
 
-Inbox = queue.SimpleQueue[Event | Drift | Stop]
+Inbox = queue.SimpleQueue[Event | Drift | Question | Stop]
 
 
 class Loop(Generic[P]):
@@ -75,6 +76,8 @@ class Loop(Generic[P]):
                 return False
             if isinstance(event, Drift):
                 self._agent.drifted(event)
+            elif isinstance(event, Question):
+                event.answer()
             else:
                 self._agent.hear(event)
         return True

@@ -19,6 +19,7 @@ from pyproxy.agent.machine import AddressWatch, local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.preflight import Preflight
+from pyproxy.agent.questions import About, Memory, Witness
 from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
@@ -28,6 +29,8 @@ from pyproxy.errors import KernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
 from pyproxy.health.state import Health
+from pyproxy.inspect.catalogue import BY_PATH
+from pyproxy.inspect.server import Server
 from pyproxy.metrics import Metrics
 from pyproxy.model.events import Event
 from pyproxy.netlink.conntrack import Conntrack
@@ -107,11 +110,13 @@ def _serve(
         flows = Conntrack()
         stack.callback(flows.close)
         reconciler = Reconciler(flows, metrics)
+        memory = Memory()
         followers: list[Follower] = [
             Flows(reconciler),
             HealthChecks(checks, settings.node_name),
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
+            memory,
             *([Takeover(metrics)] if settings.takeover else []),
         ]
         agent = Agent(
@@ -133,6 +138,8 @@ def _serve(
             announcer.starting()
             announcer.start()
             stack.callback(announcer.stop)
+        about = About(settings, health, source.age, time.time, time.time())
+        _be_asked(Witness(agent, memory, about, inbox.put), settings.inspect_socket, stack)
         drift.follow(dataplane, inbox.put)
         source.start()
         stack.callback(source.stop)
@@ -149,6 +156,13 @@ def _serve(
 
         Loop(agent, inbox, chores, _CHORE_SECONDS, health).run()
         log.info("ending; the rules stay")
+
+
+def _be_asked(witness: Witness, path: str, stack: ExitStack) -> None:
+    if path:
+        server = Server(path, BY_PATH, witness)
+        server.start()
+        stack.callback(server.stop)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ class World:
 
     def __init__(self) -> None:
         self.services: dict[ObjectName, Service] = {}
+        self.slices: dict[ObjectName, EndpointSlice] = {}
         self.node: Node | None = None
-        self._slices: dict[ObjectName, EndpointSlice] = {}
         self._by_service: dict[ObjectName, dict[ObjectName, EndpointSlice]] = {}
         self._synced: set[Kind] = set()
         self._touched = Touched(set())
@@ -55,6 +55,11 @@ class World:
         if kind == Kind.NODE.value and self.node is not None and self.node.name == name:
             return self.node.uid
         return ""
+
+    def waiting(self) -> int:
+        """Count the Services that have been touched."""
+        touched = self._touched
+        return len(self.services) if touched.everything else len(touched.services)
 
     def pending(self) -> bool:
         """Tell whether `take` has something to give."""
@@ -110,12 +115,12 @@ class World:
         return True
 
     def _put_slice(self, new: EndpointSlice) -> bool:
-        old = self._slices.get(new.name)
+        old = self.slices.get(new.name)
         if old == new:
             return False
         if old is not None and old.service != new.service:
             self._unlink(old)
-        self._slices[new.name] = new
+        self.slices[new.name] = new
         self._by_service.setdefault(new.service, {})[new.name] = new
         self._touched.services.add(new.service)
         if new.triggered and self.whole:
@@ -135,7 +140,7 @@ class World:
                 return False
             self._touched.services.add(name)
         elif kind is Kind.ENDPOINT_SLICE:
-            old = self._slices.pop(name, None)
+            old = self.slices.pop(name, None)
             if old is None:
                 return False
             self._unlink(old)
@@ -159,7 +164,7 @@ class World:
         if event.kind is Kind.SERVICE:
             held = self.services
         elif event.kind is Kind.ENDPOINT_SLICE:
-            held = self._slices
+            held = self.slices
         for name in [name for name in held if name not in event.names]:
             self._drop(event.kind, name)
         if event.kind not in self._synced:

@@ -328,6 +328,13 @@ OOM_SCORE_ADJ = Flag(
     ("oomScoreAdj",),
 )
 
+INSPECT_SOCKET = Flag(
+    "--inspect-socket",
+    values.socket_path,
+    "/run/pyproxy/pyproxy.sock",
+    "the Unix socket on which pyproxy status and its like ask, root only; empty for none",
+)
+
 CONFIG = Flag(
     "--config", values.text, "", "a file with a KubeProxyConfiguration, in most flags' place"
 )
@@ -385,6 +392,7 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     CONNTRACK_UDP_TIMEOUT,
     CONNTRACK_UDP_TIMEOUT_STREAM,
     OOM_SCORE_ADJ,
+    INSPECT_SOCKET,
     VERBOSITY,
     CONFIG,
     WRITE_CONFIG_TO,

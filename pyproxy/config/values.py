@@ -40,6 +40,13 @@ def text(value: str) -> str:
     return value
 
 
+def socket_path(value: str) -> str:
+    """Check the path of a Unix socket, for which the kernel has 107 bytes (unix(7))."""
+    if len(value.encode()) > 107:
+        raise ValueError(f"{value!r} is longer than 107 bytes: use a shorter path")
+    return value
+
+
 def boolean(value: str) -> bool:
     """Read a boolean in any of Go's spellings."""
     if value in _TRUE or value in _FALSE:

@@ -29,6 +29,7 @@ def agent_command(site: Site, kubeconfig: Path, mode: LabMode = NFTABLES) -> lis
         *("--hostname-override", site.node),
         *("--cluster-cidr", "10.244.0.0/16,fd10::/16"),
         *("--kubeconfig", str(kubeconfig)),
+        *("--inspect-socket", str(kubeconfig.with_name(f"{site.name}.sock"))),
     ]
 
 

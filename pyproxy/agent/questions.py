@@ -1,0 +1,196 @@
+"""Questions to a running agent: taken in its thread, answered in the asker's.
+
+What is taken is a few shallow copies of mappings whose values are frozen, well below a millisecond
+for 10,000 Services, so that a question costs a sync next to nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from pyproxy.agent.core import Agent, Commit
+from pyproxy.agent.world import World
+from pyproxy.config.settings import Settings
+from pyproxy.errors import PyproxyError
+from pyproxy.health.state import Health
+from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import ServiceAnswer
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0
+"""Seconds that a question waits for the agent's thread; a first sync takes a few."""
+
+_QUEUE = 10_000
+"""Changes that one watcher may be behind before it loses some."""
+
+
+_SIGN_OF_LIFE = 1.0
+"""Seconds without a change after which a watcher is told that there is none."""
+
+
+class BusyError(PyproxyError):
+    """The agent's thread does not come to a question."""
+
+
+class Question(msgspec.Struct, frozen=True, eq=False):
+    """Something to be done in the agent's thread; it raises nothing and waits for nothing."""
+
+    answer: Callable[[], None]
+
+
+class Memory:
+    """A follower that remembers what was programmed last, and tells those who watch.
+
+    Its methods are for the agent's thread, but for `watched`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watchers: list[queue.Queue[Change]] = []
+        self.answers: dict[ObjectName, ServiceAnswer] = {}
+        self.syncs = 0
+        self.last_sync: Sync | None = None
+        self.repairs = 0
+        self.last_repair: Repair | None = None
+
+    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+        """Remember a commit."""
+        if self._watchers:
+            self._tell(commit)
+        if commit.whole:
+            gone = self.answers.keys() - commit.answers.keys() - commit.refused
+            for name in gone:
+                del self.answers[name]
+        for name, answer in commit.answers.items():
+            if answer is None:
+                self.answers.pop(name, None)
+            else:
+                self.answers[name] = answer
+        self.syncs += 1
+        self.last_sync = Sync(commit.ended, commit.took, len(commit.answers), commit.whole)
+        if commit.repair is not None:
+            self.repairs += 1
+            self.last_repair = commit.repair
+
+    @contextmanager
+    def watched(self) -> Iterator[queue.Queue[Change]]:
+        """Have every change put into a queue of its own; a full one loses what comes."""
+        changes: queue.Queue[Change] = queue.Queue(_QUEUE)
+        with self._lock:
+            self._watchers = [*self._watchers, changes]
+        try:
+            yield changes
+        finally:
+            with self._lock:
+                self._watchers = [each for each in self._watchers if each is not changes]
+
+    def _tell(self, commit: Commit) -> None:
+        for name, answer in commit.answers.items():
+            before = self.answers.get(name)
+            if answer == before:
+                continue
+            change = Change(
+                str(name),
+                "removed" if answer is None else "changed" if before else "added",
+                _endpoints(answer),
+                commit.ended,
+                commit.took,
+                commit.latency,
+            )
+            for watcher in self._watchers:
+                try:
+                    watcher.put_nowait(change)
+                except queue.Full:
+                    log.debug("a watcher does not keep up, and loses a change")
+
+
+def _endpoints(answer: ServiceAnswer | None) -> int:
+    if answer is None:
+        return 0
+    return len({backend for port in answer.ports for backend in (*port.cluster, *port.local)})
+
+
+class About(msgspec.Struct, frozen=True):
+    """What an agent does not know of itself.
+
+    `api_age` gives seconds, `wall_clock` and `started` are in seconds since the epoch.
+    """
+
+    settings: Settings
+    health: Health
+    api_age: Callable[[], float]
+    wall_clock: Callable[[], float]
+    started: float
+
+
+class Witness:
+    """Tells of one agent, from any thread; `ask` has a question answered in the agent's own."""
+
+    def __init__(
+        self, agent: Agent[Any], memory: Memory, about: About, ask: Callable[[Question], None]
+    ) -> None:
+        self._agent = agent
+        self._memory = memory
+        self._about = about
+        self._ask = ask
+
+    def snapshot(self) -> Snapshot:
+        """Take a snapshot in the agent's thread. Raises BusyError."""
+        taken: Future[Snapshot] = Future()
+
+        def take() -> None:
+            try:
+                taken.set_result(self._take())
+            except Exception as error:  # it is the asker's: the agent goes on
+                taken.set_exception(error)
+
+        self._ask(Question(take))
+        try:
+            return taken.result(_PATIENCE)
+        except TimeoutError as error:
+            raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: ask again") from error
+
+    @contextmanager
+    def follow(self) -> Iterator[Iterator[Change | None]]:
+        """Tell of every change from now on, as it is programmed; None while there is none."""
+        with self._memory.watched() as changes:
+            yield _taken(changes)
+
+    def _take(self) -> Snapshot:
+        agent, memory, about = self._agent, self._memory, self._about
+        return Snapshot(
+            settings=about.settings,
+            started=about.started,
+            now=about.wall_clock(),
+            health=about.health.report(),
+            api_age=about.api_age(),
+            services=dict(agent.world.services),
+            slices=dict(agent.world.slices),
+            node=agent.world.node,
+            node_answer=agent.node_answer,
+            answers=dict(memory.answers),
+            problems=agent.problems(),
+            pending=agent.world.waiting(),
+            syncs=memory.syncs,
+            last_sync=memory.last_sync,
+            repairs=memory.repairs,
+            last_repair=memory.last_repair,
+        )
+
+
+def _taken(changes: queue.Queue[Change]) -> Iterator[Change | None]:
+    while True:
+        try:
+            yield changes.get(timeout=_SIGN_OF_LIFE)
+        except queue.Empty:
+            yield None

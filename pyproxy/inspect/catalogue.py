@@ -1,0 +1,12 @@
+"""Every question that the socket answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyproxy.inspect.endpoint import Endpoint, Stream
+from pyproxy.inspect.status import STATUS
+
+ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (STATUS,)
+
+BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}

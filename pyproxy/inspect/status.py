@@ -1,0 +1,105 @@
+"""How the agent on this node is, as one page."""
+
+from __future__ import annotations
+
+import msgspec
+
+import pyproxy
+from pyproxy.errors import Problem
+from pyproxy.inspect.endpoint import Endpoint, Nothing
+from pyproxy.inspect.snapshot import Repair, Snapshot, Sync, Witness
+from pyproxy.model.address import address_text
+
+
+class SetAside(msgspec.Struct, frozen=True):
+    """What is wrong with one object, and what becomes of it."""
+
+    kind: str
+    name: str
+    field: str
+    message: str
+    reason: str
+
+
+class Status(msgspec.Struct, frozen=True, rename="camel"):
+    """Mode, health, size, pace, and what is not as it should be.
+
+    Times of day are in seconds since the epoch, durations in seconds. `source` is where objects
+    come from, and `source_age` for how long nothing came from there. `endpoints` counts every
+    endpoint of every slice.
+    """
+
+    version: str
+    mode: str
+    node: str
+    zone: str
+    started: float
+    now: float
+    health: str
+    healthy: bool
+    source: str
+    source_age: float
+    services: int
+    slices: int
+    endpoints: int
+    pending: int
+    syncs: int
+    repairs: int
+    node_port_addresses: tuple[str, ...]
+    pod_networks: tuple[str, ...]
+    last_sync: Sync | None = None
+    last_repair: Repair | None = None
+    set_aside: tuple[SetAside, ...] = ()
+
+
+def status(snapshot: Snapshot) -> Status:
+    """Reduce a snapshot to its status."""
+    settings, node = snapshot.settings, snapshot.node
+    return Status(
+        version=pyproxy.__version__,
+        mode=settings.mode.value,
+        node=settings.node_name,
+        zone=node.zone if node else "",
+        started=snapshot.started,
+        now=snapshot.now,
+        health=health(snapshot),
+        healthy=snapshot.health.healthy and not snapshot.health.ending,
+        source=settings.manifests or settings.api.master or settings.api.kubeconfig or "in-cluster",
+        source_age=snapshot.api_age,
+        services=len(snapshot.services),
+        slices=len(snapshot.slices),
+        endpoints=sum(len(each.endpoints) for each in snapshot.slices.values()),
+        pending=snapshot.pending,
+        syncs=snapshot.syncs,
+        repairs=snapshot.repairs,
+        node_port_addresses=tuple(map(address_text, snapshot.node_answer.node_port_addresses)),
+        pod_networks=tuple(map(str, snapshot.node_answer.pod_networks)),
+        last_sync=snapshot.last_sync,
+        last_repair=snapshot.last_repair,
+        set_aside=tuple(map(_set_aside, snapshot.problems)),
+    )
+
+
+def health(snapshot: Snapshot) -> str:
+    """Say how the agent is, in a few words."""
+    report = snapshot.health
+    if report.ending:
+        return "ending"
+    if not report.last_updated:
+        return "starting: nothing is programmed yet"
+    if not report.healthy:
+        return "unhealthy: the last sync is overdue, or a part of the agent keeps failing"
+    return "healthy" if report.node_eligible else "healthy, on a node that is to go"
+
+
+def _set_aside(problem: Problem) -> SetAside:
+    return SetAside(
+        problem.kind, problem.name, problem.field, problem.message, problem.reason.value
+    )
+
+
+def _answer(witness: Witness, _: Nothing) -> Status:
+    return status(witness.snapshot())
+
+
+STATUS = Endpoint("/status", Nothing, Status, _answer)

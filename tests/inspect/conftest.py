@@ -1,0 +1,22 @@
+"""One node with its agent for all tests of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.inspect.node import InspectedNode, inspected_node
+
+
+@pytest.fixture(scope="module")
+def whole_node() -> Iterator[InspectedNode]:
+    with inspected_node() as made:
+        yield made
+
+
+@pytest.fixture
+def node(whole_node: InspectedNode) -> Iterator[InspectedNode]:
+    """The node, from which a test's objects are gone afterwards."""
+    yield whole_node
+    whole_node.forget()

@@ -1,0 +1,24 @@
+"""`pyproxy status`, of an agent that runs."""
+
+import pytest
+
+from tests.inspect.node import NODE, InspectedNode
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_healthy_agent_says_so(node: InspectedNode) -> None:
+    answer = node.command("status", "-o", "json")
+    assert answer.status == 0
+    status = answer.json
+    assert status["healthy"] is True
+    assert (status["mode"], status["node"]) == ("nftables", NODE)
+    assert status["syncs"] >= 1
+    assert status["lastSync"]["took"] > 0
+
+
+def test_it_is_a_table_for_people(node: InspectedNode) -> None:
+    out = node.command("status").out
+    assert "\x1b" not in out
+    assert {line.split("  ")[0] for line in out.splitlines()} >= {"node", "mode", "health"}
+    assert "healthy" in out
