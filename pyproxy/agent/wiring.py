@@ -90,8 +90,7 @@ def _serve(
     with ExitStack() as stack:
         metrics, health = Metrics(), Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
-        inbox: Inbox = Inbox()
-        client = _client(settings, metrics)
+        inbox, client = Inbox(), _client(settings, metrics)
         source = _source(settings, client, inbox.put)
         metrics.source_age(source.age)
         announcer = Announcer(client, settings.node_name, metrics) if client else None
@@ -139,7 +138,7 @@ def _serve(
             announcer.start()
             stack.callback(announcer.stop)
         about = About(settings, health, source.age, time.time, time.time())
-        _be_asked(Witness(agent, memory, about, inbox.put), settings.inspect_socket, stack)
+        stack.enter_context(_asked(Witness(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)
         source.start()
         stack.callback(source.stop)
@@ -158,11 +157,14 @@ def _serve(
         log.info("ending; the rules stay")
 
 
-def _be_asked(witness: Witness, path: str, stack: ExitStack) -> None:
-    if path:
-        server = Server(path, BY_PATH, witness)
-        server.start()
-        stack.callback(server.stop)
+@contextmanager
+def _asked(witness: Witness, settings: Settings) -> Iterator[None]:
+    server = Server(settings.inspect_socket, BY_PATH, witness)
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
 
 
 @contextmanager

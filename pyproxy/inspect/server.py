@@ -51,17 +51,19 @@ class Server:
     """
 
     def __init__(self, path: str, endpoints: Endpoints, witness: Witness) -> None:
-        self._path = Path(path)
+        self._path = path
         self._endpoints = endpoints
         self._witness = witness
         self._server: _Listener | None = None
         self._thread: Worker | None = None
 
     def start(self) -> None:
-        """Listen and begin to answer."""
+        """Listen and begin to answer; nowhere where the path is empty."""
+        if not self._path:
+            return
         try:
-            _make_way(self._path)
-            self._server = _Listener(str(self._path), self._endpoints, self._witness)
+            _make_way(Path(self._path))
+            self._server = _Listener(self._path, self._endpoints, self._witness)
         except OSError as error:
             log.warning(
                 "cannot be asked on %s: %s; commands such as pyproxy status do without this agent",
@@ -79,7 +81,7 @@ class Server:
         self._server.shutdown()
         self._thread.end(_STOP_TIMEOUT)
         self._server.server_close()
-        self._path.unlink(missing_ok=True)
+        Path(self._path).unlink(missing_ok=True)
 
 
 def _make_way(path: Path) -> None:
