@@ -48,7 +48,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
     `@pytest.mark.modes("nftables")` is for what makes sense in some modes only.
     """
-    if "mode" not in metafunc.fixturenames:
+    if "mode" not in metafunc.fixturenames or _has_its_own(metafunc):
         return
     marker = metafunc.definition.get_closest_marker("modes")
     wanted = [
@@ -59,6 +59,14 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     if not wanted:
         wanted = [pytest.param(modes.NFTABLES, id="none", marks=pytest.mark.modes_left_out)]
     metafunc.parametrize("mode", wanted, indirect=True, scope="module")
+
+
+def _has_its_own(metafunc: pytest.Metafunc) -> bool:
+    """Tell whether a test gives its argument `mode` values of its own."""
+    return any(
+        "mode" in (marker.args[0].split(",") if isinstance(marker.args[0], str) else marker.args[0])
+        for marker in metafunc.definition.iter_markers("parametrize")
+    )
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
