@@ -9,11 +9,12 @@ MODE ?= nftables
 PYTEST_ARGS ?=
 IMAGE ?= pyproxy:dev
 SECONDS ?=
+BENCH_ARGS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system check test demo conformance soak fuzz bench clean
+.PHONY: help venv system check test demo conformance soak fuzz bench bench-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,8 +56,12 @@ soak: system venv ## SECONDS (600) of 200 changes a second with faults, against 
 fuzz: venv ## coverage-guided fuzzing of all that parses for SECONDS each, where atheris is installed
 	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
 
-bench: system venv ## measure syncs at scale (root)
+bench: system venv ## measure at scale, from outside with BENCH_ARGS and from inside (root)
+	@$(BIN)/pyproxy bench $(BENCH_ARGS)
 	@$(BIN)/python -m bench
+
+bench-check: system venv ## fail where messages, bytes, rows or allocations have grown (root)
+	@$(BIN)/python -m bench --check
 
 image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)

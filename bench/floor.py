@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from bench.figures import Spread
-from bench.inside import Inside, inside, lists
-from bench.objects import Size
-from pyproxy.dataplane.nftables.readback import read_table
+from bench.inside import Inside, held, inside, lists
+from pyproxy.bench.figures import Spread
+from pyproxy.bench.shape import Size
 from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE, Rows, Table
 from pyproxy.lab.namespace import LabError
 from pyproxy.model.address import Family
@@ -69,13 +68,9 @@ def floor(size: Size, changes: int, runs: int) -> Floor:
 
 def _read() -> Table:
     """Read what the kernel holds, in order and not in that of the kernel's hashes."""
-    netlink = Nfnetlink()
-    try:
-        held = read_table(netlink)
-    finally:
-        netlink.close()
+    found = held()
     names = (SERVICES.of(Family.IPV4), ENDPOINTS.of(Family.IPV4))
-    return {name: dict(sorted(held[name].items())) for name in names}
+    return {name: dict(sorted(found[name].items())) for name in names}
 
 
 def _write(netlink: Nfnetlink, table: Table) -> tuple[float, float]:

@@ -9,9 +9,9 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
-from bench.figures import duration, heading, mebibytes, row
 from bench.inside import Inside, inside, lists
-from bench.objects import Size
+from pyproxy.bench.figures import duration, heading, mebibytes, row
+from pyproxy.bench.shape import Size
 
 _SHOWN = 25
 _SMALLEST = 1 << 19

@@ -10,11 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
-from bench.figures import Spread
-from bench.objects import NODE_NAME, POD_NETWORK, Size, endpoint_slice, objects
 from pyproxy.agent import drift
 from pyproxy.agent.core import Agent, Commit, Observers
 from pyproxy.agent.loop import Inbox, Loop, Stop
@@ -22,16 +21,32 @@ from pyproxy.agent.machine import local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.world import World
+from pyproxy.bench.figures import Spread
+from pyproxy.bench.shape import (
+    NAMESPACE,
+    NODE_NAME,
+    POD_NETWORK,
+    SLICE_LIMIT,
+    Size,
+    endpoint_slice,
+    endpoint_slices,
+    objects,
+    service,
+    service_name,
+)
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.plan import NftablesPlan
+from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.health.state import Health
 from pyproxy.lab.namespace import LabError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
-from pyproxy.model.events import Event, Synced, Upsert
+from pyproxy.model.events import Delete, Event, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.source import stream
 from pyproxy.source.decode import read
 
@@ -91,6 +106,11 @@ class Inside:
         for event in events:
             self.agent.hear(event)
 
+    @property
+    def sent(self) -> tuple[int, int]:
+        """How many messages and bytes have gone to the kernel."""
+        return self.dataplane.messages_sent, self.dataplane.bytes_sent
+
     @contextmanager
     def looping(self) -> Iterator[None]:
         """Have the agent's own loop do the rest, from a sync that is due."""
@@ -130,16 +150,37 @@ def inside() -> Iterator[Inside]:
         gc.unfreeze()
 
 
+def first_syncs(size: Size, runs: int) -> tuple[Spread, Spread]:
+    """Measure first syncs, from lists heard to kernel programmed, and restarts on the result."""
+    first, again = [], []
+    for _ in range(runs):
+        with inside() as agent:
+            first.append(_timed_sync(agent, size))
+            successor = Inside()
+            before = successor.sent[0]
+            again.append(_timed_sync(successor, size))
+            if written := successor.sent[0] - before:
+                raise LabError(f"a restart has written {written} messages")
+            successor.dataplane.close()
+    return Spread(first), Spread(again)
+
+
+def _timed_sync(agent: Inside, size: Size) -> float:
+    agent.hear(lists(size))
+    began = time.perf_counter()
+    agent.agent.sync()
+    return time.perf_counter() - began
+
+
 def cost_of_change(size: Size, changes: int) -> Cost:
     """Measure single changes: by turns an endpoint goes from a slice, and comes back."""
     with inside() as agent:
         agent.hear(lists(size))
         with agent.looping():
             lines = [_line(number, size) for number in range(changes)]
-            messages, sent = agent.dataplane.messages_sent, agent.dataplane.bytes_sent
+            messages, sent = agent.sent
             seconds = Spread([agent.change(line) for line in lines])
-            messages = agent.dataplane.messages_sent - messages
-            sent = agent.dataplane.bytes_sent - sent
+            messages, sent = agent.sent[0] - messages, agent.sent[1] - sent
     return Cost(seconds, messages / changes, sent / changes)
 
 
@@ -150,15 +191,55 @@ def lists(size: Size) -> list[Event]:
     for obj in objects(size):
         kind = Kind(obj["kind"])
         reading = read(kind, msgspec.json.encode(obj))
-        assert isinstance(reading.value, Service | EndpointSlice | Node)
         assert reading.name is not None
         names[kind].add(reading.name)
-        events.append(Upsert(reading.value))
+        events.append(_upsert(kind, obj))
     return [*events, *(Synced(kind, frozenset(of)) for kind, of in names.items())]
 
 
+def changed_slice(number: int, size: Size) -> Event:
+    """By turns take an endpoint from a Service, and give it back."""
+    return _upsert(Kind.ENDPOINT_SLICE, _slice(number, size))
+
+
+def made(number: int, endpoints: int) -> list[Event]:
+    """Give a Service that was not there before, with its slices."""
+    return [
+        _upsert(Kind.SERVICE, service(number)),
+        *(_upsert(Kind.ENDPOINT_SLICE, each) for each in endpoint_slices(number, endpoints)),
+    ]
+
+
+def deleted(number: int) -> list[Event]:
+    """Take a Service away, with its first slice."""
+    name = service_name(number)
+    return [
+        Delete(Kind.SERVICE, ObjectName(NAMESPACE, name)),
+        Delete(Kind.ENDPOINT_SLICE, ObjectName(NAMESPACE, f"{name}-0")),
+    ]
+
+
+def held() -> Table:
+    """Read what the kernel holds of ours."""
+    netlink = Nfnetlink()
+    try:
+        return read_table(netlink)
+    finally:
+        netlink.close()
+
+
+def _upsert(kind: Kind, obj: dict[str, Any]) -> Event:
+    reading = read(kind, msgspec.json.encode(obj))
+    assert isinstance(reading.value, Service | EndpointSlice | Node)
+    return Upsert(reading.value)
+
+
+def _slice(number: int, size: Size) -> dict[str, Any]:
+    of = number // 2 % size.services
+    pods = range(of * size.endpoints, (of + 1) * size.endpoints)
+    pods = pods[:-1] if number % 2 == 0 else pods
+    return endpoint_slice(of, pods[:SLICE_LIMIT], version=number + 2)
+
+
 def _line(number: int, size: Size) -> bytes:
-    obj = endpoint_slice(number // 2 % size.services, size.endpoints, version=number + 2)
-    if number % 2 == 0:
-        obj["endpoints"].pop()
-    return msgspec.json.encode({"type": "MODIFIED", "object": obj})
+    return msgspec.json.encode({"type": "MODIFIED", "object": _slice(number, size)})

@@ -25,6 +25,7 @@ _COMMANDS = {
     **{name: entry.purpose for name, entry in catalogue.COMMANDS.items()},
     "version": "print the version",
     "lab": "network namespaces, pods and a small API server to try pyproxy with",
+    "bench": "measure pyproxy, and others beside it, from outside",
 }
 
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _lab(arguments[1:])
         if arguments and arguments[0] in catalogue.COMMANDS:
             return catalogue.run(arguments)
+        if arguments[:1] == ["bench"]:
+            return _bench(arguments[1:])
         return _command(arguments)
     except (UsageError, PermissionKernelError) as error:
         print(f"pyproxy: {error}", file=sys.stderr)
@@ -124,6 +127,19 @@ def _lab(arguments: Sequence[str]) -> int:
             f"lab: the module {error.name} is missing: install it with pip install 'pyproxy[lab]'"
         ) from error
     parser = Parser("pyproxy lab", description=_COMMANDS["lab"], allow_abbrev=False)
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(arguments))
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    try:
+        from pyproxy.bench import command  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"bench: the module {error.name} is missing: install it with "
+            "pip install 'pyproxy[bench]'"
+        ) from error
+    parser = Parser("pyproxy bench", description=_COMMANDS["bench"], allow_abbrev=False)
     command.add_arguments(parser)
     return command.run(parser.parse_args(arguments))
 

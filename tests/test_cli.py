@@ -16,7 +16,7 @@ from pyproxy.commands import catalogue
 from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
 
-COMMANDS = f"run, cleanup, {', '.join(catalogue.COMMANDS)}, version, lab"
+COMMANDS = f"run, cleanup, {', '.join(catalogue.COMMANDS)}, version, lab, bench"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from pyproxy.lab.modes import NFTABLES, LabMode
 from pyproxy.lab.namespace import LabError, Namespace
@@ -83,3 +83,10 @@ class Agent:
         if self.status is not None:
             said = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
             raise LabError("\n  ".join([f"the agent has ended with status {self.status}:", *said]))
+
+
+def pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """Give what goes into a program and what comes out of it. Raises LabError without pipes."""
+    if process.stdin is None or process.stdout is None:
+        raise LabError(f"process {process.pid} was started without pipes")
+    return process.stdin, process.stdout

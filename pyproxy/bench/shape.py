@@ -1,13 +1,12 @@
-"""The cluster that is measured: Services of one port, each with one slice of ready endpoints."""
+"""The cluster that is measured: Services of one port, each with slices of ready endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from pyproxy.lab.client import ENDPOINT_SLICES, collection
 from pyproxy.model.address import Address, address_text
 
 NODE_NAME = "node-0"
@@ -16,9 +15,15 @@ POD_NETWORK = "10.128.0.0/9"
 SERVICE_NETWORK = "10.96.0.0/12"
 PORT, POD_PORT = 80, 8080
 
-_NAMESPACE = "bench"
+NAMESPACE = "bench"
+SLICE_LIMIT = 100
+"""Endpoints of a slice, as the controller fills them."""
+
 _FIRST_POD = 10 << 24 | 128 << 16
 _FIRST_SERVICE = (10 << 24 | 96 << 16) + 256
+FRESH_POD = (200 - 128) << 16
+"""The first of the pods that changes bring: no other number is as high."""
+
 _NODES = 100
 _UIDS = "00000000-0000-4000-8000-%012d"
 
@@ -38,7 +43,7 @@ def objects(size: Size) -> Iterator[dict[str, Any]]:
     yield node()
     for number in range(size.services):
         yield service(number)
-        yield endpoint_slice(number, size.endpoints)
+        yield from endpoint_slices(number, size.endpoints)
 
 
 def node() -> dict[str, Any]:
@@ -58,7 +63,7 @@ def service(number: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": f"service-{number}", "namespace": _NAMESPACE},
+        "metadata": {"name": service_name(number), "namespace": NAMESPACE},
         "spec": {
             "type": "ClusterIP",
             "clusterIP": address,
@@ -67,22 +72,30 @@ def service(number: int) -> dict[str, Any]:
             "ipFamilyPolicy": "SingleStack",
             "internalTrafficPolicy": "Cluster",
             "sessionAffinity": "None",
-            "selector": {"app": f"service-{number}"},
+            "selector": {"app": service_name(number)},
             "ports": [{"name": "http", "protocol": "TCP", "port": PORT, "targetPort": POD_PORT}],
         },
     }
 
 
-def endpoint_slice(number: int, endpoints: int, version: int = 1) -> dict[str, Any]:
-    """Write a Service's one slice; some of all endpoints are on the node that is measured."""
-    first = number * endpoints
-    owner = f"service-{number}"
+def endpoint_slices(number: int, endpoints: int) -> Iterator[dict[str, Any]]:
+    """Write all slices of a Service; some of all endpoints are on the node that is measured."""
+    pods = range(number * endpoints, (number + 1) * endpoints)
+    for part, begin in enumerate(range(0, endpoints, SLICE_LIMIT)):
+        yield endpoint_slice(number, pods[begin : begin + SLICE_LIMIT], part)
+
+
+def endpoint_slice(
+    number: int, pods: Sequence[int], part: int = 0, version: int = 1
+) -> dict[str, Any]:
+    """Write one of a Service's slices, with these pods in it."""
+    owner = service_name(number)
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": slice_name(number),
-            "namespace": _NAMESPACE,
+            "name": f"{owner}-{part}",
+            "namespace": NAMESPACE,
             "resourceVersion": str(version),
             "generateName": f"{owner}-",
             "labels": {
@@ -102,11 +115,11 @@ def endpoint_slice(number: int, endpoints: int, version: int = 1) -> dict[str, A
         },
         "addressType": "IPv4",
         "ports": [{"name": "http", "protocol": "TCP", "port": POD_PORT}],
-        "endpoints": [endpoint(pod) for pod in range(first, first + endpoints)],
+        "endpoints": [_endpoint(pod) for pod in pods],
     }
 
 
-def endpoint(pod: int) -> dict[str, Any]:
+def _endpoint(pod: int) -> dict[str, Any]:
     """Write one endpoint, with the reference to its pod that a controller adds."""
     return {
         "addresses": [pod_ip(pod)],
@@ -114,12 +127,17 @@ def endpoint(pod: int) -> dict[str, Any]:
         "nodeName": f"node-{pod % _NODES}",
         "targetRef": {
             "kind": "Pod",
-            "namespace": _NAMESPACE,
+            "namespace": NAMESPACE,
             "name": f"pod-{pod}",
             "uid": _UIDS % pod,
         },
         "zone": f"zone-{pod % 3}",
     }
+
+
+def service_name(number: int) -> str:
+    """Name a Service."""
+    return f"service-{number}"
 
 
 def cluster_ip(number: int) -> str:
@@ -130,16 +148,6 @@ def cluster_ip(number: int) -> str:
 def pod_ip(pod: int) -> str:
     """Give a pod's address."""
     return _text(_FIRST_POD + pod)
-
-
-def slice_name(number: int) -> str:
-    """Name a Service's slice."""
-    return f"service-{number}-slice"
-
-
-def slice_path(number: int) -> str:
-    """Give the path of a Service's slice in the API."""
-    return f"{collection(_NAMESPACE, ENDPOINT_SLICES)}/{slice_name(number)}"
 
 
 def _text(address: int) -> str:

@@ -1,0 +1,119 @@
+"""What can be counted, and is the same however busy the machine is: messages, bytes, rows, blocks.
+
+`bench/baseline.json` holds what the counts were. One that has grown is a loss somebody must want.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import sys
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from bench.inside import Inside, changed_slice, deleted, held, inside, lists, made
+from pyproxy.bench.shape import Size
+from pyproxy.errors import UsageError
+
+BASELINE = Path(__file__).parent / "baseline.json"
+SIZE = Size(500, 10)
+
+_CHANGES = 100
+_SLACK = {"blocks": 1.02, "memory": 1.05}
+"""How much more is still the same, by what is counted: caches come and go a little."""
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """What was once measured: counts, with the Python that they are of, and times by the floor's.
+
+    Times are for people to look at: they depend on the machine, and their ratios less so.
+    """
+
+    python: str
+    counts: Mapping[str, int]
+    ratios: Mapping[str, float]
+
+
+def read_baseline() -> Baseline:
+    """Read the file. Raises UsageError."""
+    try:
+        return msgspec.json.decode(BASELINE.read_bytes(), type=Baseline)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{BASELINE}: {error}: write it with --write-baseline") from error
+
+
+def write_baseline(counts: Mapping[str, int], ratios: Mapping[str, float]) -> None:
+    """Have these be what later ones are held against."""
+    found = Baseline(_python(), counts, ratios)
+    BASELINE.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+
+
+def count() -> dict[str, int]:
+    """Count on a small cluster, in a process that has done nothing else."""
+    counts: dict[str, int] = {}
+    with inside() as agent:
+        before = agent.sent
+        agent.hear(lists(SIZE))
+        gc.collect()
+        blocks = sys.getallocatedblocks()
+        tracemalloc.start()
+        agent.agent.sync()
+        counts["first sync: memory at its peak"] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        gc.collect()
+        counts["first sync: blocks kept"] = sys.getallocatedblocks() - blocks
+        counts |= _sent(agent, "first sync", before)
+        counts["first sync: rows"] = sum(len(rows) for rows in held().values())
+        counts |= _later(agent)
+        again = Inside()
+        before = again.sent
+        again.hear(lists(SIZE))
+        again.agent.sync()
+        counts["a restart: messages that write"] = again.sent[0] - before[0]
+        again.dataplane.close()
+    return counts
+
+
+def _later(agent: Inside) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    before = agent.sent
+    for number in range(_CHANGES):
+        agent.hear([changed_slice(number, SIZE)])
+        agent.agent.sync()
+    counts |= _sent(agent, f"{_CHANGES} changes of an endpoint", before)
+    before = agent.sent
+    for event in made(SIZE.services, SIZE.endpoints):
+        agent.hear([event])
+    agent.agent.sync()
+    counts |= _sent(agent, "a Service made", before)
+    before = agent.sent
+    agent.hear(deleted(SIZE.services))
+    agent.agent.sync()
+    return counts | _sent(agent, "a Service deleted", before)
+
+
+def _sent(agent: Inside, what: str, before: tuple[int, int]) -> dict[str, int]:
+    messages, size = agent.sent
+    return {f"{what}: messages": messages - before[0], f"{what}: bytes": size - before[1]}
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def complaints(baseline: Baseline, counts: Mapping[str, int]) -> list[str]:
+    """Say what has grown, or is not known; blocks and memory only where the Python is the same."""
+    found = []
+    for name, value in counts.items():
+        slack = next((by for kind, by in _SLACK.items() if kind in name), 1.0)
+        if slack > 1 and baseline.python != _python():
+            continue
+        was = baseline.counts.get(name)
+        if was is None:
+            found.append(f"{name}: {value:,}, and the baseline has none")
+        elif value > was * slack:
+            found.append(f"{name}: {value:,}, and it was {was:,}")
+    return found

@@ -1,0 +1,45 @@
+import sys
+
+import pytest
+
+from pyproxy.bench.contestant import parse
+from pyproxy.errors import UsageError
+
+
+def test_pyproxy_is_this_one() -> None:
+    found = parse("pyproxy", "nftables")
+    assert found.name == "pyproxy"
+    assert found.command == (sys.executable, "-m", "pyproxy", "run", "--proxy-mode", "nftables")
+    assert found.announces
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "mode"),
+    [
+        ("other=/bin/true", ("/bin/true", "--proxy-mode", "iptables"), "iptables"),
+        ("other=/bin/true --proxy-mode=ipvs", ("/bin/true", "--proxy-mode=ipvs"), "ipvs"),
+        ("other=/bin/true --proxy-mode ipvs", ("/bin/true", "--proxy-mode", "ipvs"), "ipvs"),
+        (
+            "other='/bin/true' -v 2",
+            ("/bin/true", "-v", "2", "--proxy-mode", "iptables"),
+            "iptables",
+        ),
+    ],
+)
+def test_a_command_keeps_its_own_flags(text: str, command: tuple[str, ...], mode: str) -> None:
+    found = parse(text, "iptables")
+    assert (found.name, found.command, found.mode) == ("other", command, mode)
+    assert not found.announces
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("kube-proxy", "--agent kube-proxy: say which program that is: --agent kube-proxy=PATH"),
+        ("x=/no/such", "--agent x=/no/such: /no/such is not a program that can be run"),
+    ],
+)
+def test_what_is_no_program_is_said_in_one_line(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(text, "nftables")
+    assert str(error.value) == says
