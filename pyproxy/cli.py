@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ _COMMANDS = {
     "bench": "measure pyproxy, and others beside it, from outside",
 }
 
+_EXTRAS = ("lab", "bench")
+"""Commands that are packages, and extras, of their name."""
 
 _VERSION = f"pyproxy {pyproxy.__version__}"
 
@@ -48,12 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments == ["--version"]:
             arguments = ["version"]
-        if arguments[:1] == ["lab"]:
-            return _lab(arguments[1:])
+        if arguments and arguments[0] in _EXTRAS:
+            return _extra(arguments[0], arguments[1:])
         if arguments and arguments[0] in catalogue.COMMANDS:
             return catalogue.run(arguments)
-        if arguments[:1] == ["bench"]:
-            return _bench(arguments[1:])
         return _command(arguments)
     except (UsageError, PermissionKernelError) as error:
         print(f"pyproxy: {error}", file=sys.stderr)
@@ -119,29 +120,19 @@ def _write_config(settings: Settings, path: str) -> int:
     return 0
 
 
-def _lab(arguments: Sequence[str]) -> int:
+def _extra(name: str, arguments: Sequence[str]) -> int:
+    """Run a command whose libraries are not installed where agents run."""
     try:
-        from pyproxy.lab import command  # noqa: PLC0415
+        command = importlib.import_module(f"pyproxy.{name}.command")
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"lab: the module {error.name} is missing: install it with pip install 'pyproxy[lab]'"
+            f"{name}: the module {error.name} is missing: install it with "
+            f"pip install 'pyproxy[{name}]'"
         ) from error
-    parser = Parser("pyproxy lab", description=_COMMANDS["lab"], allow_abbrev=False)
+    parser = Parser(f"pyproxy {name}", description=_COMMANDS[name], allow_abbrev=False)
     command.add_arguments(parser)
-    return command.run(parser.parse_args(arguments))
-
-
-def _bench(arguments: Sequence[str]) -> int:
-    try:
-        from pyproxy.bench import command  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"bench: the module {error.name} is missing: install it with "
-            "pip install 'pyproxy[bench]'"
-        ) from error
-    parser = Parser("pyproxy bench", description=_COMMANDS["bench"], allow_abbrev=False)
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(arguments))
+    status: int = command.run(parser.parse_args(arguments))
+    return status
 
 
 def _parser() -> Parser:
