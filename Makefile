@@ -14,7 +14,7 @@ BENCH_ARGS ?=
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system check test demo conformance soak fuzz bench bench-check clean
+.PHONY: help venv system vm-parts check test test-vm demo conformance soak fuzz bench bench-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,10 +39,17 @@ check: venv ## lint, format, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: system check ## everything: check, then all tests with coverage
+test: system vm-parts check ## everything: check, then all tests with coverage
 	@tools/system-packages.sh iptables ipset nfacct shellcheck
 	@tools/promtool.sh $(BIN)
 	$(BIN)/pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+vm-parts:
+	@tools/system-packages.sh qemu-system-x86_64 busybox depmod file ipvsadm
+	@tools/vm-kernel.sh .vm
+
+test-vm: system vm-parts venv ## the tests that run on another kernel, in a virtual machine
+	$(BIN)/pytest -m vm $(PYTEST_ARGS)
 
 demo: system venv ## a Service followed from its first packet, in network namespaces (root)
 	@$(BIN)/pyproxy lab demo
@@ -71,4 +78,4 @@ image-check: system ## build its stages without an engine, and start the agent t
 	@$(PYTHON) tools/image_check.py
 
 clean: ## remove what the targets above have made
-	rm -rf .venv .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+	rm -rf .venv .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -12,6 +12,9 @@ package_of() {
         nft) echo nftables ;;
         ip) echo iproute2 ;;
         ps) echo procps ;;
+        qemu-system-x86_64) echo qemu-system-x86 ;;
+        depmod) echo kmod ;;
+        busybox) echo busybox-static ;;
         venv) echo python3-venv ;;
         *) echo "$1" ;;
     esac
@@ -20,6 +23,8 @@ package_of() {
 is_here() {
     case "$1" in
         venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
+        # An initial RAM disk has no libraries: the busybox that is linked with them does not do.
+        busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
         *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac
 }

@@ -1,0 +1,128 @@
+"""Boots the virtual machine, and says why where it cannot."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+TREE = Path(__file__).resolve().parents[2]
+FOLDER = TREE / ".vm"
+GUEST = Path(__file__).with_name("guest.sh")
+TOOLS = ("qemu-system-x86_64", "busybox", "depmod", "file")
+TAIL = 40
+"""Lines of the console that a failure shows."""
+
+_MEMORY = "3G"
+# The machine's clock counts its own instructions, one a nanosecond. What is slow because it is
+# emulated, or because this machine is busy, takes no longer by that clock: no time-out inside has
+# to know where it runs. It takes one processor, which is also the fastest to emulate.
+_CLOCK = "-icount shift=0,sleep=on"
+# An oops ends the machine, as a panic does, and a clock that runs with the work looks like a stall.
+_KERNEL = ("mitigations=off", "oops=panic", "rcupdate.rcu_cpu_stall_suppress=1", "audit=0")
+
+
+def kernels(folder: Path = FOLDER) -> list[Path]:
+    """Find the kernels that tools/vm-kernel.sh has unpacked."""
+    return sorted((folder / "kernel" / "boot").glob("vmlinuz-*"))
+
+
+def what_is_missing() -> str:
+    """Say what keeps the machine from being booted; empty where nothing does."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    for tool in TOOLS:
+        if shutil.which(tool, path=path) is None:
+            return f"the virtual machine needs the command {tool}"
+    if not _vng().exists():
+        return "the virtual machine needs virtme-ng: pip install -e '.[dev]'"
+    if not kernels():
+        return "the virtual machine needs a kernel: tools/vm-kernel.sh .vm"
+    return ""
+
+
+def _vng() -> Path:
+    return Path(sys.executable).with_name("vng")
+
+
+def boot_command(kernel: Path, results: Path, command: Sequence[str]) -> list[str]:
+    """Write the command that boots the machine, to run `command` in the tree and end.
+
+    `results` is a folder that it may write to, /run/results inside.
+    """
+    modules = kernel.parents[1] / "lib" / "modules"
+    inside = shlex.join(["sh", str(GUEST), str(TREE), str(modules), *command])
+    shares = [
+        _share("host", Path("/"), ",readonly=on,multidevs=remap"),
+        _share("results", results, ""),
+    ]
+    return [
+        *(str(_vng()), "--run", str(kernel), "--disable-kvm", "--verbose", "--user", "root"),
+        *("--cpus", "1", "--memory", _MEMORY, "--cwd", "/"),
+        *(f"--append={option}" for option in _KERNEL),
+        f"--qemu-opts={' '.join([_CLOCK, *shares])}",
+        *("--", inside),
+    ]
+
+
+def _share(tag: str, path: Path, options: str) -> str:
+    return (
+        f"-fsdev local,id={tag},path={path},security_model=none{options} "
+        f"-device virtio-9p-pci,fsdev={tag},mount_tag={tag}"
+    )
+
+
+class Machine:
+    """A context manager: entering it boots the machine, leaving it ends it for certain.
+
+    `results` is a folder of this machine that the command finds as /run/results; `console` takes
+    all that kernel and command say.
+    """
+
+    def __init__(self, command: Sequence[str], results: Path, console: Path) -> None:
+        self._command = boot_command(kernels()[-1], results, command)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.console = console
+
+    def __enter__(self) -> Self:
+        path = os.pathsep.join([str(_vng().parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
+        with self.console.open("wb") as output:
+            self._process = subprocess.Popen(
+                ["nice", *self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PATH": path},
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the machine has not ended yet."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self) -> None:
+        """Wait for the machine's end."""
+        if self._process is not None:
+            self._process.wait()
+
+    def tail(self) -> str:
+        """Give the last lines of the console."""
+        return "\n".join(self.console.read_text(errors="replace").splitlines()[-TAIL:])

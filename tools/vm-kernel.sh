@@ -1,0 +1,41 @@
+#!/bin/sh
+# Put Debian's kernel with its modules into a folder, for the virtual machine of the tests.
+#
+#   tools/vm-kernel.sh .vm
+#
+# Unpacked and not installed: nothing of this machine changes, no boot loader is asked. Elsewhere
+# than on Debian it says so and leaves the rest to the tests, which are skipped with the reason; a
+# folder FOLDER/kernel that holds boot/vmlinuz-* and lib/modules/* of another kernel serves as well.
+set -eu
+
+folder=$1
+for image in "$folder"/kernel/boot/vmlinuz-*; do
+    [ ! -e "$image" ] || exit 0
+done
+
+meta=linux-image-amd64
+package=
+if command -v apt-cache >/dev/null && command -v depmod >/dev/null; then
+    package=$(apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
+fi
+if [ -z "$package" ]; then
+    echo "no kernel for the virtual machine: it takes Debian's $meta, as apt knows it, and depmod" >&2
+    exit 0
+fi
+
+echo "downloading $package"
+mkdir -p "$folder"
+work=$(mktemp -d "$folder/unpacking.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+(cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package")
+
+# Most of a kernel's modules drive devices that no virtual machine has.
+dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work" \
+    --exclude='*/drivers/gpu/*' --exclude='*/drivers/media/*' --exclude='*/sound/*' \
+    --exclude='*/drivers/net/ethernet/*' --exclude='*/drivers/net/wireless/*' \
+    ./boot ./lib/modules
+version=$(ls "$work/lib/modules")
+depmod -b "$work" "$version"
+rm -rf "$work"/*.deb "$folder/kernel"
+mkdir "$folder/kernel"
+mv "$work/boot" "$work/lib" "$folder/kernel"
