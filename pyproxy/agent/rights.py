@@ -1,9 +1,9 @@
 """Giving up every right that the agent does not need once it runs.
 
-CAP_NET_ADMIN is enough for all that is written to the kernel: nf_tables and conntrack, the group of
-nf_tables' notifications, socket buffers beyond net.core's limits, and the sysctls of the network
-namespace. Taking over from kube-proxy adds CAP_NET_RAW, for iptables-legacy. Facts:
-capabilities(7), and net/ in the kernel's sources.
+CAP_NET_ADMIN is enough for all that is written to the kernel: nf_tables, IPVS and conntrack, the
+group of nf_tables' notifications, network devices, socket buffers beyond net.core's limits, and the
+sysctls of the network namespace. iptables-legacy adds CAP_NET_RAW, in iptables mode and for taking
+over from kube-proxy. Facts: capabilities(7), and net/ in the kernel's sources.
 
 Capabilities belong to threads, so this comes before any thread is started.
 """
@@ -16,7 +16,7 @@ import logging
 import os
 from pathlib import Path
 
-from pyproxy.config.settings import Serving
+from pyproxy.config.settings import ProxyMode, Settings
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,13 @@ class Capability(enum.IntEnum):
     NET_RAW = 13
 
 
-def needed(serving: Serving, *, takeover: bool = False) -> frozenset[Capability]:
+def needed(settings: Settings) -> frozenset[Capability]:
     """List what the agent needs; ports below 1024 only where it is told to listen on one."""
     wanted = {Capability.NET_ADMIN}
-    if takeover:  # iptables-legacy reads and writes through a raw socket
+    if settings.takeover or settings.mode is ProxyMode.IPTABLES:
+        # iptables-legacy reads and writes through a raw socket.
         wanted.add(Capability.NET_RAW)
-    for place in (serving.health, serving.metrics):
+    for place in (settings.serving.health, settings.serving.metrics):
         if place is not None and 0 < place.port < _PRIVILEGED_PORTS:
             wanted.add(Capability.NET_BIND_SERVICE)
     return frozenset(wanted)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from pyproxy.agent import dataplanes, drift, loopback, rights, supervise
+from pyproxy.agent import dataplanes, drift, loopback, modules, rights, supervise
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.ending import Ending
@@ -124,10 +124,9 @@ def _serve(
             Pace(settings.pace.min_sync_period),
             Observers(metrics, health, followers, time.monotonic, time.time, report),
         )
-        prepare_kernel(settings)
-        addresses = AddressWatch()
-        stack.callback(addresses.close)
-        rights.keep_only(rights.needed(settings.serving, takeover=settings.takeover))
+        machine = prepare_kernel(settings)
+        addresses = stack.enter_context(closing(AddressWatch()))
+        rights.keep_only(rights.needed(settings))
         ending.tell(end)
         servers.start()
         stack.callback(servers.stop)
@@ -148,6 +147,7 @@ def _serve(
             if config_file.has_changed():
                 inbox.put(Stop())
             checks.retry()
+            machine.keep(settings)
             agent.tend()
             agent.audit()
             if addresses.changed():
@@ -172,6 +172,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
     if settings.verbosity >= _PREFLIGHT_FROM:
         log.info(_MODES, Preflight())
     with ExitStack() as stack:
+        modules.load(settings)
         try:
             dataplane = stack.enter_context(closing(dataplanes.make(settings)))
             dataplane.prepare()
@@ -180,14 +181,17 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
         yield dataplane
 
 
-def prepare_kernel(settings: Settings) -> None:
+def prepare_kernel(settings: Settings) -> Machine:
     """Make the kernel's settings that the proxy needs and is allowed to make."""
-    Machine().apply(settings)
+    machine = Machine()
+    machine.apply(settings)
     loopback.prepare(settings.node_ports)
+    return machine
 
 
 def initialize(settings: Settings) -> int:
     """Do what takes more rights than serving does, so that the agent may run with fewer."""
+    modules.load(settings)
     prepare_kernel(settings)
     return 0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.agent.sysctls import Machine, wanted
-from pyproxy.config import Conntrack, Settings
+from pyproxy.agent.sysctls import Machine, of_mode, wanted
+from pyproxy.config import Conntrack, IpvsSettings, ProxyMode, Settings
 from pyproxy.lab.network import Network
 
 NETFILTER = "net.netfilter.nf_conntrack_"
@@ -66,6 +66,33 @@ def test_what_is_wanted(conntrack: Conntrack, cores: int, expected: dict[str, in
         each.name.removeprefix(NETFILTER): each.value for each in wanted(settings(conntrack), cores)
     }
     assert found == expected | {"/proc/self/oom_score_adj": -999}
+
+
+IPVS = {
+    "net.ipv4.vs.conntrack": 1,
+    "net.ipv4.vs.conn_reuse_mode": 1,
+    "net.ipv4.vs.expire_nodest_conn": 1,
+    "net.ipv4.vs.expire_quiescent_template": 1,
+    "net.ipv4.ip_forward": 1,
+}
+STRICT = {"net.ipv4.conf.all.arp_ignore": 1, "net.ipv4.conf.all.arp_announce": 2}
+
+
+@pytest.mark.parametrize(
+    ("mode", "strict_arp", "expected"),
+    [
+        (ProxyMode.NFTABLES, False, {}),
+        (ProxyMode.IPTABLES, False, {}),
+        (ProxyMode.IPVS, False, IPVS),
+        (ProxyMode.IPVS, True, IPVS | STRICT),
+    ],
+)
+def test_what_a_mode_cannot_do_without(
+    mode: ProxyMode, strict_arp: bool, expected: dict[str, int]
+) -> None:
+    given = Settings("n", mode, conntrack=LEAVE, ipvs=IpvsSettings(strict_arp=strict_arp))
+    assert {each.name: each.value for each in of_mode(given)} == expected
+    assert set(of_mode(given)) <= set(wanted(given, 1))
 
 
 @pytest.fixture
@@ -155,6 +182,54 @@ def test_what_the_machine_forbids_is_one_warning(
         "/proc/self/oom_score_adj = -999 (Is a directory): set them on the node where they matter"
     ]
     assert value(root, "max") == 163840
+
+
+IN_IPVS = Settings("n", ProxyMode.IPVS, conntrack=LEAVE, oom_score_adj=0)
+
+
+@pytest.fixture
+def ipvs(root: Path) -> Path:
+    vs = root / "proc/sys/net/ipv4/vs"
+    vs.mkdir(parents=True)
+    for name in IPVS:
+        (root / "proc/sys" / name.replace(".", "/")).write_text("0\n")
+    return vs
+
+
+def test_what_a_mode_needs_is_put_right_again(
+    root: Path, ipvs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(root)
+    machine.apply(IN_IPVS)
+    (ipvs / "conntrack").write_text("0\n")
+    with caplog.at_level(logging.INFO, "pyproxy"):
+        machine.keep(IN_IPVS)
+        machine.keep(IN_IPVS)
+    assert (ipvs / "conntrack").read_text() == "1"
+    assert caplog.messages == ["net.ipv4.vs.conntrack is 1 now"]
+
+
+def test_what_cannot_be_is_told_once_until_it_is_right(
+    root: Path, ipvs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(root)
+    (ipvs / "conntrack").unlink()
+    machine.apply(IN_IPVS)
+    assert warnings(caplog) == [
+        "left as the kernel has them: net.ipv4.vs.conntrack: load the module ip_vs before the start"
+    ]
+    caplog.clear()
+    machine.keep(IN_IPVS)
+    assert warnings(caplog) == []
+    (ipvs / "conntrack").write_text("1\n")
+    machine.keep(IN_IPVS)
+    (ipvs / "conntrack").unlink()
+    machine.keep(IN_IPVS)
+    machine.keep(IN_IPVS)
+    assert warnings(caplog) == [
+        "net.ipv4.vs.conntrack is not 1, which ipvs mode needs, and cannot be set "
+        "(No such file or directory)"
+    ]
 
 
 @pytest.mark.kernel

@@ -12,7 +12,7 @@ import pytest
 
 import pyproxy
 from pyproxy.agent.rights import Capability, needed
-from pyproxy.config.settings import ListenAddress, Serving
+from pyproxy.config.settings import ListenAddress, ProxyMode, Serving, Settings
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.probe import Target, probe
 from pyproxy.lab.process import Agent, agent_command
@@ -152,8 +152,23 @@ def test_without_cap_net_admin_it_says_so_and_ends(served: Cluster) -> None:
 @pytest.mark.parametrize(("port", "more"), [(10256, set()), (80, {Capability.NET_BIND_SERVICE})])
 def test_a_low_port_needs_another(port: int, more: set[Capability]) -> None:
     place = ListenAddress(parse_address("0.0.0.0"), port)
-    assert needed(Serving(health=place)) == {Capability.NET_ADMIN} | more
-    assert needed(Serving(health=None, metrics=None)) == {Capability.NET_ADMIN}
+    settings = Settings("n", serving=Serving(health=place))
+    assert needed(settings) == {Capability.NET_ADMIN} | more
+    nowhere = Serving(health=None, metrics=None)
+    assert needed(Settings("n", serving=nowhere)) == {Capability.NET_ADMIN}
+
+
+@pytest.mark.parametrize(
+    ("settings", "raw"),
+    [
+        (Settings("n"), False),
+        (Settings("n", takeover=True), True),
+        (Settings("n", ProxyMode.IPTABLES), True),
+        (Settings("n", ProxyMode.IPVS), False),
+    ],
+)
+def test_a_raw_socket_is_iptables_alone(settings: Settings, raw: bool) -> None:
+    assert (Capability.NET_RAW in needed(settings)) == raw
 
 
 def _readable(places: Sequence[str]) -> Sequence[str]:

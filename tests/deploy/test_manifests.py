@@ -12,7 +12,7 @@ import yaml
 import pyproxy
 from pyproxy.agent.rights import needed
 from pyproxy.config import file
-from pyproxy.config.settings import ListenAddress, Serving
+from pyproxy.config.settings import ListenAddress, Serving, Settings
 from pyproxy.lab.apiserver.status import ApiError
 from pyproxy.model.address import parse_address
 
@@ -83,7 +83,8 @@ def test_the_agent_has_the_capabilities_that_it_needs_and_no_others() -> None:
     serving = Serving(
         ListenAddress(everywhere, 10256), ListenAddress(everywhere, 10249), hard_fail=False
     )
-    wanted = {each.name for each in needed(serving, takeover=True)}
+    settings = Settings("n", serving=serving, takeover=True)
+    wanted = {each.name for each in needed(settings)}
     context = agent(objects((BASE / "daemonset.yaml").read_text()))["securityContext"]
     assert set(context["capabilities"]["add"]) == wanted
     assert context["capabilities"]["drop"] == ["ALL"]
