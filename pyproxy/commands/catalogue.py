@@ -24,6 +24,10 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "services": Entry(
+        "show what each Service port has on this node, who serves it, and who does not",
+        "pyproxy.commands.services",
+    ),
     "status": Entry("say how the agent on this node is", "pyproxy.commands.status"),
 }
 

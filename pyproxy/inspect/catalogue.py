@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyproxy.inspect.endpoint import Endpoint, Stream
+from pyproxy.inspect.services import SERVICES
 from pyproxy.inspect.status import STATUS
 
-ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (STATUS,)
+ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (STATUS, SERVICES)
 
 BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}

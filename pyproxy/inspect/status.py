@@ -76,7 +76,7 @@ def status(snapshot: Snapshot) -> Status:
         pod_networks=tuple(map(str, snapshot.node_answer.pod_networks)),
         last_sync=snapshot.last_sync,
         last_repair=snapshot.last_repair,
-        set_aside=tuple(map(_set_aside, snapshot.problems)),
+        set_aside=tuple(map(set_aside, snapshot.problems)),
     )
 
 
@@ -92,7 +92,8 @@ def health(snapshot: Snapshot) -> str:
     return "healthy" if report.node_eligible else "healthy, on a node that is to go"
 
 
-def _set_aside(problem: Problem) -> SetAside:
+def set_aside(problem: Problem) -> SetAside:
+    """Write a problem for people and scripts."""
     return SetAside(
         problem.kind, problem.name, problem.field, problem.message, problem.reason.value
     )
