@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in _EXTRAS:
             return _extra(arguments[0], arguments[1:])
         if arguments and arguments[0] in catalogue.COMMANDS:
-            return catalogue.run(arguments)
+            return catalogue.run(arguments[0], arguments[1:])
         return _command(arguments)
     except (UsageError, PermissionKernelError) as error:
         print(f"pyproxy: {error}", file=sys.stderr)

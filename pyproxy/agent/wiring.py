@@ -75,7 +75,7 @@ def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Set
         found = read()
         if found != settings:
             # What the new run would end for is told while this one goes on.
-            _client(found, None)
+            client_of(found, None)
         return found
 
     config_file = ConfigFile(settings, read_and_check)
@@ -90,8 +90,8 @@ def _serve(
     with ExitStack() as stack:
         metrics, health = Metrics(), Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
-        inbox, client = Inbox(), _client(settings, metrics)
-        source = _source(settings, client, inbox.put)
+        inbox, client = Inbox(), client_of(settings, metrics)
+        source = source_of(settings, client, inbox.put)
         metrics.source_age(source.age)
         announcer = Announcer(client, settings.node_name, metrics) if client else None
 
@@ -213,14 +213,15 @@ def cleanup(settings: Settings) -> int:
     return 0 if not settings.takeover or remove_leftovers() else 1
 
 
-def _client(settings: Settings, metrics: Metrics | None) -> Client | None:
+def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:
     """Make the client, of which nothing is sent yet. Raises UsageError."""
     if settings.manifests:
         return None
     return connect(settings.api.kubeconfig, settings.api.master, metrics)
 
 
-def _source(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:
+def source_of(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:
+    """Make what events come from: that client's server, or the folder of manifests."""
     if client is None:
         return ManifestSource(Path(settings.manifests), settings.node_name, emit)
     return KubernetesSource(client, settings.node_name, emit)

@@ -3,24 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
+from pyproxy.agent import dataplanes
+from pyproxy.agent.survey import survey
 from pyproxy.config import command_line
 from pyproxy.config.settings import Settings
-from pyproxy.inspect.client import Client
+from pyproxy.dataplane.interface import Dataplane
+from pyproxy.inspect.client import Client, NoAgentError, SilentAgentError
 from pyproxy.inspect.endpoint import Endpoint, Q, R
+from pyproxy.inspect.snapshot import Witness
 
 
 class Asker:
-    """Answers to questions, wherever they come from."""
+    """Answers to questions, wherever they come from.
+
+    `settings` are those of this command line, which count where no agent answers.
+    """
 
     def __init__(self, namespace: argparse.Namespace) -> None:
         self.settings: Settings = command_line.settings(namespace)
-        self._client = Client(self.settings.inspect_socket)
+        self._client: Client | None = None
+        if not namespace.no_agent and self.settings.inspect_socket:
+            self._client = Client(self.settings.inspect_socket)
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether an agent has not yet failed to answer."""
+        return self._client is not None
 
     def ask(self, endpoint: Endpoint[Q, R], question: Q) -> R:
         """Ask one question. Raises PyproxyError."""
-        return self._client.ask(endpoint, question)
+        if self._client is not None:
+            try:
+                return self._client.ask(endpoint, question)
+            except (NoAgentError, SilentAgentError) as error:
+                remark(f"{error}: reading API and kernel here")
+                self._client = None
+        return endpoint.answer(self._survey, question)
+
+    @cached_property
+    def _survey(self) -> Witness:
+        return self.survey(self.settings)
+
+    @staticmethod
+    def survey(settings: Settings, files: Sequence[Path] = ()) -> Witness:
+        """Read everything once, with the objects of `files` over it. Raises PyproxyError."""
+        # What is wrong with objects is part of the answer, and not a second time on stderr.
+        logging.getLogger("pyproxy").setLevel(logging.CRITICAL)
+        return survey(settings, files)
+
+
+@contextmanager
+def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
+    """Open the dataplane of these settings for reading. Raises UsageError."""
+    with closing(dataplanes.make(settings)) as dataplane:
+        dataplane.prepare()
+        yield dataplane
 
 
 def remark(text: str) -> None:

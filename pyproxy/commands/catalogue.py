@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from pyproxy.commands.command import Command
+from pyproxy.commands.command import UNANSWERED, Command
 from pyproxy.config.command_line import Parser, go_style
+from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -24,6 +26,14 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "diff": Entry(
+        "say what a sync would write now, or after a change, and write nothing",
+        "pyproxy.commands.diff",
+    ),
+    "explain": Entry(
+        "follow a Service to its packets, step by step, and say what is wrong",
+        "pyproxy.commands.explain",
+    ),
     "services": Entry(
         "show what each Service port has on this node, who serves it, and who does not",
         "pyproxy.commands.services",
@@ -32,14 +42,21 @@ COMMANDS: Mapping[str, Entry] = {
 }
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the command that the first argument names, and give its exit status.
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run a command and give its exit status.
 
-    Raises UsageError.
+    Raises UsageError and PermissionKernelError. Other failures are told of here, for 1 is an
+    answer of some commands.
     """
-    name, *rest = arguments
     entry = COMMANDS[name]
     command = entry.load()
     parser = Parser(f"pyproxy {name}", allow_abbrev=False)
     command.declare(parser, entry.purpose)
-    return command.run(parser.parse_args(list(go_style(rest))))
+    namespace = parser.parse_args(list(go_style(arguments)))
+    try:
+        return command.run(namespace)
+    except (UsageError, PermissionKernelError):
+        raise
+    except PyproxyError as error:
+        print(f"pyproxy: {error}", file=sys.stderr)
+        return UNANSWERED

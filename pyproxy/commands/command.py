@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 V = TypeVar("V", bound=msgspec.Struct)
 
-_ALWAYS = ("2 what was asked cannot be, or may not be asked", "130 ended by Ctrl-C")
+UNANSWERED = 3
+"""The exit status where agent, API or kernel did not answer."""
+
+_ALWAYS = (
+    "2 what was asked cannot be, or may not be asked",
+    f"{UNANSWERED} agent, API or kernel did not answer",
+    "130 ended by Ctrl-C",
+)
 
 
 class Command(msgspec.Struct, frozen=True):

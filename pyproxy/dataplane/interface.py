@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -60,6 +60,53 @@ class Failure(msgspec.Struct, frozen=True):
 
     name: ObjectName
     error: KernelError
+
+
+class Held(msgspec.Struct, frozen=True):
+    """How what the kernel holds of one Service differs from what it should, in lines for people.
+
+    `rules` is what is amiss with the part that all Services share.
+    """
+
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.extra or self.rules)
+
+
+class Fill(msgspec.Struct, frozen=True):
+    """How full a part of the kernel's tables is; `limit` is 0 where there is none of its own."""
+
+    name: str
+    held: int
+    limit: int = 0
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """A plan that goes over netlink."""
+
+    def netlink(self) -> Iterator[str]:
+        """Write its messages in hexadecimal, each with what it is for."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A dataplane that can be asked what the kernel holds of one Service, for what that costs.
+
+    `compare` and `fill` read and remember nothing. Both raise KernelError.
+    """
+
+    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+        """Compare what the kernel holds of one Service with what it should."""
+        ...
+
+    def fill(self) -> tuple[Fill, ...]:
+        """Say how full the tables are."""
+        ...
 
 
 class Dataplane(Protocol[P]):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyproxy.inspect.desired import DESIRED
 from pyproxy.inspect.endpoint import Endpoint, Stream
+from pyproxy.inspect.evidence import EVIDENCE
 from pyproxy.inspect.services import SERVICES
 from pyproxy.inspect.status import STATUS
 
-ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (STATUS, SERVICES)
+ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (STATUS, SERVICES, DESIRED, EVIDENCE)
 
 BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}

@@ -14,7 +14,7 @@ from pyproxy.errors import PyproxyError, UsageError
 from pyproxy.inspect.endpoint import Endpoint, Q, R, Stream
 from pyproxy.inspect.server import Refusal
 
-_TIMEOUT = 30.0
+_TIMEOUT = 12.0
 """Seconds without a byte after which an agent is given up."""
 
 
@@ -24,6 +24,10 @@ class NoAgentError(PyproxyError):
 
 class AgentError(PyproxyError):
     """The agent could not answer."""
+
+
+class SilentAgentError(AgentError):
+    """The agent does not answer in time: it is stopped, or stuck."""
 
 
 class Client:
@@ -64,6 +68,8 @@ class Client:
             raise UsageError(f"{self._path}: only root may ask: use sudo") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoAgentError(f"no agent listens on {self._path}") from error
+        except TimeoutError as error:
+            raise SilentAgentError(f"the agent on {self._path} is silent") from error
         except (OSError, http.client.HTTPException) as error:
             raise AgentError(f"{self._path}: the agent broke off: {error}") from error
         if response.status != HTTPStatus.OK:

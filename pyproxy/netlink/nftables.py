@@ -163,6 +163,12 @@ def get_elements(table: str, set_name: str) -> Message:
     return Message(_kind(_GETSETELEM), 0, body)
 
 
+def get_element(table: str, set_name: str, key: bytes) -> Message:
+    """Ask for one element of a set whose keys are exact."""
+    (asked,) = _messages(_GETSETELEM, 0, table, set_name, _packed([(key, b"")], Shape.EXACT))
+    return asked.message
+
+
 def table_names(answers: Iterable[memoryview]) -> set[str]:
     """Read the answers to `get_tables`; like all readers here, it passes over what has no name."""
     found = (attribute_map(answer) for answer in answers)

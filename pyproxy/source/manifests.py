@@ -211,6 +211,32 @@ class ManifestSource:
         self._known, self._said = merged, problems
 
 
+def read_file(path: Path) -> Iterator[Event]:
+    """Give what a file of manifests says, each object as an Upsert, SetAside or Delete.
+
+    Raises UsageError where the file cannot be read or does not parse.
+    """
+    try:
+        documents = list(_documents(path, path.read_bytes()))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{path}: {_where(error)}") from error
+    for document in documents:
+        kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
+        if kind is None:
+            continue
+        reading = read(kind, msgspec.json.encode(_with_namespace(kind, document)))
+        if reading.name is None:
+            raise UsageError(f"{path}: {reading.value}")
+        if isinstance(reading.value, Problem):
+            yield SetAside(reading.value)
+        elif isinstance(reading.value, NotOurs):
+            yield Delete(kind, reading.name)
+        else:
+            yield Upsert(reading.value)
+
+
 def _is_manifest(path: Path, folder: Path) -> bool:
     """Tell manifests from an editor's swap files and from the rest of a repository."""
     parts = path.relative_to(folder).parts

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pyproxy.cli import main
+from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client
 from pyproxy.inspect.endpoint import Nothing
+from pyproxy.inspect.services import SERVICES, Which
 from pyproxy.inspect.status import STATUS
-from pyproxy.lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, collection
+from pyproxy.lab.client import ENDPOINT_SLICES, ApiClient, collection
+from pyproxy.lab.client import SERVICES as SERVICES_PATH
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.process import Agent
+from tests.agent.live import endpoint_slice, service
 
 Object = dict[str, Any]
 SITE = "na"
@@ -48,6 +54,7 @@ class InspectedNode:
         self.socket = str(cluster.folder / f"{SITE}.sock")
         self.client = Client(self.socket)
         self._made: list[str] = []
+        self._markers = 0
 
     def command(self, *words: str) -> Answer:
         """Run a command on the node, to its end."""
@@ -61,12 +68,38 @@ class InspectedNode:
         status = self.cluster.network.namespace(SITE).call(run)
         return Answer(status, out.getvalue(), err.getvalue())
 
+    def alone(self, *words: str) -> Answer:
+        """Run a command as it is where no agent answers."""
+        return self.command(
+            *words,
+            "--no-agent",
+            *("--kubeconfig", str(self.cluster.folder / "kubeconfig")),
+            *("--cluster-cidr", "10.244.0.0/16,fd10::/16"),
+        )
+
     def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + DEADLINE
         while not condition():
             self.agent.require_alive()
             assert time.monotonic() < deadline, f"not within {DEADLINE} s: {what}"
             time.sleep(0.01)
+
+    def nft(self, words: str) -> str:
+        """Run nft on the node."""
+        return self.cluster.network.namespace(SITE).run(["nft", *words.split()]).stdout
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the agent's decisions waiting, so that what is changed by hand stays for a while."""
+        os.kill(self.agent.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.agent.pid, signal.SIGCONT)
+
+    def repaired(self) -> None:
+        """Wait until the agent has noticed and put right what was changed."""
+        self.until(lambda: self.command("diff").status == 0, "nothing differs")
 
     def settled(self) -> None:
         """Wait until the agent has programmed what it has heard of, with the API's last word."""
@@ -80,10 +113,46 @@ class InspectedNode:
     def create(self, *objects: Object) -> None:
         """Write objects, and wait until the agent has programmed them."""
         for obj in objects:
-            kind = SERVICES if obj["kind"] == "Service" else ENDPOINT_SLICES
-            path = collection(NAMESPACE, kind)
-            self.api.create(path, obj)
-            self._made.insert(0, f"{path}/{obj['metadata']['name']}")
+            self._create(obj)
+        self.heard()
+
+    def replace(self, *objects: Object) -> None:
+        """Write objects over those that are there, and wait for the agent."""
+        for obj in objects:
+            self.api.replace(self._path(obj), obj)
+        self.heard()
+
+    def heard(self) -> None:
+        """Wait until the agent has programmed all that the API has.
+
+        Each kind is watched in order, so a last object of each tells.
+        """
+        self._markers += 1
+        name = f"marker-{self._markers}"
+        made = [service(name, f"10.96.200.{self._markers}"), endpoint_slice(name, ["10.244.2.12"])]
+        for obj in made:
+            self.api.create(self._path(obj).rpartition("/")[0], obj)
+
+        def used() -> bool:
+            try:
+                found = self.client.ask(SERVICES, Which(f"{NAMESPACE}/{name}"))
+            except UsageError:
+                return False
+            return any(b.used_by for p in found.services[0].ports for b in p.backends)
+
+        self.until(used, "the agent has heard of everything")
+        for obj in made:
+            self.api.delete(self._path(obj))
+
+    def _create(self, obj: Object) -> None:
+        path = self._path(obj)
+        self.api.create(path.rpartition("/")[0], obj)
+        self._made.insert(0, path)
+
+    @staticmethod
+    def _path(obj: Object) -> str:
+        kind = SERVICES_PATH if obj["kind"] == "Service" else ENDPOINT_SLICES
+        return f"{collection(NAMESPACE, kind)}/{obj['metadata']['name']}"
 
     def forget(self) -> None:
         """Delete what was created."""
@@ -96,6 +165,8 @@ class InspectedNode:
 def inspected_node() -> Iterator[InspectedNode]:
     """Run a cluster with an agent on its first node."""
     with Cluster() as cluster, cluster.agent(SITE) as agent:
+        space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        cluster.client.ensure("/api/v1/namespaces", space)
         node = InspectedNode(cluster, agent)
         node.until(lambda: _answers(node), "the agent answers")
         node.settled()

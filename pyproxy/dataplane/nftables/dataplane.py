@@ -9,9 +9,10 @@ from collections.abc import Iterable
 import msgspec
 
 from pyproxy.dataplane.diff import diff
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
+from pyproxy.dataplane.nftables.compare import compare, fill
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
@@ -154,6 +155,14 @@ class NftablesDataplane:
             reload=self._loaded is None,
             whole=True,
         )
+
+    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+        """Compare what the kernel holds of one Service with what it should; KernelError."""
+        return compare(self._netlink, wanted, self._options_for(node))
+
+    def fill(self) -> tuple[Fill, ...]:
+        """Say how full the sets are; KernelError."""
+        return fill(self._netlink)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan in one transaction and remember it; the Services it had to leave out."""

@@ -17,6 +17,13 @@ def commands(verb: str, table: Table) -> Iterator[str]:
             yield f"{verb} element inet {TABLE} {set_name} {{ {element} }}"
 
 
+def lines(table: Table) -> Iterator[str]:
+    """Write one line for each element, `services4 { … }`."""
+    for set_name, rows in table.items():
+        for element in elements(set_name, rows):
+            yield f"{set_name} {{ {element} }}"
+
+
 def elements(set_name: str, rows: Rows) -> Iterator[str]:
     """Write a set's elements as nft lists them."""
     kind, family = BY_NAME[set_name]

@@ -69,6 +69,15 @@ class NftablesPlan(msgspec.Struct, frozen=True):
         counts = {"element": len(elements), "chain": len(self.chains), "ruleset": int(self.reload)}
         return {kind: count for kind, count in counts.items() if count}
 
+    def netlink(self) -> Iterator[str]:
+        """Write its messages in hexadecimal, each with what it is for."""
+        for name in self.chains:
+            for message in chains.chain(name):
+                yield f"chain {name}, type {message.kind:#06x}: {message.body.hex()}"
+        for write in self.messages():
+            what = f"{write.set_name}, {len(write.keys)} elements"
+            yield f"{what}, type {write.message.kind:#06x}: {write.message.body.hex()}"
+
     def messages(self) -> Iterator[ElementMessage]:
         """Pack the elements, removals first, as the kernel wants a changed one."""
         for name, rows in self.delta.remove.items():

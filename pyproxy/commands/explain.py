@@ -1,0 +1,141 @@
+"""`pyproxy explain`: the whole way from a Service to a packet, each step with a tick or a cross."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import closing
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from pyproxy.agent.wiring import client_of
+from pyproxy.commands.asker import Asker, kernel
+from pyproxy.commands.command import View
+from pyproxy.commands.output import BAD, DIM, GOOD, table, text
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.conntrack.frontends import port_claims, stale
+from pyproxy.dataplane.interface import Held, NodeAnswer, Readable
+from pyproxy.errors import KernelError, PyproxyError, UsageError
+from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
+from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, explain
+from pyproxy.inspect.target import parse
+from pyproxy.model.address import Address, Backend, backend_text, parse_address
+from pyproxy.netlink.conntrack import Conntrack
+from pyproxy.netlink.flows import Flow
+from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.source.lookup import Lookup, look_up
+
+_SIGNS = {
+    Mark.TICK: ("✓", GOOD),
+    Mark.CROSS: ("✗", BAD),
+    Mark.NOTE: ("•", "yellow"),
+    Mark.SKIPPED: ("-", DIM),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is asked about."""
+    parser.add_argument(
+        "target",
+        metavar="NAMESPACE/NAME|ADDRESS:PORT[/udp]",
+        help="a Service, or what a client connects to",
+    )
+    parser.add_argument(
+        "--from",
+        dest="sender",
+        metavar="ADDRESS",
+        help="the client that source ranges may shut out",
+    )
+
+
+def ask(asker: Asker, namespace: argparse.Namespace) -> Explanation:
+    """Gather the facts, and explain them."""
+    parse(namespace.target)
+    sender = _sender(namespace.sender)
+    evidence = asker.ask(EVIDENCE, Target(namespace.target))
+    case = Case(evidence, _lookup(evidence), _kernel(evidence), sender)
+    return explain(namespace.target, case)
+
+
+def _sender(given: str | None) -> Address | None:
+    try:
+        return parse_address(given) if given else None
+    except ValueError as error:
+        raise UsageError(f"--from: {error}") from error
+
+
+def _lookup(evidence: Evidence) -> Lookup:
+    if evidence.resolved.name is None:
+        return Lookup(service_not_asked="no name to ask for", pods_not_asked="no name to ask for")
+    try:
+        client = client_of(evidence.settings, None)
+    except UsageError as error:
+        return Lookup(service_not_asked=str(error), pods_not_asked=str(error))
+    if client is None:
+        why = f"the folder {evidence.settings.manifests} is served in the API's place"
+        return Lookup(service_not_asked=why, pods_not_asked=why)
+    return look_up(client, evidence.resolved.name)
+
+
+def _kernel(evidence: Evidence) -> KernelFacts:
+    answer = evidence.answer
+    if answer is None:
+        return KernelFacts(not_read="nothing is programmed", flows_not_read="nothing is programmed")
+    held, not_read = _held(evidence.settings, answer, evidence.node_answer)
+    try:
+        return KernelFacts(held, not_read, flows=tuple(_stale(answer)))
+    except KernelError as error:
+        return KernelFacts(held, not_read, flows_not_read=str(error))
+
+
+def _held(settings: Settings, answer: ServiceAnswer, node: NodeAnswer) -> tuple[Held | None, str]:
+    try:
+        with kernel(settings) as dataplane:
+            if not isinstance(dataplane, Readable):
+                return None, f"the mode {dataplane.name} cannot be asked for one Service"
+            return dataplane.compare(answer, node), ""
+    except PyproxyError as error:
+        return None, str(error)
+
+
+def _stale(answer: ServiceAnswer) -> Iterator[str]:
+    with closing(Conntrack()) as table:
+        for key, claim in port_claims(answer):
+            for piece in table.flows(key.family, key.protocol, key.destination):
+                for flow in piece:
+                    if flow.destination == key.destination and stale(flow, (claim,)):
+                        yield _told(flow)
+
+
+def _told(flow: Flow) -> str:
+    source, destination, now = (
+        backend_text(Backend(each)) for each in (flow.source, flow.destination, flow.reply_source)
+    )
+    return f"{source} to {destination} is answered by {now}"
+
+
+def show(found: Explanation) -> Iterator[RenderableType]:
+    """Show the steps, and what they come to."""
+    yield table(("", "STEP", found.target), _rows(found))
+    yield text("")
+    yield text(found.verdict, GOOD if found.well else BAD)
+    if found.fix:
+        yield text(f"what to do: {found.fix}")
+
+
+def _rows(found: Explanation) -> Iterator[tuple[Text, ...]]:
+    for step in found.steps:
+        sign, style = _SIGNS[step.mark]
+        yield text(sign, style), text(step.name), text(step.says)
+        for line in step.lines:
+            yield text(""), text(""), text(line, DIM)
+
+
+COMMAND = View(
+    ask,
+    show,
+    add_arguments,
+    status=lambda found: 0 if found.well else 1,
+    statuses=("0 nothing is wrong", "1 something is"),
+).command()

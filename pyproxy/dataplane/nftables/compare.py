@@ -1,0 +1,124 @@
+"""What the kernel holds of one Service, asked for element by element: a few dozen small questions.
+
+What must be there is known by its key. What must not be is looked for where it could do harm: at
+the Service's frontends in every set that is keyed by frontend, and in the slots after its last.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from pyproxy.dataplane.diff import diff
+from pyproxy.dataplane.interface import Fill, Held
+from pyproxy.dataplane.nftables import chains, listing, schema
+from pyproxy.dataplane.nftables.layout import read_layout
+from pyproxy.dataplane.nftables.plan import targets
+from pyproxy.dataplane.nftables.readback import read_tables, recall
+from pyproxy.dataplane.nftables.rows import add_service, frontend_key, shared_rows
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
+from pyproxy.errors import OutOfStepError
+from pyproxy.model.address import Family
+from pyproxy.netlink import nftables
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import Shape
+from pyproxy.policy.answer import ServiceAnswer
+
+_INDEX = struct.Struct("=I")
+_BY_FRONTEND = (
+    schema.SERVICES,
+    schema.INSIDERS,
+    schema.OUTSIDERS,
+    schema.REFUSED,
+    schema.GUARDED,
+    schema.STICKY,
+)
+
+
+def compare(netlink: Nfnetlink, wanted: ServiceAnswer, options: Options) -> Held:
+    """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
+    if TABLE not in read_tables(netlink):
+        return Held(rules=(f"table inet {TABLE} is not there",))
+    held = _read(netlink, wanted)
+    placed = recall(held).place(wanted)
+    after: Table = {}
+    add_service(placed, after)
+    for set_name, key in shared_rows(placed):
+        after.setdefault(set_name, {})[key] = b""
+    delta = diff(held, after)
+    return Held(
+        tuple(listing.lines(delta.add)),
+        tuple(listing.lines(delta.remove)),
+        tuple(_rules(netlink, options, after)),
+    )
+
+
+def fill(netlink: Nfnetlink) -> tuple[Fill, ...]:
+    """Count each set's elements, of those that have any. Raises KernelError.
+
+    Kernels before 6.16 do not say.
+    """
+    if TABLE not in read_tables(netlink):
+        return ()
+    sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(TABLE)))
+    return tuple(
+        Fill(name, sizes[name], schema.BY_NAME[name][0].learned)
+        for name in sorted(sizes.keys() & schema.BY_NAME.keys())
+        if sizes[name]
+    )
+
+
+def _rules(netlink: Nfnetlink, options: Options, after: Table) -> Iterator[str]:
+    layout = read_layout(netlink)
+    if not layout.is_loaded(options):
+        yield "the fixed rules are not as they were loaded, or belong to other flags"
+        return
+    whole = layout.whole_chains()
+    for name in chains.needed(targets(after)):
+        if name not in whole:
+            yield f"chain {name} is not there, or lacks rules"
+
+
+def _read(netlink: Nfnetlink, wanted: ServiceAnswer) -> Table:
+    held: Table = {}
+
+    def take(set_name: str, key: bytes) -> bool:
+        found = _element(netlink, set_name, key)
+        if found:
+            held.setdefault(set_name, {}).update(found)
+        return bool(found)
+
+    for port in wanted.ports:
+        for frontend in port.frontends:
+            key = frontend_key(frontend.address, port.protocol, frontend.port)
+            for kind in _BY_FRONTEND:
+                take(kind.of(port.family), key)
+            endpoints = schema.ENDPOINTS.of(port.family)
+            most = max(len(port.cluster), len(port.local))
+            for first in (0, chains.LOCAL_OFFSET):
+                for index in range(first, first + chains.LOCAL_OFFSET):
+                    if not take(endpoints, key + _INDEX.pack(index)) and index - first >= most:
+                        break
+            _take_sources(netlink, port.family, key, held)
+    for set_name, key in set(shared_rows(wanted)):
+        take(set_name, key)
+    return held
+
+
+def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
+    name = schema.SOURCES.of(family)
+    ranges = nftables.elements(
+        netlink.dump(nftables.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE
+    )
+    ours = {each: value for each, value in ranges.items() if each.startswith(key)}
+    if ours:
+        held.setdefault(name, {}).update(ours)
+
+
+def _element(netlink: Nfnetlink, set_name: str, key: bytes) -> Rows:
+    try:
+        answer = netlink.get(nftables.get_element(TABLE, set_name, key))
+    except OutOfStepError:  # no such element, or no such set
+        return {}
+    return nftables.elements([answer], Shape.EXACT)

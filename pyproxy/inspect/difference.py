@@ -1,0 +1,49 @@
+"""A plan as a person looks at it before it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from pyproxy.dataplane.interface import Dataplane, Packed
+from pyproxy.errors import UsageError
+from pyproxy.inspect.desired import Desired
+
+
+class Difference(msgspec.Struct, frozen=True, rename="camel"):
+    """What a sync would write now; nothing where the kernel holds what it should.
+
+    `lines` are the transaction as a person would type it, `counts` objects by kind. `pending`
+    Services wait for the agent's own next sync. `messages` are what would go over netlink.
+    """
+
+    same: bool
+    mode: str
+    pending: int
+    counts: Mapping[str, int]
+    lines: tuple[str, ...]
+    messages: tuple[str, ...] = ()
+
+
+def difference(dataplane: Dataplane[Any], wanted: Desired, *, netlink: bool) -> Difference:
+    """Compare what is wanted with what the kernel holds; nothing is written. Raises KernelError.
+
+    `dataplane` must be one that serves nobody, for it remembers what it reads.
+    """
+    plan = dataplane.replan(wanted.answers, wanted.node)
+    return Difference(
+        same=not plan,
+        mode=dataplane.name,
+        pending=wanted.pending,
+        counts=dict(plan.counts()),
+        lines=tuple(plan.lines()),
+        messages=_messages(plan) if netlink else (),
+    )
+
+
+def _messages(plan: object) -> tuple[str, ...]:
+    if not isinstance(plan, Packed):
+        raise UsageError("--show-netlink: this mode writes no netlink: leave it out")
+    return tuple(plan.netlink())

@@ -1,0 +1,91 @@
+"""`pyproxy diff` names what somebody has changed in the kernel, and nothing once it is repaired."""
+
+import json
+
+import pytest
+
+from tests.agent.live import endpoint_slice, service
+from tests.inspect.node import InspectedNode
+
+pytestmark = pytest.mark.kernel
+
+WEB = (
+    service("web", "10.96.0.20"),
+    endpoint_slice("web", ["10.244.1.11", "10.244.2.11"]),
+)
+FRONTEND = "10.96.0.20 . tcp . 80"
+
+
+def test_nothing_differs_where_nobody_interferes(node: InspectedNode) -> None:
+    node.create(*WEB)
+    answer = node.command("diff")
+    assert (answer.status, answer.out) == (0, "the kernel holds what it should\n")
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "lines"),
+    [
+        (
+            f"delete element inet pyproxy services4 {{ {FRONTEND} }}",
+            [
+                f'add element inet pyproxy services4 {{ {FRONTEND} comment "shop/web:http"'
+                " : goto cluster4-2 }"
+            ],
+        ),
+        (
+            f"delete element inet pyproxy endpoints4 {{ {FRONTEND} . 1 }}",
+            [f"add element inet pyproxy endpoints4 {{ {FRONTEND} . 1 : 10.244.2.11 . 8080 }}"],
+        ),
+        (
+            "add element inet pyproxy refused4 { 10.96.0.99 . tcp . 80 }",
+            ["delete element inet pyproxy refused4 { 10.96.0.99 . tcp . 80 }"],
+        ),
+        (
+            "flush set inet pyproxy pods4",
+            ["add element inet pyproxy pods4 { 10.244.0.0-10.244.255.255 }"],
+        ),
+    ],
+    ids=["verdict", "endpoint", "refusal", "pods"],
+)
+def test_it_names_exactly_what_was_changed_by_hand(
+    node: InspectedNode, by_hand: str, lines: list[str]
+) -> None:
+    node.create(*WEB)
+    with node.paused():
+        node.nft(by_hand)
+        answer = node.alone("diff", "-o", "json")
+        assert (answer.json["lines"], answer.status) == (lines, 1)
+        assert answer.json["same"] is False
+    node.repaired()
+    assert node.command("diff").status == 0
+
+
+def test_it_says_what_manifests_would_change(node: InspectedNode) -> None:
+    node.create(*WEB)
+    file = node.cluster.folder / "change.json"
+    file.write_text(json.dumps(endpoint_slice("web", ["10.244.1.11"])))
+    answer = node.command("diff", "-f", str(file), "-o", "json")
+    assert answer.status == 1
+    assert answer.json["counts"] == {"element": 2}
+    assert node.command("diff").status == 0
+
+
+def test_a_file_that_is_none_is_a_mistake(node: InspectedNode) -> None:
+    answer = node.command("diff", "-f", "/none.yaml")
+    assert answer.status == 2
+    assert answer.err == "pyproxy: /none.yaml: cannot be read: No such file or directory\n"
+
+
+def test_it_needs_no_agent(node: InspectedNode) -> None:
+    node.create(*WEB)
+    answer = node.alone("diff")
+    assert (answer.status, answer.out) == (0, "the kernel holds what it should\n")
+
+
+def test_messages_are_shown_to_the_curious(node: InspectedNode) -> None:
+    node.create(*WEB)
+    with node.paused():
+        node.nft(f"delete element inet pyproxy endpoints4 {{ {FRONTEND} . 1 }}")
+        answer = node.alone("diff", "--show-netlink")
+        assert "endpoints4, 1 elements, type 0x0a0c: " in answer.out
+    node.repaired()
