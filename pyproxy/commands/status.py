@@ -29,16 +29,15 @@ def show(status: Status) -> Iterator[RenderableType]:
             ("drift", _drift(status)),
             ("node ports on", ", ".join(status.node_port_addresses) or "no address"),
             ("pods are", ", ".join(status.pod_networks) or "not told by address"),
+            ("set aside", _set_aside(status)),
         ]
     )
-    if not status.set_aside:
-        yield facts([("set aside", text("nothing", GOOD))])
-        return
-    yield text("")
-    yield table(
-        ("SET ASIDE", "NAME", "FIELD", "REASON", "WHAT"),
-        ((s.kind, s.name, s.field, s.reason, s.message) for s in status.set_aside),
-    )
+    if status.set_aside:
+        yield text("")
+        yield table(
+            ("SET ASIDE", "NAME", "FIELD", "REASON", "WHAT"),
+            ((s.kind, s.name, s.field, s.reason, s.message) for s in status.set_aside),
+        )
 
 
 def _last_sync(status: Status) -> str:
@@ -51,6 +50,11 @@ def _last_sync(status: Status) -> str:
         f"{ago} ago, took {duration(last.took)} for {count(last.services, 'service')}{how}; "
         f"{count(status.syncs, 'sync', 'syncs')} in all"
     )
+
+
+def _set_aside(status: Status) -> Text:
+    number = len({(each.kind, each.name) for each in status.set_aside})
+    return text(count(number, "object"), BAD) if number else text("nothing", GOOD)
 
 
 def _drift(status: Status) -> Text:

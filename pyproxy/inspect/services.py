@@ -14,6 +14,7 @@ from pyproxy.model.address import Backend, Family, address_text, backend_text, f
 from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, ObjectName, Service, ServicePort
 from pyproxy.policy.answer import Frontend, PortAnswer, ServiceAnswer, Use
 from pyproxy.policy.backends import join, select
+from pyproxy.policy.topology import Choice, Ignored
 from pyproxy.policy.why import Reasons, why_not
 
 
@@ -167,8 +168,14 @@ def _ports(
                 node_port=port.node_port,
                 frontends=tuple(_frontend(f) for f in (said.frontends if said else ())),
                 backends=tuple(_backends(endpoints, said, reasons)),
-                hints="; ".join(ignored.value for ignored in reasons.choice.ignored),
+                hints=_hints(reasons.choice),
             )
+
+
+def _hints(choice: Choice) -> str:
+    usual = (Ignored.NO_HINTS, Ignored.NO_READY_ENDPOINT)
+    told = (each for each in choice.ignored if each not in usual)
+    return "; ".join(each.value for each in told)
 
 
 def _frontend(frontend: Frontend) -> FrontendView:
