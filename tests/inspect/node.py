@@ -15,6 +15,7 @@ from typing import Any
 from pyproxy.cli import main
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client
+from pyproxy.inspect.desired import DESIRED
 from pyproxy.inspect.endpoint import Nothing
 from pyproxy.inspect.services import SERVICES, Which
 from pyproxy.inspect.status import STATUS
@@ -143,6 +144,12 @@ class InspectedNode:
         self.until(used, "the agent has heard of everything")
         for obj in made:
             self.api.delete(self._path(obj))
+
+        def gone() -> bool:
+            desired = self.client.ask(DESIRED, Nothing())
+            return not any(answer.name.name == name for answer in desired.answers)
+
+        self.until(gone, "the agent has heard that the marker is gone")
 
     def _create(self, obj: Object) -> None:
         path = self._path(obj)
