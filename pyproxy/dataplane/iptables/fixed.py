@@ -28,6 +28,9 @@ from pyproxy.model.address import Family, Mark, Network, Protocol, parse_network
 
 MANGLE, FILTER, NAT = TABLES = ("mangle", "filter", "nat")
 
+HOOKS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+"""The kernel's own chains."""
+
 _LOOPBACK = {
     Family.IPV4: parse_network("127.0.0.0/8"),
     Family.IPV6: parse_network("::1/128"),

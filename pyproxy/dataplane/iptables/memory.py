@@ -90,6 +90,22 @@ class Memory:
                     changes[family, table] = change
         return IptablesPlan(changes, wanted, forests, node, whole=True)
 
+    def owner(
+        self, answers: Iterable[ServiceAnswer], node: NodeAnswer, line: str
+    ) -> ObjectName | None:
+        """Find the Service that a line for iptables-restore is there for."""
+        word, _, rest = line.partition(" ")
+        chain, _, text = rest.partition(" ")
+        if word != "-A":
+            return None
+        for answer in answers:
+            for family in self._families:
+                part = compile_service(answer, family, self._view(family, node))
+                leaves = (*part.served.values(), *part.refused.values())
+                if chain in part.nat or chain in part.filter or any(r.text == text for r in leaves):
+                    return answer.name
+        return None
+
     def remember(self, plan: IptablesPlan) -> None:
         """Take a plan for what is so now."""
         if plan.node is not None:

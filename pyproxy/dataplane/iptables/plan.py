@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.fixed import TABLES
 from pyproxy.dataplane.iptables.forest import Forest
 from pyproxy.dataplane.iptables.rules import Chains, Rule
 from pyproxy.dataplane.iptables.saved import SavedTable, target
-from pyproxy.dataplane.iptables import names
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import ServiceAnswer
@@ -114,7 +114,8 @@ def compare_saved(
     """Give what of ours differs in a table that was read back.
 
     A chain that we have no use for, and that somebody else's rule leads to, cannot be removed: it
-    is left without rules.
+    is left without rules. KUBE-MARK-MASQ then stays as it is, for others have their connections
+    masqueraded by it.
     """
     chains = {
         chain: rules for chain, rules in after.items() if not _holds(held.chains.get(chain), rules)
@@ -137,9 +138,19 @@ def compare_saved(
             if not (names.is_ours(chain) or chain in held.hooks)
             for text in texts
         }
-        chains |= {chain: () for chain in unwanted if chain in used and held.chains[chain]}
+        empty = used - {names.MARK_MASQUERADE}
+        chains |= {chain: () for chain in unwanted if chain in empty and held.chains[chain]}
         unwanted = [chain for chain in unwanted if chain not in used]
     return TableChange(chains, tuple(unwanted), missing, strays)
+
+
+def removal(saved: Mapping[str, SavedTable]) -> list[str]:
+    """Write what iptables-restore takes all that is ours out with."""
+    found = []
+    for table, held in saved.items():
+        if table in TABLES and (change := compare_saved(held, {}, ())):
+            found += [f"*{table}", *change.lines(), "COMMIT"]
+    return found
 
 
 def _holds(texts: list[str] | None, rules: tuple[Rule, ...]) -> bool:

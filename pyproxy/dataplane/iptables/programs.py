@@ -41,9 +41,9 @@ class Flavour(enum.Enum):
 
 
 class RestoreError(RejectedError):
-    """iptables-restore did not take its input; `line` is the one at fault, from 1, 0 for none."""
+    """iptables-restore did not take its input; `line` is the text at fault, empty if unknown."""
 
-    def __init__(self, message: str, line: int) -> None:
+    def __init__(self, message: str, line: str) -> None:
         super().__init__(message, 0)
         self.line = line
 
@@ -100,8 +100,10 @@ class Programs:
             raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
         if done.returncode == _RESOURCE_PROBLEM and "line" not in words:
             raise TransientKernelError(words, 0)
-        line = _LINE.search(done.stderr)
-        raise RestoreError(words, int(line.group(1)) if line else 0)
+        found = _LINE.search(done.stderr)
+        number = int(found.group(1)) if found else 0
+        line = "" if number == 0 else text.split("\n", number)[number - 1]
+        raise RestoreError(f"{words} {line}".strip(), line)
 
 
 def _is_locked() -> bool:

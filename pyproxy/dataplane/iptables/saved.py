@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import msgspec
 
@@ -46,7 +47,7 @@ def target(text: str) -> str:
     """Give the chain that a rule leads to, or the target that it names; empty for neither."""
     words = text.split()
     quoted = False
-    for word, behind in zip(words, words[1:], strict=False):
+    for word, behind in pairwise(words):
         if not quoted and word in ("-j", "-g"):
             return behind
         if word.replace('\\"', "").count('"') % 2:

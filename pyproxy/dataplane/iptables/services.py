@@ -39,11 +39,11 @@ class Part(msgspec.Struct, frozen=True):
     a packet from there; `cluster_ips` are addresses whose other ports are refused.
     """
 
-    nat: dict[str, tuple[Rule, ...]] = {}  # noqa: RUF012 (msgspec copies it)
-    filter: dict[str, tuple[Rule, ...]] = {}  # noqa: RUF012
-    served: dict[int, Rule] = {}  # noqa: RUF012
-    refused: dict[int, Rule] = {}  # noqa: RUF012
-    cluster_ips: set[Address] = set()  # noqa: RUF012
+    nat: dict[str, tuple[Rule, ...]] = {}
+    filter: dict[str, tuple[Rule, ...]] = {}
+    served: dict[int, Rule] = {}
+    refused: dict[int, Rule] = {}
+    cluster_ips: set[Address] = set()
 
 
 def compile_service(answer: ServiceAnswer, family: Family, view: View) -> Part:

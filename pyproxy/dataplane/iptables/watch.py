@@ -1,6 +1,6 @@
-"""How large the tables of iptables-legacy are: what a look of a microsecond can tell of them.
+"""Who else writes to the tables: announced for iptables-nft, and to be looked for in legacy ones.
 
-The kernel says of a table how many entries it has and their size, but announces no change. Facts:
+Of a legacy table the kernel tells how many entries it has and their size, in a microsecond. Facts:
 include/uapi/linux/netfilter_ipv4/ip_tables.h, and its twin for IPv6.
 """
 
@@ -10,9 +10,16 @@ import ctypes
 import errno
 import socket
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from pyproxy.dataplane.iptables.fixed import TABLES
+from pyproxy.dataplane.interface import Drift
+from pyproxy.dataplane.iptables import names
+from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES
+from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.model.address import Family
+from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import kernel_error
 
 _GET_INFO = 64
@@ -56,3 +63,72 @@ class LegacyTables:
     def close(self) -> None:
         """Give back the socket."""
         self._socket.close()
+
+
+class NftTables(Monitor):
+    """Hears what others write to our chains, or to the kernel's own, by iptables-nft or nft."""
+
+    def __init__(self) -> None:
+        super().__init__("", own_port=0)
+
+    def _concerns(self, table: str, chain: str) -> bool:
+        return table in TABLES and (not chain or chain in HOOKS or names.is_ours(chain))
+
+
+class Watch:
+    """Tells of what others write, whichever the flavour; our own writes are made while paused.
+
+    For one thread to `wait` in; the other methods are for the thread that writes.
+    """
+
+    def __init__(self, flavour: Flavour) -> None:
+        self._closed = threading.Event()
+        self._monitor: NftTables | None = None
+        self._tables: tuple[LegacyTables, ...] = ()
+        self._sizes: list[Sizes] = []
+        if flavour is Flavour.NFT:
+            self._monitor = NftTables()
+        else:
+            self._tables = tuple(LegacyTables(family) for family in Family)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take what is written inside for our own, and begin to watch behind it."""
+        if self._monitor is not None:
+            self._monitor.pause()
+        try:
+            yield
+        finally:
+            if self._monitor is not None:
+                self._monitor.listen()
+            self._sizes = self._measure()
+
+    def look(self) -> Drift | None:
+        """Tell whether a legacy table is of another size than we left it. Raises KernelError."""
+        sizes = self._measure()
+        if not self._sizes or sizes == self._sizes:
+            return None
+        self._sizes = sizes
+        return Drift("")
+
+    def wait(self) -> Drift | None:
+        """Wait for somebody else's write to be announced; None at the end. Raises KernelError."""
+        if self._monitor is None:
+            self._closed.wait()
+            return None
+        foreign = self._monitor.wait()
+        if foreign is None:
+            self._monitor.close()
+            return None
+        return Drift(foreign.by)
+
+    def close(self) -> None:
+        """Have `wait` return, and give back the sockets."""
+        self._closed.set()
+        if self._monitor is not None:
+            self._monitor.end()
+        for each in self._tables:
+            each.close()
+
+    def _measure(self) -> list[Sizes]:
+        return [tables.sizes() for tables in self._tables]
