@@ -133,3 +133,17 @@ class Memory:
             tables[NAT].update(part.nat)
             tables[FILTER].update(part.filter)
         return tables
+
+
+def desired(
+    options: Options, services: Iterable[ServiceAnswer], node: NodeAnswer, family: Family
+) -> Tables:
+    """Write all that one family's tables are to hold, the jumps from the kernel's chains too."""
+    memory = Memory(options, (family,))
+    plan = memory.plan_whole(services, node, {family: {}})
+    tables: Tables = {table: {} for table in TABLES}
+    for (_, table), change in plan.changes.items():
+        tables[table] = dict(change.chains)
+        for hook, rule in change.jumps:
+            tables[table][hook] = (*tables[table].get(hook, ()), rule)
+    return tables
