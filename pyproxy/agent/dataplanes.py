@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pyproxy.agent import loopback
-from pyproxy.config.settings import IptablesFlavour, LocalMode, ProxyMode, Settings
+from pyproxy.config.settings import LocalMode, ProxyMode, Settings
 from pyproxy.dataplane.interface import Dataplane
-from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
-from pyproxy.dataplane.iptables.fixed import Options as IptablesOptions
-from pyproxy.dataplane.iptables.programs import Flavour
+from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+from pyproxy.dataplane.ipvs.ruleset import Options as IpvsOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.errors import UsageError
@@ -23,25 +22,10 @@ def make(settings: Settings) -> Dataplane[Any]:
     match settings.mode:
         case ProxyMode.NFTABLES:
             return NftablesDataplane(options(settings))
-        case ProxyMode.IPTABLES:
-            return _iptables(settings)
-        case ProxyMode.IPVS as mode:
+        case ProxyMode.IPVS:
+            return IpvsDataplane(ipvs_options(settings))
+        case ProxyMode.IPTABLES as mode:
             raise UsageError(f"--proxy-mode: {mode.value} is not in this version yet: use nftables")
-
-
-def _iptables(settings: Settings) -> IptablesDataplane:
-    flavour = settings.iptables.flavour
-    fixed = options(settings)
-    rules = IptablesOptions(
-        fixed.mark,
-        fixed.masquerade_all,
-        fixed.pod_interface.replace("*", "+"),
-        fixed.shield_loopback,
-        drop_invalid=not settings.conntrack.tcp_be_liberal,
-    )
-    return IptablesDataplane(
-        rules, None if flavour is IptablesFlavour.AUTO else Flavour(flavour.value)
-    )
 
 
 def options(settings: Settings) -> Options:
@@ -57,4 +41,16 @@ def options(settings: Settings) -> Options:
         settings.masquerade.everything,
         interface,
         shield_loopback=loopback.is_asked_for(settings.node_ports),
+    )
+
+
+def ipvs_options(settings: Settings) -> IpvsOptions:
+    """Say what IPVS and the rules around it depend on."""
+    shared = options(settings)
+    return IpvsOptions(
+        shared.mark,
+        shared.masquerade_all,
+        shared.pod_interface,
+        scheduler=settings.ipvs.scheduler,
+        exclude_networks=settings.ipvs.exclude_networks,
     )

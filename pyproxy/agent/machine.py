@@ -8,6 +8,7 @@ import socket
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.model.address import Address, Family, parse_address
 from pyproxy.netlink.nfnetlink import kernel_error
 
@@ -21,16 +22,19 @@ _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 def local_addresses() -> tuple[Address, ...]:
     """List all addresses but link-local ones, what the default route would use first.
 
+    Those of Services, which IPVS needs on a device, are not the machine's.
+
     Raises KernelError.
     """
     try:
         with IPRoute() as routes:
             outward = [text for family in Family if (text := _towards_the_world(routes, family))]
             # Of an interface to a single peer, IFA_ADDRESS is the peer's.
+            ours = set(routes.link_lookup(ifname=DEVICE))
             found = [
                 str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
                 for message in routes.get_addr()
-                if message["scope"] != _LINK_SCOPE
+                if message["scope"] != _LINK_SCOPE and message["index"] not in ours
             ]
     except NetlinkError as error:
         raise kernel_error(error.code, "listing addresses") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyproxy.config.settings import ProxyMode
 
-SERVED = frozenset({ProxyMode.NFTABLES})
+SERVED = frozenset({ProxyMode.NFTABLES, ProxyMode.IPVS})
 """The modes that are in this version."""
 
 _SILENT = {

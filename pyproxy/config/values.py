@@ -26,7 +26,7 @@ Member = TypeVar("Member", bound=enum.Enum)
 
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-_SCHEDULERS = (
+IPVS_SCHEDULERS = (
     *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq"),
     *("mh", "fo", "ovf", "twos"),
 )
@@ -201,9 +201,9 @@ def iptables_flavour(value: str) -> IptablesFlavour:
 
 def ipvs_scheduler(value: str) -> str:
     """Read the name of one of IPVS's schedulers; empty is the default, which kube-proxy has too."""
-    if value and value not in _SCHEDULERS:
-        raise ValueError(f"{value!r} is not one of {', '.join(_SCHEDULERS)}")
-    return value or _SCHEDULERS[0]
+    if value and value not in IPVS_SCHEDULERS:
+        raise ValueError(f"{value!r} is not one of {', '.join(IPVS_SCHEDULERS)}")
+    return value or IPVS_SCHEDULERS[0]
 
 
 def local_mode(value: str) -> LocalMode:

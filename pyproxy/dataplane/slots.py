@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pyproxy.model.address import Backend
 from pyproxy.policy.answer import PortAnswer, ServiceAnswer
 
@@ -30,7 +32,7 @@ def place_service(before: ServiceAnswer | None, wanted: ServiceAnswer) -> Servic
     ports = tuple(
         _place_port(old.get((port.family, port.protocol, port.name)), port) for port in wanted.ports
     )
-    return ServiceAnswer(wanted.name, ports, wanted.source_ranges, wanted.affinity_timeout)
+    return msgspec.structs.replace(wanted, ports=ports)
 
 
 def _place_port(before: PortAnswer | None, wanted: PortAnswer) -> PortAnswer:

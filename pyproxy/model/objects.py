@@ -52,8 +52,9 @@ class Service(msgspec.Struct, frozen=True):
     """A Service that has at least one virtual address or node port of ours.
 
     `load_balancer_ips` are those whose ipMode is VIP. `affinity_timeout` is in seconds, 0 without
-    session affinity. `health_check_port` is 0 where the Service asks for none. `problems` are the
-    parts of the object that were left out, and why.
+    session affinity. `health_check_port` is 0 where the Service asks for none. `scheduler` is how
+    IPVS is to pick an endpoint, empty where the Service does not say. `problems` are the parts of
+    the object that were left out, and why.
     """
 
     name: ObjectName
@@ -67,6 +68,7 @@ class Service(msgspec.Struct, frozen=True):
     affinity_timeout: int = 0
     health_check_port: Port = Port(0)
     families: tuple[Family, ...] = ()
+    scheduler: str = ""
     uid: str = ""
     created: str = ""
     problems: tuple[Problem, ...] = ()

@@ -74,10 +74,11 @@ class ServiceAnswer(msgspec.Struct, frozen=True):
 
     `source_ranges` guard the frontends of scope LOAD_BALANCER: empty means everybody; a family
     without a range of its own, while the other has one, lets nobody in. `affinity_timeout` is in
-    seconds, 0 without session affinity.
+    seconds, 0 without session affinity. `scheduler` is how IPVS picks, empty for the default.
     """
 
     name: ObjectName
     ports: tuple[PortAnswer, ...]
     source_ranges: tuple[Network, ...] = ()
     affinity_timeout: int = 0
+    scheduler: str = ""

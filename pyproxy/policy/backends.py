@@ -81,6 +81,7 @@ def answer(
         ports=tuple(ports),
         source_ranges=_source_ranges(service, node),
         affinity_timeout=service.affinity_timeout,
+        scheduler=service.scheduler,
     )
 
 

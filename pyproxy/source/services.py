@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from sys import intern
 
+from pyproxy.config.values import IPVS_SCHEDULERS
 from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Network, Port, Protocol, family_of
 from pyproxy.model.objects import Kind, TrafficPolicy
@@ -73,6 +74,7 @@ def service(read: wire.Service) -> model.Service | NotOurs:
         affinity_timeout=_affinity_timeout(spec, findings),
         health_check_port=health_check_port,
         families=shared(families),
+        scheduler=_scheduler(read.metadata.annotations, findings),
         uid=read.metadata.uid or "",
         created=read.metadata.creation_timestamp or "",
         problems=findings.problems,
@@ -157,6 +159,18 @@ def _service_ports(spec: wire.ServiceSpec, findings: Findings) -> tuple[model.Se
         nodes_taken.add((protocol, node_port))
         ports.append(model.ServicePort(intern(entry.name or ""), protocol, number, node_port))
     return tuple(ports)
+
+
+def _scheduler(annotations: wire.Annotations | None, findings: Findings) -> str:
+    """Read which of IPVS's schedulers is to pick endpoints, empty for the node's default."""
+    name = (annotations.ipvs_scheduler if annotations else None) or ""
+    if name and name not in IPVS_SCHEDULERS:
+        findings.note(
+            "metadata.annotations[pyproxy.io/ipvs-scheduler]",
+            f"{name!r} is not one of {', '.join(IPVS_SCHEDULERS)}; the node's default is used",
+        )
+        return ""
+    return intern(name)
 
 
 def _affinity_timeout(spec: wire.ServiceSpec, findings: Findings) -> int:

@@ -33,6 +33,7 @@ class Annotations(msgspec.Struct, gc=False):
         default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
     )
     initial_events_end: str | None = field(default=None, name="k8s.io/initial-events-end")
+    ipvs_scheduler: str | None = field(default=None, name="pyproxy.io/ipvs-scheduler")
 
 
 class Meta(msgspec.Struct, rename="camel", gc=False):

@@ -165,7 +165,11 @@ def test_kube_proxys_own_defaults_ask_for_nothing_but_another_mode():
             "node_ports",
             NodePorts(primary=False, everywhere=True),
         ),
-        ("mode: ipvs", "node_ports", NodePorts(primary=False, everywhere=True)),
+        (
+            "mode: ipvs",
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, loopback=False),
+        ),
         (
             "nodePortAddresses: [10.0.0.0/8, primary]",
             "node_ports",
@@ -229,8 +233,7 @@ def test_fields_in_vain_are_named_once_by_reason(written):
 
 def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written):
     path = written("mode: ipvs\nipvs: {syncPeriod: 1m, minSyncPeriod: 2s, scheduler: rr}")
-    _, idle = parse(f"--config={path}").remarks
-    assert idle.endswith("fields without effect: ipvs.scheduler (the mode is nftables)")
+    assert parse(f"--config={path}").remarks == ()
     path = written("iptables: {localhostNodePorts: false, syncPeriod: 1m, masqueradeAll: true}")
     assert parse(f"--config={path}").remarks == ()
 

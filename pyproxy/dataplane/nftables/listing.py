@@ -5,16 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Field, Rows, Table
+from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Field, Kinds, Rows, Table
 from pyproxy.model.address import Address, Family, Protocol, address_text
 from pyproxy.netlink.nftables import DROP, Shape, Tag, Value
 
 
-def commands(verb: str, table: Table) -> Iterator[str]:
+def commands(
+    verb: str, table: Table, table_name: str = TABLE, kinds: Kinds = BY_NAME
+) -> Iterator[str]:
     """Write one line for each element, `add element inet pyproxy services4 { … }`."""
     for set_name, rows in table.items():
-        for element in elements(set_name, rows):
-            yield f"{verb} element inet {TABLE} {set_name} {{ {element} }}"
+        for element in elements(set_name, rows, kinds):
+            yield f"{verb} element inet {table_name} {set_name} {{ {element} }}"
 
 
 def lines(table: Table) -> Iterator[str]:
@@ -24,9 +26,9 @@ def lines(table: Table) -> Iterator[str]:
             yield f"{set_name} {{ {element} }}"
 
 
-def elements(set_name: str, rows: Rows) -> Iterator[str]:
+def elements(set_name: str, rows: Rows, kinds: Kinds = BY_NAME) -> Iterator[str]:
     """Write a set's elements as nft lists them."""
-    kind, family = BY_NAME[set_name]
+    kind, family = kinds[set_name]
     for key, value in rows.items():
         if kind.shape is Shape.EXACT:
             text = _fields(kind.key, key, family)

@@ -24,7 +24,7 @@ def load(netlink: Nfnetlink, options: Options) -> None:
     OutOfStepError says that its elements are gone. Raises KernelError.
     """
     try:
-        _nft(ruleset.ruleset(options, read_layout(netlink).chains))
+        run_nft(ruleset.ruleset(options, read_layout(netlink).chains))
     except RejectedError as error:
         if TABLE not in read_tables(netlink):
             raise
@@ -32,7 +32,7 @@ def load(netlink: Nfnetlink, options: Options) -> None:
         # Apart, for nft 1.0.6 checks the new text against the sets that it deletes.
         for refusal in netlink.transact([delete_table(TABLE)], SUBSYSTEM):
             raise refusal.error from error
-        _nft(ruleset.ruleset(options, ()))
+        run_nft(ruleset.ruleset(options, ()))
         raise OutOfStepError("the table was replaced, with all elements gone", 0) from error
 
 
@@ -53,7 +53,8 @@ def seal(netlink: Nfnetlink) -> None:
         raise refusal.error
 
 
-def _nft(text: str) -> None:
+def run_nft(text: str) -> None:
+    """Have nft carry out its commands. Raises RejectedError, PermissionKernelError."""
     done = subprocess.run(
         ["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False
     )

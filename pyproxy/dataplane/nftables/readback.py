@@ -6,7 +6,7 @@ import msgspec
 
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.rows import frontend_key, slots_in, slots_key
-from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
+from pyproxy.dataplane.nftables.schema import TABLE, Kinds, Rows, Table
 from pyproxy.dataplane.slots import place
 from pyproxy.errors import OutOfStepError
 from pyproxy.model.address import Backend, Family
@@ -23,18 +23,18 @@ def read_tables(netlink: Nfnetlink) -> set[str]:
     return nftables.table_names(netlink.dump(nftables.get_tables()))
 
 
-def read_table(netlink: Nfnetlink) -> Table:
+def read_table(netlink: Nfnetlink, table_name: str = TABLE, kinds: Kinds = schema.BY_NAME) -> Table:
     """Read all elements of our sets; empty where there is no table. Raises KernelError."""
-    if TABLE not in read_tables(netlink):
+    if table_name not in read_tables(netlink):
         return {}
-    present = nftables.sets(netlink.dump(nftables.get_sets(TABLE)))
+    present = nftables.sets(netlink.dump(nftables.get_sets(table_name)))
     table: Table = {}
-    for name in sorted(present.keys() & schema.BY_NAME.keys()):
-        kind, _ = schema.BY_NAME[name]
+    for name in sorted(present.keys() & kinds.keys()):
+        kind, _ = kinds[name]
         if kind.learned:
             continue
         try:
-            rows = _read_elements(netlink, name, kind.shape)
+            rows = _read_elements(netlink, table_name, name, kind.shape)
         except OutOfStepError:
             continue
         if rows:
@@ -42,12 +42,12 @@ def read_table(netlink: Nfnetlink) -> Table:
     return table
 
 
-def _read_elements(netlink: Nfnetlink, name: str, shape: Shape) -> Rows:
+def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape) -> Rows:
     # A set that has just grown is moved to a larger hash table in the background, and what is read
     # meanwhile leaves some out.
     for _ in range(_ATTEMPTS):
-        rows = nftables.elements(netlink.dump(nftables.get_elements(TABLE, name)), shape)
-        sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(TABLE)))
+        rows = nftables.elements(netlink.dump(nftables.get_elements(table_name, name)), shape)
+        sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(table_name)))
         if shape is not Shape.EXACT or len(rows) == sizes.get(name, len(rows)):
             break
     return rows

@@ -28,7 +28,7 @@ def frontend_key(address: Address, protocol: Protocol, port: int) -> bytes:
 def add_service(answer: ServiceAnswer, table: Table) -> None:
     """Add the rows that belong to one Service alone."""
     for port in answer.ports:
-        comment = _comment(answer.name, port.name)
+        comment = service_comment(answer.name, port.name)
         for frontend in port.frontends:
             _add_frontend(answer, port, frontend, comment, table)
 
@@ -48,7 +48,7 @@ def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
 def node_rows(pod_networks: Iterable[Network]) -> Table:
     """Give the rows that say who is a pod; networks that overlap or touch are joined."""
     networks = tuple(pod_networks)
-    ranges = {family: _ranges(networks, family) for family in Family}
+    ranges = {family: joined_ranges(networks, family) for family in Family}
     return {
         schema.PODS.of(family): {low + high: b"" for low, high in found}
         for family, found in ranges.items()
@@ -56,7 +56,8 @@ def node_rows(pod_networks: Iterable[Network]) -> Table:
     }
 
 
-def _ranges(networks: Iterable[Network], family: Family) -> list[tuple[bytes, bytes]]:
+def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[bytes, bytes]]:
+    """Give the lowest and highest addresses of one family's networks; what touches is joined."""
     # The kernel refuses ranges that overlap.
     joined: list[tuple[bytes, bytes]] = []
     for first, last in sorted((n.address, n.last) for n in networks if n.family is family):
@@ -105,11 +106,12 @@ def _add_frontend(
     if frontend.scope is Scope.LOAD_BALANCER and answer.source_ranges:
         put(schema.GUARDED, "")
         sources = table.setdefault(schema.SOURCES.of(family), {})
-        for low, high in _ranges(answer.source_ranges, family):
+        for low, high in joined_ranges(answer.source_ranges, family):
             sources[key + low + key + high] = b""
 
 
-def _comment(name: ObjectName, port: str) -> str:
+def service_comment(name: ObjectName, port: str) -> str:
+    """Name a Service's port for whoever lists the table, cut and cleaned."""
     text = f"{name}:{port}" if port else str(name)
     return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]
 

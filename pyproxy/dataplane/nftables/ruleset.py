@@ -58,7 +58,7 @@ def ruleset(options: Options, present: Iterable[str]) -> str:
         [
             f"table inet {TABLE} {{",
             '\tcomment "Kubernetes Services, by pyproxy"',
-            *(_declaration(kind, family) for kind in schema.SETS for family in Family),
+            *(declaration(kind, family) for kind in schema.SETS for family in Family),
             *(f"\tchain {name} {{ {hook} }}" for name, hook in _hooks().items()),
             *(f"\tchain {name} {{ }}" for name in names if name not in _hooks()),
             f"\tchain {wanted} {{ }}",
@@ -164,7 +164,8 @@ def _lookup(kind: SetKind, family: Family, *, negate: bool = False) -> str:
     return f"{kind.key_text(family)} {'!= ' * negate}{verdicts}@{kind.of(family)}"
 
 
-def _declaration(kind: SetKind, family: Family) -> str:
+def declaration(kind: SetKind, family: Family) -> str:
+    """Declare one set or map in a table's text."""
     data = kind.data_text(family)
     word, typeof = ("map", f"{kind.key_text(family)} : {data}") if data else ("set", "")
     flags = "" if kind.shape is Shape.EXACT else " flags interval;"

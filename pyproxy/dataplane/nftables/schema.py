@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import msgspec
 
@@ -25,6 +26,7 @@ class Field(enum.Enum):
     PORT = "th dport"
     INDEX = "numgen random mod 65536"
     VERDICT = "verdict"
+    MARK = "meta mark"
 
     def text(self, family: Family) -> str:
         """Write the field as a rule or a set's declaration does."""
@@ -111,5 +113,7 @@ SETS = (
     AFFINITY,
 )
 
-BY_NAME = {kind.of(family): (kind, family) for kind in SETS for family in Family}
+Kinds = Mapping[str, tuple[SetKind, Family]]
+
+BY_NAME: Kinds = {kind.of(family): (kind, family) for kind in SETS for family in Family}
 """Set kind and family by the name that the kernel knows."""

@@ -1,0 +1,327 @@
+"""The IPVS dataplane: it remembers what it committed, and has all I/O of its kind done."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import chain
+
+import msgspec
+
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
+from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.committing import Outcome, commit
+from pyproxy.dataplane.ipvs.draining import Change, Leaving, farewell, settle
+from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
+from pyproxy.dataplane.ipvs.marks import Marks, recall
+from pyproxy.dataplane.ipvs.patrol import Deadlines, Patrol
+from pyproxy.dataplane.ipvs.plan import IpvsPlan
+from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
+from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
+from pyproxy.dataplane.nftables.rows import SharedRow, node_rows
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Address, Family, Port
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import Virtual
+from pyproxy.policy.answer import ServiceAnswer
+
+_SOMEBODY = "somebody"
+
+
+class IpvsDataplane:
+    """Programs IPVS of the network namespace that it was made in; `clock` is monotonic."""
+
+    name: str = "ipvs"
+
+    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._loaded: Options | None = None
+        self._node = NodeAnswer()
+        self._programmed: dict[ObjectName, ServiceAnswer] = {}
+        self._shared: Counter[SharedRow] = Counter()
+        self._marks = Marks({})
+        self._held: Table = {}
+        self._own: AbstractSet[Address] = frozenset()
+        self._leaving = Leaving()
+        self._deadlines = Deadlines(clock)
+        self._patrol: Patrol | None = None
+        try:
+            self._rules = RulesTable()
+            self._kernel = Kernel()
+        except KernelError as error:
+            raise unusable(error) from error
+
+    @property
+    def messages_sent(self) -> int:
+        """How many netlink messages have gone to the kernel, dumps aside."""
+        return self._kernel.messages_sent + self._rules.netlink.messages_sent
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes have gone to the kernel, batch headers and dump requests included."""
+        return self._kernel.bytes_sent + self._rules.netlink.bytes_sent
+
+    def prepare(self) -> None:
+        """Find out whether IPVS, nft and nf_tables are here and may be used. Raises UsageError."""
+        try:
+            self._rules.prepare()
+            self._kernel.prepare()
+        except KernelError as error:
+            raise unusable(error) from error
+
+    def plan(self, changes: Changes) -> IpvsPlan:
+        """Compare what changed with what was committed last; the kernel is not asked."""
+        before: Table = {}
+        after: Table = {}
+        growth: Counter[SharedRow] = Counter()
+        placed: dict[ObjectName, ServiceAnswer | None] = {}
+        for name, wanted in changes.services.items():
+            old = self._programmed.get(name)
+            if old == wanted:
+                continue
+            placed[name] = wanted
+            if old:
+                growth.subtract(shared_rows(old))
+                self._add(old, self._marks, before)
+            if wanted:
+                growth.update(shared_rows(wanted))
+        marks = self._marks.next(self._programmed, placed, self._leaving)
+        for answer in placed.values():
+            if answer:
+                self._add(answer, marks, after)
+        options = self._loaded or self._options_for(self._node)
+        if changes.node is not None:
+            before.update(node_rows(self._node.pod_networks))
+            after.update(node_rows(changes.node.pod_networks))
+            options = self._options_for(changes.node)
+        for (set_name, key), by in growth.items():
+            before.setdefault(set_name, {})[key] = b""
+            if self._shared[set_name, key] + by > 0:
+                after.setdefault(set_name, {})[key] = b""
+        following = settle(
+            self._held,
+            self._leaving,
+            Change(
+                _keys(before, after),
+                after,
+                lambda address: (
+                    self._shared[ADDRESSES_ON_DEVICE, address]
+                    + growth[ADDRESSES_ON_DEVICE, address]
+                    > 0
+                ),
+                self._own,
+            ),
+        )
+        return IpvsPlan(
+            following.delta,
+            following.leaving,
+            placed,
+            growth,
+            marks,
+            options,
+            node=changes.node,
+            reload=options != self._loaded,
+        )
+
+    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> IpvsPlan:
+        """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        options = self._options_for(node)
+        reload = not self._rules.is_loaded(options)
+        held: Table = {**self._rules.read()}
+        here = self._kernel.addresses()
+        self._own = here.others
+        held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
+        self._read_ipvs(held, here.ours)
+        answers = {answer.name: answer for answer in services}
+        marks = recall(answers.values(), held)
+        wanted: Table = {**node_rows(node.pod_networks)}
+        shared: Counter[SharedRow] = Counter()
+        for answer in answers.values():
+            self._add(answer, marks, wanted)
+            shared.update(shared_rows(answer))
+        for set_name, key in shared:
+            wanted.setdefault(set_name, {})[key] = b""
+        following = settle(
+            held,
+            Leaving(),
+            Change(
+                _keys(held, wanted),
+                wanted,
+                lambda address: shared[ADDRESSES_ON_DEVICE, address] > 0,
+                self._own,
+            ),
+        )
+        return IpvsPlan(
+            following.delta,
+            following.leaving,
+            answers,
+            shared,
+            marks,
+            options,
+            held=held,
+            node=node,
+            reload=reload,
+            device=not here.device,
+        )
+
+    def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
+        """Write a plan and remember it; the Services that the kernel would not take.
+
+        IPVS has no transactions: new virtual services and servers come first, then the rules, in
+        one transaction, and what goes comes last.
+        """
+        if plan.held is not None:
+            self._held = plan.held
+            self._loaded = None if plan.reload else plan.options
+        if plan.device:
+            self._kernel.make_device()
+        if plan.reload:
+            self._rules.load(plan.options)
+            self._loaded = plan.options
+        outcome = commit(plan, self._kernel, self._rules, self._held, self._rows_of)
+        self._remember(plan, outcome)
+        return outcome.failures
+
+    def wait_for_drift(self) -> Drift | None:
+        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
+        foreign = self._rules.wait()
+        return None if foreign is None else Drift(foreign.by)
+
+    def tend(self) -> Drift | None:
+        """Let go of servers whose connections are gone, and look at what tells of no change."""
+        if self._patrol is None:
+            return None
+        done = self._deadlines.done(self._leaving, self._kernel.servers)
+        if done:
+            self._let_go(done)
+        return Drift(_SOMEBODY) if self._patrol.finds(self._held) else None
+
+    def cleanup(self) -> None:
+        """Remove all that is ours and nothing else; may be called when there is nothing."""
+        here = self._kernel.addresses()
+        held: Table = {**self._rules.read()}
+        self._read_ipvs(held, here.ours, servers=False)
+        for refusal in self._kernel.send(
+            [self._kernel.write.delete_virtual(virtual) for virtual in held[VIRTUALS]]
+        ):
+            raise refusal.error
+        self._kernel.delete_device()
+        self._rules.delete()
+
+    def close(self) -> None:
+        """Give back the sockets; what was programmed stays."""
+        self._rules.close()
+        self._kernel.close()
+
+    def _add(self, answer: ServiceAnswer, marks: Marks, table: Table) -> None:
+        add_service(answer, marks.numbers, self._options.scheduler, table)
+
+    def _options_for(self, node: NodeAnswer) -> Options:
+        families = frozenset(network.family for network in node.pod_networks)
+        return msgspec.structs.replace(self._options, pod_families=families)
+
+    def _read_ipvs(
+        self, held: Table, on_device: frozenset[Address], *, servers: bool = True
+    ) -> None:
+        listed = frozenset(
+            chain.from_iterable(
+                _virtuals_in(held.get(schema.FRONTENDS.of(family), {}), family) for family in Family
+            )
+        )
+        listed |= frozenset(self._held.get(VIRTUALS, {}))
+        found = {
+            virtual: how
+            for virtual, how in self._kernel.virtuals().items()
+            if is_ours(virtual, on_device, listed, self._options.exclude_networks)
+        }
+        held[VIRTUALS] = {**found}
+        if servers:
+            held[SERVERS] = {
+                (virtual, server.backend): server.weight
+                for virtual, each in self._kernel.all_servers().items()
+                if virtual in found
+                for server in each
+            }
+
+    def _rows_of(self, plan: IpvsPlan, name: ObjectName) -> Table:
+        rows: Table = {}
+        if old := self._programmed.get(name):
+            self._add(old, self._marks, rows)
+        if new := plan.services.get(name):
+            self._add(new, plan.marks, rows)
+        return rows
+
+    def _let_go(self, done: AbstractSet[ServerKey]) -> None:
+        change = Change(
+            farewell(self._leaving, done),
+            {},
+            lambda address: self._shared[ADDRESSES_ON_DEVICE, address] > 0,
+            self._own,
+            done,
+        )
+        following = settle(self._held, self._leaving, change)
+        self.commit(
+            IpvsPlan(
+                following.delta,
+                following.leaving,
+                {},
+                {},
+                self._marks,
+                self._loaded or self._options_for(self._node),
+            )
+        )
+
+    def _remember(self, plan: IpvsPlan, outcome: Outcome) -> None:
+        if plan.node is not None:
+            self._node = plan.node
+        if plan.whole:
+            self._programmed.clear()
+            self._shared.clear()
+        failed = {failure.name for failure in outcome.failures}
+        for name, answer in plan.services.items():
+            if name in failed:
+                continue
+            if answer is None:
+                self._programmed.pop(name, None)
+            else:
+                self._programmed[name] = answer
+        self._shared.update(plan.shared)
+        for name in failed:
+            # A whole plan counts from nothing, and so there is no old answer to count back to.
+            if answer := plan.services[name]:
+                self._shared.subtract(shared_rows(answer))
+            if not plan.whole and (old := self._programmed.get(name)):
+                self._shared.update(shared_rows(old))
+        for row in [row for row in plan.shared if self._shared[row] <= 0]:
+            del self._shared[row]
+        self._marks = plan.marks
+        self._leaving = plan.leaving
+        self._deadlines.follow(plan.leaving)
+        if self._patrol is None:
+            self._patrol = Patrol(self._kernel)
+        self._patrol.begin(self._own)
+
+
+def _keys(before: Table, after: Table) -> Mapping[str, AbstractSet[Hashable]]:
+    return {
+        name: before.get(name, {}).keys() | after.get(name, {}).keys()
+        for name in before.keys() | after.keys()
+    }
+
+
+def _virtuals_in(rows: Mapping[Hashable, object], family: Family) -> Sequence[Virtual]:
+    width = family.bits // 8
+    return [
+        Virtual(
+            family,
+            key[width],
+            Address(key[:width]),
+            Port(int.from_bytes(key[width + 4 : width + 6], "big")),
+        )
+        for key in rows
+        if isinstance(key, bytes)
+    ]

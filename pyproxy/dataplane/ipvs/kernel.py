@@ -1,0 +1,195 @@
+"""IPVS's tables and the device of service addresses, as the kernel has them: reads and writes."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.schema import DEVICE
+from pyproxy.errors import KernelError, OutOfStepError
+from pyproxy.model.address import Address, Network
+from pyproxy.netlink import addresses, ipvs, ipvs_listing
+from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Virtual
+from pyproxy.netlink.nfnetlink import Refusal, kernel_error
+from pyproxy.netlink.requests import NETLINK_GENERIC, NETLINK_ROUTE, Request, Requests
+
+_GET_INFO = 1153
+"""IP_VS_SO_GET_INFO: version, size of the connection table, and the number of services (IPv4)."""
+
+_INFO = struct.Struct("=III")
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """The addresses of our device and those of all others; `device` is 0 where there is none."""
+
+    device: int
+    ours: frozenset[Address]
+    others: frozenset[Address]
+
+
+class Kernel:
+    """IPVS and the device, in the network namespace that this was made in."""
+
+    def __init__(self) -> None:
+        self._generic = Requests(NETLINK_GENERIC)
+        self._route = Requests(NETLINK_ROUTE)
+        self._watch = addresses.Watch(self._route.port)
+        self._counting = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._listing: TextIO | None = None
+        self.write = Messages(0)
+
+    @property
+    def messages_sent(self) -> int:
+        """How many requests have gone to the kernel, dumps aside."""
+        return self._generic.messages_sent + self._route.messages_sent
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes those and the dumps' requests were."""
+        return self._generic.bytes_sent + self._route.bytes_sent
+
+    def prepare(self) -> None:
+        """Have the kernel load IPVS. Raises KernelError where it has none."""
+        self.write = Messages(ipvs.family_id(self._generic.ask(ipvs.get_family())))
+        self.virtuals()
+        try:
+            # Of this thread, for that is where the sockets are.
+            self._listing = Path("/proc/thread-self/net/ip_vs").open()  # noqa: SIM115
+        except OSError as error:
+            raise kernel_error(error.errno or 0, "opening IPVS's listing") from error
+
+    def close(self) -> None:
+        """Give back the sockets."""
+        self._generic.close()
+        self._route.close()
+        self._watch.close()
+        self._counting.close()
+        if self._listing is not None:
+            self._listing.close()
+
+    def virtuals(self) -> dict[Virtual, Scheduling]:
+        """Read all virtual services, others' too. Raises KernelError."""
+        return ipvs.virtuals(self._generic.dump(self.write.get_virtuals()))
+
+    def scheduling(self, virtual: Virtual) -> Scheduling | None:
+        """Read one virtual service; None where there is none. Raises KernelError."""
+        try:
+            found = ipvs.virtuals(self._generic.ask(self.write.get_virtual(virtual)))
+        except OutOfStepError:
+            return None
+        return found.get(virtual)
+
+    def servers(self, virtual: Virtual) -> list[Server]:
+        """Read the real servers of a virtual service; none where it is gone. Raises KernelError."""
+        return ipvs.servers(self._generic.dump(self.write.get_servers(virtual)), virtual.family)
+
+    def all_servers(self) -> dict[Virtual, list[Server]]:
+        """Read the real servers of all virtual services. Raises KernelError."""
+        if self._listing is None:
+            return {}
+        try:
+            self._listing.seek(0)
+            return ipvs_listing.read(self._listing.read())
+        except OSError as error:
+            raise kernel_error(error.errno or 0, "reading IPVS's listing") from error
+
+    def count(self) -> int:
+        """Count the virtual services of IPv4, everybody's. Raises KernelError."""
+        try:
+            info = self._counting.getsockopt(socket.IPPROTO_IP, _GET_INFO, _INFO.size)
+        except OSError as error:
+            raise kernel_error(
+                error.errno or 0, "asking IPVS for its number of services"
+            ) from error
+        return int(_INFO.unpack(info)[2])
+
+    def send(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Send requests to IPVS; the refusals. Raises KernelError."""
+        return self._generic.send(requests)
+
+    def addresses(self) -> Addresses:
+        """Read all devices' addresses. Raises KernelError."""
+        device = self._device()
+        ours: set[Address] = set()
+        others: set[Address] = set()
+        for found in addresses.addresses(self._route.dump(addresses.get_addresses())):
+            (ours if device and found.device == device else others).add(found.address)
+        return Addresses(device, frozenset(ours), frozenset(others))
+
+    def addresses_changed(self) -> bool:
+        """Tell whether others have changed addresses or our device since the last question."""
+        return self._watch.changed(self._device())
+
+    def make_device(self) -> None:
+        """Make the device, down and without ARP: its addresses are local all the same."""
+        try:
+            with IPRoute() as routes:
+                routes.link("add", ifname=DEVICE, kind="dummy")
+        except NetlinkError as error:
+            raise kernel_error(error.code, f"adding the device {DEVICE}") from error
+
+    def delete_device(self) -> None:
+        """Delete the device with its addresses; one that is not there is all right."""
+        device = self._device()
+        if not device:
+            return
+        try:
+            with IPRoute() as routes:
+                routes.link("del", index=device)
+        except NetlinkError as error:
+            raise kernel_error(error.code, f"deleting the device {DEVICE}") from error
+
+    def change_addresses(
+        self, gone: Iterable[Address], new: Iterable[Address]
+    ) -> list[tuple[Address, KernelError]]:
+        """Take addresses from the device and give it others; those that the kernel refused.
+
+        Raises KernelError.
+        """
+        device = self._device()
+        each = [*gone], [*new]
+        requests = [
+            *(addresses.delete_address(device, address) for address in each[0]),
+            *(addresses.add_address(device, address) for address in each[1]),
+        ]
+        changed = [*each[0], *each[1]]
+        return [
+            (changed[refusal.index], refusal.error)
+            for refusal in self._route.send(requests)
+            if not addresses.is_as_wished(refusal.errno)
+        ]
+
+    def _device(self) -> int:
+        try:
+            answers = self._route.ask(addresses.get_link(DEVICE))
+        except KernelError as error:
+            if addresses.is_missing(error.errno):
+                return 0
+            raise
+        return addresses.link_number(answers, DEVICE)
+
+
+def is_ours(
+    virtual: Virtual,
+    on_device: frozenset[Address],
+    listed: frozenset[Virtual],
+    excluded: Iterable[Network],
+) -> bool:
+    """Tell our virtual services from others'.
+
+    Ours are those that our table lists, or whose mark is of ours, or whose address is on the
+    device and in none of the networks that are excluded.
+    """
+    if virtual.mark:
+        return schema.is_our_mark(virtual.mark)
+    if virtual in listed:
+        return True
+    return virtual.address in on_device and not any(virtual.address in each for each in excluded)

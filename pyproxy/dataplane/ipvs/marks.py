@@ -1,0 +1,89 @@
+"""Which number the mark of each port has that has another list of endpoints for insiders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import count
+
+import msgspec
+
+from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.draining import Leaving
+from pyproxy.dataplane.ipvs.rows import PortKey, split_ports
+from pyproxy.dataplane.ipvs.schema import Table
+from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import PortAnswer, ServiceAnswer, Use
+
+
+class Marks(msgspec.Struct, frozen=True):
+    """The numbers by port; each is used once."""
+
+    numbers: Mapping[PortKey, int]
+
+    def next(
+        self,
+        before: Mapping[ObjectName, ServiceAnswer],
+        after: Mapping[ObjectName, ServiceAnswer | None],
+        leaving: Leaving,
+    ) -> Marks:
+        """Say what the numbers are once these Services have changed.
+
+        A port keeps its number as long as it needs one. A number is not given away again while
+        connections of the one before are leaving.
+        """
+        had = {key for name in after if (old := before.get(name)) for key, _ in split_ports(old)}
+        needed = [key for new in after.values() if new for key, _ in split_ports(new)]
+        if had == set(needed):
+            return self
+        numbers = {key: number for key, number in self.numbers.items() if key not in had}
+        numbers |= {key: self.numbers[key] for key in needed if key in had}
+        taken = set(numbers.values()) | {
+            schema.mark_number(virtual.mark) for virtual in leaving.virtuals if virtual.mark
+        }
+        # Whoever stops needing a number may leave connections behind.
+        taken |= {self.numbers[key] for key in had if key in self.numbers}
+        _number(numbers, needed, taken)
+        return Marks(numbers)
+
+
+def recall(answers: Iterable[ServiceAnswer], held: Table) -> Marks:
+    """Give every port that needs one a number, and the one that it has in the kernel if it can."""
+    numbers: dict[PortKey, int] = {}
+    needed: list[PortKey] = []
+    given: set[int] = set()
+    taken = {
+        schema.mark_number(virtual.mark)
+        for virtual in held.get(schema.VIRTUALS, {})
+        if virtual.mark
+    }
+    for answer in answers:
+        for key, port in split_ports(answer):
+            needed.append(key)
+            number = _held_number(port, held)
+            if number is not None and number not in given:
+                numbers[key] = number
+                given.add(number)
+    _number(numbers, needed, taken)
+    return Marks(numbers)
+
+
+def _held_number(port: PortAnswer, held: Table) -> int | None:
+    rows = held.get(schema.INSIDERS.of(port.family), {})
+    for frontend in port.frontends:
+        if frontend.use is Use.SPLIT:
+            key = frontend_key(frontend.address, port.protocol, frontend.port)
+            mark = int.from_bytes(rows.get(key, b""), sys.byteorder)
+            if schema.is_our_mark(mark) and mark == schema.mark_of(
+                schema.mark_number(mark), port.protocol
+            ):
+                return schema.mark_number(mark)
+    return None
+
+
+def _number(numbers: dict[PortKey, int], needed: Iterable[PortKey], taken: set[int]) -> None:
+    free = (number for number in count() if number not in taken)
+    for key in needed:
+        if key not in numbers:
+            numbers[key] = next(free)

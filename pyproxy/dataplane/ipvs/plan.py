@@ -1,0 +1,164 @@
+"""What one commit writes, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from pyproxy.dataplane.diff import Delta
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.ipvs.draining import Leaving
+from pyproxy.dataplane.ipvs.marks import Marks
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.dataplane.ipvs.schema import (
+    ADDRESSES_ON_DEVICE,
+    BY_NAME,
+    DEVICE,
+    SERVERS,
+    TABLE,
+    VIRTUALS,
+    Table,
+)
+from pyproxy.dataplane.nftables import listing
+from pyproxy.dataplane.nftables.rows import SharedRow
+from pyproxy.model.address import Address, address_text, backend, backend_text
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import PERSISTENT, Messages, Scheduling, Virtual, protocol_name
+from pyproxy.netlink.nftables import ElementMessage, add_elements, delete_elements
+from pyproxy.netlink.requests import Request
+from pyproxy.policy.answer import ServiceAnswer
+
+_KINDS = {
+    VIRTUALS: "virtual service",
+    SERVERS: "real server",
+    ADDRESSES_ON_DEVICE: "address",
+}
+
+
+class IpvsPlan(msgspec.Struct, frozen=True):
+    """Rows to remove and to add, and what is so once that is done.
+
+    `services` are the answers as they will have been programmed, `shared` is by how many each
+    shared row's users grow, and `marks` are the ports' numbers. `held` is what
+    the plan starts from where that was read from the kernel. `options` is the ruleset's, `reload`
+    says that it must be loaded, and `device` that the device must be made; `node` is the node's
+    part where that changes.
+    """
+
+    delta: Delta[Any, Any]
+    leaving: Leaving
+    services: Mapping[ObjectName, ServiceAnswer | None]
+    shared: Mapping[SharedRow, int]
+    marks: Marks
+    options: Options
+    held: Table | None = None
+    node: NodeAnswer | None = None
+    reload: bool = False
+    device: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.delta or self.reload or self.device)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the plan was made against the kernel."""
+        return self.held is not None
+
+    def lines(self) -> Iterator[str]:
+        """Spell out what is written as a person would read it."""
+        if self.device:
+            yield f"add device {DEVICE}"
+        if self.reload:
+            yield f"load the fixed rules of table inet {TABLE}"
+        for verb, side in (("delete", self.delta.remove), ("add", self.delta.add)):
+            other = self.delta.add if verb == "delete" else self.delta.remove
+            for name, kind in _KINDS.items():
+                for key, value in side.get(name, {}).items():
+                    changes = key in other.get(name, {})
+                    if not (changes and verb == "delete"):
+                        yield f"{'set' if changes else verb} {kind} {_text(key, value)}"
+            sets = {name: rows for name, rows in side.items() if name in BY_NAME}
+            yield from listing.commands(verb, sets, TABLE, BY_NAME)
+
+    def counts(self) -> Mapping[str, int]:
+        """How many objects of each kind it writes; one that changes is one."""
+        counts = dict.fromkeys((*_KINDS.values(), "element"), 0)
+        for name in self.delta.remove.keys() | self.delta.add.keys():
+            keys = self.delta.remove.get(name, {}).keys() | self.delta.add.get(name, {}).keys()
+            counts[_KINDS.get(name, "element")] += len(keys)
+        counts |= {"ruleset": int(self.reload), "device": int(self.device)}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def elements(self) -> list[ElementMessage]:
+        """Pack what changes in the sets, removals first, as the kernel wants a changed one."""
+        gone, new = self.delta.remove, self.delta.add
+        return [
+            *(each for name in gone if name in BY_NAME
+              for each in delete_elements(TABLE, name, gone[name], BY_NAME[name][0].shape)),
+            *(each for name in new if name in BY_NAME
+              for each in add_elements(TABLE, name, new[name], BY_NAME[name][0].shape)),
+        ]  # fmt: skip
+
+
+class Write(msgspec.Struct, frozen=True):
+    """A request, and the row that it makes so; `value` is None where it removes it."""
+
+    table: str
+    key: Any
+    value: Any
+    request: Request
+
+
+def builds(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
+    """Write what new connections need: services and servers that come, and how they pick."""
+    gone, new = delta.remove, delta.add
+    for virtual, how in new.get(VIRTUALS, {}).items():
+        changes = virtual in gone.get(VIRTUALS, {})
+        request = (write.set_virtual if changes else write.add_virtual)(virtual, how)
+        yield Write(VIRTUALS, virtual, how, request)
+    there = gone.get(SERVERS, {})
+    for key, weight in new.get(SERVERS, {}).items():
+        if key not in there:
+            yield Write(SERVERS, key, weight, write.add_server(key[0], key[1], weight))
+        elif weight:
+            yield Write(SERVERS, key, weight, write.set_server(key[0], key[1], weight))
+
+
+def clearances(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
+    """Write what may be done once nobody new is sent there: weights of 0, and removals."""
+    gone, new = delta.remove, delta.add
+    virtuals = gone.get(VIRTUALS, {}).keys() - new.get(VIRTUALS, {}).keys()
+    for key in gone.get(SERVERS, {}):
+        weight = new.get(SERVERS, {}).get(key)
+        if weight == 0:
+            yield Write(SERVERS, key, 0, write.set_server(key[0], key[1], 0))
+        elif weight is None and key[0] not in virtuals:
+            yield Write(SERVERS, key, None, write.delete_server(*key))
+    for virtual in virtuals:
+        yield Write(VIRTUALS, virtual, None, write.delete_virtual(virtual))
+
+
+def _text(key: Any, value: Any) -> str:
+    if isinstance(key, bytes):
+        return f"{address_text(Address(key))} on {DEVICE}"
+    if isinstance(key, Virtual):
+        return f"{virtual_text(key)} {_picks(value)}"
+    virtual, server = key
+    return f"{backend_text(server)} of {virtual_text(virtual)} weight {value}"
+
+
+def virtual_text(virtual: Virtual) -> str:
+    """Write a virtual service as `tcp 10.96.0.1:80`, or `mark 0x50000004`."""
+    if virtual.mark:
+        return f"mark {virtual.mark:#010x} (IPv{virtual.family.value})"
+    place = backend_text(backend(virtual.address, virtual.port))
+    return f"{protocol_name(virtual.protocol)} {place}"
+
+
+def _picks(how: Scheduling) -> str:
+    return f"{how.scheduler}{f' persistent {how.timeout}' if how.flags & PERSISTENT else ''}"

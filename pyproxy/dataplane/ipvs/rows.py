@@ -1,0 +1,133 @@
+"""From policy's answer to what the kernel should hold: values in, values out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+
+from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.schedulers import scheduling
+from pyproxy.dataplane.ipvs.schema import SERVERS, VIRTUALS, Table
+from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, joined_ranges, service_comment
+from pyproxy.dataplane.nftables.schema import SetKind
+from pyproxy.model.address import Address, Backend, Family, Mark, Port, Protocol
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import Scheduling, Virtual
+from pyproxy.netlink.nftables import Tag
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+
+PortKey = tuple[ObjectName, Family, Protocol, str]
+"""A Service's port in one family, by its name."""
+
+_WEIGHT = 1
+_DRAINING = 0
+
+
+def split_ports(answer: ServiceAnswer) -> Iterator[tuple[PortKey, PortAnswer]]:
+    """Give the ports that need a virtual service for insiders, which goes by a mark."""
+    for port in answer.ports:
+        if port.cluster and any(frontend.use is Use.SPLIT for frontend in port.frontends):
+            yield port_key(answer.name, port), port
+
+
+def port_key(name: ObjectName, port: PortAnswer) -> PortKey:
+    """Say which port of which Service this is."""
+    return name, port.family, port.protocol, port.name
+
+
+def virtual_by_mark(family: Family, mark: Mark) -> Virtual:
+    """Name the virtual service of a mark."""
+    return Virtual(family, 0, Address(b""), Port(0), mark)
+
+
+def add_service(
+    answer: ServiceAnswer, marks: Mapping[PortKey, int], scheduler: str, table: Table
+) -> None:
+    """Add the rows that belong to one Service alone.
+
+    `marks` has a number for each of its `split_ports`; `scheduler` is for whoever names none.
+    """
+    picks = scheduling(answer.scheduler or scheduler, answer.affinity_timeout)
+    for port in answer.ports:
+        _Port(answer, port, picks, table).add(marks)
+
+
+def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
+    """Give the rows that other Services may want as well, once for each port that wants them."""
+    for port in answer.ports:
+        hairpin = schema.HAIRPIN.of(port.family)
+        for backend in port.hairpin:
+            yield hairpin, backend[:-2] * 2
+        for frontend in port.frontends:
+            if frontend.scope is Scope.CLUSTER_IP:
+                yield schema.CLUSTER_IPS.of(port.family), frontend.address
+            if frontend.scope is not Scope.NODE_PORT:
+                yield schema.ADDRESSES_ON_DEVICE, frontend.address
+
+
+class _Port:
+    """One port of a Service, on its way into a table."""
+
+    def __init__(
+        self, answer: ServiceAnswer, port: PortAnswer, picks: Scheduling, table: Table
+    ) -> None:
+        self._answer = answer
+        self._port = port
+        self._picks = picks
+        self._table = table
+        self._comment = service_comment(answer.name, port.name)
+
+    def add(self, marks: Mapping[PortKey, int]) -> None:
+        port = self._port
+        number = marks.get(port_key(self._answer.name, port))
+        mark = schema.mark_of(number, port.protocol) if number is not None else None
+        if mark is not None:
+            self._virtual(virtual_by_mark(port.family, mark), port.cluster)
+        for frontend in port.frontends:
+            self._frontend(frontend, mark)
+
+    def _frontend(self, frontend: Frontend, mark: Mark | None) -> None:
+        port = self._port
+        key = frontend_key(frontend.address, port.protocol, frontend.port)
+        virtual = Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
+        match frontend.use:
+            case Use.REFUSE:
+                self._put(schema.REFUSED, key)
+            case Use.DROP:
+                self._put(schema.DROPPED, key)
+            case Use.CLUSTER:
+                self._virtual(virtual, port.cluster, key)
+                if frontend.scope is not Scope.CLUSTER_IP:
+                    self._put(schema.MASQUERADED, key)
+            case Use.LOCAL:
+                self._virtual(virtual, port.local, key)
+            case Use.SPLIT:
+                if mark is not None:
+                    insiders = self._table.setdefault(schema.INSIDERS.of(port.family), {})
+                    insiders[key] = mark.to_bytes(4, sys.byteorder)
+                if port.local:
+                    self._virtual(virtual, port.local, key)
+                else:
+                    self._put(schema.DROPPED, key)
+        if frontend.scope is Scope.LOAD_BALANCER and self._answer.source_ranges:
+            self._put(schema.GUARDED, key)
+            sources = self._table.setdefault(schema.SOURCES.of(port.family), {})
+            for low, high in joined_ranges(self._answer.source_ranges, port.family):
+                sources[key + low + key + high] = b""
+
+    def _put(self, kind: SetKind, key: bytes) -> None:
+        rows = self._table.setdefault(kind.of(self._port.family), {})
+        rows[key] = Tag("", self._comment)
+
+    def _virtual(
+        self, virtual: Virtual, backends: Iterable[Backend], key: bytes | None = None
+    ) -> None:
+        self._table.setdefault(VIRTUALS, {})[virtual] = self._picks
+        servers = self._table.setdefault(SERVERS, {})
+        # What terminates and still serves keeps the connections that it has.
+        for backend in self._port.draining:
+            servers[virtual, backend] = _DRAINING
+        for backend in backends:
+            servers[virtual, backend] = _WEIGHT
+        if key is not None:
+            self._put(schema.FRONTENDS, key)

@@ -1,0 +1,83 @@
+"""What this mode keeps in the kernel: IPVS's tables, a device, and the sets of a table of rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyproxy.dataplane.nftables import schema as nftables
+from pyproxy.dataplane.nftables.schema import FRONTEND, Field, Kinds, SetKind
+from pyproxy.model.address import Backend, Family, Mark, Protocol
+from pyproxy.netlink.ipvs import Virtual
+
+TABLE = "pyproxy-ipvs"
+DEVICE = "kube-ipvs0"
+
+VIRTUALS = "virtual services"
+"""The table of virtual services: `Virtual` to `Scheduling`."""
+
+SERVERS = "real servers"
+"""The table of real servers: `ServerKey` to a weight."""
+
+ADDRESSES_ON_DEVICE = "addresses"
+"""The table of service addresses on the device: each to nothing."""
+
+ServerKey = tuple[Virtual, Backend]
+
+Rows = dict[Any, Any]
+Table = dict[str, Rows]
+"""All that the kernel holds of ours: the three tables above, and the elements of every set."""
+
+MARK_SPACE = Mark(0x50000000)
+MARK_MASK = Mark(0xFF000000)
+"""Marks of ours: the highest byte is `P`, and the rest says which virtual service is meant."""
+
+PODS = nftables.PODS
+CLUSTER_IPS = nftables.CLUSTER_IPS
+REFUSED = nftables.REFUSED
+HAIRPIN = nftables.HAIRPIN
+GUARDED = nftables.GUARDED
+SOURCES = nftables.SOURCES
+ADDRESSES = SetKind("addresses", "service addresses on kube-ipvs0", (Field.DADDR,))
+FRONTENDS = SetKind("frontends", "virtual services of ours", FRONTEND)
+MASQUERADED = SetKind("masqueraded", "external frontends, policy Cluster", FRONTEND)
+INSIDERS = SetKind("insiders", "policy Local: pods and the node itself", FRONTEND, (Field.MARK,))
+DROPPED = SetKind("dropped", "policy Local without an endpoint on this node", FRONTEND)
+
+SETS = (
+    PODS,
+    CLUSTER_IPS,
+    ADDRESSES,
+    FRONTENDS,
+    MASQUERADED,
+    INSIDERS,
+    DROPPED,
+    REFUSED,
+    HAIRPIN,
+    GUARDED,
+    SOURCES,
+)
+
+BY_NAME: Kinds = {kind.of(family): (kind, family) for kind in SETS for family in Family}
+"""Set kind and family by the name that the kernel knows."""
+
+_PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP, Protocol.SCTP)
+
+
+def mark_of(number: int, protocol: Protocol) -> Mark:
+    """Give the mark of the virtual service of a number, below 2**22; it tells the protocol."""
+    return Mark(MARK_SPACE | number << 2 | _PROTOCOLS.index(protocol))
+
+
+def mark_number(mark: int) -> int:
+    """Give the number that a mark of ours was made of."""
+    return (mark & ~MARK_MASK) >> 2
+
+
+def is_our_mark(mark: int) -> bool:
+    """Tell a mark of ours from others' and from none."""
+    return mark & MARK_MASK == MARK_SPACE
+
+
+def protocol_of(virtual: Virtual) -> int:
+    """Tell a virtual service's protocol, also of one that goes by a mark of ours."""
+    return _PROTOCOLS[virtual.mark & 3] if virtual.mark else virtual.protocol

@@ -1,0 +1,157 @@
+"""Addresses of network devices over rtnetlink, to and from bytes, and who else changes them.
+
+Facts: include/uapi/linux/if_addr.h, rtnetlink(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+
+import msgspec
+
+from pyproxy.model.address import Address, Family, family_of
+from pyproxy.netlink.attributes import attribute, attribute_map, string, text
+from pyproxy.netlink.nfnetlink import NLM_F_CREATE, NLM_F_EXCL, frames, kernel_error
+from pyproxy.netlink.requests import HEADER_SIZE, NETLINK_ROUTE, Request
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFLA_IFNAME = 3
+_SCOPE_LINK = 253
+_NODAD, _NOPREFIXROUTE = 0x02, 0x200
+_FLAGS = attribute(_IFA_FLAGS, struct.pack("=I", _NODAD | _NOPREFIXROUTE))
+
+_ADDRESS = struct.Struct("=BBBBI")
+_LINK = struct.Struct("=BxHiII")
+_AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
+_GROUPS = 0x1 | 0x10 | 0x100
+"""Links, and addresses of both families."""
+
+_NLMSG = struct.Struct("=IHHII")
+_RECEIVE_SIZE = 1 << 16
+
+
+class OnDevice(msgspec.Struct, frozen=True):
+    """An address, and the number of the device that has it."""
+
+    device: int
+    address: Address
+
+
+def add_address(device: int, address: Address) -> Request:
+    """Give a device an address of its own, with no network around it; EEXIST where it has it."""
+    return Request(_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, _body(device, address))
+
+
+def delete_address(device: int, address: Address) -> Request:
+    """Take an address from a device; EADDRNOTAVAIL where it does not have it."""
+    return Request(_DELADDR, 0, _body(device, address))
+
+
+def get_addresses() -> Request:
+    """Ask for the addresses of all devices."""
+    return Request(_GETADDR, 0, _ADDRESS.pack(0, 0, 0, 0, 0))
+
+
+def get_link(name: str) -> Request:
+    """Ask for one device; ENODEV where there is none."""
+    return Request(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name))
+
+
+def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
+    """Read the answers to `get_addresses`; those of a link alone are nobody's to claim."""
+    found = []
+    for answer in answers:
+        if len(answer) < _ADDRESS.size:
+            continue
+        _, _, _, scope, device = _ADDRESS.unpack_from(answer)
+        if scope == _SCOPE_LINK:
+            continue
+        fields = attribute_map(answer[_ADDRESS.size :])
+        # Of a device to a single peer, IFA_ADDRESS is the peer's.
+        value = bytes(fields.get(_IFA_LOCAL, fields.get(_IFA_ADDRESS, b"")))
+        if len(value) in (4, 16):
+            found.append(OnDevice(device, Address(value)))
+    return found
+
+
+def link_number(answers: Iterable[memoryview], name: str) -> int:
+    """Read the answer to `get_link`: the device's number, 0 where there is none."""
+    for answer in answers:
+        if len(answer) < _LINK.size:
+            continue
+        _, _, number, _, _ = _LINK.unpack_from(answer)
+        if text(attribute_map(answer[_LINK.size :]).get(_IFLA_IFNAME, memoryview(b""))) == name:
+            return int(number)
+    return 0
+
+
+def is_as_wished(number: int) -> bool:
+    """Tell by its errno whether a refused change finds what it was to bring about."""
+    return number in (errno.EEXIST, errno.EADDRNOTAVAIL)
+
+
+def is_missing(number: int) -> bool:
+    """Tell by its errno that there is no such device."""
+    return number in (errno.ENODEV, errno.ENOENT)
+
+
+class Watch:
+    """Tells whether others have changed addresses, or one device, since the last question.
+
+    `own_port` is the socket whose own changes do not count.
+    """
+
+    def __init__(self, own_port: int) -> None:
+        self._own_port = own_port
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            NETLINK_ROUTE,
+        )
+        self._socket.bind((0, _GROUPS))
+
+    def changed(self, device: int) -> bool:
+        """Look without waiting: whether the device of this number, or any address, changed.
+
+        Changes that the socket had no room for count. Raises KernelError.
+        """
+        found = False
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_SIZE)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise kernel_error(error.errno or 0, "listening for addresses") from error
+                found = True
+                continue
+            found |= any(
+                self._counts(kind, message, device) for kind, _, _, message in frames(data)
+            )
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+    def _counts(self, kind: int, message: memoryview, device: int) -> bool:
+        _, _, _, _, port = _NLMSG.unpack_from(message)
+        if port == self._own_port:
+            return False
+        body = message[HEADER_SIZE:]
+        if kind in (_NEWADDR, _DELADDR):
+            return True
+        if kind in (_NEWLINK, _DELLINK) and len(body) >= _LINK.size:
+            return bool(_LINK.unpack_from(body)[2] == device)
+        return False
+
+
+def _body(device: int, address: Address) -> bytes:
+    family = family_of(address)
+    head = _ADDRESS.pack(_AF[family], family.bits, 0, 0, device)
+    return head + attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address) + _FLAGS

@@ -1,0 +1,225 @@
+"""IPVS over generic netlink: virtual services and their real servers, to and from bytes.
+
+Facts: include/uapi/linux/ip_vs.h and net/netfilter/ipvs/ip_vs_ctl.c. Addresses take 16 bytes
+whatever their family, ports are in network order, all other numbers in the host's. There are no
+transactions, and no notifications.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol
+from pyproxy.netlink.attributes import attribute, attribute_map, nested, string, text
+from pyproxy.netlink.requests import Request
+
+_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2
+_NAME, _VERSION = "IPVS", 1
+_NEW_SERVICE, _SET_SERVICE, _DEL_SERVICE, _GET_SERVICE = 1, 2, 3, 4
+_NEW_DEST, _SET_DEST, _DEL_DEST, _GET_DEST = 5, 6, 7, 8
+_SERVICE, _DEST = 1, 2
+_AF, _PROTOCOL, _ADDR, _PORT, _FWMARK, _SCHED_NAME, _FLAGS, _TIMEOUT, _NETMASK = range(1, 10)
+_DEST_ADDR, _DEST_PORT, _FWD_METHOD, _WEIGHT, _U_THRESH, _L_THRESH = range(1, 7)
+_ACTIVE_CONNS, _INACT_CONNS = 7, 8
+_ADDR_FAMILY = 11
+
+PERSISTENT = 0x1
+SCHED_1, SCHED_2, SCHED_3 = 0x08, 0x10, 0x20
+"""What a scheduler's own flags mean is its affair: for sh and mh, fallback and port."""
+
+_OURS = PERSISTENT | SCHED_1 | SCHED_2 | SCHED_3
+_EVERY_FLAG = 0xFFFFFFFF
+
+_NUMBER = struct.Struct("=I")
+_SHORT = struct.Struct("=H")
+_FLAGS_AND_MASK = struct.Struct("=II")
+_GENERIC = struct.Struct("=BBH")
+GENERIC_SIZE = _GENERIC.size
+
+_AF_OF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
+_FAMILY_OF = {number: family for family, number in _AF_OF.items()}
+_MASQ = attribute(_FWD_METHOD, _NUMBER.pack(0))
+_NO_THRESHOLDS = attribute(_U_THRESH, _NUMBER.pack(0)) + attribute(_L_THRESH, _NUMBER.pack(0))
+
+
+class Virtual(NamedTuple):
+    """What the kernel knows a virtual service by: address and port, or a firewall mark.
+
+    With a `mark` above 0 address and port are empty and 0, and the kernel does not look at
+    `protocol`.
+    """
+
+    family: Family
+    protocol: int
+    address: Address
+    port: Port
+    mark: int = 0
+
+
+class Scheduling(NamedTuple):
+    """How a virtual service picks: a scheduler, flags, and persistence in seconds, 0 for none."""
+
+    scheduler: str
+    flags: int = 0
+    timeout: int = 0
+
+
+class Server(msgspec.Struct, frozen=True, gc=False):
+    """A real server as a dump has it; `connections` are its active and inactive ones."""
+
+    backend: Backend
+    weight: int
+    connections: int = 0
+
+
+def get_family() -> Request:
+    """Ask for the number of IPVS's messages; it makes the kernel load the module."""
+    body = _GENERIC.pack(_CTRL_GETFAMILY, 1, 0) + string(_CTRL_FAMILY_NAME, _NAME)
+    return Request(_CTRL, 0, body)
+
+
+def family_id(answers: Iterable[memoryview]) -> int:
+    """Read the answer to `get_family`."""
+    for answer in answers:
+        found = attribute_map(answer[GENERIC_SIZE:])
+        if _CTRL_FAMILY_ID in found:
+            return int(_SHORT.unpack(found[_CTRL_FAMILY_ID])[0])
+    return 0
+
+
+class Messages:
+    """Writes requests for the number that this kernel has given IPVS."""
+
+    def __init__(self, kind: int) -> None:
+        self._kind = kind
+
+    def add_virtual(self, virtual: Virtual, scheduling: Scheduling) -> Request:
+        """Add a virtual service; EEXIST where there is one, ENOENT without such a scheduler."""
+        return self._request(_NEW_SERVICE, _whole(virtual, scheduling))
+
+    def set_virtual(self, virtual: Virtual, scheduling: Scheduling) -> Request:
+        """Have a virtual service pick otherwise; ESRCH where there is none."""
+        return self._request(_SET_SERVICE, _whole(virtual, scheduling))
+
+    def delete_virtual(self, virtual: Virtual) -> Request:
+        """Delete a virtual service with its servers; ESRCH where there is none."""
+        return self._request(_DEL_SERVICE, _service(_identity(virtual)))
+
+    def add_server(self, virtual: Virtual, backend: Backend, weight: int) -> Request:
+        """Add a real server, masqueraded; EEXIST where it is there, ESRCH without the service."""
+        return self._request(_NEW_DEST, _service(_identity(virtual)) + _dest(backend, weight))
+
+    def set_server(self, virtual: Virtual, backend: Backend, weight: int) -> Request:
+        """Give a real server another weight; ENOENT where it is not there."""
+        return self._request(_SET_DEST, _service(_identity(virtual)) + _dest(backend, weight))
+
+    def delete_server(self, virtual: Virtual, backend: Backend) -> Request:
+        """Delete a real server; its connections end with their next packet."""
+        named = nested(_DEST, _address_and_port(backend))
+        return self._request(_DEL_DEST, _service(_identity(virtual)) + named)
+
+    def get_virtuals(self) -> Request:
+        """Ask for all virtual services."""
+        return self._request(_GET_SERVICE, b"")
+
+    def get_virtual(self, virtual: Virtual) -> Request:
+        """Ask for one virtual service; ESRCH where there is none."""
+        return self._request(_GET_SERVICE, _service(_identity(virtual)))
+
+    def get_servers(self, virtual: Virtual) -> Request:
+        """Ask for the real servers of one virtual service."""
+        return self._request(_GET_DEST, _service(_identity(virtual)))
+
+    def _request(self, command: int, body: bytes) -> Request:
+        return Request(self._kind, 0, _GENERIC.pack(command, _VERSION, 0) + body)
+
+
+def virtuals(answers: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
+    """Read the answers to `get_virtuals` and `get_virtual`."""
+    found: dict[Virtual, Scheduling] = {}
+    for answer in answers:
+        service = attribute_map(attribute_map(answer[GENERIC_SIZE:]).get(_SERVICE, b""))
+        family = _FAMILY_OF.get(_short(service, _AF))
+        if family is None:
+            continue
+        flags, _ = _FLAGS_AND_MASK.unpack_from(service[_FLAGS]) if _FLAGS in service else (0, 0)
+        timeout = _number(service, _TIMEOUT) if flags & PERSISTENT else 0
+        scheduling = Scheduling(text(service[_SCHED_NAME]), flags & _OURS, timeout)
+        if _FWMARK in service:
+            mark = _number(service, _FWMARK)
+            found[Virtual(family, 0, Address(b""), Port(0), mark)] = scheduling
+            continue
+        address = Address(bytes(service[_ADDR][: family.bits // 8]))
+        port = Port(int.from_bytes(service[_PORT], "big"))
+        found[Virtual(family, _short(service, _PROTOCOL), address, port)] = scheduling
+    return found
+
+
+def servers(answers: Iterable[memoryview], family: Family) -> list[Server]:
+    """Read the answers to `get_servers`; those of another family than the service's are passed."""
+    found = []
+    for answer in answers:
+        dest = attribute_map(attribute_map(answer[GENERIC_SIZE:]).get(_DEST, b""))
+        if _short(dest, _ADDR_FAMILY) not in (0, _AF_OF[family]) or _DEST_ADDR not in dest:
+            continue
+        backend = Backend(bytes(dest[_DEST_ADDR][: family.bits // 8]) + bytes(dest[_DEST_PORT]))
+        connections = _number(dest, _ACTIVE_CONNS) + _number(dest, _INACT_CONNS)
+        found.append(Server(backend, _number(dest, _WEIGHT), connections))
+    return found
+
+
+def protocol_name(protocol: int) -> str:
+    """Name a protocol as people do."""
+    known = protocol in Protocol.__members__.values()
+    return Protocol(protocol).name.lower() if known else str(protocol)
+
+
+def _identity(virtual: Virtual) -> bytes:
+    family = attribute(_AF, _SHORT.pack(_AF_OF[virtual.family]))
+    if virtual.mark:
+        return family + attribute(_FWMARK, _NUMBER.pack(virtual.mark))
+    return (
+        family
+        + attribute(_PROTOCOL, _SHORT.pack(virtual.protocol))
+        + attribute(_ADDR, virtual.address.ljust(16, b"\0"))
+        + attribute(_PORT, virtual.port.to_bytes(2, "big"))
+    )
+
+
+def _whole(virtual: Virtual, scheduling: Scheduling) -> bytes:
+    # The persistence of a client is that of its whole address.
+    mask = b"\xff" * 4 if virtual.family is Family.IPV4 else _NUMBER.pack(virtual.family.bits)
+    return _service(
+        _identity(virtual)
+        + string(_SCHED_NAME, scheduling.scheduler)
+        + attribute(_FLAGS, _FLAGS_AND_MASK.pack(scheduling.flags, _EVERY_FLAG))
+        + attribute(_TIMEOUT, _NUMBER.pack(scheduling.timeout))
+        + attribute(_NETMASK, mask)
+    )
+
+
+def _service(attributes: bytes) -> bytes:
+    return nested(_SERVICE, attributes)
+
+
+def _dest(backend: Backend, weight: int) -> bytes:
+    weighed = attribute(_WEIGHT, _NUMBER.pack(weight))
+    return nested(_DEST, _address_and_port(backend), _MASQ, weighed, _NO_THRESHOLDS)
+
+
+def _address_and_port(backend: Backend) -> bytes:
+    address, port = backend[:-2], backend[-2:]
+    return attribute(_DEST_ADDR, address.ljust(16, b"\0")) + attribute(_DEST_PORT, port)
+
+
+def _number(found: dict[int, memoryview], kind: int) -> int:
+    return int(_NUMBER.unpack(found[kind])[0]) if len(found.get(kind, b"")) == 4 else 0
+
+
+def _short(found: dict[int, memoryview], kind: int) -> int:
+    return int(_SHORT.unpack(found[kind])[0]) if len(found.get(kind, b"")) == 2 else 0

@@ -1,0 +1,195 @@
+"""A kernel in dicts: it reads the requests that the real one would, and refuses what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable, Sequence
+
+from pyproxy.dataplane.ipvs.kernel import Addresses
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.dataplane.ipvs.schema import BY_NAME
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Address, Backend
+from pyproxy.netlink import ipvs, nftables
+from pyproxy.netlink.attributes import attribute_map, nested, string
+from pyproxy.netlink.ipvs import GENERIC_SIZE, Messages, Scheduling, Server, Virtual
+from pyproxy.netlink.nfnetlink import HEADER_SIZE, Refusal
+from pyproxy.netlink.nftables import ElementMessage
+from pyproxy.netlink.requests import Request
+
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "mh")
+_SERVICE, _DEST, _WEIGHT = 1, 2, 4
+_DELSETELEM = 14
+
+
+class FakeKernel:
+    """IPVS and the device. `connections` are those of a real server."""
+
+    def __init__(self, others: Iterable[Address] = ()) -> None:
+        self.write = Messages(30)
+        self.table: dict[Virtual, dict[Backend, int]] = {}
+        self.how: dict[Virtual, Scheduling] = {}
+        self.connections: dict[tuple[Virtual, Backend], int] = {}
+        self.device = 0
+        self.on_device: set[Address] = set()
+        self.others = frozenset(others)
+        self.touched = False
+        self.messages_sent = 0
+        self.bytes_sent = 0
+
+    def prepare(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def virtuals(self) -> dict[Virtual, Scheduling]:
+        return dict(self.how)
+
+    def scheduling(self, virtual: Virtual) -> Scheduling | None:
+        return self.how.get(virtual)
+
+    def servers(self, virtual: Virtual) -> list[Server]:
+        return [
+            Server(backend, weight, self.connections.get((virtual, backend), 0))
+            for backend, weight in self.table.get(virtual, {}).items()
+        ]
+
+    def all_servers(self) -> dict[Virtual, list[Server]]:
+        return {virtual: self.servers(virtual) for virtual in self.table}
+
+    def count(self) -> int:
+        return len(self.table)
+
+    def addresses(self) -> Addresses:
+        return Addresses(self.device, frozenset(self.on_device), self.others)
+
+    def addresses_changed(self) -> bool:
+        touched, self.touched = self.touched, False
+        return touched
+
+    def make_device(self) -> None:
+        assert not self.device
+        self.device = 7
+
+    def delete_device(self) -> None:
+        self.device = 0
+        self.on_device.clear()
+
+    def change_addresses(
+        self, gone: Iterable[Address], new: Iterable[Address]
+    ) -> list[tuple[Address, KernelError]]:
+        assert self.device
+        for address in gone:
+            self.messages_sent += 1
+            self.on_device.remove(address)
+        for address in new:
+            self.messages_sent += 1
+            assert address not in self.on_device
+            self.on_device.add(address)
+        return []
+
+    def send(self, requests: Sequence[Request]) -> list[Refusal]:
+        self.messages_sent += len(requests)
+        found = []
+        for number, request in enumerate(requests):
+            if code := self._one(request):
+                found.append(Refusal(number, code, 0, ""))
+        return found
+
+    def _one(self, request: Request) -> int:
+        command, _, _ = struct.unpack_from("=BBH", request.body)
+        attributes = attribute_map(request.body[GENERIC_SIZE:])
+        service = attribute_map(attributes[_SERVICE])
+        is_whole = 6 in service
+        whole = request.body if is_whole else _with_scheduler(request.body)
+        ((virtual, how),) = ipvs.virtuals([memoryview(whole)]).items()
+        there = virtual in self.table
+        if there == (command == 1):
+            return errno.EEXIST if there else errno.ESRCH
+        if command in (1, 2) and how.scheduler not in SCHEDULERS:
+            return errno.ENOENT
+        if command > 3:
+            (server,) = ipvs.servers([memoryview(request.body)], virtual.family)
+            return self._dest(command, virtual, server)
+        if command == 3:
+            del self.table[virtual], self.how[virtual]
+        else:
+            self.table.setdefault(virtual, {})
+            self.how[virtual] = how
+        return 0
+
+    def _dest(self, command: int, virtual: Virtual, server: Server) -> int:
+        servers = self.table[virtual]
+        if command == 5:
+            if server.backend in servers:
+                return errno.EEXIST
+        elif server.backend not in servers:
+            return errno.ENOENT
+        if command == 7:
+            del servers[server.backend]
+        else:
+            servers[server.backend] = server.weight
+        return 0
+
+
+def _with_scheduler(body: bytes) -> bytes:
+    """Name a scheduler in an identity, for the reader wants one."""
+    service = bytes(attribute_map(body[GENERIC_SIZE:])[_SERVICE])
+    return body[:GENERIC_SIZE] + nested(_SERVICE, service, string(6, "rr"))
+
+
+class FakeRules:
+    """The table of rules; `loaded` are the options that it was loaded for."""
+
+    def __init__(self) -> None:
+        self.loaded: Options | None = None
+        self.table: Table = {}
+        self.netlink = self
+        self.messages_sent = 0
+        self.bytes_sent = 0
+
+    def prepare(self) -> None:
+        pass
+
+    def read(self) -> Table:
+        return {name: dict(rows) for name, rows in self.table.items() if rows}
+
+    def is_loaded(self, options: Options) -> bool:
+        return self.loaded == options
+
+    def load(self, options: Options) -> None:
+        self.loaded = options
+
+    def write(self, elements: list[ElementMessage]) -> Refusal | None:
+        after = {name: dict(rows) for name, rows in self.table.items()}
+        for number, each in enumerate(elements):
+            self.messages_sent += 1
+            rows = after.setdefault(each.set_name, {})
+            shape = BY_NAME[each.set_name][0].shape
+            found = nftables.elements([memoryview(each.message.body)], shape)
+            for key, value in found.items():
+                if each.message.kind & 0xFF == _DELSETELEM:
+                    if key not in rows:
+                        return Refusal(number, errno.ENOENT, HEADER_SIZE, "")
+                    del rows[key]
+                else:
+                    if key in rows:
+                        return Refusal(number, errno.EEXIST, HEADER_SIZE, "")
+                    rows[key] = value
+        self.table = after
+        return None
+
+    def pause(self) -> None:
+        pass
+
+    def listen(self) -> None:
+        pass
+
+    def delete(self) -> None:
+        self.table, self.loaded = {}, None
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,96 @@
+"""A dataplane over a kernel in dicts, with a clock that moves only when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.ipvs import dataplane as module
+from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.model.address import Address
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import Scheduling, Virtual
+from pyproxy.policy.answer import ServiceAnswer
+from tests.dataplane.ipvs.fake import FakeKernel, FakeRules
+
+Answers = dict[ObjectName, ServiceAnswer]
+
+
+class Stage:
+    """One kernel, and one agent's dataplane after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, others: Iterable[Address] = ()) -> None:
+        self.kernel = FakeKernel(others)
+        self.rules = FakeRules()
+        self.now = 1000.0
+        self.options = Options()
+        monkeypatch.setattr(module, "Kernel", lambda: self.kernel)
+        monkeypatch.setattr(module, "RulesTable", lambda: self.rules)
+        self.dataplane = self.restarted()
+        self.answers: Answers = {}
+
+    def restarted(self) -> IpvsDataplane:
+        self.dataplane = IpvsDataplane(self.options, lambda: self.now)
+        self.dataplane.prepare()
+        return self.dataplane
+
+    def begin(
+        self,
+        answers: Answers | None = None,
+        node: NodeAnswer = NodeAnswer(),  # noqa: B008
+    ) -> tuple[Failure, ...]:
+        """Read the kernel back, and write what is missing."""
+        self.answers = self.answers if answers is None else dict(answers)
+        return self.dataplane.commit(self.dataplane.replan(self.answers.values(), node))
+
+    def change(self, answers: Answers, node: NodeAnswer | None = None) -> tuple[Failure, ...]:
+        """Go to these answers, and no others."""
+        changed: dict[ObjectName, ServiceAnswer | None] = dict.fromkeys(self.answers)
+        changed.update(answers)
+        self.answers = dict(answers)
+        return self.dataplane.commit(self.dataplane.plan(Changes(changed, node)))
+
+    def sent(self) -> int:
+        return self.dataplane.messages_sent
+
+    def hang_up(self) -> None:
+        """End all connections, and let the dataplane see it."""
+        self.kernel.connections.clear()
+        for _ in range(50):
+            self.dataplane.tend()
+
+    def state(self) -> tuple[object, ...]:
+        """All that the kernel holds; numbers of marks are nobody's promise."""
+        numbered = {
+            virtual: Virtual(virtual.family, virtual.mark & 3, Address(b""), virtual.port)
+            for virtual in self.kernel.table
+            if virtual.mark
+        }
+        insiders = [schema.INSIDERS.name + digit for digit in "46"]
+        by_mark: list[tuple[Virtual, Scheduling, list[tuple[bytes, int]]]] = sorted(
+            (
+                numbered[virtual],
+                self.kernel.how[virtual],
+                sorted(self.kernel.table[virtual].items()),
+            )
+            for virtual in numbered
+        )
+        return (
+            {
+                v: (self.kernel.how[v], found)
+                for v, found in self.kernel.table.items()
+                if not v.mark
+            },
+            by_mark,
+            {
+                name: rows if name not in insiders else rows.keys()
+                for name, rows in self.rules.table.items()
+                if rows
+            },
+            set(self.kernel.on_device),
+            self.rules.loaded,
+        )

@@ -1,0 +1,290 @@
+"""What is written, what is left alone, and how servers leave, over a kernel in dicts."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from pyproxy.dataplane.interface import Drift, NodeAnswer
+from pyproxy.dataplane.ipvs.patrol import PATIENCE
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.model.address import (
+    Address,
+    Backend,
+    Family,
+    Port,
+    Protocol,
+    backend,
+    parse_address,
+    parse_network,
+)
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import PERSISTENT, SCHED_1, SCHED_2, Scheduling, Virtual
+from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from tests.dataplane.ipvs.stage import Answers, Stage
+
+NODE = parse_address("172.30.0.11")
+WEB = ObjectName("shop", "web")
+HTTP = Virtual(Family.IPV4, 6, parse_address("10.96.0.1"), Port(80))
+DNS = HTTP._replace(protocol=17)
+ONE, TWO, THREE = (backend(parse_address(f"10.244.2.{number}"), Port(8080)) for number in (1, 2, 3))
+
+
+def service(
+    *backends: Backend,
+    protocol: Protocol = Protocol.TCP,
+    use: Use = Use.CLUSTER,
+    scope: Scope = Scope.CLUSTER_IP,
+    address: Address = HTTP.address,
+    local: tuple[Backend, ...] = (),
+    name: ObjectName = WEB,
+    **more: object,
+) -> ServiceAnswer:
+    frontend = Frontend(scope, address, HTTP.port, use)
+    port = PortAnswer("http", Family.IPV4, protocol, (frontend,), backends, local)
+    return replace(ServiceAnswer(name, (port,)), **more)
+
+
+def of(*answers: ServiceAnswer) -> Answers:
+    return {answer.name: answer for answer in answers}
+
+
+def many(count: int) -> list[ServiceAnswer]:
+    return [
+        service(
+            ONE,
+            TWO,
+            name=ObjectName("many", str(number)),
+            address=Address(bytes((10, 97, number >> 8, number & 255))),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("among", [0, 300])
+def test_one_endpoint_is_one_message_among_however_many_services(stage: Stage, among: int) -> None:
+    others = many(among)
+    stage.begin(of(*others, service(ONE, TWO)))
+    costs = []
+    for wanted in (service(ONE, TWO, THREE), service(ONE, TWO), service(ONE, THREE)):
+        sent = stage.sent()
+        stage.change(of(*others, wanted))
+        costs.append(stage.sent() - sent)
+    # The third was on its way out, and is asked back; the second leaves.
+    assert costs == [1, 1, 2]
+
+
+def test_the_first_sync_sends_one_message_for_each_thing(stage: Stage) -> None:
+    stage.begin(of(*many(300)))
+    elements = 2 * 2  # addresses and frontends, in a message each, and cluster IPs
+    assert stage.kernel.messages_sent == 300 * (1 + 2 + 1)
+    assert stage.rules.messages_sent < elements
+
+
+@pytest.mark.parametrize(
+    ("asked", "timeout", "expected"),
+    [
+        ("", 0, Scheduling("rr")),
+        ("wlc", 0, Scheduling("wlc")),
+        ("sh", 0, Scheduling("sh", SCHED_1)),
+        ("mh", 60, Scheduling("mh", SCHED_1 | SCHED_2 | PERSISTENT, 60)),
+        ("", 10800, Scheduling("rr", PERSISTENT, 10800)),
+    ],
+)
+def test_a_service_may_name_its_scheduler(
+    stage: Stage, asked: str, timeout: int, expected: Scheduling
+) -> None:
+    stage.begin(of(service(ONE, scheduler=asked, affinity_timeout=timeout)))
+    assert stage.kernel.how == {HTTP: expected}
+    stage.change(of(service(ONE)))
+    assert stage.kernel.how == {HTTP: Scheduling("rr")}
+
+
+def test_a_scheduler_that_the_kernel_lacks_costs_its_service_alone(stage: Stage) -> None:
+    (other,) = many(1)
+    (failure,) = stage.begin(of(service(ONE, scheduler="twos"), other))
+    assert failure.name == WEB
+    assert "no scheduler twos" in str(failure.error)
+    assert len(stage.kernel.table) == 1
+    assert not stage.begin(of(service(ONE), other))
+    assert len(stage.kernel.table) == 2
+
+
+def test_a_server_with_connections_gets_nothing_new_and_goes_when_they_are_gone(
+    stage: Stage,
+) -> None:
+    stage.begin(of(service(ONE, TWO)))
+    stage.kernel.connections[HTTP, TWO] = 1
+    stage.change(of(service(ONE)))
+    stage.dataplane.tend()
+    assert stage.kernel.table == {HTTP: {ONE: 1, TWO: 0}}
+    stage.hang_up()
+    assert stage.kernel.table == {HTTP: {ONE: 1}}
+
+
+def test_connections_that_never_end_end_at_last(stage: Stage) -> None:
+    stage.begin(of(service(ONE, TWO)))
+    stage.kernel.connections[HTTP, TWO] = 1
+    stage.change(of(service(ONE)))
+    stage.now += PATIENCE - 1
+    stage.dataplane.tend()
+    assert stage.kernel.table[HTTP] == {ONE: 1, TWO: 0}
+    stage.now += 1
+    stage.dataplane.tend()
+    assert stage.kernel.table[HTTP] == {ONE: 1}
+
+
+def test_who_leaves_goes_on_leaving_after_a_restart(stage: Stage) -> None:
+    stage.begin(of(service(ONE, TWO)))
+    stage.kernel.connections[HTTP, TWO] = 1
+    stage.change(of(service(ONE)))
+    stage.restarted()
+    sent = stage.sent()
+    stage.begin()
+    assert stage.sent() == sent
+    stage.hang_up()
+    assert stage.kernel.table[HTTP] == {ONE: 1}
+
+
+def test_an_endpoint_that_comes_back_in_time_keeps_its_connections(stage: Stage) -> None:
+    stage.begin(of(service(ONE, TWO)))
+    stage.kernel.connections[HTTP, TWO] = 1
+    stage.change(of(service(ONE)))
+    stage.change(of(service(ONE, TWO)))
+    stage.hang_up()
+    assert stage.kernel.table[HTTP] == {ONE: 1, TWO: 1}
+
+
+@pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.SCTP])
+def test_flows_do_not_keep_a_server(stage: Stage, protocol: Protocol) -> None:
+    stage.begin(of(service(ONE, TWO, protocol=protocol)))
+    virtual = HTTP._replace(protocol=int(protocol))
+    stage.kernel.connections[virtual, TWO] = 1
+    stage.change(of(service(ONE, protocol=protocol)))
+    assert stage.kernel.table[virtual] == {ONE: 1}
+
+
+def test_what_terminates_and_still_serves_keeps_its_flows(stage: Stage) -> None:
+    stage.begin(of(service(ONE, TWO, protocol=Protocol.UDP)))
+    answer = service(ONE, protocol=Protocol.UDP)
+    (port,) = answer.ports
+    stage.change(of(replace(answer, ports=(replace(port, draining=(TWO,)),))))
+    assert stage.kernel.table[DNS] == {ONE: 1, TWO: 0}
+    stage.hang_up()
+    assert stage.kernel.table[DNS] == {ONE: 1, TWO: 0}
+
+
+def test_a_service_that_goes_refuses_newcomers_while_connections_last(stage: Stage) -> None:
+    stage.begin(of(service(ONE)))
+    stage.kernel.connections[HTTP, ONE] = 1
+    stage.change({})
+    stage.dataplane.tend()
+    assert stage.kernel.table == {HTTP: {ONE: 0}}
+    assert stage.kernel.on_device == {HTTP.address}
+    assert stage.rules.table["refused4"]
+    stage.hang_up()
+    assert not stage.kernel.table
+    assert not stage.kernel.on_device
+    assert not any(stage.rules.table.values())
+
+
+def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_gone(
+    stage: Stage,
+) -> None:
+    stage.begin(of(service(ONE)))
+    stage.kernel.connections[HTTP, ONE] = 1
+    stage.change(of(service(use=Use.REFUSE)))
+    stage.hang_up()
+    assert not stage.kernel.table
+    assert stage.kernel.on_device == {HTTP.address}
+    assert len(stage.rules.table["refused4"]) == 1
+
+
+FOREIGN = Virtual(Family.IPV4, 6, NODE, Port(5432))
+
+
+def test_others_virtual_services_are_left_alone(stage: Stage) -> None:
+    foreign = {FOREIGN: {ONE: 3}, Virtual(Family.IPV4, 0, Address(b""), Port(0), 7): {TWO: 1}}
+    stage.kernel.table.update({virtual: dict(found) for virtual, found in foreign.items()})
+    stage.kernel.how.update(dict.fromkeys(foreign, Scheduling("wrr")))
+    stage.begin(of(service(ONE), service(TWO, name=ObjectName("shop", "np"), address=NODE,
+                                         scope=Scope.NODE_PORT)))  # fmt: skip
+    stage.change(of(service(TWO)))
+    stage.hang_up()
+    stage.restarted()
+    stage.begin()
+    stage.restarted()
+    stage.dataplane.cleanup()
+    assert stage.kernel.table == foreign
+    assert not stage.kernel.device
+    assert not stage.rules.table
+
+
+def test_anothers_virtual_service_in_the_way_costs_one_service(stage: Stage) -> None:
+    stage.kernel.table[FOREIGN], stage.kernel.how[FOREIGN] = {}, Scheduling("wrr")
+    taken = Frontend(Scope.NODE_PORT, NODE, FOREIGN.port, Use.CLUSTER)
+    answer = service(ONE)
+    port = replace(answer.ports[0], frontends=(*answer.ports[0].frontends, taken))
+    (other,) = many(1)
+    (failure,) = stage.begin(of(replace(answer, ports=(port,)), other))
+    assert failure.name == WEB
+    assert "another program has the virtual service tcp 172.30.0.11:5432" in str(failure.error)
+    assert stage.kernel.how[FOREIGN] == Scheduling("wrr")
+
+
+def test_networks_that_are_excluded_are_anothers(stage: Stage) -> None:
+    stage.options = Options(exclude_networks=(parse_network("10.96.7.0/24"),))
+    stage.restarted()
+    stage.begin(of(service(ONE)))
+    spared = HTTP._replace(address=parse_address("10.96.7.1"))
+    stage.kernel.on_device.add(spared.address)
+    stage.kernel.table[spared], stage.kernel.how[spared] = {ONE: 1}, Scheduling("rr")
+    stage.restarted()
+    stage.begin()
+    assert spared in stage.kernel.table
+
+
+def test_the_nodes_own_addresses_do_not_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, [NODE])
+    stage.begin(of(service(ONE, address=NODE, scope=Scope.EXTERNAL_IP), *many(1)))
+    assert stage.kernel.on_device == {Address(b"\x0a\x61\0\0")}
+    assert len(stage.kernel.table) == 2
+
+
+def test_under_the_policy_local_insiders_have_a_virtual_service_of_their_own(stage: Stage) -> None:
+    stage.begin(of(service(ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,))))
+    (marked,) = (virtual for virtual in stage.kernel.table if virtual.mark)
+    assert stage.kernel.table == {HTTP: {ONE: 1}, marked: {ONE: 1, TWO: 1}}
+    (data,) = stage.rules.table["insiders4"].values()
+    assert isinstance(data, bytes)
+    stage.restarted()
+    sent = stage.sent()
+    stage.begin()
+    assert stage.sent() == sent
+
+
+@pytest.mark.parametrize("harm", ["weight", "server", "service", "foreign", "address", "scheduler"])
+def test_what_others_change_is_noticed_and_put_right(stage: Stage, harm: str) -> None:
+    stage.begin(of(service(ONE, TWO)), NodeAnswer())
+    before = stage.state()
+    assert stage.dataplane.tend() is None
+    kernel = stage.kernel
+    match harm:
+        case "weight":
+            kernel.table[HTTP][ONE] = 5
+        case "server":
+            del kernel.table[HTTP][ONE]
+        case "service":
+            del kernel.table[HTTP], kernel.how[HTTP]
+        case "foreign":
+            kernel.table[HTTP][THREE] = 1
+        case "address":
+            kernel.on_device.clear()
+            kernel.touched = True
+        case "scheduler":
+            kernel.how[HTTP] = Scheduling("wlc")
+    assert stage.dataplane.tend() == Drift("somebody")
+    stage.begin()
+    stage.hang_up()
+    assert stage.state() == before
+    assert stage.dataplane.tend() is None

@@ -1,0 +1,83 @@
+"""Change by change comes to the same as all at once, once connections have ended."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.ipvs.schema import protocol_of
+from pyproxy.model.address import Protocol
+from tests.dataplane.ipvs.stage import Stage
+from tests.dataplane.nftables.scenes import LOCAL, Scene, scenes
+
+
+def node_of(scene: Scene) -> NodeAnswer:
+    return NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+
+
+def fresh(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    stage = Stage(monkeypatch, LOCAL)
+    assert not stage.begin(scene.answers(), node_of(scene))
+    return stage
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(scenes(), min_size=1, max_size=4), st.data())
+def test_any_history_ends_where_the_last_state_alone_would(
+    history: list[Scene], data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stage = Stage(monkeypatch, LOCAL)
+        assert not stage.begin()
+        for scene in history:
+            busy = data.draw(st.booleans())
+            if data.draw(st.booleans()):
+                stage.restarted()
+                assert not stage.begin(scene.answers(), node_of(scene))
+            else:
+                assert not stage.change(scene.answers(), node_of(scene))
+            for virtual, servers in stage.kernel.table.items() if busy else ():
+                for backend in servers:
+                    stage.kernel.connections[virtual, backend] = 1
+            stage.dataplane.tend()
+        stage.hang_up()
+        sent = stage.sent()
+        stage.dataplane.tend()
+        assert stage.sent() == sent
+        assert stage.state() == fresh(history[-1], monkeypatch).state()
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes())
+def test_a_restart_writes_nothing(scene: Scene) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stage = fresh(scene, monkeypatch)
+        sent = stage.sent()
+        stage.restarted()
+        plan = stage.dataplane.replan(scene.answers().values(), node_of(scene))
+        assert not plan, str(plan)
+        assert not stage.dataplane.commit(plan)
+        assert stage.sent() == sent
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), scenes())
+def test_connections_of_tcp_keep_their_server_and_all_on_its_way(
+    before: Scene, after: Scene
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stage = fresh(before, monkeypatch)
+        had = {virtual: set(servers) for virtual, servers in stage.kernel.table.items()}
+        for virtual, servers in had.items():
+            for backend in servers:
+                stage.kernel.connections[virtual, backend] = 1
+        on_device = set(stage.kernel.on_device)
+        stage.change(after.answers(), node_of(after))
+        stage.dataplane.tend()
+        for virtual, servers in had.items():
+            if protocol_of(virtual) == Protocol.TCP:
+                assert servers <= stage.kernel.table[virtual].keys()
+                if not virtual.mark and virtual.address in on_device:
+                    assert virtual.address in stage.kernel.on_device
