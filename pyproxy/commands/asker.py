@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyproxy.agent import dataplanes
-from pyproxy.agent.survey import survey
 from pyproxy.config import command_line
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
@@ -55,14 +53,19 @@ class Asker:
     @staticmethod
     def survey(settings: Settings, files: Sequence[Path] = ()) -> Witness:
         """Read everything once, with the objects of `files` over it. Raises PyproxyError."""
+        # The agent brings libraries with it that a question to a running one should not wait for.
         # What is wrong with objects is part of the answer, and not a second time on stderr.
         logging.getLogger("pyproxy").setLevel(logging.CRITICAL)
+        from pyproxy.agent.survey import survey  # noqa: PLC0415
+
         return survey(settings, files)
 
 
 @contextmanager
 def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
     """Open the dataplane of these settings for reading. Raises UsageError."""
+    from pyproxy.agent import dataplanes  # noqa: PLC0415
+
     with closing(dataplanes.make(settings)) as dataplane:
         dataplane.prepare()
         yield dataplane

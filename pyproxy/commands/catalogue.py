@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from pyproxy.commands.command import UNANSWERED, Command
+from pyproxy.commands.statuses import UNANSWERED
 from pyproxy.config.command_line import Parser, go_style
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
+
+if TYPE_CHECKING:
+    from pyproxy.commands.command import Command
 
 
 class Entry(msgspec.Struct, frozen=True):

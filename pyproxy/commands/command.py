@@ -12,20 +12,12 @@ import msgspec
 
 from pyproxy.commands.arguments import add_output, add_source, add_watch, output_of
 from pyproxy.commands.asker import Asker
+from pyproxy.commands.statuses import ALWAYS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 V = TypeVar("V", bound=msgspec.Struct)
-
-UNANSWERED = 3
-"""The exit status where agent, API or kernel did not answer."""
-
-_ALWAYS = (
-    "2 what was asked cannot be, or may not be asked",
-    f"{UNANSWERED} agent, API or kernel did not answer",
-    "130 ended by Ctrl-C",
-)
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -41,7 +33,7 @@ class Command(msgspec.Struct, frozen=True):
     def declare(self, parser: argparse.ArgumentParser, purpose: str) -> None:
         """Declare its arguments, with its purpose and statuses for --help."""
         parser.description = purpose
-        parser.epilog = "exit statuses: " + "; ".join((*self.statuses, *_ALWAYS))
+        parser.epilog = "exit statuses: " + "; ".join((*self.statuses, *ALWAYS))
         self.add_arguments(parser)
 
 

@@ -11,8 +11,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.endpoint import Endpoint, Q, R, Stream
-from pyproxy.inspect.server import Refusal
+from pyproxy.inspect.endpoint import Endpoint, Q, R, Refusal, Stream
 
 _TIMEOUT = 12.0
 """Seconds without a byte after which an agent is given up."""

@@ -40,3 +40,10 @@ class Stream(msgspec.Struct, Generic[Q, R], frozen=True):
 
 class Nothing(msgspec.Struct, frozen=True):
     """A question without particulars."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """What comes back where no answer does; `usage` says that the question was wrong."""
+
+    error: str
+    usage: bool = False

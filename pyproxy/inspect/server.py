@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.endpoint import Endpoint, Stream
+from pyproxy.inspect.endpoint import Endpoint, Refusal, Stream
 from pyproxy.inspect.snapshot import Witness
 from pyproxy.workers import Worker
 
@@ -35,13 +35,6 @@ _STOP_TIMEOUT = 1.0
 _CREDENTIALS = struct.Struct("3i")
 
 Endpoints = Mapping[str, Endpoint[Any, Any] | Stream[Any, Any]]
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """What comes back where no answer does; `usage` says that the question was wrong."""
-
-    error: str
-    usage: bool = False
 
 
 class Server:
