@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import SetKind, Table
-from pyproxy.dataplane.nftables.trace import Element, Packet
+from pyproxy.dataplane.nftables.schema import SetKind
+from pyproxy.dataplane.nftables.trace import Element
+from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Address, Family, family_of
-from pyproxy.netlink.nftables import Shape
+from pyproxy.netlink.nftables import Shape, Value
+
+Lookups = Mapping[str, Mapping[bytes, Value]]
+"""The elements of sets, by the set's name: a Table, or the kernel's own, asked for one by one."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -20,17 +24,18 @@ class Machine(msgspec.Struct, frozen=True):
     `learned` holds the affinity maps, `local` the addresses of the machine's interfaces.
     """
 
-    table: Table
+    table: Lookups
     options: Options
     local: frozenset[Address] = frozenset()
-    learned: Table = {}
+    learned: Lookups = {}
 
     def meet(self, kind: SetKind, family: Family, key: bytes) -> Element | None:
         """Find the element that a key is in; ranges are those of one field or of several."""
         name = kind.of(family)
         rows = (self.learned if kind.learned else self.table).get(name, {})
         if kind.shape is Shape.EXACT:
-            return Element(name, key, rows[key]) if key in rows else None
+            found = rows.get(key)
+            return None if found is None else Element(name, key, found)
         fields = [field.size(family) for field in kind.key]
         for bounds, value in rows.items():
             if _is_within(key, bounds, fields):

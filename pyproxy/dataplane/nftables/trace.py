@@ -1,38 +1,16 @@
-"""A packet, and what became of it: the values that `tracer` takes and gives."""
+"""What the table did with a packet, element by element: what `tracer` gives."""
 
 from __future__ import annotations
 
 import enum
 from fractions import Fraction
-from itertools import takewhile
 
 import msgspec
 
 from pyproxy.dataplane.nftables import listing
-from pyproxy.model.address import Address, Backend, Port, Protocol, backend, backend_text
+from pyproxy.dataplane.packets import Account, Course, Delivered, Fate, Packet, Stage
+from pyproxy.model.address import Backend
 from pyproxy.netlink.nftables import Value
-
-
-class Packet(msgspec.Struct, frozen=True):
-    """A packet as it enters the table; `port` is its destination port.
-
-    `interface` is the name of the one that it came in by, empty for a packet that this machine
-    sends itself. `new` says that it is the first of its connection.
-    """
-
-    source: Address
-    destination: Address
-    protocol: Protocol
-    port: Port
-    interface: str = ""
-    new: bool = True
-
-    def __str__(self) -> str:
-        source = backend_text(backend(self.source, Port(0))).rpartition(":")[0]
-        target = backend_text(backend(self.destination, self.port))
-        where = f"came in by {self.interface}" if self.interface else "sent by this machine"
-        age = "" if self.new else ", of a connection that is known"
-        return f"{source} -> {target}/{self.protocol.name.lower()}, {where}{age}"
 
 
 class Element(msgspec.Struct, frozen=True):
@@ -74,72 +52,9 @@ class Step(msgspec.Struct, frozen=True):
     did: Did
     element: Element | None = None
 
-    def __str__(self) -> str:
-        by = f": {self.element}" if self.element else ""
-        return f"{self.chain}: {self.did.value}{by}"
-
-
-class Masquerade(enum.Enum):
-    """Whether the receiver sees the sender's address or this machine's, and why."""
-
-    NONE = "source kept"
-    MARK = "masqueraded for its mark"
-    HAIRPIN = "masqueraded as a hairpin"
-
-
-class Answer(enum.Enum):
-    """How a packet is refused."""
-
-    TCP_RESET = "a TCP reset"
-    ICMP = "an ICMP error"
-
-
-class Why(enum.Enum):
-    """Why a packet is dropped."""
-
-    LOOPBACK = "a loopback address is this machine's alone"
-    SOURCE_RANGES = "its source is in no source range"
-    POLICY = "no endpoint that the traffic policy allows"
-
-
-class Delivered(msgspec.Struct, frozen=True):
-    """Translated to an endpoint."""
-
-    backend: Backend
-    masquerade: Masquerade = Masquerade.NONE
-
-    def __str__(self) -> str:
-        return f"delivered to {backend_text(self.backend)}, {self.masquerade.value}"
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """Answered at once that nobody is there."""
-
-    answer: Answer
-
-    def __str__(self) -> str:
-        return f"refused with {self.answer.value}"
-
-
-class Dropped(msgspec.Struct, frozen=True):
-    """Dropped without a word."""
-
-    why: Why
-
-    def __str__(self) -> str:
-        return f"dropped: {self.why.value}"
-
-
-class Untouched(msgspec.Struct, frozen=True):
-    """Left with its destination; whether anybody is there is not the table's concern."""
-
-    masquerade: Masquerade = Masquerade.NONE
-
-    def __str__(self) -> str:
-        return f"left with its destination, {self.masquerade.value}"
-
-
-Fate = Delivered | Refused | Dropped | Untouched
+    def stage(self) -> Stage:
+        """Tell it in words."""
+        return Stage(self.chain, self.did.value, str(self.element or ""))
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -172,11 +87,13 @@ class Trace(msgspec.Struct, frozen=True):
         fates = (way.fate for way in self.ways)
         return frozenset(fate.backend for fate in fates if isinstance(fate, Delivered))
 
+    def account(self, remarks: tuple[str, ...] = ()) -> Account:
+        """Tell it in the words of every proxy mode."""
+        courses = (
+            Course(way.fate, way.probability, tuple(map(Step.stage, way.steps)))
+            for way in self.ways
+        )
+        return Account(self.packet, tuple(courses), remarks)
+
     def __str__(self) -> str:
-        parts = zip(*(way.steps for way in self.ways), strict=False)
-        shared = [steps[0] for steps in takewhile(lambda steps: len(set(steps)) == 1, parts)]
-        lines = [str(self.packet), *(f"  {step}" for step in shared)]
-        for way in self.ways:
-            lines += [f"  {step}" for step in way.steps[len(shared) :]]
-            lines.append(f"  {float(way.probability):.4%} {way.fate}")
-        return "\n".join(lines)
+        return str(self.account())

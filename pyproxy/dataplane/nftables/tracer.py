@@ -22,20 +22,16 @@ from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.schema import SetKind
-from pyproxy.dataplane.nftables.trace import (
+from pyproxy.dataplane.nftables.trace import Did, Element, Step, Trace, Way
+from pyproxy.dataplane.packets import (
     Answer,
     Delivered,
-    Did,
     Dropped,
-    Element,
     Fate,
     Masquerade,
     Packet,
     Refused,
-    Step,
-    Trace,
     Untouched,
-    Way,
     Why,
 )
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, family_of, parse_network

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 
-from pyproxy.dataplane.nftables.trace import (
+from pyproxy.dataplane.nftables.trace import Trace
+from pyproxy.dataplane.packets import (
     Answer,
     Delivered,
     Dropped,
@@ -16,7 +17,6 @@ from pyproxy.dataplane.nftables.trace import (
     Masquerade,
     Packet,
     Refused,
-    Trace,
     Untouched,
     Why,
 )

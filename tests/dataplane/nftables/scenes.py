@@ -19,7 +19,7 @@ from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.dataplane.nftables.trace import Packet
+from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import (
     Address,
     Family,

@@ -15,14 +15,9 @@ from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.readback import read_learned, read_table
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.trace import (
-    Delivered,
-    Masquerade,
-    Packet,
-    Refused,
-    Trace,
-)
+from pyproxy.dataplane.nftables.trace import Trace
 from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.packets import Delivered, Masquerade, Packet, Refused
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, Target, probe
 from pyproxy.lab.topology import OUTSIDE

@@ -17,8 +17,9 @@ from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
 from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.schema import Rows, SetKind, Table
-from pyproxy.dataplane.nftables.trace import Packet, Trace, Way
+from pyproxy.dataplane.nftables.trace import Trace, Way
 from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nftables import Tag

@@ -12,10 +12,11 @@ from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.dataplane.nftables.trace import (
+from pyproxy.dataplane.nftables.trace import Did
+from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.packets import (
     Answer,
     Delivered,
-    Did,
     Dropped,
     Masquerade,
     Packet,
@@ -23,7 +24,6 @@ from pyproxy.dataplane.nftables.trace import (
     Untouched,
     Why,
 )
-from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.netlink.nftables import DROP, Tag, Value
 
