@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import socket
 
+import msgspec
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from pyproxy.dataplane.ipvs.schema import DEVICE
-from pyproxy.model.address import Address, Family, parse_address
+from pyproxy.model.address import Address, Family, address_text, family_of, parse_address
 from pyproxy.netlink.nfnetlink import kernel_error
 
 _AF = {Family.IPV4: 2, Family.IPV6: 10}
 _TOWARDS = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 _LINK_SCOPE = 253
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
+_RTN_LOCAL = 2
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
@@ -41,6 +43,34 @@ def local_addresses() -> tuple[Address, ...]:
     except OSError as error:
         raise kernel_error(error.errno or 0, "listing addresses") from error
     return tuple(parse_address(text) for text in dict.fromkeys([*outward, *found]))
+
+
+class Route(msgspec.Struct, frozen=True):
+    """How this machine sends to an address: by which interface, and as whom.
+
+    `here` says that the address is one of its own.
+    """
+
+    interface: str
+    source: Address
+    here: bool
+
+
+def route_to(address: Address) -> Route | None:
+    """Ask the kernel for its route; None where it has none. Raises KernelError."""
+    try:
+        with IPRoute() as routes:
+            answers = routes.route("get", dst=address_text(address), family=_AF[family_of(address)])
+            answer = next(iter(answers))
+            interface = socket.if_indextoname(answer.get_attr("RTA_OIF"))
+    except NetlinkError as error:
+        if error.code in _NO_ROUTE:
+            return None
+        raise kernel_error(error.code, "asking for a route") from error
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "asking for a route") from error
+    source = parse_address(str(answer.get_attr("RTA_PREFSRC") or address_text(address)))
+    return Route(interface, source, answer["type"] == _RTN_LOCAL)
 
 
 def _towards_the_world(routes: IPRoute, family: Family) -> str:

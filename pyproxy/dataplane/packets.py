@@ -9,7 +9,16 @@ from typing import Protocol as Interface
 
 import msgspec
 
-from pyproxy.model.address import Address, Backend, Port, Protocol, backend, backend_text
+from pyproxy.model.address import (
+    Address,
+    Backend,
+    Family,
+    Port,
+    Protocol,
+    backend,
+    backend_text,
+    family_of,
+)
 
 
 class Packet(msgspec.Struct, frozen=True):
@@ -26,6 +35,11 @@ class Packet(msgspec.Struct, frozen=True):
     interface: str = ""
     new: bool = True
 
+    @property
+    def family(self) -> Family:
+        """The family of its addresses."""
+        return family_of(self.destination)
+
     def __str__(self) -> str:
         source = backend_text(backend(self.source, Port(0))).rpartition(":")[0]
         target = backend_text(backend(self.destination, self.port))
@@ -40,6 +54,7 @@ class Masquerade(enum.Enum):
     NONE = "source kept"
     MARK = "masqueraded for its mark"
     HAIRPIN = "masqueraded as a hairpin"
+    CONNTRACK = "masqueraded as the flow's first packet was"
 
 
 class Answer(enum.Enum):

@@ -62,6 +62,17 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
         return Family.IPV4 if len(self.destination) == _PORTS_V4 else Family.IPV6
 
     @property
+    def reply_destination(self) -> bytes:
+        """Whom the answers go to: the client, or this machine where it is masqueraded.
+
+        Read from the message; the source where there is none.
+        """
+        for kind, value in attributes(memoryview(self.message)[HEADER.size :]):
+            if kind == CTA_TUPLE_REPLY and (side := _side(value)):
+                return side[2]
+        return self.source
+
+    @property
     def translated(self) -> bool:
         """Whether the destination was rewritten."""
         return self.reply_source != self.destination

@@ -16,6 +16,7 @@ from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.conformance import cases
 from pyproxy.lab.conformance.cases import Case
 from pyproxy.lab.conformance.runner import Runner, await_agent
+from pyproxy.lab.conformance.tracing import check_of
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import ending_well
 from pyproxy.lab.process import Agent
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
     api = ApiClient(options.api, options.token) if options.api else None
     with ending_well(), Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
-        runner = Runner(cluster.client, cluster.network, mode, options.settle)
+        check = check_of(mode, cluster.network, NODE) if options.trace else None
+        runner = Runner(cluster.client, cluster.network, mode, options.settle, check)
         await_agent(runner, agent)
         failed = sum(not _report(runner, case) for case in chosen)
         agent.require_alive()
@@ -87,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         "--mode", default="nftables", help=f"the proxy mode under test: {', '.join(modes.MODES)}"
     )
     parser.add_argument("--only", default="", help="run the cases with this in their name")
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="hold what pyproxy's packet tracer says against each probe, too",
+    )
     parser.add_argument(
         "--agent",
         metavar="COMMAND",

@@ -44,16 +44,29 @@ FIRST = Case(
 """Run this first, with patience: many a refusal looks the same where no agent is there yet."""
 
 
+Check = Callable[[Probe, Outcome], str]
+"""Says what somebody who looks on has against a probe that came true, empty for nothing."""
+
+
 class Runner:
-    """Runs cases one after the other; what a probe wants must hold within `settle` seconds."""
+    """Runs cases one after the other; what a probe wants must hold within `settle` seconds.
+
+    `check` is asked at once after each probe that holds, and must agree within that time too.
+    """
 
     def __init__(
-        self, client: ApiClient, network: Network, mode: LabMode, settle: float = 8.0
+        self,
+        client: ApiClient,
+        network: Network,
+        mode: LabMode,
+        settle: float = 8.0,
+        check: Check | None = None,
     ) -> None:
         self._client = client
         self._network = network
         self._mode = mode.proxy_mode.value
         self._settle = settle
+        self._check = check
         self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
         client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
 
@@ -129,7 +142,9 @@ class Runner:
 
         def attempt() -> str:
             seen: Outcome = namespace.call(once)
-            return "" if holds(wanted, seen, own) else str(seen)
+            if not holds(wanted, seen, own):
+                return str(seen)
+            return self._check(wanted, seen) if self._check else ""
 
         if seen := self._settled(attempt):
             arrow = f"{wanted.source_name} -> {wanted.to}"

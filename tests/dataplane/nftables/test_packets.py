@@ -15,12 +15,12 @@ from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.readback import read_learned, read_table
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.trace import Trace
 from pyproxy.dataplane.nftables.tracer import trace
-from pyproxy.dataplane.packets import Delivered, Masquerade, Packet, Refused
+from pyproxy.dataplane.packets import Packet
+from pyproxy.lab.conformance.tracing import agrees, answering
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, Target, probe
-from pyproxy.lab.topology import OUTSIDE
+from pyproxy.lab.topology import OUTSIDE, TWO_NODES
 from pyproxy.lab.wiring import POD_BRIDGE
 from pyproxy.model.address import (
     Address,
@@ -56,7 +56,7 @@ ENDPOINTS = {
     "b2": ("10.244.2.12", "fd10:2::12", "node-b"),
     "ha": ("172.30.0.11", "fd30::11", "node-a"),
 }
-NAMES = {text: name for name, (v4, v6, _) in ENDPOINTS.items() for text in (v4, v6)}
+ANSWERING = answering(TWO_NODES)
 CLIENTS = {
     "a1": ("10.244.1.11", "fd10:1::11", POD_BRIDGE),
     OUTSIDE: ("172.30.0.100", "fd30::100", "eth0"),
@@ -195,29 +195,7 @@ def sent(client: str, address: Address, protocol: Protocol, port: int) -> Packet
 
 def ask(lab: Lab, client: str, packet: Packet) -> Outcome:
     target = Target(address_text(packet.destination), packet.port, packet.protocol)
-    try:
-        return lab.network.namespace(client).call(partial(probe, target, tries=48, timeout=0.3))
-    except PermissionError:
-        # What a sender is told at once when its own datagram goes no further, for either reason.
-        return Outcome(refused=1, dropped=1)
-
-
-def agree(seen: Outcome, traced: Trace, lab: Lab) -> bool:
-    """Whether what was seen is what the trace says; a node's own address hides only others'."""
-    fates = traced.fates().keys()
-    delivered = [fate for fate in fates if isinstance(fate, Delivered)]
-    if not delivered:
-        (fate,) = fates
-        said = seen.refused if isinstance(fate, Refused) else seen.dropped
-        return bool(said) and not seen.reached
-    backends = {NAMES[address_text(Address(fate.backend[:-2]))] for fate in delivered}
-    if set(seen.reached) != backends or seen.refused or seen.dropped:
-        return False
-    client, node = address_text(traced.packet.source), lab.network.addresses("na")
-    if client in node:
-        return seen.sources <= node
-    kept = {fate.masquerade is Masquerade.NONE for fate in delivered}
-    return seen.sources <= {client, *node} and kept == {each == client for each in seen.sources}
+    return lab.network.namespace(client).call(partial(probe, target, tries=48, timeout=0.3))
 
 
 def probes() -> Iterator[tuple[Case, str, Family, Protocol]]:
@@ -247,7 +225,8 @@ def test_what_the_tracer_says_happens(
     before = trace(packet, lab.machine())
     seen = ask(lab, client, packet)
     after = trace(packet, lab.machine())
-    assert agree(seen, after, lab), f"{seen}\n{after}"
+    client_addresses, node = lab.network.addresses(client), lab.network.addresses("na")
+    assert agrees(after.account(), seen, client_addresses, node, ANSWERING), f"{seen}\n{after}"
     assert after.backends() <= before.backends()
     if case.affinity and after.backends():
         assert len(after.backends()) == 1

@@ -1,0 +1,96 @@
+"""Where a packet that somebody asks about comes from: as whom, and by which interface."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pyproxy.agent.machine import route_to
+from pyproxy.dataplane.packets import Packet
+from pyproxy.errors import UsageError
+from pyproxy.model.address import (
+    Address,
+    Family,
+    Port,
+    Protocol,
+    address_text,
+    family_of,
+    parse_address,
+)
+
+NODE, OUTSIDE = "node", "outside"
+
+_STRANGER = {
+    Family.IPV4: parse_address("203.0.113.1"),
+    Family.IPV6: parse_address("2001:db8::cb00:7101"),
+}
+"""Addresses for documentation (RFC 5737 and 3849): nobody's pod, and in few source ranges."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where a packet is to go."""
+
+    address: Address
+    port: Port
+    protocol: Protocol = Protocol.TCP
+
+
+def parse_target(text: str, option: str = "--to") -> Target:
+    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80`. Raises UsageError."""
+    place, _, protocol = text.partition("/")
+    host, _, port = place.rpartition(":")
+    try:
+        kind = Protocol[(protocol or "tcp").upper()]
+        address = parse_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port) if port.isascii() and port.isdigit() else 0
+        if not 0 < number < 1 << 16:
+            raise ValueError(f"{port!r} is no port")
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"{option} {text}: write ADDRESS:PORT, with /udp or /sctp behind it where it is not "
+            "TCP, and [ADDRESS]:PORT for IPv6"
+        ) from error
+    return Target(address, Port(number), kind)
+
+
+def packet_from(sender: str, target: Target, interface: str = "") -> Packet:
+    """Make the packet that `sender` would send: an address, NODE, or OUTSIDE.
+
+    What comes from elsewhere comes in by the interface that leads back to it, or by `interface`
+    where that is given. Raises UsageError, KernelError.
+    """
+    source, found = _place(sender, target)
+    return Packet(source, target.address, target.protocol, target.port, interface or found)
+
+
+def _place(sender: str, target: Target) -> tuple[Address, str]:
+    if sender == NODE:
+        route = route_to(target.address)
+        if route is None:
+            raise UsageError(
+                f"--to {address_text(target.address)}: this node has no route to it, so it "
+                "sends nothing there: name a sender by its address"
+            )
+        return route.source, ""
+    family = family_of(target.address)
+    source = _STRANGER[family] if sender == OUTSIDE else _address(sender)
+    if family_of(source) is not family:
+        raise UsageError(
+            f"--from {sender} and --to {address_text(target.address)}: one is IPv4 and the other "
+            "IPv6: give both in one family"
+        )
+    route = route_to(source)
+    if route is None:
+        raise UsageError(
+            f"--from {sender}: this node has no route there: say by which interface the packet "
+            "comes in with --interface"
+        )
+    return source, "" if route.here else route.interface
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--from {text}: write an address, NAMESPACE/NAME of a pod, {NODE} or {OUTSIDE}"
+        ) from error
