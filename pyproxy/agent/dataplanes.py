@@ -41,6 +41,7 @@ def options(settings: Settings) -> Options:
         settings.masquerade.everything,
         interface,
         shield_loopback=loopback.is_asked_for(settings.node_ports),
+        endpoint_counters=settings.endpoint_counters,
     )
 
 

@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, Entry] = {
         "pyproxy.commands.services",
     ),
     "status": Entry("say how the agent on this node is", "pyproxy.commands.status"),
+    "top": Entry("show new connections a second, by Service", "pyproxy.commands.top"),
 }
 
 

@@ -145,6 +145,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         ipvs=_ipvs(given),
         oom_score_adj=given[flags.OOM_SCORE_ADJ],
         inspect_socket=given[flags.INSPECT_SOCKET],
+        endpoint_counters=given[flags.ENDPOINT_COUNTERS],
         flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,

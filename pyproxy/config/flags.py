@@ -38,6 +38,7 @@ class Flag(msgspec.Struct, Generic[T_co], frozen=True):
 
 _IPTABLES = frozenset({ProxyMode.IPTABLES})
 _IPVS = frozenset({ProxyMode.IPVS})
+_NFTABLES = frozenset({ProxyMode.NFTABLES})
 _NOT_IPVS = frozenset(ProxyMode) - _IPVS
 
 KUBECONFIG = Flag(
@@ -334,6 +335,13 @@ INSPECT_SOCKET = Flag(
     "/run/pyproxy/pyproxy.sock",
     "the Unix socket on which pyproxy status and its like ask, root only; empty for none",
 )
+ENDPOINT_COUNTERS = Flag(
+    "--endpoint-counters",
+    values.boolean,
+    "false",
+    "count the connections to each endpoint, for pyproxy top; this costs kernel memory",
+    modes=_NFTABLES,
+)
 
 CONFIG = Flag(
     "--config", values.text, "", "a file with a KubeProxyConfiguration, in most flags' place"
@@ -393,6 +401,7 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     CONNTRACK_UDP_TIMEOUT_STREAM,
     OOM_SCORE_ADJ,
     INSPECT_SOCKET,
+    ENDPOINT_COUNTERS,
     VERBOSITY,
     CONFIG,
     WRITE_CONFIG_TO,

@@ -177,7 +177,8 @@ class Settings(msgspec.Struct, frozen=True):
     of its family. `manifests` is a folder that stands in for the API server, empty where there is
     none. With `takeover` what kube-proxy has left in the kernel is removed. `oom_score_adj`, from
     -1000 to 1000, is proc(5)'s. `inspect_socket` is where `pyproxy status` and its like ask, empty
-    for nowhere. `flags` are all flags as the command line has them, in alphabetical
+    for nowhere. With `endpoint_counters` each endpoint's connections are counted, in nftables mode.
+    `flags` are all flags as the command line has them, in alphabetical
     order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
     empty where it was not. `iptables` and `ipvs` are the defaults in other modes. `remarks` are
     lines for the log about what was asked for in vain.
@@ -200,6 +201,7 @@ class Settings(msgspec.Struct, frozen=True):
     ipvs: IpvsSettings = IpvsSettings()
     oom_score_adj: int = -999
     inspect_socket: str = "/run/pyproxy/pyproxy.sock"
+    endpoint_counters: bool = False
     flags: tuple[FlagValue, ...] = ()
     configuration: KubeProxyConfiguration = KubeProxyConfiguration()
     config_file: str = ""

@@ -45,6 +45,9 @@ _SET_SHAPE = (3, 5, 7)
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 3, 6, 10
+_ELEM_EXPRESSION = 7
+_SET_EXPRESSIONS = (17, 18)
+_EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _INTERVAL_END = struct.pack(">I", 1)
@@ -241,6 +244,36 @@ def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
                     key += _value(fields[_ELEM_KEY_END]) if _ELEM_KEY_END in fields else key
                 rows[key] = _unpack(fields)
     return _ranges(bounds) if shape is Shape.RANGE else rows
+
+
+def counted_sets(answers: Iterable[memoryview]) -> set[str]:
+    """Read the answers to `get_sets`: which have an expression, such as a counter, by element."""
+    found = (attribute_map(answer) for answer in answers)
+    return {
+        text(each[_SET_NAME])
+        for each in found
+        if _SET_NAME in each and not each.keys().isdisjoint(_SET_EXPRESSIONS)
+    }
+
+
+def counts(answers: Iterable[memoryview]) -> dict[bytes, int]:
+    """Read the answers to `get_elements`: the packets that each element's counter has seen.
+
+    Elements without a counter are passed over.
+    """
+    found: dict[bytes, int] = {}
+    for answer in answers:
+        for kind, items in attributes(answer):
+            if kind != _LIST_ELEMENTS:
+                continue
+            for _, item in attributes(items):
+                fields = attribute_map(item)
+                expression = attribute_map(fields.get(_ELEM_EXPRESSION, _NOTHING))
+                counter = attribute_map(expression.get(_EXPRESSION_DATA, _NOTHING))
+                key = _value(fields.get(_ELEM_KEY, _NOTHING))
+                if key and _COUNTER_PACKETS in counter:
+                    found[key] = int.from_bytes(counter[_COUNTER_PACKETS], "big")
+    return found
 
 
 def element_at(message: Message, offset: int) -> int | None:

@@ -39,10 +39,13 @@ def loaded_options(layout: Layout) -> Options | None:
     return next(
         (
             options
-            for everything, shield in product((False, True), repeat=2)
+            for everything, shield, counters in product((False, True), repeat=3)
             if ruleset.marker(
                 options := msgspec.structs.replace(
-                    read, masquerade_all=everything, shield_loopback=shield
+                    read,
+                    masquerade_all=everything,
+                    shield_loopback=shield,
+                    endpoint_counters=counters,
                 )
             )
             in layout.chains

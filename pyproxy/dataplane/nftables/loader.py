@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from typing import NoReturn
 
-from pyproxy.dataplane.nftables import ruleset
+from pyproxy.dataplane.nftables import ruleset, schema
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.readback import read_tables
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import OutOfStepError, PermissionKernelError, RejectedError
+from pyproxy.netlink import nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
 
@@ -21,19 +23,20 @@ def load(netlink: Nfnetlink, options: Options) -> None:
     """Make the fixed part so, keeping every element; `seal` must follow.
 
     A table of our name whose sets have other types cannot be kept. It is replaced, and
-    OutOfStepError says that its elements are gone. Raises KernelError.
+    OutOfStepError says that its elements are gone. Neither can one whose elements count where
+    they should not, or the other way round. Raises KernelError.
     """
+    present = read_layout(netlink)
+    if present.sets and _counts(netlink) != options.endpoint_counters:
+        log.info("replacing table inet %s, for its elements are to count or to stop it", TABLE)
+        _replace(netlink, options)
     try:
-        run_nft(ruleset.ruleset(options, read_layout(netlink).chains))
+        run_nft(ruleset.ruleset(options, present.chains))
     except RejectedError as error:
         if TABLE not in read_tables(netlink):
             raise
         log.warning("table inet %s is not ours or too old, replacing it: %s", TABLE, error)
-        # Apart, for nft 1.0.6 checks the new text against the sets that it deletes.
-        for refusal in netlink.transact([delete_table(TABLE)], SUBSYSTEM):
-            raise refusal.error from error
-        run_nft(ruleset.ruleset(options, ()))
-        raise OutOfStepError("the table was replaced, with all elements gone", 0) from error
+        _replace(netlink, options)
 
 
 def seal(netlink: Nfnetlink) -> None:
@@ -51,6 +54,19 @@ def seal(netlink: Nfnetlink) -> None:
             log.info("removed from table inet %s what is not ours: %s", TABLE, strays)
     for refusal in netlink.transact(read_layout(netlink).sealing(), SUBSYSTEM):
         raise refusal.error
+
+
+def _counts(netlink: Nfnetlink) -> bool:
+    counted = nftables.counted_sets(netlink.dump(nftables.get_sets(TABLE)))
+    return not counted.isdisjoint(schema.BY_NAME)
+
+
+def _replace(netlink: Nfnetlink, options: Options) -> NoReturn:
+    # Apart, for nft 1.0.6 checks the new text against the sets that it deletes.
+    for refusal in netlink.transact([delete_table(TABLE)], SUBSYSTEM):
+        raise refusal.error
+    run_nft(ruleset.ruleset(options, ()))
+    raise OutOfStepError("the table was replaced, with all elements gone", 0)
 
 
 def run_nft(text: str) -> None:

@@ -29,6 +29,8 @@ class Options(msgspec.Struct, frozen=True):
     or else when its source is in the set of pod networks, for the families in `pod_families`. A
     family that has neither is never masqueraded for coming from elsewhere.
 
+    With `endpoint_counters` the elements of frontends and of endpoints count connections.
+
     `shield_loopback` drops what others send to 127.0.0.0/8, as the kernel does by itself until it
     is told to let such addresses through for node ports on them.
     """
@@ -38,11 +40,13 @@ class Options(msgspec.Struct, frozen=True):
     pod_interface: str = ""
     pod_families: frozenset[Family] = frozenset()
     shield_loopback: bool = False
+    endpoint_counters: bool = False
 
 
 def marker(options: Options) -> str:
     """Name the empty chain whose presence says that fixed and other chains are this version's."""
-    text = _body(options) + chains.fingerprint()
+    counted = "".join(kind.name for kind in schema.COUNTED) * options.endpoint_counters
+    text = _body(options) + chains.fingerprint() + counted
     return MARKER + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -51,14 +55,18 @@ def ruleset(options: Options, present: Iterable[str]) -> str:
 
     `present` are the chains that the table has now.
     """
-    wanted = marker(options)
+    wanted, counting = marker(options), options.endpoint_counters
     stale = [name for name in present if _MARKED.fullmatch(name) and name != wanted]
     names = [name for name, _ in _chains(options)]
     return "\n".join(
         [
             f"table inet {TABLE} {{",
             '\tcomment "Kubernetes Services, by pyproxy"',
-            *(declaration(kind, family) for kind in schema.SETS for family in Family),
+            *(
+                declaration(kind, family, counts=counting and kind in schema.COUNTED)
+                for kind in schema.SETS
+                for family in Family
+            ),
             *(f"\tchain {name} {{ {hook} }}" for name, hook in _hooks().items()),
             *(f"\tchain {name} {{ }}" for name in names if name not in _hooks()),
             f"\tchain {wanted} {{ }}",
@@ -164,13 +172,15 @@ def _lookup(kind: SetKind, family: Family, *, negate: bool = False) -> str:
     return f"{kind.key_text(family)} {'!= ' * negate}{verdicts}@{kind.of(family)}"
 
 
-def declaration(kind: SetKind, family: Family) -> str:
-    """Declare one set or map in a table's text."""
+def declaration(kind: SetKind, family: Family, *, counts: bool = False) -> str:
+    """Declare one set or map in a table's text; with `counts` its elements count packets."""
     data = kind.data_text(family)
     word, typeof = ("map", f"{kind.key_text(family)} : {data}") if data else ("set", "")
     flags = "" if kind.shape is Shape.EXACT else " flags interval;"
     if kind.learned:
         flags = f" size {kind.learned}; flags dynamic,timeout;"
+    if counts:
+        flags += " counter;"
     return (
         f"\t{word} {kind.of(family)} {{ typeof {typeof or kind.key_text(family)};{flags} "
         f'comment "{kind.about}"; }}'

@@ -113,6 +113,10 @@ SETS = (
     AFFINITY,
 )
 
+COUNTED = (SERVICES, ENDPOINTS)
+"""The maps whose elements count connections where that is asked for: each new one looks them up
+once, and no packet after it."""
+
 Kinds = Mapping[str, tuple[SetKind, Family]]
 
 BY_NAME: Kinds = {kind.of(family): (kind, family) for kind in SETS for family in Family}

@@ -1,0 +1,151 @@
+"""How many connections each frontend and each endpoint has had, read from the kernel's counters.
+
+An element's counter begins at 0 when the element is made, also when only its value changed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+
+import msgspec
+
+from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.schema import TABLE, Rows
+from pyproxy.errors import OutOfStepError, UsageError
+from pyproxy.model.address import Backend, Family, backend_text
+from pyproxy.netlink import nftables
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import Shape, Tag
+
+_INDEX = struct.Struct("=I")
+_BASES = (0, chains.LOCAL_OFFSET)
+
+
+class Counted(msgspec.Struct, frozen=True, order=True):
+    """Whose connections are counted: a Service's port, or one endpoint of it.
+
+    `service` is `namespace/name`, with `:port` where the port has a name; `endpoint` is empty for
+    all of them together.
+    """
+
+    service: str
+    endpoint: str = ""
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Connections so far, by the element that counted them: its set's name and its key."""
+
+    by_element: Mapping[tuple[str, bytes], int]
+    owners: Mapping[tuple[str, bytes], Counted]
+
+    def since(self, before: Totals | None) -> dict[Counted, int]:
+        """Count the connections after an earlier reading; all of them where there was none.
+
+        An element that is new, or was made anew meanwhile, counts from 0.
+        """
+        known = before.by_element if before else {}
+        found: dict[Counted, int] = {}
+        for element, total in self.by_element.items():
+            start = known.get(element, 0)
+            gain = total - start if total >= start else total
+            owner = self.owners[element]
+            found[owner] = found.get(owner, 0) + gain
+        return found
+
+
+class CounterReader:
+    """Reads the counters of the network namespace that it is made in."""
+
+    def __init__(self) -> None:
+        self._netlink = Nfnetlink()
+
+    def close(self) -> None:
+        """Give back the socket."""
+        self._netlink.close()
+
+    def require(self) -> None:
+        """Raise UsageError where nothing counts; KernelError."""
+        present = list(self._netlink.dump(nftables.get_sets(TABLE)))
+        if not present:
+            raise UsageError(
+                f"the kernel holds no table inet {TABLE}: top reads what pyproxy counts in the "
+                "mode nftables; run it on a node where that serves, in the host's network"
+            )
+        if schema.SERVICES.of(Family.IPV4) not in nftables.counted_sets(present):
+            raise UsageError(
+                "nothing counts connections here: start the agent with --endpoint-counters, which "
+                "costs kernel memory for each endpoint and replaces the table once"
+            )
+
+    def services(self, wanted: str = "") -> Totals:
+        """Read one total for each frontend of the Services that `wanted` names.
+
+        `wanted` is empty for all, `namespace/` for a namespace's, or `namespace/name`. Costs a
+        reading of all frontends. Raises KernelError.
+        """
+        by_element: dict[tuple[str, bytes], int] = {}
+        owners: dict[tuple[str, bytes], Counted] = {}
+        for family in Family:
+            name = schema.SERVICES.of(family)
+            rows, totals = self._read(name)
+            for key, value in rows.items():
+                service = value.comment if isinstance(value, Tag) else ""
+                if _is_wanted(service, wanted):
+                    by_element[name, key] = totals.get(key, 0)
+                    owners[name, key] = Counted(service)
+        return Totals(by_element, owners)
+
+    def endpoints(self, services: Totals, *, everything: bool) -> Totals:
+        """Read one total for each endpoint of the frontends that `services` has.
+
+        With `everything` all endpoints are read at once, else one by one, which costs less where
+        those wanted are few. Raises KernelError.
+        """
+        by_element: dict[tuple[str, bytes], int] = {}
+        owners: dict[tuple[str, bytes], Counted] = {}
+        for family in Family:
+            name, frontends = schema.ENDPOINTS.of(family), schema.SERVICES.of(family)
+            held = self._read(name) if everything else None
+            for (set_name, frontend), owner in services.owners.items():
+                if set_name != frontends:
+                    continue
+                for key, backend, total in self._slots(name, frontend, held):
+                    by_element[name, key] = total
+                    owners[name, key] = Counted(owner.service, backend_text(backend))
+        return Totals(by_element, owners)
+
+    def _slots(
+        self, name: str, frontend: bytes, held: tuple[Rows, dict[bytes, int]] | None
+    ) -> Iterator[tuple[bytes, Backend, int]]:
+        # Slots have no gaps.
+        for base in _BASES:
+            for index in count(base):
+                key = frontend + _INDEX.pack(index)
+                rows, totals = held if held is not None else self._one(name, key)
+                value = rows.get(key)
+                if not isinstance(value, bytes):
+                    break
+                yield key, Backend(value[:-2]), totals.get(key, 0)
+
+    def _one(self, name: str, key: bytes) -> tuple[Rows, dict[bytes, int]]:
+        try:
+            answer = self._netlink.get(nftables.get_element(TABLE, name, key))
+        except OutOfStepError:
+            return {}, {}
+        return _decode([answer])
+
+    def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
+        return _decode(list(self._netlink.dump(nftables.get_elements(TABLE, name))))
+
+
+def _decode(answers: Iterable[memoryview]) -> tuple[Rows, dict[bytes, int]]:
+    answers = list(answers)
+    return nftables.elements(answers, Shape.EXACT), nftables.counts(answers)
+
+
+def _is_wanted(service: str, wanted: str) -> bool:
+    if not wanted or service == wanted:
+        return True
+    return service.startswith(wanted if wanted.endswith("/") else f"{wanted}:")

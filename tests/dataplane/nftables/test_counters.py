@@ -1,0 +1,117 @@
+"""Elements that count connections: where that is asked for every one does, and else none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import msgspec
+import pytest
+
+from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.errors import OutOfStepError
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.network import Network
+from pyproxy.lab.probe import Target, probe
+from pyproxy.model.address import Family, Protocol
+from pyproxy.netlink import nftables
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.policy.answer import ServiceAnswer
+from tests.dataplane.nftables.scenes import compiled
+from tests.dataplane.nftables.test_dataplane import held
+from tests.dataplane.nftables.test_held import HOME, service
+
+COUNTING = Options(endpoint_counters=True)
+PLAIN = Options()
+COUNTED = [kind.of(family) for kind in schema.COUNTED for family in Family]
+
+WEB = service("web", HOME, "10.244.1.11", "10.244.2.11")
+MORE = service("web", HOME, "10.244.1.11", "10.244.2.11", "10.244.1.12")
+
+
+@contextmanager
+def serving(namespace: Namespace, options: Options) -> Iterator[NftablesDataplane]:
+    """A dataplane of an agent that starts on whatever is there."""
+    made = namespace.call(lambda: NftablesDataplane(options))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def program(namespace: Namespace, dataplane: NftablesDataplane, *answers: ServiceAnswer) -> None:
+    plan = dataplane.replan(answers, NodeAnswer())
+    assert namespace.call(lambda: dataplane.commit(plan)) == ()
+
+
+def counts(namespace: Namespace, set_name: str) -> dict[bytes, int]:
+    netlink = namespace.call(Nfnetlink)
+    try:
+        return nftables.counts(netlink.dump(nftables.get_elements(TABLE, set_name)))
+    finally:
+        netlink.close()
+
+
+def replaced(namespace: Namespace, options: Options) -> None:
+    """An agent with other options starts: at its first try the table is replaced."""
+    with serving(namespace, options) as dataplane:
+        with pytest.raises(OutOfStepError, match="replaced"):
+            program(namespace, dataplane, WEB)
+        program(namespace, dataplane, WEB)
+        assert not dataplane.replan([WEB], NodeAnswer())
+        change = dataplane.plan(Changes({MORE.name: MORE}))
+        assert namespace.call(lambda: dataplane.commit(change)) == ()
+    assert held(namespace) == compiled([MORE], ())
+
+
+@pytest.mark.kernel
+def test_every_element_has_a_counter_from_when_the_option_is_switched_on(
+    namespace: Namespace,
+) -> None:
+    with serving(namespace, PLAIN) as dataplane:
+        dataplane.cleanup()
+        program(namespace, dataplane, WEB)
+    replaced(namespace, COUNTING)
+    table = held(namespace)
+    for name in COUNTED:
+        assert counts(namespace, name).keys() == table.get(name, {}).keys()
+    listing = namespace.run(["nft", "list", "table", "inet", TABLE]).stdout
+    assert listing.count("counter packets 0 bytes 0") == 4
+    namespace.run(["nft", "-f", "-"], text=f"delete table inet {TABLE}\n{listing}")
+    assert held(namespace) == table
+    replaced(namespace, PLAIN)
+    assert not any(counts(namespace, name) for name in COUNTED)
+
+
+@pytest.mark.packets
+def test_a_connection_is_counted_once_at_its_frontend_and_once_at_its_endpoint() -> None:
+    udp_and_tcp = msgspec.structs.replace(WEB, ports=(*WEB.ports, *udp(WEB).ports))
+    with Network() as network:
+        namespace = network.namespace("na")
+        with serving(namespace, COUNTING) as dataplane:
+            program(namespace, dataplane, udp_and_tcp)
+        for target in ("tcp", "udp"):
+            kind = Protocol[target.upper()]
+            ask = partial(probe, Target("10.96.0.1", 80, kind), tries=20, timeout=2.0)
+            seen = network.namespace("a2").call(ask)
+            assert sum(seen.reached.values()) == 20
+            (frontend,) = (
+                count for key, count in counts(namespace, "services4").items() if key[4] == kind
+            )
+            picked = {
+                key: count
+                for key, count in counts(namespace, "endpoints4").items()
+                if key[4] == kind
+            }
+            assert frontend == 20
+            assert sorted(picked.values()) == sorted(seen.reached.values())
+
+
+def udp(answer: ServiceAnswer) -> ServiceAnswer:
+    ports = tuple(msgspec.structs.replace(port, protocol=Protocol.UDP) for port in answer.ports)
+    return msgspec.structs.replace(answer, ports=ports)
