@@ -24,7 +24,7 @@ _MANY = 1000
 """Frontends beyond which reading all endpoints at once costs less than one by one."""
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, rename="camel"):
     """One line: connections a second during the sample, and since the element was made."""
 
     service: str
@@ -33,7 +33,7 @@ class Row(msgspec.Struct, frozen=True):
     endpoint: str = ""
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, rename="camel"):
     """What `pyproxy top` shows at once.
 
     `seconds` is how long the sample took, `reading` how long the last reading of the kernel;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -68,10 +68,16 @@ class Cluster:
         path.write_bytes(msgspec.json.encode(kubeconfig(self.client.url, self.client.token)))
         return path
 
-    def agent(self, site_name: str, mode: LabMode = NFTABLES, log: Path | None = None) -> Agent:
+    def agent(
+        self,
+        site_name: str,
+        mode: LabMode = NFTABLES,
+        log: Path | None = None,
+        flags: Sequence[str] = (),
+    ) -> Agent:
         """Prepare this pyproxy as the agent of a site; entering it starts it."""
         site = self._topology.site(site_name)
-        command = agent_command(site, self.kubeconfig(), mode)
+        command = [*agent_command(site, self.kubeconfig(), mode), *flags]
         return Agent(
             self.network.namespace(site_name),
             command,

@@ -58,13 +58,16 @@ class InspectedNode:
         self._markers = 0
 
     def command(self, *words: str) -> Answer:
+        """Run a command that asks the agent, to its end."""
+        return self.run(*words, "--inspect-socket", self.socket, "--hostname-override", NODE)
+
+    def run(self, *words: str) -> Answer:
         """Run a command on the node, to its end."""
-        flags = ("--inspect-socket", self.socket, "--hostname-override", NODE)
         out, err = io.StringIO(), io.StringIO()
 
         def run() -> int:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                return main([*words, *flags])
+                return main(list(words))
 
         status = self.cluster.network.namespace(SITE).call(run)
         return Answer(status, out.getvalue(), err.getvalue())
@@ -169,9 +172,9 @@ class InspectedNode:
 
 
 @contextmanager
-def inspected_node() -> Iterator[InspectedNode]:
+def inspected_node(*flags: str) -> Iterator[InspectedNode]:
     """Run a cluster with an agent on its first node."""
-    with Cluster() as cluster, cluster.agent(SITE) as agent:
+    with Cluster() as cluster, cluster.agent(SITE, flags=flags) as agent:
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         cluster.client.ensure("/api/v1/namespaces", space)
         node = InspectedNode(cluster, agent)

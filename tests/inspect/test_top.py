@@ -1,0 +1,177 @@
+"""`pyproxy top`: connections that were made, counted in the kernel and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from pyproxy.commands.top import COMMAND, sample_of
+from pyproxy.config.command_line import Parser
+from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
+from pyproxy.lab.probe import Target, probe
+from tests.inspect.node import SITE, InspectedNode, Object, inspected_node
+
+WEB, DNS = "10.96.0.10", "10.96.0.11"
+
+
+def service(name: str, address: str, *ports: Object) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"clusterIP": address, "ports": list(ports)},
+    }
+
+
+def endpoint_slice(name: str, port: str, *addresses: str) -> Object:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address]} for address in addresses],
+        "ports": [{"name": port, "port": 8080, "protocol": "TCP"}],
+    }
+
+
+OBJECTS = (
+    service("web", WEB, {"name": "http", "port": 80, "nodePort": 30080}) | {},
+    endpoint_slice("web", "http", "10.244.1.11", "10.244.2.11"),
+    service("dns", DNS, {"port": 53}),
+    endpoint_slice("dns", "", "10.244.2.12"),
+)
+OBJECTS[0]["spec"]["type"] = "NodePort"
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[InspectedNode]:
+    with inspected_node("--endpoint-counters") as node:
+        node.create(*OBJECTS)
+        connect(node, WEB, 80, 1)
+        connect(node, DNS, 53, 1)
+        yield node
+
+
+def connect(node: InspectedNode, address: str, port: int, times: int) -> None:
+    def reached() -> bool:
+        return bool(client.call(partial(probe, target, timeout=0.5)).reached)
+
+    target = Target(address, port)
+    client = node.cluster.network.namespace("a2")
+    node.until(reached, f"{target} answers")
+    for _ in range(times - 1):
+        assert reached()
+
+
+@pytest.mark.packets
+def test_connections_are_counted_by_service_and_by_endpoint(counting: InspectedNode) -> None:
+    namespace = counting.cluster.network.namespace(SITE)
+    reader = namespace.call(CounterReader)
+    reader.require()
+    before = reader.services()
+    ends_before = reader.endpoints(before, everything=False)
+    connect(counting, WEB, 80, 6)
+    connect(counting, "172.30.0.11", 30080, 4)
+    connect(counting, DNS, 53, 3)
+    after = reader.services()
+    ends = reader.endpoints(after, everything=False)
+    reader.close()
+    assert after.since(before) == {Counted("shop/web:http"): 10, Counted("shop/dns"): 3}
+    gained = ends.since(ends_before)
+    assert gained.keys() == {
+        Counted("shop/web:http", "10.244.1.11:8080"),
+        Counted("shop/web:http", "10.244.2.11:8080"),
+        Counted("shop/dns", "10.244.2.12:8080"),
+    }
+    assert gained[Counted("shop/dns", "10.244.2.12:8080")] == 3
+    assert sum(gained.values()) == 13
+
+
+@pytest.mark.packets
+@pytest.mark.parametrize("wanted", ["shop/web", "shop/web:http", "shop/", ""])
+def test_a_few_endpoints_are_read_one_by_one_with_the_same_result(
+    counting: InspectedNode, wanted: str
+) -> None:
+    reader = counting.cluster.network.namespace(SITE).call(CounterReader)
+    services = reader.services(wanted)
+    few = reader.endpoints(services, everything=False)
+    assert few == reader.endpoints(services, everything=True)
+    assert {owner.service for owner in few.owners.values()} == (
+        {"shop/web:http"} if "web" in wanted else {"shop/web:http", "shop/dns"}
+    )
+    reader.close()
+
+
+@pytest.mark.packets
+def test_it_is_told_to_people_and_programs(counting: InspectedNode) -> None:
+    told = counting.run("top", "--once", "--interval", "0.1", "--sort", "name", "-o", "json").json
+    assert [row["service"] for row in told["rows"]] == ["shop/dns", "shop/web:http"]
+    assert all(row["total"] >= 1 for row in told["rows"])
+    asked = ("top", "shop/dns", "--endpoints", "--iterations", "2", "--interval", "0.1")
+    lines = counting.run(*asked).out.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("shop/")] == [
+        ["shop/dns", "10.244.2.12:8080"]
+    ] * 2
+    assert sum("new connections a second" in line for line in lines) == 2
+    assert not counting.run("top", "nowhere", "--once", "--interval", "0.1", "-o", "json").json[
+        "rows"
+    ]
+
+
+@pytest.mark.kernel
+def test_where_nothing_counts_it_says_how_to_begin(node: InspectedNode) -> None:
+    answer = node.run("top", "--once")
+    assert answer.status == 2
+    assert "--endpoint-counters" in answer.err
+
+
+SERVICE, OTHER = ("services4", b"1"), ("services4", b"2")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gained"),
+    [
+        ({}, {}, {}),
+        ({}, {SERVICE: 5}, {"a": 5}),
+        ({SERVICE: 5}, {SERVICE: 5}, {"a": 0}),
+        ({SERVICE: 5}, {SERVICE: 9}, {"a": 4}),
+        ({SERVICE: 5}, {SERVICE: 2}, {"a": 2}),
+        ({SERVICE: 5}, {}, {}),
+        ({SERVICE: 5, OTHER: 1}, {SERVICE: 6, OTHER: 3}, {"a": 3}),
+    ],
+    ids=str,
+)
+def test_an_element_that_was_made_anew_counts_from_nothing(
+    before: dict[tuple[str, bytes], int],
+    after: dict[tuple[str, bytes], int],
+    gained: dict[str, int],
+) -> None:
+    owners = dict.fromkeys((SERVICE, OTHER), Counted("a"))
+    first, second = Totals(before, owners), Totals(after, owners)
+    assert second.since(first) == {Counted(name): number for name, number in gained.items()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "order"),
+    [
+        ((), ["b", "a", "c"]),
+        (("--sort", "total"), ["c", "b", "a"]),
+        (("--sort", "name"), ["a", "b", "c"]),
+        (("--rows", "1"), ["b"]),
+        (("--rows", "0"), ["b", "a", "c"]),
+    ],
+)
+def test_rows_are_sorted_and_cut(flags: tuple[str, ...], order: list[str]) -> None:
+    owners = {("services4", name.encode()): Counted(name) for name in "abc"}
+    now = dict(zip(owners, (10, 20, 30), strict=True))
+    before = dict(zip(owners, (5, 10, 30), strict=True))
+    parser = Parser("top")
+    COMMAND.declare(parser, "")
+    asked = parser.parse_args(flags)
+    sample = sample_of(Totals(before, owners), Totals(now, owners), 5.0, 0.1, asked)
+    assert [row.service for row in sample.rows] == order
+    assert sample.per_second == 3.0
+    assert sample.of == 3
+    assert {row.service: row.per_second for row in sample.rows}.get("b", 2.0) == 2.0
