@@ -123,7 +123,7 @@ class InspectedNode:
     def replace(self, *objects: Object) -> None:
         """Write objects over those that are there, and wait for the agent."""
         for obj in objects:
-            self.api.replace(self._path(obj), obj)
+            self.api.replace(self.path(obj), obj)
         self.heard()
 
     def heard(self) -> None:
@@ -135,7 +135,7 @@ class InspectedNode:
         name = f"marker-{self._markers}"
         made = [service(name, f"10.96.200.{self._markers}"), endpoint_slice(name, ["10.244.2.12"])]
         for obj in made:
-            self.api.create(self._path(obj).rpartition("/")[0], obj)
+            self.api.create(self.path(obj).rpartition("/")[0], obj)
 
         def used() -> bool:
             try:
@@ -146,7 +146,7 @@ class InspectedNode:
 
         self.until(used, "the agent has heard of everything")
         for obj in made:
-            self.api.delete(self._path(obj))
+            self.api.delete(self.path(obj))
 
         def gone() -> bool:
             desired = self.client.ask(DESIRED, Nothing())
@@ -155,12 +155,12 @@ class InspectedNode:
         self.until(gone, "the agent has heard that the marker is gone")
 
     def _create(self, obj: Object) -> None:
-        path = self._path(obj)
+        path = self.path(obj)
         self.api.create(path.rpartition("/")[0], obj)
         self._made.insert(0, path)
 
     @staticmethod
-    def _path(obj: Object) -> str:
+    def path(obj: Object) -> str:
         kind = SERVICES_PATH if obj["kind"] == "Service" else ENDPOINT_SLICES
         return f"{collection(NAMESPACE, kind)}/{obj['metadata']['name']}"
 
