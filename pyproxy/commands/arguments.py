@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -44,10 +44,14 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Declare `-o`."""
+def add_output(parser: argparse.ArgumentParser, formats: Sequence[str] = _FORMATS) -> None:
+    """Declare `-o`; the first format is the default."""
     parser.add_argument(
-        "-o", "--output", default="table", choices=_FORMATS, help="table (default), json or yaml"
+        "-o",
+        "--output",
+        default=formats[0],
+        choices=formats,
+        help=f"{' or '.join(formats)}; {formats[0]} where it is not given",
     )
 
 

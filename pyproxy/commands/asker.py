@@ -15,7 +15,7 @@ from pyproxy.config import command_line
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.inspect.client import Client, NoAgentError, SilentAgentError
-from pyproxy.inspect.endpoint import Endpoint, Q, R
+from pyproxy.inspect.endpoint import Endpoint, Q, R, Stream
 from pyproxy.inspect.snapshot import Witness
 
 
@@ -45,6 +45,11 @@ class Asker:
                 remark(f"{error}: reading API and kernel here")
                 self._client = None
         return endpoint.answer(self._survey, question)
+
+    def follow(self, stream: Stream[Q, R], question: Q) -> Iterator[R]:
+        """Follow a running agent; there is nothing to follow without one. Raises PyproxyError."""
+        client = self._client or Client(self.settings.inspect_socket)
+        return client.follow(stream, question)
 
     @cached_property
     def _survey(self) -> Witness:

@@ -9,7 +9,14 @@ from pyproxy.inspect.endpoint import Endpoint, Stream
 from pyproxy.inspect.evidence import EVIDENCE
 from pyproxy.inspect.services import SERVICES
 from pyproxy.inspect.status import STATUS
+from pyproxy.inspect.watch import WATCH
 
-ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (STATUS, SERVICES, DESIRED, EVIDENCE)
+ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (
+    STATUS,
+    SERVICES,
+    DESIRED,
+    EVIDENCE,
+    WATCH,
+)
 
 BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
