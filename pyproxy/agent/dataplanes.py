@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from pyproxy.agent import loopback
-from pyproxy.config.settings import LocalMode, ProxyMode, Settings
+from pyproxy.config.settings import IptablesFlavour, LocalMode, ProxyMode, Settings
 from pyproxy.dataplane.interface import Dataplane
+from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+from pyproxy.dataplane.iptables.fixed import Options as IptablesOptions
+from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.ruleset import Options as IpvsOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.errors import UsageError
 
 
 def make(settings: Settings) -> Dataplane[Any]:
@@ -24,8 +26,8 @@ def make(settings: Settings) -> Dataplane[Any]:
             return NftablesDataplane(options(settings))
         case ProxyMode.IPVS:
             return IpvsDataplane(ipvs_options(settings))
-        case ProxyMode.IPTABLES as mode:
-            raise UsageError(f"--proxy-mode: {mode.value} is not in this version yet: use nftables")
+        case ProxyMode.IPTABLES:
+            return IptablesDataplane(iptables_options(settings), flavour(settings))
 
 
 def options(settings: Settings) -> Options:
@@ -43,6 +45,24 @@ def options(settings: Settings) -> Options:
         shield_loopback=loopback.is_asked_for(settings.node_ports),
         endpoint_counters=settings.endpoint_counters,
     )
+
+
+def iptables_options(settings: Settings) -> IptablesOptions:
+    """Say what the rules of iptables depend on."""
+    shared = options(settings)
+    return IptablesOptions(
+        shared.mark,
+        shared.masquerade_all,
+        shared.pod_interface.replace("*", "+"),
+        shared.shield_loopback,
+        drop_invalid=not settings.conntrack.tcp_be_liberal,
+    )
+
+
+def flavour(settings: Settings) -> Flavour | None:
+    """Say which flavour of iptables was asked for, None for the one that the node uses."""
+    asked = settings.iptables.flavour
+    return None if asked is IptablesFlavour.AUTO else Flavour(asked.value)
 
 
 def ipvs_options(settings: Settings) -> IpvsOptions:

@@ -5,18 +5,33 @@ Facts: include/uapi/linux/netfilter/nfnetlink_acct.h. One that a rule names cann
 
 from __future__ import annotations
 
-from pyproxy.netlink.attributes import attribute_map, string, text
-from pyproxy.netlink.nfnetlink import NFPROTO_UNSPEC, Message, Nfnetlink, Refusal
+from pyproxy.netlink.attributes import attribute, attribute_map, string, text
+from pyproxy.netlink.nfnetlink import (
+    NFPROTO_UNSPEC,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    Nfnetlink,
+    Refusal,
+)
 
 _SUBSYSTEM = 7
-_GET, _DEL = 1, 3
-_NAME = 1
+_NEW, _GET, _DEL = 0, 1, 3
+_NAME, _PACKETS, _BYTES = 1, 2, 3
 
 
 def read_counters(netlink: Nfnetlink) -> set[str]:
     """Name all counters. Raises KernelError, RejectedError where the kernel has no nfacct."""
     answers = netlink.dump(Message(_SUBSYSTEM << 8 | _GET, 0, b"", NFPROTO_UNSPEC))
     return {text(attribute_map(answer)[_NAME]) for answer in answers}
+
+
+def create_counter(netlink: Nfnetlink, name: str) -> Refusal | None:
+    """Create a counter that is at 0; EEXIST where there is one, EINVAL without nfacct."""
+    zero = bytes(8)
+    body = string(_NAME, name) + attribute(_PACKETS, zero) + attribute(_BYTES, zero)
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return netlink.ask(Message(_SUBSYSTEM << 8 | _NEW, flags, body, NFPROTO_UNSPEC))
 
 
 def delete_counter(netlink: Nfnetlink, name: str) -> Refusal | None:

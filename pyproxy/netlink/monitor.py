@@ -38,6 +38,9 @@ _OBJECTS = {
     **dict.fromkeys((12, 14), "element"),
 }
 
+_CHAIN_OF = {**dict.fromkeys((3, 5), 3), **dict.fromkeys((6, 8), 2)}
+"""Which attribute names the chain, of a chain and of a rule."""
+
 _HEADER = struct.Struct("=IHHII")
 
 
@@ -132,10 +135,16 @@ class Monitor:
                 fields = attribute_map(data[offset + HEADER_SIZE : offset + length])
                 if kind & 0xFF == _NEWGEN:
                     found = self._transaction(fields) or found
-                elif _TABLE in fields and text(fields[_TABLE]) == self._table:
+                elif _TABLE in fields and self._concerns(
+                    text(fields[_TABLE]), _chain(kind & 0xFF, fields)
+                ):
                     self._objects.add(_OBJECTS.get(kind & 0xFF, "object"))
             offset += (length + 3) & ~3
         return found
+
+    def _concerns(self, table: str, chain: str) -> bool:  # noqa: ARG002 (others look at it)
+        """Say whether an object is worth telling of; `chain` is empty where it is in none."""
+        return table == self._table
 
     def _transaction(self, fields: dict[int, memoryview]) -> Foreign | None:
         if not self._objects:
@@ -146,3 +155,8 @@ class Monitor:
             process += f" (pid {int.from_bytes(number, 'big')})"
         objects, self._objects = frozenset(self._objects), set()
         return Foreign(objects, process)
+
+
+def _chain(kind: int, fields: dict[int, memoryview]) -> str:
+    name = fields.get(_CHAIN_OF.get(kind, 0))
+    return text(name) if name is not None else ""

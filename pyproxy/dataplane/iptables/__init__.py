@@ -1,0 +1,1 @@
+"""The iptables dataplane: a chain for each Service, and a tree of chains that leads there."""

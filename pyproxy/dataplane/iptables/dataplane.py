@@ -1,0 +1,151 @@
+"""The iptables dataplane: it remembers what it committed, and does all the I/O of its kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
+from pyproxy.dataplane.iptables import counters
+from pyproxy.dataplane.iptables.fixed import Options
+from pyproxy.dataplane.iptables.memory import Memory, Saved
+from pyproxy.dataplane.iptables.plan import IptablesPlan, removal
+from pyproxy.dataplane.iptables.programs import Flavour, Programs, RestoreError, detect
+from pyproxy.dataplane.iptables.watch import Watch
+from pyproxy.errors import OutOfStepError
+from pyproxy.model.address import Family
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import ServiceAnswer
+
+log = logging.getLogger(__name__)
+
+
+class IptablesDataplane:
+    """Programs the chains that are ours in the network namespace that it was made in.
+
+    All that runs a program, which is all but `plan` and what tells of the past, must be called in
+    that namespace. `flavour` is None for the one that the node's other programs use.
+    """
+
+    name: str = "iptables"
+
+    def __init__(self, options: Options, flavour: Flavour | None = None) -> None:
+        self._options = options
+        self._flavour = flavour or detect()
+        self._programs = {family: Programs(family, self._flavour) for family in Family}
+        self._memory = Memory(options, tuple(Family))
+        self._watch = Watch(self._flavour)
+
+    @property
+    def messages_sent(self) -> int:
+        """How many lines iptables-restore was given."""
+        return sum(each.lines_written for each in self._programs.values())
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes those were."""
+        return sum(each.bytes_written for each in self._programs.values())
+
+    @property
+    def lock_waits(self) -> int:
+        """How many times another program held iptables' lock."""
+        return sum(each.lock_waits for each in self._programs.values())
+
+    def prepare(self) -> None:
+        """Find out whether iptables' programs are here and may be used. Raises UsageError."""
+        for programs in self._programs.values():
+            programs.prepare()
+        options = msgspec.structs.replace(self._options, counters=counters.create())
+        self._memory = Memory(options, tuple(Family))
+        log.info("writing rules of the flavour %s", self._flavour.value)
+
+    def plan(self, changes: Changes) -> IptablesPlan:
+        """Compare what changed with what was committed last; the kernel is not asked."""
+        return self._memory.plan(changes.services, changes.node)
+
+    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> IptablesPlan:
+        """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        return self._memory.plan_whole(services, node, self._save())
+
+    def commit(self, plan: IptablesPlan) -> tuple[Failure, ...]:
+        """Write a plan, one transaction a table, and remember it; the Services left out.
+
+        Where a table is refused, those before it in the plan have been written. Only the kernel
+        can tell how far that was, so a plan that was made without asking it is not tried further.
+        """
+        with self._watch.paused():
+            try:
+                self._write(plan)
+            except RestoreError as error:
+                if not plan.whole:
+                    raise OutOfStepError(str(error), 0) from error
+                return self._set_aside(plan, error)
+        return ()
+
+    def tend(self) -> Drift | None:
+        """Look for what others have written to iptables-legacy, which announces nothing."""
+        return self._watch.look()
+
+    def wait_for_drift(self) -> Drift | None:
+        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
+        return self._watch.wait()
+
+    def cleanup(self) -> None:
+        """Remove all that is ours; a chain that others' rules lead to is emptied."""
+        for family, saved in self._save().items():
+            self._programs[family].restore(removal(saved))
+        counters.delete()
+
+    def close(self) -> None:
+        """Give back sockets; the rules stay."""
+        self._watch.close()
+
+    def _save(self) -> Saved:
+        return {family: programs.save() for family, programs in self._programs.items()}
+
+    def _write(self, plan: IptablesPlan) -> None:
+        for family, programs in self._programs.items():
+            if lines := plan.script(family):
+                programs.restore(lines)
+        self._memory.remember(plan)
+
+    def _set_aside(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
+        """Write the plan without the Services at fault, which keep what was programmed of them."""
+        failures: list[Failure] = []
+        wanted = {name: answer for name, answer in plan.wanted.items() if answer is not None}
+        node = plan.node or NodeAnswer()
+        while found := self._memory.owner(wanted.values(), node, error.line):
+            failures.append(Failure(found, error))
+            wanted = self._instead(wanted, [found])
+            try:
+                self._write(self.replan(wanted.values(), node))
+            except RestoreError as again:
+                error = again
+            else:
+                return tuple(failures)
+        # iptables-legacy is often told no more than that something is wrong with the table.
+        self._write(self.replan(self._instead(wanted, list(wanted)).values(), node))
+        return (*failures, *self._try(list(wanted.values())))
+
+    def _instead(
+        self, wanted: dict[ObjectName, ServiceAnswer], names: Iterable[ObjectName]
+    ) -> dict[ObjectName, ServiceAnswer]:
+        before = {name: self._memory.answer(name) for name in names}
+        return {
+            name: answer
+            for name, asked in wanted.items()
+            if (answer := before.get(name, asked)) is not None
+        }
+
+    def _try(self, answers: list[ServiceAnswer]) -> tuple[Failure, ...]:
+        """Write these Services, and where that is refused each half of them alone."""
+        try:
+            self._write(self._memory.plan({each.name: each for each in answers}, None))
+        except RestoreError as error:
+            if len(answers) == 1:
+                return (Failure(answers[0].name, error),)
+            middle = len(answers) // 2
+            return (*self._try(answers[:middle]), *self._try(answers[middle:]))
+        return ()

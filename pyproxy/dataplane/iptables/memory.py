@@ -1,0 +1,149 @@
+"""What has been committed, and the plans from there to somewhere else: no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.iptables import fixed
+from pyproxy.dataplane.iptables.fixed import FILTER, NAT, TABLES, Options
+from pyproxy.dataplane.iptables.forest import Forest
+from pyproxy.dataplane.iptables.plan import (
+    IptablesPlan,
+    TableChange,
+    TableName,
+    compare,
+    compare_saved,
+)
+from pyproxy.dataplane.iptables.rules import Rule
+from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable
+from pyproxy.dataplane.iptables.services import Part, View, compile_service
+from pyproxy.model.address import Family
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import ServiceAnswer
+
+Tables = dict[str, dict[str, tuple[Rule, ...]]]
+Saved = Mapping[Family, Mapping[str, SavedTable]]
+"""What iptables-save said of each family, by table."""
+
+
+class Memory:
+    """The Services, the node and the trees that were committed last, in the families we serve."""
+
+    def __init__(self, options: Options, families: Collection[Family]) -> None:
+        self._options = options
+        self._families = families
+        self._node = NodeAnswer()
+        self._programmed: dict[ObjectName, ServiceAnswer] = {}
+        self._forests = {family: Forest(family) for family in families}
+
+    def answer(self, name: ObjectName) -> ServiceAnswer | None:
+        """Give what is programmed of a Service."""
+        return self._programmed.get(name)
+
+    def plan(
+        self, services: Mapping[ObjectName, ServiceAnswer | None], node: NodeAnswer | None
+    ) -> IptablesPlan:
+        """Plan from what was committed last."""
+        wanted = {name: answer for name, answer in services.items() if self.answer(name) != answer}
+        then = node if node is not None else self._node
+        changes: dict[TableName, TableChange] = {}
+        forests = {}
+        for family in self._families:
+            before, after = self._view(family, self._node), self._view(family, then)
+            names = wanted.keys() if before == after else wanted.keys() | self._programmed.keys()
+            old = [compile_service(each, family, before) for each in self._held(names)]
+            new = [
+                compile_service(each, family, after)
+                for name in names
+                if (each := wanted.get(name, self.answer(name) if name not in wanted else None))
+            ]
+            forest = self._forests[family]
+            forests[family] = forest.changed(old, new)
+            held = self._tables(family, before, old, forest)
+            asked = self._tables(family, after, new, forests[family])
+            for table in TABLES:
+                if change := compare(held[table], asked[table]):
+                    changes[family, table] = change
+        return IptablesPlan(changes, wanted, forests, node)
+
+    def plan_whole(
+        self, services: Iterable[ServiceAnswer], node: NodeAnswer, saved: Saved
+    ) -> IptablesPlan:
+        """Plan from what the kernel holds to the whole desired state."""
+        wanted = {answer.name: answer for answer in services}
+        changes: dict[TableName, TableChange] = {}
+        forests = {}
+        for family in self._families:
+            view = self._view(family, node)
+            parts = [compile_service(each, family, view) for each in wanted.values()]
+            forests[family] = Forest(family).changed((), parts)
+            tables = self._tables(family, view, parts, forests[family])
+            for table in TABLES:
+                jumps = tuple(
+                    (hook, rule)
+                    for where, hook, rule in fixed.jumps(self._options)
+                    if where == table
+                )
+                held = saved[family].get(table, EMPTY)
+                if change := compare_saved(held, tables[table], jumps):
+                    changes[family, table] = change
+        return IptablesPlan(changes, wanted, forests, node, whole=True)
+
+    def owner(
+        self, answers: Iterable[ServiceAnswer], node: NodeAnswer, line: str
+    ) -> ObjectName | None:
+        """Find the Service that a line for iptables-restore is there for."""
+        word, _, rest = line.partition(" ")
+        chain, _, text = rest.partition(" ")
+        if word != "-A":
+            return None
+        for answer in answers:
+            for family in self._families:
+                part = compile_service(answer, family, self._view(family, node))
+                leaves = (*part.served.values(), *part.refused.values())
+                if chain in part.nat or chain in part.filter or any(r.text == text for r in leaves):
+                    return answer.name
+        return None
+
+    def remember(self, plan: IptablesPlan) -> None:
+        """Take a plan for what is so now."""
+        if plan.node is not None:
+            self._node = plan.node
+        if plan.whole:
+            self._programmed.clear()
+        for name, answer in plan.wanted.items():
+            if answer is None:
+                self._programmed.pop(name, None)
+            else:
+                self._programmed[name] = answer
+        self._forests.update(plan.forests)
+
+    def _held(self, names: Iterable[ObjectName]) -> Iterable[ServiceAnswer]:
+        return [answer for name in names if (answer := self.answer(name))]
+
+    def _view(self, family: Family, node: NodeAnswer) -> View:
+        return View(self._options, fixed.pods(family, self._options, node.pod_networks))
+
+    def _tables(self, family: Family, view: View, parts: Iterable[Part], forest: Forest) -> Tables:
+        tables = fixed.chains(family, self._options, view.pods)
+        for table, chains in forest.chains.items():
+            tables[table] |= chains
+        for part in parts:
+            tables[NAT].update(part.nat)
+            tables[FILTER].update(part.filter)
+        return tables
+
+
+def desired(
+    options: Options, services: Iterable[ServiceAnswer], node: NodeAnswer, family: Family
+) -> Tables:
+    """Write all that one family's tables are to hold, the jumps from the kernel's chains too."""
+    memory = Memory(options, (family,))
+    plan = memory.plan_whole(services, node, {family: {}})
+    tables: Tables = {table: {} for table in TABLES}
+    for (_, table), change in plan.changes.items():
+        tables[table] = dict(change.chains)
+        for hook, rule in change.jumps:
+            tables[table][hook] = (*tables[table].get(hook, ()), rule)
+    return tables

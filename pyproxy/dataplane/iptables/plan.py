@@ -1,0 +1,159 @@
+"""One transaction a table, as a value, and the text that iptables-restore takes it as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.iptables import names
+from pyproxy.dataplane.iptables.fixed import TABLES
+from pyproxy.dataplane.iptables.forest import Forest
+from pyproxy.dataplane.iptables.rules import Chains, Rule
+from pyproxy.dataplane.iptables.saved import SavedTable, target
+from pyproxy.model.address import Family
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import ServiceAnswer
+
+TableName = tuple[Family, str]
+Wanted = Mapping[TableName, Mapping[str, tuple[Rule, ...]]]
+"""The chains that each table is to hold."""
+
+
+class TableChange(msgspec.Struct, frozen=True):
+    """What is to be written to one table.
+
+    `chains` are made or replaced, `gone` are removed. `jumps` are rules to insert into the kernel's
+    own chains, `strays` the texts of those that are to go from there.
+    """
+
+    chains: Chains
+    gone: tuple[str, ...] = ()
+    jumps: tuple[tuple[str, Rule], ...] = ()
+    strays: tuple[tuple[str, str], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.chains or self.gone or self.jumps or self.strays)
+
+    def lines(self) -> Iterator[str]:
+        """Write what goes between the table's name and COMMIT.
+
+        Chains come in descending order: iptables-nft keeps those that it has met in a list that is
+        sorted in ascending order, and walks it from its beginning for each new one.
+        """
+        filled = sorted(self.chains, reverse=True)
+        for chain in sorted((*filled, *self.gone), reverse=True):
+            yield f":{chain} - [0:0]"
+        for hook, text in self.strays:
+            yield f"-D {hook} {text}"
+        for chain in filled:
+            for rule in self.chains[chain]:
+                yield f"-A {chain} {rule.text}"
+        for hook, rule in reversed(self.jumps):
+            yield f"-I {hook} {rule.text}"
+        for chain in self.gone:
+            yield f"-X {chain}"
+
+
+class IptablesPlan(msgspec.Struct, frozen=True):
+    """Chains to write and to remove, and what is so once that is done.
+
+    `wanted` are the Services that change, None for one that goes. `forests` are those that the
+    families then have. `node` is the node's part where that changes, and `whole` says that the plan
+    was made against what the kernel holds.
+    """
+
+    changes: Mapping[TableName, TableChange]
+    wanted: Mapping[ObjectName, ServiceAnswer | None]
+    forests: Mapping[Family, Forest]
+    node: NodeAnswer | None = None
+    whole: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Spell out what iptables-restore is given, for both families."""
+        for family in Family:
+            yield from self.script(family)
+
+    def script(self, family: Family) -> list[str]:
+        """Write what iptables-restore takes, one transaction a table; empty for nothing to do."""
+        found = []
+        for table in TABLES:
+            if change := self.changes.get((family, table)):
+                found += [f"*{table}", *change.lines(), "COMMIT"]
+        return found
+
+    def counts(self) -> Mapping[str, int]:
+        """How many chains are written or removed, and how many rules are written."""
+        changes = self.changes.values()
+        counts = {
+            "chain": sum(len(each.chains) + len(each.gone) for each in changes),
+            "rule": sum(len(rules) for each in changes for rules in each.chains.values()),
+            "jump": sum(len(each.jumps) + len(each.strays) for each in changes),
+        }
+        return {kind: count for kind, count in counts.items() if count}
+
+
+def compare(before: Chains, after: Chains) -> TableChange:
+    """Give the chains that differ."""
+    return TableChange(
+        {chain: rules for chain, rules in after.items() if before.get(chain) != rules},
+        tuple(chain for chain in before if chain not in after),
+    )
+
+
+def compare_saved(
+    held: SavedTable, after: Chains, jumps: tuple[tuple[str, Rule], ...]
+) -> TableChange:
+    """Give what of ours differs in a table that was read back.
+
+    A chain that we have no use for, and that somebody else's rule leads to, cannot be removed: it
+    is left without rules. KUBE-MARK-MASQ then stays as it is, for others have their connections
+    masqueraded by it.
+    """
+    chains = {
+        chain: rules for chain, rules in after.items() if not _holds(held.chains.get(chain), rules)
+    }
+    in_place = {(hook, rule.text) for hook, rule in jumps}
+    missing = tuple(
+        (hook, rule) for hook, rule in jumps if rule.text not in held.chains.get(hook, ())
+    )
+    strays = tuple(
+        (hook, text)
+        for hook in sorted(held.hooks)
+        for text in held.chains[hook]
+        if names.is_ours(target(text)) and (hook, text) not in in_place
+    )
+    unwanted = [chain for chain in held.chains if names.is_ours(chain) and chain not in after]
+    if unwanted:
+        used = {
+            target(text)
+            for chain, texts in held.chains.items()
+            if not (names.is_ours(chain) or chain in held.hooks)
+            for text in texts
+        }
+        empty = used - {names.MARK_MASQUERADE}
+        chains |= {chain: () for chain in unwanted if chain in empty and held.chains[chain]}
+        unwanted = [chain for chain in unwanted if chain not in used]
+    return TableChange(chains, tuple(unwanted), missing, strays)
+
+
+def removal(saved: Mapping[str, SavedTable]) -> list[str]:
+    """Write what iptables-restore takes all that is ours out with."""
+    found = []
+    for table, held in saved.items():
+        if table in TABLES and (change := compare_saved(held, {}, ())):
+            found += [f"*{table}", *change.lines(), "COMMIT"]
+    return found
+
+
+def _holds(texts: list[str] | None, rules: tuple[Rule, ...]) -> bool:
+    if texts is None or len(texts) != len(rules):
+        return False
+    return all(rule.text == text for rule, text in zip(rules, texts, strict=True))
