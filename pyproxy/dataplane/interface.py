@@ -144,12 +144,16 @@ class Dataplane(Protocol[P]):
         ...
 
     def commit(self, plan: P) -> tuple[Failure, ...]:
-        """Write a plan in one transaction and remember it; the Services it had to leave out.
+        """Write a plan and remember it; the Services it had to leave out.
+
+        It is one transaction, or, so that nobody else has to wait for long, several where it is
+        large: each Service is wholly as it was until it is wholly as it is to be.
 
         A plan with nothing to write is remembered too: what the kernel held already is what the
         next plan starts from.
         Raises TransientKernelError, OutOfStepError (the agent then asks for a replan) and
-        PermissionKernelError; nothing has been written then.
+        PermissionKernelError. Nothing of the transaction that failed has been written then, while
+        others may have been.
         """
         ...
 

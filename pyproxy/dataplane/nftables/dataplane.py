@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -15,6 +16,7 @@ from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
 from pyproxy.dataplane.nftables.compare import compare, fill
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
+from pyproxy.dataplane.nftables.parts import parts, size
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
 from pyproxy.dataplane.nftables.readback import (
     read_learned,
@@ -48,6 +50,12 @@ from pyproxy.netlink.nftables import (
     get_generation,
 )
 from pyproxy.policy.answer import ServiceAnswer
+
+Answers = Mapping[ObjectName, ServiceAnswer | None]
+
+_AT_ONCE = 10_000
+"""Rows of a transaction: the kernel takes 1 to 10 microseconds for each, and nobody else can write
+meanwhile."""
 
 
 class NftablesDataplane:
@@ -165,8 +173,8 @@ class NftablesDataplane:
         return fill(self._netlink)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
-        """Write a plan in one transaction and remember it; the Services it had to leave out."""
-        if not (plan.whole and plan):
+        """Write a plan, in parts where it is large, and remember it; what it had to leave out."""
+        if not (plan.whole and plan) and size(plan) <= _AT_ONCE:
             return self._commit(plan)
         others = self._transactions_of_others()
         self._monitor.pause()
@@ -187,18 +195,16 @@ class NftablesDataplane:
             self._loads += 1
             self._loaded = plan.options
         failures: list[Failure] = []
-        while refusal := self._send(plan):
-            if not isinstance(refusal.error, RejectedError | OutOfStepError):
-                raise refusal.error
-            found = self._blame(plan, refusal)
-            if found is None or isinstance(refusal.error, OutOfStepError):
-                raise refusal.error
-            failures.append(Failure(found, refusal.error))
-            growth = Counter[SharedRow]()
-            # A whole plan counts from nothing, and so there is no old answer to count back to.
-            old = None if plan.whole else self._programmed.get(found)
-            self._count(growth, old, plan.services[found])
-            plan = without(plan, found, self._rows_of(plan, found), growth)
+        left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
+        for each in parts(plan, _AT_ONCE):
+            part = each
+            for leave_out in left_out:
+                part = leave_out(part)
+            while refusal := self._send(part):
+                found = self._blame(part, plan.services, refusal)
+                failures.append(Failure(found, refusal.error))
+                left_out.append(self._leaving_out(plan, found))
+                part, plan = left_out[-1](part), left_out[-1](plan)
         if plan.reload:
             seal(self._netlink)
         self._forget_clients(plan)
@@ -277,23 +283,36 @@ class NftablesDataplane:
                 place = element_at(write.message, refusals[0].offset)
                 keys.remove(write.keys[place or 0])
 
-    def _blame(self, plan: NftablesPlan, refusal: Refusal) -> ObjectName | None:
+    def _blame(self, plan: NftablesPlan, services: Answers, refusal: Refusal) -> ObjectName:
+        """Name the Service that was refused. Raises the refusal where it is none of these."""
         writes: list[ElementMessage] = list(plan.messages())
-        if not 0 <= refusal.index < len(writes):
-            return None
-        write = writes[refusal.index]
-        place = element_at(write.message, refusal.offset)
-        if place is None or place >= len(write.keys):
-            return None
-        key = write.keys[place]
-        for name in plan.services:
-            if key in self._rows_of(plan, name).get(write.set_name, {}):
-                return name
-        return None
+        rejected = isinstance(refusal.error, RejectedError)
+        if rejected and 0 <= refusal.index < len(writes):
+            write = writes[refusal.index]
+            place = element_at(write.message, refusal.offset)
+            key = write.keys[place] if place is not None and place < len(write.keys) else None
+            for name in services:
+                if key in self._rows_of(services, name).get(write.set_name, {}):
+                    return name
+        raise refusal.error
 
-    def _rows_of(self, plan: NftablesPlan, name: ObjectName) -> Table:
+    def _leaving_out(
+        self, plan: NftablesPlan, name: ObjectName
+    ) -> Callable[[NftablesPlan], NftablesPlan]:
+        # A whole plan counts from nothing, and so there is no old answer to count back to.
+        growth = Counter[SharedRow]()
+        old = None if plan.whole else self._programmed.get(name)
+        self._count(growth, old, plan.services[name])
+        rows = self._rows_of(plan.services, name)
+        for (set_name, key), by in growth.items():
+            # What it keeps stays, and what nobody else wants does not come.
+            if by < 0 or plan.shared[set_name, key] <= by:
+                rows.setdefault(set_name, {})[key] = b""
+        return partial(without, name=name, rows=rows, growth=growth)
+
+    def _rows_of(self, services: Answers, name: ObjectName) -> Table:
         rows: Table = {}
-        for answer in (self._programmed.get(name), plan.services[name]):
+        for answer in (self._programmed.get(name), services[name]):
             if answer:
                 add_service(answer, rows)
         return rows

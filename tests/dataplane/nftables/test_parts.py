@@ -1,0 +1,136 @@
+"""A large plan in parts: no Service is ever half there, and the end is the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.diff import Delta, apply, diff
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.nftables.parts import parts, size
+from pyproxy.dataplane.nftables.plan import NftablesPlan
+from pyproxy.dataplane.nftables.rows import add_service
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import Shape, generation, get_generation
+from pyproxy.policy.answer import ServiceAnswer
+from tests.dataplane.nftables.scenes import Scene, compiled, scenes
+from tests.dataplane.nftables.test_dataplane import held, misfit, numbered, programming
+
+NETWORK = NodeAnswer()
+
+
+def planned(before: Scene, after: Scene) -> tuple[Table, NftablesPlan]:
+    old, new = before.answers(), after.answers()
+    held = compiled(tuple(old.values()), before.node.pod_networks)
+    wanted = compiled(tuple(new.values()), after.node.pod_networks)
+    services: dict[ObjectName, ServiceAnswer | None] = {name: new.get(name) for name in old | new}
+    delta = diff(held, wanted)
+    return held, NftablesPlan(delta, services, Counter(), Options(), ("cluster4-1",))
+
+
+def by_frontend(table: Table) -> dict[tuple[int, bytes], dict[tuple[str, bytes], object]]:
+    found: dict[tuple[int, bytes], dict[tuple[str, bytes], object]] = {}
+    for name, rows in table.items():
+        kind, family = BY_NAME[name]
+        if kind.key[:3] != FRONTEND or kind.shape is not Shape.EXACT:
+            continue
+        width = sum(field.size(family) for field in FRONTEND)
+        for key, value in rows.items():
+            found.setdefault((family.value, key[:width]), {})[name, key] = value
+    return found
+
+
+def rows_of(answer: ServiceAnswer) -> Table:
+    table: Table = {}
+    add_service(answer, table)
+    return table
+
+
+@given(scenes(), scenes(), st.integers(1, 40))
+def test_all_parts_come_to_the_whole(before: Scene, after: Scene, limit: int) -> None:
+    state, plan = planned(before, after)
+    wanted = apply(plan.delta, state)
+    split = list(parts(plan, limit))
+    assert sum(map(size, split)) == size(plan)
+    for part in split:
+        state = apply(part.delta, state)
+    assert state == wanted
+    assert [part.chains for part in split] == [plan.chains] + [()] * (len(split) - 1)
+    assert split[-1].services == plan.services
+
+
+@given(scenes(), scenes(), st.integers(1, 40))
+def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
+    before: Scene, after: Scene, limit: int
+) -> None:
+    state, plan = planned(before, after)
+    then, now = by_frontend(state), by_frontend(apply(plan.delta, state))
+    changed: Counter[ObjectName] = Counter()
+    for part in parts(plan, limit):
+        earlier, state = by_frontend(state), apply(part.delta, state)
+        found = by_frontend(state)
+        for frontend, rows in found.items():
+            assert rows in (then.get(frontend), now.get(frontend))
+        for name, answer in plan.services.items():
+            mine = by_frontend(rows_of(answer)) if answer else {}
+            changed[name] += any(earlier.get(each) != found.get(each) for each in mine)
+    assert max(changed.values(), default=0) <= 1
+
+
+def test_what_is_no_larger_is_its_only_part() -> None:
+    plan = NftablesPlan(Delta({}, {"services4": {b"x": b""}}), {}, Counter(), Options())
+    assert list(parts(plan, 1)) == [plan]
+
+
+def commit(namespace: Namespace, plan: NftablesPlan, dataplane) -> tuple[int, set[ObjectName]]:
+    netlink = namespace.call(Nfnetlink)
+    try:
+        began = generation(netlink.get(get_generation()))
+        failures = namespace.call(lambda: dataplane.commit(plan))
+        return generation(netlink.get(get_generation())) - began, {each.name for each in failures}
+    finally:
+        netlink.close()
+
+
+def many(first: int, endpoints: int) -> Sequence[ServiceAnswer]:
+    return [numbered(number, 250, first=endpoints) for number in range(first, first + 50)]
+
+
+@pytest.mark.kernel
+def test_what_is_large_goes_in_several_transactions(namespace: Namespace) -> None:
+    with programming(namespace) as dataplane:
+        assert commit(namespace, dataplane.replan([], NETWORK), dataplane)[1] == set()
+        plan = dataplane.replan(many(0, 0), NETWORK)
+        assert commit(namespace, plan, dataplane) == (2, set())
+        assert held(namespace) == compiled(many(0, 0), ())
+        assert not dataplane.replan(many(0, 0), NETWORK)
+        plan = dataplane.replan(many(25, 0), NETWORK)
+        assert commit(namespace, plan, dataplane) == (2, set())
+        assert held(namespace) == compiled(many(25, 0), ())
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("place", [0, 49])
+def test_a_service_that_one_part_is_refused_for_is_left_out_of_all(
+    namespace: Namespace, place: int
+) -> None:
+    wanted = list(many(0, 0))
+    good = wanted[place]
+    wanted[place] = misfit(good)
+    rest = [each for each in wanted if each.name != good.name]
+    with programming(namespace) as dataplane:
+        commit(namespace, dataplane.replan([], NETWORK), dataplane)
+        _, refused = commit(namespace, dataplane.replan(wanted, NETWORK), dataplane)
+        assert refused == {good.name}
+        assert held(namespace) == compiled(rest, ())
+        plan = dataplane.replan([*rest, good], NETWORK)
+        assert size(plan) == 252
+        assert commit(namespace, plan, dataplane) == (1, set())
