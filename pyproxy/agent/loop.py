@@ -19,6 +19,9 @@ from pyproxy.model.events import Event
 _BATCH = 10_000
 """Events taken in before a look at the clock, so that a flood of them cannot put off a sync."""
 
+_WHILE_LISTS_COME = (50_000, 20, 1_000)
+"""Thresholds of Python's garbage collector until the first sync."""
+
 
 class Stop(msgspec.Struct, frozen=True):
     """The end, by a signal or by an error that nothing can be done about."""
@@ -54,6 +57,15 @@ class Loop(Generic[P]):
 
     def run(self) -> None:
         """Work until told to stop. Raises PermissionKernelError."""
+        # Until the first sync hardly anything is garbage, and there is more and more to walk.
+        usual = gc.get_threshold()
+        gc.set_threshold(*_WHILE_LISTS_COME)
+        try:
+            self._run(usual)
+        finally:
+            gc.set_threshold(*usual)
+
+    def _run(self, usual: tuple[int, int, int]) -> None:
         self._health.beat()
         while self._take_in():
             self._health.beat()
@@ -63,7 +75,7 @@ class Loop(Generic[P]):
             due = self._agent.due()
             if due is not None and due <= self._clock():
                 self._agent.sync()
-                self._settle()
+                self._settle(usual)
 
     def _take_in(self) -> bool:
         for number in range(_BATCH):
@@ -87,10 +99,11 @@ class Loop(Generic[P]):
         until = self._next_chores if due is None else min(due, self._next_chores)
         return max(0.0, until - self._clock())
 
-    def _settle(self) -> None:
+    def _settle(self, usual: tuple[int, int, int]) -> None:
         if self._settled:
             return
         # What has been read by now lives on; walking it again and again would hold up changes.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*usual)
         self._settled = True

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -103,16 +104,14 @@ def add_elements(
     table: str, set_name: str, rows: Mapping[bytes, Value], shape: Shape
 ) -> Iterator[ElementMessage]:
     """Pack elements to add; a range's key is its lowest value followed by its highest."""
-    packed = _packed(rows.items(), shape)
-    return _messages(_NEWSETELEM, NLM_F_CREATE, table, set_name, packed)
+    return _messages(_NEWSETELEM, NLM_F_CREATE, (table, set_name), rows, shape)
 
 
 def delete_elements(
     table: str, set_name: str, keys: Iterable[bytes], shape: Shape
 ) -> Iterator[ElementMessage]:
     """Pack elements to delete, as `add_elements` does."""
-    packed = _packed(((key, b"") for key in keys), shape)
-    return _messages(_DELSETELEM, 0, table, set_name, packed)
+    return _messages(_DELSETELEM, 0, (table, set_name), dict.fromkeys(keys, b""), shape)
 
 
 def delete_table(table: str, family: int = NFPROTO_INET) -> Message:
@@ -232,6 +231,9 @@ def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
         for kind, items in attributes(answer):
             if kind != _LIST_ELEMENTS:
                 continue
+            if shape is Shape.EXACT and (alike := _read_alike(items)):
+                rows.update(alike)
+                continue
             for _, item in attributes(items):
                 fields = attribute_map(item)
                 key = _value(fields.get(_ELEM_KEY, _NOTHING))
@@ -276,6 +278,25 @@ def counts(answers: Iterable[memoryview]) -> dict[bytes, int]:
     return found
 
 
+def _read_alike(items: memoryview) -> dict[bytes, Value] | None:
+    """Read elements that all have the frame of the first, a key and plain data; None for others."""
+    first = next(attributes(items), (0, _NOTHING))[1]
+    fields = attribute_map(first)
+    if fields.keys() != {_ELEM_KEY, _ELEM_DATA}:
+        return None
+    key, value = _value(fields[_ELEM_KEY]), _value(fields[_ELEM_DATA])
+    whole = 4 + len(first)
+    # Two headers stand between the two, and whatever follows the data is nothing that we know.
+    if not value or len(items) % whole or 12 + len(key) + 8 + len(value) != whole:
+        return None
+    elements = struct.iter_unpack(f"12s{len(key)}s8s{len(value)}s", items)
+    frame, between = bytes(items[:12]), bytes(items[12 + len(key) : 20 + len(key)])
+    rows: dict[bytes, Value] = {
+        key: value for start, key, middle, value in elements if start == frame and middle == between
+    }
+    return rows if len(rows) == len(items) // whole else None
+
+
 def element_at(message: Message, offset: int) -> int | None:
     """Tell which of a message's elements the kernel meant by an offset into its bytes."""
     position = HEADER_SIZE
@@ -296,36 +317,48 @@ def _kind(message: int) -> int:
 
 
 def _messages(
-    kind: int, flags: int, table: str, set_name: str, packed: Iterable[tuple[bytes, bytes]]
+    kind: int, flags: int, names: tuple[str, str], rows: Mapping[bytes, Value], shape: Shape
 ) -> Iterator[ElementMessage]:
+    table, set_name = names
     head = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
+    plain = _plain(rows) if shape is Shape.EXACT else None
+    for keys, elements in _mixed(rows, shape) if plain is None else _alike(plain):
+        body = head + attribute(_LIST_ELEMENTS | NESTED, elements)
+        yield ElementMessage(set_name, keys, Message(_kind(kind), flags, body))
+
+
+def _plain(rows: Mapping[bytes, Value]) -> dict[bytes, bytes] | None:
+    """Give the rows where all are plain data, and keys and data of one size each."""
+    plain = {key: value for key, value in rows.items() if isinstance(value, bytes)}
+    sizes = {(len(key), len(value)) for key, value in plain.items()}
+    return plain if len(plain) == len(rows) and len(sizes) == 1 else None
+
+
+def _alike(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
+    # A first sync packs 100,000 of these, and all of a set have the same frame.
+    sizes = next((len(key), len(value)) for key, value in rows.items())
+    before, between, behind = _frame(*sizes)
+    several = _ELEMENTS_LIMIT // (len(before + between + behind) + sum(sizes))
+    left = iter(rows.items())
+    while some := list(islice(left, several)):
+        elements = [before + key + between + value + behind for key, value in some]
+        yield tuple([key for key, _ in some]), b"".join(elements)
+
+
+def _mixed(rows: Mapping[bytes, Value], shape: Shape) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
     keys: list[bytes] = []
     parts: list[bytes] = []
     size = 0
-
-    def message() -> ElementMessage:
-        body = head + attribute(_LIST_ELEMENTS | NESTED, b"".join(parts))
-        return ElementMessage(set_name, tuple(keys), Message(_kind(kind), flags, body))
-
-    for key, element in packed:
+    for key, value in rows.items():
+        element = _pack(key, value, shape)
         if size + len(element) > _ELEMENTS_LIMIT:
-            yield message()
+            yield tuple(keys), b"".join(parts)
             keys, parts, size = [], [], 0
         keys.append(key)
         parts.append(element)
         size += len(element)
     if parts:
-        yield message()
-
-
-def _packed(rows: Iterable[tuple[bytes, Value]], shape: Shape) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in rows:
-        if shape is Shape.EXACT and isinstance(value, bytes):
-            # A first sync packs 100,000 of these, and all of a set have the same frame.
-            before, between, behind = _frame(len(key), len(value))
-            yield key, before + key + between + value + behind
-        else:
-            yield key, _pack(key, value, shape)
+        yield tuple(keys), b"".join(parts)
 
 
 @cache
@@ -357,16 +390,21 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
 def _payload(value: Value) -> bytes:
     if isinstance(value, bytes):
         return nested(_ELEM_DATA, attribute(_DATA_VALUE, value)) if value else b""
-    packed = b""
-    if value.target == DROP:
-        packed = nested(_ELEM_DATA, nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _NF_DROP)))
-    elif value.target:
-        goto = attribute(_VERDICT_CODE, _NFT_GOTO) + string(_VERDICT_CHAIN, value.target)
-        packed = nested(_ELEM_DATA, nested(_DATA_VERDICT, goto))
+    packed = _verdict(value.target)
     if value.comment:
         comment = value.comment.encode()[:COMMENT_LIMIT] + b"\0"
         packed += attribute(_ELEM_USERDATA, bytes((_COMMENT, len(comment))) + comment)
     return packed
+
+
+@lru_cache(1024)
+def _verdict(target: str) -> bytes:
+    if not target:
+        return b""
+    if target == DROP:
+        return nested(_ELEM_DATA, nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _NF_DROP)))
+    goto = attribute(_VERDICT_CODE, _NFT_GOTO) + string(_VERDICT_CHAIN, target)
+    return nested(_ELEM_DATA, nested(_DATA_VERDICT, goto))
 
 
 def _value(data: memoryview) -> bytes:

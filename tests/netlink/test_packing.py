@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy.netlink.attributes import NESTED, attribute, nested, string
-from pyproxy.netlink.nftables import Shape, add_elements, delete_elements
+from pyproxy.netlink.nftables import (
+    DROP,
+    Shape,
+    Tag,
+    Value,
+    add_elements,
+    delete_elements,
+    elements,
+)
 
 ROWS = st.dictionaries(st.binary(min_size=1, max_size=40), st.binary(max_size=24), min_size=1)
 
@@ -26,3 +34,30 @@ def test_plain_elements(rows: dict[bytes, bytes]) -> None:
     deleted = b"".join(written_out(key, b"") for key in rows)
     [message] = delete_elements("table", "set", rows, Shape.EXACT)
     assert message.message.body == head + attribute(3 | NESTED, deleted)
+
+
+VALUES: st.SearchStrategy[Value] = st.one_of(
+    st.just(b""),
+    st.binary(min_size=8, max_size=8),
+    st.builds(Tag, st.sampled_from(["cluster4-1", DROP]), st.sampled_from(["", "shop/web"])),
+)
+
+
+@given(st.dictionaries(st.binary(min_size=16, max_size=16), VALUES, min_size=1))
+def test_what_was_packed_is_read_alike_or_not(rows: dict[bytes, Value]) -> None:
+    for some in (rows, {key: value for key, value in rows.items() if isinstance(value, bytes)}):
+        messages = add_elements("table", "set", some, Shape.EXACT)
+        answers = [memoryview(each.message.body) for each in messages]
+        assert elements(answers, Shape.EXACT) == some
+
+
+@given(st.dictionaries(st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8)))
+def test_a_frame_that_differs_is_read_with_care(rows: dict[bytes, bytes]) -> None:
+    body = b"".join(
+        nested(1, nested(1, attribute(1, key)), nested(2, attribute(1 + index % 2, value)))
+        for index, (key, value) in enumerate(rows.items())
+    )
+    found = elements([memoryview(attribute(3 | NESTED, body))], Shape.EXACT)
+    assert found.keys() == rows.keys()
+    assert all(found[key] == value for key, value in [*rows.items()][::2])
+    assert all(isinstance(found[key], Tag) for key in [*rows][1::2])
