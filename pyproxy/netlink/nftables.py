@@ -167,7 +167,7 @@ def get_elements(table: str, set_name: str) -> Message:
 
 def get_element(table: str, set_name: str, key: bytes) -> Message:
     """Ask for one element of a set whose keys are exact; ENOENT where it is not there."""
-    (asked,) = _messages(_GETSETELEM, 0, table, set_name, _packed([(key, b"")], Shape.EXACT))
+    (asked,) = _messages(_GETSETELEM, 0, (table, set_name), {key: b""}, Shape.EXACT)
     return asked.message
 
 

@@ -256,32 +256,47 @@ def test_a_right_that_is_taken_away_is_told_as_that(namespace: Namespace) -> Non
     assert said == [f"PermissionKernelError {errno.EPERM}"] * 2
 
 
-COLD_START = [sys.executable, "-m", "tests.chaos.cold_start", "20000", "10"]
-COLD_START_BYTES = 14 << 20
-"""At least; a send buffer is twice what net.core.wmem_max says."""
+COLD_START = [sys.executable, "-m", "tests.chaos.cold_start"]
+LARGEST_PART, ONE_LARGE_SERVICE = 400 << 10, 9 << 20
+"""Bytes: at most of 5,000 rows, at least of a Service with 200,000 endpoints."""
+
+LIMITED = ["unshare", "--user", "--map-root-user", "--net"]
+"""In a user namespace of its own root may not go beyond net.core.wmem_max."""
 
 
-def require_whole(came: str) -> None:
-    told = msgspec.json.decode(came)
-    assert told["held"] == told["wanted"] == {"services4": 20000, "endpoints4": 200000}
+def cold_start(namespace: Namespace, services: int, *, within: list[str]) -> str:
+    command = [*within, *COLD_START, str(services), str(200_000 // services)]
+    done = namespace.run(command)
+    told = msgspec.json.decode(done.stdout)
+    assert told["held"] == told["wanted"] == {"services4": services, "endpoints4": 200_000}
     assert told["right"]
+    return done.stderr
+
+
+@pytest.fixture
+def send_buffer(namespace: Namespace) -> int:
+    if namespace.run([*LIMITED, "true"], check=False).returncode:
+        pytest.skip("needs user namespaces")
+    return 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
 
 
 @pytest.mark.kernel
 def test_a_cold_start_of_any_size_goes_through(namespace: Namespace) -> None:
-    done = namespace.run(COLD_START)
-    require_whole(done.stdout)
-    assert not done.stderr
+    assert not cold_start(namespace, 20_000, within=[])
 
 
 @pytest.mark.kernel
-def test_where_buffers_are_limited_it_goes_in_parts(namespace: Namespace) -> None:
-    # In a user namespace of its own root may not go beyond net.core.wmem_max.
-    inside = ["unshare", "--user", "--map-root-user", "--net"]
-    if 2 * int(Path("/proc/sys/net/core/wmem_max").read_text()) > COLD_START_BYTES:
-        pytest.skip("net.core.wmem_max is beyond what a cold start needs")
-    if namespace.run([*inside, "true"], check=False).returncode:
-        pytest.skip("needs user namespaces")
-    done = namespace.run([*inside, *COLD_START])
-    require_whole(done.stdout)
-    assert "bytes went to the kernel in parts" in done.stderr
+def test_a_cold_start_needs_no_large_buffers(namespace: Namespace, send_buffer: int) -> None:
+    if send_buffer < LARGEST_PART:
+        pytest.skip("net.core.wmem_max is smaller than Linux has it by itself")
+    assert not cold_start(namespace, 20_000, within=LIMITED)
+
+
+@pytest.mark.kernel
+def test_a_service_too_large_for_the_buffer_goes_in_parts(
+    namespace: Namespace, send_buffer: int
+) -> None:
+    if send_buffer > ONE_LARGE_SERVICE:
+        pytest.skip("net.core.wmem_max is beyond what a large Service needs")
+    said = cold_start(namespace, 1, within=LIMITED)
+    assert "bytes went to the kernel in parts" in said

@@ -53,7 +53,7 @@ from pyproxy.policy.answer import ServiceAnswer
 
 Answers = Mapping[ObjectName, ServiceAnswer | None]
 
-_AT_ONCE = 10_000
+_AT_ONCE = 5_000
 """Rows of a transaction: the kernel takes 1 to 10 microseconds for each, and nobody else can write
 meanwhile."""
 
