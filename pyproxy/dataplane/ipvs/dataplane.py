@@ -137,7 +137,7 @@ class IpvsDataplane:
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
         self._read_ipvs(held, here.ours)
         answers = {answer.name: answer for answer in services}
-        marks = recall(answers.values(), held)
+        marks = recall(answers.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
         shared: Counter[SharedRow] = Counter()
         for answer in answers.values():

@@ -48,8 +48,8 @@ class Marks(msgspec.Struct, frozen=True):
         return Marks(numbers)
 
 
-def recall(answers: Iterable[ServiceAnswer], held: Table) -> Marks:
-    """Give every port that needs one a number, and the one that it has in the kernel if it can."""
+def recall(answers: Iterable[ServiceAnswer], held: Table, known: Marks) -> Marks:
+    """Give every port that needs one a number: that which it has in the kernel, or had before."""
     numbers: dict[PortKey, int] = {}
     needed: list[PortKey] = []
     given: set[int] = set()
@@ -62,6 +62,7 @@ def recall(answers: Iterable[ServiceAnswer], held: Table) -> Marks:
         for key, port in split_ports(answer):
             needed.append(key)
             number = _held_number(port, held)
+            number = known.numbers.get(key) if number is None else number
             if number is not None and number not in given:
                 numbers[key] = number
                 given.add(number)

@@ -1,0 +1,204 @@
+"""Connections through a real IPVS: how they are spread, stay and end."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from msgspec.structs import replace
+
+from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.lab.namespace import Namespace
+from pyproxy.lab.network import Network
+from pyproxy.lab.probe import Target, ask, parse_target, probe
+from pyproxy.model.address import Port, Protocol, backend, parse_address, parse_network
+from pyproxy.policy.answer import ServiceAnswer
+from tests.dataplane.ipvs.test_dataplane import WEB, service
+
+pytestmark = [pytest.mark.vm, pytest.mark.packets]
+
+T = TypeVar("T")
+PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
+A1, B1, B2 = (
+    backend(parse_address(address), Port(8080))
+    for address in ("10.244.1.11", "10.244.2.11", "10.244.2.12")
+)
+WEB_IP = Target("10.96.0.1", 80)
+WEB_UDP = replace(WEB_IP, protocol=Protocol.UDP)
+SETTINGS = ("conntrack", "conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template")
+
+
+class Node:
+    """Node na of a lab, with a dataplane and without an agent."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._inside = network.namespace("na")
+        self.now = 1000.0
+        self.dataplane = self.call(self._make)
+        self.call(lambda: self.dataplane.commit(self.dataplane.replan([], PODS)))
+
+    def _make(self) -> IpvsDataplane:
+        made = IpvsDataplane(Options(), lambda: self.now)
+        made.prepare()
+        for name in SETTINGS:
+            Path("/proc/sys/net/ipv4/vs", name).write_text("1")
+        return made
+
+    def call(self, function: Callable[[], T]) -> T:
+        return self._inside.call(function)
+
+    def serve(self, answer: ServiceAnswer | None) -> None:
+        changes = Changes({WEB: answer})
+        assert not self.call(lambda: self.dataplane.commit(self.dataplane.plan(changes)))
+
+    def tend(self) -> None:
+        assert self.call(self.dataplane.tend) is None
+
+    def table(self) -> str:
+        return self._inside.run(["cat", "/proc/net/ip_vs"]).stdout
+
+    def from_(self, name: str) -> Namespace:
+        return self.network.namespace(name)
+
+    def reached(self, name: str, target: Target, tries: int) -> Counter[str]:
+        seen = self.from_(name).call(lambda: probe(target, tries=tries, timeout=3))
+        assert not seen.refused
+        assert not seen.dropped
+        return Counter(dict(seen.reached))
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Network() as network:
+        found = Node(network)
+        yield found
+        found.call(found.dataplane.close)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(node: Node) -> Iterator[None]:
+    yield
+    node.serve(None)
+    # Whoever still has connections gets as long as may be.
+    node.now += 7200
+    node.tend()
+
+
+def held(client: socket.socket) -> str:
+    """Say something on a connection that is open, and give the name that answers."""
+    client.sendall(b"?")
+    return client.recv(100).decode().split()[0]
+
+
+def opened(source_port: int = 0) -> tuple[socket.socket, str]:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.settimeout(5)
+    client.bind(("", source_port))
+    client.connect((WEB_IP.address, WEB_IP.port))
+    return client, client.recv(100).decode().split()[0]
+
+
+def test_round_robin_shares_evenly(node: Node) -> None:
+    node.serve(service(A1, B1, B2))
+    assert node.reached("a2", WEB_IP, 12) == {"a1": 4, "b1": 4, "b2": 4}
+
+
+def test_least_connections_looks_at_those_that_are_open(node: Node) -> None:
+    node.serve(service(A1, B1, scheduler="wlc"))
+
+    def connect() -> list[tuple[socket.socket, str]]:
+        return [opened() for _ in range(6)]
+
+    clients = node.from_("a2").call(connect)
+    assert Counter(name for _, name in clients) == {"a1": 3, "b1": 3}
+    for client, name in clients:
+        if name == "a1":
+            client.close()
+    more = node.from_("a2").call(lambda: [opened() for _ in range(3)])
+    assert Counter(name for _, name in more)["a1"] >= 2
+    for client, _ in [*clients, *more]:
+        client.close()
+
+
+def test_sh_sends_a_client_to_one_and_mh_its_connections_to_several(node: Node) -> None:
+    node.serve(service(A1, B1, B2, scheduler="sh"))
+    assert len(node.reached("a2", WEB_IP, 12)) == 1
+    node.serve(service(A1, B1, B2, scheduler="mh"))
+    assert len(node.reached("a2", WEB_IP, 32)) == 3
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "sh", "mh"])
+def test_a_held_connection_outlives_its_endpoint_and_newcomers_go_elsewhere(
+    node: Node, scheduler: str
+) -> None:
+    node.serve(service(B1, scheduler=scheduler))
+    client, name = node.from_("a2").call(opened)
+    with closing(client):
+        assert name == "b1"
+        node.serve(service(B2, scheduler=scheduler))
+        node.tend()
+        assert node.reached("a2", WEB_IP, 6) == {"b2": 6}
+        assert held(client) == "b1"
+        node.serve(None)
+        node.tend()
+        assert held(client) == "b1"
+        assert node.from_("a2").call(lambda: probe(WEB_IP, tries=3, timeout=3)).refused == 3
+
+
+def test_a_client_that_takes_its_port_again_meets_no_endpoint_that_left(node: Node) -> None:
+    node.serve(service(B1))
+
+    def ask_again() -> str:
+        client, name = opened(45678)
+        # Without a reset the client's own kernel would not give it the port again.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        return name
+
+    assert node.from_("a2").call(ask_again) == "b1"
+    node.serve(service(B2))
+    assert node.from_("a2").call(ask_again) == "b2"
+    node.serve(service(B1))
+    assert node.from_("a2").call(ask_again) in ("b1", "b2")
+
+
+def test_affinity_lets_go_of_who_leaves(node: Node) -> None:
+    node.serve(service(B1, affinity_timeout=600))
+    assert node.reached("a2", WEB_IP, 3) == {"b1": 3}
+    node.serve(service(B1, B2, A1, affinity_timeout=600))
+    assert node.reached("a2", WEB_IP, 6) == {"b1": 6}
+    node.serve(service(B2, affinity_timeout=600))
+    assert node.reached("a2", WEB_IP, 6) == {"b2": 6}
+
+
+def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
+    node.serve(service(B1, protocol=Protocol.UDP))
+
+    def answers(number: int) -> list[str]:
+        found = []
+        for _ in range(number):
+            try:
+                found.append(ask(WEB_UDP, timeout=2, source_port=45679).split()[0])
+            except TimeoutError:
+                found.append("")
+        return found
+
+    assert node.from_("a2").call(lambda: answers(2)) == ["b1", "b1"]
+    node.serve(service(B2, protocol=Protocol.UDP))
+    # The kernel may drop the one packet by which it finds out.
+    assert node.from_("a2").call(lambda: answers(3))[1:] == ["b2", "b2"]
+    node.serve(None)
+    refused = node.from_("a2").call(
+        lambda: probe(parse_target("10.96.0.1:80/udp"), tries=2, timeout=2, source_port=45679)
+    )
+    assert not refused.reached

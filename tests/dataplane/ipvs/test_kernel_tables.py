@@ -1,0 +1,195 @@
+"""What a real kernel holds after commits, restarts, others' changes and cleanup."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+from pyproxy.dataplane.ipvs.kernel import Kernel
+from pyproxy.dataplane.ipvs.plan import IpvsPlan
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.model.address import parse_address, parse_network
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import Virtual
+from pyproxy.policy.answer import Scope, Use
+from tests.dataplane.ipvs.stage import Answers
+from tests.dataplane.ipvs.test_dataplane import (
+    FOREIGN,
+    HTTP,
+    NODE,
+    ONE,
+    THREE,
+    TWO,
+    WEB,
+    many,
+    of,
+    service,
+)
+
+pytestmark = [pytest.mark.vm, pytest.mark.kernel]
+
+T = TypeVar("T")
+PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
+
+
+class Machine:
+    """A namespace and the dataplane of its agent; whatever asks for a process is asked inside."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+        self.now = 1000.0
+        self.dataplane = self.restarted()
+        self.answers: Answers = {}
+
+    def call(self, function: Callable[[], T]) -> T:
+        return self.namespace.call(function)
+
+    def restarted(self) -> IpvsDataplane:
+        def make() -> IpvsDataplane:
+            made = IpvsDataplane(Options(), lambda: self.now)
+            made.prepare()
+            return made
+
+        self.dataplane = self.call(make)
+        return self.dataplane
+
+    def begin(self, answers: Answers) -> tuple[Failure, ...]:
+        self.answers = dict(answers)
+        return self.call(lambda: self.dataplane.commit(self.plan()))
+
+    def plan(self) -> IpvsPlan:
+        return self.call(lambda: self.dataplane.replan(self.answers.values(), PODS))
+
+    def change(self, answers: Answers) -> tuple[Failure, ...]:
+        changed = Changes({**dict.fromkeys(self.answers), **answers})
+        self.answers = dict(answers)
+        return self.call(lambda: self.dataplane.commit(self.dataplane.plan(changed)))
+
+    def table(self) -> dict[Virtual, dict[bytes, int]]:
+        def read() -> dict[Virtual, dict[bytes, int]]:
+            kernel = Kernel()
+            kernel.prepare()
+            found = {
+                virtual: {each.backend: each.weight for each in kernel.servers(virtual)}
+                for virtual in kernel.virtuals()
+            }
+            kernel.close()
+            return found
+
+        return self.call(read)
+
+    def sh(self, command: str) -> str:
+        return self.namespace.run(["sh", "-c", command]).stdout
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    namespace = Namespace(f"ipvs{os.getpid()}")
+    ip([f"netns add {namespace.name}"])
+    try:
+        links = ["link set lo up", "link add eth0 type dummy", "addr add 172.30.0.11/24 dev eth0"]
+        namespace.ip(links)
+        yield Machine(namespace)
+    finally:
+        ip([f"netns del {namespace.name}"])
+
+
+def everything() -> Answers:
+    return of(
+        service(ONE, TWO),
+        service(ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,),
+                address=parse_address("192.0.2.1"), name=ObjectName("shop", "split")),
+        service(ONE, scope=Scope.NODE_PORT, address=NODE, name=ObjectName("shop", "node")),
+        service(use=Use.REFUSE, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
+        service(TWO, address=parse_address("10.96.0.3"), name=ObjectName("shop", "sticky"),
+                affinity_timeout=60, scheduler="mh"),
+    )  # fmt: skip
+
+
+def test_a_restart_writes_nothing(machine: Machine) -> None:
+    assert not machine.begin(everything())
+    machine.restarted()
+    plan = machine.plan()
+    assert not plan, str(plan)
+
+
+def test_one_endpoint_is_one_message(machine: Machine) -> None:
+    others = many(100)
+    machine.begin(of(*others, service(ONE, TWO)))
+    sent = machine.dataplane.messages_sent
+    machine.change(of(*others, service(ONE, TWO, THREE)))
+    assert machine.dataplane.messages_sent == sent + 1
+    assert machine.table()[HTTP] == {ONE: 1, TWO: 1, THREE: 1}
+
+
+def test_who_has_no_connection_leaves_at_the_next_look(machine: Machine) -> None:
+    machine.begin(of(service(ONE, TWO)))
+    machine.change(of(service(ONE)))
+    assert machine.table() == {HTTP: {ONE: 1, TWO: 0}}
+    machine.call(machine.dataplane.tend)
+    assert machine.table() == {HTTP: {ONE: 1}}
+    machine.change({})
+    machine.call(machine.dataplane.tend)
+    assert machine.table() == {}
+
+
+def test_others_virtual_services_are_untouched_by_start_changes_and_cleanup(
+    machine: Machine,
+) -> None:
+    machine.sh("ipvsadm -A -t 172.30.0.11:5432 -s wrr")
+    machine.sh("ipvsadm -a -t 172.30.0.11:5432 -r 10.244.2.1:8080 -m -w 3")
+    machine.sh("ipvsadm -A -f 7 -s lc")
+    before = machine.sh("ipvsadm -Sn")
+    assert not machine.begin(everything())
+    machine.change(of(service(THREE)))
+    machine.restarted()
+    machine.begin(of(service(TWO)))
+    assert machine.table()[FOREIGN] == {ONE: 3}
+    machine.call(machine.dataplane.cleanup)
+    assert machine.sh("ipvsadm -Sn") == before
+    assert "kube-ipvs0" not in machine.sh("ip link")
+    assert "pyproxy-ipvs" not in machine.sh("nft list tables")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "ipvsadm -C",
+        "ipvsadm -D -t 10.96.0.1:80",
+        "ipvsadm -d -t 10.96.0.1:80 -r 10.244.2.1:8080",
+        "ipvsadm -e -t 10.96.0.1:80 -r 10.244.2.1:8080 -m -w 9",
+        "ipvsadm -E -t 10.96.0.1:80 -s wlc",
+        "ip addr del 10.96.0.1/32 dev kube-ipvs0",
+        "ip link del kube-ipvs0",
+    ],
+)
+def test_what_somebody_changes_is_noticed_at_the_next_look_and_put_right(
+    machine: Machine, harm: str
+) -> None:
+    machine.begin(everything())
+    right = machine.sh("ipvsadm -Sn"), machine.sh("ip -o addr show kube-ipvs0 | sort")
+    assert machine.call(machine.dataplane.tend) is None
+    machine.sh(harm)
+    assert machine.call(machine.dataplane.tend) is not None
+    machine.begin(everything())
+    after = machine.sh("ipvsadm -Sn"), machine.sh("ip -o addr show kube-ipvs0 | sort")
+    assert sorted(after[0].splitlines()) == sorted(right[0].splitlines())
+    assert [line.split()[3] for line in after[1].splitlines()] == [
+        line.split()[3] for line in right[1].splitlines()
+    ]
+    assert machine.call(machine.dataplane.tend) is None
+
+
+def test_a_service_that_the_kernel_refuses_is_set_aside_alone(machine: Machine) -> None:
+    machine.sh("ipvsadm -A -t 172.30.0.11:80 -s wrr")
+    own = service(ONE, scope=Scope.NODE_PORT, address=NODE)
+    (other,) = many(1)
+    (failure,) = machine.begin(of(own, other))
+    assert failure.name == WEB
+    assert len(machine.table()) == 2

@@ -1,0 +1,129 @@
+"""The table of rules in a real kernel, with IPVS in dicts beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.ipvs import dataplane as module
+from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+from pyproxy.dataplane.ipvs.rules import RulesTable
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.errors import OutOfStepError
+from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.model.address import Family, parse_address, parse_network
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import Scope, ServiceAnswer, Use
+from tests.dataplane.ipvs.fake import FakeKernel
+from tests.dataplane.ipvs.test_dataplane import NODE, ONE, TWO, of, service
+
+pytestmark = pytest.mark.kernel
+
+PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
+BOTH = frozenset(Family)
+ANSWERS = of(
+    service(ONE, TWO),
+    service(
+        *(ONE, TWO),
+        use=Use.SPLIT,
+        scope=Scope.LOAD_BALANCER,
+        local=(ONE,),
+        address=parse_address("192.0.2.1"),
+        name=ObjectName("shop", "split"),
+        source_ranges=(parse_network("203.0.113.0/24"), parse_network("198.51.100.0/24")),
+    ),
+    service(ONE, scope=Scope.NODE_PORT, address=NODE, name=ObjectName("shop", "node")),
+    service(use=Use.REFUSE, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
+    service(use=Use.DROP, address=parse_address("10.96.0.3"), name=ObjectName("shop", "drop")),
+)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    made = Namespace(f"rules{os.getpid()}")
+    ip([f"netns add {made.name}"])
+    yield made
+    ip([f"netns del {made.name}"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(pod_families=BOTH),
+        Options(pod_interface="cni0", masquerade_all=True),
+        Options(pod_interface="veth*"),
+    ],
+)
+def test_the_rules_load_and_their_listing_loads_again(
+    namespace: Namespace, options: Options
+) -> None:
+    table = namespace.call(RulesTable)
+    assert not table.is_loaded(options)
+    namespace.call(lambda: table.load(options))
+    assert table.is_loaded(options)
+    listed = namespace.run(["nft", "list", "ruleset"]).stdout
+    namespace.run(["nft", "flush", "ruleset"])
+    namespace.run(["nft", "-f", "-"], text=listed)
+    assert namespace.run(["nft", "list", "ruleset"]).stdout == listed
+    table.close()
+
+
+def test_rules_of_other_options_are_replaced_and_elements_stay(namespace: Namespace) -> None:
+    table = namespace.call(RulesTable)
+    namespace.call(lambda: table.load(Options()))
+    namespace.run(["nft", "add element inet pyproxy-ipvs addresses4 { 10.96.0.1 }"])
+    namespace.call(lambda: table.load(Options(pod_families=BOTH)))
+    assert table.is_loaded(Options(pod_families=BOTH))
+    assert not table.is_loaded(Options())
+    assert table.read() == {"addresses4": {parse_address("10.96.0.1"): b""}}
+    table.close()
+
+
+@pytest.mark.parametrize(
+    "harm", ["add chain inet pyproxy-ipvs stray", "add set inet pyproxy-ipvs s { type mark; }"]
+)
+def test_a_table_with_what_is_not_ours_is_replaced(namespace: Namespace, harm: str) -> None:
+    table = namespace.call(RulesTable)
+    namespace.call(lambda: table.load(Options()))
+    before = namespace.run(["nft", "list", "ruleset"]).stdout
+    namespace.run(["nft", harm])
+    with pytest.raises(OutOfStepError):
+        namespace.call(lambda: table.load(Options()))
+    assert namespace.run(["nft", "list", "ruleset"]).stdout == before
+    table.close()
+
+
+@pytest.mark.parametrize("harm", ["flush ruleset", "flush chain inet pyproxy-ipvs services"])
+def test_what_somebody_does_to_the_table_is_put_right(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    kernel = FakeKernel()
+    monkeypatch.setattr(module, "Kernel", lambda: kernel)
+
+    def begin(dataplane: IpvsDataplane) -> None:
+        answers: list[ServiceAnswer] = list(ANSWERS.values())
+        plan = dataplane.replan(answers, PODS)
+        assert not dataplane.commit(plan)
+
+    dataplane = namespace.call(lambda: IpvsDataplane(Options()))
+    namespace.call(dataplane.prepare)
+    namespace.call(lambda: begin(dataplane))
+    right = namespace.run(["nft", "list", "ruleset"]).stdout
+    assert "192.0.2.1 . tcp . 80 : 0x50000000" in right
+    namespace.run(["nft", harm])
+    drift = dataplane.wait_for_drift()
+    assert drift is not None
+    assert drift.by.startswith("nft")
+    namespace.call(lambda: begin(dataplane))
+    assert sorted(namespace.run(["nft", "list", "ruleset"]).stdout.split()) == sorted(right.split())
+    sent = dataplane.messages_sent
+    namespace.call(lambda: begin(dataplane))
+    assert dataplane.messages_sent == sent
+    namespace.call(dataplane.cleanup)
+    assert not kernel.table
+    assert not namespace.run(["nft", "list", "ruleset"]).stdout
+    dataplane.close()
