@@ -13,6 +13,7 @@ import time
 from pyproxy import takeover
 from pyproxy.agent.core import Commit
 from pyproxy.agent.world import World
+from pyproxy.config.settings import ProxyMode
 from pyproxy.errors import KernelError
 from pyproxy.metrics import Metrics
 from pyproxy.takeover import Leftovers
@@ -25,10 +26,14 @@ _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 class Takeover:
-    """A follower that removes kube-proxy's leftovers after the first commit, in its own thread."""
+    """A follower that removes kube-proxy's leftovers after the first commit, in its own thread.
 
-    def __init__(self, metrics: Metrics) -> None:
+    In ipvs mode the device of service addresses, and what IPVS has there, has gone over to us.
+    """
+
+    def __init__(self, metrics: Metrics, mode: ProxyMode) -> None:
         self._metrics = metrics
+        self._spare_device = mode is ProxyMode.IPVS
         self._begun = False
 
     def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
@@ -41,7 +46,7 @@ class Takeover:
     def _run(self) -> None:
         for pause in _PAUSES:
             time.sleep(pause)
-            if remove_leftovers():
+            if remove_leftovers(spare_device=self._spare_device):
                 return
             self._metrics.cleanup_failed()
         log.error(
@@ -50,10 +55,13 @@ class Takeover:
         )
 
 
-def remove_leftovers() -> bool:
-    """Remove what there is of kube-proxy's, and log it; whether nothing of it is left."""
+def remove_leftovers(*, spare_device: bool = False) -> bool:
+    """Remove what there is of kube-proxy's, and log it; whether nothing of it is left.
+
+    With `spare_device` all but its network device and what IPVS has there.
+    """
     try:
-        found = takeover.find()
+        found = takeover.find(spare_device=spare_device)
         for line in found.lines():
             log.debug("kube-proxy has left %s", line)
         failures = takeover.remove(found)

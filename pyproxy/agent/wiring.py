@@ -116,7 +116,7 @@ def _serve(
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
             memory,
-            *([Takeover(metrics)] if settings.takeover else []),
+            *([Takeover(metrics, settings.mode)] if settings.takeover else []),
         ]
         agent = Agent(
             dataplane,

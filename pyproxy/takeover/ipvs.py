@@ -59,14 +59,17 @@ def find_links() -> tuple[str, ...]:
 
 
 def find_services(links: tuple[str, ...], sets: tuple[str, ...]) -> tuple[VirtualService, ...]:
-    """List kube-proxy's virtual services by its device and its sets. Raises KernelError."""
+    """List kube-proxy's virtual services by its device and its sets. Raises KernelError.
+
+    A device that is not among `links` is not kube-proxy's any more, and neither is what is there.
+    """
     if not links and not sets:
         return ()
 
     def read() -> tuple[VirtualService, ...]:
         running = _virtual_services()
         own, local = _addresses()
-        return choose(running, own, local, _node_ports(sets))
+        return choose(running, own if links else frozenset(), local, _node_ports(sets))
 
     return _asking("listing IPVS virtual services", read, ())
 

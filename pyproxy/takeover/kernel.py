@@ -29,10 +29,11 @@ nf_tables frees the rules of a transaction some time after it.
 _PAUSE = 0.05
 
 
-def find() -> Leftovers:
+def find(*, spare_device: bool = False) -> Leftovers:
     """Read the kernel for all that is kube-proxy's; what cannot be read hides nothing else.
 
-    Raises KernelError where there is no netfilter to ask.
+    With `spare_device` its network device is somebody else's by now, with the virtual services
+    whose addresses are there. Raises KernelError where there is no netfilter to ask.
     """
     unread: list[Failure] = []
 
@@ -54,7 +55,7 @@ def find() -> Leftovers:
         for program in tools.PROGRAMS
     ]
     sets = reading("ipsets", ipvs.find_sets)
-    links = reading("network devices", ipvs.find_links)
+    links = () if spare_device else reading("network devices", ipvs.find_links)
     services = reading("IPVS virtual services", partial(ipvs.find_services, links, sets))
     return Leftovers(tables, tuple(chain(*rules)), services, links, sets, counters, tuple(unread))
 

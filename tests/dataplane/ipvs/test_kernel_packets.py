@@ -23,7 +23,7 @@ from pyproxy.model.address import Port, Protocol, backend, parse_address, parse_
 from pyproxy.policy.answer import ServiceAnswer
 from tests.dataplane.ipvs.test_dataplane import WEB, service
 
-pytestmark = [pytest.mark.vm, pytest.mark.packets]
+pytestmark = pytest.mark.vm
 
 T = TypeVar("T")
 PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))

@@ -32,7 +32,7 @@ from tests.dataplane.ipvs.test_dataplane import (
     service,
 )
 
-pytestmark = [pytest.mark.vm, pytest.mark.kernel]
+pytestmark = pytest.mark.vm
 
 T = TypeVar("T")
 PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
