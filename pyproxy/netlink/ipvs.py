@@ -70,11 +70,15 @@ class Scheduling(NamedTuple):
 
 
 class Server(msgspec.Struct, frozen=True, gc=False):
-    """A real server as a dump has it; `connections` are its active and inactive ones."""
+    """A real server as a dump has it.
+
+    `connections` are all that the kernel still knows, `active` those of them that are established.
+    """
 
     backend: Backend
     weight: int
     connections: int = 0
+    active: int = 0
 
 
 def get_family() -> Request:
@@ -168,8 +172,9 @@ def servers(answers: Iterable[memoryview], family: Family) -> list[Server]:
         if _short(dest, _ADDR_FAMILY) not in (0, _AF_OF[family]) or _DEST_ADDR not in dest:
             continue
         backend = Backend(bytes(dest[_DEST_ADDR][: family.bits // 8]) + bytes(dest[_DEST_PORT]))
-        connections = _number(dest, _ACTIVE_CONNS) + _number(dest, _INACT_CONNS)
-        found.append(Server(backend, _number(dest, _WEIGHT), connections))
+        active = _number(dest, _ACTIVE_CONNS)
+        connections = active + _number(dest, _INACT_CONNS)
+        found.append(Server(backend, _number(dest, _WEIGHT), connections, active))
     return found
 
 

@@ -57,7 +57,7 @@ def _server(words: list[str]) -> Server | None:
     if place is None or not all(number.isdigit() for number in numbers):
         return None
     weight, active, inactive = map(int, numbers)
-    return Server(place, weight, active + inactive)
+    return Server(place, weight, active + inactive, active)
 
 
 def _place(word: str) -> Backend | None:

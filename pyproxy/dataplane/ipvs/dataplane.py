@@ -195,7 +195,7 @@ class IpvsDataplane:
         """Let go of servers whose connections are gone, and look at what tells of no change."""
         if self._patrol is None:
             return None
-        done = self._deadlines.done(self._leaving, self._kernel.servers)
+        done = self._deadlines.done(self._leaving, self._kernel.servers, self._own)
         if done:
             self._let_go(done)
         return Drift(_SOMEBODY) if self._patrol.finds(self._held) else None

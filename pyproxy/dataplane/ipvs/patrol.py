@@ -38,18 +38,28 @@ class Deadlines:
         self._until = {key: self._until.get(key, latest) for key in leaving.pairs()}
 
     def done(
-        self, leaving: Leaving, servers: Callable[[Virtual], Sequence[Server]]
+        self,
+        leaving: Leaving,
+        servers: Callable[[Virtual], Sequence[Server]],
+        own: AbstractSet[Address],
     ) -> set[ServerKey]:
         """Ask about some of those that are leaving: who has no connections left, or no time.
 
-        Raises KernelError.
+        What the node itself has on a port of its `own` addresses gets nothing as long as a virtual
+        service is there. So where nobody wants that any more, it does not wait for connections
+        that have been closed to be forgotten. Raises KernelError.
         """
         if not self._until:
             return set()
         found: set[ServerKey] = set()
         for virtual in self._next(leaving):
             backends = leaving.servers.get(virtual, frozenset[Backend]())
-            busy = {each.backend for each in servers(virtual) if each.connections}
+            in_the_way = virtual in leaving.virtuals and virtual.address in own
+            busy = {
+                each.backend
+                for each in servers(virtual)
+                if (each.active if in_the_way else each.connections)
+            }
             found.update((virtual, backend) for backend in backends - busy)
         now = self._clock()
         return found | {key for key, until in self._until.items() if until <= now}

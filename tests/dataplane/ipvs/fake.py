@@ -25,13 +25,14 @@ _DELSETELEM = 14
 
 
 class FakeKernel:
-    """IPVS and the device. `connections` are those of a real server."""
+    """IPVS and the device. `connections` are those of a real server, `closed` whether by now."""
 
     def __init__(self, others: Iterable[Address] = ()) -> None:
         self.write = Messages(30)
         self.table: dict[Virtual, dict[Backend, int]] = {}
         self.how: dict[Virtual, Scheduling] = {}
         self.connections: dict[tuple[Virtual, Backend], int] = {}
+        self.closed = False
         self.device = 0
         self.on_device: set[Address] = set()
         self.others = frozenset(others)
@@ -52,10 +53,11 @@ class FakeKernel:
         return self.how.get(virtual)
 
     def servers(self, virtual: Virtual) -> list[Server]:
-        return [
-            Server(backend, weight, self.connections.get((virtual, backend), 0))
-            for backend, weight in self.table.get(virtual, {}).items()
-        ]
+        found = []
+        for backend, weight in self.table.get(virtual, {}).items():
+            count = self.connections.get((virtual, backend), 0)
+            found.append(Server(backend, weight, count, 0 if self.closed else count))
+        return found
 
     def all_servers(self) -> dict[Virtual, list[Server]]:
         return {virtual: self.servers(virtual) for virtual in self.table}

@@ -200,6 +200,22 @@ def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_
     assert len(stage.rules.table["refused4"]) == 1
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_port_of_the_node_is_given_back_when_the_last_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    stage = Stage(monkeypatch, [NODE] if own else [])
+    virtual = HTTP._replace(address=NODE)
+    stage.begin(of(service(ONE, address=NODE, scope=Scope.EXTERNAL_IP)))
+    stage.kernel.connections[virtual, ONE] = 1
+    stage.change({})
+    stage.dataplane.tend()
+    assert virtual in stage.kernel.table
+    stage.kernel.closed = True
+    stage.dataplane.tend()
+    assert (virtual in stage.kernel.table) is not own
+
+
 FOREIGN = Virtual(Family.IPV4, 6, NODE, Port(5432))
 
 
