@@ -33,7 +33,7 @@ def ask(asker: Asker, namespace: argparse.Namespace) -> Services:
 
 def show(found: Services) -> Iterator[RenderableType]:
     """Show a line for each port, or everything about one Service."""
-    if len(found.services) == 1:
+    if found.named:
         yield from _in_full(found.services[0])
         return
     yield table(

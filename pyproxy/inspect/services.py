@@ -69,10 +69,11 @@ class ServiceView(msgspec.Struct, frozen=True, rename="camel"):
     problems: tuple[SetAside, ...]
 
 
-class Services(msgspec.Struct, frozen=True):
-    """Services by namespace and name."""
+class Services(msgspec.Struct, frozen=True, rename="camel"):
+    """Services by namespace and name; `named` says that one was asked for by its name."""
 
     services: tuple[ServiceView, ...]
+    named: bool = False
 
 
 class Which(msgspec.Struct, frozen=True):
@@ -84,16 +85,17 @@ class Which(msgspec.Struct, frozen=True):
 
 def services(snapshot: Snapshot, which: Which) -> Services:
     """Show the Services asked for. Raises UsageError where there is none of that name."""
-    slices = _by_service(snapshot)
     problems = _by_name(snapshot.problems)
+    slices: Mapping[ObjectName, Sequence[EndpointSlice]]
     if which.name:
         name = object_name(which.name)
         if name not in snapshot.services:
             raise UsageError(
                 f"{name}: this node serves no such Service: pyproxy explain {name} says why"
             )
-        chosen = [name]
+        chosen, slices = [name], {name: snapshot.slices_of(name)}
     else:
+        slices = _by_service(snapshot)
         chosen = sorted(
             each for each in snapshot.services if which.namespace in ("", each.namespace)
         )
@@ -101,7 +103,8 @@ def services(snapshot: Snapshot, which: Which) -> Services:
         tuple(
             service_view(snapshot, name, slices.get(name, ()), problems.get(str(name), ()))
             for name in chosen
-        )
+        ),
+        named=bool(which.name),
     )
 
 
