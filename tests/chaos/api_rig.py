@@ -19,7 +19,6 @@ from pyproxy.dataplane.interface import Failure
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
-from pyproxy.lab.apiserver.registry import Deletion
 from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, NODES, SERVICES
 from pyproxy.lab.apiserver.server import ApiServer, Handler
 from pyproxy.lab.apiserver.settings import Settings as ServerSettings
@@ -31,6 +30,7 @@ from pyproxy.source.client import Client
 from pyproxy.source.decode import NotOurs, read
 from pyproxy.source.kubernetes import KubernetesSource
 from tests.agent.world import HOSTNAME, PlannedTable, TableDataplane
+from tests.chaos.numbered import endpoint_slice, service
 from tests.source.scripted import Pace, client_of
 
 Object = dict[str, Any]
@@ -47,48 +47,6 @@ def node() -> Object:
         "spec": {"podCIDRs": ["10.244.1.0/24"]},
         "status": {"addresses": [{"type": "InternalIP", "address": "172.30.0.11"}]},
     }
-
-
-def service(number: int) -> Object:
-    address = f"10.96.{number // 250 + 1}.{number % 250 + 1}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": f"s{number}", "namespace": "shop"},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": address,
-            "clusterIPs": [address],
-            "ipFamilies": ["IPv4"],
-            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}],
-        },
-    }
-
-
-def endpoint_slice(number: int, pods: Iterable[int]) -> Object:
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": f"s{number}-1",
-            "namespace": "shop",
-            "labels": {"kubernetes.io/service-name": f"s{number}"},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
-        "endpoints": [{"addresses": [f"10.244.1.{pod}"]} for pod in pods],
-    }
-
-
-def remove(server: ApiServer, number: int) -> None:
-    """Take a Service and its slice away."""
-
-    def both() -> None:
-        for resource, name in ((SERVICES, f"s{number}"), (ENDPOINT_SLICES, f"s{number}-1")):
-            stored = server.registry.find(resource, "shop", name)
-            server.registry.delete(resource, stored, Deletion())
-
-    server.call(both)
 
 
 class Witness(TableDataplane):

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.namespace import Namespace, ip
-
-NUMBERS = itertools.count()
+from pyproxy.lab.namespace import Namespace
+from tests.namespaces import empty_namespace
 
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     """An empty network namespace with its loopback interface up."""
-    made = Namespace(f"chaos{os.getpid()}-{next(NUMBERS)}")
-    ip([f"netns add {made.name}"])
-    try:
+    with empty_namespace("chaos") as made:
         made.ip(["link set lo up"])
         yield made
-    finally:
-        ip([f"netns del {made.name}"])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import ssl
-import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,23 +16,10 @@ import pytest
 
 from pyproxy.lab.apiserver.access import PROXY
 from pyproxy.source.connect import connect
-from tests.chaos.api_rig import Rig, api_server, endpoint_slice, service
+from tests.chaos.api_rig import Rig, api_server
+from tests.chaos.numbered import endpoint_slice, service
+from tests.source.kubeconfigs import exec_plugin, kubeconfig, write
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving, until
-
-Config = dict[str, Any]
-
-
-def kubeconfig(path: Path, url: str, user: Config, cluster: Config | None = None) -> str:
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": url, **(cluster or {})}}],
-        "users": [{"name": "u", "user": user}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-    }
-    path.write_bytes(msgspec.json.encode(config))
-    return str(path)
 
 
 @contextmanager
@@ -51,33 +37,20 @@ def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
         new.write_text(value)
         new.rename(token)
 
-    return kubeconfig(folder / "config", url, {"tokenFile": str(token)}), rotate
+    return write(folder / "config", kubeconfig(url, {"tokenFile": str(token)})), rotate
 
 
 def by_exec_plugin(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
     """A program that is asked for a token."""
-    plugin, value = folder / "plugin", folder / "value"
-    plugin.write_text(
-        "#!/bin/sh\n"
-        f"token=$(cat {value})\n"
-        'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1\\", '
-        '\\"kind\\": \\"ExecCredential\\", \\"status\\": {\\"token\\": \\"$token\\"}}"\n'
-    )
-    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
-    user = {
-        "exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": str(plugin),
-            "interactiveMode": "Never",
-        }
-    }
-    return kubeconfig(folder / "config", url, user), value.write_text
+    value = folder / "value"
+    user = exec_plugin(folder, f"$(cat {value})")
+    return write(folder / "config", kubeconfig(url, user)), value.write_text
 
 
 def by_kubeconfig(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
     """The kubeconfig itself, with the token in it."""
     path = folder / "config"
-    return str(path), lambda value: kubeconfig(path, url, {"token": value}) and None
+    return str(path), lambda value: write(path, kubeconfig(url, {"token": value})) and None
 
 
 @pytest.mark.parametrize("kind", [by_token_file, by_exec_plugin, by_kubeconfig])
@@ -104,7 +77,7 @@ def test_rights_that_are_taken_away_and_given_back(tmp_path: Path) -> None:
     with api_server(token="admin", proxy_token="proxy") as server:
         verbs = PROXY.verbs
         assert verbs is not None
-        config = kubeconfig(tmp_path / "config", server.url, {"token": "proxy"})
+        config = write(tmp_path / "config", kubeconfig(server.url, {"token": "proxy"}))
         with agent_with(config) as rig:
             rig.until_equal(server)
             rig.dataplane.keep()
@@ -178,7 +151,7 @@ def test_client_certificates_that_change(authority: Authority, tmp_path: Path) -
     with serving(_short, tls=context(authority, trusting="former")) as server:
         user = {"client-certificate": str(authority.cert), "client-key": str(authority.key)}
         trust = {"certificate-authority": str(tmp_path / "server.crt")}
-        config = kubeconfig(tmp_path / "config", server.url, user, trust)
+        config = write(tmp_path / "config", kubeconfig(server.url, user, trust))
         with agent_with(config) as rig:
             rig.until(rig.health.is_healthy, "the first commit")
             # The authority has been replaced: whoever connects anew needs a new certificate.
@@ -197,7 +170,7 @@ def test_authorities_that_change(authority: Authority, tmp_path: Path) -> None:
     with serving(_short, tls=context(authority, trusting="former")) as server:
         user = {"client-certificate": str(authority.cert), "client-key": str(authority.key)}
         trust = {"certificate-authority": str(trusted)}
-        config = kubeconfig(tmp_path / "config", server.url, user, trust)
+        config = write(tmp_path / "config", kubeconfig(server.url, user, trust))
         with agent_with(config) as rig:
             rig.until(rig.health.is_healthy, "the first commit")
             authority.authority("server")

@@ -13,7 +13,8 @@ from pyproxy.lab.apiserver.faults import HalfOpen, Refusal
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.source import client
 from pyproxy.source.connect import connect
-from tests.chaos.api_rig import Rig, agent, api_server, endpoint_slice, service
+from tests.chaos.api_rig import Rig, agent, api_server
+from tests.chaos.numbered import endpoint_slice, service
 from tests.source.scripted import serving, until
 
 PROMISE = 10.0

@@ -21,13 +21,8 @@ from pyproxy.lab.apiserver.faults import (
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.source import kubernetes
 from pyproxy.source.pacing import SystemClock
-from tests.chaos.api_rig import (
-    agent,
-    api_server,
-    endpoint_slice,
-    remove,
-    service,
-)
+from tests.chaos.api_rig import agent, api_server
+from tests.chaos.numbered import endpoint_slice, remove, service
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
@@ -68,7 +63,7 @@ def changes(server: ApiServer, begin: int) -> None:
     for number in range(begin, begin + 4):
         server.load([service(number), endpoint_slice(number, [number])])
     server.load([endpoint_slice(begin, [7, 8, 9])])
-    remove(server, begin + 1)
+    server.call(lambda: remove(server.registry, begin + 1))
 
 
 @pytest.mark.parametrize("kick", KICKS)
@@ -130,8 +125,7 @@ def test_a_list_that_shrinks_while_the_server_is_away() -> None:
         server.load(obj for n in range(10, 60) for obj in (service(n), endpoint_slice(n, [n])))
         rig.until_equal(server)
         with server.away():
-            for number in range(10, 60):
-                remove(server, number)
+            server.call(lambda: [remove(server.registry, number) for number in range(10, 60)])
             server.forget_history()
         rig.until_equal(server)
         assert rig.dataplane.lost == []

@@ -6,9 +6,8 @@ import logging
 import os
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, Shape, delete_elements
 from tests.agent.world import HOSTNAME, Clock, endpoint_slice, service
 from tests.chaos.live import Core, Live, lists, snapshot
-from tests.chaos.waiting import until
+from tests.chaos.waiting import again_and_again, until
 
 pytestmark = pytest.mark.kernel
 
@@ -52,21 +51,8 @@ class Foe:
     def close(self) -> None:
         self._netlink.close()
 
-    @contextmanager
-    def striking(self) -> Iterator[None]:
-        ending = threading.Event()
-
-        def fight() -> None:
-            while not ending.wait(0.01):
-                self.strike()
-
-        thread = threading.Thread(target=fight)
-        thread.start()
-        try:
-            yield
-        finally:
-            ending.set()
-            thread.join()
+    def striking(self) -> AbstractContextManager[None]:
+        return again_and_again(self.strike, pause=0.01)
 
 
 @pytest.fixture

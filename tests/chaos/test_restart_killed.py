@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.cluster import Cluster
 from tests.agent.live import Object, Stage, addresses, endpoint_slice, service
+from tests.chaos.waiting import again_and_again
 
 pytestmark = pytest.mark.packets
 
@@ -50,24 +50,10 @@ def crowd(chance: random.Random, number: int) -> list[Object]:
     ]
 
 
-@contextmanager
-def changing(server: ApiServer, chance: random.Random) -> Iterator[None]:
+def changing(server: ApiServer, chance: random.Random) -> AbstractContextManager[None]:
     """Change one Service after the other, as fast as the API server takes it."""
-    ending = threading.Event()
-
-    def change() -> None:
-        for number in itertools.count():
-            if ending.is_set():
-                return
-            server.load(crowd(chance, number % CROWD))
-
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
+    numbers = itertools.cycle(range(CROWD))
+    return again_and_again(lambda: server.load(crowd(chance, next(numbers))))
 
 
 def test_killed_at_twenty_points_the_state_converges(cluster: Cluster, tmp_path: Path) -> None:

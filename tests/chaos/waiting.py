@@ -1,9 +1,11 @@
-"""Waiting for something to come true."""
+"""Waiting for something to come true, and doing something meanwhile."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PATIENCE = 15.0
 """Seconds after which what should happen at once is not going to happen on a loaded machine."""
@@ -18,3 +20,21 @@ def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) 
         assert time.monotonic() - began < patience, f"not within {patience:.0f} s: {what}"
         time.sleep(_PAUSE)
     return time.monotonic() - began
+
+
+@contextmanager
+def again_and_again(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
+    """Do something in a thread beside the block, `pause` seconds apart, until the block ends."""
+    ending = threading.Event()
+
+    def work() -> None:
+        while not ending.wait(pause):
+            action()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.lab.namespace import Namespace, ip
-
-NUMBERS = itertools.count()
+from pyproxy.lab.namespace import Namespace
+from tests.namespaces import empty_namespace
 
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     """An empty network namespace."""
-    made = Namespace(f"fuzz{os.getpid()}-{next(NUMBERS)}")
-    ip([f"netns add {made.name}"])
-    try:
+    with empty_namespace("fuzz") as made:
         yield made
-    finally:
-        ip([f"netns del {made.name}"])

@@ -16,8 +16,8 @@ from pyroute2 import netns
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.netlink.attributes import attribute
 from pyproxy.netlink.flows import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, HEADER, tuple_attribute
+from tests.namespaces import empty_namespace
 
-_SERIAL = itertools.count()
 _CTA_STATUS, _CTA_PROTOINFO, _CTA_TIMEOUT = 3, 4, 7
 _CONFIRMED_AND_NATTED = 0x8 | 0x20 | 0x100
 _CREATE = 0x1 | 0x4 | 0x200 | 0x400
@@ -41,16 +41,12 @@ def place(text: str, port: int) -> Backend:
 @contextmanager
 def namespace() -> Iterator[str]:
     """Be in a new network namespace: sockets opened and programs run meanwhile are in it."""
-    name = f"pyproxy-ct{os.getpid()}-{next(_SERIAL)}"
-    netns.create(name)
-    try:
-        netns.pushns(name)
+    with empty_namespace("conntrack") as made:
+        netns.pushns(made.name)
         try:
-            yield name
+            yield made.name
         finally:
             netns.popns()
-    finally:
-        netns.remove(name)
 
 
 def insert(entries: Iterable[Entry]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
 
@@ -27,12 +26,11 @@ from pyproxy.lab.apiserver.faults import (
     ShortWatches,
     Slow,
 )
-from pyproxy.lab.apiserver.registry import Deletion
-from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.network import Network
 from pyproxy.lab.topology import TWO_NODES
-from tests.agent.live import SITE, Process, Stage, desired
+from tests.agent.live import SITE, Object, Process, Stage, desired
+from tests.chaos.numbered import endpoint_slice, remove, service
 
 CHANGES_PER_SECOND = 200
 GROWTH = 0.10
@@ -130,47 +128,19 @@ class Cluster:
             self.changes += 1
 
     def _put(self, number: int) -> None:
-        self._server.registry.load([_service(number), self._slice(number)])
+        self._server.registry.load([service(number), self._slice(number)])
         self._there.add(number)
         self.changes += 2
 
     def _remove(self, number: int) -> None:
-        registry = self._server.registry
-        for resource, name in ((SERVICES, f"s{number}"), (ENDPOINT_SLICES, f"s{number}-1")):
-            registry.delete(resource, registry.find(resource, "shop", name), Deletion())
+        remove(self._server.registry, number)
         self._there.discard(number)
         self.changes += 2
 
-    def _slice(self, number: int) -> dict[str, Any]:
-        pods = self._random.sample(range(1, 250), self._random.randint(0, 8))
-        return {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"s{number}-1",
-                "namespace": "shop",
-                "labels": {"kubernetes.io/service-name": f"s{number}"},
-            },
-            "addressType": "IPv4",
-            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
-            "endpoints": [{"addresses": [f"10.244.2.{pod}"]} for pod in pods],
-        }
-
-
-def _service(number: int) -> dict[str, Any]:
-    address = f"10.96.{number // 250 + 1}.{number % 250 + 1}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": f"s{number}", "namespace": "shop"},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": address,
-            "clusterIPs": [address],
-            "ipFamilies": ["IPv4"],
-            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}],
-        },
-    }
+    def _slice(self, number: int) -> Object:
+        return endpoint_slice(
+            number, self._random.sample(range(1, 250), self._random.randint(0, 8))
+        )
 
 
 class Chaos:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import stat
 import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pyproxy.errors import UsageError
 from pyproxy.source import connect as connect_module
@@ -19,25 +17,8 @@ from pyproxy.source.client import Client, RefusedError, UnreachableError
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
 
+from .kubeconfigs import exec_plugin, kubeconfig, write
 from .scripted import Exchange, Recorder, quiet, serving, until
-
-
-def kubeconfig(
-    server: str, user: dict[str, Any] | None = None, cluster: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": server} | (cluster or {})}],
-        "users": [{"name": "u", "user": user or {}}],
-    }
-
-
-def write(path: Path, config: Any) -> str:
-    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
-    return str(path)
 
 
 def fetch(client: Client, path: str = "/version") -> bytes:
@@ -121,20 +102,7 @@ def test_master_takes_the_place_of_the_server(tmp_path: Path) -> None:
 
 
 def test_an_exec_plugin(tmp_path: Path) -> None:
-    plugin = tmp_path / "plugin"
-    plugin.write_text(
-        "#!/bin/sh\n"
-        'echo \'{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", '
-        '"status": {"token": "of-plugin"}}\'\n'
-    )
-    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
-    user = {
-        "exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": str(plugin),
-            "interactiveMode": "Never",
-        }
-    }
+    user = exec_plugin(tmp_path, "of-plugin")
     with serving(echo) as server:
         path = write(tmp_path / "kubeconfig", kubeconfig(server.url, user))
         assert b"Bearer of-plugin" in fetch(connect(path, ""))

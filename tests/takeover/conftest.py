@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
+from tests.namespaces import empty_namespace
 
 from .scenes import TOOLS
-
-NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +24,8 @@ def tools() -> None:
 @pytest.fixture
 def here(tools: None) -> Iterator[Namespace]:
     """An empty network namespace."""
-    made = Namespace(f"takeover{os.getpid()}-{next(NUMBERS)}")
-    ip([f"netns add {made.name}"])
-    try:
+    with empty_namespace("takeover") as made:
         yield made
-    finally:
-        ip([f"netns del {made.name}"])
 
 
 @pytest.fixture

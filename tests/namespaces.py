@@ -1,0 +1,23 @@
+"""Network namespaces that tests make for themselves."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyproxy.lab.namespace import Namespace, ip
+
+_NUMBERS = itertools.count()
+
+
+@contextmanager
+def empty_namespace(purpose: str) -> Iterator[Namespace]:
+    """A namespace with nothing in it; no other process has one of its name."""
+    made = Namespace(f"{purpose}{os.getpid()}-{next(_NUMBERS)}")
+    ip([f"netns add {made.name}"])
+    try:
+        yield made
+    finally:
+        ip([f"netns del {made.name}"])

@@ -1,0 +1,45 @@
+"""Kubeconfigs, and programs that they name, as people and tools write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Config = dict[str, Any]
+
+
+def kubeconfig(server: str, user: Config | None = None, cluster: Config | None = None) -> Config:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server} | (cluster or {})}],
+        "users": [{"name": "u", "user": user or {}}],
+    }
+
+
+def write(path: Path, config: str | Config) -> str:
+    path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    return str(path)
+
+
+def exec_plugin(folder: Path, token: str) -> Config:
+    """Make a program that gives a token, which may be a shell's words; the user who has it."""
+    plugin = folder / "plugin"
+    plugin.write_text(
+        "#!/bin/sh\n"
+        f"token={token}\n"
+        'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1\\", '
+        '\\"kind\\": \\"ExecCredential\\", \\"status\\": {\\"token\\": \\"$token\\"}}"\n'
+    )
+    plugin.chmod(0o755)
+    return {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Never",
+        }
+    }
