@@ -18,6 +18,7 @@ from pyproxy.lab.namespace import (
     NETNS_FOLDER,
     LabError,
     Namespace,
+    execute,
     ip,
     remove_abandoned,
     require_root,
@@ -26,6 +27,8 @@ from pyproxy.lab.probe import Target, probe
 from pyproxy.lab.topology import HOST_PORTS, OUTSIDE, TWO_NODES, Pod, Site, Topology
 
 SWITCH = "sw"
+BLOCKS = 4096
+"""Of 16 addresses each, which make up 10.250.0.0/16."""
 
 _PATIENCE = 10.0
 
@@ -99,8 +102,8 @@ class Network:
 
         A server that listens on that address can be reached from the nodes, as an API server must.
         """
-        # Blocks of 16 addresses in 10.250.0.0/16: labs side by side have process ids close by.
-        block = (os.getpid() + 1009 * self._number) % 4096
+        ip([f"link add {self._id} type bridge"])
+        block = claim_block(self._id, os.getpid() + self._number)
         start = (10 << 24) + (250 << 16) + (block << 4)
         addresses = [".".join(map(str, (start + n).to_bytes(4, "big"))) for n in range(1, 15)]
         sites = [self.namespace(site.name) for site in self.topology.sites]
@@ -192,3 +195,20 @@ class Network:
         for pipe in (server.stdin, server.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def claim_block(bridge: str, wanted: int) -> int:
+    """Take the first block from `wanted` on that no other bridge of this namespace has.
+
+    The bridge carries its block's number as another name: no two interfaces can have the same, and
+    whoever removes the bridge gives it back. Raises LabError.
+    """
+    for number in range(wanted, wanted + BLOCKS):
+        block = number % BLOCKS
+        name = f"pyproxy-lab-block-{block}"
+        done = execute(["ip", "link", "property", "add", bridge, "altname", name], check=False)
+        if not done.returncode:
+            return block
+        if "File exists" not in done.stderr:
+            raise LabError(f"{bridge}: {done.stderr.strip()}")
+    raise LabError("labs beside this one have all addresses of 10.250.0.0/16")

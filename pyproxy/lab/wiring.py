@@ -80,9 +80,8 @@ def pod(here: Pod, its_site: Site) -> Iterator[str]:
 
 
 def bridge_to_root(name: str, addresses: list[str], members: list[tuple[str, str]]) -> list[str]:
-    """Make the bridge between this process's namespace and the nodes; its own address is first."""
+    """Join a bridge of this process's namespace with the nodes; its own address is first."""
     lines = [
-        f"link add {name} type bridge",
         f"addr add {addresses[0]}/28 dev {name}",
         f"link set {name} up",
     ]

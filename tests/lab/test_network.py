@@ -14,10 +14,11 @@ import pytest
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.namespace import INTERFACES, NETNS_FOLDER, LabError
-from pyproxy.lab.network import Network
+from pyproxy.lab.network import BLOCKS, Network, claim_block
 from pyproxy.lab.probe import Outcome, parse_target, probe
 from pyproxy.lab.topology import numbered_pod
 from pyproxy.model.address import Protocol
+from tests.namespaces import empty_namespace
 
 packets = pytest.mark.packets
 
@@ -135,6 +136,18 @@ def test_two_networks_stand_beside_each_other_and_leave_nothing() -> None:
     assert len(bridges) == 2
     assert not made & {path.name for path in NETNS_FOLDER.glob("*")}
     assert not bridges & {path.name for path in INTERFACES.glob("*")}
+
+
+@packets
+def test_no_two_bridges_have_the_same_addresses() -> None:
+    with empty_namespace("blocks") as here:
+        here.ip(["link add one type bridge", "link add two type bridge"])
+        assert here.call(lambda: claim_block("one", BLOCKS - 1)) == BLOCKS - 1
+        assert here.call(lambda: claim_block("two", BLOCKS - 1)) == 0
+        here.ip(["link del one", "link add three type bridge"])
+        assert here.call(lambda: claim_block("three", BLOCKS - 1)) == BLOCKS - 1
+        with pytest.raises(LabError, match="nobody"):
+            here.call(lambda: claim_block("nobody", 1))
 
 
 @packets
