@@ -7,6 +7,8 @@ STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
 PYTEST_ARGS ?=
+# Most tests wait for a kernel or a process more than they compute.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? 2 * n : 8)))
 IMAGE ?= pyproxy:dev
 SECONDS ?=
 BENCH_ARGS ?=
@@ -39,10 +41,17 @@ check: venv ## lint, format, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Of plugins that are found by themselves pytest takes apart every module, in every worker.
+PLUGINS := --disable-plugin-autoload -p xdist -p pytest_cov -p _hypothesis_pytestplugin
+# tests/sharing.py says which tests stay together.
+BESIDE := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+# What workers and agents have compiled is there for the next.
+test: export PYTHONDONTWRITEBYTECODE =
 test: system vm-parts check ## everything: check, then all tests with coverage
 	@tools/system-packages.sh iptables ipset nfacct shellcheck
 	@tools/promtool.sh $(BIN)
-	$(BIN)/pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/pytest $(PLUGINS) $(BESIDE) --cov --cov-report=term $(PYTEST_ARGS)
 
 vm-parts:
 	@tools/system-packages.sh qemu-system-x86_64 busybox depmod file ipvsadm

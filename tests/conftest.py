@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Generator
 
 import pytest
+from xdist.remote import Producer
 
 from pyproxy.lab.modes import LabMode
 from tests import modes
+from tests.sharing import ByModuleAndMode
 
 NEEDS_KERNEL = ("kernel", "packets")
 TOOLS = ("ip", "nft")
@@ -25,6 +27,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     modes.leave_out(config, items)
+    # What waits for a kernel takes longest, and nobody should wait for what was begun last.
+    items.sort(key=lambda item: not _needs_kernel(item))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModuleAndMode:
+    return ByModuleAndMode(config, log)
+
+
+def _needs_kernel(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in NEEDS_KERNEL)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,7 @@ def mode(request: pytest.FixtureRequest) -> LabMode:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, before any fixture is set up, what this machine cannot run."""
-    if not any(item.get_closest_marker(name) for name in NEEDS_KERNEL):
+    if not _needs_kernel(item):
         return
     if os.geteuid() != 0:
         pytest.skip("needs root, to make network namespaces")
@@ -56,7 +69,7 @@ def pytest_runtest_makereport(
         report.skipped
         and call.excinfo is not None
         and os.environ.get("PYPROXY_REQUIRE_KERNEL") == "1"
-        and any(item.get_closest_marker(name) for name in NEEDS_KERNEL)
+        and _needs_kernel(item)
     ):
         report.outcome = "failed"
         report.longrepr = f"skipped where PYPROXY_REQUIRE_KERNEL=1: {call.excinfo.value}"

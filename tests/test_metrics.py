@@ -80,7 +80,7 @@ def exposed():
     return found
 
 
-@pytest.mark.parametrize("name", KUBE_PROXY_METRICS.keys() - LEFT_OUT.keys())
+@pytest.mark.parametrize("name", sorted(KUBE_PROXY_METRICS.keys() - LEFT_OUT.keys()))
 def test_type_labels_and_buckets_are_kube_proxys(name, exposed):
     row = KUBE_PROXY_METRICS[name]
     assert exposed[name] == (row["type"], row["labels"], row["buckets"])

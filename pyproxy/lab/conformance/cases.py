@@ -13,7 +13,6 @@ from pyproxy.errors import UsageError
 from pyproxy.lab.client import JsonObject
 from pyproxy.lab.probe import parse_target
 
-
 # Many cases are read: libyaml, where PyYAML was built with it, takes an eighth of the time.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -1,0 +1,22 @@
+"""Which tests stay together when workers share them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sharing import group
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "stays_with"),
+    [
+        ("tests/test_cli.py::test_version", "tests/test_cli.py"),
+        ("tests/test_cli.py::test_version[main-arguments0]", "tests/test_cli.py"),
+        ("tests/a/test_b.py::test_case[nftables-a case]", "tests/a/test_b.py[nftables]"),
+        ("tests/a/test_b.py::test_case[a-b-iptables-nft]", "tests/a/test_b.py[iptables-nft]"),
+        ("tests/a/test_b.py::test_case[iptables-legacy]", "tests/a/test_b.py[iptables-legacy]"),
+        ("tests/a/test_b.py::test_case[ipvs: a case]", "tests/a/test_b.py"),
+    ],
+)
+def test_tests_stay_together_by_module_and_mode(nodeid: str, stays_with: str) -> None:
+    assert group(nodeid) == stays_with
