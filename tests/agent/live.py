@@ -38,7 +38,8 @@ from pyproxy.policy.backends import answer
 from pyproxy.policy.node_ports import on_addresses
 from pyproxy.source.decode import read
 
-DEADLINE = 20.0
+DEADLINE = 60.0
+"""Seconds after which what should happen soon is not going to happen on a loaded machine either."""
 SHOP = "shop"
 SITE = "na"
 PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12", "b1": "10.244.2.11", "b2": "10.244.2.12"}
