@@ -43,8 +43,11 @@ COMMANDS: Mapping[str, Entry] = {
         "pyproxy.commands.services",
     ),
     "status": Entry("say how the agent on this node is", "pyproxy.commands.status"),
-    "watch": Entry("tell of changes as they are programmed", "pyproxy.commands.watch"),
     "top": Entry("show new connections a second, by Service", "pyproxy.commands.top"),
+    "trace": Entry(
+        "say what becomes of a packet, rule by rule, or watch it", "pyproxy.commands.trace"
+    ),
+    "watch": Entry("tell of changes as they are programmed", "pyproxy.commands.watch"),
 }
 
 

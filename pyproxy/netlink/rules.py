@@ -21,6 +21,7 @@ _VERDICT_REGISTER = 0
 _NFT_JUMP, _NFT_GOTO = -3, -4
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
+_META_NFTRACE = 12
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
 CT_NEW = 1 << 3
@@ -87,6 +88,23 @@ def is_new(register: int) -> list[bytes]:
 def equal(register: int, value: bytes) -> bytes:
     """Go on with the rule only if the register holds `value`."""
     return _compare(register, 0, value)
+
+
+def limit(rate: int, burst: int) -> bytes:
+    """Go on with the rule for at most `rate` packets a second, and `burst` at once."""
+    a_second = attribute(2, struct.pack(">Q", 1))
+    return _expression(
+        "limit", attribute(1, struct.pack(">Q", rate)), a_second, _number(3, burst), _number(4, 0)
+    )
+
+
+def have_traced(register: int) -> list[bytes]:
+    """Have the kernel tell of every rule that the packet meets from now on."""
+    one = nested(2, attribute(1, b"\x01"))
+    return [
+        _expression("immediate", _number(1, register), one),
+        _expression("meta", _number(2, _META_NFTRACE), _number(3, register)),
+    ]
 
 
 def random_number(modulus: int, offset: int, register: int) -> bytes:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Family, Protocol
-from pyproxy.netlink import attributes, flows, nftables
+from pyproxy.netlink import attributes, expressions, flows, nftables, tracing
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink, frames, read_refusal
 from pyproxy.netlink.nftables import Shape
@@ -47,7 +47,26 @@ READERS: list[Callable[[list[memoryview]], object]] = [
     lambda answers: nftables.chains(answers, "pyproxy"),
     nftables.rules,
     nftables.sets,
+    nftables.counted_sets,
+    nftables.counts,
 ]
+
+
+@many
+@given(bodies)
+def test_expressions(data: bytes) -> None:
+    for each in expressions.read(data):
+        assert isinstance(each.name, str)
+    expressions.looked_up(data)
+    expressions.incoming_interface(data)
+    expressions.bits_set(data)
+
+
+@many
+@given(bodies)
+def test_traces(data: bytes) -> None:
+    for event in tracing.events(framed(data, kind=0xA11)):
+        assert event.kind in tracing.Kind
 
 
 @many

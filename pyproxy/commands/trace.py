@@ -1,0 +1,216 @@
+"""`pyproxy trace`: what becomes of a packet, rule by rule, or what is becoming of packets now."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import closing
+
+import msgspec
+from rich.console import RenderableType
+
+from pyproxy.agent.machine import local_addresses
+from pyproxy.agent.origin import NODE, OUTSIDE, packet_from, parse_target
+from pyproxy.commands import live
+from pyproxy.commands.asker import Asker
+from pyproxy.commands.command import Command, View
+from pyproxy.commands.output import BAD, DIM, GOOD, table, text
+from pyproxy.config.settings import ProxyMode
+from pyproxy.dataplane.conntrack.known import account_of, known_flow
+from pyproxy.dataplane.nftables.held import KernelTracer
+from pyproxy.dataplane.packets import Account, Delivered, Dropped, Fate, Masquerade, Refused
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Port, address_text, backend_text
+from pyproxy.netlink.conntrack import Conntrack
+
+_IN_FULL = 16
+"""Courses up to which each is told with its own steps, and not with its end alone."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One thing that happens: in which chain, what, and the rule or element that does it."""
+
+    chain: str
+    what: str
+    by: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One end that the packet may come to.
+
+    `share` is its probability, `fate` "delivered", "refused", "dropped" or "untouched" (for no
+    Service's). `source` says whom the endpoint sees: "kept" or "masqueraded". `steps` are those
+    that lead here alone.
+    """
+
+    share: float
+    fate: str
+    says: str
+    endpoint: str = ""
+    source: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What becomes of a packet. `steps` come first in any case, `remarks` are about all of it."""
+
+    packet: str
+    source: str
+    destination: str
+    port: int
+    protocol: str
+    interface: str
+    steps: tuple[Step, ...]
+    outcomes: tuple[Outcome, ...]
+    remarks: tuple[str, ...]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="sender",
+        metavar=f"ADDRESS|{NODE}|{OUTSIDE}",
+        help=f"who sends: an address, this node, or somebody outside the cluster ({NODE}; with "
+        "--live anybody)",
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="ADDRESS:PORT[/udp|sctp]", help="where the packet goes"
+    )
+    parser.add_argument(
+        "--interface",
+        default="",
+        metavar="NAME",
+        help="by which it comes in, where that is not the one that leads back to the sender",
+    )
+    parser.add_argument(
+        "--source-port",
+        type=_port,
+        metavar="PORT",
+        help="the sender's port: a flow that conntrack knows goes the way that it went before",
+    )
+    live.add_arguments(parser)
+
+
+def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
+    packet = packet_from(namespace.sender or NODE, parse_target(namespace.to), namespace.interface)
+    if namespace.source_port is not None:
+        with closing(Conntrack()) as conntrack:
+            flow = known_flow(conntrack, packet, namespace.source_port)
+        if flow is not None:
+            return told(account_of(packet, flow))
+    mode = asker.settings.mode
+    if mode is not ProxyMode.NFTABLES:
+        raise UsageError(f"trace reads nftables mode only: it cannot tell what {mode.value} does")
+    with closing(KernelTracer(local_addresses)) as tracer:
+        return told(tracer.trace(packet))
+
+
+def told(account: Account) -> Told:
+    """Write an account in texts and numbers alone."""
+    packet, shared = account.packet, account.shared()
+    outcomes = [
+        Outcome(
+            float(course.probability),
+            _fate(course.fate),
+            str(course.fate),
+            backend_text(course.fate.backend) if isinstance(course.fate, Delivered) else "",
+            _source(course.fate),
+            tuple(Step(s.chain, s.did, s.by) for s in course.stages[len(shared) :]),
+        )
+        for course in account.courses
+    ]
+    return Told(
+        str(packet),
+        address_text(packet.source),
+        address_text(packet.destination),
+        packet.port,
+        packet.protocol.name.lower(),
+        packet.interface,
+        tuple(Step(s.chain, s.did, s.by) for s in shared),
+        tuple(sorted(outcomes, key=lambda each: -each.share)),
+        account.remarks,
+    )
+
+
+def _fate(fate: Fate) -> str:
+    match fate:
+        case Delivered():
+            return "delivered"
+        case Refused():
+            return "refused"
+        case Dropped():
+            return "dropped"
+    return "untouched"
+
+
+def _source(fate: Fate) -> str:
+    if isinstance(fate, Refused | Dropped):
+        return ""
+    return "kept" if fate.masquerade is Masquerade.NONE else "masqueraded"
+
+
+def _show(value: Told) -> Iterator[RenderableType]:
+    yield text(value.packet, "bold")
+    yield from _steps(value.steps)
+    outcomes = value.outcomes
+    if len(outcomes) == 1:
+        (only,) = outcomes
+        yield from _steps(only.steps)
+        yield text(_sentence(only), _style(only))
+    else:
+        yield text(f"  then one of {len(outcomes)}, by a random number:")
+        yield table(
+            ("  SHARE", "WHAT BECOMES OF IT"),
+            ((f"  {each.share:.2%}", text(_sentence(each), _style(each))) for each in outcomes),
+        )
+        for each in outcomes if len(outcomes) <= _IN_FULL else ():
+            yield text(f"  {each.says}", DIM)
+            yield from _steps(each.steps)
+    for remark in value.remarks:
+        yield text(remark, "yellow")
+
+
+def _steps(steps: tuple[Step, ...]) -> Iterator[RenderableType]:
+    for step in steps:
+        yield text(f"  {step.chain}: {step.what}")
+        if step.by:
+            yield text(f"      {step.by}", DIM)
+
+
+def _sentence(outcome: Outcome) -> str:
+    if outcome.fate == "untouched":
+        return f"no Service's: {outcome.says}"
+    return outcome.says
+
+
+def _style(outcome: Outcome) -> str:
+    return {"delivered": GOOD, "untouched": ""}.get(outcome.fate, BAD)
+
+
+def _status(value: Told) -> int:
+    return 0 if any(each.fate in ("delivered", "untouched") for each in value.outcomes) else 1
+
+
+def _port(value: str) -> Port:
+    number = int(value) if value.isascii() and value.isdigit() else 0
+    if not 0 < number < 1 << 16:
+        raise UsageError(f"--source-port: {value!r} is not a port: use 1 to 65535")
+    return Port(number)
+
+
+_VIEW = View(
+    _ask,
+    _show,
+    _add_arguments,
+    _status,
+    ("0 it may go through, or packets were seen", "1 refused or dropped, or no packet was seen"),
+).command()
+
+
+def _run(namespace: argparse.Namespace) -> int:
+    if namespace.live:
+        return live.run(namespace)
+    return _VIEW.run(namespace)
+
+
+COMMAND = Command(_VIEW.add_arguments, _run, _VIEW.statuses)

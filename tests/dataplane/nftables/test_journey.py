@@ -1,0 +1,117 @@
+"""What the kernel tells of packets, put together: whose it is, when it is over, how it ended."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pyproxy.dataplane.nftables.journey import Assembly, Journey, Met, journey, rule_texts
+from pyproxy.model.address import parse_address
+from pyproxy.netlink.tracing import Event, Kind
+
+CLIENT, HOME, END = map(parse_address, ("10.244.1.12", "10.96.0.10", "10.244.2.11"))
+OWN = "pyproxy-trace-7"
+
+
+def event(chain: str, handle: int, verdict: str, packet: int = 1, table: str = "pyproxy") -> Event:
+    return Event(packet, Kind.RULE, 1, table, chain, handle, verdict)
+
+
+def headed(told: Event, destination: bytes, port: int, outgoing: int = 0) -> Event:
+    return msgspec.structs.replace(
+        told,
+        source=CLIENT,
+        destination=destination,
+        source_port=40000,
+        port=port,
+        incoming=3,
+        outgoing=outgoing,
+    )
+
+
+TOLD = [
+    headed(event("prerouting", 2, "continue", table=OWN), HOME, 80),
+    headed(event("nat-prerouting", 45, "jump services"), HOME, 80),
+    event("services", 54, "goto cluster4-1"),
+    event("cluster4-1", 77, "accept"),
+    headed(event("filter-forward", 48, "jump no-endpoints", packet=2), END, 8080, 2),
+    event("no-endpoints", 0, "continue", packet=2),
+]
+
+
+def put_together(told: list[Event]) -> Journey:
+    return journey(
+        told,
+        OWN,
+        lambda family, table, chain, handle: f"{family} {table} {chain} {handle}",
+        lambda number: f"eth{number}",
+    )
+
+
+def test_a_packet_that_changes_its_number_is_one() -> None:
+    assembly = Assembly(0.3)
+    assembly.take(TOLD, 1.0)
+    assert list(assembly.finished(1.2)) == []
+    assert list(assembly.finished(1.3)) == [TOLD]
+    assert list(assembly.finished(9.0)) == []
+
+
+def test_packets_that_come_between_are_kept_apart() -> None:
+    other = headed(event("nat-prerouting", 45, "jump services", packet=9), HOME, 80)
+    other = msgspec.structs.replace(other, source_port=40001)
+    assembly = Assembly(0.3)
+    assembly.take([TOLD[0], other, *TOLD[1:]], 1.0)
+    assert sorted(map(len, assembly.finished(2.0))) == [1, len(TOLD)]
+
+
+def test_what_it_met_is_told_in_order_with_where_it_went() -> None:
+    assert put_together(TOLD) == Journey(
+        "10.244.1.12:40000",
+        "10.96.0.10:80",
+        "eth3",
+        (
+            Met(
+                "inet pyproxy", "nat-prerouting", "inet pyproxy nat-prerouting 45", "jump services"
+            ),
+            Met("inet pyproxy", "services", "inet pyproxy services 54", "goto cluster4-1"),
+            Met("inet pyproxy", "cluster4-1", "inet pyproxy cluster4-1 77", "accept"),
+            Met(
+                "inet pyproxy",
+                "filter-forward",
+                "inet pyproxy filter-forward 48",
+                "jump no-endpoints",
+                "10.244.2.11:8080",
+            ),
+        ),
+        "on its way to 10.244.2.11:8080 by eth2",
+    )
+
+
+def test_what_was_dropped_says_where() -> None:
+    by_rule = [*TOLD[:2], event("refuse", 9, "drop")]
+    assert put_together(by_rule).end == "taken off its way in inet pyproxy refuse"
+    policy = msgspec.structs.replace(
+        event("forward", 0, "drop", table="filter"), kind=Kind.POLICY, family=2
+    )
+    by_policy = put_together([*TOLD[:2], policy])
+    assert by_policy.met[-1] == Met("ip filter", "forward", "its policy", "drop")
+    assert by_policy.end == "taken off its way in ip filter forward"
+
+
+def test_rules_have_the_texts_that_nft_gives_them() -> None:
+    listing = """table inet pyproxy { # handle 12
+\tmap services4 { # handle 3
+\t\ttypeof ip daddr . meta l4proto . th dport : verdict
+\t}
+\tchain services { # handle 30
+\t\tip daddr . meta l4proto . th dport vmap @services4 # handle 54
+\t}
+
+\tchain refuse { # handle 31
+\t\tmeta l4proto tcp reject with tcp reset # handle 9
+\t}
+}
+"""
+    assert rule_texts(listing) == {
+        ("services", 54): "ip daddr . meta l4proto . th dport vmap @services4",
+        ("refuse", 9): "meta l4proto tcp reject with tcp reset",
+    }

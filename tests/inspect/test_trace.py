@@ -1,0 +1,154 @@
+"""`pyproxy trace`: what it says of packets, and what the kernel tells of real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from pyproxy.lab.probe import Target, probe
+from tests.inspect.node import SITE, Answer, InspectedNode
+from tests.inspect.test_top import WEB, endpoint_slice, service
+
+TO = f"{WEB}:80"
+TABLE = "pyproxy-trace-"
+
+
+@pytest.fixture
+def web(node: InspectedNode) -> Iterator[InspectedNode]:
+    """The node with one Service, programmed."""
+    node.create(
+        service("web", WEB, {"name": "http", "port": 80}),
+        endpoint_slice("web", "http", "10.244.1.11", "10.244.2.11"),
+    )
+    node.until(lambda: WEB in node.nft("list map inet pyproxy services4"), "the Service is served")
+    return node
+
+
+@pytest.mark.kernel
+def test_it_says_what_may_become_of_a_packet(web: InspectedNode) -> None:
+    told = web.command("trace", "--from", "10.244.1.12", "--to", TO, "-o", "json").json
+    assert (told["interface"], told["protocol"]) == ("cbr0", "tcp")
+    assert {(each["endpoint"], each["share"]) for each in told["outcomes"]} == {
+        ("10.244.1.11:8080", 0.5),
+        ("10.244.2.11:8080", 0.5),
+    }
+    assert {each["source"] for each in told["outcomes"]} == {"kept"}
+    answer = web.command("trace", "--from", "10.244.1.12", "--to", TO)
+    assert answer.status == 0
+    assert "shop/web:http" in answer.out
+    assert "50.00%   delivered to 10.244.2.11:8080, source kept" in answer.out
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("sender", "to", "status", "words"),
+    [
+        ("outside", TO, 0, "masqueraded for its mark"),
+        ("node", TO, 0, "sent by this machine"),
+        ("10.244.1.12", f"{WEB}:81", 1, "refused with a TCP reset"),
+        ("10.244.1.12", f"{WEB}:81/udp", 1, "refused with an ICMP error"),
+        ("10.244.1.12", "10.96.0.99:80", 0, "no Service's"),
+    ],
+)
+def test_each_end_has_its_words_and_its_status(
+    web: InspectedNode, sender: str, to: str, status: int, words: str
+) -> None:
+    answer = web.command("trace", "--from", sender, "--to", to)
+    assert answer.status == status
+    assert words in answer.out
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--to", "web"), "write ADDRESS:PORT"),
+        (("--to", TO, "--from", "nobody"), "write an address"),
+        (("--to", TO, "--source-port", "0"), "--source-port: '0' is not a port"),
+        (("--to", TO, "--live", "--from", "outside"), "with --live give an address"),
+        (("--to", TO, "--proxy-mode", "ipvs"), "trace reads nftables mode only"),
+    ],
+)
+def test_a_mistake_is_one_line(web: InspectedNode, arguments: tuple[str, ...], words: str) -> None:
+    answer = web.command("trace", *arguments)
+    assert answer.status == 2
+    assert words in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+@pytest.mark.packets
+def test_a_flow_that_is_known_goes_its_way(web: InspectedNode) -> None:
+    ask = partial(probe, Target(WEB, 80), timeout=2.0, source_port=40123)
+    (name,) = web.cluster.network.namespace("a2").call(ask).reached
+    asked = ("trace", "--from", "10.244.1.12", "--source-port", "40123", "--to", TO, "-o", "json")
+    (outcome,) = web.command(*asked).json["outcomes"]
+    assert outcome["endpoint"] == {"a1": "10.244.1.11:8080", "b1": "10.244.2.11:8080"}[name]
+    assert outcome["share"] == 1.0
+
+
+def watched(node: InspectedNode, *flags: str) -> list[Answer]:
+    """What `--live` says while a client connects until it has said enough."""
+    answers: list[Answer] = []
+
+    def watch() -> None:
+        answers.append(node.run("trace", "--live", "--to", TO, "--timeout", "30", *flags))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    node.until(lambda: TABLE in node.nft("list tables"), "the kernel is to trace")
+    client = node.cluster.network.namespace("a2")
+    while thread.is_alive():
+        client.call(partial(probe, Target(WEB, 80), timeout=0.5))
+        thread.join(0.2)
+    return answers
+
+
+@pytest.mark.packets
+def test_the_kernel_tells_what_packets_meet(web: InspectedNode) -> None:
+    drift = web.command("status", "-o", "json").json["repairs"]
+    (answer,) = watched(web, "--count", "2", "--from", "10.244.1.12", "-o", "json")
+    assert answer.status == 0
+    journeys = answer.out.replace("}\n{", "}\0{").split("\0")
+    assert len(journeys) == 2
+    (answer,) = watched(web, "--count", "1")
+    lines = answer.out.splitlines()
+    assert lines[0].startswith("10.244.1.12:")
+    assert lines[0].endswith(f" -> {TO}, came in by cbr0")
+    rules = [line.strip() for line in lines]
+    assert any("services: ip daddr . meta l4proto . th dport vmap @services4" in r for r in rules)
+    assert "goto cluster4-2" in rules
+    assert {"now to 10.244.1.11:8080", "now to 10.244.2.11:8080"} & set(rules)
+    assert rules[-1].startswith("on its way to 10.244.")
+    assert TABLE not in web.nft("list tables")
+    assert web.command("status", "-o", "json").json["repairs"] == drift
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_however_it_ends(web: InspectedNode, ending: signal.Signals) -> None:
+    namespace = web.cluster.network.namespace(SITE)
+    command = [sys.executable, "-m", "pyproxy", "trace", "--live", "--to", TO]
+    process = namespace.start(command, output=subprocess.PIPE)
+    try:
+        web.until(lambda: TABLE in web.nft("list tables"), "the kernel is to trace")
+        os.kill(process.pid, ending)
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == (-9 if ending is signal.SIGKILL else 130)
+    web.until(lambda: TABLE not in web.nft("list tables"), "the table is gone")
+
+
+@pytest.mark.kernel
+def test_what_an_older_kernel_left_behind_goes_at_the_next_start(web: InspectedNode) -> None:
+    web.nft(f"add table inet {TABLE}1")
+    answer = web.run("trace", "--live", "--to", TO, "--timeout", "0.1")
+    assert answer.status == 1
+    assert TABLE not in web.nft("list tables")
