@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyproxy import takeover
 from pyproxy.agent import loopback
 from pyproxy.config.settings import IptablesFlavour, LocalMode, ProxyMode, Settings
 from pyproxy.dataplane.interface import Dataplane
@@ -14,6 +15,7 @@ from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.ruleset import Options as IpvsOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.takeover import InService
 
 
 def make(settings: Settings) -> Dataplane[Any]:
@@ -28,6 +30,15 @@ def make(settings: Settings) -> Dataplane[Any]:
             return IpvsDataplane(ipvs_options(settings))
         case ProxyMode.IPTABLES:
             return IptablesDataplane(iptables_options(settings), flavour(settings))
+
+
+def stays(dataplane: Dataplane[Any]) -> InService:
+    """Say what this dataplane serves with, which must stay where other things go."""
+    if isinstance(dataplane, IptablesDataplane):
+        return InService(flavour=takeover.Flavour(dataplane.flavour.value))
+    return InService(
+        nftables=isinstance(dataplane, NftablesDataplane), ipvs=isinstance(dataplane, IpvsDataplane)
+    )
 
 
 def options(settings: Settings) -> Options:

@@ -40,10 +40,13 @@ class Capability(enum.IntEnum):
     NET_RAW = 13
 
 
-def needed(settings: Settings) -> frozenset[Capability]:
-    """List what the agent needs; ports below 1024 only where it is told to listen on one."""
+def needed(settings: Settings, *, legacy_rules: bool = False) -> frozenset[Capability]:
+    """List what the agent needs; ports below 1024 only where it is told to listen on one.
+
+    With `legacy_rules` there are such of iptables-legacy, some of which pyproxy may have left.
+    """
     wanted = {Capability.NET_ADMIN}
-    if settings.takeover or settings.mode is ProxyMode.IPTABLES:
+    if settings.takeover or legacy_rules or settings.mode is ProxyMode.IPTABLES:
         # iptables-legacy reads and writes through a raw socket.
         wanted.add(Capability.NET_RAW)
     for place in (settings.serving.health, settings.serving.metrics):

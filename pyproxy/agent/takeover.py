@@ -1,8 +1,9 @@
-"""Taking over from kube-proxy: once pyproxy serves, what kube-proxy has left is removed.
+"""Taking over: once pyproxy serves, what served before it is removed.
 
-The first commit has all Services, so from then on every packet is served without kube-proxy's
-rules. They must go at once all the same: where they are first to see a connection they send it
-where kube-proxy last knew an endpoint.
+That is what kube-proxy has left, where it is asked for, and what pyproxy itself has left in another
+mode. The first commit has all Services, so from then on every packet is served without those rules.
+They must go at once all the same: where they are first to see a connection they send it where an
+endpoint used to be.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import logging
 import time
 
 from pyproxy import takeover
+from pyproxy.agent import leavings
 from pyproxy.agent.core import Commit
 from pyproxy.agent.world import World
-from pyproxy.config.settings import ProxyMode
-from pyproxy.errors import KernelError
+from pyproxy.errors import KernelError, PermissionKernelError
 from pyproxy.metrics import Metrics
-from pyproxy.takeover import Leftovers
+from pyproxy.takeover import InService, Leftovers
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,15 @@ _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 class Takeover:
-    """A follower that removes kube-proxy's leftovers after the first commit, in its own thread.
+    """A follower that removes leftovers after the first commit, in its own thread.
 
-    In ipvs mode the device of service addresses, and what IPVS has there, has gone over to us.
+    Those of kube-proxy are left alone where they are not `asked_for`.
     """
 
-    def __init__(self, metrics: Metrics, mode: ProxyMode) -> None:
+    def __init__(self, metrics: Metrics, stays: InService, *, asked_for: bool) -> None:
         self._metrics = metrics
-        self._spare_device = mode is ProxyMode.IPVS
+        self._stays = stays
+        self._asked_for = asked_for
         self._begun = False
 
     def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
@@ -46,22 +48,32 @@ class Takeover:
     def _run(self) -> None:
         for pause in _PAUSES:
             time.sleep(pause)
-            if remove_leftovers(spare_device=self._spare_device):
+            clean = remove_own(self._stays)
+            if self._asked_for:
+                clean &= remove_leftovers(self._stays)
+            if clean:
                 return
             self._metrics.cleanup_failed()
         log.error(
-            "giving up on what kube-proxy has left: `pyproxy cleanup --takeover` while no agent "
-            "runs, or `kube-proxy --cleanup`, may remove it"
+            "giving up on what was left here: `pyproxy cleanup --takeover` while no agent runs, or "
+            "`kube-proxy --cleanup`, may remove it"
         )
 
 
-def remove_leftovers(*, spare_device: bool = False) -> bool:
-    """Remove what there is of kube-proxy's, and log it; whether nothing of it is left.
+def remove_own(stays: InService) -> bool:
+    """Remove what other modes of ours have left, and log it; whether another try is no use."""
+    done = leavings.remove(stays)
+    for error in done.failed:
+        log.warning("cannot remove what another mode may have left: %s", error)
+    if done.removed:
+        log.info("removed what another mode has left: %s", "; ".join(done.removed))
+    return all(isinstance(error, PermissionKernelError) for error in done.failed)
 
-    With `spare_device` all but its network device and what IPVS has there.
-    """
+
+def remove_leftovers(stays: InService) -> bool:
+    """Remove what there is of kube-proxy's, and log it; whether nothing of it is left."""
     try:
-        found = takeover.find(spare_device=spare_device)
+        found = takeover.find(stays)
         for line in found.lines():
             log.debug("kube-proxy has left %s", line)
         failures = takeover.remove(found)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from pyproxy.agent import dataplanes, drift, loopback, modules, rights, supervise
+from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights, supervise
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.ending import Ending
@@ -25,7 +25,7 @@ from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
-from pyproxy.errors import KernelError, Problem, UsageError
+from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
 from pyproxy.health.state import Health
@@ -39,6 +39,7 @@ from pyproxy.source.client import Client
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
 from pyproxy.source.manifests import ManifestSource
+from pyproxy.takeover import InService, has_legacy_rules
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def _serve(
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
             memory,
-            *([Takeover(metrics, settings.mode)] if settings.takeover else []),
+            Takeover(metrics, dataplanes.stays(dataplane), asked_for=settings.takeover),
         ]
         agent = Agent(
             dataplane,
@@ -126,7 +127,7 @@ def _serve(
         )
         machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressWatch()))
-        rights.keep_only(rights.needed(settings))
+        rights.keep_only(rights.needed(settings, legacy_rules=has_legacy_rules()))
         ending.tell(end)
         servers.start()
         stack.callback(servers.stop)
@@ -197,20 +198,23 @@ def initialize(settings: Settings) -> int:
 
 
 def cleanup(settings: Settings) -> int:
-    """Remove all that is ours, and kube-proxy's where that is asked for; nothing else.
+    """Remove all that is ours, of whatever mode, and kube-proxy's where that is asked for.
 
-    Fine when nothing is there.
+    Nothing else goes, and it is fine when nothing is there. Raises UsageError where this process
+    may not do it.
     """
-    dataplane = dataplanes.make(settings)
-    try:
-        dataplane.prepare()
-        dataplane.cleanup()
-    except KernelError as error:
+    done = leavings.remove(InService())
+    for error in done.failed:
+        if isinstance(error, PermissionKernelError):
+            raise UsageError(
+                f"no permission to remove it ({error}): run as root, or with CAP_NET_ADMIN and "
+                "CAP_NET_RAW"
+            ) from error
         log.error("not everything could be removed: %s", error)
-        return 1
-    finally:
-        dataplane.close()
-    return 0 if not settings.takeover or remove_leftovers() else 1
+    clean = not done.failed
+    if settings.takeover:
+        clean &= remove_leftovers(InService())
+    return 0 if clean else 1
 
 
 def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:

@@ -1,6 +1,19 @@
-"""Removing what kube-proxy has left in the kernel, in every one of its modes, and nothing else."""
+"""Removing what kube-proxy has left in the kernel, in every one of its modes, and nothing else.
 
-from pyproxy.takeover.kernel import find, remove
-from pyproxy.takeover.leftovers import Failure, Leftovers
+What pyproxy's own iptables mode has left looks much the same, and is found here too.
+"""
 
-__all__ = ["Failure", "Leftovers", "find", "remove"]
+from pyproxy.takeover.kernel import find, find_own_rules, remove
+from pyproxy.takeover.leftovers import Failure, Flavour, InService, Leftovers
+from pyproxy.takeover.tools import has_legacy_rules
+
+__all__ = [
+    "Failure",
+    "Flavour",
+    "InService",
+    "Leftovers",
+    "find",
+    "find_own_rules",
+    "has_legacy_rules",
+    "remove",
+]

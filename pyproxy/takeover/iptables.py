@@ -8,7 +8,7 @@ Any other chain is emptied and stays, so that the jump does nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -17,6 +17,11 @@ from pyproxy.takeover import names
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _JUMPS = ("-j", "-g")
 _POLICY_OF_USER_CHAINS = "-"
+_PYPROXYS_JUMP = "! --ctstate DNAT"
+"""What kube-proxy's rules in the built-in chains never have."""
+
+Owns = Callable[[str, str], bool]
+"""Tells of a table and a chain whether the chain is to go."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -96,12 +101,12 @@ def parse(saved: str) -> tuple[SavedTable, ...]:
     return tuple(found)
 
 
-def removal(saved: SavedTable) -> TableRemoval:
-    """Work out what of a table is kube-proxy's."""
-    owned = {chain for chain in saved.chains if names.owns_chain(saved.name, chain)}
-    jumps = tuple(rule for rule in saved.rules if _is_jump(rule, saved))
+def removal(saved: SavedTable, owns: Owns = names.owns_chain) -> TableRemoval:
+    """Work out what is to go from a table, which is all that is kube-proxy's if nobody says so."""
+    owned = {chain for chain in saved.chains if owns(saved.name, chain)}
+    jumps = tuple(rule for rule in saved.rules if _is_jump(rule, saved, owns))
     # Only others' rules are left once kube-proxy's chains are empty and its jumps are gone.
-    others = (r for r in saved.rules if r.chain not in owned and not _is_jump(r, saved))
+    others = (r for r in saved.rules if r.chain not in owned and r not in jumps)
     used = {rule.target for rule in others}
     filled = {rule.chain for rule in saved.rules}
     return TableRemoval(
@@ -113,12 +118,24 @@ def removal(saved: SavedTable) -> TableRemoval:
     )
 
 
-def _is_jump(rule: Rule, saved: SavedTable) -> bool:
-    return (
-        rule.chain in saved.policies
-        and rule.target in names.ENTRIES
-        and names.owns_chain(saved.name, rule.target)
-    )
+def own_removals(tables: Sequence[SavedTable]) -> tuple[TableRemoval, ...]:
+    """Work out what of one program's tables pyproxy's own iptables mode has left.
+
+    That is all of kube-proxy's names too, unless kube-proxy has come back to them since.
+    """
+    chains = {(table.name, chain) for table in tables for chain in table.chains}
+    if not any(names.is_pyproxys(*each) for each in chains):
+        return ()
+    is_back = any(rule.target == names.NODE_PORTS for table in tables for rule in table.rules)
+    owns = names.is_pyproxys if is_back else names.owns_chain
+    return tuple(found for table in tables if (found := removal(table, owns)))
+
+
+def _is_jump(rule: Rule, saved: SavedTable, owns: Owns) -> bool:
+    if rule.chain not in saved.policies or rule.target not in names.ENTRIES:
+        return False
+    of_pyproxy = owns is names.is_pyproxys and _PYPROXYS_JUMP in rule.text
+    return of_pyproxy or owns(saved.name, rule.target)
 
 
 def _target(text: str) -> str:

@@ -14,10 +14,18 @@ from pyproxy.netlink import nftables
 from pyproxy.netlink.accounting import delete_counter, read_counters
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink, Refusal
 from pyproxy.takeover import ipvs, names, tools
-from pyproxy.takeover.leftovers import Failure, Leftovers, table_name
+from pyproxy.takeover.leftovers import (
+    Failure,
+    InService,
+    IptablesRemoval,
+    Leftovers,
+    VirtualService,
+    table_name,
+)
 
 T = TypeVar("T")
 
+_NOTHING = InService()
 _NFPROTO = {Family.IPV4: NFPROTO_IPV4, Family.IPV6: NFPROTO_IPV6}
 
 _PATIENCE = 2.0
@@ -29,11 +37,11 @@ nf_tables frees the rules of a transaction some time after it.
 _PAUSE = 0.05
 
 
-def find(*, spare_device: bool = False) -> Leftovers:
+def find(in_service: InService = _NOTHING) -> Leftovers:
     """Read the kernel for all that is kube-proxy's; what cannot be read hides nothing else.
 
-    With `spare_device` its network device is somebody else's by now, with the virtual services
-    whose addresses are there. Raises KernelError where there is no netfilter to ask.
+    What is in service is not: of those iptables rules only such as no iptables mode has, and
+    nothing of IPVS itself. Raises KernelError where there is no netfilter to ask.
     """
     unread: list[Failure] = []
 
@@ -50,14 +58,39 @@ def find(*, spare_device: bool = False) -> Leftovers:
         counters = reading("nfacct objects", partial(_find_counters, netlink))
     finally:
         netlink.close()
+    if in_service.flavour is not None:
+        counters = ()
     rules = [
-        reading(f"rules of {program}", partial(tools.find_rules, program))
+        reading(
+            f"rules of {program}",
+            partial(
+                tools.find_rules,
+                program,
+                names.is_of_ipvs if program.flavour is in_service.flavour else names.owns_chain,
+            ),
+        )
         for program in tools.PROGRAMS
     ]
     sets = reading("ipsets", ipvs.find_sets)
-    links = () if spare_device else reading("network devices", ipvs.find_links)
-    services = reading("IPVS virtual services", partial(ipvs.find_services, links, sets))
+    links: tuple[str, ...] = ()
+    services: tuple[VirtualService, ...] = ()
+    if not in_service.ipvs:
+        links = reading("network devices", ipvs.find_links)
+        services = reading("IPVS virtual services", partial(ipvs.find_services, links, sets))
     return Leftovers(tables, tuple(chain(*rules)), services, links, sets, counters, tuple(unread))
+
+
+def find_own_rules(in_service: InService) -> Leftovers:
+    """Find the iptables rules that pyproxy itself has left, and that serve no more."""
+    found: list[IptablesRemoval] = []
+    unread: list[Failure] = []
+    for program in tools.PROGRAMS:
+        if program.flavour is not in_service.flavour:
+            try:
+                found += tools.find_own_rules(program)
+            except KernelError as error:
+                unread.append(Failure(f"rules of {program}", error))
+    return Leftovers(iptables=tuple(found), unread=tuple(unread))
 
 
 def remove(found: Leftovers) -> tuple[Failure, ...]:

@@ -32,6 +32,17 @@ class Program(msgspec.Struct, frozen=True):
         return f"{_FAMILY_NAMES[self.family]}tables-{self.flavour.value}"
 
 
+class InService(msgspec.Struct, frozen=True):
+    """What this node is served with, and what must stay therefore.
+
+    `flavour` is that of the iptables rules which serve, None where none do.
+    """
+
+    nftables: bool = False
+    flavour: Flavour | None = None
+    ipvs: bool = False
+
+
 class IptablesRemoval(msgspec.Struct, frozen=True):
     """What is to go from one table of one kind of iptables."""
 

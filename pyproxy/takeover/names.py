@@ -7,6 +7,8 @@ KUBE-FIREWALL too, but only where kubelet has not, and never removes it: it keep
 loopback addresses, which must go on for as long as the sysctl route_localnet is on.
 
 Beyond its cleanup kube-proxy makes two nfacct objects in iptables mode, and spares them.
+
+pyproxy's iptables mode takes kube-proxy's chains over by their names and adds some of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ ENTRIES = frozenset(
     }
 )
 """The chains that kube-proxy has iptables' built-in chains jump to."""
+
+NODE_PORTS = "KUBE-NODEPORTS"
+"""The chain that kube-proxy always leads to, and pyproxy never."""
 
 _CANARY = "KUBE-PROXY-CANARY"
 _CHAINS = {
@@ -57,6 +62,21 @@ _CHAINS = {
     },
     "mangle": {_CANARY},
 }
+_ONLY_OF_IPVS = {
+    "nat": {"KUBE-LOAD-BALANCER", "KUBE-NODE-PORT"},
+    "filter": {
+        "KUBE-IPVS-FILTER",
+        "KUBE-IPVS-OUT-FILTER",
+        "KUBE-NODE-PORT",
+        "KUBE-SOURCE-RANGES-FIREWALL",
+    },
+}
+_PYPROXYS = {
+    "nat": {"KUBE-MARK-OUTSIDE"},
+    "filter": {"KUBE-REFUSE"},
+    "mangle": {"KUBE-PROXY-FIREWALL"},
+}
+_PYPROXYS_TREES = ("KUBE-IP-", "KUBE-NO-")
 _SERVICE_CHAINS = ("KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-XLB-")
 
 DEVICE = "kube-ipvs0"
@@ -99,7 +119,17 @@ COUNTERS = frozenset({"ct_state_invalid_dropped_pkts", "localhost_nps_accepted_p
 
 
 def owns_chain(table: str, chain: str) -> bool:
-    """Tell whether an iptables chain is kube-proxy's."""
+    """Tell whether an iptables chain is kube-proxy's, or one of pyproxy's in its place."""
     if table == "nat" and chain.startswith(_SERVICE_CHAINS):
         return True
-    return chain in _CHAINS.get(table, ())
+    return chain in _CHAINS.get(table, ()) or is_pyproxys(table, chain)
+
+
+def is_of_ipvs(table: str, chain: str) -> bool:
+    """Tell whether an iptables chain is one that kube-proxy has in IPVS mode and in no other."""
+    return chain in _ONLY_OF_IPVS.get(table, ())
+
+
+def is_pyproxys(table: str, chain: str) -> bool:
+    """Tell whether an iptables chain is pyproxy's, and none of kube-proxy's is called so."""
+    return chain.startswith(_PYPROXYS_TREES) or chain in _PYPROXYS.get(table, ())

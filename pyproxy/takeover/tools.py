@@ -27,13 +27,23 @@ _RESOURCE_PROBLEM = 4
 """The status of a program that waited for iptables' lock in vain."""
 
 
-def find_rules(program: Program) -> tuple[IptablesRemoval, ...]:
-    """Read all tables that a program sees. Raises KernelError."""
+def find_rules(program: Program, owns: iptables.Owns) -> tuple[IptablesRemoval, ...]:
+    """Find what is to go from all tables that a program sees. Raises KernelError."""
     return tuple(
         IptablesRemoval(program, removal)
         for saved in iptables.parse(_save(program))
-        if (removal := iptables.removal(saved))
+        if (removal := iptables.removal(saved, owns))
     )
+
+
+def find_own_rules(program: Program) -> tuple[IptablesRemoval, ...]:
+    """Find what pyproxy's own iptables mode has left there. Raises KernelError."""
+    if shutil.which(f"{program}-save") is None:  # then pyproxy has not run it either
+        return ()
+    if program.flavour is Flavour.LEGACY and not _has_legacy_tables(program.family):
+        return ()
+    tables = iptables.parse(_save(program))
+    return tuple(IptablesRemoval(program, each) for each in iptables.own_removals(tables))
 
 
 def remove_rules(found: IptablesRemoval) -> None:
@@ -52,6 +62,11 @@ def _save(program: Program) -> str:
             command,
         )
     return ""
+
+
+def has_legacy_rules() -> bool:
+    """Tell whether iptables-legacy has been in use here."""
+    return any(map(_has_legacy_tables, Family))
 
 
 def _has_legacy_tables(family: Family) -> bool:

@@ -33,10 +33,10 @@ class IptablesDataplane:
 
     def __init__(self, options: Options, flavour: Flavour | None = None) -> None:
         self._options = options
-        self._flavour = flavour or detect()
-        self._programs = {family: Programs(family, self._flavour) for family in Family}
+        self.flavour = flavour or detect()
+        self._programs = {family: Programs(family, self.flavour) for family in Family}
         self._memory = Memory(options, tuple(Family))
-        self._watch = Watch(self._flavour)
+        self._watch = Watch(self.flavour)
 
     @property
     def messages_sent(self) -> int:
@@ -59,7 +59,7 @@ class IptablesDataplane:
             programs.prepare()
         options = msgspec.structs.replace(self._options, counters=counters.create())
         self._memory = Memory(options, tuple(Family))
-        log.info("writing rules of the flavour %s", self._flavour.value)
+        log.info("writing rules of the flavour %s", self.flavour.value)
 
     def plan(self, changes: Changes) -> IptablesPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
