@@ -72,9 +72,9 @@ soak: system venv ## SECONDS (600) of 200 changes a second with faults, against 
 fuzz: venv ## coverage-guided fuzzing of all that parses for SECONDS each, where atheris is installed
 	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
 
-bench: system venv ## measure at scale, from outside with BENCH_ARGS and from inside (root)
-	@$(BIN)/pyproxy bench $(BENCH_ARGS)
-	@$(BIN)/python -m bench
+bench: system venv ## measure MODE at scale, from outside with BENCH_ARGS and from inside (root)
+	@$(BIN)/pyproxy bench --mode $(MODE) $(BENCH_ARGS)
+	@$(BIN)/python -m bench --mode $(MODE)
 
 bench-check: system venv ## fail where messages, bytes, rows or allocations have grown (root)
 	@$(BIN)/python -m bench --check

@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 
 from bench.counts import complaints, count, read_baseline, write_baseline
-from bench.floor import floor
+from bench.floor import Floor, floor
 from bench.hottest import print_hottest
 from bench.inside import cost_of_change, first_syncs
+from bench.targets import Targets, targets
 from pyproxy.bench.figures import duration, heading, row
 from pyproxy.bench.place import own_place
 from pyproxy.bench.shape import Size
+from pyproxy.config.settings import ProxyMode
 from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.lab import modes
+from pyproxy.lab.modes import LabMode
 
-FIRST_SYNCS = {Size(10_000, 10): 1.0, Size(5_000, 50): 2.5, Size(44_000, 1): 2.0}
-"""Seconds from lists heard to kernel programmed that must not be exceeded."""
-
-CHANGE, CHANGE_P99, EVEN = 0.003, 0.015, 1.5
-"""Seconds of a change, its median and its p99; and how far medians may lie apart by size."""
-
-CHANGED = [Size(services, 10) for services in (100, 1_000, 10_000, 40_000)]
+_NO_FLOOR: Mapping[Size, Floor] = {}
 
 
 def main() -> int:
@@ -44,7 +43,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--changes", type=int, default=1_000, help="changes (default 1000)")
+    parser.add_argument("--mode", default="nftables", help=f"one of {', '.join(modes.MODES)}")
+    parser.add_argument("--changes", type=int, help="changes (default 1000 in nftables mode)")
     parser.add_argument("--runs", type=int, default=3, help="first syncs (default 3)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -57,7 +57,7 @@ def _options() -> argparse.Namespace:
         "--write-baseline", action="store_true", help="have these figures be the baseline"
     )
     options = parser.parse_args()
-    if options.changes < 2 or options.runs < 1:
+    if (options.changes or 2) < 2 or options.runs < 1:
         parser.error("at least 2 changes and 1 run are needed")
     return options
 
@@ -70,49 +70,78 @@ def _check() -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     load = os.getloadavg()[0]
-    print(f"on {os.cpu_count()} CPUs, of which others kept {load:.1f} busy a moment ago")
+    mode = modes.named(options.mode)
+    print(
+        f"{mode.name} mode, on {os.cpu_count()} CPUs, of which others kept {load:.1f} busy a "
+        "moment ago"
+    )
+    wanted = targets(mode)
+    changes = options.changes or wanted.changes
+    if mode is not modes.NFTABLES:
+        return _conclude(
+            _print_first_syncs(wanted, mode, options.runs) & _print_changes(wanted, mode, changes)
+        )
     # First, for what a process has done before is counted too.
     counts = count()
     ratios: dict[str, float] = {}
-    met = _print_first_syncs(options.runs, options.changes, ratios)
-    met &= _print_changes(options.changes)
+    bases = {size: floor(size, changes, options.runs) for size in wanted.first_syncs}
+    met = _print_first_syncs(wanted, mode, options.runs, bases, ratios)
+    met &= _print_changes(wanted, mode, changes)
     if options.write_baseline:
         write_baseline(counts, ratios)
     else:
         _print_ratios(ratios)
+    return _conclude(met)
+
+
+def _conclude(met: bool) -> int:
     print("\nall targets are met" if met else "\nNOT all targets are met", flush=True)
     return 0 if met else 1
 
 
-def _print_first_syncs(runs: int, changes: int, ratios: dict[str, float]) -> bool:
+def _print_floor(base: Floor) -> None:
+    row("floor: packing, and nothing else", base.packing.ends)
+    row("floor: sending, the kernel's work included", base.sending.ends)
+    row("floor: one element", str(base.change))
+
+
+def _print_first_syncs(
+    wanted: Targets,
+    mode: LabMode,
+    runs: int,
+    bases: Mapping[Size, Floor] = _NO_FLOOR,
+    ratios: dict[str, float] | None = None,
+) -> bool:
     met = True
-    for size, limit in FIRST_SYNCS.items():
+    for size, limit in wanted.first_syncs.items():
         heading(f"{size}, {runs} times")
-        base = floor(size, changes, runs)
-        row("floor: packing, and nothing else", base.packing.ends)
-        row("floor: sending, the kernel's work included", base.sending.ends)
-        row("floor: one element", str(base.change))
-        first, again = first_syncs(size, runs)
-        ratios[f"first sync of {size}"] = first.median / base.everything
+        base = bases.get(size)
+        if base is not None:
+            _print_floor(base)
+        first, again = first_syncs(size, runs, mode)
+        if base is not None and ratios is not None:
+            ratios[f"first sync of {size}"] = first.median / base.everything
         row("lists heard to kernel programmed", first.ends, _target(first.median, limit))
         row("the same on a kernel that holds it all: nothing written", again.ends)
         met &= first.median < limit
     return met
 
 
-def _print_changes(changes: int) -> bool:
+def _print_changes(wanted: Targets, mode: LabMode, changes: int) -> bool:
     heading("One change: watch event read to kernel programmed, endpoints of one Service")
     medians = []
     met = True
-    for size in CHANGED:
-        cost = cost_of_change(size, changes)
-        row(str(size), str(cost.seconds), _target(cost.seconds.median, CHANGE))
-        row("", f"{cost.messages:.2f} netlink messages, {cost.size:.0f} bytes")
+    what = "lines" if mode.proxy_mode is ProxyMode.IPTABLES else "netlink messages"
+    for size in wanted.changed:
+        cost = cost_of_change(size, changes, mode)
+        row(str(size), str(cost.seconds), _target(cost.seconds.median, wanted.change))
+        row("", f"{cost.messages:.2f} {what}, {cost.size:.0f} bytes")
         medians.append(cost.seconds.median)
-        met &= cost.seconds.median < CHANGE and cost.seconds.p99 < CHANGE_P99
+        met &= cost.seconds.median < wanted.change and cost.seconds.p99 < wanted.change_p99
     apart = max(medians) / min(medians)
-    row("the slowest median by the fastest", f"{apart:.2f}", "" if apart < EVEN else "BEYOND 1.5")
-    return met and apart < EVEN
+    beyond = "" if apart < wanted.even else f"BEYOND {wanted.even}"
+    row("the slowest median by the fastest", f"{apart:.2f}", beyond)
+    return met and apart < wanted.even
 
 
 def _print_ratios(ratios: dict[str, float]) -> None:
@@ -122,6 +151,8 @@ def _print_ratios(ratios: dict[str, float]) -> None:
 
 
 def _target(value: float, limit: float) -> str:
+    if limit == float("inf"):
+        return ""
     return f"{'within' if value < limit else 'BEYOND'} {duration(limit)}"
 
 

@@ -1,4 +1,4 @@
-"""The agent's core, its loop and the nftables dataplane in this process, with exact times.
+"""The agent's core, its loop and a dataplane in this process, with exact times.
 
 All is the agent's own but the source: changes are read from the bytes of a watch event right here.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from pyproxy.agent import drift
+from pyproxy.agent import dataplanes, drift
 from pyproxy.agent.core import Agent, Commit, Observers
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.machine import local_addresses
@@ -34,13 +34,11 @@ from pyproxy.bench.shape import (
     service,
     service_name,
 )
-from pyproxy.config.settings import LocalTraffic, Settings
-from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.plan import NftablesPlan
+from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.health.state import Health
+from pyproxy.lab.modes import NFTABLES, LabMode
 from pyproxy.lab.namespace import LabError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
@@ -82,20 +80,23 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Inside:
-    """One agent on the nftables dataplane of this network namespace."""
+    """One agent in this network namespace."""
 
-    def __init__(self) -> None:
-        self.dataplane = NftablesDataplane(Options())
+    def __init__(self, mode: LabMode = NFTABLES) -> None:
+        settings = Settings(
+            NODE_NAME,
+            mode.proxy_mode,
+            local_traffic=LocalTraffic(cluster_networks=(parse_network(POD_NETWORK),)),
+            iptables=IptablesSettings(mode.flavour),
+        )
+        self.dataplane = dataplanes.make(settings)
         self.dataplane.prepare()
         self.bell = Bell()
         self.inbox: Inbox = Inbox()
-        settings = Settings(
-            NODE_NAME, local_traffic=LocalTraffic(cluster_networks=(parse_network(POD_NETWORK),))
-        )
         observers = Observers(
             Metrics(), Health(30.0), [self.bell], time.monotonic, time.time, lambda _: None
         )
-        self.agent: Agent[NftablesPlan] = Agent(
+        self.agent: Agent[Any] = Agent(
             self.dataplane, NodeRules(settings, local_addresses), Pace(0.0), observers
         )
 
@@ -140,9 +141,9 @@ class Inside:
 
 
 @contextmanager
-def inside() -> Iterator[Inside]:
+def inside(mode: LabMode = NFTABLES) -> Iterator[Inside]:
     """Have an agent, and no rules left of it afterwards."""
-    agent = Inside()
+    agent = Inside(mode)
     try:
         yield agent
     finally:
@@ -150,13 +151,13 @@ def inside() -> Iterator[Inside]:
         gc.unfreeze()
 
 
-def first_syncs(size: Size, runs: int) -> tuple[Spread, Spread]:
+def first_syncs(size: Size, runs: int, mode: LabMode) -> tuple[Spread, Spread]:
     """Measure first syncs, from lists heard to kernel programmed, and restarts on the result."""
     first, again = [], []
     for _ in range(runs):
-        with inside() as agent:
+        with inside(mode) as agent:
             first.append(_timed_sync(agent, size))
-            successor = Inside()
+            successor = Inside(mode)
             before = successor.sent[0]
             again.append(_timed_sync(successor, size))
             if written := successor.sent[0] - before:
@@ -172,9 +173,9 @@ def _timed_sync(agent: Inside, size: Size) -> float:
     return time.perf_counter() - began
 
 
-def cost_of_change(size: Size, changes: int) -> Cost:
+def cost_of_change(size: Size, changes: int, mode: LabMode) -> Cost:
     """Measure single changes: by turns an endpoint goes from a slice, and comes back."""
-    with inside() as agent:
+    with inside(mode) as agent:
         agent.hear(lists(size))
         with agent.looping():
             lines = [_line(number, size) for number in range(changes)]

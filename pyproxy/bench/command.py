@@ -20,10 +20,10 @@ from pyproxy.bench.report import Report
 from pyproxy.bench.run import Bench, Plan
 from pyproxy.bench.shape import Size
 from pyproxy.errors import UsageError
+from pyproxy.lab import modes
 from pyproxy.lab.namespace import ending_well
 
 _LARGEST = 1 << 19
-_MODES = ("nftables", "iptables", "ipvs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--agent", action="append", metavar="NAME[=COMMAND]", help="whom to measure: pyproxy, or "
         "a program that takes kube-proxy's flags; once for each (default pyproxy)")  # fmt: skip
-    add("--mode", choices=_MODES, default="nftables", help="the proxy mode (default nftables)")
+    add(
+        "--mode",
+        choices=tuple(modes.MODES),
+        default="nftables",
+        help="the proxy mode (default nftables)",
+    )
     add("--services", type=int, default=10_000, help="Services (default 10000)")
     add("--endpoints", type=int, default=10, help="endpoints of each (default 10)")
     add("--runs", type=int, default=3, help="runs of each agent, by turns (default 3)")
@@ -48,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print. Raises UsageError, LabError."""
     plan = _plan(arguments)
-    contestants = [parse(text, arguments.mode) for text in arguments.agent or ["pyproxy"]]
+    contestants = [
+        parse(text, modes.named(arguments.mode)) for text in arguments.agent or ["pyproxy"]
+    ]
     if len({each.name for each in contestants}) < len(contestants):
         raise UsageError("--agent: two have the same name: give each its own, NAME=COMMAND")
     try:

@@ -14,6 +14,7 @@ import msgspec
 
 from pyproxy.bench.shape import NODE_NAME, POD_NETWORK
 from pyproxy.errors import UsageError
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.process import Agent
 
@@ -67,10 +68,11 @@ class Contestant(msgspec.Struct, frozen=True):
                 raise LabError(f"{shlex.join(cleanup)}: {done.stderr[-500:]}")
 
 
-def parse(text: str, mode: str) -> Contestant:
+def parse(text: str, mode: LabMode) -> Contestant:
     """Read `NAME=COMMAND`, or `pyproxy` for this very one. Raises UsageError.
 
-    A command that says no proxy mode of its own serves in `mode`.
+    A command that says no proxy mode of its own serves in `mode`; the flavour of iptables is for
+    pyproxy alone to be told.
     """
     name, _, given = text.partition("=")
     command = shlex.split(given)
@@ -83,5 +85,6 @@ def parse(text: str, mode: str) -> Contestant:
         raise UsageError(f"--agent {text}: {command[0]} is not a program that can be run")
     found = Contestant(name, (program, *command[1:]))
     if not found.mode:
-        found = Contestant(name, (*found.command, _MODE, mode))
+        flags = mode.flags if name == OURS else mode.flags[:1]
+        found = Contestant(name, (*found.command, *flags))
     return found

@@ -1,0 +1,64 @@
+"""What is measured in each mode, and what must not be exceeded there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from pyproxy.bench.shape import Size
+from pyproxy.config.settings import ProxyMode
+from pyproxy.lab import modes
+from pyproxy.lab.modes import LabMode
+
+
+class Targets(msgspec.Struct, frozen=True):
+    """Sizes, and seconds that are too many; infinity where there is no such limit.
+
+    `first_syncs` are from lists heard to kernel programmed. `change` and `change_p99` are of one
+    change, its median and its p99, at the sizes `changed`, whose medians may lie `even` times
+    apart. `changes` is how many are made.
+    """
+
+    first_syncs: Mapping[Size, float]
+    changed: tuple[Size, ...]
+    change: float = float("inf")
+    change_p99: float = float("inf")
+    even: float = float("inf")
+    changes: int = 1_000
+
+
+def _sizes(*services: int) -> tuple[Size, ...]:
+    return tuple(Size(each, 10) for each in services)
+
+
+_NFTABLES = Targets(
+    {Size(10_000, 10): 1.0, Size(5_000, 50): 2.5, Size(44_000, 1): 2.0},
+    _sizes(100, 1_000, 10_000, 40_000),
+    change=0.003,
+    change_p99=0.015,
+    even=1.5,
+)
+_LEGACY = Targets(
+    {Size(1_000, 10): float("inf"), Size(10_000, 10): 7.0},
+    _sizes(100, 1_000, 10_000),
+    change=1.0,
+    changes=20,
+)
+_NFT = Targets(
+    {Size(1_000, 10): float("inf"), Size(10_000, 10): float("inf")},
+    _sizes(100, 1_000, 10_000),
+    changes=20,
+)
+_IPVS = Targets({Size(5_000, 10): float("inf")}, _sizes(100, 1_000, 5_000), changes=200)
+
+
+def targets(mode: LabMode) -> Targets:
+    """Give those of a mode, and of its flavour."""
+    match mode.proxy_mode:
+        case ProxyMode.NFTABLES:
+            return _NFTABLES
+        case ProxyMode.IPTABLES:
+            return _LEGACY if mode == modes.IPTABLES_LEGACY else _NFT
+        case ProxyMode.IPVS:
+            return _IPVS
