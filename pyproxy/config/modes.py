@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyproxy.config.settings import ProxyMode
 
-SERVED = frozenset({ProxyMode.NFTABLES, ProxyMode.IPVS})
+SERVED = frozenset(ProxyMode)
 """The modes that are in this version."""
 
 _SILENT = {
@@ -16,7 +16,7 @@ _SILENT = {
     ),
     "nftables": ("iptables.", "ipvs."),
 }
-_SILENT_FOR_NFTABLES: dict[str, tuple[str, ...]] = {"iptables": ("ipvs.",), "ipvs": ()}
+_SILENT_FOR_NFTABLES: dict[str, tuple[str, ...]] = {"ipvs": ()}
 _ALL = "all"
 _ALL_AND_LOCALHOST = "all,localhost"
 
