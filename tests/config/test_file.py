@@ -66,12 +66,33 @@ def test_kubeadms_file_is_the_defaults_and_asks_for_nothing_in_vain():
     )
 
 
-def test_kube_proxys_own_defaults_ask_for_nothing_but_another_mode():
+def test_kube_proxys_own_defaults_ask_for_nothing_in_vain():
     settings = parse(f"--config={DEFAULT}")
-    assert settings.mode is ProxyMode.NFTABLES
+    assert settings.mode is ProxyMode.IPTABLES
     assert settings.pace == Pace(min_sync_period=1)
+    assert settings.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "serves"),
+    [
+        ("", ProxyMode.NFTABLES),
+        ("nftables", ProxyMode.NFTABLES),
+        ("iptables", ProxyMode.IPTABLES),
+    ],
+)
+def test_a_file_has_the_mode_that_it_asks_for(written, mode, serves):
+    settings = parse(f"--config={written(f'mode: {json.dumps(mode)}')}")
+    assert settings.mode is serves
+    assert settings.remarks == ()
+
+
+def test_the_mode_ipvs_is_served_by_another_and_that_is_told(written):
+    path = written("mode: ipvs")
+    settings = parse(f"--config={path}")
+    assert settings.mode is ProxyMode.NFTABLES
     assert settings.remarks == (
-        f"--config {DEFAULT}: mode: iptables is not in this version yet: serving in nftables mode, "
+        f"--config {path}: mode: ipvs is not in this version yet: serving in nftables mode, "
         "which is as good for all but programs that look for that mode's rules",
     )
 
@@ -153,6 +174,21 @@ def test_kube_proxys_own_defaults_ask_for_nothing_but_another_mode():
             "iptables: {masqueradeBit: 3}\nnftables: {masqueradeBit: 4}",
             "masquerade",
             Masquerade(4),
+        ),
+        (
+            "mode: iptables\niptables: {masqueradeBit: 3}\nnftables: {masqueradeBit: 4}",
+            "masquerade",
+            Masquerade(3),
+        ),
+        (
+            "mode: iptables\niptables: {syncPeriod: 1m}\nnftables: {syncPeriod: 2m}",
+            "pace",
+            Pace(0, 60),
+        ),
+        (
+            "mode: iptables\niptables: {localhostNodePorts: false}",
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, loopback=False),
         ),
         ("mode: nftables", "node_ports", NodePorts()),
         (
