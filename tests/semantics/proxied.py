@@ -153,9 +153,9 @@ class Proxied:
         how = {"tries": 2, "timeout": 0.25, "source_port": sport}
         self._until(who, to, lambda seen: seen.dropped >= 2, "silence", **how)
 
-    def says(self, text: str) -> None:
+    def says(self, text: str, patience: float = PATIENCE) -> None:
         """Wait until the agent's log has a text."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while text not in self.agent.log.read_text():
             assert time.monotonic() < deadline, f"the log never says {text!r}"
             time.sleep(0.05)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.lab.modes import NFTABLES
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
 from tests.semantics.proxied import PATIENCE, proxied
@@ -36,7 +37,7 @@ def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path:
     here.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
     use = ["INPUT", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "RETURN"]
     here.run(["iptables-legacy", "-A", *use])
-    with proxied(network, tmp_path / "x", "--takeover") as agent:
+    with proxied(NFTABLES, network, tmp_path / "x", "--takeover") as agent:
         agent.says("cannot remove what kube-proxy has left: ipset KUBE-CLUSTER-IP")
         # All else went at the first attempt.
         tables = here.run(["nft", "list", "tables"]).stdout
@@ -56,7 +57,7 @@ def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path:
 def test_without_the_flag_nothing_is_removed(network: Network, tmp_path: Path) -> None:
     here = network.namespace("na")
     leave(here, "nftables")
-    with proxied(network, tmp_path / "x"):
+    with proxied(NFTABLES, network, tmp_path / "x"):
         assert "table ip6 kube-proxy" in here.run(["nft", "list", "tables"]).stdout
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.lab.modes import NFTABLES
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import parse_target
 from tests.chaos.loads import Came, load
@@ -83,20 +84,20 @@ def all_answered(came: list[Came]) -> None:
         assert each.answered
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("left", MODES)
 def test_no_connection_notices_that_pyproxy_takes_over(
-    network: Network, tmp_path: Path, mode: str
+    network: Network, tmp_path: Path, left: str
 ) -> None:
     here = network.namespace("na")
     make_foreign(here)
     before = without_firewall(state(here))
     for turn in ("first", "second"):
-        leave(here, mode)
+        leave(here, left)
         assert without_firewall(state(here)) != before
         with ExitStack() as stack:
             held = hold(network, stack)
             with loaded(network) as came:
-                run = proxied(network, tmp_path / turn, *TAKEOVER, objects=OBJECTS)
+                run = proxied(NFTABLES, network, tmp_path / turn, *TAKEOVER, objects=OBJECTS)
                 agent = stack.enter_context(run)
                 agent.says("removed what kube-proxy has left")
                 assert without_firewall(state(here)) == before
@@ -106,26 +107,26 @@ def test_no_connection_notices_that_pyproxy_takes_over(
                 agent.is_dropped("ext", "198.51.100.77:80")
             all_answered(came)
             still_stand(held)
-    if mode != "nftables":
-        program = mode.replace("iptables", "ip6tables")
+    if left != "nftables":
+        program = left.replace("iptables", "ip6tables")
         assert any("KUBE-FIREWALL" in line for line in state(here)[program])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("left", MODES)
 def test_no_connection_notices_that_kube_proxy_is_back(
-    network: Network, tmp_path: Path, mode: str
+    network: Network, tmp_path: Path, left: str
 ) -> None:
     here = network.namespace("na")
     make_foreign(here)
     cleanup = [sys.executable, "-m", "pyproxy", "cleanup"]
     with (
-        proxied(network, tmp_path / "x", *TAKEOVER, objects=OBJECTS) as agent,
+        proxied(NFTABLES, network, tmp_path / "x", *TAKEOVER, objects=OBJECTS) as agent,
         ExitStack() as stack,
     ):
         agent.says("kube-proxy has left nothing")
         held = hold(network, stack)
         with loaded(network) as came:
-            leave(here, mode)
+            leave(here, left)
             back = state(here)
             agent.agent.stop()
             for _ in range(2):
@@ -137,15 +138,15 @@ def test_no_connection_notices_that_kube_proxy_is_back(
         still_stand(held)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("left", MODES)
 def test_while_both_rulesets_are_there_each_serves_what_it_alone_knows(
-    network: Network, tmp_path: Path, mode: str
+    network: Network, tmp_path: Path, left: str
 ) -> None:
     """Between the first commit and the removal; kube-proxy's rules may be out of date, too."""
-    leave(network.namespace("na"), mode)
+    leave(network.namespace("na"), left)
     late = [*OBJECTS, endpoint_slice("empty", "b2"), endpoint_slice("empty", "b2", family="IPv6")]
     flags = [flag for flag in TAKEOVER if flag != "--takeover"]
-    with proxied(network, tmp_path / "x", *flags, objects=late) as agent:
+    with proxied(NFTABLES, network, tmp_path / "x", *flags, objects=late) as agent:
         for place in ("10.96.77.3:80", "[fd00:10:96::7:3]:80"):
             agent.reaches("a2", place, "b2")
             agent.reaches("ext", place, "b2")
@@ -158,13 +159,13 @@ def test_while_both_rulesets_are_there_each_serves_what_it_alone_knows(
         agent.is_refused("a2", "10.96.77.1:81")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("left", MODES)
 def test_endpoints_that_kube_proxy_has_not_heard_the_end_of_are_not_used(
-    network: Network, tmp_path: Path, mode: str
+    network: Network, tmp_path: Path, left: str
 ) -> None:
-    leave(network.namespace("na"), mode)
+    leave(network.namespace("na"), left)
     ends = [endpoint_slice("web", "b2"), endpoint_slice("web", "b2", family="IPv6")]
-    with proxied(network, tmp_path / "x", *TAKEOVER, objects=[*OBJECTS, *ends]) as agent:
+    with proxied(NFTABLES, network, tmp_path / "x", *TAKEOVER, objects=[*OBJECTS, *ends]) as agent:
         agent.says("removed what kube-proxy has left")
         for place in WEB:
             agent.reaches("a2", place, "b2")
