@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.config.modes import SERVED
 from pyproxy.config.settings import ProxyMode
 from pyproxy.lab import modes
 from pyproxy.lab.conformance.cases import Case
@@ -29,8 +28,7 @@ def chosen(names: str) -> tuple[LabMode, ...]:
     return tuple(
         kind
         for kind in KINDS
-        if kind.proxy_mode in SERVED
-        and (kind.proxy_mode is not ProxyMode.IPVS or Path("/proc/net/ip_vs").exists())
+        if kind.proxy_mode is not ProxyMode.IPVS or Path("/proc/net/ip_vs").exists()
     )
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pyproxy.config.settings import ProxyMode
 
-SERVED = frozenset(ProxyMode)
-"""The modes that are in this version."""
-
 _SILENT = {
     "": ("ipvs.",),
     "iptables": ("nftables.", "ipvs."),
@@ -16,28 +13,21 @@ _SILENT = {
     ),
     "nftables": ("iptables.", "ipvs."),
 }
-_SILENT_FOR_NFTABLES: dict[str, tuple[str, ...]] = {"ipvs": ()}
 _ALL = "all"
 _ALL_AND_LOCALHOST = "all,localhost"
 
 
 def serving(asked: str) -> ProxyMode:
-    """Choose the mode for what a file asks; one that is not there yet is served in nftables mode.
-
-    kubeadm writes no mode at all, which means the best there is.
-    """
-    mode = ProxyMode(asked) if asked else ProxyMode.NFTABLES
-    return mode if mode in SERVED else ProxyMode.NFTABLES
+    """Choose the mode for what a file asks; kubeadm writes none, which means the best there is."""
+    return ProxyMode(asked) if asked else ProxyMode.NFTABLES
 
 
 def silent(asked: str) -> tuple[str, ...]:
     """Give how the paths of those fields begin that say nothing where this mode is asked for.
 
-    Where nftables takes the place of the mode that was asked for, that mode's own section counts
-    for what the section nftables leaves open.
+    A file without a mode was written for kube-proxy's default, so that what it says for iptables
+    counts for what the section nftables leaves open.
     """
-    if serving(asked) is ProxyMode.NFTABLES and asked in _SILENT_FOR_NFTABLES:
-        return _SILENT_FOR_NFTABLES[asked]
     return _SILENT[asked]
 
 

@@ -36,12 +36,6 @@ def remarks(
 
 
 def _about_file(flagged: Given, configuration: KubeProxyConfiguration, file: str) -> Iterator[str]:
-    mode = configuration.mode
-    if mode and modes.serving(mode).value != mode:
-        yield (
-            f"--config {file}: mode: {mode} is not in this version yet: serving in nftables mode, "
-            "which is as good for all but programs that look for that mode's rules"
-        )
     covered = [flag.name for flag in FLAGS if flagged.has(flag) and not wins_over_file(flag)]
     if covered:
         yield f"flags without effect: {', '.join(covered)} (the file of --config counts instead)"
@@ -74,8 +68,8 @@ def _heard(asked: str) -> Set[str]:
         for field in flag.fields
         if field.startswith(_SECTIONS) and not field.startswith(silent)
     }
-    # Where node ports answer follows from it, in whatever mode serves in that one's place.
-    return heard | {_LOCALHOST} if asked in {"", "iptables"} else heard
+    # Where node ports answer follows from it, in the place of the mode that it is for.
+    return heard | {_LOCALHOST} if not asked else heard
 
 
 def _instead(mode: ProxyMode) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyproxy.config import (
     Api,
     Conntrack,
+    IpvsSettings,
     ListenAddress,
     LocalMode,
     LocalTraffic,
@@ -79,22 +80,13 @@ def test_kube_proxys_own_defaults_ask_for_nothing_in_vain():
         ("", ProxyMode.NFTABLES),
         ("nftables", ProxyMode.NFTABLES),
         ("iptables", ProxyMode.IPTABLES),
+        ("ipvs", ProxyMode.IPVS),
     ],
 )
 def test_a_file_has_the_mode_that_it_asks_for(written, mode, serves):
     settings = parse(f"--config={written(f'mode: {json.dumps(mode)}')}")
     assert settings.mode is serves
     assert settings.remarks == ()
-
-
-def test_the_mode_ipvs_is_served_by_another_and_that_is_told(written):
-    path = written("mode: ipvs")
-    settings = parse(f"--config={path}")
-    assert settings.mode is ProxyMode.NFTABLES
-    assert settings.remarks == (
-        f"--config {path}: mode: ipvs is not in this version yet: serving in nftables mode, "
-        "which is as good for all but programs that look for that mode's rules",
-    )
 
 
 @pytest.mark.parametrize(
@@ -191,6 +183,13 @@ def test_the_mode_ipvs_is_served_by_another_and_that_is_told(written):
             NodePorts(primary=False, everywhere=True, loopback=False),
         ),
         ("mode: nftables", "node_ports", NodePorts()),
+        (
+            "mode: ipvs\nipvs: {scheduler: wlc, strictARP: true, excludeCIDRs: [10.0.0.0/8], "
+            "tcpTimeout: 15m, tcpFinTimeout: 2m, udpTimeout: 5m}",
+            "ipvs",
+            IpvsSettings("wlc", (parse_network("10.0.0.0/8"),), True, 900, 120, 300),
+        ),
+        ("mode: ipvs\niptables: {masqueradeBit: 3}", "masquerade", Masquerade(3)),
         (
             "mode: iptables",
             "node_ports",

@@ -163,14 +163,10 @@ def test_a_field_makes_a_difference_or_a_remark(tmp_path, path, mode, value):
         fields = {section: fields}
     said, plain = settings(**fields), settings()
     differs = in_force(said) != in_force(plain)
-    # The periods of a mode that is not there count in nftables mode too.
-    elsewhere = said.mode.value != mode and re.match("ipvs.(?!.*SyncPeriod|syncPeriod)", path)
-    assert differs == (path in HONOURED and not elsewhere)
+    assert differs == (path in HONOURED)
     if not differs:
         (remark,) = set(said.remarks) - set(plain.remarks)
-        assert remark.endswith(
-            f": fields without effect: {path} ({REASONS.get(path, 'the mode is nftables')})"
-        )
+        assert remark.endswith(f": fields without effect: {path} ({REASONS[path]})")
 
 
 def test_the_documentation_has_them_all_with_their_reasons():
