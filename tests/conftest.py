@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
-from xdist.remote import Producer
 
 from pyproxy.lab.modes import LabMode
 from tests import modes
-from tests.sharing import ByModuleAndMode
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+
+    from tests.sharing import ByModuleAndMode
 
 NEEDS_KERNEL = ("kernel", "packets")
 TOOLS = ("ip", "nft")
@@ -33,6 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModuleAndMode:
+    # Only who asks for workers needs xdist.
+    from tests.sharing import ByModuleAndMode  # noqa: PLC0415
+
     return ByModuleAndMode(config, log)
 
 
