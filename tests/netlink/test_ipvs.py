@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy.model.address import Address, Backend, Family, Port, backend, parse_address
-from pyproxy.netlink import ipvs, ipvs_listing
+from pyproxy.netlink import ipvs
 from pyproxy.netlink.ipvs import PERSISTENT, Messages, Scheduling, Server, Virtual
 
 RECORDED = Path(__file__).with_name("recorded")
 DUMPS = json.loads((RECORDED / "ipvs-6.1.json").read_text(encoding="utf-8"))
-LISTING = (RECORDED / "ipvs-6.1.txt").read_text(encoding="utf-8")
 WEB = Virtual(Family.IPV4, 6, parse_address("10.96.0.1"), Port(80))
 DNS = Virtual(Family.IPV6, 17, parse_address("fd00::1"), Port(53))
 MARKED = Virtual(Family.IPV4, 0, Address(b""), Port(0), 0x50000004)
 IPV4 = backend(parse_address("10.244.0.5"), Port(8080))
-IPV6 = backend(parse_address("fd10::5"), Port(8080))
 WRITE = Messages(30)
 
 
@@ -39,32 +36,6 @@ def test_virtual_services_are_read_as_the_kernel_writes_them() -> None:
 def test_real_servers_are_read_as_the_kernel_writes_them() -> None:
     assert ipvs.servers(recorded("servers"), Family.IPV4) == [Server(IPV4, 0)]
     assert ipvs.servers(recorded("servers"), Family.IPV6) == []
-
-
-def test_the_listing_is_read_as_the_kernel_writes_it() -> None:
-    assert ipvs_listing.read(LISTING) == {
-        WEB: [Server(IPV4, 0)],
-        DNS: [Server(IPV6, 1)],
-        MARKED: [Server(IPV4, 1)],
-    }
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "TCP",
-        "TCP  nonsense rr",
-        "FWM  50000004",
-        "  -> 0AF40005:1F90      Masq    1      0",
-        "  -> here:1F90          Masq    1      0          0",
-        "  -> 0AF40005:1F90      Masq    x      0          0",
-        "SCTP 0A600001:0050 rr",
-    ],
-)
-def test_lines_that_say_nothing_are_passed_over(line: str) -> None:
-    known = {WEB: [Server(IPV4, 0)], DNS: [Server(IPV6, 1)], MARKED: [Server(IPV4, 1)]}
-    assert ipvs_listing.read(LISTING + line).items() >= known.items()
 
 
 FAMILIES = st.sampled_from(Family)

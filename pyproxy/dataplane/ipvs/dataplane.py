@@ -242,9 +242,8 @@ class IpvsDataplane:
         if servers:
             held[SERVERS] = {
                 (virtual, server.backend): server.weight
-                for virtual, each in self._kernel.all_servers().items()
-                if virtual in found
-                for server in each
+                for virtual in found
+                for server in self._kernel.servers(virtual)
             }
 
     def _rows_of(self, plan: IpvsPlan, name: ObjectName) -> Table:

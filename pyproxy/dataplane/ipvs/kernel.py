@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TextIO
 
 import msgspec
 from pyroute2 import IPRoute
@@ -16,7 +14,7 @@ from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Address, Network
-from pyproxy.netlink import addresses, ipvs, ipvs_listing
+from pyproxy.netlink import addresses, ipvs
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Virtual
 from pyproxy.netlink.nfnetlink import Refusal, kernel_error
 from pyproxy.netlink.requests import NETLINK_GENERIC, NETLINK_ROUTE, Request, Requests
@@ -43,7 +41,6 @@ class Kernel:
         self._route = Requests(NETLINK_ROUTE)
         self._watch = addresses.Watch(self._route.port)
         self._counting = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._listing: TextIO | None = None
         self.write = Messages(0)
 
     @property
@@ -60,11 +57,6 @@ class Kernel:
         """Have the kernel load IPVS. Raises KernelError where it has none."""
         self.write = Messages(ipvs.family_id(self._generic.ask(ipvs.get_family())))
         self.virtuals()
-        try:
-            # Of this thread, for that is where the sockets are.
-            self._listing = Path("/proc/thread-self/net/ip_vs").open()  # noqa: SIM115
-        except OSError as error:
-            raise kernel_error(error.errno or 0, "opening IPVS's listing") from error
 
     def close(self) -> None:
         """Give back the sockets."""
@@ -72,8 +64,6 @@ class Kernel:
         self._route.close()
         self._watch.close()
         self._counting.close()
-        if self._listing is not None:
-            self._listing.close()
 
     def virtuals(self) -> dict[Virtual, Scheduling]:
         """Read all virtual services, others' too. Raises KernelError."""
@@ -88,18 +78,12 @@ class Kernel:
         return found.get(virtual)
 
     def servers(self, virtual: Virtual) -> list[Server]:
-        """Read the real servers of a virtual service; none where it is gone. Raises KernelError."""
-        return ipvs.servers(self._generic.dump(self.write.get_servers(virtual)), virtual.family)
+        """Read the real servers of a virtual service; none where it is gone. Raises KernelError.
 
-    def all_servers(self) -> dict[Virtual, list[Server]]:
-        """Read the real servers of all virtual services. Raises KernelError."""
-        if self._listing is None:
-            return {}
-        try:
-            self._listing.seek(0)
-            return ipvs_listing.read(self._listing.read())
-        except OSError as error:
-            raise kernel_error(error.errno or 0, "reading IPVS's listing") from error
+        /proc/net/ip_vs has those of all at once, but up to Linux 6.1 at least it leaves some out
+        while another network namespace has virtual services too.
+        """
+        return ipvs.servers(self._generic.dump(self.write.get_servers(virtual)), virtual.family)
 
     def count(self) -> int:
         """Count the virtual services of IPv4, everybody's. Raises KernelError."""

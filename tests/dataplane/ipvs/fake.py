@@ -59,9 +59,6 @@ class FakeKernel:
             found.append(Server(backend, weight, count, 0 if self.closed else count))
         return found
 
-    def all_servers(self) -> dict[Virtual, list[Server]]:
-        return {virtual: self.servers(virtual) for virtual in self.table}
-
     def count(self) -> int:
         return len(self.table)
 

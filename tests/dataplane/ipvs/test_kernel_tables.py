@@ -119,6 +119,22 @@ def test_a_restart_writes_nothing(machine: Machine) -> None:
     assert not plan, str(plan)
 
 
+def test_a_restart_reads_back_all_of_many_services_beside_those_of_another_namespace(
+    machine: Machine,
+) -> None:
+    other = Namespace(f"{machine.namespace.name}b")
+    ip([f"netns add {other.name}"])
+    try:
+        another = Machine(other)
+        another.begin(of(*many(30)))
+        machine.begin(of(*many(40)))
+        machine.restarted()
+        plan = machine.plan()
+        assert not plan, str(plan)
+    finally:
+        ip([f"netns del {other.name}"])
+
+
 def test_one_endpoint_is_one_message(machine: Machine) -> None:
     others = many(100)
     machine.begin(of(*others, service(ONE, TWO)))
