@@ -53,11 +53,12 @@ test: system vm-parts check ## everything: check, then all tests with coverage
 	@tools/promtool.sh $(BIN)
 	$(BIN)/pytest $(PLUGINS) $(BESIDE) --cov --cov-report=term $(PYTEST_ARGS)
 
-vm-parts:
+vm-parts: venv
 	@tools/system-packages.sh qemu-system-x86_64 busybox depmod file ipvsadm
 	@tools/vm-kernel.sh .vm
+	@tools/vm-image.sh .vm/python $(BIN)/python
 
-test-vm: system vm-parts venv ## the tests that run on another kernel, in a virtual machine
+test-vm: system vm-parts ## the tests that run on another kernel, in a virtual machine
 	$(BIN)/pytest -m vm $(PYTEST_ARGS)
 
 demo: system venv ## a Service followed from its first packet, in network namespaces (root)

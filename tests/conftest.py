@@ -11,18 +11,24 @@ import pytest
 
 from pyproxy.lab.modes import LabMode
 from tests import modes
+from tests.vm import plugin as vm
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
     from tests.sharing import ByModuleAndMode
 
-NEEDS_KERNEL = ("kernel", "packets")
+NEEDS_KERNEL = ("kernel", "packets", "vm")
 TOOLS = ("ip", "nft")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     modes.options(parser)
+    vm.options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(vm.Suite())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,7 +19,12 @@ class ByModuleAndMode(LoadScopeScheduling):
 
 
 def group(nodeid: str) -> str:
-    """Say what a test stays together with: its module, and its mode where it has one."""
+    """Say what a test stays together with: its module, and its mode where it has one.
+
+    Modules of tests for the virtual machine are called `test_..._vm.py`, and stay together.
+    """
     module, _, test = nodeid.partition("::")
+    if module.endswith("_vm.py"):
+        return "vm"
     mode = _MODE.search(test)
     return f"{module}[{mode[1]}]" if mode else module

@@ -1,4 +1,6 @@
-"""What runs in a pod: it answers TCP and UDP with its name and the address that it was asked from.
+"""What runs in a pod: it answers with its name and the address that it was asked from.
+
+It speaks TCP and UDP, and SCTP where the kernel has sockets for it.
 
     python echo.py NAME PORT...
 
@@ -29,7 +31,7 @@ class Echo:
         return f"{self.name} {peer[0].removeprefix('::ffff:')}\n".encode()
 
     def open(self, port: int) -> None:
-        """Serve one port over TCP and UDP, in both families."""
+        """Serve one port over every protocol, in both families."""
         listener = socket.create_server(
             ("::", port), family=socket.AF_INET6, backlog=512, dualstack_ipv6=True
         )
@@ -37,9 +39,12 @@ class Echo:
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
         for family in (socket.AF_INET, socket.AF_INET6):
             self.selector.register(udp_socket(family, port), selectors.EVENT_READ, self.reply)
+            bound = sctp_socket(family, port)
+            if bound is not None:
+                self.selector.register(bound, selectors.EVENT_READ, self.accept)
 
     def accept(self, listener: socket.socket) -> None:
-        """Greet a TCP client, so that a probe need not send anything."""
+        """Greet a client that connects, so that a probe need not send anything."""
         connection, peer = listener.accept()
         try:
             connection.sendall(self.answer(peer))
@@ -50,7 +55,7 @@ class Echo:
         self.selector.register(connection, selectors.EVENT_READ, self.talk)
 
     def talk(self, connection: socket.socket) -> None:
-        """Answer each thing that a TCP client says, for connections that are held open."""
+        """Answer each thing that a client says, for connections that are held open."""
         try:
             said = connection.recv(4096)
             if said:
@@ -88,6 +93,24 @@ def udp_socket(family: int, port: int) -> socket.socket:
     else:
         bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     bound.bind(("", port))
+    bound.setblocking(False)
+    return bound
+
+
+def sctp_socket(family: int, port: int) -> socket.socket | None:
+    """Listen for SCTP associations in one family; None where the kernel has no such sockets.
+
+    A socket of both families would tell each client of the pod's addresses in the other one too.
+    """
+    try:
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    except OSError:
+        return None
+    if family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("", port))
+    bound.listen(512)
     bound.setblocking(False)
     return bound
 

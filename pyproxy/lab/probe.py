@@ -27,12 +27,15 @@ REFUSALS = frozenset(
 )
 """What the kernel makes of a TCP reset and of the ICMP errors that say no."""
 
+_SUFFIXES = {Protocol.TCP: "", Protocol.UDP: "/udp", Protocol.SCTP: "/sctp"}
+_PROTOCOLS = {"": Protocol.TCP, "tcp": Protocol.TCP, "udp": Protocol.UDP, "sctp": Protocol.SCTP}
+
 ENOUGH_DROPPED = 2
 ENOUGH_REFUSED = 3
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where to connect: an address in text, a port, TCP or UDP."""
+    """Where to connect: an address in text, a port, a protocol."""
 
     address: str
     port: int
@@ -40,7 +43,7 @@ class Target(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.port}{'/udp' if self.protocol is Protocol.UDP else ''}"
+        return f"{host}:{self.port}{_SUFFIXES[self.protocol]}"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -65,13 +68,22 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def parse_target(text: str) -> Target:
-    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80`. Raises UsageError."""
-    place, _, protocol = text.partition("/")
+    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80/sctp`. Raises UsageError."""
+    place, _, word = text.partition("/")
     host, _, port = place.rpartition(":")
-    if not host or not port.isdigit() or protocol not in {"", "tcp", "udp"}:
-        raise UsageError(f"{text!r} is no target: write ADDRESS:PORT or ADDRESS:PORT/udp")
-    kind = Protocol.UDP if protocol == "udp" else Protocol.TCP
-    return Target(host.strip("[]"), int(port), kind)
+    protocol = _PROTOCOLS.get(word)
+    if not host or not port.isdigit() or protocol is None:
+        raise UsageError(f"{text!r} is no target: write ADDRESS:PORT, with /udp or /sctp")
+    return Target(host.strip("[]"), int(port), protocol)
+
+
+def has_sctp() -> bool:
+    """Tell whether this kernel has SCTP sockets."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
 
 
 def probe(target: Target, *, tries: int = 1, timeout: float = 0.6, source_port: int = 0) -> Outcome:
@@ -106,17 +118,38 @@ def probe(target: Target, *, tries: int = 1, timeout: float = 0.6, source_port: 
 
 def ask(target: Target, *, timeout: float, source_port: int = 0) -> str:
     """Connect once and give the line that the backend answers. Raises OSError, TimeoutError."""
-    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
-    udp = target.protocol is Protocol.UDP
-    with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as client:
+    with _client(target) as client:
         client.settimeout(timeout)
         if source_port:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if target.protocol is Protocol.SCTP:
+            client.bind((_own_address(target), source_port))
+        elif source_port:
             client.bind(("", source_port))
         client.connect((target.address, target.port))
-        if udp:
+        if target.protocol is Protocol.UDP:
             # To a sender on the node itself the kernel says with EPERM that its rules took the
             # packet, refused or dropped. Which of the two, it says to whoever waits for an answer.
             with contextlib.suppress(PermissionError):
                 client.send(b"?")
         return client.recv(256).decode()
+
+
+def _client(target: Target) -> socket.socket:
+    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+    if target.protocol is Protocol.UDP:
+        return socket.socket(family, socket.SOCK_DGRAM)
+    if target.protocol is Protocol.TCP:
+        return socket.socket(family, socket.SOCK_STREAM)
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+
+
+def _own_address(target: Target) -> str:
+    """Find the address that the kernel would send from.
+
+    An association that is bound to none tells its peer of all that the host has, which no address
+    translation takes into account.
+    """
+    with _client(Target(target.address, target.port, Protocol.UDP)) as finder:
+        finder.connect((target.address, target.port))
+        return str(finder.getsockname()[0])

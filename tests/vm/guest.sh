@@ -23,6 +23,15 @@ mount -t tmpfs tmpfs "$root/run"
 mkdir -p "$root/run/results" "$root/lib/modules"
 mount --bind "$root$modules" "$root/lib/modules"
 mount -t 9p -o "rw,cache=none,$options" results "$root/run/results"
+if [ -b /dev/vda ]; then
+    # What tools/vm-image.sh has copied lies on a disk under its own path, and is quicker there.
+    modprobe -a -q virtio_blk ext4
+    mkdir /run/image
+    mount -o ro /dev/vda /run/image
+    while read -r folder; do
+        mount --bind "/run/image$folder" "$root$folder"
+    done </run/image/folders
+fi
 ip link set lo up
 
 # What the kernel would load by itself, it would look for on the slow root, one by one.
@@ -30,5 +39,5 @@ chroot "$root" modprobe -a -q veth bridge dummy sctp xfrm_user \
     nf_tables nft_chain_nat nft_ct nft_nat nft_masq nft_numgen nft_reject_inet nft_fib_inet \
     nft_counter nf_conntrack_netlink \
     ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh || true
-cd "$root$tree"
-exec chroot "$root" env -C "$tree" PATH="$PATH:/usr/sbin:/sbin" PYTHONDONTWRITEBYTECODE=1 "$@"
+exec chroot "$root" env -C "$tree" PATH="$PATH:/usr/sbin:/sbin" \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "$@"

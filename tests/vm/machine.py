@@ -51,11 +51,12 @@ def _vng() -> Path:
     return Path(sys.executable).with_name("vng")
 
 
-def boot_command(kernel: Path, results: Path, command: Sequence[str]) -> list[str]:
-    """Write the command that boots the machine, to run `command` in the tree and end.
+def boot_command(results: Path, command: Sequence[str]) -> list[str]:
+    """Write what boots the machine to run `command` in the tree, and end; it gives way to others.
 
-    `results` is a folder that it may write to, /run/results inside.
+    `results` is a folder that it may write to, /run/results inside. There must be a kernel.
     """
+    kernel = kernels()[-1]
     modules = kernel.parents[1] / "lib" / "modules"
     inside = shlex.join(["sh", str(GUEST), str(TREE), str(modules), *command])
     shares = [
@@ -63,10 +64,10 @@ def boot_command(kernel: Path, results: Path, command: Sequence[str]) -> list[st
         _share("results", results, ""),
     ]
     return [
-        *(str(_vng()), "--run", str(kernel), "--disable-kvm", "--verbose", "--user", "root"),
-        *("--cpus", "1", "--memory", _MEMORY, "--cwd", "/"),
+        *("nice", str(_vng()), "--run", str(kernel), "--disable-kvm", "--verbose"),
+        *("--user", "root", "--cpus", "1", "--memory", _MEMORY, "--cwd", "/"),
         *(f"--append={option}" for option in _KERNEL),
-        f"--qemu-opts={' '.join([_CLOCK, *shares])}",
+        f"--qemu-opts={' '.join([_CLOCK, *shares, *_disk(FOLDER / 'python')])}",
         *("--", inside),
     ]
 
@@ -78,29 +79,24 @@ def _share(tag: str, path: Path, options: str) -> str:
     )
 
 
+def _disk(image: Path) -> list[str]:
+    """Attach what tools/vm-image.sh has made, where it has made it."""
+    return [f"-drive file={image},if=virtio,format=raw,readonly=on"] if image.exists() else []
+
+
 class Machine:
     """A context manager: entering it boots the machine, leaving it ends it for certain.
 
-    `results` is a folder of this machine that the command finds as /run/results; `console` takes
-    all that kernel and command say.
+    `command` is what boots it, from `boot_command`; `console` takes all that kernel and tests say.
     """
 
-    def __init__(self, command: Sequence[str], results: Path, console: Path) -> None:
-        self._command = boot_command(kernels()[-1], results, command)
+    def __init__(self, command: Sequence[str], console: Path) -> None:
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self.console = console
 
     def __enter__(self) -> Self:
-        path = os.pathsep.join([str(_vng().parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
-        with self.console.open("wb") as output:
-            self._process = subprocess.Popen(
-                ["nice", *self._command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PATH": path},
-                start_new_session=True,
-            )
+        self.boot()
         return self
 
     def __exit__(
@@ -109,6 +105,23 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def boot(self) -> None:
+        """Start the machine, and return at once."""
+        path = os.pathsep.join([str(_vng().parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
+        with self.console.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PATH": path},
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        """End the machine, with all that was started for it; may be called twice."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -54,10 +54,19 @@ def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> 
         check = check_of(mode, cluster.network, NODE) if options.trace else None
         runner = Runner(cluster.client, cluster.network, mode, options.settle, check)
         await_agent(runner, agent)
-        failed = sum(not _report(runner, case) for case in chosen)
+        able = [case for case in chosen if not _left_out(case)]
+        failed = sum(not _report(runner, case) for case in able)
         agent.require_alive()
-    print(f"{len(chosen) - failed} passed, {failed} failed")
+    left_out = f", {len(chosen) - len(able)} left out" if len(able) < len(chosen) else ""
+    print(f"{len(able) - failed} passed, {failed} failed{left_out}")
     return 1 if failed else 0
+
+
+def _left_out(case: Case) -> bool:
+    """Say it where a case needs what this kernel has not got."""
+    if lacks := cases.lacking(case):
+        print(f"--   {case.name}: this kernel has no {lacks}")
+    return bool(lacks)
 
 
 def _report(runner: Runner, case: Case) -> bool:

@@ -11,7 +11,7 @@ from msgspec import field
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.client import JsonObject
-from pyproxy.lab.probe import parse_target
+from pyproxy.lab.probe import has_sctp, parse_target
 
 # Many cases are read: libyaml, where PyYAML was built with it, takes an eighth of the time.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -102,11 +102,17 @@ class Step(_Fields, frozen=True):
 
 
 class Case(_Fields, frozen=True):
-    """A case: its steps, and the proxy modes that it is not for."""
+    """A case: its steps, the proxy modes that it is not for, and what the kernel has to have."""
 
     name: str
     steps: tuple[Step, ...]
+    needs: tuple[Literal["sctp"], ...] = ()
     without: tuple[str, ...] = field(name="not", default=())
+
+
+def lacking(case: Case) -> str:
+    """Say what a case needs and this kernel has not got; empty where that is nothing."""
+    return "SCTP sockets" if "sctp" in case.needs and not has_sctp() else ""
 
 
 def read(path: Path) -> list[Case]:
