@@ -1,8 +1,8 @@
 """The chains that are there whatever Services there are, and the rules that lead to them.
 
-They are kube-proxy's, with these differences: what is refused is looked up in trees, and by packets
-alone that no rule has translated; and what others send to loopback addresses is dropped before it
-could be translated.
+They are kube-proxy's, with these differences: what is refused is looked up in trees, and for
+packets alone that no rule has translated; chains are entered by those packets alone that they are
+for; and what others send to loopback addresses is dropped before it could be translated.
 """
 
 from __future__ import annotations
@@ -85,34 +85,27 @@ def jumps(options: Options) -> Iterator[tuple[str, str, Rule]]:
     portals = "kubernetes service portals"
     for hook in ("PREROUTING", "OUTPUT"):
         yield NAT, hook, Rule(comment=portals, target=Jump(names.SERVICES))
-    yield (
-        NAT,
-        "POSTROUTING",
-        Rule(comment="kubernetes postrouting rules", target=Jump(names.POSTROUTING)),
-    )
-    for hook in ("INPUT", "FORWARD", "OUTPUT"):
-        to, comment = names.SERVICES, portals
-        if hook == "INPUT":
-            to, comment = (
-                names.EXTERNAL_SERVICES,
-                "kubernetes externally-visible service portals",
-            )
-        yield (
-            FILTER,
-            hook,
-            Rule(states="NEW", untranslated=True, comment=comment, target=Jump(to)),
-        )
-    yield (
-        FILTER,
-        "FORWARD",
-        Rule(comment="kubernetes forwarding rules", target=Jump(names.FORWARD)),
-    )
+    postrouting = "kubernetes postrouting rules"
+    to_masquerade = Rule(comment=postrouting, marked=options.mark, target=Jump(names.POSTROUTING))
+    yield NAT, "POSTROUTING", to_masquerade
+    external = "kubernetes externally-visible service portals"
+    yield FILTER, "INPUT", _untranslated(external, names.EXTERNAL_SERVICES)
+    forwarding, forward = "kubernetes forwarding rules", Jump(names.FORWARD)
+    # Whatever is known of already, which is most, leaves by the first of these.
+    yield FILTER, "FORWARD", Rule(states="NEW", not_states=True, comment=forwarding, target=forward)
+    yield FILTER, "FORWARD", Rule(comment=forwarding, marked=options.mark, target=forward)
+    for hook in ("FORWARD", "OUTPUT"):
+        yield FILTER, hook, _untranslated(portals, names.SERVICES)
     if options.shield_loopback:
         firewall = Rule(
             comment="kubernetes loopback addresses are the node's alone",
             target=Jump(names.FIREWALL),
         )
         yield MANGLE, "PREROUTING", firewall
+
+
+def _untranslated(comment: str, chain: str) -> Rule:
+    return Rule(states="NEW", untranslated=True, comment=comment, target=Jump(chain))
 
 
 def chains(family: Family, options: Options, who: Pods) -> dict[str, dict[str, tuple[Rule, ...]]]:
@@ -144,7 +137,6 @@ def chains(family: Family, options: Options, who: Pods) -> dict[str, dict[str, t
             names.MARK_MASQUERADE: (Rule(target=set_mark),),
             names.MARK_OUTSIDERS: outsiders if who.are_known else (),
             names.POSTROUTING: (
-                Rule(marked=options.mark, not_marked=True, target=RETURN),
                 Rule(target=SetMark(options.mark, on=False)),
                 Rule(comment="kubernetes service traffic requiring SNAT", target=MASQUERADE),
             ),
@@ -153,12 +145,12 @@ def chains(family: Family, options: Options, who: Pods) -> dict[str, dict[str, t
 
 
 def _forward(options: Options) -> Iterator[Rule]:
-    if options.drop_invalid:
-        counter = names.INVALID_DROPPED if names.INVALID_DROPPED in options.counters else ""
-        yield Rule(states="INVALID", counter=counter, target=DROP)
-    yield Rule(comment="kubernetes forwarding rules", marked=options.mark, target=ACCEPT)
     yield Rule(
         comment="kubernetes forwarding conntrack rule",
         states="RELATED,ESTABLISHED",
         target=ACCEPT,
     )
+    yield Rule(comment="kubernetes forwarding rules", marked=options.mark, target=ACCEPT)
+    if options.drop_invalid:
+        counter = names.INVALID_DROPPED if names.INVALID_DROPPED in options.counters else ""
+        yield Rule(states="INVALID", counter=counter, target=DROP)

@@ -118,6 +118,7 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     share: int = 0
     seen: Seen | None = None
     states: str = ""
+    not_states: bool = False
     untranslated: bool = False
     marked: Mark | None = None
     not_marked: bool = False
@@ -146,7 +147,7 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def _matches(self) -> list[str]:
         words = []
         if self.states:
-            words.append(f"-m conntrack --ctstate {self.states}")
+            words.append(f"-m conntrack {'! ' * self.not_states}--ctstate {self.states}")
         if self.untranslated:
             words.append("-m conntrack ! --ctstate DNAT")
         if self.comment:

@@ -16,13 +16,21 @@ import msgspec
 from pyproxy.dataplane.iptables import names, tree
 from pyproxy.dataplane.iptables.endpoints import pick
 from pyproxy.dataplane.iptables.fixed import Options, Pods
-from pyproxy.dataplane.iptables.rules import DROP, End, Jump, Rule, Seen, Translate, cleaned
+from pyproxy.dataplane.iptables.rules import (
+    DROP,
+    End,
+    Jump,
+    Rule,
+    Seen,
+    SetMark,
+    Translate,
+    cleaned,
+)
 from pyproxy.model.address import Address, Backend, Family, Network
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 _SERVES = (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
 _LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
-_MASQUERADE = Jump(names.MARK_MASQUERADE)
 
 
 class View(msgspec.Struct, frozen=True):
@@ -62,6 +70,7 @@ class _Port:
         self._answer = answer
         self._port = port
         self._view = view
+        self._mark = SetMark(view.options.mark)
         self._hairpin = frozenset(port.hairpin)
         self._digest = names.port_digest(answer.name, port.name, port.protocol)
         self._comment = cleaned(names.comment(answer.name, port.name))
@@ -133,11 +142,11 @@ class _Port:
         if use is Use.LOCAL:
             yield Rule(target=Jump(names.local(self._digest), returns=False))
         elif use is Use.CLUSTER:
-            yield Rule(target=_MASQUERADE)
+            yield Rule(target=self._mark)
             yield Rule(target=service)
         else:
             yield from self._view.pods.rules(service)
-            yield Rule(from_here=True, target=_MASQUERADE)
+            yield Rule(from_here=True, target=self._mark)
             yield Rule(from_here=True, target=service)
             if self._port.local:
                 yield Rule(target=Jump(names.local(self._digest), returns=False))
@@ -162,17 +171,17 @@ class _Port:
                 continue
             to = Network(frontend.address, self._port.family.bits)
             if view.options.masquerade_all:
-                yield Rule(destination=to, target=_MASQUERADE)
+                yield Rule(destination=to, target=self._mark)
             elif view.pods.interface:
                 yield Rule(
                     destination=to,
                     interface=view.pods.interface,
                     not_interface=True,
-                    target=_MASQUERADE,
+                    target=self._mark,
                 )
             elif len(view.pods.networks) == 1:
                 (network,) = view.pods.networks
-                yield Rule(source=network, not_source=True, destination=to, target=_MASQUERADE)
+                yield Rule(source=network, not_source=True, destination=to, target=self._mark)
             elif view.pods.networks:
                 yield Rule(destination=to, target=Jump(names.MARK_OUTSIDERS))
 
@@ -190,7 +199,7 @@ class _Port:
         family = self._port.family
         if backend in self._hairpin:
             itself = Network(Address(backend[:-2]), family.bits)
-            yield Rule(source=itself, target=_MASQUERADE)
+            yield Rule(source=itself, target=self._mark)
         seen = None
         if self._answer.affinity_timeout:
             seen = Seen(self._endpoint(backend), family)

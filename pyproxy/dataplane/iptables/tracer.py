@@ -163,7 +163,7 @@ class _Hooks:
             and rule.protocol in (None, packet.protocol)
             and (rule.ports is None or rule.ports[0] <= way.port <= rule.ports[1])
             and (not rule.from_here or packet.source in self._machine.local)
-            and (not rule.states or self._state in rule.states.split(","))
+            and (not rule.states or (self._state in rule.states.split(",")) is not rule.not_states)
             and not (rule.untranslated and way.translated)
             and (rule.marked is None or bool(way.mark & rule.marked) is not rule.not_marked)
             and self._is_seen(rule)

@@ -1,10 +1,12 @@
 """A tree of chains that leads a packet to its frontend: how many there are makes it deeper, barely.
 
 Frontends are sorted by address, protocol and port, as one number. A chain tells the numbers that it
-is for apart by the first two bits in which they differ: a rule for each of the higher values, which
-goes to a chain of its own, and then the rules for the lowest in the chain itself. Where few are
-left, they are simply listed. A packet so meets at most three rules for two bits, and goes through
-one chain for two bits at most: the kernel's nf_tables allows 16 jumps in a row.
+is for apart by the first two bits in which they differ: a rule for each of up to four values, which
+goes to a chain of its own, and for the last value the rules themselves. Where few are left, they
+are simply listed. What has most rules before it is told apart first. So a packet meets about three
+rules for two bits at worst, and goes through one chain for two bits at most: that matters, for the
+kernel's nf_tables allows 16 jumps in a row. Frontends that no such tree could tell apart are listed
+after that.
 
 A rule tests all that the frontends of its branch have in common, so a packet to somewhere else
 falls through after a few. What a branch is called and what it holds depends on its own frontends
@@ -20,8 +22,12 @@ from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.rules import Jump, Rule
 from pyproxy.model.address import Address, Family, Network, Port, Protocol
 
-FEW = 4
+FEW = 6
 """Frontends that are listed, and no longer told apart."""
+
+DEEPEST = 10
+"""Chains of a tree that a packet goes through at most. With nf_tables' limit of 16, that leaves
+those before the tree, and those behind it: KUBE-EXT, KUBE-SVC, a group of endpoints, KUBE-SEP."""
 
 _PORT_BITS = 16
 _PROTOCOL_BITS = 2
@@ -51,23 +57,40 @@ class Tree:
     def chains(self, leaves: Leaves) -> dict[str, tuple[Rule, ...]]:
         """Build the tree."""
         found: dict[str, tuple[Rule, ...]] = {}
-        waiting: list[tuple[str, Sequence[int]]] = [(self.root, sorted(leaves))]
-        while waiting:
-            chain, numbers = waiting.pop()
-            rules: list[Rule] = []
-            while len(numbers) > FEW:
-                first, *rest = self._parts(numbers)
-                for part in reversed(rest):
-                    if len(part) == 1:
-                        rules.append(leaves[part[0]])
-                        continue
-                    branch, test = self._branch(part)
-                    rules.append(test)
-                    waiting.append((branch, part))
-                numbers = first
-            rules.extend(leaves[each] for each in numbers)
-            found[chain] = tuple(rules)
+        _, rules = self._grow(sorted(leaves), leaves, found, DEEPEST)
+        found[self.root] = tuple(rules)
         return found
+
+    def _grow(
+        self,
+        numbers: Sequence[int],
+        leaves: Leaves,
+        found: dict[str, tuple[Rule, ...]],
+        below: int,
+    ) -> tuple[int, list[Rule]]:
+        """Give the rules of a chain for these, and how many a packet meets from there at most.
+
+        There may be chains to go through `below` it, so many at most.
+        """
+        if len(numbers) <= FEW or not below:
+            return len(numbers), [leaves[each] for each in numbers]
+        parts = [
+            (part, *self._grow(part, leaves, found, below - 1)) for part in self._parts(numbers)
+        ]
+        # Whoever has the longest way before it is told apart first.
+        *others, last = sorted(parts, key=lambda part: len(part[0]) > 1 and part[1], reverse=True)
+        rules: list[Rule] = []
+        most = 0
+        for part, cost, behind in others:
+            if len(part) == 1:
+                rules += behind
+                continue
+            branch, test = self._branch(part)
+            found[branch] = tuple(behind)
+            rules.append(test)
+            most = max(most, len(rules) + cost)
+        _, cost, behind = last
+        return max(most, len(rules) + cost), [*rules, *behind]
 
     def _parts(self, numbers: Sequence[int]) -> list[Sequence[int]]:
         """Divide numbers by the next bits; there are at least two parts."""

@@ -1,0 +1,286 @@
+"""The dataplane on a real kernel, in both flavours."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.interface import Changes, Drift, NodeAnswer
+from pyproxy.dataplane.iptables import memory, names
+from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES, Options
+from pyproxy.dataplane.iptables.plan import IptablesPlan
+from pyproxy.dataplane.iptables.programs import Flavour, Programs, detect
+from pyproxy.errors import OutOfStepError, RejectedError
+from pyproxy.lab.namespace import Namespace
+from pyproxy.model.address import Family, Port, parse_address, parse_network
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.answer import Frontend, Scope, ServiceAnswer, Use
+from tests.dataplane.nftables.scenes import Scene, scenes
+from tests.dataplane.nftables.test_dataplane import numbered
+from tests.takeover.scenes import IPTABLES
+
+pytestmark = pytest.mark.kernel
+
+NODE = NodeAnswer((parse_network("10.128.0.0/9"),))
+FOREIGN = """*nat
+:FOREIGN - [0:0]
+-A PREROUTING -p udp -j FOREIGN
+-A FOREIGN -p tcp -j KUBE-MARK-MASQ
+COMMIT
+"""
+
+Texts = dict[tuple[str, str], list[str]]
+
+
+@contextmanager
+def programming(
+    namespace: Namespace,
+    flavour: Flavour | None,
+    options: Options = Options(),  # noqa: B008
+) -> Iterator[IptablesDataplane]:
+    made = namespace.call(lambda: IptablesDataplane(options, flavour))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def program(
+    namespace: Namespace,
+    dataplane: IptablesDataplane,
+    answers: Sequence[ServiceAnswer],
+    node: NodeAnswer = NODE,
+) -> IptablesPlan:
+    """Have the kernel read back and everything written; what that took."""
+    plan = namespace.call(lambda: dataplane.replan(answers, node))
+    assert namespace.call(lambda: dataplane.commit(plan)) == ()
+    return plan
+
+
+def held(namespace: Namespace, flavour: Flavour, family: Family = Family.IPV4) -> Texts:
+    """What the kernel has in the chains that are ours, and in its own."""
+    saved = namespace.call(Programs(family, flavour).save)
+    return {
+        (table, chain): list(texts)
+        for table, each in saved.items()
+        for chain, texts in each.chains.items()
+        if names.is_ours(chain) or (chain in HOOKS and texts)
+    }
+
+
+def desired(answers: Sequence[ServiceAnswer], node: NodeAnswer, family: Family) -> Texts:
+    tables = memory.desired(Options(), answers, node, family)
+    return {
+        (table, chain): [rule.text for rule in rules]
+        for table in TABLES
+        for chain, rules in tables[table].items()
+    }
+
+
+def run(namespace: Namespace, *command: str, text: str = "") -> None:
+    namespace.call(lambda: subprocess.run(command, input=text, text=True, check=True))
+
+
+def test_a_restart_writes_nothing(namespace: Namespace, flavour: Flavour) -> None:
+    answers = [numbered(each, affinity=each % 2 * 60) for each in range(40)]
+    with programming(namespace, flavour) as dataplane:
+        assert program(namespace, dataplane, answers)
+    with programming(namespace, flavour) as dataplane:
+        plan = program(namespace, dataplane, answers)
+        assert not plan, str(plan)
+        assert dataplane.messages_sent == 0
+    with programming(namespace, None) as found:
+        assert not program(namespace, found, answers)
+
+
+def test_a_changed_endpoint_writes_its_services_chain_and_no_more(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    answers = [numbered(each) for each in range(300)]
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, answers)
+        before = dataplane.messages_sent
+        more = numbered(7, 4)
+        plan = dataplane.plan(Changes({more.name: more}))
+        assert plan.counts() == {"chain": 1, "rule": 5}
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        # The table, its COMMIT, the chain and its rules.
+        assert dataplane.messages_sent - before == 8
+        answers[7] = more
+        assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
+
+
+def test_a_service_that_goes_touches_the_chains_on_its_way(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    answers = [numbered(each) for each in range(300)]
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, answers)
+        gone = answers.pop(150)
+        plan = dataplane.plan(Changes({gone.name: None}))
+        assert plan.counts()["chain"] <= 5
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(history=st.lists(st.tuples(scenes(), st.booleans()), min_size=1, max_size=3))
+def test_any_history_ends_where_the_last_state_alone_would(
+    namespace: Namespace, flavour: Flavour, history: list[tuple[Scene, bool]]
+) -> None:
+    with programming(namespace, flavour) as dataplane:
+        known: set[ObjectName] = set()
+        for number, (scene, whole) in enumerate(history):
+            answers = scene.answers()
+            node = NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+            if whole or not number:
+                program(namespace, dataplane, tuple(answers.values()), node)
+            else:
+                asked = {name: answers.get(name) for name in known | answers.keys()}
+                plan = dataplane.plan(Changes(asked, node))
+                assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+            known = set(answers)
+        for family in Family:
+            assert held(namespace, flavour, family) == desired(
+                tuple(answers.values()), node, family
+            )
+        again = namespace.call(lambda: dataplane.replan(answers.values(), node))
+        assert not again, str(again)
+
+
+def misfit(answer: ServiceAnswer) -> ServiceAnswer:
+    """The same with an address of the other family, which no iptables takes."""
+    (port,) = answer.ports
+    wrong = Frontend(Scope.EXTERNAL_IP, parse_address("fd98::1"), Port(80), Use.CLUSTER)
+    return msgspec.structs.replace(
+        answer, ports=(msgspec.structs.replace(port, frontends=(*port.frontends, wrong)),)
+    )
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_service_that_is_refused_is_set_aside_and_the_rest_is_programmed(
+    namespace: Namespace, flavour: Flavour, known: bool
+) -> None:
+    good, other = numbered(1), numbered(3)
+    before, bad = numbered(2, 2), misfit(numbered(2))
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, [good, before] if known else [good])
+        there = held(namespace, flavour)
+        changed = dataplane.plan(Changes({each.name: each for each in (bad, other)}))
+        with pytest.raises(OutOfStepError, match="fd98::1"):
+            namespace.call(lambda: dataplane.commit(changed))
+        assert held(namespace, flavour) == there
+        whole = namespace.call(lambda: dataplane.replan([good, bad, other], NODE))
+        (failure,) = namespace.call(lambda: dataplane.commit(whole))
+        assert failure.name == bad.name
+        assert isinstance(failure.error, RejectedError)
+        left = [good, before, other] if known else [good, other]
+        assert held(namespace, flavour) == desired(left, NODE, Family.IPV4)
+
+
+def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: Flavour) -> None:
+    answers = [numbered(each) for each in range(20)]
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, answers)
+        assert namespace.call(dataplane.tend) is None
+        told: list[Drift | None] = []
+        if flavour is Flavour.NFT:
+            waiting = threading.Thread(target=lambda: told.append(dataplane.wait_for_drift()))
+            waiting.start()
+            run(namespace, "iptables-nft", "-t", "nat", "-F")
+            waiting.join(20)
+        else:
+            run(namespace, "iptables-legacy", "-t", "nat", "-F")
+            told.append(namespace.call(dataplane.tend))
+        assert isinstance(told[0], Drift)
+        assert program(namespace, dataplane, answers)
+        assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
+        assert namespace.call(dataplane.tend) is None
+
+
+def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: Flavour) -> None:
+    without_counters = "\n".join(
+        line.split("-m nfacct")[0] + "-j DROP" if "nfacct" in line else line
+        for line in IPTABLES.splitlines()
+    )
+    run(namespace, f"iptables-{flavour.value}-restore", text=without_counters + "\n")
+    answers = [numbered(1), numbered(2)]
+    with programming(namespace, None) as dataplane:
+        plan = program(namespace, dataplane, answers)
+        written = {chain for change in plan.changes.values() for chain in change.chains}
+        assert names.MARK_MASQUERADE not in {
+            chain
+            for (family, _), change in plan.changes.items()
+            if family is Family.IPV4
+            for chain in change.chains
+        }
+        assert names.SERVICES in written
+        found = held(namespace, flavour)
+        theirs = [text for text in found.pop(("filter", "INPUT")) if "FIREWALL" in text]
+        assert theirs == ["-j KUBE-FIREWALL"]
+        wanted = desired(answers, NODE, Family.IPV4)
+        assert {key: value for key, value in found.items() if key[1] not in HOOKS} == {
+            key: value for key, value in wanted.items() if key[1] not in HOOKS
+        }
+        assert not namespace.call(lambda: dataplane.replan(answers, NODE))
+
+
+def test_cleanup_leaves_what_is_not_ours(namespace: Namespace, flavour: Flavour) -> None:
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, [numbered(1)])
+        run(namespace, f"iptables-{flavour.value}-restore", "--noflush", text=FOREIGN)
+        namespace.call(dataplane.cleanup)
+        namespace.call(dataplane.cleanup)
+        assert held(namespace, flavour) == {
+            ("nat", "PREROUTING"): ["-p udp -j FOREIGN"],
+            ("nat", names.MARK_MASQUERADE): ["-j MARK --set-xmark 0x4000/0x4000"],
+        }
+
+
+@pytest.mark.parametrize("chain", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
+def test_the_flavour_is_kubelets(namespace: Namespace, flavour: Flavour, chain: str) -> None:
+    others = {Flavour.LEGACY: Flavour.NFT, Flavour.NFT: Flavour.LEGACY}
+    run(namespace, f"iptables-{flavour.value}", "-t", "mangle", "-N", chain)
+    run(namespace, f"iptables-{others[flavour].value}", "-A", "INPUT", "-j", "ACCEPT")
+    assert namespace.call(detect) is flavour
+
+
+def test_without_a_hint_the_flavour_is_that_of_most_rules(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    assert namespace.call(detect) is Flavour.NFT
+    run(namespace, f"iptables-{flavour.value}", "-A", "INPUT", "-j", "ACCEPT")
+    assert namespace.call(detect) is flavour
+
+
+def test_a_lock_that_another_program_holds_is_waited_for(namespace: Namespace) -> None:
+    with (
+        programming(namespace, Flavour.LEGACY) as dataplane,
+        open("/run/xtables.lock", "ab") as lock,
+    ):
+        plan = namespace.call(lambda: dataplane.replan([numbered(1)], NODE))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        freeing = threading.Thread(target=lambda: _free_once_waited_for(dataplane, lock.fileno()))
+        freeing.start()
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        freeing.join(20)
+        assert dataplane.lock_waits
+        assert held(namespace, Flavour.LEGACY) == desired([numbered(1)], NODE, Family.IPV4)
+
+
+def _free_once_waited_for(dataplane: IptablesDataplane, lock: int) -> None:
+    pause = threading.Event()
+    while not dataplane.lock_waits:
+        pause.wait(0.01)
+    fcntl.flock(lock, fcntl.LOCK_UN)

@@ -1,0 +1,39 @@
+"""iptables-save, read."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyproxy.dataplane.iptables.saved import parse, target
+from tests.takeover.scenes import IPTABLES
+
+
+def test_what_kube_proxy_left_is_read_whole() -> None:
+    tables = parse(IPTABLES)
+    assert tables.keys() == {"mangle", "filter", "nat"}
+    rules = [text for table in tables.values() for texts in table.chains.values() for text in texts]
+    assert len(rules) == IPTABLES.count("\n-A ")
+    assert tables["nat"].chains["KUBE-MARK-MASQ"] == ["-j MARK --set-xmark 0x4000/0x4000"]
+    assert tables["mangle"].chains == {"KUBE-PROXY-CANARY": []}
+
+
+def test_the_kernels_own_chains_are_those_with_a_policy() -> None:
+    saved = "*nat\n:PREROUTING ACCEPT [1:2]\n:KUBE-X - [0:0]\n-A PREROUTING\nCOMMIT\n"
+    (nat,) = parse(saved).values()
+    assert nat.hooks == {"PREROUTING"}
+    assert nat.chains == {"PREROUTING": [""], "KUBE-X": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("-d 10.96.0.1/32 -j KUBE-X", "KUBE-X"),
+        ("-g KUBE-X", "KUBE-X"),
+        ('-m comment --comment "a -j KUBE-Y b" -j KUBE-X', "KUBE-X"),
+        ('-m comment --comment "a \\" -j KUBE-Y" -g KUBE-X', "KUBE-X"),
+        ('-m comment --comment "nothing more"', ""),
+        ("", ""),
+    ],
+)
+def test_a_rules_target_is_found(text: str, wanted: str) -> None:
+    assert target(text) == wanted
