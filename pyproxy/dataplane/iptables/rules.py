@@ -134,7 +134,8 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     def _where(self) -> list[str]:
         words = []
-        if self.source is not None:
+        # Everybody goes without saying.
+        if self.source is not None and (self.source.prefix or self.not_source):
             words.append(f"{'! ' * self.not_source}-s {self.source}")
         if self.destination is not None:
             words.append(f"-d {self.destination}")

@@ -181,6 +181,8 @@ class _Port:
                 )
             elif len(view.pods.networks) == 1:
                 (network,) = view.pods.networks
+                if not network.prefix:  # everybody is a pod
+                    continue
                 yield Rule(source=network, not_source=True, destination=to, target=self._mark)
             elif view.pods.networks:
                 yield Rule(destination=to, target=Jump(names.MARK_OUTSIDERS))

