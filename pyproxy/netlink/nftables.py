@@ -297,6 +297,52 @@ def _read_alike(items: memoryview) -> dict[bytes, Value] | None:
     return rows if len(rows) == len(items) // whole else None
 
 
+def counted_elements(
+    answers: Iterable[memoryview], key_size: int, data_size: int
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """Read the answers to `get_elements` of a data map: key, data and packets of each element.
+
+    All elements of such a map look alike, so a piece is taken apart at once, which costs a tenth
+    of walking each; one that has others in it is walked.
+    """
+    layout = _counted_layout(key_size, data_size)
+    for answer in answers:
+        for kind, items in attributes(answer):
+            if kind == _LIST_ELEMENTS:
+                yield from _counted_at_once(items, layout) or _counted_slowly(items)
+
+
+@cache
+def _counted_layout(key_size: int, data_size: int) -> struct.Struct:
+    # Headers and what they are of take turns: the key, the data, the bytes counted, the packets.
+    return struct.Struct(f">12s{key_size}s8s{data_size}s24s8x4sQ")
+
+
+def _counted_at_once(
+    items: memoryview, layout: struct.Struct
+) -> list[tuple[bytes, bytes, int]] | None:
+    if len(items) % layout.size:
+        return None
+    fields = list(layout.iter_unpack(items))
+    if len({(each[0], each[2], each[4], each[5]) for each in fields}) != 1:
+        return None
+    found = [(each[1], each[3], each[6]) for each in fields]
+    return found if list(_counted_slowly(items[: layout.size])) == found[:1] else None
+
+
+def _counted_slowly(items: memoryview) -> Iterator[tuple[bytes, bytes, int]]:
+    for _, item in attributes(items):
+        fields = attribute_map(item)
+        expression = attribute_map(fields.get(_ELEM_EXPRESSION, _NOTHING))
+        counter = attribute_map(expression.get(_EXPRESSION_DATA, _NOTHING))
+        if _COUNTER_PACKETS in counter:
+            yield (
+                _value(fields.get(_ELEM_KEY, _NOTHING)),
+                _value(fields.get(_ELEM_DATA, _NOTHING)),
+                int.from_bytes(counter[_COUNTER_PACKETS], "big"),
+            )
+
+
 def element_at(message: Message, offset: int) -> int | None:
     """Tell which of a message's elements the kernel meant by an offset into its bytes."""
     position = HEADER_SIZE

@@ -20,6 +20,9 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import Shape, Tag
 
 _INDEX = struct.Struct("=I")
+_Slot = tuple[bytes, int]
+"""An element's data, and the packets that it has counted."""
+
 _BASES = (0, chains.LOCAL_OFFSET)
 
 
@@ -107,42 +110,50 @@ class CounterReader:
         owners: dict[tuple[str, bytes], Counted] = {}
         for family in Family:
             name, frontends = schema.ENDPOINTS.of(family), schema.SERVICES.of(family)
-            held = self._read(name) if everything else None
+            held = self._all(family) if everything else None
             for (set_name, frontend), owner in services.owners.items():
                 if set_name != frontends:
                     continue
-                for key, backend, total in self._slots(name, frontend, held):
+                for key, backend, total in self._slots(family, frontend, held):
                     by_element[name, key] = total
                     owners[name, key] = Counted(owner.service, backend_text(backend))
         return Totals(by_element, owners)
 
     def _slots(
-        self, name: str, frontend: bytes, held: tuple[Rows, dict[bytes, int]] | None
+        self, family: Family, frontend: bytes, held: Mapping[bytes, _Slot] | None
     ) -> Iterator[tuple[bytes, Backend, int]]:
         # Slots have no gaps.
+        size = family.bits // 8 + 2
         for base in _BASES:
             for index in count(base):
                 key = frontend + _INDEX.pack(index)
-                rows, totals = held if held is not None else self._one(name, key)
-                value = rows.get(key)
-                if not isinstance(value, bytes):
+                found = self._one(family, key) if held is None else held.get(key)
+                if found is None:
                     break
-                yield key, Backend(value[:-2]), totals.get(key, 0)
+                yield key, Backend(found[0][:size]), found[1]
 
-    def _one(self, name: str, key: bytes) -> tuple[Rows, dict[bytes, int]]:
+    def _all(self, family: Family) -> dict[bytes, _Slot]:
+        name = schema.ENDPOINTS.of(family)
+        answers = self._netlink.dump(nftables.get_elements(TABLE, name))
+        return {key: (data, total) for key, data, total in self._counted(answers, family)}
+
+    def _one(self, family: Family, key: bytes) -> _Slot | None:
+        name = schema.ENDPOINTS.of(family)
         try:
             answer = self._netlink.get(nftables.get_element(TABLE, name, key))
         except OutOfStepError:
-            return {}, {}
-        return _decode([answer])
+            return None
+        return next(((data, total) for _, data, total in self._counted([answer], family)), None)
+
+    def _counted(
+        self, answers: Iterable[memoryview], family: Family
+    ) -> Iterator[tuple[bytes, bytes, int]]:
+        data_size = sum(field.size(family) for field in schema.BACKEND)
+        return nftables.counted_elements(answers, schema.ENDPOINTS.key_size(family), data_size)
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
-        return _decode(list(self._netlink.dump(nftables.get_elements(TABLE, name))))
-
-
-def _decode(answers: Iterable[memoryview]) -> tuple[Rows, dict[bytes, int]]:
-    answers = list(answers)
-    return nftables.elements(answers, Shape.EXACT), nftables.counts(answers)
+        answers = list(self._netlink.dump(nftables.get_elements(TABLE, name)))
+        return nftables.elements(answers, Shape.EXACT), nftables.counts(answers)
 
 
 def _is_wanted(service: str, wanted: str) -> bool:
