@@ -29,13 +29,17 @@ NET_ADMIN = 1 << Capability.NET_ADMIN
 ADDRESS = "10.96.8.1"
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
-# Everything is mounted read-only, in a mount namespace of the program's own.
+# Everything is mounted read-only, in a mount namespace of the program's own. Only the folder of the
+# agent's socket is not, as in a pod of deploy/base.
 READ_ONLY = (
     "sh",
     "-c",
     "mount -o remount,bind,ro / && for at in $(awk '$2 != \"/\" {print $2}' /proc/mounts); do "
     "mount -o remount,bind,ro $at 2>/dev/null; done; "
-    'if touch /probe /tmp/probe /var/probe 2>/dev/null; then exit 99; fi; exec "$@"',
+    "mount -t tmpfs none /run && mkdir /run/pyproxy && mount -t tmpfs none /run/pyproxy "
+    "&& mount -o remount,bind,ro /run || exit 98; "
+    "if touch /probe /tmp/probe /var/probe /run/probe 2>/dev/null; then exit 99; fi; "
+    'exec "$@" --inspect-socket=/run/pyproxy/pyproxy.sock',
     "sh",
 )
 ONLY_NET_ADMIN = (
