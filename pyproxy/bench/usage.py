@@ -27,14 +27,24 @@ def memory(pid: int, field: str) -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(field)), 0)
 
 
-def _children(pid: int) -> list[int]:
+def _helpers(pid: int, program: str) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += map(int, task.read_text().split())
+            children = [int(child) for child in task.read_text().split()]
         except OSError:
             continue
-    return found + [each for child in found for each in _children(child)]
+        # A child that has not become its program yet shares all memory with its parent.
+        found += [child for child in children if _program(child) not in {"", program}]
+        found += [each for child in children for each in _helpers(child, program)]
+    return found
+
+
+def _program(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/exe").readlink())
+    except OSError:
+        return ""
 
 
 class Peak:
@@ -64,5 +74,6 @@ class Peak:
 
     def _look(self) -> None:
         while not self._end.wait(_PERIOD):
-            now = sum(memory(child, "VmRSS") for child in _children(self._pid))
+            helpers = _helpers(self._pid, _program(self._pid))
+            now = sum(memory(helper, "VmRSS") for helper in helpers)
             self.helpers = max(self.helpers, now)
