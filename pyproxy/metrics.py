@@ -205,6 +205,16 @@ class Metrics:
         self._netlink_bytes = Counter(
             "pyproxy_netlink_bytes_total", "Bytes of those messages", registry=registry
         )
+        self._table_fill = Gauge(
+            "pyproxy_kernel_table_fill_ratio",
+            "How full a table of the kernel's is: at 1 it takes nothing new",
+            ("table",),
+            registry=registry,
+        )
+
+    def table_fill(self, table: str, fill: Callable[[], float]) -> None:
+        """Ask `fill` at every scrape how full a table is, from 0 to 1."""
+        self._table_fill.labels(table).set_function(fill)
 
     def drift_repaired(self, counts: Mapping[str, int]) -> None:
         """Objects that somebody else had changed were put right, by their kind."""

@@ -55,6 +55,7 @@ def used() -> Metrics:
     metrics.event("posted")
     metrics.worker_failed("drift")
     metrics.source_age(lambda: 12.5)
+    metrics.table_fill("conntrack", lambda: 0.25)
     return metrics
 
 
@@ -92,6 +93,7 @@ def test_all_others_are_our_own_or_the_process(exposed):
         "pyproxy_change_to_kernel_seconds",
         "pyproxy_drift_repairs_total",
         "pyproxy_events_total",
+        "pyproxy_kernel_table_fill_ratio",
         "pyproxy_kernel_writes_total",
         "pyproxy_netlink_bytes_total",
         "pyproxy_netlink_messages_total",

@@ -13,6 +13,7 @@ from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, Follower, Observers
 from pyproxy.agent.ending import Ending
+from pyproxy.agent.fill import Fill
 from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.machine import AddressWatch, local_addresses
@@ -107,8 +108,8 @@ def _serve(
 
         servers = Servers(settings, health, metrics)
         checks = ServiceChecks(servers.http, health.is_healthy, report)
-        flows = Conntrack()
-        stack.callback(flows.close)
+        flows = stack.enter_context(closing(Conntrack()))
+        stack.enter_context(closing(Fill(metrics)))
         reconciler = Reconciler(flows, metrics)
         memory = Memory()
         followers: list[Follower] = [
