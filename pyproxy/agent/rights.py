@@ -49,7 +49,7 @@ def needed(settings: Settings, *, legacy_rules: bool = False) -> frozenset[Capab
     if settings.takeover or legacy_rules or settings.mode is ProxyMode.IPTABLES:
         # iptables-legacy reads and writes through a raw socket.
         wanted.add(Capability.NET_RAW)
-    for place in (settings.serving.health, settings.serving.metrics):
+    for place in (settings.serving.health, settings.serving.metrics, settings.ui):
         if place is not None and 0 < place.port < _PRIVILEGED_PORTS:
             wanted.add(Capability.NET_BIND_SERVICE)
     return frozenset(wanted)

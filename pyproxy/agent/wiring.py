@@ -162,11 +162,17 @@ def _serve(
 @contextmanager
 def _asked(witness: Witness, settings: Settings) -> Iterator[None]:
     server = Server(settings.inspect_socket, BY_PATH, witness)
-    server.start()
-    try:
+    with ExitStack() as stack:
+        server.start()
+        stack.callback(server.stop)
+        if settings.ui is not None:
+            # What it brings is for those alone who want a page.
+            from pyproxy.ui.server import Page  # noqa: PLC0415
+
+            page = Page(settings.ui, witness, counters=settings.endpoint_counters)
+            page.start()
+            stack.callback(page.stop)
         yield
-    finally:
-        server.stop()
 
 
 @contextmanager

@@ -144,6 +144,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         iptables=_iptables(given),
         ipvs=_ipvs(given),
         oom_score_adj=given[flags.OOM_SCORE_ADJ],
+        ui=given[flags.UI_BIND_ADDRESS],
         inspect_socket=given[flags.INSPECT_SOCKET],
         endpoint_counters=given[flags.ENDPOINT_COUNTERS],
         flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),

@@ -335,6 +335,13 @@ INSPECT_SOCKET = Flag(
     "/run/pyproxy/pyproxy.sock",
     "the Unix socket on which pyproxy status and its like ask, root only; empty for none",
 )
+UI_BIND_ADDRESS = Flag(
+    "--ui-bind-address",
+    values.page_address,
+    "",
+    "where the page for readers is served, read-only; a port alone is one of 127.0.0.1; "
+    "empty or 0 for nowhere",
+)
 ENDPOINT_COUNTERS = Flag(
     "--endpoint-counters",
     values.boolean,
@@ -401,6 +408,7 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     CONNTRACK_UDP_TIMEOUT_STREAM,
     OOM_SCORE_ADJ,
     INSPECT_SOCKET,
+    UI_BIND_ADDRESS,
     ENDPOINT_COUNTERS,
     VERBOSITY,
     CONFIG,

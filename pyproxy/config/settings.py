@@ -176,9 +176,10 @@ class Settings(msgspec.Struct, frozen=True):
     `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
     of its family. `manifests` is a folder that stands in for the API server, empty where there is
     none. With `takeover` what kube-proxy has left in the kernel is removed. `oom_score_adj`, from
-    -1000 to 1000, is proc(5)'s. `inspect_socket` is where `pyproxy status` and its like ask, empty
-    for nowhere. With `endpoint_counters` each endpoint's connections are counted, in nftables mode.
-    `flags` are all flags as the command line has them, in alphabetical
+    -1000 to 1000, is proc(5)'s. `ui` is where the page is served, None where it is not.
+    `inspect_socket` is where `pyproxy status` and its like ask, empty for nowhere. With
+    `endpoint_counters` each endpoint's connections are counted, in nftables mode. `flags` are all
+    flags as the command line has them, in alphabetical
     order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
     empty where it was not. `iptables` and `ipvs` are the defaults in other modes. `remarks` are
     lines for the log about what was asked for in vain.
@@ -200,6 +201,7 @@ class Settings(msgspec.Struct, frozen=True):
     iptables: IptablesSettings = IptablesSettings()
     ipvs: IpvsSettings = IpvsSettings()
     oom_score_adj: int = -999
+    ui: ListenAddress | None = None
     inspect_socket: str = "/run/pyproxy/pyproxy.sock"
     endpoint_counters: bool = False
     flags: tuple[FlagValue, ...] = ()

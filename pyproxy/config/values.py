@@ -171,6 +171,16 @@ def listen_address(default_port: int) -> Callable[[str], ListenAddress | None]:
 
 _port = integer(0, 65535)
 
+_UI_PORT = 10260
+
+
+def page_address(value: str) -> ListenAddress | None:
+    """Read where the page is served; a port alone is one of this machine's 127.0.0.1."""
+    text = value.removeprefix(":")
+    if text.isdecimal() and text != "0":
+        return ListenAddress(parse_address("127.0.0.1"), _port(text))
+    return listen_address(_UI_PORT)(value)
+
 
 def interface_name(limit: int) -> Callable[[str], str]:
     """Make a parser of network interfaces' names, or beginnings of names, of up to `limit` bytes.

@@ -1,0 +1,1 @@
+"""The page: what the commands say, for those who would rather look. Read-only."""

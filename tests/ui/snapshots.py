@@ -1,0 +1,57 @@
+"""An agent made up of values: what a page shows of it, and a browser to look with."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.health.state import Report
+from pyproxy.inspect.snapshot import Change, Snapshot
+from pyproxy.model.address import Port, Protocol, parse_address
+from pyproxy.model.objects import ObjectName, Service, ServicePort
+
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+
+
+def snapshot(*services: Service) -> Snapshot:
+    return Snapshot(
+        settings=Settings("node-a"),
+        started=1000.0,
+        now=1060.0,
+        health=Report(10**9, 10**9, healthy=True, settled=True, node_eligible=True),
+        api_age=0.5,
+        services={each.name: each for each in services},
+        slices={},
+        node=None,
+        node_answer=NodeAnswer(),
+        answers={},
+        problems=tuple(problem for each in services for problem in each.problems),
+        pending=0,
+        syncs=3,
+    )
+
+
+def service(name: str, address: str = "10.96.0.1", port: int = 80) -> Service:
+    return Service(
+        ObjectName("shop", name),
+        (ServicePort("http", Protocol.TCP, Port(port), node_port=Port(0)),),
+        (parse_address(address),),
+    )
+
+
+class Witness:
+    """Tells of a snapshot, and of changes that a test makes up."""
+
+    def __init__(self, taken: Snapshot) -> None:
+        self.taken = taken
+        self.changes: queue.Queue[Change | None] = queue.Queue()
+
+    def snapshot(self) -> Snapshot:
+        return self.taken
+
+    @contextmanager
+    def follow(self) -> Iterator[Iterator[Change | None]]:
+        yield iter(self.changes.get, object())

@@ -1,0 +1,159 @@
+"""The page of a real agent, and of one made up of hostile texts, in a real browser."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from pyproxy.config.settings import ListenAddress
+from pyproxy.model.address import parse_address
+from pyproxy.ui.server import Page as Served
+from tests.agent.live import endpoint_slice, service
+from tests.inspect.node import SITE, InspectedNode, inspected_node
+
+from . import snapshots
+from .browser import chromium, page
+from .snapshots import HOSTILE, Witness
+
+PORT = 10260
+T = TypeVar("T")
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(chromium() is None, reason="needs chromium, to look at the page"),
+]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[InspectedNode]:
+    with inspected_node(f"--ui-bind-address={PORT}", "--endpoint-counters") as made:
+        made.create(
+            service("web", "10.96.7.1"),
+            endpoint_slice("web", ["10.244.1.11", "10.244.2.11"]),
+            service("silent", "10.96.7.2"),
+        )
+        yield made
+
+
+def look(node: InspectedNode, see: Callable[[Page], T], *, dark: bool = False) -> T:
+    """Have a browser on the node look at its page."""
+
+    def there() -> T:
+        with page(PORT, dark=dark) as made:
+            return see(made)
+
+    return node.cluster.network.namespace(SITE).call(there)
+
+
+def test_a_search_finds_while_it_is_typed(node: InspectedNode) -> None:
+    def see(made: Page) -> None:
+        made.goto("/")
+        rows = made.locator("[data-part=services] tbody tr")
+        expect(rows).to_have_count(2)
+        made.keyboard.press("/")
+        made.keyboard.type("shop/we")
+        expect(rows).to_have_count(1)
+        expect(rows).to_contain_text("shop/web")
+        assert made.url.endswith("?q=shop%2Fwe&only=")
+        made.get_by_label("Search").fill("")
+        made.get_by_label("Show").select_option("silent")
+        expect(rows).to_have_count(1)
+        expect(rows).to_contain_text("no endpoint")
+
+    look(node, see)
+
+
+def test_a_services_picture_leads_from_address_to_endpoints(node: InspectedNode) -> None:
+    def see(made: Page) -> None:
+        made.goto("/")
+        link = made.get_by_role("link", name="shop/web")
+        link.focus()
+        made.keyboard.press("Enter")
+        picture = made.locator("svg.way")
+        expect(picture).to_have_attribute("aria-label", "port: 1 addresses, 2 of 2 endpoints are used")
+        expect(picture.locator(".box.frontend")).to_contain_text("10.96.7.1:80")
+        expect(picture.locator(".box.used")).to_have_count(2)
+        expect(picture.locator(".line.used")).to_have_count(2)
+
+    look(node, see)
+
+
+def test_a_change_is_shown_as_it_is_programmed(node: InspectedNode) -> None:
+    def see(made: Page) -> None:
+        made.goto("/services/shop/web")
+        boxes = made.locator("svg.way .box.used")
+        expect(boxes).to_have_count(2)
+        changed = endpoint_slice("web", ["10.244.1.11"])
+        node.api.replace(node.path(changed), changed)
+        expect(boxes).to_have_count(1)
+        made.goto("/")
+        # One chart for what was just programmed has a point; all three are drawn.
+        expect(made.locator("[data-chart] canvas")).to_have_count(3)
+
+    look(node, see)
+
+
+def test_it_is_light_and_dark_and_remembers_which(node: InspectedNode) -> None:
+    def ground(made: Page) -> str:
+        return str(made.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    def see(made: Page) -> tuple[str, str, str]:
+        made.goto("/")
+        first = ground(made)
+        made.get_by_label("Light or dark").click()
+        second = ground(made)
+        made.reload()
+        return first, second, ground(made)
+
+    light, dark, kept = look(node, see)
+    assert dark == kept != light
+    assert look(node, see, dark=True) == (dark, light, light)
+
+
+def test_it_answers_nobody_elses_page_and_changes_nothing(node: InspectedNode) -> None:
+    def status(method: str, path: str, host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
+        connection.request(method, path, headers={"Host": host})
+        return connection.getresponse().status
+
+    def ask() -> list[int]:
+        return [
+            status("GET", "/", f"127.0.0.1:{PORT}"),
+            status("GET", "/", "evil.example"),
+            status("GET", "/static/../../cli.py", "localhost"),
+            status("GET", "/services/shop/none", "localhost"),
+            status("GET", "/?page=many", "localhost"),
+            status("POST", "/", "localhost"),
+            status("DELETE", "/services/shop/web", "localhost"),
+        ]
+
+    seen = node.cluster.network.namespace(SITE).call(ask)
+    assert seen == [200, 403, 404, 404, 404, 501, 501]
+
+
+@contextmanager
+def made_up(witness: Witness) -> Iterator[int]:
+    served = Served(ListenAddress(parse_address("127.0.0.1"), 0), witness, counters=False)
+    served.start()
+    try:
+        yield served.port
+    finally:
+        witness.changes.put(None)
+        served.stop()
+
+
+def test_a_hostile_name_is_text() -> None:
+    witness = Witness(snapshots.snapshot(snapshots.service(HOSTILE)))
+    with made_up(witness) as port, page(port) as made:
+        made.goto("/")
+        link = made.get_by_role("link", name=f"shop/{HOSTILE}")
+        expect(link).to_be_visible()
+        link.click()
+        expect(made.get_by_role("heading", level=1)).to_have_text(f"shop/{HOSTILE}")
+        assert made.locator("main img, main script").count() == 0
+        assert made.title() == f"shop/{HOSTILE} – pyproxy"
