@@ -38,6 +38,7 @@ REASONS |= {field: entry.reason for entry in NO_EFFECT for field in entry.flag.f
 REASONS |= {entry.path: entry.reason for entry in FIELDS}
 
 OTHER_VALUE = {
+    "--ui-bind-address": "10260",
     "--bind-address": "10.9.8.7",
     "--cluster-cidr": "10.9.0.0/16",
     "--config-sync-period": "9s",

@@ -13,7 +13,7 @@ from pyproxy.inspect.snapshot import Change, Snapshot
 from pyproxy.model.address import Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName, Service, ServicePort
 
-HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'<script>"
 
 
 def snapshot(*services: Service) -> Snapshot:
