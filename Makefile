@@ -49,7 +49,7 @@ BESIDE := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 # What workers and agents have compiled is there for the next.
 test: export PYTHONDONTWRITEBYTECODE =
 test: system vm-parts check ## everything: check, then all tests with coverage
-	@tools/system-packages.sh iptables ipset nfacct shellcheck
+	@tools/system-packages.sh iptables ipset nfacct shellcheck chromium
 	@tools/promtool.sh $(BIN)
 	$(BIN)/pytest $(PLUGINS) $(BESIDE) --cov --cov-report=term $(PYTEST_ARGS)
 

@@ -200,7 +200,7 @@ def _backends(
                 (True, False): "pods and the node",
                 (False, True): "everybody else",
             }.get((cluster, local), "")
-            why = _why(backend, reasons, local=not local)
+            why = "" if cluster and local else _why(backend, reasons, local=cluster)
         elif cluster or local:
             used_by = "everybody"
         else:
