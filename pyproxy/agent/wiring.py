@@ -208,19 +208,21 @@ def cleanup(settings: Settings) -> int:
     """Remove all that is ours, of whatever mode, and kube-proxy's where that is asked for.
 
     Nothing else goes, and it is fine when nothing is there. Raises UsageError where this process
-    may not do it.
+    may not do all of it, after what it may do.
     """
     done = leavings.remove(InService())
+    forbidden = [each for each in done.failed if isinstance(each, PermissionKernelError)]
     for error in done.failed:
-        if isinstance(error, PermissionKernelError):
-            raise UsageError(
-                f"no permission to remove it ({error}): run as root, or with CAP_NET_ADMIN and "
-                "CAP_NET_RAW"
-            ) from error
-        log.error("not everything could be removed: %s", error)
+        if error not in forbidden:
+            log.error("not everything could be removed: %s", error)
     clean = not done.failed
     if settings.takeover:
         clean &= remove_leftovers(InService())
+    for error in forbidden:
+        raise UsageError(
+            f"no permission to remove it ({error}): run as root, or with CAP_NET_ADMIN and "
+            "CAP_NET_RAW"
+        ) from error
     return 0 if clean else 1
 
 
