@@ -73,7 +73,7 @@ _ONLY_OF_IPVS = {
 }
 _PYPROXYS = {
     "nat": {"KUBE-MARK-OUTSIDE"},
-    "filter": {"KUBE-REFUSE"},
+    "filter": {"KUBE-ACCEPT", "KUBE-REFUSE"},
     "mangle": {"KUBE-PROXY-FIREWALL"},
 }
 _PYPROXYS_TREES = ("KUBE-IP-", "KUBE-NO-")

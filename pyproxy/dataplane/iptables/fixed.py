@@ -90,10 +90,12 @@ def jumps(options: Options) -> Iterator[tuple[str, str, Rule]]:
     yield NAT, "POSTROUTING", to_masquerade
     external = "kubernetes externally-visible service portals"
     yield FILTER, "INPUT", _untranslated(external, names.EXTERNAL_SERVICES)
-    forwarding, forward = "kubernetes forwarding rules", Jump(names.FORWARD)
+    forwarding = "kubernetes forwarding rules"
     # Whatever is known of already, which is most, leaves by the first of these.
-    yield FILTER, "FORWARD", Rule(states="NEW", not_states=True, comment=forwarding, target=forward)
-    yield FILTER, "FORWARD", Rule(comment=forwarding, marked=options.mark, target=forward)
+    known = Rule(states="NEW", not_states=True, comment=forwarding, target=Jump(names.FORWARD))
+    yield FILTER, "FORWARD", known
+    marked = Rule(comment=forwarding, marked=options.mark, target=Jump(names.ACCEPT))
+    yield FILTER, "FORWARD", marked
     for hook in ("FORWARD", "OUTPUT"):
         yield FILTER, hook, _untranslated(portals, names.SERVICES)
     if options.shield_loopback:
@@ -127,6 +129,7 @@ def chains(family: Family, options: Options, who: Pods) -> dict[str, dict[str, t
         FILTER: {
             names.CANARY: (),
             names.FORWARD: tuple(_forward(options)),
+            names.ACCEPT: (Rule(target=ACCEPT),),
             names.REFUSE: (
                 Rule(protocol=Protocol.TCP, target=RESET),
                 Rule(target=UNREACHABLE[family]),
@@ -150,7 +153,6 @@ def _forward(options: Options) -> Iterator[Rule]:
         states="RELATED,ESTABLISHED",
         target=ACCEPT,
     )
-    yield Rule(comment="kubernetes forwarding rules", marked=options.mark, target=ACCEPT)
     if options.drop_invalid:
         counter = names.INVALID_DROPPED if names.INVALID_DROPPED in options.counters else ""
         yield Rule(states="INVALID", counter=counter, target=DROP)

@@ -28,8 +28,9 @@ MARK_MASQUERADE = "KUBE-MARK-MASQ"
 FIREWALL = "KUBE-PROXY-FIREWALL"
 CANARY = "KUBE-PROXY-CANARY"
 MARK_OUTSIDERS = "KUBE-MARK-OUTSIDE"
-"""Marks what does not come from a pod; it is ours alone, as is the next."""
+"""Marks what does not come from a pod; it is ours alone, as are the next."""
 REFUSE = "KUBE-REFUSE"
+ACCEPT = "KUBE-ACCEPT"
 
 INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
 LOCALHOST_ACCEPTED = "localhost_nps_accepted_pkts"
@@ -50,6 +51,7 @@ _ALWAYS_OURS = frozenset(
         CANARY,
         MARK_OUTSIDERS,
         REFUSE,
+        ACCEPT,
         "KUBE-NODEPORTS",
     }
 )

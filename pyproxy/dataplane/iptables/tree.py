@@ -6,7 +6,8 @@ goes to a chain of its own, and for the last value the rules themselves. Where f
 are simply listed. What has most rules before it is told apart first. So a packet meets about three
 rules for two bits at worst, and goes through one chain for two bits at most: that matters, for the
 kernel's nf_tables allows 16 jumps in a row. Frontends that no such tree could tell apart are listed
-after that.
+after that. The last that are told apart, near the leaves, are so by one bit at a time: that is
+a rule less, for another chain.
 
 A rule tests all that the frontends of its branch have in common, so a packet to somewhere else
 falls through after a few. What a branch is called and what it holds depends on its own frontends
@@ -22,8 +23,11 @@ from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.rules import Jump, Rule
 from pyproxy.model.address import Address, Family, Network, Port, Protocol
 
-FEW = 6
+FEW = 4
 """Frontends that are listed, and no longer told apart."""
+
+NEAR = 16
+"""Frontends that are told apart by one bit at a time."""
 
 DEEPEST = 10
 """Chains of a tree that a packet goes through at most. With nf_tables' limit of 16, that leaves
@@ -94,22 +98,23 @@ class Tree:
 
     def _parts(self, numbers: Sequence[int]) -> list[Sequence[int]]:
         """Divide numbers by the next bits; there are at least two parts."""
-        left = self._width - self._end(self._common(numbers))
+        step = 1 if len(numbers) <= NEAR else _STEP
+        left = self._width - self._end(self._common(numbers), step)
         cuts = [0]
         while numbers[cuts[-1]] >> left != numbers[-1] >> left:
             above = (numbers[cuts[-1]] >> left) + 1
             cuts.append(bisect_left(numbers, above << left, cuts[-1]))
         return [numbers[low:high] for low, high in zip(cuts, [*cuts[1:], None], strict=True)]
 
-    def _end(self, common: int) -> int:
+    def _end(self, common: int, step: int) -> int:
         """Say up to which bit numbers are told apart that have their first `common` in common.
 
         A rule tests a protocol whole or not at all, so its bits are taken alone and together.
         """
         bits = self._family.bits
         if common < bits:
-            return min(common + _STEP, bits)
-        return max(bits + _PROTOCOL_BITS, min(common + _STEP, self._width))
+            return min(common + step, bits)
+        return max(bits + _PROTOCOL_BITS, min(common + step, self._width))
 
     def _common(self, numbers: Sequence[int]) -> int:
         common = self._width - (numbers[0] ^ numbers[-1]).bit_length()
