@@ -1,3 +1,5 @@
 """pyproxy: a Service proxy for Kubernetes nodes."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("pyproxy")

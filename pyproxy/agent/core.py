@@ -241,9 +241,9 @@ class Agent(Generic[P]):
         problem = Problem(
             Kind.NODE.value,
             self._node_rules.hostname,
-            self._dataplane.name,
+            "nftables",
             f"{drift} keeps undoing what pyproxy writes; repairs are put off so that the two do "
-            "not wear the node out: stop that program, or have it leave alone what is pyproxy's",
+            "not wear the node out: stop that program, or have it leave our tables alone",
         )
         log.warning("%s", problem)
         self._tell.report(problem)

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from pyproxy.agent.machine import route_to
 from pyproxy.dataplane.packets import Packet
 from pyproxy.errors import UsageError
-from pyproxy.model.address import (
-    Address,
-    Family,
-    Port,
-    Protocol,
-    address_text,
-    family_of,
-    parse_address,
-)
+from pyproxy.model.address import Address, Family, address_text, family_of, parse_address
+from pyproxy.model.destination import Destination
 
 NODE, OUTSIDE = "node", "outside"
 
@@ -26,34 +17,10 @@ _STRANGER = {
 """Addresses for documentation (RFC 5737 and 3849): nobody's pod, and in few source ranges."""
 
 
-class Target(msgspec.Struct, frozen=True):
-    """Where a packet is to go."""
-
-    address: Address
-    port: Port
-    protocol: Protocol = Protocol.TCP
-
-
-def parse_target(text: str, option: str = "--to") -> Target:
-    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80`. Raises UsageError."""
-    place, _, protocol = text.partition("/")
-    host, _, port = place.rpartition(":")
-    try:
-        kind = Protocol[(protocol or "tcp").upper()]
-        address = parse_address(host.removeprefix("[").removesuffix("]"))
-        number = int(port) if port.isascii() and port.isdigit() else 0
-        if not 0 < number < 1 << 16:
-            raise ValueError(f"{port!r} is no port")
-    except (KeyError, ValueError) as error:
-        raise UsageError(
-            f"{option} {text}: write ADDRESS:PORT, with /udp or /sctp behind it where it is not "
-            "TCP, and [ADDRESS]:PORT for IPv6"
-        ) from error
-    return Target(address, Port(number), kind)
-
-
-def packet_from(sender: str, target: Target, interface: str = "") -> Packet:
+def packet_from(sender: str, target: Destination, interface: str = "") -> Packet:
     """Make the packet that `sender` would send: an address, NODE, or OUTSIDE.
+
+    Whoever knows pods by their names has to put their address in the name's place.
 
     What comes from elsewhere comes in by the interface that leads back to it, or by `interface`
     where that is given. Raises UsageError, KernelError.
@@ -62,7 +29,7 @@ def packet_from(sender: str, target: Target, interface: str = "") -> Packet:
     return Packet(source, target.address, target.protocol, target.port, interface or found)
 
 
-def _place(sender: str, target: Target) -> tuple[Address, str]:
+def _place(sender: str, target: Destination) -> tuple[Address, str]:
     if sender == NODE:
         route = route_to(target.address)
         if route is None:
@@ -92,5 +59,5 @@ def _address(text: str) -> Address:
         return parse_address(text)
     except ValueError as error:
         raise UsageError(
-            f"--from {text}: write an address, NAMESPACE/NAME of a pod, {NODE} or {OUTSIDE}"
+            f"--from {text}: write an address, a pod's NAMESPACE/NAME, {NODE} or {OUTSIDE}"
         ) from error

@@ -16,7 +16,9 @@ from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.inspect.client import Client, NoAgentError, SilentAgentError
 from pyproxy.inspect.endpoint import Endpoint, Q, R, Stream
+from pyproxy.inspect.evidence import EVIDENCE, Target
 from pyproxy.inspect.snapshot import Witness
+from pyproxy.model.destination import Destination
 
 
 class Asker:
@@ -42,9 +44,25 @@ class Asker:
             try:
                 return self._client.ask(endpoint, question)
             except (NoAgentError, SilentAgentError) as error:
-                remark(f"{error}: reading API and kernel here")
-                self._client = None
+                self._without(f"{error}: reading API and kernel here")
         return endpoint.answer(self._survey, question)
+
+    def settings_in_force(self, about: Destination) -> Settings:
+        """Give the settings of the agent that runs here, or else this command line's.
+
+        The agent is asked for what it knows of `about`, of which its settings are a part. Raises
+        PyproxyError.
+        """
+        if self._client is not None:
+            try:
+                return self._client.ask(EVIDENCE, Target(str(about))).settings
+            except (NoAgentError, SilentAgentError) as error:
+                self._without(f"{error}: going by the flags that are given")
+        return self.settings
+
+    def _without(self, why: str) -> None:
+        remark(why)
+        self._client = None
 
     def follow(self, stream: Stream[Q, R], question: Q) -> Iterator[R]:
         """Follow a running agent; there is nothing to follow without one. Raises PyproxyError."""

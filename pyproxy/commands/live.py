@@ -12,15 +12,17 @@ from contextlib import closing, contextmanager
 
 from rich.console import RenderableType
 
-from pyproxy.agent.origin import OUTSIDE, Target, packet_from, parse_target
+from pyproxy.agent.origin import OUTSIDE, packet_from
 from pyproxy.commands import output
 from pyproxy.commands.arguments import output_of
-from pyproxy.commands.asker import remark
+from pyproxy.commands.asker import Asker, remark
 from pyproxy.commands.output import BAD, DIM, text
+from pyproxy.commands.sender import destination_of, sender_of
 from pyproxy.dataplane.nftables.journey import Journey
 from pyproxy.dataplane.nftables.live import LiveTrace
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Address
+from pyproxy.model.destination import Destination
 from pyproxy.netlink.tracing import Match
 
 
@@ -65,22 +67,24 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _match(namespace: argparse.Namespace) -> Match:
-    target = parse_target(namespace.to)
+    target = destination_of(namespace.to)
     return Match(
         target.address,
         target.protocol,
         target.port,
-        _source(namespace.sender, target),
+        _source(namespace, target),
         namespace.every_packet,
     )
 
 
-def _source(sender: str | None, target: Target) -> Address | None:
+def _source(namespace: argparse.Namespace, target: Destination) -> Address | None:
+    sender = namespace.sender
     if sender is None:
         return None
     if sender == OUTSIDE:
         raise UsageError(f"--from {OUTSIDE}: with --live give an address, or leave --from away")
-    return packet_from(sender, target).source
+    settings = Asker(namespace).settings_in_force(target)
+    return packet_from(sender_of(sender, target, settings), target).source
 
 
 def _endless(namespace: argparse.Namespace) -> bool:

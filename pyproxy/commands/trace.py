@@ -9,15 +9,14 @@ from contextlib import closing
 import msgspec
 from rich.console import RenderableType
 
-from pyproxy.agent.machine import local_addresses
-from pyproxy.agent.origin import NODE, OUTSIDE, packet_from, parse_target
+from pyproxy.agent import dataplanes, tracers
+from pyproxy.agent.origin import NODE, packet_from
 from pyproxy.commands import live
 from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command, View
 from pyproxy.commands.output import BAD, DIM, GOOD, table, text
-from pyproxy.config.settings import ProxyMode
+from pyproxy.commands.sender import FORM, destination_of, sender_of
 from pyproxy.dataplane.conntrack.known import account_of, known_flow
-from pyproxy.dataplane.nftables.held import KernelTracer
 from pyproxy.dataplane.packets import Account, Delivered, Dropped, Fate, Masquerade, Refused
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Port, address_text, backend_text
@@ -69,9 +68,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="sender",
-        metavar=f"ADDRESS|{NODE}|{OUTSIDE}",
-        help=f"who sends: an address, this node, or somebody outside the cluster ({NODE}; with "
-        "--live anybody)",
+        metavar=FORM,
+        help=f"who sends: an address, a pod, this node, or somebody outside the cluster ({NODE}; "
+        "with --live anybody)",
     )
     parser.add_argument(
         "--to", required=True, metavar="ADDRESS:PORT[/udp|sctp]", help="where the packet goes"
@@ -92,16 +91,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
-    packet = packet_from(namespace.sender or NODE, parse_target(namespace.to), namespace.interface)
+    target = destination_of(namespace.to)
+    settings = asker.settings_in_force(target)
+    sender = sender_of(namespace.sender or NODE, target, settings)
+    packet = packet_from(sender, target, namespace.interface)
     if namespace.source_port is not None:
         with closing(Conntrack()) as conntrack:
             flow = known_flow(conntrack, packet, namespace.source_port)
         if flow is not None:
             return told(account_of(packet, flow))
-    mode = asker.settings.mode
-    if mode is not ProxyMode.NFTABLES:
-        raise UsageError(f"trace reads nftables mode only: it cannot tell what {mode.value} does")
-    with closing(KernelTracer(local_addresses)) as tracer:
+    with closing(tracers.make(settings.mode, dataplanes.flavour(settings))) as tracer:
         return told(tracer.trace(packet))
 
 

@@ -175,3 +175,7 @@ class PacketTracer(Interface):
         Raises UsageError where the kernel holds nothing of this mode.
         """
         ...
+
+    def close(self) -> None:
+        """Give back what it holds open."""
+        ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import msgspec
@@ -10,23 +9,9 @@ import msgspec
 from pyproxy.errors import UsageError
 from pyproxy.inspect.services import object_name
 from pyproxy.inspect.snapshot import Snapshot
-from pyproxy.model.address import Address, Port, Protocol, address_text, parse_address
+from pyproxy.model.address import Address, Protocol, address_text
+from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.model.objects import ObjectName, Service
-
-_TARGET = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[\d.]+)):(?P<port>\d+)(?:/(?P<protocol>\w+))?")
-
-
-class Destination(msgspec.Struct, frozen=True):
-    """Where a client sends to."""
-
-    address: Address
-    port: Port
-    protocol: Protocol
-
-    def __str__(self) -> str:
-        text = address_text(self.address)
-        host = f"[{text}]" if ":" in text else text
-        return f"{host}:{self.port}/{self.protocol.name.lower()}"
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -44,20 +29,12 @@ class Resolved(msgspec.Struct, frozen=True):
 
 def parse(text: str) -> ObjectName | Destination:
     """Read NAMESPACE/NAME, ADDRESS:PORT or ADDRESS:PORT/PROTOCOL. Raises UsageError."""
-    found = _TARGET.fullmatch(text)
-    if found is None:
-        if ":" in text:
-            raise UsageError(f"{text!r}: write ADDRESS:PORT, ADDRESS:PORT/udp, or NAMESPACE/NAME")
+    if ":" not in text:
         return object_name(text)
-    protocols = {each.name.lower(): each for each in Protocol}
-    protocol = protocols.get((found["protocol"] or "tcp").lower())
     try:
-        address = parse_address(found["v6"] or found["v4"])
+        return parse_destination(text)
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    if protocol is None or not 0 < int(found["port"]) < 65536:
-        raise UsageError(f"{text!r}: no such port: use 1 to 65535, and /tcp, /udp or /sctp")
-    return Destination(address, Port(int(found["port"])), protocol)
+        raise UsageError(f"{error}, or NAMESPACE/NAME for a Service") from error
 
 
 def resolve(snapshot: Snapshot, text: str) -> Resolved:

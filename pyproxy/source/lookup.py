@@ -1,11 +1,11 @@
-"""Looking one Service up in the API: what a person would look at, and a proxy never needs.
+"""Looking one Service or pod up in the API: what a person looks at, and a proxy never needs.
 
 Lists with a selector are asked for, because the agent's own rights are to list and watch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -89,11 +89,18 @@ class FoundCondition(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
+class FoundPodIP(msgspec.Struct, frozen=True):
+    """One of a pod's addresses."""
+
+    ip: str = ""
+
+
 class FoundPodStatus(msgspec.Struct, frozen=True, rename="camel"):
     """A pod's status."""
 
     phase: str | None = None
     pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    pod_ips: tuple[FoundPodIP, ...] | None = msgspec.field(default=None, name="podIPs")
     conditions: tuple[FoundCondition, ...] | None = None
 
 
@@ -141,7 +148,25 @@ class _Pods(msgspec.Struct):
     items: list[FoundPod] | None = None
 
 
-L = TypeVar("L", _Services, _Pods)
+class _Reference(msgspec.Struct):
+    kind: str | None = None
+    name: str | None = None
+
+
+class _Endpoint(msgspec.Struct, rename="camel"):
+    addresses: list[str] | None = None
+    target_ref: _Reference | None = None
+
+
+class _Slice(msgspec.Struct):
+    endpoints: list[_Endpoint] | None = None
+
+
+class _Slices(msgspec.Struct):
+    items: list[_Slice] | None = None
+
+
+L = TypeVar("L", _Services, _Pods, _Slices)
 
 
 def look_up(client: Client, name: ObjectName) -> Lookup:
@@ -165,6 +190,34 @@ def look_up(client: Client, name: ObjectName) -> Lookup:
     except SourceError as error:
         return Lookup(service, pods_not_asked=_why_not(error))
     return Lookup(service, tuple(pods.items or ()))
+
+
+def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
+    """Find the addresses of one pod; none where nobody knows of it. Raises SourceError.
+
+    The agent's own account may not list pods: then the pod's addresses are those that the
+    EndpointSlices of its namespace have of it.
+    """
+    folder = f"namespaces/{name.namespace}"
+    of_name = {"fieldSelector": f"metadata.name={name.name}"}
+    try:
+        pods = _list(client, f"/api/v1/{folder}/pods", of_name, _Pods)
+    except RefusedError as error:
+        if error.status not in _FORBIDDEN:
+            raise
+        slices = _list(client, f"/apis/discovery.k8s.io/v1/{folder}/endpointslices", {}, _Slices)
+        return tuple(dict.fromkeys(_addresses_of(name.name, slices)))
+    statuses = [pod.status for pod in pods.items or ()]
+    found = [each.ip for status in statuses for each in status.pod_ips or ()]
+    return tuple(found or [status.pod_ip for status in statuses if status.pod_ip])
+
+
+def _addresses_of(pod: str, slices: _Slices) -> Iterator[str]:
+    for each in slices.items or ():
+        for endpoint in each.endpoints or ():
+            of = endpoint.target_ref
+            if of is not None and (of.kind, of.name) == ("Pod", pod):
+                yield from endpoint.addresses or ()
 
 
 def _list(client: Client, path: str, query: Mapping[str, str], kind: type[L]) -> L:

@@ -8,50 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.agent.origin import Target, packet_from, parse_target
+from pyproxy.agent.origin import packet_from
 from pyproxy.errors import UsageError
 from pyproxy.lab.namespace import Namespace, ip
-from pyproxy.model.address import Port, Protocol, address_text, parse_address
+from pyproxy.model.address import address_text
+from pyproxy.model.destination import parse_destination
 
 NUMBERS = itertools.count()
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "port", "protocol"),
-    [
-        ("10.96.0.1:80", "10.96.0.1", 80, Protocol.TCP),
-        ("10.96.0.1:80/", "10.96.0.1", 80, Protocol.TCP),
-        ("10.96.0.1:80/tcp", "10.96.0.1", 80, Protocol.TCP),
-        ("10.96.0.1:53/udp", "10.96.0.1", 53, Protocol.UDP),
-        ("10.96.0.1:65535/sctp", "10.96.0.1", 65535, Protocol.SCTP),
-        ("[fd96::1]:80/UDP", "fd96::1", 80, Protocol.UDP),
-    ],
-)
-def test_a_target_is_read(text: str, address: str, port: int, protocol: Protocol) -> None:
-    assert parse_target(text) == Target(parse_address(address), Port(port), protocol)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "10.96.0.1",
-        "10.96.0.1:",
-        "10.96.0.1:0",
-        "10.96.0.1:65536",
-        "10.96.0.1:-1",
-        ":80",
-        "10.96.0.1:80/icmp",
-        "shop/web:80",
-        "fd96::1",
-        "[fd96::1]",
-        "10.96.0.1:٣",
-    ],
-)
-def test_what_is_no_target_is_one_line_about_it(text: str) -> None:
-    with pytest.raises(UsageError) as raised:
-        parse_target(text)
-    assert str(raised.value).startswith(f"--to {text}: write ADDRESS:PORT")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +56,7 @@ def machine() -> Iterator[Namespace]:
 def test_a_sender_is_found_by_the_routes(
     machine: Namespace, sender: str, given: str, source: str, interface: str
 ) -> None:
-    target = parse_target("10.96.0.1:80")
+    target = parse_destination("10.96.0.1:80")
     packet = machine.call(lambda: packet_from(sender, target, given))
     assert address_text(packet.source) == source
     assert packet.interface == interface
@@ -113,4 +76,4 @@ def test_a_sender_that_cannot_be_is_one_line(
     machine: Namespace, sender: str, to: str, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        machine.call(lambda: packet_from(sender, parse_target(to)))
+        machine.call(lambda: packet_from(sender, parse_destination(to)))

@@ -350,5 +350,7 @@ def test_a_target_that_is_none_is_a_mistake(node: InspectedNode) -> None:
     answer = node.command("explain", "10.96.0.1:0")
     assert answer.status == 2
     assert answer.err == (
-        "pyproxy: '10.96.0.1:0': no such port: use 1 to 65535, and /tcp, /udp or /sctp\n"
+        "pyproxy: '10.96.0.1:0' is no destination: write ADDRESS:PORT, with a port from 1 to "
+        "65535, and /udp or /sctp behind it where it is not TCP; for IPv6 [ADDRESS]:PORT, or "
+        "NAMESPACE/NAME for a Service\n"
     )

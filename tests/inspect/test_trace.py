@@ -12,16 +12,27 @@ from functools import partial
 
 import pytest
 
+from pyproxy.lab.client import PODS, collection
 from pyproxy.lab.probe import Target, probe
-from tests.inspect.node import SITE, Answer, InspectedNode
+from tests.inspect.node import NAMESPACE, SITE, Answer, InspectedNode
 from tests.inspect.test_top import WEB, endpoint_slice, service
 
 TO = f"{WEB}:80"
 TABLE = "pyproxy-trace-"
 
 
+@pytest.fixture(scope="module")
+def client(whole_node: InspectedNode) -> None:
+    """Let the API know a2 as the pod shop/client."""
+    path = collection(NAMESPACE, PODS)
+    spec = {"nodeName": "node-a", "containers": [{"name": "client", "image": "client:1"}]}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client"}, "spec": spec}
+    whole_node.api.create(path, made)
+    whole_node.api.patch(f"{path}/client/status", {"status": {"podIPs": [{"ip": "10.244.1.12"}]}})
+
+
 @pytest.fixture
-def web(node: InspectedNode) -> Iterator[InspectedNode]:
+def web(node: InspectedNode, client: None) -> Iterator[InspectedNode]:
     """The node with one Service, programmed."""
     node.create(
         service("web", WEB, {"name": "http", "port": 80}),
@@ -44,6 +55,19 @@ def test_it_says_what_may_become_of_a_packet(web: InspectedNode) -> None:
     assert answer.status == 0
     assert "shop/web:http" in answer.out
     assert "50.00%   delivered to 10.244.2.11:8080, source kept" in answer.out
+
+
+@pytest.mark.kernel
+def test_a_pod_is_a_sender_by_its_name(web: InspectedNode) -> None:
+    told = web.command("trace", "--from", "shop/client", "--to", TO, "-o", "json").json
+    assert (told["source"], told["interface"]) == ("10.244.1.12", "cbr0")
+
+
+@pytest.mark.kernel
+def test_it_reads_what_the_running_agent_writes_whatever_flags_say(web: InspectedNode) -> None:
+    answer = web.command("trace", "--to", TO, "--proxy-mode", "iptables")
+    assert answer.status == 0
+    assert "services4 {" in answer.out
 
 
 @pytest.mark.kernel
@@ -73,7 +97,12 @@ def test_each_end_has_its_words_and_its_status(
         (("--to", TO, "--from", "nobody"), "write an address"),
         (("--to", TO, "--source-port", "0"), "--source-port: '0' is not a port"),
         (("--to", TO, "--live", "--from", "outside"), "with --live give an address"),
-        (("--to", TO, "--proxy-mode", "ipvs"), "trace reads nftables mode only"),
+        (("--to", TO, "--from", "pod"), "a pod's NAMESPACE/NAME"),
+        (("--to", TO, "--from", "/pod"), "write a pod as NAMESPACE/NAME"),
+        (("--to", TO, "--from", "shop/nobody"), "the API knows no address of such a pod"),
+        (("--to", "[fd96::1]:80", "--from", "shop/client"), "the pod has no IPv6 address"),
+        (("--to", TO, "--no-agent", "--proxy-mode", "ipvs"), "IPVS is tables of the kernel's own"),
+        (("--to", TO, "--no-agent", "--proxy-mode", "iptables"), "have no chains of pyproxy's"),
     ],
 )
 def test_a_mistake_is_one_line(web: InspectedNode, arguments: tuple[str, ...], words: str) -> None:

@@ -17,7 +17,6 @@ from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.client import ApiClient
 from pyproxy.metrics import Metrics
-from pyproxy.source.access import Access
 from pyproxy.source.announce import Announcer, Limits
 from pyproxy.source.client import Client
 
@@ -52,11 +51,11 @@ def server() -> Iterator[ApiServer]:
 
 
 def client_of(url: str) -> Client:
-    def load() -> Access:
+    def load() -> Configuration:
         configuration = Configuration(host=url)
         configuration.api_key = {"authorization": PROXY}
         configuration.api_key_prefix = {"authorization": "Bearer"}
-        return Access(configuration)
+        return configuration
 
     return Client(load)
 

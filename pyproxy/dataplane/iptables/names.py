@@ -40,6 +40,7 @@ SERVICE_TREE = "KUBE-IP-"
 REFUSED_TREE = "KUBE-NO-"
 """What the chains of the trees begin with: those to Services, and to frontends that nobody has."""
 
+_FIREWALL = "KUBE-FW-"
 _ALWAYS_OURS = frozenset(
     {
         SERVICES,
@@ -61,7 +62,7 @@ _PREFIXES = (
     "KUBE-SVC-",
     "KUBE-SVL-",
     "KUBE-EXT-",
-    "KUBE-FW-",
+    _FIREWALL,
     "KUBE-SEP-",
     "KUBE-XLB-",
 )
@@ -95,7 +96,12 @@ def external(digest: str) -> str:
 
 def firewall(digest: str) -> str:
     """Name the chain that holds a port's load balancer source ranges."""
-    return f"KUBE-FW-{digest}"
+    return f"{_FIREWALL}{digest}"
+
+
+def is_firewall(chain: str) -> bool:
+    """Tell whether a chain holds a port's load balancer source ranges."""
+    return chain.startswith(_FIREWALL)
 
 
 def group(chain: str, number: int) -> str:

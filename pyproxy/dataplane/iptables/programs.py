@@ -65,7 +65,7 @@ class Programs:
         """Find out whether it works here. Raises UsageError."""
         for program in (f"{self._name}-restore", f"{self._name}-save"):
             if shutil.which(program) is None:
-                raise UsageError(f"{program} is not on PATH: install the package iptables")
+                raise _missing(program)
         try:
             self.restore(["*nat", "COMMIT"])
         except PermissionKernelError as error:
@@ -77,7 +77,7 @@ class Programs:
             raise UsageError(f"this kernel has no nat table for {self._name} ({error})") from error
 
     def save(self) -> dict[str, SavedTable]:
-        """Read all tables back. Raises KernelError."""
+        """Read all tables back. Raises KernelError, and UsageError where it is not installed."""
         return parse(self._run([f"{self._name}-save"], ""))
 
     def restore(self, lines: list[str]) -> None:
@@ -92,7 +92,10 @@ class Programs:
 
     @staticmethod
     def _run(command: list[str], text: str) -> str:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise _missing(command[0]) from error
         if done.returncode == 0:
             return done.stdout
         words = f"{command[0]}: {' '.join(done.stderr.split())[:500]}"
@@ -104,6 +107,10 @@ class Programs:
         number = int(found.group(1)) if found else 0
         line = "" if number == 0 else text.split("\n", number)[number - 1]
         raise RestoreError(f"{words} {line}".strip(), line)
+
+
+def _missing(program: str) -> UsageError:
+    return UsageError(f"{program} is not on PATH: install the package iptables")
 
 
 def _is_locked() -> bool:

@@ -8,7 +8,7 @@ Nothing in the rules looks at source ports, so a packet here has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from fractions import Fraction
 
 import msgspec
@@ -38,26 +38,35 @@ Frames = tuple[tuple[str, int], ...]
 class Machine(msgspec.Struct, frozen=True):
     """What decides over a packet: the chains of each table, the kernel's own among them.
 
-    `local` are the addresses of the machine's interfaces, and `seen` the clients, each with the
-    chain of the endpoint that it was sent to.
+    `local` are the addresses of the machine's interfaces, and `seen` the clients that were sent to
+    an endpoint, by its chain.
     """
 
     tables: Mapping[str, Chains]
     local: frozenset[Address] = frozenset()
-    seen: frozenset[tuple[str, Address]] = frozenset()
+    seen: Mapping[str, Set[Address]] = {}
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A rule that took a packet, where it stands."""
+
+    table: str
+    chain: str
+    rule: Rule
 
 
 class Way(msgspec.Struct, frozen=True):
     """One way that a packet may go, and how likely it is; the ways of a packet add up to 1.
 
-    `rules` counts those that it met. `ended` is the target that dropped or refused it, empty where
-    it went to `destination` and `port`.
+    `rules` counts those that it met, `steps` are those that took it. `ended` is the target that
+    dropped or refused it, empty where it went to `destination` and `port`.
     """
 
     destination: Address
     port: Port
     probability: Fraction = Fraction(1)
     rules: int = 0
+    steps: tuple[Step, ...] = ()
     mark: Mark = Mark(0)
     translated: bool = False
     masqueraded: bool = False
@@ -94,7 +103,6 @@ class _Hooks:
         self, table: str, hook: str, ways: tuple[Way, ...], *, here: bool | None = None
     ) -> tuple[Way, ...]:
         """Take the ways through a hook; `here` for those alone that do, or do not, end here."""
-        chains = self._machine.tables.get(table, {})
         # nat looks at the first packet of a connection alone.
         if table == NAT and not self._packet.new:
             return ways
@@ -103,10 +111,12 @@ class _Hooks:
             if way.ended or here not in (None, way.destination in self._machine.local):
                 found.append(way)
             else:
-                found.extend(self._follow(chains, ((hook, 0),), replace(way, decided=False)))
+                begun = replace(way, decided=False)
+                found.extend(self._follow(table, ((hook, 0),), begun))
         return tuple(found)
 
-    def _follow(self, chains: Chains, frames: Frames, way: Way) -> Iterator[Way]:
+    def _follow(self, table: str, frames: Frames, way: Way) -> Iterator[Way]:
+        chains = self._machine.tables.get(table, {})
         while frames and not way.decided:
             *outer, (chain, index) = frames
             rules = chains.get(chain, ())
@@ -122,10 +132,10 @@ class _Hooks:
             if rule.share:
                 share = Fraction(rule.share, CERTAIN)
                 missed = replace(way, probability=way.probability * (1 - share))
-                yield from self._follow(chains, behind, missed)
+                yield from self._follow(table, behind, missed)
                 way = replace(way, probability=way.probability * share)
             frames = self._frames(rule, tuple(outer), behind)
-            way = self._act(rule, way)
+            way = self._act(rule, replace(way, steps=(*way.steps, Step(table, chain, rule))))
         yield way
 
     @staticmethod
@@ -182,4 +192,4 @@ class _Hooks:
     def _is_seen(self, rule: Rule) -> bool:
         if rule.seen is None or not rule.seen.seconds:
             return True
-        return (rule.seen.chain, self._packet.source) in self._machine.seen
+        return self._packet.source in self._machine.seen.get(rule.seen.chain, ())

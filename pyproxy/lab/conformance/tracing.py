@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 
-from pyproxy.agent.machine import local_addresses
-from pyproxy.agent.origin import NODE, packet_from, parse_target
-from pyproxy.config.settings import ProxyMode
+from pyproxy.agent import tracers
+from pyproxy.agent.origin import NODE, packet_from
+from pyproxy.config.settings import IptablesFlavour, ProxyMode
 from pyproxy.dataplane.conntrack.known import account_of, known_flow
-from pyproxy.dataplane.nftables.held import KernelTracer
+from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.dataplane.packets import (
     Account,
     Delivered,
@@ -24,15 +24,17 @@ from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome
 from pyproxy.lab.topology import HOST_PORTS, Addresses, Topology
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, family_of, parse_address
+from pyproxy.model.destination import parse_destination
 from pyproxy.netlink.conntrack import Conntrack
 
 
 def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck | None:
     """Make the check of one mode; None where the mode has no tracer."""
-    if mode.proxy_mode is not ProxyMode.NFTABLES:
+    if mode.proxy_mode is ProxyMode.IPVS:
         return None
-    namespace = network.namespace(site)
-    return TraceCheck(network, site, namespace.call(lambda: KernelTracer(local_addresses)))
+    auto = mode.flavour is IptablesFlavour.AUTO
+    make = partial(tracers.make, mode.proxy_mode, None if auto else Flavour(mode.flavour.value))
+    return TraceCheck(network, site, network.namespace(site).call(make))
 
 
 class TraceCheck:
@@ -62,7 +64,7 @@ class TraceCheck:
         return f"{seen}, which this trace does not say:\n{account}"
 
     def _trace(self, wanted: Probe) -> Account:
-        target = parse_target(wanted.to)
+        target = parse_destination(wanted.to)
         sender = NODE
         if wanted.source_name != self._site:
             sender = self._address(wanted.source_name, family_of(target.address))

@@ -144,7 +144,7 @@ def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
     )
     ways, _, before = follow((scene, packet))
     first = data.draw(st.sampled_from(ways))
-    after = replace(before, seen=frozenset([(first.seen, packet.source)]))
+    after = replace(before, seen={first.seen: {packet.source}})
     again = {met(way) for way in trace(packet, after)}
     assert bool(first.seen) is (met(first)[0] == "delivered")
     assert again == ({met(first)} if first.seen else {met(way) for way in ways})

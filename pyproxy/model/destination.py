@@ -1,0 +1,45 @@
+"""Where a client sends to: an address, a port and a protocol, as people write them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pyproxy.model.address import Address, Port, Protocol, backend, backend_text, parse_address
+
+
+class Destination(msgspec.Struct, frozen=True):
+    """An address and a port that a client connects to, of a Service or not."""
+
+    address: Address
+    port: Port
+    protocol: Protocol = Protocol.TCP
+
+    def __str__(self) -> str:
+        return f"{backend_text(backend(self.address, self.port))}/{self.protocol.name.lower()}"
+
+
+def parse_destination(text: str) -> Destination:
+    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80`. Raises ValueError."""
+    place, _, protocol = text.partition("/")
+    host, _, port = place.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    # What else has colons in it is an address without its port.
+    if bracketed is not (":" in host):
+        raise ValueError(_form(text))
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    kinds = {kind.name.lower(): kind for kind in Protocol}
+    kind = kinds.get((protocol or "tcp").lower())
+    try:
+        address = parse_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError as error:
+        raise ValueError(_form(text)) from error
+    if kind is None or not 0 < number < 1 << 16:
+        raise ValueError(_form(text))
+    return Destination(address, Port(number), kind)
+
+
+def _form(text: str) -> str:
+    return (
+        f"{text!r} is no destination: write ADDRESS:PORT, with a port from 1 to 65535, and /udp or "
+        "/sctp behind it where it is not TCP; for IPv6 [ADDRESS]:PORT"
+    )

@@ -1,0 +1,61 @@
+"""Rules are read back as the values that they were written from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from msgspec.structs import replace
+
+from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.iptables import memory, names
+from pyproxy.dataplane.iptables.fixed import Options
+from pyproxy.dataplane.iptables.reading import read_rule
+from pyproxy.dataplane.iptables.rules import Rule
+from pyproxy.model.address import Family, Mark
+from tests.dataplane.nftables.scenes import Scene, scenes
+
+BOTH = frozenset({names.INVALID_DROPPED, names.LOCALHOST_ACCEPTED})
+
+
+def as_kept(rule: Rule) -> Rule:
+    """The rule without what goes without saying: that everybody may have sent it."""
+    everybody = rule.source is not None and not rule.source.prefix and not rule.not_source
+    return replace(rule, source=None) if everybody else rule
+
+
+@settings(max_examples=30, deadline=None)
+@given(scenes())
+def test_every_rule_that_is_written_is_read(scene: Scene) -> None:
+    node = NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+    options = Options(
+        Mark(1 << 31),
+        scene.masquerade_all,
+        scene.pod_interface.replace("*", "+"),
+        shield_loopback=True,
+        counters=BOTH,
+    )
+    for family in Family:
+        tables = memory.desired(options, scene.answers().values(), node, family)
+        rules = [rule for chains in tables.values() for each in chains.values() for rule in each]
+        assert [read_rule(rule.text, family) for rule in rules] == list(map(as_kept, rules))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-p tcp",
+        "-j LOG",
+        "-j DNAT --to-destination 10.0.0.1",
+        "-j DNAT --to-destination 10.0.0.1:80 --random",
+        "-p icmp -j DROP",
+        "-o eth0 -j DROP",
+        "-s 10.0.0.1/33 -j DROP",
+        "-m mark --mark 0x1/0x2 -j DROP",
+        "-m comment --comment a -m comment --comment b -j DROP",
+        "-j MARK --set-xmark 0x1/0x3",
+        "-j DROP -m comment --comment late",
+    ],
+)
+def test_what_others_write_is_not_mistaken_for_ours(text: str) -> None:
+    assert read_rule(text, Family.IPV4) is None
