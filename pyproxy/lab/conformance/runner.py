@@ -180,7 +180,7 @@ class Runner:
         return ""
 
 
-def await_agent(runner: Runner, agent: Agent, patience: float = 30.0) -> None:
+def await_agent(runner: Runner, agent: Agent, patience: float = 60.0) -> None:
     """Wait until an agent serves at all. Raises LabError when it ends, or after `patience` s."""
     deadline = time.monotonic() + patience
     while failures := runner.run(FIRST):
