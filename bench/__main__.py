@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from bench.bare import bare_loop
 from bench.counts import complaints, count, read_baseline, write_baseline
 from bench.floor import Floor, floor
 from bench.hottest import print_hottest
@@ -78,6 +79,8 @@ def _measure(options: argparse.Namespace) -> int:
     wanted = targets(mode)
     changes = options.changes or wanted.changes
     if mode is not modes.NFTABLES:
+        if mode is modes.IPVS:
+            _print_bare(wanted, changes)
         return _conclude(
             _print_first_syncs(wanted, mode, options.runs) & _print_changes(wanted, mode, changes)
         )
@@ -103,6 +106,15 @@ def _print_floor(base: Floor) -> None:
     row("floor: packing, and nothing else", base.packing.ends)
     row("floor: sending, the kernel's work included", base.sending.ends)
     row("floor: one element", str(base.change))
+
+
+def _print_bare(wanted: Targets, changes: int) -> None:
+    size = min(wanted.first_syncs, key=lambda each: each.services)
+    heading(f"A bare loop over pyroute2, {size}")
+    bare = bare_loop(size, changes)
+    row("everything", duration(bare.everything))
+    row("", f"{bare.calls:,} calls, {duration(bare.everything / bare.calls)} each")
+    row("one server", str(bare.change))
 
 
 def _print_first_syncs(

@@ -50,7 +50,11 @@ _NFT = Targets(
     _sizes(100, 1_000, 10_000),
     changes=20,
 )
-_IPVS = Targets({Size(5_000, 10): float("inf")}, _sizes(100, 1_000, 5_000), changes=200)
+_IPVS = Targets(
+    {Size(500, 10): float("inf"), Size(5_000, 10): float("inf")},
+    _sizes(100, 1_000, 5_000),
+    changes=200,
+)
 
 
 def targets(mode: LabMode) -> Targets:

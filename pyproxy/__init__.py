@@ -1,5 +1,3 @@
 """pyproxy: a Service proxy for Kubernetes nodes."""
 
-from importlib.metadata import version
-
-__version__ = version("pyproxy")
+__version__ = "0.1.0"

@@ -105,11 +105,19 @@ _LISTINGS: Mapping[str, Sequence[list[str]]] = {
     "nftables": (_LIST_TABLE,),
     "iptables-legacy": [[command] for command in _iptables("legacy", "-save")],
     "iptables-nft": [[command] for command in _iptables("nft", "-save")],
-    "ipvs": (_LIST_TABLE, ["ipvsadm", "-Ln"]),
+    "ipvs": (
+        ["nft", "list", "table", "inet", "pyproxy-ipvs"],
+        ["ipvsadm", "-Sn"],
+        ["ip", "-br", "addr", "show", "kube-ipvs0"],
+    ),
 }
 _WIPES: Mapping[str, Sequence[tuple[list[str], str]]] = {
     "nftables": (_DELETE_TABLE,),
     "iptables-legacy": [([command], _EMPTY) for command in _iptables("legacy", "-restore")],
     "iptables-nft": [([command], _EMPTY) for command in _iptables("nft", "-restore")],
-    "ipvs": (_DELETE_TABLE, (["ipvsadm", "-C"], ""), (["ip", "link", "del", "kube-ipvs0"], "")),
+    "ipvs": (
+        (["nft", "delete", "table", "inet", "pyproxy-ipvs"], ""),
+        (["ipvsadm", "-C"], ""),
+        (["ip", "link", "del", "kube-ipvs0"], ""),
+    ),
 }

@@ -297,6 +297,13 @@ def test_help_names_everything_and_needs_no_library_of_the_agent(command):
         assert "--ipvs-scheduler" in run.stdout
 
 
+def test_what_needs_no_api_server_does_not_wait_for_its_client() -> None:
+    program = "import sys, pyproxy.agent; print({'kubernetes', 'watchfiles'} & sys.modules.keys())"
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout == "set()\n"
+
+
 @pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("verbosity", "shown"),

@@ -241,9 +241,9 @@ class Agent(Generic[P]):
         problem = Problem(
             Kind.NODE.value,
             self._node_rules.hostname,
-            "nftables",
+            self._dataplane.name,
             f"{drift} keeps undoing what pyproxy writes; repairs are put off so that the two do "
-            "not wear the node out: stop that program, or have it leave our tables alone",
+            "not wear the node out: stop that program, or have it leave alone what is pyproxy's",
         )
         log.warning("%s", problem)
         self._tell.report(problem)

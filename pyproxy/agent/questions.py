@@ -11,14 +11,16 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import msgspec
 
+from pyproxy.agent import dataplanes
 from pyproxy.agent.core import Agent, Commit
 from pyproxy.agent.world import World
 from pyproxy.config.settings import Settings
+from pyproxy.dataplane.interface import Fill, Readable
 from pyproxy.errors import PyproxyError
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
@@ -159,6 +161,16 @@ class Witness:
             return taken.result(_PATIENCE)
         except TimeoutError as error:
             raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: ask again") from error
+
+    def fill(self) -> tuple[Fill, ...]:
+        """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
+        try:
+            # The agent's own is its thread's alone.
+            with closing(dataplanes.make(self._about.settings)) as dataplane:
+                return dataplane.fill() if isinstance(dataplane, Readable) else ()
+        except PyproxyError as error:
+            log.debug("how full the tables are is not to be had: %s", error)
+            return ()
 
     @contextmanager
     def follow(self) -> Iterator[Iterator[Change | None]]:

@@ -13,7 +13,8 @@ from pyproxy.bench.report import Report, written
 
 _COLOURS = ("#2a6f97", "#e07a3f", "#6a994e", "#8d5a97")
 _BAR = 0.8
-_PANELS = {Unit.SECONDS: "seconds", Unit.BYTES: "memory"}
+_PANELS = {Unit.SECONDS: "seconds, logarithmic", Unit.BYTES: "MiB"}
+_SCALE = {Unit.SECONDS: 1.0, Unit.BYTES: 1 / (1 << 20)}
 _BESIDE = {Measure.DIRECT, Measure.CHURN_GROWTH}
 
 
@@ -48,7 +49,7 @@ def _draw_panel(panel: mpl.axes.Axes, report: Report, unit: Unit, measures: list
     height = _BAR / len(report.agents)
     for index, name in enumerate(report.agents):
         for place, measure in enumerate(measures):
-            values = report.values(name, measure)
+            values = [value * _SCALE[unit] for value in report.values(name, measure)]
             if not values or min(values) <= 0:
                 continue
             at = place + (index - (len(report.agents) - 1) / 2) * height
@@ -56,13 +57,14 @@ def _draw_panel(panel: mpl.axes.Axes, report: Report, unit: Unit, measures: list
             label = name if place == 0 else None
             panel.barh(at, median, height * 0.9, color=_COLOURS[index % 4], label=label)
             panel.plot([min(values), max(values)], [at, at], color="black", linewidth=0.8)
-            text = f"  {written(median, unit)}"
+            text = f"  {written(median / _SCALE[unit], unit)}"
             panel.text(max(values), at, text, va="center", fontsize=7)
-    panel.set_xscale("log")
-    panel.margins(x=0.15)
+    if unit is Unit.SECONDS:
+        panel.set_xscale("log")
+    panel.margins(x=0.15, y=0.02)
     panel.set_yticks(range(len(measures)), [measure.words for measure in measures], fontsize=8)
     panel.invert_yaxis()
     panel.tick_params(axis="x", labelsize=7)
-    panel.set_xlabel(_PANELS[unit] + ", logarithmic", fontsize=8)
+    panel.set_xlabel(_PANELS[unit], fontsize=8)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)

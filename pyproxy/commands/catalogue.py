@@ -30,6 +30,10 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "completion": Entry(
+        "print a script by which a shell completes commands and flags",
+        "pyproxy.commands.completion",
+    ),
     "diff": Entry(
         "say what a sync would write now, or after a change, and write nothing",
         "pyproxy.commands.diff",

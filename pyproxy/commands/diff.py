@@ -53,6 +53,8 @@ def show(found: Difference) -> Iterator[RenderableType]:
         yield text("the kernel holds what it should", GOOD)
     for line in found.lines:
         yield text(line, BAD if line.startswith("delete") else GOOD)
+    for line in found.rules:
+        yield text(f"  {line}", BAD)
     if found.counts:
         what = ", ".join(count(number, kind) for kind, number in found.counts.items())
         yield text(f"{what} to write", DIM)

@@ -34,8 +34,17 @@ def console(file: TextIO) -> Console:
 
 def show(to: Console, parts: Iterable[RenderableType]) -> None:
     """Print what a view consists of."""
-    for part in parts:
-        to.print(part)
+    if to.is_terminal:
+        for part in parts:
+            to.print(part)
+        return
+    with to.capture() as capture:
+        for part in parts:
+            to.print(part)
+    # Columns are padded to their width, which is of no use after the last one.
+    for line in capture.get().splitlines():
+        to.file.write(f"{line.rstrip()}\n")
+    to.file.flush()
 
 
 def text(value: object, style: str = "") -> Text:

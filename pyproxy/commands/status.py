@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pyproxy.commands.command import View
 from pyproxy.commands.output import BAD, DIM, GOOD, clock, count, duration, facts, table, text
+from pyproxy.dataplane.interface import Fill
 from pyproxy.inspect.endpoint import Nothing
 from pyproxy.inspect.status import STATUS, Status
 
@@ -29,6 +30,7 @@ def show(status: Status) -> Iterator[RenderableType]:
             ("drift", _drift(status)),
             ("node ports on", ", ".join(status.node_port_addresses) or "no address"),
             ("pods are", ", ".join(status.pod_networks) or "not told by address"),
+            ("tables", ", ".join(map(_fill, status.fill)) or text("not told by this kernel", DIM)),
             ("set aside", _set_aside(status)),
         ]
     )
@@ -52,6 +54,11 @@ def _last_sync(status: Status) -> str:
     )
 
 
+def _fill(fill: Fill) -> str:
+    limit = f" of {fill.limit:,}" if fill.limit else ""
+    return f"{fill.name} {fill.held:,}{limit}"
+
+
 def _set_aside(status: Status) -> Text:
     number = len({(each.kind, each.name) for each in status.set_aside})
     return text(count(number, "object"), BAD) if number else text("nothing", GOOD)
@@ -61,7 +68,7 @@ def _drift(status: Status) -> Text:
     last = status.last_repair
     if last is None:
         return text("none seen", DIM)
-    what = ", ".join(f"{number} {kind}" for kind, number in last.counts.items())
+    what = ", ".join(count(number, kind) for kind, number in last.counts.items())
     times = count(status.repairs, "repair")
     return text(f"{times}, the last at {clock(last.ended)}: {what} that {last.by} changed", BAD)
 

@@ -97,11 +97,15 @@ class Packed(Protocol):
 class Readable(Protocol):
     """A dataplane that can be asked what the kernel holds of one Service, for what that costs.
 
-    `compare` and `fill` read and remember nothing. Both raise KernelError.
+    Its methods read, and remember nothing. All raise KernelError.
     """
 
     def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
         """Compare what the kernel holds of one Service with what it should."""
+        ...
+
+    def amiss(self, node: NodeAnswer) -> tuple[str, ...]:
+        """Name what is not as it should be of the part that all Services share."""
         ...
 
     def fill(self) -> tuple[Fill, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pyproxy.dataplane.interface import Dataplane, Packed
+from pyproxy.dataplane.interface import Dataplane, Packed, Readable
 from pyproxy.errors import UsageError
 from pyproxy.inspect.desired import Desired
 
@@ -16,7 +16,8 @@ class Difference(msgspec.Struct, frozen=True, rename="camel"):
     """What a sync would write now; nothing where the kernel holds what it should.
 
     `lines` are the transaction as a person would type it, `counts` objects by kind. `pending`
-    Services wait for the agent's own next sync. `messages` are what would go over netlink.
+    Services wait for the agent's own next sync. `rules` names what is amiss where the rules that
+    all Services share must be loaded anew. `messages` are what would go over netlink.
     """
 
     same: bool
@@ -24,6 +25,7 @@ class Difference(msgspec.Struct, frozen=True, rename="camel"):
     pending: int
     counts: Mapping[str, int]
     lines: tuple[str, ...]
+    rules: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
 
 
@@ -39,6 +41,7 @@ def difference(dataplane: Dataplane[Any], wanted: Desired, *, netlink: bool) -> 
         pending=wanted.pending,
         counts=dict(plan.counts()),
         lines=tuple(plan.lines()),
+        rules=dataplane.amiss(wanted.node) if isinstance(dataplane, Readable) else (),
         messages=_messages(plan) if netlink else (),
     )
 

@@ -14,6 +14,7 @@ import stat
 import struct
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -49,6 +50,7 @@ class Server:
         self._witness = witness
         self._server: _Listener | None = None
         self._thread: Worker | None = None
+        self._ending = False
 
     def start(self) -> None:
         """Listen and begin to answer; nowhere where the path is empty."""
@@ -64,17 +66,25 @@ class Server:
                 error.strerror or error,
             )
             return
-        self._thread = Worker("inspect", self._server.serve_forever)
+        self._thread = Worker("inspect", self._run)
         self._thread.start()
 
     def stop(self) -> None:
         """Close the socket and take it off the file system."""
         if self._server is None or self._thread is None:
             return
-        self._server.shutdown()
+        self._ending = True
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
+            last.connect(self._path)
         self._thread.end(_STOP_TIMEOUT)
         self._server.server_close()
         Path(self._path).unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        # socketserver's own loop wakes up twice a second to see whether it is to end, and takes as
+        # long for it. This one sleeps until somebody comes, be it only to end it.
+        while self._server is not None and not self._ending:
+            self._server.handle_request()
 
 
 def _make_way(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import Fill, NodeAnswer
 from pyproxy.errors import Problem
 from pyproxy.health.state import Report
 from pyproxy.model.objects import EndpointSlice, Node, ObjectName, Service
@@ -91,6 +91,10 @@ class Witness(Protocol):
 
     def snapshot(self) -> Snapshot:
         """Take a snapshot in the agent's thread. Raises BusyError."""
+        ...
+
+    def fill(self) -> tuple[Fill, ...]:
+        """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
         ...
 
     def follow(self) -> AbstractContextManager[Iterator[Change | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 import pyproxy
+from pyproxy.dataplane.interface import Fill
 from pyproxy.errors import Problem
 from pyproxy.inspect.endpoint import Endpoint, Nothing
 from pyproxy.inspect.snapshot import Repair, Snapshot, Sync, Witness
@@ -26,7 +27,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
 
     Times of day are in seconds since the epoch, durations in seconds. `source` is where objects
     come from, and `source_age` for how long nothing came from there. `endpoints` counts every
-    endpoint of every slice.
+    endpoint of every slice, `fill` what the kernel holds.
     """
 
     version: str
@@ -50,9 +51,10 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     last_sync: Sync | None = None
     last_repair: Repair | None = None
     set_aside: tuple[SetAside, ...] = ()
+    fill: tuple[Fill, ...] = ()
 
 
-def status(snapshot: Snapshot) -> Status:
+def status(snapshot: Snapshot, fill: tuple[Fill, ...] = ()) -> Status:
     """Reduce a snapshot to its status."""
     settings, node = snapshot.settings, snapshot.node
     return Status(
@@ -77,6 +79,7 @@ def status(snapshot: Snapshot) -> Status:
         last_sync=snapshot.last_sync,
         last_repair=snapshot.last_repair,
         set_aside=tuple(map(set_aside, snapshot.problems)),
+        fill=fill,
     )
 
 
@@ -100,7 +103,7 @@ def set_aside(problem: Problem) -> SetAside:
 
 
 def _answer(witness: Witness, _: Nothing) -> Status:
-    return status(witness.snapshot())
+    return status(witness.snapshot(), witness.fill())
 
 
 STATUS = Endpoint("/status", Nothing, Status, _answer)

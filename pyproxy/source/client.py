@@ -1,8 +1,6 @@
 """An HTTP client for the Kubernetes API that hands over bytes.
 
-Configuration and authentication are the `kubernetes` package's: its Configuration, its token
-hooks, its connection pool. Its API and model classes are left alone, for they decode with Python
-what `wire` decodes with msgspec.
+Who we are to a server, and the connections to it, are `access`'s.
 
 Several servers may be given; each request goes to the one that answered last, and on to the next
 where no connection comes about. Nothing is retried here otherwise: pacing belongs to the caller.
@@ -12,23 +10,18 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import urllib3
-from kubernetes.client import Configuration
-from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException
 from urllib3 import BaseHTTPResponse
-from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -41,6 +34,9 @@ from pyproxy.errors import SourceError, UsageError
 from pyproxy.source import wire
 from pyproxy.source.connections import pools
 
+if TYPE_CHECKING:
+    from pyproxy.source.access import Access
+
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 4.0
@@ -48,21 +44,6 @@ CONNECT_TIMEOUT = 4.0
 
 ANSWER_TIMEOUT = 60.0
 """Seconds without a byte after which an answer is given up; the API server's own limit is 60."""
-
-SOCKET_OPTIONS = [
-    *HTTPConnection.default_socket_options,
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-]
-"""A peer that is gone without a word is noticed by the kernel within 30 seconds.
-
-Keepalive probes speak for a connection that only receives, as a watch does; TCP_USER_TIMEOUT for
-one with a request on its way, which keepalive does not cover. Neither notices a process that
-hangs while its kernel goes on acknowledging: that is what read timeouts are for.
-"""
 
 HEAD_TIMEOUT = 8.0
 """Seconds until one of several servers must have begun to answer; a single one has longer.
@@ -106,14 +87,14 @@ class RequestObserver(Protocol):
 class Client:
     """Requests to one of several equal API servers, from any thread.
 
-    `load` reads the configuration, and is called again when a certificate or key that it names has
+    `load` reads who we are to it, and is called again when a certificate or key that it names has
     changed on disk, and when the server says 401. A server that fails (5xx) is left for the next
     one, but what it was asked for is not asked again here. Raises UsageError from `load`.
     """
 
     def __init__(
         self,
-        load: Callable[[], Configuration],
+        load: Callable[[], Access],
         hosts: tuple[str, ...] = (),
         observer: RequestObserver | None = None,
     ) -> None:
@@ -121,10 +102,10 @@ class Client:
         self._observer = observer
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        configuration = load()
-        self.hosts = tuple(host.rstrip("/") for host in hosts or (configuration.host,))
+        access = load()
+        self.hosts = tuple(host.rstrip("/") for host in hosts or (access.host,))
         self._current = 0
-        self._set(configuration)
+        self._set(access)
 
     def get(
         self, path: str, query: Mapping[str, str], timeout: float = ANSWER_TIMEOUT
@@ -168,7 +149,7 @@ class Client:
     def _request(
         self, method: str, target: str, body: bytes | None, timeout: float
     ) -> BaseHTTPResponse:
-        if self._files != _state_of_files(self._configuration):
+        if self._access.is_outdated():
             self._reload()
         response = self._send_to_any(method, target, body, timeout)
         if response.status == 401 and self._reload():
@@ -207,10 +188,10 @@ class Client:
         headers = {"Accept": "application/json", "User-Agent": "pyproxy"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        if authorization := self._authorization():
+        if authorization := self._access.authorization():
             headers["Authorization"] = authorization
         began = time.monotonic()
-        response = self._pool.request(
+        response = self._access.pool.request(
             method,
             url,
             body=body,
@@ -226,16 +207,6 @@ class Client:
             self._observer.request_took(method, urlsplit(url).netloc, took)
         return response
 
-    def _authorization(self) -> str:
-        """Give the credentials as a header's value, refreshed by the package's own hook."""
-        try:
-            settings = self._configuration.auth_settings()
-        except (OSError, ValueError, ConfigException) as error:
-            # A token file is being exchanged just now: what was read from it last may still do.
-            log.warning("the token cannot be refreshed, the last one is used: %s", error)
-            return str(self._configuration.api_key.get("BearerToken", ""))
-        return str(settings.get("BearerToken", {}).get("value") or "")
-
     def _reload(self) -> bool:
         """Read the configuration again, as far as it can be read."""
         try:
@@ -245,20 +216,12 @@ class Client:
             return False
         return True
 
-    def _set(self, configuration: Configuration) -> None:
-        configuration.socket_options = SOCKET_OPTIONS
-        try:
-            pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
-        except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
-            # A kubeconfig's values reach this far as they stand there, whatever their type.
-            raise UsageError(f"the API server's configuration is not usable: {error}") from error
+    def _set(self, access: Access) -> None:
         # urllib3 keeps the socket of a request to itself until the answer's head is read. A
         # source that is told to stop must get at it before that too.
         head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf
-        pool.pool_classes_by_scheme = pools(self._remember, head_timeout)
-        self._files = _state_of_files(configuration)
-        self._configuration = configuration
-        self._pool = pool
+        access.pool.pool_classes_by_scheme = pools(self._remember, head_timeout)
+        self._access = access
 
     def _remember(self, sock: socket.socket) -> None:
         with self._lock:
@@ -267,18 +230,6 @@ class Client:
     def _count(self, method: str, url: str, code: str) -> None:
         if self._observer is not None:
             self._observer.request(method, urlsplit(url).netloc, code)
-
-
-def _state_of_files(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
-    """Tell the files apart that a configuration names from what they were before or after."""
-    state = []
-    for path in (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert):
-        try:
-            found = os.stat(path) if path else None
-        except OSError:  # it is being exchanged just now
-            found = None
-        state.append((found.st_ino, found.st_mtime_ns, found.st_size) if found else ())
-    return tuple(state)
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from kubernetes.client import Configuration
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from pyproxy.errors import UsageError
+from pyproxy.source.access import Access
 from pyproxy.source.client import Client, RequestObserver
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -59,11 +60,11 @@ def connect(kubeconfig: str, master: str, observer: RequestObserver | None = Non
     """
     hosts = tuple(_server(part.strip()) for part in master.split(",")) if master else ()
     if kubeconfig:
-        return Client(lambda: _from_file(kubeconfig, hosts), hosts, observer)
+        return Client(lambda: Access(_from_file(kubeconfig, hosts)), hosts, observer)
     if SERVICE_ACCOUNT_TOKEN.exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        return Client(_from_pod, hosts, observer)
+        return Client(lambda: Access(_from_pod()), hosts, observer)
     if hosts:
-        return Client(Configuration, hosts, observer)
+        return Client(lambda: Access(Configuration()), hosts, observer)
     raise UsageError(
         "no API server is known: give --kubeconfig FILE, or --master URL, "
         "or --manifests DIR to run without one"

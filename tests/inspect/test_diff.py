@@ -60,6 +60,36 @@ def test_it_names_exactly_what_was_changed_by_hand(
     assert node.command("diff").status == 0
 
 
+@pytest.mark.parametrize(
+    ("by_hand", "rules"),
+    [
+        ("flush chain inet pyproxy {chain}", ["add rule {number} of chain {chain}"]),
+        (
+            "add rule inet pyproxy {chain} counter",
+            ["delete rule {next} of chain {chain}, as it is now"],
+        ),
+        ("add chain inet pyproxy mine", ["delete chain mine"]),
+    ],
+    ids=["flushed", "added", "chain"],
+)
+def test_it_names_the_rules_and_chains_that_were_changed_by_hand(
+    node: InspectedNode, by_hand: str, rules: list[str]
+) -> None:
+    chain, size = "services", node.nft("list chain inet pyproxy services").count("\n\t\t")
+    assert size
+    with node.paused():
+        node.nft(by_hand.format(chain=chain))
+        answer = node.alone("diff", "-o", "json")
+    wanted = [
+        line.format(chain=chain, number=number, next=size + 1)
+        for line in rules
+        for number in range(1, size + 1 if "{number}" in line else 2)
+    ]
+    assert answer.json["rules"] == wanted
+    assert answer.json["lines"] == ["load the fixed rules of table inet pyproxy"]
+    node.repaired()
+
+
 def test_it_says_what_manifests_would_change(node: InspectedNode) -> None:
     node.create(*WEB)
     file = node.cluster.folder / "change.json"

@@ -15,6 +15,7 @@ def test_a_healthy_agent_says_so(node: InspectedNode) -> None:
     assert (status["mode"], status["node"]) == ("nftables", NODE)
     assert status["syncs"] >= 1
     assert status["lastSync"]["took"] > 0
+    assert {"name": "pods4", "held": 1, "limit": 0} in status["fill"]
 
 
 def test_it_is_a_table_for_people(node: InspectedNode) -> None:

@@ -16,6 +16,7 @@ from kubernetes.client import Configuration
 
 from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
 from pyproxy.model.objects import Kind
+from pyproxy.source.access import Access
 from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
 
@@ -245,7 +246,7 @@ def _text(event: Event) -> str:
 
 
 def client_of(*urls: str) -> Client:
-    return Client(Configuration, urls)
+    return Client(lambda: Access(Configuration()), urls)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.client import ApiClient
 from pyproxy.metrics import Metrics
+from pyproxy.source.access import Access
 from pyproxy.source.announce import Announcer, Limits
 from pyproxy.source.client import Client
 
@@ -51,11 +52,11 @@ def server() -> Iterator[ApiServer]:
 
 
 def client_of(url: str) -> Client:
-    def load() -> Configuration:
+    def load() -> Access:
         configuration = Configuration(host=url)
         configuration.api_key = {"authorization": PROXY}
         configuration.api_key_prefix = {"authorization": "Bearer"}
-        return configuration
+        return Access(configuration)
 
     return Client(load)
 

@@ -39,5 +39,6 @@ chroot "$root" modprobe -a -q veth bridge dummy sctp xfrm_user \
     nf_tables nft_chain_nat nft_ct nft_nat nft_masq nft_numgen nft_reject_inet nft_fib_inet \
     nft_counter nf_conntrack_netlink \
     ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh || true
-exec chroot "$root" env -C "$tree" PATH="$PATH:/usr/sbin:/sbin" \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "$@"
+# What one program has compiled is there for the next: it costs an agent more than all else at its
+# start, and goes with the layer in memory.
+exec chroot "$root" env -C "$tree" PATH="$PATH:/usr/sbin:/sbin" PYTHONUNBUFFERED=1 "$@"

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.iptables import counters
+from pyproxy.dataplane.iptables.compare import compare, fill
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.memory import Memory, Saved
 from pyproxy.dataplane.iptables.plan import IptablesPlan, removal
@@ -57,8 +58,8 @@ class IptablesDataplane:
         """Find out whether iptables' programs are here and may be used. Raises UsageError."""
         for programs in self._programs.values():
             programs.prepare()
-        options = msgspec.structs.replace(self._options, counters=counters.create())
-        self._memory = Memory(options, tuple(Family))
+        self._options = msgspec.structs.replace(self._options, counters=counters.create())
+        self._memory = Memory(self._options, tuple(Family))
         log.info("writing rules of the flavour %s", self.flavour.value)
 
     def plan(self, changes: Changes) -> IptablesPlan:
@@ -68,6 +69,14 @@ class IptablesDataplane:
     def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> IptablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         return self._memory.plan_whole(services, node, self._save())
+
+    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+        """Compare what the kernel holds of one Service with what it should; KernelError."""
+        return compare(self._save(), wanted, self._options, node)
+
+    def fill(self) -> tuple[Fill, ...]:
+        """Count the rules of each table; KernelError."""
+        return fill(self._save())
 
     def commit(self, plan: IptablesPlan) -> tuple[Failure, ...]:
         """Write a plan, one transaction a table, and remember it; the Services left out.

@@ -10,9 +10,10 @@ from itertools import chain
 
 import msgspec
 
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.committing import Outcome, commit
+from pyproxy.dataplane.ipvs.compare import compare
 from pyproxy.dataplane.ipvs.draining import Change, Leaving, farewell, settle
 from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
 from pyproxy.dataplane.ipvs.marks import Marks, recall
@@ -167,6 +168,17 @@ class IpvsDataplane:
             reload=reload,
             device=not here.device,
         )
+
+    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+        """Compare what the kernel holds of one Service with what it should; KernelError."""
+        return compare(self._kernel, self._rules, wanted, self._options_for(node))
+
+    def fill(self) -> tuple[Fill, ...]:
+        """Count virtual services, addresses and each set's elements; KernelError."""
+        here = self._kernel.addresses()
+        held: Table = {**self._rules.read(), ADDRESSES_ON_DEVICE: dict.fromkeys(here.ours, b"")}
+        self._read_ipvs(held, here.ours, servers=False)
+        return tuple(Fill(name, len(rows)) for name, rows in held.items() if rows)
 
     def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
         """Write a plan and remember it; the Services that the kernel would not take.

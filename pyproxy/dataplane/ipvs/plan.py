@@ -143,6 +143,14 @@ def clearances(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
         yield Write(VIRTUALS, virtual, None, write.delete_virtual(virtual))
 
 
+def row_lines(table: Table) -> Iterator[str]:
+    """Write one line for each row, as a person would read it."""
+    for name, kind in _KINDS.items():
+        for key, value in table.get(name, {}).items():
+            yield f"{kind} {_text(key, value)}"
+    yield from listing.lines({name: table[name] for name in table if name in BY_NAME}, BY_NAME)
+
+
 def _text(key: Any, value: Any) -> str:
     if isinstance(key, bytes):
         return f"{address_text(Address(key))} on {DEVICE}"

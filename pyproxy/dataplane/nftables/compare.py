@@ -14,11 +14,12 @@ from pyproxy.dataplane.interface import Fill, Held
 from pyproxy.dataplane.nftables import chains, listing, schema
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.plan import targets
+from pyproxy.dataplane.nftables.pristine import differences, pristine
 from pyproxy.dataplane.nftables.readback import read_tables, recall
 from pyproxy.dataplane.nftables.rows import add_service, frontend_key, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
-from pyproxy.errors import OutOfStepError
+from pyproxy.errors import OutOfStepError, PermissionKernelError
 from pyproxy.model.address import Family
 from pyproxy.netlink import nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
@@ -69,11 +70,23 @@ def fill(netlink: Nfnetlink) -> tuple[Fill, ...]:
     )
 
 
-def _rules(netlink: Nfnetlink, options: Options, after: Table) -> Iterator[str]:
+def amiss(netlink: Nfnetlink, options: Options) -> tuple[str, ...]:
+    """Name what is to be done to the fixed rules, chains and sets. Raises KernelError."""
     layout = read_layout(netlink)
-    if not layout.is_loaded(options):
-        yield "the fixed rules are not as they were loaded, or belong to other flags"
+    if layout.is_loaded(options):
+        return ()
+    try:
+        found = tuple(differences(layout, pristine(options)))
+    except PermissionKernelError:
+        return ("the fixed rules are not as they were loaded; with CAP_SYS_ADMIN they are named",)
+    return found or ("the fixed rules belong to other flags, or to another version",)
+
+
+def _rules(netlink: Nfnetlink, options: Options, after: Table) -> Iterator[str]:
+    if found := amiss(netlink, options):
+        yield from found
         return
+    layout = read_layout(netlink)
     whole = layout.whole_chains()
     for name in chains.needed(targets(after)):
         if name not in whole:

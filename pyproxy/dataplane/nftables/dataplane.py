@@ -13,7 +13,7 @@ from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
-from pyproxy.dataplane.nftables.compare import compare, fill
+from pyproxy.dataplane.nftables.compare import amiss, compare, fill
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
 from pyproxy.dataplane.nftables.parts import parts, size
@@ -167,6 +167,10 @@ class NftablesDataplane:
     def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
         """Compare what the kernel holds of one Service with what it should; KernelError."""
         return compare(self._netlink, wanted, self._options_for(node))
+
+    def amiss(self, node: NodeAnswer) -> tuple[str, ...]:
+        """Name the fixed rules, chains and sets that are not as they should be; KernelError."""
+        return amiss(self._netlink, self._options_for(node))
 
     def fill(self) -> tuple[Fill, ...]:
         """Say how full the sets are; KernelError."""

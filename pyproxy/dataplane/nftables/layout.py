@@ -58,7 +58,7 @@ class Layout(msgspec.Struct, frozen=True):
         """Name the chain that says what the fixed part was right after it was loaded."""
         digest = hashlib.sha256()
         for name, hook in sorted(self.chains.items()):
-            if _is_fixed(name):
+            if is_fixed(name):
                 digest.update(repr((name, hook, self.rules.get(name, []))).encode())
         for name in sorted(self.sets.keys() & schema.BY_NAME.keys()):
             digest.update(repr((name, self.sets[name])).encode())
@@ -76,7 +76,7 @@ class Layout(msgspec.Struct, frozen=True):
     def strays(self) -> Strays:
         """Find the chains and sets that are not ours; an older version may have left them."""
         ours = ruleset.chain_names()
-        foreign = [name for name in self.chains if _is_fixed(name) and name not in ours]
+        foreign = [name for name in self.chains if is_fixed(name) and name not in ours]
         # Sets without a name of their own belong to a rule, and go with it.
         sets = [name for name in self.sets.keys() - schema.BY_NAME.keys() if name[:2] != "__"]
         return Strays(foreign, sorted(sets))
@@ -103,5 +103,6 @@ def read_layout(netlink: Nfnetlink) -> Layout:
     )
 
 
-def _is_fixed(name: str) -> bool:
+def is_fixed(name: str) -> bool:
+    """Tell the chains that are loaded once from those made when needed, and from markers."""
     return not (chains.is_made_when_needed(name) or _EMPTY.fullmatch(name))

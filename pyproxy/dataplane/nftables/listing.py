@@ -19,10 +19,10 @@ def commands(
             yield f"{verb} element inet {table_name} {set_name} {{ {element} }}"
 
 
-def lines(table: Table) -> Iterator[str]:
+def lines(table: Table, kinds: Kinds = BY_NAME) -> Iterator[str]:
     """Write one line for each element, `services4 { … }`."""
     for set_name, rows in table.items():
-        for element in elements(set_name, rows):
+        for element in elements(set_name, rows, kinds):
             yield f"{set_name} {{ {element} }}"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from pyproxy.model.address import Family, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Scope, ServiceAnswer, Use
 from tests.dataplane.ipvs.fake import FakeKernel
-from tests.dataplane.ipvs.test_dataplane import NODE, ONE, TWO, of, service
+from tests.dataplane.ipvs.test_dataplane import NODE, ONE, TWO, many, of, service
 
 pytestmark = pytest.mark.kernel
 
@@ -126,4 +128,38 @@ def test_what_somebody_does_to_the_table_is_put_right(
     namespace.call(dataplane.cleanup)
     assert not kernel.table
     assert not namespace.run(["nft", "list", "ruleset"]).stdout
+    dataplane.close()
+
+
+def test_a_first_sync_starts_nft_once_with_the_same_text_for_however_many_services(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[object, object]] = []
+
+    class Noted(subprocess.Popen[Any]):
+        def communicate(self, input: Any = None, timeout: float | None = None) -> Any:  # noqa: A002
+            started.append((self.args, input))
+            return super().communicate(input, timeout)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    for each in ("fork", "posix_spawn", "system"):
+        monkeypatch.setattr(os, each, forbidden)
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    for count in (0, 1_000):
+        monkeypatch.setattr(module, "Kernel", FakeKernel)
+        namespace.call(lambda count=count: first_sync(count))
+    assert len(started) == 2
+    assert started[0] == started[1]
+    assert started[0][0] == ["nft", "-f", "-"]
+
+
+def first_sync(count: int) -> None:
+    dataplane = IpvsDataplane(Options())
+    dataplane.prepare()
+    assert not dataplane.commit(dataplane.replan(many(count), PODS))
+    sent = dataplane.messages_sent
+    assert sent >= count
+    dataplane.cleanup()
     dataplane.close()

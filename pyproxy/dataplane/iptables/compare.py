@@ -1,0 +1,95 @@
+"""What the kernel holds of one Service, held against what it should: no I/O.
+
+A Service's chains are known by their names, and the rules that lead there by their text, in
+whichever branch of the tree of frontends they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
+from pyproxy.dataplane.iptables import fixed
+from pyproxy.dataplane.iptables.fixed import FILTER, NAT, Options
+from pyproxy.dataplane.iptables.forest import Forest
+from pyproxy.dataplane.iptables.memory import Saved
+from pyproxy.dataplane.iptables.rules import Rule
+from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable, target
+from pyproxy.dataplane.iptables.services import View, compile_service
+from pyproxy.model.address import Family
+from pyproxy.policy.answer import ServiceAnswer
+
+
+def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAnswer) -> Held:
+    """Compare what iptables-save said with what a Service should have."""
+    missing: list[str] = []
+    extra: list[str] = []
+    amiss: list[str] = []
+    for family, tables in saved.items():
+        view = View(options, fixed.pods(family, options, node.pod_networks))
+        part = compile_service(wanted, family, view)
+        for name, chains, leaves in (
+            (NAT, part.nat, part.served),
+            (FILTER, part.filter, part.refused),
+        ):
+            before = f"IPv{family.value} {name}: "
+            held = tables.get(name, EMPTY)
+            asked = {_line(of, rule.text) for of, rules in chains.items() for rule in rules}
+            there = {_line(of, text) for of in chains for text in held.chains.get(of, ())}
+            missing += [before + line for line in sorted(asked - there)]
+            missing += [before + f"chain {of}, in its order" for of in _shuffled(held, chains)]
+            extra += [before + line for line in sorted(there - asked)]
+            ways = {rule.text for rule in leaves.values()}
+            found = dict(_ways(held, chains, ways))
+            missing += [before + f"a rule {text}" for text in sorted(ways - found.keys())]
+            extra += [before + line for text, line in found.items() if text not in ways]
+        amiss += _amiss(family, tables, options, view)
+    return Held(tuple(missing), tuple(extra), tuple(amiss))
+
+
+def fill(saved: Saved) -> tuple[Fill, ...]:
+    """Count the rules of each table that has any, others' too: packets meet them all."""
+    counts = {
+        f"IPv{family.value} {name} rules": sum(map(len, table.chains.values()))
+        for family, tables in saved.items()
+        for name, table in tables.items()
+    }
+    return tuple(Fill(name, count) for name, count in counts.items() if count)
+
+
+def _line(of: str, text: str) -> str:
+    return f"-A {of} {text}"
+
+
+def _shuffled(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]]) -> Iterator[str]:
+    """Name chains that have the right rules, or none, and are not as they should be."""
+    for of, rules in chains.items():
+        there, asked = held.chains.get(of), [rule.text for rule in rules]
+        if there != asked and sorted(there or ()) == sorted(asked):
+            yield of
+
+
+def _ways(
+    held: SavedTable, chains: Mapping[str, tuple[Rule, ...]], ways: set[str]
+) -> Iterator[tuple[str, str]]:
+    """Find the rules that are to take packets from the tree, and those that lead here besides."""
+    for of, texts in held.chains.items():
+        if of not in chains:
+            for text in texts:
+                if text in ways or target(text) in chains:
+                    yield text, _line(of, text)
+
+
+def _amiss(
+    family: Family, tables: Mapping[str, SavedTable], options: Options, view: View
+) -> Iterator[str]:
+    forest = Forest(family).changed((), ()).chains
+    for name, chains in fixed.chains(family, options, view.pods).items():
+        held = tables.get(name, EMPTY)
+        for of, rules in chains.items():
+            grows = of in forest.get(name, {})
+            if of not in held.chains or not (grows or held.chains[of] == [r.text for r in rules]):
+                yield f"IPv{family.value} {name}: chain {of} is not there, or not as it should be"
+    for name, hook, rule in fixed.jumps(options):
+        if rule.text not in tables.get(name, EMPTY).chains.get(hook, ()):
+            yield f"IPv{family.value} {name}: {hook} lacks {rule.text}"

@@ -1,0 +1,128 @@
+"""What the kernel holds of one Service, held against what it should.
+
+A replan settles the whole of what is read; this settles one Service's part in the same way, so that
+what drains is not taken for a mistake here either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Protocol
+
+from pyproxy.dataplane.interface import Held
+from pyproxy.dataplane.ipvs import schema
+from pyproxy.dataplane.ipvs.draining import Change, Leaving, settle
+from pyproxy.dataplane.ipvs.kernel import Addresses
+from pyproxy.dataplane.ipvs.marks import Marks, recall
+from pyproxy.dataplane.ipvs.plan import row_lines
+from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
+from pyproxy.dataplane.ipvs.ruleset import Options
+from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, TABLE, VIRTUALS
+from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.netlink.ipvs import Scheduling, Server, Virtual
+from pyproxy.policy.answer import ServiceAnswer
+
+_BY_FRONTEND = (
+    schema.FRONTENDS,
+    schema.MASQUERADED,
+    schema.INSIDERS,
+    schema.DROPPED,
+    schema.REFUSED,
+    schema.GUARDED,
+)
+
+
+class Ipvs(Protocol):
+    """IPVS and the device, as far as reading is concerned. All raise KernelError."""
+
+    def virtuals(self) -> dict[Virtual, Scheduling]:
+        """Read all virtual services."""
+        ...
+
+    def servers(self, virtual: Virtual) -> list[Server]:
+        """Read the real servers of a virtual service."""
+        ...
+
+    def addresses(self) -> Addresses:
+        """Read all devices' addresses."""
+        ...
+
+
+class Rules(Protocol):
+    """The table of rules, as far as reading is concerned. Both raise KernelError."""
+
+    def read(self) -> schema.Table:
+        """Read all elements."""
+        ...
+
+    def is_loaded(self, options: Options) -> bool:
+        """Tell whether the fixed rules are those of these options, untouched."""
+        ...
+
+
+def compare(kernel: Ipvs, rules: Rules, wanted: ServiceAnswer, options: Options) -> Held:
+    """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
+    here = kernel.addresses()
+    held: schema.Table = {
+        **rules.read(),
+        VIRTUALS: dict(kernel.virtuals()),
+        ADDRESSES_ON_DEVICE: dict.fromkeys(here.ours, b""),
+    }
+    marks = recall([wanted], held, Marks({}))
+    after: schema.Table = {}
+    add_service(wanted, marks.numbers, options.scheduler, after)
+    for set_name, key in shared_rows(wanted):
+        after.setdefault(set_name, {})[key] = b""
+    virtuals = after.get(VIRTUALS, {}).keys() | {
+        virtual for virtual in _by_address(wanted) if virtual in held[VIRTUALS]
+    }
+    held[SERVERS] = {
+        (virtual, server.backend): server.weight
+        for virtual in virtuals & held[VIRTUALS].keys()
+        for server in kernel.servers(virtual)
+    }
+    asked = after.get(ADDRESSES_ON_DEVICE, {})
+    touched = _touched(wanted, held, after, virtuals)
+    change = Change(touched, after, asked.__contains__, here.others)
+    delta = settle(held, Leaving(), change).delta
+    return Held(
+        tuple(row_lines(delta.add)),
+        tuple(row_lines(delta.remove)),
+        tuple(_amiss(rules, options, here)),
+    )
+
+
+def _amiss(rules: Rules, options: Options, here: Addresses) -> Iterator[str]:
+    if not rules.is_loaded(options):
+        yield (
+            f"the fixed rules of table inet {TABLE} are not there, are not as they were loaded, or "
+            "belong to other flags"
+        )
+    if not here.device:
+        yield f"device {DEVICE} is not there"
+
+
+def _by_address(wanted: ServiceAnswer) -> Iterator[Virtual]:
+    for port in wanted.ports:
+        for frontend in port.frontends:
+            yield Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
+
+
+def _touched(
+    wanted: ServiceAnswer, held: schema.Table, after: schema.Table, virtuals: AbstractSet[Virtual]
+) -> Mapping[str, AbstractSet[Hashable]]:
+    """List what the Service should have, and what could stand in its way."""
+    touched: dict[str, set[Hashable]] = {name: set(rows) for name, rows in after.items()}
+    touched.setdefault(VIRTUALS, set()).update(virtuals)
+    touched.setdefault(SERVERS, set()).update(held[SERVERS])
+    for port in wanted.ports:
+        for frontend in port.frontends:
+            key = frontend_key(frontend.address, port.protocol, frontend.port)
+            for kind in _BY_FRONTEND:
+                touched.setdefault(kind.of(port.family), set()).add(key)
+            sources = schema.SOURCES.of(port.family)
+            touched.setdefault(sources, set()).update(
+                each for each in held.get(sources, {}) if each.startswith(key)
+            )
+    return touched

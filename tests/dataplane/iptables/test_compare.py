@@ -1,0 +1,116 @@
+"""What `compare` says of one Service among others, from what iptables-save would say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
+from pyproxy.dataplane.iptables import memory
+from pyproxy.dataplane.iptables.compare import compare, fill
+from pyproxy.dataplane.iptables.fixed import HOOKS, Options
+from pyproxy.dataplane.iptables.saved import SavedTable, target
+from pyproxy.model.address import Family, parse_network
+from pyproxy.policy.answer import ServiceAnswer
+from tests.dataplane.nftables.scenes import Scene, scenes
+from tests.dataplane.nftables.test_dataplane import numbered
+
+NODE = NodeAnswer((parse_network("10.128.0.0/9"),))
+Kernel = dict[Family, dict[str, SavedTable]]
+
+
+def kernel(*answers: ServiceAnswer, node: NodeAnswer = NODE) -> Kernel:
+    """What iptables-save gives once these are programmed."""
+    return {
+        family: {
+            name: SavedTable(
+                {of: [rule.text for rule in rules] for of, rules in chains.items()},
+                frozenset(HOOKS),
+            )
+            for name, chains in memory.desired(Options(), answers, node, family).items()
+        }
+        for family in Family
+    }
+
+
+def service_chain(held: Kernel) -> tuple[str, list[str]]:
+    """Find the chain of the only Service, with its rules."""
+    ((name, texts),) = (
+        (of, texts)
+        for of, texts in held[Family.IPV4]["nat"].chains.items()
+        if of.startswith("KUBE-SVC-")
+    )
+    assert isinstance(texts, list)
+    return name, texts
+
+
+@given(scenes())
+def test_nothing_is_said_of_any_service_that_is_as_it_should_be(scene: Scene) -> None:
+    answers = list(scene.answers().values())
+    held = kernel(*answers)
+    for answer in answers:
+        assert compare(held, answer, Options(), NODE) == Held()
+
+
+@pytest.mark.parametrize("harm", ["rule", "stranger", "order", "chain", "way", "other way"])
+def test_what_is_amiss_with_a_service_is_named(harm: str) -> None:
+    wanted = numbered(1)
+    held = kernel(wanted)
+    chains = held[Family.IPV4]["nat"].chains
+    name, texts = service_chain(held)
+    first = texts[0]
+    ((branch, way),) = (
+        (of, text) for of, found in chains.items() for text in found if target(text) == name
+    )
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    match harm:
+        case "rule":
+            texts.remove(first)
+            missing = (f"IPv4 nat: -A {name} {first}",)
+        case "stranger":
+            texts.append("-j ACCEPT")
+            extra = (f"IPv4 nat: -A {name} -j ACCEPT",)
+        case "order":
+            texts.reverse()
+            missing = (f"IPv4 nat: chain {name}, in its order",)
+        case "chain":
+            missing = tuple(sorted(f"IPv4 nat: -A {name} {text}" for text in texts))
+            held[Family.IPV4]["nat"] = without(held[Family.IPV4]["nat"], name)
+        case "way":
+            chains[branch].remove(way)
+            missing = (f"IPv4 nat: a rule {way}",)
+        case "other way":
+            chains[branch].append(f"-j {name}")
+            extra = (f"IPv4 nat: -A {branch} -j {name}",)
+    assert compare(held, wanted, Options(), NODE) == Held(missing, extra)
+
+
+def test_what_is_amiss_with_the_part_of_all_is_named() -> None:
+    wanted = numbered(1)
+    held = kernel(wanted)
+    nat = held[Family.IPV6]["nat"]
+    held[Family.IPV6]["nat"] = without(nat, "KUBE-MARK-MASQ", "PREROUTING")
+    said = compare(held, wanted, Options(), NODE)
+    assert (said.missing, said.extra) == ((), ())
+    assert said.rules == (
+        "IPv6 nat: chain KUBE-MARK-MASQ is not there, or not as it should be",
+        "IPv6 nat: PREROUTING lacks -m comment --comment "
+        '"kubernetes service portals" -j KUBE-SERVICES',
+    )
+
+
+def test_how_many_rules_there_are() -> None:
+    few, many = (dict_of(fill(kernel(*map(numbered, range(count))))) for count in (1, 11))
+    # To the chain, from it to each of three endpoints, and what masquerades.
+    assert many["IPv4 nat rules"] - few["IPv4 nat rules"] >= 40
+    assert many["IPv6 nat rules"] == few["IPv6 nat rules"]
+
+
+def without(table: SavedTable, *names: str) -> SavedTable:
+    chains = {of: texts for of, texts in table.chains.items() if of not in names}
+    return SavedTable(chains, table.hooks)
+
+
+def dict_of(found: tuple[Fill, ...]) -> dict[str, int]:
+    return {each.name: each.held for each in found}

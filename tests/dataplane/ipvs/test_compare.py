@@ -1,0 +1,110 @@
+"""What `compare` says of one Service among others, over a kernel in dicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
+from pyproxy.model.address import parse_address
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.ipvs import Scheduling
+from pyproxy.policy.answer import Scope, ServiceAnswer, Use
+from tests.dataplane.ipvs.stage import Stage
+from tests.dataplane.ipvs.test_dataplane import HTTP, ONE, THREE, TWO, many, of, service
+
+KINDS = {
+    "cluster IP": service(ONE, TWO),
+    "refused": service(use=Use.REFUSE),
+    "split": service(
+        ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,), name=ObjectName("a", "b")
+    ),
+    "sticky": service(ONE, affinity_timeout=60, scheduler="mh"),
+}
+
+
+def held(stage: Stage, wanted: ServiceAnswer) -> Held:
+    return stage.restarted().compare(wanted, NodeAnswer())
+
+
+@pytest.mark.parametrize("wanted", KINDS.values(), ids=KINDS)
+def test_nothing_is_said_of_what_is_as_it_should_be(stage: Stage, wanted: ServiceAnswer) -> None:
+    stage.begin(of(*many(20), wanted))
+    sent = stage.sent()
+    assert held(stage, wanted) == Held()
+    assert stage.sent() == sent
+
+
+def test_who_leaves_is_not_amiss(stage: Stage) -> None:
+    stage.begin(of(service(ONE, TWO)))
+    stage.kernel.connections[HTTP, TWO] = 1
+    stage.change(of(service(ONE)))
+    assert stage.kernel.table[HTTP] == {ONE: 1, TWO: 0}
+    assert held(stage, service(ONE)) == Held()
+
+
+def test_a_service_that_should_refuse_and_serves(stage: Stage) -> None:
+    stage.begin(of(service(ONE)))
+    assert held(stage, service(use=Use.REFUSE)) == Held(
+        missing=(
+            "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 0",
+            'refused4 { 10.96.0.1 . tcp . 80 comment "shop/web:http" }',
+        ),
+        extra=("real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "missing", "extra"),
+    [
+        (
+            "weight",
+            "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1",
+            "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 5",
+        ),
+        ("server", "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1", ""),
+        (
+            "stranger",
+            "real server 10.244.2.3:8080 of tcp 10.96.0.1:80 weight 0",
+            "real server 10.244.2.3:8080 of tcp 10.96.0.1:80 weight 1",
+        ),
+        ("scheduler", "virtual service tcp 10.96.0.1:80 rr", "virtual service tcp 10.96.0.1:80 lc"),
+        ("address", "address 10.96.0.1 on kube-ipvs0", ""),
+        ("element", "cluster-ips4 { 10.96.0.1 }", ""),
+    ],
+)
+def test_what_is_amiss_is_named(stage: Stage, harm: str, missing: str, extra: str) -> None:
+    wanted = service(ONE, TWO)
+    stage.begin(of(*many(3), wanted))
+    kernel = stage.kernel
+    match harm:
+        case "weight":
+            kernel.table[HTTP][ONE] = 5
+        case "server":
+            del kernel.table[HTTP][ONE]
+        case "stranger":
+            kernel.table[HTTP][THREE] = 1
+        case "scheduler":
+            kernel.how[HTTP] = Scheduling("lc")
+        case "address":
+            kernel.on_device.remove(HTTP.address)
+        case "element":
+            del stage.rules.table["cluster-ips4"][HTTP.address]
+    assert held(stage, wanted) == Held((missing,), (extra,) if extra else ())
+
+
+def test_without_rules_and_device_it_says_so(stage: Stage) -> None:
+    said = held(stage, service(ONE))
+    assert said.rules == (
+        "the fixed rules of table inet pyproxy-ipvs are not there, are not as they were loaded, or "
+        "belong to other flags",
+        "device kube-ipvs0 is not there",
+    )
+    assert "virtual service tcp 10.96.0.1:80 rr" in said.missing
+
+
+def test_how_full_the_tables_are(stage: Stage) -> None:
+    own = service(ONE, scope=Scope.NODE_PORT, address=parse_address("172.30.0.11"))
+    stage.begin(of(*many(20), own))
+    assert {Fill("virtual services", 21), Fill("addresses", 20), Fill("frontends4", 21)} <= set(
+        stage.dataplane.fill()
+    )

@@ -1,0 +1,188 @@
+"""How answers look: the same columns in a pipe as on a terminal, and nothing that steers it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import pytest
+from rich.console import Console, RenderableType
+
+from pyproxy.commands import output, services, status
+from pyproxy.commands.explain import show as show_explanation
+from pyproxy.dataplane.interface import Fill
+from pyproxy.inspect.explain import Explanation, Mark, Step
+from pyproxy.inspect.services import BackendView, FrontendView, PortView, Services, ServiceView
+from pyproxy.inspect.snapshot import Repair, Sync
+from pyproxy.inspect.status import SetAside, Status
+
+
+def piped(parts: Iterable[RenderableType]) -> str:
+    file = io.StringIO()
+    output.show(output.console(file), parts)
+    return file.getvalue()
+
+
+STATUS = Status(
+    version="0.1.0",
+    mode="nftables",
+    node="node-a",
+    zone="zone-1",
+    started=1000.0,
+    now=8265.0,
+    health="healthy",
+    healthy=True,
+    source="/etc/kubeconfig",
+    source_age=12.0,
+    services=10_000,
+    slices=10_001,
+    endpoints=100_000,
+    pending=2,
+    syncs=40,
+    repairs=1,
+    node_port_addresses=("172.30.0.11",),
+    pod_networks=(),
+    fill=(Fill("affinity4", 12, 262144), Fill("services4", 20_000)),
+    last_sync=Sync(8264.0, 0.0012, 1, whole=False),
+    last_repair=Repair(0.5, "nft (pid 4)", {"element": 3}),
+    set_aside=(
+        SetAside("Service", "shop/web", "spec.externalIPs[0]", "is no address", "SetAside"),
+    ),
+)
+
+
+def test_a_status() -> None:
+    assert (
+        piped(status.show(STATUS))
+        == """\
+node            node-a (zone zone-1)
+mode            nftables
+health          healthy
+running for     2 h 1 min
+objects from    /etc/kubeconfig, heard of 12 s ago
+services        10,000
+endpoints       100,000 in 10,001 slices
+last sync       1.0 s ago, took 1.2 ms for 1 service; 40 syncs in all
+waiting         2 services
+drift           1 repair, the last at 1970-01-01T00:00:00.500Z: 3 elements that nft (pid 4) changed
+node ports on   172.30.0.11
+pods are        not told by address
+tables          affinity4 12 of 262,144, services4 20,000
+set aside       1 object
+
+SET ASIDE   NAME       FIELD                 REASON     WHAT
+Service     shop/web   spec.externalIPs[0]   SetAside   is no address
+"""
+    )
+
+
+def view(name: str = "web") -> ServiceView:
+    return ServiceView(
+        namespace="shop",
+        name=name,
+        internal_policy="Cluster",
+        external_policy="Local",
+        affinity_seconds=0,
+        source_ranges=(),
+        health_check_port=0,
+        programmed=True,
+        ports=(
+            PortView(
+                name="http",
+                family="IPv4",
+                protocol="TCP",
+                port=80,
+                node_port=30080,
+                frontends=(
+                    FrontendView("clusterIP", "10.96.0.20", 80, "cluster"),
+                    FrontendView("nodePort", "172.30.0.11", 30080, "split"),
+                ),
+                backends=(
+                    BackendView("10.244.1.11:8080", "node-a", "z", "everybody", ""),
+                    BackendView("10.244.2.11:8080", "node-b", "z", "", "not ready"),
+                ),
+                hints="",
+            ),
+        ),
+        elsewhere=(),
+        problems=(),
+    )
+
+
+def test_a_line_for_each_port() -> None:
+    assert piped(services.show(Services((view(),)))) == (
+        "NAMESPACE   NAME   PORT                            ADDRESSES"
+        "                          POLICY                    ENDPOINTS   NOT USED\n"
+        "shop        web    http 80/TCP (node port 30080)   10.96.0.20:80, 172.30.0.11:30080"
+        "   Cluster, external Local   1/2         not ready\n"
+    )
+
+
+def test_one_service_in_full() -> None:
+    assert (
+        piped(services.show(Services((view(),), named=True)))
+        == """\
+service         shop/web
+policy          internal Cluster, external Local
+affinity        none
+source ranges   everybody
+
+port http 80/TCP (node port 30080), IPv4
+ADDRESS       KIND              USE
+10.96.0.20    clusterIP :80     cluster
+172.30.0.11   nodePort :30080   split
+
+ENDPOINT           NODE     ZONE   USED BY     WHY NOT
+10.244.1.11:8080   node-a   z      everybody
+10.244.2.11:8080   node-b   z      nobody      not ready
+"""
+    )
+
+
+def test_an_explanation() -> None:
+    steps = (
+        Step("service", Mark.TICK, "shop/web exists"),
+        Step("readiness", Mark.CROSS, "none is ready", "see why", ("pod web-1: probe failed",)),
+        Step("policy", Mark.SKIPPED, "nobody is left"),
+    )
+    found = Explanation("shop/web", well=False, verdict="none is ready", fix="see why", steps=steps)
+    assert (
+        piped(show_explanation(found))
+        == """\
+    STEP        shop/web
+✓   service     shop/web exists
+✗   readiness   none is ready
+                pod web-1: probe failed
+-   policy      nobody is left
+
+none is ready
+what to do: see why
+"""
+    )
+
+
+def test_a_name_cannot_steer_a_terminal_or_the_markup() -> None:
+    hostile = "\x1b[31mred\x07[bold]x[/bold]\n"
+    shown = piped(services.show(Services((view(hostile),))))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[bold]x[/bold]" in shown
+    assert len(shown.splitlines()) == 2
+
+
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown() -> str:
+        file = Terminal()
+        made: Console = output.console(file)
+        output.show(made, [output.text("well", output.GOOD)])
+        return file.getvalue()
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[32m" in shown()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[32m" not in shown()
