@@ -68,6 +68,7 @@ class IptablesDataplane:
 
     def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> IptablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        self._watch.begin()
         return self._memory.plan_whole(services, node, self._save())
 
     def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
@@ -84,13 +85,12 @@ class IptablesDataplane:
         Where a table is refused, those before it in the plan have been written. Only the kernel
         can tell how far that was, so a plan that was made without asking it is not tried further.
         """
-        with self._watch.paused():
-            try:
-                self._write(plan)
-            except RestoreError as error:
-                if not plan.whole:
-                    raise OutOfStepError(str(error), 0) from error
-                return self._set_aside(plan, error)
+        try:
+            self._write(plan)
+        except RestoreError as error:
+            if not plan.whole:
+                raise OutOfStepError(str(error), 0) from error
+            return self._set_aside(plan, error)
         return ()
 
     def tend(self) -> Drift | None:
@@ -114,10 +114,11 @@ class IptablesDataplane:
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}
 
-    def _write(self, plan: IptablesPlan) -> None:
-        for family, programs in self._programs.items():
-            if lines := plan.script(family):
-                programs.restore(lines)
+    def _write(self, plan: IptablesPlan, *, from_known: bool = True) -> None:
+        with self._watch.writing(plan.growth(), from_known=from_known):
+            for family, programs in self._programs.items():
+                if lines := plan.script(family):
+                    programs.restore(lines)
         self._memory.remember(plan)
 
     def _set_aside(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
@@ -150,9 +151,11 @@ class IptablesDataplane:
 
     def _try(self, answers: list[ServiceAnswer]) -> tuple[Failure, ...]:
         """Write these Services, and where that is refused each half of them alone."""
+        plan = self._memory.plan({each.name: each for each in answers}, None)
         try:
-            self._write(self._memory.plan({each.name: each for each in answers}, None))
+            self._write(plan)
         except RestoreError as error:
+            self._write(self._memory.undo(plan), from_known=False)
             if len(answers) == 1:
                 return (Failure(answers[0].name, error),)
             middle = len(answers) // 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pyproxy.dataplane.interface import NodeAnswer
 from pyproxy.dataplane.iptables import fixed
@@ -46,9 +46,32 @@ class Memory:
     ) -> IptablesPlan:
         """Plan from what was committed last."""
         wanted = {name: answer for name, answer in services.items() if self.answer(name) != answer}
-        then = node if node is not None else self._node
         changes: dict[TableName, TableChange] = {}
         forests = {}
+        for family, forest, held, asked in self._steps(wanted, node):
+            forests[family] = forest
+            for table in TABLES:
+                if change := compare(held[table], asked[table]):
+                    changes[family, table] = change
+        return IptablesPlan(changes, wanted, forests, node)
+
+    def undo(self, plan: IptablesPlan) -> IptablesPlan:
+        """Plan back to what was committed last, where some tables of `plan` have been written.
+
+        It may be written to the other tables as well, for it changes nothing there.
+        """
+        changes: dict[TableName, TableChange] = {}
+        for family, _, held, asked in self._steps(plan.wanted, plan.node):
+            for table in TABLES:
+                if change := compare(asked[table], held[table]):
+                    changes[family, table] = change
+        return IptablesPlan(changes, {}, {})
+
+    def _steps(
+        self, wanted: Mapping[ObjectName, ServiceAnswer | None], node: NodeAnswer | None
+    ) -> Iterator[tuple[Family, Forest, Tables, Tables]]:
+        """Give each family's forest as it is to be, and the chains concerned before and after."""
+        then = node if node is not None else self._node
         for family in self._families:
             before, after = self._view(family, self._node), self._view(family, then)
             names = wanted.keys() if before == after else wanted.keys() | self._programmed.keys()
@@ -59,13 +82,9 @@ class Memory:
                 if (each := wanted.get(name, self.answer(name) if name not in wanted else None))
             ]
             forest = self._forests[family]
-            forests[family] = forest.changed(old, new)
+            grown = forest.changed(old, new)
             held = self._tables(family, before, old, forest)
-            asked = self._tables(family, after, new, forests[family])
-            for table in TABLES:
-                if change := compare(held[table], asked[table]):
-                    changes[family, table] = change
-        return IptablesPlan(changes, wanted, forests, node)
+            yield family, grown, held, self._tables(family, after, new, grown)
 
     def plan_whole(
         self, services: Iterable[ServiceAnswer], node: NodeAnswer, saved: Saved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -21,17 +21,31 @@ Wanted = Mapping[TableName, Mapping[str, tuple[Rule, ...]]]
 """The chains that each table is to hold."""
 
 
+class Growth(msgspec.Struct, frozen=True):
+    """How many more rules and chains a table has after a change than before."""
+
+    rules: int = 0
+    chains: int = 0
+
+    @property
+    def entries(self) -> int:
+        """What iptables-legacy counts: a chain has an entry before its rules and one behind."""
+        return self.rules + 2 * self.chains
+
+
 class TableChange(msgspec.Struct, frozen=True):
     """What is to be written to one table.
 
     `chains` are made or replaced, `gone` are removed. `jumps` are rules to insert into the kernel's
-    own chains, `strays` the texts of those that are to go from there.
+    own chains, `strays` the texts of those that are to go from there. `growth` is how much more
+    the table then holds.
     """
 
     chains: Chains
     gone: tuple[str, ...] = ()
     jumps: tuple[tuple[str, Rule], ...] = ()
     strays: tuple[tuple[str, str], ...] = ()
+    growth: Growth = Growth()
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.gone or self.jumps or self.strays)
@@ -89,6 +103,10 @@ class IptablesPlan(msgspec.Struct, frozen=True):
                 found += [f"*{table}", *change.lines(), "COMMIT"]
         return found
 
+    def growth(self) -> Mapping[TableName, Growth]:
+        """How much each table that is written grows."""
+        return {table: change.growth for table, change in self.changes.items() if change}
+
     def counts(self) -> Mapping[str, int]:
         """How many chains are written or removed, and how many rules are written."""
         changes = self.changes.values()
@@ -102,10 +120,9 @@ class IptablesPlan(msgspec.Struct, frozen=True):
 
 def compare(before: Chains, after: Chains) -> TableChange:
     """Give the chains that differ."""
-    return TableChange(
-        {chain: rules for chain, rules in after.items() if before.get(chain) != rules},
-        tuple(chain for chain in before if chain not in after),
-    )
+    chains = {chain: rules for chain, rules in after.items() if before.get(chain) != rules}
+    gone = tuple(chain for chain in before if chain not in after)
+    return TableChange(chains, gone, growth=_growth(before, chains, gone))
 
 
 def compare_saved(
@@ -141,7 +158,9 @@ def compare_saved(
         empty = used - {names.MARK_MASQUERADE}
         chains |= {chain: () for chain in unwanted if chain in empty and held.chains[chain]}
         unwanted = [chain for chain in unwanted if chain not in used]
-    return TableChange(chains, tuple(unwanted), missing, strays)
+    growth = _growth(held.chains, chains, unwanted)
+    growth = Growth(growth.rules + len(missing) - len(strays), growth.chains)
+    return TableChange(chains, tuple(unwanted), missing, strays, growth)
 
 
 def removal(saved: Mapping[str, SavedTable]) -> list[str]:
@@ -151,6 +170,14 @@ def removal(saved: Mapping[str, SavedTable]) -> list[str]:
         if table in TABLES and (change := compare_saved(held, {}, ())):
             found += [f"*{table}", *change.lines(), "COMMIT"]
     return found
+
+
+def _growth(before: Mapping[str, Sequence[object]], chains: Chains, gone: Sequence[str]) -> Growth:
+    return Growth(
+        sum(len(rules) - len(before.get(chain, ())) for chain, rules in chains.items())
+        - sum(len(before[chain]) for chain in gone),
+        sum(chain not in before for chain in chains) - len(gone),
+    )
 
 
 def _holds(texts: list[str] | None, rules: tuple[Rule, ...]) -> bool:

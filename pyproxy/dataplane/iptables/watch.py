@@ -11,16 +11,18 @@ import errno
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pyproxy.dataplane.interface import Drift
 from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES
+from pyproxy.dataplane.iptables.plan import Growth, TableName
 from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.model.address import Family
 from pyproxy.netlink.monitor import Monitor
-from pyproxy.netlink.nfnetlink import kernel_error
+from pyproxy.netlink.nfnetlink import Nfnetlink, kernel_error
+from pyproxy.netlink.nftables import generation, get_generation
 
 _GET_INFO = 64
 _INFO = struct.Struct("=32sI5I5III")
@@ -70,13 +72,28 @@ class NftTables(Monitor):
 
     def __init__(self) -> None:
         super().__init__("", own_port=0)
+        self._netlink = Nfnetlink()
+
+    def transactions(self) -> int:
+        """How many transactions there have been, whoever made them. Raises KernelError."""
+        return generation(self._netlink.get(get_generation()))
+
+    def end(self) -> None:
+        """Have `wait` return None, and give back what only the thread that writes uses."""
+        super().end()
+        self._netlink.close()
 
     def _concerns(self, table: str, chain: str) -> bool:
         return table in TABLES and (not chain or chain in HOOKS or names.is_ours(chain))
 
 
 class Watch:
-    """Tells of what others write, whichever the flavour; our own writes are made while paused.
+    """Tells of what others write, whichever the flavour, and of what they write beside our own.
+
+    Of iptables-nft the kernel counts the transactions, one for each table that is written; of
+    a legacy table it counts the entries, and how many it has after a write of ours is known before.
+    What another program changes at that very moment, without a change of that number, is not
+    noticed.
 
     For one thread to `wait` in; the other methods are for the thread that writes.
     """
@@ -86,29 +103,70 @@ class Watch:
         self._monitor: NftTables | None = None
         self._tables: tuple[LegacyTables, ...] = ()
         self._sizes: list[Sizes] = []
+        self._missed = False
         if flavour is Flavour.NFT:
             self._monitor = NftTables()
         else:
             self._tables = tuple(LegacyTables(family) for family in Family)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Take what is written inside for our own, and begin to watch behind it."""
+    def begin(self) -> None:
+        """Watch from here on: what is read after this is what is known. Raises KernelError."""
         if self._monitor is not None:
-            self._monitor.pause()
+            self._monitor.listen()
+        self._sizes = self._measure()
+        self._missed = False
+
+    @contextmanager
+    def writing(
+        self, growth: Mapping[TableName, Growth], *, from_known: bool = True
+    ) -> Iterator[None]:
+        """Take for our own what is written inside, when it is what makes the tables grow so.
+
+        Where nothing tells how far a write came, because it failed, or from where it goes on, which
+        `from_known` says, all is taken for our own. Raises KernelError.
+        """
+        if self._monitor is not None:
+            with self._counted(self._monitor, len(growth)):
+                yield
+            return
+        before = self._measure()
+        self._missed |= bool(self._sizes) and before != self._sizes
         try:
             yield
         finally:
-            if self._monitor is not None:
-                self._monitor.listen()
             self._sizes = self._measure()
+        self._missed |= from_known and self._sizes_without(growth) != [
+            {table: entries for table, (entries, _) in sizes.items()} for sizes in before
+        ]
+
+    @staticmethod
+    @contextmanager
+    def _counted(monitor: NftTables, own: int) -> Iterator[None]:
+        before = monitor.transactions()
+        monitor.pause()
+        try:
+            yield
+        finally:
+            monitor.listen()
+        if (monitor.transactions() - before) % (1 << 32) != own:
+            monitor.missed()
+
+    def _sizes_without(self, growth: Mapping[TableName, Growth]) -> list[dict[str, int]]:
+        none = Growth()
+        return [
+            {
+                table: entries - growth.get((family, table), none).entries
+                for table, (entries, _) in sizes.items()
+            }
+            for family, sizes in zip(Family, self._sizes, strict=True)
+        ]
 
     def look(self) -> Drift | None:
-        """Tell whether a legacy table is of another size than we left it. Raises KernelError."""
+        """Tell whether a legacy table is other than we left it. Raises KernelError."""
         sizes = self._measure()
-        if not self._sizes or sizes == self._sizes:
+        if not self._missed and (not self._sizes or sizes == self._sizes):
             return None
-        self._sizes = sizes
+        self._sizes, self._missed = sizes, False
         return Drift("")
 
     def wait(self) -> Drift | None:

@@ -64,6 +64,7 @@ def program(
     """Have the kernel read back and everything written; what that took."""
     plan = namespace.call(lambda: dataplane.replan(answers, node))
     assert namespace.call(lambda: dataplane.commit(plan)) == ()
+    assert namespace.call(dataplane.tend) is None
     return plan
 
 
@@ -151,6 +152,7 @@ def test_any_history_ends_where_the_last_state_alone_would(
                 asked = {name: answers.get(name) for name in known | answers.keys()}
                 plan = dataplane.plan(Changes(asked, node))
                 assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+                assert namespace.call(dataplane.tend) is None
             known = set(answers)
         for family in Family:
             assert held(namespace, flavour, family) == desired(
@@ -160,13 +162,18 @@ def test_any_history_ends_where_the_last_state_alone_would(
         assert not again, str(again)
 
 
+def also_at(answer: ServiceAnswer, address: str) -> ServiceAnswer:
+    """The same with one more address."""
+    (port,) = answer.ports
+    more = Frontend(Scope.EXTERNAL_IP, parse_address(address), Port(80), Use.CLUSTER)
+    return msgspec.structs.replace(
+        answer, ports=(msgspec.structs.replace(port, frontends=(*port.frontends, more)),)
+    )
+
+
 def misfit(answer: ServiceAnswer) -> ServiceAnswer:
     """The same with an address of the other family, which no iptables takes."""
-    (port,) = answer.ports
-    wrong = Frontend(Scope.EXTERNAL_IP, parse_address("fd98::1"), Port(80), Use.CLUSTER)
-    return msgspec.structs.replace(
-        answer, ports=(msgspec.structs.replace(port, frontends=(*port.frontends, wrong)),)
-    )
+    return also_at(answer, "fd98::1")
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -188,6 +195,21 @@ def test_a_service_that_is_refused_is_set_aside_and_the_rest_is_programmed(
         assert held(namespace, flavour) == desired(left, NODE, Family.IPV4)
 
 
+def test_services_that_no_line_is_named_for_are_found_by_halving(
+    namespace: Namespace,
+) -> None:
+    """A counter that is not there: iptables-legacy takes the line, and the kernel not the table."""
+    answers = [numbered(each) for each in range(7)]
+    bad = [also_at(numbered(each), f"127.0.0.{each}") for each in (8, 9)]
+    options = Options(counters=frozenset({names.LOCALHOST_ACCEPTED}))
+    with programming(namespace, Flavour.LEGACY, options) as dataplane:
+        plan = namespace.call(lambda: dataplane.replan([*answers, *bad], NODE))
+        failures = namespace.call(lambda: dataplane.commit(plan))
+        assert {failure.name for failure in failures} == {each.name for each in bad}
+        assert held(namespace, Flavour.LEGACY) == desired(answers, NODE, Family.IPV4)
+        assert namespace.call(dataplane.tend) is None
+
+
 def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: Flavour) -> None:
     answers = [numbered(each) for each in range(20)]
     with programming(namespace, flavour) as dataplane:
@@ -206,6 +228,44 @@ def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: 
         assert program(namespace, dataplane, answers)
         assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
         assert namespace.call(dataplane.tend) is None
+
+
+class Meddling(Programs):
+    """iptables' programs, and another's write right before each of ours."""
+
+    def restore(self, lines: list[str]) -> None:
+        subprocess.run([str(self), "-t", "nat", "-A", names.CANARY, "-j", "RETURN"], check=True)
+        RESTORE(self, lines)
+
+
+RESTORE = Programs.restore
+
+
+@pytest.mark.parametrize("meddled", [False, True])
+def test_what_others_write_during_a_commit_is_noticed(
+    namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch, meddled: bool
+) -> None:
+    answers = [numbered(each) for each in range(3)]
+    dataplane = namespace.call(lambda: IptablesDataplane(Options(), flavour))
+    told: list[Drift | None] = []
+    waiting = threading.Thread(target=lambda: told.append(dataplane.wait_for_drift()))
+    waiting.start()
+    try:
+        program(namespace, dataplane, answers)
+        assert namespace.call(dataplane.tend) is None
+        more = numbered(2, 4)
+        plan = dataplane.plan(Changes({more.name: more, answers[0].name: None}))
+        if meddled:
+            monkeypatch.setattr(Programs, "restore", Meddling.restore)
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        seen = namespace.call(dataplane.tend)
+        if meddled and flavour is Flavour.NFT:
+            waiting.join(20)
+    finally:
+        dataplane.close()
+    waiting.join(20)
+    noticed = [each for each in (seen, *told) if each]
+    assert noticed == [Drift("")] * meddled
 
 
 def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: Flavour) -> None:
