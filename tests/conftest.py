@@ -37,8 +37,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     modes.leave_out(config, items)
-    # What waits for a kernel takes longest, and nobody should wait for what was begun last.
-    items.sort(key=lambda item: not _needs_kernel(item))
+    vm.check_names(items)
+    # What waits for a kernel takes longest, and nobody should wait for what was begun last. The
+    # virtual machine is the slowest, and works beside all others.
+    items.sort(key=lambda item: (not vm.elsewhere(item), not _needs_kernel(item)))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,6 +16,8 @@ from tests.sharing import group
         ("tests/a/test_b.py::test_case[a-b-iptables-nft]", "tests/a/test_b.py[iptables-nft]"),
         ("tests/a/test_b.py::test_case[iptables-legacy]", "tests/a/test_b.py[iptables-legacy]"),
         ("tests/a/test_b.py::test_case[ipvs: a case]", "tests/a/test_b.py"),
+        ("tests/a/test_b_vm.py::test_case[ipvs-a case]", "vm"),
+        ("tests/c/test_d_vm.py::test_case", "vm"),
     ],
 )
 def test_tests_stay_together_by_module_and_mode(nodeid: str, stays_with: str) -> None:

@@ -37,6 +37,16 @@ def elsewhere(item: pytest.Item) -> bool:
     return item.get_closest_marker(MARKER) is not None and not item.config.getoption(HERE)
 
 
+def check_names(items: Sequence[pytest.Item]) -> None:
+    """Have the modules of the machine's tests called so that they stay with one worker."""
+    for item in items:
+        if elsewhere(item) and not item.path.name.endswith(f"_{MARKER}.py"):
+            raise pytest.UsageError(
+                f"{item.path.name} has tests marked {MARKER}: "
+                f"a name that ends in _{MARKER}.py keeps them together"
+            )
+
+
 class Suite:
     """The tests of the machine in one session of pytest, as a plugin of it."""
 
