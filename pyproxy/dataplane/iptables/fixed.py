@@ -100,7 +100,7 @@ def jumps(options: Options) -> Iterator[tuple[str, str, Rule]]:
         yield FILTER, hook, _untranslated(portals, names.SERVICES)
     if options.shield_loopback:
         firewall = Rule(
-            comment="kubernetes loopback addresses are the node's alone",
+            comment="kubernetes loopback addresses are for the node alone",
             target=Jump(names.FIREWALL),
         )
         yield MANGLE, "PREROUTING", firewall

@@ -58,7 +58,9 @@ def test_what_becomes_of_packets_is_told_rule_by_rule(
     namespace: Namespace, flavour: Flavour
 ) -> None:
     with programming(namespace, flavour, Options(shield_loopback=True)) as dataplane:
-        program(namespace, dataplane, [WEB, EMPTY, balanced()], NODE)
+        answers = [WEB, EMPTY, balanced()]
+        program(namespace, dataplane, answers, NODE)
+        assert not namespace.call(lambda: dataplane.replan(answers, NODE))
     account = traced(namespace, None, POD, HOME)
     assert {fate: round(share, 8) for fate, share in account.fates().items()} == {
         Delivered(end): round(Fraction(1, 3), 8) for end in ENDS
