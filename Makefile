@@ -61,8 +61,8 @@ vm-parts: venv
 test-vm: system vm-parts ## the tests that run on another kernel, in a virtual machine
 	$(BIN)/pytest -m vm $(PYTEST_ARGS)
 
-demo: system venv ## a Service followed from its first packet, in network namespaces (root)
-	@$(BIN)/pyproxy lab demo
+demo: system venv ## a Service followed from its first packet, in MODE, in network namespaces (root)
+	@$(BIN)/pyproxy lab demo --mode $(MODE)
 
 conformance: system venv ## the packet cases in CASES=DIR against this agent, in MODE (root)
 	@$(BIN)/python -m pyproxy.lab.conformance --mode $(MODE) $(CASES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pyproxy.errors import UsageError
+from pyproxy.lab import modes
 from pyproxy.lab.apiserver import command as apiserver
 
 _DEMO = "a Service followed from its first packet, in network namespaces; needs root"
@@ -14,7 +15,13 @@ _APISERVER = "a small API server that speaks the Kubernetes protocol, in memory"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the lab's own commands and their flags."""
     commands = parser.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
-    commands.add_parser("demo", help=_DEMO, description=_DEMO, allow_abbrev=False)
+    demo = commands.add_parser("demo", help=_DEMO, description=_DEMO, allow_abbrev=False)
+    demo.add_argument(
+        "--mode",
+        choices=tuple(modes.MODES),
+        default=modes.NFTABLES.name,
+        help="the proxy mode (default nftables)",
+    )
     apiserver.add_arguments(
         commands.add_parser(
             "apiserver", help=_APISERVER, description=_APISERVER, allow_abbrev=False
@@ -36,4 +43,4 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"lab demo: the module {error.name} is missing: pip install 'pyproxy[lab]'"
         ) from error
-    return demo.run()
+    return demo.run(modes.named(arguments.mode))

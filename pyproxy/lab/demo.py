@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
 from pyproxy.lab.client import SERVICES, JsonObject, collection
 from pyproxy.lab.cluster import Cluster
+from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import LabError, ending_well
 from pyproxy.lab.narrator import check, heading, note, said, shares
 from pyproxy.lab.pods import Kubelet
@@ -43,7 +44,19 @@ SERVICE: JsonObject = {
 }
 
 
-def run() -> int:
+_LISTINGS: Mapping[str, Sequence[str]] = {
+    "nftables": ("nft", "list", "table", "inet", "pyproxy"),
+    "iptables": ("iptables-save", "-t", "nat"),
+    "iptables-legacy": ("iptables-legacy-save", "-t", "nat"),
+    "iptables-nft": ("iptables-nft-save", "-t", "nat"),
+    "ipvs": ("ipvsadm", "-Ln"),
+}
+_SHOWN: Mapping[str, Sequence[str]] = _LISTINGS | {"ipvs": ("ipvsadm", "-Ln", "--stats")}
+_LEAVING = re.compile(r"^.* Masq +0 .*$", re.MULTILINE)
+"""A server of weight 0: it has the connections that it had, and gets no new ones."""
+
+
+def run(mode: LabMode) -> int:
     """Tell the story; 0 where everything held. Raises LabError where something did not."""
     started = time.monotonic()
     heading("A cluster in miniature")
@@ -54,11 +67,11 @@ def run() -> int:
         ending_well(),
         Cluster(only_a_client) as cluster,
         cluster.endpoint_slices(),
-        cluster.agent("na") as agent,
+        cluster.agent("na", mode) as agent,
     ):
         note("two nodes, a client pod on node-a, a client outside: network namespaces all")
         note(f"an API server at {cluster.client.url}, and pyproxy on node-a (process {agent.pid})")
-        _Story(cluster, agent).tell()
+        _Story(cluster, agent, mode).tell()
     heading("The end")
     note("namespaces, API server and agent are gone again")
     said(f"all of it held, in {time.monotonic() - started:.0f} s")
@@ -66,7 +79,8 @@ def run() -> int:
 
 
 class _Story:
-    def __init__(self, cluster: Cluster, agent: Agent) -> None:
+    def __init__(self, cluster: Cluster, agent: Agent, mode: LabMode) -> None:
+        self._mode = mode
         self._cluster = cluster
         self._agent = agent
         self._kubelet = Kubelet(cluster.client, cluster.network, NAMESPACE)
@@ -155,8 +169,9 @@ class _Story:
         check(len(seen.reached) == 3, "reached from outside, on all three pods")
 
     def _rules(self) -> None:
-        heading("What the kernel of node-a holds: nft list table inet pyproxy")
-        print(self._table().rstrip())
+        command = _SHOWN[self._mode.name]
+        heading(f"What the kernel of node-a holds: {' '.join(command)}")
+        print(self._on_the_node(command).rstrip())
 
     def _start(self, name: str, *, site: int, host: int) -> None:
         pod = numbered_pod(name, site, host, ports=(TARGET_PORT,))
@@ -195,14 +210,14 @@ class _Story:
 
     def _held(self, addresses: list[str]) -> int | None:
         """Count which of these addresses the kernel's rules name; None while there are no rules."""
-        table = self._table()
+        table = self._on_the_node(_LISTINGS[self._mode.name])
         if not table:
             return None
-        return len(set(re.findall(r"[0-9.]+", table)) & set(addresses))
+        serving = _LEAVING.sub("", table)
+        return len(set(re.findall(r"[0-9.]+", serving)) & set(addresses))
 
-    def _table(self) -> str:
-        nft = ["nft", "list", "table", "inet", "pyproxy"]
-        done = self._cluster.network.namespace("na").run(nft, check=False)
+    def _on_the_node(self, command: Sequence[str]) -> str:
+        done = self._cluster.network.namespace("na").run(list(command), check=False)
         return "" if done.returncode else done.stdout
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
