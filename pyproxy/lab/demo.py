@@ -51,7 +51,7 @@ _LISTINGS: Mapping[str, Sequence[str]] = {
     "iptables-nft": ("iptables-nft-save", "-t", "nat"),
     "ipvs": ("ipvsadm", "-Ln"),
 }
-_SHOWN: Mapping[str, Sequence[str]] = _LISTINGS | {"ipvs": ("ipvsadm", "-Ln", "--stats")}
+_SHOWN: Mapping[str, Sequence[str]] = {**_LISTINGS, "ipvs": ("ipvsadm", "-Ln", "--stats")}
 _LEAVING = re.compile(r"^.* Masq +0 .*$", re.MULTILINE)
 """A server of weight 0: it has the connections that it had, and gets no new ones."""
 
