@@ -121,6 +121,11 @@ def look_up(map_name: str, key_register: int, data_register: int) -> bytes:
     )
 
 
+def is_in(set_name: str, key_register: int) -> bytes:
+    """Go on with the rule only if the set has the key."""
+    return _expression("lookup", string(1, set_name), _number(2, key_register))
+
+
 def look_up_verdict(map_name: str, key_register: int) -> bytes:
     """Do what a verdict map says; a key that is not there ends the rule."""
     return _expression(

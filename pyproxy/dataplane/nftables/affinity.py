@@ -2,6 +2,8 @@
 
 The kernel keeps what packets taught it until its timeout, and each use begins that anew, so an
 entry that leads to an endpoint which has left would hold its client there for as long as it tries.
+What is on its way to such an endpoint teaches nothing any more once the endpoint has left the
+table, but for a packet that was past that rule and not yet learned: hence a second look later.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ verdict makes the kernel walk all verdict maps in search of loops.
 
 Session affinity is learned after the translation, where the client, the frontend and the endpoint
 are all known (postrouting, and input for endpoints on the node itself), and looked up before the
-pick. A frontend's timeout is that of the chain that learns it.
+pick. Only endpoints that the frontend has now are learned: a client that gets no answer sends its
+first packet again, to the same endpoint, long after that has left. A frontend's timeout is that of
+the chain that learns it.
 
 All are sent as netlink and not as text: nft 1.0.6 lists them and loads its listing again, but it
 can neither add a rule that looks an address up in a map which is in the kernel already, nor parse
@@ -213,6 +215,7 @@ def _learn(family: Family, timeout: int) -> list[bytes]:
         *_original_frontend(family, frontend),
         _load_address(family, _DADDR_OFFSET, endpoint),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
+        rules.is_in(schema.STICKY_ENDPOINTS.of(family), frontend),
         rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout),
     ]
 

@@ -113,6 +113,10 @@ def _read(netlink: Nfnetlink, wanted: ServiceAnswer) -> Table:
                 for index in range(first, first + chains.LOCAL_OFFSET):
                     if not take(endpoints, key + _INDEX.pack(index)) and index - first >= most:
                         break
+            known = {each + b"\0\0" for each in port.cluster + port.local}
+            known.update(v for v in held.get(endpoints, {}).values() if isinstance(v, bytes))
+            for endpoint in known:
+                take(schema.STICKY_ENDPOINTS.of(port.family), key + endpoint)
             _take_sources(netlink, port.family, key, held)
     for set_name, key in set(shared_rows(wanted)):
         take(set_name, key)

@@ -12,7 +12,7 @@ import msgspec
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.nftables import chains
-from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
+from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
 from pyproxy.dataplane.nftables.compare import amiss, compare, fill
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
@@ -71,6 +71,7 @@ class NftablesDataplane:
         self._shared: Counter[SharedRow] = Counter()
         self._chains: set[str] = set()
         self._loads = 0
+        self._just_forgot = self._forgot = False
         try:
             self._netlink = Nfnetlink()
         except KernelError as error:
@@ -224,7 +225,10 @@ class NftablesDataplane:
         return Drift(foreign.by)
 
     def tend(self) -> None:
-        """Nothing here has a pace of its own."""
+        """Look once more for stale affinities, a second or two after any were deleted."""
+        due, self._forgot, self._just_forgot = self._forgot, self._just_forgot, False
+        if due:
+            self._forget_stale(expectations(self._programmed.values()), all_known=True)
 
     def cleanup(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
@@ -268,9 +272,14 @@ class NftablesDataplane:
             allowed = loosened(self._programmed, plan.services)
         if not (allowed or plan.whole):
             return
+        self._forget_stale(allowed, all_known=plan.whole)
+        # A packet that met the old rules may yet be learned.
+        self._just_forgot |= bool(allowed and plan)
+
+    def _forget_stale(self, allowed: Expectations, *, all_known: bool) -> None:
         for family in Family:
             learned = read_learned(self._netlink, family)
-            self._delete_if_there(stale(learned, family, allowed, all_known=plan.whole))
+            self._delete_if_there(stale(learned, family, allowed, all_known=all_known))
 
     def _delete_if_there(self, table: Table) -> None:
         # An entry may time out between being read and being deleted.

@@ -84,6 +84,9 @@ def _add_frontend(
         first = chains.LOCAL_OFFSET if which == chains.LOCAL else 0
         for index, backend in enumerate(backends, first):
             endpoints[key + _INDEX.pack(index)] = backend + b"\0\0"
+        if sticky:
+            returned_to = table.setdefault(schema.STICKY_ENDPOINTS.of(family), {})
+            returned_to.update((key + backend + b"\0\0", b"") for backend in backends)
         return chains.Pick(which, family, len(backends), masquerade, sticky).chain
 
     match frontend.use:

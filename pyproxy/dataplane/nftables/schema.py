@@ -90,6 +90,9 @@ SOURCES = SetKind(
     shape=Shape.CONCATENATED_RANGE,
 )
 STICKY = SetKind("sticky", "frontends with session affinity", FRONTEND, (Field.VERDICT,))
+STICKY_ENDPOINTS = SetKind(
+    "sticky-endpoints", "endpoints that clients may come back to", (*FRONTEND, *BACKEND)
+)
 AFFINITY = SetKind(
     "affinity",
     "which endpoint a client had",
@@ -110,6 +113,7 @@ SETS = (
     GUARDED,
     SOURCES,
     STICKY,
+    STICKY_ENDPOINTS,
     AFFINITY,
 )
 

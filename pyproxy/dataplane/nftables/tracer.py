@@ -166,8 +166,11 @@ class _Tracer:
         sticky = self._meet(schema.STICKY, self._frontend)
         if walk.fate is not None or walk.learned is not None or sticky is None:
             return walk
+        endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
+        if self._meet(schema.STICKY_ENDPOINTS, self._frontend + endpoint) is None:
+            return walk
         name, key = schema.AFFINITY.of(self._family), self._packet.source + self._frontend
-        learned = Element(name, key, walk.destination + walk.port.to_bytes(2, "big") + b"\0\0")
+        learned = Element(name, key, endpoint)
         return replace(walk.went(hook, Did.LEARNED, learned), learned=learned)
 
     def _services(self, walk: _Walk) -> Iterable[_Walk]:

@@ -92,6 +92,7 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
             {
                 f"services4 {{ {KEY} : goto masq-sticky-cluster4-1 }}",
                 f"sticky4 {{ {KEY} : goto learn4-60 }}",
+                "sticky-endpoints4 { 192.0.2.1 . tcp . 80 . 10.244.1.1 . 8080 }",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 0 : 10.244.1.1 . 8080 }",
             },
         ),

@@ -194,7 +194,7 @@ def test_a_table_with_everything_is_listed(namespace: Namespace, affinity: int) 
         assert filled == BY_NAME.keys()
         unused = {name for name, (kind, _) in BY_NAME.items() if kind.learned}
         if not affinity:
-            unused |= {"sticky4", "sticky6"}
+            unused |= {"sticky4", "sticky6", "sticky-endpoints4", "sticky-endpoints6"}
         assert read_all(namespace).keys() == BY_NAME.keys() - unused
 
 

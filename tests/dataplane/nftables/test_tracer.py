@@ -229,6 +229,7 @@ STICKY: Table = {
     "services4": to("masq-sticky-cluster4-2"),
     "endpoints4": slots(1, 2),
     "sticky4": to("learn4-60"),
+    "sticky-endpoints4": {frontend() + end(number) + b"\0\0": b"" for number in (1, 2)},
 }
 
 
@@ -248,9 +249,17 @@ def test_a_sticky_frontend_learns_and_remembers() -> None:
 
 
 def test_an_endpoint_here_is_learned_on_input() -> None:
-    table = STICKY | {"endpoints4": {at(0): ip(NODE) + struct.pack(">HH", 8080, 0)}}
+    here = ip(NODE) + struct.pack(">HH", 8080, 0)
+    table = STICKY | {"endpoints4": {at(0): here}, "sticky-endpoints4": {frontend() + here: b""}}
     (way,) = trace(packet(), machine(table)).ways
     assert way.steps[-1].chain == "learn-input"
+
+
+def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
+    table = STICKY | {"sticky-endpoints4": {frontend() + end(1) + b"\0\0": b""}}
+    learned = {way.fate: way.learned for way in trace(packet(), machine(table)).ways}
+    assert learned[Delivered(end(1), Masquerade.MARK)] is not None
+    assert learned[Delivered(end(2), Masquerade.MARK)] is None
 
 
 @pytest.mark.parametrize("interface", ["eth0", "lo", ""])
