@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import subprocess
 
-from pyproxy.config.settings import IptablesFlavour, ProxyMode, Settings
+from pyproxy.config.settings import ProxyMode, Settings
+from pyproxy.model.flavour import Flavour
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def needed(settings: Settings) -> tuple[str, ...]:
     """Name the modules of the mode; nothing says that the kernel has them as modules."""
     match settings.mode:
-        case ProxyMode.IPTABLES if settings.iptables.flavour is IptablesFlavour.LEGACY:
+        case ProxyMode.IPTABLES if settings.iptables.flavour is Flavour.LEGACY:
             return ("ip_tables", "ip6_tables")
         case ProxyMode.IPVS:
             return ("nf_conntrack", "dummy", "ip_vs", f"ip_vs_{settings.ipvs.scheduler}")

@@ -3,7 +3,6 @@
 from pyproxy.config.settings import (
     Api,
     Conntrack,
-    IptablesFlavour,
     IptablesSettings,
     IpvsSettings,
     ListenAddress,
@@ -20,7 +19,6 @@ from pyproxy.config.settings import (
 __all__ = [
     "Api",
     "Conntrack",
-    "IptablesFlavour",
     "IptablesSettings",
     "IpvsSettings",
     "ListenAddress",

@@ -11,6 +11,7 @@ import msgspec
 
 from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.model.address import Address, Mark, Network, address_text
+from pyproxy.model.flavour import Flavour
 
 
 class ProxyMode(enum.Enum):
@@ -28,17 +29,6 @@ class LocalMode(enum.Enum):
     NODE_CIDR = "NodeCIDR"
     BRIDGE_INTERFACE = "BridgeInterface"
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
-
-
-class IptablesFlavour(enum.Enum):
-    """Which of the kernel's two kinds of iptables rules are written: `--iptables-flavour`.
-
-    `AUTO` is the one that the node's other programs use.
-    """
-
-    AUTO = "auto"
-    LEGACY = "legacy"
-    NFT = "nft"
 
 
 class ListenAddress(msgspec.Struct, frozen=True):
@@ -141,9 +131,10 @@ class IptablesSettings(msgspec.Struct, frozen=True):
     """What concerns the mode iptables alone.
 
     With `localhost_node_ports` node ports may answer on 127.0.0.1; `NodePorts` has what follows.
+    Without a `flavour` the rules are of the one that the node's other programs use.
     """
 
-    flavour: IptablesFlavour = IptablesFlavour.AUTO
+    flavour: Flavour | None = None
     localhost_node_ports: bool = True
 
 

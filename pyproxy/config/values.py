@@ -14,13 +14,13 @@ from typing import TypeVar
 
 from pyproxy.config import durations
 from pyproxy.config.settings import (
-    IptablesFlavour,
     ListenAddress,
     LocalMode,
     NodePorts,
     ProxyMode,
 )
 from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
+from pyproxy.model.flavour import Flavour
 
 Member = TypeVar("Member", bound=enum.Enum)
 
@@ -204,9 +204,9 @@ def proxy_mode(value: str) -> ProxyMode:
     return _one_of(ProxyMode, value or ProxyMode.NFTABLES.value)
 
 
-def iptables_flavour(value: str) -> IptablesFlavour:
-    """Read a flavour of iptables; empty is the default."""
-    return _one_of(IptablesFlavour, value or IptablesFlavour.AUTO.value)
+def iptables_flavour(value: str) -> Flavour | None:
+    """Read a flavour of iptables; None stands for `auto`, which is the default."""
+    return None if value in ("", "auto") else _one_of(Flavour, value, "auto")
 
 
 def ipvs_scheduler(value: str) -> str:
@@ -221,9 +221,9 @@ def local_mode(value: str) -> LocalMode:
     return _one_of(LocalMode, value or LocalMode.CLUSTER_CIDR.value)
 
 
-def _one_of(kind: type[Member], value: str) -> Member:
+def _one_of(kind: type[Member], value: str, *others: str) -> Member:
     try:
         return kind(value)
     except ValueError:
-        known = ", ".join(str(member.value) for member in kind)
+        known = ", ".join((*others, *(str(member.value) for member in kind)))
         raise ValueError(f"{value!r} is not one of {known}") from None

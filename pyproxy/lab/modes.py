@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pyproxy.config.settings import IptablesFlavour, ProxyMode
+from pyproxy.config.settings import ProxyMode
 from pyproxy.errors import UsageError
+from pyproxy.model.flavour import Flavour
 
 
 class LabMode(msgspec.Struct, frozen=True):
@@ -15,21 +16,21 @@ class LabMode(msgspec.Struct, frozen=True):
 
     name: str
     proxy_mode: ProxyMode
-    flavour: IptablesFlavour = IptablesFlavour.AUTO
+    flavour: Flavour | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
         """The flags that ask an agent for it."""
         mode = f"--proxy-mode={self.proxy_mode.value}"
-        if self.flavour is IptablesFlavour.AUTO:
+        if self.flavour is None:
             return (mode,)
         return (mode, f"--iptables-flavour={self.flavour.value}")
 
 
 NFTABLES = LabMode("nftables", ProxyMode.NFTABLES)
 IPTABLES = LabMode("iptables", ProxyMode.IPTABLES)
-IPTABLES_LEGACY = LabMode("iptables-legacy", ProxyMode.IPTABLES, IptablesFlavour.LEGACY)
-IPTABLES_NFT = LabMode("iptables-nft", ProxyMode.IPTABLES, IptablesFlavour.NFT)
+IPTABLES_LEGACY = LabMode("iptables-legacy", ProxyMode.IPTABLES, Flavour.LEGACY)
+IPTABLES_NFT = LabMode("iptables-nft", ProxyMode.IPTABLES, Flavour.NFT)
 IPVS = LabMode("ipvs", ProxyMode.IPVS)
 
 MODES: Mapping[str, LabMode] = {

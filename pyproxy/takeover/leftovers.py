@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 
 import msgspec
 
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, address_text
+from pyproxy.model.flavour import Flavour
 from pyproxy.takeover import names
 from pyproxy.takeover.iptables import TableRemoval
 
 _FAMILY_NAMES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-
-
-class Flavour(enum.Enum):
-    """Which of the kernel's two tables nat, filter and so on: iptables has programs for each."""
-
-    LEGACY = "legacy"
-    NFT = "nft"
 
 
 class Program(msgspec.Struct, frozen=True):

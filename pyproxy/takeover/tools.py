@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pyproxy.errors import KernelError, PermissionKernelError, RejectedError, TransientKernelError
 from pyproxy.model.address import Family
+from pyproxy.model.flavour import Flavour
 from pyproxy.takeover import iptables
-from pyproxy.takeover.leftovers import Flavour, IptablesRemoval, Program
+from pyproxy.takeover.leftovers import IptablesRemoval, Program
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from pyproxy.agent import modules
-from pyproxy.config import IptablesFlavour, IptablesSettings, IpvsSettings, ProxyMode, Settings
+from pyproxy.config import IptablesSettings, IpvsSettings, ProxyMode, Settings
+from pyproxy.model.flavour import Flavour
 
-LEGACY = Settings(
-    "n", ProxyMode.IPTABLES, iptables=IptablesSettings(flavour=IptablesFlavour.LEGACY)
-)
+LEGACY = Settings("n", ProxyMode.IPTABLES, iptables=IptablesSettings(flavour=Flavour.LEGACY))
 IPVS = Settings("n", ProxyMode.IPVS, ipvs=IpvsSettings(scheduler="mh"))
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pyproxy.config import (
     Api,
     Conntrack,
-    IptablesFlavour,
     IptablesSettings,
     IpvsSettings,
     ListenAddress,
@@ -27,6 +26,7 @@ from pyproxy.config import (
     values,
 )
 from pyproxy.model.address import parse_address, parse_network
+from pyproxy.model.flavour import Flavour
 
 FLAGS_FILE = Path(__file__).parents[1] / "data" / "kube-proxy-flags.tsv"
 
@@ -237,7 +237,7 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings():
                 "--iptables-localhost-nodeports=false",
             ],
             "iptables",
-            IptablesSettings(IptablesFlavour.NFT, localhost_node_ports=False),
+            IptablesSettings(Flavour.NFT, localhost_node_ports=False),
         ),
         (
             [

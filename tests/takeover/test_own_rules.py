@@ -8,7 +8,8 @@ import pytest
 
 from pyproxy import takeover
 from pyproxy.lab.namespace import Namespace
-from pyproxy.takeover import Flavour, InService, Leftovers
+from pyproxy.model.flavour import Flavour
+from pyproxy.takeover import InService, Leftovers
 
 from .scenes import FLAVOURS, leave, make_foreign, state, without_firewall
 

@@ -13,10 +13,11 @@ from pyproxy.dataplane.iptables.compare import compare, fill
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.memory import Memory, Saved
 from pyproxy.dataplane.iptables.plan import IptablesPlan, removal
-from pyproxy.dataplane.iptables.programs import Flavour, Programs, RestoreError, detect
+from pyproxy.dataplane.iptables.programs import Programs, RestoreError, detect
 from pyproxy.dataplane.iptables.watch import Watch
 from pyproxy.errors import OutOfStepError
 from pyproxy.model.address import Family
+from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import ServiceAnswer
 

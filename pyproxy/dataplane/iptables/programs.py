@@ -5,7 +5,6 @@ Facts: iptables 1.8's sources. A program that waited for the lock in vain ends w
 
 from __future__ import annotations
 
-import enum
 import fcntl
 import logging
 import re
@@ -22,6 +21,7 @@ from pyproxy.errors import (
     UsageError,
 )
 from pyproxy.model.address import Family
+from pyproxy.model.flavour import Flavour
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +31,6 @@ _LOCK_FILE = Path("/run/xtables.lock")
 _RESOURCE_PROBLEM = 4
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _LINE = re.compile(r"\b(?:line:? )(\d+)")
-
-
-class Flavour(enum.Enum):
-    """Which of the kernel's two tables nat, filter and so on: iptables has programs for each."""
-
-    LEGACY = "legacy"
-    NFT = "nft"
 
 
 class RestoreError(RejectedError):

@@ -18,8 +18,8 @@ from pyproxy.dataplane.interface import Drift
 from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES
 from pyproxy.dataplane.iptables.plan import Growth, TableName
-from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.model.address import Family
+from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink, kernel_error
 from pyproxy.netlink.nftables import generation, get_generation
