@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pyproxy import takeover
 from pyproxy.agent import loopback
-from pyproxy.config.settings import IptablesFlavour, LocalMode, ProxyMode, Settings
+from pyproxy.config.settings import LocalMode, ProxyMode, Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.fixed import Options as IptablesOptions
-from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.ruleset import Options as IpvsOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.model.address import Port, family_of
+from pyproxy.netlink.ipvs import Virtual
 from pyproxy.takeover import InService
 
 
@@ -27,15 +29,22 @@ def make(settings: Settings) -> Dataplane[Any]:
         case ProxyMode.NFTABLES:
             return NftablesDataplane(options(settings))
         case ProxyMode.IPVS:
-            return IpvsDataplane(ipvs_options(settings))
+            adopts = _left_by_kube_proxy if settings.takeover else tuple
+            return IpvsDataplane(ipvs_options(settings), adopts=adopts)
         case ProxyMode.IPTABLES:
-            return IptablesDataplane(iptables_options(settings), flavour(settings))
+            return IptablesDataplane(iptables_options(settings), settings.iptables.flavour)
+
+
+def _left_by_kube_proxy() -> Iterator[Virtual]:
+    # Those on the device kube-ipvs0 are told by that alone.
+    for each in takeover.find_node_port_services():
+        yield Virtual(family_of(each.address), each.protocol, each.address, Port(each.port))
 
 
 def stays(dataplane: Dataplane[Any]) -> InService:
     """Say what this dataplane serves with, which must stay where other things go."""
     if isinstance(dataplane, IptablesDataplane):
-        return InService(flavour=takeover.Flavour(dataplane.flavour.value))
+        return InService(flavour=dataplane.flavour)
     return InService(
         nftables=isinstance(dataplane, NftablesDataplane), ipvs=isinstance(dataplane, IpvsDataplane)
     )
@@ -68,12 +77,6 @@ def iptables_options(settings: Settings) -> IptablesOptions:
         shared.shield_loopback,
         drop_invalid=not settings.conntrack.tcp_be_liberal,
     )
-
-
-def flavour(settings: Settings) -> Flavour | None:
-    """Say which flavour of iptables was asked for, None for the one that the node uses."""
-    asked = settings.iptables.flavour
-    return None if asked is IptablesFlavour.AUTO else Flavour(asked.value)
 
 
 def ipvs_options(settings: Settings) -> IpvsOptions:

@@ -79,6 +79,11 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
     return Leftovers(tables, tuple(chain(*rules)), services, links, sets, counters, tuple(unread))
 
 
+def find_node_port_services() -> tuple[VirtualService, ...]:
+    """Find kube-proxy's virtual services on the node's own addresses. Raises KernelError."""
+    return ipvs.find_services((), ipvs.find_sets())
+
+
 def find_own_rules(in_service: InService) -> Leftovers:
     """Find the iptables rules that pyproxy itself has left, and that serve no more."""
     found: list[IptablesRemoval] = []

@@ -34,12 +34,22 @@ _SOMEBODY = "somebody"
 
 
 class IpvsDataplane:
-    """Programs IPVS of the network namespace that it was made in; `clock` is monotonic."""
+    """Programs IPVS of the network namespace that it was made in; `clock` is monotonic.
+
+    `adopts` is asked until the first commit for virtual services that others have left: what is
+    wanted of them is made right in place, and the rest goes. It may raise KernelError.
+    """
 
     name: str = "ipvs"
 
-    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        options: Options,
+        clock: Callable[[], float] = time.monotonic,
+        adopts: Callable[[], Iterable[Virtual]] = tuple,
+    ) -> None:
         self._options = options
+        self._adopts = adopts
         self._loaded: Options | None = None
         self._node = NodeAnswer()
         self._programmed: dict[ObjectName, ServiceAnswer] = {}
@@ -245,6 +255,8 @@ class IpvsDataplane:
             )
         )
         listed |= frozenset(self._held.get(VIRTUALS, {}))
+        if self._patrol is None:
+            listed |= frozenset(self._adopts())
         found = {
             virtual: how
             for virtual, how in self._kernel.virtuals().items()

@@ -28,13 +28,14 @@ class Stage:
         self.rules = FakeRules()
         self.now = 1000.0
         self.options = Options()
+        self.adopted: tuple[Virtual, ...] = ()
         monkeypatch.setattr(module, "Kernel", lambda: self.kernel)
         monkeypatch.setattr(module, "RulesTable", lambda: self.rules)
         self.dataplane = self.restarted()
         self.answers: Answers = {}
 
     def restarted(self) -> IpvsDataplane:
-        self.dataplane = IpvsDataplane(self.options, lambda: self.now)
+        self.dataplane = IpvsDataplane(self.options, lambda: self.now, lambda: self.adopted)
         self.dataplane.prepare()
         return self.dataplane
 

@@ -248,6 +248,28 @@ def test_anothers_virtual_service_in_the_way_costs_one_service(stage: Stage) -> 
     assert stage.kernel.how[FOREIGN] == Scheduling("wrr")
 
 
+def test_what_is_adopted_is_made_right_in_place_and_the_rest_of_it_goes(stage: Stage) -> None:
+    wanted = HTTP._replace(address=NODE)
+    stale, foreign = wanted._replace(port=Port(30777)), FOREIGN
+    for virtual in (wanted, stale, foreign):
+        stage.kernel.table[virtual] = {TWO: 1}
+        stage.kernel.how[virtual] = Scheduling("rr")
+    stage.adopted = (wanted, stale)
+    node_port = service(ONE, TWO, address=NODE, scope=Scope.NODE_PORT)
+    assert stage.begin(of(node_port)) == ()
+    # Its connections have until they end, like those of any Service that goes.
+    assert stage.kernel.table[stale] == {TWO: 0}
+    stage.adopted = ()
+    stage.restarted()
+    stage.begin()
+    stage.hang_up()
+    assert stage.kernel.table == {wanted: {ONE: 1, TWO: 1}, foreign: {TWO: 1}}
+    # Whoever makes such a thing later is not the one that left it.
+    stage.kernel.table[stale], stage.kernel.how[stale] = {TWO: 1}, Scheduling("rr")
+    stage.begin()
+    assert stale in stage.kernel.table
+
+
 def test_networks_that_are_excluded_are_anothers(stage: Stage) -> None:
     stage.options = Options(exclude_networks=(parse_network("10.96.7.0/24"),))
     stage.restarted()
