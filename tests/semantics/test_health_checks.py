@@ -73,7 +73,8 @@ def says(node: Proxied, address: str, wanted: Answer, port: int = PORT) -> None:
 
 @pytest.fixture
 def node(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Proxied]:
-    with proxied(mode, network, tmp_path / "x", objects=[web()]) as made:
+    primary = "--nodeport-addresses=primary"
+    with proxied(mode, network, tmp_path / "x", primary, objects=[web()]) as made:
         yield made
 
 

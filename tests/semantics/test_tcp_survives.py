@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pyproxy.config.settings import ProxyMode
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
@@ -59,6 +60,14 @@ class Connection:
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+
+REMEMBERS = {
+    ProxyMode.NFTABLES: "sticky-cluster4",
+    ProxyMode.IPTABLES: "--rcheck",
+    ProxyMode.IPVS: "persistent",
+}
+"""What the kernel's listing has of session affinity."""
 
 
 @contextmanager
@@ -129,7 +138,7 @@ def test_they_outlive_a_change_of_the_services_policy(
             node.is_dropped("ext", "198.51.100.1:80")
             node.is_dropped("a2", "10.96.0.1:80")
         else:
-            node.holds("sticky-cluster4")
+            node.holds(REMEMBERS[mode.proxy_mode])
 
 
 def test_they_outlive_the_agent_and_its_successor(node: Proxied) -> None:
