@@ -5,10 +5,10 @@ from __future__ import annotations
 from pyproxy.agent.machine import local_addresses
 from pyproxy.config.settings import ProxyMode
 from pyproxy.dataplane.iptables.held import IptablesTracer
-from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.dataplane.nftables.held import KernelTracer
 from pyproxy.dataplane.packets import PacketTracer
 from pyproxy.errors import UsageError
+from pyproxy.model.flavour import Flavour
 
 
 def make(mode: ProxyMode, flavour: Flavour | None = None) -> PacketTracer:

@@ -9,7 +9,7 @@ from contextlib import closing
 import msgspec
 from rich.console import RenderableType
 
-from pyproxy.agent import dataplanes, tracers
+from pyproxy.agent import tracers
 from pyproxy.agent.origin import NODE, packet_from
 from pyproxy.commands import live
 from pyproxy.commands.asker import Asker
@@ -100,7 +100,7 @@ def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
             flow = known_flow(conntrack, packet, namespace.source_port)
         if flow is not None:
             return told(account_of(packet, flow))
-    with closing(tracers.make(settings.mode, dataplanes.flavour(settings))) as tracer:
+    with closing(tracers.make(settings.mode, settings.iptables.flavour)) as tracer:
         return told(tracer.trace(packet))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyproxy.dataplane.iptables import account, names
 from pyproxy.dataplane.iptables.fixed import FILTER, NAT, TABLES
-from pyproxy.dataplane.iptables.programs import Flavour, Programs
+from pyproxy.dataplane.iptables.programs import Programs
 from pyproxy.dataplane.iptables.reading import read_rule
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable, target
@@ -19,6 +19,7 @@ from pyproxy.dataplane.iptables.tracer import Machine, trace
 from pyproxy.dataplane.packets import Account, Packet
 from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.model.address import Address, Family, parse_address
+from pyproxy.model.flavour import Flavour
 
 _SEEN = re.compile(r"src=(\S+) ")
 _LISTS = Path("/proc/thread-self/net/xt_recent")

@@ -7,9 +7,8 @@ from functools import partial
 
 from pyproxy.agent import tracers
 from pyproxy.agent.origin import NODE, packet_from
-from pyproxy.config.settings import IptablesFlavour, ProxyMode
+from pyproxy.config.settings import ProxyMode
 from pyproxy.dataplane.conntrack.known import account_of, known_flow
-from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.dataplane.packets import (
     Account,
     Delivered,
@@ -32,8 +31,7 @@ def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck | None:
     """Make the check of one mode; None where the mode has no tracer."""
     if mode.proxy_mode is ProxyMode.IPVS:
         return None
-    auto = mode.flavour is IptablesFlavour.AUTO
-    make = partial(tracers.make, mode.proxy_mode, None if auto else Flavour(mode.flavour.value))
+    make = partial(tracers.make, mode.proxy_mode, mode.flavour)
     return TraceCheck(network, site, network.namespace(site).call(make))
 
 

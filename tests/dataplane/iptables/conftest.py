@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.model.flavour import Flavour
 
 NUMBERS = itertools.count()
 

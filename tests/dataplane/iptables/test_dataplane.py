@@ -19,10 +19,11 @@ from pyproxy.dataplane.iptables import memory, names
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES, Options
 from pyproxy.dataplane.iptables.plan import IptablesPlan
-from pyproxy.dataplane.iptables.programs import Flavour, Programs, detect
+from pyproxy.dataplane.iptables.programs import Programs, detect
 from pyproxy.errors import OutOfStepError, RejectedError
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family, Port, parse_address, parse_network
+from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Frontend, Scope, ServiceAnswer, Use
 from tests.dataplane.nftables.scenes import Scene, scenes

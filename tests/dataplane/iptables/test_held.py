@@ -9,7 +9,6 @@ import pytest
 from pyproxy.dataplane.interface import NodeAnswer
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.held import IptablesTracer
-from pyproxy.dataplane.iptables.programs import Flavour
 from pyproxy.dataplane.packets import (
     Account,
     Answer,
@@ -24,6 +23,7 @@ from pyproxy.dataplane.packets import (
 from pyproxy.errors import UsageError
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Port, Protocol, backend, parse_address, parse_network
+from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 from tests.dataplane.iptables.test_dataplane import program, programming
