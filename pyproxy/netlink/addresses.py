@@ -1,4 +1,4 @@
-"""Network devices and their addresses over rtnetlink, to and from bytes, and who changes them.
+"""Addresses of network devices over rtnetlink, to and from bytes, and who else changes them.
 
 Facts: include/uapi/linux/if_addr.h, rtnetlink(7).
 """
@@ -12,16 +12,15 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, family_of
-from pyproxy.netlink.attributes import attribute, attribute_map, nested, string
+from pyproxy.netlink.attributes import attribute, attribute_map, string, text
 from pyproxy.netlink.nfnetlink import NLM_F_CREATE, NLM_F_EXCL, frames, kernel_error
-from pyproxy.netlink.requests import HEADER_SIZE, NETLINK_ROUTE, Request, Requests
+from pyproxy.netlink.requests import HEADER_SIZE, NETLINK_ROUTE, Request
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 18, 1
+_IFLA_IFNAME = 3
 _SCOPE_LINK = 253
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200
 _FLAGS = attribute(_IFA_FLAGS, struct.pack("=I", _NODAD | _NOPREFIXROUTE))
@@ -58,16 +57,9 @@ def get_addresses() -> Request:
     return Request(_GETADDR, 0, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
-def add_link(name: str, kind: str) -> Request:
-    """Add a device of a kind such as "dummy", down; EEXIST where there is one of this name."""
-    info = nested(_IFLA_LINKINFO, string(_IFLA_INFO_KIND, kind))
-    body = _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name) + info
-    return Request(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def delete_link(number: int) -> Request:
-    """Delete a device with its addresses; ENODEV where there is none."""
-    return Request(_DELLINK, 0, _LINK.pack(0, 0, number, 0, 0))
+def get_link(name: str) -> Request:
+    """Ask for one device; ENODEV where there is none."""
+    return Request(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name))
 
 
 def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
@@ -87,21 +79,25 @@ def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
     return found
 
 
-def device_number(kernel: Requests, name: str) -> int:
-    """Ask for a device's number, 0 where there is none of this name. Raises KernelError."""
-    by_name = _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name)
-    try:
-        answers = kernel.ask(Request(_GETLINK, 0, by_name))
-    except KernelError as error:
-        if error.errno in (errno.ENODEV, errno.ENOENT):
-            return 0
-        raise
-    return next((_LINK.unpack_from(each)[2] for each in answers if len(each) >= _LINK.size), 0)
+def link_number(answers: Iterable[memoryview], name: str) -> int:
+    """Read the answer to `get_link`: the device's number, 0 where there is none."""
+    for answer in answers:
+        if len(answer) < _LINK.size:
+            continue
+        _, _, number, _, _ = _LINK.unpack_from(answer)
+        if text(attribute_map(answer[_LINK.size :]).get(_IFLA_IFNAME, memoryview(b""))) == name:
+            return int(number)
+    return 0
 
 
 def is_as_wished(number: int) -> bool:
     """Tell by its errno whether a refused change finds what it was to bring about."""
     return number in (errno.EEXIST, errno.EADDRNOTAVAIL)
+
+
+def is_missing(number: int) -> bool:
+    """Tell by its errno that there is no such device."""
+    return number in (errno.ENODEV, errno.ENOENT)
 
 
 class Watch:

@@ -11,42 +11,54 @@ something of this mode.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
-from contextlib import closing
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Port, family_of
-from pyproxy.netlink import addresses, ipsets, ipvs
-from pyproxy.netlink.ipvs import Messages, Virtual
-from pyproxy.netlink.nfnetlink import Nfnetlink, kernel_error
-from pyproxy.netlink.requests import NETLINK_GENERIC, NETLINK_ROUTE, Request, Requests
+from pyroute2 import IPVS, IPRoute, IPSet, IPVSService
+from pyroute2.netlink.exceptions import IPSetError, NetlinkError
+
+from pyproxy.model.address import Address, address_text, parse_address
+from pyproxy.netlink.nfnetlink import kernel_error
 from pyproxy.takeover import names
 from pyproxy.takeover.leftovers import VirtualService
 
 T = TypeVar("T")
 
+_IPSET_FLAG_LIST_SETNAME = 1 << 1
 _MISSING = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 """How the kernel says that it has no such subsystem."""
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
+_IPSET_ERR_BUSY = 4100
+_AF = {4: 2, 16: 10}
 
 
-def find_sets(netlink: Nfnetlink) -> tuple[str, ...]:
+def find_sets() -> tuple[str, ...]:
     """Name kube-proxy's ipsets. Raises KernelError."""
-    found: set[str] = _unless_missing(lambda: ipsets.read_names(netlink), set())
-    return tuple(sorted(names.SETS & found))
+
+    def read() -> list[str]:
+        with IPSet() as sets:
+            return [
+                str(each.get_attr("IPSET_ATTR_SETNAME"))
+                for each in sets.list(flags=_IPSET_FLAG_LIST_SETNAME)
+            ]
+
+    nothing: list[str] = []
+    return tuple(sorted(names.SETS.intersection(_asking("listing ipsets", read, nothing))))
 
 
 def find_links() -> tuple[str, ...]:
     """Name kube-proxy's network device, if it is there. Raises KernelError."""
-    with closing(Requests(NETLINK_ROUTE)) as kernel:
-        return (names.DEVICE,) if addresses.device_number(kernel, names.DEVICE) else ()
+
+    def read() -> tuple[str, ...]:
+        with IPRoute() as routes:
+            return (names.DEVICE,) if routes.link_lookup(ifname=names.DEVICE) else ()
+
+    return _asking("looking for a network device", read, ())
 
 
-def find_services(
-    netlink: Nfnetlink, links: tuple[str, ...], sets: tuple[str, ...]
-) -> tuple[VirtualService, ...]:
+def find_services(links: tuple[str, ...], sets: tuple[str, ...]) -> tuple[VirtualService, ...]:
     """List kube-proxy's virtual services by its device and its sets. Raises KernelError.
 
     A device that is not among `links` is not kube-proxy's any more, and neither is what is there.
@@ -57,13 +69,13 @@ def find_services(
     def read() -> tuple[VirtualService, ...]:
         running = _virtual_services()
         own, local = _addresses()
-        return choose(running, own if links else frozenset(), local, _node_ports(netlink, sets))
+        return choose(running, own if links else frozenset(), local, _node_ports(sets))
 
-    return _unless_missing(read, ())
+    return _asking("listing IPVS virtual services", read, ())
 
 
 def choose(
-    running: Iterable[VirtualService],
+    running: list[VirtualService],
     own: frozenset[Address],
     local: frozenset[Address],
     node_ports: frozenset[tuple[int, int]],
@@ -83,75 +95,90 @@ def choose(
 
 def remove_service(service: VirtualService) -> None:
     """Delete a virtual service; one that is gone is all right. Raises KernelError."""
-    with closing(Requests(NETLINK_GENERIC)) as kernel:
-        request = _messages(kernel).delete_virtual(identity(service))
-        _do(kernel, request, f"deleting the IPVS virtual service {service}")
+    with _translated(f"deleting the IPVS virtual service {service}"), IPVS() as ipvs:
+        ipvs.service("del", service=identity(service))
 
 
 def remove_link(name: str) -> None:
     """Delete a network device, with its addresses. Raises KernelError."""
-    with closing(Requests(NETLINK_ROUTE)) as kernel:
-        if number := addresses.device_number(kernel, name):
-            _do(kernel, addresses.delete_link(number), f"deleting the network device {name}")
+    with _translated(f"deleting the network device {name}"), IPRoute() as routes:
+        for index in routes.link_lookup(ifname=name):
+            routes.link("del", index=index)
 
 
-def remove_set(netlink: Nfnetlink, name: str) -> None:
+def remove_set(name: str) -> None:
     """Destroy an ipset. Raises KernelError, TransientKernelError while a rule uses it."""
-    error = ipsets.destroy(netlink, name)
-    if error is not None and error.errno not in _GONE:
-        raise kernel_error(error.errno, f"destroying the ipset {name}") from error
+    with _translated(f"destroying the ipset {name}"), IPSet() as sets:
+        sets.destroy(name)
 
 
-def of_addresses(running: Iterable[Virtual]) -> list[VirtualService]:
-    """Leave out those by a firewall mark, of which kube-proxy makes none."""
-    return [
-        VirtualService(each.protocol, each.address, each.port) for each in running if not each.mark
-    ]
+def decode(message: Any) -> VirtualService | None:
+    """Read one of the kernel's messages; None for a service by a firewall mark."""
+    each = IPVSService.from_message(message)
+    if "addr" not in each:  # kube-proxy makes none of these
+        return None
+    address = parse_address(str(each["addr"]))
+    return VirtualService(int(each["protocol"]), address, int(each["port"]))
 
 
-def identity(service: VirtualService) -> Virtual:
-    """Write what the kernel knows a virtual service by."""
-    address = service.address
-    return Virtual(family_of(address), service.protocol, address, Port(service.port))
-
-
-def _virtual_services() -> list[VirtualService]:
-    with closing(Requests(NETLINK_GENERIC)) as kernel:
-        return of_addresses(ipvs.virtuals(kernel.dump(_messages(kernel).get_virtuals())))
-
-
-def _messages(kernel: Requests) -> Messages:
-    return Messages(ipvs.family_id(kernel.ask(ipvs.get_family())))
-
-
-def _addresses() -> tuple[frozenset[Address], frozenset[Address]]:
-    with closing(Requests(NETLINK_ROUTE)) as kernel:
-        device = addresses.device_number(kernel, names.DEVICE)
-        found: dict[bool, set[Address]] = {True: set(), False: set()}
-        for each in addresses.addresses(kernel.dump(addresses.get_addresses())):
-            found[bool(device) and each.device == device].add(each.address)
-    return frozenset(found[True]), frozenset(found[False])
-
-
-def _node_ports(netlink: Nfnetlink, sets: tuple[str, ...]) -> frozenset[tuple[int, int]]:
-    return frozenset(
-        (protocol, port)
-        for name, protocol in names.NODE_PORT_SETS.items()
-        for each in {name, names.ipv6_set(name)}.intersection(sets)
-        for port in ipsets.read_ports(netlink, each)
+def identity(service: VirtualService) -> Any:
+    """Write what the kernel knows a virtual service by, as pyroute2 takes it."""
+    return IPVSService(
+        af=_AF[len(service.address)],
+        protocol=service.protocol,
+        addr=address_text(service.address),
+        port=service.port,
     )
 
 
-def _unless_missing(read: Callable[[], T], nothing: T) -> T:
+def _virtual_services() -> list[VirtualService]:
+    with IPVS() as ipvs:
+        return [found for message in ipvs.service("dump") if (found := decode(message))]
+
+
+def _addresses() -> tuple[frozenset[Address], frozenset[Address]]:
+    with IPRoute() as routes:
+        device = set(routes.link_lookup(ifname=names.DEVICE))
+        found: dict[bool, set[Address]] = {True: set(), False: set()}
+        for message in routes.get_addr():
+            address = parse_address(str(message.get_attr("IFA_ADDRESS")))
+            found[message["index"] in device].add(address)
+    return frozenset(found[True]), frozenset(found[False])
+
+
+def _node_ports(sets: tuple[str, ...]) -> frozenset[tuple[int, int]]:
+    found: set[tuple[int, int]] = set()
+    with IPSet() as ipset:
+        for name, protocol in names.NODE_PORT_SETS.items():
+            for each in {name, names.ipv6_set(name)}.intersection(sets):
+                found.update((protocol, port) for port in _ports(ipset.list(each)))
+    return frozenset(found)
+
+
+def _ports(messages: Any) -> Iterator[int]:
+    for message in messages:
+        members = message.get_attr("IPSET_ATTR_ADT")
+        for member in members.get_attrs("IPSET_ATTR_DATA") if members else ():
+            port = member.get_attr("IPSET_ATTR_PORT_FROM")
+            if port is not None:
+                yield int(port)
+
+
+def _asking(doing: str, read: Callable[[], T], nothing: T) -> T:
     try:
         return read()
-    except KernelError as error:
-        if error.errno in _MISSING:
+    except (NetlinkError, IPSetError) as error:
+        if error.code in _MISSING:
             return nothing
-        raise
+        raise kernel_error(error.code, doing) from error
 
 
-def _do(kernel: Requests, request: Request, doing: str) -> None:
-    for refusal in kernel.send([request]):
-        if refusal.errno not in _GONE:
-            raise kernel_error(refusal.errno, doing)
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (NetlinkError, IPSetError) as error:
+        if error.code in _GONE:
+            return
+        code = errno.EBUSY if error.code == _IPSET_ERR_BUSY else error.code
+        raise kernel_error(code, doing) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -53,16 +52,12 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
             unread.append(Failure(what, error))
             return ()
 
-    links: tuple[str, ...] = ()
-    services: tuple[VirtualService, ...] = ()
-    with closing(Nfnetlink()) as netlink:
+    netlink = Nfnetlink()
+    try:
         tables = reading("nftables tables", partial(_find_tables, netlink))
         counters = reading("nfacct objects", partial(_find_counters, netlink))
-        sets = reading("ipsets", partial(ipvs.find_sets, netlink))
-        if not in_service.ipvs:
-            links = reading("network devices", ipvs.find_links)
-            find_services = partial(ipvs.find_services, netlink, links, sets)
-            services = reading("IPVS virtual services", find_services)
+    finally:
+        netlink.close()
     if in_service.flavour is not None:
         counters = ()
     rules = [
@@ -76,6 +71,12 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
         )
         for program in tools.PROGRAMS
     ]
+    sets = reading("ipsets", ipvs.find_sets)
+    links: tuple[str, ...] = ()
+    services: tuple[VirtualService, ...] = ()
+    if not in_service.ipvs:
+        links = reading("network devices", ipvs.find_links)
+        services = reading("IPVS virtual services", partial(ipvs.find_services, links, sets))
     return Leftovers(tables, tuple(chain(*rules)), services, links, sets, counters, tuple(unread))
 
 
@@ -104,9 +105,12 @@ def remove(found: Leftovers) -> tuple[Failure, ...]:
     The rules go first, so that every packet is pyproxy's from then on, and what rules use after
     them.
     """
-    with closing(Nfnetlink()) as netlink:
+    netlink = Nfnetlink()
+    try:
         done = [_do(what, step) for what, step in _steps(found, netlink)]
         return tuple(failure for failure in done if failure is not None)
+    finally:
+        netlink.close()
 
 
 def _steps(found: Leftovers, netlink: Nfnetlink) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -119,7 +123,7 @@ def _steps(found: Leftovers, netlink: Nfnetlink) -> Iterator[tuple[str, Callable
     for link in found.links:
         yield f"network device {link}", partial(ipvs.remove_link, link)
     for name in found.sets:
-        yield f"ipset {name}", partial(_once_let_go, partial(ipvs.remove_set, netlink, name))
+        yield f"ipset {name}", partial(_once_let_go, partial(ipvs.remove_set, name))
     for name in found.counters:
         remove_counter = partial(_remove_counter, netlink, name)
         yield f"nfacct object {name}", partial(_once_let_go, remove_counter)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from pyproxy.model.address import Address, Family, Port, parse_address
-from pyproxy.netlink.ipvs import Virtual
-from pyproxy.takeover.ipvs import choose, identity, of_addresses
+import socket
+import struct
+
+import pytest
+from pyroute2.netlink.generic.ipvs import ipvsmsg
+
+from pyproxy.model.address import parse_address
+from pyproxy.netlink.attributes import attribute, nested
+from pyproxy.takeover.ipvs import choose, decode, identity
 from pyproxy.takeover.leftovers import Leftovers, VirtualService
 
 TCP, UDP = 6, 17
@@ -36,7 +42,48 @@ def test_others_virtual_services_are_let_be() -> None:
     assert str(cluster_ip6) == "[fd00:10:96::1]:443 (protocol 6)"
 
 
+def answer(*attributes: bytes) -> ipvsmsg:
+    """A message of IPVS's, as the kernel writes them: include/uapi/linux/ip_vs.h."""
+    rest = [
+        attribute(6, b"rr\0"),
+        attribute(7, struct.pack("=II", 2, 0xFFFFFFFF)),
+        attribute(8, struct.pack("=I", 0)),
+        attribute(9, b"\xff\xff\xff\xff"),
+    ]
+    body = struct.pack("=BBH", 1, 1, 0) + nested(1, *attributes, *rest)
+    message = ipvsmsg(struct.pack("=IHHII", 16 + len(body), 30, 2, 1, 1) + body)
+    message.decode()
+    return message
+
+
+def of_family(family: int) -> bytes:
+    return attribute(1, struct.pack("=H", family))
+
+
+@pytest.mark.parametrize("service", [virtual("10.96.0.1", 443), virtual("fd00:10:96::1", 53, UDP)])
+def test_the_kernels_messages_are_read_and_answered(service: VirtualService) -> None:
+    family = socket.AF_INET if len(service.address) == 4 else socket.AF_INET6
+    found = decode(
+        answer(
+            of_family(family),
+            attribute(2, struct.pack("=H", service.protocol)),
+            attribute(3, service.address.ljust(16, b"\0")),  # 16 bytes in either family
+            attribute(4, struct.pack(">H", service.port)),
+        )
+    )
+    assert found == service
+    written = ipvsmsg()
+    written["attrs"] = [("IPVS_CMD_ATTR_SERVICE", identity(service).dump_nla())]
+    written.encode()
+    sent = bytes(written.data)
+    for part in (
+        of_family(family),
+        attribute(2, struct.pack("=H", service.protocol)),
+        attribute(3, service.address),
+        attribute(4, struct.pack(">H", service.port)),
+    ):
+        assert part in sent
+
+
 def test_services_by_firewall_mark_are_let_be() -> None:
-    service = virtual("fd00:10:96::1", 53, UDP)
-    marked = Virtual(Family.IPV4, 0, Address(b""), Port(0), mark=7)
-    assert of_addresses([marked, identity(service)]) == [service]
+    assert decode(answer(of_family(socket.AF_INET), attribute(5, struct.pack("=I", 7)))) is None

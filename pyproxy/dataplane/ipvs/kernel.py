@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
@@ -112,12 +114,22 @@ class Kernel:
 
     def make_device(self) -> None:
         """Make the device, down and without ARP: its addresses are local all the same."""
-        self._change_device(addresses.add_link(DEVICE, "dummy"), f"adding the device {DEVICE}")
+        try:
+            with IPRoute() as routes:
+                routes.link("add", ifname=DEVICE, kind="dummy")
+        except NetlinkError as error:
+            raise kernel_error(error.code, f"adding the device {DEVICE}") from error
 
     def delete_device(self) -> None:
         """Delete the device with its addresses; one that is not there is all right."""
-        if device := self._device():
-            self._change_device(addresses.delete_link(device), f"deleting the device {DEVICE}")
+        device = self._device()
+        if not device:
+            return
+        try:
+            with IPRoute() as routes:
+                routes.link("del", index=device)
+        except NetlinkError as error:
+            raise kernel_error(error.code, f"deleting the device {DEVICE}") from error
 
     def change_addresses(
         self, gone: Iterable[Address], new: Iterable[Address]
@@ -139,12 +151,14 @@ class Kernel:
             if not addresses.is_as_wished(refusal.errno)
         ]
 
-    def _change_device(self, request: Request, doing: str) -> None:
-        for refusal in self._route.send([request]):
-            raise kernel_error(refusal.errno, doing)
-
     def _device(self) -> int:
-        return addresses.device_number(self._route, DEVICE)
+        try:
+            answers = self._route.ask(addresses.get_link(DEVICE))
+        except KernelError as error:
+            if addresses.is_missing(error.errno):
+                return 0
+            raise
+        return addresses.link_number(answers, DEVICE)
 
 
 def is_ours(
