@@ -82,8 +82,7 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
 
 def find_node_port_services() -> tuple[VirtualService, ...]:
     """Find kube-proxy's virtual services on the node's own addresses. Raises KernelError."""
-    with closing(Nfnetlink()) as netlink:
-        return ipvs.find_services(netlink, (), ipvs.find_sets(netlink))
+    return ipvs.find_services((), ipvs.find_sets())
 
 
 def find_own_rules(in_service: InService) -> Leftovers:
