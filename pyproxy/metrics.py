@@ -18,6 +18,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from pyproxy import __version__
 from pyproxy.model.address import Family
@@ -211,6 +212,10 @@ class Metrics:
             ("table",),
             registry=registry,
         )
+
+    def tell_also(self, collector: Collector) -> None:
+        """Tell at every scrape what another collects as well."""
+        self._registry.register(collector)
 
     def table_fill(self, table: str, fill: Callable[[], float]) -> None:
         """Ask `fill` at every scrape how full a table is, from 0 to 1."""

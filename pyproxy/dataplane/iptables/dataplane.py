@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -12,10 +13,10 @@ from pyproxy.dataplane.iptables import counters
 from pyproxy.dataplane.iptables.compare import compare, fill
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.memory import Memory, Saved
-from pyproxy.dataplane.iptables.plan import IptablesPlan, removal
+from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName, removal
 from pyproxy.dataplane.iptables.programs import Programs, RestoreError, detect
 from pyproxy.dataplane.iptables.watch import Watch
-from pyproxy.errors import OutOfStepError
+from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
@@ -29,6 +30,9 @@ class IptablesDataplane:
 
     All that runs a program, which is all but `plan` and what tells of the past, must be called in
     that namespace. `flavour` is None for the one that the node's other programs use.
+
+    `rules_written` are those that the last write took, by table, and `failures` counts the writes
+    of a family that failed, those of everything (True) and those of what changed (False).
     """
 
     name: str = "iptables"
@@ -39,6 +43,8 @@ class IptablesDataplane:
         self._programs = {family: Programs(family, self.flavour) for family in Family}
         self._memory = Memory(options, tuple(Family))
         self._watch = Watch(self.flavour)
+        self.rules_written: Mapping[TableName, int] = {}
+        self.failures: Counter[tuple[Family, bool]] = Counter()
 
     @property
     def messages_sent(self) -> int:
@@ -54,6 +60,11 @@ class IptablesDataplane:
     def lock_waits(self) -> int:
         """How many times another program held iptables' lock."""
         return sum(each.lock_waits for each in self._programs.values())
+
+    @property
+    def rules(self) -> Mapping[TableName, int]:
+        """How many rules each table has in chains of ours."""
+        return self._memory.rules
 
     def prepare(self) -> None:
         """Find out whether iptables' programs are here and may be used. Raises UsageError."""
@@ -119,7 +130,12 @@ class IptablesDataplane:
         with self._watch.writing(plan.growth(), from_known=from_known):
             for family, programs in self._programs.items():
                 if lines := plan.script(family):
-                    programs.restore(lines)
+                    try:
+                        programs.restore(lines)
+                    except KernelError:
+                        self.failures[family, plan.whole] += 1
+                        raise
+        self.rules_written = plan.rules_written()
         self._memory.remember(plan)
 
     def _set_aside(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:

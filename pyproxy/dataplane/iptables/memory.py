@@ -36,6 +36,7 @@ class Memory:
         self._node = NodeAnswer()
         self._programmed: dict[ObjectName, ServiceAnswer] = {}
         self._forests = {family: Forest(family) for family in families}
+        self.rules: Mapping[TableName, int] = {}
 
     def answer(self, name: ObjectName) -> ServiceAnswer | None:
         """Give what is programmed of a Service."""
@@ -48,12 +49,14 @@ class Memory:
         wanted = {name: answer for name, answer in services.items() if self.answer(name) != answer}
         changes: dict[TableName, TableChange] = {}
         forests = {}
+        rules = dict(self.rules)
         for family, forest, held, asked in self._steps(wanted, node):
             forests[family] = forest
             for table in TABLES:
                 if change := compare(held[table], asked[table]):
                     changes[family, table] = change
-        return IptablesPlan(changes, wanted, forests, node)
+                    rules[family, table] = rules.get((family, table), 0) + change.growth.rules
+        return IptablesPlan(changes, wanted, forests, node, rules=rules)
 
     def undo(self, plan: IptablesPlan) -> IptablesPlan:
         """Plan back to what was committed last, where some tables of `plan` have been written.
@@ -65,7 +68,7 @@ class Memory:
             for table in TABLES:
                 if change := compare(asked[table], held[table]):
                     changes[family, table] = change
-        return IptablesPlan(changes, {}, {})
+        return IptablesPlan(changes, {}, {}, rules=self.rules)
 
     def _steps(
         self, wanted: Mapping[ObjectName, ServiceAnswer | None], node: NodeAnswer | None
@@ -93,12 +96,14 @@ class Memory:
         wanted = {answer.name: answer for answer in services}
         changes: dict[TableName, TableChange] = {}
         forests = {}
+        rules: dict[TableName, int] = {}
         for family in self._families:
             view = self._view(family, node)
             parts = [compile_service(each, family, view) for each in wanted.values()]
             forests[family] = Forest(family).changed((), parts)
             tables = self._tables(family, view, parts, forests[family])
             for table in TABLES:
+                rules[family, table] = sum(len(each) for each in tables[table].values())
                 jumps = tuple(
                     (hook, rule)
                     for where, hook, rule in fixed.jumps(self._options)
@@ -107,7 +112,7 @@ class Memory:
                 held = saved[family].get(table, EMPTY)
                 if change := compare_saved(held, tables[table], jumps):
                     changes[family, table] = change
-        return IptablesPlan(changes, wanted, forests, node, whole=True)
+        return IptablesPlan(changes, wanted, forests, node, whole=True, rules=rules)
 
     def owner(
         self, answers: Iterable[ServiceAnswer], node: NodeAnswer, line: str
@@ -137,6 +142,7 @@ class Memory:
             else:
                 self._programmed[name] = answer
         self._forests.update(plan.forests)
+        self.rules = plan.rules
 
     def _held(self, names: Iterable[ObjectName]) -> Iterable[ServiceAnswer]:
         return [answer for name in names if (answer := self.answer(name))]

@@ -74,8 +74,9 @@ class IptablesPlan(msgspec.Struct, frozen=True):
     """Chains to write and to remove, and what is so once that is done.
 
     `wanted` are the Services that change, None for one that goes. `forests` are those that the
-    families then have. `node` is the node's part where that changes, and `whole` says that the plan
-    was made against what the kernel holds.
+    families then have, and `rules` says how many rules each table has in chains of ours. `node` is
+    the node's part where that changes, and `whole` says that the plan was made against what the
+    kernel holds.
     """
 
     changes: Mapping[TableName, TableChange]
@@ -83,6 +84,7 @@ class IptablesPlan(msgspec.Struct, frozen=True):
     forests: Mapping[Family, Forest]
     node: NodeAnswer | None = None
     whole: bool = False
+    rules: Mapping[TableName, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -106,6 +108,13 @@ class IptablesPlan(msgspec.Struct, frozen=True):
     def growth(self) -> Mapping[TableName, Growth]:
         """How much each table that is written grows."""
         return {table: change.growth for table, change in self.changes.items() if change}
+
+    def rules_written(self) -> Mapping[TableName, int]:
+        """How many rules each table is written, the jumps in the kernel's chains not counted."""
+        return {
+            table: sum(len(rules) for rules in change.chains.values())
+            for table, change in self.changes.items()
+        }
 
     def counts(self) -> Mapping[str, int]:
         """How many chains are written or removed, and how many rules are written."""

@@ -13,7 +13,9 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
+from pyproxy.agent.restores import Restores
 from pyproxy.dataplane.interface import Changes, Drift, NodeAnswer
 from pyproxy.dataplane.iptables import memory, names
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
@@ -22,6 +24,7 @@ from pyproxy.dataplane.iptables.plan import IptablesPlan
 from pyproxy.dataplane.iptables.programs import Programs, detect
 from pyproxy.errors import OutOfStepError, RejectedError
 from pyproxy.lab.namespace import Namespace
+from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family, Port, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
@@ -120,6 +123,40 @@ def test_a_changed_endpoint_writes_its_services_chain_and_no_more(
         assert dataplane.messages_sent - before == 8
         answers[7] = more
         assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
+
+
+def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    metrics = Metrics()
+    with programming(namespace, flavour) as dataplane:
+        metrics.tell_also(Restores(dataplane))
+        program(namespace, dataplane, [numbered(each) for each in range(3)])
+        for answer in (numbered(1, 4), numbered(4)):
+            plan = dataplane.plan(Changes({answer.name: answer}))
+            assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+        bad = misfit(numbered(5))
+        with pytest.raises(OutOfStepError):
+            plan = dataplane.plan(Changes({bad.name: bad}))
+            namespace.call(lambda: dataplane.commit(plan))
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for metric in text_string_to_metric_families(metrics.exposition().decode())
+            for sample in metric.samples
+        }
+        told = found["kubeproxy_sync_proxy_rules_iptables_total", "IPv4", "nat"]
+        inside = held(namespace, flavour)
+        assert told == sum(
+            len(rules)
+            for (table, chain), rules in inside.items()
+            if table == "nat" and chain not in HOOKS
+        )
+        # A chain of three endpoints, a masquerading rule, and the four frontends listed.
+        assert found["kubeproxy_sync_proxy_rules_iptables_last", "IPv4", "nat"] == 8
+        for which, count in (("partial_restore", 1), ("restore", 0)):
+            name = f"kubeproxy_sync_proxy_rules_iptables_{which}_failures_total"
+            assert found[name, "IPv4"] == count
+        assert found["pyproxy_iptables_lock_waits_total",] == dataplane.lock_waits
 
 
 def test_a_service_that_goes_touches_the_chains_on_its_way(

@@ -1,0 +1,51 @@
+"""What iptables mode tells of its rules and its writes, under kube-proxy's names where it has one.
+
+Facts: the names and labels are those of kube-proxy v1.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+from pyproxy.dataplane.iptables.plan import TableName
+from pyproxy.model.address import Family
+
+_SYNC = "kubeproxy_sync_proxy_rules_iptables"
+
+
+class Restores:
+    """Asks the dataplane at every scrape, in whichever thread that is."""
+
+    def __init__(self, dataplane: IptablesDataplane) -> None:
+        self._dataplane = dataplane
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all of them, as Prometheus' registry asks for them."""
+        dataplane = self._dataplane
+        yield _rules(f"{_SYNC}_total", "Rules in chains of ours", dataplane.rules)
+        yield _rules(f"{_SYNC}_last", "Rules that the last write took", dataplane.rules_written)
+        yield self._failures(f"{_SYNC}_restore_failures", "Writes of everything that failed", True)
+        yield self._failures(
+            f"{_SYNC}_partial_restore_failures", "Writes of what changed that failed", False
+        )
+        yield CounterMetricFamily(
+            "pyproxy_iptables_lock_waits",
+            "Writes that had to wait for another program, which held the lock of iptables",
+            value=dataplane.lock_waits,
+        )
+
+    def _failures(self, name: str, documentation: str, whole: bool) -> Metric:
+        found = CounterMetricFamily(name, documentation, labels=("ip_family",))
+        for family in Family:
+            found.add_metric((family.label,), self._dataplane.failures[family, whole])
+        return found
+
+
+def _rules(name: str, documentation: str, rules: Mapping[TableName, int]) -> Metric:
+    found = GaugeMetricFamily(name, documentation, labels=("ip_family", "table"))
+    for (family, table), count in rules.items():
+        found.add_metric((family.label, table), count)
+    return found
