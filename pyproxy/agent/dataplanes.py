@@ -7,6 +7,7 @@ from typing import Any
 
 from pyproxy import takeover
 from pyproxy.agent import loopback
+from pyproxy.agent.restores import Restores
 from pyproxy.config.settings import LocalMode, ProxyMode, Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
@@ -15,6 +16,7 @@ from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.ruleset import Options as IpvsOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.metrics import Metrics
 from pyproxy.model.address import Port, family_of
 from pyproxy.netlink.ipvs import Virtual
 from pyproxy.takeover import InService
@@ -39,6 +41,14 @@ def _left_by_kube_proxy() -> Iterator[Virtual]:
     # Those on the device kube-ipvs0 are told by that alone.
     for each in takeover.find_node_port_services():
         yield Virtual(family_of(each.address), each.protocol, each.address, Port(each.port))
+
+
+def metrics(dataplane: Dataplane[Any]) -> Metrics:
+    """Make the metrics of an agent that has this dataplane."""
+    made = Metrics()
+    if isinstance(dataplane, IptablesDataplane):
+        made.tell_also(Restores(dataplane))
+    return made
 
 
 def stays(dataplane: Dataplane[Any]) -> InService:

@@ -88,7 +88,7 @@ def _serve(
     settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: Ending
 ) -> None:
     with ExitStack() as stack:
-        metrics, health = Metrics(), Health(settings.pace.sync_period)
+        metrics, health = dataplanes.metrics(dataplane), Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)

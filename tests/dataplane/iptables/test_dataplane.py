@@ -136,8 +136,8 @@ def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
             plan = dataplane.plan(Changes({answer.name: answer}))
             assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
         bad = misfit(numbered(5))
+        plan = dataplane.plan(Changes({bad.name: bad}))
         with pytest.raises(OutOfStepError):
-            plan = dataplane.plan(Changes({bad.name: bad}))
             namespace.call(lambda: dataplane.commit(plan))
         found = {
             (sample.name, *sample.labels.values()): sample.value
