@@ -82,24 +82,25 @@ def _command(arguments: Sequence[str]) -> int:
         return _write_config(settings, command_line.write_config_to(namespace))
     _prepare_logs(settings)
     # The agent brings libraries with it that --help should not wait for.
-    from pyproxy import agent  # noqa: PLC0415
+    from pyproxy.agent import wiring  # noqa: PLC0415
 
     if task is Task.CLEANUP:
-        return agent.cleanup(settings)
+        return wiring.cleanup(settings)
     if task is Task.INITIALIZE:
-        return agent.initialize(settings)
+        return wiring.initialize(settings)
     return _serve(settings, namespace)
 
 
 def _serve(settings: Settings, namespace: argparse.Namespace) -> int:
-    from pyproxy import agent  # noqa: PLC0415
+    from pyproxy.agent import wiring  # noqa: PLC0415
+    from pyproxy.agent.ending import Ending  # noqa: PLC0415
 
     read = partial(command_line.settings, namespace)
-    with agent.Ending() as ending:
-        changed = agent.run(settings, read, ending)
+    with Ending() as ending:
+        changed = wiring.run(settings, read, ending)
         while changed is not None and not ending.is_asked_for:
             _prepare_logs(changed)
-            changed = agent.run(changed, read, ending)
+            changed = wiring.run(changed, read, ending)
     return 0
 
 

@@ -168,7 +168,7 @@ def agent(monkeypatch):
     agent = Agent()
     agent.calls.clear()
     for what in ("run", "cleanup", "initialize"):
-        monkeypatch.setattr(f"pyproxy.agent.{what}", partial(agent.end, what))
+        monkeypatch.setattr(f"pyproxy.agent.wiring.{what}", partial(agent.end, what))
     return agent
 
 
@@ -234,7 +234,7 @@ def test_an_agent_that_ends_with_other_settings_is_run_with_them(agent, monkeypa
         assert read().node_name == "a"
         return outcomes.pop(0)
 
-    monkeypatch.setattr("pyproxy.agent.run", run)
+    monkeypatch.setattr("pyproxy.agent.wiring.run", run)
     assert main(["run", "--hostname-override=a"]) == 0
     assert [name for _, name in agent.calls] == ["a", "b", "c"]
 
@@ -249,7 +249,7 @@ def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return Settings("b")
 
-    monkeypatch.setattr("pyproxy.agent.run", run)
+    monkeypatch.setattr("pyproxy.agent.wiring.run", run)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["run", "--hostname-override=a"]) == 0
     assert seen == ["a", "told"]
@@ -262,7 +262,7 @@ def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch):
 )
 def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(monkeypatch, arguments, takeover):
     seen = []
-    monkeypatch.setattr("pyproxy.agent.run", lambda settings, *_: seen.append(settings))
+    monkeypatch.setattr("pyproxy.agent.wiring.run", lambda settings, *_: seen.append(settings))
     assert kube_proxy(arguments) == 0
     assert [settings.takeover for settings in seen] == [takeover]
 
@@ -298,9 +298,26 @@ def test_help_names_everything_and_needs_no_library_of_the_agent(command):
 
 
 def test_what_needs_no_api_server_does_not_wait_for_its_client() -> None:
-    program = "import sys, pyproxy.agent; print({'kubernetes', 'watchfiles'} & sys.modules.keys())"
+    program = (
+        "import sys, pyproxy.agent.wiring\nprint({'kubernetes', 'watchfiles'} & sys.modules.keys())"
+    )
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("command", ["status", "services", "explain"])
+def test_a_question_to_an_agent_waits_for_no_library_of_the_agent(command: str) -> None:
+    program = (
+        "import sys, pyproxy.agent.dataplanes\n"
+        "from pyproxy.commands import catalogue\n"
+        f"catalogue.COMMANDS[{command!r}].load()\n"
+        "heavy = {'kubernetes', 'urllib3', 'prometheus_client', 'asyncio'}\n"
+        "print(heavy & sys.modules.keys())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     assert run.stdout == "set()\n"
 
 

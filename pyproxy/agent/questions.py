@@ -19,13 +19,16 @@ import msgspec
 from pyproxy.agent import dataplanes
 from pyproxy.agent.core import Agent, Commit
 from pyproxy.agent.world import World
-from pyproxy.config.settings import Settings
+from pyproxy.config.settings import ProxyMode, Settings
 from pyproxy.dataplane.interface import Fill, Readable
 from pyproxy.errors import PyproxyError
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.source.client import Client
+from pyproxy.source.found import Lookup
+from pyproxy.source.lookup import look_up
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +128,12 @@ def _endpoints(answer: ServiceAnswer | None) -> int:
 class About(msgspec.Struct, frozen=True):
     """What an agent does not know of itself.
 
-    `api_age` gives seconds, `wall_clock` and `started` are in seconds since the epoch.
+    `client` is None where a folder is served in the API's place. `api_age` gives seconds,
+    `wall_clock` and `started` are in seconds since the epoch.
     """
 
     settings: Settings
+    client: Client | None
     health: Health
     api_age: Callable[[], float]
     wall_clock: Callable[[], float]
@@ -164,6 +169,9 @@ class Witness:
 
     def fill(self) -> tuple[Fill, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
+        if self._about.settings.mode is ProxyMode.IPTABLES:
+            # To find out which programs the node uses takes long, and there is nothing to say.
+            return ()
         try:
             # The agent's own is its thread's alone.
             with closing(dataplanes.make(self._about.settings)) as dataplane:
@@ -171,6 +179,13 @@ class Witness:
         except PyproxyError as error:
             log.debug("how full the tables are is not to be had: %s", error)
             return ()
+
+    def look_up(self, name: ObjectName) -> Lookup:
+        """Ask the API server for a Service and its pods, in the asker's thread."""
+        if self._about.client is None:
+            why = f"the folder {self._about.settings.manifests} is served in the API's place"
+            return Lookup(service_not_asked=why, pods_not_asked=why)
+        return look_up(self._about.client, name)
 
     @contextmanager
     def follow(self) -> Iterator[Iterator[Change | None]]:

@@ -6,11 +6,14 @@ Facts: the names and labels are those of kube-proxy v1.36.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.plan import TableName
+from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 
 _SYNC = "kubeproxy_sync_proxy_rules_iptables"
@@ -42,6 +45,14 @@ class Restores:
         for family in Family:
             found.add_metric((family.label,), self._dataplane.failures[family, whole])
         return found
+
+
+def metrics_of(dataplane: Dataplane[Any]) -> Metrics:
+    """Make the metrics of an agent that has this dataplane."""
+    made = Metrics()
+    if isinstance(dataplane, IptablesDataplane):
+        made.tell_also(Restores(dataplane))
+    return made
 
 
 def _rules(name: str, documentation: str, rules: Mapping[TableName, int]) -> Metric:

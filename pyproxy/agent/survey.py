@@ -14,7 +14,7 @@ from pyproxy.agent.machine import local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.questions import About, Memory, Question, Witness
-from pyproxy.agent.wiring import client_of, source_of
+from pyproxy.agent.sources import client_of, source_of
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
 from pyproxy.errors import Problem, SourceError
@@ -22,6 +22,7 @@ from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.events import Event
 from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.source.client import Client
 from pyproxy.source.manifests import read_file
 
 _PATIENCE = 15.0
@@ -92,17 +93,17 @@ def survey(settings: Settings, files: Iterable[Path] = ()) -> Witness:
     agent = Agent(
         Paper(settings.mode.value), NodeRules(settings, local_addresses), Pace(0.0), observers
     )
-    _read(settings, agent)
+    client = client_of(settings, None)
+    _read(settings, client, agent)
     for event in (event for path in files for event in read_file(path)):
         agent.hear(event)
     agent.sync()
-    about = About(settings, health, lambda: 0.0, time.time, time.time())
+    about = About(settings, client, health, lambda: 0.0, time.time, time.time())
     return Witness(agent, memory, about, _at_once)
 
 
-def _read(settings: Settings, agent: Agent[_NoPlan]) -> None:
+def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> None:
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    client = client_of(settings, None)
     source = source_of(settings, client, inbox.put)
     source.start()
     deadline = time.monotonic() + _PATIENCE

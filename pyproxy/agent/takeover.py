@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from pyproxy import takeover
 from pyproxy.agent import leavings
 from pyproxy.agent.core import Commit
 from pyproxy.agent.world import World
+from pyproxy.dataplane.interface import Dataplane
+from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.errors import KernelError, PermissionKernelError
 from pyproxy.metrics import Metrics
 from pyproxy.takeover import InService, Leftovers
@@ -24,6 +29,15 @@ log = logging.getLogger(__name__)
 
 _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds before each attempt: what fails for longer is for a person to look at."""
+
+
+def stays(dataplane: Dataplane[Any]) -> InService:
+    """Say what this dataplane serves with, which must stay where other things go."""
+    if isinstance(dataplane, IptablesDataplane):
+        return InService(flavour=dataplane.flavour)
+    return InService(
+        nftables=isinstance(dataplane, NftablesDataplane), ipvs=isinstance(dataplane, IpvsDataplane)
+    )
 
 
 class Takeover:

@@ -6,8 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights, supervise
 from pyproxy.agent.config_file import ConfigFile
@@ -21,8 +20,10 @@ from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.questions import About, Memory, Witness
+from pyproxy.agent.restores import metrics_of
+from pyproxy.agent.sources import client_of, source_of
 from pyproxy.agent.sysctls import Machine
-from pyproxy.agent.takeover import Takeover, remove_leftovers
+from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
@@ -32,12 +33,8 @@ from pyproxy.health.service_checks import ServiceChecks
 from pyproxy.health.state import Health
 from pyproxy.inspect.catalogue import BY_PATH
 from pyproxy.inspect.server import Server
-from pyproxy.metrics import Metrics
-from pyproxy.model.events import Event
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.source.announce import Announcer
-from pyproxy.source.client import Client
-from pyproxy.source.kubernetes import KubernetesSource
 from pyproxy.takeover import InService, has_legacy_rules
 
 log = logging.getLogger(__name__)
@@ -45,22 +42,6 @@ log = logging.getLogger(__name__)
 _CHORE_SECONDS = 1.0
 _PREFLIGHT_FROM = 2  # as klog's convention has it: what an operator wants to know
 _MODES = "modes that this machine can serve in: %s"
-
-
-class Source(Protocol):
-    """Where events come from."""
-
-    def start(self) -> None:
-        """Begin; returns at once."""
-        ...
-
-    def stop(self) -> None:
-        """End within about a second."""
-        ...
-
-    def age(self) -> float:
-        """Seconds since it was last heard of."""
-        ...
 
 
 def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Settings | None:
@@ -88,7 +69,7 @@ def _serve(
     settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: Ending
 ) -> None:
     with ExitStack() as stack:
-        metrics, health = dataplanes.metrics(dataplane), Health(settings.pace.sync_period)
+        metrics, health = metrics_of(dataplane), Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
@@ -116,7 +97,7 @@ def _serve(
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
             memory,
-            Takeover(metrics, dataplanes.stays(dataplane), asked_for=settings.takeover),
+            Takeover(metrics, stays(dataplane), asked_for=settings.takeover),
         ]
         agent = Agent(
             dataplane,
@@ -136,7 +117,7 @@ def _serve(
             announcer.starting()
             announcer.start()
             stack.callback(announcer.stop)
-        about = About(settings, health, source.age, time.time, time.time())
+        about = About(settings, client, health, source.age, time.time, time.time())
         stack.enter_context(_asked(Witness(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)
         source.start()
@@ -222,22 +203,3 @@ def cleanup(settings: Settings) -> int:
             "CAP_NET_RAW"
         ) from error
     return 0 if clean else 1
-
-
-def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:
-    """Make the client, of which nothing is sent yet. Raises UsageError."""
-    if settings.manifests:
-        return None
-    # Libraries that only one kind of source needs take half of a start's time to import.
-    from pyproxy.source.connect import connect  # noqa: PLC0415
-
-    return connect(settings.api.kubeconfig, settings.api.master, metrics)
-
-
-def source_of(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:
-    """Make what events come from: that client's server, or the folder of manifests."""
-    if client is None:
-        from pyproxy.source.manifests import ManifestSource  # noqa: PLC0415
-
-        return ManifestSource(Path(settings.manifests), settings.node_name, emit)
-    return KubernetesSource(client, settings.node_name, emit)

@@ -9,7 +9,6 @@ from contextlib import closing
 from rich.console import RenderableType
 from rich.text import Text
 
-from pyproxy.agent.wiring import client_of
 from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
 from pyproxy.commands.output import BAD, DIM, GOOD, table, text
@@ -19,12 +18,13 @@ from pyproxy.dataplane.interface import Held, NodeAnswer, Readable
 from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
 from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, explain
+from pyproxy.inspect.lookup import LOOKUP, Named
 from pyproxy.inspect.target import parse
 from pyproxy.model.address import Address, Backend, backend_text, parse_address
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
 from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.source.lookup import Lookup, look_up
+from pyproxy.source.found import Lookup
 
 _SIGNS = {
     Mark.TICK: ("✓", GOOD),
@@ -54,7 +54,7 @@ def ask(asker: Asker, namespace: argparse.Namespace) -> Explanation:
     parse(namespace.target)
     sender = _sender(namespace.sender)
     evidence = asker.ask(EVIDENCE, Target(namespace.target))
-    case = Case(evidence, _lookup(evidence), _kernel(evidence), sender)
+    case = Case(evidence, _lookup(asker, evidence), _kernel(evidence), sender)
     return explain(namespace.target, case)
 
 
@@ -65,17 +65,12 @@ def _sender(given: str | None) -> Address | None:
         raise UsageError(f"--from: {error}") from error
 
 
-def _lookup(evidence: Evidence) -> Lookup:
-    if evidence.resolved.name is None:
+def _lookup(asker: Asker, evidence: Evidence) -> Lookup:
+    name = evidence.resolved.name
+    if name is None:
         return Lookup(service_not_asked="no name to ask for", pods_not_asked="no name to ask for")
-    try:
-        client = client_of(evidence.settings, None)
-    except UsageError as error:
-        return Lookup(service_not_asked=str(error), pods_not_asked=str(error))
-    if client is None:
-        why = f"the folder {evidence.settings.manifests} is served in the API's place"
-        return Lookup(service_not_asked=why, pods_not_asked=why)
-    return look_up(client, evidence.resolved.name)
+    # Who answered before has a client for the API already, with the rights that count here.
+    return asker.ask(LOOKUP, Named(str(name)))
 
 
 def _kernel(evidence: Evidence) -> KernelFacts:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pyproxy.agent.origin import NODE, OUTSIDE
-from pyproxy.agent.wiring import client_of
 from pyproxy.config.settings import Settings
 from pyproxy.errors import UsageError
 from pyproxy.model.address import family_of, parse_address
 from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.model.objects import ObjectName
-from pyproxy.source.lookup import pod_addresses
 
 FORM = f"ADDRESS|NAMESPACE/POD|{NODE}|{OUTSIDE}"
 
@@ -32,6 +30,10 @@ def sender_of(given: str, target: Destination, settings: Settings) -> str:
     namespace, _, name = given.partition("/")
     if not namespace or not name or "/" in name:
         raise UsageError(f"--from {given}: write a pod as NAMESPACE/NAME")
+    # Who names an address does not wait for a client.
+    from pyproxy.agent.sources import client_of  # noqa: PLC0415
+    from pyproxy.source.lookup import pod_addresses  # noqa: PLC0415
+
     client = client_of(settings, None)
     if client is None:
         raise UsageError(

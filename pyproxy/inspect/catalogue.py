@@ -7,6 +7,7 @@ from typing import Any
 from pyproxy.inspect.desired import DESIRED
 from pyproxy.inspect.endpoint import Endpoint, Stream
 from pyproxy.inspect.evidence import EVIDENCE
+from pyproxy.inspect.lookup import LOOKUP
 from pyproxy.inspect.services import SERVICES
 from pyproxy.inspect.status import STATUS
 from pyproxy.inspect.watch import WATCH
@@ -16,6 +17,7 @@ ENDPOINTS: tuple[Endpoint[Any, Any] | Stream[Any, Any], ...] = (
     SERVICES,
     DESIRED,
     EVIDENCE,
+    LOOKUP,
     WATCH,
 )
 

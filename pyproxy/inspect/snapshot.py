@@ -14,6 +14,7 @@ from pyproxy.errors import Problem
 from pyproxy.health.state import Report
 from pyproxy.model.objects import EndpointSlice, Node, ObjectName, Service
 from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.source.found import Lookup
 
 
 class Sync(msgspec.Struct, frozen=True):
@@ -95,6 +96,10 @@ class Witness(Protocol):
 
     def fill(self) -> tuple[Fill, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
+        ...
+
+    def look_up(self, name: ObjectName) -> Lookup:
+        """Ask the API server for a Service and its pods; what goes wrong is part of the answer."""
         ...
 
     def follow(self) -> AbstractContextManager[Iterator[Change | None]]:

@@ -24,7 +24,6 @@ def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAns
     """Compare what iptables-save said with what a Service should have."""
     missing: list[str] = []
     extra: list[str] = []
-    amiss: list[str] = []
     for family, tables in saved.items():
         view = View(options, fixed.pods(family, options, node.pod_networks))
         part = compile_service(wanted, family, view)
@@ -43,8 +42,16 @@ def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAns
             found = dict(_ways(held, chains, ways))
             missing += [before + f"a rule {text}" for text in sorted(ways - found.keys())]
             extra += [before + line for text, line in found.items() if text not in ways]
-        amiss += _amiss(family, tables, options, view)
-    return Held(tuple(missing), tuple(extra), tuple(amiss))
+    return Held(tuple(missing), tuple(extra), amiss(saved, options, node))
+
+
+def amiss(saved: Saved, options: Options, node: NodeAnswer) -> tuple[str, ...]:
+    """Name what is not as it should be of the chains that are there whatever Services there are."""
+    found: list[str] = []
+    for family, tables in saved.items():
+        view = View(options, fixed.pods(family, options, node.pod_networks))
+        found += _amiss(family, tables, options, view)
+    return tuple(found)
 
 
 def fill(saved: Saved) -> tuple[Fill, ...]:

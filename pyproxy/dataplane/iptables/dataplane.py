@@ -10,7 +10,7 @@ import msgspec
 
 from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.iptables import counters
-from pyproxy.dataplane.iptables.compare import compare, fill
+from pyproxy.dataplane.iptables.compare import amiss, compare, fill
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.memory import Memory, Saved
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName, removal
@@ -86,6 +86,10 @@ class IptablesDataplane:
     def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
         """Compare what the kernel holds of one Service with what it should; KernelError."""
         return compare(self._save(), wanted, self._options, node)
+
+    def amiss(self, node: NodeAnswer) -> tuple[str, ...]:
+        """Name what is not as it should be of the chains that all Services share; KernelError."""
+        return amiss(self._save(), self._options, node)
 
     def fill(self) -> tuple[Fill, ...]:
         """Count the rules of each table; KernelError."""

@@ -14,7 +14,7 @@ from pyproxy.model.address import Address, Backend, Family, family_of
 from pyproxy.model.objects import Endpoint, ObjectName, Service, ServicePort
 from pyproxy.policy.answer import PortAnswer
 from pyproxy.policy.backends import join
-from pyproxy.source.lookup import Lookup
+from pyproxy.source.found import Lookup
 
 
 class Mark(enum.Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyproxy.errors import Reason
 from pyproxy.inspect.explain.case import Case, Mark, Step, listed, plural
 from pyproxy.model.address import address_text
-from pyproxy.source.lookup import FoundService
+from pyproxy.source.found import FoundService
 
 _SILENT_AFTER = 120.0
 """Seconds without a word from the API server that are more than a watch's usual silence."""
