@@ -65,12 +65,13 @@ class Failure(msgspec.Struct, frozen=True):
 class Held(msgspec.Struct, frozen=True):
     """How what the kernel holds of one Service differs from what it should, in lines for people.
 
-    `rules` is what is amiss with the part that all Services share.
+    `rules` is what is amiss with the part that all Services share. `kind` is what the lines name.
     """
 
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    kind: str = "element"
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.extra or self.rules)

@@ -42,7 +42,7 @@ def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAns
             found = dict(_ways(held, chains, ways))
             missing += [before + f"a rule {text}" for text in sorted(ways - found.keys())]
             extra += [before + line for text, line in found.items() if text not in ways]
-    return Held(tuple(missing), tuple(extra), amiss(saved, options, node))
+    return Held(tuple(missing), tuple(extra), amiss(saved, options, node), "rule")
 
 
 def amiss(saved: Saved, options: Options, node: NodeAnswer) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def elements(case: Case) -> Step:
     if not held:
         return Step(name, Mark.TICK, "holds all of it, and nothing else")
     what = [
-        *([f"{plural(len(held.missing), 'element')} missing"] if held.missing else []),
-        *([f"{plural(len(held.extra), 'element')} that should not be"] if held.extra else []),
+        *([f"{plural(len(held.missing), held.kind)} missing"] if held.missing else []),
+        *([f"{plural(len(held.extra), held.kind)} that should not be"] if held.extra else []),
         *held.rules,
     ]
     return Step(

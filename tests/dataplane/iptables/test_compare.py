@@ -49,7 +49,7 @@ def test_nothing_is_said_of_any_service_that_is_as_it_should_be(scene: Scene) ->
     answers = list(scene.answers().values())
     held = kernel(*answers)
     for answer in answers:
-        assert compare(held, answer, Options(), NODE) == Held()
+        assert compare(held, answer, Options(), NODE) == Held(kind="rule")
 
 
 @pytest.mark.parametrize("harm", ["rule", "stranger", "order", "chain", "way", "other way"])
@@ -83,7 +83,7 @@ def test_what_is_amiss_with_a_service_is_named(harm: str) -> None:
         case "other way":
             chains[branch].append(f"-j {name}")
             extra = (f"IPv4 nat: -A {branch} -j {name}",)
-    assert compare(held, wanted, Options(), NODE) == Held(missing, extra)
+    assert compare(held, wanted, Options(), NODE) == Held(missing, extra, kind="rule")
 
 
 def test_what_is_amiss_with_the_part_of_all_is_named() -> None:

@@ -1,0 +1,80 @@
+"""`explain` and `diff` in iptables mode name what somebody has changed, in both flavours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.lab.modes import LabMode
+from tests.agent.live import endpoint_slice, service
+from tests.inspect.node import SITE, Answer, InspectedNode, inspected_node
+
+pytestmark = [pytest.mark.kernel, pytest.mark.modes("iptables-legacy", "iptables-nft")]
+
+TARGET = "shop/web"
+PORTALS = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+
+
+@pytest.fixture(scope="module")
+def programmed(mode: LabMode) -> Iterator[InspectedNode]:
+    with inspected_node(*mode.flags) as made:
+        made.create(
+            service("web", "10.96.0.60"), endpoint_slice("web", ["10.244.1.11", "10.244.2.11"])
+        )
+        yield made
+
+
+def iptables(node: InspectedNode, mode: LabMode, *words: str) -> str:
+    program = f"iptables-{mode.flavour.value}"
+    return node.cluster.network.namespace(SITE).run([program, "-t", "nat", *words]).stdout
+
+
+def crossed(answer: Answer) -> list[tuple[str, str, list[str]]]:
+    steps = answer.json["steps"]
+    return [(s["name"], s["says"], s["lines"]) for s in steps if s["mark"] == "wrong"]
+
+
+def test_nothing_is_crossed_where_all_is_well(programmed: InspectedNode) -> None:
+    answer = programmed.command("explain", TARGET, "-o", "json")
+    assert crossed(answer) == []
+    (kernel,) = (step for step in answer.json["steps"] if step["name"] == "kernel")
+    assert kernel["mark"] == "ok"
+    difference = programmed.command("diff", "-o", "json").json
+    assert (difference["same"], difference["lines"], difference["rules"]) == (True, [], [])
+
+
+def test_a_rule_that_is_gone_is_named(programmed: InspectedNode, mode: LabMode) -> None:
+    chain, gone = next(
+        (chain, text)
+        for chain, text in (
+            line.removeprefix("-A ").split(" ", 1)
+            for line in iptables(programmed, mode, "-S").splitlines()
+            if line.startswith("-A KUBE-SVC-")
+        )
+        if "--to-destination 10.244.1.11:8080" in text or "KUBE-SEP-" in text
+    )
+    with programmed.paused():
+        iptables(programmed, mode, "-D", chain, *gone.split())
+        explained = programmed.alone("explain", TARGET, "-o", "json", *mode.flags)
+        difference = programmed.alone("diff", "-o", "json", *mode.flags)
+    ((name, says, lines),) = crossed(explained)
+    assert (name, lines) == ("kernel", [f"missing: IPv4 nat: -A {chain} {gone}"])
+    assert says == "the kernel does not hold what it should: 1 rule missing"
+    assert difference.status == 1
+    assert f"-A {chain} {gone}" in difference.json["lines"]
+    assert difference.json["rules"] == []
+    programmed.repaired()
+
+
+def test_what_all_services_share_is_named(programmed: InspectedNode, mode: LabMode) -> None:
+    with programmed.paused():
+        iptables(programmed, mode, "-F", "PREROUTING")
+        explained = programmed.alone("explain", TARGET, "-o", "json", *mode.flags)
+        difference = programmed.alone("diff", "-o", "json", *mode.flags)
+    said = f"IPv4 nat: PREROUTING lacks {PORTALS}"
+    ((name, says, _),) = crossed(explained)
+    assert (name, says) == ("kernel", f"the kernel does not hold what it should: {said}")
+    assert (difference.status, difference.json["rules"]) == (1, [said])
+    assert difference.json["lines"] == ["*nat", f"-I PREROUTING {PORTALS}", "COMMIT"]
+    programmed.repaired()
