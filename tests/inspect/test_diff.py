@@ -100,6 +100,24 @@ def test_it_says_what_manifests_would_change(node: InspectedNode) -> None:
     assert node.command("diff").status == 0
 
 
+def test_a_folder_in_the_apis_place_is_what_is_asked_about(node: InspectedNode) -> None:
+    node.create(*WEB)
+    folder = node.cluster.folder / "wanted"
+    folder.mkdir()
+    wanted = (service("api", "10.96.0.21"), endpoint_slice("api", ["10.244.1.11"]))
+    for number, obj in enumerate(wanted):
+        (folder / f"{number}.json").write_text(json.dumps(obj))
+    answer = node.command("diff", "--manifests", str(folder), "-o", "json")
+    lines = [line for line in answer.json["lines"] if " services4 " in line]
+    assert [line.split(" : ")[0] for line in lines if line.startswith("add ")] == [
+        'add element inet pyproxy services4 { 10.96.0.21 . tcp . 80 comment "shop/api:http"'
+    ]
+    gone = f"delete element inet pyproxy services4 {{ {FRONTEND} "
+    assert [line for line in lines if line.startswith(gone)]
+    assert answer.status == 1
+    assert node.command("diff").status == 0
+
+
 def test_a_file_that_is_none_is_a_mistake(node: InspectedNode) -> None:
     answer = node.command("diff", "-f", "/none.yaml")
     assert answer.status == 2
