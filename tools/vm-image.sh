@@ -23,7 +23,8 @@ printf '%s\n' "$library" "$packages" >"$staging/folders"
 tar -c -C "$library" --exclude=./site-packages --exclude=./dist-packages --exclude=./test \
     --exclude='./config-*' . | tar -x -C "$staging$library"
 tar -c -C "$packages" --exclude='./mypy*' --exclude='./*__mypyc*' --exclude='./numpy*' \
-    --exclude='./matplotlib*' --exclude='./fontTools' --exclude='./pillow*' --exclude='./pip' \
+    --exclude='./matplotlib*' --exclude='./fontTools' --exclude='./pillow*' --exclude='./PIL' \
+    --exclude='./playwright*' --exclude='./pip' \
     . | tar -x -C "$staging$packages"
 mke2fs -q -t ext4 -O ^has_journal -m 0 -d "$staging" "$staging.ext4" 1G >/dev/null
 mv "$staging.ext4" "$image"

@@ -36,6 +36,15 @@ dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work" \
     ./boot ./lib/modules
 version=$(ls "$work/lib/modules")
 depmod -b "$work" "$version"
+# Emulated, the kernel's own decompression takes longer than all the rest of its start.
+python3 - "$work/boot/vmlinuz-$version" "$work/boot/vmlinux-$version" <<'END'
+import lzma, sys
+packed = open(sys.argv[1], "rb").read()
+start = packed.find(b"\xfd7zXZ\0")
+if start >= 0:
+    with open(sys.argv[2], "wb") as kernel:
+        kernel.write(lzma.LZMADecompressor().decompress(packed[start:]))
+END
 rm -rf "$work"/*.deb "$folder/kernel"
 mkdir "$folder/kernel"
 mv "$work/boot" "$work/lib" "$folder/kernel"

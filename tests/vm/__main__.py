@@ -21,7 +21,7 @@ def main(command: str) -> int:
         said, status = folder / "said", folder / "status"
         said.touch()
         script = f"{{ {command}\n}} >/run/results/said 2>&1; echo $? >/run/results/status"
-        with Machine(boot_command(folder, ["sh", "-c", script]), folder / "console") as machine:
+        with Machine(boot_command(folder, script), folder / "console") as machine:
             ended = threading.Event()
             follower = threading.Thread(target=_follow, args=(said, ended))
             follower.start()

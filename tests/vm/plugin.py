@@ -8,6 +8,7 @@ come first, so that the machine works beside the other tests.
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from tests.vm.run import Run
 
 MARKER = "vm"
 HERE = "--on-this-kernel"
+ALL = "--all-in-vm"
 
 _PLUGINS = ("--disable-plugin-autoload", "-p", "_hypothesis_pytestplugin", "-p", "no:cacheprovider")
 _PASSED_ON = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
@@ -29,6 +31,9 @@ _PASSED_ON = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
 def options(parser: pytest.Parser) -> None:
     parser.addoption(
         HERE, action="store_true", help="run the tests marked vm on this machine's own kernel"
+    )
+    parser.addoption(
+        ALL, action="store_true", help="run all cases in the virtual machine, not the first alone"
     )
 
 
@@ -78,9 +83,10 @@ class Suite:
         (folder / "tests").write_text("\n".join(tests))
         passed_on = [f"{name}={os.environ[name]}" for name in _PASSED_ON if name in os.environ]
         runner = [".venv/bin/python", "-m", "pytest", *_PLUGINS, "-p", "tests.vm.recorder"]
-        chosen = [HERE, f"--modes={modes}", "@/run/results/tests"]
+        all_or_not = [ALL] if session.config.getoption(ALL) else []
+        chosen = [HERE, *all_or_not, f"--modes={modes}", "@/run/results/tests"]
         command = ["env", *passed_on, *runner, *chosen]
-        machine = Machine(boot_command(folder, command), folder / "console")
+        machine = Machine(boot_command(folder, shlex.join(command)), folder / "console")
         return self._stack.enter_context(Run(machine, folder / "reports"))
 
     def _outcome(self, item: pytest.Item) -> Sequence[Report]:

@@ -11,7 +11,7 @@ from typing import Self
 from tests.vm.machine import Machine
 from tests.vm.reports import Report, Reports, failed
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds without a word from the machine, on its console or in a report, until it is ended."""
 
 _PAUSE = 0.2
