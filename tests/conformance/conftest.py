@@ -1,4 +1,4 @@
-"""One agent for all cases of a mode."""
+"""One network for all cases, and one agent for all cases of a mode."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.conformance.runner import Runner, await_agent
 from pyproxy.lab.conformance.tracing import check_of
 from pyproxy.lab.modes import LabMode
+from tests import modes
 
 
 @pytest.fixture(scope="module")
-def runner(mode: LabMode) -> Iterator[Runner]:
-    with Cluster() as cluster, cluster.agent("na", mode) as agent:
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def runner(cluster: Cluster, mode: LabMode) -> Iterator[Runner]:
+    with cluster.agent("na", mode) as agent:
         check = check_of(mode, cluster.network, "na")
         runner = Runner(cluster.client, cluster.network, mode, check=check)
         await_agent(runner, agent)
         yield runner
         agent.require_alive()
+    # The next mode comes to an empty node: clients use the same ports again.
+    node = cluster.network.namespace("na")
+    modes.wipe(mode, node)
+    node.run(["conntrack", "-F"], check=False)

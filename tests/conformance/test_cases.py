@@ -15,8 +15,8 @@ from pyproxy.lab.conformance.runner import Runner
 
 pytestmark = pytest.mark.packets
 
-ALL = cases.read(Path(__file__).with_name("cases"))
-CASES = [case for case in ALL if not case.needs]
+FOLDER = Path(__file__).with_name("cases")
+CASES = [case for case in cases.read(FOLDER) if not case.needs]
 """Those that any kernel can run; the others are for the virtual machine's."""
 
 

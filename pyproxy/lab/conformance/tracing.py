@@ -15,6 +15,7 @@ from pyproxy.dataplane.packets import (
     Dropped,
     Masquerade,
     PacketTracer,
+    Refused,
     Untouched,
 )
 from pyproxy.lab.conformance.cases import Probe
@@ -119,6 +120,9 @@ def _agrees_that_none(account: Account, seen: Outcome, names: Mapping[Backend, s
         return seen.reached.keys() <= {names.get(backend(packet.destination, packet.port))}
     if wanted == {Dropped}:
         return bool(seen.dropped) and not (seen.reached or seen.refused)
+    if packet.protocol is Protocol.SCTP and Refused in wanted:
+        # Its client does not take the ICMP error for an answer, and goes on trying.
+        return len(wanted) == 1 and bool(seen.refused or seen.dropped) and not seen.reached
     # Delivered to where nobody listens is refused by the endpoint's own machine.
     return len(wanted) == 1 and bool(seen.refused) and not (seen.reached or seen.dropped)
 
