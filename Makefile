@@ -57,9 +57,10 @@ vm-parts: venv
 	@tools/system-packages.sh qemu-system-x86_64 busybox depmod file ipvsadm
 	@tools/vm-kernel.sh .vm
 	@tools/vm-image.sh .vm/python $(BIN)/python
+	@$(BIN)/python -m compileall -q pyproxy tests
 
 test-vm: system vm-parts ## the tests that run on another kernel, in a virtual machine
-	$(BIN)/pytest -m vm $(PYTEST_ARGS)
+	$(BIN)/pytest -m vm --all-in-vm $(PYTEST_ARGS)
 
 demo: system venv ## a Service followed from its first packet, in MODE, in network namespaces (root)
 	@$(BIN)/pyproxy lab demo --mode $(MODE)
