@@ -21,6 +21,7 @@ MARK_CHAIN = "KUBE-MARK-MASQ"
 
 ENTRIES = frozenset(
     {
+        "KUBE-ACCEPT",
         "KUBE-EXTERNAL-SERVICES",
         "KUBE-FORWARD",
         "KUBE-IPVS-FILTER",
@@ -32,7 +33,7 @@ ENTRIES = frozenset(
         "KUBE-SERVICES",
     }
 )
-"""The chains that kube-proxy has iptables' built-in chains jump to."""
+"""The chains that kube-proxy, or pyproxy, has iptables' built-in chains jump to."""
 
 NODE_PORTS = "KUBE-NODEPORTS"
 """The chain that kube-proxy always leads to, and pyproxy never."""
