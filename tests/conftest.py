@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from pyproxy.lab.modes import LabMode
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 NEEDS_KERNEL = ("kernel", "packets", "vm")
 TOOLS = ("ip", "nft")
+
+
+# How long an example takes says more of the machine than of what is tested.
+hypothesis.settings.register_profile("pyproxy", deadline=None)
+hypothesis.settings.load_profile("pyproxy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +67,20 @@ def mode(request: pytest.FixtureRequest) -> LabMode:
     """The mode that an agent under test runs in; whatever asks for it runs in all of them."""
     kind: LabMode = request.param
     return kind
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item,
+) -> Generator[None, object, object]:
+    """Undo what a command that ran in this process has made of logging."""
+    root, own = logging.getLogger(), logging.getLogger("pyproxy")
+    handlers, root_level, own_level = root.handlers[:], root.level, own.level
+    result = yield
+    root.handlers[:] = handlers
+    root.setLevel(root_level)
+    own.setLevel(own_level)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)

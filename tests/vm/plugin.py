@@ -72,6 +72,8 @@ class Suite:
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for data in self._outcome(item):
             report = hook.pytest_report_from_serializable(config=item.config, data=data)
+            if isinstance(report.longrepr, list):  # a skip's place and reason, as JSON has it
+                report.longrepr = tuple(report.longrepr)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
