@@ -25,7 +25,8 @@ class Asked:
         self.stage = Stage()
         self.memory = Memory()
         self.inbox: Inbox = Inbox()
-        about = About(Settings(HOSTNAME), self.stage.health, lambda: 0.0, self.stage.clock, 0.0)
+        stage = self.stage
+        about = About(Settings(HOSTNAME), None, stage.health, lambda: 0.0, stage.clock, 0.0)
         self.witness = Witness(self.stage.agent, self.memory, about, self.inbox.put)
         self.now = Witness(self.stage.agent, self.memory, about, lambda q: q.answer())
 
