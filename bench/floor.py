@@ -19,8 +19,10 @@ from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE, Rows, 
 from pyproxy.lab.namespace import LabError
 from pyproxy.model.address import Family
 from pyproxy.netlink.attributes import string
-from pyproxy.netlink.nfnetlink import NLM_F_CREATE, Message, Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, Value, delete_table
+from pyproxy.netlink.elements import Value
+from pyproxy.netlink.frames import NLM_F_CREATE
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
 
 _NEW_ELEMENTS, _DELETE_ELEMENTS = SUBSYSTEM << 8 | 12, SUBSYSTEM << 8 | 14
 _NESTED = 0x8000

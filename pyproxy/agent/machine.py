@@ -11,11 +11,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.model.address import Address, Family, address_text, family_of, parse_address
-from pyproxy.netlink.nfnetlink import kernel_error
+from pyproxy.netlink.refusals import kernel_error
+from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
 
 _AF = {Family.IPV4: 2, Family.IPV6: 10}
 _TOWARDS = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 _LINK_SCOPE = 253
+_ROOM = 1 << 18
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _RTN_LOCAL = 2
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
@@ -88,23 +90,13 @@ class AddressWatch:
     """Tells whether any address has come or gone, by the kernel's own notifications."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-        )
-        self._socket.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        groups = _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        self._socket = NetlinkSocket(NETLINK_ROUTE, "addresses", _ROOM, groups)
 
     def changed(self) -> bool:
         """Tell whether one has since the last call; waits for nothing."""
-        heard = False
-        while True:
-            try:
-                self._socket.recv(1)
-            except BlockingIOError:
-                return heard
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # more notifications than room for them
-                    raise kernel_error(error.errno or 0, "listening for addresses") from error
-            heard = True
+        told, lost = self._socket.heard()
+        return bool(told) or lost
 
     def close(self) -> None:
         """Give back the socket."""

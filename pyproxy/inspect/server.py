@@ -12,7 +12,6 @@ import socket
 import socketserver
 import stat
 import struct
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -26,11 +25,11 @@ import msgspec
 from pyproxy.errors import PyproxyError, UsageError
 from pyproxy.inspect.endpoint import Endpoint, Refusal, Stream
 from pyproxy.inspect.snapshot import Witness
+from pyproxy.inspect.threads import BoundedThreads
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
-_CLIENTS = 16
 _REQUEST_TIMEOUT = 10.0
 _STOP_TIMEOUT = 1.0
 _CREDENTIALS = struct.Struct("3i")
@@ -101,15 +100,12 @@ def _make_way(path: Path) -> None:
             raise FileExistsError(0, "another agent listens there: give --inspect-socket")
 
 
-class _Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = _CLIENTS
+class _Listener(BoundedThreads, socketserver.UnixStreamServer):
+    request_queue_size = BoundedThreads.clients
 
     def __init__(self, path: str, endpoints: Endpoints, witness: Witness) -> None:
         self.endpoints = endpoints
         self.witness = witness
-        self._free = threading.BoundedSemaphore(_CLIENTS)
         super().__init__(path, _Handler)
 
     def server_bind(self) -> None:
@@ -122,25 +118,6 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         credentials = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(credentials)
         return uid in {0, os.geteuid()}
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread to be had
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        log.debug("a client left, or took too long", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

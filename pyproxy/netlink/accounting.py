@@ -6,14 +6,9 @@ Facts: include/uapi/linux/netfilter/nfnetlink_acct.h. One that a rule names cann
 from __future__ import annotations
 
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
-from pyproxy.netlink.nfnetlink import (
-    NFPROTO_UNSPEC,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    Nfnetlink,
-    Refusal,
-)
+from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
+from pyproxy.netlink.nfnetlink import NFPROTO_UNSPEC, Message, Nfnetlink
+from pyproxy.netlink.refusals import Refusal
 
 _SUBSYSTEM = 7
 _NEW, _GET, _DEL = 0, 1, 3

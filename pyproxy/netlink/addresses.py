@@ -14,8 +14,9 @@ import msgspec
 
 from pyproxy.model.address import Address, Family, family_of
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
-from pyproxy.netlink.nfnetlink import NLM_F_CREATE, NLM_F_EXCL, frames, kernel_error
-from pyproxy.netlink.requests import HEADER_SIZE, NETLINK_ROUTE, Request
+from pyproxy.netlink.frames import HEADER, NLM_F_CREATE, NLM_F_EXCL, frames
+from pyproxy.netlink.requests import Request
+from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -31,8 +32,7 @@ _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 _GROUPS = 0x1 | 0x10 | 0x100
 """Links, and addresses of both families."""
 
-_NLMSG = struct.Struct("=IHHII")
-_RECEIVE_SIZE = 1 << 16
+_RECEIVE_BUFFER = 1 << 18
 
 
 class OnDevice(msgspec.Struct, frozen=True):
@@ -108,42 +108,29 @@ class Watch:
 
     def __init__(self, own_port: int) -> None:
         self._own_port = own_port
-        self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            NETLINK_ROUTE,
-        )
-        self._socket.bind((0, _GROUPS))
+        self._socket = NetlinkSocket(NETLINK_ROUTE, "addresses", _RECEIVE_BUFFER, _GROUPS)
 
     def changed(self, device: int) -> bool:
         """Look without waiting: whether the device of this number, or any address, changed.
 
         Changes that the socket had no room for count. Raises KernelError.
         """
-        found = False
-        while True:
-            try:
-                data = self._socket.recv(_RECEIVE_SIZE)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise kernel_error(error.errno or 0, "listening for addresses") from error
-                found = True
-                continue
-            found |= any(
-                self._counts(kind, message, device) for kind, _, _, message in frames(data)
-            )
+        told, lost = self._socket.heard()
+        return lost or any(
+            self._counts(kind, message, device)
+            for data in told
+            for kind, _, _, message in frames(data)
+        )
 
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
 
     def _counts(self, kind: int, message: memoryview, device: int) -> bool:
-        _, _, _, _, port = _NLMSG.unpack_from(message)
+        _, _, _, _, port = HEADER.unpack_from(message)
         if port == self._own_port:
             return False
-        body = message[HEADER_SIZE:]
+        body = message[HEADER.size :]
         if kind in (_NEWADDR, _DELADDR):
             return True
         if kind in (_NEWLINK, _DELLINK) and len(body) >= _LINK.size:

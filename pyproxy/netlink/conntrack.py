@@ -16,6 +16,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import msgspec
 
@@ -37,16 +38,12 @@ from pyproxy.netlink.flows import (
     error_code,
     messages,
 )
-from pyproxy.netlink.nfnetlink import kernel_error
+from pyproxy.netlink.frames import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
+from pyproxy.netlink.refusals import kernel_error
+from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 _IPCTNL_MSG_CT_GET = 0x101
 _IPCTNL_MSG_CT_DELETE = 0x102
-_NLM_F_REQUEST = 0x001
-_NLM_F_ACK = 0x004
-_NLM_F_DUMP = 0x300
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK = 270
-_NETLINK_CAP_ACK = 10
 
 _CTA_FILTER_ORIG_FLAGS = 1
 _FILTER_IP_DST = 1 << 1
@@ -54,7 +51,7 @@ _FILTER_PROTO_NUM = 1 << 3
 _FILTER_PROTO_DST_PORT = 1 << 5
 
 _PORT_SIZE = 2
-_RECEIVE_SIZE = 1 << 16
+_RECEIVE_BUFFER = 1 << 18
 _DELETE_AT_ONCE = 64
 """Acknowledgements wait in the socket until all of a message is handled: few enough to fit."""
 
@@ -78,7 +75,6 @@ class Conntrack:
     def __init__(self) -> None:
         self.selective = True
         self._requests = _open()
-        self._sequence = 0
 
     def close(self) -> None:
         """Give the socket back."""
@@ -94,12 +90,12 @@ class Conntrack:
         """
         asked = destination if family is Family.IPV4 else destination[-_PORT_SIZE:]
         # Its own socket, so that a reader who stops half-way leaves nothing behind for the next.
-        with _open() as dump:
+        with closing(_open()) as dump:
             request = _filter(protocol, asked)
-            _send(dump, _message(_IPCTNL_MSG_CT_GET, _NLM_F_DUMP, 1, family, request))
+            dump.send(_message(_IPCTNL_MSG_CT_GET, NLM_F_DUMP, dump.number(), family, request))
             done = False
             while not done:
-                piece = _receive(dump)
+                piece = dump.receive()
                 flows, done = decode(piece, family)
                 ours = [
                     flow
@@ -131,24 +127,22 @@ class Conntrack:
         return Deletion(deleted, tuple(failed))
 
     def _request(self, flows: Sequence[Flow]) -> list[int]:
-        first = self._sequence + 1
-        self._sequence += len(flows)
-        _send(
-            self._requests,
+        first = self._requests.number(len(flows))
+        self._requests.send(
             b"".join(
                 _message(
                     _IPCTNL_MSG_CT_DELETE,
-                    _NLM_F_ACK,
+                    NLM_F_ACK,
                     first + index,
                     flow.family,
                     flow.handle,
                 )
                 for index, flow in enumerate(flows)
-            ),
+            )
         )
         codes: dict[int, int] = {}
         while len(codes) < len(flows):
-            piece = _receive(self._requests)
+            piece = self._requests.receive()
             for offset, _, kind, sequence in messages(piece):
                 # What answers an earlier request, whose answers overflowed, is passed over.
                 if kind == NLMSG_ERROR and sequence >= first:
@@ -156,35 +150,13 @@ class Conntrack:
         return [codes[first + index] for index in range(len(flows))]
 
 
-def _open() -> socket.socket:
-    try:
-        opened = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
-        opened.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        opened.bind((0, 0))
-    except OSError as error:
-        raise kernel_error(error.errno or 0, "opening a conntrack netlink socket") from error
-    return opened
-
-
-def _send(to: socket.socket, data: bytes) -> None:
-    try:
-        to.send(data)
-    except OSError as error:
-        raise kernel_error(error.errno or 0, "asking for conntrack entries") from error
-
-
-def _receive(sock: socket.socket) -> bytes:
-    try:
-        return sock.recv(_RECEIVE_SIZE)
-    except OSError as error:
-        raise kernel_error(error.errno or 0, "reading conntrack entries") from error
+def _open() -> NetlinkSocket:
+    return NetlinkSocket(NETLINK_NETFILTER, "conntrack", _RECEIVE_BUFFER)
 
 
 def _message(kind: int, flags: int, sequence: int, family: Family, body: bytes) -> bytes:
     size = HEADER.size + len(body)
-    header = HEADER.pack(size, kind, _NLM_F_REQUEST | flags, sequence, 0, _DOMAIN[family], 0, 0)
+    header = HEADER.pack(size, kind, NLM_F_REQUEST | flags, sequence, 0, _DOMAIN[family], 0, 0)
     return header + body
 
 

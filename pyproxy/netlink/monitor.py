@@ -10,21 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
-import struct
 
 import msgspec
 
+from pyproxy.errors import KernelError
 from pyproxy.netlink.attributes import attribute_map, text
-from pyproxy.netlink.buffers import grow_receive
-from pyproxy.netlink.nfnetlink import HEADER_SIZE, kernel_error
+from pyproxy.netlink.frames import HEADER
+from pyproxy.netlink.nfnetlink import HEADER_SIZE
+from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _GROUP_NFTABLES = 7
 _RECEIVE_BUFFER = 4 << 20
-_RECEIVE_SIZE = 1 << 16
 
 _SUBSYSTEM = 10
 _NEWGEN = 15
@@ -40,8 +36,6 @@ _OBJECTS = {
 
 _CHAIN_OF = {**dict.fromkeys((3, 5), 3), **dict.fromkeys((6, 8), 2)}
 """Which attribute names the chain, of a chain and of a rule."""
-
-_HEADER = struct.Struct("=IHHII")
 
 
 class Foreign(msgspec.Struct, frozen=True):
@@ -64,25 +58,21 @@ class Monitor:
         self._table = table
         self._own_port = own_port
         self._objects: set[str] = set()
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
-        grow_receive(self._socket, _RECEIVE_BUFFER)
-        self._socket.bind((0, 0))
+        self._socket = NetlinkSocket(NETLINK_NETFILTER, "changes of tables", _RECEIVE_BUFFER)
         self._woken = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended = False
         self._listening = False
 
     def listen(self) -> None:
         """Begin to hear; what happened before is not told."""
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+        self._socket.join(_GROUP_NFTABLES)
         self._listening = True
 
     def pause(self) -> None:
         """Hear nothing until `listen`: a large transaction of our own would drown the rest."""
         # Leaving takes the right to join, which whoever never joined may lack.
         if self._listening:
-            self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
+            self._socket.leave(_GROUP_NFTABLES)
             self._listening = False
 
     def end(self) -> None:
@@ -113,14 +103,12 @@ class Monitor:
                 os.eventfd_read(self._woken)
                 return Foreign(frozenset(), "")
             try:
-                data = self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    self._objects.clear()
-                    return Foreign(frozenset(), "")
-                raise kernel_error(error.errno or 0, "listening for changes") from error
+                data = next(self._socket.waiting(), b"")
+            except KernelError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._objects.clear()
+                return Foreign(frozenset(), "")
             if found := self._read(memoryview(data)):
                 return found
 
@@ -128,7 +116,7 @@ class Monitor:
         found = None
         offset = 0
         while offset + HEADER_SIZE <= len(data):
-            length, kind, _, _, port = _HEADER.unpack_from(data, offset)
+            length, kind, _, _, port = HEADER.unpack_from(data, offset)
             if length < HEADER_SIZE:
                 break
             if kind >> 8 == _SUBSYSTEM and port != self._own_port:

@@ -1,30 +1,14 @@
-"""nf_tables messages: set elements to and from bytes, and what a table holds.
+"""nf_tables messages: what tables there are, and the chains, rules and sets of one.
 
-Facts: include/uapi/linux/netfilter/nf_tables.h. Element keys and data are the concatenated fields,
-each padded to 4 bytes; fields are in network order but for numgen's, which is in host order.
+Facts: include/uapi/linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
 
-import enum
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, lru_cache
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Iterable
 
-import msgspec
-
-from pyproxy.netlink.attributes import (
-    NESTED,
-    attribute,
-    attribute_map,
-    attributes,
-    nested,
-    string,
-    text,
-)
-from pyproxy.netlink.nfnetlink import HEADER_SIZE, NFPROTO_INET, NLM_F_CREATE, Message
+from pyproxy.netlink.attributes import attribute_map, string, text
+from pyproxy.netlink.nfnetlink import NFPROTO_INET, Message
 
 SUBSYSTEM = 10
 
@@ -34,7 +18,6 @@ _DELCHAIN = 5
 _GETRULE = 7
 _GETSET, _DELSET = 10, 11
 _GETGEN, _GEN_ID = 16, 1
-_NEWSETELEM, _GETSETELEM, _DELSETELEM = 12, 13, 14
 
 _TABLE_NAME = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
@@ -43,85 +26,18 @@ _SET_TABLE, _SET_NAME, _SET_COUNT = 1, 2, 20
 _SET_SHAPE = (3, 5, 7)
 """A set's flags, and the lengths of its keys and of its data."""
 
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM = 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 3, 6, 10
-_ELEM_EXPRESSION = 7
-_SET_EXPRESSIONS = (17, 18)
-_EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
-_DATA_VALUE, _DATA_VERDICT = 1, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_INTERVAL_END = struct.pack(">I", 1)
-_COMMENT = 0
-
-_NOTHING = memoryview(b"")
-
-_NF_DROP = struct.pack(">i", 0)
-_NFT_GOTO = struct.pack(">i", -4)
-
-_ELEMENTS_LIMIT = 60_000
-"""Bytes of elements in a message: an attribute's length is 16 bits."""
-
-COMMENT_LIMIT = 120
-"""Bytes of a comment that nft lists; it allows 128 with the end byte."""
-
-DROP = "drop"
-"""The target of a tag that drops."""
-
-
-class Tag(NamedTuple):
-    """What an element says beside its key, where that is not plain data.
-
-    `target` is the chain that a verdict map's element goes to, DROP, or empty in a set; `comment`
-    names the Service for whoever lists the table.
-    """
-
-    target: str
-    comment: str = ""
-
-
-Value = bytes | Tag
-"""A data map's data, empty in a set without comments; or a tag."""
-
-
-class Shape(enum.Enum):
-    """How a set's keys cover addresses: exactly, as a range of one field, or of several."""
-
-    EXACT = "exact"
-    RANGE = "range"
-    CONCATENATED_RANGE = "concatenated range"
-
-
-class ElementMessage(msgspec.Struct, frozen=True):
-    """A message, and which elements of which set it writes, in order."""
-
-    set_name: str
-    keys: tuple[bytes, ...]
-    message: Message
-
-
-def add_elements(
-    table: str, set_name: str, rows: Mapping[bytes, Value], shape: Shape
-) -> Iterator[ElementMessage]:
-    """Pack elements to add; a range's key is its lowest value followed by its highest."""
-    return _messages(_NEWSETELEM, NLM_F_CREATE, (table, set_name), rows, shape)
-
-
-def delete_elements(
-    table: str, set_name: str, keys: Iterable[bytes], shape: Shape
-) -> Iterator[ElementMessage]:
-    """Pack elements to delete, as `add_elements` does."""
-    return _messages(_DELSETELEM, 0, (table, set_name), dict.fromkeys(keys, b""), shape)
+NOTHING = memoryview(b"")
+"""What an attribute that is missing holds."""
 
 
 def delete_table(table: str, family: int = NFPROTO_INET) -> Message:
     """Remove a table with everything in it."""
-    return Message(_kind(_DELTABLE), 0, string(_TABLE_NAME, table), family)
+    return Message(message_type(_DELTABLE), 0, string(_TABLE_NAME, table), family)
 
 
 def get_generation() -> Message:
     """Ask how many transactions there have been in this network namespace."""
-    return Message(_kind(_GETGEN), 0, b"")
+    return Message(message_type(_GETGEN), 0, b"")
 
 
 def generation(answer: memoryview) -> int:
@@ -131,44 +47,33 @@ def generation(answer: memoryview) -> int:
 
 def get_tables(family: int = NFPROTO_INET) -> Message:
     """Ask for the tables of one family."""
-    return Message(_kind(_GETTABLE), 0, b"", family)
+    return Message(message_type(_GETTABLE), 0, b"", family)
 
 
 def delete_chain(table: str, name: str) -> Message:
     """Remove a chain that nothing goes to; ENOENT where there is none."""
-    return Message(_kind(_DELCHAIN), 0, string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name))
+    body = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
+    return Message(message_type(_DELCHAIN), 0, body)
 
 
 def get_chains() -> Message:
     """Ask for the chains of all tables of the inet family."""
-    return Message(_kind(_GETCHAIN), 0, b"")
+    return Message(message_type(_GETCHAIN), 0, b"")
 
 
 def delete_set(table: str, name: str) -> Message:
     """Remove a set or map that no rule looks up, with its elements."""
-    return Message(_kind(_DELSET), 0, string(_SET_TABLE, table) + string(_SET_NAME, name))
+    return Message(message_type(_DELSET), 0, string(_SET_TABLE, table) + string(_SET_NAME, name))
 
 
 def get_rules(table: str) -> Message:
     """Ask for the rules of a table."""
-    return Message(_kind(_GETRULE), 0, string(_RULE_TABLE, table))
+    return Message(message_type(_GETRULE), 0, string(_RULE_TABLE, table))
 
 
 def get_sets(table: str) -> Message:
     """Ask for the sets and maps of a table."""
-    return Message(_kind(_GETSET), 0, string(_SET_TABLE, table))
-
-
-def get_elements(table: str, set_name: str) -> Message:
-    """Ask for a set's elements."""
-    body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
-    return Message(_kind(_GETSETELEM), 0, body)
-
-
-def get_element(table: str, set_name: str, key: bytes) -> Message:
-    """Ask for one element of a set whose keys are exact; ENOENT where it is not there."""
-    (asked,) = _messages(_GETSETELEM, 0, (table, set_name), {key: b""}, Shape.EXACT)
-    return asked.message
+    return Message(message_type(_GETSET), 0, string(_SET_TABLE, table))
 
 
 def table_names(answers: Iterable[memoryview]) -> set[str]:
@@ -187,7 +92,7 @@ def chains(answers: Iterable[memoryview], table: str) -> dict[str, bytes]:
             if part in chain
         )
         for chain in found
-        if _CHAIN_NAME in chain and text(chain.get(_CHAIN_TABLE, _NOTHING)) == table
+        if _CHAIN_NAME in chain and text(chain.get(_CHAIN_TABLE, NOTHING)) == table
     }
 
 
@@ -223,275 +128,6 @@ def set_sizes(answers: Iterable[memoryview]) -> dict[str, int]:
     }
 
 
-def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
-    """Read the answers to `get_elements`, in the form that `add_elements` takes."""
-    rows: dict[bytes, Value] = {}
-    bounds: list[tuple[bytes, bool]] = []
-    for answer in answers:
-        for kind, items in attributes(answer):
-            if kind != _LIST_ELEMENTS:
-                continue
-            if shape is Shape.EXACT and (alike := _read_alike(items)):
-                rows.update(alike)
-                continue
-            for _, item in attributes(items):
-                fields = attribute_map(item)
-                key = _value(fields.get(_ELEM_KEY, _NOTHING))
-                if not key:
-                    continue  # a catch-all element, which is never ours
-                if shape is Shape.RANGE:
-                    bounds.append((key, bytes(fields.get(_ELEM_FLAGS, b"")) == _INTERVAL_END))
-                    continue
-                if shape is Shape.CONCATENATED_RANGE:
-                    key += _value(fields[_ELEM_KEY_END]) if _ELEM_KEY_END in fields else key
-                rows[key] = _unpack(fields)
-    return _ranges(bounds) if shape is Shape.RANGE else rows
-
-
-def counted_sets(answers: Iterable[memoryview]) -> set[str]:
-    """Read the answers to `get_sets`: which have an expression, such as a counter, by element."""
-    found = (attribute_map(answer) for answer in answers)
-    return {
-        text(each[_SET_NAME])
-        for each in found
-        if _SET_NAME in each and not each.keys().isdisjoint(_SET_EXPRESSIONS)
-    }
-
-
-def counts(answers: Iterable[memoryview]) -> dict[bytes, int]:
-    """Read the answers to `get_elements`: the packets that each element's counter has seen.
-
-    Elements without a counter are passed over.
-    """
-    found: dict[bytes, int] = {}
-    for answer in answers:
-        for kind, items in attributes(answer):
-            if kind != _LIST_ELEMENTS:
-                continue
-            for _, item in attributes(items):
-                fields = attribute_map(item)
-                expression = attribute_map(fields.get(_ELEM_EXPRESSION, _NOTHING))
-                counter = attribute_map(expression.get(_EXPRESSION_DATA, _NOTHING))
-                key = _value(fields.get(_ELEM_KEY, _NOTHING))
-                if key and _COUNTER_PACKETS in counter:
-                    found[key] = int.from_bytes(counter[_COUNTER_PACKETS], "big")
-    return found
-
-
-def _read_alike(items: memoryview) -> dict[bytes, Value] | None:
-    """Read elements that all have the frame of the first, a key and plain data; None for others."""
-    first = next(attributes(items), (0, _NOTHING))[1]
-    fields = attribute_map(first)
-    if fields.keys() != {_ELEM_KEY, _ELEM_DATA}:
-        return None
-    key, value = _value(fields[_ELEM_KEY]), _value(fields[_ELEM_DATA])
-    whole = 4 + len(first)
-    # Two headers stand between the two, and whatever follows the data is nothing that we know.
-    if not value or len(items) % whole or 12 + len(key) + 8 + len(value) != whole:
-        return None
-    elements = struct.iter_unpack(f"12s{len(key)}s8s{len(value)}s", items)
-    frame, between = bytes(items[:12]), bytes(items[12 + len(key) : 20 + len(key)])
-    rows: dict[bytes, Value] = {
-        key: value for start, key, middle, value in elements if start == frame and middle == between
-    }
-    return rows if len(rows) == len(items) // whole else None
-
-
-def counted_elements(
-    answers: Iterable[memoryview], key_size: int, data_size: int
-) -> Iterator[tuple[bytes, bytes, int]]:
-    """Read the answers to `get_elements` of a data map: key, data and packets of each element.
-
-    All elements of such a map look alike, so a piece is taken apart at once, which costs a tenth
-    of walking each; one that has others in it is walked.
-    """
-    layout = _counted_layout(key_size, data_size)
-    for answer in answers:
-        for kind, items in attributes(answer):
-            if kind == _LIST_ELEMENTS:
-                yield from _counted_at_once(items, layout) or _counted_slowly(items)
-
-
-@cache
-def _counted_layout(key_size: int, data_size: int) -> struct.Struct:
-    # Headers and what they are of take turns: the key, the data, the bytes counted, the packets.
-    return struct.Struct(f">12s{key_size}s8s{data_size}s24s8x4sQ")
-
-
-def _counted_at_once(
-    items: memoryview, layout: struct.Struct
-) -> list[tuple[bytes, bytes, int]] | None:
-    if len(items) % layout.size:
-        return None
-    fields = list(layout.iter_unpack(items))
-    if len({(each[0], each[2], each[4], each[5]) for each in fields}) != 1:
-        return None
-    found = [(each[1], each[3], each[6]) for each in fields]
-    return found if list(_counted_slowly(items[: layout.size])) == found[:1] else None
-
-
-def _counted_slowly(items: memoryview) -> Iterator[tuple[bytes, bytes, int]]:
-    for _, item in attributes(items):
-        fields = attribute_map(item)
-        expression = attribute_map(fields.get(_ELEM_EXPRESSION, _NOTHING))
-        counter = attribute_map(expression.get(_EXPRESSION_DATA, _NOTHING))
-        if _COUNTER_PACKETS in counter:
-            yield (
-                _value(fields.get(_ELEM_KEY, _NOTHING)),
-                _value(fields.get(_ELEM_DATA, _NOTHING)),
-                int.from_bytes(counter[_COUNTER_PACKETS], "big"),
-            )
-
-
-def element_at(message: Message, offset: int) -> int | None:
-    """Tell which of a message's elements the kernel meant by an offset into its bytes."""
-    position = HEADER_SIZE
-    for kind, value in attributes(message.body):
-        position += 4
-        if kind == _LIST_ELEMENTS:
-            for index, (_, element) in enumerate(attributes(value)):
-                end = position + 4 + len(element)
-                if position <= offset < end:
-                    return index
-                position = end + (-len(element) % 4)
-        position += (len(value) + 3) & ~3
-    return None
-
-
-def _kind(message: int) -> int:
-    return (SUBSYSTEM << 8) | message
-
-
-def _messages(
-    kind: int, flags: int, names: tuple[str, str], rows: Mapping[bytes, Value], shape: Shape
-) -> Iterator[ElementMessage]:
-    table, set_name = names
-    head = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
-    plain = _plain(rows) if shape is Shape.EXACT else None
-    for keys, elements in _mixed(rows, shape) if plain is None else _alike(plain):
-        body = head + attribute(_LIST_ELEMENTS | NESTED, elements)
-        yield ElementMessage(set_name, keys, Message(_kind(kind), flags, body))
-
-
-def _plain(rows: Mapping[bytes, Value]) -> dict[bytes, bytes] | None:
-    """Give the rows where all are plain data, and keys and data of one size each."""
-    plain = {key: value for key, value in rows.items() if isinstance(value, bytes)}
-    sizes = {(len(key), len(value)) for key, value in plain.items()}
-    return plain if len(plain) == len(rows) and len(sizes) == 1 else None
-
-
-def _alike(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
-    # A first sync packs 100,000 of these, and all of a set have the same frame.
-    sizes = next((len(key), len(value)) for key, value in rows.items())
-    before, between, behind = _frame(*sizes)
-    several = _ELEMENTS_LIMIT // (len(before + between + behind) + sum(sizes))
-    left = iter(rows.items())
-    while some := list(islice(left, several)):
-        elements = [before + key + between + value + behind for key, value in some]
-        yield tuple([key for key, _ in some]), b"".join(elements)
-
-
-def _mixed(rows: Mapping[bytes, Value], shape: Shape) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
-    keys: list[bytes] = []
-    parts: list[bytes] = []
-    size = 0
-    for key, value in rows.items():
-        element = _pack(key, value, shape)
-        if size + len(element) > _ELEMENTS_LIMIT:
-            yield tuple(keys), b"".join(parts)
-            keys, parts, size = [], [], 0
-        keys.append(key)
-        parts.append(element)
-        size += len(element)
-    if parts:
-        yield tuple(keys), b"".join(parts)
-
-
-@cache
-def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
-    """Give what stands around the key and the value of a plain element with these sizes."""
-    packed = _pack(bytes(key_size), bytes(value_size), Shape.EXACT)
-    key_at = 12  # within three attributes: the element, its key, and that one's value
-    value_at = len(packed) - value_size - (-value_size % 4)
-    return packed[:key_at], packed[key_at + key_size : value_at], packed[value_at + value_size :]
-
-
-def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
-    if shape is Shape.EXACT:
-        return nested(_LIST_ELEM, nested(_ELEM_KEY, attribute(_DATA_VALUE, key)), _payload(value))
-    half = len(key) // 2
-    low = nested(_ELEM_KEY, attribute(_DATA_VALUE, key[:half]))
-    if shape is Shape.CONCATENATED_RANGE:
-        high = nested(_ELEM_KEY_END, attribute(_DATA_VALUE, key[half:]))
-        return nested(_LIST_ELEM, low, high, _payload(value))
-    # A range of one field is two elements: its start, and the first value beyond it.
-    start = nested(_LIST_ELEM, low, _payload(value))
-    beyond = int.from_bytes(key[half:], "big") + 1
-    if beyond >> (half * 8):
-        return start
-    end = nested(_ELEM_KEY, attribute(_DATA_VALUE, beyond.to_bytes(half, "big")))
-    return start + nested(_LIST_ELEM, end, attribute(_ELEM_FLAGS, _INTERVAL_END))
-
-
-def _payload(value: Value) -> bytes:
-    if isinstance(value, bytes):
-        return nested(_ELEM_DATA, attribute(_DATA_VALUE, value)) if value else b""
-    packed = _verdict(value.target)
-    if value.comment:
-        comment = value.comment.encode()[:COMMENT_LIMIT] + b"\0"
-        packed += attribute(_ELEM_USERDATA, bytes((_COMMENT, len(comment))) + comment)
-    return packed
-
-
-@lru_cache(1024)
-def _verdict(target: str) -> bytes:
-    if not target:
-        return b""
-    if target == DROP:
-        return nested(_ELEM_DATA, nested(_DATA_VERDICT, attribute(_VERDICT_CODE, _NF_DROP)))
-    goto = attribute(_VERDICT_CODE, _NFT_GOTO) + string(_VERDICT_CHAIN, target)
-    return nested(_ELEM_DATA, nested(_DATA_VERDICT, goto))
-
-
-def _value(data: memoryview) -> bytes:
-    return bytes(attribute_map(data).get(_DATA_VALUE, b""))
-
-
-def _unpack(fields: dict[int, memoryview]) -> Value:
-    comment = _comment(fields[_ELEM_USERDATA]) if _ELEM_USERDATA in fields else ""
-    if _ELEM_DATA not in fields:
-        return Tag("", comment) if comment else b""
-    data = attribute_map(fields[_ELEM_DATA])
-    if _DATA_VALUE in data:
-        return bytes(data[_DATA_VALUE])
-    verdict = attribute_map(data.get(_DATA_VERDICT, _NOTHING))
-    if _VERDICT_CHAIN in verdict:
-        return Tag(text(verdict[_VERDICT_CHAIN]), comment)
-    return Tag(DROP, comment)
-
-
-def _comment(userdata: memoryview) -> str:
-    offset = 0
-    while offset + 2 <= len(userdata):
-        kind, size = userdata[offset], userdata[offset + 1]
-        if kind == _COMMENT:
-            return text(userdata[offset + 2 : offset + 2 + size])
-        offset += 2 + size
-    return ""
-
-
-def _ranges(bounds: list[tuple[bytes, bool]]) -> dict[bytes, Value]:
-    rows: dict[bytes, Value] = {}
-    low: bytes | None = None
-    for key, is_end in sorted(bounds, key=lambda bound: (bound[0], not bound[1])):
-        if is_end and low is not None:
-            # What sorts above another key of the same length is at least one.
-            if len(key) == len(low):
-                last = int.from_bytes(key, "big") - 1
-                rows[low + last.to_bytes(len(key), "big")] = b""
-            low = None
-        elif not is_end:
-            low = key
-    if low is not None:
-        rows[low + b"\xff" * len(low)] = b""
-    return rows
+def message_type(number: int) -> int:
+    """Give a message's type as netlink's header has it: the subsystem, and nf_tables' number."""
+    return (SUBSYSTEM << 8) | number

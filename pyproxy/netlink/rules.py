@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 
 from pyproxy.netlink.attributes import NESTED, attribute, nested, string
-from pyproxy.netlink.nfnetlink import NLM_F_CREATE, Message
+from pyproxy.netlink.frames import NLM_F_CREATE
+from pyproxy.netlink.nfnetlink import Message
 
 REGISTER = 8
 """The first 4-byte register (NFT_REG32_00); there are 16."""

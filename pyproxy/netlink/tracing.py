@@ -11,25 +11,23 @@ from __future__ import annotations
 import enum
 import errno
 import select
-import socket
 import struct
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family
 from pyproxy.netlink import rules
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
-from pyproxy.netlink.buffers import grow_receive
-from pyproxy.netlink.nfnetlink import HEADER_SIZE, NLM_F_CREATE, Message, frames, kernel_error
-from pyproxy.netlink.nftables import SUBSYSTEM
+from pyproxy.netlink.frames import NLM_F_CREATE, frames
+from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message
+from pyproxy.netlink.nftables import message_type
+from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP_NFTRACE = 9
 _NEWTABLE, _TRACE = 0, 17
 _RECEIVE_BUFFER = 4 << 20
-_RECEIVE_SIZE = 1 << 16
 
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
 _NETWORK, _TRANSPORT, _IIF, _OIF, _POLICY = 8, 9, 10, 12, 16
@@ -90,7 +88,7 @@ class Match(msgspec.Struct, frozen=True):
 def setting(table: str, match: Match, *, owned: bool) -> list[Message]:
     """Write a table of our own that has matching packets traced."""
     flags = attribute(_TABLE_FLAGS, struct.pack(">I", _OWNER)) if owned else b""
-    messages = [Message(_kind(_NEWTABLE), NLM_F_CREATE, string(_TABLE, table) + flags)]
+    messages = [Message(message_type(_NEWTABLE), NLM_F_CREATE, string(_TABLE, table) + flags)]
     for name, hook in (("prerouting", _HOOK_PREROUTING), ("output", _HOOK_OUTPUT)):
         messages.append(rules.new_base_chain(table, name, hook, _AFTER_CONNTRACK))
         messages.append(rules.new_rule(table, name, *_expressions(match)))
@@ -125,7 +123,7 @@ def _expressions(match: Match) -> list[bytes]:
 def events(data: bytes) -> Iterator[Event]:
     """Read what one datagram tells; what is not a trace is passed over."""
     for kind, _, _, message in frames(data):
-        if kind == _kind(_TRACE) and len(message) >= HEADER_SIZE:
+        if kind == message_type(_TRACE) and len(message) >= HEADER_SIZE:
             family = message[HEADER_SIZE - 4]
             if event := _event(family, attribute_map(message[HEADER_SIZE:])):
                 yield event
@@ -183,15 +181,8 @@ class TraceSocket:
     """Hears the traces of the network namespace that it is made in."""
 
     def __init__(self) -> None:
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-            )
-            grow_receive(self._socket, _RECEIVE_BUFFER)
-            self._socket.bind((0, 0))
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTRACE)
-        except OSError as error:
-            raise kernel_error(error.errno or 0, "listening for traces") from error
+        self._socket = NetlinkSocket(NETLINK_NETFILTER, "traces", _RECEIVE_BUFFER)
+        self._socket.join(_GROUP_NFTRACE)
 
     def close(self) -> None:
         """Give the socket back."""
@@ -206,12 +197,8 @@ class TraceSocket:
         if not readable:
             return ()
         try:
-            return tuple(events(self._socket.recv(_RECEIVE_SIZE)))
-        except OSError as error:
+            return tuple(events(self._socket.receive()))
+        except KernelError as error:
             if error.errno == errno.ENOBUFS:
                 return None
-            raise kernel_error(error.errno or 0, "listening for traces") from error
-
-
-def _kind(message: int) -> int:
-    return (SUBSYSTEM << 8) | message
+            raise

@@ -12,7 +12,8 @@ from pyproxy.errors import KernelError, OutOfStepError, RejectedError, Transient
 from pyproxy.model.address import Family
 from pyproxy.netlink import nftables
 from pyproxy.netlink.accounting import delete_counter, read_counters
-from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink, Refusal
+from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink
+from pyproxy.netlink.refusals import Refusal
 from pyproxy.takeover import ipvs, names, tools
 from pyproxy.takeover.leftovers import (
     Failure,

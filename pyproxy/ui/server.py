@@ -10,11 +10,10 @@ import ipaddress
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -24,6 +23,7 @@ import msgspec
 from pyproxy.config.settings import ListenAddress
 from pyproxy.errors import PyproxyError, UsageError
 from pyproxy.inspect.snapshot import Witness
+from pyproxy.inspect.threads import BoundedThreads
 from pyproxy.model.address import Family, address_text, family_of
 from pyproxy.ui import pages
 from pyproxy.ui.history import Recorder, Timeline
@@ -33,7 +33,6 @@ from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
-_CLIENTS = 32
 _REQUEST_TIMEOUT = 10.0
 _STOP_TIMEOUT = 1.0
 _LOOKING = 20.0
@@ -93,10 +92,8 @@ class Page:
             self._server = None
 
 
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = _CLIENTS
+class _Listener(BoundedThreads, HTTPServer):
+    clients = request_queue_size = 32
 
     def __init__(self, address: ListenAddress, witness: Witness, *, counters: bool) -> None:
         if family_of(address.address) is Family.IPV6:
@@ -104,7 +101,6 @@ class _Listener(ThreadingHTTPServer):
         self.witness = witness
         self.timeline = Timeline()
         self.looked = float("-inf")
-        self._free = threading.BoundedSemaphore(_CLIENTS)
         self._traffic = Traffic() if counters else None
         self._recorder = Recorder(witness, self.timeline, time.time, self._gained, self._is_watched)
         super().__init__((address_text(address.address), address.port), _Handler)
@@ -127,25 +123,6 @@ class _Listener(ThreadingHTTPServer):
 
     def _is_watched(self) -> bool:
         return time.monotonic() - self.looked < _LOOKING
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread to be had
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        log.debug("a reader left, or took too long", exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -210,7 +210,7 @@ def test_a_kernel_without_nfnetlink_is_one_line_and_status_2(
         raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
 
     # What such a kernel says cannot be had from this one, so the system call is made up here.
-    monkeypatch.setattr("pyproxy.netlink.nfnetlink.socket.socket", no_such_protocol)
+    monkeypatch.setattr("pyproxy.netlink.sockets.socket.socket", no_such_protocol)
     assert cli.main(["run", "--manifests", "/tmp"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("pyproxy: this kernel has no nf_tables")

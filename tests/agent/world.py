@@ -32,7 +32,7 @@ from pyproxy.model.objects import (
     ServicePort,
     SlicePort,
 )
-from pyproxy.netlink.nftables import Tag, Value
+from pyproxy.netlink.elements import Tag, Value
 from pyproxy.policy.answer import ServiceAnswer
 
 HOSTNAME = "node-a"

@@ -22,8 +22,10 @@ from pyproxy.errors import (
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import Kind
-from pyproxy.netlink.nfnetlink import Message, Nfnetlink, kernel_error
-from pyproxy.netlink.nftables import SUBSYSTEM, Shape, add_elements, delete_chain, delete_table
+from pyproxy.netlink.elements import Shape, add_elements
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_chain, delete_table
+from pyproxy.netlink.refusals import kernel_error
 from pyproxy.netlink.rules import new_chain
 from tests.agent.world import Clock, Stage, endpoint_slice, name, service
 from tests.chaos.live import Core, Snapshot, lists, snapshot
@@ -226,7 +228,7 @@ def test_what_the_kernel_refuses_is_told_by_message(
 
 @pytest.mark.kernel
 def test_answers_that_overflow_the_socket_are_transient(netlink: Nfnetlink) -> None:
-    netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    netlink._socket._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     with pytest.raises(TransientKernelError, match="ENOBUFS"):
         netlink.transact([delete_table(f"t{number}") for number in range(1000)], SUBSYSTEM)
 

@@ -18,8 +18,9 @@ from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Kind
+from pyproxy.netlink.elements import Shape, delete_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, Shape, delete_elements
+from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.agent.world import HOSTNAME, Clock, endpoint_slice, service
 from tests.chaos.live import Core, Live, lists, snapshot
 from tests.chaos.waiting import again_and_again, until
@@ -193,7 +194,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         namespace.call(begin)
         whole = snapshot(namespace)
         # The smallest buffer that the kernel allows, and nobody reads meanwhile.
-        listening = core.dataplane._monitor._socket
+        listening = core.dataplane._monitor._socket._socket
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         foe.strike()
         addresses = ", ".join(f"10.0.{n >> 8}.{n & 255}" for n in range(1000))

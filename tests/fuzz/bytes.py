@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from pyproxy.netlink import nftables
+from pyproxy.netlink import elements
 from pyproxy.netlink.attributes import NESTED, attribute, nested, string
-from pyproxy.netlink.nftables import Shape, Tag, Value
+from pyproxy.netlink.elements import Shape, Tag, Value
 
 HEADER = struct.Struct("=IHHII")
 
@@ -75,7 +75,7 @@ ROWS: dict[Shape, dict[bytes, Value]] = {
 ELEMENTS = [
     write.message.body
     for shape, rows in ROWS.items()
-    for write in nftables.add_elements("pyproxy", "some", rows, shape)
+    for write in elements.add_elements("pyproxy", "some", rows, shape)
 ]
 OBJECTS = [
     string(1, "pyproxy"),

@@ -37,16 +37,17 @@ def netlink(data: bytes) -> None:
     """Read a message as whatever the kernel might send."""
     from pyproxy.errors import KernelError  # noqa: PLC0415
     from pyproxy.model.address import Family  # noqa: PLC0415
-    from pyproxy.netlink import flows, nftables  # noqa: PLC0415
-    from pyproxy.netlink.nfnetlink import frames, read_refusal  # noqa: PLC0415
+    from pyproxy.netlink import elements, flows, nftables  # noqa: PLC0415
+    from pyproxy.netlink.frames import frames  # noqa: PLC0415
+    from pyproxy.netlink.refusals import read_refusal  # noqa: PLC0415
 
     answers = [memoryview(data)]
     nftables.table_names(answers)
     nftables.chains(answers, "pyproxy")
     nftables.rules(answers)
     nftables.sets(answers)
-    for shape in nftables.Shape:
-        nftables.elements(answers, shape)
+    for shape in elements.Shape:
+        elements.elements(answers, shape)
     for _, flags, _, message in frames(data):
         read_refusal(message, flags, 0)
     for family in Family:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Family, Protocol
-from pyproxy.netlink import attributes, expressions, flows, nftables, tracing
+from pyproxy.netlink import attributes, counted, elements, expressions, flows, nftables, tracing
+from pyproxy.netlink.elements import Shape
+from pyproxy.netlink.frames import frames
 from pyproxy.netlink.monitor import Monitor
-from pyproxy.netlink.nfnetlink import Message, Nfnetlink, frames, read_refusal
-from pyproxy.netlink.nftables import Shape
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink
+from pyproxy.netlink.refusals import read_refusal
 from tests.fuzz.bytes import ROWS, bodies, framed, spoilt
 
 many = settings(max_examples=100, deadline=None)
@@ -47,8 +49,8 @@ READERS: list[Callable[[list[memoryview]], object]] = [
     lambda answers: nftables.chains(answers, "pyproxy"),
     nftables.rules,
     nftables.sets,
-    nftables.counted_sets,
-    nftables.counts,
+    counted.counted_sets,
+    counted.counts,
 ]
 
 
@@ -80,22 +82,22 @@ def test_objects(answers: list[memoryview]) -> None:
 @given(answers=lists)
 @pytest.mark.parametrize("shape", Shape)
 def test_elements(shape: Shape, answers: list[memoryview]) -> None:
-    for key, value in nftables.elements(answers, shape).items():
+    for key, value in elements.elements(answers, shape).items():
         assert isinstance(key, bytes)
-        assert isinstance(value, bytes | nftables.Tag)
+        assert isinstance(value, bytes | elements.Tag)
 
 
 @pytest.mark.parametrize("shape", Shape)
 def test_elements_that_are_whole_come_back(shape: Shape) -> None:
-    (write,) = nftables.add_elements("pyproxy", "some", ROWS[shape], shape)
-    back = nftables.elements([memoryview(write.message.body)], shape)
+    (write,) = elements.add_elements("pyproxy", "some", ROWS[shape], shape)
+    back = elements.elements([memoryview(write.message.body)], shape)
     assert back.keys() == ROWS[shape].keys()
 
 
 @many
 @given(bodies, st.integers(-5, 400))
 def test_the_place_of_an_element(body: bytes, offset: int) -> None:
-    index = nftables.element_at(Message(0, 0, body), offset)
+    index = elements.element_at(Message(0, 0, body), offset)
     assert index is None or index >= 0
 
 

@@ -18,7 +18,7 @@ from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
-from pyproxy.netlink.nftables import COMMENT_LIMIT, Tag
+from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
 from pyproxy.policy.answer import ServiceAnswer
 from pyproxy.policy.backends import answer
 from pyproxy.source.decode import read

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy.netlink.attributes import NESTED, attribute, nested, string
-from pyproxy.netlink.nftables import (
+from pyproxy.netlink.elements import (
     DROP,
     Shape,
     Tag,

@@ -21,8 +21,9 @@ from pyproxy.dataplane.iptables.plan import Growth, TableName
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.monitor import Monitor
-from pyproxy.netlink.nfnetlink import Nfnetlink, kernel_error
+from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import generation, get_generation
+from pyproxy.netlink.refusals import kernel_error
 
 _GET_INFO = 64
 _INFO = struct.Struct("=32sI5I5III")

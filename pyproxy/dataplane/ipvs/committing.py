@@ -16,9 +16,9 @@ from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, BY_NAME, SERVERS,
 from pyproxy.errors import KernelError, RejectedError
 from pyproxy.model.address import Address
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import ElementMessage, element_at
 from pyproxy.netlink.ipvs import Messages
-from pyproxy.netlink.nfnetlink import Refusal
-from pyproxy.netlink.nftables import ElementMessage, element_at
+from pyproxy.netlink.refusals import Refusal
 from pyproxy.netlink.requests import Request
 
 _GONE = (errno.ENOENT, errno.ESRCH)

@@ -20,8 +20,8 @@ from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
 from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.model.address import Address, Backend, Protocol, family_of
+from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual
-from pyproxy.netlink.nftables import Tag
 
 _NO_NEW_ONES = 0
 _REFUSES = Tag("", "drains")

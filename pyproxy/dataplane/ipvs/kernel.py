@@ -16,8 +16,9 @@ from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Address, Network
 from pyproxy.netlink import addresses, ipvs
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Virtual
-from pyproxy.netlink.nfnetlink import Refusal, kernel_error
-from pyproxy.netlink.requests import NETLINK_GENERIC, NETLINK_ROUTE, Request, Requests
+from pyproxy.netlink.refusals import Refusal, kernel_error
+from pyproxy.netlink.requests import Request, Requests
+from pyproxy.netlink.sockets import NETLINK_GENERIC, NETLINK_ROUTE
 
 _GET_INFO = 1153
 """IP_VS_SO_GET_INFO: version, size of the connection table, and the number of services (IPv4)."""

@@ -25,8 +25,8 @@ from pyproxy.dataplane.nftables import listing
 from pyproxy.dataplane.nftables.rows import SharedRow
 from pyproxy.model.address import Address, address_text, backend, backend_text
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import ElementMessage, add_elements, delete_elements
 from pyproxy.netlink.ipvs import PERSISTENT, Messages, Scheduling, Virtual, protocol_name
-from pyproxy.netlink.nftables import ElementMessage, add_elements, delete_elements
 from pyproxy.netlink.requests import Request
 from pyproxy.policy.answer import ServiceAnswer
 

@@ -12,8 +12,8 @@ from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, joined_rang
 from pyproxy.dataplane.nftables.schema import SetKind
 from pyproxy.model.address import Address, Backend, Family, Mark, Port, Protocol
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Scheduling, Virtual
-from pyproxy.netlink.nftables import Tag
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 PortKey = tuple[ObjectName, Family, Protocol, str]

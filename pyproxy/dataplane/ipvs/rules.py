@@ -16,9 +16,11 @@ from pyproxy.dataplane.nftables.readback import read_table, read_tables
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError, OutOfStepError, UsageError
 from pyproxy.netlink import nftables, rules
+from pyproxy.netlink.elements import ElementMessage
 from pyproxy.netlink.monitor import Foreign, Monitor
-from pyproxy.netlink.nfnetlink import Nfnetlink, Refusal
-from pyproxy.netlink.nftables import SUBSYSTEM, ElementMessage, delete_table
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
+from pyproxy.netlink.refusals import Refusal
 
 log = logging.getLogger(__name__)
 

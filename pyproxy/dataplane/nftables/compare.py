@@ -21,9 +21,9 @@ from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
 from pyproxy.errors import OutOfStepError, PermissionKernelError
 from pyproxy.model.address import Family
-from pyproxy.netlink import nftables
+from pyproxy.netlink import elements, nftables
+from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import Shape
 from pyproxy.policy.answer import ServiceAnswer
 
 _INDEX = struct.Struct("=I")
@@ -125,8 +125,8 @@ def _read(netlink: Nfnetlink, wanted: ServiceAnswer) -> Table:
 
 def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
     name = schema.SOURCES.of(family)
-    ranges = nftables.elements(
-        netlink.dump(nftables.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE
+    ranges = elements.elements(
+        netlink.dump(elements.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE
     )
     ours = {each: value for each, value in ranges.items() if each.startswith(key)}
     if ours:
@@ -135,7 +135,7 @@ def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -
 
 def _element(netlink: Nfnetlink, set_name: str, key: bytes) -> Rows:
     try:
-        answer = netlink.get(nftables.get_element(TABLE, set_name, key))
+        answer = netlink.get(elements.get_element(TABLE, set_name, key))
     except OutOfStepError:  # no such element, or no such set
         return {}
-    return nftables.elements([answer], Shape.EXACT)
+    return elements.elements([answer], Shape.EXACT)

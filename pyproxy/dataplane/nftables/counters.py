@@ -15,9 +15,9 @@ from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE, Rows
 from pyproxy.errors import OutOfStepError, UsageError
 from pyproxy.model.address import Backend, Family, backend_text
-from pyproxy.netlink import nftables
+from pyproxy.netlink import counted, elements, nftables
+from pyproxy.netlink.elements import Shape, Tag
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import Shape, Tag
 
 _INDEX = struct.Struct("=I")
 _Slot = tuple[bytes, int]
@@ -76,7 +76,7 @@ class CounterReader:
                 f"the kernel holds no table inet {TABLE}: top reads what pyproxy counts in the "
                 "mode nftables; run it on a node where that serves, in the host's network"
             )
-        if schema.SERVICES.of(Family.IPV4) not in nftables.counted_sets(present):
+        if schema.SERVICES.of(Family.IPV4) not in counted.counted_sets(present):
             raise UsageError(
                 "nothing counts connections here: start the agent with --endpoint-counters, which "
                 "costs kernel memory for each endpoint and replaces the table once"
@@ -134,13 +134,13 @@ class CounterReader:
 
     def _all(self, family: Family) -> dict[bytes, _Slot]:
         name = schema.ENDPOINTS.of(family)
-        answers = self._netlink.dump(nftables.get_elements(TABLE, name))
+        answers = self._netlink.dump(elements.get_elements(TABLE, name))
         return {key: (data, total) for key, data, total in self._counted(answers, family)}
 
     def _one(self, family: Family, key: bytes) -> _Slot | None:
         name = schema.ENDPOINTS.of(family)
         try:
-            answer = self._netlink.get(nftables.get_element(TABLE, name, key))
+            answer = self._netlink.get(elements.get_element(TABLE, name, key))
         except OutOfStepError:
             return None
         return next(((data, total) for _, data, total in self._counted([answer], family)), None)
@@ -149,11 +149,11 @@ class CounterReader:
         self, answers: Iterable[memoryview], family: Family
     ) -> Iterator[tuple[bytes, bytes, int]]:
         data_size = sum(field.size(family) for field in schema.BACKEND)
-        return nftables.counted_elements(answers, schema.ENDPOINTS.key_size(family), data_size)
+        return counted.counted_elements(answers, schema.ENDPOINTS.key_size(family), data_size)
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
-        answers = list(self._netlink.dump(nftables.get_elements(TABLE, name)))
-        return nftables.elements(answers, Shape.EXACT), nftables.counts(answers)
+        answers = list(self._netlink.dump(elements.get_elements(TABLE, name)))
+        return elements.elements(answers, Shape.EXACT), counted.counts(answers)
 
 
 def _is_wanted(service: str, wanted: str) -> bool:

@@ -37,18 +37,11 @@ from pyproxy.errors import (
 )
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import ElementMessage, Shape, delete_elements, element_at
 from pyproxy.netlink.monitor import Monitor
-from pyproxy.netlink.nfnetlink import Nfnetlink, Refusal
-from pyproxy.netlink.nftables import (
-    SUBSYSTEM,
-    ElementMessage,
-    Shape,
-    delete_elements,
-    delete_table,
-    element_at,
-    generation,
-    get_generation,
-)
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, generation, get_generation
+from pyproxy.netlink.refusals import Refusal
 from pyproxy.policy.answer import ServiceAnswer
 
 Answers = Mapping[ObjectName, ServiceAnswer | None]

@@ -18,9 +18,9 @@ from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.packets import Account, Packet
 from pyproxy.errors import OutOfStepError, UsageError
 from pyproxy.model.address import Address
-from pyproxy.netlink import nftables
+from pyproxy.netlink import elements, nftables
+from pyproxy.netlink.elements import Shape, Value
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import Shape, Value
 
 _ATTEMPTS = 5
 
@@ -61,15 +61,15 @@ class HeldRows(Mapping[bytes, Value]):
 
     def _ask(self, key: bytes) -> Value | None:
         try:
-            answer = self._netlink.get(nftables.get_element(TABLE, self._name, key))
+            answer = self._netlink.get(elements.get_element(TABLE, self._name, key))
         except OutOfStepError:
             return None
-        return nftables.elements([answer], self._shape).get(key)
+        return elements.elements([answer], self._shape).get(key)
 
     def _all(self) -> dict[bytes, Value]:
         if self._whole is None:
-            request = nftables.get_elements(TABLE, self._name)
-            self._whole = nftables.elements(self._netlink.dump(request), self._shape)
+            request = elements.get_elements(TABLE, self._name)
+            self._whole = elements.elements(self._netlink.dump(request), self._shape)
         return self._whole
 
 

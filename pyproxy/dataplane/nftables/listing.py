@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Field, Kinds, Rows, Table
 from pyproxy.model.address import Address, Family, Protocol, address_text
-from pyproxy.netlink.nftables import DROP, Shape, Tag, Value
+from pyproxy.netlink.elements import DROP, Shape, Tag, Value
 
 
 def commands(

@@ -12,7 +12,7 @@ from pyproxy.dataplane.nftables.schema import SetKind
 from pyproxy.dataplane.nftables.trace import Element
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Address, Family, family_of
-from pyproxy.netlink.nftables import Shape, Value
+from pyproxy.netlink.elements import Shape, Value
 
 Lookups = Mapping[str, Mapping[bytes, Value]]
 """The elements of sets, by the set's name: a Table, or the kernel's own, asked for one by one."""

@@ -18,7 +18,7 @@ from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import add_service, shared_rows
 from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.nftables import Shape, Value
+from pyproxy.netlink.elements import Shape, Value
 from pyproxy.policy.answer import ServiceAnswer
 
 

@@ -13,13 +13,7 @@ from pyproxy.dataplane.nftables import chains, listing, schema
 from pyproxy.dataplane.nftables.rows import SharedRow
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.nftables import (
-    ElementMessage,
-    Tag,
-    Value,
-    add_elements,
-    delete_elements,
-)
+from pyproxy.netlink.elements import ElementMessage, Tag, Value, add_elements, delete_elements
 from pyproxy.policy.answer import ServiceAnswer
 
 

@@ -17,7 +17,8 @@ from pyproxy.dataplane.nftables.layout import Layout, is_fixed, read_layout
 from pyproxy.dataplane.nftables.loader import load
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.errors import KernelError
-from pyproxy.netlink.nfnetlink import Nfnetlink, kernel_error
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.refusals import kernel_error
 
 _CLONE_NEWNET = 0x40000000
 

@@ -10,9 +10,9 @@ from pyproxy.dataplane.nftables.schema import TABLE, Kinds, Rows, Table
 from pyproxy.dataplane.slots import place
 from pyproxy.errors import OutOfStepError
 from pyproxy.model.address import Backend, Family
-from pyproxy.netlink import nftables
+from pyproxy.netlink import elements, nftables
+from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import Shape
 from pyproxy.policy.answer import PortAnswer, ServiceAnswer, Use
 
 _ATTEMPTS = 5
@@ -46,7 +46,7 @@ def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape)
     # A set that has just grown is moved to a larger hash table in the background, and what is read
     # meanwhile leaves some out.
     for _ in range(_ATTEMPTS):
-        rows = nftables.elements(netlink.dump(nftables.get_elements(table_name, name)), shape)
+        rows = elements.elements(netlink.dump(elements.get_elements(table_name, name)), shape)
         sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(table_name)))
         if shape is not Shape.EXACT or len(rows) == sizes.get(name, len(rows)):
             break
@@ -56,8 +56,8 @@ def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape)
 def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
     """Read which endpoint each client of a sticky frontend has. Raises KernelError."""
     name = schema.AFFINITY.of(family)
-    return nftables.elements(
-        netlink.dump(nftables.get_elements(TABLE, name)), schema.AFFINITY.shape
+    return elements.elements(
+        netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY.shape
     )
 
 

@@ -10,7 +10,7 @@ from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import Rows, Table
 from pyproxy.model.address import Address, Backend, Family, Network, Protocol
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.nftables import COMMENT_LIMIT, DROP, Tag
+from pyproxy.netlink.elements import COMMENT_LIMIT, DROP, Tag
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 _INDEX = struct.Struct("=I")

@@ -15,7 +15,7 @@ import msgspec
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE, Field, SetKind
 from pyproxy.model.address import Family, Mark
-from pyproxy.netlink.nftables import Shape
+from pyproxy.netlink.elements import Shape
 
 MARKER = "ruleset-"
 _MARKED = re.compile(f"{MARKER}[0-9a-f]+")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from pyproxy.model.address import Family
-from pyproxy.netlink.nftables import Shape, Value
+from pyproxy.netlink.elements import Shape, Value
 
 TABLE = "pyproxy"
 

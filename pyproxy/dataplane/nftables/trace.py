@@ -10,7 +10,7 @@ import msgspec
 from pyproxy.dataplane.nftables import listing
 from pyproxy.dataplane.packets import Account, Course, Delivered, Fate, Packet, Stage
 from pyproxy.model.address import Backend
-from pyproxy.netlink.nftables import Value
+from pyproxy.netlink.elements import Value
 
 
 class Element(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ from pyproxy.dataplane.packets import (
     Why,
 )
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, family_of, parse_network
-from pyproxy.netlink.nftables import DROP, Tag
+from pyproxy.netlink.elements import DROP, Tag
 
 _SPLITS = {f"split{family.value}": family for family in Family}
 _PICK = re.compile(r"(masq-)?(sticky-)?(cluster|local)([46])-([0-9]+)")

@@ -12,11 +12,13 @@ from pyproxy.dataplane.ipvs.schema import BY_NAME
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Backend
-from pyproxy.netlink import ipvs, nftables
+from pyproxy.netlink import elements as packed
+from pyproxy.netlink import ipvs
 from pyproxy.netlink.attributes import attribute_map, nested, string
+from pyproxy.netlink.elements import ElementMessage
 from pyproxy.netlink.ipvs import GENERIC_SIZE, Messages, Scheduling, Server, Virtual
-from pyproxy.netlink.nfnetlink import HEADER_SIZE, Refusal
-from pyproxy.netlink.nftables import ElementMessage
+from pyproxy.netlink.nfnetlink import HEADER_SIZE
+from pyproxy.netlink.refusals import Refusal
 from pyproxy.netlink.requests import Request
 
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "mh")
@@ -168,7 +170,7 @@ class FakeRules:
             self.messages_sent += 1
             rows = after.setdefault(each.set_name, {})
             shape = BY_NAME[each.set_name][0].shape
-            found = nftables.elements([memoryview(each.message.body)], shape)
+            found = packed.elements([memoryview(each.message.body)], shape)
             for key, value in found.items():
                 if each.message.kind & 0xFF == _DELSETELEM:
                     if key not in rows:

@@ -19,7 +19,7 @@ from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Target, probe
 from pyproxy.model.address import Family, Protocol
-from pyproxy.netlink import nftables
+from pyproxy.netlink import counted, elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.answer import ServiceAnswer
 from tests.dataplane.nftables.scenes import compiled
@@ -52,7 +52,7 @@ def program(namespace: Namespace, dataplane: NftablesDataplane, *answers: Servic
 def counts(namespace: Namespace, set_name: str) -> dict[bytes, int]:
     netlink = namespace.call(Nfnetlink)
     try:
-        return nftables.counts(netlink.dump(nftables.get_elements(TABLE, set_name)))
+        return counted.counts(netlink.dump(elements.get_elements(TABLE, set_name)))
     finally:
         netlink.close()
 

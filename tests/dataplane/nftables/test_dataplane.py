@@ -30,8 +30,9 @@ from pyproxy.model.address import (
     parse_network,
 )
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import Value, add_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, Value, add_elements
+from pyproxy.netlink.nftables import SUBSYSTEM
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 from tests.dataplane.nftables.scenes import Scene, compiled, scenes
 

@@ -18,8 +18,9 @@ from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import Shape, generation, get_generation
+from pyproxy.netlink.nftables import generation, get_generation
 from pyproxy.policy.answer import ServiceAnswer
 from tests.dataplane.nftables.scenes import Scene, compiled, scenes
 from tests.dataplane.nftables.test_dataplane import held, misfit, numbered, programming

@@ -34,7 +34,7 @@ from pyproxy.model.address import (
     parse_network,
 )
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.nftables import COMMENT_LIMIT, Tag
+from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 from tests.dataplane.nftables.scenes import Scene, scenes
 

@@ -22,7 +22,7 @@ from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.nftables import Tag
+from pyproxy.netlink.elements import Tag
 from pyproxy.policy.answer import ServiceAnswer, Use
 from tests.dataplane.nftables import oracle
 from tests.dataplane.nftables.scenes import (

@@ -25,7 +25,7 @@ from pyproxy.dataplane.packets import (
     Why,
 )
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_address
-from pyproxy.netlink.nftables import DROP, Tag, Value
+from pyproxy.netlink.elements import DROP, Tag, Value
 
 HOME = "10.96.0.1"
 POD, NODE, OUTSIDE = "10.244.1.11", "172.30.0.11", "203.0.113.5"

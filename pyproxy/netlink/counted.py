@@ -1,0 +1,91 @@
+"""Counters of set elements: how many packets each has seen.
+
+Facts: include/uapi/linux/netfilter/nf_tables.h. A set that was made with an expression gives one of
+its own to every element.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from pyproxy.netlink.attributes import attribute_map, attributes, text
+from pyproxy.netlink.elements import ELEM_DATA, ELEM_KEY, LIST_ELEMENTS, element_value
+from pyproxy.netlink.nftables import NOTHING
+
+_SET_NAME = 2
+_SET_EXPRESSIONS = (17, 18)
+_ELEM_EXPRESSION = 7
+_EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
+
+
+def counted_sets(answers: Iterable[memoryview]) -> set[str]:
+    """Read the answers to `get_sets`: which have an expression, such as a counter, by element."""
+    found = (attribute_map(answer) for answer in answers)
+    return {
+        text(each[_SET_NAME])
+        for each in found
+        if _SET_NAME in each and not each.keys().isdisjoint(_SET_EXPRESSIONS)
+    }
+
+
+def counts(answers: Iterable[memoryview]) -> dict[bytes, int]:
+    """Read the answers to `get_elements`: the packets that each element's counter has seen.
+
+    Elements without a counter are passed over.
+    """
+    return {
+        key: packets
+        for answer in answers
+        for kind, items in attributes(answer)
+        if kind == LIST_ELEMENTS
+        for key, _, packets in _counted_slowly(items)
+        if key
+    }
+
+
+def counted_elements(
+    answers: Iterable[memoryview], key_size: int, data_size: int
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """Read the answers to `get_elements` of a data map: key, data and packets of each element.
+
+    All elements of such a map look alike, so a piece is taken apart at once, which costs a tenth
+    of walking each; one that has others in it is walked.
+    """
+    layout = _counted_layout(key_size, data_size)
+    for answer in answers:
+        for kind, items in attributes(answer):
+            if kind == LIST_ELEMENTS:
+                yield from _counted_at_once(items, layout) or _counted_slowly(items)
+
+
+@cache
+def _counted_layout(key_size: int, data_size: int) -> struct.Struct:
+    # Headers and what they are of take turns: the key, the data, the bytes counted, the packets.
+    return struct.Struct(f">12s{key_size}s8s{data_size}s24s8x4sQ")
+
+
+def _counted_at_once(
+    items: memoryview, layout: struct.Struct
+) -> list[tuple[bytes, bytes, int]] | None:
+    if len(items) % layout.size:
+        return None
+    fields = list(layout.iter_unpack(items))
+    if len({(each[0], each[2], each[4], each[5]) for each in fields}) != 1:
+        return None
+    found = [(each[1], each[3], each[6]) for each in fields]
+    return found if list(_counted_slowly(items[: layout.size])) == found[:1] else None
+
+
+def _counted_slowly(items: memoryview) -> Iterator[tuple[bytes, bytes, int]]:
+    for _, item in attributes(items):
+        fields = attribute_map(item)
+        expression = attribute_map(fields.get(_ELEM_EXPRESSION, NOTHING))
+        counter = attribute_map(expression.get(_EXPRESSION_DATA, NOTHING))
+        if _COUNTER_PACKETS in counter:
+            yield (
+                element_value(fields.get(ELEM_KEY, NOTHING)),
+                element_value(fields.get(ELEM_DATA, NOTHING)),
+                int.from_bytes(counter[_COUNTER_PACKETS], "big"),
+            )
