@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-parts check test test-vm demo conformance soak fuzz bench bench-check clean
+.PHONY: help venv system vm-parts check test coverage test-vm demo conformance soak fuzz bench bench-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,10 +48,14 @@ BESIDE := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # What workers and agents have compiled is there for the next.
 test: export PYTHONDONTWRITEBYTECODE =
-test: system vm-parts check ## everything: check, then all tests with coverage
+test: system vm-parts check ## everything: check, then all tests
 	@tools/system-packages.sh iptables ipset nfacct shellcheck chromium
 	@tools/promtool.sh $(BIN)
-	$(BIN)/pytest $(PLUGINS) $(BESIDE) --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/pytest $(PLUGINS) $(BESIDE) $(PYTEST_ARGS)
+
+# What follows every line takes twice the time: who wants to know asks for it.
+coverage: PYTEST_ARGS += --cov --cov-report=term
+coverage: test ## the same, and which lines of pyproxy/ no test reaches
 
 vm-parts: venv
 	@tools/system-packages.sh qemu-system-x86_64 busybox depmod file ipvsadm
