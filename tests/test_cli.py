@@ -4,27 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import pytest
 
 import pyproxy
 from pyproxy import logs
+from pyproxy.agent.ending import Ending
 from pyproxy.cli import kube_proxy, main
 from pyproxy.commands import catalogue
 from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
 
 COMMANDS = f"run, cleanup, {', '.join(catalogue.COMMANDS)}, version, lab, bench"
-
-
-@pytest.fixture
-def _logging_as_it_was():
-    root, own = logging.getLogger(), logging.getLogger("pyproxy")
-    before = (root.handlers[:], root.level, own.level)
-    yield
-    root.handlers[:], root.level, own.level = before
 
 
 @pytest.mark.parametrize(
@@ -145,34 +138,36 @@ def _logging_as_it_was():
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2(arguments, message, capsys):
+def test_a_mistake_is_one_line_and_exit_status_2(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments.split()) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"pyproxy: {message}\n")
 
 
-@pytest.fixture
-def agent(monkeypatch):
+class RememberingAgent:
     """An agent that only remembers what it was told, and ends as `outcome` says."""
 
-    class Agent:
-        outcome: Settings | int | BaseException | None = None
-        calls: ClassVar[list[tuple[str, str]]] = []
+    def __init__(self) -> None:
+        self.outcome: Settings | int | BaseException | None = None
+        self.calls: list[tuple[str, str]] = []
 
-        def end(self, what: str, settings: Settings, *_: object) -> Settings | int | None:
-            self.calls.append((what, settings.node_name))
-            if isinstance(self.outcome, BaseException):
-                raise self.outcome
-            return self.outcome
+    def end(self, what: str, settings: Settings, *_: object) -> Settings | int | None:
+        self.calls.append((what, settings.node_name))
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
 
-    agent = Agent()
-    agent.calls.clear()
+
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> RememberingAgent:
+    agent = RememberingAgent()
     for what in ("run", "cleanup", "initialize"):
         monkeypatch.setattr(f"pyproxy.agent.wiring.{what}", partial(agent.end, what))
     return agent
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("arguments", "called"),
     [
@@ -184,13 +179,14 @@ def agent(monkeypatch):
         ("run --init-only --cleanup --hostname-override A", "cleanup"),
     ],
 )
-def test_commands_reach_the_agent_with_their_settings(agent, arguments, called):
+def test_commands_reach_the_agent_with_their_settings(
+    agent: RememberingAgent, arguments: str, called: str
+) -> None:
     agent.outcome = None if called == "run" else 0
     assert main(arguments.split()) == 0
     assert agent.calls == [(called, "a")]
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("outcome", "status", "message"),
     [
@@ -202,14 +198,20 @@ def test_commands_reach_the_agent_with_their_settings(agent, arguments, called):
     ],
     ids=repr,
 )
-def test_how_the_agent_ends_is_the_exit_status(agent, outcome, status, message, capsys):
+def test_how_the_agent_ends_is_the_exit_status(
+    agent: RememberingAgent,
+    outcome: BaseException | None,
+    status: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     agent.outcome = outcome
     assert main(["run"]) == status
     assert capsys.readouterr().err == message
 
 
-@pytest.mark.usefixtures("_logging_as_it_was", "agent")
-def test_flags_without_effect_are_one_log_line(capsys):
+@pytest.mark.usefixtures("agent")
+def test_flags_without_effect_are_one_log_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--profiling", "--kube-api-qps=50", "--kube-api-burst=100"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.split(maxsplit=1)[1] == (
@@ -219,17 +221,17 @@ def test_flags_without_effect_are_one_log_line(capsys):
     )
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
-def test_how_a_cleanup_ends_is_the_exit_status(agent):
+def test_how_a_cleanup_ends_is_the_exit_status(agent: RememberingAgent) -> None:
     agent.outcome = 1
     assert main(["cleanup"]) == 1
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
-def test_an_agent_that_ends_with_other_settings_is_run_with_them(agent, monkeypatch):
+def test_an_agent_that_ends_with_other_settings_is_run_with_them(
+    agent: RememberingAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcomes = [Settings("b"), Settings("c"), None]
 
-    def run(settings, read, _):
+    def run(settings: Settings, read: Callable[[], Settings], _: Ending) -> Settings | None:
         agent.end("run", settings)
         assert read().node_name == "a"
         return outcomes.pop(0)
@@ -239,11 +241,10 @@ def test_an_agent_that_ends_with_other_settings_is_run_with_them(agent, monkeypa
     assert [name for _, name in agent.calls] == ["a", "b", "c"]
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
-def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch):
+def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def run(settings, read, ending):
+    def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Settings | None:
         seen.append(settings.node_name)
         ending.tell(lambda: seen.append("told"))
         os.kill(os.getpid(), signal.SIGTERM)
@@ -256,11 +257,12 @@ def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("arguments", "takeover"), [([], True), (["--takeover=false"], False), (["--v=1"], True)]
 )
-def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(monkeypatch, arguments, takeover):
+def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], takeover: bool
+) -> None:
     seen = []
     monkeypatch.setattr("pyproxy.agent.wiring.run", lambda settings, *_: seen.append(settings))
     assert kube_proxy(arguments) == 0
@@ -271,13 +273,17 @@ def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(monkeypatch, argum
     ("program", "arguments"),
     [(main, ["version"]), (main, ["--version"]), (kube_proxy, ["--version"])],
 )
-def test_version(program, arguments, capsys):
+def test_version(
+    program: Callable[[Sequence[str]], int],
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert program(arguments) == 0
     assert capsys.readouterr().out == f"pyproxy {pyproxy.__version__}\n"
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["cleanup"], ["version"]])
-def test_help_names_everything_and_needs_no_library_of_the_agent(command):
+def test_help_names_everything_and_needs_no_library_of_the_agent(command: list[str]) -> None:
     program = (
         "import sys\n"
         "from pyproxy.cli import main\n"
@@ -321,7 +327,6 @@ def test_a_question_to_an_agent_waits_for_no_library_of_the_agent(command: str) 
     assert run.stdout == "set()\n"
 
 
-@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("verbosity", "shown"),
     [
@@ -331,7 +336,9 @@ def test_a_question_to_an_agent_waits_for_no_library_of_the_agent(command: str) 
         (6, ["own debug", "own info", "library debug", "library warning"]),
     ],
 )
-def test_log_lines_grow_with_verbosity(verbosity, shown, capsys):
+def test_log_lines_grow_with_verbosity(
+    verbosity: int, shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     logs.configure(verbosity)
     own, library = logging.getLogger("pyproxy.part"), logging.getLogger("library")
     own.debug("own debug")

@@ -1,7 +1,9 @@
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyproxy.metrics import Metrics
@@ -28,6 +30,9 @@ LEFT_OUT = {
     "rest_client_transport_cert_rotation_gc_calls_total": "a cache of Go's client",
     "rest_client_transport_create_calls_total": "a cache of Go's client",
 }
+
+# Name, as kube-proxy's table has it: type, labels and buckets.
+Exposed = Mapping[str, tuple[str, str, str]]
 
 
 def used() -> Metrics:
@@ -59,7 +64,7 @@ def used() -> Metrics:
     return metrics
 
 
-def read(metrics: Metrics):
+def read(metrics: Metrics) -> list[Metric]:
     return list(text_string_to_metric_families(metrics.exposition().decode()))
 
 
@@ -70,8 +75,7 @@ def series(metrics: Metrics) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def exposed():
-    """Name, as kube-proxy's table has it: type, labels and buckets."""
+def exposed() -> Exposed:
     found = {}
     for family in read(used()):
         name = family.name + ("_total" if family.type == "counter" else "")
@@ -82,12 +86,12 @@ def exposed():
 
 
 @pytest.mark.parametrize("name", sorted(KUBE_PROXY_METRICS.keys() - LEFT_OUT.keys()))
-def test_type_labels_and_buckets_are_kube_proxys(name, exposed):
+def test_type_labels_and_buckets_are_kube_proxys(name: str, exposed: Exposed) -> None:
     row = KUBE_PROXY_METRICS[name]
     assert exposed[name] == (row["type"], row["labels"], row["buckets"])
 
 
-def test_all_others_are_our_own_or_the_process(exposed):
+def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
     others = exposed.keys() - KUBE_PROXY_METRICS.keys()
     assert {name for name in others if not name.startswith("process_")} == {
         "pyproxy_change_to_kernel_seconds",
@@ -105,18 +109,18 @@ def test_all_others_are_our_own_or_the_process(exposed):
     assert not LEFT_OUT.keys() & exposed.keys()
 
 
-def test_no_created_series():
+def test_no_created_series() -> None:
     assert "_created" not in used().exposition().decode()
 
 
-def test_types_are_announced_under_the_names_that_go_announces():
+def test_types_are_announced_under_the_names_that_go_announces() -> None:
     lines = used().exposition().decode().splitlines()
     announced = {line.split()[2]: line.split()[3] for line in lines if line.startswith("# TYPE")}
     for name in KUBE_PROXY_METRICS.keys() - LEFT_OUT.keys():
         assert announced[name] == KUBE_PROXY_METRICS[name]["type"]
 
 
-def test_what_happens_is_counted():
+def test_what_happens_is_counted() -> None:
     found = series(used())
     sync = "kubeproxy_sync_proxy_rules"
     assert found[f"{sync}_service_changes_total"] == 1
@@ -142,7 +146,7 @@ def test_what_happens_is_counted():
     assert found["pyproxy_source_last_event_age_seconds"] == 12.5
 
 
-def test_changes_taken_are_pending_no_more():
+def test_changes_taken_are_pending_no_more() -> None:
     metrics = used()
     metrics.changes_taken()
     found = series(metrics)
@@ -151,7 +155,7 @@ def test_changes_taken_are_pending_no_more():
     assert found["kubeproxy_sync_proxy_rules_endpoint_changes_total"] == 1
 
 
-def test_a_changed_node_asks_for_a_sync_and_counts_as_no_service():
+def test_a_changed_node_asks_for_a_sync_and_counts_as_no_service() -> None:
     metrics = Metrics()
     metrics.change_queued(Kind.NODE, 5.0)
     found = series(metrics)

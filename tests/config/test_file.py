@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ KUBEADM = DATA / "kubeadm-config.yaml"
 DEFAULT = DATA / "kube-proxy-default-config.yaml"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
+# Writes a file that says this besides its kind, and gives its path.
+Written = Callable[[str], str]
+
 
 def parse(*arguments: str) -> Settings:
     parser = command_line.Parser(allow_abbrev=False)
@@ -43,7 +47,7 @@ def parse(*arguments: str) -> Settings:
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path: Path) -> Written:
     def written(text: str) -> str:
         path = tmp_path / "config.conf"
         path.write_text(HEAD + text)
@@ -52,7 +56,7 @@ def written(tmp_path):
     return written
 
 
-def test_kubeadms_file_is_the_defaults_and_asks_for_nothing_in_vain():
+def test_kubeadms_file_is_the_defaults_and_asks_for_nothing_in_vain() -> None:
     settings = parse(f"--config={KUBEADM}", "--hostname-override=node-a")
     assert settings == Settings(
         "node-a",
@@ -67,7 +71,7 @@ def test_kubeadms_file_is_the_defaults_and_asks_for_nothing_in_vain():
     )
 
 
-def test_kube_proxys_own_defaults_ask_for_nothing_in_vain():
+def test_kube_proxys_own_defaults_ask_for_nothing_in_vain() -> None:
     settings = parse(f"--config={DEFAULT}")
     assert settings.mode is ProxyMode.IPTABLES
     assert settings.pace == Pace(min_sync_period=1)
@@ -83,7 +87,9 @@ def test_kube_proxys_own_defaults_ask_for_nothing_in_vain():
         ("ipvs", ProxyMode.IPVS),
     ],
 )
-def test_a_file_has_the_mode_that_it_asks_for(written, mode, serves):
+def test_a_file_has_the_mode_that_it_asks_for(
+    written: Written, mode: str, serves: ProxyMode
+) -> None:
     settings = parse(f"--config={written(f'mode: {json.dumps(mode)}')}")
     assert settings.mode is serves
     assert settings.remarks == ()
@@ -212,11 +218,11 @@ def test_a_file_has_the_mode_that_it_asks_for(written, mode, serves):
         ),
     ],
 )
-def test_fields_become_settings(written, text, group, expected):
+def test_fields_become_settings(written: Written, text: str, group: str, expected: object) -> None:
     assert getattr(parse(f"--config={written(text)}"), group) == expected
 
 
-def test_a_file_may_be_json(tmp_path):
+def test_a_file_may_be_json(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     document = yaml.safe_load(HEAD) | {"clusterCIDR": "10.1.0.0/16", "nodePortAddresses": None}
     path.write_text(json.dumps(document))
@@ -224,7 +230,7 @@ def test_a_file_may_be_json(tmp_path):
     assert networks == (parse_network("10.1.0.0/16"),)
 
 
-def test_flags_win_where_kube_proxys_do(written):
+def test_flags_win_where_kube_proxys_do(written: Written) -> None:
     text = "hostnameOverride: b\nlogging: {verbosity: 2}\nclusterCIDR: 10.1.0.0/16\nmode: nftables"
     config = f"--config={written(text)}"
     settings = parse(
@@ -245,7 +251,7 @@ def test_flags_win_where_kube_proxys_do(written):
     assert parse(config).verbosity == 2
 
 
-def test_fields_in_vain_are_named_once_by_reason(written):
+def test_fields_in_vain_are_named_once_by_reason(written: Written) -> None:
     path = written(
         "mode: nftables\n"
         "winkernel: {networkName: n, enableDSR: true}\n"
@@ -266,7 +272,7 @@ def test_fields_in_vain_are_named_once_by_reason(written):
     )
 
 
-def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written):
+def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written: Written) -> None:
     path = written("mode: ipvs\nipvs: {syncPeriod: 1m, minSyncPeriod: 2s, scheduler: rr}")
     assert parse(f"--config={path}").remarks == ()
     path = written("iptables: {localhostNodePorts: false, syncPeriod: 1m, masqueradeAll: true}")
@@ -350,7 +356,9 @@ def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written):
         ("1: 2", "the names of fields: expected str"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_fields_path(written, text, message):
+def test_a_mistake_is_one_line_with_the_fields_path(
+    written: Written, text: str, message: str
+) -> None:
     path = written(text)
     with pytest.raises(UsageError) as mistake:
         parse(f"--config={path}")
@@ -374,7 +382,7 @@ def test_a_mistake_is_one_line_with_the_fields_path(written, text, message):
         ),
     ],
 )
-def test_what_is_no_configuration_is_told(tmp_path, text, message):
+def test_what_is_no_configuration_is_told(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.conf"
     path.write_text(text)
     with pytest.raises(UsageError) as mistake:
@@ -383,7 +391,7 @@ def test_what_is_no_configuration_is_told(tmp_path, text, message):
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: (HEAD + text).encode()))
-def test_any_content_is_read_or_refused_with_one_line(content):
+def test_any_content_is_read_or_refused_with_one_line(content: bytes) -> None:
     with contextlib.suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
         assert isinstance(file.parse(content), KubeProxyConfiguration)
 
@@ -403,7 +411,9 @@ def test_any_content_is_read_or_refused_with_one_line(content):
         ),
     ],
 )
-def test_what_is_in_force_loads_again_to_the_same(tmp_path, arguments):
+def test_what_is_in_force_loads_again_to_the_same(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     first = parse(*arguments)
     path = tmp_path / "again.yaml"
     path.write_text(file.yaml_text(first.configuration))
@@ -413,7 +423,7 @@ def test_what_is_in_force_loads_again_to_the_same(tmp_path, arguments):
             assert getattr(again, name) == getattr(first, name), name
 
 
-def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode():
+def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode() -> None:
     in_force = json.loads(report.configz(parse()))
     theirs = yaml.safe_load(DEFAULT.read_text())
     ours = in_force.pop("kubeproxy.config.k8s.io")
@@ -441,8 +451,8 @@ def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode():
     assert flat(theirs).keys() <= flat(ours).keys()
 
 
-def flat(tree, prefix=""):
-    found = {}
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{name}.")

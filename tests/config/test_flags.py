@@ -25,6 +25,7 @@ from pyproxy.config import (
     report,
     values,
 )
+from pyproxy.config.given import FLAGS
 from pyproxy.model.address import parse_address, parse_network
 from pyproxy.model.flavour import Flavour
 
@@ -57,7 +58,7 @@ def parse(*arguments: str) -> Settings:
 
 
 @pytest.mark.parametrize("row", KUBE_PROXY_FLAGS, ids=lambda row: row["flag"])
-def test_every_flag_of_kube_proxy_is_accepted(row):
+def test_every_flag_of_kube_proxy_is_accepted(row: dict[str, str]) -> None:
     if row["flag"] == "--help":
         with pytest.raises(SystemExit, match=r"^0$"):
             parse("--help")
@@ -68,8 +69,8 @@ def test_every_flag_of_kube_proxy_is_accepted(row):
     assert flag_by_name[row["flag"]].given
 
 
-def test_defaults_are_kube_proxys_except_where_the_mode_differs():
-    default_by_name = {flag.name: flag.default for flag in command_line.FLAGS}
+def test_defaults_are_kube_proxys_except_where_the_mode_differs() -> None:
+    default_by_name = {flag.name: flag.default for flag in FLAGS}
     differing = {
         row["flag"]: default_by_name[row["flag"]]
         for row in KUBE_PROXY_FLAGS
@@ -79,7 +80,7 @@ def test_defaults_are_kube_proxys_except_where_the_mode_differs():
     assert differing == {"--iptables-min-sync-period": "0s", "--ipvs-min-sync-period": "0s"}
 
 
-def test_the_defaults_of_the_flags_are_those_of_the_settings():
+def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
     plain = Settings(node_name=os.uname().nodename.lower())
     settings = parse()
     assert settings == Settings(
@@ -258,23 +259,23 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings():
         (["--sync-period=10s", "--iptables-sync-period=20s"], "pace", Pace(sync_period=10)),
     ],
 )
-def test_flags_become_settings(arguments, group, expected):
+def test_flags_become_settings(arguments: list[str], group: str, expected: object) -> None:
     assert getattr(parse(*arguments), group) == expected
 
 
-def test_the_masquerade_mark_is_the_bit_alone():
+def test_the_masquerade_mark_is_the_bit_alone() -> None:
     assert Masquerade(bit=14).mark == 0x4000
     assert Masquerade(bit=31).mark == 0x80000000
 
 
-def test_a_boolean_does_not_take_the_next_argument():
+def test_a_boolean_does_not_take_the_next_argument() -> None:
     assert list(command_line.go_style(["--masquerade-all", "true"])) == [
         "--masquerade-all=true",
         "true",
     ]
 
 
-def test_flags_in_vain_are_named_once_by_reason():
+def test_flags_in_vain_are_named_once_by_reason() -> None:
     settings = parse("--ipvs-scheduler=rr", "--ipvs-strict-arp", "--profiling", "--v=1")
     assert settings.remarks == (
         "flags without effect: --ipvs-scheduler, --ipvs-strict-arp (the mode is nftables); "
@@ -304,7 +305,7 @@ def test_flags_in_vain_are_named_once_by_reason():
         ("1m1m", 120),
     ],
 )
-def test_durations_are_read_as_go_reads_them(text, seconds):
+def test_durations_are_read_as_go_reads_them(text: str, seconds: float) -> None:
     assert durations.parse(text) == seconds
 
 
@@ -325,7 +326,7 @@ def test_durations_are_read_as_go_reads_them(text, seconds):
         "9999999999h",
     ],
 )
-def test_what_go_calls_no_duration_is_none(text):
+def test_what_go_calls_no_duration_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration: write it as 500ms, 30s or 1h0m0s"):
         durations.parse(text)
 
@@ -345,7 +346,7 @@ def test_what_go_calls_no_duration_is_none(text):
         (-60, "-1m0s"),
     ],
 )
-def test_durations_are_written_as_go_writes_them(seconds, text):
+def test_durations_are_written_as_go_writes_them(seconds: float, text: str) -> None:
     assert durations.text(seconds) == text
 
 
@@ -354,13 +355,13 @@ def test_durations_are_written_as_go_writes_them(seconds, text):
 @example(999_999_999)
 @example(60 * 10**9)
 @example(3_599_999_999_999)
-def test_a_duration_written_reads_back_the_same(nanoseconds):
+def test_a_duration_written_reads_back_the_same(nanoseconds: int) -> None:
     text = durations.text(nanoseconds / 10**9)
     assert round(durations.parse(text) * 10**9) == nanoseconds
 
 
 @given(st.text(max_size=12) | st.from_regex(r"[-+]?(\d*\.?\d*[a-zµ]{0,2}){0,3}", fullmatch=True))
-def test_a_duration_is_read_or_refused_and_nothing_else_happens(text):
+def test_a_duration_is_read_or_refused_and_nothing_else_happens(text: str) -> None:
     try:
         seconds = durations.parse(text)
     except ValueError:
@@ -369,7 +370,7 @@ def test_a_duration_is_read_or_refused_and_nothing_else_happens(text):
 
 
 @given(st.text(max_size=30))
-def test_a_listen_address_is_read_or_refused_and_nothing_else_happens(text):
+def test_a_listen_address_is_read_or_refused_and_nothing_else_happens(text: str) -> None:
     try:
         where = values.listen_address(80)(text)
     except ValueError:
@@ -379,12 +380,12 @@ def test_a_listen_address_is_read_or_refused_and_nothing_else_happens(text):
 
 
 @pytest.mark.parametrize("text", ["1Ki", "0", "1.5G", "10e3", "100m", "+5"])
-def test_quantities(text):
+def test_quantities(text: str) -> None:
     assert values.quantity(text) == text
 
 
-def test_flagz_has_a_line_a_flag():
+def test_flagz_has_a_line_a_flag() -> None:
     lines = report.flagz(parse("--v=7")).splitlines()
     assert "v 7" in lines
     assert "cluster-cidr" in lines
-    assert len(lines) == 3 + len(command_line.FLAGS)
+    assert len(lines) == 3 + len(FLAGS)

@@ -61,16 +61,16 @@ ONE_VALUE = {"--proxy-mode", "apiVersion", "kind", "mode"}
 
 
 @pytest.mark.parametrize("name", [*KUBE_PROXYS_FLAGS, *KUBE_PROXYS_FIELDS])
-def test_it_is_honoured_or_has_a_reason(name):
+def test_it_is_honoured_or_has_a_reason(name: str) -> None:
     assert (name in HONOURED) != (name in REASONS)
 
 
-def test_so_is_all_that_is_read_here():
+def test_so_is_all_that_is_read_here() -> None:
     assert {*REASONS, *HONOURED} == {flag.name for flag in FLAGS} | {"--help"} | ZERO.keys()
 
 
 @pytest.mark.parametrize("test", SHOWN_BY)
-def test_the_test_that_shows_an_effect_is_there(test):
+def test_the_test_that_shows_an_effect_is_there(test: str) -> None:
     path, name = test.split("::")
     assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
 
@@ -95,7 +95,7 @@ def example(flag: str, default: str, boolean: bool) -> str:
     [flag for flag in FLAGS if flag.name not in NOT_A_SETTING | ONE_VALUE],
     ids=lambda f: f.name,
 )
-def test_a_flag_makes_a_difference_or_a_remark(flag):
+def test_a_flag_makes_a_difference_or_a_remark(flag: Flag[object]) -> None:
     value = example(flag.name, flag.default, flag.is_boolean)
     mode = f"--proxy-mode={a_mode(flag)}"
     settings = parse(mode, f"{flag.name}={value}")
@@ -119,7 +119,7 @@ def a_mode(flag: Flag[object]) -> str:
         if mode not in flag.modes
     ],
 )
-def test_a_flag_for_another_mode_is_told(flag, mode):
+def test_a_flag_for_another_mode_is_told(flag: Flag[object], mode: str) -> None:
     value = example(flag.name, flag.default, flag.is_boolean)
     settings = parse(f"--proxy-mode={mode}", f"{flag.name}={value}")
     assert settings.remarks == (f"flags without effect: {flag.name} (the mode is {mode})",)
@@ -152,7 +152,9 @@ def field_values() -> Iterator[tuple[str, str, object]]:
 @pytest.mark.parametrize(
     ("path", "mode", "value"), [each for each in field_values() if each[0] not in ONE_VALUE]
 )
-def test_a_field_makes_a_difference_or_a_remark(tmp_path, path, mode, value):
+def test_a_field_makes_a_difference_or_a_remark(
+    tmp_path: Path, path: str, mode: str, value: object
+) -> None:
     def settings(**fields: object) -> Settings:
         file = tmp_path / "config.conf"
         file.write_text(HEAD + yaml.safe_dump({"mode": mode, **fields}))
@@ -170,7 +172,7 @@ def test_a_field_makes_a_difference_or_a_remark(tmp_path, path, mode, value):
         assert remark.endswith(f": fields without effect: {path} ({REASONS[path]})")
 
 
-def test_the_documentation_has_them_all_with_their_reasons():
+def test_the_documentation_has_them_all_with_their_reasons() -> None:
     rows = {}
     for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

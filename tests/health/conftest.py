@@ -6,6 +6,7 @@ import http.client
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import msgspec
 import pytest
@@ -17,6 +18,16 @@ class Answer(msgspec.Struct):
     status: int
     headers: dict[str, str]
     body: str
+
+
+class Ask(Protocol):
+    """Send one request to a port, and wait 5 s for its answer."""
+
+    def __call__(self, port: int | None, path: str = "/", host: str = "127.0.0.1") -> Answer: ...
+
+
+# Waits 10 s for a condition to come true.
+Eventually = Callable[[Callable[[], bool]], None]
 
 
 class Clock:
@@ -46,11 +57,12 @@ def http_thread() -> Iterator[HttpThread]:
 
 
 @pytest.fixture
-def ask() -> Callable[..., Answer]:
-    def ask(port: int, path: str = "/", host: str = "127.0.0.1", method: str = "GET") -> Answer:
+def ask() -> Ask:
+    def ask(port: int | None, path: str = "/", host: str = "127.0.0.1") -> Answer:
+        assert port is not None, "nothing is served there"
         connection = http.client.HTTPConnection(host, port, timeout=5)
         try:
-            connection.request(method, path)
+            connection.request("GET", path)
             response = connection.getresponse()
             return Answer(response.status, dict(response.headers), response.read().decode())
         finally:
@@ -60,7 +72,7 @@ def ask() -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
+def eventually() -> Eventually:
     def eventually(condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 10
         while not condition():

@@ -8,7 +8,8 @@ import pytest
 
 from pyproxy.config import ListenAddress
 from pyproxy.health.http import HttpThread, Response
-from pyproxy.model.address import parse_address
+from pyproxy.model.address import Address, parse_address
+from tests.health.conftest import Ask, Eventually
 
 ANY4, ANY6 = parse_address("0.0.0.0"), parse_address("::")
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
@@ -39,7 +40,9 @@ def ended(sock: socket.socket) -> bool:
         return True
 
 
-def test_an_answer_has_status_type_headers_length_and_body(http_thread, ask):
+def test_an_answer_has_status_type_headers_length_and_body(
+    http_thread: HttpThread, ask: Ask
+) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     answer = ask(port, "/a/b?c=d")
     assert (answer.status, answer.body) == (200, "/a/b")
@@ -51,7 +54,7 @@ def test_an_answer_has_status_type_headers_length_and_body(http_thread, ask):
     }
 
 
-def test_head_has_no_body(http_thread):
+def test_head_has_no_body(http_thread: HttpThread) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     answer = exchange(port, b"HEAD /abc HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -62,19 +65,19 @@ def test_head_has_no_body(http_thread):
 @pytest.mark.parametrize(
     "request_head", [b"hello\r\n\r\n", b"\r\n\r\n", b"GET /\r\n\r\n", b"\xff\xfe / X\r\n\r\n"]
 )
-def test_what_is_no_request_is_refused(http_thread, request_head):
+def test_what_is_no_request_is_refused(http_thread: HttpThread, request_head: bytes) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     assert exchange(port, request_head).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
-def test_a_head_without_end_is_given_up(http_thread):
+def test_a_head_without_end_is_given_up(http_thread: HttpThread) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert ended(sock)
 
 
-def test_idle_clients_hold_nobody_up(http_thread, ask):
+def test_idle_clients_hold_nobody_up(http_thread: HttpThread, ask: Ask) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]
     try:
@@ -84,7 +87,9 @@ def test_idle_clients_hold_nobody_up(http_thread, ask):
             sock.close()
 
 
-def test_a_handler_that_fails_costs_one_answer(http_thread, ask, caplog):
+def test_a_handler_that_fails_costs_one_answer(
+    http_thread: HttpThread, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(path: str) -> Response:
         raise RuntimeError("a fault of ours")
 
@@ -98,14 +103,18 @@ def test_a_handler_that_fails_costs_one_answer(http_thread, ask, caplog):
 
 @needs_ipv6
 @pytest.mark.parametrize("unspecified", [ANY4, ANY6])
-def test_an_unspecified_address_listens_on_both_families(http_thread, ask, unspecified):
+def test_an_unspecified_address_listens_on_both_families(
+    http_thread: HttpThread, ask: Ask, unspecified: Address
+) -> None:
     port = http_thread.listen(ListenAddress(unspecified, 0), echo).port
     assert ask(port, host="127.0.0.1").status == 200
     assert ask(port, host="::1").status == 200
 
 
 @needs_ipv6
-def test_an_address_of_its_own_listens_on_its_family_alone(http_thread, ask):
+def test_an_address_of_its_own_listens_on_its_family_alone(
+    http_thread: HttpThread, ask: Ask
+) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK6, 0), echo).port
     assert ask(port, host="::1").status == 200
     with pytest.raises(ConnectionRefusedError):
@@ -115,12 +124,14 @@ def test_an_address_of_its_own_listens_on_its_family_alone(http_thread, ask):
 
 
 @pytest.mark.parametrize("address", [LOOPBACK4, ANY4])
-def test_a_taken_port_is_an_error_for_the_caller(http_thread, taken, address):
+def test_a_taken_port_is_an_error_for_the_caller(
+    http_thread: HttpThread, taken: socket.socket, address: Address
+) -> None:
     with pytest.raises(OSError, match="in use"):
         http_thread.listen(ListenAddress(address, taken.getsockname()[1]), echo)
 
 
-def test_a_closed_port_is_free_at_once(http_thread, ask):
+def test_a_closed_port_is_free_at_once(http_thread: HttpThread, ask: Ask) -> None:
     listener = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo)
     port = listener.port
     for _ in range(20):
@@ -131,7 +142,9 @@ def test_a_closed_port_is_free_at_once(http_thread, ask):
         listener = http_thread.listen(ListenAddress(LOOPBACK4, port), echo)
 
 
-def test_out_of_file_descriptors_clients_wait(http_thread, eventually, caplog):
+def test_out_of_file_descriptors_clients_wait(
+    http_thread: HttpThread, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client, contextlib.ExitStack() as taken:
@@ -149,7 +162,7 @@ def test_out_of_file_descriptors_clients_wait(http_thread, eventually, caplog):
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_stop_ends_open_connections_and_frees_ports():
+def test_stop_ends_open_connections_and_frees_ports() -> None:
     thread = HttpThread()
     thread.start()
     port = thread.listen(ListenAddress(LOOPBACK4, 0), echo).port

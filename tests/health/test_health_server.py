@@ -1,5 +1,7 @@
 import json
 import logging
+import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +14,7 @@ from pyproxy.health.server import Servers
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_address
+from tests.health.conftest import Ask, Clock, Eventually
 
 LOOPBACK = parse_address("127.0.0.1")
 
@@ -28,24 +31,24 @@ def settings(health_port: int = 0, metrics_port: int = 0, *, hard_fail: bool = F
 
 
 @pytest.fixture
-def health(clock):
+def health(clock: Clock) -> Health:
     return Health(30, clock, clock.wall)
 
 
 @pytest.fixture
-def metrics():
+def metrics() -> Metrics:
     return Metrics()
 
 
 @pytest.fixture
-def servers(health, metrics):
+def servers(health: Health, metrics: Metrics) -> Iterator[Servers]:
     servers = Servers(settings(), health, metrics)
     servers.start()
     yield servers
     servers.stop()
 
 
-def test_health_before_the_first_commit(servers, ask):
+def test_health_before_the_first_commit(servers: Servers, ask: Ask) -> None:
     answer = ask(servers.health_port, "/healthz")
     assert answer.status == 503
     assert answer.body == (
@@ -56,7 +59,7 @@ def test_health_before_the_first_commit(servers, ask):
     )
 
 
-def test_health_after_it(servers, health, clock, ask):
+def test_health_after_it(servers: Servers, health: Health, clock: Clock, ask: Ask) -> None:
     health.updated()
     clock.seconds += 7.25
     answer = ask(servers.health_port, "/healthz")
@@ -71,7 +74,7 @@ def test_health_after_it(servers, health, clock, ask):
     )
 
 
-def test_liveness_has_the_same_but_for_the_node(servers, health, ask):
+def test_liveness_has_the_same_but_for_the_node(servers: Servers, health: Health, ask: Ask) -> None:
     health.updated()
     healthz = json.loads(ask(servers.health_port, "/healthz").body)
     answer = ask(servers.health_port, "/livez")
@@ -81,7 +84,9 @@ def test_liveness_has_the_same_but_for_the_node(servers, health, ask):
     assert list(json.loads(answer.body).items()) == list(healthz.items())
 
 
-def test_a_sync_that_is_late_fails_both(servers, health, clock, ask):
+def test_a_sync_that_is_late_fails_both(
+    servers: Servers, health: Health, clock: Clock, ask: Ask
+) -> None:
     health.updated()
     health.queued()
     clock.seconds += 59
@@ -99,7 +104,9 @@ def test_a_sync_that_is_late_fails_both(servers, health, clock, ask):
         assert late["status"]["IPv6"] == {"lastUpdated": "2025-11-21T01:59:18Z", "healthy": False}
 
 
-def test_a_node_that_is_to_go_fails_healthz_alone(servers, health, ask):
+def test_a_node_that_is_to_go_fails_healthz_alone(
+    servers: Servers, health: Health, ask: Ask
+) -> None:
     health.updated()
     health.node_seen(eligible=False)
     answer = ask(servers.health_port, "/healthz")
@@ -110,7 +117,7 @@ def test_a_node_that_is_to_go_fails_healthz_alone(servers, health, ask):
     assert ask(servers.health_port, "/livez").status == 200
 
 
-def test_an_agent_that_ends_fails_healthz_alone(servers, health, ask):
+def test_an_agent_that_ends_fails_healthz_alone(servers: Servers, health: Health, ask: Ask) -> None:
     health.updated()
     health.ending()
     answer = ask(servers.health_port, "/healthz")
@@ -120,7 +127,9 @@ def test_an_agent_that_ends_fails_healthz_alone(servers, health, ask):
     assert ask(servers.health_port, "/livez").status == 200
 
 
-def test_a_stuck_thread_fails_both(servers, health, clock, ask):
+def test_a_stuck_thread_fails_both(
+    servers: Servers, health: Health, clock: Clock, ask: Ask
+) -> None:
     health.updated()
     health.beat()
     clock.seconds += 30
@@ -130,7 +139,7 @@ def test_a_stuck_thread_fails_both(servers, health, clock, ask):
     assert ask(servers.health_port, "/livez").status == 200
 
 
-def test_answers_are_counted(servers, health, ask):
+def test_answers_are_counted(servers: Servers, health: Health, ask: Ask) -> None:
     ask(servers.health_port, "/healthz")
     health.updated()
     ask(servers.health_port, "/healthz")
@@ -149,7 +158,9 @@ def test_answers_are_counted(servers, health, ask):
         ("/other", 404, "text/plain; charset=utf-8", "404 page not found\n"),
     ],
 )
-def test_pages_of_the_metrics_address(servers, ask, path, status, content_type, body):
+def test_pages_of_the_metrics_address(
+    servers: Servers, ask: Ask, path: str, status: int, content_type: str, body: str
+) -> None:
     answer = ask(servers.metrics_port, path)
     assert (answer.status, answer.headers["Content-Type"], answer.body) == (
         status,
@@ -158,7 +169,7 @@ def test_pages_of_the_metrics_address(servers, ask, path, status, content_type, 
     )
 
 
-def test_pages_for_people_and_scrapers(servers, ask):
+def test_pages_for_people_and_scrapers(servers: Servers, ask: Ask) -> None:
     port = servers.metrics_port
     metrics = ask(port, "/metrics")
     assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -180,14 +191,21 @@ def test_pages_for_people_and_scrapers(servers, ask):
     assert statusz[-1] == "Paths: /configz /flagz /healthz /metrics /proxyMode /statusz"
 
 
-def test_none_is_served_nowhere(health, metrics):
+def test_none_is_served_nowhere(health: Health, metrics: Metrics) -> None:
     servers = Servers(Settings("n", serving=Serving(None, None)), health, metrics)
     servers.start()
     assert (servers.health_port, servers.metrics_port) == (None, None)
     servers.stop()
 
 
-def test_a_taken_address_is_tried_until_it_is_free(health, metrics, taken, ask, eventually, caplog):
+def test_a_taken_address_is_tried_until_it_is_free(
+    health: Health,
+    metrics: Metrics,
+    taken: socket.socket,
+    ask: Ask,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     port = taken.getsockname()[1]
     servers = Servers(settings(health_port=port), health, metrics)
     with caplog.at_level(logging.INFO, "pyproxy"):
@@ -208,7 +226,7 @@ def test_a_taken_address_is_tried_until_it_is_free(health, metrics, taken, ask, 
     ]
 
 
-def test_stop_while_trying(health, metrics, taken):
+def test_stop_while_trying(health: Health, metrics: Metrics, taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     servers = Servers(settings(health_port=port, metrics_port=port), health, metrics)
     servers.start()
@@ -216,7 +234,9 @@ def test_stop_while_trying(health, metrics, taken):
     assert servers.health_port is None
 
 
-def test_a_taken_address_is_a_persons_mistake_with_hard_fail(health, metrics, taken):
+def test_a_taken_address_is_a_persons_mistake_with_hard_fail(
+    health: Health, metrics: Metrics, taken: socket.socket
+) -> None:
     port = taken.getsockname()[1]
     servers = Servers(settings(metrics_port=port, hard_fail=True), health, metrics)
     with pytest.raises(UsageError) as mistake:
@@ -236,5 +256,5 @@ def test_a_taken_address_is_a_persons_mistake_with_hard_fail(health, metrics, ta
         (1_795_226_258_790_000_000, "2026-11-21T01:57:38.79Z"),
     ],
 )
-def test_times_are_written_as_go_does(nanoseconds, text):
+def test_times_are_written_as_go_does(nanoseconds: int, text: str) -> None:
     assert rfc3339(nanoseconds) == text

@@ -1,16 +1,17 @@
 import pytest
 
 from pyproxy.health.state import Health
+from tests.health.conftest import Clock
 
 SYNC_PERIOD = 30.0
 
 
 @pytest.fixture
-def health(clock):
+def health(clock: Clock) -> Health:
     return Health(SYNC_PERIOD, clock, clock.wall)
 
 
-def test_unhealthy_until_the_first_commit(health):
+def test_unhealthy_until_the_first_commit(health: Health) -> None:
     assert not health.is_healthy()
     assert health.report().last_updated == 0
     health.queued()
@@ -19,14 +20,16 @@ def test_unhealthy_until_the_first_commit(health):
     assert health.is_healthy()
 
 
-def test_healthy_however_long_there_is_nothing_to_do(health, clock):
+def test_healthy_however_long_there_is_nothing_to_do(health: Health, clock: Clock) -> None:
     health.updated()
     clock.seconds += 10_000
     assert health.is_healthy()
 
 
 @pytest.mark.parametrize(("waited", "healthy"), [(0, True), (59.9, True), (60, False), (99, False)])
-def test_unhealthy_once_a_sync_is_due_for_twice_the_period(health, clock, waited, healthy):
+def test_unhealthy_once_a_sync_is_due_for_twice_the_period(
+    health: Health, clock: Clock, waited: float, healthy: bool
+) -> None:
     health.updated()
     clock.seconds += 500
     health.queued()
@@ -36,7 +39,7 @@ def test_unhealthy_once_a_sync_is_due_for_twice_the_period(health, clock, waited
     assert health.is_healthy()
 
 
-def test_more_changes_do_not_put_off_what_is_late(health, clock):
+def test_more_changes_do_not_put_off_what_is_late(health: Health, clock: Clock) -> None:
     health.updated()
     health.queued()
     clock.seconds += 59
@@ -45,7 +48,7 @@ def test_more_changes_do_not_put_off_what_is_late(health, clock):
     assert not health.is_healthy()
 
 
-def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health):
+def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health: Health) -> None:
     health.updated()
     health.node_seen(eligible=False)
     assert health.is_healthy()
@@ -54,7 +57,7 @@ def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health):
     assert health.report().node_eligible
 
 
-def test_a_wall_clock_that_jumps_makes_nothing_late(clock):
+def test_a_wall_clock_that_jumps_makes_nothing_late(clock: Clock) -> None:
     jumps = iter([10**18, 2 * 10**18, 5 * 10**17])
     health = Health(SYNC_PERIOD, clock, lambda: next(jumps))
     health.updated()
@@ -63,7 +66,7 @@ def test_a_wall_clock_that_jumps_makes_nothing_late(clock):
     assert health.is_healthy()
 
 
-def test_a_thread_that_does_not_beat_any_more_is_stuck(health, clock):
+def test_a_thread_that_does_not_beat_any_more_is_stuck(health: Health, clock: Clock) -> None:
     health.updated()
     clock.seconds += 1000  # nothing is expected before the first beat
     assert health.is_healthy()
@@ -77,7 +80,7 @@ def test_a_thread_that_does_not_beat_any_more_is_stuck(health, clock):
     assert health.is_healthy()
 
 
-def test_an_agent_that_ends_works_and_is_not_to_be_counted_on(health):
+def test_an_agent_that_ends_works_and_is_not_to_be_counted_on(health: Health) -> None:
     health.updated()
     health.ending()
     assert health.report().healthy
@@ -96,7 +99,9 @@ def test_an_agent_that_ends_works_and_is_not_to_be_counted_on(health):
         ([0, 1, 61, 62, 64], False),
     ],
 )
-def test_a_worker_that_keeps_failing(health, clock, failures, healthy):
+def test_a_worker_that_keeps_failing(
+    health: Health, clock: Clock, failures: list[float], healthy: bool
+) -> None:
     health.updated()
     start = clock.seconds
     for second in failures:
@@ -108,7 +113,7 @@ def test_a_worker_that_keeps_failing(health, clock, failures, healthy):
     assert health.is_healthy()
 
 
-def test_a_thread_that_is_gone_is_gone(health, clock):
+def test_a_thread_that_is_gone_is_gone(health: Health, clock: Clock) -> None:
     health.updated()
     health.worker_failed("drift", again=False)
     clock.seconds += 10_000

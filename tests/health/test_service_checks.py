@@ -1,11 +1,14 @@
 import socket
+from collections.abc import Iterator
 
 import pytest
 
 from pyproxy.errors import Problem, Reason
+from pyproxy.health.http import HttpThread
 from pyproxy.health.service_checks import Check, ServiceChecks
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
+from tests.health.conftest import Ask
 
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
 OTHER_LOOPBACK = parse_address("127.0.0.2")
@@ -21,17 +24,19 @@ class Proxy:
 
 
 @pytest.fixture
-def proxy():
+def proxy() -> Proxy:
     return Proxy()
 
 
 @pytest.fixture
-def problems():
+def problems() -> list[Problem]:
     return []
 
 
 @pytest.fixture
-def checks(http_thread, proxy, problems):
+def checks(
+    http_thread: HttpThread, proxy: Proxy, problems: list[Problem]
+) -> Iterator[ServiceChecks]:
     checks = ServiceChecks(http_thread, proxy.is_healthy, problems.append)
     checks.listen_on([LOOPBACK4])
     yield checks
@@ -49,7 +54,9 @@ def listens(port: int, address: Address = LOOPBACK4) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/any/path?at=all"])
-def test_the_answer_is_kube_proxys_on_any_path(checks, ask, free_port, path):
+def test_the_answer_is_kube_proxys_on_any_path(
+    checks: ServiceChecks, ask: Ask, free_port: int, path: str
+) -> None:
     checks.update({WEB: check(free_port)})
     answer = ask(free_port, path)
     assert answer.status == 200
@@ -69,7 +76,9 @@ def test_the_answer_is_kube_proxys_on_any_path(checks, ask, free_port, path):
 @pytest.mark.parametrize(
     "case", [(3, True, 200), (0, True, 503), (3, False, 503), (0, False, 503)], ids=str
 )
-def test_status_weight_and_health(checks, proxy, ask, free_port, case):
+def test_status_weight_and_health(
+    checks: ServiceChecks, proxy: Proxy, ask: Ask, free_port: int, case: tuple[int, bool, int]
+) -> None:
     endpoints, proxy.healthy, status = case
     checks.update({WEB: check(free_port, endpoints)})
     answer = ask(free_port)
@@ -79,7 +88,9 @@ def test_status_weight_and_health(checks, proxy, ask, free_port, case):
     assert f'"serviceProxyHealthy": {str(proxy.healthy).lower()}' in answer.body
 
 
-def test_endpoints_change_without_a_new_listener(checks, ask, free_port):
+def test_endpoints_change_without_a_new_listener(
+    checks: ServiceChecks, ask: Ask, free_port: int
+) -> None:
     checks.update({WEB: check(free_port, 1)})
     with socket.create_connection(("127.0.0.1", free_port), timeout=5) as before:
         checks.update({WEB: check(free_port, 0)})
@@ -89,7 +100,7 @@ def test_endpoints_change_without_a_new_listener(checks, ask, free_port):
     assert ask(free_port).status == 200
 
 
-def test_the_port_is_freed_when_the_service_goes(checks, free_port):
+def test_the_port_is_freed_when_the_service_goes(checks: ServiceChecks, free_port: int) -> None:
     checks.update({WEB: check(free_port)})
     assert listens(free_port)
     checks.update({})
@@ -100,14 +111,18 @@ def test_the_port_is_freed_when_the_service_goes(checks, free_port):
     assert not listens(free_port)
 
 
-def test_a_port_moves_from_one_service_to_another(checks, problems, ask, free_port):
+def test_a_port_moves_from_one_service_to_another(
+    checks: ServiceChecks, problems: list[Problem], ask: Ask, free_port: int
+) -> None:
     checks.update({WEB: check(free_port)})
     checks.update({API: check(free_port)})
     assert '"name": "api"' in ask(free_port).body
     assert problems == []
 
 
-def test_services_swap_their_ports(checks, problems, ask, free_port):
+def test_services_swap_their_ports(
+    checks: ServiceChecks, problems: list[Problem], ask: Ask, free_port: int
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         other_port = sock.getsockname()[1]
     checks.update({WEB: check(free_port), API: check(other_port)})
@@ -117,7 +132,7 @@ def test_services_swap_their_ports(checks, problems, ask, free_port):
     assert problems == []
 
 
-def test_only_the_given_addresses_listen(checks, free_port):
+def test_only_the_given_addresses_listen(checks: ServiceChecks, free_port: int) -> None:
     checks.update({WEB: check(free_port)})
     assert listens(free_port)
     assert not listens(free_port, OTHER_LOOPBACK)
@@ -136,7 +151,9 @@ def test_only_the_given_addresses_listen(checks, free_port):
         ((Family.IPV6,), [LOOPBACK6]),
     ],
 )
-def test_a_service_is_asked_in_its_own_families(checks, free_port, families, listening):
+def test_a_service_is_asked_in_its_own_families(
+    checks: ServiceChecks, free_port: int, families: tuple[Family, ...], listening: list[Address]
+) -> None:
     checks.listen_on([LOOPBACK4, LOOPBACK6])
     checks.update({WEB: check(free_port, 1, *families)})
     assert [a for a in (LOOPBACK4, LOOPBACK6) if listens(free_port, a)] == listening
@@ -145,7 +162,9 @@ def test_a_service_is_asked_in_its_own_families(checks, free_port, families, lis
     assert not listens(free_port, LOOPBACK6)
 
 
-def test_each_family_is_told_its_own_number(checks, ask, free_port):
+def test_each_family_is_told_its_own_number(
+    checks: ServiceChecks, ask: Ask, free_port: int
+) -> None:
     checks.listen_on([LOOPBACK4, LOOPBACK6])
     checks.update({WEB: Check(Port(free_port), {Family.IPV4: 2, Family.IPV6: 0})})
     assert '"localEndpoints": 2,' in ask(free_port).body
@@ -153,7 +172,9 @@ def test_each_family_is_told_its_own_number(checks, ask, free_port):
     assert (answer.status, answer.headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
 
 
-def test_a_taken_port_is_one_problem_and_tried_again(checks, problems, taken, ask, free_port):
+def test_a_taken_port_is_one_problem_and_tried_again(
+    checks: ServiceChecks, problems: list[Problem], taken: socket.socket, ask: Ask, free_port: int
+) -> None:
     port = taken.getsockname()[1]
     checks.update({WEB: check(port), API: check(free_port)})
     expected = Problem(
@@ -165,7 +186,7 @@ def test_a_taken_port_is_one_problem_and_tried_again(checks, problems, taken, as
         reason=Reason.HEALTH_CHECK_PORT_TAKEN,
     )
     assert problems == [expected]
-    assert checks.problems == (expected,)
+    assert list(checks.problems) == [expected]
     assert ask(free_port).status == 200
     checks.retry()
     checks.update({WEB: check(port, 2), API: check(free_port)})
@@ -173,11 +194,13 @@ def test_a_taken_port_is_one_problem_and_tried_again(checks, problems, taken, as
     taken.close()
     checks.retry()
     assert ask(port).headers["X-Load-Balancing-Endpoint-Weight"] == "2"
-    assert checks.problems == ()
+    assert list(checks.problems) == []
     assert not checks.incomplete
 
 
-def test_a_port_taken_on_one_address_serves_on_the_others(checks, problems, taken):
+def test_a_port_taken_on_one_address_serves_on_the_others(
+    checks: ServiceChecks, problems: list[Problem], taken: socket.socket
+) -> None:
     port = taken.getsockname()[1]
     checks.listen_on([LOOPBACK4, OTHER_LOOPBACK])
     checks.update({WEB: check(port)})
@@ -185,7 +208,9 @@ def test_a_port_taken_on_one_address_serves_on_the_others(checks, problems, take
     assert len(problems) == 1
 
 
-def test_two_services_that_claim_one_port(checks, problems, ask, free_port):
+def test_two_services_that_claim_one_port(
+    checks: ServiceChecks, problems: list[Problem], ask: Ask, free_port: int
+) -> None:
     checks.update({WEB: check(free_port)})
     checks.change({API: check(free_port)})
     assert [problem.name for problem in problems] == ["conformance/api"]
@@ -195,16 +220,18 @@ def test_two_services_that_claim_one_port(checks, problems, ask, free_port):
     assert '"name": "api"' in ask(free_port).body
 
 
-def test_a_service_that_goes_takes_its_problem_along(checks, taken):
+def test_a_service_that_goes_takes_its_problem_along(
+    checks: ServiceChecks, taken: socket.socket
+) -> None:
     checks.update({WEB: check(taken.getsockname()[1])})
     checks.update({})
-    assert checks.problems == ()
+    assert list(checks.problems) == []
     assert not checks.incomplete
 
 
 def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
-    checks, problems, free_port
-):
+    checks: ServiceChecks, problems: list[Problem], free_port: int
+) -> None:
     checks.listen_on([LOOPBACK4, ABSENT])
     checks.update({WEB: check(free_port)})
     assert listens(free_port)
@@ -214,7 +241,9 @@ def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
     assert not checks.incomplete
 
 
-def test_many_services_need_no_threads_of_their_own(checks, ask, free_port):
+def test_many_services_need_no_threads_of_their_own(
+    checks: ServiceChecks, ask: Ask, free_port: int
+) -> None:
     addresses = [Address(bytes((127, 0, 1, host))) for host in range(1, 101)]
     names = [ObjectName("many", f"s{number}") for number in range(3)]
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as b:
