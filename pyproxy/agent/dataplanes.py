@@ -64,16 +64,21 @@ def _iptables(settings: Settings) -> Dataplane[Any]:
 def _ipvs(settings: Settings) -> Dataplane[Any]:
     from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane  # noqa: PLC0415
     from pyproxy.dataplane.ipvs.ruleset import Options  # noqa: PLC0415
+    from pyproxy.netlink.ipvs import Timeouts  # noqa: PLC0415
 
+    given = settings.ipvs
     return IpvsDataplane(
         Options(
             settings.masquerade.mark,
             settings.masquerade.everything,
             _pod_interface(settings, "*"),
-            scheduler=settings.ipvs.scheduler,
-            exclude_networks=settings.ipvs.exclude_networks,
+            scheduler=given.scheduler,
+            exclude_networks=given.exclude_networks,
         ),
         adopts=_left_by_kube_proxy if settings.takeover else tuple,
+        timeouts=Timeouts(
+            int(given.tcp_timeout), int(given.tcp_fin_timeout), int(given.udp_timeout)
+        ),
     )
 
 

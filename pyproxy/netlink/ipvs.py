@@ -22,7 +22,11 @@ _CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2
 _NAME, _VERSION = "IPVS", 1
 _NEW_SERVICE, _SET_SERVICE, _DEL_SERVICE, _GET_SERVICE = 1, 2, 3, 4
 _NEW_DEST, _SET_DEST, _DEL_DEST, _GET_DEST = 5, 6, 7, 8
+_SET_CONFIG, _GET_CONFIG = 12, 13
 _SERVICE, _DEST = 1, 2
+_TIMEOUTS = (4, 5, 6)
+"""Which attributes `Timeouts` are, in its order."""
+
 _AF, _PROTOCOL, _ADDR, _PORT, _FWMARK, _SCHED_NAME, _FLAGS, _TIMEOUT, _NETMASK = range(1, 10)
 _DEST_ADDR, _DEST_PORT, _FWD_METHOD, _WEIGHT, _U_THRESH, _L_THRESH = range(1, 7)
 _ACTIVE_CONNS, _INACT_CONNS = 7, 8
@@ -67,6 +71,14 @@ class Scheduling(NamedTuple):
     scheduler: str
     flags: int = 0
     timeout: int = 0
+
+
+class Timeouts(NamedTuple):
+    """Seconds without a packet after which a connection is forgotten, 0 for as it is."""
+
+    tcp: int = 0
+    tcp_fin: int = 0
+    udp: int = 0
 
 
 class Server(msgspec.Struct, frozen=True, gc=False):
@@ -139,6 +151,16 @@ class Messages:
         """Ask for the real servers of one virtual service."""
         return self._request(_GET_DEST, _service(_identity(virtual)))
 
+    def get_timeouts(self) -> Request:
+        """Ask for the timeouts of this network namespace."""
+        return self._request(_GET_CONFIG, b"")
+
+    def set_timeouts(self, timeouts: Timeouts) -> Request:
+        """Have connections forgotten after so long."""
+        given = zip(_TIMEOUTS, timeouts, strict=True)
+        body = [attribute(kind, _NUMBER.pack(seconds)) for kind, seconds in given if seconds]
+        return self._request(_SET_CONFIG, b"".join(body))
+
     def _request(self, command: int, body: bytes) -> Request:
         return Request(self._kind, 0, _GENERIC.pack(command, _VERSION, 0) + body)
 
@@ -176,6 +198,14 @@ def servers(answers: Iterable[memoryview], family: Family) -> list[Server]:
         connections = active + _number(dest, _INACT_CONNS)
         found.append(Server(backend, _number(dest, _WEIGHT), connections, active))
     return found
+
+
+def timeouts(answers: Iterable[memoryview]) -> Timeouts:
+    """Read the answer to `get_timeouts`."""
+    found = {}
+    for answer in answers:
+        found.update(attribute_map(answer[GENERIC_SIZE:]))
+    return Timeouts(*(_number(found, kind) for kind in _TIMEOUTS))
 
 
 def protocol_name(protocol: int) -> str:

@@ -27,7 +27,7 @@ from pyproxy.dataplane.nftables.rows import SharedRow, node_rows
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Port
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.ipvs import Virtual
+from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.answer import ServiceAnswer
 
 _SOMEBODY = "somebody"
@@ -47,8 +47,10 @@ class IpvsDataplane:
         options: Options,
         clock: Callable[[], float] = time.monotonic,
         adopts: Callable[[], Iterable[Virtual]] = tuple,
+        timeouts: Timeouts = Timeouts(),  # noqa: B008
     ) -> None:
         self._options = options
+        self._timeouts = timeouts
         self._adopts = adopts
         self._loaded: Options | None = None
         self._node = NodeAnswer()
@@ -81,6 +83,7 @@ class IpvsDataplane:
         try:
             self._rules.prepare()
             self._kernel.prepare()
+            self._kernel.set_timeouts(self._timeouts)
         except KernelError as error:
             raise unusable(error) from error
 

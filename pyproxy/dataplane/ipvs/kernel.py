@@ -15,7 +15,7 @@ from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Address, Network
 from pyproxy.netlink import addresses, ipvs
-from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Virtual
+from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.refusals import Refusal, kernel_error
 from pyproxy.netlink.requests import Request, Requests
 from pyproxy.netlink.sockets import NETLINK_GENERIC, NETLINK_ROUTE
@@ -58,6 +58,13 @@ class Kernel:
         """Have the kernel load IPVS. Raises KernelError where it has none."""
         self.write = Messages(ipvs.family_id(self._generic.ask(ipvs.get_family())))
         self.virtuals()
+
+    def set_timeouts(self, wanted: Timeouts) -> None:
+        """Have idle connections forgotten after so long, where it is not so. Raises KernelError."""
+        held = ipvs.timeouts(self._generic.ask(self.write.get_timeouts()))
+        if any(asked not in (0, now) for asked, now in zip(wanted, held, strict=True)):
+            for refusal in self.send([self.write.set_timeouts(wanted)]):
+                raise refusal.error
 
     def close(self) -> None:
         """Give back the sockets."""

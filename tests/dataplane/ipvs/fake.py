@@ -16,7 +16,7 @@ from pyproxy.netlink import elements as packed
 from pyproxy.netlink import ipvs
 from pyproxy.netlink.attributes import attribute_map, nested, string
 from pyproxy.netlink.elements import ElementMessage
-from pyproxy.netlink.ipvs import GENERIC_SIZE, Messages, Scheduling, Server, Virtual
+from pyproxy.netlink.ipvs import GENERIC_SIZE, Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
 from pyproxy.netlink.refusals import Refusal
 from pyproxy.netlink.requests import Request
@@ -43,6 +43,9 @@ class FakeKernel:
         self.bytes_sent = 0
 
     def prepare(self) -> None:
+        pass
+
+    def set_timeouts(self, wanted: Timeouts) -> None:
         pass
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.lab.namespace import Namespace, ip
 from pyproxy.model.address import parse_address, parse_network
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.ipvs import Virtual
+from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.answer import Scope, Use
 from tests.dataplane.ipvs.stage import Answers
 from tests.dataplane.ipvs.test_dataplane import (
@@ -50,9 +50,9 @@ class Machine:
     def call(self, function: Callable[[], T]) -> T:
         return self.namespace.call(function)
 
-    def restarted(self) -> IpvsDataplane:
+    def restarted(self, timeouts: Timeouts = Timeouts()) -> IpvsDataplane:  # noqa: B008
         def make() -> IpvsDataplane:
-            made = IpvsDataplane(Options(), lambda: self.now)
+            made = IpvsDataplane(Options(), lambda: self.now, timeouts=timeouts)
             made.prepare()
             return made
 
@@ -117,6 +117,17 @@ def test_a_restart_writes_nothing(machine: Machine) -> None:
     machine.restarted()
     plan = machine.plan()
     assert not plan, str(plan)
+
+
+def test_connections_are_forgotten_when_asked_and_a_timeout_of_nothing_is_left(
+    machine: Machine,
+) -> None:
+    machine.restarted(Timeouts(tcp=1200, udp=60))
+    shown = machine.sh("ipvsadm -L --timeout")
+    assert shown.split()[-3:] == ["1200", "120", "60"], shown  # 120 is the kernel's own
+    assert machine.dataplane.messages_sent == 1
+    again = machine.restarted(Timeouts(tcp=1200, tcp_fin=0, udp=60))
+    assert again.messages_sent == 0
 
 
 def test_a_restart_reads_back_all_of_many_services_beside_those_of_another_namespace(
