@@ -15,7 +15,6 @@ from pyproxy import logs
 from pyproxy.commands import catalogue
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
-from pyproxy.config.file import yaml_text
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
 
 log = logging.getLogger(__name__)
@@ -111,6 +110,8 @@ def _prepare_logs(settings: Settings) -> None:
 
 
 def _write_config(settings: Settings, path: str) -> int:
+    from pyproxy.config.file import yaml_text  # noqa: PLC0415
+
     try:
         Path(path).write_text(yaml_text(settings.configuration))
     except OSError as error:

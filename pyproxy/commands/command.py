@@ -6,16 +6,15 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
+from pyproxy.commands import output
 from pyproxy.commands.arguments import add_output, add_source, add_watch, output_of
 from pyproxy.commands.asker import Asker
+from pyproxy.commands.parts import Part
 from pyproxy.commands.statuses import ALWAYS
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 V = TypeVar("V", bound=msgspec.Struct)
 
@@ -45,7 +44,7 @@ class View(msgspec.Struct, Generic[V], frozen=True):
     """
 
     ask: Callable[[Asker, argparse.Namespace], V]
-    show: Callable[[V], Iterable[RenderableType]]
+    show: Callable[[V], Iterable[Part]]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None
     status: Callable[[V], int] = lambda _: 0
     statuses: tuple[str, ...] = ("0 answered",)
@@ -73,10 +72,4 @@ class View(msgspec.Struct, Generic[V], frozen=True):
         if (encode := output_of(namespace)) is not None:
             print(encode(value), flush=True)
             return
-        # Whoever asks for JSON does not wait for it.
-        from pyproxy.commands import output  # noqa: PLC0415
-
-        console = output.console(sys.stdout)
-        if namespace.watch is not None:
-            console.clear()
-        output.show(console, self.show(value))
+        output.show(sys.stdout, self.show(value), anew=namespace.watch is not None)

@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import RenderableType
-
 from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
-from pyproxy.commands.output import BAD, DIM, GOOD, count, text
+from pyproxy.commands.parts import BAD, DIM, GOOD, Part, text
+from pyproxy.commands.words import count
 from pyproxy.inspect.desired import DESIRED, Desired, desired
 from pyproxy.inspect.difference import Difference, difference
 from pyproxy.inspect.endpoint import Nothing
@@ -47,7 +46,7 @@ def _wanted(asker: Asker, namespace: argparse.Namespace) -> Desired:
     return desired(asker.survey(found.settings, files).snapshot()) if files else found
 
 
-def show(found: Difference) -> Iterator[RenderableType]:
+def show(found: Difference) -> Iterator[Part]:
     """Show the plan, one line for each object."""
     if found.same:
         yield text("the kernel holds what it should", GOOD)

@@ -6,12 +6,9 @@ import argparse
 from collections.abc import Iterator
 from contextlib import closing
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
-from pyproxy.commands.output import BAD, DIM, GOOD, table, text
+from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, table, text
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack.frontends import port_claims, stale
 from pyproxy.dataplane.interface import Held, NodeAnswer, Readable
@@ -110,7 +107,7 @@ def _told(flow: Flow) -> str:
     return f"{source} to {destination} is answered by {now}"
 
 
-def show(found: Explanation) -> Iterator[RenderableType]:
+def show(found: Explanation) -> Iterator[Part]:
     """Show the steps, and what they come to."""
     yield table(("", "STEP", found.target), _rows(found))
     yield text("")

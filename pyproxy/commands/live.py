@@ -10,13 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from rich.console import RenderableType
-
 from pyproxy.agent.origin import OUTSIDE, packet_from
 from pyproxy.commands import output
 from pyproxy.commands.arguments import output_of
 from pyproxy.commands.asker import Asker, remark
-from pyproxy.commands.output import BAD, DIM, text
+from pyproxy.commands.parts import BAD, DIM, Part, text
 from pyproxy.commands.sender import destination_of, sender_of
 from pyproxy.dataplane.nftables.journey import Journey
 from pyproxy.dataplane.nftables.live import LiveTrace
@@ -48,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """Tell of packets until enough have been seen, or long enough; 1 where there was none."""
     encode = output_of(namespace)
-    console = output.console(sys.stdout)
     seen = 0
     with _ending_well(), closing(LiveTrace(_match(namespace))) as trace:
         remark("waiting for packets, until Ctrl-C" if _endless(namespace) else "waiting")
@@ -59,7 +56,7 @@ def run(namespace: argparse.Namespace) -> int:
             if encode is not None:
                 print(encode(journey), flush=True)
             else:
-                output.show(console, _show(journey))
+                output.show(sys.stdout, _show(journey))
             seen += 1
             if seen == namespace.count:
                 break
@@ -91,7 +88,7 @@ def _endless(namespace: argparse.Namespace) -> bool:
     return not namespace.count and math.isinf(namespace.timeout)
 
 
-def _show(journey: Journey) -> Iterator[RenderableType]:
+def _show(journey: Journey) -> Iterator[Part]:
     how = f"came in by {journey.came_in_by}" if journey.came_in_by else "sent by this machine"
     yield text(f"{journey.source} -> {journey.destination}, {how}", "bold")
     for met in journey.met:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import View
-from pyproxy.commands.output import BAD, DIM, GOOD, facts, table, text
+from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, facts, table, text
 from pyproxy.inspect.services import SERVICES, PortView, Services, ServiceView, Which, object_name
 
 
@@ -31,7 +28,7 @@ def ask(asker: Asker, namespace: argparse.Namespace) -> Services:
     return asker.ask(SERVICES, Which(name, "" if name else namespace.namespace))
 
 
-def show(found: Services) -> Iterator[RenderableType]:
+def show(found: Services) -> Iterator[Part]:
     """Show a line for each port, or everything about one Service."""
     if found.named:
         yield from _in_full(found.services[0])
@@ -60,7 +57,7 @@ def _row(service: ServiceView, port: PortView) -> tuple[str | Text, ...]:
     )
 
 
-def _in_full(service: ServiceView) -> Iterator[RenderableType]:
+def _in_full(service: ServiceView) -> Iterator[Part]:
     yield facts(
         [
             ("service", f"{service.namespace}/{service.name}"),

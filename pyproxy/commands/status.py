@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import RenderableType
-from rich.text import Text
-
 from pyproxy.commands.command import View
-from pyproxy.commands.output import BAD, DIM, GOOD, clock, count, duration, facts, table, text
+from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, facts, table, text
+from pyproxy.commands.words import clock, count, duration
 from pyproxy.dataplane.interface import Fill
 from pyproxy.inspect.endpoint import Nothing
 from pyproxy.inspect.status import STATUS, Status
 
 
-def show(status: Status) -> Iterator[RenderableType]:
+def show(status: Status) -> Iterator[Part]:
     """Show a status as facts, and what is set aside as a table."""
     yield facts(
         [

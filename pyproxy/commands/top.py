@@ -8,13 +8,12 @@ import time
 from collections.abc import Iterator
 
 import msgspec
-from rich.console import Group, RenderableType
-from rich.live import Live
 
 from pyproxy.commands import output
 from pyproxy.commands.arguments import add_output, output_of
 from pyproxy.commands.command import Command
-from pyproxy.commands.output import count, duration, table, text
+from pyproxy.commands.parts import DIM, Part, table, text
+from pyproxy.commands.words import count, duration
 from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
 from pyproxy.errors import UsageError
 
@@ -81,14 +80,10 @@ def _run(namespace: argparse.Namespace) -> int:
     if encode is not None:
         for sample in samples:
             print(encode(sample), flush=True)
-    elif sys.stdout.isatty():
-        with Live(console=output.console(sys.stdout), auto_refresh=False) as live:
-            for sample in samples:
-                live.update(Group(*_show(sample)), refresh=True)
-    else:
-        console = output.console(sys.stdout)
+        return 0
+    with output.in_place(sys.stdout) as show:
         for sample in samples:
-            output.show(console, _show(sample))
+            show(_show(sample))
     return 0
 
 
@@ -140,13 +135,13 @@ def sample_of(
     return Sample(seconds, reading, sum(gained.values()) / seconds, tuple(rows), len(owners))
 
 
-def _show(sample: Sample) -> Iterator[RenderableType]:
+def _show(sample: Sample) -> Iterator[Part]:
     by_endpoint = any(row.endpoint for row in sample.rows)
     what = "endpoint" if by_endpoint else "service"
     yield text(
         f"{sample.per_second:,.1f} new connections a second over {duration(sample.seconds)}, "
         f"{count(len(sample.rows), what)} of {sample.of:,}, read in {duration(sample.reading)}",
-        output.DIM,
+        DIM,
     )
     columns = ("SERVICE", "ENDPOINT")[: 1 + by_endpoint]
     yield table(

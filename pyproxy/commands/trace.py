@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import msgspec
-from rich.console import RenderableType
 
 from pyproxy.agent import tracers
 from pyproxy.agent.origin import NODE, packet_from
 from pyproxy.commands import live
 from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command, View
-from pyproxy.commands.output import BAD, DIM, GOOD, table, text
+from pyproxy.commands.parts import BAD, DIM, GOOD, Part, table, text
 from pyproxy.commands.sender import FORM, destination_of, sender_of
 from pyproxy.dataplane.conntrack.known import account_of, known_flow
 from pyproxy.dataplane.packets import Account, Delivered, Dropped, Fate, Masquerade, Refused
@@ -148,7 +147,7 @@ def _source(fate: Fate) -> str:
     return "kept" if fate.masquerade is Masquerade.NONE else "masqueraded"
 
 
-def _show(value: Told) -> Iterator[RenderableType]:
+def _show(value: Told) -> Iterator[Part]:
     yield text(value.packet, "bold")
     yield from _steps(value.steps)
     outcomes = value.outcomes
@@ -169,7 +168,7 @@ def _show(value: Told) -> Iterator[RenderableType]:
         yield text(remark, "yellow")
 
 
-def _steps(steps: tuple[Step, ...]) -> Iterator[RenderableType]:
+def _steps(steps: tuple[Step, ...]) -> Iterator[Part]:
     for step in steps:
         yield text(f"  {step.chain}: {step.what}")
         if step.by:

@@ -6,13 +6,13 @@ import argparse
 import sys
 
 import msgspec
-from rich.text import Text
 
 from pyproxy.commands import output
 from pyproxy.commands.arguments import add_output, add_source, output_of
 from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command
-from pyproxy.commands.output import BAD, DIM, GOOD, clock, count, duration, text
+from pyproxy.commands.parts import BAD, DIM, GOOD, Line, text
+from pyproxy.commands.words import clock, count, duration
 from pyproxy.inspect.snapshot import Change
 from pyproxy.inspect.watch import WATCH, Of
 
@@ -28,24 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(namespace: argparse.Namespace) -> int:
     """Tell of changes until Ctrl-C, or until the agent ends."""
-    console = output.console(sys.stdout)
     encode = output_of(namespace)
     for change in Asker(namespace).follow(WATCH, Of(namespace.namespace)):
         if encode is not None:
             print(msgspec.json.encode(change).decode(), flush=True)
         else:
-            console.print(line(change))
+            output.show(sys.stdout, [line(change)])
     return 0
 
 
-def line(change: Change) -> Text:
+def line(change: Change) -> Line:
     """Write a change as one line, in columns of their own width."""
     latency = "" if change.latency is None else f", {duration(change.latency)} after it was read"
-    return Text.assemble(
-        text(f"{clock(change.ended)}  ", DIM),
-        text(f"{change.what:<8}", _STYLES.get(change.what, "")),
-        text(f"{change.service:<40} {count(change.endpoints, 'endpoint'):<14}"),
-        text(f" in a sync of {duration(change.took)}{latency}", DIM),
+    return Line(
+        (
+            text(f"{clock(change.ended)}  ", DIM),
+            text(f"{change.what:<8}", _STYLES.get(change.what, "")),
+            text(f"{change.service:<40} {count(change.endpoints, 'endpoint'):<14}"),
+            text(f" in a sync of {duration(change.took)}{latency}", DIM),
+        )
     )
 
 

@@ -12,7 +12,6 @@ from typing import NoReturn
 import msgspec
 
 from pyproxy.config import effective, flags
-from pyproxy.config.file import load
 from pyproxy.config.given import FLAGS, Given, command_line
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.remarks import remarks
@@ -113,7 +112,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
     flagged = command_line(namespace)
     flagged.check()
     file = flagged[flags.CONFIG]
-    configuration = load(file) if file else KubeProxyConfiguration()
+    configuration = _load(file) if file else KubeProxyConfiguration()
     given = flagged.with_file(file, configuration) if file else flagged.alone()
     return Settings(
         node_name=_node_name(given),
@@ -152,6 +151,13 @@ def settings(namespace: argparse.Namespace) -> Settings:
         config_file=file,
         remarks=tuple(remarks(flagged, given, configuration, file)),
     )
+
+
+def _load(file: str) -> KubeProxyConfiguration:
+    # Who has no file does not wait for what reads YAML.
+    from pyproxy.config.file import load  # noqa: PLC0415
+
+    return load(file)
 
 
 def asks_for(namespace: argparse.Namespace) -> Task:

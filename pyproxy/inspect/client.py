@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 from collections.abc import Iterator
-from http import HTTPStatus
+from contextlib import contextmanager
+from typing import BinaryIO
 from urllib.parse import urlencode
 
 import msgspec
@@ -15,6 +15,9 @@ from pyproxy.inspect.endpoint import Endpoint, Q, R, Refusal, Stream
 
 _TIMEOUT = 12.0
 """Seconds without a byte after which an agent is given up."""
+
+_LINE = 1 << 16
+"""Bytes beyond which a line of the head is none of HTTP's."""
 
 
 class NoAgentError(PyproxyError):
@@ -41,39 +44,63 @@ class Client:
 
     def ask(self, endpoint: Endpoint[Q, R], question: Q) -> R:
         """Ask and wait for the answer."""
-        try:
-            body = self._get(endpoint.path, question).read()
-        except (OSError, http.client.HTTPException) as error:
-            raise AgentError(f"{self._path}: the agent broke off: {error}") from error
-        return msgspec.json.decode(body, type=endpoint.reply)
+        with self._asked(endpoint.path, question, _TIMEOUT) as body:
+            return msgspec.json.decode(body.read(), type=endpoint.reply)
 
     def follow(self, stream: Stream[Q, R], question: Q) -> Iterator[R]:
         """Give each answer as it comes; ends when the agent does."""
-        response = self._get(stream.path, question, timeout=None)
         decoder = msgspec.json.Decoder(stream.reply)
-        while line := response.readline():
-            if line.strip():
-                yield decoder.decode(line)
+        with self._asked(stream.path, question, None) as body:
+            while line := body.readline():
+                if line.strip():
+                    yield decoder.decode(line)
 
-    def _get(
-        self, path: str, question: msgspec.Struct, timeout: float | None = _TIMEOUT
-    ) -> http.client.HTTPResponse:
+    @contextmanager
+    def _asked(
+        self, path: str, question: msgspec.Struct, timeout: float | None
+    ) -> Iterator[BinaryIO]:
+        """Give the body of the answer to read."""
         query = urlencode(msgspec.to_builtins(question))
-        connection = _UnixConnection(self._path, timeout)
+        target = f"{path}?{query}" if query else path
         try:
-            connection.request("GET", f"{path}?{query}" if query else path)
-            response = connection.getresponse()
+            with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as answer:
+                sock.settimeout(timeout)
+                sock.connect(self._path)
+                sock.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+                status = _status(answer)
+                if status != b"200":
+                    raise _refusal(self._path, answer.read())
+                yield answer
         except PermissionError as error:
             raise UsageError(f"{self._path}: only root may ask: use sudo") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoAgentError(f"no agent listens on {self._path}") from error
         except TimeoutError as error:
             raise SilentAgentError(f"the agent on {self._path} is silent") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, EOFError) as error:
             raise AgentError(f"{self._path}: the agent broke off: {error}") from error
-        if response.status != HTTPStatus.OK:
-            raise _refusal(self._path, response.read())
-        return response
+        except msgspec.ValidationError as error:
+            raise AgentError(
+                f"{self._path}: the agent is of another version, whose answers are not understood "
+                f"here: {error}"
+            ) from error
+        except msgspec.DecodeError as error:
+            raise AgentError(f"{self._path}: the agent broke off: {error}") from error
+
+
+def _status(answer: BinaryIO) -> bytes:
+    """Read the head of an answer, up to its body, for its status.
+
+    An agent answers HTTP/1.0, where a body ends with the connection: what else the head says
+    matters to nobody here. The library's client takes as long to load as the rest of a question.
+    """
+    line = answer.readline(_LINE)
+    if not line:
+        raise EOFError("it hung up")
+    _, _, rest = line.partition(b" ")
+    while answer.readline(_LINE).strip():
+        pass
+    return rest[:3]
 
 
 def _refusal(path: str, body: bytes) -> PyproxyError:
@@ -82,15 +109,3 @@ def _refusal(path: str, body: bytes) -> PyproxyError:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return AgentError(f"{path}: what listens there is no agent of ours")
     return UsageError(refusal.error) if refusal.usage else AgentError(refusal.error)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket in the place of a host."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ import yaml
 
 from pyproxy.cli import main
 from pyproxy.commands.catalogue import COMMANDS
-from tests.inspect.node import InspectedNode
+from tests.inspect.node import SITE, InspectedNode
+
+MODULES = """
+import sys
+from pyproxy.cli import main
+status = main(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(status)
+"""
+SLOW = {"asyncio", "concurrent", "email", "http", "multiprocessing", "ssl", "unittest", "xml"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,3 +84,22 @@ def test_curl_can_ask_too(node: InspectedNode) -> None:
     command = ["curl", "-s", "--unix-socket", node.socket, "http://localhost/status"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert '"mode":"nftables"' in done.stdout
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "words", ["status", "services default/kubernetes", "explain default/kubernetes"]
+)
+def test_who_asks_waits_for_no_library_that_the_answer_does_not_need(
+    node: InspectedNode, words: str
+) -> None:
+    def loaded(*command: str) -> set[str]:
+        run = (sys.executable, "-c", *command)
+        done = node.cluster.network.namespace(SITE).run(run, check=False)
+        return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+
+    asked = loaded(MODULES, *words.split(), "--inspect-socket", node.socket)
+    asked -= loaded("import sys; print(*sys.modules, file=sys.stderr)")
+    others = asked - sys.stdlib_module_names - {"typing_extensions"}
+    assert others == {"pyproxy", "msgspec"}
+    assert not asked & SLOW

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 
 import pytest
-from rich.console import Console, RenderableType
 
-from pyproxy.commands import output, services, status
+from pyproxy.commands import output, parts, services, status
 from pyproxy.commands.explain import show as show_explanation
+from pyproxy.commands.parts import Part
 from pyproxy.dataplane.interface import Fill
 from pyproxy.inspect.explain import Explanation, Mark, Step
 from pyproxy.inspect.services import BackendView, FrontendView, PortView, Services, ServiceView
@@ -17,9 +18,18 @@ from pyproxy.inspect.snapshot import Repair, Sync
 from pyproxy.inspect.status import SetAside, Status
 
 
-def piped(parts: Iterable[RenderableType]) -> str:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def unstyled(file: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+
+
+def piped(view: Iterable[Part]) -> str:
     file = io.StringIO()
-    output.show(output.console(file), parts)
+    output.show(file, view)
     return file.getvalue()
 
 
@@ -76,7 +86,7 @@ Service     shop/web   spec.externalIPs[0]   SetAside   is no address
     )
 
 
-def view(name: str = "web") -> ServiceView:
+def view_of_service(name: str = "web") -> ServiceView:
     return ServiceView(
         namespace="shop",
         name=name,
@@ -110,7 +120,7 @@ def view(name: str = "web") -> ServiceView:
 
 
 def test_a_line_for_each_port() -> None:
-    assert piped(services.show(Services((view(),)))) == (
+    assert piped(services.show(Services((view_of_service(),)))) == (
         "NAMESPACE   NAME   PORT                            ADDRESSES"
         "                          POLICY                    ENDPOINTS   NOT USED\n"
         "shop        web    http 80/TCP (node port 30080)   10.96.0.20:80, 172.30.0.11:30080"
@@ -120,7 +130,7 @@ def test_a_line_for_each_port() -> None:
 
 def test_one_service_in_full() -> None:
     assert (
-        piped(services.show(Services((view(),), named=True)))
+        piped(services.show(Services((view_of_service(),), named=True)))
         == """\
 service         shop/web
 policy          internal Cluster, external Local
@@ -163,7 +173,7 @@ what to do: see why
 
 def test_a_name_cannot_steer_a_terminal_or_the_markup() -> None:
     hostile = "\x1b[31mred\x07[bold]x[/bold]\n"
-    shown = piped(services.show(Services((view(hostile),))))
+    shown = piped(services.show(Services((view_of_service(hostile),))))
     assert "\x1b" not in shown
     assert "\x07" not in shown
     assert "[bold]x[/bold]" in shown
@@ -171,14 +181,9 @@ def test_a_name_cannot_steer_a_terminal_or_the_markup() -> None:
 
 
 def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     def shown() -> str:
         file = Terminal()
-        made: Console = output.console(file)
-        output.show(made, [output.text("well", output.GOOD)])
+        output.show(file, [parts.text("well", parts.GOOD)])
         return file.getvalue()
 
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -186,3 +191,42 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[32m" in shown()
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in shown()
+
+
+def test_a_terminal_shows_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for view in (
+        lambda: status.show(STATUS),
+        lambda: services.show(Services((view_of_service(),), named=True)),
+        lambda: [parts.Line((parts.text("a", parts.DIM), parts.text("b")))],
+    ):
+        file = Terminal()
+        output.show(file, view())
+        told = [line.rstrip() for line in unstyled(file).splitlines()]
+        assert told == piped(view()).splitlines()
+
+
+def test_a_terminal_folds_what_is_too_wide_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    file = Terminal()
+    output.show(file, [parts.facts([("what", "x" * 100)])])
+    assert file.getvalue().count("x") == 100
+    assert max(map(len, unstyled(file).splitlines())) <= 40
+
+
+def test_a_view_takes_the_place_of_the_one_before_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for file in (Terminal(), io.StringIO()):
+        with output.in_place(file) as show:
+            show([parts.text("first")])
+            show([parts.text("second")])
+        assert ("\x1b[2K" in file.getvalue()) is file.isatty()
+        assert "second" in file.getvalue()
