@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,7 @@ Failures = list[threading.ExceptHookArgs]
 
 
 @pytest.fixture
-def failures(monkeypatch: pytest.MonkeyPatch) -> Iterator[Failures]:
+def failures(monkeypatch: pytest.MonkeyPatch) -> Failures:
     found: Failures = []
     monkeypatch.setattr(threading, "excepthook", found.append)
     monkeypatch.setattr(workers, "FIRST_PAUSE", 0.01)

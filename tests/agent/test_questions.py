@@ -76,7 +76,9 @@ def test_questions_among_events_change_neither_syncs_nor_writes() -> None:
     assert asked.stage.dataplane.reads == quiet.stage.dataplane.reads
 
 
-def test_a_question_that_fails_is_its_askers_trouble_alone() -> None:
+def test_a_question_that_fails_is_its_askers_trouble_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = Asked()
     asked.stage.begin()
     failures: list[BaseException] = []
@@ -87,7 +89,7 @@ def test_a_question_that_fails_is_its_askers_trouble_alone() -> None:
         except ZeroDivisionError as error:
             failures.append(error)
 
-    asked.stage.agent.problems = lambda: 1 // 0  # type: ignore[method-assign,return-value]
+    monkeypatch.setattr(asked.stage.agent, "problems", lambda: 1 // 0)
     thread = threading.Thread(target=ask)
     thread.start()
     while asked.inbox.empty():

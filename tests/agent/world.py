@@ -111,6 +111,8 @@ class TableDataplane:
     """
 
     name = "table"
+    messages_sent = 0
+    bytes_sent = 0
 
     def __init__(self) -> None:
         self.kernel: Table = {}

@@ -13,18 +13,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import selectors
 import socket
 import struct
 import sys
 import time
 from collections import Counter
+from typing import NamedTuple
 
 TIMEOUT = 5.0
 LATE = 1.0
 RESET = struct.pack("ii", 1, 0)
 AT_ONCE = 16
 """Connections opened in one go at most, after a pause that was not ours."""
+
+
+class Waiting(NamedTuple):
+    """A connection that was begun, and from when."""
+
+    client: socket.socket
+    target: tuple[str, int]
+    began: float
 
 
 class Load:
@@ -48,9 +58,9 @@ class Load:
             pause = max(0.0, next_at - time.monotonic()) if not ending else 0.1
             for key, _ in self.selector.select(pause):
                 if key.data is None:
-                    ending = not sys.stdin.buffer.read1(1)
+                    ending = not os.read(sys.stdin.fileno(), 1)
                 else:
-                    self.hear(key.fileobj, key.data)
+                    self.hear(key.data)
             self.give_up()
             next_at = max(next_at, time.monotonic() - 1)
 
@@ -60,24 +70,24 @@ class Load:
         client = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
         client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        waiting = Waiting(client, target, now)
         number = client.connect_ex(target)
         if number not in (0, errno.EINPROGRESS):
-            self.fail(client, target, errno.errorcode[number])
+            self.fail(waiting, errno.errorcode[number])
             return
-        self.selector.register(client, selectors.EVENT_READ, (now, target))
+        self.selector.register(client, selectors.EVENT_READ, waiting)
 
-    def hear(self, client: socket.socket, data: tuple[float, tuple[str, int]]) -> None:
-        began, target = data
-        self.selector.unregister(client)
+    def hear(self, waiting: Waiting) -> None:
+        self.selector.unregister(waiting.client)
         try:
-            if not client.recv(256):
-                self.fail(client, target, "closed without a word")
+            if not waiting.client.recv(256):
+                self.fail(waiting, "closed without a word")
                 return
         except OSError as error:
-            self.fail(client, target, errno.errorcode[error.errno or 0])
+            self.fail(waiting, errno.errorcode[error.errno or 0])
             return
-        client.close()
-        self.late += time.monotonic() - began > LATE
+        waiting.client.close()
+        self.late += time.monotonic() - waiting.began > LATE
         self.answered += 1
         if self.answered == 1:
             print("ready", flush=True)
@@ -86,17 +96,18 @@ class Load:
         limit = time.monotonic() - TIMEOUT
         # They are in the order in which they were opened.
         for key in list(self.selector.get_map().values()):
-            if key.data is None:
+            waiting: Waiting | None = key.data
+            if waiting is None:
                 continue
-            began, target = key.data
-            if began > limit:
+            if waiting.began > limit:
                 return
-            self.selector.unregister(key.fileobj)
-            self.fail(key.fileobj, target, "no answer")
+            self.selector.unregister(waiting.client)
+            self.fail(waiting, "no answer")
 
-    def fail(self, client: socket.socket, target: tuple[str, int], what: str) -> None:
-        client.close()
-        self.failed[f"{target[0]} {target[1]}: {what}"] += 1
+    def fail(self, waiting: Waiting, what: str) -> None:
+        waiting.client.close()
+        address, port = waiting.target
+        self.failed[f"{address} {port}: {what}"] += 1
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -21,6 +20,9 @@ from tests.chaos.numbered import endpoint_slice, service
 from tests.source.kubeconfigs import exec_plugin, kubeconfig, write
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving, until
 
+# Given a folder and a server's URL, makes a kubeconfig: its path, and what puts another token in.
+Kind = Callable[[Path, str], tuple[str, Callable[[str], object]]]
+
 
 @contextmanager
 def agent_with(config: str) -> Iterator[Rig]:
@@ -28,7 +30,7 @@ def agent_with(config: str) -> Iterator[Rig]:
         yield rig
 
 
-def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
+def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], object]]:
     """A file that the kubelet or a secrets agent exchanges."""
     token = folder / "token"
 
@@ -40,21 +42,21 @@ def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
     return write(folder / "config", kubeconfig(url, {"tokenFile": str(token)})), rotate
 
 
-def by_exec_plugin(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
+def by_exec_plugin(folder: Path, url: str) -> tuple[str, Callable[[str], object]]:
     """A program that is asked for a token."""
     value = folder / "value"
     user = exec_plugin(folder, f"$(cat {value})")
     return write(folder / "config", kubeconfig(url, user)), value.write_text
 
 
-def by_kubeconfig(folder: Path, url: str) -> tuple[str, Callable[[str], None]]:
+def by_kubeconfig(folder: Path, url: str) -> tuple[str, Callable[[str], object]]:
     """The kubeconfig itself, with the token in it."""
     path = folder / "config"
-    return str(path), lambda value: write(path, kubeconfig(url, {"token": value})) and None
+    return str(path), lambda value: write(path, kubeconfig(url, {"token": value}))
 
 
 @pytest.mark.parametrize("kind", [by_token_file, by_exec_plugin, by_kubeconfig])
-def test_tokens_that_expire(tmp_path: Path, kind: Callable[..., Any]) -> None:
+def test_tokens_that_expire(tmp_path: Path, kind: Kind) -> None:
     with api_server(token="first", proxy_token="unused") as server:
         config, rotate = kind(tmp_path, server.url)
         rotate("first")

@@ -124,8 +124,13 @@ def test_a_list_that_shrinks_while_the_server_is_away() -> None:
         rig.dataplane.keep()
         server.load(obj for n in range(10, 60) for obj in (service(n), endpoint_slice(n, [n])))
         rig.until_equal(server)
+
+        def shrink() -> None:
+            for number in range(10, 60):
+                remove(server.registry, number)
+
         with server.away():
-            server.call(lambda: [remove(server.registry, number) for number in range(10, 60)])
+            server.call(shrink)
             server.forget_history()
         rig.until_equal(server)
         assert rig.dataplane.lost == []
@@ -210,17 +215,17 @@ def test_the_age_of_the_last_event_is_told() -> None:
         rig.until(lambda: age() < 0.3, "bookmarks make it small")
 
 
-def test_stop_is_prompt_in_the_midst_of_it() -> None:
-    for fault in (HalfOpen(), Slow(30.0), Refusal(429, 100)):
-        with api_server() as server:
-            server.faults.set(fault)
-            with agent(server, clock=_RealPace()) as rig:
-                rig.until(lambda server=server: server.faults.met, "the fault is met")
-                began = time.monotonic()
-                rig.source.stop()
-                assert time.monotonic() - began < 2
-                alive = {thread.name for thread in threading.enumerate()}
-                assert not any(name.startswith("source-") for name in alive)
+@pytest.mark.parametrize("fault", [HalfOpen(), Slow(30.0), Refusal(429, 100)], ids=repr)
+def test_stop_is_prompt_in_the_midst_of_it(fault: Fault) -> None:
+    with api_server() as server:
+        server.faults.set(fault)
+        with agent(server, clock=_RealPace()) as rig:
+            rig.until(lambda: server.faults.met, "the fault is met")
+            began = time.monotonic()
+            rig.source.stop()
+            assert time.monotonic() - began < 2
+            alive = {thread.name for thread in threading.enumerate()}
+            assert not any(name.startswith("source-") for name in alive)
 
 
 class _RealPace(Pace):

@@ -168,14 +168,15 @@ def test_an_unchanged_restart_writes_nothing(served: Cluster) -> None:
         before = held(served)
     namespace = served.network.namespace(NODE)
     monitor = namespace.start(["nft", "monitor"], output=subprocess.PIPE)
-    assert monitor.stdout is not None
+    stdout = monitor.stdout
+    assert stdout is not None
     try:
         # It says nothing when it begins to listen, and until then is told nothing.
-        os.set_blocking(monitor.stdout.fileno(), False)
+        os.set_blocking(stdout.fileno(), False)
         said = bytearray()
 
         def heard(word: bytes) -> bool:
-            said.extend(monitor.stdout.read() or b"")
+            said.extend(stdout.read() or b"")
             namespace.run(
                 ["nft", f"add table inet {word.decode()}; delete table inet {word.decode()}"]
             )
@@ -192,5 +193,5 @@ def test_an_unchanged_restart_writes_nothing(served: Cluster) -> None:
     finally:
         monitor.kill()
         monitor.wait()
-        monitor.stdout.close()
+        stdout.close()
     assert held(served) == before

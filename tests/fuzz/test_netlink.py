@@ -20,7 +20,7 @@ from pyproxy.netlink.refusals import read_refusal
 from tests.fuzz.bytes import ROWS, bodies, framed, spoilt
 
 many = settings(max_examples=100, deadline=None)
-lists = st.lists(bodies.map(memoryview), max_size=4)
+lists: st.SearchStrategy[list[memoryview]] = st.lists(bodies.map(memoryview), max_size=4)
 
 
 def entry(family: Family, protocol: Protocol = Protocol.UDP) -> bytes:

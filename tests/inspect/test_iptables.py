@@ -26,8 +26,8 @@ def programmed(mode: LabMode) -> Iterator[InspectedNode]:
 
 
 def iptables(node: InspectedNode, mode: LabMode, *words: str) -> str:
-    program = f"iptables-{mode.flavour.value}"
-    return node.cluster.network.namespace(SITE).run([program, "-t", "nat", *words]).stdout
+    # The modes are called as their programs are.
+    return node.cluster.network.namespace(SITE).run([mode.name, "-t", "nat", *words]).stdout
 
 
 def crossed(answer: Answer) -> list[tuple[str, str, list[str]]]:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -32,7 +31,7 @@ def client(whole_node: InspectedNode) -> None:
 
 
 @pytest.fixture
-def web(node: InspectedNode, client: None) -> Iterator[InspectedNode]:
+def web(node: InspectedNode, client: None) -> InspectedNode:
     """The node with one Service, programmed."""
     node.create(
         service("web", WEB, {"name": "http", "port": 80}),

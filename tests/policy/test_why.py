@@ -27,7 +27,7 @@ ENDPOINTS = st.dictionaries(
     ),
     max_size=6,
 )
-REMEDIES = {
+REMEDIES: dict[Unused, dict[str, object]] = {
     Unused.NOT_READY: {"ready": True},
     Unused.TERMINATING: {"ready": True},
     Unused.OTHER_NODE: {"node": HOST, "ready": True},

@@ -113,7 +113,7 @@ def test_use_refreshes_and_time_ends_it(node: Proxied) -> None:
     for _ in range(8):
         time.sleep(0.4)
         assert node.once("a2", "10.96.0.1:80").reached == {first: 1}
-    later = []
+    later: list[str] = []
     for _ in range(12):
         time.sleep(1.1)
         later += node.once("a2", "10.96.0.1:80").reached
@@ -134,7 +134,7 @@ def test_use_refreshes_and_time_ends_it(node: Proxied) -> None:
     ],
 )
 def test_it_ends_with_its_endpoint_and_outlives_new_ones(
-    node: Proxied, who: str, address: str, policy: dict[str, str]
+    node: Proxied, who: str, address: str, policy: Object
 ) -> None:
     node.apply(sticky(**policy), *slices("a1", "a2"))
     target = to(address, 80)
@@ -165,7 +165,8 @@ def test_it_ends_when_the_policy_changes(
     targets = [to(address, first + n) for n in range(8)]
     had = {node.sticks(who, target) for target in targets}
     assert had & {"b1", "b2"}
-    node.apply(sticky(**{policy: "Local"}))
+    local: Object = {policy: "Local"}
+    node.apply(sticky(**local))
     met = {node.sticks(who, target, tries=4) for target in targets}
     deadline = time.monotonic() + 10
     while not met <= {"a1", "a2"}:

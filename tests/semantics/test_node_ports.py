@@ -14,7 +14,7 @@ from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
 
-from .proxied import PATIENCE, Proxied, endpoint_slice, proxied, service
+from .proxied import PATIENCE, Object, Proxied, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets
 
@@ -30,12 +30,13 @@ WEB = (
     endpoint_slice("web", "a1", "b1", ports=SLICE_PORTS, family="IPv6"),
 )
 
-PRIMARY = {"172.30.0.11": ("ext", "a2", "na"), "fd30::11": ("ext", "a2", "na")}
-GATEWAYS = {"10.244.1.1": ("ext", "a2", "na"), "fd10:1::1": ("ext", "a2", "na")}
-LOOPBACK = {"127.0.0.1": ("na",)}
-LOOPBACK6 = {"::1": ("na",)}
+Clients = dict[str, tuple[str, ...]]
+PRIMARY: Clients = {"172.30.0.11": ("ext", "a2", "na"), "fd30::11": ("ext", "a2", "na")}
+GATEWAYS: Clients = {"10.244.1.1": ("ext", "a2", "na"), "fd10:1::1": ("ext", "a2", "na")}
+LOOPBACK: Clients = {"127.0.0.1": ("na",)}
+LOOPBACK6: Clients = {"::1": ("na",)}
 EVERY = PRIMARY | GATEWAYS | LOOPBACK | LOOPBACK6
-CASES = {
+CASES: dict[str, Clients] = {
     "primary": PRIMARY,
     "localhost": LOOPBACK,
     "all": PRIMARY | GATEWAYS,
@@ -160,7 +161,7 @@ def hears(listener: socket.socket, sender: Namespace) -> bool:
 def test_an_external_ip_may_be_the_nodes_own_address(
     mode: LabMode, network: Network, tmp_path: Path
 ) -> None:
-    own = {"externalIPs": ["172.30.0.11", "fd30::11"]}
+    own: Object = {"externalIPs": ["172.30.0.11", "fd30::11"]}
     ports = ({"name": "tcp", "port": 8088}, {"name": "udp", "port": 8088, "protocol": "UDP"})
     objects = (service("web", "10.96.0.1", "fd00:10:96::1", ports=ports, **own), *WEB[1:])
     with proxied(mode, network, tmp_path / "x", objects=objects) as node:

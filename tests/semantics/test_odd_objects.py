@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.errors import Problem
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 from pyproxy.model.events import SetAside, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.source.decode import NotOurs, Problem, read
+from pyproxy.source.decode import NotOurs, read
 from tests.agent.world import Stage
 
 from .proxied import NAMESPACE, Object, Proxied, balanced, endpoint_slice, proxied, service
@@ -60,7 +61,7 @@ THOUSAND_PORTS = (
 )
 ENDPOINTS = 5000
 THOUSANDS_OF_ENDPOINTS = (service("odd", ADDRESS), *many_endpoints(ENDPOINTS))
-CLAIMED = {"externalIPs": ["192.0.2.8"]}
+CLAIMED: Object = {"externalIPs": ["192.0.2.8"]}
 SAME_ADDRESS = (
     service("odd", ADDRESS, **CLAIMED),
     odd("a1"),

@@ -18,7 +18,7 @@ TARGETS = tuple(f"[{vip}]:80" if ":" in vip else f"{vip}:80" for vip in VIPS)
 SLICES = (endpoint_slice("web", "a1"), endpoint_slice("web", "a1", family="IPv6"))
 
 
-def guarded(*ranges: str, **spec: str) -> Object:
+def guarded(*ranges: str, policy: str = "Cluster") -> Object:
     return service(
         "web",
         "10.96.0.1",
@@ -26,7 +26,7 @@ def guarded(*ranges: str, **spec: str) -> Object:
         type="LoadBalancer",
         loadBalancerSourceRanges=list(ranges),
         status=balanced(*VIPS),
-        **spec,
+        externalTrafficPolicy=policy,
     )
 
 
@@ -76,11 +76,11 @@ def test_the_node_gets_in_where_the_address_is_its_own_too(node: Proxied, policy
     here = node.network.namespace("na")
     here.ip([f"addr add {vip} dev lo" for vip in VIPS])
     try:
-        node.apply(guarded("172.30.0.11/32", "fd30::11/128", externalTrafficPolicy=policy))
+        node.apply(guarded("172.30.0.11/32", "fd30::11/128", policy=policy))
         for target in TARGETS:
             node.reaches("na", target, "a1")
             node.is_dropped("ext", target)
-        node.apply(guarded("172.30.0.100/32", "fd30::100/128", externalTrafficPolicy=policy))
+        node.apply(guarded("172.30.0.100/32", "fd30::100/128", policy=policy))
         for target in TARGETS:
             node.is_dropped("na", target)
             node.reaches("ext", target, "a1")

@@ -111,11 +111,20 @@ class Cluster:
 
     def fill(self) -> None:
         """Make all Services, so that the warm-up sees as many as there ever are."""
-        self._server.call(lambda: [self._put(number) for number in range(_SERVICES)])
+        self._server.call(self._put_all)
 
     def change(self, count: int) -> None:
         """Make so many changes at once."""
-        self._server.call(lambda: [self._one() for _ in range(count)])
+
+        def several() -> None:
+            for _ in range(count):
+                self._one()
+
+        self._server.call(several)
+
+    def _put_all(self) -> None:
+        for number in range(_SERVICES):
+            self._put(number)
 
     def _one(self) -> None:
         number = self._random.randrange(_SERVICES)

@@ -11,6 +11,7 @@ import pytest
 from pyproxy.lab.modes import IPTABLES_LEGACY, IPTABLES_NFT, NFTABLES, LabMode
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
+from pyproxy.model.flavour import Flavour
 from tests.semantics.proxied import Proxied, proxied
 
 from .scenes import FLAVOURS, leave, make_foreign, state, without_firewall
@@ -30,11 +31,11 @@ def serves(agent: Proxied) -> None:
     agent.is_dropped("ext", "198.51.100.77:80")
 
 
-def flavours_with(here: Namespace, chain: str) -> set[str]:
+def flavours_with(here: Namespace, chain: str) -> set[Flavour]:
     """Name the kinds of iptables that have a chain."""
     found = state(here)
     return {
-        flavour
+        Flavour(flavour)
         for flavour in FLAVOURS
         if any(line.startswith(f":{chain} ") for line in found[f"iptables-{flavour}"])
     }
@@ -67,7 +68,7 @@ def test_no_connection_notices_that_pyproxy_takes_over_in_iptables_mode(
             still_stand(held)
         all_answered(came)
         assert flavours_with(here, KUBE_PROXYS_ALONE) == set()
-        assert flavours_with(here, OURS_ALONE) == {mode.flavour.value}
+        assert flavours_with(here, OURS_ALONE) == {mode.flavour}
         for what in ("tables", "foreign", "not kube-proxy's", "sets", "links"):
             theirs = [line for line in before[what] if "table ip" not in line]
             assert [line for line in state(here)[what] if "table ip" not in line] == theirs
@@ -97,8 +98,7 @@ def test_no_connection_notices_that_the_mode_changes(network: Network, tmp_path:
                 serves(agent)
                 still_stand(held)
             all_answered(came)
-            own = {mode.flavour.value} if mode is not NFTABLES else set()
-            assert flavours_with(here, OURS_ALONE) == own
+            assert flavours_with(here, OURS_ALONE) == {mode.flavour} - {None}
             tables = here.run(["nft", "list", "tables"]).stdout
             assert ("table inet pyproxy" in tables) == (mode is NFTABLES)
         after = state(here)
@@ -127,6 +127,6 @@ def test_no_connection_notices_that_kube_proxy_is_back_in_iptables_mode(
             here.run(CLEANUP)
             still_stand(held)
             assert flavours_with(here, OURS_ALONE) == set()
-            assert flavours_with(here, KUBE_PROXYS_ALONE) == {flavour}
+            assert flavours_with(here, KUBE_PROXYS_ALONE) == {Flavour(flavour)}
         all_answered(came)
         still_stand(held)

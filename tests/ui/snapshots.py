@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import Fill, NodeAnswer
 from pyproxy.health.state import Report
 from pyproxy.inspect.snapshot import Change, Snapshot
 from pyproxy.model.address import Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName, Service, ServicePort
+from pyproxy.source.found import Lookup
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'<script>"
 
@@ -51,6 +52,12 @@ class Witness:
 
     def snapshot(self) -> Snapshot:
         return self.taken
+
+    def fill(self) -> tuple[Fill, ...]:
+        return ()
+
+    def look_up(self, name: ObjectName) -> Lookup:
+        return Lookup(service_not_asked="there is no API server")
 
     @contextmanager
     def follow(self) -> Iterator[Iterator[Change | None]]:

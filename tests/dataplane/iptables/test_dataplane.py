@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -134,7 +135,7 @@ def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
         program(namespace, dataplane, [numbered(each) for each in range(3)])
         for answer in (numbered(1, 4), numbered(4)):
             plan = dataplane.plan(Changes({answer.name: answer}))
-            assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+            assert namespace.call(partial(dataplane.commit, plan)) == ()
         bad = misfit(numbered(5))
         plan = dataplane.plan(Changes({bad.name: bad}))
         with pytest.raises(OutOfStepError):
@@ -189,7 +190,7 @@ def test_any_history_ends_where_the_last_state_alone_would(
             else:
                 asked = {name: answers.get(name) for name in known | answers.keys()}
                 plan = dataplane.plan(Changes(asked, node))
-                assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+                assert namespace.call(partial(dataplane.commit, plan)) == ()
                 assert namespace.call(dataplane.tend) is None
             known = set(answers)
         for family in Family:

@@ -22,7 +22,7 @@ from pyproxy.dataplane.packets import (
 )
 from pyproxy.errors import UsageError
 from pyproxy.lab.namespace import Namespace
-from pyproxy.model.address import Port, Protocol, backend, parse_address, parse_network
+from pyproxy.model.address import Address, Port, Protocol, backend, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
@@ -48,7 +48,7 @@ def balanced() -> ServiceAnswer:
 
 
 def traced(
-    namespace: Namespace, flavour: Flavour | None, source: bytes, to: bytes, port: int = 80
+    namespace: Namespace, flavour: Flavour | None, source: Address, to: Address, port: int = 80
 ) -> Account:
     packet = Packet(source, to, Protocol.TCP, Port(port), "eth0")
     return namespace.call(lambda: IptablesTracer(lambda: (), flavour).trace(packet))
@@ -76,7 +76,7 @@ def test_what_becomes_of_packets_is_told_rule_by_rule(
     ends = {course.stages[-1].did for course in account.courses}
     assert {text.partition(" by ")[0] for text in ends} == {"translated to an endpoint"}
 
-    def fates(source: bytes, to: bytes, port: int = 80) -> set[object]:
+    def fates(source: Address, to: Address, port: int = 80) -> set[object]:
         return set(traced(namespace, flavour, source, to, port).fates())
 
     assert fates(STRANGER, HOME) == {Delivered(end, Masquerade.MARK) for end in ENDS}

@@ -16,7 +16,7 @@ from pyproxy.dataplane.iptables.fixed import NAT, Options, pods
 from pyproxy.dataplane.iptables.rules import DROP, Chains, Jump, Rule
 from pyproxy.dataplane.iptables.tracer import Machine, trace
 from pyproxy.dataplane.iptables.tree import DEEPEST, Tree, number
-from pyproxy.dataplane.nftables.trace import Packet
+from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import (
     Address,
     Backend,

@@ -14,7 +14,7 @@ from pyproxy.dataplane.ipvs.kernel import Kernel
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.lab.namespace import Namespace, ip
-from pyproxy.model.address import parse_address, parse_network
+from pyproxy.model.address import Backend, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.answer import Scope, Use
@@ -71,8 +71,8 @@ class Machine:
         self.answers = dict(answers)
         return self.call(lambda: self.dataplane.commit(self.dataplane.plan(changed)))
 
-    def table(self) -> dict[Virtual, dict[bytes, int]]:
-        def read() -> dict[Virtual, dict[bytes, int]]:
+    def table(self) -> dict[Virtual, dict[Backend, int]]:
+        def read() -> dict[Virtual, dict[Backend, int]]:
             kernel = Kernel()
             kernel.prepare()
             found = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_first_sync_starts_nft_once_with_the_same_text_for_however_many_servic
     monkeypatch.setattr(subprocess, "Popen", Noted)
     for count in (0, 1_000):
         monkeypatch.setattr(module, "Kernel", FakeKernel)
-        namespace.call(lambda count=count: first_sync(count))
+        namespace.call(partial(first_sync, count))
     assert len(started) == 2
     assert started[0] == started[1]
     assert started[0][0] == ["nft", "-f", "-"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 import pytest
@@ -60,7 +61,7 @@ def held(namespace: Namespace) -> Table:
         netlink.close()
 
 
-def write(namespace: Namespace, kind: SetKind, family: Family, rows: dict[bytes, Value]) -> None:
+def write(namespace: Namespace, kind: SetKind, family: Family, rows: Mapping[bytes, Value]) -> None:
     """Add elements behind the dataplane's back."""
     netlink = namespace.call(Nfnetlink)
     try:
@@ -98,7 +99,7 @@ def histories(draw: st.DrawFn) -> list[Stage]:
     stages: list[Stage] = []
     for _ in range(draw(st.integers(1, 4))):
         scene = draw(scenes())
-        if stages and draw(st.integers(0, 2)):
+        if stages and draw(st.integers(0, 2)) > 0:
             before = stages[-1].scene
             kept = {
                 "slices": tuple(each for each in before.slices if draw(st.booleans())),
@@ -175,7 +176,7 @@ def cost(namespace: Namespace, answers: Sequence[ServiceAnswer]) -> list[tuple[i
             before = dataplane.messages_sent, dataplane.bytes_sent
             plan = dataplane.plan(Changes({ObjectName("shop", "s0"): wanted}))
             assert plan
-            assert namespace.call(lambda made=plan: dataplane.commit(made)) == ()
+            assert namespace.call(partial(dataplane.commit, plan)) == ()
             found.append(
                 (dataplane.messages_sent - before[0], dataplane.bytes_sent - before[1]),
             )

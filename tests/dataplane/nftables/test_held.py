@@ -18,6 +18,7 @@ from pyproxy.dataplane.packets import Account, Packet
 from pyproxy.errors import UsageError
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import (
+    Address,
     Family,
     Mark,
     Network,
@@ -40,7 +41,7 @@ NETWORKS = (parse_network("10.244.0.0/16"), parse_network("10.245.0.0/24"))
 V6 = parse_network("fd10::/16")
 
 
-def service(name: str, address: bytes, *ends: str, use: Use = Use.CLUSTER) -> ServiceAnswer:
+def service(name: str, address: Address, *ends: str, use: Use = Use.CLUSTER) -> ServiceAnswer:
     backends = tuple(backend(parse_address(end), Port(8080)) for end in ends)
     frontend = Frontend(Scope.CLUSTER_IP, address, Port(80), use)
     return ServiceAnswer(
@@ -96,7 +97,7 @@ def test_the_options_are_read_from_the_rules(
 @pytest.mark.parametrize("source", [POD, STRANGER])
 @pytest.mark.parametrize("destination", [HOME, REFUSING, parse_address("10.96.0.3")])
 def test_a_trace_reads_little_and_says_what_the_whole_table_says(
-    namespace: Namespace, source: bytes, destination: bytes
+    namespace: Namespace, source: Address, destination: Address
 ) -> None:
     packet = Packet(source, destination, Protocol.TCP, Port(80), "eth0")
     with programming(namespace) as dataplane:

@@ -205,18 +205,23 @@ def patience(said: Trace) -> float:
     return 5.0 if answered else 0.3
 
 
-def probes() -> Iterator[tuple[Case, str, Family, Protocol]]:
+def probes() -> Iterator[tuple[str, tuple[Case, str, str, Family, Protocol]]]:
     """Every client to every kind of address of every Service, families and protocols in turn."""
     turns = cycle(PLAIN)
     for case in CASES:
         for kind in ("cluster IP", "load balancer", "external IP", "node port", "other port"):
             for client in CLIENTS:
-                name = f"{case.number}-{client}-{kind}"
-                yield pytest.param(case, kind, client, *next(turns), id=name)
+                family, protocol = next(turns)
+                yield f"{case.number}-{client}-{kind}", (case, kind, client, family, protocol)
         next(turns)
 
 
-@pytest.mark.parametrize(("case", "kind", "client", "family", "protocol"), list(probes()))
+PROBES = dict(probes())
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "client", "family", "protocol"), PROBES.values(), ids=PROBES
+)
 def test_what_the_tracer_says_happens(
     lab: Lab, case: Case, kind: str, client: str, family: Family, protocol: Protocol
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyproxy.dataplane.diff import Delta, apply, diff
 from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.parts import parts, size
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import add_service
@@ -91,7 +92,9 @@ def test_what_is_no_larger_is_its_only_part() -> None:
     assert list(parts(plan, 1)) == [plan]
 
 
-def commit(namespace: Namespace, plan: NftablesPlan, dataplane) -> tuple[int, set[ObjectName]]:
+def commit(
+    namespace: Namespace, plan: NftablesPlan, dataplane: NftablesDataplane
+) -> tuple[int, set[ObjectName]]:
     netlink = namespace.call(Nfnetlink)
     try:
         began = generation(netlink.get(get_generation()))

@@ -260,7 +260,10 @@ def test_a_planted_stale_affinity_is_found() -> None:
     def forget_nothing(learned: Table, before: Answers, after: Answers) -> Table:
         return learned
 
-    found = find(changes(), lambda each: held_wrongly(each, forget_nothing), settings=SEARCH)
+    def is_held(change: tuple[Scene, Scene, Packet]) -> bool:
+        return held_wrongly(change, forget_nothing) is not None
+
+    found = find(changes(), is_held, settings=SEARCH)
     assert held_wrongly(found, forget_partly) is None
 
 

@@ -30,6 +30,8 @@ from pyproxy.netlink.elements import DROP, Tag, Value
 HOME = "10.96.0.1"
 POD, NODE, OUTSIDE = "10.244.1.11", "172.30.0.11", "203.0.113.5"
 CERTAIN = Fraction(1)
+OPTIONS = Options(pod_interface="cbr0")
+V4_ALONE, V6_ALONE = frozenset([Family.IPV4]), frozenset([Family.IPV6])
 
 
 def ip(text: str) -> Address:
@@ -57,16 +59,21 @@ def to(target: str) -> dict[bytes, Value]:
 
 
 def packet(
-    source: str = POD, destination: str = HOME, interface: str = "cbr0", **fields: object
+    source: str = POD,
+    destination: str = HOME,
+    interface: str = "cbr0",
+    *,
+    protocol: Protocol = Protocol.TCP,
+    port: int = 80,
+    new: bool = True,
 ) -> Packet:
-    given = {"protocol": Protocol.TCP, "port": Port(80), "interface": interface, **fields}
-    return Packet(ip(source), ip(destination), **given)
+    return Packet(ip(source), ip(destination), protocol, Port(port), interface, new)
 
 
-def machine(table: Table, learned: Table | None = None, **options: object) -> Machine:
+def machine(table: Table, learned: Table | None = None, options: Options = OPTIONS) -> Machine:
     return Machine(
         table,
-        Options(**{"pod_interface": "cbr0", **options}),
+        options,
         frozenset([ip(NODE), ip("fd30::11")]),
         learned or {},
     )
@@ -101,11 +108,11 @@ MARKED = Delivered(end(1), Masquerade.MARK)
         (SERVED, packet(OUTSIDE, interface="eth0"), MARKED),
         (SERVED, packet(NODE, interface=""), MARKED),
         (SERVED, packet(new=False), Untouched()),
-        (SERVED, packet(port=Port(81)), Refused(Answer.TCP_RESET)),
+        (SERVED, packet(port=81), Refused(Answer.TCP_RESET)),
         (SERVED, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
         (SERVED, packet("fd10::1", "fd96::1"), Untouched()),
         (OUTER, packet(), MARKED),
-        (OUTER, packet(port=Port(81)), Untouched()),
+        (OUTER, packet(port=81), Untouched()),
         (SPLIT, packet(OUTSIDE, interface="eth0"), ALONE),
         (SPLIT | {"outsiders4": to(DROP)}, packet(OUTSIDE, interface="eth0"), Dropped(Why.POLICY)),
         (SPLIT | {"insiders4": to("cluster4-1")}, packet(NODE, interface=""), MARKED),
@@ -120,7 +127,7 @@ MARKED = Delivered(end(1), Masquerade.MARK)
         (GUARDED, packet("203.0.113.128", interface="eth0"), Dropped(Why.SOURCE_RANGES)),
         (GUARDED, packet(NODE, interface=""), Dropped(Why.SOURCE_RANGES)),
         (GUARDED, packet("203.0.113.128", interface="eth0", new=False), Untouched()),
-        (GUARDED, packet("203.0.113.128", interface="eth0", port=Port(81)), Untouched()),
+        (GUARDED, packet("203.0.113.128", interface="eth0", port=81), Untouched()),
         (REFUSED, packet(), Refused(Answer.TCP_RESET)),
         (REFUSED, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
         (REFUSED, packet(NODE, interface=""), Refused(Answer.TCP_RESET)),
@@ -134,21 +141,19 @@ def test_a_packet_has_one_fate(table: Table, sent: Packet, fate: object) -> None
 @pytest.mark.parametrize(
     ("options", "sent", "masqueraded"),
     [
-        ({"masquerade_all": True}, packet(), True),
-        ({"pod_interface": "cb*"}, packet(), False),
-        ({"pod_interface": "cb*"}, packet(interface="eth0"), True),
-        ({"pod_interface": "cb"}, packet(), True),
-        ({"pod_interface": ""}, packet(interface="eth0"), False),
-        ({"pod_interface": "", "pod_families": frozenset([Family.IPV6])}, packet(), False),
-        ({"pod_interface": "", "pod_families": frozenset([Family.IPV4])}, packet(), False),
-        ({"pod_interface": "", "pod_families": frozenset([Family.IPV4])}, packet(OUTSIDE), True),
+        (Options(pod_interface="cbr0", masquerade_all=True), packet(), True),
+        (Options(pod_interface="cb*"), packet(), False),
+        (Options(pod_interface="cb*"), packet(interface="eth0"), True),
+        (Options(pod_interface="cb"), packet(), True),
+        (Options(), packet(interface="eth0"), False),
+        (Options(pod_families=V6_ALONE), packet(), False),
+        (Options(pod_families=V4_ALONE), packet(), False),
+        (Options(pod_families=V4_ALONE), packet(OUTSIDE), True),
     ],
 )
-def test_the_options_say_who_is_a_pod(
-    options: dict[str, object], sent: Packet, masqueraded: bool
-) -> None:
+def test_the_options_say_who_is_a_pod(options: Options, sent: Packet, masqueraded: bool) -> None:
     table = SERVED | {"pods4": {ip("10.244.0.0") + ip("10.244.255.255"): b""}}
-    assert trace(sent, machine(table, **options)).fates() == {
+    assert trace(sent, machine(table, options=options)).fates() == {
         MARKED if masqueraded else ALONE: CERTAIN
     }
 
@@ -187,7 +192,7 @@ def test_a_lower_half_that_is_not_full_loses_packets() -> None:
 
 
 def test_a_hairpin_is_masqueraded_only_where_it_meets_itself() -> None:
-    hairpins = {"hairpin4": {end(1)[:4] * 2: b"", end(2)[:4] * 2: b""}}
+    hairpins: Table = {"hairpin4": {end(1)[:4] * 2: b"", end(2)[:4] * 2: b""}}
     table = {"services4": to("cluster4-2"), "endpoints4": slots(1, 2)} | hairpins
     fates = trace(packet("10.244.2.1"), machine(table)).fates()
     assert fates.keys() == {Delivered(end(1), Masquerade.HAIRPIN), Delivered(end(2))}
@@ -266,7 +271,9 @@ def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
 def test_loopback_addresses_are_shielded_from_others(interface: str) -> None:
     sent = packet(OUTSIDE, "127.0.0.1", interface=interface)
     fate = Dropped(Why.LOOPBACK) if interface == "eth0" else Untouched()
-    assert trace(sent, machine({}, shield_loopback=True)).fates() == {fate: CERTAIN}
+    assert trace(sent, machine({}, options=Options(shield_loopback=True))).fates() == {
+        fate: CERTAIN
+    }
     assert trace(sent, machine({})).fates() == {Untouched(): CERTAIN}
 
 

@@ -98,7 +98,7 @@ def test_adding_then_removing_leaves_nothing(document: Any, key: str, value: Any
     assert removed == {k: v for k, v in document.items() if k != key}
 
 
-SERVICE = {
+SERVICE: dict[str, Any] = {
     "metadata": {"labels": {"a": "1"}, "finalizers": ["x/1", "x/2"]},
     "spec": {
         "ports": [{"port": 80, "name": "http", "nodePort": 30080}, {"port": 443, "name": "https"}],

@@ -148,7 +148,7 @@ def check_stream(replay: Replay, recorded: Any) -> None:
         for header in ("Cache-Control", "Content-Type", "Transfer-Encoding"):
             assert watch.response.headers.get(header) == recorded["headers"].get(header), about
         if "initial events" in about:
-            watch.until(lambda events: events and events[-1]["type"] == "BOOKMARK")
+            watch.until(lambda events: bool(events) and events[-1]["type"] == "BOOKMARK")
         if any(event["type"] == "MODIFIED" for event in recorded["stream"]):
             make_changes(api)
         events = watch.until_ended()

@@ -45,7 +45,11 @@ def test_one_number_serves_a_port_in_two_protocols(api: Api) -> None:
 
 
 def test_what_a_service_lets_go_another_can_have(api: Api) -> None:
-    spec = {"type": "NodePort", "clusterIP": "10.96.7.7", "ports": [{**PORT, "nodePort": 30777}]}
+    spec: Json = {
+        "type": "NodePort",
+        "clusterIP": "10.96.7.7",
+        "ports": [{**PORT, "nodePort": 30777}],
+    }
     create(api, **spec)
     taken = api("POST", SERVICES, service("other", **spec))
     assert taken.status == 422
@@ -61,7 +65,7 @@ def test_what_a_service_lets_go_another_can_have(api: Api) -> None:
 def test_a_refused_service_takes_nothing(api: Api) -> None:
     create(api, "a", type="NodePort", ports=[{**PORT, "nodePort": 30001}])
     ports = [{"name": "x", **PORT}, {"name": "y", "port": 81, "nodePort": 30001}]
-    spec = {"type": "NodePort", "clusterIP": "10.96.7.8", "ports": ports}
+    spec: Json = {"type": "NodePort", "clusterIP": "10.96.7.8", "ports": ports}
     assert api("POST", SERVICES, service("b", **spec)).status == 422
     create(api, "c", clusterIP="10.96.7.8")
 
@@ -118,7 +122,7 @@ def test_a_second_family_can_be_added_and_removed(api: Api) -> None:
 
 def test_a_type_can_change_and_change_back(api: Api) -> None:
     first = create(api, type="NodePort")["spec"]
-    change = {"spec": {"type": "ClusterIP"}}
+    change: Json = {"spec": {"type": "ClusterIP"}}
     plain = api.ok("PATCH", f"{SERVICES}/web", change, MERGE)["spec"]
     assert "nodePort" not in plain["ports"][0]
     assert "externalTrafficPolicy" not in plain
