@@ -12,7 +12,8 @@ from bench.counts import complaints, count, read_baseline, write_baseline
 from bench.floor import Floor, floor
 from bench.hottest import print_hottest
 from bench.inside import cost_of_change, first_syncs
-from bench.targets import Targets, targets
+from bench.questions import print_questions
+from bench.targets import Targets, held_against, targets
 from pyproxy.bench.figures import duration, heading, row
 from pyproxy.bench.place import own_place
 from pyproxy.bench.shape import Size
@@ -27,12 +28,15 @@ _NO_FLOOR: Mapping[Size, Floor] = {}
 def main() -> int:
     options = _options()
     try:
-        with own_place():
+        with own_place() as place:
             if options.profile:
                 print_hottest(Size(10_000, 10))
                 return 0
             if options.check:
                 return _check()
+            if options.questions:
+                _print_machine()
+                return _conclude(print_questions(place, options.questions))
             return _measure(options)
     except UsageError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -50,6 +54,14 @@ def _options() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--profile", action="store_true", help="print where the first sync's time goes, and end"
+    )
+    what.add_argument(
+        "--questions",
+        nargs="?",
+        type=float,
+        const=200.0,
+        metavar="RATE",
+        help="time pyproxy status and its like while so many changes a second come (200), only",
     )
     what.add_argument(
         "--check", action="store_true", help="hold what can be counted against the baseline, only"
@@ -70,12 +82,9 @@ def _check() -> int:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    load = os.getloadavg()[0]
     mode = modes.named(options.mode)
-    print(
-        f"{mode.name} mode, on {os.cpu_count()} CPUs, of which others kept {load:.1f} busy a "
-        "moment ago"
-    )
+    print(f"{mode.name} mode, ", end="")
+    _print_machine()
     wanted = targets(mode)
     changes = options.changes or wanted.changes
     if mode is not modes.NFTABLES:
@@ -100,6 +109,11 @@ def _measure(options: argparse.Namespace) -> int:
 def _conclude(met: bool) -> int:
     print("\nall targets are met" if met else "\nNOT all targets are met", flush=True)
     return 0 if met else 1
+
+
+def _print_machine() -> None:
+    load = os.getloadavg()[0]
+    print(f"on {os.cpu_count()} CPUs, of which others kept {load:.1f} busy a moment ago")
 
 
 def _print_floor(base: Floor) -> None:
@@ -133,7 +147,7 @@ def _print_first_syncs(
         first, again = first_syncs(size, runs, mode)
         if base is not None and ratios is not None:
             ratios[f"first sync of {size}"] = first.median / base.everything
-        row("lists heard to kernel programmed", first.ends, _target(first.median, limit))
+        row("lists heard to kernel programmed", first.ends, held_against(first.median, limit))
         row("the same on a kernel that holds it all: nothing written", again.ends)
         met &= first.median < limit
     return met
@@ -146,7 +160,7 @@ def _print_changes(wanted: Targets, mode: LabMode, changes: int) -> bool:
     what = "lines" if mode.proxy_mode is ProxyMode.IPTABLES else "netlink messages"
     for size in wanted.changed:
         cost = cost_of_change(size, changes, mode)
-        row(str(size), str(cost.seconds), _target(cost.seconds.median, wanted.change))
+        row(str(size), str(cost.seconds), held_against(cost.seconds.median, wanted.change))
         row("", f"{cost.messages:.2f} {what}, {cost.size:.0f} bytes")
         medians.append(cost.seconds.median)
         met &= cost.seconds.median < wanted.change and cost.seconds.p99 < wanted.change_p99
@@ -160,12 +174,6 @@ def _print_ratios(ratios: dict[str, float]) -> None:
     heading("By the floor's time, now and in the baseline")
     for name, was in read_baseline().ratios.items():
         row(name, f"{ratios.get(name, 0):.1f}", f"was {was:.1f}")
-
-
-def _target(value: float, limit: float) -> str:
-    if limit == float("inf"):
-        return ""
-    return f"{'within' if value < limit else 'BEYOND'} {duration(limit)}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from pyproxy.bench.figures import duration
 from pyproxy.bench.shape import Size
 from pyproxy.config.settings import ProxyMode
 from pyproxy.lab import modes
@@ -66,3 +67,10 @@ def targets(mode: LabMode) -> Targets:
             return _LEGACY if mode == modes.IPTABLES_LEGACY else _NFT
         case ProxyMode.IPVS:
             return _IPVS
+
+
+def held_against(value: float, limit: float) -> str:
+    """Say whether a time is within its limit; nothing where there is none."""
+    if limit == float("inf"):
+        return ""
+    return f"{'within' if value < limit else 'BEYOND'} {duration(limit)}"

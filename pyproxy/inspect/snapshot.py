@@ -65,11 +65,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def slices_of(self, service: ObjectName) -> tuple[EndpointSlice, ...]:
         """Give the slices that name a Service, by name."""
-        return tuple(
-            self.slices[name]
-            for name in sorted(self.slices)
-            if self.slices[name].service == service
-        )
+        found = [each for each in self.slices.values() if each.service == service]
+        return tuple(sorted(found, key=lambda each: each.name))
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -45,11 +45,7 @@ def resolve(snapshot: Snapshot, text: str) -> Resolved:
     for answer in snapshot.answers.values():
         for port in answer.ports:
             for f in port.frontends:
-                if (f.address, f.port, port.protocol) == (
-                    target.address,
-                    target.port,
-                    target.protocol,
-                ):
+                if f.address == target.address and _is(f.port, port.protocol, target):
                     return Resolved(answer.name, target, why=f"a {f.scope.value} of it")
     return next(_near_misses(snapshot, target), Resolved(None, target, answered=False))
 
@@ -57,7 +53,7 @@ def resolve(snapshot: Snapshot, text: str) -> Resolved:
 def _near_misses(snapshot: Snapshot, target: Destination) -> Iterator[Resolved]:
     """Find who might have been meant; the likeliest first."""
     for service in snapshot.services.values():
-        if target.address in _addresses(service):
+        if _has(service, target.address):
             if any(_is(port.port, port.protocol, target) for port in service.ports):
                 yield Resolved(
                     service.name, target, answered=False, why="it has it, and this node does not"
@@ -88,5 +84,9 @@ def _is(number: int, protocol: Protocol, target: Destination) -> bool:
     return (number, protocol) == (target.port, target.protocol)
 
 
-def _addresses(service: Service) -> tuple[Address, ...]:
-    return service.cluster_ips + service.external_ips + service.load_balancer_ips
+def _has(service: Service, address: Address) -> bool:
+    return (
+        address in service.cluster_ips
+        or address in service.external_ips
+        or address in service.load_balancer_ips
+    )
