@@ -56,6 +56,9 @@ class Paper:
     def prepare(self) -> None:
         """Need nothing."""
 
+    def prepare_to_read(self) -> None:
+        """Need nothing."""
+
     def plan(self, changes: Changes) -> _NoPlan:  # noqa: ARG002
         """Plan nothing."""
         return _NoPlan()

@@ -90,7 +90,7 @@ def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
     from pyproxy.agent import dataplanes  # noqa: PLC0415
 
     with closing(dataplanes.make(settings)) as dataplane:
-        dataplane.prepare()
+        dataplane.prepare_to_read()
         yield dataplane
 
 

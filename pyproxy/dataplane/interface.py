@@ -137,7 +137,17 @@ class Dataplane(Protocol[P]):
         ...
 
     def prepare(self) -> None:
-        """Find out whether this machine can do it at all. Raises UsageError where it cannot."""
+        """Get ready to write, and find out whether this machine can do it at all.
+
+        Raises UsageError where it cannot.
+        """
+        ...
+
+    def prepare_to_read(self) -> None:
+        """Get ready for `replan` and what else only reads: nothing is written, not even on trial.
+
+        Raises UsageError where this machine cannot do it at all.
+        """
         ...
 
     def plan(self, changes: Changes) -> P:

@@ -127,6 +127,9 @@ class TableDataplane:
     def prepare(self) -> None:
         """Always able."""
 
+    def prepare_to_read(self) -> None:
+        """Always able."""
+
     def plan(self, changes: Changes) -> PlannedTable:
         services = dict(self._programmed)
         for each, answer in changes.services.items():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyproxy.cli import main
+from pyproxy.commands.asker import kernel
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client
 from pyproxy.inspect.desired import DESIRED
@@ -87,6 +88,17 @@ class InspectedNode:
             self.agent.require_alive()
             assert time.monotonic() < deadline, f"not within {DEADLINE} s: {what}"
             time.sleep(0.01)
+
+    def written_by_looking(self) -> int:
+        """Read the kernel as `diff` does; the messages, or lines, that were written for it."""
+        desired = self.client.ask(DESIRED, Nothing())
+
+        def look() -> int:
+            with kernel(desired.settings) as dataplane:
+                dataplane.replan(desired.answers, desired.node)
+                return dataplane.messages_sent
+
+        return self.cluster.network.namespace(SITE).call(look)
 
     def nft(self, words: str) -> str:
         """Run nft on the node."""

@@ -22,6 +22,10 @@ def test_nothing_differs_where_nobody_interferes(node: InspectedNode) -> None:
     assert (answer.status, answer.out) == (0, "the kernel holds what it should\n")
 
 
+def test_who_looks_writes_nothing(node: InspectedNode) -> None:
+    assert node.written_by_looking() == 0
+
+
 @pytest.mark.parametrize(
     ("by_hand", "lines"),
     [

@@ -30,6 +30,10 @@ def iptables(node: InspectedNode, mode: LabMode, *words: str) -> str:
     return node.cluster.network.namespace(SITE).run([mode.name, "-t", "nat", *words]).stdout
 
 
+def test_who_looks_writes_nothing(programmed: InspectedNode) -> None:
+    assert programmed.written_by_looking() == 0
+
+
 def crossed(answer: Answer) -> list[tuple[str, str, list[str]]]:
     steps = answer.json["steps"]
     return [(s["name"], s["says"], s["lines"]) for s in steps if s["mark"] == "wrong"]

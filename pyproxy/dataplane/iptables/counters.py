@@ -30,6 +30,20 @@ def create() -> frozenset[str]:
         netlink.close()
 
 
+def available() -> frozenset[str]:
+    """Name those that `create` would leave here; none is created."""
+    netlink = Nfnetlink()
+    try:
+        read_counters(netlink)
+    except KernelError as error:
+        log.debug("the kernel has no nfacct: %s", error)
+        return frozenset()
+    else:
+        return frozenset(_NAMES)
+    finally:
+        netlink.close()
+
+
 def delete() -> None:
     """Delete those that no rule counts into."""
     netlink = Nfnetlink()

@@ -70,9 +70,14 @@ class IptablesDataplane:
         """Find out whether iptables' programs are here and may be used. Raises UsageError."""
         for programs in self._programs.values():
             programs.prepare()
-        self._options = msgspec.structs.replace(self._options, counters=counters.create())
-        self._memory = Memory(self._options, tuple(Family))
+        self._count_into(counters.create())
         log.info("writing rules of the flavour %s", self.flavour.value)
+
+    def prepare_to_read(self) -> None:
+        """Find out whether iptables' programs are here. Raises UsageError."""
+        for programs in self._programs.values():
+            programs.require()
+        self._count_into(counters.available())
 
     def plan(self, changes: Changes) -> IptablesPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
@@ -126,6 +131,10 @@ class IptablesDataplane:
     def close(self) -> None:
         """Give back sockets; the rules stay."""
         self._watch.close()
+
+    def _count_into(self, names: frozenset[str]) -> None:
+        self._options = msgspec.structs.replace(self._options, counters=names)
+        self._memory = Memory(self._options, tuple(Family))
 
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}

@@ -54,11 +54,15 @@ class Programs:
     def __str__(self) -> str:
         return self._name
 
-    def prepare(self) -> None:
-        """Find out whether it works here. Raises UsageError."""
+    def require(self) -> None:
+        """Find out whether it is installed. Raises UsageError."""
         for program in (f"{self._name}-restore", f"{self._name}-save"):
             if shutil.which(program) is None:
                 raise _missing(program)
+
+    def prepare(self) -> None:
+        """Find out whether it works here, by a write that changes nothing. Raises UsageError."""
+        self.require()
         try:
             self.restore(["*nat", "COMMIT"])
         except PermissionKernelError as error:

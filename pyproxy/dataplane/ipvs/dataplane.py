@@ -87,6 +87,14 @@ class IpvsDataplane:
         except KernelError as error:
             raise unusable(error) from error
 
+    def prepare_to_read(self) -> None:
+        """Find out whether IPVS and nf_tables are here and may be read. Raises UsageError."""
+        try:
+            self._rules.prepare_to_read()
+            self._kernel.prepare()
+        except KernelError as error:
+            raise unusable(error) from error
+
     def plan(self, changes: Changes) -> IpvsPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
         before: Table = {}

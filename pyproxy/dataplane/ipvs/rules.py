@@ -56,8 +56,12 @@ class RulesTable:
         """Find out whether nft and nf_tables are here. Raises UsageError, KernelError."""
         if shutil.which("nft") is None:
             raise UsageError("nft is not on PATH: install the package nftables")
-        read_tables(self.netlink)
+        self.prepare_to_read()
         self._monitor.listen()
+
+    def prepare_to_read(self) -> None:
+        """Find out whether nf_tables is here. Raises KernelError."""
+        read_tables(self.netlink)
 
     def read(self) -> Table:
         """Read all elements. Raises KernelError."""

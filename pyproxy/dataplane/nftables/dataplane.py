@@ -85,12 +85,19 @@ class NftablesDataplane:
         """Find out whether nft and nf_tables are here and may be used. Raises UsageError."""
         if shutil.which("nft") is None:
             raise UsageError("nft is not on PATH: install the package nftables")
+        self.prepare_to_read()
         try:
-            read_tables(self._netlink)
             self._netlink.transact([delete_table(f"{TABLE}-none")], SUBSYSTEM)
         except KernelError as error:
             raise _unusable(error) from error
         self._monitor.listen()
+
+    def prepare_to_read(self) -> None:
+        """Find out whether nf_tables is here and may be read. Raises UsageError."""
+        try:
+            read_tables(self._netlink)
+        except KernelError as error:
+            raise _unusable(error) from error
 
     def plan(self, changes: Changes) -> NftablesPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
