@@ -66,7 +66,8 @@ def node(network: Network) -> Object:
     }
 
 
-def service(name: str, address: str, node_port: int = 0) -> Object:
+def service(name: str, address: str, node_port: int = 0, **spec: Any) -> Object:
+    """A Service with port 80 and one cluster IP, and whatever else its spec is to have."""
     port = {"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}
     return {
         "apiVersion": "v1",
@@ -78,6 +79,7 @@ def service(name: str, address: str, node_port: int = 0) -> Object:
             "clusterIPs": [address],
             "ipFamilies": ["IPv4"],
             "ports": [port | ({"nodePort": node_port} if node_port else {})],
+            **spec,
         },
     }
 

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from pyproxy.agent.origin import packet_from
 from pyproxy.errors import UsageError
-from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import address_text
 from pyproxy.model.destination import parse_destination
-
-NUMBERS = itertools.count()
+from tests.namespaces import empty_namespace
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Namespace]:
     """A node with a way out, a bridge for pods and nothing else."""
-    made = Namespace(f"origin{os.getpid()}-{next(NUMBERS)}")
-    ip([f"netns add {made.name}"])
-    made.ip(
-        [
-            "link set lo up",
-            "link add out0 type veth peer name out1",
-            "link add cbr0 type bridge",
-            "addr add 172.30.0.11/24 dev out0",
-            "addr add 10.244.1.1/24 dev cbr0",
-            "link set out0 up",
-            "link set out1 up",
-            "link set cbr0 up",
-            "route add default via 172.30.0.1",
-        ]
-    )
-    try:
+    with empty_namespace("origin") as made:
+        made.ip(
+            [
+                "link set lo up",
+                "link add out0 type veth peer name out1",
+                "link add cbr0 type bridge",
+                "addr add 172.30.0.11/24 dev out0",
+                "addr add 10.244.1.1/24 dev cbr0",
+                "link set out0 up",
+                "link set out1 up",
+                "link set cbr0 up",
+                "route add default via 172.30.0.1",
+            ]
+        )
         yield made
-    finally:
-        ip([f"netns del {made.name}"])
 
 
 @pytest.mark.kernel

@@ -78,6 +78,7 @@ class Core:
         self, namespace: Namespace, clock: Callable[[], float], options: Options = OPTIONS
     ) -> None:
         self.namespace = namespace
+        self._clock = clock
         self.metrics = Metrics()
         self.health = Health(30.0)
         self.reported: list[Problem] = []
@@ -90,6 +91,20 @@ class Core:
         self.agent: Agent[NftablesPlan] = Agent(
             self.dataplane, NodeRules(settings, lambda: ()), Pace(0.0), observers
         )
+
+    def begin(self, *objects: Obj) -> Snapshot:
+        """Tell it the first lists, and have it commit what they mean."""
+
+        def commit() -> None:
+            for event in lists(objects, self._clock()):
+                self.agent.hear(event)
+            self.agent.sync()
+
+        self.namespace.call(commit)
+        return self.seen()
+
+    def seen(self) -> Snapshot:
+        return snapshot(self.namespace)
 
     def close(self) -> None:
         self.dataplane.close()
@@ -146,9 +161,6 @@ class Live(Core):
     def hear(self, *objects: Obj) -> None:
         for obj in objects:
             self.inbox.put(Upsert(obj, time.monotonic()))
-
-    def seen(self) -> Snapshot:
-        return snapshot(self.namespace)
 
     def nft(self, text: str) -> None:
         """Be the other program."""

@@ -28,7 +28,7 @@ from pyproxy.netlink.nftables import SUBSYSTEM, delete_chain, delete_table
 from pyproxy.netlink.refusals import kernel_error
 from pyproxy.netlink.rules import new_chain
 from tests.agent.world import Clock, Stage, endpoint_slice, name, service
-from tests.chaos.live import Core, Snapshot, lists, snapshot
+from tests.chaos.live import Core, Snapshot
 
 WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
 API, API_SLICE = service("api", 2), endpoint_slice("api", ["10.244.1.6"])
@@ -101,9 +101,6 @@ class Deaf(Core):
         self.clock = Clock()
         super().__init__(namespace, self.clock)
 
-    def begin(self) -> Snapshot:
-        return self.then(*lists((WEB, WEB_SLICE, API, API_SLICE), self.clock.now))
-
     def then(self, *events: Event) -> Snapshot:
         """Hear of changes, and sync until nothing is due."""
 
@@ -115,7 +112,7 @@ class Deaf(Core):
                 self.agent.sync()
 
         self.namespace.call(settle)
-        return snapshot(self.namespace)
+        return self.seen()
 
     def harm(self, text: str) -> None:
         self.namespace.run(["nft", "-f", "-"], text=text)
@@ -168,7 +165,7 @@ def test_what_is_out_of_step_is_read_back_and_put_right(
     deaf: Deaf, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     text, event, said = UNHEARD[case]
-    deaf.begin()
+    deaf.begin(WEB, WEB_SLICE, API, API_SLICE)
     deaf.harm(text)
     with caplog.at_level("INFO"):
         after = deaf.then(event)

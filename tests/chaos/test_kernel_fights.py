@@ -22,7 +22,7 @@ from pyproxy.netlink.elements import Shape, delete_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.agent.world import HOSTNAME, Clock, endpoint_slice, service
-from tests.chaos.live import Core, Live, lists, snapshot
+from tests.chaos.live import Core, Live, lists
 from tests.chaos.waiting import again_and_again, until
 
 pytestmark = pytest.mark.kernel
@@ -92,9 +92,6 @@ def test_an_hour_of_fighting_costs_few_repairs(namespace: Namespace, foe: Foe) -
 
     def through_the_hour() -> None:
         agent, end = core.agent, clock.now + AN_HOUR
-        for event in lists((WEB, WEB_SLICE), clock.now):
-            agent.hear(event)
-        agent.sync()
         while clock.now < end:
             foe.strike()
             agent.drifted(Drift("nft (pid 1)"))
@@ -104,6 +101,7 @@ def test_an_hour_of_fighting_costs_few_repairs(namespace: Namespace, foe: Foe) -
             agent.sync()
 
     try:
+        core.begin(WEB, WEB_SLICE)
         namespace.call(through_the_hour)
         assert 60 <= core.repaired()["element"] <= 75
         assert len(core.reported) == 1
@@ -117,9 +115,6 @@ def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> N
 
     def change_in_a_truce() -> None:
         agent = core.agent
-        for event in lists((WEB, WEB_SLICE), clock.now):
-            agent.hear(event)
-        agent.sync()
         while not core.reported:
             foe.strike()
             agent.drifted(Drift("nft (pid 1)"))
@@ -133,8 +128,9 @@ def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> N
         agent.sync()
 
     try:
+        core.begin(WEB, WEB_SLICE)
         namespace.call(change_in_a_truce)
-        assert len(snapshot(namespace).rows[ENDPOINTS]) == 3
+        assert len(core.seen().rows[ENDPOINTS]) == 3
     finally:
         core.close()
 
@@ -145,11 +141,6 @@ def test_an_audit_finds_what_nobody_told_of(
     clock = Clock()
     core = Core(namespace, clock)
 
-    def begin() -> None:
-        for event in lists((WEB, WEB_SLICE), clock.now):
-            core.agent.hear(event)
-        core.agent.sync()
-
     def audit_after(seconds: float) -> None:
         clock.now += seconds
         core.agent.audit()
@@ -157,15 +148,14 @@ def test_an_audit_finds_what_nobody_told_of(
             core.agent.sync()
 
     try:
-        namespace.call(begin)
-        whole = snapshot(namespace)
+        whole = core.begin(WEB, WEB_SLICE)
         foe.strike()
         namespace.call(lambda: audit_after(AUDIT_SECONDS - 1))
-        assert snapshot(namespace) != whole
+        assert core.seen() != whole
         assert not core.repaired()
         with caplog.at_level(logging.WARNING):
             namespace.call(lambda: audit_after(1))
-        assert snapshot(namespace) == whole
+        assert core.seen() == whole
         assert core.repaired() == {"element": 1}
         assert "repaired what somebody unnoticed changed: 1 element: add element" in caplog.text
     finally:
@@ -178,11 +168,6 @@ def test_notifications_that_are_lost_lead_to_a_reading(
     clock = Clock()
     core = Core(namespace, clock)
 
-    def begin() -> None:
-        for event in lists((WEB, WEB_SLICE), clock.now):
-            core.agent.hear(event)
-        core.agent.sync()
-
     def listen() -> None:
         drift = core.dataplane.wait_for_drift()
         assert drift == Drift("")
@@ -191,8 +176,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         core.agent.sync()
 
     try:
-        namespace.call(begin)
-        whole = snapshot(namespace)
+        whole = core.begin(WEB, WEB_SLICE)
         # The smallest buffer that the kernel allows, and nobody reads meanwhile.
         listening = core.dataplane._monitor._socket._socket
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -204,7 +188,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         )
         namespace.run(["nft", "-f", "-"], text=text)
         namespace.call(listen)
-        assert snapshot(namespace) == whole
+        assert core.seen() == whole
         assert core.repaired() == {"element": 1}
         assert "repaired what somebody changed: 1 element: add element" in caplog.text
     finally:

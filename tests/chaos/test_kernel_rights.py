@@ -17,7 +17,8 @@ from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.probe import Target, probe
 from pyproxy.lab.process import Agent, agent_command
 from pyproxy.model.address import parse_address
-from tests.chaos import cluster_objects as objects
+from tests.agent.live import addresses, endpoint_slice, service
+from tests.chaos.cluster_objects import create
 from tests.chaos.test_restart import is_healthy
 from tests.chaos.waiting import until
 
@@ -54,10 +55,7 @@ NO_RIGHTS = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all")
 
 @pytest.fixture(scope="module")
 def served(cluster: Cluster) -> Cluster:
-    client = cluster.client
-    client.ensure("/api/v1/namespaces", {"metadata": {"name": objects.NAMESPACE}})
-    objects.create(client, objects.service("rights", ADDRESS))
-    objects.create(client, objects.endpoint_slice("rights", ["10.244.2.11"]))
+    create(cluster.client, service("rights", ADDRESS), endpoint_slice("rights", addresses("b1")))
     return cluster
 
 

@@ -16,7 +16,8 @@ from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.probe import Target
 from pyproxy.lab.process import Agent, agent_command
-from tests.chaos import cluster_objects as objects
+from tests.agent.live import addresses, endpoint_slice, service
+from tests.chaos.cluster_objects import balance, create
 from tests.chaos.live import Snapshot, snapshot
 from tests.chaos.loads import Came, load
 from tests.chaos.waiting import until
@@ -29,7 +30,6 @@ RESTARTS = 10
 RATE = 300
 """Connections a second, from each of the two clients."""
 
-PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12", "b1": "10.244.2.11", "b2": "10.244.2.12"}
 BALANCED, NODE_PORT = "192.0.2.80", 30080
 FROM_POD = [Target(f"10.96.7.{number}", 80) for number in (1, 2, 3, 4)]
 FROM_OUTSIDE = [Target(BALANCED, 80), Target("172.30.0.11", NODE_PORT)]
@@ -39,16 +39,14 @@ FROM_OUTSIDE = [Target(BALANCED, 80), Target("172.30.0.11", NODE_PORT)]
 def served(cluster: Cluster) -> Cluster:
     """A cluster with Services of one, two and three endpoints, sticky, and seen from outside."""
     client = cluster.client
-    client.ensure("/api/v1/namespaces", {"metadata": {"name": objects.NAMESPACE}})
-    for name, address, pods, options in (
-        ("one", "10.96.7.1", ["b1"], {}),
-        ("two", "10.96.7.2", ["a2", "b1"], {}),
-        ("sticky", "10.96.7.3", ["a2", "b1", "b2"], {"affinity": True}),
-        ("balanced", "10.96.7.4", ["a2", "b2"], {"node_port": NODE_PORT}),
+    for made, pods in (
+        (service("one", "10.96.7.1"), ["b1"]),
+        (service("two", "10.96.7.2"), ["a2", "b1"]),
+        (service("sticky", "10.96.7.3", sessionAffinity="ClientIP"), ["a2", "b1", "b2"]),
+        (service("balanced", "10.96.7.4", NODE_PORT, type="LoadBalancer"), ["a2", "b2"]),
     ):
-        objects.create(client, objects.service(name, address, **options))
-        objects.create(client, objects.endpoint_slice(name, [PODS[pod] for pod in pods]))
-    objects.balance(client, "balanced", BALANCED)
+        create(client, made, endpoint_slice(made["metadata"]["name"], addresses(*pods)))
+    balance(client, "balanced", BALANCED)
     return cluster
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.lab.namespace import Namespace
 from pyproxy.model.flavour import Flavour
-
-NUMBERS = itertools.count()
+from tests.namespaces import empty_namespace
 
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     """An empty network namespace."""
-    made = Namespace(f"ipt{os.getpid()}-{next(NUMBERS)}")
-    ip([f"netns add {made.name}"])
-    try:
+    with empty_namespace("ipt") as made:
         yield made
-    finally:
-        ip([f"netns del {made.name}"])
 
 
 @pytest.fixture(params=list(Flavour), ids=lambda flavour: flavour.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.kernel import Kernel
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Backend, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
@@ -31,6 +30,7 @@ from tests.dataplane.ipvs.test_dataplane import (
     of,
     service,
 )
+from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.vm
 
@@ -90,14 +90,10 @@ class Machine:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    namespace = Namespace(f"ipvs{os.getpid()}")
-    ip([f"netns add {namespace.name}"])
-    try:
-        links = ["link set lo up", "link add eth0 type dummy", "addr add 172.30.0.11/24 dev eth0"]
+    links = ["link set lo up", "link add eth0 type dummy", "addr add 172.30.0.11/24 dev eth0"]
+    with empty_namespace("ipvs") as namespace:
         namespace.ip(links)
         yield Machine(namespace)
-    finally:
-        ip([f"netns del {namespace.name}"])
 
 
 def everything() -> Answers:
@@ -133,17 +129,13 @@ def test_connections_are_forgotten_when_asked_and_a_timeout_of_nothing_is_left(
 def test_a_restart_reads_back_all_of_many_services_beside_those_of_another_namespace(
     machine: Machine,
 ) -> None:
-    other = Namespace(f"{machine.namespace.name}b")
-    ip([f"netns add {other.name}"])
-    try:
+    with empty_namespace("ipvs") as other:
         another = Machine(other)
         another.begin(of(*many(30)))
         machine.begin(of(*many(40)))
         machine.restarted()
         plan = machine.plan()
         assert not plan, str(plan)
-    finally:
-        ip([f"netns del {other.name}"])
 
 
 def test_one_endpoint_is_one_message(machine: Machine) -> None:

@@ -16,12 +16,13 @@ from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.rules import RulesTable
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.errors import OutOfStepError
-from pyproxy.lab.namespace import Namespace, ip
+from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Scope, ServiceAnswer, Use
 from tests.dataplane.ipvs.fake import FakeKernel
 from tests.dataplane.ipvs.test_dataplane import NODE, ONE, TWO, many, of, service
+from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -46,10 +47,8 @@ ANSWERS = of(
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    made = Namespace(f"rules{os.getpid()}")
-    ip([f"netns add {made.name}"])
-    yield made
-    ip([f"netns del {made.name}"])
+    with empty_namespace("rules") as made:
+        yield made
 
 
 @pytest.mark.parametrize(
