@@ -82,3 +82,28 @@ def test_what_all_services_share_is_named(programmed: InspectedNode, mode: LabMo
     assert (difference.status, difference.json["rules"]) == (1, [said])
     assert difference.json["lines"] == ["*nat", f"-I PREROUTING {PORTALS}", "COMMIT"]
     programmed.repaired()
+
+
+def test_a_way_that_is_cut_inside_the_tree_is_named(
+    programmed: InspectedNode, mode: LabMode
+) -> None:
+    for number in range(1, 9):
+        programmed.create(
+            service(f"leaf-{number}", f"10.96.0.{number << 4 | 1}"),
+            endpoint_slice(f"leaf-{number}", ["10.244.2.12"]),
+        )
+    rules = [line.split() for line in iptables(programmed, mode, "-S").splitlines()]
+    branch, target = next(
+        (words[1], word.strip('"').partition(":")[0])
+        for words in rules
+        if words[0] == "-A" and words[1].startswith("KUBE-IP-")
+        for word in words
+        if "/leaf-" in word
+    )
+    (way,) = (words for words in rules if words[-1] == branch and words[0] == "-A")
+    with programmed.paused():
+        iptables(programmed, mode, "-D", *way[1:])
+        explained = programmed.alone("explain", target, "-o", "json", *mode.flags)
+    ((name, _, lines),) = crossed(explained)
+    assert (name, lines) == ("kernel", [f"missing: IPv4 nat: a rule that leads to {branch}"])
+    programmed.repaired()

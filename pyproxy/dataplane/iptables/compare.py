@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
-from pyproxy.dataplane.iptables import fixed
+from pyproxy.dataplane.iptables import fixed, names
 from pyproxy.dataplane.iptables.fixed import FILTER, NAT, Options
 from pyproxy.dataplane.iptables.forest import Forest
 from pyproxy.dataplane.iptables.memory import Saved
@@ -18,6 +20,9 @@ from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable, target
 from pyproxy.dataplane.iptables.services import View, compile_service
 from pyproxy.model.address import Family
 from pyproxy.policy.answer import ServiceAnswer
+
+_TREES = (names.SERVICE_TREE, names.REFUSED_TREE)
+_ROOTS = (names.SERVICES, names.EXTERNAL_SERVICES)
 
 
 def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAnswer) -> Held:
@@ -39,9 +44,12 @@ def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAns
             missing += [before + f"chain {of}, in its order" for of in _shuffled(held, chains)]
             extra += [before + line for line in sorted(there - asked)]
             ways = {rule.text for rule in leaves.values()}
-            found = dict(_ways(held, chains, ways))
-            missing += [before + f"a rule {text}" for text in sorted(ways - found.keys())]
-            extra += [before + line for text, line in found.items() if text not in ways]
+            found = _ways(held, chains, ways)
+            missing += [before + f"a rule {text}" for text in sorted(ways - found.last.keys())]
+            missing += [before + f"a rule that leads to {of}" for of in sorted(_cut_off(found))]
+            extra += [
+                before + _line(of, text) for text, of in found.last.items() if text not in ways
+            ]
     return Held(tuple(missing), tuple(extra), amiss(saved, options, node), "rule")
 
 
@@ -76,15 +84,42 @@ def _shuffled(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]]) -> Itera
             yield of
 
 
-def _ways(
-    held: SavedTable, chains: Mapping[str, tuple[Rule, ...]], ways: set[str]
-) -> Iterator[tuple[str, str]]:
-    """Find the rules that are to take packets from the tree, and those that lead here besides."""
+class _Ways(msgspec.Struct, frozen=True):
+    """How packets come to a Service.
+
+    `last` are the rules that take them from the tree, and those that lead here besides, each with
+    its chain; `above` has the chain that leads to each branch of the tree.
+    """
+
+    last: Mapping[str, str]
+    above: Mapping[str, str]
+
+
+def _ways(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]], asked: set[str]) -> _Ways:
+    last: dict[str, str] = {}
+    above: dict[str, str] = {}
     for of, texts in held.chains.items():
-        if of not in chains:
-            for text in texts:
-                if text in ways or target(text) in chains:
-                    yield text, _line(of, text)
+        if of in chains:
+            continue
+        for text in texts:
+            to = target(text)
+            if text in asked or to in chains:
+                last[text] = of
+            elif to.startswith(_TREES) and of.startswith((*_TREES, *_ROOTS)):
+                above[to] = of
+    return _Ways(last, above)
+
+
+def _cut_off(ways: _Ways) -> set[str]:
+    """Find the branches on the way to a Service that no rule leads to."""
+    found = set()
+    for of in ways.last.values():
+        at = of
+        while at in ways.above:
+            at = ways.above[at]
+        if at.startswith(_TREES):
+            found.add(at)
+    return found
 
 
 def _amiss(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 
@@ -84,6 +86,28 @@ def test_what_is_amiss_with_a_service_is_named(harm: str) -> None:
             chains[branch].append(f"-j {name}")
             extra = (f"IPv4 nat: -A {branch} -j {name}",)
     assert compare(held, wanted, Options(), NODE) == Held(missing, extra, kind="rule")
+
+
+def test_a_way_that_is_cut_further_up_is_told_of_every_service_behind_it() -> None:
+    wanted = [numbered(each) for each in range(40)]
+    held = kernel(*wanted)
+    chains = held[Family.IPV4]["nat"].chains
+    above = {target(text): (of, text) for of, texts in chains.items() for text in texts}
+    cut = next(to for to, (of, _) in above.items() if {to[:8], of[:8]} == {"KUBE-IP-"})
+    behind = {name for name in above if cut in _way(name, above)}
+    of, way = above[cut]
+    chains[of].remove(way)
+    missing = (f"IPv4 nat: a rule that leads to {cut}",)
+    said = [compare(held, each, Options(), NODE) for each in wanted]
+    assert {each.missing for each in said} == {(), missing}
+    services = {name for name in behind if name.startswith("KUBE-SVC-")}
+    assert sum(bool(each) for each in said) == len(services)
+
+
+def _way(name: str, above: dict[str, tuple[str, str]]) -> Iterator[str]:
+    while name in above:
+        yield name
+        name = above[name][0]
 
 
 def test_what_is_amiss_with_the_part_of_all_is_named() -> None:
