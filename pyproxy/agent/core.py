@@ -7,6 +7,7 @@ year in a moment. `loop` gives it events and time.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, Protocol
@@ -106,6 +107,7 @@ class Agent(Generic[P]):
         self._node = NodeAnswer()
         self._repairs = Repairs()
         self._refused: set[ObjectName] = set()
+        self._ailing: set[ObjectName] = set()
         self._look_at: float | None = 0.0
         self._drift = ""
         self._audited = observers.clock()
@@ -250,8 +252,7 @@ class Agent(Generic[P]):
 
     def _plan_whole(self, touched: Touched) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
         self._node = self._node_rules.answer(self.world.node)
-        # Those touched too: what is gone must let go of its claims.
-        answers = self._answer(touched.services | self.world.services.keys())
+        answers = self._answer(self._all(touched))
         held = [answer for answer in answers.values() if answer is not None]
         return self._dataplane.replan(held, self._node), answers
 
@@ -259,18 +260,24 @@ class Agent(Generic[P]):
         names: Iterable[ObjectName] = touched.services
         node = None
         if touched.everything:
-            names = touched.services | self.world.services.keys()
+            names = self._all(touched)
             now = self._node_rules.answer(self.world.node)
             node = now if now != self._node else None
             self._node = now
         answers = self._answer(names)
         return self._dataplane.plan(Changes(answers, node)), answers
 
+    def _all(self, touched: Touched) -> Iterable[ObjectName]:
+        # Those touched too: what is gone must let go of its claims. And not in the order of a hash:
+        # what was read together lies together in memory.
+        services = self.world.services
+        return [*services, *(name for name in touched.services if name not in services)]
+
     def _answer(self, names: Iterable[ObjectName]) -> dict[ObjectName, ServiceAnswer | None]:
         answers: dict[ObjectName, ServiceAnswer | None] = {}
-        queue = list(names)
+        queue = deque(names)
         while queue:
-            name = queue.pop()
+            name = queue.popleft()
             also, answers[name] = self._answer_one(name)
             queue.extend(also)
         return answers
@@ -279,7 +286,8 @@ class Agent(Generic[P]):
         service = self.world.services.get(name)
         if service is None:
             for by in ("its answer", "its claims", "the kernel"):
-                self._ailments.found(by, (Kind.SERVICE.value, str(name)), ())
+                self._found(by, name, ())
+            self._ailing.discard(name)
             return self._claims.release(name), None
         try:
             granted = self._grant(service)
@@ -287,12 +295,10 @@ class Agent(Generic[P]):
             # Whatever this is, it is our mistake, and must cost this Service alone: an agent that
             # ended here would end at every start, and the whole node would be left behind.
             log.exception("Service %s could not be answered, which is a mistake in pyproxy", name)
-            self._ailments.found(
-                "its answer", (Kind.SERVICE.value, str(name)), (_foiled(name, error),)
-            )
+            self._found("its answer", name, (_foiled(name, error),))
             return self._claims.release(name), None
-        self._ailments.found("its answer", (Kind.SERVICE.value, str(name)), ())
-        self._ailments.found("its claims", (Kind.SERVICE.value, str(name)), granted.problems)
+        self._found("its answer", name, ())
+        self._found("its claims", name, granted.problems)
         return granted.also, granted.answer
 
     def _grant(self, service: Service) -> Granted:
@@ -307,11 +313,13 @@ class Agent(Generic[P]):
         """Note what the kernel refused; the answers that it took."""
         self._pace.succeeded(self._tell.clock())
         refused = {failure.name: failure.error for failure in failures}
+        for name in self._refused & answers.keys() - refused.keys():
+            self._found("the kernel", name, ())
+        for name, error in refused.items():
+            self._found("the kernel", name, (_refused(name, error),))
         self._refused = (self._refused - answers.keys()) | refused.keys()
-        for name in answers:
-            error = refused.get(name)
-            problem = (_refused(name, error),) if error else ()
-            self._ailments.found("the kernel", (Kind.SERVICE.value, str(name)), problem)
+        if not refused:
+            return answers
         return {name: answer for name, answer in answers.items() if name not in refused}
 
     def _publish(
@@ -359,6 +367,14 @@ class Agent(Generic[P]):
         out_of_step = isinstance(error, OutOfStepError) and self._pace.failures < _LOUD_AFTER
         level = logging.INFO if out_of_step else logging.WARNING
         log.log(level, "the kernel refused a sync, reading it back to try again: %s", error)
+
+    def _found(self, by: str, name: ObjectName, problems: tuple[Problem, ...]) -> None:
+        # Nearly every Service is well, and has nothing to be forgotten.
+        if problems:
+            self._ailing.add(name)
+        elif name not in self._ailing:
+            return
+        self._ailments.found(by, (Kind.SERVICE.value, str(name)), problems)
 
     def _ail(self, kind: Kind, name: str, problems: tuple[Problem, ...]) -> None:
         self._ailments.found("its text", (kind.value, name), problems)

@@ -74,8 +74,7 @@ class Loop(Generic[P]):
                 self._next_chores = self._clock() + self._chore_period
             due = self._agent.due()
             if due is not None and due <= self._clock():
-                self._agent.sync()
-                self._settle(usual)
+                self._sync(usual)
 
     def _take_in(self) -> bool:
         for number in range(_BATCH):
@@ -99,9 +98,16 @@ class Loop(Generic[P]):
         until = self._next_chores if due is None else min(due, self._next_chores)
         return max(0.0, until - self._clock())
 
-    def _settle(self, usual: tuple[int, int, int]) -> None:
+    def _sync(self, usual: tuple[int, int, int]) -> None:
         if self._settled:
+            self._agent.sync()
             return
+        # Whatever the first sync makes is kept, so there is nothing to be found meanwhile.
+        gc.disable()
+        try:
+            self._agent.sync()
+        finally:
+            gc.enable()
         # What has been read by now lives on; walking it again and again would hold up changes.
         gc.collect()
         gc.freeze()

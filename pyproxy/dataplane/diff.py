@@ -30,15 +30,22 @@ def diff(before: Mapping[str, Mapping[K, V]], after: Mapping[str, Mapping[K, V]]
     add: dict[str, dict[K, V]] = {}
     for name, rows in before.items():
         wanted = after.get(name, {})
-        gone = {key: value for key, value in rows.items() if wanted.get(key) != value}
+        gone = _other(rows, wanted)
         if gone:
             remove[name] = gone
     for name, rows in after.items():
         held = before.get(name, {})
-        new = {key: value for key, value in rows.items() if held.get(key) != value}
+        new = _other(rows, held)
         if new:
             add[name] = new
     return Delta(remove, add)
+
+
+def _other(rows: Mapping[K, V], than: Mapping[K, V]) -> dict[K, V]:
+    """Pick the rows that differ from those of the same keys; on a first sync all do."""
+    if not than:
+        return dict(rows)
+    return {key: value for key, value in rows.items() if than.get(key) != value}
 
 
 def apply(delta: Delta[K, V], state: Mapping[str, Mapping[K, V]]) -> dict[str, dict[K, V]]:

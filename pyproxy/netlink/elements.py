@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import msgspec
 
@@ -153,17 +153,17 @@ def _messages(
 ) -> Iterator[ElementMessage]:
     table, set_name = names
     head = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
-    plain = _plain(rows) if shape is Shape.EXACT else None
-    for keys, elements in _mixed(rows, shape) if plain is None else _alike(plain):
+    packed = _alike(rows) if shape is Shape.EXACT and _are_alike(rows) else _mixed(rows, shape)
+    for keys, elements in packed:
         body = head + attribute(LIST_ELEMENTS | NESTED, elements)
         yield ElementMessage(set_name, keys, Message(message_type(kind), flags, body))
 
 
-def _plain(rows: Mapping[bytes, Value]) -> dict[bytes, bytes] | None:
-    """Give the rows where all are plain data, and keys and data of one size each."""
-    plain = {key: value for key, value in rows.items() if isinstance(value, bytes)}
-    sizes = {(len(key), len(value)) for key, value in plain.items()}
-    return plain if len(plain) == len(rows) and len(sizes) == 1 else None
+def _are_alike(rows: Mapping[bytes, Value]) -> TypeGuard[Mapping[bytes, bytes]]:
+    """Tell whether all are plain data, and keys and data of one size each."""
+    if set(map(type, rows.values())) != {bytes}:
+        return False
+    return len(set(map(len, rows))) == 1 == len(set(map(len, rows.values())))
 
 
 def _alike(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
@@ -204,7 +204,8 @@ def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
 
 def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
     if shape is Shape.EXACT:
-        return nested(_LIST_ELEM, nested(ELEM_KEY, attribute(_DATA_VALUE, key)), _payload(value))
+        before, behind = _around_key(len(key))
+        return nested(_LIST_ELEM, before, key, behind, _payload(value))
     half = len(key) // 2
     low = nested(ELEM_KEY, attribute(_DATA_VALUE, key[:half]))
     if shape is Shape.CONCATENATED_RANGE:
@@ -217,6 +218,14 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
         return start
     end = nested(ELEM_KEY, attribute(_DATA_VALUE, beyond.to_bytes(half, "big")))
     return start + nested(_LIST_ELEM, end, attribute(_ELEM_FLAGS, _INTERVAL_END))
+
+
+@cache
+def _around_key(size: int) -> tuple[bytes, bytes]:
+    """Give what stands around a key of this size, within its element."""
+    packed = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(size)))
+    key_at = 8  # within two attributes: the key, and its value
+    return packed[:key_at], packed[key_at + size :]
 
 
 def _payload(value: Value) -> bytes:

@@ -17,7 +17,7 @@ choices where it leaves one:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -52,10 +52,10 @@ class Usable(msgspec.Struct, frozen=True, gc=False):
     while there are ready ones.
     """
 
-    cluster: Sequence[Backend]
-    local: Sequence[Backend]
+    cluster: Collection[Backend]
+    local: Collection[Backend]
     near: Collection[Backend]
-    draining: Sequence[Backend] = ()
+    draining: Collection[Backend] = ()
 
 
 def answer(
@@ -141,8 +141,8 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
     cluster and for this node separately. Hints say nothing about this node's own endpoints.
     """
     ready = {backend: endpoint for backend, endpoint in endpoints.items() if endpoint.ready}
-    cluster = list(ready)
-    draining: Sequence[Backend] = ()
+    cluster: Collection[Backend] = ready
+    draining: Collection[Backend] = ()
     if ready:
         if len(ready) < len(endpoints):
             draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
@@ -152,7 +152,7 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
     else:
         cluster = [b for b, e in endpoints.items() if _stands_in(e)]
     near = {b: e for b, e in endpoints.items() if e.node == hostname or not e.node}
-    local: list[Backend] = []
+    local: Collection[Backend] = ()
     if near:
         here = {b: e for b, e in near.items() if e.node}
         local = [b for b, e in here.items() if e.ready] or [
@@ -195,28 +195,30 @@ def _port_answer(
     ]
     if port.node_port:
         frontends.append(Frontend(Scope.NODE_PORT, Address(b""), port.node_port, external))
-    uses = {frontend.use for frontend in frontends}
-    cluster: Sequence[Backend] = ()
-    local: Sequence[Backend] = ()
-    if Use.CLUSTER in uses or Use.SPLIT in uses:
-        cluster = sorted(usable.cluster)
-    if Use.LOCAL in uses or Use.SPLIT in uses:
-        local = sorted(usable.local)
+    # A list, for an enum's hash is written in Python.
+    uses = [frontend.use for frontend in frontends]
+    split = Use.SPLIT in uses
+    cluster = _sorted(usable.cluster) if split or Use.CLUSTER in uses else ()
+    local = _sorted(usable.local) if split or Use.LOCAL in uses else ()
     hairpin: Collection[Backend] = ()
-    if Use.SPLIT in uses:
+    if split:
         hairpin = {*cluster, *local}
     elif usable.near:
         hairpin = {*cluster, *local}.intersection(usable.near)
     return PortAnswer(
-        name=port.name,
-        family=family,
-        protocol=port.protocol,
-        frontends=tuple(frontends),
-        cluster=tuple(cluster),
-        local=tuple(local),
-        hairpin=tuple(sorted(hairpin)),
-        draining=tuple(sorted(usable.draining)),
+        port.name,
+        family,
+        port.protocol,
+        tuple(frontends),
+        cluster,
+        local,
+        _sorted(hairpin),
+        _sorted(usable.draining),
     )
+
+
+def _sorted(backends: Collection[Backend]) -> tuple[Backend, ...]:
+    return tuple(sorted(backends)) if backends else ()
 
 
 def _uses(service: Service, usable: Usable) -> tuple[Use, Use]:

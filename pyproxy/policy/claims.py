@@ -10,7 +10,7 @@ on which Services exist, never on the order in which they were seen.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -67,19 +67,21 @@ class Claims:
     def grant(self, service: Service, answer: ServiceAnswer) -> Granted:
         """Claim all frontends of an answer, in place of what this Service claimed before."""
         claimant = _Claimant(service.created, service.name)
-        keys = tuple(_keys(answer))
+        keys = tuple([_key(port, each) for port in answer.ports for each in port.frontends])
         before, after = self._entries.get(service.name), _Entry(claimant, keys)
         also: set[ObjectName] = set()
         if before != after:
-            kept: frozenset[bytes] = frozenset()
+            new: Collection[bytes] = keys
             if before is not None:
+                kept: frozenset[bytes] = frozenset()
                 if before.claimant == claimant:
                     kept = frozenset(keys).intersection(before.keys)
-                self._leave(before.claimant, (key for key in before.keys if key not in kept), also)
-            self._enter(claimant, (key for key in keys if key not in kept), also)
+                    new = [key for key in keys if key not in kept]
+                self._leave(before.claimant, [key for key in before.keys if key not in kept], also)
+            self._enter(claimant, new, also)
             self._entries[service.name] = after
-        queues = self._queues
-        if len(set(keys)) == len(keys) and all(queues[key][0] == claimant for key in keys):
+        first = [self._queues[key][0] == claimant for key in keys]
+        if all(first) and len(set(keys)) == len(keys):
             return Granted(answer, also=frozenset(also))
         return self._part(claimant, answer, frozenset(also))
 
@@ -95,6 +97,8 @@ class Claims:
         alone = (claimant,)
         for key in keys:
             queue = self._queues.setdefault(key, alone)
+            if queue is alone:
+                continue
             at = bisect_left(queue, claimant)
             if at < len(queue) and queue[at] == claimant:
                 continue
@@ -138,12 +142,6 @@ class Claims:
                 ports.append(_narrow(port, tuple(kept)))
         granted = msgspec.structs.replace(answer, ports=tuple(ports))
         return Granted(granted, tuple(problems), also)
-
-
-def _keys(answer: ServiceAnswer) -> Iterator[bytes]:
-    for port in answer.ports:
-        for frontend in port.frontends:
-            yield _key(port, frontend)
 
 
 def _key(port: PortAnswer, frontend: Frontend) -> bytes:

@@ -16,7 +16,7 @@ def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> Servi
     From there on a node port is a frontend like any other, and one that meets an external IP on
     the node's own address is seen to do so.
     """
-    if all(not _is_node_port(f) for port in answer.ports for f in port.frontends):
+    if not any(_is_node_port(frontend) for port in answer.ports for frontend in port.frontends):
         return answer
     ports = tuple(_spread(port, addresses) for port in answer.ports)
     return msgspec.structs.replace(answer, ports=ports)

@@ -22,8 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-
-import msgspec
+from functools import cache
 
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -59,23 +58,16 @@ _ORIGINAL_DADDR = {Family.IPV4: rules.CT_DST_IP, Family.IPV6: rules.CT_DST_IP6}
 _FIRST = rules.REGISTER
 
 
-class Pick(msgspec.Struct, frozen=True):
-    """What a frontend's verdict asks for: one of `count` endpoints of CLUSTER or of LOCAL.
+@cache
+def picking(
+    which: str, family: Family, size: int, *, masquerade: bool = False, sticky: bool = False
+) -> str:
+    """Name the chain that picks an endpoint of CLUSTER or of LOCAL, `size` being their class.
 
     `masquerade` hides the client's address, `sticky` looks for the endpoint it had before.
     """
-
-    which: str
-    family: Family
-    count: int
-    masquerade: bool = False
-    sticky: bool = False
-
-    @property
-    def chain(self) -> str:
-        """The chain that does it."""
-        prefix = _MASQUERADED * self.masquerade + _STICKY * self.sticky
-        return f"{prefix}{self.which}{self.family.value}-{endpoint_class(self.count)}"
+    prefix = _MASQUERADED * masquerade + _STICKY * sticky
+    return f"{prefix}{which}{int(family)}-{size}"
 
 
 def endpoint_class(count: int) -> int:
@@ -96,7 +88,7 @@ def moduli(size: int) -> list[int]:
 
 def learning(family: Family, timeout: int) -> str:
     """Name the chain that remembers clients for `timeout` seconds since they last connected."""
-    return f"{_LEARN}{family.value}-{timeout}"
+    return f"{_LEARN}{int(family)}-{timeout}"
 
 
 def is_made_when_needed(name: str) -> bool:
@@ -135,8 +127,12 @@ def rule_count(name: str) -> int:
 
 def fingerprint() -> str:
     """Digest chains of every kind: another version's, of the same names, may do something else."""
-    picks = [Pick(which, family, 4, True, True) for which in (CLUSTER, LOCAL) for family in Family]
-    names = needed([*(pick.chain for pick in picks), *(learning(family, 1) for family in Family)])
+    picks = (
+        picking(which, family, 4, masquerade=True, sticky=True)
+        for which in (CLUSTER, LOCAL)
+        for family in Family
+    )
+    names = needed([*picks, *(learning(family, 1) for family in Family)])
     digest = hashlib.sha256()
     for name in names:
         for message in chain(name):

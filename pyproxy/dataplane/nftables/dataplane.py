@@ -145,13 +145,10 @@ class NftablesDataplane:
         self._chains = layout.whole_chains() if self._loaded else set()
         remembered = recall(held)
         after = node_rows(node.pod_networks)
-        shared: Counter[SharedRow] = Counter()
-        placed: dict[ObjectName, ServiceAnswer | None] = {}
-        for wanted in services:
-            answer = remembered.place(wanted)
-            placed[wanted.name] = answer
+        placed = {wanted.name: remembered.place(wanted) for wanted in services}
+        for answer in placed.values():
             add_service(answer, after)
-            shared.update(shared_rows(answer))
+        shared = Counter(row for answer in placed.values() for row in shared_rows(answer))
         for set_name, key in shared:
             after.setdefault(set_name, {})[key] = b""
         return NftablesPlan(

@@ -8,18 +8,26 @@ Service as it was or as it is to be. What nobody wants any more goes last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import msgspec
 
 from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.nftables.plan import NftablesPlan
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
-from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
+from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, shared_rows
+from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Rows, Table
+from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import Shape, Value
+from pyproxy.netlink.elements import Shape
 from pyproxy.policy.answer import ServiceAnswer
+
+Owner = bytes | SharedRow
+"""Whom a row goes along with: its frontend, or itself where several Services may want it."""
+
+_WIDTHS = {family: sum(field.size(family) for field in FRONTEND) for family in Family}
+"""The bytes of a frontend's key."""
 
 
 def size(plan: NftablesPlan) -> int:
@@ -37,116 +45,99 @@ def parts(plan: NftablesPlan, limit: int) -> Iterator[NftablesPlan]:
     if size(plan) <= limit:
         yield plan
         return
-    rest = _Rest(plan.delta)
-    part = _Part()
-    chains = plan.chains
-    # Ranges exclude each other, so that all of a set's must come and go together. None of them
-    # says anything before a frontend does.
-    rest.move_ranges(part)
-    for name, answer in plan.services.items():
-        if answer is None:
-            continue
-        rest.move_service(answer, part)
-        part.services[name] = answer
-        if part.size >= limit:
-            yield part.of(plan, chains)
-            part, chains = _Part(), ()
-    while rest.move_frontend(part):
-        if part.size >= limit:
-            yield part.of(plan, chains)
-            part, chains = _Part(), ()
-    rest.move_all(part)
-    part.services.update(plan.services)
-    yield part.of(plan, chains)
-
-
-class _Part:
-    """What one part removes and adds, as it is filled."""
-
-    def __init__(self) -> None:
-        self.services: dict[ObjectName, ServiceAnswer | None] = {}
-        self.remove: Table = {}
-        self.add: Table = {}
-        self.size = 0
-
-    def of(self, plan: NftablesPlan, chains: tuple[str, ...]) -> NftablesPlan:
-        """Write it as a plan; `chains` are those that it makes."""
-        return msgspec.structs.replace(
+    places = _Places(plan, limit)
+    removed, added = places.divide(plan.delta.remove), places.divide(plan.delta.add)
+    for number, services in enumerate(places.services):
+        last = number == places.last
+        yield msgspec.structs.replace(
             plan,
-            delta=Delta(self.remove, self.add),
-            services=self.services,
+            delta=Delta(removed[number], added[number]),
+            services=plan.services if last else services,
             shared={},
-            chains=chains,
+            chains=() if number else plan.chains,
             node=None,
         )
 
 
-class _Rest:
-    """What no part has yet."""
+class _Places:
+    """Which part each row goes into, and which Services each part writes."""
 
-    def __init__(self, delta: Delta[bytes, Value]) -> None:
-        self._remove = {name: dict(rows) for name, rows in delta.remove.items()}
-        self._add = {name: dict(rows) for name, rows in delta.add.items()}
-        self._leaving: dict[bytes, list[tuple[str, bytes]]] = {}
-        for name, rows in self._remove.items():
-            if width := _frontend_width(name):
-                for key in rows:
-                    self._leaving.setdefault(key[:width], []).append((name, key))
+    def __init__(self, plan: NftablesPlan, limit: int) -> None:
+        self.services: list[dict[ObjectName, ServiceAnswer]] = [{}]
+        self._limit = limit
+        self._of: dict[Owner, int] = {}
+        self._filled = 0
+        waiting: Counter[Owner] = Counter()
+        for side in (plan.delta.remove, plan.delta.add):
+            for name, rows in side.items():
+                if _is_of_ranges(name):
+                    self._filled += len(rows)
+                else:
+                    waiting.update(_owners(name, rows))
+        for service, answer in plan.services.items():
+            if answer is not None:
+                self.services[-1][service] = answer
+                self._place(answer, waiting)
+        for owner in [owner for owner in waiting if isinstance(owner, bytes)]:
+            self._put(owner, waiting.pop(owner))
+            self._end_if_full()
 
-    def move_ranges(self, part: _Part) -> None:
-        """Move all rows of the sets whose keys are ranges."""
-        for name in self._remove.keys() | self._add.keys():
-            if BY_NAME[name][0].shape is not Shape.EXACT:
-                self._move_set(name, part)
+    @property
+    def last(self) -> int:
+        """The number of the last part, into which all goes that has no place of its own."""
+        return len(self.services) - 1
 
-    def move_service(self, answer: ServiceAnswer, part: _Part) -> None:
-        """Move what a Service gains, and what its frontends lose."""
-        wanted: Table = {}
-        add_service(answer, wanted)
-        for name, rows in wanted.items():
-            self._move(name, rows, part)
-            if self._leaving and (width := _frontend_width(name)):
-                for frontend in {key[:width] for key in rows}:
-                    self._leave(frontend, part)
-        for name, key in shared_rows(answer):
-            self._move(name, (key,), part)
-
-    def move_frontend(self, part: _Part) -> bool:
-        """Move what one frontend loses that nobody wants any more; False when there is none."""
-        if not self._leaving:
-            return False
-        self._leave(next(iter(self._leaving)), part)
-        return True
-
-    def move_all(self, part: _Part) -> None:
-        """Move whatever is left."""
-        for name in self._remove.keys() | self._add.keys():
-            self._move_set(name, part)
-
-    def _leave(self, frontend: bytes, part: _Part) -> None:
-        for name, key in self._leaving.pop(frontend, ()):
-            self._move(name, (key,), part)
-
-    def _move_set(self, name: str, part: _Part) -> None:
-        keys = self._remove.get(name, {}).keys() | self._add.get(name, {}).keys()
-        self._move(name, keys, part)
-
-    def _move(self, name: str, keys: Iterable[bytes], part: _Part) -> None:
-        # A row whose value changes is on both sides.
-        for source, target in ((self._remove, part.remove), (self._add, part.add)):
-            rows = source.get(name)
-            if not rows:
+    def divide(self, table: Table) -> Sequence[Table]:
+        """Divide rows among the parts."""
+        parts: list[Table] = [{} for _ in self.services]
+        for name, rows in table.items():
+            # Ranges exclude each other, so that all of a set's must come and go together. None of
+            # them says anything before a frontend does.
+            if _is_of_ranges(name):
+                parts[0][name] = rows
                 continue
-            moved = {key: rows.pop(key) for key in keys if key in rows}
-            if moved:
-                target.setdefault(name, {}).update(moved)
-                part.size += len(moved)
+            for owner, (key, value) in zip(_owners(name, rows), rows.items(), strict=True):
+                part = parts[self._of.get(owner, self.last)]
+                part.setdefault(name, {})[key] = value
+        return parts
+
+    def _place(self, answer: ServiceAnswer, waiting: Counter[Owner]) -> None:
+        for owner in _owners_in(answer):
+            if owner in waiting:
+                self._put(owner, waiting.pop(owner))
+        self._end_if_full()
+
+    def _put(self, owner: Owner, rows: int) -> None:
+        self._of[owner] = self.last
+        self._filled += rows
+
+    def _end_if_full(self) -> None:
+        if self._filled >= self._limit:
+            self.services.append({})
+            self._filled = 0
+
+
+def _owners(name: str, rows: Rows) -> Sequence[Owner]:
+    width = _frontend_width(name)
+    return [key[:width] for key in rows] if width else [(name, key) for key in rows]
+
+
+def _owners_in(answer: ServiceAnswer) -> Iterator[Owner]:
+    for port in answer.ports:
+        # Cut as its rows' keys are: one that is too long goes with its Service, to be refused.
+        width = _WIDTHS[port.family]
+        for frontend in port.frontends:
+            yield frontend_key(frontend.address, port.protocol, frontend.port)[:width]
+    yield from shared_rows(answer)
+
+
+@cache
+def _is_of_ranges(name: str) -> bool:
+    return BY_NAME[name][0].shape is not Shape.EXACT
 
 
 @cache
 def _frontend_width(name: str) -> int:
     """Give the bytes of a set's key that are a frontend, 0 where there is none."""
     kind, family = BY_NAME[name]
-    if kind.key[: len(FRONTEND)] != FRONTEND or kind.shape is not Shape.EXACT:
-        return 0
-    return sum(field.size(family) for field in FRONTEND)
+    return _WIDTHS[family] if kind.key[: len(FRONTEND)] == FRONTEND else 0

@@ -83,12 +83,10 @@ class NftablesPlan(msgspec.Struct, frozen=True):
 
 def targets(table: schema.Table) -> set[str]:
     """Name the chains, of those made when needed, that a table's elements go to."""
-    return {
-        value.target
-        for rows in table.values()
-        for value in rows.values()
-        if isinstance(value, Tag) and chains.is_made_when_needed(value.target)
+    named = {
+        value.target for rows in table.values() for value in rows.values() if isinstance(value, Tag)
     }
+    return set(filter(chains.is_made_when_needed, named))
 
 
 def without(

@@ -68,6 +68,8 @@ class Remembered(msgspec.Struct, frozen=True):
 
     def place(self, wanted: ServiceAnswer) -> ServiceAnswer:
         """Order a Service's backends as the kernel has them."""
+        if not any(self.slots.values()):
+            return wanted
         ports = tuple(self._place_port(port) for port in wanted.ports)
         return msgspec.structs.replace(wanted, ports=ports)
 

@@ -14,6 +14,7 @@ from pyproxy.netlink.elements import COMMENT_LIMIT, DROP, Tag
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 _INDEX = struct.Struct("=I")
+_SERVES = (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
 _UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
 
 SharedRow = tuple[str, bytes]
@@ -73,8 +74,7 @@ def _add_frontend(
 ) -> None:
     family = port.family
     key = frontend_key(frontend.address, port.protocol, frontend.port)
-    serves = frontend.use in (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
-    sticky = serves and answer.affinity_timeout > 0
+    sticky = answer.affinity_timeout > 0 and frontend.use in _SERVES
 
     def put(kind: schema.SetKind, target: str) -> None:
         table.setdefault(kind.of(family), {})[key] = Tag(target, comment)
@@ -87,26 +87,27 @@ def _add_frontend(
         if sticky:
             returned_to = table.setdefault(schema.STICKY_ENDPOINTS.of(family), {})
             returned_to.update((key + backend + b"\0\0", b"") for backend in backends)
-        return chains.Pick(which, family, len(backends), masquerade, sticky).chain
+        size = chains.endpoint_class(len(backends))
+        return chains.picking(which, family, size, masquerade=masquerade, sticky=sticky)
 
     match frontend.use:
-        case Use.REFUSE:
-            put(schema.REFUSED, "")
-        case Use.DROP:
-            put(schema.SERVICES, DROP)
         case Use.CLUSTER:
             outside = frontend.scope is not Scope.CLUSTER_IP
             put(schema.SERVICES, pick(chains.CLUSTER, port.cluster, masquerade=outside))
         case Use.LOCAL:
             put(schema.SERVICES, pick(chains.CLUSTER, port.local))
         case Use.SPLIT:
-            put(schema.SERVICES, f"split{family.value}")
+            put(schema.SERVICES, f"split{int(family)}")
             if port.cluster:
                 put(schema.INSIDERS, pick(chains.CLUSTER, port.cluster))
             put(schema.OUTSIDERS, pick(chains.LOCAL, port.local) if port.local else DROP)
+        case Use.REFUSE:
+            put(schema.REFUSED, "")
+        case Use.DROP:
+            put(schema.SERVICES, DROP)
     if sticky:
         put(schema.STICKY, chains.learning(family, answer.affinity_timeout))
-    if frontend.scope is Scope.LOAD_BALANCER and answer.source_ranges:
+    if answer.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
         put(schema.GUARDED, "")
         sources = table.setdefault(schema.SOURCES.of(family), {})
         for low, high in joined_ranges(answer.source_ranges, family):
