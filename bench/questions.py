@@ -1,8 +1,8 @@
 """What questions to a running agent cost: the commands themselves, and the changes meanwhile.
 
 Commands are whole processes, from their start to their end. A process that starts takes time away
-from everybody on the machine, so changes are timed in three conditions by turns: nobody asks,
-commands run as often that ask nothing, and commands ask. The last two tell what the answers cost.
+from everybody on the machine, so changes are timed in four conditions by turns: nobody asks,
+this process asks over the socket, commands run that ask nothing, and commands ask.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,9 @@ from pyproxy.bench.shape import NAMESPACE, PORT, Size, cluster_ip, service_name
 from pyproxy.errors import PyproxyError
 from pyproxy.inspect.client import Client
 from pyproxy.inspect.endpoint import Nothing
+from pyproxy.inspect.evidence import EVIDENCE, Target
+from pyproxy.inspect.lookup import LOOKUP, Named
+from pyproxy.inspect.services import SERVICES, Which
 from pyproxy.inspect.status import STATUS
 from pyproxy.lab.cluster import kubeconfig
 from pyproxy.lab.modes import NFTABLES
@@ -56,6 +60,9 @@ _QUESTIONS = (
     ("explain", f"{cluster_ip(SIZE.services - 1)}:{PORT}"),
 )
 _NOTHING = (("version",),)
+
+
+Action = Callable[[], object]
 
 
 class Took(msgspec.Struct, frozen=True):
@@ -92,42 +99,29 @@ class Questions:
             return False
         return status.syncs > 0 and status.pending == 0
 
-    def changes(
-        self, rate: float, commands: Sequence[tuple[str, ...]]
-    ) -> tuple[list[float], float]:
-        """Have changes made, with these commands run by turns; seconds of each, and CPU of one."""
+    def changes(self, rate: float, meanwhile: Sequence[Action]) -> tuple[list[float], float]:
+        """Have changes made, and do these by turns; seconds of each change, and CPU of one."""
         (first, *_) = fresh_pods(self._fresh, int(rate * _SECONDS) + 1)
         churn = Churn(rate, _SECONDS, SIZE, first)
         before = usage.cpu(self._agent.pid)
-        with Announcements() as kernel, self._running(commands):
+        with Announcements() as kernel, _by_turns(meanwhile):
             found = kernel.latencies(self._api, churn, _PATIENCE)
         return found, (usage.cpu(self._agent.pid) - before) / len(found)
 
-    @contextmanager
-    def _running(self, commands: Sequence[tuple[str, ...]]) -> Iterator[None]:
-        end, failures = threading.Event(), list[LabError]()
+    def over_socket(self) -> Sequence[Action]:
+        """Give what asks all that the commands do, one thing after the other."""
+        _, service, _, address = (words[-1] for words in _QUESTIONS)
+        ask = self._client.ask
+        return (
+            partial(ask, STATUS, Nothing()),
+            partial(ask, SERVICES, Which(service)),
+            partial(ask, EVIDENCE, Target(service)),
+            partial(ask, EVIDENCE, Target(address)),
+            partial(ask, LOOKUP, Named(service)),
+        )
 
-        def run() -> None:
-            turns = itertools.cycle(commands)
-            while not end.wait(_PAUSE):
-                words = next(turns)
-                try:
-                    self.took[words].append(self._run(words))
-                except LabError as error:
-                    failures.append(error)
-                    return
-
-        thread = threading.Thread(target=run if commands else lambda: None, name="commands")
-        thread.start()
-        try:
-            yield
-        finally:
-            end.set()
-            thread.join()
-        if failures:
-            raise failures[0]
-
-    def _run(self, words: tuple[str, ...]) -> Took:
+    def run(self, words: tuple[str, ...]) -> None:
+        """Run a command, and note how long it takes. Raises LabError."""
         flags = () if words in _NOTHING else self._asked
         command = [sys.executable, "-m", "pyproxy", *words, *flags]
         began = time.monotonic()
@@ -138,23 +132,49 @@ class Questions:
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in _ANSWERS:
             raise LabError(f"pyproxy {shlex.join(words)}: {said.decode()[-500:]}")
-        return Took(time.monotonic() - began, used.ru_utime + used.ru_stime)
+        took = Took(time.monotonic() - began, used.ru_utime + used.ru_stime)
+        self.took[words].append(took)
+
+
+@contextmanager
+def _by_turns(actions: Sequence[Action]) -> Iterator[None]:
+    """Inside it these are done in another thread, one every _PAUSE. Raises PyproxyError."""
+    end, failures = threading.Event(), list[PyproxyError]()
+
+    def act() -> None:
+        turns = itertools.cycle(actions)
+        while actions and not end.wait(_PAUSE) and not failures:
+            try:
+                next(turns)()
+            except PyproxyError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=act, name="meanwhile")
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def print_questions(place: Place, rate: float) -> bool:
     """Measure and print; whether the commands answer in time. Raises LabError."""
     with _asked(place) as questions:
         heading(f"{SIZE}, {rate:g} changes a second, {_ROUNDS} x {_SECONDS:g} s of each")
-        conditions: dict[str, Sequence[tuple[str, ...]]] = {
+        conditions: dict[str, Sequence[Action]] = {
             "nobody asks": (),
-            "commands run and ask nothing": _NOTHING,
-            "commands ask": _QUESTIONS,
+            "asked over the socket": questions.over_socket(),
+            "commands run and ask nothing": [partial(questions.run, each) for each in _NOTHING],
+            "commands ask": [partial(questions.run, each) for each in _QUESTIONS],
         }
         latencies: defaultdict[str, list[float]] = defaultdict(list)
         costs: defaultdict[str, list[float]] = defaultdict(list)
         for _ in range(_ROUNDS):
-            for name, commands in conditions.items():
-                found, cost = questions.changes(rate, commands)
+            for name, meanwhile in conditions.items():
+                found, cost = questions.changes(rate, meanwhile)
                 latencies[name] += found
                 costs[name].append(cost)
         for name in conditions:
