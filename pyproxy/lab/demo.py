@@ -15,10 +15,11 @@ from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import LabError, ending_well
 from pyproxy.lab.narrator import check, heading, note, said, shares
 from pyproxy.lab.pods import Kubelet
-from pyproxy.lab.probe import Outcome, Target, probe
+from pyproxy.lab.probe import Outcome, probe
 from pyproxy.lab.process import Agent
 from pyproxy.lab.topology import OUTSIDE, TWO_NODES, numbered_pod
 from pyproxy.lab.traffic import Traffic
+from pyproxy.model.destination import parse_destination
 
 NAMESPACE = "default"
 CLIENT = "client"
@@ -84,7 +85,7 @@ class _Story:
         self._cluster = cluster
         self._agent = agent
         self._kubelet = Kubelet(cluster.client, cluster.network, NAMESPACE)
-        self._service = Target(CLUSTER_IP, 80)
+        self._service = f"{CLUSTER_IP}:80"
 
     def tell(self) -> None:
         """Go through all the chapters."""
@@ -109,7 +110,8 @@ class _Story:
 
     def _one_deleted(self) -> None:
         heading("One pod is deleted and another takes its place, while requests go on")
-        with Traffic(self._cluster.network.namespace(CLIENT), self._service) as traffic:
+        target = parse_destination(self._service)
+        with Traffic(self._cluster.network.namespace(CLIENT), target) as traffic:
             self._more(traffic, 50)
             self._start("hello-4", site=1, host=24)
             self._until_served("hello-4")
@@ -163,9 +165,10 @@ class _Story:
         ports = [{"port": 80, "targetPort": TARGET_PORT, "nodePort": NODE_PORT}]
         self._cluster.client.patch(path, {"spec": {"type": "NodePort", "ports": ports}})
         note(f"Service hello is of type NodePort now: {NODE_PORT}")
-        target = Target(self._cluster.network.topology.site("na").addresses.ipv4, NODE_PORT)
-        self._until(lambda: bool(self._ask(target, OUTSIDE, 1).reached), "the node port")
-        seen = self._requests(target=target, who=OUTSIDE)
+        node = self._cluster.network.topology.site("na").addresses.ipv4
+        to = f"{node}:{NODE_PORT}"
+        self._until(lambda: bool(self._ask(to, OUTSIDE, 1).reached), "the node port")
+        seen = self._requests(to=to, who=OUTSIDE)
         check(len(seen.reached) == 3, "reached from outside, on all three pods")
 
     def _rules(self) -> None:
@@ -179,16 +182,15 @@ class _Story:
         where = self._cluster.network.topology.site(pod.site).node
         note(f"pod {name}, app=hello, {pod.addresses.ipv4} on {where}")
 
-    def _requests(
-        self, tries: int = _REQUESTS, target: Target | None = None, who: str = CLIENT
-    ) -> Outcome:
+    def _requests(self, tries: int = _REQUESTS, to: str = "", who: str = CLIENT) -> Outcome:
         """Make requests, and say what came back."""
-        target = target or self._service
-        seen = self._ask(target, who, tries)
-        said(f"{who} -> {target}: {seen}")
+        to = to or self._service
+        seen = self._ask(to, who, tries)
+        said(f"{who} -> {to}: {seen}")
         return seen
 
-    def _ask(self, target: Target, who: str, tries: int) -> Outcome:
+    def _ask(self, to: str, who: str, tries: int) -> Outcome:
+        target = parse_destination(to)
         return self._cluster.network.namespace(who).call(partial(probe, target, tries=tries))
 
     def _more(self, traffic: Traffic, count: int) -> None:

@@ -23,8 +23,10 @@ from pyproxy.lab.namespace import (
     remove_abandoned,
     require_root,
 )
-from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.probe import probe
 from pyproxy.lab.topology import HOST_PORTS, OUTSIDE, TWO_NODES, Pod, Site, Topology
+from pyproxy.model.address import Port, parse_address
+from pyproxy.model.destination import Destination
 
 SWITCH = "sw"
 BLOCKS = 4096
@@ -183,7 +185,7 @@ class Network:
         deadline = time.monotonic() + _PATIENCE
         outside = self.namespace(OUTSIDE)
         for port in ports[:1]:
-            reach = partial(probe, Target(address, port), timeout=0.1)
+            reach = partial(probe, Destination(parse_address(address), Port(port)), timeout=0.1)
             while not outside.call(reach).reached:
                 if time.monotonic() > deadline:
                     raise LabError(f"{address}:{port} was not reached within {_PATIENCE:.0f} s")

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pyproxy.errors import UsageError
-from pyproxy.model.address import Protocol
+from pyproxy.model.address import Family, Protocol, family_of
+from pyproxy.model.destination import Destination
 
 REFUSALS = frozenset(
     (
@@ -27,23 +27,8 @@ REFUSALS = frozenset(
 )
 """What the kernel makes of a TCP reset and of the ICMP errors that say no."""
 
-_SUFFIXES = {Protocol.TCP: "", Protocol.UDP: "/udp", Protocol.SCTP: "/sctp"}
-_PROTOCOLS = {"": Protocol.TCP, "tcp": Protocol.TCP, "udp": Protocol.UDP, "sctp": Protocol.SCTP}
-
 ENOUGH_DROPPED = 2
 ENOUGH_REFUSED = 3
-
-
-class Target(msgspec.Struct, frozen=True):
-    """Where to connect: an address in text, a port, a protocol."""
-
-    address: str
-    port: int
-    protocol: Protocol = Protocol.TCP
-
-    def __str__(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.port}{_SUFFIXES[self.protocol]}"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -67,16 +52,6 @@ class Outcome(msgspec.Struct, frozen=True):
         return ((self.refused, "refused"), (self.dropped, "dropped"))
 
 
-def parse_target(text: str) -> Target:
-    """Read `10.96.0.1:80`, `10.96.0.1:53/udp` or `[fd00::1]:80/sctp`. Raises UsageError."""
-    place, _, word = text.partition("/")
-    host, _, port = place.rpartition(":")
-    protocol = _PROTOCOLS.get(word)
-    if not host or not port.isdigit() or protocol is None:
-        raise UsageError(f"{text!r} is no target: write ADDRESS:PORT, with /udp or /sctp")
-    return Target(host.strip("[]"), int(port), protocol)
-
-
 def has_sctp() -> bool:
     """Tell whether this kernel has SCTP sockets."""
     try:
@@ -86,7 +61,9 @@ def has_sctp() -> bool:
     return True
 
 
-def probe(target: Target, *, tries: int = 1, timeout: float = 0.6, source_port: int = 0) -> Outcome:
+def probe(
+    target: Destination, *, tries: int = 1, timeout: float = 0.6, source_port: int = 0
+) -> Outcome:
     """Connect `tries` times, each for at most `timeout` seconds; early silence or refusal ends it.
 
     `source_port` keeps the client's port from try to try, as a long-lived UDP client does. Raises
@@ -116,7 +93,7 @@ def probe(target: Target, *, tries: int = 1, timeout: float = 0.6, source_port: 
     return Outcome(dict(reached), frozenset(sources), refused, dropped)
 
 
-def ask(target: Target, *, timeout: float, source_port: int = 0) -> str:
+def ask(target: Destination, *, timeout: float, source_port: int = 0) -> str:
     """Connect once and give the line that the backend answers. Raises OSError, TimeoutError."""
     with _client(target) as client:
         client.settimeout(timeout)
@@ -126,7 +103,7 @@ def ask(target: Target, *, timeout: float, source_port: int = 0) -> str:
             client.bind((_own_address(target), source_port))
         elif source_port:
             client.bind(("", source_port))
-        client.connect((target.address, target.port))
+        client.connect(target.place)
         if target.protocol is Protocol.UDP:
             # To a sender on the node itself the kernel says with EPERM that its rules took the
             # packet, refused or dropped. Which of the two, it says to whoever waits for an answer.
@@ -135,8 +112,8 @@ def ask(target: Target, *, timeout: float, source_port: int = 0) -> str:
         return client.recv(256).decode()
 
 
-def _client(target: Target) -> socket.socket:
-    family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+def _client(target: Destination) -> socket.socket:
+    family = socket.AF_INET if family_of(target.address) is Family.IPV4 else socket.AF_INET6
     if target.protocol is Protocol.UDP:
         return socket.socket(family, socket.SOCK_DGRAM)
     if target.protocol is Protocol.TCP:
@@ -144,12 +121,12 @@ def _client(target: Target) -> socket.socket:
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
 
 
-def _own_address(target: Target) -> str:
+def _own_address(target: Destination) -> str:
     """Find the address that the kernel would send from.
 
     An association that is bound to none tells its peer of all that the host has, which no address
     translation takes into account.
     """
-    with _client(Target(target.address, target.port, Protocol.UDP)) as finder:
-        finder.connect((target.address, target.port))
+    with _client(Destination(target.address, target.port, Protocol.UDP)) as finder:
+        finder.connect(target.place)
         return str(finder.getsockname()[0])

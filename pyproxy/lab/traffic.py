@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.probe import Target, ask
+from pyproxy.lab.probe import ask
+from pyproxy.model.destination import Destination
 
 _PAUSE = 0.005
 _TIMEOUT = 2.0
@@ -20,7 +21,7 @@ class Traffic:
     `answers` counts by backend, `failures` says what went wrong; both are whole once it has ended.
     """
 
-    def __init__(self, namespace: Namespace, target: Target) -> None:
+    def __init__(self, namespace: Namespace, target: Destination) -> None:
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
         self._target = target

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.model.address import Address, Port, Protocol, backend, backend_text, parse_address
+from pyproxy.model.address import (
+    Address,
+    Port,
+    Protocol,
+    address_text,
+    backend,
+    backend_text,
+    parse_address,
+)
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -13,6 +21,11 @@ class Destination(msgspec.Struct, frozen=True):
     address: Address
     port: Port
     protocol: Protocol = Protocol.TCP
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The address in text and the port, as sockets take them."""
+        return address_text(self.address), self.port
 
     def __str__(self) -> str:
         return f"{backend_text(backend(self.address, self.port))}/{self.protocol.name.lower()}"

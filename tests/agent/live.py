@@ -29,9 +29,10 @@ from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.cluster import kubeconfig
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.probe import Outcome, probe
 from pyproxy.lab.process import Agent, agent_command
 from pyproxy.model.address import Family, parse_network
+from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.backends import answer
@@ -171,7 +172,8 @@ class Stage:
         return self.nft("list", "tables").splitlines()
 
     def probe(self, target: str, who: str = "a1", tries: int = 40) -> Outcome:
-        return self.network.namespace(who).call(partial(probe, parse_target(target), tries=tries))
+        asked = partial(probe, parse_destination(target), tries=tries)
+        return self.network.namespace(who).call(asked)
 
     def connect(self, who: str, address: str) -> socket.socket:
         """Open a connection that is held; its pod has greeted already."""

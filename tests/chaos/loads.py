@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.probe import Target
+from pyproxy.model.destination import parse_destination
 
 PROGRAM = Path(__file__).with_name("load.py")
 
@@ -25,9 +25,9 @@ class Came(msgspec.Struct):
 
 
 @contextmanager
-def load(namespace: Namespace, rate: int, targets: Sequence[Target]) -> Iterator[Came]:
-    """Open `rate` connections a second for as long as the block runs."""
-    places = [word for target in targets for word in (target.address, str(target.port))]
+def load(namespace: Namespace, rate: int, to: Sequence[str]) -> Iterator[Came]:
+    """Open `rate` connections a second to each in turn of some `ADDRESS:PORT`, during the block."""
+    places = [word for each in to for word in map(str, parse_destination(each).place)]
     process = namespace.start(
         [sys.executable, "-I", "-S", str(PROGRAM), str(rate), *places],
         stdin=subprocess.PIPE,

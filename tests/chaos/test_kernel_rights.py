@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import pyproxy
 from pyproxy.agent.rights import Capability, needed
 from pyproxy.config.settings import ListenAddress, ProxyMode, Serving, Settings
 from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.probe import probe
 from pyproxy.lab.process import Agent, agent_command
 from pyproxy.model.address import parse_address
+from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service
 from tests.chaos.cluster_objects import create
 from tests.chaos.test_restart import is_healthy
@@ -80,13 +82,14 @@ def serving(cluster: Cluster, agent: Agent) -> str:
     namespace = cluster.network.namespace(NODE)
     until(lambda: is_healthy(namespace) or agent.status is not None, "the first commit")
     agent.require_alive()
-    seen = cluster.network.namespace("a1").call(lambda: probe(Target(ADDRESS, 80), tries=4))
+    ask = partial(probe, parse_destination(f"{ADDRESS}:80"), tries=4)
+    seen = cluster.network.namespace("a1").call(ask)
     assert seen.reached == {"b1": 4}
     # Another program's harm takes all of it to undo: notifications, reading back, nft, a batch.
     namespace.run(["nft", "flush ruleset"])
     log = agent.log
     until(lambda: "repaired what nft" in log.read_text(), "a repair")
-    seen = cluster.network.namespace("a1").call(lambda: probe(Target(ADDRESS, 80), tries=4))
+    seen = cluster.network.namespace("a1").call(ask)
     assert seen.reached == {"b1": 4}
     return log.read_text()
 

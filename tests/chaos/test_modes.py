@@ -11,7 +11,6 @@ import pytest
 
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import parse_target
 from tests import modes
 from tests.chaos.loads import load
 from tests.semantics.proxied import PATIENCE, Proxied, endpoint_slice, proxied, service
@@ -76,8 +75,8 @@ def test_no_connection_fails_through_restarts_and_nothing_is_written(
         node = begin("first")
         before = lasting(node)
         with (
-            load(network.namespace("a2"), RATE, list(map(parse_target, WEB))) as inside,
-            load(network.namespace("ext"), RATE, list(map(parse_target, NODE_PORT))) as outside,
+            load(network.namespace("a2"), RATE, WEB) as inside,
+            load(network.namespace("ext"), RATE, NODE_PORT) as outside,
         ):
             for number in range(RESTARTS):
                 node.agent.stop()

@@ -14,7 +14,6 @@ import pytest
 
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.probe import Target
 from pyproxy.lab.process import Agent, agent_command
 from tests.agent.live import addresses, endpoint_slice, service
 from tests.chaos.cluster_objects import balance, create
@@ -31,8 +30,8 @@ RATE = 300
 """Connections a second, from each of the two clients."""
 
 BALANCED, NODE_PORT = "192.0.2.80", 30080
-FROM_POD = [Target(f"10.96.7.{number}", 80) for number in (1, 2, 3, 4)]
-FROM_OUTSIDE = [Target(BALANCED, 80), Target("172.30.0.11", NODE_PORT)]
+FROM_POD = [f"10.96.7.{number}:80" for number in (1, 2, 3, 4)]
+FROM_OUTSIDE = [f"{BALANCED}:80", f"172.30.0.11:{NODE_PORT}"]
 
 
 @pytest.fixture(scope="module")

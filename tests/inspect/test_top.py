@@ -10,7 +10,8 @@ import pytest
 from pyproxy.commands.top import COMMAND, sample_of
 from pyproxy.config.command_line import Parser
 from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
-from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.probe import probe
+from pyproxy.model.destination import parse_destination
 from tests.inspect.node import SITE, InspectedNode, Object, inspected_node
 
 WEB, DNS = "10.96.0.10", "10.96.0.11"
@@ -58,7 +59,7 @@ def connect(node: InspectedNode, address: str, port: int, times: int) -> None:
     def reached() -> bool:
         return bool(client.call(partial(probe, target, timeout=0.5)).reached)
 
-    target = Target(address, port)
+    target = parse_destination(f"{address}:{port}")
     client = node.cluster.network.namespace("a2")
     node.until(reached, f"{target} answers")
     for _ in range(times - 1):

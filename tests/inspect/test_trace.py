@@ -12,7 +12,8 @@ from functools import partial
 import pytest
 
 from pyproxy.lab.client import PODS, collection
-from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.probe import probe
+from pyproxy.model.destination import parse_destination
 from tests.inspect.node import NAMESPACE, SITE, Answer, InspectedNode
 from tests.inspect.test_top import WEB, endpoint_slice, service
 
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_line(web: InspectedNode, arguments: tuple[str, ...], w
 
 @pytest.mark.packets
 def test_a_flow_that_is_known_goes_its_way(web: InspectedNode) -> None:
-    ask = partial(probe, Target(WEB, 80), timeout=2.0, source_port=40123)
+    ask = partial(probe, parse_destination(TO), timeout=2.0, source_port=40123)
     (name,) = web.cluster.network.namespace("a2").call(ask).reached
     asked = ("trace", "--from", "10.244.1.12", "--source-port", "40123", "--to", TO, "-o", "json")
     (outcome,) = web.command(*asked).json["outcomes"]
@@ -133,7 +134,7 @@ def watched(node: InspectedNode, *flags: str) -> list[Answer]:
     node.until(lambda: TABLE in node.nft("list tables"), "the kernel is to trace")
     client = node.cluster.network.namespace("a2")
     while thread.is_alive():
-        client.call(partial(probe, Target(WEB, 80), timeout=0.5))
+        client.call(partial(probe, parse_destination(TO), timeout=0.5))
         thread.join(0.2)
     return answers
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.errors import UsageError
 from pyproxy.lab.namespace import INTERFACES, NETNS_FOLDER, LabError
 from pyproxy.lab.network import BLOCKS, Network, claim_block
-from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.probe import Outcome, probe
 from pyproxy.lab.topology import numbered_pod
-from pyproxy.model.address import Protocol
+from pyproxy.model.destination import parse_destination
 from tests.namespaces import empty_namespace
 
 packets = pytest.mark.packets
@@ -30,7 +29,7 @@ def network() -> Iterator[Network]:
 
 
 def outcome(network: Network, who: str, to: str, tries: int = 4) -> Outcome:
-    return network.namespace(who).call(partial(probe, parse_target(to), tries=tries))
+    return network.namespace(who).call(partial(probe, parse_destination(to), tries=tries))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,7 @@ def test_a_sender_is_refused_or_dropped_by_rules_of_its_own_as_by_those_of_other
 
 @packets
 def test_a_fixed_source_port_is_kept_from_try_to_try(network: Network) -> None:
-    target = parse_target("10.244.2.11:8080/udp")
+    target = parse_destination("10.244.2.11:8080/udp")
     ask = partial(probe, target, tries=3, source_port=40000)
     assert network.namespace("a1").call(ask).reached == {"b1": 3}
 
@@ -184,26 +183,6 @@ def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
     with Network():
         left: list[Path] = [*NETNS_FOLDER.glob(pattern), *INTERFACES.glob(pattern)]
         assert not left
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "port", "protocol"),
-    [
-        ("10.96.0.1:80", "10.96.0.1", 80, Protocol.TCP),
-        ("10.96.0.1:80/tcp", "10.96.0.1", 80, Protocol.TCP),
-        ("[fd00::1]:53/udp", "fd00::1", 53, Protocol.UDP),
-    ],
-)
-def test_a_target_is_read(text: str, address: str, port: int, protocol: Protocol) -> None:
-    target = parse_target(text)
-    assert (target.address, target.port, target.protocol) == (address, port, protocol)
-    assert parse_target(str(target)) == target
-
-
-@pytest.mark.parametrize("text", ["", "10.0.0.1", "10.0.0.1:x", ":80", "10.0.0.1:80/icmp"])
-def test_what_is_no_target_is_named(text: str) -> None:
-    with pytest.raises(UsageError, match="is no target"):
-        parse_target(text)
 
 
 @pytest.mark.parametrize(

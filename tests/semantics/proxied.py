@@ -13,9 +13,10 @@ from typing import Any
 
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.probe import Outcome, probe
 from pyproxy.lab.process import Agent
 from pyproxy.lab.topology import TWO_NODES
+from pyproxy.model.destination import parse_destination
 from tests import modes
 
 PATIENCE = 10.0
@@ -121,7 +122,7 @@ class Proxied:
 
     def once(self, who: str, to: str, **how: Any) -> Outcome:
         """Probe as things stand now."""
-        return self.network.namespace(who).call(partial(probe, parse_target(to), **how))
+        return self.network.namespace(who).call(partial(probe, parse_destination(to), **how))
 
     def reaches(
         self, who: str, to: str, *pods: str, tries: int = 12, source: str = "", sport: int = 0

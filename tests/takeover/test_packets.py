@@ -13,7 +13,7 @@ import pytest
 
 from pyproxy.lab.modes import NFTABLES
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import parse_target
+from pyproxy.model.destination import parse_destination
 from tests.chaos.loads import Came, load
 from tests.semantics.proxied import balanced, endpoint_slice, proxied, service
 
@@ -53,7 +53,7 @@ def loaded(network: Network) -> Iterator[list[Came]]:
     """From a pod to cluster IPs, and from outside to node ports, until the block ends."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(load(network.namespace(who), RATE, list(map(parse_target, places))))
+            stack.enter_context(load(network.namespace(who), RATE, places))
             for who, places in (("a2", WEB), ("ext", NODE_PORT))
         ]
 
@@ -63,9 +63,7 @@ def hold(network: Network, stack: ExitStack) -> list[tuple[socket.socket, str]]:
     held = []
     for who, places in (("a2", WEB), ("ext", (*NODE_PORT, *WEB)), ("na", WEB)):
         for place in places:
-            target = parse_target(place)
-            address = (target.address, target.port)
-            connect = partial(socket.create_connection, address, 5.0)
+            connect = partial(socket.create_connection, parse_destination(place).place, 5.0)
             connection = stack.enter_context(network.namespace(who).call(connect))
             held.append((connection, connection.recv(256).decode()))
     return held

@@ -11,7 +11,8 @@ from msgspec import field
 
 from pyproxy.errors import UsageError
 from pyproxy.lab.client import JsonObject
-from pyproxy.lab.probe import has_sctp, parse_target
+from pyproxy.lab.probe import has_sctp
+from pyproxy.model.destination import parse_destination
 
 # Many cases are read: libyaml, where PyYAML was built with it, takes an eighth of the time.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -76,10 +77,7 @@ class Probe(_Fields, frozen=True):
             raise ValueError("a probe needs either `reach` or `expect`")
         if self.expect is not None and (self.source or self.fair):
             raise ValueError("`source` and `fair` go with `reach` alone")
-        try:
-            parse_target(self.to)
-        except UsageError as error:  # msgspec adds the place in the case to a ValueError alone
-            raise ValueError(str(error)) from error
+        parse_destination(self.to)
 
 
 class Get(_Fields, frozen=True):

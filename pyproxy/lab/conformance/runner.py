@@ -16,8 +16,9 @@ from pyproxy.lab.conformance.verdict import describe, holds
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, parse_target, probe
+from pyproxy.lab.probe import Outcome, probe
 from pyproxy.lab.process import Agent
+from pyproxy.model.destination import parse_destination
 
 NAMESPACE = "conformance"
 TRIES_TO_REACH = 32
@@ -136,7 +137,7 @@ class Runner:
 
     def _probe(self, wanted: Probe) -> Iterator[str]:
         tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else TRIES_TO_REACH)
-        target = parse_target(wanted.to)
+        target = parse_destination(wanted.to)
         once = partial(probe, target, tries=tries, timeout=wanted.timeout, source_port=wanted.sport)
         namespace, own = self._member(wanted.source_name)
 

@@ -18,8 +18,9 @@ from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Target, ask, parse_target, probe
+from pyproxy.lab.probe import ask, probe
 from pyproxy.model.address import Port, Protocol, backend, parse_address, parse_network
+from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.policy.answer import ServiceAnswer
 from tests.dataplane.ipvs.test_dataplane import WEB, service
 
@@ -31,7 +32,7 @@ A1, B1, B2 = (
     backend(parse_address(address), Port(8080))
     for address in ("10.244.1.11", "10.244.2.11", "10.244.2.12")
 )
-WEB_IP = Target("10.96.0.1", 80)
+WEB_IP = parse_destination("10.96.0.1:80")
 WEB_UDP = replace(WEB_IP, protocol=Protocol.UDP)
 SETTINGS = ("conntrack", "conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template")
 
@@ -69,7 +70,7 @@ class Node:
     def from_(self, name: str) -> Namespace:
         return self.network.namespace(name)
 
-    def reached(self, name: str, target: Target, tries: int) -> Counter[str]:
+    def reached(self, name: str, target: Destination, tries: int) -> Counter[str]:
         seen = self.from_(name).call(lambda: probe(target, tries=tries, timeout=3))
         assert not seen.refused
         assert not seen.dropped
@@ -199,6 +200,6 @@ def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
     assert node.from_("a2").call(lambda: answers(3))[1:] == ["b2", "b2"]
     node.serve(None)
     refused = node.from_("a2").call(
-        lambda: probe(parse_target("10.96.0.1:80/udp"), tries=2, timeout=2, source_port=45679)
+        lambda: probe(parse_destination("10.96.0.1:80/udp"), tries=2, timeout=2, source_port=45679)
     )
     assert not refused.reached

@@ -17,8 +17,9 @@ from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import OutOfStepError
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.probe import probe
 from pyproxy.model.address import Family, Protocol
+from pyproxy.model.destination import parse_destination
 from pyproxy.netlink import counted, elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.answer import ServiceAnswer
@@ -97,7 +98,7 @@ def test_a_connection_is_counted_once_at_its_frontend_and_once_at_its_endpoint()
             program(namespace, dataplane, udp_and_tcp)
         for target in ("tcp", "udp"):
             kind = Protocol[target.upper()]
-            ask = partial(probe, Target("10.96.0.1", 80, kind), tries=20, timeout=2.0)
+            ask = partial(probe, parse_destination(f"10.96.0.1:80/{target}"), tries=20, timeout=2.0)
             seen = network.namespace("a2").call(ask)
             assert sum(seen.reached.values()) == 20
             (frontend,) = (

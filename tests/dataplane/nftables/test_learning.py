@@ -11,8 +11,9 @@ from pyproxy.dataplane.interface import Changes, NodeAnswer
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Target, probe
+from pyproxy.lab.probe import probe
 from pyproxy.model.address import Family, Port, Protocol, backend, parse_address
+from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
@@ -63,7 +64,7 @@ def test_what_is_sent_again_to_an_endpoint_that_has_left_is_not_learned() -> Non
             # Nothing has answered, and so conntrack still takes this for a flow's first packet.
             send()
             for family in Family:
-                target = Target(HOMES[family], 53, Protocol.UDP)
+                target = Destination(parse_address(HOMES[family]), Port(53), Protocol.UDP)
                 assert client.call(partial(probe, target)).reached == {"b1": 1}
         finally:
             dataplane.close()

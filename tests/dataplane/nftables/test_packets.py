@@ -20,7 +20,7 @@ from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.packets import Delivered, Packet, Refused
 from pyproxy.lab.conformance.tracing import agrees, answering
 from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, Target, probe
+from pyproxy.lab.probe import Outcome, probe
 from pyproxy.lab.topology import OUTSIDE, TWO_NODES
 from pyproxy.lab.wiring import POD_BRIDGE
 from pyproxy.model.address import (
@@ -28,10 +28,10 @@ from pyproxy.model.address import (
     Family,
     Port,
     Protocol,
-    address_text,
     parse_address,
     parse_network,
 )
+from pyproxy.model.destination import Destination
 from pyproxy.model.objects import (
     Endpoint,
     EndpointSlice,
@@ -195,7 +195,7 @@ def sent(client: str, address: Address, protocol: Protocol, port: int) -> Packet
 
 
 def ask(lab: Lab, client: str, packet: Packet, timeout: float) -> Outcome:
-    target = Target(address_text(packet.destination), packet.port, packet.protocol)
+    target = Destination(packet.destination, packet.port, packet.protocol)
     return lab.network.namespace(client).call(partial(probe, target, tries=48, timeout=timeout))
 
 
