@@ -129,7 +129,8 @@ class About(msgspec.Struct, frozen=True):
     """What an agent does not know of itself.
 
     `client` is None where a folder is served in the API's place. `api_age` gives seconds,
-    `wall_clock` and `started` are in seconds since the epoch.
+    `wall_clock` and `started` are in seconds since the epoch. `rules` says how many the agent has
+    in each table in iptables mode, from whichever thread it is called in.
     """
 
     settings: Settings
@@ -138,6 +139,7 @@ class About(msgspec.Struct, frozen=True):
     api_age: Callable[[], float]
     wall_clock: Callable[[], float]
     started: float
+    rules: Callable[[], tuple[Fill, ...]] = tuple
 
 
 class Witness:
@@ -170,8 +172,8 @@ class Witness:
     def fill(self) -> tuple[Fill, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
         if self._about.settings.mode is ProxyMode.IPTABLES:
-            # To find out which programs the node uses takes long, and there is nothing to say.
-            return ()
+            # What the agent remembers, for iptables-save takes seconds where there is much to tell.
+            return self._about.rules()
         try:
             # The agent's own is its thread's alone.
             with closing(dataplanes.make(self._about.settings)) as dataplane:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
 from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights, supervise
@@ -20,7 +21,7 @@ from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.questions import About, Memory, Witness
-from pyproxy.agent.restores import metrics_of
+from pyproxy.agent.restores import metrics_of, rules_of
 from pyproxy.agent.sources import client_of, source_of
 from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
@@ -117,7 +118,15 @@ def _serve(
             announcer.starting()
             announcer.start()
             stack.callback(announcer.stop)
-        about = About(settings, client, health, source.age, time.time, time.time())
+        about = About(
+            settings,
+            client,
+            health,
+            source.age,
+            time.time,
+            time.time(),
+            partial(rules_of, dataplane),
+        )
         stack.enter_context(_asked(Witness(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)
         source.start()

@@ -28,7 +28,7 @@ def show(status: Status) -> Iterator[Part]:
             ("drift", _drift(status)),
             ("node ports on", ", ".join(status.node_port_addresses) or "no address"),
             ("pods are", ", ".join(status.pod_networks) or "not told by address"),
-            ("tables", ", ".join(map(_fill, status.fill)) or text("not told by this kernel", DIM)),
+            ("tables", ", ".join(map(_fill, status.fill)) or text("not told", DIM)),
             ("set aside", _set_aside(status)),
         ]
     )

@@ -48,6 +48,15 @@ def test_nothing_is_crossed_where_all_is_well(programmed: InspectedNode) -> None
     assert (difference["same"], difference["lines"], difference["rules"]) == (True, [], [])
 
 
+def test_a_status_tells_how_many_rules_there_are(programmed: InspectedNode, mode: LabMode) -> None:
+    fill = programmed.command("status", "-o", "json").json["fill"]
+    told = {each["name"]: each["held"] for each in fill}
+    rules = [
+        line for line in iptables(programmed, mode, "-S").splitlines() if line[:8] == "-A KUBE-"
+    ]
+    assert told["IPv4 nat rules"] == len(rules)
+
+
 def test_a_rule_that_is_gone_is_named(programmed: InspectedNode, mode: LabMode) -> None:
     chain, gone = next(
         (chain, text)
