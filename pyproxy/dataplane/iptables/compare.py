@@ -102,7 +102,8 @@ def _ways(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]], asked: set[s
         if of in chains:
             continue
         for text in texts:
-            to = target(text)
+            # Most rules of a node lead to endpoints, and need no closer look.
+            to = target(text) if names.PREFIX in text else ""
             if text in asked or to in chains:
                 last[text] = of
             elif to.startswith(_TREES) and of.startswith((*_TREES, *_ROOTS)):

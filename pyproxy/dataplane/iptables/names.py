@@ -20,6 +20,9 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 
+PREFIX = "KUBE-"
+"""What the names of all chains begin with that are ours or kube-proxy's."""
+
 SERVICES = "KUBE-SERVICES"
 EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
 FORWARD = "KUBE-FORWARD"
