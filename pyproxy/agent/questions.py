@@ -11,16 +11,15 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
-from pyproxy.agent import dataplanes
 from pyproxy.agent.core import Agent, Commit
 from pyproxy.agent.world import World
-from pyproxy.config.settings import ProxyMode, Settings
-from pyproxy.dataplane.interface import Fill, Readable
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.interface import Fill
 from pyproxy.errors import PyproxyError
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
@@ -129,8 +128,8 @@ class About(msgspec.Struct, frozen=True):
     """What an agent does not know of itself.
 
     `client` is None where a folder is served in the API's place. `api_age` gives seconds,
-    `wall_clock` and `started` are in seconds since the epoch. `rules` says how many the agent has
-    in each table in iptables mode, from whichever thread it is called in.
+    `wall_clock` and `started` are in seconds since the epoch. `fill` says how full the kernel's
+    tables are, in whichever thread it is called in; it may raise KernelError.
     """
 
     settings: Settings
@@ -139,7 +138,7 @@ class About(msgspec.Struct, frozen=True):
     api_age: Callable[[], float]
     wall_clock: Callable[[], float]
     started: float
-    rules: Callable[[], tuple[Fill, ...]] = tuple
+    fill: Callable[[], tuple[Fill, ...]] = tuple
 
 
 class Witness:
@@ -171,13 +170,8 @@ class Witness:
 
     def fill(self) -> tuple[Fill, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
-        if self._about.settings.mode is ProxyMode.IPTABLES:
-            # What the agent remembers, for iptables-save takes seconds where there is much to tell.
-            return self._about.rules()
         try:
-            # The agent's own is its thread's alone.
-            with closing(dataplanes.make(self._about.settings)) as dataplane:
-                return dataplane.fill() if isinstance(dataplane, Readable) else ()
+            return self._about.fill()
         except PyproxyError as error:
             log.debug("how full the tables are is not to be had: %s", error)
             return ()

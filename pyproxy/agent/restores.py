@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from pyproxy.dataplane.interface import Dataplane, Fill
+from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.plan import TableName
 from pyproxy.metrics import Metrics
@@ -53,17 +53,6 @@ def metrics_of(dataplane: Dataplane[Any]) -> Metrics:
     if isinstance(dataplane, IptablesDataplane):
         made.tell_also(Restores(dataplane))
     return made
-
-
-def rules_of(dataplane: Dataplane[Any]) -> tuple[Fill, ...]:
-    """Say how many rules of ours each table has, as far as the agent knows; none in other modes."""
-    if not isinstance(dataplane, IptablesDataplane):
-        return ()
-    return tuple(
-        Fill(f"{family.label} {table} rules", count)
-        for (family, table), count in dataplane.rules.items()
-        if count
-    )
 
 
 def _rules(name: str, documentation: str, rules: Mapping[TableName, int]) -> Metric:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
+from pyproxy.agent import dataplanes
 from pyproxy.agent.core import Agent, Observers
 from pyproxy.agent.machine import local_addresses
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.questions import About, Memory, Question, Witness
 from pyproxy.agent.sources import client_of, source_of
-from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeAnswer
+from pyproxy.config.settings import ProxyMode, Settings
+from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, NodeAnswer, Readable
 from pyproxy.errors import Problem, SourceError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
@@ -101,7 +103,9 @@ def survey(settings: Settings, files: Iterable[Path] = ()) -> Witness:
     for event in (event for path in files for event in read_file(path)):
         agent.hear(event)
     agent.sync()
-    about = About(settings, client, health, lambda: 0.0, time.time, time.time())
+    about = About(
+        settings, client, health, lambda: 0.0, time.time, time.time(), lambda: _fill(settings)
+    )
     return Witness(agent, memory, about, _at_once)
 
 
@@ -118,6 +122,13 @@ def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> N
         raise SourceError(f"{where} did not answer within {_PATIENCE:.0f} s") from error
     finally:
         source.stop()
+
+
+def _fill(settings: Settings) -> tuple[Fill, ...]:
+    if settings.mode is not ProxyMode.NFTABLES:
+        return ()  # those tell what they remember, and nobody has
+    with closing(dataplanes.make(settings)) as dataplane:
+        return dataplane.fill() if isinstance(dataplane, Readable) else ()
 
 
 def _ignore(_: Problem) -> None:

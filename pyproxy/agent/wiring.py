@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from typing import Any
 
 from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights, supervise
@@ -21,13 +20,13 @@ from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pace import Pace
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.questions import About, Memory, Witness
-from pyproxy.agent.restores import metrics_of, rules_of
+from pyproxy.agent.restores import metrics_of
 from pyproxy.agent.sources import client_of, source_of
 from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.interface import Dataplane
+from pyproxy.dataplane.interface import Dataplane, Readable
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
@@ -125,7 +124,7 @@ def _serve(
             source.age,
             time.time,
             time.time(),
-            partial(rules_of, dataplane),
+            dataplane.fill if isinstance(dataplane, Readable) else tuple,
         )
         stack.enter_context(_asked(Witness(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)

@@ -110,7 +110,10 @@ class Readable(Protocol):
         ...
 
     def fill(self) -> tuple[Fill, ...]:
-        """Say how full the tables are."""
+        """Say how full the tables are, in whichever thread it is called in.
+
+        It costs little: what only much reading would tell is told as it is remembered.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
+from pyproxy.dataplane.interface import Held, NodeAnswer
 from pyproxy.dataplane.iptables import fixed, names
 from pyproxy.dataplane.iptables.fixed import FILTER, NAT, Options
 from pyproxy.dataplane.iptables.forest import Forest
@@ -60,16 +60,6 @@ def amiss(saved: Saved, options: Options, node: NodeAnswer) -> tuple[str, ...]:
         view = View(options, fixed.pods(family, options, node.pod_networks))
         found += _amiss(family, tables, options, view)
     return tuple(found)
-
-
-def fill(saved: Saved) -> tuple[Fill, ...]:
-    """Count the rules of each table that has any, others' too: packets meet them all."""
-    counts = {
-        f"IPv{family.value} {name} rules": sum(map(len, table.chains.values()))
-        for family, tables in saved.items()
-        for name, table in tables.items()
-    }
-    return tuple(Fill(name, count) for name, count in counts.items() if count)
 
 
 def _line(of: str, text: str) -> str:

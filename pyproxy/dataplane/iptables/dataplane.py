@@ -10,7 +10,7 @@ import msgspec
 
 from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.iptables import counters
-from pyproxy.dataplane.iptables.compare import amiss, compare, fill
+from pyproxy.dataplane.iptables.compare import amiss, compare
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.memory import Memory, Saved
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName, removal
@@ -97,8 +97,12 @@ class IptablesDataplane:
         return amiss(self._save(), self._options, node)
 
     def fill(self) -> tuple[Fill, ...]:
-        """Count the rules of each table; KernelError."""
-        return fill(self._save())
+        """Count the rules of ours in each table, as they are remembered."""
+        return tuple(
+            Fill(f"{family.label} {table} rules", count)
+            for (family, table), count in self.rules.items()
+            if count
+        )
 
     def commit(self, plan: IptablesPlan) -> tuple[Failure, ...]:
         """Write a plan, one transaction a table, and remember it; the Services left out.

@@ -195,11 +195,8 @@ class IpvsDataplane:
         return compare(self._kernel, self._rules, wanted, self._options_for(node))
 
     def fill(self) -> tuple[Fill, ...]:
-        """Count virtual services, addresses and each set's elements; KernelError."""
-        here = self._kernel.addresses()
-        held: Table = {**self._rules.read(), ADDRESSES_ON_DEVICE: dict.fromkeys(here.ours, b"")}
-        self._read_ipvs(held, here.ours, servers=False)
-        return tuple(Fill(name, len(rows)) for name, rows in held.items() if rows)
+        """Count virtual services, servers, addresses and each set's elements, as remembered."""
+        return tuple(Fill(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 
     def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
         """Write a plan and remember it; the Services that the kernel would not take.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from functools import partial
 
 import msgspec
@@ -172,7 +173,9 @@ class NftablesDataplane:
 
     def fill(self) -> tuple[Fill, ...]:
         """Say how full the sets are; KernelError."""
-        return fill(self._netlink)
+        # The agent's own socket is its thread's alone.
+        with closing(Nfnetlink()) as netlink:
+            return fill(netlink)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan, in parts where it is large, and remember it; what it had to leave out."""

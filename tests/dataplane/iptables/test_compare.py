@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 
-from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
+from pyproxy.dataplane.interface import Held, NodeAnswer
 from pyproxy.dataplane.iptables import memory
-from pyproxy.dataplane.iptables.compare import compare, fill
+from pyproxy.dataplane.iptables.compare import compare
 from pyproxy.dataplane.iptables.fixed import HOOKS, Options
 from pyproxy.dataplane.iptables.saved import SavedTable, target
 from pyproxy.model.address import Family, parse_network
@@ -124,17 +124,6 @@ def test_what_is_amiss_with_the_part_of_all_is_named() -> None:
     )
 
 
-def test_how_many_rules_there_are() -> None:
-    few, many = (dict_of(fill(kernel(*map(numbered, range(count))))) for count in (1, 11))
-    # To the chain, from it to each of three endpoints, and what masquerades.
-    assert many["IPv4 nat rules"] - few["IPv4 nat rules"] >= 40
-    assert many["IPv6 nat rules"] == few["IPv6 nat rules"]
-
-
 def without(table: SavedTable, *names: str) -> SavedTable:
     chains = {of: texts for of, texts in table.chains.items() if of not in names}
     return SavedTable(chains, table.hooks)
-
-
-def dict_of(found: tuple[Fill, ...]) -> dict[str, int]:
-    return {each.name: each.held for each in found}
