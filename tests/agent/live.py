@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,22 +37,14 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.backends import answer
 from pyproxy.policy.node_ports import on_addresses
 from pyproxy.source.decode import read
+from tests.waiting import PATIENCE, until
 
-DEADLINE = 60.0
-"""Seconds after which what should happen soon is not going to happen on a loaded machine either."""
 SHOP = "shop"
 SITE = "na"
 PODS = {"a1": "10.244.1.11", "a2": "10.244.1.12", "b1": "10.244.2.11", "b2": "10.244.2.12"}
 NETWORKS = (parse_network("10.244.0.0/16"), parse_network("fd10::/16"))
 
 Object = dict[str, Any]
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.002)
 
 
 def node(network: Network) -> Object:
@@ -120,7 +111,7 @@ class Process(Agent):
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        assert self.ends_within(DEADLINE) == -signal.SIGKILL
+        assert self.ends_within(PATIENCE) == -signal.SIGKILL
 
     def does(self, condition: Callable[[], object], what: str) -> None:
         """Wait for a condition, and fail at once where the agent has ended."""
@@ -129,7 +120,7 @@ class Process(Agent):
             self.require_alive()
             return condition()
 
-        wait_for(checked, what)
+        until(checked, what)
 
     def said(self) -> str:
         return self.log.read_text()

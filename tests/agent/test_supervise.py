@@ -21,7 +21,8 @@ from pyproxy.netlink.conntrack import Deletion
 from pyproxy.netlink.flows import Flow
 from tests.agent.world import Stage, service
 from tests.dataplane.conntrack_service import answer
-from tests.source.scripted import Recorder, following, quiet, serving, until
+from tests.source.scripted import Recorder, following, quiet, serving
+from tests.waiting import until
 
 
 class Watch:

@@ -32,6 +32,7 @@ from pyproxy.source.kubernetes import KubernetesSource
 from tests.agent.world import HOSTNAME, PlannedTable, TableDataplane
 from tests.chaos.numbered import endpoint_slice, service
 from tests.source.scripted import Pace, client_of
+from tests.waiting import until
 
 Object = dict[str, Any]
 DEADLINE = 20.0
@@ -104,11 +105,11 @@ class Rig:
             self._thread.join(DEADLINE)
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
+        def checked() -> object:
             assert self._thread.is_alive(), "the agent's thread has ended"
-            assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-            time.sleep(0.005)
+            return condition()
+
+        until(checked, what, seconds)
 
     def until_equal(self, server: ApiServer, seconds: float = DEADLINE) -> None:
         """Wait until the table holds what the server's objects mean."""

@@ -31,7 +31,7 @@ from pyproxy.model.events import Event, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from tests.agent.world import HOSTNAME, NODE
-from tests.chaos.waiting import until
+from tests.waiting import until
 
 CHORE_SECONDS = 0.2
 OPTIONS = Options()

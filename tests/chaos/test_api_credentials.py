@@ -18,7 +18,8 @@ from pyproxy.source.connect import connect
 from tests.chaos.api_rig import Rig, api_server
 from tests.chaos.numbered import endpoint_slice, service
 from tests.source.kubeconfigs import exec_plugin, kubeconfig, write
-from tests.source.scripted import Exchange, Pace, Server, quiet, serving, until
+from tests.source.scripted import Exchange, Pace, Server, quiet, serving
+from tests.waiting import until
 
 # Given a folder and a server's URL, makes a kubeconfig: its path, and what puts another token in.
 Kind = Callable[[Path, str], tuple[str, Callable[[str], object]]]

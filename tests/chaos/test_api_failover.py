@@ -15,7 +15,8 @@ from pyproxy.source import client
 from pyproxy.source.connect import connect
 from tests.chaos.api_rig import Rig, agent, api_server
 from tests.chaos.numbered import endpoint_slice, service
-from tests.source.scripted import serving, until
+from tests.source.scripted import serving
+from tests.waiting import until
 
 PROMISE = 10.0
 """Seconds until the next server is asked."""

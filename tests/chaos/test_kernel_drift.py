@@ -16,7 +16,7 @@ import pytest
 from pyproxy.lab.namespace import Namespace
 from tests.agent.world import endpoint_slice, service
 from tests.chaos.live import Live, Snapshot
-from tests.chaos.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -23,7 +23,7 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.agent.world import HOSTNAME, Clock, endpoint_slice, service
 from tests.chaos.live import Core, Live, lists
-from tests.chaos.waiting import again_and_again, until
+from tests.waiting import again_and_again, until
 
 pytestmark = pytest.mark.kernel
 

@@ -22,7 +22,7 @@ from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service
 from tests.chaos.cluster_objects import create
 from tests.chaos.test_restart import is_healthy
-from tests.chaos.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.packets
 

@@ -19,7 +19,7 @@ from tests.agent.live import addresses, endpoint_slice, service
 from tests.chaos.cluster_objects import balance, create
 from tests.chaos.live import Snapshot, snapshot
 from tests.chaos.loads import Came, load
-from tests.chaos.waiting import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.packets
 

@@ -13,7 +13,7 @@ import pytest
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.cluster import Cluster
 from tests.agent.live import Object, Stage, addresses, endpoint_slice, service
-from tests.chaos.waiting import again_and_again
+from tests.waiting import again_and_again
 
 pytestmark = pytest.mark.packets
 

@@ -28,6 +28,7 @@ from pyproxy.config import (
 from pyproxy.config.given import FLAGS
 from pyproxy.model.address import parse_address, parse_network
 from pyproxy.model.flavour import Flavour
+from tests.config.test_file import parse
 
 FLAGS_FILE = Path(__file__).parents[1] / "data" / "kube-proxy-flags.tsv"
 
@@ -49,12 +50,6 @@ EXAMPLE_BY_TYPE = {
     "string": "",
     "strings": "",
 }
-
-
-def parse(*arguments: str) -> Settings:
-    parser = command_line.Parser(allow_abbrev=False)
-    command_line.add_flags(parser)
-    return command_line.settings(parser.parse_args(list(command_line.go_style(arguments))))
 
 
 @pytest.mark.parametrize("row", KUBE_PROXY_FLAGS, ids=lambda row: row["flag"])

@@ -27,17 +27,15 @@ from tests.dataplane.conntrack_service import (
     goal,
     pod,
 )
-from tests.netlink.conntrack_entries import Entry, count, insert, namespace, place
+from tests.netlink.conntrack_entries import Entry, count, empty_table, insert, place
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
 def table() -> Iterator[Conntrack]:
-    with namespace():
-        opened = Conntrack()
+    with empty_table() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
@@ -24,10 +23,6 @@ class Ask(Protocol):
     """Send one request to a port, and wait 5 s for its answer."""
 
     def __call__(self, port: int | None, path: str = "/", host: str = "127.0.0.1") -> Answer: ...
-
-
-# Waits 10 s for a condition to come true.
-Eventually = Callable[[Callable[[], bool]], None]
 
 
 class Clock:
@@ -69,17 +64,6 @@ def ask() -> Ask:
             connection.close()
 
     return ask
-
-
-@pytest.fixture
-def eventually() -> Eventually:
-    def eventually(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline, "did not come true in 10 s"
-            time.sleep(0.02)
-
-    return eventually
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from pyproxy.config import ListenAddress
 from pyproxy.health.http import HttpThread, Response
 from pyproxy.model.address import Address, parse_address
-from tests.health.conftest import Ask, Eventually
+from tests.health.conftest import Ask
+from tests.waiting import until
 
 ANY4, ANY6 = parse_address("0.0.0.0"), parse_address("::")
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
@@ -143,7 +144,7 @@ def test_a_closed_port_is_free_at_once(http_thread: HttpThread, ask: Ask) -> Non
 
 
 def test_out_of_file_descriptors_clients_wait(
-    http_thread: HttpThread, eventually: Eventually, caplog: pytest.LogCaptureFixture
+    http_thread: HttpThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -156,7 +157,7 @@ def test_out_of_file_descriptors_clients_wait(
                 taken.callback(os.close, os.dup(client.fileno()))
         client.connect(("127.0.0.1", port))
         client.sendall(b"GET /waited HTTP/1.1\r\n\r\n")
-        eventually(lambda: bool(caplog.messages))
+        until(lambda: bool(caplog.messages))
         assert caplog.messages[0] == f"cannot accept on port {port}: Too many open files"
         taken.close()
         assert client.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")

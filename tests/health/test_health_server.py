@@ -14,7 +14,8 @@ from pyproxy.health.server import Servers
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_address
-from tests.health.conftest import Ask, Clock, Eventually
+from tests.health.conftest import Ask, Clock
+from tests.waiting import until
 
 LOOPBACK = parse_address("127.0.0.1")
 
@@ -203,7 +204,6 @@ def test_a_taken_address_is_tried_until_it_is_free(
     metrics: Metrics,
     taken: socket.socket,
     ask: Ask,
-    eventually: Eventually,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = taken.getsockname()[1]
@@ -214,9 +214,9 @@ def test_a_taken_address_is_tried_until_it_is_free(
             assert ask(servers.metrics_port, "/healthz").status == 200
             assert servers.health_port is None
             taken.close()
-            eventually(lambda: servers.health_port is not None)
+            until(lambda: servers.health_port is not None)
             assert ask(port, "/livez").status == 503
-            eventually(lambda: len(caplog.messages) == 2)
+            until(lambda: len(caplog.messages) == 2)
         finally:
             servers.stop()
     assert caplog.messages == [

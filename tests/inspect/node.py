@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,12 +24,12 @@ from pyproxy.lab.client import SERVICES as SERVICES_PATH
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.process import Agent
 from tests.agent.live import endpoint_slice, service
+from tests.waiting import until
 
 Object = dict[str, Any]
 SITE = "na"
 NODE = "node-a"
 NAMESPACE = "shop"
-DEADLINE = 15.0
 
 
 class Answer:
@@ -83,11 +82,11 @@ class InspectedNode:
         )
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + DEADLINE
-        while not condition():
+        def checked() -> object:
             self.agent.require_alive()
-            assert time.monotonic() < deadline, f"not within {DEADLINE} s: {what}"
-            time.sleep(0.01)
+            return condition()
+
+        until(checked, what)
 
     def written_by_looking(self) -> int:
         """Read the kernel as `diff` does; the messages, or lines, that were written for it."""

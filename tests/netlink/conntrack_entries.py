@@ -15,6 +15,7 @@ from pyroute2 import netns
 
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.netlink.attributes import attribute
+from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, HEADER, tuple_attribute
 from tests.namespaces import empty_namespace
 
@@ -47,6 +48,17 @@ def namespace() -> Iterator[str]:
             yield made.name
         finally:
             netns.popns()
+
+
+@contextmanager
+def empty_table() -> Iterator[Conntrack]:
+    """The conntrack table of a new network namespace, in which this process is meanwhile."""
+    with namespace():
+        opened = Conntrack()
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 def insert(entries: Iterable[Entry]) -> None:

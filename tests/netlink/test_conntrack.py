@@ -20,7 +20,7 @@ from pyproxy.netlink.flows import (
     decode,
     tuple_attribute,
 )
-from tests.netlink.conntrack_entries import Entry, insert, namespace, place
+from tests.netlink.conntrack_entries import Entry, empty_table, insert, place
 
 CLIENT = place("172.30.0.100", 40000)
 DNS = place("10.96.0.10", 53)
@@ -92,10 +92,8 @@ def test_no_deletion_goes_without_a_tuple() -> None:
 
 @pytest.fixture
 def table() -> Iterator[Conntrack]:
-    with namespace():
-        opened = Conntrack()
+    with empty_table() as opened:
         yield opened
-        opened.close()
 
 
 def read(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import socket
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,25 +11,18 @@ import pytest
 from pyproxy.lab.client import SERVICES, ApiClient, collection
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.namespace import Namespace
+from tests.waiting import until
 
 from .proxied import balanced
 
 pytestmark = pytest.mark.packets
 
-DEADLINE = 30.0  # an Event is held back for up to 10 s
 SHOP = collection("shop", SERVICES)
 
 
 def events(client: ApiClient, reason: str) -> list[dict[str, Any]]:
     found = client.get("/apis/events.k8s.io/v1/events")["items"]
     return [event for event in found if event["reason"] == reason]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.1)
 
 
 def web(name: str, **spec: Any) -> dict[str, Any]:

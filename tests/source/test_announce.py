@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from pyproxy.metrics import Metrics
 from pyproxy.source.access import Access
 from pyproxy.source.announce import Announcer, Limits
 from pyproxy.source.client import Client
+from tests.waiting import until
 
 from .scripted import Exchange, serving
 
@@ -81,13 +82,6 @@ def outcomes(metrics: Metrics) -> dict[str, int]:
         for sample in family.samples
         if sample.name == "pyproxy_events_total"
     }
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in 10 s"
-        time.sleep(0.01)
 
 
 def events(server: ApiServer, namespace: str) -> list[Any]:

@@ -16,9 +16,10 @@ from pyproxy.source import connect as connect_module
 from pyproxy.source.client import Client, RefusedError, UnreachableError
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
+from tests.waiting import until
 
 from .kubeconfigs import exec_plugin, kubeconfig, write
-from .scripted import Exchange, Recorder, quiet, serving, until
+from .scripted import Exchange, Recorder, quiet, serving
 
 
 def fetch(client: Client, path: str = "/version") -> bytes:

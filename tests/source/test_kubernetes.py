@@ -16,6 +16,7 @@ import pytest
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.source.kubernetes import SELECTOR, KubernetesSource
+from tests.waiting import until
 
 from .scripted import (
     NODES,
@@ -33,7 +34,6 @@ from .scripted import (
     listed,
     quiet,
     serving,
-    until,
 )
 
 
@@ -463,21 +463,20 @@ def test_a_bad_object_among_good_ones(streams: bool) -> None:
     assert heard == [*listed_events, "-bad", "!shop/bad", "-bad", "+a"]
 
 
-def test_stop_is_prompt_whatever_a_thread_waits_for() -> None:
-    scripts: list[Script] = [
-        quiet,
-        lambda exchange: exchange.hold(),
-        lambda exchange: exchange.fail(500),
-    ]
-    for script in scripts:
-        with serving(script) as server:
-            source = KubernetesSource(client_of(server.url), "node-a", Recorder())
-            source.start()
-            until(lambda server=server: len(server.seen) >= 3)  # type: ignore[misc]
-            source.stop()
-            names = {thread.name for thread in threading.enumerate()}
-            assert not any(name.startswith("source-") for name in names)
-            source.stop()
+@pytest.mark.parametrize(
+    "script",
+    [quiet, lambda exchange: exchange.hold(), lambda exchange: exchange.fail(500)],
+    ids=["quiet", "no answer", "refusals"],
+)
+def test_stop_is_prompt_whatever_a_thread_waits_for(script: Script) -> None:
+    with serving(script) as server:
+        source = KubernetesSource(client_of(server.url), "node-a", Recorder())
+        source.start()
+        until(lambda: len(server.seen) >= 3)
+        source.stop()
+        names = {thread.name for thread in threading.enumerate()}
+        assert not any(name.startswith("source-") for name in names)
+        source.stop()
 
 
 def test_stop_before_start_is_harmless() -> None:

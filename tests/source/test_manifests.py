@@ -14,8 +14,9 @@ from pyproxy.errors import UsageError
 from pyproxy.model.events import SetAside, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.source.manifests import ManifestSource
+from tests.waiting import until
 
-from .scripted import Recorder, until
+from .scripted import Recorder
 
 
 def service(name: str, port: object = 80, **metadata: object) -> dict[str, object]:

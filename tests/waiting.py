@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PATIENCE = 15.0
-"""Seconds after which what should happen at once is not going to happen on a loaded machine."""
+PATIENCE = 60.0
+"""Seconds after which what should happen soon is not going to happen on a loaded machine either."""
 
 _PAUSE = 0.005
 
 
-def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> float:
+def until(
+    condition: Callable[[], object],
+    what: str = "what was waited for",
+    patience: float = PATIENCE,
+) -> float:
     """Wait until `condition` holds, and give the seconds that it took. Raises AssertionError."""
     began = time.monotonic()
     while not condition():
