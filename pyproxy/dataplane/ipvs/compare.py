@@ -19,7 +19,7 @@ from pyproxy.dataplane.ipvs.plan import row_lines
 from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, TABLE, VIRTUALS
-from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key
 from pyproxy.netlink.ipvs import Scheduling, Server, Virtual
 from pyproxy.policy.answer import ServiceAnswer
 
@@ -82,9 +82,13 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceAnswer, options: Options)
         for virtual in virtuals & held[VIRTUALS].keys()
         for server in kernel.servers(virtual)
     }
-    asked = after.get(ADDRESSES_ON_DEVICE, {})
-    touched = _touched(wanted, held, after, virtuals)
-    change = Change(touched, after, asked.__contains__, here.others)
+
+    def asks_for(row: SharedRow) -> bool:
+        # What is there beyond what this Service asks for may be another's.
+        name, key = row
+        return key in after.get(name, {}) or key in held.get(name, {})
+
+    change = Change(_touched(wanted, held, after, virtuals), after, asks_for, here.others)
     delta = settle(held, Leaving(), change).delta
     return Held(
         tuple(row_lines(delta.add)),

@@ -130,11 +130,7 @@ class IpvsDataplane:
             Change(
                 _keys(before, after),
                 after,
-                lambda address: (
-                    self._shared[ADDRESSES_ON_DEVICE, address]
-                    + growth[ADDRESSES_ON_DEVICE, address]
-                    > 0
-                ),
+                lambda row: self._shared[row] + growth[row] > 0,
                 self._own,
             ),
         )
@@ -173,7 +169,7 @@ class IpvsDataplane:
             Change(
                 _keys(held, wanted),
                 wanted,
-                lambda address: shared[ADDRESSES_ON_DEVICE, address] > 0,
+                lambda row: shared[row] > 0,
                 self._own,
             ),
         )
@@ -225,7 +221,7 @@ class IpvsDataplane:
         """Let go of servers whose connections are gone, and look at what tells of no change."""
         if self._patrol is None:
             return None
-        done = self._deadlines.done(self._leaving, self._kernel.servers, self._own)
+        done = self._deadlines.done(self._leaving, self._kernel.servers, self._in_the_way)
         if done:
             self._let_go(done)
         return Drift(_SOMEBODY) if self._patrol.finds(self._held) else None
@@ -286,11 +282,16 @@ class IpvsDataplane:
             self._add(new, plan.marks, rows)
         return rows
 
+    def _in_the_way(self, virtual: Virtual) -> bool:
+        """Tell whether something else may have the address of a virtual service."""
+        cluster_ips = self._held.get(schema.CLUSTER_IPS.of(virtual.family), {})
+        return not virtual.mark and virtual.address not in cluster_ips
+
     def _let_go(self, done: AbstractSet[ServerKey]) -> None:
         change = Change(
             farewell(self._leaving, done),
             {},
-            lambda address: self._shared[ADDRESSES_ON_DEVICE, address] > 0,
+            lambda row: self._shared[row] > 0,
             self._own,
             done,
         )

@@ -18,7 +18,7 @@ import msgspec
 from pyproxy.dataplane.diff import Delta, diff
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
-from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key
 from pyproxy.model.address import Address, Backend, Protocol, family_of
 from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual
@@ -46,14 +46,14 @@ class Change(msgspec.Struct, frozen=True):
     """What one plan is about.
 
     `touched` are keys by table, and `wanted` the rows of those that policy asks for. `asks_for`
-    tells whether any Service wants an address, and `own` are the addresses of this machine's other
-    devices, which ours must not have as well. `done` are real servers that left and whose
-    connections are gone.
+    tells whether any Service wants a row that several may want, and `own` are the addresses of this
+    machine's other devices, which ours must not have as well. `done` are real servers that left and
+    whose connections are gone.
     """
 
     touched: Mapping[str, AbstractSet[Hashable]]
     wanted: Table
-    asks_for: Callable[[Address], bool]
+    asks_for: Callable[[SharedRow], bool]
     own: AbstractSet[Address]
     done: AbstractSet[ServerKey] = frozenset()
 
@@ -93,6 +93,9 @@ class _Settling:
             self._after[name] = {key: wanted[key] for key in keys if key in wanted}
         for key in self._touched.get(SERVERS, ()):
             self._server(key)
+        for virtual in self._virtuals:
+            if _key(virtual) in self._touched.get(schema.REFUSED.of(virtual.family), ()):
+                self._touch(VIRTUALS, virtual)
         for virtual in self._touched.get(VIRTUALS, ()):
             self._virtual(virtual)
         for address in self._touched.get(ADDRESSES_ON_DEVICE, ()):
@@ -127,7 +130,7 @@ class _Settling:
             self._after[VIRTUALS][virtual] = self._held[VIRTUALS][virtual]
         if virtual.mark:
             return
-        key = frontend_key(virtual.address, Protocol(virtual.protocol), virtual.port)
+        key = _key(virtual)
         for kind in (schema.FRONTENDS, schema.REFUSED):
             name = kind.of(virtual.family)
             held = self._held.get(name, {}).get(key)
@@ -136,20 +139,34 @@ class _Settling:
                 if held is not None and held != _REFUSES and kind is schema.REFUSED:
                     self._after[name][key] = held
             if retires:
-                self._after[name].setdefault(key, held or _REFUSES)
+                # A refusal that a Service had asked for, and no longer does, would stay for good.
+                said = held if kind is schema.FRONTENDS else None
+                self._after[name].setdefault(key, said or _REFUSES)
         self._touch(ADDRESSES_ON_DEVICE, virtual.address)
 
     def _address(self, address: Address) -> None:
         change = self._change
         has = address in self._held.get(ADDRESSES_ON_DEVICE, {})
         stays = has and any(virtual.address == address for virtual in self._virtuals)
-        wanted = (stays or change.asks_for(address)) and address not in change.own
+        asked = change.asks_for((ADDRESSES_ON_DEVICE, address))
+        here = (stays or asked) and address not in change.own
         for name in (ADDRESSES_ON_DEVICE, schema.ADDRESSES.of(family_of(address))):
-            self._touch(name, address)
-            self._after[name].pop(address, None)
-            if wanted:
-                self._after[name][address] = b""
+            self._shared_row(name, address, wanted=here)
+        # A cluster IP is one until it is let go: it matters to how long that may take.
+        name = schema.CLUSTER_IPS.of(family_of(address))
+        was = stays and address in self._held.get(name, {})
+        self._shared_row(name, address, wanted=was or change.asks_for((name, address)))
+
+    def _shared_row(self, name: str, address: Address, *, wanted: bool) -> None:
+        self._touch(name, address)
+        self._after[name].pop(address, None)
+        if wanted:
+            self._after[name][address] = b""
 
     def _touch(self, name: str, key: Hashable) -> None:
         self._touched.setdefault(name, set()).add(key)
         self._after.setdefault(name, {})
+
+
+def _key(virtual: Virtual) -> bytes:
+    return frontend_key(virtual.address, Protocol(schema.protocol_of(virtual)), virtual.port)

@@ -41,24 +41,25 @@ class Deadlines:
         self,
         leaving: Leaving,
         servers: Callable[[Virtual], Sequence[Server]],
-        own: AbstractSet[Address],
+        in_the_way: Callable[[Virtual], bool],
     ) -> set[ServerKey]:
         """Ask about some of those that are leaving: who has no connections left, or no time.
 
-        What the node itself has on a port of its `own` addresses gets nothing as long as a virtual
-        service is there. So where nobody wants that any more, it does not wait for connections
-        that have been closed to be forgotten. Raises KernelError.
+        Where a virtual service is, the node itself gets nothing on that port, and another machine
+        nothing on any port of that address. So where nobody wants one any more that may be
+        `in_the_way`, it does not wait for connections that have been closed to be forgotten.
+        Raises KernelError.
         """
         if not self._until:
             return set()
         found: set[ServerKey] = set()
         for virtual in self._next(leaving):
             backends = leaving.servers.get(virtual, frozenset[Backend]())
-            in_the_way = virtual in leaving.virtuals and virtual.address in own
+            presses = virtual in leaving.virtuals and in_the_way(virtual)
             busy = {
                 each.backend
                 for each in servers(virtual)
-                if (each.active if in_the_way else each.connections)
+                if (each.active if presses else each.connections)
             }
             found.update((virtual, backend) for backend in backends - busy)
         now = self._clock()

@@ -135,13 +135,19 @@ def _insiders(family: Family, options: Options) -> list[str]:
 
 
 def _masquerading(options: Options) -> list[str]:
-    bit = f"{options.mark:#010x}"
+    bit, others = f"{options.mark:#010x}", f"{options.mark ^ 0xFFFFFFFF:#010x}"
     return [
+        # What the node sends to a service address has that very address as its source. A program
+        # of the node itself would send its answer to where it came from, from there as well.
+        *(
+            f'oifname "lo" {_ip(family)} saddr @{schema.ADDRESSES.of(family)} '
+            f"meta mark set meta mark & {others} snat {_ip(family)} to {_ip(family)} daddr"
+            for family in Family
+        ),
+        f'oifname "lo" meta mark & {bit} != 0 meta mark set meta mark ^ {bit} return',
         f"meta mark & {bit} != 0 meta mark set meta mark ^ {bit} masquerade fully-random",
         *(
-            # What the node sends to a service address has that very address as its source.
-            f'oifname != "lo" {_ip(family)} saddr @{schema.ADDRESSES.of(family)} '
-            "masquerade fully-random"
+            f"{_ip(family)} saddr @{schema.ADDRESSES.of(family)} masquerade fully-random"
             for family in Family
         ),
         *(

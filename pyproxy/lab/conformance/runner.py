@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
+from pyproxy.config.settings import ProxyMode
 from pyproxy.errors import UsageError
 from pyproxy.lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
 from pyproxy.lab.conformance.cases import Applied, Case, Get, Probe, Step
@@ -22,6 +23,9 @@ from pyproxy.model.destination import parse_destination
 
 NAMESPACE = "conformance"
 TRIES_TO_REACH = 32
+TRIES_IN_TURN = 8
+"""As many tell as much where endpoints are taken in turn, as IPVS does unless told otherwise."""
+
 TRIES_TO_FAIL = 4
 HTTP_TIMEOUT = 2.0
 
@@ -66,6 +70,8 @@ class Runner:
         self._client = client
         self._network = network
         self._mode = mode.proxy_mode.value
+        in_turn = mode.proxy_mode is ProxyMode.IPVS
+        self._tries_to_reach = TRIES_IN_TURN if in_turn else TRIES_TO_REACH
         self._settle = settle
         self._check = check
         self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
@@ -136,7 +142,7 @@ class Runner:
         del self._made[path]
 
     def _probe(self, wanted: Probe) -> Iterator[str]:
-        tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else TRIES_TO_REACH)
+        tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else self._tries_to_reach)
         target = parse_destination(wanted.to)
         once = partial(probe, target, tries=tries, timeout=wanted.timeout, source_port=wanted.sport)
         namespace, own = self._member(wanted.source_name)

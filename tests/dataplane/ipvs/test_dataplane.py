@@ -200,20 +200,46 @@ def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_
     assert len(stage.rules.table["refused4"]) == 1
 
 
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_refusal_does_not_outlast_its_service_and_the_last_connection(
+    stage: Stage, restarts: bool
+) -> None:
+    stage.begin(of(service(ONE)))
+    stage.kernel.connections[HTTP, ONE] = 1
+    stage.change(of(service(use=Use.REFUSE)))
+    if restarts:
+        stage.restarted()
+        stage.begin({})
+    else:
+        stage.change({})
+    assert len(stage.rules.table["refused4"]) == 1
+    stage.hang_up()
+    assert not stage.kernel.table
+    assert not any(stage.rules.table.values())
+
+
 @pytest.mark.parametrize("own", [True, False])
-def test_a_port_of_the_node_is_given_back_when_the_last_connection_is_closed(
-    monkeypatch: pytest.MonkeyPatch, own: bool
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("restarts", [True, False])
+def test_an_address_that_others_may_have_is_given_back_when_the_last_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch, own: bool, scope: Scope, restarts: bool
 ) -> None:
     stage = Stage(monkeypatch, [NODE] if own else [])
     virtual = HTTP._replace(address=NODE)
-    stage.begin(of(service(ONE, address=NODE, scope=Scope.EXTERNAL_IP)))
+    stage.begin(of(service(ONE, address=NODE, scope=scope)))
     stage.kernel.connections[virtual, ONE] = 1
     stage.change({})
+    if restarts:
+        stage.restarted()
+        stage.begin()
     stage.dataplane.tend()
     assert virtual in stage.kernel.table
     stage.kernel.closed = True
     stage.dataplane.tend()
-    assert (virtual in stage.kernel.table) is not own
+    assert (virtual in stage.kernel.table) is (scope is Scope.CLUSTER_IP and not own)
+    stage.hang_up()
+    assert not stage.kernel.table
+    assert not any(stage.rules.table.values())
 
 
 FOREIGN = Virtual(Family.IPV4, 6, NODE, Port(5432))
