@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
 
 from pyproxy.lab.modes import LabMode
@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
 NEEDS_KERNEL = ("kernel", "packets", "vm")
 TOOLS = ("ip", "nft")
-
-
-# How long an example takes says more of the machine than of what is tested.
-hypothesis.settings.register_profile("pyproxy", deadline=None)
-hypothesis.settings.load_profile("pyproxy")
+PROPERTIES = "_hypothesis_pytestplugin"
+"""The plugin of pytest that is there where properties are tested."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +33,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(vm.Suite())
+    if PROPERTIES in sys.modules:
+        _let_examples_take_their_time()
+
+
+def _let_examples_take_their_time() -> None:
+    # How long an example takes says more of the machine than of what is tested. The virtual machine
+    # runs no properties, and takes a long time to read what finds examples.
+    import hypothesis  # noqa: PLC0415
+
+    hypothesis.settings.register_profile("pyproxy", deadline=None)
+    hypothesis.settings.load_profile("pyproxy")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

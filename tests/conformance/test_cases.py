@@ -5,17 +5,15 @@ What the mode's packet tracer says at that moment is held against every probe.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pyproxy.lab.conformance import cases
 from pyproxy.lab.conformance.cases import Case
 from pyproxy.lab.conformance.runner import Runner
+from tests.conformance import FOLDER
 
 pytestmark = pytest.mark.packets
 
-FOLDER = Path(__file__).with_name("cases")
 CASES = [case for case in cases.read(FOLDER) if not case.needs]
 """Those that any kernel can run; the others are for the virtual machine's."""
 

@@ -24,7 +24,7 @@ MARKER = "vm"
 HERE = "--on-this-kernel"
 ALL = "--all-in-vm"
 
-_PLUGINS = ("--disable-plugin-autoload", "-p", "_hypothesis_pytestplugin", "-p", "no:cacheprovider")
+_PLUGINS = ("--disable-plugin-autoload", "-p", "no:cacheprovider")
 _PASSED_ON = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
 
 

@@ -138,6 +138,29 @@ def test_sh_sends_a_client_to_one_and_mh_its_connections_to_several(node: Node) 
     assert len(node.reached("a2", WEB_IP, 32)) == 3
 
 
+def asked_once(source_port: int) -> str:
+    client, name = opened(source_port)
+    # Without a reset the client's own kernel would not give it the port again.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    return name
+
+
+def test_mh_sends_a_port_where_it_was_and_few_elsewhere_when_one_leaves(node: Node) -> None:
+    ports = range(45000, 45030)
+
+    def all_asked() -> list[str]:
+        return node.from_("a2").call(lambda: [asked_once(port) for port in ports])
+
+    node.serve(service(A1, B1, B2, scheduler="mh"))
+    first = all_asked()
+    assert min(Counter(first).values()) >= 4
+    assert all_asked() == first
+    node.serve(service(A1, B1, scheduler="mh"))
+    stayed = [was == now for was, now in zip(first, all_asked(), strict=True) if was != "b2"]
+    assert sum(stayed) >= 0.8 * len(stayed)
+
+
 @pytest.mark.parametrize("scheduler", ["rr", "sh", "mh"])
 def test_a_held_connection_outlives_its_endpoint_and_newcomers_go_elsewhere(
     node: Node, scheduler: str
@@ -157,15 +180,10 @@ def test_a_held_connection_outlives_its_endpoint_and_newcomers_go_elsewhere(
 
 
 def test_a_client_that_takes_its_port_again_meets_no_endpoint_that_left(node: Node) -> None:
-    node.serve(service(B1))
-
     def ask_again() -> str:
-        client, name = opened(45678)
-        # Without a reset the client's own kernel would not give it the port again.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-        return name
+        return asked_once(45678)
 
+    node.serve(service(B1))
     assert node.from_("a2").call(ask_again) == "b1"
     node.serve(service(B2))
     assert node.from_("a2").call(ask_again) == "b2"
