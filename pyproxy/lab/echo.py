@@ -16,6 +16,7 @@ import socket
 import sys
 
 IP_PKTINFO = 8
+IN6_PKTINFO_SIZE = 20
 ANCILLARY_SIZE = 256  # bytes, more than either family's packet information takes
 
 
@@ -69,7 +70,8 @@ class Echo:
     def reply(self, bound: socket.socket) -> None:
         """Answer a datagram from the very address that it was sent to."""
         _, ancillary, _, peer = bound.recvmsg(2048, ANCILLARY_SIZE)
-        bound.sendmsg([self.answer(peer)], ancillary, 0, peer)
+        by_any_interface = [(level, kind, _from(data)) for level, kind, data in ancillary]
+        bound.sendmsg([self.answer(peer)], by_any_interface, 0, peer)
 
     def serve(self) -> None:
         """Answer until standard input ends."""
@@ -95,6 +97,17 @@ def udp_socket(family: int, port: int) -> socket.socket:
     bound.bind(("", port))
     bound.setblocking(False)
     return bound
+
+
+def _from(info: bytes) -> bytes:
+    """Keep the address of `in_pktinfo` or `in6_pktinfo`, and leave the interface to the kernel.
+
+    What comes over loopback names the device that has the address. Where that is down, as
+    kube-ipvs0 is, nothing goes out by it.
+    """
+    if len(info) == IN6_PKTINFO_SIZE:
+        return info[:16] + bytes(4)
+    return bytes(4) + info[4:]
 
 
 def sctp_socket(family: int, port: int) -> socket.socket | None:

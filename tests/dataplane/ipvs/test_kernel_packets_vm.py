@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -198,6 +199,30 @@ def test_affinity_lets_go_of_who_leaves(node: Node) -> None:
     assert node.reached("a2", WEB_IP, 6) == {"b1": 6}
     node.serve(service(B2, affinity_timeout=600))
     assert node.reached("a2", WEB_IP, 6) == {"b2": 6}
+
+
+def test_a_program_of_the_node_hears_the_node_over_udp_from_an_address_that_it_can_answer(
+    node: Node,
+) -> None:
+    """One that listens on all addresses, and leaves it to the kernel from which it answers."""
+    here, port = next(iter(node.network.topology.site("na").addresses)), Port(9999)
+
+    def bind() -> socket.socket:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.settimeout(5)
+        server.bind(("", port))
+        return server
+
+    def answer(server: socket.socket) -> None:
+        _, peer = server.recvfrom(100)
+        server.sendto(peer[0].encode(), peer)
+
+    node.serve(service(backend(parse_address(here), port), protocol=Protocol.UDP))
+    with closing(node.from_("na").call(bind)) as server:
+        answering = threading.Thread(target=answer, args=(server,))
+        answering.start()
+        assert node.from_("na").call(lambda: ask(WEB_UDP, timeout=3)) == here
+        answering.join()
 
 
 def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
