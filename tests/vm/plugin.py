@@ -33,7 +33,7 @@ def options(parser: pytest.Parser) -> None:
         HERE, action="store_true", help="run the tests marked vm on this machine's own kernel"
     )
     parser.addoption(
-        ALL, action="store_true", help="run all cases in the virtual machine, not the first alone"
+        ALL, action="store_true", help="run all cases in the virtual machine, in nftables mode too"
     )
 
 
