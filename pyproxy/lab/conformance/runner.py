@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import time
 from collections.abc import Callable, Iterator
@@ -148,7 +149,13 @@ class Runner:
         namespace, own = self._member(wanted.source_name)
 
         def attempt() -> str:
-            seen: Outcome = namespace.call(once)
+            try:
+                seen: Outcome = namespace.call(once)
+            except OSError as error:
+                # An association of SCTP has its port until the peer has agreed to end it.
+                if not wanted.sport or error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+                    raise
+                return str(error)
             if not holds(wanted, seen, own):
                 return str(seen)
             return self._check(wanted, seen) if self._check else ""
