@@ -17,12 +17,13 @@ def until(
     condition: Callable[[], object],
     what: str = "what was waited for",
     patience: float = PATIENCE,
+    pause: float = _PAUSE,
 ) -> float:
     """Wait until `condition` holds, and give the seconds that it took. Raises AssertionError."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < patience, f"not within {patience:.0f} s: {what}"
-        time.sleep(_PAUSE)
+        time.sleep(pause)
     return time.monotonic() - began
 
 
