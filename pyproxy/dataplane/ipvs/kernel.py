@@ -42,7 +42,14 @@ class Kernel:
         self._route = Requests(NETLINK_ROUTE)
         self._watch = addresses.Watch(self._route.port)
         self._counting = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.write = Messages(0)
+        self._write: Messages | None = None
+
+    @property
+    def write(self) -> Messages:
+        """Writes requests for this kernel. Raises KernelError where it has no IPVS."""
+        if self._write is None:
+            self._write = Messages(ipvs.family_id(self._generic.ask(ipvs.get_family())))
+        return self._write
 
     @property
     def messages_sent(self) -> int:
@@ -56,7 +63,6 @@ class Kernel:
 
     def prepare(self) -> None:
         """Have the kernel load IPVS. Raises KernelError where it has none."""
-        self.write = Messages(ipvs.family_id(self._generic.ask(ipvs.get_family())))
         self.virtuals()
 
     def set_timeouts(self, wanted: Timeouts) -> None:
