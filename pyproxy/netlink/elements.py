@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import islice
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 import msgspec
 
@@ -51,7 +51,7 @@ DROP = "drop"
 """The target of a tag that drops."""
 
 
-class Tag(NamedTuple):
+class Tag(msgspec.Struct, frozen=True, gc=False):
     """What an element says beside its key, where that is not plain data.
 
     `target` is the chain that a verdict map's element goes to, DROP, or empty in a set; `comment`
@@ -163,7 +163,8 @@ def _are_alike(rows: Mapping[bytes, Value]) -> TypeGuard[Mapping[bytes, bytes]]:
     """Tell whether all are plain data, and keys and data of one size each."""
     if set(map(type, rows.values())) != {bytes}:
         return False
-    return len(set(map(len, rows))) == 1 == len(set(map(len, rows.values())))
+    sizes = {len(value) for value in rows.values() if isinstance(value, bytes)}
+    return len(sizes) == 1 == len(set(map(len, rows)))
 
 
 def _alike(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:

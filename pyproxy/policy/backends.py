@@ -140,7 +140,13 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
     Without any ready endpoint those that are terminating and still serve stand in, for all of the
     cluster and for this node separately. Hints say nothing about this node's own endpoints.
     """
-    ready = {backend: endpoint for backend, endpoint in endpoints.items() if endpoint.ready}
+    ready: dict[Backend, Endpoint] = {}
+    near: dict[Backend, Endpoint] = {}
+    for backend, endpoint in endpoints.items():
+        if endpoint.ready:
+            ready[backend] = endpoint
+        if endpoint.node == hostname or not endpoint.node:
+            near[backend] = endpoint
     cluster: Collection[Backend] = ready
     draining: Collection[Backend] = ()
     if ready:
@@ -151,7 +157,6 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
             cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
     else:
         cluster = [b for b, e in endpoints.items() if _stands_in(e)]
-    near = {b: e for b, e in endpoints.items() if e.node == hostname or not e.node}
     local: Collection[Backend] = ()
     if near:
         here = {b: e for b, e in near.items() if e.node}
@@ -195,7 +200,7 @@ def _port_answer(
     ]
     if port.node_port:
         frontends.append(Frontend(Scope.NODE_PORT, Address(b""), port.node_port, external))
-    # A list, for an enum's hash is written in Python.
+    # A list and no set, for an enum's hash is written in Python.
     uses = [frontend.use for frontend in frontends]
     split = Use.SPLIT in uses
     cluster = _sorted(usable.cluster) if split or Use.CLUSTER in uses else ()

@@ -16,6 +16,7 @@ from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.schema import AFFINITY, Rows, Table
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import Tag
 from pyproxy.policy.answer import Frontend, PortAnswer, ServiceAnswer, Use
 
 
@@ -75,7 +76,7 @@ def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bo
         if expected is None:
             if all_known:
                 gone[key] = value
-        elif value[: width + 2] not in expected.backends:
+        elif isinstance(value, Tag) or value[: width + 2] not in expected.backends:
             gone[key] = value
     return {AFFINITY.of(family): gone} if gone else {}
 

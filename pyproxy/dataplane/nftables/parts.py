@@ -9,7 +9,7 @@ Service as it was or as it is to be. What nobody wants any more goes last.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import msgspec
@@ -76,11 +76,10 @@ class _Places:
                     waiting.update(_owners(name, rows))
         for service, answer in plan.services.items():
             if answer is not None:
+                self._put(_owners_in(answer), waiting)
                 self.services[-1][service] = answer
-                self._place(answer, waiting)
         for owner in [owner for owner in waiting if isinstance(owner, bytes)]:
-            self._put(owner, waiting.pop(owner))
-            self._end_if_full()
+            self._put((owner,), waiting)
 
     @property
     def last(self) -> int:
@@ -90,6 +89,7 @@ class _Places:
     def divide(self, table: Table) -> Sequence[Table]:
         """Divide rows among the parts."""
         parts: list[Table] = [{} for _ in self.services]
+        last = self.last
         for name, rows in table.items():
             # Ranges exclude each other, so that all of a set's must come and go together. None of
             # them says anything before a frontend does.
@@ -97,24 +97,18 @@ class _Places:
                 parts[0][name] = rows
                 continue
             for owner, (key, value) in zip(_owners(name, rows), rows.items(), strict=True):
-                part = parts[self._of.get(owner, self.last)]
-                part.setdefault(name, {})[key] = value
+                parts[self._of.get(owner, last)].setdefault(name, {})[key] = value
         return parts
 
-    def _place(self, answer: ServiceAnswer, waiting: Counter[Owner]) -> None:
-        for owner in _owners_in(answer):
-            if owner in waiting:
-                self._put(owner, waiting.pop(owner))
-        self._end_if_full()
-
-    def _put(self, owner: Owner, rows: int) -> None:
-        self._of[owner] = self.last
-        self._filled += rows
-
-    def _end_if_full(self) -> None:
+    def _put(self, owners: Iterable[Owner], waiting: Counter[Owner]) -> None:
         if self._filled >= self._limit:
             self.services.append({})
             self._filled = 0
+        last = self.last
+        for owner in owners:
+            if rows := waiting.pop(owner, 0):
+                self._of[owner] = last
+                self._filled += rows
 
 
 def _owners(name: str, rows: Rows) -> Sequence[Owner]:

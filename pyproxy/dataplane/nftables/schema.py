@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -59,7 +60,8 @@ class SetKind(msgspec.Struct, frozen=True):
 
     def of(self, family: Family) -> str:
         """Name the set of one family."""
-        return self.name + _NUMBER[family]
+        # The rows that are remembered share it, however many they are.
+        return sys.intern(self.name + _NUMBER[family])
 
     def key_text(self, family: Family) -> str:
         """Write the key as the expression that looks it up."""

@@ -81,7 +81,10 @@ def unordered(table: Table) -> dict[str, object]:
             (index,) = struct.unpack("=I", key[-4:])
             found.setdefault(key[:-4] + bytes([index >> 24]), []).append((index, value))
         result[name] = {
-            key: (sorted(index for index, _ in pairs), sorted(value for _, value in pairs))
+            key: (
+                sorted(index for index, _ in pairs),
+                sorted((value for _, value in pairs), key=repr),
+            )
             for key, pairs in found.items()
         }
     return result
