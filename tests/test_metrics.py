@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Kind
+from tests.exposition import series
 
 METRICS_FILE = Path(__file__).parent / "data" / "kube-proxy-metrics.tsv"
 
@@ -68,12 +69,6 @@ def read(metrics: Metrics) -> list[Metric]:
     return list(text_string_to_metric_families(metrics.exposition().decode()))
 
 
-def series(metrics: Metrics) -> dict[str, float]:
-    lines = metrics.exposition().decode().splitlines()
-    split = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name: float(value) for name, value in split}
-
-
 @pytest.fixture(scope="module")
 def exposed() -> Exposed:
     found = {}
@@ -121,7 +116,7 @@ def test_types_are_announced_under_the_names_that_go_announces() -> None:
 
 
 def test_what_happens_is_counted() -> None:
-    found = series(used())
+    found = series(used().exposition().decode())
     sync = "kubeproxy_sync_proxy_rules"
     assert found[f"{sync}_service_changes_total"] == 1
     assert found[f"{sync}_endpoint_changes_pending"] == 1
@@ -149,7 +144,7 @@ def test_what_happens_is_counted() -> None:
 def test_changes_taken_are_pending_no_more() -> None:
     metrics = used()
     metrics.changes_taken()
-    found = series(metrics)
+    found = series(metrics.exposition().decode())
     assert found["kubeproxy_sync_proxy_rules_service_changes_pending"] == 0
     assert found["kubeproxy_sync_proxy_rules_endpoint_changes_pending"] == 0
     assert found["kubeproxy_sync_proxy_rules_endpoint_changes_total"] == 1
@@ -158,7 +153,7 @@ def test_changes_taken_are_pending_no_more() -> None:
 def test_a_changed_node_asks_for_a_sync_and_counts_as_no_service() -> None:
     metrics = Metrics()
     metrics.change_queued(Kind.NODE, 5.0)
-    found = series(metrics)
+    found = series(metrics.exposition().decode())
     queued = 'kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}'
     assert found[queued] == 5.0
     assert found["kubeproxy_sync_proxy_rules_service_changes_total"] == 0

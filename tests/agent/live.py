@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
 
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows, slots_in
@@ -37,6 +36,7 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.backends import answer
 from pyproxy.policy.node_ports import on_addresses
 from pyproxy.source.decode import read
+from tests.exposition import scraped
 from tests.waiting import PATIENCE, until
 
 SHOP = "shop"
@@ -175,8 +175,8 @@ class Stage:
         return self.here.call(_health)
 
     def metrics(self) -> dict[str, float]:
-        """Read all metrics that have no labels; empty where nobody listens yet."""
-        return self.here.call(_metrics)
+        """Read all metrics, as `series` does; empty where nobody listens yet."""
+        return self.here.call(scraped)
 
     def kernel(self) -> Table:
         """Read the table's elements, in the form of `in_order`."""
@@ -315,20 +315,6 @@ def _health() -> int:
         return error.code
     except OSError:
         return 0
-
-
-def _metrics() -> dict[str, float]:
-    try:
-        with urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=5) as reply:
-            text = reply.read().decode()
-    except OSError:
-        return {}
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if not sample.labels
-    }
 
 
 def addresses(*pods: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from pyproxy.lab.client import SERVICES, ApiClient, collection
 from pyproxy.lab.cluster import Cluster
 from pyproxy.lab.namespace import Namespace
+from tests.exposition import scraped
 from tests.waiting import until
 
 from .proxied import balanced
@@ -57,16 +57,7 @@ def test_events_of_two_agents_about_services_at_odds() -> None:
 
 def known(node: Namespace) -> bool:
     """Whether the agent of a node has been told that its Event is there already."""
-
-    def scrape() -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", 10249, timeout=5)
-        try:
-            connection.request("GET", "/metrics")
-            return connection.getresponse().read().decode()
-        finally:
-            connection.close()
-
-    return 'pyproxy_events_total{outcome="known"} 1' in node.call(scrape)
+    return node.call(scraped).get('pyproxy_events_total{outcome="known"}') == 1
 
 
 def listener() -> socket.socket:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,22 +10,18 @@ import pytest
 from pyproxy.lab.modes import NFTABLES
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
-from tests.semantics.proxied import PATIENCE, proxied
+from tests.exposition import scraped
+from tests.semantics.proxied import proxied
+from tests.waiting import until
 
 from .scenes import leave
 
 pytestmark = pytest.mark.packets
 
-COUNTER = b"kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total"
-FAILURES = re.compile(COUNTER + rb'\{ip_family="(IPv[46])"\} (\S+)')
-
-
-def failures(here: Namespace) -> dict[bytes, float]:
-    def read() -> bytes:
-        with urllib.request.urlopen("http://127.0.0.1:10249/metrics", timeout=5) as reply:
-            return bytes(reply.read())
-
-    return {family: float(count) for family, count in FAILURES.findall(here.call(read))}
+FAILURES = [
+    f'kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{{ip_family="{family}"}}'
+    for family in ("IPv4", "IPv6")
+]
 
 
 def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path: Path) -> None:
@@ -43,9 +36,7 @@ def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path:
         tables = here.run(["nft", "list", "tables"]).stdout
         assert "table inet pyproxy" in tables
         assert "kube-proxy" not in tables
-        deadline = time.monotonic() + PATIENCE
-        while not all(failures(here).get(family) for family in (b"IPv4", b"IPv6")):
-            assert time.monotonic() < deadline
+        until(lambda: all(map(here.call(scraped).get, FAILURES)), "the failure is counted")
         here.run(["iptables-legacy", "-D", *use])
         agent.says("removed what kube-proxy has left: 1 ipset")
         assert not here.run(["ipset", "list", "-n"]).stdout
