@@ -1,0 +1,47 @@
+"""What the agent's loop does around a sync."""
+
+from __future__ import annotations
+
+import errno
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.errors import PermissionKernelError
+from pyproxy.model.events import Upsert
+from tests.agent.world import PlannedTable, Stage, service
+
+
+def looping(stage: Stage, inbox: Inbox) -> Loop[PlannedTable]:
+    stage.begin(service("web", 1))
+    inbox.put(Upsert(service("api", 2)))
+    return Loop(stage.agent, inbox, lambda: None, 1.0, stage.health)
+
+
+def test_the_garbage_collector_rests_during_the_first_sync_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage, inbox = Stage(), Inbox()
+    loop = looping(stage, inbox)
+    then: Iterator[Upsert | Stop] = iter([Upsert(service("db", 3)), Stop()])
+    rested = []
+
+    def committed(*_: object) -> None:
+        rested.append(not gc.isenabled())
+        inbox.put(next(then))
+
+    monkeypatch.setattr(stage.ear, "committed", committed)
+    loop.run()
+    assert rested == [True, False]
+    assert gc.isenabled()
+
+
+def test_it_works_again_after_a_sync_that_ends_the_agent() -> None:
+    stage, inbox = Stage(), Inbox()
+    loop = looping(stage, inbox)
+    stage.dataplane.trouble = [PermissionKernelError("EPERM", errno.EPERM)]
+    with pytest.raises(PermissionKernelError):
+        loop.run()
+    assert gc.isenabled()
