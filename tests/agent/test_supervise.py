@@ -17,6 +17,7 @@ from pyproxy.errors import TransientKernelError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family, Protocol
+from pyproxy.model.events import Event
 from pyproxy.netlink.conntrack import Deletion
 from pyproxy.netlink.flows import Flow
 from tests.agent.world import Stage, service
@@ -105,10 +106,10 @@ def test_a_source_that_fails_lists_again(watch: Watch, monkeypatch: pytest.Monke
     recorder_fails = [KeyError("planted")]
     take = Recorder.__call__
 
-    def fail_once(self: Recorder, event: object) -> None:
+    def fail_once(self: Recorder, event: Event) -> None:
         if recorder_fails and threading.current_thread().name == "source-Service":
             raise recorder_fails.pop()
-        take(self, event)  # type: ignore[arg-type]
+        take(self, event)
 
     monkeypatch.setattr(Recorder, "__call__", fail_once)
     with serving(quiet) as server, following(server.url) as (recorder, _):

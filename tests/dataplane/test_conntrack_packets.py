@@ -125,7 +125,7 @@ class Lab:
         self._ended.set()
         self._server.join()
         for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
+            key.fileobj.close()  # type: ignore[union-attr]  # all of them are sockets
         for name in (self.node, self.client):
             netns.remove(name)
 
