@@ -11,7 +11,7 @@ import msgspec
 
 from pyproxy.lab.client import SERVICES, JsonObject, collection
 from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.modes import LabMode
+from pyproxy.lab.modes import IPVS, LabMode
 from pyproxy.lab.namespace import LabError, ending_well
 from pyproxy.lab.narrator import check, heading, note, said, shares
 from pyproxy.lab.pods import Kubelet
@@ -55,6 +55,9 @@ _LISTINGS: Mapping[str, Sequence[str]] = {
 _SHOWN: Mapping[str, Sequence[str]] = {**_LISTINGS, "ipvs": ("ipvsadm", "-Ln", "--stats")}
 _LEAVING = re.compile(r"^.* Masq +0 .*$", re.MULTILINE)
 """A server of weight 0: it has the connections that it had, and gets no new ones."""
+
+_COUNTED = re.compile(rf":{NODE_PORT} +[1-9]")
+"""The node port, the last to be used, with connections."""
 
 
 def run(mode: LabMode) -> int:
@@ -174,6 +177,9 @@ class _Story:
     def _rules(self) -> None:
         command = _SHOWN[self._mode.name]
         heading(f"What the kernel of node-a holds: {' '.join(command)}")
+        if self._mode is IPVS:
+            # The kernel adds up its counts every two seconds.
+            self._until(lambda: bool(_COUNTED.search(self._on_the_node(command))), "the counts")
         print(self._on_the_node(command).rstrip())
 
     def _start(self, name: str, *, site: int, host: int) -> None:
