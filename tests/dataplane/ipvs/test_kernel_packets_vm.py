@@ -20,7 +20,14 @@ from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.lab.namespace import Namespace
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import ask, probe
-from pyproxy.model.address import Port, Protocol, backend, parse_address, parse_network
+from pyproxy.model.address import (
+    Port,
+    Protocol,
+    address_text,
+    backend,
+    parse_address,
+    parse_network,
+)
 from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.policy.answer import ServiceAnswer
 from tests.dataplane.ipvs.test_dataplane import WEB, service
@@ -106,7 +113,7 @@ def opened(source_port: int = 0) -> tuple[socket.socket, str]:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     client.settimeout(5)
     client.bind(("", source_port))
-    client.connect((WEB_IP.address, WEB_IP.port))
+    client.connect((address_text(WEB_IP.address), WEB_IP.port))
     return client, client.recv(100).decode().split()[0]
 
 
