@@ -103,7 +103,7 @@ def test_what_somebody_changes_is_put_right(node: Proxied, harm: str) -> None:
     right = state(node)
     assert sum(line.startswith("1 = net.ipv4") for line in right) == len(SYSCTLS)
     sh(node, harm)
-    until(lambda: state(node) == right, f"{harm} is put right", PATIENCE)
+    until(lambda: state(node) == right, f"{harm} is put right", PATIENCE, pause=0.3)
     node.reaches("a2", WEB, *PODS)
     node.reaches("ext", NODE_PORT, *PODS)
 
