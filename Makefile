@@ -7,8 +7,9 @@ STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
 PYTEST_ARGS ?=
-# Most tests wait for a kernel or a process more than they compute.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? 2 * n : 8)))
+# Most tests wait for a kernel or a process more than they compute, and one worker waits for the
+# virtual machine.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? 2 * n + 1 : 8)))
 IMAGE ?= pyproxy:dev
 SECONDS ?=
 BENCH_ARGS ?=

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
 from collections import Counter
 from collections.abc import Mapping
 
@@ -29,6 +30,9 @@ REFUSALS = frozenset(
 
 ENOUGH_DROPPED = 2
 ENOUGH_REFUSED = 3
+
+_ABORT = struct.pack("ii", 1, 0)
+"""SO_LINGER, for no time."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -100,6 +104,9 @@ def ask(target: Destination, *, timeout: float, source_port: int = 0) -> str:
         if source_port:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.protocol is Protocol.SCTP:
+            # An association has its port until the peer agrees to end it, and a peer that nobody
+            # leads to any more never does. One that is aborted ends at once.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
             client.bind((_own_address(target), source_port))
         elif source_port:
             client.bind(("", source_port))

@@ -151,6 +151,7 @@ class Replayed(NetlinkSocket):
     """A socket to a kernel that answers with what a test says."""
 
     def __init__(self, *pieces: bytes) -> None:
+        self._purpose = "a test"
         self._pieces = list(pieces)
 
     def number(self, count: int = 1) -> int:
