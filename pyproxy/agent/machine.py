@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import closing
 
 import msgspec
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from pyproxy.dataplane.ipvs.schema import DEVICE
-from pyproxy.model.address import Address, Family, address_text, family_of, parse_address
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Address, Family, parse_address
+from pyproxy.netlink import addresses, routes
 from pyproxy.netlink.refusals import kernel_error
+from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
 
-_AF = {Family.IPV4: 2, Family.IPV6: 10}
-_TOWARDS = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
-_LINK_SCOPE = 253
+# Test addresses: nothing is sent, the kernel only says which source it would take.
+_TOWARDS = {
+    Family.IPV4: parse_address("192.0.2.1"),
+    Family.IPV6: parse_address("2001:db8::1"),
+}
 _ROOM = 1 << 18
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
-_RTN_LOCAL = 2
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
@@ -30,21 +33,16 @@ def local_addresses() -> tuple[Address, ...]:
 
     Raises KernelError.
     """
-    try:
-        with IPRoute() as routes:
-            outward = [text for family in Family if (text := _towards_the_world(routes, family))]
-            # Of an interface to a single peer, IFA_ADDRESS is the peer's.
-            ours = set(routes.link_lookup(ifname=DEVICE))
-            found = [
-                str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-                for message in routes.get_addr()
-                if message["scope"] != _LINK_SCOPE and message["index"] not in ours
-            ]
-    except NetlinkError as error:
-        raise kernel_error(error.code, "listing addresses") from error
-    except OSError as error:
-        raise kernel_error(error.errno or 0, "listing addresses") from error
-    return tuple(parse_address(text) for text in dict.fromkeys([*outward, *found]))
+    with closing(Requests(NETLINK_ROUTE)) as kernel:
+        ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
+        outward = [way.source for way in ways if way.source is not None]
+        services = addresses.find_device(kernel, DEVICE)
+        found = [
+            each.address
+            for each in addresses.addresses(kernel.dump(addresses.get_addresses()))
+            if not services or each.device != services
+        ]
+    return tuple(dict.fromkeys([*outward, *found]))
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -60,30 +58,24 @@ class Route(msgspec.Struct, frozen=True):
 
 def route_to(address: Address) -> Route | None:
     """Ask the kernel for its route; None where it has none. Raises KernelError."""
+    with closing(Requests(NETLINK_ROUTE)) as kernel:
+        way = _way(kernel, address)
+    if way is None:
+        return None
     try:
-        with IPRoute() as routes:
-            answers = routes.route("get", dst=address_text(address), family=_AF[family_of(address)])
-            answer = next(iter(answers))
-            interface = socket.if_indextoname(answer.get_attr("RTA_OIF"))
-    except NetlinkError as error:
-        if error.code in _NO_ROUTE:
-            return None
-        raise kernel_error(error.code, "asking for a route") from error
+        interface = socket.if_indextoname(way.device)
     except OSError as error:
         raise kernel_error(error.errno or 0, "asking for a route") from error
-    source = parse_address(str(answer.get_attr("RTA_PREFSRC") or address_text(address)))
-    return Route(interface, source, answer["type"] == _RTN_LOCAL)
+    return Route(interface, way.source or address, way.here)
 
 
-def _towards_the_world(routes: IPRoute, family: Family) -> str:
-    # A test address: nothing is sent, the kernel only says which source it would take.
+def _way(kernel: Requests, address: Address) -> routes.Route | None:
     try:
-        answers = routes.route("get", dst=_TOWARDS[family], family=_AF[family])
-    except NetlinkError as error:
-        if error.code in _NO_ROUTE:
-            return ""
-        raise kernel_error(error.code, "asking for the default route") from error
-    return next((str(a.get_attr("RTA_PREFSRC") or "") for a in answers), "")
+        return routes.route(kernel.ask(routes.get_route(address)))
+    except KernelError as error:
+        if error.errno in _NO_ROUTE:
+            return None
+        raise
 
 
 class AddressWatch:

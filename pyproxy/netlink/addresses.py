@@ -12,10 +12,11 @@ from collections.abc import Iterable
 
 import msgspec
 
+from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, family_of
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
 from pyproxy.netlink.frames import HEADER, NLM_F_CREATE, NLM_F_EXCL, frames
-from pyproxy.netlink.requests import Request
+from pyproxy.netlink.requests import Request, Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
@@ -57,11 +58,6 @@ def get_addresses() -> Request:
     return Request(_GETADDR, 0, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
-def get_link(name: str) -> Request:
-    """Ask for one device; ENODEV where there is none."""
-    return Request(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name))
-
-
 def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
     """Read the answers to `get_addresses`; those of a link alone are nobody's to claim."""
     found = []
@@ -79,8 +75,16 @@ def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
     return found
 
 
-def link_number(answers: Iterable[memoryview], name: str) -> int:
-    """Read the answer to `get_link`: the device's number, 0 where there is none."""
+def find_device(kernel: Requests, name: str) -> int:
+    """Ask for a device's number, 0 where there is none of that name. Raises KernelError."""
+    try:
+        answers = kernel.ask(
+            Request(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name))
+        )
+    except KernelError as error:
+        if error.errno in (errno.ENODEV, errno.ENOENT):
+            return 0
+        raise
     for answer in answers:
         if len(answer) < _LINK.size:
             continue
@@ -93,11 +97,6 @@ def link_number(answers: Iterable[memoryview], name: str) -> int:
 def is_as_wished(number: int) -> bool:
     """Tell by its errno whether a refused change finds what it was to bring about."""
     return number in (errno.EEXIST, errno.EADDRNOTAVAIL)
-
-
-def is_missing(number: int) -> bool:
-    """Tell by its errno that there is no such device."""
-    return number in (errno.ENODEV, errno.ENOENT)
 
 
 class Watch:

@@ -166,13 +166,7 @@ class Kernel:
         ]
 
     def _device(self) -> int:
-        try:
-            answers = self._route.ask(addresses.get_link(DEVICE))
-        except KernelError as error:
-            if addresses.is_missing(error.errno):
-                return 0
-            raise
-        return addresses.link_number(answers, DEVICE)
+        return addresses.find_device(self._route, DEVICE)
 
 
 def is_ours(
