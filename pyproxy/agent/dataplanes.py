@@ -83,12 +83,12 @@ def _ipvs(settings: Settings) -> Dataplane[Any]:
 
 
 def _left_by_kube_proxy() -> Iterator[Virtual]:
-    from pyproxy import takeover  # noqa: PLC0415
     from pyproxy.model.address import Port, family_of  # noqa: PLC0415
     from pyproxy.netlink.ipvs import Virtual  # noqa: PLC0415
+    from pyproxy.takeover import kernel  # noqa: PLC0415
 
     # Those on the device kube-ipvs0 are told by that alone.
-    for each in takeover.find_node_port_services():
+    for each in kernel.find_node_port_services():
         yield Virtual(family_of(each.address), each.protocol, each.address, Port(each.port))
 
 

@@ -2,7 +2,7 @@
 
 Whoever changes the mode has the rules of both for a moment, which serve the same Services. The old
 ones go right after the first commit, for they would go on sending connections where an endpoint
-used to be.
+used to be. What removes them is imported where there are any.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from contextlib import closing
 
 import msgspec
 
-from pyproxy import takeover
-from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
-from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.dataplane.ipvs.schema import TABLE as IPVS_TABLE
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import KernelError, OutOfStepError, PyproxyError, UsageError
 from pyproxy.netlink.nfnetlink import NFPROTO_INET, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_tables, table_names
-from pyproxy.takeover import InService
+from pyproxy.takeover.leftovers import InService
+from pyproxy.takeover.tools import find_own_rules
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -60,6 +58,9 @@ def _remove_ipvs(stays: InService) -> Iterator[str]:
     # Where there is no table there never was this mode, and nobody should load IPVS to find out.
     if stays.ipvs or not _is_there(IPVS_TABLE):
         return
+    from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane  # noqa: PLC0415
+    from pyproxy.dataplane.ipvs.ruleset import Options  # noqa: PLC0415
+
     with closing(IpvsDataplane(Options())) as dataplane:
         dataplane.cleanup()
     yield f"virtual services, network device {DEVICE}, and nftables table inet {IPVS_TABLE}"
@@ -74,8 +75,13 @@ def _is_there(table: str) -> bool:
 
 
 def _remove_rules(stays: InService) -> Iterator[str]:
-    found = takeover.find_own_rules(stays)
-    for failure in (*found.unread, *takeover.remove(found)):
+    found = find_own_rules(stays)
+    failures = found.unread
+    if found:
+        from pyproxy.takeover import kernel  # noqa: PLC0415
+
+        failures += kernel.remove(found)
+    for failure in failures:
         raise failure.error
     if found:
         yield str(found)

@@ -6,23 +6,49 @@ Facts: the names and labels are those of kube-proxy v1.36.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pyproxy.dataplane.interface import Dataplane
-from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
-from pyproxy.dataplane.iptables.plan import TableName
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 
+if TYPE_CHECKING:
+    from pyproxy.dataplane.iptables.plan import TableName
+
 _SYNC = "kubeproxy_sync_proxy_rules_iptables"
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """A dataplane of iptables mode, which writes with iptables-restore."""
+
+    @property
+    def rules(self) -> Mapping[TableName, int]:
+        """How many rules each table has in chains of ours."""
+        ...
+
+    @property
+    def rules_written(self) -> Mapping[TableName, int]:
+        """How many the last write took."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[tuple[Family, bool], int]:
+        """How many writes failed, of everything (True) and of what changed (False)."""
+        ...
+
+    @property
+    def lock_waits(self) -> int:
+        """How many times another program held iptables' lock."""
+        ...
 
 
 class Restores:
     """Asks the dataplane at every scrape, in whichever thread that is."""
 
-    def __init__(self, dataplane: IptablesDataplane) -> None:
+    def __init__(self, dataplane: Restoring) -> None:
         self._dataplane = dataplane
 
     def collect(self) -> Iterator[Metric]:
@@ -50,7 +76,7 @@ class Restores:
 def metrics_of(dataplane: Dataplane[Any]) -> Metrics:
     """Make the metrics of an agent that has this dataplane."""
     made = Metrics()
-    if isinstance(dataplane, IptablesDataplane):
+    if isinstance(dataplane, Restoring):
         made.tell_also(Restores(dataplane))
     return made
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from pyproxy import takeover
 from pyproxy.agent import leavings
 from pyproxy.agent.core import Commit
 from pyproxy.agent.world import World
+from pyproxy.config.settings import ProxyMode
 from pyproxy.dataplane.interface import Dataplane
-from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
-from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
-from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.errors import KernelError, PermissionKernelError
 from pyproxy.metrics import Metrics
-from pyproxy.takeover import InService, Leftovers
+from pyproxy.model.flavour import Flavour
+from pyproxy.takeover.leftovers import InService, Leftovers
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -31,13 +29,19 @@ _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds before each attempt: what fails for longer is for a person to look at."""
 
 
+@runtime_checkable
+class Flavoured(Protocol):
+    """A dataplane whose rules are iptables', of one flavour."""
+
+    flavour: Flavour
+
+
 def stays(dataplane: Dataplane[Any]) -> InService:
     """Say what this dataplane serves with, which must stay where other things go."""
-    if isinstance(dataplane, IptablesDataplane):
+    if isinstance(dataplane, Flavoured):
         return InService(flavour=dataplane.flavour)
-    return InService(
-        nftables=isinstance(dataplane, NftablesDataplane), ipvs=isinstance(dataplane, IpvsDataplane)
-    )
+    mode = ProxyMode(dataplane.name)
+    return InService(nftables=mode is ProxyMode.NFTABLES, ipvs=mode is ProxyMode.IPVS)
 
 
 class Takeover:
@@ -86,11 +90,14 @@ def remove_own(stays: InService) -> bool:
 
 def remove_leftovers(stays: InService) -> bool:
     """Remove what there is of kube-proxy's, and log it; whether nothing of it is left."""
+    # Where nobody asks for it, its libraries are spared.
+    from pyproxy.takeover import kernel  # noqa: PLC0415
+
     try:
-        found = takeover.find(stays)
+        found = kernel.find(stays)
         for line in found.lines():
             log.debug("kube-proxy has left %s", line)
-        failures = takeover.remove(found)
+        failures = kernel.remove(found)
     except KernelError as error:
         log.warning("cannot look for what kube-proxy has left: %s", error)
         return False

@@ -35,7 +35,8 @@ from pyproxy.inspect.catalogue import BY_PATH
 from pyproxy.inspect.server import Server
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.source.announce import Announcer
-from pyproxy.takeover import InService, has_legacy_rules
+from pyproxy.takeover.leftovers import InService
+from pyproxy.takeover.tools import has_legacy_rules
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from pyproxy.takeover import ipvs, names, tools
 from pyproxy.takeover.leftovers import (
     Failure,
     InService,
-    IptablesRemoval,
     Leftovers,
     VirtualService,
     table_name,
@@ -84,19 +83,6 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
 def find_node_port_services() -> tuple[VirtualService, ...]:
     """Find kube-proxy's virtual services on the node's own addresses. Raises KernelError."""
     return ipvs.find_services((), ipvs.find_sets())
-
-
-def find_own_rules(in_service: InService) -> Leftovers:
-    """Find the iptables rules that pyproxy itself has left, and that serve no more."""
-    found: list[IptablesRemoval] = []
-    unread: list[Failure] = []
-    for program in tools.PROGRAMS:
-        if program.flavour is not in_service.flavour:
-            try:
-                found += tools.find_own_rules(program)
-            except KernelError as error:
-                unread.append(Failure(f"rules of {program}", error))
-    return Leftovers(iptables=tuple(found), unread=tuple(unread))
 
 
 def remove(found: Leftovers) -> tuple[Failure, ...]:

@@ -14,7 +14,13 @@ from pyproxy.errors import KernelError, PermissionKernelError, RejectedError, Tr
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.takeover import iptables
-from pyproxy.takeover.leftovers import IptablesRemoval, Program
+from pyproxy.takeover.leftovers import (
+    Failure,
+    InService,
+    IptablesRemoval,
+    Leftovers,
+    Program,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +43,20 @@ def find_rules(program: Program, owns: iptables.Owns) -> tuple[IptablesRemoval, 
     )
 
 
-def find_own_rules(program: Program) -> tuple[IptablesRemoval, ...]:
-    """Find what pyproxy's own iptables mode has left there. Raises KernelError."""
+def find_own_rules(in_service: InService) -> Leftovers:
+    """Find the rules that pyproxy's own iptables mode has left, and that serve no more."""
+    found: list[IptablesRemoval] = []
+    unread: list[Failure] = []
+    for program in PROGRAMS:
+        if program.flavour is not in_service.flavour:
+            try:
+                found += _own_rules(program)
+            except KernelError as error:
+                unread.append(Failure(f"rules of {program}", error))
+    return Leftovers(iptables=tuple(found), unread=tuple(unread))
+
+
+def _own_rules(program: Program) -> tuple[IptablesRemoval, ...]:
     if shutil.which(f"{program}-save") is None:  # then pyproxy has not run it either
         return ()
     if program.flavour is Flavour.LEGACY and not _has_legacy_tables(program.family):

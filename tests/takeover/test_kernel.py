@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy import takeover
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family
-from pyproxy.takeover import Leftovers
+from pyproxy.takeover import kernel
+from pyproxy.takeover.leftovers import Failure, Leftovers
 
 from .scenes import (
     COUNTERS,
@@ -30,11 +30,11 @@ CLEANUP = (sys.executable, "-m", "pyproxy", "cleanup")
 
 
 def find(here: Namespace) -> Leftovers:
-    return here.call(takeover.find)
+    return here.call(kernel.find)
 
 
-def remove(here: Namespace) -> tuple[takeover.Failure, ...]:
-    return here.call(lambda: takeover.remove(takeover.find()))
+def remove(here: Namespace) -> tuple[Failure, ...]:
+    return here.call(lambda: kernel.remove(kernel.find()))
 
 
 def test_an_empty_kernel_has_nothing_and_nothing_is_made(here: Namespace) -> None:

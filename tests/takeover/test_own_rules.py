@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from pyproxy import takeover
 from pyproxy.lab.namespace import Namespace
 from pyproxy.model.flavour import Flavour
-from pyproxy.takeover import InService, Leftovers
+from pyproxy.takeover import kernel
+from pyproxy.takeover.leftovers import InService, Leftovers
+from pyproxy.takeover.tools import find_own_rules
 
 from .scenes import FLAVOURS, leave, make_foreign, state, without_firewall
 
@@ -62,7 +63,7 @@ def leave_ours(here: Namespace, flavour: str) -> None:
 
 
 def find_own(here: Namespace, stays: InService) -> Leftovers:
-    return here.call(lambda: takeover.find_own_rules(stays))
+    return here.call(lambda: find_own_rules(stays))
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -72,7 +73,7 @@ def test_what_serves_stays_and_what_does_not_goes(here: Namespace, flavour: str)
     assert not find_own(here, InService(flavour=Flavour(flavour)))
     found = find_own(here, InService(nftables=True))
     assert str(found) == f"iptables-{flavour}: 3 jumps and 11 chains"
-    assert not here.call(lambda: takeover.remove(found))
+    assert not here.call(lambda: kernel.remove(found))
     assert state(here) == before
     assert not find_own(here, InService())
 
@@ -115,11 +116,11 @@ def test_taking_over_leaves_the_rules_that_serve(here: Namespace, flavour: str) 
     leave(here, f"iptables-{other}")
     leave(here, "nftables")
     stays = InService(flavour=Flavour(flavour))
-    assert not here.call(lambda: takeover.remove(takeover.find(stays)))
+    assert not here.call(lambda: kernel.remove(kernel.find(stays)))
     program = f"iptables-{flavour}"
     assert without_firewall(state(here))[program] == serving[program]
     assert without_firewall(state(here))["tables"] == serving["tables"]
-    assert not here.call(lambda: takeover.remove(takeover.find()))
+    assert not here.call(lambda: kernel.remove(kernel.find()))
     assert without_firewall(state(here))[program] == empty[program] or flavour == "legacy"
 
 
@@ -139,14 +140,14 @@ COMMIT
 """
     here.run([f"iptables-{flavour}-restore", "--noflush"], text=ipvs)
     stays = InService(flavour=Flavour(flavour))
-    found = here.call(lambda: takeover.find(stays))
+    found = here.call(lambda: kernel.find(stays))
     assert str(found) == f"iptables-{flavour}: 2 jumps and 2 chains"
-    assert not here.call(lambda: takeover.remove(found))
+    assert not here.call(lambda: kernel.remove(found))
     assert state(here) == before
 
 
 def test_ipvs_that_serves_keeps_its_device(here: Namespace) -> None:
     """This kernel may have no dummy devices, so a bridge stands in for one: the name counts."""
     here.ip(["link add kube-ipvs0 type bridge"])
-    assert here.call(lambda: takeover.find(InService(ipvs=True))) == Leftovers()
-    assert here.call(takeover.find).links == ("kube-ipvs0",)
+    assert here.call(lambda: kernel.find(InService(ipvs=True))) == Leftovers()
+    assert here.call(kernel.find).links == ("kube-ipvs0",)
