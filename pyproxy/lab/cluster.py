@@ -18,9 +18,10 @@ from pyproxy.errors import UsageError
 from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.lab.apiserver.settings import Settings
 from pyproxy.lab.client import ApiClient, JsonObject
+from pyproxy.lab.fence import Fence
 from pyproxy.lab.modes import NFTABLES, LabMode
 from pyproxy.lab.network import Network
-from pyproxy.lab.process import Agent, agent_command
+from pyproxy.lab.process import Agent, agent_command, socket_of
 from pyproxy.lab.topology import TWO_NODES, Site, Topology
 
 
@@ -83,6 +84,10 @@ class Cluster:
             command,
             log or self.folder / f"agent-{site_name}.log",
         )
+
+    def fence(self, site_name: str, agent: Agent) -> Fence:
+        """Give what tells when a site's agent has programmed all that was written."""
+        return Fence(self.client, agent, str(socket_of(site_name, self.folder)))
 
     def endpoint_slices(self) -> AbstractContextManager[object]:
         """Prepare a controller that makes EndpointSlices of pods; entering it starts it."""

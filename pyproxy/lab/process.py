@@ -29,8 +29,13 @@ def agent_command(site: Site, kubeconfig: Path, mode: LabMode = NFTABLES) -> lis
         *("--hostname-override", site.node),
         *("--cluster-cidr", "10.244.0.0/16,fd10::/16"),
         *("--kubeconfig", str(kubeconfig)),
-        *("--inspect-socket", str(kubeconfig.with_name(f"{site.name}.sock"))),
+        *("--inspect-socket", str(socket_of(site.name, kubeconfig.parent))),
     ]
+
+
+def socket_of(site_name: str, folder: Path) -> Path:
+    """Give the path of the local socket of a site's agent, whose kubeconfig is in that folder."""
+    return folder / f"{site_name}.sock"
 
 
 class Agent:
@@ -66,6 +71,11 @@ class Agent:
     def status(self) -> int | None:
         """The exit status, None while the program runs."""
         return None if self._process is None else self._process.poll()
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the program was started and has not ended."""
+        return self._process is not None and self.status is None
 
     def stop(self) -> None:
         """End the program and whatever it has started; may be called twice."""

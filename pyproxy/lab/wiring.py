@@ -10,6 +10,7 @@ POD_BRIDGE = "cbr0"
 """The bridge of a node's pods, for `--pod-bridge-interface`."""
 
 # Refusals are part of what is tested, so the kernel must not ration the ICMP errors that say them.
+# A client of SCTP sends what got no answer again after three seconds, if nobody says otherwise.
 EVERYWHERE = {
     "ipv6/conf/all/disable_ipv6": 0,
     "ipv6/conf/default/disable_ipv6": 0,
@@ -24,6 +25,7 @@ EVERYWHERE = {
     "ipv4/icmp_msgs_per_sec": 100_000,
     "ipv4/icmp_msgs_burst": 10_000,
     "ipv6/icmp/ratelimit": 0,
+    "sctp/rto_initial": 300,
 }
 ON_NODES = EVERYWHERE | {"ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1}
 

@@ -25,7 +25,8 @@ def runner(cluster: Cluster, mode: LabMode, request: pytest.FixtureRequest) -> I
         # In the virtual machine a trace takes longer than the packets, and is no other than here.
         traces = request.node.get_closest_marker("vm") is None
         check = check_of(mode, cluster.network, "na") if traces else None
-        runner = Runner(cluster.client, cluster.network, mode, check=check)
+        fence = cluster.fence("na", agent)
+        runner = Runner(cluster.client, cluster.network, mode, check=check, fence=fence)
         await_agent(runner, agent)
         yield runner
         agent.require_alive()

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyproxy.lab.fence import Marker
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.network import Network
 from pyproxy.lab.probe import Outcome, probe
@@ -18,10 +19,10 @@ from pyproxy.lab.process import Agent
 from pyproxy.lab.topology import TWO_NODES
 from pyproxy.model.destination import parse_destination
 from tests import modes
+from tests.waiting import until
 
 PATIENCE = 10.0
-PATIENCE_WITH_A_START = 60.0
-"""Seconds that an agent has to serve; in the virtual machine it is busy with imports for many."""
+"""Seconds in which what is programmed is met by packets, on a loaded machine too."""
 
 SITE = TWO_NODES.site("na")
 NAMESPACE = "shop"
@@ -84,6 +85,10 @@ def endpoint(pod: str, family: str = "IPv4", **conditions: bool) -> Object:
     return {"addresses": [address], "conditions": conditions, "nodeName": node}
 
 
+def _key(kind: str, name: str) -> tuple[str, str]:
+    return kind.lower(), name
+
+
 def node(**spec: Any) -> Object:
     """The Node of the site that the agent is on, without pod networks unless they are given."""
     addresses = [{"type": "InternalIP", "address": address} for address in SITE.addresses]
@@ -97,28 +102,53 @@ def node(**spec: Any) -> Object:
 
 
 class Proxied:
-    """A node with its agent, and the folder that the agent serves."""
+    """A node with its agent, and the folder that the agent serves.
 
-    def __init__(self, mode: LabMode, network: Network, folder: Path, agent: Agent) -> None:
+    All objects are in one file, which is read as a whole, with a marker for the last of them.
+    """
+
+    def __init__(
+        self, mode: LabMode, network: Network, agent: Agent, folder: Path, marker: Marker
+    ) -> None:
         self.mode = mode
         self.network = network
         self.agent = agent
         self._folder = folder
+        self._marker = marker
+        self._objects: dict[tuple[str, str], Object] = {}
 
     def apply(self, *objects: Object) -> None:
-        """Write objects; all of one call arrive together, or nearly so."""
-        for obj in objects:
-            path = self._path(obj["kind"], obj["metadata"]["name"])
-            draft = path.with_suffix(".draft")
-            draft.write_text(json.dumps(obj))
-            draft.rename(path)
+        """Write objects, all at once, and wait until an agent that runs has programmed them."""
+        self._objects |= {_key(obj["kind"], obj["metadata"]["name"]): obj for obj in objects}
+        self._write()
 
-    def delete(self, kind: str, name: str) -> None:
-        self._path(kind, name).unlink()
+    def delete(self, kind: str, *names: str) -> None:
+        """Take objects away that must be there, and wait as `apply` does."""
+        for name in names:
+            del self._objects[_key(kind, name)]
+        self._write()
 
-    def forget(self, kind: str, name: str) -> None:
-        """Delete an object that may be there."""
-        self._path(kind, name).unlink(missing_ok=True)
+    def forget(self, kind: str, *names: str) -> None:
+        """Take objects away that may be there."""
+        if there := [name for name in names if _key(kind, name) in self._objects]:
+            self.delete(kind, *there)
+
+    def programmed(self) -> None:
+        """Wait until the agent has programmed all that was written."""
+
+        def programmed() -> bool:
+            self.agent.require_alive()
+            return self._marker.programmed()
+
+        until(programmed, "the agent has programmed what was written")
+
+    def _write(self) -> None:
+        items = [*self._objects.values(), *self._marker.next()]
+        draft = self._folder / "objects.draft"
+        draft.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        draft.rename(self._folder / "objects.json")
+        if self.agent.running:
+            self.programmed()
 
     def once(self, who: str, to: str, **how: Any) -> Outcome:
         """Probe as things stand now."""
@@ -175,29 +205,15 @@ class Proxied:
         """List what the agent has put into the kernel."""
         return modes.listing(self.mode, self.network.namespace("na"))
 
-    def _path(self, kind: str, name: str) -> Path:
-        return self._folder / f"{kind}-{name}.json".lower()
-
-    def serves(self) -> None:
-        """Wait until the agent has made its first commit."""
-
-        def served(seen: Outcome) -> bool:
-            return set(seen.reached) == {"b1"} and not (seen.refused or seen.dropped)
-
-        self._until(
-            "a2", _READY_AT, served, "the first commit", patience=PATIENCE_WITH_A_START, tries=3
-        )
-
     def _until(
         self,
         who: str,
         to: str,
         holds: Any,
         wanted: str,
-        patience: float = PATIENCE,
         **how: Any,
     ) -> Outcome:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         while True:
             seen = self.once(who, to, **how)
             if holds(seen):
@@ -207,13 +223,12 @@ class Proxied:
             time.sleep(0.02)
 
 
-_READY_AT = "10.96.255.1:80"
 READY = (
     service("ready", "10.96.255.1", "fd00:10:96::ff:1"),
     endpoint_slice("ready", "b1"),
     endpoint_slice("ready", "b1", family="IPv6"),
 )
-"""What tells that the agent serves: it comes in the first commit, with whatever else is there."""
+"""A Service that is always there, with whatever else is."""
 
 
 @contextmanager
@@ -224,20 +239,22 @@ def proxied(
 
     `folder` is made, and must not be used before.
     """
-    (folder / "manifests").mkdir(parents=True)
+    manifests, socket = folder / "manifests", folder / "socket"
+    manifests.mkdir(parents=True)
     command = [
-        *(sys.executable, "-m", "pyproxy", "run", "--manifests", str(folder / "manifests")),
-        *("--hostname-override", SITE.node, *mode.flags, *flags),
+        *(sys.executable, "-m", "pyproxy", "run", "--manifests", str(manifests)),
+        *("--hostname-override", SITE.node, "--inspect-socket", str(socket)),
+        *(*mode.flags, *flags),
     ]
     agent = Agent(network.namespace("na"), command, folder / "log")
-    made = Proxied(mode, network, folder / "manifests", agent)
+    made = Proxied(mode, network, agent, manifests, Marker(str(socket)))
     given = list(objects)
     if not any(obj["kind"] == "Node" for obj in given):
         given.append(node(podCIDRs=list(SITE.pod_networks)))
     made.apply(*given, *READY)
     try:
         with agent:
-            made.serves()
+            made.programmed()
             yield made
     finally:
         modes.wipe(mode, network.namespace("na"))

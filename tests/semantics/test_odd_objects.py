@@ -220,8 +220,8 @@ class TestPackets:
 
     @pytest.fixture(autouse=True)
     def _afresh(self, node: Proxied) -> None:
-        for kind, name in (("service", "rival"), ("endpointslice", "rival-ipv4")):
-            node.forget(kind, name)
+        node.forget("service", "rival")
+        node.forget("endpointslice", "rival-ipv4")
         node.apply(service("odd", ADDRESS), odd("b2"))
         node.reaches("a2", f"{ADDRESS}:80", "b2")
 
@@ -243,8 +243,9 @@ class TestPackets:
         node.apply(*THOUSANDS_OF_ENDPOINTS)
         node.holds("10.245.19.250")
         node.reaches("a2", "10.96.2.1:80", "a2", source="10.244.1.1")
-        for part in many_endpoints(ENDPOINTS):
-            node.delete("endpointslice", part["metadata"]["name"])
+        node.delete(
+            "endpointslice", *(part["metadata"]["name"] for part in many_endpoints(ENDPOINTS))
+        )
         node.apply(odd("a1"))
         node.reaches("a2", f"{ADDRESS}:80", "a1")
 

@@ -52,7 +52,8 @@ def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> 
     api = ApiClient(options.api, options.token) if options.api else None
     with ending_well(), Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
         check = check_of(mode, cluster.network, NODE) if options.trace else None
-        runner = Runner(cluster.client, cluster.network, mode, options.settle, check)
+        fence = None if options.agent else cluster.fence(NODE, agent)
+        runner = Runner(cluster.client, cluster.network, mode, options.settle, check, fence)
         await_agent(runner, agent)
         able = [case for case in chosen if not _left_out(case)]
         failed = sum(not _report(runner, case) for case in able)

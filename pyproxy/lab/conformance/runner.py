@@ -15,6 +15,7 @@ from pyproxy.lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject,
 from pyproxy.lab.conformance.cases import Applied, Case, Get, Probe, Step
 from pyproxy.lab.conformance.slices import slices_of
 from pyproxy.lab.conformance.verdict import describe, holds
+from pyproxy.lab.fence import Fence
 from pyproxy.lab.modes import LabMode
 from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.lab.network import Network
@@ -57,7 +58,9 @@ Check = Callable[[Probe, Outcome], str]
 class Runner:
     """Runs cases one after the other; what a probe wants must hold within `settle` seconds.
 
-    `check` is asked at once after each probe that holds, and must agree within that time too.
+    `check` is asked at once after each probe that holds, and must agree within that time too. No
+    probe is made before `fence` says that the agent has what was written; without it, one that
+    wants what was so before may come too early to say anything.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Runner:
         mode: LabMode,
         settle: float = 8.0,
         check: Check | None = None,
+        fence: Fence | None = None,
     ) -> None:
         self._client = client
         self._network = network
@@ -75,6 +79,7 @@ class Runner:
         self._tries_to_reach = TRIES_IN_TURN if in_turn else TRIES_TO_REACH
         self._settle = settle
         self._check = check
+        self._fence = fence
         self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
         client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
 
@@ -102,6 +107,8 @@ class Runner:
                 self._delete(path)
         for applied in step.apply:
             self._apply(applied)
+        if self._fence and (step.delete or step.apply):
+            self._fence.wait()
         time.sleep(step.sleep)
         for wanted in step.probe:
             if self._mode not in wanted.without:
