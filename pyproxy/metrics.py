@@ -17,7 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pyproxy import __version__
@@ -32,6 +32,45 @@ _NETWORK_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 30
 _REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 _CHANGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _FAMILY = ("ip_family",)
+
+
+class _Queued(Collector):
+    """Changes that have come, and those of them that no sync has taken up yet.
+
+    A first list brings tens of thousands at once, and to add to one of the library's own metrics
+    takes as long as all else that is done with a change. One thread counts, any may ask.
+    """
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(Kind, 0)
+        self._taken = dict(self._counts)
+        self._last: float | None = None
+
+    def add(self, kind: Kind, now: float) -> None:
+        self._counts[kind] += 1
+        self._last = now
+
+    def take(self) -> None:
+        self._taken = dict(self._counts)
+
+    def collect(self) -> Iterator[Metric]:
+        for kind, name in ((Kind.SERVICE, "service"), (Kind.ENDPOINT_SLICE, "endpoint")):
+            count, about = self._counts[kind], f"Changes of {kind.value}s"
+            yield CounterMetricFamily(f"{_SYNC}_{name}_changes", about, value=count)
+            yield GaugeMetricFamily(
+                f"{_SYNC}_{name}_changes_pending",
+                f"{about} that no sync has taken up yet",
+                value=count - self._taken[kind],
+            )
+        last = GaugeMetricFamily(
+            f"{_SYNC}_last_queued_timestamp_seconds",
+            "When a sync was last asked for",
+            labels=_FAMILY,
+        )
+        if self._last is not None:
+            for family in Family:
+                last.add_metric((family.label,), self._last)
+        yield last
 
 
 class Metrics:
@@ -69,12 +108,6 @@ class Metrics:
             _FAMILY,
             registry=registry,
         )
-        self._last_queued = Gauge(
-            f"{_SYNC}_last_queued_timestamp_seconds",
-            "When a sync was last asked for",
-            _FAMILY,
-            registry=registry,
-        )
         self._sync_failures = Counter(
             f"{_SYNC}_nftables_sync_failures_total",
             "Syncs that failed, and were tried again",
@@ -95,26 +128,8 @@ class Metrics:
         )
 
     def _declare_changes(self, registry: CollectorRegistry) -> None:
-        self._changes = {
-            Kind.SERVICE: Counter(
-                f"{_SYNC}_service_changes_total", "Changes of Services", registry=registry
-            ),
-            Kind.ENDPOINT_SLICE: Counter(
-                f"{_SYNC}_endpoint_changes_total", "Changes of EndpointSlices", registry=registry
-            ),
-        }
-        self._pending = {
-            Kind.SERVICE: Gauge(
-                f"{_SYNC}_service_changes_pending",
-                "Changes of Services that no sync has taken up yet",
-                registry=registry,
-            ),
-            Kind.ENDPOINT_SLICE: Gauge(
-                f"{_SYNC}_endpoint_changes_pending",
-                "Changes of EndpointSlices that no sync has taken up yet",
-                registry=registry,
-            ),
-        }
+        self._queued = _Queued()
+        registry.register(self._queued)
         self._network_programming = Histogram(
             "kubeproxy_network_programming_duration_seconds",
             "From the change of a pod or Service, by the slice's annotation, to the kernel",
@@ -228,16 +243,11 @@ class Metrics:
 
     def change_queued(self, kind: Kind, now: float) -> None:
         """An object changed, and a sync is due for it."""
-        if kind in self._changes:
-            self._changes[kind].inc()
-            self._pending[kind].inc()
-        for family in Family:
-            self._last_queued.labels(family.label).set(now)
+        self._queued.add(kind, now)
 
     def changes_taken(self) -> None:
         """A sync has taken up all changes that were pending."""
-        for gauge in self._pending.values():
-            gauge.set(0)
+        self._queued.take()
 
     def sync_finished(self, duration: float, now: float, *, full: bool) -> None:
         """The kernel holds what it should; `full` where that was worked out for all services."""

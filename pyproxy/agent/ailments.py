@@ -29,6 +29,10 @@ class Ailments:
         self._known: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
         self._said: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether anything is wrong with any object."""
+        return bool(self._known)
+
     def found(self, by: str, subject: Subject, problems: Iterable[Problem]) -> None:
         """Replace what `by` has found about an object; nothing means that it is well, or gone."""
         now, key = tuple(problems), (by, subject)

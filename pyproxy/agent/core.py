@@ -131,9 +131,9 @@ class Agent(Generic[P]):
                 self._ail(Kind.NODE, node.name, node.problems)
             case Upsert(obj=Service() | EndpointSlice() as obj):
                 kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
-                self._ail(kind, str(obj.name), obj.problems)
+                self._ail(kind, obj.name, obj.problems)
             case Delete(kind=kind, name=name):
-                self._ail(kind, str(name), ())
+                self._ail(kind, name, ())
                 if kind is Kind.NODE and changed:
                     self._tell.health.node_seen(eligible=False)
             case Synced(kind=kind, names=names, set_aside=aside):
@@ -376,8 +376,10 @@ class Agent(Generic[P]):
             return
         self._ailments.found(by, (Kind.SERVICE.value, str(name)), problems)
 
-    def _ail(self, kind: Kind, name: str, problems: tuple[Problem, ...]) -> None:
-        self._ailments.found("its text", (kind.value, name), problems)
+    def _ail(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
+        # Nearly every object is well, and a list has tens of thousands.
+        if problems or self._ailments:
+            self._ailments.found("its text", (kind.value, str(name)), problems)
 
 
 def _parsed(name: str) -> ObjectName:
