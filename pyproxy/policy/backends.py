@@ -18,6 +18,7 @@ choices where it leaves one:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import cast
 
 import msgspec
 
@@ -40,6 +41,19 @@ Endpoints = Mapping[Backend, Endpoint]
 """The endpoints of one Service port in one family, without repetition."""
 
 _NO_ENDPOINTS: Endpoints = {}
+
+# A member that is looked up in its enum takes as long as all else that is done with it here.
+_ANYWHERE = topology.Mode.ANYWHERE
+_POLICY_LOCAL = TrafficPolicy.LOCAL
+_CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
+    Scope.CLUSTER_IP,
+    Scope.LOAD_BALANCER,
+    Scope.EXTERNAL_IP,
+    Scope.NODE_PORT,
+)
+_CLUSTER, _LOCAL, _SPLIT = Use.CLUSTER, Use.LOCAL, Use.SPLIT
+_NOBODY = (Use.REFUSE, Use.REFUSE)
+_ANY_ADDRESS = Address(b"")
 
 
 class Usable(msgspec.Struct, frozen=True, gc=False):
@@ -77,11 +91,11 @@ def answer(
             usable = select(endpoints, hostname, zone)
             ports.append(_port_answer(service, port, family, scopes, usable))
     return ServiceAnswer(
-        name=service.name,
-        ports=tuple(ports),
-        source_ranges=_source_ranges(service, node),
-        affinity_timeout=service.affinity_timeout,
-        scheduler=service.scheduler,
+        service.name,
+        tuple(ports),
+        _source_ranges(service, node) if service.source_ranges else (),
+        service.affinity_timeout,
+        service.scheduler,
     )
 
 
@@ -92,7 +106,7 @@ def _source_ranges(service: Service, node: Node | None) -> tuple[Network, ...]:
     sends there comes from that very address. So ranges that hold an address of the node hold the
     Service's load balancer addresses of that family as well.
     """
-    if not (service.source_ranges and service.load_balancer_ips):
+    if not service.load_balancer_ips:
         return ()
     own = node.addresses if node is not None else ()
     node_let_in = {
@@ -113,8 +127,11 @@ def join(slices: Iterable[EndpointSlice], hostname: str) -> dict[PortKey, dict[B
     joined: dict[PortKey, dict[Backend, Endpoint]] = {}
     for part in slices:
         for port in part.ports:
-            found = joined.setdefault((part.family, port.name, port.protocol), {})
             number = port.port.to_bytes(2, "big")
+            new = cast("dict[Backend, Endpoint]", {e.address + number: e for e in part.endpoints})
+            found = joined.setdefault((part.family, port.name, port.protocol), new)
+            if found is new and len(new) == len(part.endpoints):
+                continue
             for endpoint in part.endpoints:
                 backend = Backend(endpoint.address + number)
                 known = found.setdefault(backend, endpoint)
@@ -140,20 +157,15 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
     Without any ready endpoint those that are terminating and still serve stand in, for all of the
     cluster and for this node separately. Hints say nothing about this node's own endpoints.
     """
-    ready: dict[Backend, Endpoint] = {}
-    near: dict[Backend, Endpoint] = {}
-    for backend, endpoint in endpoints.items():
-        if endpoint.ready:
-            ready[backend] = endpoint
-        if endpoint.node == hostname or not endpoint.node:
-            near[backend] = endpoint
+    ready = {b: e for b, e in endpoints.items() if e.ready}
+    near = {b: e for b, e in endpoints.items() if e.node == hostname or not e.node}
     cluster: Collection[Backend] = ready
     draining: Collection[Backend] = ()
     if ready:
         if len(ready) < len(endpoints):
             draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
         mode = topology.choose(ready.values(), hostname, zone).mode
-        if mode is not topology.Mode.ANYWHERE:
+        if mode is not _ANYWHERE:
             cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
     else:
         cluster = [b for b, e in endpoints.items() if _stands_in(e)]
@@ -172,12 +184,11 @@ def _stands_in(endpoint: Endpoint) -> bool:
 
 def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
     """Say what each address of a family is; see the head of this module for the precedence."""
-    scopes: dict[Address, Scope] = {}
-    size = family.bits // 8
+    size = 4 if family == 4 else 16
+    scopes = {address: _CLUSTER_IP for address in service.cluster_ips if len(address) == size}
     for scope, addresses in (
-        (Scope.CLUSTER_IP, service.cluster_ips),
-        (Scope.LOAD_BALANCER, service.load_balancer_ips),
-        (Scope.EXTERNAL_IP, service.external_ips),
+        (_LOAD_BALANCER, service.load_balancer_ips),
+        (_EXTERNAL_IP, service.external_ips),
     ):
         for address in addresses:
             if len(address) == size:
@@ -195,16 +206,16 @@ def _port_answer(
     """Give each frontend its use, and keep no more backends than those uses ask for."""
     internal, external = _uses(service, usable)
     frontends = [
-        Frontend(scope, address, port.port, internal if scope is Scope.CLUSTER_IP else external)
+        Frontend(scope, address, port.port, internal if scope is _CLUSTER_IP else external)
         for address, scope in scopes.items()
     ]
     if port.node_port:
-        frontends.append(Frontend(Scope.NODE_PORT, Address(b""), port.node_port, external))
+        frontends.append(Frontend(_NODE_PORT, _ANY_ADDRESS, port.node_port, external))
     # A list and no set, for an enum's hash is written in Python.
     uses = [frontend.use for frontend in frontends]
-    split = Use.SPLIT in uses
-    cluster = _sorted(usable.cluster) if split or Use.CLUSTER in uses else ()
-    local = _sorted(usable.local) if split or Use.LOCAL in uses else ()
+    split = _SPLIT in uses
+    cluster = _sorted(usable.cluster) if split or _CLUSTER in uses else ()
+    local = _sorted(usable.local) if split or _LOCAL in uses else ()
     hairpin: Collection[Backend] = ()
     if split:
         hairpin = {*cluster, *local}
@@ -217,8 +228,8 @@ def _port_answer(
         tuple(frontends),
         cluster,
         local,
-        _sorted(hairpin),
-        _sorted(usable.draining),
+        _sorted(hairpin) if hairpin else (),
+        _sorted(usable.draining) if usable.draining else (),
     )
 
 
@@ -229,10 +240,10 @@ def _sorted(backends: Collection[Backend]) -> tuple[Backend, ...]:
 def _uses(service: Service, usable: Usable) -> tuple[Use, Use]:
     """Decide the use of cluster IPs, and that of all external frontends."""
     if not usable.cluster:
-        return Use.REFUSE, Use.REFUSE
-    internal = external = Use.CLUSTER
-    if service.internal_policy is TrafficPolicy.LOCAL:
-        internal = Use.LOCAL if usable.local else Use.DROP
-    if service.external_policy is TrafficPolicy.LOCAL:
-        external = Use.SPLIT
+        return _NOBODY
+    internal = external = _CLUSTER
+    if service.internal_policy is _POLICY_LOCAL:
+        internal = _LOCAL if usable.local else Use.DROP
+    if service.external_policy is _POLICY_LOCAL:
+        external = _SPLIT
     return internal, external

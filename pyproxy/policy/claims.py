@@ -67,8 +67,12 @@ class Claims:
     def grant(self, service: Service, answer: ServiceAnswer) -> Granted:
         """Claim all frontends of an answer, in place of what this Service claimed before."""
         claimant = _Claimant(service.created, service.name)
-        keys = tuple([_key(port, each) for port in answer.ports for each in port.frontends])
+        keys = _keys(answer)
         before, after = self._entries.get(service.name), _Entry(claimant, keys)
+        unique = len(keys) == 1 or len(set(keys)) == len(keys)
+        self._entries[service.name] = after
+        if before is None and unique and self._enters_alone(claimant, keys):
+            return Granted(answer)
         also: set[ObjectName] = set()
         if before != after:
             new: Collection[bytes] = keys
@@ -79,9 +83,7 @@ class Claims:
                     new = [key for key in keys if key not in kept]
                 self._leave(before.claimant, [key for key in before.keys if key not in kept], also)
             self._enter(claimant, new, also)
-            self._entries[service.name] = after
-        first = [self._queues[key][0] == claimant for key in keys]
-        if all(first) and len(set(keys)) == len(keys):
+        if unique and all(self._queues[key][0] == claimant for key in keys):
             return Granted(answer, also=frozenset(also))
         return self._part(claimant, answer, frozenset(also))
 
@@ -92,6 +94,12 @@ class Claims:
         if entry is not None:
             self._leave(entry.claimant, entry.keys, also)
         return frozenset(also)
+
+    def _enters_alone(self, claimant: _Claimant, keys: tuple[bytes, ...]) -> bool:
+        """Enter the queues that nobody is in yet, and tell whether those were all."""
+        alone = (claimant,)
+        entered = [self._queues.setdefault(key, alone) for key in keys]
+        return entered == [alone] * len(keys)
 
     def _enter(self, claimant: _Claimant, keys: Iterable[bytes], also: set[ObjectName]) -> None:
         alone = (claimant,)
@@ -144,10 +152,21 @@ class Claims:
         return Granted(granted, tuple(problems), also)
 
 
+def _keys(answer: ServiceAnswer) -> tuple[bytes, ...]:
+    keys: list[bytes] = []
+    for port in answer.ports:
+        head = _head(port)
+        keys += [head + each.port.to_bytes(2, "big") + each.address for each in port.frontends]
+    return tuple(keys)
+
+
 def _key(port: PortAnswer, frontend: Frontend) -> bytes:
+    return _head(port) + frontend.port.to_bytes(2, "big") + frontend.address
+
+
+def _head(port: PortAnswer) -> bytes:
     # A node port has no address, so its family must be told; the others' tell it by length.
-    number = frontend.port.to_bytes(2, "big")
-    return bytes((port.family, port.protocol)) + number + frontend.address
+    return bytes((port.family, port.protocol))
 
 
 def _narrow(port: PortAnswer, frontends: tuple[Frontend, ...]) -> PortAnswer:

@@ -16,7 +16,11 @@ def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> Servi
     From there on a node port is a frontend like any other, and one that meets an external IP on
     the node's own address is seen to do so.
     """
-    if not any(_is_node_port(frontend) for port in answer.ports for frontend in port.frontends):
+    for port in answer.ports:  # mostly all of them, and so no generator
+        # A node port comes after all addresses.
+        if port.frontends and _is_node_port(port.frontends[-1]):
+            break
+    else:
         return answer
     ports = tuple(_spread(port, addresses) for port in answer.ports)
     return msgspec.structs.replace(answer, ports=ports)

@@ -54,7 +54,10 @@ def choose(ready: Collection[Endpoint], hostname: str, zone: str) -> Choice:
     """
     if not ready:
         return _NONE_READY
-    if not any(endpoint.hint_zones or endpoint.hint_nodes for endpoint in ready):
+    for endpoint in ready:  # nearly always to its end, and so no generator
+        if endpoint.hint_zones or endpoint.hint_nodes:
+            break
+    else:
         return _NO_HINTS
     if not all(endpoint.hint_nodes for endpoint in ready):
         no_node = Ignored.NODE_HINT_MISSING

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, assert_never
 
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import Rows, Table
@@ -14,8 +15,18 @@ from pyproxy.netlink.elements import COMMENT_LIMIT, DROP, Tag
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 _INDEX = struct.Struct("=I")
-_SERVES = (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
+# A member that is looked up in its enum takes longer than to pack a row.
+_CLUSTER: Final = Use.CLUSTER
+_LOCAL: Final = Use.LOCAL
+_SPLIT: Final = Use.SPLIT
+_CLUSTER_IP: Final = Scope.CLUSTER_IP
+_SERVES = (_CLUSTER, _LOCAL, _SPLIT)
 _UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
+
+_PADDING = b"\0\0"
+_PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
+_FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
+_FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
 
 SharedRow = tuple[str, bytes]
 """A set's name and a key that several Services may ask for."""
@@ -23,7 +34,7 @@ SharedRow = tuple[str, bytes]
 
 def frontend_key(address: Address, protocol: Protocol, port: int) -> bytes:
     """Pack what a packet to a frontend says: destination, protocol and port, each padded."""
-    return address + bytes((protocol, 0, 0, 0)) + port.to_bytes(2, "big") + b"\0\0"
+    return address + _PROTOCOLS[protocol] + port.to_bytes(2, "big") + _PADDING
 
 
 def add_service(answer: ServiceAnswer, table: Table) -> None:
@@ -42,7 +53,7 @@ def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
             yield hairpin, backend[:-2] * 2
         cluster_ips = schema.CLUSTER_IPS.of(port.family)
         for frontend in port.frontends:
-            if frontend.scope is Scope.CLUSTER_IP:
+            if frontend.scope is _CLUSTER_IP:
                 yield cluster_ips, frontend.address
 
 
@@ -81,30 +92,31 @@ def _add_frontend(
 
     def pick(which: str, backends: tuple[Backend, ...], *, masquerade: bool = False) -> str:
         endpoints = table.setdefault(schema.ENDPOINTS.of(family), {})
-        first = chains.LOCAL_OFFSET if which == chains.LOCAL else 0
-        for index, backend in enumerate(backends, first):
-            endpoints[key + _INDEX.pack(index)] = backend + b"\0\0"
+        for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
+            endpoints[key + index] = backend + _PADDING
         if sticky:
             returned_to = table.setdefault(schema.STICKY_ENDPOINTS.of(family), {})
-            returned_to.update((key + backend + b"\0\0", b"") for backend in backends)
+            returned_to.update((key + backend + _PADDING, b"") for backend in backends)
         size = chains.endpoint_class(len(backends))
         return chains.picking(which, family, size, masquerade=masquerade, sticky=sticky)
 
-    match frontend.use:
-        case Use.CLUSTER:
-            outside = frontend.scope is not Scope.CLUSTER_IP
-            put(schema.SERVICES, pick(chains.CLUSTER, port.cluster, masquerade=outside))
-        case Use.LOCAL:
-            put(schema.SERVICES, pick(chains.CLUSTER, port.local))
-        case Use.SPLIT:
-            put(schema.SERVICES, f"split{int(family)}")
-            if port.cluster:
-                put(schema.INSIDERS, pick(chains.CLUSTER, port.cluster))
-            put(schema.OUTSIDERS, pick(chains.LOCAL, port.local) if port.local else DROP)
-        case Use.REFUSE:
-            put(schema.REFUSED, "")
-        case Use.DROP:
-            put(schema.SERVICES, DROP)
+    use = frontend.use
+    if use is _CLUSTER:
+        outside = frontend.scope is not _CLUSTER_IP
+        put(schema.SERVICES, pick(chains.CLUSTER, port.cluster, masquerade=outside))
+    elif use is _LOCAL:
+        put(schema.SERVICES, pick(chains.CLUSTER, port.local))
+    elif use is _SPLIT:
+        put(schema.SERVICES, f"split{int(family)}")
+        if port.cluster:
+            put(schema.INSIDERS, pick(chains.CLUSTER, port.cluster))
+        put(schema.OUTSIDERS, pick(chains.LOCAL, port.local) if port.local else DROP)
+    elif use is Use.REFUSE:
+        put(schema.REFUSED, "")
+    elif use is Use.DROP:
+        put(schema.SERVICES, DROP)
+    else:
+        assert_never(use)
     if sticky:
         put(schema.STICKY, chains.learning(family, answer.affinity_timeout))
     if answer.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
@@ -114,10 +126,23 @@ def _add_frontend(
             sources[key + low + key + high] = b""
 
 
+def _indices(which: str, count: int) -> Sequence[bytes]:
+    """Give the last fields of the keys of CLUSTER's or LOCAL's first `count` endpoints, or more."""
+    few = _FEW[which]
+    if count <= len(few):
+        return few
+    first = _FIRST[which]
+    return [_INDEX.pack(index) for index in range(first, first + count)]
+
+
 def service_comment(name: ObjectName, port: str) -> str:
     """Name a Service's port for whoever lists the table, cut and cleaned."""
-    text = f"{name}:{port}" if port else str(name)
-    return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]
+    text = f"{name.namespace}/{name.name}"
+    if port:
+        text = f"{text}:{port}"
+    if _UNSAFE.search(text):
+        text = _UNSAFE.sub("?", text)
+    return text[:COMMENT_LIMIT]
 
 
 def slots_in(rows: Rows, family: Family) -> dict[bytes, tuple[Backend, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -42,13 +41,11 @@ FRONTEND = (Field.DADDR, Field.PROTOCOL, Field.PORT)
 BACKEND = (Field.DADDR, Field.PORT)
 
 
-_NUMBER = {family: str(int(family)) for family in Family}
-
-
 class SetKind(msgspec.Struct, frozen=True):
     """One set or map that exists for each family, under `name` followed by 4 or 6.
 
-    `learned` is how many elements a map that packets fill may have; 0 for all that we fill.
+    `learned` is how many elements a map that packets fill may have; 0 for all that we fill. `names`
+    are those by family.
     """
 
     name: str
@@ -57,11 +54,15 @@ class SetKind(msgspec.Struct, frozen=True):
     data: tuple[Field, ...] = ()
     shape: Shape = Shape.EXACT
     learned: int = 0
+    names: Mapping[Family, str] = {}
+
+    def __post_init__(self) -> None:
+        names = {family: f"{self.name}{family:d}" for family in Family}
+        msgspec.structs.force_setattr(self, "names", names)
 
     def of(self, family: Family) -> str:
         """Name the set of one family."""
-        # The rows that are remembered share it, however many they are.
-        return sys.intern(self.name + _NUMBER[family])
+        return self.names[family]
 
     def key_text(self, family: Family) -> str:
         """Write the key as the expression that looks it up."""
