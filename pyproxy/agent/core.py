@@ -279,7 +279,8 @@ class Agent(Generic[P]):
         while queue:
             name = queue.popleft()
             also, answers[name] = self._answer_one(name)
-            queue.extend(also)
+            if also:
+                queue.extend(also)
         return answers
 
     def _answer_one(self, name: ObjectName) -> tuple[frozenset[ObjectName], ServiceAnswer | None]:
@@ -297,8 +298,10 @@ class Agent(Generic[P]):
             log.exception("Service %s could not be answered, which is a mistake in pyproxy", name)
             self._found("its answer", name, (_foiled(name, error),))
             return self._claims.release(name), None
-        self._found("its answer", name, ())
-        self._found("its claims", name, granted.problems)
+        # Nearly every Service is well, and has nothing to be forgotten.
+        if granted.problems or name in self._ailing:
+            self._found("its answer", name, ())
+            self._found("its claims", name, granted.problems)
         return granted.also, granted.answer
 
     def _grant(self, service: Service) -> Granted:
@@ -369,7 +372,6 @@ class Agent(Generic[P]):
         log.log(level, "the kernel refused a sync, reading it back to try again: %s", error)
 
     def _found(self, by: str, name: ObjectName, problems: tuple[Problem, ...]) -> None:
-        # Nearly every Service is well, and has nothing to be forgotten.
         if problems:
             self._ailing.add(name)
         elif name not in self._ailing:

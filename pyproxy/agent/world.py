@@ -44,7 +44,8 @@ class World:
 
     def slices_of(self, service: ObjectName) -> Iterable[EndpointSlice]:
         """Give the slices that name a Service, in no order."""
-        return self._by_service.get(service, {}).values()
+        found = self._by_service.get(service)
+        return found.values() if found else ()
 
     def uid(self, kind: str, name: str) -> str:
         """Give the uid of a Service or the Node by its name in text, empty where not known."""

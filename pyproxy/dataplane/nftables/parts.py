@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import groupby, islice
 
 import msgspec
 
@@ -96,8 +97,11 @@ class _Places:
             if _is_of_ranges(name):
                 parts[0][name] = rows
                 continue
-            for owner, (key, value) in zip(_owners(name, rows), rows.items(), strict=True):
-                parts[self._of.get(owner, last)].setdefault(name, {})[key] = value
+            numbers = [self._of.get(owner, last) for owner in _owners(name, rows)]
+            items = iter(rows.items())
+            # Rows come in the order of their Services, so those of a part stand together.
+            for number, run in groupby(numbers):
+                parts[number].setdefault(name, {}).update(islice(items, len(list(run))))
         return parts
 
     def _put(self, owners: Iterable[Owner], waiting: Counter[Owner]) -> None:
@@ -116,13 +120,13 @@ def _owners(name: str, rows: Rows) -> Sequence[Owner]:
     return [key[:width] for key in rows] if width else [(name, key) for key in rows]
 
 
-def _owners_in(answer: ServiceAnswer) -> Iterator[Owner]:
+def _owners_in(answer: ServiceAnswer) -> Sequence[Owner]:
+    owners: list[Owner] = list(shared_rows(answer))
     for port in answer.ports:
         # Cut as its rows' keys are: one that is too long goes with its Service, to be refused.
-        width = _WIDTHS[port.family]
-        for frontend in port.frontends:
-            yield frontend_key(frontend.address, port.protocol, frontend.port)[:width]
-    yield from shared_rows(answer)
+        width, protocol = _WIDTHS[port.family], port.protocol
+        owners += [frontend_key(f.address, protocol, f.port)[:width] for f in port.frontends]
+    return owners
 
 
 @cache
