@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights, supervise
 from pyproxy.agent.config_file import ConfigFile
@@ -26,7 +26,7 @@ from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.interface import Dataplane, Readable
+from pyproxy.dataplane.interface import Dataplane, Readable, ReadsAhead
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
@@ -109,15 +109,14 @@ def _serve(
         machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressWatch()))
         rights.keep_only(rights.needed(settings, legacy_rules=has_legacy_rules()))
+        if isinstance(dataplane, ReadsAhead):
+            dataplane.read_ahead()
         ending.tell(end)
-        servers.start()
-        stack.callback(servers.stop)
-        reconciler.start()
-        stack.callback(reconciler.stop)
+        stack.enter_context(_running(servers))
+        stack.enter_context(_running(reconciler))
         if announcer is not None:
             announcer.starting()
-            announcer.start()
-            stack.callback(announcer.stop)
+            stack.enter_context(_running(announcer))
         about = About(
             settings,
             client,
@@ -129,8 +128,7 @@ def _serve(
         )
         stack.enter_context(_asked(Witness(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)
-        source.start()
-        stack.callback(source.stop)
+        stack.enter_context(_running(source))
         log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
 
         def chores() -> None:
@@ -149,18 +147,30 @@ def _serve(
 
 @contextmanager
 def _asked(witness: Witness, settings: Settings) -> Iterator[None]:
-    server = Server(settings.inspect_socket, BY_PATH, witness)
     with ExitStack() as stack:
-        server.start()
-        stack.callback(server.stop)
+        stack.enter_context(_running(Server(settings.inspect_socket, BY_PATH, witness)))
         if settings.ui is not None:
             # What it brings is for those alone who want a page.
             from pyproxy.ui.server import Page  # noqa: PLC0415
 
             page = Page(settings.ui, witness, counters=settings.endpoint_counters)
-            page.start()
-            stack.callback(page.stop)
+            stack.enter_context(_running(page))
         yield
+
+
+class _Startable(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@contextmanager
+def _running(worker: _Startable) -> Iterator[None]:
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.stop()
 
 
 @contextmanager

@@ -117,6 +117,18 @@ class Readable(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A dataplane that can begin to read the kernel before the first `replan` asks for it."""
+
+    def read_ahead(self) -> None:
+        """Begin, and return at once; the thread has the rights of the calling one.
+
+        Raises KernelError.
+        """
+        ...
+
+
 class Dataplane(Protocol[P]):
     """One way to program the kernel.
 

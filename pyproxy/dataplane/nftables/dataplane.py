@@ -14,6 +14,7 @@ from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
+from pyproxy.dataplane.nftables.ahead import ReadAhead
 from pyproxy.dataplane.nftables.compare import amiss, compare, fill
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
@@ -71,6 +72,7 @@ class NftablesDataplane:
         except KernelError as error:
             raise _unusable(error) from error
         self._monitor = Monitor(TABLE, self._netlink.port)
+        self._ahead: ReadAhead | None = None
 
     @property
     def messages_sent(self) -> int:
@@ -99,6 +101,10 @@ class NftablesDataplane:
             read_tables(self._netlink)
         except KernelError as error:
             raise _unusable(error) from error
+
+    def read_ahead(self) -> None:
+        """Begin to read what the first `replan` will ask for; KernelError."""
+        self._ahead = ReadAhead()
 
     def plan(self, changes: Changes) -> NftablesPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
@@ -138,7 +144,7 @@ class NftablesDataplane:
 
     def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
-        held = read_table(self._netlink)
+        held = self._held()
         layout = read_layout(self._netlink)
         options = self._options_for(node)
         self._loaded = options if layout.is_loaded(options) else None
@@ -240,6 +246,14 @@ class NftablesDataplane:
         """Give back the sockets; the rules stay."""
         self._monitor.end()
         self._netlink.close()
+
+    def _held(self) -> Table:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            held = ahead.take(generation(self._netlink.get(get_generation())))
+            if held is not None:
+                return held
+        return read_table(self._netlink)
 
     @staticmethod
     def _count(
