@@ -78,6 +78,12 @@ class Announcements:
                 raise LabError("the kernel has been told nothing of a change")
         return time.monotonic()
 
+    def count(self) -> int:
+        """Give how many transactions there have been until now."""
+        while self._read(0.0):
+            pass
+        return self.commits
+
     def latencies(self, api: Cluster, churn: Churn, patience: float) -> list[float]:
         """Have a churn made and listen to what comes of it; seconds for each pod that was seen.
 

@@ -45,6 +45,9 @@ class Measure(enum.Enum):
     CHURN_CPU = "churn_cpu", "churn: CPU of a change", Unit.SECONDS
     CHURN_GROWTH = "churn_growth", "churn: memory after its second half, less before", Unit.BYTES
     STEADY = "steady_memory", "memory after all changes", Unit.BYTES
+    RESTART = "restart", "restart, nothing changed: to healthy and in step", Unit.SECONDS
+    RESTART_CPU = "restart_cpu", "CPU of a restart, until it rests", Unit.SECONDS
+    RESTART_COMMITS = "restart_commits", "restart: transactions", Unit.COUNT
     CONNECTIONS = "connections", "connections, one after the other", Unit.RATE
     BEST = "latency_best", "first answer: best Service", Unit.SECONDS
     MEDIAN = "latency_median", "first answer: median Service", Unit.SECONDS

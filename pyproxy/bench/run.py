@@ -6,6 +6,8 @@ import itertools
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
@@ -22,14 +24,18 @@ from pyproxy.bench.place import Place
 from pyproxy.bench.prober import Prober
 from pyproxy.bench.shape import FRESH_POD, Size
 from pyproxy.lab.cluster import kubeconfig
+from pyproxy.lab.namespace import LabError
 from pyproxy.lab.process import Agent
 
 _ASKED = 16
 _RESTS = 0.5
 _REST_PATIENCE = 60.0
 _SERVICES, _EACH = 32, 60
+_HEALTH = "http://127.0.0.1:10256/healthz"
 _METRICS = "http://127.0.0.1:10249/metrics"
 _FULL_SYNC = "kubeproxy_sync_full_proxy_rules_duration_seconds_sum"
+_LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
+_BETWEEN_QUESTIONS = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -48,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def steps(self) -> int:
         """How many steps of progress a run tells of."""
-        return 4
+        return 5
 
 
 class Bench:
@@ -70,20 +76,20 @@ class Bench:
         log = self._folder / f"{contestant.name}-{number}.log"
         step("start")
         began = time.monotonic()
-        with (
-            contestant.serving(self._place.node, self._kubeconfig, log) as agent,
-            usage.Peak(agent.pid) as peak,
-        ):
-            self._start(agent, began, figures)
-            step("changes")
-            self._changes(agent, contestant, figures)
-            step("churn")
-            if self._plan.churn_rate and contestant.announces:
-                self._churn(agent, figures)
-            figures[Measure.STEADY] = [usage.memory(agent.pid, "VmRSS")]
-            step("connections")
-            self._connections(figures)
-        figures[Measure.HELPERS] = [peak.helpers]
+        with contestant.serving(self._place.node, self._kubeconfig, log) as agent:
+            with usage.Peak(agent.pid) as peak:
+                self._start(agent, began, figures)
+                step("changes")
+                self._changes(agent, contestant, figures)
+                step("churn")
+                if self._plan.churn_rate and contestant.announces:
+                    self._churn(agent, figures)
+                figures[Measure.STEADY] = [usage.memory(agent.pid, "VmRSS")]
+                step("connections")
+                self._connections(figures)
+            figures[Measure.HELPERS] = [peak.helpers]
+            step("restart")
+            self._restart(agent, contestant, figures)
         return Run(contestant.name, number, figures)
 
     def _start(self, agent: Agent, began: float, figures: Figures) -> None:
@@ -100,6 +106,23 @@ class Bench:
         said = _metric(_FULL_SYNC)
         if said is not None:
             figures[Measure.FULL_SYNC] = [said]
+
+    def _restart(self, agent: Agent, contestant: Contestant, figures: Figures) -> None:
+        agent.stop()
+        with ExitStack() as stack:
+            kernel = stack.enter_context(Announcements()) if contestant.announces else None
+            began, moment = time.monotonic(), time.time()
+            agent.start()
+            while not (_is_healthy() and (_metric(_LAST_SYNC) or 0.0) >= moment):
+                agent.require_alive()
+                if time.monotonic() - began > self._plan.patience:
+                    raise LabError("the agent is not healthy again after a restart")
+                time.sleep(_BETWEEN_QUESTIONS)
+            figures[Measure.RESTART] = [time.monotonic() - began]
+            self._rest(agent)
+            figures[Measure.RESTART_CPU] = [usage.cpu(agent.pid)]
+            if kernel is not None:
+                figures[Measure.RESTART_COMMITS] = [kernel.count()]
 
     def _rest(self, agent: Agent) -> None:
         deadline = time.monotonic() + _REST_PATIENCE
@@ -173,6 +196,15 @@ def _spread(services: int, count: int) -> list[int]:
     """Pick Services from the first to the last."""
     count = min(count, services)
     return sorted({index * (services - 1) // max(1, count - 1) for index in range(count)})
+
+
+def _is_healthy() -> bool:
+    # Some say so before they have done anything: whoever asks looks at their last sync as well.
+    try:
+        with urllib.request.urlopen(_HEALTH, timeout=5) as answered:
+            return bool(answered.status == HTTPStatus.OK)
+    except OSError:
+        return False
 
 
 def _metric(name: str) -> float | None:

@@ -48,8 +48,7 @@ class Agent:
         self.log = log
 
     def __enter__(self) -> Self:
-        with self.log.open("ab") as output:
-            self._process = self._namespace.start(self._command, output=output)
+        self.start()
         return self
 
     def __exit__(
@@ -76,6 +75,11 @@ class Agent:
     def running(self) -> bool:
         """Tell whether the program was started and has not ended."""
         return self._process is not None and self.status is None
+
+    def start(self) -> None:
+        """Run the program, for the first time or once more after `stop`."""
+        with self.log.open("ab") as output:
+            self._process = self._namespace.start(self._command, output=output)
 
     def stop(self) -> None:
         """End the program and whatever it has started; may be called twice."""

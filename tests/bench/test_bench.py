@@ -27,6 +27,7 @@ def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     document = msgspec.json.decode((tmp_path / "bench.json").read_bytes())
     missing = [each.key for each in Measure if not document["measures"][each.key]["agents"]]
     assert missing == []
+    assert document["measures"]["restart_commits"]["agents"]["pyproxy"]["median"] == 0
     assert (tmp_path / "bench.md").read_text() in done.stdout
     assert "endpoint up" in (tmp_path / "bench.svg").read_text()
 

@@ -1,0 +1,54 @@
+"""What a start waits for before it asks the API server for anything: modules, by their number."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pyproxy.lab.namespace import Namespace
+from tests.namespaces import empty_namespace
+
+pytestmark = pytest.mark.kernel
+
+# The interpreter tells of each connection; the first to the API server is a list's.
+AGENT = """
+import os, sys
+
+def tell(event, arguments):
+    if event == "socket.connect" and arguments[1] == ("127.0.0.1", 1):
+        os.write(1, " ".join(sys.modules).encode())
+        os._exit(0)
+
+sys.addaudithook(tell)
+from pyproxy.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+FLAGS = ["--hostname-override", "n", "--master", "http://127.0.0.1:1", "--inspect-socket="]
+LIBRARIES = {"kubernetes", "msgspec", "prometheus_client", "urllib3", "yaml"}
+"""What the agent itself imports of others; `kubernetes` brings more with it."""
+
+OTHER_MODES = {
+    "nftables": ("pyproxy.dataplane.iptables", "pyproxy.dataplane.ipvs.dataplane"),
+    "iptables": ("pyproxy.dataplane.nftables.dataplane", "pyproxy.dataplane.ipvs.dataplane"),
+}
+MOST = 160
+"""Modules of pyproxy itself; the commands, the other modes and the page have as many again."""
+
+
+def loaded(here: Namespace, *arguments: str) -> set[str]:
+    command = (sys.executable, "-c", AGENT, *arguments)
+    return set(here.run(command).stdout.split())
+
+
+@pytest.mark.parametrize("mode", OTHER_MODES)
+def test_no_list_waits_for_what_is_seldom_needed(mode: str) -> None:
+    with empty_namespace("start") as here:
+        found = loaded(here, "run", "--proxy-mode", mode, *FLAGS)
+    own = {name for name in found if name.partition(".")[0] == "pyproxy"}
+    assert "pyproxy.source.reflector" in own
+    assert not [name for name in own if name.startswith(OTHER_MODES[mode])]
+    assert not own & {"pyproxy.takeover.kernel", "pyproxy.ui.server", "pyproxy.lab"}
+    assert len(own) < MOST
+    assert not found & {"pyroute2", "rich", "jinja2", "aiohttp", "watchfiles", "matplotlib"}
+    assert found >= LIBRARIES
