@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from pyproxy.agent.core import Commit
@@ -82,11 +83,11 @@ class LocalCounts:
             for names in self._without.values():
                 names.clear()
         for name, answer in commit.answers.items():
-            for (family, internal), names in self._without.items():
-                if answer is not None and _is_without(answer, family, internal=internal):
-                    names.add(name)
-                else:
-                    names.discard(name)
+            for names in self._without.values():
+                names.discard(name)
+            if answer is not None:
+                for which in _without(answer):
+                    self._without[which].add(name)
         for family in Family:
             self._metrics.no_local_endpoints(
                 family,
@@ -95,14 +96,12 @@ class LocalCounts:
             )
 
 
-def _is_without(answer: ServiceAnswer, family: Family, *, internal: bool) -> bool:
-    return any(
-        _drops(frontend.use, local=bool(port.local))
-        for port in answer.ports
-        if port.family is family
-        for frontend in port.frontends
-        if (frontend.scope is Scope.CLUSTER_IP) is internal
-    )
+def _without(answer: ServiceAnswer) -> Iterator[tuple[Family, bool]]:
+    """Give the family of each frontend that drops, and whether it is an internal one."""
+    for port in answer.ports:
+        for frontend in port.frontends:
+            if _drops(frontend.use, local=bool(port.local)):
+                yield port.family, frontend.scope is Scope.CLUSTER_IP
 
 
 def _drops(use: Use, *, local: bool) -> bool:

@@ -28,12 +28,18 @@ def diff(before: Mapping[str, Mapping[K, V]], after: Mapping[str, Mapping[K, V]]
     """Compare two states; the fewest rows are written."""
     remove: dict[str, dict[K, V]] = {}
     add: dict[str, dict[K, V]] = {}
+    alike: set[str] = set()
     for name, rows in before.items():
         wanted = after.get(name, {})
+        if rows == wanted:  # as after a restart, when that is soonest found out of all rows at once
+            alike.add(name)
+            continue
         gone = _other(rows, wanted)
         if gone:
             remove[name] = gone
     for name, rows in after.items():
+        if name in alike:
+            continue
         held = before.get(name, {})
         new = _other(rows, held)
         if new:

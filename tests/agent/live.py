@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -18,8 +19,9 @@ from typing import Any
 
 import msgspec
 
+from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows, slots_in
+from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, Table
 from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy.lab.apiserver.server import ApiServer
@@ -32,6 +34,7 @@ from pyproxy.lab.process import Agent, agent_command
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.netlink.elements import Value
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.backends import answer
 from pyproxy.policy.node_ports import on_addresses
@@ -259,12 +262,17 @@ def in_order(table: Table) -> Table:
     for family in Family:
         name = ENDPOINTS.of(family)
         if name in table:
-            slots = slots_in(table[name], family)
-            assert sum(map(len, slots.values())) == len(table[name]), "slots with gaps"
+            slots: dict[bytes, dict[int, Value]] = {}
+            for key, backend in table[name].items():
+                (number,) = struct.unpack("=I", key[-4:])
+                base, index = divmod(number, LOCAL_OFFSET)
+                slots.setdefault(key[:-4] + bytes([base]), {})[index] = backend
+            for backends in slots.values():
+                assert backends.keys() == set(range(len(backends))), "slots with gaps"
             result[name] = {
                 key + bytes([index]): backend
                 for key, backends in slots.items()
-                for index, backend in enumerate(sorted(backends))
+                for index, backend in enumerate(sorted(backends.values(), key=repr))
             }
     assert result.keys() <= BY_NAME.keys()
     return result

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
+
 import msgspec
 
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.rows import frontend_key, slots_in, slots_key
+from pyproxy.dataplane.nftables.rows import frontend_key, slots_of
 from pyproxy.dataplane.nftables.schema import TABLE, Kinds, Rows, Table
 from pyproxy.dataplane.slots import place
 from pyproxy.errors import OutOfStepError
@@ -62,20 +65,22 @@ def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """The slots that endpoints have in the kernel, by family and `slots_key`."""
+    """The slots that endpoints have in the kernel: the rows of each family's ENDPOINTS."""
 
-    slots: dict[Family, dict[bytes, tuple[Backend, ...]]]
+    endpoints: Mapping[Family, Rows]
 
     def place(self, wanted: ServiceAnswer) -> ServiceAnswer:
         """Order a Service's backends as the kernel has them."""
-        if not any(self.slots.values()):
+        if not any(self.endpoints.values()):
             return wanted
-        ports = tuple(self._place_port(port) for port in wanted.ports)
+        ports = tuple([self._place_port(port) for port in wanted.ports])
+        if all(map(operator.is_, ports, wanted.ports)):
+            return wanted
         return msgspec.structs.replace(wanted, ports=ports)
 
     def _place_port(self, port: PortAnswer) -> PortAnswer:
-        slots = self.slots.get(port.family)
-        if not slots:
+        rows = self.endpoints[port.family]
+        if not rows:
             return port
         cluster: tuple[Backend, ...] = ()
         local: tuple[Backend, ...] = ()
@@ -83,16 +88,16 @@ class Remembered(msgspec.Struct, frozen=True):
             # A port's frontends agree, so the first one that has slots speaks for all.
             key = frontend_key(frontend.address, port.protocol, frontend.port)
             if frontend.use is Use.LOCAL:
-                local = local or slots.get(slots_key(key, chains.CLUSTER), ())
+                local = local or slots_of(rows, key, chains.CLUSTER)
             elif frontend.use in (Use.CLUSTER, Use.SPLIT):
-                cluster = cluster or slots.get(slots_key(key, chains.CLUSTER), ())
-                local = local or slots.get(slots_key(key, chains.LOCAL), ())
+                cluster = cluster or slots_of(rows, key, chains.CLUSTER)
+                local = local or slots_of(rows, key, chains.LOCAL)
         cluster, local = place(cluster, port.cluster), place(local, port.local)
+        if cluster is port.cluster and local is port.local:
+            return port
         return msgspec.structs.replace(port, cluster=cluster, local=local)
 
 
 def recall(held: Table) -> Remembered:
-    """Work out the slots from the elements that were read back."""
-    return Remembered(
-        {family: slots_in(held.get(schema.ENDPOINTS.of(family), {}), family) for family in Family}
-    )
+    """Find the slots in the elements that were read back."""
+    return Remembered({family: held.get(schema.ENDPOINTS.of(family), {}) for family in Family})

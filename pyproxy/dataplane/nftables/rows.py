@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, count
 from typing import Final, assert_never
 
 from pyproxy.dataplane.nftables import chains, schema
@@ -24,6 +25,9 @@ _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
 _UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
 
 _PADDING = b"\0\0"
+_BESIDE_ADDRESS = 8
+"""Bytes of a frontend's key that are its protocol and its port."""
+
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 _FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
 _FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
@@ -145,28 +149,17 @@ def service_comment(name: ObjectName, port: str) -> str:
     return text[:COMMENT_LIMIT]
 
 
-def slots_in(rows: Rows, family: Family) -> dict[bytes, tuple[Backend, ...]]:
-    """Read back which slots the endpoints of each frontend have.
+def slots_of(rows: Rows, frontend: bytes, which: str) -> tuple[Backend, ...]:
+    """Read back which slots CLUSTER's or LOCAL's endpoints of a frontend have.
 
-    A key is a frontend's, followed by LOCAL_OFFSET's index for its local ones. Numbers with gaps,
-    which nobody of us wrote, are left out.
+    Those that lie behind a gap, which nobody of us wrote, are left out.
     """
-    found: dict[bytes, dict[int, Backend]] = {}
-    size = family.bits // 8 + 2
-    for key, value in rows.items():
-        if isinstance(value, Tag):
-            continue
-        (index,) = _INDEX.unpack_from(key, len(key) - 4)
-        base = chains.LOCAL_OFFSET if index >= chains.LOCAL_OFFSET else 0
-        slots = found.setdefault(key[:-4] + _INDEX.pack(base), {})
-        slots[index - base] = Backend(value[:size])
-    return {
-        key: tuple(slots[index] for index in range(len(slots)))
-        for key, slots in found.items()
-        if len(slots) == max(slots) + 1
-    }
-
-
-def slots_key(frontend: bytes, which: str) -> bytes:
-    """Give the key under which `slots_in` answers for a frontend."""
-    return frontend + _INDEX.pack(chains.LOCAL_OFFSET if which == chains.LOCAL else 0)
+    found: list[Backend] = []
+    size = len(frontend) - _BESIDE_ADDRESS + 2
+    further = map(_INDEX.pack, count(_FIRST[which] + len(_FEW[which])))
+    for index in chain(_FEW[which], further):
+        value = rows.get(frontend + index)
+        if not isinstance(value, bytes):
+            break
+        found.append(Backend(value[:size]))
+    return tuple(found)

@@ -18,8 +18,7 @@ from pyproxy.dataplane.nftables.rows import (
     frontend_key,
     node_rows,
     shared_rows,
-    slots_in,
-    slots_key,
+    slots_of,
 )
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.model.address import (
@@ -236,16 +235,15 @@ def shuffled(answer: ServiceAnswer, random: Random) -> ServiceAnswer:
     return ServiceAnswer(answer.name, ports, answer.source_ranges, answer.affinity_timeout)
 
 
-def test_slots_with_gaps_are_nobodys() -> None:
+def test_slots_behind_a_gap_are_nobodys() -> None:
     answer = service(Scope.EXTERNAL_IP, Use.SPLIT, cluster=[POD_A, POD_B], local=[POD_A])
     held = rows(answer)["endpoints4"]
     key = frontend_key(parse_address("192.0.2.1"), Protocol.TCP, 80)
-    assert slots_in(held, Family.IPV4) == {
-        slots_key(key, chains.CLUSTER): ends(POD_A, POD_B),
-        slots_key(key, chains.LOCAL): ends(POD_A),
-    }
+    assert slots_of(held, key, chains.CLUSTER) == ends(POD_A, POD_B)
+    assert slots_of(held, key, chains.LOCAL) == ends(POD_A)
     del held[key + struct.pack("=I", 0)]
-    assert slots_in(held, Family.IPV4) == {slots_key(key, chains.LOCAL): ends(POD_A)}
+    assert slots_of(held, key, chains.CLUSTER) == ()
+    assert slots_of(held, key, chains.LOCAL) == ends(POD_A)
 
 
 def test_every_kind_of_element_can_be_listed() -> None:
