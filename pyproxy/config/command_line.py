@@ -225,10 +225,7 @@ def _node_ports(given: Given) -> NodePorts:
 def _iptables(given: Given) -> IptablesSettings:
     if given[flags.PROXY_MODE] is not ProxyMode.IPTABLES:
         return IptablesSettings()
-    return IptablesSettings(
-        flavour=given[flags.IPTABLES_FLAVOUR],
-        localhost_node_ports=given[flags.IPTABLES_LOCALHOST_NODEPORTS],
-    )
+    return IptablesSettings(given[flags.IPTABLES_FLAVOUR])
 
 
 def _ipvs(given: Given) -> IpvsSettings:

@@ -130,12 +130,10 @@ class Conntrack(msgspec.Struct, frozen=True):
 class IptablesSettings(msgspec.Struct, frozen=True):
     """What concerns the mode iptables alone.
 
-    With `localhost_node_ports` node ports may answer on 127.0.0.1; `NodePorts` has what follows.
     Without a `flavour` the rules are of the one that the node's other programs use.
     """
 
     flavour: Flavour | None = None
-    localhost_node_ports: bool = True
 
 
 class IpvsSettings(msgspec.Struct, frozen=True):

@@ -228,12 +228,9 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
             Pace(sync_period=8),
         ),
         (
-            [
-                *("--proxy-mode=iptables", "--iptables-flavour=nft"),
-                "--iptables-localhost-nodeports=false",
-            ],
+            ["--proxy-mode=iptables", "--iptables-flavour=nft"],
             "iptables",
-            IptablesSettings(Flavour.NFT, localhost_node_ports=False),
+            IptablesSettings(Flavour.NFT),
         ),
         (
             [

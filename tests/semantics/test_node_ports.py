@@ -71,6 +71,20 @@ def test_where_node_ports_answer(
             node.says("node ports do not answer on ::1")
 
 
+@pytest.mark.modes("iptables-legacy", "iptables-nft")
+@pytest.mark.parametrize("loopback", [True, False])
+def test_iptables_mode_answers_on_loopback_unless_told_not_to(
+    mode: LabMode, network: Network, tmp_path: Path, loopback: bool
+) -> None:
+    flag = f"--iptables-localhost-nodeports={str(loopback).lower()}"
+    with proxied(mode, network, tmp_path / "x", flag, objects=WEB) as node:
+        node.reaches("ext", target("172.30.0.11", "tcp"), "a1", "b1", tries=24)
+        if loopback:
+            node.reaches("na", target("127.0.0.1", "tcp"), "a1", "b1", tries=24)
+        else:
+            node.is_refused("na", target("127.0.0.1", "tcp"))
+
+
 def test_loopback_knows_policies_and_affinity(
     mode: LabMode, network: Network, tmp_path: Path
 ) -> None:
