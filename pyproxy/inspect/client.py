@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import closing, contextmanager
+from http import HTTPStatus
 from urllib.parse import urlencode
 
 import msgspec
@@ -15,9 +16,6 @@ from pyproxy.inspect.endpoint import Endpoint, Q, R, Refusal, Stream
 
 _TIMEOUT = 12.0
 """Seconds without a byte after which an agent is given up."""
-
-_LINE = 1 << 16
-"""Bytes beyond which a line of the head is none of HTTP's."""
 
 
 class NoAgentError(PyproxyError):
@@ -58,17 +56,14 @@ class Client:
     @contextmanager
     def _asked(
         self, path: str, question: msgspec.Struct, timeout: float | None
-    ) -> Iterator[BinaryIO]:
-        """Give the body of the answer to read."""
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Give the answer, with its body to read."""
         query = urlencode(msgspec.to_builtins(question))
-        target = f"{path}?{query}" if query else path
         try:
-            with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as answer:
-                sock.settimeout(timeout)
-                sock.connect(self._path)
-                sock.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
-                status = _status(answer)
-                if status != b"200":
+            with closing(_UnixConnection(self._path, timeout)) as connection:
+                connection.request("GET", f"{path}?{query}" if query else path)
+                answer = connection.getresponse()
+                if answer.status != HTTPStatus.OK:
                     raise _refusal(self._path, answer.read())
                 yield answer
         except PermissionError as error:
@@ -77,8 +72,10 @@ class Client:
             raise NoAgentError(f"no agent listens on {self._path}") from error
         except TimeoutError as error:
             raise SilentAgentError(f"the agent on {self._path} is silent") from error
-        except (OSError, EOFError) as error:
+        except (OSError, http.client.IncompleteRead) as error:
             raise AgentError(f"{self._path}: the agent broke off: {error}") from error
+        except http.client.HTTPException as error:
+            raise _stranger(self._path) from error
         except msgspec.ValidationError as error:
             raise AgentError(
                 f"{self._path}: the agent is of another version, whose answers are not understood "
@@ -88,24 +85,27 @@ class Client:
             raise AgentError(f"{self._path}: the agent broke off: {error}") from error
 
 
-def _status(answer: BinaryIO) -> bytes:
-    """Read the head of an answer, up to its body, for its status.
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a socket of the file system; `timeout` is in seconds, None waits for ever."""
 
-    An agent answers HTTP/1.0, where a body ends with the connection: what else the head says
-    matters to nobody here. The library's client takes as long to load as the rest of a question.
-    """
-    line = answer.readline(_LINE)
-    if not line:
-        raise EOFError("it hung up")
-    _, _, rest = line.partition(b" ")
-    while answer.readline(_LINE).strip():
-        pass
-    return rest[:3]
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost")
+        self._path = path
+        self._patience = timeout
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self._patience)
+        self.sock.connect(self._path)
 
 
 def _refusal(path: str, body: bytes) -> PyproxyError:
     try:
         refusal = msgspec.json.decode(body, type=Refusal)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return AgentError(f"{path}: what listens there is no agent of ours")
+        return _stranger(path)
     return UsageError(refusal.error) if refusal.usage else AgentError(refusal.error)
+
+
+def _stranger(path: str) -> AgentError:
+    return AgentError(f"{path}: what listens there is no agent of ours")

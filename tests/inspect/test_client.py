@@ -49,11 +49,11 @@ def saying(path: Path, answer: bytes) -> Iterator[list[bytes]]:
         thread.join()
 
 
-def test_a_question_is_a_line_of_http_and_the_answer_its_body(tmp_path: Path) -> None:
+def test_a_question_is_a_request_and_the_answer_its_body(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with saying(path, HEAD + b'{"degrees":21}') as heard:
         assert Client(str(path)).ask(WEATHER, When("today & tomorrow")) == Weather(21)
-    assert heard == [b"GET /weather?day=today+%26+tomorrow HTTP/1.0\r\n\r\n"]
+    assert heard[0].startswith(b"GET /weather?day=today+%26+tomorrow HTTP/1.")
 
 
 def test_a_stream_ends_with_the_agent(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_stream_ends_with_the_agent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (b"", AgentError, "the agent broke off: it hung up"),
+        (b"", AgentError, "the agent broke off: Remote end closed"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", AgentError, "what listens there is no agent of ours"),
         (b"HTTP/1.1 404 Not Found\r\n\r\n<p>", AgentError, "what listens there is no agent of"),
         (b"HTTP/1.0 503 x\r\n\r\n" + b'{"error":"busy"}', AgentError, "^busy$"),

@@ -20,7 +20,7 @@ status = main(sys.argv[1:])
 print(*sys.modules, file=sys.stderr)
 sys.exit(status)
 """
-SLOW = {"asyncio", "concurrent", "email", "http", "multiprocessing", "ssl", "unittest", "xml"}
+SLOW = {"asyncio", "concurrent", "multiprocessing", "unittest", "xml"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
