@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -32,6 +32,7 @@ from pyproxy.model.objects import ObjectName
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
 Place = tuple[Address, Protocol, Port]
+_INNER = parse_address("10.255.0.1")
 NODE = NodeAnswer((parse_network("10.128.0.0/9"),))
 
 
@@ -113,16 +114,19 @@ def depth(chains: Chains, chain: str) -> int:
     return max((1 + depth(chains, each) for each in below), default=0)
 
 
-def numbered(index: int, address: int, endpoints: int, *, here: bool = False) -> ServiceAnswer:
+def numbered(
+    index: int, address: int, endpoints: int, scope: Scope, *, here: bool = False
+) -> ServiceAnswer:
+    """A Service of this number at this address; one of another scope has a cluster IP besides."""
     backends = tuple(
         Backend(bytes((10, 128, index >> 8 & 255, index & 255)) + (8080 + each).to_bytes(2, "big"))
         for each in range(endpoints)
     )
-    frontend = Frontend(
-        Scope.CLUSTER_IP, Address(address.to_bytes(4, "big")), Port(80), Use.CLUSTER
-    )
+    frontend = Frontend(scope, Address(address.to_bytes(4, "big")), Port(80), Use.CLUSTER)
+    inner = Frontend(Scope.CLUSTER_IP, _INNER, Port(index % 65535 + 1), Use.CLUSTER)
+    frontends = (frontend,) if scope is Scope.CLUSTER_IP else (frontend, inner)
     port = PortAnswer(
-        "http", Family.IPV4, Protocol.TCP, (frontend,), backends, (), backends if here else ()
+        "http", Family.IPV4, Protocol.TCP, frontends, backends, (), backends if here else ()
     )
     return ServiceAnswer(ObjectName("shop", f"s{index}"), (port,))
 
@@ -149,7 +153,7 @@ def costs(chains: Chains) -> list[Cost]:
     return sorted(found)
 
 
-def rules_met(addresses: Sequence[int]) -> tuple[list[int], int]:
+def rules_met(addresses: Sequence[int], scope: Scope) -> tuple[list[int], int]:
     """All rules of all hooks, for the best, the median and the worst of Services, and the depth.
 
     Each has ten endpoints, of which the unluckiest counts. They are elsewhere, or pods of this node
@@ -157,19 +161,19 @@ def rules_met(addresses: Sequence[int]) -> tuple[list[int], int]:
     endpoints, and somebody from elsewhere, who is masqueraded.
     """
     answers = {
-        Address(address.to_bytes(4, "big")): numbered(index, address, 1)
+        Address(address.to_bytes(4, "big")): numbered(index, address, 1, scope)
         for index, address in enumerate(addresses)
     }
     options = Options()
     tables = memory.desired(options, answers.values(), NODE, Family.IPV4)
-    ordered = costs(tables[NAT])
+    ordered = [cost for cost in costs(tables[NAT]) if cost.address in answers]
     view = services.View(options, pods(Family.IPV4, options, NODE.pod_networks))
     found = []
     for cost in (ordered[0], ordered[len(ordered) // 2], ordered[-1]):
         one = int(answers[cost.address].name.name[1:])
         most = 0
         for here in (False, True):
-            ten = numbered(one, int.from_bytes(cost.address, "big"), 10, here=here)
+            ten = numbered(one, int.from_bytes(cost.address, "big"), 10, scope, here=here)
             tables[NAT] |= services.compile_service(ten, Family.IPV4, view).nat
             endpoint = address_text(Address(ten.ports[0].cluster[0][:-2]))
             clients = (("10.128.9.9", "cbr0"), (endpoint, "cbr0"), ("203.0.113.5", "eth0"))
@@ -192,11 +196,17 @@ def at_random(count: int) -> Sequence[int]:
 
 @pytest.mark.parametrize("allocated", [in_order, at_random])
 def test_a_first_packet_meets_forty_rules_at_most_and_hardly_more_among_more_services(
-    allocated: object,
+    allocated: Callable[[int], Sequence[int]],
 ) -> None:
-    assert callable(allocated)
-    few, shallow = rules_met(allocated(10_000))
-    many, deep = rules_met(allocated(40_000))
+    few, shallow = rules_met(allocated(10_000), Scope.CLUSTER_IP)
+    many, deep = rules_met(allocated(40_000), Scope.CLUSTER_IP)
     assert max(few) <= 40, few
     assert all(more <= 1.5 * met for met, more in zip(few, many, strict=True)), (few, many)
     assert max(shallow, deep) <= DEEPEST
+
+
+def test_at_an_external_address_it_meets_three_more() -> None:
+    """Those of KUBE-EXT-, and as many cluster IPs are in the tree besides."""
+    few, depth = rules_met(at_random(10_000), Scope.EXTERNAL_IP)
+    assert max(few) <= 43, few
+    assert depth <= DEEPEST
