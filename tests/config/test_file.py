@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,13 @@ from pyproxy.config import (
     ProxyMode,
     Serving,
     Settings,
-    command_line,
     file,
-    report,
 )
 from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.errors import UsageError
 from pyproxy.model.address import parse_address, parse_network
+
+from .parsing import parse
 
 DATA = Path(__file__).parents[1] / "data"
 KUBEADM = DATA / "kubeadm-config.yaml"
@@ -38,12 +38,6 @@ HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigurati
 
 # Writes a file that says this besides its kind, and gives its path.
 Written = Callable[[str], str]
-
-
-def parse(*arguments: str) -> Settings:
-    parser = command_line.Parser(allow_abbrev=False)
-    command_line.add_flags(parser)
-    return command_line.settings(parser.parse_args(list(command_line.go_style(arguments))))
 
 
 @pytest.fixture
@@ -394,68 +388,3 @@ def test_what_is_no_configuration_is_told(tmp_path: Path, text: str, message: st
 def test_any_content_is_read_or_refused_with_one_line(content: bytes) -> None:
     with contextlib.suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
         assert isinstance(file.parse(content), KubeProxyConfiguration)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        (f"--config={KUBEADM}",),
-        (f"--config={DEFAULT}",),
-        (
-            *("--hostname-override=a", "--healthz-bind-address=", "--nodeport-addresses=all"),
-            *("--nodeport-addresses=10.0.0.0/8", "--cluster-cidr=10.1.0.0/16,fd00::/8"),
-            *("--iptables-sync-period=5s", "--masquerade-all=T", "--oom-score-adj=+5"),
-            *("--feature-gates=A=true,B=false", "--ipvs-exclude-cidrs=10.0.0.0/8", "--v=2"),
-            *("--conntrack-udp-timeout=.5s", "--kube-api-qps=7.5", "--ipvs-sync-period=3s"),
-        ),
-    ],
-)
-def test_what_is_in_force_loads_again_to_the_same(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
-    first = parse(*arguments)
-    path = tmp_path / "again.yaml"
-    path.write_text(file.yaml_text(first.configuration))
-    again = parse(f"--config={path}")
-    for name in Settings.__struct_fields__:
-        if name not in {"flags", "config_file", "remarks"}:
-            assert getattr(again, name) == getattr(first, name), name
-
-
-def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode() -> None:
-    in_force = json.loads(report.configz(parse()))
-    theirs = yaml.safe_load(DEFAULT.read_text())
-    ours = in_force.pop("kubeproxy.config.k8s.io")
-    assert in_force == {}
-    differing = {
-        path: value for path, value in flat(ours).items() if flat(theirs).get(path) != value
-    }
-    assert differing == {
-        "mode": "nftables",
-        "nodePortAddresses": ["primary"],
-        # The defaults of a mode are there whatever the mode is, as the flags have them.
-        "ipvs.syncPeriod": "30s",
-        "ipvs.excludeCIDRs": [],
-        "iptables.masqueradeBit": None,
-        "iptables.minSyncPeriod": "0s",
-        "nftables.syncPeriod": "30s",
-        # Fields of other versions, and those that kube-proxy leaves out where they say nothing.
-        "featureGates": {},
-        "logging.options.json.splitStream": False,
-        "logging.options.text.splitStream": False,
-        "logging.vmodule": [],
-        "udpIdleTimeout": "0s",
-        "windowsRunAsService": False,
-    }
-    assert flat(theirs).keys() <= flat(ours).keys()
-
-
-def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found

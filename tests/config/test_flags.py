@@ -28,7 +28,7 @@ from pyproxy.config import (
 from pyproxy.config.given import FLAGS
 from pyproxy.model.address import parse_address, parse_network
 from pyproxy.model.flavour import Flavour
-from tests.config.test_file import parse
+from tests.config.parsing import parse
 
 FLAGS_FILE = Path(__file__).parents[1] / "data" / "kube-proxy-flags.tsv"
 

@@ -18,7 +18,8 @@ from pyproxy.config.flags import Flag
 from pyproxy.config.given import FLAGS
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
 from pyproxy.config.schema import ZERO, KubeProxyConfiguration
-from tests.config.test_file import HEAD, flat, parse
+from tests.config.parsing import flat, parse
+from tests.config.test_file import HEAD
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"

@@ -193,3 +193,10 @@ def services(draw: st.DrawFn, name: ObjectName = WEB) -> Service:
         families=families,
         created=draw(st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])),
     )
+
+
+EXTERNAL: dict[str, Any] = {
+    "ports": with_node_port(),
+    "external_ips": ["192.0.2.1"],
+    "load_balancer_ips": ["198.51.100.1"],
+}

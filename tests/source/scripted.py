@@ -262,3 +262,25 @@ def following(
         yield recorder, source
     finally:
         source.stop()
+
+
+def services(script: Script) -> Script:
+    """Answer requests for Services by a script, all others quietly."""
+
+    def answer(exchange: Exchange) -> None:
+        (script if exchange.route == SERVICES else quiet)(exchange)
+
+    return answer
+
+
+def stream(exchange: Exchange, *events: tuple[str, object], hold: bool = True) -> None:
+    exchange.begin()
+    exchange.events(events)
+    if hold:
+        exchange.hold()
+    else:
+        exchange.end()
+
+
+def gone(exchange: Exchange) -> None:
+    stream(exchange, ("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"}), hold=False)

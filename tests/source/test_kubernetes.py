@@ -1,21 +1,16 @@
-"""List and watch against a real HTTP server, on its good days and on its bad ones."""
+"""List and watch against a real HTTP server: what is asked for, and what its answers mean."""
 
 from __future__ import annotations
 
 import json
-import logging
-import re
-import socket
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName, Service
-from pyproxy.source.kubernetes import SELECTOR, KubernetesSource
+from pyproxy.source.kubernetes import SELECTOR
 from tests.waiting import until
 
 from .scripted import (
@@ -24,39 +19,17 @@ from .scripted import (
     SLICES,
     Exchange,
     Pace,
-    Recorder,
-    Script,
     a_service,
     bookmark,
-    client_of,
     end_of_list,
     following,
+    gone,
     listed,
     quiet,
+    services,
     serving,
+    stream,
 )
-
-
-def services(script: Script) -> Script:
-    """Answer requests for Services by a script, all others quietly."""
-
-    def answer(exchange: Exchange) -> None:
-        (script if exchange.route == SERVICES else quiet)(exchange)
-
-    return answer
-
-
-def stream(exchange: Exchange, *events: tuple[str, object], hold: bool = True) -> None:
-    exchange.begin()
-    exchange.events(events)
-    if hold:
-        exchange.hold()
-    else:
-        exchange.end()
-
-
-def gone(exchange: Exchange) -> None:
-    stream(exchange, ("ERROR", {"kind": "Status", "code": 410, "reason": "Expired"}), hold=False)
 
 
 def test_what_is_asked_for() -> None:
@@ -284,203 +257,6 @@ def test_a_watch_that_keeps_ending_goes_on_without_a_new_list() -> None:
     # A watch that ends at once and brought nothing is not asked again at once.
     assert len(clock.waits) >= 2
     assert all(0 < wait <= 1 for wait in clock.waits)
-
-
-def test_a_watch_cut_in_the_middle_of_a_line_goes_on_from_the_last_whole_one() -> None:
-    line = json.dumps({"type": "ADDED", "object": a_service("b", "7")}).encode() + b"\n"
-
-    def script(exchange: Exchange) -> None:
-        if exchange.query.get("sendInitialEvents"):
-            exchange.begin()
-            exchange.events([end_of_list("5"), ("ADDED", a_service("a", "6"))])
-            exchange.chunk(line[:40])
-            exchange.close_connection = True
-        elif not server.asked(SERVICES, resourceVersion="6")[1:]:
-            exchange.begin()
-            exchange.chunk(line[:40])
-            exchange.end()
-        else:
-            exchange.begin()
-            for i in range(0, len(line), 7):
-                exchange.chunk(line[i : i + 7])
-            exchange.hold()
-
-    with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: "+b" in heard)
-    assert heard == ["=", "+a", "+b"]
-
-
-def test_a_line_that_is_no_event_means_list_again(caplog: pytest.LogCaptureFixture) -> None:
-    def script(exchange: Exchange) -> None:
-        exchange.begin()
-        if exchange.query.get("resourceVersion"):
-            exchange.chunk(b'{"type": "ADDED"}\n')
-            exchange.hold()
-        else:
-            exchange.events([("ADDED", a_service("a")), end_of_list("5")])
-            exchange.end()
-
-    with serving(services(script)) as server, following(server.url) as (recorder, _):
-        recorder.until(lambda heard: heard.count("=a") > 2)
-    assert "not what the API sends" in caplog.text
-
-
-def test_half_open_watches_are_asked_again_from_where_they_were() -> None:
-    def script(exchange: Exchange) -> None:
-        if exchange.query.get("sendInitialEvents"):
-            stream(exchange, end_of_list("5"), hold=False)
-        elif len(server.asked(SERVICES, resourceVersion="5")) < 3:
-            exchange.begin()
-            exchange.hold()
-        else:
-            stream(exchange, ("ADDED", a_service("a", "6")))
-
-    with (
-        serving(services(script)) as server,
-        following(server.url, silence=0.1) as (recorder, _),
-    ):
-        assert recorder.until(lambda heard: "+a" in heard) == ["=", "+a"]
-
-
-def test_a_server_that_takes_requests_and_never_answers() -> None:
-    with (
-        serving(services(lambda exchange: exchange.hold())) as server,
-        following(server.url, silence=0.1) as (recorder, _),
-    ):
-        until(lambda: len(server.asked(SERVICES)) > 2)
-        server.script = quiet
-        recorder.until(lambda heard: heard == ["="])
-
-
-@pytest.mark.parametrize(("status", "retry_after"), [(500, ""), (429, "7"), (503, "soon")])
-def test_refusals_are_waited_out(
-    status: int, retry_after: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    clock = Pace()
-
-    def script(exchange: Exchange) -> None:
-        if len(server.asked(SERVICES)) <= 4:
-            exchange.fail(status, "overloaded", Retry_After=retry_after)
-        else:
-            stream(exchange, end_of_list("5"))
-
-    with serving(services(script)) as server, following(server.url, clock=clock) as (recorder, _):
-        recorder.until(lambda heard: heard == ["="])
-    asked = 7.0 if retry_after == "7" else 0.0
-    for wait, ceiling in zip(clock.waits[:4], [0.2, 0.4, 0.8, 1.6], strict=True):
-        assert asked <= wait <= asked + ceiling
-    said = [r.message for r in caplog.records if r.levelno >= logging.INFO]
-    assert len(said) == 2, said
-    assert f"{status} overloaded" in said[0]
-    assert said[1] == "Service objects can be followed again"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda exchange: exchange.answer(b"<html>Sign in</html>", content_type="text/html"),
-        lambda exchange: exchange.answer(b"<html>Sign in</html>"),
-        lambda exchange: exchange.answer({"kind": "Status", "metadata": {}}),
-        lambda exchange: exchange.answer({}),
-        lambda exchange: exchange.answer(b"[" * 100_000),
-    ],
-)
-@pytest.mark.parametrize("streams", [True, False])
-def test_answers_of_200_that_are_nothing_of_the_kind(answer: Script, streams: bool) -> None:
-    def script(exchange: Exchange) -> None:
-        if exchange.query.get("sendInitialEvents") and not streams:
-            exchange.fail(422)
-        elif len(server.asked(SERVICES)) < 5:
-            answer(exchange)
-        else:
-            quiet(exchange)
-
-    with serving(services(script)) as server, following(server.url) as (recorder, _):
-        assert recorder.until(lambda heard: "=" in heard) == ["="]
-
-
-def test_a_server_that_is_not_there_yet_and_goes_and_comes_back(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO)
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    clock = Pace()
-
-    def said() -> list[str]:
-        return [re.sub(":.*", "", record.message) for record in caplog.records]
-
-    def alive(exchange: Exchange) -> None:
-        if exchange.query.get("resourceVersion"):
-            stream(exchange, ("ADDED", a_service("b", "6")))
-        else:
-            stream(exchange, ("ADDED", a_service("a")), end_of_list("5"))
-
-    away, back = "the API server is away, what is known stays in force", "the API server is back"
-    with following(f"http://127.0.0.1:{port}", clock=clock) as (recorder, _):
-        until(lambda: len(clock.waits) > 20)
-        with serving(services(alive), port):
-            recorder.until(lambda heard: heard == ["+a", "=a"])
-            until(lambda: said() == [away, back])
-        until(lambda: len(said()) == 3)
-        with serving(services(alive), port):
-            # The watch goes on where it was: what is known needs no new list.
-            recorder.until(lambda heard: heard == ["+a", "=a", "+b"])
-            until(lambda: said() == [away, back, away, back])
-    assert max(clock.waits) <= 30
-
-
-def test_failover_to_the_next_address() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        dead = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    clock = Pace()
-    with serving(quiet) as server, following(dead, server.url, clock=clock) as (recorder, _):
-        recorder.until(lambda heard: heard == ["="])
-    assert clock.waits == []
-
-
-@pytest.mark.parametrize("streams", [True, False])
-def test_a_bad_object_among_good_ones(streams: bool) -> None:
-    bad = a_service("bad", "6", port="eighty")
-    nameless: dict[str, Any] = {"metadata": None}
-    items = [a_service("a"), bad, nameless, a_service("b")]
-
-    def script(exchange: Exchange) -> None:
-        if exchange.query.get("resourceVersion", "0") != "0":
-            stream(exchange, ("MODIFIED", bad), ("DELETED", bad), ("MODIFIED", a_service("a", "7")))
-        elif streams:
-            events = [("ADDED", item) for item in items]
-            stream(exchange, *events, end_of_list("5"), hold=False)
-        elif exchange.query.get("watch"):
-            exchange.fail(422)
-        else:
-            exchange.answer(listed(SERVICES, items, "5"))
-
-    with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: heard[-1:] == ["+a"] and len(heard) > 4)
-    listed_events = ["+a", "-bad", "!shop/bad", "!(no name)", "+b", "=a,b"]
-    assert heard == [*listed_events, "-bad", "!shop/bad", "-bad", "+a"]
-
-
-@pytest.mark.parametrize(
-    "script",
-    [quiet, lambda exchange: exchange.hold(), lambda exchange: exchange.fail(500)],
-    ids=["quiet", "no answer", "refusals"],
-)
-def test_stop_is_prompt_whatever_a_thread_waits_for(script: Script) -> None:
-    with serving(script) as server:
-        source = KubernetesSource(client_of(server.url), "node-a", Recorder())
-        source.start()
-        until(lambda: len(server.seen) >= 3)
-        source.stop()
-        names = {thread.name for thread in threading.enumerate()}
-        assert not any(name.startswith("source-") for name in names)
-        source.stop()
-
-
-def test_stop_before_start_is_harmless() -> None:
-    KubernetesSource(client_of("http://127.0.0.1:1"), "node-a", Recorder()).stop()
 
 
 def test_what_a_real_server_streamed() -> None:

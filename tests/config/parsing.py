@@ -1,0 +1,24 @@
+"""Settings as a command line gives them, and configurations as their fields' paths."""
+
+from collections.abc import Mapping
+
+from pyproxy.config import (
+    Settings,
+    command_line,
+)
+
+
+def parse(*arguments: str) -> Settings:
+    parser = command_line.Parser(allow_abbrev=False)
+    command_line.add_flags(parser)
+    return command_line.settings(parser.parse_args(list(command_line.go_style(arguments))))
+
+
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
