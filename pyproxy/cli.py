@@ -81,19 +81,20 @@ def _command(arguments: Sequence[str]) -> int:
         return _write_config(settings, command_line.write_config_to(namespace))
     _prepare_logs(settings)
     # The agent brings libraries with it that --help should not wait for.
+    from pyproxy.agent import garbage  # noqa: PLC0415
+
+    with garbage.seldom():
+        return _do(task, settings, namespace)
+
+
+def _do(task: Task, settings: Settings, namespace: argparse.Namespace) -> int:
     from pyproxy.agent import wiring  # noqa: PLC0415
+    from pyproxy.agent.ending import Ending  # noqa: PLC0415
 
     if task is Task.CLEANUP:
         return wiring.cleanup(settings)
     if task is Task.INITIALIZE:
         return wiring.initialize(settings)
-    return _serve(settings, namespace)
-
-
-def _serve(settings: Settings, namespace: argparse.Namespace) -> int:
-    from pyproxy.agent import wiring  # noqa: PLC0415
-    from pyproxy.agent.ending import Ending  # noqa: PLC0415
-
     read = partial(command_line.settings, namespace)
     with Ending() as ending:
         changed = wiring.run(settings, read, ending)

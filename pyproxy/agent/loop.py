@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import queue
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Generic
 
 import msgspec
 
+from pyproxy.agent import garbage
 from pyproxy.agent.core import Agent
 from pyproxy.agent.questions import Question
 from pyproxy.dataplane.interface import Drift, P
@@ -18,9 +18,6 @@ from pyproxy.model.events import Event
 
 _BATCH = 10_000
 """Events taken in before a look at the clock, so that a flood of them cannot put off a sync."""
-
-_WHILE_LISTS_COME = (50_000, 20, 1_000)
-"""Thresholds of Python's garbage collector until the first sync."""
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -57,15 +54,10 @@ class Loop(Generic[P]):
 
     def run(self) -> None:
         """Work until told to stop. Raises PermissionKernelError."""
-        # Until the first sync hardly anything is garbage, and there is more and more to walk.
-        usual = gc.get_threshold()
-        gc.set_threshold(*_WHILE_LISTS_COME)
-        try:
-            self._run(usual)
-        finally:
-            gc.set_threshold(*usual)
+        with garbage.seldom():
+            self._run()
 
-    def _run(self, usual: tuple[int, int, int]) -> None:
+    def _run(self) -> None:
         self._health.beat()
         while self._take_in():
             self._health.beat()
@@ -74,7 +66,7 @@ class Loop(Generic[P]):
                 self._next_chores = self._clock() + self._chore_period
             due = self._agent.due()
             if due is not None and due <= self._clock():
-                self._sync(usual)
+                self._sync()
 
     def _take_in(self) -> bool:
         for number in range(_BATCH):
@@ -98,18 +90,13 @@ class Loop(Generic[P]):
         until = self._next_chores if due is None else min(due, self._next_chores)
         return max(0.0, until - self._clock())
 
-    def _sync(self, usual: tuple[int, int, int]) -> None:
+    def _sync(self) -> None:
         if self._settled:
             self._agent.sync()
             return
         # Whatever the first sync makes is kept, so there is nothing to be found meanwhile.
-        gc.disable()
-        try:
+        with garbage.never():
             self._agent.sync()
-        finally:
-            gc.enable()
         # What has been read by now lives on; walking it again and again would hold up changes.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*usual)
+        garbage.settle()
         self._settled = True
