@@ -7,8 +7,9 @@ conversion stands between a slice that was read and a set element that is writte
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import NewType
+from typing import Final, NewType, cast
 
 import msgspec
 
@@ -75,6 +76,12 @@ class Network(msgspec.Struct, frozen=True, order=True):
         return f"{address_text(self.address)}/{self.prefix}"
 
 
+# Typed as what they give and take: to wrap each address once more would be a call of its own.
+_pack = cast("Callable[[int, str], Address]", inet_pton)
+_IPV4: Final = Family.IPV4
+_IPV6: Final = Family.IPV6
+
+
 def parse_address(text: str) -> Address:
     """Pack an address as the API writes it.
 
@@ -82,9 +89,7 @@ def parse_address(text: str) -> Address:
     validation became strict. Raises ValueError.
     """
     try:
-        if ":" in text:
-            return Address(inet_pton(AF_INET6, text))
-        return Address(inet_pton(AF_INET, text))
+        return _pack(AF_INET6 if ":" in text else AF_INET, text)
     except (OSError, ValueError, UnicodeEncodeError):
         parts = text.split(".")
         if len(parts) == 4 and all(p.isascii() and p.isdigit() and int(p) < 256 for p in parts):
@@ -113,7 +118,7 @@ def address_text(address: Address) -> str:
 
 def family_of(address: Address) -> Family:
     """Tell an address's family by its length."""
-    return Family.IPV4 if len(address) == 4 else Family.IPV6
+    return _IPV4 if len(address) == 4 else _IPV6
 
 
 def backend(address: Address, port: Port) -> Backend:

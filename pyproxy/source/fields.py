@@ -39,6 +39,9 @@ _SINGLE: dict[bytes, str] = {
 }
 _LINK_LOCAL = bytes((169, 254))
 _FIRST_BYTE = {127: "a loopback address"} | dict.fromkeys(range(224, 240), "a multicast address")
+_SUSPECT = frozenset((*_FIRST_BYTE, *_LINK_LOCAL[:1], *(each[0] for each in _SINGLE), 0xFE))
+"""The first bytes of all addresses that are special, in either family."""
+
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _POLICIES = {policy.value: policy for policy in TrafficPolicy}
 _FAMILIES = {family.label: family for family in Family}
@@ -85,7 +88,7 @@ def _table(value: Hashable) -> Hashable:
 def address(text: str) -> Address:
     """Pack an address; an IPv4-mapped IPv6 address is IPv4, as in Go. Raises ValueError."""
     packed = parse_address(text)
-    return Address(packed[12:]) if packed[:12] == _MAPPED and len(packed) == 16 else packed
+    return Address(packed[12:]) if len(packed) == 16 and packed[:12] == _MAPPED else packed
 
 
 def special(packed: Address) -> str:
@@ -95,8 +98,9 @@ def special(packed: Address) -> str:
     from before that validation: a Service on a loopback address would take over connections of
     the node to itself.
     """
-    reason = _SINGLE.get(packed, "")
-    if reason:
+    if packed[0] not in _SUSPECT:
+        return ""
+    if reason := _SINGLE.get(packed):
         return reason
     if len(packed) == 4:
         return (

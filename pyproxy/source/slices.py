@@ -91,14 +91,12 @@ def _endpoints(
             conditions.terminating is True,
             intern(entry.node_name or ""),
             intern(entry.zone or ""),
-            _hints(hints.for_zones),
-            _hints(hints.for_nodes),
+            _hints(hints.for_zones) if hints.for_zones else (),
+            _hints(hints.for_nodes) if hints.for_nodes else (),
         )
 
 
-def _hints(hints: list[wire.Hint] | None) -> tuple[str, ...]:
-    if not hints:
-        return ()
+def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
     return shared(tuple(intern(hint.name) for hint in hints if hint.name))
 
 
