@@ -58,7 +58,8 @@ class Applied(_Fields, frozen=True):
 class Probe(_Fields, frozen=True):
     """Who connects where, and what must come of it: either `reach` or `expect`.
 
-    `tries` of 0 stands for 32 where backends are to be reached, else 4. `timeout` is in seconds.
+    `tries` of 0 stands for 32 where backends are to be reached, else 4. `timeout` is in seconds, 0
+    for 0.6 where backends are to be reached, else 0.3: there silence lasts for all of it.
     """
 
     source_name: str = field(name="from")
@@ -69,7 +70,7 @@ class Probe(_Fields, frozen=True):
     expect: Literal["refused", "dropped", "blocked"] | None = None
     sport: int = 0
     tries: int = 0
-    timeout: float = 0.6
+    timeout: float = 0
     without: tuple[str, ...] = field(name="not", default=())
 
     def __post_init__(self) -> None:
