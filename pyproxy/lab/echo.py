@@ -1,20 +1,24 @@
-"""What runs in a pod: it answers with its name and the address that it was asked from.
+"""What runs in pods: each answers with its name and the address that it was asked from.
 
 It speaks TCP and UDP, and SCTP where the kernel has sockets for it.
 
-    python echo.py NAME PORT...
+    python echo.py NAMESPACE,NAME,PORT,PORT...
 
-It prints `ready` once every port is open, and ends when its standard input does, so that it
-cannot outlive whoever started it. It stands alone on the standard library, for a lab starts many
-of them and wants them at once.
+A process is forked for each argument, which prints `ready NAMESPACE PID` once every port is open,
+and ends when its standard input does, so that it cannot outlive whoever started it. This stands
+alone on the standard library, for a lab starts many of them and wants them at once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import selectors
 import socket
 import sys
 
+NAMESPACES = "/run/netns"
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 IP_PKTINFO = 8
 IN6_PKTINFO_SIZE = 20
 ANCILLARY_SIZE = 256  # bytes, more than either family's packet information takes
@@ -128,14 +132,42 @@ def sctp_socket(family: int, port: int) -> socket.socket | None:
     return bound
 
 
-def main() -> None:
+def enter(namespace: str) -> None:
+    """Have this process's sockets made in a network namespace from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.open(f"{NAMESPACES}/{namespace}", os.O_RDONLY)
+    if libc.setns(handle, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+    os.close(handle)
+
+
+def run(namespace: str, name: str, ports: list[str]) -> None:
     """Open every port, say so, and serve."""
-    name, *ports = sys.argv[1:]
     echo = Echo(name)
+    enter(namespace)
     for port in ports:
         echo.open(int(port))
-    print("ready", flush=True)
+    # One write for a line, for all processes write to the same pipe.
+    os.write(sys.stdout.fileno(), f"ready {namespace} {os.getpid()}\n".encode())
     echo.serve()
+
+
+def main() -> None:
+    """Fork all servers, and wait until the last has ended."""
+    for argument in sys.argv[1:]:
+        namespace, name, *ports = argument.split(",")
+        if not os.fork():
+            try:
+                run(namespace, name, ports)
+            except Exception as error:  # whoever started it reads what it is
+                os.write(sys.stdout.fileno(), f"{name}: {error}\n".encode())
+                os._exit(1)
+            os._exit(0)
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        return
 
 
 if __name__ == "__main__":

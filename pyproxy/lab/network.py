@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +21,7 @@ from pyproxy.lab.namespace import (
     require_root,
 )
 from pyproxy.lab.probe import probe
+from pyproxy.lab.servers import Server, Servers
 from pyproxy.lab.topology import HOST_PORTS, OUTSIDE, TWO_NODES, Pod, Site, Topology
 from pyproxy.model.address import Port, parse_address
 from pyproxy.model.destination import Destination
@@ -48,7 +46,7 @@ class Network:
         self.topology = topology
         self._number = next(_numbers)
         self._id = f"lab{os.getpid()}-{self._number}"
-        self._servers: dict[str, subprocess.Popen[bytes]] = {}
+        self._servers = Servers()
         self._pods: dict[str, Pod] = {}
 
     def __enter__(self) -> Self:
@@ -90,12 +88,12 @@ class Network:
         self._make_namespaces([pod.name])
         self._pods[pod.name] = pod
         self._wire_pods(self.topology.site(pod.site), [pod])
-        self._await(self._start(pod.name, pod.name, pod.ports))
+        self._servers.start([self._server(pod.name, pod.name, pod.ports)])
         self._await_answer(pod.addresses.ipv4, pod.ports)
 
     def remove_pod(self, name: str) -> None:
         """Stop a pod and remove its namespace; what it had in hand is lost."""
-        self._stop(name)
+        self._servers.end(self.namespace(name).name)
         del self._pods[name]
         ip([f"netns del {self.namespace(name).name}"])
 
@@ -118,8 +116,7 @@ class Network:
 
     def remove(self) -> None:
         """Stop every server and remove every namespace; may be called at any stage."""
-        for name in list(self._servers):
-            self._stop(name)
+        self._servers.end_all()
         self._pods.clear()
         lines = [f"link del {path.name}" for path in INTERFACES.glob(f"{self._id}*")]
         lines += [f"netns del {path.name}" for path in NETNS_FOLDER.glob(f"{self._id}-*")]
@@ -135,10 +132,9 @@ class Network:
         for site in topology.sites:
             self.namespace(site.name).ip(wiring.site(topology, site))
             self._wire_pods(site, [pod for pod in topology.pods if pod.site == site.name])
-        starting = [self._start(pod.name, pod.name, pod.ports) for pod in topology.pods]
-        starting += [self._start(site.name, site.host, HOST_PORTS) for site in topology.sites]
-        for server in starting:
-            self._await(server)
+        servers = [self._server(pod.name, pod.name, pod.ports) for pod in topology.pods]
+        servers += [self._server(site.name, site.host, HOST_PORTS) for site in topology.sites]
+        self._servers.start(servers)
         for pod in topology.pods:
             self._await_answer(pod.addresses.ipv4, pod.ports)
         for site in topology.sites:
@@ -160,22 +156,8 @@ class Network:
         for pod in pods:
             self.namespace(pod.name).ip(wiring.pod(pod, site))
 
-    def _start(self, where: str, name: str, ports: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        program = Path(__file__).with_name("echo.py")
-        server = self.namespace(where).start(
-            [sys.executable, "-I", "-S", str(program), name, *map(str, ports)],
-            stdin=subprocess.PIPE,
-            output=subprocess.PIPE,
-        )
-        self._servers[where] = server
-        return server
-
-    def _await(self, server: subprocess.Popen[bytes]) -> None:
-        assert server.stdout is not None  # noqa: S101 (we asked for a pipe)
-        said = server.stdout.readline()
-        if said != b"ready\n":
-            rest = (said + server.stdout.read()).decode(errors="replace").strip()
-            raise LabError(f"a pod's server did not start: {rest.splitlines()[-1:]}")
+    def _server(self, where: str, name: str, ports: tuple[int, ...]) -> Server:
+        return Server(self.namespace(where).name, name, ports)
 
     def _await_answer(self, address: str, ports: tuple[int, ...]) -> None:
         """Wait until a server can be reached from outside: links come up a little after they say.
@@ -189,14 +171,6 @@ class Network:
             while not outside.call(reach).reached:
                 if time.monotonic() > deadline:
                     raise LabError(f"{address}:{port} was not reached within {_PATIENCE:.0f} s")
-
-    def _stop(self, where: str) -> None:
-        server = self._servers.pop(where)
-        server.kill()
-        server.wait()
-        for pipe in (server.stdin, server.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 def claim_block(bridge: str, wanted: int) -> int:
