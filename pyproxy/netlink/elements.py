@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import islice
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 import msgspec
 
@@ -72,6 +72,9 @@ class Shape(enum.Enum):
     EXACT = "exact"
     RANGE = "range"
     CONCATENATED_RANGE = "concatenated range"
+
+
+_EXACT: Final = Shape.EXACT
 
 
 class ElementMessage(msgspec.Struct, frozen=True):
@@ -204,9 +207,10 @@ def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
 
 
 def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
-    if shape is Shape.EXACT:
+    if shape is _EXACT:
         before, behind = _around_key(len(key))
-        return nested(_LIST_ELEM, before, key, behind, _payload(value))
+        element = before + key + behind + _payload(value)
+        return _element_head(len(element)) + element
     half = len(key) // 2
     low = nested(ELEM_KEY, attribute(_DATA_VALUE, key[:half]))
     if shape is Shape.CONCATENATED_RANGE:
@@ -222,6 +226,12 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
 
 
 @cache
+def _element_head(size: int) -> bytes:
+    """Give the header of an element whose attributes take so many bytes."""
+    return attribute(_LIST_ELEM | NESTED, bytes(size))[:-size]
+
+
+@cache
 def _around_key(size: int) -> tuple[bytes, bytes]:
     """Give what stands around a key of this size, within its element."""
     packed = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(size)))
@@ -234,9 +244,18 @@ def _payload(value: Value) -> bytes:
         return nested(ELEM_DATA, attribute(_DATA_VALUE, value)) if value else b""
     packed = _verdict(value.target)
     if value.comment:
-        comment = value.comment.encode()[:COMMENT_LIMIT] + b"\0"
-        packed += attribute(_ELEM_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+        comment = value.comment.encode()[:COMMENT_LIMIT]
+        before, behind = _around_comment(len(comment))
+        packed += before + comment + behind
     return packed
+
+
+@cache
+def _around_comment(size: int) -> tuple[bytes, bytes]:
+    """Give what stands around a comment of this size, within its element."""
+    packed = attribute(_ELEM_USERDATA, bytes((_COMMENT, size + 1)) + bytes(size + 1))
+    comment_at = 6  # within an attribute, behind a kind and a length of its own
+    return packed[:comment_at], packed[comment_at + size :]
 
 
 @lru_cache(1024)
