@@ -6,7 +6,6 @@ import itertools
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pyproxy.bench.changes import Changes
 from pyproxy.bench.cluster import Churn, Cluster
 from pyproxy.bench.contestant import Contestant
 from pyproxy.bench.figures import Spread
-from pyproxy.bench.kernel import Announcements
+from pyproxy.bench.kernel import Announcements, transactions
 from pyproxy.bench.measures import Figures, Measure, Run
 from pyproxy.bench.place import Place
 from pyproxy.bench.prober import Prober
@@ -109,20 +108,19 @@ class Bench:
 
     def _restart(self, agent: Agent, contestant: Contestant, figures: Figures) -> None:
         agent.stop()
-        with ExitStack() as stack:
-            kernel = stack.enter_context(Announcements()) if contestant.announces else None
-            began, moment = time.monotonic(), time.time()
-            agent.start()
-            while not (_is_healthy() and (_metric(_LAST_SYNC) or 0.0) >= moment):
-                agent.require_alive()
-                if time.monotonic() - began > self._plan.patience:
-                    raise LabError("the agent is not healthy again after a restart")
-                time.sleep(_BETWEEN_QUESTIONS)
-            figures[Measure.RESTART] = [time.monotonic() - began]
-            self._rest(agent)
-            figures[Measure.RESTART_CPU] = [usage.cpu(agent.pid)]
-            if kernel is not None:
-                figures[Measure.RESTART_COMMITS] = [kernel.count()]
+        before = transactions()
+        began, moment = time.monotonic(), time.time()
+        agent.start()
+        while not (_is_healthy() and (_metric(_LAST_SYNC) or 0.0) >= moment):
+            agent.require_alive()
+            if time.monotonic() - began > self._plan.patience:
+                raise LabError("the agent is not healthy again after a restart")
+            time.sleep(_BETWEEN_QUESTIONS)
+        figures[Measure.RESTART] = [time.monotonic() - began]
+        self._rest(agent)
+        figures[Measure.RESTART_CPU] = [usage.cpu(agent.pid)]
+        if contestant.announces:
+            figures[Measure.RESTART_COMMITS] = [(transactions() - before) % (1 << 32)]
 
     def _rest(self, agent: Agent) -> None:
         deadline = time.monotonic() + _REST_PATIENCE
