@@ -21,13 +21,17 @@ _REMEMBERED = 10_000
 class Ailments:
     """The problems that objects have now, each by where it was found.
 
-    `report` is called with each new problem, to make an Event of it.
+    `report` is called with each new problem, to make an Event of it. `changed` says that another
+    number of objects has one than when they were last counted.
     """
 
     def __init__(self, report: Callable[[Problem], None]) -> None:
         self._report = report
         self._known: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
         self._said: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
+        self._findings: Counter[Subject] = Counter()
+        self._ailing: Counter[str] = Counter()
+        self.changed = False
 
     def __bool__(self) -> bool:
         """Whether anything is wrong with any object."""
@@ -39,8 +43,9 @@ class Ailments:
         if now == self._known.get(key, ()):
             return
         if not now:
-            del self._known[key]
+            self._forget(key)
             return
+        self._note(key)
         self._known[key] = now
         said = self._said.pop(key, ())
         for problem in now:
@@ -56,14 +61,31 @@ class Ailments:
         for key in list(self._known):
             found_by, (of_kind, name) = key
             if found_by == by and of_kind == kind.value and not is_there(name):
-                del self._known[key]
+                self._forget(key)
 
     def problems(self) -> tuple[Problem, ...]:
         """Give them all."""
         return tuple(problem for problems in self._known.values() for problem in problems)
 
     def counts(self) -> dict[Kind, int]:
-        """Count the objects that have a problem."""
-        ailing = {subject for _, subject in self._known}
-        by_kind = Counter(kind for kind, _ in ailing)
-        return {kind: by_kind[kind.value] for kind in Kind}
+        """Count the objects that have a problem; until the next one `changed` is false."""
+        self.changed = False
+        return {kind: self._ailing[kind.value] for kind in Kind}
+
+    def _note(self, key: tuple[str, Subject]) -> None:
+        if key in self._known:
+            return
+        _, subject = key
+        self._findings[subject] += 1
+        if self._findings[subject] == 1:
+            self._ailing[subject[0]] += 1
+            self.changed = True
+
+    def _forget(self, key: tuple[str, Subject]) -> None:
+        del self._known[key]
+        _, subject = key
+        self._findings[subject] -= 1
+        if not self._findings[subject]:
+            del self._findings[subject]
+            self._ailing[subject[0]] -= 1
+            self.changed = True

@@ -142,6 +142,8 @@ class Agent(Generic[P]):
                 )
             case SetAside(problem=problem):
                 self._ailments.found("its text", (problem.kind, problem.name), (problem,))
+        if self._ailments.changed:  # and perhaps nothing that a sync would be due for
+            self._count_ailing()
         if changed is not None:
             self._tell.metrics.change_queued(changed, self._tell.wall_clock())
         if quiet and self.world.pending():
@@ -357,8 +359,11 @@ class Agent(Generic[P]):
             metrics.programmed([now - read_at for read_at in touched.read_at])
         for each in touched.triggered:
             metrics.network_programmed(each.family, [wall - each.triggered])
+        self._count_ailing()
+
+    def _count_ailing(self) -> None:
         for kind, count in self._ailments.counts().items():
-            metrics.set_aside(kind, count)
+            self._tell.metrics.set_aside(kind, count)
 
     def _failed(self, error: KernelError, touched: Touched) -> None:
         self.world.put_back(touched)

@@ -268,6 +268,19 @@ def test_what_vanished_unseen_is_no_longer_set_aside() -> None:
     assert stage.metrics_by_kind()["Service"] == 1
 
 
+def test_what_is_set_aside_is_counted_where_no_sync_is_due_for_it() -> None:
+    stage = Stage()
+    stage.begin(WEB, WEB_SLICE)
+    commits = len(stage.ear.commits)
+    for which in ("spoilt", "rotten"):
+        stage.agent.hear(SetAside(Problem("Service", f"shop/{which}", "spec", "y")))
+    stage.agent.hear(SetAside(Problem("Service", "shop/spoilt", "spec", "another")))
+    assert stage.metrics_by_kind()["Service"] == 2
+    stage.agent.hear(Synced(Kind.SERVICE, frozenset({name("web")})))
+    assert stage.metrics_by_kind()["Service"] == 0
+    assert len(stage.ear.commits) == commits
+
+
 def test_an_object_that_we_stumble_over_costs_itself_alone() -> None:
     stage = Stage()
     poison = msgspec.structs.replace(WEB, ports=None)  # what no decoder makes
