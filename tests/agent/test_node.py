@@ -98,7 +98,7 @@ def test_what_is_wrong_with_the_node_is_told() -> None:
     problem = Problem("Node", HOSTNAME, "spec.podCIDRs[0]", "'x' is not a CIDR; left out")
     stage.hear(msgspec.structs.replace(NODE, problems=(problem,)))
     assert stage.reported == [problem]
-    assert stage.metrics_by_kind()["Node"] == 0
+    assert stage.metrics_by_kind()["Node"] == 1
     stage.settle()
     assert stage.metrics_by_kind()["Node"] == 1
 
