@@ -58,8 +58,7 @@ class Applied(_Fields, frozen=True):
 class Probe(_Fields, frozen=True):
     """Who connects where, and what must come of it: either `reach` or `expect`.
 
-    `tries` of 0 stands for 32 where backends are to be reached, else 4. `timeout` is in seconds, 0
-    for 0.6 where backends are to be reached, else 0.3: there silence lasts for all of it.
+    `tries` of 0 stands for 32 where backends are to be reached, else 4. `timeout` is in seconds.
     """
 
     source_name: str = field(name="from")
@@ -70,7 +69,7 @@ class Probe(_Fields, frozen=True):
     expect: Literal["refused", "dropped", "blocked"] | None = None
     sport: int = 0
     tries: int = 0
-    timeout: float = 0
+    timeout: float = 0.6
     without: tuple[str, ...] = field(name="not", default=())
 
     def __post_init__(self) -> None:

@@ -29,7 +29,6 @@ TRIES_IN_TURN = 8
 """As many tell as much where endpoints are taken in turn, as IPVS does unless told otherwise."""
 
 TRIES_TO_FAIL = 4
-TIMEOUT_TO_REACH, TIMEOUT_TO_FAIL = 0.6, 0.3
 HTTP_TIMEOUT = 2.0
 
 _BETWEEN_TRIES = 0.05
@@ -152,9 +151,8 @@ class Runner:
 
     def _probe(self, wanted: Probe) -> Iterator[str]:
         tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else self._tries_to_reach)
-        timeout = wanted.timeout or (TIMEOUT_TO_FAIL if wanted.reach is None else TIMEOUT_TO_REACH)
         target = parse_destination(wanted.to)
-        once = partial(probe, target, tries=tries, timeout=timeout, source_port=wanted.sport)
+        once = partial(probe, target, tries=tries, timeout=wanted.timeout, source_port=wanted.sport)
         namespace, own = self._member(wanted.source_name)
 
         def attempt() -> str:
