@@ -22,7 +22,7 @@ class Ailments:
     """The problems that objects have now, each by where it was found.
 
     `report` is called with each new problem, to make an Event of it. `changed` says that another
-    number of objects has one than when they were last counted.
+    number of objects has one than when they were last counted, or that they never were.
     """
 
     def __init__(self, report: Callable[[Problem], None]) -> None:
@@ -31,7 +31,7 @@ class Ailments:
         self._said: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
         self._findings: Counter[Subject] = Counter()
         self._ailing: Counter[str] = Counter()
-        self.changed = False
+        self.changed = True
 
     def __bool__(self) -> bool:
         """Whether anything is wrong with any object."""

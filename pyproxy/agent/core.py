@@ -142,8 +142,7 @@ class Agent(Generic[P]):
                 )
             case SetAside(problem=problem):
                 self._ailments.found("its text", (problem.kind, problem.name), (problem,))
-        if self._ailments.changed:  # and perhaps nothing that a sync would be due for
-            self._count_ailing()
+        self._count_ailing()  # for perhaps there is nothing that a sync would be due for
         if changed is not None:
             self._tell.metrics.change_queued(changed, self._tell.wall_clock())
         if quiet and self.world.pending():
@@ -362,6 +361,8 @@ class Agent(Generic[P]):
         self._count_ailing()
 
     def _count_ailing(self) -> None:
+        if not self._ailments.changed:
+            return
         for kind, count in self._ailments.counts().items():
             self._tell.metrics.set_aside(kind, count)
 
