@@ -184,7 +184,7 @@ def _stands_in(endpoint: Endpoint) -> bool:
 
 def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
     """Say what each address of a family is; see the head of this module for the precedence."""
-    size = 4 if family == 4 else 16
+    size = family.bits // 8
     scopes = {address: _CLUSTER_IP for address in service.cluster_ips if len(address) == size}
     for scope, addresses in (
         (_LOAD_BALANCER, service.load_balancer_ips),

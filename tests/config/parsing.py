@@ -1,11 +1,13 @@
-"""Settings as a command line gives them, and configurations as their fields' paths."""
+"""Settings as a command line gives them, the files of others, and configurations as their fields' paths."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from pyproxy.config import (
-    Settings,
-    command_line,
-)
+from pyproxy.config import Settings, command_line
+
+DATA = Path(__file__).parents[1] / "data"
+KUBEADM = DATA / "kubeadm-config.yaml"
+DEFAULT = DATA / "kube-proxy-default-config.yaml"
 
 
 def parse(*arguments: str) -> Settings:

@@ -29,11 +29,8 @@ from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.errors import UsageError
 from pyproxy.model.address import parse_address, parse_network
 
-from .parsing import parse
+from .parsing import DEFAULT, KUBEADM, parse
 
-DATA = Path(__file__).parents[1] / "data"
-KUBEADM = DATA / "kubeadm-config.yaml"
-DEFAULT = DATA / "kube-proxy-default-config.yaml"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
 # Writes a file that says this besides its kind, and gives its path.

@@ -6,17 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pyproxy.config import (
-    Settings,
-    file,
-    report,
-)
+from pyproxy.config import Settings, file, report
 
-from .parsing import flat, parse
-
-DATA = Path(__file__).parents[1] / "data"
-KUBEADM = DATA / "kubeadm-config.yaml"
-DEFAULT = DATA / "kube-proxy-default-config.yaml"
+from .parsing import DEFAULT, KUBEADM, flat, parse
 
 
 @pytest.mark.parametrize(
