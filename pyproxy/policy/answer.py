@@ -53,9 +53,10 @@ class PortAnswer(msgspec.Struct, frozen=True):
 
     Of `frontends` a node port's comes last. `cluster` and `local` are without repetition, and empty
     where no frontend uses them. Policy gives them sorted; a dataplane that keeps endpoints in
-    numbered slots may reorder them, for nothing depends on their order. `hairpin` are the backends that may connect to themselves
-    through this node, and must be masqueraded then: those that are on it or do not say where they
-    are, and where a frontend is SPLIT all, for it takes pods of other nodes for pods too.
+    numbered slots may reorder them, for nothing depends on their order. `hairpin` are the backends
+    that may connect to themselves through this node, and must be masqueraded then: those that are
+    on it or do not say where they are, and where a frontend is SPLIT all, for it takes pods of
+    other nodes for pods too.
     `draining` are backends that terminate and still serve while others get what is new.
     """
 

@@ -1,4 +1,4 @@
-"""Settings as a command line gives them, the files of others, and configurations as their fields' paths."""
+"""Settings as a command line gives them, files of others, and configurations by their paths."""
 
 from collections.abc import Mapping
 from pathlib import Path
