@@ -141,12 +141,8 @@ def _indices(which: str, count: int) -> Sequence[bytes]:
 
 def service_comment(name: ObjectName, port: str) -> str:
     """Name a Service's port for whoever lists the table, cut and cleaned."""
-    text = f"{name.namespace}/{name.name}"
-    if port:
-        text = f"{text}:{port}"
-    if _UNSAFE.search(text):
-        text = _UNSAFE.sub("?", text)
-    return text[:COMMENT_LIMIT]
+    text = f"{name}:{port}" if port else str(name)
+    return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]
 
 
 def slots_of(rows: Rows, frontend: bytes, which: str) -> tuple[Backend, ...]:

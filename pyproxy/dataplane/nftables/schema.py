@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import cache
 
 import msgspec
 
@@ -41,11 +42,16 @@ FRONTEND = (Field.DADDR, Field.PROTOCOL, Field.PORT)
 BACKEND = (Field.DADDR, Field.PORT)
 
 
+@cache
+def _names(kind: str) -> Mapping[Family, str]:
+    # The rows that are remembered share them, however many they are.
+    return {family: f"{kind}{family:d}" for family in Family}
+
+
 class SetKind(msgspec.Struct, frozen=True):
     """One set or map that exists for each family, under `name` followed by 4 or 6.
 
-    `learned` is how many elements a map that packets fill may have; 0 for all that we fill. `names`
-    are those by family.
+    `learned` is how many elements a map that packets fill may have; 0 for all that we fill.
     """
 
     name: str
@@ -54,15 +60,10 @@ class SetKind(msgspec.Struct, frozen=True):
     data: tuple[Field, ...] = ()
     shape: Shape = Shape.EXACT
     learned: int = 0
-    names: Mapping[Family, str] = {}
-
-    def __post_init__(self) -> None:
-        names = {family: f"{self.name}{family:d}" for family in Family}
-        msgspec.structs.force_setattr(self, "names", names)
 
     def of(self, family: Family) -> str:
         """Name the set of one family."""
-        return self.names[family]
+        return _names(self.name)[family]
 
     def key_text(self, family: Family) -> str:
         """Write the key as the expression that looks it up."""
