@@ -7,7 +7,6 @@ year in a moment. `loop` gives it events and time.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, Protocol
@@ -272,13 +271,12 @@ class Agent(Generic[P]):
         # Those touched too: what is gone must let go of its claims. And not in the order of a hash:
         # what was read together lies together in memory.
         services = self.world.services
-        return [*services, *(name for name in touched.services if name not in services)]
+        return [*services, *touched.services.difference(services)]
 
     def _answer(self, names: Iterable[ObjectName]) -> dict[ObjectName, ServiceAnswer | None]:
         answers: dict[ObjectName, ServiceAnswer | None] = {}
-        queue = deque(names)
-        while queue:
-            name = queue.popleft()
+        queue = list(names)
+        for name in queue:  # which grows meanwhile
             also, answers[name] = self._answer_one(name)
             if also:
                 queue.extend(also)

@@ -157,24 +157,26 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
     Without any ready endpoint those that are terminating and still serve stand in, for all of the
     cluster and for this node separately. Hints say nothing about this node's own endpoints.
     """
-    ready = {b: e for b, e in endpoints.items() if e.ready}
-    near = {b: e for b, e in endpoints.items() if e.node == hostname or not e.node}
-    cluster: Collection[Backend] = ready
-    draining: Collection[Backend] = ()
-    if ready:
-        if len(ready) < len(endpoints):
-            draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
-        mode = topology.choose(ready.values(), hostname, zone).mode
-        if mode is not _ANYWHERE:
-            cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
-    else:
-        cluster = [b for b, e in endpoints.items() if _stands_in(e)]
+    near = [b for b, e in endpoints.items() if e.node == hostname or not e.node]
     local: Collection[Backend] = ()
     if near:
-        here = {b: e for b, e in near.items() if e.node}
+        here = {b: e for b in near if (e := endpoints[b]).node}
         local = [b for b, e in here.items() if e.ready] or [
             b for b, e in here.items() if _stands_in(e)
         ]
+    for endpoint in endpoints.values():
+        if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
+            break
+    else:
+        return Usable(endpoints, local, near)
+    ready = {b: e for b, e in endpoints.items() if e.ready}
+    if not ready:
+        return Usable([b for b, e in endpoints.items() if _stands_in(e)], local, near)
+    mode = topology.choose(ready.values(), hostname, zone).mode
+    cluster: Collection[Backend] = ready
+    if mode is not _ANYWHERE:
+        cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
+    draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
     return Usable(cluster, local, near, draining)
 
 
@@ -186,6 +188,8 @@ def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
     """Say what each address of a family is; see the head of this module for the precedence."""
     size = family.bits // 8
     scopes = {address: _CLUSTER_IP for address in service.cluster_ips if len(address) == size}
+    if not (service.load_balancer_ips or service.external_ips):
+        return scopes
     for scope, addresses in (
         (_LOAD_BALANCER, service.load_balancer_ips),
         (_EXTERNAL_IP, service.external_ips),

@@ -9,13 +9,14 @@ on which Services exist, never on the order in which they were seen.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
 from pyproxy.errors import Problem, Reason
-from pyproxy.model.address import address_text
+from pyproxy.model.address import Family, Protocol, address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
 
@@ -48,9 +49,10 @@ class _Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
     name: ObjectName
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    claimant: _Claimant
-    keys: tuple[bytes, ...]
+_Entry = tuple[_Claimant, tuple[bytes, ...]]
+"""Who claims, and the keys of all that it claims."""
+
+_HEADS = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
 
 
 class Claims:
@@ -66,23 +68,20 @@ class Claims:
 
     def grant(self, service: Service, answer: ServiceAnswer) -> Granted:
         """Claim all frontends of an answer, in place of what this Service claimed before."""
-        claimant = _Claimant(service.created, service.name)
+        name = service.name
+        claimant = _Claimant(service.created, name)
         keys = _keys(answer)
-        before, after = self._entries.get(service.name), _Entry(claimant, keys)
+        after = (claimant, keys)
         unique = len(keys) == 1 or len(set(keys)) == len(keys)
-        self._entries[service.name] = after
-        if before is None and unique and self._enters_alone(claimant, keys):
+        before = self._entries.setdefault(name, after)
+        if before is after and unique and self._enters_alone(claimant, keys):
             return Granted(answer)
         also: set[ObjectName] = set()
-        if before != after:
-            new: Collection[bytes] = keys
-            if before is not None:
-                kept: frozenset[bytes] = frozenset()
-                if before.claimant == claimant:
-                    kept = frozenset(keys).intersection(before.keys)
-                    new = [key for key in keys if key not in kept]
-                self._leave(before.claimant, [key for key in before.keys if key not in kept], also)
-            self._enter(claimant, new, also)
+        if before is after:
+            self._enter(claimant, keys, also)
+        elif before != after:
+            self._entries[name] = after
+            self._move(before, after, also)
         if unique and all(self._queues[key][0] == claimant for key in keys):
             return Granted(answer, also=frozenset(also))
         return self._part(claimant, answer, frozenset(also))
@@ -92,14 +91,24 @@ class Claims:
         also: set[ObjectName] = set()
         entry = self._entries.pop(name, None)
         if entry is not None:
-            self._leave(entry.claimant, entry.keys, also)
+            self._leave(*entry, also)
         return frozenset(also)
 
     def _enters_alone(self, claimant: _Claimant, keys: tuple[bytes, ...]) -> bool:
         """Enter the queues that nobody is in yet, and tell whether those were all."""
         alone = (claimant,)
-        entered = [self._queues.setdefault(key, alone) for key in keys]
-        return entered == [alone] * len(keys)
+        only = True
+        for key in keys:
+            if self._queues.setdefault(key, alone) is not alone:
+                only = False
+        return only
+
+    def _move(self, before: _Entry, after: _Entry, also: set[ObjectName]) -> None:
+        kept: frozenset[bytes] = frozenset()
+        if before[0] == after[0]:
+            kept = frozenset(after[1]).intersection(before[1])
+        self._leave(before[0], [key for key in before[1] if key not in kept], also)
+        self._enter(after[0], [key for key in after[1] if key not in kept], also)
 
     def _enter(self, claimant: _Claimant, keys: Iterable[bytes], also: set[ObjectName]) -> None:
         alone = (claimant,)
@@ -166,7 +175,7 @@ def _key(port: PortAnswer, frontend: Frontend) -> bytes:
 
 def _head(port: PortAnswer) -> bytes:
     # A node port has no address, so its family must be told; the others' tell it by length.
-    return bytes((port.family, port.protocol))
+    return _HEADS[port.family, port.protocol]
 
 
 def _narrow(port: PortAnswer, frontends: tuple[Frontend, ...]) -> PortAnswer:

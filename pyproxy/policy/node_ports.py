@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 import msgspec
 
 from pyproxy.model.address import Address, family_of
 from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer
+
+_NODE_PORT: Final = Scope.NODE_PORT
 
 
 def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> ServiceAnswer:
@@ -18,7 +21,7 @@ def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> Servi
     """
     for port in answer.ports:  # mostly all of them, and so no generator
         # A node port comes after all addresses.
-        if port.frontends and _is_node_port(port.frontends[-1]):
+        if port.frontends and port.frontends[-1].scope is _NODE_PORT:
             break
     else:
         return answer
@@ -27,7 +30,7 @@ def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> Servi
 
 
 def _is_node_port(frontend: Frontend) -> bool:
-    return frontend.scope is Scope.NODE_PORT and not frontend.address
+    return frontend.scope is _NODE_PORT and not frontend.address
 
 
 def _spread(port: PortAnswer, addresses: Collection[Address]) -> PortAnswer:

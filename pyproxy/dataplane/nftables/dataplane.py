@@ -29,6 +29,7 @@ from pyproxy.dataplane.nftables.readback import (
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Table
+from pyproxy.dataplane.nftables.whole import whole
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
     KernelError,
@@ -151,22 +152,20 @@ class NftablesDataplane:
         # Of another version they may do something else; and whoever was at one part was at others.
         self._chains = layout.whole_chains() if self._loaded else set()
         remembered = recall(held)
-        after = node_rows(node.pod_networks)
         placed = {wanted.name: remembered.place(wanted) for wanted in services}
-        for answer in placed.values():
-            add_service(answer, after)
-        shared = Counter(row for answer in placed.values() for row in shared_rows(answer))
-        for set_name, key in shared:
-            after.setdefault(set_name, {})[key] = b""
+        after = whole(placed.values(), node.pod_networks, _AT_ONCE)
+        delta = diff(held, after.table)
+        needed = chains.needed(targets(after.table))
         return NftablesPlan(
-            diff(held, after),
+            delta,
             placed,
-            shared,
+            after.shared,
             options,
-            tuple(name for name in chains.needed(targets(after)) if name not in self._chains),
+            tuple(name for name in needed if name not in self._chains),
             node,
             reload=self._loaded is None,
             whole=True,
+            cuts=() if held else after.cuts,
         )
 
     def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:

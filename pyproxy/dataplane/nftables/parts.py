@@ -9,7 +9,7 @@ Service as it was or as it is to be. What nobody wants any more goes last.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby, islice
 
@@ -19,13 +19,16 @@ from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, shared_rows
 from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Rows, Table
+from pyproxy.dataplane.nftables.whole import Cut
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import Shape
+from pyproxy.netlink.elements import Shape, Value
 from pyproxy.policy.answer import ServiceAnswer
 
 Owner = bytes | SharedRow
 """Whom a row goes along with: its frontend, or itself where several Services may want it."""
+
+_Part = tuple[Mapping[ObjectName, ServiceAnswer | None], Delta[bytes, Value]]
 
 _WIDTHS = {family: sum(field.size(family) for field in FRONTEND) for family in Family}
 """The bytes of a frontend's key."""
@@ -46,18 +49,36 @@ def parts(plan: NftablesPlan, limit: int) -> Iterator[NftablesPlan]:
     if size(plan) <= limit:
         yield plan
         return
-    places = _Places(plan, limit)
-    removed, added = places.divide(plan.delta.remove), places.divide(plan.delta.add)
-    for number, services in enumerate(places.services):
-        last = number == places.last
+    split = list(_cut(plan)) if plan.cuts else _sort(plan, limit)
+    for number, (services, delta) in enumerate(split):
         yield msgspec.structs.replace(
             plan,
-            delta=Delta(removed[number], added[number]),
-            services=plan.services if last else services,
+            delta=delta,
+            services=plan.services if number == len(split) - 1 else services,
             shared={},
             chains=() if number else plan.chains,
             node=None,
+            cuts=(),
         )
+
+
+def _cut(plan: NftablesPlan) -> Iterator[_Part]:
+    """Cut the rows where they may be cut; nobody has to look at each."""
+    services = iter(plan.services.items())
+    left = {name: iter(rows.items()) for name, rows in plan.delta.add.items()}
+    before = Cut(0, {})
+    for cut in plan.cuts:
+        counts = {name: size - before.sizes.get(name, 0) for name, size in cut.sizes.items()}
+        rows = {name: dict(islice(left[name], count)) for name, count in counts.items() if count}
+        yield dict(islice(services, cut.services - before.services)), Delta({}, rows)
+        before = cut
+
+
+def _sort(plan: NftablesPlan, limit: int) -> Sequence[_Part]:
+    """Find each row's part."""
+    places = _Places(plan, limit)
+    removed, added = places.divide(plan.delta.remove), places.divide(plan.delta.add)
+    return list(zip(places.services, map(Delta, removed, added), strict=True))
 
 
 class _Places:

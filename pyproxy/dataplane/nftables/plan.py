@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -12,6 +12,7 @@ from pyproxy.dataplane.interface import NodeAnswer
 from pyproxy.dataplane.nftables import chains, listing, schema
 from pyproxy.dataplane.nftables.rows import SharedRow
 from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.whole import Cut
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, Tag, Value, add_elements, delete_elements
 from pyproxy.policy.answer import ServiceAnswer
@@ -26,6 +27,8 @@ class NftablesPlan(msgspec.Struct, frozen=True):
 
     `shared` is by how many each shared row's users grow. `options` is the ruleset's, `node` is the
     node's part where that changes, and `whole` says that the plan was made against the kernel.
+    `cuts` are where it is cut when it goes in parts, and there are some only where the kernel holds
+    nothing: all rows are in the order of their Services then.
     """
 
     delta: Delta[bytes, Value]
@@ -36,6 +39,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     node: NodeAnswer | None = None
     reload: bool = False
     whole: bool = False
+    cuts: Sequence[Cut] = ()
 
     def __bool__(self) -> bool:
         return bool(self.delta or self.chains or self.reload)
@@ -109,6 +113,7 @@ def without(
         delta=Delta(keep(plan.delta.remove), keep(plan.delta.add)),
         services={other: answer for other, answer in plan.services.items() if other != name},
         shared={row: by - growth.get(row, 0) for row, by in plan.shared.items()},
+        cuts=(),
     )
 
 
