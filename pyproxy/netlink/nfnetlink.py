@@ -75,6 +75,12 @@ class Nfnetlink:
         """Give the socket back."""
         self._socket.close()
 
+    def room(self, size: int) -> int:
+        """Make room for a batch of `size` bytes; the bytes of the largest that may be sent."""
+        if size > self._largest:
+            self._largest = self._socket.make_room(max(size, _SEND_BUFFER))
+        return self._largest
+
     def transact(self, messages: Sequence[Message], subsystem: int) -> list[Refusal]:
         """Send one batch; an empty list means that it was committed, anything else that it was not.
 
@@ -94,7 +100,7 @@ class Nfnetlink:
 
     def _batches(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
         sizes = [HEADER_SIZE + len(message.body) for message in messages]
-        room = self._room(sum(sizes) + 2 * HEADER_SIZE) - 2 * HEADER_SIZE
+        room = self.room(sum(sizes) + 2 * HEADER_SIZE) - 2 * HEADER_SIZE
         begin, size = 0, 0
         for index, more in enumerate(sizes):
             if size + more > room and index > begin:
@@ -161,11 +167,6 @@ class Nfnetlink:
     def _ask(self, request: Message, how: int) -> list[memoryview]:
         answers = self._socket.ask(lambda sequence: _framed(request, how, sequence))
         return [answer[HEADER_SIZE:] for answer in answers]
-
-    def _room(self, size: int) -> int:
-        if size > self._largest:
-            self._largest = self._socket.make_room(max(size, _SEND_BUFFER))
-        return self._largest
 
 
 def _framed(request: Message, how: int, sequence: int) -> bytes:

@@ -257,7 +257,7 @@ def test_a_right_that_is_taken_away_is_told_as_that(namespace: Namespace) -> Non
 
 COLD_START = [sys.executable, "-m", "tests.chaos.cold_start"]
 LARGEST_PART, ONE_LARGE_SERVICE = 400 << 10, 9 << 20
-"""Bytes: at most of 5,000 rows, at least of a Service with 200,000 endpoints."""
+"""Bytes: of a part where buffers may not grow, and at least of a Service with 200,000 endpoints."""
 
 LIMITED = ["unshare", "--user", "--map-root-user", "--net"]
 """In a user namespace of its own root may not go beyond net.core.wmem_max."""

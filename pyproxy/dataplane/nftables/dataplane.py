@@ -18,7 +18,8 @@ from pyproxy.dataplane.nftables.ahead import ReadAhead
 from pyproxy.dataplane.nftables.compare import amiss, compare, fill
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
-from pyproxy.dataplane.nftables.parts import parts, size
+from pyproxy.dataplane.nftables.packing import Packed, pack, packed_ahead
+from pyproxy.dataplane.nftables.parts import size
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
 from pyproxy.dataplane.nftables.readback import (
     read_learned,
@@ -40,7 +41,7 @@ from pyproxy.errors import (
 )
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import ElementMessage, Shape, delete_elements, element_at
+from pyproxy.netlink.elements import Shape, delete_elements, element_at
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, generation, get_generation
@@ -49,9 +50,15 @@ from pyproxy.policy.answer import ServiceAnswer
 
 Answers = Mapping[ObjectName, ServiceAnswer | None]
 
-_AT_ONCE = 5_000
+_AT_ONCE = 10_000
 """Rows of a transaction: the kernel takes 1 to 10 microseconds for each, and nobody else can write
-meanwhile."""
+meanwhile. Fewer would take longer altogether, for each commit walks all verdict maps."""
+
+_ANNOUNCED = 5_000
+"""Rows at most that are written while we listen: the kernel tells us each of our own, too."""
+
+_ROW_SIZE = 85
+"""Bytes of a row in a large transaction, about: what has to fit into the send buffer."""
 
 
 class NftablesDataplane:
@@ -70,8 +77,10 @@ class NftablesDataplane:
         self._just_forgot = self._forgot = False
         try:
             self._netlink = Nfnetlink()
+            room = self._netlink.room(_AT_ONCE * _ROW_SIZE)
         except KernelError as error:
             raise _unusable(error) from error
+        self._at_once = min(_AT_ONCE, room // _ROW_SIZE)
         self._monitor = Monitor(TABLE, self._netlink.port)
         self._ahead: ReadAhead | None = None
 
@@ -153,7 +162,7 @@ class NftablesDataplane:
         self._chains = layout.whole_chains() if self._loaded else set()
         remembered = recall(held)
         placed = {wanted.name: remembered.place(wanted) for wanted in services}
-        after = whole(placed.values(), node.pod_networks, _AT_ONCE)
+        after = whole(placed.values(), node.pod_networks, self._at_once)
         delta = diff(held, after.table)
         needed = chains.needed(targets(after.table))
         return NftablesPlan(
@@ -184,7 +193,7 @@ class NftablesDataplane:
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan, in parts where it is large, and remember it; what it had to leave out."""
-        if not (plan.whole and plan) and size(plan) <= _AT_ONCE:
+        if not (plan.whole and plan) and size(plan) <= _ANNOUNCED:
             return self._commit(plan)
         others = self._transactions_of_others()
         self._monitor.pause()
@@ -200,21 +209,22 @@ class NftablesDataplane:
         return (done - self._netlink.committed - self._loads) % (1 << 32)
 
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
-        if plan.reload:
-            load(self._netlink, plan.options)
-            self._loads += 1
-            self._loaded = plan.options
         failures: list[Failure] = []
         left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
-        for each in parts(plan, _AT_ONCE):
-            part = each
-            for leave_out in left_out:
-                part = leave_out(part)
-            while refusal := self._send(part):
-                found = self._blame(part, plan.services, refusal)
-                failures.append(Failure(found, refusal.error))
-                left_out.append(self._leaving_out(plan, found))
-                part, plan = left_out[-1](part), left_out[-1](plan)
+        with packed_ahead(plan, self._at_once) as packed:
+            if plan.reload:
+                load(self._netlink, plan.options)
+                self._loads += 1
+                self._loaded = plan.options
+            for each in packed:
+                part = each
+                for leave_out in left_out:
+                    part = pack(leave_out(part.plan))
+                while refusal := self._send(part):
+                    found = self._blame(part, plan.services, refusal)
+                    failures.append(Failure(found, refusal.error))
+                    left_out.append(self._leaving_out(plan, found))
+                    part, plan = pack(left_out[-1](part.plan)), left_out[-1](plan)
         if plan.reload:
             seal(self._netlink)
         self._forget_clients(plan)
@@ -267,12 +277,13 @@ class NftablesDataplane:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
-    def _send(self, plan: NftablesPlan) -> Refusal | None:
-        first = [each for name in plan.chains for each in chains.chain(name)]
-        writes = list(plan.messages())
-        refusals = self._netlink.transact([*first, *(write.message for write in writes)], SUBSYSTEM)
+    def _send(self, part: Packed) -> Refusal | None:
+        made = part.plan.chains
+        first = [each for name in made for each in chains.chain(name)]
+        messages = [*first, *(write.message for write in part.writes)]
+        refusals = self._netlink.transact(messages, SUBSYSTEM)
         if not refusals:
-            self._chains.update(plan.chains)
+            self._chains.update(made)
             return None
         refusal = refusals[0]
         return msgspec.structs.replace(refusal, index=refusal.index - len(first))
@@ -309,9 +320,9 @@ class NftablesDataplane:
                 place = element_at(write.message, refusals[0].offset)
                 keys.remove(write.keys[place or 0])
 
-    def _blame(self, plan: NftablesPlan, services: Answers, refusal: Refusal) -> ObjectName:
+    def _blame(self, part: Packed, services: Answers, refusal: Refusal) -> ObjectName:
         """Name the Service that was refused. Raises the refusal where it is none of these."""
-        writes: list[ElementMessage] = list(plan.messages())
+        writes = part.writes
         rejected = isinstance(refusal.error, RejectedError)
         if rejected and 0 <= refusal.index < len(writes):
             write = writes[refusal.index]

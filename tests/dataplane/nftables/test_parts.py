@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyproxy.dataplane.diff import Delta, apply, diff
 from pyproxy.dataplane.interface import NodeAnswer
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.packing import packed_ahead
 from pyproxy.dataplane.nftables.parts import parts, size
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import add_service
@@ -108,6 +109,14 @@ def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
     assert max(changed.values(), default=0) <= 1
 
 
+@given(PLANS)
+def test_parts_are_packed_in_their_order(known: tuple[Table, NftablesPlan, int]) -> None:
+    _, plan, limit = known
+    with packed_ahead(plan, limit) as packed:
+        found = [(each.plan, list(each.writes)) for each in packed]
+    assert found == [(part, list(part.messages())) for part in parts(plan, limit)]
+
+
 def test_what_is_no_larger_is_its_only_part() -> None:
     plan = NftablesPlan(Delta({}, {"services4": {b"x": b""}}), {}, Counter(), Options())
     assert list(parts(plan, 1)) == [plan]
@@ -126,7 +135,7 @@ def commit(
 
 
 def many(first: int, endpoints: int) -> Sequence[ServiceAnswer]:
-    return [numbered(number, 250, first=endpoints) for number in range(first, first + 50)]
+    return [numbered(number, 250, first=endpoints) for number in range(first, first + 100)]
 
 
 @pytest.mark.kernel
@@ -137,13 +146,13 @@ def test_what_is_large_goes_in_several_transactions(namespace: Namespace) -> Non
         assert commit(namespace, plan, dataplane) == (3, set())
         assert held(namespace) == compiled(many(0, 0), ())
         assert not dataplane.replan(many(0, 0), NETWORK)
-        plan = dataplane.replan(many(25, 0), NETWORK)
+        plan = dataplane.replan(many(50, 0), NETWORK)
         assert commit(namespace, plan, dataplane) == (3, set())
-        assert held(namespace) == compiled(many(25, 0), ())
+        assert held(namespace) == compiled(many(50, 0), ())
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("place", [0, 49])
+@pytest.mark.parametrize("place", [0, 99])
 def test_a_service_that_one_part_is_refused_for_is_left_out_of_all(
     namespace: Namespace, place: int
 ) -> None:
