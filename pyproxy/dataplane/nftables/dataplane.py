@@ -366,8 +366,10 @@ class NftablesDataplane:
             else:
                 self._programmed[name] = answer
         self._shared.update(plan.shared)
-        for row in [row for row in plan.shared if self._shared[row] <= 0]:
-            del self._shared[row]
+        fewer = [row for row, by in plan.shared.items() if by <= 0]
+        for row in fewer:
+            if self._shared[row] <= 0:
+                del self._shared[row]
 
 
 def _unusable(error: KernelError) -> UsageError:

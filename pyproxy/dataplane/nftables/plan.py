@@ -88,7 +88,11 @@ class NftablesPlan(msgspec.Struct, frozen=True):
 def targets(table: schema.Table) -> set[str]:
     """Name the chains, of those made when needed, that a table's elements go to."""
     named = {
-        value.target for rows in table.values() for value in rows.values() if isinstance(value, Tag)
+        value.target
+        for name, rows in table.items()
+        if schema.Field.VERDICT in schema.BY_NAME[name][0].data
+        for value in rows.values()
+        if isinstance(value, Tag)
     }
     return set(filter(chains.is_made_when_needed, named))
 
