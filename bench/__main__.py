@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping
 
 from bench.bare import bare_loop
+from bench.costs import costs_of_changes
 from bench.counts import complaints, count, read_baseline, write_baseline
 from bench.floor import Floor, floor
 from bench.hottest import print_hottest
-from bench.inside import cost_of_change, first_syncs
+from bench.inside import first_syncs
 from bench.questions import print_questions
 from bench.targets import Targets, held_against, targets
 from pyproxy.bench.figures import duration, heading, row
@@ -154,12 +155,12 @@ def _print_first_syncs(
 
 
 def _print_changes(wanted: Targets, mode: LabMode, changes: int) -> bool:
-    heading("One change: watch event read to kernel programmed, endpoints of one Service")
+    heading("One change, at each size by turns: watch event read to kernel programmed")
     medians = []
     met = True
     what = "lines" if mode.proxy_mode is ProxyMode.IPTABLES else "netlink messages"
-    for size in wanted.changed:
-        cost = cost_of_change(size, changes, mode)
+    costs = costs_of_changes(wanted.changed, changes, mode)
+    for size, cost in zip(wanted.changed, costs, strict=True):
         row(str(size), str(cost.seconds), held_against(cost.seconds.median, wanted.change))
         row("", f"{cost.messages:.2f} {what}, {cost.size:.0f} bytes")
         medians.append(cost.seconds.median)

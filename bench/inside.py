@@ -71,14 +71,6 @@ class Bell:
         return self.rang_at
 
 
-class Cost(msgspec.Struct, frozen=True):
-    """What one change cost: seconds from the watch's bytes to the commit, messages and bytes."""
-
-    seconds: Spread
-    messages: float
-    size: float
-
-
 class Inside:
     """One agent in this network namespace."""
 
@@ -174,18 +166,6 @@ def _timed_sync(agent: Inside, size: Size) -> float:
         return agent.bell.rang_at - began
 
 
-def cost_of_change(size: Size, changes: int, mode: LabMode) -> Cost:
-    """Measure single changes: by turns an endpoint goes from a slice, and comes back."""
-    with inside(mode) as agent:
-        agent.hear(lists(size))
-        with agent.looping():
-            lines = [_line(number, size) for number in range(changes)]
-            messages, sent = agent.sent
-            seconds = Spread([agent.change(line) for line in lines])
-            messages, sent = agent.sent[0] - messages, agent.sent[1] - sent
-    return Cost(seconds, messages / changes, sent / changes)
-
-
 def lists(size: Size) -> list[Event]:
     """Give the events of all lists, as a source sends them."""
     events: list[Event] = []
@@ -201,7 +181,7 @@ def lists(size: Size) -> list[Event]:
 
 def changed_slice(number: int, size: Size) -> Event:
     """By turns take an endpoint from a Service, and give it back."""
-    return _upsert(Kind.ENDPOINT_SLICE, _slice(number, size))
+    return _upsert(Kind.ENDPOINT_SLICE, sliced(number, size))
 
 
 def made(number: int, endpoints: int) -> list[Event]:
@@ -236,12 +216,9 @@ def _upsert(kind: Kind, obj: dict[str, Any]) -> Event:
     return Upsert(reading.value)
 
 
-def _slice(number: int, size: Size) -> dict[str, Any]:
+def sliced(number: int, size: Size) -> dict[str, Any]:
+    """Give the slice of `changed_slice` as JSON has it."""
     of = number // 2 % size.services
     pods = range(of * size.endpoints, (of + 1) * size.endpoints)
     pods = pods[:-1] if number % 2 == 0 else pods
     return endpoint_slice(of, pods[:SLICE_LIMIT], version=number + 2)
-
-
-def _line(number: int, size: Size) -> bytes:
-    return msgspec.json.encode({"type": "MODIFIED", "object": _slice(number, size)})

@@ -1,0 +1,67 @@
+"""What single changes cost, at several sizes by turns: what else the machine does is alike for all.
+
+Each size has an agent and a network namespace of its own, so that nobody's rules are in another's
+way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import msgspec
+
+from bench.inside import Inside, inside, lists, sliced
+from pyproxy.bench.figures import Spread
+from pyproxy.bench.shape import Size
+from pyproxy.lab.modes import LabMode
+from pyproxy.lab.namespace import Namespace, ip
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What one change cost: seconds from the watch's bytes to the commit, messages and bytes."""
+
+    seconds: Spread
+    messages: float
+    size: float
+
+
+def costs_of_changes(sizes: Sequence[Size], changes: int, mode: LabMode) -> list[Cost]:
+    """Measure `changes` at each size: by turns an endpoint goes from a slice, and comes back."""
+    with ExitStack() as all_of_them:
+        agents = [all_of_them.enter_context(_settled(size, mode)) for size in sizes]
+        before = [agent.sent for agent in agents]
+        seconds: list[list[float]] = [[] for _ in sizes]
+        for number in range(changes):
+            for size, agent, found in zip(sizes, agents, seconds, strict=True):
+                found.append(agent.change(_line(number, size)))
+        after = [agent.sent for agent in agents]
+    return [
+        Cost(Spread(found), (now[0] - then[0]) / changes, (now[1] - then[1]) / changes)
+        for found, now, then in zip(seconds, after, before, strict=True)
+    ]
+
+
+@contextmanager
+def _settled(size: Size, mode: LabMode) -> Iterator[Inside]:
+    """Have an agent that has programmed everything, in a network namespace that is its own."""
+    namespace = Namespace(f"lab{os.getpid()}-1-{size.services}")
+    ip([f"netns add {namespace.name}"])
+    try:
+        namespace.ip(["link set lo up"])
+        with ExitStack() as stack:
+            # Threads and programs are in the namespace of the thread that starts them.
+            agent = namespace.call(lambda: stack.enter_context(inside(mode)))
+            agent.hear(lists(size))
+            namespace.call(lambda: stack.enter_context(agent.looping()))
+            try:
+                yield agent
+            finally:
+                namespace.call(stack.close)
+    finally:
+        ip([f"netns del {namespace.name}"])
+
+
+def _line(number: int, size: Size) -> bytes:
+    return msgspec.json.encode({"type": "MODIFIED", "object": sliced(number, size)})
