@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,15 +29,21 @@ def memory(pid: int, field: str) -> int:
 
 
 def _helpers(pid: int, program: str) -> list[int]:
+    children = _children(pid)
+    # A child that has not become its program yet shares all memory with its parent.
+    found = [child for child in children if _program(child) not in {"", program}]
+    found += [each for child in children for each in _helpers(child, program)]
+    return found
+
+
+def _children(pid: int) -> list[int]:
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(child) for child in task.read_text().split()]
-        except OSError:
-            continue
-        # A child that has not become its program yet shares all memory with its parent.
-        found += [child for child in children if _program(child) not in {"", program}]
-        found += [each for child in children for each in _helpers(child, program)]
+    # Whoever has children may end at any moment, and each thread of it.
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{task}/children").read_text()
+                found += map(int, children.split())
     return found
 
 

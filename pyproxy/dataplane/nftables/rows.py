@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, count
 from typing import Final, assert_never
 
@@ -22,6 +23,13 @@ _LOCAL: Final = Use.LOCAL
 _SPLIT: Final = Use.SPLIT
 _CLUSTER_IP: Final = Scope.CLUSTER_IP
 _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
+
+# So does the name of a set that is asked of its kind.
+_SERVICES = {family: schema.SERVICES.of(family) for family in Family}
+_ENDPOINTS = {family: schema.ENDPOINTS.of(family) for family in Family}
+_CLUSTER_IPS = {family: schema.CLUSTER_IPS.of(family) for family in Family}
+_HAIRPIN = {family: schema.HAIRPIN.of(family) for family in Family}
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
 
 _PADDING = b"\0\0"
@@ -52,10 +60,10 @@ def add_service(answer: ServiceAnswer, table: Table) -> None:
 def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
     """Give the rows that other Services may want as well, once for each port that wants them."""
     for port in answer.ports:
-        hairpin = schema.HAIRPIN.of(port.family)
+        hairpin = _HAIRPIN[port.family]
         for backend in port.hairpin:
             yield hairpin, backend[:-2] * 2
-        cluster_ips = schema.CLUSTER_IPS.of(port.family)
+        cluster_ips = _CLUSTER_IPS[port.family]
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
                 yield cluster_ips, frontend.address
@@ -87,47 +95,71 @@ def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[byt
 def _add_frontend(
     answer: ServiceAnswer, port: PortAnswer, frontend: Frontend, comment: str, table: Table
 ) -> None:
-    family = port.family
+    family, use = port.family, frontend.use
     key = frontend_key(frontend.address, port.protocol, frontend.port)
-    sticky = answer.affinity_timeout > 0 and frontend.use in _SERVES
-
-    def put(kind: schema.SetKind, target: str) -> None:
-        table.setdefault(kind.of(family), {})[key] = Tag(target, comment)
-
-    def pick(which: str, backends: tuple[Backend, ...], *, masquerade: bool = False) -> str:
-        endpoints = table.setdefault(schema.ENDPOINTS.of(family), {})
-        for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
-            endpoints[key + index] = backend + _PADDING
-        if sticky:
-            returned_to = table.setdefault(schema.STICKY_ENDPOINTS.of(family), {})
-            returned_to.update((key + backend + _PADDING, b"") for backend in backends)
-        size = chains.endpoint_class(len(backends))
-        return chains.picking(which, family, size, masquerade=masquerade, sticky=sticky)
-
-    use = frontend.use
+    sticky = answer.affinity_timeout > 0 and use in _SERVES
+    backends: tuple[Backend, ...] = ()
     if use is _CLUSTER:
-        outside = frontend.scope is not _CLUSTER_IP
-        put(schema.SERVICES, pick(chains.CLUSTER, port.cluster, masquerade=outside))
+        backends, outside = port.cluster, frontend.scope is not _CLUSTER_IP
+        _number(table, family, key, chains.CLUSTER, backends)
+        picking = _picking(chains.CLUSTER, family, len(backends), outside, sticky)
+        targets = [(_SERVICES[family], picking)]
     elif use is _LOCAL:
-        put(schema.SERVICES, pick(chains.CLUSTER, port.local))
+        backends = port.local
+        _number(table, family, key, chains.CLUSTER, backends)
+        picking = _picking(chains.CLUSTER, family, len(backends), False, sticky)
+        targets = [(_SERVICES[family], picking)]
     elif use is _SPLIT:
-        put(schema.SERVICES, f"split{int(family)}")
-        if port.cluster:
-            put(schema.INSIDERS, pick(chains.CLUSTER, port.cluster))
-        put(schema.OUTSIDERS, pick(chains.LOCAL, port.local) if port.local else DROP)
+        backends = port.cluster + port.local
+        targets = _split(port, key, sticky, table)
     elif use is Use.REFUSE:
-        put(schema.REFUSED, "")
+        targets = [(schema.REFUSED.of(family), "")]
     elif use is Use.DROP:
-        put(schema.SERVICES, DROP)
+        targets = [(_SERVICES[family], DROP)]
     else:
         assert_never(use)
     if sticky:
-        put(schema.STICKY, chains.learning(family, answer.affinity_timeout))
+        learning = chains.learning(family, answer.affinity_timeout)
+        targets.append((schema.STICKY.of(family), learning))
+        returned_to = table.setdefault(schema.STICKY_ENDPOINTS.of(family), {})
+        returned_to.update((key + backend + _PADDING, b"") for backend in backends)
     if answer.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
-        put(schema.GUARDED, "")
+        targets.append((schema.GUARDED.of(family), ""))
         sources = table.setdefault(schema.SOURCES.of(family), {})
         for low, high in joined_ranges(answer.source_ranges, family):
             sources[key + low + key + high] = b""
+    for set_name, target in targets:
+        table.setdefault(set_name, {})[key] = Tag(target, comment)
+
+
+def _split(port: PortAnswer, key: bytes, sticky: bool, table: Table) -> list[tuple[str, str]]:
+    """Number both kinds of endpoints; each set that the frontend is in, and where that sends it."""
+    family = port.family
+    targets = [(_SERVICES[family], f"split{int(family)}")]
+    outsiders = DROP
+    if port.cluster:
+        _number(table, family, key, chains.CLUSTER, port.cluster)
+        insiders = _picking(chains.CLUSTER, family, len(port.cluster), False, sticky)
+        targets.append((schema.INSIDERS.of(family), insiders))
+    if port.local:
+        _number(table, family, key, chains.LOCAL, port.local)
+        outsiders = _picking(chains.LOCAL, family, len(port.local), False, sticky)
+    return [*targets, (schema.OUTSIDERS.of(family), outsiders)]
+
+
+def _number(
+    table: Table, family: Family, key: bytes, which: str, backends: tuple[Backend, ...]
+) -> None:
+    endpoints = table.setdefault(_ENDPOINTS[family], {})
+    for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
+        endpoints[key + index] = backend + _PADDING
+
+
+@lru_cache(1024)
+def _picking(which: str, family: Family, count: int, masquerade: bool, sticky: bool) -> str:
+    """Name the chain that picks one of so many; the arguments by place, for that is quicker."""
+    size = chains.endpoint_class(count)
+    return chains.picking(which, family, size, masquerade=masquerade, sticky=sticky)
 
 
 def _indices(which: str, count: int) -> Sequence[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -34,26 +34,26 @@ class Whole(msgspec.Struct, frozen=True):
 
 
 def whole(
-    answers: Iterable[ServiceAnswer], pod_networks: Iterable[Network], between_cuts: int
+    answers: Collection[ServiceAnswer], pod_networks: Iterable[Network], between_cuts: int
 ) -> Whole:
     """Compile everything there is, to be cut about each `between_cuts` rows."""
     table = node_rows(pod_networks)
-    wanted: list[SharedRow] = []
     cuts: list[Cut] = []
     number = size = cut_at = 0
     for number, answer in enumerate(answers, 1):
         add_service(answer, table)
-        # At once, for what has just been touched is still near the processor.
-        for row in shared_rows(answer):
-            wanted.append(row)
-            table.setdefault(row[0], {})[row[1]] = b""
+        for set_name, key in shared_rows(answer):
+            table.setdefault(set_name, {})[key] = b""
         size = sum(map(len, table.values()))
         if size - cut_at >= between_cuts:
             cuts.append(_cut(number, table))
             cut_at = size
     if size > cut_at or not cuts:
         cuts.append(_cut(number, table))
-    return Whole(table, Counter(wanted), cuts)
+    # Who shares is remembered. Noted among the rows, which are not, it would keep the interpreter
+    # from giving their memory back.
+    shared = Counter(row for answer in answers for row in shared_rows(answer))
+    return Whole(table, shared, cuts)
 
 
 def _cut(services: int, table: Table) -> Cut:
