@@ -6,14 +6,17 @@ A transaction is worked through within the call that sends it, and Python may go
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pyproxy.dataplane.nftables.parts import parts, size
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.netlink.elements import ElementMessage
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -34,6 +37,9 @@ def packed_ahead(plan: NftablesPlan, limit: int) -> Iterator[Iterable[Packed]]:
     if size(plan) <= limit:
         yield (pack(plan),)
         return
+    # Only what is large needs it, and a question about a Service shall not wait for its import.
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
     with ThreadPoolExecutor(1, "packing") as worker:
         found = map(pack, parts(plan, limit))
         yield _each(worker, found, worker.submit(next, found, None))
