@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 
-from bench.inside import Inside, inside, lists, sliced
+from bench.inside import Inside, inside, lists, slice_object
 from pyproxy.bench.figures import Spread
 from pyproxy.bench.shape import Size
 from pyproxy.lab.modes import LabMode
@@ -64,4 +64,4 @@ def _settled(size: Size, mode: LabMode) -> Iterator[Inside]:
 
 
 def _line(number: int, size: Size) -> bytes:
-    return msgspec.json.encode({"type": "MODIFIED", "object": sliced(number, size)})
+    return msgspec.json.encode({"type": "MODIFIED", "object": slice_object(number, size)})

@@ -181,7 +181,7 @@ def lists(size: Size) -> list[Event]:
 
 def changed_slice(number: int, size: Size) -> Event:
     """By turns take an endpoint from a Service, and give it back."""
-    return _upsert(Kind.ENDPOINT_SLICE, sliced(number, size))
+    return _upsert(Kind.ENDPOINT_SLICE, slice_object(number, size))
 
 
 def made(number: int, endpoints: int) -> list[Event]:
@@ -216,7 +216,7 @@ def _upsert(kind: Kind, obj: dict[str, Any]) -> Event:
     return Upsert(reading.value)
 
 
-def sliced(number: int, size: Size) -> dict[str, Any]:
+def slice_object(number: int, size: Size) -> dict[str, Any]:
     """Give the slice of `changed_slice` as JSON has it."""
     of = number // 2 % size.services
     pods = range(of * size.endpoints, (of + 1) * size.endpoints)

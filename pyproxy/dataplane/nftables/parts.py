@@ -43,6 +43,7 @@ def size(plan: NftablesPlan) -> int:
 def parts(plan: NftablesPlan, limit: int) -> Iterator[NftablesPlan]:
     """Split a plan into parts of about `limit` rows; one that is no larger is its only part.
 
+    Where the plan says where it is cut, `limit` is what its cuts were made for.
     A part names the Services that it writes, the last one all of them. What any of them means for
     shared rows, and for the node, the plan alone says.
     """
