@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
 
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -58,7 +57,6 @@ _ORIGINAL_DADDR = {Family.IPV4: rules.CT_DST_IP, Family.IPV6: rules.CT_DST_IP6}
 _FIRST = rules.REGISTER
 
 
-@cache
 def picking(
     which: str, family: Family, size: int, *, masquerade: bool = False, sticky: bool = False
 ) -> str:
