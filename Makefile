@@ -25,12 +25,12 @@ help: ## list the targets
 venv: $(STAMP) ## the development environment in .venv
 	@:
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml lab/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "pyproxy needs Python 3.11 or newer: set PYTHON=..." >&2; exit 2; }
 	@PYTHON=$(PYTHON) tools/system-packages.sh venv
 	@echo "installing Python packages into .venv"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable lab
 	@touch $@
 
 system:
@@ -71,7 +71,7 @@ demo: system venv ## a Service followed from its first packet, in MODE, in netwo
 	@$(BIN)/pyproxy lab demo --mode $(MODE)
 
 conformance: system venv ## the packet cases in CASES=DIR against this agent, in MODE (root)
-	@$(BIN)/python -m pyproxy.lab.conformance --mode $(MODE) $(CASES)
+	@$(BIN)/python -m pyproxy_lab.conformance --mode $(MODE) $(CASES)
 
 soak: system venv ## SECONDS (600) of 200 changes a second with faults, against a real kernel (root)
 	$(BIN)/python -m tests.soak.soak $(SECONDS)

@@ -7,6 +7,12 @@ import os
 import sys
 from collections.abc import Mapping
 
+from pyproxy_lab import modes
+from pyproxy_lab.bench.figures import duration, heading, row
+from pyproxy_lab.bench.place import own_place
+from pyproxy_lab.bench.shape import Size
+from pyproxy_lab.modes import LabMode
+
 from bench.bare import bare_loop
 from bench.costs import costs_of_changes
 from bench.counts import complaints, count, read_baseline, write_baseline
@@ -15,13 +21,8 @@ from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.questions import print_questions
 from bench.targets import Targets, held_against, targets
-from pyproxy.bench.figures import duration, heading, row
-from pyproxy.bench.place import own_place
-from pyproxy.bench.shape import Size
 from pyproxy.config.settings import ProxyMode
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.lab import modes
-from pyproxy.lab.modes import LabMode
 
 _NO_FLOOR: Mapping[Size, Floor] = {}
 

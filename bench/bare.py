@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from socket import IPPROTO_TCP
 
 import msgspec
+from pyproxy_lab.bench.figures import Spread
+from pyproxy_lab.bench.shape import POD_PORT, PORT, Size, cluster_ip, pod_ip
 from pyroute2 import IPVS, IPRoute, IPVSDest, IPVSService
-
-from pyproxy.bench.figures import Spread
-from pyproxy.bench.shape import POD_PORT, PORT, Size, cluster_ip, pod_ip
 
 _DEVICE = "bare-ipvs"
 _MASQUERADE = 0

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import msgspec
+from pyproxy_lab.bench.figures import Spread
+from pyproxy_lab.bench.shape import Size
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import Namespace, ip
 
 from bench.inside import Inside, inside, lists, slice_object
-from pyproxy.bench.figures import Spread
-from pyproxy.bench.shape import Size
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.namespace import Namespace, ip
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ def _settled(size: Size, mode: LabMode) -> Iterator[Inside]:
         with ExitStack() as stack:
             # Threads and programs are in the namespace of the thread that starts them.
             agent = namespace.call(lambda: stack.enter_context(inside(mode)))
-            agent.hear(lists(size))
+            agent.handle_event(lists(size))
             namespace.call(lambda: stack.enter_context(agent.looping()))
             try:
                 yield agent

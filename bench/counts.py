@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from pyproxy_lab.bench.shape import Size
 
 from bench.inside import Inside, changed_slice, deleted, held, inside, lists, made
-from pyproxy.bench.shape import Size
 from pyproxy.errors import UsageError
 
 BASELINE = Path(__file__).parent / "baseline.json"
@@ -56,7 +56,7 @@ def count() -> dict[str, int]:
     counts: dict[str, int] = {}
     with inside() as agent:
         before = agent.sent
-        agent.hear(lists(SIZE))
+        agent.handle_event(lists(SIZE))
         gc.collect()
         blocks = sys.getallocatedblocks()
         tracemalloc.start()
@@ -70,7 +70,7 @@ def count() -> dict[str, int]:
         counts |= _later(agent)
         again = Inside()
         before = again.sent
-        again.hear(lists(SIZE))
+        again.handle_event(lists(SIZE))
         again.agent.sync()
         counts["a restart: messages that write"] = again.sent[0] - before[0]
         again.dataplane.close()
@@ -81,16 +81,16 @@ def _later(agent: Inside) -> dict[str, int]:
     counts: dict[str, int] = {}
     before = agent.sent
     for number in range(_CHANGES):
-        agent.hear([changed_slice(number, SIZE)])
+        agent.handle_event([changed_slice(number, SIZE)])
         agent.agent.sync()
     counts |= _sent(agent, f"{_CHANGES} changes of an endpoint", before)
     before = agent.sent
     for event in made(SIZE.services, SIZE.endpoints):
-        agent.hear([event])
+        agent.handle_event([event])
     agent.agent.sync()
     counts |= _sent(agent, "a Service made", before)
     before = agent.sent
-    agent.hear(deleted(SIZE.services))
+    agent.handle_event(deleted(SIZE.services))
     agent.agent.sync()
     return counts | _sent(agent, "a Service deleted", before)
 

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Mapping
 
 import msgspec
+from pyproxy_lab.bench.figures import Spread
+from pyproxy_lab.bench.shape import Size
+from pyproxy_lab.namespace import LabError
 
 from bench.inside import Inside, held, inside, lists
-from pyproxy.bench.figures import Spread
-from pyproxy.bench.shape import Size
 from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE, Rows, Table
-from pyproxy.lab.namespace import LabError
 from pyproxy.model.address import Family
 from pyproxy.netlink.attributes import string
 from pyproxy.netlink.elements import Value
@@ -47,13 +47,13 @@ class Floor(msgspec.Struct, frozen=True):
 def floor(size: Size, changes: int, runs: int) -> Floor:
     """Measure on a table as the agent makes it, with the elements that the agent writes."""
     with inside() as agent:
-        agent.hear(lists(size))
+        agent.handle_event(lists(size))
         agent.agent.sync()
         wanted = _read()
     # One Service brings the chains that all of them go to. Its agent must be gone by then: while
     # anybody listens, the kernel announces every single element.
     agent = Inside()
-    agent.hear(lists(Size(1, size.endpoints)))
+    agent.handle_event(lists(Size(1, size.endpoints)))
     agent.agent.sync()
     agent.dataplane.close()
     netlink = Nfnetlink()

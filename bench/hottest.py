@@ -9,9 +9,10 @@ import time
 import tracemalloc
 from collections.abc import Callable
 
+from pyproxy_lab.bench.figures import duration, heading, mebibytes, row
+from pyproxy_lab.bench.shape import Size
+
 from bench.inside import Inside, inside, lists
-from pyproxy.bench.figures import duration, heading, mebibytes, row
-from pyproxy.bench.shape import Size
 
 _SHOWN = 25
 _SMALLEST = 1 << 19
@@ -43,17 +44,17 @@ def print_hottest(size: Size) -> None:
     with inside() as agent:
         heading("Parts, without the profiler")
         collections = Collections()
-        _timed("hearing the lists", lambda: agent.hear(events))
+        _timed("hearing the lists", lambda: agent.handle_event(events))
         _timed("the sync", agent.agent.sync)
         row("of both, garbage collection", duration(collections.end()))
     with inside() as agent:
-        agent.hear(events)
+        agent.handle_event(events)
         profile = cProfile.Profile()
         profile.runcall(agent.agent.sync)
         heading("Functions, by the time in themselves")
         pstats.Stats(profile).sort_stats("tottime").print_stats(_SHOWN)
     with inside() as agent:
-        agent.hear(events)
+        agent.handle_event(events)
         _print_memory(agent)
 
 

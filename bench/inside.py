@@ -13,16 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-
-from pyproxy.agent import dataplanes, drift
-from pyproxy.agent.core import Agent, Commit, Observers
-from pyproxy.agent.loop import Inbox, Loop, Stop
-from pyproxy.agent.machine import local_addresses
-from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pace import Pace
-from pyproxy.agent.world import World
-from pyproxy.bench.figures import Spread
-from pyproxy.bench.shape import (
+from pyproxy_lab.bench.figures import Spread
+from pyproxy_lab.bench.shape import (
     NAMESPACE,
     NODE_NAME,
     POD_NETWORK,
@@ -34,12 +26,20 @@ from pyproxy.bench.shape import (
     service,
     service_name,
 )
+from pyproxy_lab.modes import NFTABLES, LabMode
+from pyproxy_lab.namespace import LabError
+
+from pyproxy.agent import dataplanes, drift
+from pyproxy.agent.backoff import SyncBackoff
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.core import Agent, Commit, Observers
+from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.health.state import Health
-from pyproxy.lab.modes import NFTABLES, LabMode
-from pyproxy.lab.namespace import LabError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
 from pyproxy.model.events import Delete, Event, Synced, Upsert
@@ -58,7 +58,7 @@ class Bell:
         self.rang_at = 0.0
         self._rung = threading.Event()
 
-    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
         """Note the time."""
         self.rang_at = time.perf_counter()
         self._rung.set()
@@ -89,15 +89,15 @@ class Inside:
             Metrics(), Health(30.0), [self.bell], time.monotonic, time.time, lambda _: None
         )
         self.agent: Agent[Any] = Agent(
-            self.dataplane, NodeRules(settings, local_addresses), Pace(0.0), observers
+            self.dataplane, NodeRules(settings, local_addresses), SyncBackoff(0.0), observers
         )
 
         drift.follow(self.dataplane, self.inbox.put)
 
-    def hear(self, events: list[Event]) -> None:
+    def handle_event(self, events: list[Event]) -> None:
         """Take in all lists, without the loop."""
         for event in events:
-            self.agent.hear(event)
+            self.agent.handle_event(event)
 
     @property
     def sent(self) -> tuple[int, int]:
@@ -159,7 +159,7 @@ def first_syncs(size: Size, runs: int, mode: LabMode) -> tuple[Spread, Spread]:
 
 
 def _timed_sync(agent: Inside, size: Size) -> float:
-    agent.hear(lists(size))
+    agent.handle_event(lists(size))
     began = time.perf_counter()
     # In the agent's own loop, which knows when garbage is to be collected.
     with agent.looping():

@@ -22,26 +22,26 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+from pyproxy_lab.bench import cluster, usage
+from pyproxy_lab.bench.cluster import Churn, Cluster, fresh_pods
+from pyproxy_lab.bench.contestant import OURS, parse
+from pyproxy_lab.bench.figures import Spread, duration, heading, row
+from pyproxy_lab.bench.kernel import Announcements
+from pyproxy_lab.bench.place import Place
+from pyproxy_lab.bench.shape import NAMESPACE, PORT, Size, cluster_ip, service_name
+from pyproxy_lab.cluster import kubeconfig
+from pyproxy_lab.modes import NFTABLES
+from pyproxy_lab.namespace import LabError
+from pyproxy_lab.process import Agent
 
 from bench.targets import held_against
-from pyproxy.bench import cluster, usage
-from pyproxy.bench.cluster import Churn, Cluster, fresh_pods
-from pyproxy.bench.contestant import OURS, parse
-from pyproxy.bench.figures import Spread, duration, heading, row
-from pyproxy.bench.kernel import Announcements
-from pyproxy.bench.place import Place
-from pyproxy.bench.shape import NAMESPACE, PORT, Size, cluster_ip, service_name
 from pyproxy.errors import PyproxyError
 from pyproxy.inspect.client import Client
-from pyproxy.inspect.endpoint import Nothing
 from pyproxy.inspect.evidence import EVIDENCE, Target
 from pyproxy.inspect.lookup import LOOKUP, Named
+from pyproxy.inspect.query import Nothing
 from pyproxy.inspect.services import SERVICES, Which
 from pyproxy.inspect.status import STATUS
-from pyproxy.lab.cluster import kubeconfig
-from pyproxy.lab.modes import NFTABLES
-from pyproxy.lab.namespace import LabError
-from pyproxy.lab.process import Agent
 
 SIZE = Size(10_000, 10)
 LIMIT = 0.5

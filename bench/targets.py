@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+from pyproxy_lab import modes
+from pyproxy_lab.bench.figures import duration
+from pyproxy_lab.bench.shape import Size
+from pyproxy_lab.modes import LabMode
 
-from pyproxy.bench.figures import duration
-from pyproxy.bench.shape import Size
 from pyproxy.config.settings import ProxyMode
-from pyproxy.lab import modes
-from pyproxy.lab.modes import LabMode
 
 
 class Targets(msgspec.Struct, frozen=True):

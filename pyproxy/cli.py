@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pyproxy
@@ -28,8 +28,11 @@ _COMMANDS = {
     "bench": "measure pyproxy, and others beside it, from outside",
 }
 
-_EXTRAS = ("lab", "bench")
-"""Commands that are packages, and extras, of their name."""
+_LAB_COMMANDS = ("lab", "bench")
+"""Commands that the distribution pyproxy-lab adds by entry points."""
+
+_COMMANDS_GROUP = "pyproxy.commands"
+"""Each entry point of this group is a module with `add_arguments(parser)` and `run(namespace)`."""
 
 _VERSION = f"pyproxy {pyproxy.__version__}"
 
@@ -50,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments == ["--version"]:
             arguments = ["version"]
-        if arguments and arguments[0] in _EXTRAS:
-            return _extra(arguments[0], arguments[1:])
+        if arguments and arguments[0] in _LAB_COMMANDS:
+            return _lab(arguments[0], arguments[1:])
         if arguments and arguments[0] in catalogue.COMMANDS:
             return catalogue.run(arguments[0], arguments[1:])
         return _command(arguments)
@@ -81,22 +84,22 @@ def _command(arguments: Sequence[str]) -> int:
         return _write_config(settings, command_line.write_config_to(namespace))
     _prepare_logs(settings)
     # The agent brings libraries with it that --help should not wait for.
-    from pyproxy.agent import garbage  # noqa: PLC0415
+    from pyproxy.agent import gc_tuning  # noqa: PLC0415
 
-    with garbage.seldom():
+    with gc_tuning.seldom():
         return _do(task, settings, namespace)
 
 
 def _do(task: Task, settings: Settings, namespace: argparse.Namespace) -> int:
     from pyproxy.agent import wiring  # noqa: PLC0415
-    from pyproxy.agent.ending import Ending  # noqa: PLC0415
+    from pyproxy.agent.shutdown import ShutdownSignal  # noqa: PLC0415
 
     if task is Task.CLEANUP:
         return wiring.cleanup(settings)
     if task is Task.INITIALIZE:
         return wiring.initialize(settings)
     read = partial(command_line.settings, namespace)
-    with Ending() as ending:
+    with ShutdownSignal() as ending:
         changed = wiring.run(settings, read, ending)
         while changed is not None and not ending.is_asked_for:
             _prepare_logs(changed)
@@ -123,15 +126,12 @@ def _write_config(settings: Settings, path: str) -> int:
     return 0
 
 
-def _extra(name: str, arguments: Sequence[str]) -> int:
-    """Run a command whose libraries are not installed where agents run."""
-    try:
-        command = importlib.import_module(f"pyproxy.{name}.command")
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{name}: the module {error.name} is missing: install it with "
-            f"pip install 'pyproxy[{name}]'"
-        ) from error
+def _lab(name: str, arguments: Sequence[str]) -> int:
+    """Run a command of the distribution pyproxy-lab. Raises UsageError where it is missing."""
+    found = tuple(entry_points(group=_COMMANDS_GROUP, name=name))
+    if not found:
+        raise UsageError(f"{name}: pyproxy-lab is not installed: run pip install pyproxy-lab")
+    command = found[0].load()
     parser = Parser(f"pyproxy {name}", description=_COMMANDS[name], allow_abbrev=False)
     command.add_arguments(parser)
     status: int = command.run(parser.parse_args(arguments))

@@ -52,15 +52,15 @@ class PermissionKernelError(KernelError):
 class Reason(enum.Enum):
     """What kind of thing is wrong; the values are the reasons of Events."""
 
-    SET_ASIDE = "SetAside"
-    CLAIMED_BY_ANOTHER = "ClaimedByAnother"
-    REFUSED_BY_KERNEL = "RefusedByKernel"
-    HEALTH_CHECK_PORT_TAKEN = "HealthCheckPortTaken"
+    INVALID_OBJECT = "InvalidObject"
+    FRONTEND_CONFLICT = "FrontendConflict"
+    REJECTED_BY_KERNEL = "RejectedByKernel"
+    FAILED_TO_START_HEALTHCHECK = "FailedToStartServiceHealthcheck"
 
     @property
     def of_one_node(self) -> bool:
         """Whether other nodes may well be without it: all nodes read the same objects."""
-        return self in (Reason.REFUSED_BY_KERNEL, Reason.HEALTH_CHECK_PORT_TAKEN)
+        return self in (Reason.REJECTED_BY_KERNEL, Reason.FAILED_TO_START_HEALTHCHECK)
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class Problem(msgspec.Struct, frozen=True):
     name: str
     field: str
     message: str
-    reason: Reason = Reason.SET_ASIDE
+    reason: Reason = Reason.INVALID_OBJECT
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {self.field}: {self.message}"

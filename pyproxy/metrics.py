@@ -138,13 +138,13 @@ class Metrics:
             registry=registry,
         )
         self._change_to_kernel = Histogram(
-            "pyproxy_change_to_kernel_seconds",
+            "pyproxy_programming_latency_seconds",
             "From reading a change off the watch to the kernel",
             buckets=_CHANGE_BUCKETS,
             registry=registry,
         )
         self._set_aside = Gauge(
-            "pyproxy_set_aside_objects",
+            "pyproxy_invalid_objects",
             "Objects that are not served, or not wholly, for something is wrong with them",
             ("kind",),
             registry=registry,
@@ -216,10 +216,10 @@ class Metrics:
             registry=registry,
         )
         self._netlink_messages = Counter(
-            "pyproxy_netlink_messages_total", "Netlink messages in them", registry=registry
+            "pyproxy_dataplane_messages_total", "Netlink messages in them", registry=registry
         )
         self._netlink_bytes = Counter(
-            "pyproxy_netlink_bytes_total", "Bytes of those messages", registry=registry
+            "pyproxy_dataplane_bytes_total", "Bytes of those messages", registry=registry
         )
         self._table_fill = Gauge(
             "pyproxy_kernel_table_fill_ratio",
@@ -232,7 +232,7 @@ class Metrics:
         """Tell at every scrape what another collects as well."""
         self._registry.register(collector)
 
-    def table_fill(self, table: str, fill: Callable[[], float]) -> None:
+    def table_usage(self, table: str, fill: Callable[[], float]) -> None:
         """Ask `fill` at every scrape how full a table is, from 0 to 1."""
         self._table_fill.labels(table).set_function(fill)
 
@@ -283,7 +283,7 @@ class Metrics:
         self._no_local_endpoints.labels(family.label, "internal").set(internal)
         self._no_local_endpoints.labels(family.label, "external").set(external)
 
-    def set_aside(self, kind: Kind, count: int) -> None:
+    def invalid(self, kind: Kind, count: int) -> None:
         """How many objects of a kind have a problem now."""
         self._set_aside.labels(kind.value).set(count)
 

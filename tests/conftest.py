@@ -10,8 +10,8 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
+from pyproxy_lab.modes import LabMode
 
-from pyproxy.lab.modes import LabMode
 from tests import modes
 from tests.vm import plugin as vm
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from pyproxy_lab import modes
+from pyproxy_lab.conformance.cases import Case
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import Namespace
 
 from pyproxy.config.settings import ProxyMode
-from pyproxy.lab import modes
-from pyproxy.lab.conformance.cases import Case
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.namespace import Namespace
 
 VARIABLE = "PYPROXY_TEST_MODES"
 KINDS = (modes.NFTABLES, modes.IPTABLES_LEGACY, modes.IPTABLES_NFT, modes.IPVS)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyproxy.lab.namespace import Namespace, ip
+from pyproxy_lab.namespace import Namespace, ip
 
 _NUMBERS = itertools.count()
 

@@ -11,7 +11,7 @@ import pytest
 
 import pyproxy
 from pyproxy import logs
-from pyproxy.agent.ending import Ending
+from pyproxy.agent.shutdown import ShutdownSignal
 from pyproxy.cli import kube_proxy, main
 from pyproxy.commands import catalogue
 from pyproxy.config import Settings
@@ -231,7 +231,7 @@ def test_an_agent_that_ends_with_other_settings_is_run_with_them(
 ) -> None:
     outcomes = [Settings("b"), Settings("c"), None]
 
-    def run(settings: Settings, read: Callable[[], Settings], _: Ending) -> Settings | None:
+    def run(settings: Settings, read: Callable[[], Settings], _: ShutdownSignal) -> Settings | None:
         agent.end("run", settings)
         assert read().node_name == "a"
         return outcomes.pop(0)
@@ -244,7 +244,9 @@ def test_an_agent_that_ends_with_other_settings_is_run_with_them(
 def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Settings | None:
+    def run(
+        settings: Settings, read: Callable[[], Settings], ending: ShutdownSignal
+    ) -> Settings | None:
         seen.append(settings.node_name)
         ending.tell(lambda: seen.append("told"))
         os.kill(os.getpid(), signal.SIGTERM)

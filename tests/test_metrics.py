@@ -48,7 +48,7 @@ def used() -> Metrics:
     metrics.programmed([0.0004, 0.0006])
     metrics.network_programmed(Family.IPV4, [0.7, 400])
     metrics.network_programmed(Family.IPV6, [])
-    metrics.set_aside(Kind.SERVICE, 2)
+    metrics.invalid(Kind.SERVICE, 2)
     metrics.kernel_written(messages=5, size=1234)
     for family in Family:
         metrics.no_local_endpoints(family, internal=1, external=2)
@@ -61,7 +61,7 @@ def used() -> Metrics:
     metrics.event("posted")
     metrics.worker_failed("drift")
     metrics.source_age(lambda: 12.5)
-    metrics.table_fill("conntrack", lambda: 0.25)
+    metrics.table_usage("conntrack", lambda: 0.25)
     return metrics
 
 
@@ -89,14 +89,14 @@ def test_type_labels_and_buckets_are_kube_proxys(name: str, exposed: Exposed) ->
 def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
     others = exposed.keys() - KUBE_PROXY_METRICS.keys()
     assert {name for name in others if not name.startswith("process_")} == {
-        "pyproxy_change_to_kernel_seconds",
+        "pyproxy_programming_latency_seconds",
         "pyproxy_drift_repairs_total",
         "pyproxy_events_total",
         "pyproxy_kernel_table_fill_ratio",
         "pyproxy_kernel_writes_total",
-        "pyproxy_netlink_bytes_total",
-        "pyproxy_netlink_messages_total",
-        "pyproxy_set_aside_objects",
+        "pyproxy_dataplane_bytes_total",
+        "pyproxy_dataplane_messages_total",
+        "pyproxy_invalid_objects",
         "pyproxy_source_last_event_age_seconds",
         "pyproxy_worker_failures_total",
     }
@@ -135,9 +135,9 @@ def test_what_happens_is_counted() -> None:
     for code in ("200", "<error>"):
         counted = f'rest_client_requests_total{{code="{code}",host="api:6443",method="GET"}}'
         assert found[counted] == 1
-    assert found['pyproxy_change_to_kernel_seconds_bucket{le="0.0005"}'] == 1
-    assert found['pyproxy_set_aside_objects{kind="Service"}'] == 2
-    assert found["pyproxy_netlink_bytes_total"] == 1234
+    assert found['pyproxy_programming_latency_seconds_bucket{le="0.0005"}'] == 1
+    assert found['pyproxy_invalid_objects{kind="Service"}'] == 2
+    assert found["pyproxy_dataplane_bytes_total"] == 1234
     assert found["pyproxy_source_last_event_age_seconds"] == 12.5
 
 

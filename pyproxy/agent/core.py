@@ -13,22 +13,22 @@ from typing import Generic, Protocol
 
 import msgspec
 
-from pyproxy.agent.ailments import Ailments
+from pyproxy.agent.backoff import RepairLimiter, SyncBackoff
+from pyproxy.agent.cluster_state import ClusterState, PendingChanges
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pace import Pace, Repairs
-from pyproxy.agent.world import Touched, World
-from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeAnswer, P
+from pyproxy.agent.problems import ProblemTracker
+from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeRouting, P
 from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem, Reason
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
-from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
+from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
-from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.policy.backends import answer as answer_service
-from pyproxy.policy.claims import Claims, Granted
+from pyproxy.policy.backends import route_service
+from pyproxy.policy.frontend_conflicts import FrontendOwners, Granted
 from pyproxy.policy.node_ports import on_addresses
+from pyproxy.policy.routing import ServiceRouting
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Commit(msgspec.Struct, frozen=True):
     had made necessary.
     """
 
-    answers: Mapping[ObjectName, ServiceAnswer | None]
+    routings: Mapping[ObjectName, ServiceRouting | None]
     whole: bool
     node_port_addresses: tuple[Address, ...]
     refused: frozenset[ObjectName] = frozenset()
@@ -67,10 +67,10 @@ class Commit(msgspec.Struct, frozen=True):
     repair: Repair | None = None
 
 
-class Follower(Protocol):
+class CommitListener(Protocol):
     """Whoever acts on commits without holding them up: it only takes note here."""
 
-    def committed(self, commit: Commit, world: World) -> None:
+    def committed(self, commit: Commit, world: ClusterState) -> None:
         """Take note of a commit; the world is as it was committed, and must not be kept."""
         ...
 
@@ -80,7 +80,7 @@ class Observers(msgspec.Struct, frozen=True):
 
     metrics: Metrics
     health: Health
-    followers: Sequence[Follower]
+    listeners: Sequence[CommitListener]
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
     report: Callable[[Problem], None]
@@ -93,55 +93,55 @@ class Agent(Generic[P]):
         self,
         dataplane: Dataplane[P],
         node_rules: NodeRules,
-        pace: Pace,
+        pace: SyncBackoff,
         observers: Observers,
     ) -> None:
-        self.world = World()
+        self.world = ClusterState()
         self._dataplane = dataplane
         self._node_rules = node_rules
         self._pace = pace
         self._tell = observers
-        self._ailments = Ailments(observers.report)
-        self._claims = Claims()
-        self._node = NodeAnswer()
-        self._repairs = Repairs()
+        self._problems = ProblemTracker(observers.report)
+        self._claims = FrontendOwners()
+        self._node = NodeRouting()
+        self._repairs = RepairLimiter()
         self._refused: set[ObjectName] = set()
-        self._ailing: set[ObjectName] = set()
+        self._troubled: set[ObjectName] = set()
         self._look_at: float | None = 0.0
         self._drift = ""
         self._audited = observers.clock()
 
     @property
-    def node_answer(self) -> NodeAnswer:
+    def node_routing(self) -> NodeRouting:
         """What the last sync took the node for."""
         return self._node
 
     def problems(self) -> tuple[Problem, ...]:
         """Give what is wrong now with any object, in the order in which it was found."""
-        return self._ailments.problems()
+        return self._problems.problems()
 
-    def hear(self, event: Event) -> None:
+    def handle_event(self, event: Event) -> None:
         """Take in one event; nothing is written yet."""
         quiet = not self.world.pending()
-        changed = self.world.hear(event)
+        changed = self.world.handle_event(event)
         match event:
             case Upsert(obj=Node() as node):
                 self._tell.health.node_seen(node.eligible)
-                self._ail(Kind.NODE, node.name, node.problems)
+                self._track(Kind.NODE, node.name, node.problems)
             case Upsert(obj=Service() | EndpointSlice() as obj):
                 kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
-                self._ail(kind, obj.name, obj.problems)
+                self._track(kind, obj.name, obj.problems)
             case Delete(kind=kind, name=name):
-                self._ail(kind, name, ())
+                self._track(kind, name, ())
                 if kind is Kind.NODE and changed:
                     self._tell.health.node_seen(eligible=False)
-            case Synced(kind=kind, names=names, set_aside=aside):
-                self._ailments.remain(
+            case Synced(kind=kind, names=names, invalid=aside):
+                self._problems.remain(
                     "its text", kind, lambda name: name in aside or _parsed(name) in names
                 )
-            case SetAside(problem=problem):
-                self._ailments.found("its text", (problem.kind, problem.name), (problem,))
-        self._count_ailing()  # for perhaps there is nothing that a sync would be due for
+            case InvalidObject(problem=problem):
+                self._problems.found("its text", (problem.kind, problem.name), (problem,))
+        self._count_problems()  # for perhaps there is nothing that a sync would be due for
         if changed is not None:
             self._tell.metrics.change_queued(changed, self._tell.wall_clock())
         if quiet and self.world.pending():
@@ -158,7 +158,7 @@ class Agent(Generic[P]):
     def addresses_changed(self) -> None:
         """Have everything answered again where this machine's new addresses matter."""
         try:
-            if self._node_rules.answer(self.world.node) == self._node:
+            if self._node_rules.routing(self.world.node) == self._node:
                 return
         except KernelError as error:
             # A sync asks again, and knows when to retry.
@@ -179,10 +179,10 @@ class Agent(Generic[P]):
         if now - self._audited >= _AUDIT_PERIOD and self._look_at is None:
             self._look(now, "somebody unnoticed")
 
-    def tend(self) -> None:
+    def tick(self) -> None:
         """Let the dataplane do what has a pace of its own."""
         try:
-            drift = self._dataplane.tend()
+            drift = self._dataplane.tick()
         except PermissionKernelError:
             raise
         except KernelError as error:
@@ -206,7 +206,7 @@ class Agent(Generic[P]):
         # What the kernel holds of a Service that it refused, only the kernel can tell.
         whole = looking or not self._refused.isdisjoint(touched.services)
         try:
-            plan, answers = self._plan_whole(touched) if whole else self._plan_changes(touched)
+            plan, routings = self._plan_whole(touched) if whole else self._plan_changes(touched)
             failures = self._dataplane.commit(plan)
         except PermissionKernelError:
             raise
@@ -214,7 +214,7 @@ class Agent(Generic[P]):
             self._failed(error, touched)
             return
         repair = self._looked(plan) if whole else None
-        done = self._succeeded(answers, failures)
+        done = self._succeeded(routings, failures)
         self._publish(touched, done, began, whole=whole, repair=repair)
 
     def _looked(self, plan: P) -> Repair | None:
@@ -250,44 +250,48 @@ class Agent(Generic[P]):
         log.warning("%s", problem)
         self._tell.report(problem)
 
-    def _plan_whole(self, touched: Touched) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
-        self._node = self._node_rules.answer(self.world.node)
-        answers = self._answer(self._all(touched))
-        held = [answer for answer in answers.values() if answer is not None]
-        return self._dataplane.replan(held, self._node), answers
+    def _plan_whole(
+        self, touched: PendingChanges
+    ) -> tuple[P, dict[ObjectName, ServiceRouting | None]]:
+        self._node = self._node_rules.routing(self.world.node)
+        routings = self._route(self._all(touched))
+        held = [routing for routing in routings.values() if routing is not None]
+        return self._dataplane.plan_full(held, self._node), routings
 
-    def _plan_changes(self, touched: Touched) -> tuple[P, dict[ObjectName, ServiceAnswer | None]]:
+    def _plan_changes(
+        self, touched: PendingChanges
+    ) -> tuple[P, dict[ObjectName, ServiceRouting | None]]:
         names: Iterable[ObjectName] = touched.services
         node = None
         if touched.everything:
             names = self._all(touched)
-            now = self._node_rules.answer(self.world.node)
+            now = self._node_rules.routing(self.world.node)
             node = now if now != self._node else None
             self._node = now
-        answers = self._answer(names)
-        return self._dataplane.plan(Changes(answers, node)), answers
+        routings = self._route(names)
+        return self._dataplane.plan(Changes(routings, node)), routings
 
-    def _all(self, touched: Touched) -> Iterable[ObjectName]:
+    def _all(self, touched: PendingChanges) -> Iterable[ObjectName]:
         # Those touched too: what is gone must let go of its claims. And not in the order of a hash:
         # what was read together lies together in memory.
         services = self.world.services
         return [*services, *touched.services.difference(services)]
 
-    def _answer(self, names: Iterable[ObjectName]) -> dict[ObjectName, ServiceAnswer | None]:
-        answers: dict[ObjectName, ServiceAnswer | None] = {}
+    def _route(self, names: Iterable[ObjectName]) -> dict[ObjectName, ServiceRouting | None]:
+        routings: dict[ObjectName, ServiceRouting | None] = {}
         queue = list(names)
         for name in queue:  # which grows meanwhile
-            also, answers[name] = self._answer_one(name)
+            also, routings[name] = self._route_one(name)
             if also:
                 queue.extend(also)
-        return answers
+        return routings
 
-    def _answer_one(self, name: ObjectName) -> tuple[frozenset[ObjectName], ServiceAnswer | None]:
+    def _route_one(self, name: ObjectName) -> tuple[frozenset[ObjectName], ServiceRouting | None]:
         service = self.world.services.get(name)
         if service is None:
             for by in ("its answer", "its claims", "the kernel"):
                 self._found(by, name, ())
-            self._ailing.discard(name)
+            self._troubled.discard(name)
             return self._claims.release(name), None
         try:
             granted = self._grant(service)
@@ -298,36 +302,36 @@ class Agent(Generic[P]):
             self._found("its answer", name, (_foiled(name, error),))
             return self._claims.release(name), None
         # Nearly every Service is well, and has nothing to be forgotten.
-        if granted.problems or name in self._ailing:
+        if granted.problems or name in self._troubled:
             self._found("its answer", name, ())
             self._found("its claims", name, granted.problems)
-        return granted.also, granted.answer
+        return granted.also, granted.routing
 
     def _grant(self, service: Service) -> Granted:
         slices = self.world.slices_of(service.name)
-        answer = answer_service(service, slices, self.world.node, self._node_rules.hostname)
-        answer = on_addresses(answer, self._node.node_port_addresses)
-        return self._claims.grant(service, answer)
+        routing = route_service(service, slices, self.world.node, self._node_rules.hostname)
+        routing = on_addresses(routing, self._node.node_port_addresses)
+        return self._claims.grant(service, routing)
 
     def _succeeded(
-        self, answers: dict[ObjectName, ServiceAnswer | None], failures: Sequence[Failure]
-    ) -> dict[ObjectName, ServiceAnswer | None]:
+        self, routings: dict[ObjectName, ServiceRouting | None], failures: Sequence[Failure]
+    ) -> dict[ObjectName, ServiceRouting | None]:
         """Note what the kernel refused; the answers that it took."""
         self._pace.succeeded(self._tell.clock())
         refused = {failure.name: failure.error for failure in failures}
-        for name in self._refused & answers.keys() - refused.keys():
+        for name in self._refused & routings.keys() - refused.keys():
             self._found("the kernel", name, ())
         for name, error in refused.items():
             self._found("the kernel", name, (_refused(name, error),))
-        self._refused = (self._refused - answers.keys()) | refused.keys()
+        self._refused = (self._refused - routings.keys()) | refused.keys()
         if not refused:
-            return answers
-        return {name: answer for name, answer in answers.items() if name not in refused}
+            return routings
+        return {name: routing for name, routing in routings.items() if name not in refused}
 
     def _publish(
         self,
-        touched: Touched,
-        done: dict[ObjectName, ServiceAnswer | None],
+        touched: PendingChanges,
+        done: dict[ObjectName, ServiceRouting | None],
         began: float,
         *,
         whole: bool,
@@ -344,27 +348,27 @@ class Agent(Generic[P]):
             latency=now - min(touched.read_at) if touched.read_at else None,
             repair=repair,
         )
-        for follower in self._tell.followers:
+        for follower in self._tell.listeners:
             follower.committed(commit, self.world)
         self._tell.health.updated()
         self._measure(touched, now - began, now, whole=whole)
 
-    def _measure(self, touched: Touched, took: float, now: float, *, whole: bool) -> None:
+    def _measure(self, touched: PendingChanges, took: float, now: float, *, whole: bool) -> None:
         metrics, wall = self._tell.metrics, self._tell.wall_clock()
         metrics.sync_finished(took, wall, full=whole)
         if not whole:
             metrics.programmed([now - read_at for read_at in touched.read_at])
         for each in touched.triggered:
             metrics.network_programmed(each.family, [wall - each.triggered])
-        self._count_ailing()
+        self._count_problems()
 
-    def _count_ailing(self) -> None:
-        if not self._ailments.changed:
+    def _count_problems(self) -> None:
+        if not self._problems.changed:
             return
-        for kind, count in self._ailments.counts().items():
-            self._tell.metrics.set_aside(kind, count)
+        for kind, count in self._problems.counts().items():
+            self._tell.metrics.invalid(kind, count)
 
-    def _failed(self, error: KernelError, touched: Touched) -> None:
+    def _failed(self, error: KernelError, touched: PendingChanges) -> None:
         self.world.put_back(touched)
         self._pace.failed(self._tell.clock())
         self._tell.metrics.sync_failed()
@@ -377,15 +381,15 @@ class Agent(Generic[P]):
 
     def _found(self, by: str, name: ObjectName, problems: tuple[Problem, ...]) -> None:
         if problems:
-            self._ailing.add(name)
-        elif name not in self._ailing:
+            self._troubled.add(name)
+        elif name not in self._troubled:
             return
-        self._ailments.found(by, (Kind.SERVICE.value, str(name)), problems)
+        self._problems.found(by, (Kind.SERVICE.value, str(name)), problems)
 
-    def _ail(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
+    def _track(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
         # Nearly every object is well, and a list has tens of thousands.
-        if problems or self._ailments:
-            self._ailments.found("its text", (kind.value, str(name)), problems)
+        if problems or self._problems:
+            self._problems.found("its text", (kind.value, str(name)), problems)
 
 
 def _parsed(name: str) -> ObjectName:
@@ -409,5 +413,5 @@ def _refused(name: ObjectName, error: KernelError) -> Problem:
         str(name),
         "spec",
         f"the kernel refused it ({error}); what it held of it stays until the Service changes",
-        Reason.REFUSED_BY_KERNEL,
+        Reason.REJECTED_BY_KERNEL,
     )

@@ -9,9 +9,9 @@ from typing import Generic
 
 import msgspec
 
-from pyproxy.agent import garbage
+from pyproxy.agent import gc_tuning
 from pyproxy.agent.core import Agent
-from pyproxy.agent.questions import Question
+from pyproxy.agent.queries import Query
 from pyproxy.dataplane.interface import Drift, P
 from pyproxy.health.state import Health
 from pyproxy.model.events import Event
@@ -24,7 +24,7 @@ class Stop(msgspec.Struct, frozen=True):
     """The end, by a signal or by an error that nothing can be done about."""
 
 
-Inbox = queue.SimpleQueue[Event | Drift | Question | Stop]
+Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
 
 
 class Loop(Generic[P]):
@@ -54,7 +54,7 @@ class Loop(Generic[P]):
 
     def run(self) -> None:
         """Work until told to stop. Raises PermissionKernelError."""
-        with garbage.seldom():
+        with gc_tuning.seldom():
             self._run()
 
     def _run(self) -> None:
@@ -79,10 +79,10 @@ class Loop(Generic[P]):
                 return False
             if isinstance(event, Drift):
                 self._agent.drifted(event)
-            elif isinstance(event, Question):
-                event.answer()
+            elif isinstance(event, Query):
+                event.routing()
             else:
-                self._agent.hear(event)
+                self._agent.handle_event(event)
         return True
 
     def _patience(self) -> float:
@@ -95,8 +95,8 @@ class Loop(Generic[P]):
             self._agent.sync()
             return
         # Whatever the first sync makes is kept, so there is nothing to be found meanwhile.
-        with garbage.never():
+        with gc_tuning.never():
             self._agent.sync()
         # What has been read by now lives on; walking it again and again would hold up changes.
-        garbage.settle()
+        gc_tuning.settle()
         self._settled = True

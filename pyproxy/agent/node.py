@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pyproxy.agent import loopback
 from pyproxy.agent.loopback import is_loopback
 from pyproxy.config.settings import LocalMode, Settings
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import Address, Family, Network, family_of
 from pyproxy.model.objects import Node
 
@@ -31,9 +31,9 @@ class NodeRules:
         self._own_address = settings.node_address
         self._local_addresses = local_addresses
 
-    def answer(self, node: Node | None) -> NodeAnswer:
+    def routing(self, node: Node | None) -> NodeRouting:
         """Work out both for the Node as it is; None where the API has no such Node."""
-        return NodeAnswer(self._pod_networks(node), self._node_port_addresses(node))
+        return NodeRouting(self._pod_networks(node), self._node_port_addresses(node))
 
     def _pod_networks(self, node: Node | None) -> tuple[Network, ...]:
         if self._local_traffic.mode is LocalMode.CLUSTER_CIDR:

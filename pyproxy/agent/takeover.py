@@ -12,9 +12,9 @@ import logging
 import time
 from typing import Any, Protocol, runtime_checkable
 
-from pyproxy.agent import leavings
+from pyproxy.agent import mode_cleanup
+from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
-from pyproxy.agent.world import World
 from pyproxy.config.settings import ProxyMode
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import KernelError, PermissionKernelError
@@ -56,7 +56,7 @@ class Takeover:
         self._asked_for = asked_for
         self._begun = False
 
-    def committed(self, commit: Commit, world: World) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
         """Begin the removal once all Services are in the kernel."""
         if commit.whole and not self._begun:
             self._begun = True
@@ -80,7 +80,7 @@ class Takeover:
 
 def remove_own(stays: InService) -> bool:
     """Remove what other modes of ours have left, and log it; whether another try is no use."""
-    done = leavings.remove(stays)
+    done = mode_cleanup.remove(stays)
     for error in done.failed:
         log.warning("cannot remove what another mode may have left: %s", error)
     if done.removed:

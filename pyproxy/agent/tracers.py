@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pyproxy.agent.machine import local_addresses
+from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.config.settings import ProxyMode
-from pyproxy.dataplane.iptables.held import IptablesTracer
-from pyproxy.dataplane.nftables.held import KernelTracer
+from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
+from pyproxy.dataplane.nftables.kernel_trace import KernelTracer
 from pyproxy.dataplane.packets import PacketTracer
 from pyproxy.errors import UsageError
 from pyproxy.model.flavour import Flavour

@@ -8,21 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Protocol
 
-from pyproxy.agent import dataplanes, drift, leavings, loopback, modules, rights, supervise
+from pyproxy.agent import (
+    dataplanes,
+    drift,
+    kernel_modules,
+    loopback,
+    mode_cleanup,
+    rights,
+    supervise,
+)
+from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.config_file import ConfigFile
-from pyproxy.agent.core import Agent, Follower, Observers
-from pyproxy.agent.ending import Ending
-from pyproxy.agent.fill import Fill
-from pyproxy.agent.followers import Flows, HealthChecks, KernelCounts, LocalCounts
+from pyproxy.agent.core import Agent, CommitListener, Observers
+from pyproxy.agent.iptables_metrics import metrics_of
+from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
-from pyproxy.agent.machine import AddressWatch, local_addresses
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pace import Pace
+from pyproxy.agent.node_addresses import AddressWatch, local_addresses
 from pyproxy.agent.preflight import Preflight
-from pyproxy.agent.questions import About, Memory, Witness
-from pyproxy.agent.restores import metrics_of
+from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
+from pyproxy.agent.shutdown import ShutdownSignal
 from pyproxy.agent.sources import client_of, source_of
 from pyproxy.agent.sysctls import Machine
+from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
@@ -31,10 +39,10 @@ from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
 from pyproxy.health.state import Health
-from pyproxy.inspect.catalogue import BY_PATH
+from pyproxy.inspect.queries import BY_PATH
 from pyproxy.inspect.server import Server
 from pyproxy.netlink.conntrack import Conntrack
-from pyproxy.source.announce import Announcer
+from pyproxy.source.event_recorder import EventRecorder
 from pyproxy.takeover.leftovers import InService
 from pyproxy.takeover.tools import has_legacy_rules
 
@@ -45,7 +53,9 @@ _PREFLIGHT_FROM = 2  # as klog's convention has it: what an operator wants to kn
 _MODES = "modes that this machine can serve in: %s"
 
 
-def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Settings | None:
+def run(
+    settings: Settings, read: Callable[[], Settings], ending: ShutdownSignal
+) -> Settings | None:
     """Serve this node's Services until told to end, and leave the rules behind.
 
     Also ends where the configuration file of `settings` has changed, and then gives what `read`
@@ -67,7 +77,7 @@ def run(settings: Settings, read: Callable[[], Settings], ending: Ending) -> Set
 
 
 def _serve(
-    settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: Ending
+    settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: ShutdownSignal
 ) -> None:
     with ExitStack() as stack:
         metrics, health = metrics_of(dataplane), Health(settings.pace.sync_period)
@@ -75,7 +85,7 @@ def _serve(
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
         metrics.source_age(source.age)
-        announcer = Announcer(client, settings.node_name, metrics) if client else None
+        announcer = EventRecorder(client, settings.node_name, metrics) if client else None
 
         def report(problem: Problem) -> None:
             # Whoever found it has logged it.
@@ -89,10 +99,10 @@ def _serve(
         servers = Servers(settings, health, metrics)
         checks = ServiceChecks(servers.http, health.is_healthy, report)
         flows = stack.enter_context(closing(Conntrack()))
-        stack.enter_context(closing(Fill(metrics)))
+        stack.enter_context(closing(TableUsageCollector(metrics)))
         reconciler = Reconciler(flows, metrics)
-        memory = Memory()
-        followers: list[Follower] = [
+        memory = ProgrammedState()
+        listeners: list[CommitListener] = [
             Flows(reconciler),
             HealthChecks(checks, settings.node_name),
             LocalCounts(metrics),
@@ -103,8 +113,8 @@ def _serve(
         agent = Agent(
             dataplane,
             NodeRules(settings, local_addresses),
-            Pace(settings.pace.min_sync_period),
-            Observers(metrics, health, followers, time.monotonic, time.time, report),
+            SyncBackoff(settings.pace.min_sync_period),
+            Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
         machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressWatch()))
@@ -126,7 +136,7 @@ def _serve(
             time.time(),
             dataplane.fill if isinstance(dataplane, Readable) else tuple,
         )
-        stack.enter_context(_asked(Witness(agent, memory, about, inbox.put), settings))
+        stack.enter_context(_asked(AgentInspector(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)
         stack.enter_context(_running(source))
         log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
@@ -136,7 +146,7 @@ def _serve(
                 inbox.put(Stop())
             checks.retry()
             machine.keep(settings)
-            agent.tend()
+            agent.tick()
             agent.audit()
             if addresses.changed():
                 agent.addresses_changed()
@@ -146,7 +156,7 @@ def _serve(
 
 
 @contextmanager
-def _asked(witness: Witness, settings: Settings) -> Iterator[None]:
+def _asked(witness: AgentInspector, settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_running(Server(settings.inspect_socket, BY_PATH, witness)))
         if settings.ui is not None:
@@ -178,7 +188,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
     if settings.verbosity >= _PREFLIGHT_FROM:
         log.info(_MODES, Preflight())
     with ExitStack() as stack:
-        modules.load(settings)
+        kernel_modules.load(settings)
         try:
             dataplane = stack.enter_context(closing(dataplanes.make(settings)))
             dataplane.prepare()
@@ -197,7 +207,7 @@ def prepare_kernel(settings: Settings) -> Machine:
 
 def initialize(settings: Settings) -> int:
     """Do what takes more rights than serving does, so that the agent may run with fewer."""
-    modules.load(settings)
+    kernel_modules.load(settings)
     prepare_kernel(settings)
     return 0
 
@@ -208,7 +218,7 @@ def cleanup(settings: Settings) -> int:
     Nothing else goes, and it is fine when nothing is there. Raises UsageError where this process
     may not do all of it, after what it may do.
     """
-    done = leavings.remove(InService())
+    done = mode_cleanup.remove(InService())
     forbidden = [each for each in done.failed if isinstance(each, PermissionKernelError)]
     for error in done.failed:
         if error not in forbidden:

@@ -15,9 +15,9 @@ from pyproxy.config import command_line
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.inspect.client import Client, NoAgentError, SilentAgentError
-from pyproxy.inspect.endpoint import Endpoint, Q, R, Stream
 from pyproxy.inspect.evidence import EVIDENCE, Target
-from pyproxy.inspect.snapshot import Witness
+from pyproxy.inspect.query import Q, Query, R, Stream
+from pyproxy.inspect.snapshot import AgentView
 from pyproxy.model.destination import Destination
 
 
@@ -38,14 +38,14 @@ class Asker:
         """Whether an agent has not yet failed to answer."""
         return self._client is not None
 
-    def ask(self, endpoint: Endpoint[Q, R], question: Q) -> R:
+    def ask(self, endpoint: Query[Q, R], question: Q) -> R:
         """Ask one question. Raises PyproxyError."""
         if self._client is not None:
             try:
                 return self._client.ask(endpoint, question)
             except (NoAgentError, SilentAgentError) as error:
                 self._without(f"{error}: reading API and kernel here")
-        return endpoint.answer(self._survey, question)
+        return endpoint.respond(self._survey, question)
 
     def settings_in_force(self, about: Destination) -> Settings:
         """Give the settings of the agent that runs here, or else this command line's.
@@ -70,16 +70,16 @@ class Asker:
         return client.follow(stream, question)
 
     @cached_property
-    def _survey(self) -> Witness:
+    def _survey(self) -> AgentView:
         return self.survey(self.settings)
 
     @staticmethod
-    def survey(settings: Settings, files: Sequence[Path] = ()) -> Witness:
+    def survey(settings: Settings, files: Sequence[Path] = ()) -> AgentView:
         """Read everything once, with the objects of `files` over it. Raises PyproxyError."""
         # The agent brings libraries with it that a question to a running one should not wait for.
         # What is wrong with objects is part of the answer, and not a second time on stderr.
         logging.getLogger("pyproxy").setLevel(logging.CRITICAL)
-        from pyproxy.agent.survey import survey  # noqa: PLC0415
+        from pyproxy.agent.oneshot import survey  # noqa: PLC0415
 
         return survey(settings, files)
 

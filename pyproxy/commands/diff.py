@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
+from pyproxy.commands.humanize import count
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, text
-from pyproxy.commands.words import count
 from pyproxy.inspect.desired import DESIRED, Desired, desired
 from pyproxy.inspect.difference import Difference, difference
-from pyproxy.inspect.endpoint import Nothing
+from pyproxy.inspect.query import Nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pyproxy.commands.command import View
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, table, text
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack.frontends import port_claims, stale
-from pyproxy.dataplane.interface import Held, NodeAnswer, Readable
+from pyproxy.dataplane.interface import NodeRouting, Readable, StateDiff
 from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
 from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, explain
@@ -20,8 +20,8 @@ from pyproxy.inspect.target import parse
 from pyproxy.model.address import Address, Backend, backend_text, parse_address
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
-from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.source.found import Lookup
+from pyproxy.policy.routing import ServiceRouting
+from pyproxy.source.api_objects import Lookup
 
 _SIGNS = {
     Mark.TICK: ("✓", GOOD),
@@ -71,17 +71,19 @@ def _lookup(asker: Asker, evidence: Evidence) -> Lookup:
 
 
 def _kernel(evidence: Evidence) -> KernelFacts:
-    answer = evidence.answer
+    answer = evidence.routing
     if answer is None:
         return KernelFacts(not_read="nothing is programmed", flows_not_read="nothing is programmed")
-    held, not_read = _held(evidence.settings, answer, evidence.node_answer)
+    held, not_read = _held(evidence.settings, answer, evidence.node_routing)
     try:
         return KernelFacts(held, not_read, flows=tuple(_stale(answer)))
     except KernelError as error:
         return KernelFacts(held, not_read, flows_not_read=str(error))
 
 
-def _held(settings: Settings, answer: ServiceAnswer, node: NodeAnswer) -> tuple[Held | None, str]:
+def _held(
+    settings: Settings, answer: ServiceRouting, node: NodeRouting
+) -> tuple[StateDiff | None, str]:
     try:
         with kernel(settings) as dataplane:
             if not isinstance(dataplane, Readable):
@@ -91,7 +93,7 @@ def _held(settings: Settings, answer: ServiceAnswer, node: NodeAnswer) -> tuple[
         return None, str(error)
 
 
-def _stale(answer: ServiceAnswer) -> Iterator[str]:
+def _stale(answer: ServiceRouting) -> Iterator[str]:
     with closing(Conntrack()) as table:
         for key, claim in port_claims(answer):
             for piece in table.flows(key.family, key.protocol, key.destination):

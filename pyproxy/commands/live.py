@@ -10,14 +10,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from pyproxy.agent.origin import OUTSIDE, packet_from
+from pyproxy.agent.trace_source import OUTSIDE, packet_from
 from pyproxy.commands import output
 from pyproxy.commands.arguments import output_of
 from pyproxy.commands.asker import Asker, remark
 from pyproxy.commands.parts import BAD, DIM, Part, text
 from pyproxy.commands.sender import destination_of, sender_of
-from pyproxy.dataplane.nftables.journey import Journey
 from pyproxy.dataplane.nftables.live import LiveTrace
+from pyproxy.dataplane.nftables.packet_trace import PacketTrace
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Address
 from pyproxy.model.destination import Destination
@@ -49,7 +49,7 @@ def run(namespace: argparse.Namespace) -> int:
     seen = 0
     with _ending_well(), closing(LiveTrace(_match(namespace))) as trace:
         remark("waiting for packets, until Ctrl-C" if _endless(namespace) else "waiting")
-        for journey in trace.journeys(namespace.timeout):
+        for journey in trace.packet_traces(namespace.timeout):
             if journey is None:
                 remark("some packets passed too fast to be told of")
                 continue
@@ -88,7 +88,7 @@ def _endless(namespace: argparse.Namespace) -> bool:
     return not namespace.count and math.isinf(namespace.timeout)
 
 
-def _show(journey: Journey) -> Iterator[Part]:
+def _show(journey: PacketTrace) -> Iterator[Part]:
     how = f"came in by {journey.came_in_by}" if journey.came_in_by else "sent by this machine"
     yield text(f"{journey.source} -> {journey.destination}, {how}", "bold")
     for met in journey.met:

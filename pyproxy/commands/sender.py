@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyproxy.agent.origin import NODE, OUTSIDE
+from pyproxy.agent.trace_source import NODE, OUTSIDE
 from pyproxy.config.settings import Settings
 from pyproxy.errors import UsageError
 from pyproxy.model.address import family_of, parse_address

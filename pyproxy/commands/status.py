@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyproxy.commands.command import View
+from pyproxy.commands.humanize import clock, count, duration
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, facts, table, text
-from pyproxy.commands.words import clock, count, duration
-from pyproxy.dataplane.interface import Fill
-from pyproxy.inspect.endpoint import Nothing
+from pyproxy.dataplane.interface import TableUsage
+from pyproxy.inspect.query import Nothing
 from pyproxy.inspect.status import STATUS, Status
 
 
@@ -32,11 +32,11 @@ def show(status: Status) -> Iterator[Part]:
             ("set aside", _set_aside(status)),
         ]
     )
-    if status.set_aside:
+    if status.invalid:
         yield text("")
         yield table(
             ("SET ASIDE", "NAME", "FIELD", "REASON", "WHAT"),
-            ((s.kind, s.name, s.field, s.reason, s.message) for s in status.set_aside),
+            ((s.kind, s.name, s.field, s.reason, s.message) for s in status.invalid),
         )
 
 
@@ -52,13 +52,13 @@ def _last_sync(status: Status) -> str:
     )
 
 
-def _fill(fill: Fill) -> str:
+def _fill(fill: TableUsage) -> str:
     limit = f" of {fill.limit:,}" if fill.limit else ""
     return f"{fill.name} {fill.held:,}{limit}"
 
 
 def _set_aside(status: Status) -> Text:
-    number = len({(each.kind, each.name) for each in status.set_aside})
+    number = len({(each.kind, each.name) for each in status.invalid})
     return text(count(number, "object"), BAD) if number else text("nothing", GOOD)
 
 

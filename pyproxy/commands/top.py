@@ -12,8 +12,8 @@ import msgspec
 from pyproxy.commands import output
 from pyproxy.commands.arguments import add_output, output_of
 from pyproxy.commands.command import Command
+from pyproxy.commands.humanize import count, duration
 from pyproxy.commands.parts import DIM, Part, table, text
-from pyproxy.commands.words import count, duration
 from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
 from pyproxy.errors import UsageError
 

@@ -9,14 +9,14 @@ from contextlib import closing
 import msgspec
 
 from pyproxy.agent import tracers
-from pyproxy.agent.origin import NODE, packet_from
+from pyproxy.agent.trace_source import NODE, packet_from
 from pyproxy.commands import live
 from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command, View
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, table, text
 from pyproxy.commands.sender import FORM, destination_of, sender_of
 from pyproxy.dataplane.conntrack.known import account_of, known_flow
-from pyproxy.dataplane.packets import Account, Delivered, Dropped, Fate, Masquerade, Refused
+from pyproxy.dataplane.packets import Delivered, Dropped, Fate, Masquerade, Refused, TraceResult
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Port, address_text, backend_text
 from pyproxy.netlink.conntrack import Conntrack
@@ -103,7 +103,7 @@ def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
         return told(tracer.trace(packet))
 
 
-def told(account: Account) -> Told:
+def told(account: TraceResult) -> Told:
     """Write an account in texts and numbers alone."""
     packet, shared = account.packet, account.shared()
     outcomes = [

@@ -11,8 +11,8 @@ from pyproxy.commands import output
 from pyproxy.commands.arguments import add_output, add_source, output_of
 from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command
+from pyproxy.commands.humanize import clock, count, duration
 from pyproxy.commands.parts import BAD, DIM, GOOD, Line, text
-from pyproxy.commands.words import clock, count, duration
 from pyproxy.inspect.snapshot import Change
 from pyproxy.inspect.watch import WATCH, Of
 

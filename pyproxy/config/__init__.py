@@ -10,10 +10,10 @@ from pyproxy.config.settings import (
     LocalTraffic,
     Masquerade,
     NodePorts,
-    Pace,
     ProxyMode,
     Serving,
     Settings,
+    SyncPeriods,
 )
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "LocalTraffic",
     "Masquerade",
     "NodePorts",
-    "Pace",
     "ProxyMode",
     "Serving",
     "Settings",
+    "SyncPeriods",
 ]

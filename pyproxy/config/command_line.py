@@ -26,10 +26,10 @@ from pyproxy.config.settings import (
     LocalTraffic,
     Masquerade,
     NodePorts,
-    Pace,
     ProxyMode,
     Serving,
     Settings,
+    SyncPeriods,
 )
 from pyproxy.errors import UsageError
 
@@ -241,11 +241,11 @@ def _ipvs(given: Given) -> IpvsSettings:
     )
 
 
-def _pace(given: Given) -> Pace:
+def _pace(given: Given) -> SyncPeriods:
     shortest, longest = flags.IPTABLES_MIN_SYNC_PERIOD, flags.IPTABLES_SYNC_PERIOD
     if given[flags.PROXY_MODE] is ProxyMode.IPVS:
         shortest, longest = flags.IPVS_MIN_SYNC_PERIOD, flags.IPVS_SYNC_PERIOD
-    pace = Pace(
+    pace = SyncPeriods(
         min_sync_period=given.either(flags.MIN_SYNC_PERIOD, shortest),
         sync_period=given.either(flags.SYNC_PERIOD, longest),
     )

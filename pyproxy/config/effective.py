@@ -8,10 +8,12 @@ from pyproxy.config import durations, flags, values
 from pyproxy.config.flags import Flag
 from pyproxy.config.given import FLAGS, Given
 from pyproxy.config.schema import ZERO, KubeProxyConfiguration, Leaf, is_zero, leaves, with_leaves
-from pyproxy.config.settings import Pace
+from pyproxy.config.settings import SyncPeriods
 
 
-def configuration(given: Given, file: KubeProxyConfiguration, pace: Pace) -> KubeProxyConfiguration:
+def configuration(
+    given: Given, file: KubeProxyConfiguration, pace: SyncPeriods
+) -> KubeProxyConfiguration:
     """Put into a file's configuration what counts instead, and the defaults of what it leaves open.
 
     Loaded from a file of its own, the result means the same.

@@ -99,7 +99,7 @@ class Serving(msgspec.Struct, frozen=True):
     hard_fail: bool = False
 
 
-class Pace(msgspec.Struct, frozen=True):
+class SyncPeriods(msgspec.Struct, frozen=True):
     """How often the agent writes, in seconds.
 
     `min_sync_period` is the least time between two commits; `sync_period` is the time between two
@@ -185,7 +185,7 @@ class Settings(msgspec.Struct, frozen=True):
     masquerade: Masquerade = Masquerade()
     node_ports: NodePorts = NodePorts()
     serving: Serving = Serving()
-    pace: Pace = Pace()
+    pace: SyncPeriods = SyncPeriods()
     conntrack: Conntrack = Conntrack()
     iptables: IptablesSettings = IptablesSettings()
     ipvs: IpvsSettings = IpvsSettings()

@@ -10,10 +10,10 @@ import msgspec
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 
-class NodeAnswer(msgspec.Struct, frozen=True):
+class NodeRouting(msgspec.Struct, frozen=True):
     """What the fixed rules need to know of the node: who is a pod, and where node ports are."""
 
     pod_networks: tuple[Network, ...] = ()
@@ -23,8 +23,8 @@ class NodeAnswer(msgspec.Struct, frozen=True):
 class Changes(msgspec.Struct, frozen=True):
     """What is to be different after the next commit; None stands for a Service that is gone."""
 
-    services: Mapping[ObjectName, ServiceAnswer | None]
-    node: NodeAnswer | None = None
+    services: Mapping[ObjectName, ServiceRouting | None]
+    node: NodeRouting | None = None
 
 
 class Plan(Protocol):
@@ -62,7 +62,7 @@ class Failure(msgspec.Struct, frozen=True):
     error: KernelError
 
 
-class Held(msgspec.Struct, frozen=True):
+class StateDiff(msgspec.Struct, frozen=True):
     """How what the kernel holds of one Service differs from what it should, in lines for people.
 
     `rules` is what is amiss with the part that all Services share. `kind` is what the lines name.
@@ -77,7 +77,7 @@ class Held(msgspec.Struct, frozen=True):
         return bool(self.missing or self.extra or self.rules)
 
 
-class Fill(msgspec.Struct, frozen=True):
+class TableUsage(msgspec.Struct, frozen=True):
     """How full a part of the kernel's tables is; `limit` is 0 where there is none of its own."""
 
     name: str
@@ -101,15 +101,15 @@ class Readable(Protocol):
     Its methods read, and remember nothing. All raise KernelError.
     """
 
-    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare what the kernel holds of one Service with what it should."""
         ...
 
-    def amiss(self, node: NodeAnswer) -> tuple[str, ...]:
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         """Name what is not as it should be of the part that all Services share."""
         ...
 
-    def fill(self) -> tuple[Fill, ...]:
+    def fill(self) -> tuple[TableUsage, ...]:
         """Say how full the tables are, in whichever thread it is called in.
 
         It costs little: what only much reading would tell is told as it is remembered.
@@ -119,7 +119,7 @@ class Readable(Protocol):
 
 @runtime_checkable
 class ReadsAhead(Protocol):
-    """A dataplane that can begin to read the kernel before the first `replan` asks for it."""
+    """A dataplane that can begin to read the kernel before the first `plan_full` asks for it."""
 
     def read_ahead(self) -> None:
         """Begin, and return at once; the thread has the rights of the calling one.
@@ -159,7 +159,7 @@ class Dataplane(Protocol[P]):
         ...
 
     def prepare_to_read(self) -> None:
-        """Get ready for `replan` and what else only reads: nothing is written, not even on trial.
+        """Get ready to read only: `plan_full` works afterwards, and nothing has been written.
 
         Raises UsageError where this machine cannot do it at all.
         """
@@ -169,7 +169,7 @@ class Dataplane(Protocol[P]):
         """Compare what changed with what was committed last; the kernel is not asked."""
         ...
 
-    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> P:
+    def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> P:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         ...
 
@@ -181,7 +181,7 @@ class Dataplane(Protocol[P]):
 
         A plan with nothing to write is remembered too: what the kernel held already is what the
         next plan starts from.
-        Raises TransientKernelError, OutOfStepError (the agent then asks for a replan) and
+        Raises TransientKernelError, OutOfStepError (the agent then asks for a plan_full) and
         PermissionKernelError. Nothing of the transaction that failed has been written then, while
         others may have been.
         """
@@ -191,7 +191,7 @@ class Dataplane(Protocol[P]):
         """Wait, in a thread of its own, for somebody else's write; None after `close`."""
         ...
 
-    def tend(self) -> Drift | None:
+    def tick(self) -> Drift | None:
         """Do what is due now, called about once a second in the thread that commits.
 
         Tells of somebody else's write that only looking brings to light. Raises KernelError.

@@ -85,10 +85,10 @@ class Delivered(msgspec.Struct, frozen=True):
 class Refused(msgspec.Struct, frozen=True):
     """Answered at once that nobody is there."""
 
-    answer: Answer
+    routing: Answer
 
     def __str__(self) -> str:
-        return f"refused with {self.answer.value}"
+        return f"refused with {self.routing.value}"
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -135,7 +135,7 @@ class Course(msgspec.Struct, frozen=True):
     stages: tuple[Stage, ...]
 
 
-class Account(msgspec.Struct, frozen=True):
+class TraceResult(msgspec.Struct, frozen=True):
     """All that may become of a packet; the courses' probabilities add up to 1.
 
     `remarks` are what a reader must know to trust it, a sentence each.
@@ -169,7 +169,7 @@ class Account(msgspec.Struct, frozen=True):
 class PacketTracer(Interface):
     """What a proxy mode offers to whoever asks what becomes of a packet."""
 
-    def trace(self, packet: Packet) -> Account:
+    def trace(self, packet: Packet) -> TraceResult:
         """Follow a packet through what the kernel holds at this moment. Raises KernelError.
 
         Raises UsageError where the kernel holds nothing of this mode.

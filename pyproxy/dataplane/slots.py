@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pyproxy.model.address import Backend
-from pyproxy.policy.answer import PortAnswer, ServiceAnswer
+from pyproxy.policy.routing import PortRouting, ServiceRouting
 
 
 def place(before: tuple[Backend, ...], wanted: tuple[Backend, ...]) -> tuple[Backend, ...]:
@@ -24,7 +24,7 @@ def place(before: tuple[Backend, ...], wanted: tuple[Backend, ...]) -> tuple[Bac
     return (*filled, *movers)
 
 
-def place_service(before: ServiceAnswer | None, wanted: ServiceAnswer) -> ServiceAnswer:
+def place_service(before: ServiceRouting | None, wanted: ServiceRouting) -> ServiceRouting:
     """Order the backends of all of a Service's ports, each by the same port as it was."""
     if before is None:
         return wanted
@@ -35,10 +35,10 @@ def place_service(before: ServiceAnswer | None, wanted: ServiceAnswer) -> Servic
     return msgspec.structs.replace(wanted, ports=ports)
 
 
-def _place_port(before: PortAnswer | None, wanted: PortAnswer) -> PortAnswer:
+def _place_port(before: PortRouting | None, wanted: PortRouting) -> PortRouting:
     if before is None:
         return wanted
-    return PortAnswer(
+    return PortRouting(
         wanted.name,
         wanted.family,
         wanted.protocol,

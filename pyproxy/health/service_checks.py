@@ -171,7 +171,7 @@ class ServiceChecks:
                 field="spec.healthCheckNodePort",
                 message=f"cannot listen on {where} ({error.strerror}): load balancers that ask "
                 "there leave this node out until the port is free",
-                reason=Reason.HEALTH_CHECK_PORT_TAKEN,
+                reason=Reason.FAILED_TO_START_HEALTHCHECK,
             )
         return None
 

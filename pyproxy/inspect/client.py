@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.endpoint import Endpoint, Q, R, Refusal, Stream
+from pyproxy.inspect.query import ErrorReply, Q, Query, R, Stream
 
 _TIMEOUT = 12.0
 """Seconds without a byte after which an agent is given up."""
@@ -40,7 +40,7 @@ class Client:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def ask(self, endpoint: Endpoint[Q, R], question: Q) -> R:
+    def ask(self, endpoint: Query[Q, R], question: Q) -> R:
         """Ask and wait for the answer."""
         with self._asked(endpoint.path, question, _TIMEOUT) as body:
             return msgspec.json.decode(body.read(), type=endpoint.reply)
@@ -62,10 +62,10 @@ class Client:
         try:
             with closing(_UnixConnection(self._path, timeout)) as connection:
                 connection.request("GET", f"{path}?{query}" if query else path)
-                answer = connection.getresponse()
-                if answer.status != HTTPStatus.OK:
-                    raise _refusal(self._path, answer.read())
-                yield answer
+                response = connection.getresponse()
+                if response.status != HTTPStatus.OK:
+                    raise _refusal(self._path, response.read())
+                yield response
         except PermissionError as error:
             raise UsageError(f"{self._path}: only root may ask: use sudo") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
@@ -101,7 +101,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _refusal(path: str, body: bytes) -> PyproxyError:
     try:
-        refusal = msgspec.json.decode(body, type=Refusal)
+        refusal = msgspec.json.decode(body, type=ErrorReply)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _stranger(path)
     return UsageError(refusal.error) if refusal.usage else AgentError(refusal.error)

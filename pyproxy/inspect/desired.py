@@ -5,18 +5,18 @@ from __future__ import annotations
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import NodeAnswer
-from pyproxy.inspect.endpoint import Endpoint, Nothing
-from pyproxy.inspect.snapshot import Snapshot, Witness
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.inspect.query import Nothing, Query
+from pyproxy.inspect.snapshot import AgentView, Snapshot
+from pyproxy.policy.routing import ServiceRouting
 
 
 class Desired(msgspec.Struct, frozen=True):
     """All answers, and what dataplanes need to know besides. As JSON, addresses are base64."""
 
     settings: Settings
-    node: NodeAnswer
-    answers: tuple[ServiceAnswer, ...]
+    node: NodeRouting
+    routings: tuple[ServiceRouting, ...]
     pending: int
 
 
@@ -24,14 +24,14 @@ def desired(snapshot: Snapshot) -> Desired:
     """Take what a snapshot says should be programmed."""
     return Desired(
         snapshot.settings,
-        snapshot.node_answer,
-        tuple(snapshot.answers.values()),
+        snapshot.node_routing,
+        tuple(snapshot.routings.values()),
         snapshot.pending,
     )
 
 
-def _answer(witness: Witness, _: Nothing) -> Desired:
+def _route(witness: AgentView, _: Nothing) -> Desired:
     return desired(witness.snapshot())
 
 
-DESIRED = Endpoint("/desired", Nothing, Desired, _answer)
+DESIRED = Query("/desired", Nothing, Desired, _route)

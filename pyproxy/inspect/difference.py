@@ -34,14 +34,14 @@ def difference(dataplane: Dataplane[Any], wanted: Desired, *, netlink: bool) -> 
 
     `dataplane` must be one that serves nobody, for it remembers what it reads.
     """
-    plan = dataplane.replan(wanted.answers, wanted.node)
+    plan = dataplane.plan_full(wanted.routings, wanted.node)
     return Difference(
         same=not plan,
         mode=dataplane.name,
         pending=wanted.pending,
         counts=dict(plan.counts()),
         lines=tuple(plan.lines()),
-        rules=dataplane.amiss(wanted.node) if isinstance(dataplane, Readable) else (),
+        rules=dataplane.check_base_rules(wanted.node) if isinstance(dataplane, Readable) else (),
         messages=_messages(plan) if netlink else (),
     )
 

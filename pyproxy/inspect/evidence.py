@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.errors import Problem
-from pyproxy.inspect.endpoint import Endpoint
-from pyproxy.inspect.snapshot import Snapshot, Witness
+from pyproxy.inspect.query import Query
+from pyproxy.inspect.snapshot import AgentView, Snapshot
 from pyproxy.inspect.status import health
 from pyproxy.inspect.target import Resolved, resolve
 from pyproxy.model.objects import EndpointSlice, Kind, Node, Service
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -34,11 +34,11 @@ class Evidence(msgspec.Struct, frozen=True):
     api_age: float
     waiting: bool
     node: Node | None
-    node_answer: NodeAnswer
+    node_routing: NodeRouting
     resolved: Resolved
     service: Service | None = None
     slices: tuple[EndpointSlice, ...] = ()
-    answer: ServiceAnswer | None = None
+    routing: ServiceRouting | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -53,7 +53,7 @@ def evidence(snapshot: Snapshot, target: Target) -> Evidence:
         api_age=snapshot.api_age,
         waiting=snapshot.pending > 0,
         node=snapshot.node,
-        node_answer=snapshot.node_answer,
+        node_routing=snapshot.node_routing,
         resolved=resolved,
     )
     if name is None:
@@ -65,13 +65,13 @@ def evidence(snapshot: Snapshot, target: Target) -> Evidence:
         found,
         service=snapshot.services.get(name),
         slices=slices,
-        answer=snapshot.answers.get(name),
+        routing=snapshot.routings.get(name),
         problems=tuple(p for p in snapshot.problems if (p.kind, p.name) in subjects),
     )
 
 
-def _answer(witness: Witness, target: Target) -> Evidence:
+def _route(witness: AgentView, target: Target) -> Evidence:
     return evidence(witness.snapshot(), target)
 
 
-EVIDENCE = Endpoint("/evidence", Target, Evidence, _answer)
+EVIDENCE = Query("/evidence", Target, Evidence, _route)

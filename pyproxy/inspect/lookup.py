@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.inspect.endpoint import Endpoint
+from pyproxy.inspect.query import Query
 from pyproxy.inspect.services import object_name
-from pyproxy.inspect.snapshot import Witness
-from pyproxy.source.found import Lookup
+from pyproxy.inspect.snapshot import AgentView
+from pyproxy.source.api_objects import Lookup
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -16,8 +16,8 @@ class Named(msgspec.Struct, frozen=True):
     name: str
 
 
-def _answer(witness: Witness, question: Named) -> Lookup:
+def _route(witness: AgentView, question: Named) -> Lookup:
     return witness.look_up(object_name(question.name))
 
 
-LOOKUP = Endpoint("/lookup", Named, Lookup, _answer)
+LOOKUP = Query("/lookup", Named, Lookup, _route)

@@ -23,8 +23,8 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.endpoint import Endpoint, Refusal, Stream
-from pyproxy.inspect.snapshot import Witness
+from pyproxy.inspect.query import ErrorReply, Query, Stream
+from pyproxy.inspect.snapshot import AgentView
 from pyproxy.inspect.threads import BoundedThreads
 from pyproxy.workers import Worker
 
@@ -34,7 +34,7 @@ _REQUEST_TIMEOUT = 10.0
 _STOP_TIMEOUT = 1.0
 _CREDENTIALS = struct.Struct("3i")
 
-Endpoints = Mapping[str, Endpoint[Any, Any] | Stream[Any, Any]]
+Endpoints = Mapping[str, Query[Any, Any] | Stream[Any, Any]]
 
 
 class Server:
@@ -43,7 +43,7 @@ class Server:
     A socket that cannot be had is a warning: what the agent is for goes on without it.
     """
 
-    def __init__(self, path: str, endpoints: Endpoints, witness: Witness) -> None:
+    def __init__(self, path: str, endpoints: Endpoints, witness: AgentView) -> None:
         self._path = path
         self._endpoints = endpoints
         self._witness = witness
@@ -103,7 +103,7 @@ def _make_way(path: Path) -> None:
 class _Listener(BoundedThreads, socketserver.UnixStreamServer):
     request_queue_size = BoundedThreads.clients
 
-    def __init__(self, path: str, endpoints: Endpoints, witness: Witness) -> None:
+    def __init__(self, path: str, endpoints: Endpoints, witness: AgentView) -> None:
         self.endpoints = endpoints
         self.witness = witness
         super().__init__(path, _Handler)
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         endpoint = self.server.endpoints.get(target.path)
         if endpoint is None:
             known = ", ".join(self.server.endpoints)
-            self._refuse(HTTPStatus.NOT_FOUND, Refusal(f"{target.path} is none of {known}"))
+            self._refuse(HTTPStatus.NOT_FOUND, ErrorReply(f"{target.path} is none of {known}"))
             return
         try:
             given = dict(parse_qsl(target.query, strict_parsing=True)) if target.query else {}
@@ -138,26 +138,26 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(endpoint, Stream):
                 self._stream(endpoint, question)
             else:
-                body = msgspec.json.encode(endpoint.answer(self.server.witness, question))
+                body = msgspec.json.encode(endpoint.respond(self.server.witness, question))
                 self._reply(HTTPStatus.OK, body)
         except (UsageError, ValueError) as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, Refusal(str(error), usage=True))
+            self._refuse(HTTPStatus.BAD_REQUEST, ErrorReply(str(error), usage=True))
         except PyproxyError as error:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, Refusal(str(error)))
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, ErrorReply(str(error)))
         except OSError:
             raise
         except Exception as error:
             log.exception("answering %s failed, which is a mistake in pyproxy", target.path)
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, Refusal(f"{type(error).__name__}"))
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorReply(f"{type(error).__name__}"))
 
     def _stream(self, endpoint: Stream[Any, Any], question: msgspec.Struct) -> None:
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "application/jsonl")
         self.end_headers()
-        for each in endpoint.answer(self.server.witness, question):
+        for each in endpoint.respond(self.server.witness, question):
             self.wfile.write((b"" if each is None else msgspec.json.encode(each)) + b"\n")
 
-    def _refuse(self, status: HTTPStatus, refusal: Refusal) -> None:
+    def _refuse(self, status: HTTPStatus, refusal: ErrorReply) -> None:
         self._reply(status, msgspec.json.encode(refusal))
 
     def _reply(self, status: HTTPStatus, body: bytes) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from pyproxy.errors import Problem, UsageError
-from pyproxy.inspect.endpoint import Endpoint as Question
-from pyproxy.inspect.snapshot import Snapshot, Witness
-from pyproxy.inspect.status import SetAside, set_aside
+from pyproxy.inspect.query import Query
+from pyproxy.inspect.snapshot import AgentView, Snapshot
+from pyproxy.inspect.status import InvalidObject, invalid
 from pyproxy.model.address import Backend, Family, address_text, backend_text, family_of
 from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, ObjectName, Service, ServicePort
-from pyproxy.policy.answer import Frontend, PortAnswer, ServiceAnswer, Use
 from pyproxy.policy.backends import join, select
+from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
 from pyproxy.policy.topology import Choice, Ignored
-from pyproxy.policy.why import Reasons, why_not
+from pyproxy.policy.unused import Reasons, why_not
 
 
 class FrontendView(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class ServiceView(msgspec.Struct, frozen=True, rename="camel"):
     programmed: bool
     ports: tuple[PortView, ...]
     elsewhere: tuple[BackendView, ...]
-    problems: tuple[SetAside, ...]
+    problems: tuple[InvalidObject, ...]
 
 
 class Services(msgspec.Struct, frozen=True, rename="camel"):
@@ -123,8 +123,8 @@ def service_view(
     problems: Sequence[Problem],
 ) -> ServiceView:
     """Show one Service."""
-    service, answer = snapshot.services[name], snapshot.answers.get(name)
-    ports = tuple(_ports(snapshot, service, answer, slices))
+    service, routing = snapshot.services[name], snapshot.routings.get(name)
+    ports = tuple(_ports(snapshot, service, routing, slices))
     return ServiceView(
         namespace=name.namespace,
         name=name.name,
@@ -133,10 +133,10 @@ def service_view(
         affinity_seconds=service.affinity_timeout,
         source_ranges=tuple(map(str, service.source_ranges)),
         health_check_port=service.health_check_port,
-        programmed=answer is not None,
+        programmed=routing is not None,
         ports=ports,
         elsewhere=tuple(_elsewhere(service, slices)),
-        problems=tuple(map(set_aside, problems)),
+        problems=tuple(map(invalid, problems)),
     )
 
 
@@ -148,14 +148,14 @@ def families(service: Service) -> tuple[Family, ...]:
 def _ports(
     snapshot: Snapshot,
     service: Service,
-    answer: ServiceAnswer | None,
+    routing: ServiceRouting | None,
     slices: Sequence[EndpointSlice],
 ) -> Iterator[PortView]:
     hostname = snapshot.settings.node_name
     zone = snapshot.node.zone if snapshot.node else ""
     joined = join(slices, hostname)
     answered = {
-        (port.family, port.name, port.protocol): port for port in (answer.ports if answer else ())
+        (port.family, port.name, port.protocol): port for port in (routing.ports if routing else ())
     }
     for family in families(service):
         for port in service.ports:
@@ -187,7 +187,7 @@ def _frontend(frontend: Frontend) -> FrontendView:
 
 
 def _backends(
-    endpoints: Mapping[Backend, Endpoint], port: PortAnswer | None, reasons: Reasons
+    endpoints: Mapping[Backend, Endpoint], port: PortRouting | None, reasons: Reasons
 ) -> Iterator[BackendView]:
     uses = {frontend.use for frontend in port.frontends} if port else set()
     for backend, endpoint in sorted(endpoints.items()):
@@ -251,8 +251,8 @@ def _by_name(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
     return found
 
 
-def _answer(witness: Witness, which: Which) -> Services:
+def _route(witness: AgentView, which: Which) -> Services:
     return services(witness.snapshot(), which)
 
 
-SERVICES = Question("/services", Which, Services, _answer)
+SERVICES = Query("/services", Which, Services, _route)

@@ -9,12 +9,12 @@ from typing import Protocol
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import Fill, NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting, TableUsage
 from pyproxy.errors import Problem
 from pyproxy.health.state import Report
 from pyproxy.model.objects import EndpointSlice, Node, ObjectName, Service
-from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.source.found import Lookup
+from pyproxy.policy.routing import ServiceRouting
+from pyproxy.source.api_objects import Lookup
 
 
 class Sync(msgspec.Struct, frozen=True):
@@ -54,8 +54,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     services: Mapping[ObjectName, Service]
     slices: Mapping[ObjectName, EndpointSlice]
     node: Node | None
-    node_answer: NodeAnswer
-    answers: Mapping[ObjectName, ServiceAnswer]
+    node_routing: NodeRouting
+    routings: Mapping[ObjectName, ServiceRouting]
     problems: tuple[Problem, ...]
     pending: int
     syncs: int
@@ -84,14 +84,14 @@ class Change(msgspec.Struct, frozen=True):
     latency: float | None = None
 
 
-class Witness(Protocol):
+class AgentView(Protocol):
     """Whoever can tell of an agent: the one that runs here, or one made up to answer a question."""
 
     def snapshot(self) -> Snapshot:
         """Take a snapshot in the agent's thread. Raises BusyError."""
         ...
 
-    def fill(self) -> tuple[Fill, ...]:
+    def fill(self) -> tuple[TableUsage, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
         ...
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 import pyproxy
-from pyproxy.dataplane.interface import Fill
+from pyproxy.dataplane.interface import TableUsage
 from pyproxy.errors import Problem
-from pyproxy.inspect.endpoint import Endpoint, Nothing
-from pyproxy.inspect.snapshot import Repair, Snapshot, Sync, Witness
+from pyproxy.inspect.query import Nothing, Query
+from pyproxy.inspect.snapshot import AgentView, Repair, Snapshot, Sync
 from pyproxy.model.address import address_text
 
 
-class SetAside(msgspec.Struct, frozen=True):
+class InvalidObject(msgspec.Struct, frozen=True):
     """What is wrong with one object, and what becomes of it."""
 
     kind: str
@@ -50,11 +50,11 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     pod_networks: tuple[str, ...]
     last_sync: Sync | None = None
     last_repair: Repair | None = None
-    set_aside: tuple[SetAside, ...] = ()
-    fill: tuple[Fill, ...] = ()
+    invalid: tuple[InvalidObject, ...] = ()
+    fill: tuple[TableUsage, ...] = ()
 
 
-def status(snapshot: Snapshot, fill: tuple[Fill, ...] = ()) -> Status:
+def status(snapshot: Snapshot, fill: tuple[TableUsage, ...] = ()) -> Status:
     """Reduce a snapshot to its status."""
     settings, node = snapshot.settings, snapshot.node
     return Status(
@@ -74,11 +74,11 @@ def status(snapshot: Snapshot, fill: tuple[Fill, ...] = ()) -> Status:
         pending=snapshot.pending,
         syncs=snapshot.syncs,
         repairs=snapshot.repairs,
-        node_port_addresses=tuple(map(address_text, snapshot.node_answer.node_port_addresses)),
-        pod_networks=tuple(map(str, snapshot.node_answer.pod_networks)),
+        node_port_addresses=tuple(map(address_text, snapshot.node_routing.node_port_addresses)),
+        pod_networks=tuple(map(str, snapshot.node_routing.pod_networks)),
         last_sync=snapshot.last_sync,
         last_repair=snapshot.last_repair,
-        set_aside=tuple(map(set_aside, snapshot.problems)),
+        invalid=tuple(map(invalid, snapshot.problems)),
         fill=fill,
     )
 
@@ -95,15 +95,15 @@ def health(snapshot: Snapshot) -> str:
     return "healthy" if report.node_eligible else "healthy, on a node that is to go"
 
 
-def set_aside(problem: Problem) -> SetAside:
+def invalid(problem: Problem) -> InvalidObject:
     """Write a problem for people and scripts."""
-    return SetAside(
+    return InvalidObject(
         problem.kind, problem.name, problem.field, problem.message, problem.reason.value
     )
 
 
-def _answer(witness: Witness, _: Nothing) -> Status:
+def _route(witness: AgentView, _: Nothing) -> Status:
     return status(witness.snapshot(), witness.fill())
 
 
-STATUS = Endpoint("/status", Nothing, Status, _answer)
+STATUS = Query("/status", Nothing, Status, _route)

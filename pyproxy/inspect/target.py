@@ -42,11 +42,11 @@ def resolve(snapshot: Snapshot, text: str) -> Resolved:
     target = parse(text)
     if isinstance(target, ObjectName):
         return Resolved(target)
-    for answer in snapshot.answers.values():
-        for port in answer.ports:
+    for routing in snapshot.routings.values():
+        for port in routing.ports:
             for f in port.frontends:
                 if f.address == target.address and _is(f.port, port.protocol, target):
-                    return Resolved(answer.name, target, why=f"a {f.scope.value} of it")
+                    return Resolved(routing.name, target, why=f"a {f.scope.value} of it")
     return next(_near_misses(snapshot, target), Resolved(None, target, answered=False))
 
 
@@ -69,7 +69,7 @@ def _near_misses(snapshot: Snapshot, target: Destination) -> Iterator[Resolved]:
             )
     for service in snapshot.services.values():
         if any(_is(port.node_port, port.protocol, target) for port in service.ports):
-            addresses = snapshot.node_answer.node_port_addresses
+            addresses = snapshot.node_routing.node_port_addresses
             told = ", ".join(map(address_text, addresses)) or "none"
             yield Resolved(
                 service.name,

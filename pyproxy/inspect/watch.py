@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pyproxy.inspect.endpoint import Stream
-from pyproxy.inspect.snapshot import Change, Witness
+from pyproxy.inspect.query import Stream
+from pyproxy.inspect.snapshot import AgentView, Change
 
 
 class Of(msgspec.Struct, frozen=True):
@@ -16,11 +16,11 @@ class Of(msgspec.Struct, frozen=True):
     namespace: str = ""
 
 
-def _answer(witness: Witness, of: Of) -> Iterator[Change | None]:
+def _route(witness: AgentView, of: Of) -> Iterator[Change | None]:
     with witness.follow() as changes:
         for change in changes:
             if change is None or change.service.startswith(f"{of.namespace}/" * bool(of.namespace)):
                 yield change
 
 
-WATCH = Stream("/watch", Of, Change, _answer)
+WATCH = Stream("/watch", Of, Change, _route)

@@ -36,13 +36,13 @@ class Synced(msgspec.Struct, frozen=True):
 
     kind: Kind
     names: frozenset[ObjectName]
-    set_aside: frozenset[str] = frozenset()
+    invalid: frozenset[str] = frozenset()
 
 
-class SetAside(msgspec.Struct, frozen=True):
+class InvalidObject(msgspec.Struct, frozen=True):
     """An object that could not be read at all; a `Delete` for it has come just before."""
 
     problem: Problem
 
 
-Event = Upsert | Delete | Synced | SetAside
+Event = Upsert | Delete | Synced | InvalidObject

@@ -58,16 +58,16 @@ def get_addresses() -> Request:
     return Request(_GETADDR, 0, _ADDRESS.pack(0, 0, 0, 0, 0))
 
 
-def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
+def addresses(replies: Iterable[memoryview]) -> list[OnDevice]:
     """Read the answers to `get_addresses`; those of a link alone are nobody's to claim."""
     found = []
-    for answer in answers:
-        if len(answer) < _ADDRESS.size:
+    for reply in replies:
+        if len(reply) < _ADDRESS.size:
             continue
-        _, _, _, scope, device = _ADDRESS.unpack_from(answer)
+        _, _, _, scope, device = _ADDRESS.unpack_from(reply)
         if scope == _SCOPE_LINK:
             continue
-        fields = attribute_map(answer[_ADDRESS.size :])
+        fields = attribute_map(reply[_ADDRESS.size :])
         # Of a device to a single peer, IFA_ADDRESS is the peer's.
         value = bytes(fields.get(_IFA_LOCAL, fields.get(_IFA_ADDRESS, b"")))
         if len(value) in (4, 16):
@@ -78,18 +78,18 @@ def addresses(answers: Iterable[memoryview]) -> list[OnDevice]:
 def find_device(kernel: Requests, name: str) -> int:
     """Ask for a device's number, 0 where there is none of that name. Raises KernelError."""
     try:
-        answers = kernel.ask(
+        replies = kernel.ask(
             Request(_GETLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name))
         )
     except KernelError as error:
         if error.errno in (errno.ENODEV, errno.ENOENT):
             return 0
         raise
-    for answer in answers:
-        if len(answer) < _LINK.size:
+    for reply in replies:
+        if len(reply) < _LINK.size:
             continue
-        _, _, number, _, _ = _LINK.unpack_from(answer)
-        if text(attribute_map(answer[_LINK.size :]).get(_IFLA_IFNAME, memoryview(b""))) == name:
+        _, _, number, _, _ = _LINK.unpack_from(reply)
+        if text(attribute_map(reply[_LINK.size :]).get(_IFLA_IFNAME, memoryview(b""))) == name:
             return int(number)
     return 0
 

@@ -39,7 +39,7 @@ from pyproxy.netlink.flows import (
     messages,
 )
 from pyproxy.netlink.frames import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
-from pyproxy.netlink.refusals import kernel_error
+from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 _IPCTNL_MSG_CT_GET = 0x101

@@ -20,9 +20,9 @@ _ELEM_EXPRESSION = 7
 _EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 
 
-def counted_sets(answers: Iterable[memoryview]) -> set[str]:
+def counted_sets(replies: Iterable[memoryview]) -> set[str]:
     """Read the answers to `get_sets`: which have an expression, such as a counter, by element."""
-    found = (attribute_map(answer) for answer in answers)
+    found = (attribute_map(reply) for reply in replies)
     return {
         text(each[_SET_NAME])
         for each in found
@@ -30,15 +30,15 @@ def counted_sets(answers: Iterable[memoryview]) -> set[str]:
     }
 
 
-def counts(answers: Iterable[memoryview]) -> dict[bytes, int]:
+def counts(replies: Iterable[memoryview]) -> dict[bytes, int]:
     """Read the answers to `get_elements`: the packets that each element's counter has seen.
 
     Elements without a counter are passed over.
     """
     return {
         key: packets
-        for answer in answers
-        for kind, items in attributes(answer)
+        for reply in replies
+        for kind, items in attributes(reply)
         if kind == LIST_ELEMENTS
         for key, _, packets in _counted_slowly(items)
         if key
@@ -46,7 +46,7 @@ def counts(answers: Iterable[memoryview]) -> dict[bytes, int]:
 
 
 def counted_elements(
-    answers: Iterable[memoryview], key_size: int, data_size: int
+    replies: Iterable[memoryview], key_size: int, data_size: int
 ) -> Iterator[tuple[bytes, bytes, int]]:
     """Read the answers to `get_elements` of a data map: key, data and packets of each element.
 
@@ -54,8 +54,8 @@ def counted_elements(
     of walking each; one that has others in it is walked.
     """
     layout = _counted_layout(key_size, data_size)
-    for answer in answers:
-        for kind, items in attributes(answer):
+    for reply in replies:
+        for kind, items in attributes(reply):
             if kind == LIST_ELEMENTS:
                 yield from _counted_at_once(items, layout) or _counted_slowly(items)
 

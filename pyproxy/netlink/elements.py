@@ -111,12 +111,12 @@ def get_element(table: str, set_name: str, key: bytes) -> Message:
     return asked.message
 
 
-def elements(answers: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
+def elements(replies: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
     """Read the answers to `get_elements`, in the form that `add_elements` takes."""
     rows: dict[bytes, Value] = {}
     bounds: list[tuple[bytes, bool]] = []
-    for answer in answers:
-        for kind, items in attributes(answer):
+    for reply in replies:
+        for kind, items in attributes(reply):
             if kind != LIST_ELEMENTS:
                 continue
             if shape is Shape.EXACT and (alike := _read_alike(items)):

@@ -13,7 +13,7 @@ import msgspec
 
 from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink.attributes import NESTED, attribute, attributes, nested
-from pyproxy.netlink.refusals import kernel_error
+from pyproxy.netlink.kernel_errors import kernel_error
 
 NLMSG_ERROR = 2
 NLMSG_DONE = 3

@@ -99,10 +99,10 @@ def get_family() -> Request:
     return Request(_CTRL, 0, body)
 
 
-def family_id(answers: Iterable[memoryview]) -> int:
+def family_id(replies: Iterable[memoryview]) -> int:
     """Read the answer to `get_family`."""
-    for answer in answers:
-        found = attribute_map(answer[GENERIC_SIZE:])
+    for reply in replies:
+        found = attribute_map(reply[GENERIC_SIZE:])
         if _CTRL_FAMILY_ID in found:
             return int(_SHORT.unpack(found[_CTRL_FAMILY_ID])[0])
     return 0
@@ -165,11 +165,11 @@ class Messages:
         return Request(self._kind, 0, _GENERIC.pack(command, _VERSION, 0) + body)
 
 
-def virtuals(answers: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
+def virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
     """Read the answers to `get_virtuals` and `get_virtual`."""
     found: dict[Virtual, Scheduling] = {}
-    for answer in answers:
-        service = attribute_map(attribute_map(answer[GENERIC_SIZE:]).get(_SERVICE, b""))
+    for reply in replies:
+        service = attribute_map(attribute_map(reply[GENERIC_SIZE:]).get(_SERVICE, b""))
         family = _FAMILY_OF.get(_short(service, _AF))
         if family is None:
             continue
@@ -186,11 +186,11 @@ def virtuals(answers: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
     return found
 
 
-def servers(answers: Iterable[memoryview], family: Family) -> list[Server]:
+def servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
     """Read the answers to `get_servers`; those of another family than the service's are passed."""
     found = []
-    for answer in answers:
-        dest = attribute_map(attribute_map(answer[GENERIC_SIZE:]).get(_DEST, b""))
+    for reply in replies:
+        dest = attribute_map(attribute_map(reply[GENERIC_SIZE:]).get(_DEST, b""))
         if _short(dest, _ADDR_FAMILY) not in (0, _AF_OF[family]) or _DEST_ADDR not in dest:
             continue
         backend = Backend(bytes(dest[_DEST_ADDR][: family.bits // 8]) + bytes(dest[_DEST_PORT]))
@@ -200,11 +200,11 @@ def servers(answers: Iterable[memoryview], family: Family) -> list[Server]:
     return found
 
 
-def timeouts(answers: Iterable[memoryview]) -> Timeouts:
+def timeouts(replies: Iterable[memoryview]) -> Timeouts:
     """Read the answer to `get_timeouts`."""
     found = {}
-    for answer in answers:
-        found.update(attribute_map(answer[GENERIC_SIZE:]))
+    for reply in replies:
+        found.update(attribute_map(reply[GENERIC_SIZE:]))
     return Timeouts(*(_number(found, kind) for kind in _TIMEOUTS))
 
 

@@ -22,7 +22,7 @@ from pyproxy.netlink.frames import (
     NLMSG_ERROR,
     frames,
 )
-from pyproxy.netlink.refusals import Refusal, read_refusal
+from pyproxy.netlink.kernel_errors import MessageError, read_error
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Nfnetlink:
             self._largest = self._socket.make_room(max(size, _SEND_BUFFER))
         return self._largest
 
-    def transact(self, messages: Sequence[Message], subsystem: int) -> list[Refusal]:
+    def transact(self, messages: Sequence[Message], subsystem: int) -> list[MessageError]:
         """Send one batch; an empty list means that it was committed, anything else that it was not.
 
         What is larger than the socket may ever send goes in several batches, and those before the
@@ -116,7 +116,7 @@ class Nfnetlink:
         if messages:
             yield messages[begin:]
 
-    def _transact(self, messages: Sequence[Message], subsystem: int) -> list[Refusal]:
+    def _transact(self, messages: Sequence[Message], subsystem: int) -> list[MessageError]:
         first = self._socket.number(len(messages) + 1)
         edge = (NLM_F_REQUEST, first, b"", NFPROTO_UNSPEC, subsystem)
         parts = [_frame(_NFNL_MSG_BATCH_BEGIN, *edge)]
@@ -132,9 +132,9 @@ class Nfnetlink:
         self.committed += not refusals
         return refusals
 
-    def _refusals(self, first: int) -> list[Refusal]:
+    def _refusals(self, first: int) -> list[MessageError]:
         found = (
-            read_refusal(message, flags, sequence - first - 1)
+            read_error(message, flags, sequence - first - 1)
             for data in self._socket.waiting()
             for kind, flags, sequence, message in frames(data)
             if kind == NLMSG_ERROR and sequence >= first
@@ -143,10 +143,10 @@ class Nfnetlink:
 
     def get(self, request: Message) -> memoryview:
         """Ask for one thing; the attributes of the answer. Raises KernelError."""
-        answers = self._ask(request, NLM_F_ACK)
-        return answers[-1] if answers else memoryview(b"")
+        replies = self._ask(request, NLM_F_ACK)
+        return replies[-1] if replies else memoryview(b"")
 
-    def ask(self, message: Message) -> Refusal | None:
+    def ask(self, message: Message) -> MessageError | None:
         """Send one message to a subsystem that has no batches; None says that it was done.
 
         Raises KernelError when it could not be sent.
@@ -165,8 +165,8 @@ class Nfnetlink:
         return iter(self._ask(request, NLM_F_DUMP))
 
     def _ask(self, request: Message, how: int) -> list[memoryview]:
-        answers = self._socket.ask(lambda sequence: _framed(request, how, sequence))
-        return [answer[HEADER_SIZE:] for answer in answers]
+        replies = self._socket.ask(lambda sequence: _framed(request, how, sequence))
+        return [reply[HEADER_SIZE:] for reply in replies]
 
 
 def _framed(request: Message, how: int, sequence: int) -> bytes:

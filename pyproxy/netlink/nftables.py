@@ -40,9 +40,9 @@ def get_generation() -> Message:
     return Message(message_type(_GETGEN), 0, b"")
 
 
-def generation(answer: memoryview) -> int:
+def generation(reply: memoryview) -> int:
     """Read the answer to `get_generation`; it begins anew after 2**32 - 1."""
-    return int.from_bytes(attribute_map(answer).get(_GEN_ID, b""), "big")
+    return int.from_bytes(attribute_map(reply).get(_GEN_ID, b""), "big")
 
 
 def get_tables(family: int = NFPROTO_INET) -> Message:
@@ -76,15 +76,15 @@ def get_sets(table: str) -> Message:
     return Message(message_type(_GETSET), 0, string(_SET_TABLE, table))
 
 
-def table_names(answers: Iterable[memoryview]) -> set[str]:
+def table_names(replies: Iterable[memoryview]) -> set[str]:
     """Read the answers to `get_tables`; like all readers here, it passes over what has no name."""
-    found = (attribute_map(answer) for answer in answers)
+    found = (attribute_map(reply) for reply in replies)
     return {text(table[_TABLE_NAME]) for table in found if _TABLE_NAME in table}
 
 
-def chains(answers: Iterable[memoryview], table: str) -> dict[str, bytes]:
+def chains(replies: Iterable[memoryview], table: str) -> dict[str, bytes]:
     """Read the answers to `get_chains`, of one table: what hooks each chain, empty for nothing."""
-    found = (attribute_map(answer) for answer in answers)
+    found = (attribute_map(reply) for reply in replies)
     return {
         text(chain[_CHAIN_NAME]): b"".join(
             bytes(chain[part])
@@ -96,11 +96,11 @@ def chains(answers: Iterable[memoryview], table: str) -> dict[str, bytes]:
     }
 
 
-def rules(answers: Iterable[memoryview]) -> dict[str, list[bytes]]:
+def rules(replies: Iterable[memoryview]) -> dict[str, list[bytes]]:
     """Read the answers to `get_rules`: each chain's rules, as their packed expressions."""
     found: dict[str, list[bytes]] = {}
-    for answer in answers:
-        rule = attribute_map(answer)
+    for reply in replies:
+        rule = attribute_map(reply)
         if _RULE_CHAIN not in rule:
             continue
         expressions = bytes(rule.get(_RULE_EXPRESSIONS, b""))
@@ -108,9 +108,9 @@ def rules(answers: Iterable[memoryview]) -> dict[str, list[bytes]]:
     return found
 
 
-def sets(answers: Iterable[memoryview]) -> dict[str, bytes]:
+def sets(replies: Iterable[memoryview]) -> dict[str, bytes]:
     """Read the answers to `get_sets`: each set's flags, and how long its keys and data are."""
-    found = (attribute_map(answer) for answer in answers)
+    found = (attribute_map(reply) for reply in replies)
     return {
         text(each[_SET_NAME]): b"".join(bytes(each.get(part, b"\0" * 4)) for part in _SET_SHAPE)
         for each in found
@@ -118,9 +118,9 @@ def sets(answers: Iterable[memoryview]) -> dict[str, bytes]:
     }
 
 
-def set_sizes(answers: Iterable[memoryview]) -> dict[str, int]:
+def set_sizes(replies: Iterable[memoryview]) -> dict[str, int]:
     """Read the answers to `get_sets`: how many elements each set has, from Linux 6.16 on."""
-    found = (attribute_map(answer) for answer in answers)
+    found = (attribute_map(reply) for reply in replies)
     return {
         text(each[_SET_NAME]): int.from_bytes(each[_SET_COUNT], "big")
         for each in found

@@ -18,7 +18,7 @@ from pyproxy.netlink.frames import (
     NLMSG_ERROR,
     frames,
 )
-from pyproxy.netlink.refusals import Refusal, read_refusal
+from pyproxy.netlink.kernel_errors import MessageError, read_error
 from pyproxy.netlink.sockets import NetlinkSocket
 
 _RECEIVE_BUFFER = 8 << 20
@@ -57,12 +57,12 @@ class Requests:
         """Give the socket back."""
         self._socket.close()
 
-    def send(self, requests: Sequence[Request]) -> list[Refusal]:
+    def send(self, requests: Sequence[Request]) -> list[MessageError]:
         """Send requests in their order; the refusals, by the number of the request.
 
         Raises KernelError when they could not be sent.
         """
-        refusals: list[Refusal] = []
+        refusals: list[MessageError] = []
         begin, size = 0, 0
         for number, request in enumerate(requests):
             if size > _CHUNK:
@@ -85,10 +85,10 @@ class Requests:
         return self._ask(request, NLM_F_DUMP)
 
     def _ask(self, request: Request, how: int) -> list[memoryview]:
-        answers = self._socket.ask(lambda sequence: _framed(request, how, sequence))
-        return [answer[HEADER.size :] for answer in answers]
+        replies = self._socket.ask(lambda sequence: _framed(request, how, sequence))
+        return [reply[HEADER.size :] for reply in replies]
 
-    def _send_some(self, requests: Sequence[Request], offset: int) -> list[Refusal]:
+    def _send_some(self, requests: Sequence[Request], offset: int) -> list[MessageError]:
         first = self._socket.number(len(requests))
         last = first + len(requests) - 1
         self._socket.send(
@@ -98,12 +98,12 @@ class Requests:
             )
         )
         self.messages_sent += len(requests)
-        refusals: list[Refusal] = []
+        refusals: list[MessageError] = []
         while True:
             for kind, flags, sequence, message in frames(self._socket.receive()):
                 if kind != NLMSG_ERROR or sequence < first:
                     continue
-                refusal = read_refusal(message, flags, offset + sequence - first)
+                refusal = read_error(message, flags, offset + sequence - first)
                 if refusal:
                     refusals.append(refusal)
                 if sequence == last:

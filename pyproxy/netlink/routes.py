@@ -42,13 +42,13 @@ def get_route(address: Address) -> Request:
     return Request(_GETROUTE, 0, head + attribute(_RTA_DST, address))
 
 
-def route(answers: Iterable[memoryview]) -> Route | None:
+def route(replies: Iterable[memoryview]) -> Route | None:
     """Read the answer to `get_route`; None where there is none that can be read."""
-    for answer in answers:
-        if len(answer) < _ROUTE.size:
+    for reply in replies:
+        if len(reply) < _ROUTE.size:
             continue
-        kind = _ROUTE.unpack_from(answer)[7]
-        fields = attribute_map(answer[_ROUTE.size :])
+        kind = _ROUTE.unpack_from(reply)[7]
+        fields = attribute_map(reply[_ROUTE.size :])
         source = bytes(fields.get(_RTA_PREFSRC, b""))
         device = fields.get(_RTA_OIF, b"")
         return Route(

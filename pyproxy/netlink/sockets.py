@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pyproxy.errors import KernelError
 from pyproxy.netlink.buffers import grow_receive, grow_send
 from pyproxy.netlink.frames import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, frames
-from pyproxy.netlink.refusals import kernel_error, read_refusal
+from pyproxy.netlink.kernel_errors import kernel_error, read_error
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -124,13 +124,13 @@ class NetlinkSocket:
                 pass
             sequence = self.number()
             self.send(framed(sequence))
-            answers, interrupted = self._answers(sequence)
+            replies, interrupted = self._answers(sequence)
             if not interrupted:
-                return answers
+                return replies
         raise kernel_error(errno.EINTR, "the kernel's tables changed during every dump")
 
     def _answers(self, asked: int) -> tuple[list[memoryview], bool]:
-        answers: list[memoryview] = []
+        replies: list[memoryview] = []
         interrupted = False
         while True:
             for kind, flags, sequence, message in frames(self.receive()):
@@ -138,11 +138,11 @@ class NetlinkSocket:
                     continue
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_DONE:
-                    return answers, interrupted
+                    return replies, interrupted
                 if kind != NLMSG_ERROR:
-                    answers.append(message)
-                elif (refusal := read_refusal(message, flags, 0)) is None:
-                    return answers, interrupted
+                    replies.append(message)
+                elif (refusal := read_error(message, flags, 0)) is None:
+                    return replies, interrupted
                 elif refusal.errno == errno.EINTR:
                     return [], True
                 else:

@@ -32,7 +32,7 @@ from pyproxy.model.objects import (
     TrafficPolicy,
 )
 from pyproxy.policy import topology
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 PortKey = tuple[Family, str, Protocol]
 """What joins a slice's port to a Service's: its family, its name and its protocol."""
@@ -72,10 +72,10 @@ class Usable(msgspec.Struct, frozen=True, gc=False):
     draining: Collection[Backend] = ()
 
 
-def answer(
+def route_service(
     service: Service, slices: Iterable[EndpointSlice], node: Node | None, hostname: str
-) -> ServiceAnswer:
-    """Work out a whole Service: one PortAnswer for each of its ports in each of its families.
+) -> ServiceRouting:
+    """Work out a whole Service: one PortRouting for each of its ports in each of its families.
 
     `slices` are those of this Service, in any order. `node` is None as long as it is not known,
     which leaves its zone open. `hostname` is the name that endpoints on this node carry, and never
@@ -90,7 +90,7 @@ def answer(
             endpoints = joined.get((family, port.name, port.protocol), _NO_ENDPOINTS)
             usable = select(endpoints, hostname, zone)
             ports.append(_port_answer(service, port, family, scopes, usable))
-    return ServiceAnswer(
+    return ServiceRouting(
         service.name,
         tuple(ports),
         _source_ranges(service, node) if service.source_ranges else (),
@@ -206,7 +206,7 @@ def _port_answer(
     family: Family,
     scopes: Mapping[Address, Scope],
     usable: Usable,
-) -> PortAnswer:
+) -> PortRouting:
     """Give each frontend its use, and keep no more backends than those uses ask for."""
     internal, external = _uses(service, usable)
     frontends = [
@@ -225,7 +225,7 @@ def _port_answer(
         hairpin = {*cluster, *local}
     elif usable.near:
         hairpin = {*cluster, *local}.intersection(usable.near)
-    return PortAnswer(
+    return PortRouting(
         port.name,
         family,
         port.protocol,

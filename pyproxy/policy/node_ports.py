@@ -8,32 +8,32 @@ from typing import Final
 import msgspec
 
 from pyproxy.model.address import Address, family_of
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting
 
 _NODE_PORT: Final = Scope.NODE_PORT
 
 
-def on_addresses(answer: ServiceAnswer, addresses: Collection[Address]) -> ServiceAnswer:
+def on_addresses(routing: ServiceRouting, addresses: Collection[Address]) -> ServiceRouting:
     """Put a node port's frontend on each of the node's addresses, of the port's family.
 
     From there on a node port is a frontend like any other, and one that meets an external IP on
     the node's own address is seen to do so.
     """
-    for port in answer.ports:  # mostly all of them, and so no generator
+    for port in routing.ports:  # mostly all of them, and so no generator
         # A node port comes after all addresses.
         if port.frontends and port.frontends[-1].scope is _NODE_PORT:
             break
     else:
-        return answer
-    ports = tuple(_spread(port, addresses) for port in answer.ports)
-    return msgspec.structs.replace(answer, ports=ports)
+        return routing
+    ports = tuple(_spread(port, addresses) for port in routing.ports)
+    return msgspec.structs.replace(routing, ports=ports)
 
 
 def _is_node_port(frontend: Frontend) -> bool:
     return frontend.scope is _NODE_PORT and not frontend.address
 
 
-def _spread(port: PortAnswer, addresses: Collection[Address]) -> PortAnswer:
+def _spread(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
     own = [address for address in addresses if family_of(address) is port.family]
     taken = {(f.address, f.port) for f in port.frontends}
     spread: list[Frontend] = []

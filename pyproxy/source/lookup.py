@@ -12,19 +12,19 @@ import msgspec
 
 from pyproxy.errors import SourceError
 from pyproxy.model.objects import ObjectName
+from pyproxy.source.api_objects import ApiPod, ApiService, Lookup
 from pyproxy.source.client import Client, RefusedError
-from pyproxy.source.found import FoundPod, FoundService, Lookup
 
 _TIMEOUT = 5.0
 _FORBIDDEN = (401, 403)
 
 
 class _Services(msgspec.Struct):
-    items: list[FoundService] | None = None
+    items: list[ApiService] | None = None
 
 
 class _Pods(msgspec.Struct):
-    items: list[FoundPod] | None = None
+    items: list[ApiPod] | None = None
 
 
 class _Reference(msgspec.Struct):

@@ -22,7 +22,7 @@ import yaml
 from watchfiles import watch
 
 from pyproxy.errors import Problem, UsageError
-from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
+from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.decode import NotOurs, Reading, read
 from pyproxy.source.pacing import Clock, SystemClock
@@ -207,7 +207,7 @@ class ManifestSource:
                 assert not isinstance(reading.value, Problem | NotOurs)  # noqa: S101
                 self._emit(Upsert(reading.value, now))
         for problem in sorted(problems - self._said, key=str):
-            self._emit(SetAside(problem))
+            self._emit(InvalidObject(problem))
         self._known, self._said = merged, problems
 
 
@@ -230,7 +230,7 @@ def read_file(path: Path) -> Iterator[Event]:
         if reading.name is None:
             raise UsageError(f"{path}: {reading.value}")
         if isinstance(reading.value, Problem):
-            yield SetAside(reading.value)
+            yield InvalidObject(reading.value)
         elif isinstance(reading.value, NotOurs):
             yield Delete(kind, reading.name)
         else:

@@ -23,7 +23,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from pyproxy.errors import Problem, SourceError
-from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
+from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import stream, wire
 from pyproxy.source.client import Client, RefusedError
@@ -295,7 +295,7 @@ class Reflector:
             return
         if isinstance(value, Problem):
             self._delete(name, listing)
-            emit(SetAside(value))
+            emit(InvalidObject(value))
             if listing is not None:
                 self._set_aside.add(value.name)
         elif isinstance(value, NotOurs):
@@ -316,7 +316,7 @@ class Reflector:
         if listing is None and not _older(reading.version, self._version):
             self._advance(reading.version)
         if reading.name is None and isinstance(reading.value, Problem):
-            self._around.emit(SetAside(reading.value))
+            self._around.emit(InvalidObject(reading.value))
         self._delete(reading.name, listing)
 
     def _delete(self, name: ObjectName | None, listing: set[ObjectName] | None) -> None:

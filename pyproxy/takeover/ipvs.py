@@ -19,7 +19,7 @@ from pyroute2 import IPVS, IPRoute, IPSet, IPVSService
 from pyroute2.netlink.exceptions import IPSetError, NetlinkError
 
 from pyproxy.model.address import Address, address_text, parse_address
-from pyproxy.netlink.refusals import kernel_error
+from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.takeover import names
 from pyproxy.takeover.leftovers import VirtualService
 

@@ -12,8 +12,8 @@ from pyproxy.errors import KernelError, OutOfStepError, RejectedError, Transient
 from pyproxy.model.address import Family
 from pyproxy.netlink import nftables
 from pyproxy.netlink.accounting import delete_counter, read_counters
+from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink
-from pyproxy.netlink.refusals import Refusal
 from pyproxy.takeover import ipvs, names, tools
 from pyproxy.takeover.leftovers import (
     Failure,
@@ -134,7 +134,7 @@ def _remove_counter(netlink: Nfnetlink, name: str) -> None:
         _raise_unless_gone(refusal)
 
 
-def _raise_unless_gone(refusal: Refusal) -> None:
+def _raise_unless_gone(refusal: MessageError) -> None:
     if not isinstance(refusal.error, OutOfStepError):
         raise refusal.error
 

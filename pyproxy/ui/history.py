@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from pyproxy.errors import PyproxyError
-from pyproxy.inspect.snapshot import Change, Witness
+from pyproxy.inspect.snapshot import AgentView, Change
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Recorder:
 
     def __init__(
         self,
-        witness: Witness,
+        witness: AgentView,
         timeline: Timeline,
         clock: Callable[[], float],
         gained: Callable[[], int | None],

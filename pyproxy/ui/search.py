@@ -10,7 +10,7 @@ import msgspec
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.model.address import address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 PAGE = 50
 """Services on one page."""
@@ -60,7 +60,7 @@ def search(snapshot: Snapshot, query: Query) -> Found:
         name
         for name in sorted(snapshot.services)
         if _is_meant(name, snapshot.services[name], words)
-        and _is_shown(query.only, snapshot.answers.get(name), wrong.get(str(name), 0))
+        and _is_shown(query.only, snapshot.routings.get(name), wrong.get(str(name), 0))
     ]
     pages = max(1, -(-len(chosen) // PAGE))
     page = min(max(query.page, 1), pages)
@@ -74,21 +74,21 @@ def _is_meant(name: ObjectName, service: Service, words: list[str]) -> bool:
     return all(word in text for word in words)
 
 
-def _is_shown(only: Only, answer: ServiceAnswer | None, problems: int) -> bool:
+def _is_shown(only: Only, routing: ServiceRouting | None, problems: int) -> bool:
     match only:
         case Only.ALL:
             return True
         case Only.SILENT:
-            return _is_silent(answer)
+            return _is_silent(routing)
         case Only.PROBLEMS:
             return problems > 0
 
 
 def _line(snapshot: Snapshot, name: ObjectName, problems: int) -> Line:
-    service, answer = snapshot.services[name], snapshot.answers.get(name)
+    service, routing = snapshot.services[name], snapshot.routings.get(name)
     backends = {
         backend
-        for port in (answer.ports if answer else ())
+        for port in (routing.ports if routing else ())
         for backend in (*port.cluster, *port.local)
     }
     return Line(
@@ -96,13 +96,13 @@ def _line(snapshot: Snapshot, name: ObjectName, problems: int) -> Line:
         tuple(_addresses(service)),
         tuple(_ports(service)),
         len(backends),
-        _is_silent(answer),
+        _is_silent(routing),
         problems,
     )
 
 
-def _is_silent(answer: ServiceAnswer | None) -> bool:
-    return answer is None or any(not (port.cluster or port.local) for port in answer.ports)
+def _is_silent(routing: ServiceRouting | None) -> bool:
+    return routing is None or any(not (port.cluster or port.local) for port in routing.ports)
 
 
 def _addresses(service: Service) -> Iterator[str]:

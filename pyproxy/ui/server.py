@@ -22,7 +22,7 @@ import msgspec
 
 from pyproxy.config.settings import ListenAddress
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.snapshot import Witness
+from pyproxy.inspect.snapshot import AgentView
 from pyproxy.inspect.threads import BoundedThreads
 from pyproxy.model.address import Family, address_text, family_of
 from pyproxy.ui import pages
@@ -64,7 +64,7 @@ class Page:
     An address that cannot be had is a warning: what the agent is for goes on without the page.
     """
 
-    def __init__(self, address: ListenAddress, witness: Witness, *, counters: bool) -> None:
+    def __init__(self, address: ListenAddress, witness: AgentView, *, counters: bool) -> None:
         self._address = address
         self._witness = witness
         self._counters = counters
@@ -95,7 +95,7 @@ class Page:
 class _Listener(BoundedThreads, HTTPServer):
     clients = request_queue_size = 32
 
-    def __init__(self, address: ListenAddress, witness: Witness, *, counters: bool) -> None:
+    def __init__(self, address: ListenAddress, witness: AgentView, *, counters: bool) -> None:
         if family_of(address.address) is Family.IPV6:
             self.address_family = socket.AF_INET6
         self.witness = witness

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.network import Network
 from tests.agent.live import Stage
 
 

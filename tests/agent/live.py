@@ -18,25 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.cluster import kubeconfig
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.process import Agent, agent_command
 
 from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, Table
-from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
-from pyproxy.lab.cluster import kubeconfig
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, probe
-from pyproxy.lab.process import Agent, agent_command
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.elements import Value
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.backends import answer
+from pyproxy.policy.backends import route_service
 from pyproxy.policy.node_ports import on_addresses
 from pyproxy.source.decode import read
 from tests.exposition import scraped
@@ -248,7 +248,7 @@ def _compile(
 ) -> Table:
     table = node_rows(NETWORKS)
     for name, each in services.items():
-        said = answer(each, slices.get(name, []), here, here.name)
+        said = route_service(each, slices.get(name, []), here, here.name)
         said = on_addresses(said, here.addresses)
         add_service(said, table)
         for set_name, key in shared_rows(said):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyproxy.errors import KernelError, OutOfStepError, TransientKernelError
 from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import Kind
-from tests.agent.world import Stage, endpoint_slice, name, service
+from tests.agent.objects import Stage, endpoint_slice, name, service
 
 NAMES = ("web", "api", "db")
 ADDRESSES = [f"10.244.1.{number}" for number in range(1, 7)]
@@ -59,7 +59,7 @@ def test_the_end_depends_on_what_is_and_not_on_what_was(
                 stage.agent.sync()
         else:
             assert not isinstance(step, str)
-            stage.agent.hear(step)
+            stage.agent.handle_event(step)
     stage.settle()
 
     fresh = Stage()

@@ -17,9 +17,9 @@ from pyproxy.errors import (
     TransientKernelError,
 )
 from pyproxy.model.address import parse_address
-from pyproxy.model.events import Delete, SetAside, Synced, Upsert
+from pyproxy.model.events import Delete, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from tests.agent.world import NODE, Stage, endpoint_slice, name, service
+from tests.agent.objects import NODE, Stage, endpoint_slice, name, service
 
 WEB = service("web", 1)
 WEB_SLICE = endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
@@ -30,12 +30,12 @@ API_SLICE = endpoint_slice("api", ["10.244.1.6"])
 @pytest.mark.parametrize("missing", list(Kind))
 def test_nothing_is_written_before_every_list_is_whole(missing: Kind) -> None:
     stage = Stage()
-    stage.hear(WEB, WEB_SLICE, NODE)
+    stage.handle_event(WEB, WEB_SLICE, NODE)
     for kind in Kind:
         if kind is not missing:
-            stage.agent.hear(Synced(kind, frozenset({name("web"), name("web-0")})))
+            stage.agent.handle_event(Synced(kind, frozenset({name("web"), name("web-0")})))
     assert stage.agent.due() is None
-    stage.agent.hear(Synced(missing, frozenset({name("web"), name("web-0")})))
+    stage.agent.handle_event(Synced(missing, frozenset({name("web"), name("web-0")})))
     assert stage.is_due()
 
 
@@ -52,23 +52,23 @@ def test_the_first_commit_is_one_transaction_with_everything() -> None:
 def test_one_change_writes_the_rows_of_one_service() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE, API, API_SLICE)
-    stage.hear(endpoint_slice("web", ["10.244.1.5"]))
+    stage.handle_event(endpoint_slice("web", ["10.244.1.5"]))
     stage.settle()
-    assert stage.ear.commits[-1].answers.keys() == {name("web")}
+    assert stage.ear.commits[-1].routings.keys() == {name("web")}
     assert stage.dataplane.reads == 1
 
 
 def test_an_event_that_changes_nothing_makes_nothing_due() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    stage.hear(WEB, WEB_SLICE, NODE)
+    stage.handle_event(WEB, WEB_SLICE, NODE)
     assert stage.agent.due() is None
 
 
 def test_a_change_beside_the_answer_writes_nothing() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    stage.hear(msgspec.structs.replace(WEB_SLICE, triggered=5.0))
+    stage.handle_event(msgspec.structs.replace(WEB_SLICE, triggered=5.0))
     stage.settle()
     assert len(stage.dataplane.commits) == 1
 
@@ -76,7 +76,7 @@ def test_a_change_beside_the_answer_writes_nothing() -> None:
 def test_what_a_new_list_does_not_name_is_gone() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE, API, API_SLICE)
-    stage.agent.hear(Synced(Kind.SERVICE, frozenset({name("api")})))
+    stage.agent.handle_event(Synced(Kind.SERVICE, frozenset({name("api")})))
     stage.settle()
     assert stage.serving() == ["shop/api:http"]
 
@@ -84,7 +84,7 @@ def test_what_a_new_list_does_not_name_is_gone() -> None:
 def test_a_slice_may_come_before_its_service() -> None:
     stage = Stage()
     stage.begin(WEB_SLICE)
-    stage.hear(WEB)
+    stage.handle_event(WEB)
     stage.settle()
     assert len(stage.dataplane.kernel["endpoints4"]) == 2
 
@@ -92,17 +92,17 @@ def test_a_slice_may_come_before_its_service() -> None:
 def test_a_slice_that_moves_serves_its_new_service_alone() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE, API)
-    stage.hear(msgspec.structs.replace(WEB_SLICE, service=name("api")))
+    stage.handle_event(msgspec.structs.replace(WEB_SLICE, service=name("api")))
     stage.settle()
-    assert stage.ear.commits[-1].answers.keys() == {name("web"), name("api")}
-    assert len(stage.dataplane.kernel["refused4"]) == 1
+    assert stage.ear.commits[-1].routings.keys() == {name("web"), name("api")}
+    assert len(stage.dataplane.kernel["no-endpoint-services4"]) == 1
     assert len(stage.dataplane.kernel["endpoints4"]) == 2
 
 
 def test_a_service_that_goes_takes_its_rows_along() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    stage.agent.hear(Delete(Kind.SERVICE, name("web")))
+    stage.agent.handle_event(Delete(Kind.SERVICE, name("web")))
     stage.settle()
     assert set(stage.dataplane.kernel) == {"pods4"}
 
@@ -110,7 +110,7 @@ def test_a_service_that_goes_takes_its_rows_along() -> None:
 def test_a_node_that_moves_moves_its_node_ports() -> None:
     stage = Stage()
     stage.begin(service("web", 1, node_port=30080), WEB_SLICE)
-    stage.hear(msgspec.structs.replace(NODE, addresses=(parse_address("172.30.0.99"),)))
+    stage.handle_event(msgspec.structs.replace(NODE, addresses=(parse_address("172.30.0.99"),)))
     stage.settle()
     keys = stage.dataplane.kernel["services4"]
     assert any(key.startswith(parse_address("172.30.0.99")) for key in keys)
@@ -120,7 +120,7 @@ def test_a_node_that_moves_moves_its_node_ports() -> None:
 def test_a_node_that_goes_is_no_place_to_send_clients_to() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    stage.agent.hear(Delete(Kind.NODE, ObjectName("", NODE.name)))
+    stage.agent.handle_event(Delete(Kind.NODE, ObjectName("", NODE.name)))
     stage.settle()
     assert not stage.health.report().node_eligible
     assert stage.health.is_healthy()
@@ -129,7 +129,7 @@ def test_a_node_that_goes_is_no_place_to_send_clients_to() -> None:
 def test_syncs_keep_their_distance() -> None:
     stage = Stage(min_sync_period=5.0)
     stage.begin(WEB, WEB_SLICE)
-    stage.hear(API)
+    stage.handle_event(API)
     assert stage.agent.due() == stage.clock() + 5.0
 
 
@@ -146,7 +146,7 @@ def test_a_sync_that_fails_is_tried_again_from_what_the_kernel_holds(error: Kern
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
     stage.dataplane.trouble = [error, error]
-    stage.hear(API, API_SLICE)
+    stage.handle_event(API, API_SLICE)
     stage.agent.sync()
     assert not stage.is_due()
     stage.settle()
@@ -159,7 +159,7 @@ def test_retries_come_later_and_later() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
     stage.dataplane.trouble = [TransientKernelError("EBUSY", errno.EBUSY)] * 12
-    stage.hear(API)
+    stage.handle_event(API)
     waits = []
     for _ in range(12):
         stage.agent.sync()
@@ -176,7 +176,7 @@ def test_a_missing_right_ends_the_agent() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
     stage.dataplane.trouble = [PermissionKernelError("EPERM", errno.EPERM)]
-    stage.hear(API)
+    stage.handle_event(API)
     with pytest.raises(PermissionKernelError):
         stage.agent.sync()
 
@@ -185,8 +185,8 @@ def test_rows_that_vanish_behind_its_back_come_back_with_the_next_change() -> No
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
     stage.dataplane.kernel = {}
-    stage.agent.hear(Delete(Kind.SERVICE, name("web")))
-    stage.hear(API, API_SLICE)
+    stage.agent.handle_event(Delete(Kind.SERVICE, name("web")))
+    stage.handle_event(API, API_SLICE)
     stage.settle()
     assert len(stage.dataplane.kernel["services4"]) == 1
     assert "pods4" in stage.dataplane.kernel
@@ -197,13 +197,13 @@ def test_what_cannot_be_read_is_reported_once_and_counted_until_it_is_well() -> 
     stage.begin(WEB, WEB_SLICE)
     problem = Problem("Service", "shop/web", "spec.ports", "not a list; set aside")
     for _ in range(2):
-        stage.agent.hear(Delete(Kind.SERVICE, name("web")))
-        stage.agent.hear(SetAside(problem))
+        stage.agent.handle_event(Delete(Kind.SERVICE, name("web")))
+        stage.agent.handle_event(InvalidObject(problem))
     stage.settle()
     assert stage.reported == [problem]
     assert set(stage.dataplane.kernel) == {"pods4"}
     assert stage.metrics_by_kind() == {"Service": 1, "EndpointSlice": 0, "Node": 0}
-    stage.hear(WEB)
+    stage.handle_event(WEB)
     stage.settle()
     assert stage.metrics_by_kind() == {"Service": 0, "EndpointSlice": 0, "Node": 0}
 
@@ -212,11 +212,11 @@ def test_of_two_services_with_one_address_the_older_is_served() -> None:
     stage = Stage()
     older, younger = service("older", 9, created="2026-01-01"), service("new", 9, created="2026-02")
     stage.begin(younger, endpoint_slice("new", ["10.244.1.7"]))
-    stage.hear(older, endpoint_slice("older", ["10.244.1.8"]))
+    stage.handle_event(older, endpoint_slice("older", ["10.244.1.8"]))
     stage.settle()
     assert stage.serving() == ["shop/older:http"]
     assert [problem.name for problem in stage.reported] == ["shop/new"]
-    stage.agent.hear(Delete(Kind.SERVICE, name("older")))
+    stage.agent.handle_event(Delete(Kind.SERVICE, name("older")))
     stage.settle()
     assert stage.serving() == ["shop/new:http"]
 
@@ -224,11 +224,11 @@ def test_of_two_services_with_one_address_the_older_is_served() -> None:
 def test_latencies_are_measured_from_the_reading_of_a_change() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    stage.agent.hear(Upsert(API, stage.clock() - 0.25))
-    stage.hear(endpoint_slice("api", ["10.244.1.9"], triggered=stage.clock() - 2))
+    stage.agent.handle_event(Upsert(API, stage.clock() - 0.25))
+    stage.handle_event(endpoint_slice("api", ["10.244.1.9"], triggered=stage.clock() - 2))
     stage.settle()
-    assert stage.sample("pyproxy_change_to_kernel_seconds_count") == 2
-    assert stage.sample("pyproxy_change_to_kernel_seconds_sum") == pytest.approx(0.25)
+    assert stage.sample("pyproxy_programming_latency_seconds_count") == 2
+    assert stage.sample("pyproxy_programming_latency_seconds_sum") == pytest.approx(0.25)
     assert stage.sample("kubeproxy_network_programming_duration_seconds_sum") == pytest.approx(2)
 
 
@@ -239,10 +239,10 @@ def test_a_service_that_the_kernel_refuses_is_set_aside_alone_until_it_changes()
     assert stage.serving() == ["shop/api:http"]
     assert [problem.name for problem in stage.reported] == ["shop/web"]
     assert stage.metrics_by_kind()["Service"] == 1
-    assert name("web") not in stage.ear.commits[-1].answers
+    assert name("web") not in stage.ear.commits[-1].routings
     reads = stage.dataplane.reads
     stage.dataplane.refuses = None
-    stage.hear(endpoint_slice("web", ["10.244.1.5"]))
+    stage.handle_event(endpoint_slice("web", ["10.244.1.5"]))
     stage.settle()
     assert stage.dataplane.reads == reads + 1
     assert stage.serving() == ["shop/api:http", "shop/web:http"]
@@ -255,15 +255,15 @@ def test_what_vanished_unseen_is_no_longer_set_aside() -> None:
     odd = msgspec.structs.replace(
         service("odd", 2), problems=(Problem("Service", "shop/odd", "spec", "x"),)
     )
-    stage.hear(odd)
-    stage.agent.hear(SetAside(Problem("Service", "shop/spoilt", "spec", "y")))
-    stage.agent.hear(SetAside(Problem("Service", "shop/still", "spec", "y")))
+    stage.handle_event(odd)
+    stage.agent.handle_event(InvalidObject(Problem("Service", "shop/spoilt", "spec", "y")))
+    stage.agent.handle_event(InvalidObject(Problem("Service", "shop/still", "spec", "y")))
     stage.agent.sync()
     assert stage.metrics_by_kind()["Service"] == 3
     names = frozenset({name("web")})
-    stage.agent.hear(Synced(Kind.SERVICE, names, frozenset({"shop/still"})))
+    stage.agent.handle_event(Synced(Kind.SERVICE, names, frozenset({"shop/still"})))
     stage.settle()
-    stage.hear(service("another", 3))
+    stage.handle_event(service("another", 3))
     stage.agent.sync()
     assert stage.metrics_by_kind()["Service"] == 1
 
@@ -273,10 +273,10 @@ def test_what_is_set_aside_is_counted_where_no_sync_is_due_for_it() -> None:
     stage.begin(WEB, WEB_SLICE)
     commits = len(stage.ear.commits)
     for which in ("spoilt", "rotten"):
-        stage.agent.hear(SetAside(Problem("Service", f"shop/{which}", "spec", "y")))
-    stage.agent.hear(SetAside(Problem("Service", "shop/spoilt", "spec", "another")))
+        stage.agent.handle_event(InvalidObject(Problem("Service", f"shop/{which}", "spec", "y")))
+    stage.agent.handle_event(InvalidObject(Problem("Service", "shop/spoilt", "spec", "another")))
     assert stage.metrics_by_kind()["Service"] == 2
-    stage.agent.hear(Synced(Kind.SERVICE, frozenset({name("web")})))
+    stage.agent.handle_event(Synced(Kind.SERVICE, frozenset({name("web")})))
     assert stage.metrics_by_kind()["Service"] == 0
     assert len(stage.ear.commits) == commits
 
@@ -288,7 +288,7 @@ def test_an_object_that_we_stumble_over_costs_itself_alone() -> None:
     assert stage.serving() == ["shop/api:http"]
     assert [problem.name for problem in stage.reported] == ["shop/web"]
     assert stage.health.is_healthy()
-    stage.hear(WEB)
+    stage.handle_event(WEB)
     stage.settle()
     assert stage.serving() == ["shop/api:http", "shop/web:http"]
     assert stage.metrics_by_kind()["Service"] == 0
@@ -300,9 +300,9 @@ def test_what_only_looking_brings_to_light_has_the_kernel_read_back(
 ) -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    stage.agent.tend()
+    stage.agent.tick()
     assert stage.agent.due() is None
     stage.dataplane.tended.append(found)
-    stage.agent.tend()
+    stage.agent.tick()
     stage.settle()
     assert stage.dataplane.reads == 2

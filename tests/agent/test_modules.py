@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.agent import modules
+from pyproxy.agent import kernel_modules
 from pyproxy.config import IptablesSettings, IpvsSettings, ProxyMode, Settings
 from pyproxy.model.flavour import Flavour
 
@@ -25,7 +25,7 @@ IPVS = Settings("n", ProxyMode.IPVS, ipvs=IpvsSettings(scheduler="mh"))
     ],
 )
 def test_what_a_mode_needs(settings: Settings, expected: tuple[str, ...]) -> None:
-    assert modules.needed(settings) == expected
+    assert kernel_modules.needed(settings) == expected
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_modprobe_is_asked_once_for_all_and_need_not_be_able_to(asked: Path) -> None:
-    modules.load(IPVS)
+    kernel_modules.load(IPVS)
     assert asked.read_text() == "--all --quiet nf_conntrack dummy ip_vs ip_vs_mh\n"
 
 
 def test_where_nothing_is_needed_nobody_is_asked(asked: Path) -> None:
-    modules.load(Settings("n"))
+    kernel_modules.load(Settings("n"))
     assert not asked.exists()
 
 
@@ -53,7 +53,7 @@ def test_a_machine_may_have_no_modprobe(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with caplog.at_level("DEBUG"):
-        modules.load(LEGACY)
+        kernel_modules.load(LEGACY)
     assert caplog.messages == [
         "modprobe is not on PATH: the kernel must have ip_tables, ip6_tables already"
     ]

@@ -15,7 +15,7 @@ from pyproxy.config.values import node_ports
 from pyproxy.errors import Problem
 from pyproxy.model.address import address_text, parse_address, parse_network
 from pyproxy.model.objects import Node
-from tests.agent.world import HOSTNAME, NODE, Stage, endpoint_slice, service
+from tests.agent.objects import HOSTNAME, NODE, Stage, endpoint_slice, service
 
 INTERFACES = tuple(
     map(
@@ -46,13 +46,13 @@ EXTERNAL = (parse_address("172.30.0.99"), parse_address("fd30::99"))
 def test_node_port_addresses(flag: str, named: tuple[bytes, ...], expected: str) -> None:
     settings = Settings(HOSTNAME, node_ports=node_ports(flag))
     node = msgspec.structs.replace(NODE, addresses=named)
-    found = NodeRules(settings, lambda: INTERFACES).answer(node).node_port_addresses
+    found = NodeRules(settings, lambda: INTERFACES).routing(node).node_port_addresses
     assert " ".join(map(address_text, found)) == expected
 
 
 def test_an_address_of_the_configuration_is_primary() -> None:
     settings = Settings(HOSTNAME, node_address=parse_address("172.30.0.77"))
-    found = NodeRules(settings, lambda: INTERFACES).answer(NODE).node_port_addresses
+    found = NodeRules(settings, lambda: INTERFACES).routing(NODE).node_port_addresses
     assert list(map(address_text, found)) == ["172.30.0.77", "fd30::11"]
 
 
@@ -70,7 +70,7 @@ def test_an_address_of_the_configuration_is_primary() -> None:
 def test_who_is_a_pod(mode: LocalMode, node: Node | None, expected: str) -> None:
     traffic = LocalTraffic(mode, (parse_network("10.244.0.0/16"),))
     rules = NodeRules(Settings(HOSTNAME, local_traffic=traffic), lambda: ())
-    assert " ".join(map(str, rules.answer(node).pod_networks)) == expected
+    assert " ".join(map(str, rules.routing(node).pod_networks)) == expected
 
 
 def test_new_addresses_of_interfaces_move_node_ports() -> None:
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_the_node_is_told() -> None:
     stage = Stage()
     stage.begin()
     problem = Problem("Node", HOSTNAME, "spec.podCIDRs[0]", "'x' is not a CIDR; left out")
-    stage.hear(msgspec.structs.replace(NODE, problems=(problem,)))
+    stage.handle_event(msgspec.structs.replace(NODE, problems=(problem,)))
     assert stage.reported == [problem]
     assert stage.metrics_by_kind()["Node"] == 1
     stage.settle()

@@ -13,9 +13,9 @@ from contextlib import ExitStack, closing
 
 import pytest
 from aiohttp import web
+from pyproxy_lab.apiserver.server import ApiServer
 
 from pyproxy import cli
-from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.netlink import nftables
 from tests.agent.live import Stage, addresses, ask, endpoint_slice, service
 
@@ -58,7 +58,7 @@ def test_started_again_it_changes_nothing(stage: Stage) -> None:
             with stage.agent(server.url) as second:
                 second.does(lambda: stage.health() == 200, "the first look at the kernel")
                 assert commits.count() == 0
-                assert stage.metrics()["pyproxy_netlink_messages_total"] == 0
+                assert stage.metrics()["pyproxy_dataplane_messages_total"] == 0
             assert commits.count() == 0
             assert ask(held) == pod
         assert stage.nft("-s", "list", "ruleset") == listing

@@ -15,9 +15,9 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.cluster import kubeconfig
 
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.cluster import kubeconfig
 from tests.agent.live import Process, Stage, addresses, ask, endpoint_slice, service
 
 pytestmark = pytest.mark.packets

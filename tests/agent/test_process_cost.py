@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
 
-from pyproxy.lab.apiserver.server import ApiServer
 from tests.agent.live import Object, Process, Stage, endpoint_slice, service
 
 pytestmark = pytest.mark.kernel

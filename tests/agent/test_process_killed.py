@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
 
 from pyproxy.dataplane.nftables.schema import SERVICES
-from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.model.address import Family
 from tests.agent.live import Object, Stage, addresses, endpoint_slice, service
 

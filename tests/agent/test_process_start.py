@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.namespace import Namespace
 from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.kernel
@@ -48,7 +48,7 @@ def test_no_list_waits_for_what_is_seldom_needed(mode: str) -> None:
     own = {name for name in found if name.partition(".")[0] == "pyproxy"}
     assert "pyproxy.source.reflector" in own
     assert not [name for name in own if name.startswith(OTHER_MODES[mode])]
-    assert not own & {"pyproxy.takeover.kernel", "pyproxy.ui.server", "pyproxy.lab"}
+    assert not own & {"pyproxy.takeover.kernel", "pyproxy.ui.server", "pyproxy_lab"}
     assert len(own) < MOST
     assert not found & {"pyroute2", "rich", "jinja2", "aiohttp", "watchfiles", "matplotlib"}
     assert found >= LIBRARIES

@@ -20,8 +20,8 @@ from pyproxy.model.address import Family, Protocol
 from pyproxy.model.events import Event
 from pyproxy.netlink.conntrack import Deletion
 from pyproxy.netlink.flows import Flow
-from tests.agent.world import Stage, service
-from tests.dataplane.conntrack_service import answer
+from tests.agent.objects import Stage, service
+from tests.dataplane.conntrack_service import routing
 from tests.source.scripted import Recorder, following, quiet, serving
 from tests.waiting import until
 
@@ -144,7 +144,7 @@ def test_the_conntrack_worker_looks_again_at_what_it_was_looking_at(watch: Watch
     table = Conntrack()
     reconciler = Reconciler(table, watch.metrics)
     reconciler.start()
-    reconciler.full([answer([1])])
+    reconciler.full([routing([1])])
     until(lambda: table.looks >= 2)
     reconciler.stop()
     assert watch.failures("conntrack") == 1
@@ -185,7 +185,7 @@ def test_a_stuck_agent_thread_is_noticed_and_its_return_too() -> None:
 def test_syncs_that_keep_failing_are_no_health() -> None:
     stage = Stage()
     stage.begin(service("web", 1))
-    stage.hear(service("api", 2))
+    stage.handle_event(service("api", 2))
     stage.dataplane.trouble = [TransientKernelError("EBUSY", errno.EBUSY)] * 1000
     until = stage.clock.now + 60.0
     while stage.clock.now < until:

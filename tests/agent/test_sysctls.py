@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.network import Network
 
 from pyproxy.agent.sysctls import Machine, of_mode, wanted
 from pyproxy.config import Conntrack, IpvsSettings, ProxyMode, Settings
-from pyproxy.lab.network import Network
 
 NETFILTER = "net.netfilter.nf_conntrack_"
 HASH_SIZE = "/sys/module/nf_conntrack/parameters/hashsize"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pyproxy_lab.bench.measures import Measure
 
-from pyproxy.bench.measures import Measure
 from pyproxy.cli import main
 
 

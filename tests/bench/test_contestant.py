@@ -1,10 +1,10 @@
 import sys
 
 import pytest
+from pyproxy_lab import modes
+from pyproxy_lab.bench.contestant import parse
 
-from pyproxy.bench.contestant import parse
 from pyproxy.errors import UsageError
-from pyproxy.lab import modes
 
 
 def test_pyproxy_is_this_one() -> None:

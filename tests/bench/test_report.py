@@ -1,9 +1,8 @@
 import msgspec
 import pytest
-
-from pyproxy.bench.figures import Spread
-from pyproxy.bench.measures import Measure, Run
-from pyproxy.bench.report import Report, as_json, as_markdown
+from pyproxy_lab.bench.figures import Spread
+from pyproxy_lab.bench.measures import Measure, Run
+from pyproxy_lab.bench.report import Report, as_json, as_markdown
 
 REPORT = Report(
     "10 services x 2",

@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, NODES, SERVICES
+from pyproxy_lab.apiserver.server import ApiServer, Handler
+from pyproxy_lab.apiserver.settings import Settings as ServerSettings
 
+from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.core import Agent, Observers
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pace import Pace as SyncPace
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.interface import Failure
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
-from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, NODES, SERVICES
-from pyproxy.lab.apiserver.server import ApiServer, Handler
-from pyproxy.lab.apiserver.settings import Settings as ServerSettings
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
-from pyproxy.model.events import Event, SetAside, Synced, Upsert
+from pyproxy.model.events import Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
 from pyproxy.source.decode import NotOurs, read
 from pyproxy.source.kubernetes import KubernetesSource
-from tests.agent.world import HOSTNAME, PlannedTable, TableDataplane
+from tests.agent.objects import HOSTNAME, PlannedTable, TableDataplane
 from tests.chaos.numbered import endpoint_slice, service
 from tests.source.scripted import Pace, client_of
 from tests.waiting import until
@@ -85,7 +85,7 @@ class Rig:
             self.metrics, self.health, [], time.monotonic, time.time, self.reported.append
         )
         self.agent = Agent(
-            self.dataplane, NodeRules(settings, lambda: ()), SyncPace(0.0), observers
+            self.dataplane, NodeRules(settings, lambda: ()), SyncBackoff(0.0), observers
         )
         self.source = KubernetesSource(
             client, HOSTNAME, self.inbox.put, silence=silence, clock=self.clock
@@ -129,16 +129,16 @@ def desired(server: ApiServer) -> Table:
     for kind, body in server.call(bodies):
         reading = read(kind, body)
         if isinstance(reading.value, Problem):
-            events.append(SetAside(reading.value))
+            events.append(InvalidObject(reading.value))
         elif not isinstance(reading.value, NotOurs):
             assert reading.name is not None
             names[kind].add(reading.name)
             events.append(Upsert(reading.value))
     rig = Rig(client_of("http://127.0.0.1:1"), 1.0, None)
     for event in events:
-        rig.agent.hear(event)
+        rig.agent.handle_event(event)
     for kind in Kind:
-        rig.agent.hear(Synced(kind, frozenset(names[kind])))
+        rig.agent.handle_event(Synced(kind, frozenset(names[kind])))
     rig.agent.sync()
     return rig.dataplane.kernel
 

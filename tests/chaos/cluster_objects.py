@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pyproxy.lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
+from pyproxy_lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
+
 from tests.agent.live import SHOP
 
 KINDS = {"Service": SERVICES, "EndpointSlice": ENDPOINT_SLICES}

@@ -10,20 +10,20 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
-from tests.agent.world import rows
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from tests.agent.objects import rows
 
 SETS = ("services4", "endpoints4")
 
 
-def answers(services: int, endpoints: int) -> Iterator[ServiceAnswer]:
+def answers(services: int, endpoints: int) -> Iterator[ServiceRouting]:
     port = (8080).to_bytes(2, "big")
     for number in range(services):
         address = Address(b"\x0a\x60" + number.to_bytes(2, "big"))
@@ -32,9 +32,9 @@ def answers(services: int, endpoints: int) -> Iterator[ServiceAnswer]:
             Backend((number * endpoints + each + (11 << 24)).to_bytes(4, "big") + port)
             for each in range(endpoints)
         )
-        yield ServiceAnswer(
+        yield ServiceRouting(
             ObjectName("cold", f"s{number}"),
-            (PortAnswer("", Family.IPV4, Protocol.TCP, (frontend,), backends, ()),),
+            (PortRouting("", Family.IPV4, Protocol.TCP, (frontend,), backends, ()),),
         )
 
 
@@ -43,9 +43,9 @@ def main() -> None:
     wanted = list(answers(*map(int, sys.argv[1:])))
     dataplane = NftablesDataplane(Options())
     dataplane.prepare()
-    dataplane.commit(dataplane.replan(wanted, NodeAnswer()))
+    dataplane.commit(dataplane.plan_full(wanted, NodeRouting()))
     held = read_table(Nfnetlink())
-    compiled = rows(wanted, NodeAnswer())
+    compiled = rows(wanted, NodeRouting())
     print(
         json.dumps(
             {

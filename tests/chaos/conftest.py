@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.namespace import Namespace
 from tests.namespaces import empty_namespace
 
 

@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+from pyproxy_lab.namespace import Namespace
 
 from pyproxy.agent import drift
+from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.core import Agent, Observers
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pace import Pace
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.layout import Layout, read_layout
@@ -24,13 +25,12 @@ from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
-from pyproxy.lab.namespace import Namespace
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
 from pyproxy.model.events import Event, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from tests.agent.world import HOSTNAME, NODE
+from tests.agent.objects import HOSTNAME, NODE
 from tests.waiting import until
 
 CHORE_SECONDS = 0.2
@@ -89,7 +89,7 @@ class Core:
         )
         observers = Observers(self.metrics, self.health, (), clock, time.time, self.reported.append)
         self.agent: Agent[NftablesPlan] = Agent(
-            self.dataplane, NodeRules(settings, lambda: ()), Pace(0.0), observers
+            self.dataplane, NodeRules(settings, lambda: ()), SyncBackoff(0.0), observers
         )
 
     def begin(self, *objects: Obj) -> Snapshot:
@@ -97,7 +97,7 @@ class Core:
 
         def commit() -> None:
             for event in lists(objects, self._clock()):
-                self.agent.hear(event)
+                self.agent.handle_event(event)
             self.agent.sync()
 
         self.namespace.call(commit)
@@ -158,7 +158,7 @@ class Live(Core):
         until(self.health.is_healthy, "the first commit")
         return self.seen()
 
-    def hear(self, *objects: Obj) -> None:
+    def handle_event(self, *objects: Obj) -> None:
         for obj in objects:
             self.inbox.put(Upsert(obj, time.monotonic()))
 

@@ -60,7 +60,7 @@ class Load:
                 if key.data is None:
                     ending = not os.read(sys.stdin.fileno(), 1)
                 else:
-                    self.hear(key.data)
+                    self.handle_event(key.data)
             self.give_up()
             next_at = max(next_at, time.monotonic() - 1)
 
@@ -77,7 +77,7 @@ class Load:
             return
         self.selector.register(client, selectors.EVENT_READ, waiting)
 
-    def hear(self, waiting: Waiting) -> None:
+    def handle_event(self, waiting: Waiting) -> None:
         self.selector.unregister(waiting.client)
         try:
             if not waiting.client.recv(256):

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.destination import parse_destination
 
 PROGRAM = Path(__file__).with_name("load.py")

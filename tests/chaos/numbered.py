@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyproxy.lab.apiserver.registry import Deletion, Registry
-from pyproxy.lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
+from pyproxy_lab.apiserver.registry import Deletion, Registry
+from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
+
 from tests.agent import live
 from tests.agent.live import SHOP, Object
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pyproxy_lab.apiserver.access import PROXY
 
-from pyproxy.lab.apiserver.access import PROXY
 from pyproxy.source.connect import connect
 from tests.chaos.api_rig import Rig, api_server
 from tests.chaos.numbered import endpoint_slice, service

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.network import Network
+from pyproxy_lab.topology import TWO_NODES
 
-from pyproxy.lab.network import Network
-from pyproxy.lab.topology import TWO_NODES
 from tests.agent.live import Stage
 
 pytestmark = pytest.mark.kernel

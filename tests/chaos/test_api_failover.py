@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
+from pyproxy_lab.apiserver.faults import HalfOpen, Refusal
+from pyproxy_lab.apiserver.server import ApiServer
 
-from pyproxy.lab.apiserver.faults import HalfOpen, Refusal
-from pyproxy.lab.apiserver.server import ApiServer
 from pyproxy.source import client
 from pyproxy.source.connect import connect
 from tests.chaos.api_rig import Rig, agent, api_server

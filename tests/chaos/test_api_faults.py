@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-
-from pyproxy.lab.apiserver.faults import (
+from pyproxy_lab.apiserver.faults import (
     Cut,
     Disorder,
     Fault,
@@ -18,7 +17,8 @@ from pyproxy.lab.apiserver.faults import (
     ShortWatches,
     Slow,
 )
-from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.server import ApiServer
+
 from pyproxy.source import kubernetes
 from pyproxy.source.pacing import SystemClock
 from tests.chaos.api_rig import agent, api_server

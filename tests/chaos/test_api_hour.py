@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import KernelError, OutOfStepError, Problem, TransientKernelError
-from pyproxy.model.events import Delete, SetAside, Synced, Upsert
+from pyproxy.model.events import Delete, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
-from tests.agent.world import NODE, Stage, endpoint_slice, name, service
+from tests.agent.objects import NODE, Stage, endpoint_slice, name, service
 
 NAMES = [f"s{number}" for number in range(6)]
 PODS = [f"10.244.1.{number}" for number in range(1, 8)]
@@ -40,8 +40,8 @@ class Hour(RuleBasedStateMachine):
         self.told: dict[Kind, list[Upsert | Delete]] = {kind: [] for kind in self.objects}
         self.connected = dict.fromkeys(self.objects, False)
         self.end = self.stage.clock.now + HOUR
-        self.stage.agent.hear(Upsert(NODE))
-        self.stage.agent.hear(Synced(Kind.NODE, frozenset({ObjectName("", NODE.name)})))
+        self.stage.agent.handle_event(Upsert(NODE))
+        self.stage.agent.handle_event(Synced(Kind.NODE, frozenset({ObjectName("", NODE.name)})))
         if whole:
             for kind in self.objects:
                 self.list_again(kind, in_full=True)
@@ -76,7 +76,7 @@ class Hour(RuleBasedStateMachine):
         """Pass on what a watch has; a server that repeats itself says the last of it twice."""
         events, self.told[kind] = self.told[kind][:count], self.told[kind][count:]
         for event in [*events, *(events[-1:] if again else [])]:
-            self.stage.agent.hear(event)
+            self.stage.agent.handle_event(event)
 
     @rule(kind=kinds)
     def lose(self, kind: Kind) -> None:
@@ -90,17 +90,19 @@ class Hour(RuleBasedStateMachine):
         held = self.objects[kind]
         values = list(held.values())
         for value in values if in_full else values[: len(values) // 2]:
-            self.stage.agent.hear(Upsert(value, self.stage.clock()))
+            self.stage.agent.handle_event(Upsert(value, self.stage.clock()))
         self.told[kind].clear()
         self.connected[kind] = in_full
         if in_full:
-            self.stage.agent.hear(Synced(kind, frozenset(held)))
+            self.stage.agent.handle_event(Synced(kind, frozenset(held)))
 
     @rule(of=names)
     def unreadable(self, of: str) -> None:
         """Have an object that nobody can read come by, and its mending or its end lost."""
-        self.stage.agent.hear(Delete(Kind.SERVICE, name(of)))
-        self.stage.agent.hear(SetAside(Problem("Service", f"shop/{of}", "spec", "spoilt")))
+        self.stage.agent.handle_event(Delete(Kind.SERVICE, name(of)))
+        self.stage.agent.handle_event(
+            InvalidObject(Problem("Service", f"shop/{of}", "spec", "spoilt"))
+        )
         self.lose(Kind.SERVICE)
 
     @rule(

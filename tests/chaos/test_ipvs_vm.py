@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab import modes
+from pyproxy_lab.network import Network
 
-from pyproxy.lab import modes
-from pyproxy.lab.network import Network
 from tests.semantics.proxied import Proxied, endpoint_slice, proxied, service
 from tests.waiting import until
 

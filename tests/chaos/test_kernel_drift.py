@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.namespace import Namespace
-from tests.agent.world import endpoint_slice, service
+from tests.agent.objects import endpoint_slice, service
 from tests.chaos.live import Live, Snapshot
 from tests.waiting import until
 
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.kernel
 WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
 API, API_SLICE = service("api", 2), endpoint_slice("api", ["10.244.1.6"])
 EMPTY = service("empty", 3)
-STICKY = msgspec.structs.replace(service("sticky", 4), affinity_timeout=60)
-STICKY_SLICE = endpoint_slice("sticky", ["10.244.1.7", "10.244.2.7", "10.244.2.8"])
-OBJECTS = (WEB, WEB_SLICE, API, API_SLICE, EMPTY, STICKY, STICKY_SLICE)
+AFFINITY_FRONTENDS = msgspec.structs.replace(service("affinity-frontends", 4), affinity_timeout=60)
+STICKY_SLICE = endpoint_slice("affinity-frontends", ["10.244.1.7", "10.244.2.7", "10.244.2.8"])
+OBJECTS = (WEB, WEB_SLICE, API, API_SLICE, EMPTY, AFFINITY_FRONTENDS, STICKY_SLICE)
 
 WEB_KEY = "10.96.0.1 . tcp . 80"
 EMPTY_KEY = "10.96.0.3 . tcp . 80"
@@ -60,7 +60,10 @@ HARM = {
         "add element inet pyproxy services4 { 10.96.0.77 . tcp . 80 : drop }",
         {"element"},
     ),
-    "a foreign refusal": (f"add element inet pyproxy refused4 {{ {WEB_KEY} }}", {"element"}),
+    "a foreign refusal": (
+        f"add element inet pyproxy no-endpoint-services4 {{ {WEB_KEY} }}",
+        {"element"},
+    ),
     "a foreign endpoint": (
         f"add element inet pyproxy endpoints4 {{ {WEB_KEY} . 2 : 10.244.9.9 . 8080 }}",
         {"element"},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import (
@@ -19,15 +20,14 @@ from pyproxy.errors import (
     RejectedError,
     TransientKernelError,
 )
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import Kind
 from pyproxy.netlink.elements import Shape, add_elements
+from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_chain, delete_table
-from pyproxy.netlink.refusals import kernel_error
 from pyproxy.netlink.rules import new_chain
-from tests.agent.world import Clock, Stage, endpoint_slice, name, service
+from tests.agent.objects import Clock, Stage, endpoint_slice, name, service
 from tests.chaos.live import Core, Snapshot
 
 WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
@@ -71,7 +71,7 @@ def test_each_errno_has_its_answer(number: int) -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
     stage.dataplane.trouble = [error, error]
-    stage.hear(API, API_SLICE)
+    stage.handle_event(API, API_SLICE)
     if isinstance(error, PermissionKernelError):
         with pytest.raises(PermissionKernelError):
             stage.agent.sync()
@@ -106,7 +106,7 @@ class Deaf(Core):
 
         def settle() -> None:
             for event in events:
-                self.agent.hear(event)
+                self.agent.handle_event(event)
             while (due := self.agent.due()) is not None:
                 self.clock.now = max(self.clock.now, due)
                 self.agent.sync()

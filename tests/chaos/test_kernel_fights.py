@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Drift
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Kind
 from pyproxy.netlink.elements import Shape, delete_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
-from tests.agent.world import HOSTNAME, Clock, endpoint_slice, service
+from tests.agent.objects import HOSTNAME, Clock, endpoint_slice, service
 from tests.chaos.live import Core, Live, lists
 from tests.waiting import again_and_again, until
 
@@ -71,7 +71,7 @@ def test_a_fight_is_noticed_once_and_changes_go_on_through_it(
         with foe.striking():
             until(lambda: bool(live.reported), "the fight is noticed")
             rounds = foe.wins
-            live.hear(API, API_SLICE)
+            live.handle_event(API, API_SLICE)
             took = until(
                 lambda: len(live.seen().rows[ENDPOINTS]) == 3, "a change in the middle of a fight"
             )
@@ -123,7 +123,7 @@ def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> N
         agent.drifted(Drift("nft (pid 1)"))
         assert (agent.due() or 0.0) > clock.now
         for event in lists((WEB, WEB_SLICE, API, API_SLICE), clock.now):
-            agent.hear(event)
+            agent.handle_event(event)
         assert (agent.due() or 0.0) <= clock.now
         agent.sync()
 
@@ -198,7 +198,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
 MEDDLER = """#!/bin/sh
 {nft} "$@" || exit
 rm {flag} 2>/dev/null || exit 0
-exec {nft} 'add element inet pyproxy refused4 {{ 10.96.0.1 . tcp . 80 }}'
+exec {nft} 'add element inet pyproxy no-endpoint-services4 {{ 10.96.0.1 . tcp . 80 }}'
 """
 
 
@@ -218,5 +218,5 @@ def test_a_write_in_the_middle_of_the_first_commit_is_not_missed(
         live.begin(WEB, WEB_SLICE)
         assert not flag.exists()
         until(lambda: live.repaired() == {"element": 1}, "the foreign element is gone")
-        assert "refused4" not in live.seen().rows
+        assert "no-endpoint-services4" not in live.seen().rows
         until(lambda: "repaired what somebody changed: 1 element" in caplog.text, "the log")

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.probe import probe
+from pyproxy_lab.process import Agent, agent_command
 
 import pyproxy
 from pyproxy.agent.rights import Capability, needed
 from pyproxy.config.settings import ListenAddress, ProxyMode, Serving, Settings
-from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.probe import probe
-from pyproxy.lab.process import Agent, agent_command
 from pyproxy.model.address import parse_address
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
 from tests import modes
 from tests.chaos.loads import load
 from tests.semantics.proxied import PATIENCE, Proxied, endpoint_slice, proxied, service

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.process import Agent, agent_command
 
-from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.process import Agent, agent_command
 from tests.agent.live import addresses, endpoint_slice, service
 from tests.chaos.cluster_objects import balance, create
 from tests.chaos.live import Snapshot, snapshot
@@ -41,7 +41,10 @@ def served(cluster: Cluster) -> Cluster:
     for made, pods in (
         (service("one", "10.96.7.1"), ["b1"]),
         (service("two", "10.96.7.2"), ["a2", "b1"]),
-        (service("sticky", "10.96.7.3", sessionAffinity="ClientIP"), ["a2", "b1", "b2"]),
+        (
+            service("affinity-frontends", "10.96.7.3", sessionAffinity="ClientIP"),
+            ["a2", "b1", "b2"],
+        ),
         (service("balanced", "10.96.7.4", NODE_PORT, type="LoadBalancer"), ["a2", "b2"]),
     ):
         create(client, made, endpoint_slice(made["metadata"]["name"], addresses(*pods)))

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.cluster import Cluster
 
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.cluster import Cluster
 from tests.agent.live import Object, Stage, addresses, endpoint_slice, service
 from tests.waiting import again_and_again
 

@@ -19,10 +19,10 @@ from pyproxy.config import (
     LocalTraffic,
     Masquerade,
     NodePorts,
-    Pace,
     ProxyMode,
     Serving,
     Settings,
+    SyncPeriods,
     file,
 )
 from pyproxy.config.schema import KubeProxyConfiguration
@@ -65,7 +65,7 @@ def test_kubeadms_file_is_the_defaults_and_asks_for_nothing_in_vain() -> None:
 def test_kube_proxys_own_defaults_ask_for_nothing_in_vain() -> None:
     settings = parse(f"--config={DEFAULT}")
     assert settings.mode is ProxyMode.IPTABLES
-    assert settings.pace == Pace(min_sync_period=1)
+    assert settings.pace == SyncPeriods(min_sync_period=1)
     assert settings.remarks == ()
 
 
@@ -138,12 +138,16 @@ def test_a_file_has_the_mode_that_it_asks_for(
         (
             "mode: nftables\nnftables: {syncPeriod: 1m, minSyncPeriod: 2s}",
             "pace",
-            Pace(2, 60),
+            SyncPeriods(2, 60),
         ),
-        ("mode: nftables\nnftables: {syncPeriod: 0m}", "pace", Pace()),
-        ("iptables: {syncPeriod: 1m, minSyncPeriod: 2s}", "pace", Pace(2, 60)),
-        ("mode: ipvs\nipvs: {syncPeriod: 1m}\niptables: {syncPeriod: 3m}", "pace", Pace(0, 60)),
-        ("mode: nftables\niptables: {syncPeriod: 1m, minSyncPeriod: 2s}", "pace", Pace()),
+        ("mode: nftables\nnftables: {syncPeriod: 0m}", "pace", SyncPeriods()),
+        ("iptables: {syncPeriod: 1m, minSyncPeriod: 2s}", "pace", SyncPeriods(2, 60)),
+        (
+            "mode: ipvs\nipvs: {syncPeriod: 1m}\niptables: {syncPeriod: 3m}",
+            "pace",
+            SyncPeriods(0, 60),
+        ),
+        ("mode: nftables\niptables: {syncPeriod: 1m, minSyncPeriod: 2s}", "pace", SyncPeriods()),
         (
             "mode: nftables\nnftables: {masqueradeAll: true, masqueradeBit: 0}",
             "masquerade",
@@ -172,7 +176,7 @@ def test_a_file_has_the_mode_that_it_asks_for(
         (
             "mode: iptables\niptables: {syncPeriod: 1m}\nnftables: {syncPeriod: 2m}",
             "pace",
-            Pace(0, 60),
+            SyncPeriods(0, 60),
         ),
         (
             "mode: iptables\niptables: {localhostNodePorts: false}",
@@ -233,7 +237,7 @@ def test_flags_win_where_kube_proxys_do(written: Written) -> None:
     assert settings.api == Api("", "https://m")
     assert settings.local_traffic.cluster_networks == (parse_network("10.1.0.0/16"),)
     assert settings.masquerade == Masquerade()
-    assert settings.pace == Pace()
+    assert settings.pace == SyncPeriods()
     assert settings.remarks == (
         "flags without effect: --cluster-cidr, --iptables-sync-period, --masquerade-all, "
         "--proxy-mode (the file of --config counts instead)",

@@ -16,10 +16,10 @@ from pyproxy.config import (
     LocalTraffic,
     Masquerade,
     NodePorts,
-    Pace,
     ProxyMode,
     Serving,
     Settings,
+    SyncPeriods,
     command_line,
     durations,
     report,
@@ -159,12 +159,12 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
         (
             ["--min-sync-period=500ms", "--sync-period", "1h0m0s"],
             "pace",
-            Pace(min_sync_period=0.5, sync_period=3600),
+            SyncPeriods(min_sync_period=0.5, sync_period=3600),
         ),
         (
             ["--iptables-min-sync-period=1s", "--iptables-sync-period=1m"],
             "pace",
-            Pace(min_sync_period=1, sync_period=60),
+            SyncPeriods(min_sync_period=1, sync_period=60),
         ),
         (
             ["--conntrack-max-per-core=0", "--conntrack-min=7", "--conntrack-tcp-be-liberal"],
@@ -220,12 +220,12 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
         (
             ["--proxy-mode=ipvs", "--ipvs-sync-period=9s", "--iptables-sync-period=8s"],
             "pace",
-            Pace(sync_period=9),
+            SyncPeriods(sync_period=9),
         ),
         (
             ["--proxy-mode=iptables", "--ipvs-sync-period=9s", "--iptables-sync-period=8s"],
             "pace",
-            Pace(sync_period=8),
+            SyncPeriods(sync_period=8),
         ),
         (
             ["--proxy-mode=iptables", "--iptables-flavour=nft"],
@@ -248,7 +248,7 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
                 udp_timeout=300,
             ),
         ),
-        (["--sync-period=10s", "--iptables-sync-period=20s"], "pace", Pace(sync_period=10)),
+        (["--sync-period=10s", "--iptables-sync-period=20s"], "pace", SyncPeriods(sync_period=10)),
     ],
 )
 def test_flags_become_settings(arguments: list[str], group: str, expected: object) -> None:

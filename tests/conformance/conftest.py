@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.conformance.runner import Runner, await_agent
+from pyproxy_lab.conformance.tracing import check_of
+from pyproxy_lab.modes import LabMode
 
-from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.conformance.runner import Runner, await_agent
-from pyproxy.lab.conformance.tracing import check_of
-from pyproxy.lab.modes import LabMode
 from tests import modes
 
 
@@ -25,8 +25,8 @@ def runner(cluster: Cluster, mode: LabMode, request: pytest.FixtureRequest) -> I
         # In the virtual machine a trace takes longer than the packets, and is no other than here.
         traces = request.node.get_closest_marker("vm") is None
         check = check_of(mode, cluster.network, "na") if traces else None
-        fence = cluster.fence("na", agent)
-        runner = Runner(cluster.client, cluster.network, mode, check=check, fence=fence)
+        barrier = cluster.barrier("na", agent)
+        runner = Runner(cluster.client, cluster.network, mode, check=check, barrier=barrier)
         await_agent(runner, agent)
         yield runner
         agent.require_alive()

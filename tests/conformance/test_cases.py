@@ -6,10 +6,10 @@ What the mode's packet tracer says at that moment is held against every probe.
 from __future__ import annotations
 
 import pytest
+from pyproxy_lab.conformance import cases
+from pyproxy_lab.conformance.cases import Case
+from pyproxy_lab.conformance.runner import Runner
 
-from pyproxy.lab.conformance import cases
-from pyproxy.lab.conformance.cases import Case
-from pyproxy.lab.conformance.runner import Runner
 from tests.conformance import FOLDER
 
 pytestmark = pytest.mark.packets

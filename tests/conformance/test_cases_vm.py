@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from pyproxy_lab import modes
+from pyproxy_lab.conformance import cases
+from pyproxy_lab.conformance.cases import Case
+from pyproxy_lab.conformance.runner import Runner
 
-from pyproxy.lab import modes
-from pyproxy.lab.conformance import cases
-from pyproxy.lab.conformance.cases import Case
-from pyproxy.lab.conformance.runner import Runner
 from tests.conformance import FOLDER
 from tests.vm import plugin
 

@@ -9,7 +9,7 @@ from pyproxy.model.address import Address, Backend, Family, Port, Protocol, pars
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack, Deletion
 from pyproxy.netlink.flows import Flow
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.netlink.conntrack_entries import place
 
 NAME = ObjectName("shop", "dns")
@@ -41,18 +41,18 @@ def goal(family: Family, scope: Scope) -> Backend:
     return place(SCOPES[family][scope], NODE_PORT if scope is Scope.NODE_PORT else 53)
 
 
-def answer(
+def routing(
     pods: Sequence[int],
     families: Sequence[Family] = tuple(Family),
     protocol: Protocol = Protocol.UDP,
     name: ObjectName = NAME,
-) -> ServiceAnswer:
+) -> ServiceRouting:
     """A Service on every kind of address, which sends to these pods, or refuses."""
     use = Use.CLUSTER if pods else Use.REFUSE
-    return ServiceAnswer(
+    return ServiceRouting(
         name,
         tuple(
-            PortAnswer(
+            PortRouting(
                 "dns",
                 family,
                 protocol,

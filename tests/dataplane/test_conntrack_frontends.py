@@ -19,7 +19,7 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.flows import Flow
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 NAME = ObjectName("shop", "dns")
 ADDRESSES = {
@@ -52,7 +52,7 @@ def claim(*backends: Backend, sources: tuple[str, ...] = ()) -> Claim:
     return Claim(frozenset(backends), tuple(map(parse_network, sources)))
 
 
-def answer(
+def routing(
     *frontends: Frontend,
     name: ObjectName = NAME,
     family: Family = Family.IPV4,
@@ -61,9 +61,9 @@ def answer(
     local: tuple[Backend, ...] = (),
     draining: tuple[Backend, ...] = (),
     sources: tuple[str, ...] = (),
-) -> ServiceAnswer:
-    port = PortAnswer("dns", family, protocol, frontends, cluster, local, draining=draining)
-    return ServiceAnswer(name, (port,), tuple(map(parse_network, sources)))
+) -> ServiceRouting:
+    port = PortRouting("dns", family, protocol, frontends, cluster, local, draining=draining)
+    return ServiceRouting(name, (port,), tuple(map(parse_network, sources)))
 
 
 def at(address: str, use: Use, scope: Scope = Scope.CLUSTER_IP, port: int = 53) -> Frontend:
@@ -148,7 +148,7 @@ def test_each_use_names_its_backends(
     local = (2, 3) if use is Use.SPLIT else (2,)
     frontends.replace(
         NAME,
-        answer(
+        routing(
             at(address, use, scope),
             family=family,
             cluster=(pod(family, 1), pod(family, 2)),
@@ -164,7 +164,7 @@ def test_each_use_names_its_backends(
 A = pod(Family.IPV4, 1)
 B = pod(Family.IPV4, 2)
 OPEN = at("10.96.0.10", Use.CLUSTER)
-REFUSED = at("10.96.0.10", Use.REFUSE)
+NO_ENDPOINT_SERVICES = at("10.96.0.10", Use.REFUSE)
 BALANCED = at("192.0.2.10", Use.CLUSTER, Scope.LOAD_BALANCER)
 KEY = Key(Family.IPV4, Protocol.UDP, frontend_of(Family.IPV4))
 BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
@@ -173,47 +173,51 @@ BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
 @pytest.mark.parametrize(
     ("before", "after", "keys"),
     [
-        pytest.param(None, answer(OPEN, cluster=(A,)), {KEY}, id="new"),
-        pytest.param(None, answer(REFUSED), set(), id="new, without endpoints"),
-        pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(A,)), set(), id="same"),
-        pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(A, B)), set(), id="more"),
-        pytest.param(answer(OPEN, cluster=(A, B)), answer(OPEN, cluster=(A,)), {KEY}, id="fewer"),
-        pytest.param(answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(B,)), {KEY}, id="other"),
+        pytest.param(None, routing(OPEN, cluster=(A,)), {KEY}, id="new"),
+        pytest.param(None, routing(NO_ENDPOINT_SERVICES), set(), id="new, without endpoints"),
+        pytest.param(routing(OPEN, cluster=(A,)), routing(OPEN, cluster=(A,)), set(), id="same"),
+        pytest.param(routing(OPEN, cluster=(A,)), routing(OPEN, cluster=(A, B)), set(), id="more"),
+        pytest.param(routing(OPEN, cluster=(A, B)), routing(OPEN, cluster=(A,)), {KEY}, id="fewer"),
+        pytest.param(routing(OPEN, cluster=(A,)), routing(OPEN, cluster=(B,)), {KEY}, id="other"),
         pytest.param(
-            answer(OPEN, cluster=(A,)),
-            answer(OPEN, cluster=(B,), draining=(A,)),
+            routing(OPEN, cluster=(A,)),
+            routing(OPEN, cluster=(B,), draining=(A,)),
             set(),
             id="other, and the first drains",
         ),
         pytest.param(
-            answer(OPEN, cluster=(B,), draining=(A,)),
-            answer(OPEN, cluster=(B,)),
+            routing(OPEN, cluster=(B,), draining=(A,)),
+            routing(OPEN, cluster=(B,)),
             {KEY},
             id="drained",
         ),
-        pytest.param(answer(OPEN, cluster=(A,)), answer(REFUSED), {KEY}, id="none left"),
-        pytest.param(answer(REFUSED), answer(OPEN, cluster=(A,)), {KEY}, id="the first"),
-        pytest.param(answer(OPEN, cluster=(A,)), None, {KEY}, id="deleted"),
-        pytest.param(answer(REFUSED), None, set(), id="deleted while refused"),
         pytest.param(
-            answer(OPEN, BALANCED, cluster=(A,)),
-            answer(OPEN, cluster=(A,)),
+            routing(OPEN, cluster=(A,)), routing(NO_ENDPOINT_SERVICES), {KEY}, id="none left"
+        ),
+        pytest.param(
+            routing(NO_ENDPOINT_SERVICES), routing(OPEN, cluster=(A,)), {KEY}, id="the first"
+        ),
+        pytest.param(routing(OPEN, cluster=(A,)), None, {KEY}, id="deleted"),
+        pytest.param(routing(NO_ENDPOINT_SERVICES), None, set(), id="deleted while refused"),
+        pytest.param(
+            routing(OPEN, BALANCED, cluster=(A,)),
+            routing(OPEN, cluster=(A,)),
             {BALANCED_KEY},
             id="an address removed",
         ),
         pytest.param(
-            answer(OPEN, BALANCED, cluster=(A,)),
-            answer(OPEN, BALANCED, cluster=(A,), sources=("192.0.2.0/24",)),
+            routing(OPEN, BALANCED, cluster=(A,)),
+            routing(OPEN, BALANCED, cluster=(A,), sources=("192.0.2.0/24",)),
             {BALANCED_KEY},
             id="a source range",
         ),
         pytest.param(
-            answer(OPEN, cluster=(A,), protocol=Protocol.TCP), None, set(), id="TCP is never ours"
+            routing(OPEN, cluster=(A,), protocol=Protocol.TCP), None, set(), id="TCP is never ours"
         ),
     ],
 )
 def test_a_change_names_the_frontends_that_need_a_look(
-    before: ServiceAnswer | None, after: ServiceAnswer | None, keys: set[Key]
+    before: ServiceRouting | None, after: ServiceRouting | None, keys: set[Key]
 ) -> None:
     frontends = Frontends()
     frontends.replace(NAME, before)
@@ -223,13 +227,13 @@ def test_a_change_names_the_frontends_that_need_a_look(
 def test_what_is_forgotten_leaves_nothing_behind() -> None:
     frontends = Frontends()
     other = ObjectName("shop", "other")
-    frontends.replace_all([answer(OPEN, cluster=(A,)), answer(OPEN, cluster=(B,), name=other)])
+    frontends.replace_all([routing(OPEN, cluster=(A,)), routing(OPEN, cluster=(B,), name=other)])
     claims = frontends.claims(Family.IPV4, Protocol.UDP)
     assert {claimed.backends for claimed in claims[KEY.destination]} == {
         frozenset({A}),
         frozenset({B}),
     }
-    assert frontends.replace_all([answer(OPEN, cluster=(B,), name=other)]) == {KEY}
+    assert frontends.replace_all([routing(OPEN, cluster=(B,), name=other)]) == {KEY}
     assert [claimed.backends for claimed in claims[KEY.destination]] == [{B}]
     assert frontends.replace_all([]) == {KEY}
     assert not claims
@@ -240,8 +244,8 @@ uses = st.sampled_from(Use)
 pods = st.sets(st.integers(1, 4), max_size=4).map(
     lambda numbers: tuple(pod(Family.IPV4, number) for number in sorted(numbers))
 )
-answers = st.none() | st.builds(
-    lambda use, cluster, local, sources: answer(
+routings = st.none() | st.builds(
+    lambda use, cluster, local, sources: routing(
         at("10.96.0.10", use, Scope.LOAD_BALANCER), cluster=cluster, local=local, sources=sources
     ),
     uses,
@@ -251,9 +255,9 @@ answers = st.none() | st.builds(
 )
 
 
-@given(st.lists(answers, min_size=2, max_size=6))
+@given(st.lists(routings, min_size=2, max_size=6))
 def test_a_change_that_names_no_frontend_makes_nothing_stale(
-    history: list[ServiceAnswer | None],
+    history: list[ServiceRouting | None],
 ) -> None:
     """Whatever was fresh before such a change is fresh after it."""
     frontends = Frontends()
@@ -270,9 +274,9 @@ def test_a_change_that_names_no_frontend_makes_nothing_stale(
             assert not [one for one in fresh if stale(one, now)]
 
 
-@given(answers, answers)
+@given(routings, routings)
 def test_frontends_depend_on_the_last_answers_alone(
-    first: ServiceAnswer | None, last: ServiceAnswer | None
+    first: ServiceRouting | None, last: ServiceRouting | None
 ) -> None:
     walked, direct = Frontends(), Frontends()
     walked.replace(NAME, first)

@@ -22,7 +22,7 @@ from pyproxy.model.address import Address, Backend, Family, Port, Protocol, pars
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack, Deletion
 from pyproxy.netlink.flows import Flow
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.netlink.conntrack_entries import place
 
 pytestmark = pytest.mark.packets
@@ -186,18 +186,18 @@ class Lab:
         packets.bind((address, POD_PORT))
         stream.bind((address, POD_PORT))
         stream.listen()
-        answer = name.encode()
-        self._selector.register(packets, selectors.EVENT_READ, lambda: _echo(packets, answer))
-        self._selector.register(stream, selectors.EVENT_READ, lambda: self._accept(stream, answer))
+        routing = name.encode()
+        self._selector.register(packets, selectors.EVENT_READ, lambda: _echo(packets, routing))
+        self._selector.register(stream, selectors.EVENT_READ, lambda: self._accept(stream, routing))
 
-    def _accept(self, stream: socket.socket, answer: bytes) -> None:
+    def _accept(self, stream: socket.socket, routing: bytes) -> None:
         peer, _ = stream.accept()
-        self._selector.register(peer, selectors.EVENT_READ, lambda: self._reply(peer, answer))
+        self._selector.register(peer, selectors.EVENT_READ, lambda: self._reply(peer, routing))
 
-    def _reply(self, peer: socket.socket, answer: bytes) -> None:
+    def _reply(self, peer: socket.socket, routing: bytes) -> None:
         with suppress(ConnectionResetError):
             if peer.recv(64):
-                peer.send(answer)
+                peer.send(routing)
                 return
         self._selector.unregister(peer)
         peer.close()
@@ -208,9 +208,9 @@ class Lab:
                 key.data()
 
 
-def _echo(packets: socket.socket, answer: bytes) -> None:
+def _echo(packets: socket.socket, routing: bytes) -> None:
     _, peer = packets.recvfrom(64)
-    packets.sendto(answer, peer)
+    packets.sendto(routing, peer)
 
 
 def ask(client: socket.socket) -> str:
@@ -227,10 +227,10 @@ def ask(client: socket.socket) -> str:
 def until(client: socket.socket, wanted: str) -> None:
     """Go on asking, as a client does, until the answer is another one for good."""
     deadline = time.monotonic() + DEADLINE
-    answers: list[str] = []
-    while answers[-3:] != [wanted] * 3:
-        assert time.monotonic() < deadline, f"wanted {wanted}, got {answers[-10:]}"
-        answers.append(ask(client))
+    routings: list[str] = []
+    while routings[-3:] != [wanted] * 3:
+        assert time.monotonic() < deadline, f"wanted {wanted}, got {routings[-10:]}"
+        routings.append(ask(client))
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def reconciler(lab: Lab) -> Iterator[Reconciler]:
         yield made
 
 
-def answer(family: Family, scope: Scope, port: int, pod: str | None) -> ServiceAnswer:
+def routing(family: Family, scope: Scope, port: int, pod: str | None) -> ServiceRouting:
     address = "" if scope is Scope.NODE_PORT else VIRTUAL[family][scope]
     frontend = Frontend(
         scope,
@@ -270,10 +270,10 @@ def answer(family: Family, scope: Scope, port: int, pod: str | None) -> ServiceA
         Use.REFUSE if pod is None else Use.CLUSTER,
     )
     backends: tuple[Backend, ...] = () if pod is None else (place(PODS[family][pod], POD_PORT),)
-    return ServiceAnswer(
+    return ServiceRouting(
         NAME,
         tuple(
-            PortAnswer(protocol.name, family, protocol, (frontend,), backends, ())
+            PortRouting(protocol.name, family, protocol, (frontend,), backends, ())
             for protocol in (Protocol.TCP, Protocol.UDP)
         ),
     )
@@ -290,7 +290,7 @@ class Commit:
 
     def __call__(self, pod: str | None) -> None:
         self._lab.program({(self._family, self.address, self.port): pod})
-        told = answer(self._family, self._scope, self.port, pod)
+        told = routing(self._family, self._scope, self.port, pod)
         self._reconciler.changed({NAME: told})
 
     def delete(self) -> None:

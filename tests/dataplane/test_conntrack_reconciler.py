@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.conntrack.agenda import RETRY_DELAYS, SECOND_LOOK
+from pyproxy.dataplane.conntrack.recheck_queue import RETRY_DELAYS, SECOND_LOOK
 from pyproxy.model.address import Backend, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.conntrack_service import (
     CLIENTS,
     NAME,
@@ -23,9 +23,9 @@ from tests.dataplane.conntrack_service import (
     Clock,
     Flaky,
     Tally,
-    answer,
     goal,
     pod,
+    routing,
 )
 from tests.netlink.conntrack_entries import Entry, count, empty_table, insert, place
 
@@ -97,7 +97,7 @@ def test_flows_follow_their_service(
     before, after = situation.before, situation.after
     to = goal(family, scope)
     if before is not None:
-        reconciler.full([answer(before, protocol=protocol)])
+        reconciler.full([routing(before, protocol=protocol)])
         reconciler.step()
     insert(
         Entry(place(CLIENTS[family], 40000 + number), to, pod(family, number), protocol)
@@ -111,7 +111,7 @@ def test_flows_follow_their_service(
         Entry(place(CLIENTS[family], 50002), pod(family, 9), Backend(b""), protocol),
     ]
     insert(strangers)
-    reconciler.changed({NAME: None if after is None else answer(after, protocol=protocol)})
+    reconciler.changed({NAME: None if after is None else routing(after, protocol=protocol)})
     reconciler.step()
     expected |= {(entry.to, entry.by or entry.to) for entry in strangers}
     assert left(table, protocol) == expected
@@ -127,13 +127,13 @@ def test_tcp_is_never_touched(
         for scope in (Scope.CLUSTER_IP, Scope.NODE_PORT)
         for protocol in (Protocol.TCP, Protocol.UDP)
     ]
-    tcp = answer([1], protocol=Protocol.TCP, name=ObjectName("shop", "tcp"))
-    reconciler.full([answer([1]), tcp])
+    tcp = routing([1], protocol=Protocol.TCP, name=ObjectName("shop", "tcp"))
+    reconciler.full([routing([1]), tcp])
     insert(entries[:2] + entries[4:6])
     reconciler.changed(
         {
-            NAME: None if after is None else answer(after),
-            tcp.name: None if after is None else answer(after, (), Protocol.TCP, tcp.name),
+            NAME: None if after is None else routing(after),
+            tcp.name: None if after is None else routing(after, (), Protocol.TCP, tcp.name),
         }
     )
     reconciler.step()
@@ -150,7 +150,7 @@ def test_an_unchanged_restart_removes_nothing(
         for index, scope in enumerate((Scope.CLUSTER_IP, Scope.NODE_PORT))
     )
     before = count()
-    reconciler.full([answer([1, 2])])
+    reconciler.full([routing([1, 2])])
     for _ in range(3):
         reconciler.step()
         clock.now += SECOND_LOOK
@@ -163,7 +163,7 @@ def test_a_restart_finds_what_changed_meanwhile(table: Conntrack, reconciler: Re
     family = Family.IPV4
     to = goal(family, Scope.CLUSTER_IP)
     insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, n)) for n in (1, 2))
-    reconciler.full([answer([2])])
+    reconciler.full([routing([2])])
     reconciler.step()
     assert left(table) == {(to, pod(family, 2))}
 
@@ -172,8 +172,8 @@ def test_an_entry_that_appears_late_is_found_by_the_second_look(
     table: Conntrack, reconciler: Reconciler, clock: Clock
 ) -> None:
     family = Family.IPV6
-    reconciler.full([answer([1])])
-    reconciler.changed({NAME: answer([2])})
+    reconciler.full([routing([1])])
+    reconciler.changed({NAME: routing([2])})
     reconciler.step()
     insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.CLUSTER_IP), pod(family, 1))])
     reconciler.step()
@@ -186,7 +186,7 @@ def test_an_entry_that_appears_late_is_found_by_the_second_look(
 def test_an_address_that_is_the_nodes_no_more(table: Conntrack, reconciler: Reconciler) -> None:
     family = Family.IPV4
     to = goal(family, Scope.NODE_PORT)
-    reconciler.changed({NAME: answer([1])})
+    reconciler.changed({NAME: routing([1])})
     insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
     reconciler.step()
     assert len(left(table)) == 1
@@ -198,7 +198,7 @@ def test_an_address_that_is_the_nodes_no_more(table: Conntrack, reconciler: Reco
 def test_an_address_that_is_new_to_the_node(table: Conntrack, tally: Tally, clock: Clock) -> None:
     family = Family.IPV6
     reconciler = Reconciler(table, tally, clock)
-    reconciler.changed({NAME: answer([1])})
+    reconciler.changed({NAME: routing([1])})
     insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.NODE_PORT))])
     reconciler.step()
     assert len(left(table)) == 1
@@ -212,10 +212,10 @@ def test_a_refused_deletion_is_tried_again(
 ) -> None:
     family = Family.IPV4
     reconciler = Reconciler(Flaky(table, refusals=1), tally, clock)
-    reconciler.changed({NAME: answer([1, 2])})
+    reconciler.changed({NAME: routing([1, 2])})
     to = goal(family, Scope.CLUSTER_IP)
     insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, 1)) for n in range(5))
-    reconciler.changed({NAME: answer([2])})
+    reconciler.changed({NAME: routing([2])})
     reconciler.step()
     assert count() == 1
     assert "EBUSY" in caplog.text
@@ -239,7 +239,7 @@ def test_a_failed_reading_is_tried_again(
     flaky.selective = selective
     reconciler = Reconciler(flaky, tally, clock)
     insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.CLUSTER_IP), pod(family, 1))])
-    reconciler.changed({NAME: answer([2], [family])})
+    reconciler.changed({NAME: routing([2], [family])})
     looks = 0
     while count():
         reconciler.step()
@@ -256,16 +256,16 @@ def test_what_is_never_deleted_is_given_up_once_and_found_by_the_next_change(
 ) -> None:
     family = Family.IPV4
     reconciler = Reconciler(Flaky(table, refusals=len(RETRY_DELAYS) + 1), tally, clock)
-    reconciler.changed({NAME: answer([1])})
+    reconciler.changed({NAME: routing([1])})
     to = goal(family, Scope.CLUSTER_IP)
     insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
-    reconciler.changed({NAME: answer([2])})
+    reconciler.changed({NAME: routing([2])})
     for _ in range(20):
         reconciler.step()
         clock.now += max(RETRY_DELAYS)
     assert reconciler.abandoned == 1
     assert caplog.text.count("no retry is left") == 1
-    reconciler.changed({NAME: answer([3])})
+    reconciler.changed({NAME: routing([3])})
     reconciler.step()
     assert count() == 0
 
@@ -275,13 +275,13 @@ def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
 ) -> None:
     asked = Flaky(table)
     reconciler = Reconciler(asked, tally, clock)
-    reconciler.changed({NAME: answer([1], [Family.IPV4])})
+    reconciler.changed({NAME: routing([1], [Family.IPV4])})
     reconciler.step()
     addresses = {goal(Family.IPV4, scope) for scope in Scope if scope is not Scope.NODE_PORT}
     assert set(asked.asked) == {*addresses, NODE_PORT.to_bytes(2, "big")}
     asked.asked.clear()
     clock.now += SECOND_LOOK / 2
-    port = PortAnswer(
+    port = PortRouting(
         "many",
         Family.IPV4,
         Protocol.UDP,
@@ -292,7 +292,7 @@ def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
         (pod(Family.IPV4, 1),),
         (),
     )
-    reconciler.changed({ObjectName("shop", "many"): ServiceAnswer(NAME, (port,))})
+    reconciler.changed({ObjectName("shop", "many"): ServiceRouting(NAME, (port,))})
     reconciler.step()
     assert asked.asked == [b""]
 
@@ -301,7 +301,7 @@ def test_a_burst_of_changes_is_one_look(table: Conntrack, clock: Clock, tally: T
     asked = Flaky(table)
     reconciler = Reconciler(asked, tally, clock)
     for change in range(50):
-        reconciler.changed({NAME: answer([1 + change % 2], [Family.IPV4])})
+        reconciler.changed({NAME: routing([1 + change % 2], [Family.IPV4])})
     reconciler.step()
     assert len(asked.asked) == len(Scope)
 
@@ -312,7 +312,7 @@ def test_a_kernel_that_does_not_filter_is_asked_once(
     asked = Flaky(table)
     asked.selective = False
     reconciler = Reconciler(asked, tally, clock)
-    reconciler.changed({NAME: answer([1], [Family.IPV4])})
+    reconciler.changed({NAME: routing([1], [Family.IPV4])})
     reconciler.step()
     assert asked.asked == [b""]
 
@@ -322,8 +322,8 @@ def test_nothing_is_read_where_there_is_tcp_alone(
 ) -> None:
     asked = Flaky(table)
     reconciler = Reconciler(asked, tally, clock)
-    reconciler.full([answer([1, 2], protocol=Protocol.TCP)])
-    reconciler.changed({NAME: answer([3], protocol=Protocol.TCP)})
+    reconciler.full([routing([1, 2], protocol=Protocol.TCP)])
+    reconciler.changed({NAME: routing([3], protocol=Protocol.TCP)})
     reconciler.step()
     assert asked.asked == []
     assert tally.looks == []
@@ -359,7 +359,7 @@ def test_fifty_thousand_entries_take_little_memory(
         for index in range(total)
     )
     assert count() == total
-    reconciler.full([answer([2])])
+    reconciler.full([routing([2])])
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
     reconciler.step()

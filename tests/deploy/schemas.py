@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 from kubernetes.client import ApiClient
-
-from pyproxy.lab.apiserver.schema import checked
+from pyproxy_lab.apiserver.schema import checked
 
 _MODELS = {
     ("v1", "ConfigMap"): "V1ConfigMap",

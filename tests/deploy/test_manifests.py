@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pyproxy_lab.apiserver.status import ApiError
 
 import pyproxy
 from pyproxy.agent.rights import needed
 from pyproxy.config import file
 from pyproxy.config.settings import ListenAddress, Serving, Settings
-from pyproxy.lab.apiserver.status import ApiError
 from pyproxy.model.address import parse_address
 
 from . import schemas

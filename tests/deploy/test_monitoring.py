@@ -72,7 +72,7 @@ def test_they_ask_for_what_there_is(name: str, expression: str) -> None:
 
 def test_what_is_exposed_is_found() -> None:
     there = exposed()
-    assert there["pyproxy_set_aside_objects"] == {"kind"}
+    assert there["pyproxy_invalid_objects"] == {"kind"}
     assert there["kubeproxy_sync_proxy_rules_duration_seconds_bucket"] == {"ip_family"}
     assert "process_cpu_seconds_total" in there
 

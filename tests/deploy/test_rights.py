@@ -12,12 +12,12 @@ import pytest
 import yaml
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from pyproxy_lab.apiserver import access
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.cluster import kubeconfig
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.apiserver import access
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
-from pyproxy.lab.cluster import kubeconfig
-from pyproxy.lab.network import Network
 from tests.agent.live import SITE, Process, endpoint_slice, node, service
 
 from .manifests import BASE, agent, objects, the

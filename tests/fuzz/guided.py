@@ -39,7 +39,7 @@ def netlink(data: bytes) -> None:
     from pyproxy.model.address import Family  # noqa: PLC0415
     from pyproxy.netlink import elements, flows, nftables  # noqa: PLC0415
     from pyproxy.netlink.frames import frames  # noqa: PLC0415
-    from pyproxy.netlink.refusals import read_refusal  # noqa: PLC0415
+    from pyproxy.netlink.kernel_errors import read_error  # noqa: PLC0415
 
     answers = [memoryview(data)]
     nftables.table_names(answers)
@@ -49,7 +49,7 @@ def netlink(data: bytes) -> None:
     for shape in elements.Shape:
         elements.elements(answers, shape)
     for _, flags, _, message in frames(data):
-        read_refusal(message, flags, 0)
+        read_error(message, flags, 0)
     for family in Family:
         with contextlib.suppress(KernelError):
             flows.decode(data, family)

@@ -12,11 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyproxy.agent.world import World
+from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.errors import Problem, PyproxyError, SourceError, UsageError
 from pyproxy.model.events import Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, Service
-from pyproxy.policy.backends import answer
+from pyproxy.policy.backends import route_service
 from pyproxy.source import stream
 from pyproxy.source.connect import connect
 from pyproxy.source.decode import NotOurs, read
@@ -41,10 +41,10 @@ def test_objects(kind: Kind, data: str) -> None:
     assert isinstance(reading.value, MODELS[kind])
     assert reading.name is not None
     assert reading.name.name
-    world = World()
-    world.hear(Upsert(reading.value))
+    world = ClusterState()
+    world.handle_event(Upsert(reading.value))
     for service in world.services.values():
-        answer(service, world.slices_of(service.name), world.node, "node-a")
+        route_service(service, world.slices_of(service.name), world.node, "node-a")
 
 
 @many

@@ -14,9 +14,9 @@ from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink import attributes, counted, elements, expressions, flows, nftables, tracing
 from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.frames import frames
+from pyproxy.netlink.kernel_errors import read_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message
-from pyproxy.netlink.refusals import read_refusal
 from pyproxy.netlink.sockets import NetlinkSocket
 from tests.fuzz.bytes import ROWS, bodies, framed, spoilt
 
@@ -47,7 +47,7 @@ def test_attributes(data: bytes) -> None:
 
 READERS: list[Callable[[list[memoryview]], object]] = [
     nftables.table_names,
-    lambda answers: nftables.chains(answers, "pyproxy"),
+    lambda replies: nftables.chains(replies, "pyproxy"),
     nftables.rules,
     nftables.sets,
     counted.counted_sets,
@@ -74,16 +74,16 @@ def test_traces(data: bytes) -> None:
 
 @many
 @given(lists)
-def test_objects(answers: list[memoryview]) -> None:
+def test_objects(replies: list[memoryview]) -> None:
     for reader in READERS:
-        reader(answers)
+        reader(replies)
 
 
 @many
-@given(answers=lists)
+@given(replies=lists)
 @pytest.mark.parametrize("shape", Shape)
-def test_elements(shape: Shape, answers: list[memoryview]) -> None:
-    for key, value in elements.elements(answers, shape).items():
+def test_elements(shape: Shape, replies: list[memoryview]) -> None:
+    for key, value in elements.elements(replies, shape).items():
         assert isinstance(key, bytes)
         assert isinstance(value, bytes | elements.Tag)
 
@@ -130,17 +130,17 @@ def test_frames_and_refusals(data: bytes) -> None:
     for _, flags, _, message in frames(data):
         assert len(message) >= 16
         end += len(message)
-        read_refusal(message, flags, 0)
+        read_error(message, flags, 0)
     assert end <= len(data)
 
 
 def test_a_refusal_that_is_whole_is_read() -> None:
     ((_, flags, _, message),) = frames(refusal(22))
-    read = read_refusal(message, flags, 3)
+    read = read_error(message, flags, 3)
     assert read is not None
     assert (read.index, read.errno, read.offset, read.words) == (3, 22, 40, "no")
     ((_, flags, _, message),) = frames(refusal(0))
-    assert read_refusal(message, flags, 3) is None
+    assert read_error(message, flags, 3) is None
 
 
 class EndedError(Exception):
@@ -181,10 +181,10 @@ DONE = framed(b"", kind=3)
 )
 def test_dumps(pieces: list[bytes]) -> None:
     try:
-        answers = Replayed(*pieces, DONE).ask(lambda sequence: b"")
+        replies = Replayed(*pieces, DONE).ask(lambda sequence: b"")
     except (KernelError, EndedError):
         return
-    nftables.table_names([answer[HEADER_SIZE:] for answer in answers])
+    nftables.table_names([reply[HEADER_SIZE:] for reply in replies])
 
 
 @many

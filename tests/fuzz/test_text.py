@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.rows import add_service
 from pyproxy.dataplane.nftables.ruleset import MARKER, Options, ruleset
 from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
-from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.policy.backends import answer
+from pyproxy.policy.backends import route_service
+from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.decode import read
 from tests.fuzz.objects import HOSTILE
 
@@ -65,7 +65,7 @@ def objects(text: str, other: str, number: int = 1) -> tuple[dict[str, Any], dic
     return service, part
 
 
-def answered(text: str, other: str, number: int = 1) -> ServiceAnswer | None:
+def answered(text: str, other: str, number: int = 1) -> ServiceRouting | None:
     """What the policy makes of such objects; None for a Service that cannot be read."""
     a_service, a_slice = objects(text, other, number)
     encoded = [json.dumps(each).encode() for each in (a_service, a_slice)]
@@ -76,7 +76,7 @@ def answered(text: str, other: str, number: int = 1) -> ServiceAnswer | None:
     if not isinstance(service, Service):
         return None
     parts = [part] if isinstance(part, EndpointSlice) else []
-    return answer(service, parts, None, "node-a")
+    return route_service(service, parts, None, "node-a")
 
 
 def comments(table: Table) -> list[str]:
@@ -118,15 +118,15 @@ def test_hostile_objects_in_a_real_kernel(namespace: Namespace) -> None:
         dataplane = NftablesDataplane(_options())
         try:
             dataplane.prepare()
-            held: dict[ObjectName, ServiceAnswer] = {}
+            held: dict[ObjectName, ServiceRouting] = {}
             for number, text in enumerate(HOSTILE, 1):
                 for other in (text, "plain"):
                     found = answered(text, other, number if other == text else number + 256)
                     if found is not None:
                         held[found.name] = found
-            plan = dataplane.replan(held.values(), NodeAnswer(NETWORKS))
+            plan = dataplane.plan_full(held.values(), NodeRouting(NETWORKS))
             assert dataplane.commit(plan) == ()
-            assert not dataplane.replan(held.values(), NodeAnswer(NETWORKS))
+            assert not dataplane.plan_full(held.values(), NodeRouting(NETWORKS))
             return len(held)
         finally:
             dataplane.close()

@@ -183,7 +183,7 @@ def test_a_taken_port_is_one_problem_and_tried_again(
         field="spec.healthCheckNodePort",
         message=f"cannot listen on 127.0.0.1:{port} (Address already in use): load balancers that "
         "ask there leave this node out until the port is free",
-        reason=Reason.HEALTH_CHECK_PORT_TAKEN,
+        reason=Reason.FAILED_TO_START_HEALTHCHECK,
     )
     assert problems == [expected]
     assert list(checks.problems) == [expected]

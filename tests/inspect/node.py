@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pyproxy_lab.client import ENDPOINT_SLICES, ApiClient, collection
+from pyproxy_lab.client import SERVICES as SERVICES_PATH
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.process import Agent
+
 from pyproxy.cli import main
 from pyproxy.commands.asker import kernel
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client
 from pyproxy.inspect.desired import DESIRED
-from pyproxy.inspect.endpoint import Nothing
+from pyproxy.inspect.query import Nothing
 from pyproxy.inspect.services import SERVICES, Which
 from pyproxy.inspect.status import STATUS
-from pyproxy.lab.client import ENDPOINT_SLICES, ApiClient, collection
-from pyproxy.lab.client import SERVICES as SERVICES_PATH
-from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.process import Agent
 from tests.agent.live import endpoint_slice, service
 from tests.waiting import until
 
@@ -94,7 +95,7 @@ class InspectedNode:
 
         def look() -> int:
             with kernel(desired.settings) as dataplane:
-                dataplane.replan(desired.answers, desired.node)
+                dataplane.plan_full(desired.routings, desired.node)
                 return dataplane.messages_sent
 
         return self.cluster.network.namespace(SITE).call(look)
@@ -161,7 +162,7 @@ class InspectedNode:
 
         def gone() -> bool:
             desired = self.client.ask(DESIRED, Nothing())
-            return not any(answer.name.name == name for answer in desired.answers)
+            return not any(routing.name.name == name for routing in desired.routings)
 
         self.until(gone, "the agent has heard that the marker is gone")
 

@@ -13,7 +13,7 @@ import pytest
 
 from pyproxy.errors import PyproxyError, UsageError
 from pyproxy.inspect.client import AgentError, Client, SilentAgentError
-from pyproxy.inspect.endpoint import Endpoint, Nothing, Stream
+from pyproxy.inspect.query import Nothing, Query, Stream
 
 HEAD = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n"
 
@@ -26,12 +26,12 @@ class When(msgspec.Struct, frozen=True):
     day: str
 
 
-WEATHER = Endpoint("/weather", When, Weather, lambda *_: Weather(0))
+WEATHER = Query("/weather", When, Weather, lambda *_: Weather(0))
 FORECAST = Stream("/forecast", Nothing, Weather, lambda *_: iter(()))
 
 
 @contextmanager
-def saying(path: Path, answer: bytes) -> Iterator[list[bytes]]:
+def saying(path: Path, routing: bytes) -> Iterator[list[bytes]]:
     """Listen for one question, say this, and hang up; the question is in the list then."""
     heard: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as listener:
@@ -41,7 +41,7 @@ def saying(path: Path, answer: bytes) -> Iterator[list[bytes]]:
         def serve() -> None:
             with listener.accept()[0] as client:
                 heard.append(client.recv(1 << 16))
-                client.sendall(answer)
+                client.sendall(routing)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -76,10 +76,10 @@ def test_a_stream_ends_with_the_agent(tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_wrong_is_said(
-    answer: bytes, kind: type[PyproxyError], says: str, tmp_path: Path
+    routing: bytes, kind: type[PyproxyError], says: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "socket"
-    with saying(path, answer), pytest.raises(kind, match=says):
+    with saying(path, routing), pytest.raises(kind, match=says):
         Client(str(path)).ask(WEATHER, When("today"))
 
 

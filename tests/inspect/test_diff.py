@@ -18,8 +18,8 @@ FRONTEND = "10.96.0.20 . tcp . 80"
 
 def test_nothing_differs_where_nobody_interferes(node: InspectedNode) -> None:
     node.create(*WEB)
-    answer = node.command("diff")
-    assert (answer.status, answer.out) == (0, "the kernel holds what it should\n")
+    routing = node.command("diff")
+    assert (routing.status, routing.out) == (0, "the kernel holds what it should\n")
 
 
 def test_who_looks_writes_nothing(node: InspectedNode) -> None:
@@ -41,8 +41,8 @@ def test_who_looks_writes_nothing(node: InspectedNode) -> None:
             [f"add element inet pyproxy endpoints4 {{ {FRONTEND} . 1 : 10.244.2.11 . 8080 }}"],
         ),
         (
-            "add element inet pyproxy refused4 { 10.96.0.99 . tcp . 80 }",
-            ["delete element inet pyproxy refused4 { 10.96.0.99 . tcp . 80 }"],
+            "add element inet pyproxy no-endpoint-services4 { 10.96.0.99 . tcp . 80 }",
+            ["delete element inet pyproxy no-endpoint-services4 { 10.96.0.99 . tcp . 80 }"],
         ),
         (
             "flush set inet pyproxy pods4",
@@ -57,9 +57,9 @@ def test_it_names_exactly_what_was_changed_by_hand(
     node.create(*WEB)
     with node.paused():
         node.nft(by_hand)
-        answer = node.alone("diff", "-o", "json")
-        assert (answer.json["lines"], answer.status) == (lines, 1)
-        assert answer.json["same"] is False
+        routing = node.alone("diff", "-o", "json")
+        assert (routing.json["lines"], routing.status) == (lines, 1)
+        assert routing.json["same"] is False
     node.repaired()
     assert node.command("diff").status == 0
 
@@ -83,14 +83,14 @@ def test_it_names_the_rules_and_chains_that_were_changed_by_hand(
     assert size
     with node.paused():
         node.nft(by_hand.format(chain=chain))
-        answer = node.alone("diff", "-o", "json")
+        routing = node.alone("diff", "-o", "json")
     wanted = [
         line.format(chain=chain, number=number, next=size + 1)
         for line in rules
         for number in range(1, size + 1 if "{number}" in line else 2)
     ]
-    assert answer.json["rules"] == wanted
-    assert answer.json["lines"] == ["load the fixed rules of table inet pyproxy"]
+    assert routing.json["rules"] == wanted
+    assert routing.json["lines"] == ["load the fixed rules of table inet pyproxy"]
     node.repaired()
 
 
@@ -98,9 +98,9 @@ def test_it_says_what_manifests_would_change(node: InspectedNode) -> None:
     node.create(*WEB)
     file = node.cluster.folder / "change.json"
     file.write_text(json.dumps(endpoint_slice("web", ["10.244.1.11"])))
-    answer = node.command("diff", "-f", str(file), "-o", "json")
-    assert answer.status == 1
-    assert answer.json["counts"] == {"element": 2}
+    routing = node.command("diff", "-f", str(file), "-o", "json")
+    assert routing.status == 1
+    assert routing.json["counts"] == {"element": 2}
     assert node.command("diff").status == 0
 
 
@@ -111,33 +111,33 @@ def test_a_folder_in_the_apis_place_is_what_is_asked_about(node: InspectedNode) 
     wanted = (service("api", "10.96.0.21"), endpoint_slice("api", ["10.244.1.11"]))
     for number, obj in enumerate(wanted):
         (folder / f"{number}.json").write_text(json.dumps(obj))
-    answer = node.command("diff", "--manifests", str(folder), "-o", "json")
-    lines = [line for line in answer.json["lines"] if " services4 " in line]
+    routing = node.command("diff", "--manifests", str(folder), "-o", "json")
+    lines = [line for line in routing.json["lines"] if " services4 " in line]
     assert [line.split(" : ")[0] for line in lines if line.startswith("add ")] == [
         'add element inet pyproxy services4 { 10.96.0.21 . tcp . 80 comment "shop/api:http"'
     ]
     gone = f"delete element inet pyproxy services4 {{ {FRONTEND} "
     assert [line for line in lines if line.startswith(gone)]
-    assert answer.status == 1
+    assert routing.status == 1
     assert node.command("diff").status == 0
 
 
 def test_a_file_that_is_none_is_a_mistake(node: InspectedNode) -> None:
-    answer = node.command("diff", "-f", "/none.yaml")
-    assert answer.status == 2
-    assert answer.err == "pyproxy: /none.yaml: cannot be read: No such file or directory\n"
+    routing = node.command("diff", "-f", "/none.yaml")
+    assert routing.status == 2
+    assert routing.err == "pyproxy: /none.yaml: cannot be read: No such file or directory\n"
 
 
 def test_it_needs_no_agent(node: InspectedNode) -> None:
     node.create(*WEB)
-    answer = node.alone("diff")
-    assert (answer.status, answer.out) == (0, "the kernel holds what it should\n")
+    routing = node.alone("diff")
+    assert (routing.status, routing.out) == (0, "the kernel holds what it should\n")
 
 
 def test_messages_are_shown_to_the_curious(node: InspectedNode) -> None:
     node.create(*WEB)
     with node.paused():
         node.nft(f"delete element inet pyproxy endpoints4 {{ {FRONTEND} . 1 }}")
-        answer = node.alone("diff", "--show-netlink")
-        assert "endpoints4, 1 elements, type 0x0a0c: " in answer.out
+        routing = node.alone("diff", "--show-netlink")
+        assert "endpoints4, 1 elements, type 0x0a0c: " in routing.out
     node.repaired()

@@ -6,8 +6,8 @@ import socket
 from typing import Any
 
 import pytest
+from pyproxy_lab.client import PODS, collection
 
-from pyproxy.lab.client import PODS, collection
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import NAMESPACE, InspectedNode
 
@@ -183,8 +183,8 @@ FAULTS: dict[str, tuple[list[Object], str, str, str]] = {
 }
 
 
-def crossed(answer: Any) -> list[tuple[str, str]]:
-    return [(s["name"], s["says"]) for s in answer.json["steps"] if s["mark"] == "wrong"]
+def crossed(routing: Any) -> list[tuple[str, str]]:
+    return [(s["name"], s["says"]) for s in routing.json["steps"] if s["mark"] == "wrong"]
 
 
 @pytest.mark.parametrize(("objects", "target", "step", "says"), FAULTS.values(), ids=FAULTS)
@@ -192,14 +192,14 @@ def test_a_planted_fault_is_found(
     node: InspectedNode, objects: list[Object], target: str, step: str, says: str
 ) -> None:
     node.create(*objects)
-    answer = node.command("explain", target, "-o", "json")
-    wrong = crossed(answer)
-    assert wrong, answer.out
+    routing = node.command("explain", target, "-o", "json")
+    wrong = crossed(routing)
+    assert wrong, routing.out
     assert wrong[0][0] == step
     assert says in wrong[0][1]
-    assert answer.json["verdict"] == wrong[0][1]
-    assert answer.json["fix"]
-    assert answer.status == 1
+    assert routing.json["verdict"] == wrong[0][1]
+    assert routing.json["fix"]
+    assert routing.status == 1
 
 
 HEALTHY: dict[str, tuple[list[Object], str]] = {
@@ -228,9 +228,9 @@ def test_nothing_is_crossed_where_all_is_well(
     node: InspectedNode, objects: list[Object], target: str
 ) -> None:
     node.create(*objects)
-    answer = node.command("explain", target, "-o", "json")
-    assert crossed(answer) == []
-    assert (answer.status, answer.json["verdict"]) == (0, "nothing is wrong on this node")
+    routing = node.command("explain", target, "-o", "json")
+    assert crossed(routing) == []
+    assert (routing.status, routing.json["verdict"]) == (0, "nothing is wrong on this node")
 
 
 def test_hints_for_other_zones_are_told(node: InspectedNode) -> None:
@@ -292,8 +292,8 @@ def test_a_node_port_on_another_address_is_told(node: InspectedNode) -> None:
             f"missing: endpoints4 {{ {ADDRESS} . tcp . 80 . 0",
         ),
         (
-            f"add element inet pyproxy refused4 {{ {ADDRESS} . tcp . 80 }}",
-            f"should not be: refused4 {{ {ADDRESS} . tcp . 80",
+            f"add element inet pyproxy no-endpoint-services4 {{ {ADDRESS} . tcp . 80 }}",
+            f"should not be: no-endpoint-services4 {{ {ADDRESS} . tcp . 80",
         ),
     ],
     ids=["verdict", "endpoint", "refusal"],
@@ -302,8 +302,8 @@ def test_drift_in_the_kernel_is_seen(node: InspectedNode, by_hand: str, line: st
     node.create(web(), ready())
     with node.paused():
         node.nft(by_hand)
-        answer = node.alone("explain", TARGET, "-o", "json")
-    (step,) = (step for step in answer.json["steps"] if step["mark"] == "wrong")
+        routing = node.alone("explain", TARGET, "-o", "json")
+    (step,) = (step for step in routing.json["steps"] if step["mark"] == "wrong")
     assert step["name"] == "kernel"
     assert [each for each in step["lines"] if each.startswith(line)], step
     node.repaired()
@@ -316,8 +316,8 @@ def test_a_flow_that_goes_elsewhere_is_seen(node: InspectedNode) -> None:
     node.cluster.network.namespace("na").call(_send_datagram)
     with node.paused():
         node.api.replace(node.path(ready()), ready(A2) | {"ports": [port]})
-        answer = node.alone("explain", f"{ADDRESS}:80/udp", "-o", "json")
-    says = dict(crossed(answer))["flows"]
+        routing = node.alone("explain", f"{ADDRESS}:80/udp", "-o", "json")
+    says = dict(crossed(routing))["flows"]
     assert says.startswith("1 flow still go where it sends nobody: ")
     assert says.endswith(f"to {ADDRESS}:80 is answered by {A1}:8080")
 
@@ -347,9 +347,9 @@ def test_pods_are_looked_at_where_the_api_may_be_asked(node: InspectedNode) -> N
 
 
 def test_a_target_that_is_none_is_a_mistake(node: InspectedNode) -> None:
-    answer = node.command("explain", "10.96.0.1:0")
-    assert answer.status == 2
-    assert answer.err == (
+    routing = node.command("explain", "10.96.0.1:0")
+    assert routing.status == 2
+    assert routing.err == (
         "pyproxy: '10.96.0.1:0' is no destination: write ADDRESS:PORT, with a port from 1 to "
         "65535, and /udp or /sctp behind it where it is not TCP; for IPv6 [ADDRESS]:PORT, or "
         "NAMESPACE/NAME for a Service\n"

@@ -11,8 +11,8 @@ from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
 from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, Step, explain
 from pyproxy.inspect.lookup import LOOKUP, Named
 from pyproxy.model.objects import ObjectName
+from pyproxy.source.api_objects import Lookup
 from pyproxy.source.connect import connect
-from pyproxy.source.found import Lookup
 from pyproxy.source.lookup import look_up
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import InspectedNode

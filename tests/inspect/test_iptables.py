@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab.modes import LabMode
 
-from pyproxy.lab.modes import LabMode
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import SITE, Answer, InspectedNode, inspected_node
 
@@ -34,15 +34,15 @@ def test_who_looks_writes_nothing(programmed: InspectedNode) -> None:
     assert programmed.written_by_looking() == 0
 
 
-def crossed(answer: Answer) -> list[tuple[str, str, list[str]]]:
-    steps = answer.json["steps"]
+def crossed(routing: Answer) -> list[tuple[str, str, list[str]]]:
+    steps = routing.json["steps"]
     return [(s["name"], s["says"], s["lines"]) for s in steps if s["mark"] == "wrong"]
 
 
 def test_nothing_is_crossed_where_all_is_well(programmed: InspectedNode) -> None:
-    answer = programmed.command("explain", TARGET, "-o", "json")
-    assert crossed(answer) == []
-    (kernel,) = (step for step in answer.json["steps"] if step["name"] == "kernel")
+    routing = programmed.command("explain", TARGET, "-o", "json")
+    assert crossed(routing) == []
+    (kernel,) = (step for step in routing.json["steps"] if step["name"] == "kernel")
     assert kernel["mark"] == "ok"
     difference = programmed.command("diff", "-o", "json").json
     assert (difference["same"], difference["lines"], difference["rules"]) == (True, [], [])

@@ -9,7 +9,7 @@ import pytest
 
 from pyproxy.config.values import socket_path
 from pyproxy.inspect.client import Client, NoAgentError
-from pyproxy.inspect.endpoint import Endpoint, Nothing
+from pyproxy.inspect.query import Nothing, Query
 from pyproxy.inspect.status import STATUS, Status
 from tests.inspect.node import InspectedNode
 
@@ -53,7 +53,7 @@ def test_nobody_else_gets_an_answer_even_with_the_right_to_connect(node: Inspect
 
 
 def test_a_question_that_is_none_is_refused_with_those_that_are(node: InspectedNode) -> None:
-    unknown = Endpoint("/weather", Nothing, Status, STATUS.answer)
+    unknown = Query("/weather", Nothing, Status, STATUS.respond)
     with pytest.raises(Exception, match=r"/weather is none of .*/status"):
         node.client.ask(unknown, Nothing())
 

@@ -8,9 +8,9 @@ pytestmark = pytest.mark.kernel
 
 
 def test_a_healthy_agent_says_so(node: InspectedNode) -> None:
-    answer = node.command("status", "-o", "json")
-    assert answer.status == 0
-    status = answer.json
+    routing = node.command("status", "-o", "json")
+    assert routing.status == 0
+    status = routing.json
     assert status["healthy"] is True
     assert (status["mode"], status["node"]) == ("nftables", NODE)
     assert status["syncs"] >= 1

@@ -11,11 +11,11 @@ import pytest
 from pyproxy.commands import output, parts, services, status
 from pyproxy.commands.explain import show as show_explanation
 from pyproxy.commands.parts import Part
-from pyproxy.dataplane.interface import Fill
+from pyproxy.dataplane.interface import TableUsage
 from pyproxy.inspect.explain import Explanation, Mark, Step
 from pyproxy.inspect.services import BackendView, FrontendView, PortView, Services, ServiceView
 from pyproxy.inspect.snapshot import Repair, Sync
-from pyproxy.inspect.status import SetAside, Status
+from pyproxy.inspect.status import InvalidObject, Status
 
 
 class Terminal(io.StringIO):
@@ -52,11 +52,13 @@ STATUS = Status(
     repairs=1,
     node_port_addresses=("172.30.0.11",),
     pod_networks=(),
-    fill=(Fill("affinity4", 12, 262144), Fill("services4", 20_000)),
+    fill=(TableUsage("affinity4", 12, 262144), TableUsage("services4", 20_000)),
     last_sync=Sync(8264.0, 0.0012, 1, whole=False),
     last_repair=Repair(0.5, "nft (pid 4)", {"element": 3}),
-    set_aside=(
-        SetAside("Service", "shop/web", "spec.externalIPs[0]", "is no address", "SetAside"),
+    invalid=(
+        InvalidObject(
+            "Service", "shop/web", "spec.externalIPs[0]", "is no address", "InvalidObject"
+        ),
     ),
 )
 

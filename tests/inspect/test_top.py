@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+from pyproxy_lab.probe import probe
 
 from pyproxy.commands.top import COMMAND, sample_of
 from pyproxy.config.command_line import Parser
 from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
-from pyproxy.lab.probe import probe
 from pyproxy.model.destination import parse_destination
 from tests.inspect.node import SITE, InspectedNode, Object, inspected_node
 
@@ -123,9 +123,9 @@ def test_it_is_told_to_people_and_programs(counting: InspectedNode) -> None:
 
 @pytest.mark.kernel
 def test_where_nothing_counts_it_says_how_to_begin(node: InspectedNode) -> None:
-    answer = node.run("top", "--once")
-    assert answer.status == 2
-    assert "--endpoint-counters" in answer.err
+    routing = node.run("top", "--once")
+    assert routing.status == 2
+    assert "--endpoint-counters" in routing.err
 
 
 SERVICE, OTHER = ("services4", b"1"), ("services4", b"2")

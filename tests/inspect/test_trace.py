@@ -10,9 +10,9 @@ import threading
 from functools import partial
 
 import pytest
+from pyproxy_lab.client import PODS, collection
+from pyproxy_lab.probe import probe
 
-from pyproxy.lab.client import PODS, collection
-from pyproxy.lab.probe import probe
 from pyproxy.model.destination import parse_destination
 from tests.inspect.node import NAMESPACE, SITE, Answer, InspectedNode
 from tests.inspect.test_top import WEB, endpoint_slice, service
@@ -51,10 +51,10 @@ def test_it_says_what_may_become_of_a_packet(web: InspectedNode) -> None:
         ("10.244.2.11:8080", 0.5),
     }
     assert {each["source"] for each in told["outcomes"]} == {"kept"}
-    answer = web.command("trace", "--from", "10.244.1.12", "--to", TO)
-    assert answer.status == 0
-    assert "shop/web:http" in answer.out
-    assert "50.00%   delivered to 10.244.2.11:8080, source kept" in answer.out
+    routing = web.command("trace", "--from", "10.244.1.12", "--to", TO)
+    assert routing.status == 0
+    assert "shop/web:http" in routing.out
+    assert "50.00%   delivered to 10.244.2.11:8080, source kept" in routing.out
 
 
 @pytest.mark.kernel
@@ -65,9 +65,9 @@ def test_a_pod_is_a_sender_by_its_name(web: InspectedNode) -> None:
 
 @pytest.mark.kernel
 def test_it_reads_what_the_running_agent_writes_whatever_flags_say(web: InspectedNode) -> None:
-    answer = web.command("trace", "--to", TO, "--proxy-mode", "iptables")
-    assert answer.status == 0
-    assert "services4 {" in answer.out
+    routing = web.command("trace", "--to", TO, "--proxy-mode", "iptables")
+    assert routing.status == 0
+    assert "services4 {" in routing.out
 
 
 @pytest.mark.kernel
@@ -84,9 +84,9 @@ def test_it_reads_what_the_running_agent_writes_whatever_flags_say(web: Inspecte
 def test_each_end_has_its_words_and_its_status(
     web: InspectedNode, sender: str, to: str, status: int, words: str
 ) -> None:
-    answer = web.command("trace", "--from", sender, "--to", to)
-    assert answer.status == status
-    assert words in answer.out
+    routing = web.command("trace", "--from", sender, "--to", to)
+    assert routing.status == status
+    assert words in routing.out
 
 
 @pytest.mark.kernel
@@ -106,10 +106,10 @@ def test_each_end_has_its_words_and_its_status(
     ],
 )
 def test_a_mistake_is_one_line(web: InspectedNode, arguments: tuple[str, ...], words: str) -> None:
-    answer = web.command("trace", *arguments)
-    assert answer.status == 2
-    assert words in answer.err
-    assert len(answer.err.splitlines()) == 1
+    routing = web.command("trace", *arguments)
+    assert routing.status == 2
+    assert words in routing.err
+    assert len(routing.err.splitlines()) == 1
 
 
 @pytest.mark.packets
@@ -124,10 +124,10 @@ def test_a_flow_that_is_known_goes_its_way(web: InspectedNode) -> None:
 
 def watched(node: InspectedNode, *flags: str) -> list[Answer]:
     """What `--live` says while a client connects until it has said enough."""
-    answers: list[Answer] = []
+    routings: list[Answer] = []
 
     def watch() -> None:
-        answers.append(node.run("trace", "--live", "--to", TO, "--timeout", "30", *flags))
+        routings.append(node.run("trace", "--live", "--to", TO, "--timeout", "30", *flags))
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -136,18 +136,18 @@ def watched(node: InspectedNode, *flags: str) -> list[Answer]:
     while thread.is_alive():
         client.call(partial(probe, parse_destination(TO), timeout=0.5))
         thread.join(0.2)
-    return answers
+    return routings
 
 
 @pytest.mark.packets
 def test_the_kernel_tells_what_packets_meet(web: InspectedNode) -> None:
     drift = web.command("status", "-o", "json").json["repairs"]
-    (answer,) = watched(web, "--count", "2", "--from", "10.244.1.12", "-o", "json")
-    assert answer.status == 0
-    journeys = answer.out.replace("}\n{", "}\0{").split("\0")
-    assert len(journeys) == 2
-    (answer,) = watched(web, "--count", "1")
-    lines = answer.out.splitlines()
+    (routing,) = watched(web, "--count", "2", "--from", "10.244.1.12", "-o", "json")
+    assert routing.status == 0
+    packet_traces = routing.out.replace("}\n{", "}\0{").split("\0")
+    assert len(packet_traces) == 2
+    (routing,) = watched(web, "--count", "1")
+    lines = routing.out.splitlines()
     assert lines[0].startswith("10.244.1.12:")
     assert lines[0].endswith(f" -> {TO}, came in by cbr0")
     rules = [line.strip() for line in lines]
@@ -178,6 +178,6 @@ def test_nothing_is_left_however_it_ends(web: InspectedNode, ending: signal.Sign
 @pytest.mark.kernel
 def test_what_an_older_kernel_left_behind_goes_at_the_next_start(web: InspectedNode) -> None:
     web.nft(f"add table inet {TABLE}1")
-    answer = web.run("trace", "--live", "--to", TO, "--timeout", "0.1")
-    assert answer.status == 1
+    routing = web.run("trace", "--live", "--to", TO, "--timeout", "0.1")
+    assert routing.status == 1
     assert TABLE not in web.nft("list tables")

@@ -7,23 +7,23 @@ import threading
 
 import pytest
 
+from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
-from pyproxy.agent.questions import Memory
-from pyproxy.agent.world import World
+from pyproxy.agent.queries import ProgrammedState
 from pyproxy.commands.watch import line
 from pyproxy.inspect.snapshot import Change
 from pyproxy.inspect.watch import WATCH, Of
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import NAMESPACE, InspectedNode
 
 WEB = ObjectName(NAMESPACE, "web")
-NOTHING = ServiceAnswer(WEB, ())
+NOTHING = ServiceRouting(WEB, ())
 
 
-def commit(answer: ServiceAnswer | None) -> Commit:
-    return Commit({WEB: answer}, whole=False, node_port_addresses=(), ended=9.0, took=0.5)
+def commit(routing: ServiceRouting | None) -> Commit:
+    return Commit({WEB: routing}, whole=False, node_port_addresses=(), ended=9.0, took=0.5)
 
 
 @pytest.mark.kernel
@@ -49,29 +49,31 @@ def test_a_change_is_told_with_its_latency(node: InspectedNode) -> None:
 
 
 def test_a_commit_is_told_by_what_is_different() -> None:
-    memory = Memory()
+    memory = ProgrammedState()
     told = []
     with memory.watched() as changes:
-        for answer in (NOTHING, NOTHING, ServiceAnswer(WEB, (), affinity_timeout=9), None, None):
-            memory.committed(commit(answer), World())
+        for routing in (NOTHING, NOTHING, ServiceRouting(WEB, (), affinity_timeout=9), None, None):
+            memory.committed(commit(routing), ClusterState())
         told = [changes.get_nowait().what for _ in range(changes.qsize())]
     assert told == ["added", "changed", "removed"]
 
 
 def test_a_watcher_that_does_not_read_holds_up_nobody() -> None:
-    memory = Memory()
+    memory = ProgrammedState()
     with memory.watched() as changes:
         for number in range(changes.maxsize + 1):
-            memory.committed(commit(ServiceAnswer(WEB, (), affinity_timeout=number + 1)), World())
+            memory.committed(
+                commit(ServiceRouting(WEB, (), affinity_timeout=number + 1)), ClusterState()
+            )
         assert changes.full()
     assert memory.syncs == changes.maxsize + 1
 
 
 def test_nobody_is_told_after_leaving() -> None:
-    memory = Memory()
+    memory = ProgrammedState()
     with memory.watched() as changes:
         pass
-    memory.committed(commit(NOTHING), World())
+    memory.committed(commit(NOTHING), ClusterState())
     assert changes.empty()
 
 

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from pyproxy.lab.namespace import INTERFACES, NETNS_FOLDER
+from pyproxy_lab.namespace import INTERFACES, NETNS_FOLDER
 
 PYPROXY = [sys.executable, "-m", "pyproxy"]
-CONFORMANCE = [sys.executable, "-m", "pyproxy.lab.conformance"]
+CONFORMANCE = [sys.executable, "-m", "pyproxy_lab.conformance"]
 CASES = Path(__file__).parents[1] / "conformance" / "cases"
 
 packets = pytest.mark.packets

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from pyproxy_lab.conformance import cases
+from pyproxy_lab.conformance.cases import Applied, EndpointEntry, Probe
+from pyproxy_lab.conformance.slices import slices_of
+from pyproxy_lab.conformance.verdict import describe, holds
+from pyproxy_lab.probe import Outcome
+from pyproxy_lab.topology import TWO_NODES
 
 from pyproxy.errors import UsageError
-from pyproxy.lab.conformance import cases
-from pyproxy.lab.conformance.cases import Applied, EndpointEntry, Probe
-from pyproxy.lab.conformance.slices import slices_of
-from pyproxy.lab.conformance.verdict import describe, holds
-from pyproxy.lab.probe import Outcome
-from pyproxy.lab.topology import TWO_NODES
 
 OWN = {"10.244.1.12", "fd10:1::12"}
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.endpointslice_controller import Controller
+from pyproxy_lab.endpointslices import MANAGED_BY, TRIGGER_TIME, Plan, plan
 
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
-from pyproxy.lab.endpointslice_controller import Controller
-from pyproxy.lab.endpointslices import MANAGED_BY, TRIGGER_TIME, Plan, plan
 from tests.lab.api import MERGE, PODS, SERVICES, SLICES, Api, Json, eventually, service
 
 WHEN = "2026-01-02T03:04:05Z"

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.namespace import INTERFACES, NETNS_FOLDER, LabError
+from pyproxy_lab.network import BLOCKS, Network, claim_block
+from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.topology import numbered_pod
 
-from pyproxy.lab.namespace import INTERFACES, NETNS_FOLDER, LabError
-from pyproxy.lab.network import BLOCKS, Network, claim_block
-from pyproxy.lab.probe import Outcome, probe
-from pyproxy.lab.topology import numbered_pod
 from pyproxy.model.destination import parse_destination
 from tests.namespaces import empty_namespace
 
@@ -165,7 +165,7 @@ def test_what_is_called_inside_raises_here_and_what_fails_says_why(network: Netw
 @packets
 def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
     program = (
-        "from pyproxy.lab.network import Network\n"
+        "from pyproxy_lab.network import Network\n"
         "with Network() as n:\n"
         "    n.connect_to_root()\n"
         "    print('up', flush=True)\n"

@@ -47,8 +47,8 @@ VALUES: st.SearchStrategy[Value] = st.one_of(
 def test_what_was_packed_is_read_alike_or_not(rows: dict[bytes, Value]) -> None:
     for some in (rows, {key: value for key, value in rows.items() if isinstance(value, bytes)}):
         messages = add_elements("table", "set", some, Shape.EXACT)
-        answers = [memoryview(each.message.body) for each in messages]
-        assert elements(answers, Shape.EXACT) == some
+        replies = [memoryview(each.message.body) for each in messages]
+        assert elements(replies, Shape.EXACT) == some
 
 
 @given(st.dictionaries(st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8)))

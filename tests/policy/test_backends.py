@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service
-from pyproxy.policy.answer import PortAnswer, Scope, Use
-from pyproxy.policy.backends import answer
+from pyproxy.policy.backends import route_service
+from pyproxy.policy.routing import PortRouting, Scope, Use
 from tests.policy.objects import (
     EXTERNAL,
     HOST,
@@ -214,7 +214,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
 
 @pytest.mark.parametrize(("fields", "endpoints", "expected"), CASES.values(), ids=CASES)
 def test_one_port(fields: dict[str, Any], endpoints: list[Endpoint], expected: Expected) -> None:
-    (port,) = answer(web(**fields), [slice_of(*endpoints)], NODE, HOST).ports
+    (port,) = route_service(web(**fields), [slice_of(*endpoints)], NODE, HOST).ports
     found = {frontend.scope: frontend.use for frontend in port.frontends}
     assert found.pop(Scope.CLUSTER_IP) is expected.internal
     assert set(found.values()) == ({expected.external} if expected.external else set())
@@ -223,8 +223,8 @@ def test_one_port(fields: dict[str, Any], endpoints: list[Endpoint], expected: E
     assert port.hairpin == backends(*expected.hairpin.split())
 
 
-def only(service: Service, *parts: EndpointSlice, node: Node | None = NODE) -> PortAnswer:
-    (port,) = answer(service, parts, node, HOST).ports
+def only(service: Service, *parts: EndpointSlice, node: Node | None = NODE) -> PortRouting:
+    (port,) = route_service(service, parts, node, HOST).ports
     return port
 
 

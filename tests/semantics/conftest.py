@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from pyproxy.lab.network import Network
+from pyproxy_lab.network import Network
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyproxy.lab.fence import Marker
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, probe
-from pyproxy.lab.process import Agent
-from pyproxy.lab.topology import TWO_NODES
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.process import Agent
+from pyproxy_lab.sync_barrier import Marker
+from pyproxy_lab.topology import TWO_NODES
+
 from pyproxy.model.destination import parse_destination
 from tests import modes
 from tests.waiting import until

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 

@@ -6,10 +6,10 @@ import socket
 from typing import Any
 
 import pytest
+from pyproxy_lab.client import SERVICES, ApiClient, collection
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.client import SERVICES, ApiClient, collection
-from pyproxy.lab.cluster import Cluster
-from pyproxy.lab.namespace import Namespace
 from tests.exposition import scraped
 from tests.waiting import until
 
@@ -41,12 +41,12 @@ def test_events_of_two_agents_about_services_at_odds() -> None:
             balancer = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
             client.create(SHOP, web("third", healthCheckNodePort=32000, **balancer))
             client.patch(f"{SHOP}/third/status", {"status": balanced("198.51.100.1")})
-            until(lambda: events(client, "ClaimedByAnother"))
-            until(lambda: events(client, "HealthCheckPortTaken"))
+            until(lambda: events(client, "FrontendConflict"))
+            until(lambda: events(client, "FailedToStartServiceHealthcheck"))
             # The other agent finds that it comes second.
             until(lambda: any(known(cluster.network.namespace(name)) for name in ("na", "nb")))
-        (claimed,) = events(client, "ClaimedByAnother")
-        (port,) = events(client, "HealthCheckPortTaken")
+        (claimed,) = events(client, "FrontendConflict")
+        (port,) = events(client, "FailedToStartServiceHealthcheck")
     assert claimed["regarding"]["name"] == "second"
     assert claimed["regarding"]["uid"] == made["metadata"]["uid"]
     assert claimed["metadata"]["namespace"] == "shop"

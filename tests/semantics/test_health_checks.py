@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
 
 from .proxied import (
     PATIENCE,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
-from pyproxy.lab.topology import TWO_NODES
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
+from pyproxy_lab.topology import TWO_NODES
 
 from .proxied import Proxied, balanced, endpoint_slice, node, proxied, service
 

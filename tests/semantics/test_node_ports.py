@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
 
 from .proxied import PATIENCE, Object, Proxied, endpoint_slice, proxied, service
 

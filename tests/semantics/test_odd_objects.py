@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
 
 from pyproxy.errors import Problem
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
-from pyproxy.model.events import SetAside, Synced, Upsert
+from pyproxy.model.events import InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.decode import NotOurs, read
-from tests.agent.world import Stage
+from tests.agent.objects import Stage
 
 from .proxied import NAMESPACE, Object, Proxied, balanced, endpoint_slice, proxied, service
 
@@ -94,21 +94,23 @@ class Bystander:
     after = endpoint_slice("bystander", "a2", "b2")
 
 
-def hear(stage: Stage, objects: Sequence[Object]) -> None:
+def handle_event(stage: Stage, objects: Sequence[Object]) -> None:
     for obj in objects:
         value = read(Kind(obj["kind"]), json.dumps(obj).encode()).value
         assert not isinstance(value, NotOurs)
-        stage.agent.hear(SetAside(value) if isinstance(value, Problem) else Upsert(value, 0.0))
+        stage.agent.handle_event(
+            InvalidObject(value) if isinstance(value, Problem) else Upsert(value, 0.0)
+        )
 
 
 @pytest.fixture
 def stage() -> Stage:
     made = Stage()
-    hear(made, Bystander.before)
-    made.hear(made.node)
+    handle_event(made, Bystander.before)
+    made.handle_event(made.node)
     for kind in Kind:
         names = {"bystander", "bystander-ipv4"}
-        made.agent.hear(Synced(kind, frozenset(map(named, names))))
+        made.agent.handle_event(Synced(kind, frozenset(map(named, names))))
     made.settle()
     assert made.serving() == ["shop/bystander"]
     return made
@@ -171,38 +173,38 @@ ODD: dict[str, tuple[Sequence[Object], Callable[[Stage], None]]] = {
 def test_nobody_waits_for_it(stage: Stage, case: str) -> None:
     objects, check = ODD[case]
     before = len(stage.dataplane.commits)
-    hear(stage, objects)
-    hear(stage, [Bystander.after])
+    handle_event(stage, objects)
+    handle_event(stage, [Bystander.after])
     stage.settle()
     assert len(stage.dataplane.commits) == before + 1
     (commit,) = stage.ear.commits[1:]
-    assert named("bystander") in commit.answers
+    assert named("bystander") in commit.routings
     check(stage)
 
 
 def test_nobody_waits_for_a_slice_whose_service_comes_later(stage: Stage) -> None:
-    hear(stage, [odd(), Bystander.after])
+    handle_event(stage, [odd(), Bystander.after])
     stage.settle()
     assert commits(stage) == [{"odd", "bystander"}]
-    hear(stage, [service("odd", ADDRESS)])
+    handle_event(stage, [service("odd", ADDRESS)])
     stage.settle()
     assert commits(stage) == [{"odd", "bystander"}, {"odd"}]
     assert stage.serving() == ["shop/bystander", "shop/odd"]
 
 
 def test_a_slice_that_moves_changes_both_services_at_once(stage: Stage) -> None:
-    hear(stage, [service("odd", ADDRESS), odd(), service("other", OTHER)])
+    handle_event(stage, [service("odd", ADDRESS), odd(), service("other", OTHER)])
     stage.settle()
-    hear(stage, [endpoint_slice("other", "a1", name="odd-ipv4"), Bystander.after])
+    handle_event(stage, [endpoint_slice("other", "a1", name="odd-ipv4"), Bystander.after])
     stage.settle()
     assert commits(stage)[-1] == {"odd", "other", "bystander"}
     assert stage.serving() == ["shop/bystander", "shop/other"]
-    assert len(stage.dataplane.kernel["refused4"]) == 1
+    assert len(stage.dataplane.kernel["no-endpoint-services4"]) == 1
 
 
 def commits(stage: Stage) -> list[set[str]]:
     """The Services in each commit but the first."""
-    return [{name.name for name in commit.answers} for commit in stage.ear.commits[1:]]
+    return [{name.name for name in commit.routings} for commit in stage.ear.commits[1:]]
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.network import Network
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
 
 from pyproxy.config.settings import ProxyMode
-from pyproxy.lab.modes import LabMode
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 
@@ -63,7 +63,7 @@ class Connection:
 
 
 REMEMBERS = {
-    ProxyMode.NFTABLES: "sticky-cluster4",
+    ProxyMode.NFTABLES: "affinity-cluster4",
     ProxyMode.IPTABLES: "--rcheck",
     ProxyMode.IPVS: "persistent",
 }

@@ -15,8 +15,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
-
-from pyproxy.lab.apiserver.faults import (
+from pyproxy_lab.apiserver.faults import (
     Cut,
     Disorder,
     Fault,
@@ -26,9 +25,10 @@ from pyproxy.lab.apiserver.faults import (
     ShortWatches,
     Slow,
 )
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.network import Network
-from pyproxy.lab.topology import TWO_NODES
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.network import Network
+from pyproxy_lab.topology import TWO_NODES
+
 from tests.agent.live import SITE, Object, Process, Stage, desired
 from tests.chaos.numbered import endpoint_slice, remove, service
 

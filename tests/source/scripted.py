@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from kubernetes.client import Configuration
 
-from pyproxy.model.events import Delete, Event, SetAside, Synced, Upsert
+from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind
 from pyproxy.source.access import Access
 from pyproxy.source.client import Client
@@ -239,7 +239,7 @@ def _text(event: Event) -> str:
             return f"-{name.name}"
         case Synced(kind=Kind.SERVICE, names=names):
             return f"={','.join(sorted(name.name for name in names))}"
-        case SetAside(problem=problem) if problem.kind == "Service":
+        case InvalidObject(problem=problem) if problem.kind == "Service":
             return f"!{problem.name}"
         case _:
             return ""

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pyproxy.errors import UsageError
-from pyproxy.model.events import SetAside, Synced, Upsert
+from pyproxy.model.events import InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.source.manifests import ManifestSource
 from tests.waiting import until
@@ -57,7 +57,7 @@ def follow(tmp_path: Path) -> Iterator[Follow]:
 
 
 def problems(recorder: Recorder) -> list[str]:
-    return [str(event.problem) for event in recorder.events if isinstance(event, SetAside)]
+    return [str(event.problem) for event in recorder.events if isinstance(event, InvalidObject)]
 
 
 def test_documents_lists_and_json(tmp_path: Path, follow: Follow) -> None:

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
 from tests.namespaces import empty_namespace
 
 from .scenes import TOOLS

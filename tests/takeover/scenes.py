@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pyproxy.lab.namespace import Namespace
+from pyproxy_lab.namespace import Namespace
 
 DATA = Path(__file__).with_name("data")
 NFTABLES = (DATA / "kube-proxy-nftables.txt").read_text()

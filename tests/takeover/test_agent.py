@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.modes import NFTABLES
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.modes import NFTABLES
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
 from tests.exposition import scraped
 from tests.semantics.proxied import proxied
 from tests.waiting import until

@@ -42,7 +42,7 @@ def test_others_virtual_services_are_let_be() -> None:
     assert str(cluster_ip6) == "[fd00:10:96::1]:443 (protocol 6)"
 
 
-def answer(*attributes: bytes) -> ipvsmsg:
+def reply(*attributes: bytes) -> ipvsmsg:
     """A message of IPVS's, as the kernel writes them: include/uapi/linux/ip_vs.h."""
     rest = [
         attribute(6, b"rr\0"),
@@ -64,7 +64,7 @@ def of_family(family: int) -> bytes:
 def test_the_kernels_messages_are_read_and_answered(service: VirtualService) -> None:
     family = socket.AF_INET if len(service.address) == 4 else socket.AF_INET6
     found = decode(
-        answer(
+        reply(
             of_family(family),
             attribute(2, struct.pack("=H", service.protocol)),
             attribute(3, service.address.ljust(16, b"\0")),  # 16 bytes in either family
@@ -86,4 +86,4 @@ def test_the_kernels_messages_are_read_and_answered(service: VirtualService) -> 
 
 
 def test_services_by_firewall_mark_are_let_be() -> None:
-    assert decode(answer(of_family(socket.AF_INET), attribute(5, struct.pack("=I", 7)))) is None
+    assert decode(reply(of_family(socket.AF_INET), attribute(5, struct.pack("=I", 7)))) is None

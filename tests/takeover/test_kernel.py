@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family
 from pyproxy.takeover import kernel
 from pyproxy.takeover.leftovers import Failure, Leftovers

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.modes import IPTABLES_LEGACY, IPTABLES_NFT, NFTABLES, LabMode
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.modes import IPTABLES_LEGACY, IPTABLES_NFT, NFTABLES, LabMode
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
 from pyproxy.model.flavour import Flavour
 from tests.semantics.proxied import Proxied, proxied
 

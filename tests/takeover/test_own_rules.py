@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.flavour import Flavour
 from pyproxy.takeover import kernel
 from pyproxy.takeover.leftovers import InService, Leftovers

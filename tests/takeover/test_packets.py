@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.modes import NFTABLES
+from pyproxy_lab.network import Network
 
-from pyproxy.lab.modes import NFTABLES
-from pyproxy.lab.network import Network
 from pyproxy.model.destination import parse_destination
 from tests.chaos.loads import Came, load
 from tests.semantics.proxied import balanced, endpoint_slice, proxied, service

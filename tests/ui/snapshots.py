@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import Fill, NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting, TableUsage
 from pyproxy.health.state import Report
 from pyproxy.inspect.snapshot import Change, Snapshot
 from pyproxy.model.address import Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName, Service, ServicePort
-from pyproxy.source.found import Lookup
+from pyproxy.source.api_objects import Lookup
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'<script>"
 
@@ -27,8 +27,8 @@ def snapshot(*services: Service) -> Snapshot:
         services={each.name: each for each in services},
         slices={},
         node=None,
-        node_answer=NodeAnswer(),
-        answers={},
+        node_routing=NodeRouting(),
+        routings={},
         problems=tuple(problem for each in services for problem in each.problems),
         pending=0,
         syncs=3,
@@ -43,7 +43,7 @@ def service(name: str, address: str = "10.96.0.1", port: int = 80) -> Service:
     )
 
 
-class Witness:
+class AgentView:
     """Tells of a snapshot, and of changes that a test makes up."""
 
     def __init__(self, taken: Snapshot) -> None:
@@ -53,7 +53,7 @@ class Witness:
     def snapshot(self) -> Snapshot:
         return self.taken
 
-    def fill(self) -> tuple[Fill, ...]:
+    def fill(self) -> tuple[TableUsage, ...]:
         return ()
 
     def look_up(self, name: ObjectName) -> Lookup:

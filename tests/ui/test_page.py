@@ -18,7 +18,7 @@ from tests.inspect.node import SITE, InspectedNode, inspected_node
 
 from . import snapshots
 from .browser import chromium, page
-from .snapshots import HOSTILE, Witness
+from .snapshots import HOSTILE, AgentView
 
 PORT = 10260
 T = TypeVar("T")
@@ -138,7 +138,7 @@ def test_it_answers_nobody_elses_page_and_changes_nothing(node: InspectedNode) -
 
 
 @contextmanager
-def made_up(witness: Witness) -> Iterator[int]:
+def made_up(witness: AgentView) -> Iterator[int]:
     served = Served(ListenAddress(parse_address("127.0.0.1"), 0), witness, counters=False)
     served.start()
     try:
@@ -149,7 +149,7 @@ def made_up(witness: Witness) -> Iterator[int]:
 
 
 def test_a_hostile_name_is_text() -> None:
-    witness = Witness(snapshots.snapshot(snapshots.service(HOSTILE)))
+    witness = AgentView(snapshots.snapshot(snapshots.service(HOSTILE)))
     with made_up(witness) as port, page(port) as made:
         made.goto("/")
         link = made.get_by_role("link", name=f"shop/{HOSTILE}")

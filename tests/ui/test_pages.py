@@ -16,7 +16,7 @@ from pyproxy.ui.picture import draw
 from pyproxy.ui.search import PAGE, Only, Query, search
 from pyproxy.ui.server import is_ours
 
-from .snapshots import HOSTILE, Witness, service, snapshot
+from .snapshots import HOSTILE, AgentView, service, snapshot
 
 MANY = snapshot(*(service(f"s-{n:03}", f"10.96.1.{n}", 1000 + n) for n in range(120)))
 
@@ -138,7 +138,7 @@ def test_counters_are_read_while_somebody_looks_and_not_too_often() -> None:
         return None if len(asked) == 1 else 30
 
     timeline = Timeline()
-    witness = Witness(snapshot())
+    witness = AgentView(snapshot())
     recorder = Recorder(witness, timeline, lambda: now[0], gained, lambda: watched[0])
     for second in range(30):
         now[0], watched[0] = float(second), second >= 10

@@ -16,7 +16,7 @@ import msgspec
 from pyproxy.model.address import Address, Backend, Family, Network, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.flows import Flow
-from pyproxy.policy.answer import PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import PortRouting, Scope, ServiceRouting, Use
 
 _PORT_SIZE = 2
 
@@ -57,14 +57,14 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-Claims = tuple[Claim, ...]
+FrontendOwners = tuple[Claim, ...]
 """All that is said of one frontend, for two Services may name the same external address."""
 
-GONE: Claims = ()
+GONE: FrontendOwners = ()
 """A frontend that was ours until a moment ago."""
 
 
-def stale(flow: Flow, claims: Claims) -> bool:
+def stale(flow: Flow, claims: FrontendOwners) -> bool:
     """Whether the next packet of a flow to a frontend would be answered otherwise than the flow is.
 
     True where the flow goes to a backend that no claim allows it, where it goes untranslated
@@ -80,9 +80,9 @@ def stale(flow: Flow, claims: Claims) -> bool:
     return bool(admitted) and not flow.zoned
 
 
-def port_claims(answer: ServiceAnswer) -> Iterator[tuple[Key, Claim]]:
+def port_claims(routing: ServiceRouting) -> Iterator[tuple[Key, Claim]]:
     """Say what a Service claims, its UDP and SCTP ports alone."""
-    for port in answer.ports:
+    for port in routing.ports:
         if port.protocol not in PROTOCOLS:
             continue
         uses = {frontend.use for frontend in port.frontends}
@@ -95,11 +95,11 @@ def port_claims(answer: ServiceAnswer) -> Iterator[tuple[Key, Claim]]:
                     port.protocol,
                     frontend.address + frontend.port.to_bytes(2, "big"),
                 ),
-                Claim(backends[frontend.use], answer.source_ranges if guarded else ()),
+                Claim(backends[frontend.use], routing.source_ranges if guarded else ()),
             )
 
 
-def _usable(port: PortAnswer, use: Use) -> tuple[Backend, ...]:
+def _usable(port: PortRouting, use: Use) -> tuple[Backend, ...]:
     # A flow may stay with a backend that drains, as TCP connections do: the conversation is there.
     if use is Use.CLUSTER:
         return port.cluster + port.draining
@@ -118,13 +118,13 @@ class Frontends:
     """
 
     def __init__(self) -> None:
-        self._services: dict[ObjectName, dict[Key, Claims]] = {}
-        self._claimants: dict[Key, dict[ObjectName, Claims]] = {}
-        self._claims: dict[tuple[Family, Protocol], dict[bytes, Claims]] = {
+        self._services: dict[ObjectName, dict[Key, FrontendOwners]] = {}
+        self._claimants: dict[Key, dict[ObjectName, FrontendOwners]] = {}
+        self._claims: dict[tuple[Family, Protocol], dict[bytes, FrontendOwners]] = {
             (family, protocol): {} for family in Family for protocol in PROTOCOLS
         }
 
-    def claims(self, family: Family, protocol: Protocol) -> Mapping[bytes, Claims]:
+    def claims(self, family: Family, protocol: Protocol) -> Mapping[bytes, FrontendOwners]:
         """What is said of each frontend, by a key's `destination`; it follows every change."""
         return self._claims[family, protocol]
 
@@ -141,11 +141,11 @@ class Frontends:
             if len(destination) == _PORT_SIZE
         ]
 
-    def replace(self, name: ObjectName, answer: ServiceAnswer | None) -> frozenset[Key]:
+    def replace(self, name: ObjectName, routing: ServiceRouting | None) -> frozenset[Key]:
         """Take a Service's new answer; the frontends that may have stale flows because of it."""
         before = self._services.pop(name, {})
-        after: dict[Key, Claims] = {}
-        for key, claim in port_claims(answer) if answer is not None else ():
+        after: dict[Key, FrontendOwners] = {}
+        for key, claim in port_claims(routing) if routing is not None else ():
             after[key] = (*after.get(key, ()), claim)
         if after:
             self._services[name] = after
@@ -158,14 +158,14 @@ class Frontends:
             if _unsettles(before.get(key, GONE), after.get(key, GONE))
         )
 
-    def replace_all(self, answers: Iterable[ServiceAnswer]) -> frozenset[Key]:
+    def replace_all(self, routings: Iterable[ServiceRouting]) -> frozenset[Key]:
         """Take what every Service says, as `replace` does; one not among them is gone."""
-        named = {answer.name: answer for answer in answers}
+        named = {routing.name: routing for routing in routings}
         return frozenset[Key]().union(
             *(self.replace(name, named.get(name)) for name in named.keys() | self._services.keys())
         )
 
-    def _write(self, key: Key, name: ObjectName, claims: Claims | None) -> None:
+    def _write(self, key: Key, name: ObjectName, claims: FrontendOwners | None) -> None:
         claimants = self._claimants.setdefault(key, {})
         if claims is None:
             claimants.pop(name, None)
@@ -179,7 +179,7 @@ class Frontends:
             group.pop(key.destination, None)
 
 
-def _unsettles(before: Claims, after: Claims) -> bool:
+def _unsettles(before: FrontendOwners, after: FrontendOwners) -> bool:
     """Whether a change can make a flow stale: more backends for the same clients cannot."""
     old, new = _backends(before), _backends(after)
     if old - new or bool(old) != bool(new):
@@ -187,5 +187,5 @@ def _unsettles(before: Claims, after: Claims) -> bool:
     return [claim.sources for claim in before] != [claim.sources for claim in after] and bool(new)
 
 
-def _backends(claims: Claims) -> frozenset[Backend]:
+def _backends(claims: FrontendOwners) -> frozenset[Backend]:
     return frozenset[Backend]().union(*(claim.backends for claim in claims))

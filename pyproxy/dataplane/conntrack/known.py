@@ -5,13 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 
 from pyproxy.dataplane.packets import (
-    Account,
     Course,
     Delivered,
     Fate,
     Masquerade,
     Packet,
     Stage,
+    TraceResult,
     Untouched,
 )
 from pyproxy.model.address import Backend, Port, Protocol, backend, backend_text
@@ -32,7 +32,7 @@ def known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | None:
     return next((flow for piece in pieces for flow in piece if flow.source == source), None)
 
 
-def account_of(packet: Packet, flow: Flow) -> Account:
+def account_of(packet: Packet, flow: Flow) -> TraceResult:
     """Tell what conntrack does with a packet of a flow that it knows."""
     kept = flow.reply_destination == flow.source
     entry = (
@@ -47,4 +47,4 @@ def account_of(packet: Packet, flow: Flow) -> Account:
         fate = Delivered(Backend(flow.reply_source), masquerade)
     stage = Stage("conntrack", "goes the way of the first packet of its flow", entry)
     remarks = (_TCP_REMARK,) if packet.protocol is Protocol.TCP else ()
-    return Account(packet, (Course(fate, Fraction(1), (stage,)),), remarks)
+    return TraceResult(packet, (Course(fate, Fraction(1), (stage,)),), remarks)

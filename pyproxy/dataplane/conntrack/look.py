@@ -8,7 +8,7 @@ from typing import Protocol as Interface
 
 import msgspec
 
-from pyproxy.dataplane.conntrack.frontends import GONE, Claims, stale
+from pyproxy.dataplane.conntrack.frontends import GONE, FrontendOwners, stale
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Protocol
 from pyproxy.netlink.conntrack import Deletion
@@ -60,7 +60,7 @@ class Look:
         table: Table,
         family: Family,
         protocol: Protocol,
-        claims: Mapping[bytes, Claims],
+        claims: Mapping[bytes, FrontendOwners],
         node_addresses: Collection[Address],
     ) -> None:
         self._table = table

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol as Interface
 
-from pyproxy.dataplane.conntrack.agenda import Agenda
 from pyproxy.dataplane.conntrack.frontends import Frontends, Key
 from pyproxy.dataplane.conntrack.look import Look, Table
+from pyproxy.dataplane.conntrack.recheck_queue import RecheckQueue
 from pyproxy.model.address import Address, Family, Protocol, family_of
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -47,26 +47,26 @@ class Reconciler:
         self._clock = clock
         self._frontends = Frontends()
         self._node_addresses: frozenset[Address] = frozenset()
-        self._agenda = Agenda()
+        self._agenda = RecheckQueue()
         self._wake = threading.Condition()
         self._stopping = False
         self._rested = -math.inf
         self._thread = Worker("conntrack", self._run)
         self.abandoned = 0
 
-    def changed(self, services: Mapping[ObjectName, ServiceAnswer | None]) -> None:
+    def changed(self, services: Mapping[ObjectName, ServiceRouting | None]) -> None:
         """Take note of Services as they were committed just now; None stands for one that is gone.
 
         What the kernel would not take must be left out: its old flows are still right.
         """
         with self._wake:
-            for name, answer in services.items():
-                self._note(self._frontends.replace(name, answer))
+            for name, routing in services.items():
+                self._note(self._frontends.replace(name, routing))
 
-    def full(self, answers: Iterable[ServiceAnswer]) -> None:
+    def full(self, routings: Iterable[ServiceRouting]) -> None:
         """Take note of all Services, and look at all flows: they may be from before this start."""
         with self._wake:
-            gone = self._frontends.replace_all(answers)
+            gone = self._frontends.replace_all(routings)
             self._note(gone | self._frontends.groups())
 
     def node_addresses(self, addresses: Collection[Address]) -> None:

@@ -10,22 +10,22 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from pyproxy.dataplane.interface import Held, NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.dataplane.iptables import fixed, names
+from pyproxy.dataplane.iptables.committed_state import Saved
 from pyproxy.dataplane.iptables.fixed import FILTER, NAT, Options
-from pyproxy.dataplane.iptables.forest import Forest
-from pyproxy.dataplane.iptables.memory import Saved
+from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable, target
 from pyproxy.dataplane.iptables.services import View, compile_service
 from pyproxy.model.address import Family
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 _TREES = (names.SERVICE_TREE, names.REFUSED_TREE)
 _ROOTS = (names.SERVICES, names.EXTERNAL_SERVICES)
 
 
-def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAnswer) -> Held:
+def compare(saved: Saved, wanted: ServiceRouting, options: Options, node: NodeRouting) -> StateDiff:
     """Compare what iptables-save said with what a Service should have."""
     missing: list[str] = []
     extra: list[str] = []
@@ -50,10 +50,10 @@ def compare(saved: Saved, wanted: ServiceAnswer, options: Options, node: NodeAns
             extra += [
                 before + _line(of, text) for text, of in found.last.items() if text not in ways
             ]
-    return Held(tuple(missing), tuple(extra), amiss(saved, options, node), "rule")
+    return StateDiff(tuple(missing), tuple(extra), check_base_rules(saved, options, node), "rule")
 
 
-def amiss(saved: Saved, options: Options, node: NodeAnswer) -> tuple[str, ...]:
+def check_base_rules(saved: Saved, options: Options, node: NodeRouting) -> tuple[str, ...]:
     """Name what is not as it should be of the chains that are there whatever Services there are."""
     found: list[str] = []
     for family, tables in saved.items():
@@ -116,11 +116,11 @@ def _cut_off(ways: _Ways) -> set[str]:
 def _amiss(
     family: Family, tables: Mapping[str, SavedTable], options: Options, view: View
 ) -> Iterator[str]:
-    forest = Forest(family).changed((), ()).chains
+    frontend_trees = FrontendTrees(family).changed((), ()).chains
     for name, chains in fixed.chains(family, options, view.pods).items():
         held = tables.get(name, EMPTY)
         for of, rules in chains.items():
-            grows = of in forest.get(name, {})
+            grows = of in frontend_trees.get(name, {})
             if of not in held.chains or not (grows or held.chains[of] == [r.text for r in rules]):
                 yield f"IPv{family.value} {name}: chain {of} is not there, or not as it should be"
     for name, hook, rule in fixed.jumps(options):

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.iptables import counters
-from pyproxy.dataplane.iptables.compare import amiss, compare
+from pyproxy.dataplane.iptables.committed_state import CommittedState, Saved
+from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.fixed import Options
-from pyproxy.dataplane.iptables.memory import Memory, Saved
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName, removal
 from pyproxy.dataplane.iptables.programs import Programs, RestoreError, detect
 from pyproxy.dataplane.iptables.watch import Watch
@@ -20,7 +20,7 @@ from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class IptablesDataplane:
         self._options = options
         self.flavour = flavour or detect()
         self._programs = {family: Programs(family, self.flavour) for family in Family}
-        self._memory = Memory(options, tuple(Family))
+        self._memory = CommittedState(options, tuple(Family))
         self._watch = Watch(self.flavour)
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
@@ -83,23 +83,23 @@ class IptablesDataplane:
         """Compare what changed with what was committed last; the kernel is not asked."""
         return self._memory.plan(changes.services, changes.node)
 
-    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> IptablesPlan:
+    def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> IptablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         self._watch.begin()
         return self._memory.plan_whole(services, node, self._save())
 
-    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare what the kernel holds of one Service with what it should; KernelError."""
         return compare(self._save(), wanted, self._options, node)
 
-    def amiss(self, node: NodeAnswer) -> tuple[str, ...]:
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         """Name what is not as it should be of the chains that all Services share; KernelError."""
-        return amiss(self._save(), self._options, node)
+        return check_base_rules(self._save(), self._options, node)
 
-    def fill(self) -> tuple[Fill, ...]:
+    def fill(self) -> tuple[TableUsage, ...]:
         """Count the rules of ours in each table, as they are remembered."""
         return tuple(
-            Fill(f"{family.label} {table} rules", count)
+            TableUsage(f"{family.label} {table} rules", count)
             for (family, table), count in self.rules.items()
             if count
         )
@@ -118,7 +118,7 @@ class IptablesDataplane:
             return self._set_aside(plan, error)
         return ()
 
-    def tend(self) -> Drift | None:
+    def tick(self) -> Drift | None:
         """Look for what others have written to iptables-legacy, which announces nothing."""
         return self._watch.look()
 
@@ -138,7 +138,7 @@ class IptablesDataplane:
 
     def _count_into(self, names: frozenset[str]) -> None:
         self._options = msgspec.structs.replace(self._options, counters=names)
-        self._memory = Memory(self._options, tuple(Family))
+        self._memory = CommittedState(self._options, tuple(Family))
 
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}
@@ -158,40 +158,40 @@ class IptablesDataplane:
     def _set_aside(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
         """Write the plan without the Services at fault, which keep what was programmed of them."""
         failures: list[Failure] = []
-        wanted = {name: answer for name, answer in plan.wanted.items() if answer is not None}
-        node = plan.node or NodeAnswer()
+        wanted = {name: routing for name, routing in plan.wanted.items() if routing is not None}
+        node = plan.node or NodeRouting()
         while found := self._memory.owner(wanted.values(), node, error.line):
             failures.append(Failure(found, error))
             wanted = self._instead(wanted, [found])
             try:
-                self._write(self.replan(wanted.values(), node))
+                self._write(self.plan_full(wanted.values(), node))
             except RestoreError as again:
                 error = again
             else:
                 return tuple(failures)
         # iptables-legacy is often told no more than that something is wrong with the table.
-        self._write(self.replan(self._instead(wanted, list(wanted)).values(), node))
+        self._write(self.plan_full(self._instead(wanted, list(wanted)).values(), node))
         return (*failures, *self._try(list(wanted.values())))
 
     def _instead(
-        self, wanted: dict[ObjectName, ServiceAnswer], names: Iterable[ObjectName]
-    ) -> dict[ObjectName, ServiceAnswer]:
-        before = {name: self._memory.answer(name) for name in names}
+        self, wanted: dict[ObjectName, ServiceRouting], names: Iterable[ObjectName]
+    ) -> dict[ObjectName, ServiceRouting]:
+        before = {name: self._memory.routing(name) for name in names}
         return {
-            name: answer
+            name: routing
             for name, asked in wanted.items()
-            if (answer := before.get(name, asked)) is not None
+            if (routing := before.get(name, asked)) is not None
         }
 
-    def _try(self, answers: list[ServiceAnswer]) -> tuple[Failure, ...]:
+    def _try(self, routings: list[ServiceRouting]) -> tuple[Failure, ...]:
         """Write these Services, and where that is refused each half of them alone."""
-        plan = self._memory.plan({each.name: each for each in answers}, None)
+        plan = self._memory.plan({each.name: each for each in routings}, None)
         try:
             self._write(plan)
         except RestoreError as error:
             self._write(self._memory.undo(plan), from_known=False)
-            if len(answers) == 1:
-                return (Failure(answers[0].name, error),)
-            middle = len(answers) // 2
-            return (*self._try(answers[:middle]), *self._try(answers[middle:]))
+            if len(routings) == 1:
+                return (Failure(routings[0].name, error),)
+            middle = len(routings) // 2
+            return (*self._try(routings[:middle]), *self._try(routings[middle:]))
         return ()

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.fixed import TABLES
-from pyproxy.dataplane.iptables.forest import Forest
+from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import Chains, Rule
 from pyproxy.dataplane.iptables.saved import SavedTable, target
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 TableName = tuple[Family, str]
 Wanted = Mapping[TableName, Mapping[str, tuple[Rule, ...]]]
@@ -80,9 +80,9 @@ class IptablesPlan(msgspec.Struct, frozen=True):
     """
 
     changes: Mapping[TableName, TableChange]
-    wanted: Mapping[ObjectName, ServiceAnswer | None]
-    forests: Mapping[Family, Forest]
-    node: NodeAnswer | None = None
+    wanted: Mapping[ObjectName, ServiceRouting | None]
+    forests: Mapping[Family, FrontendTrees]
+    node: NodeRouting | None = None
     whole: bool = False
     rules: Mapping[TableName, int] = {}
 

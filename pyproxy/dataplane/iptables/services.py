@@ -27,7 +27,7 @@ from pyproxy.dataplane.iptables.rules import (
     cleaned,
 )
 from pyproxy.model.address import Address, Backend, Family, Network
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 _SERVES = (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
 _LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
@@ -54,26 +54,26 @@ class Part(msgspec.Struct, frozen=True):
     cluster_ips: set[Address] = set()
 
 
-def compile_service(answer: ServiceAnswer, family: Family, view: View) -> Part:
+def compile_service(routing: ServiceRouting, family: Family, view: View) -> Part:
     """Write all that a Service has in a family."""
     part = Part()
-    for port in answer.ports:
+    for port in routing.ports:
         if port.family is family:
-            _Port(answer, port, view).add_to(part)
+            _Port(routing, port, view).add_to(part)
     return part
 
 
 class _Port:
     """One port of a Service in one family."""
 
-    def __init__(self, answer: ServiceAnswer, port: PortAnswer, view: View) -> None:
-        self._answer = answer
+    def __init__(self, routing: ServiceRouting, port: PortRouting, view: View) -> None:
+        self._route = routing
         self._port = port
         self._view = view
         self._mark = SetMark(view.options.mark)
         self._hairpin = frozenset(port.hairpin)
-        self._digest = names.port_digest(answer.name, port.name, port.protocol)
-        self._comment = cleaned(names.comment(answer.name, port.name))
+        self._digest = names.port_digest(routing.name, port.name, port.protocol)
+        self._comment = cleaned(names.comment(routing.name, port.name))
 
     def add_to(self, part: Part) -> None:
         uses = {frontend.use for frontend in self._port.frontends}
@@ -91,7 +91,7 @@ class _Port:
     def _lead(self, frontend: Frontend, part: Part) -> None:
         port = self._port
         number = tree.number(frontend.address, port.protocol, frontend.port)
-        guarded = frontend.scope is Scope.LOAD_BALANCER and bool(self._answer.source_ranges)
+        guarded = frontend.scope is Scope.LOAD_BALANCER and bool(self._route.source_ranges)
         if frontend.use in _SERVES:
             chain = self._chain_for(frontend)
             if guarded:
@@ -133,7 +133,7 @@ class _Port:
         )
 
     def _guard(self, target: Jump) -> Iterator[Rule]:
-        for network in self._answer.source_ranges:
+        for network in self._route.source_ranges:
             if network.family is self._port.family:
                 yield Rule(source=network, target=target)
 
@@ -152,7 +152,7 @@ class _Port:
                 yield Rule(target=Jump(names.local(self._digest), returns=False))
 
     def _picking(self, chain: str, backends: tuple[Backend, ...], use: Use, part: Part) -> None:
-        timeout = self._answer.affinity_timeout
+        timeout = self._route.affinity_timeout
         returning: tuple[Rule, ...] = ()
         if timeout:
             returning = tuple(self._return_to(backend, timeout) for backend in backends)
@@ -193,7 +193,7 @@ class _Port:
         return Rule(seen=seen, target=Jump(chain, returns=False))
 
     def _send(self, backend: Backend, share: int) -> Rule:
-        if self._answer.affinity_timeout or backend in self._hairpin:
+        if self._route.affinity_timeout or backend in self._hairpin:
             return Rule(share=share, target=Jump(self._endpoint(backend), returns=False))
         return Rule(protocol=self._port.protocol, share=share, target=Translate(backend))
 
@@ -203,9 +203,9 @@ class _Port:
             itself = Network(Address(backend[:-2]), family.bits)
             yield Rule(source=itself, target=self._mark)
         seen = None
-        if self._answer.affinity_timeout:
+        if self._route.affinity_timeout:
             seen = Seen(self._endpoint(backend), family)
         yield Rule(protocol=self._port.protocol, seen=seen, target=Translate(backend))
 
     def _endpoint(self, backend: Backend) -> str:
-        return names.endpoint(self._answer.name, self._port.name, self._port.protocol, backend)
+        return names.endpoint(self._route.name, self._port.name, self._port.protocol, backend)

@@ -20,10 +20,10 @@ from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES
 from pyproxy.dataplane.iptables.plan import Growth, TableName
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
+from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import generation, get_generation
-from pyproxy.netlink.refusals import kernel_error
 
 _GET_INFO = 64
 _INFO = struct.Struct("=32sI5I5III")

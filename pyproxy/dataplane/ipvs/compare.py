@@ -1,7 +1,7 @@
 """What the kernel holds of one Service, held against what it should.
 
-A replan settles the whole of what is read; this settles one Service's part in the same way, so that
-what drains is not taken for a mistake here either.
+A full plan settles all that was read. This settles the part of one Service in the same way, so that
+a draining server is not reported as a difference.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from pyproxy.dataplane.interface import Held
+from pyproxy.dataplane.interface import StateDiff
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.draining import Change, Leaving, settle
+from pyproxy.dataplane.ipvs.draining import Change, Draining, settle
 from pyproxy.dataplane.ipvs.kernel import Addresses
 from pyproxy.dataplane.ipvs.marks import Marks, recall
 from pyproxy.dataplane.ipvs.plan import row_lines
@@ -21,15 +21,15 @@ from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, TABLE, VIRTUALS
 from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key
 from pyproxy.netlink.ipvs import Scheduling, Server, Virtual
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 _BY_FRONTEND = (
     schema.FRONTENDS,
     schema.MASQUERADED,
-    schema.INSIDERS,
+    schema.INTERNAL_SERVICES,
     schema.DROPPED,
-    schema.REFUSED,
-    schema.GUARDED,
+    schema.NO_ENDPOINT_SERVICES,
+    schema.SOURCE_RANGE_FRONTENDS,
 )
 
 
@@ -61,7 +61,7 @@ class Rules(Protocol):
         ...
 
 
-def compare(kernel: Ipvs, rules: Rules, wanted: ServiceAnswer, options: Options) -> Held:
+def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options) -> StateDiff:
     """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
     here = kernel.addresses()
     held: schema.Table = {
@@ -89,8 +89,8 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceAnswer, options: Options)
         return key in after.get(name, {}) or key in held.get(name, {})
 
     change = Change(_touched(wanted, held, after, virtuals), after, asks_for, here.others)
-    delta = settle(held, Leaving(), change).delta
-    return Held(
+    delta = settle(held, Draining(), change).delta
+    return StateDiff(
         tuple(row_lines(delta.add)),
         tuple(row_lines(delta.remove)),
         tuple(_amiss(rules, options, here)),
@@ -107,14 +107,14 @@ def _amiss(rules: Rules, options: Options, here: Addresses) -> Iterator[str]:
         yield f"device {DEVICE} is not there"
 
 
-def _by_address(wanted: ServiceAnswer) -> Iterator[Virtual]:
+def _by_address(wanted: ServiceRouting) -> Iterator[Virtual]:
     for port in wanted.ports:
         for frontend in port.frontends:
             yield Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
 
 
 def _touched(
-    wanted: ServiceAnswer, held: schema.Table, after: schema.Table, virtuals: AbstractSet[Virtual]
+    wanted: ServiceRouting, held: schema.Table, after: schema.Table, virtuals: AbstractSet[Virtual]
 ) -> Mapping[str, AbstractSet[Hashable]]:
     """List what the Service should have, and what could stand in its way."""
     touched: dict[str, set[Hashable]] = {name: set(rows) for name, rows in after.items()}

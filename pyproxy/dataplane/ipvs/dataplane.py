@@ -10,14 +10,14 @@ from itertools import chain
 
 import msgspec
 
-from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.committing import Outcome, commit
+from pyproxy.dataplane.ipvs.commit import Outcome, commit
 from pyproxy.dataplane.ipvs.compare import compare
-from pyproxy.dataplane.ipvs.draining import Change, Leaving, farewell, settle
+from pyproxy.dataplane.ipvs.draining import Change, Draining, drain, settle
+from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
 from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
 from pyproxy.dataplane.ipvs.marks import Marks, recall
-from pyproxy.dataplane.ipvs.patrol import Deadlines, Patrol
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
 from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
@@ -28,7 +28,7 @@ from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Port
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 _SOMEBODY = "somebody"
 
@@ -53,15 +53,15 @@ class IpvsDataplane:
         self._timeouts = timeouts
         self._adopts = adopts
         self._loaded: Options | None = None
-        self._node = NodeAnswer()
-        self._programmed: dict[ObjectName, ServiceAnswer] = {}
+        self._node = NodeRouting()
+        self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._shared: Counter[SharedRow] = Counter()
         self._marks = Marks({})
         self._held: Table = {}
         self._own: AbstractSet[Address] = frozenset()
-        self._leaving = Leaving()
+        self._leaving = Draining()
         self._deadlines = Deadlines(clock)
-        self._patrol: Patrol | None = None
+        self._patrol: DriftPoller | None = None
         try:
             self._rules = RulesTable()
             self._kernel = Kernel()
@@ -100,7 +100,7 @@ class IpvsDataplane:
         before: Table = {}
         after: Table = {}
         growth: Counter[SharedRow] = Counter()
-        placed: dict[ObjectName, ServiceAnswer | None] = {}
+        placed: dict[ObjectName, ServiceRouting | None] = {}
         for name, wanted in changes.services.items():
             old = self._programmed.get(name)
             if old == wanted:
@@ -112,9 +112,9 @@ class IpvsDataplane:
             if wanted:
                 growth.update(shared_rows(wanted))
         marks = self._marks.next(self._programmed, placed, self._leaving)
-        for answer in placed.values():
-            if answer:
-                self._add(answer, marks, after)
+        for routing in placed.values():
+            if routing:
+                self._add(routing, marks, after)
         options = self._loaded or self._options_for(self._node)
         if changes.node is not None:
             before.update(node_rows(self._node.pod_networks))
@@ -145,7 +145,7 @@ class IpvsDataplane:
             reload=options != self._loaded,
         )
 
-    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> IpvsPlan:
+    def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> IpvsPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         options = self._options_for(node)
         reload = not self._rules.is_loaded(options)
@@ -154,18 +154,18 @@ class IpvsDataplane:
         self._own = here.others
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
         self._read_ipvs(held, here.ours)
-        answers = {answer.name: answer for answer in services}
-        marks = recall(answers.values(), held, self._marks)
+        routings = {routing.name: routing for routing in services}
+        marks = recall(routings.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
         shared: Counter[SharedRow] = Counter()
-        for answer in answers.values():
-            self._add(answer, marks, wanted)
-            shared.update(shared_rows(answer))
+        for routing in routings.values():
+            self._add(routing, marks, wanted)
+            shared.update(shared_rows(routing))
         for set_name, key in shared:
             wanted.setdefault(set_name, {})[key] = b""
         following = settle(
             held,
-            Leaving(),
+            Draining(),
             Change(
                 _keys(held, wanted),
                 wanted,
@@ -176,7 +176,7 @@ class IpvsDataplane:
         return IpvsPlan(
             following.delta,
             following.leaving,
-            answers,
+            routings,
             shared,
             marks,
             options,
@@ -186,13 +186,13 @@ class IpvsDataplane:
             device=not here.device,
         )
 
-    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare what the kernel holds of one Service with what it should; KernelError."""
         return compare(self._kernel, self._rules, wanted, self._options_for(node))
 
-    def fill(self) -> tuple[Fill, ...]:
+    def fill(self) -> tuple[TableUsage, ...]:
         """Count virtual services, servers, addresses and each set's elements, as remembered."""
-        return tuple(Fill(name, len(rows)) for name, rows in list(self._held.items()) if rows)
+        return tuple(TableUsage(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 
     def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
         """Write a plan and remember it; the Services that the kernel would not take.
@@ -217,7 +217,7 @@ class IpvsDataplane:
         foreign = self._rules.wait()
         return None if foreign is None else Drift(foreign.by)
 
-    def tend(self) -> Drift | None:
+    def tick(self) -> Drift | None:
         """Let go of servers whose connections are gone, and look at what tells of no change."""
         if self._patrol is None:
             return None
@@ -243,10 +243,10 @@ class IpvsDataplane:
         self._rules.close()
         self._kernel.close()
 
-    def _add(self, answer: ServiceAnswer, marks: Marks, table: Table) -> None:
-        add_service(answer, marks.numbers, self._options.scheduler, table)
+    def _add(self, routing: ServiceRouting, marks: Marks, table: Table) -> None:
+        add_service(routing, marks.numbers, self._options.scheduler, table)
 
-    def _options_for(self, node: NodeAnswer) -> Options:
+    def _options_for(self, node: NodeRouting) -> Options:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
@@ -289,7 +289,7 @@ class IpvsDataplane:
 
     def _let_go(self, done: AbstractSet[ServerKey]) -> None:
         change = Change(
-            farewell(self._leaving, done),
+            drain(self._leaving, done),
             {},
             lambda row: self._shared[row] > 0,
             self._own,
@@ -314,18 +314,18 @@ class IpvsDataplane:
             self._programmed.clear()
             self._shared.clear()
         failed = {failure.name for failure in outcome.failures}
-        for name, answer in plan.services.items():
+        for name, routing in plan.services.items():
             if name in failed:
                 continue
-            if answer is None:
+            if routing is None:
                 self._programmed.pop(name, None)
             else:
-                self._programmed[name] = answer
+                self._programmed[name] = routing
         self._shared.update(plan.shared)
         for name in failed:
             # A whole plan counts from nothing, and so there is no old answer to count back to.
-            if answer := plan.services[name]:
-                self._shared.subtract(shared_rows(answer))
+            if routing := plan.services[name]:
+                self._shared.subtract(shared_rows(routing))
             if not plan.whole and (old := self._programmed.get(name)):
                 self._shared.update(shared_rows(old))
         for row in [row for row in plan.shared if self._shared[row] <= 0]:
@@ -334,7 +334,7 @@ class IpvsDataplane:
         self._leaving = plan.leaving
         self._deadlines.follow(plan.leaving)
         if self._patrol is None:
-            self._patrol = Patrol(self._kernel)
+            self._patrol = DriftPoller(self._kernel)
         self._patrol.begin(self._own)
 
 

@@ -27,7 +27,7 @@ _NO_NEW_ONES = 0
 _REFUSES = Tag("", "drains")
 
 
-class Leaving(msgspec.Struct, frozen=True):
+class Draining(msgspec.Struct, frozen=True):
     """What nobody wants and what stays all the same, until its connections are gone.
 
     `servers` are the real servers by virtual service, `virtuals` those virtual services of which
@@ -62,22 +62,22 @@ class Next(msgspec.Struct, frozen=True):
     """The rows to remove and to add, and who is leaving once that is done."""
 
     delta: Delta[Any, Any]
-    leaving: Leaving
+    leaving: Draining
 
 
-def settle(held: Table, leaving: Leaving, change: Change) -> Next:
+def settle(held: Table, leaving: Draining, change: Change) -> Next:
     """Work out the least to write, from what the kernel holds."""
     return _Settling(held, leaving, change).run()
 
 
-def farewell(leaving: Leaving, done: AbstractSet[ServerKey]) -> dict[str, set[Hashable]]:
+def drain(leaving: Draining, done: AbstractSet[ServerKey]) -> dict[str, set[Hashable]]:
     """Say what is touched when these have no connections left."""
     retired = {virtual for virtual, _ in done} & leaving.virtuals
     return {SERVERS: set(done), VIRTUALS: set(retired)}
 
 
 class _Settling:
-    def __init__(self, held: Table, leaving: Leaving, change: Change) -> None:
+    def __init__(self, held: Table, leaving: Draining, change: Change) -> None:
         self._held = held
         self._change = change
         self._servers = {virtual: set(found) for virtual, found in leaving.servers.items()}
@@ -94,7 +94,9 @@ class _Settling:
         for key in self._touched.get(SERVERS, ()):
             self._server(key)
         for virtual in self._virtuals:
-            if _key(virtual) in self._touched.get(schema.REFUSED.of(virtual.family), ()):
+            if _key(virtual) in self._touched.get(
+                schema.NO_ENDPOINT_SERVICES.of(virtual.family), ()
+            ):
                 self._touch(VIRTUALS, virtual)
         for virtual in self._touched.get(VIRTUALS, ()):
             self._virtual(virtual)
@@ -106,7 +108,7 @@ class _Settling:
             if (rows := self._held.get(name))
         }
         servers = {virtual: frozenset(found) for virtual, found in self._servers.items() if found}
-        return Next(diff(before, self._after), Leaving(servers, frozenset(self._virtuals)))
+        return Next(diff(before, self._after), Draining(servers, frozenset(self._virtuals)))
 
     def _server(self, key: ServerKey) -> None:
         virtual, backend = key
@@ -131,12 +133,12 @@ class _Settling:
         if virtual.mark:
             return
         key = _key(virtual)
-        for kind in (schema.FRONTENDS, schema.REFUSED):
+        for kind in (schema.FRONTENDS, schema.NO_ENDPOINT_SERVICES):
             name = kind.of(virtual.family)
             held = self._held.get(name, {}).get(key)
             if key not in self._touched.get(name, ()):
                 self._touch(name, key)
-                if held is not None and held != _REFUSES and kind is schema.REFUSED:
+                if held is not None and held != _REFUSES and kind is schema.NO_ENDPOINT_SERVICES:
                     self._after[name][key] = held
             if retires:
                 # A refusal that a Service had asked for, and no longer does, would stay for good.

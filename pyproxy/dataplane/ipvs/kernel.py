@@ -16,7 +16,7 @@ from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Address, Network
 from pyproxy.netlink import addresses, ipvs
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
-from pyproxy.netlink.refusals import Refusal, kernel_error
+from pyproxy.netlink.kernel_errors import MessageError, kernel_error
 from pyproxy.netlink.requests import Request, Requests
 from pyproxy.netlink.sockets import NETLINK_GENERIC, NETLINK_ROUTE
 
@@ -109,7 +109,7 @@ class Kernel:
             ) from error
         return int(_INFO.unpack(info)[2])
 
-    def send(self, requests: Sequence[Request]) -> list[Refusal]:
+    def send(self, requests: Sequence[Request]) -> list[MessageError]:
         """Send requests to IPVS; the refusals. Raises KernelError."""
         return self._generic.send(requests)
 

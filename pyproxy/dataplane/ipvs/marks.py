@@ -9,12 +9,12 @@ from itertools import count
 import msgspec
 
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.draining import Leaving
+from pyproxy.dataplane.ipvs.draining import Draining
 from pyproxy.dataplane.ipvs.rows import PortKey, split_ports
 from pyproxy.dataplane.ipvs.schema import Table
 from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import PortAnswer, ServiceAnswer, Use
+from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
 
 
 class Marks(msgspec.Struct, frozen=True):
@@ -24,9 +24,9 @@ class Marks(msgspec.Struct, frozen=True):
 
     def next(
         self,
-        before: Mapping[ObjectName, ServiceAnswer],
-        after: Mapping[ObjectName, ServiceAnswer | None],
-        leaving: Leaving,
+        before: Mapping[ObjectName, ServiceRouting],
+        after: Mapping[ObjectName, ServiceRouting | None],
+        leaving: Draining,
     ) -> Marks:
         """Say what the numbers are once these Services have changed.
 
@@ -48,7 +48,7 @@ class Marks(msgspec.Struct, frozen=True):
         return Marks(numbers)
 
 
-def recall(answers: Iterable[ServiceAnswer], held: Table, known: Marks) -> Marks:
+def recall(routings: Iterable[ServiceRouting], held: Table, known: Marks) -> Marks:
     """Give every port that needs one a number: that which it has in the kernel, or had before."""
     numbers: dict[PortKey, int] = {}
     needed: list[PortKey] = []
@@ -58,8 +58,8 @@ def recall(answers: Iterable[ServiceAnswer], held: Table, known: Marks) -> Marks
         for virtual in held.get(schema.VIRTUALS, {})
         if virtual.mark
     }
-    for answer in answers:
-        for key, port in split_ports(answer):
+    for routing in routings:
+        for key, port in split_ports(routing):
             needed.append(key)
             number = _held_number(port, held)
             number = known.numbers.get(key) if number is None else number
@@ -70,8 +70,8 @@ def recall(answers: Iterable[ServiceAnswer], held: Table, known: Marks) -> Marks
     return Marks(numbers)
 
 
-def _held_number(port: PortAnswer, held: Table) -> int | None:
-    rows = held.get(schema.INSIDERS.of(port.family), {})
+def _held_number(port: PortRouting, held: Table) -> int | None:
+    rows = held.get(schema.INTERNAL_SERVICES.of(port.family), {})
     for frontend in port.frontends:
         if frontend.use is Use.SPLIT:
             key = frontend_key(frontend.address, port.protocol, frontend.port)

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from pyproxy.dataplane.diff import Delta
-from pyproxy.dataplane.interface import NodeAnswer
-from pyproxy.dataplane.ipvs.draining import Leaving
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.ipvs.draining import Draining
 from pyproxy.dataplane.ipvs.marks import Marks
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import (
@@ -28,7 +28,7 @@ from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, add_elements, delete_elements
 from pyproxy.netlink.ipvs import PERSISTENT, Messages, Scheduling, Virtual, protocol_name
 from pyproxy.netlink.requests import Request
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 _KINDS = {
     VIRTUALS: "virtual service",
@@ -48,13 +48,13 @@ class IpvsPlan(msgspec.Struct, frozen=True):
     """
 
     delta: Delta[Any, Any]
-    leaving: Leaving
-    services: Mapping[ObjectName, ServiceAnswer | None]
+    leaving: Draining
+    services: Mapping[ObjectName, ServiceRouting | None]
     shared: Mapping[SharedRow, int]
     marks: Marks
     options: Options
     held: Table | None = None
-    node: NodeAnswer | None = None
+    node: NodeRouting | None = None
     reload: bool = False
     device: bool = False
 

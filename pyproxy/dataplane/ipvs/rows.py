@@ -14,7 +14,7 @@ from pyproxy.model.address import Address, Backend, Family, Mark, Port, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Scheduling, Virtual
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 PortKey = tuple[ObjectName, Family, Protocol, str]
 """A Service's port in one family, by its name."""
@@ -23,14 +23,14 @@ _WEIGHT = 1
 _DRAINING = 0
 
 
-def split_ports(answer: ServiceAnswer) -> Iterator[tuple[PortKey, PortAnswer]]:
+def split_ports(routing: ServiceRouting) -> Iterator[tuple[PortKey, PortRouting]]:
     """Give the ports that need a virtual service for insiders, which goes by a mark."""
-    for port in answer.ports:
+    for port in routing.ports:
         if port.cluster and any(frontend.use is Use.SPLIT for frontend in port.frontends):
-            yield port_key(answer.name, port), port
+            yield port_key(routing.name, port), port
 
 
-def port_key(name: ObjectName, port: PortAnswer) -> PortKey:
+def port_key(name: ObjectName, port: PortRouting) -> PortKey:
     """Say which port of which Service this is."""
     return name, port.family, port.protocol, port.name
 
@@ -41,20 +41,20 @@ def virtual_by_mark(family: Family, mark: Mark) -> Virtual:
 
 
 def add_service(
-    answer: ServiceAnswer, marks: Mapping[PortKey, int], scheduler: str, table: Table
+    routing: ServiceRouting, marks: Mapping[PortKey, int], scheduler: str, table: Table
 ) -> None:
     """Add the rows that belong to one Service alone.
 
     `marks` has a number for each of its `split_ports`; `scheduler` is for whoever names none.
     """
-    picks = scheduling(answer.scheduler or scheduler, answer.affinity_timeout)
-    for port in answer.ports:
-        _Port(answer, port, picks, table).add(marks)
+    picks = scheduling(routing.scheduler or scheduler, routing.affinity_timeout)
+    for port in routing.ports:
+        _Port(routing, port, picks, table).add(marks)
 
 
-def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
+def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
     """Give the rows that other Services may want as well, once for each port that wants them."""
-    for port in answer.ports:
+    for port in routing.ports:
         hairpin = schema.HAIRPIN.of(port.family)
         for backend in port.hairpin:
             yield hairpin, backend[:-2] * 2
@@ -69,17 +69,17 @@ class _Port:
     """One port of a Service, on its way into a table."""
 
     def __init__(
-        self, answer: ServiceAnswer, port: PortAnswer, picks: Scheduling, table: Table
+        self, routing: ServiceRouting, port: PortRouting, picks: Scheduling, table: Table
     ) -> None:
-        self._answer = answer
+        self._route = routing
         self._port = port
         self._picks = picks
         self._table = table
-        self._comment = service_comment(answer.name, port.name)
+        self._comment = service_comment(routing.name, port.name)
 
     def add(self, marks: Mapping[PortKey, int]) -> None:
         port = self._port
-        number = marks.get(port_key(self._answer.name, port))
+        number = marks.get(port_key(self._route.name, port))
         mark = schema.mark_of(number, port.protocol) if number is not None else None
         if mark is not None:
             self._virtual(virtual_by_mark(port.family, mark), port.cluster)
@@ -92,7 +92,7 @@ class _Port:
         virtual = Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
         match frontend.use:
             case Use.REFUSE:
-                self._put(schema.REFUSED, key)
+                self._put(schema.NO_ENDPOINT_SERVICES, key)
             case Use.DROP:
                 self._put(schema.DROPPED, key)
             case Use.CLUSTER:
@@ -103,16 +103,16 @@ class _Port:
                 self._virtual(virtual, port.local, key)
             case Use.SPLIT:
                 if mark is not None:
-                    insiders = self._table.setdefault(schema.INSIDERS.of(port.family), {})
+                    insiders = self._table.setdefault(schema.INTERNAL_SERVICES.of(port.family), {})
                     insiders[key] = mark.to_bytes(4, sys.byteorder)
                 if port.local:
                     self._virtual(virtual, port.local, key)
                 else:
                     self._put(schema.DROPPED, key)
-        if frontend.scope is Scope.LOAD_BALANCER and self._answer.source_ranges:
-            self._put(schema.GUARDED, key)
+        if frontend.scope is Scope.LOAD_BALANCER and self._route.source_ranges:
+            self._put(schema.SOURCE_RANGE_FRONTENDS, key)
             sources = self._table.setdefault(schema.SOURCES.of(port.family), {})
-            for low, high in joined_ranges(self._answer.source_ranges, port.family):
+            for low, high in joined_ranges(self._route.source_ranges, port.family):
                 sources[key + low + key + high] = b""
 
     def _put(self, kind: SetKind, key: bytes) -> None:

@@ -17,10 +17,10 @@ from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError, OutOfStepError, UsageError
 from pyproxy.netlink import nftables, rules
 from pyproxy.netlink.elements import ElementMessage
+from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Foreign, Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
-from pyproxy.netlink.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class RulesTable:
             raise OutOfStepError("the table was replaced, with all elements gone", 0)
         self._load(options)
 
-    def write(self, elements: list[ElementMessage]) -> Refusal | None:
+    def write(self, elements: list[ElementMessage]) -> MessageError | None:
         """Write elements in one transaction; None says that it was committed."""
         refusals = self.netlink.transact([each.message for each in elements], SUBSYSTEM)
         return refusals[0] if refusals else None

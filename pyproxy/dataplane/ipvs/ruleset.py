@@ -81,12 +81,13 @@ def _chains(options: Options) -> dict[str, list[str]]:
     services: list[str] = []
     for family in Family:
         newcomers.append(
-            f"{_lookup(schema.GUARDED, family)} {_lookup(schema.SOURCES, family, negate=True)} drop"
+            f"{_lookup(schema.SOURCE_RANGE_FRONTENDS, family)} "
+            f"{_lookup(schema.SOURCES, family, negate=True)} drop"
         )
         newcomers += _marking(family, options)
-        services += _insiders(family, options)
+        services += _internal_marks(family, options)
         services.append(f"{_lookup(schema.DROPPED, family)} drop")
-        services.append(f"{_lookup(schema.REFUSED, family)} goto refuse")
+        services.append(f"{_lookup(schema.NO_ENDPOINT_SERVICES, family)} goto refuse")
         services.append(
             f"{_lookup(schema.ADDRESSES, family)} "
             f"{_lookup(schema.FRONTENDS, family, negate=True)} goto refuse"
@@ -103,12 +104,12 @@ def _chains(options: Options) -> dict[str, list[str]]:
         ],
         "filter-input": ["jump services"],
         "filter-output": ["jump services"],
-        "insiders-leave": [
+        "clear-internal-mark": [
             f"ct state new fib saddr type local meta mark set {options.mark:#010x} return",
             "meta mark set 0",
         ],
         "filter-postrouting": [
-            f"meta mark & {MARK_MASK:#010x} == {MARK_SPACE:#010x} goto insiders-leave"
+            f"meta mark & {MARK_MASK:#010x} == {MARK_SPACE:#010x} goto clear-internal-mark"
         ],
         "nat-postrouting": _masquerading(options),
     }
@@ -125,9 +126,10 @@ def _marking(family: Family, options: Options) -> list[str]:
     return rules
 
 
-def _insiders(family: Family, options: Options) -> list[str]:
+def _internal_marks(family: Family, options: Options) -> list[str]:
     pods = _from_pods(family, options, negate=False)
-    chosen = f"meta mark set {schema.INSIDERS.key_text(family)} map @{schema.INSIDERS.of(family)}"
+    kind = schema.INTERNAL_SERVICES
+    chosen = f"meta mark set {kind.key_text(family)} map @{kind.of(family)}"
     return [
         *([f"{pods} {chosen} return"] if pods else []),
         f"fib saddr type local {chosen} return",

@@ -33,14 +33,16 @@ MARK_MASK = Mark(0xFF000000)
 
 PODS = nftables.PODS
 CLUSTER_IPS = nftables.CLUSTER_IPS
-REFUSED = nftables.REFUSED
+NO_ENDPOINT_SERVICES = nftables.NO_ENDPOINT_SERVICES
 HAIRPIN = nftables.HAIRPIN
-GUARDED = nftables.GUARDED
+SOURCE_RANGE_FRONTENDS = nftables.SOURCE_RANGE_FRONTENDS
 SOURCES = nftables.SOURCES
 ADDRESSES = SetKind("addresses", "service addresses on kube-ipvs0", (Field.DADDR,))
 FRONTENDS = SetKind("frontends", "virtual services of ours", FRONTEND)
 MASQUERADED = SetKind("masqueraded", "external frontends, policy Cluster", FRONTEND)
-INSIDERS = SetKind("insiders", "policy Local: pods and the node itself", FRONTEND, (Field.MARK,))
+INTERNAL_SERVICES = SetKind(
+    "internal-services", "policy Local: pods and the node itself", FRONTEND, (Field.MARK,)
+)
 DROPPED = SetKind("dropped", "policy Local without an endpoint on this node", FRONTEND)
 
 SETS = (
@@ -49,11 +51,11 @@ SETS = (
     ADDRESSES,
     FRONTENDS,
     MASQUERADED,
-    INSIDERS,
+    INTERNAL_SERVICES,
     DROPPED,
-    REFUSED,
+    NO_ENDPOINT_SERVICES,
     HAIRPIN,
-    GUARDED,
+    SOURCE_RANGE_FRONTENDS,
     SOURCES,
 )
 

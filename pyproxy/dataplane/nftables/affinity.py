@@ -17,7 +17,7 @@ from pyproxy.dataplane.nftables.schema import AFFINITY, Rows, Table
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
-from pyproxy.policy.answer import Frontend, PortAnswer, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
 
 
 class Allowed(msgspec.Struct, frozen=True):
@@ -31,19 +31,19 @@ Expectations = dict[bytes, Allowed]
 """What is allowed, by frontend key."""
 
 
-def expectations(answers: Iterable[ServiceAnswer]) -> Expectations:
+def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
     """Say what the clients of these Services' sticky frontends may go on using."""
     return {
         frontend_key(frontend.address, port.protocol, frontend.port): _allowed(port, frontend)
-        for answer in answers
-        if answer.affinity_timeout
-        for port in answer.ports
+        for routing in routings
+        if routing.affinity_timeout
+        for port in routing.ports
         for frontend in port.frontends
     }
 
 
 def loosened(
-    before: Mapping[ObjectName, ServiceAnswer], after: Mapping[ObjectName, ServiceAnswer | None]
+    before: Mapping[ObjectName, ServiceRouting], after: Mapping[ObjectName, ServiceRouting | None]
 ) -> Expectations:
     """Tell which frontends may have entries that a change has made stale, and what is allowed now.
 
@@ -51,7 +51,7 @@ def loosened(
     outside, cannot be told from the entry.
     """
     then = expectations(before[name] for name in after if name in before)
-    now = expectations(answer for answer in after.values() if answer is not None)
+    now = expectations(routing for routing in after.values() if routing is not None)
     nobody: frozenset[Backend] = frozenset()
     result: Expectations = {}
     for key, was in then.items():
@@ -81,7 +81,7 @@ def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bo
     return {AFFINITY.of(family): gone} if gone else {}
 
 
-def _allowed(port: PortAnswer, frontend: Frontend) -> Allowed:
+def _allowed(port: PortRouting, frontend: Frontend) -> Allowed:
     match frontend.use:
         case Use.CLUSTER:
             backends = frozenset(port.cluster)

@@ -43,10 +43,10 @@ MARKING = "mark-masquerade"
 and whoever looks for it change together."""
 
 _MASQUERADED = "masq-"
-_STICKY = "sticky-"
+_AFFINITY = "affinity-"
 _LEARN = "learn"
 _HOOKS = {"learn-postrouting": rules.HOOK_POSTROUTING, "learn-input": rules.HOOK_INPUT}
-_NAME = re.compile(rf"({_MASQUERADED})?({_STICKY})?({CLUSTER}|{LOCAL})[46]-\d+|{_LEARN}[46]-\d+")
+_NAME = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({CLUSTER}|{LOCAL})[46]-\d+|{_LEARN}[46]-\d+")
 _FILTER = 0
 """The priority at which a client's address has not been masqueraded yet."""
 
@@ -64,7 +64,7 @@ def picking(
 
     `masquerade` hides the client's address, `sticky` looks for the endpoint it had before.
     """
-    prefix = _MASQUERADED * masquerade + _STICKY * sticky
+    prefix = _MASQUERADED * masquerade + _AFFINITY * sticky
     return f"{prefix}{which}{int(family)}-{size}"
 
 
@@ -103,7 +103,7 @@ def needed(names: Iterable[str]) -> list[str]:
             found[name] = None
             continue
         sticky = name.removeprefix(_MASQUERADED)
-        found.update(dict.fromkeys((sticky.removeprefix(_STICKY), sticky, name)))
+        found.update(dict.fromkeys((sticky.removeprefix(_AFFINITY), sticky, name)))
     return list(found)
 
 
@@ -149,9 +149,9 @@ def _rules(name: str) -> Iterator[list[bytes]]:
     elif name.startswith(_MASQUERADED):
         yield [rules.jump(MARKING)]
         yield [rules.go_to(name.removeprefix(_MASQUERADED))]
-    elif name.startswith(_STICKY):
+    elif name.startswith(_AFFINITY):
         yield _return_to(family)
-        yield [rules.go_to(name.removeprefix(_STICKY))]
+        yield [rules.go_to(name.removeprefix(_AFFINITY))]
     else:
         offset = LOCAL_OFFSET if head[:-1] == LOCAL else 0
         for modulus in moduli(int(number)):
@@ -196,7 +196,7 @@ def _sort(family: Family) -> list[bytes]:
         *_is_of(family),
         *rules.is_new(_FIRST),
         *_original_frontend(family, _FIRST),
-        rules.look_up_verdict(schema.STICKY.of(family), _FIRST),
+        rules.look_up_verdict(schema.AFFINITY_FRONTENDS.of(family), _FIRST),
     ]
 
 
@@ -209,7 +209,7 @@ def _learn(family: Family, timeout: int) -> list[bytes]:
         *_original_frontend(family, frontend),
         _load_address(family, _DADDR_OFFSET, endpoint),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
-        rules.is_in(schema.STICKY_ENDPOINTS.of(family), frontend),
+        rules.is_in(schema.AFFINITY_ENDPOINTS.of(family), frontend),
         rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout),
     ]
 

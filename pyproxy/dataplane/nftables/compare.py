@@ -10,12 +10,12 @@ import struct
 from collections.abc import Iterator
 
 from pyproxy.dataplane.diff import diff
-from pyproxy.dataplane.interface import Fill, Held
+from pyproxy.dataplane.interface import StateDiff, TableUsage
 from pyproxy.dataplane.nftables import chains, listing, schema
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.plan import targets
-from pyproxy.dataplane.nftables.pristine import differences, pristine
 from pyproxy.dataplane.nftables.readback import read_tables, recall
+from pyproxy.dataplane.nftables.reference_ruleset import differences, pristine
 from pyproxy.dataplane.nftables.rows import add_service, frontend_key, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
@@ -24,23 +24,23 @@ from pyproxy.model.address import Family
 from pyproxy.netlink import elements, nftables
 from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 _INDEX = struct.Struct("=I")
 _BY_FRONTEND = (
     schema.SERVICES,
-    schema.INSIDERS,
-    schema.OUTSIDERS,
-    schema.REFUSED,
-    schema.GUARDED,
-    schema.STICKY,
+    schema.INTERNAL_SERVICES,
+    schema.EXTERNAL_SERVICES,
+    schema.NO_ENDPOINT_SERVICES,
+    schema.SOURCE_RANGE_FRONTENDS,
+    schema.AFFINITY_FRONTENDS,
 )
 
 
-def compare(netlink: Nfnetlink, wanted: ServiceAnswer, options: Options) -> Held:
+def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: Options) -> StateDiff:
     """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
     if TABLE not in read_tables(netlink):
-        return Held(rules=(f"table inet {TABLE} is not there",))
+        return StateDiff(rules=(f"table inet {TABLE} is not there",))
     held = _read(netlink, wanted)
     placed = recall(held).place(wanted)
     after: Table = {}
@@ -48,14 +48,14 @@ def compare(netlink: Nfnetlink, wanted: ServiceAnswer, options: Options) -> Held
     for set_name, key in shared_rows(placed):
         after.setdefault(set_name, {})[key] = b""
     delta = diff(held, after)
-    return Held(
+    return StateDiff(
         tuple(listing.lines(delta.add)),
         tuple(listing.lines(delta.remove)),
         tuple(_rules(netlink, options, after)),
     )
 
 
-def fill(netlink: Nfnetlink) -> tuple[Fill, ...]:
+def fill(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
     """Count each set's elements, of those that have any. Raises KernelError.
 
     Kernels before 6.16 do not say.
@@ -64,13 +64,13 @@ def fill(netlink: Nfnetlink) -> tuple[Fill, ...]:
         return ()
     sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(TABLE)))
     return tuple(
-        Fill(name, sizes[name], schema.BY_NAME[name][0].learned)
+        TableUsage(name, sizes[name], schema.BY_NAME[name][0].learned)
         for name in sorted(sizes.keys() & schema.BY_NAME.keys())
         if sizes[name]
     )
 
 
-def amiss(netlink: Nfnetlink, options: Options) -> tuple[str, ...]:
+def check_base_rules(netlink: Nfnetlink, options: Options) -> tuple[str, ...]:
     """Name what is to be done to the fixed rules, chains and sets. Raises KernelError."""
     layout = read_layout(netlink)
     if layout.is_loaded(options):
@@ -83,7 +83,7 @@ def amiss(netlink: Nfnetlink, options: Options) -> tuple[str, ...]:
 
 
 def _rules(netlink: Nfnetlink, options: Options, after: Table) -> Iterator[str]:
-    if found := amiss(netlink, options):
+    if found := check_base_rules(netlink, options):
         yield from found
         return
     layout = read_layout(netlink)
@@ -93,7 +93,7 @@ def _rules(netlink: Nfnetlink, options: Options, after: Table) -> Iterator[str]:
             yield f"chain {name} is not there, or lacks rules"
 
 
-def _read(netlink: Nfnetlink, wanted: ServiceAnswer) -> Table:
+def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
     held: Table = {}
 
     def take(set_name: str, key: bytes) -> bool:
@@ -116,7 +116,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceAnswer) -> Table:
             known = {each + b"\0\0" for each in port.cluster + port.local}
             known.update(v for v in held.get(endpoints, {}).values() if isinstance(v, bytes))
             for endpoint in known:
-                take(schema.STICKY_ENDPOINTS.of(port.family), key + endpoint)
+                take(schema.AFFINITY_ENDPOINTS.of(port.family), key + endpoint)
             _take_sources(netlink, port.family, key, held)
     for set_name, key in set(shared_rows(wanted)):
         take(set_name, key)
@@ -135,7 +135,7 @@ def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -
 
 def _element(netlink: Nfnetlink, set_name: str, key: bytes) -> Rows:
     try:
-        answer = netlink.get(elements.get_element(TABLE, set_name, key))
+        routing = netlink.get(elements.get_element(TABLE, set_name, key))
     except OutOfStepError:  # no such element, or no such set
         return {}
-    return elements.elements([answer], Shape.EXACT)
+    return elements.elements([routing], Shape.EXACT)

@@ -134,26 +134,26 @@ class CounterReader:
 
     def _all(self, family: Family) -> dict[bytes, _Slot]:
         name = schema.ENDPOINTS.of(family)
-        answers = self._netlink.dump(elements.get_elements(TABLE, name))
-        return {key: (data, total) for key, data, total in self._counted(answers, family)}
+        routings = self._netlink.dump(elements.get_elements(TABLE, name))
+        return {key: (data, total) for key, data, total in self._counted(routings, family)}
 
     def _one(self, family: Family, key: bytes) -> _Slot | None:
         name = schema.ENDPOINTS.of(family)
         try:
-            answer = self._netlink.get(elements.get_element(TABLE, name, key))
+            routing = self._netlink.get(elements.get_element(TABLE, name, key))
         except OutOfStepError:
             return None
-        return next(((data, total) for _, data, total in self._counted([answer], family)), None)
+        return next(((data, total) for _, data, total in self._counted([routing], family)), None)
 
     def _counted(
-        self, answers: Iterable[memoryview], family: Family
+        self, routings: Iterable[memoryview], family: Family
     ) -> Iterator[tuple[bytes, bytes, int]]:
         data_size = sum(field.size(family) for field in schema.BACKEND)
-        return counted.counted_elements(answers, schema.ENDPOINTS.key_size(family), data_size)
+        return counted.counted_elements(routings, schema.ENDPOINTS.key_size(family), data_size)
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
-        answers = list(self._netlink.dump(elements.get_elements(TABLE, name)))
-        return elements.elements(answers, Shape.EXACT), counted.counts(answers)
+        routings = list(self._netlink.dump(elements.get_elements(TABLE, name)))
+        return elements.elements(routings, Shape.EXACT), counted.counts(routings)
 
 
 def _is_wanted(service: str, wanted: str) -> bool:

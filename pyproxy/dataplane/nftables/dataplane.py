@@ -11,11 +11,12 @@ from functools import partial
 import msgspec
 
 from pyproxy.dataplane.diff import diff
-from pyproxy.dataplane.interface import Changes, Drift, Failure, Fill, Held, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
 from pyproxy.dataplane.nftables.ahead import ReadAhead
-from pyproxy.dataplane.nftables.compare import amiss, compare, fill
+from pyproxy.dataplane.nftables.compare import check_base_rules, compare, fill
+from pyproxy.dataplane.nftables.compile_all import whole
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
 from pyproxy.dataplane.nftables.packing import Packed, pack, packed_ahead
@@ -30,7 +31,6 @@ from pyproxy.dataplane.nftables.readback import (
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Table
-from pyproxy.dataplane.nftables.whole import whole
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
     KernelError,
@@ -42,13 +42,13 @@ from pyproxy.errors import (
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape, delete_elements, element_at
+from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, generation, get_generation
-from pyproxy.netlink.refusals import Refusal
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
-Answers = Mapping[ObjectName, ServiceAnswer | None]
+Routings = Mapping[ObjectName, ServiceRouting | None]
 
 _AT_ONCE = 10_000
 """Rows of a transaction: the kernel takes 1 to 10 microseconds for each, and nobody else can write
@@ -69,8 +69,8 @@ class NftablesDataplane:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._loaded: Options | None = None
-        self._node = NodeAnswer()
-        self._programmed: dict[ObjectName, ServiceAnswer] = {}
+        self._node = NodeRouting()
+        self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._shared: Counter[SharedRow] = Counter()
         self._chains: set[str] = set()
         self._loads = 0
@@ -113,7 +113,7 @@ class NftablesDataplane:
             raise _unusable(error) from error
 
     def read_ahead(self) -> None:
-        """Begin to read what the first `replan` will ask for; KernelError."""
+        """Begin to read what the first `plan_full` will ask for; KernelError."""
         self._ahead = ReadAhead()
 
     def plan(self, changes: Changes) -> NftablesPlan:
@@ -121,7 +121,7 @@ class NftablesDataplane:
         before: Table = {}
         after: Table = {}
         growth: Counter[SharedRow] = Counter()
-        placed: dict[ObjectName, ServiceAnswer | None] = {}
+        placed: dict[ObjectName, ServiceRouting | None] = {}
         for name, wanted in changes.services.items():
             old = self._programmed.get(name)
             new = place_service(old, wanted) if wanted else None
@@ -152,7 +152,7 @@ class NftablesDataplane:
             reload=options != self._loaded,
         )
 
-    def replan(self, services: Iterable[ServiceAnswer], node: NodeAnswer) -> NftablesPlan:
+    def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         held = self._held()
         layout = read_layout(self._netlink)
@@ -177,15 +177,15 @@ class NftablesDataplane:
             cuts=() if held else after.cuts,
         )
 
-    def compare(self, wanted: ServiceAnswer, node: NodeAnswer) -> Held:
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare what the kernel holds of one Service with what it should; KernelError."""
         return compare(self._netlink, wanted, self._options_for(node))
 
-    def amiss(self, node: NodeAnswer) -> tuple[str, ...]:
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         """Name the fixed rules, chains and sets that are not as they should be; KernelError."""
-        return amiss(self._netlink, self._options_for(node))
+        return check_base_rules(self._netlink, self._options_for(node))
 
-    def fill(self) -> tuple[Fill, ...]:
+    def fill(self) -> tuple[TableUsage, ...]:
         """Say how full the sets are; KernelError."""
         # The agent's own socket is its thread's alone.
         with closing(Nfnetlink()) as netlink:
@@ -239,7 +239,7 @@ class NftablesDataplane:
             return None
         return Drift(foreign.by)
 
-    def tend(self) -> None:
+    def tick(self) -> None:
         """Look once more for stale affinities, a second or two after any were deleted."""
         due, self._forgot, self._just_forgot = self._forgot, self._just_forgot, False
         if due:
@@ -266,18 +266,18 @@ class NftablesDataplane:
 
     @staticmethod
     def _count(
-        growth: Counter[SharedRow], old: ServiceAnswer | None, new: ServiceAnswer | None
+        growth: Counter[SharedRow], old: ServiceRouting | None, new: ServiceRouting | None
     ) -> None:
         if old:
             growth.subtract(shared_rows(old))
         if new:
             growth.update(shared_rows(new))
 
-    def _options_for(self, node: NodeAnswer) -> Options:
+    def _options_for(self, node: NodeRouting) -> Options:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
-    def _send(self, part: Packed) -> Refusal | None:
+    def _send(self, part: Packed) -> MessageError | None:
         made = part.plan.chains
         first = [each for name in made for each in chains.chain(name)]
         messages = [*first, *(write.message for write in part.writes)]
@@ -290,7 +290,7 @@ class NftablesDataplane:
 
     def _forget_clients(self, plan: NftablesPlan) -> None:
         if plan.whole:
-            held = [answer for answer in plan.services.values() if answer is not None]
+            held = [routing for routing in plan.services.values() if routing is not None]
             allowed = expectations(held)
         else:
             allowed = loosened(self._programmed, plan.services)
@@ -320,7 +320,7 @@ class NftablesDataplane:
                 place = element_at(write.message, refusals[0].offset)
                 keys.remove(write.keys[place or 0])
 
-    def _blame(self, part: Packed, services: Answers, refusal: Refusal) -> ObjectName:
+    def _blame(self, part: Packed, services: Routings, refusal: MessageError) -> ObjectName:
         """Name the Service that was refused. Raises the refusal where it is none of these."""
         writes = part.writes
         rejected = isinstance(refusal.error, RejectedError)
@@ -347,11 +347,11 @@ class NftablesDataplane:
                 rows.setdefault(set_name, {})[key] = b""
         return partial(without, name=name, rows=rows, growth=growth)
 
-    def _rows_of(self, services: Answers, name: ObjectName) -> Table:
+    def _rows_of(self, services: Routings, name: ObjectName) -> Table:
         rows: Table = {}
-        for answer in (self._programmed.get(name), services[name]):
-            if answer:
-                add_service(answer, rows)
+        for routing in (self._programmed.get(name), services[name]):
+            if routing:
+                add_service(routing, rows)
         return rows
 
     def _remember(self, plan: NftablesPlan) -> None:
@@ -360,11 +360,11 @@ class NftablesDataplane:
         if plan.whole:
             self._programmed.clear()
             self._shared.clear()
-        for name, answer in plan.services.items():
-            if answer is None:
+        for name, routing in plan.services.items():
+            if routing is None:
                 self._programmed.pop(name, None)
             else:
-                self._programmed[name] = answer
+                self._programmed[name] = routing
         self._shared.update(plan.shared)
         fewer = [row for row, by in plan.shared.items() if by <= 0]
         for row in fewer:

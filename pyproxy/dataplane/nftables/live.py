@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 
-from pyproxy.dataplane.nftables.journey import Assembly, Journey, journey, rule_texts
+from pyproxy.dataplane.nftables.packet_trace import Assembly, PacketTrace, journey, rule_texts
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import PermissionKernelError, RejectedError
 from pyproxy.netlink import nftables
@@ -46,7 +46,7 @@ class LiveTrace:
         self._netlink.close()
         self._socket.close()
 
-    def journeys(self, seconds: float) -> Iterator[Journey | None]:
+    def packet_traces(self, seconds: float) -> Iterator[PacketTrace | None]:
         """Wait for packets, for `seconds`, and tell of each once it has gone its way.
 
         None says that something was lost, for more was told than could be read.

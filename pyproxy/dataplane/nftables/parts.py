@@ -16,19 +16,19 @@ from itertools import groupby, islice
 import msgspec
 
 from pyproxy.dataplane.diff import Delta
+from pyproxy.dataplane.nftables.compile_all import Cut
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, shared_rows
 from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Rows, Table
-from pyproxy.dataplane.nftables.whole import Cut
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape, Value
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 Owner = bytes | SharedRow
 """Whom a row goes along with: its frontend, or itself where several Services may want it."""
 
-_Part = tuple[Mapping[ObjectName, ServiceAnswer | None], Delta[bytes, Value]]
+_Part = tuple[Mapping[ObjectName, ServiceRouting | None], Delta[bytes, Value]]
 
 _WIDTHS = {family: sum(field.size(family) for field in FRONTEND) for family in Family}
 """The bytes of a frontend's key."""
@@ -86,7 +86,7 @@ class _Places:
     """Which part each row goes into, and which Services each part writes."""
 
     def __init__(self, plan: NftablesPlan, limit: int) -> None:
-        self.services: list[dict[ObjectName, ServiceAnswer]] = [{}]
+        self.services: list[dict[ObjectName, ServiceRouting]] = [{}]
         self._limit = limit
         self._of: dict[Owner, int] = {}
         self._filled = 0
@@ -97,10 +97,10 @@ class _Places:
                     self._filled += len(rows)
                 else:
                     waiting.update(_owners(name, rows))
-        for service, answer in plan.services.items():
-            if answer is not None:
-                self._put(_owners_in(answer), waiting)
-                self.services[-1][service] = answer
+        for service, routing in plan.services.items():
+            if routing is not None:
+                self._put(_owners_in(routing), waiting)
+                self.services[-1][service] = routing
         for owner in [owner for owner in waiting if isinstance(owner, bytes)]:
             self._put((owner,), waiting)
 
@@ -142,9 +142,9 @@ def _owners(name: str, rows: Rows) -> Sequence[Owner]:
     return [key[:width] for key in rows] if width else [(name, key) for key in rows]
 
 
-def _owners_in(answer: ServiceAnswer) -> Sequence[Owner]:
-    owners: list[Owner] = list(shared_rows(answer))
-    for port in answer.ports:
+def _owners_in(routing: ServiceRouting) -> Sequence[Owner]:
+    owners: list[Owner] = list(shared_rows(routing))
+    for port in routing.ports:
         # Cut as its rows' keys are: one that is too long goes with its Service, to be refused.
         width, protocol = _WIDTHS[port.family], port.protocol
         owners += [frontend_key(f.address, protocol, f.port)[:width] for f in port.frontends]

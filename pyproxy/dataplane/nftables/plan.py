@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from pyproxy.dataplane.diff import Delta
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables import chains, listing, schema
+from pyproxy.dataplane.nftables.compile_all import Cut
 from pyproxy.dataplane.nftables.rows import SharedRow
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.whole import Cut
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, Tag, Value, add_elements, delete_elements
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 
 
 class NftablesPlan(msgspec.Struct, frozen=True):
@@ -32,11 +32,11 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     """
 
     delta: Delta[bytes, Value]
-    services: Mapping[ObjectName, ServiceAnswer | None]
+    services: Mapping[ObjectName, ServiceRouting | None]
     shared: Mapping[SharedRow, int]
     options: Options
     chains: tuple[str, ...] = ()
-    node: NodeAnswer | None = None
+    node: NodeRouting | None = None
     reload: bool = False
     whole: bool = False
     cuts: Sequence[Cut] = ()
@@ -115,7 +115,7 @@ def without(
     return msgspec.structs.replace(
         plan,
         delta=Delta(keep(plan.delta.remove), keep(plan.delta.add)),
-        services={other: answer for other, answer in plan.services.items() if other != name},
+        services={other: routing for other, routing in plan.services.items() if other != name},
         shared={row: by - growth.get(row, 0) for row, by in plan.shared.items()},
         cuts=(),
     )

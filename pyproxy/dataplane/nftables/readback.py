@@ -16,7 +16,7 @@ from pyproxy.model.address import Backend, Family
 from pyproxy.netlink import elements, nftables
 from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.answer import PortAnswer, ServiceAnswer, Use
+from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
 
 _ATTEMPTS = 5
 
@@ -69,7 +69,7 @@ class Remembered(msgspec.Struct, frozen=True):
 
     endpoints: Mapping[Family, Rows]
 
-    def place(self, wanted: ServiceAnswer) -> ServiceAnswer:
+    def place(self, wanted: ServiceRouting) -> ServiceRouting:
         """Order a Service's backends as the kernel has them."""
         if not any(self.endpoints.values()):
             return wanted
@@ -78,7 +78,7 @@ class Remembered(msgspec.Struct, frozen=True):
             return wanted
         return msgspec.structs.replace(wanted, ports=ports)
 
-    def _place_port(self, port: PortAnswer) -> PortAnswer:
+    def _place_port(self, port: PortRouting) -> PortRouting:
         rows = self.endpoints[port.family]
         if not rows:
             return port

@@ -14,7 +14,7 @@ from pyproxy.dataplane.nftables.schema import Rows, Table
 from pyproxy.model.address import Address, Backend, Family, Network, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import COMMENT_LIMIT, DROP, Tag
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 _INDEX = struct.Struct("=I")
 # A member that is looked up in its enum takes longer than to pack a row.
@@ -49,17 +49,17 @@ def frontend_key(address: Address, protocol: Protocol, port: int) -> bytes:
     return address + _PROTOCOLS[protocol] + port.to_bytes(2, "big") + _PADDING
 
 
-def add_service(answer: ServiceAnswer, table: Table) -> None:
+def add_service(routing: ServiceRouting, table: Table) -> None:
     """Add the rows that belong to one Service alone."""
-    for port in answer.ports:
-        comment = service_comment(answer.name, port.name)
+    for port in routing.ports:
+        comment = service_comment(routing.name, port.name)
         for frontend in port.frontends:
-            _add_frontend(answer, port, frontend, comment, table)
+            _add_frontend(routing, port, frontend, comment, table)
 
 
-def shared_rows(answer: ServiceAnswer) -> Iterator[SharedRow]:
+def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
     """Give the rows that other Services may want as well, once for each port that wants them."""
-    for port in answer.ports:
+    for port in routing.ports:
         hairpin = _HAIRPIN[port.family]
         for backend in port.hairpin:
             yield hairpin, backend[:-2] * 2
@@ -93,11 +93,11 @@ def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[byt
 
 
 def _add_frontend(
-    answer: ServiceAnswer, port: PortAnswer, frontend: Frontend, comment: str, table: Table
+    routing: ServiceRouting, port: PortRouting, frontend: Frontend, comment: str, table: Table
 ) -> None:
     family, use = port.family, frontend.use
     key = frontend_key(frontend.address, port.protocol, frontend.port)
-    sticky = answer.affinity_timeout > 0 and use in _SERVES
+    sticky = routing.affinity_timeout > 0 and use in _SERVES
     backends: tuple[Backend, ...] = ()
     if use is _CLUSTER:
         backends, outside = port.cluster, frontend.scope is not _CLUSTER_IP
@@ -113,26 +113,26 @@ def _add_frontend(
         backends = port.cluster + port.local
         targets = _split(port, key, sticky, table)
     elif use is Use.REFUSE:
-        targets = [(schema.REFUSED.of(family), "")]
+        targets = [(schema.NO_ENDPOINT_SERVICES.of(family), "")]
     elif use is Use.DROP:
         targets = [(_SERVICES[family], DROP)]
     else:
         assert_never(use)
     if sticky:
-        learning = chains.learning(family, answer.affinity_timeout)
-        targets.append((schema.STICKY.of(family), learning))
-        returned_to = table.setdefault(schema.STICKY_ENDPOINTS.of(family), {})
+        learning = chains.learning(family, routing.affinity_timeout)
+        targets.append((schema.AFFINITY_FRONTENDS.of(family), learning))
+        returned_to = table.setdefault(schema.AFFINITY_ENDPOINTS.of(family), {})
         returned_to.update((key + backend + _PADDING, b"") for backend in backends)
-    if answer.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
-        targets.append((schema.GUARDED.of(family), ""))
+    if routing.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
+        targets.append((schema.SOURCE_RANGE_FRONTENDS.of(family), ""))
         sources = table.setdefault(schema.SOURCES.of(family), {})
-        for low, high in joined_ranges(answer.source_ranges, family):
+        for low, high in joined_ranges(routing.source_ranges, family):
             sources[key + low + key + high] = b""
     for set_name, target in targets:
         table.setdefault(set_name, {})[key] = Tag(target, comment)
 
 
-def _split(port: PortAnswer, key: bytes, sticky: bool, table: Table) -> list[tuple[str, str]]:
+def _split(port: PortRouting, key: bytes, sticky: bool, table: Table) -> list[tuple[str, str]]:
     """Number both kinds of endpoints; each set that the frontend is in, and where that sends it."""
     family = port.family
     targets = [(_SERVICES[family], f"split{int(family)}")]
@@ -140,11 +140,11 @@ def _split(port: PortAnswer, key: bytes, sticky: bool, table: Table) -> list[tup
     if port.cluster:
         _number(table, family, key, chains.CLUSTER, port.cluster)
         insiders = _picking(chains.CLUSTER, family, len(port.cluster), False, sticky)
-        targets.append((schema.INSIDERS.of(family), insiders))
+        targets.append((schema.INTERNAL_SERVICES.of(family), insiders))
     if port.local:
         _number(table, family, key, chains.LOCAL, port.local)
         outsiders = _picking(chains.LOCAL, family, len(port.local), False, sticky)
-    return [*targets, (schema.OUTSIDERS.of(family), outsiders)]
+    return [*targets, (schema.EXTERNAL_SERVICES.of(family), outsiders)]
 
 
 def _number(

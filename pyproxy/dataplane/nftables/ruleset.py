@@ -111,7 +111,10 @@ def _chains(options: Options) -> list[tuple[str, list[str]]]:
         ("services", [rule for family in Family for rule in _services(family, options)]),
         *((f"split{family.value}", _split(family, options)) for family in Family),
         ("source-ranges", [_guard(family) for family in Family]),
-        ("no-endpoints", [f"{_lookup(schema.REFUSED, f)} goto refuse" for f in Family]),
+        (
+            "no-endpoints",
+            [f"{_lookup(schema.NO_ENDPOINT_SERVICES, f)} goto refuse" for f in Family],
+        ),
         ("no-such-port", [f"{_lookup(schema.CLUSTER_IPS, f)} goto refuse" for f in Family]),
         ("refuse", ["meta l4proto tcp reject with tcp reset", "reject"]),
         (chains.MARKING, [_set_mark(options)]),
@@ -130,17 +133,17 @@ def _services(family: Family, options: Options) -> list[str]:
 
 
 def _split(family: Family, options: Options) -> list[str]:
-    insiders = _lookup(schema.INSIDERS, family)
+    insiders = _lookup(schema.INTERNAL_SERVICES, family)
     pods = _from_pods(family, options, negate=False)
     return [
         *([f"{pods} {insiders}"] if pods else []),
         f"fib saddr type local {_set_mark(options)} {insiders}",
-        _lookup(schema.OUTSIDERS, family),
+        _lookup(schema.EXTERNAL_SERVICES, family),
     ]
 
 
 def _guard(family: Family) -> str:
-    guarded = _lookup(schema.GUARDED, family)
+    guarded = _lookup(schema.SOURCE_RANGE_FRONTENDS, family)
     return f"{guarded} {_lookup(schema.SOURCES, family, negate=True)} drop"
 
 

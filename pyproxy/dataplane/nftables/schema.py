@@ -86,19 +86,25 @@ SERVICES = SetKind("services", "where a frontend's connections go", FRONTEND, (F
 ENDPOINTS = SetKind(
     "endpoints", "a frontend's endpoints, numbered", (*FRONTEND, Field.INDEX), BACKEND
 )
-INSIDERS = SetKind("insiders", "policy Local: pods and the node itself", FRONTEND, (Field.VERDICT,))
-OUTSIDERS = SetKind("outsiders", "policy Local: everybody else", FRONTEND, (Field.VERDICT,))
-REFUSED = SetKind("refused", "frontends without an endpoint", FRONTEND)
-GUARDED = SetKind("guarded", "frontends with source ranges", FRONTEND)
+INTERNAL_SERVICES = SetKind(
+    "internal-services", "policy Local: pods and the node itself", FRONTEND, (Field.VERDICT,)
+)
+EXTERNAL_SERVICES = SetKind(
+    "external-services", "policy Local: everybody else", FRONTEND, (Field.VERDICT,)
+)
+NO_ENDPOINT_SERVICES = SetKind("no-endpoint-services", "frontends without an endpoint", FRONTEND)
+SOURCE_RANGE_FRONTENDS = SetKind("source-range-frontends", "frontends with source ranges", FRONTEND)
 SOURCES = SetKind(
     "sources",
     "whom guarded frontends let in",
     (*FRONTEND, Field.SADDR),
     shape=Shape.CONCATENATED_RANGE,
 )
-STICKY = SetKind("sticky", "frontends with session affinity", FRONTEND, (Field.VERDICT,))
-STICKY_ENDPOINTS = SetKind(
-    "sticky-endpoints", "endpoints that clients may come back to", (*FRONTEND, *BACKEND)
+AFFINITY_FRONTENDS = SetKind(
+    "affinity-frontends", "frontends with session affinity", FRONTEND, (Field.VERDICT,)
+)
+AFFINITY_ENDPOINTS = SetKind(
+    "affinity-endpoints", "endpoints that clients may come back to", (*FRONTEND, *BACKEND)
 )
 AFFINITY = SetKind(
     "affinity",
@@ -114,13 +120,13 @@ SETS = (
     HAIRPIN,
     SERVICES,
     ENDPOINTS,
-    INSIDERS,
-    OUTSIDERS,
-    REFUSED,
-    GUARDED,
+    INTERNAL_SERVICES,
+    EXTERNAL_SERVICES,
+    NO_ENDPOINT_SERVICES,
+    SOURCE_RANGE_FRONTENDS,
     SOURCES,
-    STICKY,
-    STICKY_ENDPOINTS,
+    AFFINITY_FRONTENDS,
+    AFFINITY_ENDPOINTS,
     AFFINITY,
 )
 

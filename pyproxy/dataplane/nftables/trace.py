@@ -8,7 +8,7 @@ from fractions import Fraction
 import msgspec
 
 from pyproxy.dataplane.nftables import listing
-from pyproxy.dataplane.packets import Account, Course, Delivered, Fate, Packet, Stage
+from pyproxy.dataplane.packets import Course, Delivered, Fate, Packet, Stage, TraceResult
 from pyproxy.model.address import Backend
 from pyproxy.netlink.elements import Value
 
@@ -37,7 +37,7 @@ class Did(enum.Enum):
     RETURNED = "the client had this endpoint before"
     PICKED = "translated to a random endpoint"
     MISSED = "every random number met an empty slot"
-    REFUSED = "nobody serves this frontend"
+    NO_ENDPOINT_SERVICES = "nobody serves this frontend"
     NO_SUCH_PORT = "nobody serves this port of the address"
     LEARNED = "the client will come back to this endpoint"
     UNMARKED = "masqueraded for its mark"
@@ -87,13 +87,13 @@ class Trace(msgspec.Struct, frozen=True):
         fates = (way.fate for way in self.ways)
         return frozenset(fate.backend for fate in fates if isinstance(fate, Delivered))
 
-    def account(self, remarks: tuple[str, ...] = ()) -> Account:
+    def account(self, remarks: tuple[str, ...] = ()) -> TraceResult:
         """Tell it in the words of every proxy mode."""
         courses = (
             Course(way.fate, way.probability, tuple(map(Step.stage, way.steps)))
             for way in self.ways
         )
-        return Account(self.packet, tuple(courses), remarks)
+        return TraceResult(self.packet, tuple(courses), remarks)
 
     def __str__(self) -> str:
         return str(self.account())

@@ -38,7 +38,7 @@ from pyproxy.model.address import Address, Backend, Family, Port, Protocol, fami
 from pyproxy.netlink.elements import DROP, Tag
 
 _SPLITS = {f"split{family.value}": family for family in Family}
-_PICK = re.compile(r"(masq-)?(sticky-)?(cluster|local)([46])-([0-9]+)")
+_PICK = re.compile(r"(masq-)?(affinity-)?(cluster|local)([46])-([0-9]+)")
 _LOOPBACK = parse_network("127.0.0.0/8")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
@@ -143,7 +143,7 @@ class _Tracer:
 
     def _source_ranges(self, walk: _Walk, hook: str) -> _Walk:
         key = self._key(walk)
-        guarded = self._meet(schema.GUARDED, key)
+        guarded = self._meet(schema.SOURCE_RANGE_FRONTENDS, key)
         if walk.fate is not None or guarded is None:
             return walk
         if met := self._meet(schema.SOURCES, key + self._packet.source):
@@ -153,21 +153,24 @@ class _Tracer:
     def _refuse(self, walk: _Walk, hook: str, *, no_such_port: bool) -> _Walk:
         if walk.fate is not None:
             return walk
-        did, met = Did.REFUSED, self._meet(schema.REFUSED, self._key(walk))
+        did, met = (
+            Did.NO_ENDPOINT_SERVICES,
+            self._meet(schema.NO_ENDPOINT_SERVICES, self._key(walk)),
+        )
         if met is None and no_such_port:
             did, met = Did.NO_SUCH_PORT, self._meet(schema.CLUSTER_IPS, walk.destination)
         if met is None:
             return walk
-        answer = Answer.TCP_RESET if self._packet.protocol is Protocol.TCP else Answer.ICMP
-        return replace(walk.went(hook, did, met), fate=Refused(answer))
+        routing = Answer.TCP_RESET if self._packet.protocol is Protocol.TCP else Answer.ICMP
+        return replace(walk.went(hook, did, met), fate=Refused(routing))
 
     def _learn(self, walk: _Walk, hook: str) -> _Walk:
         # An update leaves the data of an element that is there alone, so the first one counts.
-        sticky = self._meet(schema.STICKY, self._frontend)
+        sticky = self._meet(schema.AFFINITY_FRONTENDS, self._frontend)
         if walk.fate is not None or walk.learned is not None or sticky is None:
             return walk
         endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
-        if self._meet(schema.STICKY_ENDPOINTS, self._frontend + endpoint) is None:
+        if self._meet(schema.AFFINITY_ENDPOINTS, self._frontend + endpoint) is None:
             return walk
         name, key = schema.AFFINITY.of(self._family), self._packet.source + self._frontend
         learned = Element(name, key, endpoint)
@@ -181,14 +184,14 @@ class _Tracer:
         return self._go(walk, "services", verdict) if verdict else [walk]
 
     def _split(self, walk: _Walk, chain: str) -> Iterable[_Walk]:
-        insiders = self._meet(schema.INSIDERS, self._frontend)
+        insiders = self._meet(schema.INTERNAL_SERVICES, self._frontend)
         if self._from_pod and insiders:
             return self._go(walk, chain, insiders)
         if self._is_local(self._packet.source):
             walk = _mark(walk, chain)
             if insiders:
                 return self._go(walk, chain, insiders)
-        outsiders = self._meet(schema.OUTSIDERS, self._frontend)
+        outsiders = self._meet(schema.EXTERNAL_SERVICES, self._frontend)
         return self._go(walk, chain, outsiders) if outsiders else [walk]
 
     def _go(self, walk: _Walk, chain: str, verdict: Element) -> Iterable[_Walk]:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pyproxy.dataplane.interface import Held
+from pyproxy.dataplane.interface import StateDiff
 from pyproxy.inspect.evidence import Evidence
 from pyproxy.inspect.services import families
 from pyproxy.model.address import Address, Backend, Family, family_of
 from pyproxy.model.objects import Endpoint, ObjectName, Service, ServicePort
-from pyproxy.policy.answer import PortAnswer
 from pyproxy.policy.backends import join
-from pyproxy.source.found import Lookup
+from pyproxy.policy.routing import PortRouting
+from pyproxy.source.api_objects import Lookup
 
 
 class Mark(enum.Enum):
@@ -47,7 +47,7 @@ class KernelFacts(msgspec.Struct, frozen=True):
     `flows` are those, a line each, that go where the Service sends nobody any more.
     """
 
-    held: Held | None = None
+    held: StateDiff | None = None
     not_read: str = ""
     flows: tuple[str, ...] | None = None
     flows_not_read: str = ""
@@ -59,7 +59,7 @@ class Port(msgspec.Struct, frozen=True):
     family: Family
     port: ServicePort
     endpoints: dict[Backend, Endpoint]
-    answer: PortAnswer | None
+    routing: PortRouting | None
 
     def __str__(self) -> str:
         name = f"{self.port.name} " if self.port.name else ""
@@ -102,22 +102,22 @@ class Case(msgspec.Struct, frozen=True):
     def ports(self) -> Iterator[Port]:
         """Give the ports that the question is about."""
         joined = join(self.evidence.slices, self.hostname)
-        answers = self.evidence.answer.ports if self.evidence.answer else ()
-        answered = {(a.family, a.name, a.protocol): a for a in answers}
+        routings = self.evidence.routing.ports if self.evidence.routing else ()
+        answered = {(a.family, a.name, a.protocol): a for a in routings}
         for family in self.families:
             for port in self.service.ports:
                 key = (family, port.name, port.protocol)
                 if self._is_meant(answered.get(key)):
                     yield Port(family, port, joined.get(key, {}), answered.get(key))
 
-    def _is_meant(self, answer: PortAnswer | None) -> bool:
+    def _is_meant(self, routing: PortRouting | None) -> bool:
         destination = self.evidence.resolved.destination
         if destination is None or not self.evidence.resolved.answered:
             return True
-        return answer is not None and any(
-            (f.address, f.port, answer.protocol)
+        return routing is not None and any(
+            (f.address, f.port, routing.protocol)
             == (destination.address, destination.port, destination.protocol)
-            for f in answer.frontends
+            for f in routing.frontends
         )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pyproxy.inspect.explain.case import Case, Mark, Port, Step, listed, plural
 from pyproxy.model.address import backend_text
 from pyproxy.model.objects import TrafficPolicy
-from pyproxy.policy.answer import PortAnswer, Scope, Use
 from pyproxy.policy.backends import select
-from pyproxy.policy.why import Unused, why_not
+from pyproxy.policy.routing import PortRouting, Scope, Use
+from pyproxy.policy.unused import Unused, why_not
 
 
 def slices(case: Case) -> Step:
@@ -130,14 +130,14 @@ def policy(case: Case) -> Step:
     """Whom does this node send connections to, and whom does it leave out."""
     name, used, left = "policy", set[str](), list[str]()
     for port in case.ports():
-        if port.answer is None:
+        if port.routing is None:
             continue
-        if Use.REFUSE in _uses(port.answer).values():
+        if Use.REFUSE in _uses(port.routing).values():
             return Step(name, Mark.SKIPPED, "nobody is left to choose from: it is refused at once")
-        if step := _without_local(case, port, port.answer):
+        if step := _without_local(case, port, port.routing):
             return step
-        used |= {backend_text(b) for b in (*port.answer.cluster, *port.answer.local)}
-        left += _left_out(case, port, port.answer)
+        used |= {backend_text(b) for b in (*port.routing.cluster, *port.routing.local)}
+        left += _left_out(case, port, port.routing)
     if not used:
         return Step(name, Mark.SKIPPED, "nothing of it is programmed")
     says = f"this node sends to {plural(len(used), 'endpoint')}: {listed(sorted(used))}"
@@ -146,13 +146,13 @@ def policy(case: Case) -> Step:
     return Step(name, Mark.TICK, says)
 
 
-def _uses(answer: PortAnswer) -> dict[bool, Use]:
+def _uses(routing: PortRouting) -> dict[bool, Use]:
     """Give the use of cluster IPs (True), and that of all external frontends (False)."""
-    return {(f.scope is Scope.CLUSTER_IP): f.use for f in answer.frontends}
+    return {(f.scope is Scope.CLUSTER_IP): f.use for f in routing.frontends}
 
 
-def _without_local(case: Case, port: Port, answer: PortAnswer) -> Step | None:
-    uses = _uses(answer)
+def _without_local(case: Case, port: Port, routing: PortRouting) -> Step | None:
+    uses = _uses(routing)
     here = f"none of the endpoints of {port} is on this node, {case.hostname}"
     if uses.get(True) is Use.DROP:
         return Step(
@@ -161,7 +161,7 @@ def _without_local(case: Case, port: Port, answer: PortAnswer) -> Step | None:
             f"internalTrafficPolicy is Local, and {here}: connections are dropped",
             "run a pod of it on this node, or set internalTrafficPolicy to Cluster",
         )
-    if uses.get(False) is Use.SPLIT and not answer.local:
+    if uses.get(False) is Use.SPLIT and not routing.local:
         return Step(
             "policy",
             Mark.CROSS,
@@ -172,11 +172,11 @@ def _without_local(case: Case, port: Port, answer: PortAnswer) -> Step | None:
     return None
 
 
-def _left_out(case: Case, port: Port, answer: PortAnswer) -> Iterator[str]:
+def _left_out(case: Case, port: Port, routing: PortRouting) -> Iterator[str]:
     zone = case.evidence.node.zone if case.evidence.node else ""
     usable = select(port.endpoints, case.hostname, zone)
     reasons = why_not(port.endpoints, usable, case.hostname, zone)
     local = case.service.internal_policy is TrafficPolicy.LOCAL
     for backend, why in (reasons.local if local else reasons.cluster).items():
-        if why not in (Unused.NOT_READY, Unused.TERMINATING) and backend not in answer.local:
+        if why not in (Unused.NOT_READY, Unused.TERMINATING) and backend not in routing.local:
             yield f"{backend_text(backend)} ({why.value})"

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pyproxy.inspect.explain.case import Case, Mark, Step, listed, plural
 from pyproxy.model.address import Family, Protocol, address_text
-from pyproxy.policy.answer import Scope
+from pyproxy.policy.routing import Scope
 
 
 def sources(case: Case) -> Step:
     """Do source ranges let the client in."""
-    name, answer = "source ranges", case.evidence.answer
+    name, routing = "source ranges", case.evidence.routing
     guarded = {
         port.family
-        for port in (answer.ports if answer else ())
+        for port in (routing.ports if routing else ())
         for f in port.frontends
         if f.scope is Scope.LOAD_BALANCER and _is_meant(case, f.address)
     }
-    if answer is None or not answer.source_ranges or not guarded:
+    if routing is None or not routing.source_ranges or not guarded:
         return Step(name, Mark.TICK, "everybody may come in")
     ranges = case.service.source_ranges
     told = listed([str(network) for network in ranges])
     field = "spec.loadBalancerSourceRanges"
-    if case.sender is not None and not any(case.sender in r for r in answer.source_ranges):
+    if case.sender is not None and not any(case.sender in r for r in routing.source_ranges):
         return Step(
             name,
             Mark.CROSS,
@@ -54,7 +54,7 @@ def _nobody(case: Case, family: Family) -> bool:
 def elements(case: Case) -> Step:
     """Does the kernel hold what it should of it."""
     name, held = "kernel", case.kernel.held
-    if case.evidence.answer is None:
+    if case.evidence.routing is None:
         return Step(name, Mark.SKIPPED, "nothing of it is programmed")
     if held is None:
         return Step(name, Mark.SKIPPED, f"not read: {case.kernel.not_read}")

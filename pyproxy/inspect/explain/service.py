@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyproxy.errors import Reason
 from pyproxy.inspect.explain.case import Case, Mark, Step, listed, plural
 from pyproxy.model.address import address_text
-from pyproxy.source.found import FoundService
+from pyproxy.source.api_objects import ApiService
 
 _SILENT_AFTER = 120.0
 """Seconds without a word from the API server that are more than a watch's usual silence."""
@@ -14,9 +14,9 @@ _PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 _HEADLESS_LABEL = "service.kubernetes.io/headless"
 
 _FIXES = {
-    Reason.CLAIMED_BY_ANOTHER: "take the address or the port away from one of the two Services",
-    Reason.REFUSED_BY_KERNEL: "see the agent's log for what the kernel said, and report it",
-    Reason.HEALTH_CHECK_PORT_TAKEN: "free that port on this node",
+    Reason.FRONTEND_CONFLICT: "take the address or the port away from one of the two Services",
+    Reason.REJECTED_BY_KERNEL: "see the agent's log for what the kernel said, and report it",
+    Reason.FAILED_TO_START_HEALTHCHECK: "free that port on this node",
 }
 
 
@@ -88,7 +88,7 @@ def exists(case: Case) -> Step:
     )
 
 
-def _not_ours(case: Case, found: FoundService) -> Step:
+def _not_ours(case: Case, found: ApiService) -> Step:
     labels, spec = found.metadata.labels or {}, found.spec
     if _PROXY_LABEL in labels:
         says = f"it is left to another proxy by its label {_PROXY_LABEL}: {labels[_PROXY_LABEL]}"
@@ -128,8 +128,8 @@ def fields(case: Case) -> Step:
 
 def address(case: Case) -> Step:
     """Does this node answer the address that was asked about, or any."""
-    resolved, answer, name = case.evidence.resolved, case.evidence.answer, "address"
-    if answer is None:
+    resolved, routing, name = case.evidence.resolved, case.evidence.routing, "address"
+    if routing is None:
         says = "the next sync is still to come" if case.evidence.waiting else "no sync has had it"
         return Step(
             name, Mark.CROSS, f"nothing of it is programmed yet: {says}", "ask again in a moment"
@@ -144,7 +144,7 @@ def address(case: Case) -> Step:
         )
     frontends = [
         f"{address_text(f.address)} {f.port}/{port.protocol.name} ({f.scope.value})"
-        for port in answer.ports
+        for port in routing.ports
         for f in port.frontends
     ]
     if not frontends:

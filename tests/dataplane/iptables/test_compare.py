@@ -7,21 +7,21 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 
-from pyproxy.dataplane.interface import Held, NodeAnswer
-from pyproxy.dataplane.iptables import memory
+from pyproxy.dataplane.interface import NodeRouting, StateDiff
+from pyproxy.dataplane.iptables import committed_state
 from pyproxy.dataplane.iptables.compare import compare
 from pyproxy.dataplane.iptables.fixed import HOOKS, Options
 from pyproxy.dataplane.iptables.saved import SavedTable, target
 from pyproxy.model.address import Family, parse_network
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 
-NODE = NodeAnswer((parse_network("10.128.0.0/9"),))
+NODE = NodeRouting((parse_network("10.128.0.0/9"),))
 Kernel = dict[Family, dict[str, SavedTable]]
 
 
-def kernel(*answers: ServiceAnswer, node: NodeAnswer = NODE) -> Kernel:
+def kernel(*routings: ServiceRouting, node: NodeRouting = NODE) -> Kernel:
     """What iptables-save gives once these are programmed."""
     return {
         family: {
@@ -29,7 +29,7 @@ def kernel(*answers: ServiceAnswer, node: NodeAnswer = NODE) -> Kernel:
                 {of: [rule.text for rule in rules] for of, rules in chains.items()},
                 frozenset(HOOKS),
             )
-            for name, chains in memory.desired(Options(), answers, node, family).items()
+            for name, chains in committed_state.desired(Options(), routings, node, family).items()
         }
         for family in Family
     }
@@ -48,10 +48,10 @@ def service_chain(held: Kernel) -> tuple[str, list[str]]:
 
 @given(scenes())
 def test_nothing_is_said_of_any_service_that_is_as_it_should_be(scene: Scene) -> None:
-    answers = list(scene.answers().values())
-    held = kernel(*answers)
-    for answer in answers:
-        assert compare(held, answer, Options(), NODE) == Held(kind="rule")
+    routings = list(scene.routings().values())
+    held = kernel(*routings)
+    for routing in routings:
+        assert compare(held, routing, Options(), NODE) == StateDiff(kind="rule")
 
 
 @pytest.mark.parametrize("harm", ["rule", "stranger", "order", "chain", "way", "other way"])
@@ -85,7 +85,7 @@ def test_what_is_amiss_with_a_service_is_named(harm: str) -> None:
         case "other way":
             chains[branch].append(f"-j {name}")
             extra = (f"IPv4 nat: -A {branch} -j {name}",)
-    assert compare(held, wanted, Options(), NODE) == Held(missing, extra, kind="rule")
+    assert compare(held, wanted, Options(), NODE) == StateDiff(missing, extra, kind="rule")
 
 
 def test_a_way_that_is_cut_further_up_is_told_of_every_service_behind_it() -> None:

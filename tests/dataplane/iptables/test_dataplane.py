@@ -15,28 +15,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.agent.restores import Restores
-from pyproxy.dataplane.interface import Changes, Drift, NodeAnswer
-from pyproxy.dataplane.iptables import memory, names
+from pyproxy.agent.iptables_metrics import Restores
+from pyproxy.dataplane.interface import Changes, Drift, NodeRouting
+from pyproxy.dataplane.iptables import committed_state, names
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES, Options
 from pyproxy.dataplane.iptables.plan import IptablesPlan
 from pyproxy.dataplane.iptables.programs import Programs, detect
 from pyproxy.errors import OutOfStepError, RejectedError
-from pyproxy.lab.namespace import Namespace
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family, Port, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import Frontend, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, Scope, ServiceRouting, Use
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 from tests.takeover.scenes import IPTABLES
 
 pytestmark = pytest.mark.kernel
 
-NODE = NodeAnswer((parse_network("10.128.0.0/9"),))
+NODE = NodeRouting((parse_network("10.128.0.0/9"),))
 FOREIGN = """*nat
 :FOREIGN - [0:0]
 -A PREROUTING -p udp -j FOREIGN
@@ -63,13 +63,13 @@ def programming(
 def program(
     namespace: Namespace,
     dataplane: IptablesDataplane,
-    answers: Sequence[ServiceAnswer],
-    node: NodeAnswer = NODE,
+    routings: Sequence[ServiceRouting],
+    node: NodeRouting = NODE,
 ) -> IptablesPlan:
     """Have the kernel read back and everything written; what that took."""
-    plan = namespace.call(lambda: dataplane.replan(answers, node))
+    plan = namespace.call(lambda: dataplane.plan_full(routings, node))
     assert namespace.call(lambda: dataplane.commit(plan)) == ()
-    assert namespace.call(dataplane.tend) is None
+    assert namespace.call(dataplane.tick) is None
     return plan
 
 
@@ -84,8 +84,8 @@ def held(namespace: Namespace, flavour: Flavour, family: Family = Family.IPV4) -
     }
 
 
-def desired(answers: Sequence[ServiceAnswer], node: NodeAnswer, family: Family) -> Texts:
-    tables = memory.desired(Options(), answers, node, family)
+def desired(routings: Sequence[ServiceRouting], node: NodeRouting, family: Family) -> Texts:
+    tables = committed_state.desired(Options(), routings, node, family)
     return {
         (table, chain): [rule.text for rule in rules]
         for table in TABLES
@@ -98,23 +98,23 @@ def run(namespace: Namespace, *command: str, text: str = "") -> None:
 
 
 def test_a_restart_writes_nothing(namespace: Namespace, flavour: Flavour) -> None:
-    answers = [numbered(each, affinity=each % 2 * 60) for each in range(40)]
+    routings = [numbered(each, affinity=each % 2 * 60) for each in range(40)]
     with programming(namespace, flavour) as dataplane:
-        assert program(namespace, dataplane, answers)
+        assert program(namespace, dataplane, routings)
     with programming(namespace, flavour) as dataplane:
-        plan = program(namespace, dataplane, answers)
+        plan = program(namespace, dataplane, routings)
         assert not plan, str(plan)
         assert dataplane.messages_sent == 0
     with programming(namespace, None) as found:
-        assert not program(namespace, found, answers)
+        assert not program(namespace, found, routings)
 
 
 def test_a_changed_endpoint_writes_its_services_chain_and_no_more(
     namespace: Namespace, flavour: Flavour
 ) -> None:
-    answers = [numbered(each) for each in range(300)]
+    routings = [numbered(each) for each in range(300)]
     with programming(namespace, flavour) as dataplane:
-        program(namespace, dataplane, answers)
+        program(namespace, dataplane, routings)
         before = dataplane.messages_sent
         more = numbered(7, 4)
         plan = dataplane.plan(Changes({more.name: more}))
@@ -122,8 +122,8 @@ def test_a_changed_endpoint_writes_its_services_chain_and_no_more(
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
         # The table, its COMMIT, the chain and its rules.
         assert dataplane.messages_sent - before == 8
-        answers[7] = more
-        assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
+        routings[7] = more
+        assert held(namespace, flavour) == desired(routings, NODE, Family.IPV4)
 
 
 def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
@@ -133,8 +133,8 @@ def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
     with programming(namespace, flavour) as dataplane:
         metrics.tell_also(Restores(dataplane))
         program(namespace, dataplane, [numbered(each) for each in range(3)])
-        for answer in (numbered(1, 4), numbered(4)):
-            plan = dataplane.plan(Changes({answer.name: answer}))
+        for routing in (numbered(1, 4), numbered(4)):
+            plan = dataplane.plan(Changes({routing.name: routing}))
             assert namespace.call(partial(dataplane.commit, plan)) == ()
         bad = misfit(numbered(5))
         plan = dataplane.plan(Changes({bad.name: bad}))
@@ -163,14 +163,14 @@ def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
 def test_a_service_that_goes_touches_the_chains_on_its_way(
     namespace: Namespace, flavour: Flavour
 ) -> None:
-    answers = [numbered(each) for each in range(300)]
+    routings = [numbered(each) for each in range(300)]
     with programming(namespace, flavour) as dataplane:
-        program(namespace, dataplane, answers)
-        gone = answers.pop(150)
+        program(namespace, dataplane, routings)
+        gone = routings.pop(150)
         plan = dataplane.plan(Changes({gone.name: None}))
         assert plan.counts()["chain"] <= 5
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
-        assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
+        assert held(namespace, flavour) == desired(routings, NODE, Family.IPV4)
 
 
 @settings(
@@ -183,36 +183,36 @@ def test_any_history_ends_where_the_last_state_alone_would(
     with programming(namespace, flavour) as dataplane:
         known: set[ObjectName] = set()
         for number, (scene, whole) in enumerate(history):
-            answers = scene.answers()
-            node = NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+            routings = scene.routings()
+            node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
             if whole or not number:
-                program(namespace, dataplane, tuple(answers.values()), node)
+                program(namespace, dataplane, tuple(routings.values()), node)
             else:
-                asked = {name: answers.get(name) for name in known | answers.keys()}
+                asked = {name: routings.get(name) for name in known | routings.keys()}
                 plan = dataplane.plan(Changes(asked, node))
                 assert namespace.call(partial(dataplane.commit, plan)) == ()
-                assert namespace.call(dataplane.tend) is None
-            known = set(answers)
+                assert namespace.call(dataplane.tick) is None
+            known = set(routings)
         for family in Family:
             assert held(namespace, flavour, family) == desired(
-                tuple(answers.values()), node, family
+                tuple(routings.values()), node, family
             )
-        again = namespace.call(lambda: dataplane.replan(answers.values(), node))
+        again = namespace.call(lambda: dataplane.plan_full(routings.values(), node))
         assert not again, str(again)
 
 
-def also_at(answer: ServiceAnswer, address: str) -> ServiceAnswer:
+def also_at(routing: ServiceRouting, address: str) -> ServiceRouting:
     """The same with one more address."""
-    (port,) = answer.ports
+    (port,) = routing.ports
     more = Frontend(Scope.EXTERNAL_IP, parse_address(address), Port(80), Use.CLUSTER)
     return msgspec.structs.replace(
-        answer, ports=(msgspec.structs.replace(port, frontends=(*port.frontends, more)),)
+        routing, ports=(msgspec.structs.replace(port, frontends=(*port.frontends, more)),)
     )
 
 
-def misfit(answer: ServiceAnswer) -> ServiceAnswer:
+def misfit(routing: ServiceRouting) -> ServiceRouting:
     """The same with an address of the other family, which no iptables takes."""
-    return also_at(answer, "fd98::1")
+    return also_at(routing, "fd98::1")
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -226,7 +226,7 @@ def test_a_service_that_is_refused_is_set_aside_and_the_rest_is_programmed(
         changed = dataplane.plan(Changes({each.name: each for each in (bad, other)}))
         with pytest.raises(OutOfStepError, match="fd98::1"):
             namespace.call(lambda: dataplane.commit(changed))
-        whole = namespace.call(lambda: dataplane.replan([good, bad, other], NODE))
+        whole = namespace.call(lambda: dataplane.plan_full([good, bad, other], NODE))
         (failure,) = namespace.call(lambda: dataplane.commit(whole))
         assert failure.name == bad.name
         assert isinstance(failure.error, RejectedError)
@@ -238,22 +238,22 @@ def test_services_that_no_line_is_named_for_are_found_by_halving(
     namespace: Namespace,
 ) -> None:
     """A counter that is not there: iptables-legacy takes the line, and the kernel not the table."""
-    answers = [numbered(each) for each in range(7)]
+    routings = [numbered(each) for each in range(7)]
     bad = [also_at(numbered(each), f"127.0.0.{each}") for each in (8, 9)]
     options = Options(counters=frozenset({names.LOCALHOST_ACCEPTED}))
     with programming(namespace, Flavour.LEGACY, options) as dataplane:
-        plan = namespace.call(lambda: dataplane.replan([*answers, *bad], NODE))
+        plan = namespace.call(lambda: dataplane.plan_full([*routings, *bad], NODE))
         failures = namespace.call(lambda: dataplane.commit(plan))
         assert {failure.name for failure in failures} == {each.name for each in bad}
-        assert held(namespace, Flavour.LEGACY) == desired(answers, NODE, Family.IPV4)
-        assert namespace.call(dataplane.tend) is None
+        assert held(namespace, Flavour.LEGACY) == desired(routings, NODE, Family.IPV4)
+        assert namespace.call(dataplane.tick) is None
 
 
 def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: Flavour) -> None:
-    answers = [numbered(each) for each in range(20)]
+    routings = [numbered(each) for each in range(20)]
     with programming(namespace, flavour) as dataplane:
-        program(namespace, dataplane, answers)
-        assert namespace.call(dataplane.tend) is None
+        program(namespace, dataplane, routings)
+        assert namespace.call(dataplane.tick) is None
         told: list[Drift | None] = []
         if flavour is Flavour.NFT:
             waiting = threading.Thread(target=lambda: told.append(dataplane.wait_for_drift()))
@@ -262,11 +262,11 @@ def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: 
             waiting.join(20)
         else:
             run(namespace, "iptables-legacy", "-t", "nat", "-F")
-            told.append(namespace.call(dataplane.tend))
+            told.append(namespace.call(dataplane.tick))
         assert isinstance(told[0], Drift)
-        assert program(namespace, dataplane, answers)
-        assert held(namespace, flavour) == desired(answers, NODE, Family.IPV4)
-        assert namespace.call(dataplane.tend) is None
+        assert program(namespace, dataplane, routings)
+        assert held(namespace, flavour) == desired(routings, NODE, Family.IPV4)
+        assert namespace.call(dataplane.tick) is None
 
 
 class Meddling(Programs):
@@ -284,20 +284,20 @@ RESTORE = Programs.restore
 def test_what_others_write_during_a_commit_is_noticed(
     namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch, meddled: bool
 ) -> None:
-    answers = [numbered(each) for each in range(3)]
+    routings = [numbered(each) for each in range(3)]
     dataplane = namespace.call(lambda: IptablesDataplane(Options(), flavour))
     told: list[Drift | None] = []
     waiting = threading.Thread(target=lambda: told.append(dataplane.wait_for_drift()))
     waiting.start()
     try:
-        program(namespace, dataplane, answers)
-        assert namespace.call(dataplane.tend) is None
+        program(namespace, dataplane, routings)
+        assert namespace.call(dataplane.tick) is None
         more = numbered(2, 4)
-        plan = dataplane.plan(Changes({more.name: more, answers[0].name: None}))
+        plan = dataplane.plan(Changes({more.name: more, routings[0].name: None}))
         if meddled:
             monkeypatch.setattr(Programs, "restore", Meddling.restore)
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
-        seen = namespace.call(dataplane.tend)
+        seen = namespace.call(dataplane.tick)
         if meddled and flavour is Flavour.NFT:
             waiting.join(20)
     finally:
@@ -310,9 +310,9 @@ def test_what_others_write_during_a_commit_is_noticed(
 def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: Flavour) -> None:
     without_counters = re.sub(r"-m nfacct --nfacct-name +\S+ ", "", IPTABLES)
     run(namespace, f"iptables-{flavour.value}-restore", text=without_counters)
-    answers = [numbered(1), numbered(2)]
+    routings = [numbered(1), numbered(2)]
     with programming(namespace, None) as dataplane:
-        plan = program(namespace, dataplane, answers)
+        plan = program(namespace, dataplane, routings)
         written = {chain for change in plan.changes.values() for chain in change.chains}
         assert names.MARK_MASQUERADE not in {
             chain
@@ -324,11 +324,11 @@ def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: 
         found = held(namespace, flavour)
         theirs = [text for text in found.pop(("filter", "INPUT")) if "FIREWALL" in text]
         assert theirs == ["-j KUBE-FIREWALL"]
-        wanted = desired(answers, NODE, Family.IPV4)
+        wanted = desired(routings, NODE, Family.IPV4)
         assert {key: value for key, value in found.items() if key[1] not in HOOKS} == {
             key: value for key, value in wanted.items() if key[1] not in HOOKS
         }
-        assert not namespace.call(lambda: dataplane.replan(answers, NODE))
+        assert not namespace.call(lambda: dataplane.plan_full(routings, NODE))
 
 
 def test_cleanup_leaves_what_is_not_ours(namespace: Namespace, flavour: Flavour) -> None:
@@ -364,7 +364,7 @@ def test_a_lock_that_another_program_holds_is_waited_for(namespace: Namespace) -
         programming(namespace, Flavour.LEGACY) as dataplane,
         open("/run/xtables.lock", "ab") as lock,
     ):
-        plan = namespace.call(lambda: dataplane.replan([numbered(1)], NODE))
+        plan = namespace.call(lambda: dataplane.plan_full([numbered(1)], NODE))
         fcntl.flock(lock, fcntl.LOCK_EX)
         freeing = threading.Thread(target=lambda: _free_once_waited_for(dataplane, lock.fileno()))
         freeing.start()

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from msgspec.structs import replace
 
-from pyproxy.dataplane.interface import NodeAnswer
-from pyproxy.dataplane.iptables import memory, names
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.iptables import committed_state, names
 from pyproxy.dataplane.iptables.fixed import Options
-from pyproxy.dataplane.iptables.reading import read_rule
+from pyproxy.dataplane.iptables.rule_parser import read_rule
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.model.address import Family, Mark
 from tests.dataplane.nftables.scenes import Scene, scenes
@@ -26,7 +26,7 @@ def as_kept(rule: Rule) -> Rule:
 @settings(max_examples=30, deadline=None)
 @given(scenes())
 def test_every_rule_that_is_written_is_read(scene: Scene) -> None:
-    node = NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+    node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
     options = Options(
         Mark(1 << 31),
         scene.masquerade_all,
@@ -35,7 +35,7 @@ def test_every_rule_that_is_written_is_read(scene: Scene) -> None:
         counters=BOTH,
     )
     for family in Family:
-        tables = memory.desired(options, scene.answers().values(), node, family)
+        tables = committed_state.desired(options, scene.routings().values(), node, family)
         rules = [rule for chains in tables.values() for each in chains.values() for rule in each]
         assert [read_rule(rule.text, family) for rule in rules] == list(map(as_kept, rules))
 

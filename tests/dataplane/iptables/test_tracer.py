@@ -14,8 +14,8 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pyproxy.dataplane.interface import NodeAnswer
-from pyproxy.dataplane.iptables import memory
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.iptables import committed_state
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.rules import DROP, RESET, Rule, SetMark
 from pyproxy.dataplane.iptables.tracer import Machine, Way, trace
@@ -30,7 +30,7 @@ from pyproxy.dataplane.packets import (
     Untouched,
 )
 from pyproxy.model.address import Family, backend, family_of
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables import oracle
 from tests.dataplane.nftables.scenes import LOCAL, Scene, encounters
 
@@ -39,12 +39,12 @@ Plain = tuple[str, bytes, bool]
 """A fate in this mode's terms: what, the endpoint, and whether the client's address is hidden."""
 
 
-def machine(scene: Scene, answers: tuple[ServiceAnswer, ...], family: Family) -> Machine:
+def machine(scene: Scene, routings: tuple[ServiceRouting, ...], family: Family) -> Machine:
     options = Options(
         masquerade_all=scene.masquerade_all, pod_interface=scene.pod_interface.replace("*", "+")
     )
-    node = NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
-    return Machine(memory.desired(options, answers, node, family), LOCAL)
+    node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
+    return Machine(committed_state.desired(options, routings, node, family), LOCAL)
 
 
 def met(way: Way) -> Plain:
@@ -55,35 +55,35 @@ def met(way: Way) -> Plain:
     return "delivered", backend(way.destination, way.port), way.masqueraded
 
 
-def meant(fate: Fate, packet: Packet, answers: tuple[ServiceAnswer, ...]) -> Plain:
+def meant(fate: Fate, packet: Packet, routings: tuple[ServiceRouting, ...]) -> Plain:
     match fate:
         case Untouched():
             return "untouched", b"", False
         case Dropped():
             return "drop", b"", False
-        case Refused(answer=answer):
-            return "reset" if answer is Answer.TCP_RESET else "unreachable", b"", False
+        case Refused(routing=routing):
+            return "reset" if routing is Answer.TCP_RESET else "unreachable", b"", False
         case Delivered(backend=to, masquerade=Masquerade.HAIRPIN):
-            found = oracle.frontend_of(packet, answers)
+            found = oracle.frontend_of(packet, routings)
             assert found is not None
             return "delivered", to, to in found[1].hairpin
         case Delivered(backend=to, masquerade=masquerade):
             return "delivered", to, masquerade is not Masquerade.NONE
 
 
-def follow(encounter: Encounter) -> tuple[tuple[Way, ...], tuple[ServiceAnswer, ...], Machine]:
+def follow(encounter: Encounter) -> tuple[tuple[Way, ...], tuple[ServiceRouting, ...], Machine]:
     scene, packet = encounter
-    answers = tuple(scene.answers().values())
-    before = machine(scene, answers, family_of(packet.destination))
-    return trace(packet, before), answers, before
+    routings = tuple(scene.routings().values())
+    before = machine(scene, routings, family_of(packet.destination))
+    return trace(packet, before), routings, before
 
 
 @settings(max_examples=300, deadline=None)
 @given(encounters())
 def test_every_packet_meets_the_fate_that_its_service_means(encounter: Encounter) -> None:
     scene, packet = encounter
-    ways, answers, _ = follow(encounter)
-    assert fates(ways) == wanted(scene, packet, answers)
+    ways, routings, _ = follow(encounter)
+    assert fates(ways) == wanted(scene, packet, routings)
 
 
 def fates(ways: tuple[Way, ...]) -> set[Plain]:
@@ -97,8 +97,8 @@ def fates(ways: tuple[Way, ...]) -> set[Plain]:
     return set(shares)
 
 
-def wanted(scene: Scene, packet: Packet, answers: tuple[ServiceAnswer, ...]) -> set[Plain]:
-    return {meant(fate, packet, answers) for fate in oracle.wanted(packet, scene, answers)}
+def wanted(scene: Scene, packet: Packet, routings: tuple[ServiceRouting, ...]) -> set[Plain]:
+    return {meant(fate, packet, routings) for fate in oracle.wanted(packet, scene, routings)}
 
 
 Fault = Callable[[Rule], bool]
@@ -115,7 +115,7 @@ FAULTS: dict[str, Fault] = {
 def test_a_planted_fault_is_found(fault: str) -> None:
     def shows(encounter: Encounter) -> bool:
         scene, packet = encounter
-        _, answers, before = follow(encounter)
+        _, routings, before = follow(encounter)
         tables = {
             table: {
                 chain: tuple(rule for rule in rules if not FAULTS[fault](rule))
@@ -124,7 +124,7 @@ def test_a_planted_fault_is_found(fault: str) -> None:
             for table, chains in before.tables.items()
         }
         faulty = trace(packet, replace(before, tables=tables))
-        return {met(way) for way in faulty} != wanted(scene, packet, answers)
+        return {met(way) for way in faulty} != wanted(scene, packet, routings)
 
     find(
         encounters(),

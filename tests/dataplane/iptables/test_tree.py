@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.interface import NodeAnswer
-from pyproxy.dataplane.iptables import memory, names, services
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.iptables import committed_state, names, services
 from pyproxy.dataplane.iptables.fixed import NAT, Options, pods
 from pyproxy.dataplane.iptables.rules import DROP, Chains, Jump, Rule
 from pyproxy.dataplane.iptables.tracer import Machine, trace
@@ -29,11 +29,11 @@ from pyproxy.model.address import (
     parse_network,
 )
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 Place = tuple[Address, Protocol, Port]
 _INNER = parse_address("10.255.0.1")
-NODE = NodeAnswer((parse_network("10.128.0.0/9"),))
+NODE = NodeRouting((parse_network("10.128.0.0/9"),))
 
 
 def frontends(family: Family) -> st.SearchStrategy[list[Place]]:
@@ -116,7 +116,7 @@ def depth(chains: Chains, chain: str) -> int:
 
 def numbered(
     index: int, address: int, endpoints: int, scope: Scope, *, here: bool = False
-) -> ServiceAnswer:
+) -> ServiceRouting:
     """A Service of this number at this address; one of another scope has a cluster IP besides."""
     backends = tuple(
         Backend(bytes((10, 128, index >> 8 & 255, index & 255)) + (8080 + each).to_bytes(2, "big"))
@@ -125,10 +125,10 @@ def numbered(
     frontend = Frontend(scope, Address(address.to_bytes(4, "big")), Port(80), Use.CLUSTER)
     inner = Frontend(Scope.CLUSTER_IP, _INNER, Port(index % 65535 + 1), Use.CLUSTER)
     frontends = (frontend,) if scope is Scope.CLUSTER_IP else (frontend, inner)
-    port = PortAnswer(
+    port = PortRouting(
         "http", Family.IPV4, Protocol.TCP, frontends, backends, (), backends if here else ()
     )
-    return ServiceAnswer(ObjectName("shop", f"s{index}"), (port,))
+    return ServiceRouting(ObjectName("shop", f"s{index}"), (port,))
 
 
 class Cost(msgspec.Struct, frozen=True, order=True):
@@ -160,17 +160,17 @@ def rules_met(addresses: Sequence[int], scope: Scope) -> tuple[list[int], int]:
     that each have a chain of their own. The client is the unluckiest of a pod, one of the
     endpoints, and somebody from elsewhere, who is masqueraded.
     """
-    answers = {
+    routings = {
         Address(address.to_bytes(4, "big")): numbered(index, address, 1, scope)
         for index, address in enumerate(addresses)
     }
     options = Options()
-    tables = memory.desired(options, answers.values(), NODE, Family.IPV4)
-    ordered = [cost for cost in costs(tables[NAT]) if cost.address in answers]
+    tables = committed_state.desired(options, routings.values(), NODE, Family.IPV4)
+    ordered = [cost for cost in costs(tables[NAT]) if cost.address in routings]
     view = services.View(options, pods(Family.IPV4, options, NODE.pod_networks))
     found = []
     for cost in (ordered[0], ordered[len(ordered) // 2], ordered[-1]):
-        one = int(answers[cost.address].name.name[1:])
+        one = int(routings[cost.address].name.name[1:])
         most = 0
         for here in (False, True):
             ten = numbered(one, int.from_bytes(cost.address, "big"), 10, scope, here=here)

@@ -17,8 +17,8 @@ from pyproxy.netlink import ipvs
 from pyproxy.netlink.attributes import attribute_map, nested, string
 from pyproxy.netlink.elements import ElementMessage
 from pyproxy.netlink.ipvs import GENERIC_SIZE, Messages, Scheduling, Server, Timeouts, Virtual
+from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
-from pyproxy.netlink.refusals import Refusal
 from pyproxy.netlink.requests import Request
 
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "mh")
@@ -95,12 +95,12 @@ class FakeKernel:
             self.on_device.add(address)
         return []
 
-    def send(self, requests: Sequence[Request]) -> list[Refusal]:
+    def send(self, requests: Sequence[Request]) -> list[MessageError]:
         self.messages_sent += len(requests)
         found = []
         for number, request in enumerate(requests):
             if code := self._one(request):
-                found.append(Refusal(number, code, 0, ""))
+                found.append(MessageError(number, code, 0, ""))
         return found
 
     def _one(self, request: Request) -> int:
@@ -167,7 +167,7 @@ class FakeRules:
     def load(self, options: Options) -> None:
         self.loaded = options
 
-    def write(self, elements: list[ElementMessage]) -> Refusal | None:
+    def write(self, elements: list[ElementMessage]) -> MessageError | None:
         after = {name: dict(rows) for name, rows in self.table.items()}
         for number, each in enumerate(elements):
             self.messages_sent += 1
@@ -177,11 +177,11 @@ class FakeRules:
             for key, value in found.items():
                 if each.message.kind & 0xFF == _DELSETELEM:
                     if key not in rows:
-                        return Refusal(number, errno.ENOENT, HEADER_SIZE, "")
+                        return MessageError(number, errno.ENOENT, HEADER_SIZE, "")
                     del rows[key]
                 else:
                     if key in rows:
-                        return Refusal(number, errno.EEXIST, HEADER_SIZE, "")
+                        return MessageError(number, errno.EEXIST, HEADER_SIZE, "")
                     rows[key] = value
         self.table = after
         return None

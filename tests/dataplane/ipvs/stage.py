@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Failure, NodeRouting
 from pyproxy.dataplane.ipvs import dataplane as module
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
@@ -14,10 +14,10 @@ from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.model.address import Address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Scheduling, Virtual
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.ipvs.fake import FakeKernel, FakeRules
 
-Answers = dict[ObjectName, ServiceAnswer]
+Routings = dict[ObjectName, ServiceRouting]
 
 
 class Stage:
@@ -32,7 +32,7 @@ class Stage:
         monkeypatch.setattr(module, "Kernel", lambda: self.kernel)
         monkeypatch.setattr(module, "RulesTable", lambda: self.rules)
         self.dataplane = self.restarted()
-        self.answers: Answers = {}
+        self.routings: Routings = {}
 
     def restarted(self) -> IpvsDataplane:
         self.dataplane = IpvsDataplane(self.options, lambda: self.now, lambda: self.adopted)
@@ -41,18 +41,18 @@ class Stage:
 
     def begin(
         self,
-        answers: Answers | None = None,
-        node: NodeAnswer = NodeAnswer(),  # noqa: B008
+        routings: Routings | None = None,
+        node: NodeRouting = NodeRouting(),  # noqa: B008
     ) -> tuple[Failure, ...]:
         """Read the kernel back, and write what is missing."""
-        self.answers = self.answers if answers is None else dict(answers)
-        return self.dataplane.commit(self.dataplane.replan(self.answers.values(), node))
+        self.routings = self.routings if routings is None else dict(routings)
+        return self.dataplane.commit(self.dataplane.plan_full(self.routings.values(), node))
 
-    def change(self, answers: Answers, node: NodeAnswer | None = None) -> tuple[Failure, ...]:
+    def change(self, routings: Routings, node: NodeRouting | None = None) -> tuple[Failure, ...]:
         """Go to these answers, and no others."""
-        changed: dict[ObjectName, ServiceAnswer | None] = dict.fromkeys(self.answers)
-        changed.update(answers)
-        self.answers = dict(answers)
+        changed: dict[ObjectName, ServiceRouting | None] = dict.fromkeys(self.routings)
+        changed.update(routings)
+        self.routings = dict(routings)
         return self.dataplane.commit(self.dataplane.plan(Changes(changed, node)))
 
     def sent(self) -> int:
@@ -62,7 +62,7 @@ class Stage:
         """End all connections, and let the dataplane see it."""
         self.kernel.connections.clear()
         for _ in range(50):
-            self.dataplane.tend()
+            self.dataplane.tick()
 
     def state(self) -> tuple[object, ...]:
         """All that the kernel holds; numbers of marks are nobody's promise."""
@@ -71,7 +71,7 @@ class Stage:
             for virtual in self.kernel.table
             if virtual.mark
         }
-        insiders = [schema.INSIDERS.name + digit for digit in "46"]
+        insiders = [schema.INTERNAL_SERVICES.name + digit for digit in "46"]
         by_mark: list[tuple[Virtual, Scheduling, list[tuple[bytes, int]]]] = sorted(
             (
                 numbered[virtual],

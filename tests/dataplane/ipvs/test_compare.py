@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pyproxy.dataplane.interface import Fill, Held, NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting, StateDiff, TableUsage
 from pyproxy.model.address import parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Scheduling
-from pyproxy.policy.answer import Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Scope, ServiceRouting, Use
 from tests.dataplane.ipvs.stage import Stage
 from tests.dataplane.ipvs.test_dataplane import HTTP, ONE, THREE, TWO, many, of, service
 
@@ -18,19 +18,19 @@ KINDS = {
     "split": service(
         ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,), name=ObjectName("a", "b")
     ),
-    "sticky": service(ONE, affinity_timeout=60, scheduler="mh"),
+    "affinity-frontends": service(ONE, affinity_timeout=60, scheduler="mh"),
 }
 
 
-def held(stage: Stage, wanted: ServiceAnswer) -> Held:
-    return stage.restarted().compare(wanted, NodeAnswer())
+def held(stage: Stage, wanted: ServiceRouting) -> StateDiff:
+    return stage.restarted().compare(wanted, NodeRouting())
 
 
 @pytest.mark.parametrize("wanted", KINDS.values(), ids=KINDS)
-def test_nothing_is_said_of_what_is_as_it_should_be(stage: Stage, wanted: ServiceAnswer) -> None:
+def test_nothing_is_said_of_what_is_as_it_should_be(stage: Stage, wanted: ServiceRouting) -> None:
     stage.begin(of(*many(20), wanted))
     sent = stage.sent()
-    assert held(stage, wanted) == Held()
+    assert held(stage, wanted) == StateDiff()
     assert stage.sent() == sent
 
 
@@ -39,15 +39,15 @@ def test_who_leaves_is_not_amiss(stage: Stage) -> None:
     stage.kernel.connections[HTTP, TWO] = 1
     stage.change(of(service(ONE)))
     assert stage.kernel.table[HTTP] == {ONE: 1, TWO: 0}
-    assert held(stage, service(ONE)) == Held()
+    assert held(stage, service(ONE)) == StateDiff()
 
 
 def test_a_service_that_should_refuse_and_serves(stage: Stage) -> None:
     stage.begin(of(service(ONE)))
-    assert held(stage, service(use=Use.REFUSE)) == Held(
+    assert held(stage, service(use=Use.REFUSE)) == StateDiff(
         missing=(
             "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 0",
-            'refused4 { 10.96.0.1 . tcp . 80 comment "shop/web:http" }',
+            'no-endpoint-services4 { 10.96.0.1 . tcp . 80 comment "shop/web:http" }',
         ),
         extra=("real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 1",),
     )
@@ -89,7 +89,7 @@ def test_what_is_amiss_is_named(stage: Stage, harm: str, missing: str, extra: st
             kernel.on_device.remove(HTTP.address)
         case "element":
             del stage.rules.table["cluster-ips4"][HTTP.address]
-    assert held(stage, wanted) == Held((missing,), (extra,) if extra else ())
+    assert held(stage, wanted) == StateDiff((missing,), (extra,) if extra else ())
 
 
 def test_without_rules_and_device_it_says_so(stage: Stage) -> None:
@@ -105,6 +105,8 @@ def test_without_rules_and_device_it_says_so(stage: Stage) -> None:
 def test_how_full_the_tables_are(stage: Stage) -> None:
     own = service(ONE, scope=Scope.NODE_PORT, address=parse_address("172.30.0.11"))
     stage.begin(of(*many(20), own))
-    assert {Fill("virtual services", 21), Fill("addresses", 20), Fill("frontends4", 21)} <= set(
-        stage.dataplane.fill()
-    )
+    assert {
+        TableUsage("virtual services", 21),
+        TableUsage("addresses", 20),
+        TableUsage("frontends4", 21),
+    } <= set(stage.dataplane.fill())

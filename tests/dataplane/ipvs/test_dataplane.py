@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from pyproxy.dataplane.interface import Drift, NodeAnswer
-from pyproxy.dataplane.ipvs.patrol import PATIENCE
+from pyproxy.dataplane.interface import Drift, NodeRouting
+from pyproxy.dataplane.ipvs.drift_poller import PATIENCE
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.model.address import (
     Address,
@@ -20,8 +20,8 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import PERSISTENT, SCHED_1, SCHED_2, Scheduling, Virtual
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
-from tests.dataplane.ipvs.stage import Answers, Stage
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from tests.dataplane.ipvs.stage import Routings, Stage
 
 NODE = parse_address("172.30.0.11")
 WEB = ObjectName("shop", "web")
@@ -39,17 +39,17 @@ def service(
     local: tuple[Backend, ...] = (),
     name: ObjectName = WEB,
     **more: object,
-) -> ServiceAnswer:
+) -> ServiceRouting:
     frontend = Frontend(scope, address, HTTP.port, use)
-    port = PortAnswer("http", Family.IPV4, protocol, (frontend,), backends, local)
-    return replace(ServiceAnswer(name, (port,)), **more)
+    port = PortRouting("http", Family.IPV4, protocol, (frontend,), backends, local)
+    return replace(ServiceRouting(name, (port,)), **more)
 
 
-def of(*answers: ServiceAnswer) -> Answers:
-    return {answer.name: answer for answer in answers}
+def of(*routings: ServiceRouting) -> Routings:
+    return {routing.name: routing for routing in routings}
 
 
-def many(count: int) -> list[ServiceAnswer]:
+def many(count: int) -> list[ServiceRouting]:
     return [
         service(
             ONE,
@@ -116,7 +116,7 @@ def test_a_server_with_connections_gets_nothing_new_and_goes_when_they_are_gone(
     stage.begin(of(service(ONE, TWO)))
     stage.kernel.connections[HTTP, TWO] = 1
     stage.change(of(service(ONE)))
-    stage.dataplane.tend()
+    stage.dataplane.tick()
     assert stage.kernel.table == {HTTP: {ONE: 1, TWO: 0}}
     stage.hang_up()
     assert stage.kernel.table == {HTTP: {ONE: 1}}
@@ -127,10 +127,10 @@ def test_connections_that_never_end_end_at_last(stage: Stage) -> None:
     stage.kernel.connections[HTTP, TWO] = 1
     stage.change(of(service(ONE)))
     stage.now += PATIENCE - 1
-    stage.dataplane.tend()
+    stage.dataplane.tick()
     assert stage.kernel.table[HTTP] == {ONE: 1, TWO: 0}
     stage.now += 1
-    stage.dataplane.tend()
+    stage.dataplane.tick()
     assert stage.kernel.table[HTTP] == {ONE: 1}
 
 
@@ -166,9 +166,9 @@ def test_flows_do_not_keep_a_server(stage: Stage, protocol: Protocol) -> None:
 
 def test_what_terminates_and_still_serves_keeps_its_flows(stage: Stage) -> None:
     stage.begin(of(service(ONE, TWO, protocol=Protocol.UDP)))
-    answer = service(ONE, protocol=Protocol.UDP)
-    (port,) = answer.ports
-    stage.change(of(replace(answer, ports=(replace(port, draining=(TWO,)),))))
+    routing = service(ONE, protocol=Protocol.UDP)
+    (port,) = routing.ports
+    stage.change(of(replace(routing, ports=(replace(port, draining=(TWO,)),))))
     assert stage.kernel.table[DNS] == {ONE: 1, TWO: 0}
     stage.hang_up()
     assert stage.kernel.table[DNS] == {ONE: 1, TWO: 0}
@@ -178,10 +178,10 @@ def test_a_service_that_goes_refuses_newcomers_while_connections_last(stage: Sta
     stage.begin(of(service(ONE)))
     stage.kernel.connections[HTTP, ONE] = 1
     stage.change({})
-    stage.dataplane.tend()
+    stage.dataplane.tick()
     assert stage.kernel.table == {HTTP: {ONE: 0}}
     assert stage.kernel.on_device == {HTTP.address}
-    assert stage.rules.table["refused4"]
+    assert stage.rules.table["no-endpoint-services4"]
     stage.hang_up()
     assert not stage.kernel.table
     assert not stage.kernel.on_device
@@ -197,7 +197,7 @@ def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_
     stage.hang_up()
     assert not stage.kernel.table
     assert stage.kernel.on_device == {HTTP.address}
-    assert len(stage.rules.table["refused4"]) == 1
+    assert len(stage.rules.table["no-endpoint-services4"]) == 1
 
 
 @pytest.mark.parametrize("restarts", [True, False])
@@ -212,7 +212,7 @@ def test_a_refusal_does_not_outlast_its_service_and_the_last_connection(
         stage.begin({})
     else:
         stage.change({})
-    assert len(stage.rules.table["refused4"]) == 1
+    assert len(stage.rules.table["no-endpoint-services4"]) == 1
     stage.hang_up()
     assert not stage.kernel.table
     assert not any(stage.rules.table.values())
@@ -232,10 +232,10 @@ def test_an_address_that_others_may_have_is_given_back_when_the_last_connection_
     if restarts:
         stage.restarted()
         stage.begin()
-    stage.dataplane.tend()
+    stage.dataplane.tick()
     assert virtual in stage.kernel.table
     stage.kernel.closed = True
-    stage.dataplane.tend()
+    stage.dataplane.tick()
     assert (virtual in stage.kernel.table) is (scope is Scope.CLUSTER_IP and not own)
     stage.hang_up()
     assert not stage.kernel.table
@@ -265,10 +265,10 @@ def test_others_virtual_services_are_left_alone(stage: Stage) -> None:
 def test_anothers_virtual_service_in_the_way_costs_one_service(stage: Stage) -> None:
     stage.kernel.table[FOREIGN], stage.kernel.how[FOREIGN] = {}, Scheduling("wrr")
     taken = Frontend(Scope.NODE_PORT, NODE, FOREIGN.port, Use.CLUSTER)
-    answer = service(ONE)
-    port = replace(answer.ports[0], frontends=(*answer.ports[0].frontends, taken))
+    routing = service(ONE)
+    port = replace(routing.ports[0], frontends=(*routing.ports[0].frontends, taken))
     (other,) = many(1)
-    (failure,) = stage.begin(of(replace(answer, ports=(port,)), other))
+    (failure,) = stage.begin(of(replace(routing, ports=(port,)), other))
     assert failure.name == WEB
     assert "another program has the virtual service tcp 172.30.0.11:5432" in str(failure.error)
     assert stage.kernel.how[FOREIGN] == Scheduling("wrr")
@@ -319,7 +319,7 @@ def test_under_the_policy_local_insiders_have_a_virtual_service_of_their_own(sta
     stage.begin(of(service(ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,))))
     (marked,) = (virtual for virtual in stage.kernel.table if virtual.mark)
     assert stage.kernel.table == {HTTP: {ONE: 1}, marked: {ONE: 1, TWO: 1}}
-    (data,) = stage.rules.table["insiders4"].values()
+    (data,) = stage.rules.table["internal-services4"].values()
     assert isinstance(data, bytes)
     stage.restarted()
     sent = stage.sent()
@@ -329,9 +329,9 @@ def test_under_the_policy_local_insiders_have_a_virtual_service_of_their_own(sta
 
 @pytest.mark.parametrize("harm", ["weight", "server", "service", "foreign", "address", "scheduler"])
 def test_what_others_change_is_noticed_and_put_right(stage: Stage, harm: str) -> None:
-    stage.begin(of(service(ONE, TWO)), NodeAnswer())
+    stage.begin(of(service(ONE, TWO)), NodeRouting())
     before = stage.state()
-    assert stage.dataplane.tend() is None
+    assert stage.dataplane.tick() is None
     kernel = stage.kernel
     match harm:
         case "weight":
@@ -347,8 +347,8 @@ def test_what_others_change_is_noticed_and_put_right(stage: Stage, harm: str) ->
             kernel.touched = True
         case "scheduler":
             kernel.how[HTTP] = Scheduling("wlc")
-    assert stage.dataplane.tend() == Drift("somebody")
+    assert stage.dataplane.tick() == Drift("somebody")
     stage.begin()
     stage.hang_up()
     assert stage.state() == before
-    assert stage.dataplane.tend() is None
+    assert stage.dataplane.tick() is None

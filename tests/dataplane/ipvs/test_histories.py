@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.ipvs.schema import protocol_of
 from pyproxy.model.address import Protocol
 from tests.dataplane.ipvs.stage import Stage
 from tests.dataplane.nftables.scenes import LOCAL, Scene, scenes
 
 
-def node_of(scene: Scene) -> NodeAnswer:
-    return NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+def node_of(scene: Scene) -> NodeRouting:
+    return NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
 
 
 def fresh(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage(monkeypatch, LOCAL)
-    assert not stage.begin(scene.answers(), node_of(scene))
+    assert not stage.begin(scene.routings(), node_of(scene))
     return stage
 
 
@@ -35,16 +35,16 @@ def test_any_history_ends_where_the_last_state_alone_would(
             busy = data.draw(st.booleans())
             if data.draw(st.booleans()):
                 stage.restarted()
-                assert not stage.begin(scene.answers(), node_of(scene))
+                assert not stage.begin(scene.routings(), node_of(scene))
             else:
-                assert not stage.change(scene.answers(), node_of(scene))
+                assert not stage.change(scene.routings(), node_of(scene))
             for virtual, servers in stage.kernel.table.items() if busy else ():
                 for backend in servers:
                     stage.kernel.connections[virtual, backend] = 1
-            stage.dataplane.tend()
+            stage.dataplane.tick()
         stage.hang_up()
         sent = stage.sent()
-        stage.dataplane.tend()
+        stage.dataplane.tick()
         assert stage.sent() == sent
         assert stage.state() == fresh(history[-1], monkeypatch).state()
 
@@ -56,7 +56,7 @@ def test_a_restart_writes_nothing(scene: Scene) -> None:
         stage = fresh(scene, monkeypatch)
         sent = stage.sent()
         stage.restarted()
-        plan = stage.dataplane.replan(scene.answers().values(), node_of(scene))
+        plan = stage.dataplane.plan_full(scene.routings().values(), node_of(scene))
         assert not plan, str(plan)
         assert not stage.dataplane.commit(plan)
         assert stage.sent() == sent
@@ -74,8 +74,8 @@ def test_connections_of_tcp_keep_their_server_and_all_on_its_way(
             for backend in servers:
                 stage.kernel.connections[virtual, backend] = 1
         on_device = set(stage.kernel.on_device)
-        stage.change(after.answers(), node_of(after))
-        stage.dataplane.tend()
+        stage.change(after.routings(), node_of(after))
+        stage.dataplane.tick()
         for virtual, servers in had.items():
             if protocol_of(virtual) == Protocol.TCP:
                 assert servers <= stage.kernel.table[virtual].keys()

@@ -13,13 +13,13 @@ from typing import TypeVar
 
 import pytest
 from msgspec.structs import replace
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import ask, probe
 
-from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
-from pyproxy.lab.probe import ask, probe
 from pyproxy.model.address import (
     Port,
     Protocol,
@@ -29,13 +29,13 @@ from pyproxy.model.address import (
     parse_network,
 )
 from pyproxy.model.destination import Destination, parse_destination
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.ipvs.test_dataplane import WEB, service
 
 pytestmark = pytest.mark.vm
 
 T = TypeVar("T")
-PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
+PODS = NodeRouting((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
 A1, B1, B2 = (
     backend(parse_address(address), Port(8080))
     for address in ("10.244.1.11", "10.244.2.11", "10.244.2.12")
@@ -53,7 +53,7 @@ class Node:
         self._inside = network.namespace("na")
         self.now = 1000.0
         self.dataplane = self.call(self._make)
-        self.call(lambda: self.dataplane.commit(self.dataplane.replan([], PODS)))
+        self.call(lambda: self.dataplane.commit(self.dataplane.plan_full([], PODS)))
 
     def _make(self) -> IpvsDataplane:
         made = IpvsDataplane(Options(), lambda: self.now)
@@ -65,12 +65,12 @@ class Node:
     def call(self, function: Callable[[], T]) -> T:
         return self._inside.call(function)
 
-    def serve(self, answer: ServiceAnswer | None) -> None:
-        changes = Changes({WEB: answer})
+    def serve(self, routing: ServiceRouting | None) -> None:
+        changes = Changes({WEB: routing})
         assert not self.call(lambda: self.dataplane.commit(self.dataplane.plan(changes)))
 
-    def tend(self) -> None:
-        assert self.call(self.dataplane.tend) is None
+    def tick(self) -> None:
+        assert self.call(self.dataplane.tick) is None
 
     def table(self) -> str:
         return self._inside.run(["cat", "/proc/net/ip_vs"]).stdout
@@ -99,7 +99,7 @@ def nothing_left(node: Node) -> Iterator[None]:
     node.serve(None)
     # Whoever still has connections gets as long as may be.
     node.now += 7200
-    node.tend()
+    node.tick()
 
 
 def held(client: socket.socket) -> str:
@@ -178,11 +178,11 @@ def test_a_held_connection_outlives_its_endpoint_and_newcomers_go_elsewhere(
     with closing(client):
         assert name == "b1"
         node.serve(service(B2, scheduler=scheduler))
-        node.tend()
+        node.tick()
         assert node.reached("a2", WEB_IP, 6) == {"b2": 6}
         assert held(client) == "b1"
         node.serve(None)
-        node.tend()
+        node.tick()
         assert held(client) == "b1"
         assert node.from_("a2").call(lambda: probe(WEB_IP, tries=3, timeout=3)).refused == 3
 
@@ -220,13 +220,13 @@ def test_a_program_of_the_node_hears_the_node_over_udp_from_an_address_that_it_c
         server.bind(("", port))
         return server
 
-    def answer(server: socket.socket) -> None:
+    def routing(server: socket.socket) -> None:
         _, peer = server.recvfrom(100)
         server.sendto(peer[0].encode(), peer)
 
     node.serve(service(backend(parse_address(here), port), protocol=Protocol.UDP))
     with closing(node.from_("na").call(bind)) as server:
-        answering = threading.Thread(target=answer, args=(server,))
+        answering = threading.Thread(target=routing, args=(server,))
         answering.start()
         assert node.from_("na").call(lambda: ask(WEB_UDP, timeout=3)) == here
         answering.join()
@@ -235,7 +235,7 @@ def test_a_program_of_the_node_hears_the_node_over_udp_from_an_address_that_it_c
 def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
     node.serve(service(B1, protocol=Protocol.UDP))
 
-    def answers(number: int) -> list[str]:
+    def routings(number: int) -> list[str]:
         found = []
         for _ in range(number):
             try:
@@ -244,10 +244,10 @@ def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
                 found.append("")
         return found
 
-    assert node.from_("a2").call(lambda: answers(2)) == ["b1", "b1"]
+    assert node.from_("a2").call(lambda: routings(2)) == ["b1", "b1"]
     node.serve(service(B2, protocol=Protocol.UDP))
     # The kernel may drop the one packet by which it finds out.
-    assert node.from_("a2").call(lambda: answers(3))[1:] == ["b2", "b2"]
+    assert node.from_("a2").call(lambda: routings(3))[1:] == ["b2", "b2"]
     node.serve(None)
     refused = node.from_("a2").call(
         lambda: probe(parse_destination("10.96.0.1:80/udp"), tries=2, timeout=2, source_port=45679)

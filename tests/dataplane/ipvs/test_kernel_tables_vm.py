@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.dataplane.interface import Changes, Failure, NodeAnswer
+from pyproxy.dataplane.interface import Changes, Failure, NodeRouting
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.kernel import Kernel
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Backend, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
-from pyproxy.policy.answer import Scope, Use
-from tests.dataplane.ipvs.stage import Answers
+from pyproxy.policy.routing import Scope, Use
+from tests.dataplane.ipvs.stage import Routings
 from tests.dataplane.ipvs.test_dataplane import (
     FOREIGN,
     HTTP,
@@ -35,7 +35,7 @@ from tests.namespaces import empty_namespace
 pytestmark = pytest.mark.vm
 
 T = TypeVar("T")
-PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
+PODS = NodeRouting((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
 
 
 class Machine:
@@ -45,7 +45,7 @@ class Machine:
         self.namespace = namespace
         self.now = 1000.0
         self.dataplane = self.restarted()
-        self.answers: Answers = {}
+        self.routings: Routings = {}
 
     def call(self, function: Callable[[], T]) -> T:
         return self.namespace.call(function)
@@ -59,16 +59,16 @@ class Machine:
         self.dataplane = self.call(make)
         return self.dataplane
 
-    def begin(self, answers: Answers) -> tuple[Failure, ...]:
-        self.answers = dict(answers)
+    def begin(self, routings: Routings) -> tuple[Failure, ...]:
+        self.routings = dict(routings)
         return self.call(lambda: self.dataplane.commit(self.plan()))
 
     def plan(self) -> IpvsPlan:
-        return self.call(lambda: self.dataplane.replan(self.answers.values(), PODS))
+        return self.call(lambda: self.dataplane.plan_full(self.routings.values(), PODS))
 
-    def change(self, answers: Answers) -> tuple[Failure, ...]:
-        changed = Changes({**dict.fromkeys(self.answers), **answers})
-        self.answers = dict(answers)
+    def change(self, routings: Routings) -> tuple[Failure, ...]:
+        changed = Changes({**dict.fromkeys(self.routings), **routings})
+        self.routings = dict(routings)
         return self.call(lambda: self.dataplane.commit(self.dataplane.plan(changed)))
 
     def table(self) -> dict[Virtual, dict[Backend, int]]:
@@ -96,7 +96,7 @@ def machine() -> Iterator[Machine]:
         yield Machine(namespace)
 
 
-def everything() -> Answers:
+def everything() -> Routings:
     return of(
         service(ONE, TWO),
         service(ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,),
@@ -151,10 +151,10 @@ def test_who_has_no_connection_leaves_at_the_next_look(machine: Machine) -> None
     machine.begin(of(service(ONE, TWO)))
     machine.change(of(service(ONE)))
     assert machine.table() == {HTTP: {ONE: 1, TWO: 0}}
-    machine.call(machine.dataplane.tend)
+    machine.call(machine.dataplane.tick)
     assert machine.table() == {HTTP: {ONE: 1}}
     machine.change({})
-    machine.call(machine.dataplane.tend)
+    machine.call(machine.dataplane.tick)
     assert machine.table() == {}
 
 
@@ -193,16 +193,16 @@ def test_what_somebody_changes_is_noticed_at_the_next_look_and_put_right(
 ) -> None:
     machine.begin(everything())
     right = machine.sh("ipvsadm -Sn"), machine.sh("ip -o addr show kube-ipvs0 | sort")
-    assert machine.call(machine.dataplane.tend) is None
+    assert machine.call(machine.dataplane.tick) is None
     machine.sh(harm)
-    assert machine.call(machine.dataplane.tend) is not None
+    assert machine.call(machine.dataplane.tick) is not None
     machine.begin(everything())
     after = machine.sh("ipvsadm -Sn"), machine.sh("ip -o addr show kube-ipvs0 | sort")
     assert sorted(after[0].splitlines()) == sorted(right[0].splitlines())
     assert [line.split()[3] for line in after[1].splitlines()] == [
         line.split()[3] for line in right[1].splitlines()
     ]
-    assert machine.call(machine.dataplane.tend) is None
+    assert machine.call(machine.dataplane.tick) is None
 
 
 def test_a_service_that_the_kernel_refuses_is_set_aside_alone(machine: Machine) -> None:

@@ -9,24 +9,24 @@ from functools import partial
 from typing import Any
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.ipvs import dataplane as module
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.rules import RulesTable
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.errors import OutOfStepError
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import Family, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Scope, ServiceRouting, Use
 from tests.dataplane.ipvs.fake import FakeKernel
 from tests.dataplane.ipvs.test_dataplane import NODE, ONE, TWO, many, of, service
 from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.kernel
 
-PODS = NodeAnswer((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
+PODS = NodeRouting((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
 BOTH = frozenset(Family)
 ANSWERS = of(
     service(ONE, TWO),
@@ -107,8 +107,8 @@ def test_what_somebody_does_to_the_table_is_put_right(
     monkeypatch.setattr(module, "Kernel", lambda: kernel)
 
     def begin(dataplane: IpvsDataplane) -> None:
-        answers: list[ServiceAnswer] = list(ANSWERS.values())
-        plan = dataplane.replan(answers, PODS)
+        routings: list[ServiceRouting] = list(ANSWERS.values())
+        plan = dataplane.plan_full(routings, PODS)
         assert not dataplane.commit(plan)
 
     dataplane = namespace.call(lambda: IpvsDataplane(Options()))
@@ -158,7 +158,7 @@ def test_a_first_sync_starts_nft_once_with_the_same_text_for_however_many_servic
 def first_sync(count: int) -> None:
     dataplane = IpvsDataplane(Options())
     dataplane.prepare()
-    assert not dataplane.commit(dataplane.replan(many(count), PODS))
+    assert not dataplane.commit(dataplane.plan_full(many(count), PODS))
     sent = dataplane.messages_sent
     assert sent >= count
     dataplane.cleanup()

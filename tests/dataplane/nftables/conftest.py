@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.lab.namespace import Namespace
 from tests.namespaces import empty_namespace
 
 

@@ -21,26 +21,26 @@ from pyproxy.dataplane.packets import (
     Why,
 )
 from pyproxy.model.address import Backend, Protocol, family_of
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.nftables.scenes import LOCAL, Scene
 
-Found = tuple[ServiceAnswer, PortAnswer, Frontend]
+Found = tuple[ServiceRouting, PortRouting, Frontend]
 
 
-def wanted(packet: Packet, scene: Scene, answers: Iterable[ServiceAnswer]) -> frozenset[Fate]:
+def wanted(packet: Packet, scene: Scene, routings: Iterable[ServiceRouting]) -> frozenset[Fate]:
     """Every fate that this packet may meet, when nothing is remembered of its sender."""
-    answers = tuple(answers)
+    routings = tuple(routings)
     if not packet.new:
         return frozenset([Untouched()])
-    found = frontend_of(packet, answers)
+    found = frontend_of(packet, routings)
     if found is None:
-        beside = packet.destination in cluster_ips(answers)
+        beside = packet.destination in cluster_ips(routings)
         return frozenset([_no(packet) if beside else Untouched()])
-    answer, _, frontend = found
+    routing, _, frontend = found
     if (
         frontend.scope is Scope.LOAD_BALANCER
-        and answer.source_ranges
-        and not any(packet.source in network for network in answer.source_ranges)
+        and routing.source_ranges
+        and not any(packet.source in network for network in routing.source_ranges)
     ):
         return frozenset([Dropped(Why.SOURCE_RANGES)])
     if frontend.use is Use.REFUSE:
@@ -48,7 +48,7 @@ def wanted(packet: Packet, scene: Scene, answers: Iterable[ServiceAnswer]) -> fr
     backends, masquerade = allowed(packet, scene, found)
     if not backends:
         return frozenset([Dropped(Why.POLICY)])
-    hairpins = {backend[:-2] for each in answers for p in each.ports for backend in p.hairpin}
+    hairpins = {backend[:-2] for each in routings for p in each.ports for backend in p.hairpin}
     return frozenset(
         Delivered(backend, _source(packet, backend, hairpins, masquerade=masquerade))
         for backend in backends
@@ -86,21 +86,21 @@ def fair(trace: Trace) -> bool:
     return sum(shares) == 1 and all(even * 255 / 256 <= share <= most for share in shares)
 
 
-def frontend_of(packet: Packet, answers: Iterable[ServiceAnswer]) -> Found | None:
-    for answer in answers:
-        for port in answer.ports:
+def frontend_of(packet: Packet, routings: Iterable[ServiceRouting]) -> Found | None:
+    for routing in routings:
+        for port in routing.ports:
             for frontend in port.frontends:
                 there = (frontend.address, port.protocol, frontend.port)
                 if there == (packet.destination, packet.protocol, packet.port):
-                    return answer, port, frontend
+                    return routing, port, frontend
     return None
 
 
-def cluster_ips(answers: Iterable[ServiceAnswer]) -> set[bytes]:
+def cluster_ips(routings: Iterable[ServiceRouting]) -> set[bytes]:
     return {
         frontend.address
-        for answer in answers
-        for port in answer.ports
+        for routing in routings
+        for port in routing.ports
         for frontend in port.frontends
         if frontend.scope is Scope.CLUSTER_IP
     }

@@ -40,10 +40,10 @@ from pyproxy.model.objects import (
     SlicePort,
     TrafficPolicy,
 )
-from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.policy.backends import answer
-from pyproxy.policy.claims import Claims
+from pyproxy.policy.backends import route_service
+from pyproxy.policy.frontend_conflicts import FrontendOwners
 from pyproxy.policy.node_ports import on_addresses
+from pyproxy.policy.routing import ServiceRouting
 
 HOST = "node-a"
 
@@ -110,23 +110,23 @@ class Scene(msgspec.Struct, frozen=True):
             pod_families=families,
         )
 
-    def answers(self) -> dict[ObjectName, ServiceAnswer]:
+    def routings(self) -> dict[ObjectName, ServiceRouting]:
         """Policy's word on every Service, each frontend granted to one."""
-        claims = Claims()
+        claims = FrontendOwners()
         asked = {}
         for service in self.services:
             slices = [each for each in self.slices if each.service == service.name]
-            said = answer(service, slices, self.node, HOST)
+            said = route_service(service, slices, self.node, HOST)
             asked[service] = on_addresses(said, self.node_port_addresses)
             claims.grant(service, asked[service])
-        return {service.name: claims.grant(service, asked[service]).answer for service in asked}
+        return {service.name: claims.grant(service, asked[service]).routing for service in asked}
 
 
-def compiled(answers: Sequence[ServiceAnswer], pod_networks: Sequence[Network]) -> Table:
+def compiled(routings: Sequence[ServiceRouting], pod_networks: Sequence[Network]) -> Table:
     """The rows for these answers, made from nothing."""
     table = node_rows(pod_networks)
     shared: Counter[SharedRow] = Counter()
-    for each in answers:
+    for each in routings:
         add_service(each, table)
         shared.update(shared_rows(each))
     for name, key in shared:
@@ -135,9 +135,9 @@ def compiled(answers: Sequence[ServiceAnswer], pod_networks: Sequence[Network]) 
 
 
 def machine(
-    scene: Scene, answers: Sequence[ServiceAnswer], learned: Table | None = None
+    scene: Scene, routings: Sequence[ServiceRouting], learned: Table | None = None
 ) -> Machine:
-    table = compiled(answers, scene.node.pod_networks)
+    table = compiled(routings, scene.node.pod_networks)
     return Machine(table, scene.options, LOCAL, learned or {})
 
 
@@ -251,11 +251,11 @@ SERVICES = tuple(map(services, NAMES))
 
 
 @st.composite
-def packets(draw: st.DrawFn, answers: Sequence[ServiceAnswer]) -> Packet:
+def packets(draw: st.DrawFn, routings: Sequence[ServiceRouting]) -> Packet:
     """A packet to a frontend, or just beside one."""
     frontends = [
         (frontend.address, port.protocol, frontend.port)
-        for each in answers
+        for each in routings
         for port in each.ports
         for frontend in port.frontends
     ]
@@ -284,4 +284,4 @@ def packets(draw: st.DrawFn, answers: Sequence[ServiceAnswer]) -> Packet:
 @st.composite
 def encounters(draw: st.DrawFn) -> tuple[Scene, Packet]:
     scene = draw(scenes())
-    return scene, draw(packets(tuple(scene.answers().values())))
+    return scene, draw(packets(tuple(scene.routings().values())))

@@ -9,7 +9,7 @@ from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.schema import Rows
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 HOME = parse_address("10.96.0.1")
 WEB, OTHER = ObjectName("shop", "web"), ObjectName("shop", "other")
@@ -22,8 +22,8 @@ def end(number: int) -> Backend:
 
 def web(
     *cluster: int, local: tuple[int, ...] = (), use: Use = Use.CLUSTER, timeout: int = 60
-) -> ServiceAnswer:
-    port = PortAnswer(
+) -> ServiceRouting:
+    port = PortRouting(
         "",
         Family.IPV4,
         Protocol.TCP,
@@ -31,7 +31,7 @@ def web(
         tuple(map(end, cluster)),
         tuple(map(end, local)),
     )
-    return ServiceAnswer(WEB, (port,), (), timeout)
+    return ServiceRouting(WEB, (port,), (), timeout)
 
 
 def learned(**clients: int) -> Rows:
@@ -64,7 +64,7 @@ def learned(**clients: int) -> Rows:
     ],
 )
 def test_a_change_lets_go_of_whom_it_concerns(
-    before: ServiceAnswer, after: ServiceAnswer | None, gone: str
+    before: ServiceRouting, after: ServiceRouting | None, gone: str
 ) -> None:
     held = learned(a=1, b=2)
     found = stale(held, Family.IPV4, loosened({WEB: before}, {WEB: after}), all_known=False)
@@ -74,7 +74,7 @@ def test_a_change_lets_go_of_whom_it_concerns(
 
 
 def test_a_frontend_that_another_service_takes_over_keeps_whom_that_serves() -> None:
-    taker = ServiceAnswer(OTHER, web(2).ports, (), 60)
+    taker = ServiceRouting(OTHER, web(2).ports, (), 60)
     allowed = loosened({WEB: web(1, 2)}, {WEB: None, OTHER: taker})
     found = stale(learned(a=1, b=2), Family.IPV4, allowed, all_known=False)
     assert list(found["affinity4"]) == list(learned(a=1))

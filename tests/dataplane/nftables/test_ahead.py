@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.lab.namespace import Namespace
 from tests.dataplane.nftables.scenes import compiled
 from tests.dataplane.nftables.test_dataplane import OPTIONS, held, numbered, programming
 
 pytestmark = pytest.mark.kernel
 
 ANSWERS = [numbered(number) for number in range(20)]
-NODE = NodeAnswer()
+NODE = NodeRouting()
 
 
 @contextmanager
 def restarted(namespace: Namespace) -> Iterator[NftablesDataplane]:
     """A dataplane that finds what another has left."""
     with programming(namespace) as before:
-        namespace.call(lambda: before.commit(before.replan(ANSWERS, NODE)))
+        namespace.call(lambda: before.commit(before.plan_full(ANSWERS, NODE)))
         made = namespace.call(lambda: NftablesDataplane(OPTIONS))
         try:
             yield made
@@ -36,7 +36,7 @@ def restarted(namespace: Namespace) -> Iterator[NftablesDataplane]:
 def replanned(dataplane: NftablesDataplane) -> tuple[NftablesPlan, int]:
     """What is to be written, and how many bytes of questions it took to find out."""
     before = dataplane.bytes_sent
-    plan = dataplane.replan(ANSWERS, NODE)
+    plan = dataplane.plan_full(ANSWERS, NODE)
     return plan, dataplane.bytes_sent - before
 
 

@@ -9,24 +9,24 @@ from functools import partial
 
 import msgspec
 import pytest
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import probe
 
-from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import OutOfStepError
-from pyproxy.lab.namespace import Namespace
-from pyproxy.lab.network import Network
-from pyproxy.lab.probe import probe
 from pyproxy.model.address import Family, Protocol
 from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.netlink import counted, elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import compiled
 from tests.dataplane.nftables.test_dataplane import held
-from tests.dataplane.nftables.test_held import HOME, service
+from tests.dataplane.nftables.test_kernel_trace import HOME, service
 
 COUNTING = Options(endpoint_counters=True)
 PLAIN = Options()
@@ -46,8 +46,8 @@ def serving(namespace: Namespace, options: Options) -> Iterator[NftablesDataplan
         made.close()
 
 
-def program(namespace: Namespace, dataplane: NftablesDataplane, *answers: ServiceAnswer) -> None:
-    plan = dataplane.replan(answers, NodeAnswer())
+def program(namespace: Namespace, dataplane: NftablesDataplane, *routings: ServiceRouting) -> None:
+    plan = dataplane.plan_full(routings, NodeRouting())
     assert namespace.call(lambda: dataplane.commit(plan)) == ()
 
 
@@ -65,7 +65,7 @@ def replaced(namespace: Namespace, options: Options) -> None:
         with pytest.raises(OutOfStepError, match="replaced"):
             program(namespace, dataplane, WEB)
         program(namespace, dataplane, WEB)
-        assert not dataplane.replan([WEB], NodeAnswer())
+        assert not dataplane.plan_full([WEB], NodeRouting())
         change = dataplane.plan(Changes({MORE.name: MORE}))
         assert namespace.call(lambda: dataplane.commit(change)) == ()
     assert held(namespace) == compiled([MORE], ())
@@ -123,6 +123,6 @@ def twenty_times(target: Destination) -> Counter[str]:
     return reached
 
 
-def udp(answer: ServiceAnswer) -> ServiceAnswer:
-    ports = tuple(msgspec.structs.replace(port, protocol=Protocol.UDP) for port in answer.ports)
-    return msgspec.structs.replace(answer, ports=ports)
+def udp(routing: ServiceRouting) -> ServiceRouting:
+    ports = tuple(msgspec.structs.replace(port, protocol=Protocol.UDP) for port in routing.ports)
+    return msgspec.structs.replace(routing, ports=ports)

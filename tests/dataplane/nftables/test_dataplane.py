@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.readback import read_learned, read_table
@@ -20,7 +21,6 @@ from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import Rows, SetKind, Table
 from pyproxy.errors import OutOfStepError, RejectedError
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.address import (
     Backend,
     Family,
@@ -34,7 +34,7 @@ from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Value, add_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.nftables.scenes import Scene, compiled, scenes
 
 pytestmark = pytest.mark.kernel
@@ -121,37 +121,37 @@ def test_any_history_ends_where_the_last_state_alone_would(
     with programming(namespace) as dataplane:
         namespace.call(lambda: play(dataplane, history))
         scene = history[-1].scene
-        answers = tuple(scene.answers().values())
-        fresh = compiled(answers, scene.node.pod_networks)
+        routings = tuple(scene.routings().values())
+        fresh = compiled(routings, scene.node.pod_networks)
         assert unordered(held(namespace)) == unordered(fresh)
-        again = dataplane.replan(answers, node_answer(scene))
+        again = dataplane.plan_full(routings, node_routing(scene))
         assert not again, str(again)
         after_restart = namespace.call(lambda: NftablesDataplane(OPTIONS))
         try:
-            assert not after_restart.replan(answers, node_answer(scene))
+            assert not after_restart.plan_full(routings, node_routing(scene))
         finally:
             after_restart.close()
 
 
 def play(dataplane: NftablesDataplane, history: Sequence[Stage]) -> None:
-    known: dict[ObjectName, ServiceAnswer] = {}
-    node: NodeAnswer | None = None
+    known: dict[ObjectName, ServiceRouting] = {}
+    node: NodeRouting | None = None
     for stage in history:
-        answers, wanted = stage.scene.answers(), node_answer(stage.scene)
+        routings, wanted = stage.scene.routings(), node_routing(stage.scene)
         if stage.whole:
-            plan = dataplane.replan(answers.values(), wanted)
+            plan = dataplane.plan_full(routings.values(), wanted)
         else:
-            asked = {name: answers.get(name) for name in {**known, **answers}}
+            asked = {name: routings.get(name) for name in {**known, **routings}}
             plan = dataplane.plan(Changes(asked, wanted if wanted != node else None))
         assert dataplane.commit(plan) == ()
-        known, node = answers, wanted
+        known, node = routings, wanted
 
 
-def node_answer(scene: Scene) -> NodeAnswer:
-    return NodeAnswer(scene.node.pod_networks, scene.node_port_addresses)
+def node_routing(scene: Scene) -> NodeRouting:
+    return NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
 
 
-def numbered(number: int, count: int = 3, *, first: int = 0, affinity: int = 0) -> ServiceAnswer:
+def numbered(number: int, count: int = 3, *, first: int = 0, affinity: int = 0) -> ServiceRouting:
     """A Service with a cluster IP of its own and `count` endpoints, those from `first` on."""
     address = parse_address(f"10.{96 + (number >> 16)}.{number >> 8 & 255}.{number & 255}")
     backends = tuple(
@@ -159,16 +159,16 @@ def numbered(number: int, count: int = 3, *, first: int = 0, affinity: int = 0) 
         for each in range(first, first + count)
     )
     frontend = Frontend(Scope.CLUSTER_IP, address, Port(80), Use.CLUSTER)
-    port = PortAnswer("http", Family.IPV4, Protocol.TCP, (frontend,), backends, ())
-    return ServiceAnswer(ObjectName("shop", f"s{number}"), (port,), affinity_timeout=affinity)
+    port = PortRouting("http", Family.IPV4, Protocol.TCP, (frontend,), backends, ())
+    return ServiceRouting(ObjectName("shop", f"s{number}"), (port,), affinity_timeout=affinity)
 
 
-def cost(namespace: Namespace, answers: Sequence[ServiceAnswer]) -> list[tuple[int, int]]:
+def cost(namespace: Namespace, routings: Sequence[ServiceRouting]) -> list[tuple[int, int]]:
     """The messages and bytes of several changes, with these Services in the kernel."""
     found = []
     with programming(namespace) as dataplane:
-        namespace.call(lambda: dataplane.commit(dataplane.replan(answers, NodeAnswer())))
-        affinity = answers[0].affinity_timeout
+        namespace.call(lambda: dataplane.commit(dataplane.plan_full(routings, NodeRouting())))
+        affinity = routings[0].affinity_timeout
         for wanted in (
             numbered(0, 4, affinity=affinity),  # one endpoint more
             numbered(0, 4, first=1, affinity=affinity),  # one replaced
@@ -198,39 +198,39 @@ def test_a_change_costs_the_same_among_many_services_as_among_few(
 
 
 def test_a_change_that_changes_nothing_costs_nothing(namespace: Namespace) -> None:
-    answers = [numbered(number) for number in range(3)]
+    routings = [numbered(number) for number in range(3)]
     with programming(namespace) as dataplane:
-        namespace.call(lambda: dataplane.commit(dataplane.replan(answers, NodeAnswer())))
+        namespace.call(lambda: dataplane.commit(dataplane.plan_full(routings, NodeRouting())))
         before = dataplane.messages_sent, dataplane.bytes_sent
-        port = answers[1].ports[0]
+        port = routings[1].ports[0]
         turned = msgspec.structs.replace(port, cluster=port.cluster[::-1])
-        same = msgspec.structs.replace(answers[1], ports=(turned,))
+        same = msgspec.structs.replace(routings[1], ports=(turned,))
         plan = dataplane.plan(Changes({same.name: same, ObjectName("shop", "unknown"): None}))
         assert not plan
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
         assert (dataplane.messages_sent, dataplane.bytes_sent) == before
 
 
-def guarded(name: str, address: str, *ranges: str) -> ServiceAnswer:
+def guarded(name: str, address: str, *ranges: str) -> ServiceRouting:
     """A Service with a load balancer address that lets these in."""
     frontend = Frontend(Scope.LOAD_BALANCER, parse_address(address), Port(80), Use.CLUSTER)
     backend = Backend(bytes((10, 244, 2, 1)) + b"\x1f\x90")
-    port = PortAnswer("", Family.IPV4, Protocol.TCP, (frontend,), (backend,), ())
+    port = PortRouting("", Family.IPV4, Protocol.TCP, (frontend,), (backend,), ())
     networks: tuple[Network, ...] = tuple(map(parse_network, ranges))
-    return ServiceAnswer(ObjectName("shop", name), (port,), networks)
+    return ServiceRouting(ObjectName("shop", name), (port,), networks)
 
 
-def misfit(answer: ServiceAnswer) -> ServiceAnswer:
+def misfit(routing: ServiceRouting) -> ServiceRouting:
     """The same with a key that is too long for its set, which no kernel takes."""
-    (port,) = answer.ports
-    address = parse_address(f"fd98::{len(answer.name.name)}")
+    (port,) = routing.ports
+    address = parse_address(f"fd98::{len(routing.name.name)}")
     frontend = Frontend(Scope.EXTERNAL_IP, address, Port(80), Use.CLUSTER)
     wrong = msgspec.structs.replace(port, frontends=(*port.frontends, frontend))
-    return msgspec.structs.replace(answer, ports=(wrong,))
+    return msgspec.structs.replace(routing, ports=(wrong,))
 
 
-def program(namespace: Namespace, dataplane: NftablesDataplane, *answers: ServiceAnswer) -> None:
-    whole = dataplane.replan(answers, NodeAnswer())
+def program(namespace: Namespace, dataplane: NftablesDataplane, *routings: ServiceRouting) -> None:
+    whole = dataplane.plan_full(routings, NodeRouting())
     assert namespace.call(lambda: dataplane.commit(whole)) == ()
 
 
@@ -266,7 +266,7 @@ def test_a_change_that_the_kernel_refuses_leaves_what_the_service_had(
     with programming(namespace) as dataplane:
         program(namespace, dataplane, before, numbered(1), numbered(2))
         if whole:
-            plan = dataplane.replan([after, numbered(2, 5)], NodeAnswer())
+            plan = dataplane.plan_full([after, numbered(2, 5)], NodeRouting())
         else:
             gone = numbered(1).name
             wanted = {after.name: after, gone: None, numbered(2).name: numbered(2, 5)}
@@ -300,16 +300,16 @@ def test_what_somebody_else_wrote_in_the_way_is_no_fault_of_the_service(
 
 
 def test_slots_that_somebody_filled_twice_are_put_right(namespace: Namespace) -> None:
-    answer = numbered(7, 3)
+    routing = numbered(7, 3)
     with programming(namespace) as dataplane:
-        namespace.call(lambda: dataplane.commit(dataplane.replan([answer], NodeAnswer())))
-        key = frontend_key(answer.ports[0].frontends[0].address, Protocol.TCP, 80)
-        again = {key + struct.pack("=I", 3): answer.ports[0].cluster[0] + b"\0\0"}
+        namespace.call(lambda: dataplane.commit(dataplane.plan_full([routing], NodeRouting())))
+        key = frontend_key(routing.ports[0].frontends[0].address, Protocol.TCP, 80)
+        again = {key + struct.pack("=I", 3): routing.ports[0].cluster[0] + b"\0\0"}
         write(namespace, schema.ENDPOINTS, Family.IPV4, again)
-        plan = dataplane.replan([answer], NodeAnswer())
+        plan = dataplane.plan_full([routing], NodeRouting())
         assert plan
         namespace.call(lambda: dataplane.commit(plan))
-        assert held(namespace) == compiled([answer], ())
+        assert held(namespace) == compiled([routing], ())
 
 
 def test_what_is_learned_too_late_is_forgotten_a_little_later(namespace: Namespace) -> None:
@@ -324,12 +324,12 @@ def test_what_is_learned_too_late_is_forgotten_a_little_later(namespace: Namespa
         change = dataplane.plan(Changes({after.name: after}))
         assert namespace.call(lambda: dataplane.commit(change)) == ()
         write(namespace, schema.AFFINITY, Family.IPV4, {late: left, prompt: stayed})
-        dataplane.tend()
-        dataplane.tend()
+        dataplane.tick()
+        dataplane.tick()
         assert learned(namespace) == {prompt: stayed}
         # Nothing has changed since, and so nobody looks.
         write(namespace, schema.AFFINITY, Family.IPV4, {late: left})
-        dataplane.tend()
+        dataplane.tick()
         assert learned(namespace) == {prompt: stayed, late: left}
 
 

@@ -1,11 +1,11 @@
 import math
 
 import pytest
+from pyproxy_lab.namespace import Namespace
 
-from pyproxy.agent.fill import TABLES, Fill
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.agent.table_usage import TABLES, TableUsageCollector
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables import schema
-from pyproxy.lab.namespace import Namespace
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 from pyproxy.netlink.nfnetlink import Nfnetlink
@@ -24,11 +24,11 @@ def counts(namespace: Namespace) -> bool:
 
 
 def test_tables_are_as_full_as_they_are(namespace: Namespace) -> None:
-    fill = namespace.call(lambda: Fill(Metrics()))
+    fill = namespace.call(lambda: TableUsageCollector(Metrics()))
     assert TABLES == ("conntrack", "affinity4", "affinity6")
     with programming(namespace) as dataplane:
         assert math.isnan(fill.of("affinity4")), "there is no table yet"
-        plan = dataplane.replan([], NodeAnswer())
+        plan = dataplane.plan_full([], NodeRouting())
         namespace.call(lambda: dataplane.commit(plan))
         width = schema.AFFINITY.key_size(Family.IPV4)
         rows = {number.to_bytes(width, "big"): b"\x01" * 8 for number in range(8)}
@@ -43,7 +43,7 @@ def test_tables_are_as_full_as_they_are(namespace: Namespace) -> None:
 
 
 def test_conntrack_has_an_end(namespace: Namespace) -> None:
-    fill = namespace.call(lambda: Fill(Metrics()))
+    fill = namespace.call(lambda: TableUsageCollector(Metrics()))
     try:
         assert 0 <= namespace.call(lambda: fill.of("conntrack")) <= 1
     finally:

@@ -15,10 +15,10 @@ from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.slots import place_service
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import LOCAL, Scene, compiled, packets, scenes
 
-Answers = dict[ObjectName, ServiceAnswer]
+Routings = dict[ObjectName, ServiceRouting]
 
 
 class Walker:
@@ -26,22 +26,22 @@ class Walker:
 
     def __init__(self) -> None:
         self.table: Table = {}
-        self._placed: Answers = {}
+        self._placed: Routings = {}
         self._shared: Counter[SharedRow] = Counter()
 
-    def go(self, wanted: Answers) -> int:
+    def go(self, wanted: Routings) -> int:
         """Give how many elements were written."""
         before: Table = {}
         after: Table = {}
         growth: Counter[SharedRow] = Counter()
-        placed: Answers = {}
-        for answer in self._placed.values():
-            add_service(answer, before)
-            growth.subtract(shared_rows(answer))
-        for name, answer in wanted.items():
-            placed[name] = place_service(self._placed.get(name), answer)
+        placed: Routings = {}
+        for routing in self._placed.values():
+            add_service(routing, before)
+            growth.subtract(shared_rows(routing))
+        for name, routing in wanted.items():
+            placed[name] = place_service(self._placed.get(name), routing)
             add_service(placed[name], after)
-            growth.update(shared_rows(answer))
+            growth.update(shared_rows(routing))
         gone, come = shared_changes(self._shared, growth)
         delta = diff(before | gone, after | come)
         self.table = apply(delta, self.table)
@@ -55,16 +55,16 @@ class Walker:
 def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject) -> None:
     walker = Walker()
     for scene in history:
-        walker.go(scene.answers())
+        walker.go(scene.routings())
     last = history[-1]
-    answers = last.answers()
-    assert walker.go(answers) == 0
-    leap = compiled(tuple(answers.values()), ())
+    routings = last.routings()
+    assert walker.go(routings) == 0
+    leap = compiled(tuple(routings.values()), ())
     assert {name: rows.keys() for name, rows in walker.table.items()} == {
         name: rows.keys() for name, rows in leap.items()
     }
     for _ in range(4):
-        packet = data.draw(packets(tuple(answers.values())))
+        packet = data.draw(packets(tuple(routings.values())))
         walked, leapt = (
             trace(packet, Machine(table, last.options, LOCAL)).fates().keys()
             for table in (walker.table, leap)
@@ -77,6 +77,6 @@ def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject
 def test_a_walk_to_nothing_leaves_nothing(history: list[Scene]) -> None:
     walker = Walker()
     for scene in history:
-        walker.go(scene.answers())
+        walker.go(scene.routings())
     walker.go({})
     assert walker.table == {}

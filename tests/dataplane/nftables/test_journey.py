@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.dataplane.nftables.journey import Assembly, Journey, Met, journey, rule_texts
+from pyproxy.dataplane.nftables.packet_trace import Assembly, Met, PacketTrace, journey, rule_texts
 from pyproxy.model.address import parse_address
 from pyproxy.netlink.tracing import Event, Kind
 
@@ -38,7 +38,7 @@ TOLD = [
 ]
 
 
-def put_together(told: list[Event]) -> Journey:
+def put_together(told: list[Event]) -> PacketTrace:
     return journey(
         told,
         OWN,
@@ -64,7 +64,7 @@ def test_packets_that_come_between_are_kept_apart() -> None:
 
 
 def test_what_it_met_is_told_in_order_with_where_it_went() -> None:
-    assert put_together(TOLD) == Journey(
+    assert put_together(TOLD) == PacketTrace(
         "10.244.1.12:40000",
         "10.96.0.10:80",
         "eth3",

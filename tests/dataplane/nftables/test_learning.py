@@ -6,16 +6,16 @@ import socket
 from functools import partial
 
 import pytest
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import probe
 
-from pyproxy.dataplane.interface import Changes, NodeAnswer
+from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.lab.network import Network
-from pyproxy.lab.probe import probe
 from pyproxy.model.address import Family, Port, Protocol, backend, parse_address
 from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 pytestmark = pytest.mark.packets
 
@@ -24,9 +24,9 @@ SILENT = {Family.IPV4: "10.244.2.99", Family.IPV6: "fd10:2::99"}
 B1 = {Family.IPV4: "10.244.2.11", Family.IPV6: "fd10:2::11"}
 
 
-def sticky(endpoints: dict[Family, str]) -> ServiceAnswer:
+def sticky(endpoints: dict[Family, str]) -> ServiceRouting:
     ports = tuple(
-        PortAnswer(
+        PortRouting(
             "dns",
             family,
             Protocol.UDP,
@@ -36,7 +36,7 @@ def sticky(endpoints: dict[Family, str]) -> ServiceAnswer:
         )
         for family in Family
     )
-    return ServiceAnswer(ObjectName("shop", "dns"), ports, affinity_timeout=600)
+    return ServiceRouting(ObjectName("shop", "dns"), ports, affinity_timeout=600)
 
 
 def sender(family: Family) -> socket.socket:
@@ -56,7 +56,7 @@ def test_what_is_sent_again_to_an_endpoint_that_has_left_is_not_learned() -> Non
                 flow.sendto(b"?", (HOMES[family], 53))
 
         try:
-            plan = dataplane.replan([sticky(SILENT)], NodeAnswer())
+            plan = dataplane.plan_full([sticky(SILENT)], NodeRouting())
             assert node.call(lambda: dataplane.commit(plan)) == ()
             send()
             change = dataplane.plan(Changes({ObjectName("shop", "dns"): sticky(B1)}))

@@ -8,8 +8,13 @@ from itertools import cycle
 
 import msgspec
 import pytest
+from pyproxy_lab.conformance.tracing import agrees, answering
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.topology import OUTSIDE, TWO_NODES
+from pyproxy_lab.wiring import POD_BRIDGE
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.lookup import Machine
@@ -18,11 +23,6 @@ from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.trace import Trace
 from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.packets import Delivered, Packet, Refused
-from pyproxy.lab.conformance.tracing import agrees, answering
-from pyproxy.lab.network import Network
-from pyproxy.lab.probe import Outcome, probe
-from pyproxy.lab.topology import OUTSIDE, TWO_NODES
-from pyproxy.lab.wiring import POD_BRIDGE
 from pyproxy.model.address import (
     Address,
     Family,
@@ -43,9 +43,9 @@ from pyproxy.model.objects import (
     TrafficPolicy,
 )
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.answer import ServiceAnswer
-from pyproxy.policy.backends import answer
+from pyproxy.policy.backends import route_service
 from pyproxy.policy.node_ports import on_addresses
+from pyproxy.policy.routing import ServiceRouting
 
 pytestmark = pytest.mark.packets
 
@@ -97,7 +97,7 @@ class Case(msgspec.Struct, frozen=True):
             parse_address(outer.format(self.number)),
         )
 
-    def answer(self) -> ServiceAnswer:
+    def routing(self) -> ServiceRouting:
         port = 9090 if "ha" in self.endpoints else 8080
         v4, v6 = self.addresses(Family.IPV4), self.addresses(Family.IPV6)
         protocols = (Protocol.TCP, Protocol.UDP)
@@ -129,7 +129,7 @@ class Case(msgspec.Struct, frozen=True):
             )
             for column, family in enumerate(Family)
         ]
-        said = answer(service, slices, Node("node-a"), "node-a")
+        said = route_service(service, slices, Node("node-a"), "node-a")
         return on_addresses(said, tuple(map(parse_address, NODE_ADDRESSES)))
 
 
@@ -173,14 +173,14 @@ class Lab(msgspec.Struct, frozen=True):
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     by_network = request.param == "pods by network"
     asked = Options(pod_interface="" if by_network else POD_BRIDGE)
-    node = NodeAnswer(POD_NETWORKS if by_network else ())
+    node = NodeRouting(POD_NETWORKS if by_network else ())
     # A network of its own: conntrack entries of another's probes would lead UDP clients astray.
     with Network() as network:
         namespace = network.namespace("na")
         dataplane = namespace.call(lambda: NftablesDataplane(asked))
         netlink = namespace.call(Nfnetlink)
         try:
-            plan = dataplane.replan([case.answer() for case in CASES], node)
+            plan = dataplane.plan_full([case.routing() for case in CASES], node)
             assert namespace.call(lambda: dataplane.commit(plan)) == ()
             yield Lab(network, plan.options, netlink)
         finally:

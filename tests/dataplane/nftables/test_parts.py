@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.diff import Delta, apply, diff
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nftables.compile_all import whole
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.packing import packed_ahead
 from pyproxy.dataplane.nftables.parts import parts, size
@@ -18,32 +20,30 @@ from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import add_service
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
-from pyproxy.dataplane.nftables.whole import whole
-from pyproxy.lab.namespace import Namespace
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import generation, get_generation
-from pyproxy.policy.answer import ServiceAnswer
+from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import Scene, compiled, scenes
 from tests.dataplane.nftables.test_dataplane import held, misfit, numbered, programming
 
-NETWORK = NodeAnswer()
+NETWORK = NodeRouting()
 
 
 def planned(before: Scene, after: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
-    old, new = before.answers(), after.answers()
+    old, new = before.routings(), after.routings()
     held = compiled(tuple(old.values()), before.node.pod_networks)
     wanted = compiled(tuple(new.values()), after.node.pod_networks)
-    services: dict[ObjectName, ServiceAnswer | None] = {name: new.get(name) for name in old | new}
+    services: dict[ObjectName, ServiceRouting | None] = {name: new.get(name) for name in old | new}
     delta = diff(held, wanted)
     return held, NftablesPlan(delta, services, Counter(), Options(), ("cluster4-1",)), limit
 
 
 def first(wanted: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
-    answers = wanted.answers()
-    after = whole(answers.values(), wanted.node.pod_networks, limit)
-    services = dict[ObjectName, ServiceAnswer | None](answers)
+    routings = wanted.routings()
+    after = whole(routings.values(), wanted.node.pod_networks, limit)
+    services = dict[ObjectName, ServiceRouting | None](routings)
     delta = diff({}, after.table)
     chains = ("cluster4-1",)
     return (
@@ -72,9 +72,9 @@ def by_frontend(table: Table) -> dict[tuple[int, bytes], dict[tuple[str, bytes],
     return found
 
 
-def rows_of(answer: ServiceAnswer) -> Table:
+def rows_of(routing: ServiceRouting) -> Table:
     table: Table = {}
-    add_service(answer, table)
+    add_service(routing, table)
     return table
 
 
@@ -103,8 +103,8 @@ def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
         found = by_frontend(state)
         for frontend, rows in found.items():
             assert rows in (then.get(frontend), now.get(frontend))
-        for name, answer in plan.services.items():
-            mine = by_frontend(rows_of(answer)) if answer else {}
+        for name, routing in plan.services.items():
+            mine = by_frontend(rows_of(routing)) if routing else {}
             changed[name] += any(earlier.get(each) != found.get(each) for each in mine)
     assert max(changed.values(), default=0) <= 1
 
@@ -134,19 +134,19 @@ def commit(
         netlink.close()
 
 
-def many(first: int, endpoints: int) -> Sequence[ServiceAnswer]:
+def many(first: int, endpoints: int) -> Sequence[ServiceRouting]:
     return [numbered(number, 250, first=endpoints) for number in range(first, first + 100)]
 
 
 @pytest.mark.kernel
 def test_what_is_large_goes_in_several_transactions(namespace: Namespace) -> None:
     with programming(namespace) as dataplane:
-        assert commit(namespace, dataplane.replan([], NETWORK), dataplane)[1] == set()
-        plan = dataplane.replan(many(0, 0), NETWORK)
+        assert commit(namespace, dataplane.plan_full([], NETWORK), dataplane)[1] == set()
+        plan = dataplane.plan_full(many(0, 0), NETWORK)
         assert commit(namespace, plan, dataplane) == (3, set())
         assert held(namespace) == compiled(many(0, 0), ())
-        assert not dataplane.replan(many(0, 0), NETWORK)
-        plan = dataplane.replan(many(50, 0), NETWORK)
+        assert not dataplane.plan_full(many(0, 0), NETWORK)
+        plan = dataplane.plan_full(many(50, 0), NETWORK)
         assert commit(namespace, plan, dataplane) == (3, set())
         assert held(namespace) == compiled(many(50, 0), ())
 
@@ -161,10 +161,10 @@ def test_a_service_that_one_part_is_refused_for_is_left_out_of_all(
     wanted[place] = misfit(good)
     rest = [each for each in wanted if each.name != good.name]
     with programming(namespace) as dataplane:
-        commit(namespace, dataplane.replan([], NETWORK), dataplane)
-        _, refused = commit(namespace, dataplane.replan(wanted, NETWORK), dataplane)
+        commit(namespace, dataplane.plan_full([], NETWORK), dataplane)
+        _, refused = commit(namespace, dataplane.plan_full(wanted, NETWORK), dataplane)
         assert refused == {good.name}
         assert held(namespace) == compiled(rest, ())
-        plan = dataplane.replan([*rest, good], NETWORK)
+        plan = dataplane.plan_full([*rest, good], NETWORK)
         assert size(plan) == 252
         assert commit(namespace, plan, dataplane) == (1, set())

@@ -34,7 +34,7 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.nftables.scenes import Scene, scenes
 
 POD_A, POD_B = "10.244.1.1", "10.244.2.1"
@@ -52,18 +52,18 @@ def service(
     local: Iterable[str] = (),
     ranges: Iterable[str] = (),
     affinity: int = 0,
-) -> ServiceAnswer:
+) -> ServiceRouting:
     frontend = Frontend(scope, parse_address("192.0.2.1"), Port(80), use)
-    port = PortAnswer(
+    port = PortRouting(
         "http", Family.IPV4, Protocol.TCP, (frontend,), ends(*cluster), ends(*local), ends(*local)
     )
     networks = tuple(map(parse_network, ranges))
-    return ServiceAnswer(ObjectName("shop", "web"), (port,), networks, affinity)
+    return ServiceRouting(ObjectName("shop", "web"), (port,), networks, affinity)
 
 
-def rows(answer: ServiceAnswer) -> Table:
+def rows(routing: ServiceRouting) -> Table:
     table: Table = {}
-    add_service(answer, table)
+    add_service(routing, table)
     return table
 
 
@@ -77,7 +77,7 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
-        (service(Scope.CLUSTER_IP, Use.REFUSE), {f"refused4 {{ {KEY} }}"}),
+        (service(Scope.CLUSTER_IP, Use.REFUSE), {f"no-endpoint-services4 {{ {KEY} }}"}),
         (service(Scope.CLUSTER_IP, Use.DROP), {f"services4 {{ {KEY} : drop }}"}),
         (
             service(Scope.CLUSTER_IP, Use.CLUSTER, cluster=[POD_A]),
@@ -89,9 +89,9 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
         (
             service(Scope.NODE_PORT, Use.CLUSTER, cluster=[POD_A], affinity=60),
             {
-                f"services4 {{ {KEY} : goto masq-sticky-cluster4-1 }}",
-                f"sticky4 {{ {KEY} : goto learn4-60 }}",
-                "sticky-endpoints4 { 192.0.2.1 . tcp . 80 . 10.244.1.1 . 8080 }",
+                f"services4 {{ {KEY} : goto masq-affinity-cluster4-1 }}",
+                f"affinity-frontends4 {{ {KEY} : goto learn4-60 }}",
+                "affinity-endpoints4 { 192.0.2.1 . tcp . 80 . 10.244.1.1 . 8080 }",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 0 : 10.244.1.1 . 8080 }",
             },
         ),
@@ -106,8 +106,8 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
             service(Scope.EXTERNAL_IP, Use.SPLIT, cluster=[POD_A, POD_B], local=[POD_A]),
             {
                 f"services4 {{ {KEY} : goto split4 }}",
-                f"insiders4 {{ {KEY} : goto cluster4-2 }}",
-                f"outsiders4 {{ {KEY} : goto local4-1 }}",
+                f"internal-services4 {{ {KEY} : goto cluster4-2 }}",
+                f"external-services4 {{ {KEY} : goto local4-1 }}",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 0 : 10.244.1.1 . 8080 }",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 1 : 10.244.2.1 . 8080 }",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 16777216 : 10.244.1.1 . 8080 }",
@@ -117,22 +117,22 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
             service(Scope.EXTERNAL_IP, Use.SPLIT, cluster=[POD_B]),
             {
                 f"services4 {{ {KEY} : goto split4 }}",
-                f"insiders4 {{ {KEY} : goto cluster4-1 }}",
-                f"outsiders4 {{ {KEY} : drop }}",
+                f"internal-services4 {{ {KEY} : goto cluster4-1 }}",
+                f"external-services4 {{ {KEY} : drop }}",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 0 : 10.244.2.1 . 8080 }",
             },
         ),
         (
             service(Scope.LOAD_BALANCER, Use.REFUSE, ranges=["10.0.0.0/8", "10.1.0.0/16"]),
             {
-                f"refused4 {{ {KEY} }}",
-                f"guarded4 {{ {KEY} }}",
+                f"no-endpoint-services4 {{ {KEY} }}",
+                f"source-range-frontends4 {{ {KEY} }}",
                 "sources4 { 192.0.2.1 . tcp . 80 . 10.0.0.0-10.255.255.255 }",
             },
         ),
         (
             service(Scope.LOAD_BALANCER, Use.DROP, ranges=["fd00::/8"]),
-            {f"services4 {{ {KEY} : drop }}", f"guarded4 {{ {KEY} }}"},
+            {f"services4 {{ {KEY} : drop }}", f"source-range-frontends4 {{ {KEY} }}"},
         ),
         (
             service(Scope.EXTERNAL_IP, Use.DROP, ranges=["10.0.0.0/8"]),
@@ -140,13 +140,13 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
         ),
     ],
 )
-def test_each_use_has_its_elements(answer: ServiceAnswer, wanted: set[str]) -> None:
-    assert listed(rows(answer)) == wanted
+def test_each_use_has_its_elements(routing: ServiceRouting, wanted: set[str]) -> None:
+    assert listed(rows(routing)) == wanted
 
 
 def test_shared_rows_come_once_for_each_port_that_wants_them() -> None:
     one = service(Scope.CLUSTER_IP, Use.LOCAL, local=[POD_A])
-    two = ServiceAnswer(one.name, one.ports * 2)
+    two = ServiceRouting(one.name, one.ports * 2)
     home, pod = parse_address("192.0.2.1"), parse_address(POD_A)
     assert list(shared_rows(two)) == [("hairpin4", pod + pod), ("cluster-ips4", home)] * 2
     assert not list(shared_rows(service(Scope.EXTERNAL_IP, Use.CLUSTER, cluster=[POD_A])))
@@ -163,7 +163,7 @@ def test_shared_rows_come_once_for_each_port_that_wants_them() -> None:
 )
 def test_a_comment_is_short_and_harmless(name: ObjectName, comment: str) -> None:
     plain = service(Scope.CLUSTER_IP, Use.REFUSE)
-    (tag,) = rows(ServiceAnswer(name, plain.ports))["refused4"].values()
+    (tag,) = rows(ServiceRouting(name, plain.ports))["no-endpoint-services4"].values()
     assert tag == Tag("", comment)
 
 
@@ -210,18 +210,18 @@ def test_ranges_hold_who_is_in_a_network_and_do_not_meet(
 @settings(max_examples=80, deadline=None)
 @given(scenes(), st.randoms(use_true_random=False))
 def test_slots_are_read_back_as_they_were_written(scene: Scene, random: Random) -> None:
-    answers = [shuffled(answer, random) for answer in scene.answers().values()]
+    routings = [shuffled(routing, random) for routing in scene.routings().values()]
     table: Table = {}
-    for answer in answers:
-        add_service(answer, table)
+    for routing in routings:
+        add_service(routing, table)
     remembered = recall(table)
-    for answer in answers:
-        assert rows(remembered.place(shuffled(answer, random))) == rows(answer)
+    for routing in routings:
+        assert rows(remembered.place(shuffled(routing, random))) == rows(routing)
 
 
-def shuffled(answer: ServiceAnswer, random: Random) -> ServiceAnswer:
+def shuffled(routing: ServiceRouting, random: Random) -> ServiceRouting:
     ports = tuple(
-        PortAnswer(
+        PortRouting(
             port.name,
             port.family,
             port.protocol,
@@ -230,14 +230,14 @@ def shuffled(answer: ServiceAnswer, random: Random) -> ServiceAnswer:
             tuple(random.sample(port.local, len(port.local))),
             port.hairpin,
         )
-        for port in answer.ports
+        for port in routing.ports
     )
-    return ServiceAnswer(answer.name, ports, answer.source_ranges, answer.affinity_timeout)
+    return ServiceRouting(routing.name, ports, routing.source_ranges, routing.affinity_timeout)
 
 
 def test_slots_behind_a_gap_are_nobodys() -> None:
-    answer = service(Scope.EXTERNAL_IP, Use.SPLIT, cluster=[POD_A, POD_B], local=[POD_A])
-    held = rows(answer)["endpoints4"]
+    routing = service(Scope.EXTERNAL_IP, Use.SPLIT, cluster=[POD_A, POD_B], local=[POD_A])
+    held = rows(routing)["endpoints4"]
     key = frontend_key(parse_address("192.0.2.1"), Protocol.TCP, 80)
     assert slots_of(held, key, chains.CLUSTER) == ends(POD_A, POD_B)
     assert slots_of(held, key, chains.LOCAL) == ends(POD_A)
@@ -253,12 +253,12 @@ def test_every_kind_of_element_can_be_listed() -> None:
         "hairpin6": {client + client: b""},
         "affinity6": {client + key: ends("fd10::1")[0] + b"\0\0"},
         "pods6": {client + client: b""},
-        "refused6": {home + b"\x01\0\0\0" + b"\0\x50\0\0": b""},
+        "no-endpoint-services6": {home + b"\x01\0\0\0" + b"\0\x50\0\0": b""},
     }
     assert listed(table) == {
         "hairpin6 { fd40::5 . fd40::5 }",
         "affinity6 { fd40::5 . fd96::1 . sctp . 9 : fd10::1 . 8080 }",
         "pods6 { fd40::5 }",
-        "refused6 { fd96::1 . 1 . 80 }",
+        "no-endpoint-services6 { fd96::1 . 1 . 80 }",
     }
     assert all(schema.BY_NAME[name][1] is Family.IPV6 for name in table)

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from pyproxy_lab.namespace import LabError, Namespace
 
-from pyproxy.dataplane.interface import NodeAnswer
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.ruleset import MARKER, Options, marker, ruleset
 from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Table
-from pyproxy.lab.namespace import LabError, Namespace
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -29,7 +29,7 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.answer import Frontend, PortAnswer, Scope, ServiceAnswer, Use
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 OPTIONS = (
     Options(),
@@ -39,7 +39,7 @@ OPTIONS = (
     Options(pod_families=frozenset([Family.IPV4])),
     Options(pod_families=frozenset(Family), mark=Mark(1 << 31), shield_loopback=True),
 )
-NODE = NodeAnswer(tuple(map(parse_network, ("10.244.0.0/16", "fd10::/16"))))
+NODE = NodeRouting(tuple(map(parse_network, ("10.244.0.0/16", "fd10::/16"))))
 
 
 def nft_version() -> tuple[int, ...]:
@@ -132,9 +132,9 @@ def ends(family: Family, count: int) -> tuple[Backend, ...]:
     return tuple(backend(parse_address(pod), Port(8080)) for pod in PODS[family][:count])
 
 
-def every_kind(*, affinity: int) -> list[ServiceAnswer]:
+def every_kind(*, affinity: int) -> list[ServiceRouting]:
     """Services that together fill every set and every kind of chain."""
-    answers = []
+    routings = []
     for number, external in enumerate(Use):
         ports = []
         for family in Family:
@@ -157,10 +157,10 @@ def every_kind(*, affinity: int) -> list[ServiceAnswer]:
                 cluster = ends(family, 1 + list(Protocol).index(protocol))
                 local = cluster[:2] if protocol is not Protocol.SCTP else ()
                 ports.append(
-                    PortAnswer("p", family, protocol, frontends, cluster, local, cluster[:2])
+                    PortRouting("p", family, protocol, frontends, cluster, local, cluster[:2])
                 )
-        answers.append(
-            ServiceAnswer(
+        routings.append(
+            ServiceRouting(
                 ObjectName("shop", external.value),
                 tuple(ports),
                 tuple(map(parse_network, ("203.0.113.0/24", "192.0.2.7/32", "fd40::/64"))),
@@ -168,14 +168,14 @@ def every_kind(*, affinity: int) -> list[ServiceAnswer]:
             )
         )
     # A LOCAL frontend without an endpoint here is one that policy answers with DROP.
-    return [each for each in answers if each.name.name != Use.LOCAL.value]
+    return [each for each in routings if each.name.name != Use.LOCAL.value]
 
 
 @contextmanager
 def programmed(namespace: Namespace, *, affinity: int) -> Iterator[NftablesDataplane]:
     dataplane = namespace.call(lambda: NftablesDataplane(Options(pod_interface="cbr0")))
     try:
-        plan = dataplane.replan(every_kind(affinity=affinity), NODE)
+        plan = dataplane.plan_full(every_kind(affinity=affinity), NODE)
         with emptied(namespace):
             assert namespace.call(lambda: dataplane.commit(plan)) == ()
             yield dataplane
@@ -194,7 +194,12 @@ def test_a_table_with_everything_is_listed(namespace: Namespace, affinity: int) 
         assert filled == BY_NAME.keys()
         unused = {name for name, (kind, _) in BY_NAME.items() if kind.learned}
         if not affinity:
-            unused |= {"sticky4", "sticky6", "sticky-endpoints4", "sticky-endpoints6"}
+            unused |= {
+                "affinity-frontends4",
+                "affinity-frontends6",
+                "affinity-endpoints4",
+                "affinity-endpoints6",
+            }
         assert read_all(namespace).keys() == BY_NAME.keys() - unused
 
 

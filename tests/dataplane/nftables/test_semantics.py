@@ -23,7 +23,7 @@ from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
-from pyproxy.policy.answer import ServiceAnswer, Use
+from pyproxy.policy.routing import ServiceRouting, Use
 from tests.dataplane.nftables import oracle
 from tests.dataplane.nftables.scenes import (
     Scene,
@@ -35,17 +35,17 @@ from tests.dataplane.nftables.scenes import (
 
 Mutation = Callable[[Machine], Machine]
 Encounter = tuple[Scene, Packet]
-Answers = dict[ObjectName, ServiceAnswer]
-Forget = Callable[[Table, Answers, Answers], Table]
+Routings = dict[ObjectName, ServiceRouting]
+Forget = Callable[[Table, Routings, Routings], Table]
 
 
 @settings(max_examples=1000, deadline=None)
 @given(encounters())
 def test_every_packet_meets_the_fate_that_its_service_means(encounter: Encounter) -> None:
     scene, packet = encounter
-    answers = tuple(scene.answers().values())
-    traced = trace(packet, machine(scene, answers))
-    assert traced.fates().keys() == oracle.wanted(packet, scene, answers), f"\n{traced}"
+    routings = tuple(scene.routings().values())
+    traced = trace(packet, machine(scene, routings))
+    assert traced.fates().keys() == oracle.wanted(packet, scene, routings), f"\n{traced}"
     assert oracle.fair(traced), f"\n{traced}"
 
 
@@ -56,9 +56,9 @@ def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
 ) -> None:
     scene, packet = encounter
     scene = sticky(scene)
-    answers = tuple(scene.answers().values())
-    first = data.draw(st.sampled_from(trace(packet, machine(scene, answers)).ways))
-    again = trace(packet, machine(scene, answers, learned_by(first)))
+    routings = tuple(scene.routings().values())
+    first = data.draw(st.sampled_from(trace(packet, machine(scene, routings)).ways))
+    again = trace(packet, machine(scene, routings, learned_by(first)))
     if first.learned is None:
         assert not again.backends()
     else:
@@ -91,7 +91,7 @@ def changes(draw: st.DrawFn) -> tuple[Scene, Scene, Packet]:
     before = sticky(before)
     if draw(st.integers(0, 3)):
         after = sticky(after)
-    return before, after, draw(packets(tuple(before.answers().values())))
+    return before, after, draw(packets(tuple(before.routings().values())))
 
 
 @settings(max_examples=400, deadline=None)
@@ -107,20 +107,20 @@ def test_nobody_is_held_at_an_endpoint_that_may_serve_him_no_more(
 def test_nobody_is_let_go_for_a_change_that_does_not_concern_him(encounter: Encounter) -> None:
     scene, packet = encounter
     scene = sticky(scene)
-    answers = scene.answers()
-    for way in trace(packet, machine(scene, tuple(answers.values()))).ways:
+    routings = scene.routings()
+    for way in trace(packet, machine(scene, tuple(routings.values()))).ways:
         learned = learned_by(way)
-        assert forget_partly(learned, answers, answers) == learned
-        assert forget_wholly(learned, answers, answers) == learned
+        assert forget_partly(learned, routings, routings) == learned
+        assert forget_wholly(learned, routings, routings) == learned
 
 
-def forget_partly(learned: Table, before: Answers, after: Answers) -> Table:
+def forget_partly(learned: Table, before: Routings, after: Routings) -> Table:
     """What a commit of changes does with the learned elements."""
     now = {name: after.get(name) for name in {**before, **after}}
     return forget(learned, loosened(before, now), all_known=False)
 
 
-def forget_wholly(learned: Table, before: Answers, after: Answers) -> Table:
+def forget_wholly(learned: Table, before: Routings, after: Routings) -> Table:
     """What a commit after a restart does with them."""
     return forget(learned, expectations(after.values()), all_known=True)
 
@@ -139,7 +139,7 @@ def forget(learned: Table, allowed: Expectations, *, all_known: bool) -> Table:
 def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Trace | None:
     """The trace of a client who came back after a change, if it is one that must not be."""
     before, after, packet = change
-    old, new = before.answers(), after.answers()
+    old, new = before.routings(), after.routings()
     for way in trace(packet, machine(before, tuple(old.values()))).ways:
         learned = forgetting(learned_by(way), old, new)
         again = trace(packet, machine(after, tuple(new.values()), learned))
@@ -150,13 +150,13 @@ def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Tra
     return None
 
 
-def endpoints_here(packet: Packet, answers: Answers) -> frozenset[Backend]:
+def endpoints_here(packet: Packet, routings: Routings) -> frozenset[Backend]:
     """Where somebody may stay who could not be told from an outsider when hints changed.
 
     An entry of a frontend with policy Local does not say whom it was for, and hints, which move
     pods and the node itself away from an endpoint that serves, say nothing about outsiders.
     """
-    found = oracle.frontend_of(packet, answers.values())
+    found = oracle.frontend_of(packet, routings.values())
     if found is None or found[2].use is not Use.SPLIT:
         return frozenset()
     return frozenset(found[1].local)
@@ -227,13 +227,13 @@ FAULTS = {
     "a masquerade for everybody": other_options(masquerade_all=True),
     "a masquerade for nobody": other_options(pod_interface="", pod_families=frozenset()),
     "a missing hairpin": without(schema.HAIRPIN),
-    "an ignored source range": without(schema.GUARDED),
+    "an ignored source range": without(schema.SOURCE_RANGE_FRONTENDS),
     "source ranges that let nobody in": without(schema.SOURCES),
     "a swapped family": swap_families,
     "a swapped family in one verdict": retarget(swap_verdicts),
     "pods that are taken for strangers": without(schema.PODS),
-    "insiders that are taken for outsiders": without(schema.INSIDERS),
-    "frontends that are not refused": without(schema.REFUSED),
+    "insiders that are taken for outsiders": without(schema.INTERNAL_SERVICES),
+    "frontends that are not refused": without(schema.NO_ENDPOINT_SERVICES),
     "ports that nobody serves and nobody refuses": without(schema.CLUSTER_IPS),
 }
 
@@ -244,9 +244,9 @@ SEARCH = settings(
 
 def disagrees(encounter: Encounter, mutate: Mutation) -> bool:
     scene, packet = encounter
-    answers = tuple(scene.answers().values())
-    traced = trace(packet, mutate(machine(scene, answers)))
-    wanted = oracle.wanted(packet, scene, answers)
+    routings = tuple(scene.routings().values())
+    traced = trace(packet, mutate(machine(scene, routings)))
+    wanted = oracle.wanted(packet, scene, routings)
     return traced.fates().keys() != wanted or not oracle.fair(traced)
 
 
@@ -257,7 +257,7 @@ def test_a_planted_fault_is_found(fault: str) -> None:
 
 
 def test_a_planted_stale_affinity_is_found() -> None:
-    def forget_nothing(learned: Table, before: Answers, after: Answers) -> Table:
+    def forget_nothing(learned: Table, before: Routings, after: Routings) -> Table:
         return learned
 
     def is_held(change: tuple[Scene, Scene, Packet]) -> bool:

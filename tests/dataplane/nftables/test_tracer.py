@@ -87,15 +87,17 @@ SERVED: Table = {
 OUTER: Table = {"services4": to("masq-cluster4-1"), "endpoints4": slots(1)}
 SPLIT: Table = {
     "services4": to("split4"),
-    "insiders4": to("cluster4-2"),
-    "outsiders4": to("local4-1"),
+    "internal-services4": to("cluster4-2"),
+    "external-services4": to("local4-1"),
     "endpoints4": slots(1, 2) | slots(1, first=chains.LOCAL_OFFSET),
 }
-GUARDED: Table = OUTER | {
-    "guarded4": {frontend(): b""},
+SOURCE_RANGE_FRONTENDS: Table = OUTER | {
+    "source-range-frontends4": {frontend(): b""},
     "sources4": {frontend() + ip("203.0.113.0") + frontend() + ip("203.0.113.127"): b""},
 }
-REFUSED: Table = {"refused4": {frontend(): b"", frontend(protocol=Protocol.UDP): b""}}
+NO_ENDPOINT_SERVICES: Table = {
+    "no-endpoint-services4": {frontend(): b"", frontend(protocol=Protocol.UDP): b""}
+}
 ALONE = Delivered(end(1))
 MARKED = Delivered(end(1), Masquerade.MARK)
 
@@ -114,24 +116,32 @@ MARKED = Delivered(end(1), Masquerade.MARK)
         (OUTER, packet(), MARKED),
         (OUTER, packet(port=81), Untouched()),
         (SPLIT, packet(OUTSIDE, interface="eth0"), ALONE),
-        (SPLIT | {"outsiders4": to(DROP)}, packet(OUTSIDE, interface="eth0"), Dropped(Why.POLICY)),
-        (SPLIT | {"insiders4": to("cluster4-1")}, packet(NODE, interface=""), MARKED),
-        (SPLIT | {"insiders4": to("cluster4-1")}, packet(), ALONE),
-        (SPLIT | {"insiders4": {}}, packet(), ALONE),
-        (SPLIT | {"insiders4": {}}, packet(NODE, interface=""), MARKED),
-        (SPLIT | {"insiders4": {}, "outsiders4": {}}, packet(), Untouched()),
+        (
+            SPLIT | {"external-services4": to(DROP)},
+            packet(OUTSIDE, interface="eth0"),
+            Dropped(Why.POLICY),
+        ),
+        (SPLIT | {"internal-services4": to("cluster4-1")}, packet(NODE, interface=""), MARKED),
+        (SPLIT | {"internal-services4": to("cluster4-1")}, packet(), ALONE),
+        (SPLIT | {"internal-services4": {}}, packet(), ALONE),
+        (SPLIT | {"internal-services4": {}}, packet(NODE, interface=""), MARKED),
+        (SPLIT | {"internal-services4": {}, "external-services4": {}}, packet(), Untouched()),
         ({"services4": to(DROP)}, packet(), Dropped(Why.POLICY)),
         ({"services4": to("cluster6-1")}, packet(), Untouched()),
         ({"services4": to("cluster4-1")}, packet(), Untouched()),
-        (GUARDED, packet(OUTSIDE, interface="eth0"), MARKED),
-        (GUARDED, packet("203.0.113.128", interface="eth0"), Dropped(Why.SOURCE_RANGES)),
-        (GUARDED, packet(NODE, interface=""), Dropped(Why.SOURCE_RANGES)),
-        (GUARDED, packet("203.0.113.128", interface="eth0", new=False), Untouched()),
-        (GUARDED, packet("203.0.113.128", interface="eth0", port=81), Untouched()),
-        (REFUSED, packet(), Refused(Answer.TCP_RESET)),
-        (REFUSED, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
-        (REFUSED, packet(NODE, interface=""), Refused(Answer.TCP_RESET)),
-        (REFUSED, packet(protocol=Protocol.SCTP), Untouched()),
+        (SOURCE_RANGE_FRONTENDS, packet(OUTSIDE, interface="eth0"), MARKED),
+        (
+            SOURCE_RANGE_FRONTENDS,
+            packet("203.0.113.128", interface="eth0"),
+            Dropped(Why.SOURCE_RANGES),
+        ),
+        (SOURCE_RANGE_FRONTENDS, packet(NODE, interface=""), Dropped(Why.SOURCE_RANGES)),
+        (SOURCE_RANGE_FRONTENDS, packet("203.0.113.128", interface="eth0", new=False), Untouched()),
+        (SOURCE_RANGE_FRONTENDS, packet("203.0.113.128", interface="eth0", port=81), Untouched()),
+        (NO_ENDPOINT_SERVICES, packet(), Refused(Answer.TCP_RESET)),
+        (NO_ENDPOINT_SERVICES, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
+        (NO_ENDPOINT_SERVICES, packet(NODE, interface=""), Refused(Answer.TCP_RESET)),
+        (NO_ENDPOINT_SERVICES, packet(protocol=Protocol.SCTP), Untouched()),
     ],
 )
 def test_a_packet_has_one_fate(table: Table, sent: Packet, fate: object) -> None:
@@ -211,7 +221,7 @@ def test_what_has_arrived_is_not_masqueraded_and_what_is_sent_to_oneself_is() ->
 
 
 def test_an_endpoint_that_is_a_refused_frontend_is_refused() -> None:
-    table = OUTER | {"refused4": {frontend("10.244.2.1", 8080): b""}}
+    table = OUTER | {"no-endpoint-services4": {frontend("10.244.2.1", 8080): b""}}
     assert trace(packet(), machine(table)).fates() == {Refused(Answer.TCP_RESET): CERTAIN}
 
 
@@ -224,22 +234,22 @@ def test_what_a_machine_sends_itself_meets_the_source_ranges_again() -> None:
     here = frontend(NODE, 8080)
     table = OUTER | {
         "endpoints4": {at(0): ip(NODE) + struct.pack(">HH", 8080, 0)},
-        "guarded4": {here: b""},
+        "source-range-frontends4": {here: b""},
     }
     sent = packet(NODE, interface="")
     assert trace(sent, machine(table)).fates() == {Dropped(Why.SOURCE_RANGES): CERTAIN}
 
 
-STICKY: Table = {
-    "services4": to("masq-sticky-cluster4-2"),
+AFFINITY_FRONTENDS: Table = {
+    "services4": to("masq-affinity-cluster4-2"),
     "endpoints4": slots(1, 2),
-    "sticky4": to("learn4-60"),
-    "sticky-endpoints4": {frontend() + end(number) + b"\0\0": b"" for number in (1, 2)},
+    "affinity-frontends4": to("learn4-60"),
+    "affinity-endpoints4": {frontend() + end(number) + b"\0\0": b"" for number in (1, 2)},
 }
 
 
 def test_a_sticky_frontend_learns_and_remembers() -> None:
-    first = trace(packet(), machine(STICKY))
+    first = trace(packet(), machine(AFFINITY_FRONTENDS))
     assert {way.fate for way in first.ways} == {
         Delivered(end(1), Masquerade.MARK),
         Delivered(end(2), Masquerade.MARK),
@@ -247,21 +257,24 @@ def test_a_sticky_frontend_learns_and_remembers() -> None:
     for way in first.ways:
         assert way.learned is not None
         learned = {way.learned.set_name: {way.learned.key: way.learned.value}}
-        again = trace(packet(), machine(STICKY, learned))
+        again = trace(packet(), machine(AFFINITY_FRONTENDS, learned))
         assert again.fates() == {way.fate: CERTAIN}
         assert again.ways[0].learned == way.learned
-        assert len(trace(packet(OUTSIDE), machine(STICKY, learned)).ways) == 2
+        assert len(trace(packet(OUTSIDE), machine(AFFINITY_FRONTENDS, learned)).ways) == 2
 
 
 def test_an_endpoint_here_is_learned_on_input() -> None:
     here = ip(NODE) + struct.pack(">HH", 8080, 0)
-    table = STICKY | {"endpoints4": {at(0): here}, "sticky-endpoints4": {frontend() + here: b""}}
+    table = AFFINITY_FRONTENDS | {
+        "endpoints4": {at(0): here},
+        "affinity-endpoints4": {frontend() + here: b""},
+    }
     (way,) = trace(packet(), machine(table)).ways
     assert way.steps[-1].chain == "learn-input"
 
 
 def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
-    table = STICKY | {"sticky-endpoints4": {frontend() + end(1) + b"\0\0": b""}}
+    table = AFFINITY_FRONTENDS | {"affinity-endpoints4": {frontend() + end(1) + b"\0\0": b""}}
     learned = {way.fate: way.learned for way in trace(packet(), machine(table)).ways}
     assert learned[Delivered(end(1), Masquerade.MARK)] is not None
     assert learned[Delivered(end(2), Masquerade.MARK)] is None
@@ -284,11 +297,11 @@ def test_a_verdict_of_nobody_here_is_an_error(target: str) -> None:
 
 
 def test_a_trace_reads_well() -> None:
-    table = STICKY | {"services4": {frontend(): Tag("sticky-cluster4-2", "shop/web")}}
+    table = AFFINITY_FRONTENDS | {"services4": {frontend(): Tag("affinity-cluster4-2", "shop/web")}}
     assert str(trace(packet(), machine(table))).splitlines() == [
         "10.244.1.11 -> 10.96.0.1:80/tcp, came in by cbr0",
         "  services: goes on where its frontend says:"
-        ' services4 { 10.96.0.1 . tcp . 80 comment "shop/web" : goto sticky-cluster4-2 }',
+        ' services4 { 10.96.0.1 . tcp . 80 comment "shop/web" : goto affinity-cluster4-2 }',
         "  cluster4-2: translated to a random endpoint:"
         " endpoints4 { 10.96.0.1 . tcp . 80 . 0 : 10.244.2.1 . 8080 }",
         "  learn-postrouting: the client will come back to this endpoint:"
@@ -305,8 +318,12 @@ def test_a_trace_reads_well() -> None:
 @pytest.mark.parametrize(
     ("sent", "table", "last"),
     [
-        (packet(), REFUSED, "  100.0000% refused with a TCP reset"),
-        (packet(protocol=Protocol.UDP), REFUSED, "  100.0000% refused with an ICMP error"),
+        (packet(), NO_ENDPOINT_SERVICES, "  100.0000% refused with a TCP reset"),
+        (
+            packet(protocol=Protocol.UDP),
+            NO_ENDPOINT_SERVICES,
+            "  100.0000% refused with an ICMP error",
+        ),
         (packet(), {"services4": to(DROP)}, f"  100.0000% dropped: {Why.POLICY.value}"),
         (packet(new=False), {}, "  100.0000% left with its destination, source kept"),
     ],

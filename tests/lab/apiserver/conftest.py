@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
 
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
 from tests.lab.api import Api
 
 

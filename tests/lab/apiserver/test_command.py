@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from pyproxy_lab.apiserver import command
 
 from pyproxy.errors import UsageError
-from pyproxy.lab.apiserver import command
 from tests.lab.api import SERVICES, SLICES, Api, eventually, service
 
 PROGRAM = """
 import argparse, sys
-from pyproxy.lab.apiserver import command
+from pyproxy_lab.apiserver import command
 parser = argparse.ArgumentParser()
 command.add_arguments(parser)
 sys.exit(command.run(parser.parse_args()))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
 
-from pyproxy.lab.apiserver.server import ApiServer
 from tests.lab.api import PODS, Api
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")

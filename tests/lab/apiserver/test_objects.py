@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
 
 from pyproxy.errors import UsageError
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
 from tests.lab.api import (
     JSON_PATCH,
     MERGE,

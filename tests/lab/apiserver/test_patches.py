@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pyproxy.lab.apiserver import patch, strategic
-from pyproxy.lab.apiserver.status import ApiError
+from pyproxy_lab.apiserver import patch, strategic
+from pyproxy_lab.apiserver.status import ApiError
 
 KEYS = st.sampled_from(["a", "b", "c/d", "e~f"])
 JSON = st.recursive(

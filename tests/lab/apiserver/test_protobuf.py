@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pyproxy.lab.apiserver import protobuf
+from pyproxy_lab.apiserver import protobuf
 
 
 def field(number: int, value: bytes) -> bytes:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyproxy_lab.apiserver.listing import decode_token
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
 
-from pyproxy.lab.apiserver.listing import decode_token
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
 from tests.lab.api import Answer, Api
 
 RECORDINGS = Path(__file__).parent.parent / "recordings" / "kube-apiserver-v1.36.2.jsonl"

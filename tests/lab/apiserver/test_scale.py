@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyproxy.lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.server import ApiServer
+
 from tests.lab.api import MERGE, SLICES, Api, Json
 
 SERVICES = 10_000

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pyproxy.lab.apiserver.selectors import Selector, parse_fields, parse_labels
-from pyproxy.lab.apiserver.status import ApiError
-from pyproxy.lab.apiserver.store import Stored
+from pyproxy_lab.apiserver.selectors import Selector, parse_fields, parse_labels
+from pyproxy_lab.apiserver.status import ApiError
+from pyproxy_lab.apiserver.store import Stored
 
 KNOWN = frozenset({"metadata.name", "metadata.namespace", "spec.nodeName"})
 LABELS = {"app": "web", "tier": "front", "weight": "7", "empty": "", "example.com/team": "a.b"}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from pyproxy_lab.apiserver.server import ApiServer, Handler
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.endpointslice_controller import Controller
 
-from pyproxy.lab.apiserver.server import ApiServer, Handler
-from pyproxy.lab.apiserver.settings import Settings
-from pyproxy.lab.endpointslice_controller import Controller
 from tests.lab.api import Api, eventually
 
 

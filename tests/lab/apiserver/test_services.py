@@ -6,9 +6,9 @@ import ipaddress
 from typing import Any
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
 
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
 from tests.lab.api import MERGE, SERVICES, Api, Json, service
 
 PORT = {"port": 80}

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
 
-from pyproxy.lab.apiserver.server import ApiServer
-from pyproxy.lab.apiserver.settings import Settings
 from tests.lab.api import MERGE, SERVICES, Api, Json, brief, eventually, service
 
 ALL = "/api/v1/services"

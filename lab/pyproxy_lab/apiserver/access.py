@@ -1,0 +1,80 @@
+"""Who may do what: an administrator everything, a Service proxy what it needs."""
+
+from __future__ import annotations
+
+import hmac
+
+import msgspec
+
+from pyproxy_lab.apiserver import status
+from pyproxy_lab.apiserver.resources import Resource
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.apiserver.status import ApiError
+
+_READ = frozenset({"get", "list", "watch"})
+_WRITE_EVENTS = frozenset({"create", "patch", "update"})
+
+
+class User(msgspec.Struct, frozen=True):
+    """Somebody with a name; `verbs` are what they may do, by resource, None for everything."""
+
+    name: str
+    verbs: dict[str, frozenset[str]] | None = None
+
+
+ADMIN = User("system:admin")
+# The rights of the ClusterRole system:node-proxier.
+PROXY = User(
+    "system:kube-proxy",
+    {
+        "services": _READ,
+        "endpointslices.discovery.k8s.io": _READ,
+        "nodes": _READ,
+        "events": _WRITE_EVENTS,
+        "events.events.k8s.io": _WRITE_EVENTS,
+    },
+)
+
+
+class Action(msgspec.Struct, frozen=True):
+    """What a request is about to do."""
+
+    verb: str
+    resource: Resource
+    namespace: str = ""
+    name: str = ""
+    subresource: str = ""
+
+
+def authenticate(settings: Settings, authorization: str) -> User:
+    """Tell who sends a request, by its Authorization header. Raises ApiError (401)."""
+    if not settings.token and not settings.proxy_token:
+        return ADMIN
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        for expected, user in ((settings.token, ADMIN), (settings.proxy_token, PROXY)):
+            if expected and hmac.compare_digest(token.strip().encode(), expected.encode()):
+                return user
+    raise status.unauthorized()
+
+
+def authorize(user: User, action: Action) -> None:
+    """Let an action pass, or raise ApiError (403)."""
+    if user.verbs is None:
+        return
+    resource = action.resource
+    if not action.subresource and action.verb in user.verbs.get(resource.qualified, ()):
+        return
+    what = f"{resource.plural}/{action.subresource}" if action.subresource else resource.plural
+    named = f' "{action.name}"' if action.name else ""
+    where = f'in the namespace "{action.namespace}"' if action.namespace else "at the cluster scope"
+    details = {"name": action.name} if action.name else {}
+    if resource.group:
+        details["group"] = resource.group
+    raise ApiError(
+        403,
+        "Forbidden",
+        f'{resource.qualified}{named} is forbidden: User "{user.name}" cannot {action.verb} '
+        f'resource "{what}" in API group "{resource.group}" {where}',
+        details | {"kind": resource.plural},
+    )

@@ -1,0 +1,173 @@
+"""Bad days: answers that an API server, or what stands before one, gives when something is wrong.
+
+`ApiServer.faults` has them. They concern whoever asks over HTTP, from the next answer or line of a
+watch on; `ApiServer.load` is never touched. What needs no fault to be put in is elsewhere:
+`ApiServer.away` refuses connections, `expire_watches` and `forget_history` make for 410, and a
+second server on the first one's port has another history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from random import Random
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from pyproxy_lab.apiserver.status import ApiError
+
+_PAGE = b"<!DOCTYPE html><html><title>Sign in</title><body>Sign in to go on.</body></html>\n"
+_BOOKMARK = b'"type":"BOOKMARK"'
+_LATE = 0.05
+"""Seconds at most by which disorder delays a line."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Every request is answered with this status; `retry_after` is in seconds, 0 for no header."""
+
+    code: int = 500
+    retry_after: int = 0
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Every request is answered with 200 and an HTML page, as by a proxy that wants a login."""
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Lists end in the middle of their JSON, watches in the middle of a line."""
+
+
+class HalfOpen(msgspec.Struct, frozen=True):
+    """Watches stay connected, and nothing comes: a watch that this has met never speaks again."""
+
+
+class Slow(msgspec.Struct, frozen=True):
+    """Every answer, and every chunk of a watch, comes so many seconds late."""
+
+    seconds: float
+
+
+class ShortWatches(msgspec.Struct, frozen=True):
+    """Watches end after so many seconds."""
+
+    seconds: float = 1.0
+
+
+class Disorder(msgspec.Struct, frozen=True):
+    """Watches repeat lines, and send some later than those that follow them."""
+
+
+Fault = Refusal | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder
+F = TypeVar("F", bound=Fault)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Faults:
+    """The faults of one server; `set` and `clear` may be called from any thread.
+
+    `met` counts, by the fault's class, the answers and watches that were spoilt.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.met: Counter[type] = Counter()
+        self._now: tuple[Fault, ...] = ()
+        self._share = 1.0
+        self._random = Random(seed)  # noqa: S311 (it decides about nothing secret)
+
+    def set(self, *faults: Fault, share: float = 1.0) -> None:
+        """Have these faults, and no others, in about this share of the answers."""
+        self._now, self._share = faults, share
+
+    def clear(self) -> None:
+        """Have no more faults."""
+        self.set()
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer in the server's place, or late. For the server's application."""
+        if slow := self._strikes(Slow):
+            await asyncio.sleep(slow.seconds)
+        if refusal := self._strikes(Refusal):
+            return _refused(refusal)
+        if self._strikes(Page):
+            return web.Response(body=_PAGE, content_type="text/html")
+        return await handler(request)
+
+    def body(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass on the pieces of a list's body, or what a fault leaves of them."""
+        if not self._strikes(Cut):
+            yield from pieces
+            return
+        whole = b"".join(pieces)
+        yield whole[: len(whole) // 2]
+
+    async def stream(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Pass on the chunks of a watch, each of whole lines, or what faults leave of them."""
+        loop = asyncio.get_running_loop()
+        short = self._strikes(ShortWatches)
+        end = loop.time() + short.seconds if short else None
+        late: list[bytes] = []
+        following = asyncio.ensure_future(_next(chunks))
+        try:
+            while True:
+                patience = _LATE if late else None if end is None else max(0.0, end - loop.time())
+                await asyncio.wait([following], timeout=patience)
+                if not following.done() and not late:
+                    return
+                chunk = following.result() if following.done() else b""
+                if chunk is None:
+                    yield b"".join(late)
+                    return
+                if self._strikes(HalfOpen):
+                    await loop.create_future()  # until the client leaves
+                if slow := self._strikes(Slow):
+                    await asyncio.sleep(slow.seconds)
+                if chunk and self._strikes(Cut):
+                    yield chunk[: len(chunk) - len(chunk) // 3]
+                    return
+                yield self._ordered(chunk, late)
+                if following.done():
+                    following = asyncio.ensure_future(_next(chunks))
+        finally:
+            following.cancel()
+
+    def _ordered(self, chunk: bytes, late: list[bytes]) -> bytes:
+        """Give what is sent in a chunk's place; what it holds back goes into `late`."""
+        before = b"".join(late)
+        late.clear()
+        if not chunk or _BOOKMARK in chunk or not self._strikes(Disorder):
+            # A bookmark says that all before it has been sent, and is no fault's to move.
+            return before + chunk
+        lines = chunk.splitlines(keepends=True)
+        lines += self._random.choices(lines, k=self._random.randint(0, 2))
+        self._random.shuffle(lines)
+        late.append(lines.pop())
+        return b"".join(lines) + before
+
+    def _of(self, kind: type[F]) -> F | None:
+        return next((fault for fault in self._now if isinstance(fault, kind)), None)
+
+    def _strikes(self, kind: type[F]) -> F | None:
+        fault = self._of(kind)
+        if fault is None or self._random.random() >= self._share:
+            return None
+        self.met[kind] += 1
+        return fault
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    error = ApiError(refusal.code, "InternalError", "a fault that was put in")
+    headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
+    return web.Response(
+        status=refusal.code,
+        body=msgspec.json.encode(error.status),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)

@@ -1,0 +1,83 @@
+"""What every kind may do differently when it is created, changed or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyproxy_lab.apiserver.names import dns_subdomain_problem
+from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.status import FieldError, invalid_value
+
+NO_FIELDS: Mapping[str, str] = {}
+
+
+class Rules:
+    """The rules for one kind; those here are for a kind that asks for nothing special.
+
+    The registry calls them in the order of a real server: `carry_over`, `reset_status`, `default`,
+    `errors`, `update_errors`, `allocate`. They change `obj` and `new` in place.
+    """
+
+    fields: frozenset[str] = frozenset({"metadata.name", "metadata.namespace"})
+    """What a field selector may ask for."""
+    creates_on_update = False
+    """Whether a PUT may create the object."""
+    returns_deleted = False
+    """Whether a DELETE answers with the object; if not, with a Status."""
+    has_generation = False
+    """Whether metadata.generation counts changes of the content."""
+    terminates = False
+    """Whether a deletion with a grace period leaves the object, terminating, for so long."""
+
+    def name_problem(self, name: str) -> str:
+        """Say what is wrong with a name, or nothing."""
+        return dns_subdomain_problem(name)
+
+    def carry_over(self, new: Object, old: Object) -> None:
+        """Fill in, from the old version, what a client may leave out of an update."""
+
+    def reset_status(self, obj: Object) -> None:
+        """Set the status that a new object begins with."""
+
+    def default(self, obj: Object) -> None:
+        """Fill in defaults."""
+
+    def errors(self, obj: Object) -> list[FieldError]:
+        """Say what is wrong with an object."""
+        del obj
+        return []
+
+    def update_errors(self, new: Object, old: Object) -> list[FieldError]:
+        """Say what may not change."""
+        del new, old
+        return []
+
+    def allocate(self, new: Object, old: Object | None) -> list[FieldError]:
+        """Take what the object needs of what the cluster has; on errors, nothing is taken."""
+        del new, old
+        return []
+
+    def settle(self, new: Object | None, old: Object | None) -> None:
+        """After a write or a deletion (`new` is None): let go what only the old version had."""
+
+    def selectable(self, obj: Object) -> Mapping[str, str]:
+        """Give the values of `fields`, metadata's aside."""
+        del obj
+        return NO_FIELDS
+
+
+def unchanged_errors(
+    new: Object, old: Object, field: str, detail: str = "field is immutable"
+) -> list[FieldError]:
+    """Refuse that a field, named by its path such as `spec.podCIDR`, changes."""
+    if _at(new, field) == _at(old, field):
+        return []
+    return [invalid_value(field, _at(new, field), detail)]
+
+
+def _at(obj: Object, field: str) -> Any:
+    value: Any = obj
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

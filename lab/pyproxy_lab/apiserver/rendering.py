@@ -1,0 +1,139 @@
+"""In which form objects are sent: as they are kept, as the other group's events, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from pyproxy_lab.apiserver import tables
+from pyproxy_lab.apiserver.kinds.events import to_events
+from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.resources import EVENTS, Resource
+from pyproxy_lab.apiserver.store import Change, EventType, Stored, encode, reversioned
+
+_LIST_BATCH = 256
+
+# What a bookmark shows beside its version: the fields of an empty object that Go always encodes.
+_BOOKMARK_EXTRAS: dict[str, Object] = {
+    "Namespace": {"spec": {}, "status": {}},
+    "Node": {"spec": {}, "status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}}},
+    "Service": {"spec": {}, "status": {"loadBalancer": {}}},
+    "Pod": {"spec": {"containers": None}, "status": {}},
+    "EndpointSlice": {"addressType": "", "endpoints": None, "ports": None},
+    "Event": {"eventTime": None, "reportingInstance": ""},
+}
+
+
+class Rendering:
+    """Objects as they are kept: their bytes are sent untouched."""
+
+    def __init__(self, resource: Resource, key: str = "native") -> None:
+        self.resource = resource
+        self.key = key
+        self._start = f'{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'.encode()
+
+    def body(self, stored: Stored) -> bytes:
+        """Give one object."""
+        return stored.body
+
+    def listing(self, objects: list[Stored], meta: Object) -> Iterator[bytes]:
+        """Give a list, in pieces; `meta` is the list's own metadata."""
+        head = {
+            "kind": f"{self.resource.kind}List",
+            "apiVersion": self.resource.api_version,
+            "metadata": meta,
+        }
+        yield encode(head)[:-1] + b',"items":['
+        for first in range(0, len(objects), _LIST_BATCH):
+            batch = objects[first : first + _LIST_BATCH]
+            yield (b"," if first else b"") + b",".join(map(self._item, batch))
+        yield b"]}\n"
+
+    def line(self, change: Change, event: EventType) -> bytes:
+        """Give a change as a line of a watch; encoded once for all watchers."""
+        key = (self.key, event)
+        if (line := change.lines.get(key)) is None:
+            line = change.lines[key] = self.event(event, self._shown(change, event))
+        return line
+
+    def event(self, event: EventType, stored: Stored) -> bytes:
+        """Give an object as a line of a watch."""
+        return b'{"type":"%s","object":%s}\n' % (event.encode(), self.body(stored))
+
+    def bookmark(self, revision: int, initial_events_end: bool = False) -> bytes:
+        """Give a line that says up to which version a watch has got."""
+        meta: Object = {"resourceVersion": str(revision)}
+        if initial_events_end:
+            meta["annotations"] = {"k8s.io/initial-events-end": "true"}
+        shown = {
+            "kind": self.resource.kind,
+            "apiVersion": self.resource.api_version,
+            "metadata": meta,
+            **_BOOKMARK_EXTRAS[self.resource.kind],
+        }
+        return b'{"type":"BOOKMARK","object":%s}\n' % encode(shown)
+
+    def _item(self, stored: Stored) -> bytes:
+        """Give an element of a list, which shows neither kind nor apiVersion."""
+        return b"{" + self.body(stored)[len(self._start) :]
+
+    def _shown(self, change: Change, event: EventType) -> Stored:
+        if event is EventType.DELETED and not change.gone and change.old is not None:
+            # It left the selection, but exists: a watch shows what it last knew, at this version.
+            body = reversioned(change.old, change.revision)
+            return msgspec.structs.replace(change.old, body=body)
+        return change.new
+
+
+class ConvertedRendering(Rendering):
+    """Objects in another form than they are kept in."""
+
+    def __init__(self, resource: Resource, convert: Callable[[Object], Object]) -> None:
+        super().__init__(resource, key=resource.api_version)
+        self._convert = convert
+
+    def body(self, stored: Stored) -> bytes:
+        """Give one object, converted."""
+        return encode(self._convert(stored.decode()))
+
+
+class TableRendering(Rendering):
+    """Rows with the columns that `kubectl get` prints.
+
+    `include` says what of each object comes along: None, Metadata or Object.
+    """
+
+    def __init__(self, resource: Resource, include: str) -> None:
+        super().__init__(resource, key=f"table {include}")
+        self._include = include
+
+    def body(self, stored: Stored) -> bytes:
+        """Give a table of one row."""
+        meta = {"resourceVersion": str(stored.revision)}
+        return encode(tables.table(self.resource, [stored.decode()], meta, self._include))
+
+    def listing(self, objects: list[Stored], meta: Object) -> Iterator[bytes]:
+        """Give a table of all objects."""
+        decoded = [stored.decode() for stored in objects]
+        yield encode(tables.table(self.resource, decoded, meta, self._include))
+
+    def bookmark(self, revision: int, initial_events_end: bool = False) -> bytes:
+        """Give a table without rows."""
+        del initial_events_end
+        meta = {"resourceVersion": str(revision)}
+        empty = tables.table(self.resource, [], meta, self._include)
+        return b'{"type":"BOOKMARK","object":%s}\n' % encode(empty)
+
+
+def rendering(resource: Resource, accept: str, include: str) -> Rendering:
+    """Choose a form by the Accept header; `include` is the query's includeObject."""
+    for choice in accept.split(","):
+        parts = {part.strip() for part in choice.split(";")}
+        if "application/json" in parts and "as=Table" in parts and "v=v1" in parts:
+            return TableRendering(resource, include or "Metadata")
+        if parts & {"application/json", "application/*", "*/*"} and "as=Table" not in parts:
+            break
+    if resource is EVENTS:
+        return ConvertedRendering(resource, to_events)
+    return Rendering(resource)

@@ -1,0 +1,268 @@
+"""The server: its HTTP application, and a thread to run it in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from pyproxy.errors import UsageError
+from pyproxy_lab.apiserver import access, discovery, openapi, status
+from pyproxy_lab.apiserver.faults import Faults
+from pyproxy_lab.apiserver.handlers import ResourceHandler
+from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.registry import Registry
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.apiserver.store import encode
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
+
+_LARGEST_BODY = 16 * 1024 * 1024
+_HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
+_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
+_NO_CACHE = {"Cache-Control": "no-cache, private"}
+
+
+class ApiServer:
+    """A server with its objects.
+
+    `middlewares` are aiohttp's, outermost first, around everything that is served; `faults` are
+    those that come with the server. All of it runs in the thread of one event loop; the methods
+    without `async` may be called from any other thread once `running` has started it.
+    """
+
+    def __init__(self, settings: Settings, middlewares: Sequence[Middleware] = ()) -> None:
+        self.settings = settings
+        self.url = ""
+        self.registry = Registry(settings)
+        self.faults = Faults()
+        self._resources = ResourceHandler(settings, self.registry, self.faults)
+        self._middlewares = tuple(middlewares)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runner: web.AppRunner | None = None
+        self._port = settings.port
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(
+        cls, settings: Settings, middlewares: Sequence[Middleware] = ()
+    ) -> Iterator[ApiServer]:
+        """Run a server in a thread of its own. Raises UsageError if it cannot listen."""
+        server = cls(settings, middlewares)
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="apiserver", daemon=True)
+        thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+            yield server
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    async def start(self) -> None:
+        """Listen, and make what every cluster has. Raises UsageError if it cannot listen."""
+        self._loop = asyncio.get_running_loop()
+        application = web.Application(
+            middlewares=[*self._middlewares, self.faults.middleware, _errors_as_status],
+            client_max_size=_LARGEST_BODY,
+        )
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(
+            application, access_log=None, handler_cancellation=True, shutdown_timeout=1.0
+        )
+        await self._runner.setup()
+        await self._listen(self._runner)
+        host, self._port = self._runner.addresses[0][:2]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if self.settings.tls_cert else 'http'}://{shown}:{self._port}"
+        self.registry.load(_bootstrap(self.settings, self._port))
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        settings = self.settings
+        context = _tls(settings)
+        site = web.TCPSite(
+            runner, settings.host, self._port, ssl_context=context, backlog=1024, reuse_address=True
+        )
+        try:
+            await site.start()
+        except OSError as error:
+            raise UsageError(
+                f"lab apiserver: --listen {settings.host}:{settings.port}: {error.strerror}"
+            ) from error
+
+    async def stop(self) -> None:
+        """End all watches and close."""
+        self._end_watches()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def load(self, objects: Iterable[Object]) -> int:
+        """Create or replace many objects, status included, unchecked; count them."""
+        return self.call(lambda: self.registry.load(objects))
+
+    def close_watches(self) -> None:
+        """End all watches as at their timeouts; their clients will start new ones."""
+        self.call(self._end_watches)
+
+    def expire_watches(self) -> None:
+        """Answer 410 to watches from before now; lists go back as far as they did."""
+        self.call(self._expire)
+
+    def forget_history(self, keep: int = 0) -> None:
+        """Forget all but the newest changes of each kind, for watches and for lists."""
+        self.call(lambda: self._trim(keep))
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Inside it all connections are cut, and new ones refused; the objects stay."""
+        self._await(self._hang_up())
+        try:
+            yield
+        finally:
+            self._await(self._listen(self._started))
+
+    @property
+    def watch_count(self) -> int:
+        """How many watches are open."""
+        return len(self._resources.watches)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run something in the server's thread, between two requests, and give its result."""
+
+        async def run() -> T:
+            return function()
+
+        return self._await(run())
+
+    @property
+    def _started(self) -> web.AppRunner:
+        if self._runner is None:
+            raise RuntimeError("the server has not been started")
+        return self._runner
+
+    def _await(self, coroutine: Coroutine[None, None, T]) -> T:
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError("the server has not been started")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _hang_up(self) -> None:
+        runner = self._started
+        for site in tuple(runner.sites):
+            await site.stop()
+        for connection in runner.server.connections if runner.server else ():
+            connection.force_close()
+
+    def _end_watches(self) -> None:
+        for watch in self._resources.watches:
+            watch.close()
+
+    def _trim(self, keep: int) -> None:
+        for table in self.registry.store.tables():
+            table.trim(keep)
+
+    def _expire(self) -> None:
+        store = self.registry.store
+        for table in store.tables():
+            table.watchable_from = store.revision
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path in _HEALTH_PATHS:
+            return web.Response(text="ok", headers=_NO_CACHE)
+        user = access.authenticate(self.settings, request.headers.get("Authorization", ""))
+        found = _document(request)
+        if found is not None:
+            return web.Response(
+                body=encode(found), content_type="application/json", headers=_NO_CACHE
+            )
+        return await self._resources.handle(request, user)
+
+
+@web.middleware
+async def _errors_as_status(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except status.ApiError as error:
+        return _refusal(error)
+    except web.HTTPRequestEntityTooLarge:
+        message = f"Request entity too large: limit is {_LARGEST_BODY}"
+        return _refusal(status.ApiError(413, "RequestEntityTooLarge", message))
+
+
+def _document(request: web.Request) -> Object | None:
+    """Give what a path that names no objects is answered with, if it is such a path."""
+    found: Object | None = None
+    match request.path.strip("/").split("/"):
+        case ["version"]:
+            found = discovery.version()
+        case ["api"]:
+            found = discovery.core_versions(request.host)
+        case ["apis"]:
+            found = discovery.groups()
+        case ["api", version]:
+            found = discovery.resources("", version)
+        case ["apis", name]:
+            found = discovery.group(name)
+        case ["apis", name, version]:
+            found = discovery.resources(name, version)
+        case ["openapi", "v3"]:
+            found = openapi.index()
+        case ["openapi", "v3", *path]:
+            found = openapi.document("/".join(path))
+    return found
+
+
+def _refusal(error: status.ApiError) -> web.Response:
+    return web.Response(
+        status=error.code,
+        body=encode(error.status),
+        content_type="application/json",
+        headers=_NO_CACHE,
+    )
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"lab apiserver: --tls-cert {settings.tls_cert}: {error}") from error
+    return context
+
+
+def _bootstrap(settings: Settings, port: int) -> list[Object]:
+    """Give what exists in a cluster before anybody has made anything."""
+    spaces: list[Object] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name},
+            "spec": {"finalizers": ["kubernetes"]},
+        }
+        for name in _NAMESPACES
+    ]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "kubernetes",
+            "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "clusterIP": str(settings.cluster_ips[0][1]),
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
+        },
+    }
+    return [*spaces, service]

@@ -1,0 +1,157 @@
+"""The API server's process, and how it is told to change what it holds.
+
+    python -m pyproxy_lab.bench.cluster SERVICES ENDPOINTS
+
+It prints its URL once it holds everything, then answers each line of its input, an `Order`, with
+a `Done`, and ends when its input does. It makes changes itself, not by requests, so that their
+cost is the same whoever is measured: an agent's own work and the sending of the watch event.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from pyproxy_lab.apiserver.registry import Deletion
+from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.bench.shape import FRESH_POD, NAMESPACE, Size, endpoint_slice, objects, pod_ip
+from pyproxy_lab.namespace import LabError
+from pyproxy_lab.process import pipes
+
+_BY_KIND = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES)}
+_HISTORY = 200_000
+_TICK = 0.01
+
+
+class Churn(msgspec.Struct, frozen=True):
+    """So many changes a second for so many seconds, each a pod that is new and replaces one.
+
+    Pods are numbered from `first`, and Services take their turns.
+    """
+
+    rate: float
+    seconds: float
+    size: Size
+    first: int
+
+
+class Order(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Objects to write, (kind, name) of those to delete, and a churn; in this order."""
+
+    put: Sequence[dict[str, Any]] = ()
+    delete: Sequence[tuple[str, str]] = ()
+    churn: Churn | None = None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """When it began, on the clock that all processes share, and each churned pod's time."""
+
+    at: float
+    pods: dict[str, float] = {}
+
+
+class Cluster:
+    """The other end of the process's input and output."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.url = url
+        self._process = process
+        self._orders, self._answers = pipes(process)
+        self._decoder = msgspec.json.Decoder(Done)
+
+    def order(self, order: Order) -> Done:
+        """Have it done, and wait until it is. Raises LabError where the process has ended."""
+        self.begin(order)
+        return self.finish()
+
+    def begin(self, order: Order) -> None:
+        """Have it done, and do not wait; `finish` must follow."""
+        self._orders.write(msgspec.json.encode(order) + b"\n")
+        self._orders.flush()
+
+    def finish(self) -> Done:
+        """Wait for what was begun."""
+        line = self._answers.readline()
+        if not line:
+            raise LabError(f"the API server has ended with status {self._process.wait()}")
+        return self._decoder.decode(line)
+
+
+@contextmanager
+def running(size: Size) -> Iterator[Cluster]:
+    """Run the process. Raises LabError where it does not start."""
+    command = [sys.executable, "-m", __name__, str(size.services), str(size.endpoints)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        orders, answers = pipes(process)
+        url = answers.readline().decode().strip()
+        if not url:
+            raise LabError(f"the API server has ended with status {process.wait()}")
+        try:
+            yield Cluster(url, process)
+        finally:
+            orders.close()
+
+
+def main() -> None:
+    """Be the process."""
+    services, endpoints = map(int, sys.argv[1:])
+    with ApiServer.running(Settings(history=_HISTORY)) as server:
+        server.load(objects(Size(services, endpoints)))
+        print(server.url, flush=True)
+        for line in sys.stdin.buffer:
+            done = _obey(server, msgspec.json.decode(line, type=Order))
+            sys.stdout.buffer.write(msgspec.json.encode(done) + b"\n")
+            sys.stdout.buffer.flush()
+
+
+def _obey(server: ApiServer, order: Order) -> Done:
+    def change() -> float:
+        began = time.monotonic()
+        server.registry.load(order.put)
+        for kind, name in order.delete:
+            resource = _BY_KIND[kind]
+            found = server.registry.find(resource, NAMESPACE, name)
+            server.registry.delete(resource, found, Deletion())
+        return began
+
+    began = server.call(change)
+    return Done(began, _churn(server, order.churn) if order.churn else {})
+
+
+def _churn(server: ApiServer, churn: Churn) -> dict[str, float]:
+    written: dict[str, float] = {}
+
+    def write(count: int) -> None:
+        for _ in range(count):
+            pod = churn.first + len(written)
+            service = len(written) % churn.size.services
+            first = service * churn.size.endpoints
+            pods = [*range(first, first + churn.size.endpoints - 1), pod]
+            written[pod_ip(pod)] = time.monotonic()
+            server.registry.load([endpoint_slice(service, pods)])
+
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < churn.seconds:
+        due = round(passed * churn.rate) - len(written)
+        if due > 0:
+            server.call(partial(write, due))
+        time.sleep(_TICK)
+    return written
+
+
+def fresh_pods(numbers: Iterator[int], count: int) -> list[int]:
+    """Give pods that nobody has heard of."""
+    return [FRESH_POD + next(numbers) for _ in range(count)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Connections through the rules, one after the other: who answers, and how soon."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from pyproxy_lab.bench.shape import POD_PORT, PORT, cluster_ip, pod_ip
+from pyproxy_lab.namespace import LabError, Namespace
+
+_TRY = 0.25
+_PAUSE = 0.001
+_RESET = struct.pack("=ii", 1, 0)
+
+
+def answer(address: str, port: int) -> str:
+    """Connect once: the address of the pod that answers, empty for a refusal or silence."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(_TRY)
+        # A reset leaves no port waiting, of which there are but 28,000.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        try:
+            client.connect((address, port))
+            return client.recv(64).decode()
+        except OSError:
+            return ""
+
+
+class Prober:
+    """Asks from the client's namespace."""
+
+    def __init__(self, client: Namespace) -> None:
+        self._client = client
+
+    def until(
+        self, service: int, holds: Callable[[str], bool], patience: float, alive: Callable[[], None]
+    ) -> float:
+        """Ask a Service until its answer is the one; the time at which it came.
+
+        `alive` raises where there is nothing to wait for any more. Raises LabError.
+        """
+
+        def ask() -> float:
+            address = cluster_ip(service)
+            deadline = time.monotonic() + patience
+            while (now := time.monotonic()) < deadline:
+                if holds(answer(address, PORT)):
+                    return time.monotonic()
+                alive()
+                time.sleep(_PAUSE)
+            raise LabError(f"{address} does not answer as it should after {now - deadline:.0f} s")
+
+        return self._client.call(ask)
+
+    def services(self, numbers: Sequence[int], each: int) -> Traffic:
+        """Connect so many times to each of these Services."""
+        return self._traffic([(cluster_ip(number), PORT) for number in numbers], each)
+
+    def pods(self, numbers: Sequence[int], each: int) -> Traffic:
+        """Connect to pods themselves, with no translation in between."""
+        return self._traffic([(pod_ip(number), POD_PORT) for number in numbers], each)
+
+    def _traffic(self, targets: Sequence[tuple[str, int]], each: int) -> Traffic:
+        def connect() -> Traffic:
+            taken: list[list[float]] = [[] for _ in targets]
+            began = time.perf_counter()
+            # By turns, so that a disturbance hits all alike.
+            for _ in range(each):
+                for seconds, (address, port) in zip(taken, targets, strict=True):
+                    start = time.perf_counter()
+                    if not answer(address, port):
+                        raise LabError(f"{address}:{port} was not answered")
+                    seconds.append(time.perf_counter() - start)
+            total = time.perf_counter() - began
+            medians = sorted(sorted(seconds)[len(seconds) // 2] for seconds in taken)
+            return Traffic(
+                len(targets) * each / total, medians[0], medians[len(medians) // 2], medians[-1]
+            )
+
+        return self._client.call(connect)
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Connections a second, one after the other, and the seconds from connect to first answer.
+
+    Those are medians of the best, the middle and the worst of all targets.
+    """
+
+    connections: float
+    best: float
+    median: float
+    worst: float

@@ -1,0 +1,144 @@
+"""A cluster in miniature: the network, an API server that its nodes reach, and Node objects."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import msgspec
+
+from pyproxy.errors import UsageError
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.client import ApiClient, JsonObject
+from pyproxy_lab.modes import NFTABLES, LabMode
+from pyproxy_lab.network import Network
+from pyproxy_lab.process import Agent, agent_command, socket_of
+from pyproxy_lab.sync_barrier import SyncBarrier
+from pyproxy_lab.topology import TWO_NODES, Site, Topology
+
+
+class Cluster:
+    """A context manager: inside it network and API server stand, and know the nodes.
+
+    `folder` is a temporary one, for kubeconfigs and logs. Raises what `Network` and `ApiClient` do.
+    """
+
+    network: Network
+    client: ApiClient
+    folder: Path
+
+    def __init__(self, topology: Topology = TWO_NODES, *, api: ApiClient | None = None) -> None:
+        self._topology = topology
+        self._api = api
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyproxy-")))
+            self.network = stack.enter_context(Network(self._topology))
+            address = self.network.connect_to_root()
+            if self._api is None:
+                self.client = stack.enter_context(_own_api_server(address))
+            else:
+                self.client = self._api
+                self._route_to(self._api, address)
+            for site in self._topology.sites:
+                _register(self.client, site)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def kubeconfig(self) -> Path:
+        """Write a kubeconfig for the API server and give its path."""
+        path = self.folder / "kubeconfig"
+        path.write_bytes(msgspec.json.encode(kubeconfig(self.client.url, self.client.token)))
+        return path
+
+    def agent(
+        self,
+        site_name: str,
+        mode: LabMode = NFTABLES,
+        log: Path | None = None,
+        flags: Sequence[str] = (),
+    ) -> Agent:
+        """Prepare this pyproxy as the agent of a site; entering it starts it."""
+        site = self._topology.site(site_name)
+        command = [*agent_command(site, self.kubeconfig(), mode), *flags]
+        return Agent(
+            self.network.namespace(site_name),
+            command,
+            log or self.folder / f"agent-{site_name}.log",
+        )
+
+    def barrier(self, site_name: str, agent: Agent) -> SyncBarrier:
+        """Give what tells when a site's agent has programmed all that was written."""
+        return SyncBarrier(self.client, agent, str(socket_of(site_name, self.folder)))
+
+    def endpoint_slices(self) -> AbstractContextManager[object]:
+        """Prepare a controller that makes EndpointSlices of pods; entering it starts it."""
+        # The conformance cases write their slices themselves, and need none of it.
+        from pyproxy_lab.endpointslice_controller import Controller  # noqa: PLC0415
+
+        return Controller.running(self.client.url, self.client.token)
+
+    def _route_to(self, api: ApiClient, bridge: str) -> None:
+        """Lead the nodes to an API server that listens on an address of this machine."""
+        host = urlsplit(api.url).hostname or ""
+        try:
+            address = IPv4Address(host)
+        except ValueError:
+            address = None
+        if address is None or address.is_loopback:
+            raise UsageError(f"--api {api.url}: nodes need an IPv4 address other than 127.0.0.1")
+        for site in self._topology.sites:
+            self.network.namespace(site.name).ip([f"route add {address} via {bridge}"])
+
+
+@contextmanager
+def _own_api_server(address: str) -> Iterator[ApiClient]:
+    token = secrets.token_hex(16)
+    with ApiServer.running(Settings(host=address, token=token)) as server:
+        yield ApiClient(server.url, token)
+
+
+def kubeconfig(url: str, token: str) -> JsonObject:
+    """Write what a client of a lab's API server has to know."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "lab",
+        "clusters": [{"name": "lab", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+        "users": [{"name": "lab", "user": {"token": token}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+    }
+
+
+def _register(client: ApiClient, site: Site) -> None:
+    """Write a site's Node as a kubelet and the node controllers would."""
+    networks = list(site.pod_networks)
+    labels = {"kubernetes.io/hostname": site.node, "topology.kubernetes.io/zone": site.zone}
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": site.node, "labels": labels},
+        "spec": {"podCIDR": networks[0], "podCIDRs": networks},
+    }
+    addresses = [{"type": "InternalIP", "address": address} for address in site.addresses]
+    addresses.append({"type": "Hostname", "address": site.node})
+    client.ensure("/api/v1/nodes", node)
+    client.patch(f"/api/v1/nodes/{site.node}/status", {"status": {"addresses": addresses}})

@@ -1,0 +1,122 @@
+"""`python -m pyproxy_lab.conformance --mode nftables cases/`: run cases against an agent."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyproxy.errors import PyproxyError, UsageError
+from pyproxy_lab import modes
+from pyproxy_lab.client import ApiClient
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.conformance import cases
+from pyproxy_lab.conformance.cases import Case
+from pyproxy_lab.conformance.runner import Runner, await_agent
+from pyproxy_lab.conformance.tracing import check_of
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import ending_well
+from pyproxy_lab.process import Agent
+
+NODE = "na"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the cases; 0 where all hold, 1 where one does not, 2 for what a person must put right."""
+    options = _parser().parse_args(arguments)
+    try:
+        mode = modes.named(options.mode)
+        chosen = [
+            case
+            for path in options.cases
+            for case in cases.read(path)
+            if options.only in case.name and mode.proxy_mode.value not in case.without
+        ]
+        if not chosen:
+            raise UsageError("no case is left to run: look at --only and --mode")
+        return _run(chosen, mode, options)
+    except UsageError as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return 2
+    except PyproxyError as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
+    api = ApiClient(options.api, options.token) if options.api else None
+    with ending_well(), Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
+        check = check_of(mode, cluster.network, NODE) if options.trace else None
+        barrier = None if options.agent else cluster.barrier(NODE, agent)
+        runner = Runner(cluster.client, cluster.network, mode, options.settle, check, barrier)
+        await_agent(runner, agent)
+        able = [case for case in chosen if not _left_out(case)]
+        failed = sum(not _report(runner, case) for case in able)
+        agent.require_alive()
+    left_out = f", {len(chosen) - len(able)} left out" if len(able) < len(chosen) else ""
+    print(f"{len(able) - failed} passed, {failed} failed{left_out}")
+    return 1 if failed else 0
+
+
+def _left_out(case: Case) -> bool:
+    """Say it where a case needs what this kernel has not got."""
+    if lacks := cases.lacking(case):
+        print(f"--   {case.name}: this kernel has no {lacks}")
+    return bool(lacks)
+
+
+def _report(runner: Runner, case: Case) -> bool:
+    """Run one case and print its line, with what was wanted and seen where it does not hold."""
+    start = time.monotonic()
+    try:
+        failures = runner.run(case)
+    except PyproxyError as error:
+        failures = (str(error),)
+    word, seconds = ("FAIL" if failures else "ok  "), time.monotonic() - start
+    print(f"{word} {case.name} ({seconds:.1f} s)", *failures, sep="\n       ", flush=True)
+    return not failures
+
+
+def _agent(cluster: Cluster, mode: LabMode, options: argparse.Namespace) -> Agent:
+    """Prepare the agent; a command of the caller's own may name the kubeconfig as {kubeconfig}."""
+    log: Path = options.log or cluster.folder / "agent.log"
+    if not options.agent:
+        return cluster.agent(NODE, mode, log)
+    kubeconfig = str(cluster.kubeconfig())
+    command = [word.replace("{kubeconfig}", kubeconfig) for word in shlex.split(options.agent)]
+    return Agent(cluster.network.namespace(NODE), command, log)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m pyproxy_lab.conformance", description=__doc__)
+    parser.add_argument("cases", nargs="+", type=Path, help="case files, or folders of them")
+    parser.add_argument(
+        "--mode", default="nftables", help=f"the proxy mode under test: {', '.join(modes.MODES)}"
+    )
+    parser.add_argument("--only", default="", help="run the cases with this in their name")
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="hold what pyproxy's packet tracer says against each probe, too",
+    )
+    parser.add_argument(
+        "--agent",
+        metavar="COMMAND",
+        help="the agent to test, instead of this pyproxy; {kubeconfig} stands for the file's path",
+    )
+    parser.add_argument("--api", metavar="URL", help="use this API server, not the lab's own")
+    parser.add_argument("--token", default="", help="the bearer token for --api")
+    parser.add_argument(
+        "--settle", type=float, default=8.0, help="seconds that a probe has to come true"
+    )
+    parser.add_argument("--log", type=Path, help="keep what the agent says in this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,226 @@
+"""Runs cases: objects into the API server, packets through the network, what came back compared."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import urlsplit
+
+from pyproxy.config.settings import ProxyMode
+from pyproxy.errors import UsageError
+from pyproxy.model.destination import parse_destination
+from pyproxy_lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
+from pyproxy_lab.conformance.cases import Applied, Case, Get, Probe, Step
+from pyproxy_lab.conformance.slices import slices_of
+from pyproxy_lab.conformance.verdict import describe, holds
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import LabError, Namespace
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.process import Agent
+from pyproxy_lab.sync_barrier import SyncBarrier
+
+NAMESPACE = "conformance"
+TRIES_TO_REACH = 32
+TRIES_IN_TURN = 8
+"""As many tell as much where endpoints are taken in turn, as IPVS does unless told otherwise."""
+
+TRIES_TO_FAIL = 4
+HTTP_TIMEOUT = 2.0
+
+_BETWEEN_TRIES = 0.05
+
+FIRST = Case(
+    name="the agent serves its first Service",
+    steps=(
+        Step(
+            apply=(
+                Applied(
+                    metadata={"name": "first"},
+                    spec={"ports": [{"port": 80, "targetPort": 8080}], "clusterIP": "10.96.1.1"},
+                    endpoints=("b1",),
+                ),
+            ),
+            probe=(Probe(source_name="a2", to="10.96.1.1:80", reach=("b1",)),),
+        ),
+    ),
+)
+"""Run this first, with patience: many a refusal looks the same where no agent is there yet."""
+
+
+Check = Callable[[Probe, Outcome], str]
+"""Says what somebody who looks on has against a probe that came true, empty for nothing."""
+
+
+class Runner:
+    """Runs cases one after the other; what a probe wants must hold within `settle` seconds.
+
+    `check` is asked at once after each probe that holds, and must agree within that time too. No
+    probe is made before `barrier` says that the agent has what was written; without it, one that
+    wants what was so before may come too early to say anything.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        network: Network,
+        mode: LabMode,
+        settle: float = 8.0,
+        check: Check | None = None,
+        barrier: SyncBarrier | None = None,
+    ) -> None:
+        self._client = client
+        self._network = network
+        self._mode = mode.proxy_mode.value
+        in_turn = mode.proxy_mode is ProxyMode.IPVS
+        self._tries_to_reach = TRIES_IN_TURN if in_turn else TRIES_TO_REACH
+        self._settle = settle
+        self._check = check
+        self._fence = barrier
+        self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
+        client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+
+    def applies(self, case: Case) -> bool:
+        """Tell whether a case is for this mode."""
+        return self._mode not in case.without
+
+    def run(self, case: Case) -> tuple[str, ...]:
+        """Run a case, clear away what it made, and give what did not hold, in words.
+
+        Raises LabError, UsageError where the case itself could not be carried out.
+        """
+        try:
+            failures: list[str] = []
+            for number, step in enumerate(case.steps, 1):
+                failures += (f"step {number}: {text}" for text in self._step(step))
+            return tuple(failures)
+        finally:
+            for path in list(self._made):
+                self._delete(path)
+
+    def _step(self, step: Step) -> Iterator[str]:
+        for name in step.delete:
+            for path in [path for path, owner in self._made.items() if owner == name]:
+                self._delete(path)
+        for applied in step.apply:
+            self._apply(applied)
+        if self._fence and (step.delete or step.apply):
+            self._fence.wait()
+        time.sleep(step.sleep)
+        for wanted in step.probe:
+            if self._mode not in wanted.without:
+                yield from self._probe(wanted)
+        for get in step.http:
+            yield from self._get(get)
+
+    def _apply(self, applied: Applied) -> None:
+        service: JsonObject = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": applied.metadata | {"namespace": NAMESPACE},
+            "spec": applied.spec,
+        }
+        self._put(SERVICES, service, applied.name)
+        if applied.status is not None:
+            path = f"{collection(NAMESPACE, SERVICES)}/{applied.name}/status"
+            self._client.patch(path, {"status": applied.status})
+        slices = list(slices_of(applied, self._network.topology, NAMESPACE))
+        folder = collection(NAMESPACE, ENDPOINT_SLICES)
+        wanted = {f"{folder}/{obj['metadata']['name']}" for obj in slices}
+        for path in [path for path, owner in self._made.items() if owner == applied.name]:
+            if path.startswith(folder) and path not in wanted:
+                self._delete(path)
+        for obj in slices:
+            self._put(ENDPOINT_SLICES, obj, applied.name)
+
+    def _put(self, kind: str, obj: JsonObject, owner: str) -> None:
+        folder = collection(NAMESPACE, kind)
+        path = f"{folder}/{obj['metadata']['name']}"
+        if path in self._made:
+            self._client.replace(path, obj)
+        else:
+            self._client.create(folder, obj)
+            self._made[path] = owner
+
+    def _delete(self, path: str) -> None:
+        self._client.delete(path)
+        del self._made[path]
+
+    def _probe(self, wanted: Probe) -> Iterator[str]:
+        tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else self._tries_to_reach)
+        target = parse_destination(wanted.to)
+        once = partial(probe, target, tries=tries, timeout=wanted.timeout, source_port=wanted.sport)
+        namespace, own = self._member(wanted.source_name)
+
+        def attempt() -> str:
+            try:
+                seen: Outcome = namespace.call(once)
+            except OSError as error:
+                # An association of SCTP has its port until the peer has agreed to end it.
+                if not wanted.sport or error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+                    raise
+                return str(error)
+            if not holds(wanted, seen, own):
+                return str(seen)
+            return self._check(wanted, seen) if self._check else ""
+
+        if seen := self._settled(attempt):
+            arrow = f"{wanted.source_name} -> {wanted.to}"
+            yield f"{arrow}: wanted {describe(wanted)}; saw {seen}"
+
+    def _get(self, wanted: Get) -> Iterator[str]:
+        namespace, _ = self._member(wanted.source_name)
+
+        def attempt() -> str:
+            status, body = namespace.call(partial(_http_get, wanted.url))
+            squeezed = body.replace(" ", "")
+            good = status == wanted.status and all(part in squeezed for part in wanted.contains)
+            return "" if good else f"{status} {body[:200]}"
+
+        if seen := self._settled(attempt):
+            parts = " ".join([str(wanted.status), *wanted.contains])
+            yield f"GET {wanted.url} from {wanted.source_name}: wanted {parts}; saw {seen}"
+
+    def _member(self, name: str) -> tuple[Namespace, frozenset[str]]:
+        """Give the namespace and the addresses of whoever a case sends from."""
+        try:
+            return self._network.namespace(name), self._network.addresses(name)
+        except KeyError as error:
+            raise UsageError(f"from: {name}: use a pod, a node (na, nb) or ext") from error
+
+    def _settled(self, attempt: Callable[[], str]) -> str:
+        """Repeat until an attempt has nothing to say against it, or give the last one's words."""
+        deadline = time.monotonic() + self._settle
+        while seen := attempt():
+            if time.monotonic() > deadline:
+                return seen
+            time.sleep(_BETWEEN_TRIES)
+        return ""
+
+
+def await_agent(runner: Runner, agent: Agent, patience: float = 60.0) -> None:
+    """Wait until an agent serves at all. Raises LabError when it ends, or after `patience` s."""
+    deadline = time.monotonic() + patience
+    while failures := runner.run(FIRST):
+        agent.require_alive()
+        if time.monotonic() > deadline:
+            raise LabError(f"the agent serves nothing after {patience:.0f} s: {failures[0]}")
+
+
+def _http_get(url: str) -> tuple[int, str]:
+    """GET in the namespace that this is called in; status 0 and the error where nobody answers."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port or 80, timeout=HTTP_TIMEOUT
+    )
+    try:
+        connection.request("GET", parts.path or "/")
+        reply = connection.getresponse()
+        return reply.status, reply.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return 0, f"{type(error).__name__}: {error}"
+    finally:
+        connection.close()

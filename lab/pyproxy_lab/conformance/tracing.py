@@ -1,0 +1,148 @@
+"""Whether a trace of the node under test says what a probe's packets met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import partial
+
+from pyproxy.agent import tracers
+from pyproxy.agent.trace_source import NODE, packet_from
+from pyproxy.config.settings import ProxyMode
+from pyproxy.dataplane.conntrack.known import account_of, known_flow
+from pyproxy.dataplane.packets import (
+    Delivered,
+    Dropped,
+    Masquerade,
+    PacketTracer,
+    Refused,
+    TraceResult,
+    Untouched,
+)
+from pyproxy.model.address import Backend, Family, Port, Protocol, backend, family_of, parse_address
+from pyproxy.model.destination import parse_destination
+from pyproxy.netlink.conntrack import Conntrack
+from pyproxy_lab.conformance.cases import Probe
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import Outcome
+from pyproxy_lab.topology import HOST_PORTS, Addresses, Topology
+
+
+def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck | None:
+    """Make the check of one mode; None where the mode has no tracer."""
+    if mode.proxy_mode is ProxyMode.IPVS:
+        return None
+    make = partial(tracers.make, mode.proxy_mode, mode.flavour)
+    return TraceCheck(network, site, network.namespace(site).call(make))
+
+
+class TraceCheck:
+    """Holds a trace of one site against each probe that came true.
+
+    `asked` counts the probes. All packets that the cases send come by that site.
+    """
+
+    def __init__(self, network: Network, site: str, tracer: PacketTracer) -> None:
+        self._network = network
+        self._site = site
+        self._tracer = tracer
+        self._names = answering(network.topology)
+        self.asked = 0
+
+    def __call__(self, wanted: Probe, seen: Outcome) -> str:
+        """Say where the trace disagrees with what was seen; empty where it does not.
+
+        Raises KernelError, and UsageError where there is nothing to be traced through.
+        """
+        self.asked += 1
+        account = self._network.namespace(self._site).call(partial(self._trace, wanted))
+        client = self._network.addresses(wanted.source_name)
+        node = self._network.addresses(self._site)
+        if agrees(account, seen, client, node, self._names):
+            return ""
+        return f"{seen}, which this trace does not say:\n{account}"
+
+    def _trace(self, wanted: Probe) -> TraceResult:
+        target = parse_destination(wanted.to)
+        sender = NODE
+        if wanted.source_name != self._site:
+            sender = self._address(wanted.source_name, family_of(target.address))
+        packet = packet_from(sender, target)
+        if wanted.sport and packet.protocol is not Protocol.TCP:
+            conntrack = Conntrack()
+            try:
+                flow = known_flow(conntrack, packet, Port(wanted.sport))
+            finally:
+                conntrack.close()
+            if flow is not None:
+                return account_of(packet, flow)
+        return self._tracer.trace(packet)
+
+    def _address(self, name: str, family: Family) -> str:
+        topology = self._network.topology
+        for site in topology.sites:
+            if site.name == name:
+                return site.addresses.of(family)
+        for pod in topology.pods:
+            if pod.name == name:
+                return pod.addresses.of(family)
+        return topology.outside.of(family)
+
+
+def agrees(
+    account: TraceResult,
+    seen: Outcome,
+    client: Set[str],
+    node: Set[str],
+    names: Mapping[Backend, str],
+) -> bool:
+    """Tell whether packets met what the account of them says.
+
+    `client` and `node` are the addresses of the sender and of the node; a node's own address hides
+    only others'. `names` are those of all who answer, by where they do.
+    """
+    fates = tuple(account.fates())
+    delivered = [fate for fate in fates if isinstance(fate, Delivered)]
+    backends = {names.get(fate.backend) for fate in delivered}
+    if not delivered or backends == {None}:
+        return _agrees_that_none(account, seen, names)
+    if len(delivered) != len(fates) or seen.reached.keys() != backends:
+        return False
+    if seen.refused or seen.dropped:
+        return False
+    if client & node:
+        return seen.sources <= node
+    kept = {fate.masquerade is Masquerade.NONE for fate in delivered}
+    return seen.sources <= client | node and kept == {each in client for each in seen.sources}
+
+
+def _agrees_that_none(account: TraceResult, seen: Outcome, names: Mapping[Backend, str]) -> bool:
+    wanted = {type(fate) for fate in account.fates()}
+    packet = account.packet
+    if wanted == {Untouched}:
+        # Nobody changes where it goes: whoever is there may answer, and nobody else.
+        return seen.reached.keys() <= {names.get(backend(packet.destination, packet.port))}
+    if wanted == {Dropped}:
+        return bool(seen.dropped) and not (seen.reached or seen.refused)
+    if packet.protocol is Protocol.SCTP and Refused in wanted:
+        # Its client does not take the ICMP error for an answer, and goes on trying.
+        return len(wanted) == 1 and bool(seen.refused or seen.dropped) and not seen.reached
+    # Delivered to where nobody listens is refused by the endpoint's own machine.
+    return len(wanted) == 1 and bool(seen.refused) and not (seen.reached or seen.dropped)
+
+
+def answering(topology: Topology) -> dict[Backend, str]:
+    """Name all who answer in a lab, by where they do."""
+    return dict(_answering(topology))
+
+
+def _answering(topology: Topology) -> Iterator[tuple[Backend, str]]:
+    for pod in topology.pods:
+        yield from _at(pod.addresses, pod.ports, pod.name)
+    for site in topology.sites:
+        yield from _at(site.addresses, HOST_PORTS, site.host)
+
+
+def _at(addresses: Addresses, ports: Iterable[int], name: str) -> Iterator[tuple[Backend, str]]:
+    for address in addresses:
+        yield from ((backend(parse_address(address), Port(port)), name) for port in ports)

@@ -1,0 +1,237 @@
+"""`pyproxy lab demo`: what a Service is for, done with real packets and told as it happens."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import msgspec
+
+from pyproxy.model.destination import parse_destination
+from pyproxy_lab.client import SERVICES, JsonObject, collection
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.modes import IPVS, LabMode
+from pyproxy_lab.namespace import LabError, ending_well
+from pyproxy_lab.narrator import check, heading, note, said, shares
+from pyproxy_lab.pods import Kubelet
+from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.process import Agent
+from pyproxy_lab.topology import OUTSIDE, TWO_NODES, numbered_pod
+from pyproxy_lab.traffic import Traffic
+
+NAMESPACE = "default"
+CLIENT = "client"
+CLUSTER_IP = "10.96.80.80"
+NODE_PORT = 30080
+TARGET_PORT = 5678
+LABELS = {"app": "hello"}
+PATIENCE = 10.0
+"""Seconds that a change has to reach the kernel before the demo gives up."""
+
+_REQUESTS = 60
+_POLL = 0.02
+
+SERVICE: JsonObject = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "hello"},
+    "spec": {
+        "selector": LABELS,
+        "clusterIP": CLUSTER_IP,
+        "ports": [{"port": 80, "targetPort": TARGET_PORT}],
+    },
+}
+
+
+_LISTINGS: Mapping[str, Sequence[str]] = {
+    "nftables": ("nft", "list", "table", "inet", "pyproxy"),
+    "iptables": ("iptables-save", "-t", "nat"),
+    "iptables-legacy": ("iptables-legacy-save", "-t", "nat"),
+    "iptables-nft": ("iptables-nft-save", "-t", "nat"),
+    "ipvs": ("ipvsadm", "-Ln"),
+}
+_SHOWN: Mapping[str, Sequence[str]] = {**_LISTINGS, "ipvs": ("ipvsadm", "-Ln", "--stats")}
+_LEAVING = re.compile(r"^.* Masq +0 .*$", re.MULTILINE)
+"""A server of weight 0: it has the connections that it had, and gets no new ones."""
+
+_COUNTED = re.compile(rf":{NODE_PORT} +[1-9]")
+"""The node port, the last to be used, with connections."""
+
+
+def run(mode: LabMode) -> int:
+    """Tell the story; 0 where everything held. Raises LabError where something did not."""
+    started = time.monotonic()
+    heading("A cluster in miniature")
+    only_a_client = msgspec.structs.replace(
+        TWO_NODES, pods=(msgspec.structs.replace(numbered_pod(CLIENT, 1, 10), ports=()),)
+    )
+    with (
+        ending_well(),
+        Cluster(only_a_client) as cluster,
+        cluster.endpoint_slices(),
+        cluster.agent("na", mode) as agent,
+    ):
+        note("two nodes, a client pod on node-a, a client outside: network namespaces all")
+        note(f"an API server at {cluster.client.url}, and pyproxy on node-a (process {agent.pid})")
+        _Story(cluster, agent, mode).tell()
+    heading("The end")
+    note("namespaces, API server and agent are gone again")
+    said(f"all of it held, in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+class _Story:
+    def __init__(self, cluster: Cluster, agent: Agent, mode: LabMode) -> None:
+        self._mode = mode
+        self._cluster = cluster
+        self._agent = agent
+        self._kubelet = Kubelet(cluster.client, cluster.network, NAMESPACE)
+        self._service = f"{CLUSTER_IP}:80"
+
+    def tell(self) -> None:
+        """Go through all the chapters."""
+        self._three_pods()
+        self._one_deleted()
+        self._readiness()
+        self._broken_label()
+        self._node_port()
+        self._rules()
+
+    def _three_pods(self) -> None:
+        heading("Three pods behind one address")
+        self._cluster.client.create(collection(NAMESPACE, SERVICES), SERVICE)
+        note(f"Service hello: {CLUSTER_IP}, port 80, targetPort {TARGET_PORT}, selector app=hello")
+        self._start("hello-1", site=1, host=21)
+        self._start("hello-2", site=2, host=22)
+        self._start("hello-3", site=2, host=23)
+        self._until_served("hello-1", "hello-2", "hello-3")
+        seen = self._requests()
+        check(set(seen.reached) == {"hello-1", "hello-2", "hello-3"}, "all three share the work")
+        check(sum(seen.reached.values()) == _REQUESTS, "every request was answered")
+
+    def _one_deleted(self) -> None:
+        heading("One pod is deleted and another takes its place, while requests go on")
+        target = parse_destination(self._service)
+        with Traffic(self._cluster.network.namespace(CLIENT), target) as traffic:
+            self._more(traffic, 50)
+            self._start("hello-4", site=1, host=24)
+            self._until_served("hello-4")
+            self._kubelet.terminate("hello-1")
+            note("hello-1 is terminating: it still answers what was sent to it")
+            self._until_gone("hello-1")
+            # One that was on its way as the rules changed has been answered by then.
+            self._more(traffic, 2)
+            self._kubelet.stop("hello-1")
+            note("nobody is sent to hello-1 any more: it has stopped")
+            self._more(traffic, 50)
+        said(f"client -> {self._service}: {shares(traffic.answers)}")
+        for failure in traffic.failures:
+            said(f"failed: {failure}")
+        check(not traffic.failures, f"{traffic.total} requests, none failed")
+        check(traffic.answers["hello-4"] > 0, "the new pod has its part of them")
+
+    def _readiness(self) -> None:
+        heading("A pod loses its readiness, and finds it again")
+        self._kubelet.set_ready("hello-2", ready=False)
+        note("hello-2 is not ready")
+        self._until_gone("hello-2")
+        seen = self._requests()
+        check(set(seen.reached) == {"hello-3", "hello-4"}, "hello-2 gets nothing")
+        self._kubelet.set_ready("hello-2", ready=True)
+        note("hello-2 is ready again")
+        self._until_served("hello-2")
+        seen = self._requests()
+        check(set(seen.reached) == {"hello-2", "hello-3", "hello-4"}, "hello-2 is back")
+
+    def _broken_label(self) -> None:
+        heading("A label with a mistake in it: the Service has no endpoints")
+        pods = ("hello-2", "hello-3", "hello-4")
+        for name in pods:
+            self._kubelet.set_labels(name, {"app": "helo"})
+        note("the pods are labelled app=helo; the Service still selects app=hello")
+        self._until_gone(*pods)
+        start = time.monotonic()
+        seen = self._requests(1)
+        took = (time.monotonic() - start) * 1000
+        check(seen == Outcome(refused=1), f"refused at once ({took:.1f} ms), not left waiting")
+        for name in pods:
+            self._kubelet.set_labels(name, LABELS)
+        note("the labels are mended")
+        self._until_served(*pods)
+        check(set(self._requests().reached) == set(pods), "all three answer again")
+
+    def _node_port(self) -> None:
+        heading("The same Service on a port of the node, from outside the cluster")
+        path = f"{collection(NAMESPACE, SERVICES)}/hello"
+        ports = [{"port": 80, "targetPort": TARGET_PORT, "nodePort": NODE_PORT}]
+        self._cluster.client.patch(path, {"spec": {"type": "NodePort", "ports": ports}})
+        note(f"Service hello is of type NodePort now: {NODE_PORT}")
+        node = self._cluster.network.topology.site("na").addresses.ipv4
+        to = f"{node}:{NODE_PORT}"
+        self._until(lambda: bool(self._ask(to, OUTSIDE, 1).reached), "the node port")
+        seen = self._requests(to=to, who=OUTSIDE)
+        check(len(seen.reached) == 3, "reached from outside, on all three pods")
+
+    def _rules(self) -> None:
+        command = _SHOWN[self._mode.name]
+        heading(f"What the kernel of node-a holds: {' '.join(command)}")
+        if self._mode is IPVS:
+            # The kernel adds up its counts every two seconds.
+            self._until(lambda: bool(_COUNTED.search(self._on_the_node(command))), "the counts")
+        print(self._on_the_node(command).rstrip())
+
+    def _start(self, name: str, *, site: int, host: int) -> None:
+        pod = numbered_pod(name, site, host, ports=(TARGET_PORT,))
+        self._kubelet.start(pod, LABELS)
+        where = self._cluster.network.topology.site(pod.site).node
+        note(f"pod {name}, app=hello, {pod.addresses.ipv4} on {where}")
+
+    def _requests(self, tries: int = _REQUESTS, to: str = "", who: str = CLIENT) -> Outcome:
+        """Make requests, and say what came back."""
+        to = to or self._service
+        seen = self._ask(to, who, tries)
+        said(f"{who} -> {to}: {seen}")
+        return seen
+
+    def _ask(self, to: str, who: str, tries: int) -> Outcome:
+        target = parse_destination(to)
+        return self._cluster.network.namespace(who).call(partial(probe, target, tries=tries))
+
+    def _more(self, traffic: Traffic, count: int) -> None:
+        """Wait until so many more requests were answered, or failed."""
+        enough = traffic.total + count
+        self._until(lambda: traffic.total >= enough, "requests going on")
+
+    def _until_served(self, *names: str) -> None:
+        wanted = [self._address(name) for name in names]
+        self._until(lambda: self._held(wanted) == len(wanted), f"{', '.join(names)} in the rules")
+
+    def _until_gone(self, *names: str) -> None:
+        unwanted = [self._address(name) for name in names]
+        self._until(lambda: self._held(unwanted) == 0, f"the rules without {', '.join(names)}")
+
+    def _address(self, name: str) -> str:
+        addresses = self._cluster.network.addresses(name)
+        return next(address for address in addresses if ":" not in address)
+
+    def _held(self, addresses: list[str]) -> int | None:
+        """Count which of these addresses the kernel's rules name; None while there are no rules."""
+        table = self._on_the_node(_LISTINGS[self._mode.name])
+        if not table:
+            return None
+        serving = _LEAVING.sub("", table)
+        return len(set(re.findall(r"[0-9.]+", serving)) & set(addresses))
+
+    def _on_the_node(self, command: Sequence[str]) -> str:
+        done = self._cluster.network.namespace("na").run(list(command), check=False)
+        return "" if done.returncode else done.stdout
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self._agent.require_alive()
+            if time.monotonic() > deadline:
+                raise LabError(f"waited {PATIENCE:.0f} s in vain for {what}")
+            time.sleep(_POLL)

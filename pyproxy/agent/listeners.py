@@ -1,0 +1,139 @@
+"""What follows from a commit, beside the rules: flows, health-check ports, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.core import Commit
+from pyproxy.dataplane.conntrack import Reconciler
+from pyproxy.health.service_checks import Check, ServiceChecks
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import Address, Family
+from pyproxy.model.objects import ObjectName, Service
+from pyproxy.policy.routing import Scope, ServiceRouting, Use
+
+
+class Flows:
+    """Has the flows removed that go where their Service sends nobody any more."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+        """Hand the answers on; the reconciler's own thread does the work."""
+        self._reconciler.node_addresses(commit.node_port_addresses)
+        if commit.whole:
+            self._reconciler.full(filter(None, commit.routings.values()))
+        else:
+            self._reconciler.changed(commit.routings)
+
+
+class HealthChecks:
+    """Keeps the health-check node ports in step."""
+
+    def __init__(self, checks: ServiceChecks, hostname: str) -> None:
+        self._checks = checks
+        self._hostname = hostname
+        self._open: set[ObjectName] = set()
+
+    def committed(self, commit: Commit, world: ClusterState) -> None:
+        """Open, change and close the ports of the Services that changed."""
+        self._checks.listen_on(commit.node_port_addresses)
+        changes: dict[ObjectName, Check | None] = {}
+        for name in commit.routings:
+            service = world.services.get(name)
+            if service is not None and service.health_check_port:
+                changes[name] = self._check(service, world)
+            elif name in self._open:
+                changes[name] = None
+        if commit.whole:
+            changes.update(dict.fromkeys(self._open - commit.routings.keys()))
+        if changes:
+            self._checks.change(changes)
+            self._open |= changes.keys()
+            self._open -= {name for name, check in changes.items() if check is None}
+
+    def _check(self, service: Service, world: ClusterState) -> Check:
+        ready: dict[Family, set[Address]] = {family: set() for family in service.families}
+        for each in world.slices_of(service.name):
+            if each.ports and each.family in ready:
+                ready[each.family].update(
+                    endpoint.address
+                    for endpoint in each.endpoints
+                    if endpoint.ready and endpoint.node == self._hostname
+                )
+        counts = {family: len(addresses) for family, addresses in ready.items()}
+        return Check(service.health_check_port, counts)
+
+
+class LocalCounts:
+    """Counts the Services whose policy is Local and that have no endpoint on this node."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._without: dict[tuple[Family, bool], set[ObjectName]] = {
+            (family, internal): set() for family in Family for internal in (True, False)
+        }
+
+    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+        """Count again what changed."""
+        if commit.whole:
+            for names in self._without.values():
+                names.clear()
+        for name, routing in commit.routings.items():
+            for names in self._without.values():
+                names.discard(name)
+            if routing is not None:
+                for which in _without(routing):
+                    self._without[which].add(name)
+        for family in Family:
+            self._metrics.no_local_endpoints(
+                family,
+                internal=len(self._without[family, True]),
+                external=len(self._without[family, False]),
+            )
+
+
+def _without(routing: ServiceRouting) -> Iterator[tuple[Family, bool]]:
+    """Give the family of each frontend that drops, and whether it is an internal one."""
+    for port in routing.ports:
+        for frontend in port.frontends:
+            if _drops(frontend.use, local=bool(port.local)):
+                yield port.family, frontend.scope is Scope.CLUSTER_IP
+
+
+def _drops(use: Use, *, local: bool) -> bool:
+    return use is Use.DROP or (use is Use.SPLIT and not local)
+
+
+class Meter(Protocol):
+    """A dataplane, as far as the cost of its commits is concerned."""
+
+    @property
+    def messages_sent(self) -> int:
+        """How many messages have gone to the kernel."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes those were."""
+        ...
+
+
+class KernelCounts:
+    """Counts what a commit cost on the way to the kernel."""
+
+    def __init__(self, metrics: Metrics, dataplane: Meter) -> None:
+        self._metrics = metrics
+        self._dataplane = dataplane
+        # What was sent to find out whether the kernel can do it at all wrote nothing.
+        self._messages, self._bytes = dataplane.messages_sent, dataplane.bytes_sent
+
+    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+        """Add what has been sent since the last commit."""
+        messages, size = self._dataplane.messages_sent, self._dataplane.bytes_sent
+        if messages != self._messages:
+            self._metrics.kernel_written(messages - self._messages, size - self._bytes)
+        self._messages, self._bytes = messages, size

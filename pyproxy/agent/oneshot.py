@@ -1,0 +1,142 @@
+"""An agent for a moment: it reads the API once, decides, and writes nothing."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from pyproxy.agent import dataplanes
+from pyproxy.agent.backoff import SyncBackoff
+from pyproxy.agent.core import Agent, Observers
+from pyproxy.agent.node import NodeRules
+from pyproxy.agent.node_addresses import local_addresses
+from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
+from pyproxy.agent.sources import client_of, source_of
+from pyproxy.config.settings import ProxyMode, Settings
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, Readable, TableUsage
+from pyproxy.errors import Problem, SourceError
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+from pyproxy.model.events import Event
+from pyproxy.policy.routing import ServiceRouting
+from pyproxy.source.client import Client
+from pyproxy.source.manifests import read_file
+
+_PATIENCE = 15.0
+"""Seconds within which all lists must have been read."""
+
+
+class _NoPlan(msgspec.Struct, frozen=True):
+    """A plan with nothing to write."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def lines(self) -> Iterator[str]:
+        """Spell out nothing."""
+        return iter(())
+
+    def counts(self) -> Mapping[str, int]:
+        """Count nothing."""
+        return {}
+
+
+class NullDataplane:
+    """A dataplane that nothing is written to: all that is asked of it is as it should be."""
+
+    messages_sent = 0
+    bytes_sent = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def prepare(self) -> None:
+        """Need nothing."""
+
+    def prepare_to_read(self) -> None:
+        """Need nothing."""
+
+    def plan(self, changes: Changes) -> _NoPlan:  # noqa: ARG002
+        """Plan nothing."""
+        return _NoPlan()
+
+    def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> _NoPlan:  # noqa: ARG002
+        """Plan nothing."""
+        return _NoPlan()
+
+    def commit(self, plan: _NoPlan) -> tuple[Failure, ...]:  # noqa: ARG002
+        """Write nothing."""
+        return ()
+
+    def wait_for_drift(self) -> Drift | None:
+        """Know of nobody else."""
+        return None
+
+    def tick(self) -> Drift | None:
+        """Look after nothing."""
+        return None
+
+    def cleanup(self) -> None:
+        """Leave everything."""
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def survey(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
+    """Read everything once, put the objects of `files` over it, and decide.
+
+    Raises SourceError where the API server does not answer in time, and UsageError.
+    """
+    memory, health = ProgrammedState(), Health(settings.pace.sync_period)
+    observers = Observers(Metrics(), health, [memory], time.monotonic, time.time, _ignore)
+    agent = Agent(
+        NullDataplane(settings.mode.value),
+        NodeRules(settings, local_addresses),
+        SyncBackoff(0.0),
+        observers,
+    )
+    client = client_of(settings, None)
+    _read(settings, client, agent)
+    for event in (event for path in files for event in read_file(path)):
+        agent.handle_event(event)
+    agent.sync()
+    about = About(
+        settings, client, health, lambda: 0.0, time.time, time.time(), lambda: _fill(settings)
+    )
+    return AgentInspector(agent, memory, about, _at_once)
+
+
+def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> None:
+    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    source = source_of(settings, client, inbox.put)
+    source.start()
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        while not agent.world.whole:
+            agent.handle_event(inbox.get(timeout=max(deadline - time.monotonic(), 0.0)))
+    except queue.Empty as error:
+        where = client.host if client else settings.manifests
+        raise SourceError(f"{where} did not answer within {_PATIENCE:.0f} s") from error
+    finally:
+        source.stop()
+
+
+def _fill(settings: Settings) -> tuple[TableUsage, ...]:
+    if settings.mode is not ProxyMode.NFTABLES:
+        return ()  # those tell what they remember, and nobody has
+    with closing(dataplanes.make(settings)) as dataplane:
+        return dataplane.fill() if isinstance(dataplane, Readable) else ()
+
+
+def _ignore(_: Problem) -> None:
+    """Whoever asks sees all problems in the answer."""
+
+
+def _at_once(question: Query) -> None:
+    question.routing()

@@ -1,0 +1,294 @@
+"""A cluster in values, a clock that stands still, and a dataplane whose kernel is a table."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from pyproxy.agent.backoff import SyncBackoff
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.core import Agent, Commit, Observers
+from pyproxy.agent.node import NodeRules
+from pyproxy.config.settings import LocalTraffic, NodePorts, Settings
+from pyproxy.dataplane.diff import Delta, apply, diff
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting
+from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
+from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.errors import KernelError, OutOfStepError, Problem, RejectedError
+from pyproxy.health.state import Health
+from pyproxy.metrics import Metrics
+from pyproxy.model.address import Address, Family, Port, Protocol, parse_address, parse_network
+from pyproxy.model.events import Synced, Upsert
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Kind,
+    Node,
+    ObjectName,
+    Service,
+    ServicePort,
+    SlicePort,
+)
+from pyproxy.netlink.elements import Tag, Value
+from pyproxy.policy.routing import ServiceRouting
+
+HOSTNAME = "node-a"
+NODE = Node(
+    HOSTNAME,
+    (parse_address("172.30.0.11"), parse_address("fd30::11")),
+    (parse_network("10.244.1.0/24"),),
+    "zone-1",
+)
+
+
+PRIMARY = NodePorts()
+
+
+def name(text: str) -> ObjectName:
+    return ObjectName("shop", text)
+
+
+def service(text: str, number: int, *, node_port: int = 0, created: str = "") -> Service:
+    return Service(
+        name(text),
+        (ServicePort("http", Protocol.TCP, Port(80), Port(node_port)),),
+        (parse_address(f"10.96.0.{number}"),),
+        families=(Family.IPV4,),
+        created=created,
+    )
+
+
+def endpoint_slice(
+    of: str, addresses: Iterable[str], *, number: int = 0, triggered: float = 0.0
+) -> EndpointSlice:
+    return EndpointSlice(
+        name(f"{of}-{number}"),
+        name(of),
+        Family.IPV4,
+        (SlicePort("http", Protocol.TCP, Port(8080)),),
+        tuple(Endpoint(parse_address(address)) for address in addresses),
+        triggered,
+    )
+
+
+class Clock:
+    """Monotonic and wall clock in one; it moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class PlannedTable(msgspec.Struct, frozen=True):
+    """A plan of `TableDataplane`: the delta, and what is remembered once it is committed."""
+
+    delta: Delta[bytes, Value]
+    services: dict[ObjectName, ServiceRouting]
+    node: NodeRouting
+
+    def __bool__(self) -> bool:
+        return bool(self.delta)
+
+    def lines(self) -> Iterator[str]:
+        for name, new in self.delta.add.items():
+            yield from (f"add {name} {key.hex()}" for key in new)
+
+    def counts(self) -> Mapping[str, int]:
+        return {"element": len(list(self.lines()))}
+
+
+class TableDataplane:
+    """A dataplane beside the real one, with a dict for a kernel.
+
+    It refuses what the kernel refuses: a row to remove that is not there, one to add that is.
+    `trouble` are errors that the next commits run into; `commits` are the deltas that went through;
+    `refuses` names a Service that it never takes, `tended` is what looking after it comes to.
+    """
+
+    name = "table"
+    messages_sent = 0
+    bytes_sent = 0
+
+    def __init__(self) -> None:
+        self.kernel: Table = {}
+        self.trouble: list[KernelError] = []
+        self.commits: list[Delta[bytes, Value]] = []
+        self.refuses: ObjectName | None = None
+        self.tended: list[Drift | KernelError] = []
+        self.reads = 0
+        self._programmed: dict[ObjectName, ServiceRouting] = {}
+        self._node = NodeRouting()
+
+    def prepare(self) -> None:
+        """Always able."""
+
+    def prepare_to_read(self) -> None:
+        """Always able."""
+
+    def plan(self, changes: Changes) -> PlannedTable:
+        services = dict(self._programmed)
+        for each, routing in changes.services.items():
+            if routing is None:
+                services.pop(each, None)
+            else:
+                services[each] = routing
+        node = changes.node or self._node
+        delta = diff(rows(self._programmed.values(), self._node), rows(services.values(), node))
+        return PlannedTable(delta, services, node)
+
+    def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> PlannedTable:
+        self.reads += 1
+        wanted = {routing.name: routing for routing in services}
+        return PlannedTable(diff(self.kernel, rows(wanted.values(), node)), wanted, node)
+
+    def tick(self) -> Drift | None:
+        if self.tended:
+            found = self.tended.pop()
+            if isinstance(found, KernelError):
+                raise found
+            return found
+        return None
+
+    def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
+        if self.trouble:
+            raise self.trouble.pop(0)
+        if self.refuses in plan.services:
+            kept = {each: a for each, a in plan.services.items() if each != self.refuses}
+            error = RejectedError("EINVAL", errno.EINVAL)
+            self.commit(self.plan_full(kept.values(), plan.node))
+            return (Failure(self.refuses, error),)
+        try:
+            self.kernel = apply(plan.delta, self.kernel)
+        except (KeyError, ValueError) as error:
+            raise OutOfStepError(str(error), 2) from error
+        self._programmed, self._node = plan.services, plan.node
+        if plan:
+            self.commits.append(plan.delta)
+        return ()
+
+    def wait_for_drift(self) -> Drift | None:
+        return None
+
+    def cleanup(self) -> None:
+        self.kernel = {}
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def rows(routings: Iterable[ServiceRouting], node: NodeRouting) -> Table:
+    """Compile a whole state from nothing."""
+    table = node_rows(node.pod_networks)
+    shared: Counter[SharedRow] = Counter()
+    for routing in routings:
+        add_service(routing, table)
+        shared.update(shared_rows(routing))
+    for set_name, key in shared:
+        table.setdefault(set_name, {})[key] = b""
+    return table
+
+
+class Ear:
+    """A follower that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.commits: list[Commit] = []
+
+    def committed(self, commit: Commit, world: ClusterState) -> None:
+        self.commits.append(commit)
+
+
+class Stage:
+    """One agent with everything around it that a test looks at."""
+
+    def __init__(
+        self,
+        *,
+        min_sync_period: float = 0.0,
+        node: Node = NODE,
+        node_ports: NodePorts = PRIMARY,
+    ) -> None:
+        self.clock = Clock()
+        self.dataplane = TableDataplane()
+        self.metrics = Metrics()
+        self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
+        self.reported: list[Problem] = []
+        self.ear = Ear()
+        self.local_addresses: tuple[Address, ...] = ()
+        settings = Settings(
+            HOSTNAME,
+            local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),)),
+            node_ports=node_ports,
+        )
+        observers = Observers(
+            self.metrics,
+            self.health,
+            [self.ear],
+            self.clock,
+            self.clock,
+            self.reported.append,
+        )
+        self.agent = Agent(
+            self.dataplane,
+            NodeRules(settings, lambda: self.local_addresses),
+            SyncBackoff(min_sync_period),
+            observers,
+        )
+        self.node = node
+
+    def begin(self, *objects: Service | EndpointSlice) -> None:
+        """Hear all lists whole, and sync once."""
+        for obj in (*objects, self.node):
+            self.agent.handle_event(Upsert(obj, self.clock()))
+        for kind, of in ((Kind.SERVICE, Service), (Kind.ENDPOINT_SLICE, EndpointSlice)):
+            names = frozenset(obj.name for obj in objects if isinstance(obj, of))
+            self.agent.handle_event(Synced(kind, names))
+        self.agent.handle_event(Synced(Kind.NODE, frozenset({ObjectName("", self.node.name)})))
+        self.agent.sync()
+
+    def handle_event(self, *objects: Service | EndpointSlice | Node) -> None:
+        for obj in objects:
+            self.agent.handle_event(Upsert(obj, self.clock()))
+
+    def is_due(self) -> bool:
+        due = self.agent.due()
+        return due is not None and due <= self.clock()
+
+    def settle(self) -> None:
+        """Sync for as long as something is due, moving the clock to it."""
+        for _ in range(50):
+            due = self.agent.due()
+            if due is None:
+                return
+            self.clock.now = max(self.clock.now, due)
+            self.agent.sync()
+        raise AssertionError("the agent never comes to rest")
+
+    def sample(self, metric: str) -> float:
+        """Read a metric without labels."""
+        found = [
+            sample.value
+            for family in self.metrics.collect()
+            for sample in family.samples
+            if sample.name == metric
+        ]
+        return found[0]
+
+    def metrics_by_kind(self) -> dict[str, int]:
+        """Read how many objects are set aside."""
+        return {
+            sample.labels["kind"]: int(sample.value)
+            for family in self.metrics.collect()
+            for sample in family.samples
+            if sample.name == "pyproxy_invalid_objects"
+        }
+
+    def serving(self) -> list[str]:
+        """Name the ports that the kernel sends somewhere."""
+        tags = self.dataplane.kernel["services4"].values()
+        return sorted(tag.comment for tag in tags if isinstance(tag, Tag))

@@ -1,0 +1,109 @@
+"""What commits do to the health-check node ports."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.core import Commit
+from pyproxy.agent.listeners import HealthChecks
+from pyproxy.health.http import HttpThread
+from pyproxy.health.service_checks import ServiceChecks
+from pyproxy.model.address import Family, Port, Protocol, parse_address
+from pyproxy.model.events import Delete, Upsert
+from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, Service, SlicePort, TrafficPolicy
+from pyproxy.policy.routing import ServiceRouting
+from tests.agent.objects import HOSTNAME, name, service
+
+LOOPBACKS = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
+HTTP_PORT = (SlicePort("http", Protocol.TCP, Port(8080)),)
+
+
+@pytest.fixture
+def checks() -> Iterator[ServiceChecks]:
+    thread = HttpThread()
+    thread.start()
+    made = ServiceChecks(thread, lambda: True, lambda problem: None)
+    yield made
+    made.close()
+    thread.stop()
+
+
+@pytest.fixture
+def port() -> Port:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return Port(sock.getsockname()[1])
+
+
+def balanced(port: Port, *families: Family) -> Service:
+    return msgspec.structs.replace(
+        service("web", 1),
+        families=families,
+        external_policy=TrafficPolicy.LOCAL,
+        health_check_port=port,
+    )
+
+
+def part(number: int, *endpoints: Endpoint, ports: tuple[SlicePort, ...] = HTTP_PORT) -> Upsert:
+    family = Family.IPV6 if len(endpoints[0].address) == 16 else Family.IPV4
+    return Upsert(EndpointSlice(name(f"web-{number}"), name("web"), family, ports, endpoints))
+
+
+def at(address: str, *, node: str = HOSTNAME, ready: bool = True) -> Endpoint:
+    return Endpoint(parse_address(address), node=node, ready=ready)
+
+
+def commit(follower: HealthChecks, world: ClusterState) -> None:
+    held = name("web") in world.services
+    routings = {name("web"): ServiceRouting(name("web"), ()) if held else None}
+    addresses = tuple(map(parse_address, LOOPBACKS.values()))
+    follower.committed(Commit(routings, whole=False, node_port_addresses=addresses), world)
+
+
+def counted(port: Port, family: Family) -> int | None:
+    """The endpoints that the port tells of, None where nobody listens."""
+    connection = http.client.HTTPConnection(LOOPBACKS[family], port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return int(json.loads(connection.getresponse().read())["localEndpoints"])
+    except ConnectionRefusedError:
+        return None
+    finally:
+        connection.close()
+
+
+def test_each_family_counts_the_ready_pods_of_this_node_once(
+    checks: ServiceChecks, port: Port
+) -> None:
+    follower, world = HealthChecks(checks, HOSTNAME), ClusterState()
+    for event in (
+        Upsert(balanced(port, *Family)),
+        part(1, at("10.244.1.5"), at("10.244.1.6"), at("10.244.2.5", node="node-b")),
+        part(2, at("10.244.1.5"), at("10.244.1.7", ready=False)),
+        part(3, at("fd10:1::5")),
+        part(4, at("10.244.1.9"), ports=()),
+    ):
+        world.handle_event(event)
+    commit(follower, world)
+    assert counted(port, Family.IPV4) == 2
+    assert counted(port, Family.IPV6) == 1
+
+
+def test_a_service_of_one_family_is_asked_there_and_its_port_goes_with_it(
+    checks: ServiceChecks, port: Port
+) -> None:
+    follower, world = HealthChecks(checks, HOSTNAME), ClusterState()
+    for event in (Upsert(balanced(port, Family.IPV4)), part(1, at("fd10:1::5"))):
+        world.handle_event(event)
+    commit(follower, world)
+    assert counted(port, Family.IPV4) == 0
+    assert counted(port, Family.IPV6) is None
+    world.handle_event(Delete(Kind.SERVICE, name("web")))
+    commit(follower, world)
+    assert counted(port, Family.IPV4) is None

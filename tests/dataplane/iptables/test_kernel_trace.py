@@ -1,0 +1,112 @@
+"""The tracer over what iptables-save says, in both flavours."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from pyproxy_lab.namespace import Namespace
+
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.iptables.fixed import Options
+from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
+from pyproxy.dataplane.packets import (
+    Answer,
+    Delivered,
+    Dropped,
+    Masquerade,
+    Packet,
+    Refused,
+    TraceResult,
+    Untouched,
+    Why,
+)
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Address, Port, Protocol, backend, parse_address, parse_network
+from pyproxy.model.flavour import Flavour
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from tests.dataplane.iptables.test_dataplane import program, programming
+from tests.dataplane.nftables.test_kernel_trace import EMPTY, HOME, POD, REFUSING, STRANGER, WEB
+
+pytestmark = pytest.mark.kernel
+
+BALANCED, SILENT = parse_address("192.0.2.1"), parse_address("192.0.2.2")
+NODE = NodeRouting((parse_network("10.244.0.0/16"),))
+ENDS = tuple(backend(parse_address(f"10.244.1.{number}"), Port(8080)) for number in (1, 2, 3))
+
+
+def balanced() -> ServiceRouting:
+    """A Service with load balancer addresses, of which one has no endpoint that it may use."""
+    frontends = (
+        Frontend(Scope.LOAD_BALANCER, BALANCED, Port(80), Use.CLUSTER),
+        Frontend(Scope.EXTERNAL_IP, SILENT, Port(80), Use.DROP),
+    )
+    port = PortRouting("", WEB.ports[0].family, Protocol.TCP, frontends, ENDS, ())
+    ranges = (parse_network("10.244.0.0/16"),)
+    return ServiceRouting(ObjectName("shop", "balanced"), (port,), source_ranges=ranges)
+
+
+def traced(
+    namespace: Namespace, flavour: Flavour | None, source: Address, to: Address, port: int = 80
+) -> TraceResult:
+    packet = Packet(source, to, Protocol.TCP, Port(port), "eth0")
+    return namespace.call(lambda: IptablesTracer(lambda: (), flavour).trace(packet))
+
+
+def test_what_becomes_of_packets_is_told_rule_by_rule(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    with programming(namespace, flavour, Options(shield_loopback=True)) as dataplane:
+        routings = [WEB, EMPTY, balanced()]
+        program(namespace, dataplane, routings, NODE)
+        assert not namespace.call(lambda: dataplane.plan_full(routings, NODE))
+    account = traced(namespace, None, POD, HOME)
+    assert {fate: round(share, 8) for fate, share in account.fates().items()} == {
+        Delivered(end): round(Fraction(1, 3), 8) for end in ENDS
+    }
+    assert account.remarks == ()
+    shield, portals, *_ = account.shared()
+    assert shield.chain == "mangle PREROUTING"
+    assert (portals.chain, portals.did, portals.by) == (
+        "nat PREROUTING",
+        "on to KUBE-SERVICES",
+        '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+    )
+    ends = {course.stages[-1].did for course in account.courses}
+    assert {text.partition(" by ")[0] for text in ends} == {"translated to an endpoint"}
+
+    def fates(source: Address, to: Address, port: int = 80) -> set[object]:
+        return set(traced(namespace, flavour, source, to, port).fates())
+
+    assert fates(STRANGER, HOME) == {Delivered(end, Masquerade.MARK) for end in ENDS}
+    assert fates(POD, HOME, 81) == {Refused(Answer.TCP_RESET)}
+    assert fates(POD, REFUSING) == {Refused(Answer.TCP_RESET)}
+    assert fates(POD, BALANCED) == {Delivered(end, Masquerade.MARK) for end in ENDS}
+    assert fates(STRANGER, BALANCED) == {Dropped(Why.SOURCE_RANGES)}
+    assert fates(POD, SILENT) == {Dropped(Why.POLICY)}
+    assert fates(STRANGER, parse_address("127.0.0.1")) == {Dropped(Why.LOOPBACK)}
+    assert fates(POD, STRANGER) == {Untouched()}
+
+
+def test_rules_of_others_are_passed_over_and_said_to_be(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, [WEB], NODE)
+    program_name = f"iptables-{flavour.value}"
+    namespace.run([program_name, "-t", "nat", "-I", "PREROUTING", "-p", "udp", "-j", "ACCEPT"])
+    namespace.run([program_name, "-t", "nat", "-A", "KUBE-SERVICES", "-o", "lo", "-j", "ACCEPT"])
+    account = traced(namespace, flavour, POD, REFUSING)
+    assert set(account.fates()) == {Untouched()}
+    assert account.remarks == (
+        "somebody has changed the rules: passed over in nat: -A KUBE-SERVICES -o lo -j ACCEPT",
+        "1 rule of others in the kernel's own chains passed over",
+    )
+
+
+def test_where_nothing_of_ours_is_there_is_nothing_to_trace(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    with pytest.raises(UsageError, match="have no chains of pyproxy's"):
+        traced(namespace, flavour, POD, HOME)

@@ -1,0 +1,134 @@
+"""The tracer over the kernel's elements: with which options, and what is read for a trace."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from pyproxy_lab.namespace import Namespace
+
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.kernel_trace import KernelTracer, kernel_rows
+from pyproxy.dataplane.nftables.layout import read_layout
+from pyproxy.dataplane.nftables.loaded import loaded_options
+from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.dataplane.nftables.ruleset import Options
+from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.packets import Packet, TraceResult
+from pyproxy.errors import UsageError
+from pyproxy.model.address import (
+    Address,
+    Family,
+    Mark,
+    Network,
+    Port,
+    Protocol,
+    backend,
+    parse_address,
+    parse_network,
+)
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from tests.dataplane.nftables.test_dataplane import programming
+
+pytestmark = pytest.mark.kernel
+
+HOME, REFUSING = parse_address("10.96.0.1"), parse_address("10.96.0.2")
+POD, STRANGER = parse_address("10.244.1.11"), parse_address("203.0.113.5")
+NETWORKS = (parse_network("10.244.0.0/16"), parse_network("10.245.0.0/24"))
+V6 = parse_network("fd10::/16")
+
+
+def service(name: str, address: Address, *ends: str, use: Use = Use.CLUSTER) -> ServiceRouting:
+    backends = tuple(backend(parse_address(end), Port(8080)) for end in ends)
+    frontend = Frontend(Scope.CLUSTER_IP, address, Port(80), use)
+    return ServiceRouting(
+        ObjectName("shop", name),
+        (PortRouting("", Family.IPV4, Protocol.TCP, (frontend,), backends, backends),),
+    )
+
+
+WEB = service("web", HOME, "10.244.1.1", "10.244.1.2", "10.244.1.3")
+EMPTY = service("empty", REFUSING, use=Use.REFUSE)
+
+
+def program(
+    namespace: Namespace, dataplane: NftablesDataplane, networks: tuple[Network, ...]
+) -> None:
+    plan = dataplane.plan_full([WEB, EMPTY], NodeRouting(networks))
+    assert namespace.call(lambda: dataplane.commit(plan)) == ()
+
+
+def traced(namespace: Namespace, packet: Packet) -> TraceResult:
+    tracer = namespace.call(lambda: KernelTracer(lambda: ()))
+    try:
+        return tracer.trace(packet)
+    finally:
+        tracer.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "networks"),
+    [
+        (Options(), ()),
+        (Options(mark=Mark(1 << 31), masquerade_all=True), NETWORKS),
+        (Options(shield_loopback=True), (V6,)),
+        (Options(shield_loopback=True), (*NETWORKS, V6)),
+        (Options(pod_interface="cbr0", masquerade_all=True), ()),
+        (Options(pod_interface="veth*", shield_loopback=True), ()),
+    ],
+    ids=str,
+)
+def test_the_options_are_read_from_the_rules(
+    namespace: Namespace, options: Options, networks: tuple[Network, ...]
+) -> None:
+    wanted = msgspec.structs.replace(
+        options, pod_families=frozenset(network.family for network in networks)
+    )
+    with programming(namespace, options) as dataplane:
+        program(namespace, dataplane, networks)
+        netlink = namespace.call(Nfnetlink)
+        assert loaded_options(read_layout(netlink)) == wanted
+        netlink.close()
+
+
+@pytest.mark.parametrize("source", [POD, STRANGER])
+@pytest.mark.parametrize("destination", [HOME, REFUSING, parse_address("10.96.0.3")])
+def test_a_trace_reads_little_and_says_what_the_whole_table_says(
+    namespace: Namespace, source: Address, destination: Address
+) -> None:
+    packet = Packet(source, destination, Protocol.TCP, Port(80), "eth0")
+    with programming(namespace) as dataplane:
+        program(namespace, dataplane, NETWORKS)
+        netlink = namespace.call(Nfnetlink)
+        options = loaded_options(read_layout(netlink))
+        assert options is not None
+        rows = kernel_rows(netlink)
+        partly = trace(packet, Machine(rows, options, learned=rows))
+        assert partly == trace(packet, Machine(read_table(netlink), options))
+        netlink.close()
+    account = partly.account()
+    assert traced(namespace, packet) == account
+    assert sum(account.fates().values()) == 1
+
+
+def test_where_there_is_no_table_a_person_is_told(namespace: Namespace) -> None:
+    with programming(namespace):
+        pass
+    with pytest.raises(UsageError, match="no table inet pyproxy"):
+        traced(namespace, Packet(POD, HOME, Protocol.TCP, Port(80), "eth0"))
+
+
+def test_rules_of_somebody_else_are_told_of(namespace: Namespace) -> None:
+    packet = Packet(POD, HOME, Protocol.TCP, Port(80), "eth0")
+    with programming(namespace) as dataplane:
+        program(namespace, dataplane, NETWORKS)
+        assert traced(namespace, packet).remarks == ()
+        namespace.run(["nft", "insert rule inet pyproxy filter-forward drop"])
+        (remark,) = traced(namespace, packet).remarks
+        assert "somebody has changed the rules" in remark
+        namespace.run(["nft", "flush chain inet pyproxy mark-masquerade"])
+        with pytest.raises(UsageError, match="another version"):
+            traced(namespace, packet)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.errors import Problem
+from pyproxy.model.address import Family, Port, Protocol
+from pyproxy.model.objects import ObjectName, Service, ServicePort
+from pyproxy.policy.backends import route_service
+from pyproxy.policy.frontend_conflicts import FrontendOwners
+from pyproxy.policy.routing import ServiceRouting
+from tests.policy.objects import (
+    CLUSTER,
+    HOST,
+    LOCAL,
+    NODE,
+    backends,
+    pod,
+    services,
+    slice_of,
+    web,
+    with_node_port,
+)
+
+OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+FIRST, SECOND, THIRD = (ObjectName("shop", name) for name in ("first", "second", "third"))
+
+Outcome = dict[ObjectName, tuple[ServiceRouting, tuple[Problem, ...]]]
+
+
+class Cluster:
+    """Services that come and go, each answered again as often as the claims ask for it."""
+
+    def __init__(self) -> None:
+        self.claims = FrontendOwners()
+        self.services: dict[ObjectName, Service] = {}
+        self.outcome: Outcome = {}
+        self.regranted: set[ObjectName] = set()
+
+    def put(self, service: Service) -> None:
+        self.services[service.name] = service
+        self._settle({service.name})
+
+    def delete(self, name: ObjectName) -> None:
+        self.services.pop(name, None)
+        self.outcome.pop(name, None)
+        self._settle(self.claims.release(name))
+
+    def _settle(self, names: Iterable[ObjectName]) -> None:
+        waiting = list(names)
+        self.regranted = set()
+        for _ in range(2):
+            following: list[ObjectName] = []
+            for name in waiting:
+                service = self.services[name]
+                granted = self.claims.grant(service, route_service(service, [], NODE, HOST))
+                self.outcome[name] = (granted.routing, granted.problems)
+                following += granted.also
+            self.regranted.update(following)
+            waiting = following
+        assert not waiting, "granting unchanged answers again named somebody further"
+
+    def places(self, name: ObjectName) -> set[tuple[bytes, int]]:
+        found, _ = self.outcome[name]
+        return {(f.address, f.port) for port in found.ports for f in port.frontends}
+
+    def problems(self, name: ObjectName) -> list[str]:
+        return [str(problem) for problem in self.outcome[name][1]]
+
+
+def claimant(name: ObjectName, created: str, number: int, external: str = "192.0.2.1") -> Service:
+    return web(
+        name=name, created=created, cluster_ips=[f"10.96.0.{number}"], external_ips=[external]
+    )
+
+
+def test_nobody_else_wants_it() -> None:
+    service = claimant(FIRST, OLD, 1)
+    whole = route_service(service, [], NODE, HOST)
+    granted = FrontendOwners().grant(service, whole)
+    assert granted.routing is whole
+    assert granted.problems == ()
+    assert granted.also == frozenset()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_older_service_has_it_and_the_younger_is_told(order: tuple[int, int]) -> None:
+    cluster = Cluster()
+    both = [claimant(SECOND, OLD, 1), claimant(FIRST, NEW, 2)]
+    for i in order:
+        cluster.put(both[i])
+    assert len(cluster.places(SECOND)) == 2
+    assert cluster.problems(SECOND) == []
+    assert len(cluster.places(FIRST)) == 1
+    assert cluster.problems(FIRST) == [
+        "Service shop/first: spec.externalIPs: 192.0.2.1 port 80/TCP is not answered for port '': "
+        "Service shop/second, which is older, claims it too"
+    ]
+
+
+def test_of_two_as_old_the_first_by_name_has_it() -> None:
+    cluster = Cluster()
+    cluster.put(claimant(SECOND, OLD, 2))
+    cluster.put(claimant(FIRST, OLD, 1))
+    assert len(cluster.places(FIRST)) == 2
+    assert "Service shop/first, as old and first by name" in cluster.problems(SECOND)[0]
+
+
+def test_the_next_in_age_takes_over_when_the_holder_goes() -> None:
+    cluster = Cluster()
+    for service in (claimant(FIRST, OLD, 1), claimant(SECOND, NEW, 2), claimant(THIRD, NEW, 3)):
+        cluster.put(service)
+    assert "shop/second" in cluster.problems(THIRD)[0]
+    cluster.delete(FIRST)
+    assert len(cluster.places(SECOND)) == 2
+    assert cluster.problems(SECOND) == []
+    assert len(cluster.places(THIRD)) == 1
+
+
+def test_a_holder_that_moves_away_gives_it_back() -> None:
+    cluster = Cluster()
+    cluster.put(claimant(FIRST, OLD, 1))
+    cluster.put(claimant(SECOND, NEW, 2))
+    cluster.put(claimant(FIRST, OLD, 1, external="192.0.2.9"))
+    assert cluster.problems(SECOND) == []
+    assert cluster.regranted == {SECOND}
+
+
+def test_a_holder_made_anew_under_its_name_is_the_younger_one() -> None:
+    cluster = Cluster()
+    cluster.put(claimant(FIRST, OLD, 1))
+    cluster.put(claimant(SECOND, NEW, 2))
+    cluster.put(claimant(FIRST, "2026-01-03T00:00:00Z", 1))
+    assert cluster.problems(SECOND) == []
+    assert len(cluster.places(FIRST)) == 1
+
+
+def test_another_port_or_protocol_of_the_same_address_is_no_conflict() -> None:
+    cluster = Cluster()
+    cluster.put(claimant(FIRST, OLD, 1))
+    for name, port in (
+        (SECOND, ServicePort("", Protocol.TCP, Port(81))),
+        (THIRD, ServicePort("", Protocol.UDP, Port(80))),
+    ):
+        cluster.put(web(name=name, ports=(port,), external_ips=["192.0.2.1"], cluster_ips=[]))
+    assert not any(cluster.problems(name) for name in (FIRST, SECOND, THIRD))
+
+
+def test_a_node_port_belongs_to_one_service_per_family() -> None:
+    cluster = Cluster()
+    cluster.put(web(name=FIRST, created=OLD, ports=with_node_port()))
+    cluster.put(web(name=SECOND, created=NEW, cluster_ips=["10.96.0.2"], ports=with_node_port()))
+    cluster.put(
+        web(
+            name=THIRD,
+            created=NEW,
+            cluster_ips=["fd00::3"],
+            families=(Family.IPV6,),
+            ports=with_node_port(),
+        )
+    )
+    assert cluster.problems(THIRD) == []
+    assert cluster.problems(SECOND) == [
+        "Service shop/second: spec.ports: node port 30080/TCP (IPv4) is not answered for port '': "
+        "Service shop/first, which is older, claims it too"
+    ]
+
+
+def test_two_ports_of_one_service_with_the_same_node_port() -> None:
+    service = web(
+        ports=(
+            ServicePort("a", Protocol.TCP, Port(80), Port(30080)),
+            ServicePort("b", Protocol.TCP, Port(81), Port(30080)),
+            ServicePort("c", Protocol.UDP, Port(81), Port(30080)),
+        )
+    )
+    cluster = Cluster()
+    cluster.put(service)
+    granted, problems = cluster.outcome[service.name]
+    assert [len(port.frontends) for port in granted.ports] == [2, 1, 2]
+    assert [problem.field for problem in problems] == ["spec.ports"]
+    assert "another port of this Service has it" in problems[0].message
+    cluster.put(web())
+    assert cluster.problems(service.name) == []
+
+
+def test_a_port_that_lost_all_its_frontends_is_left_out() -> None:
+    cluster = Cluster()
+    cluster.put(claimant(FIRST, OLD, 1))
+    cluster.put(web(name=SECOND, created=NEW, cluster_ips=[], external_ips=["192.0.2.1"]))
+    assert cluster.outcome[SECOND][0].ports == ()
+
+
+def test_a_port_keeps_the_backends_of_the_frontends_that_it_keeps() -> None:
+    claims = FrontendOwners()
+    claims.grant(*answered(claimant(FIRST, OLD, 1)))
+    split = claimant(SECOND, NEW, 2)
+    split = msgspec.structs.replace(split, external_policy=LOCAL, internal_policy=CLUSTER)
+    service, whole = answered(split)
+    assert whole.ports[0].local == backends("a1")
+    (port,) = claims.grant(service, whole).routing.ports
+    assert (port.cluster, port.local) == (backends("a1", "b1"), ())
+    assert port.hairpin == backends("a1", "b1")
+
+
+def answered(service: Service) -> tuple[Service, ServiceRouting]:
+    return service, route_service(service, [slice_of(pod("a1"), pod("b1"))], NODE, HOST)
+
+
+def test_releasing_what_is_unknown_touches_nobody() -> None:
+    assert FrontendOwners().release(FIRST) == frozenset()
+
+
+@pytest.mark.parametrize("gone", [0, 500, 999])
+def test_in_a_long_queue_one_neighbour_is_touched(gone: int) -> None:
+    cluster = Cluster()
+    names = [ObjectName("shop", f"s{i:03}") for i in range(1000)]
+    for name in names:
+        cluster.put(web(name=name, cluster_ips=[], external_ips=["192.0.2.1"]))
+    assert cluster.claims.release(names[gone]) == frozenset(names[gone + 1 : gone + 2])
+
+
+NAMES = [ObjectName("shop", name) for name in "abcd"]
+EVENTS = st.lists(
+    st.sampled_from(NAMES).flatmap(lambda name: st.one_of(services(name), st.just(name))),
+    max_size=12,
+)
+
+
+@settings(max_examples=200)
+@given(EVENTS, st.randoms(use_true_random=False))
+def test_the_outcome_depends_on_what_exists_and_on_nothing_else(
+    events: list[Service | ObjectName], random: Random
+) -> None:
+    lived, fresh = Cluster(), Cluster()
+    for event in events:
+        if isinstance(event, Service):
+            lived.put(event)
+        else:
+            lived.delete(event)
+    remaining = list(lived.services.values())
+    random.shuffle(remaining)
+    for service in remaining:
+        fresh.put(service)
+    assert lived.outcome == fresh.outcome
+
+    owners: dict[tuple[object, ...], ObjectName] = {}
+    for name, (granted, _) in lived.outcome.items():
+        for port in granted.ports:
+            for frontend in port.frontends:
+                place = (port.family, port.protocol, frontend.address, frontend.port)
+                assert place not in owners, (name, owners[place])
+                owners[place] = name
+    for service in remaining:
+        wanted = route_service(service, [], NODE, HOST)
+        for port in wanted.ports:
+            for frontend in port.frontends:
+                place = (port.family, port.protocol, frontend.address, frontend.port)
+                assert place in owners, "a frontend that is claimed has somebody"
+
+
+@given(st.lists(services(), max_size=3))
+def test_when_all_are_gone_nothing_is_kept(versions: list[Service]) -> None:
+    claims = FrontendOwners()
+    for service in versions:
+        claims.grant(service, route_service(service, [], NODE, HOST))
+    claims.release(versions[0].name if versions else FIRST)
+    other = web(name=FIRST, created=NEW)
+    for service in versions:
+        assert claims.grant(other, route_service(service, [], NODE, HOST)).problems == ()

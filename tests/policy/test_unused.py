@@ -1,0 +1,63 @@
+"""Whoever is not used has a reason, and putting that reason right would have it used."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.model.address import Backend
+from pyproxy.model.objects import Endpoint
+from pyproxy.policy.backends import select
+from pyproxy.policy.unused import Unused, why_not
+from tests.policy.objects import HOST, NODE, pod
+
+PLACES = st.sampled_from(("zone-1", "zone-2"))
+ENDPOINTS = st.dictionaries(
+    st.integers(1, 6).map(lambda n: Backend(bytes((10, 0, 0, n, 0, 80)))),
+    st.builds(
+        Endpoint,
+        st.just(pod("a1").address),
+        ready=st.booleans(),
+        serving=st.booleans(),
+        terminating=st.booleans(),
+        node=st.sampled_from(("", HOST, "node-b")),
+        hint_zones=st.sampled_from(((), ("zone-1",), ("zone-2",))),
+        hint_nodes=st.sampled_from(((), (HOST,), ("node-b",))),
+    ),
+    max_size=6,
+)
+REMEDIES: dict[Unused, dict[str, object]] = {
+    Unused.NOT_READY: {"ready": True},
+    Unused.TERMINATING: {"ready": True},
+    Unused.OTHER_NODE: {"node": HOST, "ready": True},
+    Unused.NO_NODE: {"node": HOST, "ready": True},
+    Unused.HINTED_FOR_OTHER_NODES: {"hint_nodes": (HOST,)},
+    Unused.HINTED_FOR_OTHER_ZONES: {"hint_zones": (NODE.zone,)},
+}
+
+
+@given(ENDPOINTS)
+def test_exactly_those_that_are_not_used_have_a_reason(
+    endpoints: dict[Backend, Endpoint],
+) -> None:
+    usable = select(endpoints, HOST, NODE.zone)
+    reasons = why_not(endpoints, usable, HOST, NODE.zone)
+    assert reasons.cluster.keys() == endpoints.keys() - set(usable.cluster)
+    assert reasons.local.keys() == endpoints.keys() - set(usable.local)
+
+
+@given(ENDPOINTS)
+def test_a_reason_put_right_has_the_endpoint_used(endpoints: dict[Backend, Endpoint]) -> None:
+    reasons = why_not(endpoints, select(endpoints, HOST, NODE.zone), HOST, NODE.zone)
+    for backend, reason in reasons.local.items():
+        better = msgspec.structs.replace(endpoints[backend], **REMEDIES[reason])
+        assert backend in select(endpoints | {backend: better}, HOST, NODE.zone).local
+    for backend, reason in reasons.cluster.items():
+        # Hints that are missing, or for elsewhere, are a reason of their own that shows then.
+        near = {"hint_nodes": (HOST,), "hint_zones": (NODE.zone,)}
+        better = msgspec.structs.replace(endpoints[backend], **{**near, **REMEDIES[reason]})
+        assert backend in select(endpoints | {backend: better}, HOST, NODE.zone).cluster
+        if reason in (Unused.HINTED_FOR_OTHER_NODES, Unused.HINTED_FOR_OTHER_ZONES):
+            only = msgspec.structs.replace(endpoints[backend], **REMEDIES[reason])
+            assert backend in select(endpoints | {backend: only}, HOST, NODE.zone).cluster

@@ -1,0 +1,260 @@
+"""Events as the lab's API server takes them, and the limits on how many it gets."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from kubernetes.client import Configuration
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.client import ApiClient
+
+from pyproxy.errors import Problem, Reason
+from pyproxy.metrics import Metrics
+from pyproxy.source.access import Access
+from pyproxy.source.client import Client
+from pyproxy.source.event_recorder import EventRecorder, Limits
+from tests.waiting import until
+
+from .scripted import Exchange, serving
+
+ADMIN, PROXY = "admin", "proxy"
+AT_ONCE = Limits(spread=0.0)
+WEB = Problem("Service", "shop/web", "spec.externalIPs[0]", "'x' is not an IP address; left out")
+
+
+class StandingClock:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def wait(self, stopping: threading.Event, seconds: float) -> None:
+        stopping.wait(0.01)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiServer]:
+    settings = Settings(token=ADMIN, proxy_token=PROXY)
+    with ApiServer.running(settings) as running:
+        client = ApiClient(running.url, ADMIN)
+        for namespace in ("shop", "many", "twice", "nodes"):
+            client.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+        yield running
+
+
+def client_of(url: str) -> Client:
+    def load() -> Access:
+        configuration = Configuration(host=url)
+        configuration.api_key = {"authorization": PROXY}
+        configuration.api_key_prefix = {"authorization": "Bearer"}
+        return Access(configuration)
+
+    return Client(load)
+
+
+@contextmanager
+def announcing(
+    url: str, limits: Limits = AT_ONCE, node: str = "node-a", **more: Any
+) -> Iterator[tuple[EventRecorder, Metrics]]:
+    metrics = Metrics()
+    announcer = EventRecorder(client_of(url), node, metrics, limits, **more)
+    announcer.start()
+    try:
+        yield announcer, metrics
+    finally:
+        announcer.stop()
+
+
+def outcomes(metrics: Metrics) -> dict[str, int]:
+    return {
+        sample.labels["outcome"]: int(sample.value)
+        for family in metrics.collect()
+        for sample in family.samples
+        if sample.name == "pyproxy_events_total"
+    }
+
+
+def events(server: ApiServer, namespace: str) -> list[Any]:
+    path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+    return list(ApiClient(server.url, ADMIN).get(path)["items"])
+
+
+def test_a_problem_becomes_a_warning_about_its_service(server: ApiServer) -> None:
+    with announcing(server.url) as (announcer, metrics):
+        announcer.problem(WEB, "1-2-3")
+        until(lambda: outcomes(metrics) == {"posted": 1})
+    (event,) = events(server, "shop")
+    assert event["type"] == "Warning"
+    assert event["reason"] == "InvalidObject"
+    assert event["action"] == "ProgramService"
+    assert event["note"] == "spec.externalIPs[0]: 'x' is not an IP address; left out"
+    assert event["reportingController"] == "pyproxy"
+    assert event["reportingInstance"] == "node-a"
+    assert event["regarding"] == {
+        "kind": "Service",
+        "apiVersion": "v1",
+        "name": "web",
+        "namespace": "shop",
+        "uid": "1-2-3",
+    }
+
+
+@pytest.mark.parametrize(
+    ("problem", "namespace", "regarding"),
+    [
+        (
+            Problem("EndpointSlice", "nodes/web-1", "ports", "x"),
+            "nodes",
+            {"apiVersion": "discovery.k8s.io/v1", "namespace": "nodes", "name": "web-1"},
+        ),
+        (
+            Problem("Node", "node-b", "spec.podCIDRs[0]", "x"),
+            "default",
+            {"apiVersion": "v1", "name": "node-b"},
+        ),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_what_other_kinds_of_object_are_called(
+    server: ApiServer, problem: Problem, namespace: str, regarding: dict[str, str]
+) -> None:
+    with announcing(server.url) as (announcer, metrics):
+        announcer.problem(problem)
+        until(lambda: outcomes(metrics) == {"posted": 1})
+    (event,) = [e for e in events(server, namespace) if e["regarding"]["kind"] == problem.kind]
+    assert event["regarding"] == {"kind": problem.kind, **regarding}
+
+
+def test_the_start_is_told_of_the_node(server: ApiServer) -> None:
+    with announcing(server.url, node="node-s") as (announcer, metrics):
+        announcer.starting()
+        announcer.starting()
+        until(lambda: outcomes(metrics) == {"posted": 2})
+    found = [e for e in events(server, "default") if e["reason"] == "Starting"]
+    assert [(e["type"], e["action"], e["regarding"]["name"]) for e in found] == [
+        ("Normal", "StartPyproxy", "node-s")
+    ] * 2
+
+
+def test_a_thousand_nodes_make_one_event(server: ApiServer) -> None:
+    problem = Problem("Service", "twice/web", "spec.ports", "not a list")
+    local = Problem("Service", "twice/web", "spec", "EINVAL", Reason.REJECTED_BY_KERNEL)
+
+    def told_by(node: str) -> dict[str, int]:
+        with announcing(server.url, node=node) as (announcer, metrics):
+            announcer.problem(problem)
+            announcer.problem(local)
+            until(lambda: sum(outcomes(metrics).values()) == 2)
+            return outcomes(metrics)
+
+    assert told_by("node-0") == {"posted": 2}
+    assert told_by("node-1") == {"known": 1, "posted": 1}
+    reasons = sorted(event["reason"] for event in events(server, "twice"))
+    assert reasons == ["RejectedByKernel", "RejectedByKernel", "InvalidObject"]
+
+
+def test_long_texts_and_names_are_cut_to_what_the_server_takes(server: ApiServer) -> None:
+    problem = Problem("EndpointSlice", f"many/{'a' * 253}", "endpoints", "é" * 2000)
+    with announcing(server.url, node="n" * 253) as (announcer, metrics):
+        announcer.problem(problem)
+        until(lambda: outcomes(metrics) == {"posted": 1})
+    (event,) = events(server, "many")
+    assert len(event["note"].encode()) <= 1024
+    assert len(event["metadata"]["name"]) <= 253
+
+
+def test_a_file_is_no_object_of_the_api(server: ApiServer) -> None:
+    with announcing(server.url) as (announcer, metrics):
+        announcer.problem(Problem("File", "/etc/x.yaml", "content", "not YAML"))
+    assert outcomes(metrics) == {}
+
+
+def about(number: int) -> Problem:
+    return Problem("Service", f"shop/s{number}", "spec.ports", "not a list")
+
+
+def test_an_object_is_heard_of_so_often_and_all_of_them_at_a_pace() -> None:
+    clock = StandingClock()
+    limits = Limits(spread=0.0, burst=3, period=5.0, object_burst=2, object_period=100.0)
+    with (
+        serving(lambda exchange: exchange.answer({}, 201)) as server,
+        announcing(server.url, limits, clock=clock) as (announcer, metrics),
+    ):
+        for number in range(4):
+            announcer.problem(Problem("Service", "shop/web", "spec", str(number)))
+        # The thread may have posted one of the other two by now.
+        assert outcomes(metrics)["dropped"] == 2
+        for number in range(4):
+            announcer.problem(about(number))
+        until(lambda: len(server.seen) == 3)
+        clock.seconds += 4.0
+        assert not announced(server.seen, more_than=3)
+        clock.seconds += 1.0
+        until(lambda: len(server.seen) == 4)
+        clock.seconds += 100.0
+        until(lambda: len(server.seen) == 6)
+        announcer.problem(Problem("Service", "shop/web", "spec", "again"))
+        until(lambda: len(server.seen) == 7)
+
+
+def announced(seen: list[Any], *, more_than: int) -> bool:
+    deadline = time.monotonic() + 0.1
+    while time.monotonic() < deadline:
+        if len(seen) > more_than:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_each_waits_a_while_of_its_own() -> None:
+    clock = StandingClock()
+    with (
+        serving(lambda exchange: exchange.answer({}, 201)) as server,
+        announcing(server.url, Limits(spread=1e6), clock=clock) as (announcer, _),
+    ):
+        announcer.problem(about(1))
+        assert not announced(server.seen, more_than=0)
+        clock.seconds += 1e6
+        until(lambda: len(server.seen) == 1)
+
+
+def test_nobody_waits_for_a_server_that_hangs_and_what_does_not_fit_is_dropped() -> None:
+    with (
+        serving(Exchange.hold) as server,
+        announcing(server.url, Limits(spread=0.0, queue=3)) as (announcer, metrics),
+    ):
+        announcer.problem(about(0))
+        until(lambda: len(server.seen) == 1)
+        began = time.monotonic()
+        for number in range(1, 100):
+            announcer.problem(about(number))
+        assert time.monotonic() - began < 5
+        assert outcomes(metrics) == {"dropped": 96}
+        server.closing.set()
+        until(lambda: outcomes(metrics).get("refused", 0) > 0)
+
+
+def test_a_refusal_is_said_once_and_costs_no_more_than_the_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "pyproxy")
+    with (
+        serving(lambda exchange: exchange.fail(403, "no right")) as server,
+        announcing(server.url) as (announcer, metrics),
+    ):
+        for number in range(3):
+            announcer.problem(about(number))
+        until(lambda: outcomes(metrics) == {"refused": 3})
+    said = [record for record in caplog.records if "Event" in record.message]
+    assert [record.levelno for record in said] == [logging.DEBUG]
+    assert "no right" in said[0].message
