@@ -17,7 +17,7 @@ BENCH_ARGS ?=
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-parts check test coverage test-vm demo conformance soak fuzz bench bench-check clean
+.PHONY: help venv system vm-parts check test coverage test-vm demo conformance soak fuzz bench bench-check generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,7 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: system vm-parts check ## everything: check, then all tests
 	@tools/system-packages.sh iptables ipset nfacct shellcheck chromium
 	@tools/promtool.sh $(BIN)
+	@tools/helm.sh $(BIN)
 	$(BIN)/pytest $(PLUGINS) $(BESIDE) $(PYTEST_ARGS)
 
 # What follows every line takes twice the time: who wants to know asks for it.
@@ -85,6 +86,10 @@ bench: system venv ## measure MODE at scale, from outside with BENCH_ARGS and fr
 
 bench-check: system venv ## fail where messages, bytes, rows or allocations have grown (root)
 	@$(BIN)/python -m bench --check
+
+generate: ## write the files that are generated from others
+	@$(BIN)/python tools/prometheusrule.py deploy/monitoring/alerts.yaml \
+		>deploy/monitoring/prometheusrule.yaml
 
 image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)

@@ -60,6 +60,7 @@ def used() -> Metrics:
     metrics.request_took("GET", "api:6443", 0.2)
     metrics.event("posted")
     metrics.worker_failed("drift")
+    metrics.drift_repaired({"element": 1})
     metrics.source_age(lambda: 12.5)
     metrics.table_usage("conntrack", lambda: 0.25)
     return metrics

@@ -92,17 +92,20 @@ def test_the_agent_has_the_capabilities_that_it_needs_and_no_others() -> None:
     assert not context["allowPrivilegeEscalation"]
 
 
-def configurations() -> dict[str, str]:
-    found = {str(path.relative_to(DEPLOY)): path.read_text() for path in DEPLOY.rglob("*.conf")}
-    config = the("ConfigMap", chart(apiServers=SERVERS))
-    return found | {"helm": config["data"]["config.conf"]}
-
-
-@pytest.mark.parametrize("name", configurations())
-def test_configurations_are_configurations(name: str, tmp_path: Path) -> None:
-    configuration = file.parse(configurations()[name].encode())
+def check_configuration(text: str) -> None:
+    configuration = file.parse(text.encode())
     assert configuration.mode == "nftables"
     assert configuration.healthz_bind_address.endswith(":10256")
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.conf")), ids=str)
+def test_configuration_files_are_read_as_kube_proxy_configurations(path: Path) -> None:
+    check_configuration(path.read_text())
+
+
+def test_the_charts_configuration_is_read_as_a_kube_proxy_configuration() -> None:
+    config = the("ConfigMap", chart(apiServers=SERVERS))
+    check_configuration(config["data"]["config.conf"])
 
 
 def test_the_swap_changes_an_image_and_nothing_else() -> None:
