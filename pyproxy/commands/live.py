@@ -89,7 +89,7 @@ def _endless(namespace: argparse.Namespace) -> bool:
 
 
 def _show(journey: PacketTrace) -> Iterator[Part]:
-    how = f"came in by {journey.came_in_by}" if journey.came_in_by else "sent by this machine"
+    how = f"came in by {journey.came_in_by}" if journey.came_in_by else "sent by this node"
     yield text(f"{journey.source} -> {journey.destination}, {how}", "bold")
     for met in journey.met:
         if met.now_to:

@@ -15,8 +15,8 @@ from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command, View
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, table, text
 from pyproxy.commands.sender import FORM, destination_of, sender_of
-from pyproxy.dataplane.conntrack.known import account_of, known_flow
-from pyproxy.dataplane.packets import Delivered, Dropped, Fate, Masquerade, Refused, TraceResult
+from pyproxy.dataplane.conntrack.known import known_flow, trace_known_flow
+from pyproxy.dataplane.packets import Delivered, Dropped, Masquerade, Rejected, TraceResult, Verdict
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Port, address_text, backend_text
 from pyproxy.netlink.conntrack import Conntrack
@@ -36,13 +36,13 @@ class Step(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True):
     """One end that the packet may come to.
 
-    `share` is its probability, `fate` "delivered", "refused", "dropped" or "untouched" (for no
+    `share` is its probability, `verdict` "delivered", "rejected", "dropped" or "untouched" (for no
     Service's). `source` says whom the endpoint sees: "kept" or "masqueraded". `steps` are those
     that lead here alone.
     """
 
     share: float
-    fate: str
+    verdict: str
     says: str
     endpoint: str = ""
     source: str = ""
@@ -98,24 +98,24 @@ def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
         with closing(Conntrack()) as conntrack:
             flow = known_flow(conntrack, packet, namespace.source_port)
         if flow is not None:
-            return told(account_of(packet, flow))
+            return told(trace_known_flow(packet, flow))
     with closing(tracers.make(settings.mode, settings.iptables.flavour)) as tracer:
         return told(tracer.trace(packet))
 
 
 def told(account: TraceResult) -> Told:
     """Write an account in texts and numbers alone."""
-    packet, shared = account.packet, account.shared()
+    packet, shared = account.packet, account.shared_steps()
     outcomes = [
         Outcome(
-            float(course.probability),
-            _fate(course.fate),
-            str(course.fate),
-            backend_text(course.fate.backend) if isinstance(course.fate, Delivered) else "",
-            _source(course.fate),
-            tuple(Step(s.chain, s.did, s.by) for s in course.stages[len(shared) :]),
+            float(path.probability),
+            _verdict(path.verdict),
+            str(path.verdict),
+            backend_text(path.verdict.backend) if isinstance(path.verdict, Delivered) else "",
+            _source(path.verdict),
+            tuple(Step(s.chain, s.action, s.by) for s in path.steps[len(shared) :]),
         )
-        for course in account.courses
+        for path in account.paths
     ]
     return Told(
         str(packet),
@@ -124,27 +124,27 @@ def told(account: TraceResult) -> Told:
         packet.port,
         packet.protocol.name.lower(),
         packet.interface,
-        tuple(Step(s.chain, s.did, s.by) for s in shared),
+        tuple(Step(s.chain, s.action, s.by) for s in shared),
         tuple(sorted(outcomes, key=lambda each: -each.share)),
         account.remarks,
     )
 
 
-def _fate(fate: Fate) -> str:
-    match fate:
+def _verdict(verdict: Verdict) -> str:
+    match verdict:
         case Delivered():
             return "delivered"
-        case Refused():
-            return "refused"
+        case Rejected():
+            return "rejected"
         case Dropped():
             return "dropped"
     return "untouched"
 
 
-def _source(fate: Fate) -> str:
-    if isinstance(fate, Refused | Dropped):
+def _source(verdict: Verdict) -> str:
+    if isinstance(verdict, Rejected | Dropped):
         return ""
-    return "kept" if fate.masquerade is Masquerade.NONE else "masqueraded"
+    return "kept" if verdict.masquerade is Masquerade.NONE else "masqueraded"
 
 
 def _show(value: Told) -> Iterator[Part]:
@@ -176,17 +176,17 @@ def _steps(steps: tuple[Step, ...]) -> Iterator[Part]:
 
 
 def _sentence(outcome: Outcome) -> str:
-    if outcome.fate == "untouched":
+    if outcome.verdict == "untouched":
         return f"no Service's: {outcome.says}"
     return outcome.says
 
 
 def _style(outcome: Outcome) -> str:
-    return {"delivered": GOOD, "untouched": ""}.get(outcome.fate, BAD)
+    return {"delivered": GOOD, "untouched": ""}.get(outcome.verdict, BAD)
 
 
 def _status(value: Told) -> int:
-    return 0 if any(each.fate in ("delivered", "untouched") for each in value.outcomes) else 1
+    return 0 if any(each.verdict in ("delivered", "untouched") for each in value.outcomes) else 1
 
 
 def _port(value: str) -> Port:
@@ -201,7 +201,7 @@ _VIEW = View(
     _show,
     _add_arguments,
     _status,
-    ("0 it may go through, or packets were seen", "1 refused or dropped, or no packet was seen"),
+    ("0 it may go through, or packets were seen", "1 rejected or dropped, or no packet was seen"),
 ).command()
 
 

@@ -1,4 +1,4 @@
-"""A packet and its fate, in words that every proxy mode has: what tracers take and give."""
+"""Packets and their verdicts: the types that the packet tracers of all proxy modes share."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pyproxy.model.address import (
 
 
 class Packet(msgspec.Struct, frozen=True):
-    """A packet as it enters the table; `port` is its destination port.
+    """A packet as it enters the node's network namespace; `port` is its destination port.
 
-    `interface` is the name of the one that it came in by, empty for a packet that this machine
-    sends itself. `new` says that it is the first of its connection.
+    `interface` is the input interface, empty for a packet that the node sends. `new` is true for
+    the first packet of a connection.
     """
 
     source: Address
@@ -43,33 +43,34 @@ class Packet(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         source = backend_text(backend(self.source, Port(0))).rpartition(":")[0]
         target = backend_text(backend(self.destination, self.port))
-        where = f"came in by {self.interface}" if self.interface else "sent by this machine"
-        age = "" if self.new else ", of a connection that is known"
+        where = f"came in by {self.interface}" if self.interface else "sent by this node"
+        age = "" if self.new else ", of an established connection"
         return f"{source} -> {target}/{self.protocol.name.lower()}, {where}{age}"
 
 
 class Masquerade(enum.Enum):
-    """Whether the receiver sees the sender's address or this machine's, and why."""
+    """Whether the receiver sees the sender's address or the node's, and why."""
 
     NONE = "source kept"
-    MARK = "masqueraded for its mark"
+    MARK = "masqueraded by its mark"
     HAIRPIN = "masqueraded as a hairpin"
-    CONNTRACK = "masqueraded as the flow's first packet was"
+    CONNTRACK = "masqueraded as the first packet of its flow was"
 
 
-class Answer(enum.Enum):
-    """How a packet is refused."""
+class RejectWith(enum.Enum):
+    """The reply to a rejected packet, as in nft's `reject with`."""
 
     TCP_RESET = "a TCP reset"
     ICMP = "an ICMP error"
 
 
-class Why(enum.Enum):
+class DropReason(enum.Enum):
     """Why a packet is dropped."""
 
-    LOOPBACK = "a loopback address is this machine's alone"
+    LOOPBACK = "only the node itself may send to a loopback address"
     SOURCE_RANGES = "its source is in no source range"
     POLICY = "no endpoint that the traffic policy allows"
+    NO_SERVER = "the scheduler finds no real server with a weight above 0"
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -82,100 +83,104 @@ class Delivered(msgspec.Struct, frozen=True):
         return f"delivered to {backend_text(self.backend)}, {self.masquerade.value}"
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """Answered at once that nobody is there."""
+class Rejected(msgspec.Struct, frozen=True):
+    """Discarded with a reply, so that the client fails at once."""
 
-    routing: Answer
+    reject_with: RejectWith
 
     def __str__(self) -> str:
-        return f"refused with {self.routing.value}"
+        return f"rejected with {self.reject_with.value}"
 
 
 class Dropped(msgspec.Struct, frozen=True):
-    """Dropped without a word."""
+    """Discarded without a reply."""
 
-    why: Why
+    reason: DropReason
 
     def __str__(self) -> str:
-        return f"dropped: {self.why.value}"
+        return f"dropped: {self.reason.value}"
 
 
 class Untouched(msgspec.Struct, frozen=True):
-    """Left with its destination; whether anybody is there is not the table's concern."""
+    """Sent on to its own destination; the tracer does not know whether a program listens there."""
 
     masquerade: Masquerade = Masquerade.NONE
 
     def __str__(self) -> str:
-        return f"left with its destination, {self.masquerade.value}"
+        return f"destination unchanged, {self.masquerade.value}"
 
 
-Fate = Delivered | Refused | Dropped | Untouched
+Verdict = Delivered | Rejected | Dropped | Untouched
 
 
-class Stage(msgspec.Struct, frozen=True):
-    """One thing that happened to a packet: in which chain, what, and what made it happen.
+class TraceStep(msgspec.Struct, frozen=True):
+    """One action on a packet: the chain or table, the action, and the rule or element behind it.
 
-    `by` is the rule or the element as the kernel's own tool would write it, empty where none did.
+    `by` is the rule or element as the kernel's own tool would write it, empty where there is none.
     """
 
     chain: str
-    did: str
+    action: str
     by: str = ""
 
     def __str__(self) -> str:
         by = f": {self.by}" if self.by else ""
-        return f"{self.chain}: {self.did}{by}"
+        return f"{self.chain}: {self.action}{by}"
 
 
-class Course(msgspec.Struct, frozen=True):
-    """One way that a packet may go: with what probability, by which stages, and its end."""
+class TracePath(msgspec.Struct, frozen=True):
+    """One path that a packet may take: its steps, its verdict, and the probability of both."""
 
-    fate: Fate
+    verdict: Verdict
     probability: Fraction
-    stages: tuple[Stage, ...]
+    steps: tuple[TraceStep, ...]
 
 
 class TraceResult(msgspec.Struct, frozen=True):
-    """All that may become of a packet; the courses' probabilities add up to 1.
+    """All paths that a packet may take; their probabilities add up to 1.
 
-    `remarks` are what a reader must know to trust it, a sentence each.
+    `remarks` are sentences that limit how far the result can be relied on.
     """
 
     packet: Packet
-    courses: tuple[Course, ...]
+    paths: tuple[TracePath, ...]
     remarks: tuple[str, ...] = ()
 
-    def shared(self) -> tuple[Stage, ...]:
-        """Give the stages that come first on every course."""
-        parts = zip(*(course.stages for course in self.courses), strict=False)
-        return tuple(part[0] for part in takewhile(lambda part: len(set(part)) == 1, parts))
+    def shared_steps(self) -> tuple[TraceStep, ...]:
+        """Return the steps that all paths begin with."""
+        columns = zip(*(path.steps for path in self.paths), strict=False)
+        return tuple(same[0] for same in takewhile(lambda each: len(set(each)) == 1, columns))
 
-    def fates(self) -> dict[Fate, Fraction]:
-        """Give the probability of each fate."""
-        found: dict[Fate, Fraction] = {}
-        for course in self.courses:
-            found[course.fate] = found.get(course.fate, Fraction(0)) + course.probability
+    def verdicts(self) -> dict[Verdict, Fraction]:
+        """Return the probability of each verdict."""
+        found: dict[Verdict, Fraction] = {}
+        for path in self.paths:
+            found[path.verdict] = found.get(path.verdict, Fraction(0)) + path.probability
         return found
 
     def __str__(self) -> str:
-        shared = self.shared()
-        lines = [str(self.packet), *(f"  {stage}" for stage in shared)]
-        for course in self.courses:
-            lines += [f"  {stage}" for stage in course.stages[len(shared) :]]
-            lines.append(f"  {float(course.probability):.4%} {course.fate}")
+        shared = self.shared_steps()
+        lines = [str(self.packet), *(f"  {step}" for step in shared)]
+        for path in self.paths:
+            lines += [f"  {step}" for step in path.steps[len(shared) :]]
+            lines.append(f"  {float(path.probability):.4%} {path.verdict}")
         return "\n".join([*lines, *self.remarks])
 
 
 class PacketTracer(Interface):
-    """What a proxy mode offers to whoever asks what becomes of a packet."""
+    """Computes what the kernel's present state does with a packet, in one proxy mode.
+
+    Made and used in one thread, in the node's network namespace. Sends no packet, writes nothing.
+    """
 
     def trace(self, packet: Packet) -> TraceResult:
-        """Follow a packet through what the kernel holds at this moment. Raises KernelError.
+        """Return the paths of a packet through the state that the kernel holds now.
 
-        Raises UsageError where the kernel holds nothing of this mode.
+        Blocks while it reads the kernel. Raises KernelError, and UsageError where the kernel holds
+        nothing of this mode.
         """
         ...
 
     def close(self) -> None:
-        """Give back what it holds open."""
+        """Close its sockets; idempotent."""
         ...

@@ -74,10 +74,10 @@ def test_it_reads_what_the_running_agent_writes_whatever_flags_say(web: Inspecte
 @pytest.mark.parametrize(
     ("sender", "to", "status", "words"),
     [
-        ("outside", TO, 0, "masqueraded for its mark"),
-        ("node", TO, 0, "sent by this machine"),
-        ("10.244.1.12", f"{WEB}:81", 1, "refused with a TCP reset"),
-        ("10.244.1.12", f"{WEB}:81/udp", 1, "refused with an ICMP error"),
+        ("outside", TO, 0, "masqueraded by its mark"),
+        ("node", TO, 0, "sent by this node"),
+        ("10.244.1.12", f"{WEB}:81", 1, "rejected with a TCP reset"),
+        ("10.244.1.12", f"{WEB}:81/udp", 1, "rejected with an ICMP error"),
         ("10.244.1.12", "10.96.0.99:80", 0, "no Service's"),
     ],
 )

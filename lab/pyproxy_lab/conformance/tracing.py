@@ -8,13 +8,13 @@ from functools import partial
 from pyproxy.agent import tracers
 from pyproxy.agent.trace_source import NODE, packet_from
 from pyproxy.config.settings import ProxyMode
-from pyproxy.dataplane.conntrack.known import account_of, known_flow
+from pyproxy.dataplane.conntrack.known import known_flow, trace_known_flow
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
     Masquerade,
     PacketTracer,
-    Refused,
+    Rejected,
     TraceResult,
     Untouched,
 )
@@ -75,7 +75,7 @@ class TraceCheck:
             finally:
                 conntrack.close()
             if flow is not None:
-                return account_of(packet, flow)
+                return trace_known_flow(packet, flow)
         return self._tracer.trace(packet)
 
     def _address(self, name: str, family: Family) -> str:
@@ -101,30 +101,30 @@ def agrees(
     `client` and `node` are the addresses of the sender and of the node; a node's own address hides
     only others'. `names` are those of all who answer, by where they do.
     """
-    fates = tuple(account.fates())
-    delivered = [fate for fate in fates if isinstance(fate, Delivered)]
-    backends = {names.get(fate.backend) for fate in delivered}
+    verdicts = tuple(account.verdicts())
+    delivered = [verdict for verdict in verdicts if isinstance(verdict, Delivered)]
+    backends = {names.get(verdict.backend) for verdict in delivered}
     if not delivered or backends == {None}:
         return _agrees_that_none(account, seen, names)
-    if len(delivered) != len(fates) or seen.reached.keys() != backends:
+    if len(delivered) != len(verdicts) or seen.reached.keys() != backends:
         return False
     if seen.refused or seen.dropped:
         return False
     if client & node:
         return seen.sources <= node
-    kept = {fate.masquerade is Masquerade.NONE for fate in delivered}
+    kept = {verdict.masquerade is Masquerade.NONE for verdict in delivered}
     return seen.sources <= client | node and kept == {each in client for each in seen.sources}
 
 
 def _agrees_that_none(account: TraceResult, seen: Outcome, names: Mapping[Backend, str]) -> bool:
-    wanted = {type(fate) for fate in account.fates()}
+    wanted = {type(verdict) for verdict in account.verdicts()}
     packet = account.packet
     if wanted == {Untouched}:
         # Nobody changes where it goes: whoever is there may answer, and nobody else.
         return seen.reached.keys() <= {names.get(backend(packet.destination, packet.port))}
     if wanted == {Dropped}:
         return bool(seen.dropped) and not (seen.reached or seen.refused)
-    if packet.protocol is Protocol.SCTP and Refused in wanted:
+    if packet.protocol is Protocol.SCTP and Rejected in wanted:
         # Its client does not take the ICMP error for an answer, and goes on trying.
         return len(wanted) == 1 and bool(seen.refused or seen.dropped) and not seen.reached
     # Delivered to where nobody listens is refused by the endpoint's own machine.

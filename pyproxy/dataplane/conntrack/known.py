@@ -5,14 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 
 from pyproxy.dataplane.packets import (
-    Course,
     Delivered,
-    Fate,
     Masquerade,
     Packet,
-    Stage,
+    TracePath,
     TraceResult,
+    TraceStep,
     Untouched,
+    Verdict,
 )
 from pyproxy.model.address import Backend, Port, Protocol, backend, backend_text
 from pyproxy.netlink.conntrack import Conntrack
@@ -32,7 +32,7 @@ def known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | None:
     return next((flow for piece in pieces for flow in piece if flow.source == source), None)
 
 
-def account_of(packet: Packet, flow: Flow) -> TraceResult:
+def trace_known_flow(packet: Packet, flow: Flow) -> TraceResult:
     """Tell what conntrack does with a packet of a flow that it knows."""
     kept = flow.reply_destination == flow.source
     entry = (
@@ -42,9 +42,9 @@ def account_of(packet: Packet, flow: Flow) -> TraceResult:
         f" to {backend_text(Backend(flow.reply_destination))}"
     )
     masquerade = Masquerade.NONE if kept else Masquerade.CONNTRACK
-    fate: Fate = Untouched(masquerade)
+    verdict: Verdict = Untouched(masquerade)
     if flow.translated:
-        fate = Delivered(Backend(flow.reply_source), masquerade)
-    stage = Stage("conntrack", "goes the way of the first packet of its flow", entry)
+        verdict = Delivered(Backend(flow.reply_source), masquerade)
+    step = TraceStep("conntrack", "goes the way of the first packet of its flow", entry)
     remarks = (_TCP_REMARK,) if packet.protocol is Protocol.TCP else ()
-    return TraceResult(packet, (Course(fate, Fraction(1), (stage,)),), remarks)
+    return TraceResult(packet, (TracePath(verdict, Fraction(1), (step,)),), remarks)

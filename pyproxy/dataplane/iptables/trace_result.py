@@ -17,18 +17,18 @@ from pyproxy.dataplane.iptables.rules import (
 )
 from pyproxy.dataplane.iptables.tracer import Step, Way
 from pyproxy.dataplane.packets import (
-    Answer,
-    Course,
     Delivered,
     Dropped,
-    Fate,
+    DropReason,
     Masquerade,
     Packet,
-    Refused,
-    Stage,
+    Rejected,
+    RejectWith,
+    TracePath,
     TraceResult,
+    TraceStep,
     Untouched,
-    Why,
+    Verdict,
 )
 from pyproxy.model.address import backend
 
@@ -38,25 +38,25 @@ _ENDS = {
     MASQUERADE: "masqueraded",
     RETURN: "back to where it came from",
 }
-_ANSWERS = {"reset": Answer.TCP_RESET, "unreachable": Answer.ICMP}
+_ANSWERS = {"reset": RejectWith.TCP_RESET, "unreachable": RejectWith.ICMP}
 
 
 def trace_result(packet: Packet, ways: Sequence[Way], remarks: tuple[str, ...] = ()) -> TraceResult:
     """Tell all that may become of a packet, and what a reader must know besides."""
     known = "" if packet.new else "goes the way of the first packet of its connection"
-    first = (Stage("conntrack", known),) if known else ()
-    courses = (
-        Course(_fate(packet, way), way.probability, (*first, *map(_stage, way.steps)))
+    first = (TraceStep("conntrack", known),) if known else ()
+    paths = (
+        TracePath(_verdict(packet, way), way.probability, (*first, *map(_step, way.steps)))
         for way in ways
     )
-    return TraceResult(packet, tuple(courses), (*remarks, *_ageing(ways)))
+    return TraceResult(packet, tuple(paths), (*remarks, *_ageing(ways)))
 
 
-def _fate(packet: Packet, way: Way) -> Fate:
+def _verdict(packet: Packet, way: Way) -> Verdict:
     if way.ended == "drop":
         return Dropped(_why(way))
     if way.ended:
-        return Refused(_ANSWERS[way.ended])
+        return Rejected(_ANSWERS[way.ended])
     masquerade = Masquerade.NONE
     if way.masqueraded:
         to_itself = packet.source == way.destination
@@ -66,24 +66,24 @@ def _fate(packet: Packet, way: Way) -> Fate:
     return Untouched(masquerade)
 
 
-def _why(way: Way) -> Why:
+def _why(way: Way) -> DropReason:
     last = way.steps[-1].chain
     if last == names.FIREWALL:
-        return Why.LOOPBACK
+        return DropReason.LOOPBACK
     asked = any(names.is_firewall(chain) for chain in map(_leads_to, way.steps))
     admitted = any(names.is_firewall(step.chain) for step in way.steps)
     if names.is_firewall(last) or (asked and not admitted):
-        return Why.SOURCE_RANGES
-    return Why.POLICY
+        return DropReason.SOURCE_RANGES
+    return DropReason.POLICY
 
 
 def _leads_to(step: Step) -> str:
     return step.rule.target.chain if isinstance(step.rule.target, Jump) else ""
 
 
-def _stage(step: Step) -> Stage:
+def _step(step: Step) -> TraceStep:
     where, rule = f"{step.table} {step.chain}", step.rule
-    return Stage(where, _did(rule), f"-A {step.chain} {rule.text}")
+    return TraceStep(where, _did(rule), f"-A {step.chain} {rule.text}")
 
 
 def _did(rule: Rule) -> str:

@@ -99,10 +99,10 @@ class KernelTracer:
         for _ in range(_ATTEMPTS):
             before = self._generation()
             rows = kernel_rows(self._netlink)
-            account = trace(packet, Machine(rows, options, local, rows)).account(remarks)
+            account = trace(packet, Machine(rows, options, local, rows)).result(remarks)
             if self._generation() == before:
                 return account
-        return trace(packet, Machine(rows, options, local, rows)).account((*remarks, _RESTLESS))
+        return trace(packet, Machine(rows, options, local, rows)).result((*remarks, _RESTLESS))
 
     def _generation(self) -> int:
         return nftables.generation(self._netlink.get(nftables.get_generation()))

@@ -8,7 +8,7 @@ from fractions import Fraction
 import msgspec
 
 from pyproxy.dataplane.nftables import listing
-from pyproxy.dataplane.packets import Course, Delivered, Fate, Packet, Stage, TraceResult
+from pyproxy.dataplane.packets import Delivered, Packet, TracePath, TraceResult, TraceStep, Verdict
 from pyproxy.model.address import Backend
 from pyproxy.netlink.elements import Value
 
@@ -40,7 +40,7 @@ class Did(enum.Enum):
     NO_ENDPOINT_SERVICES = "nobody serves this frontend"
     NO_SUCH_PORT = "nobody serves this port of the address"
     LEARNED = "the client will come back to this endpoint"
-    UNMARKED = "masqueraded for its mark"
+    UNMARKED = "masqueraded by its mark"
     HAIRPINNED = "masqueraded, for the endpoint would answer itself"
     KNOWN = "goes the way of the first packet of its connection"
 
@@ -52,9 +52,9 @@ class Step(msgspec.Struct, frozen=True):
     did: Did
     element: Element | None = None
 
-    def stage(self) -> Stage:
+    def trace_step(self) -> TraceStep:
         """Tell it in words."""
-        return Stage(self.chain, self.did.value, str(self.element or ""))
+        return TraceStep(self.chain, self.did.value, str(self.element or ""))
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Way(msgspec.Struct, frozen=True):
     `learned` is the element of the affinity map that the packet adds, or whose timeout it renews.
     """
 
-    fate: Fate
+    verdict: Verdict
     probability: Fraction
     steps: tuple[Step, ...]
     learned: Element | None = None
@@ -75,25 +75,25 @@ class Trace(msgspec.Struct, frozen=True):
     packet: Packet
     ways: tuple[Way, ...]
 
-    def fates(self) -> dict[Fate, Fraction]:
-        """Give the probability of each fate."""
-        found: dict[Fate, Fraction] = {}
+    def verdicts(self) -> dict[Verdict, Fraction]:
+        """Give the probability of each verdict."""
+        found: dict[Verdict, Fraction] = {}
         for way in self.ways:
-            found[way.fate] = found.get(way.fate, Fraction(0)) + way.probability
+            found[way.verdict] = found.get(way.verdict, Fraction(0)) + way.probability
         return found
 
     def backends(self) -> frozenset[Backend]:
         """Give every endpoint that the packet may be delivered to."""
-        fates = (way.fate for way in self.ways)
-        return frozenset(fate.backend for fate in fates if isinstance(fate, Delivered))
+        verdicts = (way.verdict for way in self.ways)
+        return frozenset(verdict.backend for verdict in verdicts if isinstance(verdict, Delivered))
 
-    def account(self, remarks: tuple[str, ...] = ()) -> TraceResult:
+    def result(self, remarks: tuple[str, ...] = ()) -> TraceResult:
         """Tell it in the words of every proxy mode."""
-        courses = (
-            Course(way.fate, way.probability, tuple(map(Step.stage, way.steps)))
+        paths = (
+            TracePath(way.verdict, way.probability, tuple(map(Step.trace_step, way.steps)))
             for way in self.ways
         )
-        return TraceResult(self.packet, tuple(courses), remarks)
+        return TraceResult(self.packet, tuple(paths), remarks)
 
     def __str__(self) -> str:
-        return str(self.account())
+        return str(self.result())

@@ -24,15 +24,15 @@ from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.schema import SetKind
 from pyproxy.dataplane.nftables.trace import Did, Element, Step, Trace, Way
 from pyproxy.dataplane.packets import (
-    Answer,
     Delivered,
     Dropped,
-    Fate,
+    DropReason,
     Masquerade,
     Packet,
-    Refused,
+    Rejected,
+    RejectWith,
     Untouched,
-    Why,
+    Verdict,
 )
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, family_of, parse_network
 from pyproxy.netlink.elements import DROP, Tag
@@ -45,7 +45,7 @@ _CERTAIN = Fraction(1)
 
 
 class _Walk(msgspec.Struct, frozen=True):
-    """How far one way has come; `fate` ends it."""
+    """How far one way has come; `verdict` ends it."""
 
     destination: Address
     port: Port
@@ -55,14 +55,14 @@ class _Walk(msgspec.Struct, frozen=True):
     translated: bool = False
     masquerade: Masquerade = Masquerade.NONE
     learned: Element | None = None
-    fate: Fate | None = None
+    verdict: Verdict | None = None
 
     def went(self, chain: str, did: Did, element: Element | None = None) -> _Walk:
         return replace(self, steps=(*self.steps, Step(chain, did, element)))
 
 
 def trace(packet: Packet, machine: Machine) -> Trace:
-    """Follow a packet through the table. Raises ValueError for a verdict that nobody of us wrote.
+    """Follow a packet through the table. Raises ValueError for a foreign verdict.
 
     A packet that the machine sends to itself is held against the source ranges once more when it
     comes in; where it was masqueraded meanwhile the ranges still see its first address here.
@@ -76,13 +76,13 @@ def trace(packet: Packet, machine: Machine) -> Trace:
 
 
 def _finished(walk: _Walk) -> Way:
-    fate = walk.fate
-    if fate is None:
-        fate = Untouched(walk.masquerade)
+    verdict = walk.verdict
+    if verdict is None:
+        verdict = Untouched(walk.masquerade)
         if walk.translated:
             backend = Backend(walk.destination + walk.port.to_bytes(2, "big"))
-            fate = Delivered(backend, walk.masquerade)
-    return Way(fate, walk.probability, walk.steps, walk.learned)
+            verdict = Delivered(backend, walk.masquerade)
+    return Way(verdict, walk.probability, walk.steps, walk.learned)
 
 
 class _Tracer:
@@ -99,7 +99,7 @@ class _Tracer:
         sent_here = not self._packet.interface
         guard = "filter-output-before" if sent_here else "filter-prerouting"
         begun = self._source_ranges(self._shield(start, guard), guard)
-        if begun.fate is not None:
+        if begun.verdict is not None:
             return [begun]
         return [
             self._send(walk) if sent_here else self._receive(walk) for walk in self._services(begun)
@@ -107,7 +107,7 @@ class _Tracer:
 
     def _send(self, walk: _Walk) -> _Walk:
         walk = self._refuse(walk, "filter-output", no_such_port=True)
-        if walk.fate is None:
+        if walk.verdict is None:
             walk = self._postrouting(walk)
             if self._is_local(walk.destination):
                 walk = self._source_ranges(walk, "filter-prerouting")
@@ -125,7 +125,7 @@ class _Tracer:
 
     def _postrouting(self, walk: _Walk) -> _Walk:
         walk = self._learn(walk, "learn-postrouting")
-        if walk.fate is not None:
+        if walk.verdict is not None:
             return walk
         chain = "masquerading"
         if walk.marked:
@@ -139,19 +139,21 @@ class _Tracer:
         shielded = self._machine.options.shield_loopback and walk.destination in _LOOPBACK
         if not shielded or self._packet.interface in ("", "lo"):
             return walk
-        return replace(walk.went(hook, Did.SHIELDED), fate=Dropped(Why.LOOPBACK))
+        return replace(walk.went(hook, Did.SHIELDED), verdict=Dropped(DropReason.LOOPBACK))
 
     def _source_ranges(self, walk: _Walk, hook: str) -> _Walk:
         key = self._key(walk)
         guarded = self._meet(schema.SOURCE_RANGE_FRONTENDS, key)
-        if walk.fate is not None or guarded is None:
+        if walk.verdict is not None or guarded is None:
             return walk
         if met := self._meet(schema.SOURCES, key + self._packet.source):
             return walk.went(hook, Did.ADMITTED, met)
-        return replace(walk.went(hook, Did.KEPT_OUT, guarded), fate=Dropped(Why.SOURCE_RANGES))
+        return replace(
+            walk.went(hook, Did.KEPT_OUT, guarded), verdict=Dropped(DropReason.SOURCE_RANGES)
+        )
 
     def _refuse(self, walk: _Walk, hook: str, *, no_such_port: bool) -> _Walk:
-        if walk.fate is not None:
+        if walk.verdict is not None:
             return walk
         did, met = (
             Did.NO_ENDPOINT_SERVICES,
@@ -161,13 +163,15 @@ class _Tracer:
             did, met = Did.NO_SUCH_PORT, self._meet(schema.CLUSTER_IPS, walk.destination)
         if met is None:
             return walk
-        routing = Answer.TCP_RESET if self._packet.protocol is Protocol.TCP else Answer.ICMP
-        return replace(walk.went(hook, did, met), fate=Refused(routing))
+        reject_with = (
+            RejectWith.TCP_RESET if self._packet.protocol is Protocol.TCP else RejectWith.ICMP
+        )
+        return replace(walk.went(hook, did, met), verdict=Rejected(reject_with))
 
     def _learn(self, walk: _Walk, hook: str) -> _Walk:
         # An update leaves the data of an element that is there alone, so the first one counts.
         sticky = self._meet(schema.AFFINITY_FRONTENDS, self._frontend)
-        if walk.fate is not None or walk.learned is not None or sticky is None:
+        if walk.verdict is not None or walk.learned is not None or sticky is None:
             return walk
         endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
         if self._meet(schema.AFFINITY_ENDPOINTS, self._frontend + endpoint) is None:
@@ -180,8 +184,8 @@ class _Tracer:
         to_cluster_ip = self._meet(schema.CLUSTER_IPS, walk.destination)
         if to_cluster_ip and (self._machine.options.masquerade_all or self._from_pod is False):
             walk = _mark(walk, "services", to_cluster_ip)
-        verdict = self._meet(schema.SERVICES, self._frontend)
-        return self._go(walk, "services", verdict) if verdict else [walk]
+        mapped = self._meet(schema.SERVICES, self._frontend)
+        return self._go(walk, "services", mapped) if mapped else [walk]
 
     def _split(self, walk: _Walk, chain: str) -> Iterable[_Walk]:
         insiders = self._meet(schema.INTERNAL_SERVICES, self._frontend)
@@ -194,16 +198,20 @@ class _Tracer:
         outsiders = self._meet(schema.EXTERNAL_SERVICES, self._frontend)
         return self._go(walk, chain, outsiders) if outsiders else [walk]
 
-    def _go(self, walk: _Walk, chain: str, verdict: Element) -> Iterable[_Walk]:
-        target = verdict.value.target if isinstance(verdict.value, Tag) else ""
+    def _go(self, walk: _Walk, chain: str, mapped: Element) -> Iterable[_Walk]:
+        target = mapped.value.target if isinstance(mapped.value, Tag) else ""
         if target == DROP:
-            return [replace(walk.went(chain, Did.VERDICT_DROP, verdict), fate=Dropped(Why.POLICY))]
-        walk = walk.went(chain, Did.WENT_ON, verdict)
+            return [
+                replace(
+                    walk.went(chain, Did.VERDICT_DROP, mapped), verdict=Dropped(DropReason.POLICY)
+                )
+            ]
+        walk = walk.went(chain, Did.WENT_ON, mapped)
         if target in _SPLITS:
             return self._split(walk, target) if _SPLITS[target] is self._family else [walk]
         found = _PICK.fullmatch(target)
         if found is None:
-            raise ValueError(f"{verdict}: nobody of us made a chain {target!r}")
+            raise ValueError(f"{mapped}: pyproxy makes no chain {target!r}")
         masquerade, sticky, which, family, count = found.groups()
         if masquerade:
             walk = _mark(walk, target)

@@ -11,15 +11,15 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
 from pyproxy.dataplane.packets import (
-    Answer,
     Delivered,
     Dropped,
+    DropReason,
     Masquerade,
     Packet,
-    Refused,
+    Rejected,
+    RejectWith,
     TraceResult,
     Untouched,
-    Why,
 )
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Address, Port, Protocol, backend, parse_address, parse_network
@@ -62,31 +62,31 @@ def test_what_becomes_of_packets_is_told_rule_by_rule(
         program(namespace, dataplane, routings, NODE)
         assert not namespace.call(lambda: dataplane.plan_full(routings, NODE))
     account = traced(namespace, None, POD, HOME)
-    assert {fate: round(share, 8) for fate, share in account.fates().items()} == {
+    assert {verdict: round(share, 8) for verdict, share in account.verdicts().items()} == {
         Delivered(end): round(Fraction(1, 3), 8) for end in ENDS
     }
     assert account.remarks == ()
-    shield, portals, *_ = account.shared()
+    shield, portals, *_ = account.shared_steps()
     assert shield.chain == "mangle PREROUTING"
-    assert (portals.chain, portals.did, portals.by) == (
+    assert (portals.chain, portals.action, portals.by) == (
         "nat PREROUTING",
         "on to KUBE-SERVICES",
         '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
     )
-    ends = {course.stages[-1].did for course in account.courses}
+    ends = {path.steps[-1].action for path in account.paths}
     assert {text.partition(" by ")[0] for text in ends} == {"translated to an endpoint"}
 
-    def fates(source: Address, to: Address, port: int = 80) -> set[object]:
-        return set(traced(namespace, flavour, source, to, port).fates())
+    def verdicts(source: Address, to: Address, port: int = 80) -> set[object]:
+        return set(traced(namespace, flavour, source, to, port).verdicts())
 
-    assert fates(STRANGER, HOME) == {Delivered(end, Masquerade.MARK) for end in ENDS}
-    assert fates(POD, HOME, 81) == {Refused(Answer.TCP_RESET)}
-    assert fates(POD, REFUSING) == {Refused(Answer.TCP_RESET)}
-    assert fates(POD, BALANCED) == {Delivered(end, Masquerade.MARK) for end in ENDS}
-    assert fates(STRANGER, BALANCED) == {Dropped(Why.SOURCE_RANGES)}
-    assert fates(POD, SILENT) == {Dropped(Why.POLICY)}
-    assert fates(STRANGER, parse_address("127.0.0.1")) == {Dropped(Why.LOOPBACK)}
-    assert fates(POD, STRANGER) == {Untouched()}
+    assert verdicts(STRANGER, HOME) == {Delivered(end, Masquerade.MARK) for end in ENDS}
+    assert verdicts(POD, HOME, 81) == {Rejected(RejectWith.TCP_RESET)}
+    assert verdicts(POD, REFUSING) == {Rejected(RejectWith.TCP_RESET)}
+    assert verdicts(POD, BALANCED) == {Delivered(end, Masquerade.MARK) for end in ENDS}
+    assert verdicts(STRANGER, BALANCED) == {Dropped(DropReason.SOURCE_RANGES)}
+    assert verdicts(POD, SILENT) == {Dropped(DropReason.POLICY)}
+    assert verdicts(STRANGER, parse_address("127.0.0.1")) == {Dropped(DropReason.LOOPBACK)}
+    assert verdicts(POD, STRANGER) == {Untouched()}
 
 
 def test_rules_of_others_are_passed_over_and_said_to_be(
@@ -98,7 +98,7 @@ def test_rules_of_others_are_passed_over_and_said_to_be(
     namespace.run([program_name, "-t", "nat", "-I", "PREROUTING", "-p", "udp", "-j", "ACCEPT"])
     namespace.run([program_name, "-t", "nat", "-A", "KUBE-SERVICES", "-o", "lo", "-j", "ACCEPT"])
     account = traced(namespace, flavour, POD, REFUSING)
-    assert set(account.fates()) == {Untouched()}
+    assert set(account.verdicts()) == {Untouched()}
     assert account.remarks == (
         "somebody has changed the rules: passed over in nat: -A KUBE-SERVICES -o lo -j ACCEPT",
         "1 rule of others in the kernel's own chains passed over",

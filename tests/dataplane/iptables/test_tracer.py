@@ -20,14 +20,14 @@ from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.rules import DROP, RESET, Rule, SetMark
 from pyproxy.dataplane.iptables.tracer import Machine, Way, trace
 from pyproxy.dataplane.packets import (
-    Answer,
     Delivered,
     Dropped,
-    Fate,
     Masquerade,
     Packet,
-    Refused,
+    Rejected,
+    RejectWith,
     Untouched,
+    Verdict,
 )
 from pyproxy.model.address import Family, backend, family_of
 from pyproxy.policy.routing import ServiceRouting
@@ -36,7 +36,7 @@ from tests.dataplane.nftables.scenes import LOCAL, Scene, encounters
 
 Encounter = tuple[Scene, Packet]
 Plain = tuple[str, bytes, bool]
-"""A fate in this mode's terms: what, the endpoint, and whether the client's address is hidden."""
+"""A verdict in this mode's terms: what, the endpoint, and whether it is masqueraded."""
 
 
 def machine(scene: Scene, routings: tuple[ServiceRouting, ...], family: Family) -> Machine:
@@ -55,14 +55,14 @@ def met(way: Way) -> Plain:
     return "delivered", backend(way.destination, way.port), way.masqueraded
 
 
-def meant(fate: Fate, packet: Packet, routings: tuple[ServiceRouting, ...]) -> Plain:
-    match fate:
+def meant(verdict: Verdict, packet: Packet, routings: tuple[ServiceRouting, ...]) -> Plain:
+    match verdict:
         case Untouched():
             return "untouched", b"", False
         case Dropped():
             return "drop", b"", False
-        case Refused(routing=routing):
-            return "reset" if routing is Answer.TCP_RESET else "unreachable", b"", False
+        case Rejected(reject_with=reject_with):
+            return "reset" if reject_with is RejectWith.TCP_RESET else "unreachable", b"", False
         case Delivered(backend=to, masquerade=Masquerade.HAIRPIN):
             found = oracle.frontend_of(packet, routings)
             assert found is not None
@@ -80,13 +80,13 @@ def follow(encounter: Encounter) -> tuple[tuple[Way, ...], tuple[ServiceRouting,
 
 @settings(max_examples=300, deadline=None)
 @given(encounters())
-def test_every_packet_meets_the_fate_that_its_service_means(encounter: Encounter) -> None:
+def test_every_packet_meets_the_verdict_that_its_service_means(encounter: Encounter) -> None:
     scene, packet = encounter
     ways, routings, _ = follow(encounter)
-    assert fates(ways) == wanted(scene, packet, routings)
+    assert verdicts(ways) == wanted(scene, packet, routings)
 
 
-def fates(ways: tuple[Way, ...]) -> set[Plain]:
+def verdicts(ways: tuple[Way, ...]) -> set[Plain]:
     """What may become of a packet; endpoints share evenly, to the kernel's precision."""
     shares: dict[Plain, Fraction] = {}
     for way in ways:
@@ -98,7 +98,7 @@ def fates(ways: tuple[Way, ...]) -> set[Plain]:
 
 
 def wanted(scene: Scene, packet: Packet, routings: tuple[ServiceRouting, ...]) -> set[Plain]:
-    return {meant(fate, packet, routings) for fate in oracle.wanted(packet, scene, routings)}
+    return {meant(verdict, packet, routings) for verdict in oracle.wanted(packet, scene, routings)}
 
 
 Fault = Callable[[Rule], bool]

@@ -10,15 +10,15 @@ from fractions import Fraction
 
 from pyproxy.dataplane.nftables.trace import Trace
 from pyproxy.dataplane.packets import (
-    Answer,
     Delivered,
     Dropped,
-    Fate,
+    DropReason,
     Masquerade,
     Packet,
-    Refused,
+    Rejected,
+    RejectWith,
     Untouched,
-    Why,
+    Verdict,
 )
 from pyproxy.model.address import Backend, Protocol, family_of
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
@@ -27,8 +27,8 @@ from tests.dataplane.nftables.scenes import LOCAL, Scene
 Found = tuple[ServiceRouting, PortRouting, Frontend]
 
 
-def wanted(packet: Packet, scene: Scene, routings: Iterable[ServiceRouting]) -> frozenset[Fate]:
-    """Every fate that this packet may meet, when nothing is remembered of its sender."""
+def wanted(packet: Packet, scene: Scene, routings: Iterable[ServiceRouting]) -> frozenset[Verdict]:
+    """Every verdict that this packet may meet, when nothing is remembered of its sender."""
     routings = tuple(routings)
     if not packet.new:
         return frozenset([Untouched()])
@@ -42,12 +42,12 @@ def wanted(packet: Packet, scene: Scene, routings: Iterable[ServiceRouting]) -> 
         and routing.source_ranges
         and not any(packet.source in network for network in routing.source_ranges)
     ):
-        return frozenset([Dropped(Why.SOURCE_RANGES)])
+        return frozenset([Dropped(DropReason.SOURCE_RANGES)])
     if frontend.use is Use.REFUSE:
         return frozenset([_no(packet)])
     backends, masquerade = allowed(packet, scene, found)
     if not backends:
-        return frozenset([Dropped(Why.POLICY)])
+        return frozenset([Dropped(DropReason.POLICY)])
     hairpins = {backend[:-2] for each in routings for p in each.ports for backend in p.hairpin}
     return frozenset(
         Delivered(backend, _source(packet, backend, hairpins, masquerade=masquerade))
@@ -80,7 +80,7 @@ def allowed(packet: Packet, scene: Scene, found: Found) -> tuple[tuple[Backend, 
 
 def fair(trace: Trace) -> bool:
     """Whether the endpoints share as promised: all alike, but for less than 1 in 256."""
-    shares = list(trace.fates().values())
+    shares = list(trace.verdicts().values())
     even = Fraction(1, len(shares))
     most = even + Fraction(1, 256) * 2 / len(shares)
     return sum(shares) == 1 and all(even * 255 / 256 <= share <= most for share in shares)
@@ -116,8 +116,8 @@ def is_pod(packet: Packet, scene: Scene) -> bool | None:
     return any(packet.source in network for network in networks) if networks else None
 
 
-def _no(packet: Packet) -> Refused:
-    return Refused(Answer.TCP_RESET if packet.protocol is Protocol.TCP else Answer.ICMP)
+def _no(packet: Packet) -> Rejected:
+    return Rejected(RejectWith.TCP_RESET if packet.protocol is Protocol.TCP else RejectWith.ICMP)
 
 
 def _source(

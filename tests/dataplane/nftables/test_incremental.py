@@ -66,7 +66,7 @@ def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject
     for _ in range(4):
         packet = data.draw(packets(tuple(routings.values())))
         walked, leapt = (
-            trace(packet, Machine(table, last.options, LOCAL)).fates().keys()
+            trace(packet, Machine(table, last.options, LOCAL)).verdicts().keys()
             for table in (walker.table, leap)
         )
         assert walked == leapt

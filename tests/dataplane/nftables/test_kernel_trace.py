@@ -109,9 +109,9 @@ def test_a_trace_reads_little_and_says_what_the_whole_table_says(
         partly = trace(packet, Machine(rows, options, learned=rows))
         assert partly == trace(packet, Machine(read_table(netlink), options))
         netlink.close()
-    account = partly.account()
+    account = partly.result()
     assert traced(namespace, packet) == account
-    assert sum(account.fates().values()) == 1
+    assert sum(account.verdicts().values()) == 1
 
 
 def test_where_there_is_no_table_a_person_is_told(namespace: Namespace) -> None:

@@ -22,7 +22,7 @@ from pyproxy.dataplane.nftables.readback import read_learned, read_table
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.trace import Trace
 from pyproxy.dataplane.nftables.tracer import trace
-from pyproxy.dataplane.packets import Delivered, Packet, Refused
+from pyproxy.dataplane.packets import Delivered, Packet, Rejected
 from pyproxy.model.address import (
     Address,
     Family,
@@ -201,7 +201,7 @@ def ask(lab: Lab, client: str, packet: Packet, timeout: float) -> Outcome:
 
 def patience(said: Trace) -> float:
     """How long to wait for an answer, in seconds: where there is to be one it is only late."""
-    answered = any(isinstance(fate, Delivered | Refused) for fate in said.fates())
+    answered = any(isinstance(verdict, Delivered | Rejected) for verdict in said.verdicts())
     return 5.0 if answered else 0.3
 
 
@@ -238,7 +238,7 @@ def test_what_the_tracer_says_happens(
     seen = ask(lab, client, packet, patience(before))
     after = trace(packet, lab.machine())
     client_addresses, node = lab.network.addresses(client), lab.network.addresses("na")
-    assert agrees(after.account(), seen, client_addresses, node, ANSWERING), f"{seen}\n{after}"
+    assert agrees(after.result(), seen, client_addresses, node, ANSWERING), f"{seen}\n{after}"
     assert after.backends() <= before.backends()
     if case.affinity and after.backends():
         assert len(after.backends()) == 1

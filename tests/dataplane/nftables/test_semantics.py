@@ -41,11 +41,11 @@ Forget = Callable[[Table, Routings, Routings], Table]
 
 @settings(max_examples=1000, deadline=None)
 @given(encounters())
-def test_every_packet_meets_the_fate_that_its_service_means(encounter: Encounter) -> None:
+def test_every_packet_meets_the_verdict_that_its_service_means(encounter: Encounter) -> None:
     scene, packet = encounter
     routings = tuple(scene.routings().values())
     traced = trace(packet, machine(scene, routings))
-    assert traced.fates().keys() == oracle.wanted(packet, scene, routings), f"\n{traced}"
+    assert traced.verdicts().keys() == oracle.wanted(packet, scene, routings), f"\n{traced}"
     assert oracle.fair(traced), f"\n{traced}"
 
 
@@ -62,7 +62,7 @@ def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
     if first.learned is None:
         assert not again.backends()
     else:
-        assert set(again.fates()) == {first.fate}
+        assert set(again.verdicts()) == {first.verdict}
 
 
 @st.composite
@@ -143,7 +143,7 @@ def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Tra
     for way in trace(packet, machine(before, tuple(old.values()))).ways:
         learned = forgetting(learned_by(way), old, new)
         again = trace(packet, machine(after, tuple(new.values()), learned))
-        if again.fates().keys() <= oracle.wanted(packet, after, new.values()):
+        if again.verdicts().keys() <= oracle.wanted(packet, after, new.values()):
             continue
         if not again.backends() <= endpoints_here(packet, new):
             return again
@@ -247,7 +247,7 @@ def disagrees(encounter: Encounter, mutate: Mutation) -> bool:
     routings = tuple(scene.routings().values())
     traced = trace(packet, mutate(machine(scene, routings)))
     wanted = oracle.wanted(packet, scene, routings)
-    return traced.fates().keys() != wanted or not oracle.fair(traced)
+    return traced.verdicts().keys() != wanted or not oracle.fair(traced)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -15,14 +15,14 @@ from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.dataplane.nftables.trace import Did
 from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.packets import (
-    Answer,
     Delivered,
     Dropped,
+    DropReason,
     Masquerade,
     Packet,
-    Refused,
+    Rejected,
+    RejectWith,
     Untouched,
-    Why,
 )
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.netlink.elements import DROP, Tag, Value
@@ -103,15 +103,15 @@ MARKED = Delivered(end(1), Masquerade.MARK)
 
 
 @pytest.mark.parametrize(
-    ("table", "sent", "fate"),
+    ("table", "sent", "verdict"),
     [
         ({}, packet(), Untouched()),
         (SERVED, packet(), ALONE),
         (SERVED, packet(OUTSIDE, interface="eth0"), MARKED),
         (SERVED, packet(NODE, interface=""), MARKED),
         (SERVED, packet(new=False), Untouched()),
-        (SERVED, packet(port=81), Refused(Answer.TCP_RESET)),
-        (SERVED, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
+        (SERVED, packet(port=81), Rejected(RejectWith.TCP_RESET)),
+        (SERVED, packet(protocol=Protocol.UDP), Rejected(RejectWith.ICMP)),
         (SERVED, packet("fd10::1", "fd96::1"), Untouched()),
         (OUTER, packet(), MARKED),
         (OUTER, packet(port=81), Untouched()),
@@ -119,33 +119,33 @@ MARKED = Delivered(end(1), Masquerade.MARK)
         (
             SPLIT | {"external-services4": to(DROP)},
             packet(OUTSIDE, interface="eth0"),
-            Dropped(Why.POLICY),
+            Dropped(DropReason.POLICY),
         ),
         (SPLIT | {"internal-services4": to("cluster4-1")}, packet(NODE, interface=""), MARKED),
         (SPLIT | {"internal-services4": to("cluster4-1")}, packet(), ALONE),
         (SPLIT | {"internal-services4": {}}, packet(), ALONE),
         (SPLIT | {"internal-services4": {}}, packet(NODE, interface=""), MARKED),
         (SPLIT | {"internal-services4": {}, "external-services4": {}}, packet(), Untouched()),
-        ({"services4": to(DROP)}, packet(), Dropped(Why.POLICY)),
+        ({"services4": to(DROP)}, packet(), Dropped(DropReason.POLICY)),
         ({"services4": to("cluster6-1")}, packet(), Untouched()),
         ({"services4": to("cluster4-1")}, packet(), Untouched()),
         (SOURCE_RANGE_FRONTENDS, packet(OUTSIDE, interface="eth0"), MARKED),
         (
             SOURCE_RANGE_FRONTENDS,
             packet("203.0.113.128", interface="eth0"),
-            Dropped(Why.SOURCE_RANGES),
+            Dropped(DropReason.SOURCE_RANGES),
         ),
-        (SOURCE_RANGE_FRONTENDS, packet(NODE, interface=""), Dropped(Why.SOURCE_RANGES)),
+        (SOURCE_RANGE_FRONTENDS, packet(NODE, interface=""), Dropped(DropReason.SOURCE_RANGES)),
         (SOURCE_RANGE_FRONTENDS, packet("203.0.113.128", interface="eth0", new=False), Untouched()),
         (SOURCE_RANGE_FRONTENDS, packet("203.0.113.128", interface="eth0", port=81), Untouched()),
-        (NO_ENDPOINT_SERVICES, packet(), Refused(Answer.TCP_RESET)),
-        (NO_ENDPOINT_SERVICES, packet(protocol=Protocol.UDP), Refused(Answer.ICMP)),
-        (NO_ENDPOINT_SERVICES, packet(NODE, interface=""), Refused(Answer.TCP_RESET)),
+        (NO_ENDPOINT_SERVICES, packet(), Rejected(RejectWith.TCP_RESET)),
+        (NO_ENDPOINT_SERVICES, packet(protocol=Protocol.UDP), Rejected(RejectWith.ICMP)),
+        (NO_ENDPOINT_SERVICES, packet(NODE, interface=""), Rejected(RejectWith.TCP_RESET)),
         (NO_ENDPOINT_SERVICES, packet(protocol=Protocol.SCTP), Untouched()),
     ],
 )
-def test_a_packet_has_one_fate(table: Table, sent: Packet, fate: object) -> None:
-    assert trace(sent, machine(table)).fates() == {fate: CERTAIN}
+def test_a_packet_has_one_verdict(table: Table, sent: Packet, verdict: object) -> None:
+    assert trace(sent, machine(table)).verdicts() == {verdict: CERTAIN}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_packet_has_one_fate(table: Table, sent: Packet, fate: object) -> None
 )
 def test_the_options_say_who_is_a_pod(options: Options, sent: Packet, masqueraded: bool) -> None:
     table = SERVED | {"pods4": {ip("10.244.0.0") + ip("10.244.255.255"): b""}}
-    assert trace(sent, machine(table, options=options)).fates() == {
+    assert trace(sent, machine(table, options=options)).verdicts() == {
         MARKED if masqueraded else ALONE: CERTAIN
     }
 
@@ -186,7 +186,7 @@ def test_shares_are_exact(
     numbers: tuple[int, ...], chain: str, lower: Fraction, upper: Fraction | None
 ) -> None:
     table = {"services4": to(chain), "endpoints4": slots(*numbers)}
-    shares = trace(packet(), machine(table)).fates()
+    shares = trace(packet(), machine(table)).verdicts()
     assert sum(shares.values()) == 1
     assert shares[Delivered(end(1))] == lower
     if upper is not None:
@@ -197,37 +197,37 @@ def test_a_lower_half_that_is_not_full_loses_packets() -> None:
     table: Table = {"services4": to("cluster4-4"), "endpoints4": {at(3): end(4) + b"\0\0"}}
     missed = Fraction(3, 4) ** 8
     traced = trace(packet(), machine(table))
-    assert traced.fates() == {Delivered(end(4)): 1 - missed, Untouched(): missed}
+    assert traced.verdicts() == {Delivered(end(4)): 1 - missed, Untouched(): missed}
     assert traced.ways[-1].steps[-1].did is Did.MISSED
 
 
 def test_a_hairpin_is_masqueraded_only_where_it_meets_itself() -> None:
     hairpins: Table = {"hairpin4": {end(1)[:4] * 2: b"", end(2)[:4] * 2: b""}}
     table = {"services4": to("cluster4-2"), "endpoints4": slots(1, 2)} | hairpins
-    fates = trace(packet("10.244.2.1"), machine(table)).fates()
-    assert fates.keys() == {Delivered(end(1), Masquerade.HAIRPIN), Delivered(end(2))}
+    verdicts = trace(packet("10.244.2.1"), machine(table)).verdicts()
+    assert verdicts.keys() == {Delivered(end(1), Masquerade.HAIRPIN), Delivered(end(2))}
     unserved = trace(packet("10.244.2.1", "10.244.2.1"), machine(table))
-    assert unserved.fates() == {Untouched(): CERTAIN}
+    assert unserved.verdicts() == {Untouched(): CERTAIN}
 
 
 def test_what_has_arrived_is_not_masqueraded_and_what_is_sent_to_oneself_is() -> None:
     here = backend(ip(NODE), Port(8080))
     table = OUTER | {"endpoints4": {at(0): here + b"\0\0"}}
-    assert trace(packet(OUTSIDE, interface="eth0"), machine(table)).fates() == {
+    assert trace(packet(OUTSIDE, interface="eth0"), machine(table)).verdicts() == {
         Delivered(here): CERTAIN
     }
     own = trace(packet(NODE, interface=""), machine(table))
-    assert own.fates() == {Delivered(here, Masquerade.MARK): CERTAIN}
+    assert own.verdicts() == {Delivered(here, Masquerade.MARK): CERTAIN}
 
 
 def test_an_endpoint_that_is_a_refused_frontend_is_refused() -> None:
     table = OUTER | {"no-endpoint-services4": {frontend("10.244.2.1", 8080): b""}}
-    assert trace(packet(), machine(table)).fates() == {Refused(Answer.TCP_RESET): CERTAIN}
+    assert trace(packet(), machine(table)).verdicts() == {Rejected(RejectWith.TCP_RESET): CERTAIN}
 
 
 def test_an_endpoint_at_a_cluster_ip_is_refused_where_it_would_be_forwarded() -> None:
     table = OUTER | {"cluster-ips4": {ip("10.244.2.1"): b""}}
-    assert trace(packet(), machine(table)).fates() == {Refused(Answer.TCP_RESET): CERTAIN}
+    assert trace(packet(), machine(table)).verdicts() == {Rejected(RejectWith.TCP_RESET): CERTAIN}
 
 
 def test_what_a_machine_sends_itself_meets_the_source_ranges_again() -> None:
@@ -237,7 +237,7 @@ def test_what_a_machine_sends_itself_meets_the_source_ranges_again() -> None:
         "source-range-frontends4": {here: b""},
     }
     sent = packet(NODE, interface="")
-    assert trace(sent, machine(table)).fates() == {Dropped(Why.SOURCE_RANGES): CERTAIN}
+    assert trace(sent, machine(table)).verdicts() == {Dropped(DropReason.SOURCE_RANGES): CERTAIN}
 
 
 AFFINITY_FRONTENDS: Table = {
@@ -250,7 +250,7 @@ AFFINITY_FRONTENDS: Table = {
 
 def test_a_sticky_frontend_learns_and_remembers() -> None:
     first = trace(packet(), machine(AFFINITY_FRONTENDS))
-    assert {way.fate for way in first.ways} == {
+    assert {way.verdict for way in first.ways} == {
         Delivered(end(1), Masquerade.MARK),
         Delivered(end(2), Masquerade.MARK),
     }
@@ -258,7 +258,7 @@ def test_a_sticky_frontend_learns_and_remembers() -> None:
         assert way.learned is not None
         learned = {way.learned.set_name: {way.learned.key: way.learned.value}}
         again = trace(packet(), machine(AFFINITY_FRONTENDS, learned))
-        assert again.fates() == {way.fate: CERTAIN}
+        assert again.verdicts() == {way.verdict: CERTAIN}
         assert again.ways[0].learned == way.learned
         assert len(trace(packet(OUTSIDE), machine(AFFINITY_FRONTENDS, learned)).ways) == 2
 
@@ -275,7 +275,7 @@ def test_an_endpoint_here_is_learned_on_input() -> None:
 
 def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
     table = AFFINITY_FRONTENDS | {"affinity-endpoints4": {frontend() + end(1) + b"\0\0": b""}}
-    learned = {way.fate: way.learned for way in trace(packet(), machine(table)).ways}
+    learned = {way.verdict: way.learned for way in trace(packet(), machine(table)).ways}
     assert learned[Delivered(end(1), Masquerade.MARK)] is not None
     assert learned[Delivered(end(2), Masquerade.MARK)] is None
 
@@ -283,16 +283,16 @@ def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
 @pytest.mark.parametrize("interface", ["eth0", "lo", ""])
 def test_loopback_addresses_are_shielded_from_others(interface: str) -> None:
     sent = packet(OUTSIDE, "127.0.0.1", interface=interface)
-    fate = Dropped(Why.LOOPBACK) if interface == "eth0" else Untouched()
-    assert trace(sent, machine({}, options=Options(shield_loopback=True))).fates() == {
-        fate: CERTAIN
+    verdict = Dropped(DropReason.LOOPBACK) if interface == "eth0" else Untouched()
+    assert trace(sent, machine({}, options=Options(shield_loopback=True))).verdicts() == {
+        verdict: CERTAIN
     }
-    assert trace(sent, machine({})).fates() == {Untouched(): CERTAIN}
+    assert trace(sent, machine({})).verdicts() == {Untouched(): CERTAIN}
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "cluster4-x", "cluster4", "learn4-60", ""])
-def test_a_verdict_of_nobody_here_is_an_error(target: str) -> None:
-    with pytest.raises(ValueError, match="nobody of us made a chain"):
+def test_a_foreign_verdict_is_an_error(target: str) -> None:
+    with pytest.raises(ValueError, match="pyproxy makes no chain"):
         trace(packet(), machine({"services4": to(target)}))
 
 
@@ -318,15 +318,15 @@ def test_a_trace_reads_well() -> None:
 @pytest.mark.parametrize(
     ("sent", "table", "last"),
     [
-        (packet(), NO_ENDPOINT_SERVICES, "  100.0000% refused with a TCP reset"),
+        (packet(), NO_ENDPOINT_SERVICES, "  100.0000% rejected with a TCP reset"),
         (
             packet(protocol=Protocol.UDP),
             NO_ENDPOINT_SERVICES,
-            "  100.0000% refused with an ICMP error",
+            "  100.0000% rejected with an ICMP error",
         ),
-        (packet(), {"services4": to(DROP)}, f"  100.0000% dropped: {Why.POLICY.value}"),
-        (packet(new=False), {}, "  100.0000% left with its destination, source kept"),
+        (packet(), {"services4": to(DROP)}, f"  100.0000% dropped: {DropReason.POLICY.value}"),
+        (packet(new=False), {}, "  100.0000% destination unchanged, source kept"),
     ],
 )
-def test_a_fate_reads_well(sent: Packet, table: Table, last: str) -> None:
+def test_a_verdict_reads_well(sent: Packet, table: Table, last: str) -> None:
     assert str(trace(sent, machine(table))).splitlines()[-1] == last
