@@ -54,6 +54,7 @@ class Masquerade(enum.Enum):
     NONE = "source kept"
     MARK = "masqueraded by its mark"
     HAIRPIN = "masqueraded as a hairpin"
+    SERVICE_ADDRESS = "masqueraded because its source is a service address"
     CONNTRACK = "masqueraded as the first packet of its flow was"
 
 
@@ -70,7 +71,6 @@ class DropReason(enum.Enum):
     LOOPBACK = "only the node itself may send to a loopback address"
     SOURCE_RANGES = "its source is in no source range"
     POLICY = "no endpoint that the traffic policy allows"
-    NO_SERVER = "the scheduler finds no real server with a weight above 0"
 
 
 class Delivered(msgspec.Struct, frozen=True):
