@@ -13,7 +13,18 @@ from pyproxy.config.settings import LocalMode, ProxyMode, Settings
 from pyproxy.dataplane.interface import Dataplane
 
 if TYPE_CHECKING:
+    from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+    from pyproxy.dataplane.iptables.plan import IptablesPlan
+    from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
+    from pyproxy.dataplane.ipvs.plan import IpvsPlan
+    from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+    from pyproxy.dataplane.nftables.plan import NftablesPlan
     from pyproxy.netlink.ipvs import Virtual
+
+    # mypy checks every dataplane against the whole contract here.
+    _NFTABLES: type[Dataplane[NftablesPlan]] = NftablesDataplane
+    _IPTABLES: type[Dataplane[IptablesPlan]] = IptablesDataplane
+    _IPVS: type[Dataplane[IpvsPlan]] = IpvsDataplane
 
 
 def make(settings: Settings) -> Dataplane[Any]:

@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,8 @@ from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
 from pyproxy.agent.sources import client_of, source_of
-from pyproxy.config.settings import ProxyMode, Settings
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, Readable, TableUsage
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.errors import Problem, SourceError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
@@ -45,6 +46,10 @@ class _NoPlan(msgspec.Struct, frozen=True):
         """Count nothing."""
         return {}
 
+    def netlink(self) -> Iterator[str]:
+        """Yield no message."""
+        return iter(())
+
 
 class NullDataplane:
     """A dataplane that nothing is written to: all that is asked of it is as it should be."""
@@ -60,6 +65,21 @@ class NullDataplane:
 
     def prepare_to_read(self) -> None:
         """Need nothing."""
+
+    def read_ahead(self) -> None:
+        """Read nothing."""
+
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:  # noqa: ARG002
+        """Find no difference."""
+        return StateDiff()
+
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:  # noqa: ARG002
+        """Find no difference."""
+        return ()
+
+    def table_usage(self) -> tuple[TableUsage, ...]:
+        """Count nothing."""
+        return ()
 
     def plan(self, changes: Changes) -> _NoPlan:  # noqa: ARG002
         """Plan nothing."""
@@ -107,7 +127,13 @@ def survey(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
         agent.handle_event(event)
     agent.sync()
     about = About(
-        settings, client, health, lambda: 0.0, time.time, time.time(), lambda: _fill(settings)
+        settings,
+        client,
+        health,
+        lambda: 0.0,
+        time.time,
+        time.time(),
+        partial(_table_usage, settings),
     )
     return AgentInspector(agent, memory, about, _at_once)
 
@@ -127,11 +153,9 @@ def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> N
         source.stop()
 
 
-def _fill(settings: Settings) -> tuple[TableUsage, ...]:
-    if settings.mode is not ProxyMode.NFTABLES:
-        return ()  # those tell what they remember, and nobody has
+def _table_usage(settings: Settings) -> tuple[TableUsage, ...]:
     with closing(dataplanes.make(settings)) as dataplane:
-        return dataplane.fill() if isinstance(dataplane, Readable) else ()
+        return dataplane.table_usage()
 
 
 def _ignore(_: Problem) -> None:

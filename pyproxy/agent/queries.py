@@ -128,8 +128,8 @@ class About(msgspec.Struct, frozen=True):
     """What an agent does not know of itself.
 
     `client` is None where a folder is served in the API's place. `api_age` gives seconds,
-    `wall_clock` and `started` are in seconds since the epoch. `fill` says how full the kernel's
-    tables are, in whichever thread it is called in; it may raise KernelError.
+    `wall_clock` and `started` are in seconds since the epoch. `table_usage` counts
+    the objects in the kernel's tables, in any thread; it may raise KernelError.
     """
 
     settings: Settings
@@ -138,7 +138,7 @@ class About(msgspec.Struct, frozen=True):
     api_age: Callable[[], float]
     wall_clock: Callable[[], float]
     started: float
-    fill: Callable[[], tuple[TableUsage, ...]] = tuple
+    table_usage: Callable[[], tuple[TableUsage, ...]]
 
 
 class AgentInspector:
@@ -168,10 +168,10 @@ class AgentInspector:
         except TimeoutError as error:
             raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: ask again") from error
 
-    def fill(self) -> tuple[TableUsage, ...]:
+    def table_usage(self) -> tuple[TableUsage, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
         try:
-            return self._about.fill()
+            return self._about.table_usage()
         except PyproxyError as error:
             log.debug("how full the tables are is not to be had: %s", error)
             return ()

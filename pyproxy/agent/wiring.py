@@ -34,7 +34,7 @@ from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.interface import Dataplane, Readable, ReadsAhead
+from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.server import Servers
 from pyproxy.health.service_checks import ServiceChecks
@@ -119,8 +119,7 @@ def _serve(
         machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressWatch()))
         rights.keep_only(rights.needed(settings, legacy_rules=has_legacy_rules()))
-        if isinstance(dataplane, ReadsAhead):
-            dataplane.read_ahead()
+        dataplane.read_ahead()
         ending.tell(end)
         stack.enter_context(_running(servers))
         stack.enter_context(_running(reconciler))
@@ -134,7 +133,7 @@ def _serve(
             source.age,
             time.time,
             time.time(),
-            dataplane.fill if isinstance(dataplane, Readable) else tuple,
+            dataplane.table_usage,
         )
         stack.enter_context(_asked(AgentInspector(agent, memory, about, inbox.put), settings))
         drift.follow(dataplane, inbox.put)

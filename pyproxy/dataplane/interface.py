@@ -1,9 +1,15 @@
-"""What the agent asks of a dataplane, whichever kernel subsystem is behind it."""
+"""The contract between the agent and a dataplane, whichever kernel subsystem is behind it.
+
+A dataplane is a `Writer` and an `Inspector`. Both are mandatory, and mypy checks each dataplane
+against them where its package declares its proxy mode (`mode.py`).
+
+Threads: unless a method says otherwise, it is called in one thread, the one that commits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -14,32 +20,42 @@ from pyproxy.policy.routing import ServiceRouting
 
 
 class NodeRouting(msgspec.Struct, frozen=True):
-    """What the fixed rules need to know of the node: who is a pod, and where node ports are."""
+    """The node's part in the base rules: networks of pods, and addresses of node ports."""
 
     pod_networks: tuple[Network, ...] = ()
     node_port_addresses: tuple[Address, ...] = ()
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What is to be different after the next commit; None stands for a Service that is gone."""
+    """The part of the desired state that changed; None stands for a Service that is gone."""
 
     services: Mapping[ObjectName, ServiceRouting | None]
     node: NodeRouting | None = None
 
 
 class Plan(Protocol):
-    """One transaction as a value: it can be counted, printed and compared before it is sent."""
+    """One transaction as a value: it can be counted, printed and compared before it is sent.
+
+    All methods are pure: they neither block nor change the plan.
+    """
 
     def __bool__(self) -> bool:
-        """Whether there is anything to write."""
+        """Return whether there is anything to write."""
         ...
 
     def lines(self) -> Iterator[str]:
-        """Spell out the transaction as a person would type it."""
+        """Yield the transaction in the syntax of the mode's own tool, for people."""
         ...
 
     def counts(self) -> Mapping[str, int]:
-        """How many objects of each kind it writes: elements, chains, rules."""
+        """Count the objects that it writes by their kind: element, chain, rule."""
+        ...
+
+    def netlink(self) -> Iterator[str]:
+        """Yield each netlink message in hexadecimal, after a few words about its purpose.
+
+        Raises UsageError if this mode writes through a program instead of netlink.
+        """
         ...
 
 
@@ -47,25 +63,25 @@ P = TypeVar("P", bound=Plan)
 
 
 class Drift(msgspec.Struct, frozen=True):
-    """Somebody else has written to what is ours.
+    """A change to our objects by another program.
 
-    `by` is the program, such as "nft (pid 4711)", empty where that is not known.
+    `by` is that program, such as "nft (pid 4711)", empty if unknown.
     """
 
     by: str
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A Service that the kernel would not take, set aside so that the rest could go on."""
+    """A Service that the kernel rejected, left out of a commit so that the rest could go on."""
 
     name: ObjectName
     error: KernelError
 
 
 class StateDiff(msgspec.Struct, frozen=True):
-    """How what the kernel holds of one Service differs from what it should, in lines for people.
+    """The difference between the kernel state and the desired state of one Service, for people.
 
-    `rules` is what is amiss with the part that all Services share. `kind` is what the lines name.
+    `rules` are the differences in the base rules. `kind` is the kind of object that the lines name.
     """
 
     missing: tuple[str, ...] = ()
@@ -78,130 +94,132 @@ class StateDiff(msgspec.Struct, frozen=True):
 
 
 class TableUsage(msgspec.Struct, frozen=True):
-    """How full a part of the kernel's tables is; `limit` is 0 where there is none of its own."""
+    """The number of objects in one of the kernel's tables; `limit` is 0 if it has none."""
 
     name: str
     held: int
     limit: int = 0
 
 
-@runtime_checkable
-class Packed(Protocol):
-    """A plan that goes over netlink."""
+class Writer(Protocol[P]):
+    """Program the kernel, in one network namespace: that in which the dataplane was made.
 
-    def netlink(self) -> Iterator[str]:
-        """Write its messages in hexadecimal, each with what it is for."""
-        ...
-
-
-@runtime_checkable
-class Readable(Protocol):
-    """A dataplane that can be asked what the kernel holds of one Service, for what that costs.
-
-    Its methods read, and remember nothing. All raise KernelError.
-    """
-
-    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
-        """Compare what the kernel holds of one Service with what it should."""
-        ...
-
-    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
-        """Name what is not as it should be of the part that all Services share."""
-        ...
-
-    def fill(self) -> tuple[TableUsage, ...]:
-        """Say how full the tables are, in whichever thread it is called in.
-
-        It costs little: what only much reading would tell is told as it is remembered.
-        """
-        ...
-
-
-@runtime_checkable
-class ReadsAhead(Protocol):
-    """A dataplane that can begin to read the kernel before the first `plan_full` asks for it."""
-
-    def read_ahead(self) -> None:
-        """Begin, and return at once; the thread has the rights of the calling one.
-
-        Raises KernelError.
-        """
-        ...
-
-
-class Dataplane(Protocol[P]):
-    """One way to program the kernel.
-
-    A dataplane remembers what it last committed. `plan` and `commit` are apart so that the agent
-    (or a person) can look at a plan without anything being written.
+    A writer remembers what it last committed. `plan` and `commit` are apart so that the agent, or a
+    command, can look at a plan without a write.
     """
 
     @property
     def name(self) -> str:
-        """The proxy mode, as `--proxy-mode` has it."""
+        """The proxy mode, as `--proxy-mode` has it. Any thread; does not block."""
         ...
 
     @property
     def messages_sent(self) -> int:
-        """How many messages have gone to the kernel, or lines to the program that writes there."""
+        """Messages sent to the kernel so far, dumps not counted. Any thread; does not block.
+
+        They are netlink messages, or invocations of the program that writes.
+        """
         ...
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes those were."""
+        """Bytes sent to the kernel, or to the program that writes. Any thread; does not block."""
         ...
 
     def prepare(self) -> None:
-        """Get ready to write, and find out whether this machine can do it at all.
+        """Check that this machine can be programmed, and open what `commit` needs.
 
-        Raises UsageError where it cannot.
+        Called once, before all else. Blocks for a few requests to the kernel, or for a program.
+        Raises UsageError if a program, a part of the kernel or a right is missing.
         """
         ...
 
-    def prepare_to_read(self) -> None:
-        """Get ready to read only: `plan_full` works afterwards, and nothing has been written.
+    def read_ahead(self) -> None:
+        """Start to read, in a thread of its own, what the first `plan_full` needs.
 
-        Raises UsageError where this machine cannot do it at all.
+        Returns at once. The thread has the rights of the calling one. Does nothing where reading
+        ahead would gain nothing. Called at most once, after `prepare`. Raises KernelError.
         """
         ...
 
     def plan(self, changes: Changes) -> P:
-        """Compare what changed with what was committed last; the kernel is not asked."""
+        """Compare what changed with the last commit. Does not ask the kernel, and is idempotent."""
         ...
 
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> P:
-        """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        """Read the kernel back, and plan from there to the whole desired state.
+
+        Blocks for a read-back, seconds in a large cluster. Idempotent. Raises KernelError.
+        """
         ...
 
     def commit(self, plan: P) -> tuple[Failure, ...]:
-        """Write a plan and remember it; the Services it had to leave out.
+        """Write a plan and remember it; return the Services that had to be left out.
 
-        It is one transaction, or, so that nobody else has to wait for long, several where it is
-        large: each Service is wholly as it was until it is wholly as it is to be.
+        A plan is one transaction, or, so that other writers do not wait for long, several if it is
+        large: each Service changes as a whole. A plan without anything to write is remembered too,
+        because the next plan starts from it. Blocks for the transaction. Not idempotent: a plan is
+        committed once, and only if nothing was committed since it was made.
 
-        A plan with nothing to write is remembered too: what the kernel held already is what the
-        next plan starts from.
-        Raises TransientKernelError, OutOfStepError (the agent then asks for a plan_full) and
-        PermissionKernelError. Nothing of the transaction that failed has been written then, while
-        others may have been.
+        Raises TransientKernelError, OutOfStepError (the agent then calls `plan_full`) and
+        PermissionKernelError. Nothing of the transaction that failed has been written, while
+        earlier ones have been.
         """
         ...
 
     def wait_for_drift(self) -> Drift | None:
-        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
+        """Block until another program has changed our objects; None after `close`.
+
+        Called in a thread of its own. Raises KernelError, and may then be called again.
+        """
         ...
 
     def tick(self) -> Drift | None:
-        """Do what is due now, called about once a second in the thread that commits.
+        """Do what is due by time, and return a drift that only polling finds.
 
-        Tells of somebody else's write that only looking brings to light. Raises KernelError.
+        Called about once a second; blocks for a few requests at most. Raises KernelError.
         """
         ...
 
     def cleanup(self) -> None:
-        """Remove all that is ours and nothing else; may be called when there is nothing."""
+        """Remove all of our objects and nothing else. Blocks; idempotent. Raises KernelError."""
         ...
 
     def close(self) -> None:
-        """Give back sockets; the rules stay."""
+        """Close the sockets; the rules stay. Any thread, once; `wait_for_drift` then returns."""
         ...
+
+
+class Inspector(Protocol):
+    """Read the kernel for commands, without any write.
+
+    The methods block for what they read, are idempotent, and leave a writer's memory alone. They
+    raise KernelError.
+    """
+
+    def prepare_to_read(self) -> None:
+        """Check that this machine can be read; `plan_full` works afterwards.
+
+        Raises UsageError if a program, a part of the kernel or a right is missing.
+        """
+        ...
+
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
+        """Compare the kernel state of one Service, and the base rules, with the desired state."""
+        ...
+
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
+        """Return a line for each difference in the base rules; none if they are as they should."""
+        ...
+
+    def table_usage(self) -> tuple[TableUsage, ...]:
+        """Count the objects in each of our tables that has any.
+
+        Any thread. Reads little: a count that would take a whole read-back is the one of the last
+        commit, so that it is missing in a process that has committed nothing.
+        """
+        ...
+
+
+class Dataplane(Writer[P], Inspector, Protocol[P]):
+    """One way to program the kernel, and to inspect what it holds."""

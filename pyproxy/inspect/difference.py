@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pyproxy.dataplane.interface import Dataplane, Packed, Readable
-from pyproxy.errors import UsageError
+from pyproxy.dataplane.interface import Dataplane
 from pyproxy.inspect.desired import Desired
 
 
@@ -41,12 +40,6 @@ def difference(dataplane: Dataplane[Any], wanted: Desired, *, netlink: bool) -> 
         pending=wanted.pending,
         counts=dict(plan.counts()),
         lines=tuple(plan.lines()),
-        rules=dataplane.check_base_rules(wanted.node) if isinstance(dataplane, Readable) else (),
-        messages=_messages(plan) if netlink else (),
+        rules=dataplane.check_base_rules(wanted.node),
+        messages=tuple(plan.netlink()) if netlink else (),
     )
-
-
-def _messages(plan: object) -> tuple[str, ...]:
-    if not isinstance(plan, Packed):
-        raise UsageError("--show-netlink: this mode writes no netlink: leave it out")
-    return tuple(plan.netlink())

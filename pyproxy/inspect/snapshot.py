@@ -91,7 +91,7 @@ class AgentView(Protocol):
         """Take a snapshot in the agent's thread. Raises BusyError."""
         ...
 
-    def fill(self) -> tuple[TableUsage, ...]:
+    def table_usage(self) -> tuple[TableUsage, ...]:
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
         ...
 

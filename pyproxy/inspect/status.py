@@ -103,7 +103,7 @@ def invalid(problem: Problem) -> InvalidObject:
 
 
 def _route(witness: AgentView, _: Nothing) -> Status:
-    return status(witness.snapshot(), witness.fill())
+    return status(witness.snapshot(), witness.table_usage())
 
 
 STATUS = Query("/status", Nothing, Status, _route)

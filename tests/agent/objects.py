@@ -14,7 +14,14 @@ from pyproxy.agent.core import Agent, Commit, Observers
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, NodePorts, Settings
 from pyproxy.dataplane.diff import Delta, apply, diff
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting
+from pyproxy.dataplane.interface import (
+    Changes,
+    Drift,
+    Failure,
+    NodeRouting,
+    StateDiff,
+    TableUsage,
+)
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError, OutOfStepError, Problem, RejectedError
@@ -101,6 +108,9 @@ class PlannedTable(msgspec.Struct, frozen=True):
     def counts(self) -> Mapping[str, int]:
         return {"element": len(list(self.lines()))}
 
+    def netlink(self) -> Iterator[str]:
+        return iter(())
+
 
 class TableDataplane:
     """A dataplane beside the real one, with a dict for a kernel.
@@ -129,6 +139,18 @@ class TableDataplane:
 
     def prepare_to_read(self) -> None:
         """Always able."""
+
+    def read_ahead(self) -> None:
+        """Reads fast enough."""
+
+    def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
+        raise NotImplementedError
+
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
+        return ()
+
+    def table_usage(self) -> tuple[TableUsage, ...]:
+        return ()
 
     def plan(self, changes: Changes) -> PlannedTable:
         services = dict(self._programmed)

@@ -26,7 +26,7 @@ class Asked:
         self.memory = ProgrammedState()
         self.inbox: Inbox = Inbox()
         stage = self.stage
-        about = About(Settings(HOSTNAME), None, stage.health, lambda: 0.0, stage.clock, 0.0)
+        about = About(Settings(HOSTNAME), None, stage.health, lambda: 0.0, stage.clock, 0.0, tuple)
         self.witness = AgentInspector(self.stage.agent, self.memory, about, self.inbox.put)
         self.now = AgentInspector(self.stage.agent, self.memory, about, lambda q: q.routing())
 

@@ -53,7 +53,7 @@ class AgentView:
     def snapshot(self) -> Snapshot:
         return self.taken
 
-    def fill(self) -> tuple[TableUsage, ...]:
+    def table_usage(self) -> tuple[TableUsage, ...]:
         return ()
 
     def look_up(self, name: ObjectName) -> Lookup:

@@ -79,6 +79,9 @@ class IptablesDataplane:
             programs.require()
         self._count_into(counters.available())
 
+    def read_ahead(self) -> None:
+        """Do nothing: `plan_full` runs the programs of both families anyway."""
+
     def plan(self, changes: Changes) -> IptablesPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
         return self._memory.plan(changes.services, changes.node)
@@ -96,7 +99,7 @@ class IptablesDataplane:
         """Name what is not as it should be of the chains that all Services share; KernelError."""
         return check_base_rules(self._save(), self._options, node)
 
-    def fill(self) -> tuple[TableUsage, ...]:
+    def table_usage(self) -> tuple[TableUsage, ...]:
         """Count the rules of ours in each table, as they are remembered."""
         return tuple(
             TableUsage(f"{family.label} {table} rules", count)

@@ -12,6 +12,7 @@ from pyproxy.dataplane.iptables.fixed import TABLES
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import Chains, Rule
 from pyproxy.dataplane.iptables.saved import SavedTable, target
+from pyproxy.errors import UsageError
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
@@ -96,6 +97,10 @@ class IptablesPlan(msgspec.Struct, frozen=True):
         """Spell out what iptables-restore is given, for both families."""
         for family in Family:
             yield from self.script(family)
+
+    def netlink(self) -> Iterator[str]:
+        """Raise UsageError: iptables-restore writes in the agent's stead."""
+        raise UsageError("--show-netlink: iptables mode writes no netlink: leave it out")
 
     def script(self, family: Family) -> list[str]:
         """Write what iptables-restore takes, one transaction a table; empty for nothing to do."""

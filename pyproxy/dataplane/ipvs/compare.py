@@ -93,11 +93,12 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
     return StateDiff(
         tuple(row_lines(delta.add)),
         tuple(row_lines(delta.remove)),
-        tuple(_amiss(rules, options, here)),
+        tuple(check_base_rules(rules, options, here)),
     )
 
 
-def _amiss(rules: Rules, options: Options, here: Addresses) -> Iterator[str]:
+def check_base_rules(rules: Rules, options: Options, here: Addresses) -> Iterator[str]:
+    """Name what is missing or changed of the base rules and the device. Raises KernelError."""
     if not rules.is_loaded(options):
         yield (
             f"the fixed rules of table inet {TABLE} are not there, are not as they were loaded, or "

@@ -13,7 +13,7 @@ import msgspec
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.commit import Outcome, commit
-from pyproxy.dataplane.ipvs.compare import compare
+from pyproxy.dataplane.ipvs.compare import check_base_rules, compare
 from pyproxy.dataplane.ipvs.draining import Change, Draining, drain, settle
 from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
 from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
@@ -94,6 +94,9 @@ class IpvsDataplane:
             self._kernel.prepare()
         except KernelError as error:
             raise unusable(error) from error
+
+    def read_ahead(self) -> None:
+        """Do nothing: IPVS announces no change, so an early read could be out of date."""
 
     def plan(self, changes: Changes) -> IpvsPlan:
         """Compare what changed with what was committed last; the kernel is not asked."""
@@ -190,7 +193,12 @@ class IpvsDataplane:
         """Compare what the kernel holds of one Service with what it should; KernelError."""
         return compare(self._kernel, self._rules, wanted, self._options_for(node))
 
-    def fill(self) -> tuple[TableUsage, ...]:
+    def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
+        """Name what is missing or changed of the base rules and the device; KernelError."""
+        options = self._options_for(node)
+        return tuple(check_base_rules(self._rules, options, self._kernel.addresses()))
+
+    def table_usage(self) -> tuple[TableUsage, ...]:
         """Count virtual services, servers, addresses and each set's elements, as remembered."""
         return tuple(TableUsage(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 

@@ -94,6 +94,18 @@ class IpvsPlan(msgspec.Struct, frozen=True):
         counts |= {"ruleset": int(self.reload), "device": int(self.device)}
         return {kind: count for kind, count in counts.items() if count}
 
+    def netlink(self) -> Iterator[str]:
+        """Yield each message in hexadecimal, with its table; those to IPVS come first and last."""
+        # The kernel gives IPVS a message type of its own at each boot, which no plan knows.
+        write = Messages(0)
+        for each in builds(self.delta, write):
+            yield f"{_KINDS[each.table]}, IPVS: {each.request.body.hex()}"
+        for write_of in self.elements():
+            what = f"{write_of.set_name}, {len(write_of.keys)} elements"
+            yield f"{what}, type {write_of.message.kind:#06x}: {write_of.message.body.hex()}"
+        for each in clearances(self.delta, write):
+            yield f"{_KINDS[each.table]}, IPVS: {each.request.body.hex()}"
+
     def elements(self) -> list[ElementMessage]:
         """Pack what changes in the sets, removals first, as the kernel wants a changed one."""
         gone, new = self.delta.remove, self.delta.add

@@ -55,7 +55,7 @@ def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: Options) -> Sta
     )
 
 
-def fill(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
+def table_usage(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
     """Count each set's elements, of those that have any. Raises KernelError.
 
     Kernels before 6.16 do not say.

@@ -15,7 +15,7 @@ from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, St
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
 from pyproxy.dataplane.nftables.ahead import ReadAhead
-from pyproxy.dataplane.nftables.compare import check_base_rules, compare, fill
+from pyproxy.dataplane.nftables.compare import check_base_rules, compare, table_usage
 from pyproxy.dataplane.nftables.compile_all import whole
 from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.loader import load, seal
@@ -185,11 +185,11 @@ class NftablesDataplane:
         """Name the fixed rules, chains and sets that are not as they should be; KernelError."""
         return check_base_rules(self._netlink, self._options_for(node))
 
-    def fill(self) -> tuple[TableUsage, ...]:
-        """Say how full the sets are; KernelError."""
+    def table_usage(self) -> tuple[TableUsage, ...]:
+        """Count each set's elements; KernelError."""
         # The agent's own socket is its thread's alone.
         with closing(Nfnetlink()) as netlink:
-            return fill(netlink)
+            return table_usage(netlink)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan, in parts where it is large, and remember it; what it had to leave out."""
