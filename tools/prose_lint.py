@@ -55,7 +55,7 @@ RULES = (
 _COMPILED = tuple((name, re.compile(pattern)) for name, pattern in RULES)
 _LOGGING = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 _TEXT_ARGUMENTS = {"help", "description", "epilog"}
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z`\"'(\[*])")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9`\"'(\[*])")
 _NOT_PROSE = re.compile(r"^\s*(?:#|\||```|~~~|>|\$|!\[|<)")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|No|pp?)\.\s*$")
 
