@@ -21,7 +21,7 @@ from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.questions import print_questions
 from bench.targets import Targets, held_against, targets
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 from pyproxy.errors import PyproxyError, UsageError
 
 _NO_FLOOR: Mapping[Size, Floor] = {}

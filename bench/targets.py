@@ -10,7 +10,7 @@ from pyproxy_lab.bench.figures import duration
 from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.modes import LabMode
 
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 
 
 class Targets(msgspec.Struct, frozen=True):

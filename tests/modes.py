@@ -12,7 +12,7 @@ from pyproxy_lab.conformance.cases import Case
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 
 VARIABLE = "PYPROXY_TEST_MODES"
 KINDS = (modes.NFTABLES, modes.IPTABLES_LEGACY, modes.IPTABLES_NFT, modes.IPVS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 from pyproxy.errors import UsageError
 from pyproxy.model.flavour import Flavour
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyproxy.agent import loopback
-from pyproxy.config.settings import LocalMode, ProxyMode, Settings
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import LocalMode, Settings
 from pyproxy.dataplane.interface import Dataplane
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import subprocess
 
-from pyproxy.config.settings import ProxyMode, Settings
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import Settings
 from pyproxy.model.flavour import Flavour
 
 log = logging.getLogger(__name__)

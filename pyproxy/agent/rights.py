@@ -16,7 +16,8 @@ import logging
 import os
 from pathlib import Path
 
-from pyproxy.config.settings import ProxyMode, Settings
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from pyproxy.config.settings import Conntrack, ProxyMode, Settings
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import Conntrack, Settings
 
 log = logging.getLogger(__name__)
 

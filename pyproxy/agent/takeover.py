@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from pyproxy.agent import mode_cleanup
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import KernelError, PermissionKernelError
 from pyproxy.metrics import Metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyproxy.agent.node_addresses import local_addresses
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
 from pyproxy.dataplane.nftables.kernel_trace import KernelTracer
 from pyproxy.dataplane.packets import PacketTracer

@@ -1,5 +1,6 @@
 """What a person asks of pyproxy: kube-proxy's flags and its file, read into typed settings."""
 
+from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import (
     Api,
     Conntrack,
@@ -10,7 +11,6 @@ from pyproxy.config.settings import (
     LocalTraffic,
     Masquerade,
     NodePorts,
-    ProxyMode,
     Serving,
     Settings,
     SyncPeriods,

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import msgspec
 
-from pyproxy.config import effective, flags
+from pyproxy.config import effective, flags, modes
 from pyproxy.config.given import FLAGS, Given, command_line
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.remarks import remarks
@@ -26,7 +26,6 @@ from pyproxy.config.settings import (
     LocalTraffic,
     Masquerade,
     NodePorts,
-    ProxyMode,
     Serving,
     Settings,
     SyncPeriods,
@@ -211,43 +210,30 @@ def _local_traffic(given: Given) -> LocalTraffic:
 
 
 def _node_ports(given: Given) -> NodePorts:
-    found = given[flags.NODEPORT_ADDRESSES]
-    match given[flags.PROXY_MODE]:
-        case ProxyMode.NFTABLES:
-            return found
-        case ProxyMode.IPTABLES:
-            loopback = given[flags.IPTABLES_LOCALHOST_NODEPORTS]
-        case ProxyMode.IPVS:  # which has no way back from a pod to 127.0.0.1
-            loopback = False
-    return msgspec.structs.replace(found, loopback=loopback)
+    loopback = modes.of(given[flags.PROXY_MODE].value).loopback
+    loopback &= given.in_mode(flags.IPTABLES_LOCALHOST_NODEPORTS)
+    return msgspec.structs.replace(given[flags.NODEPORT_ADDRESSES], loopback=loopback)
 
 
 def _iptables(given: Given) -> IptablesSettings:
-    if given[flags.PROXY_MODE] is not ProxyMode.IPTABLES:
-        return IptablesSettings()
-    return IptablesSettings(given[flags.IPTABLES_FLAVOUR])
+    return IptablesSettings(given.in_mode(flags.IPTABLES_FLAVOUR))
 
 
 def _ipvs(given: Given) -> IpvsSettings:
-    if given[flags.PROXY_MODE] is not ProxyMode.IPVS:
-        return IpvsSettings()
     return IpvsSettings(
-        scheduler=given[flags.IPVS_SCHEDULER],
-        exclude_networks=given[flags.IPVS_EXCLUDE_CIDRS],
-        strict_arp=given[flags.IPVS_STRICT_ARP],
-        tcp_timeout=given[flags.IPVS_TCP_TIMEOUT],
-        tcp_fin_timeout=given[flags.IPVS_TCPFIN_TIMEOUT],
-        udp_timeout=given[flags.IPVS_UDP_TIMEOUT],
+        scheduler=given.in_mode(flags.IPVS_SCHEDULER),
+        exclude_networks=given.in_mode(flags.IPVS_EXCLUDE_CIDRS),
+        strict_arp=given.in_mode(flags.IPVS_STRICT_ARP),
+        tcp_timeout=given.in_mode(flags.IPVS_TCP_TIMEOUT),
+        tcp_fin_timeout=given.in_mode(flags.IPVS_TCPFIN_TIMEOUT),
+        udp_timeout=given.in_mode(flags.IPVS_UDP_TIMEOUT),
     )
 
 
 def _pace(given: Given) -> SyncPeriods:
-    shortest, longest = flags.IPTABLES_MIN_SYNC_PERIOD, flags.IPTABLES_SYNC_PERIOD
-    if given[flags.PROXY_MODE] is ProxyMode.IPVS:
-        shortest, longest = flags.IPVS_MIN_SYNC_PERIOD, flags.IPVS_SYNC_PERIOD
     pace = SyncPeriods(
-        min_sync_period=given.either(flags.MIN_SYNC_PERIOD, shortest),
-        sync_period=given.either(flags.SYNC_PERIOD, longest),
+        min_sync_period=given.either(flags.MIN_SYNC_PERIOD, flags.MIN_SYNC_PERIOD_ALIASES),
+        sync_period=given.either(flags.SYNC_PERIOD, flags.SYNC_PERIOD_ALIASES),
     )
     if pace.min_sync_period > pace.sync_period:
         raise UsageError(

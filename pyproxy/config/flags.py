@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from pyproxy.config import values
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import DEFAULT, ProxyMode
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -67,8 +67,8 @@ BIND_ADDRESS = Flag(
 PROXY_MODE = Flag(
     "--proxy-mode",
     values.proxy_mode,
-    "nftables",
-    "the kernel's part that serves: nftables, iptables or ipvs",
+    DEFAULT.value,
+    f"the kernel subsystem that serves: {', '.join(mode.value for mode in ProxyMode)}",
     ("mode",),
 )
 
@@ -359,13 +359,10 @@ WRITE_CONFIG_TO = Flag(
 INIT_ONLY = Flag("--init-only", values.boolean, "false", "make the kernel's settings, and end")
 CLEANUP = Flag("--cleanup", values.boolean, "false", "the same as the command cleanup")
 
-ALIASES: tuple[Flag[float], ...] = (
-    IPTABLES_SYNC_PERIOD,
-    IPTABLES_MIN_SYNC_PERIOD,
-    IPVS_SYNC_PERIOD,
-    IPVS_MIN_SYNC_PERIOD,
-)
-"""Flags that say what another says; of a file, that other one reads their fields."""
+SYNC_PERIOD_ALIASES = (IPTABLES_SYNC_PERIOD, IPVS_SYNC_PERIOD)
+MIN_SYNC_PERIOD_ALIASES = (IPTABLES_MIN_SYNC_PERIOD, IPVS_MIN_SYNC_PERIOD)
+ALIASES: tuple[Flag[float], ...] = (*SYNC_PERIOD_ALIASES, *MIN_SYNC_PERIOD_ALIASES)
+"""Flags that mean the same as another flag, which reads their fields of a file."""
 
 EFFECTIVE: tuple[Flag[object], ...] = (
     KUBECONFIG,

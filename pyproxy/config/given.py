@@ -7,7 +7,7 @@ kube-proxy v1.36 takes a file's word for everything, whatever its flags say, but
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from pyproxy.config import durations, flags, modes
@@ -62,9 +62,9 @@ class Given:
 
     def field(self, flag: Flag[T]) -> str:
         """Name the field that says the same in the mode that serves."""
-        silent = modes.silent(self[flags.PROXY_MODE].value)
-        heard = (field for field in flag.fields if not field.startswith(silent))
-        return next(heard, flag.fields[0])
+        ignored = modes.of(self[flags.PROXY_MODE].value).ignored
+        effective = (field for field in flag.fields if not field.startswith(ignored))
+        return next(effective, flag.fields[0])
 
     def __getitem__(self, flag: Flag[T]) -> T:
         try:
@@ -72,9 +72,15 @@ class Given:
         except ValueError as error:
             raise UsageError(f"{self.label(flag)}: {error}") from error
 
-    def either(self, flag: Flag[T], alias: Flag[T]) -> T:
-        """Read the flag, or the other where only that was given."""
-        return self[flag if self.has(flag) or not self.has(alias) else alias]
+    def in_mode(self, flag: Flag[T]) -> T:
+        """Read a flag of some modes alone; in the others it has its default."""
+        return self[flag] if self[flags.PROXY_MODE] in flag.modes else flag.read(flag.default)
+
+    def either(self, flag: Flag[T], aliases: Sequence[Flag[T]]) -> T:
+        """Read the flag, or its alias in this mode if only that was given."""
+        mode = self[flags.PROXY_MODE]
+        given = (each for each in (flag, *aliases) if mode in each.modes and self.has(each))
+        return self[next(given, flag)]
 
     def with_file(self, path: str, configuration: KubeProxyConfiguration) -> Given:
         """Let a file's configuration take the place of the flags that it does.
@@ -85,10 +91,10 @@ class Given:
         _check(path, said)
         texts = _implied(configuration, said)
         fields: dict[str, str] = {}
-        silent = modes.silent(configuration.mode)
+        ignored = modes.of(configuration.mode).ignored
         for flag in FLAGS:
-            heard = (each for each in flag.fields if each in said and not each.startswith(silent))
-            field = next(heard, "")
+            counts = (each for each in flag.fields if each in said and not each.startswith(ignored))
+            field = next(counts, "")
             if field and flag not in flags.ALIASES:
                 fields[flag.name] = field
                 texts.setdefault(flag.name, said[field])

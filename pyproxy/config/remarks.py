@@ -6,9 +6,9 @@ from collections.abc import Iterator, Set
 
 from pyproxy.config import flags, modes
 from pyproxy.config.given import FLAGS, Given, texts_by_field, wins_over_file
+from pyproxy.config.modes import ProxyMode
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
 from pyproxy.config.schema import KubeProxyConfiguration
-from pyproxy.config.settings import ProxyMode
 
 _SECTIONS = ("iptables.", "ipvs.", "nftables.")
 _LOCALHOST = "iptables.localhostNodePorts"
@@ -60,13 +60,13 @@ def _idle_fields(configuration: KubeProxyConfiguration) -> Iterator[tuple[str, s
 
 def _heard(asked: str) -> Set[str]:
     """Give the fields in the sections of modes that have a say where this mode is asked for."""
-    mode, silent = modes.serving(asked), modes.silent(asked)
+    mode, ignored = modes.serving(asked), modes.of(asked).ignored
     heard = {
         field
         for flag in FLAGS
         if mode in flag.modes and flag not in flags.ALIASES
         for field in flag.fields
-        if field.startswith(_SECTIONS) and not field.startswith(silent)
+        if field.startswith(_SECTIONS) and not field.startswith(ignored)
     }
     # Where node ports answer follows from it, in the place of the mode that it is for.
     return heard | {_LOCALHOST} if not asked else heard

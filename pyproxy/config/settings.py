@@ -9,17 +9,13 @@ import enum
 
 import msgspec
 
+from pyproxy.config.modes import DEFAULT, ProxyMode
 from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.model.address import Address, Mark, Network, address_text
 from pyproxy.model.flavour import Flavour
 
-
-class ProxyMode(enum.Enum):
-    """The kernel subsystem that serves: `--proxy-mode`."""
-
-    NFTABLES = "nftables"
-    IPTABLES = "iptables"
-    IPVS = "ipvs"
+LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
+"""The IPv4 addresses that only this machine itself can send to."""
 
 
 class LocalMode(enum.Enum):
@@ -60,6 +56,14 @@ class LocalTraffic(msgspec.Struct, frozen=True):
     bridge_interface: str = ""
     interface_name_prefix: str = ""
 
+    def interfaces(self, wildcard: str) -> str:
+        """Name the interfaces of pods, the last letters as `wildcard`; empty if addresses tell."""
+        if self.mode is LocalMode.BRIDGE_INTERFACE:
+            return self.bridge_interface
+        if self.mode is LocalMode.INTERFACE_NAME_PREFIX:
+            return f"{self.interface_name_prefix}{wildcard}"
+        return ""
+
 
 class Masquerade(msgspec.Struct, frozen=True):
     """What is masqueraded besides what must be, and the bit (0 to 31) that marks it."""
@@ -86,6 +90,18 @@ class NodePorts(msgspec.Struct, frozen=True):
     localhost: bool = False
     networks: tuple[Network, ...] = ()
     loopback: bool = True
+
+    @property
+    def names_loopback(self) -> bool:
+        """Whether 127.0.0.1, or another address of 127.0.0.0/8, is named."""
+        return self.localhost or any(
+            network.address in LOOPBACK or LOOPBACK.address in network for network in self.networks
+        )
+
+    @property
+    def serves_loopback(self) -> bool:
+        """Whether node ports serve on an address of 127.0.0.0/8."""
+        return self.loopback and self.names_loopback
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -175,7 +191,7 @@ class Settings(msgspec.Struct, frozen=True):
     """
 
     node_name: str
-    mode: ProxyMode = ProxyMode.NFTABLES
+    mode: ProxyMode = DEFAULT
     node_address: Address | None = None
     manifests: str = ""
     verbosity: int = 0

@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from pyproxy.config import durations
+from pyproxy.config import durations, modes
+from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import (
     ListenAddress,
     LocalMode,
     NodePorts,
-    ProxyMode,
 )
 from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
@@ -201,7 +201,7 @@ def interface_name(limit: int) -> Callable[[str], str]:
 
 def proxy_mode(value: str) -> ProxyMode:
     """Read a mode; empty is the default."""
-    return _one_of(ProxyMode, value or ProxyMode.NFTABLES.value)
+    return _one_of(ProxyMode, value or modes.DEFAULT.value)
 
 
 def iptables_flavour(value: str) -> Flavour | None:

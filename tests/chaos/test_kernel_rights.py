@@ -16,7 +16,8 @@ from pyproxy_lab.process import Agent, agent_command
 
 import pyproxy
 from pyproxy.agent.rights import Capability, needed
-from pyproxy.config.settings import ListenAddress, ProxyMode, Serving, Settings
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import ListenAddress, Serving, Settings
 from pyproxy.model.address import parse_address
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service

@@ -14,7 +14,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
 
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 

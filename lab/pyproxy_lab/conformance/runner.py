@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 from pyproxy.errors import UsageError
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection

@@ -7,7 +7,7 @@ from functools import partial
 
 from pyproxy.agent import tracers
 from pyproxy.agent.trace_source import NODE, packet_from
-from pyproxy.config.settings import ProxyMode
+from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.conntrack.known import known_flow, trace_known_flow
 from pyproxy.dataplane.packets import (
     Delivered,
