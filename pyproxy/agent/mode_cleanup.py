@@ -17,7 +17,7 @@ from pyproxy.dataplane.ipvs.schema import TABLE as IPVS_TABLE
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import KernelError, OutOfStepError, PyproxyError, UsageError
 from pyproxy.netlink.nfnetlink import NFPROTO_INET, Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_tables, table_names
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_tables, read_table_names
 from pyproxy.takeover.leftovers import InService
 from pyproxy.takeover.tools import find_own_rules
 
@@ -69,7 +69,7 @@ def _remove_ipvs(stays: InService) -> Iterator[str]:
 def _is_there(table: str) -> bool:
     netlink = Nfnetlink()
     try:
-        return table in table_names(netlink.dump(get_tables(NFPROTO_INET)))
+        return table in read_table_names(netlink.dump(get_tables(NFPROTO_INET)))
     finally:
         netlink.close()
 

@@ -11,18 +11,16 @@ import msgspec
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, parse_address
-from pyproxy.netlink import addresses, routes
+from pyproxy.netlink import rtnetlink
 from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.requests import Requests
-from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
+from pyproxy.netlink.sockets import NETLINK_ROUTE
 
 # Test addresses: nothing is sent, the kernel only says which source it would take.
 _TOWARDS = {
     Family.IPV4: parse_address("192.0.2.1"),
     Family.IPV6: parse_address("2001:db8::1"),
 }
-_ROOM = 1 << 18
-_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
@@ -36,10 +34,10 @@ def local_addresses() -> tuple[Address, ...]:
     with closing(Requests(NETLINK_ROUTE)) as kernel:
         ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
         outward = [way.source for way in ways if way.source is not None]
-        services = addresses.find_device(kernel, DEVICE)
+        services = rtnetlink.find_device(kernel, DEVICE)
         found = [
             each.address
-            for each in addresses.addresses(kernel.dump(addresses.get_addresses()))
+            for each in rtnetlink.read_addresses(kernel.dump(rtnetlink.get_addresses()))
             if not services or each.device != services
         ]
     return tuple(dict.fromkeys([*outward, *found]))
@@ -66,30 +64,13 @@ def route_to(address: Address) -> Route | None:
         interface = socket.if_indextoname(way.device)
     except OSError as error:
         raise kernel_error(error.errno or 0, "asking for a route") from error
-    return Route(interface, way.source or address, way.here)
+    return Route(interface, way.source or address, way.local)
 
 
-def _way(kernel: Requests, address: Address) -> routes.Route | None:
+def _way(kernel: Requests, address: Address) -> rtnetlink.Route | None:
     try:
-        return routes.route(kernel.ask(routes.get_route(address)))
+        return rtnetlink.read_route(kernel.get(rtnetlink.get_route(address)))
     except KernelError as error:
         if error.errno in _NO_ROUTE:
             return None
         raise
-
-
-class AddressWatch:
-    """Tells whether any address has come or gone, by the kernel's own notifications."""
-
-    def __init__(self) -> None:
-        groups = _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
-        self._socket = NetlinkSocket(NETLINK_ROUTE, "addresses", _ROOM, groups)
-
-    def changed(self) -> bool:
-        """Tell whether one has since the last call; waits for nothing."""
-        told, lost = self._socket.heard()
-        return bool(told) or lost
-
-    def close(self) -> None:
-        """Give back the socket."""
-        self._socket.close()

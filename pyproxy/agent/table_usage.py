@@ -16,7 +16,7 @@ from pyproxy.errors import KernelError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import get_sets, set_sizes
+from pyproxy.netlink.nftables import get_sets, read_set_sizes
 
 _CONNTRACK = [Path("/proc/sys/net/netfilter", f"nf_conntrack_{of}") for of in ("count", "max")]
 
@@ -51,6 +51,6 @@ class TableUsageCollector:
 
     def _affinity(self, table: str) -> float:
         with self._lock:
-            sizes = set_sizes(self._netlink.dump(get_sets(schema.TABLE)))
+            sizes = read_set_sizes(self._netlink.dump(get_sets(schema.TABLE)))
         # Kernels before 6.16 do not count.
         return sizes[table] / schema.AFFINITY.learned if table in sizes else math.nan

@@ -24,7 +24,7 @@ from pyproxy.agent.iptables_metrics import metrics_of
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.node_addresses import AddressWatch, local_addresses
+from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.agent.shutdown import ShutdownSignal
@@ -42,6 +42,7 @@ from pyproxy.health.state import Health
 from pyproxy.inspect.queries import BY_PATH
 from pyproxy.inspect.server import Server
 from pyproxy.netlink.conntrack import Conntrack
+from pyproxy.netlink.rtnetlink import AddressMonitor
 from pyproxy.source.event_recorder import EventRecorder
 from pyproxy.takeover.leftovers import InService
 from pyproxy.takeover.tools import has_legacy_rules
@@ -117,7 +118,7 @@ def _serve(
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
         machine = prepare_kernel(settings)
-        addresses = stack.enter_context(closing(AddressWatch()))
+        addresses = stack.enter_context(closing(AddressMonitor()))
         rights.keep_only(rights.needed(settings, legacy_rules=has_legacy_rules()))
         dataplane.read_ahead()
         ending.tell(end)

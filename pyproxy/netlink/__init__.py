@@ -1,1 +1,1 @@
-"""nfnetlink by hand: messages as bytes, a batch as one send, refusals by name."""
+"""Netlink messages as bytes: batches for nf_tables, requests and dumps for everything else."""

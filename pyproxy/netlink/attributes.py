@@ -1,4 +1,4 @@
-"""Netlink attributes: the length-type-value records that all messages are made of.
+"""Netlink attributes: the length-type-value records that message bodies consist of.
 
 Facts: include/uapi/linux/netlink.h. Lengths include the 4-byte header, values are padded to 4
 bytes, and a value that holds attributes itself carries NESTED in its type.
@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 
 NESTED = 0x8000
+# NLA_F_NESTED and NLA_F_NET_BYTEORDER are flags in the upper two bits of the type.
 _TYPE_MASK = 0x3FFF
 _HEADER = struct.Struct("=HH")
 
@@ -25,12 +26,12 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 
 def string(kind: int, value: str) -> bytes:
-    """Pack a name, with the end byte that the kernel expects."""
+    """Pack a name, with the zero byte at its end that the kernel expects."""
     return attribute(kind, value.encode() + b"\0")
 
 
 def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Walk over attributes as (type, value); what is cut short ends the walk."""
+    """Yield each attribute as (type, value); one that is cut short ends the walk."""
     view = memoryview(data)
     offset, size = 0, len(view)
     while offset + 4 <= size:
@@ -42,10 +43,10 @@ def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def attribute_map(data: bytes | memoryview) -> dict[int, memoryview]:
-    """Collect attributes by type; of a repeated one, the last."""
+    """Return the attributes by type; of a repeated type, the last one."""
     return dict(attributes(data))
 
 
 def text(value: memoryview) -> str:
-    """Read a name that the kernel wrote."""
+    """Decode a name that the kernel wrote."""
     return bytes(value).rstrip(b"\0").decode(errors="replace")

@@ -1,13 +1,13 @@
-"""Conntrack entries over ctnetlink: read those of one protocol, delete chosen ones.
+"""Conntrack entries over ctnetlink: read those of one protocol, delete chosen entries.
 
 Facts: include/uapi/linux/netfilter/nfnetlink_conntrack.h and net/netfilter/nf_conntrack_netlink.c.
 Since 5.8 the kernel sends only what matches CTA_TUPLE_ORIG in the fields that CTA_FILTER names;
-older kernels ignore both attributes and send everything of the family, so every answer is compared
-here as well. IPv6 addresses are never given to the filter: up to 6.18 at least it takes them the
-wrong way round, and sends all entries but those asked for.
+older kernels ignore both attributes and send everything of the family, so every entry is compared
+here as well. IPv6 addresses are never given to the filter: up to 6.18 at least the kernel inverts
+their comparison, and sends all entries but the requested ones.
 
-A dump is read piece by piece and never held whole. Each piece is at most 32 KiB, and the
-interpreter's lock is free while the next is waited for, so other threads go on.
+A dump is read piece by piece and never kept as a whole. Each piece is at most 32 KiB, and waiting
+for the next one releases the interpreter's lock, so other threads run.
 """
 
 from __future__ import annotations
@@ -31,15 +31,13 @@ from pyproxy.netlink.flows import (
     CTA_TUPLE_IP,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_PROTO,
-    HEADER,
-    NLMSG_ERROR,
     Flow,
-    decode,
-    error_code,
-    messages,
+    read_flows,
 )
-from pyproxy.netlink.frames import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
+from pyproxy.netlink.frames import NLM_F_DUMP, pack_message
 from pyproxy.netlink.kernel_errors import kernel_error
+from pyproxy.netlink.nfnetlink import pack_family
+from pyproxy.netlink.requests import Request, Requests
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 _IPCTNL_MSG_CT_GET = 0x101
@@ -53,13 +51,13 @@ _FILTER_PROTO_DST_PORT = 1 << 5
 _PORT_SIZE = 2
 _RECEIVE_BUFFER = 1 << 18
 _DELETE_AT_ONCE = 64
-"""Acknowledgements wait in the socket until all of a message is handled: few enough to fit."""
+"""Entries whose deletion fails together if the request cannot be sent."""
 
 _DOMAIN = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
 class Deletion(msgspec.Struct, frozen=True):
-    """What became of a request to delete entries; one already gone is neither of the two."""
+    """The result of deleting entries; an entry that was gone already is in neither field."""
 
     deleted: int
     failed: tuple[tuple[Flow, KernelError], ...] = ()
@@ -68,100 +66,71 @@ class Deletion(msgspec.Struct, frozen=True):
 class Conntrack:
     """The conntrack table of the network namespace in which this is made.
 
-    `selective` turns false at the first answer that shows that the kernel does not filter by
-    destination: a dump for each destination is then no cheaper than one for all.
+    `selective` becomes false at the first reply that shows that the kernel does not filter by
+    destination: a dump per destination is then no cheaper than one of everything.
     """
 
     def __init__(self) -> None:
         self.selective = True
-        self._requests = _open()
+        self._requests = Requests(NETLINK_NETFILTER, "conntrack")
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._requests.close()
 
     def flows(
         self, family: Family, protocol: Protocol, destination: bytes = b""
     ) -> Iterator[list[Flow]]:
-        """Read the entries of one protocol, a piece at a time.
+        """Yield the entries of one protocol, a piece of the dump at a time.
 
         `destination` narrows them to one address and port, or, of 2 bytes, to a port on any
-        address. Entries made or gone meanwhile may be missed or told of twice. Raises KernelError.
+        address. Entries that come or go meanwhile may be missing or come twice. Raises KernelError.
         """
-        asked = destination if family is Family.IPV4 else destination[-_PORT_SIZE:]
-        # Its own socket, so that a reader who stops half-way leaves nothing behind for the next.
-        with closing(_open()) as dump:
-            request = _filter(protocol, asked)
-            dump.send(_message(_IPCTNL_MSG_CT_GET, NLM_F_DUMP, dump.number(), family, request))
+        filtered = destination if family is Family.IPV4 else destination[-_PORT_SIZE:]
+        # A socket of its own, so that a reader that stops early leaves no replies for the next.
+        with closing(NetlinkSocket(NETLINK_NETFILTER, "conntrack", _RECEIVE_BUFFER)) as dump:
+            request = pack_family(_DOMAIN[family]), _filter(protocol, filtered)
+            dump.send(pack_message(_IPCTNL_MSG_CT_GET, NLM_F_DUMP, dump.take_sequence(), *request))
             done = False
             while not done:
-                piece = dump.receive()
-                flows, done = decode(piece, family)
-                ours = [
+                flows, done = read_flows(dump.receive(), family)
+                matching = [
                     flow
                     for flow in flows
-                    if flow.protocol == protocol and flow.destination.endswith(asked)
+                    if flow.protocol == protocol and flow.destination.endswith(filtered)
                 ]
-                if len(ours) < len(flows):
+                if len(matching) < len(flows):
                     self.selective = False
-                kept = [flow for flow in ours if flow.destination.endswith(destination)]
+                kept = [flow for flow in matching if flow.destination.endswith(destination)]
                 if kept:
                     yield kept
 
     def delete(self, flows: Sequence[Flow]) -> Deletion:
-        """Delete just these entries, and tell which the kernel would not delete."""
+        """Delete exactly these entries; return how many were, and the errors of the others."""
         deleted = 0
         failed: list[tuple[Flow, KernelError]] = []
         for start in range(0, len(flows), _DELETE_AT_ONCE):
             chunk = flows[start : start + _DELETE_AT_ONCE]
+            requests = [
+                Request(_IPCTNL_MSG_CT_DELETE, 0, pack_family(_DOMAIN[flow.family]) + flow.handle)
+                for flow in chunk
+            ]
             try:
-                codes = self._request(chunk)
+                errors = self._requests.send(requests)
             except KernelError as error:
                 failed.extend((flow, error) for flow in chunk)
                 continue
-            for flow, code in zip(chunk, codes, strict=True):
-                if code == 0:
-                    deleted += 1
-                elif code != errno.ENOENT:
-                    failed.append((flow, kernel_error(code, "deleting a conntrack entry")))
-        return Deletion(deleted, tuple(failed))
-
-    def _request(self, flows: Sequence[Flow]) -> list[int]:
-        first = self._requests.number(len(flows))
-        self._requests.send(
-            b"".join(
-                _message(
-                    _IPCTNL_MSG_CT_DELETE,
-                    NLM_F_ACK,
-                    first + index,
-                    flow.family,
-                    flow.handle,
-                )
-                for index, flow in enumerate(flows)
+            deleted += len(chunk) - len(errors)
+            failed.extend(
+                (chunk[each.index], kernel_error(each.errno, "deleting a conntrack entry"))
+                for each in errors
+                if each.errno != errno.ENOENT
             )
-        )
-        codes: dict[int, int] = {}
-        while len(codes) < len(flows):
-            piece = self._requests.receive()
-            for offset, _, kind, sequence in messages(piece):
-                # What answers an earlier request, whose answers overflowed, is passed over.
-                if kind == NLMSG_ERROR and sequence >= first:
-                    codes[sequence] = error_code(piece, offset)
-        return [codes[first + index] for index in range(len(flows))]
-
-
-def _open() -> NetlinkSocket:
-    return NetlinkSocket(NETLINK_NETFILTER, "conntrack", _RECEIVE_BUFFER)
-
-
-def _message(kind: int, flags: int, sequence: int, family: Family, body: bytes) -> bytes:
-    size = HEADER.size + len(body)
-    header = HEADER.pack(size, kind, NLM_F_REQUEST | flags, sequence, 0, _DOMAIN[family], 0, 0)
-    return header + body
+        return Deletion(deleted, tuple(failed))
 
 
 def _filter(protocol: Protocol, destination: bytes) -> bytes:
-    """Narrow a dump to a protocol, and to a port or an IPv4 address and port where given."""
+    """Pack the filter of a dump: a protocol, and a port or an IPv4 address and port if given."""
     flags = _FILTER_PROTO_NUM
     ip: list[bytes] = []
     proto = [attribute(CTA_PROTO_NUM, bytes((protocol,)))]

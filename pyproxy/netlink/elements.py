@@ -45,17 +45,17 @@ _ELEMENTS_LIMIT = 60_000
 """Bytes of elements in a message: an attribute's length is 16 bits."""
 
 COMMENT_LIMIT = 120
-"""Bytes of a comment that nft lists; it allows 128 with the end byte."""
+"""Bytes of a comment that nft lists; it allows 128 with the zero byte at the end."""
 
 DROP = "drop"
 """The target of a tag that drops."""
 
 
 class Tag(msgspec.Struct, frozen=True, gc=False):
-    """What an element says beside its key, where that is not plain data.
+    """The value of an element that is not plain data.
 
-    `target` is the chain that a verdict map's element goes to, DROP, or empty in a set; `comment`
-    names the Service for whoever lists the table.
+    `target` is the chain that a verdict map's element goes to, DROP, or empty in a set. `comment`
+    names the Service in listings of the table.
     """
 
     target: str
@@ -78,7 +78,7 @@ _EXACT: Final = Shape.EXACT
 
 
 class ElementMessage(msgspec.Struct, frozen=True):
-    """A message, and which elements of which set it writes, in order."""
+    """A message, and the keys of the elements that it writes to a set, in order."""
 
     set_name: str
     keys: tuple[bytes, ...]
@@ -100,33 +100,33 @@ def delete_elements(
 
 
 def get_elements(table: str, set_name: str) -> Message:
-    """Ask for a set's elements."""
+    """Request all elements of a set."""
     body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
     return Message(message_type(_GETSETELEM), 0, body)
 
 
 def get_element(table: str, set_name: str, key: bytes) -> Message:
-    """Ask for one element of a set whose keys are exact; ENOENT where it is not there."""
-    (asked,) = _messages(_GETSETELEM, 0, (table, set_name), {key: b""}, Shape.EXACT)
-    return asked.message
+    """Request one element of a set whose keys are exact; ENOENT if it is absent."""
+    (request,) = _messages(_GETSETELEM, 0, (table, set_name), {key: b""}, Shape.EXACT)
+    return request.message
 
 
-def elements(replies: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
-    """Read the answers to `get_elements`, in the form that `add_elements` takes."""
+def read_elements(replies: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
+    """Read the replies to `get_elements`, in the form that `add_elements` takes."""
     rows: dict[bytes, Value] = {}
     bounds: list[tuple[bytes, bool]] = []
     for reply in replies:
         for kind, items in attributes(reply):
             if kind != LIST_ELEMENTS:
                 continue
-            if shape is Shape.EXACT and (alike := _read_alike(items)):
-                rows.update(alike)
+            if shape is Shape.EXACT and (uniform := _read_uniform(items)):
+                rows.update(uniform)
                 continue
             for _, item in attributes(items):
                 fields = attribute_map(item)
                 key = element_value(fields.get(ELEM_KEY, NOTHING))
                 if not key:
-                    continue  # a catch-all element, which is never ours
+                    continue  # a catch-all element, which pyproxy never adds
                 if shape is Shape.RANGE:
                     bounds.append((key, bytes(fields.get(_ELEM_FLAGS, b"")) == _INTERVAL_END))
                     continue
@@ -137,7 +137,7 @@ def elements(replies: Iterable[memoryview], shape: Shape) -> dict[bytes, Value]:
 
 
 def element_at(message: Message, offset: int) -> int | None:
-    """Tell which of a message's elements the kernel meant by an offset into its bytes."""
+    """Return the index of the element at an offset into a message, as in a MessageError."""
     position = HEADER_SIZE
     for kind, value in attributes(message.body):
         position += 4
@@ -156,22 +156,26 @@ def _messages(
 ) -> Iterator[ElementMessage]:
     table, set_name = names
     head = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
-    packed = _alike(rows) if shape is Shape.EXACT and _are_alike(rows) else _mixed(rows, shape)
+    packed = (
+        _pack_uniform(rows)
+        if shape is Shape.EXACT and _are_uniform(rows)
+        else _pack_mixed(rows, shape)
+    )
     for keys, elements in packed:
         body = head + attribute(LIST_ELEMENTS | NESTED, elements)
         yield ElementMessage(set_name, keys, Message(message_type(kind), flags, body))
 
 
-def _are_alike(rows: Mapping[bytes, Value]) -> TypeGuard[Mapping[bytes, bytes]]:
-    """Tell whether all are plain data, and keys and data of one size each."""
+def _are_uniform(rows: Mapping[bytes, Value]) -> TypeGuard[Mapping[bytes, bytes]]:
+    """Return whether all values are plain data, with keys of one size and values of one size."""
     if set(map(type, rows.values())) != {bytes}:
         return False
     sizes = {len(value) for value in rows.values() if isinstance(value, bytes)}
     return len(sizes) == 1 == len(set(map(len, rows)))
 
 
-def _alike(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
-    # A first sync packs 100,000 of these, and all of a set have the same frame.
+def _pack_uniform(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
+    # A first sync packs 100,000 of these; in one set, only keys and values differ.
     sizes = next((len(key), len(value)) for key, value in rows.items())
     before, between, behind = _frame(*sizes)
     several = _ELEMENTS_LIMIT // (len(before + between + behind) + sum(sizes))
@@ -181,7 +185,9 @@ def _alike(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], byt
         yield tuple([key for key, _ in some]), b"".join(elements)
 
 
-def _mixed(rows: Mapping[bytes, Value], shape: Shape) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
+def _pack_mixed(
+    rows: Mapping[bytes, Value], shape: Shape
+) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
     keys: list[bytes] = []
     parts: list[bytes] = []
     size = 0
@@ -199,9 +205,9 @@ def _mixed(rows: Mapping[bytes, Value], shape: Shape) -> Iterator[tuple[tuple[by
 
 @cache
 def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
-    """Give what stands around the key and the value of a plain element with these sizes."""
+    """Return the bytes before, between and behind the key and value of a plain element."""
     packed = _pack(bytes(key_size), bytes(value_size), Shape.EXACT)
-    key_at = 12  # within three attributes: the element, its key, and that one's value
+    key_at = 12  # behind three headers: of the element, of its key, and of the key's value
     value_at = len(packed) - value_size - (-value_size % 4)
     return packed[:key_at], packed[key_at + key_size : value_at], packed[value_at + value_size :]
 
@@ -216,7 +222,7 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
     if shape is Shape.CONCATENATED_RANGE:
         high = nested(_ELEM_KEY_END, attribute(_DATA_VALUE, key[half:]))
         return nested(_LIST_ELEM, low, high, _payload(value))
-    # A range of one field is two elements: its start, and the first value beyond it.
+    # A range of one field is two elements: its start, and an end marker just beyond it.
     start = nested(_LIST_ELEM, low, _payload(value))
     beyond = int.from_bytes(key[half:], "big") + 1
     if beyond >> (half * 8):
@@ -227,15 +233,15 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
 
 @cache
 def _element_head(size: int) -> bytes:
-    """Give the header of an element whose attributes take so many bytes."""
+    """Return the header of an element whose attributes have this size."""
     return attribute(_LIST_ELEM | NESTED, bytes(size))[:-size]
 
 
 @cache
 def _around_key(size: int) -> tuple[bytes, bytes]:
-    """Give what stands around a key of this size, within its element."""
+    """Return the bytes before and behind a key of this size, within its element."""
     packed = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(size)))
-    key_at = 8  # within two attributes: the key, and its value
+    key_at = 8  # behind two headers: of the key, and of its value
     return packed[:key_at], packed[key_at + size :]
 
 
@@ -252,9 +258,9 @@ def _payload(value: Value) -> bytes:
 
 @cache
 def _around_comment(size: int) -> tuple[bytes, bytes]:
-    """Give what stands around a comment of this size, within its element."""
+    """Return the bytes before and behind a comment of this size, within its element."""
     packed = attribute(_ELEM_USERDATA, bytes((_COMMENT, size + 1)) + bytes(size + 1))
-    comment_at = 6  # within an attribute, behind a kind and a length of its own
+    comment_at = 6  # behind the header, and nft's own kind and length
     return packed[:comment_at], packed[comment_at + size :]
 
 
@@ -268,15 +274,15 @@ def _verdict(target: str) -> bytes:
     return nested(ELEM_DATA, nested(_DATA_VERDICT, goto))
 
 
-def _read_alike(items: memoryview) -> dict[bytes, Value] | None:
-    """Read elements that all have the frame of the first, a key and plain data; None for others."""
+def _read_uniform(items: memoryview) -> dict[bytes, Value] | None:
+    """Read elements that differ in key and data only; None if one has another layout."""
     first = next(attributes(items), (0, NOTHING))[1]
     fields = attribute_map(first)
     if fields.keys() != {ELEM_KEY, ELEM_DATA}:
         return None
     key, value = element_value(fields[ELEM_KEY]), element_value(fields[ELEM_DATA])
     whole = 4 + len(first)
-    # Two headers stand between the two, and whatever follows the data is nothing that we know.
+    # Two headers stand between key and data; an element with more attributes is of another layout.
     if not value or len(items) % whole or 12 + len(key) + 8 + len(value) != whole:
         return None
     elements = struct.iter_unpack(f"12s{len(key)}s8s{len(value)}s", items)
@@ -311,7 +317,7 @@ def _comment(userdata: memoryview) -> str:
 
 
 def element_value(data: memoryview) -> bytes:
-    """Read an element's key or data; empty where it is a verdict."""
+    """Return an element's key or data; empty if it is a verdict."""
     return bytes(attribute_map(data).get(_DATA_VALUE, b""))
 
 
@@ -320,7 +326,7 @@ def _ranges(bounds: list[tuple[bytes, bool]]) -> dict[bytes, Value]:
     low: bytes | None = None
     for key, is_end in sorted(bounds, key=lambda bound: (bound[0], not bound[1])):
         if is_end and low is not None:
-            # What sorts above another key of the same length is at least one.
+            # `key` sorts above `low` and has its length, so it is at least one.
             if len(key) == len(low):
                 last = int.from_bytes(key, "big") - 1
                 rows[low + last.to_bytes(len(key), "big")] = b""

@@ -1,22 +1,19 @@
-"""Conntrack entries as ctnetlink writes them: read from a dump, and named for a deletion.
+"""Conntrack entries as ctnetlink writes them: read from a dump, and identified for a deletion.
 
 Facts: include/uapi/linux/netfilter/nfnetlink_conntrack.h and net/netfilter/nf_conntrack_netlink.c.
 """
 
 from __future__ import annotations
 
-import errno
 import struct
-from collections.abc import Iterator
 
 import msgspec
 
 from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink.attributes import NESTED, attribute, attributes, nested
-from pyproxy.netlink.kernel_errors import kernel_error
-
-NLMSG_ERROR = 2
-NLMSG_DONE = 3
+from pyproxy.netlink.frames import NLMSG_DONE, NLMSG_ERROR, read_messages
+from pyproxy.netlink.kernel_errors import error_code, kernel_error
+from pyproxy.netlink.nfnetlink import HEADER_SIZE
 
 CTA_TUPLE_ORIG = 1
 CTA_TUPLE_REPLY = 2
@@ -34,20 +31,17 @@ CTA_PROTO_NUM = 1
 CTA_PROTO_SRC_PORT = 2
 CTA_PROTO_DST_PORT = 3
 
-HEADER = struct.Struct("=IHHIIBBH")
-"""The netlink header and the nfgenmsg that follows it."""
-
 _ADDRESS_SIZES = tuple(family.bits // 8 for family in Family)
 _PORTS_V4 = 6
 """The size of an IPv4 address and a port."""
 
 
 class Flow(msgspec.Struct, frozen=True, gc=False):
-    """One conntrack entry, with the message in which the kernel told of it.
+    """One conntrack entry, with the message that it was read from.
 
-    `source`, `destination` (of the client's packets) and `reply_source` (of the answers, so the
-    backend where the destination was translated) are each an address and a port, packed as in
-    `model.address.Backend`.
+    `source` and `destination` are those of the client's packets. `reply_source` is that of the
+    replies, so the endpoint if the destination was translated. Each is an address and a port,
+    packed as in `model.address.Backend`.
     """
 
     protocol: Protocol
@@ -63,24 +57,24 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def reply_destination(self) -> bytes:
-        """Whom the answers go to: the client, or this machine where it is masqueraded.
+        """The destination of the replies: the client, or this node if it masquerades.
 
-        Read from the message; the source where there is none.
+        Read from the message; without a message it is the source.
         """
-        for kind, value in attributes(memoryview(self.message)[HEADER.size :]):
+        for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
             if kind == CTA_TUPLE_REPLY and (side := _side(value)):
                 return side[2]
         return self.source
 
     @property
     def translated(self) -> bool:
-        """Whether the destination was rewritten."""
+        """Whether the destination was translated."""
         return self.reply_source != self.destination
 
     @property
     def zoned(self) -> bool:
         """Whether the entry is in a conntrack zone other than the default one."""
-        for kind, value in attributes(memoryview(self.message)[HEADER.size :]):
+        for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
             if kind == CTA_ZONE:
                 return True
             if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY) and any(
@@ -91,13 +85,13 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def handle(self) -> bytes:
-        """The attributes that name this very entry, as the kernel wrote them.
+        """The attributes that identify this entry, as the kernel wrote them.
 
-        The id tells it from a newer entry with the same tuple. Raises ValueError without
-        an original tuple: a deletion without one would empty the whole table.
+        The id distinguishes it from a newer entry with the same tuple. Raises ValueError without
+        an original tuple: the kernel would then delete the whole table.
         """
         parts, named = [], False
-        for kind, value in attributes(memoryview(self.message)[HEADER.size :]):
+        for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
             if kind in (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID):
                 flag = NESTED if kind == CTA_TUPLE_ORIG else 0
                 parts.append(attribute(kind | flag, bytes(value)))
@@ -108,18 +102,18 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Layout:
-    """The two tuples of a message as every kernel writes them where there is no zone.
+    """The layout of a message's two tuples, as every kernel writes them without a zone.
 
-    Attribute headers and values take turns, so that one unpacking and one comparison do for an
-    entry: five times as fast as a walk over its 14 attributes.
+    Attribute headers and values alternate, so one unpacking and one comparison read an entry:
+    five times as fast as a walk over its 14 attributes.
     """
 
     def __init__(self, family: Family) -> None:
         size = family.bits // 8
         one = f"12s{size}s4s{size}s8sB3x4s2s2x4s2s2x"
-        self.unpack = struct.Struct(f"={HEADER.size}x{one}{one}").unpack_from
+        self.unpack = struct.Struct(f"={HEADER_SIZE}x{one}{one}").unpack_from
         empty = bytes(size)
-        sample = bytes(HEADER.size) + b"".join(
+        sample = bytes(HEADER_SIZE) + b"".join(
             tuple_attribute(kind, Protocol.UDP, empty + b"\0\0", empty + b"\0\0")
             for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
         )
@@ -150,30 +144,19 @@ _LAYOUTS = {family: _Layout(family) for family in Family}
 _PROTOCOLS = {int(protocol): protocol for protocol in Protocol}
 
 
-def messages(piece: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Walk over netlink messages as (offset, length, type, sequence number)."""
-    offset = 0
-    while offset + 16 <= len(piece):
-        length, kind, _, sequence = struct.unpack_from("=IHHI", piece, offset)
-        if length < 16 or offset + length > len(piece):
-            return
-        yield offset, length, kind, sequence
-        offset += (length + 3) & ~3
+def read_flows(piece: bytes, family: Family) -> tuple[list[Flow], bool]:
+    """Return the flows of one piece of a dump, and whether it is the last piece.
 
-
-def decode(piece: bytes, family: Family) -> tuple[list[Flow], bool]:
-    """Read the flows of one piece, and whether it is the last.
-
-    Raises KernelError where the kernel says in it that the dump failed.
+    Raises KernelError if the piece says that the dump failed.
     """
     layout = _LAYOUTS[family]
     flows: list[Flow] = []
-    for offset, length, kind, _ in messages(piece):
+    for kind, _, _, _, view in read_messages(piece):
         if kind == NLMSG_DONE:
             return flows, True
         if kind == NLMSG_ERROR:
-            raise kernel_error(error_code(piece, offset), "listing conntrack entries")
-        message = piece[offset : offset + length]
+            raise kernel_error(error_code(view), "listing conntrack entries")
+        message = bytes(view)
         flow = _regular(message, layout) or _irregular(message)
         if flow is not None:
             flows.append(flow)
@@ -196,9 +179,9 @@ def _regular(message: bytes, layout: _Layout) -> Flow | None:
 
 
 def _irregular(message: bytes) -> Flow | None:
-    """Walk a message of another layout; None where it has no ports of a protocol of ours."""
+    """Walk a message of another layout; None unless it has ports and a known protocol."""
     sides: dict[int, tuple[int, bytes, bytes]] = {}
-    for kind, value in attributes(memoryview(message)[HEADER.size :]):
+    for kind, value in attributes(memoryview(message)[HEADER_SIZE:]):
         if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
             side = _side(value)
             if side is None:
@@ -229,13 +212,3 @@ def _side(value: memoryview) -> tuple[int, bytes, bytes] | None:
     if any(len(port) != 2 for port in ports):
         return None
     return number[0], source + ports[0], destination + ports[1]
-
-
-def error_code(piece: bytes, offset: int) -> int:
-    """Read the errno of an error message, 0 of a plain acknowledgement.
-
-    EINVAL of one too short to say.
-    """
-    if len(piece) < offset + 20:
-        return errno.EINVAL
-    return -int(struct.unpack_from("=i", piece, offset + 16)[0])

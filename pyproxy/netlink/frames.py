@@ -1,4 +1,4 @@
-"""Netlink's framing: the header of every message, and the walk over those of a datagram.
+"""The header of netlink messages: packed for a request, and read from a datagram.
 
 Facts: include/uapi/linux/netlink.h. A message begins with its length, type, flags, sequence number
 and port, and is padded to 4 bytes.
@@ -24,17 +24,29 @@ NLMSG_DONE = 3
 HEADER = struct.Struct("=IHHII")
 """Length, type, flags, sequence number, port."""
 
+_unpack_header = HEADER.unpack_from
 
-def frames(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Walk over netlink messages as (type, flags, sequence number, the message with its header).
 
-    What is cut short ends the walk.
+def pack_message(kind: int, flags: int, sequence: int, *parts: bytes) -> bytes:
+    """Pack a request whose body is `parts`; NLM_F_REQUEST is added to `flags`."""
+    size = HEADER.size + sum(map(len, parts))
+    # Port 0 is the kernel's own; it fills in the sender's.
+    header = HEADER.pack(size, kind, NLM_F_REQUEST | flags, sequence, 0)
+    return b"".join((header, *parts, b"\0" * (-size % 4)))
+
+
+def read_messages(data: bytes) -> Iterator[tuple[int, int, int, int, memoryview]]:
+    """Yield each message of a datagram: type, flags, sequence number, port, and the whole message.
+
+    The message includes its header. A message whose length is impossible ends the walk.
     """
     view = memoryview(data)
-    offset = 0
-    while offset + HEADER.size <= len(view):
-        length, kind, flags, sequence, _ = HEADER.unpack_from(view, offset)
-        if length < HEADER.size or offset + length > len(view):
+    # Conntrack dumps have a message for each entry, so names are local here.
+    unpack, offset, size = _unpack_header, 0, len(view)
+    while offset + 16 <= size:
+        length, kind, flags, sequence, port = unpack(view, offset)
+        end = offset + length
+        if length < 16 or end > size:
             return
-        yield kind, flags, sequence, view[offset : offset + length]
-        offset += (length + 3) & ~3
+        yield kind, flags, sequence, port, view[offset:end]
+        offset = (end + 3) & ~3

@@ -25,7 +25,7 @@ _NEW_DEST, _SET_DEST, _DEL_DEST, _GET_DEST = 5, 6, 7, 8
 _SET_CONFIG, _GET_CONFIG = 12, 13
 _SERVICE, _DEST = 1, 2
 _TIMEOUTS = (4, 5, 6)
-"""Which attributes `Timeouts` are, in its order."""
+"""The attributes of the fields of `Timeouts`, in their order."""
 
 _AF, _PROTOCOL, _ADDR, _PORT, _FWMARK, _SCHED_NAME, _FLAGS, _TIMEOUT, _NETMASK = range(1, 10)
 _DEST_ADDR, _DEST_PORT, _FWD_METHOD, _WEIGHT, _U_THRESH, _L_THRESH = range(1, 7)
@@ -34,7 +34,7 @@ _ADDR_FAMILY = 11
 
 PERSISTENT = 0x1
 SCHED_1, SCHED_2, SCHED_3 = 0x08, 0x10, 0x20
-"""What a scheduler's own flags mean is its affair: for sh and mh, fallback and port."""
+"""Flags whose meaning depends on the scheduler: for sh and mh, fallback and port."""
 
 _OURS = PERSISTENT | SCHED_1 | SCHED_2 | SCHED_3
 _EVERY_FLAG = 0xFFFFFFFF
@@ -52,10 +52,9 @@ _NO_THRESHOLDS = attribute(_U_THRESH, _NUMBER.pack(0)) + attribute(_L_THRESH, _N
 
 
 class Virtual(NamedTuple):
-    """What the kernel knows a virtual service by: address and port, or a firewall mark.
+    """The identity of a virtual service: address and port, or a firewall mark.
 
-    With a `mark` above 0 address and port are empty and 0, and the kernel does not look at
-    `protocol`.
+    With a `mark` above 0 the address is empty, the port is 0, and the kernel ignores `protocol`.
     """
 
     family: Family
@@ -66,7 +65,7 @@ class Virtual(NamedTuple):
 
 
 class Scheduling(NamedTuple):
-    """How a virtual service picks: a scheduler, flags, and persistence in seconds, 0 for none."""
+    """How a virtual service picks a server: scheduler, flags, and persistence in seconds or 0."""
 
     scheduler: str
     flags: int = 0
@@ -74,7 +73,7 @@ class Scheduling(NamedTuple):
 
 
 class Timeouts(NamedTuple):
-    """Seconds without a packet after which a connection is forgotten, 0 for as it is."""
+    """Idle seconds after which the kernel forgets a connection; 0 leaves the present value."""
 
     tcp: int = 0
     tcp_fin: int = 0
@@ -82,9 +81,9 @@ class Timeouts(NamedTuple):
 
 
 class Server(msgspec.Struct, frozen=True, gc=False):
-    """A real server as a dump has it.
+    """A real server as read from a dump.
 
-    `connections` are all that the kernel still knows, `active` those of them that are established.
+    `connections` counts all that the kernel remembers, `active` those that are established.
     """
 
     backend: Backend
@@ -94,13 +93,13 @@ class Server(msgspec.Struct, frozen=True, gc=False):
 
 
 def get_family() -> Request:
-    """Ask for the number of IPVS's messages; it makes the kernel load the module."""
+    """Request the message type of the IPVS family; the kernel loads the module ip_vs for it."""
     body = _GENERIC.pack(_CTRL_GETFAMILY, 1, 0) + string(_CTRL_FAMILY_NAME, _NAME)
     return Request(_CTRL, 0, body)
 
 
-def family_id(replies: Iterable[memoryview]) -> int:
-    """Read the answer to `get_family`."""
+def read_family_id(replies: Iterable[memoryview]) -> int:
+    """Read the reply to `get_family`; 0 if it has no message type."""
     for reply in replies:
         found = attribute_map(reply[GENERIC_SIZE:])
         if _CTRL_FAMILY_ID in found:
@@ -109,29 +108,29 @@ def family_id(replies: Iterable[memoryview]) -> int:
 
 
 class Messages:
-    """Writes requests for the number that this kernel has given IPVS."""
+    """Packs requests with the message type that this kernel assigned to the IPVS family."""
 
     def __init__(self, kind: int) -> None:
         self._kind = kind
 
     def add_virtual(self, virtual: Virtual, scheduling: Scheduling) -> Request:
-        """Add a virtual service; EEXIST where there is one, ENOENT without such a scheduler."""
-        return self._request(_NEW_SERVICE, _whole(virtual, scheduling))
+        """Add a virtual service; EEXIST if there is one, ENOENT without such a scheduler."""
+        return self._request(_NEW_SERVICE, _definition(virtual, scheduling))
 
     def set_virtual(self, virtual: Virtual, scheduling: Scheduling) -> Request:
-        """Have a virtual service pick otherwise; ESRCH where there is none."""
-        return self._request(_SET_SERVICE, _whole(virtual, scheduling))
+        """Change the scheduling of a virtual service; ESRCH if there is none."""
+        return self._request(_SET_SERVICE, _definition(virtual, scheduling))
 
     def delete_virtual(self, virtual: Virtual) -> Request:
-        """Delete a virtual service with its servers; ESRCH where there is none."""
+        """Delete a virtual service with its servers; ESRCH if there is none."""
         return self._request(_DEL_SERVICE, _service(_identity(virtual)))
 
     def add_server(self, virtual: Virtual, backend: Backend, weight: int) -> Request:
-        """Add a real server, masqueraded; EEXIST where it is there, ESRCH without the service."""
+        """Add a real server, masqueraded; EEXIST if it exists, ESRCH without the service."""
         return self._request(_NEW_DEST, _service(_identity(virtual)) + _dest(backend, weight))
 
     def set_server(self, virtual: Virtual, backend: Backend, weight: int) -> Request:
-        """Give a real server another weight; ENOENT where it is not there."""
+        """Change a real server's weight; ENOENT if there is none."""
         return self._request(_SET_DEST, _service(_identity(virtual)) + _dest(backend, weight))
 
     def delete_server(self, virtual: Virtual, backend: Backend) -> Request:
@@ -140,33 +139,33 @@ class Messages:
         return self._request(_DEL_DEST, _service(_identity(virtual)) + named)
 
     def get_virtuals(self) -> Request:
-        """Ask for all virtual services."""
+        """Request all virtual services."""
         return self._request(_GET_SERVICE, b"")
 
     def get_virtual(self, virtual: Virtual) -> Request:
-        """Ask for one virtual service; ESRCH where there is none."""
+        """Request one virtual service; ESRCH if there is none."""
         return self._request(_GET_SERVICE, _service(_identity(virtual)))
 
     def get_servers(self, virtual: Virtual) -> Request:
-        """Ask for the real servers of one virtual service."""
+        """Request the real servers of one virtual service."""
         return self._request(_GET_DEST, _service(_identity(virtual)))
 
     def get_timeouts(self) -> Request:
-        """Ask for the timeouts of this network namespace."""
+        """Request the timeouts of this network namespace."""
         return self._request(_GET_CONFIG, b"")
 
     def set_timeouts(self, timeouts: Timeouts) -> Request:
-        """Have connections forgotten after so long."""
-        given = zip(_TIMEOUTS, timeouts, strict=True)
-        body = [attribute(kind, _NUMBER.pack(seconds)) for kind, seconds in given if seconds]
+        """Set the timeouts that are not 0."""
+        pairs = zip(_TIMEOUTS, timeouts, strict=True)
+        body = [attribute(kind, _NUMBER.pack(seconds)) for kind, seconds in pairs if seconds]
         return self._request(_SET_CONFIG, b"".join(body))
 
     def _request(self, command: int, body: bytes) -> Request:
         return Request(self._kind, 0, _GENERIC.pack(command, _VERSION, 0) + body)
 
 
-def virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
-    """Read the answers to `get_virtuals` and `get_virtual`."""
+def read_virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
+    """Read the replies to `get_virtuals` and `get_virtual`."""
     found: dict[Virtual, Scheduling] = {}
     for reply in replies:
         service = attribute_map(attribute_map(reply[GENERIC_SIZE:]).get(_SERVICE, b""))
@@ -186,8 +185,8 @@ def virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
     return found
 
 
-def servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
-    """Read the answers to `get_servers`; those of another family than the service's are passed."""
+def read_servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
+    """Read the replies to `get_servers`, without servers of another family than the service's."""
     found = []
     for reply in replies:
         dest = attribute_map(attribute_map(reply[GENERIC_SIZE:]).get(_DEST, b""))
@@ -200,8 +199,8 @@ def servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
     return found
 
 
-def timeouts(replies: Iterable[memoryview]) -> Timeouts:
-    """Read the answer to `get_timeouts`."""
+def read_timeouts(replies: Iterable[memoryview]) -> Timeouts:
+    """Read the reply to `get_timeouts`."""
     found = {}
     for reply in replies:
         found.update(attribute_map(reply[GENERIC_SIZE:]))
@@ -209,7 +208,7 @@ def timeouts(replies: Iterable[memoryview]) -> Timeouts:
 
 
 def protocol_name(protocol: int) -> str:
-    """Name a protocol as people do."""
+    """Return the name of a protocol number, such as "tcp"; the number itself if unknown."""
     known = protocol in Protocol.__members__.values()
     return Protocol(protocol).name.lower() if known else str(protocol)
 
@@ -226,8 +225,8 @@ def _identity(virtual: Virtual) -> bytes:
     )
 
 
-def _whole(virtual: Virtual, scheduling: Scheduling) -> bytes:
-    # The persistence of a client is that of its whole address.
+def _definition(virtual: Virtual, scheduling: Scheduling) -> bytes:
+    # Persistence is per client address: the mask has all bits, for IPv6 as a prefix length.
     mask = b"\xff" * 4 if virtual.family is Family.IPV4 else _NUMBER.pack(virtual.family.bits)
     return _service(
         _identity(virtual)
@@ -243,8 +242,8 @@ def _service(attributes: bytes) -> bytes:
 
 
 def _dest(backend: Backend, weight: int) -> bytes:
-    weighed = attribute(_WEIGHT, _NUMBER.pack(weight))
-    return nested(_DEST, _address_and_port(backend), _MASQ, weighed, _NO_THRESHOLDS)
+    weight_attribute = attribute(_WEIGHT, _NUMBER.pack(weight))
+    return nested(_DEST, _address_and_port(backend), _MASQ, weight_attribute, _NO_THRESHOLDS)
 
 
 def _address_and_port(backend: Backend) -> bytes:

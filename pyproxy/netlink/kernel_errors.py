@@ -1,4 +1,4 @@
-"""What the kernel says when it will not: errno translated once, and the words beside it.
+"""Errors of netlink messages: errno translated to an exception, and the kernel's extended text.
 
 Facts: net/netlink/af_netlink.c and include/uapi/linux/netlink.h. With extended acknowledgements an
 NLMSG_ERROR may carry a sentence, and the offset of the attribute at fault.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -19,7 +20,13 @@ from pyproxy.errors import (
     TransientKernelError,
 )
 from pyproxy.netlink.attributes import attribute_map, text
-from pyproxy.netlink.frames import HEADER, NLM_F_ACK_TLVS, NLM_F_CAPPED
+from pyproxy.netlink.frames import (
+    HEADER,
+    NLM_F_ACK_TLVS,
+    NLM_F_CAPPED,
+    NLMSG_ERROR,
+    read_messages,
+)
 
 _NLMSGERR_ATTR_MSG = 1
 _NLMSGERR_ATTR_OFFS = 2
@@ -30,10 +37,10 @@ _FORBIDDEN = {errno.EPERM, errno.EACCES}
 
 
 class MessageError(msgspec.Struct, frozen=True):
-    """The kernel's word on one message of a batch.
+    """The kernel's error for one message of a batch.
 
-    `index` is the message's place in the batch, -1 for the batch itself; `offset` is where in its
-    bytes the attribute at fault begins, 0 where the kernel did not say.
+    `index` is the message's place in the batch, -1 for the batch itself. `offset` is where in its
+    bytes the attribute at fault begins, 0 if the kernel gave none. `words` is the kernel's text.
     """
 
     index: int
@@ -43,12 +50,12 @@ class MessageError(msgspec.Struct, frozen=True):
 
     @property
     def error(self) -> KernelError:
-        """The refusal as an exception of the kind that tells what to do about it."""
+        """The error as an exception; its class says whether a retry is useful."""
         return kernel_error(self.errno, self.words)
 
 
 def kernel_error(number: int, doing: str) -> KernelError:
-    """Translate an errno, once, where the system call was made."""
+    """Translate an errno into an exception; `doing` is what failed, such as "sending 8 bytes"."""
     name = errno.errorcode.get(number, str(number))
     message = f"{name}: {doing}" if doing else name
     if number in _TRANSIENT:
@@ -61,7 +68,7 @@ def kernel_error(number: int, doing: str) -> KernelError:
 
 
 def error_code(reply: memoryview) -> int:
-    """Read the errno of an NLMSG_ERROR, 0 where it acknowledges; EINVAL where it says none."""
+    """Return the errno of an NLMSG_ERROR: 0 is an acknowledgement, EINVAL if it is cut short."""
     if len(reply) < HEADER.size + 4:
         return errno.EINVAL
     code: int = -struct.unpack_from("=i", reply, HEADER.size)[0]
@@ -69,18 +76,34 @@ def error_code(reply: memoryview) -> int:
 
 
 def read_error(reply: memoryview, flags: int, index: int) -> MessageError | None:
-    """Read an NLMSG_ERROR about the message at `index` of a batch; None where it acknowledges."""
+    """Read an NLMSG_ERROR for the message at `index` of a batch; None if it acknowledges."""
     code = error_code(reply)
     if code == 0:
         return None
     offset, words = 0, ""
     if flags & NLM_F_ACK_TLVS:
+        # The request's header is quoted; its body too, unless NETLINK_CAP_ACK capped it.
         start = HEADER.size + 4 + HEADER.size
         if not flags & NLM_F_CAPPED and len(reply) >= start:
             start += struct.unpack_from("=I", reply, HEADER.size + 4)[0] - HEADER.size
-        said = attribute_map(reply[start:])
-        if len(said.get(_NLMSGERR_ATTR_OFFS, b"")) >= 4:
-            offset = struct.unpack_from("=I", said[_NLMSGERR_ATTR_OFFS])[0]
-        if _NLMSGERR_ATTR_MSG in said:
-            words = text(said[_NLMSGERR_ATTR_MSG])
+        extended = attribute_map(reply[start:])
+        if len(extended.get(_NLMSGERR_ATTR_OFFS, b"")) >= 4:
+            offset = struct.unpack_from("=I", extended[_NLMSGERR_ATTR_OFFS])[0]
+        if _NLMSGERR_ATTR_MSG in extended:
+            words = text(extended[_NLMSGERR_ATTR_MSG])
     return MessageError(index, code, offset, words)
+
+
+def read_acknowledgements(
+    datagrams: Iterable[bytes], first: int, index: int = 0
+) -> Iterator[tuple[int, MessageError | None]]:
+    """Yield the acknowledgements of a batch, each with its message's index and its error if any.
+
+    `first` is the batch's first sequence number, and belongs to the message at `index`. Replies to
+    an earlier batch, which may still wait in the socket, are passed over.
+    """
+    for data in datagrams:
+        for kind, flags, sequence, _, message in read_messages(data):
+            if kind == NLMSG_ERROR and sequence >= first:
+                place = index + sequence - first
+                yield place, read_error(message, flags, place)

@@ -1,8 +1,8 @@
-"""Who else writes to a table: nf_tables' own notifications.
+"""Transactions of other programs on a table, from nf_tables' notifications.
 
-Facts: net/netfilter/nf_tables_api.c. Every object that a transaction touched is announced to the
-group NFNLGRP_NFTABLES, with the port of the socket that sent the transaction in the header; the
-last message of a transaction names the process. What packets add to a set is not announced.
+Facts: net/netfilter/nf_tables_api.c. The kernel announces every object that a transaction touched
+to the group NFNLGRP_NFTABLES, with the port of the sending socket in the header. The last message
+of a transaction names the process. Elements that packets add to a set are not announced.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import msgspec
 
 from pyproxy.errors import KernelError
 from pyproxy.netlink.attributes import attribute_map, text
-from pyproxy.netlink.frames import HEADER
+from pyproxy.netlink.frames import read_messages
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
+from pyproxy.netlink.nftables import SUBSYSTEM
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 _GROUP_NFTABLES = 7
 _RECEIVE_BUFFER = 4 << 20
 
-_SUBSYSTEM = 10
 _NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 _TABLE = 1
@@ -35,13 +35,13 @@ _OBJECTS = {
 }
 
 _CHAIN_OF = {**dict.fromkeys((3, 5), 3), **dict.fromkeys((6, 8), 2)}
-"""Which attribute names the chain, of a chain and of a rule."""
+"""The attribute that names the chain, by message type."""
 
 
 class Foreign(msgspec.Struct, frozen=True):
-    """Another program's transaction on the table: which kinds of object, and by whom.
+    """Another program's transaction on the table: the kinds of objects, and the process.
 
-    `by` is "nft (pid 4711)", and empty where notifications were lost, with no objects either.
+    `by` is "nft (pid 4711)". If notifications were lost, it is empty and so is `objects`.
     """
 
     objects: frozenset[str]
@@ -49,9 +49,9 @@ class Foreign(msgspec.Struct, frozen=True):
 
 
 class Monitor:
-    """Listens for transactions on one table that came through sockets other than `own_port`.
+    """Detects transactions on one table that came through sockets other than `own_port`.
 
-    For one thread to `wait` in; the other methods may be called from any.
+    One thread may `wait`; the other methods may be called from any thread and do not block.
     """
 
     def __init__(self, table: str, own_port: int) -> None:
@@ -64,37 +64,34 @@ class Monitor:
         self._listening = False
 
     def listen(self) -> None:
-        """Begin to hear; what happened before is not told."""
+        """Subscribe; earlier transactions are not reported."""
         self._socket.join(_GROUP_NFTABLES)
         self._listening = True
 
     def pause(self) -> None:
-        """Hear nothing until `listen`: a large transaction of our own would drown the rest."""
-        # Leaving takes the right to join, which whoever never joined may lack.
+        """Unsubscribe until `listen`: notifications of our large transaction would overflow."""
+        # Leaving a group needs the same right as joining it, which a reader may lack.
         if self._listening:
             self._socket.leave(_GROUP_NFTABLES)
             self._listening = False
 
     def end(self) -> None:
-        """Have `wait` return None, now and from now on, and the kernel tell us nothing more."""
+        """Make `wait` return None, now and from now on, and unsubscribe."""
         self._ended = True
         self.pause()
         os.eventfd_write(self._woken, 1)
 
     def missed(self) -> None:
-        """Have `wait` tell of a transaction that was not heard of."""
+        """Make `wait` report a transaction that was detected by other means."""
         os.eventfd_write(self._woken, 1)
 
     def close(self) -> None:
-        """Give back the descriptors, once nobody waits any more."""
+        """Close the descriptors, after `wait` has returned None."""
         self._socket.close()
         os.close(self._woken)
 
     def wait(self) -> Foreign | None:
-        """Wait for another program's transaction; None once `end` was called.
-
-        Raises KernelError.
-        """
+        """Block until another program's transaction; None after `end`. Raises KernelError."""
         while True:
             readable, _, _ = select.select([self._socket.fileno(), self._woken], [], [])
             if self._ended:
@@ -103,42 +100,36 @@ class Monitor:
                 os.eventfd_read(self._woken)
                 return Foreign(frozenset(), "")
             try:
-                data = next(self._socket.waiting(), b"")
+                data = next(self._socket.receive_waiting(), b"")
             except KernelError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self._objects.clear()
                 return Foreign(frozenset(), "")
-            if found := self._read(memoryview(data)):
+            if found := self._read(data):
                 return found
 
-    def _read(self, data: memoryview) -> Foreign | None:
+    def _read(self, data: bytes) -> Foreign | None:
         found = None
-        offset = 0
-        while offset + HEADER_SIZE <= len(data):
-            length, kind, _, _, port = HEADER.unpack_from(data, offset)
-            if length < HEADER_SIZE:
-                break
-            if kind >> 8 == _SUBSYSTEM and port != self._own_port:
-                fields = attribute_map(data[offset + HEADER_SIZE : offset + length])
-                if kind & 0xFF == _NEWGEN:
-                    found = self._transaction(fields) or found
-                elif _TABLE in fields and self._concerns(
-                    text(fields[_TABLE]), _chain(kind & 0xFF, fields)
-                ):
-                    self._objects.add(_OBJECTS.get(kind & 0xFF, "object"))
-            offset += (length + 3) & ~3
+        for kind, _, _, port, message in read_messages(data):
+            if kind >> 8 != SUBSYSTEM or port == self._own_port:
+                continue
+            number, fields = kind & 0xFF, attribute_map(message[HEADER_SIZE:])
+            if number == _NEWGEN:
+                found = self._transaction(fields) or found
+            elif _TABLE in fields and self._concerns(text(fields[_TABLE]), _chain(number, fields)):
+                self._objects.add(_OBJECTS.get(number, "object"))
         return found
 
-    def _concerns(self, table: str, chain: str) -> bool:  # noqa: ARG002 (others look at it)
-        """Say whether an object is worth telling of; `chain` is empty where it is in none."""
+    def _concerns(self, table: str, chain: str) -> bool:  # noqa: ARG002 (subclasses use it)
+        """Return whether an object is reported; `chain` is empty if it belongs to none."""
         return table == self._table
 
     def _transaction(self, fields: dict[int, memoryview]) -> Foreign | None:
         if not self._objects:
             return None
         name, number = fields.get(_GEN_PROC_NAME), fields.get(_GEN_PROC_PID)
-        process = text(name) if name is not None else "somebody"
+        process = text(name) if name is not None else "unknown process"
         if number is not None:
             process += f" (pid {int.from_bytes(number, 'big')})"
         objects, self._objects = frozenset(self._objects), set()

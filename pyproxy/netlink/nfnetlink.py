@@ -1,8 +1,8 @@
-"""One nfnetlink socket: batches that are committed whole, and dumps.
+"""An nfnetlink socket: batches that the kernel commits as a whole, and dumps.
 
 Facts: include/uapi/linux/netfilter/nfnetlink.h and net/netfilter/nfnetlink.c. A failing batch is
-undone whole; each message that failed is answered with its sequence number, and with the offset of
-the attribute at fault.
+undone as a whole. Each message that failed is acknowledged with its sequence number, and with the
+offset of the attribute at fault.
 """
 
 from __future__ import annotations
@@ -14,15 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pyproxy.netlink.frames import (
-    HEADER,
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLM_F_REQUEST,
-    NLMSG_ERROR,
-    frames,
-)
-from pyproxy.netlink.kernel_errors import MessageError, read_error
+from pyproxy.netlink.frames import HEADER, NLM_F_ACK, NLM_F_DUMP, pack_message
+from pyproxy.netlink.kernel_errors import MessageError, read_acknowledgements
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 log = logging.getLogger(__name__)
@@ -38,9 +31,9 @@ _NFNL_MSG_BATCH_END = 17
 _RECEIVE_BUFFER = 8 << 20
 _SEND_BUFFER = 1 << 18
 
-_FAMILY = struct.Struct("=BBH")
-HEADER_SIZE = HEADER.size + _FAMILY.size
-"""The netlink header and the nfgenmsg that follows it."""
+_NFGENMSG = struct.Struct("=BBH")
+HEADER_SIZE = HEADER.size + _NFGENMSG.size
+"""Bytes of the netlink header and of the nfgenmsg that follows it."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -53,7 +46,10 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Nfnetlink:
-    """A netlink socket to netfilter, with counts of what went through it."""
+    """A netlink socket to netfilter, with counts of what went through it.
+
+    All methods may block on the kernel; one thread may use it at a time.
+    """
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "netfilter", _RECEIVE_BUFFER)
@@ -63,44 +59,44 @@ class Nfnetlink:
 
     @property
     def bytes_sent(self) -> int:
-        """What all requests came to, with their headers."""
+        """The bytes of all requests, with their headers."""
         return self._socket.bytes_sent
 
     @property
     def port(self) -> int:
-        """The socket's own address, which the kernel names in notifications of what it did."""
+        """The socket's address, which the kernel puts in notifications of its changes."""
         return self._socket.port
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
-    def room(self, size: int) -> int:
-        """Make room for a batch of `size` bytes; the bytes of the largest that may be sent."""
+    def grow_send_buffer(self, size: int) -> int:
+        """Make room for a batch of `size` bytes; return how large a batch may be."""
         if size > self._largest:
-            self._largest = self._socket.make_room(max(size, _SEND_BUFFER))
+            self._largest = self._socket.grow_send_buffer(max(size, _SEND_BUFFER))
         return self._largest
 
     def transact(self, messages: Sequence[Message], subsystem: int) -> list[MessageError]:
-        """Send one batch; an empty list means that it was committed, anything else that it was not.
+        """Send one batch; return its errors. The batch is committed if there are none.
 
-        What is larger than the socket may ever send goes in several batches, and those before the
-        refused one have been committed. Raises KernelError when a batch could not be sent.
+        Messages that exceed the send buffer go in several batches. The batches before the
+        one that failed stay committed. Raises KernelError if a batch could not be sent.
         """
         done = 0
         for batch in self._batches(messages):
-            if refusals := self._transact(batch, subsystem):
-                # The batch itself, and not one of its messages, goes by a number below 0.
+            if errors := self._transact(batch, subsystem):
+                # An index below 0 is the batch itself, not one of its messages.
                 return [
                     msgspec.structs.replace(each, index=each.index + done * (each.index >= 0))
-                    for each in refusals
+                    for each in errors
                 ]
             done += len(batch)
         return []
 
     def _batches(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
         sizes = [HEADER_SIZE + len(message.body) for message in messages]
-        room = self.room(sum(sizes) + 2 * HEADER_SIZE) - 2 * HEADER_SIZE
+        room = self.grow_send_buffer(sum(sizes) + 2 * HEADER_SIZE) - 2 * HEADER_SIZE
         begin, size = 0, 0
         for index, more in enumerate(sizes):
             if size + more > room and index > begin:
@@ -109,77 +105,66 @@ class Nfnetlink:
             size += more
         if begin:
             log.warning(
-                "%d bytes went to the kernel in parts: without CAP_NET_ADMIN on the host itself, "
-                "net.core.wmem_max limits a transaction",
+                "sent %d bytes in several transactions: net.core.wmem_max limits the send buffer "
+                "without CAP_NET_ADMIN in the first user namespace",
                 sum(sizes),
             )
         if messages:
             yield messages[begin:]
 
     def _transact(self, messages: Sequence[Message], subsystem: int) -> list[MessageError]:
-        first = self._socket.number(len(messages) + 1)
-        edge = (NLM_F_REQUEST, first, b"", NFPROTO_UNSPEC, subsystem)
-        parts = [_frame(_NFNL_MSG_BATCH_BEGIN, *edge)]
+        first = self._socket.take_sequence(len(messages) + 1)
+        # The resource id, here the subsystem, is the one field in network order.
+        edge = _NFGENMSG.pack(NFPROTO_UNSPEC, 0, socket.htons(subsystem))
+        parts = [pack_message(_NFNL_MSG_BATCH_BEGIN, 0, first, edge)]
         last = len(messages) - 1
         for index, message in enumerate(messages):
-            flags = NLM_F_REQUEST | message.flags | (NLM_F_ACK if index == last else 0)
-            sequence = first + 1 + index
-            parts.append(_frame(message.kind, flags, sequence, message.body, message.family))
-        parts.append(_frame(_NFNL_MSG_BATCH_END, *edge))
+            parts.append(_pack(message, NLM_F_ACK if index == last else 0, first + 1 + index))
+        parts.append(pack_message(_NFNL_MSG_BATCH_END, 0, first, edge))
         self._socket.send(b"".join(parts))
         self.messages_sent += len(messages)
-        refusals = self._refusals(first)
-        self.committed += not refusals
-        return refusals
+        # The batch's own sequence number is one below that of its first message.
+        errors = self._read_errors(first, -1)
+        self.committed += not errors
+        return errors
 
-    def _refusals(self, first: int) -> list[MessageError]:
-        found = (
-            read_error(message, flags, sequence - first - 1)
-            for data in self._socket.waiting()
-            for kind, flags, sequence, message in frames(data)
-            if kind == NLMSG_ERROR and sequence >= first
-        )
-        return [refusal for refusal in found if refusal is not None]
+    def _read_errors(self, first: int, index: int = 0) -> list[MessageError]:
+        replies = read_acknowledgements(self._socket.receive_waiting(), first, index)
+        return [error for _, error in replies if error is not None]
+
+    def send(self, message: Message) -> MessageError | None:
+        """Send one message to a subsystem that has no batches; return its error if it failed.
+
+        Raises KernelError if it could not be sent.
+        """
+        for _ in self._socket.receive_waiting():  # discard replies to an earlier request
+            pass
+        sequence = self._socket.take_sequence()
+        self._socket.send(_pack(message, NLM_F_ACK, sequence))
+        return next(iter(self._read_errors(sequence)), None)
 
     def get(self, request: Message) -> memoryview:
-        """Ask for one thing; the attributes of the answer. Raises KernelError."""
-        replies = self._ask(request, NLM_F_ACK)
+        """Send a request for one object; return its attributes. Raises KernelError."""
+        replies = self._request(request, NLM_F_ACK)
         return replies[-1] if replies else memoryview(b"")
 
-    def ask(self, message: Message) -> MessageError | None:
-        """Send one message to a subsystem that has no batches; None says that it was done.
-
-        Raises KernelError when it could not be sent.
-        """
-        for _ in self._socket.waiting():  # what an earlier request left
-            pass
-        sequence = self._socket.number()
-        self._socket.send(_framed(message, NLM_F_ACK, sequence))
-        return next(iter(self._refusals(sequence - 1)), None)
-
     def dump(self, request: Message) -> Iterator[memoryview]:
-        """Ask for everything of a kind; each answer's attributes.
+        """Send a request for all objects of a kind; return each reply's attributes.
 
-        Raises KernelError, TransientKernelError where the kernel's tables kept changing meanwhile.
+        Raises KernelError, TransientKernelError if each of several dumps was interrupted.
         """
-        return iter(self._ask(request, NLM_F_DUMP))
+        return iter(self._request(request, NLM_F_DUMP))
 
-    def _ask(self, request: Message, how: int) -> list[memoryview]:
-        replies = self._socket.ask(lambda sequence: _framed(request, how, sequence))
+    def _request(self, request: Message, flags: int) -> list[memoryview]:
+        replies = self._socket.request(lambda sequence: _pack(request, flags, sequence))
         return [reply[HEADER_SIZE:] for reply in replies]
 
 
-def _framed(request: Message, how: int, sequence: int) -> bytes:
-    flags = NLM_F_REQUEST | how | request.flags
-    return _frame(request.kind, flags, sequence, request.body, request.family)
+def pack_family(family: int) -> bytes:
+    """Pack the nfgenmsg that every message of nfnetlink begins with, of an address family."""
+    return _NFGENMSG.pack(family, 0, 0)
 
 
-def _frame(
-    kind: int, flags: int, sequence: int, body: bytes, family: int, resource: int = 0
-) -> bytes:
-    # The resource id is the one field in network order.
-    return (
-        HEADER.pack(HEADER_SIZE + len(body), kind, flags, sequence, 0)
-        + _FAMILY.pack(family, 0, socket.htons(resource))
-        + body
-    )
+def _pack(request: Message, flags: int, sequence: int) -> bytes:
+    head = pack_family(request.family)
+    return pack_message(request.kind, flags | request.flags, sequence, head, request.body)

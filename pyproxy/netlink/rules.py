@@ -1,28 +1,40 @@
-"""nf_tables chains and rules as messages, for the few that cannot be text.
+"""nf_tables chains and rules: packed for those that nft cannot load, and read back.
 
 Facts: include/uapi/linux/netfilter/nf_tables.h. Registers are the 4-byte ones; a concatenation is
 loaded into consecutive registers, and a lookup names the first. An expression is its packed bytes.
+nft pads an interface's name with zeros to 16 bytes, and writes a prefix as its letters alone.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
-from pyproxy.netlink.attributes import NESTED, attribute, nested, string
+import msgspec
+
+from pyproxy.netlink.attributes import (
+    NESTED,
+    attribute,
+    attribute_map,
+    attributes,
+    nested,
+    string,
+    text,
+)
 from pyproxy.netlink.frames import NLM_F_CREATE
 from pyproxy.netlink.nfnetlink import Message
+from pyproxy.netlink.nftables import message_type
 
 REGISTER = 8
 """The first 4-byte register (NFT_REG32_00); there are 16."""
 
-_SUBSYSTEM = 10
 _NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
 _NFT_JUMP, _NFT_GOTO = -3, -4
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
-_META_NFTRACE = 12
+_META_IIFNAME, _META_NFTRACE = 6, 12
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
 CT_NEW = 1 << 3
@@ -31,31 +43,45 @@ HOOK_INPUT, HOOK_POSTROUTING = 1, 4
 _ORIGINAL = 0
 _UPDATE = 1
 
+_NAME, _DATA = 1, 2
+_LOOKUP_SET = 1
+_META_KEY = 2
+_CMP_DATA = 3
+_BITWISE_XOR = 5
+_VALUE = 1
+
+
+class Expression(msgspec.Struct, frozen=True):
+    """One expression of a rule that was read back: its kernel name and its attributes."""
+
+    name: str
+    fields: dict[int, bytes]
+
 
 def new_chain(table: str, name: str) -> Message:
-    """Make a chain without a hook."""
-    return Message(_kind(_NEWCHAIN), NLM_F_CREATE, string(1, table) + string(3, name))
+    """Add a regular chain, which no hook calls."""
+    return Message(message_type(_NEWCHAIN), NLM_F_CREATE, string(1, table) + string(3, name))
 
 
 def new_base_chain(table: str, name: str, hook: int, priority: int) -> Message:
-    """Make a chain of type filter that packets pass at a hook of the inet family."""
+    """Add a base chain of type filter at a hook of the inet family."""
     place = nested(4, _number(1, hook), attribute(2, struct.pack(">i", priority)))
     return Message(
-        _kind(_NEWCHAIN),
+        message_type(_NEWCHAIN),
         NLM_F_CREATE,
         string(1, table) + string(3, name) + place + string(7, "filter"),
     )
 
 
 def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
-    """Append a rule."""
+    """Append a rule to a chain."""
     body = string(1, table) + string(2, chain) + nested(4, *expressions)
-    return Message(_kind(_NEWRULE), NLM_F_CREATE | _NLM_F_APPEND, body)
+    return Message(message_type(_NEWRULE), NLM_F_CREATE | _NLM_F_APPEND, body)
 
 
 def flush(table: str, chain: str) -> Message:
-    """Remove all rules of a chain."""
-    return Message(_kind(_DELRULE), 0, string(1, table) + string(2, chain))
+    """Delete all rules of a chain."""
+    return Message(message_type(_DELRULE), 0, string(1, table) + string(2, chain))
 
 
 def load_payload(base: int, offset: int, size: int, register: int) -> bytes:
@@ -66,41 +92,41 @@ def load_payload(base: int, offset: int, size: int, register: int) -> bytes:
 
 
 def load_meta(key: int, register: int) -> bytes:
-    """Load what the kernel knows of the packet beside its bytes."""
+    """Load a packet's metadata, such as its mark."""
     return _expression("meta", _number(1, register), _number(2, key))
 
 
 def load_original(key: int, register: int) -> bytes:
-    """Load a part of what the connection's first packet said before it was translated."""
+    """Load a field of the connection's original tuple, before any translation."""
     direction = attribute(3, bytes((_ORIGINAL,)))
     return _expression("ct", _number(1, register), _number(2, key), direction)
 
 
 def is_new(register: int) -> list[bytes]:
-    """Go on with the rule only for the first packet of a connection."""
-    wanted, nothing = struct.pack("=I", CT_NEW), struct.pack("=I", 0)
+    """Match the first packet of a connection."""
+    new, zero = struct.pack("=I", CT_NEW), struct.pack("=I", 0)
     return [
         _expression("ct", _number(1, register), _number(2, CT_STATE)),
-        _bitwise(register, wanted, nothing),
-        _compare(register, 1, nothing),
+        _bitwise(register, new, zero),
+        _compare(register, 1, zero),
     ]
 
 
 def equal(register: int, value: bytes) -> bytes:
-    """Go on with the rule only if the register holds `value`."""
+    """Match if the register holds `value`."""
     return _compare(register, 0, value)
 
 
 def limit(rate: int, burst: int) -> bytes:
-    """Go on with the rule for at most `rate` packets a second, and `burst` at once."""
-    a_second = attribute(2, struct.pack(">Q", 1))
+    """Match at most `rate` packets a second, and `burst` at once."""
+    per_second = attribute(2, struct.pack(">Q", 1))
     return _expression(
-        "limit", attribute(1, struct.pack(">Q", rate)), a_second, _number(3, burst), _number(4, 0)
+        "limit", attribute(1, struct.pack(">Q", rate)), per_second, _number(3, burst), _number(4, 0)
     )
 
 
-def have_traced(register: int) -> list[bytes]:
-    """Have the kernel tell of every rule that the packet meets from now on."""
+def enable_trace(register: int) -> list[bytes]:
+    """Make the kernel trace the packet from here on."""
     one = nested(2, attribute(1, b"\x01"))
     return [
         _expression("immediate", _number(1, register), one),
@@ -116,26 +142,26 @@ def random_number(modulus: int, offset: int, register: int) -> bytes:
 
 
 def look_up(map_name: str, key_register: int, data_register: int) -> bytes:
-    """Load a map's data; a key that is not there ends the rule."""
+    """Load a map's data; the rule does not match if the key is absent."""
     return _expression(
         "lookup", string(1, map_name), _number(2, key_register), _number(3, data_register)
     )
 
 
 def is_in(set_name: str, key_register: int) -> bytes:
-    """Go on with the rule only if the set has the key."""
+    """Match if the set has the key."""
     return _expression("lookup", string(1, set_name), _number(2, key_register))
 
 
 def look_up_verdict(map_name: str, key_register: int) -> bytes:
-    """Do what a verdict map says; a key that is not there ends the rule."""
+    """Apply the verdict of a verdict map; the rule does not match if the key is absent."""
     return _expression(
         "lookup", string(1, map_name), _number(2, key_register), _number(3, _VERDICT_REGISTER)
     )
 
 
 def update(map_name: str, key_register: int, data_register: int, timeout: int) -> bytes:
-    """Add an element to a map, or begin the timeout of one that is there anew; in seconds."""
+    """Add an element to a map, or restart the timeout of an existing one; in seconds."""
     return _expression(
         "dynset",
         string(1, map_name),
@@ -147,7 +173,7 @@ def update(map_name: str, key_register: int, data_register: int, timeout: int) -
 
 
 def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
-    """Translate the connection's destination; the rest of the rules is not looked at."""
+    """Translate the connection's destination; evaluation of the base chain ends here."""
     return _expression(
         "nat",
         _number(1, 1),
@@ -158,13 +184,55 @@ def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
 
 
 def jump(chain: str) -> bytes:
-    """Go through another chain, and on with the next rule after it."""
+    """Jump to another chain, which returns to the next rule."""
     return _immediate(_NFT_JUMP, chain)
 
 
 def go_to(chain: str) -> bytes:
-    """Go on in another chain and do not come back."""
+    """Go to another chain, which does not return here."""
     return _immediate(_NFT_GOTO, chain)
+
+
+def read_expressions(packed: bytes) -> Iterator[Expression]:
+    """Yield the expressions of a rule, as `nftables.read_rules` returns it."""
+    for _, item in attributes(packed):
+        parts = attribute_map(item)
+        if _NAME in parts:
+            fields = attribute_map(parts[_DATA]) if _DATA in parts else {}
+            yield Expression(
+                text(parts[_NAME]), {kind: bytes(value) for kind, value in fields.items()}
+            )
+
+
+def read_set_names(packed: bytes) -> frozenset[str]:
+    """Return the names of the sets that a rule looks up."""
+    return frozenset(
+        text(memoryview(each.fields[_LOOKUP_SET]))
+        for each in read_expressions(packed)
+        if each.name == "lookup" and _LOOKUP_SET in each.fields
+    )
+
+
+def read_incoming_interface(packed: bytes) -> str:
+    """Return the interface that a rule compares, with `*` for a prefix; empty if there is none."""
+    is_loaded = False
+    for each in read_expressions(packed):
+        if is_loaded and each.name == "cmp":
+            name = attribute_map(each.fields.get(_CMP_DATA, b"")).get(_VALUE, memoryview(b""))
+            is_padded = bytes(name).endswith(b"\0")
+            return text(name) + ("" if is_padded else "*")
+        key = int.from_bytes(each.fields.get(_META_KEY, b""), "big")
+        is_loaded = each.name == "meta" and key == _META_IIFNAME
+    return ""
+
+
+def read_bits_set(packed: bytes) -> bytes:
+    """Return the bits that a rule's first bitwise expression sets; empty if there is none."""
+    for each in read_expressions(packed):
+        if each.name == "bitwise":
+            value = attribute_map(each.fields.get(_BITWISE_XOR, b"")).get(_VALUE, b"")
+            return bytes(value)
+    return b""
 
 
 def _immediate(code: int, chain: str) -> bytes:
@@ -174,10 +242,6 @@ def _immediate(code: int, chain: str) -> bytes:
         _number(1, _VERDICT_REGISTER),
         nested(2, attribute(2 | NESTED, verdict)),
     )
-
-
-def _kind(message: int) -> int:
-    return (_SUBSYSTEM << 8) | message
 
 
 def _number(kind: int, value: int) -> bytes:

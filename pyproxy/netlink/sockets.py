@@ -1,7 +1,9 @@
-"""A netlink socket: its options, its buffers, and errno translated where a call is made.
+"""A netlink socket: its options, its buffers, requests with their replies, and notifications.
 
-Facts: net/netlink/af_netlink.c. The kernel handles what is sent message by message while it is
-being sent, so answers wait in the socket by the time `send` returns.
+Facts: net/netlink/af_netlink.c and net/core/sock.c. The kernel processes each message while it is
+being sent, so replies to a batch wait in the socket when `send` returns. SO_SNDBUFFORCE and
+SO_RCVBUFFORCE need CAP_NET_ADMIN in the first user namespace. In another one, as on the nodes of
+a rootless cluster, net.core.wmem_max and rmem_max limit the buffers.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from pyproxy.errors import KernelError
-from pyproxy.netlink.buffers import grow_receive, grow_send
-from pyproxy.netlink.frames import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, frames
+from pyproxy.netlink.frames import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, read_messages
 from pyproxy.netlink.kernel_errors import kernel_error, read_error
 
 NETLINK_ROUTE = 0
@@ -22,27 +23,31 @@ NETLINK_GENERIC = 16
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 10, 11
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SEND_OVERHEAD = 32
+"""Bytes of the send buffer that the kernel reserves for itself."""
+
 _RECEIVE_SIZE = 1 << 18
 _DUMP_ATTEMPTS = 10
 
 
 class NetlinkSocket:
-    """A socket to one netlink protocol of the network namespace that it is made in.
+    """A socket to one netlink protocol, in the network namespace that the caller is in.
 
-    `purpose` stands in the errors: "netfilter" or "conntrack". Raises KernelError, as all its
-    methods do.
+    `purpose` stands in error messages: "netfilter" or "conntrack". `groups` is a bit mask of
+    notification groups. All methods raise KernelError.
     """
 
-    def __init__(self, protocol: int, purpose: str, room: int, groups: int = 0) -> None:
+    def __init__(self, protocol: int, purpose: str, receive_buffer: int, groups: int = 0) -> None:
         self._purpose = purpose
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
             )
-            # What a request said is not sent back with its refusal, and why it failed is.
+            # An error then has the kernel's text, and does not quote the request.
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-            grow_receive(self._socket, room)
+            grow_receive_buffer(self._socket, receive_buffer)
             self._socket.bind((0, groups))
         except OSError as error:
             raise kernel_error(error.errno or 0, f"opening a {purpose} netlink socket") from error
@@ -51,38 +56,39 @@ class NetlinkSocket:
 
     @property
     def port(self) -> int:
-        """The socket's own address, which the kernel names in notifications of what it did."""
+        """The socket's address, which the kernel puts in notifications of its changes."""
         port: int = self._socket.getsockname()[0]
         return port
 
     def fileno(self) -> int:
-        """The descriptor, for select."""
+        """Return the descriptor, for select."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def join(self, group: int) -> None:
-        """Hear a group's notifications from now on."""
-        self._set(_ADD_MEMBERSHIP, group)
+        """Subscribe to a group's notifications."""
+        self._set_membership(_ADD_MEMBERSHIP, group)
 
     def leave(self, group: int) -> None:
-        """Hear them no longer. It takes the right to join."""
-        self._set(_DROP_MEMBERSHIP, group)
+        """Unsubscribe from a group's notifications; it needs the same right as `join`."""
+        self._set_membership(_DROP_MEMBERSHIP, group)
 
-    def make_room(self, size: int) -> int:
-        """Make room for a message of `size` bytes; the bytes of the largest that may be sent."""
-        return grow_send(self._socket, size)
+    def grow_send_buffer(self, size: int) -> int:
+        """Make room for a message of `size` bytes; return how large a message may be."""
+        _grow(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, size + _SEND_OVERHEAD)
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SEND_OVERHEAD
 
-    def number(self, count: int = 1) -> int:
-        """Take so many sequence numbers; the first of them."""
+    def take_sequence(self, count: int = 1) -> int:
+        """Reserve sequence numbers for `count` messages; return the first."""
         first = self._sequence + 1
         self._sequence += count
         return first
 
     def send(self, data: bytes) -> None:
-        """Send whole messages at once."""
+        """Send one or more whole messages in one system call."""
         try:
             self._socket.send(data)
         except OSError as error:
@@ -94,59 +100,62 @@ class NetlinkSocket:
         """Wait for the next datagram."""
         return self._receive(0)
 
-    def waiting(self) -> Iterator[bytes]:
-        """Give the datagrams that wait already."""
+    def receive_waiting(self) -> Iterator[bytes]:
+        """Yield the datagrams that wait already, without blocking."""
         while data := self._receive(socket.MSG_DONTWAIT):
             yield data
 
-    def heard(self) -> tuple[list[bytes], bool]:
-        """Give the notifications that wait, and whether others were lost for want of room."""
+    def read_notifications(self) -> tuple[list[bytes], bool]:
+        """Return the waiting notifications, and whether others were lost; it does not block."""
         found: list[bytes] = []
         lost = False
         while True:
             try:
-                found += self.waiting()
+                found += self.receive_waiting()
             except KernelError as error:
+                # The kernel drops notifications that do not fit, and reports it once.
                 if error.errno != errno.ENOBUFS:
                     raise
                 lost = True
             else:
                 return found, lost
 
-    def ask(self, framed: Callable[[int], bytes]) -> list[memoryview]:
-        """Send one request and collect its answers, each a message with its header.
+    def request(self, pack: Callable[[int], bytes]) -> list[memoryview]:
+        """Send one request and return its replies, each a message with its header.
 
-        `framed` gives the request's bytes for a sequence number; it asks for an acknowledgement
-        or a dump. TransientKernelError where the kernel's tables kept changing during every dump.
+        `pack` returns the request's bytes for a sequence number; it has NLM_F_ACK or NLM_F_DUMP.
+        Raises TransientKernelError if each of several dumps was interrupted by a change.
         """
         for _ in range(_DUMP_ATTEMPTS):
-            for _ in self.waiting():  # what an earlier request left
+            for _ in self.receive_waiting():  # discard replies to an earlier request
                 pass
-            sequence = self.number()
-            self.send(framed(sequence))
-            replies, interrupted = self._answers(sequence)
+            sequence = self.take_sequence()
+            self.send(pack(sequence))
+            replies, interrupted = self._read_replies(sequence)
             if not interrupted:
                 return replies
         raise kernel_error(errno.EINTR, "the kernel's tables changed during every dump")
 
-    def _answers(self, asked: int) -> tuple[list[memoryview], bool]:
+    def _read_replies(self, requested: int) -> tuple[list[memoryview], bool]:
         replies: list[memoryview] = []
         interrupted = False
         while True:
-            for kind, flags, sequence, message in frames(self.receive()):
-                if sequence != asked:
+            for kind, flags, sequence, _, message in read_messages(self.receive()):
+                if sequence != requested:
                     continue
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_DONE:
                     return replies, interrupted
                 if kind != NLMSG_ERROR:
                     replies.append(message)
-                elif (refusal := read_error(message, flags, 0)) is None:
+                elif (error := read_error(message, flags, 0)) is None:
                     return replies, interrupted
-                elif refusal.errno == errno.EINTR:
+                elif error.errno == errno.EINTR:
                     return [], True
                 else:
-                    raise kernel_error(refusal.errno, refusal.words or f"asking {self._purpose}")
+                    raise kernel_error(
+                        error.errno, error.words or f"requesting from {self._purpose}"
+                    )
 
     def _receive(self, flags: int) -> bytes:
         try:
@@ -154,12 +163,24 @@ class NetlinkSocket:
         except BlockingIOError:
             return b""
         except OSError as error:
-            doing = f"reading what {self._purpose} says"
+            doing = f"receiving from {self._purpose}"
             raise kernel_error(error.errno or 0, doing) from error
 
-    def _set(self, option: int, value: int) -> None:
+    def _set_membership(self, option: int, group: int) -> None:
         try:
-            self._socket.setsockopt(_SOL_NETLINK, option, value)
+            self._socket.setsockopt(_SOL_NETLINK, option, group)
         except OSError as error:
-            doing = f"listening to a group of {self._purpose}"
+            doing = f"subscribing to group {group} of {self._purpose}"
             raise kernel_error(error.errno or 0, doing) from error
+
+
+def grow_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Set the receive buffer to `size` bytes, or as many as the process may have."""
+    _grow(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size)
+
+
+def _grow(sock: socket.socket, privileged: int, limited: int, size: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, privileged, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, limited, size)

@@ -1,9 +1,10 @@
-"""The kernel's own trace: which rules a packet meets, told to the group NFNLGRP_NFTRACE.
+"""The kernel's packet trace: the rules that a packet meets, sent to the group NFNLGRP_NFTRACE.
 
 Facts: net/netfilter/nf_tables_trace.c and include/uapi/linux/netfilter/nf_tables.h. A packet is
-traced from where a rule sets its nftrace bit. Each rule that matches is told with its verdict, and
-so is a chain's policy. The packet's headers come with the first message of each base chain, so a
-translation shows in the next one. An owned table (since Linux 5.12) goes when its socket does.
+traced from where a rule sets its nftrace bit. The kernel reports each rule that matches, with its
+verdict, and a chain's policy. The packet's headers come with the first message of each base
+chain, so a translation shows in the next one. An owned table (since Linux 5.12) is deleted with
+its socket.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family
 from pyproxy.netlink import rules
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
-from pyproxy.netlink.frames import NLM_F_CREATE, frames
+from pyproxy.netlink.frames import NLM_F_CREATE, read_messages
 from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message
 from pyproxy.netlink.nftables import message_type
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
@@ -36,14 +37,14 @@ _TABLE_FLAGS, _OWNER = 2, 2
 _HOOK_PREROUTING, _HOOK_OUTPUT = 0, 3
 _AFTER_CONNTRACK = -150
 _RATE, _BURST = 100, 20
-"""Packets that may be traced: a second, and at once."""
+"""Packets that are traced at most: per second, and in a burst."""
 
 _V4, _V6 = struct.Struct(">12x4s4s"), struct.Struct(">8x16s16s")
 _NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
 
 
 class Kind(enum.Enum):
-    """What is told: a rule that matched, a chain's end that returned, or its policy."""
+    """The kind of a trace message: a rule that matched, a chain's end, or a chain's policy."""
 
     POLICY = 1
     RETURN = 2
@@ -53,8 +54,8 @@ class Kind(enum.Enum):
 class Event(msgspec.Struct, frozen=True):
     """One message. `verdict` is as nft writes it, such as `goto cluster4-2` or `drop`.
 
-    `family` is the table's, by its number in netfilter, `handle` the rule's, 0 where there is none.
-    Addresses and ports are empty where the message has no headers; interfaces are their numbers.
+    `family` is the table's, as a number of netfilter; `handle` is the rule's, 0 without a rule.
+    Addresses are None and ports 0 if the message has no headers; interfaces are indexes.
     """
 
     packet: int
@@ -73,9 +74,9 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Match(msgspec.Struct, frozen=True):
-    """Which packets are traced; without a source those of everybody.
+    """The packets that are traced; without `source`, those from any address.
 
-    With `every_packet` those of known connections are, too.
+    `every_packet` includes those of established connections.
     """
 
     destination: Address
@@ -85,8 +86,8 @@ class Match(msgspec.Struct, frozen=True):
     every_packet: bool = False
 
 
-def setting(table: str, match: Match, *, owned: bool) -> list[Message]:
-    """Write a table of our own that has matching packets traced."""
+def trace_table(table: str, match: Match, *, owned: bool) -> list[Message]:
+    """Pack a table whose rules make the kernel trace matching packets."""
     flags = attribute(_TABLE_FLAGS, struct.pack(">I", _OWNER)) if owned else b""
     messages = [Message(message_type(_NEWTABLE), NLM_F_CREATE, string(_TABLE, table) + flags)]
     for name, hook in (("prerouting", _HOOK_PREROUTING), ("output", _HOOK_OUTPUT)):
@@ -117,12 +118,12 @@ def _expressions(match: Match) -> list[bytes]:
         ]
     if not match.every_packet:
         found += rules.is_new(register)
-    return [*found, rules.limit(_RATE, _BURST), *rules.have_traced(register)]
+    return [*found, rules.limit(_RATE, _BURST), *rules.enable_trace(register)]
 
 
-def events(data: bytes) -> Iterator[Event]:
-    """Read what one datagram tells; what is not a trace is passed over."""
-    for kind, _, _, message in frames(data):
+def read_events(data: bytes) -> Iterator[Event]:
+    """Yield the trace messages of one datagram; other messages are skipped."""
+    for kind, _, _, _, message in read_messages(data):
         if kind == message_type(_TRACE) and len(message) >= HEADER_SIZE:
             family = message[HEADER_SIZE - 4]
             if event := _event(family, attribute_map(message[HEADER_SIZE:])):
@@ -173,23 +174,23 @@ def _verdict(fields: dict[int, memoryview]) -> str:
     code = int.from_bytes(fields.get(_VERDICT_CODE, b"\xff"), "big", signed=True)
     if code in _WITH_CHAIN and _VERDICT_CHAIN in fields:
         return f"{_WITH_CHAIN[code]} {text(fields[_VERDICT_CHAIN])}"
-    # The number of a queue, or of the error that a drop gives its sender, is in the upper half.
+    # A queue's number, or the errno of a drop, is in the upper half of the verdict.
     return _VERDICTS.get(code if code < 0 else code & 0xFF, str(code))
 
 
 class TraceSocket:
-    """Hears the traces of the network namespace that it is made in."""
+    """Receives the trace messages of the network namespace that it is made in."""
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "traces", _RECEIVE_BUFFER)
         self._socket.join(_GROUP_NFTRACE)
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def wait(self, seconds: float) -> Sequence[Event] | None:
-        """Wait for the next of what is told, at most so long; None where some of it was lost.
+        """Wait for the next messages, at most `seconds`; None if messages were lost.
 
         Raises KernelError.
         """
@@ -197,7 +198,7 @@ class TraceSocket:
         if not readable:
             return ()
         try:
-            return tuple(events(self._socket.receive()))
+            return tuple(read_events(self._socket.receive()))
         except KernelError as error:
             if error.errno == errno.ENOBUFS:
                 return None

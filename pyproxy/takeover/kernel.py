@@ -11,8 +11,8 @@ from typing import TypeVar
 from pyproxy.errors import KernelError, OutOfStepError, RejectedError, TransientKernelError
 from pyproxy.model.address import Family
 from pyproxy.netlink import nftables
-from pyproxy.netlink.accounting import delete_counter, read_counters
 from pyproxy.netlink.kernel_errors import MessageError
+from pyproxy.netlink.nfacct import delete_counter, list_counters
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink
 from pyproxy.takeover import ipvs, names, tools
 from pyproxy.takeover.leftovers import (
@@ -156,12 +156,13 @@ def _find_tables(netlink: Nfnetlink) -> tuple[Family, ...]:
     return tuple(
         family
         for family, number in _NFPROTO.items()
-        if names.NFTABLES_TABLE in nftables.table_names(netlink.dump(nftables.get_tables(number)))
+        if names.NFTABLES_TABLE
+        in nftables.read_table_names(netlink.dump(nftables.get_tables(number)))
     )
 
 
 def _find_counters(netlink: Nfnetlink) -> tuple[str, ...]:
     try:
-        return tuple(sorted(names.COUNTERS & read_counters(netlink)))
+        return tuple(sorted(names.COUNTERS & list_counters(netlink)))
     except RejectedError:  # a kernel without nfacct
         return ()

@@ -8,8 +8,9 @@ import pytest
 from pyproxy_lab.network import Network
 from pyproxy_lab.topology import TWO_NODES
 
-from pyproxy.agent.node_addresses import AddressWatch, local_addresses
+from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.model.address import address_text
+from pyproxy.netlink.rtnetlink import AddressMonitor
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +53,7 @@ def test_a_machine_without_routes_has_addresses_all_the_same(network: Network) -
 
 def test_changes_of_addresses_are_told_and_nothing_else_is(network: Network) -> None:
     here = network.namespace("na")
-    watch = here.call(AddressWatch)
+    watch = here.call(AddressMonitor)
     try:
         assert not watch.changed()
         for address, length in (("192.168.8.1", 24), ("fd99::1", 64)):
@@ -69,7 +70,7 @@ def test_changes_of_addresses_are_told_and_nothing_else_is(network: Network) -> 
 def test_more_changes_than_the_socket_holds_are_a_change(network: Network) -> None:
     here = network.namespace("na")
     many = [f"192.168.{n // 250}.{n % 250 + 1}/32" for n in range(1500)]
-    watch = here.call(AddressWatch)
+    watch = here.call(AddressMonitor)
     try:
         here.ip([f"addr add {address} dev lo" for address in many])
         assert watch.changed()

@@ -38,21 +38,21 @@ def netlink(data: bytes) -> None:
     from pyproxy.errors import KernelError  # noqa: PLC0415
     from pyproxy.model.address import Family  # noqa: PLC0415
     from pyproxy.netlink import elements, flows, nftables  # noqa: PLC0415
-    from pyproxy.netlink.frames import frames  # noqa: PLC0415
+    from pyproxy.netlink.frames import read_messages  # noqa: PLC0415
     from pyproxy.netlink.kernel_errors import read_error  # noqa: PLC0415
 
     answers = [memoryview(data)]
-    nftables.table_names(answers)
-    nftables.chains(answers, "pyproxy")
-    nftables.rules(answers)
-    nftables.sets(answers)
+    nftables.read_table_names(answers)
+    nftables.read_chains(answers, "pyproxy")
+    nftables.read_rules(answers)
+    nftables.read_sets(answers)
     for shape in elements.Shape:
-        elements.elements(answers, shape)
-    for _, flags, _, message in frames(data):
+        elements.read_elements(answers, shape)
+    for _, flags, _, _, message in read_messages(data):
         read_error(message, flags, 0)
     for family in Family:
         with contextlib.suppress(KernelError):
-            flows.decode(data, family)
+            flows.read_flows(data, family)
 
 
 def addresses(data: bytes) -> None:

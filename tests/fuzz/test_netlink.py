@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Family, Protocol
-from pyproxy.netlink import attributes, counted, elements, expressions, flows, nftables, tracing
+from pyproxy.netlink import attributes, element_counters, elements, flows, nftables, rules, tracing
 from pyproxy.netlink.elements import Shape
-from pyproxy.netlink.frames import frames
+from pyproxy.netlink.frames import read_messages
 from pyproxy.netlink.kernel_errors import read_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message
@@ -46,29 +46,29 @@ def test_attributes(data: bytes) -> None:
 
 
 READERS: list[Callable[[list[memoryview]], object]] = [
-    nftables.table_names,
-    lambda replies: nftables.chains(replies, "pyproxy"),
-    nftables.rules,
-    nftables.sets,
-    counted.counted_sets,
-    counted.counts,
+    nftables.read_table_names,
+    lambda replies: nftables.read_chains(replies, "pyproxy"),
+    nftables.read_rules,
+    nftables.read_sets,
+    element_counters.read_counted_sets,
+    element_counters.read_packet_counts,
 ]
 
 
 @many
 @given(bodies)
 def test_expressions(data: bytes) -> None:
-    for each in expressions.read(data):
+    for each in rules.read_expressions(data):
         assert isinstance(each.name, str)
-    expressions.looked_up(data)
-    expressions.incoming_interface(data)
-    expressions.bits_set(data)
+    rules.read_set_names(data)
+    rules.read_incoming_interface(data)
+    rules.read_bits_set(data)
 
 
 @many
 @given(bodies)
 def test_traces(data: bytes) -> None:
-    for event in tracing.events(framed(data, kind=0xA11)):
+    for event in tracing.read_events(framed(data, kind=0xA11)):
         assert event.kind in tracing.Kind
 
 
@@ -83,7 +83,7 @@ def test_objects(replies: list[memoryview]) -> None:
 @given(replies=lists)
 @pytest.mark.parametrize("shape", Shape)
 def test_elements(shape: Shape, replies: list[memoryview]) -> None:
-    for key, value in elements.elements(replies, shape).items():
+    for key, value in elements.read_elements(replies, shape).items():
         assert isinstance(key, bytes)
         assert isinstance(value, bytes | elements.Tag)
 
@@ -91,7 +91,7 @@ def test_elements(shape: Shape, replies: list[memoryview]) -> None:
 @pytest.mark.parametrize("shape", Shape)
 def test_elements_that_are_whole_come_back(shape: Shape) -> None:
     (write,) = elements.add_elements("pyproxy", "some", ROWS[shape], shape)
-    back = elements.elements([memoryview(write.message.body)], shape)
+    back = elements.read_elements([memoryview(write.message.body)], shape)
     assert back.keys() == ROWS[shape].keys()
 
 
@@ -107,7 +107,7 @@ def test_the_place_of_an_element(body: bytes, offset: int) -> None:
 @pytest.mark.parametrize("family", Family)
 def test_conntrack_entries(family: Family, piece: bytes) -> None:
     try:
-        found, _ = flows.decode(piece, family)
+        found, _ = flows.read_flows(piece, family)
     except KernelError:
         return
     for flow in found:
@@ -127,7 +127,7 @@ def refusal(code: int, *, words: str = "no", offset: int = 40) -> bytes:
 @given(st.one_of(spoilt([refusal(2), refusal(22), refusal(0)]), st.binary(max_size=80)))
 def test_frames_and_refusals(data: bytes) -> None:
     end = 0
-    for _, flags, _, message in frames(data):
+    for _, flags, _, _, message in read_messages(data):
         assert len(message) >= 16
         end += len(message)
         read_error(message, flags, 0)
@@ -135,11 +135,11 @@ def test_frames_and_refusals(data: bytes) -> None:
 
 
 def test_a_refusal_that_is_whole_is_read() -> None:
-    ((_, flags, _, message),) = frames(refusal(22))
+    ((_, flags, _, _, message),) = read_messages(refusal(22))
     read = read_error(message, flags, 3)
     assert read is not None
     assert (read.index, read.errno, read.offset, read.words) == (3, 22, 40, "no")
-    ((_, flags, _, message),) = frames(refusal(0))
+    ((_, flags, _, _, message),) = read_messages(refusal(0))
     assert read_error(message, flags, 3) is None
 
 
@@ -154,10 +154,10 @@ class Replayed(NetlinkSocket):
         self._purpose = "a test"
         self._pieces = list(pieces)
 
-    def number(self, count: int = 1) -> int:
+    def take_sequence(self, count: int = 1) -> int:
         return 1
 
-    def waiting(self) -> Iterator[bytes]:
+    def receive_waiting(self) -> Iterator[bytes]:
         return iter(())
 
     def send(self, data: bytes) -> None:
@@ -181,10 +181,10 @@ DONE = framed(b"", kind=3)
 )
 def test_dumps(pieces: list[bytes]) -> None:
     try:
-        replies = Replayed(*pieces, DONE).ask(lambda sequence: b"")
+        replies = Replayed(*pieces, DONE).request(lambda sequence: b"")
     except (KernelError, EndedError):
         return
-    nftables.table_names([reply[HEADER_SIZE:] for reply in replies])
+    nftables.read_table_names([reply[HEADER_SIZE:] for reply in replies])
 
 
 @many
@@ -197,5 +197,5 @@ def test_dumps(pieces: list[bytes]) -> None:
 def test_notifications(data: bytes) -> None:
     monitor = Monitor.__new__(Monitor)
     monitor._table, monitor._own_port, monitor._objects = "pyproxy", 7, set()
-    foreign = monitor._read(memoryview(data))
+    foreign = monitor._read(data)
     assert foreign is None or foreign.objects

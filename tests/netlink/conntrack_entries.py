@@ -16,7 +16,9 @@ from pyroute2 import netns
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.netlink.attributes import attribute
 from pyproxy.netlink.conntrack import Conntrack
-from pyproxy.netlink.flows import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, HEADER, tuple_attribute
+from pyproxy.netlink.flows import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, tuple_attribute
+from pyproxy.netlink.frames import pack_message
+from pyproxy.netlink.nfnetlink import pack_family
 from tests.namespaces import empty_namespace
 
 _CTA_STATUS, _CTA_PROTOINFO, _CTA_TIMEOUT = 3, 4, 7
@@ -98,7 +100,7 @@ def _request(entry: Entry) -> bytes:
         )
     )
     domain = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
-    return HEADER.pack(HEADER.size + len(body), 0x100, _CREATE, 0, 0, domain, 0, 0) + body
+    return pack_message(0x100, _CREATE, 0, pack_family(domain), body)
 
 
 def _state(protocol: Protocol) -> bytes:

@@ -15,11 +15,12 @@ from pyproxy.netlink.flows import (
     CTA_TUPLE_ORIG,
     CTA_TUPLE_REPLY,
     CTA_TUPLE_ZONE,
-    HEADER,
     Flow,
-    decode,
+    read_flows,
     tuple_attribute,
 )
+from pyproxy.netlink.frames import pack_message
+from pyproxy.netlink.nfnetlink import pack_family
 from tests.netlink.conntrack_entries import Entry, empty_table, insert, place
 
 CLIENT = place("172.30.0.100", 40000)
@@ -33,8 +34,7 @@ ENTRY, ENTRY6 = Entry(CLIENT, DNS, POD), Entry(CLIENT6, DNS6, POD6)
 
 
 def message(body: bytes, kind: int = 0x100) -> bytes:
-    size = HEADER.size + len(body)
-    return HEADER.pack(size, kind, 2, 1, 0, socket.AF_INET, 0, 0) + body
+    return pack_message(kind, 2, 1, pack_family(socket.AF_INET), body)
 
 
 def tuples(protocol: Protocol = Protocol.UDP) -> tuple[bytes, bytes]:
@@ -45,7 +45,7 @@ def tuples(protocol: Protocol = Protocol.UDP) -> tuple[bytes, bytes]:
 
 
 def test_a_message_in_the_usual_layout() -> None:
-    (flow,), done = decode(message(b"".join(tuples())), Family.IPV4)
+    (flow,), done = read_flows(message(b"".join(tuples())), Family.IPV4)
     assert not done
     assert (flow.source, flow.destination, flow.reply_source) == (CLIENT, DNS, POD)
     assert (flow.family, flow.protocol) == (Family.IPV4, Protocol.UDP)
@@ -57,7 +57,9 @@ def test_a_message_with_a_zone_in_its_tuple() -> None:
     original, reply = tuples()
     zone = attribute(CTA_TUPLE_ZONE, struct.pack(">H", 7))
     (_, value), *_ = attributes(original)
-    ((flow,), _) = decode(message(nested(CTA_TUPLE_ORIG, bytes(value), zone) + reply), Family.IPV4)
+    ((flow,), _) = read_flows(
+        message(nested(CTA_TUPLE_ORIG, bytes(value), zone) + reply), Family.IPV4
+    )
     assert (flow.source, flow.destination, flow.reply_source) == (CLIENT, DNS, POD)
     assert flow.zoned
     assert zone in flow.handle
@@ -75,13 +77,13 @@ def test_a_message_with_a_zone_in_its_tuple() -> None:
     ],
 )
 def test_a_message_that_is_no_flow_of_ours_is_passed_over(body: bytes) -> None:
-    assert decode(message(body), Family.IPV4) == ([], False)
+    assert read_flows(message(body), Family.IPV4) == ([], False)
 
 
 def test_a_refusal_is_translated() -> None:
     refusal = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -errno.EPERM) + bytes(16)
     with pytest.raises(PermissionKernelError, match="EPERM"):
-        decode(refusal, Family.IPV4)
+        read_flows(refusal, Family.IPV4)
 
 
 def test_no_deletion_goes_without_a_tuple() -> None:

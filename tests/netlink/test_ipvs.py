@@ -26,7 +26,7 @@ def recorded(name: str) -> list[memoryview]:
 
 
 def test_virtual_services_are_read_as_the_kernel_writes_them() -> None:
-    assert ipvs.virtuals(recorded("virtuals")) == {
+    assert ipvs.read_virtuals(recorded("virtuals")) == {
         WEB: Scheduling("rr"),
         DNS: Scheduling("sh", PERSISTENT | 0x08, 300),
         MARKED: Scheduling("mh", 0x18),
@@ -34,8 +34,8 @@ def test_virtual_services_are_read_as_the_kernel_writes_them() -> None:
 
 
 def test_real_servers_are_read_as_the_kernel_writes_them() -> None:
-    assert ipvs.servers(recorded("servers"), Family.IPV4) == [Server(IPV4, 0)]
-    assert ipvs.servers(recorded("servers"), Family.IPV6) == []
+    assert ipvs.read_servers(recorded("servers"), Family.IPV4) == [Server(IPV4, 0)]
+    assert ipvs.read_servers(recorded("servers"), Family.IPV6) == []
 
 
 FAMILIES = st.sampled_from(Family)
@@ -63,7 +63,7 @@ def test_a_virtual_service_is_read_as_it_was_written(
 ) -> None:
     how = Scheduling(scheduler, flags, timeout if flags & PERSISTENT else 0)
     for request in (WRITE.add_virtual(virtual, how), WRITE.set_virtual(virtual, how)):
-        assert ipvs.virtuals([memoryview(request.body)]) == {virtual: how}
+        assert ipvs.read_virtuals([memoryview(request.body)]) == {virtual: how}
 
 
 @given(virtuals(), st.binary(min_size=18, max_size=18), st.integers(0, 65535))
@@ -75,7 +75,7 @@ def test_a_real_server_is_read_as_it_was_written(
         WRITE.add_server(virtual, place, weight),
         WRITE.set_server(virtual, place, weight),
     ):
-        found = ipvs.servers([memoryview(request.body)], virtual.family)
+        found = ipvs.read_servers([memoryview(request.body)], virtual.family)
         assert found == [Server(place, weight)]
     gone = WRITE.delete_server(virtual, place)
-    assert ipvs.servers([memoryview(gone.body)], virtual.family) == [Server(place, 0)]
+    assert ipvs.read_servers([memoryview(gone.body)], virtual.family) == [Server(place, 0)]

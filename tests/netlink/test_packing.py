@@ -13,7 +13,7 @@ from pyproxy.netlink.elements import (
     Value,
     add_elements,
     delete_elements,
-    elements,
+    read_elements,
 )
 
 ROWS = st.dictionaries(st.binary(min_size=1, max_size=40), st.binary(max_size=24), min_size=1)
@@ -48,7 +48,7 @@ def test_what_was_packed_is_read_alike_or_not(rows: dict[bytes, Value]) -> None:
     for some in (rows, {key: value for key, value in rows.items() if isinstance(value, bytes)}):
         messages = add_elements("table", "set", some, Shape.EXACT)
         replies = [memoryview(each.message.body) for each in messages]
-        assert elements(replies, Shape.EXACT) == some
+        assert read_elements(replies, Shape.EXACT) == some
 
 
 @given(st.dictionaries(st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8)))
@@ -57,7 +57,7 @@ def test_a_frame_that_differs_is_read_with_care(rows: dict[bytes, bytes]) -> Non
         nested(1, nested(1, attribute(1, key)), nested(2, attribute(1 + index % 2, value)))
         for index, (key, value) in enumerate(rows.items())
     )
-    found = elements([memoryview(attribute(3 | NESTED, body))], Shape.EXACT)
+    found = read_elements([memoryview(attribute(3 | NESTED, body))], Shape.EXACT)
     assert found.keys() == rows.keys()
     assert all(found[key] == value for key, value in [*rows.items()][::2])
     assert all(isinstance(found[key], Tag) for key in [*rows][1::2])

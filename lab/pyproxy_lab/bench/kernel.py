@@ -15,9 +15,9 @@ from collections.abc import Collection
 from contextlib import closing
 
 from pyproxy.model.address import Address, address_text
-from pyproxy.netlink.buffers import grow_receive
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import generation, get_generation
+from pyproxy.netlink.nftables import get_generation, read_generation
+from pyproxy.netlink.sockets import grow_receive_buffer
 from pyproxy_lab.bench.cluster import Churn, Cluster, Order
 from pyproxy_lab.bench.shape import FRESH_POD, pod_ip
 from pyproxy_lab.namespace import LabError
@@ -36,7 +36,7 @@ _TEXT = re.compile(rb"10\.20[0-7]\.\d{1,3}\.\d{1,3}")
 def transactions() -> int:
     """Give the number of nf_tables' last transaction here, of 32 bits; nobody pays for that."""
     with closing(Nfnetlink()) as netlink:
-        return generation(netlink.get(get_generation()))
+        return read_generation(netlink.get(get_generation()))
 
 
 class Announcements:
@@ -47,7 +47,7 @@ class Announcements:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        grow_receive(self._socket, _BUFFER)
+        grow_receive_buffer(self._socket, _BUFFER)
         self._socket.bind((0, 1 << (_GROUP_NFTABLES - 1)))
         self._open: set[str] = set()
         self.commits = 0

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
-from pyproxy.dataplane.iptables import counters
+from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.committed_state import CommittedState, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.fixed import Options
@@ -20,6 +20,7 @@ from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
+from pyproxy.netlink import nfacct
 from pyproxy.policy.routing import ServiceRouting
 
 log = logging.getLogger(__name__)
@@ -70,14 +71,14 @@ class IptablesDataplane:
         """Find out whether iptables' programs are here and may be used. Raises UsageError."""
         for programs in self._programs.values():
             programs.prepare()
-        self._count_into(counters.create())
+        self._count_into(nfacct.create_counters(names.COUNTERS))
         log.info("writing rules of the flavour %s", self.flavour.value)
 
     def prepare_to_read(self) -> None:
         """Find out whether iptables' programs are here. Raises UsageError."""
         for programs in self._programs.values():
             programs.require()
-        self._count_into(counters.available())
+        self._count_into(names.COUNTERS if nfacct.is_supported() else frozenset())
 
     def read_ahead(self) -> None:
         """Do nothing: `plan_full` runs the programs of both families anyway."""
@@ -133,7 +134,7 @@ class IptablesDataplane:
         """Remove all that is ours; a chain that others' rules lead to is emptied."""
         for family, saved in self._save().items():
             self._programs[family].restore(removal(saved))
-        counters.delete()
+        nfacct.delete_counters(names.COUNTERS)
 
     def close(self) -> None:
         """Give back sockets; the rules stay."""

@@ -37,6 +37,7 @@ ACCEPT = "KUBE-ACCEPT"
 
 INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
 LOCALHOST_ACCEPTED = "localhost_nps_accepted_pkts"
+COUNTERS = frozenset({INVALID_DROPPED, LOCALHOST_ACCEPTED})
 """nfacct's objects; kube-proxy's metrics are made of these."""
 
 SERVICE_TREE = "KUBE-IP-"

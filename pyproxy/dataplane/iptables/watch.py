@@ -23,7 +23,7 @@ from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import generation, get_generation
+from pyproxy.netlink.nftables import get_generation, read_generation
 
 _GET_INFO = 64
 _INFO = struct.Struct("=32sI5I5III")
@@ -77,7 +77,7 @@ class NftTables(Monitor):
 
     def transactions(self) -> int:
         """How many transactions there have been, whoever made them. Raises KernelError."""
-        return generation(self._netlink.get(get_generation()))
+        return read_generation(self._netlink.get(get_generation()))
 
     def end(self) -> None:
         """Have `wait` return None, and give back what only the thread that writes uses."""

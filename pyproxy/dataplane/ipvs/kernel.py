@@ -14,7 +14,7 @@ from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError, OutOfStepError
 from pyproxy.model.address import Address, Network
-from pyproxy.netlink import addresses, ipvs
+from pyproxy.netlink import ipvs, rtnetlink
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.kernel_errors import MessageError, kernel_error
 from pyproxy.netlink.requests import Request, Requests
@@ -40,7 +40,7 @@ class Kernel:
     def __init__(self) -> None:
         self._generic = Requests(NETLINK_GENERIC)
         self._route = Requests(NETLINK_ROUTE)
-        self._watch = addresses.Watch(self._route.port)
+        self._watch = rtnetlink.AddressMonitor(self._route.port)
         self._counting = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._write: Messages | None = None
 
@@ -48,7 +48,7 @@ class Kernel:
     def write(self) -> Messages:
         """Writes requests for this kernel. Raises KernelError where it has no IPVS."""
         if self._write is None:
-            self._write = Messages(ipvs.family_id(self._generic.ask(ipvs.get_family())))
+            self._write = Messages(ipvs.read_family_id(self._generic.get(ipvs.get_family())))
         return self._write
 
     @property
@@ -67,7 +67,7 @@ class Kernel:
 
     def set_timeouts(self, wanted: Timeouts) -> None:
         """Have idle connections forgotten after so long, where it is not so. Raises KernelError."""
-        held = ipvs.timeouts(self._generic.ask(self.write.get_timeouts()))
+        held = ipvs.read_timeouts(self._generic.get(self.write.get_timeouts()))
         if any(asked not in (0, now) for asked, now in zip(wanted, held, strict=True)):
             for refusal in self.send([self.write.set_timeouts(wanted)]):
                 raise refusal.error
@@ -81,12 +81,12 @@ class Kernel:
 
     def virtuals(self) -> dict[Virtual, Scheduling]:
         """Read all virtual services, others' too. Raises KernelError."""
-        return ipvs.virtuals(self._generic.dump(self.write.get_virtuals()))
+        return ipvs.read_virtuals(self._generic.dump(self.write.get_virtuals()))
 
     def scheduling(self, virtual: Virtual) -> Scheduling | None:
         """Read one virtual service; None where there is none. Raises KernelError."""
         try:
-            found = ipvs.virtuals(self._generic.ask(self.write.get_virtual(virtual)))
+            found = ipvs.read_virtuals(self._generic.get(self.write.get_virtual(virtual)))
         except OutOfStepError:
             return None
         return found.get(virtual)
@@ -97,7 +97,9 @@ class Kernel:
         /proc/net/ip_vs has those of all at once, but up to Linux 6.1 at least it leaves some out
         while another network namespace has virtual services too.
         """
-        return ipvs.servers(self._generic.dump(self.write.get_servers(virtual)), virtual.family)
+        return ipvs.read_servers(
+            self._generic.dump(self.write.get_servers(virtual)), virtual.family
+        )
 
     def count(self) -> int:
         """Count the virtual services of IPv4, everybody's. Raises KernelError."""
@@ -118,7 +120,7 @@ class Kernel:
         device = self._device()
         ours: set[Address] = set()
         others: set[Address] = set()
-        for found in addresses.addresses(self._route.dump(addresses.get_addresses())):
+        for found in rtnetlink.read_addresses(self._route.dump(rtnetlink.get_addresses())):
             (ours if device and found.device == device else others).add(found.address)
         return Addresses(device, frozenset(ours), frozenset(others))
 
@@ -155,18 +157,18 @@ class Kernel:
         device = self._device()
         each = [*gone], [*new]
         requests = [
-            *(addresses.delete_address(device, address) for address in each[0]),
-            *(addresses.add_address(device, address) for address in each[1]),
+            *(rtnetlink.delete_address(device, address) for address in each[0]),
+            *(rtnetlink.add_address(device, address) for address in each[1]),
         ]
         changed = [*each[0], *each[1]]
         return [
             (changed[refusal.index], refusal.error)
             for refusal in self._route.send(requests)
-            if not addresses.is_as_wished(refusal.errno)
+            if not rtnetlink.is_already_done(refusal.errno)
         ]
 
     def _device(self) -> int:
-        return addresses.find_device(self._route, DEVICE)
+        return rtnetlink.find_device(self._route, DEVICE)
 
 
 def is_ours(

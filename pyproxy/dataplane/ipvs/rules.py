@@ -130,13 +130,13 @@ class RulesTable:
             raise refusal.error
 
     def _layout(self) -> _Layout:
-        found = nftables.chains(self.netlink.dump(nftables.get_chains()), TABLE)
+        found = nftables.read_chains(self.netlink.dump(nftables.get_chains()), TABLE)
         if not found:
             return _Layout({}, {}, {})
         return _Layout(
             found,
-            nftables.rules(self.netlink.dump(nftables.get_rules(TABLE))),
-            nftables.sets(self.netlink.dump(nftables.get_sets(TABLE))),
+            nftables.read_rules(self.netlink.dump(nftables.get_rules(TABLE))),
+            nftables.read_sets(self.netlink.dump(nftables.get_sets(TABLE))),
         )
 
 

@@ -14,7 +14,7 @@ from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import generation, get_generation
+from pyproxy.netlink.nftables import get_generation, read_generation
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ReadAhead:
     def _read(self) -> None:
         with closing(self._netlink) as netlink:
             try:
-                now = generation(netlink.get(get_generation()))
+                now = read_generation(netlink.get(get_generation()))
                 self._found = now, read_table(netlink)
             except KernelError as error:
                 log.debug("the table could not be read ahead: %s", error)

@@ -62,7 +62,7 @@ def table_usage(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
     """
     if TABLE not in read_tables(netlink):
         return ()
-    sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(TABLE)))
+    sizes = nftables.read_set_sizes(netlink.dump(nftables.get_sets(TABLE)))
     return tuple(
         TableUsage(name, sizes[name], schema.BY_NAME[name][0].learned)
         for name in sorted(sizes.keys() & schema.BY_NAME.keys())
@@ -125,7 +125,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
 
 def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
     name = schema.SOURCES.of(family)
-    ranges = elements.elements(
+    ranges = elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE
     )
     ours = {each: value for each, value in ranges.items() if each.startswith(key)}
@@ -138,4 +138,4 @@ def _element(netlink: Nfnetlink, set_name: str, key: bytes) -> Rows:
         routing = netlink.get(elements.get_element(TABLE, set_name, key))
     except OutOfStepError:  # no such element, or no such set
         return {}
-    return elements.elements([routing], Shape.EXACT)
+    return elements.read_elements([routing], Shape.EXACT)

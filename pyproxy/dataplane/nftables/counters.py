@@ -15,7 +15,7 @@ from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE, Rows
 from pyproxy.errors import OutOfStepError, UsageError
 from pyproxy.model.address import Backend, Family, backend_text
-from pyproxy.netlink import counted, elements, nftables
+from pyproxy.netlink import element_counters, elements, nftables
 from pyproxy.netlink.elements import Shape, Tag
 from pyproxy.netlink.nfnetlink import Nfnetlink
 
@@ -76,7 +76,7 @@ class CounterReader:
                 f"the kernel holds no table inet {TABLE}: top reads what pyproxy counts in the "
                 "mode nftables; run it on a node where that serves, in the host's network"
             )
-        if schema.SERVICES.of(Family.IPV4) not in counted.counted_sets(present):
+        if schema.SERVICES.of(Family.IPV4) not in element_counters.read_counted_sets(present):
             raise UsageError(
                 "nothing counts connections here: start the agent with --endpoint-counters, which "
                 "costs kernel memory for each endpoint and replaces the table once"
@@ -149,11 +149,15 @@ class CounterReader:
         self, routings: Iterable[memoryview], family: Family
     ) -> Iterator[tuple[bytes, bytes, int]]:
         data_size = sum(field.size(family) for field in schema.BACKEND)
-        return counted.counted_elements(routings, schema.ENDPOINTS.key_size(family), data_size)
+        return element_counters.read_counted_elements(
+            routings, schema.ENDPOINTS.key_size(family), data_size
+        )
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
         routings = list(self._netlink.dump(elements.get_elements(TABLE, name)))
-        return elements.elements(routings, Shape.EXACT), counted.counts(routings)
+        return elements.read_elements(routings, Shape.EXACT), element_counters.read_packet_counts(
+            routings
+        )
 
 
 def _is_wanted(service: str, wanted: str) -> bool:

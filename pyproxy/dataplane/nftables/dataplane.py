@@ -45,7 +45,7 @@ from pyproxy.netlink.elements import Shape, delete_elements, element_at
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, generation, get_generation
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
 
 Routings = Mapping[ObjectName, ServiceRouting | None]
@@ -77,7 +77,7 @@ class NftablesDataplane:
         self._just_forgot = self._forgot = False
         try:
             self._netlink = Nfnetlink()
-            room = self._netlink.room(_AT_ONCE * _ROW_SIZE)
+            room = self._netlink.grow_send_buffer(_AT_ONCE * _ROW_SIZE)
         except KernelError as error:
             raise _unusable(error) from error
         self._at_once = min(_AT_ONCE, room // _ROW_SIZE)
@@ -205,7 +205,7 @@ class NftablesDataplane:
                 self._monitor.missed()
 
     def _transactions_of_others(self) -> int:
-        done = generation(self._netlink.get(get_generation()))
+        done = read_generation(self._netlink.get(get_generation()))
         return (done - self._netlink.committed - self._loads) % (1 << 32)
 
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
@@ -259,7 +259,7 @@ class NftablesDataplane:
     def _held(self) -> Table:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            held = ahead.take(generation(self._netlink.get(get_generation())))
+            held = ahead.take(read_generation(self._netlink.get(get_generation())))
             if held is not None:
                 return held
         return read_table(self._netlink)

@@ -64,12 +64,12 @@ class KernelRows(Mapping[bytes, Value]):
             routing = self._netlink.get(elements.get_element(TABLE, self._name, key))
         except OutOfStepError:
             return None
-        return elements.elements([routing], self._shape).get(key)
+        return elements.read_elements([routing], self._shape).get(key)
 
     def _all(self) -> dict[bytes, Value]:
         if self._whole is None:
             request = elements.get_elements(TABLE, self._name)
-            self._whole = elements.elements(self._netlink.dump(request), self._shape)
+            self._whole = elements.read_elements(self._netlink.dump(request), self._shape)
         return self._whole
 
 
@@ -105,7 +105,7 @@ class KernelTracer:
         return trace(packet, Machine(rows, options, local, rows)).result((*remarks, _RESTLESS))
 
     def _generation(self) -> int:
-        return nftables.generation(self._netlink.get(nftables.get_generation()))
+        return nftables.read_generation(self._netlink.get(nftables.get_generation()))
 
     def _options(self) -> tuple[Options, tuple[str, ...]]:
         layout = read_layout(self._netlink)

@@ -93,13 +93,13 @@ class Layout(msgspec.Struct, frozen=True):
 
 def read_layout(netlink: Nfnetlink) -> Layout:
     """Read chains, rules and sets; all empty where there is no table. Raises KernelError."""
-    found = nftables.chains(netlink.dump(nftables.get_chains()), TABLE)
+    found = nftables.read_chains(netlink.dump(nftables.get_chains()), TABLE)
     if not found:
         return Layout({}, {}, {})
     return Layout(
         found,
-        nftables.rules(netlink.dump(nftables.get_rules(TABLE))),
-        nftables.sets(netlink.dump(nftables.get_sets(TABLE))),
+        nftables.read_rules(netlink.dump(nftables.get_rules(TABLE))),
+        nftables.read_sets(netlink.dump(nftables.get_sets(TABLE))),
     )
 
 

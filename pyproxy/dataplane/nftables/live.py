@@ -18,7 +18,7 @@ from pyproxy.errors import PermissionKernelError, RejectedError
 from pyproxy.netlink import nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
-from pyproxy.netlink.tracing import Match, TraceSocket, setting
+from pyproxy.netlink.tracing import Match, TraceSocket, trace_table
 
 _PREFIX = f"{TABLE}-trace-"
 _QUIET = 0.3
@@ -63,7 +63,7 @@ class LiveTrace:
                 yield journey(events, self._name, self._rule, _interface)
 
     def _sweep(self) -> None:
-        for name in nftables.table_names(self._netlink.dump(nftables.get_tables())):
+        for name in nftables.read_table_names(self._netlink.dump(nftables.get_tables())):
             if name.startswith(_PREFIX):
                 for refusal in self._netlink.transact([delete_table(name)], SUBSYSTEM):
                     # Another's, who is at it now.
@@ -72,7 +72,9 @@ class LiveTrace:
 
     def _set(self, match: Match) -> None:
         for owned in (True, False):
-            refusals = self._netlink.transact(setting(self._name, match, owned=owned), SUBSYSTEM)
+            refusals = self._netlink.transact(
+                trace_table(self._name, match, owned=owned), SUBSYSTEM
+            )
             if not refusals:
                 return
             if not (owned and isinstance(refusals[0].error, RejectedError)):

@@ -11,7 +11,7 @@ from pyproxy.dataplane.nftables import chains, ruleset, schema
 from pyproxy.dataplane.nftables.layout import Layout
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.address import Family, Mark
-from pyproxy.netlink import expressions
+from pyproxy.netlink.rules import read_bits_set, read_incoming_interface, read_set_names
 
 
 def loaded_options(layout: Layout) -> Options | None:
@@ -19,20 +19,18 @@ def loaded_options(layout: Layout) -> Options | None:
 
     The chain that is named after a digest of the ruleset's text says whether they are right.
     """
-    bits = expressions.bits_set(b"".join(layout.rules.get(chains.MARKING, [])))
+    bits = read_bits_set(b"".join(layout.rules.get(chains.MARKING, [])))
     if len(bits) != 4:
         return None
     splits = {family: layout.rules.get(f"split{family.value}", []) for family in Family}
-    interfaces = (
-        expressions.incoming_interface(rule) for rules in splits.values() for rule in rules
-    )
+    interfaces = (read_incoming_interface(rule) for rules in splits.values() for rule in rules)
     read = Options(
         mark=Mark(struct.unpack("=I", bits)[0]),
         pod_interface=next(filter(None, interfaces), ""),
         pod_families=frozenset(
             family
             for family, rules in splits.items()
-            if any(schema.PODS.of(family) in expressions.looked_up(rule) for rule in rules)
+            if any(schema.PODS.of(family) in read_set_names(rule) for rule in rules)
         ),
     )
     # What the rules could tell with more reading, the digest tells as well.

@@ -12,7 +12,7 @@ from pyproxy.dataplane.nftables.readback import read_tables
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import OutOfStepError, PermissionKernelError, RejectedError
-from pyproxy.netlink import counted, nftables
+from pyproxy.netlink import element_counters, nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
 
@@ -57,7 +57,7 @@ def seal(netlink: Nfnetlink) -> None:
 
 
 def _counts(netlink: Nfnetlink) -> bool:
-    found = counted.counted_sets(netlink.dump(nftables.get_sets(TABLE)))
+    found = element_counters.read_counted_sets(netlink.dump(nftables.get_sets(TABLE)))
     return not found.isdisjoint(schema.BY_NAME)
 
 

@@ -23,14 +23,14 @@ _ATTEMPTS = 5
 
 def read_tables(netlink: Nfnetlink) -> set[str]:
     """Name the tables of the inet family. Raises KernelError."""
-    return nftables.table_names(netlink.dump(nftables.get_tables()))
+    return nftables.read_table_names(netlink.dump(nftables.get_tables()))
 
 
 def read_table(netlink: Nfnetlink, table_name: str = TABLE, kinds: Kinds = schema.BY_NAME) -> Table:
     """Read all elements of our sets; empty where there is no table. Raises KernelError."""
     if table_name not in read_tables(netlink):
         return {}
-    present = nftables.sets(netlink.dump(nftables.get_sets(table_name)))
+    present = nftables.read_sets(netlink.dump(nftables.get_sets(table_name)))
     table: Table = {}
     for name in sorted(present.keys() & kinds.keys()):
         kind, _ = kinds[name]
@@ -49,8 +49,8 @@ def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape)
     # A set that has just grown is moved to a larger hash table in the background, and what is read
     # meanwhile leaves some out.
     for _ in range(_ATTEMPTS):
-        rows = elements.elements(netlink.dump(elements.get_elements(table_name, name)), shape)
-        sizes = nftables.set_sizes(netlink.dump(nftables.get_sets(table_name)))
+        rows = elements.read_elements(netlink.dump(elements.get_elements(table_name, name)), shape)
+        sizes = nftables.read_set_sizes(netlink.dump(nftables.get_sets(table_name)))
         if shape is not Shape.EXACT or len(rows) == sizes.get(name, len(rows)):
             break
     return rows
@@ -59,7 +59,7 @@ def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape)
 def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
     """Read which endpoint each client of a sticky frontend has. Raises KernelError."""
     name = schema.AFFINITY.of(family)
-    return elements.elements(
+    return elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY.shape
     )
 

@@ -109,14 +109,14 @@ class FakeKernel:
         service = attribute_map(attributes[_SERVICE])
         is_whole = 6 in service
         whole = request.body if is_whole else _with_scheduler(request.body)
-        ((virtual, how),) = ipvs.virtuals([memoryview(whole)]).items()
+        ((virtual, how),) = ipvs.read_virtuals([memoryview(whole)]).items()
         there = virtual in self.table
         if there == (command == 1):
             return errno.EEXIST if there else errno.ESRCH
         if command in (1, 2) and how.scheduler not in SCHEDULERS:
             return errno.ENOENT
         if command > 3:
-            (server,) = ipvs.servers([memoryview(request.body)], virtual.family)
+            (server,) = ipvs.read_servers([memoryview(request.body)], virtual.family)
             return self._dest(command, virtual, server)
         if command == 3:
             del self.table[virtual], self.how[virtual]
@@ -173,7 +173,7 @@ class FakeRules:
             self.messages_sent += 1
             rows = after.setdefault(each.set_name, {})
             shape = BY_NAME[each.set_name][0].shape
-            found = packed.elements([memoryview(each.message.body)], shape)
+            found = packed.read_elements([memoryview(each.message.body)], shape)
             for key, value in found.items():
                 if each.message.kind & 0xFF == _DELSETELEM:
                     if key not in rows:

@@ -21,7 +21,7 @@ from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import OutOfStepError
 from pyproxy.model.address import Family, Protocol
 from pyproxy.model.destination import Destination, parse_destination
-from pyproxy.netlink import counted, elements
+from pyproxy.netlink import element_counters, elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import compiled
@@ -54,7 +54,9 @@ def program(namespace: Namespace, dataplane: NftablesDataplane, *routings: Servi
 def counts(namespace: Namespace, set_name: str) -> dict[bytes, int]:
     netlink = namespace.call(Nfnetlink)
     try:
-        return counted.counts(netlink.dump(elements.get_elements(TABLE, set_name)))
+        return element_counters.read_packet_counts(
+            netlink.dump(elements.get_elements(TABLE, set_name))
+        )
     finally:
         netlink.close()
 

@@ -9,7 +9,7 @@ from pyproxy.dataplane.nftables import schema
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import get_sets, set_sizes
+from pyproxy.netlink.nftables import get_sets, read_set_sizes
 from tests.dataplane.nftables.test_dataplane import programming, write
 
 pytestmark = pytest.mark.kernel
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.kernel
 def counts(namespace: Namespace) -> bool:
     netlink = namespace.call(Nfnetlink)
     try:
-        return bool(set_sizes(netlink.dump(get_sets(schema.TABLE))))
+        return bool(read_set_sizes(netlink.dump(get_sets(schema.TABLE))))
     finally:
         netlink.close()
 

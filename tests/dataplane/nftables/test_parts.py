@@ -23,7 +23,7 @@ from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import generation, get_generation
+from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import Scene, compiled, scenes
 from tests.dataplane.nftables.test_dataplane import held, misfit, numbered, programming
@@ -127,9 +127,11 @@ def commit(
 ) -> tuple[int, set[ObjectName]]:
     netlink = namespace.call(Nfnetlink)
     try:
-        began = generation(netlink.get(get_generation()))
+        began = read_generation(netlink.get(get_generation()))
         failures = namespace.call(lambda: dataplane.commit(plan))
-        return generation(netlink.get(get_generation())) - began, {each.name for each in failures}
+        return read_generation(netlink.get(get_generation())) - began, {
+            each.name for each in failures
+        }
     finally:
         netlink.close()
 

@@ -1,7 +1,7 @@
-"""Counters of set elements: how many packets each has seen.
+"""Packet counters of set elements.
 
-Facts: include/uapi/linux/netfilter/nf_tables.h. A set that was made with an expression gives one of
-its own to every element.
+Facts: include/uapi/linux/netfilter/nf_tables.h. In a set that was created with an expression, such
+as a counter, every element has an instance of it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _ELEM_EXPRESSION = 7
 _EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
 
 
-def counted_sets(replies: Iterable[memoryview]) -> set[str]:
-    """Read the answers to `get_sets`: which have an expression, such as a counter, by element."""
+def read_counted_sets(replies: Iterable[memoryview]) -> set[str]:
+    """Read the replies to `get_sets`: the sets whose elements have an expression."""
     found = (attribute_map(reply) for reply in replies)
     return {
         text(each[_SET_NAME])
@@ -30,43 +30,43 @@ def counted_sets(replies: Iterable[memoryview]) -> set[str]:
     }
 
 
-def counts(replies: Iterable[memoryview]) -> dict[bytes, int]:
-    """Read the answers to `get_elements`: the packets that each element's counter has seen.
+def read_packet_counts(replies: Iterable[memoryview]) -> dict[bytes, int]:
+    """Read the replies to `get_elements`: the packets that each element's counter counted.
 
-    Elements without a counter are passed over.
+    Elements without a counter are skipped.
     """
     return {
         key: packets
         for reply in replies
         for kind, items in attributes(reply)
         if kind == LIST_ELEMENTS
-        for key, _, packets in _counted_slowly(items)
+        for key, _, packets in _walk(items)
         if key
     }
 
 
-def counted_elements(
+def read_counted_elements(
     replies: Iterable[memoryview], key_size: int, data_size: int
 ) -> Iterator[tuple[bytes, bytes, int]]:
-    """Read the answers to `get_elements` of a data map: key, data and packets of each element.
+    """Read the replies to `get_elements` of a data map: key, data and packets of each element.
 
-    All elements of such a map look alike, so a piece is taken apart at once, which costs a tenth
-    of walking each; one that has others in it is walked.
+    All elements of such a map have one layout, so a piece is unpacked at once, at a tenth of the
+    cost of walking each element. A piece with other elements in it is walked.
     """
-    layout = _counted_layout(key_size, data_size)
+    layout = _layout(key_size, data_size)
     for reply in replies:
         for kind, items in attributes(reply):
             if kind == LIST_ELEMENTS:
-                yield from _counted_at_once(items, layout) or _counted_slowly(items)
+                yield from _unpack_uniform(items, layout) or _walk(items)
 
 
 @cache
-def _counted_layout(key_size: int, data_size: int) -> struct.Struct:
-    # Headers and what they are of take turns: the key, the data, the bytes counted, the packets.
+def _layout(key_size: int, data_size: int) -> struct.Struct:
+    # Headers alternate with values: the key, the data, the counter's bytes and its packets.
     return struct.Struct(f">12s{key_size}s8s{data_size}s24s8x4sQ")
 
 
-def _counted_at_once(
+def _unpack_uniform(
     items: memoryview, layout: struct.Struct
 ) -> list[tuple[bytes, bytes, int]] | None:
     if len(items) % layout.size:
@@ -75,10 +75,10 @@ def _counted_at_once(
     if len({(each[0], each[2], each[4], each[5]) for each in fields}) != 1:
         return None
     found = [(each[1], each[3], each[6]) for each in fields]
-    return found if list(_counted_slowly(items[: layout.size])) == found[:1] else None
+    return found if list(_walk(items[: layout.size])) == found[:1] else None
 
 
-def _counted_slowly(items: memoryview) -> Iterator[tuple[bytes, bytes, int]]:
+def _walk(items: memoryview) -> Iterator[tuple[bytes, bytes, int]]:
     for _, item in attributes(items):
         fields = attribute_map(item)
         expression = attribute_map(fields.get(_ELEM_EXPRESSION, NOTHING))
