@@ -46,7 +46,7 @@ from pyproxy.model.events import Delete, Event, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.source import stream
-from pyproxy.source.decode import read
+from pyproxy.source.decode import decode_object
 
 PATIENCE = 60.0
 
@@ -121,7 +121,7 @@ class Inside:
         """Have one watch event's bytes reach the kernel; the seconds that it takes."""
         began = time.perf_counter()
         event = stream.event(memoryview(line))
-        reading = read(Kind.ENDPOINT_SLICE, event.object)
+        reading = decode_object(Kind.ENDPOINT_SLICE, event.object)
         assert isinstance(reading.value, EndpointSlice)
         self.inbox.put(Upsert(reading.value, began))
         return self.bell.wait() - began
@@ -172,7 +172,7 @@ def lists(size: Size) -> list[Event]:
     names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
     for obj in objects(size):
         kind = Kind(obj["kind"])
-        reading = read(kind, msgspec.json.encode(obj))
+        reading = decode_object(kind, msgspec.json.encode(obj))
         assert reading.name is not None
         names[kind].add(reading.name)
         events.append(_upsert(kind, obj))
@@ -211,7 +211,7 @@ def held() -> Table:
 
 
 def _upsert(kind: Kind, obj: dict[str, Any]) -> Event:
-    reading = read(kind, msgspec.json.encode(obj))
+    reading = decode_object(kind, msgspec.json.encode(obj))
     assert isinstance(reading.value, Service | EndpointSlice | Node)
     return Upsert(reading.value)
 

@@ -37,7 +37,7 @@ class TransientKernelError(KernelError):
     """The same request may succeed if sent again: EINTR, EAGAIN, ENOBUFS, EBUSY, ENOMEM."""
 
 
-class OutOfStepError(KernelError):
+class StaleStateError(KernelError):
     """The kernel does not hold what we thought (ENOENT, EEXIST): read back, then diff again."""
 
 
@@ -49,7 +49,7 @@ class PermissionKernelError(KernelError):
     """CAP_NET_ADMIN is missing: EPERM, EACCES."""
 
 
-class Reason(enum.Enum):
+class ProblemReason(enum.Enum):
     """What kind of thing is wrong; the values are the reasons of Events."""
 
     INVALID_OBJECT = "InvalidObject"
@@ -58,9 +58,9 @@ class Reason(enum.Enum):
     FAILED_TO_START_HEALTHCHECK = "FailedToStartServiceHealthcheck"
 
     @property
-    def of_one_node(self) -> bool:
+    def node_specific(self) -> bool:
         """Whether other nodes may well be without it: all nodes read the same objects."""
-        return self in (Reason.REJECTED_BY_KERNEL, Reason.FAILED_TO_START_HEALTHCHECK)
+        return self in (ProblemReason.REJECTED_BY_KERNEL, ProblemReason.FAILED_TO_START_HEALTHCHECK)
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class Problem(msgspec.Struct, frozen=True):
     name: str
     field: str
     message: str
-    reason: Reason = Reason.INVALID_OBJECT
+    reason: ProblemReason = ProblemReason.INVALID_OBJECT
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {self.field}: {self.message}"

@@ -310,11 +310,11 @@ class Metrics:
         """/livez was asked for."""
         self._livez.labels(str(status)).inc()
 
-    def request(self, method: str, host: str, code: str) -> None:
+    def count_request(self, method: str, host: str, code: str) -> None:
         """Count a request to the API server; `code` is HTTP's status, or `<error>` for none."""
         self._requests.labels(code, host, method).inc()
 
-    def request_took(self, method: str, host: str, duration: float) -> None:
+    def observe_request(self, method: str, host: str, duration: float) -> None:
         """Time a request to the API server, up to the head of its answer."""
         self._request_duration.labels(host, method).observe(duration)
 

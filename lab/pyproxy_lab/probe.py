@@ -110,7 +110,7 @@ def ask(target: Destination, *, timeout: float, source_port: int = 0) -> str:
             client.bind((_own_address(target), source_port))
         elif source_port:
             client.bind(("", source_port))
-        client.connect(target.place)
+        client.connect(target.socket_address)
         if target.protocol is Protocol.UDP:
             # To a sender on the node itself the kernel says with EPERM that its rules took the
             # packet, refused or dropped. Which of the two, it says to whoever waits for an answer.
@@ -135,5 +135,5 @@ def _own_address(target: Destination) -> str:
     translation takes into account.
     """
     with _client(Destination(target.address, target.port, Protocol.UDP)) as finder:
-        finder.connect(target.place)
+        finder.connect(target.socket_address)
         return str(finder.getsockname()[0])

@@ -18,17 +18,22 @@ from pyproxy.agent.cluster_state import ClusterState, PendingChanges
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.problems import ProblemTracker
 from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeRouting, P
-from pyproxy.errors import KernelError, OutOfStepError, PermissionKernelError, Problem, Reason
+from pyproxy.errors import (
+    KernelError,
+    PermissionKernelError,
+    Problem,
+    ProblemReason,
+    StaleStateError,
+)
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
-from pyproxy.policy.backends import route_service
-from pyproxy.policy.frontend_conflicts import FrontendOwners, Granted
-from pyproxy.policy.node_ports import on_addresses
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.frontend_conflicts import Assignment, FrontendOwners
+from pyproxy.policy.routing import ServiceRouting, expand_node_ports
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +131,7 @@ class Agent(Generic[P]):
         changed = self.world.handle_event(event)
         match event:
             case Upsert(obj=Node() as node):
-                self._tell.health.node_seen(node.eligible)
+                self._tell.health.set_node_eligible(node.eligible)
                 self._track(Kind.NODE, node.name, node.problems)
             case Upsert(obj=Service() | EndpointSlice() as obj):
                 kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
@@ -134,7 +139,7 @@ class Agent(Generic[P]):
             case Delete(kind=kind, name=name):
                 self._track(kind, name, ())
                 if kind is Kind.NODE and changed:
-                    self._tell.health.node_seen(eligible=False)
+                    self._tell.health.set_node_eligible(eligible=False)
             case Synced(kind=kind, names=names, invalid=aside):
                 self._problems.remain(
                     "its text", kind, lambda name: name in aside or _parsed(name) in names
@@ -292,26 +297,26 @@ class Agent(Generic[P]):
             for by in ("its answer", "its claims", "the kernel"):
                 self._found(by, name, ())
             self._troubled.discard(name)
-            return self._claims.release(name), None
+            return self._claims.remove(name), None
         try:
-            granted = self._grant(service)
+            assigned = self._grant(service)
         except Exception as error:
             # Whatever this is, it is our mistake, and must cost this Service alone: an agent that
             # ended here would end at every start, and the whole node would be left behind.
             log.exception("Service %s could not be answered, which is a mistake in pyproxy", name)
             self._found("its answer", name, (_foiled(name, error),))
-            return self._claims.release(name), None
+            return self._claims.remove(name), None
         # Nearly every Service is well, and has nothing to be forgotten.
-        if granted.problems or name in self._troubled:
+        if assigned.problems or name in self._troubled:
             self._found("its answer", name, ())
-            self._found("its claims", name, granted.problems)
-        return granted.also, granted.routing
+            self._found("its claims", name, assigned.problems)
+        return assigned.affected, assigned.routing
 
-    def _grant(self, service: Service) -> Granted:
+    def _grant(self, service: Service) -> Assignment:
         slices = self.world.slices_of(service.name)
         routing = route_service(service, slices, self.world.node, self._node_rules.hostname)
-        routing = on_addresses(routing, self._node.node_port_addresses)
-        return self._claims.grant(service, routing)
+        routing = expand_node_ports(routing, self._node.node_port_addresses)
+        return self._claims.assign(service, routing)
 
     def _succeeded(
         self, routings: dict[ObjectName, ServiceRouting | None], failures: Sequence[Failure]
@@ -375,7 +380,7 @@ class Agent(Generic[P]):
         self._tell.health.queued()
         # Whatever the kernel refused as a whole, what it holds is the ground to stand on.
         self._look_at = self._tell.clock()
-        out_of_step = isinstance(error, OutOfStepError) and self._pace.failures < _LOUD_AFTER
+        out_of_step = isinstance(error, StaleStateError) and self._pace.failures < _LOUD_AFTER
         level = logging.INFO if out_of_step else logging.WARNING
         log.log(level, "the kernel refused a sync, reading it back to try again: %s", error)
 
@@ -413,5 +418,5 @@ def _refused(name: ObjectName, error: KernelError) -> Problem:
         str(name),
         "spec",
         f"the kernel refused it ({error}); what it held of it stays until the Service changes",
-        Reason.REJECTED_BY_KERNEL,
+        ProblemReason.REJECTED_BY_KERNEL,
     )

@@ -8,7 +8,7 @@ from typing import Protocol
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.health.service_checks import Check, ServiceChecks
+from pyproxy.health.service_health import ServiceHealthCheck, ServiceHealthServer
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family
 from pyproxy.model.objects import ObjectName, Service
@@ -33,7 +33,7 @@ class Flows:
 class HealthChecks:
     """Keeps the health-check node ports in step."""
 
-    def __init__(self, checks: ServiceChecks, hostname: str) -> None:
+    def __init__(self, checks: ServiceHealthServer, hostname: str) -> None:
         self._checks = checks
         self._hostname = hostname
         self._open: set[ObjectName] = set()
@@ -41,7 +41,7 @@ class HealthChecks:
     def committed(self, commit: Commit, world: ClusterState) -> None:
         """Open, change and close the ports of the Services that changed."""
         self._checks.listen_on(commit.node_port_addresses)
-        changes: dict[ObjectName, Check | None] = {}
+        changes: dict[ObjectName, ServiceHealthCheck | None] = {}
         for name in commit.routings:
             service = world.services.get(name)
             if service is not None and service.health_check_port:
@@ -55,7 +55,7 @@ class HealthChecks:
             self._open |= changes.keys()
             self._open -= {name for name, check in changes.items() if check is None}
 
-    def _check(self, service: Service, world: ClusterState) -> Check:
+    def _check(self, service: Service, world: ClusterState) -> ServiceHealthCheck:
         ready: dict[Family, set[Address]] = {family: set() for family in service.families}
         for each in world.slices_of(service.name):
             if each.ports and each.family in ready:
@@ -65,7 +65,7 @@ class HealthChecks:
                     if endpoint.ready and endpoint.node == self._hostname
                 )
         counts = {family: len(addresses) for family, addresses in ready.items()}
-        return Check(service.health_check_port, counts)
+        return ServiceHealthCheck(service.health_check_port, counts)
 
 
 class LocalCounts:

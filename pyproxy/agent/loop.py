@@ -58,9 +58,9 @@ class Loop(Generic[P]):
             self._run()
 
     def _run(self) -> None:
-        self._health.beat()
+        self._health.heartbeat()
         while self._take_in():
-            self._health.beat()
+            self._health.heartbeat()
             if self._clock() >= self._next_chores:
                 self._chores()
                 self._next_chores = self._clock() + self._chore_period

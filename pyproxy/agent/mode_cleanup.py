@@ -15,7 +15,7 @@ import msgspec
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.dataplane.ipvs.schema import TABLE as IPVS_TABLE
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.errors import KernelError, OutOfStepError, PyproxyError, UsageError
+from pyproxy.errors import KernelError, PyproxyError, StaleStateError, UsageError
 from pyproxy.netlink.nfnetlink import NFPROTO_INET, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_tables, read_table_names
 from pyproxy.takeover.leftovers import InService
@@ -47,7 +47,7 @@ def _remove_table(stays: InService) -> Iterator[str]:
     netlink = Nfnetlink()
     try:
         for refusal in netlink.transact([delete_table(TABLE)], SUBSYSTEM):
-            if not isinstance(refusal.error, OutOfStepError):
+            if not isinstance(refusal.error, StaleStateError):
                 raise refusal.error
     finally:
         netlink.close()

@@ -25,7 +25,7 @@ from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 from pyproxy.source.client import Client
 from pyproxy.source.lookup import look_up
 
@@ -176,11 +176,11 @@ class AgentInspector:
             log.debug("how full the tables are is not to be had: %s", error)
             return ()
 
-    def look_up(self, name: ObjectName) -> Lookup:
+    def look_up(self, name: ObjectName) -> ServiceLookup:
         """Ask the API server for a Service and its pods, in the asker's thread."""
         if self._about.client is None:
             why = f"the folder {self._about.settings.manifests} is served in the API's place"
-            return Lookup(service_not_asked=why, pods_not_asked=why)
+            return ServiceLookup(service_skipped=why, pods_skipped=why)
         return look_up(self._about.client, name)
 
     @contextmanager

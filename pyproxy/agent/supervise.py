@@ -39,7 +39,7 @@ def reported(health: Health, metrics: Metrics) -> Iterator[None]:
             exc_info=(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback),
         )
         metrics.worker_failed(name)
-        health.worker_failed(name, again=again)
+        health.worker_failed(name, restarting=again)
 
     before = threading.excepthook
     threading.excepthook = failed

@@ -36,8 +36,8 @@ from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
-from pyproxy.health.server import Servers
-from pyproxy.health.service_checks import ServiceChecks
+from pyproxy.health.server import HealthServers
+from pyproxy.health.service_health import ServiceHealthServer
 from pyproxy.health.state import Health
 from pyproxy.inspect.queries import BY_PATH
 from pyproxy.inspect.server import Server
@@ -91,14 +91,14 @@ def _serve(
         def report(problem: Problem) -> None:
             # Whoever found it has logged it.
             if announcer is not None:
-                announcer.problem(problem, agent.world.uid(problem.kind, problem.name))
+                announcer.record_problem(problem, agent.world.uid(problem.kind, problem.name))
 
         def end() -> None:
-            health.ending()
+            health.set_shutting_down()
             inbox.put(Stop())
 
-        servers = Servers(settings, health, metrics)
-        checks = ServiceChecks(servers.http, health.is_healthy, report)
+        servers = HealthServers(settings, health, metrics)
+        checks = ServiceHealthServer(servers.http, health.is_healthy, report)
         flows = stack.enter_context(closing(Conntrack()))
         stack.enter_context(closing(TableUsageCollector(metrics)))
         reconciler = Reconciler(flows, metrics)
@@ -125,7 +125,7 @@ def _serve(
         stack.enter_context(_running(servers))
         stack.enter_context(_running(reconciler))
         if announcer is not None:
-            announcer.starting()
+            announcer.record_start()
             stack.enter_context(_running(announcer))
         about = About(
             settings,

@@ -21,7 +21,7 @@ from pyproxy.model.address import Address, Backend, backend_text, parse_address
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
 from pyproxy.policy.routing import ServiceRouting
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 
 _SIGNS = {
     Mark.TICK: ("✓", GOOD),
@@ -62,10 +62,12 @@ def _sender(given: str | None) -> Address | None:
         raise UsageError(f"--from: {error}") from error
 
 
-def _lookup(asker: Asker, evidence: Evidence) -> Lookup:
+def _lookup(asker: Asker, evidence: Evidence) -> ServiceLookup:
     name = evidence.resolved.name
     if name is None:
-        return Lookup(service_not_asked="no name to ask for", pods_not_asked="no name to ask for")
+        return ServiceLookup(
+            service_skipped="no name to ask for", pods_skipped="no name to ask for"
+        )
     # Who answered before has a client for the API already, with the rights that count here.
     return asker.ask(LOOKUP, Named(str(name)))
 

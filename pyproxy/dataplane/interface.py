@@ -161,7 +161,7 @@ class Writer(Protocol[P]):
         because the next plan starts from it. Blocks for the transaction. Not idempotent: a plan is
         committed once, and only if nothing was committed since it was made.
 
-        Raises TransientKernelError, OutOfStepError (the agent then calls `plan_full`) and
+        Raises TransientKernelError, StaleStateError (the agent then calls `plan_full`) and
         PermissionKernelError. Nothing of the transaction that failed has been written, while
         earlier ones have been.
         """

@@ -12,7 +12,7 @@ from pyproxy import __version__
 from pyproxy.config import report as config_report
 from pyproxy.config.settings import Settings
 from pyproxy.health.http import Handler, Response
-from pyproxy.health.state import Health, Report
+from pyproxy.health.state import Health, HealthReport
 from pyproxy.metrics import CONTENT_TYPE, Metrics
 from pyproxy.model.address import Family
 
@@ -39,13 +39,13 @@ def health_pages(health: Health, metrics: Metrics) -> Handler:
     Restarting it, as a failed liveness probe does, would help neither of the two.
     """
 
-    def healthz(report: Report) -> Response:
-        passed = report.healthy and report.node_eligible and not report.ending
+    def healthz(report: HealthReport) -> Response:
+        passed = report.healthy and report.node_eligible and not report.shutting_down
         response = _health(report, passed, report.node_eligible)
         metrics.healthz_answered(response.status)
         return response
 
-    def livez(report: Report) -> Response:
+    def livez(report: HealthReport) -> Response:
         response = _health(report, report.healthy, msgspec.UNSET)
         metrics.livez_answered(response.status)
         return response
@@ -88,7 +88,9 @@ def _text(text: str) -> Response:
     return Response(text.encode(), headers=_NO_SNIFF)
 
 
-def _health(report: Report, passed: bool, node_eligible: bool | msgspec.UnsetType) -> Response:
+def _health(
+    report: HealthReport, passed: bool, node_eligible: bool | msgspec.UnsetType
+) -> Response:
     now = rfc3339(report.now)
     updated = rfc3339(report.last_updated)
     # A proxy with nothing to do is up to date as of now, however long ago its last commit was.

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
 
 
-class Servers:
+class HealthServers:
     """Serves health and metrics between `start` and `stop`.
 
     An address that cannot be bound is tried again every second, with one log line, unless

@@ -21,10 +21,10 @@ _FAILURES_APART = 60.0
 """Seconds that a worker must last for its next failure not to be in a row with the last one."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class HealthReport(msgspec.Struct, frozen=True):
     """Health at one moment; times are in nanoseconds since the epoch, 0 for never.
 
-    `settled` says that no sync is due, `ending` that the agent was told to end.
+    `settled` says that no sync is due, `shutting_down` that the agent was told to end.
     """
 
     now: int
@@ -32,7 +32,7 @@ class Report(msgspec.Struct, frozen=True):
     healthy: bool
     settled: bool
     node_eligible: bool
-    ending: bool = False
+    shutting_down: bool = False
 
 
 class Health:
@@ -59,7 +59,7 @@ class Health:
         self._last_updated = 0
         self._node_eligible = True
         self._beat: float | None = None
-        self._ending = False
+        self._shutting_down = False
         self._failures: dict[str, tuple[int, float]] = {}
         self._gone = False
 
@@ -75,46 +75,46 @@ class Health:
             self._due_since = None
             self._last_updated = self._wall_clock()
 
-    def node_seen(self, eligible: bool) -> None:
+    def set_node_eligible(self, eligible: bool) -> None:
         """The Node is, or is no longer, one that load balancers should send to."""
         with self._lock:
             self._node_eligible = eligible
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """The agent's thread goes round; from the first call on it is expected to."""
         self._beat = self._clock()
 
-    def ending(self) -> None:
+    def set_shutting_down(self) -> None:
         """The agent was told to end. May be called by a signal handler, so it takes no lock."""
-        self._ending = True
+        self._shutting_down = True
 
-    def worker_failed(self, name: str, *, again: bool) -> None:
-        """A thread failed; `again` says that it begins again."""
+    def worker_failed(self, name: str, *, restarting: bool) -> None:
+        """A thread failed; `restarting` says that it begins again."""
         now = self._clock()
         with self._lock:
             count, last = self._failures.get(name, (0, now))
             self._failures[name] = (count + 1 if now - last < _FAILURES_APART else 1, now)
-            self._gone |= not again
+            self._gone |= not restarting
 
     def is_healthy(self) -> bool:
         """Whether load balancers can count on the proxy, whatever becomes of its node."""
         report = self.report()
-        return report.healthy and not report.ending
+        return report.healthy and not report.shutting_down
 
-    def report(self) -> Report:
+    def report(self) -> HealthReport:
         """Take health as it is now."""
         with self._lock:
             now = self._clock()
             late = self._due_since is not None and now - self._due_since >= self._patience
             stuck = self._beat is not None and now - self._beat >= BEAT_PATIENCE
             works = not (late or stuck or self._gone or self._failing(now))
-            return Report(
+            return HealthReport(
                 now=self._wall_clock(),
                 last_updated=self._last_updated,
                 healthy=self._last_updated > 0 and works,
                 settled=self._due_since is None,
                 node_eligible=self._node_eligible,
-                ending=self._ending,
+                shutting_down=self._shutting_down,
             )
 
     def _failing(self, now: float) -> bool:

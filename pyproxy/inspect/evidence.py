@@ -48,7 +48,7 @@ def evidence(snapshot: Snapshot, target: Target) -> Evidence:
     name = resolved.name
     found = Evidence(
         settings=snapshot.settings,
-        healthy=snapshot.health.healthy and not snapshot.health.ending,
+        healthy=snapshot.health.healthy and not snapshot.health.shutting_down,
         health=health(snapshot),
         api_age=snapshot.api_age,
         waiting=snapshot.pending > 0,

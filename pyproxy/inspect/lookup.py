@@ -7,7 +7,7 @@ import msgspec
 from pyproxy.inspect.query import Query
 from pyproxy.inspect.services import object_name
 from pyproxy.inspect.snapshot import AgentView
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -16,8 +16,8 @@ class Named(msgspec.Struct, frozen=True):
     name: str
 
 
-def _route(witness: AgentView, question: Named) -> Lookup:
+def _route(witness: AgentView, question: Named) -> ServiceLookup:
     return witness.look_up(object_name(question.name))
 
 
-LOOKUP = Query("/lookup", Named, Lookup, _route)
+LOOKUP = Query("/lookup", Named, ServiceLookup, _route)

@@ -12,10 +12,10 @@ from pyproxy.inspect.snapshot import AgentView, Snapshot
 from pyproxy.inspect.status import InvalidObject, invalid
 from pyproxy.model.address import Backend, Family, address_text, backend_text, family_of
 from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, ObjectName, Service, ServicePort
-from pyproxy.policy.backends import join, select
+from pyproxy.policy.endpoints import merge_slices, select_endpoints
 from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
-from pyproxy.policy.topology import Choice, Ignored
-from pyproxy.policy.unused import Reasons, why_not
+from pyproxy.policy.topology import IgnoredHint, TopologyChoice
+from pyproxy.policy.unused import UnusedReasons, unused_reasons
 
 
 class FrontendView(msgspec.Struct, frozen=True):
@@ -153,7 +153,7 @@ def _ports(
 ) -> Iterator[PortView]:
     hostname = snapshot.settings.node_name
     zone = snapshot.node.zone if snapshot.node else ""
-    joined = join(slices, hostname)
+    joined = merge_slices(slices, hostname)
     answered = {
         (port.family, port.name, port.protocol): port for port in (routing.ports if routing else ())
     }
@@ -161,7 +161,9 @@ def _ports(
         for port in service.ports:
             key = (family, port.name, port.protocol)
             endpoints = joined.get(key, {})
-            reasons = why_not(endpoints, select(endpoints, hostname, zone), hostname, zone)
+            reasons = unused_reasons(
+                endpoints, select_endpoints(endpoints, hostname, zone), hostname, zone
+            )
             said = answered.get(key)
             yield PortView(
                 name=port.name,
@@ -175,8 +177,8 @@ def _ports(
             )
 
 
-def _hints(choice: Choice) -> str:
-    usual = (Ignored.NO_HINTS, Ignored.NO_READY_ENDPOINT)
+def _hints(choice: TopologyChoice) -> str:
+    usual = (IgnoredHint.NO_HINTS, IgnoredHint.NO_READY_ENDPOINT)
     told = (each for each in choice.ignored if each not in usual)
     return "; ".join(each.value for each in told)
 
@@ -187,7 +189,7 @@ def _frontend(frontend: Frontend) -> FrontendView:
 
 
 def _backends(
-    endpoints: Mapping[Backend, Endpoint], port: PortRouting | None, reasons: Reasons
+    endpoints: Mapping[Backend, Endpoint], port: PortRouting | None, reasons: UnusedReasons
 ) -> Iterator[BackendView]:
     uses = {frontend.use for frontend in port.frontends} if port else set()
     for backend, endpoint in sorted(endpoints.items()):
@@ -208,7 +210,7 @@ def _backends(
         yield BackendView(backend_text(backend), endpoint.node, endpoint.zone, used_by, why)
 
 
-def _why(backend: Backend, reasons: Reasons, *, local: bool) -> str:
+def _why(backend: Backend, reasons: UnusedReasons, *, local: bool) -> str:
     found = (reasons.local if local else reasons.cluster).get(backend) or reasons.cluster.get(
         backend
     )

@@ -11,10 +11,10 @@ import msgspec
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting, TableUsage
 from pyproxy.errors import Problem
-from pyproxy.health.state import Report
+from pyproxy.health.state import HealthReport
 from pyproxy.model.objects import EndpointSlice, Node, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 
 
 class Sync(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     settings: Settings
     started: float
     now: float
-    health: Report
+    health: HealthReport
     api_age: float
     services: Mapping[ObjectName, Service]
     slices: Mapping[ObjectName, EndpointSlice]
@@ -95,7 +95,7 @@ class AgentView(Protocol):
         """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
         ...
 
-    def look_up(self, name: ObjectName) -> Lookup:
+    def look_up(self, name: ObjectName) -> ServiceLookup:
         """Ask the API server for a Service and its pods; what goes wrong is part of the answer."""
         ...
 

@@ -65,7 +65,7 @@ def status(snapshot: Snapshot, fill: tuple[TableUsage, ...] = ()) -> Status:
         started=snapshot.started,
         now=snapshot.now,
         health=health(snapshot),
-        healthy=snapshot.health.healthy and not snapshot.health.ending,
+        healthy=snapshot.health.healthy and not snapshot.health.shutting_down,
         source=settings.manifests or settings.api.master or settings.api.kubeconfig or "in-cluster",
         source_age=snapshot.api_age,
         services=len(snapshot.services),
@@ -86,7 +86,7 @@ def status(snapshot: Snapshot, fill: tuple[TableUsage, ...] = ()) -> Status:
 def health(snapshot: Snapshot) -> str:
     """Say how the agent is, in a few words."""
     report = snapshot.health
-    if report.ending:
+    if report.shutting_down:
         return "ending"
     if not report.last_updated:
         return "starting: nothing is programmed yet"

@@ -23,7 +23,7 @@ class Destination(msgspec.Struct, frozen=True):
     protocol: Protocol = Protocol.TCP
 
     @property
-    def place(self) -> tuple[str, int]:
+    def socket_address(self) -> tuple[str, int]:
         """The address in text and the port, as sockets take them."""
         return address_text(self.address), self.port
 

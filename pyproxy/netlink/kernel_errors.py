@@ -14,9 +14,9 @@ import msgspec
 
 from pyproxy.errors import (
     KernelError,
-    OutOfStepError,
     PermissionKernelError,
     RejectedError,
+    StaleStateError,
     TransientKernelError,
 )
 from pyproxy.netlink.attributes import attribute_map, text
@@ -61,7 +61,7 @@ def kernel_error(number: int, doing: str) -> KernelError:
     if number in _TRANSIENT:
         return TransientKernelError(message, number)
     if number in _OUT_OF_STEP:
-        return OutOfStepError(message, number)
+        return StaleStateError(message, number)
     if number in _FORBIDDEN:
         return PermissionKernelError(message, number)
     return RejectedError(message, number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 
-from pyproxy.errors import KernelError, OutOfStepError, TransientKernelError
+from pyproxy.errors import KernelError, StaleStateError, TransientKernelError
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
 from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
 from pyproxy.netlink.kernel_errors import MessageError
@@ -40,7 +40,7 @@ def create_counters(names: frozenset[str]) -> frozenset[str]:
             for name in sorted(names):
                 body = string(_NAME, name) + attribute(_PACKETS, zero) + attribute(_BYTES, zero)
                 error = netlink.send(_message(_NEW, body, NLM_F_CREATE | NLM_F_EXCL))
-                if error and not isinstance(error.error, OutOfStepError):
+                if error and not isinstance(error.error, StaleStateError):
                     raise error.error
             return names & list_counters(netlink)
         except KernelError as error:
@@ -66,7 +66,7 @@ def delete_counters(names: frozenset[str]) -> None:
             for name in sorted(names & list_counters(netlink)):
                 error = delete_counter(netlink, name)
                 # The kernel frees the rules of a transaction some time after it: EBUSY till then.
-                if error and not isinstance(error.error, OutOfStepError | TransientKernelError):
+                if error and not isinstance(error.error, StaleStateError | TransientKernelError):
                     raise error.error
         except KernelError as error:
             log.debug("cannot delete nfacct objects: %s", error)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from pyproxy.errors import Problem, Reason
+from pyproxy.errors import Problem, ProblemReason
 from pyproxy.model.address import Family, Protocol, address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
@@ -28,18 +28,18 @@ _FIELDS = {
 }
 
 
-class Granted(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True):
     """What a Service may have of its answer, and who else is touched.
 
-    `problems` name the frontends that another Service has. `also` are the Services to be answered
-    and granted again, in the same transaction: one may win now what it lost, one must yield what
+    `problems` name the frontends that another Service has. `affected` are the Services to be
+    assigned again, in the same transaction: one may win now what it lost, one must yield what
     it had, or one has another rival to name. Granting them again with unchanged answers names
     nobody further.
     """
 
     routing: ServiceRouting
     problems: tuple[Problem, ...] = ()
-    also: frozenset[ObjectName] = frozenset()
+    affected: frozenset[ObjectName] = frozenset()
 
 
 class _Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -66,7 +66,7 @@ class FrontendOwners:
         self._queues: dict[bytes, tuple[_Claimant, ...]] = {}
         self._entries: dict[ObjectName, _Entry] = {}
 
-    def grant(self, service: Service, routing: ServiceRouting) -> Granted:
+    def assign(self, service: Service, routing: ServiceRouting) -> Assignment:
         """Claim all frontends of an answer, in place of what this Service claimed before."""
         name = service.name
         claimant = _Claimant(service.created, name)
@@ -75,7 +75,7 @@ class FrontendOwners:
         unique = len(keys) == 1 or len(set(keys)) == len(keys)
         before = self._entries.setdefault(name, after)
         if before is after and unique and self._enters_alone(claimant, keys):
-            return Granted(routing)
+            return Assignment(routing)
         also: set[ObjectName] = set()
         if before is after:
             self._enter(claimant, keys, also)
@@ -83,10 +83,10 @@ class FrontendOwners:
             self._entries[name] = after
             self._move(before, after, also)
         if unique and all(self._queues[key][0] == claimant for key in keys):
-            return Granted(routing, also=frozenset(also))
+            return Assignment(routing, affected=frozenset(also))
         return self._part(claimant, routing, frozenset(also))
 
-    def release(self, name: ObjectName) -> frozenset[ObjectName]:
+    def remove(self, name: ObjectName) -> frozenset[ObjectName]:
         """Give back all that a Service claimed; it may be unknown. The others to answer again."""
         also: set[ObjectName] = set()
         entry = self._entries.pop(name, None)
@@ -137,8 +137,8 @@ class FrontendOwners:
                 also.add(queue[at + 1].name)
 
     def _part(
-        self, claimant: _Claimant, routing: ServiceRouting, also: frozenset[ObjectName]
-    ) -> Granted:
+        self, claimant: _Claimant, routing: ServiceRouting, affected: frozenset[ObjectName]
+    ) -> Assignment:
         problems: list[Problem] = []
         ports: list[PortRouting] = []
         taken: set[bytes] = set()
@@ -157,8 +157,8 @@ class FrontendOwners:
                 ports.append(port)
             elif kept:
                 ports.append(_narrow(port, tuple(kept)))
-        granted = msgspec.structs.replace(routing, ports=tuple(ports))
-        return Granted(granted, tuple(problems), also)
+        assigned = msgspec.structs.replace(routing, ports=tuple(ports))
+        return Assignment(assigned, tuple(problems), affected)
 
 
 def _keys(routing: ServiceRouting) -> tuple[bytes, ...]:
@@ -204,5 +204,5 @@ def _problem(
     else:
         who = f"Service {rival.name}, which is older, claims it too"
     message = f"{what} is not answered for port {port.name!r}: {who}"
-    field, reason = _FIELDS[frontend.scope], Reason.FRONTEND_CONFLICT
+    field, reason = _FIELDS[frontend.scope], ProblemReason.FRONTEND_CONFLICT
     return Problem(Kind.SERVICE.value, str(claimant.name), field, message, reason)

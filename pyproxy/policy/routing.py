@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
+from typing import Final
 
 import msgspec
 
-from pyproxy.model.address import Address, Backend, Family, Network, Port, Protocol
+from pyproxy.model.address import Address, Backend, Family, Network, Port, Protocol, family_of
 from pyproxy.model.objects import ObjectName
 
 
@@ -19,20 +21,23 @@ class Scope(enum.Enum):
     NODE_PORT = "nodePort"
 
 
+_NODE_PORT: Final = Scope.NODE_PORT
+
+
 class Use(enum.Enum):
     """Whom a frontend sends its connections to.
 
     CLUSTER uses `PortRouting.cluster`, masqueraded where the scope is external. LOCAL uses
     `PortRouting.local`, with the client's address kept. SPLIT is the external policy
     Local: pods and the node use `cluster`, all other clients `local`, or are dropped without one.
-    REFUSE answers at once that nobody is there. DROP is silence: endpoints exist, but none that
+    REJECT answers at once that nobody is there. DROP is silence: endpoints exist, but none that
     this policy allows.
     """
 
     CLUSTER = "cluster"
     LOCAL = "local"
     SPLIT = "split"
-    REFUSE = "refuse"
+    REJECT = "reject"
     DROP = "drop"
 
 
@@ -83,3 +88,39 @@ class ServiceRouting(msgspec.Struct, frozen=True):
     source_ranges: tuple[Network, ...] = ()
     affinity_timeout: int = 0
     scheduler: str = ""
+
+
+def expand_node_ports(routing: ServiceRouting, addresses: Collection[Address]) -> ServiceRouting:
+    """Put a node port's frontend on each of the node's addresses, of the port's family.
+
+    From there on a node port is a frontend like any other, and one that meets an external IP on
+    the node's own address is seen to do so.
+    """
+    for port in routing.ports:  # mostly all of them, and so no generator
+        # A node port comes after all addresses.
+        if port.frontends and port.frontends[-1].scope is _NODE_PORT:
+            break
+    else:
+        return routing
+    ports = tuple(_spread(port, addresses) for port in routing.ports)
+    return msgspec.structs.replace(routing, ports=ports)
+
+
+def _is_node_port(frontend: Frontend) -> bool:
+    return frontend.scope is _NODE_PORT and not frontend.address
+
+
+def _spread(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
+    own = [address for address in addresses if family_of(address) is port.family]
+    taken = {(f.address, f.port) for f in port.frontends}
+    spread: list[Frontend] = []
+    for frontend in port.frontends:
+        if not _is_node_port(frontend):
+            spread.append(frontend)
+            continue
+        spread.extend(
+            msgspec.structs.replace(frontend, address=address)
+            for address in own
+            if (address, frontend.port) not in taken
+        )
+    return msgspec.structs.replace(port, frontends=tuple(spread))

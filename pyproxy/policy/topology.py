@@ -16,7 +16,7 @@ import msgspec
 from pyproxy.model.objects import Endpoint
 
 
-class Mode(enum.Enum):
+class TopologyMode(enum.Enum):
     """How far connections may go; the values are the Service API's names for it."""
 
     SAME_NODE = "PreferSameNode"
@@ -24,7 +24,7 @@ class Mode(enum.Enum):
     ANYWHERE = "anywhere"
 
 
-class Ignored(enum.Enum):
+class IgnoredHint(enum.Enum):
     """Why a kind of hint was not followed, as a person would be told."""
 
     NO_READY_ENDPOINT = "no endpoint is ready, so there is nothing to choose from"
@@ -36,18 +36,18 @@ class Ignored(enum.Enum):
     ZONE_NOT_HINTED = "no ready endpoint has a hint for this node's zone"
 
 
-class Choice(msgspec.Struct, frozen=True):
+class TopologyChoice(msgspec.Struct, frozen=True):
     """A mode, and why the finer modes were not taken (for `explain`), the finest first."""
 
-    mode: Mode
-    ignored: tuple[Ignored, ...] = ()
+    mode: TopologyMode
+    ignored: tuple[IgnoredHint, ...] = ()
 
 
-_NONE_READY = Choice(Mode.ANYWHERE, (Ignored.NO_READY_ENDPOINT,))
-_NO_HINTS = Choice(Mode.ANYWHERE, (Ignored.NO_HINTS,))
+_NONE_READY = TopologyChoice(TopologyMode.ANYWHERE, (IgnoredHint.NO_READY_ENDPOINT,))
+_NO_HINTS = TopologyChoice(TopologyMode.ANYWHERE, (IgnoredHint.NO_HINTS,))
 
 
-def choose(ready: Collection[Endpoint], hostname: str, zone: str) -> Choice:
+def choose_mode(ready: Collection[Endpoint], hostname: str, zone: str) -> TopologyChoice:
     """Choose the mode for the ready endpoints of one Service port in one family.
 
     `hostname` is this node's name; `zone` is empty where the node does not say.
@@ -60,28 +60,28 @@ def choose(ready: Collection[Endpoint], hostname: str, zone: str) -> Choice:
     else:
         return _NO_HINTS
     if not all(endpoint.hint_nodes for endpoint in ready):
-        no_node = Ignored.NODE_HINT_MISSING
+        no_node = IgnoredHint.NODE_HINT_MISSING
     elif any(hostname in endpoint.hint_nodes for endpoint in ready):
-        return Choice(Mode.SAME_NODE)
+        return TopologyChoice(TopologyMode.SAME_NODE)
     else:
-        no_node = Ignored.NODE_NOT_HINTED
+        no_node = IgnoredHint.NODE_NOT_HINTED
     if not all(endpoint.hint_zones for endpoint in ready):
-        no_zone = Ignored.ZONE_HINT_MISSING
+        no_zone = IgnoredHint.ZONE_HINT_MISSING
     elif not zone:
-        no_zone = Ignored.ZONE_UNKNOWN
+        no_zone = IgnoredHint.ZONE_UNKNOWN
     elif any(zone in endpoint.hint_zones for endpoint in ready):
-        return Choice(Mode.SAME_ZONE, (no_node,))
+        return TopologyChoice(TopologyMode.SAME_ZONE, (no_node,))
     else:
-        no_zone = Ignored.ZONE_NOT_HINTED
-    return Choice(Mode.ANYWHERE, (no_node, no_zone))
+        no_zone = IgnoredHint.ZONE_NOT_HINTED
+    return TopologyChoice(TopologyMode.ANYWHERE, (no_node, no_zone))
 
 
-def near(endpoint: Endpoint, mode: Mode, hostname: str, zone: str) -> bool:
+def within(endpoint: Endpoint, mode: TopologyMode, hostname: str, zone: str) -> bool:
     """Tell whether an endpoint is within the chosen mode."""
     match mode:
-        case Mode.SAME_NODE:
+        case TopologyMode.SAME_NODE:
             return hostname in endpoint.hint_nodes
-        case Mode.SAME_ZONE:
+        case TopologyMode.SAME_ZONE:
             return zone in endpoint.hint_zones
-        case Mode.ANYWHERE:
+        case TopologyMode.ANYWHERE:
             return True

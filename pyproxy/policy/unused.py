@@ -13,10 +13,10 @@ import msgspec
 from pyproxy.model.address import Backend
 from pyproxy.model.objects import Endpoint
 from pyproxy.policy import topology
-from pyproxy.policy.backends import Endpoints, Usable
+from pyproxy.policy.endpoints import Endpoints, SelectedEndpoints
 
 
-class Unused(enum.Enum):
+class UnusedReason(enum.Enum):
     """A reason, as a person would be told."""
 
     NOT_READY = "not ready"
@@ -27,44 +27,46 @@ class Unused(enum.Enum):
     HINTED_FOR_OTHER_ZONES = "hinted for other zones"
 
 
-class Reasons(msgspec.Struct, frozen=True):
+class UnusedReasons(msgspec.Struct, frozen=True):
     """Why each backend is not used by the policy Cluster, and by the policy Local.
 
     `choice` says what became of hints.
     """
 
-    cluster: Mapping[Backend, Unused]
-    local: Mapping[Backend, Unused]
-    choice: topology.Choice
+    cluster: Mapping[Backend, UnusedReason]
+    local: Mapping[Backend, UnusedReason]
+    choice: topology.TopologyChoice
 
 
-def why_not(endpoints: Endpoints, usable: Usable, hostname: str, zone: str) -> Reasons:
-    """Give a reason for every endpoint that `select` left out of `usable`."""
+def unused_reasons(
+    endpoints: Endpoints, usable: SelectedEndpoints, hostname: str, zone: str
+) -> UnusedReasons:
+    """Give a reason for every endpoint that `select_endpoints` left out of `usable`."""
     ready = [endpoint for endpoint in endpoints.values() if endpoint.ready]
-    choice = topology.choose(ready, hostname, zone)
+    choice = topology.choose_mode(ready, hostname, zone)
     used, local = frozenset(usable.cluster), frozenset(usable.local)
-    return Reasons(
+    return UnusedReasons(
         {b: _not_in_cluster(e, choice.mode) for b, e in endpoints.items() if b not in used},
         {b: _not_local(e, hostname) for b, e in endpoints.items() if b not in local},
         choice,
     )
 
 
-def _not_in_cluster(endpoint: Endpoint, mode: topology.Mode) -> Unused:
+def _not_in_cluster(endpoint: Endpoint, mode: topology.TopologyMode) -> UnusedReason:
     if not endpoint.ready:
         return _condition(endpoint)
-    if mode is topology.Mode.SAME_NODE:
-        return Unused.HINTED_FOR_OTHER_NODES
-    return Unused.HINTED_FOR_OTHER_ZONES
+    if mode is topology.TopologyMode.SAME_NODE:
+        return UnusedReason.HINTED_FOR_OTHER_NODES
+    return UnusedReason.HINTED_FOR_OTHER_ZONES
 
 
-def _not_local(endpoint: Endpoint, hostname: str) -> Unused:
+def _not_local(endpoint: Endpoint, hostname: str) -> UnusedReason:
     if not endpoint.node:
-        return Unused.NO_NODE
+        return UnusedReason.NO_NODE
     if endpoint.node != hostname:
-        return Unused.OTHER_NODE
+        return UnusedReason.OTHER_NODE
     return _condition(endpoint)
 
 
-def _condition(endpoint: Endpoint) -> Unused:
-    return Unused.TERMINATING if endpoint.terminating else Unused.NOT_READY
+def _condition(endpoint: Endpoint) -> UnusedReason:
+    return UnusedReason.TERMINATING if endpoint.terminating else UnusedReason.NOT_READY

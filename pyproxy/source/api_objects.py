@@ -112,7 +112,7 @@ class ApiPod(msgspec.Struct, frozen=True):
         )
 
 
-class Lookup(msgspec.Struct, frozen=True):
+class ServiceLookup(msgspec.Struct, frozen=True):
     """What the API says of a Service and the pods that it selects.
 
     `service` is None where there is none, or where it was not asked for. The texts say why
@@ -122,6 +122,6 @@ class Lookup(msgspec.Struct, frozen=True):
 
     service: ApiService | None = None
     pods: tuple[ApiPod, ...] = ()
-    service_not_asked: str = ""
-    pods_not_asked: str = ""
-    unreachable: str = ""
+    service_skipped: str = ""
+    pods_skipped: str = ""
+    api_error: str = ""

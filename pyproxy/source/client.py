@@ -59,7 +59,7 @@ class UnreachableError(SourceError):
     """No answer came: no connection, or it broke, or it went silent."""
 
 
-class RefusedError(SourceError):
+class ApiStatusError(SourceError):
     """The server answered, and not with what was asked for.
 
     `status` is HTTP's, `retry_after` the seconds that the server asks to wait, 0 where it does
@@ -75,11 +75,11 @@ class RefusedError(SourceError):
 class RequestObserver(Protocol):
     """What wants to know of each request: metrics."""
 
-    def request(self, method: str, host: str, code: str) -> None:
+    def count_request(self, method: str, host: str, code: str) -> None:
         """Count one request; `code` is HTTP's status, or "<error>" where none came."""
         ...
 
-    def request_took(self, method: str, host: str, duration: float) -> None:
+    def observe_request(self, method: str, host: str, duration: float) -> None:
         """Note the seconds from a request to the head of its answer."""
         ...
 
@@ -113,14 +113,14 @@ class Client:
         """Ask for something; the body of the answer is unread, and the caller closes it.
 
         `timeout` is the longest silence in seconds, while waiting for the answer and within it.
-        Raises UnreachableError, RefusedError.
+        Raises UnreachableError, ApiStatusError.
         """
         return self._request("GET", f"{path}?{urlencode(query)}" if query else path, None, timeout)
 
     def post(self, path: str, body: bytes, timeout: float = ANSWER_TIMEOUT) -> bytes:
         """Create something from JSON and return the answer's body.
 
-        Raises UnreachableError, RefusedError.
+        Raises UnreachableError, ApiStatusError.
         """
         response = self._request("POST", path, body, timeout)
         try:
@@ -204,7 +204,7 @@ class Client:
         self._count(method, url, str(response.status))
         if self._observer is not None:
             took = time.monotonic() - began
-            self._observer.request_took(method, urlsplit(url).netloc, took)
+            self._observer.observe_request(method, urlsplit(url).netloc, took)
         return response
 
     def _reload(self) -> bool:
@@ -229,7 +229,7 @@ class Client:
 
     def _count(self, method: str, url: str, code: str) -> None:
         if self._observer is not None:
-            self._observer.request(method, urlsplit(url).netloc, code)
+            self._observer.count_request(method, urlsplit(url).netloc, code)
 
 
 def _reason(error: Exception) -> str:
@@ -238,14 +238,14 @@ def _reason(error: Exception) -> str:
     return text.partition("): ")[2] or text
 
 
-def _refusal(method: str, target: str, response: BaseHTTPResponse) -> RefusedError:
+def _refusal(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
     """Say in one line what the server answered instead of what was asked for."""
     text = ""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
         # What is no Status, as from a proxy on the way, has nothing to say but its number.
         text = " ".join((_STATUS.decode(response.read(65536)).message or "").split())
     retry_after = response.headers.get("Retry-After", "")
-    return RefusedError(
+    return ApiStatusError(
         f"{method} {target.partition('?')[0]}: {response.status} {text or response.reason}",
         response.status,
         float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0,

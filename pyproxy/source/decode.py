@@ -1,6 +1,6 @@
 """From the API's JSON to the model's values: what a Service, an EndpointSlice and a Node mean.
 
-Every function is pure. What is not this proxy's business is a `NotOurs`; what is wrong in an
+Every function is pure. What is not this proxy's business is a `NotProxied`; what is wrong in an
 object is a Problem that travels with the rest of it; what cannot be read at all is a `Problem`
 in its place.
 
@@ -20,11 +20,19 @@ from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import fields, wire
-from pyproxy.source.fields import Findings, NotOurs
+from pyproxy.source.fields import FieldProblems, NotProxied
 from pyproxy.source.services import service
 from pyproxy.source.slices import endpoint_slice
 
-__all__ = ["NotOurs", "Reading", "Value", "endpoint_slice", "node", "read", "service"]
+__all__ = [
+    "DecodedObject",
+    "NotProxied",
+    "Value",
+    "decode_object",
+    "endpoint_slice",
+    "node",
+    "service",
+]
 
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The taint that the cluster autoscaler puts on a node which it is about to remove."""
@@ -32,7 +40,7 @@ AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 Value = model.Service | model.EndpointSlice | model.Node
 
 
-class Reading(msgspec.Struct, frozen=True):
+class DecodedObject(msgspec.Struct, frozen=True):
     """What came of one object: its name and resourceVersion where they could be read, and itself.
 
     `name` is None and `version` empty where not even the identity of a spoilt object is readable.
@@ -40,7 +48,7 @@ class Reading(msgspec.Struct, frozen=True):
 
     name: ObjectName | None
     version: str
-    value: Value | NotOurs | Problem
+    value: Value | NotProxied | Problem
 
 
 def node(read: wire.Node) -> model.Node:
@@ -50,7 +58,7 @@ def node(read: wire.Node) -> model.Node:
     """
     spec, status = read.spec or wire.NodeSpec(), read.status or wire.NodeStatus()
     labels = read.metadata.labels
-    findings = Findings(Kind.NODE.value, read.metadata.name)
+    findings = FieldProblems(Kind.NODE.value, read.metadata.name)
     found: dict[Address, None] = {}
     for wanted in ("InternalIP", "ExternalIP"):
         for i, entry in enumerate(status.addresses or []):
@@ -85,7 +93,7 @@ _NODE = msgspec.json.Decoder(wire.Node)
 _IDENTIFIED = msgspec.json.Decoder(wire.Identified)
 
 
-def read(kind: Kind, data: bytes | Raw) -> Reading:
+def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
     """Read one object of a list, a watch or a file from its JSON; raises nothing.
 
     An object whose JSON has a wrong type somewhere comes back as a Problem with the name that it
@@ -104,7 +112,7 @@ def read(kind: Kind, data: bytes | Raw) -> Reading:
         return _spoilt(kind, data, error)
 
 
-def _spoilt(kind: Kind, data: bytes | Raw, error: Exception) -> Reading:
+def _spoilt(kind: Kind, data: bytes | Raw, error: Exception) -> DecodedObject:
     """Say what is wrong with an object that cannot be read, and by which name it goes."""
     name: ObjectName | None = None
     version = ""
@@ -122,16 +130,16 @@ def _spoilt(kind: Kind, data: bytes | Raw, error: Exception) -> Reading:
     problem = Problem(
         kind.value, str(name or "(no name)"), field, f"{message}; the whole object is set aside"
     )
-    return Reading(name, version, problem)
+    return DecodedObject(name, version, problem)
 
 
-def _named(meta: wire.Meta, value: Value | NotOurs) -> Reading:
+def _named(meta: wire.Meta, value: Value | NotProxied) -> DecodedObject:
     """Join an object to its name. Raises msgspec.ValidationError where it has none."""
     if not meta.name:
         raise msgspec.ValidationError("Object without a name - at `$.metadata.name`")
     if isinstance(value, model.Node):
-        return Reading(ObjectName("", value.name), meta.resource_version or "", value)
+        return DecodedObject(ObjectName("", value.name), meta.resource_version or "", value)
     if not meta.namespace:
         raise msgspec.ValidationError("Object without a namespace - at `$.metadata.namespace`")
-    name = fields.name_of(meta) if isinstance(value, NotOurs) else value.name
-    return Reading(name, meta.resource_version or "", value)
+    name = fields.name_of(meta) if isinstance(value, NotProxied) else value.name
+    return DecodedObject(name, meta.resource_version or "", value)

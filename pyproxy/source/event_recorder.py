@@ -28,8 +28,8 @@ from msgspec import UNSET, UnsetType
 from pyproxy.errors import Problem, SourceError
 from pyproxy.metrics import Metrics
 from pyproxy.model.objects import Kind
-from pyproxy.source.client import Client, RefusedError
-from pyproxy.source.pacing import Clock, SystemClock
+from pyproxy.source.client import ApiStatusError, Client
+from pyproxy.source.retry import Clock, SystemClock
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class _Allowance(msgspec.Struct):
 class EventRecorder:
     """Posts Events about Problems, as the node `node_name`.
 
-    `problem` and `starting` may be called from any thread, and before `start`.
+    `record_problem` and `record_start` may be called from any thread, and before `start`.
     """
 
     def __init__(
@@ -157,18 +157,18 @@ class EventRecorder:
         self._wake.set()
         self._thread.end(STOP_TIMEOUT)
 
-    def problem(self, problem: Problem, uid: str = "") -> None:
+    def record_problem(self, problem: Problem, uid: str = "") -> None:
         """Have a Warning posted; `uid` is the object's, empty where it is not known."""
         regarding = _regarding(problem.kind, problem.name, uid)
         if regarding is None:
             return
-        local = self._node_name if problem.reason.of_one_node else ""
+        local = self._node_name if problem.reason.node_specific else ""
         said = (str(problem), uid, problem.reason.value, local)
         action = f"Program{problem.kind}"
         note = f"{problem.field}: {problem.message}"
         self._put(self._event("Warning", problem.reason.value, action, note, regarding, said))
 
-    def starting(self) -> None:
+    def record_start(self) -> None:
         """Have it posted that this node's proxy starts."""
         # A Node's Events are looked up by its name in place of its uid, by old custom.
         regarding = _regarding(Kind.NODE.value, self._node_name, self._node_name)
@@ -249,7 +249,7 @@ class EventRecorder:
         try:
             self._client.post(path, msgspec.json.encode(event), _TIMEOUT)
         except SourceError as error:
-            if isinstance(error, RefusedError) and error.status == _EXISTS:
+            if isinstance(error, ApiStatusError) and error.status == _EXISTS:
                 self._metrics.event("known")
                 return
             self._metrics.event("refused")

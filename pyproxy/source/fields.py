@@ -1,6 +1,6 @@
 """Single fields of API objects: read into the model's types, or noted as a Problem.
 
-A `Findings` travels with one object while it is read. What cannot be used is noted in it and left
+A `FieldProblems` travels with one object while it is read. What cannot be used is noted and left
 out, and the rest of the object goes on.
 """
 
@@ -47,13 +47,13 @@ _POLICIES = {policy.value: policy for policy in TrafficPolicy}
 _FAMILIES = {family.label: family for family in Family}
 
 
-class NotOurs(msgspec.Struct, frozen=True):
+class NotProxied(msgspec.Struct, frozen=True):
     """An object that is right, and that a Service proxy leaves alone."""
 
     reason: str
 
 
-class Findings:
+class FieldProblems:
     """The problems of one object, gathered while it is read."""
 
     def __init__(self, kind: str, name: str) -> None:
@@ -112,7 +112,7 @@ def special(packed: Address) -> str:
 
 
 def addresses(
-    texts: Iterable[tuple[str, str]], families: tuple[Family, ...], findings: Findings
+    texts: Iterable[tuple[str, str]], families: tuple[Family, ...], findings: FieldProblems
 ) -> tuple[Address, ...]:
     """Read (field, text) pairs, without repetition; no families means that each will do."""
     found: dict[Address, None] = {}
@@ -142,7 +142,7 @@ def network(text: str) -> Network:
     return value
 
 
-def port(value: int | None, field: str, findings: Findings) -> Port:
+def port(value: int | None, field: str, findings: FieldProblems) -> Port:
     """Check a port; what is none is noted and reads as 0."""
     if value is not None and 0 < value < 65536:
         return Port(value)
@@ -150,7 +150,7 @@ def port(value: int | None, field: str, findings: Findings) -> Port:
     return Port(0)
 
 
-def protocol(text: str | None, field: str, findings: Findings) -> Protocol | None:
+def protocol(text: str | None, field: str, findings: FieldProblems) -> Protocol | None:
     """Read a protocol, TCP where none is given; what is not proxied is noted and reads as None."""
     found = _PROTOCOLS.get(text or "TCP")
     if found is None:
@@ -158,7 +158,7 @@ def protocol(text: str | None, field: str, findings: Findings) -> Protocol | Non
     return found
 
 
-def policy(text: str | None, field: str, findings: Findings) -> TrafficPolicy:
+def policy(text: str | None, field: str, findings: FieldProblems) -> TrafficPolicy:
     """Read a traffic policy, Cluster where none is given or it is unknown."""
     found = _POLICIES.get(text or "Cluster")
     if found is None:

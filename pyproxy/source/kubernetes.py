@@ -10,8 +10,8 @@ from random import SystemRandom
 from pyproxy.model.events import Event
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
-from pyproxy.source.pacing import Clock, Outages, SystemClock
-from pyproxy.source.reflector import Reflector, Resource, Surroundings
+from pyproxy.source.reflector import Reflector, ReflectorContext, Resource
+from pyproxy.source.retry import Clock, OutageLog, SystemClock
 from pyproxy.workers import Worker
 
 SELECTOR = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
@@ -49,8 +49,8 @@ class KubernetesSource:
         self._clock = clock or SystemClock()
         self._made = self._clock.now()
         self._stopping = threading.Event()
-        around = Surroundings(
-            client, emit, self._clock, SystemRandom(), silence, self._stopping, Outages()
+        around = ReflectorContext(
+            client, emit, self._clock, SystemRandom(), silence, self._stopping, OutageLog()
         )
         self._reflectors = [Reflector(resource, around) for resource in resources(hostname)]
         self._threads = [

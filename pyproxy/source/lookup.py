@@ -12,8 +12,8 @@ import msgspec
 
 from pyproxy.errors import SourceError
 from pyproxy.model.objects import ObjectName
-from pyproxy.source.api_objects import ApiPod, ApiService, Lookup
-from pyproxy.source.client import Client, RefusedError
+from pyproxy.source.api_objects import ApiPod, ApiService, ServiceLookup
+from pyproxy.source.client import ApiStatusError, Client
 
 _TIMEOUT = 5.0
 _FORBIDDEN = (401, 403)
@@ -48,27 +48,27 @@ class _Slices(msgspec.Struct):
 L = TypeVar("L", _Services, _Pods, _Slices)
 
 
-def look_up(client: Client, name: ObjectName) -> Lookup:
+def look_up(client: Client, name: ObjectName) -> ServiceLookup:
     """Ask for a Service and for its pods; whatever goes wrong is part of the answer."""
     try:
         of_name = {"fieldSelector": f"metadata.name={name.name}"}
         services = _list(
             client, f"/api/v1/namespaces/{name.namespace}/services", of_name, _Services
         )
-    except RefusedError as error:
-        return Lookup(service_not_asked=_why_not(error), pods_not_asked=_why_not(error))
+    except ApiStatusError as error:
+        return ServiceLookup(service_skipped=_why_not(error), pods_skipped=_why_not(error))
     except SourceError as error:
-        return Lookup(unreachable=str(error))
+        return ServiceLookup(api_error=str(error))
     service = next(iter(services.items or ()), None)
     selector = (service.spec.selector if service else None) or {}
     if not selector:
-        return Lookup(service)
+        return ServiceLookup(service)
     try:
         chosen = {"labelSelector": ",".join(f"{key}={value}" for key, value in selector.items())}
         pods = _list(client, f"/api/v1/namespaces/{name.namespace}/pods", chosen, _Pods)
     except SourceError as error:
-        return Lookup(service, pods_not_asked=_why_not(error))
-    return Lookup(service, tuple(pods.items or ()))
+        return ServiceLookup(service, pods_skipped=_why_not(error))
+    return ServiceLookup(service, tuple(pods.items or ()))
 
 
 def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
     of_name = {"fieldSelector": f"metadata.name={name.name}"}
     try:
         pods = _list(client, f"/api/v1/{folder}/pods", of_name, _Pods)
-    except RefusedError as error:
+    except ApiStatusError as error:
         if error.status not in _FORBIDDEN:
             raise
         slices = _list(client, f"/apis/discovery.k8s.io/v1/{folder}/endpointslices", {}, _Slices)
@@ -110,6 +110,6 @@ def _list(client: Client, path: str, query: Mapping[str, str], kind: type[L]) ->
 
 
 def _why_not(error: SourceError) -> str:
-    if isinstance(error, RefusedError) and error.status in _FORBIDDEN:
+    if isinstance(error, ApiStatusError) and error.status in _FORBIDDEN:
         return "no permission"
     return str(error)

@@ -24,8 +24,8 @@ from watchfiles import watch
 from pyproxy.errors import Problem, UsageError
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.source.decode import NotOurs, Reading, read
-from pyproxy.source.pacing import Clock, SystemClock
+from pyproxy.source.decode import DecodedObject, NotProxied, decode_object
+from pyproxy.source.retry import Clock, SystemClock
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _Key = tuple[Kind, ObjectName]
 class _File(msgspec.Struct):
     """What a file says, and what is wrong in it."""
 
-    objects: dict[_Key, Reading] = msgspec.field(default_factory=dict)
+    objects: dict[_Key, DecodedObject] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
@@ -77,7 +77,7 @@ class ManifestSource:
         self._emit = emit
         self._clock = clock or SystemClock()
         self._files: dict[Path, _File] = {}
-        self._known: dict[_Key, Reading] = {}
+        self._known: dict[_Key, DecodedObject] = {}
         self._said: frozenset[Problem] = frozenset()
         self._stopping = threading.Event()
         self._heard = self._clock.now()
@@ -162,7 +162,7 @@ class ManifestSource:
             if kind is None:
                 log.debug("%s: a %s is not used here", path, document.get("kind"))
                 continue
-            reading = read(kind, msgspec.json.encode(_with_namespace(kind, document)))
+            reading = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
             if reading.name is None:
                 field = f"document {i + 1}"
                 text = str(reading.value)
@@ -175,9 +175,9 @@ class ManifestSource:
                 found.objects[kind, reading.name] = reading
         return _File(found.objects, tuple(problems))
 
-    def _merged(self) -> tuple[dict[_Key, Reading], frozenset[Problem]]:
+    def _merged(self) -> tuple[dict[_Key, DecodedObject], frozenset[Problem]]:
         """Join what all files say, and what is wrong in them."""
-        merged: dict[_Key, Reading] = {}
+        merged: dict[_Key, DecodedObject] = {}
         owner: dict[_Key, Path] = {}
         problems: set[Problem] = set()
         for path in sorted(self._files):
@@ -190,13 +190,13 @@ class ManifestSource:
                 owner[key] = path
                 if isinstance(reading.value, Problem):
                     problems.add(reading.value)
-                elif isinstance(reading.value, NotOurs):
+                elif isinstance(reading.value, NotProxied):
                     log.debug("%s %s is not ours: %s", *key, reading.value.reason)
                 else:
                     merged[key] = reading
         return merged, frozenset(problems)
 
-    def _tell(self, merged: dict[_Key, Reading], problems: frozenset[Problem]) -> None:
+    def _tell(self, merged: dict[_Key, DecodedObject], problems: frozenset[Problem]) -> None:
         """Send the events from what was known to what is."""
         now = self._clock.now()
         for kind, name in self._known.keys() - merged.keys():
@@ -204,7 +204,7 @@ class ManifestSource:
         for key, reading in merged.items():
             known = self._known.get(key)
             if known is None or known.value != reading.value:
-                assert not isinstance(reading.value, Problem | NotOurs)  # noqa: S101
+                assert not isinstance(reading.value, Problem | NotProxied)  # noqa: S101
                 self._emit(Upsert(reading.value, now))
         for problem in sorted(problems - self._said, key=str):
             self._emit(InvalidObject(problem))
@@ -226,12 +226,12 @@ def read_file(path: Path) -> Iterator[Event]:
         kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
         if kind is None:
             continue
-        reading = read(kind, msgspec.json.encode(_with_namespace(kind, document)))
+        reading = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
         if reading.name is None:
             raise UsageError(f"{path}: {reading.value}")
         if isinstance(reading.value, Problem):
             yield InvalidObject(reading.value)
-        elif isinstance(reading.value, NotOurs):
+        elif isinstance(reading.value, NotProxied):
             yield Delete(kind, reading.name)
         else:
             yield Upsert(reading.value)

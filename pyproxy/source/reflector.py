@@ -26,9 +26,9 @@ from pyproxy.errors import Problem, SourceError
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import stream, wire
-from pyproxy.source.client import Client, RefusedError
-from pyproxy.source.decode import NotOurs, read
-from pyproxy.source.pacing import Backoff, Clock, Outages
+from pyproxy.source.client import ApiStatusError, Client
+from pyproxy.source.decode import NotProxied, decode_object
+from pyproxy.source.retry import Backoff, Clock, OutageLog
 from pyproxy.source.stream import BrokenError, GarbledError, GoneError
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Resource(msgspec.Struct, frozen=True):
     only: ObjectName | None = None
 
 
-class Surroundings(msgspec.Struct, frozen=True):
+class ReflectorContext(msgspec.Struct, frozen=True):
     """What all reflectors of a source share.
 
     `silence` is how many seconds a watch may stay without a byte. `emit` is called from each
@@ -75,7 +75,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     random: Random
     silence: float
     stopping: threading.Event
-    outages: Outages
+    outages: OutageLog
 
 
 class Reflector:
@@ -84,7 +84,7 @@ class Reflector:
     `last_read` is when the last bytes of an event or bookmark were read, on the source's clock.
     """
 
-    def __init__(self, resource: Resource, surroundings: Surroundings) -> None:
+    def __init__(self, resource: Resource, surroundings: ReflectorContext) -> None:
         self.resource = resource
         self.last_read: float | None = None
         self._around = surroundings
@@ -128,7 +128,7 @@ class Reflector:
             if self._breaks < 2:  # once is how a server that restarts says goodbye
                 log.debug("%s: %s", kind.value, error)
                 return
-        status = error.status if isinstance(error, RefusedError) else 0
+        status = error.status if isinstance(error, ApiStatusError) else 0
         if status in {400, 422} and self._streams and not self._version:
             log.info("%s: no streaming lists on this server, pages are used", kind.value)
             self._streams = False
@@ -154,7 +154,7 @@ class Reflector:
         client, resource = self._around.client, self.resource
         try:
             response = client.get(resource.path, resource.selector | query, silence)
-        except RefusedError as error:
+        except ApiStatusError as error:
             if error.status == 410:
                 raise GoneError(str(error)) from error
             raise
@@ -287,7 +287,7 @@ class Reflector:
         `listing` are the names of a list that is being read: those that exist for us.
         """
         kind, emit = self.resource.kind, self._around.emit
-        reading = read(kind, raw)
+        reading = decode_object(kind, raw)
         if listing is None:
             self._advance(reading.version)
         name, value = reading.name, reading.value
@@ -298,7 +298,7 @@ class Reflector:
             emit(InvalidObject(value))
             if listing is not None:
                 self._set_aside.add(value.name)
-        elif isinstance(value, NotOurs):
+        elif isinstance(value, NotProxied):
             log.debug("%s %s is not ours: %s", kind.value, name, value.reason)
             self._delete(name, listing)
         else:
@@ -312,7 +312,7 @@ class Reflector:
         kube-apiserver gives it the version of its deletion; the object's last one, as other servers
         may give it, is no step back in history.
         """
-        reading = read(self.resource.kind, raw)
+        reading = decode_object(self.resource.kind, raw)
         if listing is None and not _older(reading.version, self._version):
             self._advance(reading.version)
         if reading.name is None and isinstance(reading.value, Problem):

@@ -13,7 +13,7 @@ from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Network, Port, Protocol, family_of
 from pyproxy.model.objects import Kind, TrafficPolicy
 from pyproxy.source import fields, wire
-from pyproxy.source.fields import Findings, NotOurs, shared
+from pyproxy.source.fields import FieldProblems, NotProxied, shared
 
 AFFINITY_TIMEOUT = 10800
 """Seconds of session affinity where a Service asks for it and does not say how long."""
@@ -27,7 +27,7 @@ NOBODY = (Network(Address(bytes(4)), 32), Network(Address(bytes(16)), 128))
 _EXPOSED = frozenset({"NodePort", "LoadBalancer"})
 
 
-def service(read: wire.Service) -> model.Service | NotOurs:
+def service(read: wire.Service) -> model.Service | NotProxied:
     """Read a Service.
 
     Families are those of the cluster IPs (those of ipFamilies, should no cluster IP be valid).
@@ -35,9 +35,9 @@ def service(read: wire.Service) -> model.Service | NotOurs:
     """
     spec, labels = read.spec or wire.ServiceSpec(), read.metadata.labels
     if reason := fields.foreign(labels) or _unproxied(spec):
-        return NotOurs(reason)
+        return NotProxied(reason)
     name = fields.name_of(read.metadata)
-    findings = Findings(Kind.SERVICE.value, str(name))
+    findings = FieldProblems(Kind.SERVICE.value, str(name))
     cluster_ips = fields.addresses(_cluster_ips(spec), (), findings)
     families = tuple(dict.fromkeys(map(family_of, cluster_ips)))
     families = families or fields.families(spec.ip_families or ())
@@ -113,7 +113,7 @@ def _virtual_ips(status: wire.ServiceStatus | None) -> Iterator[tuple[str, str]]
             yield f"status.loadBalancer.ingress[{i}].ip", ingress.ip
 
 
-def _source_ranges(texts: list[str], findings: Findings) -> tuple[Network, ...]:
+def _source_ranges(texts: list[str], findings: FieldProblems) -> tuple[Network, ...]:
     """Read loadBalancerSourceRanges, which the API lets pass with spaces around them.
 
     A malformed range lets nobody in. Were it only skipped, a Service with none but malformed
@@ -129,7 +129,9 @@ def _source_ranges(texts: list[str], findings: Findings) -> tuple[Network, ...]:
     return tuple(found) if found or not texts else NOBODY
 
 
-def _service_ports(spec: wire.ServiceSpec, findings: Findings) -> tuple[model.ServicePort, ...]:
+def _service_ports(
+    spec: wire.ServiceSpec, findings: FieldProblems
+) -> tuple[model.ServicePort, ...]:
     """Read a Service's ports; a second use of a port or a node port is left out.
 
     The API refuses such repetitions; a folder of manifests, or an object from before that
@@ -161,7 +163,7 @@ def _service_ports(spec: wire.ServiceSpec, findings: Findings) -> tuple[model.Se
     return tuple(ports)
 
 
-def _scheduler(annotations: wire.Annotations | None, findings: Findings) -> str:
+def _scheduler(annotations: wire.Annotations | None, findings: FieldProblems) -> str:
     """Read which of IPVS's schedulers is to pick endpoints, empty for the node's default."""
     name = (annotations.ipvs_scheduler if annotations else None) or ""
     if name and name not in IPVS_SCHEDULERS:
@@ -173,7 +175,7 @@ def _scheduler(annotations: wire.Annotations | None, findings: Findings) -> str:
     return intern(name)
 
 
-def _affinity_timeout(spec: wire.ServiceSpec, findings: Findings) -> int:
+def _affinity_timeout(spec: wire.ServiceSpec, findings: FieldProblems) -> int:
     """Read session affinity as seconds, 0 without."""
     if spec.session_affinity in {None, "", "None"}:
         return 0

@@ -13,14 +13,14 @@ from pyproxy.model import objects as model
 from pyproxy.model.address import Family, family_of
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import fields, wire
-from pyproxy.source.fields import Findings, NotOurs, shared
+from pyproxy.source.fields import FieldProblems, NotProxied, shared
 
 _FAMILY_OF_TYPE = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 _NO_CONDITIONS = wire.Conditions()
 _NO_HINTS = wire.Hints()
 
 
-def endpoint_slice(read: wire.EndpointSlice) -> model.EndpointSlice | NotOurs:
+def endpoint_slice(read: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
     """Read an EndpointSlice.
 
     A null condition reads as kube-proxy reads it: ready and serving are true, terminating is
@@ -28,13 +28,13 @@ def endpoint_slice(read: wire.EndpointSlice) -> model.EndpointSlice | NotOurs:
     """
     labels = read.metadata.labels
     if reason := fields.foreign(labels):
-        return NotOurs(reason)
+        return NotProxied(reason)
     if labels is None or not labels.service_name:
-        return NotOurs("no label kubernetes.io/service-name: it belongs to no Service")
+        return NotProxied("no label kubernetes.io/service-name: it belongs to no Service")
     if read.address_type == "FQDN":
-        return NotOurs("its addresses are names (addressType FQDN)")
+        return NotProxied("its addresses are names (addressType FQDN)")
     name = fields.name_of(read.metadata)
-    findings = Findings(Kind.ENDPOINT_SLICE.value, str(name))
+    findings = FieldProblems(Kind.ENDPOINT_SLICE.value, str(name))
     family = _FAMILY_OF_TYPE.get(read.address_type or "")
     endpoints: tuple[model.Endpoint, ...] = ()
     if family is None:
@@ -57,7 +57,7 @@ def endpoint_slice(read: wire.EndpointSlice) -> model.EndpointSlice | NotOurs:
 
 
 def _endpoints(
-    entries: list[wire.Endpoint], family: Family, findings: Findings
+    entries: list[wire.Endpoint], family: Family, findings: FieldProblems
 ) -> Iterator[model.Endpoint]:
     """Read a slice's endpoints.
 
@@ -100,7 +100,9 @@ def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
     return shared(tuple(intern(hint.name) for hint in hints if hint.name))
 
 
-def _slice_ports(entries: list[wire.SlicePort], findings: Findings) -> Iterator[model.SlicePort]:
+def _slice_ports(
+    entries: list[wire.SlicePort], findings: FieldProblems
+) -> Iterator[model.SlicePort]:
     """Read a slice's ports; one that is null would mean "all ports", which no proxy honours."""
     for i, entry in enumerate(entries):
         if entry.port is None:

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from pyproxy.errors import SourceError
 from pyproxy.source import wire
-from pyproxy.source.client import RefusedError
+from pyproxy.source.client import ApiStatusError
 
 _T = TypeVar("_T")
 _LIST = msgspec.json.Decoder(wire.ObjectList)
@@ -60,7 +60,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[memoryview]:
 def event(line: memoryview) -> wire.WatchEvent:
     """Read one line of a watch.
 
-    Raises GoneError and RefusedError for what the server says has gone wrong, GarbledError for
+    Raises GoneError and ApiStatusError for what the server says has gone wrong, GarbledError for
     what is no event.
     """
     found = _decode(_EVENT, line)
@@ -70,7 +70,7 @@ def event(line: memoryview) -> wire.WatchEvent:
         text = f"a watch ended: {reason}"
         if status.code == 410 or status.reason in {"Expired", "Gone"}:
             raise GoneError(text)
-        raise RefusedError(text, status.code or 500)
+        raise ApiStatusError(text, status.code or 500)
     return found
 
 

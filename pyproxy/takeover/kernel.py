@@ -8,7 +8,7 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
-from pyproxy.errors import KernelError, OutOfStepError, RejectedError, TransientKernelError
+from pyproxy.errors import KernelError, RejectedError, StaleStateError, TransientKernelError
 from pyproxy.model.address import Family
 from pyproxy.netlink import nftables
 from pyproxy.netlink.kernel_errors import MessageError
@@ -135,7 +135,7 @@ def _remove_counter(netlink: Nfnetlink, name: str) -> None:
 
 
 def _raise_unless_gone(refusal: MessageError) -> None:
-    if not isinstance(refusal.error, OutOfStepError):
+    if not isinstance(refusal.error, StaleStateError):
         raise refusal.error
 
 

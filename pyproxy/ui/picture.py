@@ -84,7 +84,7 @@ def _frontend(each: FrontendView, port: PortView) -> tuple[str, str, str]:
     address = each.address or "this node's addresses"
     host = f"[{address}]" if ":" in address else address
     used = any(backend.used_by for backend in port.backends)
-    kind = "idle" if each.use in ("refuse", "drop") or not used else "frontend"
+    kind = "idle" if each.use in ("reject", "drop") or not used else "frontend"
     return f"{host}:{each.port}", f"{_SCOPES.get(each.scope, each.scope)}{_USES[each.use]}", kind
 
 
@@ -99,7 +99,7 @@ _USES = {
     "cluster": "",
     "local": ", endpoints of this node",
     "split": ", from outside: endpoints of this node",
-    "refuse": ", refused",
+    "reject": ", refused",
     "drop": ", dropped",
 }
 

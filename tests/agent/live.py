@@ -36,9 +36,9 @@ from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.elements import Value
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.backends import route_service
-from pyproxy.policy.node_ports import on_addresses
-from pyproxy.source.decode import read
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.routing import expand_node_ports
+from pyproxy.source.decode import decode_object
 from tests.exposition import scraped
 from tests.waiting import PATIENCE, until
 
@@ -231,12 +231,12 @@ def desired(server: ApiServer, network: Network) -> Table:
     services: dict[ObjectName, Service] = {}
     slices: dict[ObjectName, list[EndpointSlice]] = {}
     for kind, body in server.call(bodies):
-        value = read(kind, body).value
+        value = decode_object(kind, body).value
         if isinstance(value, Service):
             services[value.name] = value
         elif isinstance(value, EndpointSlice):
             slices.setdefault(value.service, []).append(value)
-    here = read(Kind.NODE, msgspec.json.encode(node(network))).value
+    here = decode_object(Kind.NODE, msgspec.json.encode(node(network))).value
     assert isinstance(here, Node)
     return in_order(_compile(services, slices, here))
 
@@ -249,7 +249,7 @@ def _compile(
     table = node_rows(NETWORKS)
     for name, each in services.items():
         said = route_service(each, slices.get(name, []), here, here.name)
-        said = on_addresses(said, here.addresses)
+        said = expand_node_ports(said, here.addresses)
         add_service(said, table)
         for set_name, key in shared_rows(said):
             table.setdefault(set_name, {})[key] = b""

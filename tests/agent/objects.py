@@ -24,7 +24,7 @@ from pyproxy.dataplane.interface import (
 )
 from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
 from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.errors import KernelError, OutOfStepError, Problem, RejectedError
+from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family, Port, Protocol, parse_address, parse_network
@@ -187,7 +187,7 @@ class TableDataplane:
         try:
             self.kernel = apply(plan.delta, self.kernel)
         except (KeyError, ValueError) as error:
-            raise OutOfStepError(str(error), 2) from error
+            raise StaleStateError(str(error), 2) from error
         self._programmed, self._node = plan.services, plan.node
         if plan:
             self.commits.append(plan.delta)

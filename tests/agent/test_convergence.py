@@ -7,7 +7,7 @@ import errno
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.errors import KernelError, OutOfStepError, TransientKernelError
+from pyproxy.errors import KernelError, StaleStateError, TransientKernelError
 from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import Kind
 from tests.agent.objects import Stage, endpoint_slice, name, service
@@ -37,7 +37,7 @@ deletions = st.builds(
 )
 events = st.one_of(upserts_of_services, upserts_of_slices, deletions)
 failures = st.sampled_from(
-    [TransientKernelError("EBUSY", errno.EBUSY), OutOfStepError("EEXIST", errno.EEXIST)]
+    [TransientKernelError("EBUSY", errno.EBUSY), StaleStateError("EEXIST", errno.EEXIST)]
 )
 SYNC = "sync"
 steps = st.lists(st.one_of(events, failures, st.just(SYNC)), max_size=40)

@@ -10,10 +10,10 @@ import pytest
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import (
     KernelError,
-    OutOfStepError,
     PermissionKernelError,
     Problem,
     RejectedError,
+    StaleStateError,
     TransientKernelError,
 )
 from pyproxy.model.address import parse_address
@@ -137,7 +137,7 @@ def test_syncs_keep_their_distance() -> None:
     "error",
     [
         TransientKernelError("EBUSY", errno.EBUSY),
-        OutOfStepError("ENOENT", errno.ENOENT),
+        StaleStateError("ENOENT", errno.ENOENT),
         RejectedError("EINVAL", errno.EINVAL),
     ],
     ids=lambda error: type(error).__name__,

@@ -14,7 +14,7 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
 from pyproxy.agent.listeners import HealthChecks
 from pyproxy.health.http import HttpThread
-from pyproxy.health.service_checks import ServiceChecks
+from pyproxy.health.service_health import ServiceHealthServer
 from pyproxy.model.address import Family, Port, Protocol, parse_address
 from pyproxy.model.events import Delete, Upsert
 from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, Service, SlicePort, TrafficPolicy
@@ -26,10 +26,10 @@ HTTP_PORT = (SlicePort("http", Protocol.TCP, Port(8080)),)
 
 
 @pytest.fixture
-def checks() -> Iterator[ServiceChecks]:
+def checks() -> Iterator[ServiceHealthServer]:
     thread = HttpThread()
     thread.start()
-    made = ServiceChecks(thread, lambda: True, lambda problem: None)
+    made = ServiceHealthServer(thread, lambda: True, lambda problem: None)
     yield made
     made.close()
     thread.stop()
@@ -79,7 +79,7 @@ def counted(port: Port, family: Family) -> int | None:
 
 
 def test_each_family_counts_the_ready_pods_of_this_node_once(
-    checks: ServiceChecks, port: Port
+    checks: ServiceHealthServer, port: Port
 ) -> None:
     follower, world = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (
@@ -96,7 +96,7 @@ def test_each_family_counts_the_ready_pods_of_this_node_once(
 
 
 def test_a_service_of_one_family_is_asked_there_and_its_port_goes_with_it(
-    checks: ServiceChecks, port: Port
+    checks: ServiceHealthServer, port: Port
 ) -> None:
     follower, world = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (Upsert(balanced(port, Family.IPV4)), part(1, at("fd10:1::5"))):

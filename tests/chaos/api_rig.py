@@ -27,7 +27,7 @@ from pyproxy.model.address import parse_network
 from pyproxy.model.events import Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
-from pyproxy.source.decode import NotOurs, read
+from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.kubernetes import KubernetesSource
 from tests.agent.objects import HOSTNAME, PlannedTable, TableDataplane
 from tests.chaos.numbered import endpoint_slice, service
@@ -127,10 +127,10 @@ def desired(server: ApiServer) -> Table:
     names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
     events: list[Event] = []
     for kind, body in server.call(bodies):
-        reading = read(kind, body)
+        reading = decode_object(kind, body)
         if isinstance(reading.value, Problem):
             events.append(InvalidObject(reading.value))
-        elif not isinstance(reading.value, NotOurs):
+        elif not isinstance(reading.value, NotProxied):
             assert reading.name is not None
             names[kind].add(reading.name)
             events.append(Upsert(reading.value))

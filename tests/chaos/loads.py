@@ -27,7 +27,7 @@ class Came(msgspec.Struct):
 @contextmanager
 def load(namespace: Namespace, rate: int, to: Sequence[str]) -> Iterator[Came]:
     """Open `rate` connections a second to each in turn of some `ADDRESS:PORT`, during the block."""
-    places = [word for each in to for word in map(str, parse_destination(each).place)]
+    places = [word for each in to for word in map(str, parse_destination(each).socket_address)]
     process = namespace.start(
         [sys.executable, "-I", "-S", str(PROGRAM), str(rate), *places],
         stdin=subprocess.PIPE,

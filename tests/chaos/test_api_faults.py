@@ -20,7 +20,7 @@ from pyproxy_lab.apiserver.faults import (
 from pyproxy_lab.apiserver.server import ApiServer
 
 from pyproxy.source import kubernetes
-from pyproxy.source.pacing import SystemClock
+from pyproxy.source.retry import SystemClock
 from tests.chaos.api_rig import agent, api_server
 from tests.chaos.numbered import endpoint_slice, remove, service
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving

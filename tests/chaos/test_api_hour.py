@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyproxy.dataplane.interface import Drift
-from pyproxy.errors import KernelError, OutOfStepError, Problem, TransientKernelError
+from pyproxy.errors import KernelError, Problem, StaleStateError, TransientKernelError
 from pyproxy.model.events import Delete, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from tests.agent.objects import NODE, Stage, endpoint_slice, name, service
@@ -110,7 +110,7 @@ class Hour(RuleBasedStateMachine):
             [
                 TransientKernelError("EBUSY", errno.EBUSY),
                 TransientKernelError("ENOBUFS", errno.ENOBUFS),
-                OutOfStepError("EEXIST", errno.EEXIST),
+                StaleStateError("EEXIST", errno.EEXIST),
             ]
         ),
         count=st.integers(1, 8),

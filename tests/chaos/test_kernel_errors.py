@@ -15,9 +15,9 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import (
     KernelError,
-    OutOfStepError,
     PermissionKernelError,
     RejectedError,
+    StaleStateError,
     TransientKernelError,
 )
 from pyproxy.model.events import Delete, Event, Upsert
@@ -42,7 +42,7 @@ FAMILIES: dict[type[KernelError], frozenset[int]] = {
         (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM)
     ),
     # Read back, and the difference worked out again.
-    OutOfStepError: frozenset((errno.ENOENT, errno.EEXIST, errno.ESRCH)),
+    StaleStateError: frozenset((errno.ENOENT, errno.EEXIST, errno.ESRCH)),
     # The agent ends, and says which right it lacks.
     PermissionKernelError: frozenset((errno.EPERM, errno.EACCES)),
 }

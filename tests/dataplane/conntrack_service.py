@@ -48,7 +48,7 @@ def routing(
     name: ObjectName = NAME,
 ) -> ServiceRouting:
     """A Service on every kind of address, which sends to these pods, or refuses."""
-    use = Use.CLUSTER if pods else Use.REFUSE
+    use = Use.CLUSTER if pods else Use.REJECT
     return ServiceRouting(
         name,
         tuple(

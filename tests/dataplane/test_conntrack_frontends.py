@@ -136,7 +136,7 @@ def test_the_node_itself_is_not_judged_by_source_ranges() -> None:
         (Use.CLUSTER, {1, 2, 9}),
         (Use.LOCAL, {2, 9}),
         (Use.SPLIT, {1, 2, 3, 9}),
-        (Use.REFUSE, set()),
+        (Use.REJECT, set()),
         (Use.DROP, set()),
     ],
 )
@@ -164,7 +164,7 @@ def test_each_use_names_its_backends(
 A = pod(Family.IPV4, 1)
 B = pod(Family.IPV4, 2)
 OPEN = at("10.96.0.10", Use.CLUSTER)
-NO_ENDPOINT_SERVICES = at("10.96.0.10", Use.REFUSE)
+NO_ENDPOINT_SERVICES = at("10.96.0.10", Use.REJECT)
 BALANCED = at("192.0.2.10", Use.CLUSTER, Scope.LOAD_BALANCER)
 KEY = Key(Family.IPV4, Protocol.UDP, frontend_of(Family.IPV4))
 BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))

@@ -267,7 +267,7 @@ def routing(family: Family, scope: Scope, port: int, pod: str | None) -> Service
         scope,
         parse_address(address) if address else Address(b""),
         Port(port),
-        Use.REFUSE if pod is None else Use.CLUSTER,
+        Use.REJECT if pod is None else Use.CLUSTER,
     )
     backends: tuple[Backend, ...] = () if pod is None else (place(PODS[family][pod], POD_PORT),)
     return ServiceRouting(

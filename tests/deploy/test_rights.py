@@ -30,7 +30,7 @@ CONFIG = "/etc/pyproxy/config.conf"
 Rights = dict[str, frozenset[str]]
 
 
-def granted() -> Rights:
+def assigned() -> Rights:
     """Read the ClusterRole as the lab's API server writes rights."""
     found: dict[str, set[str]] = {}
     for rule in the("ClusterRole", objects((BASE / "rbac.yaml").read_text()))["rules"]:
@@ -45,7 +45,7 @@ def granted() -> Rights:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Rights:
     """Give the service account what the ClusterRole has, and collect what it asks for."""
     seen: Rights = {}
-    account = access.User("system:serviceaccount:kube-system:pyproxy", granted())
+    account = access.User("system:serviceaccount:kube-system:pyproxy", assigned())
     authorize = access.authorize
 
     def noted(user: access.User, action: access.Action) -> None:
@@ -117,5 +117,5 @@ def test_the_rights_are_enough_and_none_is_idle(
             )
         streams[0] = False
         with Process(here, command, tmp_path / "pages.log") as process:
-            process.does(lambda: asked == granted(), f"used {granted()}")
+            process.does(lambda: asked == assigned(), f"used {assigned()}")
     assert not [answer for answer in answers if answer[1] in {401, 403}]

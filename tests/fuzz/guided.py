@@ -20,10 +20,10 @@ def api(data: bytes) -> None:
     from pyproxy.errors import SourceError  # noqa: PLC0415
     from pyproxy.model.objects import Kind  # noqa: PLC0415
     from pyproxy.source import stream  # noqa: PLC0415
-    from pyproxy.source.decode import read  # noqa: PLC0415
+    from pyproxy.source.decode import decode_object  # noqa: PLC0415
 
     for kind in Kind:
-        read(kind, data)
+        decode_object(kind, data)
     with contextlib.suppress(SourceError):
         stream.object_list(data, "ServiceList")
     try:

@@ -16,10 +16,10 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.errors import Problem, PyproxyError, SourceError, UsageError
 from pyproxy.model.events import Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, Service
-from pyproxy.policy.backends import route_service
+from pyproxy.policy.endpoints import route_service
 from pyproxy.source import stream
 from pyproxy.source.connect import connect
-from pyproxy.source.decode import NotOurs, read
+from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.manifests import ManifestSource
 from tests.fuzz.objects import JSON, objects, spoilt_json
 
@@ -35,8 +35,8 @@ MODELS = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: 
 @many
 @given(kind=st.sampled_from(Kind), data=st.one_of(objects.map(json.dumps), st.text(), spoilt_json))
 def test_objects(kind: Kind, data: str) -> None:
-    reading = read(kind, data.encode(errors="replace"))
-    if isinstance(reading.value, Problem | NotOurs):
+    reading = decode_object(kind, data.encode(errors="replace"))
+    if isinstance(reading.value, Problem | NotProxied):
         return
     assert isinstance(reading.value, MODELS[kind])
     assert reading.name is not None
@@ -50,7 +50,7 @@ def test_objects(kind: Kind, data: str) -> None:
 @many
 @given(kind=st.sampled_from(Kind), data=st.binary(max_size=200))
 def test_bytes_that_are_no_objects(kind: Kind, data: bytes) -> None:
-    assert read(kind, data).version is not None
+    assert decode_object(kind, data).version is not None
 
 
 LINES = st.lists(
@@ -79,7 +79,7 @@ def test_watch_streams(lines: list[bytes], cuts: list[int], end: bool) -> None:
                 if event.type == "BOOKMARK":
                     stream.bookmark(event.object)
                 else:
-                    read(Kind.SERVICE, event.object)
+                    decode_object(Kind.SERVICE, event.object)
             except SourceError as error:
                 assert "\n" not in str(error)  # noqa: PT017
     except SourceError:
@@ -95,7 +95,7 @@ def test_lists(data: bytes | str) -> None:
     except SourceError:
         return
     for item in found.items or ():
-        read(Kind.SERVICE, item)
+        decode_object(Kind.SERVICE, item)
 
 
 YAML = st.one_of(

@@ -19,9 +19,9 @@ from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
-from pyproxy.policy.backends import route_service
+from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import ServiceRouting
-from pyproxy.source.decode import read
+from pyproxy.source.decode import decode_object
 from tests.fuzz.objects import HOSTILE
 
 SAFE = re.compile(r"[-A-Za-z0-9._/:?]*")
@@ -70,8 +70,8 @@ def answered(text: str, other: str, number: int = 1) -> ServiceRouting | None:
     a_service, a_slice = objects(text, other, number)
     encoded = [json.dumps(each).encode() for each in (a_service, a_slice)]
     service, part = (
-        read(Kind.SERVICE, encoded[0]).value,
-        read(Kind.ENDPOINT_SLICE, encoded[1]).value,
+        decode_object(Kind.SERVICE, encoded[0]).value,
+        decode_object(Kind.ENDPOINT_SLICE, encoded[1]).value,
     )
     if not isinstance(service, Service):
         return None

@@ -10,7 +10,7 @@ from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.config.settings import FlagValue
 from pyproxy.errors import UsageError
 from pyproxy.health.pages import rfc3339
-from pyproxy.health.server import Servers
+from pyproxy.health.server import HealthServers
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_address
@@ -42,14 +42,14 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def servers(health: Health, metrics: Metrics) -> Iterator[Servers]:
-    servers = Servers(settings(), health, metrics)
+def servers(health: Health, metrics: Metrics) -> Iterator[HealthServers]:
+    servers = HealthServers(settings(), health, metrics)
     servers.start()
     yield servers
     servers.stop()
 
 
-def test_health_before_the_first_commit(servers: Servers, ask: Ask) -> None:
+def test_health_before_the_first_commit(servers: HealthServers, ask: Ask) -> None:
     answer = ask(servers.health_port, "/healthz")
     assert answer.status == 503
     assert answer.body == (
@@ -60,7 +60,7 @@ def test_health_before_the_first_commit(servers: Servers, ask: Ask) -> None:
     )
 
 
-def test_health_after_it(servers: Servers, health: Health, clock: Clock, ask: Ask) -> None:
+def test_health_after_it(servers: HealthServers, health: Health, clock: Clock, ask: Ask) -> None:
     health.updated()
     clock.seconds += 7.25
     answer = ask(servers.health_port, "/healthz")
@@ -75,7 +75,9 @@ def test_health_after_it(servers: Servers, health: Health, clock: Clock, ask: As
     )
 
 
-def test_liveness_has_the_same_but_for_the_node(servers: Servers, health: Health, ask: Ask) -> None:
+def test_liveness_has_the_same_but_for_the_node(
+    servers: HealthServers, health: Health, ask: Ask
+) -> None:
     health.updated()
     healthz = json.loads(ask(servers.health_port, "/healthz").body)
     answer = ask(servers.health_port, "/livez")
@@ -86,7 +88,7 @@ def test_liveness_has_the_same_but_for_the_node(servers: Servers, health: Health
 
 
 def test_a_sync_that_is_late_fails_both(
-    servers: Servers, health: Health, clock: Clock, ask: Ask
+    servers: HealthServers, health: Health, clock: Clock, ask: Ask
 ) -> None:
     health.updated()
     health.queued()
@@ -106,10 +108,10 @@ def test_a_sync_that_is_late_fails_both(
 
 
 def test_a_node_that_is_to_go_fails_healthz_alone(
-    servers: Servers, health: Health, ask: Ask
+    servers: HealthServers, health: Health, ask: Ask
 ) -> None:
     health.updated()
-    health.node_seen(eligible=False)
+    health.set_node_eligible(eligible=False)
     answer = ask(servers.health_port, "/healthz")
     assert answer.status == 503
     body = json.loads(answer.body)
@@ -118,9 +120,11 @@ def test_a_node_that_is_to_go_fails_healthz_alone(
     assert ask(servers.health_port, "/livez").status == 200
 
 
-def test_an_agent_that_ends_fails_healthz_alone(servers: Servers, health: Health, ask: Ask) -> None:
+def test_an_agent_that_ends_fails_healthz_alone(
+    servers: HealthServers, health: Health, ask: Ask
+) -> None:
     health.updated()
-    health.ending()
+    health.set_shutting_down()
     answer = ask(servers.health_port, "/healthz")
     assert answer.status == 503
     body = json.loads(answer.body)
@@ -129,18 +133,18 @@ def test_an_agent_that_ends_fails_healthz_alone(servers: Servers, health: Health
 
 
 def test_a_stuck_thread_fails_both(
-    servers: Servers, health: Health, clock: Clock, ask: Ask
+    servers: HealthServers, health: Health, clock: Clock, ask: Ask
 ) -> None:
     health.updated()
-    health.beat()
+    health.heartbeat()
     clock.seconds += 30
     assert ask(servers.health_port, "/healthz").status == 503
     assert ask(servers.health_port, "/livez").status == 503
-    health.beat()
+    health.heartbeat()
     assert ask(servers.health_port, "/livez").status == 200
 
 
-def test_answers_are_counted(servers: Servers, health: Health, ask: Ask) -> None:
+def test_answers_are_counted(servers: HealthServers, health: Health, ask: Ask) -> None:
     ask(servers.health_port, "/healthz")
     health.updated()
     ask(servers.health_port, "/healthz")
@@ -160,7 +164,7 @@ def test_answers_are_counted(servers: Servers, health: Health, ask: Ask) -> None
     ],
 )
 def test_pages_of_the_metrics_address(
-    servers: Servers, ask: Ask, path: str, status: int, content_type: str, body: str
+    servers: HealthServers, ask: Ask, path: str, status: int, content_type: str, body: str
 ) -> None:
     answer = ask(servers.metrics_port, path)
     assert (answer.status, answer.headers["Content-Type"], answer.body) == (
@@ -170,7 +174,7 @@ def test_pages_of_the_metrics_address(
     )
 
 
-def test_pages_for_people_and_scrapers(servers: Servers, ask: Ask) -> None:
+def test_pages_for_people_and_scrapers(servers: HealthServers, ask: Ask) -> None:
     port = servers.metrics_port
     metrics = ask(port, "/metrics")
     assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -193,7 +197,7 @@ def test_pages_for_people_and_scrapers(servers: Servers, ask: Ask) -> None:
 
 
 def test_none_is_served_nowhere(health: Health, metrics: Metrics) -> None:
-    servers = Servers(Settings("n", serving=Serving(None, None)), health, metrics)
+    servers = HealthServers(Settings("n", serving=Serving(None, None)), health, metrics)
     servers.start()
     assert (servers.health_port, servers.metrics_port) == (None, None)
     servers.stop()
@@ -207,7 +211,7 @@ def test_a_taken_address_is_tried_until_it_is_free(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = taken.getsockname()[1]
-    servers = Servers(settings(health_port=port), health, metrics)
+    servers = HealthServers(settings(health_port=port), health, metrics)
     with caplog.at_level(logging.INFO, "pyproxy"):
         servers.start()
         try:
@@ -228,7 +232,7 @@ def test_a_taken_address_is_tried_until_it_is_free(
 
 def test_stop_while_trying(health: Health, metrics: Metrics, taken: socket.socket) -> None:
     port = taken.getsockname()[1]
-    servers = Servers(settings(health_port=port, metrics_port=port), health, metrics)
+    servers = HealthServers(settings(health_port=port, metrics_port=port), health, metrics)
     servers.start()
     servers.stop()
     assert servers.health_port is None
@@ -238,7 +242,7 @@ def test_a_taken_address_is_a_persons_mistake_with_hard_fail(
     health: Health, metrics: Metrics, taken: socket.socket
 ) -> None:
     port = taken.getsockname()[1]
-    servers = Servers(settings(metrics_port=port, hard_fail=True), health, metrics)
+    servers = HealthServers(settings(metrics_port=port, hard_fail=True), health, metrics)
     with pytest.raises(UsageError) as mistake:
         servers.start()
     assert str(mistake.value) == (

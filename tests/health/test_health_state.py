@@ -50,10 +50,10 @@ def test_more_changes_do_not_put_off_what_is_late(health: Health, clock: Clock) 
 
 def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health: Health) -> None:
     health.updated()
-    health.node_seen(eligible=False)
+    health.set_node_eligible(eligible=False)
     assert health.is_healthy()
     assert not health.report().node_eligible
-    health.node_seen(eligible=True)
+    health.set_node_eligible(eligible=True)
     assert health.report().node_eligible
 
 
@@ -71,18 +71,18 @@ def test_a_thread_that_does_not_beat_any_more_is_stuck(health: Health, clock: Cl
     clock.seconds += 1000  # nothing is expected before the first beat
     assert health.is_healthy()
     for _ in range(100):
-        health.beat()
+        health.heartbeat()
         clock.seconds += 29.9
         assert health.is_healthy()
     clock.seconds += 0.1
     assert not health.report().healthy
-    health.beat()
+    health.heartbeat()
     assert health.is_healthy()
 
 
 def test_an_agent_that_ends_works_and_is_not_to_be_counted_on(health: Health) -> None:
     health.updated()
-    health.ending()
+    health.set_shutting_down()
     assert health.report().healthy
     assert not health.is_healthy()
 
@@ -106,8 +106,8 @@ def test_a_worker_that_keeps_failing(
     start = clock.seconds
     for second in failures:
         clock.seconds = start + second
-        health.worker_failed("drift", again=True)
-        health.worker_failed(f"another one at {second}", again=True)
+        health.worker_failed("drift", restarting=True)
+        health.worker_failed(f"another one at {second}", restarting=True)
     assert health.is_healthy() is healthy
     clock.seconds += 60
     assert health.is_healthy()
@@ -115,6 +115,6 @@ def test_a_worker_that_keeps_failing(
 
 def test_a_thread_that_is_gone_is_gone(health: Health, clock: Clock) -> None:
     health.updated()
-    health.worker_failed("drift", again=False)
+    health.worker_failed("drift", restarting=False)
     clock.seconds += 10_000
     assert not health.is_healthy()

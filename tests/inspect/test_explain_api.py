@@ -11,7 +11,7 @@ from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
 from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, Step, explain
 from pyproxy.inspect.lookup import LOOKUP, Named
 from pyproxy.model.objects import ObjectName
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 from pyproxy.source.connect import connect
 from pyproxy.source.lookup import look_up
 from tests.agent.live import endpoint_slice, service
@@ -36,7 +36,7 @@ def evidence(node: InspectedNode) -> Evidence:
     return node.client.ask(EVIDENCE, Target(TARGET))
 
 
-def explained(evidence: Evidence, lookup: Lookup) -> Explanation:
+def explained(evidence: Evidence, lookup: ServiceLookup) -> Explanation:
     facts = KernelFacts(not_read="not asked", flows_not_read="not asked")
     return explain(TARGET, Case(evidence, lookup, facts))
 
@@ -61,13 +61,13 @@ def test_an_api_server_that_nobody_reaches_is_told_and_the_rest_is_explained(
 
 def test_an_api_server_that_has_been_silent_for_long_is_told(evidence: Evidence) -> None:
     silent = msgspec.structs.replace(evidence, api_age=301.5)
-    told = step(explained(silent, Lookup()), "agent")
+    told = step(explained(silent, ServiceLookup()), "agent")
     assert (told.mark, told.fix) == (Mark.CROSS, FIX)
     assert told.says == (
         "the API server was last heard of 302 s ago; this node serves what it knew then"
     )
     quiet = msgspec.structs.replace(evidence, api_age=60.0)
-    assert step(explained(quiet, Lookup()), "agent").mark is Mark.TICK
+    assert step(explained(quiet, ServiceLookup()), "agent").mark is Mark.TICK
 
 
 def test_who_may_not_list_pods_sees_a_dash(evidence: Evidence) -> None:
@@ -101,5 +101,5 @@ def test_the_agent_asks_the_api_for_whoever_asks_it(
     assert evidence.service is not None
     found = node.client.ask(LOOKUP, Named(TARGET))
     assert found.service is not None
-    assert (found.service.metadata.name, found.unreachable) == ("web", "")
-    assert node.client.ask(LOOKUP, Named("shop/none")) == Lookup()
+    assert (found.service.metadata.name, found.api_error) == ("web", "")
+    assert node.client.ask(LOOKUP, Named("shop/none")) == ServiceLookup()

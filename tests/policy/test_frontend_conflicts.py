@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyproxy.errors import Problem
 from pyproxy.model.address import Family, Port, Protocol
 from pyproxy.model.objects import ObjectName, Service, ServicePort
-from pyproxy.policy.backends import route_service
+from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.frontend_conflicts import FrontendOwners
 from pyproxy.policy.routing import ServiceRouting
 from tests.policy.objects import (
@@ -49,7 +49,7 @@ class Cluster:
     def delete(self, name: ObjectName) -> None:
         self.services.pop(name, None)
         self.outcome.pop(name, None)
-        self._settle(self.claims.release(name))
+        self._settle(self.claims.remove(name))
 
     def _settle(self, names: Iterable[ObjectName]) -> None:
         waiting = list(names)
@@ -58,9 +58,9 @@ class Cluster:
             following: list[ObjectName] = []
             for name in waiting:
                 service = self.services[name]
-                granted = self.claims.grant(service, route_service(service, [], NODE, HOST))
-                self.outcome[name] = (granted.routing, granted.problems)
-                following += granted.also
+                assigned = self.claims.assign(service, route_service(service, [], NODE, HOST))
+                self.outcome[name] = (assigned.routing, assigned.problems)
+                following += assigned.affected
             self.regranted.update(following)
             waiting = following
         assert not waiting, "granting unchanged answers again named somebody further"
@@ -82,10 +82,10 @@ def claimant(name: ObjectName, created: str, number: int, external: str = "192.0
 def test_nobody_else_wants_it() -> None:
     service = claimant(FIRST, OLD, 1)
     whole = route_service(service, [], NODE, HOST)
-    granted = FrontendOwners().grant(service, whole)
-    assert granted.routing is whole
-    assert granted.problems == ()
-    assert granted.also == frozenset()
+    assigned = FrontendOwners().assign(service, whole)
+    assert assigned.routing is whole
+    assert assigned.problems == ()
+    assert assigned.affected == frozenset()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -181,8 +181,8 @@ def test_two_ports_of_one_service_with_the_same_node_port() -> None:
     )
     cluster = Cluster()
     cluster.put(service)
-    granted, problems = cluster.outcome[service.name]
-    assert [len(port.frontends) for port in granted.ports] == [2, 1, 2]
+    assigned, problems = cluster.outcome[service.name]
+    assert [len(port.frontends) for port in assigned.ports] == [2, 1, 2]
     assert [problem.field for problem in problems] == ["spec.ports"]
     assert "another port of this Service has it" in problems[0].message
     cluster.put(web())
@@ -198,12 +198,12 @@ def test_a_port_that_lost_all_its_frontends_is_left_out() -> None:
 
 def test_a_port_keeps_the_backends_of_the_frontends_that_it_keeps() -> None:
     claims = FrontendOwners()
-    claims.grant(*answered(claimant(FIRST, OLD, 1)))
+    claims.assign(*answered(claimant(FIRST, OLD, 1)))
     split = claimant(SECOND, NEW, 2)
     split = msgspec.structs.replace(split, external_policy=LOCAL, internal_policy=CLUSTER)
     service, whole = answered(split)
     assert whole.ports[0].local == backends("a1")
-    (port,) = claims.grant(service, whole).routing.ports
+    (port,) = claims.assign(service, whole).routing.ports
     assert (port.cluster, port.local) == (backends("a1", "b1"), ())
     assert port.hairpin == backends("a1", "b1")
 
@@ -213,7 +213,7 @@ def answered(service: Service) -> tuple[Service, ServiceRouting]:
 
 
 def test_releasing_what_is_unknown_touches_nobody() -> None:
-    assert FrontendOwners().release(FIRST) == frozenset()
+    assert FrontendOwners().remove(FIRST) == frozenset()
 
 
 @pytest.mark.parametrize("gone", [0, 500, 999])
@@ -222,7 +222,7 @@ def test_in_a_long_queue_one_neighbour_is_touched(gone: int) -> None:
     names = [ObjectName("shop", f"s{i:03}") for i in range(1000)]
     for name in names:
         cluster.put(web(name=name, cluster_ips=[], external_ips=["192.0.2.1"]))
-    assert cluster.claims.release(names[gone]) == frozenset(names[gone + 1 : gone + 2])
+    assert cluster.claims.remove(names[gone]) == frozenset(names[gone + 1 : gone + 2])
 
 
 NAMES = [ObjectName("shop", name) for name in "abcd"]
@@ -250,8 +250,8 @@ def test_the_outcome_depends_on_what_exists_and_on_nothing_else(
     assert lived.outcome == fresh.outcome
 
     owners: dict[tuple[object, ...], ObjectName] = {}
-    for name, (granted, _) in lived.outcome.items():
-        for port in granted.ports:
+    for name, (assigned, _) in lived.outcome.items():
+        for port in assigned.ports:
             for frontend in port.frontends:
                 place = (port.family, port.protocol, frontend.address, frontend.port)
                 assert place not in owners, (name, owners[place])
@@ -268,8 +268,8 @@ def test_the_outcome_depends_on_what_exists_and_on_nothing_else(
 def test_when_all_are_gone_nothing_is_kept(versions: list[Service]) -> None:
     claims = FrontendOwners()
     for service in versions:
-        claims.grant(service, route_service(service, [], NODE, HOST))
-    claims.release(versions[0].name if versions else FIRST)
+        claims.assign(service, route_service(service, [], NODE, HOST))
+    claims.remove(versions[0].name if versions else FIRST)
     other = web(name=FIRST, created=NEW)
     for service in versions:
-        assert claims.grant(other, route_service(service, [], NODE, HOST)).problems == ()
+        assert claims.assign(other, route_service(service, [], NODE, HOST)).problems == ()

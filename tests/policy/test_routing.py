@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyproxy.model.address import Address, Family, Port, Protocol, parse_network
 from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service, ServicePort, SlicePort
-from pyproxy.policy.backends import route_service
+from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
 from tests.policy.objects import (
     EXTERNAL,
@@ -100,7 +100,7 @@ def test_ports_are_joined_by_name_and_protocol() -> None:
     udp, tcp, metrics = route_service(service, [part], NODE, HOST).ports
     assert (udp.protocol, udp.cluster) == (Protocol.UDP, backends("b1", port=5353))
     assert (tcp.protocol, tcp.cluster) == (Protocol.TCP, backends("b1", port=5354))
-    assert (metrics.cluster, metrics.frontends[0].use) == ((), Use.REFUSE)
+    assert (metrics.cluster, metrics.frontends[0].use) == ((), Use.REJECT)
 
 
 def test_a_named_target_port_may_differ_from_pod_to_pod() -> None:
@@ -136,7 +136,7 @@ def test_one_family_may_be_empty_while_the_other_serves() -> None:
     service = web(cluster_ips=["10.96.0.1", "fd00::1"], families=(Family.IPV4, Family.IPV6))
     v4, v6 = route_service(service, [slice_of(pod("b1"))], NODE, HOST).ports
     assert v4.frontends[0].use is Use.CLUSTER
-    assert v6.frontends[0].use is Use.REFUSE
+    assert v6.frontends[0].use is Use.REJECT
 
 
 def test_families_are_those_of_the_cluster_ips_where_not_given() -> None:
@@ -265,8 +265,8 @@ def test_what_holds_of_every_answer(service: Service, parts: tuple[EndpointSlice
         callers = {*port.cluster, *port.local}
         assert {key for key in callers if places[key] == {True}} <= set(port.hairpin) <= callers
         assert Use.SPLIT in uses or all(True in places[key] for key in port.hairpin)
-        assert (Use.REFUSE in uses) == (not ready and not standing_in)
-        assert Use.REFUSE not in uses or uses == {Use.REFUSE}
+        assert (Use.REJECT in uses) == (not ready and not standing_in)
+        assert Use.REJECT not in uses or uses == {Use.REJECT}
         assert bool(port.cluster) == bool(uses & {Use.CLUSTER, Use.SPLIT})
         assert not port.local or uses & {Use.LOCAL, Use.SPLIT}
         assert Use.LOCAL not in uses or port.local

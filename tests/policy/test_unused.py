@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pyproxy.model.address import Backend
 from pyproxy.model.objects import Endpoint
-from pyproxy.policy.backends import select
-from pyproxy.policy.unused import Unused, why_not
+from pyproxy.policy.endpoints import select_endpoints
+from pyproxy.policy.unused import UnusedReason, unused_reasons
 from tests.policy.objects import HOST, NODE, pod
 
 PLACES = st.sampled_from(("zone-1", "zone-2"))
@@ -27,13 +27,13 @@ ENDPOINTS = st.dictionaries(
     ),
     max_size=6,
 )
-REMEDIES: dict[Unused, dict[str, object]] = {
-    Unused.NOT_READY: {"ready": True},
-    Unused.TERMINATING: {"ready": True},
-    Unused.OTHER_NODE: {"node": HOST, "ready": True},
-    Unused.NO_NODE: {"node": HOST, "ready": True},
-    Unused.HINTED_FOR_OTHER_NODES: {"hint_nodes": (HOST,)},
-    Unused.HINTED_FOR_OTHER_ZONES: {"hint_zones": (NODE.zone,)},
+REMEDIES: dict[UnusedReason, dict[str, object]] = {
+    UnusedReason.NOT_READY: {"ready": True},
+    UnusedReason.TERMINATING: {"ready": True},
+    UnusedReason.OTHER_NODE: {"node": HOST, "ready": True},
+    UnusedReason.NO_NODE: {"node": HOST, "ready": True},
+    UnusedReason.HINTED_FOR_OTHER_NODES: {"hint_nodes": (HOST,)},
+    UnusedReason.HINTED_FOR_OTHER_ZONES: {"hint_zones": (NODE.zone,)},
 }
 
 
@@ -41,23 +41,25 @@ REMEDIES: dict[Unused, dict[str, object]] = {
 def test_exactly_those_that_are_not_used_have_a_reason(
     endpoints: dict[Backend, Endpoint],
 ) -> None:
-    usable = select(endpoints, HOST, NODE.zone)
-    reasons = why_not(endpoints, usable, HOST, NODE.zone)
+    usable = select_endpoints(endpoints, HOST, NODE.zone)
+    reasons = unused_reasons(endpoints, usable, HOST, NODE.zone)
     assert reasons.cluster.keys() == endpoints.keys() - set(usable.cluster)
     assert reasons.local.keys() == endpoints.keys() - set(usable.local)
 
 
 @given(ENDPOINTS)
 def test_a_reason_put_right_has_the_endpoint_used(endpoints: dict[Backend, Endpoint]) -> None:
-    reasons = why_not(endpoints, select(endpoints, HOST, NODE.zone), HOST, NODE.zone)
+    reasons = unused_reasons(
+        endpoints, select_endpoints(endpoints, HOST, NODE.zone), HOST, NODE.zone
+    )
     for backend, reason in reasons.local.items():
         better = msgspec.structs.replace(endpoints[backend], **REMEDIES[reason])
-        assert backend in select(endpoints | {backend: better}, HOST, NODE.zone).local
+        assert backend in select_endpoints(endpoints | {backend: better}, HOST, NODE.zone).local
     for backend, reason in reasons.cluster.items():
         # Hints that are missing, or for elsewhere, are a reason of their own that shows then.
         near = {"hint_nodes": (HOST,), "hint_zones": (NODE.zone,)}
         better = msgspec.structs.replace(endpoints[backend], **{**near, **REMEDIES[reason]})
-        assert backend in select(endpoints | {backend: better}, HOST, NODE.zone).cluster
-        if reason in (Unused.HINTED_FOR_OTHER_NODES, Unused.HINTED_FOR_OTHER_ZONES):
+        assert backend in select_endpoints(endpoints | {backend: better}, HOST, NODE.zone).cluster
+        if reason in (UnusedReason.HINTED_FOR_OTHER_NODES, UnusedReason.HINTED_FOR_OTHER_ZONES):
             only = msgspec.structs.replace(endpoints[backend], **REMEDIES[reason])
-            assert backend in select(endpoints | {backend: only}, HOST, NODE.zone).cluster
+            assert backend in select_endpoints(endpoints | {backend: only}, HOST, NODE.zone).cluster

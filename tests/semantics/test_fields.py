@@ -19,7 +19,7 @@ import yaml
 
 from pyproxy.model.objects import Kind
 from pyproxy.source import wire
-from pyproxy.source.decode import Reading, read
+from pyproxy.source.decode import DecodedObject, decode_object
 
 ROOT = Path(__file__).parents[2]
 FIELDS: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(
@@ -104,7 +104,7 @@ def merge(into: Any, more: dict[str, Any]) -> None:
             into[key] = value
 
 
-def make(api_type: str, field: str, *, with_example: bool) -> Reading:
+def make(api_type: str, field: str, *, with_example: bool) -> DecodedObject:
     """Read the base object, with the field set to its example or with the place that it has."""
     entry, place = FIELDS[api_type][field], PLACES[api_type]
     raw = copy.deepcopy(BASES[place.kind])
@@ -119,7 +119,7 @@ def make(api_type: str, field: str, *, with_example: bool) -> Reading:
         at = at[step]
     if with_example:
         at[field] = entry["example"]
-    return read(place.kind, msgspec.json.encode(raw))
+    return decode_object(place.kind, msgspec.json.encode(raw))
 
 
 def values_at(value: object, path: str) -> list[object]:

@@ -16,7 +16,7 @@ from pyproxy_lab.network import Network
 from pyproxy.errors import Problem
 from pyproxy.model.events import InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.source.decode import NotOurs, read
+from pyproxy.source.decode import NotProxied, decode_object
 from tests.agent.objects import Stage
 
 from .proxied import NAMESPACE, Object, Proxied, balanced, endpoint_slice, proxied, service
@@ -96,8 +96,8 @@ class Bystander:
 
 def handle_event(stage: Stage, objects: Sequence[Object]) -> None:
     for obj in objects:
-        value = read(Kind(obj["kind"]), json.dumps(obj).encode()).value
-        assert not isinstance(value, NotOurs)
+        value = decode_object(Kind(obj["kind"]), json.dumps(obj).encode()).value
+        assert not isinstance(value, NotProxied)
         stage.agent.handle_event(
             InvalidObject(value) if isinstance(value, Problem) else Upsert(value, 0.0)
         )

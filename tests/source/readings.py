@@ -10,11 +10,11 @@ from pyproxy.model.address import address_text
 from pyproxy.model.objects import (
     Kind,
 )
-from pyproxy.source.decode import Reading, read
+from pyproxy.source.decode import DecodedObject, decode_object
 
 
-def reading(kind: Kind, obj: object) -> Reading:
-    return read(kind, json.dumps(obj).encode())
+def reading(kind: Kind, obj: object) -> DecodedObject:
+    return decode_object(kind, json.dumps(obj).encode())
 
 
 def texts(addresses: tuple[Any, ...]) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from pyproxy.errors import UsageError
 from pyproxy.source import connect as connect_module
-from pyproxy.source.client import Client, RefusedError, UnreachableError
+from pyproxy.source.client import ApiStatusError, Client, UnreachableError
 from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
 from tests.waiting import until
@@ -127,14 +127,14 @@ def test_a_token_that_is_exchanged_on_disk(
         client = connect(path, "")
         assert b"Bearer old" in fetch(client)
         accepted[:] = ["Bearer new"]
-        with pytest.raises(RefusedError, match="401 Unauthorized"):
+        with pytest.raises(ApiStatusError, match="401 Unauthorized"):
             fetch(client)
         token.write_text("new")
         assert b"Bearer new" in fetch(client)
         # While the file is unreadable, the last credentials are used.
         accepted[:] = []
         Path(path).unlink()
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiStatusError):
             fetch(client)
         accepted[:] = ["Bearer new"]
         assert b"Bearer new" in fetch(client)
@@ -211,10 +211,10 @@ class Counter:
         self.seen: list[tuple[str, str, str]] = []
         self.timed: list[tuple[str, str]] = []
 
-    def request(self, method: str, host: str, code: str) -> None:
+    def count_request(self, method: str, host: str, code: str) -> None:
         self.seen.append((method, host, code))
 
-    def request_took(self, method: str, host: str, duration: float) -> None:
+    def observe_request(self, method: str, host: str, duration: float) -> None:
         assert duration >= 0
         self.timed.append((method, host))
 
@@ -230,7 +230,7 @@ def test_requests_are_counted_and_failures_say_what_happened() -> None:
 
     with serving(script) as server:
         client = connect("", f"http://127.0.0.1:1,{server.url}", counter)
-        with pytest.raises(RefusedError, match="GET /x: 403 services is forbidden") as caught:
+        with pytest.raises(ApiStatusError, match="GET /x: 403 services is forbidden") as caught:
             client.get("/x", {"a": "b"})
         assert (caught.value.status, caught.value.retry_after) == (403, 3.0)
         assert client.post("/y", b"{}") == b'{"posted": true}'
@@ -261,6 +261,6 @@ def test_redirects_are_refused_and_get_no_credentials(tmp_path: Path) -> None:
 
     with serving(script) as server:
         path = write(tmp_path / "kubeconfig", kubeconfig(server.url, {"token": "secret"}))
-        with pytest.raises(RefusedError, match="302"):
+        with pytest.raises(ApiStatusError, match="302"):
             connect(path, "").get("/x", {})
         assert [request.route for request in server.seen] == ["/x"]

@@ -18,7 +18,7 @@ from pyproxy.model.objects import (
     ObjectName,
     Service,
 )
-from pyproxy.source.decode import NotOurs, read
+from pyproxy.source.decode import NotProxied, decode_object
 
 from .readings import reading
 
@@ -108,9 +108,9 @@ likely_objects = st.fixed_dictionaries(
 @given(st.sampled_from(Kind), json_values | likely_objects)
 def test_whatever_json_says_becomes_a_value_or_a_problem(kind: Kind, obj: Any) -> None:
     value = reading(kind, obj).value
-    assert isinstance(value, Service | EndpointSlice | Node | NotOurs | Problem)
+    assert isinstance(value, Service | EndpointSlice | Node | NotProxied | Problem)
 
 
 @given(st.sampled_from(Kind), st.binary())
 def test_whatever_bytes_say_becomes_a_value_or_a_problem(kind: Kind, data: bytes) -> None:
-    assert isinstance(read(kind, data).value, Problem)
+    assert isinstance(decode_object(kind, data).value, Problem)

@@ -15,7 +15,7 @@ from pyproxy.model.objects import (
     ServicePort,
     TrafficPolicy,
 )
-from pyproxy.source.decode import NotOurs
+from pyproxy.source.decode import NotProxied
 
 from .readings import reading, texts, where
 
@@ -26,14 +26,14 @@ PORT = {"name": "http", "protocol": "TCP", "port": 80}
 
 def service(
     spec: dict[str, Any] | None, ingress: Any = None, **metadata: Any
-) -> Service | NotOurs | Problem:
+) -> Service | NotProxied | Problem:
     obj = {
         "metadata": {"name": "web", "namespace": "shop", "resourceVersion": "7"} | metadata,
         "spec": spec,
         "status": {"loadBalancer": {"ingress": ingress}},
     }
     value = reading(Kind.SERVICE, obj).value
-    assert isinstance(value, Service | NotOurs | Problem)
+    assert isinstance(value, Service | NotProxied | Problem)
     return value
 
 
@@ -59,7 +59,7 @@ def ours(spec: dict[str, Any], ingress: Any = None) -> Service:
 )
 def test_services_that_are_not_ours(spec: Any, labels: dict[str, str], reason: str) -> None:
     value = service(spec, labels=labels)
-    assert isinstance(value, NotOurs)
+    assert isinstance(value, NotProxied)
     assert reason in value.reason
 
 

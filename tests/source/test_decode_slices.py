@@ -13,7 +13,7 @@ from pyproxy.model.objects import (
     ObjectName,
     SlicePort,
 )
-from pyproxy.source.decode import NotOurs
+from pyproxy.source.decode import NotProxied
 
 from .readings import reading, where
 
@@ -56,7 +56,7 @@ def sliced(**given_fields: Any) -> EndpointSlice:
     ],
 )
 def test_slices_that_are_not_ours(given_fields: dict[str, Any]) -> None:
-    assert isinstance(reading(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value, NotOurs)
+    assert isinstance(reading(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value, NotProxied)
 
 
 def test_a_slice_as_the_server_writes_it() -> None:

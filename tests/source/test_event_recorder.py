@@ -15,7 +15,7 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.client import ApiClient
 
-from pyproxy.errors import Problem, Reason
+from pyproxy.errors import Problem, ProblemReason
 from pyproxy.metrics import Metrics
 from pyproxy.source.access import Access
 from pyproxy.source.client import Client
@@ -63,16 +63,16 @@ def client_of(url: str) -> Client:
 
 
 @contextmanager
-def announcing(
+def recording(
     url: str, limits: Limits = AT_ONCE, node: str = "node-a", **more: Any
 ) -> Iterator[tuple[EventRecorder, Metrics]]:
     metrics = Metrics()
-    announcer = EventRecorder(client_of(url), node, metrics, limits, **more)
-    announcer.start()
+    recorder = EventRecorder(client_of(url), node, metrics, limits, **more)
+    recorder.start()
     try:
-        yield announcer, metrics
+        yield recorder, metrics
     finally:
-        announcer.stop()
+        recorder.stop()
 
 
 def outcomes(metrics: Metrics) -> dict[str, int]:
@@ -90,8 +90,8 @@ def events(server: ApiServer, namespace: str) -> list[Any]:
 
 
 def test_a_problem_becomes_a_warning_about_its_service(server: ApiServer) -> None:
-    with announcing(server.url) as (announcer, metrics):
-        announcer.problem(WEB, "1-2-3")
+    with recording(server.url) as (recorder, metrics):
+        recorder.record_problem(WEB, "1-2-3")
         until(lambda: outcomes(metrics) == {"posted": 1})
     (event,) = events(server, "shop")
     assert event["type"] == "Warning"
@@ -128,17 +128,17 @@ def test_a_problem_becomes_a_warning_about_its_service(server: ApiServer) -> Non
 def test_what_other_kinds_of_object_are_called(
     server: ApiServer, problem: Problem, namespace: str, regarding: dict[str, str]
 ) -> None:
-    with announcing(server.url) as (announcer, metrics):
-        announcer.problem(problem)
+    with recording(server.url) as (recorder, metrics):
+        recorder.record_problem(problem)
         until(lambda: outcomes(metrics) == {"posted": 1})
     (event,) = [e for e in events(server, namespace) if e["regarding"]["kind"] == problem.kind]
     assert event["regarding"] == {"kind": problem.kind, **regarding}
 
 
 def test_the_start_is_told_of_the_node(server: ApiServer) -> None:
-    with announcing(server.url, node="node-s") as (announcer, metrics):
-        announcer.starting()
-        announcer.starting()
+    with recording(server.url, node="node-s") as (recorder, metrics):
+        recorder.record_start()
+        recorder.record_start()
         until(lambda: outcomes(metrics) == {"posted": 2})
     found = [e for e in events(server, "default") if e["reason"] == "Starting"]
     assert [(e["type"], e["action"], e["regarding"]["name"]) for e in found] == [
@@ -148,25 +148,25 @@ def test_the_start_is_told_of_the_node(server: ApiServer) -> None:
 
 def test_a_thousand_nodes_make_one_event(server: ApiServer) -> None:
     problem = Problem("Service", "twice/web", "spec.ports", "not a list")
-    local = Problem("Service", "twice/web", "spec", "EINVAL", Reason.REJECTED_BY_KERNEL)
+    local = Problem("Service", "twice/web", "spec", "EINVAL", ProblemReason.REJECTED_BY_KERNEL)
 
-    def told_by(node: str) -> dict[str, int]:
-        with announcing(server.url, node=node) as (announcer, metrics):
-            announcer.problem(problem)
-            announcer.problem(local)
+    def outcomes_of(node: str) -> dict[str, int]:
+        with recording(server.url, node=node) as (recorder, metrics):
+            recorder.record_problem(problem)
+            recorder.record_problem(local)
             until(lambda: sum(outcomes(metrics).values()) == 2)
             return outcomes(metrics)
 
-    assert told_by("node-0") == {"posted": 2}
-    assert told_by("node-1") == {"known": 1, "posted": 1}
+    assert outcomes_of("node-0") == {"posted": 2}
+    assert outcomes_of("node-1") == {"known": 1, "posted": 1}
     reasons = sorted(event["reason"] for event in events(server, "twice"))
-    assert reasons == ["RejectedByKernel", "RejectedByKernel", "InvalidObject"]
+    assert reasons == ["InvalidObject", "RejectedByKernel", "RejectedByKernel"]
 
 
 def test_long_texts_and_names_are_cut_to_what_the_server_takes(server: ApiServer) -> None:
     problem = Problem("EndpointSlice", f"many/{'a' * 253}", "endpoints", "é" * 2000)
-    with announcing(server.url, node="n" * 253) as (announcer, metrics):
-        announcer.problem(problem)
+    with recording(server.url, node="n" * 253) as (recorder, metrics):
+        recorder.record_problem(problem)
         until(lambda: outcomes(metrics) == {"posted": 1})
     (event,) = events(server, "many")
     assert len(event["note"].encode()) <= 1024
@@ -174,8 +174,8 @@ def test_long_texts_and_names_are_cut_to_what_the_server_takes(server: ApiServer
 
 
 def test_a_file_is_no_object_of_the_api(server: ApiServer) -> None:
-    with announcing(server.url) as (announcer, metrics):
-        announcer.problem(Problem("File", "/etc/x.yaml", "content", "not YAML"))
+    with recording(server.url) as (recorder, metrics):
+        recorder.record_problem(Problem("File", "/etc/x.yaml", "content", "not YAML"))
     assert outcomes(metrics) == {}
 
 
@@ -188,14 +188,14 @@ def test_an_object_is_heard_of_so_often_and_all_of_them_at_a_pace() -> None:
     limits = Limits(spread=0.0, burst=3, period=5.0, object_burst=2, object_period=100.0)
     with (
         serving(lambda exchange: exchange.answer({}, 201)) as server,
-        announcing(server.url, limits, clock=clock) as (announcer, metrics),
+        recording(server.url, limits, clock=clock) as (recorder, metrics),
     ):
         for number in range(4):
-            announcer.problem(Problem("Service", "shop/web", "spec", str(number)))
+            recorder.record_problem(Problem("Service", "shop/web", "spec", str(number)))
         # The thread may have posted one of the other two by now.
         assert outcomes(metrics)["dropped"] == 2
         for number in range(4):
-            announcer.problem(about(number))
+            recorder.record_problem(about(number))
         until(lambda: len(server.seen) == 3)
         clock.seconds += 4.0
         assert not announced(server.seen, more_than=3)
@@ -203,7 +203,7 @@ def test_an_object_is_heard_of_so_often_and_all_of_them_at_a_pace() -> None:
         until(lambda: len(server.seen) == 4)
         clock.seconds += 100.0
         until(lambda: len(server.seen) == 6)
-        announcer.problem(Problem("Service", "shop/web", "spec", "again"))
+        recorder.record_problem(Problem("Service", "shop/web", "spec", "again"))
         until(lambda: len(server.seen) == 7)
 
 
@@ -220,9 +220,9 @@ def test_each_waits_a_while_of_its_own() -> None:
     clock = StandingClock()
     with (
         serving(lambda exchange: exchange.answer({}, 201)) as server,
-        announcing(server.url, Limits(spread=1e6), clock=clock) as (announcer, _),
+        recording(server.url, Limits(spread=1e6), clock=clock) as (recorder, _),
     ):
-        announcer.problem(about(1))
+        recorder.record_problem(about(1))
         assert not announced(server.seen, more_than=0)
         clock.seconds += 1e6
         until(lambda: len(server.seen) == 1)
@@ -231,13 +231,13 @@ def test_each_waits_a_while_of_its_own() -> None:
 def test_nobody_waits_for_a_server_that_hangs_and_what_does_not_fit_is_dropped() -> None:
     with (
         serving(Exchange.hold) as server,
-        announcing(server.url, Limits(spread=0.0, queue=3)) as (announcer, metrics),
+        recording(server.url, Limits(spread=0.0, queue=3)) as (recorder, metrics),
     ):
-        announcer.problem(about(0))
+        recorder.record_problem(about(0))
         until(lambda: len(server.seen) == 1)
         began = time.monotonic()
         for number in range(1, 100):
-            announcer.problem(about(number))
+            recorder.record_problem(about(number))
         assert time.monotonic() - began < 5
         assert outcomes(metrics) == {"dropped": 96}
         server.closing.set()
@@ -250,10 +250,10 @@ def test_a_refusal_is_said_once_and_costs_no_more_than_the_event(
     caplog.set_level(logging.DEBUG, "pyproxy")
     with (
         serving(lambda exchange: exchange.fail(403, "no right")) as server,
-        announcing(server.url) as (announcer, metrics),
+        recording(server.url) as (recorder, metrics),
     ):
         for number in range(3):
-            announcer.problem(about(number))
+            recorder.record_problem(about(number))
         until(lambda: outcomes(metrics) == {"refused": 3})
     said = [record for record in caplog.records if "Event" in record.message]
     assert [record.levelno for record in said] == [logging.DEBUG]

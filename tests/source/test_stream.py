@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy.errors import SourceError
-from pyproxy.source.client import RefusedError
+from pyproxy.source.client import ApiStatusError
 from pyproxy.source.stream import (
     BrokenError,
     GarbledError,
@@ -42,8 +42,8 @@ def test_lines_do_not_depend_on_how_bytes_are_cut(chunks: list[bytes]) -> None:
         ({"code": 410}, GoneError),
         ({"reason": "Expired"}, GoneError),
         ({"reason": "Gone", "code": 500}, GoneError),
-        ({"code": 422, "message": "no\nway"}, RefusedError),
-        ({}, RefusedError),
+        ({"code": 422, "message": "no\nway"}, ApiStatusError),
+        ({}, ApiStatusError),
         ({"code": "410"}, GarbledError),
     ],
 )

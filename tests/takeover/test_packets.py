@@ -63,7 +63,9 @@ def hold(network: Network, stack: ExitStack) -> list[tuple[socket.socket, str]]:
     held = []
     for who, places in (("a2", WEB), ("ext", (*NODE_PORT, *WEB)), ("na", WEB)):
         for place in places:
-            connect = partial(socket.create_connection, parse_destination(place).place, 5.0)
+            connect = partial(
+                socket.create_connection, parse_destination(place).socket_address, 5.0
+            )
             connection = stack.enter_context(network.namespace(who).call(connect))
             held.append((connection, connection.recv(256).decode()))
     return held

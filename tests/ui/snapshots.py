@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting, TableUsage
-from pyproxy.health.state import Report
+from pyproxy.health.state import HealthReport
 from pyproxy.inspect.snapshot import Change, Snapshot
 from pyproxy.model.address import Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName, Service, ServicePort
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'<script>"
 
@@ -22,7 +22,7 @@ def snapshot(*services: Service) -> Snapshot:
         settings=Settings("node-a"),
         started=1000.0,
         now=1060.0,
-        health=Report(10**9, 10**9, healthy=True, settled=True, node_eligible=True),
+        health=HealthReport(10**9, 10**9, healthy=True, settled=True, node_eligible=True),
         api_age=0.5,
         services={each.name: each for each in services},
         slices={},
@@ -56,8 +56,8 @@ class AgentView:
     def table_usage(self) -> tuple[TableUsage, ...]:
         return ()
 
-    def look_up(self, name: ObjectName) -> Lookup:
-        return Lookup(service_not_asked="there is no API server")
+    def look_up(self, name: ObjectName) -> ServiceLookup:
+        return ServiceLookup(service_skipped="there is no API server")
 
     @contextmanager
     def follow(self) -> Iterator[Iterator[Change | None]]:

@@ -16,7 +16,7 @@ from pyproxy.dataplane.iptables.fixed import Options
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName, removal
 from pyproxy.dataplane.iptables.programs import Programs, RestoreError, detect
 from pyproxy.dataplane.iptables.watch import Watch
-from pyproxy.errors import KernelError, OutOfStepError
+from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
@@ -118,7 +118,7 @@ class IptablesDataplane:
             self._write(plan)
         except RestoreError as error:
             if not plan.whole:
-                raise OutOfStepError(str(error), 0) from error
+                raise StaleStateError(str(error), 0) from error
             return self._set_aside(plan, error)
         return ()
 

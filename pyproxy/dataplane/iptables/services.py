@@ -99,7 +99,7 @@ class _Port:
                 part.nat[guard] = tuple(self._guard(Jump(chain, returns=False)))
                 chain = guard
             part.served[number] = self._at(frontend, Jump(chain, returns=False))
-        if frontend.use is Use.REFUSE:
+        if frontend.use is Use.REJECT:
             target = Jump(names.REFUSE, returns=False)
             if guarded:
                 guard = names.firewall(self._digest)

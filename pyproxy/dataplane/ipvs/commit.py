@@ -74,7 +74,7 @@ def commit(
 ) -> Outcome:
     """Write a plan, and note in `held` what the kernel took.
 
-    `rows_of` gives what a Service has or was to have. Raises TransientKernelError, OutOfStepError
+    `rows_of` gives what a Service has or was to have. Raises TransientKernelError, StaleStateError
     and PermissionKernelError, with a part of it written.
     """
     return _Commit(plan, kernel, rules, held, rows_of).run()

@@ -12,7 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
-from pyproxy.errors import KernelError, OutOfStepError
+from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import Address, Network
 from pyproxy.netlink import ipvs, rtnetlink
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
@@ -87,7 +87,7 @@ class Kernel:
         """Read one virtual service; None where there is none. Raises KernelError."""
         try:
             found = ipvs.read_virtuals(self._generic.get(self.write.get_virtual(virtual)))
-        except OutOfStepError:
+        except StaleStateError:
             return None
         return found.get(virtual)
 

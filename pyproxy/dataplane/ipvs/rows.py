@@ -91,7 +91,7 @@ class _Port:
         key = frontend_key(frontend.address, port.protocol, frontend.port)
         virtual = Virtual(port.family, int(port.protocol), frontend.address, frontend.port)
         match frontend.use:
-            case Use.REFUSE:
+            case Use.REJECT:
                 self._put(schema.NO_ENDPOINT_SERVICES, key)
             case Use.DROP:
                 self._put(schema.DROPPED, key)

@@ -14,7 +14,7 @@ from pyproxy.dataplane.ipvs.schema import BY_NAME, TABLE
 from pyproxy.dataplane.nftables.loader import run_nft
 from pyproxy.dataplane.nftables.readback import read_table, read_tables
 from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.errors import KernelError, OutOfStepError, UsageError
+from pyproxy.errors import KernelError, StaleStateError, UsageError
 from pyproxy.netlink import nftables, rules
 from pyproxy.netlink.elements import ElementMessage
 from pyproxy.netlink.kernel_errors import MessageError
@@ -75,7 +75,7 @@ class RulesTable:
     def load(self, options: Options) -> None:
         """Make the fixed rules so, keeping every element.
 
-        A table that has what is not ours is replaced, and OutOfStepError says that its elements
+        A table that has what is not ours is replaced, and StaleStateError says that its elements
         are gone. Raises KernelError.
         """
         layout = self._layout()
@@ -83,7 +83,7 @@ class RulesTable:
             log.warning("table inet %s has what is not ours, replacing it: %s", TABLE, strays)
             self.delete()
             self._load(options)
-            raise OutOfStepError("the table was replaced, with all elements gone", 0)
+            raise StaleStateError("the table was replaced, with all elements gone", 0)
         self._load(options)
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
@@ -94,7 +94,7 @@ class RulesTable:
     def delete(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
         refusals = self.netlink.transact([delete_table(TABLE)], SUBSYSTEM)
-        if refusals and not isinstance(refusals[0].error, OutOfStepError):
+        if refusals and not isinstance(refusals[0].error, StaleStateError):
             raise refusals[0].error
 
     def pause(self) -> None:

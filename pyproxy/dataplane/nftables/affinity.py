@@ -55,7 +55,7 @@ def loosened(
     nobody: frozenset[Backend] = frozenset()
     result: Expectations = {}
     for key, was in then.items():
-        allowed = now.get(key, Allowed(Use.REFUSE, nobody))
+        allowed = now.get(key, Allowed(Use.REJECT, nobody))
         if allowed.use is not was.use:
             result[key] = Allowed(allowed.use, nobody)
         elif was.backends - allowed.backends:

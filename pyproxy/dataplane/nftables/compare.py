@@ -19,7 +19,7 @@ from pyproxy.dataplane.nftables.reference_ruleset import differences, pristine
 from pyproxy.dataplane.nftables.rows import add_service, frontend_key, shared_rows
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
-from pyproxy.errors import OutOfStepError, PermissionKernelError
+from pyproxy.errors import PermissionKernelError, StaleStateError
 from pyproxy.model.address import Family
 from pyproxy.netlink import elements, nftables
 from pyproxy.netlink.elements import Shape
@@ -136,6 +136,6 @@ def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -
 def _element(netlink: Nfnetlink, set_name: str, key: bytes) -> Rows:
     try:
         routing = netlink.get(elements.get_element(TABLE, set_name, key))
-    except OutOfStepError:  # no such element, or no such set
+    except StaleStateError:  # no such element, or no such set
         return {}
     return elements.read_elements([routing], Shape.EXACT)

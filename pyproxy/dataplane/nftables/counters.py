@@ -13,7 +13,7 @@ import msgspec
 
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE, Rows
-from pyproxy.errors import OutOfStepError, UsageError
+from pyproxy.errors import StaleStateError, UsageError
 from pyproxy.model.address import Backend, Family, backend_text
 from pyproxy.netlink import element_counters, elements, nftables
 from pyproxy.netlink.elements import Shape, Tag
@@ -141,7 +141,7 @@ class CounterReader:
         name = schema.ENDPOINTS.of(family)
         try:
             routing = self._netlink.get(elements.get_element(TABLE, name, key))
-        except OutOfStepError:
+        except StaleStateError:
             return None
         return next(((data, total) for _, data, total in self._counted([routing], family)), None)
 

@@ -34,9 +34,9 @@ from pyproxy.dataplane.nftables.schema import TABLE, Table
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
     KernelError,
-    OutOfStepError,
     PermissionKernelError,
     RejectedError,
+    StaleStateError,
     UsageError,
 )
 from pyproxy.model.address import Family
@@ -248,7 +248,7 @@ class NftablesDataplane:
     def cleanup(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
         refusals = self._netlink.transact([delete_table(TABLE)], SUBSYSTEM)
-        if refusals and not isinstance(refusals[0].error, OutOfStepError):
+        if refusals and not isinstance(refusals[0].error, StaleStateError):
             raise refusals[0].error
 
     def close(self) -> None:
@@ -314,7 +314,7 @@ class NftablesDataplane:
                 refusals = self._netlink.transact([write.message for write in writes], SUBSYSTEM)
                 if not refusals:
                     break
-                if not isinstance(refusals[0].error, OutOfStepError):
+                if not isinstance(refusals[0].error, StaleStateError):
                     raise refusals[0].error
                 write = writes[refusals[0].index]
                 place = element_at(write.message, refusals[0].offset)

@@ -16,7 +16,7 @@ from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.nftables.tracer import trace
 from pyproxy.dataplane.packets import Packet, TraceResult
-from pyproxy.errors import OutOfStepError, UsageError
+from pyproxy.errors import StaleStateError, UsageError
 from pyproxy.model.address import Address
 from pyproxy.netlink import elements, nftables
 from pyproxy.netlink.elements import Shape, Value
@@ -62,7 +62,7 @@ class KernelRows(Mapping[bytes, Value]):
     def _ask(self, key: bytes) -> Value | None:
         try:
             routing = self._netlink.get(elements.get_element(TABLE, self._name, key))
-        except OutOfStepError:
+        except StaleStateError:
             return None
         return elements.read_elements([routing], self._shape).get(key)
 

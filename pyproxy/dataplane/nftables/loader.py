@@ -11,7 +11,7 @@ from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.readback import read_tables
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.errors import OutOfStepError, PermissionKernelError, RejectedError
+from pyproxy.errors import PermissionKernelError, RejectedError, StaleStateError
 from pyproxy.netlink import element_counters, nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
@@ -23,7 +23,7 @@ def load(netlink: Nfnetlink, options: Options) -> None:
     """Make the fixed part so, keeping every element; `seal` must follow.
 
     A table of our name whose sets have other types cannot be kept. It is replaced, and
-    OutOfStepError says that its elements are gone. Neither can one whose elements count where
+    StaleStateError says that its elements are gone. Neither can one whose elements count where
     they should not, or the other way round. Raises KernelError.
     """
     present = read_layout(netlink)
@@ -66,7 +66,7 @@ def _replace(netlink: Nfnetlink, options: Options) -> NoReturn:
     for refusal in netlink.transact([delete_table(TABLE)], SUBSYSTEM):
         raise refusal.error
     run_nft(ruleset.ruleset(options, ()))
-    raise OutOfStepError("the table was replaced, with all elements gone", 0)
+    raise StaleStateError("the table was replaced, with all elements gone", 0)
 
 
 def run_nft(text: str) -> None:

@@ -11,7 +11,7 @@ from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.rows import frontend_key, slots_of
 from pyproxy.dataplane.nftables.schema import TABLE, Kinds, Rows, Table
 from pyproxy.dataplane.slots import place
-from pyproxy.errors import OutOfStepError
+from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Backend, Family
 from pyproxy.netlink import elements, nftables
 from pyproxy.netlink.elements import Shape
@@ -38,7 +38,7 @@ def read_table(netlink: Nfnetlink, table_name: str = TABLE, kinds: Kinds = schem
             continue
         try:
             rows = _read_elements(netlink, table_name, name, kind.shape)
-        except OutOfStepError:
+        except StaleStateError:
             continue
         if rows:
             table[name] = rows

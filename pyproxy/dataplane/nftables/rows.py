@@ -112,7 +112,7 @@ def _add_frontend(
     elif use is _SPLIT:
         backends = port.cluster + port.local
         targets = _split(port, key, sticky, table)
-    elif use is Use.REFUSE:
+    elif use is Use.REJECT:
         targets = [(schema.NO_ENDPOINT_SERVICES.of(family), "")]
     elif use is Use.DROP:
         targets = [(_SERVICES[family], DROP)]

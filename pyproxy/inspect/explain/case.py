@@ -12,9 +12,9 @@ from pyproxy.inspect.evidence import Evidence
 from pyproxy.inspect.services import families
 from pyproxy.model.address import Address, Backend, Family, family_of
 from pyproxy.model.objects import Endpoint, ObjectName, Service, ServicePort
-from pyproxy.policy.backends import join
+from pyproxy.policy.endpoints import merge_slices
 from pyproxy.policy.routing import PortRouting
-from pyproxy.source.api_objects import Lookup
+from pyproxy.source.api_objects import ServiceLookup
 
 
 class Mark(enum.Enum):
@@ -70,7 +70,7 @@ class Case(msgspec.Struct, frozen=True):
     """The facts. `sender` is the client that the question is about, None for anybody."""
 
     evidence: Evidence
-    lookup: Lookup
+    lookup: ServiceLookup
     kernel: KernelFacts
     sender: Address | None = None
 
@@ -101,7 +101,7 @@ class Case(msgspec.Struct, frozen=True):
 
     def ports(self) -> Iterator[Port]:
         """Give the ports that the question is about."""
-        joined = join(self.evidence.slices, self.hostname)
+        joined = merge_slices(self.evidence.slices, self.hostname)
         routings = self.evidence.routing.ports if self.evidence.routing else ()
         answered = {(a.family, a.name, a.protocol): a for a in routings}
         for family in self.families:

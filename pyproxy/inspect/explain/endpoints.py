@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pyproxy.inspect.explain.case import Case, Mark, Port, Step, listed, plural
 from pyproxy.model.address import backend_text
 from pyproxy.model.objects import TrafficPolicy
-from pyproxy.policy.backends import select
+from pyproxy.policy.endpoints import select_endpoints
 from pyproxy.policy.routing import PortRouting, Scope, Use
-from pyproxy.policy.unused import Unused, why_not
+from pyproxy.policy.unused import UnusedReason, unused_reasons
 
 
 def slices(case: Case) -> Step:
@@ -132,7 +132,7 @@ def policy(case: Case) -> Step:
     for port in case.ports():
         if port.routing is None:
             continue
-        if Use.REFUSE in _uses(port.routing).values():
+        if Use.REJECT in _uses(port.routing).values():
             return Step(name, Mark.SKIPPED, "nobody is left to choose from: it is refused at once")
         if step := _without_local(case, port, port.routing):
             return step
@@ -174,9 +174,12 @@ def _without_local(case: Case, port: Port, routing: PortRouting) -> Step | None:
 
 def _left_out(case: Case, port: Port, routing: PortRouting) -> Iterator[str]:
     zone = case.evidence.node.zone if case.evidence.node else ""
-    usable = select(port.endpoints, case.hostname, zone)
-    reasons = why_not(port.endpoints, usable, case.hostname, zone)
+    usable = select_endpoints(port.endpoints, case.hostname, zone)
+    reasons = unused_reasons(port.endpoints, usable, case.hostname, zone)
     local = case.service.internal_policy is TrafficPolicy.LOCAL
     for backend, why in (reasons.local if local else reasons.cluster).items():
-        if why not in (Unused.NOT_READY, Unused.TERMINATING) and backend not in routing.local:
+        if (
+            why not in (UnusedReason.NOT_READY, UnusedReason.TERMINATING)
+            and backend not in routing.local
+        ):
             yield f"{backend_text(backend)} ({why.value})"

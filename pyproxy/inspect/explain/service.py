@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyproxy.errors import Reason
+from pyproxy.errors import ProblemReason
 from pyproxy.inspect.explain.case import Case, Mark, Step, listed, plural
 from pyproxy.model.address import address_text
 from pyproxy.source.api_objects import ApiService
@@ -14,20 +14,20 @@ _PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 _HEADLESS_LABEL = "service.kubernetes.io/headless"
 
 _FIXES = {
-    Reason.FRONTEND_CONFLICT: "take the address or the port away from one of the two Services",
-    Reason.REJECTED_BY_KERNEL: "see the agent's log for what the kernel said, and report it",
-    Reason.FAILED_TO_START_HEALTHCHECK: "free that port on this node",
+    ProblemReason.FRONTEND_CONFLICT: "remove the address or the port from one of the two Services",
+    ProblemReason.REJECTED_BY_KERNEL: "see the agent's log for what the kernel said, and report it",
+    ProblemReason.FAILED_TO_START_HEALTHCHECK: "free that port on this node",
 }
 
 
 def agent(case: Case) -> Step:
     """Is what this node knows fresh, and is its agent well."""
     evidence, name = case.evidence, "agent"
-    if case.lookup.unreachable:
+    if case.lookup.api_error:
         return Step(
             name,
             Mark.CROSS,
-            f"the API server cannot be reached: {case.lookup.unreachable}; this node serves what "
+            f"the API server cannot be reached: {case.lookup.api_error}; this node serves what "
             "it knew before",
             "restore the way from this node to the API server; what follows may be out of date",
         )
@@ -69,13 +69,13 @@ def exists(case: Case) -> Step:
         return Step(name, Mark.TICK, about)
     if lookup.service is not None:
         return _not_ours(case, lookup.service)
-    if lookup.service_not_asked or lookup.unreachable:
+    if lookup.service_skipped or lookup.api_error:
         return Step(
             name,
             Mark.CROSS,
             f"this node has no Service {resolved.name}: there is none, or it is headless, an "
             f"ExternalName or another proxy's (the API was not asked: "
-            f"{lookup.service_not_asked or 'it cannot be reached'})",
+            f"{lookup.service_skipped or 'it cannot be reached'})",
             f"look with kubectl get service -n {resolved.name.namespace} {resolved.name.name}",
             last=True,
         )
@@ -157,8 +157,8 @@ def address(case: Case) -> Step:
 def selector(case: Case) -> Step:
     """Which pods does it select."""
     lookup, name = case.lookup, "selector"
-    if lookup.unreachable or lookup.service_not_asked or lookup.service is None:
-        why = lookup.service_not_asked or "the API was not reached"
+    if lookup.api_error or lookup.service_skipped or lookup.service is None:
+        why = lookup.service_skipped or "the API was not reached"
         return Step(name, Mark.SKIPPED, f"not asked: {why}")
     wanted = lookup.service.spec.selector or {}
     if not wanted:
@@ -171,9 +171,9 @@ def selector(case: Case) -> Step:
             "give it a spec.selector that matches its pods' labels, or write an EndpointSlice",
         )
     text = ",".join(f"{key}={value}" for key, value in sorted(wanted.items()))
-    if lookup.pods_not_asked:
+    if lookup.pods_skipped:
         return Step(
-            name, Mark.SKIPPED, f"{text}; its pods were not asked for: {lookup.pods_not_asked}"
+            name, Mark.SKIPPED, f"{text}; its pods were not asked for: {lookup.pods_skipped}"
         )
     if not lookup.pods:
         return Step(

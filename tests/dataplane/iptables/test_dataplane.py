@@ -24,7 +24,7 @@ from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES, Options
 from pyproxy.dataplane.iptables.plan import IptablesPlan
 from pyproxy.dataplane.iptables.programs import Programs, detect
-from pyproxy.errors import OutOfStepError, RejectedError
+from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family, Port, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
@@ -138,7 +138,7 @@ def test_rules_and_failed_writes_are_told_under_kube_proxys_names(
             assert namespace.call(partial(dataplane.commit, plan)) == ()
         bad = misfit(numbered(5))
         plan = dataplane.plan(Changes({bad.name: bad}))
-        with pytest.raises(OutOfStepError):
+        with pytest.raises(StaleStateError):
             namespace.call(lambda: dataplane.commit(plan))
         found = {
             (sample.name, *sample.labels.values()): sample.value
@@ -224,7 +224,7 @@ def test_a_service_that_is_refused_is_set_aside_and_the_rest_is_programmed(
     with programming(namespace, flavour) as dataplane:
         program(namespace, dataplane, [good, before] if known else [good])
         changed = dataplane.plan(Changes({each.name: each for each in (bad, other)}))
-        with pytest.raises(OutOfStepError, match="fd98::1"):
+        with pytest.raises(StaleStateError, match="fd98::1"):
             namespace.call(lambda: dataplane.commit(changed))
         whole = namespace.call(lambda: dataplane.plan_full([good, bad, other], NODE))
         (failure,) = namespace.call(lambda: dataplane.commit(whole))

@@ -14,7 +14,7 @@ from tests.dataplane.ipvs.test_dataplane import HTTP, ONE, THREE, TWO, many, of,
 
 KINDS = {
     "cluster IP": service(ONE, TWO),
-    "refused": service(use=Use.REFUSE),
+    "refused": service(use=Use.REJECT),
     "split": service(
         ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,), name=ObjectName("a", "b")
     ),
@@ -44,7 +44,7 @@ def test_who_leaves_is_not_amiss(stage: Stage) -> None:
 
 def test_a_service_that_should_refuse_and_serves(stage: Stage) -> None:
     stage.begin(of(service(ONE)))
-    assert held(stage, service(use=Use.REFUSE)) == StateDiff(
+    assert held(stage, service(use=Use.REJECT)) == StateDiff(
         missing=(
             "real server 10.244.2.1:8080 of tcp 10.96.0.1:80 weight 0",
             'no-endpoint-services4 { 10.96.0.1 . tcp . 80 comment "shop/web:http" }',

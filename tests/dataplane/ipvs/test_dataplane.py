@@ -193,7 +193,7 @@ def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_
 ) -> None:
     stage.begin(of(service(ONE)))
     stage.kernel.connections[HTTP, ONE] = 1
-    stage.change(of(service(use=Use.REFUSE)))
+    stage.change(of(service(use=Use.REJECT)))
     stage.hang_up()
     assert not stage.kernel.table
     assert stage.kernel.on_device == {HTTP.address}
@@ -206,7 +206,7 @@ def test_a_refusal_does_not_outlast_its_service_and_the_last_connection(
 ) -> None:
     stage.begin(of(service(ONE)))
     stage.kernel.connections[HTTP, ONE] = 1
-    stage.change(of(service(use=Use.REFUSE)))
+    stage.change(of(service(use=Use.REJECT)))
     if restarts:
         stage.restarted()
         stage.begin({})

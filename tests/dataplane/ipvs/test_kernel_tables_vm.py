@@ -102,7 +102,7 @@ def everything() -> Routings:
         service(ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,),
                 address=parse_address("192.0.2.1"), name=ObjectName("shop", "split")),
         service(ONE, scope=Scope.NODE_PORT, address=NODE, name=ObjectName("shop", "node")),
-        service(use=Use.REFUSE, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
+        service(use=Use.REJECT, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
         service(TWO, address=parse_address("10.96.0.3"), name=ObjectName("shop", "sticky"),
                 affinity_timeout=60, scheduler="mh"),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from pyproxy.dataplane.ipvs import dataplane as module
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.rules import RulesTable
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.errors import OutOfStepError
+from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Family, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Scope, ServiceRouting, Use
@@ -40,7 +40,7 @@ ANSWERS = of(
         source_ranges=(parse_network("203.0.113.0/24"), parse_network("198.51.100.0/24")),
     ),
     service(ONE, scope=Scope.NODE_PORT, address=NODE, name=ObjectName("shop", "node")),
-    service(use=Use.REFUSE, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
+    service(use=Use.REJECT, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
     service(use=Use.DROP, address=parse_address("10.96.0.3"), name=ObjectName("shop", "drop")),
 )
 
@@ -93,7 +93,7 @@ def test_a_table_with_what_is_not_ours_is_replaced(namespace: Namespace, harm: s
     namespace.call(lambda: table.load(Options()))
     before = namespace.run(["nft", "list", "ruleset"]).stdout
     namespace.run(["nft", harm])
-    with pytest.raises(OutOfStepError):
+    with pytest.raises(StaleStateError):
         namespace.call(lambda: table.load(Options()))
     assert namespace.run(["nft", "list", "ruleset"]).stdout == before
     table.close()

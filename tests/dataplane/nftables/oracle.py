@@ -43,7 +43,7 @@ def wanted(packet: Packet, scene: Scene, routings: Iterable[ServiceRouting]) -> 
         and not any(packet.source in network for network in routing.source_ranges)
     ):
         return frozenset([Dropped(DropReason.SOURCE_RANGES)])
-    if frontend.use is Use.REFUSE:
+    if frontend.use is Use.REJECT:
         return frozenset([_no(packet)])
     backends, masquerade = allowed(packet, scene, found)
     if not backends:

@@ -40,10 +40,9 @@ from pyproxy.model.objects import (
     SlicePort,
     TrafficPolicy,
 )
-from pyproxy.policy.backends import route_service
+from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.frontend_conflicts import FrontendOwners
-from pyproxy.policy.node_ports import on_addresses
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.policy.routing import ServiceRouting, expand_node_ports
 
 HOST = "node-a"
 
@@ -111,15 +110,15 @@ class Scene(msgspec.Struct, frozen=True):
         )
 
     def routings(self) -> dict[ObjectName, ServiceRouting]:
-        """Policy's word on every Service, each frontend granted to one."""
+        """Policy's word on every Service, each frontend assigned to one."""
         claims = FrontendOwners()
         asked = {}
         for service in self.services:
             slices = [each for each in self.slices if each.service == service.name]
             said = route_service(service, slices, self.node, HOST)
-            asked[service] = on_addresses(said, self.node_port_addresses)
-            claims.grant(service, asked[service])
-        return {service.name: claims.grant(service, asked[service]).routing for service in asked}
+            asked[service] = expand_node_ports(said, self.node_port_addresses)
+            claims.assign(service, asked[service])
+        return {service.name: claims.assign(service, asked[service]).routing for service in asked}
 
 
 def compiled(routings: Sequence[ServiceRouting], pod_networks: Sequence[Network]) -> Table:

@@ -49,7 +49,7 @@ def learned(**clients: int) -> Rows:
         (web(1, 2), web(1, 2, 3), ""),
         (web(1, 2), web(2), "a"),
         (web(1, 2), web(3), "ab"),
-        (web(1, 2), web(use=Use.REFUSE), "ab"),
+        (web(1, 2), web(use=Use.REJECT), "ab"),
         (web(1, 2), None, "ab"),
         (web(1, 2), web(1, 2, timeout=0), "ab"),
         (web(1, 2), web(1, 2, timeout=90), ""),

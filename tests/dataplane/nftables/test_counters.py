@@ -18,7 +18,7 @@ from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.errors import OutOfStepError
+from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Family, Protocol
 from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.netlink import element_counters, elements
@@ -64,7 +64,7 @@ def counts(namespace: Namespace, set_name: str) -> dict[bytes, int]:
 def replaced(namespace: Namespace, options: Options) -> None:
     """An agent with other options starts: at its first try the table is replaced."""
     with serving(namespace, options) as dataplane:
-        with pytest.raises(OutOfStepError, match="replaced"):
+        with pytest.raises(StaleStateError, match="replaced"):
             program(namespace, dataplane, WEB)
         program(namespace, dataplane, WEB)
         assert not dataplane.plan_full([WEB], NodeRouting())

@@ -20,7 +20,7 @@ from pyproxy.dataplane.nftables.readback import read_learned, read_table
 from pyproxy.dataplane.nftables.rows import frontend_key
 from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import Rows, SetKind, Table
-from pyproxy.errors import OutOfStepError, RejectedError
+from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.model.address import (
     Backend,
     Family,
@@ -292,7 +292,7 @@ def test_what_somebody_else_wrote_in_the_way_is_no_fault_of_the_service(
         write(namespace, schema.SOURCES, Family.IPV4, {key + low + key + high: b""})
         there = held(namespace)
         plan = dataplane.plan(Changes({web.name: web, numbered(1).name: numbered(1)}))
-        with pytest.raises(OutOfStepError):
+        with pytest.raises(StaleStateError):
             namespace.call(lambda: dataplane.commit(plan))
         assert held(namespace) == there
         program(namespace, dataplane, good, web, numbered(1))

@@ -51,7 +51,7 @@ def service(name: str, address: Address, *ends: str, use: Use = Use.CLUSTER) -> 
 
 
 WEB = service("web", HOME, "10.244.1.1", "10.244.1.2", "10.244.1.3")
-EMPTY = service("empty", REFUSING, use=Use.REFUSE)
+EMPTY = service("empty", REFUSING, use=Use.REJECT)
 
 
 def program(

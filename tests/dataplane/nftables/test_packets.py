@@ -43,9 +43,8 @@ from pyproxy.model.objects import (
     TrafficPolicy,
 )
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.policy.backends import route_service
-from pyproxy.policy.node_ports import on_addresses
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.routing import ServiceRouting, expand_node_ports
 
 pytestmark = pytest.mark.packets
 
@@ -130,7 +129,7 @@ class Case(msgspec.Struct, frozen=True):
             for column, family in enumerate(Family)
         ]
         said = route_service(service, slices, Node("node-a"), "node-a")
-        return on_addresses(said, tuple(map(parse_address, NODE_ADDRESSES)))
+        return expand_node_ports(said, tuple(map(parse_address, NODE_ADDRESSES)))
 
 
 CASES = (

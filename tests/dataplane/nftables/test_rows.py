@@ -77,7 +77,7 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
-        (service(Scope.CLUSTER_IP, Use.REFUSE), {f"no-endpoint-services4 {{ {KEY} }}"}),
+        (service(Scope.CLUSTER_IP, Use.REJECT), {f"no-endpoint-services4 {{ {KEY} }}"}),
         (service(Scope.CLUSTER_IP, Use.DROP), {f"services4 {{ {KEY} : drop }}"}),
         (
             service(Scope.CLUSTER_IP, Use.CLUSTER, cluster=[POD_A]),
@@ -123,7 +123,7 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
             },
         ),
         (
-            service(Scope.LOAD_BALANCER, Use.REFUSE, ranges=["10.0.0.0/8", "10.1.0.0/16"]),
+            service(Scope.LOAD_BALANCER, Use.REJECT, ranges=["10.0.0.0/8", "10.1.0.0/16"]),
             {
                 f"no-endpoint-services4 {{ {KEY} }}",
                 f"source-range-frontends4 {{ {KEY} }}",
@@ -162,7 +162,7 @@ def test_shared_rows_come_once_for_each_port_that_wants_them() -> None:
     ],
 )
 def test_a_comment_is_short_and_harmless(name: ObjectName, comment: str) -> None:
-    plain = service(Scope.CLUSTER_IP, Use.REFUSE)
+    plain = service(Scope.CLUSTER_IP, Use.REJECT)
     (tag,) = rows(ServiceRouting(name, plain.ports))["no-endpoint-services4"].values()
     assert tag == Tag("", comment)
 

@@ -140,7 +140,7 @@ def every_kind(*, affinity: int) -> list[ServiceRouting]:
         for family in Family:
             home, balancer, outer, node = map(parse_address, ADDRESSES[family])
             internal = Use.LOCAL if external is Use.SPLIT else Use.CLUSTER
-            if external in (Use.REFUSE, Use.DROP):
+            if external in (Use.REJECT, Use.DROP):
                 internal = external
             for protocol in Protocol:
                 port = Port(1000 * number + protocol)

@@ -3,9 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.errors import Problem, Reason
+from pyproxy.errors import Problem, ProblemReason
 from pyproxy.health.http import HttpThread
-from pyproxy.health.service_checks import Check, ServiceChecks
+from pyproxy.health.service_health import ServiceHealthCheck, ServiceHealthServer
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
 from tests.health.conftest import Ask
@@ -36,15 +36,15 @@ def problems() -> list[Problem]:
 @pytest.fixture
 def checks(
     http_thread: HttpThread, proxy: Proxy, problems: list[Problem]
-) -> Iterator[ServiceChecks]:
-    checks = ServiceChecks(http_thread, proxy.is_healthy, problems.append)
+) -> Iterator[ServiceHealthServer]:
+    checks = ServiceHealthServer(http_thread, proxy.is_healthy, problems.append)
     checks.listen_on([LOOPBACK4])
     yield checks
     checks.close()
 
 
-def check(port: int, endpoints: int = 1, *families: Family) -> Check:
-    return Check(Port(port), dict.fromkeys(families or Family, endpoints))
+def check(port: int, endpoints: int = 1, *families: Family) -> ServiceHealthCheck:
+    return ServiceHealthCheck(Port(port), dict.fromkeys(families or Family, endpoints))
 
 
 def listens(port: int, address: Address = LOOPBACK4) -> bool:
@@ -55,7 +55,7 @@ def listens(port: int, address: Address = LOOPBACK4) -> bool:
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/any/path?at=all"])
 def test_the_answer_is_kube_proxys_on_any_path(
-    checks: ServiceChecks, ask: Ask, free_port: int, path: str
+    checks: ServiceHealthServer, ask: Ask, free_port: int, path: str
 ) -> None:
     checks.update({WEB: check(free_port)})
     answer = ask(free_port, path)
@@ -77,7 +77,7 @@ def test_the_answer_is_kube_proxys_on_any_path(
     "case", [(3, True, 200), (0, True, 503), (3, False, 503), (0, False, 503)], ids=str
 )
 def test_status_weight_and_health(
-    checks: ServiceChecks, proxy: Proxy, ask: Ask, free_port: int, case: tuple[int, bool, int]
+    checks: ServiceHealthServer, proxy: Proxy, ask: Ask, free_port: int, case: tuple[int, bool, int]
 ) -> None:
     endpoints, proxy.healthy, status = case
     checks.update({WEB: check(free_port, endpoints)})
@@ -89,7 +89,7 @@ def test_status_weight_and_health(
 
 
 def test_endpoints_change_without_a_new_listener(
-    checks: ServiceChecks, ask: Ask, free_port: int
+    checks: ServiceHealthServer, ask: Ask, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port, 1)})
     with socket.create_connection(("127.0.0.1", free_port), timeout=5) as before:
@@ -100,7 +100,9 @@ def test_endpoints_change_without_a_new_listener(
     assert ask(free_port).status == 200
 
 
-def test_the_port_is_freed_when_the_service_goes(checks: ServiceChecks, free_port: int) -> None:
+def test_the_port_is_freed_when_the_service_goes(
+    checks: ServiceHealthServer, free_port: int
+) -> None:
     checks.update({WEB: check(free_port)})
     assert listens(free_port)
     checks.update({})
@@ -112,7 +114,7 @@ def test_the_port_is_freed_when_the_service_goes(checks: ServiceChecks, free_por
 
 
 def test_a_port_moves_from_one_service_to_another(
-    checks: ServiceChecks, problems: list[Problem], ask: Ask, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], ask: Ask, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port)})
     checks.update({API: check(free_port)})
@@ -121,7 +123,7 @@ def test_a_port_moves_from_one_service_to_another(
 
 
 def test_services_swap_their_ports(
-    checks: ServiceChecks, problems: list[Problem], ask: Ask, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], ask: Ask, free_port: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         other_port = sock.getsockname()[1]
@@ -132,7 +134,7 @@ def test_services_swap_their_ports(
     assert problems == []
 
 
-def test_only_the_given_addresses_listen(checks: ServiceChecks, free_port: int) -> None:
+def test_only_the_given_addresses_listen(checks: ServiceHealthServer, free_port: int) -> None:
     checks.update({WEB: check(free_port)})
     assert listens(free_port)
     assert not listens(free_port, OTHER_LOOPBACK)
@@ -152,7 +154,10 @@ def test_only_the_given_addresses_listen(checks: ServiceChecks, free_port: int) 
     ],
 )
 def test_a_service_is_asked_in_its_own_families(
-    checks: ServiceChecks, free_port: int, families: tuple[Family, ...], listening: list[Address]
+    checks: ServiceHealthServer,
+    free_port: int,
+    families: tuple[Family, ...],
+    listening: list[Address],
 ) -> None:
     checks.listen_on([LOOPBACK4, LOOPBACK6])
     checks.update({WEB: check(free_port, 1, *families)})
@@ -163,17 +168,21 @@ def test_a_service_is_asked_in_its_own_families(
 
 
 def test_each_family_is_told_its_own_number(
-    checks: ServiceChecks, ask: Ask, free_port: int
+    checks: ServiceHealthServer, ask: Ask, free_port: int
 ) -> None:
     checks.listen_on([LOOPBACK4, LOOPBACK6])
-    checks.update({WEB: Check(Port(free_port), {Family.IPV4: 2, Family.IPV6: 0})})
+    checks.update({WEB: ServiceHealthCheck(Port(free_port), {Family.IPV4: 2, Family.IPV6: 0})})
     assert '"localEndpoints": 2,' in ask(free_port).body
     answer = ask(free_port, host="::1")
     assert (answer.status, answer.headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
 
 
 def test_a_taken_port_is_one_problem_and_tried_again(
-    checks: ServiceChecks, problems: list[Problem], taken: socket.socket, ask: Ask, free_port: int
+    checks: ServiceHealthServer,
+    problems: list[Problem],
+    taken: socket.socket,
+    ask: Ask,
+    free_port: int,
 ) -> None:
     port = taken.getsockname()[1]
     checks.update({WEB: check(port), API: check(free_port)})
@@ -183,7 +192,7 @@ def test_a_taken_port_is_one_problem_and_tried_again(
         field="spec.healthCheckNodePort",
         message=f"cannot listen on 127.0.0.1:{port} (Address already in use): load balancers that "
         "ask there leave this node out until the port is free",
-        reason=Reason.FAILED_TO_START_HEALTHCHECK,
+        reason=ProblemReason.FAILED_TO_START_HEALTHCHECK,
     )
     assert problems == [expected]
     assert list(checks.problems) == [expected]
@@ -199,7 +208,7 @@ def test_a_taken_port_is_one_problem_and_tried_again(
 
 
 def test_a_port_taken_on_one_address_serves_on_the_others(
-    checks: ServiceChecks, problems: list[Problem], taken: socket.socket
+    checks: ServiceHealthServer, problems: list[Problem], taken: socket.socket
 ) -> None:
     port = taken.getsockname()[1]
     checks.listen_on([LOOPBACK4, OTHER_LOOPBACK])
@@ -209,7 +218,7 @@ def test_a_port_taken_on_one_address_serves_on_the_others(
 
 
 def test_two_services_that_claim_one_port(
-    checks: ServiceChecks, problems: list[Problem], ask: Ask, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], ask: Ask, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port)})
     checks.change({API: check(free_port)})
@@ -221,7 +230,7 @@ def test_two_services_that_claim_one_port(
 
 
 def test_a_service_that_goes_takes_its_problem_along(
-    checks: ServiceChecks, taken: socket.socket
+    checks: ServiceHealthServer, taken: socket.socket
 ) -> None:
     checks.update({WEB: check(taken.getsockname()[1])})
     checks.update({})
@@ -230,7 +239,7 @@ def test_a_service_that_goes_takes_its_problem_along(
 
 
 def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
-    checks: ServiceChecks, problems: list[Problem], free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], free_port: int
 ) -> None:
     checks.listen_on([LOOPBACK4, ABSENT])
     checks.update({WEB: check(free_port)})
@@ -242,7 +251,7 @@ def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
 
 
 def test_many_services_need_no_threads_of_their_own(
-    checks: ServiceChecks, ask: Ask, free_port: int
+    checks: ServiceHealthServer, ask: Ask, free_port: int
 ) -> None:
     addresses = [Address(bytes((127, 0, 1, host))) for host in range(1, 101)]
     names = [ObjectName("many", f"s{number}") for number in range(3)]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pyproxy.errors import SourceError
 from pyproxy.model.objects import Kind
-from pyproxy.source.client import RefusedError, UnreachableError
+from pyproxy.source.client import ApiStatusError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Backoff:
         """Seconds to wait after one more failure, and at least what the server asked for."""
         delay = self._random.uniform(0, self._ceiling)
         self._ceiling = min(self._ceiling * 2, LONGEST_DELAY)
-        asked = error.retry_after if isinstance(error, RefusedError) else 0.0
+        asked = error.retry_after if isinstance(error, ApiStatusError) else 0.0
         return delay + min(asked, LONGEST_RETRY_AFTER)
 
     def reset(self) -> None:
@@ -71,7 +71,7 @@ class Backoff:
         self._ceiling = FIRST_DELAY
 
 
-class Outages:
+class OutageLog:
     """Says once that the server is away and once that it is back, for all kinds together.
 
     What it says wrong about one kind (a missing right, an answer that is no list) is said once
@@ -91,7 +91,7 @@ class Outages:
                     log.warning("the API server is away, what is known stays in force: %s", error)
                 self._unreachable.add(kind)
                 return
-            trouble = type(error), error.status if isinstance(error, RefusedError) else 0
+            trouble = type(error), error.status if isinstance(error, ApiStatusError) else 0
             if self._troubles.get(kind) != trouble:
                 log.warning("%s objects cannot be followed: %s", kind.value, error)
             self._troubles[kind] = trouble

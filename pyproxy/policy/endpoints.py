@@ -43,7 +43,7 @@ Endpoints = Mapping[Backend, Endpoint]
 _NO_ENDPOINTS: Endpoints = {}
 
 # A member that is looked up in its enum takes as long as all else that is done with it here.
-_ANYWHERE = topology.Mode.ANYWHERE
+_ANYWHERE = topology.TopologyMode.ANYWHERE
 _POLICY_LOCAL = TrafficPolicy.LOCAL
 _CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
     Scope.CLUSTER_IP,
@@ -52,11 +52,11 @@ _CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
     Scope.NODE_PORT,
 )
 _CLUSTER, _LOCAL, _SPLIT = Use.CLUSTER, Use.LOCAL, Use.SPLIT
-_NOBODY = (Use.REFUSE, Use.REFUSE)
+_NOBODY = (Use.REJECT, Use.REJECT)
 _ANY_ADDRESS = Address(b"")
 
 
-class Usable(msgspec.Struct, frozen=True, gc=False):
+class SelectedEndpoints(msgspec.Struct, frozen=True, gc=False):
     """The backends that a Service port may use, in no order.
 
     `cluster` is for the policy Cluster, `local` for Local, and `near` are all that this node may
@@ -81,14 +81,14 @@ def route_service(
     which leaves its zone open. `hostname` is the name that endpoints on this node carry, and never
     empty, which is how an endpoint without a node reads.
     """
-    joined = join(slices, hostname)
+    joined = merge_slices(slices, hostname)
     zone = node.zone if node is not None else ""
     ports = []
     for family in service.families or tuple(dict.fromkeys(map(family_of, service.cluster_ips))):
         scopes = _scopes(service, family)
         for port in service.ports:
             endpoints = joined.get((family, port.name, port.protocol), _NO_ENDPOINTS)
-            usable = select(endpoints, hostname, zone)
+            usable = select_endpoints(endpoints, hostname, zone)
             ports.append(_port_answer(service, port, family, scopes, usable))
     return ServiceRouting(
         service.name,
@@ -122,7 +122,9 @@ def _source_ranges(service: Service, node: Node | None) -> tuple[Network, ...]:
     return service.source_ranges + looped
 
 
-def join(slices: Iterable[EndpointSlice], hostname: str) -> dict[PortKey, dict[Backend, Endpoint]]:
+def merge_slices(
+    slices: Iterable[EndpointSlice], hostname: str
+) -> dict[PortKey, dict[Backend, Endpoint]]:
     """Gather a Service's slices by port; one backend may be in several slices and counts once."""
     joined: dict[PortKey, dict[Backend, Endpoint]] = {}
     for part in slices:
@@ -151,7 +153,7 @@ def _rank(endpoint: Endpoint, hostname: str) -> tuple[object, ...]:
     )
 
 
-def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
+def select_endpoints(endpoints: Endpoints, hostname: str, zone: str) -> SelectedEndpoints:
     """Choose the endpoints that a port may use: ready and near ones.
 
     Without any ready endpoint those that are terminating and still serve stand in, for all of the
@@ -168,16 +170,16 @@ def select(endpoints: Endpoints, hostname: str, zone: str) -> Usable:
         if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
             break
     else:
-        return Usable(endpoints, local, near)
+        return SelectedEndpoints(endpoints, local, near)
     ready = {b: e for b, e in endpoints.items() if e.ready}
     if not ready:
-        return Usable([b for b, e in endpoints.items() if _stands_in(e)], local, near)
-    mode = topology.choose(ready.values(), hostname, zone).mode
+        return SelectedEndpoints([b for b, e in endpoints.items() if _stands_in(e)], local, near)
+    mode = topology.choose_mode(ready.values(), hostname, zone).mode
     cluster: Collection[Backend] = ready
     if mode is not _ANYWHERE:
-        cluster = [b for b, e in ready.items() if topology.near(e, mode, hostname, zone)]
+        cluster = [b for b, e in ready.items() if topology.within(e, mode, hostname, zone)]
     draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
-    return Usable(cluster, local, near, draining)
+    return SelectedEndpoints(cluster, local, near, draining)
 
 
 def _stands_in(endpoint: Endpoint) -> bool:
@@ -205,7 +207,7 @@ def _port_answer(
     port: ServicePort,
     family: Family,
     scopes: Mapping[Address, Scope],
-    usable: Usable,
+    usable: SelectedEndpoints,
 ) -> PortRouting:
     """Give each frontend its use, and keep no more backends than those uses ask for."""
     internal, external = _uses(service, usable)
@@ -241,7 +243,7 @@ def _sorted(backends: Collection[Backend]) -> tuple[Backend, ...]:
     return tuple(sorted(backends)) if backends else ()
 
 
-def _uses(service: Service, usable: Usable) -> tuple[Use, Use]:
+def _uses(service: Service, usable: SelectedEndpoints) -> tuple[Use, Use]:
     """Decide the use of cluster IPs, and that of all external frontends."""
     if not usable.cluster:
         return _NOBODY

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service
-from pyproxy.policy.backends import route_service
+from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import PortRouting, Scope, Use
 from tests.policy.objects import (
     EXTERNAL,
@@ -49,16 +49,16 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
         [pod("a1"), pod("b1")],
         Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
     ),
-    "no endpoints are a refusal": ({}, [], Expected(Use.REFUSE)),
+    "no endpoints are a refusal": ({}, [], Expected(Use.REJECT)),
     "no endpoints are a refusal on every kind of address": (
         EXTERNAL,
         [],
-        Expected(Use.REFUSE, external=Use.REFUSE),
+        Expected(Use.REJECT, external=Use.REJECT),
     ),
     "unready endpoints are no endpoints": (
         EXTERNAL,
         [unready("a1"), unready("b1")],
-        Expected(Use.REFUSE, external=Use.REFUSE),
+        Expected(Use.REJECT, external=Use.REJECT),
     ),
     "an unready endpoint gets nothing": (
         {},
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     "an unready endpoint that serves but does not terminate gets nothing": (
         {},
         [pod("a1", ready=False)],
-        Expected(Use.REFUSE),
+        Expected(Use.REJECT),
     ),
     "ready counts whatever the other conditions say, as with publishNotReadyAddresses": (
         {},
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
         [leaving("b1")],
         Expected(Use.DROP),
     ),
-    "internal Local: nobody has": (INTERNAL_LOCAL, [unready("a1")], Expected(Use.REFUSE)),
+    "internal Local: nobody has": (INTERNAL_LOCAL, [unready("a1")], Expected(Use.REJECT)),
     "internal Local: a local terminating endpoint before a remote ready one": (
         INTERNAL_LOCAL,
         [leaving("a1"), pod("b1")],

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 import msgspec
 
 from pyproxy.config.settings import ListenAddress
-from pyproxy.errors import Problem, Reason
+from pyproxy.errors import Problem, ProblemReason
 from pyproxy.health.http import HttpThread, Listener, Response
 from pyproxy.model.address import Address, Family, Port, family_of
 from pyproxy.model.objects import ObjectName
@@ -31,7 +31,7 @@ _BODY = """{{
 }}"""
 
 
-class Check(msgspec.Struct, frozen=True):
+class ServiceHealthCheck(msgspec.Struct, frozen=True):
     """What one Service's port tells.
 
     `local_endpoints` are the numbers of those on this node that are ready, by family. Each listener
@@ -46,12 +46,12 @@ class Check(msgspec.Struct, frozen=True):
 class _Open(msgspec.Struct):
     """A Service's listeners, by their address; those missing are tried again."""
 
-    check: Check
+    check: ServiceHealthCheck
     listeners: dict[Address, Listener] = {}
     problem: Problem | None = None
 
 
-class ServiceChecks:
+class ServiceHealthServer:
     """The listeners of all Services that have a health-check node port.
 
     For one thread, the agent's; answers come from that of `http`. `is_healthy` says whether the
@@ -90,13 +90,13 @@ class ServiceChecks:
         for name in self._services:
             self._arrange(name)
 
-    def update(self, wanted: Mapping[ObjectName, Check]) -> None:
+    def update(self, wanted: Mapping[ObjectName, ServiceHealthCheck]) -> None:
         """Make `wanted` all there is."""
         gone = dict.fromkeys(self._services.keys() - wanted.keys())
         # What goes, goes first: its port may be another's already.
         self.change({**gone, **wanted})
 
-    def change(self, changes: Mapping[ObjectName, Check | None]) -> None:
+    def change(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
         """Open, change or, for None, close the ports of some Services; the rest stay as they are.
 
         The ports that are let go are free before any is opened.
@@ -119,7 +119,7 @@ class ServiceChecks:
         """Close all ports."""
         self.update({})
 
-    def _let_go(self, changes: Mapping[ObjectName, Check | None]) -> None:
+    def _let_go(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
         freed: list[Listener] = []
         for name, check in changes.items():
             service = self._services.get(name)
@@ -171,7 +171,7 @@ class ServiceChecks:
                 field="spec.healthCheckNodePort",
                 message=f"cannot listen on {where} ({error.strerror}): load balancers that ask "
                 "there leave this node out until the port is free",
-                reason=Reason.FAILED_TO_START_HEALTHCHECK,
+                reason=ProblemReason.FAILED_TO_START_HEALTHCHECK,
             )
         return None
 
