@@ -10,7 +10,7 @@ from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, table, text
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.conntrack.frontends import port_claims, stale
+from pyproxy.dataplane.conntrack.frontends import flow_targets, is_stale
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
@@ -95,10 +95,10 @@ def _held(
 
 def _stale(answer: ServiceRouting) -> Iterator[str]:
     with closing(Conntrack()) as table:
-        for key, claim in port_claims(answer):
+        for key, target in flow_targets(answer):
             for piece in table.flows(key.family, key.protocol, key.destination):
                 for flow in piece:
-                    if flow.destination == key.destination and stale(flow, (claim,)):
+                    if flow.destination == key.destination and is_stale(flow, (target,)):
                         yield _told(flow)
 
 

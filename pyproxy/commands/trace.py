@@ -15,7 +15,7 @@ from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import Command, View
 from pyproxy.commands.parts import BAD, DIM, GOOD, Part, table, text
 from pyproxy.commands.sender import FORM, destination_of, sender_of
-from pyproxy.dataplane.conntrack.known import known_flow, trace_known_flow
+from pyproxy.dataplane.conntrack.known_flow import find_known_flow, trace_known_flow
 from pyproxy.dataplane.packets import Delivered, Dropped, Masquerade, Rejected, TraceResult, Verdict
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Port, address_text, backend_text
@@ -96,7 +96,7 @@ def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
     packet = packet_from(sender, target, namespace.interface)
     if namespace.source_port is not None:
         with closing(Conntrack()) as conntrack:
-            flow = known_flow(conntrack, packet, namespace.source_port)
+            flow = find_known_flow(conntrack, packet, namespace.source_port)
         if flow is not None:
             return told(trace_known_flow(packet, flow))
     with closing(tracers.make(settings.mode, settings.iptables.flavour)) as tracer:

@@ -1,4 +1,4 @@
-"""A Service on every kind of address, and what stands around a reconciler under test."""
+"""A Service on every kind of address, and doubles for a reconciler's clock, metrics and table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def routing(
     protocol: Protocol = Protocol.UDP,
     name: ObjectName = NAME,
 ) -> ServiceRouting:
-    """A Service on every kind of address, which sends to these pods, or refuses."""
+    """A Service on every kind of address, which sends to these pods, or rejects without any."""
     use = Use.CLUSTER if pods else Use.REJECT
     return ServiceRouting(
         name,
@@ -82,25 +82,25 @@ class Clock:
 
 
 class Tally:
-    """An observer that remembers what it was told."""
+    """An observer that remembers each sweep."""
 
     def __init__(self) -> None:
-        self.looks: list[tuple[Family, int]] = []
+        self.sweeps: list[tuple[Family, int]] = []
 
     def conntrack_finished(self, family: Family, seconds: float, deleted: int) -> None:
         assert seconds >= 0
-        self.looks.append((family, deleted))
+        self.sweeps.append((family, deleted))
 
     def deleted(self) -> int:
-        return sum(deleted for _, deleted in self.looks)
+        return sum(deleted for _, deleted in self.sweeps)
 
 
 class Flaky:
-    """The kernel's table, which refuses so often to delete and to be read before it obeys."""
+    """The kernel's table, whose first deletions and reads fail."""
 
-    def __init__(self, table: Conntrack, refusals: int = 0, unreadable: int = 0) -> None:
+    def __init__(self, table: Conntrack, failures: int = 0, unreadable: int = 0) -> None:
         self._table = table
-        self._refusals = refusals
+        self._failures = failures
         self._unreadable = unreadable
         self.selective = True
         self.asked: list[bytes] = []
@@ -115,8 +115,8 @@ class Flaky:
         return self._table.flows(family, protocol, destination)
 
     def delete(self, flows: Sequence[Flow]) -> Deletion:
-        if not flows or not self._refusals:
+        if not flows or not self._failures:
             return self._table.delete(flows)
-        self._refusals -= 1
+        self._failures -= 1
         rest = self._table.delete(flows[1:])
         return Deletion(rest.deleted, ((flows[0], TransientKernelError("EBUSY", 16)),))

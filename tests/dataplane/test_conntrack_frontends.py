@@ -1,3 +1,5 @@
+"""Which flows a Service's change makes stale: tables of cases, and properties."""
+
 from __future__ import annotations
 
 import itertools
@@ -6,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.conntrack.frontends import GONE, Claim, Frontends, Key, stale
+from pyproxy.dataplane.conntrack.frontends import GONE, FlowTarget, FrontendKey, Frontends, is_stale
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -48,8 +50,8 @@ def flow(family: Family, to: Backend, by: Backend | None = None) -> Flow:
     return Flow(Protocol.UDP, client(family), by or frontend_of(family), to)
 
 
-def claim(*backends: Backend, sources: tuple[str, ...] = ()) -> Claim:
-    return Claim(frozenset(backends), tuple(map(parse_network, sources)))
+def target(*backends: Backend, sources: tuple[str, ...] = ()) -> FlowTarget:
+    return FlowTarget(frozenset(backends), tuple(map(parse_network, sources)))
 
 
 def routing(
@@ -76,29 +78,31 @@ def at(address: str, use: Use, scope: Scope = Scope.CLUSTER_IP, port: int = 53) 
     [
         pytest.param([1, 2], 1, False, id="its backend is still there"),
         pytest.param([2, 3], 1, True, id="N to M: its backend is gone"),
-        pytest.param([], 1, True, id="N to 0: it should be refused"),
+        pytest.param([], 1, True, id="N to 0: it should be rejected"),
         pytest.param([1], 0, True, id="0 to N: it was never translated"),
         pytest.param([], 0, False, id="0 and 0: nothing would be different"),
         pytest.param(None, 1, True, id="the Service was deleted"),
         pytest.param(None, 0, False, id="the Service was deleted, the flow never translated"),
     ],
 )
-def test_the_situations(family: Family, now: list[int] | None, to: int, expected: bool) -> None:
-    claims = GONE if now is None else (claim(*(pod(family, number) for number in now)),)
+def test_a_flow_is_stale_where_a_new_one_would_go_elsewhere(
+    family: Family, now: list[int] | None, to: int, expected: bool
+) -> None:
+    targets = GONE if now is None else (target(*(pod(family, number) for number in now)),)
     goes_to = pod(family, to) if to else frontend_of(family)
-    assert stale(flow(family, goes_to), claims) is expected
+    assert is_stale(flow(family, goes_to), targets) is expected
 
 
-def test_a_backend_that_changes_its_port_alone_is_another_backend() -> None:
+def test_an_endpoint_that_changes_its_port_alone_is_another_endpoint() -> None:
     old = place("10.244.1.1", 5353)
-    assert stale(flow(Family.IPV4, old), (claim(place("10.244.1.1", 5354)),))
+    assert is_stale(flow(Family.IPV4, old), (target(place("10.244.1.1", 5354)),))
 
 
 @pytest.mark.parametrize("family", Family)
 def test_two_services_at_one_address_keep_each_others_flows(family: Family) -> None:
-    claims = (claim(pod(family, 1)), claim(pod(family, 2)))
-    assert not stale(flow(family, pod(family, 2)), claims)
-    assert stale(flow(family, pod(family, 3)), claims)
+    targets = (target(pod(family, 1)), target(pod(family, 2)))
+    assert not is_stale(flow(family, pod(family, 2)), targets)
+    assert is_stale(flow(family, pod(family, 3)), targets)
 
 
 @pytest.mark.parametrize(
@@ -111,21 +115,23 @@ def test_two_services_at_one_address_keep_each_others_flows(family: Family) -> N
         (("fd30::/64",), True),
     ],
 )
-def test_a_client_that_the_source_ranges_shut_out(sources: tuple[str, ...], expected: bool) -> None:
+def test_a_flow_is_stale_if_no_source_range_has_its_client(
+    sources: tuple[str, ...], expected: bool
+) -> None:
     family = Family.IPV4
-    guarded = (claim(pod(family, 1), sources=sources),)
-    assert stale(flow(family, pod(family, 1)), guarded) is expected
+    with_ranges = (target(pod(family, 1), sources=sources),)
+    assert is_stale(flow(family, pod(family, 1)), with_ranges) is expected
 
 
-def test_a_client_that_is_shut_out_and_untranslated_is_left_alone() -> None:
-    guarded = (claim(pod(Family.IPV4, 1), sources=("192.0.2.0/24",)),)
-    assert not stale(flow(Family.IPV4, frontend_of(Family.IPV4)), guarded)
+def test_an_untranslated_flow_outside_the_source_ranges_is_left_alone() -> None:
+    with_ranges = (target(pod(Family.IPV4, 1), sources=("192.0.2.0/24",)),)
+    assert not is_stale(flow(Family.IPV4, frontend_of(Family.IPV4)), with_ranges)
 
 
-def test_the_node_itself_is_not_judged_by_source_ranges() -> None:
+def test_source_ranges_do_not_apply_to_the_node_itself() -> None:
     to = frontend_of(Family.IPV4)
     itself = Flow(Protocol.UDP, Backend(to[:-2] + b"\x99\x99"), to, pod(Family.IPV4, 1))
-    assert not stale(itself, (claim(pod(Family.IPV4, 1), sources=("192.0.2.0/24",)),))
+    assert not is_stale(itself, (target(pod(Family.IPV4, 1), sources=("192.0.2.0/24",)),))
 
 
 @pytest.mark.parametrize("family", Family)
@@ -140,7 +146,7 @@ def test_the_node_itself_is_not_judged_by_source_ranges() -> None:
         (Use.DROP, set()),
     ],
 )
-def test_each_use_names_its_backends(
+def test_each_use_names_its_endpoints(
     family: Family, scope: Scope, use: Use, usable: set[int]
 ) -> None:
     frontends = Frontends()
@@ -157,8 +163,8 @@ def test_each_use_names_its_backends(
         ),
     )
     destination = frontend_of(family)[-2:] if not address else frontend_of(family)
-    (claimed,) = frontends.claims(family, Protocol.UDP)[destination]
-    assert claimed.backends == {pod(family, number) for number in usable}
+    (found,) = frontends.targets(family, Protocol.UDP)[destination]
+    assert found.backends == {pod(family, number) for number in usable}
 
 
 A = pod(Family.IPV4, 1)
@@ -166,8 +172,8 @@ B = pod(Family.IPV4, 2)
 OPEN = at("10.96.0.10", Use.CLUSTER)
 NO_ENDPOINT_SERVICES = at("10.96.0.10", Use.REJECT)
 BALANCED = at("192.0.2.10", Use.CLUSTER, Scope.LOAD_BALANCER)
-KEY = Key(Family.IPV4, Protocol.UDP, frontend_of(Family.IPV4))
-BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
+KEY = FrontendKey(Family.IPV4, Protocol.UDP, frontend_of(Family.IPV4))
+BALANCED_KEY = FrontendKey(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
             routing(NO_ENDPOINT_SERVICES), routing(OPEN, cluster=(A,)), {KEY}, id="the first"
         ),
         pytest.param(routing(OPEN, cluster=(A,)), None, {KEY}, id="deleted"),
-        pytest.param(routing(NO_ENDPOINT_SERVICES), None, set(), id="deleted while refused"),
+        pytest.param(routing(NO_ENDPOINT_SERVICES), None, set(), id="deleted while rejected"),
         pytest.param(
             routing(OPEN, BALANCED, cluster=(A,)),
             routing(OPEN, cluster=(A,)),
@@ -216,27 +222,27 @@ BALANCED_KEY = Key(Family.IPV4, Protocol.UDP, place("192.0.2.10", 53))
         ),
     ],
 )
-def test_a_change_names_the_frontends_that_need_a_look(
-    before: ServiceRouting | None, after: ServiceRouting | None, keys: set[Key]
+def test_a_change_names_the_frontends_that_may_have_stale_flows(
+    before: ServiceRouting | None, after: ServiceRouting | None, keys: set[FrontendKey]
 ) -> None:
     frontends = Frontends()
     frontends.replace(NAME, before)
     assert frontends.replace(NAME, after) == keys
 
 
-def test_what_is_forgotten_leaves_nothing_behind() -> None:
+def test_a_deleted_service_leaves_no_targets() -> None:
     frontends = Frontends()
     other = ObjectName("shop", "other")
     frontends.replace_all([routing(OPEN, cluster=(A,)), routing(OPEN, cluster=(B,), name=other)])
-    claims = frontends.claims(Family.IPV4, Protocol.UDP)
-    assert {claimed.backends for claimed in claims[KEY.destination]} == {
+    targets = frontends.targets(Family.IPV4, Protocol.UDP)
+    assert {found.backends for found in targets[KEY.destination]} == {
         frozenset({A}),
         frozenset({B}),
     }
     assert frontends.replace_all([routing(OPEN, cluster=(B,), name=other)]) == {KEY}
-    assert [claimed.backends for claimed in claims[KEY.destination]] == [{B}]
+    assert [found.backends for found in targets[KEY.destination]] == [{B}]
     assert frontends.replace_all([]) == {KEY}
-    assert not claims
+    assert not targets
     assert not frontends.groups()
 
 
@@ -259,23 +265,23 @@ routings = st.none() | st.builds(
 def test_a_change_that_names_no_frontend_makes_nothing_stale(
     history: list[ServiceRouting | None],
 ) -> None:
-    """Whatever was fresh before such a change is fresh after it."""
+    """A flow that was not stale before such a change is not stale after it."""
     frontends = Frontends()
-    claims = frontends.claims(Family.IPV4, Protocol.UDP)
+    targets = frontends.targets(Family.IPV4, Protocol.UDP)
     goals = [*(pod(Family.IPV4, number) for number in range(1, 5)), KEY.destination]
     flows = [flow(Family.IPV4, Backend(to)) for to in goals]
     frontends.replace(NAME, history[0])
     for _, after in itertools.pairwise(history):
-        before = claims.get(KEY.destination, GONE)
+        before = targets.get(KEY.destination, GONE)
         named = frontends.replace(NAME, after)
-        now = claims.get(KEY.destination, GONE)
+        now = targets.get(KEY.destination, GONE)
         if not named:
-            fresh = [one for one in flows if not stale(one, before)]
-            assert not [one for one in fresh if stale(one, now)]
+            fresh = [one for one in flows if not is_stale(one, before)]
+            assert not [one for one in fresh if is_stale(one, now)]
 
 
 @given(routings, routings)
-def test_frontends_depend_on_the_last_answers_alone(
+def test_frontends_depend_on_the_last_routings_alone(
     first: ServiceRouting | None, last: ServiceRouting | None
 ) -> None:
     walked, direct = Frontends(), Frontends()
@@ -283,12 +289,12 @@ def test_frontends_depend_on_the_last_answers_alone(
     walked.replace(NAME, last)
     direct.replace(NAME, last)
     group = Family.IPV4, Protocol.UDP
-    assert walked.claims(*group) == direct.claims(*group)
+    assert walked.targets(*group) == direct.targets(*group)
 
 
 @given(st.sets(st.integers(1, 4)), st.integers(1, 4))
-def test_a_flow_is_fresh_exactly_where_its_backend_is_one_of_the_allowed(
+def test_a_flow_is_fresh_exactly_where_its_endpoint_is_one_of_the_allowed(
     numbers: set[int], to: int
 ) -> None:
-    allowed = (claim(*(pod(Family.IPV6, number) for number in numbers)),)
-    assert stale(flow(Family.IPV6, pod(Family.IPV6, to)), allowed) is (to not in numbers)
+    allowed = (target(*(pod(Family.IPV6, number) for number in numbers)),)
+    assert is_stale(flow(Family.IPV6, pod(Family.IPV6, to)), allowed) is (to not in numbers)

@@ -1,4 +1,4 @@
-"""Clients that keep their source port, through real rules: what the reconciler is there for."""
+"""UDP clients that keep their source port follow changes of their Service, through real rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from pyroute2 import netns
 
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.conntrack.look import Table
+from pyproxy.dataplane.conntrack.sweep import Table
 from pyproxy.errors import TransientKernelError
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName
@@ -71,13 +71,13 @@ class Silent:
         """Count nothing."""
 
 
-class RefusesOnce:
-    """The kernel's table, but for one deletion that is refused."""
+class FailsOnce:
+    """The kernel's table, but the first deletion fails."""
 
     def __init__(self, table: Conntrack) -> None:
         self._table = table
         self.selective = True
-        self.refused: Sequence[Flow] = ()
+        self.failed: Sequence[Flow] = ()
 
     def flows(
         self, family: Family, protocol: Protocol, destination: bytes = b""
@@ -85,9 +85,9 @@ class RefusesOnce:
         return self._table.flows(family, protocol, destination)
 
     def delete(self, flows: Sequence[Flow]) -> Deletion:
-        if self.refused or not flows:
+        if self.failed or not flows:
             return self._table.delete(flows)
-        self.refused = flows
+        self.failed = flows
         return Deletion(0, tuple((flow, TransientKernelError("EBUSY", 16)) for flow in flows))
 
 
@@ -117,7 +117,7 @@ class Lab:
                 self._listen(family, name, address)
         with inside(self.node):
             run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-            # Refusals are counted here, and must not be held back.
+            # Every ICMP error counts here, so the kernel must not limit their rate.
             run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")
         self._server.start()
 
@@ -130,9 +130,9 @@ class Lab:
             netns.remove(name)
 
     def program(self, rules: Mapping[tuple[Family, str, int], str | None]) -> None:
-        """Replace all rules: where a destination goes to, or None for a refusal.
+        """Replace all rules: where a destination goes to, or None to reject.
 
-        The kernel tracks connections only while some rule asks for them, so one always does.
+        The kernel tracks connections only while a rule needs it, so one always does.
         """
         translate, refuse = ["ct state new counter"], []
         for (family, address, port), pod in rules.items():
@@ -214,7 +214,7 @@ def _echo(packets: socket.socket, routing: bytes) -> None:
 
 
 def ask(client: socket.socket) -> str:
-    """One question on an open socket: who answered, "refused", or "silence"."""
+    """Send once on an open socket; return the pod that responded, "refused", or "silence"."""
     try:
         client.send(b"?")
         return client.recv(64).decode()
@@ -225,7 +225,7 @@ def ask(client: socket.socket) -> str:
 
 
 def until(client: socket.socket, wanted: str) -> None:
-    """Go on asking, as a client does, until the answer is another one for good."""
+    """Send again and again until three responses in a row are as wanted."""
     deadline = time.monotonic() + DEADLINE
     routings: list[str] = []
     while routings[-3:] != [wanted] * 3:
@@ -280,7 +280,7 @@ def routing(family: Family, scope: Scope, port: int, pod: str | None) -> Service
 
 
 class Commit:
-    """A Service on one address, and its changes: the rules first, then word to the reconciler."""
+    """A Service on one address, and its changes: first the rules, then the reconciler."""
 
     def __init__(self, lab: Lab, reconciler: Reconciler, family: Family, scope: Scope) -> None:
         self._lab, self._reconciler = lab, reconciler
@@ -290,8 +290,8 @@ class Commit:
 
     def __call__(self, pod: str | None) -> None:
         self._lab.program({(self._family, self.address, self.port): pod})
-        told = routing(self._family, self._scope, self.port, pod)
-        self._reconciler.changed({NAME: told})
+        routed = routing(self._family, self._scope, self.port, pod)
+        self._reconciler.changed({NAME: routed})
 
     def delete(self) -> None:
         self._lab.program({})
@@ -320,12 +320,12 @@ def commit(lab: Lab, reconciler: Reconciler, family: Family, scope: Scope) -> Co
     return made
 
 
-def nobody(scope: Scope) -> str:
-    """Tell what a client hears without a Service: the node refuses at its own address."""
+def without_service(scope: Scope) -> str:
+    """Return the result without a Service: only at its own address does the node refuse."""
     return "refused" if scope is Scope.NODE_PORT else "silence"
 
 
-def test_a_client_is_moved_to_another_backend(commit: Commit) -> None:
+def test_a_client_is_moved_to_another_endpoint(commit: Commit) -> None:
     commit("one")
     with commit.client() as client:
         until(client, "one")
@@ -333,7 +333,7 @@ def test_a_client_is_moved_to_another_backend(commit: Commit) -> None:
         until(client, "two")
 
 
-def test_a_client_is_refused_once_nobody_is_left_and_served_again(commit: Commit) -> None:
+def test_a_client_is_refused_without_endpoints_and_served_again(commit: Commit) -> None:
     commit("one")
     with commit.client() as client:
         until(client, "one")
@@ -343,19 +343,19 @@ def test_a_client_is_refused_once_nobody_is_left_and_served_again(commit: Commit
         until(client, "two")
 
 
-def test_a_client_that_was_there_before_the_service(commit: Commit, scope: Scope) -> None:
+def test_a_client_from_before_the_service_is_served(commit: Commit, scope: Scope) -> None:
     with commit.client() as client:
-        until(client, nobody(scope))
+        until(client, without_service(scope))
         commit("one")
         until(client, "one")
 
 
-def test_a_client_of_a_deleted_service(commit: Commit, scope: Scope) -> None:
+def test_a_client_of_a_deleted_service_is_served_no_more(commit: Commit, scope: Scope) -> None:
     commit("one")
     with commit.client() as client:
         until(client, "one")
         commit.delete()
-        until(client, nobody(scope))
+        until(client, without_service(scope))
 
 
 def test_a_tcp_connection_lives_on(commit: Commit) -> None:
@@ -371,11 +371,11 @@ def test_a_tcp_connection_lives_on(commit: Commit) -> None:
         assert ask(stream) == "one"
 
 
-def test_a_client_is_moved_though_a_deletion_is_refused_at_first(lab: Lab, family: Family) -> None:
-    before: list[RefusesOnce] = []
+def test_a_client_is_moved_although_the_first_deletion_fails(lab: Lab, family: Family) -> None:
+    before: list[FailsOnce] = []
 
-    def wrap(table: Conntrack) -> RefusesOnce:
-        before.append(RefusesOnce(table))
+    def wrap(table: Conntrack) -> FailsOnce:
+        before.append(FailsOnce(table))
         return before[0]
 
     with running(lab, wrap) as reconciler:
@@ -385,4 +385,4 @@ def test_a_client_is_moved_though_a_deletion_is_refused_at_first(lab: Lab, famil
             until(client, "one")
             commit("two")
             until(client, "two")
-    assert before[0].refused
+    assert before[0].failed

@@ -1,4 +1,4 @@
-"""The reconciler on the kernel's own table, with entries made up and a clock set by hand."""
+"""The reconciler on the kernel's own table, with invented entries and a clock set by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.conntrack.recheck_queue import RETRY_DELAYS, SECOND_LOOK
+from pyproxy.dataplane.conntrack.recheck_queue import RETRY_DELAYS, SECOND_SWEEP
 from pyproxy.model.address import Backend, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack
@@ -65,7 +65,7 @@ def left(table: Conntrack, protocol: Protocol = Protocol.UDP) -> set[tuple[bytes
 
 
 class Situation(msgspec.Struct, frozen=True):
-    """A Service's pods before and after (None without a Service), and whose flows are left."""
+    """A Service's pods before and after (None: no Service), and those whose flows stay."""
 
     before: list[int] | None
     after: list[int] | None
@@ -153,13 +153,15 @@ def test_an_unchanged_restart_removes_nothing(
     reconciler.full([routing([1, 2])])
     for _ in range(3):
         reconciler.step()
-        clock.now += SECOND_LOOK
+        clock.now += SECOND_SWEEP
     assert count() == before
-    assert tally.looks
+    assert tally.sweeps
     assert tally.deleted() == 0
 
 
-def test_a_restart_finds_what_changed_meanwhile(table: Conntrack, reconciler: Reconciler) -> None:
+def test_a_restart_finds_flows_that_became_stale_meanwhile(
+    table: Conntrack, reconciler: Reconciler
+) -> None:
     family = Family.IPV4
     to = goal(family, Scope.CLUSTER_IP)
     insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, n)) for n in (1, 2))
@@ -168,7 +170,7 @@ def test_a_restart_finds_what_changed_meanwhile(table: Conntrack, reconciler: Re
     assert left(table) == {(to, pod(family, 2))}
 
 
-def test_an_entry_that_appears_late_is_found_by_the_second_look(
+def test_an_entry_that_appears_late_is_found_by_the_second_sweep(
     table: Conntrack, reconciler: Reconciler, clock: Clock
 ) -> None:
     family = Family.IPV6
@@ -178,12 +180,14 @@ def test_an_entry_that_appears_late_is_found_by_the_second_look(
     insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.CLUSTER_IP), pod(family, 1))])
     reconciler.step()
     assert len(left(table)) == 1
-    clock.now += SECOND_LOOK
+    clock.now += SECOND_SWEEP
     reconciler.step()
     assert left(table) == set()
 
 
-def test_an_address_that_is_the_nodes_no_more(table: Conntrack, reconciler: Reconciler) -> None:
+def test_flows_to_an_address_that_left_the_node_are_deleted(
+    table: Conntrack, reconciler: Reconciler
+) -> None:
     family = Family.IPV4
     to = goal(family, Scope.NODE_PORT)
     reconciler.changed({NAME: routing([1])})
@@ -195,7 +199,9 @@ def test_an_address_that_is_the_nodes_no_more(table: Conntrack, reconciler: Reco
     assert left(table) == set()
 
 
-def test_an_address_that_is_new_to_the_node(table: Conntrack, tally: Tally, clock: Clock) -> None:
+def test_untranslated_flows_to_an_address_new_to_the_node_are_deleted(
+    table: Conntrack, tally: Tally, clock: Clock
+) -> None:
     family = Family.IPV6
     reconciler = Reconciler(table, tally, clock)
     reconciler.changed({NAME: routing([1])})
@@ -207,11 +213,11 @@ def test_an_address_that_is_new_to_the_node(table: Conntrack, tally: Tally, cloc
     assert left(table) == set()
 
 
-def test_a_refused_deletion_is_tried_again(
+def test_a_failed_deletion_is_tried_again(
     table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = Family.IPV4
-    reconciler = Reconciler(Flaky(table, refusals=1), tally, clock)
+    reconciler = Reconciler(Flaky(table, failures=1), tally, clock)
     reconciler.changed({NAME: routing([1, 2])})
     to = goal(family, Scope.CLUSTER_IP)
     insert(Entry(place(CLIENTS[family], 40000 + n), to, pod(family, 1)) for n in range(5))
@@ -240,22 +246,22 @@ def test_a_failed_reading_is_tried_again(
     reconciler = Reconciler(flaky, tally, clock)
     insert([Entry(place(CLIENTS[family], 40000), goal(family, Scope.CLUSTER_IP), pod(family, 1))])
     reconciler.changed({NAME: routing([2], [family])})
-    looks = 0
+    sweeps = 0
     while count():
         reconciler.step()
         clock.now += max(RETRY_DELAYS)
-        looks += 1
-        assert looks <= len(RETRY_DELAYS)
-    assert looks == (2 if selective else 1 + len(Scope))
+        sweeps += 1
+        assert sweeps <= len(RETRY_DELAYS)
+    assert sweeps == (2 if selective else 1 + len(Scope))
     assert "ENOBUFS" in caplog.text
     assert reconciler.abandoned == 0
 
 
-def test_what_is_never_deleted_is_given_up_once_and_found_by_the_next_change(
+def test_an_entry_that_cannot_be_deleted_is_given_up_until_the_next_change(
     table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
 ) -> None:
     family = Family.IPV4
-    reconciler = Reconciler(Flaky(table, refusals=len(RETRY_DELAYS) + 1), tally, clock)
+    reconciler = Reconciler(Flaky(table, failures=len(RETRY_DELAYS) + 1), tally, clock)
     reconciler.changed({NAME: routing([1])})
     to = goal(family, Scope.CLUSTER_IP)
     insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
@@ -270,7 +276,7 @@ def test_what_is_never_deleted_is_given_up_once_and_found_by_the_next_change(
     assert count() == 0
 
 
-def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
+def test_a_few_frontends_are_read_one_by_one_and_many_all_at_once(
     table: Conntrack, clock: Clock, tally: Tally
 ) -> None:
     asked = Flaky(table)
@@ -280,7 +286,7 @@ def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
     addresses = {goal(Family.IPV4, scope) for scope in Scope if scope is not Scope.NODE_PORT}
     assert set(asked.asked) == {*addresses, NODE_PORT.to_bytes(2, "big")}
     asked.asked.clear()
-    clock.now += SECOND_LOOK / 2
+    clock.now += SECOND_SWEEP / 2
     port = PortRouting(
         "many",
         Family.IPV4,
@@ -297,7 +303,7 @@ def test_a_few_frontends_are_asked_for_one_by_one_and_many_all_at_once(
     assert asked.asked == [b""]
 
 
-def test_a_burst_of_changes_is_one_look(table: Conntrack, clock: Clock, tally: Tally) -> None:
+def test_a_burst_of_changes_is_one_sweep(table: Conntrack, clock: Clock, tally: Tally) -> None:
     asked = Flaky(table)
     reconciler = Reconciler(asked, tally, clock)
     for change in range(50):
@@ -306,7 +312,7 @@ def test_a_burst_of_changes_is_one_look(table: Conntrack, clock: Clock, tally: T
     assert len(asked.asked) == len(Scope)
 
 
-def test_a_kernel_that_does_not_filter_is_asked_once(
+def test_a_kernel_that_does_not_filter_is_read_once(
     table: Conntrack, clock: Clock, tally: Tally
 ) -> None:
     asked = Flaky(table)
@@ -317,19 +323,17 @@ def test_a_kernel_that_does_not_filter_is_asked_once(
     assert asked.asked == [b""]
 
 
-def test_nothing_is_read_where_there_is_tcp_alone(
-    table: Conntrack, clock: Clock, tally: Tally
-) -> None:
+def test_nothing_is_read_for_tcp_alone(table: Conntrack, clock: Clock, tally: Tally) -> None:
     asked = Flaky(table)
     reconciler = Reconciler(asked, tally, clock)
     reconciler.full([routing([1, 2], protocol=Protocol.TCP)])
     reconciler.changed({NAME: routing([3], protocol=Protocol.TCP)})
     reconciler.step()
     assert asked.asked == []
-    assert tally.looks == []
+    assert tally.sweeps == []
 
 
-def test_the_worker_ends_when_told_and_may_be_told_twice(table: Conntrack, tally: Tally) -> None:
+def test_the_worker_stops_and_may_be_stopped_twice(table: Conntrack, tally: Tally) -> None:
     reconciler = Reconciler(table, tally)
     reconciler.start()
     reconciler.stop()

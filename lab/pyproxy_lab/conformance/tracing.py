@@ -8,7 +8,7 @@ from functools import partial
 from pyproxy.agent import tracers
 from pyproxy.agent.trace_source import NODE, packet_from
 from pyproxy.config.modes import ProxyMode
-from pyproxy.dataplane.conntrack.known import known_flow, trace_known_flow
+from pyproxy.dataplane.conntrack.known_flow import find_known_flow, trace_known_flow
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -71,7 +71,7 @@ class TraceCheck:
         if wanted.sport and packet.protocol is not Protocol.TCP:
             conntrack = Conntrack()
             try:
-                flow = known_flow(conntrack, packet, Port(wanted.sport))
+                flow = find_known_flow(conntrack, packet, Port(wanted.sport))
             finally:
                 conntrack.close()
             if flow is not None:

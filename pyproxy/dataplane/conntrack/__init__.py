@@ -1,4 +1,4 @@
-"""Removing the conntrack entries of UDP and SCTP flows whose Service has another answer now."""
+"""Deletion of conntrack entries of UDP and SCTP flows that a commit has made stale."""
 
 from pyproxy.dataplane.conntrack.reconciler import Observer, Reconciler
 

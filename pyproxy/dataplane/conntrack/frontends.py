@@ -1,14 +1,15 @@
-"""Which conntrack entries are out of date: pure values and one decision.
+"""Which conntrack entries are stale: pure values, and one decision.
 
-The kernel translates the first packet of a flow and remembers it. A UDP client that keeps its
-source port therefore stays with what its first packet met, however long ago: a backend that is
-gone, or no translation at all from the time before there was a Service. TCP needs none of this:
-its peers notice, and a connection to a backend that is being drained must live on.
+The kernel translates the first packet of a flow and reuses the entry for all later ones. A UDP
+client that keeps its source port therefore stays with an endpoint that is gone, or untranslated if
+its first packet came before the Service. TCP is left alone: its peers notice, and a connection to a
+draining endpoint must go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -23,10 +24,10 @@ _PORT_SIZE = 2
 PROTOCOLS = (Protocol.UDP, Protocol.SCTP)
 
 
-class Key(NamedTuple):
-    """A frontend as packets name it.
+class FrontendKey(NamedTuple):
+    """A frontend, or several, by the destination of their packets.
 
-    `destination` is an address and a port packed as in `Backend`, the 2 bytes of the port alone
+    `destination` is an address and a port packed as in `Backend`. It is the 2 bytes of the port
     for a node port, and empty for all frontends of the family and protocol.
     """
 
@@ -35,19 +36,19 @@ class Key(NamedTuple):
     destination: bytes = b""
 
 
-class Claim(msgspec.Struct, frozen=True, gc=False):
-    """What one Service says of a frontend: whom its flows may go to, and for which clients.
+class FlowTarget(msgspec.Struct, frozen=True, gc=False):
+    """The endpoints that flows to one Service's frontend may go to, and the clients it admits.
 
-    `backends` is empty where it refuses or drops. `sources` is empty where everybody may come in.
+    `backends` is empty if the frontend rejects or drops, `sources` if it admits every client.
     """
 
     backends: frozenset[Backend]
     sources: tuple[Network, ...] = ()
 
     def admits(self, flow: Flow) -> bool:
-        """Whether the source ranges let the flow's client in.
+        """Return whether the source ranges admit the flow's client.
 
-        A client that has the frontend's own address is the node itself, which is not judged here.
+        A client with the frontend's own address is the node itself, which is always admitted.
         """
         client = Address(flow.source[:-2])
         return (
@@ -57,22 +58,22 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-FrontendOwners = tuple[Claim, ...]
-"""All that is said of one frontend, for two Services may name the same external address."""
+Targets = tuple[FlowTarget, ...]
+"""One target per Service: several Services may have the same external address."""
 
-GONE: FrontendOwners = ()
-"""A frontend that was ours until a moment ago."""
+GONE: Targets = ()
+"""The targets of a frontend that was ours until the last commit."""
 
 
-def stale(flow: Flow, claims: FrontendOwners) -> bool:
-    """Whether the next packet of a flow to a frontend would be answered otherwise than the flow is.
+def is_stale(flow: Flow, targets: Targets) -> bool:
+    """Return whether a flow's entry differs from what a new flow to the frontend would get.
 
-    True where the flow goes to a backend that no claim allows it, where it goes untranslated
-    though it would find a backend, and where it is translated though nobody would answer. An
-    untranslated entry in another conntrack zone tells nothing: its zone is another program's, and
+    It does if the flow goes to an endpoint that no target allows, if it is translated although the
+    frontend has no endpoint, and if it is untranslated although the frontend has one. An
+    untranslated entry in another conntrack zone is never stale: the zone is another program's, and
     the translation is in the entry of the default zone.
     """
-    admitted = [claim.backends for claim in claims if claim.backends and claim.admits(flow)]
+    admitted = [target.backends for target in targets if target.backends and target.admits(flow)]
     if any(flow.reply_source in backends for backends in admitted):
         return False
     if flow.translated:
@@ -80,8 +81,8 @@ def stale(flow: Flow, claims: FrontendOwners) -> bool:
     return bool(admitted) and not flow.zoned
 
 
-def port_claims(routing: ServiceRouting) -> Iterator[tuple[Key, Claim]]:
-    """Say what a Service claims, its UDP and SCTP ports alone."""
+def flow_targets(routing: ServiceRouting) -> Iterator[tuple[FrontendKey, FlowTarget]]:
+    """Yield the flow target of each UDP and SCTP frontend of a Service."""
     for port in routing.ports:
         if port.protocol not in PROTOCOLS:
             continue
@@ -90,63 +91,64 @@ def port_claims(routing: ServiceRouting) -> Iterator[tuple[Key, Claim]]:
         for frontend in port.frontends:
             guarded = frontend.scope is Scope.LOAD_BALANCER
             yield (
-                Key(
+                FrontendKey(
                     port.family,
                     port.protocol,
                     frontend.address + frontend.port.to_bytes(2, "big"),
                 ),
-                Claim(backends[frontend.use], routing.source_ranges if guarded else ()),
+                FlowTarget(backends[frontend.use], routing.source_ranges if guarded else ()),
             )
 
 
 def _usable(port: PortRouting, use: Use) -> tuple[Backend, ...]:
-    # A flow may stay with a backend that drains, as TCP connections do: the conversation is there.
+    # A flow may stay with a draining endpoint, as TCP connections do.
     if use is Use.CLUSTER:
         return port.cluster + port.draining
     if use is Use.LOCAL:
         return port.local + port.draining
     if use is Use.SPLIT:
-        # Who counts as a pod is not to be read from an entry, so either answer will do.
+        # An entry does not tell whether its client is a pod, so either list is right.
         return port.cluster + port.local + port.draining
     return ()
 
 
 class Frontends:
-    """The UDP and SCTP frontends as they were committed last.
+    """The UDP and SCTP frontends of the last commit.
 
-    One thread writes. Any other may look into `claims` meanwhile: what it finds is always whole.
+    One thread writes. Others may read `targets` meanwhile, because each value is replaced as a
+    whole.
     """
 
     def __init__(self) -> None:
-        self._services: dict[ObjectName, dict[Key, FrontendOwners]] = {}
-        self._claimants: dict[Key, dict[ObjectName, FrontendOwners]] = {}
-        self._claims: dict[tuple[Family, Protocol], dict[bytes, FrontendOwners]] = {
+        self._services: dict[ObjectName, dict[FrontendKey, Targets]] = {}
+        self._by_service: dict[FrontendKey, dict[ObjectName, Targets]] = {}
+        self._targets: dict[tuple[Family, Protocol], dict[bytes, Targets]] = {
             (family, protocol): {} for family in Family for protocol in PROTOCOLS
         }
 
-    def claims(self, family: Family, protocol: Protocol) -> Mapping[bytes, FrontendOwners]:
-        """What is said of each frontend, by a key's `destination`; it follows every change."""
-        return self._claims[family, protocol]
+    def targets(self, family: Family, protocol: Protocol) -> Mapping[bytes, Targets]:
+        """Return a live view of the targets by `FrontendKey.destination`."""
+        return self._targets[family, protocol]
 
-    def groups(self) -> frozenset[Key]:
-        """The families and protocols that have a frontend at all, as keys that mean them all."""
-        return frozenset(Key(*group) for group, claims in self._claims.items() if claims)
+    def groups(self) -> frozenset[FrontendKey]:
+        """Return a key that stands for all frontends, per family and protocol that has any."""
+        return frozenset(FrontendKey(*group) for group, targets in self._targets.items() if targets)
 
-    def node_ports(self) -> list[Key]:
-        """The frontends on the node's own addresses."""
+    def node_ports(self) -> list[FrontendKey]:
+        """Return the keys of node ports."""
         return [
-            Key(*group, destination)
-            for group, claims in self._claims.items()
-            for destination in claims
+            FrontendKey(*group, destination)
+            for group, targets in self._targets.items()
+            for destination in targets
             if len(destination) == _PORT_SIZE
         ]
 
-    def replace(self, name: ObjectName, routing: ServiceRouting | None) -> frozenset[Key]:
-        """Take a Service's new answer; the frontends that may have stale flows because of it."""
+    def replace(self, name: ObjectName, routing: ServiceRouting | None) -> frozenset[FrontendKey]:
+        """Replace a Service's targets; return the frontends that may have stale flows now."""
         before = self._services.pop(name, {})
-        after: dict[Key, FrontendOwners] = {}
-        for key, claim in port_claims(routing) if routing is not None else ():
-            after[key] = (*after.get(key, ()), claim)
+        after: dict[FrontendKey, Targets] = {}
+        for key, target in flow_targets(routing) if routing is not None else ():
+            after[key] = (*after.get(key, ()), target)
         if after:
             self._services[name] = after
         for key in before.keys() | after.keys():
@@ -155,37 +157,39 @@ class Frontends:
         return frozenset(
             key
             for key in before.keys() | after.keys()
-            if _unsettles(before.get(key, GONE), after.get(key, GONE))
+            if _may_make_stale(before.get(key, GONE), after.get(key, GONE))
         )
 
-    def replace_all(self, routings: Iterable[ServiceRouting]) -> frozenset[Key]:
-        """Take what every Service says, as `replace` does; one not among them is gone."""
+    def replace_all(self, routings: Iterable[ServiceRouting]) -> frozenset[FrontendKey]:
+        """Replace the targets of all Services; those that are not in `routings` are gone."""
         named = {routing.name: routing for routing in routings}
-        return frozenset[Key]().union(
+        return frozenset[FrontendKey]().union(
             *(self.replace(name, named.get(name)) for name in named.keys() | self._services.keys())
         )
 
-    def _write(self, key: Key, name: ObjectName, claims: FrontendOwners | None) -> None:
-        claimants = self._claimants.setdefault(key, {})
-        if claims is None:
-            claimants.pop(name, None)
+    def _write(self, key: FrontendKey, name: ObjectName, targets: Targets | None) -> None:
+        services = self._by_service.setdefault(key, {})
+        if targets is None:
+            services.pop(name, None)
         else:
-            claimants[name] = claims
-        group = self._claims[key.family, key.protocol]
-        if claimants:
-            group[key.destination] = tuple(claim for said in claimants.values() for claim in said)
+            services[name] = targets
+        group = self._targets[key.family, key.protocol]
+        if services:
+            group[key.destination] = tuple(chain.from_iterable(services.values()))
         else:
-            del self._claimants[key]
+            del self._by_service[key]
             group.pop(key.destination, None)
 
 
-def _unsettles(before: FrontendOwners, after: FrontendOwners) -> bool:
-    """Whether a change can make a flow stale: more backends for the same clients cannot."""
+def _may_make_stale(before: Targets, after: Targets) -> bool:
+    """Return whether a change can make a flow stale: more endpoints for the same clients cannot."""
     old, new = _backends(before), _backends(after)
     if old - new or bool(old) != bool(new):
         return True
-    return [claim.sources for claim in before] != [claim.sources for claim in after] and bool(new)
+    return [target.sources for target in before] != [target.sources for target in after] and bool(
+        new
+    )
 
 
-def _backends(claims: FrontendOwners) -> frozenset[Backend]:
-    return frozenset[Backend]().union(*(claim.backends for claim in claims))
+def _backends(targets: Targets) -> frozenset[Backend]:
+    return frozenset[Backend]().union(*(target.backends for target in targets))

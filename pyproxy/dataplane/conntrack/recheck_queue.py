@@ -1,8 +1,7 @@
-"""When to look at which frontends' flows: now, once more a little later, and again after failures.
+"""When to sweep which frontends' flows: at once, a second time, and again after failures.
 
-A packet that was under way while rules were committed may have met the old ones, and its entry may
-appear after the look that followed the commit. So there is a second look. A frontend that changes
-again starts over. Times are in seconds of whatever clock the caller reads.
+A packet that met the old rules during a commit may add its entry after the first sweep, so there is
+a second one. A frontend that changes again starts over. Times are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pyproxy.dataplane.conntrack.frontends import Key
+from pyproxy.dataplane.conntrack.frontends import FrontendKey
 
-SECOND_LOOK = 1.0
-"""Packets take far less on their way through the node, even when queued for a shaper."""
+SECOND_SWEEP = 1.0
+"""Seconds between both sweeps: packets pass the node in far less, even through a shaper's queue."""
 
 RETRY_DELAYS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-"""A failure is first taken for a passing one: clients wait for this."""
+"""Seconds before each retry; short at first, because clients wait and most failures pass."""
 
 
-class Visit(msgspec.Struct, frozen=True, gc=False):
-    """A frontend's place on the agenda."""
+class Recheck(msgspec.Struct, frozen=True, gc=False):
+    """A frontend's place in the queue."""
 
     due: float
     failures: int = 0
@@ -29,44 +28,44 @@ class Visit(msgspec.Struct, frozen=True, gc=False):
 
 
 class RecheckQueue:
-    """The frontends to look at, each with its time."""
+    """The frontends to sweep, each with its time."""
 
     def __init__(self) -> None:
-        self._visits: dict[Key, Visit] = {}
+        self._rechecks: dict[FrontendKey, Recheck] = {}
 
     def __len__(self) -> int:
-        return len(self._visits)
+        return len(self._rechecks)
 
-    def add(self, keys: Iterable[Key], now: float) -> None:
-        """Look at frontends as soon as possible."""
+    def add(self, keys: Iterable[FrontendKey], now: float) -> None:
+        """Make frontends due now, with all retries and the second sweep ahead of them."""
         for key in keys:
-            self._visits[key] = Visit(now)
+            self._rechecks[key] = Recheck(now)
 
     def due(self) -> float | None:
-        """When the next look is due, None without any."""
-        return min((visit.due for visit in self._visits.values()), default=None)
+        """Return when the next sweep is due; None if the queue is empty."""
+        return min((recheck.due for recheck in self._rechecks.values()), default=None)
 
-    def take(self, now: float) -> dict[Key, Visit]:
-        """Remove all that is due."""
-        taken = {key: visit for key, visit in self._visits.items() if visit.due <= now}
-        for key in taken:
-            del self._visits[key]
-        return taken
+    def take(self, now: float) -> dict[FrontendKey, Recheck]:
+        """Remove and return what is due."""
+        due = {key: recheck for key, recheck in self._rechecks.items() if recheck.due <= now}
+        for key in due:
+            del self._rechecks[key]
+        return due
 
-    def looked(
-        self, visits: Mapping[Key, Visit], failed: frozenset[Key], now: float
-    ) -> frozenset[Key]:
-        """Settle what was taken: plan second looks and retries; the frontends given up."""
-        given_up: set[Key] = set()
-        for key, visit in visits.items():
-            if key in self._visits:
+    def finish(
+        self, taken: Mapping[FrontendKey, Recheck], failed: frozenset[FrontendKey], now: float
+    ) -> frozenset[FrontendKey]:
+        """Queue second sweeps and retries of `taken`; return frontends that have no retry left."""
+        given_up: set[FrontendKey] = set()
+        for key, recheck in taken.items():
+            if key in self._rechecks:
                 continue
             if key not in failed:
-                if not visit.second:
-                    self._visits[key] = Visit(now + SECOND_LOOK, second=True)
-            elif visit.failures < len(RETRY_DELAYS):
-                due = now + RETRY_DELAYS[visit.failures]
-                self._visits[key] = Visit(due, visit.failures + 1, visit.second)
+                if not recheck.second:
+                    self._rechecks[key] = Recheck(now + SECOND_SWEEP, second=True)
+            elif recheck.failures < len(RETRY_DELAYS):
+                due = now + RETRY_DELAYS[recheck.failures]
+                self._rechecks[key] = Recheck(due, recheck.failures + 1, recheck.second)
             else:
                 given_up.add(key)
         return frozenset(given_up)

@@ -1,4 +1,4 @@
-"""The worker that removes stale flows after commits, without any commit waiting for it."""
+"""The worker that deletes stale flows after commits; no commit waits for it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol as Interface
 
-from pyproxy.dataplane.conntrack.frontends import Frontends, Key
-from pyproxy.dataplane.conntrack.look import Look, Table
+from pyproxy.dataplane.conntrack.frontends import FrontendKey, Frontends
 from pyproxy.dataplane.conntrack.recheck_queue import RecheckQueue
+from pyproxy.dataplane.conntrack.sweep import Sweep, Table
 from pyproxy.model.address import Address, Family, Protocol, family_of
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
@@ -19,24 +19,24 @@ from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
-_PACE = 0.1
-"""Seconds from one look's end to the next one's start: changes in between go together."""
+_SWEEP_INTERVAL = 0.1
+"""Seconds between the end of a sweep and the next, so that changes in between share one."""
 
 
 class Observer(Interface):
-    """Whoever counts what the reconciler does."""
+    """Counts sweeps, for metrics."""
 
     def conntrack_finished(self, family: Family, seconds: float, deleted: int) -> None:
-        """One look at the flows of a family is over."""
+        """Count one sweep over a family's flows. Called in the worker's thread; must not block."""
         ...
 
 
 class Reconciler:
-    """Follows what was committed and removes the UDP and SCTP flows that it made stale.
+    """Deletes the UDP and SCTP flows that commits have made stale.
 
-    `changed`, `full` and `node_addresses` are for the agent's thread, after each successful commit;
-    they only take note. A thread of its own (`start`, `stop`) does the looking and deleting, by
-    `step`. `abandoned` counts frontends given up after the last retry.
+    The agent's thread calls `changed`, `full` and `node_addresses` after each commit; they do not
+    block. A thread of its own (`start`, `stop`) reads and deletes, by `step`. `abandoned` counts
+    frontends that failed after the last retry.
     """
 
     def __init__(
@@ -47,36 +47,36 @@ class Reconciler:
         self._clock = clock
         self._frontends = Frontends()
         self._node_addresses: frozenset[Address] = frozenset()
-        self._agenda = RecheckQueue()
+        self._queue = RecheckQueue()
         self._wake = threading.Condition()
         self._stopping = False
-        self._rested = -math.inf
+        self._finished = -math.inf
         self._thread = Worker("conntrack", self._run)
         self.abandoned = 0
 
     def changed(self, services: Mapping[ObjectName, ServiceRouting | None]) -> None:
-        """Take note of Services as they were committed just now; None stands for one that is gone.
+        """Queue the frontends of Services that were committed just now; None for deleted ones.
 
-        What the kernel would not take must be left out: its old flows are still right.
+        Services that the kernel rejected must be left out, because their old flows are still right.
         """
         with self._wake:
             for name, routing in services.items():
-                self._note(self._frontends.replace(name, routing))
+                self._enqueue(self._frontends.replace(name, routing))
 
     def full(self, routings: Iterable[ServiceRouting]) -> None:
-        """Take note of all Services, and look at all flows: they may be from before this start."""
+        """Queue all frontends: flows may be from before this process started."""
         with self._wake:
             gone = self._frontends.replace_all(routings)
-            self._note(gone | self._frontends.groups())
+            self._enqueue(gone | self._frontends.groups())
 
     def node_addresses(self, addresses: Collection[Address]) -> None:
-        """Say on which addresses node ports answer; where on all local ones, name all of them."""
+        """Set the addresses that node ports have, and queue node ports on those that changed."""
         with self._wake:
             before, self._node_addresses = self._node_addresses, frozenset(addresses)
             touched = before ^ self._node_addresses
-            self._note(
+            self._enqueue(
                 [
-                    Key(key.family, key.protocol, address + key.destination)
+                    FrontendKey(key.family, key.protocol, address + key.destination)
                     for key in self._frontends.node_ports()
                     for address in touched
                     if family_of(address) is key.family
@@ -84,41 +84,42 @@ class Reconciler:
             )
 
     def start(self) -> None:
-        """Begin to work, in the network namespace of the caller."""
+        """Start the thread, in the network namespace of the caller."""
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End after the piece of work at hand, or leave it behind after so many seconds."""
+        """Stop after the current step, or abandon it after `timeout` seconds; idempotent."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._thread.end(timeout)
 
     def step(self) -> None:
-        """Do all that is due by now."""
+        """Sweep the frontends that are due. Blocks for the kernel's conntrack table."""
         with self._wake:
-            visits = self._agenda.take(self._clock())
-        if not visits:
+            due = self._queue.take(self._clock())
+        if not due:
             return
         try:
-            failed = self._look(frozenset(visits))
+            failed = self._sweep(frozenset(due))
         except Exception:
-            # A mistake of ours, for whoever runs this thread; the frontends must not be forgotten.
+            # A fault of ours: the thread's supervisor logs it, and the frontends stay queued.
             with self._wake:
-                self._agenda.looked(visits, frozenset(visits), self._clock())
+                self._queue.finish(due, frozenset(due), self._clock())
             raise
         with self._wake:
-            self._rested = self._clock()
-            given_up = self._agenda.looked(visits, failed, self._rested)
+            self._finished = self._clock()
+            given_up = self._queue.finish(due, failed, self._finished)
         if given_up:
             self.abandoned += len(given_up)
             log.error(
-                "stale conntrack entries of %d frontends stay: no retry is left", len(given_up)
+                "cannot delete stale conntrack entries of %d frontends: no retry is left",
+                len(given_up),
             )
 
-    def _note(self, keys: Collection[Key]) -> None:
+    def _enqueue(self, keys: Collection[FrontendKey]) -> None:
         if keys:
-            self._agenda.add(keys, self._clock())
+            self._queue.add(keys, self._clock())
             self._wake.notify()
 
     def _run(self) -> None:
@@ -126,33 +127,39 @@ class Reconciler:
             self.step()
 
     def _wait(self) -> bool:
-        """Wait until something is due; false when it is time to end."""
+        """Wait until a frontend is due; return false after `stop`."""
         with self._wake:
             while not self._stopping:
-                due = self._agenda.due()
-                delay = None if due is None else max(due, self._rested + _PACE) - self._clock()
+                due = self._queue.due()
+                earliest = self._finished + _SWEEP_INTERVAL
+                delay = None if due is None else max(due, earliest) - self._clock()
                 if delay is not None and delay <= 0:
                     return True
                 self._wake.wait(delay)
         return False
 
-    def _look(self, keys: frozenset[Key]) -> frozenset[Key]:
-        """Look at these frontends' flows; those with one that could not be read or removed."""
+    def _sweep(self, keys: frozenset[FrontendKey]) -> frozenset[FrontendKey]:
+        """Sweep the flows of these frontends; return those with a read or deletion that failed."""
         wanted: dict[Family, dict[Protocol, set[bytes]]] = {}
         for key in keys:
             protocols = wanted.setdefault(key.family, {})
             protocols.setdefault(key.protocol, set()).add(key.destination)
-        failed: set[Key] = set()
+        failed: set[FrontendKey] = set()
         for family, protocols in wanted.items():
             began = self._clock()
             deleted = 0
             for protocol, destinations in protocols.items():
-                claims = self._frontends.claims(family, protocol)
-                look = Look(self._table, family, protocol, claims, self._node_addresses)
-                found = look.run(destinations)
-                deleted += found.deleted
-                failed |= {Key(family, protocol, destination) for destination in found.failed}
-                for error in found.errors:
-                    log.warning("conntrack entries, %s %s: %s", family.label, protocol.name, error)
+                targets = self._frontends.targets(family, protocol)
+                sweep = Sweep(self._table, family, protocol, targets, self._node_addresses)
+                result = sweep.run(destinations)
+                deleted += result.deleted
+                failed |= {FrontendKey(family, protocol, each) for each in result.failed}
+                for error in result.errors:
+                    log.warning(
+                        "cannot delete stale conntrack entries of %s %s: %s",
+                        family.label,
+                        protocol.name,
+                        error,
+                    )
             self._observer.conntrack_finished(family, self._clock() - began, deleted)
         return frozenset(failed)

@@ -1,4 +1,4 @@
-"""What becomes of a packet whose flow conntrack knows: it goes where the first one went."""
+"""Traces of packets whose flow conntrack knows: they go where the first packet went."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
 
 _TCP_REMARK = (
-    "a connection that begins anew, with the same port after the old one was closed, is looked at "
-    "as new: ask without the port"
+    "a new connection from the same port, after the old one was closed, is traced as new: leave "
+    "out --source-port for it"
 )
 
 
-def known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | None:
-    """Find the flow that a packet from this source port belongs to. Raises KernelError."""
+def find_known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | None:
+    """Return the flow that a packet from this source port belongs to. Raises KernelError."""
     source = backend(packet.source, port)
     target = backend(packet.destination, packet.port)
     pieces = conntrack.flows(packet.family, packet.protocol, target)
@@ -33,7 +33,7 @@ def known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | None:
 
 
 def trace_known_flow(packet: Packet, flow: Flow) -> TraceResult:
-    """Tell what conntrack does with a packet of a flow that it knows."""
+    """Return the one path of a packet whose flow has an entry."""
     kept = flow.reply_destination == flow.source
     entry = (
         f"{flow.protocol.name.lower()} {backend_text(Backend(flow.source))} ->"

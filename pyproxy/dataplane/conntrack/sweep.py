@@ -1,4 +1,4 @@
-"""One look at the flows of one family and protocol: read, judge, delete."""
+"""One sweep over the flows of one family and protocol: read, decide, delete."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Protocol as Interface
 
 import msgspec
 
-from pyproxy.dataplane.conntrack.frontends import GONE, FrontendOwners, stale
+from pyproxy.dataplane.conntrack.frontends import GONE, Targets, is_stale
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Protocol
 from pyproxy.netlink.conntrack import Deletion
 from pyproxy.netlink.flows import Flow
 
 _FEW = 8
-"""Up to so many frontends are asked for one by one: the kernel then walks its table once for each
-(30 ms with 200,000 entries), which is cheaper than reading every entry of the protocol."""
+"""Number of frontends up to which each is read by itself. The kernel walks its table once for each,
+30 ms with 200,000 entries, which costs less than a dump of every entry of the protocol."""
 
 _ALL = b""
 """The `destination` of the key that stands for all frontends of the family and protocol."""
@@ -27,32 +27,32 @@ class Table(Interface):
 
     @property
     def selective(self) -> bool:
-        """Whether asking for one destination costs less than asking for all."""
+        """Whether the kernel filters a dump by destination, which then costs less than all."""
         ...
 
     def flows(
         self, family: Family, protocol: Protocol, destination: bytes = b""
     ) -> Iterator[list[Flow]]:
-        """Read entries piece by piece. Raises KernelError."""
+        """Yield entries in the pieces of the dump. Blocks; raises KernelError."""
         ...
 
     def delete(self, flows: Sequence[Flow]) -> Deletion:
-        """Delete entries."""
+        """Delete entries. Blocks; idempotent: a missing entry is no failure."""
         ...
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What one look came to; `failed` are the wanted destinations that need another."""
+class SweepResult(msgspec.Struct, frozen=True):
+    """The result of one sweep; `failed` are the wanted destinations to sweep again."""
 
     deleted: int
     failed: frozenset[bytes]
     errors: frozenset[str]
 
 
-class Look:
-    """Everything that a look at one family and protocol needs to know.
+class Sweep:
+    """Deletes stale flows of one family and protocol.
 
-    `claims` is read as it is at that moment: it may change meanwhile, and the newest is right.
+    `targets` is a live view. A commit may change it during the sweep; the newest value is right.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Look:
         table: Table,
         family: Family,
         protocol: Protocol,
-        claims: Mapping[bytes, FrontendOwners],
+        targets: Mapping[bytes, Targets],
         node_addresses: Collection[Address],
     ) -> None:
         self._table = table
         self._family = family
         self._protocol = protocol
-        self._claims = claims
+        self._targets = targets
         self._node_addresses = node_addresses
 
-    def run(self, wanted: AbstractSet[bytes]) -> Found:
-        """Remove the stale flows of the wanted destinations, each the last part of a `Key`.
+    def run(self, wanted: AbstractSet[bytes]) -> SweepResult:
+        """Delete the stale flows of the wanted `FrontendKey.destination`s.
 
-        What is stale is deleted as it is read, so that memory does not grow with the table.
+        Each piece of the dump is handled before the next, so memory does not grow with the table.
         """
         each = self._table.selective and len(wanted) <= _FEW and _ALL not in wanted
         deleted = 0
@@ -81,27 +81,27 @@ class Look:
         for asked in wanted if each else (_ALL,):
             try:
                 for piece in self._table.flows(self._family, self._protocol, asked):
-                    outcome = self._table.delete([f for f in piece if self._doomed(f, wanted)])
-                    deleted += outcome.deleted
-                    for flow, error in outcome.failed:
+                    deletion = self._table.delete([f for f in piece if self._is_stale(f, wanted)])
+                    deleted += deletion.deleted
+                    for flow, error in deletion.failed:
                         errors.add(str(error))
                         failed |= {_ALL, flow.destination, flow.destination[-2:]} & wanted
             except KernelError as error:
                 errors.add(str(error))
                 failed |= {asked} if each else wanted
-        return Found(deleted, frozenset(failed), frozenset(errors))
+        return SweepResult(deleted, frozenset(failed), frozenset(errors))
 
-    def _doomed(self, flow: Flow, wanted: AbstractSet[bytes]) -> bool:
-        """Whether a flow is to one of the wanted frontends, and stale."""
+    def _is_stale(self, flow: Flow, wanted: AbstractSet[bytes]) -> bool:
+        """Return whether a flow is stale and goes to one of the wanted frontends."""
         destination = flow.destination
-        claims = self._claims.get(destination)
+        targets = self._targets.get(destination)
         named = destination in wanted
         if destination[:-2] in self._node_addresses:
             port = destination[-2:]
             named = named or port in wanted
-            if claims is None:
-                claims = self._claims.get(port)
-        if claims is None:
-            # Only what was just told to be gone: all other flows are none of ours.
-            return named and stale(flow, GONE)
-        return (named or _ALL in wanted) and stale(flow, claims)
+            if targets is None:
+                targets = self._targets.get(port)
+        if targets is None:
+            # Without a target, a flow is ours only if its frontend was removed just now.
+            return named and is_stale(flow, GONE)
+        return (named or _ALL in wanted) and is_stale(flow, targets)
