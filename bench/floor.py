@@ -16,7 +16,8 @@ from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.namespace import LabError
 
 from bench.inside import Inside, held, inside, lists
-from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE, Rows, Table
+from pyproxy.dataplane.nft.schema import Rows, Table
+from pyproxy.dataplane.nftables.schema import ENDPOINTS, SERVICES, TABLE
 from pyproxy.model.address import Family
 from pyproxy.netlink.attributes import string
 from pyproxy.netlink.elements import Value

@@ -37,8 +37,8 @@ from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network

@@ -43,11 +43,11 @@ def make(settings: Settings) -> Dataplane[Any]:
 
 
 def _nftables(settings: Settings) -> Dataplane[Any]:
+    from pyproxy.dataplane.nftables.base_rules import NftablesOptions  # noqa: PLC0415
     from pyproxy.dataplane.nftables.dataplane import NftablesDataplane  # noqa: PLC0415
-    from pyproxy.dataplane.nftables.ruleset import Options  # noqa: PLC0415
 
     return NftablesDataplane(
-        Options(
+        NftablesOptions(
             settings.masquerade.mark,
             settings.masquerade.everything,
             _pod_interface(settings, "*"),

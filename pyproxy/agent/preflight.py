@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pyproxy.config.modes import ProxyMode
-from pyproxy.dataplane.nftables.readback import read_tables
+from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.errors import KernelError
 from pyproxy.netlink.nfnetlink import Nfnetlink
 

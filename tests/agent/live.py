@@ -27,10 +27,12 @@ from pyproxy_lab.network import Network
 from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.process import Agent, agent_command
 
+from pyproxy.dataplane.nft.rows import node_rows
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.rows import add_service, node_rows, shared_rows
-from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, Table
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service

@@ -22,8 +22,9 @@ from pyproxy.dataplane.interface import (
     StateDiff,
     TableUsage,
 )
-from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics

@@ -19,7 +19,7 @@ from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.interface import Failure
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics

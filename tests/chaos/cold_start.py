@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 
 from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nfnetlink import Nfnetlink
@@ -41,7 +41,7 @@ def answers(services: int, endpoints: int) -> Iterator[ServiceRouting]:
 def main() -> None:
     logging.basicConfig()
     wanted = list(answers(*map(int, sys.argv[1:])))
-    dataplane = NftablesDataplane(Options())
+    dataplane = NftablesDataplane(NftablesOptions())
     dataplane.prepare()
     dataplane.commit(dataplane.plan_full(wanted, NodeRouting()))
     held = read_table(Nfnetlink())

@@ -17,12 +17,14 @@ from pyproxy.agent.core import Agent, Observers
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings
+from pyproxy.dataplane.nft.base_rules import Layout
+from pyproxy.dataplane.nft.loader import read_layout
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.layout import Layout, read_layout
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
@@ -34,7 +36,7 @@ from tests.agent.objects import HOSTNAME, NODE
 from tests.waiting import until
 
 CHORE_SECONDS = 0.2
-OPTIONS = Options()
+OPTIONS = NftablesOptions()
 
 Obj = Service | EndpointSlice | Node
 
@@ -49,7 +51,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 def snapshot(namespace: Namespace) -> Snapshot:
     netlink = namespace.call(Nfnetlink)
     try:
-        return Snapshot(read_table(netlink), read_layout(netlink))
+        return Snapshot(read_table(netlink), read_layout(netlink, TABLE))
     finally:
         netlink.close()
 
@@ -75,7 +77,7 @@ class Core:
     """The agent without its threads: the test calls it, in the namespace, and moves its clock."""
 
     def __init__(
-        self, namespace: Namespace, clock: Callable[[], float], options: Options = OPTIONS
+        self, namespace: Namespace, clock: Callable[[], float], options: NftablesOptions = OPTIONS
     ) -> None:
         self.namespace = namespace
         self._clock = clock
@@ -130,7 +132,7 @@ class Core:
 class Live(Core):
     """A context manager: inside it the agent's threads run, as the command starts them."""
 
-    def __init__(self, namespace: Namespace, options: Options = OPTIONS) -> None:
+    def __init__(self, namespace: Namespace, options: NftablesOptions = OPTIONS) -> None:
         super().__init__(namespace, time.monotonic, options)
         self.inbox: Inbox = Inbox()
         self._loop = Loop(self.agent, self.inbox, self.agent.audit, CHORE_SECONDS, self.health)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nft.base_rules import MARKER
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.rows import add_service
-from pyproxy.dataplane.nftables.ruleset import MARKER, Options, ruleset
-from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
@@ -102,12 +103,12 @@ def test_comments_hold_nothing_that_means_anything_to_nft(text: str, other: str)
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if set(name) - set("abcdef")])
 def test_chains_that_others_made_do_not_get_into_the_text(name: str) -> None:
-    """The text is made of Options, and of the names of chains that the table has."""
-    assert ruleset(_options(), {name, MARKER + name}) == ruleset(_options(), ())
+    """The text is made of NftablesOptions, and of the names of chains that the table has."""
+    assert base_rules(_options()).text({name, MARKER + name}) == base_rules(_options()).text(())
 
 
-def _options() -> Options:
-    return Options(pod_families=frozenset({Family.IPV4}))
+def _options() -> NftablesOptions:
+    return NftablesOptions(pod_families=frozenset({Family.IPV4}))
 
 
 @pytest.mark.kernel
@@ -135,7 +136,7 @@ def test_hostile_objects_in_a_real_kernel(namespace: Namespace) -> None:
     listed = namespace.run(["nft", "list", "ruleset"]).stdout
     assert re.findall(r"^table .*", listed, re.MULTILINE) == ["table inet pyproxy {"]
     written = re.compile(r'comment "(.*?)"')
-    own = set(written.findall(ruleset(_options(), ())))
+    own = set(written.findall(base_rules(_options()).text(())))
     found = [comment for comment in written.findall(listed) if comment not in own]
     assert len(found) > len(HOSTILE)
     for comment in found:

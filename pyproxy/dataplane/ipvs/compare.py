@@ -19,7 +19,7 @@ from pyproxy.dataplane.ipvs.plan import row_lines
 from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, TABLE, VIRTUALS
-from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key
+from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
 from pyproxy.netlink.ipvs import Scheduling, Server, Virtual
 from pyproxy.policy.routing import ServiceRouting
 

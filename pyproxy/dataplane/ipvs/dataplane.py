@@ -23,7 +23,7 @@ from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
 from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
-from pyproxy.dataplane.nftables.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Port
 from pyproxy.model.objects import ObjectName
@@ -217,6 +217,8 @@ class IpvsDataplane:
             self._rules.load(plan.options)
             self._loaded = plan.options
         outcome = commit(plan, self._kernel, self._rules, self._held, self._rows_of)
+        if plan.reload:
+            self._rules.seal(plan.options)
         self._remember(plan, outcome)
         return outcome.failures
 

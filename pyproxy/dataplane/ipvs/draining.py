@@ -18,7 +18,7 @@ import msgspec
 from pyproxy.dataplane.diff import Delta, diff
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
-from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key
+from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
 from pyproxy.model.address import Address, Backend, Protocol, family_of
 from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual

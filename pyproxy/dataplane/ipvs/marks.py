@@ -12,7 +12,7 @@ from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.draining import Draining
 from pyproxy.dataplane.ipvs.rows import PortKey, split_ports
 from pyproxy.dataplane.ipvs.schema import Table
-from pyproxy.dataplane.nftables.rows import frontend_key
+from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
 

@@ -21,8 +21,8 @@ from pyproxy.dataplane.ipvs.schema import (
     VIRTUALS,
     Table,
 )
-from pyproxy.dataplane.nftables import listing
-from pyproxy.dataplane.nftables.rows import SharedRow
+from pyproxy.dataplane.nft import listing
+from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.model.address import Address, address_text, backend, backend_text
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, add_elements, delete_elements

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schedulers import scheduling
 from pyproxy.dataplane.ipvs.schema import SERVERS, VIRTUALS, Table
-from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, joined_ranges, service_comment
-from pyproxy.dataplane.nftables.schema import SetKind
+from pyproxy.dataplane.nft.rows import SharedRow, frontend_key, joined_ranges, service_comment
+from pyproxy.dataplane.nft.schema import SetKind
 from pyproxy.model.address import Address, Backend, Family, Mark, Port, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag

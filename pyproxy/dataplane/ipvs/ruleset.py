@@ -11,60 +11,32 @@ to a Service that refuses.
 
 from __future__ import annotations
 
-import hashlib
-
-import msgspec
-
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import MARK_MASK, MARK_SPACE, TABLE
-from pyproxy.dataplane.nftables.ruleset import declaration
-from pyproxy.dataplane.nftables.schema import SetKind
-from pyproxy.model.address import Family, Mark, Network
+from pyproxy.dataplane.nft.base_rules import BaseRules, TrafficOptions
+from pyproxy.model.address import Family, Network
 
 
-class Options(msgspec.Struct, frozen=True):
-    """What the configuration says.
+class Options(TrafficOptions, frozen=True):
+    """The part of the configuration that the base rules and the virtual services depend on.
 
-    Traffic is from a pod when it comes in by `pod_interface` (a name, or a prefix ending in `*`),
-    or else when its source is in the set of pod networks, for the families in `pod_families`.
     `scheduler` is for the Services that name none. Virtual services whose addresses are in
-    `exclude_networks` are another's, unless our own table says otherwise.
+    `exclude_networks` are another program's, unless the table lists them.
     """
 
-    mark: Mark = Mark(1 << 14)
-    masquerade_all: bool = False
-    pod_interface: str = ""
-    pod_families: frozenset[Family] = frozenset()
     scheduler: str = "rr"
     exclude_networks: tuple[Network, ...] = ()
 
 
-def ruleset(options: Options) -> str:
-    """Write the commands that make the rules so, in one transaction, and keep all elements."""
-    chains = _chains(options)
-    return "\n".join(
-        [
-            f"table inet {TABLE} {{",
-            '\tcomment "around IPVS, by pyproxy"',
-            *(declaration(kind, family) for kind in schema.SETS for family in Family),
-            *(f"\tchain {name} {{ {_HOOKS.get(name, '')} }}" for name in chains),
-            "}",
-            *(f"flush chain inet {TABLE} {name}" for name in chains),
-            f"table inet {TABLE} {{",
-            *(_chain(name, rules) for name, rules in chains.items()),
-            "}",
-        ]
+def base_rules(options: Options) -> BaseRules:
+    """Return the base rules for these options."""
+    return BaseRules(
+        table=TABLE,
+        title="around IPVS, by pyproxy",
+        kinds=schema.BY_NAME,
+        hooks=_HOOKS,
+        chains=_chains(options),
     )
-
-
-def fingerprint(options: Options) -> str:
-    """Digest the text, for a kernel that holds another version's."""
-    return hashlib.sha256(ruleset(options).encode()).hexdigest()[:12]
-
-
-def chain_names() -> frozenset[str]:
-    """Name the chains; they are the same whatever the options."""
-    return frozenset(_chains(Options()))
 
 
 _HOOKS = {
@@ -81,16 +53,16 @@ def _chains(options: Options) -> dict[str, list[str]]:
     services: list[str] = []
     for family in Family:
         newcomers.append(
-            f"{_lookup(schema.SOURCE_RANGE_FRONTENDS, family)} "
-            f"{_lookup(schema.SOURCES, family, negate=True)} drop"
+            f"{schema.SOURCE_RANGE_FRONTENDS.lookup(family)} "
+            f"{schema.SOURCES.lookup(family, negate=True)} drop"
         )
         newcomers += _marking(family, options)
         services += _internal_marks(family, options)
-        services.append(f"{_lookup(schema.DROPPED, family)} drop")
-        services.append(f"{_lookup(schema.NO_ENDPOINT_SERVICES, family)} goto refuse")
+        services.append(f"{schema.DROPPED.lookup(family)} drop")
+        services.append(f"{schema.NO_ENDPOINT_SERVICES.lookup(family)} goto refuse")
         services.append(
-            f"{_lookup(schema.ADDRESSES, family)} "
-            f"{_lookup(schema.FRONTENDS, family, negate=True)} goto refuse"
+            f"{schema.ADDRESSES.lookup(family)} "
+            f"{schema.FRONTENDS.lookup(family, negate=True)} goto refuse"
         )
     return {
         "refuse": ["meta l4proto tcp reject with tcp reset", "reject"],
@@ -116,18 +88,18 @@ def _chains(options: Options) -> dict[str, list[str]]:
 
 
 def _marking(family: Family, options: Options) -> list[str]:
-    set_mark = f"meta mark set meta mark | {options.mark:#010x}"
-    to_cluster_ip = _lookup(schema.CLUSTER_IPS, family)
-    rules = [f"{_lookup(schema.MASQUERADED, family)} {set_mark}"]
+    set_mark = options.set_mark()
+    to_cluster_ip = schema.CLUSTER_IPS.lookup(family)
+    rules = [f"{schema.MASQUERADED.lookup(family)} {set_mark}"]
     if options.masquerade_all:
         rules.append(f"{to_cluster_ip} {set_mark}")
-    elif elsewhere := _from_pods(family, options, negate=True):
+    elif elsewhere := options.from_pods(family, negate=True):
         rules.append(f"{to_cluster_ip} {elsewhere} {set_mark}")
     return rules
 
 
 def _internal_marks(family: Family, options: Options) -> list[str]:
-    pods = _from_pods(family, options, negate=False)
+    pods = options.from_pods(family)
     kind = schema.INTERNAL_SERVICES
     chosen = f"meta mark set {kind.key_text(family)} map @{kind.of(family)}"
     return [
@@ -153,27 +125,11 @@ def _masquerading(options: Options) -> list[str]:
             for family in Family
         ),
         *(
-            f"{_lookup(schema.HAIRPIN, family)} fib saddr type != local masquerade fully-random"
+            f"{schema.HAIRPIN.lookup(family)} fib saddr type != local masquerade fully-random"
             for family in Family
         ),
     ]
 
 
-def _from_pods(family: Family, options: Options, *, negate: bool) -> str:
-    if options.pod_interface:
-        return f'iifname {"!= " * negate}"{options.pod_interface}"'
-    if family in options.pod_families:
-        return _lookup(schema.PODS, family, negate=negate)
-    return ""
-
-
-def _lookup(kind: SetKind, family: Family, *, negate: bool = False) -> str:
-    return f"{kind.key_text(family)} {'!= ' * negate}@{kind.of(family)}"
-
-
 def _ip(family: Family) -> str:
     return "ip" if family is Family.IPV4 else "ip6"
-
-
-def _chain(name: str, rules: list[str]) -> str:
-    return "\n".join([f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"])

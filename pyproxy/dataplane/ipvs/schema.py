@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyproxy.dataplane.nftables import schema as nftables
-from pyproxy.dataplane.nftables.schema import FRONTEND, Field, Kinds, SetKind
-from pyproxy.model.address import Backend, Family, Mark, Protocol
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.schema import FRONTEND, Field, SetKind, by_name
+from pyproxy.model.address import Backend, Mark, Protocol
 from pyproxy.netlink.ipvs import Virtual
 
 TABLE = "pyproxy-ipvs"
@@ -31,12 +31,12 @@ MARK_SPACE = Mark(0x50000000)
 MARK_MASK = Mark(0xFF000000)
 """Marks of ours: the highest byte is `P`, and the rest says which virtual service is meant."""
 
-PODS = nftables.PODS
-CLUSTER_IPS = nftables.CLUSTER_IPS
-NO_ENDPOINT_SERVICES = nftables.NO_ENDPOINT_SERVICES
-HAIRPIN = nftables.HAIRPIN
-SOURCE_RANGE_FRONTENDS = nftables.SOURCE_RANGE_FRONTENDS
-SOURCES = nftables.SOURCES
+PODS = nft.PODS
+CLUSTER_IPS = nft.CLUSTER_IPS
+NO_ENDPOINT_SERVICES = nft.NO_ENDPOINT_SERVICES
+HAIRPIN = nft.HAIRPIN
+SOURCE_RANGE_FRONTENDS = nft.SOURCE_RANGE_FRONTENDS
+SOURCES = nft.SOURCES
 ADDRESSES = SetKind("addresses", "service addresses on kube-ipvs0", (Field.DADDR,))
 FRONTENDS = SetKind("frontends", "virtual services of ours", FRONTEND)
 MASQUERADED = SetKind("masqueraded", "external frontends, policy Cluster", FRONTEND)
@@ -59,7 +59,7 @@ SETS = (
     SOURCES,
 )
 
-BY_NAME: Kinds = {kind.of(family): (kind, family) for kind in SETS for family in Family}
+BY_NAME = by_name(SETS)
 """Set kind and family by the name that the kernel knows."""
 
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP, Protocol.SCTP)

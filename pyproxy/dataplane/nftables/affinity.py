@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from pyproxy.dataplane.nftables.rows import frontend_key
-from pyproxy.dataplane.nftables.schema import AFFINITY, Rows, Table
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import Rows, Table
+from pyproxy.dataplane.nftables.schema import AFFINITY
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag

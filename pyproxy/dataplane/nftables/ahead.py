@@ -10,8 +10,8 @@ import logging
 import threading
 from contextlib import closing
 
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.schema import Table
 from pyproxy.errors import KernelError
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation

@@ -22,7 +22,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 
+from pyproxy.dataplane.nft.base_rules import Layout
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
@@ -118,11 +120,17 @@ def chain(name: str) -> Iterator[Message]:
         yield rules.new_rule(TABLE, name, *expressions)
 
 
-def rule_count(name: str) -> int:
-    """Say how many rules a chain has when it is right."""
-    return sum(1 for _ in _rules(name))
+def complete_chains(layout: Layout) -> set[str]:
+    """Return the names of the chains made on demand that have all their rules."""
+    return {
+        name
+        for name in layout.chains
+        if is_made_when_needed(name)
+        and len(layout.rules.get(name, ())) == sum(1 for _ in _rules(name))
+    }
 
 
+@cache
 def fingerprint() -> str:
     """Digest chains of every kind: another version's, of the same names, may do something else."""
     picks = (

@@ -11,15 +11,18 @@ from collections.abc import Iterator
 
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import StateDiff, TableUsage
-from pyproxy.dataplane.nftables import chains, listing, schema
-from pyproxy.dataplane.nftables.layout import read_layout
+from pyproxy.dataplane.nft import listing
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.loader import check_base_rules, read_layout
+from pyproxy.dataplane.nft.readback import read_element, read_tables
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.plan import targets
-from pyproxy.dataplane.nftables.readback import read_tables, recall
-from pyproxy.dataplane.nftables.reference_ruleset import differences, pristine
-from pyproxy.dataplane.nftables.rows import add_service, frontend_key, shared_rows
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import TABLE, Rows, Table
-from pyproxy.errors import PermissionKernelError, StaleStateError
+from pyproxy.dataplane.nftables.readback import recall
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
 from pyproxy.netlink import elements, nftables
 from pyproxy.netlink.elements import Shape
@@ -31,13 +34,13 @@ _BY_FRONTEND = (
     schema.SERVICES,
     schema.INTERNAL_SERVICES,
     schema.EXTERNAL_SERVICES,
-    schema.NO_ENDPOINT_SERVICES,
-    schema.SOURCE_RANGE_FRONTENDS,
+    nft.NO_ENDPOINT_SERVICES,
+    nft.SOURCE_RANGE_FRONTENDS,
     schema.AFFINITY_FRONTENDS,
 )
 
 
-def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: Options) -> StateDiff:
+def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions) -> StateDiff:
     """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
     if TABLE not in read_tables(netlink):
         return StateDiff(rules=(f"table inet {TABLE} is not there",))
@@ -49,8 +52,8 @@ def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: Options) -> Sta
         after.setdefault(set_name, {})[key] = b""
     delta = diff(held, after)
     return StateDiff(
-        tuple(listing.lines(delta.add)),
-        tuple(listing.lines(delta.remove)),
+        tuple(listing.lines(delta.add, schema.BY_NAME)),
+        tuple(listing.lines(delta.remove, schema.BY_NAME)),
         tuple(_rules(netlink, options, after)),
     )
 
@@ -70,24 +73,11 @@ def table_usage(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
     )
 
 
-def check_base_rules(netlink: Nfnetlink, options: Options) -> tuple[str, ...]:
-    """Name what is to be done to the fixed rules, chains and sets. Raises KernelError."""
-    layout = read_layout(netlink)
-    if layout.is_loaded(options):
-        return ()
-    try:
-        found = tuple(differences(layout, pristine(options)))
-    except PermissionKernelError:
-        return ("the fixed rules are not as they were loaded; with CAP_SYS_ADMIN they are named",)
-    return found or ("the fixed rules belong to other flags, or to another version",)
-
-
-def _rules(netlink: Nfnetlink, options: Options, after: Table) -> Iterator[str]:
-    if found := check_base_rules(netlink, options):
+def _rules(netlink: Nfnetlink, options: NftablesOptions, after: Table) -> Iterator[str]:
+    if found := check_base_rules(netlink, base_rules(options)):
         yield from found
         return
-    layout = read_layout(netlink)
-    whole = layout.whole_chains()
+    whole = chains.complete_chains(read_layout(netlink, TABLE))
     for name in chains.needed(targets(after)):
         if name not in whole:
             yield f"chain {name} is not there, or lacks rules"
@@ -97,7 +87,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
     held: Table = {}
 
     def take(set_name: str, key: bytes) -> bool:
-        found = _element(netlink, set_name, key)
+        found = read_element(netlink, TABLE, set_name, key)
         if found:
             held.setdefault(set_name, {}).update(found)
         return bool(found)
@@ -124,18 +114,10 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
 
 
 def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
-    name = schema.SOURCES.of(family)
+    name = nft.SOURCES.of(family)
     ranges = elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE
     )
     ours = {each: value for each, value in ranges.items() if each.startswith(key)}
     if ours:
         held.setdefault(name, {}).update(ours)
-
-
-def _element(netlink: Nfnetlink, set_name: str, key: bytes) -> Rows:
-    try:
-        routing = netlink.get(elements.get_element(TABLE, set_name, key))
-    except StaleStateError:  # no such element, or no such set
-        return {}
-    return elements.read_elements([routing], Shape.EXACT)

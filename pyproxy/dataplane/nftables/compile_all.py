@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
 from pyproxy.model.address import Network
 from pyproxy.policy.routing import ServiceRouting
 

@@ -11,8 +11,10 @@ from itertools import count
 
 import msgspec
 
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.schema import Rows
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.schema import TABLE, Rows
+from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import StaleStateError, UsageError
 from pyproxy.model.address import Backend, Family, backend_text
 from pyproxy.netlink import element_counters, elements, nftables
@@ -148,7 +150,7 @@ class CounterReader:
     def _counted(
         self, routings: Iterable[memoryview], family: Family
     ) -> Iterator[tuple[bytes, bytes, int]]:
-        data_size = sum(field.size(family) for field in schema.BACKEND)
+        data_size = sum(field.size(family) for field in nft.BACKEND)
         return element_counters.read_counted_elements(
             routings, schema.ENDPOINTS.key_size(family), data_size
         )

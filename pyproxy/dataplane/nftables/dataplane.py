@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -12,25 +11,33 @@ import msgspec
 
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
+from pyproxy.dataplane.nft.loader import (
+    check_base_rules,
+    delete_table,
+    load,
+    read_layout,
+    require_nft,
+    seal,
+)
+from pyproxy.dataplane.nft.readback import read_tables
+from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
 from pyproxy.dataplane.nftables.ahead import ReadAhead
-from pyproxy.dataplane.nftables.compare import check_base_rules, compare, table_usage
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
+from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile_all import whole
-from pyproxy.dataplane.nftables.layout import read_layout
-from pyproxy.dataplane.nftables.loader import load, seal
 from pyproxy.dataplane.nftables.packing import Packed, pack, packed_ahead
 from pyproxy.dataplane.nftables.parts import size
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
 from pyproxy.dataplane.nftables.readback import (
     read_learned,
     read_table,
-    read_tables,
     recall,
 )
-from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import TABLE, Table
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
     KernelError,
@@ -45,7 +52,7 @@ from pyproxy.netlink.elements import Shape, delete_elements, element_at
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, delete_table, get_generation, read_generation
+from pyproxy.netlink.nftables import SUBSYSTEM, get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
 
 Routings = Mapping[ObjectName, ServiceRouting | None]
@@ -66,9 +73,9 @@ class NftablesDataplane:
 
     name: str = "nftables"
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: NftablesOptions) -> None:
         self._options = options
-        self._loaded: Options | None = None
+        self._loaded: NftablesOptions | None = None
         self._node = NodeRouting()
         self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._shared: Counter[SharedRow] = Counter()
@@ -96,11 +103,10 @@ class NftablesDataplane:
 
     def prepare(self) -> None:
         """Find out whether nft and nf_tables are here and may be used. Raises UsageError."""
-        if shutil.which("nft") is None:
-            raise UsageError("nft is not on PATH: install the package nftables")
+        require_nft()
         self.prepare_to_read()
         try:
-            self._netlink.transact([delete_table(f"{TABLE}-none")], SUBSYSTEM)
+            delete_table(self._netlink, f"{TABLE}-none")
         except KernelError as error:
             raise _unusable(error) from error
         self._monitor.listen()
@@ -155,11 +161,11 @@ class NftablesDataplane:
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         held = self._held()
-        layout = read_layout(self._netlink)
+        layout = read_layout(self._netlink, TABLE)
         options = self._options_for(node)
-        self._loaded = options if layout.is_loaded(options) else None
+        self._loaded = options if base_rules(options).is_loaded(layout) else None
         # Of another version they may do something else; and whoever was at one part was at others.
-        self._chains = layout.whole_chains() if self._loaded else set()
+        self._chains = chains.complete_chains(layout) if self._loaded else set()
         remembered = recall(held)
         placed = {wanted.name: remembered.place(wanted) for wanted in services}
         after = whole(placed.values(), node.pod_networks, self._at_once)
@@ -183,7 +189,7 @@ class NftablesDataplane:
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         """Name the fixed rules, chains and sets that are not as they should be; KernelError."""
-        return check_base_rules(self._netlink, self._options_for(node))
+        return check_base_rules(self._netlink, base_rules(self._options_for(node)))
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Count each set's elements; KernelError."""
@@ -213,7 +219,7 @@ class NftablesDataplane:
         left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
         with packed_ahead(plan, self._at_once) as packed:
             if plan.reload:
-                load(self._netlink, plan.options)
+                load(self._netlink, base_rules(plan.options))
                 self._loads += 1
                 self._loaded = plan.options
             for each in packed:
@@ -226,7 +232,7 @@ class NftablesDataplane:
                     left_out.append(self._leaving_out(plan, found))
                     part, plan = pack(left_out[-1](part.plan)), left_out[-1](plan)
         if plan.reload:
-            seal(self._netlink)
+            seal(self._netlink, base_rules(plan.options))
         self._forget_clients(plan)
         self._remember(plan)
         return tuple(failures)
@@ -247,9 +253,7 @@ class NftablesDataplane:
 
     def cleanup(self) -> None:
         """Delete the table; one that is not there is all right. Raises KernelError."""
-        refusals = self._netlink.transact([delete_table(TABLE)], SUBSYSTEM)
-        if refusals and not isinstance(refusals[0].error, StaleStateError):
-            raise refusals[0].error
+        delete_table(self._netlink, TABLE)
 
     def close(self) -> None:
         """Give back the sockets; the rules stay."""
@@ -273,7 +277,7 @@ class NftablesDataplane:
         if new:
             growth.update(shared_rows(new))
 
-    def _options_for(self, node: NodeRouting) -> Options:
+    def _options_for(self, node: NodeRouting) -> NftablesOptions:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 

@@ -6,21 +6,26 @@ ranges, which hold few, are read whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterable
+from itertools import product
 
-from pyproxy.dataplane.nftables import schema
-from pyproxy.dataplane.nftables.layout import read_layout
-from pyproxy.dataplane.nftables.loaded import loaded_options
-from pyproxy.dataplane.nftables.lookup import Lookups, Machine
-from pyproxy.dataplane.nftables.ruleset import Options
+import msgspec
+
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.base_rules import Layout
+from pyproxy.dataplane.nft.loader import read_layout
+from pyproxy.dataplane.nft.readback import kernel_rows
+from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.nftables.tracer import NftablesView, trace
 from pyproxy.dataplane.packets import Packet, TraceResult
-from pyproxy.errors import StaleStateError, UsageError
-from pyproxy.model.address import Address
-from pyproxy.netlink import elements, nftables
-from pyproxy.netlink.elements import Shape, Value
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Address, Family, Mark
+from pyproxy.netlink import nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.rules import read_bits_set, read_incoming_interface, read_set_names
 
 _ATTEMPTS = 5
 
@@ -30,52 +35,42 @@ _FOREIGN = (
 _RESTLESS = "the kernel's rules changed while they were read: parts may be of different moments"
 
 
-class KernelRows(Mapping[bytes, Value]):
-    """One set's elements in the kernel; each is asked for once and stays as it was then.
+def loaded_options(layout: Layout) -> NftablesOptions | None:
+    """Work the options out; None where the rules are of another version, or not ours.
 
-    Lookups raise KernelError, beside KeyError for an element that is not there.
+    The chain that is named after a digest of the ruleset's text says whether they are right.
     """
-
-    def __init__(self, netlink: Nfnetlink, set_name: str) -> None:
-        self._netlink = netlink
-        self._name = set_name
-        self._shape = schema.BY_NAME[set_name][0].shape
-        self._seen: dict[bytes, Value | None] = {}
-        self._whole: dict[bytes, Value] | None = None
-
-    def __getitem__(self, key: bytes) -> Value:
-        if self._shape is not Shape.EXACT:
-            return self._all()[key]
-        if key not in self._seen:
-            self._seen[key] = self._ask(key)
-        found = self._seen[key]
-        if found is None:
-            raise KeyError(key)
-        return found
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def _ask(self, key: bytes) -> Value | None:
-        try:
-            routing = self._netlink.get(elements.get_element(TABLE, self._name, key))
-        except StaleStateError:
-            return None
-        return elements.read_elements([routing], self._shape).get(key)
-
-    def _all(self) -> dict[bytes, Value]:
-        if self._whole is None:
-            request = elements.get_elements(TABLE, self._name)
-            self._whole = elements.read_elements(self._netlink.dump(request), self._shape)
-        return self._whole
-
-
-def kernel_rows(netlink: Nfnetlink) -> Lookups:
-    """Give every set of ours in the kernel, nothing of it read yet."""
-    return {name: KernelRows(netlink, name) for name in schema.BY_NAME}
+    bits = read_bits_set(b"".join(layout.rules.get(chains.MARKING, [])))
+    if len(bits) != 4:
+        return None
+    splits = {family: layout.rules.get(f"split{family.value}", []) for family in Family}
+    interfaces = (read_incoming_interface(rule) for rules in splits.values() for rule in rules)
+    read = NftablesOptions(
+        mark=Mark(struct.unpack("=I", bits)[0]),
+        pod_interface=next(filter(None, interfaces), ""),
+        pod_families=frozenset(
+            family
+            for family, rules in splits.items()
+            if any(nft.PODS.of(family) in read_set_names(rule) for rule in rules)
+        ),
+    )
+    # What the rules could tell with more reading, the digest tells as well.
+    return next(
+        (
+            options
+            for everything, shield, counters in product((False, True), repeat=3)
+            if base_rules(
+                options := msgspec.structs.replace(
+                    read,
+                    masquerade_all=everything,
+                    shield_loopback=shield,
+                    endpoint_counters=counters,
+                )
+            ).marker()
+            in layout.chains
+        ),
+        None,
+    )
 
 
 class KernelTracer:
@@ -98,17 +93,17 @@ class KernelTracer:
         local = frozenset(self._local_addresses())
         for _ in range(_ATTEMPTS):
             before = self._generation()
-            rows = kernel_rows(self._netlink)
-            account = trace(packet, Machine(rows, options, local, rows)).result(remarks)
+            rows = kernel_rows(self._netlink, TABLE, schema.BY_NAME)
+            account = trace(packet, NftablesView(rows, options, local, rows)).result(remarks)
             if self._generation() == before:
                 return account
-        return trace(packet, Machine(rows, options, local, rows)).result((*remarks, _RESTLESS))
+        return trace(packet, NftablesView(rows, options, local, rows)).result((*remarks, _RESTLESS))
 
     def _generation(self) -> int:
         return nftables.read_generation(self._netlink.get(nftables.get_generation()))
 
-    def _options(self) -> tuple[Options, tuple[str, ...]]:
-        layout = read_layout(self._netlink)
+    def _options(self) -> tuple[NftablesOptions, tuple[str, ...]]:
+        layout = read_layout(self._netlink, TABLE)
         if not layout.chains:
             raise UsageError(
                 f"the kernel holds no table inet {TABLE}: trace reads what pyproxy writes in the "
@@ -120,4 +115,4 @@ class KernelTracer:
                 f"table inet {TABLE} was loaded by another version of pyproxy: use that version's "
                 "trace, or start this version's agent"
             )
-        return options, () if layout.is_loaded(options) else (_FOREIGN,)
+        return options, () if base_rules(options).is_loaded(layout) else (_FOREIGN,)

@@ -16,10 +16,12 @@ from itertools import groupby, islice
 import msgspec
 
 from pyproxy.dataplane.diff import Delta
+from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
+from pyproxy.dataplane.nft.schema import FRONTEND, Rows, Table
 from pyproxy.dataplane.nftables.compile_all import Cut
 from pyproxy.dataplane.nftables.plan import NftablesPlan
-from pyproxy.dataplane.nftables.rows import SharedRow, frontend_key, shared_rows
-from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Rows, Table
+from pyproxy.dataplane.nftables.rows import shared_rows
+from pyproxy.dataplane.nftables.schema import BY_NAME
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape, Value

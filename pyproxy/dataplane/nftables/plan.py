@@ -9,10 +9,12 @@ import msgspec
 
 from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.nftables import chains, listing, schema
+from pyproxy.dataplane.nft import listing
+from pyproxy.dataplane.nft.rows import SharedRow
+from pyproxy.dataplane.nft.schema import Field, Table
+from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.compile_all import Cut
-from pyproxy.dataplane.nftables.rows import SharedRow
-from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, Tag, Value, add_elements, delete_elements
 from pyproxy.policy.routing import ServiceRouting
@@ -34,7 +36,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     delta: Delta[bytes, Value]
     services: Mapping[ObjectName, ServiceRouting | None]
     shared: Mapping[SharedRow, int]
-    options: Options
+    options: NftablesOptions
     chains: tuple[str, ...] = ()
     node: NodeRouting | None = None
     reload: bool = False
@@ -53,8 +55,8 @@ class NftablesPlan(msgspec.Struct, frozen=True):
             yield f"load the fixed rules of table inet {schema.TABLE}"
         for name in self.chains:
             yield f"add chain inet {schema.TABLE} {name}"
-        yield from listing.commands("delete", self.delta.remove)
-        yield from listing.commands("add", self.delta.add)
+        yield from listing.commands("delete", self.delta.remove, schema.TABLE, schema.BY_NAME)
+        yield from listing.commands("add", self.delta.add, schema.TABLE, schema.BY_NAME)
 
     def counts(self) -> Mapping[str, int]:
         """How many objects of each kind it writes; an element that changes is one."""
@@ -85,12 +87,12 @@ class NftablesPlan(msgspec.Struct, frozen=True):
             yield from add_elements(schema.TABLE, name, rows, schema.BY_NAME[name][0].shape)
 
 
-def targets(table: schema.Table) -> set[str]:
+def targets(table: Table) -> set[str]:
     """Name the chains, of those made when needed, that a table's elements go to."""
     named = {
         value.target
         for name, rows in table.items()
-        if schema.Field.VERDICT in schema.BY_NAME[name][0].data
+        if Field.VERDICT in schema.BY_NAME[name][0].data
         for value in rows.values()
         if isinstance(value, Tag)
     }
@@ -98,14 +100,14 @@ def targets(table: schema.Table) -> set[str]:
 
 
 def without(
-    plan: NftablesPlan, name: ObjectName, rows: schema.Table, growth: Mapping[SharedRow, int]
+    plan: NftablesPlan, name: ObjectName, rows: Table, growth: Mapping[SharedRow, int]
 ) -> NftablesPlan:
     """Leave a Service out of a plan: what the kernel holds of it stays.
 
     `rows` are those that it has or was to have, `growth` what it meant for the shared ones.
     """
 
-    def keep(side: schema.Table) -> schema.Table:
+    def keep(side: Table) -> Table:
         kept = {
             name: {key: value for key, value in held.items() if key not in rows.get(name, {})}
             for name, held in side.items()
@@ -123,10 +125,10 @@ def without(
 
 def shared_changes(
     before: Counter[SharedRow], growth: Mapping[SharedRow, int]
-) -> tuple[schema.Table, schema.Table]:
+) -> tuple[Table, Table]:
     """Tell which shared rows go, and which come, when the numbers of their users change."""
-    gone: schema.Table = {}
-    new: schema.Table = {}
+    gone: Table = {}
+    new: Table = {}
     for (name, key), by in growth.items():
         users = before[name, key]
         if users and users + by <= 0:

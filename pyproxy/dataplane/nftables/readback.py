@@ -7,53 +7,22 @@ from collections.abc import Mapping
 
 import msgspec
 
+from pyproxy.dataplane.nft import readback
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.rows import frontend_key, slots_of
-from pyproxy.dataplane.nftables.schema import TABLE, Kinds, Rows, Table
+from pyproxy.dataplane.nftables.rows import slots_of
+from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.slots import place
-from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Backend, Family
-from pyproxy.netlink import elements, nftables
-from pyproxy.netlink.elements import Shape
+from pyproxy.netlink import elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
 
-_ATTEMPTS = 5
 
-
-def read_tables(netlink: Nfnetlink) -> set[str]:
-    """Name the tables of the inet family. Raises KernelError."""
-    return nftables.read_table_names(netlink.dump(nftables.get_tables()))
-
-
-def read_table(netlink: Nfnetlink, table_name: str = TABLE, kinds: Kinds = schema.BY_NAME) -> Table:
-    """Read all elements of our sets; empty where there is no table. Raises KernelError."""
-    if table_name not in read_tables(netlink):
-        return {}
-    present = nftables.read_sets(netlink.dump(nftables.get_sets(table_name)))
-    table: Table = {}
-    for name in sorted(present.keys() & kinds.keys()):
-        kind, _ = kinds[name]
-        if kind.learned:
-            continue
-        try:
-            rows = _read_elements(netlink, table_name, name, kind.shape)
-        except StaleStateError:
-            continue
-        if rows:
-            table[name] = rows
-    return table
-
-
-def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape) -> Rows:
-    # A set that has just grown is moved to a larger hash table in the background, and what is read
-    # meanwhile leaves some out.
-    for _ in range(_ATTEMPTS):
-        rows = elements.read_elements(netlink.dump(elements.get_elements(table_name, name)), shape)
-        sizes = nftables.read_set_sizes(netlink.dump(nftables.get_sets(table_name)))
-        if shape is not Shape.EXACT or len(rows) == sizes.get(name, len(rows)):
-            break
-    return rows
+def read_table(netlink: Nfnetlink) -> Table:
+    """Read all elements that pyproxy fills; empty where there is no table. Raises KernelError."""
+    return readback.read_table(netlink, TABLE, schema.BY_NAME)
 
 
 def read_learned(netlink: Nfnetlink, family: Family) -> Rows:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, count
 from typing import Final, assert_never
 
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.rows import (
+    PORT_PADDING,
+    SharedRow,
+    frontend_key,
+    joined_ranges,
+    service_comment,
+)
+from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.schema import Rows, Table
-from pyproxy.model.address import Address, Backend, Family, Network, Protocol
-from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import COMMENT_LIMIT, DROP, Tag
+from pyproxy.model.address import Backend, Family
+from pyproxy.netlink.elements import DROP, Tag
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 _INDEX = struct.Struct("=I")
@@ -27,26 +33,14 @@ _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
 # So does the name of a set that is asked of its kind.
 _SERVICES = {family: schema.SERVICES.of(family) for family in Family}
 _ENDPOINTS = {family: schema.ENDPOINTS.of(family) for family in Family}
-_CLUSTER_IPS = {family: schema.CLUSTER_IPS.of(family) for family in Family}
-_HAIRPIN = {family: schema.HAIRPIN.of(family) for family in Family}
+_CLUSTER_IPS = {family: nft.CLUSTER_IPS.of(family) for family in Family}
+_HAIRPIN = {family: nft.HAIRPIN.of(family) for family in Family}
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
-
-_PADDING = b"\0\0"
 _BESIDE_ADDRESS = 8
 """Bytes of a frontend's key that are its protocol and its port."""
 
-_PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 _FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
 _FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
-
-SharedRow = tuple[str, bytes]
-"""A set's name and a key that several Services may ask for."""
-
-
-def frontend_key(address: Address, protocol: Protocol, port: int) -> bytes:
-    """Pack what a packet to a frontend says: destination, protocol and port, each padded."""
-    return address + _PROTOCOLS[protocol] + port.to_bytes(2, "big") + _PADDING
 
 
 def add_service(routing: ServiceRouting, table: Table) -> None:
@@ -67,29 +61,6 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
                 yield cluster_ips, frontend.address
-
-
-def node_rows(pod_networks: Iterable[Network]) -> Table:
-    """Give the rows that say who is a pod; networks that overlap or touch are joined."""
-    networks = tuple(pod_networks)
-    ranges = {family: joined_ranges(networks, family) for family in Family}
-    return {
-        schema.PODS.of(family): {low + high: b"" for low, high in found}
-        for family, found in ranges.items()
-        if found
-    }
-
-
-def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[bytes, bytes]]:
-    """Give the lowest and highest addresses of one family's networks; what touches is joined."""
-    # The kernel refuses ranges that overlap.
-    joined: list[tuple[bytes, bytes]] = []
-    for first, last in sorted((n.address, n.last) for n in networks if n.family is family):
-        if joined and int.from_bytes(first, "big") <= int.from_bytes(joined[-1][1], "big") + 1:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
-        else:
-            joined.append((first, last))
-    return joined
 
 
 def _add_frontend(
@@ -113,7 +84,7 @@ def _add_frontend(
         backends = port.cluster + port.local
         targets = _split(port, key, sticky, table)
     elif use is Use.REJECT:
-        targets = [(schema.NO_ENDPOINT_SERVICES.of(family), "")]
+        targets = [(nft.NO_ENDPOINT_SERVICES.of(family), "")]
     elif use is Use.DROP:
         targets = [(_SERVICES[family], DROP)]
     else:
@@ -122,10 +93,10 @@ def _add_frontend(
         learning = chains.learning(family, routing.affinity_timeout)
         targets.append((schema.AFFINITY_FRONTENDS.of(family), learning))
         returned_to = table.setdefault(schema.AFFINITY_ENDPOINTS.of(family), {})
-        returned_to.update((key + backend + _PADDING, b"") for backend in backends)
+        returned_to.update((key + backend + PORT_PADDING, b"") for backend in backends)
     if routing.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
-        targets.append((schema.SOURCE_RANGE_FRONTENDS.of(family), ""))
-        sources = table.setdefault(schema.SOURCES.of(family), {})
+        targets.append((nft.SOURCE_RANGE_FRONTENDS.of(family), ""))
+        sources = table.setdefault(nft.SOURCES.of(family), {})
         for low, high in joined_ranges(routing.source_ranges, family):
             sources[key + low + key + high] = b""
     for set_name, target in targets:
@@ -152,7 +123,7 @@ def _number(
 ) -> None:
     endpoints = table.setdefault(_ENDPOINTS[family], {})
     for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
-        endpoints[key + index] = backend + _PADDING
+        endpoints[key + index] = backend + PORT_PADDING
 
 
 @lru_cache(1024)
@@ -169,12 +140,6 @@ def _indices(which: str, count: int) -> Sequence[bytes]:
         return few
     first = _FIRST[which]
     return [_INDEX.pack(index) for index in range(first, first + count)]
-
-
-def service_comment(name: ObjectName, port: str) -> str:
-    """Name a Service's port for whoever lists the table, cut and cleaned."""
-    text = f"{name}:{port}" if port else str(name)
-    return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]
 
 
 def slots_of(rows: Rows, frontend: bytes, which: str) -> tuple[Backend, ...]:

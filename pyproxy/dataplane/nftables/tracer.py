@@ -10,6 +10,7 @@ Nothing in the table looks at source ports, so a packet here has none.
 
 from __future__ import annotations
 
+import enum
 import re
 import struct
 from collections.abc import Iterable
@@ -18,11 +19,12 @@ from fractions import Fraction
 import msgspec
 from msgspec.structs import replace
 
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.lookup import Element, Lookups, find_element
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import SetKind
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.lookup import Machine
-from pyproxy.dataplane.nftables.rows import frontend_key
-from pyproxy.dataplane.nftables.schema import SetKind
-from pyproxy.dataplane.nftables.trace import Did, Element, Step, Trace, Way
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -31,6 +33,9 @@ from pyproxy.dataplane.packets import (
     Packet,
     Rejected,
     RejectWith,
+    TracePath,
+    TraceResult,
+    TraceStep,
     Untouched,
     Verdict,
 )
@@ -42,6 +47,108 @@ _PICK = re.compile(r"(masq-)?(affinity-)?(cluster|local)([46])-([0-9]+)")
 _LOOPBACK = parse_network("127.0.0.0/8")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
+
+
+class Did(enum.Enum):
+    """What a rule or an element did."""
+
+    SHIELDED = "nobody else may send to a loopback address"
+    ADMITTED = "a source range lets it in"
+    KEPT_OUT = "no source range lets it in"
+    MARKED = "to be masqueraded"
+    WENT_ON = "goes on where its frontend says"
+    VERDICT_DROP = "dropped where its frontend says"
+    RETURNED = "the client had this endpoint before"
+    PICKED = "translated to a random endpoint"
+    MISSED = "every random number met an empty slot"
+    NO_ENDPOINT_SERVICES = "nobody serves this frontend"
+    NO_SUCH_PORT = "nobody serves this port of the address"
+    LEARNED = "the client will come back to this endpoint"
+    UNMARKED = "masqueraded by its mark"
+    HAIRPINNED = "masqueraded, for the endpoint would answer itself"
+    KNOWN = "goes the way of the first packet of its connection"
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One thing that happened, in which chain, and the element that made it happen if one did."""
+
+    chain: str
+    did: Did
+    element: Element | None = None
+
+    def trace_step(self) -> TraceStep:
+        """Tell it in words."""
+        return TraceStep(self.chain, self.did.value, str(self.element or ""))
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way through the table: with what probability it is taken, and where it ends.
+
+    `learned` is the element of the affinity map that the packet adds, or whose timeout it renews.
+    """
+
+    verdict: Verdict
+    probability: Fraction
+    steps: tuple[Step, ...]
+    learned: Element | None = None
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """All that may become of a packet; the ways' probabilities add up to 1."""
+
+    packet: Packet
+    ways: tuple[Way, ...]
+
+    def verdicts(self) -> dict[Verdict, Fraction]:
+        """Give the probability of each verdict."""
+        found: dict[Verdict, Fraction] = {}
+        for way in self.ways:
+            found[way.verdict] = found.get(way.verdict, Fraction(0)) + way.probability
+        return found
+
+    def backends(self) -> frozenset[Backend]:
+        """Give every endpoint that the packet may be delivered to."""
+        verdicts = (way.verdict for way in self.ways)
+        return frozenset(verdict.backend for verdict in verdicts if isinstance(verdict, Delivered))
+
+    def result(self, remarks: tuple[str, ...] = ()) -> TraceResult:
+        """Tell it in the words of every proxy mode."""
+        paths = (
+            TracePath(way.verdict, way.probability, tuple(map(Step.trace_step, way.steps)))
+            for way in self.ways
+        )
+        return TraceResult(self.packet, tuple(paths), remarks)
+
+    def __str__(self) -> str:
+        return str(self.result())
+
+
+class NftablesView(msgspec.Struct, frozen=True):
+    """What the tracer sees of the kernel: elements, options, and what packets taught.
+
+    `learned` holds the affinity maps, `local` the addresses of this node's interfaces.
+    """
+
+    table: Lookups
+    options: NftablesOptions
+    local: frozenset[Address] = frozenset()
+    learned: Lookups = {}
+
+    def meet(self, kind: SetKind, family: Family, key: bytes) -> Element | None:
+        """Return the element that a key is in."""
+        return find_element(self.learned if kind.learned else self.table, kind, family, key)
+
+    def is_from_pod(self, packet: Packet) -> bool | None:
+        """Return whether the rules take a packet for a pod's; None where they do not test it."""
+        if wanted := self.options.pod_interface:
+            prefix = wanted.removesuffix("*")
+            if prefix != wanted:
+                return packet.interface.startswith(prefix)
+            return packet.interface == wanted
+        family = family_of(packet.source)
+        if family in self.options.pod_families:
+            return self.meet(nft.PODS, family, packet.source) is not None
+        return None
 
 
 class _Walk(msgspec.Struct, frozen=True):
@@ -61,7 +168,7 @@ class _Walk(msgspec.Struct, frozen=True):
         return replace(self, steps=(*self.steps, Step(chain, did, element)))
 
 
-def trace(packet: Packet, machine: Machine) -> Trace:
+def trace(packet: Packet, machine: NftablesView) -> Trace:
     """Follow a packet through the table. Raises ValueError for a foreign verdict.
 
     A packet that the machine sends to itself is held against the source ranges once more when it
@@ -88,7 +195,7 @@ def _finished(walk: _Walk) -> Way:
 class _Tracer:
     """One packet before one machine."""
 
-    def __init__(self, packet: Packet, machine: Machine) -> None:
+    def __init__(self, packet: Packet, machine: NftablesView) -> None:
         self._packet = packet
         self._machine = machine
         self._family = family_of(packet.destination)
@@ -131,7 +238,7 @@ class _Tracer:
         if walk.marked:
             return replace(walk.went(chain, Did.UNMARKED), masquerade=Masquerade.MARK)
         pair = self._packet.source + walk.destination
-        if walk.translated and (met := self._meet(schema.HAIRPIN, pair)):
+        if walk.translated and (met := self._meet(nft.HAIRPIN, pair)):
             return replace(walk.went(chain, Did.HAIRPINNED, met), masquerade=Masquerade.HAIRPIN)
         return walk
 
@@ -143,10 +250,10 @@ class _Tracer:
 
     def _source_ranges(self, walk: _Walk, hook: str) -> _Walk:
         key = self._key(walk)
-        guarded = self._meet(schema.SOURCE_RANGE_FRONTENDS, key)
+        guarded = self._meet(nft.SOURCE_RANGE_FRONTENDS, key)
         if walk.verdict is not None or guarded is None:
             return walk
-        if met := self._meet(schema.SOURCES, key + self._packet.source):
+        if met := self._meet(nft.SOURCES, key + self._packet.source):
             return walk.went(hook, Did.ADMITTED, met)
         return replace(
             walk.went(hook, Did.KEPT_OUT, guarded), verdict=Dropped(DropReason.SOURCE_RANGES)
@@ -157,10 +264,10 @@ class _Tracer:
             return walk
         did, met = (
             Did.NO_ENDPOINT_SERVICES,
-            self._meet(schema.NO_ENDPOINT_SERVICES, self._key(walk)),
+            self._meet(nft.NO_ENDPOINT_SERVICES, self._key(walk)),
         )
         if met is None and no_such_port:
-            did, met = Did.NO_SUCH_PORT, self._meet(schema.CLUSTER_IPS, walk.destination)
+            did, met = Did.NO_SUCH_PORT, self._meet(nft.CLUSTER_IPS, walk.destination)
         if met is None:
             return walk
         reject_with = (
@@ -176,12 +283,12 @@ class _Tracer:
         endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
         if self._meet(schema.AFFINITY_ENDPOINTS, self._frontend + endpoint) is None:
             return walk
-        name, key = schema.AFFINITY.of(self._family), self._packet.source + self._frontend
-        learned = Element(name, key, endpoint)
+        key = self._packet.source + self._frontend
+        learned = Element(schema.AFFINITY, self._family, key, endpoint)
         return replace(walk.went(hook, Did.LEARNED, learned), learned=learned)
 
     def _services(self, walk: _Walk) -> Iterable[_Walk]:
-        to_cluster_ip = self._meet(schema.CLUSTER_IPS, walk.destination)
+        to_cluster_ip = self._meet(nft.CLUSTER_IPS, walk.destination)
         if to_cluster_ip and (self._machine.options.masquerade_all or self._from_pod is False):
             walk = _mark(walk, "services", to_cluster_ip)
         mapped = self._meet(schema.SERVICES, self._frontend)

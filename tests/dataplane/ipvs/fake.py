@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pyproxy.dataplane.ipvs.kernel import Addresses
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import BY_NAME
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Backend
 from pyproxy.netlink import elements as packed
@@ -166,6 +166,9 @@ class FakeRules:
 
     def load(self, options: Options) -> None:
         self.loaded = options
+
+    def seal(self, options: Options) -> None:
+        assert self.loaded == options
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
         after = {name: dict(rows) for name, rows in self.table.items()}

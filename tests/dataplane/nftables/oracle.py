@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 
-from pyproxy.dataplane.nftables.trace import Trace
+from pyproxy.dataplane.nftables.tracer import Trace
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,

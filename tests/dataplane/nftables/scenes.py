@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.nftables.lookup import Machine
-from pyproxy.dataplane.nftables.rows import SharedRow, add_service, node_rows, shared_rows
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.tracer import NftablesView
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import (
     Address,
@@ -101,9 +102,9 @@ class Scene(msgspec.Struct, frozen=True):
     masquerade_all: bool = False
 
     @property
-    def options(self) -> Options:
+    def options(self) -> NftablesOptions:
         families = frozenset(network.family for network in self.node.pod_networks)
-        return Options(
+        return NftablesOptions(
             masquerade_all=self.masquerade_all,
             pod_interface=self.pod_interface,
             pod_families=families,
@@ -135,9 +136,9 @@ def compiled(routings: Sequence[ServiceRouting], pod_networks: Sequence[Network]
 
 def machine(
     scene: Scene, routings: Sequence[ServiceRouting], learned: Table | None = None
-) -> Machine:
+) -> NftablesView:
     table = compiled(routings, scene.node.pod_networks)
-    return Machine(table, scene.options, LOCAL, learned or {})
+    return NftablesView(table, scene.options, LOCAL, learned or {})
 
 
 # Hypothesis examines each strategy that is made, so those that are made again are kept.

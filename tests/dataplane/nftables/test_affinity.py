@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import Rows
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
-from pyproxy.dataplane.nftables.rows import frontend_key
-from pyproxy.dataplane.nftables.schema import Rows
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use

@@ -15,8 +15,8 @@ from pyproxy_lab.probe import probe
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Family, Protocol
@@ -28,8 +28,8 @@ from tests.dataplane.nftables.scenes import compiled
 from tests.dataplane.nftables.test_dataplane import held
 from tests.dataplane.nftables.test_kernel_trace import HOME, service
 
-COUNTING = Options(endpoint_counters=True)
-PLAIN = Options()
+COUNTING = NftablesOptions(endpoint_counters=True)
+PLAIN = NftablesOptions()
 COUNTED = [kind.of(family) for kind in schema.COUNTED for family in Family]
 
 WEB = service("web", HOME, "10.244.1.11", "10.244.2.11")
@@ -37,7 +37,7 @@ MORE = service("web", HOME, "10.244.1.11", "10.244.2.11", "10.244.1.12")
 
 
 @contextmanager
-def serving(namespace: Namespace, options: Options) -> Iterator[NftablesDataplane]:
+def serving(namespace: Namespace, options: NftablesOptions) -> Iterator[NftablesDataplane]:
     """A dataplane of an agent that starts on whatever is there."""
     made = namespace.call(lambda: NftablesDataplane(options))
     try:
@@ -61,7 +61,7 @@ def counts(namespace: Namespace, set_name: str) -> dict[bytes, int]:
         netlink.close()
 
 
-def replaced(namespace: Namespace, options: Options) -> None:
+def replaced(namespace: Namespace, options: NftablesOptions) -> None:
     """An agent with other options starts: at its first try the table is replaced."""
     with serving(namespace, options) as dataplane:
         with pytest.raises(StaleStateError, match="replaced"):

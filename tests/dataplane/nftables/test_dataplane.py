@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import Rows, SetKind, Table
 from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.readback import read_learned, read_table
-from pyproxy.dataplane.nftables.rows import frontend_key
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import Rows, SetKind, Table
 from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.model.address import (
     Backend,
@@ -39,11 +40,13 @@ from tests.dataplane.nftables.scenes import Scene, compiled, scenes
 
 pytestmark = pytest.mark.kernel
 
-OPTIONS = Options()
+OPTIONS = NftablesOptions()
 
 
 @contextmanager
-def programming(namespace: Namespace, options: Options = OPTIONS) -> Iterator[NftablesDataplane]:
+def programming(
+    namespace: Namespace, options: NftablesOptions = OPTIONS
+) -> Iterator[NftablesDataplane]:
     """A dataplane that starts on an empty kernel."""
     made = namespace.call(lambda: NftablesDataplane(options))
     made.cleanup()
@@ -289,7 +292,7 @@ def test_what_somebody_else_wrote_in_the_way_is_no_fault_of_the_service(
     low, high = parse_address("203.0.113.200"), parse_address("203.0.114.20")
     with programming(namespace) as dataplane:
         program(namespace, dataplane, good)
-        write(namespace, schema.SOURCES, Family.IPV4, {key + low + key + high: b""})
+        write(namespace, nft.SOURCES, Family.IPV4, {key + low + key + high: b""})
         there = held(namespace)
         plan = dataplane.plan(Changes({web.name: web, numbered(1).name: numbered(1)}))
         with pytest.raises(StaleStateError):

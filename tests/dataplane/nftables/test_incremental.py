@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.dataplane.diff import apply, diff
-from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nft.rows import SharedRow
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.plan import shared_changes
-from pyproxy.dataplane.nftables.rows import SharedRow, add_service, shared_rows
-from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.tracer import NftablesView, trace
 from pyproxy.dataplane.slots import place_service
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
@@ -66,7 +66,7 @@ def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject
     for _ in range(4):
         packet = data.draw(packets(tuple(routings.values())))
         walked, leapt = (
-            trace(packet, Machine(table, last.options, LOCAL)).verdicts().keys()
+            trace(packet, NftablesView(table, last.options, LOCAL)).verdicts().keys()
             for table in (walker.table, leap)
         )
         assert walked == leapt

@@ -7,14 +7,14 @@ import pytest
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nft.loader import read_layout
+from pyproxy.dataplane.nft.readback import kernel_rows
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.kernel_trace import KernelTracer, kernel_rows
-from pyproxy.dataplane.nftables.layout import read_layout
-from pyproxy.dataplane.nftables.loaded import loaded_options
-from pyproxy.dataplane.nftables.lookup import Machine
+from pyproxy.dataplane.nftables.kernel_trace import KernelTracer, loaded_options
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE
+from pyproxy.dataplane.nftables.tracer import NftablesView, trace
 from pyproxy.dataplane.packets import Packet, TraceResult
 from pyproxy.errors import UsageError
 from pyproxy.model.address import (
@@ -72,17 +72,17 @@ def traced(namespace: Namespace, packet: Packet) -> TraceResult:
 @pytest.mark.parametrize(
     ("options", "networks"),
     [
-        (Options(), ()),
-        (Options(mark=Mark(1 << 31), masquerade_all=True), NETWORKS),
-        (Options(shield_loopback=True), (V6,)),
-        (Options(shield_loopback=True), (*NETWORKS, V6)),
-        (Options(pod_interface="cbr0", masquerade_all=True), ()),
-        (Options(pod_interface="veth*", shield_loopback=True), ()),
+        (NftablesOptions(), ()),
+        (NftablesOptions(mark=Mark(1 << 31), masquerade_all=True), NETWORKS),
+        (NftablesOptions(shield_loopback=True), (V6,)),
+        (NftablesOptions(shield_loopback=True), (*NETWORKS, V6)),
+        (NftablesOptions(pod_interface="cbr0", masquerade_all=True), ()),
+        (NftablesOptions(pod_interface="veth*", shield_loopback=True), ()),
     ],
     ids=str,
 )
 def test_the_options_are_read_from_the_rules(
-    namespace: Namespace, options: Options, networks: tuple[Network, ...]
+    namespace: Namespace, options: NftablesOptions, networks: tuple[Network, ...]
 ) -> None:
     wanted = msgspec.structs.replace(
         options, pod_families=frozenset(network.family for network in networks)
@@ -90,7 +90,7 @@ def test_the_options_are_read_from_the_rules(
     with programming(namespace, options) as dataplane:
         program(namespace, dataplane, networks)
         netlink = namespace.call(Nfnetlink)
-        assert loaded_options(read_layout(netlink)) == wanted
+        assert loaded_options(read_layout(netlink, TABLE)) == wanted
         netlink.close()
 
 
@@ -103,11 +103,11 @@ def test_a_trace_reads_little_and_says_what_the_whole_table_says(
     with programming(namespace) as dataplane:
         program(namespace, dataplane, NETWORKS)
         netlink = namespace.call(Nfnetlink)
-        options = loaded_options(read_layout(netlink))
+        options = loaded_options(read_layout(netlink, TABLE))
         assert options is not None
-        rows = kernel_rows(netlink)
-        partly = trace(packet, Machine(rows, options, learned=rows))
-        assert partly == trace(packet, Machine(read_table(netlink), options))
+        rows = kernel_rows(netlink, TABLE, BY_NAME)
+        partly = trace(packet, NftablesView(rows, options, learned=rows))
+        assert partly == trace(packet, NftablesView(read_table(netlink), options))
         netlink.close()
     account = partly.result()
     assert traced(namespace, packet) == account

@@ -10,8 +10,8 @@ from pyproxy_lab.network import Network
 from pyproxy_lab.probe import probe
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.ruleset import Options
 from pyproxy.model.address import Family, Port, Protocol, backend, parse_address
 from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
@@ -48,7 +48,7 @@ def sender(family: Family) -> socket.socket:
 def test_what_is_sent_again_to_an_endpoint_that_has_left_is_not_learned() -> None:
     with Network() as network:
         node, client = network.namespace("na"), network.namespace("a2")
-        dataplane = node.call(lambda: NftablesDataplane(Options()))
+        dataplane = node.call(lambda: NftablesDataplane(NftablesOptions()))
         flows = {family: client.call(partial(sender, family)) for family in Family}
 
         def send() -> None:

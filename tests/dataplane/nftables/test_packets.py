@@ -16,12 +16,10 @@ from pyproxy_lab.wiring import POD_BRIDGE
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.lookup import Machine
 from pyproxy.dataplane.nftables.readback import read_learned, read_table
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.trace import Trace
-from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.nftables.tracer import NftablesView, Trace, trace
 from pyproxy.dataplane.packets import Delivered, Packet, Rejected
 from pyproxy.model.address import (
     Address,
@@ -158,20 +156,20 @@ class Lab(msgspec.Struct, frozen=True):
     """The network with the rows in node-a, and what is needed to trace through them."""
 
     network: Network
-    options: Options
+    options: NftablesOptions
     netlink: Nfnetlink
 
-    def machine(self) -> Machine:
+    def machine(self) -> NftablesView:
         learned = {
             schema.AFFINITY.of(family): read_learned(self.netlink, family) for family in Family
         }
-        return Machine(read_table(self.netlink), self.options, LOCAL_ADDRESSES, learned)
+        return NftablesView(read_table(self.netlink), self.options, LOCAL_ADDRESSES, learned)
 
 
 @pytest.fixture(scope="module", params=["pods by interface", "pods by network"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     by_network = request.param == "pods by network"
-    asked = Options(pod_interface="" if by_network else POD_BRIDGE)
+    asked = NftablesOptions(pod_interface="" if by_network else POD_BRIDGE)
     node = NodeRouting(POD_NETWORKS if by_network else ())
     # A network of its own: conntrack entries of another's probes would lead UDP clients astray.
     with Network() as network:

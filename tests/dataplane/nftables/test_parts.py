@@ -12,14 +12,15 @@ from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.diff import Delta, apply, diff
 from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nft.schema import FRONTEND, Table
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.compile_all import whole
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.packing import packed_ahead
 from pyproxy.dataplane.nftables.parts import parts, size
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.rows import add_service
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import BY_NAME, FRONTEND, Table
+from pyproxy.dataplane.nftables.schema import BY_NAME
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
@@ -37,7 +38,7 @@ def planned(before: Scene, after: Scene, limit: int) -> tuple[Table, NftablesPla
     wanted = compiled(tuple(new.values()), after.node.pod_networks)
     services: dict[ObjectName, ServiceRouting | None] = {name: new.get(name) for name in old | new}
     delta = diff(held, wanted)
-    return held, NftablesPlan(delta, services, Counter(), Options(), ("cluster4-1",)), limit
+    return held, NftablesPlan(delta, services, Counter(), NftablesOptions(), ("cluster4-1",)), limit
 
 
 def first(wanted: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
@@ -48,7 +49,7 @@ def first(wanted: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
     chains = ("cluster4-1",)
     return (
         {},
-        NftablesPlan(delta, services, after.shared, Options(), chains, cuts=after.cuts),
+        NftablesPlan(delta, services, after.shared, NftablesOptions(), chains, cuts=after.cuts),
         limit,
     )
 
@@ -118,7 +119,7 @@ def test_parts_are_packed_in_their_order(known: tuple[Table, NftablesPlan, int])
 
 
 def test_what_is_no_larger_is_its_only_part() -> None:
-    plan = NftablesPlan(Delta({}, {"services4": {b"x": b""}}), {}, Counter(), Options())
+    plan = NftablesPlan(Delta({}, {"services4": {b"x": b""}}), {}, Counter(), NftablesOptions())
     assert list(parts(plan, 1)) == [plan]
 
 

@@ -10,17 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyproxy.dataplane.nft.listing import elements, lines
+from pyproxy.dataplane.nft.rows import frontend_key, node_rows
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.listing import commands, elements
 from pyproxy.dataplane.nftables.readback import recall
-from pyproxy.dataplane.nftables.rows import (
-    add_service,
-    frontend_key,
-    node_rows,
-    shared_rows,
-    slots_of,
-)
-from pyproxy.dataplane.nftables.schema import Table
+from pyproxy.dataplane.nftables.rows import add_service, shared_rows, slots_of
+from pyproxy.dataplane.nftables.schema import BY_NAME
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -68,14 +64,14 @@ def rows(routing: ServiceRouting) -> Table:
 
 
 def listed(table: Table) -> set[str]:
-    return {line.removeprefix("add element inet pyproxy ") for line in commands("add", table)}
+    return set(lines(table, BY_NAME))
 
 
 KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted"),
+    ("routing", "wanted"),
     [
         (service(Scope.CLUSTER_IP, Use.REJECT), {f"no-endpoint-services4 {{ {KEY} }}"}),
         (service(Scope.CLUSTER_IP, Use.DROP), {f"services4 {{ {KEY} : drop }}"}),
@@ -176,11 +172,11 @@ def test_a_frontend_key_pads_each_field_to_four_bytes() -> None:
 def test_networks_that_overlap_or_touch_are_one_range() -> None:
     four = ("10.1.0.0/17", "10.1.128.0/17", "10.0.0.0/24", "10.1.2.0/24", "10.0.0.0/24")
     table = node_rows(map(parse_network, (*four, "fd00::/8")))
-    assert set(elements("pods4", table["pods4"])) == {
+    assert set(elements("pods4", table["pods4"], BY_NAME)) == {
         "10.0.0.0-10.0.0.255",
         "10.1.0.0-10.1.255.255",
     }
-    (six,) = elements("pods6", table["pods6"])
+    (six,) = elements("pods6", table["pods6"], BY_NAME)
     assert six == "fd00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
     assert node_rows(()) == {}
 

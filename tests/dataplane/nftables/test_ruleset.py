@@ -11,11 +11,13 @@ import pytest
 from pyproxy_lab.namespace import LabError, Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nft.base_rules import MARKER
+from pyproxy.dataplane.nft.loader import read_layout
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.layout import read_layout
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.ruleset import MARKER, Options, marker, ruleset
-from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Table
+from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -32,12 +34,12 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 OPTIONS = (
-    Options(),
-    Options(masquerade_all=True),
-    Options(pod_interface="cbr0"),
-    Options(pod_interface="veth*", mark=Mark(1)),
-    Options(pod_families=frozenset([Family.IPV4])),
-    Options(pod_families=frozenset(Family), mark=Mark(1 << 31), shield_loopback=True),
+    NftablesOptions(),
+    NftablesOptions(masquerade_all=True),
+    NftablesOptions(pod_interface="cbr0"),
+    NftablesOptions(pod_interface="veth*", mark=Mark(1)),
+    NftablesOptions(pod_families=frozenset([Family.IPV4])),
+    NftablesOptions(pod_families=frozenset(Family), mark=Mark(1 << 31), shield_loopback=True),
 )
 NODE = NodeRouting(tuple(map(parse_network, ("10.244.0.0/16", "fd10::/16"))))
 
@@ -52,7 +54,7 @@ def nft_version() -> tuple[int, ...]:
 def chains_in(namespace: Namespace) -> set[str]:
     netlink = namespace.call(Nfnetlink)
     try:
-        return set(read_layout(netlink).chains)
+        return set(read_layout(netlink, TABLE).chains)
     finally:
         netlink.close()
 
@@ -83,14 +85,16 @@ def emptied(namespace: Namespace) -> Iterator[None]:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("options", OPTIONS)
-def test_it_loads_and_loads_again_to_the_same(namespace: Namespace, options: Options) -> None:
+def test_it_loads_and_loads_again_to_the_same(
+    namespace: Namespace, options: NftablesOptions
+) -> None:
     with emptied(namespace):
-        load(namespace, ruleset(options, ()))
+        load(namespace, base_rules(options).text(()))
         once = rules_in(namespace)
-        load(namespace, ruleset(options, chains_in(namespace)))
+        load(namespace, base_rules(options).text(chains_in(namespace)))
         assert rules_in(namespace) == once
         assert {name for name in chains_in(namespace) if name.startswith(MARKER)} == {
-            marker(options)
+            base_rules(options).marker()
         }
 
 
@@ -98,23 +102,23 @@ def test_it_loads_and_loads_again_to_the_same(namespace: Namespace, options: Opt
 def test_other_options_are_taken_over_and_leave_no_trace_of_the_first(namespace: Namespace) -> None:
     with emptied(namespace):
         for options in (*OPTIONS, OPTIONS[0]):
-            load(namespace, ruleset(options, chains_in(namespace)))
+            load(namespace, base_rules(options).text(chains_in(namespace)))
             after_others = rules_in(namespace)
-            load(namespace, f"delete table inet {TABLE}\n{ruleset(options, ())}")
+            load(namespace, f"delete table inet {TABLE}\n{base_rules(options).text(())}")
             assert sorted(after_others.splitlines()) == sorted(rules_in(namespace).splitlines())
 
 
 def test_every_option_has_a_marker_of_its_own() -> None:
-    assert len({marker(options) for options in OPTIONS}) == len(OPTIONS)
+    assert len({base_rules(options).marker() for options in OPTIONS}) == len(OPTIONS)
 
 
 def test_the_text_depends_on_the_options_alone() -> None:
     for options in OPTIONS:
-        text = ruleset(options, ())
-        assert f"chain {marker(options)} " in text
-        assert text == ruleset(options, {marker(options), "services"})
+        text = base_rules(options).text(())
+        assert f"chain {base_rules(options).marker()} " in text
+        assert text == base_rules(options).text({base_rules(options).marker(), "services"})
         assert all(f" {name} " in text for name in BY_NAME)
-    stale = ruleset(OPTIONS[0], {"ruleset-0123", "services"})
+    stale = base_rules(OPTIONS[0]).text({"ruleset-0123", "services"})
     assert f"delete chain inet {TABLE} ruleset-0123" in stale
 
 
@@ -173,7 +177,7 @@ def every_kind(*, affinity: int) -> list[ServiceRouting]:
 
 @contextmanager
 def programmed(namespace: Namespace, *, affinity: int) -> Iterator[NftablesDataplane]:
-    dataplane = namespace.call(lambda: NftablesDataplane(Options(pod_interface="cbr0")))
+    dataplane = namespace.call(lambda: NftablesDataplane(NftablesOptions(pod_interface="cbr0")))
     try:
         plan = dataplane.plan_full(every_kind(affinity=affinity), NODE)
         with emptied(namespace):
@@ -222,6 +226,6 @@ def test_new_options_keep_every_element(namespace: Namespace) -> None:
     with programmed(namespace, affinity=10800):
         before = read_all(namespace)
         for options in OPTIONS:
-            load(namespace, ruleset(options, chains_in(namespace)))
+            load(namespace, base_rules(options).text(chains_in(namespace)))
             assert read_all(namespace) == before
-            assert marker(options) in chains_in(namespace)
+            assert base_rules(options).marker() in chains_in(namespace)

@@ -13,12 +13,11 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.schema import Rows, SetKind, Table
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
-from pyproxy.dataplane.nftables.lookup import Machine
-from pyproxy.dataplane.nftables.schema import Rows, SetKind, Table
-from pyproxy.dataplane.nftables.trace import Trace, Way
-from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.nftables.tracer import NftablesView, Trace, Way, trace
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
@@ -33,7 +32,7 @@ from tests.dataplane.nftables.scenes import (
     scenes,
 )
 
-Mutation = Callable[[Machine], Machine]
+Mutation = Callable[[NftablesView], NftablesView]
 Encounter = tuple[Scene, Packet]
 Routings = dict[ObjectName, ServiceRouting]
 Forget = Callable[[Table, Routings, Routings], Table]
@@ -177,7 +176,7 @@ def learned_by(way: Way) -> Table:
 
 
 def without(*kinds: SetKind) -> Mutation:
-    def mutate(held: Machine) -> Machine:
+    def mutate(held: NftablesView) -> NftablesView:
         names = {kind.of(family) for kind in kinds for family in Family}
         kept = {name: rows for name, rows in held.table.items() if name not in names}
         return msgspec.structs.replace(held, table=kept)
@@ -186,7 +185,7 @@ def without(*kinds: SetKind) -> Mutation:
 
 
 def retarget(change: Callable[[str], str]) -> Mutation:
-    def mutate(held: Machine) -> Machine:
+    def mutate(held: NftablesView) -> NftablesView:
         table = {
             name: {
                 key: Tag(change(value.target), value.comment) if isinstance(value, Tag) else value
@@ -203,7 +202,7 @@ def mask_everything(target: str) -> str:
     return f"masq-{target}" if target.startswith(("cluster4", "cluster6")) else target
 
 
-def swap_families(held: Machine) -> Machine:
+def swap_families(held: NftablesView) -> NftablesView:
     swap = {"4": "6", "6": "4"}
     table = {name[:-1] + swap[name[-1]]: rows for name, rows in held.table.items()}
     return msgspec.structs.replace(held, table=table)
@@ -214,7 +213,7 @@ def swap_verdicts(target: str) -> str:
 
 
 def other_options(**fields: object) -> Mutation:
-    def mutate(held: Machine) -> Machine:
+    def mutate(held: NftablesView) -> NftablesView:
         options = msgspec.structs.replace(held.options, **fields)
         return msgspec.structs.replace(held, options=options)
 
@@ -226,15 +225,15 @@ FAULTS = {
     "a masquerade too many": retarget(mask_everything),
     "a masquerade for everybody": other_options(masquerade_all=True),
     "a masquerade for nobody": other_options(pod_interface="", pod_families=frozenset()),
-    "a missing hairpin": without(schema.HAIRPIN),
-    "an ignored source range": without(schema.SOURCE_RANGE_FRONTENDS),
-    "source ranges that let nobody in": without(schema.SOURCES),
+    "a missing hairpin": without(nft.HAIRPIN),
+    "an ignored source range": without(nft.SOURCE_RANGE_FRONTENDS),
+    "source ranges that let nobody in": without(nft.SOURCES),
     "a swapped family": swap_families,
     "a swapped family in one verdict": retarget(swap_verdicts),
-    "pods that are taken for strangers": without(schema.PODS),
+    "pods that are taken for strangers": without(nft.PODS),
     "insiders that are taken for outsiders": without(schema.INTERNAL_SERVICES),
-    "frontends that are not refused": without(schema.NO_ENDPOINT_SERVICES),
-    "ports that nobody serves and nobody refuses": without(schema.CLUSTER_IPS),
+    "frontends that are not refused": without(nft.NO_ENDPOINT_SERVICES),
+    "ports that nobody serves and nobody refuses": without(nft.CLUSTER_IPS),
 }
 
 SEARCH = settings(

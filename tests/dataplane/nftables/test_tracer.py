@@ -7,13 +7,11 @@ from fractions import Fraction
 
 import pytest
 
+from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
-from pyproxy.dataplane.nftables.lookup import Machine
-from pyproxy.dataplane.nftables.rows import frontend_key
-from pyproxy.dataplane.nftables.ruleset import Options
-from pyproxy.dataplane.nftables.schema import Table
-from pyproxy.dataplane.nftables.trace import Did
-from pyproxy.dataplane.nftables.tracer import trace
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
+from pyproxy.dataplane.nftables.tracer import Did, NftablesView, trace
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -30,7 +28,7 @@ from pyproxy.netlink.elements import DROP, Tag, Value
 HOME = "10.96.0.1"
 POD, NODE, OUTSIDE = "10.244.1.11", "172.30.0.11", "203.0.113.5"
 CERTAIN = Fraction(1)
-OPTIONS = Options(pod_interface="cbr0")
+OPTIONS = NftablesOptions(pod_interface="cbr0")
 V4_ALONE, V6_ALONE = frozenset([Family.IPV4]), frozenset([Family.IPV6])
 
 
@@ -70,8 +68,10 @@ def packet(
     return Packet(ip(source), ip(destination), protocol, Port(port), interface, new)
 
 
-def machine(table: Table, learned: Table | None = None, options: Options = OPTIONS) -> Machine:
-    return Machine(
+def machine(
+    table: Table, learned: Table | None = None, options: NftablesOptions = OPTIONS
+) -> NftablesView:
+    return NftablesView(
         table,
         options,
         frozenset([ip(NODE), ip("fd30::11")]),
@@ -151,17 +151,19 @@ def test_a_packet_has_one_verdict(table: Table, sent: Packet, verdict: object) -
 @pytest.mark.parametrize(
     ("options", "sent", "masqueraded"),
     [
-        (Options(pod_interface="cbr0", masquerade_all=True), packet(), True),
-        (Options(pod_interface="cb*"), packet(), False),
-        (Options(pod_interface="cb*"), packet(interface="eth0"), True),
-        (Options(pod_interface="cb"), packet(), True),
-        (Options(), packet(interface="eth0"), False),
-        (Options(pod_families=V6_ALONE), packet(), False),
-        (Options(pod_families=V4_ALONE), packet(), False),
-        (Options(pod_families=V4_ALONE), packet(OUTSIDE), True),
+        (NftablesOptions(pod_interface="cbr0", masquerade_all=True), packet(), True),
+        (NftablesOptions(pod_interface="cb*"), packet(), False),
+        (NftablesOptions(pod_interface="cb*"), packet(interface="eth0"), True),
+        (NftablesOptions(pod_interface="cb"), packet(), True),
+        (NftablesOptions(), packet(interface="eth0"), False),
+        (NftablesOptions(pod_families=V6_ALONE), packet(), False),
+        (NftablesOptions(pod_families=V4_ALONE), packet(), False),
+        (NftablesOptions(pod_families=V4_ALONE), packet(OUTSIDE), True),
     ],
 )
-def test_the_options_say_who_is_a_pod(options: Options, sent: Packet, masqueraded: bool) -> None:
+def test_the_options_say_who_is_a_pod(
+    options: NftablesOptions, sent: Packet, masqueraded: bool
+) -> None:
     table = SERVED | {"pods4": {ip("10.244.0.0") + ip("10.244.255.255"): b""}}
     assert trace(sent, machine(table, options=options)).verdicts() == {
         MARKED if masqueraded else ALONE: CERTAIN
@@ -284,7 +286,7 @@ def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
 def test_loopback_addresses_are_shielded_from_others(interface: str) -> None:
     sent = packet(OUTSIDE, "127.0.0.1", interface=interface)
     verdict = Dropped(DropReason.LOOPBACK) if interface == "eth0" else Untouched()
-    assert trace(sent, machine({}, options=Options(shield_loopback=True))).verdicts() == {
+    assert trace(sent, machine({}, options=NftablesOptions(shield_loopback=True))).verdicts() == {
         verdict: CERTAIN
     }
     assert trace(sent, machine({})).verdicts() == {Untouched(): CERTAIN}

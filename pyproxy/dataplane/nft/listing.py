@@ -1,42 +1,45 @@
-"""A transaction as nft would spell it, for logs, for `diff` and for people."""
+"""Elements as nft spells them: for plans, `diff`, logs and traces."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
 
-from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE, Field, Kinds, Rows, Table
+from pyproxy.dataplane.nft.schema import Field, Kinds, Rows, SetKind, Table
 from pyproxy.model.address import Address, Family, Protocol, address_text
 from pyproxy.netlink.elements import DROP, Shape, Tag, Value
 
 
-def commands(
-    verb: str, table: Table, table_name: str = TABLE, kinds: Kinds = BY_NAME
-) -> Iterator[str]:
-    """Write one line for each element, `add element inet pyproxy services4 { … }`."""
+def commands(verb: str, table: Table, table_name: str, kinds: Kinds) -> Iterator[str]:
+    """Return one command per element, `add element inet pyproxy services4 { … }`."""
     for set_name, rows in table.items():
         for element in elements(set_name, rows, kinds):
             yield f"{verb} element inet {table_name} {set_name} {{ {element} }}"
 
 
-def lines(table: Table, kinds: Kinds = BY_NAME) -> Iterator[str]:
-    """Write one line for each element, `services4 { … }`."""
+def lines(table: Table, kinds: Kinds) -> Iterator[str]:
+    """Return one line per element, `services4 { … }`."""
     for set_name, rows in table.items():
         for element in elements(set_name, rows, kinds):
             yield f"{set_name} {{ {element} }}"
 
 
-def elements(set_name: str, rows: Rows, kinds: Kinds = BY_NAME) -> Iterator[str]:
-    """Write a set's elements as nft lists them."""
+def elements(set_name: str, rows: Rows, kinds: Kinds) -> Iterator[str]:
+    """Return a set's elements as nft lists them."""
     kind, family = kinds[set_name]
     for key, value in rows.items():
-        if kind.shape is Shape.EXACT:
-            text = _fields(kind.key, key, family)
-        else:
-            half = len(key) // 2
-            low, high = (_fields(kind.key, part, family) for part in (key[:half], key[half:]))
-            text = low if low == high else f"{low}-{high.rsplit(' . ', 1)[-1]}"
-        yield text + _value(kind.data, value, family)
+        yield element_text(kind, family, key, value)
+
+
+def element_text(kind: SetKind, family: Family, key: bytes, value: Value) -> str:
+    """Return one element as nft lists it."""
+    if kind.shape is Shape.EXACT:
+        text = _fields(kind.key, key, family)
+    else:
+        half = len(key) // 2
+        low, high = (_fields(kind.key, part, family) for part in (key[:half], key[half:]))
+        text = low if low == high else f"{low}-{high.rsplit(' . ', 1)[-1]}"
+    return text + _value(kind.data, value, family)
 
 
 def _fields(fields: tuple[Field, ...], packed: bytes, family: Family) -> str:

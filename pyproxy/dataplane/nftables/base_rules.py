@@ -1,0 +1,114 @@
+"""The base rules of table `inet pyproxy`: constant, whatever the Services are.
+
+No chain and no rule stands for a Service or an endpoint, so the text depends on the agent's
+configuration alone. The chains that pick an endpoint are in `chains`.
+"""
+
+from __future__ import annotations
+
+from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.base_rules import BaseRules, TrafficOptions
+from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.model.address import Family
+
+_SHIELD = 'iifname != "lo" ip daddr 127.0.0.0/8 ct state new,invalid,untracked drop'
+
+
+class NftablesOptions(TrafficOptions, frozen=True):
+    """The part of the configuration that the base rules depend on.
+
+    `shield_loopback` drops what other machines send to 127.0.0.0/8. The kernel does so itself
+    unless route_localnet is set, which node ports on loopback addresses need. With
+    `endpoint_counters` the elements of frontends and of endpoints count connections.
+    """
+
+    shield_loopback: bool = False
+    endpoint_counters: bool = False
+
+
+def base_rules(options: NftablesOptions) -> BaseRules:
+    """Return the base rules for these options."""
+    counted = schema.COUNTED if options.endpoint_counters else ()
+    return BaseRules(
+        table=TABLE,
+        title="Kubernetes Services, by pyproxy",
+        kinds=schema.BY_NAME,
+        hooks=_HOOKS,
+        chains=_chains(options),
+        counted=frozenset(kind.of(family) for kind in counted for family in Family),
+        is_on_demand=chains.is_made_when_needed,
+        version=chains.fingerprint(),
+    )
+
+
+_HOOKS = {
+    "filter-prerouting": "type filter hook prerouting priority dstnat - 10; policy accept;",
+    "filter-output-before": "type filter hook output priority -110; policy accept;",
+    "nat-prerouting": "type nat hook prerouting priority dstnat; policy accept;",
+    "nat-output": "type nat hook output priority -100; policy accept;",
+    "filter-input": "type filter hook input priority filter; policy accept;",
+    "filter-forward": "type filter hook forward priority filter; policy accept;",
+    "filter-output": "type filter hook output priority filter; policy accept;",
+    "nat-postrouting": "type nat hook postrouting priority srcnat; policy accept;",
+}
+
+
+def _chains(options: NftablesOptions) -> dict[str, list[str]]:
+    new = "ct state new jump"
+    shield = [_SHIELD] if options.shield_loopback else []
+    return {
+        "filter-prerouting": [*shield, f"{new} source-ranges"],
+        "filter-output-before": [f"{new} source-ranges"],
+        "nat-prerouting": ["jump services"],
+        "nat-output": ["jump services"],
+        "filter-input": [f"{new} no-endpoints"],
+        "filter-forward": [f"{new} no-endpoints", f"{new} no-such-port"],
+        "filter-output": [f"{new} no-endpoints", f"{new} no-such-port"],
+        "nat-postrouting": ["jump masquerading"],
+        "services": [rule for family in Family for rule in _services(family, options)],
+        **{f"split{family.value}": _split(family, options) for family in Family},
+        "source-ranges": [_source_ranges(family) for family in Family],
+        "no-endpoints": [f"{nft.NO_ENDPOINT_SERVICES.lookup(f)} goto refuse" for f in Family],
+        "no-such-port": [f"{nft.CLUSTER_IPS.lookup(f)} goto refuse" for f in Family],
+        "refuse": ["meta l4proto tcp reject with tcp reset", "reject"],
+        chains.MARKING: [options.set_mark()],
+        "masquerading": _masquerading(options),
+    }
+
+
+def _services(family: Family, options: NftablesOptions) -> list[str]:
+    rules = []
+    to_cluster_ip = nft.CLUSTER_IPS.lookup(family)
+    if options.masquerade_all:
+        rules.append(f"{to_cluster_ip} {options.set_mark()}")
+    elif from_outside := options.from_pods(family, negate=True):
+        rules.append(f"{to_cluster_ip} {from_outside} {options.set_mark()}")
+    return [*rules, schema.SERVICES.lookup(family)]
+
+
+def _split(family: Family, options: NftablesOptions) -> list[str]:
+    internal = schema.INTERNAL_SERVICES.lookup(family)
+    pods = options.from_pods(family)
+    return [
+        *([f"{pods} {internal}"] if pods else []),
+        f"fib saddr type local {options.set_mark()} {internal}",
+        schema.EXTERNAL_SERVICES.lookup(family),
+    ]
+
+
+def _source_ranges(family: Family) -> str:
+    with_ranges = nft.SOURCE_RANGE_FRONTENDS.lookup(family)
+    return f"{with_ranges} {nft.SOURCES.lookup(family, negate=True)} drop"
+
+
+def _masquerading(options: NftablesOptions) -> list[str]:
+    bit = f"{options.mark:#010x}"
+    return [
+        # Clear the bit: hooks behind this one and tunnels must not see it.
+        f"meta mark & {bit} != 0 meta mark set meta mark ^ {bit} masquerade fully-random",
+        *(
+            f"ct status dnat {nft.HAIRPIN.lookup(family)} masquerade fully-random"
+            for family in Family
+        ),
+    ]
