@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
 import urllib3
 
-from pyproxy_lab.namespace import LabError
+from pyproxy_lab.namespace import LabError, Namespace
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An API object, or a part of one: the lab passes it on as it stands."""
+"""An API object, or a part of one, as decoded JSON."""
 
 SERVICES = "services"
 ENDPOINT_SLICES = "endpointslices"
@@ -21,7 +22,7 @@ _MISSING, _EXISTS = 404, 409
 
 
 class ApiError(LabError):
-    """The API server said no; `status` is its HTTP status."""
+    """The API server responded with the error status `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -29,14 +30,16 @@ class ApiError(LabError):
 
 
 class ApiClient:
-    """Requests to one API server, whose certificate is not looked at: it is a lab's.
+    """Requests to one API server, without a check of its certificate.
 
-    Every method raises ApiError where the server refuses, LabError where it does not answer.
+    They are made in the network namespace `netns`, None for this process's own. Every method
+    blocks, and raises ApiError for an error status, LabError where the server does not respond.
     """
 
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", netns: Namespace | None = None) -> None:
         self.url = url
         self.token = token
+        self._netns = netns
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = urllib3.PoolManager(cert_reqs="CERT_NONE", headers=headers, retries=2)
@@ -80,23 +83,25 @@ class ApiClient:
     ) -> JsonObject:
         headers = {**self._http.headers, "Content-Type": kind, "Accept": "application/json"}
         encoded = None if body is None else msgspec.json.encode(body)
+        send = partial(self._http.request, method, self.url + path, body=encoded, headers=headers)
         try:
-            reply = self._http.request(method, self.url + path, body=encoded, headers=headers)
+            response = self._netns.call(send) if self._netns else send()
         except urllib3.exceptions.HTTPError as error:
             raise LabError(f"{method} {self.url}{path}: {error}") from error
-        if reply.status not in _OK:
-            raise ApiError(f"{method} {path}: {reply.status}: {_message(reply.data)}", reply.status)
-        return msgspec.json.decode(reply.data, type=JsonObject)
+        status, data = response.status, response.data
+        if status not in _OK:
+            raise ApiError(f"{method} {path}: {status}: {_message(data)}", status)
+        return msgspec.json.decode(data, type=JsonObject)
 
 
 def collection(namespace: str, kind: str) -> str:
-    """Give the path of a namespace's Services, Pods or EndpointSlices."""
+    """Return the path of a namespace's Services, Pods or EndpointSlices."""
     group = "/apis/discovery.k8s.io/v1" if kind == ENDPOINT_SLICES else "/api/v1"
     return f"{group}/namespaces/{namespace}/{kind}"
 
 
 def _message(body: bytes) -> str:
-    """Take the message out of a Status, or the body as it is where it is none."""
+    """Return the message of a Status, or the start of the body where it is none."""
     try:
         return str(msgspec.json.decode(body, type=JsonObject)["message"])
     except (msgspec.DecodeError, msgspec.ValidationError, KeyError):

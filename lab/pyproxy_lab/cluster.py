@@ -6,7 +6,6 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,8 +20,11 @@ from pyproxy_lab.client import ApiClient, JsonObject
 from pyproxy_lab.modes import NFTABLES, LabMode
 from pyproxy_lab.network import Network
 from pyproxy_lab.process import Agent, agent_command, socket_of
+from pyproxy_lab.relay import relaying
 from pyproxy_lab.sync_barrier import SyncBarrier
-from pyproxy_lab.topology import TWO_NODES, Site, Topology
+from pyproxy_lab.topology import API_ADDRESS, TWO_NODES, Site, Topology
+
+_PORTS = {"http": 80, "https": 443}
 
 
 class Cluster:
@@ -44,12 +46,13 @@ class Cluster:
         with ExitStack() as stack:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyproxy-")))
             self.network = stack.enter_context(Network(self._topology))
-            address = self.network.connect_to_root()
             if self._api is None:
-                self.client = stack.enter_context(_own_api_server(address))
+                self.client = stack.enter_context(_own_api_server(self.network))
             else:
                 self.client = self._api
-                self._route_to(self._api, address)
+            self._url = self.client.url
+            if self._api is not None:
+                self._url = stack.enter_context(_relayed(self.network, self._api.url))
             for site in self._topology.sites:
                 _register(self.client, site)
             self._stack = stack.pop_all()
@@ -64,9 +67,9 @@ class Cluster:
         self._stack.close()
 
     def kubeconfig(self) -> Path:
-        """Write a kubeconfig for the API server and give its path."""
+        """Write a kubeconfig for agents on the nodes, and return its path."""
         path = self.folder / "kubeconfig"
-        path.write_bytes(msgspec.json.encode(kubeconfig(self.client.url, self.client.token)))
+        path.write_bytes(msgspec.json.encode(kubeconfig(self._url, self.client.token)))
         return path
 
     def agent(
@@ -94,26 +97,31 @@ class Cluster:
         # The conformance cases write their slices themselves, and need none of it.
         from pyproxy_lab.endpointslice_controller import Controller  # noqa: PLC0415
 
-        return Controller.running(self.client.url, self.client.token)
-
-    def _route_to(self, api: ApiClient, bridge: str) -> None:
-        """Lead the nodes to an API server that listens on an address of this machine."""
-        host = urlsplit(api.url).hostname or ""
-        try:
-            address = IPv4Address(host)
-        except ValueError:
-            address = None
-        if address is None or address.is_loopback:
-            raise UsageError(f"--api {api.url}: nodes need an IPv4 address other than 127.0.0.1")
-        for site in self._topology.sites:
-            self.network.namespace(site.name).ip([f"route add {address} via {bridge}"])
+        return Controller.running(self._url, self.client.token, self.network.api.name)
 
 
 @contextmanager
-def _own_api_server(address: str) -> Iterator[ApiClient]:
+def _own_api_server(network: Network) -> Iterator[ApiClient]:
     token = secrets.token_hex(16)
-    with ApiServer.running(Settings(host=address, token=token)) as server:
-        yield ApiClient(server.url, token)
+    settings = Settings(netns=network.api.name, host=API_ADDRESS, token=token)
+    with ApiServer.running(settings) as server:
+        yield ApiClient(server.url, token, network.api)
+
+
+@contextmanager
+def _relayed(network: Network, url: str) -> Iterator[str]:
+    """Relay the nodes' connections to an API server of the machine, and give its URL for them.
+
+    Raises UsageError.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise UsageError(f"--api {url}: write a URL such as https://127.0.0.1:6443")
+    target = (parts.hostname, parts.port or _PORTS[parts.scheme])
+    listener = network.listen()
+    port = listener.getsockname()[1]
+    with relaying(listener, target):
+        yield f"{parts.scheme}://{API_ADDRESS}:{port}{parts.path}"
 
 
 def kubeconfig(url: str, token: str) -> JsonObject:

@@ -13,7 +13,7 @@ from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import SERVICES, JsonObject, collection
 from pyproxy_lab.cluster import Cluster
 from pyproxy_lab.modes import IPVS, LabMode
-from pyproxy_lab.namespace import LabError, ending_well
+from pyproxy_lab.namespace import LabError, interrupted_by_sigterm
 from pyproxy_lab.narrator import check, heading, note, said, shares
 from pyproxy_lab.pods import Kubelet
 from pyproxy_lab.probe import Outcome, probe
@@ -68,7 +68,7 @@ def run(mode: LabMode) -> int:
         TWO_NODES, pods=(msgspec.structs.replace(numbered_pod(CLIENT, 1, 10), ports=()),)
     )
     with (
-        ending_well(),
+        interrupted_by_sigterm(),
         Cluster(only_a_client) as cluster,
         cluster.endpoint_slices(),
         cluster.agent("na", mode) as agent,

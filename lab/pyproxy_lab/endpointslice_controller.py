@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from pyproxy_lab import endpointslices
+from pyproxy_lab import endpointslices, namespace
 from pyproxy_lab.endpointslices import CONTROLLER, MANAGED_BY, SERVICE_NAME, ZONE, Object
 
 log = logging.getLogger(__name__)
@@ -52,13 +52,18 @@ class Controller:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, url: str, token: str = "") -> Iterator[Controller]:
-        """Run a controller in a thread of its own. A server's certificate is not checked."""
+    def running(cls, url: str, token: str = "", netns: str = "") -> Iterator[Controller]:
+        """Run a controller in a thread of its own, which connects in the network namespace `netns`.
+
+        Empty stands for this process's own. The server's certificate is not checked.
+        """
         loop = asyncio.new_event_loop()
         controller = cls(url, token)
         task = loop.create_task(controller.run())
 
         def work() -> None:
+            if netns:
+                namespace.enter(netns)
             with contextlib.suppress(asyncio.CancelledError):
                 loop.run_until_complete(task)
             loop.close()

@@ -1,4 +1,4 @@
-"""Network namespaces by name: made, entered and removed."""
+"""Network namespaces by name: make, enter and remove them, and run programs in them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from pyroute2 import netns
 from pyproxy.errors import PyproxyError, UsageError
 
 NETNS_FOLDER = Path("/run/netns")
-INTERFACES = Path("/sys/class/net")
-OURS = re.compile(r"lab(\d+)-\d+")
+
+_OWN_NAME = re.compile(r"lab(\d+)-\d+")
+"""The names of labs' namespaces; the first number is the id of the process that made it."""
+
+_INTERRUPTIONS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 Value = TypeVar("Value")
 
 
 class LabError(PyproxyError):
-    """Something in the lab could not be set up, or did not answer as it must."""
+    """A part of the lab could not be set up, or did not behave as required."""
 
 
 class Namespace:
@@ -36,7 +39,7 @@ class Namespace:
     def run(
         self, command: Sequence[str], *, text: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program inside to its end, `text` being its input. Raises LabError."""
+        """Run a program inside to its end, with `text` as its input. Raises LabError."""
         return execute(["ip", "netns", "exec", self.name, *command], text=text, check=check)
 
     def start(
@@ -46,12 +49,12 @@ class Namespace:
         stdin: int = subprocess.DEVNULL,
         output: IO[bytes] | int | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a program inside, in a session of its own so that Ctrl-C is ours to pass on.
+        """Start a program inside, in its own session, so that Ctrl-C does not reach it.
 
-        `output` takes both its standard output and its errors; None leaves them where they are.
+        `output` receives its standard output and its errors; with None it inherits both.
         """
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *command],
+            with_default_signals(["ip", "netns", "exec", self.name, *command]),
             stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,
@@ -59,9 +62,9 @@ class Namespace:
         )
 
     def call(self, function: Callable[[], Value]) -> Value:
-        """Call a function in a thread that has entered the namespace, and give what it gives.
+        """Call a function in a thread that has entered the namespace, and return its value.
 
-        Sockets belong for good to the namespace in which they were made, so they may be returned.
+        A socket stays in the namespace in which it was made, so the function may return one.
         """
         visit = _Visit(self.name, function)
         visit.start()
@@ -69,11 +72,11 @@ class Namespace:
         return visit.outcome()
 
     def ip(self, lines: Iterable[str]) -> None:
-        """Give `ip` a batch of commands inside. Raises LabError at the first that fails."""
+        """Run a batch of `ip` commands inside. Raises LabError at the first that fails."""
         ip(lines, options=["-n", self.name])
 
     def sysctl(self, values: Mapping[str, int]) -> None:
-        """Set kernel parameters below /proc/sys/net; those that this kernel lacks are left out."""
+        """Write sysctls below /proc/sys/net; those that this kernel lacks are skipped."""
 
         def write() -> None:
             for key, value in values.items():
@@ -85,7 +88,7 @@ class Namespace:
 
 
 class _Visit(threading.Thread, Generic[Value]):
-    """A thread of its own in a namespace: namespaces belong to threads, and one is never reused."""
+    """A thread that enters a namespace and ends there: setns moves the calling thread alone."""
 
     def __init__(self, name: str, function: Callable[[], Value]) -> None:
         super().__init__(daemon=True)
@@ -96,22 +99,47 @@ class _Visit(threading.Thread, Generic[Value]):
 
     def run(self) -> None:
         try:
-            netns.setns(self._name_of_namespace, flags=0)
+            enter(self._name_of_namespace)
             self._values.append(self._function())
-        except BaseException as error:  # raised again, in the thread that asked
+        except BaseException as error:  # raised again in the thread that called
             self._error = error
 
     def outcome(self) -> Value:
-        """Give the function's value, or raise what it raised."""
+        """Return the function's value, or raise its exception."""
         if self._error is not None:
             raise self._error
         return self._values[0]
 
 
+def enter(name: str) -> None:
+    """Move the calling thread, and the threads that it starts from now on, to a namespace."""
+    netns.setns(name, flags=0)
+
+
+def make_namespaces(names: Sequence[str], sysctls: Mapping[str, int]) -> None:
+    """Make namespaces and write their sysctls. Raises LabError."""
+    ip(f"netns add {name}" for name in names)
+    for name in names:
+        Namespace(name).sysctl(sysctls)
+
+
+def with_default_signals(command: Sequence[str]) -> list[str]:
+    """Return the command, run with default signals where this process ignores some of them.
+
+    An ignored signal stays ignored across exec. A shell without job control starts background
+    programs with SIGINT and SIGQUIT ignored, and nohup with SIGHUP.
+    """
+    ignored = [each.name for each in _INTERRUPTIONS if signal.getsignal(each) is signal.SIG_IGN]
+    if not ignored:
+        return list(command)
+    names = ",".join(name.removeprefix("SIG") for name in ignored)
+    return ["env", f"--default-signal={names}", *command]
+
+
 def execute(
     command: Sequence[str], *, text: str = "", check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end. Raises LabError with what it said."""
+    """Run a program to its end. Raises LabError with its error output."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -122,26 +150,23 @@ def execute(
 
 
 def ip(lines: Iterable[str], *, options: Sequence[str] = ()) -> None:
-    """Give `ip` a batch of commands. Raises LabError at the first that fails."""
+    """Run a batch of `ip` commands. Raises LabError at the first that fails."""
     execute(["ip", *options, "-batch", "-"], text="\n".join(lines))
 
 
 def require_root() -> None:
-    """Stop early where namespaces cannot be made. Raises UsageError."""
+    """Check that namespaces can be made. Raises UsageError."""
     if os.geteuid() != 0:
         raise UsageError("lab: network namespaces need root: run it with sudo")
 
 
 def remove_abandoned() -> None:
-    """Remove what labs whose process was killed have left: programs, namespaces and bridges."""
-    for path in [*NETNS_FOLDER.glob("lab*"), *INTERFACES.glob("lab*")]:
-        found = OURS.match(path.name)
+    """Remove the programs and namespaces of labs whose process was killed."""
+    for path in NETNS_FOLDER.glob("lab*"):
+        found = _OWN_NAME.match(path.name)
         if found is None or Path("/proc", found[1]).exists():
             continue
-        # Another lab that starts at this moment may be ahead of us in any of this.
-        if path.parent == INTERFACES:
-            execute(["ip", "link", "del", path.name], check=False)
-            continue
+        # Another lab that starts at the same time may have removed any of this already.
         for pid in execute(["ip", "netns", "pids", path.name], check=False).stdout.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
@@ -149,13 +174,13 @@ def remove_abandoned() -> None:
 
 
 @contextlib.contextmanager
-def ending_well() -> Iterator[None]:
-    """Inside it SIGTERM ends the program as Ctrl-C does, so that labs are removed."""
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Inside it SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that labs are removed."""
 
-    def end(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

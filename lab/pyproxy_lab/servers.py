@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pyproxy_lab.namespace import LabError
+from pyproxy_lab.namespace import LabError, with_default_signals
 from pyproxy_lab.process import pipes
 
 _PROGRAM = Path(__file__).with_name("echo.py")
@@ -36,7 +36,7 @@ class Servers:
         """Start these, and return once all their ports are open. Raises LabError."""
         words = [",".join([each.namespace, each.name, *map(str, each.ports)]) for each in servers]
         program = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_PROGRAM), *words],
+            with_default_signals([sys.executable, "-I", "-S", str(_PROGRAM), *words]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,13 +1,15 @@
-"""Who is in the lab's network, and under which addresses.
+"""The members of the lab's network and their addresses.
 
-    outside ----+                  172.30.0.100  fd30::100
-                |  the switch, which is also the nodes' default gateway and forwards nothing
+    ext --------+  outside client  172.30.0.100  fd30::100
+                |  sw, the switch: the nodes' default gateway, which forwards nothing
     na ---------+  node-a          172.30.0.11   fd30::11     the node under test
      |- a1, a2     pods            10.244.1.11 … fd10:1::11 …
     nb ---------+  node-b          172.30.0.12   fd30::12
      |- b1, b2     pods            10.244.2.11 … fd10:2::11 …
+    na, nb -----+  api             10.250.0.1                 the API server's address
 
-Pods answer TCP and UDP on 8080 and 8081, and each node on 9090 under the name `ha` or `hb`.
+Pods respond to TCP and UDP on 8080 and 8081, and each node on 9090 under the name `ha` or `hb`.
+No link leads from these namespaces to the machine: the API server's socket is opened in `api`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,12 @@ from collections.abc import Iterator
 import msgspec
 
 from pyproxy.model.address import Family
+
+OUTSIDE, SWITCH, API = "ext", "sw", "api"
+"""The namespaces of the outside client, of the nodes' switch, and of the API server's socket."""
+
+API_ADDRESS = "10.250.0.1"
+"""Where nodes reach the API server; site number n has the address 10.250.0.(n + 1)."""
 
 HOST_PORTS = (9090,)
 POD_PORTS = (8080, 8081)
@@ -98,7 +106,6 @@ def numbered_pod(name: str, site: int, host: int, ports: tuple[int, ...] = POD_P
     return Pod(name, numbered_site(site).name, addresses, ports)
 
 
-OUTSIDE = "ext"
 TWO_NODES = Topology(
     sites=(numbered_site(1), numbered_site(2)),
     pods=(

@@ -15,13 +15,8 @@ def network() -> Iterator[Network]:
         yield made
 
 
-@pytest.fixture(scope="package")
-def api_address(network: Network) -> str:
-    return network.connect_to_root()
-
-
 @pytest.fixture
-def stage(network: Network, api_address: str, tmp_path: Path) -> Iterator[Stage]:
-    found = Stage(network, tmp_path, api_address)
+def stage(network: Network, tmp_path: Path) -> Iterator[Stage]:
+    found = Stage(network, tmp_path)
     yield found
     found.nft("flush", "ruleset")

@@ -26,6 +26,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
 from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.process import Agent, agent_command
+from pyproxy_lab.topology import API_ADDRESS
 
 from pyproxy.dataplane.nft.rows import node_rows
 from pyproxy.dataplane.nft.schema import Table
@@ -134,17 +135,16 @@ class Process(Agent):
 class Stage:
     """A node of a lab's network and everything a test does on it."""
 
-    def __init__(self, network: Network, folder: Path, api: str) -> None:
+    def __init__(self, network: Network, folder: Path) -> None:
         self.network = network
         self.here: Namespace = network.namespace(SITE)
-        self.api_address = api
         self._folder = folder
         self._started = 0
 
     @contextmanager
     def server(self, port: int = 0, middlewares: Iterable[Any] = ()) -> Iterator[ApiServer]:
         """Run an API server that the node reaches, with its Node in it."""
-        settings = Settings(host=self.api_address, port=port)
+        settings = Settings(netns=self.network.api.name, host=API_ADDRESS, port=port)
         with ApiServer.running(settings, tuple(middlewares)) as server:
             server.load([node(self.network)])
             yield server

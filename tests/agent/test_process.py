@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 import pytest
 from aiohttp import web
 from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.topology import API_ADDRESS
 
 from pyproxy import cli
 from pyproxy.netlink import nftables
@@ -111,10 +112,10 @@ def test_it_ends_in_time_while_the_api_server_hangs(stage: Stage) -> None:
 
 
 def test_it_ends_in_time_before_the_api_server_has_said_a_word(stage: Stage) -> None:
-    with closing(socket.create_server((stage.api_address, 0))) as mute:
+    with closing(stage.network.listen()) as mute:
         port = mute.getsockname()[1]
         mute.settimeout(10)
-        with stage.agent(f"http://{stage.api_address}:{port}") as agent, ExitStack() as taken:
+        with stage.agent(f"http://{API_ADDRESS}:{port}") as agent, ExitStack() as taken:
             for _ in range(3):
                 connection = taken.enter_context(closing(mute.accept()[0]))
                 connection.settimeout(10)
@@ -140,9 +141,9 @@ def test_cleanup_removes_what_is_ours_and_nothing_else(stage: Stage) -> None:
 
 
 def test_it_waits_for_an_api_server_that_is_not_there_yet(stage: Stage) -> None:
-    with closing(socket.create_server((stage.api_address, 0))) as place:
+    with closing(stage.network.listen()) as place:
         port = place.getsockname()[1]
-    with stage.agent(f"http://{stage.api_address}:{port}") as agent:
+    with stage.agent(f"http://{API_ADDRESS}:{port}") as agent:
         agent.does(lambda: "API server is away" in agent.said(), "a word that it waits")
         assert stage.health() == 503
         assert "table inet pyproxy" not in stage.tables()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyproxy_lab.network import Network
-from pyproxy_lab.topology import TWO_NODES
+from pyproxy_lab.topology import API_ADDRESS, TWO_NODES
 
 from tests.agent.live import Stage
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.kernel
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Network(TWO_NODES) as network:
         folder: Path = tmp_path_factory.mktemp("ending")
-        yield Stage(network, folder, network.connect_to_root())
+        yield Stage(network, folder)
 
 
 def test_load_balancers_hear_of_it_before_the_process_is_gone(stage: Stage) -> None:
     """Connecting cannot be interrupted, so here the end takes the second that it may take."""
-    nobody = stage.api_address.rpartition(".")[0] + ".254"
+    nobody = API_ADDRESS.rpartition(".")[0] + ".254"
     with stage.server() as server:
         masters = f"{server.url},http://{nobody}:6443"
         stage.here.run(["nft", "add table inet silence"])

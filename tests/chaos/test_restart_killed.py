@@ -58,7 +58,7 @@ def changing(server: ApiServer, chance: random.Random) -> AbstractContextManager
 
 def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Path) -> None:
     chance = random.Random(20)
-    stage = Stage(cluster.network, tmp_path, api_address(cluster))
+    stage = Stage(cluster.network, tmp_path)
     with stage.server() as server:
         server.load([obj for number in range(CROWD) for obj in crowd(chance, number)])
         for point in range(KILLS):
@@ -89,7 +89,3 @@ def is_right(stage: Stage, server: ApiServer) -> bool:
         return stage.is_served(server)
     except AssertionError:  # a commit came between two parts of what was read
         return False
-
-
-def api_address(cluster: Cluster) -> str:
-    return cluster.client.url.partition("//")[2].partition(":")[0]

@@ -17,6 +17,7 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.cluster import kubeconfig
 from pyproxy_lab.network import Network
+from pyproxy_lab.topology import API_ADDRESS
 
 from tests.agent.live import SITE, Process, endpoint_slice, node, service
 
@@ -101,7 +102,7 @@ def test_the_rights_are_enough_and_none_is_idle(
     mistaken["spec"]["externalIPs"] = ["nowhere"]
     site = network.topology.site(SITE)
     here = network.namespace(SITE)
-    settings = Settings(host=network.connect_to_root(), proxy_token=TOKEN)
+    settings = Settings(netns=network.api.name, host=API_ADDRESS, proxy_token=TOKEN)
     with ApiServer.running(settings, [around]) as server:
         server.load([node(network), service("web", "10.96.0.80")])
         server.load([endpoint_slice("web", ["10.244.1.11"]), mistaken])

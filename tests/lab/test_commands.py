@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from pyproxy_lab.namespace import INTERFACES, NETNS_FOLDER
+from pyproxy_lab.apiserver.server import ApiServer
+from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.namespace import NETNS_FOLDER, with_default_signals
 
 PYPROXY = [sys.executable, "-m", "pyproxy"]
 CONFORMANCE = [sys.executable, "-m", "pyproxy_lab.conformance"]
@@ -19,7 +21,7 @@ packets = pytest.mark.packets
 
 
 def left_by(pid: int) -> list[Path]:
-    return [*NETNS_FOLDER.glob(f"lab{pid}-*"), *INTERFACES.glob(f"lab{pid}-*")]
+    return list(NETNS_FOLDER.glob(f"lab{pid}-*"))
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -41,9 +43,8 @@ def test_the_demo_holds_and_leaves_nothing() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @packets
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [*PYPROXY, "lab", "demo"], stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as demo:
+    command = with_default_signals([*PYPROXY, "lab", "demo"])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "Three pods" in line:
@@ -121,7 +122,17 @@ def test_a_mistake_of_the_caller_is_one_line(arguments: list[str], message: str)
 
 
 @packets
-def test_an_api_server_that_nodes_cannot_reach_is_refused() -> None:
-    done = run([*CONFORMANCE, "--api", "http://127.0.0.1:1", str(CASES)])
+def test_an_api_server_of_the_machine_is_reached_through_a_relay(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("- {name: nothing, steps: []}")
+    with ApiServer.running(Settings(token="t")) as server:
+        done = run([*CONFORMANCE, "--api", server.url, "--token", "t", str(file)])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 passed, 0 failed"
+
+
+@packets
+def test_an_api_url_without_a_host_is_a_usage_error() -> None:
+    done = run([*CONFORMANCE, "--api", "127.0.0.1:1", str(CASES)])
     assert done.returncode == 2
-    assert "nodes need an IPv4 address other than 127.0.0.1" in done.stderr
+    assert "--api 127.0.0.1:1: write a URL such as https://127.0.0.1:6443" in done.stderr

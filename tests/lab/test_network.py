@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import pytest
-from pyproxy_lab.namespace import INTERFACES, NETNS_FOLDER, LabError
-from pyproxy_lab.network import BLOCKS, Network, claim_block
+from pyproxy_lab.namespace import NETNS_FOLDER, LabError
+from pyproxy_lab.network import Network
 from pyproxy_lab.probe import Outcome, probe
-from pyproxy_lab.topology import numbered_pod
+from pyproxy_lab.relay import relaying
+from pyproxy_lab.topology import API_ADDRESS, numbered_pod
 
 from pyproxy.model.destination import parse_destination
-from tests.namespaces import empty_namespace
 
 packets = pytest.mark.packets
 
@@ -115,42 +116,46 @@ def test_a_pod_comes_and_goes(network: Network) -> None:
 
 
 @packets
-def test_nodes_reach_this_process_over_the_bridge(network: Network) -> None:
-    address = network.connect_to_root()
-    for site in ("na", "nb"):
-        assert outcome(network, site, f"{address}:1").refused
+def test_nodes_reach_a_socket_that_this_process_has_opened_for_the_api_server(
+    network: Network,
+) -> None:
+    with network.listen() as listener:
+        port = listener.getsockname()[1]
+        for site in ("na", "nb"):
+            reach = partial(socket.create_connection, (API_ADDRESS, port), 5.0)
+            network.namespace(site).call(reach).close()
+    assert outcome(network, "na", f"{API_ADDRESS}:{port}").refused
 
 
 @packets
-def test_two_networks_stand_beside_each_other_and_leave_nothing() -> None:
+def test_a_relay_leads_nodes_to_an_address_of_another_namespace(network: Network) -> None:
+    pod = ("10.244.2.11", 8080)
+    listener = network.listen()
+    port = listener.getsockname()[1]
+    with ExitStack() as stack:
+        enter = partial(stack.enter_context, relaying(listener, pod))
+        network.namespace("a1").call(enter)
+        seen = outcome(network, "na", f"{API_ADDRESS}:{port}")
+    assert seen == Outcome({"b1": 4}, frozenset(["10.244.1.11"]))
+    assert outcome(network, "na", f"{API_ADDRESS}:{port}").refused
+
+
+@packets
+def test_two_networks_exist_at_the_same_time_and_leave_nothing() -> None:
     before = {path.name for path in NETNS_FOLDER.glob("*")}
-    with Network() as one, Network() as other:
-        one.connect_to_root()
-        other.connect_to_root()
+    with Network(), Network() as other:
         assert outcome(other, "a1", "10.244.2.11:8080").reached == {"b1": 4}
         # Other processes may have networks of their own.
         own = NETNS_FOLDER.glob(f"lab{os.getpid()}-*")
         made = {path.name for path in own} - before
-        bridges = {name.rpartition("-")[0] for name in made}
-    assert len(bridges) == 2
+    assert len({name.rpartition("-")[0] for name in made}) == 2
     assert not made & {path.name for path in NETNS_FOLDER.glob("*")}
-    assert not bridges & {path.name for path in INTERFACES.glob("*")}
 
 
 @packets
-def test_no_two_bridges_have_the_same_addresses() -> None:
-    with empty_namespace("blocks") as here:
-        here.ip(["link add one type bridge", "link add two type bridge"])
-        assert here.call(lambda: claim_block("one", BLOCKS - 1)) == BLOCKS - 1
-        assert here.call(lambda: claim_block("two", BLOCKS - 1)) == 0
-        here.ip(["link del one", "link add three type bridge"])
-        assert here.call(lambda: claim_block("three", BLOCKS - 1)) == BLOCKS - 1
-        with pytest.raises(LabError, match="nobody"):
-            here.call(lambda: claim_block("nobody", 1))
-
-
-@packets
-def test_what_is_called_inside_raises_here_and_what_fails_says_why(network: Network) -> None:
+def test_a_call_raises_the_functions_error_and_a_failed_command_its_output(
+    network: Network,
+) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -167,7 +172,6 @@ def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
     program = (
         "from pyproxy_lab.network import Network\n"
         "with Network() as n:\n"
-        "    n.connect_to_root()\n"
         "    print('up', flush=True)\n"
         "    input()\n"
     )
@@ -181,8 +185,7 @@ def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     with Network():
-        left: list[Path] = [*NETNS_FOLDER.glob(pattern), *INTERFACES.glob(pattern)]
-        assert not left
+        assert not list(NETNS_FOLDER.glob(pattern))
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def _stage() -> Iterator[tuple[Stage, ApiServer]]:
         tempfile.TemporaryDirectory(prefix="pyproxy-soak-") as folder,
         Network(TWO_NODES) as network,
     ):
-        stage = Stage(network, Path(folder), network.connect_to_root())
+        stage = Stage(network, Path(folder))
         with stage.server() as server:
             yield stage, server
 

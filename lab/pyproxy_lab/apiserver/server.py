@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -20,11 +22,13 @@ from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.registry import Registry
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.apiserver.store import encode
+from pyproxy_lab.namespace import Namespace
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 _LARGEST_BODY = 16 * 1024 * 1024
+_BACKLOG = 1024
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 _NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 _NO_CACHE = {"Cache-Control": "no-cache, private"}
@@ -89,15 +93,14 @@ class ApiServer:
     async def _listen(self, runner: web.AppRunner) -> None:
         settings = self.settings
         context = _tls(settings)
-        site = web.TCPSite(
-            runner, settings.host, self._port, ssl_context=context, backlog=1024, reuse_address=True
-        )
+        bind = partial(_listener, settings.host, self._port)
         try:
-            await site.start()
+            listener = Namespace(settings.netns).call(bind) if settings.netns else bind()
         except OSError as error:
             raise UsageError(
                 f"lab apiserver: --listen {settings.host}:{settings.port}: {error.strerror}"
             ) from error
+        await web.SockSite(runner, listener, ssl_context=context, backlog=_BACKLOG).start()
 
     async def stop(self) -> None:
         """End all watches and close."""
@@ -228,6 +231,14 @@ def _refusal(error: status.ApiError) -> web.Response:
         content_type="application/json",
         headers=_NO_CACHE,
     )
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Bind the address, in the network namespace of the calling thread. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    # create_server sets SO_REUSEADDR, so that a server can come back to its port.
+    return socket.create_server(address, family=family, backlog=_BACKLOG)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

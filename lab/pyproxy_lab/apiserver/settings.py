@@ -1,4 +1,4 @@
-"""What can be chosen about a server."""
+"""The settings of an API server."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ DEFAULT_CLUSTER_IPS: tuple[Network, ...] = (
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen, whom to let in, what to give out.
+    """The server's address, its tokens, and the ranges that it allocates from.
 
-    Port 0 is any free port. Without `token` everybody may do everything. `proxy_token` may do
-    only what a Service proxy needs. `cluster_ips` are one network, or one of each family, the
-    primary one first. `history` counts the changes of each kind that a watch can go back;
-    `bookmark_interval` is in seconds.
+    The server listens in the network namespace `netns`, empty for this process's own; port 0 is any
+    free port. Without `token` every request has all rights. `proxy_token` has the rights of a
+    Service proxy. `cluster_ips` are one network, or one of each family, the primary one first.
+    `history` counts the changes of each kind that a watch can go back; `bookmark_interval` is in
+    seconds.
     """
 
+    netns: str = ""
     host: str = "127.0.0.1"
     port: int = 0
     token: str = ""

@@ -24,7 +24,7 @@ from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.bench.shape import FRESH_POD, NAMESPACE, Size, endpoint_slice, objects, pod_ip
-from pyproxy_lab.namespace import LabError
+from pyproxy_lab.namespace import LabError, with_default_signals
 from pyproxy_lab.process import pipes
 
 _BY_KIND = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES)}
@@ -90,6 +90,7 @@ class Cluster:
 def running(size: Size) -> Iterator[Cluster]:
     """Run the process. Raises LabError where it does not start."""
     command = [sys.executable, "-m", __name__, str(size.services), str(size.endpoints)]
+    command = with_default_signals(command)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         orders, answers = pipes(process)
         url = answers.readline().decode().strip()

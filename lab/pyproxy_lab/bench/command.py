@@ -21,7 +21,7 @@ from pyproxy_lab.bench.place import own_place
 from pyproxy_lab.bench.report import Report
 from pyproxy_lab.bench.run import Bench, Plan
 from pyproxy_lab.bench.shape import Size
-from pyproxy_lab.namespace import ending_well
+from pyproxy_lab.namespace import interrupted_by_sigterm
 
 _LARGEST = 1 << 19
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output {arguments.output}: {error.strerror}") from error
-    with ending_well():
+    with interrupted_by_sigterm():
         runs = _measure(plan, contestants, arguments.runs)
     done = Report(
         str(plan.size), report.machine(), {each.name: each.command for each in contestants}, runs

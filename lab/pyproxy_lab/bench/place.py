@@ -18,8 +18,16 @@ from contextlib import contextmanager
 import msgspec
 from pyroute2 import netns
 
+from pyproxy_lab import wiring
 from pyproxy_lab.bench.shape import NODE_ADDRESS, POD_NETWORK, POD_PORT, SERVICE_NETWORK
-from pyproxy_lab.namespace import LabError, Namespace, ip, remove_abandoned, require_root
+from pyproxy_lab.namespace import (
+    LabError,
+    Namespace,
+    ip,
+    make_namespaces,
+    remove_abandoned,
+    require_root,
+)
 from pyproxy_lab.process import pipes
 
 CLIENT_ADDRESS = "10.255.0.2"
@@ -46,7 +54,7 @@ def own_place() -> Iterator[Place]:
     names = [f"lab{os.getpid()}-0-{which}" for which in ("node", "client", "pods")]
     node, client, pods = map(Namespace, names)
     try:
-        ip([f"netns add {name}" for name in names])
+        make_namespaces(names, wiring.ON_ALL)
         _wire(node, client, pods)
         with _pods(pods):
             netns.pushns(node.name)
@@ -76,7 +84,7 @@ def _wire(node: Namespace, client: Namespace, pods: Namespace) -> None:
             "route add default via 172.30.0.1",
         ]
     )
-    node.sysctl({"ipv4/ip_forward": 1, "ipv4/icmp_ratelimit": 0})
+    node.sysctl(wiring.ON_NODES)
     client.ip(
         [
             "link set lo up",

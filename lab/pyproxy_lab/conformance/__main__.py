@@ -18,7 +18,7 @@ from pyproxy_lab.conformance.cases import Case
 from pyproxy_lab.conformance.runner import Runner, await_agent
 from pyproxy_lab.conformance.tracing import check_of
 from pyproxy_lab.modes import LabMode
-from pyproxy_lab.namespace import ending_well
+from pyproxy_lab.namespace import interrupted_by_sigterm
 from pyproxy_lab.process import Agent
 
 NODE = "na"
@@ -50,7 +50,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
     api = ApiClient(options.api, options.token) if options.api else None
-    with ending_well(), Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
+    with (
+        interrupted_by_sigterm(),
+        Cluster(api=api) as cluster,
+        _agent(cluster, mode, options) as agent,
+    ):
         check = check_of(mode, cluster.network, NODE) if options.trace else None
         barrier = None if options.agent else cluster.barrier(NODE, agent)
         runner = Runner(cluster.client, cluster.network, mode, options.settle, check, barrier)
