@@ -50,6 +50,9 @@ def test_a_child_of_a_process_that_ignores_interrupts_can_be_interrupted() -> No
 @pytest.mark.parametrize("number", IGNORABLE, ids=lambda number: number.name)
 def test_so_can_a_program_in_a_namespace(number: signal.Signals) -> None:
     with empty_namespace("signals") as here:
-        child = here.start(["sleep", "60"])
-        child.send_signal(number)
-        assert child.wait(timeout=30) == -number
+        command = ["sh", "-c", "echo ready; exec sleep 60"]
+        with here.start(command, output=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            child.send_signal(number)
+            assert child.wait(timeout=30) == -number
