@@ -37,11 +37,16 @@ from pyproxy_lab.process import Agent
 from bench.targets import held_against
 from pyproxy.errors import PyproxyError
 from pyproxy.inspect.client import Client
-from pyproxy.inspect.evidence import EVIDENCE, Target
-from pyproxy.inspect.lookup import LOOKUP, Named
-from pyproxy.inspect.query import Nothing
-from pyproxy.inspect.services import SERVICES, Which
-from pyproxy.inspect.status import STATUS
+from pyproxy.inspect.queries import (
+    FACTS,
+    LOOKUP,
+    SERVICES,
+    STATUS,
+    FactsArgs,
+    LookupArgs,
+    NoArgs,
+    ServicesArgs,
+)
 
 SIZE = Size(10_000, 10)
 LIMIT = 0.5
@@ -94,7 +99,7 @@ class Questions:
 
     def _is_settled(self) -> bool:
         try:
-            status = self._client.ask(STATUS, Nothing())
+            status = self._client.query(STATUS, NoArgs())
         except PyproxyError:  # not listening yet, or busy
             return False
         return status.syncs > 0 and status.pending == 0
@@ -111,13 +116,13 @@ class Questions:
     def over_socket(self) -> Sequence[Action]:
         """Give what asks all that the commands do, one thing after the other."""
         _, service, _, address = (words[-1] for words in _QUESTIONS)
-        ask = self._client.ask
+        ask = self._client.query
         return (
-            partial(ask, STATUS, Nothing()),
-            partial(ask, SERVICES, Which(service)),
-            partial(ask, EVIDENCE, Target(service)),
-            partial(ask, EVIDENCE, Target(address)),
-            partial(ask, LOOKUP, Named(service)),
+            partial(ask, STATUS, NoArgs()),
+            partial(ask, SERVICES, ServicesArgs(service)),
+            partial(ask, FACTS, FactsArgs(service)),
+            partial(ask, FACTS, FactsArgs(address)),
+            partial(ask, LOOKUP, LookupArgs(service)),
         )
 
     def run(self, words: tuple[str, ...]) -> None:

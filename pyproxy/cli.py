@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyproxy
 from pyproxy import logs
-from pyproxy.commands import catalogue
+from pyproxy.commands import registry
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _COMMANDS = {
     "run": "serve this node's Services until told to end",
     "cleanup": "remove everything that pyproxy has put into the kernel",
-    **{name: entry.purpose for name, entry in catalogue.COMMANDS.items()},
+    **{name: entry.help for name, entry in registry.COMMANDS.items()},
     "version": "print the version",
     "lab": "network namespaces, pods and a small API server to try pyproxy with",
     "bench": "measure pyproxy, and others beside it, from outside",
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = ["version"]
         if arguments and arguments[0] in _LAB_COMMANDS:
             return _lab(arguments[0], arguments[1:])
-        if arguments and arguments[0] in catalogue.COMMANDS:
-            return catalogue.run(arguments[0], arguments[1:])
+        if arguments and arguments[0] in registry.COMMANDS:
+            return registry.run(arguments[0], arguments[1:])
         return _command(arguments)
     except (UsageError, PermissionKernelError) as error:
         print(f"pyproxy: {error}", file=sys.stderr)

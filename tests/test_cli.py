@@ -13,11 +13,11 @@ import pyproxy
 from pyproxy import logs
 from pyproxy.agent.shutdown import ShutdownSignal
 from pyproxy.cli import kube_proxy, main
-from pyproxy.commands import catalogue
+from pyproxy.commands import registry
 from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
 
-COMMANDS = f"run, cleanup, {', '.join(catalogue.COMMANDS)}, version, lab, bench"
+COMMANDS = f"run, cleanup, {', '.join(registry.COMMANDS)}, version, lab, bench"
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,8 @@ def test_what_needs_no_api_server_does_not_wait_for_its_client() -> None:
 def test_a_question_to_an_agent_waits_for_no_library_of_the_agent(command: str) -> None:
     program = (
         "import sys, pyproxy.agent.dataplanes\n"
-        "from pyproxy.commands import catalogue\n"
-        f"catalogue.COMMANDS[{command!r}].load()\n"
+        "from pyproxy.commands import registry\n"
+        f"registry.COMMANDS[{command!r}].load()\n"
         "heavy = {'kubernetes', 'urllib3', 'prometheus_client', 'asyncio'}\n"
         "print(heavy & sys.modules.keys())"
     )

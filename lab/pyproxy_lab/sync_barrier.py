@@ -11,7 +11,7 @@ import time
 
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client, NoAgentError
-from pyproxy.inspect.services import SERVICES, Which
+from pyproxy.inspect.queries import SERVICES, ServicesArgs
 from pyproxy_lab.client import ENDPOINT_SLICES, ApiClient, JsonObject, collection
 from pyproxy_lab.client import SERVICES as SERVICES_PATH
 from pyproxy_lab.namespace import LabError
@@ -46,12 +46,12 @@ class Marker:
         Raises PyproxyError where it never will.
         """
         try:
-            found = self._client.ask(SERVICES, Which(f"{NAMESPACE}/{NAME}")).services
+            found = self._client.query(SERVICES, ServicesArgs(f"{NAMESPACE}/{NAME}")).services
         except (NoAgentError, UsageError):  # it does not listen yet, or has not heard of it
             return False
         (port,) = found[0].ports
         programmed = {frontend.port for frontend in port.frontends}
-        used = {each.backend for each in port.backends if each.used_by}
+        used = {each.address for each in port.endpoints if each.used_by}
         return programmed == {self._port} and used == {f"{_ENDPOINT}:{self._port}"}
 
     @property

@@ -184,7 +184,7 @@ class AgentInspector:
         return look_up(self._about.client, name)
 
     @contextmanager
-    def follow(self) -> Iterator[Iterator[Change | None]]:
+    def watch(self) -> Iterator[Iterator[Change | None]]:
         """Tell of every change from now on, as it is programmed; None while there is none."""
         with self._memory.watched() as changes:
             yield _taken(changes)

@@ -39,8 +39,7 @@ from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.server import HealthServers
 from pyproxy.health.service_health import ServiceHealthServer
 from pyproxy.health.state import Health
-from pyproxy.inspect.queries import BY_PATH
-from pyproxy.inspect.server import Server
+from pyproxy.inspect.server import InspectServer
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.rtnetlink import AddressMonitor
 from pyproxy.source.event_recorder import EventRecorder
@@ -158,12 +157,12 @@ def _serve(
 @contextmanager
 def _asked(witness: AgentInspector, settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(_running(Server(settings.inspect_socket, BY_PATH, witness)))
+        stack.enter_context(_running(InspectServer(settings.inspect_socket, witness)))
         if settings.ui is not None:
             # What it brings is for those alone who want a page.
-            from pyproxy.ui.server import Page  # noqa: PLC0415
+            from pyproxy.ui.server import PageServer  # noqa: PLC0415
 
-            page = Page(settings.ui, witness, counters=settings.endpoint_counters)
+            page = PageServer(settings.ui, witness, counters=settings.endpoint_counters)
             stack.enter_context(_running(page))
         yield
 

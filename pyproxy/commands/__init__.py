@@ -1,1 +1,1 @@
-"""What a person asks of a node, as commands: their arguments, and how their answers look."""
+"""Commands that inspect this node: their arguments and their output."""

@@ -1,4 +1,4 @@
-"""Arguments that commands share."""
+"""Arguments and output formats that commands share."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FORMATS = ("table", "json", "yaml")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Declare whom to ask: the agent, or API and kernel with the flags of `pyproxy run`."""
+    """Declare `--no-agent` and the flags of `pyproxy run`, most of them hidden in --help."""
     group = parser.add_argument_group(
-        "whom to ask",
-        "The agent on this node, through its socket. Where none answers, the API server and the "
-        "kernel are read here, with the flags of pyproxy run that are given.",
+        "source",
+        "Commands query the agent on this node through its socket. Without an agent they read the "
+        "API server and the kernel, with the flags of pyproxy run.",
     )
     group.add_argument(
-        "--no-agent", action="store_true", help="read API and kernel even where an agent answers"
+        "--no-agent", action="store_true", help="read API server and kernel, not the agent"
     )
     for flag in FLAGS:
         group.add_argument(
@@ -51,7 +51,7 @@ def add_output(parser: argparse.ArgumentParser, formats: Sequence[str] = _FORMAT
         "--output",
         default=formats[0],
         choices=formats,
-        help=f"{' or '.join(formats)}; {formats[0]} where it is not given",
+        help=f"output format: {', '.join(formats)} (default {formats[0]})",
     )
 
 
@@ -61,14 +61,14 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
         "--watch",
         nargs="?",
         const=2.0,
-        type=_seconds,
+        type=parse_seconds("--watch"),
         metavar="SECONDS",
-        help="show it again every so many seconds (2) until Ctrl-C",
+        help="repeat every SECONDS (default 2) until Ctrl-C",
     )
 
 
-def output_of(namespace: argparse.Namespace) -> Callable[[msgspec.Struct], str] | None:
-    """Give what writes a value as `-o` asks for, None for tables."""
+def encoder(namespace: argparse.Namespace) -> Callable[[msgspec.Struct], str] | None:
+    """Return the encoder that `-o` selects, None for tables."""
     formats: dict[str, Callable[[Any], str]] = {"json": _json, "yaml": _yaml}
     return formats.get(namespace.output)
 
@@ -81,11 +81,27 @@ def _yaml(value: Any) -> str:
     return msgspec.yaml.encode(value).decode().rstrip()
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise UsageError(f"--watch: {text!r} is not between 0.1 and 3600 seconds")
-    return seconds
+def parse_seconds(flag: str, low: float = 0.1, high: float = 3600.0) -> Callable[[str], float]:
+    """Return a parser of a flag in seconds. The parser raises UsageError."""
+
+    def parse(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        if not low <= seconds <= high:
+            raise UsageError(f"{flag}: {text!r} is not between {low:g} and {high:g} seconds")
+        return seconds
+
+    return parse
+
+
+def parse_count(flag: str) -> Callable[[str], int]:
+    """Return a parser of a flag that is a number from 0. The parser raises UsageError."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            raise UsageError(f"{flag}: {text!r} is not a number from 0")
+        return int(text)
+
+    return parse

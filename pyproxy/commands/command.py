@@ -1,4 +1,4 @@
-"""A command: what it asks, how the answer is shown, and with which status it ends."""
+"""A command: arguments, run, exit statuses."""
 
 from __future__ import annotations
 
@@ -11,46 +11,42 @@ from typing import Generic, TypeVar
 import msgspec
 
 from pyproxy.commands import output
-from pyproxy.commands.arguments import add_output, add_source, add_watch, output_of
-from pyproxy.commands.asker import Asker
-from pyproxy.commands.parts import Part
-from pyproxy.commands.statuses import ALWAYS
+from pyproxy.commands.arguments import add_output, add_source, add_watch, encoder
+from pyproxy.commands.output import Part
+from pyproxy.commands.query_runner import QueryRunner
+from pyproxy.commands.registry import COMMON_STATUSES
 
 V = TypeVar("V", bound=msgspec.Struct)
 
 
 class Command(msgspec.Struct, frozen=True):
-    """Anything with arguments that ends with a status.
-
-    `statuses` are lines for --help, such as `0 all is well`.
-    """
+    """A command; `run` returns its exit status, `statuses` are lines for --help."""
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
-    statuses: tuple[str, ...] = ("0 answered",)
+    statuses: tuple[str, ...] = ("0 success",)
 
-    def declare(self, parser: argparse.ArgumentParser, purpose: str) -> None:
-        """Declare its arguments, with its purpose and statuses for --help."""
-        parser.description = purpose
-        parser.epilog = "exit statuses: " + "; ".join((*self.statuses, *ALWAYS))
+    def declare(self, parser: argparse.ArgumentParser, description: str) -> None:
+        """Declare arguments and --help."""
+        parser.description = description
+        parser.epilog = "exit statuses: " + "; ".join((*self.statuses, *COMMON_STATUSES))
         self.add_arguments(parser)
 
 
 class View(msgspec.Struct, Generic[V], frozen=True):
-    """A command that shows one value: as tables, as JSON or YAML, once or again and again.
+    """A command that prints one value as tables, JSON or YAML, once or repeatedly.
 
-    `ask` gets the value. `show` gives what a terminal shows of it. `status` is the exit status that
-    the value means.
+    `fetch` returns the value, `show` its form on a terminal, `status` its exit status.
     """
 
-    ask: Callable[[Asker, argparse.Namespace], V]
+    fetch: Callable[[QueryRunner, argparse.Namespace], V]
     show: Callable[[V], Iterable[Part]]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None
     status: Callable[[V], int] = lambda _: 0
-    statuses: tuple[str, ...] = ("0 answered",)
+    statuses: tuple[str, ...] = ("0 success",)
 
     def command(self) -> Command:
-        """Make a command of it."""
+        """Return the view as a command."""
         return Command(self._declare, self._run, self.statuses)
 
     def _declare(self, parser: argparse.ArgumentParser) -> None:
@@ -60,16 +56,16 @@ class View(msgspec.Struct, Generic[V], frozen=True):
         add_source(parser)
 
     def _run(self, namespace: argparse.Namespace) -> int:
-        asker = Asker(namespace)
+        queries = QueryRunner(namespace)
         while True:
-            value = self.ask(asker, namespace)
+            value = self.fetch(queries, namespace)
             self._print(value, namespace)
             if namespace.watch is None:
                 return self.status(value)
             time.sleep(namespace.watch)
 
     def _print(self, value: V, namespace: argparse.Namespace) -> None:
-        if (encode := output_of(namespace)) is not None:
+        if (encode := encoder(namespace)) is not None:
             print(encode(value), flush=True)
             return
-        output.show(sys.stdout, self.show(value), anew=namespace.watch is not None)
+        output.show(sys.stdout, self.show(value), clear=namespace.watch is not None)

@@ -1,4 +1,4 @@
-"""`pyproxy completion`: a script by which a shell completes commands and flags."""
+"""`pyproxy completion`: print a shell completion script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyproxy.config import command_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the shell."""
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="whose script is wanted")
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="name of the shell")
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -22,17 +22,17 @@ def run(namespace: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Every other command is imported for it, so that it knows what they take.
-    from pyproxy.commands.catalogue import COMMANDS  # noqa: PLC0415
+    # The registry imports this module by name, so this module imports it late.
+    from pyproxy.commands.registry import COMMANDS  # noqa: PLC0415
 
     parser = argparse.ArgumentParser("pyproxy")
     commands = parser.add_subparsers(dest="command")
     for name in ("run", "cleanup"):
         command_line.add_flags(commands.add_parser(name))
     for name, entry in COMMANDS.items():
-        entry.load().declare(commands.add_parser(name, help=entry.purpose), entry.purpose)
+        entry.load().declare(commands.add_parser(name, help=entry.help), entry.help)
     commands.add_parser("version")
     return parser
 
 
-COMMAND = Command(add_arguments, run, ("0 printed",))
+COMMAND = Command(add_arguments, run)

@@ -1,4 +1,4 @@
-"""`pyproxy diff`: what a sync would write now, or after a change, without writing it."""
+"""`pyproxy diff`: print what a sync would write now, or after a change."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
-from pyproxy.commands.humanize import count
-from pyproxy.commands.parts import BAD, DIM, GOOD, Part, text
-from pyproxy.inspect.desired import DESIRED, Desired, desired
-from pyproxy.inspect.difference import Difference, difference
-from pyproxy.inspect.query import Nothing
+from pyproxy.commands.output import BAD, DIM, GOOD, Part, text
+from pyproxy.commands.query_runner import QueryRunner, kernel
+from pyproxy.inspect.diff import DesiredState, Diff, desired_state, diff
+from pyproxy.inspect.humanize import count
+from pyproxy.inspect.queries import DESIRED, NoArgs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,50 +22,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="say what would change if these manifests were applied; may be repeated",
+        help="compare as if these manifests were applied; may be repeated",
     )
     parser.add_argument(
-        "--show-netlink", action="store_true", help="show the messages as well, in hexadecimal"
+        "--show-netlink", action="store_true", help="print the netlink messages in hexadecimal"
     )
 
 
-def ask(asker: Asker, namespace: argparse.Namespace) -> Difference:
-    """Compare."""
-    wanted = _wanted(asker, namespace)
-    with kernel(wanted.settings) as dataplane:
-        return difference(dataplane, wanted, netlink=namespace.show_netlink)
+def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Diff:
+    """Compare desired state and kernel state."""
+    desired = _desired(queries, namespace)
+    with kernel(desired.settings) as dataplane:
+        return diff(dataplane, desired, netlink=namespace.show_netlink)
 
 
-def _wanted(asker: Asker, namespace: argparse.Namespace) -> Desired:
+def _desired(queries: QueryRunner, namespace: argparse.Namespace) -> DesiredState:
     files = [Path(path) for path in namespace.file]
-    if asker.settings.manifests:
-        # A folder that is named here is what is asked about, whatever an agent may serve.
-        return desired(asker.survey(asker.settings, files).snapshot())
-    found = asker.ask(DESIRED, Nothing())
-    return desired(asker.survey(found.settings, files).snapshot()) if files else found
+    if queries.settings.manifests:
+        # --manifests names the desired state, even where an agent serves another folder or an API.
+        return desired_state(queries.oneshot(queries.settings, files).snapshot())
+    found = queries.query(DESIRED, NoArgs())
+    if not files:
+        return found
+    return desired_state(queries.oneshot(found.settings, files).snapshot())
 
 
-def show(found: Difference) -> Iterator[Part]:
-    """Show the plan, one line for each object."""
+def show(found: Diff) -> Iterator[Part]:
+    """Yield a line for each object to write."""
     if found.same:
-        yield text("the kernel holds what it should", GOOD)
+        yield text("the kernel state is the desired state", GOOD)
     for line in found.lines:
         yield text(line, BAD if line.startswith("delete") else GOOD)
     for line in found.rules:
         yield text(f"  {line}", BAD)
     if found.counts:
-        what = ", ".join(count(number, kind) for kind, number in found.counts.items())
-        yield text(f"{what} to write", DIM)
+        total = ", ".join(count(number, kind) for kind, number in found.counts.items())
+        yield text(f"to write: {total}", DIM)
     if found.pending:
-        yield text(f"{count(found.pending, 'service')} wait for the agent's next sync", DIM)
+        yield text(f"pending in the agent: {count(found.pending, 'service')}", DIM)
     for message in found.messages:
         yield text(message, DIM)
 
 
 COMMAND = View(
-    ask,
+    fetch,
     show,
     add_arguments,
     status=lambda found: 0 if found.same else 1,
-    statuses=("0 the kernel holds what it should", "1 it does not, or would not"),
+    statuses=("0 no difference", "1 differences"),
 ).command()

@@ -1,4 +1,4 @@
-"""`pyproxy explain`: the whole way from a Service to a packet, each step with a tick or a cross."""
+"""`pyproxy explain`: check a Service step by step, from its fields to the kernel."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import argparse
 from collections.abc import Iterator
 from contextlib import closing
 
-from pyproxy.commands.asker import Asker, kernel
 from pyproxy.commands.command import View
-from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, table, text
+from pyproxy.commands.output import BAD, DIM, GOOD, Part, Text, table, text
+from pyproxy.commands.query_runner import QueryRunner, kernel
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack.frontends import flow_targets, is_stale
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.errors import KernelError, PyproxyError, UsageError
-from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
-from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, explain
-from pyproxy.inspect.lookup import LOOKUP, Named
+from pyproxy.inspect.explain import Explanation, Result, explain
+from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
+from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
 from pyproxy.inspect.target import parse
 from pyproxy.model.address import Address, Backend, backend_text, parse_address
 from pyproxy.netlink.conntrack import Conntrack
@@ -23,113 +23,111 @@ from pyproxy.netlink.flows import Flow
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.api_objects import ServiceLookup
 
-_SIGNS = {
-    Mark.TICK: ("✓", GOOD),
-    Mark.CROSS: ("✗", BAD),
-    Mark.NOTE: ("•", "yellow"),
-    Mark.SKIPPED: ("-", DIM),
+_MARKS = {
+    Result.OK: ("✓", GOOD),
+    Result.FAILED: ("✗", BAD),
+    Result.NOTE: ("•", "yellow"),
+    Result.SKIPPED: ("-", DIM),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is asked about."""
+    """Declare the target."""
     parser.add_argument(
         "target",
-        metavar="NAMESPACE/NAME|ADDRESS:PORT[/udp]",
-        help="a Service, or what a client connects to",
+        metavar="NAMESPACE/NAME|ADDRESS:PORT[/udp|sctp]",
+        help="a Service, or the destination of a client",
     )
     parser.add_argument(
         "--from",
-        dest="sender",
+        dest="client",
         metavar="ADDRESS",
-        help="the client that source ranges may shut out",
+        help="check the source ranges with this client address",
     )
 
 
-def ask(asker: Asker, namespace: argparse.Namespace) -> Explanation:
-    """Gather the facts, and explain them."""
+def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
+    """Collect the facts and explain them."""
     parse(namespace.target)
-    sender = _sender(namespace.sender)
-    evidence = asker.ask(EVIDENCE, Target(namespace.target))
-    case = Case(evidence, _lookup(asker, evidence), _kernel(evidence), sender)
-    return explain(namespace.target, case)
+    client = _client(namespace.client)
+    agent = queries.query(FACTS, FactsArgs(namespace.target))
+    return explain(
+        namespace.target, Facts(agent, _api_facts(queries, agent), _kernel_facts(agent), client)
+    )
 
 
-def _sender(given: str | None) -> Address | None:
+def _client(given: str | None) -> Address | None:
     try:
         return parse_address(given) if given else None
     except ValueError as error:
         raise UsageError(f"--from: {error}") from error
 
 
-def _lookup(asker: Asker, evidence: Evidence) -> ServiceLookup:
-    name = evidence.resolved.name
+def _api_facts(queries: QueryRunner, agent: AgentFacts) -> ServiceLookup:
+    name = agent.target.name
     if name is None:
-        return ServiceLookup(
-            service_skipped="no name to ask for", pods_skipped="no name to ask for"
-        )
-    # Who answered before has a client for the API already, with the rights that count here.
-    return asker.ask(LOOKUP, Named(str(name)))
+        return ServiceLookup(service_skipped="no Service name", pods_skipped="no Service name")
+    return queries.query(LOOKUP, LookupArgs(str(name)))
 
 
-def _kernel(evidence: Evidence) -> KernelFacts:
-    answer = evidence.routing
-    if answer is None:
-        return KernelFacts(not_read="nothing is programmed", flows_not_read="nothing is programmed")
-    held, not_read = _held(evidence.settings, answer, evidence.node_routing)
+def _kernel_facts(agent: AgentFacts) -> KernelFacts:
+    routing = agent.routing
+    if routing is None:
+        return KernelFacts(not_read="not programmed", flows_not_read="not programmed")
+    diff, not_read = _state_diff(agent.settings, routing, agent.node_routing)
     try:
-        return KernelFacts(held, not_read, flows=tuple(_stale(answer)))
+        return KernelFacts(diff, not_read, stale_flows=tuple(_stale_flows(routing)))
     except KernelError as error:
-        return KernelFacts(held, not_read, flows_not_read=str(error))
+        return KernelFacts(diff, not_read, flows_not_read=str(error))
 
 
-def _held(
-    settings: Settings, answer: ServiceRouting, node: NodeRouting
+def _state_diff(
+    settings: Settings, routing: ServiceRouting, node: NodeRouting
 ) -> tuple[StateDiff | None, str]:
     try:
         with kernel(settings) as dataplane:
-            return dataplane.compare(answer, node), ""
+            return dataplane.compare(routing, node), ""
     except PyproxyError as error:
         return None, str(error)
 
 
-def _stale(answer: ServiceRouting) -> Iterator[str]:
+def _stale_flows(routing: ServiceRouting) -> Iterator[str]:
     with closing(Conntrack()) as table:
-        for key, target in flow_targets(answer):
-            for piece in table.flows(key.family, key.protocol, key.destination):
-                for flow in piece:
+        for key, target in flow_targets(routing):
+            for flows in table.flows(key.family, key.protocol, key.destination):
+                for flow in flows:
                     if flow.destination == key.destination and is_stale(flow, (target,)):
-                        yield _told(flow)
+                        yield _flow_text(flow)
 
 
-def _told(flow: Flow) -> str:
-    source, destination, now = (
+def _flow_text(flow: Flow) -> str:
+    source, destination, endpoint = (
         backend_text(Backend(each)) for each in (flow.source, flow.destination, flow.reply_source)
     )
-    return f"{source} to {destination} is answered by {now}"
+    return f"{source} -> {destination} goes to {endpoint}"
 
 
 def show(found: Explanation) -> Iterator[Part]:
-    """Show the steps, and what they come to."""
+    """Yield the steps, the verdict and the fix."""
     yield table(("", "STEP", found.target), _rows(found))
     yield text("")
-    yield text(found.verdict, GOOD if found.well else BAD)
+    yield text(found.verdict, GOOD if found.ok else BAD)
     if found.fix:
-        yield text(f"what to do: {found.fix}")
+        yield text(f"fix: {found.fix}")
 
 
 def _rows(found: Explanation) -> Iterator[tuple[Text, ...]]:
     for step in found.steps:
-        sign, style = _SIGNS[step.mark]
-        yield text(sign, style), text(step.name), text(step.says)
-        for line in step.lines:
+        mark, style = _MARKS[step.result]
+        yield text(mark, style), text(step.name), text(step.message)
+        for line in step.details:
             yield text(""), text(""), text(line, DIM)
 
 
 COMMAND = View(
-    ask,
+    fetch,
     show,
     add_arguments,
-    status=lambda found: 0 if found.well else 1,
-    statuses=("0 nothing is wrong", "1 something is"),
+    status=lambda found: 0 if found.ok else 1,
+    statuses=("0 no step failed", "1 a step failed"),
 ).command()

@@ -1,47 +1,52 @@
-"""`pyproxy services`: what each Service port has, who serves it, and who does not."""
+"""`pyproxy services`: list Service ports with their addresses and endpoints."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
 
-from pyproxy.commands.asker import Asker
 from pyproxy.commands.command import View
-from pyproxy.commands.parts import BAD, DIM, GOOD, Part, Text, facts, table, text
-from pyproxy.inspect.services import SERVICES, PortView, Services, ServiceView, Which, object_name
+from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, Text, properties, table, text
+from pyproxy.commands.query_runner import QueryRunner
+from pyproxy.inspect.queries import SERVICES, ServicesArgs
+from pyproxy.inspect.services import PortView, Services, ServiceView, object_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which Services are asked for."""
-    parser.add_argument("name", nargs="?", metavar="NAMESPACE/NAME", help="one Service, in full")
-    parser.add_argument("-n", "--namespace", default="", help="those of one namespace")
-    parser.add_argument("-A", "--all-namespaces", action="store_true", help="all (the default)")
+    """Declare the Services to show."""
+    parser.add_argument(
+        "name", nargs="?", metavar="NAMESPACE/NAME", help="show one Service in detail"
+    )
+    parser.add_argument("-n", "--namespace", default="", help="list one namespace")
+    parser.add_argument(
+        "-A", "--all-namespaces", action="store_true", help="list all namespaces (default)"
+    )
 
 
-def ask(asker: Asker, namespace: argparse.Namespace) -> Services:
-    """Ask for them."""
+def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Services:
+    """Query the Services."""
     name = namespace.name or ""
     if name and "/" not in name and namespace.namespace:
         name = f"{namespace.namespace}/{name}"
     if name:
         object_name(name)
-    return asker.ask(SERVICES, Which(name, "" if name else namespace.namespace))
+    return queries.query(SERVICES, ServicesArgs(name, "" if name else namespace.namespace))
 
 
 def show(found: Services) -> Iterator[Part]:
-    """Show a line for each port, or everything about one Service."""
+    """Yield a row for each port, or one Service in detail."""
     if found.named:
-        yield from _in_full(found.services[0])
+        yield from _details(found.services[0])
         return
     yield table(
-        ("NAMESPACE", "NAME", "PORT", "ADDRESSES", "POLICY", "ENDPOINTS", "NOT USED"),
+        ("NAMESPACE", "NAME", "PORT", "ADDRESSES", "POLICY", "ENDPOINTS", "UNUSED BECAUSE"),
         (_row(service, port) for service in found.services for port in service.ports),
     )
 
 
 def _row(service: ServiceView, port: PortView) -> tuple[str | Text, ...]:
-    used = [backend for backend in port.backends if backend.used_by]
-    unused = sorted({backend.why_not for backend in port.backends if not backend.used_by})
+    used = [each for each in port.endpoints if each.used_by]
+    reasons = sorted({each.reason for each in port.endpoints if not each.used_by})
     return (
         service.namespace,
         service.name,
@@ -52,55 +57,55 @@ def _row(service: ServiceView, port: PortView) -> tuple[str | Text, ...]:
         )
         or text("none", BAD),
         _policy(service),
-        text(f"{len(used)}/{len(port.backends)}", GOOD if used else BAD),
-        "; ".join(unused),
+        text(f"{len(used)}/{len(port.endpoints)}", GOOD if used else BAD),
+        "; ".join(reasons),
     )
 
 
-def _in_full(service: ServiceView) -> Iterator[Part]:
-    yield facts(
+def _details(service: ServiceView) -> Iterator[Part]:
+    yield properties(
         [
             ("service", f"{service.namespace}/{service.name}"),
             ("policy", f"internal {service.internal_policy}, external {service.external_policy}"),
             ("affinity", f"{service.affinity_seconds} s" if service.affinity_seconds else "none"),
-            ("source ranges", ", ".join(service.source_ranges) or "everybody"),
+            ("source ranges", ", ".join(service.source_ranges) or "all clients"),
             *([] if service.programmed else [("programmed", text("not yet", BAD))]),
         ]
     )
     for port in service.ports:
         yield text("")
-        yield text(f"port {_port(port)}, {port.family}", "bold")
+        yield text(f"port {_port(port)}, {port.family}", HEAD)
         yield table(
-            ("ADDRESS", "KIND", "USE"),
-            ((f.address, f"{f.scope} :{f.port}", f.use) for f in port.frontends),
+            ("ADDRESS", "PORT", "SCOPE", "USE"),
+            ((f.address, str(f.port), f.scope, f.use) for f in port.frontends),
         )
         yield text("")
         yield table(
-            ("ENDPOINT", "NODE", "ZONE", "USED BY", "WHY NOT"),
+            ("ENDPOINT", "NODE", "ZONE", "USED BY", "UNUSED BECAUSE"),
             (
                 (
-                    b.backend,
-                    b.node,
-                    b.zone,
-                    text(b.used_by or "nobody", GOOD if b.used_by else BAD),
-                    b.why_not,
+                    each.address,
+                    each.node,
+                    each.zone,
+                    text(f"{each.used_by or 'no'} clients", GOOD if each.used_by else BAD),
+                    each.reason,
                 )
-                for b in port.backends
+                for each in port.endpoints
             ),
         )
         if port.hints:
-            yield text(f"topology hints: {port.hints}", DIM)
-    if service.elsewhere:
+            yield text(f"topology hints ignored: {port.hints}", DIM)
+    if service.unmatched:
         yield text("")
         yield table(
-            ("FOR NO PORT", "NODE", "WHY"),
-            ((b.backend, b.node, b.why_not) for b in service.elsewhere),
+            ("UNMATCHED ENDPOINT", "NODE", "REASON"),
+            ((each.address, each.node, each.reason) for each in service.unmatched),
         )
-    if service.problems:
+    if service.invalid:
         yield text("")
         yield table(
-            ("SET ASIDE", "REASON", "WHAT"),
-            ((p.field, p.reason, p.message) for p in service.problems),
+            ("INVALID", "REASON", "MESSAGE"),
+            ((p.field, p.reason, p.message) for p in service.invalid),
         )
 
 
@@ -113,7 +118,7 @@ def _port(port: PortView) -> str:
 def _policy(service: ServiceView) -> str:
     if service.internal_policy == service.external_policy:
         return service.internal_policy
-    return f"{service.internal_policy}, external {service.external_policy}"
+    return f"internal {service.internal_policy}, external {service.external_policy}"
 
 
-COMMAND = View(ask, show, add_arguments).command()
+COMMAND = View(fetch, show, add_arguments).command()

@@ -1,4 +1,4 @@
-"""Answers on a terminal: in colour, and folded where it is narrow."""
+"""Output on a terminal with rich: in colour, folded to its width."""
 
 from __future__ import annotations
 
@@ -6,57 +6,56 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from rich import table, text
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table as Grid
-from rich.text import Text as Drawn
 
-from pyproxy.commands.parts import HEAD, Line, Part, Table, Text
+from pyproxy.commands.output import HEAD, Part, StyledLine, Table, Text
 
 
-def show(file: TextIO, parts: Iterable[Part], *, anew: bool = False) -> None:
-    """Print a view; with `anew` on a terminal that is cleared before."""
+def show(file: TextIO, parts: Iterable[Part], *, clear: bool = False) -> None:
+    """Print parts; `clear` clears the terminal first."""
     console = _console(file)
-    if anew:
+    if clear:
         console.clear()
     for part in parts:
-        console.print(_drawn(part))
+        console.print(_rendered(part))
 
 
 @contextmanager
-def in_place(file: TextIO) -> Iterator[Callable[[Iterable[Part]], None]]:
-    """Give what prints a view where the one before was."""
+def refreshing(file: TextIO) -> Iterator[Callable[[Iterable[Part]], None]]:
+    """Yield a function that prints parts over the previous ones."""
     with Live(console=_console(file), auto_refresh=False) as live:
-        yield lambda parts: live.update(Group(*map(_drawn, parts)), refresh=True)
+        yield lambda parts: live.update(Group(*map(_rendered, parts)), refresh=True)
 
 
 def _console(file: TextIO) -> Console:
     return Console(file=file, highlight=False, emoji=False)
 
 
-def _drawn(part: Part) -> RenderableType:
+def _rendered(part: Part) -> RenderableType:
     if isinstance(part, Text):
         return _text(part)
-    if isinstance(part, Line):
-        return Drawn.assemble(*map(_text, part.texts))
-    return _grid(part)
+    if isinstance(part, StyledLine):
+        return text.Text.assemble(*map(_text, part.texts))
+    return _table(part)
 
 
-def _text(text: Text) -> Drawn:
-    return Drawn(text.plain, style=text.style)
+def _text(part: Text) -> text.Text:
+    return text.Text(part.plain, style=part.style)
 
 
-def _grid(table: Table) -> Grid:
-    grid = Grid(
+def _table(part: Table) -> table.Table:
+    grid = table.Table(
         box=None,
         pad_edge=False,
         padding=(0, 3, 0, 0),
         header_style=HEAD,
-        show_header=bool(table.titles),
+        show_header=bool(part.titles),
     )
-    columns = table.titles or ("",) * max(map(len, table.rows), default=0)
+    columns = part.titles or ("",) * max(map(len, part.rows), default=0)
     for title in columns:
         grid.add_column(title, overflow="fold")
-    for row in table.rows:
+    for row in part.rows:
         grid.add_row(*map(_text, row))
     return grid

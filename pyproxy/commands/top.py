@@ -1,4 +1,4 @@
-"""`pyproxy top`: new connections a second, by Service or by endpoint."""
+"""`pyproxy top`: show new connections per second by Service or endpoint."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from collections.abc import Iterator
 import msgspec
 
 from pyproxy.commands import output
-from pyproxy.commands.arguments import add_output, output_of
+from pyproxy.commands.arguments import add_output, encoder, parse_count, parse_seconds
 from pyproxy.commands.command import Command
-from pyproxy.commands.humanize import count, duration
-from pyproxy.commands.parts import DIM, Part, table, text
+from pyproxy.commands.output import DIM, Part, table, text
 from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
-from pyproxy.errors import UsageError
+from pyproxy.inspect.humanize import count, duration
 
 _ROWS = 20
 _SORTS = ("rate", "total", "name")
-_MANY = 1000
-"""Frontends beyond which reading all endpoints at once costs less than one by one."""
+_DUMP_ABOVE = 1000
+"""Frontends above which one dump of all endpoints costs less than a request for each."""
 
 
 class Row(msgspec.Struct, frozen=True, rename="camel"):
-    """One line: connections a second during the sample, and since the element was made."""
+    """Connections of one Service or endpoint: per second in the sample, and since it was added."""
 
     service: str
     per_second: float
@@ -33,17 +32,17 @@ class Row(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Sample(msgspec.Struct, frozen=True, rename="camel"):
-    """What `pyproxy top` shows at once.
+    """One sample.
 
-    `seconds` is how long the sample took, `reading` how long the last reading of the kernel;
-    `rows` are those shown, of `of` in all.
+    `seconds` is its length, `read_seconds` the time that reading the kernel took, `per_second` the
+    rate of all rows. `rows` has those shown, of `total_rows`.
     """
 
     seconds: float
-    reading: float
+    read_seconds: float
     per_second: float
     rows: tuple[Row, ...]
-    of: int
+    total_rows: int
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,54 +51,66 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         metavar="NAMESPACE[/NAME]",
-        help="count these Services alone",
+        help="show one namespace or one Service",
     )
     parser.add_argument(
         "--endpoints",
         action="store_true",
-        help="a line for each endpoint; without a Service all endpoints are read each time",
+        help="show each endpoint; without a Service this reads all endpoints for each sample",
     )
-    parser.add_argument("--sort", choices=_SORTS, default="rate", help="rate (default), or")
+    parser.add_argument("--sort", choices=_SORTS, default="rate", help="sort key (default rate)")
     parser.add_argument(
-        "--rows", type=_whole, default=_ROWS, metavar="N", help=f"lines to show ({_ROWS}; 0: all)"
+        "--rows",
+        type=parse_count("--rows"),
+        default=_ROWS,
+        metavar="N",
+        help=f"number of rows (default {_ROWS}, 0 for all)",
     )
     parser.add_argument(
-        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="a sample's length (2)"
+        "--interval",
+        type=parse_seconds("--interval"),
+        default=2.0,
+        metavar="SECONDS",
+        help="length of a sample (default 2)",
     )
-    ending = parser.add_mutually_exclusive_group()
-    ending.add_argument("--once", action="store_true", help="show one sample, and end")
-    ending.add_argument(
-        "--iterations", type=_whole, default=0, metavar="N", help="show N samples, and end"
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--once", action="store_true", help="stop after one sample")
+    limit.add_argument(
+        "--iterations",
+        type=parse_count("--iterations"),
+        default=0,
+        metavar="N",
+        help="stop after N samples",
     )
     add_output(parser)
 
 
 def _run(namespace: argparse.Namespace) -> int:
-    encode = output_of(namespace)
+    encode = encoder(namespace)
     samples = _samples(namespace)
     if encode is not None:
         for sample in samples:
             print(encode(sample), flush=True)
         return 0
-    with output.in_place(sys.stdout) as show:
+    with output.refreshing(sys.stdout) as show:
         for sample in samples:
             show(_show(sample))
     return 0
 
 
 def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
-    times = 1 if namespace.once else namespace.iterations
-    wanted = namespace.service
-    if wanted and "/" not in wanted:
-        wanted += "/"
+    limit = 1 if namespace.once else namespace.iterations
+    selected = namespace.service
+    if selected and "/" not in selected:
+        selected += "/"
     reader = CounterReader()
     try:
         reader.require()
-        before, read_at, _ = _read(reader, wanted, namespace)
+        before, read_at, _ = _read(reader, selected, namespace)
         done = 0
-        while not times or done < times:
+        while not limit or done < limit:
             time.sleep(namespace.interval)
-            now, at, took = _read(reader, wanted, namespace)
+            now, at, took = _read(reader, selected, namespace)
             yield sample_of(before, now, at - read_at, took, namespace)
             before, read_at = now, at
             done += 1
@@ -108,19 +119,19 @@ def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
 
 
 def _read(
-    reader: CounterReader, wanted: str, namespace: argparse.Namespace
+    reader: CounterReader, selected: str, namespace: argparse.Namespace
 ) -> tuple[Totals, float, float]:
     began = time.monotonic()
-    totals = reader.services(wanted)
+    totals = reader.services(selected)
     if namespace.endpoints:
-        totals = reader.endpoints(totals, everything=len(totals.by_element) > _MANY)
+        totals = reader.endpoints(totals, everything=len(totals.by_element) > _DUMP_ABOVE)
     return totals, began, time.monotonic() - began
 
 
 def sample_of(
-    before: Totals, now: Totals, seconds: float, reading: float, namespace: argparse.Namespace
+    before: Totals, now: Totals, seconds: float, read_seconds: float, namespace: argparse.Namespace
 ) -> Sample:
-    """Compare two readings that are `seconds` apart, and keep the rows that are asked for."""
+    """Return the difference of two readings `seconds` apart, with the rows that are shown."""
     gained, totals = now.since(before), now.since(None)
     keys = {
         "rate": lambda each: (-gained[each], -totals[each], each),
@@ -132,15 +143,16 @@ def sample_of(
         Row(each.service, gained[each] / seconds, totals[each], each.endpoint)
         for each in owners[: namespace.rows or None]
     )
-    return Sample(seconds, reading, sum(gained.values()) / seconds, tuple(rows), len(owners))
+    return Sample(seconds, read_seconds, sum(gained.values()) / seconds, tuple(rows), len(owners))
 
 
 def _show(sample: Sample) -> Iterator[Part]:
     by_endpoint = any(row.endpoint for row in sample.rows)
-    what = "endpoint" if by_endpoint else "service"
+    noun = "endpoint" if by_endpoint else "service"
     yield text(
-        f"{sample.per_second:,.1f} new connections a second over {duration(sample.seconds)}, "
-        f"{count(len(sample.rows), what)} of {sample.of:,}, read in {duration(sample.reading)}",
+        f"{sample.per_second:,.1f} new connections per second over {duration(sample.seconds)}; "
+        f"showing {len(sample.rows):,} of {count(sample.total_rows, noun)}; "
+        f"read in {duration(sample.read_seconds)}",
         DIM,
     )
     columns = ("SERVICE", "ENDPOINT")[: 1 + by_endpoint]
@@ -155,22 +167,6 @@ def _show(sample: Sample) -> Iterator[Part]:
             for row in sample.rows
         ),
     )
-
-
-def _whole(value: str) -> int:
-    if not (value.isascii() and value.isdigit()):
-        raise UsageError(f"{value!r} is not a number from 0")
-    return int(value)
-
-
-def _interval(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise UsageError(f"--interval: {value!r} is not between 0.1 and 3600 seconds")
-    return seconds
 
 
 COMMAND = Command(_add_arguments, _run)

@@ -1,4 +1,4 @@
-"""`pyproxy trace`: what becomes of a packet, rule by rule, or what is becoming of packets now."""
+"""`pyproxy trace`: trace a packet through the rules, or watch real packets."""
 
 from __future__ import annotations
 
@@ -10,47 +10,46 @@ import msgspec
 
 from pyproxy.agent import tracers
 from pyproxy.agent.trace_source import NODE, packet_from
-from pyproxy.commands import live
-from pyproxy.commands.asker import Asker
+from pyproxy.commands import live_trace
 from pyproxy.commands.command import Command, View
-from pyproxy.commands.parts import BAD, DIM, GOOD, Part, table, text
-from pyproxy.commands.sender import FORM, destination_of, sender_of
+from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, table, text
+from pyproxy.commands.query_runner import QueryRunner
+from pyproxy.commands.trace_arguments import SENDER_FORM, destination_of, port_of, sender_of
 from pyproxy.dataplane.conntrack.known_flow import find_known_flow, trace_known_flow
-from pyproxy.dataplane.packets import Delivered, Dropped, Masquerade, Rejected, TraceResult, Verdict
-from pyproxy.errors import UsageError
-from pyproxy.model.address import Port, address_text, backend_text
+from pyproxy.dataplane.packets import (
+    Delivered,
+    Dropped,
+    Masquerade,
+    Rejected,
+    TraceResult,
+    TraceStep,
+    Verdict,
+)
+from pyproxy.model.address import address_text, backend_text
 from pyproxy.netlink.conntrack import Conntrack
 
-_IN_FULL = 16
-"""Courses up to which each is told with its own steps, and not with its end alone."""
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One thing that happens: in which chain, what, and the rule or element that does it."""
-
-    chain: str
-    what: str
-    by: str = ""
+_MAX_DETAILED = 16
+"""Paths up to which the output has the steps of each; with more it has their verdicts only."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One end that the packet may come to.
+    """One path that the packet may take.
 
-    `share` is its probability, `verdict` "delivered", "rejected", "dropped" or "untouched" (for no
-    Service's). `source` says whom the endpoint sees: "kept" or "masqueraded". `steps` are those
-    that lead here alone.
+    `verdict` is "delivered", "rejected", "dropped" or "untouched" (not a Service's address),
+    `message` the verdict in words. `source` is "kept" or "masqueraded". `steps` are those after the
+    shared ones.
     """
 
-    share: float
+    probability: float
     verdict: str
-    says: str
+    message: str
     endpoint: str = ""
     source: str = ""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[TraceStep, ...] = ()
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What becomes of a packet. `steps` come first in any case, `remarks` are about all of it."""
+class Trace(msgspec.Struct, frozen=True):
+    """A traced packet. `steps` are those that all outcomes share."""
 
     packet: str
     source: str
@@ -58,7 +57,7 @@ class Told(msgspec.Struct, frozen=True):
     port: int
     protocol: str
     interface: str
-    steps: tuple[Step, ...]
+    steps: tuple[TraceStep, ...]
     outcomes: tuple[Outcome, ...]
     remarks: tuple[str, ...]
 
@@ -67,45 +66,46 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="sender",
-        metavar=FORM,
-        help=f"who sends: an address, a pod, this node, or somebody outside the cluster ({NODE}; "
-        "with --live anybody)",
+        metavar=SENDER_FORM,
+        help="sender: an address, a pod, this node, or a client outside the cluster (default "
+        f"{NODE}; with --live any)",
     )
     parser.add_argument(
-        "--to", required=True, metavar="ADDRESS:PORT[/udp|sctp]", help="where the packet goes"
+        "--to", required=True, metavar="ADDRESS:PORT[/udp|sctp]", help="destination of the packet"
     )
     parser.add_argument(
         "--interface",
         default="",
         metavar="NAME",
-        help="by which it comes in, where that is not the one that leads back to the sender",
+        help="input interface (default: the one with the route back to the sender)",
     )
     parser.add_argument(
         "--source-port",
-        type=_port,
+        type=port_of,
         metavar="PORT",
-        help="the sender's port: a flow that conntrack knows goes the way that it went before",
+        help="the sender's port, to follow an established flow of conntrack",
     )
-    live.add_arguments(parser)
+    live_trace.add_arguments(parser)
 
 
-def _ask(asker: Asker, namespace: argparse.Namespace) -> Told:
+def _fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Trace:
     target = destination_of(namespace.to)
-    settings = asker.settings_in_force(target)
+    settings = queries.agent_settings(target)
     sender = sender_of(namespace.sender or NODE, target, settings)
     packet = packet_from(sender, target, namespace.interface)
     if namespace.source_port is not None:
+        # conntrack translates an established flow before any rule of the nat table.
         with closing(Conntrack()) as conntrack:
             flow = find_known_flow(conntrack, packet, namespace.source_port)
         if flow is not None:
-            return told(trace_known_flow(packet, flow))
+            return trace_of(trace_known_flow(packet, flow))
     with closing(tracers.make(settings.mode, settings.iptables.flavour)) as tracer:
-        return told(tracer.trace(packet))
+        return trace_of(tracer.trace(packet))
 
 
-def told(account: TraceResult) -> Told:
-    """Write an account in texts and numbers alone."""
-    packet, shared = account.packet, account.shared_steps()
+def trace_of(result: TraceResult) -> Trace:
+    """Return a tracer's result in texts and numbers, the most probable outcome first."""
+    packet, shared = result.packet, result.shared_steps()
     outcomes = [
         Outcome(
             float(path.probability),
@@ -113,20 +113,20 @@ def told(account: TraceResult) -> Told:
             str(path.verdict),
             backend_text(path.verdict.backend) if isinstance(path.verdict, Delivered) else "",
             _source(path.verdict),
-            tuple(Step(s.chain, s.action, s.by) for s in path.steps[len(shared) :]),
+            path.steps[len(shared) :],
         )
-        for path in account.paths
+        for path in result.paths
     ]
-    return Told(
+    return Trace(
         str(packet),
         address_text(packet.source),
         address_text(packet.destination),
         packet.port,
         packet.protocol.name.lower(),
         packet.interface,
-        tuple(Step(s.chain, s.action, s.by) for s in shared),
-        tuple(sorted(outcomes, key=lambda each: -each.share)),
-        account.remarks,
+        shared,
+        tuple(sorted(outcomes, key=lambda each: -each.probability)),
+        result.remarks,
     )
 
 
@@ -147,67 +147,63 @@ def _source(verdict: Verdict) -> str:
     return "kept" if verdict.masquerade is Masquerade.NONE else "masqueraded"
 
 
-def _show(value: Told) -> Iterator[Part]:
-    yield text(value.packet, "bold")
-    yield from _steps(value.steps)
-    outcomes = value.outcomes
+def _show(trace: Trace) -> Iterator[Part]:
+    yield text(trace.packet, HEAD)
+    yield from _steps(trace.steps)
+    outcomes = trace.outcomes
     if len(outcomes) == 1:
         (only,) = outcomes
         yield from _steps(only.steps)
-        yield text(_sentence(only), _style(only))
+        yield text(_message(only), _style(only))
     else:
-        yield text(f"  then one of {len(outcomes)}, by a random number:")
+        yield text(f"  then one of {len(outcomes)} outcomes, at random:")
         yield table(
-            ("  SHARE", "WHAT BECOMES OF IT"),
-            ((f"  {each.share:.2%}", text(_sentence(each), _style(each))) for each in outcomes),
+            ("  PROBABILITY", "OUTCOME"),
+            ((f"  {each.probability:.2%}", text(each.message, _style(each))) for each in outcomes),
         )
-        for each in outcomes if len(outcomes) <= _IN_FULL else ():
-            yield text(f"  {each.says}", DIM)
+        for each in outcomes if len(outcomes) <= _MAX_DETAILED else ():
+            yield text(f"  {each.message}:", DIM)
             yield from _steps(each.steps)
-    for remark in value.remarks:
+    for remark in trace.remarks:
         yield text(remark, "yellow")
 
 
-def _steps(steps: tuple[Step, ...]) -> Iterator[Part]:
+def _steps(steps: tuple[TraceStep, ...]) -> Iterator[Part]:
     for step in steps:
-        yield text(f"  {step.chain}: {step.what}")
+        yield text(f"  {step.chain}: {step.action}")
         if step.by:
             yield text(f"      {step.by}", DIM)
 
 
-def _sentence(outcome: Outcome) -> str:
+def _message(outcome: Outcome) -> str:
     if outcome.verdict == "untouched":
-        return f"no Service's: {outcome.says}"
-    return outcome.says
+        return f"not a Service address: {outcome.message}"
+    return outcome.message
 
 
 def _style(outcome: Outcome) -> str:
     return {"delivered": GOOD, "untouched": ""}.get(outcome.verdict, BAD)
 
 
-def _status(value: Told) -> int:
-    return 0 if any(each.verdict in ("delivered", "untouched") for each in value.outcomes) else 1
-
-
-def _port(value: str) -> Port:
-    number = int(value) if value.isascii() and value.isdigit() else 0
-    if not 0 < number < 1 << 16:
-        raise UsageError(f"--source-port: {value!r} is not a port: use 1 to 65535")
-    return Port(number)
+def _status(trace: Trace) -> int:
+    return 0 if any(each.verdict in ("delivered", "untouched") for each in trace.outcomes) else 1
 
 
 _VIEW = View(
-    _ask,
+    _fetch,
     _show,
     _add_arguments,
     _status,
-    ("0 it may go through, or packets were seen", "1 rejected or dropped, or no packet was seen"),
+    (
+        "0 an outcome delivers the packet or leaves it untouched (--live: packets seen)",
+        "1 rejected or dropped (--live: no packet seen)",
+    ),
 ).command()
 
 
 def _run(namespace: argparse.Namespace) -> int:
     if namespace.live:
-        return live.run(namespace)
+        return live_trace.run(namespace)
     return _VIEW.run(namespace)
 
 

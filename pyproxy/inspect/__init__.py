@@ -1,1 +1,1 @@
-"""What a person asks of a running node: values from a moment's snapshot, and the socket for it."""
+"""Inspection of a running agent: snapshots, queries over a Unix socket, and explanations."""

@@ -1,4 +1,4 @@
-"""Asking the agent on this machine."""
+"""A client for the socket of the agent on this node."""
 
 from __future__ import annotations
 
@@ -12,100 +12,100 @@ from urllib.parse import urlencode
 import msgspec
 
 from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.query import ErrorReply, Q, Query, R, Stream
+from pyproxy.inspect.queries import A, ErrorReply, Query, R, Stream
 
 _TIMEOUT = 12.0
-"""Seconds without a byte after which an agent is given up."""
+"""Seconds without a byte; the agent itself fails a query after 10 s."""
 
 
 class NoAgentError(PyproxyError):
-    """Nobody listens on the socket."""
+    """No process listens on the socket."""
 
 
 class AgentError(PyproxyError):
-    """The agent could not answer."""
+    """The agent reported an error, or its response cannot be read."""
 
 
-class SilentAgentError(AgentError):
-    """The agent does not answer in time: it is stopped, or stuck."""
+class AgentTimeoutError(AgentError):
+    """The agent did not respond in time: it is stopped or stuck."""
 
 
 class Client:
-    """Questions to the agent behind a socket, each on a connection of its own.
+    """Sends queries to the agent that listens on a Unix socket, one connection each.
 
-    Every method raises NoAgentError, AgentError, and UsageError where the question was wrong or may
-    not be asked.
+    Every method raises NoAgentError, AgentError, and UsageError where the arguments are wrong or
+    the caller has no permission.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def ask(self, endpoint: Query[Q, R], question: Q) -> R:
-        """Ask and wait for the answer."""
-        with self._asked(endpoint.path, question, _TIMEOUT) as body:
-            return msgspec.json.decode(body.read(), type=endpoint.reply)
+    def query(self, query: Query[A, R], arguments: A) -> R:
+        """Send a query and return its result; blocks for 12 s at most without a byte."""
+        with self._response(query.path, arguments, _TIMEOUT) as body:
+            return msgspec.json.decode(body.read(), type=query.result)
 
-    def follow(self, stream: Stream[Q, R], question: Q) -> Iterator[R]:
-        """Give each answer as it comes; ends when the agent does."""
-        decoder = msgspec.json.Decoder(stream.reply)
-        with self._asked(stream.path, question, None) as body:
+    def stream(self, stream: Stream[A, R], arguments: A) -> Iterator[R]:
+        """Yield each result as it arrives, until the agent closes the connection."""
+        decoder = msgspec.json.Decoder(stream.result)
+        with self._response(stream.path, arguments, None) as body:
             while line := body.readline():
                 if line.strip():
                     yield decoder.decode(line)
 
     @contextmanager
-    def _asked(
-        self, path: str, question: msgspec.Struct, timeout: float | None
+    def _response(
+        self, path: str, arguments: msgspec.Struct, timeout: float | None
     ) -> Iterator[http.client.HTTPResponse]:
-        """Give the answer, with its body to read."""
-        query = urlencode(msgspec.to_builtins(question))
+        """Send a request; the response's body is still to be read. Translates all errors."""
+        query = urlencode(msgspec.to_builtins(arguments))
         try:
             with closing(_UnixConnection(self._path, timeout)) as connection:
                 connection.request("GET", f"{path}?{query}" if query else path)
                 response = connection.getresponse()
                 if response.status != HTTPStatus.OK:
-                    raise _refusal(self._path, response.read())
+                    raise _error_of(self._path, response.read())
                 yield response
         except PermissionError as error:
-            raise UsageError(f"{self._path}: only root may ask: use sudo") from error
+            raise UsageError(f"{self._path}: permission denied: run as root") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NoAgentError(f"no agent listens on {self._path}") from error
         except TimeoutError as error:
-            raise SilentAgentError(f"the agent on {self._path} is silent") from error
+            raise AgentTimeoutError(f"the agent on {self._path} did not respond") from error
         except (OSError, http.client.IncompleteRead) as error:
-            raise AgentError(f"{self._path}: the agent broke off: {error}") from error
+            raise AgentError(f"{self._path}: the agent closed the connection: {error}") from error
         except http.client.HTTPException as error:
-            raise _stranger(self._path) from error
+            raise _not_an_agent(self._path) from error
         except msgspec.ValidationError as error:
             raise AgentError(
-                f"{self._path}: the agent is of another version, whose answers are not understood "
-                f"here: {error}"
+                f"{self._path}: the agent has another version, and its response cannot be read: "
+                f"{error}"
             ) from error
         except msgspec.DecodeError as error:
-            raise AgentError(f"{self._path}: the agent broke off: {error}") from error
+            raise AgentError(f"{self._path}: the response is incomplete: {error}") from error
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a socket of the file system; `timeout` is in seconds, None waits for ever."""
+    """HTTP over a Unix socket; `timeout` is in seconds, None for none."""
 
     def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost")
         self._path = path
-        self._patience = timeout
+        self._socket_timeout = timeout
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self._patience)
+        self.sock.settimeout(self._socket_timeout)
         self.sock.connect(self._path)
 
 
-def _refusal(path: str, body: bytes) -> PyproxyError:
+def _error_of(path: str, body: bytes) -> PyproxyError:
     try:
-        refusal = msgspec.json.decode(body, type=ErrorReply)
+        reply = msgspec.json.decode(body, type=ErrorReply)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _stranger(path)
-    return UsageError(refusal.error) if refusal.usage else AgentError(refusal.error)
+        return _not_an_agent(path)
+    return UsageError(reply.error) if reply.usage else AgentError(reply.error)
 
 
-def _stranger(path: str) -> AgentError:
-    return AgentError(f"{path}: what listens there is no agent of ours")
+def _not_an_agent(path: str) -> AgentError:
+    return AgentError(f"{path}: the process that listens there is not a pyproxy agent")

@@ -1,24 +1,110 @@
-"""Every question that the socket answers."""
+"""The queries that the agent's socket serves: path, arguments and result type of each."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
-from pyproxy.inspect.desired import DESIRED
-from pyproxy.inspect.evidence import EVIDENCE
-from pyproxy.inspect.lookup import LOOKUP
-from pyproxy.inspect.query import Query, Stream
-from pyproxy.inspect.services import SERVICES
-from pyproxy.inspect.status import STATUS
-from pyproxy.inspect.watch import WATCH
+import msgspec
 
-ENDPOINTS: tuple[Query[Any, Any] | Stream[Any, Any], ...] = (
-    STATUS,
-    SERVICES,
-    DESIRED,
-    EVIDENCE,
-    LOOKUP,
-    WATCH,
+from pyproxy.inspect.diff import DesiredState, desired_state
+from pyproxy.inspect.facts import AgentFacts, agent_facts
+from pyproxy.inspect.services import Services, object_name, services
+from pyproxy.inspect.snapshot import AgentView, Change
+from pyproxy.inspect.status import Status, status
+from pyproxy.source.api_objects import ServiceLookup
+
+A = TypeVar("A", bound=msgspec.Struct)
+R = TypeVar("R")
+
+
+class Query(msgspec.Struct, Generic[A, R], frozen=True):
+    """A request with one result.
+
+    `arguments` is a struct of texts, numbers and booleans, encoded as a URL query string; `result`
+    is encoded as JSON. `handler` runs in the request's own thread and may raise PyproxyError.
+    """
+
+    path: str
+    arguments: type[A]
+    result: type[R]
+    handler: Callable[[AgentView, A], R]
+
+
+class Stream(msgspec.Struct, Generic[A, R], frozen=True):
+    """A request with results until the client closes the connection: JSON, one line each.
+
+    For None the server writes an empty line, because only a write detects a closed connection.
+    """
+
+    path: str
+    arguments: type[A]
+    result: type[R]
+    handler: Callable[[AgentView, A], Iterator[R | None]]
+
+
+class ErrorReply(msgspec.Struct, frozen=True):
+    """The body of every error response; `usage` says that the request was wrong."""
+
+    error: str
+    usage: bool = False
+
+
+class NoArgs(msgspec.Struct, frozen=True):
+    """No arguments."""
+
+
+class ServicesArgs(msgspec.Struct, frozen=True):
+    """The Service `name` (NAMESPACE/NAME), those of one namespace, or all where both are empty."""
+
+    name: str = ""
+    namespace: str = ""
+
+
+class FactsArgs(msgspec.Struct, frozen=True):
+    """NAMESPACE/NAME or ADDRESS:PORT[/udp|sctp]."""
+
+    target: str
+
+
+class LookupArgs(msgspec.Struct, frozen=True):
+    """NAMESPACE/NAME."""
+
+    name: str
+
+
+class WatchArgs(msgspec.Struct, frozen=True):
+    """The Services of one namespace, or all where it is empty."""
+
+    namespace: str = ""
+
+
+def _watch(agent: AgentView, arguments: WatchArgs) -> Iterator[Change | None]:
+    prefix = f"{arguments.namespace}/" if arguments.namespace else ""
+    with agent.watch() as changes:
+        for change in changes:
+            if change is None or change.service.startswith(prefix):
+                yield change
+
+
+STATUS = Query(
+    "/status", NoArgs, Status, lambda agent, _: status(agent.snapshot(), agent.table_usage())
 )
+SERVICES = Query(
+    "/services",
+    ServicesArgs,
+    Services,
+    lambda agent, args: services(agent.snapshot(), args.name, args.namespace),
+)
+DESIRED = Query("/desired", NoArgs, DesiredState, lambda agent, _: desired_state(agent.snapshot()))
+FACTS = Query(
+    "/facts", FactsArgs, AgentFacts, lambda agent, args: agent_facts(agent.snapshot(), args.target)
+)
+LOOKUP = Query(
+    "/lookup", LookupArgs, ServiceLookup, lambda agent, args: agent.look_up(object_name(args.name))
+)
+WATCH = Stream("/watch", WatchArgs, Change, _watch)
 
-BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
+QUERIES: Mapping[str, Query[Any, Any] | Stream[Any, Any]] = {
+    query.path: query for query in (STATUS, SERVICES, DESIRED, FACTS, LOOKUP, WATCH)
+}

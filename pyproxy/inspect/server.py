@@ -1,8 +1,4 @@
-"""The local socket: JSON over HTTP, for root on this machine and nobody else.
-
-A thread for each client, a few at a time: whoever asks waits for a snapshot, and renders it beside
-the agent's thread, which is held up by neither.
-"""
+"""The agent's Unix socket: JSON over HTTP, for root on this node."""
 
 from __future__ import annotations
 
@@ -12,55 +8,51 @@ import socket
 import socketserver
 import stat
 import struct
-from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import msgspec
 
-from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.query import ErrorReply, Query, Stream
+from pyproxy.inspect.http_server import BoundedThreads, RequestHandler
+from pyproxy.inspect.queries import QUERIES, ErrorReply, Stream
 from pyproxy.inspect.snapshot import AgentView
-from pyproxy.inspect.threads import BoundedThreads
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
-_REQUEST_TIMEOUT = 10.0
 _STOP_TIMEOUT = 1.0
 _CREDENTIALS = struct.Struct("3i")
+"""struct ucred of SO_PEERCRED: pid, uid, gid."""
 
-Endpoints = Mapping[str, Query[Any, Any] | Stream[Any, Any]]
 
+class InspectServer:
+    """Serves queries on a Unix socket between `start` and `stop`.
 
-class Server:
-    """Answers on a Unix socket between `start` and `stop`.
-
-    A socket that cannot be had is a warning: what the agent is for goes on without it.
+    Each client has a thread of its own, so that rendering a result does not delay the agent's
+    thread. A socket that cannot be bound is a warning: the agent proxies without it.
     """
 
-    def __init__(self, path: str, endpoints: Endpoints, witness: AgentView) -> None:
+    def __init__(self, path: str, agent: AgentView) -> None:
         self._path = path
-        self._endpoints = endpoints
-        self._witness = witness
+        self._agent = agent
         self._server: _Listener | None = None
         self._thread: Worker | None = None
-        self._ending = False
+        self._stopping = False
 
     def start(self) -> None:
-        """Listen and begin to answer; nowhere where the path is empty."""
+        """Listen and serve; does nothing where the path is empty."""
         if not self._path:
             return
         try:
-            _make_way(Path(self._path))
-            self._server = _Listener(self._path, self._endpoints, self._witness)
+            _remove_stale_socket(Path(self._path))
+            self._server = _Listener(self._path, self._agent)
         except OSError as error:
             log.warning(
-                "cannot be asked on %s: %s; commands such as pyproxy status do without this agent",
+                "cannot listen on %s: %s; pyproxy status and other commands cannot query this "
+                "agent",
                 self._path,
                 error.strerror or error,
             )
@@ -69,10 +61,10 @@ class Server:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the socket and take it off the file system."""
+        """Close the socket and remove its file; returns within about a second."""
         if self._server is None or self._thread is None:
             return
-        self._ending = True
+        self._stopping = True
         with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
             last.connect(self._path)
         self._thread.end(_STOP_TIMEOUT)
@@ -80,14 +72,14 @@ class Server:
         Path(self._path).unlink(missing_ok=True)
 
     def _run(self) -> None:
-        # socketserver's own loop wakes up twice a second to see whether it is to end, and takes as
-        # long for it. This one sleeps until somebody comes, be it only to end it.
-        while self._server is not None and not self._ending:
+        # serve_forever of socketserver polls twice a second. This loop sleeps until a client
+        # connects; `stop` connects to wake it up.
+        while self._server is not None and not self._stopping:
             self._server.handle_request()
 
 
-def _make_way(path: Path) -> None:
-    """Remove a socket that nobody listens on any more. Raises OSError where somebody does."""
+def _remove_stale_socket(path: Path) -> None:
+    """Remove a socket on which no process listens. Raises FileExistsError where one does."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (path.exists() and stat.S_ISSOCK(path.stat().st_mode)):
         return
@@ -97,80 +89,51 @@ def _make_way(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         else:
-            raise FileExistsError(0, "another agent listens there: give --inspect-socket")
+            raise FileExistsError(0, "another agent listens there: set --inspect-socket")
 
 
 class _Listener(BoundedThreads, socketserver.UnixStreamServer):
     request_queue_size = BoundedThreads.clients
 
-    def __init__(self, path: str, endpoints: Endpoints, witness: AgentView) -> None:
-        self.endpoints = endpoints
-        self.witness = witness
+    def __init__(self, path: str, agent: AgentView) -> None:
+        self.agent = agent
         super().__init__(path, _Handler)
 
     def server_bind(self) -> None:
         super().server_bind()
-        # Nobody can connect before listen, and so nobody got in with other rights.
+        # No client can connect before listen(), so none connected with the umask's mode.
         Path(str(self.server_address)).chmod(0o600)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        """Let root in, and who the agent runs as; root of another user namespace is somebody."""
+        """Accept only root and the agent's own user.
+
+        The kernel maps root of another user namespace to the overflow uid, which is not accepted.
+        """
         credentials = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(credentials)
         return uid in {0, os.geteuid()}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RequestHandler):
     server: _Listener
-    timeout = _REQUEST_TIMEOUT
 
-    def do_GET(self) -> None:
-        """Answer one question."""
-        target = urlsplit(self.path)
-        endpoint = self.server.endpoints.get(target.path)
-        if endpoint is None:
-            known = ", ".join(self.server.endpoints)
-            self._refuse(HTTPStatus.NOT_FOUND, ErrorReply(f"{target.path} is none of {known}"))
+    def get(self, path: str, query: str) -> None:
+        """Run one query."""
+        known = QUERIES.get(path)
+        if known is None:
+            self.fail(HTTPStatus.NOT_FOUND, f"{path}: no such query: use {', '.join(QUERIES)}")
             return
-        try:
-            given = dict(parse_qsl(target.query, strict_parsing=True)) if target.query else {}
-            question = msgspec.convert(given, endpoint.question, strict=False)
-            if isinstance(endpoint, Stream):
-                self._stream(endpoint, question)
-            else:
-                body = msgspec.json.encode(endpoint.respond(self.server.witness, question))
-                self._reply(HTTPStatus.OK, body)
-        except (UsageError, ValueError) as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, ErrorReply(str(error), usage=True))
-        except PyproxyError as error:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, ErrorReply(str(error)))
-        except OSError:
-            raise
-        except Exception as error:
-            log.exception("answering %s failed, which is a mistake in pyproxy", target.path)
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, ErrorReply(f"{type(error).__name__}"))
+        given = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        arguments = msgspec.convert(given, known.arguments, strict=False)
+        if isinstance(known, Stream):
+            self.send_head(HTTPStatus.OK, "application/jsonl")
+            for each in known.handler(self.server.agent, arguments):
+                self.wfile.write((b"" if each is None else msgspec.json.encode(each)) + b"\n")
+        else:
+            body = msgspec.json.encode(known.handler(self.server.agent, arguments))
+            self.respond(HTTPStatus.OK, body, "application/json")
 
-    def _stream(self, endpoint: Stream[Any, Any], question: msgspec.Struct) -> None:
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", "application/jsonl")
-        self.end_headers()
-        for each in endpoint.respond(self.server.witness, question):
-            self.wfile.write((b"" if each is None else msgspec.json.encode(each)) + b"\n")
-
-    def _refuse(self, status: HTTPStatus, refusal: ErrorReply) -> None:
-        self._reply(status, msgspec.json.encode(refusal))
-
-    def _reply(self, status: HTTPStatus, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Leave the log to what matters."""
-        log.debug(format, *args)
-
-    def address_string(self) -> str:
-        """A Unix socket's client has no address."""
-        return "a local client"
+    def fail(self, status: HTTPStatus, message: str) -> None:
+        """Send an ErrorReply."""
+        reply = ErrorReply(message, usage=status is self.usage_status)
+        self.respond(status, msgspec.json.encode(reply), "application/json")

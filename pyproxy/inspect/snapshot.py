@@ -1,4 +1,4 @@
-"""The agent at one moment, as a value that any thread may take its time over."""
+"""The state of an agent at one moment, as a value that any thread may read."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from pyproxy.source.api_objects import ServiceLookup
 
 
 class Sync(msgspec.Struct, frozen=True):
-    """One commit: when it ended (seconds since the epoch), how long it took, and for what.
+    """One commit.
 
-    `whole` says that the kernel was read back for it.
+    `ended` is in seconds since the epoch, `duration` in seconds. `services` is the number of
+    planned Services. `full` says that the plan started from a read-back of the kernel.
     """
 
     ended: float
-    took: float
+    duration: float
     services: int
-    whole: bool
+    full: bool
 
 
 class Repair(msgspec.Struct, frozen=True):
-    """What somebody else's write made necessary; `counts` are objects by kind."""
+    """One repair of drift.
+
+    `by` is the program that changed our objects, empty where unknown. `counts` has the number of
+    repaired objects by kind.
+    """
 
     ended: float
     by: str
@@ -38,12 +43,11 @@ class Repair(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What the agent knows, what it has programmed, and how it is.
+    """The agent's desired state, the programmed routings, and its health.
 
-    The mappings are copies of their own with frozen values. `answers` are those programmed.
-    `started` and `now` are in seconds since the epoch; `api_age` is for how many seconds nothing
-    was heard of the API server, 0 for a folder of manifests. `pending` are Services that wait for
-    the next sync.
+    The mappings are copies with frozen values. `started` and `now` are in seconds since the epoch.
+    `api_age` is in seconds since the last byte from the API server, 0 for a folder of manifests.
+    `pending` is the number of Services that wait for the next sync.
     """
 
     settings: Settings
@@ -64,41 +68,58 @@ class Snapshot(msgspec.Struct, frozen=True):
     last_repair: Repair | None = None
 
     def slices_of(self, service: ObjectName) -> tuple[EndpointSlice, ...]:
-        """Give the slices that name a Service, by name."""
+        """Return the slices of a Service, sorted by name."""
         found = [each for each in self.slices.values() if each.service == service]
         return tuple(sorted(found, key=lambda each: each.name))
 
 
-class Change(msgspec.Struct, frozen=True):
-    """One Service as a commit has just programmed it.
+class Change(msgspec.Struct, frozen=True, rename="camel"):
+    """One Service that a commit has added, changed or removed.
 
-    `latency` is in seconds from the reading of the oldest change in that commit, None where nothing
-    was read for it. `ended` is in seconds since the epoch.
+    `type` is "added", "changed" or "removed". `endpoints` is the number of distinct endpoints.
+    `ended` is in seconds since the epoch; `sync_duration` and `latency` are in seconds. `latency`
+    runs from the receipt of the oldest event of the commit to the end of the commit; None where
+    the commit had no event.
     """
 
     service: str
-    what: str
+    type: str
     endpoints: int
     ended: float
-    took: float
+    sync_duration: float
     latency: float | None = None
 
 
 class AgentView(Protocol):
-    """Whoever can tell of an agent: the one that runs here, or one made up to answer a question."""
+    """Read access to an agent: the running one, or one that reads API and kernel once.
+
+    All methods may be called from any thread at any time; none changes anything.
+    """
 
     def snapshot(self) -> Snapshot:
-        """Take a snapshot in the agent's thread. Raises BusyError."""
+        """Return a snapshot.
+
+        Blocks until the agent's thread has taken it, for 10 s at most. Raises BusyError.
+        """
         ...
 
     def table_usage(self) -> tuple[TableUsage, ...]:
-        """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
+        """Return the number of objects in the kernel's tables; empty where it is unknown.
+
+        May read the kernel in the calling thread.
+        """
         ...
 
     def look_up(self, name: ObjectName) -> ServiceLookup:
-        """Ask the API server for a Service and its pods; what goes wrong is part of the answer."""
+        """Ask the API server for a Service and its pods; the result includes failures.
+
+        Blocks the calling thread until the API server responds or a timeout of a few seconds ends.
+        """
         ...
 
-    def follow(self) -> AbstractContextManager[Iterator[Change | None]]:
-        """Tell of every change from now on, as it is programmed; None while there is none."""
+    def watch(self) -> AbstractContextManager[Iterator[Change | None]]:
+        """Return each change from now on, as it is committed, and None after a second without one.
+
+        The iterator blocks. A reader that is too slow loses changes and delays no sync.
+        """
         ...

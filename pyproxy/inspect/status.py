@@ -1,4 +1,4 @@
-"""How the agent on this node is, as one page."""
+"""The agent's status: the value that `pyproxy status` and the page show."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import msgspec
 import pyproxy
 from pyproxy.dataplane.interface import TableUsage
 from pyproxy.errors import Problem
-from pyproxy.inspect.query import Nothing, Query
-from pyproxy.inspect.snapshot import AgentView, Repair, Snapshot, Sync
+from pyproxy.inspect.snapshot import Repair, Snapshot, Sync
 from pyproxy.model.address import address_text
 
 
 class InvalidObject(msgspec.Struct, frozen=True):
-    """What is wrong with one object, and what becomes of it."""
+    """A part of an object that cannot be programmed, and the effect."""
 
     kind: str
     name: str
@@ -23,11 +22,10 @@ class InvalidObject(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True, rename="camel"):
-    """Mode, health, size, pace, and what is not as it should be.
+    """Mode, health, numbers of objects, syncs, repairs and invalid objects.
 
-    Times of day are in seconds since the epoch, durations in seconds. `source` is where objects
-    come from, and `source_age` for how long nothing came from there. `endpoints` counts every
-    endpoint of every slice, `fill` what the kernel holds.
+    Times are in seconds since the epoch, ages and durations in seconds. `source` is the API server,
+    kubeconfig or folder of manifests. `endpoints` counts all endpoints of all slices.
     """
 
     version: str
@@ -51,11 +49,11 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     last_sync: Sync | None = None
     last_repair: Repair | None = None
     invalid: tuple[InvalidObject, ...] = ()
-    fill: tuple[TableUsage, ...] = ()
+    tables: tuple[TableUsage, ...] = ()
 
 
-def status(snapshot: Snapshot, fill: tuple[TableUsage, ...] = ()) -> Status:
-    """Reduce a snapshot to its status."""
+def status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Status:
+    """Return the status of a snapshot."""
     settings, node = snapshot.settings, snapshot.node
     return Status(
         version=pyproxy.__version__,
@@ -65,7 +63,7 @@ def status(snapshot: Snapshot, fill: tuple[TableUsage, ...] = ()) -> Status:
         started=snapshot.started,
         now=snapshot.now,
         health=health(snapshot),
-        healthy=snapshot.health.healthy and not snapshot.health.shutting_down,
+        healthy=is_healthy(snapshot),
         source=settings.manifests or settings.api.master or settings.api.kubeconfig or "in-cluster",
         source_age=snapshot.api_age,
         services=len(snapshot.services),
@@ -78,32 +76,30 @@ def status(snapshot: Snapshot, fill: tuple[TableUsage, ...] = ()) -> Status:
         pod_networks=tuple(map(str, snapshot.node_routing.pod_networks)),
         last_sync=snapshot.last_sync,
         last_repair=snapshot.last_repair,
-        invalid=tuple(map(invalid, snapshot.problems)),
-        fill=fill,
+        invalid=tuple(map(invalid_object, snapshot.problems)),
+        tables=tables,
     )
+
+
+def is_healthy(snapshot: Snapshot) -> bool:
+    """Tell whether the agent is healthy and not shutting down."""
+    return snapshot.health.healthy and not snapshot.health.shutting_down
 
 
 def health(snapshot: Snapshot) -> str:
-    """Say how the agent is, in a few words."""
+    """Return the agent's health in a few words."""
     report = snapshot.health
     if report.shutting_down:
-        return "ending"
+        return "shutting down"
     if not report.last_updated:
-        return "starting: nothing is programmed yet"
+        return "starting: the first sync is not complete"
     if not report.healthy:
-        return "unhealthy: the last sync is overdue, or a part of the agent keeps failing"
-    return "healthy" if report.node_eligible else "healthy, on a node that is to go"
+        return "unhealthy: a sync is overdue, or an agent thread is stuck or fails repeatedly"
+    return "healthy" if report.node_eligible else "healthy, on a node that is being deleted"
 
 
-def invalid(problem: Problem) -> InvalidObject:
-    """Write a problem for people and scripts."""
+def invalid_object(problem: Problem) -> InvalidObject:
+    """Return a problem in texts."""
     return InvalidObject(
         problem.kind, problem.name, problem.field, problem.message, problem.reason.value
     )
-
-
-def _route(witness: AgentView, _: Nothing) -> Status:
-    return status(witness.snapshot(), witness.table_usage())
-
-
-STATUS = Query("/status", Nothing, Status, _route)

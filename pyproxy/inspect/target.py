@@ -1,4 +1,4 @@
-"""What a person asks about: a Service by name, or an address and port that a client would use."""
+"""The target of an explanation: a Service name, or the address and port that a client uses."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.model.objects import ObjectName, Service
 
 
-class Resolved(msgspec.Struct, frozen=True):
-    """Which Service a question is about; `why` says how that is known, or what is wrong with it.
+class Target(msgspec.Struct, frozen=True):
+    """A Service, and the destination where the user gave one.
 
-    `name` is None where no Service has anything to do with the destination.
+    `name` is None where no Service has the destination. `served` says that this node serves the
+    destination; then `scope` is its kind of address, else `reason` and `fix` say why not.
     """
 
     name: ObjectName | None
     destination: Destination | None = None
-    answered: bool = True
-    why: str = ""
+    served: bool = True
+    scope: str = ""
+    reason: str = ""
     fix: str = ""
 
 
 def parse(text: str) -> ObjectName | Destination:
-    """Read NAMESPACE/NAME, ADDRESS:PORT or ADDRESS:PORT/PROTOCOL. Raises UsageError."""
+    """Parse NAMESPACE/NAME, ADDRESS:PORT or ADDRESS:PORT/PROTOCOL. Raises UsageError."""
     if ":" not in text:
         return object_name(text)
     try:
@@ -37,54 +39,58 @@ def parse(text: str) -> ObjectName | Destination:
         raise UsageError(f"{error}, or NAMESPACE/NAME for a Service") from error
 
 
-def resolve(snapshot: Snapshot, text: str) -> Resolved:
-    """Find the Service that a question is about. Raises UsageError."""
+def resolve(snapshot: Snapshot, text: str) -> Target:
+    """Return the Service of a target. Raises UsageError where the text cannot be parsed."""
     target = parse(text)
     if isinstance(target, ObjectName):
-        return Resolved(target)
+        return Target(target)
     for routing in snapshot.routings.values():
         for port in routing.ports:
             for f in port.frontends:
-                if f.address == target.address and _is(f.port, port.protocol, target):
-                    return Resolved(routing.name, target, why=f"a {f.scope.value} of it")
-    return next(_near_misses(snapshot, target), Resolved(None, target, answered=False))
+                if f.address == target.address and _same_port(f.port, port.protocol, target):
+                    return Target(routing.name, target, scope=f.scope.value)
+    return next(_candidates(snapshot, target), Target(None, target, served=False))
 
 
-def _near_misses(snapshot: Snapshot, target: Destination) -> Iterator[Resolved]:
-    """Find who might have been meant; the likeliest first."""
+def _candidates(snapshot: Snapshot, target: Destination) -> Iterator[Target]:
+    """Yield the Services that have a part of an unserved destination, the likeliest first."""
     for service in snapshot.services.values():
-        if _has(service, target.address):
-            if any(_is(port.port, port.protocol, target) for port in service.ports):
-                yield Resolved(
-                    service.name, target, answered=False, why="it has it, and this node does not"
+        if _has_address(service, target.address):
+            if any(_same_port(port.port, port.protocol, target) for port in service.ports):
+                yield Target(
+                    service.name,
+                    target,
+                    served=False,
+                    reason=f"{service.name} has it, but this node does not serve it",
                 )
                 continue
             ports = ", ".join(f"{p.port}/{p.protocol.name.lower()}" for p in service.ports)
-            yield Resolved(
+            yield Target(
                 service.name,
                 target,
-                answered=False,
-                why=f"the address is its own, and it has no such port, but {ports}",
-                fix=f"connect to one of its ports, {ports}, or add this one to spec.ports",
+                served=False,
+                reason=f"{service.name} has the address, but only the ports {ports}",
+                fix=f"connect to one of the ports {ports}, or add this port to spec.ports",
             )
     for service in snapshot.services.values():
-        if any(_is(port.node_port, port.protocol, target) for port in service.ports):
-            addresses = snapshot.node_routing.node_port_addresses
-            told = ", ".join(map(address_text, addresses)) or "none"
-            yield Resolved(
+        if any(_same_port(port.node_port, port.protocol, target) for port in service.ports):
+            node_ports = snapshot.node_routing.node_port_addresses
+            addresses = ", ".join(map(address_text, node_ports)) or "no address"
+            yield Target(
                 service.name,
                 target,
-                answered=False,
-                why=f"it is its node port, which this node answers on {told} alone",
-                fix=f"connect to {told}, or have --nodeport-addresses include this address",
+                served=False,
+                reason=f"it is the node port of {service.name}, which this node serves on "
+                f"{addresses} only",
+                fix=f"connect to {addresses}, or include this address in --nodeport-addresses",
             )
 
 
-def _is(number: int, protocol: Protocol, target: Destination) -> bool:
+def _same_port(number: int, protocol: Protocol, target: Destination) -> bool:
     return (number, protocol) == (target.port, target.protocol)
 
 
-def _has(service: Service, address: Address) -> bool:
+def _has_address(service: Service, address: Address) -> bool:
     return (
         address in service.cluster_ips
         or address in service.external_ips

@@ -1,1 +1,1 @@
-"""The page: what the commands say, for those who would rather look. Read-only."""
+"""The page: the agent's status and Services in a browser, read-only."""

@@ -1,32 +1,32 @@
-"""What the page shows, as HTML: values in, text out.
+"""The page's HTML: snapshots in, text out.
 
-Whatever comes from the cluster is escaped by Jinja, everywhere and without exception.
+Jinja escapes every value, because names and labels come from the cluster's users.
 """
 
 from __future__ import annotations
 
-import time
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from pyproxy.inspect.services import ServiceView, Which, services
+from pyproxy.inspect.humanize import clock, duration
+from pyproxy.inspect.services import ServiceView, services
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import status
-from pyproxy.ui.picture import WIDTH, draw
-from pyproxy.ui.search import Only, Query, search
+from pyproxy.ui.diagram import WIDTH, draw
+from pyproxy.ui.search import Filter, SearchQuery, search
 
 
-def overview(snapshot: Snapshot, query: Query) -> str:
-    """Show the node, and the Services that a query finds."""
+def overview(snapshot: Snapshot, query: SearchQuery) -> str:
+    """Return the page of the node, with the Services that match a query."""
     return _page("node.html").render(
-        status=status(snapshot), query=query, found=search(snapshot, query), only=Only
+        status=status(snapshot), query=query, found=search(snapshot, query), filters=Filter
     )
 
 
 def service(snapshot: Snapshot, name: str) -> str:
-    """Show one Service, by `NAMESPACE/NAME`. Raises UsageError where there is none of that name."""
-    view: ServiceView = services(snapshot, Which(name)).services[0]
+    """Return the page of one Service (NAMESPACE/NAME). Raises UsageError where it is not served."""
+    view: ServiceView = services(snapshot, name).services[0]
     return _page("service.html").render(
         status=status(snapshot),
         service=view,
@@ -35,9 +35,9 @@ def service(snapshot: Snapshot, name: str) -> str:
     )
 
 
-def trouble(message: str) -> str:
-    """Say why there is nothing to show."""
-    return _page("trouble.html").render(message=message)
+def error(message: str) -> str:
+    """Return an error page."""
+    return _page("error.html").render(message=message)
 
 
 def _page(name: str) -> Template:
@@ -53,20 +53,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["clock"] = _clock
-    environment.filters["span"] = _span
+    environment.filters["clock"] = clock
+    environment.filters["duration"] = duration
     return environment
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-
-
-def _span(seconds: float) -> str:
-    """Write a duration with the unit that suits it."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.0f} h"

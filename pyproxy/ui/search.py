@@ -1,4 +1,4 @@
-"""Which Services a reader means, page by page."""
+"""Searching Services, in pages."""
 
 from __future__ import annotations
 
@@ -12,96 +12,99 @@ from pyproxy.model.address import address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
 
-PAGE = 50
+PAGE_SIZE = 50
 """Services on one page."""
 
 
-class Only(enum.Enum):
-    """Which Services are shown; the values are what the query says."""
+class Filter(enum.Enum):
+    """A filter on Services; the values are those in the URL."""
 
     ALL = ""
-    SILENT = "silent"
-    PROBLEMS = "problems"
+    NO_ENDPOINTS = "no-endpoints"
+    INVALID = "invalid"
 
 
-class Query(msgspec.Struct, frozen=True):
-    """What a reader asks for: words that a Service must all have, a filter, and a page from 1."""
+class SearchQuery(msgspec.Struct, frozen=True):
+    """Words that a Service must all contain, a filter, and the page number from 1."""
 
     q: str = ""
-    only: Only = Only.ALL
+    filter: Filter = Filter.ALL
     page: int = 1
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A Service in the list; `silent` says that some port of it leads to no endpoint."""
+class ServiceRow(msgspec.Struct, frozen=True):
+    """A Service in the list.
+
+    `unserved` says that a port has no endpoint, `invalid` is the number of invalid fields.
+    """
 
     name: ObjectName
     addresses: tuple[str, ...]
     ports: tuple[str, ...]
     endpoints: int
-    silent: bool
-    problems: int
+    unserved: bool
+    invalid: int
 
 
-class Found(msgspec.Struct, frozen=True):
-    """One page of Services, by name, of `total` that were found."""
+class SearchResult(msgspec.Struct, frozen=True):
+    """One page of the `total` Services that match, sorted by name."""
 
-    lines: tuple[Line, ...]
+    rows: tuple[ServiceRow, ...]
     total: int
     page: int
     pages: int
 
 
-def search(snapshot: Snapshot, query: Query) -> Found:
-    """Find Services; a page beyond the last is the last."""
+def search(snapshot: Snapshot, query: SearchQuery) -> SearchResult:
+    """Return one page of matching Services; a page number above the last means the last."""
     words = query.q.lower().split()
-    wrong = _problems(snapshot)
-    chosen = [
+    invalid = _invalid_fields(snapshot)
+    matching = [
         name
         for name in sorted(snapshot.services)
-        if _is_meant(name, snapshot.services[name], words)
-        and _is_shown(query.only, snapshot.routings.get(name), wrong.get(str(name), 0))
+        if _has_words(name, snapshot.services[name], words)
+        and _passes(query.filter, snapshot.routings.get(name), invalid.get(str(name), 0))
     ]
-    pages = max(1, -(-len(chosen) // PAGE))
+    pages = max(1, -(-len(matching) // PAGE_SIZE))
     page = min(max(query.page, 1), pages)
-    shown = chosen[(page - 1) * PAGE : page * PAGE]
-    lines = tuple(_line(snapshot, name, wrong.get(str(name), 0)) for name in shown)
-    return Found(lines, len(chosen), page, pages)
+    shown = matching[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+    rows = tuple(_row(snapshot, name, invalid.get(str(name), 0)) for name in shown)
+    return SearchResult(rows, len(matching), page, pages)
 
 
-def _is_meant(name: ObjectName, service: Service, words: list[str]) -> bool:
+def _has_words(name: ObjectName, service: Service, words: list[str]) -> bool:
     text = " ".join((str(name), *_addresses(service), *_ports(service))).lower()
     return all(word in text for word in words)
 
 
-def _is_shown(only: Only, routing: ServiceRouting | None, problems: int) -> bool:
-    match only:
-        case Only.ALL:
+def _passes(filter_: Filter, routing: ServiceRouting | None, invalid: int) -> bool:
+    match filter_:
+        case Filter.ALL:
             return True
-        case Only.SILENT:
-            return _is_silent(routing)
-        case Only.PROBLEMS:
-            return problems > 0
+        case Filter.NO_ENDPOINTS:
+            return _is_unserved(routing)
+        case Filter.INVALID:
+            return invalid > 0
 
 
-def _line(snapshot: Snapshot, name: ObjectName, problems: int) -> Line:
+def _row(snapshot: Snapshot, name: ObjectName, invalid: int) -> ServiceRow:
     service, routing = snapshot.services[name], snapshot.routings.get(name)
     backends = {
         backend
         for port in (routing.ports if routing else ())
         for backend in (*port.cluster, *port.local)
     }
-    return Line(
+    return ServiceRow(
         name,
         tuple(_addresses(service)),
         tuple(_ports(service)),
         len(backends),
-        _is_silent(routing),
-        problems,
+        _is_unserved(routing),
+        invalid,
     )
 
 
-def _is_silent(routing: ServiceRouting | None) -> bool:
+def _is_unserved(routing: ServiceRouting | None) -> bool:
     return routing is None or any(not (port.cluster or port.local) for port in routing.ports)
 
 
@@ -117,7 +120,7 @@ def _ports(service: Service) -> Iterator[str]:
         yield f"{port.port}/{port.protocol.name}{node_port}"
 
 
-def _problems(snapshot: Snapshot) -> dict[str, int]:
+def _invalid_fields(snapshot: Snapshot) -> dict[str, int]:
     counts: dict[str, int] = {}
     for problem in snapshot.problems:
         if problem.kind == Kind.SERVICE.value:

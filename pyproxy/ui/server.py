@@ -1,7 +1,7 @@
-"""The page's server: HTML over HTTP, for readers on this machine unless told otherwise.
+"""The HTTP server of the page, on a loopback address by default.
 
-It only ever answers GET, loads nothing from elsewhere, and lets nobody else's page read it: names
-and labels are other people's texts, and what a node serves is not for everybody.
+It serves GET requests only and loads nothing from other hosts. Pages of other origins cannot read
+it, because what a node serves is confidential.
 """
 
 from __future__ import annotations
@@ -13,30 +13,27 @@ import socket
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import HTTPServer
 from importlib.resources import files
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
 from pyproxy.config.settings import ListenAddress
-from pyproxy.errors import PyproxyError, UsageError
-from pyproxy.inspect.snapshot import AgentView
-from pyproxy.inspect.threads import BoundedThreads
+from pyproxy.errors import UsageError
+from pyproxy.inspect.http_server import BoundedThreads, RequestHandler
+from pyproxy.inspect.snapshot import AgentView, Change
 from pyproxy.model.address import Family, address_text, family_of
 from pyproxy.ui import pages
-from pyproxy.ui.history import Recorder, Timeline
-from pyproxy.ui.search import Query
-from pyproxy.ui.traffic import Traffic
+from pyproxy.ui.search import SearchQuery
+from pyproxy.ui.timeline import ConnectionCounter, Recorder, Timeline
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
-_REQUEST_TIMEOUT = 10.0
 _STOP_TIMEOUT = 1.0
-_LOOKING = 20.0
-"""Seconds after a look at the charts for which somebody counts as looking."""
+_VIEWER_TIMEOUT = 20.0
+"""Seconds after the last request for the charts; the page asks every 2 s."""
 
 _STATIC = {
     "page.css": "text/css; charset=utf-8",
@@ -46,7 +43,7 @@ _STATIC = {
     "uPlot.min.css": "text/css; charset=utf-8",
 }
 
-_HEADERS = {
+_SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -58,15 +55,16 @@ _HEADERS = {
 }
 
 
-class Page:
+class PageServer:
     """Serves the page between `start` and `stop`.
 
-    An address that cannot be had is a warning: what the agent is for goes on without the page.
+    `counters` says that the dataplane counts connections. An address that cannot be bound is a
+    warning: the agent proxies without the page.
     """
 
-    def __init__(self, address: ListenAddress, witness: AgentView, *, counters: bool) -> None:
+    def __init__(self, address: ListenAddress, agent: AgentView, *, counters: bool) -> None:
         self._address = address
-        self._witness = witness
+        self._agent = agent
         self._counters = counters
         self._server: _Listener | None = None
 
@@ -76,130 +74,105 @@ class Page:
         return self._server.server_address[1] if self._server else 0
 
     def start(self) -> None:
-        """Listen and begin to answer."""
+        """Listen and serve."""
         try:
-            self._server = _Listener(self._address, self._witness, counters=self._counters)
+            self._server = _Listener(self._address, self._agent, counters=self._counters)
         except OSError as error:
-            log.warning("the page cannot be served on %s: %s", self._address, error.strerror)
+            log.warning("cannot serve the page on %s: %s", self._address, error.strerror)
             return
-        self._server.begin()
-        log.info("the page is on http://%s/", self._address)
+        self._server.start()
+        log.info("serving the page on http://%s/", self._address)
 
     def stop(self) -> None:
         """Close the port."""
         if self._server is not None:
-            self._server.end()
+            self._server.stop()
             self._server = None
 
 
 class _Listener(BoundedThreads, HTTPServer):
     clients = request_queue_size = 32
 
-    def __init__(self, address: ListenAddress, witness: AgentView, *, counters: bool) -> None:
+    def __init__(self, address: ListenAddress, agent: AgentView, *, counters: bool) -> None:
         if family_of(address.address) is Family.IPV6:
             self.address_family = socket.AF_INET6
-        self.witness = witness
+        self.agent = agent
         self.timeline = Timeline()
-        self.looked = float("-inf")
-        self._traffic = Traffic() if counters else None
-        self._recorder = Recorder(witness, self.timeline, time.time, self._gained, self._is_watched)
+        self.viewed_at = float("-inf")
+        self._counter = ConnectionCounter() if counters else None
+        self._recorder = Recorder(agent, self.timeline, time.time, self._count, self._has_viewers)
         super().__init__((address_text(address.address), address.port), _Handler)
         self._thread = Worker("page", self.serve_forever)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         self._recorder.start()
         self._thread.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.shutdown()
         self._thread.end(_STOP_TIMEOUT)
         self._recorder.stop()
         self.server_close()
-        if self._traffic is not None:
-            self._traffic.close()
+        if self._counter is not None:
+            self._counter.close()
 
-    def _gained(self) -> int | None:
-        return self._traffic.gained() if self._traffic else None
+    def _count(self) -> int | None:
+        return self._counter.count() if self._counter else None
 
-    def _is_watched(self) -> bool:
-        return time.monotonic() - self.looked < _LOOKING
+    def _has_viewers(self) -> bool:
+        return time.monotonic() - self.viewed_at < _VIEWER_TIMEOUT
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(RequestHandler):
     server: _Listener
-    timeout = _REQUEST_TIMEOUT
+    usage_status = HTTPStatus.NOT_FOUND
+    extra_headers = _SECURITY_HEADERS
 
-    def do_GET(self) -> None:
-        """Answer one request."""
-        if not is_ours(self.headers.get("Host", "")):
-            self._html(HTTPStatus.FORBIDDEN, pages.trouble("ask for it by address or localhost"))
+    def get(self, path: str, query: str) -> None:
+        """Respond to one request. Raises PyproxyError, ValueError."""
+        if not is_trusted_host(self.headers.get("Host", "")):
+            self.fail(HTTPStatus.FORBIDDEN, "use an IP address or localhost in the URL")
             return
-        target = urlsplit(self.path)
-        try:
-            self._route(target.path, target.query)
-        except (UsageError, msgspec.ValidationError, ValueError) as error:
-            self._html(HTTPStatus.NOT_FOUND, pages.trouble(str(error)))
-        except PyproxyError as error:
-            self._html(HTTPStatus.SERVICE_UNAVAILABLE, pages.trouble(str(error)))
-        except OSError:
-            raise
-        except Exception:
-            log.exception("the page %s failed, which is a mistake in pyproxy", target.path)
-            self._html(HTTPStatus.INTERNAL_SERVER_ERROR, pages.trouble("this is a mistake of ours"))
-
-    def _route(self, path: str, query: str) -> None:
         first, _, rest = path.removeprefix("/").partition("/")
         match first:
             case "" if not rest:
-                asked = msgspec.convert(dict(parse_qsl(query)), Query, strict=False)
-                self._html(HTTPStatus.OK, pages.overview(self.server.witness.snapshot(), asked))
+                given = msgspec.convert(dict(parse_qsl(query)), SearchQuery, strict=False)
+                self._html(HTTPStatus.OK, pages.overview(self.server.agent.snapshot(), given))
             case "services" if rest:
                 name = unquote(rest)
-                self._html(HTTPStatus.OK, pages.service(self.server.witness.snapshot(), name))
-            case "history":
-                self.server.looked = time.monotonic()
+                self._html(HTTPStatus.OK, pages.service(self.server.agent.snapshot(), name))
+            case "timeline":
+                self.server.viewed_at = time.monotonic()
                 moments = self.server.timeline.moments(time.time())
-                self._reply(HTTPStatus.OK, msgspec.json.encode(moments), "application/json")
+                self.respond(HTTPStatus.OK, msgspec.json.encode(moments), "application/json")
             case "changes":
                 self._changes()
             case "static" if rest in _STATIC:
                 body = (files("pyproxy.ui") / "static" / rest).read_bytes()
-                self._reply(HTTPStatus.OK, body, _STATIC[rest])
+                self.respond(HTTPStatus.OK, body, _STATIC[rest])
             case _:
-                raise UsageError(f"there is nothing at {path}")
+                raise UsageError(f"{path}: no such page")
+
+    def fail(self, status: HTTPStatus, message: str) -> None:
+        """Send an error page."""
+        self._html(status, pages.error(message))
 
     def _changes(self) -> None:
-        """Tell of changes as server-sent events, until the reader leaves."""
-        self._head(HTTPStatus.OK, "text/event-stream")
-        with self.server.witness.follow() as changes:
+        """Send changes as server-sent events until the browser closes the connection."""
+        self.send_head(HTTPStatus.OK, "text/event-stream")
+        with self.server.agent.watch() as changes:
             for line in _events(changes):
                 self.wfile.write(line)
 
     def _html(self, status: HTTPStatus, text: str) -> None:
-        self._reply(status, text.encode(), "text/html; charset=utf-8")
-
-    def _reply(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self._head(status, kind, len(body))
-        self.wfile.write(body)
-
-    def _head(self, status: HTTPStatus, kind: str, length: int | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        for name, value in _HEADERS.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Leave the log to what matters."""
-        log.debug(format, *args)
+        self.respond(status, text.encode(), "text/html; charset=utf-8")
 
 
-def is_ours(host: str) -> bool:
-    """Tell whether a request's Host is an address, or localhost.
+def is_trusted_host(host: str) -> bool:
+    """Tell whether a request's Host is an IP address or localhost.
 
-    A name of somebody else's may lead here only for their page to read this one.
+    Any other name may be one whose owner makes it resolve to this node, so that a page of that name
+    could read this one (DNS rebinding).
     """
     name = urlsplit(f"//{host}").hostname or ""
     if name == "localhost":
@@ -211,8 +184,8 @@ def is_ours(host: str) -> bool:
     return True
 
 
-def _events(changes: Iterator[Any]) -> Iterator[bytes]:
+def _events(changes: Iterator[Change | None]) -> Iterator[bytes]:
     yield b"retry: 2000\n\n"
     for change in changes:
-        # A comment now and then is how a reader who has left is noticed.
+        # Only a write detects a closed connection, hence a comment where there is no change.
         yield b":\n\n" if change is None else f"data: {json.dumps(change.service)}\n\n".encode()

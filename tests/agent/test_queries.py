@@ -112,4 +112,4 @@ def test_memory_is_what_was_programmed() -> None:
     snapshot: Snapshot = asked.now.snapshot()
     assert set(snapshot.routings) == {name(1)}
     assert snapshot.last_sync is not None
-    assert (snapshot.last_sync.services, snapshot.last_sync.whole) == (1, True)
+    assert (snapshot.last_sync.services, snapshot.last_sync.full) == (1, True)

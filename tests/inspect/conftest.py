@@ -17,6 +17,6 @@ def whole_node() -> Iterator[InspectedNode]:
 
 @pytest.fixture
 def node(whole_node: InspectedNode) -> Iterator[InspectedNode]:
-    """The node, from which a test's objects are gone afterwards."""
+    """The node; the test's objects are deleted afterwards."""
     yield whole_node
-    whole_node.forget()
+    whole_node.delete_created()

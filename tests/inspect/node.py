@@ -1,4 +1,4 @@
-"""A node of a small cluster with its agent, and what a test does to it and asks of it."""
+"""A node of a lab cluster with an agent, for tests of the inspection commands."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from pyproxy_lab.cluster import Cluster
 from pyproxy_lab.process import Agent
 
 from pyproxy.cli import main
-from pyproxy.commands.asker import kernel
+from pyproxy.commands.query_runner import kernel
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client
-from pyproxy.inspect.desired import DESIRED
-from pyproxy.inspect.query import Nothing
-from pyproxy.inspect.services import SERVICES, Which
-from pyproxy.inspect.status import STATUS
+from pyproxy.inspect.queries import DESIRED, SERVICES, STATUS, NoArgs, ServicesArgs
 from tests.agent.live import endpoint_slice, service
 from tests.waiting import until
 
@@ -33,8 +30,8 @@ NODE = "node-a"
 NAMESPACE = "shop"
 
 
-class Answer:
-    """What a command said, and its exit status."""
+class CommandResult:
+    """Exit status, stdout and stderr of a command."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
         self.status = status
@@ -47,7 +44,7 @@ class Answer:
 
 
 class InspectedNode:
-    """One agent, asked by commands that run in its network namespace."""
+    """One agent; its commands run in the network namespace of its node."""
 
     def __init__(self, cluster: Cluster, agent: Agent) -> None:
         self.cluster = cluster
@@ -55,15 +52,15 @@ class InspectedNode:
         self.agent = agent
         self.socket = str(cluster.folder / f"{SITE}.sock")
         self.client = Client(self.socket)
-        self._made: list[str] = []
+        self._created: list[str] = []
         self._markers = 0
 
-    def command(self, *words: str) -> Answer:
-        """Run a command that asks the agent, to its end."""
+    def command(self, *words: str) -> CommandResult:
+        """Run a command that queries the agent, and wait for its end."""
         return self.run(*words, "--inspect-socket", self.socket, "--hostname-override", NODE)
 
-    def run(self, *words: str) -> Answer:
-        """Run a command on the node, to its end."""
+    def run(self, *words: str) -> CommandResult:
+        """Run a command on the node, and wait for its end."""
         out, err = io.StringIO(), io.StringIO()
 
         def run() -> int:
@@ -71,10 +68,10 @@ class InspectedNode:
                 return main(list(words))
 
         status = self.cluster.network.namespace(SITE).call(run)
-        return Answer(status, out.getvalue(), err.getvalue())
+        return CommandResult(status, out.getvalue(), err.getvalue())
 
-    def alone(self, *words: str) -> Answer:
-        """Run a command as it is where no agent answers."""
+    def without_agent(self, *words: str) -> CommandResult:
+        """Run a command that reads API server and kernel instead of the agent."""
         return self.command(
             *words,
             "--no-agent",
@@ -83,15 +80,17 @@ class InspectedNode:
         )
 
     def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until a condition holds; fail at once where the agent has ended."""
+
         def checked() -> object:
             self.agent.require_alive()
             return condition()
 
         until(checked, what)
 
-    def written_by_looking(self) -> int:
-        """Read the kernel as `diff` does; the messages, or lines, that were written for it."""
-        desired = self.client.ask(DESIRED, Nothing())
+    def messages_written_by_reading(self) -> int:
+        """Read the kernel as `diff` does; return the number of messages sent meanwhile."""
+        desired = self.client.query(DESIRED, NoArgs())
 
         def look() -> int:
             with kernel(desired.settings) as dataplane:
@@ -106,42 +105,43 @@ class InspectedNode:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep the agent's decisions waiting, so that what is changed by hand stays for a while."""
+        """Stop the agent, so that it does not repair drift meanwhile."""
         os.kill(self.agent.pid, signal.SIGSTOP)
         try:
             yield
         finally:
             os.kill(self.agent.pid, signal.SIGCONT)
 
-    def repaired(self) -> None:
-        """Wait until the agent has noticed and put right what was changed."""
-        self.until(lambda: self.command("diff").status == 0, "nothing differs")
+    def wait_repaired(self) -> None:
+        """Wait until the agent has repaired all drift."""
+        self.until(lambda: self.command("diff").status == 0, "the agent repairs the drift")
 
-    def settled(self) -> None:
-        """Wait until the agent has programmed what it has heard of, with the API's last word."""
+    def wait_synced(self) -> None:
+        """Wait until the agent has synced and no Service is pending."""
 
         def done() -> bool:
-            status = self.client.ask(STATUS, Nothing())
+            status = self.client.query(STATUS, NoArgs())
             return status.syncs > 0 and status.pending == 0
 
-        self.until(done, "the agent has nothing to do")
+        self.until(done, "the agent syncs")
 
     def create(self, *objects: Object) -> None:
-        """Write objects, and wait until the agent has programmed them."""
+        """Create objects, and wait until the agent has programmed them."""
         for obj in objects:
             self._create(obj)
-        self.heard()
+        self.wait_programmed()
 
     def replace(self, *objects: Object) -> None:
-        """Write objects over those that are there, and wait for the agent."""
+        """Replace objects, and wait until the agent has programmed them."""
         for obj in objects:
             self.api.replace(self.path(obj), obj)
-        self.heard()
+        self.wait_programmed()
 
-    def heard(self) -> None:
-        """Wait until the agent has programmed all that the API has.
+    def wait_programmed(self) -> None:
+        """Wait until the agent has programmed all objects of the API server.
 
-        Each kind is watched in order, so a last object of each tells.
+        Each kind is watched in order, so a marker of each kind that is created last and programmed
+        shows that all objects before it are programmed too.
         """
         self._markers += 1
         name = f"marker-{self._markers}"
@@ -151,36 +151,36 @@ class InspectedNode:
 
         def used() -> bool:
             try:
-                found = self.client.ask(SERVICES, Which(f"{NAMESPACE}/{name}"))
+                found = self.client.query(SERVICES, ServicesArgs(f"{NAMESPACE}/{name}"))
             except UsageError:
                 return False
-            return any(b.used_by for p in found.services[0].ports for b in p.backends)
+            return any(e.used_by for p in found.services[0].ports for e in p.endpoints)
 
-        self.until(used, "the agent has heard of everything")
+        self.until(used, "the agent programs the marker")
         for obj in made:
             self.api.delete(self.path(obj))
 
         def gone() -> bool:
-            desired = self.client.ask(DESIRED, Nothing())
+            desired = self.client.query(DESIRED, NoArgs())
             return not any(routing.name.name == name for routing in desired.routings)
 
-        self.until(gone, "the agent has heard that the marker is gone")
+        self.until(gone, "the agent removes the marker")
 
     def _create(self, obj: Object) -> None:
         path = self.path(obj)
         self.api.create(path.rpartition("/")[0], obj)
-        self._made.insert(0, path)
+        self._created.insert(0, path)
 
     @staticmethod
     def path(obj: Object) -> str:
         kind = SERVICES_PATH if obj["kind"] == "Service" else ENDPOINT_SLICES
         return f"{collection(NAMESPACE, kind)}/{obj['metadata']['name']}"
 
-    def forget(self) -> None:
-        """Delete what was created."""
-        for path in self._made:
+    def delete_created(self) -> None:
+        """Delete all created objects."""
+        for path in self._created:
             self.api.delete(path)
-        self._made.clear()
+        self._created.clear()
 
 
 @contextmanager
@@ -190,14 +190,14 @@ def inspected_node(*flags: str) -> Iterator[InspectedNode]:
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         cluster.client.ensure("/api/v1/namespaces", space)
         node = InspectedNode(cluster, agent)
-        node.until(lambda: _answers(node), "the agent answers")
-        node.settled()
+        node.until(lambda: _responds(node), "the agent responds")
+        node.wait_synced()
         yield node
 
 
-def _answers(node: InspectedNode) -> bool:
+def _responds(node: InspectedNode) -> bool:
     try:
-        node.client.ask(STATUS, Nothing())
+        node.client.query(STATUS, NoArgs())
     except Exception:
         return False
     return True

@@ -1,4 +1,4 @@
-"""What `explain` says where the API server does not answer, or not everything that is asked."""
+"""`explain` where the API server does not respond, or refuses a part of the query."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from pyproxy.inspect.evidence import EVIDENCE, Evidence, Target
-from pyproxy.inspect.explain import Case, Explanation, KernelFacts, Mark, Step, explain
-from pyproxy.inspect.lookup import LOOKUP, Named
+from pyproxy.inspect.explain import Explanation, Result, Step, explain
+from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
+from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
 from pyproxy.model.objects import ObjectName
 from pyproxy.source.api_objects import ServiceLookup
 from pyproxy.source.connect import connect
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.kernel
 
 TARGET = "shop/web"
 NAME = ObjectName("shop", "web")
-NOBODY = "http://127.0.0.1:1"
-FIX = "restore the way from this node to the API server; what follows may be out of date"
+CLOSED_PORT = "http://127.0.0.1:1"
+FIX = "restore the connection from this node to the API server; the steps below may be out of date"
 WEB: dict[str, Any] = {
     "metadata": {"name": "web"},
     "spec": {"clusterIP": "10.96.0.50", "selector": {"app": "web"}},
@@ -31,14 +31,14 @@ WEB: dict[str, Any] = {
 
 
 @pytest.fixture
-def evidence(node: InspectedNode) -> Evidence:
+def agent_facts(node: InspectedNode) -> AgentFacts:
     node.create(service("web", "10.96.0.50"), endpoint_slice("web", ["10.244.1.11"]))
-    return node.client.ask(EVIDENCE, Target(TARGET))
+    return node.client.query(FACTS, FactsArgs(TARGET))
 
 
-def explained(evidence: Evidence, lookup: ServiceLookup) -> Explanation:
-    facts = KernelFacts(not_read="not asked", flows_not_read="not asked")
-    return explain(TARGET, Case(evidence, lookup, facts))
+def explained(agent_facts: AgentFacts, lookup: ServiceLookup) -> Explanation:
+    kernel = KernelFacts(not_read="not queried", flows_not_read="not queried")
+    return explain(TARGET, Facts(agent_facts, lookup, kernel))
 
 
 def step(found: Explanation, name: str) -> Step:
@@ -46,31 +46,33 @@ def step(found: Explanation, name: str) -> Step:
     return only
 
 
-def test_an_api_server_that_nobody_reaches_is_told_and_the_rest_is_explained(
-    evidence: Evidence,
+def test_an_unreachable_api_server_fails_the_first_step_only(
+    agent_facts: AgentFacts,
 ) -> None:
-    found = explained(evidence, look_up(connect("", NOBODY), NAME))
-    told = step(found, "agent")
-    assert (told.mark, told.fix) == (Mark.CROSS, FIX)
-    assert told.says.startswith(f"the API server cannot be reached: {NOBODY}: ")
-    assert told.says.endswith("; this node serves what it knew before")
-    assert step(found, "selector").says == "not asked: the API was not reached"
-    assert step(found, "policy").mark is Mark.TICK
-    assert (found.well, found.verdict) == (False, told.says)
+    found = explained(agent_facts, look_up(connect("", CLOSED_PORT), NAME))
+    found_step = step(found, "agent")
+    assert (found_step.result, found_step.fix) == (Result.FAILED, FIX)
+    assert found_step.message.startswith(f"cannot reach the API server: {CLOSED_PORT}: ")
+    assert found_step.message.endswith("; this node serves the last known state")
+    assert step(found, "selector").message == "API not queried: unreachable"
+    assert step(found, "policy").result is Result.OK
+    assert (found.ok, found.verdict) == (False, found_step.message)
 
 
-def test_an_api_server_that_has_been_silent_for_long_is_told(evidence: Evidence) -> None:
-    silent = msgspec.structs.replace(evidence, api_age=301.5)
-    told = step(explained(silent, ServiceLookup()), "agent")
-    assert (told.mark, told.fix) == (Mark.CROSS, FIX)
-    assert told.says == (
-        "the API server was last heard of 302 s ago; this node serves what it knew then"
+def test_an_api_server_that_sends_nothing_fails_the_first_step(agent_facts: AgentFacts) -> None:
+    stale = msgspec.structs.replace(agent_facts, api_age=301.5)
+    found_step = step(explained(stale, ServiceLookup()), "agent")
+    assert (found_step.result, found_step.fix) == (Result.FAILED, FIX)
+    assert found_step.message == (
+        "the API server has sent nothing for 302 s; this node serves the last known state"
     )
-    quiet = msgspec.structs.replace(evidence, api_age=60.0)
-    assert step(explained(quiet, ServiceLookup()), "agent").mark is Mark.TICK
+    quiet = msgspec.structs.replace(agent_facts, api_age=60.0)
+    assert step(explained(quiet, ServiceLookup()), "agent").result is Result.OK
 
 
-def test_who_may_not_list_pods_sees_a_dash(evidence: Evidence) -> None:
+def test_without_permission_to_list_pods_the_selector_step_is_skipped(
+    agent_facts: AgentFacts,
+) -> None:
     def script(exchange: Exchange) -> None:
         if exchange.route.endswith("/pods"):
             exchange.fail(403, "pods is forbidden")
@@ -78,28 +80,33 @@ def test_who_may_not_list_pods_sees_a_dash(evidence: Evidence) -> None:
             exchange.answer({"items": [WEB]})
 
     with serving(script) as server:
-        found = explained(evidence, look_up(connect("", server.url), NAME))
-    told = step(found, "selector")
-    assert (told.mark, told.says) == (
-        Mark.SKIPPED,
-        "app=web; its pods were not asked for: no permission",
+        found = explained(agent_facts, look_up(connect("", server.url), NAME))
+    found_step = step(found, "selector")
+    assert (found_step.result, found_step.message) == (
+        Result.SKIPPED,
+        "app=web; pods not queried: no permission",
     )
-    assert found.well
+    assert found.ok
 
 
-def test_who_may_not_list_services_sees_a_dash(evidence: Evidence) -> None:
-    with serving(lambda exchange: exchange.fail(403, "services is forbidden")) as server:
-        found = explained(evidence, look_up(connect("", server.url), NAME))
-    told = step(found, "selector")
-    assert (told.mark, told.says) == (Mark.SKIPPED, "not asked: no permission")
-    assert found.well
-
-
-def test_the_agent_asks_the_api_for_whoever_asks_it(
-    node: InspectedNode, evidence: Evidence
+def test_without_permission_to_list_services_the_selector_step_is_skipped(
+    agent_facts: AgentFacts,
 ) -> None:
-    assert evidence.service is not None
-    found = node.client.ask(LOOKUP, Named(TARGET))
+    with serving(lambda exchange: exchange.fail(403, "services is forbidden")) as server:
+        found = explained(agent_facts, look_up(connect("", server.url), NAME))
+    found_step = step(found, "selector")
+    assert (found_step.result, found_step.message) == (
+        Result.SKIPPED,
+        "API not queried: no permission",
+    )
+    assert found.ok
+
+
+def test_the_agent_queries_the_api_server_for_its_clients(
+    node: InspectedNode, agent_facts: AgentFacts
+) -> None:
+    assert agent_facts.service is not None
+    found = node.client.query(LOOKUP, LookupArgs(TARGET))
     assert found.service is not None
     assert (found.service.metadata.name, found.api_error) == ("web", "")
-    assert node.client.ask(LOOKUP, Named("shop/none")) == ServiceLookup()
+    assert node.client.query(LOOKUP, LookupArgs("shop/none")) == ServiceLookup()

@@ -8,7 +8,7 @@ import pytest
 from pyproxy_lab.modes import LabMode
 
 from tests.agent.live import endpoint_slice, service
-from tests.inspect.node import SITE, Answer, InspectedNode, inspected_node
+from tests.inspect.node import SITE, CommandResult, InspectedNode, inspected_node
 
 pytestmark = [pytest.mark.kernel, pytest.mark.modes("iptables-legacy", "iptables-nft")]
 
@@ -31,30 +31,30 @@ def iptables(node: InspectedNode, mode: LabMode, *words: str) -> str:
 
 
 def test_who_looks_writes_nothing(programmed: InspectedNode) -> None:
-    assert programmed.written_by_looking() == 0
+    assert programmed.messages_written_by_reading() == 0
 
 
-def crossed(routing: Answer) -> list[tuple[str, str, list[str]]]:
-    steps = routing.json["steps"]
-    return [(s["name"], s["says"], s["lines"]) for s in steps if s["mark"] == "wrong"]
+def failed_steps(result: CommandResult) -> list[tuple[str, str, list[str]]]:
+    steps = result.json["steps"]
+    return [(s["name"], s["message"], s["details"]) for s in steps if s["result"] == "failed"]
 
 
 def test_nothing_is_crossed_where_all_is_well(programmed: InspectedNode) -> None:
-    routing = programmed.command("explain", TARGET, "-o", "json")
-    assert crossed(routing) == []
-    (kernel,) = (step for step in routing.json["steps"] if step["name"] == "kernel")
-    assert kernel["mark"] == "ok"
+    result = programmed.command("explain", TARGET, "-o", "json")
+    assert failed_steps(result) == []
+    (kernel,) = (step for step in result.json["steps"] if step["name"] == "kernel")
+    assert kernel["result"] == "ok"
     difference = programmed.command("diff", "-o", "json").json
     assert (difference["same"], difference["lines"], difference["rules"]) == (True, [], [])
 
 
 def test_a_status_tells_how_many_rules_there_are(programmed: InspectedNode, mode: LabMode) -> None:
-    fill = programmed.command("status", "-o", "json").json["fill"]
-    told = {each["name"]: each["held"] for each in fill}
+    tables = programmed.command("status", "-o", "json").json["tables"]
+    usage = {each["name"]: each["held"] for each in tables}
     rules = [
         line for line in iptables(programmed, mode, "-S").splitlines() if line[:8] == "-A KUBE-"
     ]
-    assert told["IPv4 nat rules"] == len(rules)
+    assert usage["IPv4 nat rules"] == len(rules)
 
 
 def test_a_rule_that_is_gone_is_named(programmed: InspectedNode, mode: LabMode) -> None:
@@ -69,28 +69,28 @@ def test_a_rule_that_is_gone_is_named(programmed: InspectedNode, mode: LabMode) 
     )
     with programmed.paused():
         iptables(programmed, mode, "-D", chain, *gone.split())
-        explained = programmed.alone("explain", TARGET, "-o", "json", *mode.flags)
-        difference = programmed.alone("diff", "-o", "json", *mode.flags)
-    ((name, says, lines),) = crossed(explained)
+        explained = programmed.without_agent("explain", TARGET, "-o", "json", *mode.flags)
+        difference = programmed.without_agent("diff", "-o", "json", *mode.flags)
+    ((name, says, lines),) = failed_steps(explained)
     assert (name, lines) == ("kernel", [f"missing: IPv4 nat: -A {chain} {gone}"])
-    assert says == "the kernel does not hold what it should: 1 rule missing"
+    assert says == "the kernel state is not the desired state: 1 rule missing"
     assert difference.status == 1
     assert f"-A {chain} {gone}" in difference.json["lines"]
     assert difference.json["rules"] == []
-    programmed.repaired()
+    programmed.wait_repaired()
 
 
 def test_what_all_services_share_is_named(programmed: InspectedNode, mode: LabMode) -> None:
     with programmed.paused():
         iptables(programmed, mode, "-F", "PREROUTING")
-        explained = programmed.alone("explain", TARGET, "-o", "json", *mode.flags)
-        difference = programmed.alone("diff", "-o", "json", *mode.flags)
+        explained = programmed.without_agent("explain", TARGET, "-o", "json", *mode.flags)
+        difference = programmed.without_agent("diff", "-o", "json", *mode.flags)
     said = f"IPv4 nat: PREROUTING lacks {PORTALS}"
-    ((name, says, _),) = crossed(explained)
-    assert (name, says) == ("kernel", f"the kernel does not hold what it should: {said}")
+    ((name, says, _),) = failed_steps(explained)
+    assert (name, says) == ("kernel", f"the kernel state is not the desired state: {said}")
     assert (difference.status, difference.json["rules"]) == (1, [said])
     assert difference.json["lines"] == ["*nat", f"-I PREROUTING {PORTALS}", "COMMIT"]
-    programmed.repaired()
+    programmed.wait_repaired()
 
 
 def test_a_way_that_is_cut_inside_the_tree_is_named(
@@ -112,7 +112,7 @@ def test_a_way_that_is_cut_inside_the_tree_is_named(
     (way,) = (words for words in rules if words[-1] == branch and words[0] == "-A")
     with programmed.paused():
         iptables(programmed, mode, "-D", *way[1:])
-        explained = programmed.alone("explain", target, "-o", "json", *mode.flags)
-    ((name, _, lines),) = crossed(explained)
+        explained = programmed.without_agent("explain", target, "-o", "json", *mode.flags)
+    ((name, _, lines),) = failed_steps(explained)
     assert (name, lines) == ("kernel", [f"missing: IPv4 nat: a rule that leads to {branch}"])
-    programmed.repaired()
+    programmed.wait_repaired()

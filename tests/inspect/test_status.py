@@ -1,4 +1,4 @@
-"""`pyproxy status`, of an agent that runs."""
+"""`pyproxy status` of a running agent."""
 
 import pytest
 
@@ -7,18 +7,18 @@ from tests.inspect.node import NODE, InspectedNode
 pytestmark = pytest.mark.kernel
 
 
-def test_a_healthy_agent_says_so(node: InspectedNode) -> None:
-    routing = node.command("status", "-o", "json")
-    assert routing.status == 0
-    status = routing.json
+def test_a_healthy_agent(node: InspectedNode) -> None:
+    result = node.command("status", "-o", "json")
+    assert result.status == 0
+    status = result.json
     assert status["healthy"] is True
     assert (status["mode"], status["node"]) == ("nftables", NODE)
     assert status["syncs"] >= 1
-    assert status["lastSync"]["took"] > 0
-    assert {"name": "pods4", "held": 1, "limit": 0} in status["fill"]
+    assert status["lastSync"]["duration"] > 0
+    assert {"name": "pods4", "held": 1, "limit": 0} in status["tables"]
 
 
-def test_it_is_a_table_for_people(node: InspectedNode) -> None:
+def test_the_default_output_is_plain_text(node: InspectedNode) -> None:
     out = node.command("status").out
     assert "\x1b" not in out
     assert {line.split("  ")[0] for line in out.splitlines()} >= {"node", "mode", "health"}

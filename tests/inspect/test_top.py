@@ -1,4 +1,4 @@
-"""`pyproxy top`: connections that were made, counted in the kernel and told."""
+"""`pyproxy top`: connection counters of the kernel, and their rates."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def connect(node: InspectedNode, address: str, port: int, times: int) -> None:
 
     target = parse_destination(f"{address}:{port}")
     client = node.cluster.network.namespace("a2")
-    node.until(reached, f"{target} answers")
+    node.until(reached, f"{target} responds")
     for _ in range(times - 1):
         assert reached()
 
@@ -72,15 +72,15 @@ def test_connections_are_counted_by_service_and_by_endpoint(counting: InspectedN
     reader = namespace.call(CounterReader)
     reader.require()
     before = reader.services()
-    ends_before = reader.endpoints(before, everything=False)
+    endpoints_before = reader.endpoints(before, everything=False)
     connect(counting, WEB, 80, 6)
     connect(counting, "172.30.0.11", 30080, 4)
     connect(counting, DNS, 53, 3)
     after = reader.services()
-    ends = reader.endpoints(after, everything=False)
+    endpoints = reader.endpoints(after, everything=False)
     reader.close()
     assert after.since(before) == {Counted("shop/web:http"): 10, Counted("shop/dns"): 3}
-    gained = ends.since(ends_before)
+    gained = endpoints.since(endpoints_before)
     assert gained.keys() == {
         Counted("shop/web:http", "10.244.1.11:8080"),
         Counted("shop/web:http", "10.244.2.11:8080"),
@@ -106,26 +106,28 @@ def test_a_few_endpoints_are_read_one_by_one_with_the_same_result(
 
 
 @pytest.mark.packets
-def test_it_is_told_to_people_and_programs(counting: InspectedNode) -> None:
-    told = counting.run("top", "--once", "--interval", "0.1", "--sort", "name", "-o", "json").json
-    assert [row["service"] for row in told["rows"]] == ["shop/dns", "shop/web:http"]
-    assert all(row["total"] >= 1 for row in told["rows"])
-    asked = ("top", "shop/dns", "--endpoints", "--iterations", "2", "--interval", "0.1")
-    lines = counting.run(*asked).out.splitlines()
+def test_it_prints_tables_and_json(counting: InspectedNode) -> None:
+    printed = counting.run(
+        "top", "--once", "--interval", "0.1", "--sort", "name", "-o", "json"
+    ).json
+    assert [row["service"] for row in printed["rows"]] == ["shop/dns", "shop/web:http"]
+    assert all(row["total"] >= 1 for row in printed["rows"])
+    words = ("top", "shop/dns", "--endpoints", "--iterations", "2", "--interval", "0.1")
+    lines = counting.run(*words).out.splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("shop/")] == [
         ["shop/dns", "10.244.2.12:8080"]
     ] * 2
-    assert sum("new connections a second" in line for line in lines) == 2
+    assert sum("new connections per second" in line for line in lines) == 2
     assert not counting.run("top", "nowhere", "--once", "--interval", "0.1", "-o", "json").json[
         "rows"
     ]
 
 
 @pytest.mark.kernel
-def test_where_nothing_counts_it_says_how_to_begin(node: InspectedNode) -> None:
-    routing = node.run("top", "--once")
-    assert routing.status == 2
-    assert "--endpoint-counters" in routing.err
+def test_without_counters_the_error_names_the_flag(node: InspectedNode) -> None:
+    result = node.run("top", "--once")
+    assert result.status == 2
+    assert "--endpoint-counters" in result.err
 
 
 SERVICE, OTHER = ("services4", b"1"), ("services4", b"2")
@@ -144,7 +146,7 @@ SERVICE, OTHER = ("services4", b"1"), ("services4", b"2")
     ],
     ids=str,
 )
-def test_an_element_that_was_made_anew_counts_from_nothing(
+def test_a_recreated_element_counts_from_zero(
     before: dict[tuple[str, bytes], int],
     after: dict[tuple[str, bytes], int],
     gained: dict[str, int],
@@ -164,15 +166,15 @@ def test_an_element_that_was_made_anew_counts_from_nothing(
         (("--rows", "0"), ["b", "a", "c"]),
     ],
 )
-def test_rows_are_sorted_and_cut(flags: tuple[str, ...], order: list[str]) -> None:
+def test_rows_are_sorted_and_limited(flags: tuple[str, ...], order: list[str]) -> None:
     owners = {("services4", name.encode()): Counted(name) for name in "abc"}
     now = dict(zip(owners, (10, 20, 30), strict=True))
     before = dict(zip(owners, (5, 10, 30), strict=True))
     parser = Parser("top")
     COMMAND.declare(parser, "")
-    asked = parser.parse_args(flags)
-    sample = sample_of(Totals(before, owners), Totals(now, owners), 5.0, 0.1, asked)
+    namespace = parser.parse_args(flags)
+    sample = sample_of(Totals(before, owners), Totals(now, owners), 5.0, 0.1, namespace)
     assert [row.service for row in sample.rows] == order
     assert sample.per_second == 3.0
-    assert sample.of == 3
+    assert sample.total_rows == 3
     assert {row.service: row.per_second for row in sample.rows}.get("b", 2.0) == 2.0

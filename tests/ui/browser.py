@@ -1,4 +1,4 @@
-"""Chromium without a screen, which tells whatever a page does that it must not."""
+"""Headless Chromium that fails a test on script errors and on requests to other hosts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, Request, sync_playwright
 
-# It would look for Google's hosts at every start, and has no sandbox for root.
+# Without these Chromium connects to Google's hosts; its sandbox does not work for root.
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -26,26 +26,29 @@ def chromium() -> str | None:
 
 @contextmanager
 def page(port: int, *, dark: bool = False) -> Iterator[Page]:
-    """Open a browser's page; at the end it must have told of no error and asked nobody else."""
-    wrong: list[str] = []
-    ours = f"http://127.0.0.1:{port}/"
+    """Open a page; fail at the end on any error and on any request to another host."""
+    faults: list[str] = []
+    base_url = f"http://127.0.0.1:{port}/"
 
-    def asked(request: Request) -> None:
-        if not request.url.startswith(ours):
-            wrong.append(f"asked {request.url}")
+    def on_request(request: Request) -> None:
+        if not request.url.startswith(base_url):
+            faults.append(f"requested {request.url}")
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=_ARGUMENTS)
         made = browser.new_page(
-            base_url=ours,
+            base_url=base_url,
             viewport={"width": 1200, "height": 900},
             color_scheme="dark" if dark else "light",
         )
-        made.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        made.on("pageerror", lambda error: wrong.append(str(error)))
-        made.on("request", asked)
+        made.on(
+            "console",
+            lambda message: faults.append(message.text) if message.type == "error" else None,
+        )
+        made.on("pageerror", lambda error: faults.append(str(error)))
+        made.on("request", on_request)
         try:
             yield made
         finally:
             browser.close()
-    assert not wrong
+    assert not faults

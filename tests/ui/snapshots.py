@@ -1,4 +1,4 @@
-"""An agent made up of values: what a page shows of it, and a browser to look with."""
+"""A fake agent: snapshots and changes that tests make up."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def service(name: str, address: str = "10.96.0.1", port: int = 80) -> Service:
     )
 
 
-class AgentView:
-    """Tells of a snapshot, and of changes that a test makes up."""
+class FakeAgent:
+    """An AgentView of a fixed snapshot, and of the changes that a test puts into a queue."""
 
-    def __init__(self, taken: Snapshot) -> None:
-        self.taken = taken
+    def __init__(self, fixed: Snapshot) -> None:
+        self.fixed = fixed
         self.changes: queue.Queue[Change | None] = queue.Queue()
 
     def snapshot(self) -> Snapshot:
-        return self.taken
+        return self.fixed
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         return ()
 
     def look_up(self, name: ObjectName) -> ServiceLookup:
-        return ServiceLookup(service_skipped="there is no API server")
+        return ServiceLookup(service_skipped="no API server")
 
     @contextmanager
-    def follow(self) -> Iterator[Iterator[Change | None]]:
+    def watch(self) -> Iterator[Iterator[Change | None]]:
         yield iter(self.changes.get, object())

@@ -1,4 +1,4 @@
-"""The page of a real agent, and of one made up of hostile texts, in a real browser."""
+"""The page of a real agent, and of a fake one with hostile names, in a real browser."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from playwright.sync_api import Page, expect
 
 from pyproxy.config.settings import ListenAddress
 from pyproxy.model.address import parse_address
-from pyproxy.ui.server import Page as Served
+from pyproxy.ui.server import PageServer
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import SITE, InspectedNode, inspected_node
 
 from . import snapshots
 from .browser import chromium, page
-from .snapshots import HOSTILE, AgentView
+from .snapshots import HOSTILE, FakeAgent
 
 PORT = 10260
 T = TypeVar("T")
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(chromium() is None, reason="needs chromium, to look at the page"),
+    pytest.mark.skipif(chromium() is None, reason="needs chromium"),
 ]
 
 
@@ -35,13 +35,13 @@ def node() -> Iterator[InspectedNode]:
         made.create(
             service("web", "10.96.7.1"),
             endpoint_slice("web", ["10.244.1.11", "10.244.2.11"]),
-            service("silent", "10.96.7.2"),
+            service("idle", "10.96.7.2"),
         )
         yield made
 
 
 def look(node: InspectedNode, see: Callable[[Page], T], *, dark: bool = False) -> T:
-    """Have a browser on the node look at its page."""
+    """Run `see` on a browser page, in the node's network namespace."""
 
     def there() -> T:
         with page(PORT, dark=dark) as made:
@@ -50,45 +50,43 @@ def look(node: InspectedNode, see: Callable[[Page], T], *, dark: bool = False) -
     return node.cluster.network.namespace(SITE).call(there)
 
 
-def test_a_search_finds_while_it_is_typed(node: InspectedNode) -> None:
+def test_the_search_refreshes_while_typing(node: InspectedNode) -> None:
     def see(made: Page) -> None:
         made.goto("/")
         rows = made.locator("[data-part=services] tbody tr")
-        expect(rows.filter(has_text="shop/silent")).to_have_count(1)
+        expect(rows.filter(has_text="shop/idle")).to_have_count(1)
         made.keyboard.press("/")
         made.keyboard.type("shop/we")
         expect(rows).to_have_count(1)
         expect(rows).to_contain_text("shop/web")
-        assert made.url.endswith("?q=shop%2Fwe&only=")
+        assert made.url.endswith("?q=shop%2Fwe&filter=")
         made.get_by_label("Search").fill("shop")
-        made.get_by_label("Show").select_option("silent")
+        made.get_by_label("Show").select_option("no-endpoints")
         expect(rows).to_have_count(1)
         expect(rows).to_contain_text("no endpoint")
 
     look(node, see)
 
 
-def test_a_services_picture_leads_from_address_to_endpoints(node: InspectedNode) -> None:
+def test_the_diagram_of_a_service_connects_addresses_and_endpoints(node: InspectedNode) -> None:
     def see(made: Page) -> None:
         made.goto("/")
         link = made.get_by_role("link", name="shop/web")
         link.focus()
         made.keyboard.press("Enter")
-        picture = made.locator("svg.way")
-        expect(picture).to_have_attribute(
-            "aria-label", "http: 1 addresses, 2 of 2 endpoints are used"
-        )
-        expect(picture.locator(".box.frontend")).to_contain_text("10.96.7.1:80")
-        expect(picture.locator(".box.used")).to_have_count(2)
-        expect(picture.locator(".line.used")).to_have_count(2)
+        diagram = made.locator("svg.diagram")
+        expect(diagram).to_have_attribute("aria-label", "http: 1 addresses, 2 of 2 endpoints used")
+        expect(diagram.locator(".box.frontend")).to_contain_text("10.96.7.1:80")
+        expect(diagram.locator(".box.used")).to_have_count(2)
+        expect(diagram.locator(".line.used")).to_have_count(2)
 
     look(node, see)
 
 
-def test_a_change_is_shown_as_it_is_programmed(node: InspectedNode) -> None:
+def test_a_change_is_shown_without_a_reload(node: InspectedNode) -> None:
     def see(made: Page) -> None:
         made.goto("/services/shop/web")
-        boxes = made.locator("svg.way .box.used")
+        boxes = made.locator("svg.diagram .box.used")
         expect(boxes).to_have_count(2)
         changed = endpoint_slice("web", ["10.244.1.11"])
         node.api.replace(node.path(changed), changed)
@@ -99,30 +97,30 @@ def test_a_change_is_shown_as_it_is_programmed(node: InspectedNode) -> None:
     look(node, see)
 
 
-def test_it_is_light_and_dark_and_remembers_which(node: InspectedNode) -> None:
-    def ground(made: Page) -> str:
+def test_the_theme_can_be_switched_and_is_kept(node: InspectedNode) -> None:
+    def background(made: Page) -> str:
         return str(made.evaluate("getComputedStyle(document.body).backgroundColor"))
 
     def see(made: Page) -> tuple[str, str, str]:
         made.goto("/")
-        first = ground(made)
-        made.get_by_label("Light or dark").click()
-        second = ground(made)
+        first = background(made)
+        made.get_by_label("Switch between light and dark").click()
+        second = background(made)
         made.reload()
-        return first, second, ground(made)
+        return first, second, background(made)
 
     light, dark, kept = look(node, see)
     assert dark == kept != light
     assert look(node, see, dark=True) == (dark, light, light)
 
 
-def test_it_answers_nobody_elses_page_and_changes_nothing(node: InspectedNode) -> None:
+def test_foreign_hosts_and_other_methods_are_rejected(node: InspectedNode) -> None:
     def status(method: str, path: str, host: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
         connection.request(method, path, headers={"Host": host})
         return connection.getresponse().status
 
-    def ask() -> list[int]:
+    def statuses() -> list[int]:
         return [
             status("GET", "/", f"127.0.0.1:{PORT}"),
             status("GET", "/", "evil.example"),
@@ -133,24 +131,24 @@ def test_it_answers_nobody_elses_page_and_changes_nothing(node: InspectedNode) -
             status("DELETE", "/services/shop/web", "localhost"),
         ]
 
-    seen = node.cluster.network.namespace(SITE).call(ask)
+    seen = node.cluster.network.namespace(SITE).call(statuses)
     assert seen == [200, 403, 404, 404, 404, 501, 501]
 
 
 @contextmanager
-def made_up(witness: AgentView) -> Iterator[int]:
-    served = Served(ListenAddress(parse_address("127.0.0.1"), 0), witness, counters=False)
-    served.start()
+def serving(agent: FakeAgent) -> Iterator[int]:
+    server = PageServer(ListenAddress(parse_address("127.0.0.1"), 0), agent, counters=False)
+    server.start()
     try:
-        yield served.port
+        yield server.port
     finally:
-        witness.changes.put(None)
-        served.stop()
+        agent.changes.put(None)
+        server.stop()
 
 
 def test_a_hostile_name_is_text() -> None:
-    witness = AgentView(snapshots.snapshot(snapshots.service(HOSTILE)))
-    with made_up(witness) as port, page(port) as made:
+    agent = FakeAgent(snapshots.snapshot(snapshots.service(HOSTILE)))
+    with serving(agent) as port, page(port) as made:
         made.goto("/")
         link = made.get_by_role("link", name=f"shop/{HOSTILE}")
         expect(link).to_be_visible()

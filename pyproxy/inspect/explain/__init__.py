@@ -1,4 +1,4 @@
-"""The whole way from a Service to a packet: a pure function from facts to steps."""
+"""The explanation of one Service: a pure function from facts to steps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pyproxy.inspect.explain import endpoints, node, service
-from pyproxy.inspect.explain.case import Case, KernelFacts, Mark, Step
+from pyproxy.inspect.explain.step import Result, Step
+from pyproxy.inspect.facts import Facts
 
-__all__ = ["Case", "Explanation", "KernelFacts", "Mark", "Step", "explain"]
+__all__ = ["Explanation", "Result", "Step", "explain"]
 
-_STEPS: Sequence[Callable[[Case], Step]] = (
+# A failed step may cause those after it to fail, so the order decides which fault is the verdict.
+_STEPS: Sequence[Callable[[Facts], Step]] = (
     service.agent,
     service.exists,
     service.fields,
@@ -21,35 +23,33 @@ _STEPS: Sequence[Callable[[Case], Step]] = (
     endpoints.ports,
     endpoints.readiness,
     endpoints.policy,
-    node.sources,
-    node.elements,
-    node.flows,
+    node.source_ranges,
+    node.kernel,
+    node.conntrack,
 )
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """Steps, in the order of a packet's way, and what it comes to.
+    """The steps from the Service to a packet.
 
-    `verdict` is one sentence; `fix` is what to do, empty where nothing is wrong.
+    `verdict` and `fix` are those of the first failed step; `ok` says that none failed.
     """
 
     target: str
-    well: bool
+    ok: bool
     verdict: str
     fix: str
     steps: tuple[Step, ...]
 
 
-def explain(target: str, case: Case) -> Explanation:
-    """Go all the way, as far as there is one."""
+def explain(target: str, facts: Facts) -> Explanation:
+    """Return the explanation of a target, which ends at the first final step."""
     steps: list[Step] = []
     for step in _STEPS:
-        steps.append(step(case))
-        if steps[-1].last:
+        steps.append(step(facts))
+        if steps[-1].final:
             break
-    wrong = next((step for step in steps if step.mark is Mark.CROSS), None)
-    if wrong is None:
-        return Explanation(
-            target, well=True, verdict="nothing is wrong on this node", fix="", steps=tuple(steps)
-        )
-    return Explanation(target, well=False, verdict=wrong.says, fix=wrong.fix, steps=tuple(steps))
+    failed = next((step for step in steps if step.result is Result.FAILED), None)
+    if failed is None:
+        return Explanation(target, True, "no fault found on this node", "", tuple(steps))
+    return Explanation(target, False, failed.message, failed.fix, tuple(steps))

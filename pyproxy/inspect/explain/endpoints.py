@@ -1,10 +1,12 @@
-"""From the Service to those who may serve it: slices, ports, readiness, policy."""
+"""Steps from the Service to the endpoints that this node uses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyproxy.inspect.explain.case import Case, Mark, Port, Step, listed, plural
+from pyproxy.inspect.explain.step import Result, Step
+from pyproxy.inspect.facts import Facts, PortFacts
+from pyproxy.inspect.humanize import count, listed
 from pyproxy.model.address import backend_text
 from pyproxy.model.objects import TrafficPolicy
 from pyproxy.policy.endpoints import select_endpoints
@@ -12,174 +14,176 @@ from pyproxy.policy.routing import PortRouting, Scope, Use
 from pyproxy.policy.unused import UnusedReason, unused_reasons
 
 
-def slices(case: Case) -> Step:
-    """Are there slices with endpoints, in a family that the Service has."""
-    name, parts = "slices", case.evidence.slices
+def slices(facts: Facts) -> Step:
+    """Check that slices have endpoints of a family that the Service has."""
+    name, parts = "slices", facts.agent.slices
     if not parts:
         return Step(
             name,
-            Mark.CROSS,
-            "no EndpointSlice names it",
-            "see that its selector matches pods, and that kube-controller-manager runs",
+            Result.FAILED,
+            "the Service has no EndpointSlice",
+            "check that its selector matches pods, and that kube-controller-manager runs",
         )
     found = sum(len(part.endpoints) for part in parts)
     if not found:
         return Step(
             name,
-            Mark.CROSS,
-            f"its {plural(len(parts), 'slice')} list no endpoint",
-            "see that its selector matches pods that have an address",
+            Result.FAILED,
+            f"no endpoint in {count(len(parts), 'slice')}",
+            "check that its selector matches pods, and that they have an address",
         )
     have = {part.family for part in parts if part.endpoints}
-    missing = [family.label for family in case.families if family not in have]
-    if len(missing) == len(case.families):
+    missing = [family.label for family in facts.families if family not in have]
+    if len(missing) == len(facts.families):
         others = " and ".join(sorted(family.label for family in have))
         return Step(
             name,
-            Mark.CROSS,
-            f"its address is {' and '.join(missing)}, and all its endpoints are {others}",
-            f"make the Service one of {others} (spec.ipFamilies), or give its pods such addresses",
+            Result.FAILED,
+            f"the address is {' and '.join(missing)}, but all endpoints are {others}",
+            f"set spec.ipFamilies to {others}, or give the pods {' and '.join(missing)} addresses",
         )
-    says = f"{plural(len(parts), 'slice')} with {plural(found, 'endpoint')}"
+    message = f"{count(len(parts), 'slice')} with {count(found, 'endpoint')}"
     if missing:
-        return Step(name, Mark.NOTE, f"{says}, none of them {' or '.join(missing)}")
-    return Step(name, Mark.TICK, says)
+        return Step(name, Result.NOTE, f"{message}, none of them {' or '.join(missing)}")
+    return Step(name, Result.OK, message)
 
 
-def ports(case: Case) -> Step:
-    """Does each port lead to one that slices have."""
-    name, parts = "ports", [part for part in case.evidence.slices if part.endpoints]
+def ports(facts: Facts) -> Step:
+    """Check that slices have every port of the Service."""
+    name, parts = "ports", [part for part in facts.agent.slices if part.endpoints]
     if not parts:
-        return Step(name, Mark.SKIPPED, "there is no endpoint whose ports could be looked at")
-    ways: list[str] = []
-    for port in case.ports():
+        return Step(name, Result.SKIPPED, "no endpoints")
+    targets: list[str] = []
+    for port in facts.ports():
         if not any(part.family is port.family for part in parts):
             continue
         if not port.endpoints:
-            return _no_port(case, port)
+            return _port_missing(facts, port)
         numbers = sorted({int.from_bytes(backend[-2:], "big") for backend in port.endpoints})
-        ways.append(f"{port} leads to {listed(list(map(str, numbers)))}")
-    return Step(name, Mark.TICK, listed(list(dict.fromkeys(ways))) or "none of this family")
+        targets.append(f"{port} leads to {listed(list(map(str, numbers)))}")
+    return Step(name, Result.OK, listed(list(dict.fromkeys(targets))) or "none of this family")
 
 
-def _no_port(case: Case, port: Port) -> Step:
-    target = _target(case, port)
+def _port_missing(facts: Facts, port: PortFacts) -> Step:
+    target = _target_port(facts, port)
     others = sorted(
         {
             f"{each.name or '(no name)'} {each.port}/{each.protocol.name}"
-            for part in case.evidence.slices
+            for part in facts.agent.slices
             for each in part.ports
         }
     )
-    have = f"they have {listed(others)}" if others else "they have no port at all"
+    found = f"they have {listed(others)}" if others else "they have no port"
     if isinstance(target, str):
-        says = f"port {port} leads to targetPort {target!r}, which no slice has: {have}"
-        fix = f"name a container's port {target!r} in its pods, or make targetPort the number"
+        message = f"port {port}: no slice has its targetPort {target!r}: {found}"
+        fix = f"name a container port {target!r} in the pods, or set targetPort to a number"
     else:
-        says = f"port {port} is in none of its slices: {have}"
-        fix = "have the slices' port name and protocol match those in spec.ports"
-    return Step("ports", Mark.CROSS, says, fix)
+        message = f"port {port}: no slice has it: {found}"
+        fix = "use the same port names and protocols in spec.ports and in the slices"
+    return Step("ports", Result.FAILED, message, fix)
 
 
-def _target(case: Case, port: Port) -> int | str:
-    service = case.lookup.service
+def _target_port(facts: Facts, port: PortFacts) -> int | str:
+    service = facts.api.service
     for each in (service.spec.ports if service else None) or ():
         if (each.name or "", each.port) == (port.port.name, port.port.port):
             return each.target
     return 0
 
 
-def readiness(case: Case) -> Step:
-    """Is anybody ready, or at least serving while it terminates."""
+def readiness(facts: Facts) -> Step:
+    """Check that an endpoint is ready, or serves while it terminates."""
     name = "readiness"
-    endpoints = {b: e for port in case.ports() for b, e in port.endpoints.items()}
+    endpoints = {b: e for port in facts.ports() for b, e in port.endpoints.items()}
     if not endpoints:
-        return Step(name, Mark.SKIPPED, "there is no endpoint for it")
+        return Step(name, Result.SKIPPED, "no endpoints")
     ready = [e for e in endpoints.values() if e.ready]
     unready = [backend_text(b) for b, e in sorted(endpoints.items()) if not e.ready]
     if ready:
-        says = f"{len(ready)} of {plural(len(endpoints), 'endpoint')} ready"
-        others = f"; not {listed(unready)}" if unready else ""
-        return Step(name, Mark.NOTE if unready else Mark.TICK, says + others)
+        verb = "is" if len(ready) == 1 else "are"
+        message = f"{len(ready)} of {count(len(endpoints), 'endpoint')} {verb} ready"
+        others = f"; not ready: {listed(unready)}" if unready else ""
+        return Step(name, Result.NOTE if unready else Result.OK, message + others)
     if any(e.serving and e.terminating for e in endpoints.values()):
-        return Step(name, Mark.NOTE, "none is ready; those that terminate and still serve stand in")
+        return Step(
+            name, Result.NOTE, "no endpoint is ready; terminating endpoints that serve are used"
+        )
     if all(e.terminating for e in endpoints.values()):
         return Step(
             name,
-            Mark.CROSS,
-            f"all of its {plural(len(endpoints), 'endpoint')} are terminating and serve no more",
-            f"see why no new pod has come: kubectl get pods -n {case.name.namespace}",
+            Result.FAILED,
+            f"all endpoints ({len(endpoints)}) are terminating and do not serve",
+            f"check why no new pod runs: kubectl get pods -n {facts.name.namespace}",
         )
     return Step(
         name,
-        Mark.CROSS,
-        f"none of its {plural(len(endpoints), 'endpoint')} is ready: {listed(unready)}",
-        f"see what their readiness probes say: kubectl describe pods -n {case.name.namespace}",
-        tuple(_probes(case)),
+        Result.FAILED,
+        f"no endpoint is ready: {listed(unready)}",
+        f"check the readiness probes: kubectl describe pods -n {facts.name.namespace}",
+        tuple(_unready_pods(facts)),
     )
 
 
-def _probes(case: Case) -> Iterator[str]:
-    for pod in case.lookup.pods:
+def _unready_pods(facts: Facts) -> Iterator[str]:
+    for pod in facts.api.pods:
         for condition in pod.status.conditions or ():
             if condition.type == "Ready" and condition.status != "True" and condition.message:
                 yield f"pod {pod.metadata.name}: {condition.message}"
 
 
-def policy(case: Case) -> Step:
-    """Whom does this node send connections to, and whom does it leave out."""
-    name, used, left = "policy", set[str](), list[str]()
-    for port in case.ports():
+def policy(facts: Facts) -> Step:
+    """Check that traffic policies and topology hints leave an endpoint to use."""
+    name, used, unused = "policy", set[str](), list[str]()
+    for port in facts.ports():
         if port.routing is None:
             continue
         if Use.REJECT in _uses(port.routing).values():
-            return Step(name, Mark.SKIPPED, "nobody is left to choose from: it is refused at once")
-        if step := _without_local(case, port, port.routing):
+            return Step(name, Result.SKIPPED, "no endpoints: connections are rejected")
+        if step := _without_local(facts, port, port.routing):
             return step
         used |= {backend_text(b) for b in (*port.routing.cluster, *port.routing.local)}
-        left += _left_out(case, port, port.routing)
+        unused += _unused(facts, port, port.routing)
     if not used:
-        return Step(name, Mark.SKIPPED, "nothing of it is programmed")
-    says = f"this node sends to {plural(len(used), 'endpoint')}: {listed(sorted(used))}"
-    if left:
-        return Step(name, Mark.NOTE, f"{says}; left out: {listed(sorted(set(left)))}")
-    return Step(name, Mark.TICK, says)
+        return Step(name, Result.SKIPPED, "not programmed")
+    message = f"this node sends to {count(len(used), 'endpoint')}: {listed(sorted(used))}"
+    if unused:
+        return Step(name, Result.NOTE, f"{message}; not used: {listed(sorted(set(unused)))}")
+    return Step(name, Result.OK, message)
 
 
 def _uses(routing: PortRouting) -> dict[bool, Use]:
-    """Give the use of cluster IPs (True), and that of all external frontends (False)."""
+    """Return the use of cluster IPs (True), and of all external frontends (False)."""
     return {(f.scope is Scope.CLUSTER_IP): f.use for f in routing.frontends}
 
 
-def _without_local(case: Case, port: Port, routing: PortRouting) -> Step | None:
+def _without_local(facts: Facts, port: PortFacts, routing: PortRouting) -> Step | None:
     uses = _uses(routing)
-    here = f"none of the endpoints of {port} is on this node, {case.hostname}"
+    missing = f"no endpoint of {port} is on this node ({facts.hostname})"
     if uses.get(True) is Use.DROP:
         return Step(
             "policy",
-            Mark.CROSS,
-            f"internalTrafficPolicy is Local, and {here}: connections are dropped",
-            "run a pod of it on this node, or set internalTrafficPolicy to Cluster",
+            Result.FAILED,
+            f"internalTrafficPolicy is Local, but {missing}: connections are dropped",
+            "run a pod of the Service on this node, or set internalTrafficPolicy to Cluster",
         )
     if uses.get(False) is Use.SPLIT and not routing.local:
         return Step(
             "policy",
-            Mark.CROSS,
-            f"externalTrafficPolicy is Local, and {here}: connections from outside are dropped",
-            "send to a node that has one, as a load balancer's health checks do, or run a pod "
-            "here, or set externalTrafficPolicy to Cluster",
+            Result.FAILED,
+            f"externalTrafficPolicy is Local, but {missing}: external connections are dropped",
+            "connect to a node with an endpoint, which is what load balancer health checks are "
+            "for, or run a pod here, or set externalTrafficPolicy to Cluster",
         )
     return None
 
 
-def _left_out(case: Case, port: Port, routing: PortRouting) -> Iterator[str]:
-    zone = case.evidence.node.zone if case.evidence.node else ""
-    usable = select_endpoints(port.endpoints, case.hostname, zone)
-    reasons = unused_reasons(port.endpoints, usable, case.hostname, zone)
-    local = case.service.internal_policy is TrafficPolicy.LOCAL
-    for backend, why in (reasons.local if local else reasons.cluster).items():
-        if (
-            why not in (UnusedReason.NOT_READY, UnusedReason.TERMINATING)
-            and backend not in routing.local
-        ):
-            yield f"{backend_text(backend)} ({why.value})"
+def _unused(facts: Facts, port: PortFacts, routing: PortRouting) -> Iterator[str]:
+    zone = facts.agent.node.zone if facts.agent.node else ""
+    usable = select_endpoints(port.endpoints, facts.hostname, zone)
+    reasons = unused_reasons(port.endpoints, usable, facts.hostname, zone)
+    local = facts.service.internal_policy is TrafficPolicy.LOCAL
+    # The step `readiness` lists endpoints that are not ready.
+    unready = (UnusedReason.NOT_READY, UnusedReason.TERMINATING)
+    for backend, reason in (reasons.local if local else reasons.cluster).items():
+        if reason not in unready and backend not in routing.local:
+            yield f"{backend_text(backend)} ({reason.value})"

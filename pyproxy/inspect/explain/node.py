@@ -1,100 +1,105 @@
-"""On this node: who is let in, what the kernel holds, and which flows still go elsewhere."""
+"""Steps on this node: source ranges, kernel state, conntrack entries."""
 
 from __future__ import annotations
 
-from pyproxy.inspect.explain.case import Case, Mark, Step, listed, plural
+from pyproxy.inspect.explain.step import Result, Step
+from pyproxy.inspect.facts import Facts
+from pyproxy.inspect.humanize import count, listed
 from pyproxy.model.address import Family, Protocol, address_text
 from pyproxy.policy.routing import Scope
 
+_FIELD = "spec.loadBalancerSourceRanges"
 
-def sources(case: Case) -> Step:
-    """Do source ranges let the client in."""
-    name, routing = "source ranges", case.evidence.routing
-    guarded = {
+
+def source_ranges(facts: Facts) -> Step:
+    """Check that the source ranges allow the client."""
+    name, routing = "source ranges", facts.agent.routing
+    restricted = {
         port.family
         for port in (routing.ports if routing else ())
         for f in port.frontends
-        if f.scope is Scope.LOAD_BALANCER and _is_meant(case, f.address)
+        if f.scope is Scope.LOAD_BALANCER and _is_target(facts, f.address)
     }
-    if routing is None or not routing.source_ranges or not guarded:
-        return Step(name, Mark.TICK, "everybody may come in")
-    ranges = case.service.source_ranges
-    told = listed([str(network) for network in ranges])
-    field = "spec.loadBalancerSourceRanges"
-    if case.sender is not None and not any(case.sender in r for r in routing.source_ranges):
+    if routing is None or not routing.source_ranges or not restricted:
+        return Step(name, Result.OK, "all clients are allowed")
+    ranges = listed([str(network) for network in facts.service.source_ranges])
+    client = facts.client
+    if client is not None and not any(client in network for network in routing.source_ranges):
         return Step(
             name,
-            Mark.CROSS,
-            f"{address_text(case.sender)} is in none of its source ranges ({told}): dropped at its "
-            "load balancer addresses",
-            f"add it to {field}, or connect from within them",
+            Result.FAILED,
+            f"{address_text(client)} is in none of the source ranges ({ranges}): its packets to "
+            "load balancer addresses are dropped",
+            f"add it to {_FIELD}, or connect from an address within them",
         )
-    shut = [family.label for family in sorted(guarded) if _nobody(case, family)]
-    if shut:
+    closed = [family.label for family in sorted(restricted) if not _has_range(facts, family)]
+    if closed:
+        families = " or ".join(closed)
         return Step(
             name,
-            Mark.CROSS,
-            f"its source ranges let nobody in by {' or '.join(shut)}",
-            f"add a range of that family to {field}",
+            Result.FAILED,
+            f"the source ranges allow no {families} client",
+            f"add a {families} range to {_FIELD}",
         )
-    return Step(name, Mark.NOTE, f"its load balancer addresses let in {told} alone")
+    return Step(name, Result.NOTE, f"load balancer addresses allow only clients in {ranges}")
 
 
-def _is_meant(case: Case, address: bytes) -> bool:
-    destination = case.evidence.resolved.destination
+def _is_target(facts: Facts, address: bytes) -> bool:
+    destination = facts.agent.target.destination
     return destination is None or destination.address == address
 
 
-def _nobody(case: Case, family: Family) -> bool:
-    return not any(
-        network.family is family and any(network.last) for network in case.service.source_ranges
+def _has_range(facts: Facts, family: Family) -> bool:
+    # A range of 0.0.0.0/32 or ::/128, whose last address is all zeros, contains no client.
+    return any(
+        network.family is family and any(network.last) for network in facts.service.source_ranges
     )
 
 
-def elements(case: Case) -> Step:
-    """Does the kernel hold what it should of it."""
-    name, held = "kernel", case.kernel.held
-    if case.evidence.routing is None:
-        return Step(name, Mark.SKIPPED, "nothing of it is programmed")
-    if held is None:
-        return Step(name, Mark.SKIPPED, f"not read: {case.kernel.not_read}")
-    if not held:
-        return Step(name, Mark.TICK, "holds all of it, and nothing else")
-    what = [
-        *([f"{plural(len(held.missing), held.kind)} missing"] if held.missing else []),
-        *([f"{plural(len(held.extra), held.kind)} that should not be"] if held.extra else []),
-        *held.rules,
+def kernel(facts: Facts) -> Step:
+    """Check that the kernel state of the Service is the desired state."""
+    name, diff = "kernel", facts.kernel.diff
+    if facts.agent.routing is None:
+        return Step(name, Result.SKIPPED, "not programmed")
+    if diff is None:
+        return Step(name, Result.SKIPPED, f"not read: {facts.kernel.not_read}")
+    if not diff:
+        return Step(name, Result.OK, "the kernel state is the desired state")
+    differences = [
+        *([f"{count(len(diff.missing), diff.kind)} missing"] if diff.missing else []),
+        *([f"{count(len(diff.extra), diff.kind)} unexpected"] if diff.extra else []),
+        *diff.rules,
     ]
     return Step(
         name,
-        Mark.CROSS,
-        f"the kernel does not hold what it should: {', '.join(what)}",
-        "the agent repairs that as soon as it notices; if it comes again, another program writes "
-        "to the table, and the agent's log names it",
+        Result.FAILED,
+        f"the kernel state is not the desired state: {', '.join(differences)}",
+        "wait for the agent to repair it; if it recurs, another program changes these tables, and "
+        "the agent's log names it",
         (
-            *(f"missing: {line}" for line in held.missing),
-            *(f"should not be: {line}" for line in held.extra),
+            *(f"missing: {line}" for line in diff.missing),
+            *(f"unexpected: {line}" for line in diff.extra),
         ),
     )
 
 
-def flows(case: Case) -> Step:
-    """Do known flows go where the Service sends nobody any more."""
-    name, found = "flows", case.kernel.flows
-    datagrams = [port for port in case.ports() if port.port.protocol is not Protocol.TCP]
+def conntrack(facts: Facts) -> Step:
+    """Check that no conntrack entry leads to an endpoint that the Service no longer uses."""
+    name, stale = "conntrack", facts.kernel.stale_flows
+    datagrams = [port for port in facts.ports() if port.port.protocol is not Protocol.TCP]
     if not datagrams:
-        return Step(name, Mark.TICK, "TCP: connections end by themselves with their endpoint")
-    if found is None:
-        return Step(name, Mark.SKIPPED, f"not read: {case.kernel.flows_not_read}")
-    if not found:
-        return Step(name, Mark.TICK, "none goes elsewhere")
+        return Step(name, Result.OK, "TCP connections end with their endpoint")
+    if stale is None:
+        return Step(name, Result.SKIPPED, f"not read: {facts.kernel.flows_not_read}")
+    if not stale:
+        return Step(name, Result.OK, "no stale entry")
     first = datagrams[0]
     protocol = first.port.protocol.name.lower()
     return Step(
         name,
-        Mark.CROSS,
-        f"{plural(len(found), 'flow')} still go where it sends nobody: {listed(list(found), 3)}",
-        f"delete them with conntrack -D -p {protocol} --orig-port-dst {first.port.port}; the agent "
-        "does so after each change, and its metrics tell of failures",
-        found,
+        Result.FAILED,
+        f"{count(len(stale), 'stale entry', 'stale entries')}: {listed(stale, 3)}",
+        f"run conntrack -D -p {protocol} --orig-port-dst {first.port.port}; if they recur, see the "
+        "agent's log, because it deletes stale entries after each commit",
+        stale,
     )

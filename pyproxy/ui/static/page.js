@@ -1,25 +1,25 @@
 "use strict";
-// Keeps the page as the node is: parts that changed are replaced, whatever has the focus stays.
+// Refreshes the page: replaces the parts that changed, and keeps the focus.
 
 const live = document.querySelector(".live");
-let asking = false;
+let refreshing = false;
 let again = false;
 
 async function refresh() {
-  if (asking) { again = true; return; }
-  asking = true;
+  if (refreshing) { again = true; return; }
+  refreshing = true;
   try {
-    const answer = await fetch(location.href, { cache: "no-store" });
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const response = await fetch(location.href, { cache: "no-store" });
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     for (const part of document.querySelectorAll("[data-part]")) {
       const next = fresh.querySelector(`[data-part="${part.dataset.part}"]`);
       if (next && next.innerHTML !== part.innerHTML) replace(part, next);
     }
     live.textContent = "";
   } catch {
-    live.textContent = "the agent does not answer";
+    live.textContent = "the agent does not respond";
   } finally {
-    asking = false;
+    refreshing = false;
     if (again) { again = false; refresh(); }
   }
 }
@@ -35,14 +35,14 @@ function replace(part, next) {
 }
 
 let due = 0;
-function soon() {
+function refreshSoon() {
   if (!due) due = setTimeout(() => { due = 0; refresh(); }, 150);
 }
 
 const changes = new EventSource("/changes");
-changes.addEventListener("message", soon);
-changes.addEventListener("open", soon);
-changes.addEventListener("error", () => { live.textContent = "the agent does not answer"; });
+changes.addEventListener("message", refreshSoon);
+changes.addEventListener("open", refreshSoon);
+changes.addEventListener("error", () => { live.textContent = "the agent does not respond"; });
 setInterval(refresh, 5000);
 
 const form = document.querySelector("form.search");
@@ -67,16 +67,16 @@ function theme() { return localStorage.getItem("theme"); }
 function isDark() {
   return theme() ? theme() === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
-function dress() {
+function applyTheme() {
   if (theme()) document.documentElement.dataset.theme = theme();
 }
 document.querySelector(".theme").addEventListener("click", () => {
   localStorage.setItem("theme", isDark() ? "light" : "dark");
-  dress();
+  applyTheme();
   for (const chart of charts.splice(0)) chart.destroy();
   draw();
 });
-dress();
+applyTheme();
 
 const CHARTS = {
   latency: (moment) => (moment.latency === null ? null : moment.latency * 1000),
@@ -85,7 +85,7 @@ const CHARTS = {
 };
 const charts = [];
 
-function made(place, data) {
+function makeChart(place, data) {
   const style = getComputedStyle(document.documentElement);
   const axis = { stroke: style.getPropertyValue("--soft"), grid: { stroke: style.getPropertyValue("--edge") } };
   return new uPlot({
@@ -100,13 +100,13 @@ async function draw() {
   const places = [...document.querySelectorAll("[data-chart]")];
   if (!places.length) return;
   let moments;
-  try { moments = await (await fetch("/history", { cache: "no-store" })).json(); } catch { return; }
+  try { moments = await (await fetch("/timeline", { cache: "no-store" })).json(); } catch { return; }
   places.forEach((place, index) => {
     const value = CHARTS[place.dataset.chart];
     const seen = moments.filter((moment) => value(moment) !== null);
     const data = [seen.map((moment) => moment.second), seen.map(value)];
     if (charts[index]) charts[index].setData(data);
-    else charts[index] = made(place, data);
+    else charts[index] = makeChart(place, data);
   });
 }
 draw();

@@ -1,4 +1,4 @@
-"""How answers look: the same columns in a pipe as on a terminal, and nothing that steers it."""
+"""Output of commands: the same columns in a pipe as on a terminal, and no escape sequences."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 import pytest
 
-from pyproxy.commands import output, parts, services, status
+from pyproxy.commands import output, services, status
 from pyproxy.commands.explain import show as show_explanation
-from pyproxy.commands.parts import Part
+from pyproxy.commands.output import Part
 from pyproxy.dataplane.interface import TableUsage
-from pyproxy.inspect.explain import Explanation, Mark, Step
-from pyproxy.inspect.services import BackendView, FrontendView, PortView, Services, ServiceView
+from pyproxy.inspect.explain import Explanation, Result, Step
+from pyproxy.inspect.services import EndpointView, FrontendView, PortView, Services, ServiceView
 from pyproxy.inspect.snapshot import Repair, Sync
 from pyproxy.inspect.status import InvalidObject, Status
 
@@ -52,12 +52,12 @@ STATUS = Status(
     repairs=1,
     node_port_addresses=("172.30.0.11",),
     pod_networks=(),
-    fill=(TableUsage("affinity4", 12, 262144), TableUsage("services4", 20_000)),
-    last_sync=Sync(8264.0, 0.0012, 1, whole=False),
+    tables=(TableUsage("affinity4", 12, 262144), TableUsage("services4", 20_000)),
+    last_sync=Sync(8264.0, 0.0012, 1, full=False),
     last_repair=Repair(0.5, "nft (pid 4)", {"element": 3}),
     invalid=(
         InvalidObject(
-            "Service", "shop/web", "spec.externalIPs[0]", "is no address", "InvalidObject"
+            "Service", "shop/web", "spec.externalIPs[0]", "is not an address", "InvalidObject"
         ),
     ),
 )
@@ -70,20 +70,20 @@ def test_a_status() -> None:
 node            node-a (zone zone-1)
 mode            nftables
 health          healthy
-running for     2 h 1 min
-objects from    /etc/kubeconfig, heard of 12 s ago
+uptime          2 h 1 min
+source          /etc/kubeconfig, last data 12 s ago
 services        10,000
 endpoints       100,000 in 10,001 slices
-last sync       1.0 s ago, took 1.2 ms for 1 service; 40 syncs in all
-waiting         2 services
-drift           1 repair, the last at 1970-01-01T00:00:00.500Z: 3 elements that nft (pid 4) changed
-node ports on   172.30.0.11
-pods are        not told by address
+last sync       partial, 1.0 s ago, took 1.2 ms for 1 service; 40 syncs in total
+pending         2 services
+drift           1 repair, the last at 1970-01-01T00:00:00.500Z: 3 elements changed by nft (pid 4)
+node port IPs   172.30.0.11
+pod networks    not configured
 tables          affinity4 12 of 262,144, services4 20,000
-set aside       1 object
+invalid         1 object
 
-SET ASIDE   NAME       FIELD                 REASON     WHAT
-Service     shop/web   spec.externalIPs[0]   SetAside   is no address
+INVALID   NAME       FIELD                 REASON          MESSAGE
+Service   shop/web   spec.externalIPs[0]   InvalidObject   is not an address
 """
     )
 
@@ -109,55 +109,55 @@ def view_of_service(name: str = "web") -> ServiceView:
                     FrontendView("clusterIP", "10.96.0.20", 80, "cluster"),
                     FrontendView("nodePort", "172.30.0.11", 30080, "split"),
                 ),
-                backends=(
-                    BackendView("10.244.1.11:8080", "node-a", "z", "everybody", ""),
-                    BackendView("10.244.2.11:8080", "node-b", "z", "", "not ready"),
+                endpoints=(
+                    EndpointView("10.244.1.11:8080", "node-a", "z", "all", ""),
+                    EndpointView("10.244.2.11:8080", "node-b", "z", "", "not ready"),
                 ),
                 hints="",
             ),
         ),
-        elsewhere=(),
-        problems=(),
+        unmatched=(),
+        invalid=(),
     )
 
 
-def test_a_line_for_each_port() -> None:
+def test_services_have_a_row_for_each_port() -> None:
     assert piped(services.show(Services((view_of_service(),)))) == (
         "NAMESPACE   NAME   PORT                            ADDRESSES"
-        "                          POLICY                    ENDPOINTS   NOT USED\n"
+        "                          POLICY                             ENDPOINTS   UNUSED BECAUSE\n"
         "shop        web    http 80/TCP (node port 30080)   10.96.0.20:80, 172.30.0.11:30080"
-        "   Cluster, external Local   1/2         not ready\n"
+        "   internal Cluster, external Local   1/2         not ready\n"
     )
 
 
-def test_one_service_in_full() -> None:
+def test_one_service_in_detail() -> None:
     assert (
         piped(services.show(Services((view_of_service(),), named=True)))
         == """\
 service         shop/web
 policy          internal Cluster, external Local
 affinity        none
-source ranges   everybody
+source ranges   all clients
 
 port http 80/TCP (node port 30080), IPv4
-ADDRESS       KIND              USE
-10.96.0.20    clusterIP :80     cluster
-172.30.0.11   nodePort :30080   split
+ADDRESS       PORT    SCOPE       USE
+10.96.0.20    80      clusterIP   cluster
+172.30.0.11   30080   nodePort    split
 
-ENDPOINT           NODE     ZONE   USED BY     WHY NOT
-10.244.1.11:8080   node-a   z      everybody
-10.244.2.11:8080   node-b   z      nobody      not ready
+ENDPOINT           NODE     ZONE   USED BY       UNUSED BECAUSE
+10.244.1.11:8080   node-a   z      all clients
+10.244.2.11:8080   node-b   z      no clients    not ready
 """
     )
 
 
 def test_an_explanation() -> None:
     steps = (
-        Step("service", Mark.TICK, "shop/web exists"),
-        Step("readiness", Mark.CROSS, "none is ready", "see why", ("pod web-1: probe failed",)),
-        Step("policy", Mark.SKIPPED, "nobody is left"),
+        Step("service", Result.OK, "shop/web exists"),
+        Step("readiness", Result.FAILED, "none is ready", "see why", ("pod web-1: probe failed",)),
+        Step("policy", Result.SKIPPED, "not programmed"),
     )
-    found = Explanation("shop/web", well=False, verdict="none is ready", fix="see why", steps=steps)
+    found = Explanation("shop/web", ok=False, verdict="none is ready", fix="see why", steps=steps)
     assert (
         piped(show_explanation(found))
         == """\
@@ -165,15 +165,15 @@ def test_an_explanation() -> None:
 ✓   service     shop/web exists
 ✗   readiness   none is ready
                 pod web-1: probe failed
--   policy      nobody is left
+-   policy      not programmed
 
 none is ready
-what to do: see why
+fix: see why
 """
     )
 
 
-def test_a_name_cannot_steer_a_terminal_or_the_markup() -> None:
+def test_control_characters_and_markup_in_names_are_text() -> None:
     hostile = "\x1b[31mred\x07[bold]x[/bold]\n"
     shown = piped(services.show(Services((view_of_service(hostile),))))
     assert "\x1b" not in shown
@@ -182,10 +182,10 @@ def test_a_name_cannot_steer_a_terminal_or_the_markup() -> None:
     assert len(shown.splitlines()) == 2
 
 
-def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown() -> str:
         file = Terminal()
-        output.show(file, [parts.text("well", parts.GOOD)])
+        output.show(file, [output.text("well", output.GOOD)])
         return file.getvalue()
 
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -195,40 +195,40 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[32m" not in shown()
 
 
-def test_a_terminal_shows_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_the_same_text_as_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     for view in (
         lambda: status.show(STATUS),
         lambda: services.show(Services((view_of_service(),), named=True)),
-        lambda: [parts.Line((parts.text("a", parts.DIM), parts.text("b")))],
+        lambda: [output.StyledLine((output.text("a", output.DIM), output.text("b")))],
     ):
         file = Terminal()
         output.show(file, view())
-        told = [line.rstrip() for line in unstyled(file).splitlines()]
-        assert told == piped(view()).splitlines()
+        lines = [line.rstrip() for line in unstyled(file).splitlines()]
+        assert lines == piped(view()).splitlines()
 
 
-def test_a_terminal_folds_what_is_too_wide_and_loses_nothing(
+def test_a_terminal_folds_wide_lines_and_cuts_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("NO_COLOR", "1")
     file = Terminal()
-    output.show(file, [parts.facts([("what", "x" * 100)])])
+    output.show(file, [output.properties([("what", "x" * 100)])])
     assert file.getvalue().count("x") == 100
     assert max(map(len, unstyled(file).splitlines())) <= 40
 
 
-def test_a_view_takes_the_place_of_the_one_before_on_a_terminal_alone(
+def test_a_refreshed_view_replaces_the_one_before_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     for file in (Terminal(), io.StringIO()):
-        with output.in_place(file) as show:
-            show([parts.text("first")])
-            show([parts.text("second")])
+        with output.refreshing(file) as show:
+            show([output.text("first")])
+            show([output.text("second")])
         assert ("\x1b[2K" in file.getvalue()) is file.isatty()
         assert "second" in file.getvalue()

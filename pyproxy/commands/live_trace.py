@@ -1,0 +1,126 @@
+"""`pyproxy trace --live`: print the rules that real packets match, from nftrace."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from pyproxy.agent.trace_source import OUTSIDE, packet_from
+from pyproxy.commands import output
+from pyproxy.commands.arguments import encoder, parse_count
+from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, text
+from pyproxy.commands.query_runner import QueryRunner, note
+from pyproxy.commands.trace_arguments import destination_of, sender_of
+from pyproxy.dataplane.nftables.live import LiveTrace
+from pyproxy.dataplane.nftables.packet_trace import PacketTrace
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Address
+from pyproxy.model.destination import Destination
+from pyproxy.netlink.tracing import Match
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `--live` and its options."""
+    group = parser.add_argument_group("live trace")
+    group.add_argument(
+        "--live",
+        action="store_true",
+        help="print the rules that real packets match, for at most 100 packets per second",
+    )
+    group.add_argument(
+        "--count", type=parse_count("--count"), default=0, metavar="N", help="stop after N packets"
+    )
+    group.add_argument(
+        "--timeout", type=_timeout, default=math.inf, metavar="SECONDS", help="stop after SECONDS"
+    )
+    group.add_argument(
+        "--every-packet",
+        action="store_true",
+        help="trace packets of established connections too",
+    )
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Print packets until --count, --timeout or Ctrl-C; return 1 where there was none."""
+    encode = encoder(namespace)
+    seen = 0
+    with _sigterm_as_ctrl_c(), closing(LiveTrace(_match(namespace))) as trace:
+        endless = not namespace.count and math.isinf(namespace.timeout)
+        note("waiting for packets until Ctrl-C" if endless else "waiting for packets")
+        for packet in trace.packet_traces(namespace.timeout):
+            if packet is None:
+                note("the kernel dropped trace messages: some packets are missing")
+                continue
+            if encode is not None:
+                print(encode(packet), flush=True)
+            else:
+                output.show(sys.stdout, _show(packet))
+            seen += 1
+            if seen == namespace.count:
+                break
+    return 0 if seen else 1
+
+
+def _match(namespace: argparse.Namespace) -> Match:
+    target = destination_of(namespace.to)
+    return Match(
+        target.address,
+        target.protocol,
+        target.port,
+        _source(namespace, target),
+        namespace.every_packet,
+    )
+
+
+def _source(namespace: argparse.Namespace, target: Destination) -> Address | None:
+    sender = namespace.sender
+    if sender is None:
+        return None
+    if sender == OUTSIDE:
+        raise UsageError(f"--from {OUTSIDE}: --live needs an address: give one, or omit --from")
+    settings = QueryRunner(namespace).agent_settings(target)
+    return packet_from(sender_of(sender, target, settings), target).source
+
+
+def _show(packet: PacketTrace) -> Iterator[Part]:
+    origin = f"came in by {packet.came_in_by}" if packet.came_in_by else "sent by this node"
+    yield text(f"{packet.source} -> {packet.destination}, {origin}", HEAD)
+    for met in packet.met:
+        if met.now_to:
+            yield text(f"  now to {met.now_to}", GOOD)
+        if met.rule:
+            yield text(f"  {met.table} {met.chain}: {met.rule}")
+            yield text(f"      {met.verdict}", DIM)
+    yield text(f"  {packet.end}", BAD if packet.end.startswith("taken") else "")
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, so that the trace table is removed at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _timeout(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise UsageError(f"--timeout: {value!r} is not a number of seconds above 0")
+    return seconds

@@ -1,0 +1,96 @@
+"""Running queries: on the agent of this node, or without one from API server and kernel."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pyproxy.config import command_line
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.interface import Dataplane
+from pyproxy.inspect.client import AgentTimeoutError, Client, NoAgentError
+from pyproxy.inspect.queries import FACTS, A, FactsArgs, Query, R, Stream
+from pyproxy.inspect.snapshot import AgentView
+from pyproxy.model.destination import Destination
+
+
+class QueryRunner:
+    """Runs queries for one command.
+
+    The first agent failure switches to reading API server and kernel, with a note on stderr.
+    `settings` are those of this command line, which apply without an agent.
+    """
+
+    def __init__(self, namespace: argparse.Namespace) -> None:
+        self.settings: Settings = command_line.settings(namespace)
+        self._client: Client | None = None
+        if not namespace.no_agent and self.settings.inspect_socket:
+            self._client = Client(self.settings.inspect_socket)
+
+    def query(self, query: Query[A, R], arguments: A) -> R:
+        """Return the result of a query. Raises PyproxyError."""
+        if self._client is not None:
+            try:
+                return self._client.query(query, arguments)
+            except (NoAgentError, AgentTimeoutError) as error:
+                self._give_up_agent(f"{error}: reading API server and kernel instead")
+        return query.handler(self._oneshot, arguments)
+
+    def agent_settings(self, about: Destination) -> Settings:
+        """Return the settings of the running agent, or those of this command line.
+
+        `about` is any destination, because the agent's settings are part of facts about one. Raises
+        PyproxyError.
+        """
+        if self._client is not None:
+            try:
+                return self._client.query(FACTS, FactsArgs(str(about))).settings
+            except (NoAgentError, AgentTimeoutError) as error:
+                self._give_up_agent(f"{error}: using the flags of this command")
+        return self.settings
+
+    def _give_up_agent(self, why: str) -> None:
+        note(why)
+        self._client = None
+
+    def stream(self, stream: Stream[A, R], arguments: A) -> Iterator[R]:
+        """Yield the results of a stream, which needs an agent. Raises PyproxyError."""
+        client = self._client or Client(self.settings.inspect_socket)
+        return client.stream(stream, arguments)
+
+    @cached_property
+    def _oneshot(self) -> AgentView:
+        return self.oneshot(self.settings)
+
+    @staticmethod
+    def oneshot(settings: Settings, files: Sequence[Path] = ()) -> AgentView:
+        """Read API server and kernel once, and apply the objects of `files`. Raises PyproxyError.
+
+        Silences the log, because the result of every query includes the problems.
+        """
+        logging.getLogger("pyproxy").setLevel(logging.CRITICAL)
+        # Imports urllib3 and the agent, which a query to a running agent does without.
+        from pyproxy.agent.oneshot import survey  # noqa: PLC0415
+
+        return survey(settings, files)
+
+
+@contextmanager
+def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
+    """Open the dataplane of these settings for reading, and close it. Raises UsageError."""
+    from pyproxy.agent import dataplanes  # noqa: PLC0415
+
+    with closing(dataplanes.make(settings)) as dataplane:
+        dataplane.prepare_to_read()
+        yield dataplane
+
+
+def note(text: str) -> None:
+    """Print a line on stderr, beside the output."""
+    print(f"pyproxy: {text}", file=sys.stderr)

@@ -1,0 +1,165 @@
+"""The data of the page's charts: changes, latencies and connections of the last ten minutes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
+
+from pyproxy.dataplane.nftables.counters import CounterReader, Totals
+from pyproxy.errors import PyproxyError
+from pyproxy.inspect.snapshot import AgentView, Change
+from pyproxy.workers import Worker
+
+log = logging.getLogger(__name__)
+
+SECONDS = 600
+"""Length of a timeline."""
+
+COUNT_EVERY = 5.0
+"""Seconds between two reads of the counters."""
+
+_STOP_TIMEOUT = 2.0
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """One second of a timeline.
+
+    `second` is since the epoch. `latency` and `sync_duration` are the maximum of the second's
+    changes, in seconds; None without changes. `connections` is the number of new connections, None
+    where they were not counted.
+    """
+
+    second: int
+    changes: int = 0
+    latency: float | None = None
+    sync_duration: float | None = None
+    connections: float | None = None
+
+
+class Timeline:
+    """The last `SECONDS` moments. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._moments: OrderedDict[int, Moment] = OrderedDict()
+
+    def add_change(self, change: Change) -> None:
+        """Record a change in the second of its commit."""
+        with self._lock:
+            moment = self._at(int(change.ended))
+            self._put(
+                msgspec.structs.replace(
+                    moment,
+                    changes=moment.changes + 1,
+                    latency=_max(moment.latency, change.latency),
+                    sync_duration=_max(moment.sync_duration, change.sync_duration),
+                )
+            )
+
+    def add_connections(self, second: int, rate: float) -> None:
+        """Record the rate of new connections per second."""
+        with self._lock:
+            self._put(msgspec.structs.replace(self._at(second), connections=rate))
+
+    def moments(self, now: float) -> tuple[Moment, ...]:
+        """Return the moments of the last `SECONDS`, oldest first."""
+        with self._lock:
+            return tuple(
+                moment for moment in self._moments.values() if moment.second > now - SECONDS
+            )
+
+    def _at(self, second: int) -> Moment:
+        return self._moments.get(second) or Moment(second)
+
+    def _put(self, moment: Moment) -> None:
+        self._moments[moment.second] = moment
+        while len(self._moments) > SECONDS:
+            self._moments.popitem(last=False)
+
+
+def _max(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
+class ConnectionCounter:
+    """Counts new connections to all Services: one counter for each frontend, not each endpoint."""
+
+    def __init__(self) -> None:
+        self._reader = CounterReader()
+        self._before: Totals | None = None
+
+    def count(self) -> int | None:
+        """Return the connections since the last call, None at the first. Raises KernelError."""
+        before, self._before = self._before, None
+        self._before = now = self._reader.services()
+        return None if before is None else sum(now.since(before).values())
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._reader.close()
+
+
+class Recorder:
+    """A thread that fills a timeline from the agent's changes and connection counters.
+
+    `count` returns the connections since its last call, None where unknown. It is called every
+    `COUNT_EVERY` seconds while `has_viewers` returns true, because it reads all frontends. `clock`
+    returns seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        agent: AgentView,
+        timeline: Timeline,
+        clock: Callable[[], float],
+        count: Callable[[], int | None],
+        has_viewers: Callable[[], bool],
+    ) -> None:
+        self._agent = agent
+        self._timeline = timeline
+        self._clock = clock
+        self._count = count
+        self._has_viewers = has_viewers
+        self._counted_at: float | None = None
+        self._stopping = threading.Event()
+        self._thread = Worker("timeline", self._run)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread, within about a second."""
+        self._stopping.set()
+        self._thread.end(_STOP_TIMEOUT)
+
+    def _run(self) -> None:
+        with self._agent.watch() as changes:
+            for change in changes:
+                if self._stopping.is_set():
+                    return
+                if change is not None:
+                    self._timeline.add_change(change)
+                self.record_connections()
+
+    def record_connections(self) -> None:
+        """Read the counters where they are due and the page has viewers."""
+        now, last = self._clock(), self._counted_at
+        if not self._has_viewers():
+            self._counted_at = None
+            return
+        if last is not None and now - last < COUNT_EVERY:
+            return
+        self._counted_at = now
+        try:
+            connections = self._count()
+        except PyproxyError as error:
+            log.debug("cannot read the connection counters: %s", error)
+            return
+        # The first count after a pause without viewers covers an unknown time.
+        if connections is not None and last is not None:
+            self._timeline.add_connections(int(now), connections / (now - last))
