@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.schedulers import scheduling
+from pyproxy.dataplane.ipvs.schedulers import scheduling, scheduling_by_mark
 from pyproxy.dataplane.ipvs.schema import SERVERS, VIRTUALS, Table
 from pyproxy.dataplane.nft.rows import SharedRow, frontend_key, joined_ranges, service_comment
 from pyproxy.dataplane.nft.schema import SetKind
 from pyproxy.model.address import Address, Backend, Family, Mark, Port, Protocol
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
-from pyproxy.netlink.ipvs import Scheduling, Virtual
+from pyproxy.netlink.ipvs import Virtual
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 PortKey = tuple[ObjectName, Family, Protocol, str]
@@ -47,9 +47,8 @@ def add_service(
 
     `marks` has a number for each of its `split_ports`; `scheduler` is for whoever names none.
     """
-    picks = scheduling(routing.scheduler or scheduler, routing.affinity_timeout)
     for port in routing.ports:
-        _Port(routing, port, picks, table).add(marks)
+        _Port(routing, port, scheduler, table).add(marks)
 
 
 def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
@@ -69,11 +68,11 @@ class _Port:
     """One port of a Service, on its way into a table."""
 
     def __init__(
-        self, routing: ServiceRouting, port: PortRouting, picks: Scheduling, table: Table
+        self, routing: ServiceRouting, port: PortRouting, default_scheduler: str, table: Table
     ) -> None:
         self._route = routing
         self._port = port
-        self._picks = picks
+        self._scheduler = routing.scheduler or default_scheduler
         self._table = table
         self._comment = service_comment(routing.name, port.name)
 
@@ -122,7 +121,9 @@ class _Port:
     def _virtual(
         self, virtual: Virtual, backends: Iterable[Backend], key: bytes | None = None
     ) -> None:
-        self._table.setdefault(VIRTUALS, {})[virtual] = self._picks
+        schedule = scheduling_by_mark if virtual.mark else scheduling
+        how = schedule(self._scheduler, self._route.affinity_timeout)
+        self._table.setdefault(VIRTUALS, {})[virtual] = how
         servers = self._table.setdefault(SERVERS, {})
         # What terminates and still serves keeps the connections that it has.
         for backend in self._port.draining:

@@ -327,6 +327,16 @@ def test_under_the_policy_local_insiders_have_a_virtual_service_of_their_own(sta
     assert stage.sent() == sent
 
 
+def test_a_virtual_service_by_mark_hashes_the_client_instead_of_being_persistent(
+    stage: Stage,
+) -> None:
+    split = service(ONE, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,), affinity_timeout=60)
+    stage.begin(of(split))
+    (marked,) = (virtual for virtual in stage.kernel.table if virtual.mark)
+    assert stage.kernel.how[HTTP] == Scheduling("rr", PERSISTENT, 60)
+    assert stage.kernel.how[marked] == Scheduling("sh", SCHED_1)
+
+
 @pytest.mark.parametrize("harm", ["weight", "server", "service", "foreign", "address", "scheduler"])
 def test_what_others_change_is_noticed_and_put_right(stage: Stage, harm: str) -> None:
     stage.begin(of(service(ONE, TWO)), NodeRouting())
