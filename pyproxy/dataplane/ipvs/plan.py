@@ -167,7 +167,7 @@ def _text(key: Any, value: Any) -> str:
     if isinstance(key, bytes):
         return f"{address_text(Address(key))} on {DEVICE}"
     if isinstance(key, Virtual):
-        return f"{virtual_text(key)} {_picks(value)}"
+        return f"{virtual_text(key)} {scheduling_text(value)}"
     virtual, server = key
     return f"{backend_text(server)} of {virtual_text(virtual)} weight {value}"
 
@@ -180,5 +180,6 @@ def virtual_text(virtual: Virtual) -> str:
     return f"{protocol_name(virtual.protocol)} {place}"
 
 
-def _picks(how: Scheduling) -> str:
+def scheduling_text(how: Scheduling) -> str:
+    """Return the scheduler and its persistence, as `rr persistent 10800`."""
     return f"{how.scheduler}{f' persistent {how.timeout}' if how.flags & PERSISTENT else ''}"
