@@ -16,8 +16,7 @@ from pyproxy.commands.arguments import encoder, parse_count
 from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, text
 from pyproxy.commands.query_runner import QueryRunner, note
 from pyproxy.commands.trace_arguments import destination_of, sender_of
-from pyproxy.dataplane.nftables.live import LiveTrace
-from pyproxy.dataplane.nftables.packet_trace import PacketTrace
+from pyproxy.dataplane.nftables.packet_trace import LiveTrace, PacketTrace
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Address
 from pyproxy.model.destination import Destination

@@ -31,8 +31,8 @@ from pyproxy_lab.topology import API_ADDRESS
 from pyproxy.dataplane.nft.rows import node_rows
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
+from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
 from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.destination import parse_destination

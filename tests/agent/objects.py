@@ -24,7 +24,7 @@ from pyproxy.dataplane.interface import (
 )
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.dataplane.nft.schema import Table
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics

@@ -15,8 +15,8 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.base_rules import MARKER
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
+from pyproxy.dataplane.nftables.compile import add_service
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.rows import add_service
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.netlink.elements import COMMENT_LIMIT, Tag

@@ -47,11 +47,11 @@ class RulesTable:
         A table that cannot be kept is replaced, and StaleStateError says that its elements are
         gone. Raises KernelError.
         """
-        loader.load(self.netlink, base_rules(options))
+        loader.begin_load(self.netlink, base_rules(options))
 
     def seal(self, options: Options) -> None:
         """Delete chains and sets that are not of this version; KernelError."""
-        loader.seal(self.netlink, base_rules(options))
+        loader.finish_load(self.netlink, base_rules(options))
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
         """Write elements in one transaction; None says that it was committed."""

@@ -60,8 +60,8 @@ class Layout(msgspec.Struct, frozen=True):
     sets: dict[str, bytes]
 
 
-class Strays(msgspec.Struct, frozen=True):
-    """Chains and sets in the table that this version does not have: an older version's, mostly."""
+class Names(msgspec.Struct, frozen=True):
+    """Names of chains and of sets in a table."""
 
     chains: list[str]
     sets: list[str]
@@ -103,16 +103,32 @@ class BaseRules(msgspec.Struct, frozen=True):
         stale = [name for name in present if _MARKED.fullmatch(name) and name != marker]
         return "\n".join(
             [
-                *self._declarations(marker),
+                *self._declarations([*self.chains, marker]),
                 *(f"flush chain inet {self.table} {name}" for name in self.chains),
                 *(f"delete chain inet {self.table} {name}" for name in stale),
-                *self._rules(),
+                *self._rules(self.chains),
             ]
         )
 
+    def additions(self, layout: Layout) -> str:
+        """Return the commands that add the missing sets, and the missing chains without a hook.
+
+        No packet meets an added chain before the rules of `text` or an element lead to it. All
+        sets are declared: nft 1.0.6 knows the types of sets in the same input alone.
+        """
+        chains = {name: rules for name, rules in self.chains.items() if name not in self.hooks}
+        missing = {name: chains[name] for name in self.missing(layout).chains}
+        return "\n".join([*self._declarations(chains), *self._rules(missing)])
+
+    def missing(self, layout: Layout) -> Names:
+        """Return the chains without a hook, and the sets, that the table lacks."""
+        chains = [n for n in self.chains if n not in self.hooks and n not in layout.chains]
+        return Names(chains, sorted(self.kinds.keys() - layout.sets.keys()))
+
     def marker(self) -> str:
         """Return the name of the empty chain that identifies this text."""
-        text = "\n".join([*self._declarations(MARKER), *self._rules(), self.version])
+        lines = (*self._declarations(self.chains), *self._rules(self.chains), self.version)
+        text = "\n".join(lines)
         return MARKER + hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def is_base_chain(self, name: str) -> bool:
@@ -133,14 +149,14 @@ class BaseRules(msgspec.Struct, frozen=True):
             digest.update(repr((name, layout.sets[name])).encode())
         return _SEAL + digest.hexdigest()[:12]
 
-    def strays(self, layout: Layout) -> Strays:
+    def strays(self, layout: Layout) -> Names:
         """Return the chains and sets that are not of this version."""
         chains = [n for n in layout.chains if self.is_base_chain(n) and n not in self.chains]
         # Anonymous sets (__set0) belong to a rule and go with it.
         sets = [name for name in layout.sets.keys() - self.kinds.keys() if name[:2] != "__"]
-        return Strays(chains, sorted(sets))
+        return Names(chains, sorted(sets))
 
-    def removal(self, strays: Strays) -> list[Message]:
+    def removal(self, strays: Names) -> list[Message]:
         """Return the messages that delete strays, each after what may refer to it."""
         return [
             *(rules.flush(self.table, name) for name in strays.chains),
@@ -175,19 +191,18 @@ class BaseRules(msgspec.Struct, frozen=True):
             if held.sets[name] != wanted.sets[name]:
                 yield f"replace set {name}: its type differs"
 
-    def _declarations(self, marker: str) -> Iterator[str]:
+    def _declarations(self, chains: Iterable[str]) -> Iterator[str]:
         yield f"table inet {self.table} {{"
         yield f'\tcomment "{self.title}"'
         for name, (kind, family) in self.kinds.items():
             yield kind.declaration(family, counts=name in self.counted)
-        for name in self.chains:
+        for name in chains:
             yield f"\tchain {name} {{ {self.hooks.get(name, '')} }}"
-        yield f"\tchain {marker} {{ }}"
         yield "}"
 
-    def _rules(self) -> Iterator[str]:
+    def _rules(self, chains: Mapping[str, Sequence[str]]) -> Iterator[str]:
         yield f"table inet {self.table} {{"
-        for name, found in self.chains.items():
+        for name, found in chains.items():
             yield f"\tchain {name} {{"
             yield from (f"\t\t{rule}" for rule in found)
             yield "\t}"

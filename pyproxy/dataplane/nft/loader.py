@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Collection
 from contextlib import closing
 from typing import NoReturn
 
-from pyproxy.dataplane.nft.base_rules import BaseRules, Layout
+from pyproxy.dataplane.nft.base_rules import BaseRules, Layout, Names
 from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.errors import (
     KernelError,
@@ -48,33 +49,48 @@ def read_layout(netlink: Nfnetlink, table: str) -> Layout:
     )
 
 
-def load(netlink: Nfnetlink, base: BaseRules) -> None:
-    """Load the base rules and keep every element; `seal` must follow.
+def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
+    """Load the base rules and keep every element; return the number of transactions.
 
-    A table whose sets have other types, or count where these do not, is replaced, and
-    StaleStateError says that its elements are gone. Raises KernelError.
+    Elements are written next, and then `finish_load` is called. An older version's table gets only
+    what it lacks here, and its rules serve until the new sets are filled. A table whose sets have
+    other types, or count where these do not, is replaced, and StaleStateError says that its
+    elements are gone. Raises KernelError.
     """
     present = read_layout(netlink, base.table)
     if present.sets and _counts(netlink, base) != bool(base.counted):
         log.info("replacing table inet %s: endpoint counters were switched", base.table)
         _replace(netlink, base)
+    serves = bool(present.chains) and bool(base.missing(present) or base.strays(present))
     try:
-        run_nft(base.text(present.chains))
+        if serves:
+            # Sets of other types show here, before any element is written.
+            run_nft(base.text(present.chains), check=True)
+        run_nft(base.additions(present) if serves else base.text(present.chains))
     except RejectedError as error:
         if base.table not in read_tables(netlink):
             raise
         log.warning("replacing table inet %s: cannot update it: %s", base.table, error)
         _replace(netlink, base)
+    return 1
 
 
-def seal(netlink: Nfnetlink, base: BaseRules) -> None:
-    """Delete strays, which no element refers to any more, and write the seal.
+def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] = ()) -> int:
+    """Load the base rules if `begin_load` has not, delete strays, and write the seal.
 
-    Strays that the kernel does not delete are sealed with the rest, so that deletion is tried
-    once. Raises KernelError.
+    Chains made on demand are deleted with the strays, except those in `on_demand`. Strays that the
+    kernel does not delete are sealed with the rest, so that deletion is tried once. Returns the
+    number of transactions of nft. Raises KernelError.
     """
-    table = base.table
-    if strays := base.strays(read_layout(netlink, table)):
+    table, loads = base.table, 0
+    layout = read_layout(netlink, table)
+    if base.marker() not in layout.chains:
+        run_nft(base.text(layout.chains))
+        loads = 1
+    if strays := base.strays(layout):
+        # They may look up stray sets, and no element leads to them any more.
+        unused = [n for n in layout.chains if base.is_on_demand(n) and n not in on_demand]
+        strays = Names([*strays.chains, *unused], strays.sets)
         refusals = netlink.transact(base.removal(strays), SUBSYSTEM)
         if refusals:
             error = refusals[0].error
@@ -83,6 +99,7 @@ def seal(netlink: Nfnetlink, base: BaseRules) -> None:
             log.info("deleted from table inet %s: %s", table, strays)
     for refusal in netlink.transact(base.sealing(read_layout(netlink, table)), SUBSYSTEM):
         raise refusal.error
+    return loads
 
 
 def check_base_rules(netlink: Nfnetlink, base: BaseRules) -> tuple[str, ...]:
@@ -113,7 +130,7 @@ def reference_ruleset(base: BaseRules) -> Layout:
                 number = ctypes.get_errno()
                 raise kernel_error(number, f"a network namespace: {os.strerror(number)}")
             with closing(Nfnetlink()) as netlink:
-                load(netlink, base)
+                begin_load(netlink, base)
                 found.append(read_layout(netlink, base.table))
         except KernelError as error:
             failures.append(error)
@@ -133,11 +150,13 @@ def delete_table(netlink: Nfnetlink, table: str) -> None:
         raise refusals[0].error
 
 
-def run_nft(text: str) -> None:
-    """Run nft on these commands. Raises RejectedError, PermissionKernelError."""
-    done = subprocess.run(
-        ["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False
-    )
+def run_nft(text: str, *, check: bool = False) -> None:
+    """Run nft on these commands; with `check`, write nothing.
+
+    Raises RejectedError, PermissionKernelError.
+    """
+    command = ["nft", *(["-c"] if check else []), "-f", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         words = " ".join(done.stderr.split())
         kind = PermissionKernelError if "not permitted" in words else RejectedError

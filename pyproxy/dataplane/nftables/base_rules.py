@@ -37,7 +37,7 @@ def base_rules(options: NftablesOptions) -> BaseRules:
         hooks=_HOOKS,
         chains=_chains(options),
         counted=frozenset(kind.of(family) for kind in counted for family in Family),
-        is_on_demand=chains.is_made_when_needed,
+        is_on_demand=chains.is_on_demand,
         version=chains.fingerprint(),
     )
 

@@ -60,13 +60,13 @@ _FIRST = rules.REGISTER
 
 
 def picking(
-    which: str, family: Family, size: int, *, masquerade: bool = False, sticky: bool = False
+    which: str, family: Family, size: int, *, masquerade: bool = False, affinity: bool = False
 ) -> str:
     """Name the chain that picks an endpoint of CLUSTER or of LOCAL, `size` being their class.
 
-    `masquerade` hides the client's address, `sticky` looks for the endpoint it had before.
+    `masquerade` hides the client's address, `affinity` looks for the endpoint it had before.
     """
-    prefix = _MASQUERADED * masquerade + _AFFINITY * sticky
+    prefix = _MASQUERADED * masquerade + _AFFINITY * affinity
     return f"{prefix}{which}{int(family)}-{size}"
 
 
@@ -91,7 +91,7 @@ def learning(family: Family, timeout: int) -> str:
     return f"{_LEARN}{int(family)}-{timeout}"
 
 
-def is_made_when_needed(name: str) -> bool:
+def is_on_demand(name: str) -> bool:
     """Tell whether a chain is one of this module's."""
     return name in _HOOKS or bool(_NAME.fullmatch(name))
 
@@ -104,8 +104,8 @@ def needed(names: Iterable[str]) -> list[str]:
             found.update(dict.fromkeys(_HOOKS))
             found[name] = None
             continue
-        sticky = name.removeprefix(_MASQUERADED)
-        found.update(dict.fromkeys((sticky.removeprefix(_AFFINITY), sticky, name)))
+        unmasked = name.removeprefix(_MASQUERADED)
+        found.update(dict.fromkeys((unmasked.removeprefix(_AFFINITY), unmasked, name)))
     return list(found)
 
 
@@ -125,8 +125,7 @@ def complete_chains(layout: Layout) -> set[str]:
     return {
         name
         for name in layout.chains
-        if is_made_when_needed(name)
-        and len(layout.rules.get(name, ())) == sum(1 for _ in _rules(name))
+        if is_on_demand(name) and len(layout.rules.get(name, ())) == sum(1 for _ in _rules(name))
     }
 
 
@@ -134,7 +133,7 @@ def complete_chains(layout: Layout) -> set[str]:
 def fingerprint() -> str:
     """Digest chains of every kind: another version's, of the same names, may do something else."""
     picks = (
-        picking(which, family, 4, masquerade=True, sticky=True)
+        picking(which, family, 4, masquerade=True, affinity=True)
         for which in (CLUSTER, LOCAL)
         for family in Family
     )

@@ -19,9 +19,9 @@ from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
+from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.dataplane.nftables.plan import targets
-from pyproxy.dataplane.nftables.readback import recall
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.readback import kernel_slots
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
 from pyproxy.netlink import elements, nftables
@@ -45,7 +45,7 @@ def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions
     if TABLE not in read_tables(netlink):
         return StateDiff(rules=(f"table inet {TABLE} is not there",))
     held = _read(netlink, wanted)
-    placed = recall(held).place(wanted)
+    placed = kernel_slots(held).place(wanted)
     after: Table = {}
     add_service(placed, after)
     for set_name, key in shared_rows(placed):

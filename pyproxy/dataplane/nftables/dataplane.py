@@ -1,42 +1,35 @@
-"""The nftables dataplane: it remembers what it committed, and does all the I/O of its kind."""
+"""The nftables dataplane: plans from the committed state, and all I/O of nftables mode."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 
 import msgspec
 
+from pyproxy.dataplane.committed_state import Committed, Routings
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.nft.loader import (
+    begin_load,
     check_base_rules,
     delete_table,
-    load,
+    finish_load,
     read_layout,
     require_nft,
-    seal,
 )
 from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
-from pyproxy.dataplane.nftables.ahead import ReadAhead
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
+from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compare import compare, table_usage
-from pyproxy.dataplane.nftables.compile_all import whole
-from pyproxy.dataplane.nftables.packing import Packed, pack, packed_ahead
-from pyproxy.dataplane.nftables.parts import size
+from pyproxy.dataplane.nftables.compile import add_service, compile_all, shared_rows
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
-from pyproxy.dataplane.nftables.readback import (
-    read_learned,
-    read_table,
-    recall,
-)
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_learned, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
@@ -55,81 +48,77 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
 
-Routings = Mapping[ObjectName, ServiceRouting | None]
+_BATCH_ROWS = 10_000
+"""Rows of a transaction. The kernel takes 1 to 10 microseconds for each, and other programs cannot
+write meanwhile. Smaller batches take longer in all: each commit walks all verdict maps."""
 
-_AT_ONCE = 10_000
-"""Rows of a transaction: the kernel takes 1 to 10 microseconds for each, and nobody else can write
-meanwhile. Fewer would take longer altogether, for each commit walks all verdict maps."""
-
-_ANNOUNCED = 5_000
-"""Rows at most that are written while we listen: the kernel tells us each of our own, too."""
+_MONITORED_ROWS = 5_000
+"""Rows at most that are written while the monitor listens: the kernel notifies of our own too."""
 
 _ROW_SIZE = 85
 """Bytes of a row in a large transaction, about: what has to fit into the send buffer."""
 
 
 class NftablesDataplane:
-    """Programs table `inet pyproxy` of the network namespace that it was made in."""
+    """Programs table `inet pyproxy` of the network namespace that it is made in."""
 
     name: str = "nftables"
 
     def __init__(self, options: NftablesOptions) -> None:
         self._options = options
         self._loaded: NftablesOptions | None = None
-        self._node = NodeRouting()
-        self._programmed: dict[ObjectName, ServiceRouting] = {}
-        self._shared: Counter[SharedRow] = Counter()
+        self._committed: Committed[SharedRow] = Committed(shared_rows)
         self._chains: set[str] = set()
         self._loads = 0
-        self._just_forgot = self._forgot = False
+        self._deleted_lately = self._deleted_before = False
         try:
             self._netlink = Nfnetlink()
-            room = self._netlink.grow_send_buffer(_AT_ONCE * _ROW_SIZE)
+            room = self._netlink.grow_send_buffer(_BATCH_ROWS * _ROW_SIZE)
         except KernelError as error:
             raise _unusable(error) from error
-        self._at_once = min(_AT_ONCE, room // _ROW_SIZE)
+        self._batch_rows = min(_BATCH_ROWS, room // _ROW_SIZE)
         self._monitor = Monitor(TABLE, self._netlink.port)
         self._ahead: ReadAhead | None = None
 
     @property
     def messages_sent(self) -> int:
-        """How many netlink messages have gone to the kernel, dumps aside."""
+        """Netlink messages sent to the kernel, dump requests not counted."""
         return self._netlink.messages_sent
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes have gone to the kernel, batch headers and dump requests included."""
+        """Bytes sent to the kernel, with batch headers and dump requests."""
         return self._netlink.bytes_sent
 
     def prepare(self) -> None:
-        """Find out whether nft and nf_tables are here and may be used. Raises UsageError."""
+        """Check that nft and nf_tables may be used. Raises UsageError."""
         require_nft()
         self.prepare_to_read()
         try:
+            # Deleting a table that does not exist takes the right to write, and writes nothing.
             delete_table(self._netlink, f"{TABLE}-none")
         except KernelError as error:
             raise _unusable(error) from error
         self._monitor.listen()
 
     def prepare_to_read(self) -> None:
-        """Find out whether nf_tables is here and may be read. Raises UsageError."""
+        """Check that nf_tables may be read. Raises UsageError."""
         try:
             read_tables(self._netlink)
         except KernelError as error:
             raise _unusable(error) from error
 
     def read_ahead(self) -> None:
-        """Begin to read what the first `plan_full` will ask for; KernelError."""
+        """Start to read the table for the first `plan_full`; KernelError."""
         self._ahead = ReadAhead()
 
     def plan(self, changes: Changes) -> NftablesPlan:
-        """Compare what changed with what was committed last; the kernel is not asked."""
+        """Compare what changed with the last commit; does not ask the kernel."""
         before: Table = {}
         after: Table = {}
-        growth: Counter[SharedRow] = Counter()
         placed: dict[ObjectName, ServiceRouting | None] = {}
         for name, wanted in changes.services.items():
-            old = self._programmed.get(name)
+            old = self._committed.services.get(name)
             new = place_service(old, wanted) if wanted else None
             if old == new:
                 continue
@@ -138,13 +127,13 @@ class NftablesDataplane:
                 add_service(old, before)
             if new:
                 add_service(new, after)
-            self._count(growth, old, new)
-        gone, come = shared_changes(self._shared, growth)
+        growth = self._committed.growth(placed)
+        gone, come = shared_changes(self._committed.users, growth)
         before |= gone
         after |= come
-        options = self._loaded or self._options_for(self._node)
+        options = self._loaded or self._options_for(self._committed.node)
         if changes.node is not None:
-            before |= node_rows(self._node.pod_networks)
+            before |= node_rows(self._committed.node.pod_networks)
             after |= node_rows(changes.node.pod_networks)
             options = self._options_for(changes.node)
         delta = diff(before, after)
@@ -160,15 +149,16 @@ class NftablesDataplane:
 
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
-        held = self._held()
+        held = self._read_table()
         layout = read_layout(self._netlink, TABLE)
         options = self._options_for(node)
         self._loaded = options if base_rules(options).is_loaded(layout) else None
-        # Of another version they may do something else; and whoever was at one part was at others.
+        # Chains of another version may have the same names and other rules. A program that changed
+        # the base rules may have changed these too.
         self._chains = chains.complete_chains(layout) if self._loaded else set()
-        remembered = recall(held)
-        placed = {wanted.name: remembered.place(wanted) for wanted in services}
-        after = whole(placed.values(), node.pod_networks, self._at_once)
+        slots = kernel_slots(held)
+        placed = {wanted.name: slots.place(wanted) for wanted in services}
+        after = compile_all(placed.values(), node.pod_networks, self._batch_rows)
         delta = diff(held, after.table)
         needed = chains.needed(targets(after.table))
         return NftablesPlan(
@@ -180,26 +170,30 @@ class NftablesDataplane:
             node,
             reload=self._loaded is None,
             whole=True,
-            cuts=() if held else after.cuts,
+            boundaries=() if held else after.boundaries,
         )
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
-        """Compare what the kernel holds of one Service with what it should; KernelError."""
+        """Compare the kernel state of one Service with the desired state; KernelError."""
         return compare(self._netlink, wanted, self._options_for(node))
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
-        """Name the fixed rules, chains and sets that are not as they should be; KernelError."""
+        """Name the base rules, chains and sets that have changed; KernelError."""
         return check_base_rules(self._netlink, base_rules(self._options_for(node)))
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Count each set's elements; KernelError."""
-        # The agent's own socket is its thread's alone.
+        # A socket of its own: this is called in any thread.
         with closing(Nfnetlink()) as netlink:
             return table_usage(netlink)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
-        """Write a plan, in parts where it is large, and remember it; what it had to leave out."""
-        if not (plan.whole and plan) and size(plan) <= _ANNOUNCED:
+        """Write a plan, in batches if it is large, and remember it; return the Services left out.
+
+        Large plans are written with the monitor paused. Writes of other programs are then found by
+        nf_tables' generation, which each transaction increments.
+        """
+        if not (plan.whole and plan) and row_count(plan) <= _MONITORED_ROWS:
             return self._commit(plan)
         others = self._transactions_of_others()
         self._monitor.pause()
@@ -210,35 +204,8 @@ class NftablesDataplane:
             if self._transactions_of_others() != others:
                 self._monitor.missed()
 
-    def _transactions_of_others(self) -> int:
-        done = read_generation(self._netlink.get(get_generation()))
-        return (done - self._netlink.committed - self._loads) % (1 << 32)
-
-    def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
-        failures: list[Failure] = []
-        left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
-        with packed_ahead(plan, self._at_once) as packed:
-            if plan.reload:
-                load(self._netlink, base_rules(plan.options))
-                self._loads += 1
-                self._loaded = plan.options
-            for each in packed:
-                part = each
-                for leave_out in left_out:
-                    part = pack(leave_out(part.plan))
-                while refusal := self._send(part):
-                    found = self._blame(part, plan.services, refusal)
-                    failures.append(Failure(found, refusal.error))
-                    left_out.append(self._leaving_out(plan, found))
-                    part, plan = pack(left_out[-1](part.plan)), left_out[-1](plan)
-        if plan.reload:
-            seal(self._netlink, base_rules(plan.options))
-        self._forget_clients(plan)
-        self._remember(plan)
-        return tuple(failures)
-
     def wait_for_drift(self) -> Drift | None:
-        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
+        """Block until another program writes to the table; None after `close`."""
         foreign = self._monitor.wait()
         if foreign is None:
             self._monitor.close()
@@ -246,21 +213,51 @@ class NftablesDataplane:
         return Drift(foreign.by)
 
     def tick(self) -> None:
-        """Look once more for stale affinities, a second or two after any were deleted."""
-        due, self._forgot, self._just_forgot = self._forgot, self._just_forgot, False
+        """Delete stale affinities once more, a second or two after any were deleted."""
+        due, self._deleted_before = self._deleted_before, self._deleted_lately
+        self._deleted_lately = False
         if due:
-            self._forget_stale(expectations(self._programmed.values()), all_known=True)
+            allowed = expectations(self._committed.services.values())
+            self._delete_stale_affinities(allowed, all_known=True)
 
     def cleanup(self) -> None:
-        """Delete the table; one that is not there is all right. Raises KernelError."""
+        """Delete the table; idempotent. Raises KernelError."""
         delete_table(self._netlink, TABLE)
 
     def close(self) -> None:
-        """Give back the sockets; the rules stay."""
+        """Close the sockets; the rules stay."""
         self._monitor.end()
         self._netlink.close()
 
-    def _held(self) -> Table:
+    def _transactions_of_others(self) -> int:
+        done = read_generation(self._netlink.get(get_generation()))
+        return (done - self._netlink.committed - self._loads) % (1 << 32)
+
+    def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
+        failures: list[Failure] = []
+        left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
+        base = base_rules(plan.options) if plan.reload else None
+        # Packing starts before nft does: both take their time, in different processes.
+        with packed_batches(plan, self._batch_rows) as packed:
+            if base is not None:
+                self._loads += begin_load(self._netlink, base)
+                self._loaded = plan.options
+            for each in packed:
+                batch = each
+                for leave_out in left_out:
+                    batch = pack(leave_out(batch.plan))
+                while rejected := self._send(batch):
+                    found = self._service_at_fault(batch, plan.services, rejected)
+                    failures.append(Failure(found, rejected.error))
+                    left_out.append(self._leaving_out(plan, found))
+                    batch, plan = pack(left_out[-1](batch.plan)), left_out[-1](plan)
+        if base is not None:
+            self._loads += finish_load(self._netlink, base, self._chains)
+        self._forget_clients(plan)
+        self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
+        return tuple(failures)
+
+    def _read_table(self) -> Table:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             held = ahead.take(read_generation(self._netlink.get(get_generation())))
@@ -268,112 +265,81 @@ class NftablesDataplane:
                 return held
         return read_table(self._netlink)
 
-    @staticmethod
-    def _count(
-        growth: Counter[SharedRow], old: ServiceRouting | None, new: ServiceRouting | None
-    ) -> None:
-        if old:
-            growth.subtract(shared_rows(old))
-        if new:
-            growth.update(shared_rows(new))
-
     def _options_for(self, node: NodeRouting) -> NftablesOptions:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
 
-    def _send(self, part: Packed) -> MessageError | None:
-        made = part.plan.chains
+    def _send(self, batch: PackedBatch) -> MessageError | None:
+        made = batch.plan.chains
         first = [each for name in made for each in chains.chain(name)]
-        messages = [*first, *(write.message for write in part.writes)]
-        refusals = self._netlink.transact(messages, SUBSYSTEM)
-        if not refusals:
+        messages = [*first, *(write.message for write in batch.writes)]
+        errors = self._netlink.transact(messages, SUBSYSTEM)
+        if not errors:
             self._chains.update(made)
             return None
-        refusal = refusals[0]
-        return msgspec.structs.replace(refusal, index=refusal.index - len(first))
+        return msgspec.structs.replace(errors[0], index=errors[0].index - len(first))
 
     def _forget_clients(self, plan: NftablesPlan) -> None:
         if plan.whole:
-            held = [routing for routing in plan.services.values() if routing is not None]
-            allowed = expectations(held)
+            allowed = expectations(each for each in plan.services.values() if each is not None)
         else:
-            allowed = loosened(self._programmed, plan.services)
+            allowed = loosened(self._committed.services, plan.services)
         if not (allowed or plan.whole):
             return
-        self._forget_stale(allowed, all_known=plan.whole)
-        # A packet that met the old rules may yet be learned.
-        self._just_forgot |= bool(allowed and plan)
+        self._delete_stale_affinities(allowed, all_known=plan.whole)
+        # A packet that read the old elements may still be about to add its affinity.
+        self._deleted_lately |= bool(allowed and plan)
 
-    def _forget_stale(self, allowed: Expectations, *, all_known: bool) -> None:
+    def _delete_stale_affinities(self, allowed: Expectations, *, all_known: bool) -> None:
         for family in Family:
             learned = read_learned(self._netlink, family)
             self._delete_if_there(stale(learned, family, allowed, all_known=all_known))
 
     def _delete_if_there(self, table: Table) -> None:
-        # An entry may time out between being read and being deleted.
+        # An affinity may time out between being read and being deleted.
         for name, rows in table.items():
             keys = list(rows)
             while keys:
                 writes = list(delete_elements(TABLE, name, keys, Shape.EXACT))
-                refusals = self._netlink.transact([write.message for write in writes], SUBSYSTEM)
-                if not refusals:
+                errors = self._netlink.transact([write.message for write in writes], SUBSYSTEM)
+                if not errors:
                     break
-                if not isinstance(refusals[0].error, StaleStateError):
-                    raise refusals[0].error
-                write = writes[refusals[0].index]
-                place = element_at(write.message, refusals[0].offset)
+                if not isinstance(errors[0].error, StaleStateError):
+                    raise errors[0].error
+                write = writes[errors[0].index]
+                place = element_at(write.message, errors[0].offset)
                 keys.remove(write.keys[place or 0])
 
-    def _blame(self, part: Packed, services: Routings, refusal: MessageError) -> ObjectName:
-        """Name the Service that was refused. Raises the refusal where it is none of these."""
-        writes = part.writes
-        rejected = isinstance(refusal.error, RejectedError)
-        if rejected and 0 <= refusal.index < len(writes):
-            write = writes[refusal.index]
-            place = element_at(write.message, refusal.offset)
+    def _service_at_fault(
+        self, batch: PackedBatch, services: Routings, rejected: MessageError
+    ) -> ObjectName:
+        """Return the Service whose element was rejected; raise the error if it is none of these."""
+        writes = batch.writes
+        if isinstance(rejected.error, RejectedError) and 0 <= rejected.index < len(writes):
+            write = writes[rejected.index]
+            place = element_at(write.message, rejected.offset)
             key = write.keys[place] if place is not None and place < len(write.keys) else None
             for name in services:
                 if key in self._rows_of(services, name).get(write.set_name, {}):
                     return name
-        raise refusal.error
+        raise rejected.error
 
     def _leaving_out(
         self, plan: NftablesPlan, name: ObjectName
     ) -> Callable[[NftablesPlan], NftablesPlan]:
-        # A whole plan counts from nothing, and so there is no old answer to count back to.
-        growth = Counter[SharedRow]()
-        old = None if plan.whole else self._programmed.get(name)
-        self._count(growth, old, plan.services[name])
+        growth = self._committed.growth_of(name, plan.services, whole=plan.whole)
         rows = self._rows_of(plan.services, name)
         for (set_name, key), by in growth.items():
-            # What it keeps stays, and what nobody else wants does not come.
+            # Shared rows that it keeps stay, and those that only it needs are not added.
             if by < 0 or plan.shared[set_name, key] <= by:
                 rows.setdefault(set_name, {})[key] = b""
         return partial(without, name=name, rows=rows, growth=growth)
 
     def _rows_of(self, services: Routings, name: ObjectName) -> Table:
         rows: Table = {}
-        for routing in (self._programmed.get(name), services[name]):
-            if routing:
-                add_service(routing, rows)
+        for routing in self._committed.of(name, services):
+            add_service(routing, rows)
         return rows
-
-    def _remember(self, plan: NftablesPlan) -> None:
-        if plan.node is not None:
-            self._node = plan.node
-        if plan.whole:
-            self._programmed.clear()
-            self._shared.clear()
-        for name, routing in plan.services.items():
-            if routing is None:
-                self._programmed.pop(name, None)
-            else:
-                self._programmed[name] = routing
-        self._shared.update(plan.shared)
-        fewer = [row for row, by in plan.shared.items() if by <= 0]
-        for row in fewer:
-            if self._shared[row] <= 0:
-                del self._shared[row]
 
 
 def _unusable(error: KernelError) -> UsageError:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.errors import PermissionKernelError, RejectedError
 from pyproxy.model.address import Port, backend, backend_text
-from pyproxy.netlink.tracing import Event, Kind
+from pyproxy.netlink import nftables
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
+from pyproxy.netlink.tracing import Event, Kind, Match, TraceSocket, trace_table
 
 _RULE = re.compile(r"\t\t(.*) # handle (\d+)")
 _CHAIN = re.compile(r"\tchain (\S+) \{")
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+_PREFIX = f"{TABLE}-trace-"
+_QUIET = 0.3
+_POLL = 0.1
 
 RuleText = Callable[[str, str, str, int], str]
 """Gives a rule's text by its table's family and name, its chain and its handle."""
@@ -136,3 +149,83 @@ def rule_texts(listing: str) -> Mapping[tuple[str, int], str]:
         elif rule := _RULE.fullmatch(line):
             found[chain, int(rule[2])] = rule[1]
     return found
+
+
+class LiveTrace:
+    """Traces matching packets from when it is made until `close`. Raises KernelError."""
+
+    def __init__(self, match: Match) -> None:
+        self._name = f"{_PREFIX}{os.getpid()}"
+        self._texts: dict[tuple[str, str], Mapping[tuple[str, int], str]] = {}
+        self._netlink = Nfnetlink()
+        self._socket = TraceSocket()
+        try:
+            self._sweep()
+            self._set(match)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Have nothing traced any more."""
+        self._netlink.transact([delete_table(self._name)], SUBSYSTEM)
+        self._netlink.close()
+        self._socket.close()
+
+    def packet_traces(self, seconds: float) -> Iterator[PacketTrace | None]:
+        """Wait for packets, for `seconds`, and tell of each once it has gone its way.
+
+        None says that something was lost, for more was told than could be read.
+        """
+        assembly = Assembly(_QUIET)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until + _QUIET + _POLL:
+            told = self._socket.wait(_POLL)
+            if told is None:
+                yield None
+            now = time.monotonic()
+            assembly.take(told or (), now)
+            for events in assembly.finished(now):
+                yield journey(events, self._name, self._rule, _interface)
+
+    def _sweep(self) -> None:
+        for name in nftables.read_table_names(self._netlink.dump(nftables.get_tables())):
+            if name.startswith(_PREFIX):
+                for refusal in self._netlink.transact([delete_table(name)], SUBSYSTEM):
+                    # Another's, who is at it now.
+                    if not isinstance(refusal.error, PermissionKernelError):
+                        raise refusal.error
+
+    def _set(self, match: Match) -> None:
+        for owned in (True, False):
+            refusals = self._netlink.transact(
+                trace_table(self._name, match, owned=owned), SUBSYSTEM
+            )
+            if not refusals:
+                return
+            if not (owned and isinstance(refusals[0].error, RejectedError)):
+                raise refusals[0].error
+
+    def _rule(self, family: str, table: str, chain: str, handle: int) -> str:
+        known = self._texts.get((family, table), {})
+        if (chain, handle) not in known:
+            known = self._texts[family, table] = _list(family, table)
+        return known.get((chain, handle), f"rule {handle}")
+
+
+def _list(family: str, table: str) -> Mapping[tuple[str, int], str]:
+    done = subprocess.run(
+        ["nft", "-a", "-t", "list", "table", family, table],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # A rule that nft cannot spell is told by its number.
+    return rule_texts(done.stdout)
+
+
+def _interface(number: int) -> str:
+    try:
+        return socket.if_indextoname(number)
+    except OSError:
+        return f"interface {number}"

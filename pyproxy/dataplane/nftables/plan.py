@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -12,25 +11,24 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft import listing
 from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Field, Table
-from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.compile_all import Cut
+from pyproxy.dataplane.nftables.compile import Boundary
+from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, Tag, Value, add_elements, delete_elements
 from pyproxy.policy.routing import ServiceRouting
 
 
 class NftablesPlan(msgspec.Struct, frozen=True):
-    """Elements to remove and to add, and what is so once that is done.
+    """Elements to remove and to add, and the state that is committed with them.
 
-    `services` are the answers as they will have been programmed, with every endpoint in its slot;
-    `chains` are those, of the ones made when needed, to be made or made anew, and `reload` says
-    that the fixed ones must be loaded.
-
-    `shared` is by how many each shared row's users grow. `options` is the ruleset's, `node` is the
-    node's part where that changes, and `whole` says that the plan was made against the kernel.
-    `cuts` are where it is cut when it goes in parts, and there are some only where the kernel holds
-    nothing: all rows are in the order of their Services then.
+    `services` are the routings to be committed, with every endpoint in its slot. `chains` are the
+    on-demand chains to write, and `reload` says that the base rules must be loaded. `shared` is
+    the change in the number of each shared row's users, `options` are the base rules', `node` is
+    the node's part if it changes, and `whole` says that the plan was made from a read-back.
+    `boundaries` exist only where the kernel holds nothing: rows are in the order of their Services
+    then, and can be cut there into batches.
     """
 
     delta: Delta[bytes, Value]
@@ -41,7 +39,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     node: NodeRouting | None = None
     reload: bool = False
     whole: bool = False
-    cuts: Sequence[Cut] = ()
+    boundaries: Sequence[Boundary] = ()
 
     def __bool__(self) -> bool:
         return bool(self.delta or self.chains or self.reload)
@@ -50,16 +48,16 @@ class NftablesPlan(msgspec.Struct, frozen=True):
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:
-        """Spell out the transaction as nft would."""
+        """Yield the transaction as nft commands."""
         if self.reload:
-            yield f"load the fixed rules of table inet {schema.TABLE}"
+            yield f"load the base rules of table inet {TABLE}"
         for name in self.chains:
-            yield f"add chain inet {schema.TABLE} {name}"
-        yield from listing.commands("delete", self.delta.remove, schema.TABLE, schema.BY_NAME)
-        yield from listing.commands("add", self.delta.add, schema.TABLE, schema.BY_NAME)
+            yield f"add chain inet {TABLE} {name}"
+        yield from listing.commands("delete", self.delta.remove, TABLE, BY_NAME)
+        yield from listing.commands("add", self.delta.add, TABLE, BY_NAME)
 
     def counts(self) -> Mapping[str, int]:
-        """How many objects of each kind it writes; an element that changes is one."""
+        """Count the objects to write by their kind; an element that changes is one."""
         elements = {
             (name, key)
             for side in (self.delta.remove, self.delta.add)
@@ -70,7 +68,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
         return {kind: count for kind, count in counts.items() if count}
 
     def netlink(self) -> Iterator[str]:
-        """Write its messages in hexadecimal, each with what it is for."""
+        """Yield each netlink message in hexadecimal, after its purpose."""
         for name in self.chains:
             for message in chains.chain(name):
                 yield f"chain {name}, type {message.kind:#06x}: {message.body.hex()}"
@@ -79,60 +77,61 @@ class NftablesPlan(msgspec.Struct, frozen=True):
             yield f"{what}, type {write.message.kind:#06x}: {write.message.body.hex()}"
 
     def messages(self) -> Iterator[ElementMessage]:
-        """Pack the elements, removals first, as the kernel wants a changed one."""
+        """Pack the elements, removals first: adding an element that exists fails with EEXIST."""
         for name, rows in self.delta.remove.items():
-            shape = schema.BY_NAME[name][0].shape
-            yield from delete_elements(schema.TABLE, name, rows, shape)
+            yield from delete_elements(TABLE, name, rows, BY_NAME[name][0].shape)
         for name, rows in self.delta.add.items():
-            yield from add_elements(schema.TABLE, name, rows, schema.BY_NAME[name][0].shape)
+            yield from add_elements(TABLE, name, rows, BY_NAME[name][0].shape)
 
 
 def targets(table: Table) -> set[str]:
-    """Name the chains, of those made when needed, that a table's elements go to."""
+    """Return the on-demand chains that a table's verdicts lead to."""
     named = {
         value.target
         for name, rows in table.items()
-        if Field.VERDICT in schema.BY_NAME[name][0].data
+        if Field.VERDICT in BY_NAME[name][0].data
         for value in rows.values()
         if isinstance(value, Tag)
     }
-    return set(filter(chains.is_made_when_needed, named))
+    return set(filter(chains.is_on_demand, named))
 
 
 def without(
     plan: NftablesPlan, name: ObjectName, rows: Table, growth: Mapping[SharedRow, int]
 ) -> NftablesPlan:
-    """Leave a Service out of a plan: what the kernel holds of it stays.
+    """Leave a Service out of a plan: its elements in the kernel stay as they are.
 
-    `rows` are those that it has or was to have, `growth` what it meant for the shared ones.
+    `rows` are all that it has or was to have, `growth` its part in the counts of shared rows.
     """
 
     def keep(side: Table) -> Table:
         kept = {
-            name: {key: value for key, value in held.items() if key not in rows.get(name, {})}
-            for name, held in side.items()
+            set_name: {
+                key: value for key, value in found.items() if key not in rows.get(set_name, {})
+            }
+            for set_name, found in side.items()
         }
-        return {name: held for name, held in kept.items() if held}
+        return {set_name: found for set_name, found in kept.items() if found}
 
     return msgspec.structs.replace(
         plan,
         delta=Delta(keep(plan.delta.remove), keep(plan.delta.add)),
         services={other: routing for other, routing in plan.services.items() if other != name},
         shared={row: by - growth.get(row, 0) for row, by in plan.shared.items()},
-        cuts=(),
+        boundaries=(),
     )
 
 
 def shared_changes(
-    before: Counter[SharedRow], growth: Mapping[SharedRow, int]
+    users: Mapping[SharedRow, int], growth: Mapping[SharedRow, int]
 ) -> tuple[Table, Table]:
-    """Tell which shared rows go, and which come, when the numbers of their users change."""
+    """Return the shared rows that lose their last user, and those that get their first."""
     gone: Table = {}
     new: Table = {}
     for (name, key), by in growth.items():
-        users = before[name, key]
-        if users and users + by <= 0:
+        before = users.get((name, key), 0)
+        if before and before + by <= 0:
             gone.setdefault(name, {})[key] = b""
-        elif not users and by > 0:
+        elif not before and by > 0:
             new.setdefault(name, {})[key] = b""
     return gone, new

@@ -1,9 +1,12 @@
-"""What the kernel holds of ours: the table's elements and chains, read and decoded."""
+"""The table read back: elements, slots of endpoints, learned affinities."""
 
 from __future__ import annotations
 
+import logging
 import operator
+import threading
 from collections.abc import Mapping
+from contextlib import closing
 
 import msgspec
 
@@ -11,13 +14,17 @@ from pyproxy.dataplane.nft import readback
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.rows import slots_of
+from pyproxy.dataplane.nftables.compile import slots_of
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.slots import place
+from pyproxy.errors import KernelError
 from pyproxy.model.address import Backend, Family
 from pyproxy.netlink import elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
+
+log = logging.getLogger(__name__)
 
 
 def read_table(netlink: Nfnetlink) -> Table:
@@ -26,20 +33,54 @@ def read_table(netlink: Nfnetlink) -> Table:
 
 
 def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
-    """Read which endpoint each client of a sticky frontend has. Raises KernelError."""
+    """Read the endpoint that each client of session affinity has. Raises KernelError."""
     name = schema.AFFINITY.of(family)
     return elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY.shape
     )
 
 
-class Remembered(msgspec.Struct, frozen=True):
+class ReadAhead:
+    """Reads the table once, in a thread that starts at once. Raises KernelError.
+
+    The agent needs the table when the API server's lists are complete. The kernel walks a set once
+    more for each part of a dump, so a large table takes long, and decoding lists can go on
+    meanwhile.
+    """
+
+    def __init__(self) -> None:
+        # A socket belongs to the network namespace of the thread that opens it.
+        self._netlink = Nfnetlink()
+        self._found: tuple[int, Table] | None = None
+        self._thread = threading.Thread(target=self._read, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def take(self, now: int) -> Table | None:
+        """Wait for the table and return it, once, if it is of nf_tables' generation `now`.
+
+        Returns None where nf_tables has committed anything since, or reading failed: the table
+        must then be read again.
+        """
+        self._thread.join()
+        found, self._found = self._found, None
+        return found[1] if found is not None and found[0] == now else None
+
+    def _read(self) -> None:
+        with closing(self._netlink) as netlink:
+            try:
+                now = read_generation(netlink.get(get_generation()))
+                self._found = now, read_table(netlink)
+            except KernelError as error:
+                log.debug("cannot read table inet %s ahead: %s", TABLE, error)
+
+
+class KernelSlots(msgspec.Struct, frozen=True):
     """The slots that endpoints have in the kernel: the rows of each family's ENDPOINTS."""
 
     endpoints: Mapping[Family, Rows]
 
     def place(self, wanted: ServiceRouting) -> ServiceRouting:
-        """Order a Service's backends as the kernel has them."""
+        """Order a Service's endpoints as the kernel has them, so that few rows are written."""
         if not any(self.endpoints.values()):
             return wanted
         ports = tuple([self._place_port(port) for port in wanted.ports])
@@ -54,7 +95,7 @@ class Remembered(msgspec.Struct, frozen=True):
         cluster: tuple[Backend, ...] = ()
         local: tuple[Backend, ...] = ()
         for frontend in port.frontends:
-            # A port's frontends agree, so the first one that has slots speaks for all.
+            # All frontends of a port have the same slots: the first one that has any is enough.
             key = frontend_key(frontend.address, port.protocol, frontend.port)
             if frontend.use is Use.LOCAL:
                 local = local or slots_of(rows, key, chains.CLUSTER)
@@ -67,6 +108,6 @@ class Remembered(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(port, cluster=cluster, local=local)
 
 
-def recall(held: Table) -> Remembered:
-    """Find the slots in the elements that were read back."""
-    return Remembered({family: held.get(schema.ENDPOINTS.of(family), {}) for family in Family})
+def kernel_slots(held: Table) -> KernelSlots:
+    """Return the slots in the elements that were read back."""
+    return KernelSlots({family: held.get(schema.ENDPOINTS.of(family), {}) for family in Family})

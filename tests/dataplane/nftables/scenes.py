@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
+from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.dataplane.nftables.tracer import NftablesView
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import (

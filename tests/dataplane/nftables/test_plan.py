@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pyproxy.dataplane.diff import apply, diff
 from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.dataplane.nftables.plan import shared_changes
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows
 from pyproxy.dataplane.nftables.tracer import NftablesView, trace
 from pyproxy.dataplane.slots import place_service
 from pyproxy.model.objects import ObjectName

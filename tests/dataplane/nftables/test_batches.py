@@ -14,12 +14,10 @@ from pyproxy.dataplane.diff import Delta, apply, diff
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.schema import FRONTEND, Table
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.compile_all import whole
+from pyproxy.dataplane.nftables.batches import packed_batches, row_count, split
+from pyproxy.dataplane.nftables.compile import add_service, compile_all
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.packing import packed_ahead
-from pyproxy.dataplane.nftables.parts import parts, size
 from pyproxy.dataplane.nftables.plan import NftablesPlan
-from pyproxy.dataplane.nftables.rows import add_service
 from pyproxy.dataplane.nftables.schema import BY_NAME
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Shape
@@ -43,15 +41,19 @@ def planned(before: Scene, after: Scene, limit: int) -> tuple[Table, NftablesPla
 
 def first(wanted: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
     routings = wanted.routings()
-    after = whole(routings.values(), wanted.node.pod_networks, limit)
+    after = compile_all(routings.values(), wanted.node.pod_networks, limit)
     services = dict[ObjectName, ServiceRouting | None](routings)
     delta = diff({}, after.table)
     chains = ("cluster4-1",)
-    return (
-        {},
-        NftablesPlan(delta, services, after.shared, NftablesOptions(), chains, cuts=after.cuts),
-        limit,
+    plan = NftablesPlan(
+        delta,
+        services,
+        after.shared,
+        NftablesOptions(),
+        chains,
+        boundaries=after.boundaries,
     )
+    return {}, plan, limit
 
 
 LIMITS = st.integers(1, 40)
@@ -83,13 +85,13 @@ def rows_of(routing: ServiceRouting) -> Table:
 def test_all_parts_come_to_the_whole(found: tuple[Table, NftablesPlan, int]) -> None:
     state, plan, limit = found
     wanted = apply(plan.delta, state)
-    split = list(parts(plan, limit))
-    assert sum(map(size, split)) == size(plan)
-    for part in split:
-        state = apply(part.delta, state)
+    batches = list(split(plan, limit))
+    assert sum(map(row_count, batches)) == row_count(plan)
+    for batch in batches:
+        state = apply(batch.delta, state)
     assert state == wanted
-    assert [part.chains for part in split] == [plan.chains] + [()] * (len(split) - 1)
-    assert split[-1].services == plan.services
+    assert [each.chains for each in batches] == [plan.chains] + [()] * (len(batches) - 1)
+    assert batches[-1].services == plan.services
 
 
 @given(PLANS)
@@ -99,7 +101,7 @@ def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
     state, plan, limit = known
     then, now = by_frontend(state), by_frontend(apply(plan.delta, state))
     changed: Counter[ObjectName] = Counter()
-    for part in parts(plan, limit):
+    for part in split(plan, limit):
         earlier, state = by_frontend(state), apply(part.delta, state)
         found = by_frontend(state)
         for frontend, rows in found.items():
@@ -113,14 +115,14 @@ def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
 @given(PLANS)
 def test_parts_are_packed_in_their_order(known: tuple[Table, NftablesPlan, int]) -> None:
     _, plan, limit = known
-    with packed_ahead(plan, limit) as packed:
+    with packed_batches(plan, limit) as packed:
         found = [(each.plan, list(each.writes)) for each in packed]
-    assert found == [(part, list(part.messages())) for part in parts(plan, limit)]
+    assert found == [(part, list(part.messages())) for part in split(plan, limit)]
 
 
 def test_what_is_no_larger_is_its_only_part() -> None:
     plan = NftablesPlan(Delta({}, {"services4": {b"x": b""}}), {}, Counter(), NftablesOptions())
-    assert list(parts(plan, 1)) == [plan]
+    assert list(split(plan, 1)) == [plan]
 
 
 def commit(
@@ -169,5 +171,5 @@ def test_a_service_that_one_part_is_refused_for_is_left_out_of_all(
         assert refused == {good.name}
         assert held(namespace) == compiled(rest, ())
         plan = dataplane.plan_full([*rest, good], NETWORK)
-        assert size(plan) == 252
+        assert row_count(plan) == 252
         assert commit(namespace, plan, dataplane) == (1, set())

@@ -1,12 +1,15 @@
-"""From policy's answer to the elements that the table should hold: values in, values out."""
+"""The elements that the table should hold, compiled from routings: values in, values out."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count
 from typing import Final, assert_never
+
+import msgspec
 
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.rows import (
@@ -14,23 +17,23 @@ from pyproxy.dataplane.nft.rows import (
     SharedRow,
     frontend_key,
     joined_ranges,
+    node_rows,
     service_comment,
 )
 from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.model.address import Backend, Family
+from pyproxy.model.address import Backend, Family, Network
 from pyproxy.netlink.elements import DROP, Tag
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
+# numgen leaves its number in host byte order.
 _INDEX = struct.Struct("=I")
-# A member that is looked up in its enum takes longer than to pack a row.
+# Lookups of enum members and of set names take longer than packing a row, so both are made once.
 _CLUSTER: Final = Use.CLUSTER
 _LOCAL: Final = Use.LOCAL
 _SPLIT: Final = Use.SPLIT
 _CLUSTER_IP: Final = Scope.CLUSTER_IP
 _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
-
-# So does the name of a set that is asked of its kind.
 _SERVICES = {family: schema.SERVICES.of(family) for family in Family}
 _ENDPOINTS = {family: schema.ENDPOINTS.of(family) for family in Family}
 _CLUSTER_IPS = {family: nft.CLUSTER_IPS.of(family) for family in Family}
@@ -43,6 +46,53 @@ _FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
 _FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
 
 
+class Boundary(msgspec.Struct, frozen=True):
+    """A place between two Services: the Services before it, and the rows of each set before it."""
+
+    services: int
+    sizes: Mapping[str, int]
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """The rows of all Services and of the node.
+
+    `shared` counts the users of each shared row. Rows are in the order of their Services, a shared
+    row with its first user. At a boundary the table can be cut into batches, because each Service
+    has all its rows, and those that it shares, before or behind it. The last boundary is the end.
+    """
+
+    table: Table
+    shared: Counter[SharedRow]
+    boundaries: Sequence[Boundary]
+
+
+def compile_all(
+    routings: Collection[ServiceRouting], pod_networks: Iterable[Network], rows_per_batch: int
+) -> Compiled:
+    """Compile all Services and the node, with a boundary about every `rows_per_batch` rows."""
+    table = node_rows(pod_networks)
+    boundaries: list[Boundary] = []
+    number = size = boundary_at = 0
+    for number, routing in enumerate(routings, 1):
+        add_service(routing, table)
+        for set_name, key in shared_rows(routing):
+            table.setdefault(set_name, {})[key] = b""
+        size = sum(map(len, table.values()))
+        if size - boundary_at >= rows_per_batch:
+            boundaries.append(_boundary(number, table))
+            boundary_at = size
+    if size > boundary_at or not boundaries:
+        boundaries.append(_boundary(number, table))
+    # The counts outlive the rows. Made among the rows, they would keep the allocator from
+    # returning the rows' memory.
+    shared = Counter(row for routing in routings for row in shared_rows(routing))
+    return Compiled(table, shared, boundaries)
+
+
+def _boundary(services: int, table: Table) -> Boundary:
+    return Boundary(services, {name: len(rows) for name, rows in table.items()})
+
+
 def add_service(routing: ServiceRouting, table: Table) -> None:
     """Add the rows that belong to one Service alone."""
     for port in routing.ports:
@@ -52,7 +102,7 @@ def add_service(routing: ServiceRouting, table: Table) -> None:
 
 
 def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
-    """Give the rows that other Services may want as well, once for each port that wants them."""
+    """Yield the rows that other Services may need as well, once for each port that needs them."""
     for port in routing.ports:
         hairpin = _HAIRPIN[port.family]
         for backend in port.hairpin:
@@ -68,28 +118,30 @@ def _add_frontend(
 ) -> None:
     family, use = port.family, frontend.use
     key = frontend_key(frontend.address, port.protocol, frontend.port)
-    sticky = routing.affinity_timeout > 0 and use in _SERVES
+    affinity = routing.affinity_timeout > 0 and use in _SERVES
     backends: tuple[Backend, ...] = ()
     if use is _CLUSTER:
-        backends, outside = port.cluster, frontend.scope is not _CLUSTER_IP
-        _number(table, family, key, chains.CLUSTER, backends)
-        picking = _picking(chains.CLUSTER, family, len(backends), outside, sticky)
+        # The cluster policy masquerades clients of all scopes but ClusterIP, so that replies of
+        # endpoints on other nodes come back through this node.
+        backends, masquerade = port.cluster, frontend.scope is not _CLUSTER_IP
+        _add_endpoints(table, family, key, chains.CLUSTER, backends)
+        picking = _picking(chains.CLUSTER, family, len(backends), masquerade, affinity)
         targets = [(_SERVICES[family], picking)]
     elif use is _LOCAL:
         backends = port.local
-        _number(table, family, key, chains.CLUSTER, backends)
-        picking = _picking(chains.CLUSTER, family, len(backends), False, sticky)
+        _add_endpoints(table, family, key, chains.CLUSTER, backends)
+        picking = _picking(chains.CLUSTER, family, len(backends), False, affinity)
         targets = [(_SERVICES[family], picking)]
     elif use is _SPLIT:
         backends = port.cluster + port.local
-        targets = _split(port, key, sticky, table)
+        targets = _split(port, key, affinity, table)
     elif use is Use.REJECT:
         targets = [(nft.NO_ENDPOINT_SERVICES.of(family), "")]
     elif use is Use.DROP:
         targets = [(_SERVICES[family], DROP)]
     else:
         assert_never(use)
-    if sticky:
+    if affinity:
         learning = chains.learning(family, routing.affinity_timeout)
         targets.append((schema.AFFINITY_FRONTENDS.of(family), learning))
         returned_to = table.setdefault(schema.AFFINITY_ENDPOINTS.of(family), {})
@@ -103,22 +155,22 @@ def _add_frontend(
         table.setdefault(set_name, {})[key] = Tag(target, comment)
 
 
-def _split(port: PortRouting, key: bytes, sticky: bool, table: Table) -> list[tuple[str, str]]:
-    """Number both kinds of endpoints; each set that the frontend is in, and where that sends it."""
+def _split(port: PortRouting, key: bytes, affinity: bool, table: Table) -> list[tuple[str, str]]:
+    """Add both lists of endpoints; return the frontend's sets, and its verdict in each."""
     family = port.family
     targets = [(_SERVICES[family], f"split{int(family)}")]
-    outsiders = DROP
+    external = DROP
     if port.cluster:
-        _number(table, family, key, chains.CLUSTER, port.cluster)
-        insiders = _picking(chains.CLUSTER, family, len(port.cluster), False, sticky)
-        targets.append((schema.INTERNAL_SERVICES.of(family), insiders))
+        _add_endpoints(table, family, key, chains.CLUSTER, port.cluster)
+        internal = _picking(chains.CLUSTER, family, len(port.cluster), False, affinity)
+        targets.append((schema.INTERNAL_SERVICES.of(family), internal))
     if port.local:
-        _number(table, family, key, chains.LOCAL, port.local)
-        outsiders = _picking(chains.LOCAL, family, len(port.local), False, sticky)
-    return [*targets, (schema.EXTERNAL_SERVICES.of(family), outsiders)]
+        _add_endpoints(table, family, key, chains.LOCAL, port.local)
+        external = _picking(chains.LOCAL, family, len(port.local), False, affinity)
+    return [*targets, (schema.EXTERNAL_SERVICES.of(family), external)]
 
 
-def _number(
+def _add_endpoints(
     table: Table, family: Family, key: bytes, which: str, backends: tuple[Backend, ...]
 ) -> None:
     endpoints = table.setdefault(_ENDPOINTS[family], {})
@@ -127,14 +179,14 @@ def _number(
 
 
 @lru_cache(1024)
-def _picking(which: str, family: Family, count: int, masquerade: bool, sticky: bool) -> str:
-    """Name the chain that picks one of so many; the arguments by place, for that is quicker."""
+def _picking(which: str, family: Family, count: int, masquerade: bool, affinity: bool) -> str:
+    """Return the name of the chain that picks; positional arguments make the cache quicker."""
     size = chains.endpoint_class(count)
-    return chains.picking(which, family, size, masquerade=masquerade, sticky=sticky)
+    return chains.picking(which, family, size, masquerade=masquerade, affinity=affinity)
 
 
 def _indices(which: str, count: int) -> Sequence[bytes]:
-    """Give the last fields of the keys of CLUSTER's or LOCAL's first `count` endpoints, or more."""
+    """Return at least `count` slot numbers of CLUSTER's or LOCAL's endpoints, packed."""
     few = _FEW[which]
     if count <= len(few):
         return few
@@ -143,9 +195,9 @@ def _indices(which: str, count: int) -> Sequence[bytes]:
 
 
 def slots_of(rows: Rows, frontend: bytes, which: str) -> tuple[Backend, ...]:
-    """Read back which slots CLUSTER's or LOCAL's endpoints of a frontend have.
+    """Read back the slots of CLUSTER's or LOCAL's endpoints of a frontend, up to the first gap.
 
-    Those that lie behind a gap, which nobody of us wrote, are left out.
+    pyproxy leaves no gaps, so elements behind one are another program's.
     """
     found: list[Backend] = []
     size = len(frontend) - _BESIDE_ADDRESS + 2

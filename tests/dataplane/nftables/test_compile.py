@@ -14,8 +14,8 @@ from pyproxy.dataplane.nft.listing import elements, lines
 from pyproxy.dataplane.nft.rows import frontend_key, node_rows
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains, schema
-from pyproxy.dataplane.nftables.readback import recall
-from pyproxy.dataplane.nftables.rows import add_service, shared_rows, slots_of
+from pyproxy.dataplane.nftables.compile import add_service, shared_rows, slots_of
+from pyproxy.dataplane.nftables.readback import kernel_slots
 from pyproxy.dataplane.nftables.schema import BY_NAME
 from pyproxy.model.address import (
     Address,
@@ -210,7 +210,7 @@ def test_slots_are_read_back_as_they_were_written(scene: Scene, random: Random) 
     table: Table = {}
     for routing in routings:
         add_service(routing, table)
-    remembered = recall(table)
+    remembered = kernel_slots(table)
     for routing in routings:
         assert rows(remembered.place(shuffled(routing, random))) == rows(routing)
 
