@@ -15,8 +15,8 @@ import pytest
 from pyproxy_lab.apiserver.access import PROXY
 
 from pyproxy.source.connect import connect
-from tests.chaos.api_rig import Rig, api_server
-from tests.chaos.numbered import endpoint_slice, service
+from tests.chaos.objects import numbered_service, numbered_slice
+from tests.chaos.table_agent import TableAgent, api_server
 from tests.source.kubeconfigs import exec_plugin, kubeconfig, write
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving
 from tests.waiting import until
@@ -26,8 +26,8 @@ Kind = Callable[[Path, str], tuple[str, Callable[[str], object]]]
 
 
 @contextmanager
-def agent_with(config: str) -> Iterator[Rig]:
-    with Rig(connect(config, ""), 5.0, Pace()).running() as rig:
+def agent_with(config: str) -> Iterator[TableAgent]:
+    with TableAgent(connect(config, ""), 5.0, Pace()).running() as rig:
         yield rig
 
 
@@ -66,7 +66,7 @@ def test_tokens_that_expire(tmp_path: Path, kind: Kind) -> None:
             rig.dataplane.keep()
             server.settings = msgspec.structs.replace(server.settings, token="second")
             server.close_watches()
-            server.load([service(10), endpoint_slice(10, [1])])
+            server.load([numbered_service(10), numbered_slice(10, [1])])
             waits = len(rig.clock.waits)
             rig.until(lambda: len(rig.clock.waits) > waits + 10, "refusals")
             assert rig.dataplane.lost == []
@@ -87,7 +87,7 @@ def test_rights_that_are_taken_away_and_given_back(tmp_path: Path) -> None:
             taken = verbs.pop("services")
             try:
                 server.close_watches()
-                server.load([service(10), endpoint_slice(10, [1])])
+                server.load([numbered_service(10), numbered_slice(10, [1])])
                 waits = len(rig.clock.waits)
                 rig.until(lambda: len(rig.clock.waits) > waits + 10, "refusals")
                 assert rig.dataplane.lost == []

@@ -13,8 +13,8 @@ from pyproxy_lab.apiserver.server import ApiServer
 
 from pyproxy.source import client
 from pyproxy.source.connect import connect
-from tests.chaos.api_rig import Rig, agent, api_server
-from tests.chaos.numbered import endpoint_slice, service
+from tests.chaos.objects import numbered_service, numbered_slice
+from tests.chaos.table_agent import TableAgent, agent, api_server
 from tests.source.scripted import serving
 from tests.waiting import until
 
@@ -86,11 +86,11 @@ def test_a_server_that_dies_while_it_is_watched(how: str, monkeypatch: pytest.Mo
         rig.until_equal(first)
         rig.dataplane.keep()
         for number in range(10, 20):
-            second.load([service(number), endpoint_slice(number, [1])])
+            second.load([numbered_service(number), numbered_slice(number, [1])])
         with _dead(first, how):
             rig.until_equal(second, PROMISE)
         assert rig.dataplane.lost == []
-        second.load([endpoint_slice(10, [2, 3])])
+        second.load([numbered_slice(10, [2, 3])])
         rig.until_equal(second)
 
 
@@ -123,14 +123,14 @@ def _hangs(server: ApiServer) -> Iterator[None]:
 def test_5xx_from_one_of_two_does_not_last() -> None:
     with api_server() as bad, api_server() as good, agent(bad, good) as rig:
         rig.until_equal(bad)
-        good.load([service(76), endpoint_slice(76, [1])])
+        good.load([numbered_service(76), numbered_slice(76, [1])])
         bad.faults.set(Refusal(500))
         bad.close_watches()
         rig.until_equal(good, PROMISE)
         # Every kind has found the good one by itself, and stays with it.
         met = bad.faults.met[Refusal]
         good.close_watches()
-        good.load([service(77), endpoint_slice(77, [1])])
+        good.load([numbered_service(77), numbered_slice(77, [1])])
         rig.until_equal(good)
         assert bad.faults.met[Refusal] == met
 
@@ -152,12 +152,12 @@ def test_the_answer_may_be_silent_for_longer_than_its_head(
         rig.until_equal(server)
         watches = server.watch_count
         _still(rig, server, watches)
-        server.load([service(5), endpoint_slice(5, [1])])
+        server.load([numbered_service(5), numbered_slice(5, [1])])
         rig.until_equal(server)
         assert server.watch_count == watches == 3
 
 
-def _still(rig: Rig, server: ApiServer, watches: int) -> None:
+def _still(rig: TableAgent, server: ApiServer, watches: int) -> None:
     """Let some of the time pass in which an impatient client would have gone away."""
     began = time.monotonic()
     until(lambda: time.monotonic() - began > 0.5)

@@ -21,8 +21,8 @@ from pyproxy_lab.apiserver.server import ApiServer
 
 from pyproxy.source import kubernetes
 from pyproxy.source.retry import SystemClock
-from tests.chaos.api_rig import agent, api_server
-from tests.chaos.numbered import endpoint_slice, remove, service
+from tests.chaos.objects import delete_numbered, numbered_service, numbered_slice
+from tests.chaos.table_agent import agent, api_server
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
@@ -61,9 +61,9 @@ KICKS: dict[str, Callable[[ApiServer], None]] = {
 def changes(server: ApiServer, begin: int) -> None:
     """Add, change and remove what did not have to stay."""
     for number in range(begin, begin + 4):
-        server.load([service(number), endpoint_slice(number, [number])])
-    server.load([endpoint_slice(begin, [7, 8, 9])])
-    server.call(lambda: remove(server.registry, begin + 1))
+        server.load([numbered_service(number), numbered_slice(number, [number])])
+    server.load([numbered_slice(begin, [7, 8, 9])])
+    server.call(lambda: delete_numbered(server.registry, begin + 1))
 
 
 @pytest.mark.parametrize("kick", KICKS)
@@ -122,12 +122,14 @@ def test_a_list_that_shrinks_while_the_server_is_away() -> None:
     with api_server() as server, agent(server) as rig:
         rig.until_equal(server)
         rig.dataplane.keep()
-        server.load(obj for n in range(10, 60) for obj in (service(n), endpoint_slice(n, [n])))
+        server.load(
+            obj for n in range(10, 60) for obj in (numbered_service(n), numbered_slice(n, [n]))
+        )
         rig.until_equal(server)
 
         def shrink() -> None:
             for number in range(10, 60):
-                remove(server.registry, number)
+                delete_numbered(server.registry, number)
 
         with server.away():
             server.call(shrink)
@@ -143,9 +145,9 @@ def test_a_restart_with_another_history() -> None:
         rig.until_equal(server)
         rig.dataplane.keep()
         for number in range(10, 20):
-            server.load([service(number), endpoint_slice(number, [number])])
+            server.load([numbered_service(number), numbered_slice(number, [number])])
         rig.until_equal(server)
-        more = [service(30), endpoint_slice(30, [1])]
+        more = [numbered_service(30), numbered_slice(30, [1])]
         with server.away(), api_server(port, more=more) as other:
             rig.until_equal(other)
             assert rig.dataplane.lost == []
@@ -156,7 +158,7 @@ def test_half_open_watches_are_found_within_a_minute() -> None:
     with api_server() as server, agent(server, silence=0.5) as rig:
         rig.until_equal(server)
         server.faults.set(HalfOpen())
-        server.load([service(50), endpoint_slice(50, [5])])
+        server.load([numbered_service(50), numbered_slice(50, [5])])
         rig.until(lambda: server.faults.met[HalfOpen] >= 2, "both watches are met")
         server.faults.clear()
         began = time.monotonic()

@@ -15,7 +15,7 @@ import pytest
 from pyproxy_lab.namespace import Namespace
 
 from tests.agent.objects import endpoint_slice, service
-from tests.chaos.live import Live, Snapshot
+from tests.chaos.kernel_agent import RunningAgent, Snapshot
 from tests.waiting import until
 
 pytestmark = pytest.mark.kernel
@@ -94,8 +94,8 @@ REPAIR = re.compile(r"repaired what nft \(pid \d+\) changed: \d+ (element|chain|
 
 
 @pytest.fixture
-def live(namespace: Namespace) -> Iterator[Live]:
-    with Live(namespace) as made:
+def live(namespace: Namespace) -> Iterator[RunningAgent]:
+    with RunningAgent(namespace) as made:
         yield made
 
 
@@ -105,15 +105,15 @@ def seal(held: Snapshot) -> str:
 
 @pytest.mark.parametrize("harm", HARM)
 def test_harm_is_undone_counted_and_logged(
-    live: Live,
+    live: RunningAgent,
     harm: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = live.begin(*OBJECTS)
+    whole = live.start(*OBJECTS)
     text, kinds = HARM[harm]
     with caplog.at_level(logging.WARNING, "pyproxy.agent.core"):
         live.nft(text.replace("{seal}", seal(whole)))
-        took = until(lambda: live.seen() == whole and kinds <= live.repaired().keys(), harm)
+        took = until(lambda: live.snapshot() == whole and kinds <= live.repairs().keys(), harm)
         until(lambda: bool(REPAIR.search(caplog.text)), "a line in the log")
     print(f"{harm}: undone after {took:.2f} s")
     assert not live.reported

@@ -28,7 +28,7 @@ from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_chain, delete_table
 from pyproxy.netlink.rules import new_chain
 from tests.agent.objects import Clock, Stage, endpoint_slice, name, service
-from tests.chaos.live import Core, Snapshot
+from tests.chaos.kernel_agent import Snapshot, SteppedAgent
 
 WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])
 API, API_SLICE = service("api", 2), endpoint_slice("api", ["10.244.1.6"])
@@ -94,7 +94,7 @@ def test_one_that_has_no_name_is_refused_by_its_number() -> None:
     assert str(unnamed) == "524: a batch"
 
 
-class Deaf(Core):
+class Deaf(SteppedAgent):
     """An agent that does not hear what others write, and so runs into it."""
 
     def __init__(self, namespace: Namespace) -> None:
@@ -112,13 +112,13 @@ class Deaf(Core):
                 self.agent.sync()
 
         self.namespace.call(settle)
-        return self.seen()
+        return self.snapshot()
 
     def harm(self, text: str) -> None:
         self.namespace.run(["nft", "-f", "-"], text=text)
 
     def failures(self) -> float:
-        return self.counted("kubeproxy_sync_proxy_rules_nftables_sync_failures_total")
+        return self.metric("kubeproxy_sync_proxy_rules_nftables_sync_failures_total")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_what_is_out_of_step_is_read_back_and_put_right(
     deaf: Deaf, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     text, event, said = UNHEARD[case]
-    deaf.begin(WEB, WEB_SLICE, API, API_SLICE)
+    deaf.start(WEB, WEB_SLICE, API, API_SLICE)
     deaf.harm(text)
     with caplog.at_level("INFO"):
         after = deaf.then(event)
@@ -173,7 +173,7 @@ def test_what_is_out_of_step_is_read_back_and_put_right(
     assert f"reading it back to try again: {said}" in caplog.text
     deaf.agent.drifted(Drift("nft"))
     assert deaf.then() == after
-    assert not deaf.repaired()
+    assert not deaf.repairs()
     assert not deaf.reported
 
 

@@ -22,7 +22,7 @@ from pyproxy.netlink.elements import Shape, delete_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.agent.objects import HOSTNAME, Clock, endpoint_slice, service
-from tests.chaos.live import Core, Live, lists
+from tests.chaos.kernel_agent import RunningAgent, SteppedAgent, first_lists
 from tests.waiting import again_and_again, until
 
 pytestmark = pytest.mark.kernel
@@ -66,14 +66,15 @@ def foe(namespace: Namespace) -> Iterator[Foe]:
 def test_a_fight_is_noticed_once_and_changes_go_on_through_it(
     namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Live(namespace) as live:
-        whole = live.begin(WEB, WEB_SLICE)
+    with RunningAgent(namespace) as live:
+        whole = live.start(WEB, WEB_SLICE)
         with foe.striking():
             until(lambda: bool(live.reported), "the fight is noticed")
             rounds = foe.wins
-            live.handle_event(API, API_SLICE)
+            live.apply(API, API_SLICE)
             took = until(
-                lambda: len(live.seen().rows[ENDPOINTS]) == 3, "a change in the middle of a fight"
+                lambda: len(live.snapshot().rows[ENDPOINTS]) == 3,
+                "a change in the middle of a fight",
             )
             print(f"a change in the middle of a fight went through after {took:.3f} s")
             assert foe.wins <= rounds + 2
@@ -82,13 +83,13 @@ def test_a_fight_is_noticed_once_and_changes_go_on_through_it(
         assert "keeps undoing what pyproxy writes" in problem.message
         assert sum("keeps undoing" in record.message for record in caplog.records) == 1
         # Peace comes with the end of the truce.
-        until(lambda: len(live.seen().rows.get(SERVICES, {})) == 2, "the last repair")
-        assert whole.rows[SERVICES].items() <= live.seen().rows[SERVICES].items()
+        until(lambda: len(live.snapshot().rows.get(SERVICES, {})) == 2, "the last repair")
+        assert whole.rows[SERVICES].items() <= live.snapshot().rows[SERVICES].items()
 
 
 def test_an_hour_of_fighting_costs_few_repairs(namespace: Namespace, foe: Foe) -> None:
     clock = Clock()
-    core = Core(namespace, clock)
+    core = SteppedAgent(namespace, clock)
 
     def through_the_hour() -> None:
         agent, end = core.agent, clock.now + AN_HOUR
@@ -101,9 +102,9 @@ def test_an_hour_of_fighting_costs_few_repairs(namespace: Namespace, foe: Foe) -
             agent.sync()
 
     try:
-        core.begin(WEB, WEB_SLICE)
+        core.start(WEB, WEB_SLICE)
         namespace.call(through_the_hour)
-        assert 60 <= core.repaired()["element"] <= 75
+        assert 60 <= core.repairs()["element"] <= 75
         assert len(core.reported) == 1
     finally:
         core.close()
@@ -111,7 +112,7 @@ def test_an_hour_of_fighting_costs_few_repairs(namespace: Namespace, foe: Foe) -
 
 def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> None:
     clock = Clock()
-    core = Core(namespace, clock)
+    core = SteppedAgent(namespace, clock)
 
     def change_in_a_truce() -> None:
         agent = core.agent
@@ -122,15 +123,15 @@ def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> N
             agent.sync()
         agent.drifted(Drift("nft (pid 1)"))
         assert (agent.due() or 0.0) > clock.now
-        for event in lists((WEB, WEB_SLICE, API, API_SLICE), clock.now):
+        for event in first_lists((WEB, WEB_SLICE, API, API_SLICE), clock.now):
             agent.handle_event(event)
         assert (agent.due() or 0.0) <= clock.now
         agent.sync()
 
     try:
-        core.begin(WEB, WEB_SLICE)
+        core.start(WEB, WEB_SLICE)
         namespace.call(change_in_a_truce)
-        assert len(core.seen().rows[ENDPOINTS]) == 3
+        assert len(core.snapshot().rows[ENDPOINTS]) == 3
     finally:
         core.close()
 
@@ -139,7 +140,7 @@ def test_an_audit_finds_what_nobody_told_of(
     namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
-    core = Core(namespace, clock)
+    core = SteppedAgent(namespace, clock)
 
     def audit_after(seconds: float) -> None:
         clock.now += seconds
@@ -148,15 +149,15 @@ def test_an_audit_finds_what_nobody_told_of(
             core.agent.sync()
 
     try:
-        whole = core.begin(WEB, WEB_SLICE)
+        whole = core.start(WEB, WEB_SLICE)
         foe.strike()
         namespace.call(lambda: audit_after(AUDIT_SECONDS - 1))
-        assert core.seen() != whole
-        assert not core.repaired()
+        assert core.snapshot() != whole
+        assert not core.repairs()
         with caplog.at_level(logging.WARNING):
             namespace.call(lambda: audit_after(1))
-        assert core.seen() == whole
-        assert core.repaired() == {"element": 1}
+        assert core.snapshot() == whole
+        assert core.repairs() == {"element": 1}
         assert "repaired what somebody unnoticed changed: 1 element: add element" in caplog.text
     finally:
         core.close()
@@ -166,7 +167,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
     namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
-    core = Core(namespace, clock)
+    core = SteppedAgent(namespace, clock)
 
     def listen() -> None:
         drift = core.dataplane.wait_for_drift()
@@ -176,7 +177,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         core.agent.sync()
 
     try:
-        whole = core.begin(WEB, WEB_SLICE)
+        whole = core.start(WEB, WEB_SLICE)
         # The smallest buffer that the kernel allows, and nobody reads meanwhile.
         listening = core.dataplane._monitor._socket._socket
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -188,8 +189,8 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         )
         namespace.run(["nft", "-f", "-"], text=text)
         namespace.call(listen)
-        assert core.seen() == whole
-        assert core.repaired() == {"element": 1}
+        assert core.snapshot() == whole
+        assert core.repairs() == {"element": 1}
         assert "repaired what somebody changed: 1 element: add element" in caplog.text
     finally:
         core.close()
@@ -214,9 +215,9 @@ def test_a_write_in_the_middle_of_the_first_commit_is_not_missed(
     nft.chmod(0o755)
     flag.touch()
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with Live(namespace) as live:
-        live.begin(WEB, WEB_SLICE)
+    with RunningAgent(namespace) as live:
+        live.start(WEB, WEB_SLICE)
         assert not flag.exists()
-        until(lambda: live.repaired() == {"element": 1}, "the foreign element is gone")
-        assert "no-endpoint-services4" not in live.seen().rows
+        until(lambda: live.repairs() == {"element": 1}, "the foreign element is gone")
+        assert "no-endpoint-services4" not in live.snapshot().rows
         until(lambda: "repaired what somebody changed: 1 element" in caplog.text, "the log")

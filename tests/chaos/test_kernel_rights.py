@@ -21,7 +21,7 @@ from pyproxy.config.settings import ListenAddress, Serving, Settings
 from pyproxy.model.address import parse_address
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service
-from tests.chaos.cluster_objects import create
+from tests.chaos.objects import create
 from tests.chaos.test_restart import is_healthy
 from tests.waiting import until
 

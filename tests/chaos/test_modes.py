@@ -12,7 +12,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 
 from tests import modes
-from tests.chaos.loads import load
+from tests.chaos.load import load
 from tests.semantics.proxied import PATIENCE, Proxied, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets

@@ -16,9 +16,9 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.process import Agent, agent_command
 
 from tests.agent.live import addresses, endpoint_slice, service
-from tests.chaos.cluster_objects import balance, create
-from tests.chaos.live import Snapshot, snapshot
-from tests.chaos.loads import Came, load
+from tests.chaos.kernel_agent import Snapshot, snapshot
+from tests.chaos.load import LoadResult, load
+from tests.chaos.objects import create, set_ingress
 from tests.waiting import until
 
 pytestmark = pytest.mark.packets
@@ -48,7 +48,7 @@ def served(cluster: Cluster) -> Cluster:
         (service("balanced", "10.96.7.4", NODE_PORT, type="LoadBalancer"), ["a2", "b2"]),
     ):
         create(client, made, endpoint_slice(made["metadata"]["name"], addresses(*pods)))
-    balance(client, "balanced", BALANCED)
+    set_ingress(client, "balanced", BALANCED)
     return cluster
 
 
@@ -83,7 +83,7 @@ def running(cluster: Cluster, *flags: str, ended_by: int = signal.SIGTERM) -> It
 
 
 @contextmanager
-def loaded(cluster: Cluster) -> Iterator[list[Came]]:
+def loaded(cluster: Cluster) -> Iterator[list[LoadResult]]:
     """Connections from a pod and from outside; none may fail."""
     began = time.monotonic()
     with ExitStack() as stack:

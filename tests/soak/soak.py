@@ -30,7 +30,7 @@ from pyproxy_lab.network import Network
 from pyproxy_lab.topology import TWO_NODES
 
 from tests.agent.live import SITE, Object, Process, Stage, desired
-from tests.chaos.numbered import endpoint_slice, remove, service
+from tests.chaos.objects import delete_numbered, numbered_service, numbered_slice
 
 CHANGES_PER_SECOND = 200
 GROWTH = 0.10
@@ -137,17 +137,17 @@ class Cluster:
             self.changes += 1
 
     def _put(self, number: int) -> None:
-        self._server.registry.load([service(number), self._slice(number)])
+        self._server.registry.load([numbered_service(number), self._slice(number)])
         self._there.add(number)
         self.changes += 2
 
     def _remove(self, number: int) -> None:
-        remove(self._server.registry, number)
+        delete_numbered(self._server.registry, number)
         self._there.discard(number)
         self.changes += 2
 
     def _slice(self, number: int) -> Object:
-        return endpoint_slice(
+        return numbered_slice(
             number, self._random.sample(range(1, 250), self._random.randint(0, 8))
         )
 

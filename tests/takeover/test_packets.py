@@ -14,7 +14,7 @@ from pyproxy_lab.modes import NFTABLES
 from pyproxy_lab.network import Network
 
 from pyproxy.model.destination import parse_destination
-from tests.chaos.loads import Came, load
+from tests.chaos.load import LoadResult, load
 from tests.semantics.proxied import balanced, endpoint_slice, proxied, service
 
 from .scenes import MODES, leave, make_foreign, state, without_firewall
@@ -49,7 +49,7 @@ OBJECTS = [
 
 
 @contextmanager
-def loaded(network: Network) -> Iterator[list[Came]]:
+def loaded(network: Network) -> Iterator[list[LoadResult]]:
     """From a pod to cluster IPs, and from outside to node ports, until the block ends."""
     with ExitStack() as stack:
         yield [
@@ -77,7 +77,7 @@ def still_stand(held: list[tuple[socket.socket, str]]) -> None:
         assert connection.recv(256).decode() == answer
 
 
-def all_answered(came: list[Came]) -> None:
+def all_answered(came: list[LoadResult]) -> None:
     for each in came:
         assert not each.failed
         assert not each.late

@@ -30,7 +30,7 @@ from pyproxy.source.client import Client
 from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.kubernetes import KubernetesSource
 from tests.agent.objects import HOSTNAME, PlannedTable, TableDataplane
-from tests.chaos.numbered import endpoint_slice, service
+from tests.chaos.objects import numbered_service, numbered_slice
 from tests.source.scripted import Pace, client_of
 from tests.waiting import until
 
@@ -50,7 +50,7 @@ def node() -> Object:
     }
 
 
-class Witness(TableDataplane):
+class WatchedTable(TableDataplane):
     """A table that is watched: `lost` are rows that had to stay and did not."""
 
     def __init__(self) -> None:
@@ -70,11 +70,11 @@ class Witness(TableDataplane):
         return failures
 
 
-class Rig:
+class TableAgent:
     """One agent without a kernel: source, loop and core in their threads."""
 
     def __init__(self, client: Client, silence: float, clock: Pace | None) -> None:
-        self.dataplane = Witness()
+        self.dataplane = WatchedTable()
         self.metrics = Metrics()
         self.health = Health(30.0)
         self.reported: list[Problem] = []
@@ -94,7 +94,7 @@ class Rig:
         self._thread = threading.Thread(target=self._loop.run, name="loop")
 
     @contextmanager
-    def running(self) -> Iterator[Rig]:
+    def running(self) -> Iterator[TableAgent]:
         self._thread.start()
         self.source.start()
         try:
@@ -134,7 +134,7 @@ def desired(server: ApiServer) -> Table:
             assert reading.name is not None
             names[kind].add(reading.name)
             events.append(Upsert(reading.value))
-    rig = Rig(client_of("http://127.0.0.1:1"), 1.0, None)
+    rig = TableAgent(client_of("http://127.0.0.1:1"), 1.0, None)
     for event in events:
         rig.agent.handle_event(event)
     for kind in Kind:
@@ -160,7 +160,9 @@ def api_server(
     with ApiServer.running(ServerSettings(port=port, **settings), [gate]) as server:
         server.load([node()])
         for number in range(services):
-            server.load([service(number), endpoint_slice(number, (2 * number + 1, 2 * number + 2))])
+            server.load(
+                [numbered_service(number), numbered_slice(number, (2 * number + 1, 2 * number + 2))]
+            )
         server.load(more)
         whole.set()
         yield server
@@ -169,8 +171,8 @@ def api_server(
 @contextmanager
 def agent(
     *servers: ApiServer | str, silence: float = 5.0, clock: Pace | None = None
-) -> Iterator[Rig]:
+) -> Iterator[TableAgent]:
     """Run an agent that asks these servers."""
     urls = [each if isinstance(each, str) else each.url for each in servers]
-    with Rig(client_of(*urls), silence, clock).running() as rig:
+    with TableAgent(client_of(*urls), silence, clock).running() as rig:
         yield rig

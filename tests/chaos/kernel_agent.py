@@ -56,7 +56,7 @@ def snapshot(namespace: Namespace) -> Snapshot:
         netlink.close()
 
 
-def lists(objects: Iterable[Obj], now: float) -> list[Event]:
+def first_lists(objects: Iterable[Obj], now: float) -> list[Event]:
     """What a source says at first, with a Node beside these objects."""
     named: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
     events: list[Event] = []
@@ -73,7 +73,7 @@ def lists(objects: Iterable[Obj], now: float) -> list[Event]:
     return events
 
 
-class Core:
+class SteppedAgent:
     """The agent without its threads: the test calls it, in the namespace, and moves its clock."""
 
     def __init__(
@@ -94,24 +94,24 @@ class Core:
             self.dataplane, NodeRules(settings, lambda: ()), SyncBackoff(0.0), observers
         )
 
-    def begin(self, *objects: Obj) -> Snapshot:
+    def start(self, *objects: Obj) -> Snapshot:
         """Tell it the first lists, and have it commit what they mean."""
 
         def commit() -> None:
-            for event in lists(objects, self._clock()):
+            for event in first_lists(objects, self._clock()):
                 self.agent.handle_event(event)
             self.agent.sync()
 
         self.namespace.call(commit)
-        return self.seen()
+        return self.snapshot()
 
-    def seen(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         return snapshot(self.namespace)
 
     def close(self) -> None:
         self.dataplane.close()
 
-    def counted(self, metric: str, **labels: str) -> float:
+    def metric(self, metric: str, **labels: str) -> float:
         """Read one sample of a metric, 0 where there is none."""
         for family in self.metrics.collect():
             for sample in family.samples:
@@ -119,7 +119,7 @@ class Core:
                     return sample.value
         return 0.0
 
-    def repaired(self) -> dict[str, float]:
+    def repairs(self) -> dict[str, float]:
         """Count what has been put right, by the kind of object."""
         return {
             sample.labels["object"]: sample.value
@@ -129,7 +129,7 @@ class Core:
         }
 
 
-class Live(Core):
+class RunningAgent(SteppedAgent):
     """A context manager: inside it the agent's threads run, as the command starts them."""
 
     def __init__(self, namespace: Namespace, options: NftablesOptions = OPTIONS) -> None:
@@ -153,14 +153,14 @@ class Live(Core):
         self._thread.join()
         self.close()
 
-    def begin(self, *objects: Obj) -> Snapshot:
+    def start(self, *objects: Obj) -> Snapshot:
         """Tell it the first lists, and wait for the kernel to hold what they mean."""
-        for event in lists(objects, time.monotonic()):
+        for event in first_lists(objects, time.monotonic()):
             self.inbox.put(event)
         until(self.health.is_healthy, "the first commit")
-        return self.seen()
+        return self.snapshot()
 
-    def handle_event(self, *objects: Obj) -> None:
+    def apply(self, *objects: Obj) -> None:
         for obj in objects:
             self.inbox.put(Upsert(obj, time.monotonic()))
 
