@@ -42,7 +42,7 @@ def served(cluster: Cluster) -> Cluster:
         (service("one", "10.96.7.1"), ["b1"]),
         (service("two", "10.96.7.2"), ["a2", "b1"]),
         (
-            service("affinity-frontends", "10.96.7.3", sessionAffinity="ClientIP"),
+            service("affinity", "10.96.7.3", sessionAffinity="ClientIP"),
             ["a2", "b1", "b2"],
         ),
         (service("balanced", "10.96.7.4", NODE_PORT, type="LoadBalancer"), ["a2", "b2"]),
