@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from pyproxy.backoff import Backoff
+
 FIRST_PAUSE = 1.0
 """Seconds from a failure to the next beginning."""
 
@@ -41,7 +43,7 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Do the work."""
-        pause = FIRST_PAUSE
+        backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while not self._ending.is_set():
             began = time.monotonic()
             try:
@@ -51,6 +53,5 @@ class Worker(threading.Thread):
             else:
                 return
             if time.monotonic() - began > _RECOVERED:
-                pause = FIRST_PAUSE
-            self._ending.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+                backoff.reset()
+            self._ending.wait(backoff.next())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyproxy.backoff import Backoff
+
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 30.0
 
@@ -18,12 +20,12 @@ class SyncBackoff:
     def __init__(self, min_sync_period: float) -> None:
         self._period = min_sync_period
         self._not_before = 0.0
-        self._failures = 0
+        self._backoff = Backoff(_FIRST_RETRY, _LAST_RETRY)
 
     @property
     def failures(self) -> int:
         """How many syncs have failed since the last that did not."""
-        return self._failures
+        return self._backoff.failures
 
     def due(self) -> float:
         """Give the earliest time for a sync."""
@@ -31,14 +33,12 @@ class SyncBackoff:
 
     def succeeded(self, now: float) -> None:
         """Note a sync that ended well."""
-        self._failures = 0
+        self._backoff.reset()
         self._not_before = now + self._period
 
     def failed(self, now: float) -> None:
         """Note one that did not: the first retry comes soon, each further one later."""
-        self._failures += 1
-        wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._failures - 1, 20))
-        self._not_before = now + max(self._period, wait)
+        self._not_before = now + max(self._period, self._backoff.next())
 
 
 class RepairLimiter:

@@ -1,1 +1,1 @@
-"""Where the cluster's objects come from: an API server, or a folder of manifests."""
+"""Sources of Services, EndpointSlices and the Node: an API server or a folder of manifests."""

@@ -1,10 +1,11 @@
-"""Who we are to an API server, and the pool of connections that the server knows us by.
+"""Credentials for an API server, and the pool of connections that uses them.
 
-Both are the `kubernetes` package's: its Configuration, its token hooks, its connection pool. Its
-API and model classes are left alone, for they decode with Python what `wire` decodes with msgspec.
+Both come from the `kubernetes` package: its Configuration, its token hooks, its connection pool.
+Its API and model classes are not used, because they decode in Python what `wire` decodes with
+msgspec.
 
-The package takes a quarter of a start's CPU time to import, so who asks no server does without
-this module.
+Importing the package takes a quarter of the CPU time of a start, so this module is imported only
+by commands that need an API server.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 ]
-"""A peer that is gone without a word is noticed by the kernel within 30 seconds.
+"""Socket options with which the kernel detects a dead peer within 30 seconds.
 
-Keepalive probes speak for a connection that only receives, as a watch does; TCP_USER_TIMEOUT for
-one with a request on its way, which keepalive does not cover. Neither notices a process that
-hangs while its kernel goes on acknowledging: that is what read timeouts are for.
+Keepalive probes cover a connection that only receives, such as a watch. TCP_USER_TIMEOUT covers a
+request in flight, during which no keepalive is sent. Neither detects a process that hangs while
+its kernel still acknowledges: read timeouts do.
 """
 
 
 class Access:
-    """What was read from a kubeconfig or a pod's service account at one time.
+    """Credentials as they were read at one time from a kubeconfig or a service account.
 
-    Raises UsageError where no connection could ever be made with it.
+    Raises UsageError if no connection can be made with them.
     """
 
     def __init__(self, configuration: Configuration) -> None:
@@ -51,38 +52,38 @@ class Access:
         try:
             self.pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
         except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
-            # A kubeconfig's values reach this far as they stand there, whatever their type.
-            raise UsageError(f"the API server's configuration is not usable: {error}") from error
-        self._files = _state_of_files(configuration)
+            # The package does not check the types of a kubeconfig's values.
+            raise UsageError(f"the API server's configuration is invalid: {error}") from error
+        self._files = _file_states(configuration)
         self._configuration = configuration
 
     @property
     def host(self) -> str:
-        """The server's address."""
+        """The URL of the server."""
         return str(self._configuration.host)
 
     def is_outdated(self) -> bool:
-        """Tell whether a certificate or key that was read has changed on disk."""
-        return self._files != _state_of_files(self._configuration)
+        """Return whether a certificate or key file has changed since it was read."""
+        return self._files != _file_states(self._configuration)
 
     def authorization(self) -> str:
-        """Give the credentials as a header's value, refreshed by the package's own hook."""
+        """Return the value of the Authorization header, refreshed by the package's hook."""
         try:
             settings = self._configuration.auth_settings()
         except (OSError, ValueError, ConfigException) as error:
-            # A token file is being exchanged just now: what was read from it last may still do.
-            log.warning("the token cannot be refreshed, the last one is used: %s", error)
+            # The token file may be in the middle of a replacement; the old token may still work.
+            log.warning("cannot refresh the token, using the previous one: %s", error)
             return str(self._configuration.api_key.get("BearerToken", ""))
         return str(settings.get("BearerToken", {}).get("value") or "")
 
 
-def _state_of_files(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
-    """Tell the files apart that a configuration names from what they were before or after."""
+def _file_states(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
+    """Return inode, mtime in ns and size of each file that the configuration names."""
     state = []
     for path in (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert):
         try:
             found = os.stat(path) if path else None
-        except OSError:  # it is being exchanged just now
+        except OSError:  # the file is being replaced
             found = None
         state.append((found.st_ino, found.st_mtime_ns, found.st_size) if found else ())
     return tuple(state)

@@ -1,4 +1,4 @@
-"""A Service and its pods as the API has them, as far as they explain something: values alone."""
+"""A Service and its pods as in the API, reduced to the fields that `pyproxy explain` shows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class ApiPort(msgspec.Struct, frozen=True, rename="camel"):
-    """A port of spec.ports; `target_port` is a number, a name, or None where `port` is meant."""
+    """A port of spec.ports; `target_port` is a number, a name, or None for the value of `port`."""
 
     name: str | None = None
     protocol: str | None = None
@@ -16,12 +16,12 @@ class ApiPort(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def target(self) -> int | str:
-        """Where the port leads in a pod."""
+        """The number or name of the port in a pod."""
         return self.target_port or self.port
 
 
 class ApiSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """A Service's spec, as far as it explains something."""
+    """The spec of a Service."""
 
     type: str | None = None
     cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
@@ -32,7 +32,7 @@ class ApiSpec(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ApiMeta(msgspec.Struct, frozen=True, rename="camel"):
-    """An object's metadata."""
+    """The metadata of an object."""
 
     name: str = ""
     labels: dict[str, str] | None = None
@@ -40,7 +40,7 @@ class ApiMeta(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ApiService(msgspec.Struct, frozen=True):
-    """A Service as the API has it, whoever's it is."""
+    """A Service, whether pyproxy proxies it or not."""
 
     metadata: ApiMeta
     spec: ApiSpec = ApiSpec()
@@ -62,14 +62,14 @@ class ApiContainer(msgspec.Struct, frozen=True):
 
 
 class ApiPodSpec(msgspec.Struct, frozen=True, rename="camel"):
-    """A pod's spec."""
+    """The spec of a pod."""
 
     node_name: str | None = None
     containers: tuple[ApiContainer, ...] | None = None
 
 
 class ApiCondition(msgspec.Struct, frozen=True):
-    """A pod's condition."""
+    """A condition of a pod."""
 
     type: str = ""
     status: str = ""
@@ -77,13 +77,13 @@ class ApiCondition(msgspec.Struct, frozen=True):
 
 
 class ApiPodIP(msgspec.Struct, frozen=True):
-    """One of a pod's addresses."""
+    """An address of a pod."""
 
     ip: str = ""
 
 
 class ApiPodStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """A pod's status."""
+    """The status of a pod."""
 
     phase: str | None = None
     pod_ip: str | None = msgspec.field(default=None, name="podIP")
@@ -100,11 +100,11 @@ class ApiPod(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Whether its readiness probes have passed."""
+        """Whether its condition Ready is True."""
         return any(c.type == "Ready" and c.status == "True" for c in self.status.conditions or ())
 
     def declares(self, name: str) -> bool:
-        """Whether a container has a port of that name."""
+        """Return whether a container declares a port of that name."""
         return any(
             port.name == name
             for container in self.spec.containers or ()
@@ -113,11 +113,11 @@ class ApiPod(msgspec.Struct, frozen=True):
 
 
 class ServiceLookup(msgspec.Struct, frozen=True):
-    """What the API says of a Service and the pods that it selects.
+    """A Service and the pods that it selects, as the API server returned them.
 
-    `service` is None where there is none, or where it was not asked for. The texts say why
-    something was not asked: no right to, or no API server. They are empty where it was. Where
-    `unreachable` is not empty the API server did not answer.
+    `service` is None if it does not exist or was not requested. `service_skipped` and
+    `pods_skipped` are the reasons why a request was not made or was denied, else empty.
+    `api_error` is the error if the API server could not be reached, else empty.
     """
 
     service: ApiService | None = None

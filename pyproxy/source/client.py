@@ -1,9 +1,8 @@
-"""An HTTP client for the Kubernetes API that hands over bytes.
+"""An HTTP client for the Kubernetes API that returns bytes.
 
-Who we are to a server, and the connections to it, are `access`'s.
-
-Several servers may be given; each request goes to the one that answered last, and on to the next
-where no connection comes about. Nothing is retried here otherwise: pacing belongs to the caller.
+Credentials and connections come from `access`. Each request goes to the server that responded
+last, and to the next one if no connection can be made. Nothing else is retried here: the caller
+decides when to try again.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import urllib3
-from urllib3 import BaseHTTPResponse
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -32,7 +32,6 @@ from urllib3.exceptions import (
 
 from pyproxy.errors import SourceError, UsageError
 from pyproxy.source import wire
-from pyproxy.source.connections import pools
 
 if TYPE_CHECKING:
     from pyproxy.source.access import Access
@@ -40,15 +39,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 4.0
-"""Seconds for a connection to come about; two dead servers cost less than ten."""
+"""Seconds to connect; two dead servers cost less than ten seconds."""
 
-ANSWER_TIMEOUT = 60.0
-"""Seconds without a byte after which an answer is given up; the API server's own limit is 60."""
+RESPONSE_TIMEOUT = 60.0
+"""Seconds without a byte before a response is abandoned; the API server's own limit is 60."""
 
 HEAD_TIMEOUT = 8.0
-"""Seconds until one of several servers must have begun to answer; a single one has longer.
+"""Seconds until one of several servers must have sent the head of its response.
 
-A server that hangs while its kernel goes on accepting connections costs this much.
+A server that hangs while its kernel still accepts connections costs this much. A single server
+has RESPONSE_TIMEOUT, because there is no other one to try.
 """
 
 _NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError, ProxyError)
@@ -56,14 +56,13 @@ _STATUS = msgspec.json.Decoder(wire.Status)
 
 
 class UnreachableError(SourceError):
-    """No answer came: no connection, or it broke, or it went silent."""
+    """No response: no connection, or the connection broke or fell silent."""
 
 
 class ApiStatusError(SourceError):
-    """The server answered, and not with what was asked for.
+    """The server responded with an HTTP error.
 
-    `status` is HTTP's, `retry_after` the seconds that the server asks to wait, 0 where it does
-    not.
+    `status` is the HTTP status, `retry_after` the seconds of the header Retry-After, or 0.
     """
 
     def __init__(self, message: str, status: int, retry_after: float = 0.0) -> None:
@@ -73,23 +72,23 @@ class ApiStatusError(SourceError):
 
 
 class RequestObserver(Protocol):
-    """What wants to know of each request: metrics."""
+    """Metrics of requests. Its methods never block, are thread-safe, and count each call."""
 
     def count_request(self, method: str, host: str, code: str) -> None:
-        """Count one request; `code` is HTTP's status, or "<error>" where none came."""
+        """Count one request; `code` is the HTTP status, or "<error>" without a response."""
         ...
 
     def observe_request(self, method: str, host: str, duration: float) -> None:
-        """Note the seconds from a request to the head of its answer."""
+        """Record the seconds from a request to the head of its response."""
         ...
 
 
 class Client:
-    """Requests to one of several equal API servers, from any thread.
+    """Requests to one of several equivalent API servers, from any thread.
 
-    `load` reads who we are to it, and is called again when a certificate or key that it names has
-    changed on disk, and when the server says 401. A server that fails (5xx) is left for the next
-    one, but what it was asked for is not asked again here. Raises UsageError from `load`.
+    `load` reads the credentials. It is called again when a certificate or key file has changed on
+    disk, and when the server responds 401. After a 5xx response the next request goes to the next
+    server; the failed request is not repeated here. Raises UsageError from `load`.
     """
 
     def __init__(
@@ -108,17 +107,17 @@ class Client:
         self._set(access)
 
     def get(
-        self, path: str, query: Mapping[str, str], timeout: float = ANSWER_TIMEOUT
+        self, path: str, query: Mapping[str, str], timeout: float = RESPONSE_TIMEOUT
     ) -> BaseHTTPResponse:
-        """Ask for something; the body of the answer is unread, and the caller closes it.
+        """Send a GET; the body of the response is unread, and the caller closes it.
 
-        `timeout` is the longest silence in seconds, while waiting for the answer and within it.
+        `timeout` is the longest silence in seconds, before the response and within it. Blocks.
         Raises UnreachableError, ApiStatusError.
         """
         return self._request("GET", f"{path}?{urlencode(query)}" if query else path, None, timeout)
 
-    def post(self, path: str, body: bytes, timeout: float = ANSWER_TIMEOUT) -> bytes:
-        """Create something from JSON and return the answer's body.
+    def post(self, path: str, body: bytes, timeout: float = RESPONSE_TIMEOUT) -> bytes:
+        """Create an object from JSON and return the body of the response. Blocks.
 
         Raises UnreachableError, ApiStatusError.
         """
@@ -132,19 +131,19 @@ class Client:
 
     @property
     def host(self) -> str:
-        """The server that requests go to now."""
+        """The server that the next request goes to."""
         return self.hosts[self._current]
 
     def interrupt(self) -> None:
-        """End all that waits for a server, in whichever thread, with UnreachableError."""
+        """Shut all connections down: requests in any thread raise UnreachableError."""
         with self._lock:
             sockets = list(self._sockets)
         for sock in sockets:
             try:
-                # Not SSLSocket's own shutdown, which takes the TLS state away from under a reader.
+                # Not SSLSocket.shutdown: it would remove the TLS state that a reader still uses.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
-                log.debug("a connection had ended before it could be shut down")
+                log.debug("a connection was closed before it could be shut down")
 
     def _request(
         self, method: str, target: str, body: bytes | None, timeout: float
@@ -158,7 +157,7 @@ class Client:
         if 200 <= response.status < 300:
             return response
         try:
-            raise _refusal(method, target, response)
+            raise _status_error(method, target, response)
         finally:
             response.close()
 
@@ -177,11 +176,11 @@ class Client:
                 self._move_on(index)
                 if attempt == len(self.hosts) or not isinstance(error, _NOT_CONNECTED):
                     raise UnreachableError(f"{host}: {_reason(error)}") from error
-        raise AssertionError("there is always one server at least")
+        raise AssertionError("there is at least one server")
 
     def _move_on(self, index: int) -> None:
-        """Have the next request go to the server after this one."""
-        if self._current == index:  # another thread may have moved on already
+        """Send the next request to the server after this one."""
+        if self._current == index:  # another thread may have moved on first
             self._current = (index + 1) % len(self.hosts)
 
     def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> BaseHTTPResponse:
@@ -208,19 +207,19 @@ class Client:
         return response
 
     def _reload(self) -> bool:
-        """Read the configuration again, as far as it can be read."""
+        """Read the credentials again; return False if they cannot be read."""
         try:
             self._set(self._load())
         except UsageError as error:
-            log.warning("the credentials cannot be read again, the last ones are used: %s", error)
+            log.warning("cannot reload the credentials, using the previous ones: %s", error)
             return False
         return True
 
     def _set(self, access: Access) -> None:
-        # urllib3 keeps the socket of a request to itself until the answer's head is read. A
-        # source that is told to stop must get at it before that too.
+        # urllib3 hides a request's socket until the head of the response has been read, but
+        # `interrupt` must reach it before that too.
         head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf
-        access.pool.pool_classes_by_scheme = pools(self._remember, head_timeout)
+        access.pool.pool_classes_by_scheme = _pools(self._remember, head_timeout)
         self._access = access
 
     def _remember(self, sock: socket.socket) -> None:
@@ -233,16 +232,16 @@ class Client:
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong without the connection object that urllib3 begins with."""
+    """Return the message without the connection object that urllib3 puts before it."""
     text = str(error)
     return text.partition("): ")[2] or text
 
 
-def _refusal(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
-    """Say in one line what the server answered instead of what was asked for."""
+def _status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
+    """Make an exception with one line of text from an error response."""
     text = ""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
-        # What is no Status, as from a proxy on the way, has nothing to say but its number.
+        # An HTTP proxy on the way sends no Status object; then the HTTP status is all there is.
         text = " ".join((_STATUS.decode(response.read(65536)).message or "").split())
     retry_after = response.headers.get("Retry-After", "")
     return ApiStatusError(
@@ -250,3 +249,54 @@ def _refusal(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusE
         response.status,
         float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0,
     )
+
+
+def _pools(report: Callable[[socket.socket], None], head_timeout: float) -> dict[str, Any]:
+    """Return pool classes for urllib3 that report each socket as soon as it is connected.
+
+    They wait `head_timeout` seconds at most for the head of a response, whatever the read timeout
+    of its body.
+    """
+
+    class PlainConnection(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            if self.sock is not None:
+                report(self.sock)
+
+        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+            with _read_timeout(self, head_timeout):
+                return super().getresponse()
+
+    class TLSConnection(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            if self.sock is not None:
+                report(self.sock)
+
+        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+            with _read_timeout(self, head_timeout):
+                return super().getresponse()
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class TLSPool(HTTPSConnectionPool):
+        ConnectionCls = TLSConnection
+
+    return {"http": PlainPool, "https": TLSPool}
+
+
+@contextmanager
+def _read_timeout(connection: HTTPConnection, seconds: float) -> Iterator[None]:
+    """Shorten the read timeout of a connection to `seconds` inside the context."""
+    # urllib3 has stored the read timeout here and passes it to the socket in getresponse.
+    timeout, sock = connection.timeout, connection.sock
+    if not isinstance(timeout, int | float) or timeout <= seconds:
+        yield
+        return
+    connection.timeout = seconds
+    yield
+    connection.timeout = timeout
+    with suppress(OSError):  # a complete response may have closed the socket
+        sock.settimeout(timeout)

@@ -1,6 +1,6 @@
-"""From flags to a client: a kubeconfig, a pod's service account, or a server's address.
+"""Make an API client from flags: a kubeconfig, a pod's service account, or a server's URL.
 
-What a person can put right is a UsageError that names the file and the field.
+Errors in flags and files are UsageErrors that name the file and the field.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _NamedContext(msgspec.Struct):
 
 
 class _KubeConfig(msgspec.Struct, rename="kebab"):
-    """What must be right in a kubeconfig before the rest of it is worth a look."""
+    """The fields of a kubeconfig that are checked before the `kubernetes` package loads it."""
 
     current_context: str | None = None
     contexts: list[_NamedContext] | None = None
@@ -52,11 +52,11 @@ class _KubeConfig(msgspec.Struct, rename="kebab"):
 
 
 def connect(kubeconfig: str, master: str, observer: RequestObserver | None = None) -> Client:
-    """Make a client from the flags --kubeconfig and --master, each empty where it is not given.
+    """Make a client from the flags --kubeconfig and --master, which are empty if not given.
 
-    --master may be several addresses with commas between them, and takes the place of the server
-    in the kubeconfig. Without a kubeconfig, a pod's service account is used where there is one.
-    Nothing is sent yet. Raises UsageError.
+    --master is one or more URLs, separated by commas, that replace the server in the kubeconfig.
+    Without a kubeconfig, the service account of the pod is used if there is one. Sends nothing.
+    Raises UsageError.
     """
     hosts = tuple(_server(part.strip()) for part in master.split(",")) if master else ()
     if kubeconfig:
@@ -66,13 +66,13 @@ def connect(kubeconfig: str, master: str, observer: RequestObserver | None = Non
     if hosts:
         return Client(lambda: Access(Configuration()), hosts, observer)
     raise UsageError(
-        "no API server is known: give --kubeconfig FILE, or --master URL, "
+        "no API server: give --kubeconfig FILE, or --master URL, "
         "or --manifests DIR to run without one"
     )
 
 
 def _server(text: str) -> str:
-    """Check one address of --master."""
+    """Return one URL of --master. Raises UsageError if it is invalid."""
     parts = urlsplit(text)
     try:
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -93,14 +93,14 @@ def _from_file(path: str, hosts: tuple[str, ...]) -> Configuration:
         text = str(error).removeprefix("Invalid kube-config file. ")
         raise UsageError(f"--kubeconfig {path}: {text}") from error
     except (*_UNUSABLE, yaml.YAMLError) as error:
-        # The package takes a file's shape for granted beyond what was checked above, and the file
-        # may be exchanged between the two readings.
-        raise UsageError(f"--kubeconfig {path}: not usable: {error}") from error
+        # The package does not check the types of other fields, and the file may have been replaced
+        # since `_check` read it.
+        raise UsageError(f"--kubeconfig {path}: invalid: {error}") from error
     return configuration
 
 
 def _check(path: str, hosts: tuple[str, ...]) -> None:
-    """Find what is wrong with a kubeconfig, and say it more clearly than its loader would."""
+    """Raise UsageError for the common errors, with more detail than the package gives."""
     flag = f"--kubeconfig {path}"
     try:
         loaded = yaml.safe_load(Path(path).read_bytes())
@@ -127,15 +127,15 @@ def _check(path: str, hosts: tuple[str, ...]) -> None:
         raise UsageError(f"{flag}: cluster {context.cluster!r} has no server")
     if cluster.server and not cluster.server.startswith(("http://", "https://")):
         raise UsageError(
-            f"{flag}: server {cluster.server!r} of cluster {context.cluster!r} is no URL"
+            f"{flag}: server {cluster.server!r} of cluster {context.cluster!r} is not a URL"
         )
 
 
 def _from_pod() -> Configuration:
-    """Use the service account of the pod that this runs in. Raises UsageError."""
+    """Read the service account of this pod. Raises UsageError."""
     configuration = Configuration()
     try:
         load_incluster_config(client_configuration=configuration)
     except (ConfigException, OSError) as error:
-        raise UsageError(f"the pod's service account cannot be used: {error}") from error
+        raise UsageError(f"the pod's service account is invalid: {error}") from error
     return configuration

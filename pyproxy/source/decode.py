@@ -1,8 +1,8 @@
-"""From the API's JSON to the model's values: what a Service, an EndpointSlice and a Node mean.
+"""Decode the JSON of Services, EndpointSlices and Nodes into values of the model.
 
-Every function is pure. What is not this proxy's business is a `NotProxied`; what is wrong in an
-object is a Problem that travels with the rest of it; what cannot be read at all is a `Problem`
-in its place.
+Every function is pure. An object that pyproxy does not proxy becomes a `NotProxied`. An invalid
+field becomes a `Problem` in the object's `problems`, and the other fields are used. An object that
+cannot be decoded at all becomes a `Problem`.
 
 Facts: kube-proxy of Kubernetes v1.36 (its service and endpoint tracking and its node eligibility)
 and the validation of the API server.
@@ -35,15 +35,15 @@ __all__ = [
 ]
 
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
-"""The taint that the cluster autoscaler puts on a node which it is about to remove."""
+"""The taint that the cluster autoscaler puts on a node before it removes the node."""
 
 Value = model.Service | model.EndpointSlice | model.Node
 
 
 class DecodedObject(msgspec.Struct, frozen=True):
-    """What came of one object: its name and resourceVersion where they could be read, and itself.
+    """One object with its name and its resourceVersion.
 
-    `name` is None and `version` empty where not even the identity of a spoilt object is readable.
+    `name` is None and `version` empty if not even the metadata could be decoded.
     """
 
     name: ObjectName | None
@@ -52,13 +52,13 @@ class DecodedObject(msgspec.Struct, frozen=True):
 
 
 def node(read: wire.Node) -> model.Node:
-    """Read a Node: its internal addresses before its external ones, each in the Node's order.
+    """Convert a Node: internal addresses before external ones, each in the order of the Node.
 
-    podCIDR speaks only where podCIDRs does not.
+    podCIDR is used only if podCIDRs is empty.
     """
     spec, status = read.spec or wire.NodeSpec(), read.status or wire.NodeStatus()
     labels = read.metadata.labels
-    findings = FieldProblems(Kind.NODE.value, read.metadata.name)
+    problems = FieldProblems(Kind.NODE.value, read.metadata.name)
     found: dict[Address, None] = {}
     for wanted in ("InternalIP", "ExternalIP"):
         for i, entry in enumerate(status.addresses or []):
@@ -66,14 +66,14 @@ def node(read: wire.Node) -> model.Node:
                 try:
                     found[fields.address(entry.address or "")] = None
                 except ValueError as error:
-                    findings.note(f"status.addresses[{i}].address", f"{error}; left out")
+                    problems.add(f"status.addresses[{i}].address", f"{error}; left out")
     networks: dict[Network, None] = {}
     for i, text in enumerate(spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])):
         try:
             networks[fields.network(text)] = None
         except ValueError as error:
-            findings.note(f"spec.podCIDRs[{i}]", f"{error}; left out")
-    leaving = read.metadata.deletion_timestamp is not None or any(
+            problems.add(f"spec.podCIDRs[{i}]", f"{error}; left out")
+    being_removed = read.metadata.deletion_timestamp is not None or any(
         taint.key == AUTOSCALER_TAINT for taint in spec.taints or []
     )
     return model.Node(
@@ -81,9 +81,9 @@ def node(read: wire.Node) -> model.Node:
         addresses=tuple(found),
         pod_networks=tuple(networks),
         zone=intern((labels.zone if labels else None) or ""),
-        eligible=not leaving,
+        eligible=not being_removed,
         uid=read.metadata.uid or "",
-        problems=findings.problems,
+        problems=problems.all(),
     )
 
 
@@ -94,10 +94,10 @@ _IDENTIFIED = msgspec.json.Decoder(wire.Identified)
 
 
 def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
-    """Read one object of a list, a watch or a file from its JSON; raises nothing.
+    """Decode one object of a list, a watch or a file. Raises nothing.
 
-    An object whose JSON has a wrong type somewhere comes back as a Problem with the name that it
-    goes by, so that the caller can drop what it knew of it.
+    An object with a field of a wrong type is returned as a Problem together with its name, so that
+    the caller can delete the previous version of the object.
     """
     try:
         if kind is Kind.SERVICE:
@@ -109,17 +109,17 @@ def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
         a_node = _NODE.decode(data)
         return _named(a_node.metadata, node(a_node))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _spoilt(kind, data, error)
+        return _invalid(kind, data, error)
 
 
-def _spoilt(kind: Kind, data: bytes | Raw, error: Exception) -> DecodedObject:
-    """Say what is wrong with an object that cannot be read, and by which name it goes."""
+def _invalid(kind: Kind, data: bytes | Raw, error: Exception) -> DecodedObject:
+    """Return the Problem of an object that cannot be decoded, with its name if that is readable."""
     name: ObjectName | None = None
     version = ""
     try:
         identity = _IDENTIFIED.decode(data).metadata
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # `error` already says what is wrong, of the same bytes
+        pass  # `error` already describes the same bytes
     else:
         version = identity.resource_version or ""
         if identity.name:
@@ -128,13 +128,13 @@ def _spoilt(kind: Kind, data: bytes | Raw, error: Exception) -> DecodedObject:
     message, _, path = str(error).partition(" - at `$")
     field = path.rstrip("`").lstrip(".") or "metadata"
     problem = Problem(
-        kind.value, str(name or "(no name)"), field, f"{message}; the whole object is set aside"
+        kind.value, str(name or "(no name)"), field, f"{message}; the whole object is ignored"
     )
     return DecodedObject(name, version, problem)
 
 
 def _named(meta: wire.Meta, value: Value | NotProxied) -> DecodedObject:
-    """Join an object to its name. Raises msgspec.ValidationError where it has none."""
+    """Add the name to an object. Raises msgspec.ValidationError if it has none."""
     if not meta.name:
         raise msgspec.ValidationError("Object without a name - at `$.metadata.name`")
     if isinstance(value, model.Node):

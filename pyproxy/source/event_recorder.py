@@ -1,14 +1,12 @@
-"""Events: what is wrong with an object, told where whoever owns it looks.
+"""Kubernetes Events about invalid objects, shown by `kubectl describe`.
 
-They are posted through events.k8s.io/v1 by a thread of their own, and nothing waits for them: what
-does not fit into the queue or the limits is dropped and counted, and so is what the API server
-refuses.
+One thread posts them through events.k8s.io/v1; nothing waits for it. Events beyond the queue or the
+limits, and those that the API server rejects, are dropped and counted.
 
-A thousand nodes find the same mistake in the same Service. The name of an Event is made of what it
-says, so the first node to post it makes the one Event there is, and the others are told that it
-exists (409), which costs the server next to nothing. What concerns one node alone has the node in
-its name. Each is posted after a random delay, so that a change does not have all nodes post at
-once.
+A thousand nodes find the same error in the same Service. The name of an Event is a digest of its
+content, so the first node creates the Event and the others get a cheap 409. Events about one node
+include the node in the digest. Each is posted after a random delay, so that nodes do not post at
+the same moment.
 """
 
 from __future__ import annotations
@@ -54,11 +52,11 @@ _REMEMBERED = 1000
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How much may be posted.
+    """Rate limits of posting.
 
-    `queue` Events wait at most, each for up to `spread` seconds and then for its turn: `burst` at
-    once, then one every `period` seconds. One object gets `object_burst` at once, and then one
-    every `object_period` seconds.
+    At most `queue` Events wait. Each is delayed by up to `spread` seconds, then by the limit for
+    all Events: `burst` at once, then one every `period` seconds. Events about one object beyond
+    `object_burst` at once and one every `object_period` seconds are dropped.
     """
 
     queue: int = 200
@@ -86,7 +84,7 @@ class _Metadata(msgspec.Struct, frozen=True):
 
 
 class _Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """What is posted; the fields are those of events.k8s.io/v1."""
+    """An Event of events.k8s.io/v1."""
 
     api_version: str = "events.k8s.io/v1"
     kind: str = "Event"
@@ -101,26 +99,27 @@ class _Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     reporting_instance: str
 
 
-class _Allowance(msgspec.Struct):
-    """A bucket that holds `burst` and gets one more every `period` seconds (the GCRA)."""
+class _TokenBucket(msgspec.Struct):
+    """`burst` tokens, refilled with one every `period` seconds (as a GCRA)."""
 
     burst: int
     period: float
     full_at: float = 0.0
 
     def wait(self, now: float) -> float:
-        """Give the seconds until one may be taken."""
+        """Return the seconds until a token is available."""
         return max(0.0, self.full_at - now - (self.burst - 1) * self.period)
 
     def take(self, now: float) -> None:
-        """Take one."""
+        """Take a token."""
         self.full_at = max(self.full_at, now) + self.period
 
 
 class EventRecorder:
-    """Posts Events about Problems, as the node `node_name`.
+    """Posts Events about Problems on behalf of the node `node_name`.
 
-    `record_problem` and `record_start` may be called from any thread, and before `start`.
+    `record_problem` and `record_start` never block, and may be called from any thread and before
+    `start`.
     """
 
     def __init__(
@@ -140,41 +139,41 @@ class EventRecorder:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._queue: list[tuple[float, int, _Event]] = []
-        self._objects: dict[tuple[str, str], _Allowance] = {}
-        self._overall = _Allowance(limits.burst, limits.period)
-        self._said: set[str] = set()
+        self._object_buckets: dict[tuple[str, str], _TokenBucket] = {}
+        self._bucket = _TokenBucket(limits.burst, limits.period)
+        self._logged: set[str] = set()
         self._wake = threading.Event()
         self._stopping = False
-        self._thread = Worker("announcer", self._run)
+        self._thread = Worker("events", self._run)
 
     def start(self) -> None:
-        """Begin to post; returns at once."""
+        """Start the thread; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what waits is dropped. May be called more than once."""
+        """End the thread and drop the queue. Blocks for a second at most; idempotent."""
         self._stopping = True
         self._wake.set()
         self._thread.end(STOP_TIMEOUT)
 
     def record_problem(self, problem: Problem, uid: str = "") -> None:
-        """Have a Warning posted; `uid` is the object's, empty where it is not known."""
+        """Queue a Warning; `uid` is that of the object, empty if unknown."""
         regarding = _regarding(problem.kind, problem.name, uid)
         if regarding is None:
             return
         local = self._node_name if problem.reason.node_specific else ""
-        said = (str(problem), uid, problem.reason.value, local)
+        identity = (str(problem), uid, problem.reason.value, local)
         action = f"Program{problem.kind}"
         note = f"{problem.field}: {problem.message}"
-        self._put(self._event("Warning", problem.reason.value, action, note, regarding, said))
+        self._put(self._event("Warning", problem.reason.value, action, note, regarding, identity))
 
     def record_start(self) -> None:
-        """Have it posted that this node's proxy starts."""
-        # A Node's Events are looked up by its name in place of its uid, by old custom.
+        """Queue the Event that the proxy of this node starts."""
+        # kubectl looks up the Events of a Node with its name as uid, as the kubelet sets it.
         regarding = _regarding(Kind.NODE.value, self._node_name, self._node_name)
-        assert regarding is not None  # noqa: S101 (a Node can be regarded)
-        said = (STARTING, datetime.now(UTC).isoformat())
-        self._put(self._event("Normal", STARTING, "StartPyproxy", "", regarding, said))
+        assert regarding is not None  # noqa: S101 (_API_VERSIONS has Node)
+        identity = (STARTING, datetime.now(UTC).isoformat())
+        self._put(self._event("Normal", STARTING, "StartPyproxy", "", regarding, identity))
 
     def _event(
         self,
@@ -183,9 +182,9 @@ class EventRecorder:
         action: str,
         note: str,
         regarding: _Regarding,
-        said: tuple[str, ...],
+        identity: tuple[str, ...],
     ) -> _Event:
-        digest = hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
+        digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
         name = regarding.name[: _NAME_LIMIT - 1 - len(digest)].rstrip("-.")
         return _Event(
             metadata=_Metadata(f"{name}.{digest}", regarding.namespace or "default"),
@@ -201,7 +200,7 @@ class EventRecorder:
     def _put(self, event: _Event) -> None:
         now = self._clock.now()
         with self._lock:
-            fits = len(self._queue) < self._limits.queue and self._may_hear_of(event, now)
+            fits = len(self._queue) < self._limits.queue and self._within_object_limit(event, now)
             if fits:
                 due = now + self._random.uniform(0, self._limits.spread)
                 heapq.heappush(self._queue, (due, next(self._numbers), event))
@@ -210,38 +209,38 @@ class EventRecorder:
         else:
             self._metrics.event("dropped")
 
-    def _may_hear_of(self, event: _Event, now: float) -> bool:
+    def _within_object_limit(self, event: _Event, now: float) -> bool:
         key = (event.regarding.kind, f"{event.metadata.namespace}/{event.regarding.name}")
-        allowance = self._objects.pop(key, None)
-        if allowance is None:
-            allowance = _Allowance(self._limits.object_burst, self._limits.object_period)
-        self._objects[key] = allowance
-        if len(self._objects) > _REMEMBERED:
-            del self._objects[next(iter(self._objects))]
-        if allowance.wait(now):
+        bucket = self._object_buckets.pop(key, None)
+        if bucket is None:
+            bucket = _TokenBucket(self._limits.object_burst, self._limits.object_period)
+        self._object_buckets[key] = bucket
+        if len(self._object_buckets) > _REMEMBERED:
+            del self._object_buckets[next(iter(self._object_buckets))]
+        if bucket.wait(now):
             return False
-        allowance.take(now)
+        bucket.take(now)
         return True
 
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            event, patience = self._next()
+            event, delay = self._next()
             if event is None:
-                self._clock.wait(self._wake, patience)
+                self._clock.wait(self._wake, delay)
             else:
                 self._post(event)
 
     def _next(self) -> tuple[_Event | None, float]:
-        """Take what is due, or give the seconds until something is."""
+        """Return the next Event that is due, or None and the seconds until there may be one."""
         now = self._clock.now()
         with self._lock:
             if not self._queue:
                 return None, 3600.0
-            patience = max(self._queue[0][0] - now, self._overall.wait(now))
-            if patience > 0:
-                return None, patience
-            self._overall.take(now)
+            delay = max(self._queue[0][0] - now, self._bucket.wait(now))
+            if delay > 0:
+                return None, delay
+            self._bucket.take(now)
             return heapq.heappop(self._queue)[2], 0.0
 
     def _post(self, event: _Event) -> None:
@@ -254,15 +253,15 @@ class EventRecorder:
                 return
             self._metrics.event("refused")
             kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
-            if kind not in self._said:
-                log.debug("an Event could not be posted, and is dropped: %s", error)
-                self._said.add(kind)
+            if kind not in self._logged:
+                log.debug("cannot post an Event, dropping it: %s", error)
+                self._logged.add(kind)
         else:
             self._metrics.event("posted")
 
 
 def _regarding(kind: str, name: str, uid: str) -> _Regarding | None:
-    """Refer to an object; None for what is none of the API's."""
+    """Return a reference to an object, or None for a kind that the API does not have."""
     api_version = _API_VERSIONS.get(kind)
     if api_version is None:
         return None

@@ -1,7 +1,7 @@
-"""Single fields of API objects: read into the model's types, or noted as a Problem.
+"""Convert single fields of API objects into the types of the model.
 
-A `FieldProblems` travels with one object while it is read. What cannot be used is noted and left
-out, and the rest of the object goes on.
+A `FieldProblems` collects the invalid fields of one object while it is converted. An invalid field
+is left out, and the rest of the object is used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SINGLE: dict[bytes, str] = {
 _LINK_LOCAL = bytes((169, 254))
 _FIRST_BYTE = {127: "a loopback address"} | dict.fromkeys(range(224, 240), "a multicast address")
 _SUSPECT = frozenset((*_FIRST_BYTE, *_LINK_LOCAL[:1], *(each[0] for each in _SINGLE), 0xFE))
-"""The first bytes of all addresses that are special, in either family."""
+"""The first bytes of all special addresses, in either family."""
 
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _POLICIES = {policy.value: policy for policy in TrafficPolicy}
@@ -48,34 +48,32 @@ _FAMILIES = {family.label: family for family in Family}
 
 
 class NotProxied(msgspec.Struct, frozen=True):
-    """An object that is right, and that a Service proxy leaves alone."""
+    """A valid object that pyproxy does not proxy, and why."""
 
     reason: str
 
 
 class FieldProblems:
-    """The problems of one object, gathered while it is read."""
+    """The problems of one object, collected while it is converted."""
 
     def __init__(self, kind: str, name: str) -> None:
         self._kind = kind
         self._name = name
         self._problems: list[Problem] = []
 
-    def note(self, field: str, message: str) -> None:
-        """Note what is wrong with a field and what becomes of it."""
+    def add(self, field: str, message: str) -> None:
+        """Add a problem: the field, the error and its consequence."""
         self._problems.append(Problem(self._kind, self._name, field, message))
 
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """All that was noted, in the order in which the object was read."""
+    def all(self) -> tuple[Problem, ...]:
+        """Return the problems in the order in which the fields were converted."""
         return tuple(self._problems)
 
 
 def shared(value: _T) -> _T:
-    """Return one instance for equal tuples: a cluster's hints and ports repeat without end.
+    """Return one instance for equal tuples, because hints and ports repeat across a cluster.
 
-    The table is bounded, so that a cluster which makes up new values all the time loses sharing
-    and nothing else.
+    The table is bounded: a cluster with ever new values only loses the sharing.
     """
     return cast("_T", _table(value))
 
@@ -92,10 +90,10 @@ def address(text: str) -> Address:
 
 
 def special(packed: Address) -> str:
-    """Tell why no Service and no endpoint can have this address; empty where it can.
+    """Return why no Service and no endpoint can have this address; empty if they can.
 
-    These are the addresses that the API server's own validation refuses. They matter in objects
-    from before that validation: a Service on a loopback address would take over connections of
+    These are the addresses that the API server's validation rejects. Objects from before that
+    validation may have them, and a Service on a loopback address would take over connections of
     the node to itself.
     """
     if packed[0] not in _SUSPECT:
@@ -112,81 +110,81 @@ def special(packed: Address) -> str:
 
 
 def addresses(
-    texts: Iterable[tuple[str, str]], families: tuple[Family, ...], findings: FieldProblems
+    texts: Iterable[tuple[str, str]], families: tuple[Family, ...], problems: FieldProblems
 ) -> tuple[Address, ...]:
-    """Read (field, text) pairs, without repetition; no families means that each will do."""
-    found: dict[Address, None] = {}
+    """Convert (field, text) pairs, without duplicates; empty `families` allow both."""
+    packed_addresses: dict[Address, None] = {}
     for field, text in texts:
         try:
             packed = address(text)
         except ValueError as error:
-            findings.note(field, f"{error}; left out")
+            problems.add(field, f"{error}; left out")
             continue
         if reason := special(packed):
-            findings.note(field, f"{text} is {reason}, which no Service can have; left out")
+            problems.add(field, f"{text} is {reason}, which no Service can have; left out")
         elif families and family_of(packed) not in families:
             labels = " and ".join(family.label for family in families)
-            findings.note(
+            problems.add(
                 field, f"{text} has incorrect IP version: this Service is {labels}; left out"
             )
         else:
-            found[packed] = None
-    return tuple(found)
+            packed_addresses[packed] = None
+    return tuple(packed_addresses)
 
 
 def network(text: str) -> Network:
-    """Read a CIDR; one in the IPv4-mapped part of IPv6 is IPv4. Raises ValueError."""
+    """Parse a CIDR; an IPv4-mapped IPv6 one is IPv4. Raises ValueError."""
     value = parse_network(text)
     if len(value.address) == 16 and value.prefix >= 96 and value.address[:12] == _MAPPED:
         return Network(Address(value.address[12:]), value.prefix - 96)
     return value
 
 
-def port(value: int | None, field: str, findings: FieldProblems) -> Port:
-    """Check a port; what is none is noted and reads as 0."""
+def port(value: int | None, field: str, problems: FieldProblems) -> Port:
+    """Return a valid port; an invalid one is added to the problems and returned as 0."""
     if value is not None and 0 < value < 65536:
         return Port(value)
-    findings.note(field, f"{value} is not a port (1 to 65535); left out")
+    problems.add(field, f"{value} is not a port (1 to 65535); left out")
     return Port(0)
 
 
-def protocol(text: str | None, field: str, findings: FieldProblems) -> Protocol | None:
-    """Read a protocol, TCP where none is given; what is not proxied is noted and reads as None."""
+def protocol(text: str | None, field: str, problems: FieldProblems) -> Protocol | None:
+    """Return a protocol (default TCP); an unknown one is a problem and returned as None."""
     found = _PROTOCOLS.get(text or "TCP")
     if found is None:
-        findings.note(field, f"{text!r} is none of TCP, UDP and SCTP; this port is left out")
+        problems.add(field, f"{text!r} is not one of TCP, UDP and SCTP; this port is left out")
     return found
 
 
-def policy(text: str | None, field: str, findings: FieldProblems) -> TrafficPolicy:
-    """Read a traffic policy, Cluster where none is given or it is unknown."""
+def policy(text: str | None, field: str, problems: FieldProblems) -> TrafficPolicy:
+    """Return a traffic policy (default Cluster); an unknown one is a problem."""
     found = _POLICIES.get(text or "Cluster")
     if found is None:
-        findings.note(field, f"{text!r} is neither Cluster nor Local; Cluster is used")
+        problems.add(field, f"{text!r} is neither Cluster nor Local; Cluster is used")
         return TrafficPolicy.CLUSTER
     return found
 
 
 def families(labels: Iterable[str]) -> tuple[Family, ...]:
-    """Read spec.ipFamilies; names that are no family are left out."""
+    """Convert spec.ipFamilies; unknown names are left out."""
     return tuple(dict.fromkeys(_FAMILIES[label] for label in labels if label in _FAMILIES))
 
 
 def name_of(meta: wire.Meta) -> ObjectName:
-    """Name an object; namespaces are interned, for they are few."""
+    """Return the name of an object; namespaces are interned because they are few."""
     return ObjectName(intern(meta.namespace or ""), meta.name)
 
 
-def foreign(labels: wire.Labels | None) -> str:
-    """Tell by its labels why an object is not ours; empty where it is.
+def not_proxied_label(labels: wire.Labels | None) -> str:
+    """Return why the labels of an object exclude it from pyproxy; empty if they do not.
 
-    The same two labels are the selector of every list and watch, so this speaks for sources that
-    have no selectors: a folder of manifests.
+    Lists and watches select by the same two labels; this check serves a folder of manifests, which
+    has no selectors.
     """
     if labels is None:
         return ""
     if labels.proxy_name is not UNSET:
-        return "another proxy's, by label service.kubernetes.io/service-proxy-name"
+        return "proxied by another program: label service.kubernetes.io/service-proxy-name"
     if labels.headless is not UNSET:
-        return "headless, by label service.kubernetes.io/headless"
+        return "headless: label service.kubernetes.io/headless"
     return ""

@@ -15,14 +15,14 @@ from pyproxy.source.retry import Clock, OutageLog, SystemClock
 from pyproxy.workers import Worker
 
 SELECTOR = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
-"""The labels by which a Service and its slices say that they are not for this proxy."""
+"""The label selector that excludes Services and slices of other proxies, and headless ones."""
 
 SILENCE = 50.0
-"""Seconds that a watch may stay without a byte.
+"""Seconds without a byte after which a watch is restarted from its last version.
 
-Below the minute within which a half-open watch is to be found. A server sends bookmarks about
-every minute, so a watch on which nothing else happens is asked again, from where it was, each time
-this runs out; a cluster in which that is too many requests may set it above 75 seconds.
+Less than a minute, so that a half-open connection is detected within a minute. The API server sends
+bookmarks every 60 to 75 seconds, so an idle watch is restarted each time; above 75 seconds, idle
+watches would stay open.
 """
 
 STOP_TIMEOUT = 1.0
@@ -30,10 +30,10 @@ STOP_TIMEOUT = 1.0
 
 
 class KubernetesSource:
-    """Lists and watches in one thread a kind.
+    """Lists and watches Services, EndpointSlices and this Node, each kind in a thread of its own.
 
-    `emit` gets the events, each kind's in their order, from three threads at once: it must take
-    that, and must not block for long.
+    `emit` is called from the three threads at once, in order for each kind. It must be thread-safe
+    and must not block for long.
     """
 
     def __init__(
@@ -49,55 +49,56 @@ class KubernetesSource:
         self._clock = clock or SystemClock()
         self._made = self._clock.now()
         self._stopping = threading.Event()
-        around = ReflectorContext(
+        context = ReflectorContext(
             client, emit, self._clock, SystemRandom(), silence, self._stopping, OutageLog()
         )
-        self._reflectors = [Reflector(resource, around) for resource in resources(hostname)]
+        self._reflectors = [Reflector(resource, context) for resource in resources(hostname)]
         self._threads = [
             Worker(f"source-{reflector.resource.kind.value}", reflector.run)
             for reflector in self._reflectors
         ]
 
     def start(self) -> None:
-        """Begin to list; returns at once."""
+        """Start the threads; returns at once."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End all threads, also those that wait for a server; may be called more than once.
+        """End all threads, including those that wait for a server. Idempotent.
 
-        A thread that is just looking up a name or connecting cannot be interrupted. It ends by
-        itself, without another event, and does not keep the process from ending.
+        Blocks for a second at most. A thread that resolves a name or connects cannot be
+        interrupted: it ends later by itself, without another event, and as a daemon thread does
+        not keep the process alive.
         """
         self._stopping.set()
         deadline = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
             thread.end()
         for thread in self._threads:
-            # More than once, for a thread may just have been between two requests.
+            # More than once, because a thread may have been between two requests.
             while thread.is_alive() and time.monotonic() < deadline:
                 self._client.interrupt()
                 thread.join(0.02)
 
     def age(self) -> float:
-        """Seconds since anything was read, bookmarks too, of the kind for which it is longest.
+        """Return the seconds since an event or bookmark was read, of the kind with the oldest one.
 
-        A kind that nothing was ever read of counts from when this was made.
+        A kind of which nothing has been read counts from the construction.
         """
         read = (reflector.last_read for reflector in self._reflectors)
         return self._clock.now() - min(self._made if at is None else at for at in read)
 
 
 def resources(hostname: str) -> list[Resource]:
-    """What a Service proxy asks for: its Services, their slices, and its own Node."""
-    ours = {"labelSelector": SELECTOR}
+    """Return the resources to watch: Services, their EndpointSlices and this Node."""
+    selector = {"labelSelector": SELECTOR}
     return [
-        Resource(Kind.SERVICE, "/api/v1/services", "ServiceList", ours),
+        Resource(Kind.SERVICE, "/api/v1/services", "ServiceList", selector),
         Resource(
             Kind.ENDPOINT_SLICE,
             "/apis/discovery.k8s.io/v1/endpointslices",
             "EndpointSliceList",
-            ours,
+            selector,
         ),
         Resource(
             Kind.NODE,

@@ -1,6 +1,6 @@
-"""Looking one Service or pod up in the API: what a person looks at, and a proxy never needs.
+"""Look up one Service or pod in the API for `pyproxy explain` and `pyproxy trace`.
 
-Lists with a selector are asked for, because the agent's own rights are to list and watch.
+Requests are lists with a selector, because the agent's RBAC role allows list and watch only.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ L = TypeVar("L", _Services, _Pods, _Slices)
 
 
 def look_up(client: Client, name: ObjectName) -> ServiceLookup:
-    """Ask for a Service and for its pods; whatever goes wrong is part of the answer."""
+    """Request a Service and its pods. Blocks; raises nothing: errors are part of the result."""
     try:
         of_name = {"fieldSelector": f"metadata.name={name.name}"}
         services = _list(
             client, f"/api/v1/namespaces/{name.namespace}/services", of_name, _Services
         )
     except ApiStatusError as error:
-        return ServiceLookup(service_skipped=_why_not(error), pods_skipped=_why_not(error))
+        return ServiceLookup(service_skipped=_skip_reason(error), pods_skipped=_skip_reason(error))
     except SourceError as error:
         return ServiceLookup(api_error=str(error))
     service = next(iter(services.items or ()), None)
@@ -67,15 +67,15 @@ def look_up(client: Client, name: ObjectName) -> ServiceLookup:
         chosen = {"labelSelector": ",".join(f"{key}={value}" for key, value in selector.items())}
         pods = _list(client, f"/api/v1/namespaces/{name.namespace}/pods", chosen, _Pods)
     except SourceError as error:
-        return ServiceLookup(service, pods_skipped=_why_not(error))
+        return ServiceLookup(service, pods_skipped=_skip_reason(error))
     return ServiceLookup(service, tuple(pods.items or ()))
 
 
 def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
-    """Find the addresses of one pod; none where nobody knows of it. Raises SourceError.
+    """Return the addresses of one pod, empty if it does not exist. Raises SourceError.
 
-    The agent's own account may not list pods: then the pod's addresses are those that the
-    EndpointSlices of its namespace have of it.
+    The agent's RBAC role may not list pods. Then the addresses come from the EndpointSlices of the
+    pod's namespace.
     """
     folder = f"namespaces/{name.namespace}"
     of_name = {"fieldSelector": f"metadata.name={name.name}"}
@@ -87,15 +87,15 @@ def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
         slices = _list(client, f"/apis/discovery.k8s.io/v1/{folder}/endpointslices", {}, _Slices)
         return tuple(dict.fromkeys(_addresses_of(name.name, slices)))
     statuses = [pod.status for pod in pods.items or ()]
-    found = [each.ip for status in statuses for each in status.pod_ips or ()]
-    return tuple(found or [status.pod_ip for status in statuses if status.pod_ip])
+    addresses = [each.ip for status in statuses for each in status.pod_ips or ()]
+    return tuple(addresses or [status.pod_ip for status in statuses if status.pod_ip])
 
 
 def _addresses_of(pod: str, slices: _Slices) -> Iterator[str]:
     for each in slices.items or ():
         for endpoint in each.endpoints or ():
-            of = endpoint.target_ref
-            if of is not None and (of.kind, of.name) == ("Pod", pod):
+            target = endpoint.target_ref
+            if target is not None and (target.kind, target.name) == ("Pod", pod):
                 yield from endpoint.addresses or ()
 
 
@@ -104,12 +104,12 @@ def _list(client: Client, path: str, query: Mapping[str, str], kind: type[L]) ->
     try:
         return msgspec.json.decode(response.read(), type=kind)
     except msgspec.DecodeError as error:
-        raise SourceError(f"{path}: what came back is no list of such objects: {error}") from error
+        raise SourceError(f"{path}: the response is not a list of such objects: {error}") from error
     finally:
         response.close()
 
 
-def _why_not(error: SourceError) -> str:
+def _skip_reason(error: SourceError) -> str:
     if isinstance(error, ApiStatusError) and error.status in _FORBIDDEN:
         return "no permission"
     return str(error)

@@ -1,11 +1,11 @@
-"""The same events from a folder of manifests, so that a proxy runs without an API server.
+"""Services, EndpointSlices and the Node from a folder of manifests, without an API server.
 
-Every `.yaml`, `.yml` and `.json` file in the folder and below it is read, hidden ones aside, each
-with one or several documents, lists among them. The folder is watched, and a changed file alone
-is read again.
+Every `.yaml`, `.yml` and `.json` file in the folder and below it is read, except hidden ones. A
+file may have several documents and Lists. The folder is watched, and only changed files are read
+again.
 
-A file speaks as a whole: while it does not parse, what it said last stays in force. An object that
-several files define is the first file's, by the order of their paths.
+While a file does not parse, its previous objects stay in use. If several files define the same
+object, the first file in the order of paths wins.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STOP_TIMEOUT = 1.0
 """Seconds that `stop` waits for the thread."""
 
 DEBOUNCE_MS = 50
-"""How long changes are gathered; an editor and a deployment tool write in several steps."""
+"""Milliseconds to collect changes, because editors and tools write in several steps."""
 
 _KINDS = {
     ("v1", "Service"): Kind.SERVICE,
@@ -49,16 +49,16 @@ _Key = tuple[Kind, ObjectName]
 
 
 class _File(msgspec.Struct):
-    """What a file says, and what is wrong in it."""
+    """The objects in a file, and its problems."""
 
     objects: dict[_Key, DecodedObject] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
 class ManifestSource:
-    """Reads and watches a folder in one thread of its own, from which `emit` is called.
+    """Reads and watches a folder in a thread of its own, which calls `emit`.
 
-    Raises UsageError where there is no such folder.
+    Raises UsageError if the folder does not exist.
     """
 
     def __init__(
@@ -78,26 +78,26 @@ class ManifestSource:
         self._clock = clock or SystemClock()
         self._files: dict[Path, _File] = {}
         self._known: dict[_Key, DecodedObject] = {}
-        self._said: frozenset[Problem] = frozenset()
+        self._problems: frozenset[Problem] = frozenset()
         self._stopping = threading.Event()
-        self._heard = self._clock.now()
+        self._last_look = self._clock.now()
         self._thread = Worker("source-manifests", self._run)
 
     def start(self) -> None:
-        """Begin to read; returns at once."""
+        """Start the thread; returns at once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; may be called more than once, and before `start`."""
+        """End the thread. Blocks for a second at most; idempotent; may be called before `start`."""
         self._stopping.set()
         self._thread.end(STOP_TIMEOUT)
 
     def age(self) -> float:
-        """Seconds since the folder was last looked at."""
-        return self._clock.now() - self._heard
+        """Return the seconds since the folder was last checked for changes."""
+        return self._clock.now() - self._last_look
 
     def _run(self) -> None:
-        # The watch begins before the first reading, so that no change falls between the two.
+        # The watch starts before the first reading, so that no change is lost between the two.
         changes = watch(
             self._folder,
             stop_event=self._stopping,
@@ -111,10 +111,12 @@ class ManifestSource:
         self._refresh(self._paths())
         for kind in Kind:
             names = frozenset(name for known, name in self._known if known is kind)
-            aside = frozenset(problem.name for problem in self._said if problem.kind == kind.value)
-            self._emit(Synced(kind, names, aside))
+            invalid = frozenset(
+                problem.name for problem in self._problems if problem.kind == kind.value
+            )
+            self._emit(Synced(kind, names, invalid))
         for changed in changes:
-            self._heard = self._clock.now()
+            self._last_look = self._clock.now()
             if changed:
                 self._refresh({Path(path) for _, path in changed})
 
@@ -123,10 +125,10 @@ class ManifestSource:
         return {path for path in found if path.is_file()}
 
     def _refresh(self, changed: set[Path]) -> None:
-        """Read files again, and tell what is different now.
+        """Read changed files again and emit the differences.
 
-        What is no manifest may stand for many: a folder that was moved, or the hidden link by
-        which a mounted ConfigMap exchanges all of its files at once. Then every file is read.
+        A changed path that is not a manifest may affect many: a folder that was moved, or the
+        hidden symlink by which a mounted ConfigMap replaces its files. Then every file is read.
         """
         if not all(_is_manifest(path, self._folder) for path in changed):
             changed = self._paths() | self._files.keys()
@@ -135,32 +137,34 @@ class ManifestSource:
                 self._files[path] = self._load(path)
             else:
                 self._files.pop(path, None)
-        self._tell(*self._merged())
+        self._emit_changes(*self._merged())
 
     def _load(self, path: Path) -> _File:
-        """Read one file; one that does not parse says what it said before, and what is wrong."""
+        """Read one file; if it does not parse, keep its previous objects and add a problem."""
         try:
             return self._parsed(path, path.read_bytes())
         except OSError as error:
             message = f"cannot be read: {error.strerror}"
         except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            message = _where(error)
+            message = _error_text(error)
         before = self._files.get(path, _File())
-        problem = Problem("File", str(path), "content", f"{message}; what it said before stays")
+        problem = Problem(
+            "File", str(path), "content", f"{message}; its previous objects stay in use"
+        )
         return _File(before.objects, (problem,))
 
     def _parsed(self, path: Path, data: bytes) -> _File:
-        """Read a file's objects.
+        """Decode the objects of a file.
 
-        Raises yaml.YAMLError and ValueError for what does not parse, and TypeError, OverflowError
-        and RecursionError for YAML that no JSON can express.
+        Raises yaml.YAMLError and ValueError if it does not parse, and TypeError, OverflowError and
+        RecursionError for YAML that cannot be converted to JSON.
         """
-        found = _File()
+        objects: dict[_Key, DecodedObject] = {}
         problems: list[Problem] = []
         for i, document in enumerate(_documents(path, data)):
             kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
             if kind is None:
-                log.debug("%s: a %s is not used here", path, document.get("kind"))
+                log.debug("%s: ignoring a %s", path, document.get("kind"))
                 continue
             reading = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
             if reading.name is None:
@@ -168,15 +172,15 @@ class ManifestSource:
                 text = str(reading.value)
                 problems.append(Problem("File", str(path), field, f"{text}; left out"))
             elif kind is Kind.NODE and reading.name != self._node:
-                log.debug("%s: Node %s is another one's", path, reading.name)
-            elif (kind, reading.name) in found.objects:
-                problems.append(_twice(kind, reading.name, path, path))
+                log.debug("%s: ignoring Node %s: this is %s", path, reading.name, self._node)
+            elif (kind, reading.name) in objects:
+                problems.append(_duplicate(kind, reading.name, path, path))
             else:
-                found.objects[kind, reading.name] = reading
-        return _File(found.objects, tuple(problems))
+                objects[kind, reading.name] = reading
+        return _File(objects, tuple(problems))
 
     def _merged(self) -> tuple[dict[_Key, DecodedObject], frozenset[Problem]]:
-        """Join what all files say, and what is wrong in them."""
+        """Return the objects and the problems of all files."""
         merged: dict[_Key, DecodedObject] = {}
         owner: dict[_Key, Path] = {}
         problems: set[Problem] = set()
@@ -185,19 +189,23 @@ class ManifestSource:
             problems.update(file.problems)
             for key, reading in file.objects.items():
                 if key in owner:
-                    problems.add(_twice(*key, owner[key], path))
+                    problems.add(_duplicate(*key, owner[key], path))
                     continue
                 owner[key] = path
                 if isinstance(reading.value, Problem):
                     problems.add(reading.value)
                 elif isinstance(reading.value, NotProxied):
-                    log.debug("%s %s is not ours: %s", *key, reading.value.reason)
+                    log.debug(
+                        "%s %s is not proxied: %s", key[0].value, key[1], reading.value.reason
+                    )
                 else:
                     merged[key] = reading
         return merged, frozenset(problems)
 
-    def _tell(self, merged: dict[_Key, DecodedObject], problems: frozenset[Problem]) -> None:
-        """Send the events from what was known to what is."""
+    def _emit_changes(
+        self, merged: dict[_Key, DecodedObject], problems: frozenset[Problem]
+    ) -> None:
+        """Emit the events that lead from the known objects to the merged ones."""
         now = self._clock.now()
         for kind, name in self._known.keys() - merged.keys():
             self._emit(Delete(kind, name, now))
@@ -206,22 +214,22 @@ class ManifestSource:
             if known is None or known.value != reading.value:
                 assert not isinstance(reading.value, Problem | NotProxied)  # noqa: S101
                 self._emit(Upsert(reading.value, now))
-        for problem in sorted(problems - self._said, key=str):
+        for problem in sorted(problems - self._problems, key=str):
             self._emit(InvalidObject(problem))
-        self._known, self._said = merged, problems
+        self._known, self._problems = merged, problems
 
 
 def read_file(path: Path) -> Iterator[Event]:
-    """Give what a file of manifests says, each object as an Upsert, SetAside or Delete.
+    """Yield each object of a file as an Upsert, an InvalidObject, or a Delete if not proxied.
 
-    Raises UsageError where the file cannot be read or does not parse.
+    Raises UsageError if the file cannot be read or does not parse.
     """
     try:
         documents = list(_documents(path, path.read_bytes()))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{path}: {_where(error)}") from error
+        raise UsageError(f"{path}: {_error_text(error)}") from error
     for document in documents:
         kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
         if kind is None:
@@ -238,13 +246,13 @@ def read_file(path: Path) -> Iterator[Event]:
 
 
 def _is_manifest(path: Path, folder: Path) -> bool:
-    """Tell manifests from an editor's swap files and from the rest of a repository."""
+    """Return whether a path is a manifest, not an editor's swap file or in a hidden folder."""
     parts = path.relative_to(folder).parts
     return path.suffix in SUFFIXES and not any(part.startswith(".") for part in parts)
 
 
 def _documents(path: Path, data: bytes) -> Iterator[Mapping[str, Any]]:
-    """Give the objects in a file, those of a List one by one.
+    """Yield the objects of a file, and those of a List one by one.
 
     Raises yaml.YAMLError, ValueError, RecursionError.
     """
@@ -253,12 +261,12 @@ def _documents(path: Path, data: bytes) -> Iterator[Mapping[str, Any]]:
         if document is None:
             continue
         if not isinstance(document, dict):
-            raise ValueError(f"document {i + 1} is no object")
+            raise ValueError(f"document {i + 1} is not an object")
         if str(document.get("kind", "")).endswith("List") and "items" in document:
             items = document["items"] or []
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-                raise ValueError(f"document {i + 1}: items is no list of objects")
-            # Lists of one kind, as an API server writes them, leave the kind of items out.
+                raise ValueError(f"document {i + 1}: items is not a list of objects")
+            # The API server omits apiVersion and kind in the items of a ServiceList and its like.
             version, kind = document.get("apiVersion"), str(document["kind"]).removesuffix("List")
             yield from ({"apiVersion": version, "kind": kind} | item for item in items)
         else:
@@ -276,13 +284,13 @@ def _with_namespace(kind: Kind, document: Mapping[str, Any]) -> Mapping[str, Any
     return {**document, "metadata": meta | {"namespace": DEFAULT_NAMESPACE}}
 
 
-def _twice(kind: Kind, name: ObjectName, first: Path, second: Path) -> Problem:
+def _duplicate(kind: Kind, name: ObjectName, first: Path, second: Path) -> Problem:
     where = "twice" if first == second else f"in {first} too, and that one is used"
     return Problem(kind.value, str(name), "metadata.name", f"{second}: defined {where}")
 
 
-def _where(error: Exception) -> str:
-    """Say what is wrong and in which line, as far as the parser knows."""
+def _error_text(error: Exception) -> str:
+    """Return the error with its line number, if the parser gives one."""
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}: {error.msg}"
     mark = getattr(error, "problem_mark", None)

@@ -1,12 +1,11 @@
-"""One kind of object, listed and watched for as long as the agent runs.
+"""List and watch one kind of object, as client-go's Reflector does.
 
-The state is one resourceVersion. While there is one, a watch goes on from it; where there is none
-the objects are listed: as a watch that begins with all of them (sendInitialEvents), or in pages
-from a server that does not have that. A watch that ends, for whatever reason but 410, goes on
-from the last version without a new list.
+The state is one resourceVersion. With a version, a watch continues from it. Without one, the
+objects are listed: by a watch with sendInitialEvents, or in pages if the server does not support
+that. A watch that ends continues from its last version without a new list, except after a 410.
 
-Facts: the Kubernetes API concepts on watches, bookmarks, streaming lists, and chunked lists;
-bookmarks come from kube-apiserver every 60 to 75 seconds.
+Facts: the Kubernetes API concepts on watches, bookmarks, streaming lists, and chunked lists.
+kube-apiserver sends bookmarks every 60 to 75 seconds.
 """
 
 from __future__ import annotations
@@ -28,32 +27,37 @@ from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import stream, wire
 from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.decode import NotProxied, decode_object
-from pyproxy.source.retry import Backoff, Clock, OutageLog
-from pyproxy.source.stream import BrokenError, GarbledError, GoneError
+from pyproxy.source.retry import ApiBackoff, Clock, OutageLog
+from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedResponseError
 
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 500
-"""Objects a page, as kubectl and client-go ask."""
+"""Objects per page of a list, as in kubectl and client-go."""
 
 WATCH_SECONDS = (300.0, 600.0)
-"""How long a watch is asked to last; drawn anew each time, so that nodes drift apart."""
+"""The range of timeoutSeconds, drawn for each watch so that nodes reconnect at different times."""
 
 LISTING_SILENCE = 10.0
-"""Seconds without a byte after which a streaming list is not going to end any more."""
+"""Seconds without a byte after which a streaming list is abandoned."""
 
 STREAMS_TRIED = 2
-"""Streaming lists that may remain unfinished before pages are asked for."""
+"""Streaming lists that may stay incomplete before pages are used."""
 
 SHORTEST_WATCH = 1.0
-"""Seconds; a watch that ends sooner, and empty, is asked again only after this time."""
+"""Seconds; after a shorter watch without an event, the next one waits for the rest of this time."""
 
-_NOT_THIS_VERSION = frozenset({400, 404, 422, 504})
+_WRONG_VERSION = frozenset({400, 404, 422, 504})
+"""Statuses after which the same request might fail forever, so that a new list is needed."""
+
 _READ_SIZE = 1 << 16
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """Where one kind of object is in the API, and which of them are asked for."""
+    """The API path of one kind of object, and the selector of its lists and watches.
+
+    With `only`, objects of any other name are ignored.
+    """
 
     kind: Kind
     path: str
@@ -63,10 +67,10 @@ class Resource(msgspec.Struct, frozen=True):
 
 
 class ReflectorContext(msgspec.Struct, frozen=True):
-    """What all reflectors of a source share.
+    """The parts that all reflectors of a source share.
 
-    `silence` is how many seconds a watch may stay without a byte. `emit` is called from each
-    reflector's own thread.
+    `silence` is how many seconds a watch may stay without a byte. `emit` is called from the thread
+    of each reflector.
     """
 
     client: Client
@@ -79,79 +83,247 @@ class ReflectorContext(msgspec.Struct, frozen=True):
 
 
 class Reflector:
-    """Follows one kind; `run` is the body of its thread.
+    """Lists and watches one kind; `run` is the body of its thread.
 
-    `last_read` is when the last bytes of an event or bookmark were read, on the source's clock.
+    `last_read` is the time of the last bytes of an event or bookmark, on the source's clock.
     """
 
-    def __init__(self, resource: Resource, surroundings: ReflectorContext) -> None:
+    def __init__(self, resource: Resource, context: ReflectorContext) -> None:
         self.resource = resource
         self.last_read: float | None = None
-        self._around = surroundings
-        self._backoff = Backoff(surroundings.random)
-        self._version = ""
-        self._streams = True
-        self._unfinished = 0
+        self._context = context
+        self._backoff = ApiBackoff(context.random)
+        self._version = ""  # empty: list first
+        # How to list: as a stream or in pages, from the server's cache or from its storage.
+        self._streaming = True
+        self._incomplete_streams = 0
         self._paged = True
         self._from_cache = True
-        self._doubtful = False
-        self._breaks = 0
-        self._set_aside: set[str] = set()
+        # Whether the last watch failed after its head, so that a good head proves nothing.
+        self._suspect = False
+        self._lost_connections = 0
+        self._invalid: set[str] = set()
 
     def run(self) -> None:
         """List and watch until the source stops."""
-        stopping = self._around.stopping
+        stopping = self._context.stopping
         while not stopping.is_set():
             try:
-                if self._version or self._streams:
+                if self._version or self._streaming:
                     self._watch()
                 else:
-                    self._list()
+                    self._list_pages()
             except SourceError as error:
                 if not stopping.is_set():
-                    self._recover(error)
-                    self._around.clock.wait(stopping, self._backoff.next(error))
+                    self._handle_error(error)
+                    self._context.clock.wait(stopping, self._backoff.next(error))
             except Exception:
-                # A mistake of ours, for whoever runs this thread. It may have lost a change.
+                # A fault in pyproxy: Worker logs it and calls `run` again. A change may be lost.
                 self._version = ""
                 raise
 
-    def _recover(self, error: SourceError) -> None:
-        """Decide what the next attempt is, and whether anybody needs to know."""
+    def _watch(self) -> None:
+        """Watch from the last version on; without a version, list by a watch first."""
+        context = self._context
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(round(context.random.uniform(*WATCH_SECONDS))),
+        }
+        began, last_read = context.clock.now(), self.last_read
+        if self._version:
+            response = self._get(query | {"resourceVersion": self._version}, context.silence)
+            if not self._suspect:
+                context.outages.succeeded(self.resource.kind)
+            with closing(response):
+                for line in self._lines(response):
+                    self._apply(stream.event(line))
+        else:
+            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+            silence = min(context.silence, LISTING_SILENCE)
+            with closing(self._get(query, silence)) as response:
+                self._list_stream(self._lines(response))
+        lasted = context.clock.now() - began
+        if lasted >= SHORTEST_WATCH:
+            self._backoff.reset()
+        elif self.last_read == last_read:
+            context.clock.wait(context.stopping, SHORTEST_WATCH - lasted)
+
+    def _list_stream(self, lines: Iterator[memoryview]) -> None:
+        """Read a streaming list up to its closing bookmark, then the changes that follow it."""
+        self._incomplete_streams += 1
+        if self._incomplete_streams >= STREAMS_TRIED:
+            self._streaming = False  # until this list is complete
+        names: set[ObjectName] = set()
+        self._invalid.clear()
+        for line in lines:
+            event = stream.event(line)
+            if event.type == "BOOKMARK":
+                meta = stream.bookmark(event.object)
+                if meta.annotations is None or meta.annotations.initial_events_end != "true":
+                    self._streaming = False
+                    raise ConnectionLostError("a bookmark within a streaming list: using pages")
+                self._streaming, self._incomplete_streams = True, 0
+                self._list_complete(names, meta.resource_version)
+                break
+            self._apply(event, names)
+        else:
+            raise ConnectionLostError("a streaming list ended before its closing bookmark")
+        for line in lines:
+            self._apply(stream.event(line))
+
+    def _list_pages(self) -> None:
+        """Read all objects in pages.
+
+        resourceVersion=0 lets the server respond from its cache, possibly with all objects in one
+        page. If a continue token expires, paging is too slow for the server's history, so the next
+        list is requested without pages.
+        """
+        names: set[ObjectName] = set()
+        self._invalid.clear()
+        limit = {"limit": str(PAGE_SIZE)} if self._paged else {}
+        query = limit | ({"resourceVersion": "0"} if self._from_cache else {})
+        while True:
+            try:
+                page = self._read_page(query)
+            except GoneError:
+                self._paged = "continue" not in query
+                raise
+            for raw in page.items or ():
+                self._upsert(raw, names)
+            if not page.metadata.continue_:
+                break
+            query = limit | {"continue": page.metadata.continue_}
+        self._paged = True
+        self._list_complete(names, page.metadata.resource_version)
+
+    def _read_page(self, query: dict[str, str]) -> wire.ObjectList:
+        with closing(self._get(query, self._context.silence)) as response:
+            try:
+                data = response.read()
+            except (HTTPError, OSError) as error:
+                raise ConnectionLostError(f"connection lost in a list: {error}") from error
+        self.last_read = self._context.clock.now()
+        return stream.object_list(data, self.resource.list_kind)
+
+    def _list_complete(self, names: set[ObjectName], version: str | None) -> None:
+        """Emit Synced, and store the version that the next watch starts from."""
+        if not version:
+            raise MalformedResponseError(f"{self.resource.path}: a list without resourceVersion")
+        invalid = frozenset(self._invalid)
+        self._context.emit(Synced(self.resource.kind, frozenset(names), invalid))
+        self._version, self._from_cache = version, True
+        self._note_success()
+
+    def _apply(self, event: wire.WatchEvent, listing: set[ObjectName] | None = None) -> None:
+        """Emit one change; outside a list, store its version.
+
+        `listing` collects the names of a list in progress.
+        """
+        if event.type == "BOOKMARK":
+            self._advance(stream.bookmark(event.object).resource_version or "")
+        elif event.type == "DELETED":
+            self._delete(event.object, listing)
+        elif event.type in {"ADDED", "MODIFIED"}:
+            self._upsert(event.object, listing)
+        else:
+            log.warning("%s: watch event of unknown type %r", self.resource.path, event.type)
+
+    def _upsert(self, raw: Raw, listing: set[ObjectName] | None) -> None:
+        """Emit the present state of one object, which is a Delete if it is not proxied."""
+        kind, emit = self.resource.kind, self._context.emit
+        decoded = decode_object(kind, raw)
+        if listing is None:
+            self._advance(decoded.version)
+        name, value = decoded.name, decoded.value
+        if name is not None and not self._selects(name):
+            return
+        if isinstance(value, Problem):
+            self._emit_delete(name, listing)
+            emit(InvalidObject(value))
+            if listing is not None:
+                self._invalid.add(value.name)
+        elif isinstance(value, NotProxied):
+            log.debug("%s %s is not proxied: %s", kind.value, name, value.reason)
+            self._emit_delete(name, listing)
+        else:
+            emit(Upsert(value, self.last_read or 0.0))
+            if listing is not None and name is not None:
+                listing.add(name)
+
+    def _delete(self, raw: Raw, listing: set[ObjectName] | None) -> None:
+        """Emit the deletion of one object.
+
+        kube-apiserver sends the version of the deletion. Other servers may send the last version of
+        the object, which is not a step back in history.
+        """
+        decoded = decode_object(self.resource.kind, raw)
+        if listing is None and not _older(decoded.version, self._version):
+            self._advance(decoded.version)
+        if decoded.name is None and isinstance(decoded.value, Problem):
+            self._context.emit(InvalidObject(decoded.value))
+        self._emit_delete(decoded.name, listing)
+
+    def _emit_delete(self, name: ObjectName | None, listing: set[ObjectName] | None) -> None:
+        if name is not None and self._selects(name):
+            self._context.emit(Delete(self.resource.kind, name, self.last_read or 0.0))
+            if listing is not None:
+                listing.discard(name)
+
+    def _selects(self, name: ObjectName) -> bool:
+        return self.resource.only is None or name == self.resource.only
+
+    def _advance(self, version: str) -> None:
+        """Store a version.
+
+        Raises GoneError if it is older than the last one. Versions of one kind only grow, so an
+        older one means another history, for example because etcd was restored from a backup. A
+        watch would then stay silent until that history has caught up.
+        """
+        if _older(version, self._version):
+            raise GoneError(f"the server went from version {self._version} back to {version}")
+        self._version = version or self._version
+        self._backoff.reset()
+        self._note_success()
+
+    def _note_success(self) -> None:
+        """Note that the server works.
+
+        This does not reset the backoff: only a watch with an event does. Otherwise a server whose
+        history is shorter than the duration of a list would be asked for one list after another.
+        """
+        self._lost_connections = 0
+        self._suspect = False
+        self._context.outages.succeeded(self.resource.kind)
+
+    def _handle_error(self, error: SourceError) -> None:
+        """Choose the next request, and log the error unless it is a normal one."""
         kind = self.resource.kind
         if isinstance(error, GoneError):
             log.info("%s: listing again: %s", kind.value, error)
             self._version, self._from_cache = "", False
             return
-        if isinstance(error, BrokenError):
-            self._breaks += 1
-            if self._breaks < 2:  # once is how a server that restarts says goodbye
+        if isinstance(error, ConnectionLostError):
+            self._lost_connections += 1
+            if self._lost_connections < 2:  # a server that restarts closes its connections once
                 log.debug("%s: %s", kind.value, error)
                 return
         status = error.status if isinstance(error, ApiStatusError) else 0
-        if status in {400, 422} and self._streams and not self._version:
-            log.info("%s: no streaming lists on this server, pages are used", kind.value)
-            self._streams = False
+        if status in {400, 422} and self._streaming and not self._version:
+            log.info("%s: the server has no streaming lists, using pages", kind.value)
+            self._streaming = False
             return
-        if isinstance(error, GarbledError) or status in _NOT_THIS_VERSION:
-            # Asked from the same version, the server might say the same again for ever.
+        if isinstance(error, MalformedResponseError) or status in _WRONG_VERSION:
             self._version, self._from_cache = "", False
-        self._doubtful = isinstance(error, GarbledError | BrokenError)
-        self._around.outages.lost(kind, error)
-
-    def _answered(self) -> None:
-        """Note that the server does what it should.
-
-        The backoff is not reset by that but by a watch that brings something: a server whose
-        history is too short for the time that a list takes must not be asked for lists in a row.
-        """
-        self._breaks = 0
-        self._doubtful = False
-        self._around.outages.over(self.resource.kind)
+        self._suspect = isinstance(error, MalformedResponseError | ConnectionLostError)
+        self._context.outages.failed(kind, error)
 
     def _get(self, query: dict[str, str], silence: float) -> BaseHTTPResponse:
-        """Ask for the objects of this kind. Raises GoneError, GarbledError, and as Client.get."""
-        client, resource = self._around.client, self.resource
+        """Request objects of this kind.
+
+        Raises GoneError, MalformedResponseError, and the errors of Client.get.
+        """
+        client, resource = self._context.client, self.resource
         try:
             response = client.get(resource.path, resource.selector | query, silence)
         except ApiStatusError as error:
@@ -161,181 +333,17 @@ class Reflector:
         content_type = response.headers.get("Content-Type", "")
         if "json" not in content_type:
             response.close()
-            raise GarbledError(f"{client.host}{resource.path}: an answer of type {content_type!r}")
+            message = f"{client.host}{resource.path}: response of type {content_type!r}, not JSON"
+            raise MalformedResponseError(message)
         return response
 
-    def _list(self) -> None:
-        """Read all objects in pages, then say which there are.
-
-        resourceVersion=0 lets the server answer from its memory, and then it may put all in one
-        page. An expired continue token means that paging is too slow for this server's history,
-        so the next list is asked for in one piece.
-        """
-        names: set[ObjectName] = set()
-        self._set_aside.clear()
-        limit = {"limit": str(PAGE_SIZE)} if self._paged else {}
-        query = limit | ({"resourceVersion": "0"} if self._from_cache else {})
-        while True:
-            try:
-                page = self._page(query)
-            except GoneError:
-                self._paged = "continue" not in query
-                raise
-            for raw in page.items or ():
-                self._take(raw, names)
-            if not page.metadata.continue_:
-                break
-            query = limit | {"continue": page.metadata.continue_}
-        self._paged = True
-        self._whole(names, page.metadata.resource_version)
-
-    def _page(self, query: dict[str, str]) -> wire.ObjectList:
-        with closing(self._get(query, self._around.silence)) as response:
-            try:
-                data = response.read()
-            except (HTTPError, OSError) as error:
-                raise BrokenError(f"a list broke off: {error}") from error
-        self.last_read = self._around.clock.now()
-        return stream.object_list(data, self.resource.list_kind)
-
-    def _watch(self) -> None:
-        """Follow changes from the last version on; without one, begin with all that there is."""
-        around = self._around
-        query = {
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(round(around.random.uniform(*WATCH_SECONDS))),
-        }
-        began, before = around.clock.now(), self.last_read
-        if self._version:
-            response = self._get(query | {"resourceVersion": self._version}, around.silence)
-            if not self._doubtful:
-                around.outages.over(self.resource.kind)
-            with closing(response):
-                for line in self._lines(response):
-                    self._change(stream.event(line))
-        else:
-            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-            silence = min(around.silence, LISTING_SILENCE)
-            with closing(self._get(query, silence)) as response:
-                self._stream(self._lines(response))
-        lasted = around.clock.now() - began
-        if lasted >= SHORTEST_WATCH:
-            self._backoff.reset()
-        elif self.last_read == before:
-            around.clock.wait(around.stopping, SHORTEST_WATCH - lasted)
-
-    def _stream(self, lines: Iterator[memoryview]) -> None:
-        """Read a streaming list to its end, then the changes that follow on the same watch."""
-        self._unfinished += 1
-        if self._unfinished >= STREAMS_TRIED:
-            self._streams = False  # until this one proves to be whole
-        names: set[ObjectName] = set()
-        self._set_aside.clear()
-        for line in lines:
-            event = stream.event(line)
-            if event.type == "BOOKMARK":
-                meta = stream.bookmark(event.object)
-                if meta.annotations is None or meta.annotations.initial_events_end != "true":
-                    self._streams = False
-                    raise BrokenError("a bookmark within a streaming list: pages are used")
-                self._streams, self._unfinished = True, 0
-                self._whole(names, meta.resource_version)
-                break
-            self._change(event, names)
-        else:
-            raise BrokenError("a streaming list ended before it was whole")
-        for line in lines:
-            self._change(stream.event(line))
-
-    def _whole(self, names: set[ObjectName], version: str | None) -> None:
-        """Say that a list is whole, and remember its version."""
-        if not version:
-            raise GarbledError(f"{self.resource.path}: a list without resourceVersion")
-        aside = frozenset(self._set_aside)
-        self._around.emit(Synced(self.resource.kind, frozenset(names), aside))
-        self._version, self._from_cache = version, True
-        self._answered()
-
-    def _change(self, event: wire.WatchEvent, listing: set[ObjectName] | None = None) -> None:
-        """Pass one change on, and go on from its version unless it is part of a list."""
-        if event.type == "BOOKMARK":
-            self._advance(stream.bookmark(event.object).resource_version or "")
-        elif event.type == "DELETED":
-            self._drop(event.object, listing)
-        elif event.type in {"ADDED", "MODIFIED"}:
-            self._take(event.object, listing)
-        else:
-            log.warning("%s: a watch event of unknown type %r", self.resource.path, event.type)
-
-    def _advance(self, version: str) -> None:
-        """Go on from a version.
-
-        Raises GoneError where it is older than the last one. Versions of one kind only grow, so
-        this server has another history than the one that is known (its storage was restored from a
-        backup, say), and a watch would keep silent until that history has caught up.
-        """
-        if _older(version, self._version):
-            raise GoneError(f"the server went from version {self._version} back to {version}")
-        self._version = version or self._version
-        self._backoff.reset()
-        self._answered()
-
-    def _take(self, raw: Raw, listing: set[ObjectName] | None) -> None:
-        """Pass one object on as it is now.
-
-        `listing` are the names of a list that is being read: those that exist for us.
-        """
-        kind, emit = self.resource.kind, self._around.emit
-        reading = decode_object(kind, raw)
-        if listing is None:
-            self._advance(reading.version)
-        name, value = reading.name, reading.value
-        if name is not None and not self._wanted(name):
-            return
-        if isinstance(value, Problem):
-            self._delete(name, listing)
-            emit(InvalidObject(value))
-            if listing is not None:
-                self._set_aside.add(value.name)
-        elif isinstance(value, NotProxied):
-            log.debug("%s %s is not ours: %s", kind.value, name, value.reason)
-            self._delete(name, listing)
-        else:
-            emit(Upsert(value, self.last_read or 0.0))
-            if listing is not None and name is not None:
-                listing.add(name)
-
-    def _drop(self, raw: Raw, listing: set[ObjectName] | None) -> None:
-        """Pass on that one object is gone.
-
-        kube-apiserver gives it the version of its deletion; the object's last one, as other servers
-        may give it, is no step back in history.
-        """
-        reading = decode_object(self.resource.kind, raw)
-        if listing is None and not _older(reading.version, self._version):
-            self._advance(reading.version)
-        if reading.name is None and isinstance(reading.value, Problem):
-            self._around.emit(InvalidObject(reading.value))
-        self._delete(reading.name, listing)
-
-    def _delete(self, name: ObjectName | None, listing: set[ObjectName] | None) -> None:
-        if name is not None and self._wanted(name):
-            self._around.emit(Delete(self.resource.kind, name, self.last_read or 0.0))
-            if listing is not None:
-                listing.discard(name)
-
-    def _wanted(self, name: ObjectName) -> bool:
-        return self.resource.only is None or name == self.resource.only
-
     def _lines(self, response: BaseHTTPResponse) -> Iterator[memoryview]:
-        """Give the lines of a watch as they come; the end of lines is the end of the watch.
+        """Yield the lines of a watch as they arrive, until the watch ends or falls silent.
 
-        Silence is such an end too. A healthy server lets bookmarks be heard about every minute, but
-        asking again after a shorter silence costs it only a request that it answers from memory,
-        and finds a half-open connection within that time even where a middlebox acknowledges
-        for a server that is no longer behind it.
-        Raises BrokenError when the connection breaks, and when it ends within a line.
+        Silence ends a watch because a half-open connection looks the same, even when a middlebox
+        acknowledges for a dead server. A restart from the last version is one request that the
+        server serves from its cache.
+        Raises ConnectionLostError if the connection breaks or ends within a line.
         """
         return stream.lines(self._chunks(response))
 
@@ -344,17 +352,17 @@ class Reflector:
             try:
                 chunk = response.read1(_READ_SIZE)
             except ReadTimeoutError:
-                log.debug("%s: silence, asking again", self.resource.path)
+                log.debug("%s: watch is silent, restarting it", self.resource.path)
                 return
             except (HTTPError, OSError) as error:
-                raise BrokenError(f"a watch broke off: {error}") from error
+                raise ConnectionLostError(f"connection lost in a watch: {error}") from error
             if not chunk:
                 return
-            self.last_read = self._around.clock.now()
+            self.last_read = self._context.clock.now()
             yield chunk
 
 
 def _older(version: str, than: str) -> bool:
-    """Compare two versions, which are numbers in every API server that stores its own objects."""
+    """Compare two resourceVersions as numbers; versions that are not numbers are never older."""
     numbers = version.isdecimal() and than.isdecimal()
     return numbers and (len(version), version) < (len(than), than)

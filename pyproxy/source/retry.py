@@ -1,4 +1,4 @@
-"""When to ask the API server again, and when to say that it is away."""
+"""When to ask the API server again, and when to log that it is unreachable."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from random import Random
 from typing import Protocol
 
+from pyproxy.backoff import Backoff
 from pyproxy.errors import SourceError
 from pyproxy.model.objects import Kind
 from pyproxy.source.client import ApiStatusError, UnreachableError
@@ -21,87 +22,83 @@ LONGEST_DELAY = 30.0
 """Seconds: the ceiling that delays grow to."""
 
 LONGEST_RETRY_AFTER = 120.0
-"""Seconds: a server that asks for a longer pause does not get it."""
+"""Seconds: the most that a server's Retry-After can add to a delay."""
 
 
 class Clock(Protocol):
-    """Time as a source sees it."""
+    """The time as a source sees it."""
 
     def now(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Return monotonic seconds. Never blocks; may be called from any thread."""
         ...
 
     def wait(self, stopping: threading.Event, seconds: float) -> None:
-        """Let time pass, or less of it when there is word to stop."""
+        """Block the calling thread for `seconds`, or until `stopping` is set."""
         ...
 
 
 class SystemClock:
-    """The machine's own time."""
+    """The monotonic clock of the machine."""
 
     def now(self) -> float:
-        """Seconds of time.monotonic."""
+        """Return the seconds of time.monotonic."""
         return time.monotonic()
 
     def wait(self, stopping: threading.Event, seconds: float) -> None:
-        """Sleep, or less when there is word to stop."""
+        """Sleep until `stopping` is set, for `seconds` at most."""
         stopping.wait(seconds)
 
 
-class Backoff:
-    """Delays that double up to a ceiling, each drawn from zero to where the doubling has come.
-
-    Drawing from the whole width is what spreads a thousand nodes that lost the same server at the
-    same moment.
-    """
+class ApiBackoff:
+    """The delays between requests to an API server that fails, as in client-go with full jitter."""
 
     def __init__(self, random: Random) -> None:
-        self._random = random
-        self._ceiling = FIRST_DELAY
+        self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY, random)
 
     def next(self, error: SourceError) -> float:
-        """Seconds to wait after one more failure, and at least what the server asked for."""
-        delay = self._random.uniform(0, self._ceiling)
-        self._ceiling = min(self._ceiling * 2, LONGEST_DELAY)
-        asked = error.retry_after if isinstance(error, ApiStatusError) else 0.0
-        return delay + min(asked, LONGEST_RETRY_AFTER)
+        """Return the seconds to wait after this failure, the server's Retry-After included."""
+        retry_after = error.retry_after if isinstance(error, ApiStatusError) else 0.0
+        return self._backoff.next() + min(retry_after, LONGEST_RETRY_AFTER)
 
     def reset(self) -> None:
-        """Start again: something succeeded."""
-        self._ceiling = FIRST_DELAY
+        """Start again with the first delay."""
+        self._backoff.reset()
 
 
 class OutageLog:
-    """Says once that the server is away and once that it is back, for all kinds together.
+    """Log lines about failing requests: one when an outage begins and one when it ends.
 
-    What it says wrong about one kind (a missing right, an answer that is no list) is said once
-    for that kind, and once more when the kind of trouble changes.
+    An unreachable server is one outage of all kinds together. Any other error (a missing right, a
+    malformed list) is logged once for its kind, and again when the error changes. Thread-safe.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._unreachable: set[Kind] = set()
-        self._troubles: dict[Kind, tuple[type[SourceError], int]] = {}
+        self._errors: dict[Kind, tuple[type[SourceError], int]] = {}
 
-    def lost(self, kind: Kind, error: SourceError) -> None:
-        """Note that a request failed."""
+    def failed(self, kind: Kind, error: SourceError) -> None:
+        """Note that a request for this kind failed."""
         with self._lock:
             if isinstance(error, UnreachableError):
                 if not self._unreachable:
-                    log.warning("the API server is away, what is known stays in force: %s", error)
+                    log.warning(
+                        "the API server is unreachable; the last known state stays programmed: %s",
+                        error,
+                    )
                 self._unreachable.add(kind)
                 return
-            trouble = type(error), error.status if isinstance(error, ApiStatusError) else 0
-            if self._troubles.get(kind) != trouble:
-                log.warning("%s objects cannot be followed: %s", kind.value, error)
-            self._troubles[kind] = trouble
+            what = type(error), error.status if isinstance(error, ApiStatusError) else 0
+            if self._errors.get(kind) != what:
+                log.warning("cannot watch %s objects: %s", kind.value, error)
+            self._errors[kind] = what
 
-    def over(self, kind: Kind) -> None:
-        """Note that a request succeeded."""
+    def succeeded(self, kind: Kind) -> None:
+        """Note that a request for this kind succeeded."""
         with self._lock:
             if kind in self._unreachable:
                 self._unreachable.remove(kind)
                 if not self._unreachable:
-                    log.info("the API server is back")
-            if self._troubles.pop(kind, None):
-                log.info("%s objects can be followed again", kind.value)
+                    log.info("the API server is reachable again")
+            if self._errors.pop(kind, None):
+                log.info("watching %s objects again", kind.value)

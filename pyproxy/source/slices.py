@@ -1,4 +1,4 @@
-"""What an EndpointSlice means to a Service proxy.
+"""Convert EndpointSlices of the API into those of the model.
 
 Facts: kube-proxy of Kubernetes v1.36 (its endpoint tracking) and the API server's validation.
 """
@@ -21,66 +21,67 @@ _NO_HINTS = wire.Hints()
 
 
 def endpoint_slice(read: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
-    """Read an EndpointSlice.
+    """Convert an EndpointSlice.
 
-    A null condition reads as kube-proxy reads it: ready and serving are true, terminating is
-    false. The API calls all addresses of one endpoint equivalent, and consumers use the first.
+    As in kube-proxy, null conditions mean: ready and serving are true, terminating is false. The
+    API defines all addresses of one endpoint as equivalent; consumers use the first.
     """
     labels = read.metadata.labels
-    if reason := fields.foreign(labels):
+    if reason := fields.not_proxied_label(labels):
         return NotProxied(reason)
     if labels is None or not labels.service_name:
-        return NotProxied("no label kubernetes.io/service-name: it belongs to no Service")
+        return NotProxied("no label kubernetes.io/service-name, so no Service")
     if read.address_type == "FQDN":
-        return NotProxied("its addresses are names (addressType FQDN)")
+        return NotProxied("addressType FQDN")
     name = fields.name_of(read.metadata)
-    findings = FieldProblems(Kind.ENDPOINT_SLICE.value, str(name))
+    problems = FieldProblems(Kind.ENDPOINT_SLICE.value, str(name))
     family = _FAMILY_OF_TYPE.get(read.address_type or "")
     endpoints: tuple[model.Endpoint, ...] = ()
     if family is None:
-        findings.note(
-            "addressType", f"{read.address_type!r} is none of IPv4, IPv6, FQDN; no endpoint is used"
+        problems.add(
+            "addressType",
+            f"{read.address_type!r} is not one of IPv4, IPv6, FQDN; no endpoint is used",
         )
         family = Family.IPV4
     else:
-        endpoints = tuple(_endpoints(read.endpoints or [], family, findings))
+        endpoints = tuple(_endpoints(read.endpoints or [], family, problems))
     annotations = read.metadata.annotations
     return model.EndpointSlice(
         name=name,
         service=ObjectName(name.namespace, intern(labels.service_name)),
         family=family,
-        ports=shared(tuple(_slice_ports(read.ports or [], findings))),
+        ports=shared(tuple(_slice_ports(read.ports or [], problems))),
         endpoints=endpoints,
         triggered=_epoch(annotations.triggered) if annotations else 0.0,
-        problems=findings.problems,
+        problems=problems.all(),
     )
 
 
 def _endpoints(
-    entries: list[wire.Endpoint], family: Family, findings: FieldProblems
+    entries: list[wire.Endpoint], family: Family, problems: FieldProblems
 ) -> Iterator[model.Endpoint]:
-    """Read a slice's endpoints.
+    """Yield the endpoints of a slice.
 
-    A cluster has 100,000 of these, on a few nodes in fewer zones: names are interned, and equal
-    hints are one tuple.
+    A cluster may have 100,000, on few nodes in fewer zones, so names are interned and equal hints
+    share one tuple.
     """
     for i, entry in enumerate(entries):
         if not entry.addresses:
-            findings.note(f"endpoints[{i}].addresses", "empty; this endpoint is left out")
+            problems.add(f"endpoints[{i}].addresses", "empty; this endpoint is left out")
             continue
         text = entry.addresses[0]
         try:
             packed = fields.address(text)
         except ValueError as error:
-            findings.note(f"endpoints[{i}].addresses[0]", f"{error}; left out")
+            problems.add(f"endpoints[{i}].addresses[0]", f"{error}; left out")
             continue
         if family_of(packed) is not family:
             message = f"{text} has incorrect IP version: this slice is {family.label}; left out"
-            findings.note(f"endpoints[{i}].addresses[0]", message)
+            problems.add(f"endpoints[{i}].addresses[0]", message)
             continue
         if reason := fields.special(packed):
             message = f"{text} is {reason}, which no endpoint can have; left out"
-            findings.note(f"endpoints[{i}].addresses[0]", message)
+            problems.add(f"endpoints[{i}].addresses[0]", message)
             continue
         conditions = entry.conditions or _NO_CONDITIONS
         hints = entry.hints or _NO_HINTS
@@ -101,22 +102,22 @@ def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
 
 
 def _slice_ports(
-    entries: list[wire.SlicePort], findings: FieldProblems
+    entries: list[wire.SlicePort], problems: FieldProblems
 ) -> Iterator[model.SlicePort]:
-    """Read a slice's ports; one that is null would mean "all ports", which no proxy honours."""
+    """Yield the ports of a slice; a null port means "all ports", which kube-proxy ignores too."""
     for i, entry in enumerate(entries):
         if entry.port is None:
             continue
-        protocol = fields.protocol(entry.protocol, f"ports[{i}].protocol", findings)
-        number = fields.port(entry.port, f"ports[{i}].port", findings)
+        protocol = fields.protocol(entry.protocol, f"ports[{i}].protocol", problems)
+        number = fields.port(entry.port, f"ports[{i}].port", problems)
         if protocol is not None and number:
             yield model.SlicePort(intern(entry.name or ""), protocol, number)
 
 
 def _epoch(text: str | None) -> float:
-    """Read an RFC 3339 time as seconds since the epoch; 0 for what is none.
+    """Convert an RFC 3339 time to seconds since the epoch, 0 if it is invalid.
 
-    A controller's annotation that cannot be read costs one measurement, so it is no Problem.
+    An invalid time is not a Problem: it only costs one measurement of latency.
     """
     try:
         time = datetime.fromisoformat(text or "")

@@ -1,7 +1,7 @@
-"""From a watch's bytes to its events.
+"""Split the bytes of a watch into events.
 
-A watch is one JSON document a line, and lines fall anywhere within what one read returns. Most
-events arrive whole, in one chunk, and are decoded where they lie.
+A watch sends one JSON document per line. Lines may span reads, but most events arrive whole in one
+chunk and are decoded without a copy.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _STATUS = msgspec.json.Decoder(wire.Status)
 
 
 class GoneError(SourceError):
-    """The version is too old for the server (410): only a new list helps."""
+    """The server no longer has this resourceVersion (410 Gone): a new list is needed."""
 
 
-class BrokenError(SourceError):
-    """An answer that had begun well broke off; the next one will do."""
+class ConnectionLostError(SourceError):
+    """The connection broke within a response; a new request can succeed."""
 
 
-class GarbledError(SourceError):
-    """An answer with a good status that is not what the API sends."""
+class MalformedResponseError(SourceError):
+    """A response with status 200 that is not what the API sends."""
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[memoryview]:
-    """Cut chunks into lines, empty ones left out.
+    """Split chunks into lines without the empty ones.
 
-    Raises BrokenError where the last chunk ends within a line.
+    Raises ConnectionLostError if the last chunk ends within a line.
     """
     parts: list[bytes] = []
     for chunk in chunks:
@@ -54,14 +54,14 @@ def lines(chunks: Iterable[bytes]) -> Iterator[memoryview]:
         if start < len(chunk):
             parts.append(chunk[start:])
     if parts:
-        raise BrokenError("a watch ended in the middle of a line")
+        raise ConnectionLostError("a watch ended in the middle of a line")
 
 
 def event(line: memoryview) -> wire.WatchEvent:
-    """Read one line of a watch.
+    """Decode one line of a watch.
 
-    Raises GoneError and ApiStatusError for what the server says has gone wrong, GarbledError for
-    what is no event.
+    Raises GoneError or ApiStatusError for an event of type ERROR, MalformedResponseError for a line
+    that is not an event.
     """
     found = _decode(_EVENT, line)
     if found.type == "ERROR":
@@ -75,18 +75,15 @@ def event(line: memoryview) -> wire.WatchEvent:
 
 
 def bookmark(raw: Raw) -> wire.Meta:
-    """Read what a BOOKMARK event says: a version, and whether it ends a list.
-
-    Raises GarbledError.
-    """
+    """Decode the metadata of a BOOKMARK event. Raises MalformedResponseError."""
     return _decode(_BOOKMARK, raw).metadata
 
 
 def object_list(data: bytes, kind: str) -> wire.ObjectList:
-    """Read the body of a list of this kind. Raises GarbledError."""
+    """Decode the body of a list of this kind. Raises MalformedResponseError."""
     found = _decode(_LIST, data)
     if found.kind != kind:
-        raise GarbledError(f"the answer is a {found.kind}, no {kind}")
+        raise MalformedResponseError(f"the response is a {found.kind}, not a {kind}")
     return found
 
 
@@ -95,4 +92,4 @@ def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | memoryview | Raw) -
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         sample = bytes(memoryview(data)[:80])
-        raise GarbledError(f"the answer is not what the API sends: {error}: {sample!r}") from error
+        raise MalformedResponseError(f"unexpected response: {error}: {sample!r}") from error

@@ -1,10 +1,9 @@
-"""The API's JSON, reduced to the fields that a Service proxy uses.
+"""The JSON of the API, reduced to the fields that a Service proxy uses.
 
-These types say what the wire may carry, not what is right: Go servers and clients write null for
-an empty list, string or map, so whatever is no identity may be null, and what a field means is
-decided in `decode`. Unknown fields are skipped without being built. Labels and annotations are
-structs of the few keys that are asked for, because building a dict for each object costs more
-than all the rest of it.
+The types describe valid JSON, not valid objects. Go servers and clients write null for an empty
+list, string or map, so every field except the name may be null. `services`, `slices` and `decode`
+interpret the values. msgspec skips unknown fields without building them. Labels and annotations are
+structs of the few keys in use, because a dict for each object costs more than all its other fields.
 
 Facts: Service, Node v1 and EndpointSlice discovery.k8s.io/v1 of Kubernetes v1.36.
 """
@@ -16,7 +15,7 @@ from msgspec import UNSET, Raw, UnsetType, field
 
 
 class Labels(msgspec.Struct, gc=False):
-    """The labels that are looked at; UNSET tells "not there" from "there and empty"."""
+    """The labels in use; UNSET means absent, as opposed to empty."""
 
     proxy_name: str | UnsetType | None = field(
         default=UNSET, name="service.kubernetes.io/service-proxy-name"
@@ -27,7 +26,7 @@ class Labels(msgspec.Struct, gc=False):
 
 
 class Annotations(msgspec.Struct, gc=False):
-    """The annotations that are looked at."""
+    """The annotations in use."""
 
     triggered: str | None = field(
         default=None, name="endpoints.kubernetes.io/last-change-trigger-time"
@@ -37,7 +36,7 @@ class Annotations(msgspec.Struct, gc=False):
 
 
 class Meta(msgspec.Struct, rename="camel", gc=False):
-    """An object's metadata."""
+    """The metadata of an object."""
 
     name: str = ""
     namespace: str | None = None
@@ -115,7 +114,7 @@ class Service(msgspec.Struct, gc=False):
 
 
 class Conditions(msgspec.Struct, gc=False):
-    """An endpoint's conditions; null is a value of its own here."""
+    """An endpoint's conditions; null differs from false."""
 
     ready: bool | None = None
     serving: bool | None = None
@@ -198,7 +197,7 @@ class Node(msgspec.Struct, gc=False):
 
 
 class Identity(msgspec.Struct, rename="camel", gc=False):
-    """What must be readable of an object for its name to be known at all."""
+    """The metadata that identifies an object which cannot be decoded otherwise."""
 
     name: str = ""
     namespace: str | None = None
@@ -206,13 +205,13 @@ class Identity(msgspec.Struct, rename="camel", gc=False):
 
 
 class Identified(msgspec.Struct, gc=False):
-    """An object of which nothing but the identity is read."""
+    """An object of which only the identity is decoded."""
 
     metadata: Identity
 
 
 class Status(msgspec.Struct, gc=False):
-    """The answer to a request that failed, and the object of an ERROR event."""
+    """The body of an error response, and the object of an ERROR event."""
 
     kind: str | None = None
     message: str | None = None
@@ -228,7 +227,7 @@ class ListMeta(msgspec.Struct, rename="camel", gc=False):
 
 
 class ObjectList(msgspec.Struct):
-    """A list, its items still unread so that one bad item spoils no other."""
+    """A list with undecoded items, so that an invalid item does not affect the others."""
 
     kind: str
     metadata: ListMeta
@@ -236,7 +235,7 @@ class ObjectList(msgspec.Struct):
 
 
 class WatchEvent(msgspec.Struct):
-    """One line of a watch, its object still unread."""
+    """One line of a watch, with an undecoded object."""
 
     type: str
     object: Raw

@@ -144,7 +144,7 @@ def test_it_waits_for_an_api_server_that_is_not_there_yet(stage: Stage) -> None:
     with closing(stage.network.listen()) as place:
         port = place.getsockname()[1]
     with stage.agent(f"http://{API_ADDRESS}:{port}") as agent:
-        agent.does(lambda: "API server is away" in agent.said(), "a word that it waits")
+        agent.does(lambda: "API server is unreachable" in agent.said(), "a word that it waits")
         assert stage.health() == 503
         assert "table inet pyproxy" not in stage.tables()
         with stage.server(port) as server:
@@ -152,8 +152,10 @@ def test_it_waits_for_an_api_server_that_is_not_there_yet(stage: Stage) -> None:
             agent.does(lambda: stage.health() == 200, "health after the first commit")
             agent.does(lambda: stage.is_served(server), "the Service in the kernel")
             assert stage.probe(f"{WEB}:80", who="a2").reached.keys() == {"a1", "b1"}
-            agent.does(lambda: "API server is back" in agent.said(), "a word that it is back")
-            assert agent.said().count("API server is away") == 1
+            agent.does(
+                lambda: "API server is reachable again" in agent.said(), "a word that it is back"
+            )
+            assert agent.said().count("API server is unreachable") == 1
             agent.require_alive()
 
 

@@ -36,7 +36,7 @@ def test_load_balancers_hear_of_it_before_the_process_is_gone(stage: Stage) -> N
         with stage.agent(server.url, "--master", masters) as agent:
             agent.does(lambda: stage.health() == 200, "the first commit")
             with server.away():
-                agent.does(lambda: "the API server is away" in agent.said(), "it is missed")
+                agent.does(lambda: "the API server is unreachable" in agent.said(), "it is missed")
                 assert stage.health() == 200
                 # Between two attempts there is nothing that could not be interrupted.
                 before = connecting(stage, nobody)

@@ -53,7 +53,7 @@ def test_without_agent_and_api_server_the_error_names_the_flag(
     assert main(["status", "--inspect-socket", str(tmp_path / "none")]) == 2
     printed = capsys.readouterr().err.splitlines()
     assert printed[0].endswith("none: reading API server and kernel instead")
-    assert printed[1].startswith("pyproxy: no API server is known: give --kubeconfig FILE")
+    assert printed[1].startswith("pyproxy: no API server: give --kubeconfig FILE")
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def ours(spec: dict[str, Any], ingress: Any = None) -> Service:
         ({"clusterIP": None, "clusterIPs": None}, {}, "no clusterIP yet"),
         (None, {}, "no clusterIP yet"),
         (CLUSTER_IP | {"type": "ExternalName"}, {}, "ExternalName"),
-        (CLUSTER_IP, {"service.kubernetes.io/service-proxy-name": "other"}, "another proxy"),
-        (CLUSTER_IP, {"service.kubernetes.io/service-proxy-name": ""}, "another proxy"),
+        (CLUSTER_IP, {"service.kubernetes.io/service-proxy-name": "other"}, "another program"),
+        (CLUSTER_IP, {"service.kubernetes.io/service-proxy-name": ""}, "another program"),
         (CLUSTER_IP, {"service.kubernetes.io/headless": ""}, "headless"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_line_that_is_no_event_means_list_again(caplog: pytest.LogCaptureFixtu
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
         recorder.until(lambda heard: heard.count("=a") > 2)
-    assert "not what the API sends" in caplog.text
+    assert "unexpected response" in caplog.text
 
 
 def test_half_open_watches_are_asked_again_from_where_they_were() -> None:
@@ -119,7 +119,7 @@ def test_refusals_are_waited_out(
     said = [r.message for r in caplog.records if r.levelno >= logging.INFO]
     assert len(said) == 2, said
     assert f"{status} overloaded" in said[0]
-    assert said[1] == "Service objects can be followed again"
+    assert said[1] == "watching Service objects again"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,8 @@ def test_a_server_that_is_not_there_yet_and_goes_and_comes_back(
         else:
             stream(exchange, ("ADDED", a_service("a")), end_of_list("5"))
 
-    away, back = "the API server is away, what is known stays in force", "the API server is back"
+    away = "the API server is unreachable; the last known state stays programmed"
+    back = "the API server is reachable again"
     with following(f"http://127.0.0.1:{port}", clock=clock) as (recorder, _):
         until(lambda: len(clock.waits) > 20)
         with serving(services(alive), port):

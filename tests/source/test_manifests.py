@@ -124,8 +124,8 @@ def test_changes_are_told_and_only_they(tmp_path: Path, follow: Follow) -> None:
     ("name", "text", "line"),
     [
         ("a.yaml", "kind: Service\nmetadata:\n  - x\n a: b\n", "line 4"),
-        ("a.yaml", "just text\n", "document 1 is no object"),
-        ("a.yaml", "kind: List\nitems: 3\n", "items is no list"),
+        ("a.yaml", "just text\n", "document 1 is not an object"),
+        ("a.yaml", "kind: List\nitems: 3\n", "items is not a list"),
         ("a.yaml", "a: &a [*a]\nkind: Service\napiVersion: v1\n", "does not parse"),
         ("a.yaml", "apiVersion: v1\nkind: Service\nspec: {~: 1}\n", "does not parse"),
         ("a.json", '{"kind":\n\n "Service",,}', "line 3"),

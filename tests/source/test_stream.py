@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pyproxy.errors import SourceError
 from pyproxy.source.client import ApiStatusError
 from pyproxy.source.stream import (
-    BrokenError,
-    GarbledError,
+    ConnectionLostError,
     GoneError,
+    MalformedResponseError,
     bookmark,
     event,
     lines,
@@ -31,7 +31,7 @@ def view(obj: Any) -> memoryview:
 def test_lines_do_not_depend_on_how_bytes_are_cut(chunks: list[bytes]) -> None:
     *whole, rest = b"".join(chunks).split(b"\n")
     found: list[bytes] = []
-    with pytest.raises(BrokenError) if rest else nullcontext():
+    with pytest.raises(ConnectionLostError) if rest else nullcontext():
         found.extend(map(bytes, lines(chunks)))
     assert found == [line for line in whole if line]
 
@@ -44,7 +44,7 @@ def test_lines_do_not_depend_on_how_bytes_are_cut(chunks: list[bytes]) -> None:
         ({"reason": "Gone", "code": 500}, GoneError),
         ({"code": 422, "message": "no\nway"}, ApiStatusError),
         ({}, ApiStatusError),
-        ({"code": "410"}, GarbledError),
+        ({"code": "410"}, MalformedResponseError),
     ],
 )
 def test_error_events(status: dict[str, Any], error: type[SourceError]) -> None:
@@ -55,7 +55,7 @@ def test_error_events(status: dict[str, Any], error: type[SourceError]) -> None:
 
 @given(st.binary())
 def test_bytes_that_are_no_event(data: bytes) -> None:
-    with pytest.raises(GarbledError):
+    with pytest.raises(MalformedResponseError):
         event(memoryview(data))
 
 
@@ -85,5 +85,5 @@ def test_events_that_say_anything(kind: str, obj: Any) -> None:
     "data", [b"", b"<html>", b"{}", b'{"kind": "Status", "metadata": {}}', b"[" * 100_000, b"\xff"]
 )
 def test_bodies_that_are_no_list(data: bytes) -> None:
-    with pytest.raises(GarbledError):
+    with pytest.raises(MalformedResponseError):
         object_list(data, "ServiceList")
