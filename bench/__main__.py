@@ -21,7 +21,6 @@ from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.questions import print_questions
 from bench.targets import Targets, held_against, targets
-from pyproxy.config.modes import ProxyMode
 from pyproxy.errors import PyproxyError, UsageError
 
 _NO_FLOOR: Mapping[Size, Floor] = {}
@@ -159,11 +158,10 @@ def _print_changes(wanted: Targets, mode: LabMode, changes: int) -> bool:
     heading("One change, at each size by turns: watch event read to kernel programmed")
     medians = []
     met = True
-    what = "lines" if mode.proxy_mode is ProxyMode.IPTABLES else "netlink messages"
     costs = costs_of_changes(wanted.changed, changes, mode)
     for size, cost in zip(wanted.changed, costs, strict=True):
         row(str(size), str(cost.seconds), held_against(cost.seconds.median, wanted.change))
-        row("", f"{cost.messages:.2f} {what}, {cost.size:.0f} bytes")
+        row("", f"{cost.messages:.2f} {mode.messages}, {cost.size:.0f} bytes")
         medians.append(cost.seconds.median)
         met &= cost.seconds.median < wanted.change and cost.seconds.p99 < wanted.change_p99
     apart = max(medians) / min(medians)

@@ -29,7 +29,7 @@ from pyproxy_lab.bench.shape import (
 from pyproxy_lab.modes import NFTABLES, LabMode
 from pyproxy_lab.namespace import LabError
 
-from pyproxy.agent import dataplanes, drift
+from pyproxy.agent import drift
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Agent, Commit, Observers
@@ -37,6 +37,7 @@ from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.health.state import Health
@@ -81,7 +82,7 @@ class Inside:
             local_traffic=LocalTraffic(cluster_networks=(parse_network(POD_NETWORK),)),
             iptables=IptablesSettings(mode.flavour),
         )
-        self.dataplane = dataplanes.make(settings)
+        self.dataplane = modes.of(settings.mode).make(settings)
         self.dataplane.prepare()
         self.bell = Bell()
         self.inbox: Inbox = Inbox()

@@ -10,8 +10,6 @@ from pyproxy_lab.bench.figures import duration
 from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.modes import LabMode
 
-from pyproxy.config.modes import ProxyMode
-
 
 class Targets(msgspec.Struct, frozen=True):
     """Sizes, and seconds that are too many; infinity where there is no such limit.
@@ -58,15 +56,18 @@ _IPVS = Targets(
 )
 
 
+_TARGETS = {
+    modes.NFTABLES: _NFTABLES,
+    modes.IPTABLES: _NFT,
+    modes.IPTABLES_NFT: _NFT,
+    modes.IPTABLES_LEGACY: _LEGACY,
+    modes.IPVS: _IPVS,
+}
+
+
 def targets(mode: LabMode) -> Targets:
-    """Give those of a mode, and of its flavour."""
-    match mode.proxy_mode:
-        case ProxyMode.NFTABLES:
-            return _NFTABLES
-        case ProxyMode.IPTABLES:
-            return _LEGACY if mode == modes.IPTABLES_LEGACY else _NFT
-        case ProxyMode.IPVS:
-            return _IPVS
+    """Return those of a mode, and of its flavour."""
+    return _TARGETS[mode]
 
 
 def held_against(value: float, limit: float) -> str:

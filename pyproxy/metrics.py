@@ -73,16 +73,37 @@ class _Queued(Collector):
         yield last
 
 
+class _Reading(Collector):
+    """A gauge whose value is read at each scrape."""
+
+    def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(self._name, self._documentation, value=self._read())
+
+
 class Metrics:
     """All metrics of one agent; durations are in seconds, and times in seconds since the epoch.
 
     Both families go to the kernel in one transaction, so what concerns a sync counts for both.
+    `sync_failures` and `cleanup_failures` are kube-proxy's names of the counters in the mode that
+    serves, after `kubeproxy_sync_proxy_rules_`; an empty name leaves the counter out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sync_failures: str = "", cleanup_failures: str = "") -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._declare_syncs(registry)
+        self._sync_failures = _failures(sync_failures, "Syncs that failed, and were retried")
+        self._cleanup_failures = _failures(
+            cleanup_failures, "Removals of unneeded objects that failed"
+        )
+        for each in (self._sync_failures, self._cleanup_failures):
+            if each is not None:
+                registry.register(each)
         self._declare_changes(registry)
         self._declare_conntrack(registry)
         self._declare_serving(registry)
@@ -105,18 +126,6 @@ class Metrics:
         self._last_sync = Gauge(
             f"{_SYNC}_last_timestamp_seconds",
             "When the kernel was last known to hold what it should",
-            _FAMILY,
-            registry=registry,
-        )
-        self._sync_failures = Counter(
-            f"{_SYNC}_nftables_sync_failures_total",
-            "Syncs that failed, and were tried again",
-            _FAMILY,
-            registry=registry,
-        )
-        self._cleanup_failures = Counter(
-            f"{_SYNC}_nftables_cleanup_failures_total",
-            "Removals of what is no longer needed that failed",
             _FAMILY,
             registry=registry,
         )
@@ -191,12 +200,6 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=registry,
         )
-        self._source_age = Gauge(
-            "pyproxy_source_last_event_age_seconds",
-            "How long ago the API server, or the folder of manifests, was last heard of",
-            registry=registry,
-        )
-
         self._events = Counter(
             "pyproxy_events_total",
             "Events by what became of them: posted, known (another node was first), refused by "
@@ -221,20 +224,13 @@ class Metrics:
         self._netlink_bytes = Counter(
             "pyproxy_dataplane_bytes_total", "Bytes of those messages", registry=registry
         )
-        self._table_fill = Gauge(
-            "pyproxy_kernel_table_fill_ratio",
-            "How full a table of the kernel's is: at 1 it takes nothing new",
-            ("table",),
-            registry=registry,
-        )
 
-    def tell_also(self, collector: Collector) -> None:
-        """Tell at every scrape what another collects as well."""
+    def register(self, collector: Collector) -> None:
+        """Collect the families of a part that counts by itself, at each scrape and in its thread.
+
+        This is the one way into the exposition for all that is not counted through a method here.
+        """
         self._registry.register(collector)
-
-    def table_usage(self, table: str, fill: Callable[[], float]) -> None:
-        """Ask `fill` at every scrape how full a table is, from 0 to 1."""
-        self._table_fill.labels(table).set_function(fill)
 
     def drift_repaired(self, counts: Mapping[str, int]) -> None:
         """Objects that somebody else had changed were put right, by their kind."""
@@ -258,14 +254,12 @@ class Metrics:
             self._last_sync.labels(family.label).set(now)
 
     def sync_failed(self) -> None:
-        """A sync failed as a whole."""
-        for family in Family:
-            self._sync_failures.labels(family.label).inc()
+        """Count a sync that failed as a whole, if kube-proxy counts those in this mode."""
+        _count(self._sync_failures)
 
     def cleanup_failed(self) -> None:
-        """Something that is no longer needed could not be removed."""
-        for family in Family:
-            self._cleanup_failures.labels(family.label).inc()
+        """Count a failed removal of unneeded objects, if kube-proxy counts those in this mode."""
+        _count(self._cleanup_failures)
 
     def programmed(self, latencies: Iterable[float]) -> None:
         """Changes reached the kernel, each so long after it was read."""
@@ -323,8 +317,14 @@ class Metrics:
         self._events.labels(outcome).inc()
 
     def source_age(self, age: Callable[[], float]) -> None:
-        """Ask `age` at every scrape for the seconds since the source was last heard of."""
-        self._source_age.set_function(age)
+        """Call `age` at each scrape for the seconds since the source last responded."""
+        self.register(
+            _Reading(
+                "pyproxy_source_last_event_age_seconds",
+                "Time since the API server, or the folder of manifests, last responded",
+                age,
+            )
+        )
 
     def exposition(self) -> bytes:
         """Write all metrics in Prometheus' text format, with content type `CONTENT_TYPE`."""
@@ -339,6 +339,19 @@ class Metrics:
                     sample.labels["le"] = sample.labels["le"].removesuffix(".0")
             metric.samples = samples
             yield metric
+
+
+def _failures(name: str, documentation: str) -> Counter | None:
+    """Declare a counter of failures by family, if there is one; it is not registered yet."""
+    if not name:
+        return None
+    return Counter(f"{_SYNC}_{name}", documentation, _FAMILY, registry=None)
+
+
+def _count(failures: Counter | None) -> None:
+    if failures is not None:
+        for family in Family:
+            failures.labels(family.label).inc()
 
 
 def _declare_build(registry: CollectorRegistry) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pytest
 from pyproxy_lab import modes
@@ -12,24 +10,16 @@ from pyproxy_lab.conformance.cases import Case
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.config.modes import ProxyMode
-
 VARIABLE = "PYPROXY_TEST_MODES"
 KINDS = (modes.NFTABLES, modes.IPTABLES_LEGACY, modes.IPTABLES_NFT, modes.IPVS)
 """All modes, each flavour of one by itself; the first is the one that tests know best."""
-
-_EMPTY = "".join(f"*{table}\nCOMMIT\n" for table in ("nat", "filter", "mangle"))
 
 
 def chosen(names: str) -> tuple[LabMode, ...]:
     """Read a list of names with commas between; empty means all that this machine can run."""
     if names:
         return tuple(map(modes.named, names.split(",")))
-    return tuple(
-        kind
-        for kind in KINDS
-        if kind.proxy_mode is not ProxyMode.IPVS or Path("/proc/net/ip_vs").exists()
-    )
+    return tuple(kind for kind in KINDS if kind.is_available)
 
 
 def options(parser: pytest.Parser) -> None:
@@ -96,38 +86,10 @@ def _makes_sense(item: pytest.Item) -> bool:
 
 def listing(mode: LabMode, namespace: Namespace) -> str:
     """List all that an agent has put into the kernel, as the node's own tools have it."""
-    return "".join(namespace.run(command).stdout for command in _LISTINGS[mode.name])
+    return "".join(namespace.run(command).stdout for command in mode.listing)
 
 
 def wipe(mode: LabMode, namespace: Namespace) -> None:
     """Take all that an agent has put into the kernel away, as another program may do."""
-    for command, text in _WIPES[mode.name]:
+    for command, text in mode.wipes:
         namespace.run(command, text=text, check=False)
-
-
-def _iptables(flavour: str, word: str) -> list[str]:
-    return [f"{program}-{flavour}{word}" for program in ("iptables", "ip6tables")]
-
-
-_DELETE_TABLE = (["nft", "delete", "table", "inet", "pyproxy"], "")
-_LIST_TABLE = ["nft", "list", "table", "inet", "pyproxy"]
-_LISTINGS: Mapping[str, Sequence[list[str]]] = {
-    "nftables": (_LIST_TABLE,),
-    "iptables-legacy": [[command] for command in _iptables("legacy", "-save")],
-    "iptables-nft": [[command] for command in _iptables("nft", "-save")],
-    "ipvs": (
-        ["nft", "list", "table", "inet", "pyproxy-ipvs"],
-        ["ipvsadm", "-Sn"],
-        ["ip", "-br", "addr", "show", "kube-ipvs0"],
-    ),
-}
-_WIPES: Mapping[str, Sequence[tuple[list[str], str]]] = {
-    "nftables": (_DELETE_TABLE,),
-    "iptables-legacy": [([command], _EMPTY) for command in _iptables("legacy", "-restore")],
-    "iptables-nft": [([command], _EMPTY) for command in _iptables("nft", "-restore")],
-    "ipvs": (
-        (["nft", "delete", "table", "inet", "pyproxy-ipvs"], ""),
-        (["ipvsadm", "-C"], ""),
-        (["ip", "link", "del", "kube-ipvs0"], ""),
-    ),
-}

@@ -317,7 +317,7 @@ def test_what_needs_no_api_server_does_not_wait_for_its_client() -> None:
 @pytest.mark.parametrize("command", ["status", "services", "explain"])
 def test_a_question_to_an_agent_waits_for_no_library_of_the_agent(command: str) -> None:
     program = (
-        "import sys, pyproxy.agent.dataplanes\n"
+        "import sys, pyproxy.dataplane.modes\n"
         "from pyproxy.commands import registry\n"
         f"registry.COMMANDS[{command!r}].load()\n"
         "heavy = {'kubernetes', 'urllib3', 'prometheus_client', 'asyncio'}\n"

@@ -6,6 +6,10 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from pyproxy.agent.table_usage import TableUsageCollector
+from pyproxy.config.modes import ProxyMode
+from pyproxy.dataplane.interface import TableUsage
+from pyproxy.dataplane.modes import MODES
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Kind
@@ -38,7 +42,8 @@ Exposed = Mapping[str, tuple[str, str, str]]
 
 def used() -> Metrics:
     """Metrics that have seen everything once, for series with labels appear when used."""
-    metrics = Metrics()
+    names = MODES[ProxyMode.NFTABLES].failure_names
+    metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
     metrics.change_queued(Kind.SERVICE, 1000.5)
     metrics.change_queued(Kind.ENDPOINT_SLICE, 1001.5)
     metrics.sync_finished(0.003, 1002.5, full=True)
@@ -62,7 +67,7 @@ def used() -> Metrics:
     metrics.worker_failed("drift")
     metrics.drift_repaired({"element": 1})
     metrics.source_age(lambda: 12.5)
-    metrics.table_usage("conntrack", lambda: 0.25)
+    metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
     return metrics
 
 

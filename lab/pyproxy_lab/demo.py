@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import SERVICES, JsonObject, collection
 from pyproxy_lab.cluster import Cluster
-from pyproxy_lab.modes import IPVS, LabMode
+from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import LabError, interrupted_by_sigterm
 from pyproxy_lab.narrator import check, heading, note, said, shares
 from pyproxy_lab.pods import Kubelet
@@ -45,14 +45,6 @@ SERVICE: JsonObject = {
 }
 
 
-_LISTINGS: Mapping[str, Sequence[str]] = {
-    "nftables": ("nft", "list", "table", "inet", "pyproxy"),
-    "iptables": ("iptables-save", "-t", "nat"),
-    "iptables-legacy": ("iptables-legacy-save", "-t", "nat"),
-    "iptables-nft": ("iptables-nft-save", "-t", "nat"),
-    "ipvs": ("ipvsadm", "-Ln"),
-}
-_SHOWN: Mapping[str, Sequence[str]] = {**_LISTINGS, "ipvs": ("ipvsadm", "-Ln", "--stats")}
 _LEAVING = re.compile(r"^.* Masq +0 .*$", re.MULTILINE)
 """A server of weight 0: it has the connections that it had, and gets no new ones."""
 
@@ -175,9 +167,9 @@ class _Story:
         check(len(seen.reached) == 3, "reached from outside, on all three pods")
 
     def _rules(self) -> None:
-        command = _SHOWN[self._mode.name]
+        command = self._mode.shown
         heading(f"What the kernel of node-a holds: {' '.join(command)}")
-        if self._mode is IPVS:
+        if self._mode.in_turn:
             # The kernel adds up its counts every two seconds.
             self._until(lambda: bool(_COUNTED.search(self._on_the_node(command))), "the counts")
         print(self._on_the_node(command).rstrip())
@@ -218,7 +210,7 @@ class _Story:
 
     def _held(self, addresses: list[str]) -> int | None:
         """Count which of these addresses the kernel's rules name; None while there are no rules."""
-        table = self._on_the_node(_LISTINGS[self._mode.name])
+        table = self._on_the_node(self._mode.shown)
         if not table:
             return None
         serving = _LEAVING.sub("", table)

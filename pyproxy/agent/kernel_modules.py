@@ -1,9 +1,9 @@
 """Kernel modules that a mode needs and that the kernel does not load by itself.
 
-nf_tables, conntrack and most of the rest come when they are first asked for. iptables-legacy's
-ip_tables does not, and the sysctls of IPVS are not there before ip_vs is. Loading takes
-CAP_SYS_MODULE and /lib/modules: `--init-only` has both, and where an agent has not, what it lacks
-is told by whoever needs it.
+The kernel loads nf_tables, conntrack and most others at their first use. It does not load
+ip_tables for iptables-legacy, and IPVS has no sysctls before ip_vs is loaded. Loading needs
+CAP_SYS_MODULE and /lib/modules: `--init-only` has both. Without them, the code that needs a module
+reports that it is missing.
 """
 
 from __future__ import annotations
@@ -11,26 +11,15 @@ from __future__ import annotations
 import logging
 import subprocess
 
-from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
-from pyproxy.model.flavour import Flavour
+from pyproxy.dataplane import modes
 
 log = logging.getLogger(__name__)
 
 
-def needed(settings: Settings) -> tuple[str, ...]:
-    """Name the modules of the mode; nothing says that the kernel has them as modules."""
-    match settings.mode:
-        case ProxyMode.IPTABLES if settings.iptables.flavour is Flavour.LEGACY:
-            return ("ip_tables", "ip6_tables")
-        case ProxyMode.IPVS:
-            return ("nf_conntrack", "dummy", "ip_vs", f"ip_vs_{settings.ipvs.scheduler}")
-    return ()
-
-
 def load(settings: Settings) -> None:
-    """Load them as far as that is possible; those that are built in, or loaded, are."""
-    names = needed(settings)
+    """Load the mode's modules as far as possible; blocks for modprobe, and is idempotent."""
+    names = modes.of(settings.mode).modules(settings)
     if not names:
         return
     try:
@@ -38,7 +27,7 @@ def load(settings: Settings) -> None:
             ["modprobe", "--all", "--quiet", *names], capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        log.debug("modprobe is not on PATH: the kernel must have %s already", ", ".join(names))
+        log.debug("cannot load kernel modules %s: modprobe is not on PATH", ", ".join(names))
         return
     if done.returncode:
-        log.debug("not all of %s could be loaded: %s", ", ".join(names), done.stderr.strip())
+        log.debug("cannot load all kernel modules %s: %s", ", ".join(names), done.stderr.strip())

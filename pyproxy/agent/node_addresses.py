@@ -8,7 +8,7 @@ from contextlib import closing
 
 import msgspec
 
-from pyproxy.dataplane.ipvs.schema import DEVICE
+from pyproxy.dataplane.modes import MODES
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, parse_address
 from pyproxy.netlink import rtnetlink
@@ -34,11 +34,12 @@ def local_addresses() -> tuple[Address, ...]:
     with closing(Requests(NETLINK_ROUTE)) as kernel:
         ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
         outward = [way.source for way in ways if way.source is not None]
-        services = rtnetlink.find_device(kernel, DEVICE)
+        names = [mode.device for mode in MODES.values() if mode.device]
+        devices = {rtnetlink.find_device(kernel, name) for name in names} - {0}
         found = [
             each.address
             for each in rtnetlink.read_addresses(kernel.dump(rtnetlink.get_addresses()))
-            if not services or each.device != services
+            if each.device not in devices
         ]
     return tuple(dict.fromkeys([*outward, *found]))
 

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+from prometheus_client.metrics_core import Metric
 
-from pyproxy.agent import dataplanes
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.core import Agent, Observers
 from pyproxy.agent.node import NodeRules
@@ -19,6 +19,7 @@ from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
 from pyproxy.agent.sources import client_of, source_of
 from pyproxy.config.settings import Settings
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.errors import Problem, SourceError
 from pyproxy.health.state import Health
@@ -59,6 +60,10 @@ class NullDataplane:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield no metric."""
+        return iter(())
 
     def prepare(self) -> None:
         """Need nothing."""
@@ -154,7 +159,7 @@ def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> N
 
 
 def _table_usage(settings: Settings) -> tuple[TableUsage, ...]:
-    with closing(dataplanes.make(settings)) as dataplane:
+    with closing(modes.of(settings.mode).make(settings)) as dataplane:
         return dataplane.table_usage()
 
 

@@ -12,27 +12,21 @@ from pathlib import Path
 
 import msgspec
 
-from pyproxy.config.modes import ProxyMode
-from pyproxy.dataplane.nft.readback import read_tables
+from pyproxy.dataplane.mode import NF_TABLES, KernelPart, Mode
+from pyproxy.dataplane.modes import MODES
 from pyproxy.errors import KernelError
+from pyproxy.netlink import nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
-
-_TOOLS = {
-    ProxyMode.NFTABLES: {"nft": "nftables"},
-    ProxyMode.IPTABLES: {"iptables-restore": "iptables", "ip6tables-restore": "iptables"},
-    ProxyMode.IPVS: {"nft": "nftables"},
-}
-"""The programs that each mode runs, and the packages that have them."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
     """Whether a mode would work here: it does where `lacks` is empty."""
 
-    mode: ProxyMode
+    mode: str
     lacks: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.mode.value}: {'no, ' + ', '.join(self.lacks) if self.lacks else 'yes'}"
+        return f"{self.mode}: {'no, ' + ', '.join(self.lacks) if self.lacks else 'yes'}"
 
 
 class Preflight:
@@ -55,32 +49,31 @@ class Preflight:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Judge every mode."""
         nf_tables = self._nf_tables()
-        return tuple(Verdict(mode, tuple(self._lacks(mode, nf_tables))) for mode in ProxyMode)
+        return tuple(
+            Verdict(mode.name, tuple(self._lacks(mode, nf_tables))) for mode in MODES.values()
+        )
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.verdicts()))
 
-    def _lacks(self, mode: ProxyMode, nf_tables: str) -> Iterator[str]:
-        for tool, package in _TOOLS[mode].items():
+    def _lacks(self, mode: Mode, nf_tables: str) -> Iterator[str]:
+        for tool, package in mode.programs.items():
             if self._which(tool) is None:
                 yield f"{tool} is not on PATH (package {package})"
-        if mode is ProxyMode.NFTABLES and nf_tables:
-            yield nf_tables
-        if mode is ProxyMode.IPTABLES and not self._has("ip_tables", "proc/net/ip_tables_names"):
-            # The programs' newer flavour writes the same rules to nf_tables.
-            yield from [f"the kernel has no ip_tables, and {nf_tables}"] if nf_tables else []
-        if mode is ProxyMode.IPVS:
-            if not self._has("ip_vs", "proc/net/ip_vs"):
-                yield "the kernel has no ip_vs"
-            if nf_tables:
-                yield nf_tables
+        for group in mode.kernel_parts:
+            lacks = [self._lack(part, nf_tables) for part in group]
+            if all(lacks):
+                yield ", and ".join(lacks)
 
-    def _has(self, module: str, shown: str) -> bool:
-        """Tell whether a part of the kernel is there: what it shows in /proc, or its module."""
-        return (self._root / shown).exists() or any(
-            f"/{module}.ko" in self._text(f"lib/modules/{self._release()}/modules.{kind}")
+    def _lack(self, part: KernelPart, nf_tables: str) -> str:
+        """Return what is wrong with a part of the kernel; empty if it is there, or its module."""
+        if part == NF_TABLES:
+            return nf_tables
+        there = (self._root / part.shown).exists() or any(
+            f"/{part.module}.ko" in self._text(f"lib/modules/{self._release()}/modules.{kind}")
             for kind in ("builtin", "dep")
         )
+        return "" if there else f"the kernel has no {part.module}"
 
     def _release(self) -> str:
         return self._text("proc/sys/kernel/osrelease").strip()
@@ -98,7 +91,7 @@ def _ask_nf_tables() -> str:
     except KernelError as error:
         return f"nf_tables cannot be asked: {error}"
     try:
-        read_tables(netlink)
+        nftables.read_table_names(netlink.dump(nftables.get_tables()))
     except KernelError as error:
         return f"nf_tables does not answer: {error}"
     finally:

@@ -11,13 +11,13 @@ Capabilities belong to threads, so this comes before any thread is started.
 from __future__ import annotations
 
 import ctypes
-import enum
 import logging
 import os
 from pathlib import Path
 
-from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
+from pyproxy.dataplane import modes
+from pyproxy.dataplane.mode import Capability
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +33,27 @@ _SETPCAP = 8
 _PRIVILEGED_PORTS = 1024
 
 
-class Capability(enum.IntEnum):
-    """Those that the agent may need; the values are the kernel's."""
+def needed(
+    settings: Settings, to_remove: frozenset[Capability] = frozenset()
+) -> frozenset[Capability]:
+    """Return the capabilities that the agent needs.
 
-    NET_BIND_SERVICE = 10
-    NET_ADMIN = 12
-    NET_RAW = 13
-
-
-def needed(settings: Settings, *, legacy_rules: bool = False) -> frozenset[Capability]:
-    """List what the agent needs; ports below 1024 only where it is told to listen on one.
-
-    With `legacy_rules` there are such of iptables-legacy, some of which pyproxy may have left.
+    CAP_NET_BIND_SERVICE is among them only if a flag names a port below 1024. `to_remove` are those
+    that the removal of other modes' rules needs.
     """
-    wanted = {Capability.NET_ADMIN}
-    if settings.takeover or legacy_rules or settings.mode is ProxyMode.IPTABLES:
+    wanted = {Capability.NET_ADMIN, *modes.of(settings.mode).capabilities, *to_remove}
+    if settings.takeover:
         # iptables-legacy reads and writes through a raw socket.
         wanted.add(Capability.NET_RAW)
     for place in (settings.serving.health, settings.serving.metrics, settings.ui):
         if place is not None and 0 < place.port < _PRIVILEGED_PORTS:
             wanted.add(Capability.NET_BIND_SERVICE)
     return frozenset(wanted)
+
+
+def needed_to_remove() -> frozenset[Capability]:
+    """Return the capabilities that the removal of all modes' rules needs."""
+    return frozenset().union(*(mode.capabilities_to_remove() for mode in modes.MODES.values()))
 
 
 def keep_only(wanted: frozenset[Capability]) -> None:

@@ -1,56 +1,54 @@
-"""How full the kernel's tables are that have an end, so that somebody hears of it before.
+"""The usage of the kernel's tables that have a limit, for a warning before they are full.
 
-When conntrack is full, the kernel drops new connections. When the map of session affinity is full,
-new clients are spread as if there were none. Both go on looking healthy from everywhere else.
+A full conntrack table makes the kernel drop new connections. A full map of session affinity makes
+it spread new clients as if they had none. No other metric shows either.
 """
 
 from __future__ import annotations
 
-import math
-import threading
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pyproxy.dataplane.nftables import schema
-from pyproxy.errors import KernelError
-from pyproxy.metrics import Metrics
-from pyproxy.model.address import Family
-from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import get_sets, read_set_sizes
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from pyproxy.dataplane.interface import TableUsage
+from pyproxy.errors import PyproxyError
 
 _CONNTRACK = [Path("/proc/sys/net/netfilter", f"nf_conntrack_{of}") for of in ("count", "max")]
 
-TABLES = ("conntrack", *(schema.AFFINITY.of(family) for family in Family))
-
 
 class TableUsageCollector:
-    """Asks the kernel when a scrape asks, in whichever thread that is."""
+    """Reads the kernel at each scrape, in the scraping thread.
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._netlink = Nfnetlink()
-        self._lock = threading.Lock()
-        for table in TABLES:
-            metrics.table_usage(table, partial(self.of, table))
+    `table_usage` counts the objects in the dataplane's tables; it may raise KernelError.
+    """
 
-    def close(self) -> None:
-        """Give the socket back; there is nothing to be told from then on."""
-        with self._lock:
-            self._netlink.close()
+    def __init__(self, table_usage: Callable[[], tuple[TableUsage, ...]]) -> None:
+        self._table_usage = table_usage
 
-    def of(self, table: str) -> float:
-        """Give how full a table of TABLES is, from 0 to 1; not a number where nothing tells."""
+    def collect(self) -> Iterator[Metric]:
+        """Yield one gauge, with a series for each table that tells its limit."""
+        found = GaugeMetricFamily(
+            "pyproxy_kernel_table_fill_ratio",
+            "Share of a kernel table that is in use: at 1 it takes nothing new",
+            labels=("table",),
+        )
+        for each in (*_conntrack(), *self._dataplane()):
+            if each.limit:
+                found.add_metric((each.name,), each.held / each.limit)
+        yield found
+
+    def _dataplane(self) -> tuple[TableUsage, ...]:
         try:
-            return self._conntrack() if table == TABLES[0] else self._affinity(table)
-        except (OSError, ValueError, KernelError):
-            return math.nan
+            return self._table_usage()
+        except PyproxyError:
+            # A scrape has no way to report an error, and `pyproxy status` has.
+            return ()
 
-    @staticmethod
-    def _conntrack() -> float:
-        count, most = (int(path.read_text()) for path in _CONNTRACK)
-        return count / most if most else math.nan
 
-    def _affinity(self, table: str) -> float:
-        with self._lock:
-            sizes = read_set_sizes(self._netlink.dump(get_sets(schema.TABLE)))
-        # Kernels before 6.16 do not count.
-        return sizes[table] / schema.AFFINITY.learned if table in sizes else math.nan
+def _conntrack() -> Iterator[TableUsage]:
+    try:
+        count, limit = (int(path.read_text()) for path in _CONNTRACK)
+    except (OSError, ValueError):
+        return
+    yield TableUsage("conntrack", count, limit)

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from pyproxy.agent import mode_cleanup
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
-from pyproxy.config.modes import ProxyMode
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import KernelError, PermissionKernelError
 from pyproxy.metrics import Metrics
-from pyproxy.model.flavour import Flavour
 from pyproxy.takeover.leftovers import InService, Leftovers
 from pyproxy.workers import Worker
 
@@ -29,30 +28,15 @@ _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds before each attempt: what fails for longer is for a person to look at."""
 
 
-@runtime_checkable
-class Flavoured(Protocol):
-    """A dataplane whose rules are iptables', of one flavour."""
-
-    flavour: Flavour
-
-
-def stays(dataplane: Dataplane[Any]) -> InService:
-    """Say what this dataplane serves with, which must stay where other things go."""
-    if isinstance(dataplane, Flavoured):
-        return InService(flavour=dataplane.flavour)
-    mode = ProxyMode(dataplane.name)
-    return InService(nftables=mode is ProxyMode.NFTABLES, ipvs=mode is ProxyMode.IPVS)
-
-
 class Takeover:
     """A follower that removes leftovers after the first commit, in its own thread.
 
     Those of kube-proxy are left alone where they are not `asked_for`.
     """
 
-    def __init__(self, metrics: Metrics, stays: InService, *, asked_for: bool) -> None:
+    def __init__(self, metrics: Metrics, dataplane: Dataplane[Any], *, asked_for: bool) -> None:
         self._metrics = metrics
-        self._stays = stays
+        self._dataplane = dataplane
         self._asked_for = asked_for
         self._begun = False
 
@@ -66,9 +50,9 @@ class Takeover:
     def _run(self) -> None:
         for pause in _PAUSES:
             time.sleep(pause)
-            clean = remove_own(self._stays)
+            clean = remove_own(self._dataplane)
             if self._asked_for:
-                clean &= remove_leftovers(self._stays)
+                clean &= remove_leftovers(_in_service(self._dataplane))
             if clean:
                 return
             self._metrics.cleanup_failed()
@@ -78,9 +62,14 @@ class Takeover:
         )
 
 
-def remove_own(stays: InService) -> bool:
-    """Remove what other modes of ours have left, and log it; whether another try is no use."""
-    done = mode_cleanup.remove(stays)
+def _in_service(dataplane: Dataplane[Any]) -> InService:
+    mode = next(mode for mode in modes.MODES.values() if mode.name == dataplane.name)
+    return mode.in_service(dataplane)
+
+
+def remove_own(serving: Dataplane[Any]) -> bool:
+    """Remove and log our objects that do not serve; return whether another try would be no use."""
+    done = mode_cleanup.remove(serving)
     for error in done.failed:
         log.warning("cannot remove what another mode may have left: %s", error)
     if done.removed:

@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from pyproxy.agent import (
-    dataplanes,
     drift,
     kernel_modules,
     loopback,
@@ -20,7 +20,6 @@ from pyproxy.agent import (
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, CommitListener, Observers
-from pyproxy.agent.iptables_metrics import metrics_of
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
@@ -31,8 +30,9 @@ from pyproxy.agent.shutdown import ShutdownSignal
 from pyproxy.agent.sources import client_of, source_of
 from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.table_usage import TableUsageCollector
-from pyproxy.agent.takeover import Takeover, remove_leftovers, stays
+from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
@@ -40,11 +40,11 @@ from pyproxy.health.server import HealthServers
 from pyproxy.health.service_health import ServiceHealthServer
 from pyproxy.health.state import Health
 from pyproxy.inspect.server import InspectServer
+from pyproxy.metrics import Metrics
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.rtnetlink import AddressMonitor
 from pyproxy.source.event_recorder import EventRecorder
 from pyproxy.takeover.leftovers import InService
-from pyproxy.takeover.tools import has_legacy_rules
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ def _serve(
     settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: ShutdownSignal
 ) -> None:
     with ExitStack() as stack:
-        metrics, health = metrics_of(dataplane), Health(settings.pace.sync_period)
+        names = modes.of(settings.mode).failure_names
+        metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
+        health = Health(settings.pace.sync_period)
         stack.enter_context(supervise.reported(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
@@ -99,7 +101,8 @@ def _serve(
         servers = HealthServers(settings, health, metrics)
         checks = ServiceHealthServer(servers.http, health.is_healthy, report)
         flows = stack.enter_context(closing(Conntrack()))
-        stack.enter_context(closing(TableUsageCollector(metrics)))
+        metrics.register(dataplane)
+        metrics.register(TableUsageCollector(dataplane.table_usage))
         reconciler = Reconciler(flows, metrics)
         memory = ProgrammedState()
         listeners: list[CommitListener] = [
@@ -108,7 +111,7 @@ def _serve(
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
             memory,
-            Takeover(metrics, stays(dataplane), asked_for=settings.takeover),
+            Takeover(metrics, dataplane, asked_for=settings.takeover),
         ]
         agent = Agent(
             dataplane,
@@ -118,7 +121,7 @@ def _serve(
         )
         machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressMonitor()))
-        rights.keep_only(rights.needed(settings, legacy_rules=has_legacy_rules()))
+        rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
         dataplane.read_ahead()
         ending.tell(end)
         stack.enter_context(_running(servers))
@@ -162,7 +165,9 @@ def _asked(witness: AgentInspector, settings: Settings) -> Iterator[None]:
             # What it brings is for those alone who want a page.
             from pyproxy.ui.server import PageServer  # noqa: PLC0415
 
-            page = PageServer(settings.ui, witness, counters=settings.endpoint_counters)
+            counters = partial(modes.of(settings.mode).counters, settings)
+            counted = settings.endpoint_counters
+            page = PageServer(settings.ui, witness, counters if counted else None)
             stack.enter_context(_running(page))
         yield
 
@@ -189,7 +194,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
     with ExitStack() as stack:
         kernel_modules.load(settings)
         try:
-            dataplane = stack.enter_context(closing(dataplanes.make(settings)))
+            dataplane = stack.enter_context(closing(modes.of(settings.mode).make(settings)))
             dataplane.prepare()
         except UsageError as error:
             raise UsageError(f"{error}; {_MODES % Preflight()}") from error
@@ -217,7 +222,7 @@ def cleanup(settings: Settings) -> int:
     Nothing else goes, and it is fine when nothing is there. Raises UsageError where this process
     may not do all of it, after what it may do.
     """
-    done = mode_cleanup.remove(InService())
+    done = mode_cleanup.remove(None)
     forbidden = [each for each in done.failed if isinstance(each, PermissionKernelError)]
     for error in done.failed:
         if error not in forbidden:

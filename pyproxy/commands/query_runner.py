@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pyproxy.config import command_line
+from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.inspect.client import AgentTimeoutError, Client, NoAgentError
-from pyproxy.inspect.queries import FACTS, A, FactsArgs, Query, R, Stream
+from pyproxy.inspect.queries import FACTS, STATUS, A, FactsArgs, NoArgs, Query, R, Stream
 from pyproxy.inspect.snapshot import AgentView
 from pyproxy.model.destination import Destination
 
@@ -55,6 +56,18 @@ class QueryRunner:
                 self._give_up_agent(f"{error}: using the flags of this command")
         return self.settings
 
+    def agent_mode(self) -> ProxyMode:
+        """Return the mode of the running agent, or that of this command line.
+
+        Raises PyproxyError.
+        """
+        if self._client is not None:
+            try:
+                return ProxyMode(self._client.query(STATUS, NoArgs()).mode)
+            except (NoAgentError, AgentTimeoutError):
+                self._client = None
+        return self.settings.mode
+
     def _give_up_agent(self, why: str) -> None:
         note(why)
         self._client = None
@@ -84,9 +97,9 @@ class QueryRunner:
 @contextmanager
 def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
     """Open the dataplane of these settings for reading, and close it. Raises UsageError."""
-    from pyproxy.agent import dataplanes  # noqa: PLC0415
+    from pyproxy.dataplane import modes  # noqa: PLC0415
 
-    with closing(dataplanes.make(settings)) as dataplane:
+    with closing(modes.of(settings.mode).make(settings)) as dataplane:
         dataplane.prepare_to_read()
         yield dataplane
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 import msgspec
 
 from pyproxy.commands import output
-from pyproxy.commands.arguments import add_output, encoder, parse_count, parse_seconds
+from pyproxy.commands.arguments import add_output, add_source, encoder, parse_count, parse_seconds
 from pyproxy.commands.command import Command
 from pyproxy.commands.output import DIM, Part, table, text
-from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
+from pyproxy.commands.query_runner import QueryRunner
+from pyproxy.dataplane import modes
+from pyproxy.dataplane.connections import ConnectionCounters, Counted, Totals
 from pyproxy.inspect.humanize import count, duration
 
 _ROWS = 20
@@ -83,6 +85,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop after N samples",
     )
     add_output(parser)
+    add_source(parser)
 
 
 def _run(namespace: argparse.Namespace) -> int:
@@ -103,7 +106,7 @@ def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
     selected = namespace.service
     if selected and "/" not in selected:
         selected += "/"
-    reader = CounterReader()
+    reader = _counters(namespace)
     try:
         reader.require()
         before, read_at, _ = _read(reader, selected, namespace)
@@ -118,8 +121,14 @@ def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
         reader.close()
 
 
+def _counters(namespace: argparse.Namespace) -> ConnectionCounters:
+    queries = QueryRunner(namespace)
+    mode = queries.agent_mode()
+    return modes.of(mode).counters(msgspec.structs.replace(queries.settings, mode=mode))
+
+
 def _read(
-    reader: CounterReader, selected: str, namespace: argparse.Namespace
+    reader: ConnectionCounters, selected: str, namespace: argparse.Namespace
 ) -> tuple[Totals, float, float]:
     began = time.monotonic()
     totals = reader.services(selected)

@@ -8,13 +8,14 @@ from contextlib import closing
 
 import msgspec
 
-from pyproxy.agent import tracers
+from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.trace_source import NODE, packet_from
 from pyproxy.commands import live_trace
 from pyproxy.commands.command import Command, View
 from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, table, text
 from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.commands.trace_arguments import SENDER_FORM, destination_of, port_of, sender_of
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.conntrack.known_flow import find_known_flow, trace_known_flow
 from pyproxy.dataplane.packets import (
     Delivered,
@@ -99,7 +100,7 @@ def _fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Trace:
             flow = find_known_flow(conntrack, packet, namespace.source_port)
         if flow is not None:
             return trace_of(trace_known_flow(packet, flow))
-    with closing(tracers.make(settings.mode, settings.iptables.flavour)) as tracer:
+    with closing(modes.of(settings.mode).tracer(settings, local_addresses)) as tracer:
         return trace_of(tracer.trace(packet))
 
 

@@ -144,7 +144,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         oom_score_adj=given[flags.OOM_SCORE_ADJ],
         ui=given[flags.UI_BIND_ADDRESS],
         inspect_socket=given[flags.INSPECT_SOCKET],
-        endpoint_counters=given[flags.ENDPOINT_COUNTERS],
+        endpoint_counters=given.in_mode(flags.ENDPOINT_COUNTERS),
         flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,

@@ -9,7 +9,7 @@ Threads: unless a method says otherwise, it is called in one thread, the one tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -17,6 +17,9 @@ from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 
 class NodeRouting(msgspec.Struct, frozen=True):
@@ -126,6 +129,13 @@ class Writer(Protocol[P]):
         """Bytes sent to the kernel, or to the program that writes. Any thread; does not block."""
         ...
 
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics that this mode has beyond those of all modes.
+
+        Any thread, at each scrape; does not block.
+        """
+        ...
+
     def prepare(self) -> None:
         """Check that this machine can be programmed, and open what `commit` needs.
 
@@ -213,7 +223,7 @@ class Inspector(Protocol):
         ...
 
     def table_usage(self) -> tuple[TableUsage, ...]:
-        """Count the objects in each of our tables that has any.
+        """Count the objects in each of our tables that has any, or a limit.
 
         Any thread. Reads little: a count that would take a whole read-back is the one of the last
         commit, so that it is missing in a process that has committed nothing.

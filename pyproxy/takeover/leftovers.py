@@ -31,7 +31,6 @@ class InService(msgspec.Struct, frozen=True):
     `flavour` is that of the iptables rules which serve, None where none do.
     """
 
-    nftables: bool = False
     flavour: Flavour | None = None
     ipvs: bool = False
 

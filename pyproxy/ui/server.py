@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import HTTPServer
 from importlib.resources import files
@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from pyproxy.config.settings import ListenAddress
+from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.errors import UsageError
 from pyproxy.inspect.http_server import BoundedThreads, RequestHandler
 from pyproxy.inspect.snapshot import AgentView, Change
@@ -54,15 +55,20 @@ _SECURITY_HEADERS = {
     "Cache-Control": "no-store",
 }
 
+OpenCounters = Callable[[], ConnectionCounters]
+"""Opens the counters of the mode that serves."""
+
 
 class PageServer:
     """Serves the page between `start` and `stop`.
 
-    `counters` says that the dataplane counts connections. An address that cannot be bound is a
-    warning: the agent proxies without the page.
+    `counters` opens the connection counters, None if nothing is counted. An address that cannot be
+    bound is a warning: the agent proxies without the page.
     """
 
-    def __init__(self, address: ListenAddress, agent: AgentView, *, counters: bool) -> None:
+    def __init__(
+        self, address: ListenAddress, agent: AgentView, counters: OpenCounters | None = None
+    ) -> None:
         self._address = address
         self._agent = agent
         self._counters = counters
@@ -76,7 +82,7 @@ class PageServer:
     def start(self) -> None:
         """Listen and serve."""
         try:
-            self._server = _Listener(self._address, self._agent, counters=self._counters)
+            self._server = _Listener(self._address, self._agent, self._counters)
         except OSError as error:
             log.warning("cannot serve the page on %s: %s", self._address, error.strerror)
             return
@@ -93,13 +99,15 @@ class PageServer:
 class _Listener(BoundedThreads, HTTPServer):
     clients = request_queue_size = 32
 
-    def __init__(self, address: ListenAddress, agent: AgentView, *, counters: bool) -> None:
+    def __init__(
+        self, address: ListenAddress, agent: AgentView, counters: OpenCounters | None = None
+    ) -> None:
         if family_of(address.address) is Family.IPV6:
             self.address_family = socket.AF_INET6
         self.agent = agent
         self.timeline = Timeline()
         self.viewed_at = float("-inf")
-        self._counter = ConnectionCounter() if counters else None
+        self._counter = ConnectionCounter(counters()) if counters else None
         self._recorder = Recorder(agent, self.timeline, time.time, self._count, self._has_viewers)
         super().__init__((address_text(address.address), address.port), _Handler)
         self._thread = Worker("page", self.serve_forever)

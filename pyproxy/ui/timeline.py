@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from pyproxy.dataplane.nftables.counters import CounterReader, Totals
+from pyproxy.dataplane.connections import ConnectionCounters, Totals
 from pyproxy.errors import PyproxyError
 from pyproxy.inspect.snapshot import AgentView, Change
 from pyproxy.workers import Worker
@@ -88,8 +88,8 @@ def _max(one: float | None, other: float | None) -> float | None:
 class ConnectionCounter:
     """Counts new connections to all Services: one counter for each frontend, not each endpoint."""
 
-    def __init__(self) -> None:
-        self._reader = CounterReader()
+    def __init__(self, counters: ConnectionCounters) -> None:
+        self._reader = counters
         self._before: Totals | None = None
 
     def count(self) -> int | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
+from prometheus_client.metrics_core import Metric
 
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
@@ -134,6 +135,9 @@ class TableDataplane:
         self.reads = 0
         self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._node = NodeRouting()
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(())
 
     def prepare(self) -> None:
         """Always able."""

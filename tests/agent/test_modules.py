@@ -9,6 +9,7 @@ import pytest
 
 from pyproxy.agent import kernel_modules
 from pyproxy.config import IptablesSettings, IpvsSettings, ProxyMode, Settings
+from pyproxy.dataplane import modes
 from pyproxy.model.flavour import Flavour
 
 LEGACY = Settings("n", ProxyMode.IPTABLES, iptables=IptablesSettings(flavour=Flavour.LEGACY))
@@ -25,7 +26,7 @@ IPVS = Settings("n", ProxyMode.IPVS, ipvs=IpvsSettings(scheduler="mh"))
     ],
 )
 def test_what_a_mode_needs(settings: Settings, expected: tuple[str, ...]) -> None:
-    assert kernel_modules.needed(settings) == expected
+    assert modes.of(settings.mode).modules(settings) == expected
 
 
 @pytest.fixture
@@ -55,5 +56,5 @@ def test_a_machine_may_have_no_modprobe(
     with caplog.at_level("DEBUG"):
         kernel_modules.load(LEGACY)
     assert caplog.messages == [
-        "modprobe is not on PATH: the kernel must have ip_tables, ip6_tables already"
+        "cannot load kernel modules ip_tables, ip6_tables: modprobe is not on PATH"
     ]

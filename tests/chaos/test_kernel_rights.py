@@ -15,9 +15,10 @@ from pyproxy_lab.probe import probe
 from pyproxy_lab.process import Agent, agent_command
 
 import pyproxy
-from pyproxy.agent.rights import Capability, needed
+from pyproxy.agent.rights import needed
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import ListenAddress, Serving, Settings
+from pyproxy.dataplane.mode import Capability
 from pyproxy.model.address import parse_address
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import addresses, endpoint_slice, service

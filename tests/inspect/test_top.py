@@ -10,7 +10,8 @@ from pyproxy_lab.probe import probe
 
 from pyproxy.commands.top import COMMAND, sample_of
 from pyproxy.config.command_line import Parser
-from pyproxy.dataplane.nftables.counters import Counted, CounterReader, Totals
+from pyproxy.dataplane.connections import Counted, Totals
+from pyproxy.dataplane.nftables.counters import CounterReader
 from pyproxy.model.destination import parse_destination
 from tests.inspect.node import SITE, InspectedNode, Object, inspected_node
 

@@ -71,7 +71,7 @@ def test_what_serves_stays_and_what_does_not_goes(here: Namespace, flavour: str)
     before = state(here)
     leave_ours(here, flavour)
     assert not find_own(here, InService(flavour=Flavour(flavour)))
-    found = find_own(here, InService(nftables=True))
+    found = find_own(here, InService())
     assert str(found) == f"iptables-{flavour}: 3 jumps and 11 chains"
     assert not here.call(lambda: kernel.remove(found))
     assert state(here) == before

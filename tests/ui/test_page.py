@@ -137,7 +137,7 @@ def test_foreign_hosts_and_other_methods_are_rejected(node: InspectedNode) -> No
 
 @contextmanager
 def serving(agent: FakeAgent) -> Iterator[int]:
-    server = PageServer(ListenAddress(parse_address("127.0.0.1"), 0), agent, counters=False)
+    server = PageServer(ListenAddress(parse_address("127.0.0.1"), 0), agent)
     server.start()
     try:
         yield server.port

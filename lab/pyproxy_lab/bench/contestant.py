@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pyproxy.errors import UsageError
+from pyproxy_lab import modes
 from pyproxy_lab.bench.shape import NODE_NAME, POD_NETWORK
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import LabError, Namespace
@@ -51,7 +52,7 @@ class Contestant(msgspec.Struct, frozen=True):
     @property
     def announces(self) -> bool:
         """Whether nf_tables tells of all that it writes."""
-        return self.mode == "nftables"
+        return self.mode in modes.MODES and modes.MODES[self.mode].announced
 
     @contextmanager
     def serving(self, node: Namespace, kubeconfig: Path, log: Path) -> Iterator[Agent]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
-from pyproxy.config.modes import ProxyMode
 from pyproxy.errors import UsageError
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
@@ -75,8 +74,7 @@ class Runner:
         self._client = client
         self._network = network
         self._mode = mode.proxy_mode.value
-        in_turn = mode.proxy_mode is ProxyMode.IPVS
-        self._tries_to_reach = TRIES_IN_TURN if in_turn else TRIES_TO_REACH
+        self._tries_to_reach = TRIES_IN_TURN if mode.in_turn else TRIES_TO_REACH
         self._settle = settle
         self._check = check
         self._fence = barrier

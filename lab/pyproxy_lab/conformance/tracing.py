@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 
-from pyproxy.agent import tracers
+from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.trace_source import NODE, packet_from
-from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.conntrack.known_flow import find_known_flow, trace_known_flow
+from pyproxy.dataplane.modes import of
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -30,9 +30,9 @@ from pyproxy_lab.topology import HOST_PORTS, Addresses, Topology
 
 def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck | None:
     """Make the check of one mode; None where the mode has no tracer."""
-    if mode.proxy_mode is ProxyMode.IPVS:
+    if not mode.traced:
         return None
-    make = partial(tracers.make, mode.proxy_mode, mode.flavour)
+    make = partial(of(mode.proxy_mode).tracer, mode.settings(site), local_addresses)
     return TraceCheck(network, site, network.namespace(site).call(make))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
-from pyproxy.dataplane.iptables import names
+from pyproxy.dataplane.iptables import metrics, names
 from pyproxy.dataplane.iptables.committed_state import CommittedState, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.fixed import Options
@@ -22,6 +23,9 @@ from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink import nfacct
 from pyproxy.policy.routing import ServiceRouting
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +53,12 @@ class IptablesDataplane:
 
     @property
     def messages_sent(self) -> int:
-        """How many lines iptables-restore was given."""
-        return sum(each.lines_written for each in self._programs.values())
+        """How many times iptables-restore was run."""
+        return sum(each.writes for each in self._programs.values())
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes those were."""
+        """How many bytes iptables-restore was given."""
         return sum(each.bytes_written for each in self._programs.values())
 
     @property
@@ -66,6 +70,12 @@ class IptablesDataplane:
     def rules(self) -> Mapping[TableName, int]:
         """How many rules each table has in chains of ours."""
         return self._memory.rules
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of this mode, from counts that are kept anyway."""
+        # The metrics library takes long to import, and commands that only read need none of it.
+
+        return metrics.collect(self)
 
     def prepare(self) -> None:
         """Find out whether iptables' programs are here and may be used. Raises UsageError."""

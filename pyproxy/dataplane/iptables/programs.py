@@ -47,7 +47,7 @@ class Programs:
     def __init__(self, family: Family, flavour: Flavour) -> None:
         self._name = f"{_NAMES[family]}-{flavour.value}"
         self._flavour = flavour
-        self.lines_written = 0
+        self.writes = 0
         self.bytes_written = 0
         self.lock_waits = 0
 
@@ -83,7 +83,7 @@ class Programs:
         if self._flavour is Flavour.LEGACY and _is_locked():
             self.lock_waits += 1
             log.info("waiting for the lock of iptables, which another program holds")
-        self.lines_written += len(lines)
+        self.writes += 1
         self.bytes_written += len(text)
         self._run([f"{self._name}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,6 +30,9 @@ from pyproxy.model.address import Address, Family, Port
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.routing import ServiceRouting
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 _SOMEBODY = "somebody"
 
@@ -77,6 +81,10 @@ class IpvsDataplane:
     def bytes_sent(self) -> int:
         """How many bytes have gone to the kernel, batch headers and dump requests included."""
         return self._kernel.bytes_sent + self._rules.netlink.bytes_sent
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield nothing: the metrics of all modes are enough here."""
+        return iter(())
 
     def prepare(self) -> None:
         """Find out whether IPVS, nft and nf_tables are here and may be used. Raises UsageError."""

@@ -59,7 +59,7 @@ def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions
 
 
 def table_usage(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
-    """Count each set's elements, of those that have any. Raises KernelError.
+    """Count each set's elements, of those that have any, or a limit. Raises KernelError.
 
     Kernels before 6.16 do not say.
     """
@@ -69,7 +69,7 @@ def table_usage(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
     return tuple(
         TableUsage(name, sizes[name], schema.BY_NAME[name][0].learned)
         for name in sorted(sizes.keys() & schema.BY_NAME.keys())
-        if sizes[name]
+        if sizes[name] or schema.BY_NAME[name][0].learned
     )
 
 

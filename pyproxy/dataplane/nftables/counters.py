@@ -9,8 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
-import msgspec
-
+from pyproxy.dataplane.connections import Counted, Totals
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.schema import Rows
 from pyproxy.dataplane.nftables import chains, schema
@@ -26,38 +25,6 @@ _Slot = tuple[bytes, int]
 """An element's data, and the packets that it has counted."""
 
 _BASES = (0, chains.LOCAL_OFFSET)
-
-
-class Counted(msgspec.Struct, frozen=True, order=True):
-    """Whose connections are counted: a Service's port, or one endpoint of it.
-
-    `service` is `namespace/name`, with `:port` where the port has a name; `endpoint` is empty for
-    all of them together.
-    """
-
-    service: str
-    endpoint: str = ""
-
-
-class Totals(msgspec.Struct, frozen=True):
-    """Connections so far, by the element that counted them: its set's name and its key."""
-
-    by_element: Mapping[tuple[str, bytes], int]
-    owners: Mapping[tuple[str, bytes], Counted]
-
-    def since(self, before: Totals | None) -> dict[Counted, int]:
-        """Count the connections after an earlier reading; all of them where there was none.
-
-        An element that is new, or was made anew meanwhile, counts from 0.
-        """
-        known = before.by_element if before else {}
-        found: dict[Counted, int] = {}
-        for element, total in self.by_element.items():
-            start = known.get(element, 0)
-            gain = total - start if total >= start else total
-            owner = self.owners[element]
-            found[owner] = found.get(owner, 0) + gain
-        return found
 
 
 class CounterReader:

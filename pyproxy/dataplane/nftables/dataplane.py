@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -48,6 +49,9 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
 
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
 _BATCH_ROWS = 10_000
 """Rows of a transaction. The kernel takes 1 to 10 microseconds for each, and other programs cannot
 write meanwhile. Smaller batches take longer in all: each commit walks all verdict maps."""
@@ -89,6 +93,10 @@ class NftablesDataplane:
     def bytes_sent(self) -> int:
         """Bytes sent to the kernel, with batch headers and dump requests."""
         return self._netlink.bytes_sent
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield nothing: the metrics of all modes are enough here."""
+        return iter(())
 
     def prepare(self) -> None:
         """Check that nft and nf_tables may be used. Raises UsageError."""

@@ -1,0 +1,46 @@
+"""The metrics of iptables mode alone, under kube-proxy's names (v1.36) where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from pyproxy.model.address import Family
+
+if TYPE_CHECKING:
+    from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+    from pyproxy.dataplane.iptables.plan import TableName
+
+_SYNC = "kubeproxy_sync_proxy_rules_iptables"
+
+
+def collect(dataplane: IptablesDataplane) -> Iterator[Metric]:
+    """Yield the families, from counts that the dataplane keeps."""
+    yield _rules(f"{_SYNC}_total", "Rules in our chains", dataplane.rules)
+    yield _rules(f"{_SYNC}_last", "Rules written by the last commit", dataplane.rules_written)
+    for name, whole, kind in (
+        ("restore_failures", True, "full"),
+        ("partial_restore_failures", False, "partial"),
+    ):
+        failures = CounterMetricFamily(
+            f"{_SYNC}_{name}",
+            f"Runs of iptables-restore in {kind} syncs that failed",
+            labels=("ip_family",),
+        )
+        for family in Family:
+            failures.add_metric((family.label,), dataplane.failures[family, whole])
+        yield failures
+    yield CounterMetricFamily(
+        "pyproxy_iptables_lock_waits",
+        "Runs of iptables-restore that waited for another program's lock",
+        value=dataplane.lock_waits,
+    )
+
+
+def _rules(name: str, documentation: str, rules: Mapping[TableName, int]) -> Metric:
+    found = GaugeMetricFamily(name, documentation, labels=("ip_family", "table"))
+    for (family, table), count in rules.items():
+        found.add_metric((family.label, table), count)
+    return found

@@ -1,0 +1,139 @@
+"""The proxy mode ipvs.
+
+Its sysctls, and why (kernel: Documentation/networking/ipvs-sysctl.rst):
+
+- `vs.conntrack`: connections that IPVS carries are in conntrack, so that rules know them and
+  postrouting can masquerade them.
+- `vs.conn_reuse_mode` 1: a client that reuses a source port is a new connection, and reaches an
+  endpoint that serves. kube-proxy leaves it alone because kernels from 5.9 do this without a
+  delay; here it is set in case another program has changed it.
+- `vs.expire_nodest_conn`: a connection whose endpoint is gone ends, and its client may connect
+  again at once instead of after a timeout.
+- `vs.expire_quiescent_template`: session affinity does not hold on to an endpoint of weight 0.
+- `ip_forward`: IPVS forwards packets only where the node does.
+- `arp_ignore` and `arp_announce`, with strictARP: the node has all service addresses on a device,
+  and must neither reply to ARP for them nor announce them, because another speaks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.connections import ConnectionCounters, NoCounters
+from pyproxy.dataplane.interface import Dataplane
+from pyproxy.dataplane.mode import NF_TABLES, KernelPart, KernelSetting, LocalAddresses, Mode
+from pyproxy.dataplane.packets import PacketTracer
+from pyproxy.takeover.leftovers import InService
+from pyproxy.takeover.names import DEVICE
+
+if TYPE_CHECKING:
+    from pyproxy.dataplane.ipvs.plan import IpvsPlan
+    from pyproxy.netlink.ipvs import Virtual
+
+_IP_VS = KernelPart("ip_vs", "proc/net/ip_vs")
+_IPV4 = PurePath("proc/sys/net/ipv4")
+
+
+def _make(settings: Settings) -> Dataplane[IpvsPlan]:
+    from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane  # noqa: PLC0415
+    from pyproxy.dataplane.ipvs.ruleset import Options  # noqa: PLC0415
+    from pyproxy.netlink.ipvs import Timeouts  # noqa: PLC0415
+
+    given = settings.ipvs
+    return IpvsDataplane(
+        Options(
+            settings.masquerade.mark,
+            settings.masquerade.everything,
+            settings.local_traffic.interfaces("*"),
+            scheduler=given.scheduler,
+            exclude_networks=given.exclude_networks,
+        ),
+        adopts=_left_by_kube_proxy if settings.takeover else tuple,
+        timeouts=Timeouts(
+            int(given.tcp_timeout), int(given.tcp_fin_timeout), int(given.udp_timeout)
+        ),
+    )
+
+
+def _left_by_kube_proxy() -> Iterator[Virtual]:
+    from pyproxy.model.address import Port, family_of  # noqa: PLC0415
+    from pyproxy.netlink.ipvs import Virtual  # noqa: PLC0415
+    from pyproxy.takeover import kernel  # noqa: PLC0415
+
+    # The device alone identifies those whose address is on it.
+    for each in kernel.find_node_port_services():
+        yield Virtual(family_of(each.address), each.protocol, each.address, Port(each.port))
+
+
+def _tracer(_: Settings, local_addresses: LocalAddresses) -> PacketTracer:
+    from pyproxy.dataplane.ipvs.kernel_trace import IpvsTracer  # noqa: PLC0415
+
+    return IpvsTracer(local_addresses)
+
+
+def _counters(_: Settings) -> ConnectionCounters:
+    return NoCounters(ProxyMode.IPVS.value)
+
+
+def _in_service(_: Dataplane[Any]) -> InService:
+    return InService(ipvs=True)
+
+
+def _remove_leftovers(serving: Dataplane[Any] | None) -> Iterator[str]:
+    from pyproxy.dataplane.ipvs.schema import TABLE  # noqa: PLC0415
+    from pyproxy.dataplane.own_tables import has_table  # noqa: PLC0415
+
+    # Without the table this mode never served, and asking IPVS would load its module.
+    if serving is not None or not has_table(TABLE):
+        return
+    from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane  # noqa: PLC0415
+    from pyproxy.dataplane.ipvs.ruleset import Options  # noqa: PLC0415
+
+    with closing(IpvsDataplane(Options())) as dataplane:
+        dataplane.cleanup()
+    yield f"virtual services, network device {DEVICE}, and nftables table inet {TABLE}"
+
+
+def _modules(settings: Settings) -> tuple[str, ...]:
+    return ("nf_conntrack", "dummy", "ip_vs", f"ip_vs_{settings.ipvs.scheduler}")
+
+
+def _kernel_settings(settings: Settings) -> tuple[KernelSetting, ...]:
+    needed = [
+        *(
+            KernelSetting(_IPV4 / "vs" / name, 1, module="ip_vs")
+            for name in (
+                "conntrack",
+                "conn_reuse_mode",
+                "expire_nodest_conn",
+                "expire_quiescent_template",
+            )
+        ),
+        KernelSetting(_IPV4 / "ip_forward", 1),
+    ]
+    if settings.ipvs.strict_arp:
+        needed += [
+            KernelSetting(_IPV4 / "conf/all/arp_ignore", 1),
+            KernelSetting(_IPV4 / "conf/all/arp_announce", 2),
+        ]
+    return tuple(needed)
+
+
+MODE = Mode(
+    proxy_mode=ProxyMode.IPVS,
+    make=_make,
+    tracer=_tracer,
+    counters=_counters,
+    remove_leftovers=_remove_leftovers,
+    in_service=_in_service,
+    programs={"nft": "nftables"},
+    kernel_parts=((_IP_VS,), (NF_TABLES,)),
+    modules=_modules,
+    kernel_settings=_kernel_settings,
+    device=DEVICE,
+)
