@@ -16,7 +16,7 @@ Routings = Mapping[ObjectName, ServiceRouting | None]
 """Routings by Service; None stands for a Service that is gone."""
 
 
-class Committed(Generic[R]):
+class CommittedState(Generic[R]):
     """The routings of all Services, the node's routing, and the users of each shared row.
 
     A shared row is one that several Services may need, such as a cluster IP. It exists in the
@@ -52,9 +52,9 @@ class Committed(Generic[R]):
         if new:
             growth.update(self._shared_rows(new))
 
-    def is_needed(self, row: R, growth: Mapping[R, int]) -> bool:
-        """Return whether a shared row has users after `growth`."""
-        return self.users[row] + growth.get(row, 0) > 0
+    def is_needed(self, row: R, growth: Mapping[R, int] | None = None) -> bool:
+        """Return whether a shared row has users, after `growth` where that is given."""
+        return self.users[row] + (growth.get(row, 0) if growth else 0) > 0
 
     def of(self, name: ObjectName, routings: Routings) -> Iterator[ServiceRouting]:
         """Yield what is committed of a Service, and what these routings make of it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pyproxy.dataplane.committed_state import CommittedState
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.commit import Outcome, commit
@@ -57,9 +58,7 @@ class IpvsDataplane:
         self._timeouts = timeouts
         self._adopts = adopts
         self._loaded: Options | None = None
-        self._node = NodeRouting()
-        self._programmed: dict[ObjectName, ServiceRouting] = {}
-        self._shared: Counter[SharedRow] = Counter()
+        self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         self._marks = Marks({})
         self._held: Table = {}
         self._own: AbstractSet[Address] = frozenset()
@@ -110,30 +109,27 @@ class IpvsDataplane:
         """Compare what changed with what was committed last; the kernel is not asked."""
         before: Table = {}
         after: Table = {}
-        growth: Counter[SharedRow] = Counter()
         placed: dict[ObjectName, ServiceRouting | None] = {}
         for name, wanted in changes.services.items():
-            old = self._programmed.get(name)
+            old = self._committed.services.get(name)
             if old == wanted:
                 continue
             placed[name] = wanted
             if old:
-                growth.subtract(shared_rows(old))
                 self._add(old, self._marks, before)
-            if wanted:
-                growth.update(shared_rows(wanted))
-        marks = self._marks.next(self._programmed, placed, self._leaving)
+        growth = self._committed.growth(placed)
+        marks = self._marks.next(self._committed.services, placed, self._leaving)
         for routing in placed.values():
             if routing:
                 self._add(routing, marks, after)
-        options = self._loaded or self._options_for(self._node)
+        options = self._loaded or self._options_for(self._committed.node)
         if changes.node is not None:
-            before.update(node_rows(self._node.pod_networks))
+            before.update(node_rows(self._committed.node.pod_networks))
             after.update(node_rows(changes.node.pod_networks))
             options = self._options_for(changes.node)
-        for (set_name, key), by in growth.items():
+        for set_name, key in growth:
             before.setdefault(set_name, {})[key] = b""
-            if self._shared[set_name, key] + by > 0:
+            if self._committed.is_needed((set_name, key), growth):
                 after.setdefault(set_name, {})[key] = b""
         following = settle(
             self._held,
@@ -141,7 +137,7 @@ class IpvsDataplane:
             Change(
                 _keys(before, after),
                 after,
-                lambda row: self._shared[row] + growth[row] > 0,
+                lambda row: self._committed.is_needed(row, growth),
                 self._own,
             ),
         )
@@ -294,7 +290,7 @@ class IpvsDataplane:
 
     def _rows_of(self, plan: IpvsPlan, name: ObjectName) -> Table:
         rows: Table = {}
-        if old := self._programmed.get(name):
+        if old := self._committed.services.get(name):
             self._add(old, self._marks, rows)
         if new := plan.services.get(name):
             self._add(new, plan.marks, rows)
@@ -309,7 +305,7 @@ class IpvsDataplane:
         change = Change(
             drain(self._leaving, done),
             {},
-            lambda row: self._shared[row] > 0,
+            self._committed.is_needed,
             self._own,
             done,
         )
@@ -321,33 +317,15 @@ class IpvsDataplane:
                 {},
                 {},
                 self._marks,
-                self._loaded or self._options_for(self._node),
+                self._loaded or self._options_for(self._committed.node),
             )
         )
 
     def _remember(self, plan: IpvsPlan, outcome: Outcome) -> None:
-        if plan.node is not None:
-            self._node = plan.node
-        if plan.whole:
-            self._programmed.clear()
-            self._shared.clear()
-        failed = {failure.name for failure in outcome.failures}
-        for name, routing in plan.services.items():
-            if name in failed:
-                continue
-            if routing is None:
-                self._programmed.pop(name, None)
-            else:
-                self._programmed[name] = routing
-        self._shared.update(plan.shared)
-        for name in failed:
-            # A whole plan counts from nothing, and so there is no old answer to count back to.
-            if routing := plan.services[name]:
-                self._shared.subtract(shared_rows(routing))
-            if not plan.whole and (old := self._programmed.get(name)):
-                self._shared.update(shared_rows(old))
-        for row in [row for row in plan.shared if self._shared[row] <= 0]:
-            del self._shared[row]
+        left_out = {failure.name for failure in outcome.failures}
+        self._committed.remember(
+            plan.services, plan.shared, plan.node, whole=plan.whole, left_out=left_out
+        )
         self._marks = plan.marks
         self._leaving = plan.leaving
         self._deadlines.follow(plan.leaving)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pyproxy.dataplane.committed_state import Committed, Routings
+from pyproxy.dataplane.committed_state import CommittedState, Routings
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.nft.loader import (
@@ -71,7 +71,7 @@ class NftablesDataplane:
     def __init__(self, options: NftablesOptions) -> None:
         self._options = options
         self._loaded: NftablesOptions | None = None
-        self._committed: Committed[SharedRow] = Committed(shared_rows)
+        self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         self._chains: set[str] = set()
         self._loads = 0
         self._deleted_lately = self._deleted_before = False
