@@ -1,9 +1,9 @@
-"""The one family of errors.
+"""All exceptions of pyproxy, and `Problem`.
 
-What a person did wrong is a `UsageError`: one line that names the object, the field and the fix,
-and exit status 2. What the cluster said wrong is no exception at all but a `Problem`, a value that
-travels beside the good objects. What the kernel refused is a `KernelError`, whose errno has been
-translated where the system call was made.
+A wrong flag or file is a `UsageError`: one line that names the object, the field and the fix, and
+exit status 2. An invalid object of the cluster is not an exception but a `Problem`, a value that is
+passed along with the valid objects. An error of the kernel is a `KernelError`, which is made from
+the errno where the system call is.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import msgspec
 
 
 class PyproxyError(Exception):
-    """The root of everything that pyproxy raises on purpose."""
+    """The base of all exceptions that pyproxy raises."""
 
 
 class UsageError(PyproxyError):
-    """A flag, a file or a right that a person must put right; its text is the whole message."""
+    """A wrong flag, file or permission; the text is the whole message to the user."""
 
 
 class SourceError(PyproxyError):
-    """The API server, or a folder of manifests, did not answer as it must; worth another try."""
+    """An unexpected response of the API server; the request can be repeated."""
 
 
 class KernelError(PyproxyError):
-    """The kernel refused; `errno` is its number, and the cause is chained."""
+    """The kernel returned `errno`; the cause is chained."""
 
     def __init__(self, message: str, errno: int) -> None:
         super().__init__(message)
@@ -34,15 +34,15 @@ class KernelError(PyproxyError):
 
 
 class TransientKernelError(KernelError):
-    """The same request may succeed if sent again: EINTR, EAGAIN, ENOBUFS, EBUSY, ENOMEM."""
+    """The same request may succeed later: EINTR, EAGAIN, ENOBUFS, EBUSY, ENOMEM."""
 
 
 class StaleStateError(KernelError):
-    """The kernel does not hold what we thought (ENOENT, EEXIST): read back, then diff again."""
+    """The kernel state is not the expected one (ENOENT, EEXIST): read it back and plan again."""
 
 
 class RejectedError(KernelError):
-    """The kernel will never take this message: EINVAL, ERANGE, E2BIG and their like."""
+    """The kernel will always reject this message: EINVAL, ERANGE, E2BIG and the like."""
 
 
 class PermissionKernelError(KernelError):
@@ -50,7 +50,7 @@ class PermissionKernelError(KernelError):
 
 
 class ProblemReason(enum.Enum):
-    """What kind of thing is wrong; the values are the reasons of Events."""
+    """The kind of a Problem; the values are the reasons of Kubernetes Events."""
 
     INVALID_OBJECT = "InvalidObject"
     FRONTEND_CONFLICT = "FrontendConflict"
@@ -59,15 +59,15 @@ class ProblemReason(enum.Enum):
 
     @property
     def node_specific(self) -> bool:
-        """Whether other nodes may well be without it: all nodes read the same objects."""
+        """Whether the Problem concerns this node only; all nodes read the same objects."""
         return self in (ProblemReason.REJECTED_BY_KERNEL, ProblemReason.FAILED_TO_START_HEALTHCHECK)
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What is wrong with one object of the cluster, for an Event, a metric and one log line.
+    """An error in one object of the cluster, for an Event, a metric and one log line.
 
-    `kind` and `name` say which object ("Service", "shop/web"), `field` where in it
-    ("spec.externalIPs[1]"), and `message` what is wrong and what becomes of it.
+    `kind` and `name` identify the object ("Service", "shop/web") and `field` the field
+    ("spec.externalIPs[1]"). `message` is the error and its consequence.
     """
 
     kind: str

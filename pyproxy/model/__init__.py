@@ -1,1 +1,1 @@
-"""What Services, EndpointSlices and Nodes say, as frozen typed values."""
+"""Services, EndpointSlices, Nodes and addresses as frozen typed values."""

@@ -1,7 +1,7 @@
-"""Addresses, networks, ports and protocols in the form in which the kernel wants them.
+"""Addresses, networks, ports and protocols in the format of the kernel.
 
-An address is its packed bytes in network order, so its length tells its family, and no
-conversion stands between a slice that was read and a set element that is written.
+An address is its packed bytes in network order: its length is that of its family, and set elements
+contain the same bytes without a conversion.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Address = NewType("Address", bytes)
 """4 or 16 bytes, network order."""
 
 Port = NewType("Port", int)
-"""1 to 65535; 0 where a field is not set."""
+"""1 to 65535; 0 if a field is not set."""
 
 Mark = NewType("Mark", int)
 """A packet mark (skb mark), 32 bits."""
@@ -76,16 +76,16 @@ class Network(msgspec.Struct, frozen=True, order=True):
         return f"{address_text(self.address)}/{self.prefix}"
 
 
-# Typed as what they give and take: to wrap each address once more would be a call of its own.
+# A cast instead of Address(...), which would cost a call for each address.
 _pack = cast("Callable[[int, str], Address]", inet_pton)
 _IPV4: Final = Family.IPV4
 _IPV6: Final = Family.IPV6
 
 
 def parse_address(text: str) -> Address:
-    """Pack an address as the API writes it.
+    """Parse an address of the API.
 
-    Leading zeros in IPv4 are read as decimal, as Kubernetes does for objects from before its
+    IPv4 parts with leading zeros are decimal, as in Kubernetes for objects from before its
     validation became strict. Raises ValueError.
     """
     try:
@@ -98,7 +98,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_network(text: str) -> Network:
-    """Read a CIDR, stray spaces and host bits allowed as in Kubernetes. Raises ValueError."""
+    """Parse a CIDR; spaces around it and host bits are allowed. Raises ValueError."""
     base, slash, length = text.strip().partition("/")
     if not (slash and length.isascii() and length.isdigit()):
         raise ValueError(f"{text!r} is not a CIDR")
@@ -112,21 +112,21 @@ def parse_network(text: str) -> Network:
 
 
 def address_text(address: Address) -> str:
-    """Write an address as people do."""
+    """Format an address as text."""
     return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
 
 
 def family_of(address: Address) -> Family:
-    """Tell an address's family by its length."""
+    """Return the family of an address, by its length."""
     return _IPV4 if len(address) == 4 else _IPV6
 
 
 def backend(address: Address, port: Port) -> Backend:
-    """Join an endpoint's address and port."""
+    """Return an endpoint's address and port as one value."""
     return Backend(address + port.to_bytes(2, "big"))
 
 
 def backend_text(value: Backend) -> str:
-    """Write a backend as `10.244.1.5:8080` or `[fd10::5]:8080`."""
+    """Format a backend as `10.244.1.5:8080` or `[fd10::5]:8080`."""
     text, port = address_text(Address(value[:-2])), int.from_bytes(value[-2:], "big")
     return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"

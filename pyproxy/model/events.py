@@ -1,8 +1,8 @@
-"""What a source tells the agent.
+"""The events that a source sends to the agent.
 
-A source sends each object as an `Upsert` as soon as it is read, and one `Synced` a kind when a
-list is whole. `Synced` names everything that exists, so whatever the agent still holds besides is
-gone: a list after a lost watch needs no other form, and nothing has to be held twice meanwhile.
+A source sends each object as an `Upsert` when it is read, and one `Synced` for each kind when a
+list is complete. `Synced` names all objects that exist, and the agent deletes every other object of
+that kind. So a list after a lost watch needs no separate event and no second copy of the objects.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 
 
 class Upsert(msgspec.Struct, frozen=True):
-    """An object is new, or has changed; `read_at` is the monotonic time at which it was read."""
+    """An object was added or changed; `read_at` is the monotonic time of reading it."""
 
     obj: Service | EndpointSlice | Node
     read_at: float = 0.0
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """An object is gone, or is no longer ours (it became headless, say); it may be unknown."""
+    """An object was deleted, or is no longer proxied (e.g. headless); it may be unknown."""
 
     kind: Kind
     name: ObjectName
@@ -29,9 +29,9 @@ class Delete(msgspec.Struct, frozen=True):
 
 
 class Synced(msgspec.Struct, frozen=True):
-    """A list is whole: what is not in `names` does not exist.
+    """A list is complete: objects that are not in `names` do not exist.
 
-    `set_aside` are the names, as their Problems have them, of what exists and could not be read.
+    `invalid` are the names, as in their Problems, of objects that could not be decoded.
     """
 
     kind: Kind
@@ -40,7 +40,7 @@ class Synced(msgspec.Struct, frozen=True):
 
 
 class InvalidObject(msgspec.Struct, frozen=True):
-    """An object that could not be read at all; a `Delete` for it has come just before."""
+    """An object could not be decoded; a `Delete` for it precedes this event."""
 
     problem: Problem
 

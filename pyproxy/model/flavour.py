@@ -1,4 +1,4 @@
-"""The two kinds of iptables that a node may have."""
+"""The two flavours of iptables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Flavour(enum.Enum):
-    """Which of the kernel's two tables nat, filter and so on: iptables has programs for each."""
+    """Which iptables programs and kernel tables are used: iptables-legacy or iptables-nft."""
 
     LEGACY = "legacy"
     NFT = "nft"

@@ -1,7 +1,7 @@
-"""Services, EndpointSlices and the Node, reduced to what a proxy acts on.
+"""Services, EndpointSlices and the Node, reduced to the fields that a proxy uses.
 
-`source` makes these from the API's JSON and leaves out what is not ours, so whatever is here is
-valid. Facts: the Service and EndpointSlice API of Kubernetes v1.36.
+`source` makes these from the JSON of the API and leaves out invalid fields and objects that are not
+proxied, so all values here are valid. Facts: the Service and EndpointSlice API of Kubernetes v1.36.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ObjectName(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class Kind(enum.Enum):
-    """The kinds of object that the agent follows."""
+    """The kinds of object that the agent watches."""
 
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
@@ -33,14 +33,14 @@ class Kind(enum.Enum):
 
 
 class TrafficPolicy(enum.Enum):
-    """Whether any endpoint of the cluster serves, or this node's alone."""
+    """Whether all endpoints of the cluster may be used, or those of this node only."""
 
     CLUSTER = "Cluster"
     LOCAL = "Local"
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
-    """One port of a Service; `node_port` is 0 where it has none."""
+    """One port of a Service; `node_port` is 0 if it has none."""
 
     name: str
     protocol: Protocol
@@ -49,12 +49,11 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
 
 
 class Service(msgspec.Struct, frozen=True):
-    """A Service that has at least one virtual address or node port of ours.
+    """A Service that is proxied.
 
-    `load_balancer_ips` are those whose ipMode is VIP. `affinity_timeout` is in seconds, 0 without
-    session affinity. `health_check_port` is 0 where the Service asks for none. `scheduler` is how
-    IPVS is to pick an endpoint, empty where the Service does not say. `problems` are the parts of
-    the object that were left out, and why.
+    `load_balancer_ips` are those with ipMode VIP. `affinity_timeout` is in seconds, 0 without
+    session affinity. `health_check_port` is spec.healthCheckNodePort or 0. `scheduler` is the IPVS
+    scheduler, empty for the default. `problems` are the fields that were left out.
     """
 
     name: ObjectName
@@ -75,10 +74,10 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
-    """One address behind a Service, with its conditions as they read once defaults are filled in.
+    """An address of an EndpointSlice, with the defaults of its conditions filled in.
 
-    `node` and `zone` are empty where the slice does not say. The hints name the zones and nodes
-    that should use this endpoint; both are empty where it has none.
+    `node` and `zone` are empty if not set. The hints are the zones and nodes that should use this
+    endpoint, empty without hints.
     """
 
     address: Address
@@ -92,7 +91,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
 
 
 class SlicePort(msgspec.Struct, frozen=True, gc=False):
-    """A port that all endpoints of a slice have; its name joins it to a ServicePort."""
+    """A port of all endpoints of a slice; it belongs to the ServicePort of the same name."""
 
     name: str
     protocol: Protocol
@@ -102,8 +101,8 @@ class SlicePort(msgspec.Struct, frozen=True, gc=False):
 class EndpointSlice(msgspec.Struct, frozen=True):
     """A part of a Service's endpoints, all of one family.
 
-    `triggered` is when the change that wrote this slice began, in seconds since the epoch (the
-    annotation endpoints.kubernetes.io/last-change-trigger-time), 0 where unknown.
+    `triggered` is the time of the change that caused this version of the slice (annotation
+    endpoints.kubernetes.io/last-change-trigger-time), in seconds since the epoch, 0 if unknown.
     """
 
     name: ObjectName
@@ -118,8 +117,8 @@ class EndpointSlice(msgspec.Struct, frozen=True):
 class Node(msgspec.Struct, frozen=True):
     """This node. The first address of each family is its primary one.
 
-    `eligible` is false while the node is being deleted or the cluster autoscaler is about to.
-    `problems` are the parts of the object that were left out, and why.
+    `eligible` is false while the Node is being deleted or has the cluster autoscaler's taint.
+    `problems` are the fields that were left out.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Which backends a Service has on this node: values in, values out."""
+"""The routing of Services on this node, as pure functions of the model."""

@@ -1,18 +1,17 @@
-"""Which backends a Service has on this node, and whom each of its frontends sends to them.
+"""Select the endpoints of a Service on this node, and the use of each frontend.
 
-Pure, and run for every Service at the first sync, so the common case (all endpoints ready, no
-hints, policies Cluster) walks each endpoint a few times and builds one value per frontend.
+Pure, and run for every Service in the first sync: the common case (all endpoints ready, no hints,
+both policies Cluster) walks each endpoint a few times and builds one value per frontend.
 
-Facts: kube-proxy of Kubernetes v1.36. It is followed in all that a packet can show, with these
-choices where it leaves one:
+Facts: kube-proxy of Kubernetes v1.36. Packets are routed as kube-proxy routes them. Where its
+result depends on a random order, the choice here is:
 
-- An address and port that slices give twice counts once. kube-proxy takes whichever copy it meets
-  first unless a later one is on this node, and the order of slices is random there. Here the most
-  usable copy counts (ready, then serving and terminating), and between equals the one on this
-  node: an endpoint that is being moved from one slice to another does not flicker.
-- An address that a Service has in several ways has one frontend: as cluster IP, else as load
-  balancer address, else as external IP. Source ranges thus guard a load balancer address that is
-  listed in externalIPs as well, as they do in kube-proxy.
+- An address and port in several slices counts once. kube-proxy takes the first copy in random
+  order, unless a later copy is on this node. Here the most usable copy counts: ready before serving
+  and terminating, then the one on this node. So an endpoint stays while it moves between slices.
+- An address of a Service with several scopes has one frontend: as cluster IP, else as load balancer
+  address, else as external IP. So source ranges also apply to a load balancer address that is
+  listed in externalIPs, as in kube-proxy.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from pyproxy.policy import topology
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 PortKey = tuple[Family, str, Protocol]
-"""What joins a slice's port to a Service's: its family, its name and its protocol."""
+"""The family, name and protocol by which a slice's port matches a Service's port."""
 
 Endpoints = Mapping[Backend, Endpoint]
-"""The endpoints of one Service port in one family, without repetition."""
+"""The endpoints of one Service port in one family, without duplicates."""
 
 _NO_ENDPOINTS: Endpoints = {}
 
-# A member that is looked up in its enum takes as long as all else that is done with it here.
+# Global names, because an attribute lookup on an enum would dominate the cost of the first sync.
 _ANYWHERE = topology.TopologyMode.ANYWHERE
 _POLICY_LOCAL = TrafficPolicy.LOCAL
 _CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
@@ -52,44 +51,45 @@ _CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
     Scope.NODE_PORT,
 )
 _CLUSTER, _LOCAL, _SPLIT = Use.CLUSTER, Use.LOCAL, Use.SPLIT
-_NOBODY = (Use.REJECT, Use.REJECT)
+_NO_ENDPOINT = (Use.REJECT, Use.REJECT)
 _ANY_ADDRESS = Address(b"")
 
 
 class SelectedEndpoints(msgspec.Struct, frozen=True, gc=False):
-    """The backends that a Service port may use, in no order.
+    """The endpoints that a Service port may use, unordered.
 
-    `cluster` is for the policy Cluster, `local` for Local, and `near` are all that this node may
-    have, usable or not: those that are on it, and those that do not say where they are. While
-    `cluster` is empty `local` is too: an endpoint that may serve one of them may serve the other,
-    and hints are never followed to nowhere. `draining` are those that terminate and still serve
-    while there are ready ones.
+    `cluster` is for the policy Cluster, `local` for Local. `possibly_local` are the endpoints on
+    this node and those without a node, usable or not. `draining` terminate and still serve while
+    others are ready.
+
+    Invariant: if `cluster` is empty, so is `local`, because a local endpoint is also a cluster
+    endpoint and hints that would leave no endpoint are ignored.
     """
 
     cluster: Collection[Backend]
     local: Collection[Backend]
-    near: Collection[Backend]
+    possibly_local: Collection[Backend]
     draining: Collection[Backend] = ()
 
 
 def route_service(
     service: Service, slices: Iterable[EndpointSlice], node: Node | None, hostname: str
 ) -> ServiceRouting:
-    """Work out a whole Service: one PortRouting for each of its ports in each of its families.
+    """Return the routing of a Service: one PortRouting for each port in each family.
 
-    `slices` are those of this Service, in any order. `node` is None as long as it is not known,
-    which leaves its zone open. `hostname` is the name that endpoints on this node carry, and never
-    empty, which is how an endpoint without a node reads.
+    `slices` are those of this Service, in any order. `node` is None until the Node is known; its
+    zone is then unknown too. `hostname` is the node name in EndpointSlices. It must not be empty,
+    because endpoints without a node have an empty name.
     """
-    joined = merge_slices(slices, hostname)
+    by_port = merge_slices(slices, hostname)
     zone = node.zone if node is not None else ""
     ports = []
     for family in service.families or tuple(dict.fromkeys(map(family_of, service.cluster_ips))):
         scopes = _scopes(service, family)
         for port in service.ports:
-            endpoints = joined.get((family, port.name, port.protocol), _NO_ENDPOINTS)
+            endpoints = by_port.get((family, port.name, port.protocol), _NO_ENDPOINTS)
             usable = select_endpoints(endpoints, hostname, zone)
-            ports.append(_port_answer(service, port, family, scopes, usable))
+            ports.append(_port_routing(service, port, family, scopes, usable))
     return ServiceRouting(
         service.name,
         tuple(ports),
@@ -100,38 +100,38 @@ def route_service(
 
 
 def _source_ranges(service: Service, node: Node | None) -> tuple[Network, ...]:
-    """Give whom the load balancer's addresses let in.
+    """Return the source ranges of a Service's load balancer addresses.
 
-    Where such an address is the node's own too, as some load balancers have it, what the node
-    sends there comes from that very address. So ranges that hold an address of the node hold the
-    Service's load balancer addresses of that family as well.
+    Some load balancers also put their address on the node. Then packets of the node to that
+    address have it as their source too. So ranges that contain an address of the node are extended
+    by the Service's load balancer addresses of that family.
     """
     if not service.load_balancer_ips:
         return ()
     own = node.addresses if node is not None else ()
-    node_let_in = {
+    node_families = {
         family_of(address)
         for address in own
         if any(address in network for network in service.source_ranges)
     }
-    looped = tuple(
+    own_sources = tuple(
         Network(address, family_of(address).bits)
         for address in service.load_balancer_ips
-        if family_of(address) in node_let_in
+        if family_of(address) in node_families
     )
-    return service.source_ranges + looped
+    return service.source_ranges + own_sources
 
 
 def merge_slices(
     slices: Iterable[EndpointSlice], hostname: str
 ) -> dict[PortKey, dict[Backend, Endpoint]]:
-    """Gather a Service's slices by port; one backend may be in several slices and counts once."""
-    joined: dict[PortKey, dict[Backend, Endpoint]] = {}
+    """Merge the slices of a Service by port, each address and port once."""
+    merged: dict[PortKey, dict[Backend, Endpoint]] = {}
     for part in slices:
         for port in part.ports:
             number = port.port.to_bytes(2, "big")
             new = cast("dict[Backend, Endpoint]", {e.address + number: e for e in part.endpoints})
-            found = joined.setdefault((part.family, port.name, port.protocol), new)
+            found = merged.setdefault((part.family, port.name, port.protocol), new)
             if found is new and len(new) == len(part.endpoints):
                 continue
             for endpoint in part.endpoints:
@@ -139,11 +139,11 @@ def merge_slices(
                 known = found.setdefault(backend, endpoint)
                 if known is not endpoint and _rank(endpoint, hostname) > _rank(known, hostname):
                     found[backend] = endpoint
-    return joined
+    return merged
 
 
 def _rank(endpoint: Endpoint, hostname: str) -> tuple[object, ...]:
-    # All that can change an answer takes part, so that the order of slices never does.
+    # Every field that can change the routing is compared, so the order of slices never matters.
     return (
         endpoint.ready,
         endpoint.serving and endpoint.terminating,
@@ -154,40 +154,42 @@ def _rank(endpoint: Endpoint, hostname: str) -> tuple[object, ...]:
 
 
 def select_endpoints(endpoints: Endpoints, hostname: str, zone: str) -> SelectedEndpoints:
-    """Choose the endpoints that a port may use: ready and near ones.
+    """Select the endpoints that a port may use: ready ones, within topology hints.
 
-    Without any ready endpoint those that are terminating and still serve stand in, for all of the
-    cluster and for this node separately. Hints say nothing about this node's own endpoints.
+    If no endpoint is ready, those that are serving and terminating are used instead, for the
+    cluster and for this node separately. Hints do not apply to the policy Local.
     """
-    near = [b for b, e in endpoints.items() if e.node == hostname or not e.node]
+    possibly_local = [b for b, e in endpoints.items() if e.node == hostname or not e.node]
     local: Collection[Backend] = ()
-    if near:
-        here = {b: e for b in near if (e := endpoints[b]).node}
+    if possibly_local:
+        here = {b: e for b in possibly_local if (e := endpoints[b]).node}
         local = [b for b, e in here.items() if e.ready] or [
-            b for b, e in here.items() if _stands_in(e)
+            b for b, e in here.items() if _is_fallback(e)
         ]
-    for endpoint in endpoints.values():  # nearly always to its end
+    for endpoint in endpoints.values():  # nearly always completes, so the fast path returns below
         if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
             break
     else:
-        return SelectedEndpoints(endpoints, local, near)
+        return SelectedEndpoints(endpoints, local, possibly_local)
     ready = {b: e for b, e in endpoints.items() if e.ready}
     if not ready:
-        return SelectedEndpoints([b for b, e in endpoints.items() if _stands_in(e)], local, near)
+        return SelectedEndpoints(
+            [b for b, e in endpoints.items() if _is_fallback(e)], local, possibly_local
+        )
     mode = topology.choose_mode(ready.values(), hostname, zone).mode
     cluster: Collection[Backend] = ready
     if mode is not _ANYWHERE:
         cluster = [b for b, e in ready.items() if topology.within(e, mode, hostname, zone)]
-    draining = [b for b, e in endpoints.items() if b not in ready and _stands_in(e)]
-    return SelectedEndpoints(cluster, local, near, draining)
+    draining = [b for b, e in endpoints.items() if b not in ready and _is_fallback(e)]
+    return SelectedEndpoints(cluster, local, possibly_local, draining)
 
 
-def _stands_in(endpoint: Endpoint) -> bool:
+def _is_fallback(endpoint: Endpoint) -> bool:
     return endpoint.serving and endpoint.terminating
 
 
 def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
-    """Say what each address of a family is; see the head of this module for the precedence."""
+    """Return the scope of each address of a family; see the module docstring for precedence."""
     size = family.bits // 8
     scopes = {address: _CLUSTER_IP for address in service.cluster_ips if len(address) == size}
     if not (service.load_balancer_ips or service.external_ips):
@@ -202,14 +204,14 @@ def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
     return scopes
 
 
-def _port_answer(
+def _port_routing(
     service: Service,
     port: ServicePort,
     family: Family,
     scopes: Mapping[Address, Scope],
     usable: SelectedEndpoints,
 ) -> PortRouting:
-    """Give each frontend its use, and keep no more backends than those uses ask for."""
+    """Return the use of each frontend, with the endpoints that these uses need."""
     internal, external = _uses(service, usable)
     frontends = [
         Frontend(scope, address, port.port, internal if scope is _CLUSTER_IP else external)
@@ -217,7 +219,7 @@ def _port_answer(
     ]
     if port.node_port:
         frontends.append(Frontend(_NODE_PORT, _ANY_ADDRESS, port.node_port, external))
-    # A list and no set, for an enum's hash is written in Python.
+    # A list, not a set, because Enum.__hash__ is slow Python code.
     uses = [frontend.use for frontend in frontends]
     split = _SPLIT in uses
     cluster = _sorted(usable.cluster) if split or _CLUSTER in uses else ()
@@ -225,8 +227,8 @@ def _port_answer(
     hairpin: Collection[Backend] = ()
     if split:
         hairpin = {*cluster, *local}
-    elif usable.near:
-        hairpin = {*cluster, *local}.intersection(usable.near)
+    elif usable.possibly_local:
+        hairpin = {*cluster, *local}.intersection(usable.possibly_local)
     return PortRouting(
         port.name,
         family,
@@ -244,9 +246,9 @@ def _sorted(backends: Collection[Backend]) -> tuple[Backend, ...]:
 
 
 def _uses(service: Service, usable: SelectedEndpoints) -> tuple[Use, Use]:
-    """Decide the use of cluster IPs, and that of all external frontends."""
+    """Return the use of the cluster IPs, and the use of all external frontends."""
     if not usable.cluster:
-        return _NOBODY
+        return _NO_ENDPOINT
     internal = external = _CLUSTER
     if service.internal_policy is _POLICY_LOCAL:
         internal = _LOCAL if usable.local else Use.DROP

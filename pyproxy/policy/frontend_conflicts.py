@@ -1,10 +1,10 @@
-"""Two Services that want the same frontend: the older one has it.
+"""Resolve conflicts between Services that claim the same frontend: the older one gets it.
 
-Nothing in the API stops two Services from naming the same external IP and port, and a load
-balancer may hand out one address twice. In kube-proxy the order in which it walks a map decides,
-anew at each sync. Here the Service that was created first wins, then the one whose name sorts
-first, and the others are answered without that frontend, each with a Problem. The outcome depends
-on which Services exist, never on the order in which they were seen.
+The API lets two Services name the same external IP and port, and a load balancer may assign one
+address twice. kube-proxy lets the random order of a map decide, anew in each sync. Here the Service
+that was created first gets the frontend, then the one whose name sorts first. Each other Service is
+routed without that frontend and has a Problem. The result depends on the existing Services alone,
+not on the order of events.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ _FIELDS = {
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """What a Service may have of its answer, and who else is touched.
+    """The routing of a Service without the frontends of others, and the Services it affects.
 
-    `problems` name the frontends that another Service has. `affected` are the Services to be
-    assigned again, in the same transaction: one may win now what it lost, one must yield what
-    it had, or one has another rival to name. Granting them again with unchanged answers names
-    nobody further.
+    `problems` name the frontends that another Service has. `affected` are the Services to assign
+    again in the same transaction: they may get a frontend, lose one, or have another owner to name.
+    To assign them again with unchanged routings affects no further Service.
     """
 
     routing: ServiceRouting
@@ -43,74 +42,76 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class _Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A Service in the order of precedence; times are RFC 3339 in UTC, and sort as text."""
+    """A Service in the order of precedence; times are RFC 3339 in UTC, so they sort as text."""
 
     created: str
     name: ObjectName
 
 
-_Entry = tuple[_Claimant, tuple[bytes, ...]]
-"""Who claims, and the keys of all that it claims."""
+_Claims = tuple[_Claimant, tuple[bytes, ...]]
+"""A Service and the keys of all frontends that it claims."""
 
-_HEADS = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
+_KEY_PREFIXES = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
 
 
 class FrontendOwners:
-    """Which Service has which frontend; every call costs what its own Service costs.
+    """The owner of each frontend. A call costs time in proportion to its Service alone.
 
-    Each loser is told of the claimant just before it, so that a change in a long queue touches
-    one neighbour and not all that wait.
+    For each frontend there is a queue of its claimants, oldest first; the first one owns it. The
+    Problem of a claimant names the one before it in the queue, so a change affects one neighbour
+    and not the whole queue.
     """
 
     def __init__(self) -> None:
         self._queues: dict[bytes, tuple[_Claimant, ...]] = {}
-        self._entries: dict[ObjectName, _Entry] = {}
+        self._claims: dict[ObjectName, _Claims] = {}
 
     def assign(self, service: Service, routing: ServiceRouting) -> Assignment:
-        """Claim all frontends of an answer, in place of what this Service claimed before."""
+        """Replace the claims of a Service by all frontends of a routing."""
         name = service.name
         claimant = _Claimant(service.created, name)
         keys = _keys(routing)
         after = (claimant, keys)
         unique = len(keys) == 1 or len(set(keys)) == len(keys)
-        before = self._entries.setdefault(name, after)
-        if before is after and unique and self._enters_alone(claimant, keys):
+        before = self._claims.setdefault(name, after)
+        # The first sync adds every Service once, mostly without conflict: no other work for those.
+        if before is after and unique and self._add_unclaimed(claimant, keys):
             return Assignment(routing)
-        also: set[ObjectName] = set()
+        affected: set[ObjectName] = set()
         if before is after:
-            self._enter(claimant, keys, also)
+            self._add(claimant, keys, affected)
         elif before != after:
-            self._entries[name] = after
-            self._move(before, after, also)
+            self._claims[name] = after
+            self._replace(before, after, affected)
         if unique and all(self._queues[key][0] == claimant for key in keys):
-            return Assignment(routing, affected=frozenset(also))
-        return self._part(claimant, routing, frozenset(also))
+            return Assignment(routing, affected=frozenset(affected))
+        return self._without_conflicts(claimant, routing, frozenset(affected))
 
     def remove(self, name: ObjectName) -> frozenset[ObjectName]:
-        """Give back all that a Service claimed; it may be unknown. The others to answer again."""
-        also: set[ObjectName] = set()
-        entry = self._entries.pop(name, None)
-        if entry is not None:
-            self._leave(*entry, also)
-        return frozenset(also)
+        """Remove the claims of a Service, known or not; return the Services to assign again."""
+        affected: set[ObjectName] = set()
+        claims = self._claims.pop(name, None)
+        if claims is not None:
+            self._discard(*claims, affected)
+        return frozenset(affected)
 
-    def _enters_alone(self, claimant: _Claimant, keys: tuple[bytes, ...]) -> bool:
-        """Enter the queues that nobody is in yet, and tell whether those were all."""
+    def _add_unclaimed(self, claimant: _Claimant, keys: tuple[bytes, ...]) -> bool:
+        """Add a claimant to the keys without a queue; return whether these were all."""
         alone = (claimant,)
-        only = True
+        all_unclaimed = True
         for key in keys:
             if self._queues.setdefault(key, alone) is not alone:
-                only = False
-        return only
+                all_unclaimed = False
+        return all_unclaimed
 
-    def _move(self, before: _Entry, after: _Entry, also: set[ObjectName]) -> None:
+    def _replace(self, before: _Claims, after: _Claims, affected: set[ObjectName]) -> None:
         kept: frozenset[bytes] = frozenset()
         if before[0] == after[0]:
             kept = frozenset(after[1]).intersection(before[1])
-        self._leave(before[0], [key for key in before[1] if key not in kept], also)
-        self._enter(after[0], [key for key in after[1] if key not in kept], also)
+        self._discard(before[0], [key for key in before[1] if key not in kept], affected)
+        self._add(after[0], [key for key in after[1] if key not in kept], affected)
 
-    def _enter(self, claimant: _Claimant, keys: Iterable[bytes], also: set[ObjectName]) -> None:
+    def _add(self, claimant: _Claimant, keys: Iterable[bytes], affected: set[ObjectName]) -> None:
         alone = (claimant,)
         for key in keys:
             queue = self._queues.setdefault(key, alone)
@@ -121,9 +122,11 @@ class FrontendOwners:
                 continue
             self._queues[key] = (*queue[:at], claimant, *queue[at:])
             if at < len(queue):
-                also.add(queue[at].name)
+                affected.add(queue[at].name)
 
-    def _leave(self, claimant: _Claimant, keys: Iterable[bytes], also: set[ObjectName]) -> None:
+    def _discard(
+        self, claimant: _Claimant, keys: Iterable[bytes], affected: set[ObjectName]
+    ) -> None:
         for key in keys:
             queue = self._queues.get(key, ())
             at = bisect_left(queue, claimant)
@@ -134,52 +137,54 @@ class FrontendOwners:
                 continue
             self._queues[key] = (*queue[:at], *queue[at + 1 :])
             if at + 1 < len(queue):
-                also.add(queue[at + 1].name)
+                affected.add(queue[at + 1].name)
 
-    def _part(
+    def _without_conflicts(
         self, claimant: _Claimant, routing: ServiceRouting, affected: frozenset[ObjectName]
     ) -> Assignment:
+        """Leave out the frontends of other Services, and duplicates within this one."""
         problems: list[Problem] = []
         ports: list[PortRouting] = []
-        taken: set[bytes] = set()
+        seen: set[bytes] = set()
         for port in routing.ports:
             kept: list[Frontend] = []
             for frontend in port.frontends:
                 key = _key(port, frontend)
                 queue = self._queues[key]
-                if queue[0] == claimant and key not in taken:
+                if queue[0] == claimant and key not in seen:
                     kept.append(frontend)
                 else:
                     rival = queue[max(bisect_left(queue, claimant) - 1, 0)]
                     problems.append(_problem(claimant, rival, port, frontend))
-                taken.add(key)
+                seen.add(key)
             if len(kept) == len(port.frontends):
                 ports.append(port)
             elif kept:
-                ports.append(_narrow(port, tuple(kept)))
-        assigned = msgspec.structs.replace(routing, ports=tuple(ports))
-        return Assignment(assigned, tuple(problems), affected)
+                ports.append(_with_frontends(port, tuple(kept)))
+        return Assignment(
+            msgspec.structs.replace(routing, ports=tuple(ports)), tuple(problems), affected
+        )
 
 
 def _keys(routing: ServiceRouting) -> tuple[bytes, ...]:
     keys: list[bytes] = []
     for port in routing.ports:
-        head = _head(port)
-        keys += [head + each.port.to_bytes(2, "big") + each.address for each in port.frontends]
+        prefix = _key_prefix(port)
+        keys += [prefix + each.port.to_bytes(2, "big") + each.address for each in port.frontends]
     return tuple(keys)
 
 
 def _key(port: PortRouting, frontend: Frontend) -> bytes:
-    return _head(port) + frontend.port.to_bytes(2, "big") + frontend.address
+    return _key_prefix(port) + frontend.port.to_bytes(2, "big") + frontend.address
 
 
-def _head(port: PortRouting) -> bytes:
-    # A node port has no address, so its family must be told; the others' tell it by length.
-    return _HEADS[port.family, port.protocol]
+def _key_prefix(port: PortRouting) -> bytes:
+    # An unexpanded node port has no address whose length would show the family.
+    return _KEY_PREFIXES[port.family, port.protocol]
 
 
-def _narrow(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:
-    """Leave a port these frontends, and the backends that they use."""
+def _with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:
+    """Return a port with these frontends only, and the endpoints that they use."""
     uses = {frontend.use for frontend in frontends}
     cluster = port.cluster if uses & {Use.CLUSTER, Use.SPLIT} else ()
     local = port.local if uses & {Use.LOCAL, Use.SPLIT} else ()
@@ -198,11 +203,11 @@ def _problem(
     else:
         what = f"node {what} ({port.family.label})"
     if rival == claimant:
-        who = "another port of this Service has it"
+        owner = "another port of this Service has it"
     elif rival.created == claimant.created:
-        who = f"Service {rival.name}, as old and first by name, claims it too"
+        owner = f"Service {rival.name}, as old and first by name, claims it too"
     else:
-        who = f"Service {rival.name}, which is older, claims it too"
-    message = f"{what} is not answered for port {port.name!r}: {who}"
+        owner = f"Service {rival.name}, which is older, claims it too"
+    message = f"{what} is not proxied for port {port.name!r}: {owner}"
     field, reason = _FIELDS[frontend.scope], ProblemReason.FRONTEND_CONFLICT
     return Problem(Kind.SERVICE.value, str(claimant.name), field, message, reason)

@@ -1,4 +1,4 @@
-"""What policy says of one Service: the shape that every dataplane starts from."""
+"""The routing of one Service: the input of every dataplane."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyproxy.model.objects import ObjectName
 
 
 class Scope(enum.Enum):
-    """Which kind of address a frontend has; all but CLUSTER_IP follow the external policy."""
+    """The kind of a frontend's address; all but CLUSTER_IP follow the external policy."""
 
     CLUSTER_IP = "clusterIP"
     EXTERNAL_IP = "externalIP"
@@ -25,13 +25,13 @@ _NODE_PORT: Final = Scope.NODE_PORT
 
 
 class Use(enum.Enum):
-    """Whom a frontend sends its connections to.
+    """How the connections of a frontend are routed.
 
-    CLUSTER uses `PortRouting.cluster`, masqueraded where the scope is external. LOCAL uses
-    `PortRouting.local`, with the client's address kept. SPLIT is the external policy
-    Local: pods and the node use `cluster`, all other clients `local`, or are dropped without one.
-    REJECT answers at once that nobody is there. DROP is silence: endpoints exist, but none that
-    this policy allows.
+    CLUSTER uses `PortRouting.cluster`, masqueraded if the scope is external. LOCAL uses
+    `PortRouting.local` and keeps the client's address. SPLIT is the external policy Local: pods and
+    the node use `cluster`; all other clients use `local`, or are dropped if it is empty. REJECT
+    sends a TCP reset or an ICMP error, because no endpoint exists. DROP discards packets, because
+    endpoints exist but the policy allows none of them.
     """
 
     CLUSTER = "cluster"
@@ -44,7 +44,7 @@ class Use(enum.Enum):
 class Frontend(msgspec.Struct, frozen=True, gc=False):
     """One address and port that clients connect to.
 
-    `address` is empty for a node port, which is answered on all of the node's node port addresses.
+    `address` is empty for a node port until `expand_node_ports` has set the node's addresses.
     """
 
     scope: Scope
@@ -54,15 +54,16 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
 
 
 class PortRouting(msgspec.Struct, frozen=True):
-    """What becomes of one port of a Service in one IP family.
+    """The routing of one port of a Service in one IP family.
 
-    Of `frontends` a node port's comes last. `cluster` and `local` are without repetition, and empty
-    where no frontend uses them. Policy gives them sorted; a dataplane that keeps endpoints in
-    numbered slots may reorder them, for nothing depends on their order. `hairpin` are the backends
-    that may connect to themselves through this node, and must be masqueraded then: those that are
-    on it or do not say where they are, and where a frontend is SPLIT all, for it takes pods of
-    other nodes for pods too.
-    `draining` are backends that terminate and still serve while others get what is new.
+    In `frontends` the node port comes last. `cluster` and `local` have no duplicates, and are empty
+    if no frontend uses them. They are sorted here; their order has no meaning, so a dataplane with
+    numbered slots may reorder them.
+
+    `hairpin` are the endpoints whose connections to themselves pass through this node and must be
+    masqueraded: those on this node or without a node. With a SPLIT frontend these are all
+    endpoints, because SPLIT serves pods of other nodes too. `draining` are endpoints that terminate
+    and still serve, while new connections go to others.
     """
 
     name: str
@@ -76,11 +77,11 @@ class PortRouting(msgspec.Struct, frozen=True):
 
 
 class ServiceRouting(msgspec.Struct, frozen=True):
-    """What becomes of a whole Service on this node.
+    """The routing of a whole Service on this node.
 
-    `source_ranges` guard the frontends of scope LOAD_BALANCER: empty means everybody; a family
-    without a range of its own, while the other has one, lets nobody in. `affinity_timeout` is in
-    seconds, 0 without session affinity. `scheduler` is how IPVS picks, empty for the default.
+    `source_ranges` restrict the clients of frontends of scope LOAD_BALANCER. Empty allows every
+    client; ranges of one family only allow no client of the other. `affinity_timeout` is in
+    seconds, 0 without session affinity. `scheduler` is the IPVS scheduler, empty for the default.
     """
 
     name: ObjectName
@@ -91,18 +92,18 @@ class ServiceRouting(msgspec.Struct, frozen=True):
 
 
 def expand_node_ports(routing: ServiceRouting, addresses: Collection[Address]) -> ServiceRouting:
-    """Put a node port's frontend on each of the node's addresses, of the port's family.
+    """Replace each node port by one frontend for each node address of the port's family.
 
-    From there on a node port is a frontend like any other, and one that meets an external IP on
-    the node's own address is seen to do so.
+    An address and port that the Service already has as another frontend is skipped. After this, a
+    node port that conflicts with an external IP on the node's own address is found like any other.
     """
-    for port in routing.ports:  # mostly all of them, and so no generator
-        # A node port comes after all addresses.
+    for port in routing.ports:  # a loop, because a generator would be slower here
+        # The node port is last in `frontends`.
         if port.frontends and port.frontends[-1].scope is _NODE_PORT:
             break
     else:
         return routing
-    ports = tuple(_spread(port, addresses) for port in routing.ports)
+    ports = tuple(_expanded(port, addresses) for port in routing.ports)
     return msgspec.structs.replace(routing, ports=ports)
 
 
@@ -110,17 +111,17 @@ def _is_node_port(frontend: Frontend) -> bool:
     return frontend.scope is _NODE_PORT and not frontend.address
 
 
-def _spread(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
+def _expanded(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
     own = [address for address in addresses if family_of(address) is port.family]
     taken = {(f.address, f.port) for f in port.frontends}
-    spread: list[Frontend] = []
+    expanded: list[Frontend] = []
     for frontend in port.frontends:
         if not _is_node_port(frontend):
-            spread.append(frontend)
+            expanded.append(frontend)
             continue
-        spread.extend(
+        expanded.extend(
             msgspec.structs.replace(frontend, address=address)
             for address in own
             if (address, frontend.port) not in taken
         )
-    return msgspec.structs.replace(port, frontends=tuple(spread))
+    return msgspec.structs.replace(port, frontends=tuple(expanded))

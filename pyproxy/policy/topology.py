@@ -1,9 +1,8 @@
-"""Which of the ready endpoints are near enough: what becomes of topology hints on this node.
+"""Topology hints: restrict the ready endpoints of a port to this node or this zone.
 
-The EndpointSlice controller writes the hints; a proxy may only follow or ignore them, and it
-ignores them whenever following would leave this node with nothing, or would skip endpoints that
-the controller has not placed yet. Facts: kube-proxy of Kubernetes v1.36, where node hints
-(trafficDistribution PreferSameNode) come before zone hints.
+The EndpointSlice controller writes the hints, and a proxy follows or ignores them. It ignores them
+if this node would have no endpoint, or if any ready endpoint has no hint yet. Facts: kube-proxy of
+Kubernetes v1.36, where node hints (trafficDistribution PreferSameNode) precede zone hints.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pyproxy.model.objects import Endpoint
 
 
 class TopologyMode(enum.Enum):
-    """How far connections may go; the values are the Service API's names for it."""
+    """The reach of connections; the values are names of trafficDistribution in the Service API."""
 
     SAME_NODE = "PreferSameNode"
     SAME_ZONE = "PreferSameZone"
@@ -25,9 +24,9 @@ class TopologyMode(enum.Enum):
 
 
 class IgnoredHint(enum.Enum):
-    """Why a kind of hint was not followed, as a person would be told."""
+    """Why one kind of hint is ignored, as text for `pyproxy explain`."""
 
-    NO_READY_ENDPOINT = "no endpoint is ready, so there is nothing to choose from"
+    NO_READY_ENDPOINT = "no endpoint is ready"
     NO_HINTS = "no ready endpoint has a hint"
     NODE_HINT_MISSING = "a ready endpoint has no node hint"
     NODE_NOT_HINTED = "no ready endpoint has a hint for this node"
@@ -37,7 +36,7 @@ class IgnoredHint(enum.Enum):
 
 
 class TopologyChoice(msgspec.Struct, frozen=True):
-    """A mode, and why the finer modes were not taken (for `explain`), the finest first."""
+    """A mode, and why the narrower modes do not apply, the narrowest first."""
 
     mode: TopologyMode
     ignored: tuple[IgnoredHint, ...] = ()
@@ -48,13 +47,13 @@ _NO_HINTS = TopologyChoice(TopologyMode.ANYWHERE, (IgnoredHint.NO_HINTS,))
 
 
 def choose_mode(ready: Collection[Endpoint], hostname: str, zone: str) -> TopologyChoice:
-    """Choose the mode for the ready endpoints of one Service port in one family.
+    """Return the mode for the ready endpoints of one Service port in one family.
 
-    `hostname` is this node's name; `zone` is empty where the node does not say.
+    `hostname` is the name of this node; `zone` is empty if the Node has no zone label.
     """
     if not ready:
         return _NONE_READY
-    for endpoint in ready:  # nearly always to its end, and so no generator
+    for endpoint in ready:  # a loop, because a generator would be slower here
         if endpoint.hint_zones or endpoint.hint_nodes:
             break
     else:
@@ -77,7 +76,7 @@ def choose_mode(ready: Collection[Endpoint], hostname: str, zone: str) -> Topolo
 
 
 def within(endpoint: Endpoint, mode: TopologyMode, hostname: str, zone: str) -> bool:
-    """Tell whether an endpoint is within the chosen mode."""
+    """Return whether the mode allows an endpoint."""
     match mode:
         case TopologyMode.SAME_NODE:
             return hostname in endpoint.hint_nodes

@@ -1,6 +1,6 @@
-"""Why a backend is not used: a reason for each that the decision in `backends` has left out.
+"""Explain why endpoints are not used, for `pyproxy explain` and `pyproxy services`.
 
-Nothing is decided here: who is used is asked of the answer, and only the others get a reason.
+`policy.endpoints` selects the endpoints; this module only adds a reason to each that it left out.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pyproxy.policy.endpoints import Endpoints, SelectedEndpoints
 
 
 class UnusedReason(enum.Enum):
-    """A reason, as a person would be told."""
+    """Why an endpoint is not used, as text for output."""
 
     NOT_READY = "not ready"
     TERMINATING = "terminating"
     OTHER_NODE = "on another node, and the policy is Local"
-    NO_NODE = "its slice does not say on which node it is, and the policy is Local"
+    NO_NODE = "without a node in its slice, and the policy is Local"
     HINTED_FOR_OTHER_NODES = "hinted for other nodes"
     HINTED_FOR_OTHER_ZONES = "hinted for other zones"
 
 
 class UnusedReasons(msgspec.Struct, frozen=True):
-    """Why each backend is not used by the policy Cluster, and by the policy Local.
+    """The reasons of endpoints that the policy Cluster, and the policy Local, do not use.
 
-    `choice` says what became of hints.
+    `choice` is the topology mode and why hints were ignored.
     """
 
     cluster: Mapping[Backend, UnusedReason]
@@ -41,7 +41,7 @@ class UnusedReasons(msgspec.Struct, frozen=True):
 def unused_reasons(
     endpoints: Endpoints, usable: SelectedEndpoints, hostname: str, zone: str
 ) -> UnusedReasons:
-    """Give a reason for every endpoint that `select_endpoints` left out of `usable`."""
+    """Return a reason for every endpoint that is not in `usable`."""
     ready = [endpoint for endpoint in endpoints.values() if endpoint.ready]
     choice = topology.choose_mode(ready, hostname, zone)
     used, local = frozenset(usable.cluster), frozenset(usable.local)

@@ -170,7 +170,7 @@ FAULTS: dict[str, tuple[list[Object], str, str, str]] = {
         ],
         TARGET,
         "fields",
-        "192.0.2.30 port 80/TCP is not answered for port 'http'",
+        "192.0.2.30 port 80/TCP is not proxied for port 'http'",
     ),
     "invalid field": (
         [web(externalIPs=["2001:db8::1"]), ready()],
@@ -350,7 +350,7 @@ def test_a_target_that_cannot_be_parsed_is_a_usage_error(node: InspectedNode) ->
     result = node.command("explain", "10.96.0.1:0")
     assert result.status == 2
     assert result.err == (
-        "pyproxy: '10.96.0.1:0' is no destination: write ADDRESS:PORT, with a port from 1 to "
-        "65535, and /udp or /sctp behind it where it is not TCP; for IPv6 [ADDRESS]:PORT, or "
+        "pyproxy: '10.96.0.1:0' is not a destination: write ADDRESS:PORT, with a port from 1 to "
+        "65535, and /udp or /sctp after it unless it is TCP; for IPv6 [ADDRESS]:PORT, or "
         "NAMESPACE/NAME for a Service\n"
     )

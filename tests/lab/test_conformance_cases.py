@@ -181,7 +181,7 @@ def test_what_a_probe_wants_can_be_read() -> None:
         ),
         (
             "- {name: x, steps: [{probe: [{from: a1, to: here, expect: refused}]}]}",
-            "case x: 'here' is no destination",
+            "case x: 'here' is not a destination",
         ),
     ],
 )

@@ -48,6 +48,6 @@ def test_a_destination_is_read_and_written(
     ],
 )
 def test_what_is_no_destination_is_one_line_about_it(text: str) -> None:
-    with pytest.raises(ValueError, match="is no destination: write ADDRESS:PORT") as raised:
+    with pytest.raises(ValueError, match="is not a destination: write ADDRESS:PORT") as raised:
         parse_destination(text)
     assert str(raised.value).startswith(repr(text))

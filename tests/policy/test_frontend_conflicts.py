@@ -98,7 +98,7 @@ def test_the_older_service_has_it_and_the_younger_is_told(order: tuple[int, int]
     assert cluster.problems(SECOND) == []
     assert len(cluster.places(FIRST)) == 1
     assert cluster.problems(FIRST) == [
-        "Service shop/first: spec.externalIPs: 192.0.2.1 port 80/TCP is not answered for port '': "
+        "Service shop/first: spec.externalIPs: 192.0.2.1 port 80/TCP is not proxied for port '': "
         "Service shop/second, which is older, claims it too"
     ]
 
@@ -166,7 +166,7 @@ def test_a_node_port_belongs_to_one_service_per_family() -> None:
     )
     assert cluster.problems(THIRD) == []
     assert cluster.problems(SECOND) == [
-        "Service shop/second: spec.ports: node port 30080/TCP (IPv4) is not answered for port '': "
+        "Service shop/second: spec.ports: node port 30080/TCP (IPv4) is not proxied for port '': "
         "Service shop/first, which is older, claims it too"
     ]
 
