@@ -39,7 +39,7 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Diff:
 def _desired(queries: QueryRunner, namespace: argparse.Namespace) -> DesiredState:
     files = [Path(path) for path in namespace.file]
     if queries.settings.manifests:
-        # --manifests names the desired state, even where an agent serves another folder or an API.
+        # --manifests names the desired state, even if an agent serves another folder or an API.
         return desired_state(queries.oneshot(queries.settings, files).snapshot())
     found = queries.query(DESIRED, NoArgs())
     if not files:

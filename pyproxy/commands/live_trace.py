@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(namespace: argparse.Namespace) -> int:
-    """Print packets until --count, --timeout or Ctrl-C; return 1 where there was none."""
+    """Print packets until --count, --timeout or Ctrl-C; return 1 if there was none."""
     encode = encoder(namespace)
     seen = 0
     with _sigterm_as_ctrl_c(), closing(LiveTrace(_match(namespace))) as trace:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyproxy.commands.command import Command
 
 NO_RESPONSE = 3
-"""The exit status where agent, API server or kernel failed; 0 and 1 are results of commands."""
+"""The exit status if agent, API server or kernel failed; 0 and 1 are results of commands."""
 
 COMMON_STATUSES = (
     "2 wrong arguments, or no permission",

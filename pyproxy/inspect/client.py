@@ -33,7 +33,7 @@ class AgentTimeoutError(AgentError):
 class Client:
     """Sends queries to the agent that listens on a Unix socket, one connection each.
 
-    Every method raises NoAgentError, AgentError, and UsageError where the arguments are wrong or
+    Every method raises NoAgentError, AgentError, and UsageError if the arguments are wrong or
     the caller has no permission.
     """
 

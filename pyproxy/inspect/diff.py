@@ -28,9 +28,9 @@ class DesiredState(msgspec.Struct, frozen=True):
 class Diff(msgspec.Struct, frozen=True, rename="camel"):
     """The plan of a full sync: what it would write to the kernel now.
 
-    `same` says that it would write nothing. `lines` are the transaction as commands of the
+    `same` is true if it would write nothing. `lines` are the transaction as commands of the
     kernel's own tool, `counts` the number of objects by kind. `rules` names the differences of
-    base rules. `messages` are the netlink messages in hexadecimal, where requested.
+    base rules. `messages` are the netlink messages in hexadecimal, if requested.
     """
 
     same: bool

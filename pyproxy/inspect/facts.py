@@ -1,4 +1,4 @@
-"""What agent, API server and kernel know about one Service: the input of `explain`."""
+"""Facts about one Service from agent, API server and kernel: the input of `explain`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from pyproxy.source.api_objects import ServiceLookup
 class AgentFacts(msgspec.Struct, frozen=True):
     """One Service in the agent's memory, and the agent itself. In JSON, addresses are base64.
 
-    `service` is None where the agent has no such Service, `routing` where none is programmed.
-    `api_age` is in seconds. `sync_pending` says that a sync is due.
+    `service` is None if the agent has no such Service, `routing` where none is programmed.
+    `api_age` is in seconds. `sync_pending` is true if a sync is due.
     """
 
     settings: Settings
@@ -50,7 +50,7 @@ class AgentFacts(msgspec.Struct, frozen=True):
 
 
 def agent_facts(snapshot: Snapshot, text: str) -> AgentFacts:
-    """Return a snapshot's facts about a target. Raises UsageError where it cannot be parsed."""
+    """Return a snapshot's facts about a target. Raises UsageError if it cannot be parsed."""
     target = resolve(snapshot, text)
     name = target.name
     facts = AgentFacts(
@@ -80,9 +80,9 @@ def agent_facts(snapshot: Snapshot, text: str) -> AgentFacts:
 class KernelFacts(msgspec.Struct, frozen=True):
     """The kernel state of one Service, read on this node.
 
-    `diff` is its difference to the desired state; None where it was not read, with the cause in
+    `diff` is its difference to the desired state; None if it was not read, with the cause in
     `not_read`. `stale_flows` are conntrack entries, one line each, that lead to an unused endpoint;
-    None where they were not read, with the cause in `flows_not_read`.
+    None if they were not read, with the cause in `flows_not_read`.
     """
 
     diff: StateDiff | None = None
@@ -105,7 +105,7 @@ class PortFacts(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """All facts about one target. `client` is the client's address where the user gave one."""
+    """All facts about one target. `client` is the client's address if the user gave one."""
 
     agent: AgentFacts
     api: ServiceLookup
@@ -114,12 +114,12 @@ class Facts(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> ObjectName:
-        """The Service's name, empty where the target has none."""
+        """The Service's name, empty if the target has none."""
         return self.agent.target.name or ObjectName("", "")
 
     @property
     def service(self) -> Service:
-        """The Service. Raises ValueError where the agent has none: check `agent.service` first."""
+        """The Service. Raises ValueError if the agent has none: check `agent.service` first."""
         if self.agent.service is None:
             raise ValueError("the agent has no such Service")
         return self.agent.service

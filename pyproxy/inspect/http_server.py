@@ -96,7 +96,7 @@ class BoundedThreads(socketserver.ThreadingMixIn):
         super().__init__(*args, **kwargs)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a client, or close the connection where all are busy."""
+        """Start a thread for a client, or close the connection if all are busy."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)  # type: ignore[attr-defined]
             return

@@ -44,7 +44,7 @@ class Stream(msgspec.Struct, Generic[A, R], frozen=True):
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
-    """The body of every error response; `usage` says that the request was wrong."""
+    """The body of every error response; `usage` is true if the request was wrong."""
 
     error: str
     usage: bool = False
@@ -55,7 +55,7 @@ class NoArgs(msgspec.Struct, frozen=True):
 
 
 class ServicesArgs(msgspec.Struct, frozen=True):
-    """The Service `name` (NAMESPACE/NAME), those of one namespace, or all where both are empty."""
+    """The Service `name` (NAMESPACE/NAME), those of one namespace, or all if both are empty."""
 
     name: str = ""
     namespace: str = ""
@@ -74,7 +74,7 @@ class LookupArgs(msgspec.Struct, frozen=True):
 
 
 class WatchArgs(msgspec.Struct, frozen=True):
-    """The Services of one namespace, or all where it is empty."""
+    """The Services of one namespace, or all if it is empty."""
 
     namespace: str = ""
 

@@ -43,7 +43,7 @@ class InspectServer:
         self._stopping = False
 
     def start(self) -> None:
-        """Listen and serve; does nothing where the path is empty."""
+        """Listen and serve; does nothing if the path is empty."""
         if not self._path:
             return
         try:
@@ -79,7 +79,7 @@ class InspectServer:
 
 
 def _remove_stale_socket(path: Path) -> None:
-    """Remove a socket on which no process listens. Raises FileExistsError where one does."""
+    """Remove a socket on which no process listens. Raises FileExistsError if one does."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (path.exists() and stat.S_ISSOCK(path.stat().st_mode)):
         return

@@ -74,7 +74,7 @@ class ServiceView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Services(msgspec.Struct, frozen=True, rename="camel"):
-    """Services sorted by namespace and name; `named` says that the query named one of them."""
+    """Services sorted by namespace and name; `named` is true if the query named one of them."""
 
     services: tuple[ServiceView, ...]
     named: bool = False
@@ -83,7 +83,7 @@ class Services(msgspec.Struct, frozen=True, rename="camel"):
 def services(snapshot: Snapshot, name: str = "", namespace: str = "") -> Services:
     """Return one Service (NAMESPACE/NAME), those of a namespace, or all.
 
-    Raises UsageError where the node has no Service of that name.
+    Raises UsageError if the node has no Service of that name.
     """
     problems = _problems_by_service(snapshot.problems)
     slices: Mapping[ObjectName, Sequence[EndpointSlice]]

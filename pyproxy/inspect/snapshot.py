@@ -21,7 +21,7 @@ class Sync(msgspec.Struct, frozen=True):
     """One commit.
 
     `ended` is in seconds since the epoch, `duration` in seconds. `services` is the number of
-    planned Services. `full` says that the plan started from a read-back of the kernel.
+    planned Services. `full` is true if the plan started from a read-back of the kernel.
     """
 
     ended: float
@@ -33,7 +33,7 @@ class Sync(msgspec.Struct, frozen=True):
 class Repair(msgspec.Struct, frozen=True):
     """One repair of drift.
 
-    `by` is the program that changed our objects, empty where unknown. `counts` has the number of
+    `by` is the program that changed our objects, empty if unknown. `counts` has the number of
     repaired objects by kind.
     """
 
@@ -78,7 +78,7 @@ class Change(msgspec.Struct, frozen=True, rename="camel"):
 
     `type` is "added", "changed" or "removed". `endpoints` is the number of distinct endpoints.
     `ended` is in seconds since the epoch; `sync_duration` and `latency` are in seconds. `latency`
-    runs from the receipt of the oldest event of the commit to the end of the commit; None where
+    runs from the receipt of the oldest event of the commit to the end of the commit; None if
     the commit had no event.
     """
 
@@ -104,7 +104,7 @@ class AgentView(Protocol):
         ...
 
     def table_usage(self) -> tuple[TableUsage, ...]:
-        """Return the number of objects in the kernel's tables; empty where it is unknown.
+        """Return the number of objects in the kernel's tables; empty if it is unknown.
 
         May read the kernel in the calling thread.
         """

@@ -82,7 +82,7 @@ def status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Status:
 
 
 def is_healthy(snapshot: Snapshot) -> bool:
-    """Tell whether the agent is healthy and not shutting down."""
+    """Return whether the agent is healthy and not shutting down."""
     return snapshot.health.healthy and not snapshot.health.shutting_down
 
 

@@ -15,9 +15,9 @@ from pyproxy.model.objects import ObjectName, Service
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A Service, and the destination where the user gave one.
+    """A Service, and the destination if the user gave one.
 
-    `name` is None where no Service has the destination. `served` says that this node serves the
+    `name` is None if no Service has the destination. `served` is true if this node serves the
     destination; then `scope` is its kind of address, else `reason` and `fix` say why not.
     """
 
@@ -40,7 +40,7 @@ def parse(text: str) -> ObjectName | Destination:
 
 
 def resolve(snapshot: Snapshot, text: str) -> Target:
-    """Return the Service of a target. Raises UsageError where the text cannot be parsed."""
+    """Return the Service of a target. Raises UsageError if the text cannot be parsed."""
     target = parse(text)
     if isinstance(target, ObjectName):
         return Target(target)

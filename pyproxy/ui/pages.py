@@ -25,7 +25,7 @@ def overview(snapshot: Snapshot, query: SearchQuery) -> str:
 
 
 def service(snapshot: Snapshot, name: str) -> str:
-    """Return the page of one Service (NAMESPACE/NAME). Raises UsageError where it is not served."""
+    """Return the page of one Service (NAMESPACE/NAME). Raises UsageError if it is not served."""
     view: ServiceView = services(snapshot, name).services[0]
     return _page("service.html").render(
         status=status(snapshot),

@@ -35,7 +35,7 @@ class SearchQuery(msgspec.Struct, frozen=True):
 class ServiceRow(msgspec.Struct, frozen=True):
     """A Service in the list.
 
-    `unserved` says that a port has no endpoint, `invalid` is the number of invalid fields.
+    `unserved` is true if a port has no endpoint, `invalid` is the number of invalid fields.
     """
 
     name: ObjectName

@@ -76,7 +76,7 @@ class PageServer:
 
     @property
     def port(self) -> int:
-        """The port, also where the kernel chose it; 0 while nothing is served."""
+        """The port, also if the kernel chose it; 0 while nothing is served."""
         return self._server.server_address[1] if self._server else 0
 
     def start(self) -> None:
@@ -177,7 +177,7 @@ class _Handler(RequestHandler):
 
 
 def is_trusted_host(host: str) -> bool:
-    """Tell whether a request's Host is an IP address or localhost.
+    """Return whether a request's Host is an IP address or localhost.
 
     Any other name may be one whose owner makes it resolve to this node, so that a page of that name
     could read this one (DNS rebinding).
@@ -195,5 +195,5 @@ def is_trusted_host(host: str) -> bool:
 def _events(changes: Iterator[Change | None]) -> Iterator[bytes]:
     yield b"retry: 2000\n\n"
     for change in changes:
-        # Only a write detects a closed connection, hence a comment where there is no change.
+        # Only a write detects a closed connection, hence a comment if there is no change.
         yield b":\n\n" if change is None else f"data: {json.dumps(change.service)}\n\n".encode()

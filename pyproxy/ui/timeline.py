@@ -30,7 +30,7 @@ class Moment(msgspec.Struct, frozen=True):
 
     `second` is since the epoch. `latency` and `sync_duration` are the maximum of the second's
     changes, in seconds; None without changes. `connections` is the number of new connections, None
-    where they were not counted.
+    if they were not counted.
     """
 
     second: int
@@ -106,7 +106,7 @@ class ConnectionCounter:
 class Recorder:
     """A thread that fills a timeline from the agent's changes and connection counters.
 
-    `count` returns the connections since its last call, None where unknown. It is called every
+    `count` returns the connections since its last call, None if unknown. It is called every
     `COUNT_EVERY` seconds while `has_viewers` returns true, because it reads all frontends. `clock`
     returns seconds since the epoch.
     """
@@ -147,7 +147,7 @@ class Recorder:
                 self.record_connections()
 
     def record_connections(self) -> None:
-        """Read the counters where they are due and the page has viewers."""
+        """Read the counters if they are due and the page has viewers."""
         now, last = self._clock(), self._counted_at
         if not self._has_viewers():
             self._counted_at = None

@@ -1,4 +1,4 @@
-"""What all commands share: help, exit statuses, formats, completion, usage errors."""
+"""Common properties of commands: help, exit statuses, formats, completion, usage errors."""
 
 from __future__ import annotations
 

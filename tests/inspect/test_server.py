@@ -14,7 +14,7 @@ from pyproxy.inspect.status import Status
 from tests.inspect.node import InspectedNode
 
 pytestmark = pytest.mark.kernel
-NOBODY = 65534
+OVERFLOW_UID = 65534
 CONNECT = """
 import os, socket, sys
 os.setuid(int(sys.argv[2]))
@@ -41,7 +41,7 @@ def test_another_user_is_rejected_even_with_permission_to_connect(node: Inspecte
     path.chmod(0o666)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", CONNECT, node.socket, str(NOBODY)],
+            [sys.executable, "-c", CONNECT, node.socket, str(OVERFLOW_UID)],
             capture_output=True,
             text=True,
             check=True,

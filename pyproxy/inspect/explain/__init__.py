@@ -32,7 +32,7 @@ _STEPS: Sequence[Callable[[Facts], Step]] = (
 class Explanation(msgspec.Struct, frozen=True):
     """The steps from the Service to a packet.
 
-    `verdict` and `fix` are those of the first failed step; `ok` says that none failed.
+    `verdict` and `fix` are those of the first failed step; `ok` is true if none failed.
     """
 
     target: str
