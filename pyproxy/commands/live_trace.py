@@ -82,7 +82,7 @@ def _source(namespace: argparse.Namespace, target: Destination) -> Address | Non
         return None
     if sender == OUTSIDE:
         raise UsageError(f"--from {OUTSIDE}: --live needs an address: give one, or omit --from")
-    settings = QueryRunner(namespace).agent_settings(target)
+    settings = QueryRunner(namespace).agent_settings()
     return packet_from(sender_of(sender, target, settings), target).source
 
 

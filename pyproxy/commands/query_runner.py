@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pyproxy.config import command_line
-from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.inspect.client import AgentTimeoutError, Client, NoAgentError
-from pyproxy.inspect.queries import FACTS, STATUS, A, FactsArgs, NoArgs, Query, R, Stream
+from pyproxy.inspect.queries import SETTINGS, A, NoArgs, Query, R, Stream
 from pyproxy.inspect.snapshot import AgentView
-from pyproxy.model.destination import Destination
 
 
 class QueryRunner:
@@ -43,30 +41,17 @@ class QueryRunner:
                 self._give_up_agent(f"{error}: reading API server and kernel instead")
         return query.handler(self._oneshot, arguments)
 
-    def agent_settings(self, about: Destination) -> Settings:
+    def agent_settings(self) -> Settings:
         """Return the settings of the running agent, or those of this command line.
-
-        `about` is any destination, because the agent's settings are part of facts about one. Raises
-        PyproxyError.
-        """
-        if self._client is not None:
-            try:
-                return self._client.query(FACTS, FactsArgs(str(about))).settings
-            except (NoAgentError, AgentTimeoutError) as error:
-                self._give_up_agent(f"{error}: using the flags of this command")
-        return self.settings
-
-    def agent_mode(self) -> ProxyMode:
-        """Return the mode of the running agent, or that of this command line.
 
         Raises PyproxyError.
         """
         if self._client is not None:
             try:
-                return ProxyMode(self._client.query(STATUS, NoArgs()).mode)
-            except (NoAgentError, AgentTimeoutError):
-                self._client = None
-        return self.settings.mode
+                return self._client.query(SETTINGS, NoArgs())
+            except (NoAgentError, AgentTimeoutError) as error:
+                self._give_up_agent(f"{error}: using the flags of this command")
+        return self.settings
 
     def _give_up_agent(self, why: str) -> None:
         note(why)

@@ -106,7 +106,8 @@ def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
     selected = namespace.service
     if selected and "/" not in selected:
         selected += "/"
-    reader = _counters(namespace)
+    settings = QueryRunner(namespace).agent_settings()
+    reader = modes.of(settings.mode).counters(settings)
     try:
         reader.require()
         before, read_at, _ = _read(reader, selected, namespace)
@@ -119,12 +120,6 @@ def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
             done += 1
     finally:
         reader.close()
-
-
-def _counters(namespace: argparse.Namespace) -> ConnectionCounters:
-    queries = QueryRunner(namespace)
-    mode = queries.agent_mode()
-    return modes.of(mode).counters(msgspec.structs.replace(queries.settings, mode=mode))
 
 
 def _read(

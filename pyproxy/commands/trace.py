@@ -91,7 +91,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Trace:
     target = destination_of(namespace.to)
-    settings = queries.agent_settings(target)
+    settings = queries.agent_settings()
     sender = sender_of(namespace.sender or NODE, target, settings)
     packet = packet_from(sender, target, namespace.interface)
     if namespace.source_port is not None:

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from pyproxy.config.settings import Settings
 from pyproxy.inspect.diff import DesiredState, desired_state
 from pyproxy.inspect.facts import AgentFacts, agent_facts
 from pyproxy.inspect.services import Services, object_name, services
@@ -97,6 +98,7 @@ SERVICES = Query(
     lambda agent, args: services(agent.snapshot(), args.name, args.namespace),
 )
 DESIRED = Query("/desired", NoArgs, DesiredState, lambda agent, _: desired_state(agent.snapshot()))
+SETTINGS = Query("/settings", NoArgs, Settings, lambda agent, _: agent.snapshot().settings)
 FACTS = Query(
     "/facts", FactsArgs, AgentFacts, lambda agent, args: agent_facts(agent.snapshot(), args.target)
 )
@@ -106,5 +108,5 @@ LOOKUP = Query(
 WATCH = Stream("/watch", WatchArgs, Change, _watch)
 
 QUERIES: Mapping[str, Query[Any, Any] | Stream[Any, Any]] = {
-    query.path: query for query in (STATUS, SERVICES, DESIRED, FACTS, LOOKUP, WATCH)
+    query.path: query for query in (STATUS, SERVICES, DESIRED, SETTINGS, FACTS, LOOKUP, WATCH)
 }

@@ -103,7 +103,10 @@ def test_each_outcome_has_its_message_and_exit_status(
         (("--to", TO, "--from", "/pod"), "write a pod as NAMESPACE/NAME"),
         (("--to", TO, "--from", "shop/nobody"), "the API server has no address of this pod"),
         (("--to", "[fd96::1]:80", "--from", "shop/client"), "the pod has no IPv6 address"),
-        (("--to", TO, "--no-agent", "--proxy-mode", "ipvs"), "IPVS is tables of the kernel's own"),
+        (
+            ("--to", TO, "--no-agent", "--proxy-mode", "ipvs"),
+            "the kernel holds no table inet pyproxy-ipvs",
+        ),
         (("--to", TO, "--no-agent", "--proxy-mode", "iptables"), "have no chains of pyproxy's"),
     ],
 )
