@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.test_metrics import used
+from tests.test_metrics import METRICS_FILE, used
 from tools import prometheusrule
 
 from .manifests import MONITORING, chart, the, tool
@@ -34,11 +35,16 @@ def groups() -> RuleGroups:
 
 
 def exposed() -> dict[str, set[str]]:
-    """Return the labels of every series that an agent exposes, by name."""
+    """Return the labels of every series that an agent exposes in some mode, by name."""
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(used().exposition().decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
+    # The agent's own tests compare what iptables mode adds with kube-proxy's table.
+    with METRICS_FILE.open() as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            if row["metric"].startswith("kubeproxy_sync_proxy_rules_iptables_"):
+                found[row["metric"]] = set(row["labels"].split(","))
     return found
 
 
