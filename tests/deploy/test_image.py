@@ -40,12 +40,12 @@ def test_what_is_copied_is_in_the_build_context() -> None:
     for source in copied:
         assert (ROOT / source).exists(), source
         assert let_in(source), source
-    assert not let_in(".venv")
-    assert not let_in(".git")
+    for source in (".venv", ".git", "lab", "lab/pyproxy_lab", "bench", "tests"):
+        assert not let_in(source), source
+        assert source not in copied
 
 
-def test_the_image_has_what_pyproxy_depends_on() -> None:
-    """Every package at one version, with hashes, and each that pyproject.toml names among them."""
+def test_the_image_pins_each_dependency_of_pyproxy_and_none_of_the_lab() -> None:
     pinned = re.findall(
         r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", LOCK, re.M
     )
@@ -54,6 +54,7 @@ def test_the_image_has_what_pyproxy_depends_on() -> None:
     for wanted in PROJECT["dependencies"]:
         name, _, least = wanted.lower().partition(">=")
         assert versions[name] >= tuple(map(int, least.split("."))), name
+    assert not versions.keys() & {"pyproxy-lab", "matplotlib"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

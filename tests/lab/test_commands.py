@@ -13,6 +13,8 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.namespace import NETNS_FOLDER, with_default_signals
 
+from pyproxy import cli
+
 PYPROXY = [sys.executable, "-m", "pyproxy"]
 CONFORMANCE = [sys.executable, "-m", "pyproxy_lab.conformance"]
 CASES = Path(__file__).parents[1] / "conformance" / "cases"
@@ -119,6 +121,17 @@ def test_a_mistake_of_the_caller_is_one_line(arguments: list[str], message: str)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert re.search(message, done.stderr)
+
+
+@pytest.mark.parametrize("command", ["lab", "bench"])
+def test_without_pyproxy_lab_its_commands_name_the_package_to_install(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "entry_points", lambda **_: ())
+    assert cli.main([command, "--help"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"pyproxy: {command}: pyproxy-lab is not installed: run pip install pyproxy-lab"
+    ]
 
 
 @packets
