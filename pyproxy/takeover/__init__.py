@@ -1,6 +1,6 @@
-"""Removing what kube-proxy has left in the kernel, in every one of its modes, and nothing else.
+"""Remove what kube-proxy has left in the kernel, in each of its modes, and nothing else.
 
-What pyproxy's own iptables mode has left looks much the same, and is found here too.
+The leftovers of pyproxy's own iptables mode have the same names, and are found here too.
 
-`kernel` needs pyroute2, which is slow to import: agents need it where there is something to remove.
+`kernel` imports pyroute2, which is slow: agents import it only if there is something to remove.
 """

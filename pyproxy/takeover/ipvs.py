@@ -20,8 +20,8 @@ from pyroute2.netlink.exceptions import IPSetError, NetlinkError
 
 from pyproxy.model.address import Address, address_text, parse_address
 from pyproxy.netlink.kernel_errors import kernel_error
-from pyproxy.takeover import names
 from pyproxy.takeover.leftovers import VirtualService
+from pyproxy.xtables import kube_names
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def find_sets() -> tuple[str, ...]:
             ]
 
     nothing: list[str] = []
-    return tuple(sorted(names.SETS.intersection(_asking("listing ipsets", read, nothing))))
+    return tuple(sorted(kube_names.SETS.intersection(_asking("listing ipsets", read, nothing))))
 
 
 def find_links() -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def find_links() -> tuple[str, ...]:
 
     def read() -> tuple[str, ...]:
         with IPRoute() as routes:
-            return (names.DEVICE,) if routes.link_lookup(ifname=names.DEVICE) else ()
+            return (kube_names.DEVICE,) if routes.link_lookup(ifname=kube_names.DEVICE) else ()
 
     return _asking("looking for a network device", read, ())
 
@@ -138,7 +138,7 @@ def _virtual_services() -> list[VirtualService]:
 
 def _addresses() -> tuple[frozenset[Address], frozenset[Address]]:
     with IPRoute() as routes:
-        device = set(routes.link_lookup(ifname=names.DEVICE))
+        device = set(routes.link_lookup(ifname=kube_names.DEVICE))
         found: dict[bool, set[Address]] = {True: set(), False: set()}
         for message in routes.get_addr():
             address = parse_address(str(message.get_attr("IFA_ADDRESS")))
@@ -149,8 +149,8 @@ def _addresses() -> tuple[frozenset[Address], frozenset[Address]]:
 def _node_ports(sets: tuple[str, ...]) -> frozenset[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     with IPSet() as ipset:
-        for name, protocol in names.NODE_PORT_SETS.items():
-            for each in {name, names.ipv6_set(name)}.intersection(sets):
+        for name, protocol in kube_names.NODE_PORT_SETS.items():
+            for each in {name, kube_names.ipv6_set(name)}.intersection(sets):
                 found.update((protocol, port) for port in _ports(ipset.list(each)))
     return frozenset(found)
 

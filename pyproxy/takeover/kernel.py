@@ -14,7 +14,7 @@ from pyproxy.netlink import nftables
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfacct import delete_counter, list_counters
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink
-from pyproxy.takeover import ipvs, names, tools
+from pyproxy.takeover import iptables, ipvs
 from pyproxy.takeover.leftovers import (
     Failure,
     InService,
@@ -22,6 +22,7 @@ from pyproxy.takeover.leftovers import (
     VirtualService,
     table_name,
 )
+from pyproxy.xtables import kube_names, programs
 
 T = TypeVar("T")
 
@@ -64,12 +65,14 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
         reading(
             f"rules of {program}",
             partial(
-                tools.find_rules,
+                iptables.find_rules,
                 program,
-                names.is_of_ipvs if program.flavour is in_service.flavour else names.owns_chain,
+                kube_names.is_kube_proxy_ipvs
+                if program.flavour is in_service.flavour
+                else kube_names.is_owned,
             ),
         )
-        for program in tools.PROGRAMS
+        for program in programs.ALL
     ]
     sets = reading("ipsets", ipvs.find_sets)
     links: tuple[str, ...] = ()
@@ -103,7 +106,7 @@ def _steps(found: Leftovers, netlink: Nfnetlink) -> Iterator[tuple[str, Callable
     for family in found.tables:
         yield f"nftables table {table_name(family)}", partial(_remove_table, netlink, family)
     for each in found.iptables:
-        yield str(each), partial(tools.remove_rules, each)
+        yield str(each), partial(iptables.remove_rules, each)
     for service in found.services:
         yield f"IPVS virtual service {service}", partial(ipvs.remove_service, service)
     for link in found.links:
@@ -124,7 +127,7 @@ def _do(what: str, step: Callable[[], None]) -> Failure | None:
 
 
 def _remove_table(netlink: Nfnetlink, family: Family) -> None:
-    message = nftables.delete_table(names.NFTABLES_TABLE, _NFPROTO[family])
+    message = nftables.delete_table(kube_names.NFTABLES_TABLE, _NFPROTO[family])
     for refusal in netlink.transact([message], nftables.SUBSYSTEM):
         _raise_unless_gone(refusal)
 
@@ -156,13 +159,13 @@ def _find_tables(netlink: Nfnetlink) -> tuple[Family, ...]:
     return tuple(
         family
         for family, number in _NFPROTO.items()
-        if names.NFTABLES_TABLE
+        if kube_names.NFTABLES_TABLE
         in nftables.read_table_names(netlink.dump(nftables.get_tables(number)))
     )
 
 
 def _find_counters(netlink: Nfnetlink) -> tuple[str, ...]:
     try:
-        return tuple(sorted(names.COUNTERS & list_counters(netlink)))
+        return tuple(sorted(kube_names.COUNTERS & list_counters(netlink)))
     except RejectedError:  # a kernel without nfacct
         return ()

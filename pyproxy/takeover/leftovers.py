@@ -9,20 +9,11 @@ import msgspec
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, address_text
 from pyproxy.model.flavour import Flavour
-from pyproxy.takeover import names
-from pyproxy.takeover.iptables import TableRemoval
+from pyproxy.xtables import kube_names
+from pyproxy.xtables.programs import Programs
+from pyproxy.xtables.removal import TableRemoval
 
 _FAMILY_NAMES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-
-
-class Program(msgspec.Struct, frozen=True):
-    """One of the four kinds of iptables, which see their own rules alone: `ip6tables-nft`."""
-
-    family: Family
-    flavour: Flavour
-
-    def __str__(self) -> str:
-        return f"{_FAMILY_NAMES[self.family]}tables-{self.flavour.value}"
 
 
 class InService(msgspec.Struct, frozen=True):
@@ -38,7 +29,7 @@ class InService(msgspec.Struct, frozen=True):
 class IptablesRemoval(msgspec.Struct, frozen=True):
     """What is to go from one table of one kind of iptables."""
 
-    program: Program
+    program: Programs
     removal: TableRemoval
 
     def __str__(self) -> str:
@@ -115,4 +106,4 @@ def _count(number: int, name: str) -> str:
 
 def table_name(family: Family) -> str:
     """Name kube-proxy's nftables table of a family as nft does."""
-    return f"{_FAMILY_NAMES[family]} {names.NFTABLES_TABLE}"
+    return f"{_FAMILY_NAMES[family]} {kube_names.NFTABLES_TABLE}"

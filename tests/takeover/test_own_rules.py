@@ -9,8 +9,8 @@ from pyproxy_lab.namespace import Namespace
 
 from pyproxy.model.flavour import Flavour
 from pyproxy.takeover import kernel
+from pyproxy.takeover.iptables import find_own_rules
 from pyproxy.takeover.leftovers import InService, Leftovers
-from pyproxy.takeover.tools import find_own_rules
 
 from .scenes import FLAVOURS, leave, make_foreign, state, without_firewall
 

@@ -1,1 +1,1 @@
-"""The iptables dataplane: a chain for each Service, and a tree of chains that leads there."""
+"""The iptables dataplane: a chain for each Service port, and a tree of chains that leads to it."""

@@ -1,125 +1,130 @@
-"""What has been committed, and the plans from there to somewhere else: no I/O."""
+"""The state that was committed last, and plans from it or from a read-back: no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.iptables import fixed
-from pyproxy.dataplane.iptables.fixed import FILTER, NAT, TABLES, Options
+from pyproxy.dataplane.iptables import base_rules
+from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, TABLES, Options
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.plan import (
     IptablesPlan,
     TableChange,
     TableName,
-    compare,
-    compare_saved,
+    diff_chains,
+    diff_saved,
 )
 from pyproxy.dataplane.iptables.rules import Rule
-from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable
 from pyproxy.dataplane.iptables.services import Part, View, compile_service
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
+from pyproxy.xtables.saved import EMPTY, SavedTable
 
 Tables = dict[str, dict[str, tuple[Rule, ...]]]
 Saved = Mapping[Family, Mapping[str, SavedTable]]
-"""What iptables-save said of each family, by table."""
+"""The read-back of each family, by table."""
 
 
 class CommittedState:
-    """The Services, the node and the trees that were committed last, in the families we serve."""
+    """The Services, the node's part and the trees of the last commit, for some families."""
 
     def __init__(self, options: Options, families: Collection[Family]) -> None:
         self._options = options
         self._families = families
         self._node = NodeRouting()
-        self._programmed: dict[ObjectName, ServiceRouting] = {}
-        self._forests = {family: FrontendTrees(family) for family in families}
+        self._services: dict[ObjectName, ServiceRouting] = {}
+        self._trees = {family: FrontendTrees(family) for family in families}
         self.rules: Mapping[TableName, int] = {}
 
     def routing(self, name: ObjectName) -> ServiceRouting | None:
-        """Give what is programmed of a Service."""
-        return self._programmed.get(name)
+        """Return the committed routing of a Service."""
+        return self._services.get(name)
 
     def plan(
         self, services: Mapping[ObjectName, ServiceRouting | None], node: NodeRouting | None
     ) -> IptablesPlan:
-        """Plan from what was committed last."""
-        wanted = {
+        """Plan from the last commit."""
+        changed = {
             name: routing for name, routing in services.items() if self.routing(name) != routing
         }
         changes: dict[TableName, TableChange] = {}
-        forests = {}
+        trees = {}
         rules = dict(self.rules)
-        for family, frontend_trees, held, asked in self._steps(wanted, node):
-            forests[family] = frontend_trees
+        for family, new_trees, before, after in self._compile_changes(changed, node):
+            trees[family] = new_trees
             for table in TABLES:
-                if change := compare(held[table], asked[table]):
+                if change := diff_chains(before[table], after[table]):
                     changes[family, table] = change
                     rules[family, table] = rules.get((family, table), 0) + change.growth.rules
-        return IptablesPlan(changes, wanted, forests, node, rules=rules)
+        return IptablesPlan(changes, changed, trees, node, rules=rules)
 
     def undo(self, plan: IptablesPlan) -> IptablesPlan:
-        """Plan back to what was committed last, where some tables of `plan` have been written.
+        """Plan back to the last commit, after some tables of `plan` were written.
 
-        It may be written to the other tables as well, for it changes nothing there.
+        It may be written to the other tables as well, where it changes nothing.
         """
         changes: dict[TableName, TableChange] = {}
-        for family, _, held, asked in self._steps(plan.wanted, plan.node):
+        for family, _, before, after in self._compile_changes(plan.services, plan.node):
             for table in TABLES:
-                if change := compare(asked[table], held[table]):
+                if change := diff_chains(after[table], before[table]):
                     changes[family, table] = change
         return IptablesPlan(changes, {}, {}, rules=self.rules)
 
-    def _steps(
-        self, wanted: Mapping[ObjectName, ServiceRouting | None], node: NodeRouting | None
+    def _compile_changes(
+        self, changed: Mapping[ObjectName, ServiceRouting | None], node: NodeRouting | None
     ) -> Iterator[tuple[Family, FrontendTrees, Tables, Tables]]:
-        """Give each family's forest as it is to be, and the chains concerned before and after."""
-        then = node if node is not None else self._node
+        """Yield each family's trees afterwards, and the chains concerned before and after."""
+        new_node = node if node is not None else self._node
         for family in self._families:
-            before, after = self._view(family, self._node), self._view(family, then)
-            names = wanted.keys() if before == after else wanted.keys() | self._programmed.keys()
-            old = [compile_service(each, family, before) for each in self._held(names)]
-            new = [
-                compile_service(each, family, after)
+            before, after = self._view(family, self._node), self._view(family, new_node)
+            # The pod networks stand in every Service's chains.
+            names = changed.keys() if before == after else changed.keys() | self._services.keys()
+            old = [
+                compile_service(routing, family, before)
                 for name in names
-                if (each := wanted.get(name, self.routing(name) if name not in wanted else None))
+                if (routing := self.routing(name))
             ]
-            frontend_trees = self._forests[family]
-            grown = frontend_trees.changed(old, new)
-            held = self._tables(family, before, old, frontend_trees)
-            yield family, grown, held, self._tables(family, after, new, grown)
+            new = [
+                compile_service(routing, family, after)
+                for name in names
+                if (routing := changed[name] if name in changed else self.routing(name))
+            ]
+            old_trees = self._trees[family]
+            new_trees = old_trees.changed(old, new)
+            chains = self._tables(family, before, old, old_trees)
+            yield family, new_trees, chains, self._tables(family, after, new, new_trees)
 
-    def plan_whole(
+    def plan_full(
         self, services: Iterable[ServiceRouting], node: NodeRouting, saved: Saved
     ) -> IptablesPlan:
-        """Plan from what the kernel holds to the whole desired state."""
-        wanted = {routing.name: routing for routing in services}
+        """Plan from a read-back to the whole desired state."""
+        desired = {routing.name: routing for routing in services}
         changes: dict[TableName, TableChange] = {}
-        forests = {}
+        trees = {}
         rules: dict[TableName, int] = {}
         for family in self._families:
             view = self._view(family, node)
-            parts = [compile_service(each, family, view) for each in wanted.values()]
-            forests[family] = FrontendTrees(family).changed((), parts)
-            tables = self._tables(family, view, parts, forests[family])
+            parts = [compile_service(each, family, view) for each in desired.values()]
+            trees[family] = FrontendTrees(family).changed((), parts)
+            tables = self._tables(family, view, parts, trees[family])
             for table in TABLES:
                 rules[family, table] = sum(len(each) for each in tables[table].values())
                 jumps = tuple(
                     (hook, rule)
-                    for where, hook, rule in fixed.jumps(self._options)
+                    for where, hook, rule in base_rules.jumps(self._options)
                     if where == table
                 )
                 held = saved[family].get(table, EMPTY)
-                if change := compare_saved(held, tables[table], jumps):
+                if change := diff_saved(held, tables[table], jumps):
                     changes[family, table] = change
-        return IptablesPlan(changes, wanted, forests, node, whole=True, rules=rules)
+        return IptablesPlan(changes, desired, trees, node, full=True, rules=rules)
 
-    def owner(
+    def find_owner(
         self, routings: Iterable[ServiceRouting], node: NodeRouting, line: str
     ) -> ObjectName | None:
-        """Find the Service that a line for iptables-restore is there for."""
+        """Return the Service that a line of iptables-restore's input belongs to."""
         word, _, rest = line.partition(" ")
         chain, _, text = rest.partition(" ")
         if word != "-A":
@@ -133,30 +138,27 @@ class CommittedState:
         return None
 
     def remember(self, plan: IptablesPlan) -> None:
-        """Take a plan for what is so now."""
+        """Take over the state of a plan that was committed."""
         if plan.node is not None:
             self._node = plan.node
-        if plan.whole:
-            self._programmed.clear()
-        for name, routing in plan.wanted.items():
+        if plan.full:
+            self._services.clear()
+        for name, routing in plan.services.items():
             if routing is None:
-                self._programmed.pop(name, None)
+                self._services.pop(name, None)
             else:
-                self._programmed[name] = routing
-        self._forests.update(plan.forests)
+                self._services[name] = routing
+        self._trees.update(plan.trees)
         self.rules = plan.rules
 
-    def _held(self, names: Iterable[ObjectName]) -> Iterable[ServiceRouting]:
-        return [routing for name in names if (routing := self.routing(name))]
-
     def _view(self, family: Family, node: NodeRouting) -> View:
-        return View(self._options, fixed.pods(family, self._options, node.pod_networks))
+        return View(self._options, base_rules.pods_of(family, self._options, node.pod_networks))
 
     def _tables(
-        self, family: Family, view: View, parts: Iterable[Part], frontend_trees: FrontendTrees
+        self, family: Family, view: View, parts: Iterable[Part], trees: FrontendTrees
     ) -> Tables:
-        tables = fixed.chains(family, self._options, view.pods)
-        for table, chains in frontend_trees.chains.items():
+        tables = base_rules.base_chains(family, self._options, view.pods)
+        for table, chains in trees.chains.items():
             tables[table] |= chains
         for part in parts:
             tables[NAT].update(part.nat)
@@ -164,12 +166,11 @@ class CommittedState:
         return tables
 
 
-def desired(
+def compile_all(
     options: Options, services: Iterable[ServiceRouting], node: NodeRouting, family: Family
 ) -> Tables:
-    """Write all that one family's tables are to hold, the jumps from the kernel's chains too."""
-    committed_state = CommittedState(options, (family,))
-    plan = committed_state.plan_whole(services, node, {family: {}})
+    """Return all chains that one family's tables should have, with the jumps in built-in chains."""
+    plan = CommittedState(options, (family,)).plan_full(services, node, {family: {}})
     tables: Tables = {table: {} for table in TABLES}
     for (_, table), change in plan.changes.items():
         tables[table] = dict(change.chains)

@@ -1,7 +1,7 @@
-"""What the kernel holds of one Service, held against what it should: no I/O.
+"""Compare the kernel state of one Service, and of the base rules, with the desired state: no I/O.
 
-A Service's chains are known by their names, and the rules that lead there by their text, in
-whichever branch of the tree of frontends they are.
+A Service's chains are identified by their names. The rules that lead to them are identified by
+their text, in any branch of the tree of frontends.
 """
 
 from __future__ import annotations
@@ -11,118 +11,132 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
-from pyproxy.dataplane.iptables import fixed, names
+from pyproxy.dataplane.iptables import base_rules
+from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, Options
 from pyproxy.dataplane.iptables.committed_state import Saved
-from pyproxy.dataplane.iptables.fixed import FILTER, NAT, Options
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import Rule
-from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable, target
 from pyproxy.dataplane.iptables.services import View, compile_service
 from pyproxy.model.address import Family
 from pyproxy.policy.routing import ServiceRouting
+from pyproxy.xtables import kube_names
+from pyproxy.xtables.saved import EMPTY, SavedTable, target
 
-_TREES = (names.SERVICE_TREE, names.REFUSED_TREE)
-_ROOTS = (names.SERVICES, names.EXTERNAL_SERVICES)
+_TREES = (kube_names.SERVICE_TREE, kube_names.REFUSED_TREE)
+_ROOTS = (kube_names.SERVICES, kube_names.EXTERNAL_SERVICES)
 
 
 def compare(saved: Saved, wanted: ServiceRouting, options: Options, node: NodeRouting) -> StateDiff:
-    """Compare what iptables-save said with what a Service should have."""
+    """Compare a read-back with the desired state of a Service."""
     missing: list[str] = []
     extra: list[str] = []
     for family, tables in saved.items():
-        view = View(options, fixed.pods(family, options, node.pod_networks))
+        view = View(options, base_rules.pods_of(family, options, node.pod_networks))
         part = compile_service(wanted, family, view)
-        for name, chains, leaves in (
+        for table, chains, leaves in (
             (NAT, part.nat, part.served),
             (FILTER, part.filter, part.refused),
         ):
-            before = f"IPv{family.value} {name}: "
-            held = tables.get(name, EMPTY)
-            asked = {_line(of, rule.text) for of, rules in chains.items() for rule in rules}
-            there = {_line(of, text) for of in chains for text in held.chains.get(of, ())}
-            missing += [before + line for line in sorted(asked - there)]
-            missing += [before + f"chain {of}, in its order" for of in _shuffled(held, chains)]
-            extra += [before + line for line in sorted(there - asked)]
-            ways = {rule.text for rule in leaves.values()}
-            found = _ways(held, chains, ways)
-            missing += [before + f"a rule {text}" for text in sorted(ways - found.last.keys())]
-            missing += [before + f"a rule that leads to {of}" for of in sorted(_cut_off(found))]
+            where = f"IPv{family.value} {table}: "
+            held = tables.get(table, EMPTY)
+            desired = {_line(chain, rule.text) for chain, rules in chains.items() for rule in rules}
+            present = {
+                _line(chain, text) for chain in chains for text in held.chains.get(chain, ())
+            }
+            missing += [where + line for line in sorted(desired - present)]
+            missing += [
+                f"{where}chain {chain}, in this order" for chain in _reordered(held, chains)
+            ]
+            extra += [where + line for line in sorted(present - desired)]
+            leaf_rules = {rule.text for rule in leaves.values()}
+            paths = _find_paths(held, chains, leaf_rules)
+            missing += [f"{where}a rule {text}" for text in sorted(leaf_rules - paths.last.keys())]
+            missing += [
+                f"{where}a rule that leads to {chain}" for chain in sorted(_unreachable(paths))
+            ]
             extra += [
-                before + _line(of, text) for text, of in found.last.items() if text not in ways
+                where + _line(chain, text)
+                for text, chain in paths.last.items()
+                if text not in leaf_rules
             ]
     return StateDiff(tuple(missing), tuple(extra), check_base_rules(saved, options, node), "rule")
 
 
 def check_base_rules(saved: Saved, options: Options, node: NodeRouting) -> tuple[str, ...]:
-    """Name what is not as it should be of the chains that are there whatever Services there are."""
+    """Return a line for each difference in the base rules of all families."""
     found: list[str] = []
     for family, tables in saved.items():
-        view = View(options, fixed.pods(family, options, node.pod_networks))
-        found += _amiss(family, tables, options, view)
+        view = View(options, base_rules.pods_of(family, options, node.pod_networks))
+        found += _check_family(family, tables, options, view)
     return tuple(found)
 
 
-def _line(of: str, text: str) -> str:
-    return f"-A {of} {text}"
+def _line(chain: str, text: str) -> str:
+    return f"-A {chain} {text}"
 
 
-def _shuffled(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]]) -> Iterator[str]:
-    """Name chains that have the right rules, or none, and are not as they should be."""
-    for of, rules in chains.items():
-        there, asked = held.chains.get(of), [rule.text for rule in rules]
-        if there != asked and sorted(there or ()) == sorted(asked):
-            yield of
+def _reordered(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]]) -> Iterator[str]:
+    """Yield chains that have the right rules in another order, and empty chains that are absent."""
+    for chain, rules in chains.items():
+        present, desired = held.chains.get(chain), [rule.text for rule in rules]
+        if present != desired and sorted(present or ()) == sorted(desired):
+            yield chain
 
 
-class _Ways(msgspec.Struct, frozen=True):
-    """How packets come to a Service.
+class _Paths(msgspec.Struct, frozen=True):
+    """The paths of packets to a Service.
 
-    `last` are the rules that take them from the tree, and those that lead here besides, each with
-    its chain; `above` has the chain that leads to each branch of the tree.
+    `last` has the rules that lead from a tree to the Service's chains, each with its chain; `above`
+    has the chain that leads to each branch of a tree.
     """
 
     last: Mapping[str, str]
     above: Mapping[str, str]
 
 
-def _ways(held: SavedTable, chains: Mapping[str, tuple[Rule, ...]], asked: set[str]) -> _Ways:
+def _find_paths(
+    held: SavedTable, chains: Mapping[str, tuple[Rule, ...]], leaf_rules: set[str]
+) -> _Paths:
     last: dict[str, str] = {}
     above: dict[str, str] = {}
-    for of, texts in held.chains.items():
-        if of in chains:
+    for chain, texts in held.chains.items():
+        if chain in chains:
             continue
         for text in texts:
-            # Most rules of a node lead to endpoints, and need no closer look.
-            to = target(text) if names.PREFIX in text else ""
-            if text in asked or to in chains:
-                last[text] = of
-            elif to.startswith(_TREES) and of.startswith((*_TREES, *_ROOTS)):
-                above[to] = of
-    return _Ways(last, above)
+            # Most rules of a node translate to endpoints, and name no chain.
+            to = target(text) if kube_names.PREFIX in text else ""
+            if text in leaf_rules or to in chains:
+                last[text] = chain
+            elif to.startswith(_TREES) and chain.startswith((*_TREES, *_ROOTS)):
+                above[to] = chain
+    return _Paths(last, above)
 
 
-def _cut_off(ways: _Ways) -> set[str]:
-    """Find the branches on the way to a Service that no rule leads to."""
+def _unreachable(paths: _Paths) -> set[str]:
+    """Return the branches on the paths to a Service that no rule leads to."""
     found = set()
-    for of in ways.last.values():
-        at = of
-        while at in ways.above:
-            at = ways.above[at]
-        if at.startswith(_TREES):
-            found.add(at)
+    for chain in paths.last.values():
+        top = chain
+        while top in paths.above:
+            top = paths.above[top]
+        if top.startswith(_TREES):
+            found.add(top)
     return found
 
 
-def _amiss(
+def _check_family(
     family: Family, tables: Mapping[str, SavedTable], options: Options, view: View
 ) -> Iterator[str]:
-    frontend_trees = FrontendTrees(family).changed((), ()).chains
-    for name, chains in fixed.chains(family, options, view.pods).items():
-        held = tables.get(name, EMPTY)
-        for of, rules in chains.items():
-            grows = of in frontend_trees.get(name, {})
-            if of not in held.chains or not (grows or held.chains[of] == [r.text for r in rules]):
-                yield f"IPv{family.value} {name}: chain {of} is not there, or not as it should be"
-    for name, hook, rule in fixed.jumps(options):
-        if rule.text not in tables.get(name, EMPTY).chains.get(hook, ()):
-            yield f"IPv{family.value} {name}: {hook} lacks {rule.text}"
+    roots = FrontendTrees(family).changed((), ()).chains
+    for table, chains in base_rules.base_chains(family, options, view.pods).items():
+        held = tables.get(table, EMPTY)
+        for chain, rules in chains.items():
+            # The rules in the root of a tree depend on Services.
+            is_root = chain in roots.get(table, {})
+            if chain not in held.chains:
+                yield f"IPv{family.value} {table}: chain {chain} is missing"
+            elif not (is_root or held.chains[chain] == [rule.text for rule in rules]):
+                yield f"IPv{family.value} {table}: chain {chain} has other rules than it should"
+    for table, hook, rule in base_rules.jumps(options):
+        if rule.text not in tables.get(table, EMPTY).chains.get(hook, ()):
+            yield f"IPv{family.value} {table}: {hook} lacks the rule {rule.text}"

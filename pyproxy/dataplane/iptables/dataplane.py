@@ -1,117 +1,111 @@
-"""The iptables dataplane: it remembers what it committed, and does all the I/O of its kind."""
+"""The iptables dataplane: it writes with iptables-restore and reads back with iptables-save."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
-from pyproxy.dataplane.iptables import metrics, names
+from pyproxy.dataplane.iptables import metrics
+from pyproxy.dataplane.iptables.base_rules import TABLES, Options
 from pyproxy.dataplane.iptables.committed_state import CommittedState, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
-from pyproxy.dataplane.iptables.fixed import Options
-from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName, removal
-from pyproxy.dataplane.iptables.programs import Programs, RestoreError, detect
-from pyproxy.dataplane.iptables.watch import Watch
-from pyproxy.errors import KernelError, StaleStateError
+from pyproxy.dataplane.iptables.drift_detector import DriftDetector
+from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
+from pyproxy.errors import KernelError, PermissionKernelError, StaleStateError, UsageError
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink import nfacct
 from pyproxy.policy.routing import ServiceRouting
+from pyproxy.xtables import kube_names
+from pyproxy.xtables.programs import Programs, RestoreError, detect_flavour
+from pyproxy.xtables.removal import plan_removal
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 log = logging.getLogger(__name__)
 
+_LOCK_FILE = Path("/run/xtables.lock")
+
 
 class IptablesDataplane:
-    """Programs the chains that are ours in the network namespace that it was made in.
+    """Programs pyproxy's chains in the network namespace that it was made in.
 
-    All that runs a program, which is all but `plan` and what tells of the past, must be called in
-    that namespace. `flavour` is None for the one that the node's other programs use.
+    Methods that run a program must be called in that namespace: all but `plan` and properties.
+    `flavour` is None for the flavour that the node's other programs use.
 
-    `rules_written` are those that the last write took, by table, and `failures` counts the writes
-    of a family that failed, those of everything (True) and those of what changed (False).
+    `rules_written` counts the rules of the last write, by table. `failures` counts failed writes
+    of a family: those of a full plan (True) and of a partial one (False). `lock_waits` counts
+    writes that found iptables' lock held by another program.
     """
 
     name: str = "iptables"
 
     def __init__(self, options: Options, flavour: Flavour | None = None) -> None:
         self._options = options
-        self.flavour = flavour or detect()
+        self.flavour = flavour or detect_flavour()
         self._programs = {family: Programs(family, self.flavour) for family in Family}
-        self._memory = CommittedState(options, tuple(Family))
-        self._watch = Watch(self.flavour)
+        self._committed = CommittedState(options, tuple(Family))
+        self._drift = DriftDetector(self.flavour)
+        self.messages_sent = 0
+        self.bytes_sent = 0
+        self.lock_waits = 0
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
 
     @property
-    def messages_sent(self) -> int:
-        """How many times iptables-restore was run."""
-        return sum(each.writes for each in self._programs.values())
-
-    @property
-    def bytes_sent(self) -> int:
-        """How many bytes iptables-restore was given."""
-        return sum(each.bytes_written for each in self._programs.values())
-
-    @property
-    def lock_waits(self) -> int:
-        """How many times another program held iptables' lock."""
-        return sum(each.lock_waits for each in self._programs.values())
-
-    @property
     def rules(self) -> Mapping[TableName, int]:
-        """How many rules each table has in chains of ours."""
-        return self._memory.rules
+        """The number of rules in pyproxy's chains of each table, as committed last."""
+        return self._committed.rules
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of this mode, from counts that are kept anyway."""
-        # The metrics library takes long to import, and commands that only read need none of it.
-
         return metrics.collect(self)
 
     def prepare(self) -> None:
-        """Find out whether iptables' programs are here and may be used. Raises UsageError."""
-        for programs in self._programs.values():
-            programs.prepare()
-        self._count_into(nfacct.create_counters(names.COUNTERS))
-        log.info("writing rules of the flavour %s", self.flavour.value)
-
-    def prepare_to_read(self) -> None:
-        """Find out whether iptables' programs are here. Raises UsageError."""
+        """Check that iptables' programs are installed and may write. Raises UsageError."""
         for programs in self._programs.values():
             programs.require()
-        self._count_into(names.COUNTERS if nfacct.is_supported() else frozenset())
+            _try_write(programs)
+        self._set_counters(nfacct.create_counters(kube_names.COUNTERS))
+        log.info("writing rules with iptables-%s", self.flavour.value)
+
+    def prepare_to_read(self) -> None:
+        """Check that iptables' programs are installed. Raises UsageError."""
+        for programs in self._programs.values():
+            programs.require()
+        self._set_counters(kube_names.COUNTERS if nfacct.is_supported() else frozenset())
 
     def read_ahead(self) -> None:
         """Do nothing: `plan_full` runs the programs of both families anyway."""
 
     def plan(self, changes: Changes) -> IptablesPlan:
-        """Compare what changed with what was committed last; the kernel is not asked."""
-        return self._memory.plan(changes.services, changes.node)
+        """Compare what changed with the last commit; the kernel is not read."""
+        return self._committed.plan(changes.services, changes.node)
 
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> IptablesPlan:
-        """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
-        self._watch.begin()
-        return self._memory.plan_whole(services, node, self._save())
+        """Read the kernel back, and plan from there to the whole desired state."""
+        self._drift.begin()
+        return self._committed.plan_full(services, node, self._save())
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
-        """Compare what the kernel holds of one Service with what it should; KernelError."""
+        """Compare the kernel state of one Service, and the base rules, with the desired state."""
         return compare(self._save(), wanted, self._options, node)
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
-        """Name what is not as it should be of the chains that all Services share; KernelError."""
+        """Return a line for each difference in the base rules."""
         return check_base_rules(self._save(), self._options, node)
 
     def table_usage(self) -> tuple[TableUsage, ...]:
-        """Count the rules of ours in each table, as they are remembered."""
+        """Return the number of pyproxy's rules in each table, as committed last."""
         return tuple(
             TableUsage(f"{family.label} {table} rules", count)
             for (family, table), count in self.rules.items()
@@ -119,93 +113,134 @@ class IptablesDataplane:
         )
 
     def commit(self, plan: IptablesPlan) -> tuple[Failure, ...]:
-        """Write a plan, one transaction a table, and remember it; the Services left out.
+        """Write a plan, one transaction per table, and return the Services left out.
 
-        Where a table is refused, those before it in the plan have been written. Only the kernel
-        can tell how far that was, so a plan that was made without asking it is not tried further.
+        If a table is rejected, the tables before it stay written. Only a read-back shows what was
+        written, so a partial plan then raises StaleStateError.
         """
         try:
             self._write(plan)
         except RestoreError as error:
-            if not plan.whole:
+            if not plan.full:
                 raise StaleStateError(str(error), 0) from error
-            return self._set_aside(plan, error)
+            return self._leave_out_invalid(plan, error)
         return ()
 
     def tick(self) -> Drift | None:
-        """Look for what others have written to iptables-legacy, which announces nothing."""
-        return self._watch.look()
+        """Return a change that another program made to iptables-legacy, which has no events."""
+        return self._drift.poll()
 
     def wait_for_drift(self) -> Drift | None:
-        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
-        return self._watch.wait()
+        """Block until another program writes to our tables; None after `close`."""
+        return self._drift.wait()
 
     def cleanup(self) -> None:
-        """Remove all that is ours; a chain that others' rules lead to is emptied."""
+        """Remove pyproxy's chains; one that other programs' rules jump to is emptied."""
         for family, saved in self._save().items():
-            self._programs[family].restore(removal(saved))
-        nfacct.delete_counters(names.COUNTERS)
+            lines = [
+                line
+                for table in TABLES
+                if table in saved and (removal := plan_removal(table, saved[table]))
+                for line in removal.script()
+            ]
+            if lines:
+                self._restore(self._programs[family], lines)
+        nfacct.delete_counters(kube_names.COUNTERS)
 
     def close(self) -> None:
-        """Give back sockets; the rules stay."""
-        self._watch.close()
+        """Close the sockets; the rules stay."""
+        self._drift.close()
 
-    def _count_into(self, names: frozenset[str]) -> None:
-        self._options = msgspec.structs.replace(self._options, counters=names)
-        self._memory = CommittedState(self._options, tuple(Family))
+    def _set_counters(self, counters: frozenset[str]) -> None:
+        self._options = msgspec.structs.replace(self._options, counters=counters)
+        self._committed = CommittedState(self._options, tuple(Family))
 
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}
 
+    def _restore(self, programs: Programs, lines: Sequence[str]) -> None:
+        if self.flavour is Flavour.LEGACY and _is_locked():
+            self.lock_waits += 1
+            log.info("waiting for %s, which another program holds", _LOCK_FILE)
+        self.messages_sent += 1
+        self.bytes_sent += programs.restore(lines)
+
     def _write(self, plan: IptablesPlan, *, from_known: bool = True) -> None:
-        with self._watch.writing(plan.growth(), from_known=from_known):
+        with self._drift.writing(plan.growth(), from_known=from_known):
             for family, programs in self._programs.items():
                 if lines := plan.script(family):
                     try:
-                        programs.restore(lines)
+                        self._restore(programs, lines)
                     except KernelError:
-                        self.failures[family, plan.whole] += 1
+                        self.failures[family, plan.full] += 1
                         raise
         self.rules_written = plan.rules_written()
-        self._memory.remember(plan)
+        self._committed.remember(plan)
 
-    def _set_aside(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
-        """Write the plan without the Services at fault, which keep what was programmed of them."""
+    def _leave_out_invalid(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
+        """Write the plan without the Services at fault, whose programmed state stays."""
         failures: list[Failure] = []
-        wanted = {name: routing for name, routing in plan.wanted.items() if routing is not None}
+        wanted = {name: routing for name, routing in plan.services.items() if routing is not None}
         node = plan.node or NodeRouting()
-        while found := self._memory.owner(wanted.values(), node, error.line):
-            failures.append(Failure(found, error))
-            wanted = self._instead(wanted, [found])
+        while name := self._committed.find_owner(wanted.values(), node, error.line):
+            failures.append(Failure(name, error))
+            wanted = self._with_committed(wanted, [name])
             try:
                 self._write(self.plan_full(wanted.values(), node))
             except RestoreError as again:
                 error = again
             else:
                 return tuple(failures)
-        # iptables-legacy is often told no more than that something is wrong with the table.
-        self._write(self.plan_full(self._instead(wanted, list(wanted)).values(), node))
-        return (*failures, *self._try(list(wanted.values())))
+        # The kernel often rejects an iptables-legacy table as a whole, and names no rule.
+        self._write(self.plan_full(self._with_committed(wanted, list(wanted)).values(), node))
+        return (*failures, *self._bisect(list(wanted.values())))
 
-    def _instead(
-        self, wanted: dict[ObjectName, ServiceRouting], names: Iterable[ObjectName]
+    def _with_committed(
+        self, wanted: Mapping[ObjectName, ServiceRouting], names: Iterable[ObjectName]
     ) -> dict[ObjectName, ServiceRouting]:
-        before = {name: self._memory.routing(name) for name in names}
+        """Return `wanted` with the committed routing of the named Services, or without them."""
+        committed = {name: self._committed.routing(name) for name in names}
         return {
             name: routing
-            for name, asked in wanted.items()
-            if (routing := before.get(name, asked)) is not None
+            for name, desired in wanted.items()
+            if (routing := committed.get(name, desired)) is not None
         }
 
-    def _try(self, routings: list[ServiceRouting]) -> tuple[Failure, ...]:
-        """Write these Services, and where that is refused each half of them alone."""
-        plan = self._memory.plan({each.name: each for each in routings}, None)
+    def _bisect(self, routings: list[ServiceRouting]) -> tuple[Failure, ...]:
+        """Write these Services; if they are rejected, write each half on its own."""
+        plan = self._committed.plan({each.name: each for each in routings}, None)
         try:
             self._write(plan)
         except RestoreError as error:
-            self._write(self._memory.undo(plan), from_known=False)
+            # Some tables of the plan may have been written before the one that failed.
+            self._write(self._committed.undo(plan), from_known=False)
             if len(routings) == 1:
                 return (Failure(routings[0].name, error),)
             middle = len(routings) // 2
-            return (*self._try(routings[:middle]), *self._try(routings[middle:]))
+            return (*self._bisect(routings[:middle]), *self._bisect(routings[middle:]))
         return ()
+
+
+def _try_write(programs: Programs) -> None:
+    """Check that the programs may write, by a write that changes nothing. Raises UsageError."""
+    try:
+        programs.restore(["*nat", "COMMIT"])
+    except PermissionKernelError as error:
+        raise UsageError(
+            f"no permission to use {programs}: run as root, or with CAP_NET_ADMIN and CAP_NET_RAW"
+        ) from error
+    except KernelError as error:
+        raise UsageError(
+            f"{programs} cannot write to the table nat: load the kernel's nat module ({error})"
+        ) from error
+
+
+def _is_locked() -> bool:
+    try:
+        with open(_LOCK_FILE, "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        log.debug("cannot open %s: %s", _LOCK_FILE, error)
+    return False

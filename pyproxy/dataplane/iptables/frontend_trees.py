@@ -1,4 +1,4 @@
-"""The trees of one family: which frontends there are, and the chains that lead to them."""
+"""The trees of one family: its frontends, and the chains that lead to them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from pyproxy.dataplane.iptables import names
-from pyproxy.dataplane.iptables.fixed import FILTER, NAT
+from pyproxy.dataplane.iptables.base_rules import FILTER, NAT
 from pyproxy.dataplane.iptables.rules import Jump, Rule
 from pyproxy.dataplane.iptables.services import Part
 from pyproxy.dataplane.iptables.tree import Tree, number
 from pyproxy.model.address import Address, Family, Network
+from pyproxy.xtables import kube_names
 
-_FIRST_REFUSED = Rule(target=Jump(names.EXTERNAL_SERVICES))
+_REFUSED_FIRST = Rule(target=Jump(kube_names.EXTERNAL_SERVICES))
 
 
 class FrontendTrees:
-    """The frontends that are served, those that are refused, and cluster IPs with their users.
+    """Frontends with endpoints, frontends without, and the number of ports of each cluster IP.
 
-    A cluster IP is refused on the ports that no Service has there, when a packet to it would be
-    sent on: one that the node itself has an interface with stays the node's own.
+    A packet to a port of a cluster IP that no Service has is rejected if the node would forward it.
+    If the address is on an interface of the node, the packet is left to the node.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class FrontendTrees:
         self._cluster_ips = cluster_ips or Counter()
 
     def changed(self, before: Iterable[Part], after: Iterable[Part]) -> FrontendTrees:
-        """Give the forest where `after` stands in the place of `before`."""
+        """Return the trees with `after` in the place of `before`; both are of the same Services."""
         served, refused = dict(self._served), dict(self._refused)
         cluster_ips = Counter(self._cluster_ips)
         for part in before:
@@ -53,6 +53,7 @@ class FrontendTrees:
         if (served, refused) == (self._served, self._refused) and (
             cluster_ips.keys() == self._cluster_ips.keys()
         ):
+            # The chains depend on the addresses alone, so a cached tree is taken over.
             same = FrontendTrees(self._family, self._served, self._refused, cluster_ips)
             same.__dict__["chains"] = self.chains
             return same
@@ -60,13 +61,13 @@ class FrontendTrees:
 
     @cached_property
     def chains(self) -> dict[str, dict[str, tuple[Rule, ...]]]:
-        """All chains of the trees, by their table."""
-        refused = Tree(self._family, names.EXTERNAL_SERVICES, names.REFUSED_TREE)
-        addresses = Tree(self._family, names.SERVICES, names.SERVICE_TREE).chains(
+        """All chains of the trees, by table."""
+        refused = Tree(self._family, kube_names.EXTERNAL_SERVICES, kube_names.REFUSED_TREE)
+        addresses = Tree(self._family, kube_names.SERVICES, kube_names.SERVICE_TREE).chains(
             {number(address): self._refuse(address) for address in self._cluster_ips}
         )
-        addresses[names.SERVICES] = (_FIRST_REFUSED, *addresses[names.SERVICES])
-        served = Tree(self._family, names.SERVICES, names.SERVICE_TREE)
+        addresses[kube_names.SERVICES] = (_REFUSED_FIRST, *addresses[kube_names.SERVICES])
+        served = Tree(self._family, kube_names.SERVICES, kube_names.SERVICE_TREE)
         return {
             FILTER: refused.chains(self._refused) | addresses,
             NAT: served.chains(self._served),
@@ -74,4 +75,4 @@ class FrontendTrees:
 
     def _refuse(self, address: Address) -> Rule:
         to = Network(address, self._family.bits)
-        return Rule(destination=to, target=Jump(names.REFUSE, returns=False))
+        return Rule(destination=to, target=Jump(kube_names.REFUSE, returns=False))

@@ -1,6 +1,6 @@
-"""What becomes of a packet by what the kernel holds: `tracer`, over rules that iptables-save gives.
+"""Trace a packet through the kernel state: `tracer` over the rules that iptables-save prints.
 
-All of a family's tables are read, but only those chains are made rules that the packet gets to.
+All of a family's tables are read, but only the chains on the packet's path are parsed.
 """
 
 from __future__ import annotations
@@ -9,40 +9,41 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pyproxy.dataplane.iptables import names, trace_result
-from pyproxy.dataplane.iptables.fixed import FILTER, NAT, TABLES
-from pyproxy.dataplane.iptables.programs import Programs
-from pyproxy.dataplane.iptables.rule_parser import read_rule
+from pyproxy.dataplane.iptables import trace_result
+from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, TABLES
+from pyproxy.dataplane.iptables.rule_parser import parse_rule
 from pyproxy.dataplane.iptables.rules import Rule
-from pyproxy.dataplane.iptables.saved import EMPTY, SavedTable, target
-from pyproxy.dataplane.iptables.tracer import Machine, trace
+from pyproxy.dataplane.iptables.tracer import TraceState, trace
 from pyproxy.dataplane.packets import Packet, TraceResult
 from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.model.address import Address, Family, parse_address
 from pyproxy.model.flavour import Flavour
+from pyproxy.xtables import kube_names
+from pyproxy.xtables.programs import Programs
+from pyproxy.xtables.saved import EMPTY, SavedTable, target
 
 _SEEN = re.compile(r"src=(\S+) ")
 _LISTS = Path("/proc/thread-self/net/xt_recent")
 
 
 class KernelChains(Mapping[str, tuple[Rule, ...]]):
-    """The chains of one table that was read back; each is made rules when it is first asked for.
+    """The chains of one table that was read back; each is parsed at its first use.
 
-    Others' rules are left out: `others` are those in the kernel's own chains, and `strange` those
-    in chains of ours, which somebody has changed.
+    Rules of other programs are left out: `others` has those in built-in chains, and `changed` those
+    in pyproxy's chains, which another program must have written.
     """
 
     def __init__(self, saved: SavedTable, family: Family) -> None:
         self._saved = saved
         self._family = family
-        self._read: dict[str, tuple[Rule, ...]] = {}
+        self._parsed: dict[str, tuple[Rule, ...]] = {}
         self.others: list[str] = []
-        self.strange: list[str] = []
+        self.changed: list[str] = []
 
     def __getitem__(self, chain: str) -> tuple[Rule, ...]:
-        if chain not in self._read:
-            self._read[chain] = tuple(self._rules(chain, self._saved.chains[chain]))
-        return self._read[chain]
+        if chain not in self._parsed:
+            self._parsed[chain] = tuple(self._parse(chain, self._saved.chains[chain]))
+        return self._parsed[chain]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._saved.chains)
@@ -50,18 +51,18 @@ class KernelChains(Mapping[str, tuple[Rule, ...]]):
     def __len__(self) -> int:
         return len(self._saved.chains)
 
-    def _rules(self, chain: str, texts: Iterable[str]) -> Iterator[Rule]:
+    def _parse(self, chain: str, texts: Iterable[str]) -> Iterator[Rule]:
         for text in texts:
-            if chain in self._saved.hooks and not names.is_ours(target(text)):
+            if chain in self._saved.hooks and not kube_names.is_iptables_mode(target(text)):
                 self.others.append(f"{chain} {text}")
-            elif rule := read_rule(text, self._family):
+            elif rule := parse_rule(text, self._family):
                 yield rule
             else:
-                self.strange.append(f"{chain} {text}")
+                self.changed.append(f"{chain} {text}")
 
 
 class ClientLists(Mapping[str, frozenset[Address]]):
-    """Who is on the kernel's lists of clients, by the list's name; each is read once."""
+    """The clients on the kernel's lists of xt_recent, by the list's name; each is read once."""
 
     def __init__(self) -> None:
         self._read: dict[str, frozenset[Address]] = {}
@@ -83,10 +84,10 @@ class ClientLists(Mapping[str, frozenset[Address]]):
 
 
 class IptablesTracer:
-    """Traces through the chains that are ours, in the network namespace of the caller.
+    """Traces through pyproxy's chains, in the network namespace of the caller.
 
-    `local_addresses` gives the addresses of this machine's interfaces. `flavour` is None for the
-    one whose tables have our chains.
+    `local_addresses` returns the addresses of this node's interfaces. `flavour` is None for the
+    flavour whose tables have pyproxy's chains.
     """
 
     def __init__(
@@ -96,16 +97,16 @@ class IptablesTracer:
         self._flavours = (flavour,) if flavour else (Flavour.NFT, Flavour.LEGACY)
 
     def close(self) -> None:
-        """Give back nothing: it keeps nothing open."""
+        """Do nothing: it keeps nothing open."""
 
     def trace(self, packet: Packet) -> TraceResult:
-        """Follow a packet through the chains as they are now. Raises KernelError, UsageError."""
+        """Trace a packet through the chains as they are now. Raises KernelError, UsageError."""
         saved = self._saved(packet.family)
         tables = {name: KernelChains(saved.get(name, EMPTY), packet.family) for name in TABLES}
         clients = ClientLists()
-        machine = Machine(tables, frozenset(self._local_addresses()), clients)
-        ways = trace(packet, machine)
-        return trace_result.trace_result(packet, ways, tuple(_remarks(tables)))
+        state = TraceState(tables, frozenset(self._local_addresses()), clients)
+        paths = trace(packet, state)
+        return trace_result.trace_result(packet, paths, tuple(_remarks(tables)))
 
     def _saved(self, family: Family) -> Mapping[str, SavedTable]:
         errors: list[PyproxyError] = []
@@ -115,24 +116,23 @@ class IptablesTracer:
             except (KernelError, UsageError) as error:
                 errors.append(error)
                 continue
-            # kube-proxy, whose names we have, makes no such chain.
-            if names.REFUSE in saved.get(FILTER, EMPTY).chains:
+            # kube-proxy, whose names pyproxy uses, has no chain of this name.
+            if kube_names.REFUSE in saved.get(FILTER, EMPTY).chains:
                 return saved
         if len(errors) == len(self._flavours):
             raise errors[0]
         flavours = " or ".join(flavour.value for flavour in self._flavours)
         raise UsageError(
             f"the tables {NAT} and {FILTER} of iptables ({flavours}) have no chains of pyproxy's: "
-            "trace reads what pyproxy writes in the mode iptables; run it on a node where that "
-            "serves, in the host's network"
+            "run trace in the host's network of a node that pyproxy serves in iptables mode"
         )
 
 
 def _remarks(tables: Mapping[str, KernelChains]) -> Iterator[str]:
     for name, chains in tables.items():
-        for text in chains.strange:
-            yield f"somebody has changed the rules: passed over in {name}: -A {text}"
+        for text in chains.changed:
+            yield f"ignored a rule that pyproxy did not write, in table {name}: -A {text}"
     others = sum(len(chains.others) for chains in tables.values())
     if others:
-        what = "1 rule of others" if others == 1 else f"{others} rules of others"
-        yield f"{what} in the kernel's own chains passed over"
+        rules = "1 rule" if others == 1 else f"{others} rules"
+        yield f"ignored {rules} of other programs in built-in chains"

@@ -12,8 +12,8 @@ from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.mode import NF_TABLES, Capability, KernelPart, LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
 from pyproxy.model.flavour import Flavour
+from pyproxy.takeover.iptables import find_own_rules, has_legacy_rules
 from pyproxy.takeover.leftovers import InService
-from pyproxy.takeover.tools import find_own_rules, has_legacy_rules
 
 if TYPE_CHECKING:
     from pyproxy.dataplane.iptables.plan import IptablesPlan
@@ -22,8 +22,8 @@ _IP_TABLES = KernelPart("ip_tables", "proc/net/ip_tables_names")
 
 
 def _make(settings: Settings) -> Dataplane[IptablesPlan]:
+    from pyproxy.dataplane.iptables.base_rules import Options  # noqa: PLC0415
     from pyproxy.dataplane.iptables.dataplane import IptablesDataplane  # noqa: PLC0415
-    from pyproxy.dataplane.iptables.fixed import Options  # noqa: PLC0415
 
     return IptablesDataplane(
         Options(

@@ -1,13 +1,12 @@
-"""Rules as iptables-save writes them, read as the values that they came from: no I/O.
+"""The text of rules, as iptables-save prints it, parsed into the values of `rules`: no I/O.
 
-Only rules of the form that `rules` writes are read: whatever else there is, somebody else wrote.
+Only rules that `rules` can write are parsed; all others are other programs'.
 """
 
 from __future__ import annotations
 
 import re
 
-from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.rules import (
     ACCEPT,
     CERTAIN,
@@ -25,6 +24,7 @@ from pyproxy.dataplane.iptables.rules import (
 )
 from pyproxy.model.address import Family, Mark, Network, Protocol, backend, parse_network
 from pyproxy.model.destination import parse_destination
+from pyproxy.xtables import kube_names
 
 _ENDS = {end.text: end for end in (ACCEPT, DROP, RETURN, MASQUERADE, RESET, *UNREACHABLE.values())}
 _RULE = re.compile(
@@ -49,8 +49,8 @@ _TRANSLATE = re.compile(r"-j DNAT --to-destination (\S+)")
 _JUMP = re.compile(r"-([jg]) (\S+)")
 
 
-def read_rule(text: str, family: Family) -> Rule | None:
-    """Read what stands behind a chain's name; None for what `Rule.text` would not write."""
+def parse_rule(text: str, family: Family) -> Rule | None:
+    """Parse a rule's text behind its chain; None if `Rule.text` would not write it."""
     found = _RULE.fullmatch(text)
     if found is None:
         return None
@@ -102,7 +102,7 @@ def _target(text: str) -> Target:
     if translate := _TRANSLATE.fullmatch(text):
         to = parse_destination(translate[1])
         return Translate(backend(to.address, to.port))
-    # Whatever else is jumped to is another target, and none that we use.
-    if (jump := _JUMP.fullmatch(text)) and names.is_ours(jump[2]):
+    # Without this test, an unknown target such as LOG would be read as a chain.
+    if (jump := _JUMP.fullmatch(text)) and kube_names.is_iptables_mode(jump[2]):
         return Jump(jump[2], returns=jump[1] == "j")
-    raise ValueError(f"{text!r} is no target of ours")
+    raise ValueError(f"{text!r} is not a target that pyproxy writes")

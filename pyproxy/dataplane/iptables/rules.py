@@ -1,8 +1,8 @@
-"""Rules as typed values, and their text: exactly as iptables-save gives it back.
+"""Rules as typed values, and their text: exactly as iptables-save prints it.
 
-Only numbers, addresses and chains that we name get into the text; a Service's name gets into a
-comment alone, cut and cleaned. That the text is the same both ways is what lets a restart see that
-nothing is to be done. Facts: iptables-save of iptables 1.8.9, both flavours.
+Only numbers, addresses and names of chains enter the text. A Service's name enters a comment only,
+cut and cleaned. A restart writes nothing if the text that it reads back is equal. Facts:
+iptables-save of iptables 1.8.9, both flavours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMMENT_LIMIT = 255
 """Bytes of a comment that the kernel keeps."""
 
 CERTAIN = 1 << 31
-"""A probability of 1, in the kernel's units."""
+"""A probability of 1 in the units of xt_statistic, of which iptables prints 11 decimals."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9 ./:_-]")
 _MASK = {
@@ -29,42 +29,42 @@ _PLAIN = re.compile(r"[A-Za-z0-9_]+")
 
 
 class Jump(msgspec.Struct, frozen=True, gc=False):
-    """Go through a chain, and come back unless that decides; with `returns` False, never back."""
+    """Jump to a chain, which returns to the next rule; with `returns` False, go to it for good."""
 
     chain: str
     returns: bool = True
 
     @property
     def text(self) -> str:
-        """As iptables has it, like those of all targets."""
+        """The target as iptables-save prints it; all targets have it."""
         return f"-{'j' if self.returns else 'g'} {self.chain}"
 
 
 class Translate(msgspec.Struct, frozen=True, gc=False):
-    """Send the connection to an endpoint."""
+    """Translate the connection's destination to an endpoint."""
 
     backend: Backend
 
     @property
     def text(self) -> str:
-        """As iptables has it."""
+        """The target as iptables-save prints it."""
         return f"-j DNAT --to-destination {backend_text(self.backend)}"
 
 
 class SetMark(msgspec.Struct, frozen=True):
-    """Set a mark's bit; or, where it is known to be set, take it off."""
+    """Set a mark's bit; with `on` False, invert it, which clears a bit known to be set."""
 
     mark: Mark
     on: bool = True
 
     @property
     def text(self) -> str:
-        """As iptables has it."""
+        """The target as iptables-save prints it."""
         return f"-j MARK --set-xmark {self.mark:#x}/{self.mark * self.on:#x}"
 
 
 class End(msgspec.Struct, frozen=True):
-    """A target that needs no more than its name: ACCEPT, DROP, RETURN, or REJECT and MASQUERADE."""
+    """A target without parameters of ours: ACCEPT, DROP, RETURN, REJECT or MASQUERADE."""
 
     text: str
 
@@ -81,9 +81,9 @@ Target = Jump | Translate | SetMark | End
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
-    """Session affinity: the client was sent to the endpoint of this chain in the last `seconds`.
+    """Session affinity: match a client sent to this chain's endpoint in the last `seconds`.
 
-    With 0 it is noted that it is sent there now.
+    With 0 seconds, record that the client is sent there now.
     """
 
     chain: str
@@ -92,18 +92,18 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def text(self) -> str:
-        """As iptables has it; all of the client's address counts."""
+        """The match as iptables-save prints it, on the client's whole address."""
         what = f"--rcheck --seconds {self.seconds} --reap" if self.seconds else "--set"
         return f"-m recent {what} --name {self.chain} --mask {_MASK[self.family]} --rsource"
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One rule: all that is said must be so for the target to take the packet.
+    """One rule: the target applies to packets that match all the fields that are set.
 
     `interface` may be a prefix ending in `+`. `ports` are the first and the last of a range of
-    destination ports. `share` is the probability, of CERTAIN, that the rule applies at all; 0
-    stands for always. `states` are conntrack's. `marked` tests a mark's bit. A `not_...` turns
-    round what it names. `counter` is nfacct's.
+    destination ports. `share` is the probability that the rule matches, in units of CERTAIN; 0
+    stands for always. `states` are conntrack's. `marked` tests a mark's bit. A `not_...` inverts
+    the field that it names. `counter` is the nfacct object that the rule increments.
     """
 
     target: Target
@@ -127,14 +127,14 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     @property
     def text(self) -> str:
-        """What stands behind the chain's name."""
-        words = [*self._where(), *self._matches()]
+        """The rule's text behind the chain's name."""
+        words = [*self._basics(), *self._matches()]
         words.append(self.target.text)
         return " ".join(words)
 
-    def _where(self) -> list[str]:
+    def _basics(self) -> list[str]:
         words = []
-        # Everybody goes without saying.
+        # iptables-save does not print a source that matches every address.
         if self.source is not None and (self.source.prefix or self.not_source):
             words.append(f"{'! ' * self.not_source}-s {self.source}")
         if self.destination is not None:
@@ -146,6 +146,7 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return words
 
     def _matches(self) -> list[str]:
+        # iptables-save prints matches in the order in which they were given.
         words = []
         if self.states:
             words.append(f"-m conntrack {'! ' * self.not_states}--ctstate {self.states}")
@@ -176,12 +177,12 @@ Chains = Mapping[str, tuple[Rule, ...]]
 
 
 def cleaned(comment: str) -> str:
-    """Make a text fit to be a comment, and nothing but one."""
+    """Return a text cut and cleaned, so that iptables-restore reads it as one comment."""
     return _UNSAFE.sub("?", comment)[:COMMENT_LIMIT]
 
 
 def chance(part: int, whole: int) -> int:
-    """Give the probability of `part` in `whole`, 0 where it is certain."""
+    """Return the probability of `part` in `whole` in units of CERTAIN; 0 if it is certain."""
     return 0 if part == whole else round(CERTAIN * part / whole)
 
 

@@ -1,10 +1,10 @@
-"""What the rules did with a packet, in the words of every proxy mode: values in, values out."""
+"""The tracer's result in the terms that all proxy modes share: values in, values out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pyproxy.dataplane.iptables import names
+from pyproxy.dataplane.iptables import chain_names
 from pyproxy.dataplane.iptables.rules import (
     ACCEPT,
     DROP,
@@ -15,7 +15,7 @@ from pyproxy.dataplane.iptables.rules import (
     SetMark,
     Translate,
 )
-from pyproxy.dataplane.iptables.tracer import Step, Way
+from pyproxy.dataplane.iptables.tracer import Path, Step
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -31,82 +31,88 @@ from pyproxy.dataplane.packets import (
     Verdict,
 )
 from pyproxy.model.address import backend
+from pyproxy.xtables import kube_names
 
 _ENDS = {
-    ACCEPT: "let through",
+    ACCEPT: "accepted",
     DROP: "dropped",
     MASQUERADE: "masqueraded",
-    RETURN: "back to where it came from",
+    RETURN: "return to the calling chain",
 }
-_ANSWERS = {"reset": RejectWith.TCP_RESET, "unreachable": RejectWith.ICMP}
+_REJECTS = {"reset": RejectWith.TCP_RESET, "unreachable": RejectWith.ICMP}
 
 
-def trace_result(packet: Packet, ways: Sequence[Way], remarks: tuple[str, ...] = ()) -> TraceResult:
-    """Tell all that may become of a packet, and what a reader must know besides."""
-    known = "" if packet.new else "goes the way of the first packet of its connection"
-    first = (TraceStep("conntrack", known),) if known else ()
-    paths = (
-        TracePath(_verdict(packet, way), way.probability, (*first, *map(_step, way.steps)))
-        for way in ways
+def trace_result(
+    packet: Packet, paths: Sequence[Path], remarks: tuple[str, ...] = ()
+) -> TraceResult:
+    """Return all paths that a packet may take, with remarks for the reader."""
+    established = "" if packet.new else "takes the path of the first packet of its connection"
+    first = (TraceStep("conntrack", established),) if established else ()
+    results = tuple(
+        TracePath(_verdict(packet, path), path.probability, (*first, *map(_step, path.steps)))
+        for path in paths
     )
-    return TraceResult(packet, tuple(paths), (*remarks, *_ageing(ways)))
+    return TraceResult(packet, results, (*remarks, *_affinity_remarks(paths)))
 
 
-def _verdict(packet: Packet, way: Way) -> Verdict:
-    if way.ended == "drop":
-        return Dropped(_why(way))
-    if way.ended:
-        return Rejected(_ANSWERS[way.ended])
+def _verdict(packet: Packet, path: Path) -> Verdict:
+    if path.ended == "drop":
+        return Dropped(_drop_reason(path))
+    if path.ended:
+        return Rejected(_REJECTS[path.ended])
     masquerade = Masquerade.NONE
-    if way.masqueraded:
-        to_itself = packet.source == way.destination
+    if path.masqueraded:
+        to_itself = packet.source == path.destination
         masquerade = Masquerade.HAIRPIN if to_itself else Masquerade.MARK
-    if way.translated:
-        return Delivered(backend(way.destination, way.port), masquerade)
+    if path.translated:
+        return Delivered(backend(path.destination, path.port), masquerade)
     return Untouched(masquerade)
 
 
-def _why(way: Way) -> DropReason:
-    last = way.steps[-1].chain
-    if last == names.FIREWALL:
+def _drop_reason(path: Path) -> DropReason:
+    last = path.steps[-1].chain
+    if last == kube_names.FIREWALL:
         return DropReason.LOOPBACK
-    asked = any(names.is_firewall(chain) for chain in map(_leads_to, way.steps))
-    admitted = any(names.is_firewall(step.chain) for step in way.steps)
-    if names.is_firewall(last) or (asked and not admitted):
+    tested = any(chain_names.is_source_ranges(chain) for chain in map(_next_chain, path.steps))
+    admitted = any(chain_names.is_source_ranges(step.chain) for step in path.steps)
+    if chain_names.is_source_ranges(last) or (tested and not admitted):
         return DropReason.SOURCE_RANGES
     return DropReason.POLICY
 
 
-def _leads_to(step: Step) -> str:
+def _next_chain(step: Step) -> str:
     return step.rule.target.chain if isinstance(step.rule.target, Jump) else ""
 
 
 def _step(step: Step) -> TraceStep:
     where, rule = f"{step.table} {step.chain}", step.rule
-    return TraceStep(where, _did(rule), f"-A {step.chain} {rule.text}")
+    return TraceStep(where, _action(rule), f"-A {step.chain} {rule.text}")
 
 
-def _did(rule: Rule) -> str:
+def _action(rule: Rule) -> str:
     match rule.target:
-        case Jump(chain=chain):
+        case Jump(chain=chain, returns=returns):
             if rule.seen:
-                return f"the client had this endpoint before: on to {chain}"
+                return f"the client had this endpoint before: go to {chain}"
             by_number = " by a random number" if rule.share else ""
-            return f"on to {chain}{by_number}"
+            return f"{'jump' if returns else 'go'} to {chain}{by_number}"
         case Translate():
             return "translated to an endpoint" + (" by a random number" if rule.share else "")
         case SetMark(on=on):
-            return "to be masqueraded" if on else "its mark is taken off"
+            return "marked for masquerading" if on else "mark cleared"
         case end:
-            return _ENDS.get(end, "refused")
+            return _ENDS.get(end, "rejected")
 
 
-def _ageing(ways: Sequence[Way]) -> Iterator[str]:
+def _affinity_remarks(paths: Sequence[Path]) -> Iterator[str]:
     times = {
-        step.rule.seen.seconds for way in ways for step in way.steps if step.rule.seen is not None
+        step.rule.seen.seconds
+        for path in paths
+        for step in path.steps
+        if step.rule.seen is not None
     }
     for seconds in sorted(times - {0}):
         yield (
-            "the client is taken for one that was sent there before: after "
-            f"{seconds} s without a new connection that is forgotten"
+            "the client has session affinity to an endpoint, which the kernel forgets after "
+            f"{seconds} s without a new connection"
         )

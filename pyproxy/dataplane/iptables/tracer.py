@@ -1,9 +1,9 @@
-"""What the rules do with a packet, worked out from their values: no kernel, no policy.
+"""Compute from the rules' values what they do with a packet: no kernel, no policy.
 
-The kernel's part is written down here by hand: which hooks a packet passes, in which order rules
-are tried, where a chain returns to. It counts the rules that a packet meets on its way.
+This is a model of the kernel: the hooks that a packet passes, the order in which rules are tried,
+and where a chain returns to. It counts the rules that a packet meets.
 
-Nothing in the rules looks at source ports, so a packet here has none.
+No rule tests source ports, so a packet here has none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fractions import Fraction
 import msgspec
 from msgspec.structs import replace
 
-from pyproxy.dataplane.iptables.fixed import FILTER, MANGLE, NAT
+from pyproxy.dataplane.iptables.base_rules import FILTER, MANGLE, NAT
 from pyproxy.dataplane.iptables.rules import (
     ACCEPT,
     CERTAIN,
@@ -32,14 +32,14 @@ from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Address, Mark, Port
 
 Frames = tuple[tuple[str, int], ...]
-"""Where a packet is: chains, each with the rule that is next there, the innermost last."""
+"""A call stack: chains, each with the index of its next rule, the innermost last."""
 
 
-class Machine(msgspec.Struct, frozen=True):
-    """What decides over a packet: the chains of each table, the kernel's own among them.
+class TraceState(msgspec.Struct, frozen=True):
+    """The state that decides about a packet: the chains of each table, built-in ones included.
 
-    `local` are the addresses of the machine's interfaces, and `seen` the clients that were sent to
-    an endpoint, by its chain.
+    `local` are the addresses of the node's interfaces. `seen` has the clients that were sent to an
+    endpoint, by the endpoint's chain.
     """
 
     tables: Mapping[str, Chains]
@@ -48,18 +48,18 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """A rule that took a packet, where it stands."""
+    """A rule that matched a packet, with its place."""
 
     table: str
     chain: str
     rule: Rule
 
 
-class Way(msgspec.Struct, frozen=True):
-    """One way that a packet may go, and how likely it is; the ways of a packet add up to 1.
+class Path(msgspec.Struct, frozen=True):
+    """One path that a packet may take, with its probability; those of a packet add up to 1.
 
-    `rules` counts those that it met, `steps` are those that took it. `ended` is the target that
-    dropped or refused it, empty where it went to `destination` and `port`.
+    `rules` counts the rules that it met, `steps` has those that matched. `ended` is the target that
+    dropped or rejected it; it is empty if the packet went to `destination` and `port`.
     """
 
     destination: Address
@@ -75,49 +75,49 @@ class Way(msgspec.Struct, frozen=True):
     decided: bool = False
 
 
-def trace(packet: Packet, machine: Machine) -> tuple[Way, ...]:
-    """Follow a packet through all the hooks that it passes on this machine."""
-    ways: tuple[Way, ...] = (Way(packet.destination, packet.port),)
-    hooks = _Hooks(packet, machine)
+def trace(packet: Packet, state: TraceState) -> tuple[Path, ...]:
+    """Return the paths of a packet through all hooks that it passes on this node."""
+    paths: tuple[Path, ...] = (Path(packet.destination, packet.port),)
+    hooks = _Hooks(packet, state)
     sent = not packet.interface
     if sent:
-        ways = hooks.through(NAT, "OUTPUT", ways)
-        ways = hooks.through(FILTER, "OUTPUT", ways)
-        ways = hooks.through(NAT, "POSTROUTING", ways)
+        paths = hooks.through(NAT, "OUTPUT", paths)
+        paths = hooks.through(FILTER, "OUTPUT", paths)
+        paths = hooks.through(NAT, "POSTROUTING", paths)
     else:
-        ways = hooks.through(MANGLE, "PREROUTING", ways)
-        ways = hooks.through(NAT, "PREROUTING", ways)
-        ways = hooks.through(FILTER, "FORWARD", ways, here=False)
-        ways = hooks.through(NAT, "POSTROUTING", ways, here=False)
-    return hooks.through(FILTER, "INPUT", ways, here=True)
+        paths = hooks.through(MANGLE, "PREROUTING", paths)
+        paths = hooks.through(NAT, "PREROUTING", paths)
+        paths = hooks.through(FILTER, "FORWARD", paths, here=False)
+        paths = hooks.through(NAT, "POSTROUTING", paths, here=False)
+    return hooks.through(FILTER, "INPUT", paths, here=True)
 
 
 class _Hooks:
-    """One packet before one machine."""
+    """One packet and one state."""
 
-    def __init__(self, packet: Packet, machine: Machine) -> None:
+    def __init__(self, packet: Packet, state: TraceState) -> None:
         self._packet = packet
-        self._machine = machine
+        self._state = state
 
     def through(
-        self, table: str, hook: str, ways: tuple[Way, ...], *, here: bool | None = None
-    ) -> tuple[Way, ...]:
-        """Take the ways through a hook; `here` for those alone that do, or do not, end here."""
-        # nat looks at the first packet of a connection alone.
+        self, table: str, hook: str, paths: tuple[Path, ...], *, here: bool | None = None
+    ) -> tuple[Path, ...]:
+        """Extend the paths by a hook: all, or only those that end (`here`), or not, at the node."""
+        # The kernel evaluates nat for the first packet of a connection only.
         if table == NAT and not self._packet.new:
-            return ways
-        found: list[Way] = []
-        for way in ways:
-            if way.ended or here not in (None, way.destination in self._machine.local):
-                found.append(way)
+            return paths
+        found: list[Path] = []
+        for path in paths:
+            if path.ended or here not in (None, path.destination in self._state.local):
+                found.append(path)
             else:
-                begun = replace(way, decided=False)
+                begun = replace(path, decided=False)
                 found.extend(self._follow(table, ((hook, 0),), begun))
         return tuple(found)
 
-    def _follow(self, table: str, frames: Frames, way: Way) -> Iterator[Way]:
-        chains = self._machine.tables.get(table, {})
-        while frames and not way.decided:
+    def _follow(self, table: str, frames: Frames, path: Path) -> Iterator[Path]:
+        chains = self._state.tables.get(table, {})
+        while frames and not path.decided:
             *outer, (chain, index) = frames
             rules = chains.get(chain, ())
             if index >= len(rules):
@@ -125,18 +125,18 @@ class _Hooks:
                 continue
             rule = rules[index]
             behind = (*outer, (chain, index + 1))
-            way = replace(way, rules=way.rules + 1)
-            if not self._matches(rule, way):
+            path = replace(path, rules=path.rules + 1)
+            if not self._matches(rule, path):
                 frames = behind
                 continue
             if rule.share:
                 share = Fraction(rule.share, CERTAIN)
-                missed = replace(way, probability=way.probability * (1 - share))
+                missed = replace(path, probability=path.probability * (1 - share))
                 yield from self._follow(table, behind, missed)
-                way = replace(way, probability=way.probability * share)
+                path = replace(path, probability=path.probability * share)
             frames = self._frames(rule, tuple(outer), behind)
-            way = self._act(rule, replace(way, steps=(*way.steps, Step(table, chain, rule))))
-        yield way
+            path = self._act(rule, replace(path, steps=(*path.steps, Step(table, chain, rule))))
+        yield path
 
     @staticmethod
     def _frames(rule: Rule, outer: Frames, behind: Frames) -> Frames:
@@ -144,43 +144,45 @@ class _Hooks:
             return (*(behind if rule.target.returns else outer), (rule.target.chain, 0))
         return outer if rule.target == RETURN else behind
 
-    def _act(self, rule: Rule, way: Way) -> Way:
+    def _act(self, rule: Rule, path: Path) -> Path:
         if rule.seen and not rule.seen.seconds:
-            way = replace(way, seen=rule.seen.chain)
+            path = replace(path, seen=rule.seen.chain)
         if rule.target == RETURN or isinstance(rule.target, Jump):
-            return way
+            return path
         match rule.target:
             case SetMark(mark=mark, on=on):
-                return replace(way, mark=Mark(way.mark | mark if on else way.mark ^ mark))
+                return replace(path, mark=Mark(path.mark | mark if on else path.mark ^ mark))
             case Translate(backend=backend):
                 to = Address(backend[:-2])
                 port = Port(int.from_bytes(backend[-2:], "big"))
-                return replace(way, destination=to, port=port, translated=True, decided=True)
+                return replace(path, destination=to, port=port, translated=True, decided=True)
         ended = {ACCEPT: "", MASQUERADE: "", DROP: "drop", RESET: "reset"}
         return replace(
-            way,
+            path,
             ended=ended.get(rule.target, "unreachable"),
-            masqueraded=way.masqueraded or rule.target == MASQUERADE,
+            masqueraded=path.masqueraded or rule.target == MASQUERADE,
             decided=True,
         )
 
-    def _matches(self, rule: Rule, way: Way) -> bool:
+    def _matches(self, rule: Rule, path: Path) -> bool:
         packet = self._packet
         return (
             (rule.source is None or (packet.source in rule.source) is not rule.not_source)
-            and (rule.destination is None or way.destination in rule.destination)
+            and (rule.destination is None or path.destination in rule.destination)
             and (not rule.interface or self._is_in(rule.interface) is not rule.not_interface)
             and rule.protocol in (None, packet.protocol)
-            and (rule.ports is None or rule.ports[0] <= way.port <= rule.ports[1])
-            and (not rule.from_here or packet.source in self._machine.local)
-            and (not rule.states or (self._state in rule.states.split(",")) is not rule.not_states)
-            and not (rule.untranslated and way.translated)
-            and (rule.marked is None or bool(way.mark & rule.marked) is not rule.not_marked)
+            and (rule.ports is None or rule.ports[0] <= path.port <= rule.ports[1])
+            and (not rule.from_here or packet.source in self._state.local)
+            and (
+                not rule.states or (self._ct_state in rule.states.split(",")) is not rule.not_states
+            )
+            and not (rule.untranslated and path.translated)
+            and (rule.marked is None or bool(path.mark & rule.marked) is not rule.not_marked)
             and self._is_seen(rule)
         )
 
     @property
-    def _state(self) -> str:
+    def _ct_state(self) -> str:
         return "NEW" if self._packet.new else "ESTABLISHED"
 
     def _is_in(self, interface: str) -> bool:
@@ -192,4 +194,4 @@ class _Hooks:
     def _is_seen(self, rule: Rule) -> bool:
         if rule.seen is None or not rule.seen.seconds:
             return True
-        return self._packet.source in self._machine.seen.get(rule.seen.chain, ())
+        return self._packet.source in self._state.seen.get(rule.seen.chain, ())

@@ -1,17 +1,16 @@
-"""A tree of chains that leads a packet to its frontend: how many there are makes it deeper, barely.
+"""A tree of chains that leads a packet to its frontend, in a number of rules that grows slowly.
 
-Frontends are sorted by address, protocol and port, as one number. A chain tells the numbers that it
-is for apart by the first two bits in which they differ: a rule for each of up to four values, which
-goes to a chain of its own, and for the last value the rules themselves. Where few are left, they
-are simply listed. What has most rules before it is told apart first. So a packet meets about three
-rules for two bits at worst, and goes through one chain for two bits at most: that matters, for the
-kernel's nf_tables allows 16 jumps in a row. Frontends that no such tree could tell apart are listed
-after that. The last that are told apart, near the leaves, are so by one bit at a time: that is
-a rule less, for another chain.
+Frontends are sorted by address, protocol and port, as one number. A chain distinguishes its
+numbers by the first two bits in which they differ. It has a rule for each of up to four values:
+each goes to a chain of its own, except the last value, whose rules follow in the same chain. A few
+remaining frontends are listed. The branch with the most rules below it comes first. So a packet
+meets at most about three rules, and enters at most one chain, for two bits. The number of chains
+matters because nf_tables allows 16 nested jumps. At that depth, frontends are listed, however many.
+Near the leaves one bit at a time is distinguished, which saves a rule at the cost of a chain.
 
-A rule tests all that the frontends of its branch have in common, so a packet to somewhere else
-falls through after a few. What a branch is called and what it holds depends on its own frontends
-alone, so one that comes or goes touches the chains on its way and no others.
+A rule tests everything that the frontends of its branch have in common, so a packet to another
+address leaves the tree after a few rules. The name and the content of a branch depend on its own
+frontends only. A frontend that is added or removed changes the chains on its path and no others.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
-from pyproxy.dataplane.iptables import names
+from pyproxy.dataplane.iptables import chain_names
 from pyproxy.dataplane.iptables.rules import Jump, Rule
 from pyproxy.model.address import Address, Family, Network, Port, Protocol
 
 FEW = 4
-"""Frontends that are listed, and no longer told apart."""
+"""Frontends that are listed in one chain."""
 
 NEAR = 16
-"""Frontends that are told apart by one bit at a time."""
+"""Frontends below which one bit at a time is distinguished."""
 
 DEEPEST = 10
-"""Chains of a tree that a packet goes through at most. With nf_tables' limit of 16, that leaves
-those before the tree, and those behind it: KUBE-EXT, KUBE-SVC, a group of endpoints, KUBE-SEP."""
+"""Chains of a tree on a packet's path at most. nf_tables' limit of 16 then leaves room for those
+before the tree, and for those behind it: KUBE-EXT, KUBE-SVC, a group of endpoints, KUBE-SEP."""
 
 _PORT_BITS = 16
 _PROTOCOL_BITS = 2
@@ -45,12 +44,12 @@ Leaves = Mapping[int, Rule]
 
 
 def number(address: Address, protocol: Protocol = Protocol.TCP, port: Port = Port(0)) -> int:  # noqa: B008
-    """Give the number of a frontend, in whose order the tree is built."""
+    """Return the number of a frontend, by which the tree is sorted."""
     return int.from_bytes(address, "big") << _BEHIND | _CODES[protocol] << _PORT_BITS | port
 
 
 class Tree:
-    """Makes the chains of one tree: `root` is the chain that packets enter by."""
+    """Builds the chains of one tree; packets enter it at the chain `root`."""
 
     def __init__(self, family: Family, root: str, prefix: str) -> None:
         self.root = root
@@ -59,7 +58,7 @@ class Tree:
         self._width = family.bits + _BEHIND
 
     def chains(self, leaves: Leaves) -> dict[str, tuple[Rule, ...]]:
-        """Build the tree."""
+        """Return the chains of the tree with these frontends."""
         found: dict[str, tuple[Rule, ...]] = {}
         _, rules = self._grow(sorted(leaves), leaves, found, DEEPEST)
         found[self.root] = tuple(rules)
@@ -72,16 +71,16 @@ class Tree:
         found: dict[str, tuple[Rule, ...]],
         below: int,
     ) -> tuple[int, list[Rule]]:
-        """Give the rules of a chain for these, and how many a packet meets from there at most.
+        """Return the most rules that a packet meets in a chain for these, and the chain's rules.
 
-        There may be chains to go through `below` it, so many at most.
+        At most `below` nested chains may follow. They are added to `found`.
         """
         if len(numbers) <= FEW or not below:
             return len(numbers), [leaves[each] for each in numbers]
         parts = [
             (part, *self._grow(part, leaves, found, below - 1)) for part in self._parts(numbers)
         ]
-        # Whoever has the longest way before it is told apart first.
+        # The branch with the longest path comes first, so that fewer rules precede it.
         *others, last = sorted(parts, key=lambda part: len(part[0]) > 1 and part[1], reverse=True)
         rules: list[Rule] = []
         most = 0
@@ -97,7 +96,7 @@ class Tree:
         return max(most, len(rules) + cost), [*rules, *behind]
 
     def _parts(self, numbers: Sequence[int]) -> list[Sequence[int]]:
-        """Divide numbers by the next bits; there are at least two parts."""
+        """Divide numbers by the next bits in which they differ, into at least two parts."""
         step = 1 if len(numbers) <= NEAR else _STEP
         left = self._width - self._end(self._common(numbers), step)
         cuts = [0]
@@ -107,9 +106,9 @@ class Tree:
         return [numbers[low:high] for low, high in zip(cuts, [*cuts[1:], None], strict=True)]
 
     def _end(self, common: int, step: int) -> int:
-        """Say up to which bit numbers are told apart that have their first `common` in common.
+        """Return the bit up to which to divide numbers whose first `common` bits are equal.
 
-        A rule tests a protocol whole or not at all, so its bits are taken alone and together.
+        A rule cannot test a part of a protocol, so the protocol's bits form one step.
         """
         bits = self._family.bits
         if common < bits:
@@ -129,13 +128,13 @@ class Tree:
         base = high >> (self._family.bits - bits) << (self._family.bits - bits)
         network = Network(Address(base.to_bytes(size, "big")), bits)
         if common <= self._family.bits:
-            name = names.branch(self._prefix, network)
+            name = chain_names.branch(self._prefix, network)
             return name, Rule(destination=network, target=Jump(name, returns=False))
         protocol = _PROTOCOLS[numbers[0] >> _PORT_BITS & 3]
         span = 1 << (self._width - common)
         low = (numbers[0] & 0xFFFF) & ~(span - 1)
         ports = range(low, low + span)
-        name = names.port_branch(self._prefix, network.address, protocol, ports)
+        name = chain_names.port_branch(self._prefix, network.address, protocol, ports)
         return name, Rule(
             destination=network,
             protocol=protocol,

@@ -29,7 +29,7 @@ from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.mode import NF_TABLES, KernelPart, KernelSetting, LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
 from pyproxy.takeover.leftovers import InService
-from pyproxy.takeover.names import DEVICE
+from pyproxy.xtables.kube_names import DEVICE
 
 if TYPE_CHECKING:
     from pyproxy.dataplane.ipvs.plan import IpvsPlan

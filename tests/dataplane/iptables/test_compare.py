@@ -1,4 +1,4 @@
-"""What `compare` says of one Service among others, from what iptables-save would say."""
+"""Compare one Service among others with what iptables-save would print."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import given
 
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.dataplane.iptables import committed_state
+from pyproxy.dataplane.iptables.base_rules import HOOKS, Options
 from pyproxy.dataplane.iptables.compare import compare
-from pyproxy.dataplane.iptables.fixed import HOOKS, Options
-from pyproxy.dataplane.iptables.saved import SavedTable, target
 from pyproxy.model.address import Family, parse_network
 from pyproxy.policy.routing import ServiceRouting
+from pyproxy.xtables.saved import SavedTable, target
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 
@@ -22,21 +22,23 @@ Kernel = dict[Family, dict[str, SavedTable]]
 
 
 def kernel(*routings: ServiceRouting, node: NodeRouting = NODE) -> Kernel:
-    """What iptables-save gives once these are programmed."""
+    """What iptables-save prints once these are programmed."""
     return {
         family: {
             name: SavedTable(
                 {of: [rule.text for rule in rules] for of, rules in chains.items()},
-                frozenset(HOOKS),
+                dict.fromkeys(HOOKS, "ACCEPT"),
             )
-            for name, chains in committed_state.desired(Options(), routings, node, family).items()
+            for name, chains in committed_state.compile_all(
+                Options(), routings, node, family
+            ).items()
         }
         for family in Family
     }
 
 
 def service_chain(held: Kernel) -> tuple[str, list[str]]:
-    """Find the chain of the only Service, with its rules."""
+    """The chain of the only Service, with its rules."""
     ((name, texts),) = (
         (of, texts)
         for of, texts in held[Family.IPV4]["nat"].chains.items()
@@ -47,83 +49,83 @@ def service_chain(held: Kernel) -> tuple[str, list[str]]:
 
 
 @given(scenes())
-def test_nothing_is_said_of_any_service_that_is_as_it_should_be(scene: Scene) -> None:
+def test_a_service_in_the_desired_state_has_no_difference(scene: Scene) -> None:
     routings = list(scene.routings().values())
     held = kernel(*routings)
     for routing in routings:
         assert compare(held, routing, Options(), NODE) == StateDiff(kind="rule")
 
 
-@pytest.mark.parametrize("harm", ["rule", "stranger", "order", "chain", "way", "other way"])
-def test_what_is_amiss_with_a_service_is_named(harm: str) -> None:
+@pytest.mark.parametrize("fault", ["rule", "extra rule", "order", "chain", "leaf", "extra leaf"])
+def test_each_difference_of_a_service_is_named(fault: str) -> None:
     wanted = numbered(1)
     held = kernel(wanted)
     chains = held[Family.IPV4]["nat"].chains
     name, texts = service_chain(held)
     first = texts[0]
-    ((branch, way),) = (
+    ((branch, leaf),) = (
         (of, text) for of, found in chains.items() for text in found if target(text) == name
     )
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-    match harm:
+    match fault:
         case "rule":
             texts.remove(first)
             missing = (f"IPv4 nat: -A {name} {first}",)
-        case "stranger":
+        case "extra rule":
             texts.append("-j ACCEPT")
             extra = (f"IPv4 nat: -A {name} -j ACCEPT",)
         case "order":
             texts.reverse()
-            missing = (f"IPv4 nat: chain {name}, in its order",)
+            missing = (f"IPv4 nat: chain {name}, in this order",)
         case "chain":
             missing = tuple(sorted(f"IPv4 nat: -A {name} {text}" for text in texts))
             held[Family.IPV4]["nat"] = without(held[Family.IPV4]["nat"], name)
-        case "way":
-            chains[branch].remove(way)
-            missing = (f"IPv4 nat: a rule {way}",)
-        case "other way":
+        case "leaf":
+            chains[branch].remove(leaf)
+            missing = (f"IPv4 nat: a rule {leaf}",)
+        case "extra leaf":
             chains[branch].append(f"-j {name}")
             extra = (f"IPv4 nat: -A {branch} -j {name}",)
     assert compare(held, wanted, Options(), NODE) == StateDiff(missing, extra, kind="rule")
 
 
-def test_a_way_that_is_cut_further_up_is_told_of_every_service_behind_it() -> None:
+def test_a_branch_that_no_rule_leads_to_is_a_difference_of_every_service_in_it() -> None:
     wanted = [numbered(each) for each in range(40)]
     held = kernel(*wanted)
     chains = held[Family.IPV4]["nat"].chains
     above = {target(text): (of, text) for of, texts in chains.items() for text in texts}
     cut = next(to for to, (of, _) in above.items() if {to[:8], of[:8]} == {"KUBE-IP-"})
-    behind = {name for name in above if cut in _way(name, above)}
-    of, way = above[cut]
-    chains[of].remove(way)
+    behind = {name for name in above if cut in _path(name, above)}
+    of, leaf = above[cut]
+    chains[of].remove(leaf)
     missing = (f"IPv4 nat: a rule that leads to {cut}",)
-    said = [compare(held, each, Options(), NODE) for each in wanted]
-    assert {each.missing for each in said} == {(), missing}
+    diffs = [compare(held, each, Options(), NODE) for each in wanted]
+    assert {each.missing for each in diffs} == {(), missing}
     services = {name for name in behind if name.startswith("KUBE-SVC-")}
-    assert sum(bool(each) for each in said) == len(services)
+    assert sum(bool(each) for each in diffs) == len(services)
 
 
-def _way(name: str, above: dict[str, tuple[str, str]]) -> Iterator[str]:
+def _path(name: str, above: dict[str, tuple[str, str]]) -> Iterator[str]:
     while name in above:
         yield name
         name = above[name][0]
 
 
-def test_what_is_amiss_with_the_part_of_all_is_named() -> None:
+def test_differences_of_the_base_rules_are_named() -> None:
     wanted = numbered(1)
     held = kernel(wanted)
     nat = held[Family.IPV6]["nat"]
     held[Family.IPV6]["nat"] = without(nat, "KUBE-MARK-MASQ", "PREROUTING")
-    said = compare(held, wanted, Options(), NODE)
-    assert (said.missing, said.extra) == ((), ())
-    assert said.rules == (
-        "IPv6 nat: chain KUBE-MARK-MASQ is not there, or not as it should be",
-        "IPv6 nat: PREROUTING lacks -m comment --comment "
+    diff = compare(held, wanted, Options(), NODE)
+    assert (diff.missing, diff.extra) == ((), ())
+    assert diff.rules == (
+        "IPv6 nat: chain KUBE-MARK-MASQ is missing",
+        "IPv6 nat: PREROUTING lacks the rule -m comment --comment "
         '"kubernetes service portals" -j KUBE-SERVICES',
     )
 
 
 def without(table: SavedTable, *names: str) -> SavedTable:
     chains = {of: texts for of, texts in table.chains.items() if of not in names}
-    return SavedTable(chains, table.hooks)
+    return SavedTable(chains, table.policies)

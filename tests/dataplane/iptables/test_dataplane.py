@@ -18,17 +18,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Changes, Drift, NodeRouting
-from pyproxy.dataplane.iptables import committed_state, names
+from pyproxy.dataplane.iptables import committed_state
+from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES, Options
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
-from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES, Options
 from pyproxy.dataplane.iptables.plan import IptablesPlan
-from pyproxy.dataplane.iptables.programs import Programs, detect
 from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family, Port, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, Scope, ServiceRouting, Use
+from pyproxy.xtables import kube_names
+from pyproxy.xtables.programs import Programs
 from tests.dataplane.nftables.scenes import Scene, scenes
 from tests.dataplane.nftables.test_dataplane import numbered
 from tests.takeover.scenes import IPTABLES
@@ -79,12 +80,12 @@ def held(namespace: Namespace, flavour: Flavour, family: Family = Family.IPV4) -
         (table, chain): list(texts)
         for table, each in saved.items()
         for chain, texts in each.chains.items()
-        if names.is_ours(chain) or (chain in HOOKS and texts)
+        if kube_names.is_iptables_mode(chain) or (chain in HOOKS and texts)
     }
 
 
 def desired(routings: Sequence[ServiceRouting], node: NodeRouting, family: Family) -> Texts:
-    tables = committed_state.desired(Options(), routings, node, family)
+    tables = committed_state.compile_all(Options(), routings, node, family)
     return {
         (table, chain): [rule.text for rule in rules]
         for table in TABLES
@@ -238,7 +239,7 @@ def test_services_that_no_line_is_named_for_are_found_by_halving(
     """A counter that is not there: iptables-legacy takes the line, and the kernel not the table."""
     routings = [numbered(each) for each in range(7)]
     bad = [also_at(numbered(each), f"127.0.0.{each}") for each in (8, 9)]
-    options = Options(counters=frozenset({names.LOCALHOST_ACCEPTED}))
+    options = Options(counters=frozenset({kube_names.LOCALHOST_ACCEPTED}))
     with programming(namespace, Flavour.LEGACY, options) as dataplane:
         plan = namespace.call(lambda: dataplane.plan_full([*routings, *bad], NODE))
         failures = namespace.call(lambda: dataplane.commit(plan))
@@ -267,20 +268,19 @@ def test_a_flushed_table_is_noticed_and_repaired(namespace: Namespace, flavour: 
         assert namespace.call(dataplane.tick) is None
 
 
-class Meddling(Programs):
-    """iptables' programs, and another's write right before each of ours."""
-
-    def restore(self, lines: list[str]) -> None:
-        subprocess.run([str(self), "-t", "nat", "-A", names.CANARY, "-j", "RETURN"], check=True)
-        RESTORE(self, lines)
+def interfering_restore(programs: Programs, lines: Sequence[str]) -> int:
+    """Restore, with another program's write right before it."""
+    run_here = [str(programs), "-t", "nat", "-A", kube_names.CANARY, "-j", "RETURN"]
+    subprocess.run(run_here, check=True)
+    return RESTORE(programs, lines)
 
 
 RESTORE = Programs.restore
 
 
-@pytest.mark.parametrize("meddled", [False, True])
+@pytest.mark.parametrize("interferes", [False, True])
 def test_what_others_write_during_a_commit_is_noticed(
-    namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch, meddled: bool
+    namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch, interferes: bool
 ) -> None:
     routings = [numbered(each) for each in range(3)]
     dataplane = namespace.call(lambda: IptablesDataplane(Options(), flavour))
@@ -292,17 +292,17 @@ def test_what_others_write_during_a_commit_is_noticed(
         assert namespace.call(dataplane.tick) is None
         more = numbered(2, 4)
         plan = dataplane.plan(Changes({more.name: more, routings[0].name: None}))
-        if meddled:
-            monkeypatch.setattr(Programs, "restore", Meddling.restore)
+        if interferes:
+            monkeypatch.setattr(Programs, "restore", interfering_restore)
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
         seen = namespace.call(dataplane.tick)
-        if meddled and flavour is Flavour.NFT:
+        if interferes and flavour is Flavour.NFT:
             waiting.join(20)
     finally:
         dataplane.close()
     waiting.join(20)
     noticed = [each for each in (seen, *told) if each]
-    assert noticed == [Drift("")] * meddled
+    assert noticed == [Drift("")] * interferes
 
 
 def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: Flavour) -> None:
@@ -312,13 +312,13 @@ def test_kube_proxys_chains_are_adopted_in_place(namespace: Namespace, flavour: 
     with programming(namespace, None) as dataplane:
         plan = program(namespace, dataplane, routings)
         written = {chain for change in plan.changes.values() for chain in change.chains}
-        assert names.MARK_MASQUERADE not in {
+        assert kube_names.MARK_MASQUERADE not in {
             chain
             for (family, _), change in plan.changes.items()
             if family is Family.IPV4
             for chain in change.chains
         }
-        assert names.SERVICES in written
+        assert kube_names.SERVICES in written
         found = held(namespace, flavour)
         theirs = [text for text in found.pop(("filter", "INPUT")) if "FIREWALL" in text]
         assert theirs == ["-j KUBE-FIREWALL"]
@@ -337,24 +337,8 @@ def test_cleanup_leaves_what_is_not_ours(namespace: Namespace, flavour: Flavour)
         namespace.call(dataplane.cleanup)
         assert held(namespace, flavour) == {
             ("nat", "PREROUTING"): ["-p udp -j FOREIGN"],
-            ("nat", names.MARK_MASQUERADE): ["-j MARK --set-xmark 0x4000/0x4000"],
+            ("nat", kube_names.MARK_MASQUERADE): ["-j MARK --set-xmark 0x4000/0x4000"],
         }
-
-
-@pytest.mark.parametrize("chain", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
-def test_the_flavour_is_kubelets(namespace: Namespace, flavour: Flavour, chain: str) -> None:
-    others = {Flavour.LEGACY: Flavour.NFT, Flavour.NFT: Flavour.LEGACY}
-    run(namespace, f"iptables-{flavour.value}", "-t", "mangle", "-N", chain)
-    run(namespace, f"iptables-{others[flavour].value}", "-A", "INPUT", "-j", "ACCEPT")
-    assert namespace.call(detect) is flavour
-
-
-def test_without_a_hint_the_flavour_is_that_of_most_rules(
-    namespace: Namespace, flavour: Flavour
-) -> None:
-    assert namespace.call(detect) is Flavour.NFT
-    run(namespace, f"iptables-{flavour.value}", "-A", "INPUT", "-j", "ACCEPT")
-    assert namespace.call(detect) is flavour
 
 
 def test_a_lock_that_another_program_holds_is_waited_for(namespace: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The tracer over what iptables-save says, in both flavours."""
+"""The tracer over the rules that iptables-save prints, in both flavours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.iptables.fixed import Options
+from pyproxy.dataplane.iptables.base_rules import Options
 from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
 from pyproxy.dataplane.packets import (
     Delivered,
@@ -54,26 +54,26 @@ def traced(
     return namespace.call(lambda: IptablesTracer(lambda: (), flavour).trace(packet))
 
 
-def test_what_becomes_of_packets_is_told_rule_by_rule(
+def test_verdicts_and_steps_are_those_of_the_kernels_rules(
     namespace: Namespace, flavour: Flavour
 ) -> None:
     with programming(namespace, flavour, Options(shield_loopback=True)) as dataplane:
         routings = [WEB, EMPTY, balanced()]
         program(namespace, dataplane, routings, NODE)
         assert not namespace.call(lambda: dataplane.plan_full(routings, NODE))
-    account = traced(namespace, None, POD, HOME)
-    assert {verdict: round(share, 8) for verdict, share in account.verdicts().items()} == {
+    result = traced(namespace, None, POD, HOME)
+    assert {verdict: round(share, 8) for verdict, share in result.verdicts().items()} == {
         Delivered(end): round(Fraction(1, 3), 8) for end in ENDS
     }
-    assert account.remarks == ()
-    shield, portals, *_ = account.shared_steps()
+    assert result.remarks == ()
+    shield, portals, *_ = result.shared_steps()
     assert shield.chain == "mangle PREROUTING"
     assert (portals.chain, portals.action, portals.by) == (
         "nat PREROUTING",
-        "on to KUBE-SERVICES",
+        "jump to KUBE-SERVICES",
         '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
     )
-    ends = {path.steps[-1].action for path in account.paths}
+    ends = {path.steps[-1].action for path in result.paths}
     assert {text.partition(" by ")[0] for text in ends} == {"translated to an endpoint"}
 
     def verdicts(source: Address, to: Address, port: int = 80) -> set[object]:
@@ -89,7 +89,7 @@ def test_what_becomes_of_packets_is_told_rule_by_rule(
     assert verdicts(POD, STRANGER) == {Untouched()}
 
 
-def test_rules_of_others_are_passed_over_and_said_to_be(
+def test_rules_of_other_programs_are_ignored_with_a_remark(
     namespace: Namespace, flavour: Flavour
 ) -> None:
     with programming(namespace, flavour) as dataplane:
@@ -97,15 +97,15 @@ def test_rules_of_others_are_passed_over_and_said_to_be(
     program_name = f"iptables-{flavour.value}"
     namespace.run([program_name, "-t", "nat", "-I", "PREROUTING", "-p", "udp", "-j", "ACCEPT"])
     namespace.run([program_name, "-t", "nat", "-A", "KUBE-SERVICES", "-o", "lo", "-j", "ACCEPT"])
-    account = traced(namespace, flavour, POD, REFUSING)
-    assert set(account.verdicts()) == {Untouched()}
-    assert account.remarks == (
-        "somebody has changed the rules: passed over in nat: -A KUBE-SERVICES -o lo -j ACCEPT",
-        "1 rule of others in the kernel's own chains passed over",
+    result = traced(namespace, flavour, POD, REFUSING)
+    assert set(result.verdicts()) == {Untouched()}
+    assert result.remarks == (
+        "ignored a rule that pyproxy did not write, in table nat: -A KUBE-SERVICES -o lo -j ACCEPT",
+        "ignored 1 rule of other programs in built-in chains",
     )
 
 
-def test_where_nothing_of_ours_is_there_is_nothing_to_trace(
+def test_a_node_without_pyproxys_chains_is_a_usage_error(
     namespace: Namespace, flavour: Flavour
 ) -> None:
     with pytest.raises(UsageError, match="have no chains of pyproxy's"):

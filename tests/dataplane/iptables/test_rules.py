@@ -1,4 +1,4 @@
-"""A rule's text, for each thing that a rule can say."""
+"""The text of rules, for each field and each target."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ BIT = Mark(1 << 14)
          "-m conntrack --ctstate INVALID -m nfacct --nfacct-name  dropped -j DROP"),
     ],
 )  # fmt: skip
-def test_a_rule_is_written_as_iptables_save_gives_it_back(rule: Rule, text: str) -> None:
+def test_a_rule_has_the_text_that_iptables_save_prints(rule: Rule, text: str) -> None:
     assert rule.text == text
 
 
@@ -89,10 +89,10 @@ def test_a_rule_is_written_as_iptables_save_gives_it_back(rule: Rule, text: str)
         ("x" * 300, "x" * COMMENT_LIMIT),
     ],
 )
-def test_a_comment_can_be_nothing_else(text: str, comment: str) -> None:
+def test_a_comment_is_cut_and_cleaned(text: str, comment: str) -> None:
     assert cleaned(text) == comment
 
 
-def test_a_probability_is_the_kernels() -> None:
+def test_a_probability_is_in_the_kernels_units() -> None:
     assert chance(3, 3) == 0
     assert chance(1, 2) == CERTAIN // 2

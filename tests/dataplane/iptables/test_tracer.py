@@ -1,7 +1,7 @@
-"""The rules do what Services mean: random clusters and packets, traced, against a plain statement.
+"""The tracer over random clusters and packets, compared with the oracle of nftables mode.
 
-The statement is nftables mode's. It differs in one thing that nobody is promised: which connections
-of a pod to itself are masqueraded depends on the Service that it came by, and not on all of them.
+It differs in one detail that the API leaves open: whether a pod's connection to itself is
+masqueraded depends on the Service that it used, and not on all Services.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.fixed import Options
+from pyproxy.dataplane.iptables.base_rules import Options
 from pyproxy.dataplane.iptables.rules import DROP, RESET, Rule, SetMark
-from pyproxy.dataplane.iptables.tracer import Machine, Way, trace
+from pyproxy.dataplane.iptables.tracer import Path, TraceState, trace
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -36,26 +36,26 @@ from tests.dataplane.nftables.scenes import LOCAL, Scene, encounters
 
 Encounter = tuple[Scene, Packet]
 Plain = tuple[str, bytes, bool]
-"""A verdict in this mode's terms: what, the endpoint, and whether it is masqueraded."""
+"""A verdict: its name, the endpoint, and whether the packet is masqueraded."""
 
 
-def machine(scene: Scene, routings: tuple[ServiceRouting, ...], family: Family) -> Machine:
+def kernel_state(scene: Scene, routings: tuple[ServiceRouting, ...], family: Family) -> TraceState:
     options = Options(
         masquerade_all=scene.masquerade_all, pod_interface=scene.pod_interface.replace("*", "+")
     )
     node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
-    return Machine(committed_state.desired(options, routings, node, family), LOCAL)
+    return TraceState(committed_state.compile_all(options, routings, node, family), LOCAL)
 
 
-def met(way: Way) -> Plain:
-    if way.ended:
-        return way.ended, b"", False
-    if not way.translated:
-        return "untouched", b"", way.masqueraded
-    return "delivered", backend(way.destination, way.port), way.masqueraded
+def plain(path: Path) -> Plain:
+    if path.ended:
+        return path.ended, b"", False
+    if not path.translated:
+        return "untouched", b"", path.masqueraded
+    return "delivered", backend(path.destination, path.port), path.masqueraded
 
 
-def meant(verdict: Verdict, packet: Packet, routings: tuple[ServiceRouting, ...]) -> Plain:
+def expected(verdict: Verdict, packet: Packet, routings: tuple[ServiceRouting, ...]) -> Plain:
     match verdict:
         case Untouched():
             return "untouched", b"", False
@@ -71,26 +71,28 @@ def meant(verdict: Verdict, packet: Packet, routings: tuple[ServiceRouting, ...]
             return "delivered", to, masquerade is not Masquerade.NONE
 
 
-def follow(encounter: Encounter) -> tuple[tuple[Way, ...], tuple[ServiceRouting, ...], Machine]:
+def trace_encounter(
+    encounter: Encounter,
+) -> tuple[tuple[Path, ...], tuple[ServiceRouting, ...], TraceState]:
     scene, packet = encounter
     routings = tuple(scene.routings().values())
-    before = machine(scene, routings, family_of(packet.destination))
+    before = kernel_state(scene, routings, family_of(packet.destination))
     return trace(packet, before), routings, before
 
 
 @settings(max_examples=300, deadline=None)
 @given(encounters())
-def test_every_packet_meets_the_verdict_that_its_service_means(encounter: Encounter) -> None:
+def test_every_packet_gets_the_verdict_of_its_service(encounter: Encounter) -> None:
     scene, packet = encounter
-    ways, routings, _ = follow(encounter)
-    assert verdicts(ways) == wanted(scene, packet, routings)
+    paths, routings, _ = trace_encounter(encounter)
+    assert verdicts(paths) == wanted(scene, packet, routings)
 
 
-def verdicts(ways: tuple[Way, ...]) -> set[Plain]:
-    """What may become of a packet; endpoints share evenly, to the kernel's precision."""
+def verdicts(paths: tuple[Path, ...]) -> set[Plain]:
+    """The possible verdicts; endpoints are picked evenly, to the kernel's precision."""
     shares: dict[Plain, Fraction] = {}
-    for way in ways:
-        shares[met(way)] = shares.get(met(way), Fraction(0)) + way.probability
+    for path in paths:
+        shares[plain(path)] = shares.get(plain(path), Fraction(0)) + path.probability
     even = Fraction(1, len(shares))
     assert sum(shares.values()) == 1
     assert all(abs(share - even) < Fraction(1, 1 << 29) for share in shares.values())
@@ -98,14 +100,16 @@ def verdicts(ways: tuple[Way, ...]) -> set[Plain]:
 
 
 def wanted(scene: Scene, packet: Packet, routings: tuple[ServiceRouting, ...]) -> set[Plain]:
-    return {meant(verdict, packet, routings) for verdict in oracle.wanted(packet, scene, routings)}
+    return {
+        expected(verdict, packet, routings) for verdict in oracle.wanted(packet, scene, routings)
+    }
 
 
 Fault = Callable[[Rule], bool]
 FAULTS: dict[str, Fault] = {
     "nothing is masqueraded": lambda rule: isinstance(rule.target, SetMark) and rule.target.on,
-    "the node's own packets are anybody's": lambda rule: rule.from_here,
-    "nothing is refused": lambda rule: rule.target == RESET,
+    "packets of the node itself are not recognised": lambda rule: rule.from_here,
+    "nothing is rejected": lambda rule: rule.target == RESET,
     "nothing is dropped": lambda rule: rule.target == DROP,
     "one endpoint is left out": lambda rule: bool(rule.share),
 }
@@ -113,9 +117,9 @@ FAULTS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str) -> None:
-    def shows(encounter: Encounter) -> bool:
+    def differs(encounter: Encounter) -> bool:
         scene, packet = encounter
-        _, routings, before = follow(encounter)
+        _, routings, before = trace_encounter(encounter)
         tables = {
             table: {
                 chain: tuple(rule for rule in rules if not FAULTS[fault](rule))
@@ -124,27 +128,27 @@ def test_a_planted_fault_is_found(fault: str) -> None:
             for table, chains in before.tables.items()
         }
         faulty = trace(packet, replace(before, tables=tables))
-        return {met(way) for way in faulty} != wanted(scene, packet, routings)
+        return {plain(path) for path in faulty} != wanted(scene, packet, routings)
 
     find(
         encounters(),
-        shows,
+        differs,
         settings=settings(max_examples=2000, deadline=None, phases=[Phase.generate]),
     )
 
 
 @settings(max_examples=150, deadline=None)
 @given(encounters(), st.data())
-def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
+def test_a_client_with_session_affinity_returns_to_its_endpoint(
     encounter: Encounter, data: st.DataObject
 ) -> None:
     scene, packet = encounter
     scene = replace(
         scene, services=tuple(replace(each, affinity_timeout=60) for each in scene.services)
     )
-    ways, _, before = follow((scene, packet))
-    first = data.draw(st.sampled_from(ways))
+    paths, _, before = trace_encounter((scene, packet))
+    first = data.draw(st.sampled_from(paths))
     after = replace(before, seen={first.seen: {packet.source}})
-    again = {met(way) for way in trace(packet, after)}
-    assert bool(first.seen) is (met(first)[0] == "delivered")
-    assert again == ({met(first)} if first.seen else {met(way) for way in ways})
+    again = {plain(path) for path in trace(packet, after)}
+    assert bool(first.seen) is (plain(first)[0] == "delivered")
+    assert again == ({plain(first)} if first.seen else {plain(path) for path in paths})

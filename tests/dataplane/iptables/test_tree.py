@@ -1,4 +1,4 @@
-"""The tree leads every packet to its frontend, and more frontends make it barely deeper."""
+"""The tree leads every packet to its frontend, and more frontends add few rules to its path."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.iptables import committed_state, names, services
-from pyproxy.dataplane.iptables.fixed import NAT, Options, pods
+from pyproxy.dataplane.iptables import committed_state, services
+from pyproxy.dataplane.iptables.base_rules import NAT, Options, pods_of
 from pyproxy.dataplane.iptables.rules import DROP, Chains, Jump, Rule
-from pyproxy.dataplane.iptables.tracer import Machine, trace
+from pyproxy.dataplane.iptables.tracer import TraceState, trace
 from pyproxy.dataplane.iptables.tree import DEEPEST, Tree, number
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import (
@@ -30,9 +30,10 @@ from pyproxy.model.address import (
 )
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from pyproxy.xtables import kube_names
 
 Place = tuple[Address, Protocol, Port]
-_INNER = parse_address("10.255.0.1")
+_CLUSTER_IP = parse_address("10.255.0.1")
 NODE = NodeRouting((parse_network("10.128.0.0/9"),))
 
 
@@ -52,21 +53,21 @@ def leaf(place: Place) -> Rule:
     return Rule(destination=network, protocol=protocol, ports=(port, port), target=DROP)
 
 
-def grown(places: Sequence[Place], family: Family) -> Chains:
+def build(places: Sequence[Place], family: Family) -> Chains:
     leaves = {number(*place): leaf(place) for place in places}
-    return Tree(family, names.SERVICES, names.SERVICE_TREE).chains(leaves)
+    return Tree(family, kube_names.SERVICES, kube_names.SERVICE_TREE).chains(leaves)
 
 
-def taken(chains: Chains, place: Place) -> Rule | None:
-    """The rule that takes a packet to this place; gotos alone lead through a tree."""
+def matching_rule(chains: Chains, place: Place) -> Rule | None:
+    """The leaf that a packet to this place matches; a tree has gotos only."""
     address, protocol, port = place
-    rules = list(chains[names.SERVICES])
+    rules = list(chains[kube_names.SERVICES])
     while rules:
         rule = rules.pop(0)
-        at_home = rule.destination is not None and address in rule.destination
-        spoken = rule.protocol in (None, protocol)
-        asked = rule.ports is None or rule.ports[0] <= port <= rule.ports[1]
-        if at_home and spoken and asked:
+        in_destination = rule.destination is not None and address in rule.destination
+        is_protocol = rule.protocol in (None, protocol)
+        in_ports = rule.ports is None or rule.ports[0] <= port <= rule.ports[1]
+        if in_destination and is_protocol and in_ports:
             if not isinstance(rule.target, Jump):
                 return rule
             rules = list(chains[rule.target.chain])
@@ -76,40 +77,42 @@ def taken(chains: Chains, place: Place) -> Rule | None:
 @pytest.mark.parametrize("family", Family)
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
-def test_every_frontend_is_found_and_nothing_else(family: Family, data: st.DataObject) -> None:
+def test_the_tree_finds_every_frontend_and_nothing_else(
+    family: Family, data: st.DataObject
+) -> None:
     places = data.draw(frontends(family))
-    chains = grown(places, family)
+    chains = build(places, family)
     for place in places:
-        assert taken(chains, place) == leaf(place)
+        assert matching_rule(chains, place) == leaf(place)
     for place in data.draw(frontends(family)):
-        assert taken(chains, place) == (leaf(place) if place in places else None)
+        assert matching_rule(chains, place) == (leaf(place) if place in places else None)
     assert all(len(chain) <= 28 for chain in chains)
 
 
 @given(frontends(Family.IPV4), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
-def test_the_order_in_which_frontends_came_does_not_matter(
+def test_the_tree_does_not_depend_on_the_order_of_frontends(
     places: list[Place], order: random.Random
 ) -> None:
     turned = list(places)
     order.shuffle(turned)
-    assert grown(places, Family.IPV4) == grown(turned, Family.IPV4)
+    assert build(places, Family.IPV4) == build(turned, Family.IPV4)
 
 
-def test_however_frontends_lie_the_kernel_takes_the_tree() -> None:
+def test_no_set_of_frontends_exceeds_the_depth_that_nf_tables_allows() -> None:
     nested = [
         (Address((1 << bit).to_bytes(16, "big")), Protocol.TCP, Port(1)) for bit in range(128)
     ]
     near = [(nested[0][0], protocol, Port(1 << bit)) for protocol in Protocol for bit in range(16)]
     spread = [(each[0], Protocol.UDP, Port(port)) for each in nested for port in range(2, 9)]
     places = list(dict.fromkeys(nested + near + spread))
-    chains = grown(places, Family.IPV6)
-    assert depth(chains, names.SERVICES) <= DEEPEST
-    assert all(taken(chains, place) == leaf(place) for place in places)
+    chains = build(places, Family.IPV6)
+    assert depth(chains, kube_names.SERVICES) <= DEEPEST
+    assert all(matching_rule(chains, place) == leaf(place) for place in places)
 
 
 def depth(chains: Chains, chain: str) -> int:
-    """Chains that a packet may go through below one."""
+    """The most nested chains below one."""
     below = [rule.target.chain for rule in chains[chain] if isinstance(rule.target, Jump)]
     return max((1 + depth(chains, each) for each in below), default=0)
 
@@ -117,13 +120,13 @@ def depth(chains: Chains, chain: str) -> int:
 def numbered(
     index: int, address: int, endpoints: int, scope: Scope, *, here: bool = False
 ) -> ServiceRouting:
-    """A Service of this number at this address; one of another scope has a cluster IP besides."""
+    """A Service at this address; if that is no cluster IP, it has a cluster IP as well."""
     backends = tuple(
         Backend(bytes((10, 128, index >> 8 & 255, index & 255)) + (8080 + each).to_bytes(2, "big"))
         for each in range(endpoints)
     )
     frontend = Frontend(scope, Address(address.to_bytes(4, "big")), Port(80), Use.CLUSTER)
-    inner = Frontend(Scope.CLUSTER_IP, _INNER, Port(index % 65535 + 1), Use.CLUSTER)
+    inner = Frontend(Scope.CLUSTER_IP, _CLUSTER_IP, Port(index % 65535 + 1), Use.CLUSTER)
     frontends = (frontend,) if scope is Scope.CLUSTER_IP else (frontend, inner)
     port = PortRouting(
         "http", Family.IPV4, Protocol.TCP, frontends, backends, (), backends if here else ()
@@ -132,7 +135,7 @@ def numbered(
 
 
 class Cost(msgspec.Struct, frozen=True, order=True):
-    """What a packet meets in the tree until its frontend, and through how many chains it goes."""
+    """The rules that a packet meets in the tree before its frontend, and the chains it enters."""
 
     rules: int
     depth: int
@@ -141,12 +144,12 @@ class Cost(msgspec.Struct, frozen=True, order=True):
 
 def costs(chains: Chains) -> list[Cost]:
     found: list[Cost] = []
-    waiting = [(names.SERVICES, 0, 0)]
+    waiting = [(kube_names.SERVICES, 0, 0)]
     while waiting:
         chain, met, depth = waiting.pop()
         for count, rule in enumerate(chains[chain], met + 1):
             assert isinstance(rule.target, Jump)
-            if rule.target.chain.startswith(names.SERVICE_TREE):
+            if rule.target.chain.startswith(kube_names.SERVICE_TREE):
                 waiting.append((rule.target.chain, count, depth + 1))
             elif rule.destination is not None:
                 found.append(Cost(count, depth, rule.destination.address))
@@ -154,20 +157,20 @@ def costs(chains: Chains) -> list[Cost]:
 
 
 def rules_met(addresses: Sequence[int], scope: Scope) -> tuple[list[int], int]:
-    """All rules of all hooks, for the best, the median and the worst of Services, and the depth.
+    """Count the rules in all hooks for the best, median and worst Service; and the tree's depth.
 
-    Each has ten endpoints, of which the unluckiest counts. They are elsewhere, or pods of this node
-    that each have a chain of their own. The client is the unluckiest of a pod, one of the
-    endpoints, and somebody from elsewhere, who is masqueraded.
+    Each Service has ten endpoints, of which the costliest counts. They are on another node, or on
+    this one with a chain of their own each. The client is the costliest of a pod, an endpoint, and
+    an external client, which is masqueraded.
     """
     routings = {
         Address(address.to_bytes(4, "big")): numbered(index, address, 1, scope)
         for index, address in enumerate(addresses)
     }
     options = Options()
-    tables = committed_state.desired(options, routings.values(), NODE, Family.IPV4)
+    tables = committed_state.compile_all(options, routings.values(), NODE, Family.IPV4)
     ordered = [cost for cost in costs(tables[NAT]) if cost.address in routings]
-    view = services.View(options, pods(Family.IPV4, options, NODE.pod_networks))
+    view = services.View(options, pods_of(Family.IPV4, options, NODE.pod_networks))
     found = []
     for cost in (ordered[0], ordered[len(ordered) // 2], ordered[-1]):
         one = int(routings[cost.address].name.name[1:])
@@ -181,7 +184,7 @@ def rules_met(addresses: Sequence[int], scope: Scope) -> tuple[list[int], int]:
                 packet = Packet(
                     parse_address(source), cost.address, Protocol.TCP, Port(80), interface
                 )
-                most = max(most, *(way.rules for way in trace(packet, Machine(tables))))
+                most = max(most, *(path.rules for path in trace(packet, TraceState(tables))))
         found.append(most)
     return found, max(cost.depth for cost in ordered)
 
@@ -195,7 +198,7 @@ def at_random(count: int) -> Sequence[int]:
 
 
 @pytest.mark.parametrize("allocated", [in_order, at_random])
-def test_a_first_packet_meets_forty_rules_at_most_and_hardly_more_among_more_services(
+def test_a_first_packet_meets_at_most_40_rules_and_few_more_with_4_times_the_services(
     allocated: Callable[[int], Sequence[int]],
 ) -> None:
     few, shallow = rules_met(allocated(10_000), Scope.CLUSTER_IP)
@@ -205,8 +208,8 @@ def test_a_first_packet_meets_forty_rules_at_most_and_hardly_more_among_more_ser
     assert max(shallow, deep) <= DEEPEST
 
 
-def test_at_an_external_address_it_meets_three_more() -> None:
-    """Those of KUBE-EXT-, and as many cluster IPs are in the tree besides."""
+def test_a_first_packet_to_an_external_address_meets_3_more_rules() -> None:
+    """The rules of KUBE-EXT-, and a tree that has as many cluster IPs as well."""
     few, depth = rules_met(at_random(10_000), Scope.EXTERNAL_IP)
     assert max(few) <= 43, few
     assert depth <= DEEPEST

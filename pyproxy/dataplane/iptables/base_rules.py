@@ -1,8 +1,8 @@
-"""The chains that are there whatever Services there are, and the rules that lead to them.
+"""The base rules: the chains that do not depend on Services, and the jumps that lead to them.
 
-They are kube-proxy's, with these differences: what is refused is looked up in trees, and for
-packets alone that no rule has translated; chains are entered by those packets alone that they are
-for; and what others send to loopback addresses is dropped before it could be translated.
+They are kube-proxy's, with these differences. Frontends without endpoints are looked up in trees,
+and only for packets that no rule has translated. Jumps test for the packets that a chain is meant
+for. Packets from other hosts to loopback addresses are dropped before they could be translated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pyproxy.dataplane.iptables import names
 from pyproxy.dataplane.iptables.rules import (
     ACCEPT,
     DROP,
@@ -25,11 +24,12 @@ from pyproxy.dataplane.iptables.rules import (
     Target,
 )
 from pyproxy.model.address import Family, Mark, Network, Protocol, parse_network
+from pyproxy.xtables import kube_names
 
 MANGLE, FILTER, NAT = TABLES = ("mangle", "filter", "nat")
 
 HOOKS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
-"""The kernel's own chains."""
+"""The built-in chains."""
 
 _LOOPBACK = {
     Family.IPV4: parse_network("127.0.0.0/8"),
@@ -38,13 +38,13 @@ _LOOPBACK = {
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What the configuration says about the rules.
+    """The configuration of the rules.
 
-    Traffic is from a pod when it comes in by `pod_interface` (a name, or a prefix ending in `+`),
-    or else when its source is in a pod network; a family that has neither is never masqueraded for
-    coming from elsewhere. `shield_loopback` drops what others send to loopback addresses.
-    `drop_invalid` drops packets that conntrack can make nothing of before they are forwarded.
-    `counters` are nfacct's that rules may count into.
+    A packet is from a pod if it comes in by `pod_interface` (a name, or a prefix ending in `+`), or
+    else if its source is in a pod network. Without either, no packet of the family is masqueraded
+    because of its source. `shield_loopback` drops packets from other hosts to loopback addresses.
+    `drop_invalid` drops packets in conntrack's state INVALID instead of forwarding them.
+    `counters` are the nfacct objects that rules may increment.
     """
 
     mark: Mark = Mark(1 << 14)
@@ -56,52 +56,55 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Pods(msgspec.Struct, frozen=True):
-    """Who is a pod, in one family."""
+    """How packets from pods are recognised, in one family."""
 
     interface: str = ""
     networks: tuple[Network, ...] = ()
 
     @property
     def are_known(self) -> bool:
-        """Whether anybody is."""
+        """Whether packets from pods can be recognised."""
         return bool(self.interface or self.networks)
 
     def rules(self, target: Target) -> tuple[Rule, ...]:
-        """Write what sends pods to `target`."""
+        """Return rules that send packets from pods to `target`."""
         if self.interface:
             return (Rule(interface=self.interface, target=target),)
         return tuple(Rule(source=network, target=target) for network in self.networks)
 
 
-def pods(family: Family, options: Options, networks: tuple[Network, ...]) -> Pods:
-    """Say who is a pod in a family, of all the pod networks of a node."""
+def pods_of(family: Family, options: Options, networks: tuple[Network, ...]) -> Pods:
+    """Return how packets from pods are recognised in a family, given all pod networks."""
     if options.pod_interface:
         return Pods(options.pod_interface)
     return Pods("", tuple(each for each in networks if each.family is family))
 
 
 def jumps(options: Options) -> Iterator[tuple[str, str, Rule]]:
-    """Give the rules in the kernel's own chains: each with its table and its chain."""
+    """Yield the rules in built-in chains, each with its table and its chain."""
+    # The comments are kube-proxy's, so that its rules are taken over in place.
     portals = "kubernetes service portals"
     for hook in ("PREROUTING", "OUTPUT"):
-        yield NAT, hook, Rule(comment=portals, target=Jump(names.SERVICES))
+        yield NAT, hook, Rule(comment=portals, target=Jump(kube_names.SERVICES))
     postrouting = "kubernetes postrouting rules"
-    to_masquerade = Rule(comment=postrouting, marked=options.mark, target=Jump(names.POSTROUTING))
+    to_masquerade = Rule(
+        comment=postrouting, marked=options.mark, target=Jump(kube_names.POSTROUTING)
+    )
     yield NAT, "POSTROUTING", to_masquerade
     external = "kubernetes externally-visible service portals"
-    yield FILTER, "INPUT", _untranslated(external, names.EXTERNAL_SERVICES)
+    yield FILTER, "INPUT", _untranslated(external, kube_names.EXTERNAL_SERVICES)
     forwarding = "kubernetes forwarding rules"
-    # Whatever is known of already, which is most, leaves by the first of these.
-    known = Rule(states="NEW", not_states=True, comment=forwarding, target=Jump(names.FORWARD))
-    yield FILTER, "FORWARD", known
-    marked = Rule(comment=forwarding, marked=options.mark, target=Jump(names.ACCEPT))
+    # Most packets belong to known connections: the first test lets them pass.
+    new = Rule(states="NEW", not_states=True, comment=forwarding, target=Jump(kube_names.FORWARD))
+    yield FILTER, "FORWARD", new
+    marked = Rule(comment=forwarding, marked=options.mark, target=Jump(kube_names.ACCEPT))
     yield FILTER, "FORWARD", marked
     for hook in ("FORWARD", "OUTPUT"):
-        yield FILTER, hook, _untranslated(portals, names.SERVICES)
+        yield FILTER, hook, _untranslated(portals, kube_names.SERVICES)
     if options.shield_loopback:
         firewall = Rule(
             comment="kubernetes loopback addresses are for the node alone",
-            target=Jump(names.FIREWALL),
+            target=Jump(kube_names.FIREWALL),
         )
         yield MANGLE, "PREROUTING", firewall
 
@@ -110,11 +113,13 @@ def _untranslated(comment: str, chain: str) -> Rule:
     return Rule(states="NEW", untranslated=True, comment=comment, target=Jump(chain))
 
 
-def chains(family: Family, options: Options, who: Pods) -> dict[str, dict[str, tuple[Rule, ...]]]:
-    """Give the chains that have nothing to do with any Service, by their table."""
+def base_chains(
+    family: Family, options: Options, pods: Pods
+) -> dict[str, dict[str, tuple[Rule, ...]]]:
+    """Return the chains that do not depend on Services, by table."""
     set_mark = SetMark(options.mark)
-    outsiders = (*who.rules(RETURN), Rule(target=set_mark))
-    mangle: dict[str, tuple[Rule, ...]] = {names.CANARY: ()}
+    mark_external = (*pods.rules(RETURN), Rule(target=set_mark))
+    mangle: dict[str, tuple[Rule, ...]] = {kube_names.CANARY: ()}
     if options.shield_loopback:
         shield = Rule(
             destination=_LOOPBACK[family],
@@ -123,23 +128,23 @@ def chains(family: Family, options: Options, who: Pods) -> dict[str, dict[str, t
             states="INVALID,NEW,UNTRACKED",
             target=DROP,
         )
-        mangle[names.FIREWALL] = (shield,)
+        mangle[kube_names.FIREWALL] = (shield,)
     return {
         MANGLE: mangle,
         FILTER: {
-            names.CANARY: (),
-            names.FORWARD: tuple(_forward(options)),
-            names.ACCEPT: (Rule(target=ACCEPT),),
-            names.REFUSE: (
+            kube_names.CANARY: (),
+            kube_names.FORWARD: tuple(_forward(options)),
+            kube_names.ACCEPT: (Rule(target=ACCEPT),),
+            kube_names.REFUSE: (
                 Rule(protocol=Protocol.TCP, target=RESET),
                 Rule(target=UNREACHABLE[family]),
             ),
         },
         NAT: {
-            names.CANARY: (),
-            names.MARK_MASQUERADE: (Rule(target=set_mark),),
-            names.MARK_OUTSIDERS: outsiders if who.are_known else (),
-            names.POSTROUTING: (
+            kube_names.CANARY: (),
+            kube_names.MARK_MASQUERADE: (Rule(target=set_mark),),
+            kube_names.MARK_EXTERNAL: mark_external if pods.are_known else (),
+            kube_names.POSTROUTING: (
                 Rule(target=SetMark(options.mark, on=False)),
                 Rule(comment="kubernetes service traffic requiring SNAT", target=MASQUERADE),
             ),
@@ -154,5 +159,7 @@ def _forward(options: Options) -> Iterator[Rule]:
         target=ACCEPT,
     )
     if options.drop_invalid:
-        counter = names.INVALID_DROPPED if names.INVALID_DROPPED in options.counters else ""
+        counter = (
+            kube_names.INVALID_DROPPED if kube_names.INVALID_DROPPED in options.counters else ""
+        )
         yield Rule(states="INVALID", counter=counter, target=DROP)

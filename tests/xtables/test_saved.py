@@ -1,14 +1,14 @@
-"""iptables-save, read."""
+"""iptables-save's output, parsed."""
 
 from __future__ import annotations
 
 import pytest
 
-from pyproxy.dataplane.iptables.saved import parse, target
+from pyproxy.xtables.saved import parse, target
 from tests.takeover.scenes import IPTABLES
 
 
-def test_what_kube_proxy_left_is_read_whole() -> None:
+def test_all_of_kube_proxys_rules_are_parsed() -> None:
     tables = parse(IPTABLES)
     assert tables.keys() == {"mangle", "filter", "nat"}
     rules = [text for table in tables.values() for texts in table.chains.values() for text in texts]
@@ -17,10 +17,10 @@ def test_what_kube_proxy_left_is_read_whole() -> None:
     assert tables["mangle"].chains == {"KUBE-PROXY-CANARY": []}
 
 
-def test_the_kernels_own_chains_are_those_with_a_policy() -> None:
+def test_built_in_chains_are_those_with_a_policy() -> None:
     saved = "*nat\n:PREROUTING ACCEPT [1:2]\n:KUBE-X - [0:0]\n-A PREROUTING\nCOMMIT\n"
     (nat,) = parse(saved).values()
-    assert nat.hooks == {"PREROUTING"}
+    assert nat.policies == {"PREROUTING": "ACCEPT"}
     assert nat.chains == {"PREROUTING": [""], "KUBE-X": []}
 
 
@@ -32,8 +32,10 @@ def test_the_kernels_own_chains_are_those_with_a_policy() -> None:
         ('-m comment --comment "a -j KUBE-Y b" -j KUBE-X', "KUBE-X"),
         ('-m comment --comment "a \\" -j KUBE-Y" -g KUBE-X', "KUBE-X"),
         ('-m comment --comment "nothing more"', ""),
+        ("-m comment --comment -j -j KUBE-X", "KUBE-X"),
+        ('-m comment --comment "a\\\\" -j KUBE-X', "KUBE-X"),
         ("", ""),
     ],
 )
-def test_a_rules_target_is_found(text: str, wanted: str) -> None:
+def test_the_target_of_a_rule_is_found(text: str, wanted: str) -> None:
     assert target(text) == wanted

@@ -1,4 +1,4 @@
-"""Endpoints share evenly, and however many there are, a packet meets few rules."""
+"""Endpoints are picked evenly, and a packet meets few rules however many endpoints there are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from pyproxy.dataplane.iptables.endpoints import MANY, pick
 from pyproxy.dataplane.iptables.rules import CERTAIN, Jump, Rule, Translate
+from pyproxy.dataplane.iptables.services import MANY, pick
 from pyproxy.model.address import Backend
 
 Picked = tuple[Backend, Fraction, int]
@@ -18,7 +18,7 @@ def backends(count: int) -> list[Backend]:
 
 
 def chances(count: int) -> list[Picked]:
-    """Each endpoint, its probability and the rules that are met on the way there."""
+    """Each endpoint, its probability, and the rules that a packet meets before it."""
     rules, groups = pick(
         "KUBE-SVC-X", backends(count), lambda to, share: Rule(share=share, target=Translate(to))
     )
@@ -40,7 +40,7 @@ def chances(count: int) -> list[Picked]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, MANY, MANY + 1, 100, 1000])
-def test_endpoints_share_evenly(count: int) -> None:
+def test_endpoints_are_picked_evenly(count: int) -> None:
     found = chances(count)
     assert sorted(to for to, _, _ in found) == backends(count)
     assert all(abs(share * count - 1) < Fraction(1, 1 << 20) for _, share, _ in found)
@@ -51,7 +51,7 @@ def test_a_packet_meets_fewer_rules_than_there_are_endpoints(count: int, most: i
     assert max(met for _, _, met in chances(count)) <= most
 
 
-def test_an_endpoint_that_comes_changes_its_own_group_alone() -> None:
+def test_a_new_endpoint_changes_the_chain_of_its_group_only() -> None:
     def groups(count: int) -> dict[str, tuple[Rule, ...]]:
         return pick(
             "KUBE-SVC-X", backends(count), lambda to, share: Rule(share=share, target=Translate(to))

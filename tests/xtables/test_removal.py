@@ -1,4 +1,4 @@
-"""What of iptables-save's output is kube-proxy's, and the text that takes it out."""
+"""The removal of kube-proxy's chains and jumps from iptables-save's output, as a value."""
 
 from __future__ import annotations
 
@@ -8,39 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.takeover.iptables import Rule, TableRemoval, parse, removal
-from pyproxy.takeover.names import MARK_CHAIN, SETS, owns_chain
-
-from .scenes import IPTABLES
+from pyproxy.xtables.kube_names import MARK_MASQUERADE, is_owned
+from pyproxy.xtables.removal import TableRemoval, plan_removal
+from pyproxy.xtables.saved import parse
+from tests.takeover.scenes import IPTABLES
 
 BUILT_IN = "".join(
     f":{chain} ACCEPT [0:0]\n"
     for chain in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 )
-SAVED = {
-    # The recording leaves them out, iptables-save never does.
-    table.name: table
-    for table in parse(re.sub(r"(?m)^\*(\w+)\n", rf"*\1\n{BUILT_IN}", IPTABLES))
-}
+# iptables-save prints the built-in chains, which the recording leaves out.
+SAVED = parse(re.sub(r"(?m)^\*(\w+)\n", rf"*\1\n{BUILT_IN}", IPTABLES))
 
 
-def one(*lines: str, table: str = "nat") -> TableRemoval:
+def removal_from(*lines: str, table: str = "nat") -> TableRemoval:
     text = [f"*{table}", ":PREROUTING ACCEPT [0:0]", ":INPUT DROP [7:9]", *lines, "COMMIT"]
-    (saved,) = parse("\n".join(text))
-    return removal(saved)
+    return plan_removal(table, parse("\n".join(text))[table])
 
 
-def test_the_recorded_tables_are_read_whole() -> None:
-    assert list(SAVED) == ["mangle", "filter", "nat"]
-    assert {name: len(table.rules) for name, table in SAVED.items()} == {
-        "mangle": 0,
-        "filter": 19,
-        "nat": 40,
-    }
-
-
-def test_what_kube_proxy_recorded_is_what_goes() -> None:
-    found = {name: removal(table) for name, table in SAVED.items()}
+def test_all_that_kube_proxy_wrote_is_removed() -> None:
+    found = {name: plan_removal(name, table) for name, table in SAVED.items()}
     assert found["mangle"].chains == ("KUBE-PROXY-CANARY",)
     assert found["filter"].chains == (
         "KUBE-EXTERNAL-SERVICES",
@@ -51,7 +38,7 @@ def test_what_kube_proxy_recorded_is_what_goes() -> None:
         "KUBE-SERVICES",
     )
     nat = SAVED["nat"]
-    assert set(found["nat"].chains) == nat.chains - nat.policies.keys()
+    assert set(found["nat"].chains) == nat.chains.keys() - nat.policies.keys()
     assert {name: len(each.jumps) for name, each in found.items()} == {
         "mangle": 0,
         "filter": 9,
@@ -60,14 +47,14 @@ def test_what_kube_proxy_recorded_is_what_goes() -> None:
     assert not any(each.emptied for each in found.values())
 
 
-def test_the_script_takes_out_jumps_and_chains_in_one_transaction() -> None:
-    found = one(
+def test_jumps_and_chains_are_removed_in_one_transaction() -> None:
+    found = removal_from(
         ":KUBE-SERVICES - [3:4]",
         '-A PREROUTING -m comment --comment "a \\"b\\" -j X" -j KUBE-SERVICES',
         "-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-ABC",
         ":KUBE-SVC-ABC - [0:0]",
     )
-    assert found.script().splitlines() == [
+    assert found.script() == [
         "*nat",
         ":KUBE-SERVICES - [0:0]",
         ":KUBE-SVC-ABC - [0:0]",
@@ -89,8 +76,8 @@ def test_the_script_takes_out_jumps_and_chains_in_one_transaction() -> None:
         "-A PREROUTING -p tcp",
     ],
 )
-def test_rules_of_others_are_let_be(rule: str) -> None:
-    assert not one(":FOREIGN - [0:0]", rule)
+def test_rules_of_other_programs_stay(rule: str) -> None:
+    assert not removal_from(":FOREIGN - [0:0]", rule)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +95,13 @@ def test_rules_of_others_are_let_be(rule: str) -> None:
         ("nat", "KUBE-ROUTER-SERVICES"),
     ],
 )
-def test_chains_of_kubelet_and_of_others_are_let_be(table: str, chain: str) -> None:
-    assert not owns_chain(table, chain)
-    assert not one(f":{chain} - [0:0]", f"-A INPUT -j {chain}", table=table)
+def test_chains_of_kubelet_and_of_other_programs_stay(table: str, chain: str) -> None:
+    assert not is_owned(table, chain)
+    assert not removal_from(f":{chain} - [0:0]", f"-A INPUT -j {chain}", table=table)
 
 
 def test_a_chain_that_others_jump_to_is_emptied_and_stays() -> None:
-    found = one(
+    found = removal_from(
         ":FOREIGN - [0:0]",
         ":KUBE-SERVICES - [0:0]",
         ":KUBE-SVC-A - [0:0]",
@@ -128,35 +115,30 @@ def test_a_chain_that_others_jump_to_is_emptied_and_stays() -> None:
     assert "-X KUBE-SERVICES" not in script
 
 
-def test_what_was_emptied_is_no_leftover() -> None:
-    assert not one(":FOREIGN - [0:0]", ":KUBE-SERVICES - [0:0]", "-A FOREIGN -j KUBE-SERVICES")
-
-
-def test_the_chain_that_marks_for_others_keeps_its_rule() -> None:
-    mark = f"-A {MARK_CHAIN} -j MARK --set-xmark 0x4000/0x4000"
-    chains = [":FOREIGN - [0:0]", f":{MARK_CHAIN} - [0:0]", mark]
-    assert one(*chains) == TableRemoval("nat", chains=(MARK_CHAIN,))
-    assert not one(*chains, f"-A FOREIGN -p tcp -j {MARK_CHAIN}")
-    assert not one(*chains, f"-A PREROUTING -s 192.0.2.1/32 -j {MARK_CHAIN}")
-
-
-def test_a_chain_that_drops_by_policy_is_named() -> None:
-    jumps = ["-A INPUT -j KUBE-NODEPORTS", "-A PREROUTING -j KUBE-NODEPORTS"]
-    found = one(":KUBE-NODEPORTS - [0:0]", *jumps, table="filter")
-    assert found.closed == ("INPUT",)
-    assert found.jumps == tuple(
-        Rule(chain, "-j KUBE-NODEPORTS", "KUBE-NODEPORTS") for chain in ("INPUT", "PREROUTING")
+def test_a_chain_that_was_emptied_is_not_found_again() -> None:
+    assert not removal_from(
+        ":FOREIGN - [0:0]", ":KUBE-SERVICES - [0:0]", "-A FOREIGN -j KUBE-SERVICES"
     )
 
 
+def test_the_chain_that_other_programs_masquerade_through_keeps_its_rule() -> None:
+    mark = f"-A {MARK_MASQUERADE} -j MARK --set-xmark 0x4000/0x4000"
+    chains = [":FOREIGN - [0:0]", f":{MARK_MASQUERADE} - [0:0]", mark]
+    assert removal_from(*chains) == TableRemoval("nat", chains=(MARK_MASQUERADE,))
+    assert not removal_from(*chains, f"-A FOREIGN -p tcp -j {MARK_MASQUERADE}")
+    assert not removal_from(*chains, f"-A PREROUTING -s 192.0.2.1/32 -j {MARK_MASQUERADE}")
+
+
+def test_a_chain_with_policy_drop_is_named() -> None:
+    jumps = ["-A INPUT -j KUBE-NODEPORTS", "-A PREROUTING -j KUBE-NODEPORTS"]
+    found = removal_from(":KUBE-NODEPORTS - [0:0]", *jumps, table="filter")
+    assert found.closed == ("INPUT",)
+    assert found.jumps == tuple((chain, "-j KUBE-NODEPORTS") for chain in ("PREROUTING", "INPUT"))
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_characters='"\\', exclude_categories=["C"])))
-def test_a_comment_never_hides_or_makes_a_target(comment: str) -> None:
+def test_a_comment_neither_hides_nor_adds_a_target(comment: str) -> None:
     if comment.splitlines() != [comment]:
         return
     rule = f'-A PREROUTING -m comment --comment "{comment}" -j KUBE-SERVICES'
-    assert len(one(":KUBE-SERVICES - [0:0]", rule).jumps) == 1
-
-
-def test_sets_have_names_that_ipset_takes() -> None:
-    assert all(len(name) <= 31 for name in SETS)
-    assert {"KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP", "KUBE-6-LOAD-BALANCER-SOURCE-CID"} <= SETS
+    assert len(removal_from(":KUBE-SERVICES - [0:0]", rule).jumps) == 1

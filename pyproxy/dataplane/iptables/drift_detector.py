@@ -1,7 +1,7 @@
-"""Who else writes to the tables: announced for iptables-nft, and to be looked for in legacy ones.
+"""Writes of other programs: nf_tables notifies of them, legacy tables are polled.
 
-Of a legacy table the kernel tells how many entries it has and their size, in a microsecond. Facts:
-include/uapi/linux/netfilter_ipv4/ip_tables.h, and its twin for IPv6.
+For a legacy table the kernel returns the number of its entries and their size, in a microsecond.
+Facts: include/uapi/linux/netfilter_ipv4/ip_tables.h, and the same for IPv6.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pyproxy.dataplane.interface import Drift
-from pyproxy.dataplane.iptables import names
-from pyproxy.dataplane.iptables.fixed import HOOKS, TABLES
+from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES
 from pyproxy.dataplane.iptables.plan import Growth, TableName
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
@@ -24,6 +23,7 @@ from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
+from pyproxy.xtables import kube_names
 
 _GET_INFO = 64
 _INFO = struct.Struct("=32sI5I5III")
@@ -31,11 +31,11 @@ _LEVELS = {Family.IPV4: socket.IPPROTO_IP, Family.IPV6: socket.IPPROTO_IPV6}
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 Sizes = dict[str, tuple[int, int]]
-"""The number of a table's entries, and their bytes."""
+"""The number of each table's entries, and their bytes."""
 
 
 class LegacyTables:
-    """Looks at one family's tables, in the network namespace that it was made in."""
+    """Measures one family's legacy tables, in the network namespace that it was made in."""
 
     def __init__(self, family: Family) -> None:
         self._level = _LEVELS[family]
@@ -43,10 +43,12 @@ class LegacyTables:
         try:
             self._socket = socket.socket(_FAMILIES[family], socket.SOCK_RAW, socket.IPPROTO_RAW)
         except OSError as error:
-            raise kernel_error(error.errno or 0, "looking at iptables-legacy") from error
+            raise kernel_error(
+                error.errno or 0, "opening a raw socket for iptables-legacy"
+            ) from error
 
     def sizes(self) -> Sizes:
-        """Measure each table; one that is not there is empty. Raises KernelError."""
+        """Return the size of each table; one that does not exist is empty. Raises KernelError."""
         return {table: self._size(table) for table in TABLES}
 
     def _size(self, table: str) -> tuple[int, int]:
@@ -59,44 +61,45 @@ class LegacyTables:
             number = ctypes.get_errno()
             if number == errno.ENOENT:
                 return 0, 0
-            raise kernel_error(number, f"looking at table {table} of iptables-legacy")
+            raise kernel_error(number, f"reading the size of table {table} of iptables-legacy")
         *_, entries, total = _INFO.unpack(buffer.raw)
         return entries, total
 
     def close(self) -> None:
-        """Give back the socket."""
+        """Close the socket."""
         self._socket.close()
 
 
 class NftTables(Monitor):
-    """Hears what others write to our chains, or to the kernel's own, by iptables-nft or nft."""
+    """Detects writes by iptables-nft or nft to pyproxy's chains or to built-in ones."""
 
     def __init__(self) -> None:
         super().__init__("", own_port=0)
         self._netlink = Nfnetlink()
 
     def transactions(self) -> int:
-        """How many transactions there have been, whoever made them. Raises KernelError."""
+        """Return the number of nf_tables' transactions, of any program. Raises KernelError."""
         return read_generation(self._netlink.get(get_generation()))
 
     def end(self) -> None:
-        """Have `wait` return None, and give back what only the thread that writes uses."""
+        """Make `wait` return None, and close the socket that only the committing thread uses."""
         super().end()
         self._netlink.close()
 
     def _concerns(self, table: str, chain: str) -> bool:
-        return table in TABLES and (not chain or chain in HOOKS or names.is_ours(chain))
+        return table in TABLES and (
+            not chain or chain in HOOKS or kube_names.is_iptables_mode(chain)
+        )
 
 
-class Watch:
-    """Tells of what others write, whichever the flavour, and of what they write beside our own.
+class DriftDetector:
+    """Detects writes of other programs in either flavour, also those during a write of ours.
 
-    Of iptables-nft the kernel counts the transactions, one for each table that is written; of
-    a legacy table it counts the entries, and how many it has after a write of ours is known before.
-    What another program changes at that very moment, without a change of that number, is not
-    noticed.
+    With iptables-nft the kernel counts transactions, one for each table that is written. With
+    a legacy table it counts entries, whose number after our write is known before. A change by
+    another program at that moment that leaves the number as it is goes undetected.
 
-    For one thread to `wait` in; the other methods are for the thread that writes.
+    One thread may `wait`; the other methods are for the thread that commits.
     """
 
     def __init__(self, flavour: Flavour) -> None:
@@ -111,7 +114,7 @@ class Watch:
             self._tables = tuple(LegacyTables(family) for family in Family)
 
     def begin(self) -> None:
-        """Watch from here on: what is read after this is what is known. Raises KernelError."""
+        """Start to detect: the read-back that follows is the known state. Raises KernelError."""
         if self._monitor is not None:
             self._monitor.listen()
         self._sizes = self._measure()
@@ -121,10 +124,10 @@ class Watch:
     def writing(
         self, growth: Mapping[TableName, Growth], *, from_known: bool = True
     ) -> Iterator[None]:
-        """Take for our own what is written inside, when it is what makes the tables grow so.
+        """Regard writes inside as ours, if the tables grow by exactly `growth`.
 
-        Where nothing tells how far a write came, because it failed, or from where it goes on, which
-        `from_known` says, all is taken for our own. Raises KernelError.
+        If the write fails, or starts from an unknown state (`from_known` is False), all writes
+        inside are regarded as ours. Raises KernelError.
         """
         if self._monitor is not None:
             with self._counted(self._monitor, len(growth)):
@@ -149,6 +152,7 @@ class Watch:
             yield
         finally:
             monitor.listen()
+        # The kernel's generation id has 32 bits.
         if (monitor.transactions() - before) % (1 << 32) != own:
             monitor.missed()
 
@@ -162,8 +166,8 @@ class Watch:
             for family, sizes in zip(Family, self._sizes, strict=True)
         ]
 
-    def look(self) -> Drift | None:
-        """Tell whether a legacy table is other than we left it. Raises KernelError."""
+    def poll(self) -> Drift | None:
+        """Return a drift if a legacy table has changed since the last call. Raises KernelError."""
         sizes = self._measure()
         if not self._missed and (not self._sizes or sizes == self._sizes):
             return None
@@ -171,7 +175,7 @@ class Watch:
         return Drift("")
 
     def wait(self) -> Drift | None:
-        """Wait for somebody else's write to be announced; None at the end. Raises KernelError."""
+        """Block until another program writes; None after `close`. Raises KernelError."""
         if self._monitor is None:
             self._closed.wait()
             return None
@@ -182,7 +186,7 @@ class Watch:
         return Drift(foreign.by)
 
     def close(self) -> None:
-        """Have `wait` return, and give back the sockets."""
+        """Make `wait` return, and close the sockets."""
         self._closed.set()
         if self._monitor is not None:
             self._monitor.end()

@@ -1,4 +1,4 @@
-"""Rules are read back as the values that they were written from."""
+"""The text of rules is parsed into the values that it was written from."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from hypothesis import given, settings
 from msgspec.structs import replace
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.iptables import committed_state, names
-from pyproxy.dataplane.iptables.fixed import Options
-from pyproxy.dataplane.iptables.rule_parser import read_rule
+from pyproxy.dataplane.iptables import committed_state
+from pyproxy.dataplane.iptables.base_rules import Options
+from pyproxy.dataplane.iptables.rule_parser import parse_rule
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.model.address import Family, Mark
+from pyproxy.xtables import kube_names
 from tests.dataplane.nftables.scenes import Scene, scenes
 
-BOTH = frozenset({names.INVALID_DROPPED, names.LOCALHOST_ACCEPTED})
 
-
-def as_kept(rule: Rule) -> Rule:
-    """The rule without what goes without saying: that everybody may have sent it."""
-    everybody = rule.source is not None and not rule.source.prefix and not rule.not_source
-    return replace(rule, source=None) if everybody else rule
+def without_any_source(rule: Rule) -> Rule:
+    """The rule without a source that matches every address, which iptables-save does not print."""
+    matches_any = rule.source is not None and not rule.source.prefix and not rule.not_source
+    return replace(rule, source=None) if matches_any else rule
 
 
 @settings(max_examples=30, deadline=None)
 @given(scenes())
-def test_every_rule_that_is_written_is_read(scene: Scene) -> None:
+def test_every_rule_that_is_written_is_parsed(scene: Scene) -> None:
     node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
     options = Options(
         Mark(1 << 31),
         scene.masquerade_all,
         scene.pod_interface.replace("*", "+"),
         shield_loopback=True,
-        counters=BOTH,
+        counters=kube_names.COUNTERS,
     )
     for family in Family:
-        tables = committed_state.desired(options, scene.routings().values(), node, family)
+        tables = committed_state.compile_all(options, scene.routings().values(), node, family)
         rules = [rule for chains in tables.values() for each in chains.values() for rule in each]
-        assert [read_rule(rule.text, family) for rule in rules] == list(map(as_kept, rules))
+        assert [parse_rule(rule.text, family) for rule in rules] == list(
+            map(without_any_source, rules)
+        )
 
 
 @pytest.mark.parametrize(
@@ -57,5 +58,5 @@ def test_every_rule_that_is_written_is_read(scene: Scene) -> None:
         "-j DROP -m comment --comment late",
     ],
 )
-def test_what_others_write_is_not_mistaken_for_ours(text: str) -> None:
-    assert read_rule(text, Family.IPV4) is None
+def test_rules_that_pyproxy_does_not_write_are_not_parsed(text: str) -> None:
+    assert parse_rule(text, Family.IPV4) is None

@@ -1,0 +1,142 @@
+"""iptables' own programs: how they are run, and what their failures mean.
+
+iptables-save and iptables-restore come in two flavours, each of which sees its own rules alone.
+Facts: iptables 1.8's sources. A program that waited for the lock in vain exits with status 4.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from pyproxy.errors import (
+    KernelError,
+    PermissionKernelError,
+    RejectedError,
+    TransientKernelError,
+    UsageError,
+)
+from pyproxy.model.address import Family
+from pyproxy.model.flavour import Flavour
+from pyproxy.xtables.saved import SavedTable, parse
+
+_NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_LOCK_SECONDS = "5"
+_RESOURCE_PROBLEM = 4
+_LEGACY_TABLES = {
+    Family.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
+    Family.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
+}
+_KUBELET_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+_LINE = re.compile(r"\b(?:line:? )(\d+)")
+
+
+class RestoreError(RejectedError):
+    """iptables-restore rejected its input; `line` is the text at fault, empty if unknown."""
+
+    def __init__(self, message: str, line: str) -> None:
+        super().__init__(message, 0)
+        self.line = line
+
+
+class Programs(msgspec.Struct, frozen=True):
+    """The programs of one family and flavour, such as `ip6tables-nft`.
+
+    They run in the network namespace of the caller, and block.
+    """
+
+    family: Family
+    flavour: Flavour
+
+    def __str__(self) -> str:
+        return f"{_NAMES[self.family]}-{self.flavour.value}"
+
+    def is_installed(self) -> bool:
+        """Return whether iptables-save is on PATH."""
+        return shutil.which(f"{self}-save") is not None
+
+    def require(self) -> None:
+        """Check that the programs are on PATH. Raises UsageError."""
+        for program in (f"{self}-restore", f"{self}-save"):
+            if shutil.which(program) is None:
+                raise _missing(program)
+
+    def save(self) -> dict[str, SavedTable]:
+        """Read all tables, by name. Raises KernelError, and UsageError if it is not installed."""
+        return parse(_run([f"{self}-save"], ""))
+
+    def restore(self, lines: Sequence[str]) -> int:
+        """Write the chains that are named, leave the others, and return the bytes written.
+
+        Each table is one transaction. Raises KernelError, RestoreError.
+        """
+        text = "\n".join((*lines, ""))
+        _run([f"{self}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
+        return len(text)
+
+
+ALL = tuple(Programs(family, flavour) for family in Family for flavour in Flavour)
+
+
+def has_legacy_tables(family: Family) -> bool:
+    """Return whether this network namespace has tables of iptables-legacy."""
+    try:
+        return bool(_LEGACY_TABLES[family].read_text().strip())
+    except OSError:  # the kernel's module for these tables is not loaded
+        return False
+
+
+def detect_flavour() -> Flavour:
+    """Return the flavour that the node's other programs use: kubelet's, or the one with more rules.
+
+    Facts: iptables-wrapper of Kubernetes' images. It looks for chains that kubelet creates; a
+    program that fails has no rules.
+    """
+    found = {flavour: _save_text(flavour) for flavour in (Flavour.NFT, Flavour.LEGACY)}
+    for chain in _KUBELET_CHAINS:
+        for flavour, text in found.items():
+            if f"\n:{chain} " in text:
+                return flavour
+    rules = {flavour: text.count("\n-A ") for flavour, text in found.items()}
+    if rules[Flavour.LEGACY] > rules[Flavour.NFT]:
+        return Flavour.LEGACY
+    if shutil.which(f"{Programs(Family.IPV4, Flavour.NFT)}-restore") is None:
+        return Flavour.LEGACY
+    return Flavour.NFT
+
+
+def _save_text(flavour: Flavour) -> str:
+    found = []
+    for family in Family:
+        try:
+            found.append(_run([f"{Programs(family, flavour)}-save"], ""))
+        except (KernelError, UsageError):
+            continue
+    return "\n".join(found)
+
+
+def _run(command: Sequence[str], text: str) -> str:
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise _missing(command[0]) from error
+    if done.returncode == 0:
+        return done.stdout
+    words = f"{command[0]}: {' '.join(done.stderr.split())[:500]}"
+    if "ermission denied" in words or "not permitted" in words:
+        raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
+    if done.returncode == _RESOURCE_PROBLEM and "line" not in words:
+        raise TransientKernelError(words, 0)
+    found = _LINE.search(done.stderr)
+    number = int(found.group(1)) if found else 0
+    line = "" if number == 0 else text.split("\n", number)[number - 1]
+    raise RestoreError(f"{words} {line}".strip(), line)
+
+
+def _missing(program: str) -> UsageError:
+    return UsageError(f"{program} is not on PATH: install the package iptables")

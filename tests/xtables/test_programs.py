@@ -1,0 +1,57 @@
+"""iptables' programs: which flavour is detected, and what failures mean."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from pyproxy_lab.namespace import Namespace
+
+from pyproxy.errors import UsageError
+from pyproxy.model.address import Family
+from pyproxy.model.flavour import Flavour
+from pyproxy.xtables.programs import Programs, RestoreError, detect_flavour
+
+pytestmark = pytest.mark.kernel
+
+
+def run(namespace: Namespace, *command: str) -> None:
+    namespace.call(lambda: subprocess.run(command, text=True, check=True))
+
+
+@pytest.mark.parametrize("chain", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
+def test_the_flavour_is_the_one_with_kubelets_chains(
+    namespace: Namespace, flavour: Flavour, chain: str
+) -> None:
+    others = {Flavour.LEGACY: Flavour.NFT, Flavour.NFT: Flavour.LEGACY}
+    run(namespace, f"iptables-{flavour.value}", "-t", "mangle", "-N", chain)
+    run(namespace, f"iptables-{others[flavour].value}", "-A", "INPUT", "-j", "ACCEPT")
+    assert namespace.call(detect_flavour) is flavour
+
+
+def test_without_kubelets_chains_the_flavour_is_the_one_with_more_rules(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    assert namespace.call(detect_flavour) is Flavour.NFT
+    run(namespace, f"iptables-{flavour.value}", "-A", "INPUT", "-j", "ACCEPT")
+    assert namespace.call(detect_flavour) is flavour
+
+
+def test_a_rejected_line_is_named(namespace: Namespace, flavour: Flavour) -> None:
+    programs = Programs(Family.IPV4, flavour)
+    lines = ["*nat", "-A PREROUTING -d fd98::1 -j ACCEPT", "COMMIT"]
+    with pytest.raises(RestoreError, match="fd98::1") as raised:
+        namespace.call(lambda: programs.restore(lines))
+    assert raised.value.line == lines[1]
+
+
+def test_a_program_that_is_not_installed_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, flavour: Flavour
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    programs = Programs(Family.IPV6, flavour)
+    assert not programs.is_installed()
+    with pytest.raises(UsageError, match=f"ip6tables-{flavour.value}-save is not on PATH"):
+        programs.save()
+    with pytest.raises(UsageError, match="install the package iptables"):
+        programs.require()
