@@ -64,7 +64,7 @@ class ProblemReason(enum.Enum):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An error in one object of the cluster, for an Event, a metric and one log line.
+    """An error in one object of the cluster: reported by an Event, a metric and one log line.
 
     `kind` and `name` identify the object ("Service", "shop/web") and `field` the field
     ("spec.externalIPs[1]"). `message` is the error and its consequence.

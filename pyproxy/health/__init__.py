@@ -1,1 +1,1 @@
-"""What load balancers, kubelet and Prometheus ask this node over HTTP."""
+"""HTTP endpoints for kubelet, load balancers and Prometheus."""

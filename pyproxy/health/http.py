@@ -1,8 +1,11 @@
-"""A small HTTP server: one thread with one event loop, whatever the number of listeners.
+"""A small HTTP server: one thread with one event loop for any number of listeners.
 
-Requests are only read as far as their head, and every answer closes its connection. That is all
-that probes and scrapers need, and it leaves a slow or hostile client nothing to hold on to.
+Only the head of a request is read, and every response closes its connection. That suffices for
+probes and scrapers, and a slow or hostile client cannot hold a thread.
 """
+
+# Not http.server as in `inspect` and `ui`, which needs a thread per listener and per client: each
+# Service with a health-check port has a listener for each node address.
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ _STOP_TIMEOUT = 1.0
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What is answered; Content-Length and Connection are added."""
+    """A response; the server adds Content-Length and Connection."""
 
     body: bytes
     status: int = 200
@@ -41,18 +44,18 @@ class Response(msgspec.Struct, frozen=True):
 
 
 Handler = Callable[[str], Response]
-"""Answers the path of a request, in the server's thread, so it must not block."""
+"""Returns the response to a path. It runs in the server's thread, so it must not block."""
 
 
 class Listener(msgspec.Struct, frozen=True, eq=False):
-    """One listening socket and who answers there, until `HttpThread.close` takes it."""
+    """A listening socket and its handler, open until `HttpThread.close`."""
 
     sock: socket.socket
     handler: Handler
 
     @property
     def port(self) -> int:
-        """The port, also where the kernel chose it."""
+        """The port, also if the kernel chose it."""
         port: int = self.sock.getsockname()[1]
         return port
 
@@ -60,8 +63,8 @@ class Listener(msgspec.Struct, frozen=True, eq=False):
 class HttpThread:
     """Serves any number of listeners between `start` and `stop`.
 
-    It accepts and reads by itself, for asyncio's own Server loses a connection that arrives while
-    its listener closes, and listeners come and go here as Services do.
+    It calls accept itself, because asyncio's Server loses a connection that arrives while its
+    listener closes, and listeners open and close here as Services change.
     """
 
     def __init__(self) -> None:
@@ -75,36 +78,36 @@ class HttpThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close whatever is open and end the thread, within a second; may be called twice."""
+        """Close all sockets and end the thread. Blocks for a second at most; idempotent."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_STOP_TIMEOUT)
 
     def listen(self, address: ListenAddress, handler: Handler) -> Listener:
-        """Listen and begin to answer. Raises OSError where the address cannot be bound."""
-        return self._run_there(self.serve(address, handler))
+        """Listen and serve. Blocks until bound; not from the server's thread. Raises OSError."""
+        return self._call(self.serve(address, handler))
 
     def close(self, listeners: Iterable[Listener]) -> None:
-        """Free the listeners' ports before returning."""
+        """Close listeners. Their ports are free when this returns."""
 
         async def close() -> None:
             for listener in listeners:
                 self._close(listener)
 
-        self._run_there(close())
+        self._call(close())
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
-        """Run a coroutine in the server's thread until it, or the thread, ends."""
+        """Run a coroutine in the server's thread until it or the thread ends."""
         self._loop.call_soon_threadsafe(self._spawn, coroutine)
 
     async def serve(self, address: ListenAddress, handler: Handler) -> Listener:
-        """Do what `listen` does, from within the server's thread."""
+        """Listen and serve, called in the server's thread. Raises OSError."""
         listener = Listener(bind(address), handler)
         self._listeners.add(listener)
         self._watch(listener)
         return listener
 
-    def _run_there(self, coroutine: Coroutine[None, None, T]) -> T:
+    def _call(self, coroutine: Coroutine[None, None, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _run(self) -> None:
@@ -141,7 +144,7 @@ class HttpThread:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            # Too many open files, say: the client stays in the kernel's queue meanwhile.
+            # EMFILE, for example: the client waits in the kernel's accept queue until we resume.
             log.warning("cannot accept on port %d: %s", listener.port, error.strerror)
             self._loop.remove_reader(listener.sock)
             self._loop.call_later(_ACCEPT_PAUSE, self._watch, listener)
@@ -150,15 +153,15 @@ class HttpThread:
         if len(self._tasks) >= _MAX_CONNECTIONS:
             connection.close()
         else:
-            self._spawn(self._answer(connection, listener.handler))
+            self._spawn(self._serve_client(connection, listener.handler))
 
-    async def _answer(self, connection: socket.socket, handler: Handler) -> None:
+    async def _serve_client(self, connection: socket.socket, handler: Handler) -> None:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT):
                 if head := await self._read_head(connection):
                     await self._loop.sock_sendall(connection, _respond(handler, head))
         except (TimeoutError, OSError) as error:
-            log.debug("a client left, or took too long: %s", error)
+            log.debug("client disconnected or timed out: %s", error)
         finally:
             connection.close()
 
@@ -173,15 +176,15 @@ class HttpThread:
 
 
 def bind(address: ListenAddress) -> socket.socket:
-    """Make a listening socket. Raises OSError.
+    """Return a listening socket. Raises OSError.
 
-    An unspecified address of either family listens on both, as a Go program does.
+    An unspecified address listens on both families, as in Go.
     """
     if any(address.address):
         return _bound(family_of(address.address), address_text(address.address), address.port)
     with contextlib.suppress(OSError):
         return _bound(Family.IPV6, "::", address.port, both=True)
-    # Either the kernel has no IPv6, or the port is taken, which this tells its caller.
+    # Either the kernel has no IPv6, or the port is in use: then this raises the error.
     return _bound(Family.IPV4, "0.0.0.0", address.port)  # noqa: S104
 
 
@@ -205,7 +208,7 @@ def _respond(handler: Handler, head: bytes) -> bytes:
     method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
     target, _, version = rest.partition(" ")
     if version.startswith("HTTP/1."):
-        response = _handled(handler, target.partition("?")[0])
+        response = _call_handler(handler, target.partition("?")[0])
     else:
         response = Response(b"400 Bad Request", 400)
     lines = (
@@ -221,10 +224,10 @@ def _respond(handler: Handler, head: bytes) -> bytes:
     return "\r\n".join(lines).encode("latin-1") + body
 
 
-def _handled(handler: Handler, path: str) -> Response:
+def _call_handler(handler: Handler, path: str) -> Response:
     try:
         return handler(path)
     except Exception:
-        # A fault of ours, which must not look like a proxy that is gone.
-        log.exception("answering %s failed", path)
+        # A bug in a handler must not look like a dead agent to a load balancer.
+        log.exception("the handler of %s failed", path)
         return Response(b"500 Internal Server Error", 500)

@@ -1,4 +1,4 @@
-"""What the health address and the metrics address answer: kube-proxy's pages (v1.36)."""
+"""The pages of the health address and the metrics address, as in kube-proxy v1.36."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class _Status(msgspec.Struct, rename="camel"):
 
 
 def health_pages(health: Health, metrics: Metrics) -> Handler:
-    """/healthz, which an agent that ends and a node that is to go fail, and /livez, which not.
+    """Return the handler of /healthz and /livez.
 
-    Restarting it, as a failed liveness probe does, would help neither of the two.
+    /healthz also fails while the agent shuts down and while the Node is being removed. /livez does
+    not, because a restart after a failed liveness probe would not help.
     """
 
     def healthz(report: HealthReport) -> Response:
@@ -61,9 +62,9 @@ def health_pages(health: Health, metrics: Metrics) -> Handler:
 def metrics_pages(
     settings: Settings, metrics: Metrics, started: float, clock: Callable[[], float]
 ) -> Handler:
-    """/metrics and what else tells people about this process.
+    """Return the handler of /metrics and of the pages about this process.
 
-    `started` and what `clock` returns are in seconds since the epoch.
+    `started` and `clock` are in seconds since the epoch.
     """
     pages: dict[str, Callable[[], Response]] = {
         "/configz": lambda: Response(config_report.configz(settings), 200, _JSON, _NO_SNIFF),
@@ -77,11 +78,11 @@ def metrics_pages(
 
 
 def _pages(pages: Mapping[str, Callable[[], Response]]) -> Handler:
-    def answer(path: str) -> Response:
+    def respond(path: str) -> Response:
         page = pages.get(path)
         return page() if page else Response(b"404 page not found\n", 404, headers=_NO_SNIFF)
 
-    return answer
+    return respond
 
 
 def _text(text: str) -> Response:
@@ -93,7 +94,7 @@ def _health(
 ) -> Response:
     now = rfc3339(report.now)
     updated = rfc3339(report.last_updated)
-    # A proxy with nothing to do is up to date as of now, however long ago its last commit was.
+    # Without pending changes the proxy is up to date now, however old its last commit is.
     family = _FamilyStatus(now if report.healthy and report.settled else updated, report.healthy)
     status = _Status(
         last_updated=now if passed else updated,
@@ -106,7 +107,7 @@ def _health(
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """Write a time as Go does, to the nanosecond and in UTC; 0 is Go's zero time."""
+    """Format nanoseconds since the epoch as Go does, in UTC; 0 is Go's zero time."""
     if not nanoseconds:
         return "0001-01-01T00:00:00Z"
     seconds, rest = divmod(nanoseconds, 10**9)

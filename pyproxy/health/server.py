@@ -1,4 +1,4 @@
-"""The health address and the metrics address of one agent."""
+"""The servers of --healthz-bind-address and --metrics-bind-address."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _RETRY_SECONDS = 1.0
 class HealthServers:
     """Serves health and metrics between `start` and `stop`.
 
-    An address that cannot be bound is tried again every second, with one log line, unless
-    `--bind-address-hard-fail` was given. `http` may serve other listeners as well.
+    Binding an address is retried every second, with one log line, unless
+    `--bind-address-hard-fail` is set. `http` may serve other listeners too.
     """
 
     def __init__(self, settings: Settings, health: Health, metrics: Metrics) -> None:
@@ -33,23 +33,23 @@ class HealthServers:
         self._listeners: dict[str, Listener] = {}
 
     def start(self) -> None:
-        """Listen. Raises UsageError where an address that must be bound cannot be."""
+        """Listen. Raises UsageError if an address cannot be bound and hard-fail is set."""
         self.http.start()
         self._serve("--healthz-bind-address", self._serving.health, self._health_pages)
         self._serve("--metrics-bind-address", self._serving.metrics, self._metrics_pages)
 
     def stop(self) -> None:
-        """Close all listeners within a second, those of others on `http` too."""
+        """Close all listeners of `http`. Blocks for a second at most."""
         self.http.stop()
 
     @property
     def health_port(self) -> int | None:
-        """The port that health is served on, None where it is not."""
+        """The port of the health address, or None if not served."""
         return self._port("--healthz-bind-address")
 
     @property
     def metrics_port(self) -> int | None:
-        """The port that metrics are served on, None where they are not."""
+        """The port of the metrics address, or None if not served."""
         return self._port("--metrics-bind-address")
 
     def _port(self, flag: str) -> int | None:
@@ -62,18 +62,18 @@ class HealthServers:
         try:
             self._listeners[flag] = self.http.listen(address, pages)
         except OSError as error:
-            why = f"{flag}: cannot listen on {address}: {error.strerror}"
+            message = f"{flag}: cannot listen on {address}: {error.strerror}"
             if self._serving.hard_fail:
                 self.http.stop()
-                raise UsageError(f"{why}: free it or give another address") from error
-            log.warning("%s; trying on", why)
-            self.http.spawn(self._try_on(flag, address, pages))
+                raise UsageError(f"{message}: free it or set another address") from error
+            log.warning("%s; retrying every second", message)
+            self.http.spawn(self._retry(flag, address, pages))
 
-    async def _try_on(self, flag: str, address: ListenAddress, pages: Handler) -> None:
+    async def _retry(self, flag: str, address: ListenAddress, pages: Handler) -> None:
         while flag not in self._listeners:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
                 self._listeners[flag] = await self.http.serve(address, pages)
             except OSError as error:
                 log.debug("%s: still cannot listen on %s: %s", flag, address, error.strerror)
-        log.info("%s: listening on %s now", flag, address)
+        log.info("%s: listening on %s", flag, address)

@@ -1,7 +1,7 @@
-"""Health-check node ports: where a load balancer asks whether this node has endpoints to send to.
+"""Health-check node ports: load balancers check here whether this node has local endpoints.
 
-A Service of type LoadBalancer with externalTrafficPolicy Local names the port
-(spec.healthCheckNodePort); any path is answered, in kube-proxy's form (v1.36).
+A Service of type LoadBalancer with externalTrafficPolicy Local has such a port
+(spec.healthCheckNodePort). Every path returns the same response, as in kube-proxy v1.36.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyproxy.model.objects import ObjectName
 
 log = logging.getLogger(__name__)
 
-# Written out, for no JSON library indents as kube-proxy does, and some probes compare text.
+# A template, because no JSON library indents like kube-proxy and some probes compare the text.
 _BODY = """{{
 \t"service": {{
 \t\t"namespace": {namespace},
@@ -32,19 +32,18 @@ _BODY = """{{
 
 
 class ServiceHealthCheck(msgspec.Struct, frozen=True):
-    """What one Service's port tells.
+    """The health-check port of one Service and its number of ready local endpoints by family.
 
-    `local_endpoints` are the numbers of those on this node that are ready, by family. Each listener
-    tells that of its own address's family: that is whom a load balancer that came this way sends
-    to, and a pod with an address of each family would count twice otherwise.
+    Each listener reports the number of its own address family, to which the load balancer would
+    send. A sum would count each dual-stack pod twice.
     """
 
     port: Port
     local_endpoints: Mapping[Family, int]
 
 
-class _Open(msgspec.Struct):
-    """A Service's listeners, by their address; those missing are tried again."""
+class _OpenPort(msgspec.Struct):
+    """The listeners of a Service by address; missing ones are retried."""
 
     check: ServiceHealthCheck
     listeners: dict[Address, Listener] = {}
@@ -52,10 +51,11 @@ class _Open(msgspec.Struct):
 
 
 class ServiceHealthServer:
-    """The listeners of all Services that have a health-check node port.
+    """The listeners of all Services with a health-check node port.
 
-    For one thread, the agent's; answers come from that of `http`. `is_healthy` says whether the
-    proxy itself works. `report` is called once for each new Problem.
+    All methods must be called from one thread, that of the agent. Responses are made in the thread
+    of `http`. `is_healthy` returns whether the proxy itself works. `report` is called once for each
+    new Problem.
     """
 
     def __init__(
@@ -68,58 +68,58 @@ class ServiceHealthServer:
         self._is_healthy = is_healthy
         self._report = report
         self._addresses: frozenset[Address] = frozenset()
-        self._services: dict[ObjectName, _Open] = {}
+        self._services: dict[ObjectName, _OpenPort] = {}
         self._incomplete: set[ObjectName] = set()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """The ports that cannot be listened on now."""
+        """The Problems of the ports that cannot be opened now."""
         services = (self._services[name] for name in sorted(self._incomplete))
         return tuple(service.problem for service in services if service.problem)
 
     @property
     def incomplete(self) -> bool:
-        """Whether `retry` has anything to try."""
+        """Whether any listener is missing."""
         return bool(self._incomplete)
 
     def listen_on(self, addresses: Collection[Address]) -> None:
-        """Listen on these addresses of the node, and no others, from now on."""
+        """Listen on exactly these addresses of the node. Idempotent."""
         if self._addresses == frozenset(addresses):
             return
         self._addresses = frozenset(addresses)
         for name in self._services:
-            self._arrange(name)
+            self._open_listeners(name)
 
     def update(self, wanted: Mapping[ObjectName, ServiceHealthCheck]) -> None:
-        """Make `wanted` all there is."""
+        """Serve exactly the Services in `wanted`. Idempotent."""
         gone = dict.fromkeys(self._services.keys() - wanted.keys())
-        # What goes, goes first: its port may be another's already.
+        # Removed Services come first, because another Service may have their port now.
         self.change({**gone, **wanted})
 
     def change(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
-        """Open, change or, for None, close the ports of some Services; the rest stay as they are.
+        """Open, change or (None) close the ports of some Services.
 
-        The ports that are let go are free before any is opened.
+        All closed ports are free before the first one is opened.
         """
-        self._let_go(changes)
+        self._close_unused(changes)
         for name, check in changes.items():
             if check is None:
                 continue
-            service = self._services.setdefault(name, _Open(check))
-            # Swapped whole, so that the server's thread sees the one or the other.
+            service = self._services.setdefault(name, _OpenPort(check))
+            # One assignment of an immutable value, because the server's thread reads it unlocked.
             service.check = check
-            self._arrange(name)
+            self._open_listeners(name)
 
     def retry(self) -> None:
-        """Try again what could not be opened."""
+        """Try again to open missing listeners."""
         for name in sorted(self._incomplete):
-            self._arrange(name)
+            self._open_listeners(name)
 
     def close(self) -> None:
         """Close all ports."""
         self.update({})
 
-    def _let_go(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
+    def _close_unused(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
         freed: list[Listener] = []
         for name, check in changes.items():
             service = self._services.get(name)
@@ -131,8 +131,8 @@ class ServiceHealthServer:
         if freed:
             self._http.close(freed)
 
-    def _arrange(self, name: ObjectName) -> None:
-        """Bring a Service's listeners in line with the node's addresses and its families."""
+    def _open_listeners(self, name: ObjectName) -> None:
+        """Open and close the listeners of a Service: one for each node address of its families."""
         service = self._services[name]
         wanted = {
             address
@@ -154,28 +154,28 @@ class ServiceHealthServer:
         else:
             self._incomplete.discard(name)
 
-    def _open(self, name: ObjectName, service: _Open, address: Address) -> Problem | None:
+    def _open(self, name: ObjectName, service: _OpenPort, address: Address) -> Problem | None:
         where = ListenAddress(address, service.check.port)
         try:
             service.listeners[address] = self._http.listen(
-                where, lambda _path: self._answer(name, service, family_of(address))
+                where, lambda _path: self._respond(name, service, family_of(address))
             )
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
-                # The Node object may name an address before the kernel has it: nobody's mistake.
+                # The Node object may list an address before the kernel has it: not a Problem.
                 log.debug("health check of %s: %s is not on this node yet", name, where)
                 return None
             return Problem(
                 kind="Service",
                 name=str(name),
                 field="spec.healthCheckNodePort",
-                message=f"cannot listen on {where} ({error.strerror}): load balancers that ask "
-                "there leave this node out until the port is free",
+                message=f"cannot listen on {where} ({error.strerror}): load balancers that "
+                "check it send nothing to this node until the port is free",
                 reason=ProblemReason.FAILED_TO_START_HEALTHCHECK,
             )
         return None
 
-    def _answer(self, name: ObjectName, service: _Open, family: Family) -> Response:
+    def _respond(self, name: ObjectName, service: _OpenPort, family: Family) -> Response:
         endpoints = service.check.local_endpoints.get(family, 0)
         healthy = self._is_healthy()
         return Response(

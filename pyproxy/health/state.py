@@ -1,4 +1,4 @@
-"""Whether this node's proxy does its work: the one value behind all health endpoints."""
+"""The health of the proxy on this node: the state behind all health endpoints."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable
 
 import msgspec
 
-BEAT_PATIENCE = 30.0
-"""Seconds without a beat after which the agent's thread is taken for stuck.
+HEARTBEAT_TIMEOUT = 30.0
+"""Seconds without a heartbeat after which the agent's thread counts as stuck.
 
-It beats every second while nothing happens; the first sync of 100,000 endpoints takes a few.
+An idle agent sends one every second; the first sync of 100,000 endpoints takes a few seconds.
 """
 
 _FAILURES = 3
-"""Failures of one worker in a row that are more than an accident."""
+"""Consecutive failures of one worker that make the agent unhealthy."""
 
 _FAILURES_APART = 60.0
-"""Seconds that a worker must last for its next failure not to be in a row with the last one."""
+"""Seconds after which a worker's failures are no longer consecutive."""
 
 
 class HealthReport(msgspec.Struct, frozen=True):
     """Health at one moment; times are in nanoseconds since the epoch, 0 for never.
 
-    `settled` says that no sync is due, `shutting_down` that the agent was told to end.
+    `settled` means that no sync is due, `shutting_down` that the agent is stopping.
     """
 
     now: int
@@ -36,13 +36,12 @@ class HealthReport(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Health, told by the agent and asked by the servers' thread.
+    """Health, written by the agent and read by the thread of the servers. Thread-safe.
 
-    Unhealthy until the first commit, and whenever a sync has been due for twice the sync period,
-    be it that syncs fail or that none begins: kube-proxy's rule, but for the start, where
-    kube-proxy calls itself healthy although it serves nothing yet. Unhealthy too while the agent's
-    thread does not beat, while one of its workers keeps failing, and once one is gone for good.
-    `clock` gives monotonic seconds and `wall_clock` nanoseconds since the epoch.
+    Unhealthy while a sync has been due for twice the sync period, as in kube-proxy. Unlike
+    kube-proxy, also unhealthy until the first commit. Unhealthy too while the agent's thread sends
+    no heartbeat, while a worker keeps failing, and after a worker has ended for good. `clock`
+    returns monotonic seconds, `wall_clock` nanoseconds since the epoch.
     """
 
     def __init__(
@@ -51,45 +50,45 @@ class Health:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._patience = 2 * sync_period
+        self._sync_timeout = 2 * sync_period
         self._clock = clock
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._due_since: float | None = None
         self._last_updated = 0
         self._node_eligible = True
-        self._beat: float | None = None
+        self._last_heartbeat: float | None = None
         self._shutting_down = False
         self._failures: dict[str, tuple[int, float]] = {}
         self._gone = False
 
     def queued(self) -> None:
-        """A sync is due; only the first call since the last commit counts."""
+        """Note that a sync is due; only the first call since the last commit counts."""
         with self._lock:
             if self._due_since is None:
                 self._due_since = self._clock()
 
     def updated(self) -> None:
-        """The kernel holds what it should."""
+        """Note that the kernel state is the desired state."""
         with self._lock:
             self._due_since = None
             self._last_updated = self._wall_clock()
 
     def set_node_eligible(self, eligible: bool) -> None:
-        """The Node is, or is no longer, one that load balancers should send to."""
+        """Set whether load balancers should send to this node."""
         with self._lock:
             self._node_eligible = eligible
 
     def heartbeat(self) -> None:
-        """The agent's thread goes round; from the first call on it is expected to."""
-        self._beat = self._clock()
+        """Note that the agent's thread is running; expected regularly after the first call."""
+        self._last_heartbeat = self._clock()
 
     def set_shutting_down(self) -> None:
-        """The agent was told to end. May be called by a signal handler, so it takes no lock."""
+        """Note that the agent stops. Takes no lock, because a signal handler may call it."""
         self._shutting_down = True
 
     def worker_failed(self, name: str, *, restarting: bool) -> None:
-        """A thread failed; `restarting` says that it begins again."""
+        """Note that a worker failed, and whether it is restarted."""
         now = self._clock()
         with self._lock:
             count, last = self._failures.get(name, (0, now))
@@ -97,21 +96,23 @@ class Health:
             self._gone |= not restarting
 
     def is_healthy(self) -> bool:
-        """Whether load balancers can count on the proxy, whatever becomes of its node."""
+        """Return whether the proxy works and does not stop, regardless of its node."""
         report = self.report()
         return report.healthy and not report.shutting_down
 
     def report(self) -> HealthReport:
-        """Take health as it is now."""
+        """Return the health at this moment."""
         with self._lock:
             now = self._clock()
-            late = self._due_since is not None and now - self._due_since >= self._patience
-            stuck = self._beat is not None and now - self._beat >= BEAT_PATIENCE
-            works = not (late or stuck or self._gone or self._failing(now))
+            late = self._due_since is not None and now - self._due_since >= self._sync_timeout
+            stuck = (
+                self._last_heartbeat is not None and now - self._last_heartbeat >= HEARTBEAT_TIMEOUT
+            )
+            working = not (late or stuck or self._gone or self._failing(now))
             return HealthReport(
                 now=self._wall_clock(),
                 last_updated=self._last_updated,
-                healthy=self._last_updated > 0 and works,
+                healthy=self._last_updated > 0 and working,
                 settled=self._due_since is None,
                 node_eligible=self._node_eligible,
                 shutting_down=self._shutting_down,

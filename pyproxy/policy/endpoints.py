@@ -156,8 +156,8 @@ def _rank(endpoint: Endpoint, hostname: str) -> tuple[object, ...]:
 def select_endpoints(endpoints: Endpoints, hostname: str, zone: str) -> SelectedEndpoints:
     """Select the endpoints that a port may use: ready ones, within topology hints.
 
-    If no endpoint is ready, those that are serving and terminating are used instead, for the
-    cluster and for this node separately. Hints do not apply to the policy Local.
+    If no endpoint is ready, those that are serving and terminating are used instead, decided
+    separately for the cluster and for this node. Hints do not apply to the policy Local.
     """
     possibly_local = [b for b, e in endpoints.items() if e.node == hostname or not e.node]
     local: Collection[Backend] = ()

@@ -97,7 +97,7 @@ def test_a_handler_that_fails_costs_one_answer(
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), fail).port
     other = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     assert ask(port, "/page").status == 500
-    assert caplog.messages == ["answering /page failed"]
+    assert caplog.messages == ["the handler of /page failed"]
     assert "a fault of ours" in caplog.text
     assert ask(other).status == 200
 

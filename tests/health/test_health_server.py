@@ -225,8 +225,8 @@ def test_a_taken_address_is_tried_until_it_is_free(
             servers.stop()
     assert caplog.messages == [
         f"--healthz-bind-address: cannot listen on 127.0.0.1:{port}: Address already in use; "
-        "trying on",
-        f"--healthz-bind-address: listening on 127.0.0.1:{port} now",
+        "retrying every second",
+        f"--healthz-bind-address: listening on 127.0.0.1:{port}",
     ]
 
 
@@ -247,7 +247,7 @@ def test_a_taken_address_is_a_persons_mistake_with_hard_fail(
         servers.start()
     assert str(mistake.value) == (
         f"--metrics-bind-address: cannot listen on 127.0.0.1:{port}: Address already in use: "
-        "free it or give another address"
+        "free it or set another address"
     )
 
 

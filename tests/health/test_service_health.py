@@ -191,7 +191,7 @@ def test_a_taken_port_is_one_problem_and_tried_again(
         name="conformance/web",
         field="spec.healthCheckNodePort",
         message=f"cannot listen on 127.0.0.1:{port} (Address already in use): load balancers that "
-        "ask there leave this node out until the port is free",
+        "check it send nothing to this node until the port is free",
         reason=ProblemReason.FAILED_TO_START_HEALTHCHECK,
     )
     assert problems == [expected]
