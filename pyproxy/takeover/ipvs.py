@@ -1,11 +1,11 @@
-"""What kube-proxy's IPVS mode has left beside its iptables rules: sets, a device, services.
+"""Leftovers of kube-proxy's ipvs mode beside its iptables rules: ipsets, a device, services.
 
-A virtual service is kube-proxy's where its address is on the device kube-ipvs0, or where it is one
-of this machine's addresses with a port from the sets of node ports. Others' are left alone, which
-kube-proxy's own cleanup does not do.
+A virtual service is kube-proxy's if its address is on the device kube-ipvs0, or if it is on an
+address of this node with a port from the sets of node ports. Other virtual services stay, unlike in
+kube-proxy's own cleanup.
 
-The kernel loads the module ip_vs when it is asked about it, so it is asked only where there is
-something of this mode.
+A request to IPVS makes the kernel load the module ip_vs, so none is sent without leftovers of this
+mode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _IPSET_FLAG_LIST_SETNAME = 1 << 1
 _MISSING = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
-"""How the kernel says that it has no such subsystem."""
+"""Errors of a kernel without the subsystem."""
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 _IPSET_ERR_BUSY = 4100
@@ -35,7 +35,7 @@ _AF = {4: 2, 16: 10}
 
 
 def find_sets() -> tuple[str, ...]:
-    """Name kube-proxy's ipsets. Raises KernelError."""
+    """Return the names of kube-proxy's ipsets. Raises KernelError."""
 
     def read() -> list[str]:
         with IPSet() as sets:
@@ -45,23 +45,23 @@ def find_sets() -> tuple[str, ...]:
             ]
 
     nothing: list[str] = []
-    return tuple(sorted(kube_names.SETS.intersection(_asking("listing ipsets", read, nothing))))
+    return tuple(sorted(kube_names.SETS.intersection(_read_or("listing ipsets", read, nothing))))
 
 
 def find_links() -> tuple[str, ...]:
-    """Name kube-proxy's network device, if it is there. Raises KernelError."""
+    """Return the name of kube-proxy's network device if it exists. Raises KernelError."""
 
     def read() -> tuple[str, ...]:
         with IPRoute() as routes:
             return (kube_names.DEVICE,) if routes.link_lookup(ifname=kube_names.DEVICE) else ()
 
-    return _asking("looking for a network device", read, ())
+    return _read_or("looking for a network device", read, ())
 
 
 def find_services(links: tuple[str, ...], sets: tuple[str, ...]) -> tuple[VirtualService, ...]:
-    """List kube-proxy's virtual services by its device and its sets. Raises KernelError.
+    """Return kube-proxy's virtual services, found by its device and its sets. Raises KernelError.
 
-    A device that is not among `links` is not kube-proxy's any more, and neither is what is there.
+    If `links` has no device, the addresses on kube-ipvs0 are pyproxy's and do not count.
     """
     if not links and not sets:
         return ()
@@ -71,7 +71,7 @@ def find_services(links: tuple[str, ...], sets: tuple[str, ...]) -> tuple[Virtua
         own, local = _addresses()
         return choose(running, own if links else frozenset(), local, _node_ports(sets))
 
-    return _asking("listing IPVS virtual services", read, ())
+    return _read_or("listing IPVS virtual services", read, ())
 
 
 def choose(
@@ -80,7 +80,7 @@ def choose(
     local: frozenset[Address],
     node_ports: frozenset[tuple[int, int]],
 ) -> tuple[VirtualService, ...]:
-    """Tell kube-proxy's virtual services from others.
+    """Return those virtual services that are kube-proxy's.
 
     `own` are the addresses on kube-ipvs0, `local` those of other devices; `node_ports` are pairs
     of protocol and port.
@@ -94,35 +94,35 @@ def choose(
 
 
 def remove_service(service: VirtualService) -> None:
-    """Delete a virtual service; one that is gone is all right. Raises KernelError."""
+    """Delete a virtual service, if it exists. Raises KernelError."""
     with _translated(f"deleting the IPVS virtual service {service}"), IPVS() as ipvs:
         ipvs.service("del", service=identity(service))
 
 
 def remove_link(name: str) -> None:
-    """Delete a network device, with its addresses. Raises KernelError."""
+    """Delete a network device with its addresses, if it exists. Raises KernelError."""
     with _translated(f"deleting the network device {name}"), IPRoute() as routes:
         for index in routes.link_lookup(ifname=name):
             routes.link("del", index=index)
 
 
 def remove_set(name: str) -> None:
-    """Destroy an ipset. Raises KernelError, TransientKernelError while a rule uses it."""
+    """Destroy an ipset, if it exists. Raises KernelError, TransientKernelError while in use."""
     with _translated(f"destroying the ipset {name}"), IPSet() as sets:
         sets.destroy(name)
 
 
 def decode(message: Any) -> VirtualService | None:
-    """Read one of the kernel's messages; None for a service by a firewall mark."""
+    """Read a virtual service from the kernel's message; None for one by a firewall mark."""
     each = IPVSService.from_message(message)
-    if "addr" not in each:  # kube-proxy makes none of these
+    if "addr" not in each:  # kube-proxy never adds a service by mark
         return None
     address = parse_address(str(each["addr"]))
     return VirtualService(int(each["protocol"]), address, int(each["port"]))
 
 
 def identity(service: VirtualService) -> Any:
-    """Write what the kernel knows a virtual service by, as pyroute2 takes it."""
+    """Return the identity of a virtual service, as pyroute2 takes it."""
     return IPVSService(
         af=_AF[len(service.address)],
         protocol=service.protocol,
@@ -164,7 +164,7 @@ def _ports(messages: Any) -> Iterator[int]:
                 yield int(port)
 
 
-def _asking(doing: str, read: Callable[[], T], nothing: T) -> T:
+def _read_or(doing: str, read: Callable[[], T], nothing: T) -> T:
     try:
         return read()
     except (NetlinkError, IPSetError) as error:

@@ -1,4 +1,4 @@
-"""Finding and removing what kube-proxy has left: all the I/O of it, in whatever mode it ran."""
+"""Find and remove kube-proxy's leftovers of all its modes: all the I/O for it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,17 @@ T = TypeVar("T")
 _NOTHING = InService()
 _NFPROTO = {Family.IPV4: NFPROTO_IPV4, Family.IPV6: NFPROTO_IPV6}
 
-_PATIENCE = 2.0
-"""Seconds that sets and counters have to be let go by rules that have been deleted.
-
-nf_tables frees the rules of a transaction some time after it.
-"""
-
-_PAUSE = 0.05
+# nf_tables frees the rules of a transaction some time after it; until then their sets are in use.
+_BUSY_TIMEOUT = 2.0
+_BUSY_PAUSE = 0.05
 
 
 def find(in_service: InService = _NOTHING) -> Leftovers:
-    """Read the kernel for all that is kube-proxy's; what cannot be read hides nothing else.
+    """Return all of kube-proxy's objects in the kernel; an error in one kind hides no other.
 
-    What is in service is not: of those iptables rules only such as no iptables mode has, and
-    nothing of IPVS itself. Raises KernelError where there is no netfilter to ask.
+    Objects in service are left out: of iptables rules in service only those of kube-proxy's ipvs
+    mode are returned, and nothing of IPVS if that is in service. Raises KernelError without
+    netfilter.
     """
     unread: list[Failure] = []
 
@@ -84,15 +81,15 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
 
 
 def find_node_port_services() -> tuple[VirtualService, ...]:
-    """Find kube-proxy's virtual services on the node's own addresses. Raises KernelError."""
+    """Return kube-proxy's virtual services on the node's own addresses. Raises KernelError."""
     return ipvs.find_services((), ipvs.find_sets())
 
 
 def remove(found: Leftovers) -> tuple[Failure, ...]:
-    """Remove what was found, and go on after what cannot be. Raises KernelError.
+    """Remove leftovers, and return those that could not be removed. Raises KernelError.
 
-    The rules go first, so that every packet is pyproxy's from then on, and what rules use after
-    them.
+    Rules go first, so that pyproxy handles every packet from then on. Objects that rules use go
+    after them.
     """
     netlink = Nfnetlink()
     try:
@@ -112,10 +109,10 @@ def _steps(found: Leftovers, netlink: Nfnetlink) -> Iterator[tuple[str, Callable
     for link in found.links:
         yield f"network device {link}", partial(ipvs.remove_link, link)
     for name in found.sets:
-        yield f"ipset {name}", partial(_once_let_go, partial(ipvs.remove_set, name))
+        yield f"ipset {name}", partial(_once_unused, partial(ipvs.remove_set, name))
     for name in found.counters:
         remove_counter = partial(_remove_counter, netlink, name)
-        yield f"nfacct object {name}", partial(_once_let_go, remove_counter)
+        yield f"nfacct object {name}", partial(_once_unused, remove_counter)
 
 
 def _do(what: str, step: Callable[[], None]) -> Failure | None:
@@ -128,29 +125,29 @@ def _do(what: str, step: Callable[[], None]) -> Failure | None:
 
 def _remove_table(netlink: Nfnetlink, family: Family) -> None:
     message = nftables.delete_table(kube_names.NFTABLES_TABLE, _NFPROTO[family])
-    for refusal in netlink.transact([message], nftables.SUBSYSTEM):
-        _raise_unless_gone(refusal)
+    for error in netlink.transact([message], nftables.SUBSYSTEM):
+        _raise_unless_gone(error)
 
 
 def _remove_counter(netlink: Nfnetlink, name: str) -> None:
-    if refusal := delete_counter(netlink, name):
-        _raise_unless_gone(refusal)
+    if error := delete_counter(netlink, name):
+        _raise_unless_gone(error)
 
 
-def _raise_unless_gone(refusal: MessageError) -> None:
-    if not isinstance(refusal.error, StaleStateError):
-        raise refusal.error
+def _raise_unless_gone(error: MessageError) -> None:
+    if not isinstance(error.error, StaleStateError):
+        raise error.error
 
 
-def _once_let_go(remove: Callable[[], None]) -> None:
-    deadline = time.monotonic() + _PATIENCE
+def _once_unused(remove: Callable[[], None]) -> None:
+    deadline = time.monotonic() + _BUSY_TIMEOUT
     while True:
         try:
             remove()
         except TransientKernelError:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(_PAUSE)
+            time.sleep(_BUSY_PAUSE)
         else:
             return
 

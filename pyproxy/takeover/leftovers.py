@@ -1,4 +1,4 @@
-"""What kube-proxy has left in the kernel, as a value that can be printed before it is removed."""
+"""kube-proxy's leftovers in the kernel, as a value that can be printed before it is removed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FAMILY_NAMES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
 class InService(msgspec.Struct, frozen=True):
-    """What this node is served with, and what must stay therefore.
+    """The kernel objects of the serving dataplane, which must stay.
 
-    `flavour` is that of the iptables rules which serve, None where none do.
+    `flavour` is that of its iptables rules, None if it has none.
     """
 
     flavour: Flavour | None = None
@@ -27,7 +27,7 @@ class InService(msgspec.Struct, frozen=True):
 
 
 class IptablesRemoval(msgspec.Struct, frozen=True):
-    """What is to go from one table of one kind of iptables."""
+    """The removal from one table of one family and flavour of iptables."""
 
     program: Programs
     removal: TableRemoval
@@ -37,7 +37,7 @@ class IptablesRemoval(msgspec.Struct, frozen=True):
 
 
 class VirtualService(msgspec.Struct, frozen=True, order=True):
-    """An IPVS virtual service; `protocol` is its number."""
+    """An IPVS virtual service; `protocol` is a number."""
 
     protocol: int
     address: Address
@@ -49,16 +49,16 @@ class VirtualService(msgspec.Struct, frozen=True, order=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """One thing that could not be looked for, or not be removed, and why."""
+    """An object that could not be removed, or a kind of object that could not be read."""
 
     what: str
     error: KernelError
 
 
 class Leftovers(msgspec.Struct, frozen=True):
-    """All of it: `tables` are the families of nftables tables, `links` network devices.
+    """All leftovers: `tables` are the families of nftables tables, `links` network devices.
 
-    `unread` says where there may be more.
+    `unread` names the kinds of object that could not be read, of which there may be more.
     """
 
     tables: tuple[Family, ...] = ()
@@ -73,7 +73,7 @@ class Leftovers(msgspec.Struct, frozen=True):
         return any(True for _ in self.lines())
 
     def lines(self) -> Iterator[str]:
-        """Name every single thing, for people."""
+        """Yield a line for each object, for people."""
         yield from (f"nftables table {table_name(family)}" for family in self.tables)
         for each in self.iptables:
             yield from (f"{each}: {line}" for line in each.removal.lines())
@@ -83,7 +83,7 @@ class Leftovers(msgspec.Struct, frozen=True):
         yield from (f"nfacct object {name}" for name in self.counters)
 
     def __str__(self) -> str:
-        """Sum it up for one log line."""
+        """Return a summary for one log line."""
         parts = [f"nftables table {table_name(family)}" for family in self.tables]
         for program in dict.fromkeys(each.program for each in self.iptables):
             removals = [each.removal for each in self.iptables if each.program == program]
@@ -96,7 +96,7 @@ class Leftovers(msgspec.Struct, frozen=True):
             (self.sets, "ipset"),
             (self.counters, "nfacct object"),
         )
-        parts += [_count(len(things), name) for things, name in named if things]
+        parts += [_count(len(objects), name) for objects, name in named if objects]
         return "; ".join(parts)
 
 
@@ -105,5 +105,5 @@ def _count(number: int, name: str) -> str:
 
 
 def table_name(family: Family) -> str:
-    """Name kube-proxy's nftables table of a family as nft does."""
+    """Return kube-proxy's nftables table of a family, as nft names it."""
     return f"{_FAMILY_NAMES[family]} {kube_names.NFTABLES_TABLE}"

@@ -1,10 +1,10 @@
 """The names that kube-proxy, in all of its modes, and pyproxy use in the kernel.
 
 Facts: the cleanup of each mode in kube-proxy's sources (pkg/proxy/nftables, iptables and ipvs, up
-to v1.36), which `kube-proxy --cleanup` runs. The chains that it leaves alone are not named here:
-KUBE-FIREWALL, KUBE-MARK-DROP, KUBE-KUBELET-CANARY and KUBE-IPTABLES-HINT are kubelet's. kube-proxy
-creates KUBE-FIREWALL too, but only if kubelet has not, and never removes it: it protects loopback
-addresses, and must do so as long as the sysctl route_localnet is on.
+to v1.36), which `kube-proxy --cleanup` runs. It leaves kubelet's chains, which are not named here:
+KUBE-FIREWALL, KUBE-MARK-DROP, KUBE-KUBELET-CANARY and KUBE-IPTABLES-HINT. kube-proxy creates
+KUBE-FIREWALL too if kubelet has not, and never removes it. The chain protects loopback addresses,
+and must do so as long as the sysctl route_localnet is on.
 
 kube-proxy's cleanup also leaves the two nfacct objects of its iptables mode.
 

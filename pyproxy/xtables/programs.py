@@ -1,7 +1,7 @@
 """iptables' own programs: how they are run, and what their failures mean.
 
 iptables-save and iptables-restore come in two flavours, each of which sees its own rules alone.
-Facts: iptables 1.8's sources. A program that waited for the lock in vain exits with status 4.
+Facts: iptables 1.8's sources. The exit status is 4 if the lock was not free in time.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ Owns = Callable[[str, str], bool]
 
 
 class TableRemoval(msgspec.Struct, frozen=True):
-    """What is removed from one table.
+    """The removal from one table.
 
     `jumps` are rules in built-in chains, each with its chain. `chains` are deleted; `emptied` are
     those that other programs' rules jump to. `closed` are the built-in chains with policy DROP that

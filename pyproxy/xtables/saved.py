@@ -10,7 +10,7 @@ import msgspec
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _NO_POLICY = "-"
-"""What iptables-save writes in the place of a policy for a chain that is not built in."""
+"""The policy that iptables-save prints for a chain that is not built in."""
 
 
 class SavedTable(msgspec.Struct, frozen=True):

@@ -37,7 +37,7 @@ _LOOPBACK = {
 }
 
 
-class Options(msgspec.Struct, frozen=True):
+class IptablesOptions(msgspec.Struct, frozen=True):
     """The configuration of the rules.
 
     A packet is from a pod if it comes in by `pod_interface` (a name, or a prefix ending in `+`), or
@@ -73,14 +73,14 @@ class Pods(msgspec.Struct, frozen=True):
         return tuple(Rule(source=network, target=target) for network in self.networks)
 
 
-def pods_of(family: Family, options: Options, networks: tuple[Network, ...]) -> Pods:
+def pods_of(family: Family, options: IptablesOptions, networks: tuple[Network, ...]) -> Pods:
     """Return how packets from pods are recognised in a family, given all pod networks."""
     if options.pod_interface:
         return Pods(options.pod_interface)
     return Pods("", tuple(each for each in networks if each.family is family))
 
 
-def jumps(options: Options) -> Iterator[tuple[str, str, Rule]]:
+def jumps(options: IptablesOptions) -> Iterator[tuple[str, str, Rule]]:
     """Yield the rules in built-in chains, each with its table and its chain."""
     # The comments are kube-proxy's, so that its rules are taken over in place.
     portals = "kubernetes service portals"
@@ -114,7 +114,7 @@ def _untranslated(comment: str, chain: str) -> Rule:
 
 
 def base_chains(
-    family: Family, options: Options, pods: Pods
+    family: Family, options: IptablesOptions, pods: Pods
 ) -> dict[str, dict[str, tuple[Rule, ...]]]:
     """Return the chains that do not depend on Services, by table."""
     set_mark = SetMark(options.mark)
@@ -152,7 +152,7 @@ def base_chains(
     }
 
 
-def _forward(options: Options) -> Iterator[Rule]:
+def _forward(options: IptablesOptions) -> Iterator[Rule]:
     yield Rule(
         comment="kubernetes forwarding conntrack rule",
         states="RELATED,ESTABLISHED",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from pyproxy.dataplane.committed_state import CommittedState
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import base_rules
-from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, TABLES, Options
+from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.plan import (
     IptablesPlan,
@@ -27,20 +28,20 @@ Saved = Mapping[Family, Mapping[str, SavedTable]]
 """The read-back of each family, by table."""
 
 
-class CommittedState:
-    """The Services, the node's part and the trees of the last commit, for some families."""
+class CommittedTables(CommittedState[Family]):
+    """The committed state of some families, with the trees of frontends."""
 
-    def __init__(self, options: Options, families: Collection[Family]) -> None:
+    def __init__(self, options: IptablesOptions, families: Collection[Family]) -> None:
+        # The trees count the users of cluster IPs, the only objects that Services share.
+        super().__init__(lambda _: ())
         self._options = options
         self._families = families
-        self._node = NodeRouting()
-        self._services: dict[ObjectName, ServiceRouting] = {}
         self._trees = {family: FrontendTrees(family) for family in families}
         self.rules: Mapping[TableName, int] = {}
 
     def routing(self, name: ObjectName) -> ServiceRouting | None:
         """Return the committed routing of a Service."""
-        return self._services.get(name)
+        return self.services.get(name)
 
     def plan(
         self, services: Mapping[ObjectName, ServiceRouting | None], node: NodeRouting | None
@@ -76,11 +77,11 @@ class CommittedState:
         self, changed: Mapping[ObjectName, ServiceRouting | None], node: NodeRouting | None
     ) -> Iterator[tuple[Family, FrontendTrees, Tables, Tables]]:
         """Yield each family's trees afterwards, and the chains concerned before and after."""
-        new_node = node if node is not None else self._node
+        new_node = node if node is not None else self.node
         for family in self._families:
-            before, after = self._view(family, self._node), self._view(family, new_node)
+            before, after = self._view(family, self.node), self._view(family, new_node)
             # The pod networks stand in every Service's chains.
-            names = changed.keys() if before == after else changed.keys() | self._services.keys()
+            names = changed.keys() if before == after else changed.keys() | self.services.keys()
             old = [
                 compile_service(routing, family, before)
                 for name in names
@@ -137,17 +138,9 @@ class CommittedState:
                     return routing.name
         return None
 
-    def remember(self, plan: IptablesPlan) -> None:
-        """Take over the state of a plan that was committed."""
-        if plan.node is not None:
-            self._node = plan.node
-        if plan.full:
-            self._services.clear()
-        for name, routing in plan.services.items():
-            if routing is None:
-                self._services.pop(name, None)
-            else:
-                self._services[name] = routing
+    def remember_plan(self, plan: IptablesPlan) -> None:
+        """Record a plan that was committed."""
+        self.remember(plan.services, {}, plan.node, whole=plan.full)
         self._trees.update(plan.trees)
         self.rules = plan.rules
 
@@ -167,10 +160,10 @@ class CommittedState:
 
 
 def compile_all(
-    options: Options, services: Iterable[ServiceRouting], node: NodeRouting, family: Family
+    options: IptablesOptions, services: Iterable[ServiceRouting], node: NodeRouting, family: Family
 ) -> Tables:
     """Return all chains that one family's tables should have, with the jumps in built-in chains."""
-    plan = CommittedState(options, (family,)).plan_full(services, node, {family: {}})
+    plan = CommittedTables(options, (family,)).plan_full(services, node, {family: {}})
     tables: Tables = {table: {} for table in TABLES}
     for (_, table), change in plan.changes.items():
         tables[table] = dict(change.chains)

@@ -12,7 +12,7 @@ import msgspec
 
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.dataplane.iptables import base_rules
-from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, Options
+from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, IptablesOptions
 from pyproxy.dataplane.iptables.committed_state import Saved
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import Rule
@@ -26,7 +26,9 @@ _TREES = (kube_names.SERVICE_TREE, kube_names.REFUSED_TREE)
 _ROOTS = (kube_names.SERVICES, kube_names.EXTERNAL_SERVICES)
 
 
-def compare(saved: Saved, wanted: ServiceRouting, options: Options, node: NodeRouting) -> StateDiff:
+def compare(
+    saved: Saved, wanted: ServiceRouting, options: IptablesOptions, node: NodeRouting
+) -> StateDiff:
     """Compare a read-back with the desired state of a Service."""
     missing: list[str] = []
     extra: list[str] = []
@@ -62,7 +64,7 @@ def compare(saved: Saved, wanted: ServiceRouting, options: Options, node: NodeRo
     return StateDiff(tuple(missing), tuple(extra), check_base_rules(saved, options, node), "rule")
 
 
-def check_base_rules(saved: Saved, options: Options, node: NodeRouting) -> tuple[str, ...]:
+def check_base_rules(saved: Saved, options: IptablesOptions, node: NodeRouting) -> tuple[str, ...]:
     """Return a line for each difference in the base rules of all families."""
     found: list[str] = []
     for family, tables in saved.items():
@@ -125,7 +127,7 @@ def _unreachable(paths: _Paths) -> set[str]:
 
 
 def _check_family(
-    family: Family, tables: Mapping[str, SavedTable], options: Options, view: View
+    family: Family, tables: Mapping[str, SavedTable], options: IptablesOptions, view: View
 ) -> Iterator[str]:
     roots = FrontendTrees(family).changed((), ()).chains
     for table, chains in base_rules.base_chains(family, options, view.pods).items():

@@ -13,8 +13,8 @@ import msgspec
 
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.iptables import metrics
-from pyproxy.dataplane.iptables.base_rules import TABLES, Options
-from pyproxy.dataplane.iptables.committed_state import CommittedState, Saved
+from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
+from pyproxy.dataplane.iptables.committed_state import CommittedTables, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.drift_detector import DriftDetector
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
@@ -49,11 +49,11 @@ class IptablesDataplane:
 
     name: str = "iptables"
 
-    def __init__(self, options: Options, flavour: Flavour | None = None) -> None:
+    def __init__(self, options: IptablesOptions, flavour: Flavour | None = None) -> None:
         self._options = options
         self.flavour = flavour or detect_flavour()
         self._programs = {family: Programs(family, self.flavour) for family in Family}
-        self._committed = CommittedState(options, tuple(Family))
+        self._committed = CommittedTables(options, tuple(Family))
         self._drift = DriftDetector(self.flavour)
         self.messages_sent = 0
         self.bytes_sent = 0
@@ -153,7 +153,7 @@ class IptablesDataplane:
 
     def _set_counters(self, counters: frozenset[str]) -> None:
         self._options = msgspec.structs.replace(self._options, counters=counters)
-        self._committed = CommittedState(self._options, tuple(Family))
+        self._committed = CommittedTables(self._options, tuple(Family))
 
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}
@@ -175,7 +175,7 @@ class IptablesDataplane:
                         self.failures[family, plan.full] += 1
                         raise
         self.rules_written = plan.rules_written()
-        self._committed.remember(plan)
+        self._committed.remember_plan(plan)
 
     def _leave_out_invalid(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
         """Write the plan without the Services at fault, whose programmed state stays."""

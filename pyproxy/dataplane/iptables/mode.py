@@ -22,11 +22,11 @@ _IP_TABLES = KernelPart("ip_tables", "proc/net/ip_tables_names")
 
 
 def _make(settings: Settings) -> Dataplane[IptablesPlan]:
-    from pyproxy.dataplane.iptables.base_rules import Options  # noqa: PLC0415
+    from pyproxy.dataplane.iptables.base_rules import IptablesOptions  # noqa: PLC0415
     from pyproxy.dataplane.iptables.dataplane import IptablesDataplane  # noqa: PLC0415
 
     return IptablesDataplane(
-        Options(
+        IptablesOptions(
             settings.masquerade.mark,
             settings.masquerade.everything,
             settings.local_traffic.interfaces("+"),

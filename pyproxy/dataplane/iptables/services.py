@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from pyproxy.dataplane.iptables import chain_names, tree
-from pyproxy.dataplane.iptables.base_rules import Options, Pods
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions, Pods
 from pyproxy.dataplane.iptables.rules import (
     DROP,
     End,
@@ -49,7 +49,7 @@ _LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
 class View(msgspec.Struct, frozen=True):
     """The configuration and the node's pods, on which chains depend besides the Service."""
 
-    options: Options
+    options: IptablesOptions
     pods: Pods
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.base_rules import HOOKS, Options
+from pyproxy.dataplane.iptables.base_rules import HOOKS, IptablesOptions
 from pyproxy.dataplane.iptables.compare import compare
 from pyproxy.model.address import Family, parse_network
 from pyproxy.policy.routing import ServiceRouting
@@ -30,7 +30,7 @@ def kernel(*routings: ServiceRouting, node: NodeRouting = NODE) -> Kernel:
                 dict.fromkeys(HOOKS, "ACCEPT"),
             )
             for name, chains in committed_state.compile_all(
-                Options(), routings, node, family
+                IptablesOptions(), routings, node, family
             ).items()
         }
         for family in Family
@@ -53,7 +53,7 @@ def test_a_service_in_the_desired_state_has_no_difference(scene: Scene) -> None:
     routings = list(scene.routings().values())
     held = kernel(*routings)
     for routing in routings:
-        assert compare(held, routing, Options(), NODE) == StateDiff(kind="rule")
+        assert compare(held, routing, IptablesOptions(), NODE) == StateDiff(kind="rule")
 
 
 @pytest.mark.parametrize("fault", ["rule", "extra rule", "order", "chain", "leaf", "extra leaf"])
@@ -87,7 +87,7 @@ def test_each_difference_of_a_service_is_named(fault: str) -> None:
         case "extra leaf":
             chains[branch].append(f"-j {name}")
             extra = (f"IPv4 nat: -A {branch} -j {name}",)
-    assert compare(held, wanted, Options(), NODE) == StateDiff(missing, extra, kind="rule")
+    assert compare(held, wanted, IptablesOptions(), NODE) == StateDiff(missing, extra, kind="rule")
 
 
 def test_a_branch_that_no_rule_leads_to_is_a_difference_of_every_service_in_it() -> None:
@@ -100,7 +100,7 @@ def test_a_branch_that_no_rule_leads_to_is_a_difference_of_every_service_in_it()
     of, leaf = above[cut]
     chains[of].remove(leaf)
     missing = (f"IPv4 nat: a rule that leads to {cut}",)
-    diffs = [compare(held, each, Options(), NODE) for each in wanted]
+    diffs = [compare(held, each, IptablesOptions(), NODE) for each in wanted]
     assert {each.missing for each in diffs} == {(), missing}
     services = {name for name in behind if name.startswith("KUBE-SVC-")}
     assert sum(bool(each) for each in diffs) == len(services)
@@ -117,7 +117,7 @@ def test_differences_of_the_base_rules_are_named() -> None:
     held = kernel(wanted)
     nat = held[Family.IPV6]["nat"]
     held[Family.IPV6]["nat"] = without(nat, "KUBE-MARK-MASQ", "PREROUTING")
-    diff = compare(held, wanted, Options(), NODE)
+    diff = compare(held, wanted, IptablesOptions(), NODE)
     assert (diff.missing, diff.extra) == ((), ())
     assert diff.rules == (
         "IPv6 nat: chain KUBE-MARK-MASQ is missing",

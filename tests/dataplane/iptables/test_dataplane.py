@@ -19,7 +19,7 @@ from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Changes, Drift, NodeRouting
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES, Options
+from pyproxy.dataplane.iptables.base_rules import HOOKS, TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.dataplane.iptables.plan import IptablesPlan
 from pyproxy.errors import RejectedError, StaleStateError
@@ -51,7 +51,7 @@ Texts = dict[tuple[str, str], list[str]]
 def programming(
     namespace: Namespace,
     flavour: Flavour | None,
-    options: Options = Options(),  # noqa: B008
+    options: IptablesOptions = IptablesOptions(),  # noqa: B008
 ) -> Iterator[IptablesDataplane]:
     made = namespace.call(lambda: IptablesDataplane(options, flavour))
     try:
@@ -85,7 +85,7 @@ def held(namespace: Namespace, flavour: Flavour, family: Family = Family.IPV4) -
 
 
 def desired(routings: Sequence[ServiceRouting], node: NodeRouting, family: Family) -> Texts:
-    tables = committed_state.compile_all(Options(), routings, node, family)
+    tables = committed_state.compile_all(IptablesOptions(), routings, node, family)
     return {
         (table, chain): [rule.text for rule in rules]
         for table in TABLES
@@ -239,7 +239,7 @@ def test_services_that_no_line_is_named_for_are_found_by_halving(
     """A counter that is not there: iptables-legacy takes the line, and the kernel not the table."""
     routings = [numbered(each) for each in range(7)]
     bad = [also_at(numbered(each), f"127.0.0.{each}") for each in (8, 9)]
-    options = Options(counters=frozenset({kube_names.LOCALHOST_ACCEPTED}))
+    options = IptablesOptions(counters=frozenset({kube_names.LOCALHOST_ACCEPTED}))
     with programming(namespace, Flavour.LEGACY, options) as dataplane:
         plan = namespace.call(lambda: dataplane.plan_full([*routings, *bad], NODE))
         failures = namespace.call(lambda: dataplane.commit(plan))
@@ -283,7 +283,7 @@ def test_what_others_write_during_a_commit_is_noticed(
     namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch, interferes: bool
 ) -> None:
     routings = [numbered(each) for each in range(3)]
-    dataplane = namespace.call(lambda: IptablesDataplane(Options(), flavour))
+    dataplane = namespace.call(lambda: IptablesDataplane(IptablesOptions(), flavour))
     told: list[Drift | None] = []
     waiting = threading.Thread(target=lambda: told.append(dataplane.wait_for_drift()))
     waiting.start()

@@ -8,7 +8,7 @@ import pytest
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.iptables.base_rules import Options
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.kernel_trace import IptablesTracer
 from pyproxy.dataplane.packets import (
     Delivered,
@@ -57,7 +57,7 @@ def traced(
 def test_verdicts_and_steps_are_those_of_the_kernels_rules(
     namespace: Namespace, flavour: Flavour
 ) -> None:
-    with programming(namespace, flavour, Options(shield_loopback=True)) as dataplane:
+    with programming(namespace, flavour, IptablesOptions(shield_loopback=True)) as dataplane:
         routings = [WEB, EMPTY, balanced()]
         program(namespace, dataplane, routings, NODE)
         assert not namespace.call(lambda: dataplane.plan_full(routings, NODE))

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.base_rules import Options
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.rule_parser import parse_rule
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.model.address import Family, Mark
@@ -26,7 +26,7 @@ def without_any_source(rule: Rule) -> Rule:
 @given(scenes())
 def test_every_rule_that_is_written_is_parsed(scene: Scene) -> None:
     node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
-    options = Options(
+    options = IptablesOptions(
         Mark(1 << 31),
         scene.masquerade_all,
         scene.pod_interface.replace("*", "+"),

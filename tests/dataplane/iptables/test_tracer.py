@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import committed_state
-from pyproxy.dataplane.iptables.base_rules import Options
+from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.rules import DROP, RESET, Rule, SetMark
 from pyproxy.dataplane.iptables.tracer import Path, TraceState, trace
 from pyproxy.dataplane.packets import (
@@ -40,7 +40,7 @@ Plain = tuple[str, bytes, bool]
 
 
 def kernel_state(scene: Scene, routings: tuple[ServiceRouting, ...], family: Family) -> TraceState:
-    options = Options(
+    options = IptablesOptions(
         masquerade_all=scene.masquerade_all, pod_interface=scene.pod_interface.replace("*", "+")
     )
     node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)

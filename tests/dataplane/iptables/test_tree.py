@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.iptables import committed_state, services
-from pyproxy.dataplane.iptables.base_rules import NAT, Options, pods_of
+from pyproxy.dataplane.iptables.base_rules import NAT, IptablesOptions, pods_of
 from pyproxy.dataplane.iptables.rules import DROP, Chains, Jump, Rule
 from pyproxy.dataplane.iptables.tracer import TraceState, trace
 from pyproxy.dataplane.iptables.tree import DEEPEST, Tree, number
@@ -167,7 +167,7 @@ def rules_met(addresses: Sequence[int], scope: Scope) -> tuple[list[int], int]:
         Address(address.to_bytes(4, "big")): numbered(index, address, 1, scope)
         for index, address in enumerate(addresses)
     }
-    options = Options()
+    options = IptablesOptions()
     tables = committed_state.compile_all(options, routings.values(), NODE, Family.IPV4)
     ordered = [cost for cost in costs(tables[NAT]) if cost.address in routings]
     view = services.View(options, pods_of(Family.IPV4, options, NODE.pod_networks))
