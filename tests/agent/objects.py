@@ -29,17 +29,14 @@ from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import Address, Family, Port, Protocol, parse_address, parse_network
+from pyproxy.model.address import Address, parse_address, parse_network
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import (
-    Endpoint,
     EndpointSlice,
     Kind,
     Node,
     ObjectName,
     Service,
-    ServicePort,
-    SlicePort,
 )
 from pyproxy.netlink.elements import Tag, Value
 from pyproxy.policy.routing import ServiceRouting
@@ -54,33 +51,6 @@ NODE = Node(
 
 
 PRIMARY = NodePorts()
-
-
-def name(text: str) -> ObjectName:
-    return ObjectName("shop", text)
-
-
-def service(text: str, number: int, *, node_port: int = 0, created: str = "") -> Service:
-    return Service(
-        name(text),
-        (ServicePort("http", Protocol.TCP, Port(80), Port(node_port)),),
-        (parse_address(f"10.96.0.{number}"),),
-        families=(Family.IPV4,),
-        created=created,
-    )
-
-
-def endpoint_slice(
-    of: str, addresses: Iterable[str], *, number: int = 0, triggered: float = 0.0
-) -> EndpointSlice:
-    return EndpointSlice(
-        name(f"{of}-{number}"),
-        name(of),
-        Family.IPV4,
-        (SlicePort("http", Protocol.TCP, Port(8080)),),
-        tuple(Endpoint(parse_address(address)) for address in addresses),
-        triggered,
-    )
 
 
 class Clock:

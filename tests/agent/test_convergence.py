@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pyproxy.errors import KernelError, StaleStateError, TransientKernelError
 from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import Kind
-from tests.agent.objects import Stage, endpoint_slice, name, service
+from tests.agent.objects import Stage
+from tests.builders import endpoint_slice, name, service
 
 NAMES = ("web", "api", "db")
 ADDRESSES = [f"10.244.1.{number}" for number in range(1, 7)]

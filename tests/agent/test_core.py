@@ -19,7 +19,8 @@ from pyproxy.errors import (
 from pyproxy.model.address import parse_address
 from pyproxy.model.events import Delete, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from tests.agent.objects import NODE, Stage, endpoint_slice, name, service
+from tests.agent.objects import NODE, Stage
+from tests.builders import endpoint_slice, name, service
 
 WEB = service("web", 1)
 WEB_SLICE = endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])

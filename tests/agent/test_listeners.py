@@ -19,7 +19,8 @@ from pyproxy.model.address import Family, Port, Protocol, parse_address
 from pyproxy.model.events import Delete, Upsert
 from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, Service, SlicePort, TrafficPolicy
 from pyproxy.policy.routing import ServiceRouting
-from tests.agent.objects import HOSTNAME, name, service
+from tests.agent.objects import HOSTNAME
+from tests.builders import name, service
 
 LOOPBACKS = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 HTTP_PORT = (SlicePort("http", Protocol.TCP, Port(8080)),)

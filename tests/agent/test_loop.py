@@ -11,7 +11,8 @@ import pytest
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.errors import PermissionKernelError
 from pyproxy.model.events import Upsert
-from tests.agent.objects import PlannedTable, Stage, service
+from tests.agent.objects import PlannedTable, Stage
+from tests.builders import service
 
 
 def looping(stage: Stage, inbox: Inbox) -> Loop[PlannedTable]:

@@ -15,7 +15,8 @@ from pyproxy.config.values import node_ports
 from pyproxy.errors import Problem
 from pyproxy.model.address import address_text, parse_address, parse_network
 from pyproxy.model.objects import Node
-from tests.agent.objects import HOSTNAME, NODE, Stage, endpoint_slice, service
+from tests.agent.objects import HOSTNAME, NODE, Stage
+from tests.builders import endpoint_slice, service
 
 INTERFACES = tuple(
     map(

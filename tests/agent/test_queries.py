@@ -13,7 +13,8 @@ from pyproxy.config.settings import Settings
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.model.events import Upsert
 from pyproxy.model.objects import ObjectName
-from tests.agent.objects import HOSTNAME, Stage, endpoint_slice, service
+from tests.agent.objects import HOSTNAME, Stage
+from tests.builders import endpoint_slice, service
 
 SERVICES = 50
 

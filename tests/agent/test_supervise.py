@@ -20,7 +20,8 @@ from pyproxy.model.address import Family, Protocol
 from pyproxy.model.events import Event
 from pyproxy.netlink.conntrack import Deletion
 from pyproxy.netlink.flows import Flow
-from tests.agent.objects import Stage, service
+from tests.agent.objects import Stage
+from tests.builders import service
 from tests.dataplane.conntrack_service import routing
 from tests.source.scripted import Recorder, following, quiet, serving
 from tests.waiting import until

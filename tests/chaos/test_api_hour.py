@@ -16,7 +16,8 @@ from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import KernelError, Problem, StaleStateError, TransientKernelError
 from pyproxy.model.events import Delete, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
-from tests.agent.objects import NODE, Stage, endpoint_slice, name, service
+from tests.agent.objects import NODE, Stage
+from tests.builders import endpoint_slice, name, service
 
 NAMES = [f"s{number}" for number in range(6)]
 PODS = [f"10.244.1.{number}" for number in range(1, 8)]

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from tests.agent.objects import endpoint_slice, service
+from tests.builders import endpoint_slice, service
 from tests.chaos.kernel_agent import RunningAgent, Snapshot
 from tests.waiting import until
 

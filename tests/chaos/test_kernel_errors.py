@@ -27,7 +27,8 @@ from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_chain, delete_table
 from pyproxy.netlink.rules import new_chain
-from tests.agent.objects import Clock, Stage, endpoint_slice, name, service
+from tests.agent.objects import Clock, Stage
+from tests.builders import endpoint_slice, name, service
 from tests.chaos.kernel_agent import Snapshot, SteppedAgent
 
 WEB, WEB_SLICE = service("web", 1), endpoint_slice("web", ["10.244.1.5", "10.244.2.5"])

@@ -21,7 +21,8 @@ from pyproxy.model.objects import Kind
 from pyproxy.netlink.elements import Shape, delete_elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
-from tests.agent.objects import HOSTNAME, Clock, endpoint_slice, service
+from tests.agent.objects import HOSTNAME, Clock
+from tests.builders import endpoint_slice, service
 from tests.chaos.kernel_agent import RunningAgent, SteppedAgent, first_lists
 from tests.waiting import again_and_again, until
 

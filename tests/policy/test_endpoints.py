@@ -10,16 +10,16 @@ import pytest
 from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import PortRouting, Scope, Use
-from tests.policy.objects import (
+from tests.builders import (
     EXTERNAL,
     HOST,
     LOCAL,
     NODE,
     backends,
-    gone,
-    leaving,
+    draining,
     pod,
     slice_of,
+    terminated,
     unready,
     web,
 )
@@ -77,12 +77,12 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     ),
     "a terminating endpoint waits behind a ready one": (
         {},
-        [leaving("a1"), pod("b1")],
+        [draining("a1"), pod("b1")],
         Expected(Use.CLUSTER, "b1"),
     ),
     "serving terminating endpoints stand in where nothing is ready": (
         {},
-        [leaving("a1"), gone("b1"), unready("b2")],
+        [draining("a1"), terminated("b1"), unready("b2")],
         Expected(Use.CLUSTER, "a1", hairpin="a1"),
     ),
     "internal Local: this node's endpoints alone": (
@@ -97,18 +97,18 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     ),
     "internal Local: only others have endpoints, and those are terminating": (
         INTERNAL_LOCAL,
-        [leaving("b1")],
+        [draining("b1")],
         Expected(Use.DROP),
     ),
     "internal Local: nobody has": (INTERNAL_LOCAL, [unready("a1")], Expected(Use.REJECT)),
     "internal Local: a local terminating endpoint before a remote ready one": (
         INTERNAL_LOCAL,
-        [leaving("a1"), pod("b1")],
+        [draining("a1"), pod("b1")],
         Expected(Use.LOCAL, local="a1", hairpin="a1"),
     ),
     "internal Local: a local ready endpoint before a local terminating one": (
         INTERNAL_LOCAL,
-        [leaving("a1"), pod("a2")],
+        [draining("a1"), pod("a2")],
         Expected(Use.LOCAL, local="a2", hairpin="a2"),
     ),
     "internal Local says nothing of external addresses": (
@@ -138,12 +138,12 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     ),
     "external Local: terminating endpoints stand in on this node alone": (
         EXTERNAL_LOCAL,
-        [leaving("a1"), pod("b1")],
+        [draining("a1"), pod("b1")],
         Expected(Use.CLUSTER, "b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
     "external Local: terminating endpoints stand in for both, separately": (
         EXTERNAL_LOCAL,
-        [leaving("a1"), leaving("b1"), gone("a2")],
+        [draining("a1"), draining("b1"), terminated("a2")],
         Expected(Use.CLUSTER, "a1 b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
     "external Local on a Service with nothing external": (
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
     ),
     "hints of terminating endpoints are ignored": (
         {},
-        [leaving("a1", zones=["zone-2"]), leaving("b1", zones=["zone-1"])],
+        [draining("a1", zones=["zone-2"]), draining("b1", zones=["zone-1"])],
         Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
     ),
     "hints do not narrow the policy Local": (
@@ -229,9 +229,9 @@ def only(service: Service, *parts: EndpointSlice, node: Node | None = NODE) -> P
 
 
 def test_terminating_endpoints_drain_beside_ready_ones() -> None:
-    port = only(web(), slice_of(leaving("a1"), leaving("b1"), gone("b2"), pod("a2")))
+    port = only(web(), slice_of(draining("a1"), draining("b1"), terminated("b2"), pod("a2")))
     assert (port.cluster, port.draining) == (backends("a2"), backends("a1", "b1"))
-    alone = only(web(), slice_of(leaving("a1"), unready("a2")))
+    alone = only(web(), slice_of(draining("a1"), unready("a2")))
     assert (alone.cluster, alone.draining) == (backends("a1"), ())
 
 

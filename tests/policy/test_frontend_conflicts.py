@@ -14,7 +14,7 @@ from pyproxy.model.objects import ObjectName, Service, ServicePort
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.frontend_conflicts import FrontendOwners
 from pyproxy.policy.routing import ServiceRouting
-from tests.policy.objects import (
+from tests.builders import (
     CLUSTER,
     HOST,
     LOCAL,

@@ -14,19 +14,19 @@ from pyproxy.model.address import Address, Family, Port, Protocol, parse_network
 from pyproxy.model.objects import Endpoint, EndpointSlice, Node, Service, ServicePort, SlicePort
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
-from tests.policy.objects import (
+from tests.builders import (
     EXTERNAL,
     HOST,
     LOCAL,
     NODE,
     backends,
-    gone,
+    draining,
     ip,
-    leaving,
     pod,
     services,
     slice_of,
     slices,
+    terminated,
     unready,
     web,
     with_node_port,
@@ -48,7 +48,7 @@ def test_a_repeated_endpoint_counts_once() -> None:
     assert port.cluster == backends("b1")
 
 
-@pytest.mark.parametrize("other", [unready("b1"), leaving("b1"), gone("b1")])
+@pytest.mark.parametrize("other", [unready("b1"), draining("b1"), terminated("b1")])
 def test_of_two_copies_the_most_usable_counts(other: Endpoint) -> None:
     ready, rest = slice_of(pod("b1")), slice_of(other, name="web-2")
     assert only(web(), ready, rest) == only(web(), rest, ready)

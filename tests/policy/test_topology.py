@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Endpoint
 from pyproxy.policy.topology import IgnoredHint, TopologyChoice, TopologyMode, choose_mode, within
-from tests.policy.objects import HOST, endpoints, pod
+from tests.builders import HOST, endpoints, pod
 
 NEAR_A: dict[str, Any] = {"nodes": ["node-a"], "zones": ["zone-1"]}
 NEAR_B: dict[str, Any] = {"nodes": ["node-b"], "zones": ["zone-2"]}

@@ -10,7 +10,7 @@ from pyproxy.model.address import Backend
 from pyproxy.model.objects import Endpoint
 from pyproxy.policy.endpoints import select_endpoints
 from pyproxy.policy.unused import UnusedReason, unused_reasons
-from tests.policy.objects import HOST, NODE, pod
+from tests.builders import HOST, NODE, pod
 
 PLACES = st.sampled_from(("zone-1", "zone-2"))
 ENDPOINTS = st.dictionaries(

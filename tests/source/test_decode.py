@@ -20,7 +20,7 @@ from pyproxy.model.objects import (
 )
 from pyproxy.source.decode import NotProxied, decode_object
 
-from .readings import reading
+from .decoded import decoded
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ from .readings import reading
 def test_objects_that_cannot_be_read_keep_their_name(
     kind: Kind, data: Any, name: ObjectName | None, version: str, field: str
 ) -> None:
-    result = reading(kind, data)
+    result = decoded(kind, data)
     assert isinstance(result.value, Problem)
     assert (result.name, result.version, result.value.field) == (name, version, field)
 
@@ -107,7 +107,7 @@ likely_objects = st.fixed_dictionaries(
 
 @given(st.sampled_from(Kind), json_values | likely_objects)
 def test_whatever_json_says_becomes_a_value_or_a_problem(kind: Kind, obj: Any) -> None:
-    value = reading(kind, obj).value
+    value = decoded(kind, obj).value
     assert isinstance(value, Service | EndpointSlice | Node | NotProxied | Problem)
 
 

@@ -13,12 +13,12 @@ from pyproxy.model.objects import (
     ObjectName,
 )
 
-from .readings import reading, texts, where
+from .decoded import decoded, fields_of, texts
 
 
 def node(spec: Any = None, status: Any = None, **metadata: Any) -> Node:
     obj = {"metadata": {"name": "node-a"} | metadata, "spec": spec, "status": status}
-    value = reading(Kind.NODE, obj)
+    value = decoded(Kind.NODE, obj)
     assert value.name == ObjectName("", "node-a")
     assert isinstance(value.value, Node), value
     return value.value
@@ -42,7 +42,7 @@ def test_a_node_as_the_server_writes_it() -> None:
     assert texts(value.addresses) == ["172.30.0.11", "fd30::11", "192.0.2.1"]
     assert value.pod_networks == (parse_network("10.244.1.0/24"), parse_network("fd10:1::/64"))
     assert (value.zone, value.eligible, value.uid) == ("zone-1", True, "u")
-    assert where(value.problems) == ["status.addresses[4].address"]
+    assert fields_of(value.problems) == ["status.addresses[4].address"]
 
 
 @pytest.mark.parametrize(

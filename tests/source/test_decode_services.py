@@ -17,7 +17,7 @@ from pyproxy.model.objects import (
 )
 from pyproxy.source.decode import NotProxied
 
-from .readings import reading, texts, where
+from .decoded import decoded, fields_of, texts
 
 CLUSTER_IP = {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"]}
 DUAL = {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"]}
@@ -32,7 +32,7 @@ def service(
         "spec": spec,
         "status": {"loadBalancer": {"ingress": ingress}},
     }
-    value = reading(Kind.SERVICE, obj).value
+    value = decoded(Kind.SERVICE, obj).value
     assert isinstance(value, Service | NotProxied | Problem)
     return value
 
@@ -113,7 +113,7 @@ def test_external_ips(spec: dict[str, Any], expected: list[str], problems: Any) 
     if isinstance(problems, int):
         assert len(value.problems) == problems
     else:
-        assert where(value.problems) == problems
+        assert fields_of(value.problems) == problems
 
 
 def test_a_bad_cluster_ip_leaves_the_rest_of_the_service() -> None:
@@ -124,7 +124,7 @@ def test_a_bad_cluster_ip_leaves_the_rest_of_the_service() -> None:
     assert value.cluster_ips == ()
     assert value.families == (4,)
     assert texts(value.external_ips) == ["192.0.2.1"]
-    assert where(value.problems) == ["spec.clusterIPs[0]", "spec.externalIPs[1]"]
+    assert fields_of(value.problems) == ["spec.clusterIPs[0]", "spec.externalIPs[1]"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_traffic_policies(
 ) -> None:
     value = ours(spec)
     assert (value.internal_policy.value, value.external_policy.value) == (internal, external)
-    assert where(value.problems) == problems
+    assert fields_of(value.problems) == problems
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_session_affinity(spec: dict[str, Any], seconds: int, problems: list[str
         }
     value = ours(spec)
     assert value.affinity_timeout == seconds
-    assert where(value.problems) == problems
+    assert fields_of(value.problems) == problems
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_session_affinity(spec: dict[str, Any], seconds: int, problems: list[str
 def test_health_check_node_port(spec: dict[str, Any], port: int, problems: list[str]) -> None:
     value = ours({"healthCheckNodePort": 30648} | spec)
     assert value.health_check_port == port
-    assert where(value.problems) == problems
+    assert fields_of(value.problems) == problems
 
 
 @pytest.mark.parametrize(
@@ -290,4 +290,4 @@ def test_health_check_node_port(spec: dict[str, Any], port: int, problems: list[
 def test_service_ports(kind: str, ports: Any, expected: Any, problems: list[str]) -> None:
     value = ours({"type": kind, "ports": ports})
     assert [(p.name, p.protocol, p.port, p.node_port) for p in value.ports] == expected
-    assert where(value.problems) == problems
+    assert fields_of(value.problems) == problems

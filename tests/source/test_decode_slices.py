@@ -15,7 +15,7 @@ from pyproxy.model.objects import (
 )
 from pyproxy.source.decode import NotProxied
 
-from .readings import reading, where
+from .decoded import decoded, fields_of
 
 
 def slice_obj(**given_fields: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def slice_obj(**given_fields: Any) -> dict[str, Any]:
 
 
 def sliced(**given_fields: Any) -> EndpointSlice:
-    value = reading(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value
+    value = decoded(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value
     assert isinstance(value, EndpointSlice), value
     return value
 
@@ -56,7 +56,7 @@ def sliced(**given_fields: Any) -> EndpointSlice:
     ],
 )
 def test_slices_that_are_not_ours(given_fields: dict[str, Any]) -> None:
-    assert isinstance(reading(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value, NotProxied)
+    assert isinstance(decoded(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value, NotProxied)
 
 
 def test_a_slice_as_the_server_writes_it() -> None:
@@ -155,7 +155,7 @@ def test_endpoint_addresses(family: str, addresses: Any, problem: str) -> None:
 def test_slice_ports(ports: Any, expected: Any, problems: list[str]) -> None:
     value = sliced(ports=ports)
     assert [(p.name, p.protocol, p.port) for p in value.ports] == expected
-    assert where(value.problems) == problems
+    assert fields_of(value.problems) == problems
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_bad_trigger_time_is_unknown(text: Any) -> None:
 def test_an_unknown_address_type_is_a_problem() -> None:
     value = sliced(addressType="IPX")
     assert value.endpoints == ()
-    assert where(value.problems) == ["addressType"]
+    assert fields_of(value.problems) == ["addressType"]
 
 
 def test_names_and_equal_tuples_are_shared() -> None:

@@ -1,4 +1,4 @@
-"""Objects of the API as they are read, and what a test compares of them."""
+"""Decode objects of the API, and show the parts that tests compare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyproxy.model.objects import (
 from pyproxy.source.decode import DecodedObject, decode_object
 
 
-def reading(kind: Kind, obj: object) -> DecodedObject:
+def decoded(kind: Kind, obj: object) -> DecodedObject:
     return decode_object(kind, json.dumps(obj).encode())
 
 
@@ -21,5 +21,5 @@ def texts(addresses: tuple[Any, ...]) -> list[str]:
     return [address_text(address) for address in addresses]
 
 
-def where(problems: tuple[Problem, ...]) -> list[str]:
+def fields_of(problems: tuple[Problem, ...]) -> list[str]:
     return [problem.field for problem in problems]

@@ -1,10 +1,11 @@
-"""Short ways to write Services and endpoints, and strategies that draw them.
+"""Builders of Services, EndpointSlices and endpoints, and hypothesis strategies for them.
 
-Pods a1, a2 run on node-a in zone-1, which is where the tests stand; b1, b2 on node-b in zone-2.
+Pods a1 and a2 run on node-a in zone-1, which is the node under test; b1 and b2 on node-b in zone-2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import strategies as st
@@ -50,7 +51,7 @@ def ip(text: str) -> Address:
 
 
 def pod(name: str, family: Family = Family.IPV4, **fields: Any) -> Endpoint:
-    """An endpoint by its pod's name; hints are given as `zones` and `nodes`."""
+    """Return the endpoint of a pod by its name; `zones` and `nodes` are its hints."""
     v4, v6, node = PODS[name]
     fields.setdefault("node", node)
     return Endpoint(
@@ -66,13 +67,13 @@ def unready(name: str, **fields: Any) -> Endpoint:
     return pod(name, ready=False, serving=False, **fields)
 
 
-def leaving(name: str, **fields: Any) -> Endpoint:
-    """Terminating, and still serving."""
+def draining(name: str, **fields: Any) -> Endpoint:
+    """Return an endpoint that is terminating and serving."""
     return pod(name, ready=False, serving=True, terminating=True, **fields)
 
 
-def gone(name: str, **fields: Any) -> Endpoint:
-    """Terminating, and serving no longer."""
+def terminated(name: str, **fields: Any) -> Endpoint:
+    """Return an endpoint that is terminating and not serving."""
     return pod(name, ready=False, serving=False, terminating=True, **fields)
 
 
@@ -87,7 +88,7 @@ def slice_of(
 
 
 def web(**fields: Any) -> Service:
-    """A Service with port 80/TCP and cluster IP 10.96.0.1, and whatever else is given."""
+    """Return a Service with port 80/TCP and cluster IP 10.96.0.1 unless given otherwise."""
     fields.setdefault("name", WEB)
     fields.setdefault("ports", (ServicePort("", Protocol.TCP, Port(80)),))
     fields.setdefault("families", (Family.IPV4,))
@@ -98,12 +99,41 @@ def web(**fields: Any) -> Service:
     return Service(**fields)
 
 
+def name(text: str) -> ObjectName:
+    return ObjectName("shop", text)
+
+
+def service(text: str, number: int, *, node_port: int = 0, created: str = "") -> Service:
+    """Return a Service with port http, 80/TCP, and the cluster IP 10.96.0.NUMBER."""
+    return Service(
+        name(text),
+        (ServicePort("http", Protocol.TCP, Port(80), Port(node_port)),),
+        (ip(f"10.96.0.{number}"),),
+        families=(Family.IPV4,),
+        created=created,
+    )
+
+
+def endpoint_slice(
+    of: str, addresses: Iterable[str], *, number: int = 0, triggered: float = 0.0
+) -> EndpointSlice:
+    """Return slice NUMBER of `service(of, …)`, with ready endpoints on port 8080."""
+    return EndpointSlice(
+        name(f"{of}-{number}"),
+        name(of),
+        Family.IPV4,
+        (SlicePort("http", Protocol.TCP, Port(8080)),),
+        tuple(Endpoint(ip(address)) for address in addresses),
+        triggered,
+    )
+
+
 def with_node_port(number: int = 30080) -> tuple[ServicePort, ...]:
     return (ServicePort("", Protocol.TCP, Port(80), Port(number)),)
 
 
 def backends(*names: str, port: int = 8080, family: Family = Family.IPV4) -> tuple[Backend, ...]:
-    """The backends of pods, sorted."""
+    """Return the addresses and ports of pods, sorted."""
     column = 0 if family is Family.IPV4 else 1
     return tuple(sorted(backend(ip(PODS[name][column]), Port(port)) for name in names))
 
@@ -117,7 +147,7 @@ PORT_NAMES = st.sampled_from(["", "http", "dns"])
 
 
 def addresses(family: Family, network: int, count: int) -> st.SearchStrategy[Address]:
-    """One of a few addresses, so that they repeat."""
+    """Draw one of a few addresses, so that they repeat."""
     head = bytes([network]) if family is Family.IPV4 else bytes([0xFD, network])
     size = family.bits // 8
     return st.integers(1, count).map(lambda i: Address(head + i.to_bytes(size - len(head), "big")))
