@@ -59,7 +59,7 @@ class Bell:
         self.rang_at = 0.0
         self._rung = threading.Event()
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Note the time."""
         self.rang_at = time.perf_counter()
         self._rung.set()

@@ -1,4 +1,4 @@
-"""When the next sync may begin: at once when nothing speaks against it."""
+"""When the next sync and the next read-back of the kernel may begin. Pure: times are passed in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ from pyproxy.backoff import Backoff
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 30.0
 
-_FIGHT_WINDOW = 30.0
-_FIGHT_REPAIRS = 5
-_FIRST_TRUCE = 2.0
-_LAST_TRUCE = 60.0
-_PEACE = 180.0
+_CONFLICT_WINDOW = 30.0
+_CONFLICT_REPAIRS = 5
+_FIRST_PAUSE = 2.0
+_LAST_PAUSE = 60.0
+_CONFLICT_OVER = 180.0
+
+_AUDIT_PERIOD = 600.0
+"""Seconds between two read-backs that no drift requests."""
+
+_VERIFY_AFTER = 1.0
+"""Seconds from a repair to the read-back that verifies it."""
+
+_MIN_READBACK_PERIOD = 0.5
+"""Seconds between two read-backs at least, however much other programs write."""
+
+
+UNKNOWN = "an unknown program"
+"""The writer of a change that the kernel does not name."""
 
 
 class SyncBackoff:
-    """The least time between two syncs, and longer and longer ones after failures, in seconds."""
+    """The least time between two syncs, doubled after each failure; in seconds."""
 
     def __init__(self, min_sync_period: float) -> None:
         self._period = min_sync_period
@@ -24,49 +37,107 @@ class SyncBackoff:
 
     @property
     def failures(self) -> int:
-        """How many syncs have failed since the last that did not."""
+        """The number of failed syncs since the last successful one."""
         return self._backoff.failures
 
     def due(self) -> float:
-        """Give the earliest time for a sync."""
+        """Return the earliest time for a sync."""
         return self._not_before
 
     def succeeded(self, now: float) -> None:
-        """Note a sync that ended well."""
+        """Record a successful sync."""
         self._backoff.reset()
         self._not_before = now + self._period
 
     def failed(self, now: float) -> None:
-        """Note one that did not: the first retry comes soon, each further one later."""
+        """Record a failed sync: the first retry is soon, each further one later."""
         self._not_before = now + max(self._period, self._backoff.next())
 
 
 class RepairLimiter:
-    """When to look at the kernel after somebody else has written to it.
+    """The time of a repair after another program's change; in seconds.
 
-    At once, unless that happens again and again: then another program fights for the table, and
-    each of the two undoing the other as fast as it can would serve nobody.
+    A repair is due at once, unless there were many: then the other program undoes each of them, and
+    repairs are delayed so that the two do not use up the node's CPU.
     """
 
     def __init__(self) -> None:
         self._recent: list[float] = []
+        self._pause = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
         self._wait = 0.0
 
     @property
-    def fighting(self) -> bool:
-        """Whether repairs have become so many that they are put off."""
+    def delays(self) -> bool:
+        """Whether repairs are delayed."""
         return self._wait > 0
 
     def repaired(self, now: float) -> None:
-        """Note that something had to be put right."""
-        self._recent = [each for each in self._recent if now - each < _FIGHT_WINDOW] + [now]
-        # In a truce few repairs are recent, so any other one before peace has come prolongs it.
-        if self.fighting or len(self._recent) > _FIGHT_REPAIRS:
-            self._wait = min(_LAST_TRUCE, 2 * self._wait or _FIRST_TRUCE)
+        """Record a repair that had something to write."""
+        self._recent = [each for each in self._recent if now - each < _CONFLICT_WINDOW] + [now]
+        # Delayed repairs are few, so each of them prolongs the delay until the conflict is over.
+        if self.delays or len(self._recent) > _CONFLICT_REPAIRS:
+            self._wait = self._pause.next()
 
     def due(self, now: float) -> float:
-        """Give the time for a look that is asked for now."""
-        if self._recent and now - self._recent[-1] >= _PEACE:
+        """Return the time for a repair that is requested now."""
+        if self._recent and now - self._recent[-1] >= _CONFLICT_OVER:
             self._recent, self._wait = [], 0.0
+            self._pause.reset()
         last = self._recent[-1] if self._recent else now
         return max(now, last + self._wait)
+
+
+class ReadbackSchedule:
+    """When the next sync reads the kernel back, and because of which program; in seconds.
+
+    The first one always does.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._limiter = RepairLimiter()
+        self._due: float | None = 0.0
+        self._cause = ""
+        self._last = now
+
+    @property
+    def due(self) -> float | None:
+        """The time of the next read-back; None if none is scheduled."""
+        return self._due
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a sync that begins now reads the kernel back."""
+        return self._due is not None and self._due <= now
+
+    def request(self, now: float) -> None:
+        """Schedule a read-back at once, after a failed write."""
+        self._due = now
+
+    def drifted(self, now: float, by: str) -> None:
+        """Schedule a read-back after a change by another program."""
+        self._schedule(max(self._limiter.due(now), self._last + _MIN_READBACK_PERIOD), by)
+
+    def audit(self, now: float) -> None:
+        """Schedule a read-back if none is scheduled and the last one is long ago."""
+        if now - self._last >= _AUDIT_PERIOD and self._due is None:
+            self._schedule(now, UNKNOWN)
+
+    def done(self, now: float) -> str:
+        """Record a read-back; return the program that requested it, empty for none."""
+        cause, self._cause = self._cause, ""
+        self._last, self._due = now, None
+        return cause
+
+    def repaired(self, now: float, by: str) -> bool:
+        """Record a repair and schedule its verification; return whether repairs are delayed anew.
+
+        The kernel notifies of no change by others that was made during our own transaction.
+        """
+        delayed = self._limiter.delays
+        self._limiter.repaired(now)
+        self._schedule(self._limiter.due(now + _VERIFY_AFTER), by)
+        return self._limiter.delays and not delayed
+
+    def _schedule(self, when: float, cause: str) -> None:
+        if self._due is None or when < self._due:
+            self._due = when
+        self._cause = self._cause or cause

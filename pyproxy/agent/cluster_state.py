@@ -1,4 +1,4 @@
-"""What the agent knows of the cluster, and which Services that has changed."""
+"""The last known state of the cluster, and the Services that changed since the last sync."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 
 
 class PendingChanges(msgspec.Struct):
-    """Why Services must be answered again.
+    """The Services to route in the next sync; all of them with `everything`.
 
-    `read_at` are the monotonic times at which the changes were read. `triggered` are the slices
-    with a trigger time, in seconds since the epoch, that came with them.
+    `read_at` are the monotonic times at which the changes were read. `triggered` are the changed
+    slices that have a trigger time, in seconds since the epoch.
     """
 
     services: set[ObjectName]
@@ -27,7 +27,7 @@ class PendingChanges(msgspec.Struct):
 
 
 class ClusterState:
-    """Services, EndpointSlices and the Node as last heard of, joined by Service."""
+    """Services, EndpointSlices and the Node by the last events, joined by Service."""
 
     def __init__(self) -> None:
         self.services: dict[ObjectName, Service] = {}
@@ -35,20 +35,20 @@ class ClusterState:
         self.node: Node | None = None
         self._by_service: dict[ObjectName, dict[ObjectName, EndpointSlice]] = {}
         self._synced: set[Kind] = set()
-        self._touched = PendingChanges(set())
+        self._pending = PendingChanges(set())
 
     @property
-    def whole(self) -> bool:
-        """Whether all lists have been read once, so that what is missing does not exist."""
+    def has_synced(self) -> bool:
+        """Whether all lists have been read once, so that a missing object does not exist."""
         return len(self._synced) == len(Kind)
 
     def slices_of(self, service: ObjectName) -> Iterable[EndpointSlice]:
-        """Give the slices that name a Service, in no order."""
+        """Return the slices that name a Service, in no order."""
         found = self._by_service.get(service)
         return found.values() if found else ()
 
     def uid(self, kind: str, name: str) -> str:
-        """Give the uid of a Service or the Node by its name in text, empty where not known."""
+        """Return the uid of a Service or the Node by its name in text, empty if unknown."""
         if kind == Kind.SERVICE.value:
             namespace, _, last = name.rpartition("/")
             service = self.services.get(ObjectName(namespace, last))
@@ -57,38 +57,35 @@ class ClusterState:
             return self.node.uid
         return ""
 
-    def waiting(self) -> int:
-        """Count the Services that have been touched."""
-        touched = self._touched
-        return len(self.services) if touched.everything else len(touched.services)
+    def pending_count(self) -> int:
+        """Count the Services that the next sync routes."""
+        pending = self._pending
+        return len(self.services) if pending.everything else len(pending.services)
 
-    def pending(self) -> bool:
-        """Tell whether `take` has something to give."""
-        return bool(self._touched)
+    @property
+    def has_pending(self) -> bool:
+        """Whether anything has changed since the last call of `take_pending`."""
+        return bool(self._pending)
 
-    def take(self) -> PendingChanges:
-        """Give what has been touched since the last call, and forget it."""
-        touched, self._touched = self._touched, PendingChanges(set())
-        return touched
+    def take_pending(self) -> PendingChanges:
+        """Return the changes since the last call, and begin a new set."""
+        pending, self._pending = self._pending, PendingChanges(set())
+        return pending
 
-    def put_back(self, touched: PendingChanges) -> None:
-        """Touch again what could not be dealt with."""
-        now = self._touched
-        now.services |= touched.services
-        now.everything |= touched.everything
-        now.read_at[:0] = touched.read_at
-        now.triggered[:0] = touched.triggered
+    def put_back(self, pending: PendingChanges) -> None:
+        """Add the changes of a failed sync to the new ones."""
+        now = self._pending
+        now.services |= pending.services
+        now.everything |= pending.everything
+        now.read_at[:0] = pending.read_at
+        now.triggered[:0] = pending.triggered
 
-    def touch(self, services: Iterable[ObjectName]) -> None:
-        """Have Services answered again though nothing about them was heard."""
-        self._touched.services.update(services)
-
-    def touch_everything(self) -> None:
-        """Have all Services answered again."""
-        self._touched.everything = True
+    def mark_all_pending(self) -> None:
+        """Have all Services routed in the next sync."""
+        self._pending.everything = True
 
     def handle_event(self, event: Event) -> Kind | None:
-        """Take in one event; the kind of object that it changed, None where it changed nothing."""
+        """Apply one event; return the kind of the changed object, None for no change."""
         match event:
             case Upsert(obj=Service() as service):
                 kind, changed = Kind.SERVICE, self._put_service(service)
@@ -105,14 +102,14 @@ class ClusterState:
                 return None
         if not changed:
             return None
-        self._touched.read_at.append(event.read_at)
+        self._pending.read_at.append(event.read_at)
         return kind
 
     def _put_service(self, service: Service) -> bool:
         if self.services.get(service.name) == service:
             return False
         self.services[service.name] = service
-        self._touched.services.add(service.name)
+        self._pending.services.add(service.name)
         return True
 
     def _put_slice(self, new: EndpointSlice) -> bool:
@@ -123,23 +120,23 @@ class ClusterState:
             self._unlink(old)
         self.slices[new.name] = new
         self._by_service.setdefault(new.service, {})[new.name] = new
-        self._touched.services.add(new.service)
-        if new.triggered and self.whole:
-            self._touched.triggered.append(new)
+        self._pending.services.add(new.service)
+        if new.triggered and self.has_synced:
+            self._pending.triggered.append(new)
         return True
 
     def _put_node(self, node: Node) -> bool:
         if self.node == node:
             return False
         self.node = node
-        self._touched.everything = True
+        self._pending.everything = True
         return True
 
     def _drop(self, kind: Kind, name: ObjectName) -> bool:
         if kind is Kind.SERVICE:
             if self.services.pop(name, None) is None:
                 return False
-            self._touched.services.add(name)
+            self._pending.services.add(name)
         elif kind is Kind.ENDPOINT_SLICE:
             old = self.slices.pop(name, None)
             if old is None:
@@ -148,8 +145,8 @@ class ClusterState:
         elif self.node is None or self.node.name != name.name:
             return False
         else:
-            # A node that is deleted and made anew is the same machine: what it was goes on until
-            # the new object says otherwise, but it is no place to send clients to.
+            # A deleted and recreated Node is the same machine, so its addresses stay until the new
+            # object has others. Load balancers must not send clients here meanwhile.
             self.node = msgspec.structs.replace(self.node, eligible=False)
         return True
 
@@ -158,16 +155,16 @@ class ClusterState:
         del rest[old.name]
         if not rest:
             del self._by_service[old.service]
-        self._touched.services.add(old.service)
+        self._pending.services.add(old.service)
 
     def _sync(self, event: Synced) -> None:
-        held: Iterable[ObjectName] = ()
+        known: Iterable[ObjectName] = ()
         if event.kind is Kind.SERVICE:
-            held = self.services
+            known = self.services
         elif event.kind is Kind.ENDPOINT_SLICE:
-            held = self.slices
-        for name in [name for name in held if name not in event.names]:
+            known = self.slices
+        for name in [name for name in known if name not in event.names]:
             self._drop(event.kind, name)
         if event.kind not in self._synced:
             self._synced.add(event.kind)
-            self._touched.everything = True
+            self._pending.everything = True

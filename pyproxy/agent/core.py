@@ -1,7 +1,7 @@
-"""The agent's one decision maker: events in, one transaction out, and what follows from it.
+"""The agent's decisions: events in, one transaction out, and the listeners that follow it.
 
-It runs in one thread, reads no clock and waits for nothing, so that a test can put it through a
-year in a moment. `loop` gives it events and time.
+It runs in one thread, reads no clock by itself and never waits, so that a test can run a year in a
+moment. `loop` feeds it with events and time.
 """
 
 from __future__ import annotations
@@ -13,59 +13,43 @@ from typing import Generic, Protocol
 
 import msgspec
 
-from pyproxy.agent.backoff import RepairLimiter, SyncBackoff
+from pyproxy.agent.backoff import UNKNOWN, ReadbackSchedule, SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState, PendingChanges
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.problems import ProblemTracker
+from pyproxy.agent.problems import ProblemSource, ProblemTracker
+from pyproxy.agent.service_router import Routings, ServiceRouter
 from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeRouting, P
-from pyproxy.errors import (
-    KernelError,
-    PermissionKernelError,
-    Problem,
-    ProblemReason,
-    StaleStateError,
-)
+from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleStateError
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
-from pyproxy.policy.endpoints import route_service
-from pyproxy.policy.frontend_conflicts import Assignment, FrontendOwners
-from pyproxy.policy.routing import ServiceRouting, expand_node_ports
+from pyproxy.policy.routing import ServiceRouting
 
 log = logging.getLogger(__name__)
 
-_LOUD_AFTER = 3
-"""Failures in a row after which a retry is a warning."""
+_WARN_AFTER_FAILURES = 3
+"""Failed syncs in a row from which a stale state is logged as a warning."""
 
-_AUDIT_PERIOD = 600.0
-"""Seconds between two readings of the kernel that nothing asks for."""
-
-_SECOND_LOOK = 1.0
-"""Seconds from a repair to a reading that makes sure of it."""
-
-_BETWEEN_LOOKS = 0.5
-"""Seconds at least between two readings, however much others write."""
-
-_SAMPLE = 3
+_LOGGED_LINES = 3
 """Lines of a repair that are logged."""
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """What has just become so; `whole` says that these are all Services there are.
+    """One commit, for listeners.
 
-    `refused` are those of which the kernel holds what it held before. `ended` is in seconds since
-    the epoch, `took` in seconds, and so is `latency`, from the reading of the oldest change to its
-    commit; it is None where nothing was read for this one. `repair` is what somebody else's write
-    had made necessary.
+    `routings` are those that the kernel took; with `full` they are all. The kernel holds the
+    previous state of the `rejected` Services. `ended` is in seconds since the epoch, `took` in
+    seconds. `latency` is in seconds from reading the oldest change to its commit, None without a
+    change. `repair` is set if the commit undid another program's change.
     """
 
     routings: Mapping[ObjectName, ServiceRouting | None]
-    whole: bool
+    full: bool
     node_port_addresses: tuple[Address, ...]
-    refused: frozenset[ObjectName] = frozenset()
+    rejected: frozenset[ObjectName] = frozenset()
     ended: float = 0.0
     took: float = 0.0
     latency: float | None = None
@@ -73,15 +57,22 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class CommitListener(Protocol):
-    """Whoever acts on commits without holding them up: it only takes note here."""
+    """Code that runs after a commit, such as conntrack and health checks."""
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:
-        """Take note of a commit; the world is as it was committed, and must not be kept."""
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:
+        """Take note of a commit. Must not block, because it runs in the agent's thread.
+
+        `cluster_state` is the one that was committed, and changes after the call.
+        """
         ...
 
 
 class Observers(msgspec.Struct, frozen=True):
-    """Whom the agent tells; `clock` is monotonic and `wall_clock` the epoch's, both in seconds."""
+    """The agent's outputs beside the dataplane, and its clocks, which return seconds.
+
+    `clock` is monotonic, `wall_clock` counts from the epoch. `report` records a problem as an
+    Event.
+    """
 
     metrics: Metrics
     health: Health
@@ -92,278 +83,239 @@ class Observers(msgspec.Struct, frozen=True):
 
 
 class Agent(Generic[P]):
-    """Keeps one dataplane in step with what it hears."""
+    """Keeps one dataplane in sync with the events that it handles."""
 
     def __init__(
         self,
         dataplane: Dataplane[P],
         node_rules: NodeRules,
-        pace: SyncBackoff,
+        backoff: SyncBackoff,
         observers: Observers,
     ) -> None:
-        self.world = ClusterState()
+        self.cluster_state = ClusterState()
         self._dataplane = dataplane
         self._node_rules = node_rules
-        self._pace = pace
-        self._tell = observers
+        self._backoff = backoff
+        self._observers = observers
         self._problems = ProblemTracker(observers.report)
-        self._claims = FrontendOwners()
+        self._router = ServiceRouter(self.cluster_state, self._problems, node_rules.hostname)
+        self._readback = ReadbackSchedule(observers.clock())
         self._node = NodeRouting()
-        self._repairs = RepairLimiter()
-        self._refused: set[ObjectName] = set()
-        self._troubled: set[ObjectName] = set()
-        self._look_at: float | None = 0.0
-        self._drift = ""
-        self._audited = observers.clock()
+        self._rejected: set[ObjectName] = set()
 
     @property
     def node_routing(self) -> NodeRouting:
-        """What the last sync took the node for."""
+        """The node's part in the last sync."""
         return self._node
 
     def problems(self) -> tuple[Problem, ...]:
-        """Give what is wrong now with any object, in the order in which it was found."""
+        """Return the present problems of all objects, in the order in which they were found."""
         return self._problems.problems()
 
     def handle_event(self, event: Event) -> None:
-        """Take in one event; nothing is written yet."""
-        quiet = not self.world.pending()
-        changed = self.world.handle_event(event)
+        """Take in one event; a later `sync` writes it."""
+        was_idle = not self.cluster_state.has_pending
+        changed = self.cluster_state.handle_event(event)
         match event:
             case Upsert(obj=Node() as node):
-                self._tell.health.set_node_eligible(node.eligible)
-                self._track(Kind.NODE, node.name, node.problems)
+                self._observers.health.set_node_eligible(node.eligible)
+                self._decoded(Kind.NODE, node.name, node.problems)
             case Upsert(obj=Service() | EndpointSlice() as obj):
                 kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
-                self._track(kind, obj.name, obj.problems)
+                self._decoded(kind, obj.name, obj.problems)
             case Delete(kind=kind, name=name):
-                self._track(kind, name, ())
+                self._decoded(kind, name, ())
                 if kind is Kind.NODE and changed:
-                    self._tell.health.set_node_eligible(eligible=False)
-            case Synced(kind=kind, names=names, invalid=aside):
-                self._problems.remain(
-                    "its text", kind, lambda name: name in aside or _parsed(name) in names
+                    self._observers.health.set_node_eligible(eligible=False)
+            case Synced(kind=kind, names=names, invalid=invalid):
+                self._problems.remove_absent(
+                    ProblemSource.DECODING,
+                    kind,
+                    lambda name: name in invalid or _object_name(name) in names,
                 )
             case InvalidObject(problem=problem):
-                self._problems.found("its text", (problem.kind, problem.name), (problem,))
-        self._count_problems()  # for perhaps there is nothing that a sync would be due for
+                subject = (problem.kind, problem.name)
+                self._problems.found(ProblemSource.DECODING, subject, (problem,))
+        # An invalid object alone makes no sync due, so the metric is set here too.
+        self._count_problems()
         if changed is not None:
-            self._tell.metrics.change_queued(changed, self._tell.wall_clock())
-        if quiet and self.world.pending():
-            self._tell.health.queued()
+            self._observers.metrics.change_queued(changed, self._observers.wall_clock())
+        if was_idle and self.cluster_state.has_pending:
+            self._observers.health.queued()
 
     def due(self) -> float | None:
-        """Give the monotonic time for the next sync, None while there is nothing to do."""
-        if not self.world.whole:
+        """Return the monotonic time for the next sync, None if there is nothing to do."""
+        if not self.cluster_state.has_synced:
             return None
-        if self.world.pending():
-            return self._pace.due()
-        return None if self._look_at is None else max(self._look_at, self._pace.due())
+        if self.cluster_state.has_pending:
+            return self._backoff.due()
+        readback = self._readback.due
+        return None if readback is None else max(readback, self._backoff.due())
 
     def addresses_changed(self) -> None:
-        """Have everything answered again where this machine's new addresses matter."""
+        """Have all Services routed again if the node's new addresses matter."""
         try:
-            if self._node_rules.routing(self.world.node) == self._node:
+            if self._node_rules.routing(self.cluster_state.node) == self._node:
                 return
         except KernelError as error:
-            # A sync asks again, and knows when to retry.
-            log.debug("cannot tell whether addresses have changed: %s", error)
-        if not self.world.pending():
-            self._tell.health.queued()
-        self.world.touch_everything()
+            # The sync reads the addresses again, and is retried if that fails.
+            log.debug("cannot compare the node's addresses: %s", error)
+        if not self.cluster_state.has_pending:
+            self._observers.health.queued()
+        self.cluster_state.mark_all_pending()
 
     def drifted(self, drift: Drift) -> None:
-        """Have the kernel read back: somebody else has written to what is ours."""
-        now = self._tell.clock()
-        when = max(self._repairs.due(now), self._audited + _BETWEEN_LOOKS)
-        self._look(when, drift.by or "somebody")
+        """Have the kernel read back after another program changed our objects."""
+        self._readback.drifted(self._observers.clock(), drift.by or UNKNOWN)
 
     def audit(self) -> None:
-        """Have the kernel read back once in a long while, for what no notification told."""
-        now = self._tell.clock()
-        if now - self._audited >= _AUDIT_PERIOD and self._look_at is None:
-            self._look(now, "somebody unnoticed")
+        """Have the kernel read back now and then, for changes without a notification."""
+        self._readback.audit(self._observers.clock())
 
     def tick(self) -> None:
-        """Let the dataplane do what has a pace of its own."""
+        """Let the dataplane do what is due by time. Raises PermissionKernelError."""
         try:
             drift = self._dataplane.tick()
         except PermissionKernelError:
             raise
         except KernelError as error:
-            # What the kernel holds is the ground to stand on, and a reading retries by itself.
-            log.warning("looking after what the kernel holds failed, reading it back: %s", error)
+            log.warning("periodic check of the kernel failed, reading it back: %s", error)
             drift = Drift("")
         if drift is not None:
             self.drifted(drift)
 
-    def _look(self, when: float, because_of: str) -> None:
-        if self._look_at is None or when < self._look_at:
-            self._look_at = when
-        self._drift = self._drift or because_of
-
     def sync(self) -> None:
-        """Bring the kernel to what is known. Raises PermissionKernelError; other failures retry."""
-        began = self._tell.clock()
-        touched = self.world.take()
-        self._tell.metrics.changes_taken()
-        looking = self._look_at is not None and self._look_at <= began
-        # What the kernel holds of a Service that it refused, only the kernel can tell.
-        whole = looking or not self._refused.isdisjoint(touched.services)
+        """Bring the kernel to the desired state.
+
+        Blocks for one transaction. Raises PermissionKernelError; other failures are retried later.
+        """
+        began = self._observers.clock()
+        pending = self.cluster_state.take_pending()
+        self._observers.metrics.changes_taken()
+        # Only a read-back tells what the kernel holds of a Service that it rejected.
+        full = self._readback.is_due(began) or not self._rejected.isdisjoint(pending.services)
         try:
-            plan, routings = self._plan_whole(touched) if whole else self._plan_changes(touched)
+            plan, routings = self._plan_full(pending) if full else self._plan_partial(pending)
             failures = self._dataplane.commit(plan)
         except PermissionKernelError:
             raise
         except KernelError as error:
-            self._failed(error, touched)
+            self._failed(error, pending)
             return
-        repair = self._looked(plan) if whole else None
-        done = self._succeeded(routings, failures)
-        self._publish(touched, done, began, whole=whole, repair=repair)
+        repair = self._read_back(plan) if full else None
+        taken = self._succeeded(routings, failures)
+        self._publish(pending, taken, began, full=full, repair=repair)
 
-    def _looked(self, plan: P) -> Repair | None:
-        now = self._tell.clock()
-        drift, self._drift = self._drift, ""
-        self._audited, self._look_at = now, None
+    def _plan_full(self, pending: PendingChanges) -> tuple[P, Routings]:
+        self._node = self._node_rules.routing(self.cluster_state.node)
+        routings = self._router.route(self._all_names(pending), self._node.node_port_addresses)
+        present = [routing for routing in routings.values() if routing is not None]
+        return self._dataplane.plan_full(present, self._node), routings
+
+    def _plan_partial(self, pending: PendingChanges) -> tuple[P, Routings]:
+        names: Iterable[ObjectName] = pending.services
+        changed_node = None
+        if pending.everything:
+            names = self._all_names(pending)
+            node = self._node_rules.routing(self.cluster_state.node)
+            changed_node = node if node != self._node else None
+            self._node = node
+        routings = self._router.route(names, self._node.node_port_addresses)
+        return self._dataplane.plan(Changes(routings, changed_node)), routings
+
+    def _all_names(self, pending: PendingChanges) -> Iterable[ObjectName]:
+        # Removed Services must give up their frontends. The order is that of reading and not of
+        # a hash, because objects that were read together lie together in memory.
+        services = self.cluster_state.services
+        return [*services, *pending.services.difference(services)]
+
+    def _read_back(self, plan: P) -> Repair | None:
+        """Record a read-back, and the repair if it found another program's changes."""
+        now = self._observers.clock()
+        drift = self._readback.done(now)
         if not drift or not plan:
             return None
         counts = plan.counts()
-        self._tell.metrics.drift_repaired(counts)
+        self._observers.metrics.drift_repaired(counts)
         log.warning(
             "repaired what %s changed: %s: %s",
             drift,
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
-            "; ".join(islice(plan.lines(), _SAMPLE)),
+            "; ".join(islice(plan.lines(), _LOGGED_LINES)),
         )
-        fought = self._repairs.fighting
-        self._repairs.repaired(now)
-        if self._repairs.fighting and not fought:
-            self._fight(drift)
-        # Whatever was written while the repair went on was not announced to us.
-        self._look(self._repairs.due(now + _SECOND_LOOK), drift)
-        return Repair(self._tell.wall_clock(), drift, dict(counts))
+        if self._readback.repaired(now, drift):
+            self._report_conflict(drift)
+        return Repair(self._observers.wall_clock(), drift, dict(counts))
 
-    def _fight(self, drift: str) -> None:
+    def _report_conflict(self, drift: str) -> None:
         problem = Problem(
             Kind.NODE.value,
             self._node_rules.hostname,
             self._dataplane.name,
-            f"{drift} keeps undoing what pyproxy writes; repairs are put off so that the two do "
-            "not wear the node out: stop that program, or have it leave alone what is pyproxy's",
+            f"{drift} keeps undoing what pyproxy writes, so that repairs are delayed: stop that "
+            "program, or configure it to leave pyproxy's objects alone",
         )
         log.warning("%s", problem)
-        self._tell.report(problem)
+        self._observers.report(problem)
 
-    def _plan_whole(
-        self, touched: PendingChanges
-    ) -> tuple[P, dict[ObjectName, ServiceRouting | None]]:
-        self._node = self._node_rules.routing(self.world.node)
-        routings = self._route(self._all(touched))
-        held = [routing for routing in routings.values() if routing is not None]
-        return self._dataplane.plan_full(held, self._node), routings
-
-    def _plan_changes(
-        self, touched: PendingChanges
-    ) -> tuple[P, dict[ObjectName, ServiceRouting | None]]:
-        names: Iterable[ObjectName] = touched.services
-        node = None
-        if touched.everything:
-            names = self._all(touched)
-            now = self._node_rules.routing(self.world.node)
-            node = now if now != self._node else None
-            self._node = now
-        routings = self._route(names)
-        return self._dataplane.plan(Changes(routings, node)), routings
-
-    def _all(self, touched: PendingChanges) -> Iterable[ObjectName]:
-        # Those touched too: what is gone must let go of its claims. And not in the order of a hash:
-        # what was read together lies together in memory.
-        services = self.world.services
-        return [*services, *touched.services.difference(services)]
-
-    def _route(self, names: Iterable[ObjectName]) -> dict[ObjectName, ServiceRouting | None]:
-        routings: dict[ObjectName, ServiceRouting | None] = {}
-        queue = list(names)
-        for name in queue:  # which grows meanwhile
-            also, routings[name] = self._route_one(name)
-            if also:
-                queue.extend(also)
-        return routings
-
-    def _route_one(self, name: ObjectName) -> tuple[frozenset[ObjectName], ServiceRouting | None]:
-        service = self.world.services.get(name)
-        if service is None:
-            for by in ("its answer", "its claims", "the kernel"):
-                self._found(by, name, ())
-            self._troubled.discard(name)
-            return self._claims.remove(name), None
-        try:
-            assigned = self._grant(service)
-        except Exception as error:
-            # Whatever this is, it is our mistake, and must cost this Service alone: an agent that
-            # ended here would end at every start, and the whole node would be left behind.
-            log.exception("Service %s could not be answered, which is a mistake in pyproxy", name)
-            self._found("its answer", name, (_foiled(name, error),))
-            return self._claims.remove(name), None
-        # Nearly every Service is well, and has nothing to be forgotten.
-        if assigned.problems or name in self._troubled:
-            self._found("its answer", name, ())
-            self._found("its claims", name, assigned.problems)
-        return assigned.affected, assigned.routing
-
-    def _grant(self, service: Service) -> Assignment:
-        slices = self.world.slices_of(service.name)
-        routing = route_service(service, slices, self.world.node, self._node_rules.hostname)
-        routing = expand_node_ports(routing, self._node.node_port_addresses)
-        return self._claims.assign(service, routing)
-
-    def _succeeded(
-        self, routings: dict[ObjectName, ServiceRouting | None], failures: Sequence[Failure]
-    ) -> dict[ObjectName, ServiceRouting | None]:
-        """Note what the kernel refused; the answers that it took."""
-        self._pace.succeeded(self._tell.clock())
-        refused = {failure.name: failure.error for failure in failures}
-        for name in self._refused & routings.keys() - refused.keys():
-            self._found("the kernel", name, ())
-        for name, error in refused.items():
-            self._found("the kernel", name, (_refused(name, error),))
-        self._refused = (self._refused - routings.keys()) | refused.keys()
-        if not refused:
+    def _succeeded(self, routings: Routings, failures: Sequence[Failure]) -> Routings:
+        """Record the Services that the kernel rejected; return the routings that it took."""
+        self._backoff.succeeded(self._observers.clock())
+        rejected = {failure.name: failure.error for failure in failures}
+        for name in self._rejected & routings.keys() - rejected.keys():
+            self._router.set_rejected(name, None)
+        for name, error in rejected.items():
+            self._router.set_rejected(name, error)
+        self._rejected = (self._rejected - routings.keys()) | rejected.keys()
+        if not rejected:
             return routings
-        return {name: routing for name, routing in routings.items() if name not in refused}
+        return {name: routing for name, routing in routings.items() if name not in rejected}
+
+    def _failed(self, error: KernelError, pending: PendingChanges) -> None:
+        self.cluster_state.put_back(pending)
+        now = self._observers.clock()
+        self._backoff.failed(now)
+        self._observers.metrics.sync_failed()
+        self._observers.health.queued()
+        # Part of a large plan may be written, so the next plan starts from a read-back.
+        self._readback.request(now)
+        is_expected = (
+            isinstance(error, StaleStateError) and self._backoff.failures < _WARN_AFTER_FAILURES
+        )
+        level = logging.INFO if is_expected else logging.WARNING
+        log.log(level, "sync failed, reading the kernel back to try again: %s", error)
 
     def _publish(
         self,
-        touched: PendingChanges,
-        done: dict[ObjectName, ServiceRouting | None],
+        pending: PendingChanges,
+        routings: Routings,
         began: float,
         *,
-        whole: bool,
+        full: bool,
         repair: Repair | None,
     ) -> None:
-        now = self._tell.clock()
+        now = self._observers.clock()
         commit = Commit(
-            done,
-            whole,
+            routings,
+            full,
             self._node.node_port_addresses,
-            refused=frozenset(self._refused),
-            ended=self._tell.wall_clock(),
+            rejected=frozenset(self._rejected),
+            ended=self._observers.wall_clock(),
             took=now - began,
-            latency=now - min(touched.read_at) if touched.read_at else None,
+            latency=now - min(pending.read_at) if pending.read_at else None,
             repair=repair,
         )
-        for follower in self._tell.listeners:
-            follower.committed(commit, self.world)
-        self._tell.health.updated()
-        self._measure(touched, now - began, now, whole=whole)
+        for listener in self._observers.listeners:
+            listener.committed(commit, self.cluster_state)
+        self._observers.health.updated()
+        self._measure(pending, now - began, now, full=full)
 
-    def _measure(self, touched: PendingChanges, took: float, now: float, *, whole: bool) -> None:
-        metrics, wall = self._tell.metrics, self._tell.wall_clock()
-        metrics.sync_finished(took, wall, full=whole)
-        if not whole:
-            metrics.programmed([now - read_at for read_at in touched.read_at])
-        for each in touched.triggered:
+    def _measure(self, pending: PendingChanges, took: float, now: float, *, full: bool) -> None:
+        metrics, wall = self._observers.metrics, self._observers.wall_clock()
+        metrics.sync_finished(took, wall, full=full)
+        if not full:
+            metrics.programmed([now - read_at for read_at in pending.read_at])
+        for each in pending.triggered:
             metrics.network_programmed(each.family, [wall - each.triggered])
         self._count_problems()
 
@@ -371,52 +323,15 @@ class Agent(Generic[P]):
         if not self._problems.changed:
             return
         for kind, count in self._problems.counts().items():
-            self._tell.metrics.invalid(kind, count)
+            self._observers.metrics.invalid(kind, count)
 
-    def _failed(self, error: KernelError, touched: PendingChanges) -> None:
-        self.world.put_back(touched)
-        self._pace.failed(self._tell.clock())
-        self._tell.metrics.sync_failed()
-        self._tell.health.queued()
-        # Whatever the kernel refused as a whole, what it holds is the ground to stand on.
-        self._look_at = self._tell.clock()
-        out_of_step = isinstance(error, StaleStateError) and self._pace.failures < _LOUD_AFTER
-        level = logging.INFO if out_of_step else logging.WARNING
-        log.log(level, "the kernel refused a sync, reading it back to try again: %s", error)
-
-    def _found(self, by: str, name: ObjectName, problems: tuple[Problem, ...]) -> None:
-        if problems:
-            self._troubled.add(name)
-        elif name not in self._troubled:
-            return
-        self._problems.found(by, (Kind.SERVICE.value, str(name)), problems)
-
-    def _track(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
-        # Nearly every object is well, and a list has tens of thousands.
+    def _decoded(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
+        # Most objects are valid, and a list has tens of thousands.
         if problems or self._problems:
-            self._problems.found("its text", (kind.value, str(name)), problems)
+            subject = (kind.value, str(name))
+            self._problems.found(ProblemSource.DECODING, subject, problems)
 
 
-def _parsed(name: str) -> ObjectName:
-    namespace, _, last = name.rpartition("/")
-    return ObjectName(namespace, last)
-
-
-def _foiled(name: ObjectName, error: Exception) -> Problem:
-    return Problem(
-        Kind.SERVICE.value,
-        str(name),
-        "spec",
-        f"pyproxy made a mistake with it ({type(error).__name__}: {error}) and serves it no more "
-        "until it changes: please report this with the object",
-    )
-
-
-def _refused(name: ObjectName, error: KernelError) -> Problem:
-    return Problem(
-        Kind.SERVICE.value,
-        str(name),
-        "spec",
-        f"the kernel refused it ({error}); what it held of it stays until the Service changes",
-        ProblemReason.REJECTED_BY_KERNEL,
-    )
+def _object_name(text: str) -> ObjectName:
+    namespace, _, name = text.rpartition("/")
+    return ObjectName(namespace, name)

@@ -21,10 +21,10 @@ class Flows:
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Hand the answers on; the reconciler's own thread does the work."""
         self._reconciler.node_addresses(commit.node_port_addresses)
-        if commit.whole:
+        if commit.full:
             self._reconciler.full(filter(None, commit.routings.values()))
         else:
             self._reconciler.changed(commit.routings)
@@ -38,26 +38,26 @@ class HealthChecks:
         self._hostname = hostname
         self._open: set[ObjectName] = set()
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:
         """Open, change and close the ports of the Services that changed."""
         self._checks.listen_on(commit.node_port_addresses)
         changes: dict[ObjectName, ServiceHealthCheck | None] = {}
         for name in commit.routings:
-            service = world.services.get(name)
+            service = cluster_state.services.get(name)
             if service is not None and service.health_check_port:
-                changes[name] = self._check(service, world)
+                changes[name] = self._check(service, cluster_state)
             elif name in self._open:
                 changes[name] = None
-        if commit.whole:
+        if commit.full:
             changes.update(dict.fromkeys(self._open - commit.routings.keys()))
         if changes:
             self._checks.change(changes)
             self._open |= changes.keys()
             self._open -= {name for name, check in changes.items() if check is None}
 
-    def _check(self, service: Service, world: ClusterState) -> ServiceHealthCheck:
+    def _check(self, service: Service, cluster_state: ClusterState) -> ServiceHealthCheck:
         ready: dict[Family, set[Address]] = {family: set() for family in service.families}
-        for each in world.slices_of(service.name):
+        for each in cluster_state.slices_of(service.name):
             if each.ports and each.family in ready:
                 ready[each.family].update(
                     endpoint.address
@@ -77,9 +77,9 @@ class LocalCounts:
             (family, internal): set() for family in Family for internal in (True, False)
         }
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Count again what changed."""
-        if commit.whole:
+        if commit.full:
             for names in self._without.values():
                 names.clear()
         for name, routing in commit.routings.items():
@@ -131,7 +131,7 @@ class KernelCounts:
         # What was sent to find out whether the kernel can do it at all wrote nothing.
         self._messages, self._bytes = dataplane.messages_sent, dataplane.bytes_sent
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Add what has been sent since the last commit."""
         messages, size = self._dataplane.messages_sent, self._dataplane.bytes_sent
         if messages != self._messages:

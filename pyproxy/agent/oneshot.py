@@ -149,7 +149,7 @@ def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> N
     source.start()
     deadline = time.monotonic() + _PATIENCE
     try:
-        while not agent.world.whole:
+        while not agent.cluster_state.has_synced:
             agent.handle_event(inbox.get(timeout=max(deadline - time.monotonic(), 0.0)))
     except queue.Empty as error:
         where = client.host if client else settings.manifests

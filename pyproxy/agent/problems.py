@@ -1,7 +1,8 @@
-"""What is wrong with which object: logged once, counted while it lasts."""
+"""The problems of the cluster's objects: each is logged and reported once, and counted."""
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,77 +16,91 @@ Subject = tuple[str, str]
 """An object's kind and name."""
 
 _REMEMBERED = 10_000
-"""Objects of which is known what was said last, so that a list read anew does not repeat it."""
+"""Objects whose last problems are remembered, so that a new list does not log them again."""
+
+
+class ProblemSource(enum.Enum):
+    """The step that finds a problem; each replaces its own findings only."""
+
+    DECODING = "decoding"
+    ROUTING = "routing"
+    CONFLICT = "conflict"
+    KERNEL = "kernel"
+
+
+_Key = tuple[ProblemSource, Subject]
 
 
 class ProblemTracker:
-    """The problems that objects have now, each by where it was found.
+    """The present problems of all objects, by the step that found them.
 
-    `report` is called with each new problem, to make an Event of it. `changed` says that another
-    number of objects has one than when they were last counted, or that they never were.
+    `report` is called with each new problem, to record an Event. `changed` is true until `counts`
+    is called, whenever the number of objects with problems may have changed.
     """
 
     def __init__(self, report: Callable[[Problem], None]) -> None:
         self._report = report
-        self._known: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
-        self._said: dict[tuple[str, Subject], tuple[Problem, ...]] = {}
+        self._present: dict[_Key, tuple[Problem, ...]] = {}
+        self._logged: dict[_Key, tuple[Problem, ...]] = {}
         self._findings: Counter[Subject] = Counter()
-        self._troubled: Counter[str] = Counter()
+        self._invalid: Counter[str] = Counter()
         self.changed = True
 
     def __bool__(self) -> bool:
-        """Whether anything is wrong with any object."""
-        return bool(self._known)
+        """Return whether any object has a problem."""
+        return bool(self._present)
 
-    def found(self, by: str, subject: Subject, problems: Iterable[Problem]) -> None:
-        """Replace what `by` has found about an object; nothing means that it is well, or gone."""
-        now, key = tuple(problems), (by, subject)
-        if now == self._known.get(key, ()):
+    def found(self, source: ProblemSource, subject: Subject, problems: Iterable[Problem]) -> None:
+        """Replace the findings of one step about one object; none if it is valid, or gone."""
+        now, key = tuple(problems), (source, subject)
+        if now == self._present.get(key, ()):
             return
         if not now:
             self._forget(key)
             return
-        self._note(key)
-        self._known[key] = now
-        said = self._said.pop(key, ())
+        self._add(key)
+        self._present[key] = now
+        logged = self._logged.pop(key, ())
         for problem in now:
-            if problem not in said:
-                log.warning("set aside: %s", problem)
+            if problem not in logged:
+                log.warning("invalid object: %s", problem)
                 self._report(problem)
-        self._said[key] = now
-        if len(self._said) > _REMEMBERED:
-            del self._said[next(iter(self._said))]
+        self._logged[key] = now
+        if len(self._logged) > _REMEMBERED:
+            del self._logged[next(iter(self._logged))]
 
-    def remain(self, by: str, kind: Kind, is_there: Callable[[str], bool]) -> None:
-        """Forget what `by` has found about those objects of a kind that are not there any more."""
-        for key in list(self._known):
-            found_by, (of_kind, name) = key
-            if found_by == by and of_kind == kind.value and not is_there(name):
+    def remove_absent(
+        self, source: ProblemSource, kind: Kind, is_present: Callable[[str], bool]
+    ) -> None:
+        """Remove the findings of one step about objects of a kind that exist no longer."""
+        for key in list(self._present):
+            of_source, (of_kind, name) = key
+            if of_source is source and of_kind == kind.value and not is_present(name):
                 self._forget(key)
 
     def problems(self) -> tuple[Problem, ...]:
-        """Give them all."""
-        return tuple(problem for problems in self._known.values() for problem in problems)
+        """Return all problems, in the order in which they were found."""
+        return tuple(problem for problems in self._present.values() for problem in problems)
 
     def counts(self) -> dict[Kind, int]:
-        """Count the objects that have a problem; until the next one `changed` is false."""
+        """Count the objects that have a problem, and reset `changed`."""
         self.changed = False
-        return {kind: self._troubled[kind.value] for kind in Kind}
+        return {kind: self._invalid[kind.value] for kind in Kind}
 
-    def _note(self, key: tuple[str, Subject]) -> None:
-        if key in self._known:
+    def _add(self, key: _Key) -> None:
+        if key in self._present:
             return
         _, subject = key
         self._findings[subject] += 1
         if self._findings[subject] == 1:
-            self._troubled[subject[0]] += 1
+            self._invalid[subject[0]] += 1
             self.changed = True
 
-    def _forget(self, key: tuple[str, Subject]) -> None:
-        del self._known[key]
+    def _forget(self, key: _Key) -> None:
+        del self._present[key]
         _, subject = key
         self._findings[subject] -= 1
         if not self._findings[subject]:
             del self._findings[subject]
-            self._troubled[subject[0]] -= 1
+            self._invalid[subject[0]] -= 1
             self.changed = True

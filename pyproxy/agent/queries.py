@@ -67,12 +67,12 @@ class ProgrammedState:
         self.repairs = 0
         self.last_repair: Repair | None = None
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Remember a commit."""
         if self._watchers:
             self._tell(commit)
-        if commit.whole:
-            gone = self.routings.keys() - commit.routings.keys() - commit.refused
+        if commit.full:
+            gone = self.routings.keys() - commit.routings.keys() - commit.rejected
             for name in gone:
                 del self.routings[name]
         for name, routing in commit.routings.items():
@@ -81,7 +81,7 @@ class ProgrammedState:
             else:
                 self.routings[name] = routing
         self.syncs += 1
-        self.last_sync = Sync(commit.ended, commit.took, len(commit.routings), commit.whole)
+        self.last_sync = Sync(commit.ended, commit.took, len(commit.routings), commit.full)
         if commit.repair is not None:
             self.repairs += 1
             self.last_repair = commit.repair
@@ -197,13 +197,13 @@ class AgentInspector:
             now=about.wall_clock(),
             health=about.health.report(),
             api_age=about.api_age(),
-            services=dict(agent.world.services),
-            slices=dict(agent.world.slices),
-            node=agent.world.node,
+            services=dict(agent.cluster_state.services),
+            slices=dict(agent.cluster_state.slices),
+            node=agent.cluster_state.node,
             node_routing=agent.node_routing,
             routings=dict(memory.routings),
             problems=agent.problems(),
-            pending=agent.world.waiting(),
+            pending=agent.cluster_state.pending_count(),
             syncs=memory.syncs,
             last_sync=memory.last_sync,
             repairs=memory.repairs,

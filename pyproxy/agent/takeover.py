@@ -40,9 +40,9 @@ class Takeover:
         self._asked_for = asked_for
         self._begun = False
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:  # noqa: ARG002
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Begin the removal once all Services are in the kernel."""
-        if commit.whole and not self._begun:
+        if commit.full and not self._begun:
             self._begun = True
             # Every table is taken out as a whole, so the process may end at any moment of it.
             Worker("takeover", self._run).start()

@@ -92,7 +92,9 @@ def _serve(
         def report(problem: Problem) -> None:
             # Whoever found it has logged it.
             if announcer is not None:
-                announcer.record_problem(problem, agent.world.uid(problem.kind, problem.name))
+                announcer.record_problem(
+                    problem, agent.cluster_state.uid(problem.kind, problem.name)
+                )
 
         def end() -> None:
             health.set_shutting_down()

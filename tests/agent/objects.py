@@ -196,7 +196,7 @@ class Ear:
     def __init__(self) -> None:
         self.commits: list[Commit] = []
 
-    def committed(self, commit: Commit, world: ClusterState) -> None:
+    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:
         self.commits.append(commit)
 
 

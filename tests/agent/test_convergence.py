@@ -64,7 +64,7 @@ def test_the_end_depends_on_what_is_and_not_on_what_was(
     stage.settle()
 
     fresh = Stage()
-    world = stage.agent.world
+    world = stage.agent.cluster_state
     slices = [each for of in NAMES for each in world.slices_of(name(of))]
     fresh.begin(*world.services.values(), *slices)
     assert stage.dataplane.kernel == fresh.dataplane.kernel

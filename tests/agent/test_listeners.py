@@ -60,11 +60,11 @@ def at(address: str, *, node: str = HOSTNAME, ready: bool = True) -> Endpoint:
     return Endpoint(parse_address(address), node=node, ready=ready)
 
 
-def commit(follower: HealthChecks, world: ClusterState) -> None:
-    held = name("web") in world.services
+def commit(follower: HealthChecks, cluster_state: ClusterState) -> None:
+    held = name("web") in cluster_state.services
     routings = {name("web"): ServiceRouting(name("web"), ()) if held else None}
     addresses = tuple(map(parse_address, LOOPBACKS.values()))
-    follower.committed(Commit(routings, whole=False, node_port_addresses=addresses), world)
+    follower.committed(Commit(routings, full=False, node_port_addresses=addresses), cluster_state)
 
 
 def counted(port: Port, family: Family) -> int | None:
@@ -82,7 +82,7 @@ def counted(port: Port, family: Family) -> int | None:
 def test_each_family_counts_the_ready_pods_of_this_node_once(
     checks: ServiceHealthServer, port: Port
 ) -> None:
-    follower, world = HealthChecks(checks, HOSTNAME), ClusterState()
+    follower, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (
         Upsert(balanced(port, *Family)),
         part(1, at("10.244.1.5"), at("10.244.1.6"), at("10.244.2.5", node="node-b")),
@@ -90,8 +90,8 @@ def test_each_family_counts_the_ready_pods_of_this_node_once(
         part(3, at("fd10:1::5")),
         part(4, at("10.244.1.9"), ports=()),
     ):
-        world.handle_event(event)
-    commit(follower, world)
+        cluster_state.handle_event(event)
+    commit(follower, cluster_state)
     assert counted(port, Family.IPV4) == 2
     assert counted(port, Family.IPV6) == 1
 
@@ -99,12 +99,12 @@ def test_each_family_counts_the_ready_pods_of_this_node_once(
 def test_a_service_of_one_family_is_asked_there_and_its_port_goes_with_it(
     checks: ServiceHealthServer, port: Port
 ) -> None:
-    follower, world = HealthChecks(checks, HOSTNAME), ClusterState()
+    follower, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (Upsert(balanced(port, Family.IPV4)), part(1, at("fd10:1::5"))):
-        world.handle_event(event)
-    commit(follower, world)
+        cluster_state.handle_event(event)
+    commit(follower, cluster_state)
     assert counted(port, Family.IPV4) == 0
     assert counted(port, Family.IPV6) is None
-    world.handle_event(Delete(Kind.SERVICE, name("web")))
-    commit(follower, world)
+    cluster_state.handle_event(Delete(Kind.SERVICE, name("web")))
+    commit(follower, cluster_state)
     assert counted(port, Family.IPV4) is None

@@ -7,6 +7,7 @@ import sys
 import pytest
 from pyproxy_lab.namespace import Namespace
 
+from pyproxy.dataplane.modes import MODES
 from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.kernel
@@ -28,10 +29,9 @@ FLAGS = ["--hostname-override", "n", "--master", "http://127.0.0.1:1", "--inspec
 LIBRARIES = {"kubernetes", "msgspec", "prometheus_client", "urllib3", "yaml"}
 """What the agent itself imports of others; `kubernetes` brings more with it."""
 
-OTHER_MODES = {
-    "nftables": ("pyproxy.dataplane.iptables", "pyproxy.dataplane.ipvs.dataplane"),
-    "iptables": ("pyproxy.dataplane.nftables.dataplane", "pyproxy.dataplane.ipvs.dataplane"),
-}
+DECLARATIONS = {"mode", "schema"}
+"""Modules of the modes that do not serve: their declaration, and the names that it removes."""
+
 MOST = 160
 """Modules of pyproxy itself; the commands, the other modes and the page have as many again."""
 
@@ -41,13 +41,24 @@ def loaded(here: Namespace, *arguments: str) -> set[str]:
     return set(here.run(command).stdout.split())
 
 
-@pytest.mark.parametrize("mode", OTHER_MODES)
+def of_other_modes(loaded: set[str], mode: str) -> set[str]:
+    """Name the modules of the modes' packages beside those that serve and the declarations."""
+    return {
+        name
+        for other in MODES.values()
+        for name in loaded
+        if other.name != mode and name.startswith(f"pyproxy.dataplane.{other.name}.")
+        if name.rpartition(".")[2] not in DECLARATIONS
+    }
+
+
+@pytest.mark.parametrize("mode", ["nftables", "iptables"])
 def test_no_list_waits_for_what_is_seldom_needed(mode: str) -> None:
     with empty_namespace("start") as here:
         found = loaded(here, "run", "--proxy-mode", mode, *FLAGS)
     own = {name for name in found if name.partition(".")[0] == "pyproxy"}
     assert "pyproxy.source.reflector" in own
-    assert not [name for name in own if name.startswith(OTHER_MODES[mode])]
+    assert not of_other_modes(own, mode)
     assert not own & {"pyproxy.takeover.kernel", "pyproxy.ui.server", "pyproxy_lab"}
     assert len(own) < MOST
     assert not found & {"pyroute2", "rich", "jinja2", "aiohttp", "watchfiles", "matplotlib"}

@@ -59,7 +59,7 @@ def busy(questions: int) -> tuple[Asked, list[int]]:
     """An agent that hears of Services with so many questions after each of them."""
     asked, seen = Asked(), list[int]()
     asked.stage.begin()
-    world = asked.stage.agent.world
+    world = asked.stage.agent.cluster_state
     for number in range(1, SERVICES):
         asked.inbox.put(Upsert(service(f"s{number}", number), asked.stage.clock()))
         for _ in range(questions):
@@ -109,7 +109,7 @@ def test_an_agent_that_never_comes_to_it_is_told_of(monkeypatch: pytest.MonkeyPa
 def test_memory_is_what_was_programmed() -> None:
     asked = Asked()
     asked.stage.begin(service("s1", 1), endpoint_slice("s1", ["10.244.1.1"]))
-    asked.memory.committed(asked.stage.ear.commits[-1], asked.stage.agent.world)
+    asked.memory.committed(asked.stage.ear.commits[-1], asked.stage.agent.cluster_state)
     snapshot: Snapshot = asked.now.snapshot()
     assert set(snapshot.routings) == {name(1)}
     assert snapshot.last_sync is not None

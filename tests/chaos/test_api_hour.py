@@ -142,7 +142,7 @@ class Hour(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "stage"))
     @invariant()
     def nothing_is_written_before_every_list_was_whole(self) -> None:
-        if not self.stage.agent.world.whole:
+        if not self.stage.agent.cluster_state.has_synced:
             assert self.stage.dataplane.commits == []
 
     def teardown(self) -> None:

@@ -171,7 +171,7 @@ def test_what_is_out_of_step_is_read_back_and_put_right(
     with caplog.at_level("INFO"):
         after = deaf.then(event)
     assert deaf.failures() == 1
-    assert f"reading it back to try again: {said}" in caplog.text
+    assert f"reading the kernel back to try again: {said}" in caplog.text
     deaf.agent.drifted(Drift("nft"))
     assert deaf.then() == after
     assert not deaf.repairs()

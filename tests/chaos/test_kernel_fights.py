@@ -159,7 +159,7 @@ def test_an_audit_finds_what_nobody_told_of(
             namespace.call(lambda: audit_after(1))
         assert core.snapshot() == whole
         assert core.repairs() == {"element": 1}
-        assert "repaired what somebody unnoticed changed: 1 element: add element" in caplog.text
+        assert "repaired what an unknown program changed: 1 element: add element" in caplog.text
     finally:
         core.close()
 
@@ -192,7 +192,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
         namespace.call(listen)
         assert core.snapshot() == whole
         assert core.repairs() == {"element": 1}
-        assert "repaired what somebody changed: 1 element: add element" in caplog.text
+        assert "repaired what an unknown program changed: 1 element: add element" in caplog.text
     finally:
         core.close()
 
@@ -221,4 +221,6 @@ def test_a_write_in_the_middle_of_the_first_commit_is_not_missed(
         assert not flag.exists()
         until(lambda: live.repairs() == {"element": 1}, "the foreign element is gone")
         assert "no-endpoint-services4" not in live.snapshot().rows
-        until(lambda: "repaired what somebody changed: 1 element" in caplog.text, "the log")
+        until(
+            lambda: "repaired what an unknown program changed: 1 element" in caplog.text, "the log"
+        )

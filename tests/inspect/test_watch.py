@@ -23,7 +23,7 @@ NOTHING = ServiceRouting(WEB, ())
 
 
 def commit(routing: ServiceRouting | None) -> Commit:
-    return Commit({WEB: routing}, whole=False, node_port_addresses=(), ended=9.0, took=0.5)
+    return Commit({WEB: routing}, full=False, node_port_addresses=(), ended=9.0, took=0.5)
 
 
 @pytest.mark.kernel

@@ -1,0 +1,111 @@
+"""From the state of the cluster to routings: the policy, applied to the Services that changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.problems import ProblemSource, ProblemTracker
+from pyproxy.errors import KernelError, Problem, ProblemReason
+from pyproxy.model.address import Address
+from pyproxy.model.objects import Kind, ObjectName, Service
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.frontend_conflicts import Assignment, FrontendOwners
+from pyproxy.policy.routing import ServiceRouting, expand_node_ports
+
+log = logging.getLogger(__name__)
+
+Routings = dict[ObjectName, ServiceRouting | None]
+"""The routing of each Service; None for one that is gone."""
+
+
+class ServiceRouter:
+    """Routes Services of one cluster state on the node `hostname`, and tracks their problems.
+
+    It remembers which Service owns which frontend, so every removed Service must be routed too.
+    """
+
+    def __init__(
+        self, cluster_state: ClusterState, problems: ProblemTracker, hostname: str
+    ) -> None:
+        self._cluster_state = cluster_state
+        self._problems = problems
+        self._hostname = hostname
+        self._owners = FrontendOwners()
+        self._with_problems: set[ObjectName] = set()
+
+    def route(self, names: Iterable[ObjectName], node_ports: tuple[Address, ...]) -> Routings:
+        """Return the routings of these Services, and of those that gain or lose a frontend by them.
+
+        `node_ports` are the addresses of node ports.
+        """
+        routings: Routings = {}
+        queue = list(names)
+        for name in queue:  # the queue grows meanwhile
+            affected, routings[name] = self._route(name, node_ports)
+            if affected:
+                queue.extend(affected)
+        return routings
+
+    def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:
+        """Record that the kernel rejected a Service, or with None that it took it."""
+        self._found(ProblemSource.KERNEL, name, () if error is None else (_rejected(name, error),))
+
+    def _route(
+        self, name: ObjectName, node_ports: tuple[Address, ...]
+    ) -> tuple[frozenset[ObjectName], ServiceRouting | None]:
+        service = self._cluster_state.services.get(name)
+        if service is None:
+            for source in (ProblemSource.ROUTING, ProblemSource.CONFLICT, ProblemSource.KERNEL):
+                self._found(source, name, ())
+            self._with_problems.discard(name)
+            return self._owners.remove(name), None
+        try:
+            assigned = self._assign(service, node_ports)
+        except Exception as error:
+            # A bug must cost this Service alone. An agent that ended here would end at every start,
+            # and the node would keep an old state of all Services.
+            log.exception("cannot route Service %s: this is a bug in pyproxy", name)
+            self._found(ProblemSource.ROUTING, name, (_failed(name, error),))
+            return self._owners.remove(name), None
+        # Most Services have no problem now and had none before.
+        if assigned.problems or name in self._with_problems:
+            self._found(ProblemSource.ROUTING, name, ())
+            self._found(ProblemSource.CONFLICT, name, assigned.problems)
+        return assigned.affected, assigned.routing
+
+    def _assign(self, service: Service, node_ports: tuple[Address, ...]) -> Assignment:
+        state = self._cluster_state
+        slices = state.slices_of(service.name)
+        routing = route_service(service, slices, state.node, self._hostname)
+        return self._owners.assign(service, expand_node_ports(routing, node_ports))
+
+    def _found(
+        self, source: ProblemSource, name: ObjectName, problems: tuple[Problem, ...]
+    ) -> None:
+        if problems:
+            self._with_problems.add(name)
+        elif name not in self._with_problems:
+            return
+        self._problems.found(source, (Kind.SERVICE.value, str(name)), problems)
+
+
+def _failed(name: ObjectName, error: Exception) -> Problem:
+    return Problem(
+        Kind.SERVICE.value,
+        str(name),
+        "spec",
+        f"a bug in pyproxy ({type(error).__name__}: {error}) keeps it from being proxied until it "
+        "changes: report this with the object",
+    )
+
+
+def _rejected(name: ObjectName, error: KernelError) -> Problem:
+    return Problem(
+        Kind.SERVICE.value,
+        str(name),
+        "spec",
+        f"the kernel rejected it ({error}) and keeps its previous state until the Service changes",
+        ProblemReason.REJECTED_BY_KERNEL,
+    )
