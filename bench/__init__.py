@@ -1,1 +1,1 @@
-"""What the agent costs at scale, measured in a network namespace of its own."""
+"""The agent's cost at scale, measured in a network namespace of its own."""

@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace) -> int:
         return _conclude(
             _print_first_syncs(wanted, mode, options.runs) & _print_changes(wanted, mode, changes)
         )
-    # First, for what a process has done before is counted too.
+    # First, because earlier work of the process would be counted too.
     counts = count()
     ratios: dict[str, float] = {}
     bases = {size: floor(size, changes, options.runs) for size in wanted.first_syncs}

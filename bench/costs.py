@@ -1,7 +1,6 @@
-"""What single changes cost, at several sizes by turns: what else the machine does is alike for all.
+"""The cost of single changes at several sizes by turns, so that other load falls on all alike.
 
-Each size has an agent and a network namespace of its own, so that nobody's rules are in another's
-way.
+Each size has an agent and a network namespace of its own, so that their rules are apart.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from bench.inside import Inside, inside, lists, slice_object
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What one change cost: seconds from the watch's bytes to the commit, messages and bytes."""
+    """The cost of one change: seconds from the watch's bytes to the commit, messages and bytes."""
 
     seconds: Spread
     messages: float

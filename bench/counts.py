@@ -1,6 +1,6 @@
-"""What can be counted, and is the same however busy the machine is: messages, bytes, rows, blocks.
+"""Counts that do not depend on the machine's load: messages, bytes, rows, memory blocks.
 
-`bench/baseline.json` holds what the counts were. One that has grown is a loss somebody must want.
+`bench/baseline.json` holds the accepted counts. A change that raises one must raise it there too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SLACK = {"blocks": 1.02, "memory": 1.05}
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """What was once measured: counts, with the Python that they are of, and times by the floor's.
+    """The accepted measurements: counts and their Python version, and times as ratios to the floor.
 
-    Times are for people to look at: they depend on the machine, and their ratios less so.
+    Times are printed but not checked, because they depend on the machine.
     """
 
     python: str
@@ -105,7 +105,10 @@ def _python() -> str:
 
 
 def complaints(baseline: Baseline, counts: Mapping[str, int]) -> list[str]:
-    """Say what has grown, or is not known; blocks and memory only where the Python is the same."""
+    """Return a line for each count that has grown or is unknown.
+
+    Blocks and memory are compared only with the same version of Python.
+    """
     found = []
     for name, value in counts.items():
         slack = next((by for kind, by in _SLACK.items() if kind in name), 1.0)

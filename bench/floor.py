@@ -1,6 +1,6 @@
 """The floor: the same elements packed by the plainest program that will do, and sent.
 
-It knows nothing of Services, compares nothing and remembers nothing. What the agent takes beyond
+It knows nothing of Services, compares nothing and remembers nothing. The agent's time beyond
 this is the price of being one.
 """
 

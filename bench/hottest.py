@@ -32,7 +32,7 @@ class Collections:
             self._seconds += time.perf_counter() - self._began
 
     def end(self) -> float:
-        """Give the seconds, and stop."""
+        """Return the seconds, and stop."""
         gc.callbacks.remove(self._note)
         return self._seconds
 

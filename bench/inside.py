@@ -65,7 +65,7 @@ class Bell:
         self._rung.set()
 
     def wait(self) -> float:
-        """Give the time of the next commit, or of the last one that nobody waited for."""
+        """Return the time of the next commit, or of the last one that no call waited for."""
         if not self._rung.wait(PATIENCE):
             raise LabError("a change has not been committed")
         self._rung.clear()
@@ -128,7 +128,7 @@ class Inside:
         return self.bell.wait() - began
 
     def close(self) -> None:
-        """Remove the rules, for whoever comes next."""
+        """Remove the rules, so that the next measurement starts without them."""
         self.dataplane.cleanup()
         self.dataplane.close()
 
@@ -168,7 +168,7 @@ def _timed_sync(agent: Inside, size: Size) -> float:
 
 
 def lists(size: Size) -> list[Event]:
-    """Give the events of all lists, as a source sends them."""
+    """Return the events of all lists, as a source sends them."""
     events: list[Event] = []
     names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
     for obj in objects(size):
@@ -186,7 +186,7 @@ def changed_slice(number: int, size: Size) -> Event:
 
 
 def made(number: int, endpoints: int) -> list[Event]:
-    """Give a Service that was not there before, with its slices."""
+    """Return a Service that was not there before, with its slices."""
     return [
         _upsert(Kind.SERVICE, service(number)),
         *(_upsert(Kind.ENDPOINT_SLICE, each) for each in endpoint_slices(number, endpoints)),
@@ -218,7 +218,7 @@ def _upsert(kind: Kind, obj: dict[str, Any]) -> Event:
 
 
 def slice_object(number: int, size: Size) -> dict[str, Any]:
-    """Give the slice of `changed_slice` as JSON has it."""
+    """Return the slice of `changed_slice` as JSON has it."""
     of = number // 2 % size.services
     pods = range(of * size.endpoints, (of + 1) * size.endpoints)
     pods = pods[:-1] if number % 2 == 0 else pods

@@ -1,8 +1,8 @@
-"""What questions to a running agent cost: the commands themselves, and the changes meanwhile.
+"""The cost of questions to a running agent: of the commands, and for the changes meanwhile.
 
-Commands are whole processes, from their start to their end. A process that starts takes time away
-from everybody on the machine, so changes are timed in four conditions by turns: nobody asks,
-this process asks over the socket, commands run that ask nothing, and commands ask.
+Commands are whole processes, from their start to their end. Any process that starts slows others
+down, so changes are timed in four conditions by turns. These are: without questions, with questions
+of this process over the socket, with commands that do not connect, and with commands that ask.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Questions:
         return found, (usage.cpu(self._agent.pid) - before) / len(found)
 
     def over_socket(self) -> Sequence[Action]:
-        """Give what asks all that the commands do, one thing after the other."""
+        """Return what asks all that the commands do, one thing after the other."""
         _, service, _, address = (words[-1] for words in _QUESTIONS)
         ask = self._client.query
         return (

@@ -1,4 +1,4 @@
-"""What is measured in each mode, and what must not be exceeded there."""
+"""The measurements of each mode and their limits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def targets(mode: LabMode) -> Targets:
 
 
 def held_against(value: float, limit: float) -> str:
-    """Say whether a time is within its limit; nothing where there is none."""
+    """Return a remark on whether a time is within its limit; empty without a limit."""
     if limit == float("inf"):
         return ""
     return f"{'within' if value < limit else 'BEYOND'} {duration(limit)}"

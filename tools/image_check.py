@@ -65,7 +65,7 @@ class Instruction(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What a stage has come to: its files, its environment, its labels and its command."""
+    """The result of a stage: its files, its environment, its labels and its command."""
 
     root: Path
     environment: dict[str, str]

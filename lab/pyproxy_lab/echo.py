@@ -1,12 +1,12 @@
-"""What runs in pods: each answers with its name and the address that it was asked from.
+"""The server in pods: it responds with its name and the client's address.
 
 It speaks TCP and UDP, and SCTP where the kernel has sockets for it.
 
     python echo.py NAMESPACE,NAME,PORT,PORT...
 
-A process is forked for each argument, which prints `ready NAMESPACE PID` once every port is open,
-and ends when its standard input does, so that it cannot outlive whoever started it. This stands
-alone on the standard library, for a lab starts many of them and wants them at once.
+A process is forked for each argument. It prints `ready NAMESPACE PID` once every port is open, and
+ends when its standard input does, so that it cannot outlive the process that started it. It imports
+nothing but the standard library, so that the many servers of a lab start quickly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Echo:
         self.selector = selectors.DefaultSelector()
 
     def answer(self, peer: tuple[str, int]) -> bytes:
-        """Write the line that a client gets back."""
+        """Return the line that a client receives."""
         return f"{self.name} {peer[0].removeprefix('::ffff:')}\n".encode()
 
     def open(self, port: int) -> None:
@@ -60,7 +60,7 @@ class Echo:
         self.selector.register(connection, selectors.EVENT_READ, self.talk)
 
     def talk(self, connection: socket.socket) -> None:
-        """Answer each thing that a client says, for connections that are held open."""
+        """Respond to each chunk from a client, on connections that stay open."""
         try:
             said = connection.recv(4096)
             if said:
@@ -72,13 +72,13 @@ class Echo:
             connection.close()
 
     def reply(self, bound: socket.socket) -> None:
-        """Answer a datagram from the very address that it was sent to."""
+        """Respond to a datagram from the address that it was sent to."""
         _, ancillary, _, peer = bound.recvmsg(2048, ANCILLARY_SIZE)
         by_any_interface = [(level, kind, _from(data)) for level, kind, data in ancillary]
         bound.sendmsg([self.answer(peer)], by_any_interface, 0, peer)
 
     def serve(self) -> None:
-        """Answer until standard input ends."""
+        """Respond until standard input ends."""
         self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
         while True:
             for key, _ in self.selector.select():
@@ -87,7 +87,7 @@ class Echo:
                 try:
                     key.data(key.fileobj)
                 except OSError:
-                    continue  # a client that is gone again has seen the error itself
+                    continue  # the client has seen the error itself
 
 
 def udp_socket(family: int, port: int) -> socket.socket:
@@ -106,7 +106,7 @@ def udp_socket(family: int, port: int) -> socket.socket:
 def _from(info: bytes) -> bytes:
     """Keep the address of `in_pktinfo` or `in6_pktinfo`, and leave the interface to the kernel.
 
-    What comes over loopback names the device that has the address. Where that is down, as
+    A packet over loopback names the device that has the address. Where that is down, as
     kube-ipvs0 is, nothing goes out by it.
     """
     if len(info) == IN6_PKTINFO_SIZE:
@@ -117,7 +117,7 @@ def _from(info: bytes) -> bytes:
 def sctp_socket(family: int, port: int) -> socket.socket | None:
     """Listen for SCTP associations in one family; None where the kernel has no such sockets.
 
-    A socket of both families would tell each client of the pod's addresses in the other one too.
+    A socket of both families would announce the pod's addresses of the other one to each client.
     """
     try:
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
@@ -133,7 +133,7 @@ def sctp_socket(family: int, port: int) -> socket.socket | None:
 
 
 def enter(namespace: str) -> None:
-    """Have this process's sockets made in a network namespace from now on."""
+    """Move this process to a network namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     handle = os.open(f"{NAMESPACES}/{namespace}", os.O_RDONLY)
     if libc.setns(handle, CLONE_NEWNET):
@@ -142,12 +142,12 @@ def enter(namespace: str) -> None:
 
 
 def run(namespace: str, name: str, ports: list[str]) -> None:
-    """Open every port, say so, and serve."""
+    """Open every port, print that it is ready, and serve."""
     echo = Echo(name)
     enter(namespace)
     for port in ports:
         echo.open(int(port))
-    # One write for a line, for all processes write to the same pipe.
+    # One write for each line, because all processes write to the same pipe.
     os.write(sys.stdout.fileno(), f"ready {namespace} {os.getpid()}\n".encode())
     echo.serve()
 
@@ -159,7 +159,7 @@ def main() -> None:
         if not os.fork():
             try:
                 run(namespace, name, ports)
-            except Exception as error:  # whoever started it reads what it is
+            except Exception as error:  # the process that started it reads the error
                 os.write(sys.stdout.fileno(), f"{name}: {error}\n".encode())
                 os._exit(1)
             os._exit(0)

@@ -122,7 +122,7 @@ class Controller:
         if service is None:
             plan = endpointslices.Plan(delete=tuple(existing))
         elif not service["spec"].get("selector") or service["spec"]["type"] == "ExternalName":
-            # Slices of a Service without selector are somebody else's; old ones of ours stay.
+            # Slices of a Service without selector are not this controller's; its old ones stay.
             return
         else:
             pods = [
@@ -276,7 +276,7 @@ def _version(obj: Object) -> int:
 
 
 def _owner(found: Object) -> Name | None:
-    """Tell which Service a slice of ours is for."""
+    """Return the Service of a slice that this controller manages."""
     labels = _labels(found)
     if labels.get(MANAGED_BY) != CONTROLLER or SERVICE_NAME not in labels:
         return None

@@ -34,7 +34,7 @@ class SlicePort(msgspec.Struct, frozen=True):
     app_protocol: str = ""
 
     def shown(self) -> Object:
-        """Give the port as the API has it."""
+        """Return the port as the API has it."""
         shown: Object = {"name": self.name, "protocol": self.protocol, "port": self.port}
         if self.app_protocol:
             shown["appProtocol"] = self.app_protocol
@@ -42,14 +42,14 @@ class SlicePort(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """What the endpoints of one slice have in common."""
+    """The properties that all endpoints of one slice share."""
 
     family: str
     ports: tuple[SlicePort, ...]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to write so that a Service has the slices that it should have."""
+    """The writes that give a Service its desired slices."""
 
     create: tuple[Object, ...] = ()
     update: tuple[Object, ...] = ()
@@ -109,7 +109,7 @@ def plan(
 
 
 def selects(service: Object, labels: Mapping[str, str]) -> bool:
-    """Tell whether a Service's selector matches a pod's labels; an empty one matches nothing."""
+    """Return whether a Service's selector matches a pod's labels; an empty one matches nothing."""
     selector = service["spec"].get("selector")
     if not selector or service["spec"].get("type") == "ExternalName":
         return False
@@ -234,7 +234,7 @@ def _slice(
 
 
 def _in_place_of(found: Object, new: Object) -> Object:
-    """Give a new slice the name and version of one that exists."""
+    """Return a new slice the name and version of one that exists."""
     kept = {key: found["metadata"][key] for key in ("name", "resourceVersion")}
     return {**new, "metadata": {**new["metadata"], **kept}}
 

@@ -1,4 +1,4 @@
-"""How the demo speaks: chapters, what is done, what came back, and what had to hold."""
+"""The demo's printed lines: headings, actions, results and checks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pyproxy_lab.namespace import LabError
 
 
 def heading(text: str) -> None:
-    """Begin a chapter."""
+    """Print the heading of a chapter."""
     print(f"\n{text}\n{'-' * len(text)}", flush=True)
 
 
 def note(text: str) -> None:
-    """Say what is done, or how things stand."""
+    """Print an action or a state."""
     print(f"  {text}", flush=True)
 
 
-def said(text: str) -> None:
-    """Say what came back."""
+def result(text: str) -> None:
+    """Print a result."""
     print(f"  > {text}", flush=True)
 
 
 def check(held: bool, text: str) -> None:
-    """Say that something holds. Raises LabError where it does not."""
+    """Print a check that holds. Raises LabError where it does not."""
     if not held:
-        raise LabError(f"this should have held, and does not: {text}")
+        raise LabError(f"check failed: {text}")
     print(f"  ok: {text}", flush=True)
 
 
 def shares(counts: Mapping[str, int]) -> str:
-    """Write how many answers came from whom."""
+    """Return the number of responses of each pod as text."""
     return ", ".join(f"{name} {count}x" for name, count in sorted(counts.items()))

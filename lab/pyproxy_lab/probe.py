@@ -1,4 +1,4 @@
-"""Probes: connect to an address many times and say what came of it.
+"""Probes: connect to an address many times and count the outcomes.
 
 They use the network namespace that they are called in: `network.namespace("a2").call(...)`.
 """
@@ -26,19 +26,19 @@ REFUSALS = frozenset(
         errno.EACCES,
     )
 )
-"""What the kernel makes of a TCP reset and of the ICMP errors that say no."""
+"""The errno of a TCP reset and of the ICMP errors that mean a refusal."""
 
 ENOUGH_DROPPED = 2
 ENOUGH_REFUSED = 3
 
 _ABORT = struct.pack("ii", 1, 0)
-"""SO_LINGER, for no time."""
+"""SO_LINGER of zero seconds."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What many tries came to: answers by backend, the addresses they saw us under, and the rest.
+    """The outcome of many tries: responses by pod, source addresses that pods saw, and failures.
 
-    `refused` counts tries that were answered with a no at once, `dropped` those with silence.
+    `refused` counts tries that got a refusal at once, `dropped` those without any response.
     """
 
     reached: Mapping[str, int] = {}
@@ -57,7 +57,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def has_sctp() -> bool:
-    """Tell whether this kernel has SCTP sockets."""
+    """Return whether this kernel has SCTP sockets."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
     except OSError:
@@ -68,10 +68,11 @@ def has_sctp() -> bool:
 def probe(
     target: Destination, *, tries: int = 1, timeout: float = 0.6, source_port: int = 0
 ) -> Outcome:
-    """Connect `tries` times, each for at most `timeout` seconds; early silence or refusal ends it.
+    """Connect `tries` times, each for at most `timeout` seconds, and return the outcome.
 
+    ENOUGH_DROPPED or ENOUGH_REFUSED tries end it early.
     `source_port` keeps the client's port from try to try, as a long-lived UDP client does. Raises
-    OSError for what is neither an answer nor a refusal.
+    OSError for any other error than a refusal.
     """
     reached: Counter[str] = Counter()
     sources: set[str] = set()
@@ -90,7 +91,7 @@ def probe(
             if source:
                 reached[backend] += 1
                 sources.add(source)
-            else:  # a connection that was taken and closed without a word
+            else:  # a connection that was accepted and closed without a line
                 refused += 1
         if dropped >= ENOUGH_DROPPED or refused >= ENOUGH_REFUSED:
             break
@@ -98,22 +99,22 @@ def probe(
 
 
 def ask(target: Destination, *, timeout: float, source_port: int = 0) -> str:
-    """Connect once and give the line that the backend answers. Raises OSError, TimeoutError."""
+    """Connect once and return the pod's line. Raises OSError, TimeoutError."""
     with _client(target) as client:
         client.settimeout(timeout)
         if source_port:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if target.protocol is Protocol.SCTP:
-            # An association has its port until the peer agrees to end it, and a peer that nobody
-            # leads to any more never does. One that is aborted ends at once.
+            # An association keeps its port until the peer agrees to end it, and a peer that is no
+            # longer translated to never does. An aborted one ends at once.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
             client.bind((_own_address(target), source_port))
         elif source_port:
             client.bind(("", source_port))
         client.connect(target.socket_address)
         if target.protocol is Protocol.UDP:
-            # To a sender on the node itself the kernel says with EPERM that its rules took the
-            # packet, refused or dropped. Which of the two, it says to whoever waits for an answer.
+            # A sender on the node itself gets EPERM for a rejected and for a dropped packet. recv()
+            # below tells the two apart.
             with contextlib.suppress(PermissionError):
                 client.send(b"?")
         return client.recv(256).decode()
@@ -131,7 +132,7 @@ def _client(target: Destination) -> socket.socket:
 def _own_address(target: Destination) -> str:
     """Find the address that the kernel would send from.
 
-    An association that is bound to none tells its peer of all that the host has, which no address
+    An unbound association announces all addresses of the host to its peer, which no address
     translation takes into account.
     """
     with _client(Destination(target.address, target.port, Protocol.UDP)) as finder:

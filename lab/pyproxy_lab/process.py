@@ -1,4 +1,4 @@
-"""A program under test in a namespace: started, watched, and ended for certain."""
+"""A program under test in a namespace: start it, watch it, end it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pyproxy_lab.namespace import LabError, Namespace
 from pyproxy_lab.topology import Site
 
 PATIENCE = 10.0
-"""Seconds that a program has to end after SIGTERM, before SIGKILL."""
+"""Seconds from SIGTERM to SIGKILL."""
 
 _LAST_LINES = 20
 
 
 def agent_command(site: Site, kubeconfig: Path, mode: LabMode = NFTABLES) -> list[str]:
-    """Write the command that runs this very pyproxy as a site's agent."""
+    """Return the command that runs this pyproxy as a site's agent."""
     return [
         *(sys.executable, "-m", "pyproxy", "run"),
         *mode.flags,
@@ -34,7 +34,7 @@ def agent_command(site: Site, kubeconfig: Path, mode: LabMode = NFTABLES) -> lis
 
 
 def socket_of(site_name: str, folder: Path) -> Path:
-    """Give the path of the local socket of a site's agent, whose kubeconfig is in that folder."""
+    """Return the path of the local socket of a site's agent; its kubeconfig is in that folder."""
     return folder / f"{site_name}.sock"
 
 
@@ -73,16 +73,16 @@ class Agent:
 
     @property
     def running(self) -> bool:
-        """Tell whether the program was started and has not ended."""
+        """Return whether the program was started and has not ended."""
         return self._process is not None and self.status is None
 
     def start(self) -> None:
-        """Run the program, for the first time or once more after `stop`."""
+        """Start the program; may be called again after `stop`."""
         with self.log.open("ab") as output:
             self._process = self._namespace.start(self._command, output=output)
 
     def stop(self) -> None:
-        """End the program and whatever it has started; may be called twice."""
+        """End the program and its children; may be called twice."""
         if self._process is None or self._process.poll() is not None:
             return
         os.killpg(self._process.pid, signal.SIGTERM)
@@ -93,14 +93,14 @@ class Agent:
             self._process.wait()
 
     def require_alive(self) -> None:
-        """Raise LabError, with the last that the program said, where it has ended."""
+        """Raise LabError, with the program's last lines, where it has ended."""
         if self.status is not None:
-            said = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
-            raise LabError("\n  ".join([f"the agent has ended with status {self.status}:", *said]))
+            lines = self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+            raise LabError("\n  ".join([f"the agent has ended with status {self.status}:", *lines]))
 
 
 def pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
-    """Give what goes into a program and what comes out of it. Raises LabError without pipes."""
+    """Return a program's standard input and output. Raises LabError without pipes."""
     if process.stdin is None or process.stdout is None:
         raise LabError(f"process {process.pid} was started without pipes")
     return process.stdin, process.stdout

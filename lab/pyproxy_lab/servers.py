@@ -1,4 +1,4 @@
-"""The servers of a network's pods: a program forks them all, and each can be ended alone."""
+"""The servers of a network's pods: one program forks them, and each can be ended alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROGRAM = Path(__file__).with_name("echo.py")
 
 
 class Server(NamedTuple):
-    """What answers in a namespace: `name` is what it says, on these ports."""
+    """A server in a namespace, which responds with `name` on these ports."""
 
     namespace: str
     name: str
@@ -26,7 +26,7 @@ class Server(NamedTuple):
 
 
 class Servers:
-    """Those that run, by namespace, until they are ended."""
+    """The running servers by namespace."""
 
     def __init__(self) -> None:
         self._programs: list[subprocess.Popen[bytes]] = []
@@ -43,9 +43,9 @@ class Servers:
             start_new_session=True,
         )
         self._programs.append(program)
-        _, said = pipes(program)
+        _, output = pipes(program)
         for _ in servers:
-            line = said.readline().decode(errors="replace").strip()
+            line = output.readline().decode(errors="replace").strip()
             match line.split():
                 case ["ready", namespace, pid]:
                     self._handles[namespace] = os.pidfd_open(int(pid))
@@ -53,7 +53,7 @@ class Servers:
                     raise LabError(f"a pod's server did not start: {line}")
 
     def end(self, namespace: str) -> None:
-        """End one at once; what it had in hand is lost."""
+        """Kill one; open connections are lost."""
         handle = self._handles.pop(namespace)
         try:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
@@ -67,7 +67,7 @@ class Servers:
             os.close(handle)
 
     def end_all(self) -> None:
-        """End all of them, and what has started them; may be called at any stage."""
+        """Kill all servers and the programs that forked them; may be called at any stage."""
         for namespace in list(self._handles):
             self.end(namespace)
         for program in self._programs:

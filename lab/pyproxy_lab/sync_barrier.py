@@ -1,8 +1,8 @@
-"""Knowing that an agent has programmed all that was written: a Service that is written last.
+"""Wait until an agent has programmed all objects that were written, by one that is written last.
 
-What a probe wants may hold from before, and then says nothing of what has just been written. An
-agent hears the objects of one kind in the order of their writing, and programs what it has heard
-together. So once it has the marker as it was written last, it has all that came before.
+The required result of a probe may hold from before, and then shows nothing about the last write. An
+agent receives the objects of one kind in the order of their writes, and programs in one commit all
+that it has received. Once it has programmed the marker's last version, it has all earlier writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PAUSE = 0.01
 
 
 class Marker:
-    """The Service and its slice, whose port says how often they were written.
+    """The Service and its slice; their port is the number of their writes.
 
     `socket` is the path of the agent's local socket.
     """
@@ -36,18 +36,18 @@ class Marker:
         self._times = 0
 
     def next(self) -> tuple[JsonObject, JsonObject]:
-        """Give the Service and the slice to be written now, after all others of their kinds."""
+        """Return the next versions of both, to be written after all others of their kinds."""
         self._times += 1
         return _service(self._port), _slice(self._port)
 
     def programmed(self) -> bool:
-        """Tell whether the agent has programmed them; false too where it does not answer yet.
+        """Return whether the agent has programmed them; false also before it listens.
 
-        Raises PyproxyError where it never will.
+        Blocks for one question to the agent. Raises PyproxyError where it cannot respond.
         """
         try:
             found = self._client.query(SERVICES, ServicesArgs(f"{NAMESPACE}/{NAME}")).services
-        except (NoAgentError, UsageError):  # it does not listen yet, or has not heard of it
+        except (NoAgentError, UsageError):  # it does not listen yet, or has not received it
             return False
         (port,) = found[0].ports
         programmed = {frontend.port for frontend in port.frontends}
@@ -60,7 +60,7 @@ class Marker:
 
 
 class SyncBarrier:
-    """Writes a marker to an API server, and waits for an agent, which `socket` is of."""
+    """Writes a marker to an API server, and waits for the agent with this local socket."""
 
     def __init__(self, client: ApiClient, agent: Agent, socket: str) -> None:
         self._client = client
@@ -74,9 +74,9 @@ class SyncBarrier:
             client.ensure(path.rpartition("/")[0], obj)
 
     def wait(self, patience: float = 60.0) -> None:
-        """Return once all is programmed that was written before.
+        """Block until all earlier writes are programmed.
 
-        Raises LabError after so many seconds, and where the agent has ended.
+        Raises LabError after `patience` seconds, and where the agent has ended.
         """
         for path, obj in zip(self._paths, self._marker.next(), strict=True):
             self._client.patch(path, obj)
@@ -84,7 +84,7 @@ class SyncBarrier:
         while not self._marker.programmed():
             self._agent.require_alive()
             if time.monotonic() > deadline:
-                raise LabError(f"what was written {patience:.0f} s ago is not programmed yet")
+                raise LabError(f"the agent has not programmed the last write in {patience:.0f} s")
             time.sleep(_PAUSE)
 
 

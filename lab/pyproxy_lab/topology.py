@@ -37,7 +37,7 @@ class Addresses(msgspec.Struct, frozen=True):
     ipv6: str
 
     def of(self, family: Family) -> str:
-        """Give the address of one family."""
+        """Return the address of one family."""
         return self.ipv4 if family is Family.IPV4 else self.ipv6
 
     def __iter__(self) -> Iterator[str]:

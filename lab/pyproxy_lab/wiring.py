@@ -75,7 +75,7 @@ def outside(topology: Topology) -> Iterator[str]:
 
 
 def site(topology: Topology, here: Site) -> Iterator[str]:
-    """Give a node its address, its bridge for pods, and the routes of a cluster's fabric."""
+    """Add a node's address, its bridge for pods, and routes of a cluster's fabric."""
     yield from _interface(f"{here.addresses.ipv4}/24", f"{here.addresses.ipv6}/64")
     yield from _bridge(POD_BRIDGE, here.gateways.ipv4, here.gateways.ipv6)
     for other in topology.sites:
@@ -96,7 +96,7 @@ def pod_cables(members: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def pod(here: Pod, its_site: Site) -> Iterator[str]:
-    """Give a pod its address, and its node as the gateway to all others.
+    """Add a pod's address, and its node as the gateway to all others.
 
     The address is a /32 or /128, so that replies to a pod of the same node pass the node's
     conntrack too, with or without br_netfilter.
@@ -119,7 +119,7 @@ def api(members: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def management(number: int) -> Iterator[str]:
-    """Give site `number`, from 1 on, its address on the API server's bridge."""
+    """Add the address of site `number`, from 1 on, on the API server's bridge."""
     yield f"addr add {API_ADDRESS.removesuffix('1')}{number + 1}/24 dev mgmt"
     yield "link set mgmt up"
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.kernel
 def test_no_count_is_above_the_baseline() -> None:
-    # In a process that has done nothing else, for its allocations are counted.
+    # In a process that has done nothing else, because its allocations are counted.
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--check"],
         cwd=ROOT,

@@ -1,6 +1,6 @@
 """Every conformance case as a test of its own, all of a mode against one agent, with packets.
 
-What the mode's packet tracer says at that moment is held against every probe.
+The mode's packet tracer must agree with every probe.
 """
 
 from __future__ import annotations

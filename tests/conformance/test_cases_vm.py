@@ -15,8 +15,7 @@ pytestmark = [pytest.mark.packets, pytest.mark.vm]
 
 CASES = {file.name: cases.read(file) for file in sorted(FOLDER.glob("*.yaml"))}
 COMMON = ("01-cluster-ip.yaml", "02-endpoints.yaml")
-"""What every Service meets. In nftables mode it stands for the rest, which this machine's own
-kernel runs as well, and whoever asks for all gets."""
+"""The files that run in nftables mode without --all-in-vm: this machine's kernel runs the rest."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

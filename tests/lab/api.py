@@ -123,7 +123,7 @@ def eventually(holds: Callable[[], Any]) -> Any:
 
 
 def brief(events: list[Json]) -> list[tuple[str, str]]:
-    """What happened to which object, bookmarks aside."""
+    """Return the type and the name of each event, without bookmarks."""
     return [(e["type"], e["object"]["metadata"]["name"]) for e in events if e["type"] != "BOOKMARK"]
 
 

@@ -1,4 +1,4 @@
-"""The lab's commands as a person runs them: what they print, how they exit, what they leave."""
+"""The lab's commands as whole processes: their output, exit status and leftovers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @packets
-def test_the_demo_holds_and_leaves_nothing() -> None:
+def test_the_demo_passes_and_leaves_nothing() -> None:
     with subprocess.Popen([*PYPROXY, "lab", "demo"], stdout=subprocess.PIPE, text=True) as demo:
-        said, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 0, said
-    assert "requests, none failed" in said
-    assert "refused at once" in said
-    assert "table inet pyproxy {" in said
-    assert "all of it held" in said
+        output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0, output
+    assert "requests, none failed" in output
+    assert "refused at once" in output
+    assert "table inet pyproxy {" in output
+    assert "all checks passed" in output
     assert not left_by(demo.pid)
 
 
@@ -59,7 +59,7 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals) -> None:
 
 
 @packets
-def test_the_runner_says_what_held_and_what_did_not(tmp_path: Path) -> None:
+def test_the_runner_prints_a_line_for_each_case_and_why_one_failed(tmp_path: Path) -> None:
     file = tmp_path / "one.yaml"
     file.write_text(
         """
@@ -76,7 +76,7 @@ def test_the_runner_says_what_held_and_what_did_not(tmp_path: Path) -> None:
 - name: what the API server refuses
   steps:
   - apply: [{metadata: {name: web}, spec: {clusterIP: 192.0.2.1, ports: [{port: 80}]}}]
-- name: for somebody else
+- name: for another mode
   not: [nftables]
   steps: *steps
 """
@@ -93,7 +93,7 @@ def test_the_runner_says_what_held_and_what_did_not(tmp_path: Path) -> None:
 
 
 @packets
-def test_an_agent_that_ends_at_once_is_named_with_its_last_words() -> None:
+def test_an_agent_that_ends_at_once_is_an_error_with_its_last_lines() -> None:
     done = run(
         [
             *CONFORMANCE,
@@ -116,7 +116,7 @@ def test_an_agent_that_ends_at_once_is_named_with_its_last_words() -> None:
         ([str(CASES), "--only", "no case is called this"], "no case is left to run"),
     ],
 )
-def test_a_mistake_of_the_caller_is_one_line(arguments: list[str], message: str) -> None:
+def test_a_usage_error_is_one_line(arguments: list[str], message: str) -> None:
     done = run([*CONFORMANCE, *arguments])
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -34,7 +34,7 @@ FORWARDING = {
     "ipv4/conf/all/proxy_arp": 1,
     "ipv4/conf/default/proxy_arp": 1,
 }
-"""What Docker and an administrator leave; new namespaces take it over from the machine."""
+"""Sysctls that Docker and an administrator set; new namespaces inherit them."""
 
 MASQUERADE = """
 table inet machine_nat {

@@ -56,7 +56,7 @@ def node(
 
 @pytest.fixture(autouse=True)
 def _afresh(node: Proxied) -> None:
-    """What an earlier test's clients taught the kernel is gone."""
+    """Remove the affinities of earlier tests."""
     node.apply(service("web", *CLUSTER_IPS, ports=MANY[:1]), *slices())
     node.is_refused("a2", "10.96.0.1:80")
 

@@ -1,4 +1,4 @@
-"""What a whole agent tells the API server, with the rights of a Service proxy."""
+"""The Events of a whole agent, with the rights of a Service proxy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Holds the list of the API's fields against the API's client, the decoder and the documentation.
 
-The list is fields.yaml. A new field of the API fails the first test until somebody decides what
+The list is fields.yaml. A new field of the API fails the first test until a developer decides what
 becomes of it; a decision that the code does not follow fails the others.
 """
 

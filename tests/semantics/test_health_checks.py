@@ -28,7 +28,7 @@ pytestmark = pytest.mark.packets
 PORT = 32000
 V4, V6, GATEWAY = "172.30.0.11", "fd30::11", "10.244.1.1"
 Answer = tuple[int, int]
-"""HTTP's status and the local endpoints; zeros where nobody listens."""
+"""HTTP's status and the local endpoints; zeros where the port is closed."""
 
 NOBODY: Answer = (0, 0)
 

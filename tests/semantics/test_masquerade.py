@@ -1,4 +1,4 @@
-"""Whose address a pod sees, by `--masquerade-all`, the mark's bit and `--detect-local-mode`."""
+"""The source address that a pod sees, by the flags that determine masquerading."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_whom_a_pod_sees_behind_a_cluster_ip(
 ) -> None:
     with proxied(mode, network, tmp_path / "x", *flags, objects=WEB) as here:
         sees(here, seen)
-        # Whoever connects to itself is masqueraded in every mode, or it would answer itself.
+        # A pod that reaches itself is masqueraded with all flags, or it would bypass conntrack.
         here.reaches("a1", V4, "a1", source=GATEWAY)
         here.reaches("a1", V6, "a1", source=GATEWAY_6)
 

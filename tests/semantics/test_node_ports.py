@@ -131,7 +131,7 @@ def test_an_address_that_comes_is_answered_on_and_one_that_goes_is_not(
 
 
 def answered_on(address: str, listing: str) -> bool:
-    """Tell whether an address is among those of our frontends, or of our rules."""
+    """Return whether an address is among those of our frontends, or of our rules."""
     return bool(re.search(rf"(?<![\w:.]){re.escape(address)}(?![\w:.])", listing))
 
 

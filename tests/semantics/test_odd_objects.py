@@ -1,6 +1,6 @@
-"""Objects that are odd, huge or at odds: each costs what is wrong with it, and nobody else waits.
+"""Objects that are invalid, huge or in conflict: each costs its own fault, and delays no other.
 
-That nobody waits is counted, not timed: a change beside the odd one is in the same commit.
+The absence of a delay is counted, not timed: another Service's change is in the same commit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may use a load balancer's address, and what becomes of addresses of the wrong family."""
+"""Source ranges of a load balancer where the node has the load balancer's address itself."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ranges_of_one_family_let_nobody_of_the_other_in(node: Proxied) -> None:
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
 def test_the_node_gets_in_where_the_address_is_its_own_too(node: Proxied, policy: str) -> None:
-    """What the node sends to an address of its own comes from that address."""
+    """The source of a packet that the node sends to its own address is that address."""
     here = node.network.namespace("na")
     here.ip([f"addr add {vip} dev lo" for vip in VIPS])
     try:

@@ -67,7 +67,7 @@ REMEMBERS = {
     ProxyMode.IPTABLES: "--rcheck",
     ProxyMode.IPVS: "persistent",
 }
-"""What the kernel's listing has of session affinity."""
+"""A part of the kernel's listing that shows session affinity."""
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def node(
 
 
 class Client:
-    """Somebody outside who sends from one port to one target all the time."""
+    """A client outside that keeps one source port for one target."""
 
     def __init__(self, node: Proxied, target: str) -> None:
         self._node = node

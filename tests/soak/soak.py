@@ -1,4 +1,4 @@
-"""A soak: the agent's process before an API server with bad days, 200 changes a second.
+"""A soak: the agent's process with a faulty API server, at 200 changes a second.
 
 `python -m tests.soak.soak SECONDS [SEED]` runs it by itself, as `make soak` does.
 """
@@ -56,7 +56,7 @@ FAULTS: list[tuple[Fault, ...]] = [
 
 
 class Footprint(msgspec.Struct, frozen=True):
-    """What a process holds: resident bytes, threads, descriptors."""
+    """Resources of a process: resident bytes, threads, descriptors."""
 
     memory: int
     threads: int
@@ -86,7 +86,7 @@ class Result(msgspec.Struct, frozen=True):
     status: int
 
     def complaints(self) -> list[str]:
-        """Say what is not as it must be."""
+        """Return a line for each requirement that is not met."""
         before, after = self.before, self.after
         found = [] if self.equal else ["the kernel does not hold the desired state"]
         if after.memory > before.memory * (1 + GROWTH):
@@ -180,7 +180,7 @@ class Chaos:
                     time.sleep(self._random.uniform(0.1, 1.0))
 
     def end(self) -> None:
-        """Let the sun shine; half-open watches are cut, for a minute would be long to wait."""
+        """Clear all faults; half-open watches are cut, because their timeout is a minute."""
         self._server.faults.clear()
         with self._server.away():
             pass
@@ -257,7 +257,7 @@ def main() -> int:
     print(f"at the end: {result.after}")
     print(f"{result.changes} changes, {result.flushes} flushes; faults met: {result.faults}")
     complaints = result.complaints()
-    print("\n".join(complaints) or "nothing to complain about")
+    print("\n".join(complaints) or "all requirements are met")
     return 1 if complaints else 0
 
 

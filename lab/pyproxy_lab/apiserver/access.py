@@ -1,4 +1,4 @@
-"""Who may do what: an administrator everything, a Service proxy what it needs."""
+"""Access rights: an administrator has all of them, a Service proxy those that it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WRITE_EVENTS = frozenset({"create", "patch", "update"})
 
 
 class User(msgspec.Struct, frozen=True):
-    """Somebody with a name; `verbs` are what they may do, by resource, None for everything."""
+    """A user; `verbs` are the allowed ones by resource, None for all."""
 
     name: str
     verbs: dict[str, frozenset[str]] | None = None
@@ -37,7 +37,7 @@ PROXY = User(
 
 
 class Action(msgspec.Struct, frozen=True):
-    """What a request is about to do."""
+    """The verb and resource of a request."""
 
     verb: str
     resource: Resource
@@ -47,7 +47,7 @@ class Action(msgspec.Struct, frozen=True):
 
 
 def authenticate(settings: Settings, authorization: str) -> User:
-    """Tell who sends a request, by its Authorization header. Raises ApiError (401)."""
+    """Return the user of a request, by its Authorization header. Raises ApiError (401)."""
     if not settings.token and not settings.proxy_token:
         return ADMIN
     scheme, _, token = authorization.partition(" ")

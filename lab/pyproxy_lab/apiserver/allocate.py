@@ -1,6 +1,6 @@
 """Cluster IPs and node ports: who has which.
 
-As in a real server, numbers that nobody asked for come from the upper part of a range first, so
+As in a real server, numbers that are not requested come from the upper part of a range first, so
 that the lower part stays free for those who choose their own.
 """
 
@@ -61,7 +61,7 @@ class AddressRange:
         self._numbers = _Numbers(base + 1, last, min(max(16, size // 16), 256))
 
     def take(self, text: str) -> None:
-        """Take the address that somebody asked for. Raises AllocationError."""
+        """Take a requested address. Raises AllocationError."""
         address = ipaddress.ip_address(text)
         if not (
             address in self.network and self._numbers.first <= int(address) <= self._numbers.last
@@ -93,7 +93,7 @@ class PortRange:
         self._numbers = _Numbers(first, last, min(max(16, size // 32), 128, size - 1))
 
     def take(self, port: int) -> None:
-        """Take the port that somebody asked for. Raises AllocationError."""
+        """Take a requested port. Raises AllocationError."""
         first, last = self._numbers.first, self._numbers.last
         if not first <= port <= last:
             raise AllocationError(

@@ -1,4 +1,4 @@
-"""What clients ask to learn what is served: versions, groups, resources."""
+"""Discovery documents: versions, groups and resources."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUBRESOURCE_VERBS = {"status": ["get", "patch", "update"], "finalize": ["update
 
 
 def version() -> Object:
-    """Give /version: the Kubernetes version whose behaviour is followed."""
+    """Return /version: the Kubernetes version whose behaviour is followed."""
     return {
         "major": "1",
         "minor": "36",
@@ -33,7 +33,7 @@ def version() -> Object:
 
 
 def core_versions(address: str) -> Object:
-    """Give /api."""
+    """Return /api."""
     return {
         "kind": "APIVersions",
         "versions": ["v1"],
@@ -42,7 +42,7 @@ def core_versions(address: str) -> Object:
 
 
 def groups() -> Object:
-    """Give /apis."""
+    """Return /apis."""
     names = sorted({(r.group, r.version) for r in RESOURCES if r.group})
     return {
         "kind": "APIGroupList",
@@ -52,7 +52,7 @@ def groups() -> Object:
 
 
 def group(name: str) -> Object | None:
-    """Give /apis/NAME, or None if nothing of that group is served."""
+    """Return /apis/NAME, or None if nothing of that group is served."""
     for resource in RESOURCES:
         if name and resource.group == name:
             return {"kind": "APIGroup", "apiVersion": "v1", **_group(name, resource.version)}
@@ -60,7 +60,7 @@ def group(name: str) -> Object | None:
 
 
 def resources(name: str, api_version: str) -> Object | None:
-    """Give the resources of a group and version, or None if it is not served."""
+    """Return the resources of a group and version, or None if it is not served."""
     found = [r for r in RESOURCES if (r.group, r.version) == (name, api_version)]
     if not found:
         return None

@@ -1,9 +1,9 @@
-"""Bad days: answers that an API server, or what stands before one, gives when something is wrong.
+"""Faults: the responses of an API server, or of a load balancer before it, that is failing.
 
-`ApiServer.faults` has them. They concern whoever asks over HTTP, from the next answer or line of a
-watch on; `ApiServer.load` is never touched. What needs no fault to be put in is elsewhere:
-`ApiServer.away` refuses connections, `expire_watches` and `forget_history` make for 410, and a
-second server on the first one's port has another history.
+`ApiServer.faults` sets them. They apply to HTTP, from the next response or line of a watch on, and
+never to `ApiServer.load`. Other failures need none of them: `ApiServer.away` refuses connections,
+`expire_watches` and `forget_history` cause 410, and a second server on the first one's port has
+another history.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Faults:
             following.cancel()
 
     def _ordered(self, chunk: bytes, late: list[bytes]) -> bytes:
-        """Give what is sent in a chunk's place; what it holds back goes into `late`."""
+        """Return what is sent in a chunk's place; what it holds back goes into `late`."""
         before = b"".join(late)
         late.clear()
         if not chunk or _BOOKMARK in chunk or not self._strikes(Disorder):

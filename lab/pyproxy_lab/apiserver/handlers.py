@@ -97,7 +97,7 @@ class ResourceHandler:
                 await response.write(chunk)
             await response.write_eof()
         except ConnectionResetError:
-            pass  # The client has left; there is nobody to tell.
+            pass  # the client has closed the connection
         finally:
             watch.stop()
             self.watches.discard(watch)

@@ -23,7 +23,7 @@ _TOO_OLD = (
 
 
 class ListOptions(msgspec.Struct, frozen=True):
-    """What a client asks of a list; `limit` is 0 for all of it."""
+    """The options of a list request; `limit` is 0 if there is none."""
 
     prefix: str
     selector: Selector
@@ -34,7 +34,7 @@ class ListOptions(msgspec.Struct, frozen=True):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """What a continue token says: the list's version, and the path that comes next."""
+    """The content of a continue token: the list's version, and the path that comes next."""
 
     v: str
     rv: int

@@ -1,6 +1,6 @@
-"""What Kubernetes lets a name, a label and a port's name be, in the words it refuses them with.
+"""Validation of names, labels and port names, with Kubernetes' error messages.
 
-Each function returns what is wrong, or an empty string. Facts: k8s.io/apimachinery's validation.
+Each function returns the error, or an empty string. Facts: k8s.io/apimachinery's validation.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def port_name_problem(text: str) -> str:
 
 
 def metadata_errors(meta: Object, name_problem: str) -> list[FieldError]:
-    """Check metadata; `name_problem` is what is wrong with its name, for its kind."""
+    """Check metadata; `name_problem` is the error of its name, which its kind determines."""
     errors = []
     if not meta.get("name"):
         errors.append(required("metadata.name", "name or generateName is required"))

@@ -22,12 +22,12 @@ _LONGEST_GENERATED_BASE = 58
 
 
 def metadata(obj: Object) -> Object:
-    """Give an object's metadata, made if it has none."""
+    """Return an object's metadata, made if it has none."""
     return section(obj, "metadata")
 
 
 def section(obj: Object, name: str) -> Object:
-    """Give a part such as spec or status, made if the object has none."""
+    """Return a part such as spec or status, made if the object has none."""
     found = obj.get(name)
     if not isinstance(found, dict):
         found = obj[name] = {}
@@ -46,7 +46,7 @@ def generated_name(base: str) -> str:
 
 
 def give_birth(obj: Object, has_generation: bool) -> None:
-    """Give a new object what only the server gives, in the order in which it is shown."""
+    """Return a new object what only the server gives, in the order in which it is shown."""
     meta = obj["metadata"]
     given = {k: v for k, v in meta.items() if k not in {"name", "generateName", "namespace"}}
     born: Object = {"name": meta["name"]}
@@ -90,7 +90,7 @@ def keep_other_parts(new: Object, before: Object, subresource: str) -> None:
 
 
 def content(obj: Object) -> Object:
-    """Give what metadata.generation counts the changes of."""
+    """Return what metadata.generation counts the changes of."""
     return {k: v for k, v in obj.items() if k not in {"metadata", "kind", "apiVersion"}}
 
 

@@ -20,14 +20,14 @@ _PARAMETERS = [
 
 
 def index() -> Object:
-    """Give /openapi/v3: which documents there are."""
+    """Return /openapi/v3: which documents there are."""
     roots = sorted({resource.root.lstrip("/") for resource in RESOURCES})
     return {"paths": {root: {"serverRelativeURL": f"/openapi/v3/{root}"} for root in roots}}
 
 
 @functools.cache
 def document(root: str) -> Object | None:
-    """Give the document of a group and version such as `apis/discovery.k8s.io/v1`."""
+    """Return the document of a group and version such as `apis/discovery.k8s.io/v1`."""
     found = [resource for resource in RESOURCES if resource.root == f"/{root}"]
     if not found:
         return None

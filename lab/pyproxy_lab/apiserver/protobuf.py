@@ -140,7 +140,7 @@ def _text(value: int | bytes | None) -> str:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Give a message's fields by number: numbers as they are, everything else as bytes."""
+    """Return a message's fields by number: numbers as they are, everything else as bytes."""
     at = 0
     while at < len(raw):
         key, at = _varint(raw, at)

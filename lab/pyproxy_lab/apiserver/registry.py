@@ -1,4 +1,4 @@
-"""What becomes of a create, an update, a patch or a delete: the server with no HTTP about it."""
+"""Create, update, patch and delete, without HTTP."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Registry:
         }
 
     def rules(self, resource: Resource) -> Rules:
-        """Give the rules for a resource's kind."""
+        """Return the rules for a resource's kind."""
         return self._rules[resource.table]
 
     def find(self, resource: Resource, namespace: str, name: str) -> Stored:

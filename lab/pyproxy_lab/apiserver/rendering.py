@@ -14,7 +14,7 @@ from pyproxy_lab.apiserver.store import Change, EventType, Stored, encode, rever
 
 _LIST_BATCH = 256
 
-# What a bookmark shows beside its version: the fields of an empty object that Go always encodes.
+# The fields of a bookmark beside its version: Go always encodes these of an empty object.
 _BOOKMARK_EXTRAS: dict[str, Object] = {
     "Namespace": {"spec": {}, "status": {}},
     "Node": {"spec": {}, "status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 0}}}},
@@ -34,11 +34,11 @@ class Rendering:
         self._start = f'{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'.encode()
 
     def body(self, stored: Stored) -> bytes:
-        """Give one object."""
+        """Return one object."""
         return stored.body
 
     def listing(self, objects: list[Stored], meta: Object) -> Iterator[bytes]:
-        """Give a list, in pieces; `meta` is the list's own metadata."""
+        """Return a list, in pieces; `meta` is the list's own metadata."""
         head = {
             "kind": f"{self.resource.kind}List",
             "apiVersion": self.resource.api_version,
@@ -51,18 +51,18 @@ class Rendering:
         yield b"]}\n"
 
     def line(self, change: Change, event: EventType) -> bytes:
-        """Give a change as a line of a watch; encoded once for all watchers."""
+        """Return a change as a line of a watch; encoded once for all watchers."""
         key = (self.key, event)
         if (line := change.lines.get(key)) is None:
             line = change.lines[key] = self.event(event, self._shown(change, event))
         return line
 
     def event(self, event: EventType, stored: Stored) -> bytes:
-        """Give an object as a line of a watch."""
+        """Return an object as a line of a watch."""
         return b'{"type":"%s","object":%s}\n' % (event.encode(), self.body(stored))
 
     def bookmark(self, revision: int, initial_events_end: bool = False) -> bytes:
-        """Give a line that says up to which version a watch has got."""
+        """Return a line that says up to which version a watch has got."""
         meta: Object = {"resourceVersion": str(revision)}
         if initial_events_end:
             meta["annotations"] = {"k8s.io/initial-events-end": "true"}
@@ -75,7 +75,7 @@ class Rendering:
         return b'{"type":"BOOKMARK","object":%s}\n' % encode(shown)
 
     def _item(self, stored: Stored) -> bytes:
-        """Give an element of a list, which shows neither kind nor apiVersion."""
+        """Return an element of a list, which shows neither kind nor apiVersion."""
         return b"{" + self.body(stored)[len(self._start) :]
 
     def _shown(self, change: Change, event: EventType) -> Stored:
@@ -94,7 +94,7 @@ class ConvertedRendering(Rendering):
         self._convert = convert
 
     def body(self, stored: Stored) -> bytes:
-        """Give one object, converted."""
+        """Return one object, converted."""
         return encode(self._convert(stored.decode()))
 
 
@@ -109,17 +109,17 @@ class TableRendering(Rendering):
         self._include = include
 
     def body(self, stored: Stored) -> bytes:
-        """Give a table of one row."""
+        """Return a table of one row."""
         meta = {"resourceVersion": str(stored.revision)}
         return encode(tables.table(self.resource, [stored.decode()], meta, self._include))
 
     def listing(self, objects: list[Stored], meta: Object) -> Iterator[bytes]:
-        """Give a table of all objects."""
+        """Return a table of all objects."""
         decoded = [stored.decode() for stored in objects]
         yield encode(tables.table(self.resource, decoded, meta, self._include))
 
     def bookmark(self, revision: int, initial_events_end: bool = False) -> bytes:
-        """Give a table without rows."""
+        """Return a table without rows."""
         del initial_events_end
         meta = {"resourceVersion": str(revision)}
         empty = tables.table(self.resource, [], meta, self._include)

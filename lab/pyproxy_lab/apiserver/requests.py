@@ -1,4 +1,4 @@
-"""What a request says: its path, its query, its body."""
+"""Parse requests: path, query, body."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What a path below /api or /apis names."""
+    """The resource and object that a path below /api or /apis names."""
 
     resource: Resource
     namespace: str = ""
@@ -70,7 +70,7 @@ def target(path: str) -> Target | None:
 
 
 def action(method: str, where: Target, query: Mapping[str, str]) -> Action:
-    """Say what a request is about to do."""
+    """Return the verb and resource of a request."""
     if method in {"GET", "HEAD"}:
         verb = "get" if where.name else "watch" if is_true(query, "watch") else "list"
     else:

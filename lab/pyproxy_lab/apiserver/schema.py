@@ -18,7 +18,7 @@ from pyproxy_lab.apiserver.objects import Object
 
 
 class JsonType(enum.Enum):
-    """What a field may hold."""
+    """The values that a field may hold."""
 
     STRUCT = "object"
     MAP = "map"
@@ -62,7 +62,7 @@ _INT_OR_STRING = {("V1ServicePort", "targetPort")}
 
 @functools.cache
 def shape_of(model: str) -> Shape:
-    """Give the shape of a model class of the Kubernetes client, such as `V1Service`."""
+    """Return the shape of a model class of the Kubernetes client, such as `V1Service`."""
     # The client takes a while to import; only a server needs it.
     from kubernetes.client import models  # noqa: PLC0415
 

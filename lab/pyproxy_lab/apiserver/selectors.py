@@ -25,14 +25,14 @@ class Operator(enum.Enum):
 
 
 class Requirement(msgspec.Struct, frozen=True):
-    """What one label must be."""
+    """One requirement of a label selector."""
 
     key: str
     operator: Operator
     values: frozenset[str] = frozenset()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Tell whether labels satisfy it."""
+        """Return whether labels satisfy it."""
         value = labels.get(self.key)
         match self.operator:
             case Operator.EXISTS:
@@ -55,7 +55,7 @@ class Requirement(msgspec.Struct, frozen=True):
 
 
 class FieldRequirement(msgspec.Struct, frozen=True):
-    """What one field must be, or must not."""
+    """One requirement of a field selector."""
 
     field: str
     value: str
@@ -74,7 +74,7 @@ class Selector(msgspec.Struct, frozen=True):
         return not self.labels and not self.fields
 
     def matches(self, stored: Stored) -> bool:
-        """Tell whether an object is selected."""
+        """Return whether an object is selected."""
         return all(r.matches(stored.labels) for r in self.labels) and all(
             (_field(stored, r.field) == r.value) is r.equal for r in self.fields
         )

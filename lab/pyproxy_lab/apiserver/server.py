@@ -202,7 +202,7 @@ async def _errors_as_status(request: web.Request, handler: Handler) -> web.Strea
 
 
 def _document(request: web.Request) -> Object | None:
-    """Give what a path that names no objects is answered with, if it is such a path."""
+    """Return what a path that names no objects is answered with, if it is such a path."""
     found: Object | None = None
     match request.path.strip("/").split("/"):
         case ["version"]:
@@ -253,7 +253,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 def _bootstrap(settings: Settings, port: int) -> list[Object]:
-    """Give what exists in a cluster before anybody has made anything."""
+    """Return what exists in a cluster before anybody has made anything."""
     spaces: list[Object] = [
         {
             "apiVersion": "v1",

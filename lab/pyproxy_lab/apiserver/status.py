@@ -1,4 +1,4 @@
-"""What a request can be refused with: the API's Status object, as an exception."""
+"""The API's Status object as an exception: the errors that a request can get."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyproxy_lab.apiserver.resources import Resource
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """What is wrong with one field; `reason` and `message` are those of a Status cause."""
+    """The error of one field; `reason` and `message` are those of a Status cause."""
 
     field: str
     reason: str

@@ -1,4 +1,4 @@
-"""Objects in versions: what exists, what changed lately, and who is told of it.
+"""Objects in versions: what exists, recent changes, and the watches that receive them.
 
 One number, the revision, counts all changes of all tables, as it does in etcd. Each object is
 encoded once, when it is written; lists and watches send those bytes. All of it belongs to one
@@ -24,7 +24,7 @@ _NOTHING: Mapping[str, str] = {}
 
 
 class EventType(enum.StrEnum):
-    """What a watch says has happened to an object."""
+    """The type of a watch event."""
 
     ADDED = "ADDED"
     MODIFIED = "MODIFIED"
@@ -53,10 +53,10 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One write: `old` is None for a creation, `gone` tells of a deletion.
+    """One write: `old` is None for a creation, `gone` is true for a deletion.
 
-    `lines` keeps what is encoded for watchers while they are told, by their rendering and the
-    event's type, so that it is encoded once however many they are.
+    `lines` caches the encoded event by rendering and event type, so that all watches share one
+    encoding.
     """
 
     revision: int
@@ -140,7 +140,7 @@ class Table:
         self.trim(self._history)
         for subscriber in tuple(self.subscribers):
             subscriber(change)
-        # Whoever starts from an earlier version later on can have it encoded again.
+        # A watch that starts from an earlier version later on encodes it again.
         change.lines.clear()
 
     def trim(self, keep: int) -> None:
@@ -165,11 +165,11 @@ class Store:
         self._tables = {name: Table(resource, history) for name, resource in STORED.items()}
 
     def table(self, resource: Resource) -> Table:
-        """Give the table in which a resource's objects are kept."""
+        """Return the table in which a resource's objects are kept."""
         return self._tables[resource.table]
 
     def tables(self) -> Iterable[Table]:
-        """Give all tables."""
+        """Return all tables."""
         return self._tables.values()
 
     def write(
@@ -210,7 +210,7 @@ class Store:
 
 
 def object_path(namespace: str, name: str) -> str:
-    """Give the path that orders an object among its kind."""
+    """Return the path that orders an object among its kind."""
     return f"/{namespace}/{name}" if namespace else f"/{name}"
 
 

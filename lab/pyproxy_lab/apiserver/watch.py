@@ -18,7 +18,7 @@ _INITIAL_BATCH = 256
 
 
 class WatchOptions(msgspec.Struct, frozen=True):
-    """What a client asks of a watch.
+    """The options of a watch request.
 
     `revision` is None to begin with what exists, and FROM_NOW to begin with nothing.
     `initial_end` asks for the bookmark that ends the initial events. `timeout` is in seconds.
@@ -77,7 +77,7 @@ class Watch:
         self._table.subscribers.remove(self._receive)
 
     async def lines(self, bookmark_interval: float) -> AsyncIterator[bytes]:
-        """Give whole lines, as many at a time as there are, until the watch ends."""
+        """Return whole lines, as many at a time as there are, until the watch ends."""
         initial, self._initial = self._initial, []
         for first in range(0, len(initial), _INITIAL_BATCH):
             batch = initial[first : first + _INITIAL_BATCH]
@@ -111,7 +111,7 @@ class Watch:
                     yield self._rendering.bookmark(self._store.revision)
 
     def _bookmark_times(self, start: float, end: float, interval: float) -> list[float]:
-        """Say when bookmarks are due, last first: at intervals, and shortly before the end."""
+        """Return the times of bookmarks, last first: at intervals, and shortly before the end."""
         if not self._options.bookmarks:
             return []
         regular = [start + n * interval for n in range(1, int((end - start) / interval) + 1)]
@@ -133,7 +133,7 @@ class Watch:
         self._wake.set()
 
     def _event(self, change: Change) -> EventType | None:
-        """Tell what a change is to those who see the selected objects alone."""
+        """Return the event type of a change for a watch that selects objects."""
         selector = self._options.selector
         if selector.everything:
             had, has = change.old is not None, not change.gone

@@ -40,7 +40,7 @@ class Changes:
         self._swapped, self._made, self._rolled = range(size.services, size.services + 3)
 
     def answered(self, alive: Callable[[], None]) -> Callable[[], Iterator[Timed]]:
-        """Prepare the changes that a prober tells of; each call makes one of each kind."""
+        """Prepare the changes that a prober reports; each call makes one of each kind."""
         self._put(self._swapped, *fresh_pods(self._fresh, 1))
 
         def wait(number: int, holds: Callable[[str], bool]) -> float:

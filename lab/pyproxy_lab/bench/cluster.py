@@ -1,10 +1,10 @@
-"""The API server's process, and how it is told to change what it holds.
+"""The API server's process, and its commands for changing objects.
 
     python -m pyproxy_lab.bench.cluster SERVICES ENDPOINTS
 
-It prints its URL once it holds everything, then answers each line of its input, an `Order`, with
-a `Done`, and ends when its input does. It makes changes itself, not by requests, so that their
-cost is the same whoever is measured: an agent's own work and the sending of the watch event.
+It prints its URL once it holds all objects, then writes a `Done` for each line of its input, an
+`Order`, and ends when its input does. It makes changes itself, not by requests. Their cost is then
+the same for all agents: an agent's own work and the sending of the watch event.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _churn(server: ApiServer, churn: Churn) -> dict[str, float]:
 
 
 def fresh_pods(numbers: Iterator[int], count: int) -> list[int]:
-    """Give pods that nobody has heard of."""
+    """Return the numbers of pods that were not used before."""
     return [FRESH_POD + next(numbers) for _ in range(count)]
 
 

@@ -106,7 +106,7 @@ def _measure(plan: Plan, contestants: list[Contestant], runs: int) -> list[Run]:
     ):
         bench = Bench(plan, place, api, Path(folder))
         for number in range(runs):
-            # By turns from either end, so that what drifts favours nobody.
+            # By turns from either end, so that a drift of the machine favours no agent.
             order = contestants if number % 2 == 0 else contestants[::-1]
             for each in order:
                 tell.name = f"run {number + 1} of {runs}: {each.name}"

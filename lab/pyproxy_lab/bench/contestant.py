@@ -1,4 +1,4 @@
-"""Whom to measure: this pyproxy, or any program that takes kube-proxy's flags."""
+"""The programs to measure: this pyproxy, or any program that takes kube-proxy's flags."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MODE = "--proxy-mode"
 _FLAGS = (
     *("--hostname-override", NODE_NAME),
     *("--cluster-cidr", POD_NETWORK),
-    # What concerns the whole machine stays as it is.
+    # Settings of the whole machine stay unchanged.
     "--conntrack-max-per-core=0",
     "--conntrack-tcp-timeout-established=0s",
     "--conntrack-tcp-timeout-close-wait=0s",
@@ -51,7 +51,7 @@ class Contestant(msgspec.Struct, frozen=True):
 
     @property
     def announces(self) -> bool:
-        """Whether nf_tables tells of all that it writes."""
+        """Whether nf_tables notifies of all that it writes."""
         return self.mode in modes.MODES and modes.MODES[self.mode].announced
 
     @contextmanager

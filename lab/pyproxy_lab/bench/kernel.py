@@ -1,7 +1,7 @@
-"""When the kernel has taken up an address, by what nf_tables announces to everybody.
+"""The time at which the kernel has an address, from nf_tables' notifications.
 
-It is the same for every agent: the address of a pod that nobody has had before stands in the
-transaction, packed in an element or a rule, or in text in a name, whatever the rules look like.
+It is found in the same way for every agent. The address of a new pod is in the transaction, packed
+in an element or a rule, or as text in a name.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _TEXT = re.compile(rb"10\.20[0-7]\.\d{1,3}\.\d{1,3}")
 
 
 def transactions() -> int:
-    """Give the number of nf_tables' last transaction here, of 32 bits; nobody pays for that."""
+    """Return the number of nf_tables' last transaction here, of 32 bits. It costs nothing."""
     with closing(Nfnetlink()) as netlink:
         return read_generation(netlink.get(get_generation()))
 
 
 class Announcements:
-    """A context manager: inside it the kernel tells of every change of nf_tables.
+    """A context manager: inside it the kernel notifies of every change of nf_tables.
 
-    Every agent pays for that alike, and none does while the first sync is measured.
+    All agents bear its cost alike, and none while the first sync is measured.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is measured, and one run's figures."""
+"""The measures, and one run's figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Unit(enum.Enum):
-    """What a figure is in."""
+    """The unit of a figure."""
 
     SECONDS = "seconds"
     BYTES = "bytes"

@@ -31,7 +31,7 @@ from pyproxy_lab.namespace import (
 from pyproxy_lab.process import pipes
 
 CLIENT_ADDRESS = "10.255.0.2"
-"""A pod's, so that nobody masquerades it."""
+"""A pod's, so that it is not masqueraded."""
 
 _GATEWAY = "172.30.0.1"
 

@@ -1,4 +1,4 @@
-"""What all runs came to: JSON for programs, a table in Markdown for people."""
+"""The results of all runs: JSON for programs, a table in Markdown for people."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Report(msgspec.Struct, frozen=True):
     runs: Sequence[Run]
 
     def values(self, agent: str, measure: Measure) -> list[float]:
-        """Give a measure's figures of all runs of an agent, empty where it has none."""
+        """Return a measure's figures of all runs of an agent, empty where it has none."""
         found = (run.figures.get(measure, ()) for run in self.runs if run.agent == agent)
         return [value for values in found for value in values]
 
     def ratio(self, agent: str, measure: Measure) -> float | None:
-        """Give how many times the first agent's figure this one's is, by the pairs of runs."""
+        """Return how many times the first agent's figure this one's is, by the pairs of runs."""
         first = next(iter(self.agents))
         mine, its = self._medians(agent, measure), self._medians(first, measure)
         pairs = [mine[number] / its[number] for number in mine if its.get(number, 0) > 0]
@@ -44,7 +44,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def machine() -> str:
-    """Say what this was measured on."""
+    """Return a description of the machine."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return (
         f"{os.cpu_count()} CPUs, {pages >> 30} GiB, Linux {platform.release()}, "

@@ -38,9 +38,9 @@ _BETWEEN_QUESTIONS = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to do in each run: changes of each kind, seconds between two, and the churn.
+    """The plan of each run: changes of each kind, seconds between two, and the churn.
 
-    `patience` is how many seconds anything may take.
+    `patience` is the limit in seconds of each step.
     """
 
     size: Size
@@ -52,7 +52,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def steps(self) -> int:
-        """How many steps of progress a run tells of."""
+        """The number of steps of progress that a run reports."""
         return 5
 
 
@@ -70,7 +70,7 @@ class Bench:
         self._kubeconfig.write_bytes(msgspec.json.encode(kubeconfig(api.url, "")))
 
     def run(self, contestant: Contestant, number: int, step: Callable[[str], None]) -> Run:
-        """Measure once; `step` hears what is done next. Raises LabError."""
+        """Measure once; `step` is called with the name of each step. Raises LabError."""
         figures: Figures = {}
         log = self._folder / f"{contestant.name}-{number}.log"
         step("start")
@@ -197,7 +197,7 @@ def _spread(services: int, count: int) -> list[int]:
 
 
 def _is_healthy() -> bool:
-    # Some say so before they have done anything: whoever asks looks at their last sync as well.
+    # Some are healthy before their first sync, so the time of the last sync is checked as well.
     try:
         with urllib.request.urlopen(_HEALTH, timeout=5) as answered:
             return bool(answered.status == HTTPStatus.OK)

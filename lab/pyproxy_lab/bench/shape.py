@@ -141,12 +141,12 @@ def service_name(number: int) -> str:
 
 
 def cluster_ip(number: int) -> str:
-    """Give a Service's address."""
+    """Return a Service's address."""
     return _text(_FIRST_SERVICE + number)
 
 
 def pod_ip(pod: int) -> str:
-    """Give a pod's address."""
+    """Return a pod's address."""
     return _text(_FIRST_POD + pod)
 
 

@@ -1,4 +1,4 @@
-"""What a process and those that it starts use, as /proc has it."""
+"""CPU time and memory of a process and its children, from /proc."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PERIOD = 0.02
 
 
 def cpu(pid: int) -> float:
-    """Give the CPU seconds of a process, with those of its children that have ended."""
+    """Return the CPU seconds of a process, with those of its children that have ended."""
     after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, after_name[11:15])) / _TICKS
 
 
 def memory(pid: int, field: str) -> int:
-    """Give VmRSS, what is resident now, or VmHWM, the most that ever was, in bytes."""
+    """Return VmRSS, what is resident now, or VmHWM, the most that ever was, in bytes."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -38,7 +38,7 @@ def _helpers(pid: int, program: str) -> list[int]:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    # Whoever has children may end at any moment, and each thread of it.
+    # A process, or a thread of it, may end at any moment.
     with suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
             with suppress(OSError):

@@ -68,7 +68,7 @@ def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> 
 
 
 def _left_out(case: Case) -> bool:
-    """Say it where a case needs what this kernel has not got."""
+    """Return whether this kernel lacks a need of a case, and print it."""
     if lacks := cases.lacking(case):
         print(f"--   {case.name}: this kernel has no {lacks}")
     return bool(lacks)

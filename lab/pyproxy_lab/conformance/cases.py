@@ -19,7 +19,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A field that nobody reads is a mistake in the case, not something to pass over."""
+    """The base of a case's structs: an unknown field is an error."""
 
 
 class EndpointEntry(_Fields, frozen=True):
@@ -56,9 +56,9 @@ class Applied(_Fields, frozen=True):
 
 
 class Probe(_Fields, frozen=True):
-    """Who connects where, and what must come of it: either `reach` or `expect`.
+    """A connection to make, and its required result: either `reach` or `expect`.
 
-    `tries` of 0 stands for 32 where backends are to be reached, else 4. `timeout` is in seconds.
+    `tries` of 0 stands for 32 with `reach`, and for 4 with `expect`. `timeout` is in seconds.
     """
 
     source_name: str = field(name="from")
@@ -81,7 +81,7 @@ class Probe(_Fields, frozen=True):
 
 
 class Get(_Fields, frozen=True):
-    """A GET, and what must come back; spaces in the body do not count."""
+    """A GET and its required response; spaces in the body do not count."""
 
     source_name: str = field(name="from")
     url: str
@@ -90,7 +90,7 @@ class Get(_Fields, frozen=True):
 
 
 class Step(_Fields, frozen=True):
-    """Things done in the order of the fields: deleted, applied, waited (seconds), and looked at."""
+    """Actions in the order of the fields: delete, apply, sleep (seconds), probe."""
 
     delete: tuple[str, ...] = ()
     apply: tuple[Applied, ...] = ()
@@ -100,7 +100,7 @@ class Step(_Fields, frozen=True):
 
 
 class Case(_Fields, frozen=True):
-    """A case: its steps, the proxy modes that it is not for, and what the kernel has to have."""
+    """A case: its steps, the proxy modes that it is not for, and its needs of the kernel."""
 
     name: str
     steps: tuple[Step, ...]
@@ -109,7 +109,7 @@ class Case(_Fields, frozen=True):
 
 
 def lacking(case: Case) -> str:
-    """Say what a case needs and this kernel has not got; empty where that is nothing."""
+    """Return the need of a case that this kernel lacks; empty if it lacks none."""
     return "SCTP sockets" if "sctp" in case.needs and not has_sctp() else ""
 
 

@@ -1,4 +1,4 @@
-"""Runs cases: objects into the API server, packets through the network, what came back compared."""
+"""Run cases: write objects to the API server, send packets, compare the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyproxy_lab.sync_barrier import SyncBarrier
 NAMESPACE = "conformance"
 TRIES_TO_REACH = 32
 TRIES_IN_TURN = 8
-"""As many tell as much where endpoints are taken in turn, as IPVS does unless told otherwise."""
+"""Enough where endpoints are taken in turn, as with IPVS' default scheduler."""
 
 TRIES_TO_FAIL = 4
 HTTP_TIMEOUT = 2.0
@@ -47,19 +47,19 @@ FIRST = Case(
         ),
     ),
 )
-"""Run this first, with patience: many a refusal looks the same where no agent is there yet."""
+"""Run this first: without an agent, many probes for refused connections would hold too."""
 
 
 Check = Callable[[Probe, Outcome], str]
-"""Says what somebody who looks on has against a probe that came true, empty for nothing."""
+"""Returns an objection to a probe that holds, empty for none."""
 
 
 class Runner:
-    """Runs cases one after the other; what a probe wants must hold within `settle` seconds.
+    """Runs cases one after the other; each probe must hold within `settle` seconds.
 
-    `check` is asked at once after each probe that holds, and must agree within that time too. No
-    probe is made before `barrier` says that the agent has what was written; without it, one that
-    wants what was so before may come too early to say anything.
+    `check` is called after each probe that holds, and must agree within that time too. Probes wait
+    until `barrier` shows that the agent has programmed all objects. Without it, a probe that held
+    before the change may be made too early.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class Runner:
         self._tries_to_reach = TRIES_IN_TURN if mode.in_turn else TRIES_TO_REACH
         self._settle = settle
         self._check = check
-        self._fence = barrier
+        self._barrier = barrier
         self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
         client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
 
     def applies(self, case: Case) -> bool:
-        """Tell whether a case is for this mode."""
+        """Return whether a case is for this mode."""
         return self._mode not in case.without
 
     def run(self, case: Case) -> tuple[str, ...]:
-        """Run a case, clear away what it made, and give what did not hold, in words.
+        """Run a case, delete its objects, and return a line for each probe that did not hold.
 
-        Raises LabError, UsageError where the case itself could not be carried out.
+        Raises LabError, and UsageError where the case itself is wrong.
         """
         try:
             failures: list[str] = []
@@ -105,8 +105,8 @@ class Runner:
                 self._delete(path)
         for applied in step.apply:
             self._apply(applied)
-        if self._fence and (step.delete or step.apply):
-            self._fence.wait()
+        if self._barrier and (step.delete or step.apply):
+            self._barrier.wait()
         time.sleep(step.sleep)
         for wanted in step.probe:
             if self._mode not in wanted.without:
@@ -183,14 +183,14 @@ class Runner:
             yield f"GET {wanted.url} from {wanted.source_name}: wanted {parts}; saw {seen}"
 
     def _member(self, name: str) -> tuple[Namespace, frozenset[str]]:
-        """Give the namespace and the addresses of whoever a case sends from."""
+        """Return the namespace and the addresses of a client."""
         try:
             return self._network.namespace(name), self._network.addresses(name)
         except KeyError as error:
             raise UsageError(f"from: {name}: use a pod, a node (na, nb) or ext") from error
 
     def _settled(self, attempt: Callable[[], str]) -> str:
-        """Repeat until an attempt has nothing to say against it, or give the last one's words."""
+        """Repeat until an attempt succeeds, and return the last one's objection, empty for none."""
         deadline = time.monotonic() + self._settle
         while seen := attempt():
             if time.monotonic() > deadline:
@@ -209,7 +209,7 @@ def await_agent(runner: Runner, agent: Agent, patience: float = 60.0) -> None:
 
 
 def _http_get(url: str) -> tuple[int, str]:
-    """GET in the namespace that this is called in; status 0 and the error where nobody answers."""
+    """GET in the namespace that this is called in; status 0 and the error without a response."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(
         parts.hostname or "", parts.port or 80, timeout=HTTP_TIMEOUT

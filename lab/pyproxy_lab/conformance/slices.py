@@ -17,7 +17,7 @@ MANAGER = "pyproxy-conformance"
 
 
 class _Port(msgspec.Struct, frozen=True):
-    """What a slice's port takes from a Service's."""
+    """The fields that a slice's port takes from a Service's port."""
 
     port: int
     name: str = ""
@@ -91,7 +91,7 @@ def _conditions(entry: EndpointEntry) -> dict[str, bool]:
 
 
 def _place(entry: EndpointEntry, topology: Topology) -> tuple[str, str]:
-    """Give an endpoint's address and its node's name; an address of its own has no node."""
+    """Return an endpoint's address and its node's name; an address of its own has no node."""
     family = Family.IPV6 if entry.family == "IPv6" else Family.IPV4
     for pod in topology.pods:
         if pod.name == entry.pod:

@@ -50,9 +50,9 @@ class TraceCheck:
         self.asked = 0
 
     def __call__(self, wanted: Probe, seen: Outcome) -> str:
-        """Say where the trace disagrees with what was seen; empty where it does not.
+        """Return how the trace disagrees with an outcome; empty where it does not.
 
-        Raises KernelError, and UsageError where there is nothing to be traced through.
+        Raises KernelError, and UsageError where the agent has programmed nothing.
         """
         self.asked += 1
         account = self._network.namespace(self._site).call(partial(self._trace, wanted))
@@ -96,7 +96,7 @@ def agrees(
     node: Set[str],
     names: Mapping[Backend, str],
 ) -> bool:
-    """Tell whether packets met what the account of them says.
+    """Return whether packets met what the account of them says.
 
     `client` and `node` are the addresses of the sender and of the node; a node's own address hides
     only others'. `names` are those of all who answer, by where they do.
@@ -120,14 +120,14 @@ def _agrees_that_none(account: TraceResult, seen: Outcome, names: Mapping[Backen
     wanted = {type(verdict) for verdict in account.verdicts()}
     packet = account.packet
     if wanted == {Untouched}:
-        # Nobody changes where it goes: whoever is there may answer, and nobody else.
+        # The packet is not translated, so only the host with that address may respond.
         return seen.reached.keys() <= {names.get(backend(packet.destination, packet.port))}
     if wanted == {Dropped}:
         return bool(seen.dropped) and not (seen.reached or seen.refused)
     if packet.protocol is Protocol.SCTP and Rejected in wanted:
         # Its client does not take the ICMP error for an answer, and goes on trying.
         return len(wanted) == 1 and bool(seen.refused or seen.dropped) and not seen.reached
-    # Delivered to where nobody listens is refused by the endpoint's own machine.
+    # A packet to a closed port is refused by the endpoint's own host.
     return len(wanted) == 1 and bool(seen.refused) and not (seen.reached or seen.dropped)
 
 

@@ -1,4 +1,4 @@
-"""Whether what a probe saw is what its case wants: pure."""
+"""Compare a probe's outcome with its required result; pure functions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _source(wanted: Probe, seen: Outcome, own: Set[str]) -> bool:
 
 
 def describe(wanted: Probe) -> str:
-    """Say what a probe wants, for a report of failure."""
+    """Return the required result of a probe as text."""
     if wanted.expect is not None:
         return wanted.expect
     reach = "one backend alone" if wanted.reach == "one" else ", ".join(wanted.reach or ())

@@ -1,6 +1,6 @@
 """Replays the requests that a real kube-apiserver v1.36.2 answered, and compares the answers.
 
-What cannot be the same is masked: uids, versions, times, allocated numbers, generated names.
+Values that differ by nature are masked: uids, versions, times, allocated numbers, generated names.
 metadata.managedFields is left out: this server has no field managers.
 """
 

@@ -1,4 +1,4 @@
-"""What a Service gets, keeps, loses and may not be."""
+"""Defaults, allocation and validation of Services."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_label_selector_turns_changes_into_additions_and_deletions(api: Api) -
     assert [kind for kind, _ in brief(events)] == [
         "ADDED", "MODIFIED", "DELETED", "ADDED", "DELETED",
     ]  # fmt: skip
-    # Who watches a selection sees the object as it was in it, under the version at which it left.
+    # A selecting watch gets the object as it was last selected, with the version at which it left.
     meta = events[2]["object"]["metadata"]
     assert meta["labels"] == {"team": "a"}
     assert meta["resourceVersion"] == left["metadata"]["resourceVersion"]

@@ -1,1 +1,1 @@
-"""What the server does for each kind beyond keeping it: defaults, checks, allocation."""
+"""The server's rules for each kind: defaults, checks, allocation."""

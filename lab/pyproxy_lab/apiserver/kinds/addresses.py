@@ -14,7 +14,7 @@ _FAMILIES = {4: "IPv4", 6: "IPv6"}
 
 
 def address_family(text: str) -> str:
-    """Tell `IPv4` or `IPv6`, or an empty string for what is no address."""
+    """Return `IPv4` or `IPv6`, or an empty string if the text is not an address."""
     try:
         return _FAMILIES[_parsed(text).version]
     except ValueError:

@@ -16,7 +16,7 @@ _NOT_READY = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
 
 
 class NodeRules(Rules):
-    """Rules for nodes. What a client says of a new node's status is kept, as a kubelet needs."""
+    """Rules for nodes. A new node keeps the status that its client gives, as a kubelet needs."""
 
     fields = Rules.fields | {"spec.unschedulable"}
 

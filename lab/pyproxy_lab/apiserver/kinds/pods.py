@@ -147,7 +147,7 @@ def _port_errors(port: Object, names: set[str], field: str) -> list[FieldError]:
 
 
 def _fixed(spec: Object) -> Object:
-    """Give the part of a spec that may not change."""
+    """Return the part of a spec that may not change."""
     fixed = {name: value for name, value in spec.items() if name not in _MUTABLE}
     for name in ("containers", "initContainers"):
         if name in fixed:

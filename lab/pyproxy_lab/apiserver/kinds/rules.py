@@ -1,4 +1,4 @@
-"""What every kind may do differently when it is created, changed or deleted."""
+"""The hooks that a kind may override for create, update and delete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rules:
     """
 
     fields: frozenset[str] = frozenset({"metadata.name", "metadata.namespace"})
-    """What a field selector may ask for."""
+    """Return the fields that a field selector may name."""
     creates_on_update = False
     """Whether a PUT may create the object."""
     returns_deleted = False
@@ -31,7 +31,7 @@ class Rules:
     """Whether a deletion with a grace period leaves the object, terminating, for so long."""
 
     def name_problem(self, name: str) -> str:
-        """Say what is wrong with a name, or nothing."""
+        """Return the error of a name, empty if it is valid."""
         return dns_subdomain_problem(name)
 
     def carry_over(self, new: Object, old: Object) -> None:
@@ -44,12 +44,12 @@ class Rules:
         """Fill in defaults."""
 
     def errors(self, obj: Object) -> list[FieldError]:
-        """Say what is wrong with an object."""
+        """Return the errors of an object."""
         del obj
         return []
 
     def update_errors(self, new: Object, old: Object) -> list[FieldError]:
-        """Say what may not change."""
+        """Return the errors of changed fields that are immutable."""
         del new, old
         return []
 
@@ -62,7 +62,7 @@ class Rules:
         """After a write or a deletion (`new` is None): let go what only the old version had."""
 
     def selectable(self, obj: Object) -> Mapping[str, str]:
-        """Give the values of `fields`, metadata's aside."""
+        """Return the values of `fields`, metadata's aside."""
         del obj
         return NO_FIELDS
 

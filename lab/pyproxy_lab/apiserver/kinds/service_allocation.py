@@ -14,34 +14,34 @@ HEADLESS = "None"
 
 
 def is_headless(spec: Object) -> bool:
-    """Tell whether a Service asks for no cluster IP."""
+    """Return whether a Service asks for no cluster IP."""
     return spec.get("clusterIP") == HEADLESS or spec.get("clusterIPs") == [HEADLESS]
 
 
 def has_cluster_ip(spec: Object) -> bool:
-    """Tell whether a Service has cluster IPs."""
+    """Return whether a Service has cluster IPs."""
     return spec["type"] != "ExternalName" and not is_headless(spec)
 
 
 def may_have_node_ports(spec: Object) -> bool:
-    """Tell whether a Service's type allows node ports."""
+    """Return whether a Service's type allows node ports."""
     return spec["type"] in {"NodePort", "LoadBalancer"}
 
 
 def needs_node_ports(spec: Object) -> bool:
-    """Tell whether each port is to have a node port."""
+    """Return whether each port is to have a node port."""
     return spec["type"] == "NodePort" or (
         spec["type"] == "LoadBalancer" and spec.get("allocateLoadBalancerNodePorts") is not False
     )
 
 
 def needs_health_check_port(spec: Object) -> bool:
-    """Tell whether a load balancer needs to ask which nodes have endpoints."""
+    """Return whether a load balancer needs to ask which nodes have endpoints."""
     return spec["type"] == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
 
 
 class Allocator:
-    """What the cluster has for its Services; the first range's family is the primary one."""
+    """The cluster's ranges for Services; the first range's family is the primary one."""
 
     def __init__(self, ranges: tuple[AddressRange, ...], ports: PortRange) -> None:
         self.families = tuple(r.family for r in ranges)
@@ -139,7 +139,7 @@ class Allocator:
 
 
 def _fill_in_node_ports(ports: list[Object], take_any: Callable[[], int]) -> None:
-    """Give each port a node port; the same port in another protocol shares the number."""
+    """Return each port a node port; the same port in another protocol shares the number."""
     shared = {p["port"]: (p["protocol"], p["nodePort"]) for p in ports if p.get("nodePort")}
     for port in ports:
         if port.get("nodePort"):

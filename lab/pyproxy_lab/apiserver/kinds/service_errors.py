@@ -1,4 +1,4 @@
-"""What is wrong with a Service, in the API server's words. Facts: Kubernetes v1.36."""
+"""Validation errors of a Service, with the API server's messages. Facts: Kubernetes v1.36."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PORT_RANGE = "must be between 1 and 65535, inclusive"
 
 
 def errors(obj: Object, cluster_families: tuple[str, ...]) -> list[FieldError]:
-    """Say what is wrong with a Service whose defaults are filled in."""
+    """Return the errors of a Service whose defaults are filled in."""
     spec = obj["spec"]
     return [
         *_ports(spec),
@@ -58,7 +58,7 @@ def errors(obj: Object, cluster_families: tuple[str, ...]) -> list[FieldError]:
 
 
 def update_errors(new: Object, old: Object) -> list[FieldError]:
-    """Say what may not change between two specs."""
+    """Return the errors of a change from one spec to another."""
     found: list[FieldError] = []
     stays = new["type"] != "ExternalName" and old["type"] != "ExternalName"
     fixed = "may not change once set"
