@@ -115,7 +115,7 @@ def test_a_source_that_fails_lists_again(watch: Watch, monkeypatch: pytest.Monke
     monkeypatch.setattr(Recorder, "__call__", fail_once)
     with serving(quiet) as server, following(server.url) as (recorder, _):
         recorder.until(lambda heard: heard == ["="])
-        lists = server.asked("/api/v1/services", sendInitialEvents="true")
+        lists = server.requests_for("/api/v1/services", sendInitialEvents="true")
     assert len(lists) == 2
     assert watch.failures("source-Service") == 1
     assert watch.health.is_healthy()

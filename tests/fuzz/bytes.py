@@ -1,4 +1,4 @@
-"""Netlink messages that a kernel wrote, and what becomes of them when bytes are spoilt."""
+"""Netlink messages of a kernel, and corrupted variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = struct.Struct("=IHHII")
 
 @st.composite
 def attribute_trees(draw: st.DrawFn, depth: int = 4) -> bytes:
-    """Attributes whose lengths are right, and whose types and values are anything."""
+    """Attributes with valid lengths and arbitrary types and values."""
     parts = []
     for _ in range(draw(st.integers(0, 4))):
         kind = draw(st.integers(0, 30)) | draw(st.sampled_from([0, NESTED]))
@@ -27,8 +27,8 @@ def attribute_trees(draw: st.DrawFn, depth: int = 4) -> bytes:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, samples: Iterable[bytes]) -> bytes:
-    """A sample with some bytes changed, taken away or put in, or cut short."""
+def corrupted(draw: st.DrawFn, samples: Iterable[bytes]) -> bytes:
+    """A sample with bytes changed, removed, inserted, or cut off."""
     data = bytearray(draw(st.sampled_from(list(samples))))
     for _ in range(draw(st.integers(0, 6))):
         if not data:
@@ -51,7 +51,7 @@ def spoilt(draw: st.DrawFn, samples: Iterable[bytes]) -> bytes:
 
 
 def framed(*bodies: bytes, kind: int = 0xA0C, flags: int = 0, sequence: int = 1) -> bytes:
-    """Put the headers of a netlink message and of nfnetlink before each body."""
+    """Prefix each body with the headers of netlink and nfnetlink."""
     return b"".join(
         HEADER.pack(HEADER.size + 4 + len(body), kind, flags, sequence, 0)
         + bytes(4)
@@ -88,4 +88,4 @@ OBJECTS = [
     attribute(1, bytes(4)) + attribute(2, struct.pack(">I", 4711)) + string(3, "nft"),
 ]
 SAMPLES = ELEMENTS + OBJECTS
-bodies = st.one_of(spoilt(SAMPLES), attribute_trees(), st.binary(max_size=100))
+bodies = st.one_of(corrupted(SAMPLES), attribute_trees(), st.binary(max_size=100))

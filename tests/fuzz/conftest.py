@@ -1,4 +1,4 @@
-"""A namespace to commit hostile objects in."""
+"""A network namespace for commits of hostile objects."""
 
 from __future__ import annotations
 

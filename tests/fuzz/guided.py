@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing with atheris: `python -m tests.fuzz.guided [SECONDS]`, as in `make fuzz`.
 
-atheris is no dependency of pyproxy: where it is not installed, this says so and ends well. Each
-target runs for so many seconds (60) in a process of its own, and must raise nothing.
+atheris is not a dependency of pyproxy: without it, this prints a line and exits with status 0. Each
+target runs for SECONDS (default 60) in a process of its own, and must raise nothing.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def api(data: bytes) -> None:
 
 
 def netlink(data: bytes) -> None:
-    """Read a message as whatever the kernel might send."""
+    """Parse a message as each kind that the kernel sends."""
     from pyproxy.errors import KernelError  # noqa: PLC0415
     from pyproxy.model.address import Family  # noqa: PLC0415
     from pyproxy.netlink import elements, flows, nftables  # noqa: PLC0415
     from pyproxy.netlink.frames import read_messages  # noqa: PLC0415
     from pyproxy.netlink.kernel_errors import read_error  # noqa: PLC0415
 
-    answers = [memoryview(data)]
-    nftables.read_table_names(answers)
-    nftables.read_chains(answers, "pyproxy")
-    nftables.read_rules(answers)
-    nftables.read_sets(answers)
+    replies = [memoryview(data)]
+    nftables.read_table_names(replies)
+    nftables.read_chains(replies, "pyproxy")
+    nftables.read_rules(replies)
+    nftables.read_sets(replies)
     for shape in elements.Shape:
-        elements.read_elements(answers, shape)
+        elements.read_elements(replies, shape)
     for _, flags, _, _, message in read_messages(data):
         read_error(message, flags, 0)
     for family in Family:
@@ -82,7 +82,7 @@ def _fuzz(target: str, seconds: int) -> None:
 
 
 def main() -> int:
-    """Run every target; the exit status is 1 where one of them failed."""
+    """Run every target; the exit status is 1 if one failed."""
     if importlib.util.find_spec("atheris") is None:
         print("skipped: atheris is not installed (pip install atheris)")
         return 0

@@ -1,4 +1,4 @@
-"""API objects of every shape: nearly right ones, hostile ones, and JSON that is none."""
+"""API objects: nearly valid ones, hostile ones, and arbitrary JSON."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ labels = st.dictionaries(
 
 
 def _some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of the fields, each of its kind or of any other."""
+    """Some of the fields, mostly with a value of the right type."""
     odd = {name: st.one_of(*[of] * 9, JSON) for name, of in fields.items()}
     return st.fixed_dictionaries({}, optional=odd)
 
@@ -110,7 +110,7 @@ objects = _some(
 
 
 @st.composite
-def _spoilt(draw: st.DrawFn) -> str:
+def _corrupted(draw: st.DrawFn) -> str:
     text = json.dumps(draw(objects), ensure_ascii=draw(st.booleans()))
     at = draw(st.integers(0, len(text)))
     return (
@@ -120,4 +120,4 @@ def _spoilt(draw: st.DrawFn) -> str:
     )
 
 
-spoilt_json = _spoilt()
+corrupted_json = _corrupted()

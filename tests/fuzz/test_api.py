@@ -1,4 +1,4 @@
-"""What reads the API's answers and files of manifests raises nothing but our own errors."""
+"""Decoding responses of the API and files of manifests raises only errors of pyproxy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyproxy.source import stream
 from pyproxy.source.connect import connect
 from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.manifests import ManifestSource
-from tests.fuzz.objects import JSON, objects, spoilt_json
+from tests.fuzz.objects import JSON, corrupted_json, objects
 
 many = settings(
     max_examples=120,
@@ -33,7 +33,9 @@ MODELS = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: 
 
 
 @many
-@given(kind=st.sampled_from(Kind), data=st.one_of(objects.map(json.dumps), st.text(), spoilt_json))
+@given(
+    kind=st.sampled_from(Kind), data=st.one_of(objects.map(json.dumps), st.text(), corrupted_json)
+)
 def test_objects(kind: Kind, data: str) -> None:
     reading = decode_object(kind, data.encode(errors="replace"))
     if isinstance(reading.value, Problem | NotProxied):
@@ -49,7 +51,7 @@ def test_objects(kind: Kind, data: str) -> None:
 
 @many
 @given(kind=st.sampled_from(Kind), data=st.binary(max_size=200))
-def test_bytes_that_are_no_objects(kind: Kind, data: bytes) -> None:
+def test_malformed_objects(kind: Kind, data: bytes) -> None:
     assert decode_object(kind, data).version is not None
 
 
@@ -87,7 +89,7 @@ def test_watch_streams(lines: list[bytes], cuts: list[int], end: bool) -> None:
 
 
 @many
-@given(st.one_of(st.binary(max_size=80), objects.map(json.dumps).map(str.encode), spoilt_json))
+@given(st.one_of(st.binary(max_size=80), objects.map(json.dumps).map(str.encode), corrupted_json))
 def test_lists(data: bytes | str) -> None:
     body = data.encode(errors="replace") if isinstance(data, str) else data
     try:
@@ -126,8 +128,8 @@ YAML = st.one_of(
 def test_manifests(tmp_path: Path, data: bytes, suffix: str) -> None:
     path = tmp_path / f"some{suffix}"
     path.write_bytes(data)
-    heard: list[object] = []
-    source = ManifestSource(tmp_path, "node-a", heard.append)
+    emitted: list[object] = []
+    source = ManifestSource(tmp_path, "node-a", emitted.append)
     source._refresh({path})
     path.unlink()
 
@@ -182,11 +184,11 @@ def test_kubeconfigs_with_one_mistake(tmp_path: Path, where: tuple[Any, ...], va
 
 
 @pytest.mark.parametrize("data", [b"{v1: " * 2000, b"- " * 3000, b"[" * 5000])
-def test_files_without_bottom(tmp_path: Path, data: bytes) -> None:
+def test_deeply_nested_files(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "deep.yaml"
     path.write_bytes(data)
     with pytest.raises(UsageError):
         connect(str(path), "")
-    heard: list[object] = []
-    ManifestSource(tmp_path, "node-a", heard.append)._refresh({path})
-    assert len(heard) == 1
+    emitted: list[object] = []
+    ManifestSource(tmp_path, "node-a", emitted.append)._refresh({path})
+    assert len(emitted) == 1

@@ -1,4 +1,4 @@
-"""Flags raise nothing but a UsageError, whatever they are given."""
+"""Parsing of any flags raises only UsageError."""
 
 from __future__ import annotations
 

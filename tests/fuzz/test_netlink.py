@@ -1,4 +1,4 @@
-"""What reads netlink messages raises nothing but our own errors, whatever the bytes are."""
+"""Parsing of any netlink bytes raises only errors of pyproxy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyproxy.netlink.kernel_errors import read_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message
 from pyproxy.netlink.sockets import NetlinkSocket
-from tests.fuzz.bytes import ROWS, bodies, framed, spoilt
+from tests.fuzz.bytes import ROWS, bodies, corrupted, framed
 
 many = settings(max_examples=100, deadline=None)
 lists: st.SearchStrategy[list[memoryview]] = st.lists(bodies.map(memoryview), max_size=4)
@@ -89,7 +89,7 @@ def test_elements(shape: Shape, replies: list[memoryview]) -> None:
 
 
 @pytest.mark.parametrize("shape", Shape)
-def test_elements_that_are_whole_come_back(shape: Shape) -> None:
+def test_intact_elements_are_parsed(shape: Shape) -> None:
     (write,) = elements.add_elements("pyproxy", "some", ROWS[shape], shape)
     back = elements.read_elements([memoryview(write.message.body)], shape)
     assert back.keys() == ROWS[shape].keys()
@@ -97,13 +97,13 @@ def test_elements_that_are_whole_come_back(shape: Shape) -> None:
 
 @many
 @given(bodies, st.integers(-5, 400))
-def test_the_place_of_an_element(body: bytes, offset: int) -> None:
+def test_the_offset_of_an_element(body: bytes, offset: int) -> None:
     index = elements.element_at(Message(0, 0, body), offset)
     assert index is None or index >= 0
 
 
 @many
-@given(st.one_of(spoilt(ENTRIES), bodies.map(framed), st.binary(max_size=80)))
+@given(st.one_of(corrupted(ENTRIES), bodies.map(framed), st.binary(max_size=80)))
 @pytest.mark.parametrize("family", Family)
 def test_conntrack_entries(family: Family, piece: bytes) -> None:
     try:
@@ -116,16 +116,20 @@ def test_conntrack_entries(family: Family, piece: bytes) -> None:
         assert flow.handle
 
 
-def refusal(code: int, *, words: str = "no", offset: int = 40) -> bytes:
-    said = attributes.string(1, words) + attributes.attribute(2, struct.pack("=I", offset))
+def error_message(code: int, *, words: str = "no", offset: int = 40) -> bytes:
+    extended = attributes.string(1, words) + attributes.attribute(2, struct.pack("=I", offset))
     quoted = struct.pack("=IHHII", 16, 0xA0C, 0, 1, 0)
-    body = struct.pack("=i", -code) + quoted + said
+    body = struct.pack("=i", -code) + quoted + extended
     return struct.pack("=IHHII", 16 + len(body), 2, 0x300, 1, 0) + body
 
 
 @many
-@given(st.one_of(spoilt([refusal(2), refusal(22), refusal(0)]), st.binary(max_size=80)))
-def test_frames_and_refusals(data: bytes) -> None:
+@given(
+    st.one_of(
+        corrupted([error_message(2), error_message(22), error_message(0)]), st.binary(max_size=80)
+    )
+)
+def test_frames_and_error_messages(data: bytes) -> None:
     end = 0
     for _, flags, _, _, message in read_messages(data):
         assert len(message) >= 16
@@ -134,21 +138,21 @@ def test_frames_and_refusals(data: bytes) -> None:
     assert end <= len(data)
 
 
-def test_a_refusal_that_is_whole_is_read() -> None:
-    ((_, flags, _, _, message),) = read_messages(refusal(22))
+def test_an_intact_error_message_is_parsed() -> None:
+    ((_, flags, _, _, message),) = read_messages(error_message(22))
     read = read_error(message, flags, 3)
     assert read is not None
     assert (read.index, read.errno, read.offset, read.words) == (3, 22, 40, "no")
-    ((_, flags, _, _, message),) = read_messages(refusal(0))
+    ((_, flags, _, _, message),) = read_messages(error_message(0))
     assert read_error(message, flags, 3) is None
 
 
 class EndedError(Exception):
-    """There is nothing more to receive."""
+    """No more messages to receive."""
 
 
 class Replayed(NetlinkSocket):
-    """A socket to a kernel that answers with what a test says."""
+    """A socket whose replies a test sets."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._purpose = "a test"
@@ -161,7 +165,7 @@ class Replayed(NetlinkSocket):
         return iter(())
 
     def send(self, data: bytes) -> None:
-        """It goes nowhere."""
+        """Sends nothing."""
 
     def receive(self) -> bytes:
         if not self._pieces:
@@ -175,7 +179,10 @@ DONE = framed(b"", kind=3)
 @many
 @given(
     st.lists(
-        st.one_of(spoilt([framed(b"") + DONE, DONE, refusal(4), refusal(2)]), bodies.map(framed)),
+        st.one_of(
+            corrupted([framed(b"") + DONE, DONE, error_message(4), error_message(2)]),
+            bodies.map(framed),
+        ),
         max_size=4,
     )
 )
@@ -190,7 +197,7 @@ def test_dumps(pieces: list[bytes]) -> None:
 @many
 @given(
     st.one_of(
-        spoilt([framed(b"\1", kind=0xA0C), framed(b"", kind=0xA0F)]),
+        corrupted([framed(b"\1", kind=0xA0C), framed(b"", kind=0xA0F)]),
         st.builds(framed, bodies, bodies, kind=st.sampled_from([0xA00, 0xA0C, 0xA0F, 0xA12])),
     )
 )

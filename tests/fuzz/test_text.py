@@ -1,4 +1,4 @@
-"""Nothing from the API can put a character into nft's text that was not written by us."""
+"""No text of the API gets into the text for nft."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NETWORKS = (parse_network("10.244.0.0/16"),)
 
 
 def objects(text: str, other: str, number: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A Service and its slice that are right but for their names, which are hostile."""
+    """A valid Service and slice with hostile names."""
     address = f"10.96.{number >> 8}.{number & 255}"
     meta = {"name": f"{text}", "namespace": other or "n", "uid": text, "labels": {text: other}}
     service = {
@@ -66,8 +66,8 @@ def objects(text: str, other: str, number: int = 1) -> tuple[dict[str, Any], dic
     return service, part
 
 
-def answered(text: str, other: str, number: int = 1) -> ServiceRouting | None:
-    """What the policy makes of such objects; None for a Service that cannot be read."""
+def routing_of(text: str, other: str, number: int = 1) -> ServiceRouting | None:
+    """The routing of such objects, or None if the Service cannot be decoded."""
     a_service, a_slice = objects(text, other, number)
     encoded = [json.dumps(each).encode() for each in (a_service, a_slice)]
     service, part = (
@@ -86,8 +86,8 @@ def comments(table: Table) -> list[str]:
 
 @given(text=hostile, other=hostile)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_comments_hold_nothing_that_means_anything_to_nft(text: str, other: str) -> None:
-    found = answered(text, other)
+def test_comments_contain_no_nft_syntax(text: str, other: str) -> None:
+    found = routing_of(text, other)
     if found is None:
         return
     table: Table = {}
@@ -102,8 +102,8 @@ def test_comments_hold_nothing_that_means_anything_to_nft(text: str, other: str)
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if set(name) - set("abcdef")])
-def test_chains_that_others_made_do_not_get_into_the_text(name: str) -> None:
-    """The text is made of NftablesOptions, and of the names of chains that the table has."""
+def test_names_of_foreign_chains_are_not_part_of_the_text(name: str) -> None:
+    """The text is made of NftablesOptions and the names of chains in the table."""
     assert base_rules(_options()).text({name, MARKER + name}) == base_rules(_options()).text(())
 
 
@@ -113,7 +113,7 @@ def _options() -> NftablesOptions:
 
 @pytest.mark.kernel
 def test_hostile_objects_in_a_real_kernel(namespace: Namespace) -> None:
-    """All of them at once: what nft lists is one table, ours, with harmless comments."""
+    """Commit all of them: nft lists one table, with harmless comments."""
 
     def commit() -> int:
         dataplane = NftablesDataplane(_options())
@@ -122,7 +122,7 @@ def test_hostile_objects_in_a_real_kernel(namespace: Namespace) -> None:
             held: dict[ObjectName, ServiceRouting] = {}
             for number, text in enumerate(HOSTILE, 1):
                 for other in (text, "plain"):
-                    found = answered(text, other, number if other == text else number + 256)
+                    found = routing_of(text, other, number if other == text else number + 256)
                     if found is not None:
                         held[found.name] = found
             plan = dataplane.plan_full(held.values(), NodeRouting(NETWORKS))

@@ -1,4 +1,4 @@
-"""What the tests of health share: a server's thread, a client, ports, and a clock to turn."""
+"""Fixtures of the health tests: a server, a client, ports, and a clock."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pytest
 from pyproxy.health.http import HttpThread
 
 
-class Answer(msgspec.Struct):
+class Reply(msgspec.Struct):
     status: int
     headers: dict[str, str]
     body: str
 
 
-class Ask(Protocol):
-    """Send one request to a port, and wait 5 s for its answer."""
+class Get(Protocol):
+    """Send one request to a port; its response must come within 5 s."""
 
-    def __call__(self, port: int | None, path: str = "/", host: str = "127.0.0.1") -> Answer: ...
+    def __call__(self, port: int | None, path: str = "/", host: str = "127.0.0.1") -> Reply: ...
 
 
 class Clock:
-    """Time that passes when told to: monotonic seconds, and nanoseconds since the epoch."""
+    """A clock that a test advances: monotonic seconds, and nanoseconds since the epoch."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -52,18 +52,18 @@ def http_thread() -> Iterator[HttpThread]:
 
 
 @pytest.fixture
-def ask() -> Ask:
-    def ask(port: int | None, path: str = "/", host: str = "127.0.0.1") -> Answer:
+def get() -> Get:
+    def get(port: int | None, path: str = "/", host: str = "127.0.0.1") -> Reply:
         assert port is not None, "nothing is served there"
         connection = http.client.HTTPConnection(host, port, timeout=5)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            return Answer(response.status, dict(response.headers), response.read().decode())
+            return Reply(response.status, dict(response.headers), response.read().decode())
         finally:
             connection.close()
 
-    return ask
+    return get
 
 
 @pytest.fixture

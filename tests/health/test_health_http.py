@@ -9,7 +9,7 @@ import pytest
 from pyproxy.config import ListenAddress
 from pyproxy.health.http import HttpThread, Response
 from pyproxy.model.address import Address, parse_address
-from tests.health.conftest import Ask
+from tests.health.conftest import Get
 from tests.waiting import until
 
 ANY4, ANY6 = parse_address("0.0.0.0"), parse_address("::")
@@ -34,20 +34,20 @@ def exchange(port: int, request: bytes) -> bytes:
 
 
 def ended(sock: socket.socket) -> bool:
-    """Whether the other side closes the connection without a word, before the socket's timeout."""
+    """Return whether the peer closes the connection without data before the timeout."""
     try:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
 
 
-def test_an_answer_has_status_type_headers_length_and_body(
-    http_thread: HttpThread, ask: Ask
+def test_a_response_has_status_type_headers_length_and_body(
+    http_thread: HttpThread, get: Get
 ) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
-    answer = ask(port, "/a/b?c=d")
-    assert (answer.status, answer.body) == (200, "/a/b")
-    assert answer.headers == {
+    response = get(port, "/a/b?c=d")
+    assert (response.status, response.body) == (200, "/a/b")
+    assert response.headers == {
         "Content-Type": "text/plain; charset=utf-8",
         "X-A": "b",
         "Content-Length": "4",
@@ -57,89 +57,87 @@ def test_an_answer_has_status_type_headers_length_and_body(
 
 def test_head_has_no_body(http_thread: HttpThread) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
-    answer = exchange(port, b"HEAD /abc HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert b"Content-Length: 4\r\n" in answer
-    assert answer.endswith(b"\r\n\r\n")
+    response = exchange(port, b"HEAD /abc HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Content-Length: 4\r\n" in response
+    assert response.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize(
     "request_head", [b"hello\r\n\r\n", b"\r\n\r\n", b"GET /\r\n\r\n", b"\xff\xfe / X\r\n\r\n"]
 )
-def test_what_is_no_request_is_refused(http_thread: HttpThread, request_head: bytes) -> None:
+def test_a_malformed_request_gets_400(http_thread: HttpThread, request_head: bytes) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     assert exchange(port, request_head).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
-def test_a_head_without_end_is_given_up(http_thread: HttpThread) -> None:
+def test_a_head_without_end_closes_the_connection(http_thread: HttpThread) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert ended(sock)
 
 
-def test_idle_clients_hold_nobody_up(http_thread: HttpThread, ask: Ask) -> None:
+def test_idle_clients_do_not_delay_others(http_thread: HttpThread, get: Get) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]
     try:
-        assert ask(port).status == 200
+        assert get(port).status == 200
     finally:
         for sock in idle:
             sock.close()
 
 
-def test_a_handler_that_fails_costs_one_answer(
-    http_thread: HttpThread, ask: Ask, caplog: pytest.LogCaptureFixture
+def test_a_handler_that_fails_gives_one_500(
+    http_thread: HttpThread, get: Get, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(path: str) -> Response:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a bug in the handler")
 
     port = http_thread.listen(ListenAddress(LOOPBACK4, 0), fail).port
     other = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
-    assert ask(port, "/page").status == 500
+    assert get(port, "/page").status == 500
     assert caplog.messages == ["the handler of /page failed"]
-    assert "a fault of ours" in caplog.text
-    assert ask(other).status == 200
+    assert "a bug in the handler" in caplog.text
+    assert get(other).status == 200
 
 
 @needs_ipv6
 @pytest.mark.parametrize("unspecified", [ANY4, ANY6])
 def test_an_unspecified_address_listens_on_both_families(
-    http_thread: HttpThread, ask: Ask, unspecified: Address
+    http_thread: HttpThread, get: Get, unspecified: Address
 ) -> None:
     port = http_thread.listen(ListenAddress(unspecified, 0), echo).port
-    assert ask(port, host="127.0.0.1").status == 200
-    assert ask(port, host="::1").status == 200
+    assert get(port, host="127.0.0.1").status == 200
+    assert get(port, host="::1").status == 200
 
 
 @needs_ipv6
-def test_an_address_of_its_own_listens_on_its_family_alone(
-    http_thread: HttpThread, ask: Ask
-) -> None:
+def test_a_specific_address_listens_on_its_family_only(http_thread: HttpThread, get: Get) -> None:
     port = http_thread.listen(ListenAddress(LOOPBACK6, 0), echo).port
-    assert ask(port, host="::1").status == 200
+    assert get(port, host="::1").status == 200
     with pytest.raises(ConnectionRefusedError):
-        ask(port, host="127.0.0.1")
+        get(port, host="127.0.0.1")
     http_thread.listen(ListenAddress(LOOPBACK4, port), echo)
-    assert ask(port, host="127.0.0.1").status == 200
+    assert get(port, host="127.0.0.1").status == 200
 
 
 @pytest.mark.parametrize("address", [LOOPBACK4, ANY4])
-def test_a_taken_port_is_an_error_for_the_caller(
+def test_a_used_port_raises_an_error(
     http_thread: HttpThread, taken: socket.socket, address: Address
 ) -> None:
     with pytest.raises(OSError, match="in use"):
         http_thread.listen(ListenAddress(address, taken.getsockname()[1]), echo)
 
 
-def test_a_closed_port_is_free_at_once(http_thread: HttpThread, ask: Ask) -> None:
+def test_a_closed_port_is_free_at_once(http_thread: HttpThread, get: Get) -> None:
     listener = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo)
     port = listener.port
     for _ in range(20):
-        assert ask(port).status == 200
+        assert get(port).status == 200
         http_thread.close([listener])
         with pytest.raises(ConnectionRefusedError):
-            ask(port)
+            get(port)
         listener = http_thread.listen(ListenAddress(LOOPBACK4, port), echo)
 
 

@@ -14,7 +14,7 @@ from pyproxy.health.server import HealthServers
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_address
-from tests.health.conftest import Ask, Clock
+from tests.health.conftest import Clock, Get
 from tests.waiting import until
 
 LOOPBACK = parse_address("127.0.0.1")
@@ -49,10 +49,10 @@ def servers(health: Health, metrics: Metrics) -> Iterator[HealthServers]:
     servers.stop()
 
 
-def test_health_before_the_first_commit(servers: HealthServers, ask: Ask) -> None:
-    answer = ask(servers.health_port, "/healthz")
-    assert answer.status == 503
-    assert answer.body == (
+def test_health_before_the_first_commit(servers: HealthServers, get: Get) -> None:
+    response = get(servers.health_port, "/healthz")
+    assert response.status == 503
+    assert response.body == (
         '{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"2025-11-21T01:59:18Z",'
         '"nodeEligible":true,"healthy":false,"status":{'
         '"IPv4":{"lastUpdated":"0001-01-01T00:00:00Z","healthy":false},'
@@ -60,14 +60,14 @@ def test_health_before_the_first_commit(servers: HealthServers, ask: Ask) -> Non
     )
 
 
-def test_health_after_it(servers: HealthServers, health: Health, clock: Clock, ask: Ask) -> None:
+def test_health_after_it(servers: HealthServers, health: Health, clock: Clock, get: Get) -> None:
     health.updated()
     clock.seconds += 7.25
-    answer = ask(servers.health_port, "/healthz")
-    assert answer.status == 200
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.body == (
+    response = get(servers.health_port, "/healthz")
+    assert response.status == 200
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.body == (
         '{"lastUpdated":"2025-11-21T01:59:25.25Z","currentTime":"2025-11-21T01:59:25.25Z",'
         '"nodeEligible":true,"healthy":true,"status":{'
         '"IPv4":{"lastUpdated":"2025-11-21T01:59:25.25Z","healthy":true},'
@@ -75,81 +75,79 @@ def test_health_after_it(servers: HealthServers, health: Health, clock: Clock, a
     )
 
 
-def test_liveness_has_the_same_but_for_the_node(
-    servers: HealthServers, health: Health, ask: Ask
-) -> None:
+def test_livez_ignores_the_node(servers: HealthServers, health: Health, get: Get) -> None:
     health.updated()
-    healthz = json.loads(ask(servers.health_port, "/healthz").body)
-    answer = ask(servers.health_port, "/livez")
-    assert answer.status == 200
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    healthz = json.loads(get(servers.health_port, "/healthz").body)
+    response = get(servers.health_port, "/livez")
+    assert response.status == 200
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
     del healthz["nodeEligible"]
-    assert list(json.loads(answer.body).items()) == list(healthz.items())
+    assert list(json.loads(response.body).items()) == list(healthz.items())
 
 
-def test_a_sync_that_is_late_fails_both(
-    servers: HealthServers, health: Health, clock: Clock, ask: Ask
+def test_an_overdue_sync_fails_both(
+    servers: HealthServers, health: Health, clock: Clock, get: Get
 ) -> None:
     health.updated()
     health.queued()
     clock.seconds += 59
-    within = json.loads(ask(servers.health_port, "/healthz").body)
+    within = json.loads(get(servers.health_port, "/healthz").body)
     assert within["healthy"]
     assert within["lastUpdated"] == within["currentTime"]
     assert within["status"]["IPv4"]["lastUpdated"] == "2025-11-21T01:59:18Z"
     clock.seconds += 1
     for path in ("/healthz", "/livez"):
-        answer = ask(servers.health_port, path)
-        assert answer.status == 503
-        late = json.loads(answer.body)
+        response = get(servers.health_port, path)
+        assert response.status == 503
+        late = json.loads(response.body)
         assert not late["healthy"]
         assert late["lastUpdated"] == "2025-11-21T01:59:18Z"
         assert late["status"]["IPv6"] == {"lastUpdated": "2025-11-21T01:59:18Z", "healthy": False}
 
 
-def test_a_node_that_is_to_go_fails_healthz_alone(
-    servers: HealthServers, health: Health, ask: Ask
+def test_a_node_being_removed_fails_healthz_only(
+    servers: HealthServers, health: Health, get: Get
 ) -> None:
     health.updated()
     health.set_node_eligible(eligible=False)
-    answer = ask(servers.health_port, "/healthz")
-    assert answer.status == 503
-    body = json.loads(answer.body)
+    response = get(servers.health_port, "/healthz")
+    assert response.status == 503
+    body = json.loads(response.body)
     assert (body["nodeEligible"], body["healthy"]) == (False, False)
     assert body["status"]["IPv4"]["healthy"]
-    assert ask(servers.health_port, "/livez").status == 200
+    assert get(servers.health_port, "/livez").status == 200
 
 
-def test_an_agent_that_ends_fails_healthz_alone(
-    servers: HealthServers, health: Health, ask: Ask
+def test_an_agent_that_shuts_down_fails_healthz_only(
+    servers: HealthServers, health: Health, get: Get
 ) -> None:
     health.updated()
     health.set_shutting_down()
-    answer = ask(servers.health_port, "/healthz")
-    assert answer.status == 503
-    body = json.loads(answer.body)
+    response = get(servers.health_port, "/healthz")
+    assert response.status == 503
+    body = json.loads(response.body)
     assert (body["nodeEligible"], body["healthy"]) == (True, False)
-    assert ask(servers.health_port, "/livez").status == 200
+    assert get(servers.health_port, "/livez").status == 200
 
 
 def test_a_stuck_thread_fails_both(
-    servers: HealthServers, health: Health, clock: Clock, ask: Ask
+    servers: HealthServers, health: Health, clock: Clock, get: Get
 ) -> None:
     health.updated()
     health.heartbeat()
     clock.seconds += 30
-    assert ask(servers.health_port, "/healthz").status == 503
-    assert ask(servers.health_port, "/livez").status == 503
+    assert get(servers.health_port, "/healthz").status == 503
+    assert get(servers.health_port, "/livez").status == 503
     health.heartbeat()
-    assert ask(servers.health_port, "/livez").status == 200
+    assert get(servers.health_port, "/livez").status == 200
 
 
-def test_answers_are_counted(servers: HealthServers, health: Health, ask: Ask) -> None:
-    ask(servers.health_port, "/healthz")
+def test_responses_are_counted(servers: HealthServers, health: Health, get: Get) -> None:
+    get(servers.health_port, "/healthz")
     health.updated()
-    ask(servers.health_port, "/healthz")
-    ask(servers.health_port, "/livez")
-    scraped = ask(servers.metrics_port, "/metrics").body
+    get(servers.health_port, "/healthz")
+    get(servers.health_port, "/livez")
+    scraped = get(servers.metrics_port, "/metrics").body
     assert 'kubeproxy_proxy_healthz_total{code="503"} 1.0' in scraped
     assert 'kubeproxy_proxy_healthz_total{code="200"} 1.0' in scraped
     assert 'kubeproxy_proxy_livez_total{code="200"} 1.0' in scraped
@@ -164,50 +162,50 @@ def test_answers_are_counted(servers: HealthServers, health: Health, ask: Ask) -
     ],
 )
 def test_pages_of_the_metrics_address(
-    servers: HealthServers, ask: Ask, path: str, status: int, content_type: str, body: str
+    servers: HealthServers, get: Get, path: str, status: int, content_type: str, body: str
 ) -> None:
-    answer = ask(servers.metrics_port, path)
-    assert (answer.status, answer.headers["Content-Type"], answer.body) == (
+    response = get(servers.metrics_port, path)
+    assert (response.status, response.headers["Content-Type"], response.body) == (
         status,
         content_type,
         body,
     )
 
 
-def test_pages_for_people_and_scrapers(servers: HealthServers, ask: Ask) -> None:
+def test_pages_for_people_and_scrapers(servers: HealthServers, get: Get) -> None:
     port = servers.metrics_port
-    metrics = ask(port, "/metrics")
+    metrics = get(port, "/metrics")
     assert metrics.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram\n" in metrics.body
-    configz = ask(port, "/configz")
+    configz = get(port, "/configz")
     assert configz.status == 200
     assert configz.headers["Content-Type"] == "application/json"
     assert configz.headers["X-Content-Type-Options"] == "nosniff"
     (name, configuration), *others = json.loads(configz.body).items()
     assert (name, others) == ("kubeproxy.config.k8s.io", [])
     assert file.parse(json.dumps(configuration).encode()) == KubeProxyConfiguration(oom_score_adj=7)
-    flagz = ask(port, "/flagz").body.splitlines()
+    flagz = get(port, "/flagz").body.splitlines()
     assert flagz[0] == "pyproxy flagz"
     assert flagz[3:] == ["v 3"]
-    statusz = ask(port, "/statusz").body.splitlines()
+    statusz = get(port, "/statusz").body.splitlines()
     assert statusz[0] == "pyproxy statusz"
     names = [line.split(":")[0] for line in statusz[3:] if line]
     assert names == ["Started", "Up", "Python version", "Binary version", "Paths"]
     assert statusz[-1] == "Paths: /configz /flagz /healthz /metrics /proxyMode /statusz"
 
 
-def test_none_is_served_nowhere(health: Health, metrics: Metrics) -> None:
+def test_an_empty_address_is_not_served(health: Health, metrics: Metrics) -> None:
     servers = HealthServers(Settings("n", serving=Serving(None, None)), health, metrics)
     servers.start()
     assert (servers.health_port, servers.metrics_port) == (None, None)
     servers.stop()
 
 
-def test_a_taken_address_is_tried_until_it_is_free(
+def test_a_used_address_is_retried_until_it_is_free(
     health: Health,
     metrics: Metrics,
     taken: socket.socket,
-    ask: Ask,
+    get: Get,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = taken.getsockname()[1]
@@ -215,11 +213,11 @@ def test_a_taken_address_is_tried_until_it_is_free(
     with caplog.at_level(logging.INFO, "pyproxy"):
         servers.start()
         try:
-            assert ask(servers.metrics_port, "/healthz").status == 200
+            assert get(servers.metrics_port, "/healthz").status == 200
             assert servers.health_port is None
             taken.close()
             until(lambda: servers.health_port is not None)
-            assert ask(port, "/livez").status == 503
+            assert get(port, "/livez").status == 503
             until(lambda: len(caplog.messages) == 2)
         finally:
             servers.stop()
@@ -230,7 +228,7 @@ def test_a_taken_address_is_tried_until_it_is_free(
     ]
 
 
-def test_stop_while_trying(health: Health, metrics: Metrics, taken: socket.socket) -> None:
+def test_stop_during_retries(health: Health, metrics: Metrics, taken: socket.socket) -> None:
     port = taken.getsockname()[1]
     servers = HealthServers(settings(health_port=port, metrics_port=port), health, metrics)
     servers.start()
@@ -238,7 +236,7 @@ def test_stop_while_trying(health: Health, metrics: Metrics, taken: socket.socke
     assert servers.health_port is None
 
 
-def test_a_taken_address_is_a_persons_mistake_with_hard_fail(
+def test_a_used_address_is_a_usage_error_with_hard_fail(
     health: Health, metrics: Metrics, taken: socket.socket
 ) -> None:
     port = taken.getsockname()[1]
@@ -260,5 +258,5 @@ def test_a_taken_address_is_a_persons_mistake_with_hard_fail(
         (1_795_226_258_790_000_000, "2026-11-21T01:57:38.79Z"),
     ],
 )
-def test_times_are_written_as_go_does(nanoseconds: int, text: str) -> None:
+def test_times_are_formatted_as_in_go(nanoseconds: int, text: str) -> None:
     assert rfc3339(nanoseconds) == text

@@ -20,7 +20,7 @@ def test_unhealthy_until_the_first_commit(health: Health) -> None:
     assert health.is_healthy()
 
 
-def test_healthy_however_long_there_is_nothing_to_do(health: Health, clock: Clock) -> None:
+def test_healthy_while_no_sync_is_due(health: Health, clock: Clock) -> None:
     health.updated()
     clock.seconds += 10_000
     assert health.is_healthy()
@@ -39,7 +39,7 @@ def test_unhealthy_once_a_sync_is_due_for_twice_the_period(
     assert health.is_healthy()
 
 
-def test_more_changes_do_not_put_off_what_is_late(health: Health, clock: Clock) -> None:
+def test_more_changes_do_not_reset_an_overdue_sync(health: Health, clock: Clock) -> None:
     health.updated()
     health.queued()
     clock.seconds += 59
@@ -48,7 +48,7 @@ def test_more_changes_do_not_put_off_what_is_late(health: Health, clock: Clock) 
     assert not health.is_healthy()
 
 
-def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health: Health) -> None:
+def test_a_node_being_removed_leaves_the_proxy_healthy(health: Health) -> None:
     health.updated()
     health.set_node_eligible(eligible=False)
     assert health.is_healthy()
@@ -57,7 +57,7 @@ def test_a_node_that_is_to_go_leaves_the_proxy_healthy(health: Health) -> None:
     assert health.report().node_eligible
 
 
-def test_a_wall_clock_that_jumps_makes_nothing_late(clock: Clock) -> None:
+def test_a_jump_of_the_wall_clock_makes_no_sync_overdue(clock: Clock) -> None:
     jumps = iter([10**18, 2 * 10**18, 5 * 10**17])
     health = Health(SYNC_PERIOD, clock, lambda: next(jumps))
     health.updated()
@@ -66,9 +66,9 @@ def test_a_wall_clock_that_jumps_makes_nothing_late(clock: Clock) -> None:
     assert health.is_healthy()
 
 
-def test_a_thread_that_does_not_beat_any_more_is_stuck(health: Health, clock: Clock) -> None:
+def test_a_thread_without_heartbeats_is_stuck(health: Health, clock: Clock) -> None:
     health.updated()
-    clock.seconds += 1000  # nothing is expected before the first beat
+    clock.seconds += 1000  # no heartbeat is expected before the first one
     assert health.is_healthy()
     for _ in range(100):
         health.heartbeat()
@@ -80,7 +80,7 @@ def test_a_thread_that_does_not_beat_any_more_is_stuck(health: Health, clock: Cl
     assert health.is_healthy()
 
 
-def test_an_agent_that_ends_works_and_is_not_to_be_counted_on(health: Health) -> None:
+def test_an_agent_that_shuts_down_is_not_healthy_for_load_balancers(health: Health) -> None:
     health.updated()
     health.set_shutting_down()
     assert health.report().healthy
@@ -113,7 +113,7 @@ def test_a_worker_that_keeps_failing(
     assert health.is_healthy()
 
 
-def test_a_thread_that_is_gone_is_gone(health: Health, clock: Clock) -> None:
+def test_a_worker_that_ended_for_good_is_unhealthy(health: Health, clock: Clock) -> None:
     health.updated()
     health.worker_failed("drift", restarting=False)
     clock.seconds += 10_000

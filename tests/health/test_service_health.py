@@ -8,7 +8,7 @@ from pyproxy.health.http import HttpThread
 from pyproxy.health.service_health import ServiceHealthCheck, ServiceHealthServer
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
-from tests.health.conftest import Ask
+from tests.health.conftest import Get
 
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
 OTHER_LOOPBACK = parse_address("127.0.0.2")
@@ -54,21 +54,21 @@ def listens(port: int, address: Address = LOOPBACK4) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/any/path?at=all"])
-def test_the_answer_is_kube_proxys_on_any_path(
-    checks: ServiceHealthServer, ask: Ask, free_port: int, path: str
+def test_the_response_is_that_of_kube_proxy_on_any_path(
+    checks: ServiceHealthServer, get: Get, free_port: int, path: str
 ) -> None:
     checks.update({WEB: check(free_port)})
-    answer = ask(free_port, path)
-    assert answer.status == 200
-    assert answer.body == (
+    response = get(free_port, path)
+    assert response.status == 200
+    assert response.body == (
         '{\n\t"service": {\n\t\t"namespace": "conformance",\n\t\t"name": "web"\n\t},\n'
         '\t"localEndpoints": 1,\n\t"serviceProxyHealthy": true\n}'
     )
-    assert answer.headers == {
+    assert response.headers == {
         "Content-Type": "application/json",
         "X-Content-Type-Options": "nosniff",
         "X-Load-Balancing-Endpoint-Weight": "1",
-        "Content-Length": str(len(answer.body)),
+        "Content-Length": str(len(response.body)),
         "Connection": "close",
     }
 
@@ -77,19 +77,19 @@ def test_the_answer_is_kube_proxys_on_any_path(
     "case", [(3, True, 200), (0, True, 503), (3, False, 503), (0, False, 503)], ids=str
 )
 def test_status_weight_and_health(
-    checks: ServiceHealthServer, proxy: Proxy, ask: Ask, free_port: int, case: tuple[int, bool, int]
+    checks: ServiceHealthServer, proxy: Proxy, get: Get, free_port: int, case: tuple[int, bool, int]
 ) -> None:
     endpoints, proxy.healthy, status = case
     checks.update({WEB: check(free_port, endpoints)})
-    answer = ask(free_port)
-    assert answer.status == status
-    assert answer.headers["X-Load-Balancing-Endpoint-Weight"] == str(endpoints)
-    assert f'"localEndpoints": {endpoints},' in answer.body
-    assert f'"serviceProxyHealthy": {str(proxy.healthy).lower()}' in answer.body
+    response = get(free_port)
+    assert response.status == status
+    assert response.headers["X-Load-Balancing-Endpoint-Weight"] == str(endpoints)
+    assert f'"localEndpoints": {endpoints},' in response.body
+    assert f'"serviceProxyHealthy": {str(proxy.healthy).lower()}' in response.body
 
 
 def test_endpoints_change_without_a_new_listener(
-    checks: ServiceHealthServer, ask: Ask, free_port: int
+    checks: ServiceHealthServer, get: Get, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port, 1)})
     with socket.create_connection(("127.0.0.1", free_port), timeout=5) as before:
@@ -97,7 +97,7 @@ def test_endpoints_change_without_a_new_listener(
         before.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert before.recv(100).startswith(b"HTTP/1.1 503 ")
     checks.change({WEB: check(free_port, 2)})
-    assert ask(free_port).status == 200
+    assert get(free_port).status == 200
 
 
 def test_the_port_is_freed_when_the_service_goes(
@@ -114,23 +114,23 @@ def test_the_port_is_freed_when_the_service_goes(
 
 
 def test_a_port_moves_from_one_service_to_another(
-    checks: ServiceHealthServer, problems: list[Problem], ask: Ask, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], get: Get, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port)})
     checks.update({API: check(free_port)})
-    assert '"name": "api"' in ask(free_port).body
+    assert '"name": "api"' in get(free_port).body
     assert problems == []
 
 
 def test_services_swap_their_ports(
-    checks: ServiceHealthServer, problems: list[Problem], ask: Ask, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], get: Get, free_port: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         other_port = sock.getsockname()[1]
     checks.update({WEB: check(free_port), API: check(other_port)})
     checks.update({WEB: check(other_port), API: check(free_port)})
-    assert '"name": "api"' in ask(free_port).body
-    assert '"name": "web"' in ask(other_port).body
+    assert '"name": "api"' in get(free_port).body
+    assert '"name": "web"' in get(other_port).body
     assert problems == []
 
 
@@ -153,7 +153,7 @@ def test_only_the_given_addresses_listen(checks: ServiceHealthServer, free_port:
         ((Family.IPV6,), [LOOPBACK6]),
     ],
 )
-def test_a_service_is_asked_in_its_own_families(
+def test_a_service_listens_in_its_own_families(
     checks: ServiceHealthServer,
     free_port: int,
     families: tuple[Family, ...],
@@ -167,21 +167,21 @@ def test_a_service_is_asked_in_its_own_families(
     assert not listens(free_port, LOOPBACK6)
 
 
-def test_each_family_is_told_its_own_number(
-    checks: ServiceHealthServer, ask: Ask, free_port: int
+def test_each_family_reports_its_own_number(
+    checks: ServiceHealthServer, get: Get, free_port: int
 ) -> None:
     checks.listen_on([LOOPBACK4, LOOPBACK6])
     checks.update({WEB: ServiceHealthCheck(Port(free_port), {Family.IPV4: 2, Family.IPV6: 0})})
-    assert '"localEndpoints": 2,' in ask(free_port).body
-    answer = ask(free_port, host="::1")
-    assert (answer.status, answer.headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
+    assert '"localEndpoints": 2,' in get(free_port).body
+    response = get(free_port, host="::1")
+    assert (response.status, response.headers["X-Load-Balancing-Endpoint-Weight"]) == (503, "0")
 
 
-def test_a_taken_port_is_one_problem_and_tried_again(
+def test_a_used_port_is_one_problem_and_retried(
     checks: ServiceHealthServer,
     problems: list[Problem],
     taken: socket.socket,
-    ask: Ask,
+    get: Get,
     free_port: int,
 ) -> None:
     port = taken.getsockname()[1]
@@ -196,18 +196,18 @@ def test_a_taken_port_is_one_problem_and_tried_again(
     )
     assert problems == [expected]
     assert list(checks.problems) == [expected]
-    assert ask(free_port).status == 200
+    assert get(free_port).status == 200
     checks.retry()
     checks.update({WEB: check(port, 2), API: check(free_port)})
     assert problems == [expected]
     taken.close()
     checks.retry()
-    assert ask(port).headers["X-Load-Balancing-Endpoint-Weight"] == "2"
+    assert get(port).headers["X-Load-Balancing-Endpoint-Weight"] == "2"
     assert list(checks.problems) == []
     assert not checks.incomplete
 
 
-def test_a_port_taken_on_one_address_serves_on_the_others(
+def test_a_port_used_on_one_address_serves_on_the_others(
     checks: ServiceHealthServer, problems: list[Problem], taken: socket.socket
 ) -> None:
     port = taken.getsockname()[1]
@@ -218,18 +218,18 @@ def test_a_port_taken_on_one_address_serves_on_the_others(
 
 
 def test_two_services_that_claim_one_port(
-    checks: ServiceHealthServer, problems: list[Problem], ask: Ask, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], get: Get, free_port: int
 ) -> None:
     checks.update({WEB: check(free_port)})
     checks.change({API: check(free_port)})
     assert [problem.name for problem in problems] == ["conformance/api"]
-    assert '"name": "web"' in ask(free_port).body
+    assert '"name": "web"' in get(free_port).body
     checks.change({WEB: None})
     checks.retry()
-    assert '"name": "api"' in ask(free_port).body
+    assert '"name": "api"' in get(free_port).body
 
 
-def test_a_service_that_goes_takes_its_problem_along(
+def test_a_deleted_service_has_no_problem(
     checks: ServiceHealthServer, taken: socket.socket
 ) -> None:
     checks.update({WEB: check(taken.getsockname()[1])})
@@ -238,7 +238,7 @@ def test_a_service_that_goes_takes_its_problem_along(
     assert not checks.incomplete
 
 
-def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
+def test_a_missing_address_is_not_a_problem_and_retried(
     checks: ServiceHealthServer, problems: list[Problem], free_port: int
 ) -> None:
     checks.listen_on([LOOPBACK4, ABSENT])
@@ -251,7 +251,7 @@ def test_an_address_that_is_not_there_yet_is_no_problem_and_tried_again(
 
 
 def test_many_services_need_no_threads_of_their_own(
-    checks: ServiceHealthServer, ask: Ask, free_port: int
+    checks: ServiceHealthServer, get: Get, free_port: int
 ) -> None:
     addresses = [Address(bytes((127, 0, 1, host))) for host in range(1, 101)]
     names = [ObjectName("many", f"s{number}") for number in range(3)]
@@ -260,4 +260,4 @@ def test_many_services_need_no_threads_of_their_own(
     checks.listen_on(addresses)
     checks.update({name: check(port) for name, port in zip(names, ports, strict=True)})
     assert all(listens(port, address) for port in ports for address in addresses)
-    assert '"name": "s2"' in ask(ports[2], host="127.0.1.100").body
+    assert '"name": "s2"' in get(ports[2], host="127.0.1.100").body

@@ -77,7 +77,7 @@ def test_without_permission_to_list_pods_the_selector_step_is_skipped(
         if exchange.route.endswith("/pods"):
             exchange.fail(403, "pods is forbidden")
         else:
-            exchange.answer({"items": [WEB]})
+            exchange.respond({"items": [WEB]})
 
     with serving(script) as server:
         found = explained(agent_facts, look_up(connect("", server.url), NAME))

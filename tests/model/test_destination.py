@@ -1,4 +1,4 @@
-"""Where clients send to, as people write it."""
+"""The text format of destinations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyproxy.model.destination import Destination, parse_destination
         ("[fd96::1]:80/UDP", "fd96::1", 80, Protocol.UDP),
     ],
 )
-def test_a_destination_is_read_and_written(
+def test_a_destination_is_parsed_and_formatted(
     text: str, address: str, port: int, protocol: Protocol
 ) -> None:
     read = parse_destination(text)
@@ -47,7 +47,7 @@ def test_a_destination_is_read_and_written(
         "10.96.0.1:٣",
     ],
 )
-def test_what_is_no_destination_is_one_line_about_it(text: str) -> None:
+def test_an_invalid_destination_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="is not a destination: write ADDRESS:PORT") as raised:
         parse_destination(text)
     assert str(raised.value).startswith(repr(text))

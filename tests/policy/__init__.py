@@ -1,1 +1,1 @@
-"""Tests of which backends a Service has."""
+"""Tests of the routing of Services."""

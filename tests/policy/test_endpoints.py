@@ -1,4 +1,4 @@
-"""Which backends a Service port uses, case by case."""
+"""The endpoints that a Service port uses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.builders import (
 
 
 class Expected(msgspec.Struct):
-    """What a one-port Service comes to; `external` is the use of its other frontends, if any."""
+    """The routing of a Service with one port; `external` is the use of its external frontends."""
 
     internal: Use
     cluster: str = ""
@@ -49,8 +49,8 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
         [pod("a1"), pod("b1")],
         Expected(Use.CLUSTER, "a1 b1", hairpin="a1"),
     ),
-    "no endpoints are a refusal": ({}, [], Expected(Use.REJECT)),
-    "no endpoints are a refusal on every kind of address": (
+    "without endpoints connections are rejected": ({}, [], Expected(Use.REJECT)),
+    "without endpoints connections are rejected on every kind of address": (
         EXTERNAL,
         [],
         Expected(Use.REJECT, external=Use.REJECT),
@@ -100,7 +100,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
         [draining("b1")],
         Expected(Use.DROP),
     ),
-    "internal Local: nobody has": (INTERNAL_LOCAL, [unready("a1")], Expected(Use.REJECT)),
+    "internal Local: no usable endpoint": (INTERNAL_LOCAL, [unready("a1")], Expected(Use.REJECT)),
     "internal Local: a local terminating endpoint before a remote ready one": (
         INTERNAL_LOCAL,
         [draining("a1"), pod("b1")],
@@ -199,7 +199,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
         [pod("a1", zones=["zone-2"]), pod("b1", zones=["zone-1"])],
         Expected(Use.CLUSTER, "b1", "a1", "a1 b1", external=Use.SPLIT),
     ),
-    "an endpoint that says no node is local to nobody": (
+    "an endpoint without a node is local to no node": (
         INTERNAL_LOCAL,
         [pod("a1", node="")],
         Expected(Use.DROP),
@@ -235,6 +235,6 @@ def test_terminating_endpoints_drain_beside_ready_ones() -> None:
     assert (alone.cluster, alone.draining) == (backends("a1"), ())
 
 
-def test_zone_hints_wait_for_the_node() -> None:
+def test_zone_hints_need_the_node_object() -> None:
     part = slice_of(pod("a1", zones=["zone-1"]), pod("b1", zones=["zone-2"]))
     assert only(web(), part, node=None).cluster == backends("a1", "b1")

@@ -34,13 +34,13 @@ Outcome = dict[ObjectName, tuple[ServiceRouting, tuple[Problem, ...]]]
 
 
 class Cluster:
-    """Services that come and go, each answered again as often as the claims ask for it."""
+    """Services that are added and deleted, each assigned again whenever it is affected."""
 
     def __init__(self) -> None:
-        self.claims = FrontendOwners()
+        self.owners = FrontendOwners()
         self.services: dict[ObjectName, Service] = {}
         self.outcome: Outcome = {}
-        self.regranted: set[ObjectName] = set()
+        self.reassigned: set[ObjectName] = set()
 
     def put(self, service: Service) -> None:
         self.services[service.name] = service
@@ -49,21 +49,21 @@ class Cluster:
     def delete(self, name: ObjectName) -> None:
         self.services.pop(name, None)
         self.outcome.pop(name, None)
-        self._settle(self.claims.remove(name))
+        self._settle(self.owners.remove(name))
 
     def _settle(self, names: Iterable[ObjectName]) -> None:
         waiting = list(names)
-        self.regranted = set()
+        self.reassigned = set()
         for _ in range(2):
             following: list[ObjectName] = []
             for name in waiting:
                 service = self.services[name]
-                assigned = self.claims.assign(service, route_service(service, [], NODE, HOST))
+                assigned = self.owners.assign(service, route_service(service, [], NODE, HOST))
                 self.outcome[name] = (assigned.routing, assigned.problems)
                 following += assigned.affected
-            self.regranted.update(following)
+            self.reassigned.update(following)
             waiting = following
-        assert not waiting, "granting unchanged answers again named somebody further"
+        assert not waiting, "assigning unchanged routings again affected a further Service"
 
     def places(self, name: ObjectName) -> set[tuple[bytes, int]]:
         found, _ = self.outcome[name]
@@ -79,7 +79,7 @@ def claimant(name: ObjectName, created: str, number: int, external: str = "192.0
     )
 
 
-def test_nobody_else_wants_it() -> None:
+def test_a_frontend_without_conflict() -> None:
     service = claimant(FIRST, OLD, 1)
     whole = route_service(service, [], NODE, HOST)
     assigned = FrontendOwners().assign(service, whole)
@@ -89,7 +89,7 @@ def test_nobody_else_wants_it() -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_the_older_service_has_it_and_the_younger_is_told(order: tuple[int, int]) -> None:
+def test_the_older_service_wins_and_the_younger_has_a_problem(order: tuple[int, int]) -> None:
     cluster = Cluster()
     both = [claimant(SECOND, OLD, 1), claimant(FIRST, NEW, 2)]
     for i in order:
@@ -103,7 +103,7 @@ def test_the_older_service_has_it_and_the_younger_is_told(order: tuple[int, int]
     ]
 
 
-def test_of_two_as_old_the_first_by_name_has_it() -> None:
+def test_of_two_as_old_the_first_by_name_wins() -> None:
     cluster = Cluster()
     cluster.put(claimant(SECOND, OLD, 2))
     cluster.put(claimant(FIRST, OLD, 1))
@@ -111,7 +111,7 @@ def test_of_two_as_old_the_first_by_name_has_it() -> None:
     assert "Service shop/first, as old and first by name" in cluster.problems(SECOND)[0]
 
 
-def test_the_next_in_age_takes_over_when_the_holder_goes() -> None:
+def test_the_next_oldest_wins_when_the_owner_is_deleted() -> None:
     cluster = Cluster()
     for service in (claimant(FIRST, OLD, 1), claimant(SECOND, NEW, 2), claimant(THIRD, NEW, 3)):
         cluster.put(service)
@@ -122,16 +122,16 @@ def test_the_next_in_age_takes_over_when_the_holder_goes() -> None:
     assert len(cluster.places(THIRD)) == 1
 
 
-def test_a_holder_that_moves_away_gives_it_back() -> None:
+def test_an_owner_that_drops_a_frontend_releases_it() -> None:
     cluster = Cluster()
     cluster.put(claimant(FIRST, OLD, 1))
     cluster.put(claimant(SECOND, NEW, 2))
     cluster.put(claimant(FIRST, OLD, 1, external="192.0.2.9"))
     assert cluster.problems(SECOND) == []
-    assert cluster.regranted == {SECOND}
+    assert cluster.reassigned == {SECOND}
 
 
-def test_a_holder_made_anew_under_its_name_is_the_younger_one() -> None:
+def test_an_owner_that_is_recreated_is_the_younger_one() -> None:
     cluster = Cluster()
     cluster.put(claimant(FIRST, OLD, 1))
     cluster.put(claimant(SECOND, NEW, 2))
@@ -196,33 +196,33 @@ def test_a_port_that_lost_all_its_frontends_is_left_out() -> None:
     assert cluster.outcome[SECOND][0].ports == ()
 
 
-def test_a_port_keeps_the_backends_of_the_frontends_that_it_keeps() -> None:
-    claims = FrontendOwners()
-    claims.assign(*answered(claimant(FIRST, OLD, 1)))
+def test_a_port_keeps_the_endpoints_of_its_remaining_frontends() -> None:
+    assignments = FrontendOwners()
+    assignments.assign(*routed(claimant(FIRST, OLD, 1)))
     split = claimant(SECOND, NEW, 2)
     split = msgspec.structs.replace(split, external_policy=LOCAL, internal_policy=CLUSTER)
-    service, whole = answered(split)
+    service, whole = routed(split)
     assert whole.ports[0].local == backends("a1")
-    (port,) = claims.assign(service, whole).routing.ports
+    (port,) = assignments.assign(service, whole).routing.ports
     assert (port.cluster, port.local) == (backends("a1", "b1"), ())
     assert port.hairpin == backends("a1", "b1")
 
 
-def answered(service: Service) -> tuple[Service, ServiceRouting]:
+def routed(service: Service) -> tuple[Service, ServiceRouting]:
     return service, route_service(service, [slice_of(pod("a1"), pod("b1"))], NODE, HOST)
 
 
-def test_releasing_what_is_unknown_touches_nobody() -> None:
+def test_removing_an_unknown_service_affects_no_service() -> None:
     assert FrontendOwners().remove(FIRST) == frozenset()
 
 
 @pytest.mark.parametrize("gone", [0, 500, 999])
-def test_in_a_long_queue_one_neighbour_is_touched(gone: int) -> None:
+def test_in_a_long_queue_one_neighbour_is_affected(gone: int) -> None:
     cluster = Cluster()
     names = [ObjectName("shop", f"s{i:03}") for i in range(1000)]
     for name in names:
         cluster.put(web(name=name, cluster_ips=[], external_ips=["192.0.2.1"]))
-    assert cluster.claims.remove(names[gone]) == frozenset(names[gone + 1 : gone + 2])
+    assert cluster.owners.remove(names[gone]) == frozenset(names[gone + 1 : gone + 2])
 
 
 NAMES = [ObjectName("shop", name) for name in "abcd"]
@@ -234,7 +234,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=200)
 @given(EVENTS, st.randoms(use_true_random=False))
-def test_the_outcome_depends_on_what_exists_and_on_nothing_else(
+def test_the_owners_depend_on_existing_services_only(
     events: list[Service | ObjectName], random: Random
 ) -> None:
     lived, fresh = Cluster(), Cluster()
@@ -261,15 +261,15 @@ def test_the_outcome_depends_on_what_exists_and_on_nothing_else(
         for port in wanted.ports:
             for frontend in port.frontends:
                 place = (port.family, port.protocol, frontend.address, frontend.port)
-                assert place in owners, "a frontend that is claimed has somebody"
+                assert place in owners, "a claimed frontend has an owner"
 
 
 @given(st.lists(services(), max_size=3))
-def test_when_all_are_gone_nothing_is_kept(versions: list[Service]) -> None:
-    claims = FrontendOwners()
+def test_after_all_removals_no_claim_is_left(versions: list[Service]) -> None:
+    assignments = FrontendOwners()
     for service in versions:
-        claims.assign(service, route_service(service, [], NODE, HOST))
-    claims.remove(versions[0].name if versions else FIRST)
+        assignments.assign(service, route_service(service, [], NODE, HOST))
+    assignments.remove(versions[0].name if versions else FIRST)
     other = web(name=FIRST, created=NEW)
     for service in versions:
-        assert claims.assign(other, route_service(service, [], NODE, HOST)).problems == ()
+        assert assignments.assign(other, route_service(service, [], NODE, HOST)).problems == ()

@@ -1,4 +1,4 @@
-"""Slices, ports, families and kinds of address in one answer, and what holds of every one."""
+"""Slices, ports, families and scopes in the routing of a Service, and its invariants."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def only(service: Service, *parts: EndpointSlice, node: Node | None = NODE) -> P
     return port
 
 
-def test_slices_are_joined_and_sorted() -> None:
+def test_slices_are_merged_and_sorted() -> None:
     port = only(web(), slice_of(pod("b2"), name="web-2"), slice_of(pod("b1"), pod("a1")))
     assert port.cluster == backends("a1", "b1", "b2")
 
@@ -81,7 +81,7 @@ def test_endpoints_that_share_an_address_and_differ_in_port() -> None:
     assert only(web(), first, second).cluster == backends("b1") + backends("b1", port=8081)
 
 
-def test_ports_are_joined_by_name_and_protocol() -> None:
+def test_ports_match_by_name_and_protocol() -> None:
     service = web(
         ports=(
             ServicePort("dns", Protocol.UDP, Port(53)),
@@ -113,7 +113,7 @@ def test_a_named_target_port_may_differ_from_pod_to_pod() -> None:
     assert port.cluster == backends("b1") + backends("b2", port=9090)
 
 
-def test_dual_stack_has_an_answer_for_each_family() -> None:
+def test_dual_stack_has_a_routing_for_each_family() -> None:
     service = web(
         cluster_ips=["10.96.0.1", "fd00::1"],
         external_ips=["192.0.2.1", "2001:db8::1"],
@@ -139,7 +139,7 @@ def test_one_family_may_be_empty_while_the_other_serves() -> None:
     assert v6.frontends[0].use is Use.REJECT
 
 
-def test_families_are_those_of_the_cluster_ips_where_not_given() -> None:
+def test_families_default_to_those_of_the_cluster_ips() -> None:
     service = web(cluster_ips=["fd00::1"], external_ips=["192.0.2.1"], families=())
     (port,) = route_service(service, [], NODE, HOST).ports
     assert port.family is Family.IPV6
@@ -156,7 +156,7 @@ def test_every_kind_of_address_is_a_frontend() -> None:
     )
 
 
-def test_an_address_has_one_frontend_and_source_ranges_guard_it() -> None:
+def test_an_address_has_one_frontend_with_source_ranges() -> None:
     port = only(
         web(
             external_ips=["192.0.2.1", "192.0.2.2", "10.96.0.1"],
@@ -183,10 +183,10 @@ def test_an_address_has_one_frontend_and_source_ranges_guard_it() -> None:
         ([], ["172.30.0.11", "fd30::11"], []),
     ],
 )
-def test_ranges_with_the_node_in_them_let_in_what_loops_back_to_it(
+def test_ranges_with_the_node_allow_its_own_load_balancer_address(
     ranges: list[str], own: list[str], added: list[str]
 ) -> None:
-    """The node's own traffic to an address that is local to it has that address as its source."""
+    """Traffic of the node to a local address has that address as its source."""
     balanced = web(
         cluster_ips=["10.96.0.1", "fd00:10:96::1"],
         load_balancer_ips=["192.0.2.1", "192.0.2.2", "2001:db8::1"],
@@ -198,7 +198,7 @@ def test_ranges_with_the_node_in_them_let_in_what_loops_back_to_it(
     assert route_service(balanced, [], None, HOST).source_ranges == balanced.source_ranges
 
 
-def test_source_ranges_guard_load_balancer_addresses_alone() -> None:
+def test_source_ranges_apply_to_load_balancer_addresses_only() -> None:
     ranges = ["203.0.113.0/24"]
     without = web(external_ips=["192.0.2.1"], source_ranges=ranges)
     balanced = web(load_balancer_ips=["192.0.2.1"], source_ranges=ranges)
@@ -233,7 +233,7 @@ def test_a_slice_given_twice_changes_nothing(
 
 
 @given(services(), slices())
-def test_what_holds_of_every_answer(service: Service, parts: tuple[EndpointSlice, ...]) -> None:
+def test_invariants_of_every_routing(service: Service, parts: tuple[EndpointSlice, ...]) -> None:
     result = route_service(service, parts, NODE, HOST)
     assert len(result.ports) == len(service.ports) * len(service.families)
     for port in result.ports:

@@ -87,7 +87,7 @@ ENDPOINTS = st.lists(endpoints(Family.IPV4), max_size=6)
 
 
 @given(ENDPOINTS, st.sampled_from(["", "zone-1", "zone-2", "zone-3"]))
-def test_hints_are_never_followed_to_nowhere(ready: list[Endpoint], zone: str) -> None:
+def test_hints_that_would_leave_no_endpoint_are_ignored(ready: list[Endpoint], zone: str) -> None:
     mode = choose_mode(ready, HOST, zone).mode
     assert not ready or any(within(endpoint, mode, HOST, zone) for endpoint in ready)
 
@@ -100,6 +100,6 @@ def test_order_does_not_matter(ready: list[Endpoint], random: Random) -> None:
 
 
 @given(ENDPOINTS, st.sampled_from(["", "zone-1"]))
-def test_whatever_is_not_followed_has_a_reason(ready: list[Endpoint], zone: str) -> None:
+def test_every_ignored_hint_has_a_reason(ready: list[Endpoint], zone: str) -> None:
     choice = choose_mode(ready, HOST, zone)
     assert bool(choice.ignored) == (choice.mode is not TopologyMode.SAME_NODE)

@@ -1,4 +1,4 @@
-"""Whoever is not used has a reason, and putting that reason right would have it used."""
+"""Every unused endpoint has a reason, and without that reason it would be used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REMEDIES: dict[UnusedReason, dict[str, object]] = {
 
 
 @given(ENDPOINTS)
-def test_exactly_those_that_are_not_used_have_a_reason(
+def test_exactly_the_unused_endpoints_have_a_reason(
     endpoints: dict[Backend, Endpoint],
 ) -> None:
     usable = select_endpoints(endpoints, HOST, NODE.zone)
@@ -48,7 +48,7 @@ def test_exactly_those_that_are_not_used_have_a_reason(
 
 
 @given(ENDPOINTS)
-def test_a_reason_put_right_has_the_endpoint_used(endpoints: dict[Backend, Endpoint]) -> None:
+def test_without_its_reason_the_endpoint_is_used(endpoints: dict[Backend, Endpoint]) -> None:
     reasons = unused_reasons(
         endpoints, select_endpoints(endpoints, HOST, NODE.zone), HOST, NODE.zone
     )
@@ -56,7 +56,7 @@ def test_a_reason_put_right_has_the_endpoint_used(endpoints: dict[Backend, Endpo
         better = msgspec.structs.replace(endpoints[backend], **REMEDIES[reason])
         assert backend in select_endpoints(endpoints | {backend: better}, HOST, NODE.zone).local
     for backend, reason in reasons.cluster.items():
-        # Hints that are missing, or for elsewhere, are a reason of their own that shows then.
+        # Then missing hints, or hints for another zone, are the reason.
         near = {"hint_nodes": (HOST,), "hint_zones": (NODE.zone,)}
         better = msgspec.structs.replace(endpoints[backend], **{**near, **REMEDIES[reason]})
         assert backend in select_endpoints(endpoints | {backend: better}, HOST, NODE.zone).cluster

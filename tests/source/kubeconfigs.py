@@ -1,4 +1,4 @@
-"""Kubeconfigs, and programs that they name, as people and tools write them."""
+"""Kubeconfigs, and the exec plugins that they name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(path: Path, config: str | Config) -> str:
 
 
 def exec_plugin(folder: Path, token: str) -> Config:
-    """Make a program that gives a token, which may be a shell's words; the user who has it."""
+    """Write an exec plugin that prints a token (a shell word), and return the user that runs it."""
     plugin = folder / "plugin"
     plugin.write_text(
         "#!/bin/sh\n"

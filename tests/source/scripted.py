@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that answers as a test's script says, and objects to answer with."""
+"""An HTTP server on loopback whose responses a test scripts, and objects for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODES = "/api/v1/nodes"
 
 
 class Request(NamedTuple):
-    """What one request said."""
+    """One received request."""
 
     method: str
     route: str
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request, and the ways to answer it."""
+    """One request, and the ways to respond to it."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -60,7 +60,7 @@ class Exchange(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
-    def answer(
+    def respond(
         self,
         obj: object,
         status: int = 200,
@@ -93,7 +93,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def hold(self) -> None:
-        """Say nothing more until the client or the test goes away."""
+        """Send nothing more until the client disconnects or the test ends."""
         self.connection.settimeout(0.02)
         while not self.server.closing.is_set():
             try:
@@ -107,14 +107,14 @@ class Exchange(BaseHTTPRequestHandler):
 
     def fail(self, code: int, message: str = "no", **headers: str) -> None:
         status = {"kind": "Status", "status": "Failure", "code": code, "message": message}
-        self.answer(status, code, {k.replace("_", "-"): v for k, v in headers.items()})
+        self.respond(status, code, {k.replace("_", "-"): v for k, v in headers.items()})
 
 
 Script = Callable[[Exchange], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every request by its script, which a test may exchange at any time."""
+    """Passes every request to its script, which a test may replace at any time."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -130,8 +130,8 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.server_port}"
 
-    def asked(self, route: str, **query: str) -> list[Request]:
-        """The requests so far with this path and these among their parameters."""
+    def requests_for(self, route: str, **query: str) -> list[Request]:
+        """Return the requests so far with this path and these parameters."""
         return [e for e in self.seen if e.route == route and query.items() <= e.query.items()]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -140,7 +140,7 @@ class Server(ThreadingHTTPServer):
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients that leave in the middle are what these tests are about
+        pass  # these tests disconnect clients on purpose
 
 
 @contextmanager
@@ -158,14 +158,14 @@ def serving(script: Script, port: int = 0, tls: ssl.SSLContext | None = None) ->
 
 
 def quiet(exchange: Exchange) -> None:
-    """Answer like a server that has nothing at all, and to which nothing happens."""
+    """Respond like a server without objects and without changes."""
     if exchange.query.get("watch"):
         exchange.begin()
         if exchange.query.get("sendInitialEvents"):
             exchange.events([end_of_list("1")])
         exchange.hold()
     else:
-        exchange.answer(listed(exchange.route, []))
+        exchange.respond(listed(exchange.route, []))
 
 
 def listed(route: str, items: list[Any], version: str = "1", token: str = "") -> dict[str, Any]:
@@ -194,7 +194,7 @@ def a_service(name: str, version: str = "1", port: object = 80) -> dict[str, Any
 
 
 class Pace:
-    """A clock that only notes how long it was asked to wait."""
+    """A clock that records waits and barely waits."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
@@ -208,7 +208,7 @@ class Pace:
 
 
 class Recorder:
-    """Takes the events of a source, from any thread."""
+    """Records the events of a source. Thread-safe."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -220,14 +220,14 @@ class Recorder:
             self._changed.notify_all()
 
     def until(self, condition: Callable[[list[str]], bool], seconds: float = 10) -> list[str]:
-        """Wait for a condition on what was heard of Services; fails at the deadline."""
+        """Wait until the events of Services meet a condition; fail at the deadline."""
         with self._changed:
             met = self._changed.wait_for(lambda: condition(self.services()), seconds)
             assert met, self.services()
             return self.services()
 
     def services(self) -> list[str]:
-        """What was heard of Services, each event as a short text."""
+        """Return the events of Services, each as a short text."""
         return [text for event in self.events if (text := _text(event))]
 
 
@@ -265,12 +265,12 @@ def following(
 
 
 def services(script: Script) -> Script:
-    """Answer requests for Services by a script, all others quietly."""
+    """Pass requests for Services to a script, and respond to all others with `quiet`."""
 
-    def answer(exchange: Exchange) -> None:
+    def respond(exchange: Exchange) -> None:
         (script if exchange.route == SERVICES else quiet)(exchange)
 
-    return answer
+    return respond
 
 
 def stream(exchange: Exchange, *events: tuple[str, object], hold: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""From flags and files to requests, and what is said of flags and files that are wrong."""
+"""Requests made from flags and files, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fetch(client: Client, path: str = "/version") -> bytes:
 
 
 def echo(exchange: Exchange) -> None:
-    exchange.answer({"authorization": exchange.headers.get("Authorization")})
+    exchange.respond({"authorization": exchange.headers.get("Authorization")})
 
 
 GOOD = kubeconfig("http://127.0.0.1:1")
@@ -62,14 +62,14 @@ GOOD = kubeconfig("http://127.0.0.1:1")
         (GOOD | {"users": 3}, "."),
     ],
 )
-def test_kubeconfigs_that_are_wrong(tmp_path: Path, config: Any, text: str) -> None:
+def test_invalid_kubeconfigs(tmp_path: Path, config: Any, text: str) -> None:
     path = write(tmp_path / "kubeconfig", config)
     with pytest.raises(UsageError, match=f"^--kubeconfig {path}: .*{text}") as caught:
         connect(path, "")
     assert "\n" not in str(caught.value)
 
 
-def test_kubeconfigs_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_kubeconfigs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         connect(str(tmp_path / "nowhere"), "")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
@@ -79,12 +79,12 @@ def test_kubeconfigs_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "master", ["127.0.0.1:6443", "https://", "ftp://a", "https://a:x", "http://a,"]
 )
-def test_masters_that_are_wrong(master: str) -> None:
+def test_invalid_master_urls(master: str) -> None:
     with pytest.raises(UsageError, match=r"--master: .* is not of the form https://HOST:PORT"):
         connect("", master)
 
 
-def test_nothing_configured_names_the_flags() -> None:
+def test_without_a_server_the_error_names_the_flags() -> None:
     with pytest.raises(UsageError, match=r"--kubeconfig FILE.*--master URL.*--manifests DIR"):
         connect("", "")
 
@@ -95,7 +95,7 @@ def test_a_token(tmp_path: Path) -> None:
         assert b"Bearer secret" in fetch(connect(path, ""))
 
 
-def test_master_takes_the_place_of_the_server(tmp_path: Path) -> None:
+def test_master_replaces_the_server_of_the_kubeconfig(tmp_path: Path) -> None:
     path = write(tmp_path / "kubeconfig", kubeconfig("http://127.0.0.1:1", {"token": "secret"}))
     with serving(echo) as server:
         assert b"Bearer secret" in fetch(connect(path, server.url + "/"))
@@ -109,9 +109,7 @@ def test_an_exec_plugin(tmp_path: Path) -> None:
         assert b"Bearer of-plugin" in fetch(connect(path, ""))
 
 
-def test_a_token_that_is_exchanged_on_disk(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_token_that_is_replaced_on_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     token = tmp_path / "token"
     token.write_text("old")
     accepted = ["Bearer old"]
@@ -156,7 +154,7 @@ def test_a_pods_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    """Return a self-signed certificate for 127.0.0.1, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the command openssl")
     crt, key = tmp_path / "tls.crt", tmp_path / "tls.key"
@@ -219,12 +217,12 @@ class Counter:
         self.timed.append((method, host))
 
 
-def test_requests_are_counted_and_failures_say_what_happened() -> None:
+def test_requests_are_counted_and_errors_have_the_cause() -> None:
     counter = Counter()
 
     def script(exchange: Exchange) -> None:
         if exchange.command == "POST":
-            exchange.answer({"posted": True}, 201)
+            exchange.respond({"posted": True}, 201)
         else:
             exchange.fail(403, "services is forbidden", Retry_After="3")
 
@@ -246,7 +244,7 @@ def test_requests_are_counted_and_failures_say_what_happened() -> None:
         connect("", "http://127.0.0.1:1").get("/x", {})
 
 
-def test_a_server_that_answers_garbage_instead_of_http() -> None:
+def test_a_server_that_does_not_speak_http() -> None:
     def script(exchange: Exchange) -> None:
         exchange.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")
         exchange.close_connection = True
@@ -255,9 +253,9 @@ def test_a_server_that_answers_garbage_instead_of_http() -> None:
         connect("", server.url).get("/x", {})
 
 
-def test_redirects_are_refused_and_get_no_credentials(tmp_path: Path) -> None:
+def test_redirects_are_not_followed(tmp_path: Path) -> None:
     def script(exchange: Exchange) -> None:
-        exchange.answer(b"", 302, {"Location": f"http://{exchange.headers['Host']}/elsewhere"})
+        exchange.respond(b"", 302, {"Location": f"http://{exchange.headers['Host']}/elsewhere"})
 
     with serving(script) as server:
         path = write(tmp_path / "kubeconfig", kubeconfig(server.url, {"token": "secret"}))

@@ -1,4 +1,4 @@
-"""Nothing that the API may say can break reading: it becomes a value or a problem."""
+"""Any JSON of the API is decoded to a value or a Problem."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from .decoded import decoded
         ),
     ],
 )
-def test_objects_that_cannot_be_read_keep_their_name(
+def test_objects_that_cannot_be_decoded_keep_their_name(
     kind: Kind, data: Any, name: ObjectName | None, version: str, field: str
 ) -> None:
     result = decoded(kind, data)
@@ -106,11 +106,11 @@ likely_objects = st.fixed_dictionaries(
 
 
 @given(st.sampled_from(Kind), json_values | likely_objects)
-def test_whatever_json_says_becomes_a_value_or_a_problem(kind: Kind, obj: Any) -> None:
+def test_any_json_becomes_a_value_or_a_problem(kind: Kind, obj: Any) -> None:
     value = decoded(kind, obj).value
     assert isinstance(value, Service | EndpointSlice | Node | NotProxied | Problem)
 
 
 @given(st.sampled_from(Kind), st.binary())
-def test_whatever_bytes_say_becomes_a_value_or_a_problem(kind: Kind, data: bytes) -> None:
+def test_any_bytes_become_a_value_or_a_problem(kind: Kind, data: bytes) -> None:
     assert isinstance(decode_object(kind, data).value, Problem)

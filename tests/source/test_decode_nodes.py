@@ -1,4 +1,4 @@
-"""What a Node of the API means, case by case."""
+"""Decoding of Nodes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def node(spec: Any = None, status: Any = None, **metadata: Any) -> Node:
     return value.value
 
 
-def test_a_node_as_the_server_writes_it() -> None:
+def test_a_node_from_a_real_api_server() -> None:
     value = node(
         {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd10:1::/64"]},
         {

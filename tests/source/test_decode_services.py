@@ -1,4 +1,4 @@
-"""What a Service of the API means, case by case."""
+"""Decoding of Services."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def service(
     return value
 
 
-def ours(spec: dict[str, Any], ingress: Any = None) -> Service:
+def proxied(spec: dict[str, Any], ingress: Any = None) -> Service:
     value = service(CLUSTER_IP | {"ports": [PORT]} | spec, ingress)
     assert isinstance(value, Service), value
     return value
@@ -57,13 +57,13 @@ def ours(spec: dict[str, Any], ingress: Any = None) -> Service:
         (CLUSTER_IP, {"service.kubernetes.io/headless": ""}, "headless"),
     ],
 )
-def test_services_that_are_not_ours(spec: Any, labels: dict[str, str], reason: str) -> None:
+def test_services_that_are_not_proxied(spec: Any, labels: dict[str, str], reason: str) -> None:
     value = service(spec, labels=labels)
     assert isinstance(value, NotProxied)
     assert reason in value.reason
 
 
-def test_a_service_as_the_server_writes_it() -> None:
+def test_a_service_from_a_real_api_server() -> None:
     value = service(
         DUAL | {"ports": [PORT], "type": "ClusterIP", "ipFamilies": ["IPv4", "IPv6"]},
         uid="u-1",
@@ -82,8 +82,8 @@ def test_a_service_as_the_server_writes_it() -> None:
     assert (value.affinity_timeout, value.health_check_port, value.problems) == (0, 0, ())
 
 
-def test_cluster_ip_alone_speaks_where_cluster_ips_is_absent() -> None:
-    assert texts(ours({"clusterIPs": None}).cluster_ips) == ["10.96.0.1"]
+def test_cluster_ip_is_used_without_cluster_ips() -> None:
+    assert texts(proxied({"clusterIPs": None}).cluster_ips) == ["10.96.0.1"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_cluster_ip_alone_speaks_where_cluster_ips_is_absent() -> None:
     ],
 )
 def test_external_ips(spec: dict[str, Any], expected: list[str], problems: Any) -> None:
-    value = ours(spec)
+    value = proxied(spec)
     assert texts(value.external_ips) == expected
     if isinstance(problems, int):
         assert len(value.problems) == problems
@@ -116,8 +116,8 @@ def test_external_ips(spec: dict[str, Any], expected: list[str], problems: Any) 
         assert fields_of(value.problems) == problems
 
 
-def test_a_bad_cluster_ip_leaves_the_rest_of_the_service() -> None:
-    value = ours(
+def test_an_invalid_cluster_ip_is_left_out() -> None:
+    value = proxied(
         {"clusterIP": "x", "clusterIPs": ["x"], "ipFamilies": ["IPv4", "IPv5"]}
         | {"externalIPs": ["192.0.2.1", "fd00::1"]}
     )
@@ -142,7 +142,7 @@ def test_a_bad_cluster_ip_leaves_the_rest_of_the_service() -> None:
     ],
 )
 def test_load_balancer_addresses(kind: str, ingress: Any, expected: list[str]) -> None:
-    assert texts(ours({"type": kind}, ingress).load_balancer_ips) == expected
+    assert texts(proxied({"type": kind}, ingress).load_balancer_ips) == expected
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_load_balancer_addresses(kind: str, ingress: Any, expected: list[str]) -
     ],
 )
 def test_source_ranges(kind: str, ranges: Any, expected: list[str], problems: int) -> None:
-    value = ours({"type": kind, "loadBalancerSourceRanges": ranges})
+    value = proxied({"type": kind, "loadBalancerSourceRanges": ranges})
     assert [str(network) for network in value.source_ranges] == expected
     assert len(value.problems) == problems
 
@@ -196,7 +196,7 @@ def test_source_ranges(kind: str, ranges: Any, expected: list[str], problems: in
 def test_traffic_policies(
     spec: dict[str, Any], internal: str, external: str, problems: list[str]
 ) -> None:
-    value = ours(spec)
+    value = proxied(spec)
     assert (value.internal_policy.value, value.external_policy.value) == (internal, external)
     assert fields_of(value.problems) == problems
 
@@ -225,7 +225,7 @@ def test_session_affinity(spec: dict[str, Any], seconds: int, problems: list[str
         spec = spec | {
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": spec["timeout"]}},
         }
-    value = ours(spec)
+    value = proxied(spec)
     assert value.affinity_timeout == seconds
     assert fields_of(value.problems) == problems
 
@@ -244,7 +244,7 @@ def test_session_affinity(spec: dict[str, Any], seconds: int, problems: list[str
     ],
 )
 def test_health_check_node_port(spec: dict[str, Any], port: int, problems: list[str]) -> None:
-    value = ours({"healthCheckNodePort": 30648} | spec)
+    value = proxied({"healthCheckNodePort": 30648} | spec)
     assert value.health_check_port == port
     assert fields_of(value.problems) == problems
 
@@ -288,6 +288,6 @@ def test_health_check_node_port(spec: dict[str, Any], port: int, problems: list[
     ],
 )
 def test_service_ports(kind: str, ports: Any, expected: Any, problems: list[str]) -> None:
-    value = ours({"type": kind, "ports": ports})
+    value = proxied({"type": kind, "ports": ports})
     assert [(p.name, p.protocol, p.port, p.node_port) for p in value.ports] == expected
     assert fields_of(value.problems) == problems

@@ -1,4 +1,4 @@
-"""What an EndpointSlice of the API means, case by case."""
+"""Decoding of EndpointSlices."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def sliced(**given_fields: Any) -> EndpointSlice:
         },
     ],
 )
-def test_slices_that_are_not_ours(given_fields: dict[str, Any]) -> None:
+def test_slices_that_are_not_proxied(given_fields: dict[str, Any]) -> None:
     assert isinstance(decoded(Kind.ENDPOINT_SLICE, slice_obj(**given_fields)).value, NotProxied)
 
 
-def test_a_slice_as_the_server_writes_it() -> None:
+def test_a_slice_from_a_real_api_server() -> None:
     value = sliced(
         metadata={
             "annotations": {
@@ -161,7 +161,7 @@ def test_slice_ports(ports: Any, expected: Any, problems: list[str]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "yesterday", "2026-11-21T00:00:00", "0001-01-01T00:00:00+23:59x", None]
 )
-def test_a_bad_trigger_time_is_unknown(text: Any) -> None:
+def test_an_invalid_trigger_time_is_unknown(text: Any) -> None:
     annotations = {"endpoints.kubernetes.io/last-change-trigger-time": text}
     assert sliced(metadata={"annotations": annotations}).triggered == 0
 

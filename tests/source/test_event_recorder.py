@@ -1,4 +1,4 @@
-"""Events as the lab's API server takes them, and the limits on how many it gets."""
+"""Events in the lab's API server, and the limits of posting them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WEB = Problem("Service", "shop/web", "spec.externalIPs[0]", "'x' is not an IP ad
 
 
 class StandingClock:
-    """A clock that moves when told to."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -125,7 +125,7 @@ def test_a_problem_becomes_a_warning_about_its_service(server: ApiServer) -> Non
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
-def test_what_other_kinds_of_object_are_called(
+def test_events_refer_to_other_kinds_by_their_api_version(
     server: ApiServer, problem: Problem, namespace: str, regarding: dict[str, str]
 ) -> None:
     with recording(server.url) as (recorder, metrics):
@@ -135,7 +135,7 @@ def test_what_other_kinds_of_object_are_called(
     assert event["regarding"] == {"kind": problem.kind, **regarding}
 
 
-def test_the_start_is_told_of_the_node(server: ApiServer) -> None:
+def test_the_start_is_an_event_of_the_node(server: ApiServer) -> None:
     with recording(server.url, node="node-s") as (recorder, metrics):
         recorder.record_start()
         recorder.record_start()
@@ -146,7 +146,7 @@ def test_the_start_is_told_of_the_node(server: ApiServer) -> None:
     ] * 2
 
 
-def test_a_thousand_nodes_make_one_event(server: ApiServer) -> None:
+def test_nodes_with_the_same_problem_make_one_event(server: ApiServer) -> None:
     problem = Problem("Service", "twice/web", "spec.ports", "not a list")
     local = Problem("Service", "twice/web", "spec", "EINVAL", ProblemReason.REJECTED_BY_KERNEL)
 
@@ -173,7 +173,7 @@ def test_long_texts_and_names_are_cut_to_what_the_server_takes(server: ApiServer
     assert len(event["metadata"]["name"]) <= 253
 
 
-def test_a_file_is_no_object_of_the_api(server: ApiServer) -> None:
+def test_a_problem_of_a_file_makes_no_event(server: ApiServer) -> None:
     with recording(server.url) as (recorder, metrics):
         recorder.record_problem(Problem("File", "/etc/x.yaml", "content", "not YAML"))
     assert outcomes(metrics) == {}
@@ -183,11 +183,11 @@ def about(number: int) -> Problem:
     return Problem("Service", f"shop/s{number}", "spec.ports", "not a list")
 
 
-def test_an_object_is_heard_of_so_often_and_all_of_them_at_a_pace() -> None:
+def test_events_are_limited_per_object_and_overall() -> None:
     clock = StandingClock()
     limits = Limits(spread=0.0, burst=3, period=5.0, object_burst=2, object_period=100.0)
     with (
-        serving(lambda exchange: exchange.answer({}, 201)) as server,
+        serving(lambda exchange: exchange.respond({}, 201)) as server,
         recording(server.url, limits, clock=clock) as (recorder, metrics),
     ):
         for number in range(4):
@@ -216,10 +216,10 @@ def announced(seen: list[Any], *, more_than: int) -> bool:
     return False
 
 
-def test_each_waits_a_while_of_its_own() -> None:
+def test_each_event_has_a_random_delay() -> None:
     clock = StandingClock()
     with (
-        serving(lambda exchange: exchange.answer({}, 201)) as server,
+        serving(lambda exchange: exchange.respond({}, 201)) as server,
         recording(server.url, Limits(spread=1e6), clock=clock) as (recorder, _),
     ):
         recorder.record_problem(about(1))
@@ -228,7 +228,7 @@ def test_each_waits_a_while_of_its_own() -> None:
         until(lambda: len(server.seen) == 1)
 
 
-def test_nobody_waits_for_a_server_that_hangs_and_what_does_not_fit_is_dropped() -> None:
+def test_a_hanging_server_blocks_no_caller_and_a_full_queue_drops_events() -> None:
     with (
         serving(Exchange.hold) as server,
         recording(server.url, Limits(spread=0.0, queue=3)) as (recorder, metrics),
@@ -244,7 +244,7 @@ def test_nobody_waits_for_a_server_that_hangs_and_what_does_not_fit_is_dropped()
         until(lambda: outcomes(metrics).get("refused", 0) > 0)
 
 
-def test_a_refusal_is_said_once_and_costs_no_more_than_the_event(
+def test_a_rejected_event_is_dropped_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "pyproxy")
@@ -255,6 +255,6 @@ def test_a_refusal_is_said_once_and_costs_no_more_than_the_event(
         for number in range(3):
             recorder.record_problem(about(number))
         until(lambda: outcomes(metrics) == {"refused": 3})
-    said = [record for record in caplog.records if "Event" in record.message]
-    assert [record.levelno for record in said] == [logging.DEBUG]
-    assert "no right" in said[0].message
+    logged = [record for record in caplog.records if "Event" in record.message]
+    assert [record.levelno for record in logged] == [logging.DEBUG]
+    assert "no right" in logged[0].message

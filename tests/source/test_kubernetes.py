@@ -1,4 +1,4 @@
-"""List and watch against a real HTTP server: what is asked for, and what its answers mean."""
+"""List and watch against a real HTTP server: requests, and events from its responses."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from .scripted import (
 )
 
 
-def test_what_is_asked_for() -> None:
+def test_lists_and_watches_have_the_selectors() -> None:
     with serving(quiet) as server, following(server.url) as (recorder, _):
         until(lambda: len(server.seen) == 3)
         by_route = {exchange.route: exchange.query for exchange in server.seen}
-        recorder.until(lambda heard: heard == ["="])
+        recorder.until(lambda seen: seen == ["="])
         until(lambda: sum(isinstance(event, Synced) for event in recorder.events) == 3)
     assert by_route[SERVICES]["labelSelector"] == by_route[SLICES]["labelSelector"] == SELECTOR
     assert by_route[NODES]["fieldSelector"] == "metadata.name=node-a"
@@ -46,7 +46,7 @@ def test_what_is_asked_for() -> None:
         )
         assert query["resourceVersionMatch"] == "NotOlderThan"
         assert 300 <= int(query["timeoutSeconds"]) <= 600
-    # A node that does not exist yet is a list that is whole, and empty.
+    # The list of a Node that does not exist yet is complete and empty.
     assert Synced(Kind.NODE, frozenset()) in recorder.events
 
 
@@ -64,9 +64,9 @@ def test_a_streaming_list_and_the_changes_after_it() -> None:
         serving(services(lambda exchange: stream(exchange, *events))) as server,
         following(server.url) as (recorder, source),
     ):
-        heard = recorder.until(lambda heard: len(heard) == 6)
+        seen = recorder.until(lambda seen: len(seen) == 6)
         assert source.age() <= time.monotonic() - before
-    assert heard == ["+a", "+b", "=a,b", "+a", "-b", "-a"]
+    assert seen == ["+a", "+b", "=a,b", "+a", "-b", "-a"]
     upserts = [event for event in recorder.events if isinstance(event, Upsert)]
     assert all(before < event.read_at <= time.monotonic() for event in upserts)
 
@@ -84,12 +84,12 @@ def test_changes_within_a_streaming_list() -> None:
         serving(services(lambda exchange: stream(exchange, *events))) as server,
         following(server.url) as (recorder, _),
     ):
-        heard = recorder.until(lambda heard: len(heard) == 6)
-    assert heard[-1] == "=a"
+        seen = recorder.until(lambda seen: len(seen) == 6)
+    assert seen[-1] == "=a"
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_a_server_without_streaming_lists_is_asked_for_pages(status: int) -> None:
+def test_pages_are_used_without_streaming_lists(status: int) -> None:
     def script(exchange: Exchange) -> None:
         query = exchange.query
         if query.get("sendInitialEvents"):
@@ -97,35 +97,35 @@ def test_a_server_without_streaming_lists_is_asked_for_pages(status: int) -> Non
         elif query.get("watch"):
             stream(exchange, ("ADDED", a_service("d", "10")))
         elif query.get("continue"):
-            exchange.answer(listed(SERVICES, [a_service("c")], "9"))
+            exchange.respond(listed(SERVICES, [a_service("c")], "9"))
         else:
-            exchange.answer(listed(SERVICES, [a_service("a"), a_service("b")], "9", "more"))
+            exchange.respond(listed(SERVICES, [a_service("a"), a_service("b")], "9", "more"))
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: "+d" in heard)
-    assert heard == ["+a", "+b", "+c", "=a,b,c", "+d"]
-    first, second = (e.query for e in server.asked(SERVICES, limit="500"))
+        seen = recorder.until(lambda seen: "+d" in seen)
+    assert seen == ["+a", "+b", "+c", "=a,b,c", "+d"]
+    first, second = (e.query for e in server.requests_for(SERVICES, limit="500"))
     assert (first["resourceVersion"], second["continue"]) == ("0", "more")
     assert "resourceVersion" not in second
-    (watch,) = server.asked(SERVICES, resourceVersion="9", watch="true")
+    (watch,) = server.requests_for(SERVICES, resourceVersion="9", watch="true")
     assert "sendInitialEvents" not in watch.query
 
 
-def test_a_server_that_ignores_the_wish_for_a_streaming_list() -> None:
+def test_a_server_that_ignores_send_initial_events() -> None:
     def script(exchange: Exchange) -> None:
         if not exchange.query.get("watch"):
-            exchange.answer(listed(SERVICES, [a_service("a")], "9"))
+            exchange.respond(listed(SERVICES, [a_service("a")], "9"))
         elif exchange.query.get("resourceVersion"):
             quiet(exchange)
         else:
             stream(exchange, ("ADDED", a_service("a")), bookmark("8"))
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        recorder.until(lambda heard: heard[-1:] == ["=a"])
-    assert len(server.asked(SERVICES, sendInitialEvents="true")) == 1
+        recorder.until(lambda seen: seen[-1:] == ["=a"])
+    assert len(server.requests_for(SERVICES, sendInitialEvents="true")) == 1
 
 
-def test_streaming_lists_that_never_end_give_way_to_pages() -> None:
+def test_pages_are_used_after_incomplete_streaming_lists() -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("sendInitialEvents"):
             stream(exchange, ("ADDED", a_service("a")))
@@ -133,18 +133,18 @@ def test_streaming_lists_that_never_end_give_way_to_pages() -> None:
             exchange.begin()
             exchange.hold()
         else:
-            exchange.answer(listed(SERVICES, [a_service("a")], "9"))
+            exchange.respond(listed(SERVICES, [a_service("a")], "9"))
 
     with (
         serving(services(script)) as server,
         following(server.url, silence=0.2) as (recorder, _),
     ):
-        recorder.until(lambda heard: heard[-1:] == ["=a"])
-    assert len(server.asked(SERVICES, sendInitialEvents="true")) == 2
+        recorder.until(lambda seen: seen[-1:] == ["=a"])
+    assert len(server.requests_for(SERVICES, sendInitialEvents="true")) == 2
 
 
 @pytest.mark.parametrize("in_stream", [True, False])
-def test_410_means_list_again(in_stream: bool) -> None:
+def test_410_starts_a_new_list(in_stream: bool) -> None:
     lists = [["a", "b"], ["b", "c"]]
 
     def script(exchange: Exchange) -> None:
@@ -163,31 +163,31 @@ def test_410_means_list_again(in_stream: bool) -> None:
             stream(exchange, *events, end_of_list(version), hold=False)
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: "=b,c" in heard)
-    # What the second list does not name is gone: a needs no Delete of its own.
-    assert heard == ["+a", "+b", "=a,b", "+b", "+c", "=b,c"]
+        seen = recorder.until(lambda seen: "=b,c" in seen)
+    # An object that the second list does not name is deleted without a Delete event.
+    assert seen == ["+a", "+b", "=a,b", "+b", "+c", "=b,c"]
 
 
 @pytest.mark.parametrize(
     "event", [bookmark("7"), ("ADDED", a_service("z", "9")), ("MODIFIED", a_service("a", "10"))]
 )
-def test_a_server_with_another_history_is_listed_again(event: tuple[str, object]) -> None:
-    """Nothing of an older history is passed on but as part of a list that is whole."""
+def test_an_older_version_starts_a_new_list(event: tuple[str, object]) -> None:
+    """Objects of an older history are emitted only as part of a complete list."""
 
     def script(exchange: Exchange) -> None:
         if exchange.query.get("resourceVersion"):
             stream(exchange, ("MODIFIED", a_service("a", "11")), event)
-        elif len(server.asked(SERVICES, sendInitialEvents="true")) == 1:
+        elif len(server.requests_for(SERVICES, sendInitialEvents="true")) == 1:
             stream(exchange, ("ADDED", a_service("a")), end_of_list("10"), hold=False)
         else:
             stream(exchange, ("ADDED", a_service("b")), end_of_list("8"))
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: "=b" in heard)
-    assert heard == ["+a", "=a", "+a", "+b", "=b"]
+        seen = recorder.until(lambda seen: "=b" in seen)
+    assert seen == ["+a", "=a", "+a", "+b", "=b"]
 
 
-def test_a_server_that_forgets_at_once_is_not_asked_for_list_after_list() -> None:
+def test_lists_back_off_while_every_watch_gets_410() -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("resourceVersion"):
             gone(exchange)
@@ -201,21 +201,21 @@ def test_a_server_that_forgets_at_once_is_not_asked_for_list_after_list() -> Non
 
 
 @pytest.mark.parametrize("status", [400, 504])
-def test_a_version_that_a_server_refuses_is_given_up(status: int) -> None:
+def test_a_rejected_version_starts_a_new_list(status: int) -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("resourceVersion") == "10":
             exchange.fail(status, "Too large resource version")
         elif exchange.query.get("resourceVersion"):
             quiet(exchange)
         else:
-            version = "8" if server.asked(SERVICES, resourceVersion="10") else "10"
+            version = "8" if server.requests_for(SERVICES, resourceVersion="10") else "10"
             stream(exchange, end_of_list(version), hold=False)
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        recorder.until(lambda heard: heard == ["=", "="])
+        recorder.until(lambda seen: seen == ["=", "="])
 
 
-def test_an_expired_continue_token_means_one_list_without_pages() -> None:
+def test_an_expired_continue_token_starts_one_list_without_pages() -> None:
     def script(exchange: Exchange) -> None:
         query = exchange.query
         if query.get("sendInitialEvents"):
@@ -226,17 +226,17 @@ def test_an_expired_continue_token_means_one_list_without_pages() -> None:
         elif query.get("continue"):
             exchange.fail(410)
         elif query.get("limit"):
-            exchange.answer(listed(SERVICES, [a_service("a")], "9", "more"))
+            exchange.respond(listed(SERVICES, [a_service("a")], "9", "more"))
         else:
             assert "resourceVersion" not in query
-            exchange.answer(listed(SERVICES, [a_service("a"), a_service("b")], "9"))
+            exchange.respond(listed(SERVICES, [a_service("a"), a_service("b")], "9"))
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: bool(heard) and heard[-1][0] == "=")
-    assert heard == ["+a", "+a", "+b", "=a,b"]
+        seen = recorder.until(lambda seen: bool(seen) and seen[-1][0] == "=")
+    assert seen == ["+a", "+a", "+b", "=a,b"]
 
 
-def test_a_watch_that_keeps_ending_goes_on_without_a_new_list() -> None:
+def test_a_watch_that_keeps_ending_continues_without_a_new_list() -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("sendInitialEvents"):
             stream(exchange, end_of_list("5"), hold=False)
@@ -250,16 +250,16 @@ def test_a_watch_that_keeps_ending_goes_on_without_a_new_list() -> None:
 
     clock = Pace()
     with serving(services(script)) as server, following(server.url, clock=clock) as (recorder, _):
-        heard = recorder.until(lambda heard: len(heard) == 5)
-        until(lambda: len(server.asked(SERVICES, resourceVersion="9")) > 2)
-    assert heard == ["=", "+s6", "+s7", "+s8", "+s9"]
-    assert len(server.asked(SERVICES, sendInitialEvents="true")) == 1
-    # A watch that ends at once and brought nothing is not asked again at once.
+        seen = recorder.until(lambda seen: len(seen) == 5)
+        until(lambda: len(server.requests_for(SERVICES, resourceVersion="9")) > 2)
+    assert seen == ["=", "+s6", "+s7", "+s8", "+s9"]
+    assert len(server.requests_for(SERVICES, sendInitialEvents="true")) == 1
+    # A watch that ends at once without an event is not restarted at once.
     assert len(clock.waits) >= 2
     assert all(0 < wait <= 1 for wait in clock.waits)
 
 
-def test_what_a_real_server_streamed() -> None:
+def test_a_recorded_stream_of_a_real_server() -> None:
     recorded = json.loads((Path(__file__).parent / "streaming-list-v1.36.2.json").read_text())
 
     def script(exchange: Exchange) -> None:

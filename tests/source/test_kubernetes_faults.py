@@ -1,4 +1,4 @@
-"""List and watch against a real HTTP server on its bad days: cut short, silent, refusing, away."""
+"""List and watch against a faulty HTTP server: broken, silent, with errors, unreachable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .scripted import (
 )
 
 
-def test_a_watch_cut_in_the_middle_of_a_line_goes_on_from_the_last_whole_one() -> None:
+def test_a_watch_cut_within_a_line_continues_after_the_last_whole_one() -> None:
     line = json.dumps({"type": "ADDED", "object": a_service("b", "7")}).encode() + b"\n"
 
     def script(exchange: Exchange) -> None:
@@ -41,7 +41,7 @@ def test_a_watch_cut_in_the_middle_of_a_line_goes_on_from_the_last_whole_one() -
             exchange.events([end_of_list("5"), ("ADDED", a_service("a", "6"))])
             exchange.chunk(line[:40])
             exchange.close_connection = True
-        elif not server.asked(SERVICES, resourceVersion="6")[1:]:
+        elif not server.requests_for(SERVICES, resourceVersion="6")[1:]:
             exchange.begin()
             exchange.chunk(line[:40])
             exchange.end()
@@ -52,11 +52,11 @@ def test_a_watch_cut_in_the_middle_of_a_line_goes_on_from_the_last_whole_one() -
             exchange.hold()
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: "+b" in heard)
-    assert heard == ["=", "+a", "+b"]
+        seen = recorder.until(lambda seen: "+b" in seen)
+    assert seen == ["=", "+a", "+b"]
 
 
-def test_a_line_that_is_no_event_means_list_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_event_starts_a_new_list(caplog: pytest.LogCaptureFixture) -> None:
     def script(exchange: Exchange) -> None:
         exchange.begin()
         if exchange.query.get("resourceVersion"):
@@ -67,15 +67,15 @@ def test_a_line_that_is_no_event_means_list_again(caplog: pytest.LogCaptureFixtu
             exchange.end()
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        recorder.until(lambda heard: heard.count("=a") > 2)
+        recorder.until(lambda seen: seen.count("=a") > 2)
     assert "unexpected response" in caplog.text
 
 
-def test_half_open_watches_are_asked_again_from_where_they_were() -> None:
+def test_a_silent_watch_continues_from_its_last_version() -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("sendInitialEvents"):
             stream(exchange, end_of_list("5"), hold=False)
-        elif len(server.asked(SERVICES, resourceVersion="5")) < 3:
+        elif len(server.requests_for(SERVICES, resourceVersion="5")) < 3:
             exchange.begin()
             exchange.hold()
         else:
@@ -85,68 +85,68 @@ def test_half_open_watches_are_asked_again_from_where_they_were() -> None:
         serving(services(script)) as server,
         following(server.url, silence=0.1) as (recorder, _),
     ):
-        assert recorder.until(lambda heard: "+a" in heard) == ["=", "+a"]
+        assert recorder.until(lambda seen: "+a" in seen) == ["=", "+a"]
 
 
-def test_a_server_that_takes_requests_and_never_answers() -> None:
+def test_a_server_that_never_responds() -> None:
     with (
         serving(services(lambda exchange: exchange.hold())) as server,
         following(server.url, silence=0.1) as (recorder, _),
     ):
-        until(lambda: len(server.asked(SERVICES)) > 2)
+        until(lambda: len(server.requests_for(SERVICES)) > 2)
         server.script = quiet
-        recorder.until(lambda heard: heard == ["="])
+        recorder.until(lambda seen: seen == ["="])
 
 
 @pytest.mark.parametrize(("status", "retry_after"), [(500, ""), (429, "7"), (503, "soon")])
-def test_refusals_are_waited_out(
+def test_errors_are_retried_after_a_delay(
     status: int, retry_after: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     clock = Pace()
 
     def script(exchange: Exchange) -> None:
-        if len(server.asked(SERVICES)) <= 4:
+        if len(server.requests_for(SERVICES)) <= 4:
             exchange.fail(status, "overloaded", Retry_After=retry_after)
         else:
             stream(exchange, end_of_list("5"))
 
     with serving(services(script)) as server, following(server.url, clock=clock) as (recorder, _):
-        recorder.until(lambda heard: heard == ["="])
+        recorder.until(lambda seen: seen == ["="])
     asked = 7.0 if retry_after == "7" else 0.0
     for wait, ceiling in zip(clock.waits[:4], [0.2, 0.4, 0.8, 1.6], strict=True):
         assert asked <= wait <= asked + ceiling
-    said = [r.message for r in caplog.records if r.levelno >= logging.INFO]
-    assert len(said) == 2, said
-    assert f"{status} overloaded" in said[0]
-    assert said[1] == "watching Service objects again"
+    logged = [r.message for r in caplog.records if r.levelno >= logging.INFO]
+    assert len(logged) == 2, logged
+    assert f"{status} overloaded" in logged[0]
+    assert logged[1] == "watching Service objects again"
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda exchange: exchange.answer(b"<html>Sign in</html>", content_type="text/html"),
-        lambda exchange: exchange.answer(b"<html>Sign in</html>"),
-        lambda exchange: exchange.answer({"kind": "Status", "metadata": {}}),
-        lambda exchange: exchange.answer({}),
-        lambda exchange: exchange.answer(b"[" * 100_000),
+        lambda exchange: exchange.respond(b"<html>Sign in</html>", content_type="text/html"),
+        lambda exchange: exchange.respond(b"<html>Sign in</html>"),
+        lambda exchange: exchange.respond({"kind": "Status", "metadata": {}}),
+        lambda exchange: exchange.respond({}),
+        lambda exchange: exchange.respond(b"[" * 100_000),
     ],
 )
 @pytest.mark.parametrize("streams", [True, False])
-def test_answers_of_200_that_are_nothing_of_the_kind(answer: Script, streams: bool) -> None:
+def test_malformed_responses_with_status_200(answer: Script, streams: bool) -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("sendInitialEvents") and not streams:
             exchange.fail(422)
-        elif len(server.asked(SERVICES)) < 5:
+        elif len(server.requests_for(SERVICES)) < 5:
             answer(exchange)
         else:
             quiet(exchange)
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        assert recorder.until(lambda heard: "=" in heard) == ["="]
+        assert recorder.until(lambda seen: "=" in seen) == ["="]
 
 
-def test_a_server_that_is_not_there_yet_and_goes_and_comes_back(
+def test_an_unreachable_server_is_logged_once_and_watched_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -154,7 +154,7 @@ def test_a_server_that_is_not_there_yet_and_goes_and_comes_back(
         port = sock.getsockname()[1]
     clock = Pace()
 
-    def said() -> list[str]:
+    def logged() -> list[str]:
         return [re.sub(":.*", "", record.message) for record in caplog.records]
 
     def alive(exchange: Exchange) -> None:
@@ -168,13 +168,13 @@ def test_a_server_that_is_not_there_yet_and_goes_and_comes_back(
     with following(f"http://127.0.0.1:{port}", clock=clock) as (recorder, _):
         until(lambda: len(clock.waits) > 20)
         with serving(services(alive), port):
-            recorder.until(lambda heard: heard == ["+a", "=a"])
-            until(lambda: said() == [away, back])
-        until(lambda: len(said()) == 3)
+            recorder.until(lambda seen: seen == ["+a", "=a"])
+            until(lambda: logged() == [away, back])
+        until(lambda: len(logged()) == 3)
         with serving(services(alive), port):
-            # The watch goes on where it was: what is known needs no new list.
-            recorder.until(lambda heard: heard == ["+a", "=a", "+b"])
-            until(lambda: said() == [away, back, away, back])
+            # The watch continues from its last version, without a new list.
+            recorder.until(lambda seen: seen == ["+a", "=a", "+b"])
+            until(lambda: logged() == [away, back, away, back])
     assert max(clock.waits) <= 30
 
 
@@ -183,12 +183,12 @@ def test_failover_to_the_next_address() -> None:
         dead = f"http://127.0.0.1:{sock.getsockname()[1]}"
     clock = Pace()
     with serving(quiet) as server, following(dead, server.url, clock=clock) as (recorder, _):
-        recorder.until(lambda heard: heard == ["="])
+        recorder.until(lambda seen: seen == ["="])
     assert clock.waits == []
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_bad_object_among_good_ones(streams: bool) -> None:
+def test_an_invalid_object_among_valid_ones(streams: bool) -> None:
     bad = a_service("bad", "6", port="eighty")
     nameless: dict[str, Any] = {"metadata": None}
     items = [a_service("a"), bad, nameless, a_service("b")]
@@ -202,12 +202,12 @@ def test_a_bad_object_among_good_ones(streams: bool) -> None:
         elif exchange.query.get("watch"):
             exchange.fail(422)
         else:
-            exchange.answer(listed(SERVICES, items, "5"))
+            exchange.respond(listed(SERVICES, items, "5"))
 
     with serving(services(script)) as server, following(server.url) as (recorder, _):
-        heard = recorder.until(lambda heard: heard[-1:] == ["+a"] and len(heard) > 4)
+        seen = recorder.until(lambda seen: seen[-1:] == ["+a"] and len(seen) > 4)
     listed_events = ["+a", "-bad", "!shop/bad", "!(no name)", "+b", "=a,b"]
-    assert heard == [*listed_events, "-bad", "!shop/bad", "-bad", "+a"]
+    assert seen == [*listed_events, "-bad", "!shop/bad", "-bad", "+a"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_bad_object_among_good_ones(streams: bool) -> None:
     [quiet, lambda exchange: exchange.hold(), lambda exchange: exchange.fail(500)],
     ids=["quiet", "no answer", "refusals"],
 )
-def test_stop_is_prompt_whatever_a_thread_waits_for(script: Script) -> None:
+def test_stop_interrupts_every_wait(script: Script) -> None:
     with serving(script) as server:
         source = KubernetesSource(client_of(server.url), "node-a", Recorder())
         source.start()

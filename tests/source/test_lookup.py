@@ -1,4 +1,4 @@
-"""What is looked up in the API for a person: a pod's addresses."""
+"""Lookups of a pod's addresses in the API."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def addresses(server: Server) -> tuple[str, ...]:
         ([], ()),
     ],
 )  # fmt: skip
-def test_a_pod_says_what_addresses_it_has(items: list[Any], wanted: tuple[str, ...]) -> None:
-    with serving(lambda exchange: exchange.answer({"items": items})) as server:
+def test_the_addresses_of_a_pod(items: list[Any], wanted: tuple[str, ...]) -> None:
+    with serving(lambda exchange: exchange.respond({"items": items})) as server:
         assert addresses(server) == wanted
     (asked,) = server.seen
     assert (asked.route, asked.query) == (PODS, {"fieldSelector": "metadata.name=web-1"})
@@ -46,7 +46,7 @@ def endpoint(address: str, kind: str, name: str) -> Any:
     return {"addresses": [address], "targetRef": {"kind": kind, "name": name}}
 
 
-def test_who_may_not_list_pods_finds_their_addresses_in_the_slices() -> None:
+def test_pod_addresses_come_from_slices_without_the_right_to_list_pods() -> None:
     slices = [
         {"endpoints": [endpoint("10.0.0.1", "Pod", "web-1"), endpoint("10.0.0.2", "Pod", "web-2")]},
         {"endpoints": [endpoint("10.0.0.3", "Node", "web-1"), {"addresses": ["10.0.0.4"]}]},
@@ -56,7 +56,7 @@ def test_who_may_not_list_pods_finds_their_addresses_in_the_slices() -> None:
 
     def script(exchange: Exchange) -> None:
         if exchange.route == SLICES:
-            exchange.answer({"items": slices})
+            exchange.respond({"items": slices})
         else:
             exchange.fail(403, "pods is forbidden")
 
@@ -65,7 +65,7 @@ def test_who_may_not_list_pods_finds_their_addresses_in_the_slices() -> None:
     assert [each.route for each in server.seen] == [PODS, SLICES]
 
 
-def test_an_api_server_that_fails_is_said_to() -> None:
+def test_an_error_of_the_api_server_is_in_the_result() -> None:
     with (
         serving(lambda exchange: exchange.fail(500, "no idea")) as server,
         pytest.raises(SourceError, match="500 no idea"),

@@ -1,4 +1,4 @@
-"""A folder of manifests tells what an API server would."""
+"""Events from a folder of manifests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def service(name: str, port: object = 80, **metadata: object) -> dict[str, objec
 
 
 def write(path: Path, *documents: object) -> None:
-    """Put a file in place whole, as deployment tools do."""
+    """Replace a file by a rename, as deployment tools do."""
     path.parent.mkdir(exist_ok=True)
     text = yaml.safe_dump_all(documents) if path.suffix != ".json" else json.dumps(documents[0])
     (path.parent / ".new").write_text(text)
@@ -96,28 +96,28 @@ def test_documents_lists_and_json(tmp_path: Path, follow: Follow) -> None:
     ]
 
 
-def test_an_empty_folder_is_whole(follow: Follow) -> None:
+def test_an_empty_folder_is_synced(follow: Follow) -> None:
     assert follow().services() == ["="]
 
 
-def test_changes_are_told_and_only_they(tmp_path: Path, follow: Follow) -> None:
+def test_only_changes_are_emitted(tmp_path: Path, follow: Follow) -> None:
     write(tmp_path / "1.yaml", service("a"), service("b"))
     write(tmp_path / "2.yaml", service("c"))
     recorder = follow()
     assert sorted(recorder.services()) == ["+a", "+b", "+c", "=a,b,c"]
     write(tmp_path / "1.yaml", service("a"), service("b", port=81))
-    recorder.until(lambda heard: heard[4:] == ["+b"])
+    recorder.until(lambda seen: seen[4:] == ["+b"])
     write(tmp_path / "1.yaml", service("a"))
-    recorder.until(lambda heard: heard[5:] == ["-b"])
+    recorder.until(lambda seen: seen[5:] == ["-b"])
     (tmp_path / "2.yaml").unlink()
-    recorder.until(lambda heard: heard[6:] == ["-c"])
+    recorder.until(lambda seen: seen[6:] == ["-c"])
     write(tmp_path / "new" / "3.yaml", service("d"))
-    recorder.until(lambda heard: heard[7:] == ["+d"])
+    recorder.until(lambda seen: seen[7:] == ["+d"])
     (tmp_path / "new").rename(tmp_path.parent / "elsewhere")
-    recorder.until(lambda heard: heard[8:] == ["-d"])
+    recorder.until(lambda seen: seen[8:] == ["-d"])
     headless = service("a") | {"spec": {"clusterIP": "None"}}
     write(tmp_path / "1.yaml", headless)
-    recorder.until(lambda heard: heard[9:] == ["-a"])
+    recorder.until(lambda seen: seen[9:] == ["-a"])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_file_that_does_not_parse_keeps_its_last_objects(
     assert line in problem
     write(path, service("a"), service("b"))
     if path.suffix == ".yaml":
-        recorder.until(lambda heard: heard[2:] == ["+b"])
+        recorder.until(lambda seen: seen[2:] == ["+b"])
     assert recorder.services()[:2] == ["+a", "=a"]
 
 
@@ -154,13 +154,11 @@ def test_a_bad_object_in_a_good_file(tmp_path: Path, follow: Follow) -> None:
     recorder = follow()
     assert "metadata.name" in problems(recorder)[0]
     write(tmp_path / "1.yaml", service("a", port="eighty"), service("b"))
-    heard = recorder.until(lambda heard: "-a" in heard)
-    assert sorted(heard) == sorted(["+a", "+b", "=a,b", "!default/a", "-a"])
+    seen = recorder.until(lambda seen: "-a" in seen)
+    assert sorted(seen) == sorted(["+a", "+b", "=a,b", "!default/a", "-a"])
 
 
-def test_the_first_file_by_name_has_an_object_that_two_define(
-    tmp_path: Path, follow: Follow
-) -> None:
+def test_the_first_file_wins_an_object_that_two_define(tmp_path: Path, follow: Follow) -> None:
     write(tmp_path / "1.yaml", service("a", port=1), service("a", port=2))
     write(tmp_path / "2.yaml", service("a", port=3))
     recorder = follow()
@@ -179,7 +177,7 @@ def test_the_first_file_by_name_has_an_object_that_two_define(
     until(lambda: ports() == [1, 3])
 
 
-def test_a_mounted_config_map_exchanges_all_files_by_one_link(
+def test_a_mounted_config_map_replaces_all_files_by_one_symlink(
     tmp_path: Path, follow: Follow
 ) -> None:
     for version, port in (("1", 80), ("2", 81)):
@@ -190,10 +188,10 @@ def test_a_mounted_config_map_exchanges_all_files_by_one_link(
     assert recorder.services() == ["+a", "=a"]
     (tmp_path / "..new").symlink_to("..2")
     (tmp_path / "..new").rename(tmp_path / "..data")
-    recorder.until(lambda heard: heard[2:] == ["+a"])
+    recorder.until(lambda seen: seen[2:] == ["+a"])
 
 
-def test_what_is_no_folder_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--manifests .*/nowhere: does not exist"):
         ManifestSource(tmp_path / "nowhere", "node-a", Recorder())
     (tmp_path / "file").touch()
@@ -207,6 +205,6 @@ def test_stop_is_prompt(tmp_path: Path) -> None:
     source.stop()
     source = ManifestSource(tmp_path, "node-a", recorder)
     source.start()
-    recorder.until(lambda heard: heard == ["="])
+    recorder.until(lambda seen: seen == ["="])
     source.stop()
     assert not any(thread.name == "source-manifests" for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""Whatever the bytes of a watch are, they become events or one of the source's own errors."""
+"""Any bytes of a watch become events or an error of the source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def view(obj: Any) -> memoryview:
 
 
 @given(st.lists(st.binary()))
-def test_lines_do_not_depend_on_how_bytes_are_cut(chunks: list[bytes]) -> None:
+def test_lines_do_not_depend_on_the_chunks(chunks: list[bytes]) -> None:
     *whole, rest = b"".join(chunks).split(b"\n")
     found: list[bytes] = []
     with pytest.raises(ConnectionLostError) if rest else nullcontext():
@@ -54,7 +54,7 @@ def test_error_events(status: dict[str, Any], error: type[SourceError]) -> None:
 
 
 @given(st.binary())
-def test_bytes_that_are_no_event(data: bytes) -> None:
+def test_malformed_events(data: bytes) -> None:
     with pytest.raises(MalformedResponseError):
         event(memoryview(data))
 
@@ -74,7 +74,7 @@ def test_bytes_that_are_no_event(data: bytes) -> None:
         max_leaves=8,
     ),
 )
-def test_events_that_say_anything(kind: str, obj: Any) -> None:
+def test_any_bytes_become_an_event_or_an_error(kind: str, obj: Any) -> None:
     with suppress(SourceError):
         found = event(view({"type": kind, "object": obj}))
         if kind == "BOOKMARK":
@@ -84,6 +84,6 @@ def test_events_that_say_anything(kind: str, obj: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"<html>", b"{}", b'{"kind": "Status", "metadata": {}}', b"[" * 100_000, b"\xff"]
 )
-def test_bodies_that_are_no_list(data: bytes) -> None:
+def test_malformed_lists(data: bytes) -> None:
     with pytest.raises(MalformedResponseError):
         object_list(data, "ServiceList")
