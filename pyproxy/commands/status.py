@@ -20,7 +20,7 @@ def show(status: Status) -> Iterator[Part]:
             ("mode", status.mode),
             ("health", text(status.health, GOOD if status.healthy else BAD)),
             ("uptime", duration(status.now - status.started)),
-            ("source", f"{status.source}, last data {duration(status.source_age)} ago"),
+            ("source", f"{status.source}, oldest watch data {duration(status.source_age)} ago"),
             ("services", f"{status.services:,}"),
             ("endpoints", f"{status.endpoints:,} in {count(status.slices, 'slice')}"),
             ("last sync", _last_sync(status)),

@@ -32,7 +32,7 @@ class AgentFacts(msgspec.Struct, frozen=True):
     """One Service in the agent's memory, and the agent itself. In JSON, addresses are base64.
 
     `service` is None if the agent has no such Service, `routing` where none is programmed.
-    `api_age` is in seconds. `sync_pending` is true if a sync is due.
+    `api_age` is in seconds, as in Snapshot. `sync_pending` is true if a sync is due.
     """
 
     settings: Settings

@@ -46,7 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The agent's desired state, the programmed routings, and its health.
 
     The mappings are copies with frozen values. `started` and `now` are in seconds since the epoch.
-    `api_age` is in seconds since the last byte from the API server, 0 for a folder of manifests.
+    `api_age` is in seconds since the last event or bookmark of the quietest watch.
     `pending` is the number of Services that wait for the next sync.
     """
 

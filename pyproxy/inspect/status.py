@@ -25,7 +25,8 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     """Mode, health, numbers of objects, syncs, repairs and invalid objects.
 
     Times are in seconds since the epoch, ages and durations in seconds. `source` is the API server,
-    kubeconfig or folder of manifests. `endpoints` counts all endpoints of all slices.
+    kubeconfig or folder of manifests, `source_age` as `api_age` in Snapshot. `endpoints` counts all
+    endpoints of all slices.
     """
 
     version: str

@@ -64,7 +64,7 @@ def test_an_api_server_that_sends_nothing_fails_the_first_step(agent_facts: Agen
     found_step = step(explained(stale, ServiceLookup()), "agent")
     assert (found_step.result, found_step.fix) == (Result.FAILED, FIX)
     assert found_step.message == (
-        "the API server has sent nothing for 302 s; this node serves the last known state"
+        "a watch has received nothing for 302 s; this node serves the last known state"
     )
     quiet = msgspec.structs.replace(agent_facts, api_age=60.0)
     assert step(explained(quiet, ServiceLookup()), "agent").result is Result.OK

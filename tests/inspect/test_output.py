@@ -71,7 +71,7 @@ node            node-a (zone zone-1)
 mode            nftables
 health          healthy
 uptime          2 h 1 min
-source          /etc/kubeconfig, last data 12 s ago
+source          /etc/kubeconfig, oldest watch data 12 s ago
 services        10,000
 endpoints       100,000 in 10,001 slices
 last sync       partial, 1.0 s ago, took 1.2 ms for 1 service; 40 syncs in total

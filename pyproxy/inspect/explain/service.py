@@ -10,7 +10,7 @@ from pyproxy.model.address import address_text
 from pyproxy.source.api_objects import ApiService
 
 _API_SILENT_AFTER = 120.0
-"""Seconds without a byte from the API server; a watch has a bookmark about every minute."""
+"""Seconds without data on a watch; the API server sends a bookmark about every minute."""
 
 _PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 _HEADLESS_LABEL = "service.kubernetes.io/headless"
@@ -41,7 +41,7 @@ def agent(facts: Facts) -> Step:
         return Step(
             name,
             Result.FAILED,
-            f"the API server has sent nothing for {agent.api_age:.0f} s; this node serves the last "
+            f"a watch has received nothing for {agent.api_age:.0f} s; this node serves the last "
             "known state",
             _RECONNECT,
         )
