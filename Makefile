@@ -1,4 +1,4 @@
-# `make` alone lists what there is.
+# Run `make` alone for a list of targets.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -7,22 +7,26 @@ STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
 PYTEST_ARGS ?=
-# Most tests wait for a kernel or a process more than they compute, and one worker waits for the
-# virtual machine.
+# More workers than processors: most tests wait for a kernel or a process more than they compute, and
+# one worker only waits for the virtual machine.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? 2 * n + 1 : 8)))
 IMAGE ?= pyproxy:dev
 SECONDS ?=
 BENCH_ARGS ?=
 
+COMMANDS := nft ip conntrack curl ps
+TEST_COMMANDS := iptables ipset nfacct shellcheck chromium
+VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
+
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-parts check test coverage test-vm demo conformance soak fuzz bench bench-check generate clean
+.PHONY: help venv system vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-venv: $(STAMP) ## the development environment in .venv
+venv: $(STAMP) ## create the development environment in .venv
 	@:
 
 $(STAMP): pyproject.toml lab/pyproject.toml
@@ -34,57 +38,61 @@ $(STAMP): pyproject.toml lab/pyproject.toml
 	@touch $@
 
 system:
-	@tools/system-packages.sh nft ip conntrack curl ps
+	@tools/system-packages.sh $(COMMANDS)
 
-check: venv ## lint, format, types and layers
+check: venv ## check lint, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Of plugins that are found by themselves pytest takes apart every module, in every worker.
+# Plugins found by entry points would have pytest rewrite all their modules, in every worker.
 PLUGINS := --disable-plugin-autoload -p xdist -p pytest_cov -p _hypothesis_pytestplugin
-# tests/sharing.py says which tests stay together.
+# tests/sharing.py groups the tests.
 BESIDE := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-# What workers and agents have compiled is there for the next.
+# Workers, agents and the virtual machine reuse each other's compiled modules. All packages are
+# installed first, because apt runs once at a time; the rest is prepared in parallel.
 test: export PYTHONDONTWRITEBYTECODE =
-test: system vm-parts check ## everything: check, then all tests
-	@tools/system-packages.sh iptables ipset nfacct shellcheck chromium
-	@tools/promtool.sh $(BIN)
-	@tools/helm.sh $(BIN)
+test: ## run everything: check, then all tests
+	@PYTHON=$(PYTHON) tools/system-packages.sh venv $(COMMANDS) $(VM_COMMANDS) $(TEST_COMMANDS)
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check vm-parts test-tools
 	$(BIN)/pytest $(PLUGINS) $(BESIDE) $(PYTEST_ARGS)
 
-# What follows every line takes twice the time: who wants to know asks for it.
+# Coverage doubles the time of the tests.
 coverage: PYTEST_ARGS += --cov --cov-report=term
-coverage: test ## the same, and which lines of pyproxy/ no test reaches
+coverage: test ## run the same, with the lines of pyproxy/ that no test reaches
+
+test-tools: venv
+	@tools/promtool.sh $(BIN)
+	@tools/helm.sh $(BIN)
 
 vm-parts: venv
-	@tools/system-packages.sh qemu-system-x86_64 busybox depmod file ipvsadm
+	@tools/system-packages.sh $(VM_COMMANDS)
 	@tools/vm-kernel.sh .vm
 	@tools/vm-image.sh .vm/python $(BIN)/python
-	@$(BIN)/python -m compileall -q pyproxy tests
+	@$(BIN)/python -m compileall -q pyproxy lab tests
 
-test-vm: system vm-parts ## the tests that run on another kernel, in a virtual machine
+test-vm: system vm-parts ## run all tests of the virtual machine, which has another kernel
 	$(BIN)/pytest -m vm --all-in-vm $(PYTEST_ARGS)
 
-demo: system venv ## a Service followed from its first packet, in MODE, in network namespaces (root)
+demo: system venv ## follow a Service from its first packet, in MODE, in network namespaces (root)
 	@$(BIN)/pyproxy lab demo --mode $(MODE)
 
-conformance: system venv ## the packet cases in CASES=DIR against this agent, in MODE (root)
+conformance: system venv ## run the packet cases in CASES=DIR against this agent, in MODE (root)
 	@$(BIN)/python -m pyproxy_lab.conformance --mode $(MODE) $(CASES)
 
-soak: system venv ## SECONDS (600) of 200 changes a second with faults, against a real kernel (root)
+soak: system venv ## run SECONDS (600) of 200 changes a second with faults (root)
 	$(BIN)/python -m tests.soak.soak $(SECONDS)
 
-fuzz: venv ## coverage-guided fuzzing of all that parses for SECONDS each, where atheris is installed
+fuzz: venv ## fuzz each parser for SECONDS with coverage guidance, if atheris is installed
 	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
 
 bench: system venv ## measure MODE at scale, from outside with BENCH_ARGS and from inside (root)
 	@$(BIN)/pyproxy bench --mode $(MODE) $(BENCH_ARGS)
 	@$(BIN)/python -m bench --mode $(MODE)
 
-bench-check: system venv ## fail where messages, bytes, rows or allocations have grown (root)
+bench-check: system venv ## fail if messages, bytes, rows or allocations have grown (root)
 	@$(BIN)/python -m bench --check
 
 generate: ## write the files that are generated from others
@@ -94,9 +102,9 @@ generate: ## write the files that are generated from others
 image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)
 
-image-check: system ## build its stages without an engine, and start the agent there (root)
+image-check: system ## build the image's stages without an engine, and start the agent there (root)
 	@tools/system-packages.sh debootstrap
 	@$(PYTHON) tools/image_check.py
 
-clean: ## remove what the targets above have made
+clean: ## remove all that the other targets have made
 	rm -rf .venv .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info

@@ -1,4 +1,4 @@
-"""What a test needs of the machine, and what becomes of it where the machine has not got it."""
+"""Skip tests whose requirements the machine lacks, and order the rest for several workers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,20 @@ if TYPE_CHECKING:
 
 NEEDS_KERNEL = ("kernel", "packets", "vm")
 TOOLS = ("ip", "nft")
+LONGEST = (
+    "tests/conformance/test_cases.py",
+    "tests/chaos/test_restart.py",
+    "tests/soak/test_soak.py",
+    "tests/dataplane/nftables/test_packets.py",
+    "tests/dataplane/test_conntrack_reconciler.py",
+    "tests/chaos/test_restart_killed.py",
+    "tests/takeover/test_packets.py",
+    "tests/takeover/test_modes.py",
+)
+"""The modules that take longest, as `pytest --durations` has them, longest first."""
+
 PROPERTIES = "_hypothesis_pytestplugin"
-"""The plugin of pytest that is there where properties are tested."""
+"""hypothesis' plugin; the virtual machine, which tests no properties, does without it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,14 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(vm.Suite())
+    config.pluginmanager.register(vm.VmPlugin())
     if PROPERTIES in sys.modules:
-        _let_examples_take_their_time()
+        _load_hypothesis_profile()
 
 
-def _let_examples_take_their_time() -> None:
-    # How long an example takes says more of the machine than of what is tested. The virtual machine
-    # runs no properties, and takes a long time to read what finds examples.
+def _load_hypothesis_profile() -> None:
+    # The time of an example depends on the machine's load more than on the code. Imported here
+    # because the virtual machine takes seconds to read hypothesis.
     import hypothesis  # noqa: PLC0415
 
     hypothesis.settings.register_profile("pyproxy", deadline=None)
@@ -53,17 +65,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     modes.leave_out(config, items)
     vm.check_names(items)
-    # What waits for a kernel takes longest, and nobody should wait for what was begun last. The
-    # virtual machine is the slowest, and works beside all others.
-    items.sort(key=lambda item: (not vm.elsewhere(item), not _needs_kernel(item)))
+    # The longest groups start first, so that no worker begins one when the others are done. The
+    # virtual machine takes longest of all.
+    items.sort(key=lambda item: (not vm.runs_in_vm(item), _rank(item), not _needs_kernel(item)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByModuleAndMode:
-    # Only who asks for workers needs xdist.
+    # Imported here because a run without workers needs no xdist.
     from tests.sharing import ByModuleAndMode  # noqa: PLC0415
 
     return ByModuleAndMode(config, log)
+
+
+def _rank(item: pytest.Item) -> int:
+    module = item.nodeid.partition("::")[0]
+    return LONGEST.index(module) if module in LONGEST else len(LONGEST)
 
 
 def _needs_kernel(item: pytest.Item) -> bool:
@@ -72,7 +89,7 @@ def _needs_kernel(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="module")
 def mode(request: pytest.FixtureRequest) -> LabMode:
-    """The mode that an agent under test runs in; whatever asks for it runs in all of them."""
+    """The mode that an agent under test runs in: a test with this fixture runs in every mode."""
     kind: LabMode = request.param
     return kind
 
@@ -81,7 +98,7 @@ def mode(request: pytest.FixtureRequest) -> LabMode:
 def pytest_runtest_protocol(
     item: pytest.Item,
 ) -> Generator[None, object, object]:
-    """Undo what a command that ran in this process has made of logging."""
+    """Undo the logging configuration of a command that ran in this process."""
     root, own = logging.getLogger(), logging.getLogger("pyproxy")
     handlers, root_level, own_level = root.handlers[:], root.level, own.level
     result = yield
@@ -93,7 +110,7 @@ def pytest_runtest_protocol(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, before any fixture is set up, what this machine cannot run."""
+    """Skip a test that this machine cannot run, before its fixtures are set up."""
     if not _needs_kernel(item):
         return
     if os.geteuid() != 0:
@@ -107,7 +124,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a skipped kernel test where PYPROXY_REQUIRE_KERNEL says that none may be skipped."""
+    """Fail a skipped kernel test if PYPROXY_REQUIRE_KERNEL forbids skips."""
     report = yield
     if (
         report.skipped

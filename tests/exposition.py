@@ -1,4 +1,4 @@
-"""What an agent's metrics say, series by series."""
+"""Read an agent's metrics, series by series."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ METRICS = "http://127.0.0.1:10249/metrics"
 
 
 def series(text: str) -> dict[str, float]:
-    """Read the text for Prometheus: each series by its name, with its labels as they stand."""
+    """Return the value of each series of a Prometheus text, by name and labels as written."""
     split = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in split}
 
 
 def scraped() -> dict[str, float]:
-    """Ask the agent of this network namespace; empty where nobody listens yet."""
+    """Return the metrics of this network namespace's agent, empty until it listens."""
     try:
         with urllib.request.urlopen(METRICS, timeout=5) as reply:
             return series(reply.read().decode())

@@ -1,4 +1,4 @@
-"""How tests are shared out to workers that run beside each other, with `pytest --numprocesses`."""
+"""Assign tests to workers, for `pytest --numprocesses`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _MODE = re.compile(rf"\[(?:.*-)?({'|'.join(re.escape(kind.name) for kind in KIND
 
 
 class ByModuleAndMode(LoadScopeScheduling):
-    """The tests of one module in one mode go to one worker, for they share fixtures."""
+    """Give the tests of one module in one mode to one worker, because they share fixtures."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
 
 
 def group(nodeid: str) -> str:
-    """Say what a test stays together with: its module, and its mode where it has one.
+    """Return the name of a test's group: its module, with its mode if it has one.
 
-    Modules of tests for the virtual machine are called `test_..._vm.py`, and stay together.
+    All modules named `test_..._vm.py` form one group, which the virtual machine runs.
     """
     module, _, test = nodeid.partition("::")
     if module.endswith("_vm.py"):

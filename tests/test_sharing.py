@@ -1,9 +1,12 @@
-"""Which tests stay together when workers share them."""
+"""The groups of tests that stay with one worker."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.conftest import LONGEST
 from tests.sharing import group
 
 
@@ -22,3 +25,8 @@ from tests.sharing import group
 )
 def test_tests_stay_together_by_module_and_mode(nodeid: str, stays_with: str) -> None:
     assert group(nodeid) == stays_with
+
+
+def test_the_modules_that_start_first_exist() -> None:
+    root = Path(__file__).parents[1]
+    assert [module for module in LONGEST if not (root / module).exists()] == []

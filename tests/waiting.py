@@ -10,7 +10,7 @@ from contextlib import contextmanager
 PATIENCE = 60.0
 """Seconds after which what should happen soon is not going to happen on a loaded machine either."""
 
-_PAUSE = 0.005
+_PAUSE = 0.02
 
 
 def until(

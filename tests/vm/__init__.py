@@ -1,5 +1,5 @@
-"""The virtual machine that tests marked `vm` run in: another kernel, on this very working tree.
+"""Run the tests marked `vm` in a virtual machine, on this working tree and another kernel.
 
-The machine's own kernel may lack IPVS, SCTP sockets and the dummy device; Debian's has them. It is
-booted with virtme-ng under QEMU, in software, so that nothing of the machine has to allow it.
+The host's kernel may lack IPVS, SCTP sockets and the dummy device; Debian's has them. virtme-ng
+boots it under QEMU without KVM, so that the host needs no rights.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.vm COMMAND`: run a shell command on the machine's kernel, in this tree."""
+"""`python -m tests.vm COMMAND`: run a shell command in the virtual machine, in this tree."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import threading
 import time
 from pathlib import Path
 
-from tests.vm.machine import Machine, boot_command, what_is_missing
+from tests.vm.machine import VirtualMachine, boot_command, missing_requirement
 
 
 def main(command: str) -> int:
-    if missing := what_is_missing():
+    if missing := missing_requirement():
         print(missing, file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="pyproxy-vm-") as name:
         folder = Path(name)
-        said, status = folder / "said", folder / "status"
-        said.touch()
-        script = f"{{ {command}\n}} >/run/results/said 2>&1; echo $? >/run/results/status"
-        with Machine(boot_command(folder, script), folder / "console") as machine:
+        output, status = folder / "output", folder / "status"
+        output.touch()
+        script = f"{{ {command}\n}} >/run/results/output 2>&1; echo $? >/run/results/status"
+        with VirtualMachine(boot_command(folder, script), folder / "console") as machine:
             ended = threading.Event()
-            follower = threading.Thread(target=_follow, args=(said, ended))
-            follower.start()
+            copier = threading.Thread(target=_copy_output, args=(output, ended))
+            copier.start()
             machine.wait()
             ended.set()
-            follower.join()
+            copier.join()
             if status.exists():
                 return int(status.read_text())
             print(machine.tail(), file=sys.stderr)
             return 1
 
 
-def _follow(path: Path, ended: threading.Event) -> None:
-    """Copy what is appended to a file to standard output, until it has ended."""
-    with path.open("rb") as said:
+def _copy_output(path: Path, ended: threading.Event) -> None:
+    """Copy a growing file to standard output until `ended` is set."""
+    with path.open("rb") as file:
         while True:
             last = ended.is_set()
-            shutil.copyfileobj(said, sys.stdout.buffer)
+            shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
             if last:
                 return

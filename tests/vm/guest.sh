@@ -1,20 +1,20 @@
 #!/bin/sh
-# The first process of the virtual machine: make its root a place to work in, and run a command there.
+# The virtual machine's first process: make a writable root and run /run/results/command there.
 #
-# The kernel's command line says which tree, vm_tree, where its modules are, vm_modules, and busybox,
-# vm_busybox; what it does not know itself comes here as a variable. /run/results/command is a script of the shell.
-# Busybox runs this, and is one file: to read programs from this root takes seconds each.
+# The kernel's command line sets the variables vm_tree (the working tree), vm_modules (the kernel's
+# modules) and vm_busybox. Busybox runs this script because reading any other program from the first
+# root takes seconds.
 #
-# The root that the machine starts with is read over 9p without any cache, page by page. The same
-# root is mounted once more with a cache, below a layer in memory, so that everything may be written
-# to and nothing of it outlasts the machine. /run/results alone is shared in earnest.
+# The machine's first root is read over 9p without a cache, page by page. The same root is mounted
+# again with a cache, below a layer in memory: everything is writable, and only /run/results
+# outlasts the machine.
 set -eu
 tree=${vm_tree:?} modules=${vm_modules:?} busybox=${vm_busybox:?}
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# Whatever happens, the machine ends: QEMU takes a restart for the end.
+# Always end the machine: QEMU exits at a restart.
 trap 'echo b >/proc/sysrq-trigger' EXIT
 
-"$busybox" mount -t proc proc /proc  # by its path alone until there is /proc/self/exe
+"$busybox" mount -t proc proc /proc  # by its path until there is /proc/self/exe
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /run
@@ -34,13 +34,13 @@ mkdir "$root/run/results" "$root/run/image"
 mount --bind "$root$modules" "$root/lib/modules"
 mount -t 9p -o "rw,cache=none,$options" results "$root/run/results"
 
-# What the kernel would load by itself, it would look for on the slow root, one by one.
+# The kernel would load these itself one by one, each with a search on the slow root.
 chroot "$root" /sbin/modprobe -a -q virtio_blk ext4 veth bridge dummy sctp sctp_diag xfrm_user \
     nf_tables nft_chain_nat nft_ct nft_nat nft_masq nft_numgen nft_reject_inet nft_fib_inet \
     nft_counter nf_conntrack_netlink \
     ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh || true
 if [ -b /dev/vda ]; then
-    # What tools/vm-image.sh has copied lies on a disk under its own path, and is quicker there.
+    # Folders that tools/vm-image.sh copied to a disk are faster to read there.
     mount -o ro /dev/vda "$root/run/image"
     while read -r folder; do
         mount --bind "$root/run/image$folder" "$root$folder"
@@ -48,5 +48,5 @@ if [ -b /dev/vda ]; then
 fi
 ip link set lo up
 
-# What one program has compiled is there for the next, and goes with the layer in memory.
+# Python compiles modules into the layer in memory, for the next program.
 chroot "$root" /usr/bin/env -C "$tree" HOME=/root PYTHONUNBUFFERED=1 sh /run/results/command

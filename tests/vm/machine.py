@@ -1,4 +1,4 @@
-"""Boots the virtual machine, and says why where it cannot."""
+"""Boot the virtual machine, or name the missing requirement."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ TAIL = 40
 """Lines of the console that a failure shows."""
 
 _MEMORY = "3G"
-# The machine's clock counts its own instructions, one a nanosecond. What is slow because it is
-# emulated, or because this machine is busy, takes no longer by that clock: no time-out inside has
-# to know where it runs. It takes one processor, which is also the fastest to emulate.
+# The guest's clock counts its instructions, one a nanosecond, so emulation and a busy host do not
+# shorten any time-out inside. It allows one processor, which is also the fastest to emulate.
 _CLOCK = ("-icount", "shift=0,sleep=on")
 _KERNEL = (
-    # An oops ends the machine, as a panic does. A clock that runs with the work looks like a stall.
+    # An oops ends the machine, as a panic does. The kernel takes this clock for a CPU stall.
     *("oops=panic", "panic=-1", "rcupdate.rcu_cpu_stall_suppress=1", "console=ttyS0", "loglevel=6"),
-    # What guards a machine against its users, or looks for hardware, costs a fifth of its work.
+    # Hardening and hardware probes would cost a fifth of the work.
     *("mitigations=off", "nokaslr", "no5lvl", "init_on_alloc=0", "randomize_kstack_offset=off"),
     *("rodata=off", "hardened_usercopy=off", "audit=0", "security=none", "tsc=reliable"),
 )
 
 
 def kernels(folder: Path = FOLDER) -> list[Path]:
-    """Find the kernels that tools/vm-kernel.sh has unpacked."""
+    """Return the kernels that tools/vm-kernel.sh has unpacked."""
     return sorted((folder / "kernel" / "boot").glob("vmlinuz-*"))
 
 
-def what_is_missing() -> str:
-    """Say what keeps the machine from being booted; empty where nothing does."""
+def missing_requirement() -> str:
+    """Return the first missing requirement of a boot, empty if there is none."""
     for tool in TOOLS:
         if _found(tool) is None:
             return f"the virtual machine needs the command {tool}"
@@ -61,9 +60,9 @@ def _vng() -> Path:
 
 
 def boot_command(results: Path, script: str) -> list[str]:
-    """Write what boots the machine to run `script` in the tree, and end; it gives way to others.
+    """Return the command that boots the machine, runs `script` in the tree and ends.
 
-    `results` is a folder that it may write to, /run/results inside. There must be a kernel.
+    `results` is a folder that the guest may write to, as /run/results. There must be a kernel.
     """
     kernel = kernels()[-1]
     modules = kernel.parents[1] / "lib" / "modules"
@@ -72,11 +71,11 @@ def boot_command(results: Path, script: str) -> list[str]:
         _share("host", Path("/"), ",readonly=on,multidevs=remap"),
         _share("results", results, ""),
     ]
-    # virtme-ng finds out what the kernel needs for such a root, and how to ask QEMU for it. Its own
-    # first process takes half a minute for what a desktop would like; ours takes its place.
+    # virtme-ng knows the kernel and QEMU options for such a root. Its own init takes half a minute
+    # to start services that the tests do not need, so guest.sh replaces it.
     busybox = _found("busybox")
-    told = [f"vm_tree={TREE}", f"vm_modules={modules}", f"vm_busybox={busybox}"]
-    line = [*_KERNEL, *told, f"init={busybox}", "--", "sh", str(GUEST)]
+    variables = [f"vm_tree={TREE}", f"vm_modules={modules}", f"vm_busybox={busybox}"]
+    line = [*_KERNEL, *variables, f"init={busybox}", "--", "sh", str(GUEST)]
     unpacked = kernel.with_name(kernel.name.replace("vmlinuz", "vmlinux"))
     options = [
         *(*_CLOCK, *shares, *_disk(FOLDER / "python")),
@@ -84,7 +83,8 @@ def boot_command(results: Path, script: str) -> list[str]:
         *("-append", shlex.quote(" ".join(line))),
     ]
     return [
-        *("nice", str(_vng()), "--run", str(kernel), "--disable-kvm", "--verbose"),
+        # The guest has one thread and the most work of all: it must never wait for other tests.
+        *("nice", "-n", "-10", str(_vng()), "--run", str(kernel), "--disable-kvm", "--verbose"),
         *("--user", "root", "--cpus", "1", "--memory", _MEMORY, "--cwd", "/"),
         f"--qemu-opts={' '.join(options)}",
         *("--", "true"),
@@ -99,14 +99,14 @@ def _share(tag: str, path: Path, options: str) -> str:
 
 
 def _disk(image: Path) -> list[str]:
-    """Attach what tools/vm-image.sh has made, where it has made it."""
+    """Attach the image of tools/vm-image.sh if it exists."""
     return [f"-drive file={image},if=virtio,format=raw,readonly=on"] if image.exists() else []
 
 
-class Machine:
-    """A context manager: entering it boots the machine, leaving it ends it for certain.
+class VirtualMachine:
+    """A context manager that boots the machine and ends it.
 
-    `command` is what boots it, from `boot_command`; `console` takes all that kernel and tests say.
+    `command` comes from `boot_command`; the kernel and the tests print to the file `console`.
     """
 
     def __init__(self, command: Sequence[str], console: Path) -> None:
@@ -127,7 +127,7 @@ class Machine:
         self.end()
 
     def boot(self) -> None:
-        """Start the machine, and return at once."""
+        """Start the machine without waiting for it."""
         path = os.pathsep.join([str(_vng().parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
         with self.console.open("wb") as output:
             self._process = subprocess.Popen(
@@ -140,21 +140,21 @@ class Machine:
             )
 
     def end(self) -> None:
-        """End the machine, with all that was started for it; may be called twice."""
+        """End the machine and its helper processes; idempotent."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     @property
     def running(self) -> bool:
-        """Tell whether the machine has not ended yet."""
+        """Return whether the machine still runs."""
         return self._process is not None and self._process.poll() is None
 
     def wait(self) -> None:
-        """Wait for the machine's end."""
+        """Block until the machine ends."""
         if self._process is not None:
             self._process.wait()
 
     def tail(self) -> str:
-        """Give the last lines of the console."""
+        """Return the last lines of the console."""
         return "\n".join(self.console.read_text(errors="replace").splitlines()[-TAIL:])

@@ -1,8 +1,8 @@
-"""Runs the tests that are marked `vm` in the virtual machine, and reports them as its own.
+"""A pytest plugin that runs the tests marked `vm` in the virtual machine and reports them here.
 
-The machine is booted once, at the first of them, with all that were chosen, and each waits for its
-report. Where workers share the tests, one of them has all of these (`tests/sharing.py`), and they
-come first, so that the machine works beside the other tests.
+The first such test boots the machine with all selected ones, and each waits for its report. With
+several workers, one has all of these tests (`tests/sharing.py`). They come first, so that the
+machine runs beside the other tests.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.machine import Machine, boot_command, what_is_missing
+from tests.vm.machine import VirtualMachine, boot_command, missing_requirement
 from tests.vm.reports import Report, failed, skipped
-from tests.vm.run import Run
+from tests.vm.run import GuestRun
 
 MARKER = "vm"
 HERE = "--on-this-kernel"
 ALL = "--all-in-vm"
 
 _PLUGINS = ("--disable-plugin-autoload", "-p", "no:cacheprovider")
-_PASSED_ON = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
+_ENVIRONMENT = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
 
 
 def options(parser: pytest.Parser) -> None:
@@ -37,27 +37,27 @@ def options(parser: pytest.Parser) -> None:
     )
 
 
-def elsewhere(item: pytest.Item) -> bool:
-    """Tell whether a test is one for the virtual machine."""
+def runs_in_vm(item: pytest.Item) -> bool:
+    """Return whether a test runs in the virtual machine."""
     return item.get_closest_marker(MARKER) is not None and not item.config.getoption(HERE)
 
 
 def check_names(items: Sequence[pytest.Item]) -> None:
-    """Have the modules of the machine's tests called so that they stay with one worker."""
+    """Raise UsageError for a module whose name does not keep its `vm` tests with one worker."""
     for item in items:
-        if elsewhere(item) and not item.path.name.endswith(f"_{MARKER}.py"):
+        if runs_in_vm(item) and not item.path.name.endswith(f"_{MARKER}.py"):
             raise pytest.UsageError(
                 f"{item.path.name} has tests marked {MARKER}: "
                 f"a name that ends in _{MARKER}.py keeps them together"
             )
 
 
-class Suite:
-    """The tests of the machine in one session of pytest, as a plugin of it."""
+class VmPlugin:
+    """The tests marked `vm` of one pytest session."""
 
     def __init__(self) -> None:
-        self._missing = what_is_missing()
-        self._run: Run | None = None
+        self._missing = missing_requirement()
+        self._run: GuestRun | None = None
         self._stack = ExitStack()
 
     def pytest_unconfigure(self) -> None:
@@ -65,31 +65,31 @@ class Suite:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Report a test of the machine; None leaves a test to those who run it here."""
-        if not elsewhere(item):
+        """Report a test that ran in the machine; return None for any other test."""
+        if not runs_in_vm(item):
             return None
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for data in self._outcome(item):
             report = hook.pytest_report_from_serializable(config=item.config, data=data)
-            if isinstance(report.longrepr, list):  # a skip's place and reason, as JSON has it
+            if isinstance(report.longrepr, list):  # JSON has a skip's place and reason as a list
                 report.longrepr = tuple(report.longrepr)
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def _boot(self, session: pytest.Session) -> Run:
+    def _boot(self, session: pytest.Session) -> GuestRun:
         modes = session.config.getoption("--modes")
-        tests = [item.nodeid for item in session.items if elsewhere(item)]
+        tests = [item.nodeid for item in session.items if runs_in_vm(item)]
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pyproxy-vm-")))
         (folder / "tests").write_text("\n".join(tests))
-        passed_on = [f"{name}={os.environ[name]}" for name in _PASSED_ON if name in os.environ]
+        environment = [f"{name}={os.environ[name]}" for name in _ENVIRONMENT if name in os.environ]
         runner = [".venv/bin/python", "-m", "pytest", *_PLUGINS, "-p", "tests.vm.recorder"]
         all_or_not = [ALL] if session.config.getoption(ALL) else []
         chosen = [HERE, *all_or_not, f"--modes={modes}", "@/run/results/tests"]
-        command = ["env", *passed_on, *runner, *chosen]
-        machine = Machine(boot_command(folder, shlex.join(command)), folder / "console")
-        return self._stack.enter_context(Run(machine, folder / "reports"))
+        command = ["env", *environment, *runner, *chosen]
+        machine = VirtualMachine(boot_command(folder, shlex.join(command)), folder / "console")
+        return self._stack.enter_context(GuestRun(machine, folder / "reports"))
 
     def _outcome(self, item: pytest.Item) -> Sequence[Report]:
         if not self._missing:

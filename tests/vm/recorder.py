@@ -1,4 +1,4 @@
-"""In the virtual machine, a pytest plugin: every report goes to a file as it comes."""
+"""A pytest plugin for the virtual machine that appends each report to a file."""
 
 from __future__ import annotations
 

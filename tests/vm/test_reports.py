@@ -1,4 +1,4 @@
-"""Reports that come over in pieces, and those that stand for what did not come."""
+"""Reports in pieces, and reports for tests without one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = "".join(line(test, when) for test in ("a", "b") for when in ("setup", "c
 
 
 @given(st.lists(st.integers(0, len(WHOLE)), max_size=5))
-def test_it_is_the_same_in_however_many_pieces_it_comes(cuts: list[int]) -> None:
+def test_reports_do_not_depend_on_how_the_text_is_cut(cuts: list[int]) -> None:
     reports = Reports()
     places = [0, *sorted(cuts), len(WHOLE)]
     for start, end in itertools.pairwise(places):
@@ -31,19 +31,19 @@ def test_it_is_the_same_in_however_many_pieces_it_comes(cuts: list[int]) -> None
         assert [report["when"] for report in reports.of(test)] == ["setup", "call", "teardown"]
 
 
-def test_a_test_has_ended_once_it_is_torn_down() -> None:
+def test_a_test_is_finished_after_its_teardown() -> None:
     reports = Reports()
-    assert (reports.of("a"), reports.begun("a")) == ([], False)
+    assert (reports.of("a"), reports.has_started("a")) == ([], False)
     reports.feed(line("a", "setup") + line("a", "call"))
-    assert (reports.of("a"), reports.begun("a")) == ([], True)
+    assert (reports.of("a"), reports.has_started("a")) == ([], True)
     reports.feed(line("a", "teardown"))
     assert len(reports.of("a")) == 3
 
 
 @pytest.mark.parametrize(
-    ("data", "word", "said"),
+    ("data", "word", "text"),
     [
-        (failed(TEST, "it fell silent"), "failed", "it fell silent"),
+        (failed(TEST, "it wrote nothing"), "failed", "it wrote nothing"),
         (
             skipped(TEST, ("tests/test_a.py", 4, "test_b[c]"), "no kernel"),
             "skipped",
@@ -51,12 +51,12 @@ def test_a_test_has_ended_once_it_is_torn_down() -> None:
         ),
     ],
 )
-def test_pytest_takes_what_we_write_for_its_own(
-    pytestconfig: pytest.Config, data: dict[str, object], word: str, said: str
+def test_pytest_reads_the_reports_that_we_write(
+    pytestconfig: pytest.Config, data: dict[str, object], word: str, text: str
 ) -> None:
     report = pytestconfig.hook.pytest_report_from_serializable(
         config=pytestconfig, data=json.loads(json.dumps(data))
     )
     assert (report.nodeid, report.outcome) == (TEST, word)
     longrepr = report.longrepr
-    assert str(tuple(longrepr) if isinstance(longrepr, list) else longrepr) == said
+    assert str(tuple(longrepr) if isinstance(longrepr, list) else longrepr) == text

@@ -1,4 +1,4 @@
-"""What becomes of tests whose machine ends, in time or not: here `sh` is the machine."""
+"""Tests whose machine ends in time, early or never; `sh` stands for the machine."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from pathlib import Path
 import pytest
 
 from tests.vm import run
-from tests.vm.machine import Machine
-from tests.vm.run import Run
+from tests.vm.machine import VirtualMachine
+from tests.vm.run import GuestRun
 
-Start = Callable[[str], Run]
+Start = Callable[[str], GuestRun]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    def prepare(script: str) -> Run:
-        return Run(Machine(["sh", "-c", script], tmp_path / "console"), tmp_path / "reports")
+    def prepare(script: str) -> GuestRun:
+        return GuestRun(
+            VirtualMachine(["sh", "-c", script], tmp_path / "console"), tmp_path / "reports"
+        )
 
     return prepare
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str], str]:
-    """Give the shell command that writes one report."""
+    """Return a function that writes a shell command which appends one report."""
 
     def write(test: str, when: str) -> str:
         return f"echo '{json.dumps({'nodeid': test, 'when': when})}' >>{tmp_path}/reports"
@@ -33,7 +35,7 @@ def write(tmp_path: Path) -> Callable[[str, str], str]:
     return write
 
 
-def test_a_test_waits_for_its_reports_while_the_machine_goes_on(
+def test_a_test_waits_for_its_reports_while_the_machine_runs(
     start: Start, write: Callable[[str, str], str]
 ) -> None:
     script = [write("a", "setup"), "sleep 0.3", write("a", "call"), write("a", "teardown")]
@@ -41,7 +43,7 @@ def test_a_test_waits_for_its_reports_while_the_machine_goes_on(
         assert [report["when"] for report in going.outcome("a")] == ["setup", "call", "teardown"]
 
 
-def test_what_a_panic_has_cut_off_fails_with_the_console(
+def test_tests_cut_off_by_a_panic_fail_with_the_console(
     start: Start, write: Callable[[str, str], str]
 ) -> None:
     script = [write("a", "setup"), write("a", "teardown"), write("b", "setup"), "echo Oops: 0002"]
@@ -50,18 +52,16 @@ def test_what_a_panic_has_cut_off_fails_with_the_console(
         (cut,) = going.outcome("b")
         (never,) = going.outcome("c")
     assert (cut["outcome"], never["outcome"]) == ("failed", "failed")
-    assert "the machine has ended, in the middle of this test" in cut["longrepr"]
-    assert "the machine has ended, without it" in never["longrepr"]
+    assert "the machine has ended during this test" in cut["longrepr"]
+    assert "the machine has ended before this test" in never["longrepr"]
     assert "Oops: 0002" in cut["longrepr"]
     assert "Oops: 0002" in never["longrepr"]
 
 
-def test_a_machine_that_falls_silent_is_ended(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_output_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PATIENCE", 0.5)
     with start("sleep 600") as going:
-        (silent,) = going.outcome("a")
-        assert "said nothing" in silent["longrepr"]
-        (next_one,) = going.outcome("b")
-        assert next_one["outcome"] == "failed"
+        (first,) = going.outcome("a")
+        assert "wrote nothing" in first["longrepr"]
+        (second,) = going.outcome("b")
+        assert second["outcome"] == "failed"

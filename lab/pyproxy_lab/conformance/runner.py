@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -59,7 +60,8 @@ class Runner:
 
     `check` is called after each probe that holds, and must agree within that time too. Probes wait
     until `barrier` shows that the agent has programmed all objects. Without it, a probe that held
-    before the change may be made too early.
+    before the change may be made too early. A probe that must fail waits at most
+    `longest_silence` seconds.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Runner:
         check: Check | None = None,
         barrier: SyncBarrier | None = None,
     ) -> None:
+        self.longest_silence = math.inf
         self._client = client
         self._network = network
         self._mode = mode.proxy_mode.value
@@ -150,7 +153,9 @@ class Runner:
     def _probe(self, wanted: Probe) -> Iterator[str]:
         tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else self._tries_to_reach)
         target = parse_destination(wanted.to)
-        once = partial(probe, target, tries=tries, timeout=wanted.timeout, source_port=wanted.sport)
+        silence = self.longest_silence if wanted.reach is None else math.inf
+        timeout = min(wanted.timeout, silence)
+        once = partial(probe, target, tries=tries, timeout=timeout, source_port=wanted.sport)
         namespace, own = self._member(wanted.source_name)
 
         def attempt() -> str:
