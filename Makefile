@@ -40,11 +40,12 @@ $(STAMP): pyproject.toml lab/pyproject.toml
 system:
 	@tools/system-packages.sh $(COMMANDS)
 
-check: venv ## check lint, format, types and import layers
+check: venv ## check lint, format, types, import layers and commit subjects
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	tools/commit_subjects.sh
 
 # Plugins found by entry points would have pytest rewrite all their modules, in every worker.
 PLUGINS := --disable-plugin-autoload -p xdist -p pytest_cov -p _hypothesis_pytestplugin

@@ -1,7 +1,10 @@
 #!/bin/sh
-# Put promtool into the folder that is named, out of Debian's package prometheus, where it is not on
-# PATH. The package itself is not installed: it would start a server. Where it cannot be had, the
-# tests of alerts and dashboard that need it are skipped with the reason.
+# Put promtool into a folder, if PATH has none: the tests check alerts and dashboard with it.
+#
+#   tools/promtool.sh .venv/bin
+#
+# It is unpacked from Debian's package prometheus, which is not installed because it would start a
+# server. Without promtool its tests are skipped, with the reason.
 set -eu
 
 target=$1/promtool

@@ -3,8 +3,8 @@
 #
 #   tools/system-packages.sh nft ip conntrack
 #
-# Debian and Ubuntu, as root. Elsewhere it says what is missing and leaves the rest to whoever
-# needs it: tests without their tools are skipped with the reason, the demo says what it lacks.
+# It installs on Debian and Ubuntu, as root. Elsewhere it prints the missing packages: tests without
+# their tools are skipped with the reason, and the demo names the tool that it lacks.
 set -eu
 
 package_of() {
@@ -23,7 +23,7 @@ package_of() {
 is_here() {
     case "$1" in
         venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
-        # An initial RAM disk has no libraries: the busybox that is linked with them does not do.
+        # guest.sh runs before any library can be loaded, so busybox must be static.
         busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
         *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac

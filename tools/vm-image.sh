@@ -1,10 +1,10 @@
 #!/bin/sh
-# Copy what Python and its packages consist of into a disk image for the virtual machine to read.
+# Copy Python's library and packages into a disk image for the virtual machine.
 #
 #   tools/vm-image.sh .vm/python .venv/bin/python
 #
-# Python opens thousands of files. Shared with the machine each costs a dozen round trips, and on a
-# disk none. Without the image, or the mke2fs that makes it, the machine is slower and does the same.
+# Python opens thousands of files. Over 9p each costs a dozen round trips, on a disk none. Without the
+# image, or the mke2fs that makes it, the machine works too, but slower.
 set -eu
 image=$1
 python=$2

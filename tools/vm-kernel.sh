@@ -1,11 +1,11 @@
 #!/bin/sh
-# Put Debian's kernel with its modules into a folder, for the virtual machine of the tests.
+# Put Debian's kernel and its modules into a folder, for the virtual machine of the tests.
 #
 #   tools/vm-kernel.sh .vm
 #
-# Unpacked and not installed: nothing of this machine changes, no boot loader is asked. Elsewhere
-# than on Debian it says so and leaves the rest to the tests, which are skipped with the reason; a
-# folder FOLDER/kernel that holds boot/vmlinuz-* and lib/modules/* of another kernel serves as well.
+# The package is unpacked and not installed, so this machine and its boot loader do not change.
+# Without Debian's apt the tests are skipped, with the reason. A folder FOLDER/kernel with
+# boot/vmlinuz-* and lib/modules/* of another kernel works as well.
 set -eu
 
 folder=$1
@@ -36,7 +36,7 @@ dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work" \
     ./boot ./lib/modules
 version=$(ls "$work/lib/modules")
 depmod -b "$work" "$version"
-# Emulated, the kernel's own decompression takes longer than all the rest of its start.
+# Under emulation, decompressing the kernel takes longer than the rest of its boot.
 python3 - "$work/boot/vmlinuz-$version" "$work/boot/vmlinux-$version" <<'END'
 import lzma, sys
 packed = open(sys.argv[1], "rb").read()

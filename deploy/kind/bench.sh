@@ -4,7 +4,7 @@
 #   deploy/kind/bench.sh [SERVICES [CHANGES]]      1000 Services and 100 changes unless given
 #
 # Each line has the proxy, the mean seconds of a sync, and its CPU seconds and resident memory on one
-# worker, over the changes of one EndpointSlice. The cluster is left with kube-proxy.
+# worker, over the changes of one EndpointSlice. Afterwards the cluster runs kube-proxy.
 set -eu
 cd "$(dirname "$0")/../.."
 services=${1:-1000} changes=${2:-100}
@@ -25,7 +25,7 @@ END
     done
 }
 
-# Sum the values of one metric: what a worker's /metrics says, without comments and labels.
+# Sum the samples of one metric in a worker's /metrics.
 metric() {
     docker exec "$worker" curl -s http://127.0.0.1:10249/metrics |
         awk -v name="$1" '{split($1, parts, "{")} parts[1] == name {sum += $NF} END {print sum + 0}'

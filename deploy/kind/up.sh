@@ -1,10 +1,10 @@
 #!/bin/sh
-# Make a kind cluster without kube-proxy, and put pyproxy in its place.
+# Create a kind cluster with pyproxy in place of kube-proxy.
 #
 #   deploy/kind/up.sh && deploy/kind/smoke.sh
 #   kind delete cluster --name pyproxy
 #
-# Needs docker, kind and kubectl. IMAGE may name an image that is there already.
+# Needs docker, kind and kubectl. IMAGE may name an existing image.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -13,7 +13,7 @@ if [ -z "${IMAGE:-}" ]; then
 elif [ "$IMAGE" != pyproxy:dev ]; then
     docker tag "$IMAGE" pyproxy:dev
 fi
-# Without a Service proxy no node gets ready by itself, so nothing is waited for here.
+# Nodes do not become ready without a Service proxy, so kind must not wait for them.
 kind create cluster --config deploy/kind/cluster.yaml
 kind load docker-image pyproxy:dev --name pyproxy
 kubectl --context kind-pyproxy apply -k deploy/overlays/kind

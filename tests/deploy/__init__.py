@@ -1,1 +1,1 @@
-"""What lies in deploy/, checked without a cluster."""
+"""Check deploy/ without a cluster."""

@@ -1,7 +1,7 @@
-"""Manifests against what their kinds have: unknown fields, wrong types and missing ones.
+"""Check manifests for unknown fields, wrong types and missing fields.
 
-Kubernetes' own kinds are checked against the models of its Python client, which are generated from
-the API's OpenAPI description. Those of others are written down here, with the fields in use.
+Kubernetes' own kinds are checked against its Python client's models, which are generated from the
+API's OpenAPI description. Custom resources are declared here, with the fields in use.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ _CUSTOM: dict[tuple[str, str], type[_Strict]] = {
 
 
 def check(obj: dict[str, Any]) -> None:
-    """Raise, whatever fits, for the first thing that is wrong with an object of the API."""
+    """Raise AssertionError, ApiError or ValueError at the first mistake in an object."""
     key = obj["apiVersion"], obj["kind"]
     if key in _CUSTOM:
         msgspec.convert(obj, _CUSTOM[key])
@@ -112,5 +112,5 @@ def check(obj: dict[str, Any]) -> None:
     unknown: list[str] = []
     checked(obj, _MODELS[key], obj["kind"], unknown)
     assert not unknown, f"{obj['kind']} {obj['metadata']['name']} has no {', '.join(unknown)}"
-    # The models refuse the absence of what is required.
+    # The models raise ValueError for a missing required field.
     ApiClient().deserialize(json.dumps(obj), _MODELS[key], "application/json")

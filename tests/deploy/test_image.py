@@ -1,4 +1,4 @@
-"""The Dockerfile, the scripts and the workflow, as far as they can be judged without a run."""
+"""Check the Dockerfile, the scripts and the workflow without running them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SCRIPTS = sorted([*(ROOT / "tools").glob("*.sh"), *(ROOT / "deploy").rglob("*.sh
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
 
 
-def let_in(path: str) -> bool:
-    """Tell what .dockerignore does with a path: the last pattern that matches it counts."""
+def in_build_context(path: str) -> bool:
+    """Return whether .dockerignore keeps a path in the context: the last matching pattern wins."""
     found = True
     for line in (ROOT / ".dockerignore").read_text().split():
         pattern = line.removeprefix("!")
@@ -30,7 +30,7 @@ def let_in(path: str) -> bool:
     return found
 
 
-def test_what_is_copied_is_in_the_build_context() -> None:
+def test_copied_files_are_in_the_build_context() -> None:
     copied = [
         source
         for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)
@@ -39,9 +39,9 @@ def test_what_is_copied_is_in_the_build_context() -> None:
     assert {"pyproxy", "pyproject.toml"} <= set(copied)
     for source in copied:
         assert (ROOT / source).exists(), source
-        assert let_in(source), source
+        assert in_build_context(source), source
     for source in (".venv", ".git", "lab", "lab/pyproxy_lab", "bench", "tests"):
-        assert not let_in(source), source
+        assert not in_build_context(source), source
         assert source not in copied
 
 

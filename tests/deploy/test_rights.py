@@ -1,4 +1,4 @@
-"""The ClusterRole's rules are enough for the agent as the DaemonSet starts it, and none is idle."""
+"""The ClusterRole grants exactly the rights that the DaemonSet's agent uses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Rights = dict[str, frozenset[str]]
 
 
 def assigned() -> Rights:
-    """Read the ClusterRole as the lab's API server writes rights."""
+    """Return the ClusterRole in the form that the lab's API server uses."""
     found: dict[str, set[str]] = {}
     for rule in the("ClusterRole", objects((BASE / "rbac.yaml").read_text()))["rules"]:
         for group in rule["apiGroups"]:
@@ -43,20 +43,20 @@ def assigned() -> Rights:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Rights:
-    """Give the service account what the ClusterRole has, and collect what it asks for."""
+def used(monkeypatch: pytest.MonkeyPatch) -> Rights:
+    """Grant the ClusterRole to the service account, and return the rights that it uses."""
     seen: Rights = {}
     account = access.User("system:serviceaccount:kube-system:pyproxy", assigned())
     authorize = access.authorize
 
-    def noted(user: access.User, action: access.Action) -> None:
+    def record(user: access.User, action: access.Action) -> None:
         assert user is account
         name = action.resource.qualified
         seen[name] = seen.get(name, frozenset()) | {action.verb}
         authorize(user, action)
 
     monkeypatch.setattr(access, "PROXY", account)
-    monkeypatch.setattr(access, "authorize", noted)
+    monkeypatch.setattr(access, "authorize", record)
     return seen
 
 
@@ -67,7 +67,7 @@ def network() -> Iterator[Network]:
 
 
 def deployed(folder: Path, url: str, node_name: str) -> list[str]:
-    """Write the DaemonSet's command, with a kubeconfig in place of the files that a pod has."""
+    """Return the DaemonSet's command, with a kubeconfig in place of a pod's files."""
     config = yaml.safe_load((BASE / "config.conf").read_text())
     account = folder / "kubeconfig"
     account.write_bytes(msgspec.json.encode(kubeconfig("http://127.0.0.1:1", TOKEN)))
@@ -81,22 +81,22 @@ def deployed(folder: Path, url: str, node_name: str) -> list[str]:
     return [sys.executable, "-m", "pyproxy", *args]
 
 
-def test_the_rights_are_enough_and_none_is_idle(
-    network: Network, tmp_path: Path, asked: Rights
+def test_the_agent_uses_every_right_and_needs_no_other(
+    network: Network, tmp_path: Path, used: Rights
 ) -> None:
-    answers: list[tuple[str, int]] = []
+    responses: list[tuple[str, int]] = []
     streams = [True]
 
     @web.middleware
     async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Note every answer, and be for a while a server that has no streaming lists."""
+        """Record every response, and refuse streaming lists if `streams` is false."""
         if not streams[0] and "sendInitialEvents" in request.query:
             raise web.HTTPUnprocessableEntity(
                 text='{"kind":"Status","code":422}', content_type="application/json"
             )
-        answer = await handler(request)
-        answers.append((request.path, answer.status))
-        return answer
+        response = await handler(request)
+        responses.append((request.path, response.status))
+        return response
 
     mistaken: dict[str, Any] = service("mistaken", "10.96.0.81")
     mistaken["spec"]["externalIPs"] = ["nowhere"]
@@ -113,10 +113,10 @@ def test_the_rights_are_enough_and_none_is_idle(
                 "the Service is in the kernel",
             )
             process.does(
-                lambda: any(p.endswith("/events") and s == 201 for p, s in answers),
+                lambda: any(p.endswith("/events") and s == 201 for p, s in responses),
                 "an Event is posted",
             )
         streams[0] = False
         with Process(here, command, tmp_path / "pages.log") as process:
-            process.does(lambda: asked == assigned(), f"used {assigned()}")
-    assert not [answer for answer in answers if answer[1] in {401, 403}]
+            process.does(lambda: used == assigned(), f"used {assigned()}")
+    assert not [each for each in responses if each[1] in {401, 403}]
