@@ -12,7 +12,7 @@ _MODE = re.compile(rf"\[(?:.*-)?({'|'.join(re.escape(kind.name) for kind in KIND
 
 
 class ByModuleAndMode(LoadScopeScheduling):
-    """Give the tests of one module in one mode to one worker, because they share fixtures."""
+    """Assign the tests of one module in one mode to one worker, because they share fixtures."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
