@@ -29,11 +29,10 @@ from pyproxy_lab.bench.shape import (
 from pyproxy_lab.modes import NFTABLES, LabMode
 from pyproxy_lab.namespace import LabError
 
-from pyproxy.agent import drift
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Agent, Commit, Observers
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
@@ -93,7 +92,7 @@ class Inside:
             self.dataplane, NodeRules(settings, local_addresses), SyncBackoff(0.0), observers
         )
 
-        drift.follow(self.dataplane, self.inbox.put)
+        watch_drift(self.dataplane, self.inbox.put)
 
     def handle_event(self, events: list[Event]) -> None:
         """Take in all lists, without the loop."""

@@ -86,7 +86,7 @@ def _command(arguments: Sequence[str]) -> int:
     # The agent brings libraries with it that --help should not wait for.
     from pyproxy.agent import gc_tuning  # noqa: PLC0415
 
-    with gc_tuning.seldom():
+    with gc_tuning.rare():
         return _do(task, settings, namespace)
 
 
@@ -99,11 +99,11 @@ def _do(task: Task, settings: Settings, namespace: argparse.Namespace) -> int:
     if task is Task.INITIALIZE:
         return wiring.initialize(settings)
     read = partial(command_line.settings, namespace)
-    with ShutdownSignal() as ending:
-        changed = wiring.run(settings, read, ending)
-        while changed is not None and not ending.is_asked_for:
+    with ShutdownSignal() as shutdown:
+        changed = wiring.run(settings, read, shutdown)
+        while changed is not None and not shutdown.received:
             _prepare_logs(changed)
-            changed = wiring.run(changed, read, ending)
+            changed = wiring.run(changed, read, shutdown)
     return 0
 
 

@@ -248,7 +248,7 @@ def test_a_signal_between_two_sets_of_settings_ends_it(monkeypatch: pytest.Monke
         settings: Settings, read: Callable[[], Settings], ending: ShutdownSignal
     ) -> Settings | None:
         seen.append(settings.node_name)
-        ending.tell(lambda: seen.append("told"))
+        ending.on_shutdown(lambda: seen.append("told"))
         os.kill(os.getpid(), signal.SIGTERM)
         return Settings("b")
 

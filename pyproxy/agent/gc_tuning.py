@@ -1,7 +1,7 @@
-"""When Python's garbage collector looks for garbage.
+"""The thresholds of Python's garbage collector.
 
-What a start imports and lists is there to stay. There is more and more of it, and each look walks
-much of it.
+A start imports and lists a growing number of objects that stay, and each collection walks many of
+them.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_USUAL = gc.get_threshold()
-_SELDOM = (50_000, 20, 1_000)
+_DEFAULT = gc.get_threshold()
+_RARE = (50_000, 20, 1_000)
 
 
 @contextmanager
-def seldom() -> Iterator[None]:
-    """Inside it the collector looks seldom, until `settle`."""
-    gc.set_threshold(*_SELDOM)
+def rare() -> Iterator[None]:
+    """Collect rarely inside of it, until `freeze`."""
+    gc.set_threshold(*_RARE)
     try:
         yield
     finally:
-        gc.set_threshold(*_USUAL)
+        gc.set_threshold(*_DEFAULT)
 
 
 @contextmanager
-def never() -> Iterator[None]:
-    """Inside it the collector rests."""
+def disabled() -> Iterator[None]:
+    """Collect nothing inside of it."""
     gc.disable()
     try:
         yield
@@ -34,10 +34,10 @@ def never() -> Iterator[None]:
         gc.enable()
 
 
-def settle() -> None:
-    """Have it look as usual from now on, and never again at what is there now.
+def freeze() -> None:
+    """Set the default thresholds, and exempt all present objects from collection for good.
 
-    Garbage would stay with that, but a look at all of it was seen to find none.
+    Garbage among them would stay. A collection before the freeze was measured to find none.
     """
     gc.freeze()
-    gc.set_threshold(*_USUAL)
+    gc.set_threshold(*_DEFAULT)

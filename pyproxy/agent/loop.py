@@ -1,11 +1,12 @@
-"""The agent's thread: it waits for events and for time, and does nothing else."""
+"""The agent's thread, which waits for events and time, and the thread that watches for drift."""
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Callable
-from typing import Generic
+from typing import Generic, Protocol
 
 import msgspec
 
@@ -13,15 +14,21 @@ from pyproxy.agent import gc_tuning
 from pyproxy.agent.core import Agent
 from pyproxy.agent.queries import Query
 from pyproxy.dataplane.interface import Drift, P
+from pyproxy.errors import KernelError
 from pyproxy.health.state import Health
 from pyproxy.model.events import Event
+from pyproxy.workers import Worker
+
+log = logging.getLogger(__name__)
 
 _BATCH = 10_000
-"""Events taken in before a look at the clock, so that a flood of them cannot put off a sync."""
+"""Events between two looks at the clock, so that many of them cannot delay a sync."""
+
+_RETRY_SECONDS = 1.0
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """The end, by a signal or by an error that nothing can be done about."""
+    """The end of the loop, after a signal or a change of the configuration."""
 
 
 Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
@@ -30,48 +37,49 @@ Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
 class Loop(Generic[P]):
     """Feeds one agent from one inbox until it holds a Stop.
 
-    `chores` are called every `chore_period` seconds, for what has a pace of its own. `health` hears
-    a beat at least as often, so that a thread that is stuck is noticed.
+    `periodic` is called every `period` seconds. `health` gets a heartbeat at least as often, which
+    shows that this thread is not stuck.
     """
 
     def __init__(
         self,
         agent: Agent[P],
         inbox: Inbox,
-        chores: Callable[[], None],
-        chore_period: float,
+        periodic: Callable[[], None],
+        period: float,
         health: Health,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._inbox = inbox
-        self._chores = chores
-        self._chore_period = chore_period
+        self._periodic = periodic
+        self._period = period
         self._health = health
         self._clock = clock
-        self._next_chores = clock() + chore_period
-        self._settled = False
+        self._next_periodic = clock() + period
+        self._has_synced = False
 
     def run(self) -> None:
-        """Work until told to stop. Raises PermissionKernelError."""
-        with gc_tuning.seldom():
+        """Block until the inbox holds a Stop. Raises PermissionKernelError."""
+        with gc_tuning.rare():
             self._run()
 
     def _run(self) -> None:
         self._health.heartbeat()
-        while self._take_in():
+        while self._handle_events():
             self._health.heartbeat()
-            if self._clock() >= self._next_chores:
-                self._chores()
-                self._next_chores = self._clock() + self._chore_period
+            if self._clock() >= self._next_periodic:
+                self._periodic()
+                self._next_periodic = self._clock() + self._period
             due = self._agent.due()
             if due is not None and due <= self._clock():
                 self._sync()
 
-    def _take_in(self) -> bool:
+    def _handle_events(self) -> bool:
+        """Wait for an event, or for time; return False at a Stop."""
         for number in range(_BATCH):
             try:
-                event = self._inbox.get(timeout=self._patience()) if number == 0 else None
+                event = self._inbox.get(timeout=self._timeout()) if number == 0 else None
                 event = event or self._inbox.get_nowait()
             except queue.Empty:
                 return True
@@ -80,23 +88,50 @@ class Loop(Generic[P]):
             if isinstance(event, Drift):
                 self._agent.drifted(event)
             elif isinstance(event, Query):
-                event.routing()
+                event.run()
             else:
                 self._agent.handle_event(event)
         return True
 
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
         due = self._agent.due()
-        until = self._next_chores if due is None else min(due, self._next_chores)
+        until = self._next_periodic if due is None else min(due, self._next_periodic)
         return max(0.0, until - self._clock())
 
     def _sync(self) -> None:
-        if self._settled:
+        if self._has_synced:
             self._agent.sync()
             return
-        # Whatever the first sync makes is kept, so there is nothing to be found meanwhile.
-        with gc_tuning.never():
+        # The first sync keeps all that it makes, so a collection would find no garbage.
+        with gc_tuning.disabled():
             self._agent.sync()
-        # What has been read by now lives on; walking it again and again would hold up changes.
-        gc_tuning.settle()
-        self._settled = True
+        # All objects so far stay, and walking them at each collection would delay changes.
+        gc_tuning.freeze()
+        self._has_synced = True
+
+
+class DriftWatcher(Protocol):
+    """The part of a dataplane that `watch_drift` uses."""
+
+    def wait_for_drift(self) -> Drift | None:
+        """Block until another program has changed our objects; None after `close`."""
+        ...
+
+
+def watch_drift(dataplane: DriftWatcher, emit: Callable[[Drift], None]) -> None:
+    """Start a thread that emits each drift, until the dataplane is closed. Does not block."""
+    Worker("drift", lambda: _watch_drift(dataplane, emit)).start()
+
+
+def _watch_drift(dataplane: DriftWatcher, emit: Callable[[Drift], None]) -> None:
+    while True:
+        try:
+            drift = dataplane.wait_for_drift()
+        except KernelError as error:
+            log.warning("cannot read notifications of kernel changes, retrying: %s", error)
+            time.sleep(_RETRY_SECONDS)
+            # Notifications may be lost, so the agent reads the kernel back.
+            drift = Drift("")
+        if drift is None:
+            return
+        emit(drift)

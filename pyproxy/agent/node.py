@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from pyproxy.agent import loopback
-from pyproxy.agent.loopback import is_loopback
-from pyproxy.config.settings import LocalMode, Settings
+from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopback
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import Address, Family, Network, family_of
 from pyproxy.model.objects import Node
@@ -58,7 +56,7 @@ class NodeRules:
             dict.fromkeys(
                 each
                 for each in found
-                if each != loopback.IPV6 and (wanted.loopback or not is_loopback(each))
+                if each != LOOPBACK_IPV6 and (wanted.loopback or not is_loopback(each))
             )
         )
 

@@ -168,4 +168,4 @@ def _ignore(_: Problem) -> None:
 
 
 def _at_once(question: Query) -> None:
-    question.routing()
+    question.run()

@@ -49,7 +49,7 @@ class BusyError(PyproxyError):
 class Query(msgspec.Struct, frozen=True, eq=False):
     """Something to be done in the agent's thread; it raises nothing and waits for nothing."""
 
-    routing: Callable[[], None]
+    run: Callable[[], None]
 
 
 class ProgrammedState:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, which may come at any moment of a process that serves."""
+"""SIGTERM and SIGINT, which may arrive at any moment of a serving process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class ShutdownSignal:
-    """Hears the signals from the first `tell` on until it is left, between two runs as well."""
+    """Handles the signals from the first `on_shutdown` to its exit, also between two runs."""
 
     def __init__(self) -> None:
-        self.is_asked_for = False
-        self._tell: Callable[[], None] = lambda: None
-        self._before: dict[int, Any] = {}
+        self.received = False
+        self._callback: Callable[[], None] = lambda: None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -27,20 +27,20 @@ class ShutdownSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def tell(self, tell: Callable[[], None]) -> None:
-        """Have `tell` called by the signal, or at once where that has come already.
+    def on_shutdown(self, callback: Callable[[], None]) -> None:
+        """Set the callback of the signals; call it at once if one has arrived already.
 
-        For the main thread alone. It interrupts whatever that does, so it must take no lock.
+        Main thread only. A signal interrupts that thread anywhere, so `callback` must take no lock.
         """
-        self._tell = tell
-        if not self._before:
-            self._before = {number: signal.signal(number, self._heard) for number in _NUMBERS}
-        if self.is_asked_for:
-            tell()
+        self._callback = callback
+        if not self._previous:
+            self._previous = {number: signal.signal(number, self._handle) for number in _NUMBERS}
+        if self.received:
+            callback()
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.is_asked_for = True
-        self._tell()
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.received = True
+        self._callback()

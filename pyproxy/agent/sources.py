@@ -1,4 +1,4 @@
-"""From settings to what events come from: an API server, or a folder of manifests."""
+"""The source of events that the settings name: an API server, or a folder of manifests."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from pyproxy.source.kubernetes import KubernetesSource
 
 
 class Source(Protocol):
-    """Where events come from."""
+    """A source of events, which it emits in threads of its own."""
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start the threads. Does not block."""
         ...
 
     def stop(self) -> None:
-        """End within about a second."""
+        """Stop the threads. Blocks for about a second at most."""
         ...
 
     def age(self) -> float:
-        """Seconds since it was last heard of."""
+        """Return the seconds since the source last responded. Any thread; does not block."""
         ...
 
 
 def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:
-    """Make the client, of which nothing is sent yet. Raises UsageError."""
+    """Return a client of the API server, None for a folder. Sends nothing. Raises UsageError."""
     if settings.manifests:
         return None
-    # Libraries that only one kind of source needs take half of a start's time to import.
+    # Importing the libraries of one kind of source takes half the time of a start.
     from pyproxy.source.connect import connect  # noqa: PLC0415
 
     return connect(settings.api.kubeconfig, settings.api.master, metrics)
 
 
 def source_of(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:
-    """Make what events come from: that client's server, or the folder of manifests."""
+    """Return the source that reads from `client`, or from the folder of manifests without one."""
     if client is None:
         from pyproxy.source.manifests import ManifestSource  # noqa: PLC0415
 

@@ -1,7 +1,6 @@
-"""What becomes of a failure in a thread that nobody foresaw: it is logged, counted and felt.
+"""Failures in threads: each is logged and counted, and shows in the agent's health.
 
-Without this Python would print it, and the agent would go on without the thread and call itself
-healthy.
+Python alone would print the traceback, and a healthy agent would go on without the thread.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def reported(health: Health, metrics: Metrics) -> Iterator[None]:
-    """Inside it, what ends any thread of the process is told to `health` and `metrics`.
+def reporting_failures(health: Health, metrics: Metrics) -> Iterator[None]:
+    """Report the uncaught exceptions of all threads to `health` and `metrics` inside of it.
 
-    A Worker begins again, and only one that keeps failing makes the agent unhealthy. The end of
-    any other thread does so for good.
+    A Worker restarts, so the agent is unhealthy only if it keeps failing. Any other thread is gone,
+    so the agent stays unhealthy.
     """
 
-    def failed(args: threading.ExceptHookArgs) -> None:
+    def report(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is SystemExit:
             return
         thread = args.thread
         name = thread.name if thread is not None else "(unknown)"
-        again = isinstance(thread, Worker)
+        restarts = isinstance(thread, Worker)
         log.error(
-            "the thread %s failed, which is a mistake in pyproxy: it %s",
+            "thread %s failed, which is a bug in pyproxy: it %s",
             name,
-            "begins again" if again else "is gone",
+            "restarts" if restarts else "is gone",
             exc_info=(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback),
         )
         metrics.worker_failed(name)
-        health.worker_failed(name, restarting=again)
+        health.worker_failed(name, restarting=restarts)
 
-    before = threading.excepthook
-    threading.excepthook = failed
+    previous = threading.excepthook
+    threading.excepthook = report
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = previous

@@ -10,10 +10,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from pyproxy.agent import (
-    drift,
-    kernel_modules,
-    loopback,
     mode_cleanup,
+    node_setup,
     rights,
     supervise,
 )
@@ -21,14 +19,13 @@ from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent, CommitListener, Observers
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.agent.shutdown import ShutdownSignal
 from pyproxy.agent.sources import client_of, source_of
-from pyproxy.agent.sysctls import Machine
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
@@ -54,7 +51,7 @@ _MODES = "modes that this machine can serve in: %s"
 
 
 def run(
-    settings: Settings, read: Callable[[], Settings], ending: ShutdownSignal
+    settings: Settings, read: Callable[[], Settings], shutdown: ShutdownSignal
 ) -> Settings | None:
     """Serve this node's Services until told to end, and leave the rules behind.
 
@@ -72,18 +69,18 @@ def run(
 
     config_file = ConfigFile(settings, read_and_check)
     with _dataplane(settings) as dataplane:
-        _serve(settings, dataplane, config_file, ending)
+        _serve(settings, dataplane, config_file, shutdown)
     return config_file.successor
 
 
 def _serve(
-    settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, ending: ShutdownSignal
+    settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, shutdown: ShutdownSignal
 ) -> None:
     with ExitStack() as stack:
         names = modes.of(settings.mode).failure_names
         metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
         health = Health(settings.pace.sync_period)
-        stack.enter_context(supervise.reported(health, metrics))
+        stack.enter_context(supervise.reporting_failures(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
         metrics.source_age(source.age)
@@ -125,7 +122,7 @@ def _serve(
         addresses = stack.enter_context(closing(AddressMonitor()))
         rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
         dataplane.read_ahead()
-        ending.tell(end)
+        shutdown.on_shutdown(end)
         stack.enter_context(_running(servers))
         stack.enter_context(_running(reconciler))
         if announcer is not None:
@@ -141,7 +138,7 @@ def _serve(
             dataplane.table_usage,
         )
         stack.enter_context(_asked(AgentInspector(agent, memory, about, inbox.put), settings))
-        drift.follow(dataplane, inbox.put)
+        watch_drift(dataplane, inbox.put)
         stack.enter_context(_running(source))
         log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
 
@@ -194,7 +191,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
     if settings.verbosity >= _PREFLIGHT_FROM:
         log.info(_MODES, Preflight())
     with ExitStack() as stack:
-        kernel_modules.load(settings)
+        node_setup.load_modules(settings)
         try:
             dataplane = stack.enter_context(closing(modes.of(settings.mode).make(settings)))
             dataplane.prepare()
@@ -203,17 +200,17 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
         yield dataplane
 
 
-def prepare_kernel(settings: Settings) -> Machine:
+def prepare_kernel(settings: Settings) -> node_setup.NodeKernel:
     """Make the kernel's settings that the proxy needs and is allowed to make."""
-    machine = Machine()
-    machine.apply(settings)
-    loopback.prepare(settings.node_ports)
-    return machine
+    kernel = node_setup.NodeKernel()
+    kernel.apply(settings)
+    kernel.prepare_loopback(settings.node_ports)
+    return kernel
 
 
 def initialize(settings: Settings) -> int:
     """Do what takes more rights than serving does, so that the agent may run with fewer."""
-    kernel_modules.load(settings)
+    node_setup.load_modules(settings)
     prepare_kernel(settings)
     return 0
 

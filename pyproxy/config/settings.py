@@ -17,6 +17,14 @@ from pyproxy.model.flavour import Flavour
 LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
 """The IPv4 addresses that only this machine itself can send to."""
 
+LOOPBACK_IPV6 = Address(bytes(15) + b"\x01")
+"""The IPv6 address that only this machine itself can send to."""
+
+
+def is_loopback(address: Address) -> bool:
+    """Return whether only this machine itself can send to an address."""
+    return address in LOOPBACK or address == LOOPBACK_IPV6
+
 
 class LocalMode(enum.Enum):
     """How a connection from a pod of this node is told from others: `--detect-local-mode`."""

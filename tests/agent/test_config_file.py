@@ -79,7 +79,7 @@ def test_a_mistake_is_told_once_and_changes_nothing(
     publish(path.parent, 2, "?")
     for _ in range(3):
         assert not file.has_changed()
-    assert caplog.messages == [f"--config {path}: no name; the configuration in force goes on"]
+    assert caplog.messages == [f"--config {path}: no name; the configuration in force stays"]
     path.unlink()
     assert not file.has_changed()
     publish(path.parent, 3, "c")

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pyproxy.agent import loopback
 from pyproxy.agent.node import NodeRules
+from pyproxy.agent.node_setup import NodeKernel
 from pyproxy.config.settings import LocalMode, LocalTraffic, NodePorts, Settings
 from pyproxy.config.values import node_ports
 from pyproxy.errors import Problem
@@ -118,17 +118,17 @@ def test_what_is_wrong_with_the_node_is_told() -> None:
     ],
 )
 def test_who_asks_for_loopback_addresses(flag: str, asked: bool) -> None:
-    assert loopback.is_asked_for(node_ports(flag)) is asked
+    assert node_ports(flag).serves_loopback is asked
 
 
 def test_a_sysctl_that_cannot_be_set_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loopback, "_PATH", tmp_path / "nowhere")
+    kernel = NodeKernel(tmp_path)
     caplog.set_level(logging.INFO)
-    loopback.prepare(node_ports("primary"))
+    kernel.prepare_loopback(node_ports("primary"))
     assert caplog.messages == []
-    loopback.prepare(node_ports("localhost"))
+    kernel.prepare_loopback(node_ports("localhost"))
     warning, about_ipv6 = caplog.messages
-    assert "net.ipv4.conf.all.route_localnet cannot be set to 1" in warning
+    assert "cannot set net.ipv4.conf.all.route_localnet to 1: ENOENT" in warning
     assert "::1" in about_ipv6

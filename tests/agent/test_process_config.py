@@ -143,7 +143,7 @@ def test_a_change_is_applied_without_a_gap(stage: Stage, tmp_path: Path) -> None
                 agent.does(lambda: masquerades(stage), "rules that masquerade everything")
                 assert ask(held) == pod
             assert stage.probe(f"{WEB}:80", who="a2").reached.keys() == {"a1", "b1"}
-            assert agent.said().count("has changed: going on with it") == 2
+            assert agent.said().count("applying the changed configuration file") == 2
             agent.signal(signal.SIGTERM)
             assert agent.ends_within(5) == 0
 
@@ -185,13 +185,13 @@ def test_a_wrong_file_changes_nothing_and_is_told_once(
                 ),
             }.get(broken, partial(configured.write_text, broken))
             write()
-            agent.does(lambda: "the configuration in force goes on" in agent.said(), "a warning")
+            agent.does(lambda: "the configuration in force stays" in agent.said(), "a warning")
             load_web(server)
             agent.does(lambda: stage.is_served(server), "the Service in the kernel")
             (line,) = [
                 line for line in agent.said().splitlines() if " WARNING " in line and says in line
             ]
-            assert "the configuration in force goes on" in line
+            assert "the configuration in force stays" in line
             assert stage.health() == 200
 
 

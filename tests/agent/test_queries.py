@@ -29,7 +29,7 @@ class Asked:
         stage = self.stage
         about = About(Settings(HOSTNAME), None, stage.health, lambda: 0.0, stage.clock, 0.0, tuple)
         self.witness = AgentInspector(self.stage.agent, self.memory, about, self.inbox.put)
-        self.now = AgentInspector(self.stage.agent, self.memory, about, lambda q: q.routing())
+        self.now = AgentInspector(self.stage.agent, self.memory, about, lambda q: q.run())
 
     def empty(self) -> None:
         """Run the agent's loop until it has seen everything."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pyproxy import workers
-from pyproxy.agent import drift, supervise
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent import supervise
+from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import TransientKernelError
@@ -48,7 +48,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     monkeypatch.setattr(workers, "LONGEST_PAUSE", 0.01)
     watch = Watch()
     before = threading.excepthook
-    with supervise.reported(watch.health, watch.metrics):
+    with supervise.reporting_failures(watch.health, watch.metrics):
         yield watch
     assert threading.excepthook is before
 
@@ -72,19 +72,19 @@ def test_a_drift_thread_that_fails_begins_again(
     watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[Drift] = []
-    drift.follow(Dataplane(KeyError("planted"), Drift("nft")), heard.append)
+    watch_drift(Dataplane(KeyError("planted"), Drift("nft")), heard.append)
     until(lambda: bool(heard))
     assert watch.failures("drift") == 1
     assert watch.health.is_healthy()
     (record,) = caplog.records
-    assert "the thread drift failed" in record.getMessage()
-    assert "begins again" in record.getMessage()
+    assert "thread drift failed" in record.getMessage()
+    assert "restarts" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], KeyError)
 
 
 def test_one_that_keeps_failing_is_no_health(watch: Watch) -> None:
-    drift.follow(Dataplane(*[KeyError("planted")] * 3), lambda _: None)
+    watch_drift(Dataplane(*[KeyError("planted")] * 3), lambda _: None)
     until(lambda: watch.failures("drift") == 3)
     until(lambda: not watch.health.is_healthy())
     watch.now += 60.0

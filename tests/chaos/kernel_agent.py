@@ -11,10 +11,9 @@ from typing import Self
 import msgspec
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.agent import drift
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.core import Agent, Observers
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.nft.base_rules import Layout
@@ -139,7 +138,7 @@ class RunningAgent(SteppedAgent):
         self._thread = threading.Thread(target=namespace.call, args=(self._loop.run,), daemon=True)
 
     def __enter__(self) -> Self:
-        drift.follow(self.dataplane, self.inbox.put)
+        watch_drift(self.dataplane, self.inbox.put)
         self._thread.start()
         return self
 

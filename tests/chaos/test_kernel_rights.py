@@ -122,7 +122,7 @@ def test_cap_net_admin_and_a_read_only_root_are_enough(
     with started(served, wrapper) as agent:
         said = serving(served, agent)
         assert rights_of(agent)["CapEff"] == {NET_ADMIN}
-        expected = ("WARNING repaired", "WARNING this machine does not let us set")
+        expected = ("WARNING repaired", "WARNING cannot set")
         assert said.count("WARNING") == sum(map(said.count, expected))
         assert said.count(expected[1]) == 1
 

@@ -67,7 +67,7 @@ def test_where_node_ports_answer(
                     else:
                         node.is_refused(who, to)
         if "::1" in flag or "localhost" in flag:
-            node.says("node ports do not answer on ::1")
+            node.says("node ports do not serve on ::1")
 
 
 @pytest.mark.modes("iptables-legacy", "iptables-nft")

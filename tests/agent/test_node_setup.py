@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from pyproxy_lab.network import Network
 
-from pyproxy.agent.sysctls import Machine, of_mode, wanted
-from pyproxy.config import Conntrack, IpvsSettings, ProxyMode, Settings
+from pyproxy.agent.node_setup import NodeKernel, load_modules, of_mode, wanted
+from pyproxy.config import Conntrack, IptablesSettings, IpvsSettings, ProxyMode, Settings
+from pyproxy.dataplane import modes
+from pyproxy.model.flavour import Flavour
 
 NETFILTER = "net.netfilter.nf_conntrack_"
 HASH_SIZE = "/sys/module/nf_conntrack/parameters/hashsize"
@@ -128,28 +130,28 @@ def value(root: Path, name: str) -> int:
 
 def test_it_is_made_once_and_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pyproxy"):
-        Machine(root).apply(settings())
+        NodeKernel(root).apply(settings())
     assert value(root, "max") == 5 * 32768
     assert int((root / HASH_SIZE[1:]).read_text()) == 5 * 32768 // 4
     assert value(root, "tcp_timeout_established") == 86400
     assert value(root, "udp_timeout") == 30
     assert (root / "proc/self/oom_score_adj").read_text() == "-999"
-    assert f"{NETFILTER}max is 163840 now" in caplog.messages
+    assert f"set {NETFILTER}max to 163840" in caplog.messages
     assert len(caplog.messages) == 5
     caplog.clear()
     with caplog.at_level(logging.INFO, "pyproxy"):
-        Machine(root).apply(settings())
+        NodeKernel(root).apply(settings())
     assert caplog.messages == []
 
 
 def test_cores_are_counted_where_nobody_lists_them(root: Path) -> None:
-    assert Machine(root).cores() == 5
+    assert NodeKernel(root).cores() == 5
     (root / "sys/devices/system/cpu/online").unlink()
-    assert Machine(root).cores() >= 1
+    assert NodeKernel(root).cores() >= 1
 
 
 def test_a_larger_table_stays_and_a_longer_timeout_does_not(root: Path) -> None:
-    Machine(root).apply(settings(Conntrack(max_per_core=1, min=1)))
+    NodeKernel(root).apply(settings(Conntrack(max_per_core=1, min=1)))
     assert value(root, "max") == 65536
     assert value(root, "tcp_timeout_established") == 86400
 
@@ -160,11 +162,11 @@ def test_a_missing_module_is_one_warning_with_its_name(
     for path in (root / "proc/sys/net/netfilter").iterdir():
         path.unlink()
     (root / HASH_SIZE[1:]).unlink()
-    Machine(root).apply(settings())
+    NodeKernel(root).apply(settings())
     assert warnings(caplog) == [
-        f"left as the kernel has them: {NETFILTER}max, {HASH_SIZE}, "
+        f"cannot set {NETFILTER}max, {HASH_SIZE}, "
         f"{NETFILTER}tcp_timeout_established, {NETFILTER}tcp_timeout_close_wait: "
-        "load the module nf_conntrack before the start"
+        "no such file: load the kernel module nf_conntrack before the start"
     ]
     assert (root / "proc/self/oom_score_adj").read_text() == "-999"
 
@@ -176,10 +178,10 @@ def test_what_the_machine_forbids_is_one_warning(
     for path in (root / "proc/self/oom_score_adj", root / HASH_SIZE[1:]):
         path.unlink()
         path.mkdir()
-    Machine(root).apply(settings())
+    NodeKernel(root).apply(settings())
     assert warnings(caplog) == [
-        f"this machine does not let us set {HASH_SIZE} = 40960 (Is a directory), "
-        "/proc/self/oom_score_adj = -999 (Is a directory): set them on the node where they matter"
+        f"cannot set {HASH_SIZE} to 40960: EISDIR; "
+        "/proc/self/oom_score_adj to -999: EISDIR; set on the node what matters"
     ]
     assert value(root, "max") == 163840
 
@@ -199,24 +201,25 @@ def ipvs(root: Path) -> Path:
 def test_what_a_mode_needs_is_put_right_again(
     root: Path, ipvs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = Machine(root)
+    machine = NodeKernel(root)
     machine.apply(IN_IPVS)
     (ipvs / "conntrack").write_text("0\n")
     with caplog.at_level(logging.INFO, "pyproxy"):
         machine.keep(IN_IPVS)
         machine.keep(IN_IPVS)
     assert (ipvs / "conntrack").read_text() == "1"
-    assert caplog.messages == ["net.ipv4.vs.conntrack is 1 now"]
+    assert caplog.messages == ["set net.ipv4.vs.conntrack to 1"]
 
 
 def test_what_cannot_be_is_told_once_until_it_is_right(
     root: Path, ipvs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = Machine(root)
+    machine = NodeKernel(root)
     (ipvs / "conntrack").unlink()
     machine.apply(IN_IPVS)
     assert warnings(caplog) == [
-        "left as the kernel has them: net.ipv4.vs.conntrack: load the module ip_vs before the start"
+        "cannot set net.ipv4.vs.conntrack: no such file: "
+        "load the kernel module ip_vs before the start"
     ]
     caplog.clear()
     machine.keep(IN_IPVS)
@@ -227,8 +230,7 @@ def test_what_cannot_be_is_told_once_until_it_is_right(
     machine.keep(IN_IPVS)
     machine.keep(IN_IPVS)
     assert warnings(caplog) == [
-        "net.ipv4.vs.conntrack is not 1, which ipvs mode needs, and cannot be set "
-        "(No such file or directory)"
+        "cannot set net.ipv4.vs.conntrack to 1, which ipvs mode needs: ENOENT"
     ]
 
 
@@ -245,7 +247,7 @@ def test_a_kernel_takes_them(network: Network) -> None:
     own = int(Path("/proc/self/oom_score_adj").read_text())
 
     def apply() -> dict[str, int]:
-        Machine().apply(settings(conntrack, own))
+        NodeKernel().apply(settings(conntrack, own))
         return {
             path.name.removeprefix("nf_conntrack_"): int(path.read_text())
             for path in Path("/proc/sys/net/netfilter").glob("nf_conntrack_*")
@@ -266,6 +268,54 @@ def test_a_namespace_forbids_the_size_of_the_table(
     own = int(Path("/proc/self/oom_score_adj").read_text())
     limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
     more = Conntrack(max_per_core=2 * limit, min=0)
-    network.namespace("nb").call(lambda: Machine().apply(settings(more, own)))
+    network.namespace("nb").call(lambda: NodeKernel().apply(settings(more, own)))
     (line,) = warnings(caplog)
     assert f"{NETFILTER}max = {2 * limit * (os.cpu_count() or 1)}" in line
+
+
+LEGACY = Settings("n", ProxyMode.IPTABLES, iptables=IptablesSettings(flavour=Flavour.LEGACY))
+IN_IPVS_MH = Settings("n", ProxyMode.IPVS, ipvs=IpvsSettings(scheduler="mh"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings("n"), ()),
+        (Settings("n", ProxyMode.IPTABLES), ()),
+        (LEGACY, ("ip_tables", "ip6_tables")),
+        (IN_IPVS_MH, ("nf_conntrack", "dummy", "ip_vs", "ip_vs_mh")),
+    ],
+)
+def test_what_a_mode_needs(settings: Settings, expected: tuple[str, ...]) -> None:
+    assert modes.of(settings.mode).modules(settings) == expected
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A modprobe that writes down what it is asked for, and can do nothing of it."""
+    words, program = tmp_path / "words", tmp_path / "modprobe"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{words}\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return words
+
+
+def test_modprobe_is_asked_once_for_all_and_need_not_be_able_to(asked: Path) -> None:
+    load_modules(IN_IPVS_MH)
+    assert asked.read_text() == "--all --quiet nf_conntrack dummy ip_vs ip_vs_mh\n"
+
+
+def test_where_nothing_is_needed_nobody_is_asked(asked: Path) -> None:
+    load_modules(Settings("n"))
+    assert not asked.exists()
+
+
+def test_a_machine_may_have_no_modprobe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with caplog.at_level("DEBUG"):
+        load_modules(LEGACY)
+    assert caplog.messages == [
+        "cannot load kernel modules ip_tables, ip6_tables: modprobe is not on PATH"
+    ]
