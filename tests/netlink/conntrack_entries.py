@@ -1,4 +1,4 @@
-"""Conntrack entries made in bulk, and a network namespace to make them in."""
+"""Conntrack entries created in bulk, and a network namespace to create them in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _AT_ONCE = 100
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A flow to be made up; without `by`, it is not translated."""
+    """A flow to create; without `by`, it is not translated."""
 
     client: Backend
     to: Backend
@@ -43,7 +43,7 @@ def place(text: str, port: int) -> Backend:
 
 @contextmanager
 def namespace() -> Iterator[str]:
-    """Be in a new network namespace: sockets opened and programs run meanwhile are in it."""
+    """Enter a new network namespace: sockets and programs of this process are in it."""
     with empty_namespace("conntrack") as made:
         netns.pushns(made.name)
         try:
@@ -54,7 +54,7 @@ def namespace() -> Iterator[str]:
 
 @contextmanager
 def empty_table() -> Iterator[Conntrack]:
-    """The conntrack table of a new network namespace, in which this process is meanwhile."""
+    """Yield the conntrack table of a new network namespace, which this process enters."""
     with namespace():
         opened = Conntrack()
         try:
@@ -64,7 +64,7 @@ def empty_table() -> Iterator[Conntrack]:
 
 
 def insert(entries: Iterable[Entry]) -> None:
-    """Make entries, a hundred at a time."""
+    """Create entries, a hundred at a time."""
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
     with opened:
         opened.bind((0, 0))
@@ -83,7 +83,7 @@ def insert(entries: Iterable[Entry]) -> None:
 
 
 def count() -> int:
-    """Tell how many entries the present namespace has, of whatever protocol."""
+    """Return the number of entries in the present namespace, of all protocols."""
     return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
 
 
@@ -104,7 +104,7 @@ def _request(entry: Entry) -> bytes:
 
 
 def _state(protocol: Protocol) -> bytes:
-    """The established state, for protocols that want one."""
+    """Pack the established state of protocols that have one."""
     if protocol is Protocol.TCP:
         return attribute(_CTA_PROTOINFO | 0x8000, attribute(1 | 0x8000, attribute(1, b"\3")))
     if protocol is Protocol.SCTP:

@@ -44,7 +44,7 @@ def tuples(protocol: Protocol = Protocol.UDP) -> tuple[bytes, bytes]:
     )
 
 
-def test_a_message_in_the_usual_layout() -> None:
+def test_a_message_in_the_usual_layout_is_read() -> None:
     (flow,), done = read_flows(message(b"".join(tuples())), Family.IPV4)
     assert not done
     assert (flow.source, flow.destination, flow.reply_source) == (CLIENT, DNS, POD)
@@ -53,7 +53,7 @@ def test_a_message_in_the_usual_layout() -> None:
     assert not flow.zoned
 
 
-def test_a_message_with_a_zone_in_its_tuple() -> None:
+def test_a_message_with_a_zone_in_its_tuple_is_read() -> None:
     original, reply = tuples()
     zone = attribute(CTA_TUPLE_ZONE, struct.pack(">H", 7))
     (_, value), *_ = attributes(original)
@@ -76,17 +76,17 @@ def test_a_message_with_a_zone_in_its_tuple() -> None:
         ),
     ],
 )
-def test_a_message_that_is_no_flow_of_ours_is_passed_over(body: bytes) -> None:
+def test_a_message_without_ports_of_a_known_protocol_is_skipped(body: bytes) -> None:
     assert read_flows(message(body), Family.IPV4) == ([], False)
 
 
-def test_a_refusal_is_translated() -> None:
-    refusal = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -errno.EPERM) + bytes(16)
+def test_an_error_in_a_dump_is_translated() -> None:
+    error = struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -errno.EPERM) + bytes(16)
     with pytest.raises(PermissionKernelError, match="EPERM"):
-        read_flows(refusal, Family.IPV4)
+        read_flows(error, Family.IPV4)
 
 
-def test_no_deletion_goes_without_a_tuple() -> None:
+def test_a_flow_without_a_tuple_cannot_be_deleted() -> None:
     nameless = Flow(Protocol.UDP, CLIENT, DNS, POD, message(b""))
     with pytest.raises(ValueError, match="original tuple"):
         _ = nameless.handle
@@ -145,12 +145,12 @@ class TestKernel:
         assert found(b"") == {dns, web, far}
         assert table.selective
 
-    def test_a_reader_who_stops_half_way_leaves_nothing_behind(self, table: Conntrack) -> None:
+    def test_a_reader_that_stops_early_leaves_no_replies_behind(self, table: Conntrack) -> None:
         insert(many(2000))
         assert len(next(table.flows(Family.IPV4, Protocol.UDP))) < 2000
         assert len(read(table)) == 2000
 
-    def test_just_the_named_entry_is_deleted(self, table: Conntrack) -> None:
+    def test_only_the_given_entry_is_deleted(self, table: Conntrack) -> None:
         insert([ENTRY, ENTRY6, Entry(CLIENT, OTHER)])
         (doomed,) = read(table, destination=DNS)
         assert table.delete([doomed]).deleted == 1
@@ -158,20 +158,20 @@ class TestKernel:
         assert left.destination == OTHER
         assert len(read(table, Family.IPV6)) == 1
 
-    def test_an_entry_that_is_gone_already_is_no_failure(self, table: Conntrack) -> None:
+    def test_an_entry_that_is_gone_already_is_no_error(self, table: Conntrack) -> None:
         insert([ENTRY, ENTRY6])
         flows = read(table) + read(table, Family.IPV6)
         table.delete(flows[:1])
         outcome = table.delete(flows)
         assert (outcome.deleted, outcome.failed) == (1, ())
 
-    def test_more_entries_than_one_request_holds(self, table: Conntrack) -> None:
+    def test_more_entries_than_one_request_holds_are_deleted(self, table: Conntrack) -> None:
         insert(many(1000))
         outcome = table.delete(read(table))
         assert (outcome.deleted, outcome.failed) == (1000, ())
         assert read(table) == []
 
-    def test_a_refused_deletion_is_told_apart_from_the_good_ones(self, table: Conntrack) -> None:
+    def test_a_failed_deletion_does_not_affect_others(self, table: Conntrack) -> None:
         insert([ENTRY, Entry(CLIENT, OTHER)])
         good, other = read(table)
         broken = Flow(
@@ -186,7 +186,7 @@ class TestKernel:
         ((flow, error),) = outcome.failed
         assert (flow, error.errno) == (broken, errno.EINVAL)
 
-    def test_zones_are_kept_apart(self, table: Conntrack) -> None:
+    def test_entries_of_different_zones_are_distinct(self, table: Conntrack) -> None:
         insert([Entry(CLIENT, DNS), Entry(CLIENT, DNS, zone=7)])
         both = read(table)
         assert sorted(flow.zoned for flow in both) == [False, True]

@@ -1,4 +1,4 @@
-"""A node with kube-proxy's leftovers, and with what others have put there.
+"""A node with kube-proxy's leftovers, and with objects of other programs.
 
 `data/` is what kube-proxy v1.36.2 leaves of a few Services: `nft list ruleset` in nftables mode,
 and `iptables-save` in iptables mode. It is for IPv4; the same for IPv6 is made from it.
@@ -78,14 +78,14 @@ COMMIT
 
 
 def in_ipv6(text: str) -> str:
-    """Write leftovers for IPv6, with the addresses that the lab's pods and nodes have there."""
+    """Return the leftovers for IPv6, with the lab's addresses of pods and nodes."""
     for pattern, to in _TO_IPV6:
         text = re.sub(pattern, to, text)
     return text
 
 
 def make_foreign(here: Namespace) -> None:
-    """Put there what belongs to kubelet, and to others whose names are much like kube-proxy's."""
+    """Create objects of kubelet, and of other programs with names similar to kube-proxy's."""
     here.run(["nft", "-f", "-"], text=FOREIGN_NFTABLES)
     here.run(["nfacct", "add", "foreign"])
     for program, family in zip(PROGRAMS, ("inet", "inet6"), strict=True):
@@ -96,7 +96,7 @@ def make_foreign(here: Namespace) -> None:
 
 
 def leave(here: Namespace, mode: str) -> None:
-    """Leave what kube-proxy of a mode does, for both families."""
+    """Create the leftovers of a mode of kube-proxy, in both families."""
     if mode == "nftables":
         here.run(["nft", "-f", "-"], text=NFTABLES + in_ipv6(NFTABLES))
         return
@@ -111,7 +111,7 @@ def leave(here: Namespace, mode: str) -> None:
 
 
 def state(here: Namespace) -> dict[str, list[str]]:
-    """List all that the kernel holds but pyproxy's own table, without counts of packets."""
+    """List the kernel's objects except pyproxy's table, without packet counts."""
 
     def lines(*command: str) -> list[str]:
         return [
@@ -135,7 +135,7 @@ def state(here: Namespace) -> dict[str, list[str]]:
 
 
 def without_firewall(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Leave out KUBE-FIREWALL, which kube-proxy makes and kubelet owns."""
+    """Leave out KUBE-FIREWALL, which kube-proxy creates and kubelet owns."""
     return {
         what: [line for line in lines if "KUBE-FIREWALL" not in line]
         for what, lines in found.items()

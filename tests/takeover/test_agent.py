@@ -1,4 +1,4 @@
-"""What the agent does about leftovers that will not go, and what it says."""
+"""The agent retries the removal of leftovers that are in use, and warns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAILURES = [
 ]
 
 
-def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path: Path) -> None:
+def test_a_leftover_in_use_is_counted_and_retried(network: Network, tmp_path: Path) -> None:
     here = network.namespace("na")
     leave(here, "nftables")
     here.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
@@ -32,7 +32,7 @@ def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path:
     here.run(["iptables-legacy", "-A", *use])
     with proxied(NFTABLES, network, tmp_path / "x", "--takeover") as agent:
         agent.says("cannot remove what kube-proxy has left: ipset KUBE-CLUSTER-IP")
-        # All else went at the first attempt.
+        # Everything else was removed at the first attempt.
         tables = here.run(["nft", "list", "tables"]).stdout
         assert "table inet pyproxy" in tables
         assert "kube-proxy" not in tables
@@ -40,7 +40,7 @@ def test_what_will_not_go_is_counted_and_tried_again(network: Network, tmp_path:
         here.run(["iptables-legacy", "-D", *use])
         agent.says("removed what kube-proxy has left: 1 ipset")
         assert not here.run(["ipset", "list", "-n"]).stdout
-        # Once is enough: whoever comes back later is not ours to fight.
+        # A proxy that is started again later is not removed.
         agent.reaches("a2", "10.96.255.1:80", "b1")
         assert agent.agent.log.read_text().count("removed what") == 1
 
@@ -53,7 +53,7 @@ def test_without_the_flag_nothing_is_removed(network: Network, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("flavour", ["legacy", "nft"])
-def test_a_chain_that_drops_from_now_on_is_warned_of(here: Namespace, flavour: str) -> None:
+def test_a_chain_that_now_drops_by_policy_is_warned_of(here: Namespace, flavour: str) -> None:
     leave(here, f"iptables-{flavour}")
     here.run([f"iptables-{flavour}", "-P", "FORWARD", "DROP"])
     done = here.run([sys.executable, "-m", "pyproxy", "cleanup", "--takeover"])

@@ -1,4 +1,4 @@
-"""Which virtual services are kube-proxy's, told by its device and its sets."""
+"""kube-proxy's virtual services are recognised by its device and its sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def virtual(address: str, port: int, protocol: int = TCP) -> VirtualService:
     return VirtualService(protocol, parse_address(address), port)
 
 
-def test_others_virtual_services_are_let_be() -> None:
+def test_virtual_services_of_other_programs_stay() -> None:
     cluster_ip, cluster_ip6 = virtual("10.96.0.1", 443), virtual("fd00:10:96::1", 443)
     node_port, node_port_udp = virtual("172.30.0.11", 30777), virtual("172.30.0.11", 30053, UDP)
     balancer = virtual("192.0.2.9", 80)
@@ -61,7 +61,7 @@ def of_family(family: int) -> bytes:
 
 
 @pytest.mark.parametrize("service", [virtual("10.96.0.1", 443), virtual("fd00:10:96::1", 53, UDP)])
-def test_the_kernels_messages_are_read_and_answered(service: VirtualService) -> None:
+def test_the_kernels_messages_are_read_and_written(service: VirtualService) -> None:
     family = socket.AF_INET if len(service.address) == 4 else socket.AF_INET6
     found = decode(
         reply(
@@ -85,5 +85,5 @@ def test_the_kernels_messages_are_read_and_answered(service: VirtualService) -> 
         assert part in sent
 
 
-def test_services_by_firewall_mark_are_let_be() -> None:
+def test_virtual_services_by_firewall_mark_stay() -> None:
     assert decode(reply(of_family(socket.AF_INET), attribute(5, struct.pack("=I", 7)))) is None

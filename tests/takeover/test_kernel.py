@@ -1,4 +1,4 @@
-"""Finding and removing on a real kernel, one thing at a time."""
+"""Finding and removing leftovers on a real kernel, kind by kind."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def remove(here: Namespace) -> tuple[Failure, ...]:
     return here.call(lambda: kernel.remove(kernel.find()))
 
 
-def test_an_empty_kernel_has_nothing_and_nothing_is_made(here: Namespace) -> None:
+def test_in_an_empty_namespace_nothing_is_found_or_created(here: Namespace) -> None:
     assert find(here) == Leftovers()
     assert not here.run(["nft", "list", "tables"]).stdout
     assert not remove(here)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_of_a_mode_goes_and_nothing_else(here: Namespace, mode: str) -> None:
+def test_all_leftovers_of_a_mode_are_removed_and_nothing_else(here: Namespace, mode: str) -> None:
     make_foreign(here)
     before = without_firewall(state(here))
     assert not find(here)
@@ -62,7 +62,7 @@ def test_all_of_a_mode_goes_and_nothing_else(here: Namespace, mode: str) -> None
         assert not find(here)
 
 
-def test_both_flavours_at_once(here: Namespace) -> None:
+def test_leftovers_of_all_modes_at_once_are_removed(here: Namespace) -> None:
     for mode in MODES:
         leave(here, mode)
     assert len(find(here).iptables) == len(FLAVOURS) * len(PROGRAMS) * 3
@@ -78,8 +78,8 @@ def make_sets(here: Namespace) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_sets_and_the_device_of_ipvs_mode(here: Namespace, flavour: str) -> None:
-    """This kernel may have no dummy devices, so a bridge stands in for one: the name counts."""
+def test_sets_and_the_device_of_ipvs_mode_are_removed(here: Namespace, flavour: str) -> None:
+    """This kernel may lack dummy devices, so a bridge has the name instead."""
     make_foreign(here)
     before = state(here)
     make_sets(here)
@@ -111,7 +111,7 @@ COMMIT
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_what_others_use_stays_and_is_told(here: Namespace, flavour: str) -> None:
+def test_objects_in_use_by_other_programs_stay_with_an_error(here: Namespace, flavour: str) -> None:
     make_sets(here)
     leave(here, f"iptables-{flavour}")
     iptables = f"iptables-{flavour}"
@@ -130,7 +130,7 @@ def test_what_others_use_stays_and_is_told(here: Namespace, flavour: str) -> Non
     assert find(here) == Leftovers(sets=("KUBE-CLUSTER-IP",))
 
 
-def test_what_cannot_be_read_hides_nothing_else(here: Namespace) -> None:
+def test_an_error_in_reading_one_kind_hides_no_other(here: Namespace) -> None:
     for mode in MODES:
         leave(here, mode)
     without = ["setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw"]
@@ -146,7 +146,7 @@ def test_what_cannot_be_read_hides_nothing_else(here: Namespace) -> None:
     assert not find(here)
 
 
-def test_without_iptables_the_rest_goes_and_a_warning_says_so(
+def test_without_iptables_the_rest_is_removed_with_a_warning(
     here: Namespace, tmp_path: Path
 ) -> None:
     leave(here, "nftables")
@@ -157,7 +157,7 @@ def test_without_iptables_the_rest_goes_and_a_warning_says_so(
     (tmp_path / "nft").symlink_to(nft)
     path = f"PATH={tmp_path}"
     done = here.run(["/usr/bin/env", path, *CLEANUP, "--takeover"], check=False)
-    # The counters that the rules hold on to give away that there is more.
+    # The counters are in use, so there must be rules that were not found.
     assert done.returncode == 1
     assert set(find(here).counters) == set(COUNTERS)
     assert not find(here).tables
@@ -165,7 +165,7 @@ def test_without_iptables_the_rest_goes_and_a_warning_says_so(
         assert f"{program}-save is not on PATH" in done.stderr
 
 
-def test_cleanup_is_for_our_own_table_unless_kube_proxys_is_asked_for_too(here: Namespace) -> None:
+def test_cleanup_removes_kube_proxys_table_only_with_the_flag_takeover(here: Namespace) -> None:
     leave(here, "nftables")
     here.run(["nft", "add table inet pyproxy"])
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Taking over in iptables mode, and changing pyproxy's own mode: no connection notices either."""
+"""Takeover in iptables mode, and a change of pyproxy's mode, without a failed connection."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pyproxy.model.flavour import Flavour
 from tests.semantics.proxied import Proxied, proxied
 
 from .scenes import FLAVOURS, leave, make_foreign, state, without_firewall
-from .test_packets import OBJECTS, TAKEOVER, all_answered, hold, loaded, still_stand
+from .test_packets import OBJECTS, TAKEOVER, assert_alive, assert_all_answered, hold, loaded
 
 pytestmark = pytest.mark.packets
 
-OURS_ALONE = "KUBE-MARK-OUTSIDE"
-KUBE_PROXYS_ALONE = "KUBE-NODEPORTS"
+PYPROXYS_ONLY = "KUBE-MARK-OUTSIDE"
+KUBE_PROXYS_ONLY = "KUBE-NODEPORTS"
 CLEANUP = [sys.executable, "-m", "pyproxy", "cleanup"]
 FLAGS = [flag for flag in TAKEOVER if flag != "--takeover"]
 
@@ -32,7 +32,7 @@ def serves(agent: Proxied) -> None:
 
 
 def flavours_with(here: Namespace, chain: str) -> set[Flavour]:
-    """Name the kinds of iptables that have a chain."""
+    """Return the flavours of iptables that have a chain."""
     found = state(here)
     return {
         Flavour(flavour)
@@ -50,7 +50,7 @@ def flavours_with(here: Namespace, chain: str) -> set[Flavour]:
         ("nftables", IPTABLES_LEGACY),
     ],
 )
-def test_no_connection_notices_that_pyproxy_takes_over_in_iptables_mode(
+def test_no_connection_fails_while_pyproxy_takes_over_in_iptables_mode(
     network: Network, tmp_path: Path, left: str, mode: LabMode
 ) -> None:
     here = network.namespace("na")
@@ -65,10 +65,10 @@ def test_no_connection_notices_that_pyproxy_takes_over_in_iptables_mode(
             adopted = left == mode.name
             agent.says(f"{'kube-proxy has' if adopted else 'removed what kube-proxy has'} left")
             serves(agent)
-            still_stand(held)
-        all_answered(came)
-        assert flavours_with(here, KUBE_PROXYS_ALONE) == set()
-        assert flavours_with(here, OURS_ALONE) == {mode.flavour}
+            assert_alive(held)
+        assert_all_answered(came)
+        assert flavours_with(here, KUBE_PROXYS_ONLY) == set()
+        assert flavours_with(here, PYPROXYS_ONLY) == {mode.flavour}
         for what in ("tables", "foreign", "not kube-proxy's", "sets", "links"):
             theirs = [line for line in before[what] if "table ip" not in line]
             assert [line for line in state(here)[what] if "table ip" not in line] == theirs
@@ -79,7 +79,7 @@ def test_no_connection_notices_that_pyproxy_takes_over_in_iptables_mode(
             assert after[f"iptables-{flavour}"] == before[f"iptables-{flavour}"]
 
 
-def test_no_connection_notices_that_the_mode_changes(network: Network, tmp_path: Path) -> None:
+def test_no_connection_fails_while_the_mode_changes(network: Network, tmp_path: Path) -> None:
     here = network.namespace("na")
     make_foreign(here)
     before = state(here)
@@ -96,9 +96,9 @@ def test_no_connection_notices_that_the_mode_changes(network: Network, tmp_path:
                 agent = stack.enter_context(run)
                 agent.says("removed what another mode has left", patience=30)
                 serves(agent)
-                still_stand(held)
-            all_answered(came)
-            assert flavours_with(here, OURS_ALONE) == {mode.flavour} - {None}
+                assert_alive(held)
+            assert_all_answered(came)
+            assert flavours_with(here, PYPROXYS_ONLY) == {mode.flavour} - {None}
             tables = here.run(["nft", "list", "tables"]).stdout
             assert ("table inet pyproxy" in tables) == (mode is NFTABLES)
         after = state(here)
@@ -108,10 +108,10 @@ def test_no_connection_notices_that_the_mode_changes(network: Network, tmp_path:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_no_connection_notices_that_kube_proxy_is_back_in_iptables_mode(
+def test_no_connection_fails_while_kube_proxy_comes_back_in_iptables_mode(
     network: Network, tmp_path: Path, flavour: str
 ) -> None:
-    """kube-proxy fills the chains that it knows anew, and leaves those that it does not."""
+    """kube-proxy writes the chains that it knows, and leaves the others."""
     here = network.namespace("na")
     make_foreign(here)
     mode = {"legacy": IPTABLES_LEGACY, "nft": IPTABLES_NFT}[flavour]
@@ -125,8 +125,8 @@ def test_no_connection_notices_that_kube_proxy_is_back_in_iptables_mode(
             agent.agent.stop()
             leave(here, f"iptables-{flavour}")
             here.run(CLEANUP)
-            still_stand(held)
-            assert flavours_with(here, OURS_ALONE) == set()
-            assert flavours_with(here, KUBE_PROXYS_ALONE) == {Flavour(flavour)}
-        all_answered(came)
-        still_stand(held)
+            assert_alive(held)
+            assert flavours_with(here, PYPROXYS_ONLY) == set()
+            assert flavours_with(here, KUBE_PROXYS_ONLY) == {Flavour(flavour)}
+        assert_all_answered(came)
+        assert_alive(held)

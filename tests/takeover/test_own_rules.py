@@ -1,4 +1,4 @@
-"""Rules in iptables that pyproxy itself has left in another mode, and those that serve."""
+"""iptables rules that pyproxy's other modes have left, and those in service."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ COMMIT
 -A OUTPUT -m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -j KUBE-SERVICES
 -A KUBE-SERVICES -d 10.96.0.0/16 -g KUBE-NO-10.96.0.0/16
 -A KUBE-NO-10.96.0.0/16 -d 10.96.0.9/32 -j KUBE-REFUSE
+:KUBE-FW-AAAAAAAAAAAAAAAA - [0:0]
+-A KUBE-NO-10.96.0.0/16 -d 198.51.100.7/32 -g KUBE-FW-AAAAAAAAAAAAAAAA
+-A KUBE-FW-AAAAAAAAAAAAAAAA -s 203.0.113.0/24 -g KUBE-REFUSE
 -A KUBE-REFUSE -j REJECT
 COMMIT
 *nat
@@ -50,7 +53,7 @@ COMMIT
 -A KUBE-MARK-OUTSIDE -j MARK --set-xmark 0x4000/0x4000
 COMMIT
 """
-"""Chains as pyproxy's iptables mode has them, and a jump to each that the kernel's have."""
+"""Chains of pyproxy's iptables mode, with the jumps in built-in chains."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,19 +70,19 @@ def find_own(here: Namespace, stays: InService) -> Leftovers:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_what_serves_stays_and_what_does_not_goes(here: Namespace, flavour: str) -> None:
+def test_rules_in_service_stay_and_others_are_removed(here: Namespace, flavour: str) -> None:
     before = state(here)
     leave_ours(here, flavour)
     assert not find_own(here, InService(flavour=Flavour(flavour)))
     found = find_own(here, InService())
-    assert str(found) == f"iptables-{flavour}: 3 jumps and 11 chains"
+    assert str(found) == f"iptables-{flavour}: 3 jumps and 12 chains"
     assert not here.call(lambda: kernel.remove(found))
     assert state(here) == before
     assert not find_own(here, InService())
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_kube_proxys_rules_are_not_ours(here: Namespace, flavour: str) -> None:
+def test_kube_proxys_rules_are_not_pyproxys(here: Namespace, flavour: str) -> None:
     leave(here, f"iptables-{flavour}")
     assert not find_own(here, InService())
     before = state(here)
@@ -88,7 +91,7 @@ def test_kube_proxys_rules_are_not_ours(here: Namespace, flavour: str) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_where_kube_proxy_is_back_only_what_it_knows_nothing_of_goes(
+def test_after_kube_proxy_comes_back_only_chains_that_it_does_not_have_are_removed(
     here: Namespace, flavour: str
 ) -> None:
     leave(here, f"iptables-{flavour}")
@@ -108,7 +111,7 @@ def test_where_kube_proxy_is_back_only_what_it_knows_nothing_of_goes(
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_taking_over_leaves_the_rules_that_serve(here: Namespace, flavour: str) -> None:
+def test_takeover_leaves_the_rules_in_service(here: Namespace, flavour: str) -> None:
     other = next(each for each in FLAVOURS if each != flavour)
     empty = without_firewall(state(here))
     leave_ours(here, flavour)
@@ -125,7 +128,7 @@ def test_taking_over_leaves_the_rules_that_serve(here: Namespace, flavour: str) 
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_what_only_ipvs_mode_has_goes_from_among_the_rules_that_serve(
+def test_chains_of_kube_proxys_ipvs_mode_are_removed_from_rules_in_service(
     here: Namespace, flavour: str
 ) -> None:
     leave_ours(here, flavour)
@@ -146,8 +149,8 @@ COMMIT
     assert state(here) == before
 
 
-def test_ipvs_that_serves_keeps_its_device(here: Namespace) -> None:
-    """This kernel may have no dummy devices, so a bridge stands in for one: the name counts."""
+def test_ipvs_mode_in_service_keeps_its_device(here: Namespace) -> None:
+    """This kernel may lack dummy devices, so a bridge has the name instead."""
     here.ip(["link add kube-ipvs0 type bridge"])
     assert here.call(lambda: kernel.find(InService(ipvs=True))) == Leftovers()
     assert here.call(kernel.find).links == ("kube-ipvs0",)

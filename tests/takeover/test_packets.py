@@ -1,4 +1,4 @@
-"""Swapping the node's proxy under load: no connection fails, and none that stands is lost."""
+"""Replacing the node's proxy under load: no connection fails, and established ones survive."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ OBJECTS = [
 
 @contextmanager
 def loaded(network: Network) -> Iterator[list[LoadResult]]:
-    """From a pod to cluster IPs, and from outside to node ports, until the block ends."""
+    """Load from a pod to cluster IPs and from outside to node ports, until the block ends."""
     with ExitStack() as stack:
         yield [
             stack.enter_context(load(network.namespace(who), RATE, places))
@@ -59,7 +59,7 @@ def loaded(network: Network) -> Iterator[list[LoadResult]]:
 
 
 def hold(network: Network, stack: ExitStack) -> list[tuple[socket.socket, str]]:
-    """Open connections that stay, each with the name of the pod that has it."""
+    """Open connections and keep them, each with the name of its pod."""
     held = []
     for who, places in (("a2", WEB), ("ext", (*NODE_PORT, *WEB)), ("na", WEB)):
         for place in places:
@@ -71,13 +71,13 @@ def hold(network: Network, stack: ExitStack) -> list[tuple[socket.socket, str]]:
     return held
 
 
-def still_stand(held: list[tuple[socket.socket, str]]) -> None:
+def assert_alive(held: list[tuple[socket.socket, str]]) -> None:
     for connection, answer in held:
         connection.sendall(b"?")
         assert connection.recv(256).decode() == answer
 
 
-def all_answered(came: list[LoadResult]) -> None:
+def assert_all_answered(came: list[LoadResult]) -> None:
     for each in came:
         assert not each.failed
         assert not each.late
@@ -85,7 +85,7 @@ def all_answered(came: list[LoadResult]) -> None:
 
 
 @pytest.mark.parametrize("left", MODES)
-def test_no_connection_notices_that_pyproxy_takes_over(
+def test_no_connection_fails_while_pyproxy_takes_over(
     network: Network, tmp_path: Path, left: str
 ) -> None:
     here = network.namespace("na")
@@ -101,19 +101,19 @@ def test_no_connection_notices_that_pyproxy_takes_over(
                 agent = stack.enter_context(run)
                 agent.says("removed what kube-proxy has left")
                 assert without_firewall(state(here)) == before
-                still_stand(held)
+                assert_alive(held)
                 agent.reaches("a2", "10.96.77.2:53/udp", "a1", "b1", "b2")
                 agent.is_refused("a2", "10.96.77.3:80")
                 agent.is_dropped("ext", "198.51.100.77:80")
-            all_answered(came)
-            still_stand(held)
+            assert_all_answered(came)
+            assert_alive(held)
     if left != "nftables":
         program = left.replace("iptables", "ip6tables")
         assert any("KUBE-FIREWALL" in line for line in state(here)[program])
 
 
 @pytest.mark.parametrize("left", MODES)
-def test_no_connection_notices_that_kube_proxy_is_back(
+def test_no_connection_fails_while_kube_proxy_comes_back(
     network: Network, tmp_path: Path, left: str
 ) -> None:
     here = network.namespace("na")
@@ -132,14 +132,14 @@ def test_no_connection_notices_that_kube_proxy_is_back(
             for _ in range(2):
                 here.run(cleanup)
                 assert "table inet pyproxy" not in here.run(["nft", "list", "tables"]).stdout
-            still_stand(held)
+            assert_alive(held)
             assert state(here) == back
-        all_answered(came)
-        still_stand(held)
+        assert_all_answered(came)
+        assert_alive(held)
 
 
 @pytest.mark.parametrize("left", MODES)
-def test_while_both_rulesets_are_there_each_serves_what_it_alone_knows(
+def test_with_both_rulesets_present_each_serves_the_services_that_only_it_has(
     network: Network, tmp_path: Path, left: str
 ) -> None:
     """Between the first commit and the removal; kube-proxy's rules may be out of date, too."""
@@ -150,7 +150,7 @@ def test_while_both_rulesets_are_there_each_serves_what_it_alone_knows(
         for place in ("10.96.77.3:80", "[fd00:10:96::7:3]:80"):
             agent.reaches("a2", place, "b2")
             agent.reaches("ext", place, "b2")
-        # Masqueraded once, or not at all, whoever saw the connection first.
+        # Masqueraded once or not at all, whichever ruleset sees the connection first.
         agent.reaches("a2", "10.96.255.1:80", "b1", source="10.244.1.12")
         agent.reaches("ext", "10.96.255.1:80", "b1", source="172.30.0.11")
         agent.reaches("ext", NODE_PORT[0], "a1", source="172.30.0.100")
@@ -160,7 +160,7 @@ def test_while_both_rulesets_are_there_each_serves_what_it_alone_knows(
 
 
 @pytest.mark.parametrize("left", MODES)
-def test_endpoints_that_kube_proxy_has_not_heard_the_end_of_are_not_used(
+def test_endpoints_that_only_kube_proxys_stale_rules_have_are_not_used(
     network: Network, tmp_path: Path, left: str
 ) -> None:
     leave(network.namespace("na"), left)

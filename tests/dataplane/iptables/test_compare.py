@@ -22,7 +22,7 @@ Kernel = dict[Family, dict[str, SavedTable]]
 
 
 def kernel(*routings: ServiceRouting, node: NodeRouting = NODE) -> Kernel:
-    """What iptables-save prints once these are programmed."""
+    """Return what iptables-save would print with these Services programmed."""
     return {
         family: {
             name: SavedTable(

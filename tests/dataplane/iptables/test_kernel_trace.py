@@ -26,7 +26,7 @@ from pyproxy.model.address import Address, Port, Protocol, backend, parse_addres
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
-from tests.dataplane.iptables.test_dataplane import program, programming
+from tests.dataplane.iptables.programming import program, programming
 from tests.dataplane.nftables.test_kernel_trace import EMPTY, HOME, POD, REFUSING, STRANGER, WEB
 
 pytestmark = pytest.mark.kernel

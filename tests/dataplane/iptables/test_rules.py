@@ -1,4 +1,4 @@
-"""The text of rules, for each field and each target."""
+"""The text of rules, field by field and target by target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elements packed by the frame that all of a set share are those packed attribute by attribute."""
+"""Elements packed as a whole are those packed attribute by attribute, and are read back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written_out(key: bytes, value: bytes) -> bytes:
 
 
 @given(ROWS)
-def test_plain_elements(rows: dict[bytes, bytes]) -> None:
+def test_plain_elements_are_packed_as_attribute_by_attribute(rows: dict[bytes, bytes]) -> None:
     head = string(1, "table") + string(2, "set")
     added = b"".join(written_out(key, value) for key, value in rows.items())
     [message] = add_elements("table", "set", rows, Shape.EXACT)
@@ -44,7 +44,7 @@ VALUES: st.SearchStrategy[Value] = st.one_of(
 
 
 @given(st.dictionaries(st.binary(min_size=16, max_size=16), VALUES, min_size=1))
-def test_what_was_packed_is_read_alike_or_not(rows: dict[bytes, Value]) -> None:
+def test_packed_elements_are_read_back_uniform_or_not(rows: dict[bytes, Value]) -> None:
     for some in (rows, {key: value for key, value in rows.items() if isinstance(value, bytes)}):
         messages = add_elements("table", "set", some, Shape.EXACT)
         replies = [memoryview(each.message.body) for each in messages]
@@ -52,7 +52,7 @@ def test_what_was_packed_is_read_alike_or_not(rows: dict[bytes, Value]) -> None:
 
 
 @given(st.dictionaries(st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8)))
-def test_a_frame_that_differs_is_read_with_care(rows: dict[bytes, bytes]) -> None:
+def test_elements_of_different_layouts_are_read_one_by_one(rows: dict[bytes, bytes]) -> None:
     body = b"".join(
         nested(1, nested(1, attribute(1, key)), nested(2, attribute(1 + index % 2, value)))
         for index, (key, value) in enumerate(rows.items())

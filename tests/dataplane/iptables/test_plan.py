@@ -1,0 +1,55 @@
+"""The change of a table, from the last commit or a read-back, and its iptables-restore text."""
+
+from __future__ import annotations
+
+from pyproxy.dataplane.iptables.plan import Growth, diff_chains, diff_saved
+from pyproxy.dataplane.iptables.rules import DROP, RETURN, Jump, Rule
+from pyproxy.xtables.saved import SavedTable
+
+DROPS, RETURNS = (Rule(target=DROP),), (Rule(target=RETURN),)
+JUMP = Rule(target=Jump("KUBE-SERVICES"))
+
+
+def test_only_chains_that_differ_are_written() -> None:
+    before = {"KUBE-SVC-A": DROPS, "KUBE-SVC-B": DROPS, "KUBE-SVC-C": DROPS}
+    after = {"KUBE-SVC-A": DROPS, "KUBE-SVC-B": (*DROPS, *RETURNS), "KUBE-SVC-D": RETURNS}
+    change = diff_chains(before, after)
+    assert change.chains == {"KUBE-SVC-B": (*DROPS, *RETURNS), "KUBE-SVC-D": RETURNS}
+    assert change.deleted == ("KUBE-SVC-C",)
+    assert change.growth == Growth(rules=1, chains=0)
+    assert change.growth.entries == 1
+    assert not diff_chains(after, after)
+
+
+def test_chains_are_declared_in_descending_order_and_jumps_keep_theirs() -> None:
+    jumps = (("PREROUTING", JUMP), ("PREROUTING", Rule(target=Jump("KUBE-FORWARD"))))
+    change = diff_saved(SavedTable({}), {"KUBE-SVC-A": DROPS, "KUBE-SVC-B": ()}, jumps)
+    assert list(change.lines()) == [
+        ":KUBE-SVC-B - [0:0]",
+        ":KUBE-SVC-A - [0:0]",
+        "-A KUBE-SVC-A -j DROP",
+        "-I PREROUTING -j KUBE-FORWARD",
+        "-I PREROUTING -j KUBE-SERVICES",
+    ]
+
+
+def test_unwanted_chains_and_stray_jumps_are_removed_from_a_read_back() -> None:
+    saved = SavedTable(
+        {
+            "PREROUTING": ["-j FOREIGN", "-j KUBE-SERVICES", "-s 10.0.0.0/8 -j KUBE-SERVICES"],
+            "FOREIGN": ["-j KUBE-SVC-B", "-j KUBE-MARK-MASQ"],
+            "KUBE-SERVICES": ["-j DROP"],
+            "KUBE-SVC-A": ["-j DROP"],
+            "KUBE-SVC-B": ["-j DROP"],
+            "KUBE-MARK-MASQ": ["-j DROP"],
+            "KUBE-FIREWALL": ["-j DROP"],
+        },
+        {"PREROUTING": "ACCEPT"},
+    )
+    change = diff_saved(saved, {"KUBE-SERVICES": DROPS}, (("PREROUTING", JUMP),))
+    assert change.deleted == ("KUBE-SVC-A",)
+    # FOREIGN jumps to two chains: one is emptied, and others masquerade through the other.
+    assert change.chains == {"KUBE-SVC-B": ()}
+    assert change.stray_jumps == (("PREROUTING", "-s 10.0.0.0/8 -j KUBE-SERVICES"),)
+    assert change.jumps == ()
+    assert change.growth == Growth(rules=-3, chains=-1)
