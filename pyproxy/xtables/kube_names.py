@@ -72,6 +72,7 @@ _PYPROXY = {
     "filter": {ACCEPT, REFUSE},
     "mangle": {FIREWALL},
 }
+_PREFIXES = (*_TREES, *_SERVICE_PORT)
 _ANY_TABLE = frozenset().union(*_IPTABLES.values(), *_PYPROXY.values())
 
 ENTRIES = frozenset(
@@ -128,7 +129,7 @@ SETS = frozenset(_IPV4_SETS) | frozenset(map(ipv6_set, _IPV4_SETS))
 
 def is_iptables_mode(chain: str) -> bool:
     """Return whether the iptables mode of pyproxy or of kube-proxy uses this name."""
-    return chain in _ANY_TABLE or chain.startswith((*_TREES, *_SERVICE_PORT))
+    return chain in _ANY_TABLE or chain.startswith(_PREFIXES)
 
 
 def is_owned(table: str, chain: str) -> bool:
