@@ -13,38 +13,19 @@ from pyproxy.config.command_line import Parser
 from pyproxy.dataplane.connections import Counted, Totals
 from pyproxy.dataplane.nftables.counters import CounterReader
 from pyproxy.model.destination import parse_destination
-from tests.inspect.node import SITE, InspectedNode, Object, inspected_node
+from tests.agent.live import endpoint_slice, service
+from tests.inspect.node import SITE, InspectedNode, inspected_node
 
 WEB, DNS = "10.96.0.10", "10.96.0.11"
 
 
-def service(name: str, address: str, *ports: Object) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name},
-        "spec": {"clusterIP": address, "ports": list(ports)},
-    }
-
-
-def endpoint_slice(name: str, port: str, *addresses: str) -> Object:
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [address]} for address in addresses],
-        "ports": [{"name": port, "port": 8080, "protocol": "TCP"}],
-    }
-
-
+UNNAMED = {"protocol": "TCP", "port": 53}
 OBJECTS = (
-    service("web", WEB, {"name": "http", "port": 80, "nodePort": 30080}) | {},
-    endpoint_slice("web", "http", "10.244.1.11", "10.244.2.11"),
-    service("dns", DNS, {"port": 53}),
-    endpoint_slice("dns", "", "10.244.2.12"),
+    service("web", WEB, node_port=30080),
+    endpoint_slice("web", ["10.244.1.11", "10.244.2.11"]),
+    service("dns", DNS, ports=[UNNAMED]),
+    endpoint_slice("dns", ["10.244.2.12"]) | {"ports": [UNNAMED | {"port": 8080}]},
 )
-OBJECTS[0]["spec"]["type"] = "NodePort"
 
 
 @pytest.fixture(scope="module")

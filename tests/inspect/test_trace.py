@@ -14,9 +14,10 @@ from pyproxy_lab.client import PODS, collection
 from pyproxy_lab.probe import probe
 
 from pyproxy.model.destination import parse_destination
+from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode
-from tests.inspect.test_top import WEB, endpoint_slice, service
 
+WEB = "10.96.0.10"
 TO = f"{WEB}:80"
 TABLE = "pyproxy-trace-"
 
@@ -34,10 +35,7 @@ def client(whole_node: InspectedNode) -> None:
 @pytest.fixture
 def web(node: InspectedNode, client: None) -> InspectedNode:
     """The node with one programmed Service."""
-    node.create(
-        service("web", WEB, {"name": "http", "port": 80}),
-        endpoint_slice("web", "http", "10.244.1.11", "10.244.2.11"),
-    )
+    node.create(service("web", WEB), endpoint_slice("web", ["10.244.1.11", "10.244.2.11"]))
     node.until(
         lambda: WEB in node.nft("list map inet pyproxy services4"), "the Service is programmed"
     )
