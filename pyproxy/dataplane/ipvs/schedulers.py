@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import reduce
+from operator import xor
 
+from pyproxy.model.address import Address
 from pyproxy.netlink.ipvs import PERSISTENT, SCHED_1, SCHED_2, Scheduling, Server
 
 _FALLBACK, _WITH_PORT = SCHED_1, SCHED_2
 _FLAGS = {"sh": _FALLBACK, "mh": _FALLBACK | _WITH_PORT}
 
-_IN_TURN = ("rr", "wrr")
+_SH_BUCKETS_BITS = 8
+"""CONFIG_IP_VS_SH_TAB_BITS, whose default distributions keep."""
+
+_GOLDEN_RATIO_32 = 0x61C88647
+_KNOWN = ("rr", "wrr", "fo", "sh")
 _BLIND_TO_WEIGHTS = ("rr", "lc", "dh")
 
 
@@ -36,11 +43,16 @@ def scheduling_by_mark(scheduler: str, affinity_timeout: int) -> Scheduling:
     return scheduling("sh" if affinity_timeout else scheduler, 0)
 
 
-def shares(scheduler: str, servers: Sequence[Server]) -> list[tuple[Server, Fraction]]:
-    """Return the servers that a new connection may get, each with its share of many clients'.
+def shares(
+    scheduler: str, servers: Sequence[Server], client: Address
+) -> list[tuple[Server, Fraction]]:
+    """Return the servers that a new connection of a client may get, each with its share.
 
-    Weight 0 means no new connections, to every scheduler.
+    `servers` are in the kernel's order. Weight 0 means no new connections, to every scheduler.
     """
+    if scheduler == "sh":
+        hashed = _by_source_hash(servers, client)
+        return [(hashed, Fraction(1))] if hashed else []
     usable = [server for server in servers if server.weight > 0]
     if scheduler == "fo":
         usable = [max(usable, key=lambda server: server.weight)] if usable else []
@@ -51,6 +63,22 @@ def shares(scheduler: str, servers: Sequence[Server]) -> list[tuple[Server, Frac
     ]
 
 
-def depends_on_client_or_load(scheduler: str) -> bool:
-    """Return whether one client's share differs from that of many: all schedulers but rr, wrr."""
-    return scheduler not in _IN_TURN
+def is_estimate(scheduler: str) -> bool:
+    """Return whether `shares` are those of many clients: load, or another hash, decides."""
+    return scheduler not in _KNOWN
+
+
+def _by_source_hash(servers: Sequence[Server], client: Address) -> Server | None:
+    """Choose as ip_vs_sh_get_fallback() does: from the client's bucket on, the first usable."""
+    # Buckets are filled in turn, with as many in a row as the weight says.
+    turn = [server for server in servers for _ in range(max(server.weight, 1))]
+    if not turn:
+        return None
+    words = (client[start : start + 4] for start in range(0, len(client), 4))
+    folded = reduce(xor, (int.from_bytes(word, "big") for word in words))
+    size = 1 << _SH_BUCKETS_BITS
+    start = (folded * _GOLDEN_RATIO_32 & 0xFFFFFFFF) >> 32 - _SH_BUCKETS_BITS
+    # The fallback adds the bucket's number twice: once as offset, and once as the hash.
+    candidates = [start, *((2 * start + offset) % size for offset in range(size))]
+    buckets = [turn[number % len(turn)] for number in range(size)]
+    return next((buckets[number] for number in candidates if buckets[number].weight > 0), None)

@@ -23,7 +23,7 @@ from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.plan import scheduling_text, virtual_text
 from pyproxy.dataplane.ipvs.rows import virtual_by_mark
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.dataplane.ipvs.schedulers import depends_on_client_or_load, shares
+from pyproxy.dataplane.ipvs.schedulers import is_estimate, shares
 from pyproxy.dataplane.nft.lookup import Element, Lookups, find_element
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import SetKind
@@ -192,13 +192,13 @@ class _Tracer:
             walk = walk.step(_IPVS, "the client had this real server before", _server_text(known))
             yield self._translate(walk, virtual, how, known)
             return
-        scheduled = shares(how.scheduler, servers)
+        scheduled = shares(how.scheduler, servers, self._packet.source)
         if not scheduled:
             # ip_vs_leave() replies with ICMP port unreachable, also to TCP.
             walk = walk.step(_IPVS, "no real server has a weight above 0")
             yield replace(walk, verdict=Rejected(RejectWith.ICMP))
             return
-        if depends_on_client_or_load(how.scheduler) and len(scheduled) > 1:
+        if is_estimate(how.scheduler) and len(scheduled) > 1:
             self.remarks.append(
                 f"the scheduler {how.scheduler} chooses by client or by load: the shares are those"
                 " of many clients"
