@@ -20,10 +20,9 @@ class LabMode(msgspec.Struct, frozen=True):
 
     `listing` are commands that print all rules, `shown` is the one for the demo. `wipes` are
     commands with their input that remove all rules, as another program may do. `messages` are what
-    the dataplane counts as messages. `traced` says that the mode has a packet tracer, and
-    `in_turn` that it picks endpoints in turn instead of at random. `announced` says that nf_tables
-    notifies of all that any proxy writes in this mode. `kernel_file` is a file that
-    exists if the kernel has the mode, empty if every kernel has it.
+    the dataplane counts as messages. `in_turn` says that it picks endpoints in turn instead of at
+    random, `announced` that nf_tables notifies of all that any proxy writes in this mode.
+    `kernel_file` is a file that exists if the kernel has the mode, empty if every kernel has it.
     """
 
     name: str
@@ -33,7 +32,6 @@ class LabMode(msgspec.Struct, frozen=True):
     shown: Command = ()
     wipes: tuple[tuple[Command, str], ...] = ()
     messages: str = "netlink messages"
-    traced: bool = True
     in_turn: bool = False
     announced: bool = False
     kernel_file: str = ""
@@ -110,7 +108,6 @@ IPVS = LabMode(
         (("ipvsadm", "-C"), ""),
         (("ip", "link", "del", "kube-ipvs0"), ""),
     ),
-    traced=False,
     in_turn=True,
     kernel_file="/proc/net/ip_vs",
 )

@@ -42,6 +42,13 @@ class Totals(msgspec.Struct, frozen=True):
         return found
 
 
+def is_selected(service: str, selected: str) -> bool:
+    """Return whether `selected` names a Service's port: empty for all, `namespace/`, or a name."""
+    if not selected or service == selected:
+        return True
+    return service.startswith(selected if selected.endswith("/") else f"{selected}:")
+
+
 class ConnectionCounters(Protocol):
     """Reads the counters of the network namespace that it was made in.
 

@@ -31,6 +31,7 @@ _AF, _PROTOCOL, _ADDR, _PORT, _FWMARK, _SCHED_NAME, _FLAGS, _TIMEOUT, _NETMASK =
 _DEST_ADDR, _DEST_PORT, _FWD_METHOD, _WEIGHT, _U_THRESH, _L_THRESH = range(1, 7)
 _ACTIVE_CONNS, _INACT_CONNS = 7, 8
 _ADDR_FAMILY = 11
+_STATS64, _STATS_CONNS = 12, 1
 
 PERSISTENT = 0x1
 SCHED_1, SCHED_2, SCHED_3 = 0x08, 0x10, 0x20
@@ -41,6 +42,7 @@ _EVERY_FLAG = 0xFFFFFFFF
 
 _NUMBER = struct.Struct("=I")
 _SHORT = struct.Struct("=H")
+_LONG = struct.Struct("=Q")
 _FLAGS_AND_MASK = struct.Struct("=II")
 _GENERIC = struct.Struct("=BBH")
 GENERIC_SIZE = _GENERIC.size
@@ -197,6 +199,33 @@ def read_servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
         connections = active + _number(dest, _INACT_CONNS)
         found.append(Server(backend, _number(dest, _WEIGHT), connections, active))
     return found
+
+
+def count_service_connections(replies: Iterable[memoryview]) -> dict[Virtual, int]:
+    """Read the connections so far of each virtual service from the replies to `get_virtuals`.
+
+    Up to two seconds old: the kernel adds up the counters of its processors at that interval.
+    """
+    return {
+        virtual: _connections(reply, _SERVICE)
+        for reply in replies
+        for virtual in read_virtuals([reply])
+    }
+
+
+def count_server_connections(replies: Iterable[memoryview], family: Family) -> dict[Backend, int]:
+    """Read the connections so far of each real server from the replies to `get_servers`."""
+    return {
+        server.backend: _connections(reply, _DEST)
+        for reply in replies
+        for server in read_servers([reply], family)
+    }
+
+
+def _connections(reply: memoryview, kind: int) -> int:
+    found = attribute_map(attribute_map(reply[GENERIC_SIZE:])[kind])
+    stats = attribute_map(found.get(_STATS64, b""))
+    return int(_LONG.unpack(stats[_STATS_CONNS])[0]) if _STATS_CONNS in stats else 0
 
 
 def read_timeouts(replies: Iterable[memoryview]) -> Timeouts:

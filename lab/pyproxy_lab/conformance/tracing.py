@@ -28,10 +28,8 @@ from pyproxy_lab.probe import Outcome
 from pyproxy_lab.topology import HOST_PORTS, Addresses, Topology
 
 
-def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck | None:
-    """Make the check of one mode; None where the mode has no tracer."""
-    if not mode.traced:
-        return None
+def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck:
+    """Return the check of one mode."""
     make = partial(of(mode.proxy_mode).tracer, mode.settings(site), local_addresses)
     return TraceCheck(network, site, network.namespace(site).call(make))
 

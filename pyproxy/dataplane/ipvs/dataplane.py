@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,13 +20,13 @@ from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
 from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
 from pyproxy.dataplane.ipvs.marks import Marks, recall
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
-from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
+from pyproxy.dataplane.ipvs.rows import add_service, shared_rows, virtual_of_key
 from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Family, Port
+from pyproxy.model.address import Address, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.routing import ServiceRouting
@@ -268,9 +267,9 @@ class IpvsDataplane:
         self, held: Table, on_device: frozenset[Address], *, servers: bool = True
     ) -> None:
         listed = frozenset(
-            chain.from_iterable(
-                _virtuals_in(held.get(schema.FRONTENDS.of(family), {}), family) for family in Family
-            )
+            virtual_of_key(key, family)
+            for family in Family
+            for key in held.get(schema.FRONTENDS.of(family), {})
         )
         listed |= frozenset(self._held.get(VIRTUALS, {}))
         if self._patrol is None:
@@ -339,17 +338,3 @@ def _keys(before: Table, after: Table) -> Mapping[str, AbstractSet[Hashable]]:
         name: before.get(name, {}).keys() | after.get(name, {}).keys()
         for name in before.keys() | after.keys()
     }
-
-
-def _virtuals_in(rows: Mapping[Hashable, object], family: Family) -> Sequence[Virtual]:
-    width = family.bits // 8
-    return [
-        Virtual(
-            family,
-            key[width],
-            Address(key[:width]),
-            Port(int.from_bytes(key[width + 4 : width + 6], "big")),
-        )
-        for key in rows
-        if isinstance(key, bytes)
-    ]

@@ -13,7 +13,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError, StaleStateError
-from pyproxy.model.address import Address, Network
+from pyproxy.model.address import Address, Backend, Network
 from pyproxy.netlink import ipvs, rtnetlink
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.kernel_errors import MessageError, kernel_error
@@ -100,6 +100,15 @@ class Kernel:
         return ipvs.read_servers(
             self._generic.dump(self.write.get_servers(virtual)), virtual.family
         )
+
+    def service_connections(self) -> dict[Virtual, int]:
+        """Read the connections so far of all virtual services. Raises KernelError."""
+        return ipvs.count_service_connections(self._generic.dump(self.write.get_virtuals()))
+
+    def server_connections(self, virtual: Virtual) -> dict[Backend, int]:
+        """Read the connections so far of each real server. Raises KernelError."""
+        replies = self._generic.dump(self.write.get_servers(virtual))
+        return ipvs.count_server_connections(replies, virtual.family)
 
     def count(self) -> int:
         """Count the virtual services of IPv4, everybody's. Raises KernelError."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.connections import ConnectionCounters, NoCounters
+from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.mode import NF_TABLES, KernelPart, KernelSetting, LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
@@ -77,7 +77,9 @@ def _tracer(_: Settings, local_addresses: LocalAddresses) -> PacketTracer:
 
 
 def _counters(_: Settings) -> ConnectionCounters:
-    return NoCounters(ProxyMode.IPVS.value)
+    from pyproxy.dataplane.ipvs.counters import IpvsCounters  # noqa: PLC0415
+
+    return IpvsCounters()
 
 
 def _in_service(_: Dataplane[Any]) -> InService:

@@ -40,6 +40,13 @@ def virtual_by_mark(family: Family, mark: Mark) -> Virtual:
     return Virtual(family, 0, Address(b""), Port(0), mark)
 
 
+def virtual_of_key(key: bytes, family: Family) -> Virtual:
+    """Return the virtual service of a frontend, by the key of its element."""
+    width = family.bits // 8
+    port = Port(int.from_bytes(key[width + 4 : width + 6], "big"))
+    return Virtual(family, key[width], Address(key[:width]), port)
+
+
 def add_service(
     routing: ServiceRouting, marks: Mapping[PortKey, int], scheduler: str, table: Table
 ) -> None:

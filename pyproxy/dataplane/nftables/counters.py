@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
-from pyproxy.dataplane.connections import Counted, Totals
+from pyproxy.dataplane.connections import Counted, Totals, is_selected
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.schema import Rows
 from pyproxy.dataplane.nftables import chains, schema
@@ -64,7 +64,7 @@ class CounterReader:
             rows, totals = self._read(name)
             for key, value in rows.items():
                 service = value.comment if isinstance(value, Tag) else ""
-                if _is_wanted(service, wanted):
+                if is_selected(service, wanted):
                     by_element[name, key] = totals.get(key, 0)
                     owners[name, key] = Counted(service)
         return Totals(by_element, owners)
@@ -127,9 +127,3 @@ class CounterReader:
         return elements.read_elements(routings, Shape.EXACT), element_counters.read_packet_counts(
             routings
         )
-
-
-def _is_wanted(service: str, wanted: str) -> bool:
-    if not wanted or service == wanted:
-        return True
-    return service.startswith(wanted if wanted.endswith("/") else f"{wanted}:")
