@@ -1,7 +1,6 @@
-"""What the kernel holds of one Service, held against what it should.
+"""The difference between kernel state and desired state for one Service.
 
-A full plan settles all that was read. This settles the part of one Service in the same way, so that
-a draining server is not reported as a difference.
+It is settled as a full plan is, so that a draining server is no difference.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pyproxy.dataplane.ipvs.marks import Marks, recall
 from pyproxy.dataplane.ipvs.plan import row_lines
 from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, TABLE, VIRTUALS
+from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, DEVICE, SERVERS, VIRTUALS
 from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
 from pyproxy.netlink.ipvs import Scheduling, Server, Virtual
 from pyproxy.policy.routing import ServiceRouting
@@ -34,7 +33,7 @@ _BY_FRONTEND = (
 
 
 class Ipvs(Protocol):
-    """IPVS and the device, as far as reading is concerned. All raise KernelError."""
+    """Reads IPVS and the device. The methods block, are idempotent, and raise KernelError."""
 
     def virtuals(self) -> dict[Virtual, Scheduling]:
         """Read all virtual services."""
@@ -50,19 +49,19 @@ class Ipvs(Protocol):
 
 
 class Rules(Protocol):
-    """The table of rules, as far as reading is concerned. Both raise KernelError."""
+    """Reads the table of rules. The methods block, are idempotent, and raise KernelError."""
 
     def read(self) -> schema.Table:
         """Read all elements."""
         ...
 
-    def is_loaded(self, options: Options) -> bool:
-        """Tell whether the fixed rules are those of these options, untouched."""
+    def check(self, options: Options) -> tuple[str, ...]:
+        """Return a line for each difference in the base rules of these options."""
         ...
 
 
 def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options) -> StateDiff:
-    """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
+    """Compare one Service, and the base rules and the device. Raises KernelError."""
     here = kernel.addresses()
     held: schema.Table = {
         **rules.read(),
@@ -83,12 +82,12 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
         for server in kernel.servers(virtual)
     }
 
-    def asks_for(row: SharedRow) -> bool:
-        # What is there beyond what this Service asks for may be another's.
+    def is_needed(row: SharedRow) -> bool:
+        # A shared row that this Service does not need may be needed by another.
         name, key = row
         return key in after.get(name, {}) or key in held.get(name, {})
 
-    change = Change(_touched(wanted, held, after, virtuals), after, asks_for, here.others)
+    change = Change(_touched(wanted, held, after, virtuals), after, is_needed, here.others)
     delta = settle(held, Draining(), change).delta
     return StateDiff(
         tuple(row_lines(delta.add)),
@@ -98,14 +97,10 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
 
 
 def check_base_rules(rules: Rules, options: Options, here: Addresses) -> Iterator[str]:
-    """Name what is missing or changed of the base rules and the device. Raises KernelError."""
-    if not rules.is_loaded(options):
-        yield (
-            f"the fixed rules of table inet {TABLE} are not there, are not as they were loaded, or "
-            "belong to other flags"
-        )
+    """Yield a line for each difference in the base rules, and one for a missing device."""
+    yield from rules.check(options)
     if not here.device:
-        yield f"device {DEVICE} is not there"
+        yield f"add device {DEVICE}"
 
 
 def _by_address(wanted: ServiceRouting) -> Iterator[Virtual]:
@@ -117,7 +112,7 @@ def _by_address(wanted: ServiceRouting) -> Iterator[Virtual]:
 def _touched(
     wanted: ServiceRouting, held: schema.Table, after: schema.Table, virtuals: AbstractSet[Virtual]
 ) -> Mapping[str, AbstractSet[Hashable]]:
-    """List what the Service should have, and what could stand in its way."""
+    """Return the keys of the Service's rows, and of all rows that may contradict them."""
     touched: dict[str, set[Hashable]] = {name: set(rows) for name, rows in after.items()}
     touched.setdefault(VIRTUALS, set()).update(virtuals)
     touched.setdefault(SERVERS, set()).update(held[SERVERS])

@@ -41,6 +41,12 @@ class RulesTable:
         """Return whether the base rules are those of these options, unchanged."""
         return base_rules(options).is_loaded(read_layout(self.netlink, TABLE))
 
+    def check(self, options: Options) -> tuple[str, ...]:
+        """Return a line for each difference in the base rules. Raises KernelError."""
+        if TABLE not in read_tables(self.netlink):
+            return (f"add table inet {TABLE}",)
+        return loader.check_base_rules(self.netlink, base_rules(options))
+
     def load(self, options: Options) -> None:
         """Load the base rules and keep every element; `seal` must follow.
 

@@ -164,6 +164,9 @@ class FakeRules:
     def is_loaded(self, options: Options) -> bool:
         return self.loaded == options
 
+    def check(self, options: Options) -> tuple[str, ...]:
+        return () if self.is_loaded(options) else ("the base rules differ",)
+
     def load(self, options: Options) -> None:
         self.loaded = options
 

@@ -95,9 +95,8 @@ def test_what_is_amiss_is_named(stage: Stage, harm: str, missing: str, extra: st
 def test_without_rules_and_device_it_says_so(stage: Stage) -> None:
     said = held(stage, service(ONE))
     assert said.rules == (
-        "the fixed rules of table inet pyproxy-ipvs are not there, are not as they were loaded, or "
-        "belong to other flags",
-        "device kube-ipvs0 is not there",
+        "the base rules differ",
+        "add device kube-ipvs0",
     )
     assert "virtual service tcp 10.96.0.1:80 rr" in said.missing
 
