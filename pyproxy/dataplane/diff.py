@@ -1,6 +1,6 @@
-"""What must change for one state to become another.
+"""The difference of two states.
 
-A state is a table of tables: the name of a kernel object (a set, a chain), and its rows by key.
+A state maps the name of a kernel object (a set, a chain) to its rows by key.
 """
 
 from __future__ import annotations
@@ -25,40 +25,41 @@ class Delta(msgspec.Struct, Generic[K, V], frozen=True):
 
 
 def diff(before: Mapping[str, Mapping[K, V]], after: Mapping[str, Mapping[K, V]]) -> Delta[K, V]:
-    """Compare two states; the fewest rows are written."""
+    """Return the smallest delta from one state to another."""
     remove: dict[str, dict[K, V]] = {}
     add: dict[str, dict[K, V]] = {}
-    alike: set[str] = set()
+    equal: set[str] = set()
     for name, rows in before.items():
         wanted = after.get(name, {})
-        if rows == wanted:  # as after a restart, when that is soonest found out of all rows at once
-            alike.add(name)
+        # After a restart most sets are equal, and one comparison of dicts is the quickest test.
+        if rows == wanted:
+            equal.add(name)
             continue
-        gone = _other(rows, wanted)
+        gone = _differing(rows, wanted)
         if gone:
             remove[name] = gone
     for name, rows in after.items():
-        if name in alike:
+        if name in equal:
             continue
         held = before.get(name, {})
-        new = _other(rows, held)
+        new = _differing(rows, held)
         if new:
             add[name] = new
     return Delta(remove, add)
 
 
-def _other(rows: Mapping[K, V], than: Mapping[K, V]) -> dict[K, V]:
-    """Pick the rows that differ from those of the same keys; on a first sync all do."""
+def _differing(rows: Mapping[K, V], than: Mapping[K, V]) -> dict[K, V]:
+    """Return the rows that differ from those of the same keys; on a first sync all do."""
     if not than:
         return dict(rows)
     return {key: value for key, value in rows.items() if than.get(key) != value}
 
 
 def apply(delta: Delta[K, V], state: Mapping[str, Mapping[K, V]]) -> dict[str, dict[K, V]]:
-    """Say what a state becomes by a delta, as the kernel would.
+    """Return the state after a delta, as the kernel would leave it.
 
-    Raises KeyError where the kernel would answer ENOENT, for a row to remove that is not there,
-    and ValueError where it would answer EEXIST, for one to add that is.
+    Raises KeyError if a row to remove does not exist (the kernel's ENOENT), and ValueError if a
+    row to add does (EEXIST).
     """
     result = {name: dict(rows) for name, rows in state.items()}
     for name, gone in delta.remove.items():
@@ -68,6 +69,6 @@ def apply(delta: Delta[K, V], state: Mapping[str, Mapping[K, V]]) -> dict[str, d
         rows = result.setdefault(name, {})
         for key, value in new.items():
             if key in rows:
-                raise ValueError(f"{name}: {key!r} is already there")
+                raise ValueError(f"{name}: {key!r} exists already")
             rows[key] = value
     return {name: rows for name, rows in result.items() if rows}

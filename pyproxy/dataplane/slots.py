@@ -1,4 +1,4 @@
-"""Which slot each endpoint has: as few as possible change when endpoints come and go."""
+"""Slots of endpoints: as few as possible change when endpoints are added and removed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pyproxy.policy.routing import PortRouting, ServiceRouting
 
 
 def place(before: tuple[Backend, ...], wanted: tuple[Backend, ...]) -> tuple[Backend, ...]:
-    """Order `wanted` so that it differs from `before` in as few places as it can.
+    """Return `wanted` in the order that differs from `before` in as few places as possible.
 
-    Slots are without gaps. Whoever stays keeps its slot, unless that lies beyond the new end; the
-    others fill what has become free. `before` may be what somebody else wrote into the kernel: of
-    a backend that is there twice the first slot counts.
+    Slots have no gaps. An endpoint that remains keeps its slot, unless that is beyond the new end,
+    and new endpoints fill the free slots. `before` may have been written by another program: of an
+    endpoint that is in it twice, the first slot counts.
     """
     if before == wanted or not before:
         return wanted
     waiting = dict.fromkeys(wanted, True)
     slots = [each if waiting.pop(each, False) else None for each in before[: len(wanted)]]
-    movers = iter(waiting)
-    filled = [each if each is not None else next(movers) for each in slots]
-    return (*filled, *movers)
+    new = iter(waiting)
+    filled = [each if each is not None else next(new) for each in slots]
+    return (*filled, *new)
 
 
 def place_service(before: ServiceRouting | None, wanted: ServiceRouting) -> ServiceRouting:
-    """Order the backends of all of a Service's ports, each by the same port as it was."""
+    """Return a Service with the endpoints of each port in the order of the same port before."""
     if before is None:
         return wanted
     old = {(port.family, port.protocol, port.name): port for port in before.ports}

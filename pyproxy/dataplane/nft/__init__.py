@@ -1,1 +1,1 @@
-"""What nftables mode and ipvs mode share: sets, base rules, elements and their read-back."""
+"""Parts that nftables mode and ipvs mode share: sets, base rules, elements, read-back."""

@@ -28,10 +28,10 @@ _EMPTY = re.compile(f"({_SEAL}|{MARKER})[0-9a-f]+")
 class TrafficOptions(msgspec.Struct, frozen=True):
     """The part of the configuration that both modes' base rules depend on.
 
-    `mark` is the packet mark bit for masquerading. Traffic is from a pod when it comes in by
-    `pod_interface` (a name, or a prefix ending in `*`), or else when its source is in the set of
-    pod networks, for the families in `pod_families`. A family that has neither is never
-    masqueraded for coming from outside the pod networks.
+    `mark` is the packet mark bit for masquerading. A packet is from a pod if its input interface is
+    `pod_interface` (a name, or a prefix ending in `*`). Without `pod_interface` it is from a pod if
+    its source is in the set of pod networks; `pod_families` are the families of those networks. In
+    a family that has neither, the packet's origin does not matter to masquerading.
     """
 
     mark: Mark = Mark(1 << 14)
@@ -81,8 +81,8 @@ class BaseRules(msgspec.Struct, frozen=True):
     """The rules of one table that do not depend on Services, and the sets that they look up.
 
     `hooks` are the chains that are registered at a hook, and `chains` the rules of every chain.
-    `is_on_demand` recognizes chains that the dataplane makes when a frontend needs them, and
-    `version` digests those. The elements of the sets in `counted` count packets.
+    `is_on_demand` recognizes the chains that the dataplane adds when a frontend needs them, and
+    `version` is a digest of those. The elements of the sets in `counted` count packets.
     """
 
     table: str

@@ -61,7 +61,9 @@ def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
     if present.sets and _counts(netlink, base) != bool(base.counted):
         log.info("replacing table inet %s: endpoint counters were switched", base.table)
         _replace(netlink, base)
-    serves = bool(present.chains) and bool(base.missing(present) or base.strays(present))
+    # This version's own table, after another program changed it, is repaired at once.
+    is_older = bool(present.chains) and base.marker() not in present.chains
+    serves = is_older and bool(base.missing(present) or base.strays(present))
     try:
         if serves:
             # Sets of other types show here, before any element is written.

@@ -14,7 +14,7 @@ SharedRow = tuple[str, bytes]
 """A set's name and a key that several Services may need."""
 
 PORT_PADDING = b"\0\0"
-"""What pads a port to the 4 bytes of a key's field."""
+"""The bytes that pad a port to the 4 bytes of a key's field."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}

@@ -1,9 +1,9 @@
-"""Which learned affinities must go, because their endpoint may serve that client no more.
+"""Learned affinities that must be deleted, because their endpoint no longer serves that client.
 
-The kernel keeps what packets taught it until its timeout, and each use begins that anew, so an
-entry that leads to an endpoint which has left would hold its client there for as long as it tries.
-What is on its way to such an endpoint teaches nothing any more once the endpoint has left the
-table, but for a packet that was past that rule and not yet learned: hence a second look later.
+The kernel keeps a learned affinity until its timeout, and each use starts the timeout anew. An
+affinity to a removed endpoint would therefore hold its client there for as long as it tries.
+Packets to a removed endpoint are not learned once AFFINITY_ENDPOINTS lacks it. One packet may pass
+that lookup just before the commit and be learned just after: the map is searched again later.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """What a sticky frontend's clients may go on using: its use, and the backends of it."""
+    """A frontend's use, and the endpoints that its clients may return to."""
 
     use: Use
     backends: frozenset[Backend]
 
 
 Expectations = dict[bytes, Allowed]
-"""What is allowed, by frontend key."""
+"""The endpoints that clients may return to, by frontend key."""
+
+_NONE: frozenset[Backend] = frozenset()
 
 
 def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
-    """Say what the clients of these Services' sticky frontends may go on using."""
+    """Return the endpoints that clients of these Services' affinity frontends may return to."""
     return {
         frontend_key(frontend.address, port.protocol, frontend.port): _allowed(port, frontend)
         for routing in routings
@@ -46,29 +48,28 @@ def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
 def loosened(
     before: Mapping[ObjectName, ServiceRouting], after: Mapping[ObjectName, ServiceRouting | None]
 ) -> Expectations:
-    """Tell which frontends may have entries that a change has made stale, and what is allowed now.
+    """Return the frontends whose affinities a change may have made stale, with what is allowed now.
 
-    A frontend whose policy changed lets go of everybody: whom an entry was for, a pod or somebody
-    outside, cannot be told from the entry.
+    A frontend whose use changed loses all affinities: an affinity does not say whether its client
+    is internal or external.
     """
-    then = expectations(before[name] for name in after if name in before)
-    now = expectations(routing for routing in after.values() if routing is not None)
-    nobody: frozenset[Backend] = frozenset()
+    old = expectations(before[name] for name in after if name in before)
+    new = expectations(routing for routing in after.values() if routing is not None)
     result: Expectations = {}
-    for key, was in then.items():
-        allowed = now.get(key, Allowed(Use.REJECT, nobody))
+    for key, was in old.items():
+        allowed = new.get(key, Allowed(Use.REJECT, _NONE))
         if allowed.use is not was.use:
-            result[key] = Allowed(allowed.use, nobody)
+            result[key] = Allowed(allowed.use, _NONE)
         elif was.backends - allowed.backends:
             result[key] = allowed
     return result
 
 
 def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bool) -> Table:
-    """Pick the learned elements that must go.
+    """Return the learned affinities that must be deleted.
 
-    `all_known` says that `allowed` names every sticky frontend there is, so that an entry of
-    another one is left over from before.
+    `all_known` says that `allowed` names every affinity frontend. An affinity of any other
+    frontend is stale then.
     """
     width = family.bits // 8
     gone: Rows = {}
@@ -91,5 +92,5 @@ def _allowed(port: PortRouting, frontend: Frontend) -> Allowed:
         case Use.SPLIT:
             backends = frozenset(port.cluster + port.local)
         case _:
-            backends = frozenset()
+            backends = _NONE
     return Allowed(frontend.use, backends)

@@ -1,20 +1,20 @@
-"""The chains that verdicts go to, made when a frontend first needs one of its kind.
+"""The chains that verdicts lead to, added when a frontend first needs one of its kind.
 
-A frontend's verdict names a chain by the *class* of its number of endpoints, the power of two that
-they fit in. The chain picks a random slot, again when it meets an empty one; when all its tries
-missed it picks among the lower half of the slots, which are always full. So an endpoint that comes
-or goes within a class is one element of one map, and no verdict changes. That matters: a changed
-verdict makes the kernel walk all verdict maps in search of loops.
+A frontend's verdict names a chain by the *class* of its number of endpoints: the power of two that
+they fit in. The chain picks a random slot, and picks again if that slot is empty. After the last
+try it picks among the lower half of the slots, which are always full. An endpoint that is added or
+removed within a class is therefore one element of one map, and no verdict changes. That matters
+because a changed verdict makes the kernel walk all verdict maps in search of loops.
 
-Session affinity is learned after the translation, where the client, the frontend and the endpoint
-are all known (postrouting, and input for endpoints on the node itself), and looked up before the
-pick. Only endpoints that the frontend has now are learned: a client that gets no answer sends its
-first packet again, to the same endpoint, long after that has left. A frontend's timeout is that of
-the chain that learns it.
+Session affinity is learned after the translation, where client, frontend and endpoint are all
+known: in postrouting, and in input for endpoints on the node itself. It is looked up before the
+pick. Only the frontend's present endpoints are learned: a client without a response sends its first
+packet again, and conntrack translates it to the same endpoint long after that was removed. The
+timeout is that of the chain that learns.
 
-All are sent as netlink and not as text: nft 1.0.6 lists them and loads its listing again, but it
-can neither add a rule that looks an address up in a map which is in the kernel already, nor parse
-the original destination port in a concatenation.
+All chains are written over netlink because nft 1.0.6, which lists them and loads its own listing
+again, cannot parse some of their rules. It does not add a rule that looks an address up in an
+existing map, and does not parse the original destination port in a concatenation.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ TRIES = 8
 the lower half get less than 2**-8 more than their share."""
 
 LOCAL_OFFSET = 1 << 24
-"""Where the numbers of a frontend's local endpoints begin, above those of the whole cluster."""
+"""The slot number of a frontend's first local endpoint, above those of the whole cluster."""
 
 CLUSTER, LOCAL = "cluster", "local"
 
 MARKING = "mark-masquerade"
-"""The fixed chain that marks a packet. Only the fixed part knows the mark, so that whoever sets it
-and whoever looks for it change together."""
+"""The base chain that marks a packet. Only base rules contain the mark, so that the rules that set it
+and those that test it change together."""
 
 _MASQUERADED = "masq-"
 _AFFINITY = "affinity-"
@@ -50,7 +50,7 @@ _LEARN = "learn"
 _HOOKS = {"learn-postrouting": rules.HOOK_POSTROUTING, "learn-input": rules.HOOK_INPUT}
 _NAME = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({CLUSTER}|{LOCAL})[46]-\d+|{_LEARN}[46]-\d+")
 _FILTER = 0
-"""The priority at which a client's address has not been masqueraded yet."""
+"""The priority of learning: before srcnat, so that the client's address is not masqueraded yet."""
 
 _NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
 _SADDR_OFFSET = {Family.IPV4: 12, Family.IPV6: 8}
@@ -62,24 +62,25 @@ _FIRST = rules.REGISTER
 def picking(
     which: str, family: Family, size: int, *, masquerade: bool = False, affinity: bool = False
 ) -> str:
-    """Name the chain that picks an endpoint of CLUSTER or of LOCAL, `size` being their class.
+    """Return the name of the chain that picks one of CLUSTER's or LOCAL's endpoints of class `size`.
 
-    `masquerade` hides the client's address, `affinity` looks for the endpoint it had before.
+    With `masquerade` it marks the packet first, and with `affinity` it looks up the client's learned
+    endpoint first.
     """
     prefix = _MASQUERADED * masquerade + _AFFINITY * affinity
     return f"{prefix}{which}{int(family)}-{size}"
 
 
 def endpoint_class(count: int) -> int:
-    """Give the power of two that `count` endpoints fit in; `count` is at least 1."""
+    """Return the power of two that `count` endpoints fit in; `count` is at least 1."""
     return 1 << (count - 1).bit_length()
 
 
 def moduli(size: int) -> list[int]:
-    """Give the draws of a class in their order: random slots below each of these numbers.
+    """Return the draws of a class in their order: random slots below each of these numbers.
 
-    The last is slot 0, which any frontend has that goes here. It is for the packet that read its
-    verdict just before a commit which left the frontend fewer endpoints than its class is for.
+    The last draw is slot 0, which every frontend has. It serves a packet that read its verdict just
+    before a commit that left the frontend fewer endpoints than the lower half of the class.
     """
     if size <= 2:
         return list(range(size, 0, -1))
@@ -87,17 +88,17 @@ def moduli(size: int) -> list[int]:
 
 
 def learning(family: Family, timeout: int) -> str:
-    """Name the chain that remembers clients for `timeout` seconds since they last connected."""
+    """Return the name of the chain that learns clients, for `timeout` seconds after each connection."""
     return f"{_LEARN}{int(family)}-{timeout}"
 
 
 def is_on_demand(name: str) -> bool:
-    """Tell whether a chain is one of this module's."""
+    """Return whether a chain is one of this module's, by its name."""
     return name in _HOOKS or bool(_NAME.fullmatch(name))
 
 
 def needed(names: Iterable[str]) -> list[str]:
-    """List these chains and those that they need, each after the ones that it goes to."""
+    """Return these chains and all that they lead to, each after those that it leads to."""
     found: dict[str, None] = {}
     for name in names:
         if name.startswith(_LEARN):
@@ -110,7 +111,7 @@ def needed(names: Iterable[str]) -> list[str]:
 
 
 def chain(name: str) -> Iterator[Message]:
-    """Write one chain and its rules, in place of any that it has."""
+    """Yield the messages that write one chain, in place of the rules that it has."""
     if name in _HOOKS:
         yield rules.new_base_chain(TABLE, name, _HOOKS[name], _FILTER)
     else:
@@ -121,7 +122,7 @@ def chain(name: str) -> Iterator[Message]:
 
 
 def complete_chains(layout: Layout) -> set[str]:
-    """Return the names of the chains made on demand that have all their rules."""
+    """Return the names of the on-demand chains that have all their rules."""
     return {
         name
         for name in layout.chains
@@ -131,7 +132,7 @@ def complete_chains(layout: Layout) -> set[str]:
 
 @cache
 def fingerprint() -> str:
-    """Digest chains of every kind: another version's, of the same names, may do something else."""
+    """Return a digest of one chain of each kind: another version's may have other rules."""
     picks = (
         picking(which, family, 4, masquerade=True, affinity=True)
         for which in (CLUSTER, LOCAL)
@@ -147,7 +148,7 @@ def fingerprint() -> str:
 
 def _rules(name: str) -> Iterator[list[bytes]]:
     if name in _HOOKS:
-        yield from (_sort(family) for family in Family)
+        yield from (_dispatch_learning(family) for family in Family)
         return
     head, _, number = name.rpartition("-")
     family = Family(int(head[-1]))
@@ -198,7 +199,7 @@ def _translate(family: Family, map_name: str) -> list[bytes]:
     ]
 
 
-def _sort(family: Family) -> list[bytes]:
+def _dispatch_learning(family: Family) -> list[bytes]:
     return [
         *_is_of(family),
         *rules.is_new(_FIRST),

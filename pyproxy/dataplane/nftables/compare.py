@@ -1,7 +1,7 @@
-"""What the kernel holds of one Service, asked for element by element: a few dozen small questions.
+"""The kernel state of one Service, read element by element, and compared with its routing.
 
-What must be there is known by its key. What must not be is looked for where it could do harm: at
-the Service's frontends in every set that is keyed by frontend, and in the slots after its last.
+Expected elements are read by their keys. Unexpected elements are searched where they would take
+effect: at the Service's frontends in all sets keyed by frontend, and in the slots after the last.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _BY_FRONTEND = (
 
 
 def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions) -> StateDiff:
-    """Compare what the kernel holds of a Service with what it should. Raises KernelError."""
+    """Compare the kernel state of a Service with its routing. Raises KernelError."""
     if TABLE not in read_tables(netlink):
-        return StateDiff(rules=(f"table inet {TABLE} is not there",))
+        return StateDiff(rules=(f"table inet {TABLE} does not exist",))
     held = _read(netlink, wanted)
     placed = kernel_slots(held).place(wanted)
     after: Table = {}
@@ -59,9 +59,9 @@ def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions
 
 
 def table_usage(netlink: Nfnetlink) -> tuple[TableUsage, ...]:
-    """Count each set's elements, of those that have any, or a limit. Raises KernelError.
+    """Count the elements of each set that has any, or a limit. Raises KernelError.
 
-    Kernels before 6.16 do not say.
+    Empty on kernels before 6.16, which do not report the number of elements.
     """
     if TABLE not in read_tables(netlink):
         return ()
@@ -77,16 +77,16 @@ def _rules(netlink: Nfnetlink, options: NftablesOptions, after: Table) -> Iterat
     if found := check_base_rules(netlink, base_rules(options)):
         yield from found
         return
-    whole = chains.complete_chains(read_layout(netlink, TABLE))
+    complete = chains.complete_chains(read_layout(netlink, TABLE))
     for name in chains.needed(targets(after)):
-        if name not in whole:
-            yield f"chain {name} is not there, or lacks rules"
+        if name not in complete:
+            yield f"chain {name} does not exist, or lacks rules"
 
 
 def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
     held: Table = {}
 
-    def take(set_name: str, key: bytes) -> bool:
+    def read(set_name: str, key: bytes) -> bool:
         found = read_element(netlink, TABLE, set_name, key)
         if found:
             held.setdefault(set_name, {}).update(found)
@@ -96,24 +96,25 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
         for frontend in port.frontends:
             key = frontend_key(frontend.address, port.protocol, frontend.port)
             for kind in _BY_FRONTEND:
-                take(kind.of(port.family), key)
+                read(kind.of(port.family), key)
             endpoints = schema.ENDPOINTS.of(port.family)
+            # Slots have no gaps, so the first empty slot after the last expected one ends the search.
             most = max(len(port.cluster), len(port.local))
             for first in (0, chains.LOCAL_OFFSET):
                 for index in range(first, first + chains.LOCAL_OFFSET):
-                    if not take(endpoints, key + _INDEX.pack(index)) and index - first >= most:
+                    if not read(endpoints, key + _INDEX.pack(index)) and index - first >= most:
                         break
             known = {each + b"\0\0" for each in port.cluster + port.local}
             known.update(v for v in held.get(endpoints, {}).values() if isinstance(v, bytes))
             for endpoint in known:
-                take(schema.AFFINITY_ENDPOINTS.of(port.family), key + endpoint)
-            _take_sources(netlink, port.family, key, held)
+                read(schema.AFFINITY_ENDPOINTS.of(port.family), key + endpoint)
+            _read_sources(netlink, port.family, key, held)
     for set_name, key in set(shared_rows(wanted)):
-        take(set_name, key)
+        read(set_name, key)
     return held
 
 
-def _take_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
+def _read_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
     name = nft.SOURCES.of(family)
     ranges = elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE

@@ -34,7 +34,7 @@ class CounterReader:
         self._netlink = Nfnetlink()
 
     def close(self) -> None:
-        """Give back the socket."""
+        """Close the socket."""
         self._netlink.close()
 
     def require(self) -> None:

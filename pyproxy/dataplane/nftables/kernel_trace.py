@@ -1,7 +1,7 @@
-"""What becomes of a packet by what the kernel holds: `tracer`, over elements read one by one.
+"""The packet tracer over the kernel's elements, each read when the packet looks it up.
 
-A trace looks up a dozen elements, so it costs the same whatever the number of Services. Sets of
-ranges, which hold few, are read whole.
+A trace looks up a dozen elements, so that its cost does not depend on the number of Services. Sets
+of ranges have few elements and are read whole.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from pyproxy.netlink.rules import read_bits_set, read_incoming_interface, read_s
 
 _ATTEMPTS = 5
 
-_FOREIGN = (
-    "somebody has changed the rules of the table: this is what they would do as pyproxy wrote them"
+_CHANGED = (
+    "another program has changed the base rules: this trace follows the rules that pyproxy loaded"
 )
-_RESTLESS = "the kernel's rules changed while they were read: parts may be of different moments"
+_CHANGING = "the kernel state changed while it was read: steps may be of different moments"
 
 
 def loaded_options(layout: Layout) -> NftablesOptions | None:
-    """Work the options out; None where the rules are of another version, or not ours.
+    """Return the options that the base rules were loaded with; None if of another version.
 
-    The chain that is named after a digest of the ruleset's text says whether they are right.
+    Options are read from rules where that is easy. The marker chain, a digest of the text, confirms
+    them.
     """
     bits = read_bits_set(b"".join(layout.rules.get(chains.MARKING, [])))
     if len(bits) != 4:
@@ -54,15 +55,15 @@ def loaded_options(layout: Layout) -> NftablesOptions | None:
             if any(nft.PODS.of(family) in read_set_names(rule) for rule in rules)
         ),
     )
-    # What the rules could tell with more reading, the digest tells as well.
+    # The digest tells the other options, without reading more rules.
     return next(
         (
             options
-            for everything, shield, counters in product((False, True), repeat=3)
+            for masquerade_all, shield, counters in product((False, True), repeat=3)
             if base_rules(
                 options := msgspec.structs.replace(
                     read,
-                    masquerade_all=everything,
+                    masquerade_all=masquerade_all,
                     shield_loopback=shield,
                     endpoint_counters=counters,
                 )
@@ -74,9 +75,9 @@ def loaded_options(layout: Layout) -> NftablesOptions | None:
 
 
 class KernelTracer:
-    """Traces through table `inet pyproxy` of the network namespace that it is made in.
+    """Traces packets through table `inet pyproxy` of the network namespace that it is made in.
 
-    `local_addresses` gives the addresses of this machine's interfaces.
+    `local_addresses` returns the addresses of this node's interfaces.
     """
 
     def __init__(self, local_addresses: Callable[[], Iterable[Address]]) -> None:
@@ -84,20 +85,21 @@ class KernelTracer:
         self._netlink = Nfnetlink()
 
     def close(self) -> None:
-        """Give back the socket."""
+        """Close the socket."""
         self._netlink.close()
 
     def trace(self, packet: Packet) -> TraceResult:
-        """Follow a packet through the table as it is now. Raises KernelError, UsageError."""
+        """Return the paths of a packet through the table as it is now. Raises KernelError, UsageError."""
         options, remarks = self._options()
         local = frozenset(self._local_addresses())
         for _ in range(_ATTEMPTS):
             before = self._generation()
             rows = kernel_rows(self._netlink, TABLE, schema.BY_NAME)
-            account = trace(packet, NftablesView(rows, options, local, rows)).result(remarks)
+            found = trace(packet, NftablesView(rows, options, local, rows))
+            # nf_tables increments its generation with each transaction of any program.
             if self._generation() == before:
-                return account
-        return trace(packet, NftablesView(rows, options, local, rows)).result((*remarks, _RESTLESS))
+                return found.result(remarks)
+        return found.result((*remarks, _CHANGING))
 
     def _generation(self) -> int:
         return nftables.read_generation(self._netlink.get(nftables.get_generation()))
@@ -106,8 +108,8 @@ class KernelTracer:
         layout = read_layout(self._netlink, TABLE)
         if not layout.chains:
             raise UsageError(
-                f"the kernel holds no table inet {TABLE}: trace reads what pyproxy writes in the "
-                "mode nftables; run it on a node where that serves, in the host's network"
+                f"the kernel has no table inet {TABLE}: run trace on a node where pyproxy serves "
+                "in nftables mode, in the host's network namespace"
             )
         options = loaded_options(layout)
         if options is None:
@@ -115,4 +117,4 @@ class KernelTracer:
                 f"table inet {TABLE} was loaded by another version of pyproxy: use that version's "
                 "trace, or start this version's agent"
             )
-        return options, () if base_rules(options).is_loaded(layout) else (_FOREIGN,)
+        return options, () if base_rules(options).is_loaded(layout) else (_CHANGED,)

@@ -23,10 +23,10 @@ from pyproxy.policy.routing import ServiceRouting
 class NftablesPlan(msgspec.Struct, frozen=True):
     """Elements to remove and to add, and the state that is committed with them.
 
-    `services` are the routings to be committed, with every endpoint in its slot. `chains` are the
-    on-demand chains to write, and `reload` says that the base rules must be loaded. `shared` is
-    the change in the number of each shared row's users, `options` are the base rules', `node` is
-    the node's part if it changes, and `whole` says that the plan was made from a read-back.
+    `services` are the routings to be committed, with every endpoint in its slot. `shared` is the
+    change in the number of each shared row's users. `chains` are the on-demand chains to write, and
+    `reload` says that the base rules must be loaded, with `options`. `node` is the node's part if
+    it changes, and `whole` says that the plan was made from a read-back.
     `boundaries` exist only where the kernel holds nothing: rows are in the order of their Services
     then, and can be cut there into batches.
     """
