@@ -87,15 +87,15 @@ def _source(namespace: argparse.Namespace, target: Destination) -> Address | Non
 
 
 def _show(packet: PacketTrace) -> Iterator[Part]:
-    origin = f"came in by {packet.came_in_by}" if packet.came_in_by else "sent by this node"
+    origin = f"came in by {packet.incoming}" if packet.incoming else "sent by this node"
     yield text(f"{packet.source} -> {packet.destination}, {origin}", HEAD)
-    for met in packet.met:
-        if met.now_to:
-            yield text(f"  now to {met.now_to}", GOOD)
-        if met.rule:
-            yield text(f"  {met.table} {met.chain}: {met.rule}")
-            yield text(f"      {met.verdict}", DIM)
-    yield text(f"  {packet.end}", BAD if packet.end.startswith("taken") else "")
+    for rule in packet.rules:
+        if rule.new_destination:
+            yield text(f"  translated to {rule.new_destination}", GOOD)
+        if rule.rule:
+            yield text(f"  {rule.table} {rule.chain}: {rule.rule}")
+            yield text(f"      {rule.verdict}", DIM)
+    yield text(f"  {packet.end}", BAD if packet.end.startswith("dropped") else "")
 
 
 @contextmanager

@@ -158,8 +158,8 @@ def test_a_live_trace_lists_the_rules_that_a_packet_matches(web: InspectedNode) 
     rules = [line.strip() for line in lines]
     assert any("services: ip daddr . meta l4proto . th dport vmap @services4" in r for r in rules)
     assert "goto cluster4-2" in rules
-    assert {"now to 10.244.1.11:8080", "now to 10.244.2.11:8080"} & set(rules)
-    assert rules[-1].startswith("on its way to 10.244.")
+    assert {"translated to 10.244.1.11:8080", "translated to 10.244.2.11:8080"} & set(rules)
+    assert rules[-1].startswith("sent to 10.244.")
     assert TABLE not in web.nft("list tables")
     assert web.command("status", "-o", "json").json["repairs"] == drift
 

@@ -41,8 +41,8 @@ LOCAL_OFFSET = 1 << 24
 CLUSTER, LOCAL = "cluster", "local"
 
 MARKING = "mark-masquerade"
-"""The base chain that marks a packet. Only base rules contain the mark, so that the rules that set it
-and those that test it change together."""
+"""The base chain that marks a packet. Only base rules contain the mark, so that the rules that set
+it and those that test it change together."""
 
 _MASQUERADED = "masq-"
 _AFFINITY = "affinity-"
@@ -62,10 +62,10 @@ _FIRST = rules.REGISTER
 def picking(
     which: str, family: Family, size: int, *, masquerade: bool = False, affinity: bool = False
 ) -> str:
-    """Return the name of the chain that picks one of CLUSTER's or LOCAL's endpoints of class `size`.
+    """Return the name of the chain that picks one of CLUSTER's or LOCAL's endpoints.
 
-    With `masquerade` it marks the packet first, and with `affinity` it looks up the client's learned
-    endpoint first.
+    `size` is their class. With `masquerade` the chain marks the packet first, and with `affinity`
+    it looks up the client's learned endpoint first.
     """
     prefix = _MASQUERADED * masquerade + _AFFINITY * affinity
     return f"{prefix}{which}{int(family)}-{size}"
@@ -88,7 +88,7 @@ def moduli(size: int) -> list[int]:
 
 
 def learning(family: Family, timeout: int) -> str:
-    """Return the name of the chain that learns clients, for `timeout` seconds after each connection."""
+    """Return the name of the chain that learns clients, `timeout` being in seconds."""
     return f"{_LEARN}{int(family)}-{timeout}"
 
 

@@ -98,7 +98,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
             for kind in _BY_FRONTEND:
                 read(kind.of(port.family), key)
             endpoints = schema.ENDPOINTS.of(port.family)
-            # Slots have no gaps, so the first empty slot after the last expected one ends the search.
+            # Slots have no gaps: an empty slot after the last expected one ends the search.
             most = max(len(port.cluster), len(port.local))
             for first in (0, chains.LOCAL_OFFSET):
                 for index in range(first, first + chains.LOCAL_OFFSET):

@@ -89,7 +89,7 @@ class KernelTracer:
         self._netlink.close()
 
     def trace(self, packet: Packet) -> TraceResult:
-        """Return the paths of a packet through the table as it is now. Raises KernelError, UsageError."""
+        """Return the paths of a packet through the table. Raises KernelError, UsageError."""
         options, remarks = self._options()
         local = frozenset(self._local_addresses())
         for _ in range(_ATTEMPTS):

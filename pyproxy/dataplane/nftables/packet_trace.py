@@ -1,4 +1,9 @@
-"""What the kernel tells of packets, put together by packet: pure."""
+"""Traces of live packets: the kernel reports the rules that they meet (nftrace).
+
+A table of our own marks the packets. It belongs to the socket that made it (`flags owner`), so the
+kernel deletes it when the process ends. Linux before 5.12 has no owners: the table of a killed
+process stays until the next trace, which deletes it.
+"""
 
 from __future__ import annotations
 
@@ -28,37 +33,37 @@ _QUIET = 0.3
 _POLL = 0.1
 
 RuleText = Callable[[str, str, str, int], str]
-"""Gives a rule's text by its table's family and name, its chain and its handle."""
+"""Returns a rule's text by its table's family and name, its chain and its handle."""
 
 
-class Met(msgspec.Struct, frozen=True, rename="camel"):
-    """A rule that a packet met, or a policy, and what became of it there.
+class MatchedRule(msgspec.Struct, frozen=True, rename="camel"):
+    """A rule that a packet matched, or a policy, and its verdict.
 
-    `now_to` is where the packet is going from here on, where that has changed.
+    `new_destination` is the packet's destination from here on, if that has changed.
     """
 
     table: str
     chain: str
     rule: str
     verdict: str
-    now_to: str = ""
+    new_destination: str = ""
 
 
 class PacketTrace(msgspec.Struct, frozen=True, rename="camel"):
-    """One packet's way through this machine: its addresses as it came, what it met, its end."""
+    """One packet's path: its first addresses, its input interface, its rules, its end."""
 
     source: str
     destination: str
-    came_in_by: str
-    met: tuple[Met, ...]
+    incoming: str
+    rules: tuple[MatchedRule, ...]
     end: str
 
 
 class Assembly:
-    """Collects what is told of packets, until of one nothing has been told for `quiet`.
+    """Collects events by packet. A packet is complete when it had no event for `quiet` seconds.
 
-    Where a packet is copied on its way, as a bridge does, it has another number from there on. Its
-    sender is the same. Times are in seconds, of any one clock.
+    A packet that a bridge copies has another number from there on, and the same sender. Times are
+    in seconds, of any one clock.
     """
 
     def __init__(self, quiet: float) -> None:
@@ -67,70 +72,73 @@ class Assembly:
         self._numbers: dict[int, int] = {}
 
     def take(self, events: Sequence[Event], now: float) -> None:
-        """Take in what was told at `now`."""
+        """Add events that were read at `now`."""
         for event in events:
             if event.packet not in self._numbers:
                 self._numbers[event.packet] = self._same_as(event)
             number = self._numbers[event.packet]
-            _, told = self._open.pop(number, (now, []))
-            # The one that was told of last is last.
-            self._open[number] = (now, [*told, event])
+            _, earlier = self._open.pop(number, (now, []))
+            # Inserted anew, so that the dict stays in the order of the last events.
+            self._open[number] = (now, [*earlier, event])
 
     def finished(self, now: float) -> Iterator[list[Event]]:
-        """Give the packets of which nothing more is to be expected, oldest first."""
-        for number, (last, told) in list(self._open.items()):
+        """Yield the events of each complete packet, oldest packet first, and forget them."""
+        for number, (last, events) in list(self._open.items()):
             if now - last >= self._quiet:
                 del self._open[number]
-                for event in told:
+                for event in events:
                     self._numbers.pop(event.packet, None)
-                yield told
+                yield events
 
     def _same_as(self, event: Event) -> int:
         sender = (event.source, event.source_port)
-        for number, (_, told) in self._open.items():
-            if event.source and any((e.source, e.source_port) == sender for e in told):
+        for number, (_, events) in self._open.items():
+            if event.source and any((e.source, e.source_port) == sender for e in events):
                 return number
         return event.packet
 
 
-def journey(
-    told: Sequence[Event], own_table: str, rule_text: RuleText, interface: Callable[[int], str]
+def packet_trace(
+    events: Sequence[Event], own_table: str, rule_text: RuleText, interface: Callable[[int], str]
 ) -> PacketTrace:
-    """Put one packet's events into words; `own_table` is the one that has it traced."""
-    first = next((event for event in told if event.source is not None), told[0])
+    """Return the trace of one packet's events, without rules of `own_table`, which marks it."""
+    first = next((event for event in events if event.source is not None), events[0])
     destination = _end(first, source=False)
-    met = []
-    going = destination
-    for event in told:
-        now_to = ""
-        if event.destination is not None and (to := _end(event, source=False)) != going:
-            going = now_to = to
-        tells = event.handle or (event.kind is Kind.POLICY and event.verdict != "accept")
-        if now_to or (tells and event.table != own_table):
+    rules = []
+    current = destination
+    for event in events:
+        new = ""
+        if event.destination is not None and (to := _end(event, source=False)) != current:
+            current = new = to
+        matched = event.handle or (event.kind is Kind.POLICY and event.verdict != "accept")
+        if new or (matched and event.table != own_table):
             family = _FAMILIES.get(event.family, str(event.family))
             rule = "its policy"
             if event.kind is not Kind.POLICY:
                 rule = rule_text(family, event.table, event.chain, event.handle)
-            met.append(Met(f"{family} {event.table}", event.chain, rule, event.verdict, now_to))
-    came_in_by = interface(first.incoming) if first.incoming else ""
+            table = f"{family} {event.table}"
+            rules.append(MatchedRule(table, event.chain, rule, event.verdict, new))
     return PacketTrace(
         _end(first, source=True),
         destination,
-        came_in_by,
-        tuple(met),
-        _fate(told, met, going, interface),
+        interface(first.incoming) if first.incoming else "",
+        tuple(rules),
+        _outcome(events, rules, current, interface),
     )
 
 
-def _fate(
-    told: Sequence[Event], met: Sequence[Met], going: str, interface: Callable[[int], str]
+def _outcome(
+    events: Sequence[Event],
+    rules: Sequence[MatchedRule],
+    destination: str,
+    interface: Callable[[int], str],
 ) -> str:
-    last = told[-1]
+    last = events[-1]
     if last.verdict == "drop":
-        where = f"{met[-1].table} {met[-1].chain}" if met else last.chain
-        return f"taken off its way in {where}"
-    out = next((event.outgoing for event in reversed(told) if event.outgoing), 0)
-    return f"on its way to {going}" + (f" by {interface(out)}" if out else ", on this machine")
+        where = f"{rules[-1].table} {rules[-1].chain}" if rules else last.chain
+        return f"dropped in {where}"
+    out = next((event.outgoing for event in reversed(events) if event.outgoing), 0)
+    return f"sent to {destination}" + (f" by {interface(out)}" if out else ", on this node")
 
 
 def _end(event: Event, *, source: bool) -> str:
@@ -140,7 +148,7 @@ def _end(event: Event, *, source: bool) -> str:
 
 
 def rule_texts(listing: str) -> Mapping[tuple[str, int], str]:
-    """Read `nft -a -t list table`: each rule's text by its chain and handle."""
+    """Return each rule's text by its chain and handle, from `nft -a -t list table`."""
     found: dict[tuple[str, int], str] = {}
     chain = ""
     for line in listing.splitlines():
@@ -152,7 +160,7 @@ def rule_texts(listing: str) -> Mapping[tuple[str, int], str]:
 
 
 class LiveTrace:
-    """Traces matching packets from when it is made until `close`. Raises KernelError."""
+    """Traces matching packets from its construction to `close`. Raises KernelError."""
 
     def __init__(self, match: Match) -> None:
         self._name = f"{_PREFIX}{os.getpid()}"
@@ -160,43 +168,43 @@ class LiveTrace:
         self._netlink = Nfnetlink()
         self._socket = TraceSocket()
         try:
-            self._sweep()
-            self._set(match)
+            self._delete_abandoned()
+            self._mark(match)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Have nothing traced any more."""
+        """Stop tracing, and close the sockets."""
         self._netlink.transact([delete_table(self._name)], SUBSYSTEM)
         self._netlink.close()
         self._socket.close()
 
     def packet_traces(self, seconds: float) -> Iterator[PacketTrace | None]:
-        """Wait for packets, for `seconds`, and tell of each once it has gone its way.
+        """Yield the packets of the next `seconds`, each when it is complete; blocks meanwhile.
 
-        None says that something was lost, for more was told than could be read.
+        None says that events were lost, because the kernel sent them faster than they were read.
         """
         assembly = Assembly(_QUIET)
         until = time.monotonic() + seconds
         while time.monotonic() < until + _QUIET + _POLL:
-            told = self._socket.wait(_POLL)
-            if told is None:
+            events = self._socket.wait(_POLL)
+            if events is None:
                 yield None
             now = time.monotonic()
-            assembly.take(told or (), now)
-            for events in assembly.finished(now):
-                yield journey(events, self._name, self._rule, _interface)
+            assembly.take(events or (), now)
+            for complete in assembly.finished(now):
+                yield packet_trace(complete, self._name, self._rule, _interface)
 
-    def _sweep(self) -> None:
+    def _delete_abandoned(self) -> None:
         for name in nftables.read_table_names(self._netlink.dump(nftables.get_tables())):
             if name.startswith(_PREFIX):
                 for refusal in self._netlink.transact([delete_table(name)], SUBSYSTEM):
-                    # Another's, who is at it now.
+                    # Another process is tracing with it.
                     if not isinstance(refusal.error, PermissionKernelError):
                         raise refusal.error
 
-    def _set(self, match: Match) -> None:
+    def _mark(self, match: Match) -> None:
         for owned in (True, False):
             refusals = self._netlink.transact(
                 trace_table(self._name, match, owned=owned), SUBSYSTEM
@@ -220,7 +228,7 @@ def _list(family: str, table: str) -> Mapping[tuple[str, int], str]:
         text=True,
         check=False,
     )
-    # A rule that nft cannot spell is told by its number.
+    # A rule that nft cannot list is named by its handle.
     return rule_texts(done.stdout)
 
 

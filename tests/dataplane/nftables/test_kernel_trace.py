@@ -128,7 +128,7 @@ def test_rules_of_somebody_else_are_told_of(namespace: Namespace) -> None:
         assert traced(namespace, packet).remarks == ()
         namespace.run(["nft", "insert rule inet pyproxy filter-forward drop"])
         (remark,) = traced(namespace, packet).remarks
-        assert "somebody has changed the rules" in remark
+        assert "another program has changed the base rules" in remark
         namespace.run(["nft", "flush chain inet pyproxy mark-masquerade"])
         with pytest.raises(UsageError, match="another version"):
             traced(namespace, packet)

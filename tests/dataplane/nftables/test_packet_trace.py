@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.dataplane.nftables.packet_trace import Assembly, Met, PacketTrace, journey, rule_texts
+from pyproxy.dataplane.nftables.packet_trace import (
+    Assembly,
+    MatchedRule,
+    PacketTrace,
+    packet_trace,
+    rule_texts,
+)
 from pyproxy.model.address import parse_address
 from pyproxy.netlink.tracing import Event, Kind
 
@@ -16,9 +22,9 @@ def event(chain: str, handle: int, verdict: str, packet: int = 1, table: str = "
     return Event(packet, Kind.RULE, 1, table, chain, handle, verdict)
 
 
-def headed(told: Event, destination: bytes, port: int, outgoing: int = 0) -> Event:
+def headed(event: Event, destination: bytes, port: int, outgoing: int = 0) -> Event:
     return msgspec.structs.replace(
-        told,
+        event,
         source=CLIENT,
         destination=destination,
         source_port=40000,
@@ -38,9 +44,9 @@ TOLD = [
 ]
 
 
-def put_together(told: list[Event]) -> PacketTrace:
-    return journey(
-        told,
+def put_together(events: list[Event]) -> PacketTrace:
+    return packet_trace(
+        events,
         OWN,
         lambda family, table, chain, handle: f"{family} {table} {chain} {handle}",
         lambda number: f"eth{number}",
@@ -63,18 +69,18 @@ def test_packets_that_come_between_are_kept_apart() -> None:
     assert sorted(map(len, assembly.finished(2.0))) == [1, len(TOLD)]
 
 
-def test_what_it_met_is_told_in_order_with_where_it_went() -> None:
+def test_matched_rules_are_in_order_with_new_destinations() -> None:
     assert put_together(TOLD) == PacketTrace(
         "10.244.1.12:40000",
         "10.96.0.10:80",
         "eth3",
         (
-            Met(
+            MatchedRule(
                 "inet pyproxy", "nat-prerouting", "inet pyproxy nat-prerouting 45", "jump services"
             ),
-            Met("inet pyproxy", "services", "inet pyproxy services 54", "goto cluster4-1"),
-            Met("inet pyproxy", "cluster4-1", "inet pyproxy cluster4-1 77", "accept"),
-            Met(
+            MatchedRule("inet pyproxy", "services", "inet pyproxy services 54", "goto cluster4-1"),
+            MatchedRule("inet pyproxy", "cluster4-1", "inet pyproxy cluster4-1 77", "accept"),
+            MatchedRule(
                 "inet pyproxy",
                 "filter-forward",
                 "inet pyproxy filter-forward 48",
@@ -82,19 +88,19 @@ def test_what_it_met_is_told_in_order_with_where_it_went() -> None:
                 "10.244.2.11:8080",
             ),
         ),
-        "on its way to 10.244.2.11:8080 by eth2",
+        "sent to 10.244.2.11:8080 by eth2",
     )
 
 
 def test_what_was_dropped_says_where() -> None:
     by_rule = [*TOLD[:2], event("refuse", 9, "drop")]
-    assert put_together(by_rule).end == "taken off its way in inet pyproxy refuse"
+    assert put_together(by_rule).end == "dropped in inet pyproxy refuse"
     policy = msgspec.structs.replace(
         event("forward", 0, "drop", table="filter"), kind=Kind.POLICY, family=2
     )
     by_policy = put_together([*TOLD[:2], policy])
-    assert by_policy.met[-1] == Met("ip filter", "forward", "its policy", "drop")
-    assert by_policy.end == "taken off its way in ip filter forward"
+    assert by_policy.rules[-1] == MatchedRule("ip filter", "forward", "its policy", "drop")
+    assert by_policy.end == "dropped in ip filter forward"
 
 
 def test_rules_have_the_texts_that_nft_gives_them() -> None:

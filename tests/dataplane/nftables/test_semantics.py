@@ -17,7 +17,7 @@ from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.schema import Rows, SetKind, Table
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
-from pyproxy.dataplane.nftables.tracer import NftablesView, Trace, Way, trace
+from pyproxy.dataplane.nftables.tracer import NftablesView, TablePath, Trace, trace
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
@@ -56,7 +56,7 @@ def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
     scene, packet = encounter
     scene = sticky(scene)
     routings = tuple(scene.routings().values())
-    first = data.draw(st.sampled_from(trace(packet, machine(scene, routings)).ways))
+    first = data.draw(st.sampled_from(trace(packet, machine(scene, routings)).paths))
     again = trace(packet, machine(scene, routings, learned_by(first)))
     if first.learned is None:
         assert not again.backends()
@@ -107,8 +107,8 @@ def test_nobody_is_let_go_for_a_change_that_does_not_concern_him(encounter: Enco
     scene, packet = encounter
     scene = sticky(scene)
     routings = scene.routings()
-    for way in trace(packet, machine(scene, tuple(routings.values()))).ways:
-        learned = learned_by(way)
+    for path in trace(packet, machine(scene, tuple(routings.values()))).paths:
+        learned = learned_by(path)
         assert forget_partly(learned, routings, routings) == learned
         assert forget_wholly(learned, routings, routings) == learned
 
@@ -139,8 +139,8 @@ def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Tra
     """The trace of a client who came back after a change, if it is one that must not be."""
     before, after, packet = change
     old, new = before.routings(), after.routings()
-    for way in trace(packet, machine(before, tuple(old.values()))).ways:
-        learned = forgetting(learned_by(way), old, new)
+    for path in trace(packet, machine(before, tuple(old.values()))).paths:
+        learned = forgetting(learned_by(path), old, new)
         again = trace(packet, machine(after, tuple(new.values()), learned))
         if again.verdicts().keys() <= oracle.wanted(packet, after, new.values()):
             continue
@@ -170,8 +170,8 @@ def sticky(scene: Scene) -> Scene:
     )
 
 
-def learned_by(way: Way) -> Table:
-    element = way.learned
+def learned_by(path: TablePath) -> Table:
+    element = path.learned
     return {element.set_name: {element.key: element.value}} if element else {}
 
 

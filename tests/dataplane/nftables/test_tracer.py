@@ -11,7 +11,7 @@ from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.tracer import Did, NftablesView, trace
+from pyproxy.dataplane.nftables.tracer import Action, NftablesView, trace
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -200,7 +200,7 @@ def test_a_lower_half_that_is_not_full_loses_packets() -> None:
     missed = Fraction(3, 4) ** 8
     traced = trace(packet(), machine(table))
     assert traced.verdicts() == {Delivered(end(4)): 1 - missed, Untouched(): missed}
-    assert traced.ways[-1].steps[-1].did is Did.MISSED
+    assert traced.paths[-1].steps[-1].action is Action.MISSED
 
 
 def test_a_hairpin_is_masqueraded_only_where_it_meets_itself() -> None:
@@ -252,17 +252,17 @@ AFFINITY_FRONTENDS: Table = {
 
 def test_a_sticky_frontend_learns_and_remembers() -> None:
     first = trace(packet(), machine(AFFINITY_FRONTENDS))
-    assert {way.verdict for way in first.ways} == {
+    assert {path.verdict for path in first.paths} == {
         Delivered(end(1), Masquerade.MARK),
         Delivered(end(2), Masquerade.MARK),
     }
-    for way in first.ways:
-        assert way.learned is not None
-        learned = {way.learned.set_name: {way.learned.key: way.learned.value}}
+    for path in first.paths:
+        assert path.learned is not None
+        learned = {path.learned.set_name: {path.learned.key: path.learned.value}}
         again = trace(packet(), machine(AFFINITY_FRONTENDS, learned))
-        assert again.verdicts() == {way.verdict: CERTAIN}
-        assert again.ways[0].learned == way.learned
-        assert len(trace(packet(OUTSIDE), machine(AFFINITY_FRONTENDS, learned)).ways) == 2
+        assert again.verdicts() == {path.verdict: CERTAIN}
+        assert again.paths[0].learned == path.learned
+        assert len(trace(packet(OUTSIDE), machine(AFFINITY_FRONTENDS, learned)).paths) == 2
 
 
 def test_an_endpoint_here_is_learned_on_input() -> None:
@@ -271,13 +271,13 @@ def test_an_endpoint_here_is_learned_on_input() -> None:
         "endpoints4": {at(0): here},
         "affinity-endpoints4": {frontend() + here: b""},
     }
-    (way,) = trace(packet(), machine(table)).ways
-    assert way.steps[-1].chain == "learn-input"
+    (path,) = trace(packet(), machine(table)).paths
+    assert path.steps[-1].chain == "learn-input"
 
 
 def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
     table = AFFINITY_FRONTENDS | {"affinity-endpoints4": {frontend() + end(1) + b"\0\0": b""}}
-    learned = {way.verdict: way.learned for way in trace(packet(), machine(table)).ways}
+    learned = {path.verdict: path.learned for path in trace(packet(), machine(table)).paths}
     assert learned[Delivered(end(1), Masquerade.MARK)] is not None
     assert learned[Delivered(end(2), Masquerade.MARK)] is None
 
@@ -302,16 +302,16 @@ def test_a_trace_reads_well() -> None:
     table = AFFINITY_FRONTENDS | {"services4": {frontend(): Tag("affinity-cluster4-2", "shop/web")}}
     assert str(trace(packet(), machine(table))).splitlines() == [
         "10.244.1.11 -> 10.96.0.1:80/tcp, came in by cbr0",
-        "  services: goes on where its frontend says:"
+        "  services: continues in the frontend's chain:"
         ' services4 { 10.96.0.1 . tcp . 80 comment "shop/web" : goto affinity-cluster4-2 }',
         "  cluster4-2: translated to a random endpoint:"
         " endpoints4 { 10.96.0.1 . tcp . 80 . 0 : 10.244.2.1 . 8080 }",
-        "  learn-postrouting: the client will come back to this endpoint:"
+        "  learn-postrouting: the client comes back to this endpoint:"
         " affinity4 { 10.244.1.11 . 10.96.0.1 . tcp . 80 : 10.244.2.1 . 8080 }",
         "  50.0000% delivered to 10.244.2.1:8080, source kept",
         "  cluster4-2: translated to a random endpoint:"
         " endpoints4 { 10.96.0.1 . tcp . 80 . 1 : 10.244.2.2 . 8080 }",
-        "  learn-postrouting: the client will come back to this endpoint:"
+        "  learn-postrouting: the client comes back to this endpoint:"
         " affinity4 { 10.244.1.11 . 10.96.0.1 . tcp . 80 : 10.244.2.2 . 8080 }",
         "  50.0000% delivered to 10.244.2.2:8080, source kept",
     ]
