@@ -56,7 +56,7 @@ def test_rules_that_are_taken_away_come_back(
         node.reaches("a2", WEB[0], "a1", "b1")
         before = lasting(node)
         modes.wipe(mode, network.namespace("na"))
-        node.says("repaired what", patience=2 * PATIENCE)
+        node.logs("repaired what", patience=2 * PATIENCE)
         for who, places in (("a2", WEB), ("ext", NODE_PORT)):
             for place in places:
                 node.reaches(who, place, "a1", "b1")

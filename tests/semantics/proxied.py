@@ -172,7 +172,7 @@ class Proxied:
             source_port=sport,
         )
 
-    def sticks(self, who: str, to: str, tries: int = 8) -> str:
+    def single_pod(self, who: str, to: str, tries: int = 8) -> str:
         """Wait until one pod alone answers, and name it."""
         seen = self._until(who, to, lambda seen: len(seen.reached) == 1, "one pod", tries=tries)
         return next(iter(seen.reached))
@@ -188,11 +188,11 @@ class Proxied:
         how = {"tries": 2, "timeout": 0.25, "source_port": sport}
         self._until(who, to, lambda seen: seen.dropped >= 2, "silence", **how)
 
-    def says(self, text: str, patience: float = PATIENCE) -> None:
+    def logs(self, text: str, patience: float = PATIENCE) -> None:
         """Wait until the agent's log has a text."""
         deadline = time.monotonic() + patience
         while text not in self.agent.log.read_text():
-            assert time.monotonic() < deadline, f"the log never says {text!r}"
+            assert time.monotonic() < deadline, f"not in the log: {text!r}"
             time.sleep(0.05)
 
     def holds(self, text: str) -> None:

@@ -29,7 +29,7 @@ def web(name: str, **spec: Any) -> dict[str, Any]:
     return {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}], **spec}}
 
 
-def test_events_of_two_agents_about_services_at_odds() -> None:
+def test_two_agents_report_a_conflict_once_and_a_taken_port_each() -> None:
     with Cluster() as cluster:
         client = cluster.client
         client.create("/api/v1/namespaces", {"metadata": {"name": "shop"}})

@@ -17,8 +17,6 @@ from .proxied import (
     Object,
     Proxied,
     balanced,
-    endpoint,
-    endpoint_slice,
     proxied,
     service,
 )
@@ -30,7 +28,7 @@ V4, V6, GATEWAY = "172.30.0.11", "fd30::11", "10.244.1.1"
 Answer = tuple[int, int]
 """HTTP's status and the local endpoints; zeros where the port is closed."""
 
-NOBODY: Answer = (0, 0)
+CLOSED: Answer = (0, 0)
 
 
 def web(port: int = PORT) -> Object:
@@ -56,14 +54,14 @@ def ask(node: Proxied, address: str, port: int) -> Answer:
             assert weight == str(said["localEndpoints"])
             return reply.status, said["localEndpoints"]
         except ConnectionRefusedError:
-            return NOBODY
+            return CLOSED
         finally:
             connection.close()
 
     return node.network.namespace("ext").call(get)
 
 
-def says(node: Proxied, address: str, wanted: Answer, port: int = PORT) -> None:
+def reports(node: Proxied, address: str, wanted: Answer, port: int = PORT) -> None:
     deadline = time.monotonic() + PATIENCE
     while (seen := ask(node, address, port)) != wanted:
         assert time.monotonic() < deadline, f"{address} says {seen}, not {wanted}"
@@ -77,28 +75,14 @@ def node(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Proxied]:
         yield made
 
 
-def test_each_family_tells_of_its_own_pods_on_this_node(node: Proxied) -> None:
-    says(node, V4, (503, 0))
-    says(node, V6, (503, 0))
-    node.apply(endpoint_slice("web", "a1", "a2", "b1"))
-    says(node, V4, (200, 2))
-    says(node, V6, (503, 0))
-    node.apply(endpoint_slice("web", "a1", family="IPv6"))
-    says(node, V6, (200, 1))
-    leaving = endpoint("a1", ready=False, serving=True, terminating=True)
-    node.apply(endpoint_slice("web", leaving, "b1"))
-    says(node, V4, (503, 0))
-    says(node, V6, (200, 1))
-
-
-def test_it_listens_on_node_port_addresses_and_moves_and_goes_with_its_service(
+def test_a_health_check_port_is_on_node_port_addresses_and_follows_its_service(
     node: Proxied,
 ) -> None:
-    says(node, V4, (503, 0))
-    assert ask(node, GATEWAY, PORT) == NOBODY
+    reports(node, V4, (503, 0))
+    assert ask(node, GATEWAY, PORT) == CLOSED
     node.apply(web(PORT + 1))
-    says(node, V4, (503, 0), PORT + 1)
-    says(node, V4, NOBODY)
+    reports(node, V4, (503, 0), PORT + 1)
+    reports(node, V4, CLOSED)
     node.delete("service", "web")
-    says(node, V4, NOBODY, PORT + 1)
-    says(node, V6, NOBODY, PORT + 1)
+    reports(node, V4, CLOSED, PORT + 1)
+    reports(node, V6, CLOSED, PORT + 1)

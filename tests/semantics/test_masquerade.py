@@ -9,7 +9,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 from pyproxy_lab.topology import TWO_NODES
 
-from .proxied import Proxied, balanced, endpoint_slice, node, proxied, service
+from .proxied import Proxied, endpoint_slice, node, proxied, service
 
 pytestmark = pytest.mark.packets
 
@@ -24,9 +24,9 @@ WEB = (
 )
 V4, V6 = "10.96.0.1:80", "[fd00:10:96::1]:80"
 
-KEPT_FOR_PODS = {"a2": (A2, A2_6), "ext": (GATEWAY, GATEWAY_6)}
-KEPT_FOR_ALL = {"a2": (A2, A2_6), "ext": (OUTSIDE, OUTSIDE_6)}
-KEPT_FOR_NONE = dict.fromkeys(("a2", "ext"), (GATEWAY, GATEWAY_6))
+PODS_KEPT = {"a2": (A2, A2_6), "ext": (GATEWAY, GATEWAY_6)}
+ALL_KEPT = {"a2": (A2, A2_6), "ext": (OUTSIDE, OUTSIDE_6)}
+NONE_KEPT = dict.fromkeys(("a2", "ext"), (GATEWAY, GATEWAY_6))
 ONLY_IPV4_KNOWN = {"a2": (A2, A2_6), "ext": (GATEWAY, OUTSIDE_6)}
 
 CLUSTER_CIDR = ("--cluster-cidr=10.244.0.0/16,fd10::/16",)
@@ -39,21 +39,21 @@ NODE_CIDR = ("--detect-local-mode=NodeCIDR",)
 @pytest.mark.parametrize(
     ("flags", "seen"),
     [
-        ((), KEPT_FOR_ALL),
-        (CLUSTER_CIDR, KEPT_FOR_PODS),
+        ((), ALL_KEPT),
+        (CLUSTER_CIDR, PODS_KEPT),
         (("--cluster-cidr=10.244.0.0/16",), ONLY_IPV4_KNOWN),
-        ((*CLUSTER_CIDR, "--masquerade-all"), KEPT_FOR_NONE),
-        (("--masquerade-all",), KEPT_FOR_NONE),
-        ((*CLUSTER_CIDR, "--iptables-masquerade-bit=20"), KEPT_FOR_PODS),
-        ((*CLUSTER_CIDR, "--iptables-masquerade-bit=31"), KEPT_FOR_PODS),
-        (BRIDGE, KEPT_FOR_PODS),
-        (PREFIX, KEPT_FOR_PODS),
+        ((*CLUSTER_CIDR, "--masquerade-all"), NONE_KEPT),
+        (("--masquerade-all",), NONE_KEPT),
+        ((*CLUSTER_CIDR, "--iptables-masquerade-bit=20"), PODS_KEPT),
+        ((*CLUSTER_CIDR, "--iptables-masquerade-bit=31"), PODS_KEPT),
+        (BRIDGE, PODS_KEPT),
+        (PREFIX, PODS_KEPT),
         (OTHER_PREFIX, {"a2": (GATEWAY, GATEWAY_6), "ext": (OUTSIDE, OUTSIDE_6)}),
-        (NODE_CIDR, KEPT_FOR_PODS),
+        (NODE_CIDR, PODS_KEPT),
     ],
     ids=" ".join,
 )
-def test_whom_a_pod_sees_behind_a_cluster_ip(
+def test_the_source_that_a_pod_sees_behind_a_cluster_ip(
     mode: LabMode,
     network: Network,
     tmp_path: Path,
@@ -61,80 +61,29 @@ def test_whom_a_pod_sees_behind_a_cluster_ip(
     seen: dict[str, tuple[str, str]],
 ) -> None:
     with proxied(mode, network, tmp_path / "x", *flags, objects=WEB) as here:
-        sees(here, seen)
+        assert_sources(here, seen)
         # A pod that reaches itself is masqueraded with all flags, or it would bypass conntrack.
         here.reaches("a1", V4, "a1", source=GATEWAY)
         here.reaches("a1", V6, "a1", source=GATEWAY_6)
 
 
-def sees(here: Proxied, seen: dict[str, tuple[str, str]]) -> None:
+def assert_sources(here: Proxied, seen: dict[str, tuple[str, str]]) -> None:
     for who, sources in seen.items():
         for to, source in zip((V4, V6), sources, strict=True):
             here.reaches(who, to, "a1", source=source)
-
-
-@pytest.mark.parametrize(
-    ("policy", "seen"),
-    [
-        ("Cluster", dict.fromkeys(("ext", "a2", "na"), (GATEWAY, GATEWAY_6))),
-        ("Local", KEPT_FOR_ALL | {"na": (GATEWAY, GATEWAY_6)}),
-    ],
-)
-def test_whom_a_pod_sees_behind_an_external_address(
-    mode: LabMode, network: Network, tmp_path: Path, policy: str, seen: dict[str, tuple[str, str]]
-) -> None:
-    addresses = ("198.51.100.1", "2001:db8::1")
-    exposed = service(
-        "web",
-        "10.96.0.1",
-        "fd00:10:96::1",
-        ports=[{"port": 80, "nodePort": 30080}],
-        type="LoadBalancer",
-        externalTrafficPolicy=policy,
-        status=balanced(*addresses),
-    )
-    targets = [
-        ("198.51.100.1:80", "[2001:db8::1]:80"),
-        ("172.30.0.11:30080", "[fd30::11]:30080"),
-    ]
-    with proxied(mode, network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, *WEB[1:])) as here:
-        for pair in targets:
-            for who, sources in seen.items():
-                for to, source in zip(pair, sources, strict=True):
-                    here.reaches(who, to, "a1", source=source)
-
-
-@pytest.mark.parametrize("policy", ["Cluster", "Local"])
-def test_an_endpoint_on_the_nodes_own_address_sees_everybody(
-    mode: LabMode, network: Network, tmp_path: Path, policy: str
-) -> None:
-    """Nothing leaves the node, so nothing needs another address to find the way back."""
-    exposed = service(
-        "web",
-        "10.96.0.1",
-        ports=[{"port": 80, "nodePort": 30080}],
-        type="NodePort",
-        externalTrafficPolicy=policy,
-        sessionAffinity="ClientIP",
-    )
-    host = endpoint_slice("web", "ha", ports=[{"port": 9090}])
-    with proxied(mode, network, tmp_path / "x", *CLUSTER_CIDR, objects=(exposed, host)) as here:
-        for who, own in (("ext", OUTSIDE), ("a2", A2), ("na", "172.30.0.11")):
-            here.reaches(who, V4, "ha", source=own)
-            here.reaches(who, "172.30.0.11:30080", "ha", source=own)
 
 
 def test_the_nodes_pod_networks_may_come_later_and_go(
     mode: LabMode, network: Network, tmp_path: Path
 ) -> None:
     with proxied(mode, network, tmp_path / "x", *NODE_CIDR, objects=(*WEB, node())) as here:
-        sees(here, KEPT_FOR_ALL)
+        assert_sources(here, ALL_KEPT)
         here.apply(node(podCIDR=NETWORKS[0], podCIDRs=NETWORKS[:1]))
-        sees(here, ONLY_IPV4_KNOWN)
+        assert_sources(here, ONLY_IPV4_KNOWN)
         here.apply(node(podCIDR=NETWORKS[0], podCIDRs=NETWORKS))
-        sees(here, KEPT_FOR_PODS)
+        assert_sources(here, PODS_KEPT)
         here.apply(node())
-        sees(here, KEPT_FOR_ALL)
+        assert_sources(here, ALL_KEPT)
 
 
 def test_the_mark_is_the_bit_that_was_asked_for(
@@ -153,9 +102,9 @@ def test_the_mark_is_the_bit_that_was_asked_for(
             objects=WEB,
         ) as here:
             site.run(["nft", others.format("meta mark set 0x4000")])
-            sees(here, KEPT_FOR_PODS)
+            assert_sources(here, PODS_KEPT)
             site.run(["nft", "flush table inet other"])
             site.run(["nft", others.format("meta mark set 0x100000")])
-            sees(here, KEPT_FOR_NONE)
+            assert_sources(here, NONE_KEPT)
     finally:
         site.run(["nft", "delete table inet other"], check=False)

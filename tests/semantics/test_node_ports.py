@@ -13,7 +13,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
 
-from .proxied import PATIENCE, Object, Proxied, endpoint_slice, proxied, service
+from .proxied import PATIENCE, Proxied, endpoint_slice, proxied, service
 
 pytestmark = pytest.mark.packets
 
@@ -51,7 +51,7 @@ def target(address: str, protocol: str, port: int = PORT) -> str:
 
 
 @pytest.mark.parametrize("flag", CASES)
-def test_where_node_ports_answer(
+def test_node_ports_are_on_the_chosen_addresses_alone(
     mode: LabMode, network: Network, tmp_path: Path, flag: str
 ) -> None:
     network.namespace("na").sysctl({"ipv4/conf/all/route_localnet": 0})
@@ -67,12 +67,12 @@ def test_where_node_ports_answer(
                     else:
                         node.is_refused(who, to)
         if "::1" in flag or "localhost" in flag:
-            node.says("node ports do not serve on ::1")
+            node.logs("node ports do not serve on ::1")
 
 
 @pytest.mark.modes("iptables-legacy", "iptables-nft")
 @pytest.mark.parametrize("loopback", [True, False])
-def test_iptables_mode_answers_on_loopback_unless_told_not_to(
+def test_iptables_mode_has_node_ports_on_loopback_unless_a_flag_disables_it(
     mode: LabMode, network: Network, tmp_path: Path, loopback: bool
 ) -> None:
     flag = f"--iptables-localhost-nodeports={str(loopback).lower()}"
@@ -84,7 +84,7 @@ def test_iptables_mode_answers_on_loopback_unless_told_not_to(
             node.is_refused("na", target("127.0.0.1", "tcp"))
 
 
-def test_loopback_knows_policies_and_affinity(
+def test_loopback_follows_policies_and_affinity(
     mode: LabMode, network: Network, tmp_path: Path
 ) -> None:
     """The node itself uses the whole cluster, whatever the policy, and its own host's pods too."""
@@ -99,7 +99,7 @@ def test_loopback_knows_policies_and_affinity(
     flag = "--nodeport-addresses=localhost"
     with proxied(mode, network, tmp_path / "x", flag, objects=(web, WEB[1])) as node:
         for protocol in ("tcp", "udp"):
-            pod = node.sticks("na", target("127.0.0.1", protocol))
+            pod = node.single_pod("na", target("127.0.0.1", protocol))
             assert node.once("na", target("127.0.0.1", protocol), tries=8).reached == {pod: 8}
         host_ports = [port | {"port": 9090} for port in SLICE_PORTS]
         for host in ("ha", "hb"):
@@ -114,7 +114,7 @@ def everywhere(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Prox
         yield node
 
 
-def test_an_address_that_comes_is_answered_on_and_one_that_goes_is_not(
+def test_node_ports_follow_added_and_removed_addresses(
     everywhere: Proxied,
 ) -> None:
     here = everywhere.network.namespace("na")
@@ -125,17 +125,17 @@ def test_an_address_that_comes_is_answered_on_and_one_that_goes_is_not(
         everywhere.reaches("ext", to, "a1", "b1", tries=24)
         here.ip([f"addr del {address}/{length} dev eth0"])
         deadline = time.monotonic() + PATIENCE
-        while answered_on(address, everywhere.listing()):
+        while has_node_ports(address, everywhere.listing()):
             assert time.monotonic() < deadline, f"node ports are on {address} for ever"
             time.sleep(0.1)
 
 
-def answered_on(address: str, listing: str) -> bool:
+def has_node_ports(address: str, listing: str) -> bool:
     """Return whether an address is among those of our frontends, or of our rules."""
     return bool(re.search(rf"(?<![\w:.]){re.escape(address)}(?![\w:.])", listing))
 
 
-def test_loopback_addresses_are_shielded_from_others(
+def test_loopback_addresses_cannot_be_reached_from_other_hosts(
     mode: LabMode, network: Network, tmp_path: Path
 ) -> None:
     """The sysctl that lets node ports answer on 127.0.0.1 would open all that listens there."""
@@ -148,9 +148,9 @@ def test_loopback_addresses_are_shielded_from_others(
         flag = "--nodeport-addresses=localhost"
         with proxied(mode, network, tmp_path / "x", flag, objects=WEB) as node:
             node.reaches("na", "127.0.0.1:9090", "ha")
-            assert not hears(listener, neighbour)
+            assert not receives(listener, neighbour)
         # Without the table it does: this is what the shield is for.
-        assert hears(listener, neighbour)
+        assert receives(listener, neighbour)
     neighbour.ip(["route del 127.0.0.0/8", "addr del 127.0.0.1/8 dev lo"])
     neighbour.ip(["addr add 127.0.0.1/8 dev lo"])
 
@@ -162,36 +162,10 @@ def bound(address: str, port: int) -> socket.socket:
     return listener
 
 
-def hears(listener: socket.socket, sender: Namespace) -> bool:
+def receives(listener: socket.socket, sender: Namespace) -> bool:
     with sender.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as talker:
         talker.sendto(b"!", listener.getsockname())
     try:
         return bool(listener.recv(10))
     except TimeoutError:
         return False
-
-
-def test_an_external_ip_may_be_the_nodes_own_address(
-    mode: LabMode, network: Network, tmp_path: Path
-) -> None:
-    own: Object = {"externalIPs": ["172.30.0.11", "fd30::11"]}
-    ports = ({"name": "tcp", "port": 8088}, {"name": "udp", "port": 8088, "protocol": "UDP"})
-    objects = (service("web", "10.96.0.1", "fd00:10:96::1", ports=ports, **own), *WEB[1:])
-    with proxied(mode, network, tmp_path / "x", objects=objects) as node:
-        for address in own["externalIPs"]:
-            for who in ("ext", "a2", "na"):
-                for protocol in ("tcp", "udp"):
-                    node.reaches(who, target(address, protocol, 8088), "a1", "b1", tries=24)
-                node.reaches(who, target(address, "tcp", 9090), "ha")
-                node.is_refused(who, target(address, "tcp", 8089))
-
-
-def test_a_node_port_and_an_external_ip_may_meet(
-    mode: LabMode, network: Network, tmp_path: Path
-) -> None:
-    """Address, protocol and port are the same, so the two are one frontend."""
-    ports = ({"name": "tcp", "port": PORT, "nodePort": PORT},)
-    web = service("web", "10.96.0.1", ports=ports, type="NodePort", externalIPs=["172.30.0.11"])
-    with proxied(mode, network, tmp_path / "x", objects=(web, WEB[1])) as node:
-        node.reaches("ext", target("172.30.0.11", "tcp"), "a1", "b1", tries=24)
-        node.reaches("a2", f"10.96.0.1:{PORT}", "a1", "b1", tries=24)

@@ -89,14 +89,22 @@ class Get(_Fields, frozen=True):
     contains: tuple[str, ...] = ()
 
 
+class Hold(_Fields, frozen=True):
+    """A TCP connection to open; its pod must respond on it at the end of every later step."""
+
+    source_name: str = field(name="from")
+    to: tuple[str, ...]
+
+
 class Step(_Fields, frozen=True):
-    """Actions in the order of the fields: delete, apply, sleep (seconds), probe."""
+    """Actions in the order of the fields; `sleep` is in seconds."""
 
     delete: tuple[str, ...] = ()
     apply: tuple[Applied, ...] = ()
     sleep: float = 0
     probe: tuple[Probe, ...] = ()
     http: tuple[Get, ...] = ()
+    hold: tuple[Hold, ...] = ()
 
 
 class Case(_Fields, frozen=True):

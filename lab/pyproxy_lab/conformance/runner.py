@@ -14,6 +14,7 @@ from pyproxy.errors import UsageError
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
 from pyproxy_lab.conformance.cases import Applied, Case, Get, Probe, Step
+from pyproxy_lab.conformance.connections import Connections
 from pyproxy_lab.conformance.slices import slices_of
 from pyproxy_lab.conformance.verdict import describe, holds
 from pyproxy_lab.modes import LabMode
@@ -81,6 +82,7 @@ class Runner:
         self._settle = settle
         self._check = check
         self._barrier = barrier
+        self._connections = Connections()
         self._made: dict[str, str] = {}  # an object's path, and the Service that it belongs to
         client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
 
@@ -99,6 +101,7 @@ class Runner:
                 failures += (f"step {number}: {text}" for text in self._step(step))
             return tuple(failures)
         finally:
+            self._connections.close()
             for path in list(self._made):
                 self._delete(path)
 
@@ -116,6 +119,11 @@ class Runner:
                 yield from self._probe(wanted)
         for get in step.http:
             yield from self._get(get)
+        yield from self._connections.broken()
+        for hold in step.hold:
+            namespace, _ = self._member(hold.source_name)
+            for to in hold.to:
+                self._connections.hold(namespace, hold.source_name, to)
 
     def _apply(self, applied: Applied) -> None:
         service: JsonObject = {
