@@ -270,7 +270,7 @@ def test_a_namespace_forbids_the_size_of_the_table(
     more = Conntrack(max_per_core=2 * limit, min=0)
     network.namespace("nb").call(lambda: NodeKernel().apply(settings(more, own)))
     (line,) = warnings(caplog)
-    assert f"{NETFILTER}max = {2 * limit * (os.cpu_count() or 1)}" in line
+    assert f"{NETFILTER}max to {2 * limit * (os.cpu_count() or 1)}" in line
 
 
 LEGACY = Settings("n", ProxyMode.IPTABLES, iptables=IptablesSettings(flavour=Flavour.LEGACY))
