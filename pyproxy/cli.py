@@ -38,17 +38,16 @@ _VERSION = f"pyproxy {pyproxy.__version__}"
 
 
 def kube_proxy(argv: Sequence[str] | None = None) -> int:
-    """Be kube-proxy, whose command line has the flags of `pyproxy run` and no commands.
+    """Run the command `kube-proxy`, which has the flags of `pyproxy run` and no subcommands.
 
-    Whoever calls pyproxy by that name has put it in kube-proxy's place, so that it takes over
-    unless told otherwise.
+    pyproxy has that name where it replaces kube-proxy, so that `--takeover` is the default.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return main(arguments if arguments == ["--version"] else ["run", "--takeover", *arguments])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 2 for what a person must put right."""
+    """Run one command and return its exit status: 2 for a mistake that the user must fix."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments == ["--version"]:
@@ -83,7 +82,7 @@ def _command(arguments: Sequence[str]) -> int:
     if task is Task.WRITE_CONFIG:
         return _write_config(settings, command_line.write_config_to(namespace))
     _prepare_logs(settings)
-    # The agent brings libraries with it that --help should not wait for.
+    # Imports the agent's libraries, which --help does without.
     from pyproxy.agent import gc_tuning  # noqa: PLC0415
 
     with gc_tuning.rare():

@@ -1,4 +1,4 @@
-"""How log lines look: one line each on stderr, with time, level and message."""
+"""The format of the log: lines on stderr with time, level and message."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import sys
 import time
 
-_DEBUG_FROM = 4  # as klog's convention has it
-_LIBRARIES_FROM = 6  # from here client-go logs each of its requests
+_DEBUG_VERBOSITY = 4  # klog's convention
+_LIBRARIES_VERBOSITY = 6  # client-go logs each request from here on
 
 
 def configure(verbosity: int) -> None:
-    """Send log lines to stderr; from `--v` 4 on our own details, from 6 on the libraries' too."""
+    """Log to stderr: from `--v` 4 on with our details, from 6 on with those of libraries."""
     handler = logging.StreamHandler(sys.stderr)
     formatter = logging.Formatter(
         "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S"
@@ -20,6 +20,6 @@ def configure(verbosity: int) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if verbosity >= _LIBRARIES_FROM else logging.WARNING)
+    root.setLevel(logging.DEBUG if verbosity >= _LIBRARIES_VERBOSITY else logging.WARNING)
     own = logging.getLogger("pyproxy")
-    own.setLevel(logging.DEBUG if verbosity >= _DEBUG_FROM else logging.INFO)
+    own.setLevel(logging.DEBUG if verbosity >= _DEBUG_VERBOSITY else logging.INFO)

@@ -1,4 +1,4 @@
-"""Threads that go on after a failure that nobody foresaw."""
+"""Threads that restart after an unexpected failure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable
 from pyproxy.backoff import Backoff
 
 FIRST_PAUSE = 1.0
-"""Seconds from a failure to the next beginning."""
+"""Seconds from the first failure to the restart."""
 
 LONGEST_PAUSE = 30.0
-"""Seconds that the pauses of a worker that keeps failing grow to."""
+"""The longest pause in seconds of a worker that keeps failing."""
 
 _RECOVERED = 60.0
-"""Seconds of work after which the next failure counts as the first one."""
+"""Seconds of work after which the next failure is a first one again."""
 
 
 class Worker(threading.Thread):
-    """A daemon thread that begins its body again where that raises.
+    """A daemon thread that calls its body again after an exception.
 
-    A body knows its own errors and lives with them, so whatever else it raises is a mistake in
-    the program. It goes to `threading.excepthook` like that of any thread, but one mistake must not
-    stop what the rest of the process relies on. A body that returns has ended for good.
+    A body handles the errors that it expects, so any other exception is a bug. It goes to
+    `threading.excepthook` as in any thread, but must not stop a part that the rest of the process
+    relies on. A body that returns is not called again.
     """
 
     def __init__(self, name: str, body: Callable[[], None]) -> None:
@@ -33,16 +33,16 @@ class Worker(threading.Thread):
         self._ending = threading.Event()
 
     def end(self, timeout: float = 0.0) -> None:
-        """Begin the body no more, and give it so many seconds to return; harmless before `start`.
+        """Restart the body no more, and wait up to `timeout` seconds for its return.
 
-        Telling the body itself to return is for whoever made it.
+        The caller makes the body itself return. Any thread; does nothing before `start`.
         """
         self._ending.set()
         if self.is_alive():
             self.join(timeout)
 
     def run(self) -> None:
-        """Do the work."""
+        """Call the body, again after each exception, until it returns."""
         backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
         while not self._ending.is_set():
             began = time.monotonic()

@@ -1,13 +1,14 @@
-"""What follows from a commit, beside the rules: flows, health-check ports, and counts."""
+"""Commit listeners: conntrack entries, health check ports, and counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
 from pyproxy.dataplane.conntrack import Reconciler
+from pyproxy.dataplane.interface import Dataplane
 from pyproxy.health.service_health import ServiceHealthCheck, ServiceHealthServer
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family
@@ -16,13 +17,13 @@ from pyproxy.policy.routing import Scope, ServiceRouting, Use
 
 
 class Flows:
-    """Has the flows removed that go where their Service sends nobody any more."""
+    """Passes commits to the conntrack reconciler, which deletes entries of stale flows."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
-        """Hand the answers on; the reconciler's own thread does the work."""
+        """Pass the routings on. Does not block: the reconciler has a thread of its own."""
         self._reconciler.node_addresses(commit.node_port_addresses)
         if commit.full:
             self._reconciler.full(filter(None, commit.routings.values()))
@@ -31,7 +32,7 @@ class Flows:
 
 
 class HealthChecks:
-    """Keeps the health-check node ports in step."""
+    """Keeps the health check node ports in sync with the Services."""
 
     def __init__(self, checks: ServiceHealthServer, hostname: str) -> None:
         self._checks = checks
@@ -78,7 +79,7 @@ class LocalCounts:
         }
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
-        """Count again what changed."""
+        """Count the changed Services again."""
         if commit.full:
             for names in self._without.values():
                 names.clear()
@@ -97,7 +98,7 @@ class LocalCounts:
 
 
 def _without(routing: ServiceRouting) -> Iterator[tuple[Family, bool]]:
-    """Give the family of each frontend that drops, and whether it is an internal one."""
+    """Yield the family of each frontend that drops packets, and whether it is internal."""
     for port in routing.ports:
         for frontend in port.frontends:
             if _drops(frontend.use, local=bool(port.local)):
@@ -108,31 +109,17 @@ def _drops(use: Use, *, local: bool) -> bool:
     return use is Use.DROP or (use is Use.SPLIT and not local)
 
 
-class Meter(Protocol):
-    """A dataplane, as far as the cost of its commits is concerned."""
-
-    @property
-    def messages_sent(self) -> int:
-        """How many messages have gone to the kernel."""
-        ...
-
-    @property
-    def bytes_sent(self) -> int:
-        """How many bytes those were."""
-        ...
-
-
 class KernelCounts:
-    """Counts what a commit cost on the way to the kernel."""
+    """Counts the writes to the kernel, and their messages and bytes."""
 
-    def __init__(self, metrics: Metrics, dataplane: Meter) -> None:
+    def __init__(self, metrics: Metrics, dataplane: Dataplane[Any]) -> None:
         self._metrics = metrics
         self._dataplane = dataplane
-        # What was sent to find out whether the kernel can do it at all wrote nothing.
+        # The messages of `prepare` are checks and write nothing.
         self._messages, self._bytes = dataplane.messages_sent, dataplane.bytes_sent
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
-        """Add what has been sent since the last commit."""
+        """Add what was sent since the last commit."""
         messages, size = self._dataplane.messages_sent, self._dataplane.bytes_sent
         if messages != self._messages:
             self._metrics.kernel_written(messages - self._messages, size - self._bytes)

@@ -1,4 +1,4 @@
-"""What the configuration and the Node object say together."""
+"""The node's part in the base rules, from the configuration and the Node object."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class NodeRules:
-    """Who is a pod, and where node ports are answered, on the node called `hostname`.
+    """The pod networks and node port addresses of the node `hostname`.
 
-    `local_addresses` gives the addresses of this machine's interfaces, loopback included, the one
-    it would use towards the world first in each family.
+    `local_addresses` returns the addresses of this machine's interfaces with loopback, that of the
+    default route first in each family.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class NodeRules:
         self._local_addresses = local_addresses
 
     def routing(self, node: Node | None) -> NodeRouting:
-        """Work out both for the Node as it is; None where the API has no such Node."""
+        """Return both for a Node object, None if the API has none. Raises KernelError."""
         return NodeRouting(self._pod_networks(node), self._node_port_addresses(node))
 
     def _pod_networks(self, node: Node | None) -> tuple[Network, ...]:

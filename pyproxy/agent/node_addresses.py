@@ -1,4 +1,4 @@
-"""The addresses that this machine's interfaces have, and when they change."""
+"""The addresses of this machine's interfaces, and its routes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
 def local_addresses() -> tuple[Address, ...]:
-    """List all addresses but link-local ones, what the default route would use first.
+    """Return all addresses but link-local ones, those of the default routes first.
 
-    Those of Services, which IPVS needs on a device, are not the machine's.
-
-    Raises KernelError.
+    Leaves out Service addresses, which ipvs mode has on a device. Blocks for a few requests. Raises
+    KernelError.
     """
     with closing(Requests(NETLINK_ROUTE)) as kernel:
         ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
@@ -45,9 +44,9 @@ def local_addresses() -> tuple[Address, ...]:
 
 
 class Route(msgspec.Struct, frozen=True):
-    """How this machine sends to an address: by which interface, and as whom.
+    """A route of this machine: the interface and the source address.
 
-    `here` says that the address is one of its own.
+    `here` says that the destination is an address of this machine.
     """
 
     interface: str
@@ -56,7 +55,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def route_to(address: Address) -> Route | None:
-    """Ask the kernel for its route; None where it has none. Raises KernelError."""
+    """Return the kernel's route to an address, None without one. Raises KernelError."""
     with closing(Requests(NETLINK_ROUTE)) as kernel:
         way = _way(kernel, address)
     if way is None:

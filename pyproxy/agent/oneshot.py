@@ -1,4 +1,4 @@
-"""An agent for a moment: it reads the API once, decides, and writes nothing."""
+"""An agent that reads the API once, routes all Services, and writes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyproxy.source.client import Client
 from pyproxy.source.manifests import read_file
 
 _PATIENCE = 15.0
-"""Seconds within which all lists must have been read."""
+"""Seconds for reading all lists."""
 
 
 class _NoPlan(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class _NoPlan(msgspec.Struct, frozen=True):
         return False
 
     def lines(self) -> Iterator[str]:
-        """Spell out nothing."""
+        """Yield no line."""
         return iter(())
 
     def counts(self) -> Mapping[str, int]:
@@ -53,7 +53,7 @@ class _NoPlan(msgspec.Struct, frozen=True):
 
 
 class NullDataplane:
-    """A dataplane that nothing is written to: all that is asked of it is as it should be."""
+    """A dataplane without a kernel: it writes nothing and finds no difference."""
 
     messages_sent = 0
     bytes_sent = 0
@@ -66,13 +66,13 @@ class NullDataplane:
         return iter(())
 
     def prepare(self) -> None:
-        """Need nothing."""
+        """Do nothing."""
 
     def prepare_to_read(self) -> None:
-        """Need nothing."""
+        """Do nothing."""
 
     def read_ahead(self) -> None:
-        """Read nothing."""
+        """Do nothing."""
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:  # noqa: ARG002
         """Find no difference."""
@@ -99,27 +99,28 @@ class NullDataplane:
         return ()
 
     def wait_for_drift(self) -> Drift | None:
-        """Know of nobody else."""
+        """Return None at once."""
         return None
 
     def tick(self) -> Drift | None:
-        """Look after nothing."""
+        """Find no drift."""
         return None
 
     def cleanup(self) -> None:
-        """Leave everything."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
 
 def survey(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
-    """Read everything once, put the objects of `files` over it, and decide.
+    """Return an inspector of an agent that has read everything once, and the objects of `files`.
 
-    Raises SourceError where the API server does not answer in time, and UsageError.
+    Blocks until all lists are read. Raises SourceError if the API server does not respond in time,
+    and UsageError.
     """
-    memory, health = ProgrammedState(), Health(settings.pace.sync_period)
-    observers = Observers(Metrics(), health, [memory], time.monotonic, time.time, _ignore)
+    programmed, health = ProgrammedState(), Health(settings.pace.sync_period)
+    observers = Observers(Metrics(), health, [programmed], time.monotonic, time.time, _ignore)
     agent = Agent(
         NullDataplane(settings.mode.value),
         NodeRules(settings, local_addresses),
@@ -140,7 +141,7 @@ def survey(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
         time.time(),
         partial(_table_usage, settings),
     )
-    return AgentInspector(agent, memory, about, _at_once)
+    return AgentInspector(agent, programmed, about, _run)
 
 
 def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> None:
@@ -153,7 +154,7 @@ def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> N
             agent.handle_event(inbox.get(timeout=max(deadline - time.monotonic(), 0.0)))
     except queue.Empty as error:
         where = client.host if client else settings.manifests
-        raise SourceError(f"{where} did not answer within {_PATIENCE:.0f} s") from error
+        raise SourceError(f"{where} did not respond within {_PATIENCE:.0f} s") from error
     finally:
         source.stop()
 
@@ -164,8 +165,8 @@ def _table_usage(settings: Settings) -> tuple[TableUsage, ...]:
 
 
 def _ignore(_: Problem) -> None:
-    """Whoever asks sees all problems in the answer."""
+    """Do nothing, because the snapshot has all problems."""
 
 
-def _at_once(question: Query) -> None:
-    question.run()
+def _run(query: Query) -> None:
+    query.run()

@@ -1,7 +1,7 @@
-"""Which proxy modes this machine could serve in, and what the others lack.
+"""Which proxy modes this machine can serve in, and the requirements that the others miss.
 
-Nothing is written for it. A module that is there but not loaded counts, for the kernel loads it
-when it is first needed.
+It only reads. A kernel module that exists but is not loaded meets a requirement, because the kernel
+loads it at its first use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether a mode would work here: it does where `lacks` is empty."""
+    """Whether a mode can serve here: it can if `lacks` is empty."""
 
     mode: str
     lacks: tuple[str, ...]
@@ -30,9 +30,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Preflight:
-    """Looks at the machine below `root`, which is / on a machine.
+    """Checks the machine below `root`, which is / outside of tests.
 
-    `which` finds programs, and `nf_tables` says what is wrong with the kernel's nf_tables, "" for
+    `which` finds programs. `nf_tables` returns what is wrong with the kernel's nf_tables, empty for
     nothing.
     """
 
@@ -47,7 +47,7 @@ class Preflight:
         self._nf_tables = nf_tables or _ask_nf_tables
 
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Judge every mode."""
+        """Check every mode. Blocks for a request to the kernel."""
         nf_tables = self._nf_tables()
         return tuple(
             Verdict(mode.name, tuple(self._lacks(mode, nf_tables))) for mode in MODES.values()
@@ -66,7 +66,7 @@ class Preflight:
                 yield ", and ".join(lacks)
 
     def _lack(self, part: KernelPart, nf_tables: str) -> str:
-        """Return what is wrong with a part of the kernel; empty if it is there, or its module."""
+        """Return what is wrong with a kernel part; empty if it or its module is there."""
         if part == NF_TABLES:
             return nf_tables
         there = (self._root / part.shown).exists() or any(
@@ -89,11 +89,11 @@ def _ask_nf_tables() -> str:
     try:
         netlink = Nfnetlink()
     except KernelError as error:
-        return f"nf_tables cannot be asked: {error}"
+        return f"cannot open a netlink socket: {error}"
     try:
         nftables.read_table_names(netlink.dump(nftables.get_tables()))
     except KernelError as error:
-        return f"nf_tables does not answer: {error}"
+        return f"cannot read nf_tables: {error}"
     finally:
         netlink.close()
     return ""

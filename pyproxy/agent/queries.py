@@ -1,7 +1,7 @@
-"""Questions to a running agent: taken in its thread, answered in the asker's.
+"""Queries of a running agent: a snapshot in the agent's thread, the rest in the caller's.
 
-What is taken is a few shallow copies of mappings whose values are frozen, well below a millisecond
-for 10,000 Services, so that a question costs a sync next to nothing.
+A snapshot is a few shallow copies of mappings with frozen values. It takes less than a millisecond
+for 10,000 Services, so that queries do not delay syncs.
 """
 
 from __future__ import annotations
@@ -32,30 +32,29 @@ from pyproxy.source.lookup import look_up
 log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0
-"""Seconds that a question waits for the agent's thread; a first sync takes a few."""
+"""Seconds that a query waits for the agent's thread; a first sync takes a few."""
 
 _QUEUE = 10_000
-"""Changes that one watcher may be behind before it loses some."""
+"""Changes that a watcher may lag behind before it loses some."""
 
-
-_SIGN_OF_LIFE = 1.0
-"""Seconds without a change after which a watcher is told that there is none."""
+_IDLE_SECONDS = 1.0
+"""Seconds without a change after which a watcher gets None."""
 
 
 class BusyError(PyproxyError):
-    """The agent's thread does not come to a question."""
+    """The agent's thread was too busy for a query."""
 
 
 class Query(msgspec.Struct, frozen=True, eq=False):
-    """Something to be done in the agent's thread; it raises nothing and waits for nothing."""
+    """A function for the agent's thread; it must neither raise nor block."""
 
     run: Callable[[], None]
 
 
 class ProgrammedState:
-    """A follower that remembers what was programmed last, and tells those who watch.
+    """A commit listener with the routings that are programmed, which watchers can follow.
 
-    Its methods are for the agent's thread, but for `watched`.
+    Its methods and attributes are for the agent's thread, except `watched`.
     """
 
     def __init__(self) -> None:
@@ -68,9 +67,9 @@ class ProgrammedState:
         self.last_repair: Repair | None = None
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
-        """Remember a commit."""
+        """Apply a commit, and queue its changes for the watchers. Does not block."""
         if self._watchers:
-            self._tell(commit)
+            self._notify(commit)
         if commit.full:
             gone = self.routings.keys() - commit.routings.keys() - commit.rejected
             for name in gone:
@@ -88,7 +87,7 @@ class ProgrammedState:
 
     @contextmanager
     def watched(self) -> Iterator[queue.Queue[Change]]:
-        """Have every change put into a queue of its own; a full one loses what comes."""
+        """Put each change into a new queue inside of it; a full one loses changes. Any thread."""
         changes: queue.Queue[Change] = queue.Queue(_QUEUE)
         with self._lock:
             self._watchers = [*self._watchers, changes]
@@ -98,7 +97,7 @@ class ProgrammedState:
             with self._lock:
                 self._watchers = [each for each in self._watchers if each is not changes]
 
-    def _tell(self, commit: Commit) -> None:
+    def _notify(self, commit: Commit) -> None:
         for name, routing in commit.routings.items():
             before = self.routings.get(name)
             if routing == before:
@@ -115,7 +114,7 @@ class ProgrammedState:
                 try:
                     watcher.put_nowait(change)
                 except queue.Full:
-                    log.debug("a watcher does not keep up, and loses a change")
+                    log.debug("a watcher is too slow and loses a change")
 
 
 def _endpoints(routing: ServiceRouting | None) -> int:
@@ -125,11 +124,11 @@ def _endpoints(routing: ServiceRouting | None) -> int:
 
 
 class About(msgspec.Struct, frozen=True):
-    """What an agent does not know of itself.
+    """The surroundings of an agent, for its inspector.
 
-    `client` is None where a folder is served in the API's place. `api_age` gives seconds,
-    `wall_clock` and `started` are in seconds since the epoch. `table_usage` counts
-    the objects in the kernel's tables, in any thread; it may raise KernelError.
+    `client` is None if a folder replaces the API server. `api_age` returns seconds, `wall_clock`
+    and `started` are in seconds since the epoch. `table_usage` counts the objects in the kernel's
+    tables, in any thread; it may raise KernelError.
     """
 
     settings: Settings
@@ -142,55 +141,59 @@ class About(msgspec.Struct, frozen=True):
 
 
 class AgentInspector:
-    """Tells of one agent, from any thread; `ask` has a question answered in the agent's own."""
+    """Inspects one agent from any thread; `run` hands a query to the agent's thread."""
 
     def __init__(
-        self, agent: Agent[Any], memory: ProgrammedState, about: About, ask: Callable[[Query], None]
+        self,
+        agent: Agent[Any],
+        programmed: ProgrammedState,
+        about: About,
+        run: Callable[[Query], None],
     ) -> None:
         self._agent = agent
-        self._memory = memory
+        self._programmed = programmed
         self._about = about
-        self._ask = ask
+        self._run = run
 
     def snapshot(self) -> Snapshot:
-        """Take a snapshot in the agent's thread. Raises BusyError."""
+        """Return a snapshot, taken in the agent's thread. Blocks for it. Raises BusyError."""
         taken: Future[Snapshot] = Future()
 
         def take() -> None:
             try:
                 taken.set_result(self._take())
-            except Exception as error:  # it is the asker's: the agent goes on
+            except Exception as error:  # the caller gets it, and the agent goes on
                 taken.set_exception(error)
 
-        self._ask(Query(take))
+        self._run(Query(take))
         try:
             return taken.result(_PATIENCE)
         except TimeoutError as error:
-            raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: ask again") from error
+            raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: try again") from error
 
     def table_usage(self) -> tuple[TableUsage, ...]:
-        """Say how full the kernel's tables are; empty where this mode or kernel does not tell."""
+        """Count the objects in the kernel's tables; empty if this mode or kernel has no counts."""
         try:
             return self._about.table_usage()
         except PyproxyError as error:
-            log.debug("how full the tables are is not to be had: %s", error)
+            log.debug("cannot count the objects in the tables: %s", error)
             return ()
 
     def look_up(self, name: ObjectName) -> ServiceLookup:
-        """Ask the API server for a Service and its pods, in the asker's thread."""
+        """Read a Service and its pods from the API server. Blocks the caller's thread."""
         if self._about.client is None:
-            why = f"the folder {self._about.settings.manifests} is served in the API's place"
+            why = f"the folder {self._about.settings.manifests} replaces the API server"
             return ServiceLookup(service_skipped=why, pods_skipped=why)
         return look_up(self._about.client, name)
 
     @contextmanager
     def watch(self) -> Iterator[Iterator[Change | None]]:
-        """Tell of every change from now on, as it is programmed; None while there is none."""
-        with self._memory.watched() as changes:
+        """Iterate over the changes from now on as they are programmed; None each idle second."""
+        with self._programmed.watched() as changes:
             yield _taken(changes)
 
     def _take(self) -> Snapshot:
-        agent, memory, about = self._agent, self._memory, self._about
+        agent, programmed, about = self._agent, self._programmed, self._about
         return Snapshot(
             settings=about.settings,
             started=about.started,
@@ -201,19 +204,19 @@ class AgentInspector:
             slices=dict(agent.cluster_state.slices),
             node=agent.cluster_state.node,
             node_routing=agent.node_routing,
-            routings=dict(memory.routings),
+            routings=dict(programmed.routings),
             problems=agent.problems(),
             pending=agent.cluster_state.pending_count(),
-            syncs=memory.syncs,
-            last_sync=memory.last_sync,
-            repairs=memory.repairs,
-            last_repair=memory.last_repair,
+            syncs=programmed.syncs,
+            last_sync=programmed.last_sync,
+            repairs=programmed.repairs,
+            last_repair=programmed.last_repair,
         )
 
 
 def _taken(changes: queue.Queue[Change]) -> Iterator[Change | None]:
     while True:
         try:
-            yield changes.get(timeout=_SIGN_OF_LIFE)
+            yield changes.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             yield None

@@ -1,11 +1,11 @@
-"""Giving up every right that the agent does not need once it runs.
+"""The agent drops each capability that it does not need.
 
-CAP_NET_ADMIN is enough for all that is written to the kernel: nf_tables, IPVS and conntrack, the
-group of nf_tables' notifications, network devices, socket buffers beyond net.core's limits, and the
-sysctls of the network namespace. iptables-legacy adds CAP_NET_RAW, in iptables mode and for taking
-over from kube-proxy. Facts: capabilities(7), and net/ in the kernel's sources.
+CAP_NET_ADMIN is enough for all kernel writes: nf_tables, IPVS and conntrack, nf_tables'
+notifications, network devices, large socket buffers, and the sysctls of the network namespace.
+iptables-legacy also needs CAP_NET_RAW, in iptables mode and for a takeover from kube-proxy. Facts:
+capabilities(7), and net/ in the kernel's sources.
 
-Capabilities belong to threads, so this comes before any thread is started.
+Capabilities belong to threads, so the agent drops them before it starts any thread.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def needed_to_remove() -> frozenset[Capability]:
 
 
 def keep_only(wanted: frozenset[Capability]) -> None:
-    """Drop all other capabilities, of this thread, those that it starts, and programs they run.
+    """Drop all other capabilities of this thread, of threads that it starts, and of programs.
 
-    Where the kernel refuses, a warning says so and the agent goes on as it is.
+    Logs a warning and keeps them if the kernel refuses.
     """
     try:
         _Rights().keep_only(wanted)
     except OSError as error:
-        log.warning("cannot give up rights that are not needed, keeping them: %s", error)
+        log.warning("cannot drop unneeded capabilities, keeping them: %s", error)
 
 
 class _Rights:
-    """This thread's capabilities, through libc. Every method raises OSError."""
+    """The capabilities of this thread, through libc. Every method raises OSError."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -78,11 +78,11 @@ class _Rights:
         kept = permitted & sum(1 << each for each in wanted)
         if effective >> _SETPCAP & 1:
             self._bound(kept)
-        # A program that root runs gets all of the bounding set back, unless this forbids it.
+        # Without this a program run by root regains the whole bounding set.
         self._prctl(_PR_SET_NO_NEW_PRIVS, 1)
         self._prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
         self._hold(kept)
-        # Where we are not root, nft has no right but those that are handed on like this.
+        # A program run by another user than root has ambient capabilities only.
         for each in wanted:
             if kept >> each & 1:
                 self._prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)

@@ -1,4 +1,4 @@
-"""The usage of the kernel's tables that have a limit, for a warning before they are full.
+"""The usage of the kernel's limited tables, as a metric that warns before they are full.
 
 A full conntrack table makes the kernel drop new connections. A full map of session affinity makes
 it spread new clients as if they had none. No other metric shows either.

@@ -1,9 +1,8 @@
-"""Taking over: once pyproxy serves, what served before it is removed.
+"""Takeover: the rules of earlier proxies are removed once pyproxy serves.
 
-That is what kube-proxy has left, where it is asked for, and what pyproxy itself has left in another
-mode. The first commit has all Services, so from then on every packet is served without those rules.
-They must go at once all the same: where they are first to see a connection they send it where an
-endpoint used to be.
+Those are the rules of pyproxy's own other modes, and with `--takeover` those of kube-proxy. The
+first commit has all Services, so that no packet needs the old rules afterwards. They are removed at
+once, because a connection that meets them first is sent to endpoints that may be gone.
 """
 
 from __future__ import annotations
@@ -25,40 +24,40 @@ from pyproxy.workers import Worker
 log = logging.getLogger(__name__)
 
 _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Seconds before each attempt: what fails for longer is for a person to look at."""
+"""Seconds before each attempt. After the last one a log line asks a person to act."""
 
 
 class Takeover:
-    """A follower that removes leftovers after the first commit, in its own thread.
+    """A listener that removes leftovers after the first full commit, in a thread of its own.
 
-    Those of kube-proxy are left alone where they are not `asked_for`.
+    `of_kube_proxy` says whether it removes those of kube-proxy too.
     """
 
-    def __init__(self, metrics: Metrics, dataplane: Dataplane[Any], *, asked_for: bool) -> None:
+    def __init__(self, metrics: Metrics, dataplane: Dataplane[Any], *, of_kube_proxy: bool) -> None:
         self._metrics = metrics
         self._dataplane = dataplane
-        self._asked_for = asked_for
-        self._begun = False
+        self._of_kube_proxy = of_kube_proxy
+        self._started = False
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
-        """Begin the removal once all Services are in the kernel."""
-        if commit.full and not self._begun:
-            self._begun = True
-            # Every table is taken out as a whole, so the process may end at any moment of it.
+        """Start the removal once all Services are in the kernel. Does not block."""
+        if commit.full and not self._started:
+            self._started = True
+            # Each table is removed in one transaction, so that the process may end at any moment.
             Worker("takeover", self._run).start()
 
     def _run(self) -> None:
         for pause in _PAUSES:
             time.sleep(pause)
             clean = remove_own(self._dataplane)
-            if self._asked_for:
+            if self._of_kube_proxy:
                 clean &= remove_leftovers(_in_service(self._dataplane))
             if clean:
                 return
             self._metrics.cleanup_failed()
         log.error(
-            "giving up on what was left here: `pyproxy cleanup --takeover` while no agent runs, or "
-            "`kube-proxy --cleanup`, may remove it"
+            "cannot remove all leftovers, giving up: stop the agent and run `pyproxy cleanup "
+            "--takeover`, or run `kube-proxy --cleanup`"
         )
 
 
@@ -68,18 +67,18 @@ def _in_service(dataplane: Dataplane[Any]) -> InService:
 
 
 def remove_own(serving: Dataplane[Any]) -> bool:
-    """Remove and log our objects that do not serve; return whether another try would be no use."""
+    """Remove and log our objects that do not serve; return whether a retry would not help."""
     done = mode_cleanup.remove(serving)
     for error in done.failed:
-        log.warning("cannot remove what another mode may have left: %s", error)
+        log.warning("cannot remove leftovers of another mode: %s", error)
     if done.removed:
         log.info("removed what another mode has left: %s", "; ".join(done.removed))
     return all(isinstance(error, PermissionKernelError) for error in done.failed)
 
 
 def remove_leftovers(stays: InService) -> bool:
-    """Remove what there is of kube-proxy's, and log it; whether nothing of it is left."""
-    # Where nobody asks for it, its libraries are spared.
+    """Remove and log kube-proxy's objects but those that `stays` names; return whether all went."""
+    # Imports pyroute2, which an agent without leftovers does without.
     from pyproxy.takeover import kernel  # noqa: PLC0415
 
     try:
@@ -88,10 +87,12 @@ def remove_leftovers(stays: InService) -> bool:
             log.debug("kube-proxy has left %s", line)
         failures = kernel.remove(found)
     except KernelError as error:
-        log.warning("cannot look for what kube-proxy has left: %s", error)
+        log.warning("cannot search for leftovers of kube-proxy: %s", error)
         return False
     for failure in found.unread:
-        log.warning("cannot look for what kube-proxy has left: %s: %s", failure.what, failure.error)
+        log.warning(
+            "cannot search for leftovers of kube-proxy: %s: %s", failure.what, failure.error
+        )
     for failure in failures:
         log.warning("cannot remove what kube-proxy has left: %s: %s", failure.what, failure.error)
     if found:

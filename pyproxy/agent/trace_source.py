@@ -1,4 +1,4 @@
-"""Where a packet that somebody asks about comes from: as whom, and by which interface."""
+"""The source address and interface of a packet to trace."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from pyproxy.model.destination import Destination
 
 NODE, OUTSIDE = "node", "outside"
 
-_STRANGER = {
+_OUTSIDE_ADDRESSES = {
     Family.IPV4: parse_address("203.0.113.1"),
     Family.IPV6: parse_address("2001:db8::cb00:7101"),
 }
-"""Addresses for documentation (RFC 5737 and 3849): nobody's pod, and in few source ranges."""
+"""Documentation addresses (RFC 5737 and 3849), which belong to no pod and to few source ranges."""
 
 
 def packet_from(sender: str, target: Destination, interface: str = "") -> Packet:
-    """Make the packet that `sender` would send: an address, NODE, or OUTSIDE.
+    """Return the packet that `sender` would send: an address, NODE, or OUTSIDE.
 
-    Whoever knows pods by their names has to put their address in the name's place.
-
-    What comes from elsewhere comes in by the interface that leads back to it, or by `interface`
-    where that is given. Raises UsageError, KernelError.
+    The caller resolves pod names to addresses. A packet of another machine arrives by `interface`
+    if given, or else by the interface of the route back. Blocks for a route lookup. Raises
+    UsageError, KernelError.
     """
     source, found = _place(sender, target)
     return Packet(source, target.address, target.protocol, target.port, interface or found)
@@ -39,7 +38,7 @@ def _place(sender: str, target: Destination) -> tuple[Address, str]:
             )
         return route.source, ""
     family = family_of(target.address)
-    source = _STRANGER[family] if sender == OUTSIDE else _address(sender)
+    source = _OUTSIDE_ADDRESSES[family] if sender == OUTSIDE else _address(sender)
     if family_of(source) is not family:
         raise UsageError(
             f"--from {sender} and --to {address_text(target.address)}: one is IPv4 and the other "

@@ -1,4 +1,4 @@
-"""From settings to a running agent, and to a clean kernel."""
+"""The commands run, init-only and cleanup: an agent wired from its settings."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ from pyproxy.takeover.leftovers import InService
 
 log = logging.getLogger(__name__)
 
-_CHORE_SECONDS = 1.0
-_PREFLIGHT_FROM = 2  # as klog's convention has it: what an operator wants to know
+_PERIODIC_SECONDS = 1.0
+_PREFLIGHT_VERBOSITY = 2  # klog's convention for what an operator needs
 _MODES = "modes that this machine can serve in: %s"
 
 
 def run(
     settings: Settings, read: Callable[[], Settings], shutdown: ShutdownSignal
 ) -> Settings | None:
-    """Serve this node's Services until told to end, and leave the rules behind.
+    """Serve this node's Services until a signal; the rules stay in the kernel.
 
-    Also ends where the configuration file of `settings` has changed, and then gives what `read`
-    made of it, for another run to go on with; None at the end. Raises UsageError, and
-    PermissionKernelError where a right was taken away meanwhile.
+    Return None after a signal. After a change of the configuration file return the new settings
+    that `read` made of it, for the next run. Raises UsageError, and PermissionKernelError if a
+    right was removed meanwhile.
     """
 
     def read_and_check() -> Settings:
         found = read()
         if found != settings:
-            # What the new run would end for is told while this one goes on.
+            # An unusable API server configuration must not end the present run.
             client_of(found, None)
         return found
 
@@ -84,16 +84,16 @@ def _serve(
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
         metrics.source_age(source.age)
-        announcer = EventRecorder(client, settings.node_name, metrics) if client else None
+        recorder = EventRecorder(client, settings.node_name, metrics) if client else None
 
         def report(problem: Problem) -> None:
-            # Whoever found it has logged it.
-            if announcer is not None:
-                announcer.record_problem(
+            # ProblemTracker has logged it already.
+            if recorder is not None:
+                recorder.record_problem(
                     problem, agent.cluster_state.uid(problem.kind, problem.name)
                 )
 
-        def end() -> None:
+        def shut_down() -> None:
             health.set_shutting_down()
             inbox.put(Stop())
 
@@ -103,14 +103,14 @@ def _serve(
         metrics.register(dataplane)
         metrics.register(TableUsageCollector(dataplane.table_usage))
         reconciler = Reconciler(flows, metrics)
-        memory = ProgrammedState()
+        programmed = ProgrammedState()
         listeners: list[CommitListener] = [
             Flows(reconciler),
             HealthChecks(checks, settings.node_name),
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
-            memory,
-            Takeover(metrics, dataplane, asked_for=settings.takeover),
+            programmed,
+            Takeover(metrics, dataplane, of_kube_proxy=settings.takeover),
         ]
         agent = Agent(
             dataplane,
@@ -122,12 +122,12 @@ def _serve(
         addresses = stack.enter_context(closing(AddressMonitor()))
         rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
         dataplane.read_ahead()
-        shutdown.on_shutdown(end)
+        shutdown.on_shutdown(shut_down)
         stack.enter_context(_running(servers))
         stack.enter_context(_running(reconciler))
-        if announcer is not None:
-            announcer.record_start()
-            stack.enter_context(_running(announcer))
+        if recorder is not None:
+            recorder.record_start()
+            stack.enter_context(_running(recorder))
         about = About(
             settings,
             client,
@@ -137,12 +137,14 @@ def _serve(
             time.time(),
             dataplane.table_usage,
         )
-        stack.enter_context(_asked(AgentInspector(agent, memory, about, inbox.put), settings))
+        stack.enter_context(
+            _inspectable(AgentInspector(agent, programmed, about, inbox.put), settings)
+        )
         watch_drift(dataplane, inbox.put)
         stack.enter_context(_running(source))
         log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
 
-        def chores() -> None:
+        def periodic() -> None:
             if config_file.has_changed():
                 inbox.put(Stop())
             checks.retry()
@@ -152,21 +154,21 @@ def _serve(
             if addresses.changed():
                 agent.addresses_changed()
 
-        Loop(agent, inbox, chores, _CHORE_SECONDS, health).run()
-        log.info("ending; the rules stay")
+        Loop(agent, inbox, periodic, _PERIODIC_SECONDS, health).run()
+        log.info("shutting down; the rules stay")
 
 
 @contextmanager
-def _asked(witness: AgentInspector, settings: Settings) -> Iterator[None]:
+def _inspectable(inspector: AgentInspector, settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(_running(InspectServer(settings.inspect_socket, witness)))
+        stack.enter_context(_running(InspectServer(settings.inspect_socket, inspector)))
         if settings.ui is not None:
-            # What it brings is for those alone who want a page.
+            # Imports a template engine, which an agent without a page does without.
             from pyproxy.ui.server import PageServer  # noqa: PLC0415
 
             counters = partial(modes.of(settings.mode).counters, settings)
             counted = settings.endpoint_counters
-            page = PageServer(settings.ui, witness, counters if counted else None)
+            page = PageServer(settings.ui, inspector, counters if counted else None)
             stack.enter_context(_running(page))
         yield
 
@@ -188,7 +190,7 @@ def _running(worker: _Startable) -> Iterator[None]:
 
 @contextmanager
 def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
-    if settings.verbosity >= _PREFLIGHT_FROM:
+    if settings.verbosity >= _PREFLIGHT_VERBOSITY:
         log.info(_MODES, Preflight())
     with ExitStack() as stack:
         node_setup.load_modules(settings)
@@ -201,7 +203,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
 
 
 def prepare_kernel(settings: Settings) -> node_setup.NodeKernel:
-    """Make the kernel's settings that the proxy needs and is allowed to make."""
+    """Make the kernel settings that the proxy needs, as far as they are allowed."""
     kernel = node_setup.NodeKernel()
     kernel.apply(settings)
     kernel.prepare_loopback(settings.node_ports)
@@ -209,29 +211,28 @@ def prepare_kernel(settings: Settings) -> node_setup.NodeKernel:
 
 
 def initialize(settings: Settings) -> int:
-    """Do what takes more rights than serving does, so that the agent may run with fewer."""
+    """Do what needs more rights than serving, so that the agent may run with fewer."""
     node_setup.load_modules(settings)
     prepare_kernel(settings)
     return 0
 
 
 def cleanup(settings: Settings) -> int:
-    """Remove all that is ours, of whatever mode, and kube-proxy's where that is asked for.
+    """Remove our objects of all modes, and with `--takeover` those of kube-proxy; return a status.
 
-    Nothing else goes, and it is fine when nothing is there. Raises UsageError where this process
-    may not do all of it, after what it may do.
+    Idempotent. Removes all that it may, and then raises UsageError if a right is missing.
     """
     done = mode_cleanup.remove(None)
     forbidden = [each for each in done.failed if isinstance(each, PermissionKernelError)]
     for error in done.failed:
         if error not in forbidden:
-            log.error("not everything could be removed: %s", error)
+            log.error("cannot remove all objects: %s", error)
     clean = not done.failed
     if settings.takeover:
         clean &= remove_leftovers(InService())
     for error in forbidden:
         raise UsageError(
-            f"no permission to remove it ({error}): run as root, or with CAP_NET_ADMIN and "
-            "CAP_NET_RAW"
+            f"no permission to remove all objects ({error}): run as root, or with CAP_NET_ADMIN "
+            "and CAP_NET_RAW"
         ) from error
     return 0 if clean else 1

@@ -9,7 +9,7 @@ import pytest
 from pyproxy.agent.preflight import Preflight
 
 TOOLS = {"nft", "iptables-restore", "ip6tables-restore"}
-SILENT = "nf_tables does not answer: EOPNOTSUPP"
+SILENT = "cannot read nf_tables: EOPNOTSUPP"
 
 
 @pytest.mark.parametrize(
