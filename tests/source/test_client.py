@@ -1,0 +1,73 @@
+"""HTTP requests to API servers: counts, errors, and responses that are not followed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyproxy.source.client import ApiStatusError, UnreachableError
+from pyproxy.source.connect import connect
+
+from .kubeconfigs import kubeconfig, write
+from .scripted import Exchange, serving
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, str]] = []
+        self.timed: list[tuple[str, str]] = []
+
+    def count_request(self, method: str, host: str, code: str) -> None:
+        self.seen.append((method, host, code))
+
+    def observe_request(self, method: str, host: str, duration: float) -> None:
+        assert duration >= 0
+        self.timed.append((method, host))
+
+
+def test_requests_are_counted_and_errors_have_the_cause() -> None:
+    counter = Counter()
+
+    def script(exchange: Exchange) -> None:
+        if exchange.command == "POST":
+            exchange.respond({"posted": True}, 201)
+        else:
+            exchange.fail(403, "services is forbidden", Retry_After="3")
+
+    with serving(script) as server:
+        client = connect("", f"http://127.0.0.1:1,{server.url}", counter)
+        with pytest.raises(ApiStatusError, match="GET /x: 403 services is forbidden") as caught:
+            client.get("/x", {"a": "b"})
+        assert (caught.value.status, caught.value.retry_after) == (403, 3.0)
+        assert client.post("/y", b"{}") == b'{"posted": true}'
+        assert server.seen[-1].body == b"{}"
+        host = server.url.removeprefix("http://")
+    assert counter.seen == [
+        ("GET", "127.0.0.1:1", "<error>"),
+        ("GET", host, "403"),
+        ("POST", host, "201"),
+    ]
+    assert counter.timed == [("GET", host), ("POST", host)]
+    with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1: "):
+        connect("", "http://127.0.0.1:1").get("/x", {})
+
+
+def test_a_server_that_does_not_speak_http() -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")
+        exchange.close_connection = True
+
+    with serving(script) as server, pytest.raises(UnreachableError):
+        connect("", server.url).get("/x", {})
+
+
+def test_redirects_are_not_followed(tmp_path: Path) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.respond(b"", 302, {"Location": f"http://{exchange.headers['Host']}/elsewhere"})
+
+    with serving(script) as server:
+        path = write(tmp_path / "kubeconfig", kubeconfig(server.url, {"token": "secret"}))
+        with pytest.raises(ApiStatusError, match="302"):
+            connect(path, "").get("/x", {})
+        assert [request.route for request in server.seen] == ["/x"]
