@@ -26,7 +26,7 @@ LONGEST = (
     "tests/conformance/test_cases.py",
     "tests/chaos/test_restart.py",
     "tests/soak/test_soak.py",
-    "tests/dataplane/nftables/test_packets.py",
+    "tests/dataplane/nftables/test_tracer_on_kernel.py",
     "tests/dataplane/test_conntrack_reconciler.py",
     "tests/chaos/test_restart_killed.py",
     "tests/takeover/test_packets.py",

@@ -22,12 +22,12 @@ def without_empty(table: Table) -> Table:
 
 
 @given(TABLES, TABLES)
-def test_a_state_becomes_the_other_by_what_lies_between(before: Table, after: Table) -> None:
+def test_the_delta_leads_from_one_state_to_the_other(before: Table, after: Table) -> None:
     assert apply(diff(before, after), before) == without_empty(after)
 
 
 @given(TABLES, TABLES)
-def test_no_row_is_written_that_stays(before: Table, after: Table) -> None:
+def test_no_unchanged_row_is_written(before: Table, after: Table) -> None:
     delta = diff(before, after)
     for name in {*before, *after}:
         held, wanted = before.get(name, {}), after.get(name, {})
@@ -38,21 +38,21 @@ def test_no_row_is_written_that_stays(before: Table, after: Table) -> None:
 
 
 @given(TABLES)
-def test_nothing_lies_between_a_state_and_itself(table: Table) -> None:
+def test_equal_states_have_no_delta(table: Table) -> None:
     assert not diff(table, table)
 
 
 @given(TABLES, TABLES, TABLES)
-def test_ways_join(one: Table, two: Table, three: Table) -> None:
+def test_deltas_can_be_applied_one_after_the_other(one: Table, two: Table, three: Table) -> None:
     half = apply(diff(one, two), one)
     assert apply(diff(two, three), half) == apply(diff(one, three), one)
 
 
-def test_a_row_to_remove_that_is_not_there_is_refused() -> None:
+def test_removing_a_missing_row_is_an_error() -> None:
     with pytest.raises(KeyError):
         apply(Delta({"services4": {b"a": b""}}, {}), {"services4": {}})
 
 
-def test_a_row_to_add_that_is_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="services4: b'a' is already there"):
+def test_adding_an_existing_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="services4: b'a' is exists already"):
         apply(Delta({}, {"services4": {b"a": b"1"}}), {"services4": {b"a": b""}})

@@ -22,7 +22,7 @@ def changed(before: Slots, after: Slots) -> int:
 
 
 @given(SLOTS, SLOTS)
-def test_who_stays_keeps_its_slot_and_the_fewest_slots_change(before: Slots, wanted: Slots) -> None:
+def test_remaining_endpoints_keep_their_slots(before: Slots, wanted: Slots) -> None:
     after = place(before, wanted)
     assert sorted(after) == sorted(wanted)
     for slot, backend in enumerate(before[: len(wanted)]):
@@ -44,10 +44,10 @@ def test_no_permutation_changes_less(before: Slots, wanted: Slots) -> None:
 
 
 @given(SLOTS)
-def test_nothing_moves_when_nothing_changes(slots: Slots) -> None:
+def test_equal_endpoints_keep_all_slots(slots: Slots) -> None:
     assert place(slots, tuple(sorted(slots))) == slots
 
 
 @given(st.lists(BACKENDS, max_size=10).map(tuple), SLOTS)
-def test_slots_that_somebody_else_filled_twice_are_put_right(before: Slots, wanted: Slots) -> None:
+def test_an_endpoint_in_two_slots_keeps_the_first(before: Slots, wanted: Slots) -> None:
     assert sorted(place(before, wanted)) == sorted(wanted)

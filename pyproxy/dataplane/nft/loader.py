@@ -93,14 +93,14 @@ def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] 
         # They may look up stray sets, and no element leads to them any more.
         unused = [n for n in layout.chains if base.is_on_demand(n) and n not in on_demand]
         strays = Names([*strays.chains, *unused], strays.sets)
-        refusals = netlink.transact(base.removal(strays), SUBSYSTEM)
-        if refusals:
-            error = refusals[0].error
+        errors = netlink.transact(base.removal(strays), SUBSYSTEM)
+        if errors:
+            error = errors[0].error
             log.warning("cannot delete from table inet %s: %s: %s", table, strays, error)
         else:
             log.info("deleted from table inet %s: %s", table, strays)
-    for refusal in netlink.transact(base.sealing(read_layout(netlink, table)), SUBSYSTEM):
-        raise refusal.error
+    for failed in netlink.transact(base.sealing(read_layout(netlink, table)), SUBSYSTEM):
+        raise failed.error
     return loads
 
 
@@ -147,9 +147,9 @@ def reference_ruleset(base: BaseRules) -> Layout:
 
 def delete_table(netlink: Nfnetlink, table: str) -> None:
     """Delete a table; idempotent. Raises KernelError."""
-    refusals = netlink.transact([nftables.delete_table(table)], SUBSYSTEM)
-    if refusals and not isinstance(refusals[0].error, StaleStateError):
-        raise refusals[0].error
+    errors = netlink.transact([nftables.delete_table(table)], SUBSYSTEM)
+    if errors and not isinstance(errors[0].error, StaleStateError):
+        raise errors[0].error
 
 
 def run_nft(text: str, *, check: bool = False) -> None:

@@ -199,20 +199,18 @@ class LiveTrace:
     def _delete_abandoned(self) -> None:
         for name in nftables.read_table_names(self._netlink.dump(nftables.get_tables())):
             if name.startswith(_PREFIX):
-                for refusal in self._netlink.transact([delete_table(name)], SUBSYSTEM):
+                for failed in self._netlink.transact([delete_table(name)], SUBSYSTEM):
                     # Another process is tracing with it.
-                    if not isinstance(refusal.error, PermissionKernelError):
-                        raise refusal.error
+                    if not isinstance(failed.error, PermissionKernelError):
+                        raise failed.error
 
     def _mark(self, match: Match) -> None:
         for owned in (True, False):
-            refusals = self._netlink.transact(
-                trace_table(self._name, match, owned=owned), SUBSYSTEM
-            )
-            if not refusals:
+            errors = self._netlink.transact(trace_table(self._name, match, owned=owned), SUBSYSTEM)
+            if not errors:
                 return
-            if not (owned and isinstance(refusals[0].error, RejectedError)):
-                raise refusals[0].error
+            if not (owned and isinstance(errors[0].error, RejectedError)):
+                raise errors[0].error
 
     def _rule(self, family: str, table: str, chain: str, handle: int) -> str:
         known = self._texts.get((family, table), {})

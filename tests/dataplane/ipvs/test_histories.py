@@ -25,7 +25,7 @@ def fresh(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(scenes(), min_size=1, max_size=4), st.data())
-def test_any_history_ends_where_the_last_state_alone_would(
+def test_any_history_ends_in_the_state_compiled_from_nothing(
     history: list[Scene], data: st.DataObject
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:

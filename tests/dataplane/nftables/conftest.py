@@ -12,6 +12,6 @@ from tests.namespaces import empty_namespace
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[Namespace]:
-    """An empty network namespace, for a module's tests to use in turn."""
+    """An empty network namespace that the tests of a module share."""
     with empty_namespace("nft") as made:
         yield made

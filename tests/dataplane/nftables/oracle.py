@@ -1,6 +1,6 @@
-"""What must become of a packet, from policy's answers and the meaning of Services alone.
+"""The expected verdict of a packet, from routings and the meaning of Services alone.
 
-Nothing here knows of sets, elements or chains: this is what the rows are held against.
+It uses no sets, elements or chains, so that the rows can be tested against it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def cluster_ips(routings: Iterable[ServiceRouting]) -> set[bytes]:
 
 
 def is_pod(packet: Packet, scene: Scene) -> bool | None:
-    """None where the agent was not told how to know a pod of this family."""
+    """None where no option tells pods of this family."""
     if scene.pod_interface == "cbr0":
         return packet.interface == "cbr0"
     if scene.pod_interface == "veth*":
@@ -124,7 +124,7 @@ def _source(
     packet: Packet, backend: Backend, hairpins: set[bytes], *, masquerade: bool
 ) -> Masquerade:
     if packet.interface and backend[:-2] in LOCAL:
-        return Masquerade.NONE  # it has arrived: nothing is sent on, so nothing need come back
+        return Masquerade.NONE  # delivered on this node: no reply has to come back through it
     if masquerade:
         return Masquerade.MARK
     if packet.source == backend[:-2] and packet.source in hairpins:

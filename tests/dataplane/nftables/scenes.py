@@ -1,8 +1,8 @@
 """Random clusters as this node sees them, the rows that they compile to, and packets to send.
 
 Addresses are few, so that Services, endpoints and clients meet often. No endpoint is a frontend
-itself and no cluster IP is an external IP: what a packet's second translation would be is nobody's
-promise. A node keeps its endpoints from scene to scene.
+itself and no cluster IP is an external IP, because no document defines a second translation. A node
+keeps its endpoints from scene to scene.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Scene(msgspec.Struct, frozen=True):
         asked = {}
         for service in self.services:
             slices = [each for each in self.slices if each.service == service.name]
-            said = route_service(service, slices, self.node, HOST)
-            asked[service] = expand_node_ports(said, self.node_port_addresses)
+            routing = route_service(service, slices, self.node, HOST)
+            asked[service] = expand_node_ports(routing, self.node_port_addresses)
             claims.assign(service, asked[service])
         return {service.name: claims.assign(service, asked[service]).routing for service in asked}
 
@@ -141,7 +141,7 @@ def machine(
     return NftablesView(table, scene.options, LOCAL, learned or {})
 
 
-# Hypothesis examines each strategy that is made, so those that are made again are kept.
+# Hypothesis examines each new strategy, so strategies are reused.
 @cache
 def one(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)

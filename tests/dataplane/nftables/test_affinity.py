@@ -1,13 +1,22 @@
-"""Which learned elements a change makes stale."""
+"""Learned affinities that a change makes stale, and packets that must not teach any."""
 
 from __future__ import annotations
 
-import pytest
+import socket
+from functools import partial
 
+import pytest
+from pyproxy_lab.network import Network
+from pyproxy_lab.probe import probe
+
+from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Rows
 from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
+from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
@@ -63,7 +72,7 @@ def learned(**clients: int) -> Rows:
         (web(local=(1, 2), use=Use.LOCAL), web(use=Use.DROP), "ab"),
     ],
 )
-def test_a_change_lets_go_of_whom_it_concerns(
+def test_a_change_deletes_the_affinities_that_it_makes_stale(
     before: ServiceRouting, after: ServiceRouting | None, gone: str
 ) -> None:
     held = learned(a=1, b=2)
@@ -73,17 +82,71 @@ def test_a_change_lets_go_of_whom_it_concerns(
     assert found.keys() <= {"affinity4"}
 
 
-def test_a_frontend_that_another_service_takes_over_keeps_whom_that_serves() -> None:
+def test_a_frontend_keeps_affinities_that_its_new_service_allows() -> None:
     taker = ServiceRouting(OTHER, web(2).ports, (), 60)
     allowed = loosened({WEB: web(1, 2)}, {WEB: None, OTHER: taker})
     found = stale(learned(a=1, b=2), Family.IPV4, allowed, all_known=False)
     assert list(found["affinity4"]) == list(learned(a=1))
 
 
-def test_a_restart_lets_go_of_what_no_service_wants() -> None:
+def test_a_restart_deletes_affinities_of_unknown_frontends() -> None:
     held = learned(a=1, b=2)
     assert stale(held, Family.IPV4, {}, all_known=False) == {}
     assert stale(held, Family.IPV4, {}, all_known=True) == {"affinity4": held}
     only = expectations([web(1)])
     assert stale(held, Family.IPV4, only, all_known=True) == {"affinity4": learned(b=2)}
     assert stale(learned(a=1), Family.IPV4, only, all_known=True) == {}
+
+
+HOMES = {Family.IPV4: "10.96.0.1", Family.IPV6: "fd00:10:96::1"}
+SILENT = {Family.IPV4: "10.244.2.99", Family.IPV6: "fd10:2::99"}
+B1 = {Family.IPV4: "10.244.2.11", Family.IPV6: "fd10:2::11"}
+
+
+def with_affinity(endpoints: dict[Family, str]) -> ServiceRouting:
+    ports = tuple(
+        PortRouting(
+            "dns",
+            family,
+            Protocol.UDP,
+            (Frontend(Scope.CLUSTER_IP, parse_address(HOMES[family]), Port(53), Use.CLUSTER),),
+            (backend(parse_address(endpoints[family]), Port(8080)),),
+            (),
+        )
+        for family in Family
+    )
+    return ServiceRouting(ObjectName("shop", "dns"), ports, affinity_timeout=600)
+
+
+def sender(family: Family) -> socket.socket:
+    return socket.socket(
+        socket.AF_INET if family is Family.IPV4 else socket.AF_INET6, socket.SOCK_DGRAM
+    )
+
+
+@pytest.mark.packets
+def test_a_resent_packet_to_a_removed_endpoint_is_not_learned() -> None:
+    with Network() as network:
+        node, client = network.namespace("na"), network.namespace("a2")
+        dataplane = node.call(lambda: NftablesDataplane(NftablesOptions()))
+        flows = {family: client.call(partial(sender, family)) for family in Family}
+
+        def send() -> None:
+            for family, flow in flows.items():
+                flow.sendto(b"?", (HOMES[family], 53))
+
+        try:
+            plan = dataplane.plan_full([with_affinity(SILENT)], NodeRouting())
+            assert node.call(lambda: dataplane.commit(plan)) == ()
+            send()
+            change = dataplane.plan(Changes({ObjectName("shop", "dns"): with_affinity(B1)}))
+            assert node.call(lambda: dataplane.commit(change)) == ()
+            # No endpoint has responded, so conntrack still takes this for a flow's first packet.
+            send()
+            for family in Family:
+                target = Destination(parse_address(HOMES[family]), Port(53), Protocol.UDP)
+                assert client.call(partial(probe, target)).reached == {"b1": 1}
+        finally:
+            dataplane.close()
+            for flow in flows.values():
+                flow.close()

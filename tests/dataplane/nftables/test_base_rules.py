@@ -1,4 +1,4 @@
-"""The fixed part of the table, through the real nft: loading, reloading, listing."""
+"""The base rules through the real nft: loading, reloading, listing."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ NODE = NodeRouting(tuple(map(parse_network, ("10.244.0.0/16", "fd10::/16"))))
 
 
 def nft_version() -> tuple[int, ...]:
-    said = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", said)
-    assert found, said
+    command = ["nft", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", printed)
+    assert found, printed
     return tuple(map(int, found.groups()))
 
 
@@ -85,9 +86,7 @@ def emptied(namespace: Namespace) -> Iterator[None]:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("options", OPTIONS)
-def test_it_loads_and_loads_again_to_the_same(
-    namespace: Namespace, options: NftablesOptions
-) -> None:
+def test_loading_twice_changes_nothing(namespace: Namespace, options: NftablesOptions) -> None:
     with emptied(namespace):
         load(namespace, base_rules(options).text(()))
         once = rules_in(namespace)
@@ -99,7 +98,7 @@ def test_it_loads_and_loads_again_to_the_same(
 
 
 @pytest.mark.kernel
-def test_other_options_are_taken_over_and_leave_no_trace_of_the_first(namespace: Namespace) -> None:
+def test_other_options_replace_the_rules_completely(namespace: Namespace) -> None:
     with emptied(namespace):
         for options in (*OPTIONS, OPTIONS[0]):
             load(namespace, base_rules(options).text(chains_in(namespace)))
@@ -108,7 +107,7 @@ def test_other_options_are_taken_over_and_leave_no_trace_of_the_first(namespace:
             assert sorted(after_others.splitlines()) == sorted(rules_in(namespace).splitlines())
 
 
-def test_every_option_has_a_marker_of_its_own() -> None:
+def test_each_set_of_options_has_its_own_marker() -> None:
     assert len({base_rules(options).marker() for options in OPTIONS}) == len(OPTIONS)
 
 
@@ -157,7 +156,7 @@ def every_kind(*, affinity: int) -> list[ServiceRouting]:
                         (Scope.NODE_PORT, node, external),
                     )
                 )
-                # One endpoint, two, and three, for all kinds of class.
+                # One, two and three endpoints make all kinds of class.
                 cluster = ends(family, 1 + list(Protocol).index(protocol))
                 local = cluster[:2] if protocol is not Protocol.SCTP else ()
                 ports.append(
@@ -171,7 +170,7 @@ def every_kind(*, affinity: int) -> list[ServiceRouting]:
                 affinity,
             )
         )
-    # A LOCAL frontend without an endpoint here is one that policy answers with DROP.
+    # Policy turns a LOCAL frontend without an endpoint on the node into DROP.
     return [each for each in routings if each.name.name != Use.LOCAL.value]
 
 
@@ -189,7 +188,7 @@ def programmed(namespace: Namespace, *, affinity: int) -> Iterator[NftablesDatap
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("affinity", [0, 10800])
-def test_a_table_with_everything_is_listed(namespace: Namespace, affinity: int) -> None:
+def test_nft_lists_a_table_with_every_kind_of_element(namespace: Namespace, affinity: int) -> None:
     with programmed(namespace, affinity=affinity):
         listed = namespace.run(["nft", "list", "ruleset"]).stdout
         for word in ("10.96.0.1 . tcp . 6", "fd96::1 . udp . 17", "sctp", "shop/split:p"):
@@ -209,11 +208,11 @@ def test_a_table_with_everything_is_listed(namespace: Namespace, affinity: int) 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("affinity", [0, 10800])
-def test_its_listing_loads_to_the_same(namespace: Namespace, affinity: int) -> None:
+def test_nft_loads_its_own_listing(namespace: Namespace, affinity: int) -> None:
     with programmed(namespace, affinity=affinity):
         listed = namespace.run(["nft", "list", "ruleset"]).stdout
         if affinity and nft_version() < (1, 1):
-            # nft of Debian 12 lists the rules of session affinity, and cannot parse them.
+            # nft 1.0.6 lists the rules of session affinity and cannot parse them.
             with pytest.raises(LabError, match="conflicting protocols"):
                 load(namespace, listed)
             return

@@ -1,4 +1,4 @@
-"""A large plan in parts: no Service is ever half there, and the end is the same."""
+"""A large plan in batches: each Service changes as a whole, and the result is the same."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ LIMITS = st.integers(1, 40)
 PLANS = st.one_of(
     st.builds(planned, scenes(), scenes(), LIMITS), st.builds(first, scenes(), LIMITS)
 )
-"""What a table holds, what is to be done with it, and the size of a part; some find it empty."""
+"""A table, a plan for it, and the size of a batch; some tables are empty."""
 
 
 def by_frontend(table: Table) -> dict[tuple[int, bytes], dict[tuple[str, bytes], object]]:
@@ -82,7 +82,7 @@ def rows_of(routing: ServiceRouting) -> Table:
 
 
 @given(PLANS)
-def test_all_parts_come_to_the_whole(found: tuple[Table, NftablesPlan, int]) -> None:
+def test_all_batches_together_are_the_plan(found: tuple[Table, NftablesPlan, int]) -> None:
     state, plan, limit = found
     wanted = apply(plan.delta, state)
     batches = list(split(plan, limit))
@@ -95,7 +95,7 @@ def test_all_parts_come_to_the_whole(found: tuple[Table, NftablesPlan, int]) -> 
 
 
 @given(PLANS)
-def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
+def test_a_service_changes_in_one_batch(
     known: tuple[Table, NftablesPlan, int],
 ) -> None:
     state, plan, limit = known
@@ -113,14 +113,14 @@ def test_a_service_is_as_it_was_until_it_is_as_it_is_to_be(
 
 
 @given(PLANS)
-def test_parts_are_packed_in_their_order(known: tuple[Table, NftablesPlan, int]) -> None:
+def test_batches_are_packed_in_order(known: tuple[Table, NftablesPlan, int]) -> None:
     _, plan, limit = known
     with packed_batches(plan, limit) as packed:
         found = [(each.plan, list(each.writes)) for each in packed]
     assert found == [(part, list(part.messages())) for part in split(plan, limit)]
 
 
-def test_what_is_no_larger_is_its_only_part() -> None:
+def test_a_small_plan_is_one_batch() -> None:
     plan = NftablesPlan(Delta({}, {"services4": {b"x": b""}}), {}, Counter(), NftablesOptions())
     assert list(split(plan, 1)) == [plan]
 
@@ -144,7 +144,7 @@ def many(first: int, endpoints: int) -> Sequence[ServiceRouting]:
 
 
 @pytest.mark.kernel
-def test_what_is_large_goes_in_several_transactions(namespace: Namespace) -> None:
+def test_a_large_plan_is_several_transactions(namespace: Namespace) -> None:
     with programming(namespace) as dataplane:
         assert commit(namespace, dataplane.plan_full([], NETWORK), dataplane)[1] == set()
         plan = dataplane.plan_full(many(0, 0), NETWORK)
@@ -158,9 +158,7 @@ def test_what_is_large_goes_in_several_transactions(namespace: Namespace) -> Non
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("place", [0, 99])
-def test_a_service_that_one_part_is_refused_for_is_left_out_of_all(
-    namespace: Namespace, place: int
-) -> None:
+def test_a_rejected_service_is_left_out_of_all_batches(namespace: Namespace, place: int) -> None:
     wanted = list(many(0, 0))
     good = wanted[place]
     wanted[place] = misfit(good)

@@ -1,4 +1,4 @@
-"""Elements that count connections: where that is asked for every one does, and else none."""
+"""Elements that count connections: all of them with --endpoint-counters, else none."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def replaced(namespace: Namespace, options: NftablesOptions) -> None:
 
 
 @pytest.mark.kernel
-def test_every_element_has_a_counter_from_when_the_option_is_switched_on(
+def test_every_element_has_a_counter_once_the_option_is_on(
     namespace: Namespace,
 ) -> None:
     with serving(namespace, PLAIN) as dataplane:
@@ -117,8 +117,8 @@ def test_a_connection_is_counted_once_at_its_frontend_and_once_at_its_endpoint()
 
 
 def twenty_times(target: Destination) -> Counter[str]:
-    # Each from a port of its own: what comes from one that was used just before may belong to a
-    # flow that is known, and is not looked up.
+    # Each from its own source port: a packet from a port used just before may belong to an
+    # established flow, which is not looked up.
     reached: Counter[str] = Counter()
     for port in range(20_001, 20_021):
         reached.update(probe(target, timeout=2.0, source_port=port).reached)

@@ -1,4 +1,4 @@
-"""The dataplane on a real kernel: whatever came before, it holds what compiling anew would give."""
+"""The dataplane on a real kernel: after any history, the table equals one compiled from nothing."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def histories(draw: st.DrawFn) -> list[Stage]:
 
 @settings(max_examples=60, deadline=None)
 @given(histories())
-def test_any_history_ends_where_the_last_state_alone_would(
+def test_any_history_ends_in_the_state_compiled_from_nothing(
     namespace: Namespace, history: list[Stage]
 ) -> None:
     with programming(namespace) as dataplane:
@@ -173,9 +173,9 @@ def cost(namespace: Namespace, routings: Sequence[ServiceRouting]) -> list[tuple
         namespace.call(lambda: dataplane.commit(dataplane.plan_full(routings, NodeRouting())))
         affinity = routings[0].affinity_timeout
         for wanted in (
-            numbered(0, 4, affinity=affinity),  # one endpoint more
+            numbered(0, 4, affinity=affinity),  # one endpoint added
             numbered(0, 4, first=1, affinity=affinity),  # one replaced
-            numbered(0, 3, first=2, affinity=affinity),  # one less, and it moves one
+            numbered(0, 3, first=2, affinity=affinity),  # one removed, which moves another
             numbered(0, 2, first=2, affinity=affinity),  # another class
             None,
         ):
@@ -214,7 +214,7 @@ def test_a_change_that_changes_nothing_costs_nothing(namespace: Namespace) -> No
         assert (dataplane.messages_sent, dataplane.bytes_sent) == before
 
 
-def guarded(name: str, address: str, *ranges: str) -> ServiceRouting:
+def with_ranges(name: str, address: str, *ranges: str) -> ServiceRouting:
     """A Service with a load balancer address that lets these in."""
     frontend = Frontend(Scope.LOAD_BALANCER, parse_address(address), Port(80), Use.CLUSTER)
     backend = Backend(bytes((10, 244, 2, 1)) + b"\x1f\x90")
@@ -237,15 +237,15 @@ def program(namespace: Namespace, dataplane: NftablesDataplane, *routings: Servi
     assert namespace.call(lambda: dataplane.commit(whole)) == ()
 
 
-def test_a_service_that_the_kernel_refuses_is_set_aside_and_the_rest_is_programmed(
+def test_a_rejected_service_is_left_out_and_the_rest_is_programmed(
     namespace: Namespace,
 ) -> None:
     good, well, other = (
-        guarded("good", "192.0.2.1", "203.0.113.0/24"),
-        guarded("bad", "192.0.2.2", "198.51.100.0/24"),
-        guarded("other", "192.0.2.3", "203.0.113.0/24"),
+        with_ranges("good", "192.0.2.1", "203.0.113.0/24"),
+        with_ranges("bad", "192.0.2.2", "198.51.100.0/24"),
+        with_ranges("other", "192.0.2.3", "203.0.113.0/24"),
     )
-    bad, worse = misfit(well), misfit(guarded("worse", "192.0.2.4"))
+    bad, worse = misfit(well), misfit(with_ranges("worse", "192.0.2.4"))
     with programming(namespace) as dataplane:
         program(namespace, dataplane, good)
         plan = dataplane.plan(Changes({each.name: each for each in (bad, worse, other)}))
@@ -253,7 +253,7 @@ def test_a_service_that_the_kernel_refuses_is_set_aside_and_the_rest_is_programm
         assert {failure.name for failure in failures} == {bad.name, worse.name}
         assert all(isinstance(failure.error, RejectedError) for failure in failures)
         assert held(namespace) == compiled([good, other], ())
-        # What was set aside may go or come again like anything that was never there.
+        # A Service that was left out can be removed and added like one that never existed.
         assert not dataplane.plan(Changes({bad.name: None, worse.name: None}))
         again = dataplane.plan(Changes({well.name: well}))
         assert namespace.call(lambda: dataplane.commit(again)) == ()
@@ -261,11 +261,9 @@ def test_a_service_that_the_kernel_refuses_is_set_aside_and_the_rest_is_programm
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_change_that_the_kernel_refuses_leaves_what_the_service_had(
-    namespace: Namespace, whole: bool
-) -> None:
-    before = guarded("web", "192.0.2.2", "198.51.100.0/24")
-    after = misfit(guarded("web", "192.0.2.2", "203.0.113.0/24"))
+def test_a_rejected_change_leaves_the_service_as_it_was(namespace: Namespace, whole: bool) -> None:
+    before = with_ranges("web", "192.0.2.2", "198.51.100.0/24")
+    after = misfit(with_ranges("web", "192.0.2.2", "203.0.113.0/24"))
     with programming(namespace) as dataplane:
         program(namespace, dataplane, before, numbered(1), numbered(2))
         if whole:
@@ -281,12 +279,12 @@ def test_a_change_that_the_kernel_refuses_leaves_what_the_service_had(
         assert held(namespace) == compiled([before], ())
 
 
-def test_what_somebody_else_wrote_in_the_way_is_no_fault_of_the_service(
+def test_a_conflict_with_a_foreign_element_is_no_fault_of_the_service(
     namespace: Namespace,
 ) -> None:
     good, web = (
-        guarded("good", "192.0.2.1", "203.0.113.0/24"),
-        guarded("web", "192.0.2.2", "203.0.113.0/24"),
+        with_ranges("good", "192.0.2.1", "203.0.113.0/24"),
+        with_ranges("web", "192.0.2.2", "203.0.113.0/24"),
     )
     key = frontend_key(parse_address("192.0.2.2"), Protocol.TCP, 80)
     low, high = parse_address("203.0.113.200"), parse_address("203.0.114.20")
@@ -302,7 +300,7 @@ def test_what_somebody_else_wrote_in_the_way_is_no_fault_of_the_service(
         assert held(namespace) == compiled([good, web, numbered(1)], ())
 
 
-def test_slots_that_somebody_filled_twice_are_put_right(namespace: Namespace) -> None:
+def test_endpoints_in_two_slots_are_repaired(namespace: Namespace) -> None:
     routing = numbered(7, 3)
     with programming(namespace) as dataplane:
         namespace.call(lambda: dataplane.commit(dataplane.plan_full([routing], NodeRouting())))
@@ -315,7 +313,7 @@ def test_slots_that_somebody_filled_twice_are_put_right(namespace: Namespace) ->
         assert held(namespace) == compiled([routing], ())
 
 
-def test_what_is_learned_too_late_is_forgotten_a_little_later(namespace: Namespace) -> None:
+def test_an_affinity_learned_during_the_commit_is_deleted_later(namespace: Namespace) -> None:
     before = numbered(0, 2, affinity=60)
     after = numbered(0, 1, first=1, affinity=60)
     (frontend,) = after.ports[0].frontends
@@ -330,7 +328,7 @@ def test_what_is_learned_too_late_is_forgotten_a_little_later(namespace: Namespa
         dataplane.tick()
         dataplane.tick()
         assert learned(namespace) == {prompt: stayed}
-        # Nothing has changed since, and so nobody looks.
+        # Nothing has changed since the last commit, so no affinity is read.
         write(namespace, schema.AFFINITY, Family.IPV4, {late: left})
         dataplane.tick()
         assert learned(namespace) == {prompt: stayed, late: left}

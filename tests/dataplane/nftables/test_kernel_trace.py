@@ -1,4 +1,4 @@
-"""The tracer over the kernel's elements: with which options, and what is read for a trace."""
+"""The tracer over the kernel's elements: the options it reads, and the elements it reads."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def traced(namespace: Namespace, packet: Packet) -> TraceResult:
     ],
     ids=str,
 )
-def test_the_options_are_read_from_the_rules(
+def test_options_are_read_from_the_loaded_rules(
     namespace: Namespace, options: NftablesOptions, networks: tuple[Network, ...]
 ) -> None:
     wanted = msgspec.structs.replace(
@@ -96,7 +96,7 @@ def test_the_options_are_read_from_the_rules(
 
 @pytest.mark.parametrize("source", [POD, STRANGER])
 @pytest.mark.parametrize("destination", [HOME, REFUSING, parse_address("10.96.0.3")])
-def test_a_trace_reads_little_and_says_what_the_whole_table_says(
+def test_a_trace_of_single_elements_equals_one_of_the_whole_table(
     namespace: Namespace, source: Address, destination: Address
 ) -> None:
     packet = Packet(source, destination, Protocol.TCP, Port(80), "eth0")
@@ -109,19 +109,19 @@ def test_a_trace_reads_little_and_says_what_the_whole_table_says(
         partly = trace(packet, NftablesView(rows, options, learned=rows))
         assert partly == trace(packet, NftablesView(read_table(netlink), options))
         netlink.close()
-    account = partly.result()
-    assert traced(namespace, packet) == account
-    assert sum(account.verdicts().values()) == 1
+    result = partly.result()
+    assert traced(namespace, packet) == result
+    assert sum(result.verdicts().values()) == 1
 
 
-def test_where_there_is_no_table_a_person_is_told(namespace: Namespace) -> None:
+def test_without_a_table_the_error_names_it(namespace: Namespace) -> None:
     with programming(namespace):
         pass
     with pytest.raises(UsageError, match="no table inet pyproxy"):
         traced(namespace, Packet(POD, HOME, Protocol.TCP, Port(80), "eth0"))
 
 
-def test_rules_of_somebody_else_are_told_of(namespace: Namespace) -> None:
+def test_changed_base_rules_are_a_remark_or_an_error(namespace: Namespace) -> None:
     packet = Packet(POD, HOME, Protocol.TCP, Port(80), "eth0")
     with programming(namespace) as dataplane:
         program(namespace, dataplane, NETWORKS)

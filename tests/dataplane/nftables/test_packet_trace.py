@@ -1,4 +1,4 @@
-"""What the kernel tells of packets, put together: whose it is, when it is over, how it ended."""
+"""Events of live packets assembled to traces: by packet, until it is complete, with its end."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def put_together(events: list[Event]) -> PacketTrace:
     )
 
 
-def test_a_packet_that_changes_its_number_is_one() -> None:
+def test_a_packet_with_a_new_number_is_the_same_packet() -> None:
     assembly = Assembly(0.3)
     assembly.take(TOLD, 1.0)
     assert list(assembly.finished(1.2)) == []
@@ -61,7 +61,7 @@ def test_a_packet_that_changes_its_number_is_one() -> None:
     assert list(assembly.finished(9.0)) == []
 
 
-def test_packets_that_come_between_are_kept_apart() -> None:
+def test_interleaved_packets_are_kept_apart() -> None:
     other = headed(event("nat-prerouting", 45, "jump services", packet=9), HOME, 80)
     other = msgspec.structs.replace(other, source_port=40001)
     assembly = Assembly(0.3)
@@ -92,7 +92,7 @@ def test_matched_rules_are_in_order_with_new_destinations() -> None:
     )
 
 
-def test_what_was_dropped_says_where() -> None:
+def test_a_dropped_packet_names_the_chain() -> None:
     by_rule = [*TOLD[:2], event("refuse", 9, "drop")]
     assert put_together(by_rule).end == "dropped in inet pyproxy refuse"
     policy = msgspec.structs.replace(
@@ -103,7 +103,7 @@ def test_what_was_dropped_says_where() -> None:
     assert by_policy.end == "dropped in ip filter forward"
 
 
-def test_rules_have_the_texts_that_nft_gives_them() -> None:
+def test_rule_texts_are_those_of_nft() -> None:
     listing = """table inet pyproxy { # handle 12
 \tmap services4 { # handle 3
 \t\ttypeof ip daddr . meta l4proto . th dport : verdict

@@ -1,4 +1,4 @@
-"""Change by change one comes to the same rows as all at once, and writes no more than must be."""
+"""Partial plans lead to the same rows as a full plan, without any needless write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Routings = dict[ObjectName, ServiceRouting]
 
 
 class Walker:
-    """Goes from state to state by the parts that the dataplane goes by, without a kernel."""
+    """Goes from state to state as the dataplane does, without a kernel."""
 
     def __init__(self) -> None:
         self.table: Table = {}
@@ -30,7 +30,7 @@ class Walker:
         self._shared: Counter[SharedRow] = Counter()
 
     def go(self, wanted: Routings) -> int:
-        """Give how many elements were written."""
+        """Return the number of elements written."""
         before: Table = {}
         after: Table = {}
         growth: Counter[SharedRow] = Counter()
@@ -52,7 +52,9 @@ class Walker:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(scenes(), min_size=1, max_size=4), st.data())
-def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject) -> None:
+def test_partial_plans_end_in_the_state_of_a_full_plan(
+    history: list[Scene], data: st.DataObject
+) -> None:
     walker = Walker()
     for scene in history:
         walker.go(scene.routings())
@@ -74,7 +76,7 @@ def test_a_walk_ends_where_a_leap_does(history: list[Scene], data: st.DataObject
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(scenes(), min_size=1, max_size=3))
-def test_a_walk_to_nothing_leaves_nothing(history: list[Scene]) -> None:
+def test_removing_all_services_leaves_no_row(history: list[Scene]) -> None:
     walker = Walker()
     for scene in history:
         walker.go(scene.routings())

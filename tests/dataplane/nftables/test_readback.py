@@ -1,4 +1,4 @@
-"""The table read before it is asked for: used as long as nothing has been committed since."""
+"""The table read ahead: it is used if no transaction was committed since."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def restarted(namespace: Namespace) -> Iterator[NftablesDataplane]:
 
 
 def replanned(dataplane: NftablesDataplane) -> tuple[NftablesPlan, int]:
-    """What is to be written, and how many bytes of questions it took to find out."""
+    """Return the plan of these Services, and the bytes of requests that making it sent."""
     before = dataplane.bytes_sent
     plan = dataplane.plan_full(ANSWERS, NODE)
     return plan, dataplane.bytes_sent - before
 
 
-def test_what_was_read_ahead_is_not_asked_for_again(namespace: Namespace) -> None:
+def test_a_table_read_ahead_is_not_read_again(namespace: Namespace) -> None:
     with restarted(namespace) as dataplane:
         namespace.call(dataplane.read_ahead)
         ahead, few = replanned(dataplane)
@@ -59,7 +59,7 @@ def delete_all(namespace: Namespace) -> None:
 
 
 @pytest.mark.parametrize("change", [delete_some, delete_all])
-def test_what_somebody_wrote_since_is_seen_and_repaired(
+def test_a_foreign_write_after_reading_ahead_is_repaired(
     namespace: Namespace, change: Callable[[Namespace], None]
 ) -> None:
     with restarted(namespace) as dataplane:
@@ -71,7 +71,7 @@ def test_what_somebody_wrote_since_is_seen_and_repaired(
         assert held(namespace) == compiled(ANSWERS, ())
 
 
-def test_where_there_is_no_table_nothing_is_taken_for_it(namespace: Namespace) -> None:
+def test_reading_ahead_without_a_table_finds_nothing(namespace: Namespace) -> None:
     with programming(namespace) as dataplane:
         namespace.call(dataplane.read_ahead)
         plan, _ = replanned(dataplane)

@@ -1,4 +1,4 @@
-"""The tracer itself, on tables written by hand: each rule, each way out, and what it prints."""
+"""The tracer on tables written by hand: each rule, each verdict, and its text."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_packet_has_one_verdict(table: Table, sent: Packet, verdict: object) -
         (NftablesOptions(pod_families=V4_ALONE), packet(OUTSIDE), True),
     ],
 )
-def test_the_options_say_who_is_a_pod(
+def test_the_options_decide_which_packets_are_from_pods(
     options: NftablesOptions, sent: Packet, masqueraded: bool
 ) -> None:
     table = SERVED | {"pods4": {ip("10.244.0.0") + ip("10.244.255.255"): b""}}
@@ -184,7 +184,7 @@ def test_the_options_say_who_is_a_pod(
         ((1, 2, 3, 4), "cluster4-4", Fraction(1, 4), Fraction(1, 4)),
     ],
 )
-def test_shares_are_exact(
+def test_probabilities_are_exact(
     numbers: tuple[int, ...], chain: str, lower: Fraction, upper: Fraction | None
 ) -> None:
     table = {"services4": to(chain), "endpoints4": slots(*numbers)}
@@ -212,7 +212,7 @@ def test_a_hairpin_is_masqueraded_only_where_it_meets_itself() -> None:
     assert unserved.verdicts() == {Untouched(): CERTAIN}
 
 
-def test_what_has_arrived_is_not_masqueraded_and_what_is_sent_to_oneself_is() -> None:
+def test_only_sent_packets_are_masqueraded() -> None:
     here = backend(ip(NODE), Port(8080))
     table = OUTER | {"endpoints4": {at(0): here + b"\0\0"}}
     assert trace(packet(OUTSIDE, interface="eth0"), machine(table)).verdicts() == {
@@ -222,17 +222,17 @@ def test_what_has_arrived_is_not_masqueraded_and_what_is_sent_to_oneself_is() ->
     assert own.verdicts() == {Delivered(here, Masquerade.MARK): CERTAIN}
 
 
-def test_an_endpoint_that_is_a_refused_frontend_is_refused() -> None:
+def test_an_endpoint_that_is_a_frontend_without_endpoints_is_rejected() -> None:
     table = OUTER | {"no-endpoint-services4": {frontend("10.244.2.1", 8080): b""}}
     assert trace(packet(), machine(table)).verdicts() == {Rejected(RejectWith.TCP_RESET): CERTAIN}
 
 
-def test_an_endpoint_at_a_cluster_ip_is_refused_where_it_would_be_forwarded() -> None:
+def test_an_endpoint_at_a_cluster_ip_is_rejected_where_it_would_be_forwarded() -> None:
     table = OUTER | {"cluster-ips4": {ip("10.244.2.1"): b""}}
     assert trace(packet(), machine(table)).verdicts() == {Rejected(RejectWith.TCP_RESET): CERTAIN}
 
 
-def test_what_a_machine_sends_itself_meets_the_source_ranges_again() -> None:
+def test_a_packet_of_the_node_to_itself_meets_the_source_ranges_again() -> None:
     here = frontend(NODE, 8080)
     table = OUTER | {
         "endpoints4": {at(0): ip(NODE) + struct.pack(">HH", 8080, 0)},
@@ -250,7 +250,7 @@ AFFINITY_FRONTENDS: Table = {
 }
 
 
-def test_a_sticky_frontend_learns_and_remembers() -> None:
+def test_a_frontend_with_affinity_learns_and_returns() -> None:
     first = trace(packet(), machine(AFFINITY_FRONTENDS))
     assert {path.verdict for path in first.paths} == {
         Delivered(end(1), Masquerade.MARK),
@@ -265,7 +265,7 @@ def test_a_sticky_frontend_learns_and_remembers() -> None:
         assert len(trace(packet(OUTSIDE), machine(AFFINITY_FRONTENDS, learned)).paths) == 2
 
 
-def test_an_endpoint_here_is_learned_on_input() -> None:
+def test_an_endpoint_on_the_node_is_learned_on_input() -> None:
     here = ip(NODE) + struct.pack(">HH", 8080, 0)
     table = AFFINITY_FRONTENDS | {
         "endpoints4": {at(0): here},
@@ -275,7 +275,7 @@ def test_an_endpoint_here_is_learned_on_input() -> None:
     assert path.steps[-1].chain == "learn-input"
 
 
-def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
+def test_an_endpoint_without_return_is_not_learned() -> None:
     table = AFFINITY_FRONTENDS | {"affinity-endpoints4": {frontend() + end(1) + b"\0\0": b""}}
     learned = {path.verdict: path.learned for path in trace(packet(), machine(table)).paths}
     assert learned[Delivered(end(1), Masquerade.MARK)] is not None
@@ -283,7 +283,7 @@ def test_an_endpoint_that_nobody_may_come_back_to_is_not_learned() -> None:
 
 
 @pytest.mark.parametrize("interface", ["eth0", "lo", ""])
-def test_loopback_addresses_are_shielded_from_others(interface: str) -> None:
+def test_loopback_addresses_are_shielded_from_other_machines(interface: str) -> None:
     sent = packet(OUTSIDE, "127.0.0.1", interface=interface)
     verdict = Dropped(DropReason.LOOPBACK) if interface == "eth0" else Untouched()
     assert trace(sent, machine({}, options=NftablesOptions(shield_loopback=True))).verdicts() == {
@@ -298,7 +298,7 @@ def test_a_foreign_verdict_is_an_error(target: str) -> None:
         trace(packet(), machine({"services4": to(target)}))
 
 
-def test_a_trace_reads_well() -> None:
+def test_the_text_of_a_trace() -> None:
     table = AFFINITY_FRONTENDS | {"services4": {frontend(): Tag("affinity-cluster4-2", "shop/web")}}
     assert str(trace(packet(), machine(table))).splitlines() == [
         "10.244.1.11 -> 10.96.0.1:80/tcp, came in by cbr0",
@@ -330,5 +330,5 @@ def test_a_trace_reads_well() -> None:
         (packet(new=False), {}, "  100.0000% destination unchanged, source kept"),
     ],
 )
-def test_a_verdict_reads_well(sent: Packet, table: Table, last: str) -> None:
+def test_the_text_of_a_verdict(sent: Packet, table: Table, last: str) -> None:
     assert str(trace(sent, machine(table))).splitlines()[-1] == last

@@ -29,7 +29,7 @@ from pyproxy.model.destination import parse_destination
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.chaos.load import LoadResult, load
-from tests.dataplane.nftables.test_packets import CASES, POD_NETWORKS
+from tests.dataplane.nftables.test_tracer_on_kernel import CASES, POD_NETWORKS
 
 pytestmark = pytest.mark.packets
 

@@ -126,8 +126,8 @@ class Case(msgspec.Struct, frozen=True):
             )
             for column, family in enumerate(Family)
         ]
-        said = route_service(service, slices, Node("node-a"), "node-a")
-        return expand_node_ports(said, tuple(map(parse_address, NODE_ADDRESSES)))
+        routing = route_service(service, slices, Node("node-a"), "node-a")
+        return expand_node_ports(routing, tuple(map(parse_address, NODE_ADDRESSES)))
 
 
 CASES = (
@@ -171,7 +171,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     by_network = request.param == "pods by network"
     asked = NftablesOptions(pod_interface="" if by_network else POD_BRIDGE)
     node = NodeRouting(POD_NETWORKS if by_network else ())
-    # A network of its own: conntrack entries of another's probes would lead UDP clients astray.
+    # A network of its own: conntrack entries of other probes would translate UDP clients wrongly.
     with Network() as network:
         namespace = network.namespace("na")
         dataplane = namespace.call(lambda: NftablesDataplane(asked))
@@ -196,9 +196,9 @@ def ask(lab: Lab, client: str, packet: Packet, timeout: float) -> Outcome:
     return lab.network.namespace(client).call(partial(probe, target, tries=48, timeout=timeout))
 
 
-def patience(said: Trace) -> float:
+def patience(expected: Trace) -> float:
     """How long to wait for an answer, in seconds: where there is to be one it is only late."""
-    answered = any(isinstance(verdict, Delivered | Rejected) for verdict in said.verdicts())
+    answered = any(isinstance(verdict, Delivered | Rejected) for verdict in expected.verdicts())
     return 5.0 if answered else 0.3
 
 
@@ -219,7 +219,7 @@ PROBES = dict(probes())
 @pytest.mark.parametrize(
     ("case", "kind", "client", "family", "protocol"), PROBES.values(), ids=PROBES
 )
-def test_what_the_tracer_says_happens(
+def test_the_kernel_does_what_the_tracer_predicts(
     lab: Lab, case: Case, kind: str, client: str, family: Family, protocol: Protocol
 ) -> None:
     home, balancer, outer = case.addresses(family)

@@ -1,6 +1,6 @@
-"""The rows do what Services mean: random clusters and packets, traced, against a plain statement.
+"""Traces of random packets through random clusters have the verdict that the oracle expects.
 
-And the statement is no empty one: each of five planted faults is found within a bounded search.
+That the properties test something is shown by planted faults: each is found in a bounded search.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Forget = Callable[[Table, Routings, Routings], Table]
 
 @settings(max_examples=1000, deadline=None)
 @given(encounters())
-def test_every_packet_meets_the_verdict_that_its_service_means(encounter: Encounter) -> None:
+def test_every_packet_has_the_verdict_of_its_routing(encounter: Encounter) -> None:
     scene, packet = encounter
     routings = tuple(scene.routings().values())
     traced = trace(packet, machine(scene, routings))
@@ -50,11 +50,11 @@ def test_every_packet_meets_the_verdict_that_its_service_means(encounter: Encoun
 
 @settings(max_examples=250, deadline=None)
 @given(encounters(), st.data())
-def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
+def test_a_client_with_affinity_returns_to_its_endpoint(
     encounter: Encounter, data: st.DataObject
 ) -> None:
     scene, packet = encounter
-    scene = sticky(scene)
+    scene = with_affinity(scene)
     routings = tuple(scene.routings().values())
     first = data.draw(st.sampled_from(trace(packet, machine(scene, routings)).paths))
     again = trace(packet, machine(scene, routings, learned_by(first)))
@@ -66,7 +66,7 @@ def test_a_client_of_a_sticky_service_returns_to_the_endpoint_it_had(
 
 @st.composite
 def changes(draw: st.DrawFn) -> tuple[Scene, Scene, Packet]:
-    """Two scenes in turn, configured alike, and somebody who is there in both."""
+    """Two scenes in turn with the same options, and a client that exists in both."""
     before, after = draw(scenes()), draw(scenes())
     same = {
         "node": before.node,
@@ -76,7 +76,7 @@ def changes(draw: st.DrawFn) -> tuple[Scene, Scene, Packet]:
     }
     after = msgspec.structs.replace(after, **same)
     if draw(st.booleans()):
-        # The usual change: endpoints come and go, and the Services stay as they are.
+        # The usual change: endpoints are added and removed, and the Services stay as they are.
         after = msgspec.structs.replace(
             before,
             slices=tuple(
@@ -87,15 +87,15 @@ def changes(draw: st.DrawFn) -> tuple[Scene, Scene, Packet]:
                 for each in before.slices
             ),
         )
-    before = sticky(before)
+    before = with_affinity(before)
     if draw(st.integers(0, 3)):
-        after = sticky(after)
+        after = with_affinity(after)
     return before, after, draw(packets(tuple(before.routings().values())))
 
 
 @settings(max_examples=400, deadline=None)
 @given(changes(), st.booleans())
-def test_nobody_is_held_at_an_endpoint_that_may_serve_him_no_more(
+def test_no_client_returns_to_an_endpoint_that_is_not_allowed(
     change: tuple[Scene, Scene, Packet], restarted: bool
 ) -> None:
     assert held_wrongly(change, forget_wholly if restarted else forget_partly) is None
@@ -103,9 +103,9 @@ def test_nobody_is_held_at_an_endpoint_that_may_serve_him_no_more(
 
 @settings(max_examples=150, deadline=None)
 @given(encounters())
-def test_nobody_is_let_go_for_a_change_that_does_not_concern_him(encounter: Encounter) -> None:
+def test_a_change_keeps_the_affinities_that_it_allows(encounter: Encounter) -> None:
     scene, packet = encounter
-    scene = sticky(scene)
+    scene = with_affinity(scene)
     routings = scene.routings()
     for path in trace(packet, machine(scene, tuple(routings.values()))).paths:
         learned = learned_by(path)
@@ -114,13 +114,13 @@ def test_nobody_is_let_go_for_a_change_that_does_not_concern_him(encounter: Enco
 
 
 def forget_partly(learned: Table, before: Routings, after: Routings) -> Table:
-    """What a commit of changes does with the learned elements."""
+    """Return the affinities that a commit of changes keeps."""
     now = {name: after.get(name) for name in {**before, **after}}
     return forget(learned, loosened(before, now), all_known=False)
 
 
 def forget_wholly(learned: Table, before: Routings, after: Routings) -> Table:
-    """What a commit after a restart does with them."""
+    """Return the affinities that a commit after a restart keeps."""
     return forget(learned, expectations(after.values()), all_known=True)
 
 
@@ -136,7 +136,7 @@ def forget(learned: Table, allowed: Expectations, *, all_known: bool) -> Table:
 
 
 def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Trace | None:
-    """The trace of a client who came back after a change, if it is one that must not be."""
+    """Return the trace of a client after a change, if its affinity should have been deleted."""
     before, after, packet = change
     old, new = before.routings(), after.routings()
     for path in trace(packet, machine(before, tuple(old.values()))).paths:
@@ -150,10 +150,10 @@ def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Tra
 
 
 def endpoints_here(packet: Packet, routings: Routings) -> frozenset[Backend]:
-    """Where somebody may stay who could not be told from an outsider when hints changed.
+    """Return the endpoints that an internal client may keep when only topology hints changed.
 
-    An entry of a frontend with policy Local does not say whom it was for, and hints, which move
-    pods and the node itself away from an endpoint that serves, say nothing about outsiders.
+    An affinity of a frontend with policy Local does not tell an internal client from an external
+    one. Hints move only internal clients away from an endpoint on the node.
     """
     found = oracle.frontend_of(packet, routings.values())
     if found is None or found[2].use is not Use.SPLIT:
@@ -161,7 +161,7 @@ def endpoints_here(packet: Packet, routings: Routings) -> frozenset[Backend]:
     return frozenset(found[1].local)
 
 
-def sticky(scene: Scene) -> Scene:
+def with_affinity(scene: Scene) -> Scene:
     return msgspec.structs.replace(
         scene,
         services=tuple(
@@ -223,17 +223,17 @@ def other_options(**fields: object) -> Mutation:
 FAULTS = {
     "a masquerade that is missing": retarget(lambda target: target.removeprefix("masq-")),
     "a masquerade too many": retarget(mask_everything),
-    "a masquerade for everybody": other_options(masquerade_all=True),
-    "a masquerade for nobody": other_options(pod_interface="", pod_families=frozenset()),
+    "all clients masqueraded": other_options(masquerade_all=True),
+    "no client masqueraded": other_options(pod_interface="", pod_families=frozenset()),
     "a missing hairpin": without(nft.HAIRPIN),
     "an ignored source range": without(nft.SOURCE_RANGE_FRONTENDS),
-    "source ranges that let nobody in": without(nft.SOURCES),
+    "source ranges that admit no client": without(nft.SOURCES),
     "a swapped family": swap_families,
     "a swapped family in one verdict": retarget(swap_verdicts),
     "pods that are taken for strangers": without(nft.PODS),
-    "insiders that are taken for outsiders": without(schema.INTERNAL_SERVICES),
+    "internal clients taken for external ones": without(schema.INTERNAL_SERVICES),
     "frontends that are not refused": without(nft.NO_ENDPOINT_SERVICES),
-    "ports that nobody serves and nobody refuses": without(nft.CLUSTER_IPS),
+    "ports without a Service that are not rejected": without(nft.CLUSTER_IPS),
 }
 
 SEARCH = settings(
@@ -266,7 +266,7 @@ def test_a_planted_stale_affinity_is_found() -> None:
     assert held_wrongly(found, forget_partly) is None
 
 
-def test_a_search_for_a_fault_that_is_not_there_ends() -> None:
+def test_no_fault_is_found_where_none_is_planted() -> None:
     few = settings(SEARCH, max_examples=100)
     with pytest.raises(NoSuchExample):
         find(encounters(), lambda each: disagrees(each, lambda held: held), settings=few)
