@@ -1,6 +1,6 @@
-"""How many connections each frontend and each endpoint has had, read from the kernel's counters.
+"""Connections of each frontend and endpoint, read from the counters of their elements.
 
-An element's counter begins at 0 when the element is made, also when only its value changed.
+An element's counter starts at 0 when the element is added. A changed value is a new element.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ class CounterReader:
         self._netlink.close()
 
     def require(self) -> None:
-        """Raise UsageError where nothing counts; KernelError."""
+        """Raise UsageError if no element counts connections. Raises KernelError."""
         present = list(self._netlink.dump(nftables.get_sets(TABLE)))
         if not present:
             raise UsageError(
-                f"the kernel holds no table inet {TABLE}: top reads what pyproxy counts in the "
-                "mode nftables; run it on a node where that serves, in the host's network"
+                f"the kernel holds no table inet {TABLE}: run top on a node where pyproxy serves "
+                "in nftables mode, in the host's network namespace"
             )
         if schema.SERVICES.of(Family.IPV4) not in element_counters.read_counted_sets(present):
             raise UsageError(
-                "nothing counts connections here: start the agent with --endpoint-counters, which "
-                "costs kernel memory for each endpoint and replaces the table once"
+                f"table inet {TABLE} does not count connections: start the agent with "
+                "--endpoint-counters, which takes kernel memory for each endpoint and replaces the "
+                "table once"
             )
 
     def services(self, wanted: str = "") -> Totals:
         """Read one total for each frontend of the Services that `wanted` names.
 
-        `wanted` is empty for all, `namespace/` for a namespace's, or `namespace/name`. Costs a
-        reading of all frontends. Raises KernelError.
+        `wanted` is empty for all, `namespace/` for those of a namespace, or `namespace/name`. Reads
+        all frontends in any case. Raises KernelError.
         """
         by_element: dict[tuple[str, bytes], int] = {}
         owners: dict[tuple[str, bytes], Counted] = {}
@@ -70,10 +71,10 @@ class CounterReader:
         return Totals(by_element, owners)
 
     def endpoints(self, services: Totals, *, everything: bool) -> Totals:
-        """Read one total for each endpoint of the frontends that `services` has.
+        """Read one total for each endpoint of the frontends in `services`.
 
-        With `everything` all endpoints are read at once, else one by one, which costs less where
-        those wanted are few. Raises KernelError.
+        With `everything` all endpoints are read in one dump, otherwise each by its key, which takes
+        less for a few Services. Raises KernelError.
         """
         by_element: dict[tuple[str, bytes], int] = {}
         owners: dict[tuple[str, bytes], Counted] = {}
@@ -103,27 +104,27 @@ class CounterReader:
 
     def _all(self, family: Family) -> dict[bytes, _Slot]:
         name = schema.ENDPOINTS.of(family)
-        routings = self._netlink.dump(elements.get_elements(TABLE, name))
-        return {key: (data, total) for key, data, total in self._counted(routings, family)}
+        replies = self._netlink.dump(elements.get_elements(TABLE, name))
+        return {key: (data, total) for key, data, total in self._counted(replies, family)}
 
     def _one(self, family: Family, key: bytes) -> _Slot | None:
         name = schema.ENDPOINTS.of(family)
         try:
-            routing = self._netlink.get(elements.get_element(TABLE, name, key))
+            reply = self._netlink.get(elements.get_element(TABLE, name, key))
         except StaleStateError:
             return None
-        return next(((data, total) for _, data, total in self._counted([routing], family)), None)
+        return next(((data, total) for _, data, total in self._counted([reply], family)), None)
 
     def _counted(
-        self, routings: Iterable[memoryview], family: Family
+        self, replies: Iterable[memoryview], family: Family
     ) -> Iterator[tuple[bytes, bytes, int]]:
         data_size = sum(field.size(family) for field in nft.BACKEND)
         return element_counters.read_counted_elements(
-            routings, schema.ENDPOINTS.key_size(family), data_size
+            replies, schema.ENDPOINTS.key_size(family), data_size
         )
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
-        routings = list(self._netlink.dump(elements.get_elements(TABLE, name)))
-        return elements.read_elements(routings, Shape.EXACT), element_counters.read_packet_counts(
-            routings
+        replies = list(self._netlink.dump(elements.get_elements(TABLE, name)))
+        return elements.read_elements(replies, Shape.EXACT), element_counters.read_packet_counts(
+            replies
         )

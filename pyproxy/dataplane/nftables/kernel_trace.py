@@ -108,7 +108,7 @@ class KernelTracer:
         layout = read_layout(self._netlink, TABLE)
         if not layout.chains:
             raise UsageError(
-                f"the kernel has no table inet {TABLE}: run trace on a node where pyproxy serves "
+                f"the kernel holds no table inet {TABLE}: run trace on a node where pyproxy serves "
                 "in nftables mode, in the host's network namespace"
             )
         options = loaded_options(layout)
