@@ -42,7 +42,9 @@ def base_rules(options: NftablesOptions) -> BaseRules:
     )
 
 
+# Priorities in output are numbers because nft 1.0.6 knows the name dstnat in prerouting alone.
 _HOOKS = {
+    # Before the translation, so that source ranges are tested against the frontend.
     "filter-prerouting": "type filter hook prerouting priority dstnat - 10; policy accept;",
     "filter-output-before": "type filter hook output priority -110; policy accept;",
     "nat-prerouting": "type nat hook prerouting priority dstnat; policy accept;",
@@ -60,6 +62,7 @@ def _chains(options: NftablesOptions) -> dict[str, list[str]]:
     return {
         "filter-prerouting": [*shield, f"{new} source-ranges"],
         "filter-output-before": [f"{new} source-ranges"],
+        # The kernel runs nat chains for the first packet of a connection only.
         "nat-prerouting": ["jump services"],
         "nat-output": ["jump services"],
         "filter-input": [f"{new} no-endpoints"],
@@ -71,6 +74,7 @@ def _chains(options: NftablesOptions) -> dict[str, list[str]]:
         "source-ranges": [_source_ranges(family) for family in Family],
         "no-endpoints": [f"{nft.NO_ENDPOINT_SERVICES.lookup(f)} goto refuse" for f in Family],
         "no-such-port": [f"{nft.CLUSTER_IPS.lookup(f)} goto refuse" for f in Family],
+        # Without the first rule a TCP client would get an ICMP error.
         "refuse": ["meta l4proto tcp reject with tcp reset", "reject"],
         chains.MARKING: [options.set_mark()],
         "masquerading": _masquerading(options),
@@ -90,6 +94,7 @@ def _services(family: Family, options: NftablesOptions) -> list[str]:
 def _split(family: Family, options: NftablesOptions) -> list[str]:
     internal = schema.INTERNAL_SERVICES.lookup(family)
     pods = options.from_pods(family)
+    # The first match decides: internal clients, then external ones.
     return [
         *([f"{pods} {internal}"] if pods else []),
         f"fib saddr type local {options.set_mark()} {internal}",
@@ -108,6 +113,7 @@ def _masquerading(options: NftablesOptions) -> list[str]:
         # Clear the bit: hooks behind this one and tunnels must not see it.
         f"meta mark & {bit} != 0 meta mark set meta mark ^ {bit} masquerade fully-random",
         *(
+            # dnat: a pod that reaches itself directly is not masqueraded.
             f"ct status dnat {nft.HAIRPIN.lookup(family)} masquerade fully-random"
             for family in Family
         ),

@@ -53,6 +53,7 @@ _FILTER = 0
 """The priority of learning: before srcnat, so that the client's address is not masqueraded yet."""
 
 _NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
+# Offsets in the IPv4 and IPv6 headers.
 _SADDR_OFFSET = {Family.IPV4: 12, Family.IPV6: 8}
 _DADDR_OFFSET = {Family.IPV4: 16, Family.IPV6: 24}
 _ORIGINAL_DADDR = {Family.IPV4: rules.CT_DST_IP, Family.IPV6: rules.CT_DST_IP6}
@@ -112,6 +113,7 @@ def needed(names: Iterable[str]) -> list[str]:
 
 def chain(name: str) -> Iterator[Message]:
     """Yield the messages that write one chain, in place of the rules that it has."""
+    # Adding a chain that exists is no error: its rules are replaced, and verdicts to it stay.
     if name in _HOOKS:
         yield rules.new_base_chain(TABLE, name, _HOOKS[name], _FILTER)
     else:
@@ -161,12 +163,14 @@ def _rules(name: str) -> Iterator[list[bytes]]:
         yield _return_to(family)
         yield [rules.go_to(name.removeprefix(_AFFINITY))]
     else:
+        # A rule whose lookup finds no element ends there, and the next rule draws again.
         offset = LOCAL_OFFSET if head[:-1] == LOCAL else 0
         for modulus in moduli(int(number)):
             yield _pick(family, modulus, offset)
 
 
 def _pick(family: Family, modulus: int, offset: int) -> list[bytes]:
+    # The fields of a concatenated key are in adjacent 4-byte registers: address, protocol, port.
     index = _FIRST + _words(family) + 2
     return [
         *_frontend(family, _FIRST),
@@ -202,6 +206,7 @@ def _translate(family: Family, map_name: str) -> list[bytes]:
 def _dispatch_learning(family: Family) -> list[bytes]:
     return [
         *_is_of(family),
+        # Later packets need no lookup, and each update would restart the timeout.
         *rules.is_new(_FIRST),
         *_original_frontend(family, _FIRST),
         rules.look_up_verdict(schema.AFFINITY_FRONTENDS.of(family), _FIRST),
@@ -217,6 +222,7 @@ def _learn(family: Family, timeout: int) -> list[bytes]:
         *_original_frontend(family, frontend),
         _load_address(family, _DADDR_OFFSET, endpoint),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
+        # Not learned if the frontend no longer has this endpoint: conntrack may still send there.
         rules.is_in(schema.AFFINITY_ENDPOINTS.of(family), frontend),
         rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout),
     ]
@@ -231,6 +237,7 @@ def _original_frontend(family: Family, register: int) -> list[bytes]:
 
 
 def _is_of(family: Family) -> list[bytes]:
+    # A table of family inet has packets of both protocols.
     return [
         rules.load_meta(rules.META_NFPROTO, _FIRST),
         rules.equal(_FIRST, bytes((_NFPROTO[family],))),

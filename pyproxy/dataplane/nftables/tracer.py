@@ -236,6 +236,7 @@ class _Tracer:
         if walk.verdict is not None:
             return walk
         chain = "masquerading"
+        # The mark is tested first, so a marked hairpin is masqueraded by its mark.
         if walk.marked:
             return replace(walk.step(chain, Action.UNMARKED), masquerade=Masquerade.MARK)
         pair = self._packet.source + walk.destination
@@ -298,6 +299,7 @@ class _Tracer:
         internal = self._find(schema.INTERNAL_SERVICES, self._frontend)
         if self._from_pod and internal:
             return self._go(walk, chain, internal)
+        # `fib saddr type local`: the node's own packets are internal, and marked.
         if self._is_local(self._packet.source):
             walk = _mark(walk, chain)
             if internal:
@@ -322,6 +324,7 @@ class _Tracer:
         masquerade, affinity, which, family, count = found.groups()
         if masquerade:
             walk = _mark(walk, target)
+        # Chains of the other family test nfproto and let the packet pass.
         if int(family) != self._family:
             return [walk]
         client = self._packet.source + self._frontend
@@ -340,6 +343,7 @@ class _Tracer:
         }
         left = Fraction(1)
         chances = dict.fromkeys(slots, Fraction(0))
+        # An empty slot leads to the next draw, which is independent of the ones before.
         for modulus in chains.moduli(count):
             full = [index for index in slots if index < modulus]
             for index in full:
