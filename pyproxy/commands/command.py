@@ -57,6 +57,7 @@ class View(msgspec.Struct, Generic[V], frozen=True):
 
     def _run(self, namespace: argparse.Namespace) -> int:
         queries = QueryRunner(namespace)
+        # One QueryRunner for all repetitions: it remembers that there is no agent.
         while True:
             value = self.fetch(queries, namespace)
             self._print(value, namespace)

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
     """Collect the facts and explain them."""
-    parse(namespace.target)
+    parse(namespace.target)  # a wrong target is a usage error before any query
     client = _client(namespace.client)
     agent = queries.query(FACTS, FactsArgs(namespace.target))
     return explain(
@@ -67,6 +67,7 @@ def _api_facts(queries: QueryRunner, agent: AgentFacts) -> ServiceLookup:
     name = agent.target.name
     if name is None:
         return ServiceLookup(service_skipped="no Service name", pods_skipped="no Service name")
+    # The agent asks the API server, because it has a connection and the rights of its account.
     return queries.query(LOOKUP, LookupArgs(str(name)))
 
 
@@ -84,6 +85,7 @@ def _kernel_facts(agent: AgentFacts) -> KernelFacts:
 def _state_diff(
     settings: Settings, routing: ServiceRouting, node: NodeRouting
 ) -> tuple[StateDiff | None, str]:
+    # The kernel is read here, not in the agent: its thread must not wait for a dump.
     try:
         with kernel(settings) as dataplane:
             return dataplane.compare(routing, node), ""

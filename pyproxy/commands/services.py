@@ -29,7 +29,7 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Services:
     if name and "/" not in name and namespace.namespace:
         name = f"{namespace.namespace}/{name}"
     if name:
-        object_name(name)
+        object_name(name)  # a wrong name is a usage error before any query
     return queries.query(SERVICES, ServicesArgs(name, "" if name else namespace.namespace))
 
 

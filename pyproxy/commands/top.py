@@ -142,6 +142,7 @@ def sample_of(
         "total": lambda each: (-totals[each], each),
         "name": lambda each: (each,),
     }
+    # Ties are sorted by name, so that rows keep their places between samples.
     owners: list[Counted] = sorted(gained, key=keys[namespace.sort])
     rows = (
         Row(each.service, gained[each] / seconds, totals[each], each.endpoint)

@@ -152,6 +152,7 @@ def _show(trace: Trace) -> Iterator[Part]:
     yield text(trace.packet, HEAD)
     yield from _steps(trace.steps)
     outcomes = trace.outcomes
+    # With one outcome all its steps are shared or its own: no table is needed.
     if len(outcomes) == 1:
         (only,) = outcomes
         yield from _steps(only.steps)

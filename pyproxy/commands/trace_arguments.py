@@ -33,6 +33,7 @@ def sender_of(text: str, target: Destination, settings: Settings) -> str:
 
     Queries the API server for a pod. Raises UsageError, SourceError.
     """
+    # No address contains a slash, so one means a pod.
     if "/" not in text:
         return text
     namespace, _, name = text.partition("/")

@@ -58,6 +58,7 @@ def diff(dataplane: Dataplane[Any], desired: DesiredState, *, netlink: bool) -> 
     `dataplane` must not be the agent's own, because `plan_full` replaces its committed state.
     Raises KernelError.
     """
+    # plan_full never writes: a commit would.
     plan = dataplane.plan_full(desired.routings, desired.node)
     return Diff(
         same=not plan,

@@ -66,6 +66,7 @@ def agent_facts(snapshot: Snapshot, text: str) -> AgentFacts:
     if name is None:
         return facts
     slices = snapshot.slices_of(name)
+    # A problem of a slice is a problem of its Service too.
     subjects = {(Kind.SERVICE.value, str(name))}
     subjects |= {(Kind.ENDPOINT_SLICE.value, str(each.name)) for each in slices}
     return msgspec.structs.replace(
@@ -150,6 +151,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     def _is_target(self, routing: PortRouting | None) -> bool:
         destination = self.agent.target.destination
+        # For an unserved destination, the steps explain all ports of the likeliest Service.
         if destination is None or not self.agent.target.served:
             return True
         return routing is not None and any(

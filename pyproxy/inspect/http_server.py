@@ -12,8 +12,6 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-import msgspec
-
 from pyproxy.errors import PyproxyError, UsageError
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         target = urlsplit(self.path)
         try:
             self.get(target.path, target.query)
-        except (UsageError, msgspec.ValidationError, ValueError) as error:
+        except (UsageError, ValueError) as error:  # msgspec.ValidationError is a ValueError
             self.fail(self.usage_status, str(error))
         except PyproxyError as error:
             self.fail(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
@@ -88,6 +86,7 @@ class BoundedThreads(socketserver.ThreadingMixIn):
     """
 
     clients = 16
+    # A stream lasts until its client leaves, and must not delay the exit of the agent.
     daemon_threads = True
     block_on_close = False
 
@@ -100,6 +99,7 @@ class BoundedThreads(socketserver.ThreadingMixIn):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)  # type: ignore[attr-defined]
             return
+        # From here on, process_request_thread releases the slot, unless no thread starts.
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # "can't start new thread": RLIMIT_NPROC or the pids cgroup

@@ -93,6 +93,7 @@ def services(snapshot: Snapshot, name: str = "", namespace: str = "") -> Service
             raise UsageError(f"this node does not serve {wanted}: run pyproxy explain {wanted}")
         chosen, slices = [wanted], {wanted: snapshot.slices_of(wanted)}
     else:
+        # One pass over all slices; `slices_of` would make a pass for each Service.
         slices = _slices_by_service(snapshot)
         chosen = sorted(each for each in snapshot.services if namespace in ("", each.namespace))
     return Services(
@@ -173,6 +174,7 @@ def _ports(
 
 
 def _hints(choice: TopologyChoice) -> str:
+    # These two hold for most Services and explain nothing.
     usual = (IgnoredHint.NO_HINTS, IgnoredHint.NO_READY_ENDPOINT)
     return "; ".join(each.value for each in choice.ignored if each not in usual)
 
@@ -190,6 +192,7 @@ def _endpoints(
         cluster = port is not None and backend in port.cluster
         local = port is not None and backend in port.local
         used_by, reason = "", ""
+        # With externalTrafficPolicy Local, internal clients use `cluster`, all others `local`.
         if Use.SPLIT in uses:
             used_by = {
                 (True, True): "all",
@@ -212,6 +215,7 @@ def _reason(backend: Backend, reasons: UnusedReasons, *, local: bool) -> str:
 
 
 def _unmatched(service: Service, slices: Sequence[EndpointSlice]) -> Iterator[EndpointView]:
+    # Policy joins slices to ports by family and name, so all others are never used.
     wanted = families(service)
     for part in slices:
         for port in part.ports:

@@ -44,6 +44,7 @@ def resolve(snapshot: Snapshot, text: str) -> Target:
     target = parse(text)
     if isinstance(target, ObjectName):
         return Target(target)
+    # A scan, because an index would cost the agent memory for a query that is rare.
     for routing in snapshot.routings.values():
         for port in routing.ports:
             for f in port.frontends:
@@ -72,6 +73,7 @@ def _candidates(snapshot: Snapshot, target: Destination) -> Iterator[Target]:
                 reason=f"{service.name} has the address, but only the ports {ports}",
                 fix=f"connect to one of the ports {ports}, or add this port to spec.ports",
             )
+    # Node ports are unique in the cluster, so the address does not matter here.
     for service in snapshot.services.values():
         if any(_same_port(port.node_port, port.protocol, target) for port in service.ports):
             node_ports = snapshot.node_routing.node_port_addresses

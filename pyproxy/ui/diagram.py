@@ -133,6 +133,7 @@ def _left_curves(boxes: Sequence[Box], middle: Box) -> Iterator[Curve]:
 
 
 def _right_curves(middle: Box, boxes: Sequence[Box]) -> Iterator[Curve]:
+    # Unused endpoints have a box and no curve.
     for box in boxes:
         if box.kind not in ("unused", "more", "idle"):
             start = middle.x + middle.width

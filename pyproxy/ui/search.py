@@ -65,6 +65,7 @@ def search(snapshot: Snapshot, query: SearchQuery) -> SearchResult:
         if _has_words(name, snapshot.services[name], words)
         and _passes(query.filter, snapshot.routings.get(name), invalid.get(str(name), 0))
     ]
+    # At least one page, because an empty result is a page too.
     pages = max(1, -(-len(matching) // PAGE_SIZE))
     page = min(max(query.page, 1), pages)
     shown = matching[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]

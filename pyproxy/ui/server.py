@@ -117,6 +117,7 @@ class _Listener(BoundedThreads, HTTPServer):
         self._thread.start()
 
     def stop(self) -> None:
+        # serve_forever polls twice a second, so this takes half a second at most.
         self.shutdown()
         self._thread.end(_STOP_TIMEOUT)
         self._recorder.stop()
@@ -149,6 +150,7 @@ class _Handler(RequestHandler):
             case "services" if rest:
                 name = unquote(rest)
                 self._html(HTTPStatus.OK, pages.service(self.server.agent.snapshot(), name))
+            # Only the charts count as a viewer: other tools may poll the page itself.
             case "timeline":
                 self.server.viewed_at = time.monotonic()
                 moments = self.server.timeline.moments(time.time())

@@ -77,6 +77,7 @@ class Timeline:
 
     def _put(self, moment: Moment) -> None:
         self._moments[moment.second] = moment
+        # Seconds arrive nearly in order, so the first one is the oldest.
         while len(self._moments) > SECONDS:
             self._moments.popitem(last=False)
 
@@ -94,6 +95,7 @@ class ConnectionCounter:
 
     def count(self) -> int | None:
         """Return the connections since the last call, None at the first. Raises KernelError."""
+        # After an error the next count starts anew, instead of covering the gap.
         before, self._before = self._before, None
         self._before = now = self._reader.services()
         return None if before is None else sum(now.since(before).values())

@@ -57,6 +57,8 @@ def ports(facts: Facts) -> Step:
     for port in facts.ports():
         if not any(part.family is port.family for part in parts):
             continue
+        # A slice without this port: the EndpointSlice controller omits a named targetPort that no
+        # pod declares.
         if not port.endpoints:
             return _port_missing(facts, port)
         numbers = sorted({int.from_bytes(backend[-2:], "big") for backend in port.endpoints})
@@ -104,6 +106,7 @@ def readiness(facts: Facts) -> Step:
         message = f"{len(ready)} of {count(len(endpoints), 'endpoint')} {verb} ready"
         others = f"; not ready: {listed(unready)}" if unready else ""
         return Step(name, Result.NOTE if unready else Result.OK, message + others)
+    # kube-proxy too falls back to terminating endpoints that serve (KEP-1669).
     if any(e.serving and e.terminating for e in endpoints.values()):
         return Step(
             name, Result.NOTE, "no endpoint is ready; terminating endpoints that serve are used"
@@ -137,6 +140,7 @@ def policy(facts: Facts) -> Step:
     for port in facts.ports():
         if port.routing is None:
             continue
+        # REJECT means no usable endpoint at all, which the steps before have explained.
         if Use.REJECT in _uses(port.routing).values():
             return Step(name, Result.SKIPPED, "no endpoints: connections are rejected")
         if step := _without_local(facts, port, port.routing):

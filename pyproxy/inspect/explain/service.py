@@ -95,6 +95,7 @@ def exists(facts: Facts) -> Step:
 
 def _not_proxied(facts: Facts, found: ApiService) -> Step:
     labels, spec = found.metadata.labels or {}, found.spec
+    # In the order in which the agent decides: see pyproxy.source.
     if _PROXY_LABEL in labels:
         message = f"the label {_PROXY_LABEL}: {labels[_PROXY_LABEL]} leaves it to another proxy"
         fix = "remove the label, or check that this other proxy runs on the node"
