@@ -1,7 +1,7 @@
-"""What is counted and timed, under kube-proxy's names where it has one for the same thing.
+"""The metrics of an agent, under kube-proxy's names where it has one for the same count.
 
-Everything else calls these methods and knows nothing of Prometheus. Facts: the names, labels and
-buckets are those of kube-proxy v1.36.
+Other modules call these methods, or register a collector that is read at each scrape. Facts: the
+names, labels and buckets are those of kube-proxy v1.36.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _FAMILY = ("ip_family",)
 
 
 class _Queued(Collector):
-    """Changes that have come, and those of them that no sync has taken up yet.
+    """The changes so far, and those of them that no sync has taken yet.
 
-    A first list brings tens of thousands at once, and to add to one of the library's own metrics
-    takes as long as all else that is done with a change. One thread counts, any may ask.
+    Plain integers, because a first list has tens of thousands of changes, and one increment of the
+    library's counters takes as long as all else in handling a change. One thread counts, any reads.
     """
 
     def __init__(self) -> None:
@@ -59,12 +59,12 @@ class _Queued(Collector):
             yield CounterMetricFamily(f"{_SYNC}_{name}_changes", about, value=count)
             yield GaugeMetricFamily(
                 f"{_SYNC}_{name}_changes_pending",
-                f"{about} that no sync has taken up yet",
+                f"{about} that no sync has taken yet",
                 value=count - self._taken[kind],
             )
         last = GaugeMetricFamily(
             f"{_SYNC}_last_queued_timestamp_seconds",
-            "When a sync was last asked for",
+            "Time of the last change that a sync is due for",
             labels=_FAMILY,
         )
         if self._last is not None:
@@ -114,18 +114,18 @@ class Metrics:
         def histogram(name: str, documentation: str) -> Histogram:
             return Histogram(name, documentation, _FAMILY, buckets=_SYNC_BUCKETS, registry=registry)
 
-        self._sync = histogram(f"{_SYNC}_duration_seconds", "How long a sync took")
+        self._sync = histogram(f"{_SYNC}_duration_seconds", "Duration of a sync")
         self._full_sync = histogram(
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
-            "How long a sync of everything took",
+            "Duration of a full sync",
         )
         self._partial_sync = histogram(
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
-            "How long a sync of changed services took",
+            "Duration of a partial sync",
         )
         self._last_sync = Gauge(
             f"{_SYNC}_last_timestamp_seconds",
-            "When the kernel was last known to hold what it should",
+            "Time of the last successful sync",
             _FAMILY,
             registry=registry,
         )
@@ -141,20 +141,20 @@ class Metrics:
         registry.register(self._queued)
         self._network_programming = Histogram(
             "kubeproxy_network_programming_duration_seconds",
-            "From the change of a pod or Service, by the slice's annotation, to the kernel",
+            "Time from the change of a pod or Service, by the slice's annotation, to its commit",
             _FAMILY,
             buckets=_NETWORK_BUCKETS,
             registry=registry,
         )
-        self._change_to_kernel = Histogram(
+        self._programming_latency = Histogram(
             "pyproxy_programming_latency_seconds",
-            "From reading a change off the watch to the kernel",
+            "Time from reading a change to its commit",
             buckets=_CHANGE_BUCKETS,
             registry=registry,
         )
-        self._set_aside = Gauge(
+        self._invalid = Gauge(
             "pyproxy_invalid_objects",
-            "Objects that are not served, or not wholly, for something is wrong with them",
+            "Objects that cannot be programmed, or not completely",
             ("kind",),
             registry=registry,
         )
@@ -162,13 +162,13 @@ class Metrics:
     def _declare_conntrack(self, registry: CollectorRegistry) -> None:
         self._conntrack_deleted = Counter(
             "kubeproxy_conntrack_reconciler_deleted_entries_total",
-            "Conntrack entries removed because their service has another answer now",
+            "Conntrack entries deleted because their endpoint no longer serves",
             _FAMILY,
             registry=registry,
         )
         self._conntrack_duration = Histogram(
             "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-            "How long a look through the conntrack entries took",
+            "Duration of a sweep of the conntrack entries",
             _FAMILY,
             buckets=_SYNC_BUCKETS,
             registry=registry,
@@ -176,14 +176,14 @@ class Metrics:
 
     def _declare_serving(self, registry: CollectorRegistry) -> None:
         self._healthz = Counter(
-            "kubeproxy_proxy_healthz_total", "Answers of /healthz", ("code",), registry=registry
+            "kubeproxy_proxy_healthz_total", "Responses of /healthz", ("code",), registry=registry
         )
         self._livez = Counter(
-            "kubeproxy_proxy_livez_total", "Answers of /livez", ("code",), registry=registry
+            "kubeproxy_proxy_livez_total", "Responses of /livez", ("code",), registry=registry
         )
         self._worker_failures = Counter(
             "pyproxy_worker_failures_total",
-            "Failures in a thread that nobody foresaw: each is a mistake in pyproxy",
+            "Unexpected failures of threads: each is a bug in pyproxy",
             ("thread",),
             registry=registry,
         )
@@ -195,34 +195,38 @@ class Metrics:
         )
         self._request_duration = Histogram(
             "rest_client_request_duration_seconds",
-            "From a request to the API server to the head of its answer",
+            "Time from a request to the API server to the head of its response",
             ("host", "verb"),
             buckets=_REQUEST_BUCKETS,
             registry=registry,
         )
         self._events = Counter(
             "pyproxy_events_total",
-            "Events by what became of them: posted, known (another node was first), refused by "
-            "the API server, or dropped because there were too many",
+            "Events by outcome: posted, known (another node was first), refused by the API server, "
+            "or dropped because there were too many",
             ("outcome",),
             registry=registry,
         )
 
     def _declare_kernel(self, registry: CollectorRegistry) -> None:
         self._kernel_writes = Counter(
-            "pyproxy_kernel_writes_total", "Transactions sent to the kernel", registry=registry
+            "pyproxy_kernel_writes_total", "Commits that wrote to the kernel", registry=registry
         )
         self._drift_repairs = Counter(
             "pyproxy_drift_repairs_total",
-            "Objects put right that somebody else had changed",
+            "Objects repaired after a change by another program",
             ("object",),
             registry=registry,
         )
-        self._netlink_messages = Counter(
-            "pyproxy_dataplane_messages_total", "Netlink messages in them", registry=registry
+        self._messages = Counter(
+            "pyproxy_dataplane_messages_total",
+            "Messages of these commits: netlink messages, or runs of iptables-restore",
+            registry=registry,
         )
-        self._netlink_bytes = Counter(
-            "pyproxy_dataplane_bytes_total", "Bytes of those messages", registry=registry
+        self._bytes = Counter(
+            "pyproxy_dataplane_bytes_total",
+            "Bytes of these messages, or of the input of iptables-restore",
+            registry=registry,
         )
 
     def register(self, collector: Collector) -> None:
@@ -233,20 +237,20 @@ class Metrics:
         self._registry.register(collector)
 
     def drift_repaired(self, counts: Mapping[str, int]) -> None:
-        """Objects that somebody else had changed were put right, by their kind."""
+        """Count repaired objects by kind."""
         for kind, count in counts.items():
             self._drift_repairs.labels(kind).inc(count)
 
     def change_queued(self, kind: Kind, now: float) -> None:
-        """An object changed, and a sync is due for it."""
+        """Count a changed object that a sync is due for."""
         self._queued.add(kind, now)
 
     def changes_taken(self) -> None:
-        """A sync has taken up all changes that were pending."""
+        """Record that a sync has taken all pending changes."""
         self._queued.take()
 
     def sync_finished(self, duration: float, now: float, *, full: bool) -> None:
-        """The kernel holds what it should; `full` where that was worked out for all services."""
+        """Record a successful sync; `full` if it planned all Services."""
         which = self._full_sync if full else self._partial_sync
         for family in Family:
             self._sync.labels(family.label).observe(duration)
@@ -262,54 +266,54 @@ class Metrics:
         _count(self._cleanup_failures)
 
     def programmed(self, latencies: Iterable[float]) -> None:
-        """Changes reached the kernel, each so long after it was read."""
+        """Record the latencies of programmed changes since they were read."""
         for latency in latencies:
-            self._change_to_kernel.observe(latency)
+            self._programming_latency.observe(latency)
 
     def network_programmed(self, family: Family, latencies: Iterable[float]) -> None:
-        """Slices reached the kernel, each so long after the change that triggered it."""
+        """Record the latencies of programmed slices since the change that triggered them."""
         histogram = self._network_programming.labels(family.label)
         for latency in latencies:
             histogram.observe(latency)
 
     def no_local_endpoints(self, family: Family, *, internal: int, external: int) -> None:
-        """How many services have a policy Local and no endpoint here, by policy."""
+        """Set the number of Services with a policy Local and no endpoint here, by policy."""
         self._no_local_endpoints.labels(family.label, "internal").set(internal)
         self._no_local_endpoints.labels(family.label, "external").set(external)
 
     def invalid(self, kind: Kind, count: int) -> None:
-        """How many objects of a kind have a problem now."""
-        self._set_aside.labels(kind.value).set(count)
+        """Set the number of objects of a kind that have a problem."""
+        self._invalid.labels(kind.value).set(count)
 
     def kernel_written(self, messages: int, size: int) -> None:
-        """One transaction was sent, of so many messages and bytes."""
+        """Count one commit with its messages and bytes."""
         self._kernel_writes.inc()
-        self._netlink_messages.inc(messages)
-        self._netlink_bytes.inc(size)
+        self._messages.inc(messages)
+        self._bytes.inc(size)
 
     def conntrack_finished(self, family: Family, seconds: float, deleted: int) -> None:
-        """The conntrack entries of a family were looked through."""
+        """Record a sweep of the conntrack entries of a family."""
         self._conntrack_duration.labels(family.label).observe(seconds)
         self._conntrack_deleted.labels(family.label).inc(deleted)
 
     def worker_failed(self, name: str) -> None:
-        """A thread failed in a way that nobody foresaw."""
+        """Count an unexpected failure of a thread."""
         self._worker_failures.labels(name).inc()
 
     def healthz_answered(self, status: int) -> None:
-        """/healthz was asked for."""
+        """Count a response of /healthz."""
         self._healthz.labels(str(status)).inc()
 
     def livez_answered(self, status: int) -> None:
-        """/livez was asked for."""
+        """Count a response of /livez."""
         self._livez.labels(str(status)).inc()
 
     def count_request(self, method: str, host: str, code: str) -> None:
-        """Count a request to the API server; `code` is HTTP's status, or `<error>` for none."""
+        """Count a request to the API server; `code` is the HTTP status, or `<error>`."""
         self._requests.labels(code, host, method).inc()
 
     def observe_request(self, method: str, host: str, duration: float) -> None:
-        """Time a request to the API server, up to the head of its answer."""
+        """Record the time of a request to the API server, up to the head of its response."""
         self._request_duration.labels(host, method).observe(duration)
 
     def event(self, outcome: str) -> None:
@@ -327,7 +331,7 @@ class Metrics:
         )
 
     def exposition(self) -> bytes:
-        """Write all metrics in Prometheus' text format, with content type `CONTENT_TYPE`."""
+        """Return all metrics in Prometheus' text format, with content type `CONTENT_TYPE`."""
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -366,5 +370,10 @@ def _declare_build(registry: CollectorRegistry) -> None:
         "minor": __version__.split(".")[1],
         "platform": f"{platform.system().lower()}/{platform.machine()}",
     }
-    gauge = Gauge("kubernetes_build_info", "What is running", tuple(labels), registry=registry)
+    gauge = Gauge(
+        "kubernetes_build_info",
+        "Version and platform of the running program",
+        tuple(labels),
+        registry=registry,
+    )
     gauge.labels(**labels).set(1)

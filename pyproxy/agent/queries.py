@@ -124,7 +124,7 @@ def _endpoints(routing: ServiceRouting | None) -> int:
 
 
 class About(msgspec.Struct, frozen=True):
-    """The surroundings of an agent, for its inspector.
+    """The surroundings of an agent that its inspector reads.
 
     `client` is None if a folder replaces the API server. `api_age` returns seconds, `wall_clock`
     and `started` are in seconds since the epoch. `table_usage` counts the objects in the kernel's

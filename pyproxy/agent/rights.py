@@ -1,7 +1,7 @@
 """The agent drops each capability that it does not need.
 
-CAP_NET_ADMIN is enough for all kernel writes: nf_tables, IPVS and conntrack, nf_tables'
-notifications, network devices, large socket buffers, and the sysctls of the network namespace.
+CAP_NET_ADMIN is enough for all kernel writes, as to nf_tables, IPVS, conntrack and devices. It also
+allows nf_tables' notifications, large socket buffers and the namespace's sysctls.
 iptables-legacy also needs CAP_NET_RAW, in iptables mode and for a takeover from kube-proxy. Facts:
 capabilities(7), and net/ in the kernel's sources.
 

@@ -55,8 +55,8 @@ def run(
 ) -> Settings | None:
     """Serve this node's Services until a signal; the rules stay in the kernel.
 
-    Return None after a signal. After a change of the configuration file return the new settings
-    that `read` made of it, for the next run. Raises UsageError, and PermissionKernelError if a
+    Return None after a signal. After a change of the configuration file return the settings of the
+    next run, which `read` made of it. Raises UsageError, and PermissionKernelError if a
     right was removed meanwhile.
     """
 

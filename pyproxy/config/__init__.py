@@ -1,4 +1,4 @@
-"""What a person asks of pyproxy: kube-proxy's flags and its file, read into typed settings."""
+"""The configuration of pyproxy: kube-proxy's flags and configuration file as typed settings."""
 
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import (

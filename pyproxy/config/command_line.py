@@ -36,7 +36,7 @@ _BY_NAME = {flag.name: flag for flag in FLAGS}
 
 
 class Task(enum.Enum):
-    """What a command line asks for."""
+    """The task of a command line."""
 
     SERVE = enum.auto()
     CLEANUP = enum.auto()
@@ -45,15 +45,15 @@ class Task(enum.Enum):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose mistakes are UsageErrors."""
+    """An argparse parser that raises UsageError."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError with argparse's own words."""
+        """Raise UsageError with argparse's message."""
         raise UsageError(message.removeprefix("argument "))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare every flag; their values stay text until `settings` reads them."""
+    """Declare every flag. Values stay text until `settings` parses them."""
     effective = parser.add_argument_group("flags")
     idle = parser.add_argument_group("flags of kube-proxy that have no effect here")
     without_effect = {entry.flag.name for entry in NO_EFFECT}
@@ -70,10 +70,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def go_style(arguments: Sequence[str]) -> Iterator[str]:
-    """Rewrite what Go's flag parser takes and argparse does not, all of it to `--flag=value`.
+    """Rewrite the forms of Go's flag parser to `--flag=value`, which argparse takes.
 
-    A boolean alone is true and never takes the next argument; any other flag takes the next one
-    whatever that looks like; `_` in a name is `-`; and `-v` is `--v`.
+    A boolean alone is true and never takes the next argument. Any other flag takes the next one
+    whatever it looks like. `_` in a name is `-`, and `-v` is `--v`.
     """
     rest = iter(arguments)
     for argument in rest:
@@ -94,7 +94,7 @@ def go_style(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def refuse_unknown(argument: str) -> NoReturn:
-    """Raise UsageError for an argument that is none of ours, with the nearest that is."""
+    """Raise UsageError for an unknown argument, with the nearest known flag."""
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         raise UsageError(f"{argument!r} is one argument too many: flags begin with --")
@@ -104,9 +104,9 @@ def refuse_unknown(argument: str) -> NoReturn:
 
 
 def settings(namespace: argparse.Namespace) -> Settings:
-    """Read what `add_flags` declared, and the file that --config names.
+    """Parse the flags that `add_flags` declared, and the file that --config names.
 
-    Raises UsageError at the first value that is impossible.
+    Blocks for the file. Raises UsageError at the first invalid value.
     """
     flagged = command_line(namespace)
     flagged.check()
@@ -153,14 +153,14 @@ def settings(namespace: argparse.Namespace) -> Settings:
 
 
 def _load(file: str) -> KubeProxyConfiguration:
-    # Who has no file does not wait for what reads YAML.
+    # Imports the YAML parser, which a start without a file does without.
     from pyproxy.config.file import load  # noqa: PLC0415
 
     return load(file)
 
 
 def asks_for(namespace: argparse.Namespace) -> Task:
-    """Tell what the flags ask for instead of a running proxy, if they do. Raises UsageError."""
+    """Return the task that the flags name. Raises UsageError."""
     flagged = command_line(namespace)
     if flagged[flags.WRITE_CONFIG_TO]:
         return Task.WRITE_CONFIG
@@ -170,12 +170,12 @@ def asks_for(namespace: argparse.Namespace) -> Task:
 
 
 def write_config_to(namespace: argparse.Namespace) -> str:
-    """Give the path of --write-config-to."""
+    """Return the path of --write-config-to."""
     return command_line(namespace)[flags.WRITE_CONFIG_TO]
 
 
 def _node_name(given: Given) -> str:
-    # kube-proxy and kubelet lower-case both, for a Node's name has no capitals.
+    # kube-proxy and kubelet lower-case both, because a Node's name has no capitals.
     name = (given[flags.HOSTNAME_OVERRIDE] or os.uname().nodename).strip().lower()
     if not name:
         label = given.label(flags.HOSTNAME_OVERRIDE)

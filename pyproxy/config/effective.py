@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from pyproxy.config import durations, flags, values
-from pyproxy.config.flags import Flag
+from pyproxy.config.flag import Flag
 from pyproxy.config.given import FLAGS, Given
 from pyproxy.config.schema import ZERO, KubeProxyConfiguration, Leaf, is_zero, leaves, with_leaves
 from pyproxy.config.settings import SyncPeriods
@@ -14,17 +14,17 @@ from pyproxy.config.settings import SyncPeriods
 def configuration(
     given: Given, file: KubeProxyConfiguration, pace: SyncPeriods
 ) -> KubeProxyConfiguration:
-    """Put into a file's configuration what counts instead, and the defaults of what it leaves open.
+    """Return a file's configuration with the flags that override it, and with all defaults.
 
-    Loaded from a file of its own, the result means the same.
+    The result has the same meaning when it is loaded from a file.
     """
-    said = dict(leaves(file))
+    file_leaves = dict(leaves(file))
     found: dict[str, Leaf] = {}
     for flag in FLAGS:
-        # What a file has for other modes stays as it is.
+        # The file's fields for other modes stay as they are.
         if flag.fields:
             field = given.field(flag)
-            if given.has(flag) or is_zero(field, said[field]):
+            if given.has(flag) or is_zero(field, file_leaves[field]):
                 found[field] = _leaf(flag, given)
     found[given.field(flags.SYNC_PERIOD)] = durations.text(pace.sync_period)
     found[given.field(flags.MIN_SYNC_PERIOD)] = durations.text(pace.min_sync_period)
@@ -42,6 +42,6 @@ def _leaf(flag: Flag[object], given: Given) -> Leaf:
     if isinstance(value, enum.Enum):
         return str(value.value)
     if flag in (flags.HEALTHZ_BIND_ADDRESS, flags.METRICS_BIND_ADDRESS):
-        # Empty means the default in a file, where it means nowhere as a flag.
+        # Empty is the default in a file, but means no address as a flag.
         text = str(value) if value is not None else "0"
     return value if isinstance(value, bool | int) else text

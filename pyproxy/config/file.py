@@ -1,6 +1,6 @@
 """The file that --config names: read, checked for its shape, and written.
 
-YAML or JSON. What is wrong with it is a UsageError that names the file and the field's path.
+YAML or JSON. A mistake is a UsageError with the file and the path of the field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_OBJECT = "a KubeProxyConfiguration has fields"
 
 
 class _Strict(_Loader):  # type: ignore[misc]  # the loader in C has no types
-    """Refuses a key that comes twice, of which YAML would take the last in silence."""
+    """Rejects duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -39,7 +39,7 @@ class _Strict(_Loader):  # type: ignore[misc]  # the loader in C has no types
 
 
 def load(path: str) -> KubeProxyConfiguration:
-    """Read a file's KubeProxyConfiguration. Raises UsageError."""
+    """Return a file's KubeProxyConfiguration. Blocks for the file. Raises UsageError."""
     try:
         return parse(Path(path).read_bytes())
     except OSError as error:
@@ -52,7 +52,7 @@ def load(path: str) -> KubeProxyConfiguration:
 
 
 def parse(data: bytes) -> KubeProxyConfiguration:
-    """Read YAML or JSON. Raises yaml.YAMLError, RecursionError and TypeError, or ValueError."""
+    """Parse YAML or JSON. Raises yaml.YAMLError, RecursionError, TypeError, ValueError."""
     tree = _without_nulls(yaml.load(data, _Strict))  # noqa: S506 (it is a safe loader)
     if not isinstance(tree, dict):
         raise ValueError(f"it holds no object: {_NO_OBJECT}")
@@ -66,9 +66,9 @@ def parse(data: bytes) -> KubeProxyConfiguration:
 
 
 def yaml_text(configuration: KubeProxyConfiguration) -> str:
-    """Write what `parse` reads back to the same, every field of it."""
+    """Return YAML with every field, which `parse` reads back to the same value."""
     tree = msgspec.to_builtins(configuration)
-    # kube-proxy complains of what only other versions of it know.
+    # kube-proxy rejects fields that only its other versions have.
     for section, name in ((tree, "udpIdleTimeout"), (tree["iptables"], "snatNodeInternalIP")):
         if section[name] in {None, "0s"}:
             del section[name]
@@ -77,7 +77,7 @@ def yaml_text(configuration: KubeProxyConfiguration) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Leave out what is null: for Go that is the same as not given."""
+    """Leave out null values, which Go treats as not given."""
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return value

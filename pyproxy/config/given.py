@@ -1,7 +1,7 @@
-"""What a person has said: flags, a configuration file, and which of the two counts.
+"""The given flags and the configuration file, and which of the two counts.
 
-kube-proxy v1.36 takes a file's word for everything, whatever its flags say, but for
---hostname-override, for the flags of logging, and for those that no field has.
+In kube-proxy v1.36 a file overrides all flags except --hostname-override, the flags of logging, and
+those without a field.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from pyproxy.config import durations, flags, modes
-from pyproxy.config.flags import Flag
+from pyproxy.config.flag import Flag
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.schema import KubeProxyConfiguration, Leaf, is_zero, leaves
 from pyproxy.errors import UsageError
@@ -25,10 +25,10 @@ FLAGS: tuple[Flag[object], ...] = tuple(
 
 
 class Given:
-    """Texts by flag, read on demand by those who know their types.
+    """The texts of flags, parsed on access.
 
-    `file` is the path of a configuration file, and `fields` says which field of it each flag's text
-    is from, where it is from there.
+    `file` is the path of a configuration file. `fields` maps flags to the field of it that has
+    their text.
     """
 
     def __init__(
@@ -39,29 +39,29 @@ class Given:
         self._fields = fields or {}
 
     def check(self) -> None:
-        """Read them all, for even a flag without effect must not be nonsense."""
+        """Parse all flags, because even a flag without effect must be valid. Raises UsageError."""
         for flag in FLAGS:
             self[flag]
 
     def has(self, flag: Flag[T]) -> bool:
-        """Whether anybody said it."""
+        """Return whether a flag is given."""
         return flag.name in self._texts
 
     def text(self, flag: Flag[T]) -> str:
-        """Give its text, or its default."""
+        """Return the text of a flag, or its default."""
         return self._texts.get(flag.name, flag.default)
 
     def label(self, flag: Flag[T]) -> str:
-        """Say where its value stands: at the flag, or in the file at some field."""
+        """Return where the value is given: the flag, or a field of the file."""
         field = self._fields.get(flag.name)
         return f"--config {self._file}: {field}" if field else flag.name
 
     def name(self, flag: Flag[T]) -> str:
-        """Say what a person would have to give: the flag, or the field."""
+        """Return what a user would have to set: the flag, or the field."""
         return flag.name if not self._file or wins_over_file(flag) else self.field(flag)
 
     def field(self, flag: Flag[T]) -> str:
-        """Name the field that says the same in the mode that serves."""
+        """Return the field with the same meaning in the mode that serves."""
         ignored = modes.of(self[flags.PROXY_MODE].value).ignored
         effective = (field for field in flag.fields if not field.startswith(ignored))
         return next(effective, flag.fields[0])
@@ -73,40 +73,42 @@ class Given:
             raise UsageError(f"{self.label(flag)}: {error}") from error
 
     def in_mode(self, flag: Flag[T]) -> T:
-        """Read a flag of some modes alone; in the others it has its default."""
+        """Parse a flag, or its default in a mode that ignores it."""
         return self[flag] if self[flags.PROXY_MODE] in flag.modes else flag.read(flag.default)
 
     def either(self, flag: Flag[T], aliases: Sequence[Flag[T]]) -> T:
-        """Read the flag, or its alias in this mode if only that was given."""
+        """Parse a flag, or its alias in this mode if only that is given."""
         mode = self[flags.PROXY_MODE]
         given = (each for each in (flag, *aliases) if mode in each.modes and self.has(each))
         return self[next(given, flag)]
 
     def with_file(self, path: str, configuration: KubeProxyConfiguration) -> Given:
-        """Let a file's configuration take the place of the flags that it does.
+        """Override flags with a file's configuration.
 
-        Raises UsageError for a value in it that is impossible, be it one without effect.
+        Raises UsageError for an invalid value in it, also for one without effect.
         """
-        said = texts_by_field(configuration)
-        _check(path, said)
-        texts = _implied(configuration, said)
+        texts = texts_by_field(configuration)
+        _check(path, texts)
+        texts = _implied(configuration, texts)
         fields: dict[str, str] = {}
         ignored = modes.of(configuration.mode).ignored
         for flag in FLAGS:
-            counts = (each for each in flag.fields if each in said and not each.startswith(ignored))
+            counts = (
+                each for each in flag.fields if each in texts and not each.startswith(ignored)
+            )
             field = next(counts, "")
             if field and flag not in flags.ALIASES:
                 fields[flag.name] = field
-                texts.setdefault(flag.name, said[field])
+                texts.setdefault(flag.name, texts[field])
         for flag in FLAGS:
-            # An empty --hostname-override is none, as kube-proxy has it.
+            # kube-proxy ignores an empty --hostname-override.
             if self.text(flag) and self.has(flag) and wins_over_file(flag):
                 texts[flag.name] = self.text(flag)
                 fields.pop(flag.name, None)
         return Given(texts, path, fields)
 
     def alone(self) -> Given:
-        """Add what follows from the mode, where there is no file."""
+        """Add the defaults of the mode, if there is no file."""
         mode = self[flags.PROXY_MODE].value
         localhost = self[flags.IPTABLES_LOCALHOST_NODEPORTS]
         addresses = modes.node_port_addresses(mode, localhost=localhost)
@@ -116,7 +118,7 @@ class Given:
 
 
 def command_line(namespace: argparse.Namespace) -> Given:
-    """Take the flags as argparse found them."""
+    """Return the flags that argparse found."""
     found: dict[str, list[str] | None] = vars(namespace)
     return Given(
         {
@@ -128,7 +130,7 @@ def command_line(namespace: argparse.Namespace) -> Given:
 
 
 def wins_over_file(flag: Flag[T]) -> bool:
-    """Tell whether a flag counts although --config is given."""
+    """Return whether a flag counts although --config is given."""
     return (
         not flag.fields
         or flag.name == flags.HOSTNAME_OVERRIDE.name
@@ -137,7 +139,7 @@ def wins_over_file(flag: Flag[T]) -> bool:
 
 
 def texts_by_field(configuration: KubeProxyConfiguration) -> dict[str, str]:
-    """Write every field that says anything as its flag would have it."""
+    """Return the text of every field that is set, as its flag would have it."""
     return {
         path: _text(path, value)
         for path, value in leaves(configuration)
@@ -157,15 +159,15 @@ def _text(path: str, value: Leaf) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def _check(path: str, said: Mapping[str, str]) -> None:
+def _check(path: str, texts: Mapping[str, str]) -> None:
     for flag in FLAGS:
         for field in flag.fields:
-            if field in said:
-                Given({flag.name: said[field]}, path, {flag.name: field})[flag]
+            if field in texts:
+                Given({flag.name: texts[field]}, path, {flag.name: field})[flag]
 
 
-def _implied(configuration: KubeProxyConfiguration, said: Mapping[str, str]) -> dict[str, str]:
-    """Say as flags what follows from the rest of a file where it says nothing itself."""
+def _implied(configuration: KubeProxyConfiguration, texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the flags that follow from the other fields of a file."""
     mode = configuration.mode
     texts = {flags.PROXY_MODE.name: modes.serving(mode).value}
     localhost = configuration.iptables.localhost_node_ports is not False
@@ -174,8 +176,8 @@ def _implied(configuration: KubeProxyConfiguration, said: Mapping[str, str]) -> 
         texts[flags.NODEPORT_ADDRESSES.name] = addresses
     address = parse_address(configuration.bind_address or "0.0.0.0")  # noqa: S104
     if family_of(address) is Family.IPV6:
-        if "healthzBindAddress" not in said:
+        if "healthzBindAddress" not in texts:
             texts[flags.HEALTHZ_BIND_ADDRESS.name] = "[::]:10256"
-        if "metricsBindAddress" not in said:
+        if "metricsBindAddress" not in texts:
             texts[flags.METRICS_BIND_ADDRESS.name] = "[::1]:10249"
     return texts

@@ -1,6 +1,6 @@
 """The proxy modes, as the configuration knows them: the one declaration per mode in this package.
 
-What a mode needs and how it works is declared beside its dataplane, in `pyproxy.dataplane.modes`.
+The rest of a mode is declared beside its dataplane, in `pyproxy.dataplane.modes`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""kube-proxy's flags and fields that are read and checked here, and change nothing.
+"""kube-proxy's flags and fields without effect, which are still validated.
 
-What works for kube-proxy works for pyproxy too; what it asks for in vain is logged once, with the
-reason given here.
+A configuration of kube-proxy works for pyproxy too. Each of these that it sets is logged once, with
+the reason below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from pyproxy.config import durations, values
-from pyproxy.config.flags import Flag
+from pyproxy.config.flag import Flag
 
 _COUNT = values.integer(0, 2**31 - 1)
 
@@ -22,14 +22,14 @@ _WINDOWS = "pyproxy runs on Linux"
 
 
 class NoEffect(msgspec.Struct, frozen=True):
-    """A flag that changes nothing, and why."""
+    """A flag without effect, and the reason."""
 
     flag: Flag[object]
     reason: str
 
 
 class NoEffectField(msgspec.Struct, frozen=True):
-    """A field of KubeProxyConfiguration that no flag sets and that changes nothing, and why."""
+    """A field of KubeProxyConfiguration without flag and effect, and the reason."""
 
     path: str
     reason: str

@@ -1,4 +1,4 @@
-"""What is to be told about a configuration before it is in force: what was asked for in vain."""
+"""Log lines about given flags and fields without effect."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LOCALHOST = "iptables.localhostNodePorts"
 def remarks(
     flagged: Given, given: Given, configuration: KubeProxyConfiguration, file: str
 ) -> Iterator[str]:
-    """Give each remark as a line; `file` is where the configuration is from, empty for nowhere.
+    """Yield the log lines; `file` is the path of the configuration, empty for none.
 
-    `flagged` is what the command line says, and `given` what came of it and the file.
+    `flagged` are the flags alone, and `given` is their union with the file.
     """
     mode = given[flags.PROXY_MODE]
     if file:
@@ -45,31 +45,31 @@ def _about_file(flagged: Given, configuration: KubeProxyConfiguration, file: str
 
 
 def _idle_fields(configuration: KubeProxyConfiguration) -> Iterator[tuple[str, str]]:
-    """Give the fields that ask in vain for something else than what is there, and the reasons."""
-    said = texts_by_field(configuration)
+    """Yield the fields without effect that differ from the default, with the reasons."""
+    field_texts = texts_by_field(configuration)
     defaults = {(field, flag.default) for flag in FLAGS for field in flag.fields}
-    heard = _heard(configuration.mode)
+    effective = _effective(configuration.mode)
     instead = _instead(modes.serving(configuration.mode))
-    reasons = {field: instead for field in said if field.startswith(_SECTIONS)}
+    reasons = {field: instead for field in field_texts if field.startswith(_SECTIONS)}
     reasons |= {field: entry.reason for entry in NO_EFFECT for field in entry.flag.fields}
     reasons |= {entry.path: entry.reason for entry in FIELDS}
-    for field, text in said.items():
-        if field in reasons.keys() - heard and (field, text) not in defaults:
+    for field, text in field_texts.items():
+        if field in reasons.keys() - effective and (field, text) not in defaults:
             yield field, reasons[field]
 
 
-def _heard(asked: str) -> Set[str]:
-    """Give the fields in the sections of modes that have a say where this mode is asked for."""
+def _effective(asked: str) -> Set[str]:
+    """Return the fields in the sections of modes that have an effect in this mode."""
     mode, ignored = modes.serving(asked), modes.of(asked).ignored
-    heard = {
+    effective = {
         field
         for flag in FLAGS
         if mode in flag.modes and flag not in flags.ALIASES
         for field in flag.fields
         if field.startswith(_SECTIONS) and not field.startswith(ignored)
     }
-    # Where node ports answer follows from it, in the place of the mode that it is for.
-    return heard | {_LOCALHOST} if not asked else heard
+    # Without a mode it decides the default addresses of node ports.
+    return effective | {_LOCALHOST} if not asked else effective
 
 
 def _instead(mode: ProxyMode) -> str:

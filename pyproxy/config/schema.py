@@ -1,8 +1,8 @@
 """KubeProxyConfiguration, kubeproxy.config.k8s.io/v1alpha1, as Kubernetes v1.36 has it.
 
-Every value that is not given is here what Go leaves there: zero, or None for what Go has a pointer
-for, so that a zero can be meant. Durations are texts in Go's form. What a value may be beyond its
-type is the business of the flag that sets the same thing.
+A value that is not given is zero as in Go, or None for a pointer in Go, where an explicit zero
+differs from none. Durations are texts in Go's form. The flag of the same meaning checks a value
+beyond its type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Section(
 
 
 class ClientConnection(_Section, frozen=True, kw_only=True):
-    """How the API server is asked."""
+    """The client of the API server."""
 
     accept_content_types: str = ""
     burst: int = 0
@@ -53,14 +53,14 @@ class Conntrack(_Section, frozen=True, kw_only=True):
 
 
 class DetectLocal(_Section, frozen=True, kw_only=True):
-    """Which interfaces are pods'."""
+    """The interfaces of pods."""
 
     bridge_interface: str = ""
     interface_name_prefix: str = ""
 
 
 class Iptables(_Section, frozen=True, kw_only=True):
-    """What concerns the mode iptables."""
+    """The section of iptables mode."""
 
     localhost_node_ports: bool | None = None
     masquerade_all: bool = False
@@ -71,7 +71,7 @@ class Iptables(_Section, frozen=True, kw_only=True):
 
 
 class Ipvs(_Section, frozen=True, kw_only=True):
-    """What concerns the mode ipvs."""
+    """The section of ipvs mode."""
 
     exclude_cidrs: tuple[str, ...] = field(default=(), name="excludeCIDRs")
     min_sync_period: str = _ZERO_DURATION
@@ -84,7 +84,7 @@ class Ipvs(_Section, frozen=True, kw_only=True):
 
 
 class Nftables(_Section, frozen=True, kw_only=True):
-    """What concerns the mode nftables."""
+    """The section of nftables mode."""
 
     masquerade_all: bool = False
     masquerade_bit: int | None = None
@@ -93,7 +93,7 @@ class Nftables(_Section, frozen=True, kw_only=True):
 
 
 class Routing(_Section, frozen=True, kw_only=True):
-    """Where the lines of one log format go."""
+    """The output of one log format."""
 
     info_buffer_size: str | int | float = "0"
     split_stream: bool = False
@@ -114,7 +114,7 @@ class Module(_Section, frozen=True, kw_only=True):
 
 
 class Logging(_Section, frozen=True, kw_only=True):
-    """What is logged, and how; `flush_frequency` is in nanoseconds where it is a number."""
+    """The log; `flush_frequency` is in nanoseconds if it is a number."""
 
     flush_frequency: str | int = _ZERO_DURATION
     format: str = ""
@@ -124,7 +124,7 @@ class Logging(_Section, frozen=True, kw_only=True):
 
 
 class Winkernel(_Section, frozen=True, kw_only=True):
-    """What concerns Windows."""
+    """The section of Windows."""
 
     enable_dsr: bool = field(default=False, name="enableDSR")
     forward_health_check_vip: bool = False
@@ -134,7 +134,7 @@ class Winkernel(_Section, frozen=True, kw_only=True):
 
 
 class KubeProxyConfiguration(_Section, frozen=True, kw_only=True):
-    """All of it. `udpIdleTimeout` is what old ConfigMaps still have, and v1.36 no more."""
+    """The root. `udpIdleTimeout` is in old ConfigMaps, and no longer in v1.36."""
 
     api_version: str = API_VERSION
     bind_address: str = ""
@@ -166,7 +166,7 @@ class KubeProxyConfiguration(_Section, frozen=True, kw_only=True):
 
 
 def leaves(section: msgspec.Struct, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-    """Give every field that is no section by its path, such as `conntrack.maxPerCore`."""
+    """Yield every field that is no section, with its path such as `conntrack.maxPerCore`."""
     for each in msgspec.structs.fields(section):
         value = getattr(section, each.name)
         path = prefix + each.encode_name
@@ -177,11 +177,11 @@ def leaves(section: msgspec.Struct, prefix: str = "") -> Iterator[tuple[str, Lea
 
 
 ZERO: Mapping[str, Leaf] = dict(leaves(KubeProxyConfiguration()))
-"""Every path, with what it holds where nothing is said."""
+"""Every path, with its value if it is not given."""
 
 
 def is_zero(path: str, value: Leaf) -> bool:
-    """Tell whether kube-proxy would put its default there; an explicit 0 may be meant as such."""
+    """Return whether kube-proxy would replace the value by its default."""
     if ZERO[path] == _ZERO_DURATION:
         try:
             return durations.parse(str(value)) == 0
@@ -193,7 +193,7 @@ def is_zero(path: str, value: Leaf) -> bool:
 def with_leaves(
     configuration: KubeProxyConfiguration, values: Mapping[str, Leaf]
 ) -> KubeProxyConfiguration:
-    """Put other values at some paths; a number may be a text that reads as one."""
+    """Return a configuration with other values at some paths; a number may be text."""
     tree = msgspec.to_builtins(configuration)
     for path, value in values.items():
         *sections, last = path.split(".")

@@ -74,7 +74,7 @@ class LocalTraffic(msgspec.Struct, frozen=True):
 
 
 class Masquerade(msgspec.Struct, frozen=True):
-    """What is masqueraded besides what must be, and the bit (0 to 31) that marks it."""
+    """The bit (0 to 31) that marks packets to masquerade, and whether all are masqueraded."""
 
     bit: int = 14
     everything: bool = False
@@ -152,7 +152,7 @@ class Conntrack(msgspec.Struct, frozen=True):
 
 
 class IptablesSettings(msgspec.Struct, frozen=True):
-    """What concerns the mode iptables alone.
+    """The settings of iptables mode.
 
     Without a `flavour` the rules are of the one that the node's other programs use.
     """
@@ -161,7 +161,7 @@ class IptablesSettings(msgspec.Struct, frozen=True):
 
 
 class IpvsSettings(msgspec.Struct, frozen=True):
-    """What concerns the mode ipvs alone; timeouts are in seconds, and 0 leaves a setting alone.
+    """The settings of ipvs mode; timeouts are in seconds, and 0 leaves a setting alone.
 
     `scheduler` is one of the kernel's, such as `rr`. Virtual services in `exclude_networks` are
     never touched. With `strict_arp` the node answers ARP for addresses of the asked device only.
@@ -195,7 +195,7 @@ class Settings(msgspec.Struct, frozen=True):
     flags as the command line has them, in alphabetical
     order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
     empty where it was not. `iptables` and `ipvs` are the defaults in other modes. `remarks` are
-    lines for the log about what was asked for in vain.
+    log lines about flags and fields without effect.
     """
 
     node_name: str

@@ -1,7 +1,7 @@
 """The values of flags as Go programs write them, read into ours.
 
 Each parser takes the text and returns a value, or raises ValueError with what is wrong and what
-would be right; whoever knows the flag puts its name before that. Facts: Go's strconv.ParseBool
+would be right; the caller puts the name of the flag before it. Facts: Go's strconv.ParseBool
 and the flag types of kube-proxy v1.36.
 """
 
@@ -41,7 +41,7 @@ def text(value: str) -> str:
 
 
 def socket_path(value: str) -> str:
-    """Check the path of a Unix socket, for which the kernel has 107 bytes (unix(7))."""
+    """Check the path of a Unix socket: the kernel takes 107 bytes (unix(7))."""
     if len(value.encode()) > 107:
         raise ValueError(f"{value!r} is longer than 107 bytes: use a shorter path")
     return value

@@ -93,41 +93,51 @@ def _nothing_in_service(_: Dataplane[Any]) -> InService:
 
 
 class Mode(msgspec.Struct, frozen=True, kw_only=True):
-    """All that depends on one proxy mode. No function is called before its answer is needed.
-
-    - `make`: return the dataplane for these settings, in the caller's network namespace. Raises
-      UsageError if this machine cannot have one.
-    - `tracer`: return the packet tracer for these settings. Raises KernelError.
-    - `counters`: return the reader of connection counters. Raises KernelError.
-    - `remove_leftovers`: remove our objects of this mode, and yield a line for each kind removed.
-      Idempotent; blocks. Its argument is the dataplane that serves in this mode, whose objects
-      stay; None if another mode serves. Raises KernelError, UsageError.
-    - `in_service`: return what of kube-proxy's objects this dataplane has adopted, which a
-      takeover must not remove.
-    - `programs`: each program that the mode runs, and its Debian package.
-    - `kernel_parts`: of each group one part must be there.
-    - `modules`: kernel modules that the kernel does not load by itself.
-    - `kernel_settings`: sysctls that the mode needs for as long as it serves.
-    - `capabilities`: those that serving needs beyond CAP_NET_ADMIN.
-    - `capabilities_to_remove`: those that `remove_leftovers` needs beyond CAP_NET_ADMIN.
-    - `device`: the network device with service addresses, which are not the node's own.
-    - `failure_names`: kube-proxy's names of the metrics that count failures in this mode.
-    """
+    """All that depends on one proxy mode. No function imports more than its result needs."""
 
     proxy_mode: ProxyMode
     make: Callable[[Settings], Dataplane[Any]]
+    """Return the dataplane of the caller's network namespace. Raises UsageError."""
+
     tracer: Callable[[Settings, LocalAddresses], PacketTracer]
+    """Return the packet tracer of the caller's network namespace. Raises KernelError."""
+
     counters: Callable[[Settings], ConnectionCounters]
+    """Return the reader of connection counters. Raises KernelError."""
+
     remove_leftovers: Callable[[Dataplane[Any] | None], Iterator[str]]
+    """Remove our objects of this mode, and yield a line for each kind removed.
+
+    The argument is the dataplane that serves in this mode, whose objects stay; None if another mode
+    serves. Idempotent; blocks. Raises KernelError, UsageError.
+    """
+
     in_service: Callable[[Dataplane[Any]], InService] = _nothing_in_service
+    """Return the objects of kube-proxy that a dataplane has adopted and a takeover must leave."""
+
     programs: Mapping[str, str] = {}
+    """Each program that the mode runs, and its Debian package."""
+
     kernel_parts: tuple[tuple[KernelPart, ...], ...] = ()
+    """The parts of the kernel that the mode needs: one of each group."""
+
     modules: Callable[[Settings], tuple[str, ...]] = _no_modules
+    """Return the kernel modules that the kernel does not load by itself."""
+
     kernel_settings: Callable[[Settings], tuple[KernelSetting, ...]] = _no_settings
+    """Return the sysctls that the mode needs for as long as it serves."""
+
     capabilities: frozenset[Capability] = frozenset()
+    """The capabilities that serving needs beyond CAP_NET_ADMIN."""
+
     capabilities_to_remove: Callable[[], frozenset[Capability]] = _no_capabilities
+    """Return the capabilities that `remove_leftovers` needs beyond CAP_NET_ADMIN."""
+
     device: str = ""
+    """The network device with service addresses, which are not the node's own."""
+
     failure_names: FailureNames = FailureNames()
+    """kube-proxy's names of the counters of failures in this mode."""
 
     @property
     def name(self) -> str:

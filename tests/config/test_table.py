@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pyproxy.config import ProxyMode, Settings
-from pyproxy.config.flags import Flag
+from pyproxy.config.flag import Flag
 from pyproxy.config.given import FLAGS
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
 from pyproxy.config.schema import ZERO, KubeProxyConfiguration

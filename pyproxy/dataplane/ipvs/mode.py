@@ -1,19 +1,4 @@
-"""The proxy mode ipvs.
-
-Its sysctls, and why (kernel: Documentation/networking/ipvs-sysctl.rst):
-
-- `vs.conntrack`: connections that IPVS carries are in conntrack, so that rules know them and
-  postrouting can masquerade them.
-- `vs.conn_reuse_mode` 1: a client that reuses a source port is a new connection, and reaches an
-  endpoint that serves. kube-proxy leaves it alone because kernels from 5.9 do this without a
-  delay; here it is set in case another program has changed it.
-- `vs.expire_nodest_conn`: a connection whose endpoint is gone ends, and its client may connect
-  again at once instead of after a timeout.
-- `vs.expire_quiescent_template`: session affinity does not hold on to an endpoint of weight 0.
-- `ip_forward`: IPVS forwards packets only where the node does.
-- `arp_ignore` and `arp_announce`, with strictARP: the node has all service addresses on a device,
-  and must neither reply to ARP for them nor announce them, because another speaks for them.
-"""
+"""The proxy mode ipvs. Facts: Documentation/networking/ipvs-sysctl.rst in the kernel's sources."""
 
 from __future__ import annotations
 
@@ -105,20 +90,26 @@ def _modules(settings: Settings) -> tuple[str, ...]:
     return ("nf_conntrack", "dummy", "ip_vs", f"ip_vs_{settings.ipvs.scheduler}")
 
 
+def _vs(name: str) -> KernelSetting:
+    return KernelSetting(_IPV4 / "vs" / name, 1, module="ip_vs")
+
+
 def _kernel_settings(settings: Settings) -> tuple[KernelSetting, ...]:
     needed = [
-        *(
-            KernelSetting(_IPV4 / "vs" / name, 1, module="ip_vs")
-            for name in (
-                "conntrack",
-                "conn_reuse_mode",
-                "expire_nodest_conn",
-                "expire_quiescent_template",
-            )
-        ),
+        # Rules know the connections of IPVS, and postrouting can masquerade them.
+        _vs("conntrack"),
+        # A client that reuses a source port is a new connection to an endpoint that serves.
+        # kube-proxy leaves it alone, because kernels from 5.9 on do this without a delay.
+        _vs("conn_reuse_mode"),
+        # A connection ends with its endpoint, so that the client need not wait for a timeout.
+        _vs("expire_nodest_conn"),
+        # Session affinity does not keep an endpoint of weight 0.
+        _vs("expire_quiescent_template"),
+        # IPVS forwards packets only if the node does.
         KernelSetting(_IPV4 / "ip_forward", 1),
     ]
     if settings.ipvs.strict_arp:
+        # The device has service addresses that another machine may announce in ARP.
         needed += [
             KernelSetting(_IPV4 / "conf/all/arp_ignore", 1),
             KernelSetting(_IPV4 / "conf/all/arp_announce", 2),
