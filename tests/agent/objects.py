@@ -28,7 +28,6 @@ from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
-from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, parse_address, parse_network
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import (
@@ -40,6 +39,7 @@ from pyproxy.model.objects import (
 )
 from pyproxy.netlink.elements import Tag, Value
 from pyproxy.policy.routing import ServiceRouting
+from tests.exposition import nftables_metrics
 
 HOSTNAME = "node-a"
 NODE = Node(
@@ -212,7 +212,7 @@ class Stage:
     ) -> None:
         self.clock = Clock()
         self.dataplane = TableDataplane()
-        self.metrics = Metrics()
+        self.metrics = nftables_metrics()
         self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
         self.reported: list[Problem] = []
         self.ear = Ear()

@@ -1,4 +1,6 @@
-"""A first commit of a given size in this network namespace: what was wanted, and what is held.
+"""Commit Services of a given size first, in this network namespace, and read them back.
+
+Prints the sizes of the desired and of the kernel state as JSON.
 
 python -m tests.chaos.cold_start SERVICES ENDPOINTS
 """
@@ -23,7 +25,7 @@ from tests.agent.objects import rows
 SETS = ("services4", "endpoints4")
 
 
-def answers(services: int, endpoints: int) -> Iterator[ServiceRouting]:
+def routings(services: int, endpoints: int) -> Iterator[ServiceRouting]:
     port = (8080).to_bytes(2, "big")
     for number in range(services):
         address = Address(b"\x0a\x60" + number.to_bytes(2, "big"))
@@ -40,18 +42,18 @@ def answers(services: int, endpoints: int) -> Iterator[ServiceRouting]:
 
 def main() -> None:
     logging.basicConfig()
-    wanted = list(answers(*map(int, sys.argv[1:])))
+    services = list(routings(*map(int, sys.argv[1:])))
     dataplane = NftablesDataplane(NftablesOptions())
     dataplane.prepare()
-    dataplane.commit(dataplane.plan_full(wanted, NodeRouting()))
-    held = read_table(Nfnetlink())
-    compiled = rows(wanted, NodeRouting())
+    dataplane.commit(dataplane.plan_full(services, NodeRouting()))
+    kernel = read_table(Nfnetlink())
+    desired = rows(services, NodeRouting())
     print(
         json.dumps(
             {
-                "right": held == compiled,
-                "held": {name: len(held[name]) for name in SETS},
-                "wanted": {name: len(compiled[name]) for name in SETS},
+                "right": kernel == desired,
+                "kernel": {name: len(kernel[name]) for name in SETS},
+                "desired": {name: len(desired[name]) for name in SETS},
             }
         )
     )

@@ -1,4 +1,4 @@
-"""Namespaces to do harm in."""
+"""Namespaces in which the tests break things."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.namespaces import empty_namespace
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    """An empty network namespace with its loopback interface up."""
+    """Make an empty network namespace with its loopback interface up."""
     with empty_namespace("chaos") as made:
         made.ip(["link set lo up"])
         yield made
@@ -21,6 +21,6 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes with pods, and an API server, for a module's tests to use in turn."""
+    """Make two nodes with pods, and an API server, that a module's tests share."""
     with Cluster() as made:
         yield made

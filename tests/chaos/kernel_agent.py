@@ -1,4 +1,4 @@
-"""An agent at work in a namespace: all of it but the source, whose events a test writes itself."""
+"""An agent in a namespace without a source: a test passes it the events."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
-from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
 from pyproxy.model.events import Event, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from tests.agent.objects import HOSTNAME, NODE
+from tests.exposition import nftables_metrics
 from tests.waiting import until
 
-CHORE_SECONDS = 0.2
+HOUSEKEEPING_SECONDS = 0.2
 OPTIONS = NftablesOptions()
 
 Obj = Service | EndpointSlice | Node
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All that the kernel holds of the table."""
+    """The agent's table as the kernel has it."""
 
     rows: Table
     layout: Layout
@@ -56,31 +56,31 @@ def snapshot(namespace: Namespace) -> Snapshot:
 
 
 def first_lists(objects: Iterable[Obj], now: float) -> list[Event]:
-    """What a source says at first, with a Node beside these objects."""
-    named: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
+    """Return a source's first events for these objects and a Node."""
+    names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
     events: list[Event] = []
     for obj in (*objects, NODE):
         events.append(Upsert(obj, now))
         match obj:
             case Service(name=name):
-                named[Kind.SERVICE].add(name)
+                names[Kind.SERVICE].add(name)
             case EndpointSlice(name=name):
-                named[Kind.ENDPOINT_SLICE].add(name)
+                names[Kind.ENDPOINT_SLICE].add(name)
             case Node(name=text):
-                named[Kind.NODE].add(ObjectName("", text))
-    events += (Synced(kind, frozenset(names)) for kind, names in named.items())
+                names[Kind.NODE].add(ObjectName("", text))
+    events += (Synced(kind, frozenset(found)) for kind, found in names.items())
     return events
 
 
 class SteppedAgent:
-    """The agent without its threads: the test calls it, in the namespace, and moves its clock."""
+    """An agent without threads: the test calls it in the namespace and moves its clock."""
 
     def __init__(
         self, namespace: Namespace, clock: Callable[[], float], options: NftablesOptions = OPTIONS
     ) -> None:
         self.namespace = namespace
         self._clock = clock
-        self.metrics = Metrics()
+        self.metrics = nftables_metrics()
         self.health = Health(30.0)
         self.reported: list[Problem] = []
         self.dataplane = namespace.call(lambda: NftablesDataplane(options))
@@ -94,7 +94,7 @@ class SteppedAgent:
         )
 
     def start(self, *objects: Obj) -> Snapshot:
-        """Tell it the first lists, and have it commit what they mean."""
+        """Pass the first lists, commit them, and return the kernel state."""
 
         def commit() -> None:
             for event in first_lists(objects, self._clock()):
@@ -111,7 +111,7 @@ class SteppedAgent:
         self.dataplane.close()
 
     def metric(self, metric: str, **labels: str) -> float:
-        """Read one sample of a metric, 0 where there is none."""
+        """Return one sample of a metric, 0 if there is none."""
         for family in self.metrics.collect():
             for sample in family.samples:
                 if sample.name == metric and labels.items() <= sample.labels.items():
@@ -119,7 +119,7 @@ class SteppedAgent:
         return 0.0
 
     def repairs(self) -> dict[str, float]:
-        """Count what has been put right, by the kind of object."""
+        """Return the number of repairs by kind of object."""
         return {
             sample.labels["object"]: sample.value
             for family in self.metrics.collect()
@@ -129,12 +129,14 @@ class SteppedAgent:
 
 
 class RunningAgent(SteppedAgent):
-    """A context manager: inside it the agent's threads run, as the command starts them."""
+    """A context manager in which the agent's threads run, as `pyproxy run` starts them."""
 
     def __init__(self, namespace: Namespace, options: NftablesOptions = OPTIONS) -> None:
         super().__init__(namespace, time.monotonic, options)
         self.inbox: Inbox = Inbox()
-        self._loop = Loop(self.agent, self.inbox, self.agent.audit, CHORE_SECONDS, self.health)
+        self._loop = Loop(
+            self.agent, self.inbox, self.agent.audit, HOUSEKEEPING_SECONDS, self.health
+        )
         self._thread = threading.Thread(target=namespace.call, args=(self._loop.run,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -153,7 +155,7 @@ class RunningAgent(SteppedAgent):
         self.close()
 
     def start(self, *objects: Obj) -> Snapshot:
-        """Tell it the first lists, and wait for the kernel to hold what they mean."""
+        """Pass the first lists, wait for their commit, and return the kernel state."""
         for event in first_lists(objects, time.monotonic()):
             self.inbox.put(event)
         until(self.health.is_healthy, "the first commit")
@@ -164,5 +166,5 @@ class RunningAgent(SteppedAgent):
             self.inbox.put(Upsert(obj, time.monotonic()))
 
     def nft(self, text: str) -> None:
-        """Be the other program."""
+        """Change the table as another program would."""
         self.namespace.run(["nft", "-f", "-"], text=text)

@@ -1,4 +1,4 @@
-"""Running the load generator beside a test."""
+"""Run the load generator during a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).with_name("load_generator.py")
 
 
 class LoadResult(msgspec.Struct):
-    """What came of all connections, known once the load has ended."""
+    """The results of all connections, set when the load ends."""
 
     answered: int = 0
     late: int = 0
@@ -26,7 +26,7 @@ class LoadResult(msgspec.Struct):
 
 @contextmanager
 def load(namespace: Namespace, rate: int, to: Sequence[str]) -> Iterator[LoadResult]:
-    """Open `rate` connections a second to each in turn of some `ADDRESS:PORT`, during the block."""
+    """Open `rate` connections a second during the block, to each `ADDRESS:PORT` of `to` in turn."""
     places = [word for each in to for word in map(str, parse_destination(each).socket_address)]
     process = namespace.start(
         [sys.executable, "-I", "-S", str(PROGRAM), str(rate), *places],
@@ -35,13 +35,13 @@ def load(namespace: Namespace, rate: int, to: Sequence[str]) -> Iterator[LoadRes
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    came = LoadResult()
+    result = LoadResult()
     try:
         assert process.stdout.readline() == b"ready\n"
-        yield came
+        yield result
         process.stdin.close()
         last = msgspec.json.decode(process.stdout.read(), type=LoadResult)
-        came.answered, came.late, came.failed = last.answered, last.late, last.failed
+        result.answered, result.late, result.failed = last.answered, last.late, last.failed
     finally:
         process.kill()
         process.wait()

@@ -1,11 +1,12 @@
-"""A steady load of new TCP connections, from the namespace that it is run in.
+"""Generate a steady load of new TCP connections from this network namespace.
 
-    python load.py RATE ADDRESS PORT [ADDRESS PORT...]
+    python load_generator.py RATE ADDRESS PORT [ADDRESS PORT...]
 
 It opens RATE connections a second to the targets in turn, reads a line from each, and resets it.
-It prints `ready` after its first answer, goes on until its standard input ends, and then says what
-came of all connections as JSON: `answered` and `late` (after more than a second, so that a packet
-was sent again) in numbers, and `failed` by error. It stands alone on the standard library.
+It prints `ready` after the first line and stops when its standard input ends. Then it prints JSON:
+`answered` and `late` are numbers of connections, `failed` has a number for each error. A late
+connection took more than a second, so a packet was retransmitted. Only the standard library is
+used.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ TIMEOUT = 5.0
 LATE = 1.0
 RESET = struct.pack("ii", 1, 0)
 AT_ONCE = 16
-"""Connections opened in one go at most, after a pause that was not ours."""
+"""The most connections opened at once after a delay by the machine."""
 
 
-class Waiting(NamedTuple):
-    """A connection that was begun, and from when."""
+class Pending(NamedTuple):
+    """A connection in progress, and its start."""
 
     client: socket.socket
     target: tuple[str, int]
@@ -48,20 +49,20 @@ class Load:
     def run(self) -> None:
         self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
         next_at = time.monotonic()
-        ending = False
-        while not ending or len(self.selector.get_map()) > 1:
+        stopping = False
+        while not stopping or len(self.selector.get_map()) > 1:
             now = time.monotonic()
-            if not ending:
+            if not stopping:
                 for _ in range(min(AT_ONCE, int((now - next_at) / self.period) + 1)):
                     self.open(now)
                     next_at += self.period
-            pause = max(0.0, next_at - time.monotonic()) if not ending else 0.1
+            pause = max(0.0, next_at - time.monotonic()) if not stopping else 0.1
             for key, _ in self.selector.select(pause):
                 if key.data is None:
-                    ending = not os.read(sys.stdin.fileno(), 1)
+                    stopping = not os.read(sys.stdin.fileno(), 1)
                 else:
-                    self.handle_event(key.data)
-            self.give_up()
+                    self.receive(key.data)
+            self.drop_overdue()
             next_at = max(next_at, time.monotonic() - 1)
 
     def open(self, now: float) -> None:
@@ -70,43 +71,43 @@ class Load:
         client = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
         client.setblocking(False)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        waiting = Waiting(client, target, now)
+        pending = Pending(client, target, now)
         number = client.connect_ex(target)
         if number not in (0, errno.EINPROGRESS):
-            self.fail(waiting, errno.errorcode[number])
+            self.fail(pending, errno.errorcode[number])
             return
-        self.selector.register(client, selectors.EVENT_READ, waiting)
+        self.selector.register(client, selectors.EVENT_READ, pending)
 
-    def handle_event(self, waiting: Waiting) -> None:
-        self.selector.unregister(waiting.client)
+    def receive(self, pending: Pending) -> None:
+        self.selector.unregister(pending.client)
         try:
-            if not waiting.client.recv(256):
-                self.fail(waiting, "closed without a word")
+            if not pending.client.recv(256):
+                self.fail(pending, "closed before a line")
                 return
         except OSError as error:
-            self.fail(waiting, errno.errorcode[error.errno or 0])
+            self.fail(pending, errno.errorcode[error.errno or 0])
             return
-        waiting.client.close()
-        self.late += time.monotonic() - waiting.began > LATE
+        pending.client.close()
+        self.late += time.monotonic() - pending.began > LATE
         self.answered += 1
         if self.answered == 1:
             print("ready", flush=True)
 
-    def give_up(self) -> None:
+    def drop_overdue(self) -> None:
         limit = time.monotonic() - TIMEOUT
-        # They are in the order in which they were opened.
+        # The map has them in the order of their opening.
         for key in list(self.selector.get_map().values()):
-            waiting: Waiting | None = key.data
-            if waiting is None:
+            pending: Pending | None = key.data
+            if pending is None:
                 continue
-            if waiting.began > limit:
+            if pending.began > limit:
                 return
-            self.selector.unregister(waiting.client)
-            self.fail(waiting, "no answer")
+            self.selector.unregister(pending.client)
+            self.fail(pending, "timed out")
 
-    def fail(self, waiting: Waiting, what: str) -> None:
-        waiting.client.close()
-        address, port = waiting.target
+    def fail(self, pending: Pending, what: str) -> None:
+        pending.client.close()
+        address, port = pending.target
         self.failed[f"{address} {port}: {what}"] += 1
 
 

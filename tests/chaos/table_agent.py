@@ -1,4 +1,4 @@
-"""The real source and the agent's core over a table, before an API server that has bad days."""
+"""An agent over a table in memory: the real source, loop and core, without a kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from pyproxy.dataplane.interface import Failure
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.errors import Problem
 from pyproxy.health.state import Health
-from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_network
 from pyproxy.model.events import Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
@@ -31,6 +30,7 @@ from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.kubernetes import KubernetesSource
 from tests.agent.objects import HOSTNAME, PlannedTable, TableDataplane
 from tests.chaos.objects import numbered_service, numbered_slice
+from tests.exposition import nftables_metrics
 from tests.source.scripted import Pace, client_of
 from tests.waiting import until
 
@@ -51,7 +51,7 @@ def node() -> Object:
 
 
 class WatchedTable(TableDataplane):
-    """A table that is watched: `lost` are rows that had to stay and did not."""
+    """A dataplane in memory; `lost` are rows that had to stay and did not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,23 +59,23 @@ class WatchedTable(TableDataplane):
         self.lost: list[str] = []
 
     def keep(self) -> None:
-        """From now on, what is in the kernel must stay there."""
+        """Record every later loss of a row that is there now."""
         self._kept = {name: dict(rows) for name, rows in self.kernel.items()}
 
     def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
         failures = super().commit(plan)
         for name, rows in self._kept.items():
-            held: Mapping[bytes, Any] = self.kernel.get(name, {})
-            self.lost += [f"{name} {key.hex()}" for key in rows if held.get(key) != rows[key]]
+            rows_now: Mapping[bytes, Any] = self.kernel.get(name, {})
+            self.lost += [f"{name} {key.hex()}" for key in rows if rows_now.get(key) != rows[key]]
         return failures
 
 
 class TableAgent:
-    """One agent without a kernel: source, loop and core in their threads."""
+    """One agent without a kernel, whose source, loop and core run in their threads."""
 
     def __init__(self, client: Client, silence: float, clock: Pace | None) -> None:
         self.dataplane = WatchedTable()
-        self.metrics = Metrics()
+        self.metrics = nftables_metrics()
         self.health = Health(30.0)
         self.reported: list[Problem] = []
         self.inbox: Inbox = Inbox()
@@ -112,13 +112,15 @@ class TableAgent:
         until(checked, what, seconds)
 
     def until_equal(self, server: ApiServer, seconds: float = DEADLINE) -> None:
-        """Wait until the table holds what the server's objects mean."""
+        """Wait until the table has the rows of the server's objects."""
         wanted = desired(server)
-        self.until(lambda: self.dataplane.kernel == wanted, "the table is as it should be", seconds)
+        self.until(
+            lambda: self.dataplane.kernel == wanted, "the table has the desired rows", seconds
+        )
 
 
 def desired(server: ApiServer) -> Table:
-    """Compile the server's objects from nothing."""
+    """Return the rows of the server's objects, compiled by a new agent."""
 
     def bodies() -> list[tuple[Kind, bytes]]:
         store = server.registry.store
@@ -147,15 +149,15 @@ def desired(server: ApiServer) -> Table:
 def api_server(
     port: int = 0, services: int = 3, more: Iterable[Object] = (), **settings: Any
 ) -> Iterator[ApiServer]:
-    """Run a server with its Node and so many Services of two endpoints each.
+    """Run a server with a Node and `services` Services of two endpoints each.
 
-    It answers nothing before it holds them: who lists a server that is empty believes it.
+    It responds with 503 until it has them all, because an agent would believe an empty list.
     """
-    whole = threading.Event()
+    complete = threading.Event()
 
     @web.middleware
     async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await handler(request) if whole.is_set() else web.Response(status=503)
+        return await handler(request) if complete.is_set() else web.Response(status=503)
 
     with ApiServer.running(ServerSettings(port=port, **settings), [gate]) as server:
         server.load([node()])
@@ -164,7 +166,7 @@ def api_server(
                 [numbered_service(number), numbered_slice(number, (2 * number + 1, 2 * number + 2))]
             )
         server.load(more)
-        whole.set()
+        complete.set()
         yield server
 
 
@@ -172,7 +174,7 @@ def api_server(
 def agent(
     *servers: ApiServer | str, silence: float = 5.0, clock: Pace | None = None
 ) -> Iterator[TableAgent]:
-    """Run an agent that asks these servers."""
+    """Run an agent with these API servers."""
     urls = [each if isinstance(each, str) else each.url for each in servers]
     with TableAgent(client_of(*urls), silence, clock).running() as rig:
         yield rig

@@ -21,7 +21,7 @@ from tests.source.kubeconfigs import exec_plugin, kubeconfig, write
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving
 from tests.waiting import until
 
-# Given a folder and a server's URL, makes a kubeconfig: its path, and what puts another token in.
+# From a folder and a server's URL: a kubeconfig's path and a function that replaces its token.
 Kind = Callable[[Path, str], tuple[str, Callable[[str], object]]]
 
 
@@ -32,7 +32,7 @@ def agent_with(config: str) -> Iterator[TableAgent]:
 
 
 def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], object]]:
-    """A file that the kubelet or a secrets agent exchanges."""
+    """Return a kubeconfig with a token file, as the kubelet replaces it."""
     token = folder / "token"
 
     def rotate(value: str) -> None:
@@ -44,20 +44,20 @@ def by_token_file(folder: Path, url: str) -> tuple[str, Callable[[str], object]]
 
 
 def by_exec_plugin(folder: Path, url: str) -> tuple[str, Callable[[str], object]]:
-    """A program that is asked for a token."""
+    """Return a kubeconfig with an exec plugin."""
     value = folder / "value"
     user = exec_plugin(folder, f"$(cat {value})")
     return write(folder / "config", kubeconfig(url, user)), value.write_text
 
 
 def by_kubeconfig(folder: Path, url: str) -> tuple[str, Callable[[str], object]]:
-    """The kubeconfig itself, with the token in it."""
+    """Return a kubeconfig that contains the token."""
     path = folder / "config"
     return str(path), lambda value: write(path, kubeconfig(url, {"token": value}))
 
 
 @pytest.mark.parametrize("kind", [by_token_file, by_exec_plugin, by_kubeconfig])
-def test_tokens_that_expire(tmp_path: Path, kind: Kind) -> None:
+def test_an_expired_token_is_read_again(tmp_path: Path, kind: Kind) -> None:
     with api_server(token="first", proxy_token="unused") as server:
         config, rotate = kind(tmp_path, server.url)
         rotate("first")
@@ -76,7 +76,7 @@ def test_tokens_that_expire(tmp_path: Path, kind: Kind) -> None:
             assert rig.dataplane.lost == []
 
 
-def test_rights_that_are_taken_away_and_given_back(tmp_path: Path) -> None:
+def test_rights_that_are_revoked_and_granted_again(tmp_path: Path) -> None:
     with api_server(token="admin", proxy_token="proxy") as server:
         verbs = PROXY.verbs
         assert verbs is not None
@@ -115,7 +115,7 @@ class Authority:
         )
 
     def issue(self, by: str) -> None:
-        """Exchange key and certificate, one after the other, as programs do."""
+        """Replace the key, then the certificate, as other programs do."""
         number, folder = next(self._numbers), self.folder
         self.openssl(
             "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
@@ -141,7 +141,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def context(authority: Authority, *, trusting: str) -> ssl.SSLContext:
-    """A server that lets in who has a certificate of one authority."""
+    """Return a server context that requires a client certificate of one authority."""
     made = ssl.create_default_context(
         ssl.Purpose.CLIENT_AUTH, cafile=str(authority.folder / f"{trusting}.crt")
     )
@@ -150,14 +150,14 @@ def context(authority: Authority, *, trusting: str) -> ssl.SSLContext:
     return made
 
 
-def test_client_certificates_that_change(authority: Authority, tmp_path: Path) -> None:
+def test_a_replaced_client_certificate_is_used(authority: Authority, tmp_path: Path) -> None:
     with serving(_short, tls=context(authority, trusting="former")) as server:
         user = {"client-certificate": str(authority.cert), "client-key": str(authority.key)}
         trust = {"certificate-authority": str(tmp_path / "server.crt")}
         config = write(tmp_path / "config", kubeconfig(server.url, user, trust))
         with agent_with(config) as rig:
             rig.until(rig.health.is_healthy, "the first commit")
-            # The authority has been replaced: whoever connects anew needs a new certificate.
+            # The authority has been replaced, so every new connection needs a new certificate.
             _trust(server, context(authority, trusting="latter"))
             waits = len(rig.clock.waits)
             rig.until(lambda: len(rig.clock.waits) > waits + 10, "refused connections")
@@ -167,7 +167,7 @@ def test_client_certificates_that_change(authority: Authority, tmp_path: Path) -
             assert rig.health.is_healthy()
 
 
-def test_authorities_that_change(authority: Authority, tmp_path: Path) -> None:
+def test_a_replaced_authority_is_trusted(authority: Authority, tmp_path: Path) -> None:
     trusted = tmp_path / "ca.crt"
     trusted.write_bytes((tmp_path / "server.crt").read_bytes())
     with serving(_short, tls=context(authority, trusting="former")) as server:
@@ -186,7 +186,7 @@ def test_authorities_that_change(authority: Authority, tmp_path: Path) -> None:
 
 
 def _short(exchange: Exchange) -> None:
-    """Answer quietly, and have every request made on a connection of its own."""
+    """Return a handler that closes the connection after each request."""
     if exchange.query.get("resourceVersion"):
         exchange.begin()
         exchange.end()

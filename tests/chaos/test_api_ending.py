@@ -1,4 +1,4 @@
-"""The agent's process is told to end while its threads wait for a server that says nothing."""
+"""The agent shuts down while its source waits for a server that does not respond."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(network, folder)
 
 
-def test_load_balancers_hear_of_it_before_the_process_is_gone(stage: Stage) -> None:
-    """Connecting cannot be interrupted, so here the end takes the second that it may take."""
-    nobody = API_ADDRESS.rpartition(".")[0] + ".254"
+def test_healthz_fails_before_the_process_ends(stage: Stage) -> None:
+    """A connection attempt cannot be interrupted, so the shutdown takes its full second."""
+    silent = API_ADDRESS.rpartition(".")[0] + ".254"
     with stage.server() as server:
-        masters = f"{server.url},http://{nobody}:6443"
+        masters = f"{server.url},http://{silent}:6443"
         stage.here.run(["nft", "add table inet silence"])
         stage.here.run(
             ["nft", "add chain inet silence out { type filter hook output priority 0; }"]
         )
-        stage.here.run(["nft", f"add rule inet silence out ip daddr {nobody} drop"])
+        stage.here.run(["nft", f"add rule inet silence out ip daddr {silent} drop"])
         with stage.agent(server.url, "--master", masters) as agent:
             agent.does(lambda: stage.health() == 200, "the first commit")
             with server.away():
-                agent.does(lambda: "the API server is unreachable" in agent.said(), "it is missed")
+                agent.does(
+                    lambda: "the API server is unreachable" in agent.said(), "the agent logs it"
+                )
                 assert stage.health() == 200
-                # Between two attempts there is nothing that could not be interrupted.
-                before = connecting(stage, nobody)
-                agent.does(lambda: connecting(stage, nobody) - before, "it tries again")
+                # Only a connection attempt cannot be interrupted, so wait for one.
+                before = connecting(stage, silent)
+                agent.does(lambda: connecting(stage, silent) - before, "it tries again")
                 agent.signal(signal.SIGTERM)
                 began = time.monotonic()
-                heard = [stage.health()]
-                while heard[-1]:
-                    heard.append(stage.health())
+                statuses = [stage.health()]
+                while statuses[-1]:
+                    statuses.append(stage.health())
                 assert agent.ends_within(5.0) == 0
                 assert time.monotonic() - began < 4.0
-    assert 503 in heard
-    assert set(heard) <= {200, 503, 0}
+    assert 503 in statuses
+    assert set(statuses) <= {200, 503, 0}
 
 
 def connecting(stage: Stage, address: str) -> set[str]:
-    """The sockets, by their own address and port, that wait for an answer from an address."""
+    """Return the local addresses of sockets that are connecting to an address."""
     options = ["-H", "-t", "-n", "state", "syn-sent", "dst", address]
     lines = stage.here.run(["ss", *options]).stdout.splitlines()
     return {line.split()[2] for line in lines}

@@ -1,4 +1,4 @@
-"""Several API servers, as in `--master URL,URL`: one that works is found within ten seconds."""
+"""With several API servers (`--master URL,URL`), a working one is found within ten seconds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.source.scripted import serving
 from tests.waiting import until
 
 PROMISE = 10.0
-"""Seconds until the next server is asked."""
+"""Seconds until the next server is tried."""
 
 
-def test_the_promise_covers_each_way_in_which_a_server_can_be_dead() -> None:
+def test_every_kind_of_dead_server_costs_less_than_ten_seconds() -> None:
     assert 2 * client.CONNECT_TIMEOUT < PROMISE
     assert client.HEAD_TIMEOUT < PROMISE
 
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    """An address on which nobody listens."""
+    """An address that refuses connections."""
     with closing(socket.create_server(("127.0.0.1", 0))) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     yield url
@@ -37,7 +37,7 @@ def refusing() -> Iterator[str]:
 
 @contextmanager
 def swallowing() -> Iterator[str]:
-    """An address whose host does not even say no: a queue of connections that is full."""
+    """An address that drops connections, because its accept queue is full."""
     with ExitStack() as stack:
         listener = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0), backlog=0)))
         address = listener.getsockname()
@@ -50,14 +50,14 @@ def swallowing() -> Iterator[str]:
 
 @contextmanager
 def hanging() -> Iterator[str]:
-    """A server that takes requests and never answers."""
+    """A server that accepts requests and never responds."""
     with serving(lambda exchange: exchange.hold()) as server:
         yield server.url
 
 
 @contextmanager
 def failing() -> Iterator[str]:
-    """A server that answers every request with 503."""
+    """A server that responds to every request with 503."""
     with serving(lambda exchange: exchange.fail(503)) as server:
         yield server.url
 
@@ -71,7 +71,9 @@ DEAD = {
 
 
 @pytest.mark.parametrize("dead", DEAD)
-def test_a_dead_server_at_the_start(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_dead_at_the_start_is_skipped(
+    dead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "CONNECT_TIMEOUT", 0.4)
     monkeypatch.setattr(client, "HEAD_TIMEOUT", 0.4)
     with DEAD[dead]() as url, api_server() as server, agent(url, server) as rig:
@@ -79,8 +81,10 @@ def test_a_dead_server_at_the_start(dead: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("how", ["away", "fails", "hangs"])
-def test_a_server_that_dies_while_it_is_watched(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The servers have one store in a cluster; here the second one's objects are the newer."""
+def test_a_server_that_dies_during_a_watch_is_replaced(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's servers share one store; here the second one has newer objects."""
     monkeypatch.setattr(client, "HEAD_TIMEOUT", 0.4)
     with api_server() as first, api_server() as second, agent(first, second, silence=0.5) as rig:
         rig.until_equal(first)
@@ -113,21 +117,21 @@ def _fails(server: ApiServer) -> Iterator[None]:
 
 @contextmanager
 def _hangs(server: ApiServer) -> Iterator[None]:
-    """Connections are accepted by the kernel alone: the process does nothing more."""
+    """Only the kernel accepts connections: the process is stopped."""
     port = int(server.url.rpartition(":")[2])
     server.faults.set(HalfOpen())
     with server.away(), serving(lambda exchange: exchange.hold(), port):
         yield
 
 
-def test_5xx_from_one_of_two_does_not_last() -> None:
+def test_5xx_from_one_of_two_servers_is_left_behind() -> None:
     with api_server() as bad, api_server() as good, agent(bad, good) as rig:
         rig.until_equal(bad)
         good.load([numbered_service(76), numbered_slice(76, [1])])
         bad.faults.set(Refusal(500))
         bad.close_watches()
         rig.until_equal(good, PROMISE)
-        # Every kind has found the good one by itself, and stays with it.
+        # Each kind finds the working server on its own, and stays with it.
         met = bad.faults.met[Refusal]
         good.close_watches()
         good.load([numbered_service(77), numbered_slice(77, [1])])
@@ -143,10 +147,10 @@ def test_master_names_several_servers() -> None:
         assert made.host == server.url
 
 
-def test_the_answer_may_be_silent_for_longer_than_its_head(
+def test_a_watch_may_be_silent_for_longer_than_a_response_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A watch with several servers is as patient as one with a single server."""
+    """A watch waits as long with several servers as with one."""
     monkeypatch.setattr(client, "HEAD_TIMEOUT", 0.1)
     with api_server() as server, refusing() as dead, agent(server, dead, silence=3600.0) as rig:
         rig.until_equal(server)
@@ -158,7 +162,7 @@ def test_the_answer_may_be_silent_for_longer_than_its_head(
 
 
 def _still(rig: TableAgent, server: ApiServer, watches: int) -> None:
-    """Let some of the time pass in which an impatient client would have gone away."""
+    """Wait for part of the time after which a client with a short time-out would leave."""
     began = time.monotonic()
     until(lambda: time.monotonic() - began > 0.5)
     assert server.watch_count == watches

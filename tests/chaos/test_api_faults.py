@@ -1,4 +1,4 @@
-"""The API server's bad days: what is known keeps serving, and afterwards all is as it should be."""
+"""API server faults: the known rows stay, and afterwards the table equals the objects."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def end_watches(server: ApiServer) -> None:
 
 
 def forget(server: ApiServer) -> None:
-    """Have every watch that goes on from a version answered with 410."""
+    """Have the server respond with 410 to every watch from a known version."""
     server.forget_history()
     server.close_watches()
 
@@ -59,7 +59,7 @@ KICKS: dict[str, Callable[[ApiServer], None]] = {
 
 
 def changes(server: ApiServer, begin: int) -> None:
-    """Add, change and remove what did not have to stay."""
+    """Add, change and remove objects whose rows need not stay."""
     for number in range(begin, begin + 4):
         server.load([numbered_service(number), numbered_slice(number, [number])])
     server.load([numbered_slice(begin, [7, 8, 9])])
@@ -68,7 +68,7 @@ def changes(server: ApiServer, begin: int) -> None:
 
 @pytest.mark.parametrize("kick", KICKS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(fault: str, kick: str) -> None:
+def test_rows_stay_through_a_fault(fault: str, kick: str) -> None:
     with api_server() as server, agent(server, silence=0.3) as rig:
         rig.until_equal(server)
         rig.dataplane.keep()
@@ -88,8 +88,8 @@ def test_faults(fault: str, kick: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_at_the_start(fault: str) -> None:
-    """What is told before a list is whole is never written, and so no gap can come of it."""
+def test_a_fault_at_the_start_delays_the_first_commit(fault: str) -> None:
+    """Objects of an incomplete list are not programmed, so a fault cannot cause a gap."""
     with api_server() as server:
         server.faults.set(*FAULTS[fault])
         with agent(server, silence=0.3) as rig:
@@ -118,7 +118,7 @@ def test_a_server_that_is_away_refuses_connections_and_comes_back() -> None:
 
 
 def test_a_list_that_shrinks_while_the_server_is_away() -> None:
-    """What is gone is gone without a word about each; the rest never leaves the table."""
+    """Objects disappear without delete events; the rows of the rest stay in the table."""
     with api_server() as server, agent(server) as rig:
         rig.until_equal(server)
         rig.dataplane.keep()
@@ -139,7 +139,7 @@ def test_a_list_that_shrinks_while_the_server_is_away() -> None:
 
 
 def test_a_restart_with_another_history() -> None:
-    """Versions begin anew, below the known ones, with other objects than before."""
+    """Resource versions restart below the known ones, with other objects."""
     with api_server() as server, agent(server) as rig:
         port = int(server.url.rpartition(":")[2])
         rig.until_equal(server)
@@ -163,12 +163,12 @@ def test_half_open_watches_are_found_within_a_minute() -> None:
         server.faults.clear()
         began = time.monotonic()
         rig.until_equal(server, 5)
-        # Asked again after the silence, and not after a backoff on top of it.
+        # The retry follows the silence directly, without a backoff.
         assert time.monotonic() - began < 5
         assert rig.clock.waits == []
 
 
-def test_retry_after_is_kept_and_the_rest_is_drawn() -> None:
+def test_retry_after_is_obeyed_and_other_delays_are_random() -> None:
     with api_server() as server:
         server.faults.set(Refusal(429, 7))
         with agent(server) as rig:
@@ -179,7 +179,7 @@ def test_retry_after_is_kept_and_the_rest_is_drawn() -> None:
     assert max(waits) - min(waits) > 1
 
 
-def test_lists_in_pages_are_asked_from_the_servers_memory() -> None:
+def test_paged_lists_are_read_from_the_servers_cache() -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("sendInitialEvents"):
             exchange.fail(422)
@@ -199,7 +199,7 @@ def _first_lists(server: Server) -> set[str]:
     }
 
 
-def test_the_age_of_the_last_event_is_told() -> None:
+def test_the_age_of_the_last_event_is_a_metric() -> None:
     with api_server(bookmark_interval=0.1) as server, agent(server, silence=30.0) as rig:
         rig.metrics.source_age(rig.source.age)
         rig.until_equal(server)
@@ -219,7 +219,7 @@ def test_the_age_of_the_last_event_is_told() -> None:
 
 
 @pytest.mark.parametrize("fault", [HalfOpen(), Slow(30.0), Refusal(429, 100)], ids=repr)
-def test_stop_is_prompt_in_the_midst_of_it(fault: Fault) -> None:
+def test_stop_is_prompt_during_a_fault(fault: Fault) -> None:
     with api_server() as server:
         server.faults.set(fault)
         with agent(server, clock=_RealPace()) as rig:
@@ -232,7 +232,7 @@ def test_stop_is_prompt_in_the_midst_of_it(fault: Fault) -> None:
 
 
 class _RealPace(Pace):
-    """The machine's time."""
+    """The machine's clock."""
 
     def wait(self, stopping: threading.Event, seconds: float) -> None:
         SystemClock().wait(stopping, seconds)

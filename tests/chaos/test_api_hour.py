@@ -1,7 +1,7 @@
-"""An hour of an API server's bad days, compressed: what arrives, in whatever order, and time.
+"""An hour of API server faults, compressed: any order of arrivals, and time between them.
 
-The source is played here with the promises that it makes: each kind's events in their order, a
-list that says at its end which names it had, and lists anew where its watch had to begin again.
+The test stands for the source and keeps its contract. Events of one kind arrive in order, a list
+ends with the names that it had, and a watch that must restart begins with a new list.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Value = Service | EndpointSlice
 
 
 class Hour(RuleBasedStateMachine):
-    """A cluster, what of it each watch has told, and an agent."""
+    """A cluster, the undelivered events of each watch, and an agent."""
 
     @initialize(whole=st.booleans())
     def begin(self, whole: bool) -> None:
@@ -38,14 +38,14 @@ class Hour(RuleBasedStateMachine):
             Kind.SERVICE: {},
             Kind.ENDPOINT_SLICE: {},
         }
-        self.told: dict[Kind, list[Upsert | Delete]] = {kind: [] for kind in self.objects}
+        self.undelivered: dict[Kind, list[Upsert | Delete]] = {kind: [] for kind in self.objects}
         self.connected = dict.fromkeys(self.objects, False)
         self.end = self.stage.clock.now + HOUR
         self.stage.agent.handle_event(Upsert(NODE))
         self.stage.agent.handle_event(Synced(Kind.NODE, frozenset({ObjectName("", NODE.name)})))
         if whole:
             for kind in self.objects:
-                self.list_again(kind, in_full=True)
+                self.relist(kind, in_full=True)
 
     def _change(self, kind: Kind, key: ObjectName, value: Value | None) -> None:
         if value is None:
@@ -56,7 +56,7 @@ class Hour(RuleBasedStateMachine):
             self.objects[kind][key] = value
             event = Upsert(value, self.stage.clock())
         if self.connected[kind]:
-            self.told[kind].append(event)
+            self.undelivered[kind].append(event)
 
     @rule(of=names, number=st.integers(1, 4), port=st.sampled_from([0, 30001, 30002]))
     def put_service(self, of: str, number: int, port: int) -> None:
@@ -74,32 +74,35 @@ class Hour(RuleBasedStateMachine):
 
     @rule(kind=kinds, count=st.integers(1, 10), again=st.booleans())
     def deliver(self, kind: Kind, count: int, again: bool) -> None:
-        """Pass on what a watch has; a server that repeats itself says the last of it twice."""
-        events, self.told[kind] = self.told[kind][:count], self.told[kind][count:]
+        """Deliver a watch's events; a server may repeat the last one."""
+        events, self.undelivered[kind] = (
+            self.undelivered[kind][:count],
+            self.undelivered[kind][count:],
+        )
         for event in [*events, *(events[-1:] if again else [])]:
             self.stage.agent.handle_event(event)
 
     @rule(kind=kinds)
     def lose(self, kind: Kind) -> None:
-        """Lose a watch with all that it has not passed on: 410, a cut, another history."""
+        """Lose a watch and its undelivered events, as after 410 or a cut connection."""
         self.connected[kind] = False
-        self.told[kind].clear()
+        self.undelivered[kind].clear()
 
     @rule(kind=kinds, in_full=st.booleans())
-    def list_again(self, kind: Kind, in_full: bool) -> None:
-        """List, or begin to and lose the connection half-way."""
+    def relist(self, kind: Kind, in_full: bool) -> None:
+        """Deliver a list, whole or cut off half-way."""
         held = self.objects[kind]
         values = list(held.values())
         for value in values if in_full else values[: len(values) // 2]:
             self.stage.agent.handle_event(Upsert(value, self.stage.clock()))
-        self.told[kind].clear()
+        self.undelivered[kind].clear()
         self.connected[kind] = in_full
         if in_full:
             self.stage.agent.handle_event(Synced(kind, frozenset(held)))
 
     @rule(of=names)
     def unreadable(self, of: str) -> None:
-        """Have an object that nobody can read come by, and its mending or its end lost."""
+        """Deliver an invalid object, and lose the event that mends or deletes it."""
         self.stage.agent.handle_event(Delete(Kind.SERVICE, name(of)))
         self.stage.agent.handle_event(
             InvalidObject(Problem("Service", f"shop/{of}", "spec", "spoilt"))
@@ -117,18 +120,18 @@ class Hour(RuleBasedStateMachine):
         count=st.integers(1, 8),
     )
     def refuse(self, error: KernelError, count: int) -> None:
-        """Have the kernel refuse the next transactions."""
+        """Have the kernel reject the next transactions."""
         self.stage.dataplane.trouble = [error] * count
 
     @rule()
     def flush(self) -> None:
-        """Have somebody else empty the table, and be heard doing so."""
+        """Empty the table as another program, with a notification."""
         self.stage.dataplane.kernel = {}
         self.stage.agent.drifted(Drift("nft (pid 1)"))
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 31.0, 120.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
-        """Let time pass, with the agent doing what is due within it."""
+        """Advance the clock, and let the agent do all that is due."""
         stage, until = self.stage, self.stage.clock.now + seconds
         for _ in range(100):
             due = stage.agent.due()
@@ -153,9 +156,9 @@ class Hour(RuleBasedStateMachine):
         stage.clock.now = max(stage.clock.now, self.end)
         for kind in self.objects:
             if self.connected[kind]:
-                self.deliver(kind, len(self.told[kind]), again=False)
+                self.deliver(kind, len(self.undelivered[kind]), again=False)
             else:
-                self.list_again(kind, in_full=True)
+                self.relist(kind, in_full=True)
         stage.settle()
         stage.agent.audit()
         stage.settle()

@@ -1,4 +1,4 @@
-"""An agent in ipvs mode on a node where others use IPVS, count on it and change it."""
+"""An agent in ipvs mode on a node where other programs use and change IPVS."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ THEIRS = (
     f"-a -t {DATABASE} -r {PODS['b1']} -m -w 3",
     "-A -f 7 -s lc -p 120",
 )
-"""What others have in IPVS before the agent starts, as ipvsadm takes it and lists it."""
+"""Other programs' virtual services, as ipvsadm reads and lists them."""
 
 SYSCTLS = (
     "net.ipv4.vs.conntrack",
@@ -59,7 +59,7 @@ def sh(node: Proxied, command: str) -> str:
 
 
 def counted(node: Proxied) -> dict[str, dict[str, int]]:
-    """Read the connections of each virtual service, by server; its own are under ''."""
+    """Return the connections of each virtual service, by server; '' has the service's own."""
     found: dict[str, dict[str, int]] = {}
     of = ""
     for line in sh(node, "ipvsadm -Ln --stats").splitlines():
@@ -71,20 +71,20 @@ def counted(node: Proxied) -> dict[str, dict[str, int]]:
 
 
 def state(node: Proxied) -> list[str]:
-    """List what must be so: IPVS, the device's addresses, and settings."""
-    said = sh(node, f"ipvsadm -Sn; ip -br addr show kube-ipvs0; sysctl {' '.join(SYSCTLS)}")
-    return sorted(" ".join(sorted(line.split())) for line in said.splitlines())
+    """Return all that the agent sets: IPVS, the device's addresses and sysctls."""
+    output = sh(node, f"ipvsadm -Sn; ip -br addr show kube-ipvs0; sysctl {' '.join(SYSCTLS)}")
+    return sorted(" ".join(sorted(line.split())) for line in output.splitlines())
 
 
 def theirs(node: Proxied) -> list[str]:
-    """List what others have left of theirs."""
+    """Return the virtual services of other programs that are still there."""
     there = sh(node, "ipvsadm -Sn").splitlines()
     return [each for each in THEIRS if each in map(str.strip, there)]
 
 
-def test_ipvsadm_counts_each_connection_once_where_it_went(node: Proxied) -> None:
+def test_ipvsadm_counts_each_connection_once_at_its_server(node: Proxied) -> None:
     assert node.once("a2", QUIET, tries=20).reached == {"a1": 10, "b1": 10}
-    # The kernel adds up what each processor has counted every two seconds.
+    # The kernel sums its per-CPU counters every two seconds.
     until(lambda: counted(node)[QUIET][""] == 20, "the kernel has counted", PATIENCE, pause=0.3)
     assert counted(node)[QUIET] == {"": 20} | dict.fromkeys(PODS.values(), 10)
     assert counted(node)[QUIET_NODE_PORT] == {"": 0} | dict.fromkeys(PODS.values(), 0)
@@ -99,16 +99,16 @@ def test_ipvsadm_counts_each_connection_once_where_it_went(node: Proxied) -> Non
     ],
     ids=["device", "services", "sysctls"],
 )
-def test_what_somebody_changes_is_put_right(node: Proxied, harm: str) -> None:
-    right = state(node)
-    assert sum(line.startswith("1 = net.ipv4") for line in right) == len(SYSCTLS)
+def test_changes_by_other_programs_are_repaired(node: Proxied, harm: str) -> None:
+    expected = state(node)
+    assert sum(line.startswith("1 = net.ipv4") for line in expected) == len(SYSCTLS)
     sh(node, harm)
-    until(lambda: state(node) == right, f"{harm} is put right", PATIENCE, pause=0.3)
+    until(lambda: state(node) == expected, f"{harm} is repaired", PATIENCE, pause=0.3)
     node.reaches("a2", WEB, *PODS)
     node.reaches("ext", NODE_PORT, *PODS)
 
 
-def test_what_others_have_is_untouched_by_start_changes_and_cleanup(node: Proxied) -> None:
+def test_other_programs_virtual_services_survive_start_changes_and_cleanup(node: Proxied) -> None:
     assert theirs(node) == [*THEIRS]
     node.reaches("a2", DATABASE, "b1")
     node.apply(endpoint_slice("web", "b2"))
@@ -117,7 +117,7 @@ def test_what_others_have_is_untouched_by_start_changes_and_cleanup(node: Proxie
     node.delete("Service", "web")
     node.is_refused("ext", NODE_PORT)
     assert theirs(node) == [*THEIRS]
-    # The last test of the module: it ends the agent.
+    # This test must be the module's last, because it ends the agent.
     node.agent.stop()
     sh(node, f"{sys.executable} -m pyproxy cleanup")
     assert sorted(map(str.strip, sh(node, "ipvsadm -Sn").splitlines())) == sorted(THEIRS)

@@ -1,7 +1,7 @@
-"""Others write to our table: each harm is undone, counted, and logged with what was missing.
+"""Other programs change the table: each change is repaired, counted and logged.
 
-A repair is promised within a second. What is waited for here is the kernel's whole table, rules
-and all, with more patience for a machine that is busy; the time that it took is in the report.
+A repair should take less than a second. The test waits longer, because a busy machine delays it,
+and prints the time that it took. It compares the whole table, with all rules.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def seal(held: Snapshot) -> str:
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_harm_is_undone_counted_and_logged(
+def test_a_change_is_repaired_counted_and_logged(
     live: RunningAgent,
     harm: str,
     caplog: pytest.LogCaptureFixture,

@@ -1,4 +1,4 @@
-"""What the agent makes of every errno, and those that a real kernel can be brought to give."""
+"""How the agent handles every errno, and the errors that a real kernel can be made to return."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ SHRUNK = endpoint_slice("web", ["10.244.1.5"])
 WEB_KEY = "10.96.0.1 . tcp . 80"
 
 FAMILIES: dict[type[KernelError], frozenset[int]] = {
-    # Sent again, from what the kernel holds by then.
+    # Retried against the kernel state of that moment.
     TransientKernelError: frozenset(
         (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM)
     ),
-    # Read back, and the difference worked out again.
+    # The state is read back and the plan made again.
     StaleStateError: frozenset((errno.ENOENT, errno.EEXIST, errno.ESRCH)),
-    # The agent ends, and says which right it lacks.
+    # The agent ends, and names the capability that it lacks.
     PermissionKernelError: frozenset((errno.EPERM, errno.EACCES)),
 }
-"""Every other errno is a RejectedError: it will not be taken, so its object is set aside."""
+"""Every other errno is a RejectedError: a retry cannot succeed, so its object is invalid."""
 
 KNOWN_TO_NETFILTER = (
     *("EPERM", "ENOENT", "ESRCH", "EINTR", "E2BIG", "EAGAIN", "ENOMEM", "EACCES", "EFAULT"),
@@ -55,7 +55,7 @@ KNOWN_TO_NETFILTER = (
     *("ERANGE", "ENAMETOOLONG", "ELOOP", "EOVERFLOW", "EBADMSG", "EMSGSIZE", "EOPNOTSUPP"),
     *("EPROTONOSUPPORT", "EAFNOSUPPORT", "ENOBUFS", "ETIMEDOUT", "ECONNREFUSED", "ENETDOWN"),
 )
-"""What nf_tables, nfnetlink and their sockets give, in net/netfilter and net/netlink."""
+"""The errnos of nf_tables, nfnetlink and their sockets, in net/netfilter and net/netlink."""
 
 
 def family(number: int) -> type[KernelError]:
@@ -64,7 +64,7 @@ def family(number: int) -> type[KernelError]:
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode), ids=errno.errorcode.__getitem__)
-def test_each_errno_has_its_answer(number: int) -> None:
+def test_each_errno_is_handled_by_its_kind(number: int) -> None:
     error = kernel_error(number, "a batch")
     assert type(error) is family(number)
     assert error.errno == number
@@ -85,25 +85,27 @@ def test_each_errno_has_its_answer(number: int) -> None:
     assert stage.sample("kubeproxy_sync_proxy_rules_nftables_sync_failures_total") == 2
 
 
-def test_those_of_netfilter_are_among_them() -> None:
+def test_every_errno_of_netfilter_is_known() -> None:
     assert {getattr(errno, each) for each in KNOWN_TO_NETFILTER} <= errno.errorcode.keys()
 
 
-def test_one_that_has_no_name_is_refused_by_its_number() -> None:
-    unnamed = kernel_error(524, "a batch")  # ENOTSUPP, which is not for programs to see
+def test_an_errno_without_a_name_is_shown_as_a_number() -> None:
+    unnamed = kernel_error(
+        524, "a batch"
+    )  # ENOTSUPP, which the kernel should not return to programs
     assert isinstance(unnamed, RejectedError)
     assert str(unnamed) == "524: a batch"
 
 
-class Deaf(SteppedAgent):
-    """An agent that does not hear what others write, and so runs into it."""
+class UnawareAgent(SteppedAgent):
+    """An agent without drift notifications, which meets changes only in its own commits."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.clock = Clock()
         super().__init__(namespace, self.clock)
 
     def then(self, *events: Event) -> Snapshot:
-        """Hear of changes, and sync until nothing is due."""
+        """Apply events, sync until nothing is due, and return the kernel state."""
 
         def settle() -> None:
             for event in events:
@@ -123,33 +125,33 @@ class Deaf(SteppedAgent):
 
 
 @pytest.fixture
-def deaf(namespace: Namespace) -> Iterator[Deaf]:
-    made = Deaf(namespace)
+def unaware(namespace: Namespace) -> Iterator[UnawareAgent]:
+    made = UnawareAgent(namespace)
     yield made
     made.close()
 
 
-HEARD = 1000.0
-UNHEARD: dict[str, tuple[str, Event, str]] = {
+EVENT_TIME = 1000.0
+OUT_OF_STEP: dict[str, tuple[str, Event, str]] = {
     "an endpoint to remove is gone": (
         f"delete element inet pyproxy endpoints4 {{ {WEB_KEY} . 1 }}",
-        Upsert(SHRUNK, HEARD),
+        Upsert(SHRUNK, EVENT_TIME),
         "ENOENT",
     ),
     "a verdict to change is gone": (
         f"delete element inet pyproxy services4 {{ {WEB_KEY} }}",
-        Upsert(GROWN, HEARD),
+        Upsert(GROWN, EVENT_TIME),
         "ENOENT",
     ),
     "a slot is taken": (
         f"add element inet pyproxy endpoints4 {{ {WEB_KEY} . 2 : 10.244.9.9 . 9 }}",
-        Upsert(GROWN, HEARD),
+        Upsert(GROWN, EVENT_TIME),
         "EEXIST",
     ),
-    "the table is gone": ("delete table inet pyproxy", Upsert(GROWN, HEARD), "ENOENT"),
+    "the table is gone": ("delete table inet pyproxy", Upsert(GROWN, EVENT_TIME), "ENOENT"),
     "a map is gone": (
         "flush chain inet pyproxy services; delete map inet pyproxy services4",
-        Upsert(GROWN, HEARD),
+        Upsert(GROWN, EVENT_TIME),
         "ENOENT",
     ),
     "a Service goes that is gone": (
@@ -161,21 +163,21 @@ UNHEARD: dict[str, tuple[str, Event, str]] = {
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("case", UNHEARD)
-def test_what_is_out_of_step_is_read_back_and_put_right(
-    deaf: Deaf, case: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("case", OUT_OF_STEP)
+def test_a_kernel_state_out_of_step_is_read_back_and_repaired(
+    unaware: UnawareAgent, case: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text, event, said = UNHEARD[case]
-    deaf.start(WEB, WEB_SLICE, API, API_SLICE)
-    deaf.harm(text)
+    text, event, reason = OUT_OF_STEP[case]
+    unaware.start(WEB, WEB_SLICE, API, API_SLICE)
+    unaware.harm(text)
     with caplog.at_level("INFO"):
-        after = deaf.then(event)
-    assert deaf.failures() == 1
-    assert f"reading the kernel back to try again: {said}" in caplog.text
-    deaf.agent.drifted(Drift("nft"))
-    assert deaf.then() == after
-    assert not deaf.repairs()
-    assert not deaf.reported
+        after = unaware.then(event)
+    assert unaware.failures() == 1
+    assert f"reading the kernel back to try again: {reason}" in caplog.text
+    unaware.agent.drifted(Drift("nft"))
+    assert unaware.then() == after
+    assert not unaware.repairs()
+    assert not unaware.reported
 
 
 @pytest.fixture
@@ -212,20 +214,20 @@ PROVOKED: dict[str, tuple[str, Message, int]] = {
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("case", PROVOKED)
-def test_what_the_kernel_refuses_is_told_by_message(
+def test_an_error_names_the_message_that_the_kernel_rejects(
     namespace: Namespace, netlink: Nfnetlink, case: str
 ) -> None:
     text, message, number = PROVOKED[case]
     good = new_chain("t", "good") if text else delete_table("elsewhere")
     namespace.run(["nft", "-f", "-"], text=text)
-    told = netlink.transact([good, message], SUBSYSTEM)
-    assert [(each.index, each.errno) for each in told][-1:] == [(1, number)]
-    assert isinstance(told[-1].error, family(number))
+    errors = netlink.transact([good, message], SUBSYSTEM)
+    assert [(each.index, each.errno) for each in errors][-1:] == [(1, number)]
+    assert isinstance(errors[-1].error, family(number))
     assert "good" not in namespace.run(["nft", "list", "ruleset"]).stdout
 
 
 @pytest.mark.kernel
-def test_answers_that_overflow_the_socket_are_transient(netlink: Nfnetlink) -> None:
+def test_replies_that_overflow_the_socket_are_a_transient_error(netlink: Nfnetlink) -> None:
     netlink._socket._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     with pytest.raises(TransientKernelError, match="ENOBUFS"):
         netlink.transact([delete_table(f"t{number}") for number in range(1000)], SUBSYSTEM)
@@ -251,25 +253,32 @@ for work in (
 
 
 @pytest.mark.kernel
-def test_a_right_that_is_taken_away_is_told_as_that(namespace: Namespace) -> None:
-    said = namespace.run([sys.executable, "-c", WITHOUT_RIGHTS]).stdout.splitlines()
-    assert said == [f"PermissionKernelError {errno.EPERM}"] * 2
+def test_a_lost_capability_is_a_permission_error(namespace: Namespace) -> None:
+    lines = namespace.run([sys.executable, "-c", WITHOUT_RIGHTS]).stdout.splitlines()
+    assert lines == [f"PermissionKernelError {errno.EPERM}"] * 2
 
 
 COLD_START = [sys.executable, "-m", "tests.chaos.cold_start"]
-LARGEST_PART, ONE_LARGE_SERVICE = 400 << 10, 9 << 20
-"""Bytes: of a part where buffers may not grow, and at least of a Service with 200,000 endpoints."""
+LARGEST_PART = 400 << 10
+"""Bytes of a part if buffers cannot grow."""
+
+BYTES_OF_AN_ENDPOINT = 48
+"""At least so many bytes of netlink messages for each endpoint of a Service."""
 
 LIMITED = ["unshare", "--user", "--map-root-user", "--net"]
-"""In a user namespace of its own root may not go beyond net.core.wmem_max."""
+"""In a user namespace, root cannot set a buffer above net.core.wmem_max."""
 
 
 def cold_start(namespace: Namespace, services: int, each: int, *, within: list[str]) -> str:
     command = [*within, *COLD_START, str(services), str(each)]
     done = namespace.run(command)
-    told = msgspec.json.decode(done.stdout)
-    assert told["held"] == told["wanted"] == {"services4": services, "endpoints4": services * each}
-    assert told["right"]
+    result = msgspec.json.decode(done.stdout)
+    assert (
+        result["kernel"]
+        == result["desired"]
+        == {"services4": services, "endpoints4": services * each}
+    )
+    assert result["right"]
     return done.stderr
 
 
@@ -281,22 +290,25 @@ def send_buffer(namespace: Namespace) -> int:
 
 
 @pytest.mark.kernel
-def test_a_cold_start_of_any_size_goes_through(namespace: Namespace) -> None:
+def test_a_large_first_commit_succeeds(namespace: Namespace) -> None:
     assert not cold_start(namespace, 5_000, 10, within=[])
 
 
 @pytest.mark.kernel
-def test_a_cold_start_needs_no_large_buffers(namespace: Namespace, send_buffer: int) -> None:
+def test_a_large_first_commit_needs_no_large_buffers(
+    namespace: Namespace, send_buffer: int
+) -> None:
     if send_buffer < LARGEST_PART:
         pytest.skip("net.core.wmem_max is smaller than Linux has it by itself")
     assert not cold_start(namespace, 5_000, 10, within=LIMITED)
 
 
 @pytest.mark.kernel
-def test_a_service_too_large_for_the_buffer_goes_in_parts(
+def test_a_service_larger_than_the_buffer_is_committed_in_parts(
     namespace: Namespace, send_buffer: int
 ) -> None:
-    if send_buffer > ONE_LARGE_SERVICE:
-        pytest.skip("net.core.wmem_max is beyond what a large Service needs")
-    said = cold_start(namespace, 1, 200_000, within=LIMITED)
-    assert "bytes went to the kernel in parts" in said
+    endpoints = 2 * send_buffer // BYTES_OF_AN_ENDPOINT
+    if endpoints > 200_000:
+        pytest.skip("net.core.wmem_max is larger than any Service")
+    log = cold_start(namespace, 1, endpoints, within=LIMITED)
+    assert "in parts" in log

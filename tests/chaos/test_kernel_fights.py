@@ -1,4 +1,4 @@
-"""Somebody who keeps writing to our table, and writes that nobody told of."""
+"""Another program that keeps changing the table, and changes without a notification."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AUDIT_SECONDS = 600.0
 
 
 class Foe:
-    """A program that deletes verdicts whenever it sees one, as fast as it can."""
+    """A program that deletes every verdict that it sees, as fast as it can."""
 
     def __init__(self, namespace: Namespace, *names: bytes) -> None:
         self._netlink = namespace.call(Nfnetlink)
@@ -64,7 +64,7 @@ def foe(namespace: Namespace) -> Iterator[Foe]:
     made.close()
 
 
-def test_a_fight_is_noticed_once_and_changes_go_on_through_it(
+def test_a_fight_is_reported_once_and_changes_go_through(
     namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
 ) -> None:
     with RunningAgent(namespace) as live:
@@ -83,7 +83,7 @@ def test_a_fight_is_noticed_once_and_changes_go_on_through_it(
         assert (problem.kind, problem.name) == (Kind.NODE.value, HOSTNAME)
         assert "keeps undoing what pyproxy writes" in problem.message
         assert sum("keeps undoing" in record.message for record in caplog.records) == 1
-        # Peace comes with the end of the truce.
+        # The last repair comes when the truce ends.
         until(lambda: len(live.snapshot().rows.get(SERVICES, {})) == 2, "the last repair")
         assert whole.rows[SERVICES].items() <= live.snapshot().rows[SERVICES].items()
 
@@ -137,7 +137,7 @@ def test_a_change_in_a_truce_is_due_at_once(namespace: Namespace, foe: Foe) -> N
         core.close()
 
 
-def test_an_audit_finds_what_nobody_told_of(
+def test_an_audit_finds_a_change_without_a_notification(
     namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -164,7 +164,7 @@ def test_an_audit_finds_what_nobody_told_of(
         core.close()
 
 
-def test_notifications_that_are_lost_lead_to_a_reading(
+def test_lost_notifications_cause_a_read_back(
     namespace: Namespace, foe: Foe, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -179,7 +179,7 @@ def test_notifications_that_are_lost_lead_to_a_reading(
 
     try:
         whole = core.start(WEB, WEB_SLICE)
-        # The smallest buffer that the kernel allows, and nobody reads meanwhile.
+        # The smallest buffer that the kernel allows, which is not read meanwhile.
         listening = core.dataplane._monitor._socket._socket
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         foe.strike()
@@ -204,13 +204,13 @@ exec {nft} 'add element inet pyproxy no-endpoint-services4 {{ 10.96.0.1 . tcp . 
 """
 
 
-def test_a_write_in_the_middle_of_the_first_commit_is_not_missed(
+def test_a_change_during_the_first_commit_is_repaired(
     namespace: Namespace,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While a large transaction of its own goes on, the agent hears nothing of others."""
+    """The agent receives no notifications during a large transaction of its own."""
     nft, flag = tmp_path / "nft", tmp_path / "flag"
     nft.write_text(MEDDLER.format(nft=shutil.which("nft"), flag=flag))
     nft.chmod(0o755)

@@ -1,4 +1,4 @@
-"""With what rights the agent runs, and that it gives up all others."""
+"""The capabilities that the agent needs, and that it drops all others."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ NET_ADMIN = 1 << Capability.NET_ADMIN
 ADDRESS = "10.96.8.1"
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
-# Everything is mounted read-only, in a mount namespace of the program's own. Only the folder of the
-# agent's socket is not, as in a pod of deploy/base.
+# Mounts all read-only in a mount namespace, except the folder of the agent's socket, as a pod
+# of deploy/base has it.
 READ_ONLY = (
     "sh",
     "-c",
@@ -80,14 +80,14 @@ def started(cluster: Cluster, wrapper: Sequence[str]) -> Iterator[Agent]:
 
 
 def serving(cluster: Cluster, agent: Agent) -> str:
-    """Wait until it serves, probe it, and give what it has logged."""
+    """Wait until the agent serves, probe it, have it repair the table, and return its log."""
     namespace = cluster.network.namespace(NODE)
     until(lambda: is_healthy(namespace) or agent.status is not None, "the first commit")
     agent.require_alive()
     ask = partial(probe, parse_destination(f"{ADDRESS}:80"), tries=4)
     seen = cluster.network.namespace("a1").call(ask)
     assert seen.reached == {"b1": 4}
-    # Another program's harm takes all of it to undo: notifications, reading back, nft, a batch.
+    # A repair needs every right: notifications, a read-back, nft and a netlink batch.
     namespace.run(["nft", "flush ruleset"])
     log = agent.log
     until(lambda: "repaired what nft" in log.read_text(), "a repair")
@@ -97,7 +97,7 @@ def serving(cluster: Cluster, agent: Agent) -> str:
 
 
 def rights_of(agent: Agent) -> dict[str, set[int]]:
-    """The capabilities of all threads, by set."""
+    """Return the capabilities of all threads, by set."""
     found: dict[str, set[int]] = {name: set() for name in SETS}
     for task in Path(f"/proc/{agent.pid}/task").iterdir():
         for line in (task / "status").read_text().splitlines():
@@ -107,12 +107,12 @@ def rights_of(agent: Agent) -> dict[str, set[int]]:
     return found
 
 
-def test_as_root_it_gives_up_all_but_one(served: Cluster) -> None:
+def test_as_root_it_keeps_one_capability(served: Cluster) -> None:
     with started(served, ()) as agent:
-        said = serving(served, agent)
+        log = serving(served, agent)
         assert len(list(Path(f"/proc/{agent.pid}/task").iterdir())) > 1
         assert rights_of(agent) == {name: {NET_ADMIN} for name in SETS}
-        assert "cannot give up" not in said
+        assert "cannot give up" not in log
 
 
 @pytest.mark.parametrize("wrapper", [ROOT_BOUNDED, READ_ONLY, (*READ_ONLY, *ROOT_BOUNDED)])
@@ -120,14 +120,14 @@ def test_cap_net_admin_and_a_read_only_root_are_enough(
     served: Cluster, wrapper: Sequence[str]
 ) -> None:
     with started(served, wrapper) as agent:
-        said = serving(served, agent)
+        log = serving(served, agent)
         assert rights_of(agent)["CapEff"] == {NET_ADMIN}
         expected = ("WARNING repaired", "WARNING cannot set")
-        assert said.count("WARNING") == sum(map(said.count, expected))
-        assert said.count(expected[1]) == 1
+        assert log.count("WARNING") == sum(map(log.count, expected))
+        assert log.count(expected[1]) == 1
 
 
-def test_it_need_not_be_root(served: Cluster) -> None:
+def test_it_runs_as_another_user_with_net_admin(served: Cluster) -> None:
     places = (sys.executable, sys.base_prefix, sys.prefix, pyproxy.__file__)
     with started(served, (*_readable(places), *READ_ONLY, *ONLY_NET_ADMIN)) as agent:
         serving(served, agent)
@@ -136,7 +136,7 @@ def test_it_need_not_be_root(served: Cluster) -> None:
         assert set(map(int, uids)) == {NOBODY}
 
 
-def test_what_it_may_not_drop_from_the_bounding_set_its_programs_do_not_get(
+def test_without_setpcap_no_new_privs_protects_its_programs(
     served: Cluster,
 ) -> None:
     with started(served, WITHOUT_SETPCAP) as agent:
@@ -148,7 +148,7 @@ def test_what_it_may_not_drop_from_the_bounding_set_its_programs_do_not_get(
         assert "NoNewPrivs:\t1" in status
 
 
-def test_without_cap_net_admin_it_says_so_and_ends(served: Cluster) -> None:
+def test_without_net_admin_it_ends_with_status_2(served: Cluster) -> None:
     with started(served, NO_RIGHTS) as agent:
         until(lambda: agent.status is not None, "the agent's end")
         assert agent.status == 2
@@ -157,7 +157,7 @@ def test_without_cap_net_admin_it_says_so_and_ends(served: Cluster) -> None:
 
 
 @pytest.mark.parametrize(("port", "more"), [(10256, set()), (80, {Capability.NET_BIND_SERVICE})])
-def test_a_low_port_needs_another(port: int, more: set[Capability]) -> None:
+def test_a_low_port_needs_net_bind_service(port: int, more: set[Capability]) -> None:
     place = ListenAddress(parse_address("0.0.0.0"), port)
     settings = Settings("n", serving=Serving(health=place))
     assert needed(settings) == {Capability.NET_ADMIN} | more
@@ -174,12 +174,12 @@ def test_a_low_port_needs_another(port: int, more: set[Capability]) -> None:
         (Settings("n", ProxyMode.IPVS), False),
     ],
 )
-def test_a_raw_socket_is_iptables_alone(settings: Settings, raw: bool) -> None:
+def test_only_iptables_needs_net_raw(settings: Settings, raw: bool) -> None:
     assert (Capability.NET_RAW in needed(settings)) == raw
 
 
 def _readable(places: Sequence[str]) -> Sequence[str]:
-    """A prefix that lets everybody into the folders of these files, as an image would have them."""
+    """Return a command prefix that makes the folders of these files readable, as an image does."""
     closed = {
         parent
         for place in places

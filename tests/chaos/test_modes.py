@@ -1,4 +1,4 @@
-"""In every mode: rules that another program takes away come back, and restarts change nothing."""
+"""In every mode, removed rules are restored, and a restart without changes writes nothing."""
 
 from __future__ import annotations
 
@@ -44,14 +44,12 @@ def network() -> Iterator[Network]:
 
 
 def lasting(node: Proxied) -> str:
-    """List what the agent has written, without what packets count and clients leave behind."""
+    """List the agent's rules without counters and clients' entries."""
     without_counts = re.sub(r"\[\d+:\d+\]|^#.*", "", node.listing(), flags=re.MULTILINE)
     return re.sub(r"-- \d+ \d+|expires \w+", "", without_counts)
 
 
-def test_rules_that_are_taken_away_come_back(
-    mode: LabMode, network: Network, tmp_path: Path
-) -> None:
+def test_removed_rules_are_restored(mode: LabMode, network: Network, tmp_path: Path) -> None:
     with proxied(mode, network, tmp_path / "x", *FLAGS, objects=OBJECTS) as node:
         node.reaches("a2", WEB[0], "a1", "b1")
         before = lasting(node)

@@ -1,4 +1,4 @@
-"""Restarts under load: the rules serve while the agent is away, and what is right is left alone."""
+"""Restarts under load: the rules serve without an agent, and correct rows are not written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FROM_OUTSIDE = [f"{BALANCED}:80", f"172.30.0.11:{NODE_PORT}"]
 
 @pytest.fixture(scope="module")
 def served(cluster: Cluster) -> Cluster:
-    """A cluster with Services of one, two and three endpoints, sticky, and seen from outside."""
+    """Return a cluster with Services of 1, 2 and 3 endpoints, with affinity, and external."""
     client = cluster.client
     for made, pods in (
         (service("one", "10.96.7.1"), ["b1"]),
@@ -68,7 +68,7 @@ def is_healthy(namespace: Namespace) -> bool:
 
 @contextmanager
 def running(cluster: Cluster, *flags: str, ended_by: int = signal.SIGTERM) -> Iterator[Agent]:
-    """An agent that has committed; in the end it gets a signal and is waited for."""
+    """Run an agent from its first commit until it ends by a signal."""
     site = cluster.network.topology.site(NODE)
     command = [*agent_command(site, cluster.kubeconfig()), *flags]
     namespace = cluster.network.namespace(NODE)
@@ -84,32 +84,32 @@ def running(cluster: Cluster, *flags: str, ended_by: int = signal.SIGTERM) -> It
 
 @contextmanager
 def loaded(cluster: Cluster) -> Iterator[list[LoadResult]]:
-    """Connections from a pod and from outside; none may fail."""
+    """Open connections from a pod and from outside during the block; none may fail."""
     began = time.monotonic()
     with ExitStack() as stack:
-        come = [
+        results = [
             stack.enter_context(load(cluster.network.namespace("a1"), RATE, FROM_POD)),
             stack.enter_context(load(cluster.network.namespace("ext"), RATE, FROM_OUTSIDE)),
         ]
-        yield come
+        yield results
     seconds = time.monotonic() - began
-    print(f"{sum(each.answered for each in come)} connections in {seconds:.1f} s: {come}")
-    assert [each.failed for each in come] == [{}, {}]
+    print(f"{sum(each.answered for each in results)} connections in {seconds:.1f} s: {results}")
+    assert [each.failed for each in results] == [{}, {}]
 
 
-def held(cluster: Cluster) -> Snapshot:
+def kernel_state(cluster: Cluster) -> Snapshot:
     return snapshot(cluster.network.namespace(NODE))
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
 def test_no_connection_fails_through_restarts(served: Cluster, ended_by: signal.Signals) -> None:
     with running(served):
-        before = held(served)
+        before = kernel_state(served)
     with loaded(served):
         for _ in range(RESTARTS):
             with running(served, ended_by=ended_by):
                 pass
-    assert held(served) == before
+    assert kernel_state(served) == before
 
 
 OPTIONS: Sequence[Sequence[str]] = (
@@ -124,12 +124,12 @@ OPTIONS: Sequence[Sequence[str]] = (
 
 def test_no_connection_fails_when_other_options_take_over(served: Cluster) -> None:
     with running(served):
-        before = held(served)
+        before = kernel_state(served)
     with loaded(served):
         for flags in OPTIONS:
             with running(served, *flags):
                 pass
-    assert held(served) == before
+    assert kernel_state(served) == before
 
 
 OLDER = """
@@ -147,12 +147,12 @@ add element inet pyproxy services4 {{ 10.96.7.2 . tcp . 80 : goto older-pick }}
 flush chain inet pyproxy services
 add rule inet pyproxy services ip daddr . meta l4proto . th dport vmap @services4
 """
-"""The same sets, and other rules: what an older version might have left."""
+"""The same sets with other rules, as an older version might leave them."""
 
 
 def test_no_connection_fails_when_an_older_version_s_table_is_taken_over(served: Cluster) -> None:
     with running(served):
-        before = held(served)
+        before = kernel_state(served)
     named = {name.partition("-")[0]: name for name in before.layout.chains}
     text = OLDER.format(marker=named["ruleset"], seal=named["loaded"])
     with loaded(served):
@@ -160,38 +160,38 @@ def test_no_connection_fails_when_an_older_version_s_table_is_taken_over(served:
             served.network.namespace(NODE).run(["nft", "-f", "-"], text=text)
             with running(served):
                 pass
-    assert held(served) == before
+    assert kernel_state(served) == before
 
 
 def test_an_unchanged_restart_writes_nothing(served: Cluster) -> None:
     with running(served):
-        before = held(served)
+        before = kernel_state(served)
     namespace = served.network.namespace(NODE)
     monitor = namespace.start(["nft", "monitor"], output=subprocess.PIPE)
     stdout = monitor.stdout
     assert stdout is not None
     try:
-        # It says nothing when it begins to listen, and until then is told nothing.
+        # nft monitor prints nothing when it starts to listen, so write until it prints a table.
         os.set_blocking(stdout.fileno(), False)
-        said = bytearray()
+        output = bytearray()
 
-        def heard(word: bytes) -> bool:
-            said.extend(stdout.read() or b"")
+        def printed(word: bytes) -> bool:
+            output.extend(stdout.read() or b"")
             namespace.run(
                 ["nft", f"add table inet {word.decode()}; delete table inet {word.decode()}"]
             )
-            return b"add table inet " + word in said
+            return b"add table inet " + word in output
 
-        until(lambda: heard(b"begin"), "nft monitor listens")
+        until(lambda: printed(b"begin"), "nft monitor listens")
         for ended_by in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
             with running(served, ended_by=ended_by):
                 pass
-        until(lambda: heard(b"end"), "nft monitor has heard all")
-        lines = {line for line in said.decode().splitlines() if "table inet begin" not in line}
+        until(lambda: printed(b"end"), "nft monitor prints the end")
+        lines = {line for line in output.decode().splitlines() if "table inet begin" not in line}
         about_us = [line for line in lines if "pyproxy" in line]
         assert not about_us
     finally:
         monitor.kill()
         monitor.wait()
         stdout.close()
-    assert held(served) == before
+    assert kernel_state(served) == before

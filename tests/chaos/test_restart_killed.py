@@ -1,4 +1,4 @@
-"""Killed at any point of a sync, under a stream of changes: the next agent puts all of it right."""
+"""An agent killed at any point of a sync under changes: the next one repairs the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.packets
 
 KILLS = 8
 STARTING_SECONDS = 0.8
-"""About as long as an agent takes from its start to its first commit."""
+"""Roughly the seconds from an agent's start to its first commit."""
 
 SYNCING_SECONDS = 0.2
 CROWD = 300
@@ -28,7 +28,7 @@ WATCHED = {"web": "10.96.9.1", "api": "10.96.9.2", "shop": "10.96.9.3"}
 
 
 def watched(chance: random.Random) -> tuple[dict[str, list[str]], list[Object]]:
-    """Give each Service that packets are sent to some pods, or none."""
+    """Choose pods, or none, of each probed Service. Return them, and the Services' objects."""
     chosen = {name: chance.sample(PODS, chance.randint(0, 3)) for name in WATCHED}
     objects = [
         obj
@@ -39,7 +39,7 @@ def watched(chance: random.Random) -> tuple[dict[str, list[str]], list[Object]]:
 
 
 def crowd(chance: random.Random, number: int) -> list[Object]:
-    """Write a Service among many; now and then one that is large, so that a sync takes longer."""
+    """Return one of many Services; some are large, so that a sync takes longer."""
     size = chance.choice([0, 1, 2, 3, 5, 9, 200])
     hosts = chance.sample(range(1, 1 << 16), size)
     places = [f"10.244.{host >> 8}.{host & 255}" for host in hosts]
@@ -51,7 +51,7 @@ def crowd(chance: random.Random, number: int) -> list[Object]:
 
 
 def changing(server: ApiServer, chance: random.Random) -> AbstractContextManager[None]:
-    """Change one Service after the other, as fast as the API server takes it."""
+    """Change one Service after the other during the block, as fast as the API server accepts."""
     numbers = itertools.cycle(range(CROWD))
     return again_and_again(lambda: server.load(crowd(chance, next(numbers))))
 
@@ -71,7 +71,7 @@ def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Pat
                     agent.kill()
                 continue
             with agent:
-                agent.does(lambda: is_right(stage, server), f"all Services after kill {point}")
+                agent.does(lambda: is_desired(stage, server), f"all Services after kill {point}")
                 for name, pods in chosen.items():
                     outcome = stage.probe(f"{WATCHED[name]}:80", who="a2", tries=24)
                     assert outcome.reached.keys() == set(pods)
@@ -81,11 +81,11 @@ def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Pat
                     threading.Event().wait(chance.uniform(0, SYNCING_SECONDS))
                     agent.kill()
         with stage.agent(server.url) as agent:
-            agent.does(lambda: is_right(stage, server), "all Services after the last kill")
+            agent.does(lambda: is_desired(stage, server), "all Services after the last kill")
 
 
-def is_right(stage: Stage, server: ApiServer) -> bool:
+def is_desired(stage: Stage, server: ApiServer) -> bool:
     try:
         return stage.is_served(server)
-    except AssertionError:  # a commit came between two parts of what was read
+    except AssertionError:  # a commit came between two reads
         return False
