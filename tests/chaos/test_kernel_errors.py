@@ -307,7 +307,7 @@ def test_a_large_first_commit_needs_no_large_buffers(
 def test_a_service_larger_than_the_buffer_is_committed_in_parts(
     namespace: Namespace, send_buffer: int
 ) -> None:
-    endpoints = 2 * send_buffer // BYTES_OF_AN_ENDPOINT
+    endpoints = send_buffer // BYTES_OF_AN_ENDPOINT + 1
     if endpoints > 200_000:
         pytest.skip("net.core.wmem_max is larger than any Service")
     log = cold_start(namespace, 1, endpoints, within=LIMITED)
