@@ -51,14 +51,14 @@ class DecodedObject(msgspec.Struct, frozen=True):
     value: Value | NotProxied | Problem
 
 
-def node(read: wire.Node) -> model.Node:
+def node(obj: wire.Node) -> model.Node:
     """Convert a Node: internal addresses before external ones, each in the order of the Node.
 
     podCIDR is used only if podCIDRs is empty.
     """
-    spec, status = read.spec or wire.NodeSpec(), read.status or wire.NodeStatus()
-    labels = read.metadata.labels
-    problems = FieldProblems(Kind.NODE.value, read.metadata.name)
+    spec, status = obj.spec or wire.NodeSpec(), obj.status or wire.NodeStatus()
+    labels = obj.metadata.labels
+    problems = FieldProblems(Kind.NODE.value, obj.metadata.name)
     found: dict[Address, None] = {}
     for wanted in ("InternalIP", "ExternalIP"):
         for i, entry in enumerate(status.addresses or []):
@@ -73,16 +73,16 @@ def node(read: wire.Node) -> model.Node:
             networks[fields.network(text)] = None
         except ValueError as error:
             problems.add(f"spec.podCIDRs[{i}]", f"{error}; left out")
-    being_removed = read.metadata.deletion_timestamp is not None or any(
+    being_removed = obj.metadata.deletion_timestamp is not None or any(
         taint.key == AUTOSCALER_TAINT for taint in spec.taints or []
     )
     return model.Node(
-        name=read.metadata.name,
+        name=obj.metadata.name,
         addresses=tuple(found),
         pod_networks=tuple(networks),
         zone=intern((labels.zone if labels else None) or ""),
         eligible=not being_removed,
-        uid=read.metadata.uid or "",
+        uid=obj.metadata.uid or "",
         problems=problems.all(),
     )
 

@@ -51,9 +51,9 @@ L = TypeVar("L", _Services, _Pods, _Slices)
 def look_up(client: Client, name: ObjectName) -> ServiceLookup:
     """Request a Service and its pods. Blocks; raises nothing: errors are part of the result."""
     try:
-        of_name = {"fieldSelector": f"metadata.name={name.name}"}
+        by_name = {"fieldSelector": f"metadata.name={name.name}"}
         services = _list(
-            client, f"/api/v1/namespaces/{name.namespace}/services", of_name, _Services
+            client, f"/api/v1/namespaces/{name.namespace}/services", by_name, _Services
         )
     except ApiStatusError as error:
         return ServiceLookup(service_skipped=_skip_reason(error), pods_skipped=_skip_reason(error))
@@ -78,9 +78,9 @@ def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
     pod's namespace.
     """
     folder = f"namespaces/{name.namespace}"
-    of_name = {"fieldSelector": f"metadata.name={name.name}"}
+    by_name = {"fieldSelector": f"metadata.name={name.name}"}
     try:
-        pods = _list(client, f"/api/v1/{folder}/pods", of_name, _Pods)
+        pods = _list(client, f"/api/v1/{folder}/pods", by_name, _Pods)
     except ApiStatusError as error:
         if error.status not in _FORBIDDEN:
             raise

@@ -166,17 +166,17 @@ class ManifestSource:
             if kind is None:
                 log.debug("%s: ignoring a %s", path, document.get("kind"))
                 continue
-            reading = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
-            if reading.name is None:
+            decoded = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
+            if decoded.name is None:
                 field = f"document {i + 1}"
-                text = str(reading.value)
+                text = str(decoded.value)
                 problems.append(Problem("File", str(path), field, f"{text}; left out"))
-            elif kind is Kind.NODE and reading.name != self._node:
-                log.debug("%s: ignoring Node %s: this is %s", path, reading.name, self._node)
-            elif (kind, reading.name) in objects:
-                problems.append(_duplicate(kind, reading.name, path, path))
+            elif kind is Kind.NODE and decoded.name != self._node:
+                log.debug("%s: ignoring Node %s: this is %s", path, decoded.name, self._node)
+            elif (kind, decoded.name) in objects:
+                problems.append(_duplicate(kind, decoded.name, path, path))
             else:
-                objects[kind, reading.name] = reading
+                objects[kind, decoded.name] = decoded
         return _File(objects, tuple(problems))
 
     def _merged(self) -> tuple[dict[_Key, DecodedObject], frozenset[Problem]]:
@@ -187,19 +187,19 @@ class ManifestSource:
         for path in sorted(self._files):
             file = self._files[path]
             problems.update(file.problems)
-            for key, reading in file.objects.items():
+            for key, decoded in file.objects.items():
                 if key in owner:
                     problems.add(_duplicate(*key, owner[key], path))
                     continue
                 owner[key] = path
-                if isinstance(reading.value, Problem):
-                    problems.add(reading.value)
-                elif isinstance(reading.value, NotProxied):
+                if isinstance(decoded.value, Problem):
+                    problems.add(decoded.value)
+                elif isinstance(decoded.value, NotProxied):
                     log.debug(
-                        "%s %s is not proxied: %s", key[0].value, key[1], reading.value.reason
+                        "%s %s is not proxied: %s", key[0].value, key[1], decoded.value.reason
                     )
                 else:
-                    merged[key] = reading
+                    merged[key] = decoded
         return merged, frozenset(problems)
 
     def _emit_changes(
@@ -209,11 +209,11 @@ class ManifestSource:
         now = self._clock.now()
         for kind, name in self._known.keys() - merged.keys():
             self._emit(Delete(kind, name, now))
-        for key, reading in merged.items():
+        for key, decoded in merged.items():
             known = self._known.get(key)
-            if known is None or known.value != reading.value:
-                assert not isinstance(reading.value, Problem | NotProxied)  # noqa: S101
-                self._emit(Upsert(reading.value, now))
+            if known is None or known.value != decoded.value:
+                assert not isinstance(decoded.value, Problem | NotProxied)  # noqa: S101
+                self._emit(Upsert(decoded.value, now))
         for problem in sorted(problems - self._problems, key=str):
             self._emit(InvalidObject(problem))
         self._known, self._problems = merged, problems
@@ -234,15 +234,15 @@ def read_file(path: Path) -> Iterator[Event]:
         kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
         if kind is None:
             continue
-        reading = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
-        if reading.name is None:
-            raise UsageError(f"{path}: {reading.value}")
-        if isinstance(reading.value, Problem):
-            yield InvalidObject(reading.value)
-        elif isinstance(reading.value, NotProxied):
-            yield Delete(kind, reading.name)
+        decoded = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
+        if decoded.name is None:
+            raise UsageError(f"{path}: {decoded.value}")
+        if isinstance(decoded.value, Problem):
+            yield InvalidObject(decoded.value)
+        elif isinstance(decoded.value, NotProxied):
+            yield Delete(kind, decoded.name)
         else:
-            yield Upsert(reading.value)
+            yield Upsert(decoded.value)
 
 
 def _is_manifest(path: Path, folder: Path) -> bool:

@@ -27,16 +27,16 @@ NO_CLIENT = (Network(Address(bytes(4)), 32), Network(Address(bytes(16)), 128))
 _EXPOSED = frozenset({"NodePort", "LoadBalancer"})
 
 
-def service(read: wire.Service) -> model.Service | NotProxied:
+def service(obj: wire.Service) -> model.Service | NotProxied:
     """Convert a Service.
 
     The families are those of the cluster IPs, or of ipFamilies if no cluster IP is valid. External
     IPs and load balancer addresses of another family are left out.
     """
-    spec, labels = read.spec or wire.ServiceSpec(), read.metadata.labels
+    spec, labels = obj.spec or wire.ServiceSpec(), obj.metadata.labels
     if reason := fields.not_proxied_label(labels) or _unproxied(spec):
         return NotProxied(reason)
-    name = fields.name_of(read.metadata)
+    name = fields.name_of(obj.metadata)
     problems = FieldProblems(Kind.SERVICE.value, str(name))
     cluster_ips = fields.addresses(_cluster_ips(spec), (), problems)
     families = tuple(dict.fromkeys(map(family_of, cluster_ips)))
@@ -48,7 +48,7 @@ def service(read: wire.Service) -> model.Service | NotProxied:
     load_balancer_ips: tuple[Address, ...] = ()
     source_ranges: tuple[Network, ...] = ()
     if load_balanced:
-        load_balancer_ips = fields.addresses(_virtual_ips(read.status), families, problems)
+        load_balancer_ips = fields.addresses(_virtual_ips(obj.status), families, problems)
         source_ranges = _source_ranges(spec.load_balancer_source_ranges or [], problems)
     external_policy = TrafficPolicy.CLUSTER
     if spec.type in _EXPOSED or spec.external_ips:
@@ -74,9 +74,9 @@ def service(read: wire.Service) -> model.Service | NotProxied:
         affinity_timeout=_affinity_timeout(spec, problems),
         health_check_port=health_check_port,
         families=shared(families),
-        scheduler=_scheduler(read.metadata.annotations, problems),
-        uid=read.metadata.uid or "",
-        created=read.metadata.creation_timestamp or "",
+        scheduler=_scheduler(obj.metadata.annotations, problems),
+        uid=obj.metadata.uid or "",
+        created=obj.metadata.creation_timestamp or "",
         problems=problems.all(),
     )
 

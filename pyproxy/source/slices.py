@@ -20,37 +20,37 @@ _NO_CONDITIONS = wire.Conditions()
 _NO_HINTS = wire.Hints()
 
 
-def endpoint_slice(read: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
+def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
     """Convert an EndpointSlice.
 
     As in kube-proxy, null conditions mean: ready and serving are true, terminating is false. The
     API defines all addresses of one endpoint as equivalent; consumers use the first.
     """
-    labels = read.metadata.labels
+    labels = obj.metadata.labels
     if reason := fields.not_proxied_label(labels):
         return NotProxied(reason)
     if labels is None or not labels.service_name:
         return NotProxied("no label kubernetes.io/service-name, so no Service")
-    if read.address_type == "FQDN":
+    if obj.address_type == "FQDN":
         return NotProxied("addressType FQDN")
-    name = fields.name_of(read.metadata)
+    name = fields.name_of(obj.metadata)
     problems = FieldProblems(Kind.ENDPOINT_SLICE.value, str(name))
-    family = _FAMILY_OF_TYPE.get(read.address_type or "")
+    family = _FAMILY_OF_TYPE.get(obj.address_type or "")
     endpoints: tuple[model.Endpoint, ...] = ()
     if family is None:
         problems.add(
             "addressType",
-            f"{read.address_type!r} is not one of IPv4, IPv6, FQDN; no endpoint is used",
+            f"{obj.address_type!r} is not one of IPv4, IPv6, FQDN; no endpoint is used",
         )
         family = Family.IPV4
     else:
-        endpoints = tuple(_endpoints(read.endpoints or [], family, problems))
-    annotations = read.metadata.annotations
+        endpoints = tuple(_endpoints(obj.endpoints or [], family, problems))
+    annotations = obj.metadata.annotations
     return model.EndpointSlice(
         name=name,
         service=ObjectName(name.namespace, intern(labels.service_name)),
         family=family,
-        ports=shared(tuple(_slice_ports(read.ports or [], problems))),
+        ports=shared(tuple(_slice_ports(obj.ports or [], problems))),
         endpoints=endpoints,
         triggered=_epoch(annotations.triggered) if annotations else 0.0,
         problems=problems.all(),
