@@ -1,4 +1,4 @@
-"""`python -m bench`: what the agent costs inside, against the floor and its targets."""
+"""`python -m bench`: measure the agent from inside, against the floor and its targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyproxy_lab.modes import LabMode
 
 from bench.bare import bare_loop
 from bench.costs import costs_of_changes
-from bench.counts import complaints, count, read_baseline, write_baseline
+from bench.counts import count, grown_counts, read_baseline, write_baseline
 from bench.floor import Floor, floor
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
@@ -54,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="first syncs (default 3)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--profile", action="store_true", help="print where the first sync's time goes, and end"
+        "--profile", action="store_true", help="print a profile of the first sync, and end"
     )
     what.add_argument(
         "--questions",
@@ -62,13 +62,13 @@ def _options() -> argparse.Namespace:
         type=float,
         const=200.0,
         metavar="RATE",
-        help="time pyproxy status and its like while so many changes a second come (200), only",
+        help="time only pyproxy status and its like, at RATE changes a second (default 200)",
     )
     what.add_argument(
-        "--check", action="store_true", help="hold what can be counted against the baseline, only"
+        "--check", action="store_true", help="only compare the counts with the baseline"
     )
     what.add_argument(
-        "--write-baseline", action="store_true", help="have these figures be the baseline"
+        "--write-baseline", action="store_true", help="write these figures as the baseline"
     )
     options = parser.parse_args()
     if (options.changes or 2) < 2 or options.runs < 1:
@@ -77,7 +77,7 @@ def _options() -> argparse.Namespace:
 
 
 def _check() -> int:
-    found = complaints(read_baseline(), count())
+    found = grown_counts(read_baseline(), count())
     print("\n".join(found) or "no count has grown")
     return 1 if found else 0
 
@@ -114,7 +114,7 @@ def _conclude(met: bool) -> int:
 
 def _print_machine() -> None:
     load = os.getloadavg()[0]
-    print(f"on {os.cpu_count()} CPUs, of which others kept {load:.1f} busy a moment ago")
+    print(f"on {os.cpu_count()} CPUs, load average {load:.1f}")
 
 
 def _print_floor(base: Floor) -> None:
@@ -148,8 +148,8 @@ def _print_first_syncs(
         first, again = first_syncs(size, runs, mode)
         if base is not None and ratios is not None:
             ratios[f"first sync of {size}"] = first.median / base.everything
-        row("lists heard to kernel programmed", first.ends, held_against(first.median, limit))
-        row("the same on a kernel that holds it all: nothing written", again.ends)
+        row("lists read to kernel programmed", first.ends, held_against(first.median, limit))
+        row("restart with a complete kernel state: nothing written", again.ends)
         met &= first.median < limit
     return met
 
@@ -166,7 +166,7 @@ def _print_changes(wanted: Targets, mode: LabMode, changes: int) -> bool:
         met &= cost.seconds.median < wanted.change and cost.seconds.p99 < wanted.change_p99
     apart = max(medians) / min(medians)
     beyond = "" if apart < wanted.even else f"BEYOND {wanted.even}"
-    row("the slowest median by the fastest", f"{apart:.2f}", beyond)
+    row("slowest median divided by fastest", f"{apart:.2f}", beyond)
     return met and apart < wanted.even
 
 

@@ -1,6 +1,6 @@
 """The floor of ipvs mode: the same services, servers and addresses in a bare loop over pyroute2.
 
-It is what a plain program would do: one call after the other, each waiting for its answer. It knows
+It is what a plain program would do: one call after the other, each waiting for its reply. It knows
 nothing of Services, compares nothing and remembers nothing.
 """
 

@@ -104,7 +104,7 @@ def _python() -> str:
     return ".".join(platform.python_version_tuple()[:2])
 
 
-def complaints(baseline: Baseline, counts: Mapping[str, int]) -> list[str]:
+def grown_counts(baseline: Baseline, counts: Mapping[str, int]) -> list[str]:
     """Return a line for each count that has grown or is unknown.
 
     Blocks and memory are compared only with the same version of Python.

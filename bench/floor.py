@@ -98,8 +98,8 @@ def _changes(netlink: Nfnetlink, endpoints: Rows, changes: int) -> list[float]:
 
 
 def _send(netlink: Nfnetlink, messages: list[Message]) -> None:
-    if refusals := netlink.transact(messages, SUBSYSTEM):
-        raise LabError(f"the kernel refused what it had held: {refusals[0].error}")
+    if errors := netlink.transact(messages, SUBSYSTEM):
+        raise LabError(f"the kernel rejected its own elements: {errors[0].error}")
 
 
 def _pack(name: str, rows: Mapping[bytes, Value], kind: int = _NEW_ELEMENTS) -> Iterator[Message]:

@@ -144,7 +144,7 @@ def inside(mode: LabMode = NFTABLES) -> Iterator[Inside]:
 
 
 def first_syncs(size: Size, runs: int, mode: LabMode) -> tuple[Spread, Spread]:
-    """Measure first syncs, from lists heard to kernel programmed, and restarts on the result."""
+    """Measure first syncs, from lists read to kernel programmed, and restarts on the result."""
     first, again = [], []
     for _ in range(runs):
         with inside(mode) as agent:

@@ -50,13 +50,13 @@ from pyproxy.inspect.queries import (
 
 SIZE = Size(10_000, 10)
 LIMIT = 0.5
-"""Seconds in which a command answers."""
+"""Seconds in which a command must end."""
 
 _ROUNDS = 3
 _SECONDS = 20.0
 _PAUSE = 0.5
 _PATIENCE = 120.0
-_ANSWERS = (0, 1)
+_STATUSES = (0, 1)
 
 _QUESTIONS = (
     ("status",),
@@ -89,7 +89,7 @@ class Questions:
         self.took: defaultdict[tuple[str, ...], list[Took]] = defaultdict(list)
 
     def settle(self) -> None:
-        """Wait until the agent has programmed everything. Raises LabError."""
+        """Wait until the agent has programmed all objects. Raises LabError."""
         deadline = time.monotonic() + _PATIENCE
         while not self._is_settled():
             self._agent.require_alive()
@@ -105,7 +105,7 @@ class Questions:
         return status.syncs > 0 and status.pending == 0
 
     def changes(self, rate: float, meanwhile: Sequence[Action]) -> tuple[list[float], float]:
-        """Have changes made, and do these by turns; seconds of each change, and CPU of one."""
+        """Return the seconds of each change and the CPU seconds of one, during these actions."""
         (first, *_) = fresh_pods(self._fresh, int(rate * _SECONDS) + 1)
         churn = Churn(rate, _SECONDS, SIZE, first)
         before = usage.cpu(self._agent.pid)
@@ -114,15 +114,15 @@ class Questions:
         return found, (usage.cpu(self._agent.pid) - before) / len(found)
 
     def over_socket(self) -> Sequence[Action]:
-        """Return what asks all that the commands do, one thing after the other."""
+        """Return the queries of all commands."""
         _, service, _, address = (words[-1] for words in _QUESTIONS)
-        ask = self._client.query
+        query = self._client.query
         return (
-            partial(ask, STATUS, NoArgs()),
-            partial(ask, SERVICES, ServicesArgs(service)),
-            partial(ask, FACTS, FactsArgs(service)),
-            partial(ask, FACTS, FactsArgs(address)),
-            partial(ask, LOOKUP, LookupArgs(service)),
+            partial(query, STATUS, NoArgs()),
+            partial(query, SERVICES, ServicesArgs(service)),
+            partial(query, FACTS, FactsArgs(service)),
+            partial(query, FACTS, FactsArgs(address)),
+            partial(query, LOOKUP, LookupArgs(service)),
         )
 
     def run(self, words: tuple[str, ...]) -> None:
@@ -132,18 +132,18 @@ class Questions:
         began = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             assert process.stdout is not None
-            said = process.stdout.read()
+            output = process.stdout.read()
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in _ANSWERS:
-            raise LabError(f"pyproxy {shlex.join(words)}: {said.decode()[-500:]}")
+        if process.returncode not in _STATUSES:
+            raise LabError(f"pyproxy {shlex.join(words)}: {output.decode()[-500:]}")
         took = Took(time.monotonic() - began, used.ru_utime + used.ru_stime)
         self.took[words].append(took)
 
 
 @contextmanager
 def _by_turns(actions: Sequence[Action]) -> Iterator[None]:
-    """Inside it these are done in another thread, one every _PAUSE. Raises PyproxyError."""
+    """Inside it a thread runs these in turn, one every _PAUSE seconds. Raises PyproxyError."""
     end, failures = threading.Event(), list[PyproxyError]()
 
     def act() -> None:
@@ -166,14 +166,14 @@ def _by_turns(actions: Sequence[Action]) -> Iterator[None]:
 
 
 def print_questions(place: Place, rate: float) -> bool:
-    """Measure and print; whether the commands answer in time. Raises LabError."""
-    with _asked(place) as questions:
+    """Measure and print; return whether the commands end in time. Raises LabError."""
+    with _questions(place) as questions:
         heading(f"{SIZE}, {rate:g} changes a second, {_ROUNDS} x {_SECONDS:g} s of each")
         conditions: dict[str, Sequence[Action]] = {
-            "nobody asks": (),
-            "asked over the socket": questions.over_socket(),
-            "commands run and ask nothing": [partial(questions.run, each) for each in _NOTHING],
-            "commands ask": [partial(questions.run, each) for each in _QUESTIONS],
+            "without questions": (),
+            "with questions over the socket": questions.over_socket(),
+            "with commands without questions": [partial(questions.run, each) for each in _NOTHING],
+            "with commands that ask": [partial(questions.run, each) for each in _QUESTIONS],
         }
         latencies: defaultdict[str, list[float]] = defaultdict(list)
         costs: defaultdict[str, list[float]] = defaultdict(list)
@@ -183,7 +183,7 @@ def print_questions(place: Place, rate: float) -> bool:
                 latencies[name] += found
                 costs[name].append(cost)
         for name in conditions:
-            row(f"a change to the kernel, {name}", str(Spread(latencies[name])))
+            row(f"a change to the kernel {name}", str(Spread(latencies[name])))
             row("", f"{duration(Spread(costs[name]).median)} of the agent's CPU each")
         return _print_commands(questions.took)
 
@@ -202,7 +202,7 @@ def _print_commands(took: dict[tuple[str, ...], list[Took]]) -> bool:
 
 
 @contextmanager
-def _asked(place: Place) -> Iterator[Questions]:
+def _questions(place: Place) -> Iterator[Questions]:
     with (
         tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as name,
         cluster.running(SIZE) as api,
@@ -211,10 +211,10 @@ def _asked(place: Place) -> Iterator[Questions]:
         config, socket = folder / "kubeconfig", folder / "socket"
         config.write_bytes(msgspec.json.encode(kubeconfig(api.url, "")))
         ours = parse(OURS, NFTABLES)
-        asked = msgspec.structs.replace(
+        contestant = msgspec.structs.replace(
             ours, command=(*ours.command, "--inspect-socket", str(socket))
         )
-        with asked.serving(place.node, config, folder / "log") as agent:
+        with contestant.serving(place.node, config, folder / "log") as agent:
             questions = Questions(agent, api, socket)
             questions.settle()
             yield questions

@@ -14,7 +14,7 @@ from pyproxy_lab.modes import LabMode
 class Targets(msgspec.Struct, frozen=True):
     """Sizes, and seconds that are too many; infinity where there is no such limit.
 
-    `first_syncs` are from lists heard to kernel programmed. `change` and `change_p99` are of one
+    `first_syncs` are from lists read to kernel programmed. `change` and `change_p99` are of one
     change, its median and its p99, at the sizes `changed`, whose medians may lie `even` times
     apart. `changes` is how many are made.
     """

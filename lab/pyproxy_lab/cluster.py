@@ -89,7 +89,7 @@ class Cluster:
         )
 
     def barrier(self, site_name: str, agent: Agent) -> SyncBarrier:
-        """Return what tells when a site's agent has programmed all that was written."""
+        """Return a barrier that waits until a site's agent has programmed all writes."""
         return SyncBarrier(self.client, agent, str(socket_of(site_name, self.folder)))
 
     def endpoint_slices(self) -> AbstractContextManager[object]:

@@ -118,11 +118,11 @@ class _Demo:
             self._kubelet.stop("hello-1")
             note("no rule leads to hello-1 any more: it has stopped")
             self._more(traffic, 50)
-        result(f"client -> {self._service}: {shares(traffic.answers)}")
+        result(f"client -> {self._service}: {shares(traffic.responses)}")
         for failure in traffic.failures:
             result(f"failed: {failure}")
         check(not traffic.failures, f"{traffic.total} requests, none failed")
-        check(traffic.answers["hello-4"] > 0, "the new pod responded too")
+        check(traffic.responses["hello-4"] > 0, "the new pod responded too")
 
     def _readiness(self) -> None:
         heading("A pod becomes unready and ready again")

@@ -31,7 +31,7 @@ class Echo:
         self.name = name
         self.selector = selectors.DefaultSelector()
 
-    def answer(self, peer: tuple[str, int]) -> bytes:
+    def response(self, peer: tuple[str, int]) -> bytes:
         """Return the line that a client receives."""
         return f"{self.name} {peer[0].removeprefix('::ffff:')}\n".encode()
 
@@ -52,7 +52,7 @@ class Echo:
         """Greet a client that connects, so that a probe need not send anything."""
         connection, peer = listener.accept()
         try:
-            connection.sendall(self.answer(peer))
+            connection.sendall(self.response(peer))
         except OSError:
             connection.close()
             return
@@ -62,12 +62,12 @@ class Echo:
     def talk(self, connection: socket.socket) -> None:
         """Respond to each chunk from a client, on connections that stay open."""
         try:
-            said = connection.recv(4096)
-            if said:
-                connection.sendall(self.answer(connection.getpeername()))
+            data = connection.recv(4096)
+            if data:
+                connection.sendall(self.response(connection.getpeername()))
         except OSError:
-            said = b""
-        if not said:
+            data = b""
+        if not data:
             self.selector.unregister(connection)
             connection.close()
 
@@ -75,7 +75,7 @@ class Echo:
         """Respond to a datagram from the address that it was sent to."""
         _, ancillary, _, peer = bound.recvmsg(2048, ANCILLARY_SIZE)
         by_any_interface = [(level, kind, _from(data)) for level, kind, data in ancillary]
-        bound.sendmsg([self.answer(peer)], by_any_interface, 0, peer)
+        bound.sendmsg([self.response(peer)], by_any_interface, 0, peer)
 
     def serve(self) -> None:
         """Respond until standard input ends."""

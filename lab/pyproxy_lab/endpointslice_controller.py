@@ -33,8 +33,8 @@ Name = tuple[str, str]
 """An object's namespace and name."""
 
 
-class _Refused(Exception):  # noqa: N818
-    """The API refused a request; another try may do."""
+class _RequestError(Exception):
+    """The API responded with an error; the request is retried."""
 
 
 class Controller:
@@ -110,7 +110,7 @@ class Controller:
                 try:
                     await self._sync(session, name, triggered)
                     pause = _FIRST_PAUSE
-                except (_Refused, aiohttp.ClientError) as error:
+                except (_RequestError, aiohttp.ClientError) as error:
                     log.debug("slices of %s/%s: %s: trying again", *name, error)
                     self._dirty.setdefault(name, triggered)
                     await asyncio.sleep(pause)
@@ -139,7 +139,7 @@ class Controller:
         for obj in plan.delete:
             async with session.delete(_path(obj)) as response:
                 if response.status not in {200, 404}:
-                    raise _Refused(f"DELETE: {response.status}")
+                    raise _RequestError(f"DELETE: {response.status}")
             self._slices.pop(_name(obj), None)
 
     async def _write(
@@ -148,7 +148,7 @@ class Controller:
         async with session.request(method, path, json=obj) as response:
             body = await response.read()
         if response.status not in {200, 201}:
-            raise _Refused(f"{method}: {response.status} {body[:300]!r}")
+            raise _RequestError(f"{method}: {response.status} {body[:300]!r}")
         stored = msgspec.json.decode(body)
         # The watch may be behind what was just written, and the next plan must know it.
         self._slices[_name(stored)] = stored
@@ -205,7 +205,7 @@ class _Follower:
                 self._listed.set()
                 while version:
                     version = await self._watch(version)
-            except (_Refused, aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+            except (_RequestError, aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
                 log.debug("%s: %s: listing again", self._path, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
@@ -214,7 +214,7 @@ class _Follower:
         async with self._session.get(self._path) as response:
             body: Any = msgspec.json.decode(await response.read())
         if response.status != 200:
-            raise _Refused(f"GET: {response.status}")
+            raise _RequestError(f"GET: {response.status}")
         found = {_name(item): item for item in body["items"]}
         for name in self._cache.keys() - found.keys():
             self._changed(self._cache.pop(name), None)
@@ -227,7 +227,7 @@ class _Follower:
         query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version}
         async with self._session.get(self._path, params=query) as response:
             if response.status != 200:
-                raise _Refused(f"watch: {response.status}")
+                raise _RequestError(f"watch: {response.status}")
             async for line in _lines(response):
                 event: Any = msgspec.json.decode(line)
                 obj = event["object"]

@@ -46,7 +46,7 @@ class LabMode(msgspec.Struct, frozen=True):
 
     @property
     def is_available(self) -> bool:
-        """Whether this kernel has the mode, as far as a file tells."""
+        """Whether this kernel has the mode, by a file in /proc or /sys."""
         return not self.kernel_file or Path(self.kernel_file).exists()
 
     def settings(self, node_name: str) -> Settings:

@@ -1,4 +1,4 @@
-"""Pods that are both in the network and in the API: this is the lab's kubelet."""
+"""The lab's kubelet: pods that are both in the network and in the API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyproxy_lab.topology import Pod
 
 
 class Kubelet:
-    """Starts and stops the pods of one namespace, and writes what they are into the API."""
+    """Starts and stops the pods of one namespace, and writes their objects to the API."""
 
     def __init__(self, client: ApiClient, network: Network, namespace: str) -> None:
         self._client = client
@@ -19,7 +19,7 @@ class Kubelet:
         self._path = collection(namespace, PODS)
 
     def start(self, pod: Pod, labels: Mapping[str, str]) -> None:
-        """Start a pod, and call it ready once it answers."""
+        """Start a pod, and set it ready once it responds."""
         node = self._network.topology.site(pod.site).node
         ports = [{"name": f"port-{port}", "containerPort": port} for port in pod.ports]
         self._client.create(
@@ -42,7 +42,7 @@ class Kubelet:
         self.set_ready(pod.name, ready=True)
 
     def set_ready(self, name: str, *, ready: bool) -> None:
-        """Write what a readiness probe has found."""
+        """Set the pod's Ready condition."""
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         status = "True" if ready else "False"
         condition = {"type": "Ready", "status": status, "lastTransitionTime": since}
@@ -53,11 +53,11 @@ class Kubelet:
         self._client.patch(f"{self._path}/{name}", {"metadata": {"labels": dict(labels)}})
 
     def terminate(self, name: str) -> None:
-        """Ask for a pod's end, as `kubectl delete pod` does: it goes on answering until `stop`."""
+        """Delete a pod as `kubectl delete pod` does: it responds until `stop`."""
         self._client.delete(f"{self._path}/{name}")
 
     def stop(self, name: str) -> None:
-        """Let a terminating pod end."""
+        """Stop a terminating pod and delete its object."""
         self._network.remove_pod(name)
         self._client.delete(f"{self._path}/{name}", now=True)
 

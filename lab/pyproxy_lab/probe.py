@@ -79,7 +79,7 @@ def probe(
     refused = dropped = 0
     for _ in range(tries):
         try:
-            answer = ask(target, timeout=timeout, source_port=source_port)
+            response = request(target, timeout=timeout, source_port=source_port)
         except TimeoutError:
             dropped += 1
         except OSError as error:
@@ -87,9 +87,9 @@ def probe(
                 raise
             refused += 1
         else:
-            backend, _, source = answer.strip().partition(" ")
+            pod, _, source = response.strip().partition(" ")
             if source:
-                reached[backend] += 1
+                reached[pod] += 1
                 sources.add(source)
             else:  # a connection that was accepted and closed without a line
                 refused += 1
@@ -98,7 +98,7 @@ def probe(
     return Outcome(dict(reached), frozenset(sources), refused, dropped)
 
 
-def ask(target: Destination, *, timeout: float, source_port: int = 0) -> str:
+def request(target: Destination, *, timeout: float, source_port: int = 0) -> str:
     """Connect once and return the pod's line. Raises OSError, TimeoutError."""
     with _client(target) as client:
         client.settimeout(timeout)

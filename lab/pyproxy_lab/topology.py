@@ -48,7 +48,7 @@ class Addresses(msgspec.Struct, frozen=True):
 class Site(msgspec.Struct, frozen=True):
     """A node: its namespace `name`, its Node object's name, and a pod network of its own.
 
-    `host` is the name under which the node itself answers, as a host-network pod would.
+    `host` is the name under which the node itself responds, as a host-network pod would.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class Pod(msgspec.Struct, frozen=True):
-    """A pod: a namespace behind its site's bridge, answering on `ports`."""
+    """A pod: a namespace behind its site's bridge, with servers on `ports`."""
 
     name: str
     site: str

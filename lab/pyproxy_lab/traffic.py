@@ -1,4 +1,4 @@
-"""Requests that go on while something else happens."""
+"""Repeated requests in the background of other actions."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Self
 
 from pyproxy.model.destination import Destination
 from pyproxy_lab.namespace import Namespace
-from pyproxy_lab.probe import ask
+from pyproxy_lab.probe import request
 
 _PAUSE = 0.005
 _TIMEOUT = 2.0
 
 
 class Traffic:
-    """A context manager: inside it a client asks again and again, a few milliseconds apart.
+    """A context manager: inside it a client sends requests a few milliseconds apart.
 
-    `answers` counts by backend, `failures` says what went wrong; both are whole once it has ended.
+    `responses` counts them by pod, and `failures` has the errors; both are complete after the end.
     """
 
     def __init__(self, namespace: Namespace, target: Destination) -> None:
-        self.answers: Counter[str] = Counter()
+        self.responses: Counter[str] = Counter()
         self.failures: list[str] = []
         self._target = target
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=namespace.call, args=(self._ask,), daemon=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=namespace.call, args=(self._send,), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -38,22 +38,22 @@ class Traffic:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._ending.set()
+        self._stop.set()
         self._thread.join()
 
     @property
     def total(self) -> int:
-        """How many requests have ended, well or badly."""
-        return self.answers.total() + len(self.failures)
+        """The number of requests that have ended, with or without a response."""
+        return self.responses.total() + len(self.failures)
 
-    def _ask(self) -> None:
-        while not self._ending.wait(_PAUSE):
+    def _send(self) -> None:
+        while not self._stop.wait(_PAUSE):
             try:
-                backend, _, _ = ask(self._target, timeout=_TIMEOUT).partition(" ")
+                pod, _, _ = request(self._target, timeout=_TIMEOUT).partition(" ")
             except OSError as error:
                 self.failures.append(str(error))
                 continue
-            if backend:
-                self.answers[backend] += 1
+            if pod:
+                self.responses[pod] += 1
             else:
-                self.failures.append("taken, and closed without a word")
+                self.failures.append("connection closed without a response")

@@ -34,20 +34,20 @@ def test_everything_is_measured_and_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ("--runs 0", "--runs 0: give a number above 0"),
-        ("--pause -1", "--pause -1: give no number below 0"),
+        ("--pause -1", "--pause -1: give a number of at least 0"),
         ("--services 9999 --endpoints 999", "9,999 services x 999 is more than 524,288 endpoints"),
         ("--agent pyproxy --agent pyproxy", "two have the same name"),
-        ("--agent kube-proxy", "say which program that is"),
+        ("--agent kube-proxy", "name its program"),
         ("--output /proc/self/stat", "--output /proc/self/stat: File exists"),
     ],
 )
-def test_what_a_person_did_wrong_is_one_line(
-    arguments: str, says: str, capsys: pytest.CaptureFixture[str]
+def test_a_usage_error_is_one_line(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *arguments.split()]) == 2
-    said = capsys.readouterr().err
-    assert says in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1

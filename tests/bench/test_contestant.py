@@ -42,13 +42,13 @@ def test_a_command_keeps_its_own_flags(text: str, command: tuple[str, ...], mode
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("kube-proxy", "--agent kube-proxy: say which program that is: --agent kube-proxy=PATH"),
+        ("kube-proxy", "--agent kube-proxy: name its program: --agent kube-proxy=PATH"),
         ("x=/no/such", "--agent x=/no/such: /no/such is not a program that can be run"),
     ],
 )
-def test_what_is_no_program_is_said_in_one_line(text: str, says: str) -> None:
+def test_what_is_no_program_is_said_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         parse(text, modes.NFTABLES)
-    assert str(error.value) == says
+    assert str(error.value) == message

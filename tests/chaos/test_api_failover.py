@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
-from pyproxy_lab.apiserver.faults import HalfOpen, Refusal
+from pyproxy_lab.apiserver.faults import ErrorStatus, HalfOpen
 from pyproxy_lab.apiserver.server import ApiServer
 
 from pyproxy.source import client
@@ -110,7 +110,7 @@ def _dead(server: ApiServer, how: str) -> Iterator[None]:
 
 @contextmanager
 def _fails(server: ApiServer) -> Iterator[None]:
-    server.faults.set(Refusal(500))
+    server.faults.set(ErrorStatus(500))
     server.close_watches()
     yield
 
@@ -128,15 +128,15 @@ def test_5xx_from_one_of_two_servers_is_left_behind() -> None:
     with api_server() as bad, api_server() as good, agent(bad, good) as rig:
         rig.until_equal(bad)
         good.load([numbered_service(76), numbered_slice(76, [1])])
-        bad.faults.set(Refusal(500))
+        bad.faults.set(ErrorStatus(500))
         bad.close_watches()
         rig.until_equal(good, PROMISE)
         # Each kind finds the working server on its own, and stays with it.
-        met = bad.faults.met[Refusal]
+        met = bad.faults.met[ErrorStatus]
         good.close_watches()
         good.load([numbered_service(77), numbered_slice(77, [1])])
         rig.until_equal(good)
-        assert bad.faults.met[Refusal] == met
+        assert bad.faults.met[ErrorStatus] == met
 
 
 def test_master_names_several_servers() -> None:

@@ -10,10 +10,10 @@ import pytest
 from pyproxy_lab.apiserver.faults import (
     Cut,
     Disorder,
+    ErrorStatus,
     Fault,
     HalfOpen,
     Page,
-    Refusal,
     ShortWatches,
     Slow,
 )
@@ -26,11 +26,11 @@ from tests.chaos.table_agent import agent, api_server
 from tests.source.scripted import Exchange, Pace, Server, quiet, serving
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
-    "429 with Retry-After": (Refusal(429, 2),),
-    "500": (Refusal(500),),
-    "503": (Refusal(503, 1),),
-    "403": (Refusal(403),),
-    "401": (Refusal(401),),
+    "429 with Retry-After": (ErrorStatus(429, 2),),
+    "500": (ErrorStatus(500),),
+    "503": (ErrorStatus(503, 1),),
+    "403": (ErrorStatus(403),),
+    "401": (ErrorStatus(401),),
     "HTML with 200": (Page(),),
     "cut JSON": (Cut(),),
     "half-open watches": (HalfOpen(),),
@@ -76,7 +76,7 @@ def test_rows_stay_through_a_fault(fault: str, kick: str) -> None:
         KICKS[kick](server)
         changes(server, 10)
         met = server.faults.met
-        if kick != "watches go on" or not isinstance(FAULTS[fault][0], Refusal | Page):
+        if kick != "watches go on" or not isinstance(FAULTS[fault][0], ErrorStatus | Page):
             rig.until(lambda: met, "the fault is met")
         changes(server, 20)
         server.faults.clear()
@@ -170,7 +170,7 @@ def test_half_open_watches_are_found_within_a_minute() -> None:
 
 def test_retry_after_is_obeyed_and_other_delays_are_random() -> None:
     with api_server() as server:
-        server.faults.set(Refusal(429, 7))
+        server.faults.set(ErrorStatus(429, 7))
         with agent(server) as rig:
             rig.until(lambda: len(rig.clock.waits) >= 30, "enough refusals")
             waits = rig.clock.waits[:30]
@@ -218,7 +218,7 @@ def test_the_age_of_the_last_event_is_a_metric() -> None:
         rig.until(lambda: age() < 0.3, "bookmarks make it small")
 
 
-@pytest.mark.parametrize("fault", [HalfOpen(), Slow(30.0), Refusal(429, 100)], ids=repr)
+@pytest.mark.parametrize("fault", [HalfOpen(), Slow(30.0), ErrorStatus(429, 100)], ids=repr)
 def test_stop_is_prompt_during_a_fault(fault: Fault) -> None:
     with api_server() as server:
         server.faults.set(fault)

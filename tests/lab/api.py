@@ -23,7 +23,7 @@ DEADLINE = 20.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: urllib3.HTTPHeaderDict
     raw: bytes
@@ -41,18 +41,18 @@ class Api:
 
     def __call__(
         self, method: str, path: str, body: Json = None, content_type: str = "", **headers: str
-    ) -> Answer:
+    ) -> Response:
         sent = {**self.headers, **headers}
         if body is not None:
             sent["Content-Type"] = content_type or "application/json"
         raw = None if body is None else json.dumps(body)
         response = self.http.request(method, self.url + path, body=raw, headers=sent)
-        return Answer(response.status, response.headers, response.data)
+        return Response(response.status, response.headers, response.data)
 
     def ok(self, method: str, path: str, body: Json = None, content_type: str = "") -> Json:
-        answer = self(method, path, body, content_type)
-        assert answer.status in {200, 201}, answer.raw
-        return answer.body
+        response = self(method, path, body, content_type)
+        assert response.status in {200, 201}, response.raw
+        return response.body
 
     @contextmanager
     def watch(self, path: str) -> Iterator[Watch]:

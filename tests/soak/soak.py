@@ -18,10 +18,10 @@ import msgspec
 from pyproxy_lab.apiserver.faults import (
     Cut,
     Disorder,
+    ErrorStatus,
     Fault,
     HalfOpen,
     Page,
-    Refusal,
     ShortWatches,
     Slow,
 )
@@ -43,8 +43,8 @@ _SETTLE = 90.0
 FAULTS: list[tuple[Fault, ...]] = [
     (),
     (),
-    (Refusal(500),),
-    (Refusal(429, 1),),
+    (ErrorStatus(500),),
+    (ErrorStatus(429, 1),),
     (Page(),),
     (Cut(),),
     (HalfOpen(),),
@@ -75,7 +75,7 @@ class Footprint(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """How a soak went; `equal` says that the kernel held the desired state at the end."""
+    """How a soak went; `equal` is true if the kernel held the desired state at the end."""
 
     changes: int
     faults: dict[str, int]
@@ -85,7 +85,7 @@ class Result(msgspec.Struct, frozen=True):
     after: Footprint
     status: int
 
-    def complaints(self) -> list[str]:
+    def failures(self) -> list[str]:
         """Return a line for each requirement that is not met."""
         before, after = self.before, self.after
         found = [] if self.equal else ["the kernel does not hold the desired state"]
@@ -186,7 +186,7 @@ class Chaos:
             pass
 
 
-def run(seconds: float, seed: int, say: Callable[[str], None] = lambda _: None) -> Result:
+def run(seconds: float, seed: int, report: Callable[[str], None] = lambda _: None) -> Result:
     """Soak for so many seconds, a sixth of them to warm up. Raises LabError."""
     random = Random(seed)
     with _stage() as (stage, server), stage.agent(server.url) as agent:
@@ -196,7 +196,7 @@ def run(seconds: float, seed: int, say: Callable[[str], None] = lambda _: None) 
         chaos = Chaos(stage, server, random)
         _go_on(seconds / 6, cluster, chaos, random)
         before = _at_rest(stage, server, agent, chaos)
-        say(f"after the warm-up: {before}")
+        report(f"after the warm-up: {before}")
         _go_on(seconds * 5 / 6, cluster, chaos, random)
         after = _at_rest(stage, server, agent, chaos)
         equal = stage.kernel() == desired(server, stage.network)
@@ -256,9 +256,9 @@ def main() -> int:
     result = run(seconds, seed, lambda text: print(text, flush=True))
     print(f"at the end: {result.after}")
     print(f"{result.changes} changes, {result.flushes} flushes; faults met: {result.faults}")
-    complaints = result.complaints()
-    print("\n".join(complaints) or "all requirements are met")
-    return 1 if complaints else 0
+    failures = result.failures()
+    print("\n".join(failures) or "all requirements are met")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _LATE = 0.05
 """Seconds at most by which disorder delays a line."""
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class ErrorStatus(msgspec.Struct, frozen=True):
     """Every request is answered with this status; `retry_after` is in seconds, 0 for no header."""
 
     code: int = 500
@@ -60,7 +60,7 @@ class Disorder(msgspec.Struct, frozen=True):
     """Watches repeat lines, and send some later than those that follow them."""
 
 
-Fault = Refusal | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder
+Fault = ErrorStatus | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder
 F = TypeVar("F", bound=Fault)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -87,11 +87,11 @@ class Faults:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer in the server's place, or late. For the server's application."""
+        """Respond in the server's place, or late; the server's application calls it."""
         if slow := self._strikes(Slow):
             await asyncio.sleep(slow.seconds)
-        if refusal := self._strikes(Refusal):
-            return _refused(refusal)
+        if error := self._strikes(ErrorStatus):
+            return _error_response(error)
         if self._strikes(Page):
             return web.Response(body=_PAGE, content_type="text/html")
         return await handler(request)
@@ -158,11 +158,11 @@ class Faults:
         return fault
 
 
-def _refused(refusal: Refusal) -> web.Response:
-    error = ApiError(refusal.code, "InternalError", "a fault that was put in")
-    headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else {}
+def _error_response(fault: ErrorStatus) -> web.Response:
+    error = ApiError(fault.code, "InternalError", "injected fault")
+    headers = {"Retry-After": str(fault.retry_after)} if fault.retry_after else {}
     return web.Response(
-        status=refusal.code,
+        status=fault.code,
         body=msgspec.json.encode(error.status),
         content_type="application/json",
         headers=headers,

@@ -29,7 +29,7 @@ _PATCHERS: dict[str, Callable[[Object, object], object]] = {
 
 
 class ResourceHandler:
-    """Answers everything below /api/v1 and /apis/GROUP/VERSION."""
+    """Handles all requests below /api/v1 and /apis/GROUP/VERSION."""
 
     def __init__(self, settings: Settings, registry: Registry, faults: Faults) -> None:
         self._settings = settings
@@ -38,7 +38,7 @@ class ResourceHandler:
         self.watches: set[Watch] = set()
 
     async def handle(self, request: web.Request, user: access.User) -> web.StreamResponse:
-        """Answer one request. Raises ApiError."""
+        """Handle one request. Raises ApiError."""
         where = requests.target(request.path)
         if where is None:
             raise status.no_such_path()
@@ -62,7 +62,7 @@ class ResourceHandler:
 
     async def _get(self, request: web.Request, where: Target) -> web.Response:
         found = self._registry.find(where.resource, where.namespace, where.name)
-        return self._answer(request, where, found)
+        return self._respond(request, where, found)
 
     async def _list(self, request: web.Request, where: Target) -> web.StreamResponse:
         known = self._registry.rules(where.resource).fields
@@ -109,7 +109,7 @@ class ResourceHandler:
         if where.name or (where.resource.namespaced and not where.namespace):
             raise status.not_allowed()
         created = self._registry.create(where.resource, where.namespace, obj)
-        return self._answer(request, where, created, code=201, warnings=warnings)
+        return self._respond(request, where, created, code=201, warnings=warnings)
 
     async def _update(self, request: web.Request, where: Target) -> web.Response:
         if not where.name:
@@ -130,9 +130,9 @@ class ResourceHandler:
             if not may_create or meta.get("resourceVersion"):
                 raise
             created = registry.create(resource, where.namespace, obj)
-            return self._answer(request, where, created, code=201, warnings=warnings)
+            return self._respond(request, where, created, code=201, warnings=warnings)
         stored = registry.update(resource, old, lambda before: obj, where.subresource)  # noqa: ARG005
-        return self._answer(request, where, stored, warnings=warnings)
+        return self._respond(request, where, stored, warnings=warnings)
 
     async def _patch(self, request: web.Request, where: Target) -> web.Response:
         if not where.name:
@@ -150,7 +150,7 @@ class ResourceHandler:
 
         old = self._registry.find(resource, where.namespace, where.name)
         stored = self._registry.update(resource, old, change, where.subresource)
-        return self._answer(request, where, stored, warnings=warnings)
+        return self._respond(request, where, stored, warnings=warnings)
 
     async def _delete(self, request: web.Request, where: Target) -> web.Response:
         if where.subresource:
@@ -160,7 +160,7 @@ class ResourceHandler:
         old = registry.find(resource, where.namespace, where.name)
         gone = self._delete_one(where, old, how)
         if registry.rules(resource).returns_deleted:
-            return self._answer(request, where, gone)
+            return self._respond(request, where, gone)
         details = {"name": old.name, "group": resource.group, "kind": resource.plural}
         answer = {
             "kind": "Status",
@@ -192,7 +192,7 @@ class ResourceHandler:
             asyncio.get_running_loop().call_later(how.grace, registry.finish, resource, marked)
         return marked
 
-    def _answer(
+    def _respond(
         self,
         request: web.Request,
         where: Target,

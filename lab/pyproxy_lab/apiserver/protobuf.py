@@ -1,6 +1,6 @@
 """Namespaces and Services out of Kubernetes' protobuf form, which some clients write.
 
-`kubectl create namespace` and `kubectl create service` send it, and read JSON. Answers are always
+`kubectl create namespace` and `kubectl create service` send it, and read JSON. Responses are always
 JSON. Facts: the generated.proto files of k8s.io/api/core/v1 and k8s.io/apimachinery.
 """
 

@@ -117,7 +117,7 @@ class ApiServer:
         self.call(self._end_watches)
 
     def expire_watches(self) -> None:
-        """Answer 410 to watches from before now; lists go back as far as they did."""
+        """End watches with 410 that are from before now; lists go back as far as they did."""
         self.call(self._expire)
 
     def forget_history(self, keep: int = 0) -> None:
@@ -195,10 +195,10 @@ async def _errors_as_status(request: web.Request, handler: Handler) -> web.Strea
     try:
         return await handler(request)
     except status.ApiError as error:
-        return _refusal(error)
+        return _error_response(error)
     except web.HTTPRequestEntityTooLarge:
         message = f"Request entity too large: limit is {_LARGEST_BODY}"
-        return _refusal(status.ApiError(413, "RequestEntityTooLarge", message))
+        return _error_response(status.ApiError(413, "RequestEntityTooLarge", message))
 
 
 def _document(request: web.Request) -> Object | None:
@@ -224,7 +224,7 @@ def _document(request: web.Request) -> Object | None:
     return found
 
 
-def _refusal(error: status.ApiError) -> web.Response:
+def _error_response(error: status.ApiError) -> web.Response:
     return web.Response(
         status=error.code,
         body=encode(error.status),

@@ -1,4 +1,4 @@
-"""The kinds of change, each timed from the API server's having it to what it is to bring about."""
+"""The kinds of change, each timed from the API server's write to its effect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Timed = tuple[Measure, float]
 
 
 class Changes:
-    """Makes changes of Services that no other part of the measurement has to do with."""
+    """Changes Services that no other part of the measurement uses."""
 
     def __init__(
         self, api: Cluster, prober: Prober, size: Size, fresh: Iterator[int], patience: float
@@ -39,7 +39,7 @@ class Changes:
         self._patience = patience
         self._swapped, self._made, self._rolled = range(size.services, size.services + 3)
 
-    def answered(self, alive: Callable[[], None]) -> Callable[[], Iterator[Timed]]:
+    def probed(self, alive: Callable[[], None]) -> Callable[[], Iterator[Timed]]:
         """Prepare the changes that a prober reports; each call makes one of each kind."""
         self._put(self._swapped, *fresh_pods(self._fresh, 1))
 
@@ -49,11 +49,11 @@ class Changes:
         def once() -> Iterator[Timed]:
             (pod,) = fresh_pods(self._fresh, 1)
             at = self._api.order(Order(put=[endpoint_slice(self._swapped, [pod])])).at
-            yield Measure.SWAP_ANSWER, wait(self._swapped, pod_ip(pod).__eq__) - at
+            yield Measure.SWAP_RESPONSE, wait(self._swapped, pod_ip(pod).__eq__) - at
             at = self._put(self._made, *fresh_pods(self._fresh, 1))
-            yield Measure.MADE_ANSWER, wait(self._made, bool) - at
+            yield Measure.MADE_RESPONSE, wait(self._made, bool) - at
             at = self._delete(self._made)
-            yield Measure.DELETED_ANSWER, wait(self._made, lambda found: not found) - at
+            yield Measure.DELETED_RESPONSE, wait(self._made, lambda found: not found) - at
 
         wait(self._swapped, bool)
         return once

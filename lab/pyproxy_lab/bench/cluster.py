@@ -65,7 +65,7 @@ class Cluster:
     def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
         self.url = url
         self._process = process
-        self._orders, self._answers = pipes(process)
+        self._orders, self._output = pipes(process)
         self._decoder = msgspec.json.Decoder(Done)
 
     def order(self, order: Order) -> Done:
@@ -80,7 +80,7 @@ class Cluster:
 
     def finish(self) -> Done:
         """Wait for what was begun."""
-        line = self._answers.readline()
+        line = self._output.readline()
         if not line:
             raise LabError(f"the API server has ended with status {self._process.wait()}")
         return self._decoder.decode(line)
@@ -92,8 +92,8 @@ def running(size: Size) -> Iterator[Cluster]:
     command = [sys.executable, "-m", __name__, str(size.services), str(size.endpoints)]
     command = with_default_signals(command)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        orders, answers = pipes(process)
-        url = answers.readline().decode().strip()
+        orders, output = pipes(process)
+        url = output.readline().decode().strip()
         if not url:
             raise LabError(f"the API server has ended with status {process.wait()}")
         try:

@@ -1,4 +1,4 @@
-"""`pyproxy bench`: what it is told, and how it goes."""
+"""`pyproxy bench`: flags, progress and output."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _LARGEST = 1 << 19
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add = parser.add_argument
-    add("--agent", action="append", metavar="NAME[=COMMAND]", help="whom to measure: pyproxy, or "
-        "a program that takes kube-proxy's flags; once for each (default pyproxy)")  # fmt: skip
+    add("--agent", action="append", metavar="NAME[=COMMAND]", help="agent to measure: pyproxy, or "
+        "a program that takes kube-proxy's flags; repeatable (default pyproxy)")  # fmt: skip
     add(
         "--mode",
         choices=tuple(modes.MODES),
@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--services", type=int, default=10_000, help="Services (default 10000)")
     add("--endpoints", type=int, default=10, help="endpoints of each (default 10)")
-    add("--runs", type=int, default=3, help="runs of each agent, by turns (default 3)")
+    add("--runs", type=int, default=3, help="runs of each agent, in turn (default 3)")
     add("--changes", type=int, default=10, help="changes of each kind in a run (default 10)")
     add("--pause", type=float, default=1.0, help="seconds between two of them (default 1)")
     add("--churn-rate", type=float, default=0, help="endpoint changes a second (default none)")
-    add("--churn-seconds", type=float, default=10, help="how long (default 10 seconds)")
-    add("--patience", type=float, default=300, help="seconds that anything may take (default 300)")
+    add("--churn-seconds", type=float, default=10, help="duration of the churn (default 10 s)")
+    add("--patience", type=float, default=300, help="limit of each step in seconds (default 300)")
     add("--output", type=Path, default=Path("bench-results"), metavar="FOLDER",
-        help="where bench.json, bench.md and the plot go (default bench-results)")  # fmt: skip
+        help="folder of bench.json, bench.md and the plot (default bench-results)")  # fmt: skip
     add("--plot", choices=("svg", "png"), default="svg", help="the plot's format (default svg)")
 
 
@@ -82,7 +82,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     for name in ("pause", "churn_rate", "churn_seconds", "patience"):
         if getattr(arguments, name) < 0:
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {getattr(arguments, name):g}: give no number below 0")
+            raise UsageError(f"--{flag} {getattr(arguments, name):g}: give a number of at least 0")
     size = Size(arguments.services, arguments.endpoints)
     if size.services * size.endpoints > _LARGEST:
         raise UsageError(f"--services, --endpoints: {size} is more than {_LARGEST:,} endpoints")
@@ -99,7 +99,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _measure(plan: Plan, contestants: list[Contestant], runs: int) -> list[Run]:
     done: list[Run] = []
     with (
-        _progress(len(contestants) * runs * plan.steps) as tell,
+        _progress(len(contestants) * runs * plan.steps) as progress,
         tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as folder,
         own_place() as place,
         cluster.running(plan.size) as api,
@@ -109,22 +109,22 @@ def _measure(plan: Plan, contestants: list[Contestant], runs: int) -> list[Run]:
             # By turns from either end, so that a drift of the machine favours no agent.
             order = contestants if number % 2 == 0 else contestants[::-1]
             for each in order:
-                tell.name = f"run {number + 1} of {runs}: {each.name}"
-                done.append(bench.run(each, number, tell.step))
+                progress.name = f"run {number + 1} of {runs}: {each.name}"
+                done.append(bench.run(each, number, progress.step))
     return done
 
 
 class _Progress:
-    """A bar on a terminal, and nothing elsewhere; `name` is what the next steps belong to."""
+    """A bar on a terminal, and nothing elsewhere; `name` is the heading of the next steps."""
 
     def __init__(self, bar: Progress, steps: int) -> None:
-        self.name = "the API server takes in all objects"
+        self.name = "the API server loads all objects"
         self._bar = bar
         self._task = bar.add_task(self.name, total=steps)
         self._begun = 0
 
     def step(self, what: str) -> None:
-        """Show what begins now."""
+        """Show the step that begins."""
         self._bar.update(
             self._task, description=f"{self.name}: {what}", completed=self._begun, refresh=True
         )

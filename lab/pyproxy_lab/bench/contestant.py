@@ -40,7 +40,7 @@ class Contestant(msgspec.Struct, frozen=True):
 
     @property
     def mode(self) -> str:
-        """The proxy mode that the command asks for."""
+        """The proxy mode of the command's flags."""
         flag = _MODE + "="
         for each, following in zip(self.command, (*self.command[1:], ""), strict=True):
             if each == _MODE:
@@ -56,7 +56,7 @@ class Contestant(msgspec.Struct, frozen=True):
 
     @contextmanager
     def serving(self, node: Namespace, kubeconfig: Path, log: Path) -> Iterator[Agent]:
-        """Run it inside, and leave an empty kernel to the next. Raises LabError."""
+        """Run it inside, and remove its rules at the end. Raises LabError."""
         command = [*self.command, *_FLAGS, "--kubeconfig", str(kubeconfig)]
         try:
             with Agent(node, command, log) as agent:
@@ -70,16 +70,15 @@ class Contestant(msgspec.Struct, frozen=True):
 
 
 def parse(text: str, mode: LabMode) -> Contestant:
-    """Read `NAME=COMMAND`, or `pyproxy` for this very one. Raises UsageError.
+    """Read `NAME=COMMAND`, or `pyproxy` for this one. Raises UsageError.
 
-    A command that says no proxy mode of its own serves in `mode`; the flavour of iptables is for
-    pyproxy alone to be told.
+    `mode` is added to a command without a proxy mode; pyproxy alone gets the iptables flavour.
     """
     name, _, given = text.partition("=")
     command = shlex.split(given)
     if not command:
         if name != OURS:
-            raise UsageError(f"--agent {text}: say which program that is: --agent {text}=PATH")
+            raise UsageError(f"--agent {text}: name its program: --agent {text}=PATH")
         command = [sys.executable, "-m", "pyproxy", "run"]
     program = shutil.which(command[0])
     if program is None:

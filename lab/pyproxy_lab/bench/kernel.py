@@ -84,7 +84,7 @@ class Announcements:
         deadline = time.monotonic() + patience
         while self.commits == before:
             if not self._read(max(0.0, deadline - time.monotonic())):
-                raise LabError("the kernel has been told nothing of a change")
+                raise LabError("the kernel has notified of no change")
         return time.monotonic()
 
     def latencies(self, api: Cluster, churn: Churn, patience: float) -> list[float]:

@@ -25,17 +25,17 @@ class Measure(enum.Enum):
         self.words = words
         self.unit = unit
 
-    FIRST_ANSWER = "first_answer", "start to the first Service's answer", Unit.SECONDS
-    LAST_ANSWER = "last_answer", "start to an answer of all Services asked", Unit.SECONDS
-    FULL_SYNC = "full_sync", "its own word on the first sync", Unit.SECONDS
-    START_CPU = "start_cpu", "CPU of a start, until it rests", Unit.SECONDS
+    FIRST_RESPONSE = "first_response", "start to the first Service's response", Unit.SECONDS
+    LAST_RESPONSE = "last_response", "start to a response of all probed Services", Unit.SECONDS
+    FULL_SYNC = "full_sync", "first sync by its own metric", Unit.SECONDS
+    START_CPU = "start_cpu", "CPU of a start, until it is idle", Unit.SECONDS
     PEAK = "peak_memory", "peak memory of the process", Unit.BYTES
     HELPERS = "helpers_memory", "peak memory of programs that it runs", Unit.BYTES
     UP_KERNEL = "endpoint_up_kernel", "endpoint up: to the kernel", Unit.SECONDS
     DOWN_KERNEL = "endpoint_down_kernel", "endpoint down: to the kernel", Unit.SECONDS
-    SWAP_ANSWER = "endpoint_replaced_answer", "endpoint replaced: to its answer", Unit.SECONDS
-    MADE_ANSWER = "service_made_answer", "Service made: to its answer", Unit.SECONDS
-    DELETED_ANSWER = "service_deleted_answer", "Service deleted: to its refusal", Unit.SECONDS
+    SWAP_RESPONSE = "endpoint_replaced_response", "endpoint replaced: to its response", Unit.SECONDS
+    MADE_RESPONSE = "service_made_response", "Service made: to its response", Unit.SECONDS
+    DELETED_RESPONSE = "service_deleted_response", "Service deleted: to its refusal", Unit.SECONDS
     CHANGE_CPU = "change_cpu", "CPU of one of these changes", Unit.SECONDS
     ROLLOUT = "rollout", "rollout of 1,000 pods: last pod to the kernel", Unit.SECONDS
     ROLLOUT_COMMITS = "rollout_commits", "rollout: transactions", Unit.COUNT
@@ -45,14 +45,14 @@ class Measure(enum.Enum):
     CHURN_CPU = "churn_cpu", "churn: CPU of a change", Unit.SECONDS
     CHURN_GROWTH = "churn_growth", "churn: memory after its second half, less before", Unit.BYTES
     STEADY = "steady_memory", "memory after all changes", Unit.BYTES
-    RESTART = "restart", "restart, nothing changed: to healthy and in step", Unit.SECONDS
-    RESTART_CPU = "restart_cpu", "CPU of a restart, until it rests", Unit.SECONDS
+    RESTART = "restart", "restart, nothing changed: to healthy and synced", Unit.SECONDS
+    RESTART_CPU = "restart_cpu", "CPU of a restart, until it is idle", Unit.SECONDS
     RESTART_COMMITS = "restart_commits", "restart: transactions", Unit.COUNT
     CONNECTIONS = "connections", "connections, one after the other", Unit.RATE
-    BEST = "latency_best", "first answer: best Service", Unit.SECONDS
-    MEDIAN = "latency_median", "first answer: median Service", Unit.SECONDS
-    WORST = "latency_worst", "first answer: worst Service", Unit.SECONDS
-    DIRECT = "latency_direct", "first answer: median pod, with no rules", Unit.SECONDS
+    BEST = "latency_best", "first response: best Service", Unit.SECONDS
+    MEDIAN = "latency_median", "first response: median Service", Unit.SECONDS
+    WORST = "latency_worst", "first response: worst Service", Unit.SECONDS
+    DIRECT = "latency_direct", "first response: median pod, without rules", Unit.SECONDS
 
 
 LESS_IS_WORSE = frozenset({Measure.CONNECTIONS})

@@ -2,8 +2,8 @@
 
     client ──── node ──── pods
 
-The agent and the API server run on the node, and so does the process that measures. Every pod
-address is answered, all of them by one server, which says under which address it was reached. A
+The agent and the API server run on the node, and so does the process that measures. One
+server responds on every pod address with the address that it was reached at. A
 Service's address that no rule translates is unreachable at once, so that a prober need not wait.
 """
 
@@ -45,7 +45,7 @@ class Place(msgspec.Struct, frozen=True):
 
 @contextmanager
 def own_place() -> Iterator[Place]:
-    """Be on the node, and remove everything at the end.
+    """Move this process to the node, and remove all namespaces at the end.
 
     Must be called in the main thread. Raises UsageError without root, LabError.
     """
@@ -99,7 +99,7 @@ def _wire(node: Namespace, client: Namespace, pods: Namespace) -> None:
             "link set lo up",
             "link set eth0 up",
             f"addr add {_GATEWAY}/24 dev eth0",
-            # Not in the table of local addresses, which is asked before the way to the client is.
+            # Not in the table of local addresses, which has priority over the route to the client.
             f"route add local {POD_NETWORK} dev lo table main",
             f"route add {CLIENT_ADDRESS} via {NODE_ADDRESS}",
         ]
@@ -111,10 +111,10 @@ def _pods(pods: Namespace) -> Iterator[None]:
     command = [sys.executable, "-m", "pyproxy_lab.bench.pods", str(POD_PORT)]
     server = pods.start(command, stdin=subprocess.PIPE, output=subprocess.PIPE)
     with server:
-        until, says = pipes(server)
+        stdin, stdout = pipes(server)
         try:
-            if says.readline() != b"ready\n":
+            if stdout.readline() != b"ready\n":
                 raise LabError("the pods' server has not started")
             yield
         finally:
-            until.close()
+            stdin.close()

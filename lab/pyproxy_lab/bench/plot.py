@@ -19,7 +19,7 @@ _BESIDE = {Measure.DIRECT, Measure.CHURN_GROWTH}
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw medians, with lines from the least to the most; the suffix says SVG or PNG."""
+    """Draw medians, with lines from the least to the most; the suffix selects SVG or PNG."""
     # The same figures are the same file, and words are text that can be searched for.
     mpl.rcParams.update({"svg.hashsalt": "pyproxy", "svg.fonttype": "none"})
     panels = {unit: _measures(report, unit) for unit in _PANELS}

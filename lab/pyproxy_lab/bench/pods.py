@@ -1,4 +1,4 @@
-"""All pods: one server that says under which address it was reached, and closes.
+"""All pods: one server that sends the address that it was reached at, and closes.
 
     python -m pyproxy_lab.bench.pods PORT
 
@@ -14,14 +14,14 @@ import sys
 
 
 def main() -> None:
-    """Answer until standard input ends."""
+    """Serve until standard input ends."""
     listener = socket.create_server(("", int(sys.argv[1])), backlog=1024)
     print("ready", flush=True)
     while True:
         readable, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in readable:
             return
-        with contextlib.suppress(OSError):  # a client that is gone again has seen it itself
+        with contextlib.suppress(OSError):  # the client has closed the connection
             connection, _ = listener.accept()
             with connection:
                 connection.send(connection.getsockname()[0].encode())

@@ -1,4 +1,4 @@
-"""Connections through the rules, one after the other: who answers, and how soon."""
+"""Connections through the rules, one after the other: the responding pod and the latency."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PAUSE = 0.001
 _RESET = struct.pack("=ii", 1, 0)
 
 
-def answer(address: str, port: int) -> str:
-    """Connect once: the address of the pod that answers, empty for a refusal or silence."""
+def request(address: str, port: int) -> str:
+    """Connect once and return the address of the responding pod, empty for none."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
         client.settimeout(_TRY)
-        # A reset leaves no port waiting, of which there are but 28,000.
+        # A reset leaves no port in TIME_WAIT; there are 28,000 ports.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         try:
             client.connect((address, port))
@@ -31,7 +31,7 @@ def answer(address: str, port: int) -> str:
 
 
 class Prober:
-    """Asks from the client's namespace."""
+    """Connects from the client's namespace."""
 
     def __init__(self, client: Namespace) -> None:
         self._client = client
@@ -39,22 +39,22 @@ class Prober:
     def until(
         self, service: int, holds: Callable[[str], bool], patience: float, alive: Callable[[], None]
     ) -> float:
-        """Ask a Service until its answer is the one; the time at which it came.
+        """Connect to a Service until its response holds, and return the time.
 
-        `alive` raises where there is nothing to wait for any more. Raises LabError.
+        `alive` raises LabError where the agent has ended. Raises LabError after `patience` seconds.
         """
 
-        def ask() -> float:
+        def wait() -> float:
             address = cluster_ip(service)
             deadline = time.monotonic() + patience
             while (now := time.monotonic()) < deadline:
-                if holds(answer(address, PORT)):
+                if holds(request(address, PORT)):
                     return time.monotonic()
                 alive()
                 time.sleep(_PAUSE)
-            raise LabError(f"{address} does not answer as it should after {now - deadline:.0f} s")
+            raise LabError(f"{address} has not the required response after {now - deadline:.0f} s")
 
-        return self._client.call(ask)
+        return self._client.call(wait)
 
     def services(self, numbers: Sequence[int], each: int) -> Traffic:
         """Connect so many times to each of these Services."""
@@ -72,8 +72,8 @@ class Prober:
             for _ in range(each):
                 for seconds, (address, port) in zip(taken, targets, strict=True):
                     start = time.perf_counter()
-                    if not answer(address, port):
-                        raise LabError(f"{address}:{port} was not answered")
+                    if not request(address, port):
+                        raise LabError(f"{address}:{port} did not respond")
                     seconds.append(time.perf_counter() - start)
             total = time.perf_counter() - began
             medians = sorted(sorted(seconds)[len(seconds) // 2] for seconds in taken)
@@ -85,7 +85,7 @@ class Prober:
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Connections a second, one after the other, and the seconds from connect to first answer.
+    """Connections a second, one after the other, and seconds from connect to the first response.
 
     Those are medians of the best, the middle and the worst of all targets.
     """

@@ -26,7 +26,7 @@ from pyproxy_lab.cluster import kubeconfig
 from pyproxy_lab.namespace import LabError
 from pyproxy_lab.process import Agent
 
-_ASKED = 16
+_PROBED = 16
 _RESTS = 0.5
 _REST_PATIENCE = 60.0
 _SERVICES, _EACH = 32, 60
@@ -34,7 +34,7 @@ _HEALTH = "http://127.0.0.1:10256/healthz"
 _METRICS = "http://127.0.0.1:10249/metrics"
 _FULL_SYNC = "kubeproxy_sync_full_proxy_rules_duration_seconds_sum"
 _LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
-_BETWEEN_QUESTIONS = 0.005
+_BETWEEN_REQUESTS = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -93,18 +93,18 @@ class Bench:
 
     def _start(self, agent: Agent, began: float, figures: Figures) -> None:
         patience = self._plan.patience
-        asked = _spread(self._plan.size.services, _ASKED)
+        probed = _spread(self._plan.size.services, _PROBED)
         times = [
-            self._prober.until(number, bool, patience, agent.require_alive) for number in asked
+            self._prober.until(number, bool, patience, agent.require_alive) for number in probed
         ]
-        figures[Measure.FIRST_ANSWER] = [times[0] - began]
-        figures[Measure.LAST_ANSWER] = [times[-1] - began]
+        figures[Measure.FIRST_RESPONSE] = [times[0] - began]
+        figures[Measure.LAST_RESPONSE] = [times[-1] - began]
         self._rest(agent)
         figures[Measure.START_CPU] = [usage.cpu(agent.pid)]
         figures[Measure.PEAK] = [usage.memory(agent.pid, "VmHWM")]
-        said = _metric(_FULL_SYNC)
-        if said is not None:
-            figures[Measure.FULL_SYNC] = [said]
+        seconds = _metric(_FULL_SYNC)
+        if seconds is not None:
+            figures[Measure.FULL_SYNC] = [seconds]
 
     def _restart(self, agent: Agent, contestant: Contestant, figures: Figures) -> None:
         agent.stop()
@@ -115,7 +115,7 @@ class Bench:
             agent.require_alive()
             if time.monotonic() - began > self._plan.patience:
                 raise LabError("the agent is not healthy again after a restart")
-            time.sleep(_BETWEEN_QUESTIONS)
+            time.sleep(_BETWEEN_REQUESTS)
         figures[Measure.RESTART] = [time.monotonic() - began]
         self._rest(agent)
         figures[Measure.RESTART_CPU] = [usage.cpu(agent.pid)]
@@ -133,7 +133,7 @@ class Bench:
         changes = Changes(
             self._api, self._prober, self._plan.size, self._fresh, self._plan.patience
         )
-        kinds = changes.answered(agent.require_alive)
+        kinds = changes.probed(agent.require_alive)
         before = usage.cpu(agent.pid)
         count = 0
         for _ in range(self._plan.changes):
@@ -199,8 +199,8 @@ def _spread(services: int, count: int) -> list[int]:
 def _is_healthy() -> bool:
     # Some are healthy before their first sync, so the time of the last sync is checked as well.
     try:
-        with urllib.request.urlopen(_HEALTH, timeout=5) as answered:
-            return bool(answered.status == HTTPStatus.OK)
+        with urllib.request.urlopen(_HEALTH, timeout=5) as response:
+            return bool(response.status == HTTPStatus.OK)
     except OSError:
         return False
 
@@ -208,8 +208,8 @@ def _is_healthy() -> bool:
 def _metric(name: str) -> float | None:
     """Read a metric of the agent, of IPv4 where there is one for each family."""
     try:
-        with urllib.request.urlopen(_METRICS, timeout=5) as answered:
-            text = answered.read().decode()
+        with urllib.request.urlopen(_METRICS, timeout=5) as response:
+            text = response.read().decode()
     except OSError:
         return None
     for family in text_string_to_metric_families(text):

@@ -25,7 +25,7 @@ NODE = "na"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the cases; 0 where all hold, 1 where one does not, 2 for what a person must put right."""
+    """Run the cases; 0 where all hold, 1 where one does not, 2 for a usage error."""
     options = _parser().parse_args(arguments)
     try:
         mode = modes.named(options.mode)
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             if options.only in case.name and mode.proxy_mode.value not in case.without
         ]
         if not chosen:
-            raise UsageError("no case is left to run: look at --only and --mode")
+            raise UsageError("no case is left to run: check --only and --mode")
         return _run(chosen, mode, options)
     except UsageError as error:
         print(f"conformance: {error}", file=sys.stderr)
@@ -106,19 +106,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trace",
         action="store_true",
-        help="hold what pyproxy's packet tracer says against each probe, too",
+        help="compare pyproxy's packet tracer with each probe, too",
     )
     parser.add_argument(
         "--agent",
         metavar="COMMAND",
-        help="the agent to test, instead of this pyproxy; {kubeconfig} stands for the file's path",
+        help="command of another agent to test; {kubeconfig} stands for the file's path",
     )
-    parser.add_argument("--api", metavar="URL", help="use this API server, not the lab's own")
+    parser.add_argument("--api", metavar="URL", help="use this API server instead of the lab's own")
     parser.add_argument("--token", default="", help="the bearer token for --api")
     parser.add_argument(
-        "--settle", type=float, default=8.0, help="seconds that a probe has to come true"
+        "--settle", type=float, default=8.0, help="seconds in which a probe must hold"
     )
-    parser.add_argument("--log", type=Path, help="keep what the agent says in this file")
+    parser.add_argument("--log", type=Path, help="write the agent's log to this file")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Whether a trace of the node under test says what a probe's packets met."""
+"""Compare the packet tracer of the node under test with the outcomes of probes."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ def check_of(mode: LabMode, network: Network, site: str) -> TraceCheck:
 
 
 class TraceCheck:
-    """Holds a trace of one site against each probe that came true.
+    """Compares a trace on one site with each probe that holds.
 
-    `asked` counts the probes. All packets that the cases send come by that site.
+    `traced` counts the probes. All packets of the cases pass that site.
     """
 
     def __init__(self, network: Network, site: str, tracer: PacketTracer) -> None:
         self._network = network
         self._site = site
         self._tracer = tracer
-        self._names = answering(network.topology)
-        self.asked = 0
+        self._names = servers_by_address(network.topology)
+        self.traced = 0
 
     def __call__(self, wanted: Probe, seen: Outcome) -> str:
         """Return how the trace disagrees with an outcome; empty where it does not.
 
         Raises KernelError, and UsageError where the agent has programmed nothing.
         """
-        self.asked += 1
-        account = self._network.namespace(self._site).call(partial(self._trace, wanted))
+        self.traced += 1
+        result = self._network.namespace(self._site).call(partial(self._trace, wanted))
         client = self._network.addresses(wanted.source_name)
         node = self._network.addresses(self._site)
-        if agrees(account, seen, client, node, self._names):
+        if agrees(result, seen, client, node, self._names):
             return ""
-        return f"{seen}, which this trace does not say:\n{account}"
+        return f"{seen}, which contradicts this trace:\n{result}"
 
     def _trace(self, wanted: Probe) -> TraceResult:
         target = parse_destination(wanted.to)
@@ -88,22 +88,22 @@ class TraceCheck:
 
 
 def agrees(
-    account: TraceResult,
+    result: TraceResult,
     seen: Outcome,
     client: Set[str],
     node: Set[str],
     names: Mapping[Backend, str],
 ) -> bool:
-    """Return whether packets met what the account of them says.
+    """Return whether an outcome agrees with a trace result.
 
-    `client` and `node` are the addresses of the sender and of the node; a node's own address hides
-    only others'. `names` are those of all who answer, by where they do.
+    `client` and `node` are the addresses of the sender and of the node; the node
+    masquerades other senders alone. `names` are those of all servers by address and port.
     """
-    verdicts = tuple(account.verdicts())
+    verdicts = tuple(result.verdicts())
     delivered = [verdict for verdict in verdicts if isinstance(verdict, Delivered)]
     backends = {names.get(verdict.backend) for verdict in delivered}
     if not delivered or backends == {None}:
-        return _agrees_that_none(account, seen, names)
+        return _agrees_that_none(result, seen, names)
     if len(delivered) != len(verdicts) or seen.reached.keys() != backends:
         return False
     if seen.refused or seen.dropped:
@@ -114,27 +114,27 @@ def agrees(
     return seen.sources <= client | node and kept == {each in client for each in seen.sources}
 
 
-def _agrees_that_none(account: TraceResult, seen: Outcome, names: Mapping[Backend, str]) -> bool:
-    wanted = {type(verdict) for verdict in account.verdicts()}
-    packet = account.packet
+def _agrees_that_none(result: TraceResult, seen: Outcome, names: Mapping[Backend, str]) -> bool:
+    wanted = {type(verdict) for verdict in result.verdicts()}
+    packet = result.packet
     if wanted == {Untouched}:
         # The packet is not translated, so only the host with that address may respond.
         return seen.reached.keys() <= {names.get(backend(packet.destination, packet.port))}
     if wanted == {Dropped}:
         return bool(seen.dropped) and not (seen.reached or seen.refused)
     if packet.protocol is Protocol.SCTP and Rejected in wanted:
-        # Its client does not take the ICMP error for an answer, and goes on trying.
+        # An SCTP client ignores the ICMP error and retries.
         return len(wanted) == 1 and bool(seen.refused or seen.dropped) and not seen.reached
     # A packet to a closed port is refused by the endpoint's own host.
     return len(wanted) == 1 and bool(seen.refused) and not (seen.reached or seen.dropped)
 
 
-def answering(topology: Topology) -> dict[Backend, str]:
-    """Name all who answer in a lab, by where they do."""
-    return dict(_answering(topology))
+def servers_by_address(topology: Topology) -> dict[Backend, str]:
+    """Return the names of all servers of a lab by address and port."""
+    return dict(_servers(topology))
 
 
-def _answering(topology: Topology) -> Iterator[tuple[Backend, str]]:
+def _servers(topology: Topology) -> Iterator[tuple[Backend, str]]:
     for pod in topology.pods:
         yield from _at(pod.addresses, pod.ports, pod.name)
     for site in topology.sites:

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
-from pyproxy_lab.probe import ask, probe
+from pyproxy_lab.probe import probe, request
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
@@ -228,7 +228,7 @@ def test_a_program_of_the_node_hears_the_node_over_udp_from_an_address_that_it_c
     with closing(node.from_("na").call(bind)) as server:
         answering = threading.Thread(target=routing, args=(server,))
         answering.start()
-        assert node.from_("na").call(lambda: ask(WEB_UDP, timeout=3)) == here
+        assert node.from_("na").call(lambda: request(WEB_UDP, timeout=3)) == here
         answering.join()
 
 
@@ -239,7 +239,7 @@ def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
         found = []
         for _ in range(number):
             try:
-                found.append(ask(WEB_UDP, timeout=2, source_port=45679).split()[0])
+                found.append(request(WEB_UDP, timeout=2, source_port=45679).split()[0])
             except TimeoutError:
                 found.append("")
         return found

@@ -8,7 +8,7 @@ from itertools import cycle
 
 import msgspec
 import pytest
-from pyproxy_lab.conformance.tracing import agrees, answering
+from pyproxy_lab.conformance.tracing import agrees, servers_by_address
 from pyproxy_lab.network import Network
 from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.topology import OUTSIDE, TWO_NODES
@@ -54,7 +54,7 @@ ENDPOINTS = {
     "b2": ("10.244.2.12", "fd10:2::12", "node-b"),
     "ha": ("172.30.0.11", "fd30::11", "node-a"),
 }
-ANSWERING = answering(TWO_NODES)
+ANSWERING = servers_by_address(TWO_NODES)
 CLIENTS = {
     "a1": ("10.244.1.11", "fd10:1::11", POD_BRIDGE),
     OUTSIDE: ("172.30.0.100", "fd30::100", "eth0"),

@@ -39,8 +39,8 @@ def test_an_update_of_an_old_version_is_a_conflict(api: Api) -> None:
     old = api.ok("POST", SERVICES, service("web"))
     new = {**old, "spec": {**old["spec"], "selector": {"a": "b"}}}
     assert api.ok("PUT", f"{SERVICES}/web", new)["spec"]["selector"] == {"a": "b"}
-    answer = api("PUT", f"{SERVICES}/web", old)
-    assert (answer.status, answer.body["reason"]) == (409, "Conflict")
+    response = api("PUT", f"{SERVICES}/web", old)
+    assert (response.status, response.body["reason"]) == (409, "Conflict")
     for change in ({"resourceVersion": old["metadata"]["resourceVersion"]}, {"uid": "other"}):
         assert api("PATCH", f"{SERVICES}/web", {"metadata": change}, MERGE).status == 409
     del new["metadata"]["resourceVersion"]
@@ -193,9 +193,9 @@ def test_a_deletion_can_name_the_object_that_it_means(api: Api) -> None:
     ],
 )
 def test_a_bad_slice_is_refused(api: Api, change: Json, field: str) -> None:
-    answer = api("POST", SLICES, {**endpoint_slice("a", "10.0.0.1"), **change})
-    assert answer.status == 422, answer.raw
-    assert field in [cause["field"] for cause in answer.body["details"]["causes"]]
+    response = api("POST", SLICES, {**endpoint_slice("a", "10.0.0.1"), **change})
+    assert response.status == 422, response.raw
+    assert field in [cause["field"] for cause in response.body["details"]["causes"]]
 
 
 def test_a_slices_generation_counts_changes_of_its_content(api: Api) -> None:
@@ -254,14 +254,14 @@ def test_both_groups_show_the_same_events(api: Api) -> None:
 
 def test_the_proxys_token_may_do_what_a_proxy_needs() -> None:
     with ApiServer.running(Settings(token="admin", proxy_token="proxy")) as server:
-        proxy, nobody = Api(server.url, "proxy"), Api(server.url)
+        proxy, anonymous = Api(server.url, "proxy"), Api(server.url)
         for path in (SERVICES, SLICES, NODES):
             assert proxy("GET", path).status == 200
         assert proxy("GET", PODS).status == 403
         assert proxy("POST", SERVICES, service("web")).status == 403
         assert proxy("GET", "/version").status == 200
-        assert nobody("GET", SERVICES).status == 401
-        assert nobody("GET", "/healthz").raw == b"ok"
+        assert anonymous("GET", SERVICES).status == 401
+        assert anonymous("GET", "/healthz").raw == b"ok"
 
 
 def test_loading_needs_no_checks_and_keeps_the_status(server: ApiServer, api: Api) -> None:

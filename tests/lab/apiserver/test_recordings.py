@@ -1,4 +1,4 @@
-"""Replays the requests that a real kube-apiserver v1.36.2 answered, and compares the answers.
+"""Replays the requests that a real kube-apiserver v1.36.2 received, and compares the answers.
 
 Values that differ by nature are masked: uids, versions, times, allocated numbers, generated names.
 metadata.managedFields is left out: this server has no field managers.
@@ -17,7 +17,7 @@ from pyproxy_lab.apiserver.listing import decode_token
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 
-from tests.lab.api import Answer, Api
+from tests.lab.api import Api, Response
 
 RECORDINGS = Path(__file__).parent.parent / "recordings" / "kube-apiserver-v1.36.2.jsonl"
 RECORDED = [json.loads(line) for line in RECORDINGS.read_text().splitlines()]
@@ -41,7 +41,7 @@ class Replay:
         self.revisions = {"1": "1"}
         self.admin = Api(server.url, "admin")
 
-    def send(self, recorded: Any) -> Answer:
+    def send(self, recorded: Any) -> Response:
         request = recorded["request"]
         api = Api(self.server.url, TOKENS.get(recorded["about"], "admin"))
         path = self.here(request["path"])
@@ -58,8 +58,8 @@ class Replay:
             r"continue=([\w-]+)", lambda m: "continue=" + self.revisions.get(m[1], m[1]), path
         )
 
-    def learn(self, recorded: Any, answered: Any) -> None:
-        there, here = recorded.get("metadata", {}), answered.get("metadata", {})
+    def learn(self, recorded: Any, received: Any) -> None:
+        there, here = recorded.get("metadata", {}), received.get("metadata", {})
         for field in ("resourceVersion", "continue"):
             if field in there and field in here:
                 self.revisions[there[field]] = here[field]
@@ -125,13 +125,13 @@ def test_the_answers_are_those_of_a_real_server(replay: Replay) -> None:
         if "stream" in recorded:
             check_stream(replay, recorded)
             continue
-        answer = replay.send(recorded)
-        assert answer.status == recorded["status"], (about, answer.raw)
+        response = replay.send(recorded)
+        assert response.status == recorded["status"], (about, response.raw)
         for header in ("Cache-Control", "Content-Type"):
-            assert answer.headers.get(header) == recorded["headers"].get(header), about
-        assert masked(answer.body) == masked(recorded["body"]), about
-        assert list(answer.body)[:3] == list(recorded["body"])[:3], about
-        replay.learn(recorded["body"], answer.body)
+            assert response.headers.get(header) == recorded["headers"].get(header), about
+        assert masked(response.body) == masked(recorded["body"]), about
+        assert list(response.body)[:3] == list(recorded["body"])[:3], about
+        replay.learn(recorded["body"], response.body)
 
 
 def check_stream(replay: Replay, recorded: Any) -> None:

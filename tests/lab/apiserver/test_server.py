@@ -47,9 +47,9 @@ def test_discovery_leads_to_every_resource(api: Api) -> None:
 
 def test_openapi_documents_refer_to_schemas_that_they_have(api: Api) -> None:
     for entry in api.ok("GET", "/openapi/v3")["paths"].values():
-        answer = api("GET", entry["serverRelativeURL"])
-        schemas = answer.body["components"]["schemas"]
-        referred = {part.split(b'"')[0].decode() for part in answer.raw.split(b"schemas/")[1:]}
+        response = api("GET", entry["serverRelativeURL"])
+        schemas = response.body["components"]["schemas"]
+        referred = {part.split(b'"')[0].decode() for part in response.raw.split(b"schemas/")[1:]}
         assert referred <= set(schemas)
 
 
@@ -80,7 +80,7 @@ def test_https(tmp_path: Path) -> None:
     with ApiServer.running(settings) as server, Controller.running(server.url):
         assert server.url.startswith("https://127.0.0.1:")
         trusting = ssl.create_default_context(cafile=str(cert))
-        with urllib.request.urlopen(f"{server.url}/readyz", context=trusting) as answer:
-            assert answer.read() == b"ok"
+        with urllib.request.urlopen(f"{server.url}/readyz", context=trusting) as response:
+            assert response.read() == b"ok"
         # The controller, which does not check the certificate, gets through as well.
         eventually(lambda: server.watch_count == 4)

@@ -187,10 +187,10 @@ def test_a_type_can_change_and_change_back(api: Api) -> None:
     ],
 )
 def test_a_bad_service_is_refused(api: Api, spec: Json, field: str) -> None:
-    answer = api("POST", SERVICES, service("web", **spec))
-    assert answer.status == 422, answer.raw
-    assert field in [cause["field"] for cause in answer.body["details"]["causes"]]
-    assert answer.body["reason"] == "Invalid"
+    response = api("POST", SERVICES, service("web", **spec))
+    assert response.status == 422, response.raw
+    assert field in [cause["field"] for cause in response.body["details"]["causes"]]
+    assert response.body["reason"] == "Invalid"
     assert api("GET", f"{SERVICES}/web").status == 404
 
 
@@ -213,9 +213,9 @@ def test_a_bad_service_is_refused(api: Api, spec: Json, field: str) -> None:
 )
 def test_what_is_fixed_stays(api: Api, before: Json, after: Json, field: str) -> None:
     made = create(api, **before)
-    answer = api("PUT", f"{SERVICES}/web", service("web", **after))
-    assert answer.status == 422, answer.raw
-    assert field in [cause["field"] for cause in answer.body["details"]["causes"]]
+    response = api("PUT", f"{SERVICES}/web", service("web", **after))
+    assert response.status == 422, response.raw
+    assert field in [cause["field"] for cause in response.body["details"]["causes"]]
     assert api.ok("GET", f"{SERVICES}/web") == made
 
 

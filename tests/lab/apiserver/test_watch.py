@@ -87,9 +87,9 @@ def test_a_streaming_list_ends_its_initial_events_with_a_bookmark(api: Api) -> N
 
 
 def test_a_streaming_list_must_say_how_old_it_may_be(api: Api) -> None:
-    answer = api("GET", f"{ALL}?watch=true&sendInitialEvents=true")
-    assert answer.status == 422
-    assert "resourceVersionMatch" in answer.body["message"]
+    response = api("GET", f"{ALL}?watch=true&sendInitialEvents=true")
+    assert response.status == 422
+    assert "resourceVersionMatch" in response.body["message"]
 
 
 def test_bookmarks_come_at_intervals_and_only_when_asked_for() -> None:
@@ -129,9 +129,9 @@ def test_history_is_bounded() -> None:
 
 
 def test_a_watch_from_the_future_is_refused(api: Api) -> None:
-    answer = api("GET", f"{ALL}?watch=true&resourceVersion=999999")
-    assert answer.status == 504
-    assert answer.body["reason"] == "Timeout"
+    response = api("GET", f"{ALL}?watch=true&resourceVersion=999999")
+    assert response.status == 504
+    assert response.body["reason"] == "Timeout"
 
 
 def test_watches_can_be_ended_and_their_places_are_freed(server: ApiServer, api: Api) -> None:
