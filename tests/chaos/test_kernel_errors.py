@@ -262,7 +262,7 @@ COLD_START = [sys.executable, "-m", "tests.chaos.cold_start"]
 LARGEST_PART = 400 << 10
 """Bytes of a part if buffers cannot grow."""
 
-BYTES_OF_AN_ENDPOINT = 48
+BYTES_OF_AN_ENDPOINT = 44
 """At least so many bytes of netlink messages for each endpoint of a Service."""
 
 LIMITED = ["unshare", "--user", "--map-root-user", "--net"]
