@@ -90,7 +90,7 @@ def test_it_names_changed_rules_and_chains(
         for number in range(1, size + 1 if "{number}" in line else 2)
     ]
     assert result.json["rules"] == wanted
-    assert result.json["lines"] == ["load the fixed rules of table inet pyproxy"]
+    assert result.json["lines"] == ["load the base rules of table inet pyproxy"]
     node.wait_repaired()
 
 
