@@ -311,4 +311,4 @@ def test_a_service_larger_than_the_buffer_is_committed_in_parts(
     if endpoints > 200_000:
         pytest.skip("net.core.wmem_max is larger than any Service")
     log = cold_start(namespace, 1, endpoints, within=LIMITED)
-    assert "in parts" in log
+    assert "bytes in several transactions" in log
