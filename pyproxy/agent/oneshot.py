@@ -113,7 +113,7 @@ class NullDataplane:
         """Do nothing."""
 
 
-def survey(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
+def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     """Return an inspector of an agent that has read everything once, and the objects of `files`.
 
     Blocks until all lists are read. Raises SourceError if the API server does not respond in time,

@@ -35,7 +35,7 @@ class TableUsageCollector:
         )
         for each in (*_conntrack(), *self._dataplane()):
             if each.limit:
-                found.add_metric((each.name,), each.held / each.limit)
+                found.add_metric((each.name,), each.used / each.limit)
         yield found
 
     def _dataplane(self) -> tuple[TableUsage, ...]:

@@ -74,9 +74,9 @@ class QueryRunner:
         """
         logging.getLogger("pyproxy").setLevel(logging.CRITICAL)
         # Imports urllib3 and the agent, which a query to a running agent does without.
-        from pyproxy.agent.oneshot import survey  # noqa: PLC0415
+        from pyproxy.agent.oneshot import read_once  # noqa: PLC0415
 
-        return survey(settings, files)
+        return read_once(settings, files)
 
 
 @contextmanager

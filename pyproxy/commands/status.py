@@ -54,7 +54,7 @@ def _last_sync(status: Status) -> str:
 
 def _usage(usage: TableUsage) -> str:
     limit = f" of {usage.limit:,}" if usage.limit else ""
-    return f"{usage.name} {usage.held:,}{limit}"
+    return f"{usage.name} {usage.used:,}{limit}"
 
 
 def _invalid(status: Status) -> Text:

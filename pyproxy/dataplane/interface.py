@@ -100,7 +100,7 @@ class TableUsage(msgspec.Struct, frozen=True):
     """The number of objects in one of the kernel's tables; `limit` is 0 if it has none."""
 
     name: str
-    held: int
+    used: int
     limit: int = 0
 
 

@@ -94,7 +94,7 @@ def test_status_names_the_mode_and_its_tables(programmed: InspectedNode, mode: L
     status = result.json
     assert (result.status, status["healthy"]) == (0, True)
     assert status["mode"] == mode.proxy_mode.value
-    assert any(table["held"] > 0 for table in status["tables"])
+    assert any(table["used"] > 0 for table in status["tables"])
 
 
 def test_services_lists_frontends_and_endpoints(programmed: InspectedNode) -> None:

@@ -37,7 +37,7 @@ def failed_steps(result: CommandResult) -> list[tuple[str, str, list[str]]]:
 
 def test_a_status_tells_how_many_rules_there_are(programmed: InspectedNode, mode: LabMode) -> None:
     tables = programmed.command("status", "-o", "json").json["tables"]
-    usage = {each["name"]: each["held"] for each in tables}
+    usage = {each["name"]: each["used"] for each in tables}
     rules = [
         line for line in iptables(programmed, mode, "-S").splitlines() if line[:8] == "-A KUBE-"
     ]

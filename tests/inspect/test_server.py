@@ -22,9 +22,9 @@ sock = socket.socket(socket.AF_UNIX)
 sock.connect(sys.argv[1])
 try:
     sock.sendall(b"GET /status HTTP/1.1\\r\\n\\r\\n")
-    print("served" if sock.recv(100) else "refused", end="")
+    print("served" if sock.recv(100) else "rejected", end="")
 except (ConnectionResetError, BrokenPipeError):
-    print("refused", end="")
+    print("rejected", end="")
 """
 
 
@@ -46,7 +46,7 @@ def test_another_user_is_rejected_even_with_permission_to_connect(node: Inspecte
             text=True,
             check=True,
         )
-        assert done.stdout == "refused"
+        assert done.stdout == "rejected"
     finally:
         path.chmod(0o600)
         folder.chmod(mode)

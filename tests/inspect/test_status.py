@@ -15,7 +15,7 @@ def test_a_healthy_agent(node: InspectedNode) -> None:
     assert (status["mode"], status["node"]) == ("nftables", NODE)
     assert status["syncs"] >= 1
     assert status["lastSync"]["duration"] > 0
-    assert {"name": "pods4", "held": 1, "limit": 0} in status["tables"]
+    assert {"name": "pods4", "used": 1, "limit": 0} in status["tables"]
 
 
 def test_the_default_output_is_plain_text(node: InspectedNode) -> None:
