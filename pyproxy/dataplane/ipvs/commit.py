@@ -1,4 +1,9 @@
-"""Writing a plan: IPVS first, then the rules and the addresses, and what goes last."""
+"""Writing a plan to a kernel part that has no transactions.
+
+The order keeps every state in between serving: new virtual services and servers first, then the
+rules in one transaction, then the addresses, and weights of 0 and removals last. A request that the
+kernel rejects costs its Service alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import msgspec
 
 from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.interface import Failure
-from pyproxy.dataplane.ipvs.plan import IpvsPlan, Write, builds, clearances, virtual_text
+from pyproxy.dataplane.ipvs.plan import IpvsPlan, Write, additions, removals, virtual_text
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, BY_NAME, SERVERS, VIRTUALS, Table
 from pyproxy.errors import KernelError, RejectedError
 from pyproxy.model.address import Address
@@ -25,44 +30,38 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 
 
 class Ipvs(Protocol):
-    """IPVS and the device, as far as writing is concerned."""
+    """Writes to IPVS and the device. The methods block."""
 
     @property
     def write(self) -> Messages:
-        """Writes requests for this kernel."""
+        """The packer of requests for this kernel. Raises KernelError without IPVS."""
         ...
 
     def send(self, requests: Sequence[Request]) -> list[MessageError]:
-        """Send requests; the refusals. Raises KernelError."""
+        """Send requests in order; return those that failed. Raises KernelError."""
         ...
 
     def change_addresses(
         self, gone: Iterable[Address], new: Iterable[Address]
     ) -> list[tuple[Address, KernelError]]:
-        """Take addresses from the device and give it others; those that were refused."""
+        """Remove addresses from the device and add others; return those that failed."""
         ...
 
 
 class Rules(Protocol):
-    """The table of rules, as far as writing is concerned."""
+    """Writes to the table of rules. `write` blocks for a transaction."""
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
-        """Write elements in one transaction; None says that it was committed."""
+        """Write elements in one transaction; return the error that aborted it, if any."""
         ...
 
     def pause(self) -> None:
-        """Hear nothing of others until `listen`."""
+        """Stop the notifications of other programs' writes until `listen`."""
         ...
 
     def listen(self) -> None:
-        """Hear of others again."""
+        """Start the notifications again."""
         ...
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The Services that the kernel would not take."""
-
-    failures: tuple[Failure, ...]
 
 
 def commit(
@@ -71,11 +70,11 @@ def commit(
     rules: Rules,
     held: Table,
     rows_of: Callable[[IpvsPlan, ObjectName], Table],
-) -> Outcome:
-    """Write a plan, and note in `held` what the kernel took.
+) -> tuple[Failure, ...]:
+    """Write a plan, and update `held` with each row that the kernel accepted.
 
-    `rows_of` gives what a Service has or was to have. Raises TransientKernelError, StaleStateError
-    and PermissionKernelError, with a part of it written.
+    `rows_of` returns a Service's rows before and after the plan. Raises TransientKernelError,
+    StaleStateError and PermissionKernelError, with a part of the plan written.
     """
     return _Commit(plan, kernel, rules, held, rows_of).run()
 
@@ -97,37 +96,39 @@ class _Commit:
         self._delta = plan.delta
         self._failed: dict[ObjectName, KernelError] = {}
 
-    def run(self) -> Outcome:
-        self._send(builds(self._delta, self._kernel.write))
+    def run(self) -> tuple[Failure, ...]:
+        self._send(additions(self._delta, self._kernel.write))
         if any(name in BY_NAME for name in chain(self._delta.remove, self._delta.add)):
             self._write_rules()
         self._change_addresses()
-        self._send(clearances(self._delta, self._kernel.write))
-        return Outcome(tuple(Failure(name, error) for name, error in self._failed.items()))
+        self._send(removals(self._delta, self._kernel.write))
+        return tuple(Failure(name, error) for name, error in self._failed.items())
 
     def _send(self, found: Iterable[Write]) -> None:
         writes = list(found)
         if not writes:
             return
-        refusals = {
-            refusal.index: refusal
-            for refusal in self._kernel.send([write.request for write in writes])
+        errors = {
+            failed.index: failed
+            for failed in self._kernel.send([write.request for write in writes])
         }
         for number, write in enumerate(writes):
-            refusal = refusals.get(number)
-            if refusal is None or (write.value is None and refusal.errno in _GONE):
+            failed = errors.get(number)
+            if failed is None or (write.value is None and failed.errno in _GONE):
                 self._note(write.table, write.key, write.value)
-        for number, refusal in refusals.items():
-            self._refused(writes[number], refusal)
+        for number, failed in errors.items():
+            self._handle_error(writes[number], failed)
 
-    def _refused(self, write: Write, refusal: MessageError) -> None:
-        if write.value is None and refusal.errno in _GONE:
+    def _handle_error(self, write: Write, failed: MessageError) -> None:
+        if write.value is None and failed.errno in _GONE:
             return
-        error = refusal.error
+        error = failed.error
         is_new = write.table == VIRTUALS and write.key not in self._held.get(VIRTUALS, {})
-        if is_new and refusal.errno == errno.ENOENT:
-            error = RejectedError(f"no scheduler {write.value.scheduler} here", refusal.errno)
-        elif is_new and refusal.errno == errno.EEXIST and self._plan.whole:
+        if is_new and failed.errno == errno.ENOENT:
+            error = RejectedError(
+                f"the kernel has no scheduler {write.value.scheduler}", failed.errno
+            )
+        elif is_new and failed.errno == errno.EEXIST and self._plan.whole:
             text = virtual_text(write.key)
             error = RejectedError(f"another program has the virtual service {text}", errno.EEXIST)
         name = self._owner(write.table, write.key)
@@ -138,15 +139,16 @@ class _Commit:
         self._fail(name, error)
 
     def _write_rules(self) -> None:
+        # The notifications of a large transaction would overflow the monitor's socket.
         large = self._plan.whole
         if large:
             self._rules.pause()
         try:
             while elements := msgspec.structs.replace(self._plan, delta=self._delta).elements():
-                refusal = self._rules.write(elements)
-                if refusal is None:
+                failed = self._rules.write(elements)
+                if failed is None:
                     break
-                self._blame(elements, refusal)
+                self._attribute(elements, failed)
         finally:
             if large:
                 self._rules.listen()
@@ -155,12 +157,12 @@ class _Commit:
                 for key, value in side[name].items():
                     self._note(name, key, None if forget else value)
 
-    def _blame(self, elements: list[ElementMessage], refusal: MessageError) -> None:
-        error = refusal.error
-        if not 0 <= refusal.index < len(elements) or not isinstance(error, RejectedError):
+    def _attribute(self, elements: list[ElementMessage], failed: MessageError) -> None:
+        error = failed.error
+        if not 0 <= failed.index < len(elements) or not isinstance(error, RejectedError):
             raise error
-        write = elements[refusal.index]
-        place = element_at(write.message, refusal.offset)
+        write = elements[failed.index]
+        place = element_at(write.message, failed.offset)
         name = None if place is None else self._owner(write.set_name, write.keys[place])
         if name is None:
             raise error
@@ -171,18 +173,18 @@ class _Commit:
         new = self._delta.add.get(ADDRESSES_ON_DEVICE, {})
         if not gone and not new:
             return
-        refused = dict(self._kernel.change_addresses(gone, new))
-        for address in gone.keys() - refused.keys():
+        rejected = dict(self._kernel.change_addresses(gone, new))
+        for address in gone.keys() - rejected.keys():
             self._note(ADDRESSES_ON_DEVICE, address, None)
-        for address in new.keys() - refused.keys():
+        for address in new.keys() - rejected.keys():
             self._note(ADDRESSES_ON_DEVICE, address, b"")
-        for address, error in refused.items():
-            name = next(self._claimants(address), None)
+        for address, error in rejected.items():
+            name = next(self._services_with(address), None)
             if name is None or not isinstance(error, RejectedError):
                 raise error
             self._failed.setdefault(name, error)
 
-    def _claimants(self, address: Address) -> Iterator[ObjectName]:
+    def _services_with(self, address: Address) -> Iterator[ObjectName]:
         for name, routing in self._plan.services.items():
             for port in routing.ports if routing else ():
                 if any(frontend.address == address for frontend in port.frontends):
@@ -206,7 +208,7 @@ class _Commit:
             return
         rows.pop(key, None)
         if table == VIRTUALS:
-            # With a virtual service go its servers.
+            # The kernel removes the servers of a removed virtual service.
             servers = self._held.get(SERVERS, {})
             for server in self._plan.delta.remove.get(SERVERS, {}):
                 if server[0] == key:

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from pyproxy.dataplane.interface import StateDiff
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.draining import Change, Draining, settle
+from pyproxy.dataplane.ipvs.draining import Change, Draining, plan_delta
 from pyproxy.dataplane.ipvs.kernel import Addresses
-from pyproxy.dataplane.ipvs.marks import Marks, recall
+from pyproxy.dataplane.ipvs.marks import Marks, assign_marks
 from pyproxy.dataplane.ipvs.plan import row_lines
 from pyproxy.dataplane.ipvs.rows import add_service, shared_rows
 from pyproxy.dataplane.ipvs.ruleset import Options
@@ -68,7 +68,7 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
         VIRTUALS: dict(kernel.virtuals()),
         ADDRESSES_ON_DEVICE: dict.fromkeys(here.ours, b""),
     }
-    marks = recall([wanted], held, Marks({}))
+    marks = assign_marks([wanted], held, Marks({}))
     after: schema.Table = {}
     add_service(wanted, marks.numbers, options.scheduler, after)
     for set_name, key in shared_rows(wanted):
@@ -88,7 +88,7 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
         return key in after.get(name, {}) or key in held.get(name, {})
 
     change = Change(_touched(wanted, held, after, virtuals), after, is_needed, here.others)
-    delta = settle(held, Draining(), change).delta
+    delta = plan_delta(held, Draining(), change).delta
     return StateDiff(
         tuple(row_lines(delta.add)),
         tuple(row_lines(delta.remove)),

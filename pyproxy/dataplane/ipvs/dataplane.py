@@ -1,4 +1,9 @@
-"""The IPVS dataplane: it remembers what it committed, and has all I/O of its kind done."""
+"""The IPVS dataplane: virtual services, the rules around them, and the device of their addresses.
+
+IPVS has neither transactions nor notifications. So a commit is ordered to serve at every step
+(`commit`), and changes by other programs are found by polling (`drift_poller`). Removing a real
+server would end its connections, so it drains with weight 0 first (`draining`).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,12 @@ import msgspec
 from pyproxy.dataplane.committed_state import CommittedState
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
 from pyproxy.dataplane.ipvs import schema
-from pyproxy.dataplane.ipvs.commit import Outcome, commit
+from pyproxy.dataplane.ipvs.commit import commit
 from pyproxy.dataplane.ipvs.compare import check_base_rules, compare
-from pyproxy.dataplane.ipvs.draining import Change, Draining, drain, settle
+from pyproxy.dataplane.ipvs.draining import Change, Draining, plan_delta, rows_of_drained
 from pyproxy.dataplane.ipvs.drift_poller import Deadlines, DriftPoller
 from pyproxy.dataplane.ipvs.kernel import Kernel, is_ours
-from pyproxy.dataplane.ipvs.marks import Marks, recall
+from pyproxy.dataplane.ipvs.marks import Marks, assign_marks
 from pyproxy.dataplane.ipvs.plan import IpvsPlan
 from pyproxy.dataplane.ipvs.rows import add_service, shared_rows, virtual_of_key
 from pyproxy.dataplane.ipvs.rules import RulesTable, unusable
@@ -34,14 +39,12 @@ from pyproxy.policy.routing import ServiceRouting
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-_SOMEBODY = "somebody"
-
 
 class IpvsDataplane:
     """Programs IPVS of the network namespace that it was made in; `clock` is monotonic.
 
-    `adopts` is asked until the first commit for virtual services that others have left: what is
-    wanted of them is made right in place, and the rest goes. It may raise KernelError.
+    Until the first commit, `adopts` returns virtual services that another proxy has left. They are
+    changed in place if a Service needs them, and removed otherwise. It may raise KernelError.
     """
 
     name: str = "ipvs"
@@ -60,10 +63,10 @@ class IpvsDataplane:
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         self._marks = Marks({})
         self._held: Table = {}
-        self._own: AbstractSet[Address] = frozenset()
-        self._leaving = Draining()
+        self._node_addresses: AbstractSet[Address] = frozenset()
+        self._draining = Draining()
         self._deadlines = Deadlines(clock)
-        self._patrol: DriftPoller | None = None
+        self._poller: DriftPoller | None = None
         try:
             self._rules = RulesTable()
             self._kernel = Kernel()
@@ -72,12 +75,12 @@ class IpvsDataplane:
 
     @property
     def messages_sent(self) -> int:
-        """How many netlink messages have gone to the kernel, dumps aside."""
+        """Netlink messages sent to the kernel, dumps not counted."""
         return self._kernel.messages_sent + self._rules.netlink.messages_sent
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes have gone to the kernel, batch headers and dump requests included."""
+        """Bytes sent to the kernel, with batch headers and dump requests."""
         return self._kernel.bytes_sent + self._rules.netlink.bytes_sent
 
     def collect(self) -> Iterator[Metric]:
@@ -85,7 +88,7 @@ class IpvsDataplane:
         return iter(())
 
     def prepare(self) -> None:
-        """Find out whether IPVS, nft and nf_tables are here and may be used. Raises UsageError."""
+        """Check that IPVS, nft and nf_tables may be used; set the timeouts. Raises UsageError."""
         try:
             self._rules.prepare()
             self._kernel.prepare()
@@ -94,7 +97,7 @@ class IpvsDataplane:
             raise unusable(error) from error
 
     def prepare_to_read(self) -> None:
-        """Find out whether IPVS and nf_tables are here and may be read. Raises UsageError."""
+        """Check that IPVS and nf_tables may be read. Raises UsageError."""
         try:
             self._rules.prepare_to_read()
             self._kernel.prepare()
@@ -105,20 +108,20 @@ class IpvsDataplane:
         """Do nothing: IPVS announces no change, so an early read could be out of date."""
 
     def plan(self, changes: Changes) -> IpvsPlan:
-        """Compare what changed with what was committed last; the kernel is not asked."""
+        """Plan the difference between changed Services and the last commit, without the kernel."""
         before: Table = {}
         after: Table = {}
-        placed: dict[ObjectName, ServiceRouting | None] = {}
+        changed: dict[ObjectName, ServiceRouting | None] = {}
         for name, wanted in changes.services.items():
             old = self._committed.services.get(name)
             if old == wanted:
                 continue
-            placed[name] = wanted
+            changed[name] = wanted
             if old:
                 self._add(old, self._marks, before)
-        growth = self._committed.growth(placed)
-        marks = self._marks.next(self._committed.services, placed, self._leaving)
-        for routing in placed.values():
+        growth = self._committed.growth(changed)
+        marks = self._marks.next(self._committed.services, changed, self._draining)
+        for routing in changed.values():
             if routing:
                 self._add(routing, marks, after)
         options = self._loaded or self._options_for(self._committed.node)
@@ -130,20 +133,20 @@ class IpvsDataplane:
             before.setdefault(set_name, {})[key] = b""
             if self._committed.is_needed((set_name, key), growth):
                 after.setdefault(set_name, {})[key] = b""
-        following = settle(
+        planned = plan_delta(
             self._held,
-            self._leaving,
+            self._draining,
             Change(
                 _keys(before, after),
                 after,
                 lambda row: self._committed.is_needed(row, growth),
-                self._own,
+                self._node_addresses,
             ),
         )
         return IpvsPlan(
-            following.delta,
-            following.leaving,
-            placed,
+            planned.delta,
+            planned.draining,
+            changed,
             growth,
             marks,
             options,
@@ -152,16 +155,16 @@ class IpvsDataplane:
         )
 
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> IpvsPlan:
-        """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        """Plan the difference between kernel state and desired state. Raises KernelError."""
         options = self._options_for(node)
         reload = not self._rules.is_loaded(options)
         held: Table = {**self._rules.read()}
         here = self._kernel.addresses()
-        self._own = here.others
+        self._node_addresses = here.others
         held[ADDRESSES_ON_DEVICE] = dict.fromkeys(here.ours, b"")
         self._read_ipvs(held, here.ours)
         routings = {routing.name: routing for routing in services}
-        marks = recall(routings.values(), held, self._marks)
+        marks = assign_marks(routings.values(), held, self._marks)
         wanted: Table = {**node_rows(node.pod_networks)}
         shared: Counter[SharedRow] = Counter()
         for routing in routings.values():
@@ -169,19 +172,19 @@ class IpvsDataplane:
             shared.update(shared_rows(routing))
         for set_name, key in shared:
             wanted.setdefault(set_name, {})[key] = b""
-        following = settle(
+        planned = plan_delta(
             held,
             Draining(),
             Change(
                 _keys(held, wanted),
                 wanted,
                 lambda row: shared[row] > 0,
-                self._own,
+                self._node_addresses,
             ),
         )
         return IpvsPlan(
-            following.delta,
-            following.leaving,
+            planned.delta,
+            planned.draining,
             routings,
             shared,
             marks,
@@ -193,23 +196,23 @@ class IpvsDataplane:
         )
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
-        """Compare what the kernel holds of one Service with what it should; KernelError."""
+        """Compare the kernel state of one Service with its desired state; KernelError."""
         return compare(self._kernel, self._rules, wanted, self._options_for(node))
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
-        """Name what is missing or changed of the base rules and the device; KernelError."""
+        """Return a line for each difference in the base rules and the device; KernelError."""
         options = self._options_for(node)
         return tuple(check_base_rules(self._rules, options, self._kernel.addresses()))
 
     def table_usage(self) -> tuple[TableUsage, ...]:
-        """Count virtual services, servers, addresses and each set's elements, as remembered."""
+        """Count the rows of the last commit by table and set. Any thread."""
         return tuple(TableUsage(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 
     def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
-        """Write a plan and remember it; the Services that the kernel would not take.
+        """Write a plan and remember it; return the Services that the kernel rejected.
 
-        IPVS has no transactions: new virtual services and servers come first, then the rules, in
-        one transaction, and what goes comes last.
+        IPVS has no transactions. New virtual services and servers come first, then the rules in
+        one transaction, then the addresses, and removals last.
         """
         if plan.held is not None:
             self._held = plan.held
@@ -219,28 +222,28 @@ class IpvsDataplane:
         if plan.reload:
             self._rules.load(plan.options)
             self._loaded = plan.options
-        outcome = commit(plan, self._kernel, self._rules, self._held, self._rows_of)
+        failures = commit(plan, self._kernel, self._rules, self._held, self._rows_of)
         if plan.reload:
             self._rules.seal(plan.options)
-        self._remember(plan, outcome)
-        return outcome.failures
+        self._remember(plan, failures)
+        return failures
 
     def wait_for_drift(self) -> Drift | None:
-        """Wait, in a thread of its own, for somebody else's write; None after `close`."""
+        """Block until another program writes to the rules; None after `close`."""
         foreign = self._rules.wait()
         return None if foreign is None else Drift(foreign.by)
 
     def tick(self) -> Drift | None:
-        """Let go of servers whose connections are gone, and look at what tells of no change."""
-        if self._patrol is None:
+        """Remove drained servers, and poll for changes that the kernel does not announce."""
+        if self._poller is None:
             return None
-        done = self._deadlines.done(self._leaving, self._kernel.servers, self._in_the_way)
-        if done:
-            self._let_go(done)
-        return Drift(_SOMEBODY) if self._patrol.finds(self._held) else None
+        drained = self._deadlines.drained(self._draining, self._kernel.servers, self._may_block)
+        if drained:
+            self._remove_drained(drained)
+        return Drift("") if self._poller.has_drifted(self._held) else None
 
     def cleanup(self) -> None:
-        """Remove all that is ours and nothing else; may be called when there is nothing."""
+        """Remove our virtual services, the device and the table; idempotent. Raises KernelError."""
         here = self._kernel.addresses()
         held: Table = {**self._rules.read()}
         self._read_ipvs(held, here.ours, servers=False)
@@ -252,7 +255,7 @@ class IpvsDataplane:
         self._rules.delete()
 
     def close(self) -> None:
-        """Give back the sockets; what was programmed stays."""
+        """Close the sockets; all that was programmed stays."""
         self._rules.close()
         self._kernel.close()
 
@@ -272,7 +275,7 @@ class IpvsDataplane:
             for key in held.get(schema.FRONTENDS.of(family), {})
         )
         listed |= frozenset(self._held.get(VIRTUALS, {}))
-        if self._patrol is None:
+        if self._poller is None:
             listed |= frozenset(self._adopts())
         found = {
             virtual: how
@@ -295,24 +298,24 @@ class IpvsDataplane:
             self._add(new, plan.marks, rows)
         return rows
 
-    def _in_the_way(self, virtual: Virtual) -> bool:
-        """Tell whether something else may have the address of a virtual service."""
+    def _may_block(self, virtual: Virtual) -> bool:
+        """Return whether a program or another machine may use a virtual service's address."""
         cluster_ips = self._held.get(schema.CLUSTER_IPS.of(virtual.family), {})
         return not virtual.mark and virtual.address not in cluster_ips
 
-    def _let_go(self, done: AbstractSet[ServerKey]) -> None:
+    def _remove_drained(self, drained: AbstractSet[ServerKey]) -> None:
         change = Change(
-            drain(self._leaving, done),
+            rows_of_drained(self._draining, drained),
             {},
             self._committed.is_needed,
-            self._own,
-            done,
+            self._node_addresses,
+            drained,
         )
-        following = settle(self._held, self._leaving, change)
+        planned = plan_delta(self._held, self._draining, change)
         self.commit(
             IpvsPlan(
-                following.delta,
-                following.leaving,
+                planned.delta,
+                planned.draining,
                 {},
                 {},
                 self._marks,
@@ -320,17 +323,17 @@ class IpvsDataplane:
             )
         )
 
-    def _remember(self, plan: IpvsPlan, outcome: Outcome) -> None:
-        left_out = {failure.name for failure in outcome.failures}
+    def _remember(self, plan: IpvsPlan, failures: tuple[Failure, ...]) -> None:
+        left_out = {failure.name for failure in failures}
         self._committed.remember(
             plan.services, plan.shared, plan.node, whole=plan.whole, left_out=left_out
         )
         self._marks = plan.marks
-        self._leaving = plan.leaving
-        self._deadlines.follow(plan.leaving)
-        if self._patrol is None:
-            self._patrol = DriftPoller(self._kernel)
-        self._patrol.begin(self._own)
+        self._draining = plan.draining
+        self._deadlines.start(plan.draining)
+        if self._poller is None:
+            self._poller = DriftPoller(self._kernel)
+        self._poller.reset(self._node_addresses)
 
 
 def _keys(before: Table, after: Table) -> Mapping[str, AbstractSet[Hashable]]:

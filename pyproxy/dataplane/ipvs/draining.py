@@ -1,10 +1,10 @@
-"""What the kernel should hold next, of the rows that a change is about: values in, values out.
+"""The rows that a change writes, with real servers drained before they are removed: pure.
 
-A real server of TCP that nobody wants any more is not removed: that would end its connections. It
-gets weight 0, which gives it no new ones, and stays until those that it has are gone. As long as it
-does its virtual service stays, and the address, so that their packets find the way; the rules
-refuse whoever is new. UDP and SCTP go at once, for a flow must not go on to an endpoint that is
-gone.
+IPVS ends the connections of a real server that is removed. A server of TCP that no Service needs
+therefore gets weight 0, which means no new connections, and stays until it has none. Its virtual
+service and the address stay as long, because established connections need both. The rules reject
+new clients meanwhile. Servers of UDP and SCTP are removed at once, because a flow must not go on to
+an endpoint that is gone.
 """
 
 from __future__ import annotations
@@ -23,71 +23,73 @@ from pyproxy.model.address import Address, Backend, Protocol, family_of
 from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual
 
-_NO_NEW_ONES = 0
-_REFUSES = Tag("", "drains")
+_DRAINING_WEIGHT = 0
+_DRAINS = Tag("", "drains")
 
 
 class Draining(msgspec.Struct, frozen=True):
-    """What nobody wants and what stays all the same, until its connections are gone.
+    """The rows that stay only until their connections end.
 
-    `servers` are the real servers by virtual service, `virtuals` those virtual services of which
-    nothing else is left.
+    `servers` are the real servers by virtual service, `virtuals` the virtual services that have no
+    other server.
     """
 
     servers: Mapping[Virtual, AbstractSet[Backend]] = {}
     virtuals: AbstractSet[Virtual] = frozenset()
 
     def pairs(self) -> set[ServerKey]:
-        """List the real servers."""
+        """Return the real servers as keys of their table."""
         return {(virtual, each) for virtual, found in self.servers.items() for each in found}
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What one plan is about.
+    """The input of one plan.
 
-    `touched` are keys by table, and `wanted` the rows of those that policy asks for. `asks_for`
-    tells whether any Service wants a row that several may want, and `own` are the addresses of this
-    machine's other devices, which ours must not have as well. `done` are real servers that left and
-    whose connections are gone.
+    `touched` are the keys by table that may change, `wanted` the desired rows among them.
+    `is_needed` returns whether any Service needs a shared row. `node_addresses` are those of the
+    node's other devices, which kube-ipvs0 must not have too. `drained` are real servers that have
+    no connections left.
     """
 
     touched: Mapping[str, AbstractSet[Hashable]]
     wanted: Table
-    asks_for: Callable[[SharedRow], bool]
-    own: AbstractSet[Address]
-    done: AbstractSet[ServerKey] = frozenset()
+    is_needed: Callable[[SharedRow], bool]
+    node_addresses: AbstractSet[Address]
+    drained: AbstractSet[ServerKey] = frozenset()
 
 
-class Next(msgspec.Struct, frozen=True):
-    """The rows to remove and to add, and who is leaving once that is done."""
+class PlannedDelta(msgspec.Struct, frozen=True):
+    """The rows to remove and to add, and the rows that drain after that."""
 
     delta: Delta[Any, Any]
-    leaving: Draining
+    draining: Draining
 
 
-def settle(held: Table, leaving: Draining, change: Change) -> Next:
-    """Work out the least to write, from what the kernel holds."""
-    return _Settling(held, leaving, change).run()
+def plan_delta(held: Table, draining: Draining, change: Change) -> PlannedDelta:
+    """Return the smallest change from `held`, the kernel state, to the desired rows."""
+    return _DeltaPlanner(held, draining, change).run()
 
 
-def drain(leaving: Draining, done: AbstractSet[ServerKey]) -> dict[str, set[Hashable]]:
-    """Say what is touched when these have no connections left."""
-    retired = {virtual for virtual, _ in done} & leaving.virtuals
-    return {SERVERS: set(done), VIRTUALS: set(retired)}
+def rows_of_drained(
+    draining: Draining, drained: AbstractSet[ServerKey]
+) -> dict[str, set[Hashable]]:
+    """Return the keys by table that may change because these servers have drained."""
+    virtuals = {virtual for virtual, _ in drained} & draining.virtuals
+    return {SERVERS: set(drained), VIRTUALS: set(virtuals)}
 
 
-class _Settling:
-    def __init__(self, held: Table, leaving: Draining, change: Change) -> None:
+class _DeltaPlanner:
+    def __init__(self, held: Table, draining: Draining, change: Change) -> None:
         self._held = held
         self._change = change
-        self._servers = {virtual: set(found) for virtual, found in leaving.servers.items()}
-        self._virtuals = set(leaving.virtuals)
+        self._servers = {virtual: set(found) for virtual, found in draining.servers.items()}
+        self._virtuals = set(draining.virtuals)
         self._touched: dict[str, set[Any]] = {
             name: set(keys) for name, keys in change.touched.items()
         }
         self._after: Table = {}
 
-    def run(self) -> Next:
+    def run(self) -> PlannedDelta:
         for name, keys in self._touched.items():
             wanted = self._change.wanted.get(name, {})
             self._after[name] = {key: wanted[key] for key in keys if key in wanted}
@@ -108,7 +110,7 @@ class _Settling:
             if (rows := self._held.get(name))
         }
         servers = {virtual: frozenset(found) for virtual, found in self._servers.items() if found}
-        return Next(diff(before, self._after), Draining(servers, frozenset(self._virtuals)))
+        return PlannedDelta(diff(before, self._after), Draining(servers, frozenset(self._virtuals)))
 
     def _server(self, key: ServerKey) -> None:
         virtual, backend = key
@@ -116,18 +118,18 @@ class _Settling:
         stays = (
             key not in self._after[SERVERS]
             and key in self._held.get(SERVERS, {})
-            and key not in self._change.done
+            and key not in self._change.drained
             and schema.protocol_of(virtual) == Protocol.TCP
         )
         if stays:
             self._servers.setdefault(virtual, set()).add(backend)
-            self._after[SERVERS][key] = _NO_NEW_ONES
+            self._after[SERVERS][key] = _DRAINING_WEIGHT
 
     def _virtual(self, virtual: Virtual) -> None:
         wanted = virtual in self._after[VIRTUALS]
-        retires = not wanted and bool(self._servers.get(virtual))
+        is_retired = not wanted and bool(self._servers.get(virtual))
         self._virtuals.discard(virtual)
-        if retires:
+        if is_retired:
             self._virtuals.add(virtual)
             self._after[VIRTUALS][virtual] = self._held[VIRTUALS][virtual]
         if virtual.mark:
@@ -138,26 +140,27 @@ class _Settling:
             held = self._held.get(name, {}).get(key)
             if key not in self._touched.get(name, ()):
                 self._touch(name, key)
-                if held is not None and held != _REFUSES and kind is schema.NO_ENDPOINT_SERVICES:
+                if held is not None and held != _DRAINS and kind is schema.NO_ENDPOINT_SERVICES:
                     self._after[name][key] = held
-            if retires:
-                # A refusal that a Service had asked for, and no longer does, would stay for good.
-                said = held if kind is schema.FRONTENDS else None
-                self._after[name].setdefault(key, said or _REFUSES)
+            if is_retired:
+                # The element of a Service without endpoints would stay for good, so its value is
+                # replaced by one that marks it as ours to remove.
+                kept = held if kind is schema.FRONTENDS else None
+                self._after[name].setdefault(key, kept or _DRAINS)
         self._touch(ADDRESSES_ON_DEVICE, virtual.address)
 
     def _address(self, address: Address) -> None:
         change = self._change
         has = address in self._held.get(ADDRESSES_ON_DEVICE, {})
         stays = has and any(virtual.address == address for virtual in self._virtuals)
-        asked = change.asks_for((ADDRESSES_ON_DEVICE, address))
-        here = (stays or asked) and address not in change.own
+        is_needed = change.is_needed((ADDRESSES_ON_DEVICE, address))
+        present = (stays or is_needed) and address not in change.node_addresses
         for name in (ADDRESSES_ON_DEVICE, schema.ADDRESSES.of(family_of(address))):
-            self._shared_row(name, address, wanted=here)
-        # A cluster IP is one until it is let go: it matters to how long that may take.
+            self._shared_row(name, address, wanted=present)
+        # A draining cluster IP stays one: its address blocks no other machine (`_may_block`).
         name = schema.CLUSTER_IPS.of(family_of(address))
         was = stays and address in self._held.get(name, {})
-        self._shared_row(name, address, wanted=was or change.asks_for((name, address)))
+        self._shared_row(name, address, wanted=was or change.is_needed((name, address)))
 
     def _shared_row(self, name: str, address: Address, *, wanted: bool) -> None:
         self._touch(name, address)

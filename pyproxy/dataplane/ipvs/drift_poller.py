@@ -1,7 +1,7 @@
-"""What has to be looked at now and then: connections that end, and what others change in silence.
+"""Polling: connections that end, and changes by other programs that IPVS does not announce.
 
-IPVS tells nobody of changes. Its number of services costs one system call, and a few virtual
-services in turn are looked at closely; a small table is looked at whole each time.
+The number of virtual services costs one system call. The rest is read in turn, 32 virtual services
+at a time, so a small table is read whole each time.
 """
 
 from __future__ import annotations
@@ -16,108 +16,111 @@ from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS
 from pyproxy.model.address import Address, Backend
 from pyproxy.netlink.ipvs import Server, Virtual
 
-PATIENCE = 3600.0
-"""Seconds that connections to an endpoint which nobody wants may last. Idle ones end by themselves
-after the kernel's own timeout, 15 minutes unless told otherwise."""
+DRAIN_TIMEOUT = 3600.0
+"""Seconds after which connections to a removed endpoint are ended. Idle ones end earlier, after the
+kernel's timeout, 15 minutes by default."""
 
 _AT_A_TIME = 32
-"""Virtual services asked about in one go."""
+"""Virtual services read in one poll."""
 
 
 class Deadlines:
-    """Until when each server that is leaving may stay; `clock` is monotonic."""
+    """The time until which each draining server may stay; `clock` is monotonic."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._until: dict[ServerKey, float] = {}
         self._turn: Iterator[Virtual] = iter(())
 
-    def follow(self, leaving: Draining) -> None:
-        """Take note of who is leaving now; who was already keeps its time."""
-        latest = self._clock() + PATIENCE
-        self._until = {key: self._until.get(key, latest) for key in leaving.pairs()}
+    def start(self, draining: Draining) -> None:
+        """Start the time of servers that drain since this commit; earlier ones keep theirs."""
+        latest = self._clock() + DRAIN_TIMEOUT
+        self._until = {key: self._until.get(key, latest) for key in draining.pairs()}
 
-    def done(
+    def drained(
         self,
-        leaving: Draining,
+        draining: Draining,
         servers: Callable[[Virtual], Sequence[Server]],
-        in_the_way: Callable[[Virtual], bool],
+        may_block: Callable[[Virtual], bool],
     ) -> set[ServerKey]:
-        """Ask about some of those that are leaving: who has no connections left, or no time.
+        """Return draining servers that have no connections, or no time left. Raises KernelError.
 
-        Where a virtual service is, the node itself gets nothing on that port, and another machine
-        nothing on any port of that address. So where nobody wants one any more that may be
-        `in_the_way`, it does not wait for connections that have been closed to be forgotten.
-        Raises KernelError.
+        A virtual service takes all packets to its port from the node's own programs, and its
+        address those of any other machine that has it. So a virtual service that `may_block` waits
+        for established connections only, not until the kernel forgets closed ones.
         """
         if not self._until:
             return set()
         found: set[ServerKey] = set()
-        for virtual in self._next(leaving):
-            backends = leaving.servers.get(virtual, frozenset[Backend]())
-            presses = virtual in leaving.virtuals and in_the_way(virtual)
+        for virtual in self._next(draining):
+            backends = draining.servers.get(virtual, frozenset[Backend]())
+            is_blocking = virtual in draining.virtuals and may_block(virtual)
             busy = {
                 each.backend
                 for each in servers(virtual)
-                if (each.active if presses else each.connections)
+                if (each.active if is_blocking else each.connections)
             }
             found.update((virtual, backend) for backend in backends - busy)
         now = self._clock()
         return found | {key for key, until in self._until.items() if until <= now}
 
-    def _next(self, leaving: Draining) -> list[Virtual]:
+    def _next(self, draining: Draining) -> list[Virtual]:
         some = list(islice(self._turn, _AT_A_TIME))
         if not some:
-            self._turn = iter(list(leaving.servers))
+            self._turn = iter(list(draining.servers))
             some = list(islice(self._turn, _AT_A_TIME))
         return some
 
 
 class DriftPoller:
-    """Compares the kernel with what it should hold, a little at a time."""
+    """Compares the kernel state with the last commit, a part at each poll."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._own: AbstractSet[Address] = frozenset()
+        self._node_addresses: AbstractSet[Address] = frozenset()
         self._count: int | None = None
         self._turn: Iterator[Virtual] = iter(())
 
-    def begin(self, own: AbstractSet[Address]) -> None:
-        """Take the kernel for right as it is now; `own` are the addresses of other devices."""
-        self._own = own
+    def reset(self, node_addresses: AbstractSet[Address]) -> None:
+        """Take the present state as right, after a commit."""
+        self._node_addresses = node_addresses
         self._count = None
 
-    def finds(self, held: Table) -> bool:
-        """Tell whether somebody has changed something of ours. Raises KernelError."""
-        return self._miscounted() or self._readdressed(held) or self._rewritten(held)
+    def has_drifted(self, held: Table) -> bool:
+        """Return whether a difference from `held` is found in this poll. Raises KernelError."""
+        return (
+            self._count_changed() or self._addresses_changed(held) or self._services_changed(held)
+        )
 
-    def _miscounted(self) -> bool:
+    def _count_changed(self) -> bool:
         count, before = self._kernel.count(), self._count
         self._count = count
         return before not in (None, count)
 
-    def _readdressed(self, held: Table) -> bool:
+    def _addresses_changed(self, held: Table) -> bool:
         if not self._kernel.addresses_changed():
             return False
         here = self._kernel.addresses()
         ours = held.get(ADDRESSES_ON_DEVICE, {}).keys()
-        moved = bool((here.others ^ self._own) & ours) or bool(self._own - here.others)
+        moved = bool((here.others ^ self._node_addresses) & ours) or bool(
+            self._node_addresses - here.others
+        )
         return not here.device or here.ours != ours or moved
 
-    def _rewritten(self, held: Table) -> bool:
+    def _services_changed(self, held: Table) -> bool:
         virtuals = held.get(VIRTUALS, {})
         some = list(islice(self._turn, _AT_A_TIME))
         if not some:
             self._turn = iter(list(virtuals))
             some = list(islice(self._turn, _AT_A_TIME))
-        asked = [virtual for virtual in some if virtual in virtuals]
-        expected: dict[Virtual, dict[Backend, int]] = {virtual: {} for virtual in asked}
-        for (virtual, backend), weight in held.get(SERVERS, {}).items() if asked else ():
+        polled = [virtual for virtual in some if virtual in virtuals]
+        expected: dict[Virtual, dict[Backend, int]] = {virtual: {} for virtual in polled}
+        for (virtual, backend), weight in held.get(SERVERS, {}).items() if polled else ():
             if virtual in expected:
                 expected[virtual][backend] = weight
         return any(
             self._kernel.scheduling(virtual) != virtuals[virtual]
             or expected[virtual]
             != {each.backend: each.weight for each in self._kernel.servers(virtual)}
-            for virtual in asked
+            for virtual in polled
         )

@@ -1,4 +1,4 @@
-"""IPVS's tables and the device of service addresses, as the kernel has them: reads and writes."""
+"""Reads and writes of IPVS's tables and of the device kube-ipvs0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INFO = struct.Struct("=III")
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """The addresses of our device and those of all others; `device` is 0 where there is none."""
+    """The addresses of our device and of all others; `device` is its index, 0 without one."""
 
     device: int
     ours: frozenset[Address]
@@ -35,7 +35,7 @@ class Addresses(msgspec.Struct, frozen=True):
 
 
 class Kernel:
-    """IPVS and the device, in the network namespace that this was made in."""
+    """IPVS and the device, in the network namespace that this was made in. One thread."""
 
     def __init__(self) -> None:
         self._generic = Requests(NETLINK_GENERIC)
@@ -46,45 +46,45 @@ class Kernel:
 
     @property
     def write(self) -> Messages:
-        """Writes requests for this kernel. Raises KernelError where it has no IPVS."""
+        """The packer of requests for this kernel. Raises KernelError without IPVS."""
         if self._write is None:
             self._write = Messages(ipvs.read_family_id(self._generic.get(ipvs.get_family())))
         return self._write
 
     @property
     def messages_sent(self) -> int:
-        """How many requests have gone to the kernel, dumps aside."""
+        """Requests sent to the kernel, dumps not counted."""
         return self._generic.messages_sent + self._route.messages_sent
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes those and the dumps' requests were."""
+        """Bytes of those and of the dumps' requests."""
         return self._generic.bytes_sent + self._route.bytes_sent
 
     def prepare(self) -> None:
-        """Have the kernel load IPVS. Raises KernelError where it has none."""
+        """Make the kernel load IPVS. Raises KernelError if it has none."""
         self.virtuals()
 
     def set_timeouts(self, wanted: Timeouts) -> None:
-        """Have idle connections forgotten after so long, where it is not so. Raises KernelError."""
+        """Set the timeouts of idle connections if they differ. Raises KernelError."""
         held = ipvs.read_timeouts(self._generic.get(self.write.get_timeouts()))
-        if any(asked not in (0, now) for asked, now in zip(wanted, held, strict=True)):
-            for refusal in self.send([self.write.set_timeouts(wanted)]):
-                raise refusal.error
+        if any(timeout not in (0, now) for timeout, now in zip(wanted, held, strict=True)):
+            for failed in self.send([self.write.set_timeouts(wanted)]):
+                raise failed.error
 
     def close(self) -> None:
-        """Give back the sockets."""
+        """Close the sockets."""
         self._generic.close()
         self._route.close()
         self._watch.close()
         self._counting.close()
 
     def virtuals(self) -> dict[Virtual, Scheduling]:
-        """Read all virtual services, others' too. Raises KernelError."""
+        """Read all virtual services, also those of other programs. Raises KernelError."""
         return ipvs.read_virtuals(self._generic.dump(self.write.get_virtuals()))
 
     def scheduling(self, virtual: Virtual) -> Scheduling | None:
-        """Read one virtual service; None where there is none. Raises KernelError."""
+        """Read one virtual service; None if there is none. Raises KernelError."""
         try:
             found = ipvs.read_virtuals(self._generic.get(self.write.get_virtual(virtual)))
         except StaleStateError:
@@ -92,10 +92,10 @@ class Kernel:
         return found.get(virtual)
 
     def servers(self, virtual: Virtual) -> list[Server]:
-        """Read the real servers of a virtual service; none where it is gone. Raises KernelError.
+        """Read a virtual service's real servers; none if it is gone. Raises KernelError.
 
-        /proc/net/ip_vs has those of all at once, but up to Linux 6.1 at least it leaves some out
-        while another network namespace has virtual services too.
+        /proc/net/ip_vs has those of all, but at least up to Linux 6.1 it leaves some out while
+        another network namespace has virtual services too.
         """
         return ipvs.read_servers(
             self._generic.dump(self.write.get_servers(virtual)), virtual.family
@@ -111,7 +111,7 @@ class Kernel:
         return ipvs.count_server_connections(replies, virtual.family)
 
     def count(self) -> int:
-        """Count the virtual services of IPv4, everybody's. Raises KernelError."""
+        """Count the virtual services of IPv4, of all programs. Raises KernelError."""
         try:
             info = self._counting.getsockopt(socket.IPPROTO_IP, _GET_INFO, _INFO.size)
         except OSError as error:
@@ -121,7 +121,7 @@ class Kernel:
         return int(_INFO.unpack(info)[2])
 
     def send(self, requests: Sequence[Request]) -> list[MessageError]:
-        """Send requests to IPVS; the refusals. Raises KernelError."""
+        """Send requests to IPVS in order; return those that failed. Raises KernelError."""
         return self._generic.send(requests)
 
     def addresses(self) -> Addresses:
@@ -134,11 +134,11 @@ class Kernel:
         return Addresses(device, frozenset(ours), frozenset(others))
 
     def addresses_changed(self) -> bool:
-        """Tell whether others have changed addresses or our device since the last question."""
+        """Return whether another program changed addresses or our device since the last call."""
         return self._watch.changed(self._device())
 
     def make_device(self) -> None:
-        """Make the device, down and without ARP: its addresses are local all the same."""
+        """Make the device. It stays down, and the kernel takes its addresses for local anyway."""
         try:
             with IPRoute() as routes:
                 routes.link("add", ifname=DEVICE, kind="dummy")
@@ -146,7 +146,7 @@ class Kernel:
             raise kernel_error(error.code, f"adding the device {DEVICE}") from error
 
     def delete_device(self) -> None:
-        """Delete the device with its addresses; one that is not there is all right."""
+        """Delete the device with its addresses; idempotent. Raises KernelError."""
         device = self._device()
         if not device:
             return
@@ -159,7 +159,7 @@ class Kernel:
     def change_addresses(
         self, gone: Iterable[Address], new: Iterable[Address]
     ) -> list[tuple[Address, KernelError]]:
-        """Take addresses from the device and give it others; those that the kernel refused.
+        """Remove addresses from the device and add others; return those that failed.
 
         Raises KernelError.
         """
@@ -171,9 +171,9 @@ class Kernel:
         ]
         changed = [*each[0], *each[1]]
         return [
-            (changed[refusal.index], refusal.error)
-            for refusal in self._route.send(requests)
-            if not rtnetlink.is_already_done(refusal.errno)
+            (changed[failed.index], failed.error)
+            for failed in self._route.send(requests)
+            if not rtnetlink.is_already_done(failed.errno)
         ]
 
     def _device(self) -> int:
@@ -186,10 +186,10 @@ def is_ours(
     listed: frozenset[Virtual],
     excluded: Iterable[Network],
 ) -> bool:
-    """Tell our virtual services from others'.
+    """Return whether a virtual service is ours.
 
-    Ours are those that our table lists, or whose mark is of ours, or whose address is on the
-    device and in none of the networks that are excluded.
+    It is if its mark is one of ours, if our table lists it, or if its address is on the device and
+    in no excluded network.
     """
     if virtual.mark:
         return schema.is_our_mark(virtual.mark)

@@ -94,7 +94,7 @@ def loaded_options(layout: Layout) -> Options | None:
 
     The marker chain, which is named after a digest of the text, tells whether they were read right.
     """
-    bits = read_bits_set(b"".join(layout.rules.get("newcomers", [])))
+    bits = read_bits_set(b"".join(layout.rules.get("new-connections", [])))
     if len(bits) != 4:
         return None
     services = layout.rules.get("services", [])

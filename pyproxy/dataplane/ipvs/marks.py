@@ -1,4 +1,7 @@
-"""Which number the mark of each port has that has another list of endpoints for insiders."""
+"""The marks of ports whose internal clients have another list of endpoints (policy Local).
+
+Such a port has a virtual service by mark besides those by address, and a rule sets the mark.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
 
 
 class Marks(msgspec.Struct, frozen=True):
-    """The numbers by port; each is used once."""
+    """The number of each such port; no two have the same."""
 
     numbers: Mapping[PortKey, int]
 
@@ -26,12 +29,12 @@ class Marks(msgspec.Struct, frozen=True):
         self,
         before: Mapping[ObjectName, ServiceRouting],
         after: Mapping[ObjectName, ServiceRouting | None],
-        leaving: Draining,
+        draining: Draining,
     ) -> Marks:
-        """Say what the numbers are once these Services have changed.
+        """Return the numbers after these Services have changed.
 
-        A port keeps its number as long as it needs one. A number is not given away again while
-        connections of the one before are leaving.
+        A port keeps its number as long as it needs one. A number is not reused while connections of
+        its last port drain.
         """
         had = {key for name in after if (old := before.get(name)) for key, _ in split_ports(old)}
         needed = [key for new in after.values() if new for key, _ in split_ports(new)]
@@ -40,16 +43,16 @@ class Marks(msgspec.Struct, frozen=True):
         numbers = {key: number for key, number in self.numbers.items() if key not in had}
         numbers |= {key: self.numbers[key] for key in needed if key in had}
         taken = set(numbers.values()) | {
-            schema.mark_number(virtual.mark) for virtual in leaving.virtuals if virtual.mark
+            schema.mark_number(virtual.mark) for virtual in draining.virtuals if virtual.mark
         }
-        # Whoever stops needing a number may leave connections behind.
+        # A port that needs no number any more may have connections left.
         taken |= {self.numbers[key] for key in had if key in self.numbers}
         _number(numbers, needed, taken)
         return Marks(numbers)
 
 
-def recall(routings: Iterable[ServiceRouting], held: Table, known: Marks) -> Marks:
-    """Give every port that needs one a number: that which it has in the kernel, or had before."""
+def assign_marks(routings: Iterable[ServiceRouting], held: Table, known: Marks) -> Marks:
+    """Return a number for every port that needs one: the kernel's, else the last commit's."""
     numbers: dict[PortKey, int] = {}
     needed: list[PortKey] = []
     given: set[int] = set()

@@ -1,4 +1,4 @@
-"""What one commit writes, as a value."""
+"""One commit as a value, and its requests in the order in which they are sent."""
 
 from __future__ import annotations
 
@@ -38,17 +38,16 @@ _KINDS = {
 
 
 class IpvsPlan(msgspec.Struct, frozen=True):
-    """Rows to remove and to add, and what is so once that is done.
+    """Rows to remove and to add, and the state after the commit.
 
-    `services` are the answers as they will have been programmed, `shared` is by how many each
-    shared row's users grow, and `marks` are the ports' numbers. `held` is what
-    the plan starts from where that was read from the kernel. `options` is the ruleset's, `reload`
-    says that it must be loaded, and `device` that the device must be made; `node` is the node's
-    part where that changes.
+    `services` are the changed routings, `shared` is the change in each shared row's users, and
+    `marks` are the ports' numbers. `held` is the kernel state that a full plan started from.
+    `reload` says that the rules of `options` must be loaded, `device` that the device must be made.
+    `node` is the node's routing if it changes.
     """
 
     delta: Delta[Any, Any]
-    leaving: Draining
+    draining: Draining
     services: Mapping[ObjectName, ServiceRouting | None]
     shared: Mapping[SharedRow, int]
     marks: Marks
@@ -66,15 +65,15 @@ class IpvsPlan(msgspec.Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        """Whether the plan was made against the kernel."""
+        """Whether the plan was made from a read-back."""
         return self.held is not None
 
     def lines(self) -> Iterator[str]:
-        """Spell out what is written as a person would read it."""
+        """Yield a line for each row that is written."""
         if self.device:
             yield f"add device {DEVICE}"
         if self.reload:
-            yield f"load the fixed rules of table inet {TABLE}"
+            yield f"load the base rules of table inet {TABLE}"
         for verb, side in (("delete", self.delta.remove), ("add", self.delta.add)):
             other = self.delta.add if verb == "delete" else self.delta.remove
             for name, kind in _KINDS.items():
@@ -86,7 +85,7 @@ class IpvsPlan(msgspec.Struct, frozen=True):
             yield from listing.commands(verb, sets, TABLE, BY_NAME)
 
     def counts(self) -> Mapping[str, int]:
-        """How many objects of each kind it writes; one that changes is one."""
+        """Count the objects of each kind; one that changes counts once."""
         counts = dict.fromkeys((*_KINDS.values(), "element"), 0)
         for name in self.delta.remove.keys() | self.delta.add.keys():
             keys = self.delta.remove.get(name, {}).keys() | self.delta.add.get(name, {}).keys()
@@ -98,16 +97,16 @@ class IpvsPlan(msgspec.Struct, frozen=True):
         """Yield each message in hexadecimal, with its table; those to IPVS come first and last."""
         # The kernel gives IPVS a message type of its own at each boot, which no plan knows.
         write = Messages(0)
-        for each in builds(self.delta, write):
+        for each in additions(self.delta, write):
             yield f"{_KINDS[each.table]}, IPVS: {each.request.body.hex()}"
         for write_of in self.elements():
             what = f"{write_of.set_name}, {len(write_of.keys)} elements"
             yield f"{what}, type {write_of.message.kind:#06x}: {write_of.message.body.hex()}"
-        for each in clearances(self.delta, write):
+        for each in removals(self.delta, write):
             yield f"{_KINDS[each.table]}, IPVS: {each.request.body.hex()}"
 
     def elements(self) -> list[ElementMessage]:
-        """Pack what changes in the sets, removals first, as the kernel wants a changed one."""
+        """Pack the changed elements; one with a new value is removed and then added."""
         gone, new = self.delta.remove, self.delta.add
         return [
             *(each for name in gone if name in BY_NAME
@@ -118,7 +117,7 @@ class IpvsPlan(msgspec.Struct, frozen=True):
 
 
 class Write(msgspec.Struct, frozen=True):
-    """A request, and the row that it makes so; `value` is None where it removes it."""
+    """A request and the row that it writes; `value` is None for a removal."""
 
     table: str
     key: Any
@@ -126,8 +125,8 @@ class Write(msgspec.Struct, frozen=True):
     request: Request
 
 
-def builds(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
-    """Write what new connections need: services and servers that come, and how they pick."""
+def additions(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
+    """Yield what new connections need: new virtual services and servers, and new schedulers."""
     gone, new = delta.remove, delta.add
     for virtual, how in new.get(VIRTUALS, {}).items():
         changes = virtual in gone.get(VIRTUALS, {})
@@ -141,8 +140,8 @@ def builds(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
             yield Write(SERVERS, key, weight, write.set_server(key[0], key[1], weight))
 
 
-def clearances(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
-    """Write what may be done once nobody new is sent there: weights of 0, and removals."""
+def removals(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
+    """Yield what must wait until the rules send no new connections: weights of 0, removals."""
     gone, new = delta.remove, delta.add
     virtuals = gone.get(VIRTUALS, {}).keys() - new.get(VIRTUALS, {}).keys()
     for key in gone.get(SERVERS, {}):
@@ -156,7 +155,7 @@ def clearances(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
 
 
 def row_lines(table: Table) -> Iterator[str]:
-    """Write one line for each row, as a person would read it."""
+    """Yield one line for each row."""
     for name, kind in _KINDS.items():
         for key, value in table.get(name, {}).items():
             yield f"{kind} {_text(key, value)}"
@@ -173,7 +172,7 @@ def _text(key: Any, value: Any) -> str:
 
 
 def virtual_text(virtual: Virtual) -> str:
-    """Write a virtual service as `tcp 10.96.0.1:80`, or `mark 0x50000004`."""
+    """Return a virtual service as `tcp 10.96.0.1:80`, or `mark 0x50000004 (IPv4)`."""
     if virtual.mark:
         return f"mark {virtual.mark:#010x} (IPv{virtual.family.value})"
     place = backend_text(backend(virtual.address, virtual.port))

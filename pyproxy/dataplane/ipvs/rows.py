@@ -1,4 +1,4 @@
-"""From policy's answer to what the kernel should hold: values in, values out."""
+"""From a Service's routing to its rows: virtual services, real servers and set elements."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pyproxy.netlink.ipvs import Virtual
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
 PortKey = tuple[ObjectName, Family, Protocol, str]
-"""A Service's port in one family, by its name."""
+"""A Service's port in one family, by name."""
 
 _WEIGHT = 1
 _DRAINING = 0
 
 
 def split_ports(routing: ServiceRouting) -> Iterator[tuple[PortKey, PortRouting]]:
-    """Give the ports that need a virtual service for insiders, which goes by a mark."""
+    """Yield the ports that need a virtual service by mark, for internal clients."""
     for port in routing.ports:
         if port.cluster and any(frontend.use is Use.SPLIT for frontend in port.frontends):
             yield port_key(routing.name, port), port
 
 
 def port_key(name: ObjectName, port: PortRouting) -> PortKey:
-    """Say which port of which Service this is."""
+    """Return the key of a Service's port."""
     return name, port.family, port.protocol, port.name
 
 
 def virtual_by_mark(family: Family, mark: Mark) -> Virtual:
-    """Name the virtual service of a mark."""
+    """Return the virtual service of a mark."""
     return Virtual(family, 0, Address(b""), Port(0), mark)
 
 
@@ -52,14 +52,14 @@ def add_service(
 ) -> None:
     """Add the rows that belong to one Service alone.
 
-    `marks` has a number for each of its `split_ports`; `scheduler` is for whoever names none.
+    `marks` has a number for each of its `split_ports`. `scheduler` is the default.
     """
     for port in routing.ports:
         _Port(routing, port, scheduler, table).add(marks)
 
 
 def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
-    """Give the rows that other Services may want as well, once for each port that wants them."""
+    """Yield the rows that other Services may need too, once for each port that needs them."""
     for port in routing.ports:
         hairpin = schema.HAIRPIN.of(port.family)
         for backend in port.hairpin:
@@ -72,7 +72,7 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
 
 
 class _Port:
-    """One port of a Service, on its way into a table."""
+    """Adds the rows of one port to a table."""
 
     def __init__(
         self, routing: ServiceRouting, port: PortRouting, default_scheduler: str, table: Table
@@ -109,8 +109,8 @@ class _Port:
                 self._virtual(virtual, port.local, key)
             case Use.SPLIT:
                 if mark is not None:
-                    insiders = self._table.setdefault(schema.INTERNAL_SERVICES.of(port.family), {})
-                    insiders[key] = mark.to_bytes(4, sys.byteorder)
+                    internal = self._table.setdefault(schema.INTERNAL_SERVICES.of(port.family), {})
+                    internal[key] = mark.to_bytes(4, sys.byteorder)
                 if port.local:
                     self._virtual(virtual, port.local, key)
                 else:
@@ -132,7 +132,7 @@ class _Port:
         how = schedule(self._scheduler, self._route.affinity_timeout)
         self._table.setdefault(VIRTUALS, {})[virtual] = how
         servers = self._table.setdefault(SERVERS, {})
-        # What terminates and still serves keeps the connections that it has.
+        # A terminating endpoint keeps its connections and gets no new ones.
         for backend in self._port.draining:
             servers[virtual, backend] = _DRAINING
         for backend in backends:

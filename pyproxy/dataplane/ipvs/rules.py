@@ -60,35 +60,37 @@ class RulesTable:
         loader.finish_load(self.netlink, base_rules(options))
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
-        """Write elements in one transaction; None says that it was committed."""
-        refusals = self.netlink.transact([each.message for each in elements], SUBSYSTEM)
-        return refusals[0] if refusals else None
+        """Write elements in one transaction; return the error that aborted it, if any."""
+        errors = self.netlink.transact([each.message for each in elements], SUBSYSTEM)
+        return errors[0] if errors else None
 
     def delete(self) -> None:
         """Delete the table; idempotent. Raises KernelError."""
         loader.delete_table(self.netlink, TABLE)
 
     def pause(self) -> None:
-        """Hear nothing of others until `listen`."""
+        """Stop the notifications of other programs' writes until `listen`."""
         self._monitor.pause()
 
     def listen(self) -> None:
-        """Hear of others again."""
+        """Start the notifications again."""
         self._monitor.listen()
 
     def wait(self) -> Foreign | None:
-        """Wait for another program's write; None at the end. Raises KernelError."""
+        """Block until another program writes to the table; None after `close`; KernelError."""
         foreign = self._monitor.wait()
         if foreign is None:
             self._monitor.close()
         return foreign
 
     def close(self) -> None:
-        """Give back the sockets; the table stays."""
+        """Close the sockets; the table stays."""
         self._monitor.end()
         self.netlink.close()
 
 
 def unusable(error: KernelError) -> UsageError:
-    """Say what a person can do about a kernel that does not let us."""
-    return UsageError(f"this kernel or these rights are not enough for ipvs mode: {error}")
+    """Return the error for a kernel without IPVS, or a process without the rights."""
+    return UsageError(
+        f"cannot use IPVS: {error}: load the module ip_vs, and run with CAP_NET_ADMIN"
+    )

@@ -1,12 +1,12 @@
-"""The rules around IPVS, as text for nft: constant, whatever the Services are.
+"""The base rules around IPVS: constant, whatever the Services are.
 
-IPVS takes a packet for a virtual service at the end of input, and what this machine itself sends
-in output, right after the translation of others. The rules come just before: they let in by source
-range, mark what must be masqueraded, and refuse what no virtual service is for. IPVS then rewrites
-the destination and sends the packet through output once more, and postrouting sees to the source.
+IPVS takes packets for a virtual service at the end of input (priority 98), and those that the node
+sends in output (priority -99). The rules come just before. They drop by source range, mark packets
+to be masqueraded, and reject packets to a service address without a virtual service. IPVS then
+rewrites the destination and sends the packet through output again. Postrouting changes the source.
 
-Connections that are under way are left alone, but for UDP and SCTP, whose packets must not go on
-to a Service that refuses.
+Established connections of TCP are left alone. Packets of UDP and SCTP are not, because a flow must
+not go on to a Service that has no endpoints.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _HOOKS = {
 
 
 def _chains(options: Options) -> dict[str, list[str]]:
-    """Give the rules of each chain, each after the chains that it jumps to."""
-    newcomers: list[str] = []
+    """Return the rules of each chain, each after the chains that it jumps to."""
+    new_connections: list[str] = []
     services: list[str] = []
     for family in Family:
-        newcomers.append(
+        new_connections.append(
             f"{schema.SOURCE_RANGE_FRONTENDS.lookup(family)} "
             f"{schema.SOURCES.lookup(family, negate=True)} drop"
         )
-        newcomers += _marking(family, options)
+        new_connections += _marking(family, options)
         services += _internal_marks(family, options)
         services.append(f"{schema.DROPPED.lookup(family)} drop")
         services.append(f"{schema.NO_ENDPOINT_SERVICES.lookup(family)} goto refuse")
@@ -66,11 +66,11 @@ def _chains(options: Options) -> dict[str, list[str]]:
         )
     return {
         "refuse": ["meta l4proto tcp reject with tcp reset", "reject"],
-        "newcomers": newcomers,
+        "new-connections": new_connections,
         "services": [
             "meta l4proto != { tcp, udp, sctp } return",
             "ct direction reply return",
-            "ct state new jump newcomers",
+            "ct state new jump new-connections",
             "ct state != new meta l4proto tcp return",
             *services,
         ],
@@ -111,8 +111,9 @@ def _internal_marks(family: Family, options: Options) -> list[str]:
 def _masquerading(options: Options) -> list[str]:
     bit, others = f"{options.mark:#010x}", f"{options.mark ^ 0xFFFFFFFF:#010x}"
     return [
-        # What the node sends to a service address has that very address as its source. A program
-        # of the node itself would send its answer to where it came from, from there as well.
+        # A packet from the node to a service address has that address as its source, because the
+        # address is local. A program on the node would reply to the service address, which is on
+        # the node too, so the source becomes the endpoint's.
         *(
             f'oifname "lo" {_ip(family)} saddr @{schema.ADDRESSES.of(family)} '
             f"meta mark set meta mark & {others} snat {_ip(family)} to {_ip(family)} daddr"

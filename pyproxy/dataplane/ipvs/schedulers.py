@@ -1,4 +1,4 @@
-"""What pyproxy asks of each of the kernel's schedulers, and the share that each gives a server.
+"""The flags of the kernel's schedulers, and the share of connections that each gives a server.
 
 Facts: net/netfilter/ipvs/ip_vs_*.c. sh and mh hash a client to a server. For a server with weight 0
 they find none, and the client is rejected, unless a flag makes them fall back to the next server.

@@ -1,4 +1,4 @@
-"""What this mode keeps in the kernel: IPVS's tables, a device, and the sets of a table of rules."""
+"""The kernel objects of ipvs mode: IPVS's tables, a device, and the sets of a table of rules."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SERVERS = "real servers"
 """The table of real servers: `ServerKey` to a weight."""
 
 ADDRESSES_ON_DEVICE = "addresses"
-"""The table of service addresses on the device: each to nothing."""
+"""The table of service addresses on the device."""
 
 ServerKey = tuple[Virtual, Backend]
 
 Rows = dict[Any, Any]
 Table = dict[str, Rows]
-"""All that the kernel holds of ours: the three tables above, and the elements of every set."""
+"""All of our rows in the kernel: the three tables above, and the elements of every set."""
 
 MARK_SPACE = Mark(0x50000000)
 MARK_MASK = Mark(0xFF000000)
-"""Marks of ours: the highest byte is `P`, and the rest says which virtual service is meant."""
+"""Our marks: the highest byte is `P`, and the rest identifies a virtual service."""
 
 PODS = nft.PODS
 CLUSTER_IPS = nft.CLUSTER_IPS
@@ -66,20 +66,20 @@ _PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP, Protocol.SCTP)
 
 
 def mark_of(number: int, protocol: Protocol) -> Mark:
-    """Give the mark of the virtual service of a number, below 2**22; it tells the protocol."""
+    """Return the mark of a virtual service by its number, below 2**22, and its protocol."""
     return Mark(MARK_SPACE | number << 2 | _PROTOCOLS.index(protocol))
 
 
 def mark_number(mark: int) -> int:
-    """Give the number that a mark of ours was made of."""
+    """Return the number in one of our marks."""
     return (mark & ~MARK_MASK) >> 2
 
 
 def is_our_mark(mark: int) -> bool:
-    """Tell a mark of ours from others' and from none."""
+    """Return whether a mark is one of ours."""
     return mark & MARK_MASK == MARK_SPACE
 
 
 def protocol_of(virtual: Virtual) -> int:
-    """Tell a virtual service's protocol, also of one that goes by a mark of ours."""
+    """Return a virtual service's protocol, also of one by a mark of ours."""
     return _PROTOCOLS[virtual.mark & 3] if virtual.mark else virtual.protocol

@@ -1,8 +1,8 @@
-"""What IPVS and the rules around it do with a packet: a pure function over what the kernel holds.
+"""The paths of a packet through IPVS and the rules around it: a pure function over their state.
 
 The order of the hooks is the kernel's (netfilter priorities, net/netfilter/ipvs/ip_vs_core.c):
 
-1. input, or output for a packet that the node sends: the chains `newcomers` and `services`.
+1. input, or output for a packet that the node sends: the chains `new-connections` and `services`.
 2. IPVS at the same hook: a virtual service by the packet's mark, else by address and port; then a
    persistence template, else the scheduler.
 3. postrouting, unless the packet has arrived: `clear-internal-mark`, then masquerading.
@@ -48,7 +48,7 @@ _IPVS = "ipvs"
 
 
 class IpvsState(msgspec.Struct, frozen=True):
-    """What decides on a packet: elements of sets, IPVS's tables, addresses, and the options.
+    """The state that decides on a packet: set elements, IPVS's tables, addresses, and options.
 
     `node_addresses` are those of all devices but kube-ipvs0, whose own are `service_addresses`.
     `templates` are IPVS's persistence templates: the server that a client had, by virtual service
@@ -128,22 +128,24 @@ class _Tracer:
 
     def _rules(self, walk: _Walk) -> _Walk:
         if self._packet.new:
-            walk = self._newcomers(walk)
+            walk = self._new_connection(walk)
         elif self._packet.protocol is Protocol.TCP:
             # A connection of TCP outlives a change; a flow of UDP or SCTP must not.
             return walk
         return self._services(walk) if walk.verdict is None else walk
 
-    def _newcomers(self, walk: _Walk) -> _Walk:
+    def _new_connection(self, walk: _Walk) -> _Walk:
         if has_ranges := self._find(schema.SOURCE_RANGE_FRONTENDS, self._frontend):
             source = self._find(schema.SOURCES, self._frontend + self._packet.source)
             if source is None:
-                dropped = walk.step("newcomers", "its source is in no source range", has_ranges)
+                dropped = walk.step(
+                    "new-connections", "its source is in no source range", has_ranges
+                )
                 return replace(dropped, verdict=Dropped(DropReason.SOURCE_RANGES))
-            walk = walk.step("newcomers", "its source is in a source range", source)
+            walk = walk.step("new-connections", "its source is in a source range", source)
         for element in (self._find(schema.MASQUERADED, self._frontend), self._from_outside()):
             if element:
-                walk = walk.step("newcomers", "marked to be masqueraded", element)
+                walk = walk.step("new-connections", "marked to be masqueraded", element)
                 walk = replace(walk, mark=Mark(walk.mark | self._state.options.mark))
         return walk
 

@@ -10,7 +10,7 @@ from tests.dataplane.ipvs.stage import Stage
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs IPVS where the kernel has none."""
+    """Skip tests that need IPVS on a kernel without it."""
     if item.get_closest_marker("vm") and not Path("/proc/net/ip_vs").exists():
         pytest.skip("this kernel has no IPVS, or has not loaded ip_vs")
 

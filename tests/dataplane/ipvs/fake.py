@@ -1,4 +1,4 @@
-"""A kernel in dicts: it reads the requests that the real one would, and refuses what it refuses."""
+"""A kernel in dicts: it reads the real one's requests, and fails where the real one would."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DELSETELEM = 14
 
 
 class FakeKernel:
-    """IPVS and the device. `connections` are those of a real server, `closed` whether by now."""
+    """IPVS and the device. `connections` counts a server's, `closed` says that they ended."""
 
     def __init__(self, others: Iterable[Address] = ()) -> None:
         self.write = Messages(30)
@@ -140,7 +140,7 @@ class FakeKernel:
 
 
 def _with_scheduler(body: bytes) -> bytes:
-    """Name a scheduler in an identity, for the reader wants one."""
+    """Add a scheduler to an identity, because the reader needs one."""
     service = bytes(attribute_map(body[GENERIC_SIZE:])[_SERVICE])
     return body[:GENERIC_SIZE] + nested(_SERVICE, service, string(6, "rr"))
 

@@ -1,4 +1,4 @@
-"""A dataplane over a kernel in dicts, with a clock that moves only when told to."""
+"""A dataplane over a kernel in dicts, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Stage:
         return self.dataplane.commit(self.dataplane.plan_full(self.routings.values(), node))
 
     def change(self, routings: Routings, node: NodeRouting | None = None) -> tuple[Failure, ...]:
-        """Go to these answers, and no others."""
+        """Commit these routings, and the removal of all others."""
         changed: dict[ObjectName, ServiceRouting | None] = dict.fromkeys(self.routings)
         changed.update(routings)
         self.routings = dict(routings)
@@ -59,19 +59,19 @@ class Stage:
         return self.dataplane.messages_sent
 
     def hang_up(self) -> None:
-        """End all connections, and let the dataplane see it."""
+        """End all connections, and poll until the dataplane has noticed."""
         self.kernel.connections.clear()
         for _ in range(50):
             self.dataplane.tick()
 
     def state(self) -> tuple[object, ...]:
-        """All that the kernel holds; numbers of marks are nobody's promise."""
+        """All that the kernel holds, without the numbers of marks, which no rule fixes."""
         numbered = {
             virtual: Virtual(virtual.family, virtual.mark & 3, Address(b""), virtual.port)
             for virtual in self.kernel.table
             if virtual.mark
         }
-        insiders = [schema.INTERNAL_SERVICES.name + digit for digit in "46"]
+        internal = [schema.INTERNAL_SERVICES.name + digit for digit in "46"]
         by_mark: list[tuple[Virtual, Scheduling, list[tuple[bytes, int]]]] = sorted(
             (
                 numbered[virtual],
@@ -88,7 +88,7 @@ class Stage:
             },
             by_mark,
             {
-                name: rows if name not in insiders else rows.keys()
+                name: rows if name not in internal else rows.keys()
                 for name, rows in self.rules.table.items()
                 if rows
             },

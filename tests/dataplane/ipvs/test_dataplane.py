@@ -1,4 +1,4 @@
-"""What is written, what is left alone, and how servers leave, over a kernel in dicts."""
+"""Commits write the least, leave foreign objects alone, and drain servers; a kernel in dicts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from pyproxy.dataplane.interface import Drift, NodeRouting
-from pyproxy.dataplane.ipvs.drift_poller import PATIENCE
+from pyproxy.dataplane.ipvs.drift_poller import DRAIN_TIMEOUT
 from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.model.address import (
     Address,
@@ -74,7 +74,7 @@ def test_one_endpoint_is_one_message_among_however_many_services(stage: Stage, a
     assert costs == [1, 1, 2]
 
 
-def test_the_first_sync_sends_one_message_for_each_thing(stage: Stage) -> None:
+def test_the_first_sync_sends_one_message_for_each_object(stage: Stage) -> None:
     stage.begin(of(*many(300)))
     elements = 2 * 2  # addresses and frontends, in a message each, and cluster IPs
     assert stage.kernel.messages_sent == 300 * (1 + 2 + 1)
@@ -110,7 +110,7 @@ def test_a_scheduler_that_the_kernel_lacks_costs_its_service_alone(stage: Stage)
     assert len(stage.kernel.table) == 2
 
 
-def test_a_server_with_connections_gets_nothing_new_and_goes_when_they_are_gone(
+def test_a_server_with_connections_drains_and_is_removed_when_they_end(
     stage: Stage,
 ) -> None:
     stage.begin(of(service(ONE, TWO)))
@@ -122,11 +122,11 @@ def test_a_server_with_connections_gets_nothing_new_and_goes_when_they_are_gone(
     assert stage.kernel.table == {HTTP: {ONE: 1}}
 
 
-def test_connections_that_never_end_end_at_last(stage: Stage) -> None:
+def test_connections_that_do_not_end_are_ended_after_the_drain_timeout(stage: Stage) -> None:
     stage.begin(of(service(ONE, TWO)))
     stage.kernel.connections[HTTP, TWO] = 1
     stage.change(of(service(ONE)))
-    stage.now += PATIENCE - 1
+    stage.now += DRAIN_TIMEOUT - 1
     stage.dataplane.tick()
     assert stage.kernel.table[HTTP] == {ONE: 1, TWO: 0}
     stage.now += 1
@@ -134,7 +134,7 @@ def test_connections_that_never_end_end_at_last(stage: Stage) -> None:
     assert stage.kernel.table[HTTP] == {ONE: 1}
 
 
-def test_who_leaves_goes_on_leaving_after_a_restart(stage: Stage) -> None:
+def test_a_draining_server_goes_on_draining_after_a_restart(stage: Stage) -> None:
     stage.begin(of(service(ONE, TWO)))
     stage.kernel.connections[HTTP, TWO] = 1
     stage.change(of(service(ONE)))
@@ -164,7 +164,7 @@ def test_flows_do_not_keep_a_server(stage: Stage, protocol: Protocol) -> None:
     assert stage.kernel.table[virtual] == {ONE: 1}
 
 
-def test_what_terminates_and_still_serves_keeps_its_flows(stage: Stage) -> None:
+def test_a_terminating_endpoint_that_serves_keeps_its_flows(stage: Stage) -> None:
     stage.begin(of(service(ONE, TWO, protocol=Protocol.UDP)))
     routing = service(ONE, protocol=Protocol.UDP)
     (port,) = routing.ports
@@ -174,7 +174,7 @@ def test_what_terminates_and_still_serves_keeps_its_flows(stage: Stage) -> None:
     assert stage.kernel.table[DNS] == {ONE: 1, TWO: 0}
 
 
-def test_a_service_that_goes_refuses_newcomers_while_connections_last(stage: Stage) -> None:
+def test_a_deleted_service_rejects_new_connections_while_old_ones_last(stage: Stage) -> None:
     stage.begin(of(service(ONE)))
     stage.kernel.connections[HTTP, ONE] = 1
     stage.change({})
@@ -188,7 +188,7 @@ def test_a_service_that_goes_refuses_newcomers_while_connections_last(stage: Sta
     assert not any(stage.rules.table.values())
 
 
-def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_gone(
+def test_a_service_without_endpoints_still_rejects_after_the_last_connection(
     stage: Stage,
 ) -> None:
     stage.begin(of(service(ONE)))
@@ -201,7 +201,7 @@ def test_a_service_without_endpoints_still_refuses_once_the_last_connection_has_
 
 
 @pytest.mark.parametrize("restarts", [True, False])
-def test_a_refusal_does_not_outlast_its_service_and_the_last_connection(
+def test_rejection_ends_with_the_service_and_its_last_connection(
     stage: Stage, restarts: bool
 ) -> None:
     stage.begin(of(service(ONE)))
@@ -221,7 +221,7 @@ def test_a_refusal_does_not_outlast_its_service_and_the_last_connection(
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("scope", Scope)
 @pytest.mark.parametrize("restarts", [True, False])
-def test_an_address_that_others_may_have_is_given_back_when_the_last_connection_is_closed(
+def test_an_external_address_is_removed_when_the_last_connection_is_closed(
     monkeypatch: pytest.MonkeyPatch, own: bool, scope: Scope, restarts: bool
 ) -> None:
     stage = Stage(monkeypatch, [NODE] if own else [])
@@ -245,7 +245,7 @@ def test_an_address_that_others_may_have_is_given_back_when_the_last_connection_
 FOREIGN = Virtual(Family.IPV4, 6, NODE, Port(5432))
 
 
-def test_others_virtual_services_are_left_alone(stage: Stage) -> None:
+def test_foreign_virtual_services_are_left_alone(stage: Stage) -> None:
     foreign = {FOREIGN: {ONE: 3}, Virtual(Family.IPV4, 0, Address(b""), Port(0), 7): {TWO: 1}}
     stage.kernel.table.update({virtual: dict(found) for virtual, found in foreign.items()})
     stage.kernel.how.update(dict.fromkeys(foreign, Scheduling("wrr")))
@@ -262,7 +262,7 @@ def test_others_virtual_services_are_left_alone(stage: Stage) -> None:
     assert not stage.rules.table
 
 
-def test_anothers_virtual_service_in_the_way_costs_one_service(stage: Stage) -> None:
+def test_a_foreign_virtual_service_on_a_frontend_costs_that_service_alone(stage: Stage) -> None:
     stage.kernel.table[FOREIGN], stage.kernel.how[FOREIGN] = {}, Scheduling("wrr")
     taken = Frontend(Scope.NODE_PORT, NODE, FOREIGN.port, Use.CLUSTER)
     routing = service(ONE)
@@ -274,7 +274,7 @@ def test_anothers_virtual_service_in_the_way_costs_one_service(stage: Stage) -> 
     assert stage.kernel.how[FOREIGN] == Scheduling("wrr")
 
 
-def test_what_is_adopted_is_made_right_in_place_and_the_rest_of_it_goes(stage: Stage) -> None:
+def test_adopted_virtual_services_are_changed_in_place_or_removed(stage: Stage) -> None:
     wanted = HTTP._replace(address=NODE)
     stale, foreign = wanted._replace(port=Port(30777)), FOREIGN
     for virtual in (wanted, stale, foreign):
@@ -290,13 +290,13 @@ def test_what_is_adopted_is_made_right_in_place_and_the_rest_of_it_goes(stage: S
     stage.begin()
     stage.hang_up()
     assert stage.kernel.table == {wanted: {ONE: 1, TWO: 1}, foreign: {TWO: 1}}
-    # Whoever makes such a thing later is not the one that left it.
+    # A virtual service added later is another program's, and was not left by kube-proxy.
     stage.kernel.table[stale], stage.kernel.how[stale] = {TWO: 1}, Scheduling("rr")
     stage.begin()
     assert stale in stage.kernel.table
 
 
-def test_networks_that_are_excluded_are_anothers(stage: Stage) -> None:
+def test_virtual_services_in_excluded_networks_are_left_alone(stage: Stage) -> None:
     stage.options = Options(exclude_networks=(parse_network("10.96.7.0/24"),))
     stage.restarted()
     stage.begin(of(service(ONE)))
@@ -308,14 +308,18 @@ def test_networks_that_are_excluded_are_anothers(stage: Stage) -> None:
     assert spared in stage.kernel.table
 
 
-def test_the_nodes_own_addresses_do_not_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nodes_own_addresses_stay_off_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stage = Stage(monkeypatch, [NODE])
     stage.begin(of(service(ONE, address=NODE, scope=Scope.EXTERNAL_IP), *many(1)))
     assert stage.kernel.on_device == {Address(b"\x0a\x61\0\0")}
     assert len(stage.kernel.table) == 2
 
 
-def test_under_the_policy_local_insiders_have_a_virtual_service_of_their_own(stage: Stage) -> None:
+def test_policy_local_adds_a_virtual_service_for_internal_clients(
+    stage: Stage,
+) -> None:
     stage.begin(of(service(ONE, TWO, use=Use.SPLIT, scope=Scope.EXTERNAL_IP, local=(ONE,))))
     (marked,) = (virtual for virtual in stage.kernel.table if virtual.mark)
     assert stage.kernel.table == {HTTP: {ONE: 1}, marked: {ONE: 1, TWO: 1}}
@@ -338,7 +342,7 @@ def test_a_virtual_service_by_mark_hashes_the_client_instead_of_being_persistent
 
 
 @pytest.mark.parametrize("harm", ["weight", "server", "service", "foreign", "address", "scheduler"])
-def test_what_others_change_is_noticed_and_put_right(stage: Stage, harm: str) -> None:
+def test_a_change_by_another_program_is_noticed_and_repaired(stage: Stage, harm: str) -> None:
     stage.begin(of(service(ONE, TWO)), NodeRouting())
     before = stage.state()
     assert stage.dataplane.tick() is None
@@ -357,7 +361,7 @@ def test_what_others_change_is_noticed_and_put_right(stage: Stage, harm: str) ->
             kernel.touched = True
         case "scheduler":
             kernel.how[HTTP] = Scheduling("wlc")
-    assert stage.dataplane.tick() == Drift("somebody")
+    assert stage.dataplane.tick() == Drift("")
     stage.begin()
     stage.hang_up()
     assert stage.state() == before

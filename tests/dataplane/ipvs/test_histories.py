@@ -1,4 +1,4 @@
-"""Change by change comes to the same as all at once, once connections have ended."""
+"""Any sequence of commits ends in the state of the last one alone, after connections ended."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_restart_writes_nothing(scene: Scene) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(scenes(), scenes())
-def test_connections_of_tcp_keep_their_server_and_all_on_its_way(
+def test_tcp_connections_keep_their_server_virtual_service_and_address(
     before: Scene, after: Scene
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -97,13 +97,13 @@ def node() -> Iterator[Node]:
 def nothing_left(node: Node) -> Iterator[None]:
     yield
     node.serve(None)
-    # Whoever still has connections gets as long as may be.
+    # Beyond the drain timeout, so that no server stays for the next test.
     node.now += 7200
     node.tick()
 
 
 def held(client: socket.socket) -> str:
-    """Say something on a connection that is open, and give the name that answers."""
+    """Send on an open connection, and return the name of the pod that responds."""
     client.sendall(b"?")
     return client.recv(100).decode().split()[0]
 
@@ -122,7 +122,7 @@ def test_round_robin_shares_evenly(node: Node) -> None:
     assert node.reached("a2", WEB_IP, 12) == {"a1": 4, "b1": 4, "b2": 4}
 
 
-def test_least_connections_looks_at_those_that_are_open(node: Node) -> None:
+def test_least_connections_counts_open_connections(node: Node) -> None:
     node.serve(service(A1, B1, scheduler="wlc"))
 
     def connect() -> list[tuple[socket.socket, str]]:
@@ -170,7 +170,7 @@ def test_mh_sends_a_port_where_it_was_and_few_elsewhere_when_one_leaves(node: No
 
 
 @pytest.mark.parametrize("scheduler", ["rr", "sh", "mh"])
-def test_a_held_connection_outlives_its_endpoint_and_newcomers_go_elsewhere(
+def test_a_held_connection_outlives_its_endpoint_and_new_ones_go_elsewhere(
     node: Node, scheduler: str
 ) -> None:
     node.serve(service(B1, scheduler=scheduler))
@@ -187,7 +187,7 @@ def test_a_held_connection_outlives_its_endpoint_and_newcomers_go_elsewhere(
         assert node.from_("a2").call(lambda: probe(WEB_IP, tries=3, timeout=3)).refused == 3
 
 
-def test_a_client_that_takes_its_port_again_meets_no_endpoint_that_left(node: Node) -> None:
+def test_a_client_that_takes_its_port_again_reaches_no_removed_endpoint(node: Node) -> None:
     def ask_again() -> str:
         return asked_once(45678)
 
@@ -199,7 +199,7 @@ def test_a_client_that_takes_its_port_again_meets_no_endpoint_that_left(node: No
     assert node.from_("a2").call(ask_again) in ("b1", "b2")
 
 
-def test_affinity_lets_go_of_who_leaves(node: Node) -> None:
+def test_affinity_does_not_hold_clients_at_a_draining_endpoint(node: Node) -> None:
     node.serve(service(B1, affinity_timeout=600))
     assert node.reached("a2", WEB_IP, 3) == {"b1": 3}
     node.serve(service(B1, B2, A1, affinity_timeout=600))
@@ -208,10 +208,10 @@ def test_affinity_lets_go_of_who_leaves(node: Node) -> None:
     assert node.reached("a2", WEB_IP, 6) == {"b2": 6}
 
 
-def test_a_program_of_the_node_hears_the_node_over_udp_from_an_address_that_it_can_answer(
+def test_a_udp_program_of_the_node_sees_a_source_that_it_can_reply_to(
     node: Node,
 ) -> None:
-    """One that listens on all addresses, and leaves it to the kernel from which it answers."""
+    """The program listens on all addresses, and the kernel chooses the source of its reply."""
     here, port = next(iter(node.network.topology.site("na").addresses)), Port(9999)
 
     def bind() -> socket.socket:

@@ -1,4 +1,4 @@
-"""What a real kernel holds after commits, restarts, others' changes and cleanup."""
+"""A real kernel's tables after commits, restarts, foreign changes and cleanup."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ T = TypeVar("T")
 PODS = NodeRouting((parse_network("10.244.0.0/16"), parse_network("fd10::/16")))
 
 
-class Machine:
-    """A namespace and the dataplane of its agent; whatever asks for a process is asked inside."""
+class IpvsNode:
+    """A namespace with a dataplane, whose calls run inside it."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace
@@ -89,11 +89,11 @@ class Machine:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def node() -> Iterator[IpvsNode]:
     links = ["link set lo up", "link add eth0 type dummy", "addr add 172.30.0.11/24 dev eth0"]
     with empty_namespace("ipvs") as namespace:
         namespace.ip(links)
-        yield Machine(namespace)
+        yield IpvsNode(namespace)
 
 
 def everything() -> Routings:
@@ -108,72 +108,72 @@ def everything() -> Routings:
     )  # fmt: skip
 
 
-def test_a_restart_writes_nothing(machine: Machine) -> None:
-    assert not machine.begin(everything())
-    machine.restarted()
-    plan = machine.plan()
+def test_a_restart_writes_nothing(node: IpvsNode) -> None:
+    assert not node.begin(everything())
+    node.restarted()
+    plan = node.plan()
     assert not plan, str(plan)
 
 
-def test_connections_are_forgotten_when_asked_and_a_timeout_of_nothing_is_left(
-    machine: Machine,
+def test_timeouts_are_set_and_one_of_0_is_left_as_it_is(
+    node: IpvsNode,
 ) -> None:
-    machine.restarted(Timeouts(tcp=1200, udp=60))
-    shown = machine.sh("ipvsadm -L --timeout")
+    node.restarted(Timeouts(tcp=1200, udp=60))
+    shown = node.sh("ipvsadm -L --timeout")
     assert shown.split()[-3:] == ["1200", "120", "60"], shown  # 120 is the kernel's own
-    assert machine.dataplane.messages_sent == 1
-    again = machine.restarted(Timeouts(tcp=1200, tcp_fin=0, udp=60))
+    assert node.dataplane.messages_sent == 1
+    again = node.restarted(Timeouts(tcp=1200, tcp_fin=0, udp=60))
     assert again.messages_sent == 0
 
 
 def test_a_restart_reads_back_all_of_many_services_beside_those_of_another_namespace(
-    machine: Machine,
+    node: IpvsNode,
 ) -> None:
     with empty_namespace("ipvs") as other:
-        another = Machine(other)
+        another = IpvsNode(other)
         another.begin(of(*many(30)))
-        machine.begin(of(*many(40)))
-        machine.restarted()
-        plan = machine.plan()
+        node.begin(of(*many(40)))
+        node.restarted()
+        plan = node.plan()
         assert not plan, str(plan)
 
 
-def test_one_endpoint_is_one_message(machine: Machine) -> None:
+def test_one_endpoint_is_one_message(node: IpvsNode) -> None:
     others = many(100)
-    machine.begin(of(*others, service(ONE, TWO)))
-    sent = machine.dataplane.messages_sent
-    machine.change(of(*others, service(ONE, TWO, THREE)))
-    assert machine.dataplane.messages_sent == sent + 1
-    assert machine.table()[HTTP] == {ONE: 1, TWO: 1, THREE: 1}
+    node.begin(of(*others, service(ONE, TWO)))
+    sent = node.dataplane.messages_sent
+    node.change(of(*others, service(ONE, TWO, THREE)))
+    assert node.dataplane.messages_sent == sent + 1
+    assert node.table()[HTTP] == {ONE: 1, TWO: 1, THREE: 1}
 
 
-def test_who_has_no_connection_leaves_at_the_next_look(machine: Machine) -> None:
-    machine.begin(of(service(ONE, TWO)))
-    machine.change(of(service(ONE)))
-    assert machine.table() == {HTTP: {ONE: 1, TWO: 0}}
-    machine.call(machine.dataplane.tick)
-    assert machine.table() == {HTTP: {ONE: 1}}
-    machine.change({})
-    machine.call(machine.dataplane.tick)
-    assert machine.table() == {}
+def test_a_server_without_connections_is_removed_at_the_next_poll(node: IpvsNode) -> None:
+    node.begin(of(service(ONE, TWO)))
+    node.change(of(service(ONE)))
+    assert node.table() == {HTTP: {ONE: 1, TWO: 0}}
+    node.call(node.dataplane.tick)
+    assert node.table() == {HTTP: {ONE: 1}}
+    node.change({})
+    node.call(node.dataplane.tick)
+    assert node.table() == {}
 
 
-def test_others_virtual_services_are_untouched_by_start_changes_and_cleanup(
-    machine: Machine,
+def test_foreign_virtual_services_survive_start_changes_and_cleanup(
+    node: IpvsNode,
 ) -> None:
-    machine.sh("ipvsadm -A -t 172.30.0.11:5432 -s wrr")
-    machine.sh("ipvsadm -a -t 172.30.0.11:5432 -r 10.244.2.1:8080 -m -w 3")
-    machine.sh("ipvsadm -A -f 7 -s lc")
-    before = machine.sh("ipvsadm -Sn")
-    assert not machine.begin(everything())
-    machine.change(of(service(THREE)))
-    machine.restarted()
-    machine.begin(of(service(TWO)))
-    assert machine.table()[FOREIGN] == {ONE: 3}
-    machine.call(machine.dataplane.cleanup)
-    assert machine.sh("ipvsadm -Sn") == before
-    assert "kube-ipvs0" not in machine.sh("ip link")
-    assert "pyproxy-ipvs" not in machine.sh("nft list tables")
+    node.sh("ipvsadm -A -t 172.30.0.11:5432 -s wrr")
+    node.sh("ipvsadm -a -t 172.30.0.11:5432 -r 10.244.2.1:8080 -m -w 3")
+    node.sh("ipvsadm -A -f 7 -s lc")
+    before = node.sh("ipvsadm -Sn")
+    assert not node.begin(everything())
+    node.change(of(service(THREE)))
+    node.restarted()
+    node.begin(of(service(TWO)))
+    assert node.table()[FOREIGN] == {ONE: 3}
+    node.call(node.dataplane.cleanup)
+    assert node.sh("ipvsadm -Sn") == before
+    assert "kube-ipvs0" not in node.sh("ip link")
+    assert "pyproxy-ipvs" not in node.sh("nft list tables")
 
 
 @pytest.mark.parametrize(
@@ -188,27 +188,27 @@ def test_others_virtual_services_are_untouched_by_start_changes_and_cleanup(
         "ip link del kube-ipvs0",
     ],
 )
-def test_what_somebody_changes_is_noticed_at_the_next_look_and_put_right(
-    machine: Machine, harm: str
+def test_a_change_by_another_program_is_noticed_at_the_next_poll_and_repaired(
+    node: IpvsNode, harm: str
 ) -> None:
-    machine.begin(everything())
-    right = machine.sh("ipvsadm -Sn"), machine.sh("ip -o addr show kube-ipvs0 | sort")
-    assert machine.call(machine.dataplane.tick) is None
-    machine.sh(harm)
-    assert machine.call(machine.dataplane.tick) is not None
-    machine.begin(everything())
-    after = machine.sh("ipvsadm -Sn"), machine.sh("ip -o addr show kube-ipvs0 | sort")
+    node.begin(everything())
+    right = node.sh("ipvsadm -Sn"), node.sh("ip -o addr show kube-ipvs0 | sort")
+    assert node.call(node.dataplane.tick) is None
+    node.sh(harm)
+    assert node.call(node.dataplane.tick) is not None
+    node.begin(everything())
+    after = node.sh("ipvsadm -Sn"), node.sh("ip -o addr show kube-ipvs0 | sort")
     assert sorted(after[0].splitlines()) == sorted(right[0].splitlines())
     assert [line.split()[3] for line in after[1].splitlines()] == [
         line.split()[3] for line in right[1].splitlines()
     ]
-    assert machine.call(machine.dataplane.tick) is None
+    assert node.call(node.dataplane.tick) is None
 
 
-def test_a_service_that_the_kernel_refuses_is_set_aside_alone(machine: Machine) -> None:
-    machine.sh("ipvsadm -A -t 172.30.0.11:80 -s wrr")
+def test_a_service_that_the_kernel_rejects_is_left_out_alone(node: IpvsNode) -> None:
+    node.sh("ipvsadm -A -t 172.30.0.11:80 -s wrr")
     own = service(ONE, scope=Scope.NODE_PORT, address=NODE)
     (other,) = many(1)
-    (failure,) = machine.begin(of(own, other))
+    (failure,) = node.begin(of(own, other))
     assert failure.name == WEB
-    assert len(machine.table()) == 2
+    assert len(node.table()) == 2

@@ -103,7 +103,7 @@ def test_chains_and_sets_of_another_version_are_deleted(namespace: Namespace, ha
 
 
 @pytest.mark.parametrize("harm", ["flush ruleset", "flush chain inet pyproxy-ipvs services"])
-def test_what_somebody_does_to_the_table_is_put_right(
+def test_changes_to_the_table_are_repaired(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     kernel = FakeKernel()
@@ -134,7 +134,7 @@ def test_what_somebody_does_to_the_table_is_put_right(
     dataplane.close()
 
 
-def test_a_first_sync_starts_nft_once_with_the_same_text_for_however_many_services(
+def test_a_first_sync_starts_nft_once_with_the_same_text_for_any_number_of_services(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[tuple[object, object]] = []

@@ -316,7 +316,7 @@ def test_steps_name_the_elements_and_the_kernel_objects(stage: Stage) -> None:
     packet = Packet(parse_address("203.0.113.9"), NODE, Protocol.TCP, HTTP.port, "eth0")
     state = replace(programmed(stage, node_port), node_addresses=LOCAL | {NODE})
     assert str(trace(packet, state)).splitlines()[1:] == [
-        "  newcomers: marked to be masqueraded: "
+        "  new-connections: marked to be masqueraded: "
         'masqueraded4 { 172.30.0.11 . tcp . 80 comment "shop/web:http" }',
         "  ipvs: taken by the virtual service: tcp 172.30.0.11:80 rr persistent 60",
         "  ipvs: scheduled to the real server: 10.244.2.1:8080 weight 1",
