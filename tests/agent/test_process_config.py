@@ -201,8 +201,8 @@ def test_init_only_makes_the_kernels_settings_and_ends(stage: Stage) -> None:
         *("--conntrack-tcp-timeout-established=2h", "--nodeport-addresses=localhost"),
     )
     assert done.returncode == 0, done.stderr
-    assert "nf_conntrack_tcp_timeout_established is 7200 now" in done.stderr
-    assert "/proc/self/oom_score_adj is 500 now" in done.stderr
+    assert "nf_conntrack_tcp_timeout_established to 7200" in done.stderr
+    assert "/proc/self/oom_score_adj to 500" in done.stderr
     sysctls = (
         "net.netfilter.nf_conntrack_tcp_timeout_established",
         "net.ipv4.conf.all.route_localnet",

@@ -57,7 +57,7 @@ class Meter:
 
     def _total(self) -> Cost:
         metrics = self._stage.metrics()
-        names = ("kernel_writes", "netlink_messages", "netlink_bytes")
+        names = ("kernel_writes", "dataplane_messages", "dataplane_bytes")
         return Cost(*(int(metrics[f"pyproxy_{name}_total"]) for name in names))
 
 
