@@ -163,3 +163,20 @@ def test_a_changed_node_asks_for_a_sync_and_counts_as_no_service() -> None:
     queued = 'kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}'
     assert found[queued] == 5.0
     assert found["kubeproxy_sync_proxy_rules_service_changes_total"] == 0
+
+
+@pytest.mark.parametrize("mode", list(ProxyMode))
+def test_failures_are_counted_under_the_names_that_kube_proxy_has_in_that_mode(
+    mode: ProxyMode,
+) -> None:
+    names = MODES[mode].failure_names
+    metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
+    metrics.sync_failed()
+    metrics.cleanup_failed()
+    found = {family.name for family in metrics.collect() if "failures" in family.name}
+    with METRICS_FILE.open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    in_mode = {row["metric"].removesuffix("_total") for row in rows if mode.value in row["modes"]}
+    assert found - {"pyproxy_worker_failures"} <= in_mode
+    if names.sync:
+        assert len(found & in_mode) == 2

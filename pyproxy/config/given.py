@@ -87,19 +87,19 @@ class Given:
 
         Raises UsageError for an invalid value in it, also for one without effect.
         """
-        texts = texts_by_field(configuration)
-        _check(path, texts)
-        texts = _implied(configuration, texts)
+        by_field = texts_by_field(configuration)
+        _check(path, by_field)
+        texts = _implied(configuration, by_field)
         fields: dict[str, str] = {}
         ignored = modes.of(configuration.mode).ignored
         for flag in FLAGS:
             counts = (
-                each for each in flag.fields if each in texts and not each.startswith(ignored)
+                each for each in flag.fields if each in by_field and not each.startswith(ignored)
             )
             field = next(counts, "")
             if field and flag not in flags.ALIASES:
                 fields[flag.name] = field
-                texts.setdefault(flag.name, texts[field])
+                texts.setdefault(flag.name, by_field[field])
         for flag in FLAGS:
             # kube-proxy ignores an empty --hostname-override.
             if self.text(flag) and self.has(flag) and wins_over_file(flag):
@@ -159,14 +159,14 @@ def _text(path: str, value: Leaf) -> str:
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
-def _check(path: str, texts: Mapping[str, str]) -> None:
+def _check(path: str, by_field: Mapping[str, str]) -> None:
     for flag in FLAGS:
         for field in flag.fields:
-            if field in texts:
-                Given({flag.name: texts[field]}, path, {flag.name: field})[flag]
+            if field in by_field:
+                Given({flag.name: by_field[field]}, path, {flag.name: field})[flag]
 
 
-def _implied(configuration: KubeProxyConfiguration, texts: Mapping[str, str]) -> dict[str, str]:
+def _implied(configuration: KubeProxyConfiguration, by_field: Mapping[str, str]) -> dict[str, str]:
     """Return the flags that follow from the other fields of a file."""
     mode = configuration.mode
     texts = {flags.PROXY_MODE.name: modes.serving(mode).value}
@@ -176,8 +176,8 @@ def _implied(configuration: KubeProxyConfiguration, texts: Mapping[str, str]) ->
         texts[flags.NODEPORT_ADDRESSES.name] = addresses
     address = parse_address(configuration.bind_address or "0.0.0.0")  # noqa: S104
     if family_of(address) is Family.IPV6:
-        if "healthzBindAddress" not in texts:
+        if "healthzBindAddress" not in by_field:
             texts[flags.HEALTHZ_BIND_ADDRESS.name] = "[::]:10256"
-        if "metricsBindAddress" not in texts:
+        if "metricsBindAddress" not in by_field:
             texts[flags.METRICS_BIND_ADDRESS.name] = "[::1]:10249"
     return texts
