@@ -1,4 +1,4 @@
-"""The modes that the kernel suites run in, and what a test does to a node in each of them."""
+"""Choose the modes in which the kernel suites run, and list or wipe a node's rules in each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyproxy_lab.namespace import Namespace
 
 VARIABLE = "PYPROXY_TEST_MODES"
 KINDS = (modes.NFTABLES, modes.IPTABLES_LEGACY, modes.IPTABLES_NFT, modes.IPVS)
-"""All modes, each flavour of one by itself; the first is the one that tests know best."""
+"""All modes, with each flavour of iptables mode as one."""
 
 
 def chosen(names: str) -> tuple[LabMode, ...]:
-    """Read a list of names with commas between; empty means all that this machine can run."""
+    """Return the modes of a comma-separated list; empty means all that this machine can run."""
     if names:
         return tuple(map(modes.named, names.split(",")))
     return tuple(kind for kind in KINDS if kind.is_available)
@@ -26,15 +26,15 @@ def options(parser: pytest.Parser) -> None:
     parser.addoption(
         "--modes",
         default=os.environ.get(VARIABLE, ""),
-        help=f"which modes the kernel suites run in, with commas between (or {VARIABLE}): "
+        help=f"modes of the kernel suites, comma-separated (default ${VARIABLE}): "
         f"{', '.join(kind.name for kind in KINDS)}",
     )
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for a mode in each that was chosen, or in those of its marker `modes`.
+    """Run a test with the fixture `mode` in every chosen mode that its marker `modes` allows.
 
-    `@pytest.mark.modes("nftables")` is for what makes sense in some modes only.
+    `@pytest.mark.modes("nftables")` restricts a test to some modes.
     """
     if "mode" not in metafunc.fixturenames or _has_its_own(metafunc):
         return
@@ -54,13 +54,12 @@ def _chosen_for(metafunc: pytest.Metafunc) -> tuple[LabMode, ...]:
     found = chosen(names)
     if names or "semantics" not in metafunc.definition.path.parts:
         return found
-    # Both flavours are given the same rules, and the packet cases run in both: who changes what is
-    # written asks for the other one too.
+    # Both flavours get the same rules, and the packet cases run in both. Use --modes for both here.
     return tuple(kind for kind in found if kind is not modes.IPTABLES_LEGACY)
 
 
 def _has_its_own(metafunc: pytest.Metafunc) -> bool:
-    """Tell whether a test gives its argument `mode` values of its own."""
+    """Return whether a test parametrizes its argument `mode` itself."""
     return any(
         "mode" in (marker.args[0].split(",") if isinstance(marker.args[0], str) else marker.args[0])
         for marker in metafunc.definition.iter_markers("parametrize")
@@ -68,14 +67,14 @@ def _has_its_own(metafunc: pytest.Metafunc) -> bool:
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what makes sense in none of the modes that were chosen, or not in its own."""
-    out = [item for item in items if not _makes_sense(item)]
+    """Deselect tests that no chosen mode allows, and cases that exclude their mode."""
+    out = [item for item in items if not _applies(item)]
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
 
 
-def _makes_sense(item: pytest.Item) -> bool:
+def _applies(item: pytest.Item) -> bool:
     if item.get_closest_marker("modes_left_out"):
         return False
     match getattr(getattr(item, "callspec", None), "params", {}):

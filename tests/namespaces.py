@@ -1,4 +1,4 @@
-"""Network namespaces that tests make for themselves."""
+"""Make network namespaces for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NUMBERS = itertools.count()
 
 @contextmanager
 def empty_namespace(purpose: str) -> Iterator[Namespace]:
-    """A namespace with nothing in it; no other process has one of its name."""
+    """Make an empty namespace, whose name no other process uses."""
     made = Namespace(f"{purpose}{os.getpid()}-{next(_NUMBERS)}")
     ip([f"netns add {made.name}"])
     try:

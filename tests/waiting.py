@@ -1,4 +1,4 @@
-"""Waiting for something to come true, and doing something meanwhile."""
+"""Wait for a condition, and repeat an action meanwhile."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PATIENCE = 60.0
-"""Seconds after which what should happen soon is not going to happen on a loaded machine either."""
+"""Seconds after which a condition will not hold even on a loaded machine."""
 
 _PAUSE = 0.02
+"""Seconds between checks: many conditions start a thread and a request, which cost CPU time."""
 
 
 def until(
@@ -19,7 +20,7 @@ def until(
     patience: float = PATIENCE,
     pause: float = _PAUSE,
 ) -> float:
-    """Wait until `condition` holds, and give the seconds that it took. Raises AssertionError."""
+    """Wait until `condition` holds, and return the seconds that it took. Raises AssertionError."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < patience, f"not within {patience:.0f} s: {what}"
@@ -29,11 +30,11 @@ def until(
 
 @contextmanager
 def again_and_again(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
-    """Do something in a thread beside the block, `pause` seconds apart, until the block ends."""
-    ending = threading.Event()
+    """Repeat an action in a thread, `pause` seconds apart, until the block ends."""
+    stop = threading.Event()
 
     def work() -> None:
-        while not ending.wait(pause):
+        while not stop.wait(pause):
             action()
 
     thread = threading.Thread(target=work)
@@ -41,5 +42,5 @@ def again_and_again(action: Callable[[], object], pause: float = 0.0) -> Iterato
     try:
         yield
     finally:
-        ending.set()
+        stop.set()
         thread.join()
