@@ -89,14 +89,14 @@ def flow_targets(routing: ServiceRouting) -> Iterator[tuple[FrontendKey, FlowTar
         uses = {frontend.use for frontend in port.frontends}
         backends = {use: frozenset(_usable(port, use)) for use in uses}
         for frontend in port.frontends:
-            guarded = frontend.scope is Scope.LOAD_BALANCER
+            has_ranges = frontend.scope is Scope.LOAD_BALANCER
             yield (
                 FrontendKey(
                     port.family,
                     port.protocol,
                     frontend.address + frontend.port.to_bytes(2, "big"),
                 ),
-                FlowTarget(backends[frontend.use], routing.source_ranges if guarded else ()),
+                FlowTarget(backends[frontend.use], routing.source_ranges if has_ranges else ()),
             )
 
 

@@ -103,7 +103,7 @@ def everything() -> Routings:
                 address=parse_address("192.0.2.1"), name=ObjectName("shop", "split")),
         service(ONE, scope=Scope.NODE_PORT, address=NODE, name=ObjectName("shop", "node")),
         service(use=Use.REJECT, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
-        service(TWO, address=parse_address("10.96.0.3"), name=ObjectName("shop", "sticky"),
+        service(TWO, address=parse_address("10.96.0.3"), name=ObjectName("shop", "affinity"),
                 affinity_timeout=60, scheduler="mh"),
     )  # fmt: skip
 
