@@ -176,11 +176,11 @@ class Stage:
         return self.network.namespace(who).call(partial(_connected, (address, 80)))
 
     def health(self) -> int:
-        """Ask /healthz; 0 where nobody listens yet."""
+        """Return the status of /healthz, 0 while the port is closed."""
         return self.here.call(_health)
 
     def metrics(self) -> dict[str, float]:
-        """Read all metrics, as `series` does; empty where nobody listens yet."""
+        """Return all metrics, as `series` does; empty while the port is closed."""
         return self.here.call(scraped)
 
     def kernel(self) -> Table:
@@ -192,12 +192,12 @@ class Stage:
         return Commits(self.here)
 
     def is_served(self, server: ApiServer) -> bool:
-        """Tell whether the kernel holds what the API server's objects mean."""
+        """Return whether the kernel holds the desired state of the API server's objects."""
         return self.kernel() == desired(server, self.network)
 
 
 class Commits:
-    """What the kernel tells of transactions; a context manager."""
+    """The kernel's notifications of transactions, as a context manager."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._socket = namespace.call(_listener)
@@ -312,7 +312,7 @@ def _connected(target: tuple[str, int]) -> socket.socket:
 
 
 def ask(connection: socket.socket) -> str:
-    """Say something on a connection that is held, and give the name of the pod that answers."""
+    """Send a byte on an open connection, and return the name of the pod that responds."""
     connection.sendall(b"?")
     return connection.recv(256).decode().split()[0]
 

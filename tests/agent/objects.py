@@ -89,7 +89,7 @@ class TableDataplane:
 
     It refuses what the kernel refuses: a row to remove that is not there, one to add that is.
     `trouble` are errors that the next commits run into; `commits` are the deltas that went through;
-    `refuses` names a Service that it never takes, `tended` is what looking after it comes to.
+    `refuses` names a Service that it never takes, `ticks` are the results of `tick`.
     """
 
     name = "table"
@@ -101,7 +101,7 @@ class TableDataplane:
         self.trouble: list[KernelError] = []
         self.commits: list[Delta[bytes, Value]] = []
         self.refuses: ObjectName | None = None
-        self.tended: list[Drift | KernelError] = []
+        self.ticks: list[Drift | KernelError] = []
         self.reads = 0
         self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._node = NodeRouting()
@@ -144,8 +144,8 @@ class TableDataplane:
         return PlannedTable(diff(self.kernel, rows(wanted.values(), node)), wanted, node)
 
     def tick(self) -> Drift | None:
-        if self.tended:
-            found = self.tended.pop()
+        if self.ticks:
+            found = self.ticks.pop()
             if isinstance(found, KernelError):
                 raise found
             return found
@@ -190,8 +190,8 @@ def rows(routings: Iterable[ServiceRouting], node: NodeRouting) -> Table:
     return table
 
 
-class Ear:
-    """A follower that keeps what it is told."""
+class CommitRecorder:
+    """A listener that keeps all commits."""
 
     def __init__(self) -> None:
         self.commits: list[Commit] = []
@@ -215,7 +215,7 @@ class Stage:
         self.metrics = nftables_metrics()
         self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
         self.reported: list[Problem] = []
-        self.ear = Ear()
+        self.recorder = CommitRecorder()
         self.local_addresses: tuple[Address, ...] = ()
         settings = Settings(
             HOSTNAME,
@@ -225,7 +225,7 @@ class Stage:
         observers = Observers(
             self.metrics,
             self.health,
-            [self.ear],
+            [self.recorder],
             self.clock,
             self.clock,
             self.reported.append,
@@ -239,7 +239,7 @@ class Stage:
         self.node = node
 
     def begin(self, *objects: Service | EndpointSlice) -> None:
-        """Hear all lists whole, and sync once."""
+        """Read all lists, and sync once."""
         for obj in (*objects, self.node):
             self.agent.handle_event(Upsert(obj, self.clock()))
         for kind, of in ((Kind.SERVICE, Service), (Kind.ENDPOINT_SLICE, EndpointSlice)):
@@ -277,7 +277,7 @@ class Stage:
         return found[0]
 
     def metrics_by_kind(self) -> dict[str, int]:
-        """Read how many objects are set aside."""
+        """Return the number of invalid objects by kind."""
         return {
             sample.labels["kind"]: int(sample.value)
             for family in self.metrics.collect()

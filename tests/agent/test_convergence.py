@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the kernel ends as if only the last state had been seen."""
+"""Any order of events leaves the kernel as if the agent had seen the last state only."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_one_change_writes_the_rows_of_one_service() -> None:
     stage.begin(WEB, WEB_SLICE, API, API_SLICE)
     stage.handle_event(endpoint_slice("web", ["10.244.1.5"]))
     stage.settle()
-    assert stage.ear.commits[-1].routings.keys() == {name("web")}
+    assert stage.recorder.commits[-1].routings.keys() == {name("web")}
     assert stage.dataplane.reads == 1
 
 
@@ -95,7 +95,7 @@ def test_a_slice_that_moves_serves_its_new_service_alone() -> None:
     stage.begin(WEB, WEB_SLICE, API)
     stage.handle_event(msgspec.structs.replace(WEB_SLICE, service=name("api")))
     stage.settle()
-    assert stage.ear.commits[-1].routings.keys() == {name("web"), name("api")}
+    assert stage.recorder.commits[-1].routings.keys() == {name("web"), name("api")}
     assert len(stage.dataplane.kernel["no-endpoint-services4"]) == 1
     assert len(stage.dataplane.kernel["endpoints4"]) == 2
 
@@ -196,7 +196,7 @@ def test_rows_that_vanish_behind_its_back_come_back_with_the_next_change() -> No
 def test_what_cannot_be_read_is_reported_once_and_counted_until_it_is_well() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    problem = Problem("Service", "shop/web", "spec.ports", "not a list; set aside")
+    problem = Problem("Service", "shop/web", "spec.ports", "not a list")
     for _ in range(2):
         stage.agent.handle_event(Delete(Kind.SERVICE, name("web")))
         stage.agent.handle_event(InvalidObject(problem))
@@ -240,7 +240,7 @@ def test_a_service_that_the_kernel_refuses_is_set_aside_alone_until_it_changes()
     assert stage.serving() == ["shop/api:http"]
     assert [problem.name for problem in stage.reported] == ["shop/web"]
     assert stage.metrics_by_kind()["Service"] == 1
-    assert name("web") not in stage.ear.commits[-1].routings
+    assert name("web") not in stage.recorder.commits[-1].routings
     reads = stage.dataplane.reads
     stage.dataplane.refuses = None
     stage.handle_event(endpoint_slice("web", ["10.244.1.5"]))
@@ -272,14 +272,14 @@ def test_what_vanished_unseen_is_no_longer_set_aside() -> None:
 def test_what_is_set_aside_is_counted_where_no_sync_is_due_for_it() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
-    commits = len(stage.ear.commits)
+    commits = len(stage.recorder.commits)
     for which in ("spoilt", "rotten"):
         stage.agent.handle_event(InvalidObject(Problem("Service", f"shop/{which}", "spec", "y")))
     stage.agent.handle_event(InvalidObject(Problem("Service", "shop/spoilt", "spec", "another")))
     assert stage.metrics_by_kind()["Service"] == 2
     stage.agent.handle_event(Synced(Kind.SERVICE, frozenset({name("web")})))
     assert stage.metrics_by_kind()["Service"] == 0
-    assert len(stage.ear.commits) == commits
+    assert len(stage.recorder.commits) == commits
 
 
 def test_an_object_that_we_stumble_over_costs_itself_alone() -> None:
@@ -303,7 +303,7 @@ def test_what_only_looking_brings_to_light_has_the_kernel_read_back(
     stage.begin(WEB, WEB_SLICE)
     stage.agent.tick()
     assert stage.agent.due() is None
-    stage.dataplane.tended.append(found)
+    stage.dataplane.ticks.append(found)
     stage.agent.tick()
     stage.settle()
     assert stage.dataplane.reads == 2

@@ -1,4 +1,4 @@
-"""What commits do to the health-check node ports."""
+"""Commits open, change and close health check node ports."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def at(address: str, *, node: str = HOSTNAME, ready: bool = True) -> Endpoint:
     return Endpoint(parse_address(address), node=node, ready=ready)
 
 
-def commit(follower: HealthChecks, cluster_state: ClusterState) -> None:
+def commit(listener: HealthChecks, cluster_state: ClusterState) -> None:
     held = name("web") in cluster_state.services
     routings = {name("web"): ServiceRouting(name("web"), ()) if held else None}
     addresses = tuple(map(parse_address, LOOPBACKS.values()))
-    follower.committed(Commit(routings, full=False, node_port_addresses=addresses), cluster_state)
+    listener.committed(Commit(routings, full=False, node_port_addresses=addresses), cluster_state)
 
 
 def counted(port: Port, family: Family) -> int | None:
-    """The endpoints that the port tells of, None where nobody listens."""
+    """The number of endpoints in the response of a port, None while it is closed."""
     connection = http.client.HTTPConnection(LOOPBACKS[family], port, timeout=5)
     try:
         connection.request("GET", "/")
@@ -82,7 +82,7 @@ def counted(port: Port, family: Family) -> int | None:
 def test_each_family_counts_the_ready_pods_of_this_node_once(
     checks: ServiceHealthServer, port: Port
 ) -> None:
-    follower, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
+    listener, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (
         Upsert(balanced(port, *Family)),
         part(1, at("10.244.1.5"), at("10.244.1.6"), at("10.244.2.5", node="node-b")),
@@ -91,7 +91,7 @@ def test_each_family_counts_the_ready_pods_of_this_node_once(
         part(4, at("10.244.1.9"), ports=()),
     ):
         cluster_state.handle_event(event)
-    commit(follower, cluster_state)
+    commit(listener, cluster_state)
     assert counted(port, Family.IPV4) == 2
     assert counted(port, Family.IPV6) == 1
 
@@ -99,12 +99,12 @@ def test_each_family_counts_the_ready_pods_of_this_node_once(
 def test_a_service_of_one_family_is_asked_there_and_its_port_goes_with_it(
     checks: ServiceHealthServer, port: Port
 ) -> None:
-    follower, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
+    listener, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (Upsert(balanced(port, Family.IPV4)), part(1, at("fd10:1::5"))):
         cluster_state.handle_event(event)
-    commit(follower, cluster_state)
+    commit(listener, cluster_state)
     assert counted(port, Family.IPV4) == 0
     assert counted(port, Family.IPV6) is None
     cluster_state.handle_event(Delete(Kind.SERVICE, name("web")))
-    commit(follower, cluster_state)
+    commit(listener, cluster_state)
     assert counted(port, Family.IPV4) is None

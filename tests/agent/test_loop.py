@@ -1,4 +1,4 @@
-"""What the agent's loop does around a sync."""
+"""The agent's loop: events, periodic work and the garbage collector around a sync."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_garbage_collector_rests_during_the_first_sync_alone(
         rested.append(not gc.isenabled())
         inbox.put(next(then))
 
-    monkeypatch.setattr(stage.ear, "committed", committed)
+    monkeypatch.setattr(stage.recorder, "committed", committed)
     loop.run()
     assert rested == [True, False]
     assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""What configuration, Node object and interfaces say together, and when that is looked at again."""
+"""Pod networks and node port addresses, from configuration, Node object and interfaces."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_a_kernel_without_nfnetlink_is_one_line_and_status_2(
     def no_such_protocol(*_: int) -> socket.socket:
         raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
 
-    # What such a kernel says cannot be had from this one, so the system call is made up here.
+    # This kernel has nfnetlink, so the error of one without it is simulated.
     monkeypatch.setattr("pyproxy.netlink.sockets.socket.socket", no_such_protocol)
     assert cli.main(["run", "--manifests", "/tmp"]) == 2
     [line] = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""What one change costs on the way to the kernel, by the agent's own metrics."""
+"""The cost of one change in messages and bytes, by the agent's own metrics."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def watched(pods: dict[str, tuple[str, ...]]) -> list[Object]:
 
 
 def crowd(seed: int) -> list[Object]:
-    """Write Services that nobody asks for; another seed has other endpoints."""
+    """Write Services without clients; each seed has other endpoints."""
     chance = random.Random(seed)
     return [
         obj

@@ -1,4 +1,4 @@
-"""What a start waits for before it asks the API server for anything: modules, by their number."""
+"""The modules that a start imports before its first request to the API server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.kernel
 
-# The interpreter tells of each connection; the first to the API server is a list's.
+# The audit hook sees each connection; the first to the API server is that of a list.
 AGENT = """
 import os, sys
 
@@ -27,7 +27,7 @@ sys.exit(main(sys.argv[1:]))
 """
 FLAGS = ["--hostname-override", "n", "--master", "http://127.0.0.1:1", "--inspect-socket="]
 LIBRARIES = {"kubernetes", "msgspec", "prometheus_client", "urllib3", "yaml"}
-"""What the agent itself imports of others; `kubernetes` brings more with it."""
+"""The libraries that the agent imports; `kubernetes` imports more."""
 
 DECLARATIONS = {"mode", "schema"}
 """Modules of the modes that do not serve: their declaration, and the names that it removes."""

@@ -20,7 +20,7 @@ SERVICES = 50
 
 
 class Asked:
-    """An agent, its memory, and an inbox that nobody empties until told to."""
+    """An agent, its programmed state, and an inbox that `empty` empties."""
 
     def __init__(self) -> None:
         self.stage = Stage()
@@ -56,7 +56,7 @@ def test_a_snapshot_is_a_copy_that_the_agent_does_not_touch() -> None:
 
 
 def busy(questions: int) -> tuple[Asked, list[int]]:
-    """An agent that hears of Services with so many questions after each of them."""
+    """An agent with so many queries after the event of each Service."""
     asked, seen = Asked(), list[int]()
     asked.stage.begin()
     world = asked.stage.agent.cluster_state
@@ -71,7 +71,7 @@ def busy(questions: int) -> tuple[Asked, list[int]]:
 
 def test_questions_among_events_change_neither_syncs_nor_writes() -> None:
     (quiet, _), (asked, seen) = busy(0), busy(20)
-    # Each question saw what was heard before it, and nothing later.
+    # Each query saw the events before it, and none after it.
     assert seen == [number for number in range(1, SERVICES) for _ in range(20)]
     assert asked.stage.dataplane.commits == quiet.stage.dataplane.commits
     assert asked.stage.dataplane.reads == quiet.stage.dataplane.reads
@@ -109,7 +109,7 @@ def test_an_agent_that_never_comes_to_it_is_told_of(monkeypatch: pytest.MonkeyPa
 def test_memory_is_what_was_programmed() -> None:
     asked = Asked()
     asked.stage.begin(service("s1", 1), endpoint_slice("s1", ["10.244.1.1"]))
-    asked.memory.committed(asked.stage.ear.commits[-1], asked.stage.agent.cluster_state)
+    asked.memory.committed(asked.stage.recorder.commits[-1], asked.stage.agent.cluster_state)
     snapshot: Snapshot = asked.now.snapshot()
     assert set(snapshot.routings) == {name(1)}
     assert snapshot.last_sync is not None

@@ -1,4 +1,4 @@
-"""Where packets come from that somebody asks about."""
+"""The source address and interface of a packet to trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in force, written out: it loads again to the same, and reads as kube-proxy's does."""
+"""The configuration in force as a file: it loads to the same settings, in kube-proxy's format."""
 
 import json
 from pathlib import Path

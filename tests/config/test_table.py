@@ -77,7 +77,7 @@ def test_the_test_that_shows_an_effect_is_there(test: str) -> None:
 
 
 def in_force(settings: Settings) -> Settings:
-    """What the agent acts on, without what is only told."""
+    """The settings that the agent acts on, without those that it only shows."""
     return msgspec.structs.replace(
         settings, flags=(), configuration=KubeProxyConfiguration(), config_file="", remarks=()
     )
@@ -107,7 +107,7 @@ def test_a_flag_makes_a_difference_or_a_remark(flag: Flag[object]) -> None:
 
 
 def a_mode(flag: Flag[object]) -> str:
-    """Give a mode in which a flag counts, nftables where it is one of them."""
+    """Return a mode in which a flag has an effect, nftables if possible."""
     return min(flag.modes, key=lambda mode: list(ProxyMode).index(mode)).value
 
 

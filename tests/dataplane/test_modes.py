@@ -1,5 +1,5 @@
-"""What depends on the proxy mode is declared once: nothing else compares modes, and a new dataplane
-touches three files outside its package.
+"""Each proxy mode is declared once: nothing else compares modes, and a new dataplane touches three
+files outside its package.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def test_an_invalid_object_delays_no_other_service(stage: Stage, case: str) -> N
     handle_event(stage, [Bystander.after])
     stage.settle()
     assert len(stage.dataplane.commits) == before + 1
-    (commit,) = stage.ear.commits[1:]
+    (commit,) = stage.recorder.commits[1:]
     assert named("bystander") in commit.routings
     check(stage)
 
@@ -204,7 +204,7 @@ def test_a_slice_that_moves_changes_both_services_at_once(stage: Stage) -> None:
 
 def commits(stage: Stage) -> list[set[str]]:
     """The Services in each commit but the first."""
-    return [{name.name for name in commit.routings} for commit in stage.ear.commits[1:]]
+    return [{name.name for name in commit.routings} for commit in stage.recorder.commits[1:]]
 
 
 @pytest.fixture(scope="module")
