@@ -20,12 +20,12 @@ from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
 log = logging.getLogger(__name__)
 
 _COMMANDS = {
-    "run": "serve this node's Services until told to end",
-    "cleanup": "remove everything that pyproxy has put into the kernel",
+    "run": "serve this node's Services until a signal",
+    "cleanup": "remove all objects of pyproxy from the kernel",
     **{name: entry.help for name, entry in registry.COMMANDS.items()},
     "version": "print the version",
-    "lab": "network namespaces, pods and a small API server to try pyproxy with",
-    "bench": "measure pyproxy, and others beside it, from outside",
+    "lab": "run network namespaces, pods and a small API server to try pyproxy",
+    "bench": "measure pyproxy and other proxies from outside",
 }
 
 _LAB_COMMANDS = ("lab", "bench")

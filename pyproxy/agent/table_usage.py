@@ -27,7 +27,7 @@ class TableUsageCollector:
         self._table_usage = table_usage
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one gauge, with a series for each table that tells its limit."""
+        """Yield one gauge, with a series for each table with a limit."""
         found = GaugeMetricFamily(
             "pyproxy_kernel_table_fill_ratio",
             "Share of a kernel table that is in use: at 1 it takes nothing new",

@@ -27,7 +27,7 @@ def is_loopback(address: Address) -> bool:
 
 
 class LocalMode(enum.Enum):
-    """How a connection from a pod of this node is told from others: `--detect-local-mode`."""
+    """The way to recognize connections from pods of this node: `--detect-local-mode`."""
 
     CLUSTER_CIDR = "ClusterCIDR"
     NODE_CIDR = "NodeCIDR"
@@ -184,18 +184,21 @@ class FlagValue(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Everything that the agent is told at its start.
+    """The configuration of one agent.
 
-    `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
-    of its family. `manifests` is a folder that stands in for the API server, empty where there is
-    none. With `takeover` what kube-proxy has left in the kernel is removed. `oom_score_adj`, from
-    -1000 to 1000, is proc(5)'s. `ui` is where the page is served, None where it is not.
-    `inspect_socket` is where `pyproxy status` and its like ask, empty for nowhere. With
-    `endpoint_counters` each endpoint's connections are counted, in nftables mode. `flags` are all
-    flags as the command line has them, in alphabetical
-    order; `configuration` is all of it in Kubernetes' form, and `config_file` where it was read,
-    empty where it was not. `iptables` and `ipvs` are the defaults in other modes. `remarks` are
-    log lines about flags and fields without effect.
+    - `node_name`: the Node's name in the API.
+    - `node_address`: overrides the node's primary address of its family.
+    - `manifests`: a folder that replaces the API server, empty for none.
+    - `takeover`: remove what kube-proxy left in the kernel.
+    - `iptables`, `ipvs`: the defaults in other modes.
+    - `oom_score_adj`: as in proc(5), from -1000 to 1000.
+    - `ui`: the address of the page, None for none.
+    - `inspect_socket`: the Unix socket for `pyproxy status` and similar commands, empty for none.
+    - `endpoint_counters`: count the connections of each endpoint.
+    - `flags`: all flags of the command line, in alphabetical order.
+    - `configuration`: all of it in Kubernetes' form.
+    - `config_file`: the path that it was read from, empty for none.
+    - `remarks`: log lines about flags and fields without effect.
     """
 
     node_name: str

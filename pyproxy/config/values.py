@@ -1,7 +1,7 @@
-"""The values of flags as Go programs write them, read into ours.
+"""Parsers of flag values in the notation of Go programs.
 
-Each parser takes the text and returns a value, or raises ValueError with what is wrong and what
-would be right; the caller puts the name of the flag before it. Facts: Go's strconv.ParseBool
+Each parser takes the text and returns a value, or raises ValueError with the mistake and its fix;
+the caller puts the name of the flag before it. Facts: Go's strconv.ParseBool
 and the flag types of kube-proxy v1.36.
 """
 
