@@ -186,19 +186,15 @@ class FlagValue(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     """The configuration of one agent.
 
-    - `node_name`: the Node's name in the API.
-    - `node_address`: overrides the node's primary address of its family.
-    - `manifests`: a folder that replaces the API server, empty for none.
-    - `takeover`: remove what kube-proxy left in the kernel.
-    - `iptables`, `ipvs`: the defaults in other modes.
-    - `oom_score_adj`: as in proc(5), from -1000 to 1000.
-    - `ui`: the address of the page, None for none.
-    - `inspect_socket`: the Unix socket for `pyproxy status` and similar commands, empty for none.
-    - `endpoint_counters`: count the connections of each endpoint.
-    - `flags`: all flags of the command line, in alphabetical order.
-    - `configuration`: all of it in Kubernetes' form.
-    - `config_file`: the path that it was read from, empty for none.
-    - `remarks`: log lines about flags and fields without effect.
+    `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
+    of its family. `manifests` is a folder that replaces the API server, empty for none. `takeover`
+    removes what kube-proxy left in the kernel. `iptables` and `ipvs` are the defaults in other
+    modes. `oom_score_adj` is that of proc(5), from -1000 to 1000. `ui` is the address of the page.
+    `inspect_socket` is the Unix socket for `pyproxy status` and similar commands, empty for none.
+    `endpoint_counters` counts the connections of each endpoint. `flags` are all flags of the
+    command line, in alphabetical order. `configuration` is all of it in Kubernetes' form, and
+    `config_file` the path that it was read from, empty for none. `remarks` are log lines about
+    flags and fields without effect.
     """
 
     node_name: str
