@@ -7,16 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyproxy_lab.namespace import Namespace, ip
+from pyproxy_lab.namespace import Namespace, ip, make_namespaces
 
 _NUMBERS = itertools.count()
 
 
 @contextmanager
 def empty_namespace(purpose: str) -> Iterator[Namespace]:
-    """Make an empty namespace, whose name no other process uses."""
+    """Make an empty namespace with a unique name, and remove it at the end."""
     made = Namespace(f"{purpose}{os.getpid()}-{next(_NUMBERS)}")
-    ip([f"netns add {made.name}"])
+    # It would inherit ip_forward from the machine.
+    make_namespaces([made.name], {"ipv4/ip_forward": 0})
     try:
         yield made
     finally:
