@@ -44,15 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Raises UsageError."""
     settings = _settings(args)
-    try:
-        # aiohttp comes with the lab's extra requirements alone.
-        from pyproxy_lab.apiserver.server import ApiServer  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("pyproxy"):
-            raise
-        raise UsageError(
-            f"lab apiserver: the module {error.name} is missing: pip install 'pyproxy[lab]'"
-        ) from error
+    # --help does not wait for aiohttp.
+    from pyproxy_lab.apiserver.server import ApiServer  # noqa: PLC0415
+
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
