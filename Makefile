@@ -40,11 +40,12 @@ $(STAMP): pyproject.toml lab/pyproject.toml
 system:
 	@tools/system-packages.sh $(COMMANDS)
 
-check: venv ## check lint, format, types, import layers and commit subjects
+check: venv ## check lint, format, types, import layers, prose and commit subjects
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/prose_lint.py
 	tools/commit_subjects.sh
 
 # Plugins found by entry points would have pytest rewrite all their modules, in every worker.

@@ -26,7 +26,7 @@ REFUSALS = frozenset(
         errno.EACCES,
     )
 )
-"""The errno of a TCP reset and of the ICMP errors that mean a refusal."""
+"""The errno of a TCP reset and of the ICMP errors that mean a rejection."""
 
 ENOUGH_DROPPED = 2
 ENOUGH_REFUSED = 3
@@ -38,7 +38,7 @@ _ABORT = struct.pack("ii", 1, 0)
 class Outcome(msgspec.Struct, frozen=True):
     """The outcome of many tries: responses by pod, source addresses that pods saw, and failures.
 
-    `refused` counts tries that got a refusal at once, `dropped` those without any response.
+    `refused` counts tries that were rejected at once, `dropped` those without any response.
     """
 
     reached: Mapping[str, int] = {}
@@ -72,7 +72,7 @@ def probe(
 
     ENOUGH_DROPPED or ENOUGH_REFUSED tries end it early.
     `source_port` keeps the client's port from try to try, as a long-lived UDP client does. Raises
-    OSError for any other error than a refusal.
+    OSError for any other error than a rejection.
     """
     reached: Counter[str] = Counter()
     sources: set[str] = set()

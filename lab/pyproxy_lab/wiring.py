@@ -41,7 +41,7 @@ ON_ALL = {
     "ipv6/conf/default/accept_dad": 0,
     "ipv6/conf/all/accept_redirects": 0,
     "ipv6/conf/default/accept_redirects": 0,
-    # Tests count refusals, so the kernel must not limit the rate of ICMP errors.
+    # Tests count rejections, so the kernel must not limit the rate of ICMP errors.
     "ipv4/icmp_ratelimit": 0,
     "ipv4/icmp_msgs_per_sec": 100_000,
     "ipv4/icmp_msgs_burst": 10_000,

@@ -1,1 +1,1 @@
-"""What the kernel should hold, compared with what it holds, and written to it."""
+"""Desired state and kernel state of each proxy mode, their difference, and its commit."""

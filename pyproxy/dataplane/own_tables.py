@@ -20,8 +20,8 @@ def remove_table(name: str) -> bool:
     if not has_table(name):
         return False
     with closing(Nfnetlink()) as netlink:
-        for refusal in netlink.transact([nftables.delete_table(name)], nftables.SUBSYSTEM):
+        for failed in netlink.transact([nftables.delete_table(name)], nftables.SUBSYSTEM):
             # Another process may have removed it meanwhile.
-            if not isinstance(refusal.error, StaleStateError):
-                raise refusal.error
+            if not isinstance(failed.error, StaleStateError):
+                raise failed.error
     return True

@@ -70,7 +70,7 @@ class Monitor:
 
     def pause(self) -> None:
         """Unsubscribe until `listen`: notifications of our large transaction would overflow."""
-        # Leaving a group needs the same right as joining it, which a reader may lack.
+        # To leave a group needs the same right as to join it, which a reader may lack.
         if self._listening:
             self._socket.leave(_GROUP_NFTABLES)
             self._listening = False

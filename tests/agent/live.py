@@ -188,7 +188,7 @@ class Stage:
         return self.here.call(_read_table)
 
     def commits(self) -> Commits:
-        """Begin to hear of every transaction on nf_tables of this node."""
+        """Begin to record every transaction on nf_tables of this node."""
         return Commits(self.here)
 
     def is_served(self, server: ApiServer) -> bool:

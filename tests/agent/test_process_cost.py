@@ -72,7 +72,7 @@ def costs(stage: Stage, services: int) -> dict[str, Cost]:
                 "an endpoint goes": meter.cost(slice_of(last, ENDPOINTS - 1)),
                 "an endpoint comes": meter.cost(slice_of(last, ENDPOINTS)),
                 "most endpoints go": meter.cost(slice_of(0, 2)),
-                # Events that change nothing, and then one that does, so that all have been heard.
+                # Events that change nothing, and then one that does, so that all have been handled.
                 "nothing, then one goes": meter.cost(
                     slice_of(1, ENDPOINTS, "a note"),
                     service("s-1", "10.97.0.1"),

@@ -71,9 +71,9 @@ class Dataplane:
 def test_a_drift_thread_that_fails_begins_again(
     watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[Drift] = []
-    watch_drift(Dataplane(KeyError("planted"), Drift("nft")), heard.append)
-    until(lambda: bool(heard))
+    seen: list[Drift] = []
+    watch_drift(Dataplane(KeyError("planted"), Drift("nft")), seen.append)
+    until(lambda: bool(seen))
     assert watch.failures("drift") == 1
     assert watch.health.is_healthy()
     (record,) = caplog.records
@@ -114,7 +114,7 @@ def test_a_source_that_fails_lists_again(watch: Watch, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Recorder, "__call__", fail_once)
     with serving(quiet) as server, following(server.url) as (recorder, _):
-        recorder.until(lambda heard: heard == ["="])
+        recorder.until(lambda seen: seen == ["="])
         lists = server.requests_for("/api/v1/services", sendInitialEvents="true")
     assert len(lists) == 2
     assert watch.failures("source-Service") == 1

@@ -68,7 +68,7 @@ def test_an_expired_token_is_read_again(tmp_path: Path, kind: Kind) -> None:
             server.close_watches()
             server.load([numbered_service(10), numbered_slice(10, [1])])
             waits = len(rig.clock.waits)
-            rig.until(lambda: len(rig.clock.waits) > waits + 10, "refusals")
+            rig.until(lambda: len(rig.clock.waits) > waits + 10, "rejections")
             assert rig.dataplane.lost == []
             assert rig.health.is_healthy()
             rotate("second")
@@ -89,7 +89,7 @@ def test_rights_that_are_revoked_and_granted_again(tmp_path: Path) -> None:
                 server.close_watches()
                 server.load([numbered_service(10), numbered_slice(10, [1])])
                 waits = len(rig.clock.waits)
-                rig.until(lambda: len(rig.clock.waits) > waits + 10, "refusals")
+                rig.until(lambda: len(rig.clock.waits) > waits + 10, "rejections")
                 assert rig.dataplane.lost == []
             finally:
                 verbs["services"] = taken

@@ -172,7 +172,7 @@ def test_retry_after_is_obeyed_and_other_delays_are_random() -> None:
     with api_server() as server:
         server.faults.set(ErrorStatus(429, 7))
         with agent(server) as rig:
-            rig.until(lambda: len(rig.clock.waits) >= 30, "enough refusals")
+            rig.until(lambda: len(rig.clock.waits) >= 30, "enough rejections")
             waits = rig.clock.waits[:30]
     assert all(7 <= wait <= 37 for wait in waits)
     assert len(set(waits)) == 30, "a thousand nodes that wait alike return alike"

@@ -60,7 +60,7 @@ HARM = {
         "add element inet pyproxy services4 { 10.96.0.77 . tcp . 80 : drop }",
         {"element"},
     ),
-    "a foreign refusal": (
+    "a foreign rejection": (
         f"add element inet pyproxy no-endpoint-services4 {{ {WEB_KEY} }}",
         {"element"},
     ),

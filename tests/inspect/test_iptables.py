@@ -1,4 +1,4 @@
-"""`explain` and `diff` in iptables mode name what somebody has changed, in both flavours."""
+"""`explain` and `diff` in iptables mode name the changes of other programs, in both flavours."""
 
 from __future__ import annotations
 

@@ -126,12 +126,12 @@ CASES: dict[str, tuple[dict[str, Any], list[Endpoint], Expected]] = {
         [pod("a1"), pod("b1")],
         Expected(Use.CLUSTER, "a1 b1", hairpin="a1", external=Use.CLUSTER),
     ),
-    "external Local: outsiders have this node's, insiders all": (
+    "external Local: external clients get this node's, internal ones all": (
         EXTERNAL_LOCAL,
         [pod("a1"), pod("a2"), pod("b1")],
         Expected(Use.CLUSTER, "a1 a2 b1", "a1 a2", "a1 a2 b1", external=Use.SPLIT),
     ),
-    "external Local without a local endpoint still serves insiders": (
+    "external Local without a local endpoint still serves internal clients": (
         EXTERNAL_LOCAL,
         [pod("b1"), pod("b2")],
         Expected(Use.CLUSTER, "b1 b2", hairpin="b1 b2", external=Use.SPLIT),

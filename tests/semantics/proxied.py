@@ -180,7 +180,7 @@ class Proxied:
     def is_refused(self, who: str, to: str, sport: int = 0) -> None:
         """Wait until every try is refused."""
         self._until(
-            who, to, lambda seen: seen.refused >= 3, "a refusal", tries=3, source_port=sport
+            who, to, lambda seen: seen.refused >= 3, "a rejection", tries=3, source_port=sport
         )
 
     def is_dropped(self, who: str, to: str, sport: int = 0) -> None:

@@ -213,7 +213,7 @@ def test_an_invalid_object_among_valid_ones(streams: bool) -> None:
 @pytest.mark.parametrize(
     "script",
     [quiet, lambda exchange: exchange.hold(), lambda exchange: exchange.fail(500)],
-    ids=["quiet", "no answer", "refusals"],
+    ids=["quiet", "no answer", "rejections"],
 )
 def test_stop_interrupts_every_wait(script: Script) -> None:
     with serving(script) as server:

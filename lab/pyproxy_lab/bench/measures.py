@@ -35,7 +35,7 @@ class Measure(enum.Enum):
     DOWN_KERNEL = "endpoint_down_kernel", "endpoint down: to the kernel", Unit.SECONDS
     SWAP_RESPONSE = "endpoint_replaced_response", "endpoint replaced: to its response", Unit.SECONDS
     MADE_RESPONSE = "service_made_response", "Service made: to its response", Unit.SECONDS
-    DELETED_RESPONSE = "service_deleted_response", "Service deleted: to its refusal", Unit.SECONDS
+    DELETED_RESPONSE = "service_deleted_response", "Service deleted: to its rejection", Unit.SECONDS
     CHANGE_CPU = "change_cpu", "CPU of one of these changes", Unit.SECONDS
     ROLLOUT = "rollout", "rollout of 1,000 pods: last pod to the kernel", Unit.SECONDS
     ROLLOUT_COMMITS = "rollout_commits", "rollout: transactions", Unit.COUNT

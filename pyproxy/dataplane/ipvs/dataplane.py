@@ -247,10 +247,10 @@ class IpvsDataplane:
         here = self._kernel.addresses()
         held: Table = {**self._rules.read()}
         self._read_ipvs(held, here.ours, servers=False)
-        for refusal in self._kernel.send(
+        for failed in self._kernel.send(
             [self._kernel.write.delete_virtual(virtual) for virtual in held[VIRTUALS]]
         ):
-            raise refusal.error
+            raise failed.error
         self._kernel.delete_device()
         self._rules.delete()
 
