@@ -1,6 +1,6 @@
 """Services, EndpointSlices and the Node, reduced to the fields that a proxy uses.
 
-`source` makes these from the JSON of the API and leaves out invalid fields and objects that are not
+`source` makes these from the JSON of the API and ignores invalid fields and objects that are not
 proxied, so all values here are valid. Facts: the Service and EndpointSlice API of Kubernetes v1.36.
 """
 
@@ -53,7 +53,7 @@ class Service(msgspec.Struct, frozen=True):
 
     `load_balancer_ips` are those with ipMode VIP. `affinity_timeout` is in seconds, 0 without
     session affinity. `health_check_port` is spec.healthCheckNodePort or 0. `scheduler` is the IPVS
-    scheduler, empty for the default. `problems` are the fields that were left out.
+    scheduler, empty for the default. `problems` are the invalid fields, which are ignored.
     """
 
     name: ObjectName
@@ -118,7 +118,7 @@ class Node(msgspec.Struct, frozen=True):
     """This node. The first address of each family is its primary one.
 
     `eligible` is false while the Node is being deleted or has the cluster autoscaler's taint.
-    `problems` are the fields that were left out.
+    `problems` are the invalid fields, which are ignored.
     """
 
     name: str

@@ -66,13 +66,13 @@ def node(obj: wire.Node) -> model.Node:
                 try:
                     found[fields.address(entry.address or "")] = None
                 except ValueError as error:
-                    problems.add(f"status.addresses[{i}].address", f"{error}; left out")
+                    problems.add(f"status.addresses[{i}].address", f"{error}; ignored")
     networks: dict[Network, None] = {}
     for i, text in enumerate(spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])):
         try:
             networks[fields.network(text)] = None
         except ValueError as error:
-            problems.add(f"spec.podCIDRs[{i}]", f"{error}; left out")
+            problems.add(f"spec.podCIDRs[{i}]", f"{error}; ignored")
     being_removed = obj.metadata.deletion_timestamp is not None or any(
         taint.key == AUTOSCALER_TAINT for taint in spec.taints or []
     )

@@ -1,7 +1,7 @@
 """Convert single fields of API objects into the types of the model.
 
 A `FieldProblems` collects the invalid fields of one object while it is converted. An invalid field
-is left out, and the rest of the object is used.
+is ignored, and the rest of the object is used.
 """
 
 from __future__ import annotations
@@ -118,14 +118,14 @@ def addresses(
         try:
             packed = address(text)
         except ValueError as error:
-            problems.add(field, f"{error}; left out")
+            problems.add(field, f"{error}; ignored")
             continue
         if reason := special(packed):
-            problems.add(field, f"{text} is {reason}, which no Service can have; left out")
+            problems.add(field, f"{text} is {reason}, which no Service can have; ignored")
         elif families and family_of(packed) not in families:
             labels = " and ".join(family.label for family in families)
             problems.add(
-                field, f"{text} has incorrect IP version: this Service is {labels}; left out"
+                field, f"{text} has incorrect IP version: this Service is {labels}; ignored"
             )
         else:
             packed_addresses[packed] = None
@@ -144,7 +144,7 @@ def port(value: int | None, field: str, problems: FieldProblems) -> Port:
     """Return a valid port; an invalid one is added to the problems and returned as 0."""
     if value is not None and 0 < value < 65536:
         return Port(value)
-    problems.add(field, f"{value} is not a port (1 to 65535); left out")
+    problems.add(field, f"{value} is not a port (1 to 65535); ignored")
     return Port(0)
 
 
@@ -152,7 +152,7 @@ def protocol(text: str | None, field: str, problems: FieldProblems) -> Protocol 
     """Return a protocol (default TCP); an unknown one is a problem and returned as None."""
     found = _PROTOCOLS.get(text or "TCP")
     if found is None:
-        problems.add(field, f"{text!r} is not one of TCP, UDP and SCTP; this port is left out")
+        problems.add(field, f"{text!r} is not one of TCP, UDP and SCTP; this port is ignored")
     return found
 
 
@@ -166,7 +166,7 @@ def policy(text: str | None, field: str, problems: FieldProblems) -> TrafficPoli
 
 
 def families(labels: Iterable[str]) -> tuple[Family, ...]:
-    """Convert spec.ipFamilies; unknown names are left out."""
+    """Convert spec.ipFamilies; unknown names are ignored."""
     return tuple(dict.fromkeys(_FAMILIES[label] for label in labels if label in _FAMILIES))
 
 

@@ -169,8 +169,8 @@ class ManifestSource:
             decoded = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
             if decoded.name is None:
                 field = f"document {i + 1}"
-                text = str(decoded.value)
-                problems.append(Problem("File", str(path), field, f"{text}; left out"))
+                # The text of the Problem ends with the consequence: the object is ignored.
+                problems.append(Problem("File", str(path), field, str(decoded.value)))
             elif kind is Kind.NODE and decoded.name != self._node:
                 log.debug("%s: ignoring Node %s: this is %s", path, decoded.name, self._node)
             elif (kind, decoded.name) in objects:

@@ -31,7 +31,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
     """Convert a Service.
 
     The families are those of the cluster IPs, or of ipFamilies if no cluster IP is valid. External
-    IPs and load balancer addresses of another family are left out.
+    IPs and load balancer addresses of another family are ignored.
     """
     spec, labels = obj.spec or wire.ServiceSpec(), obj.metadata.labels
     if reason := fields.not_proxied_label(labels) or _unproxied(spec):
@@ -131,7 +131,7 @@ def _source_ranges(texts: list[str], problems: FieldProblems) -> tuple[Network, 
 def _service_ports(
     spec: wire.ServiceSpec, problems: FieldProblems
 ) -> tuple[model.ServicePort, ...]:
-    """Convert the ports of a Service; a duplicate port or node port is left out.
+    """Convert the ports of a Service; a duplicate port or node port is ignored.
 
     The API server rejects duplicates, but a folder of manifests or an object from before that
     validation may have them, and a map in the kernel has one element for each key.
@@ -146,14 +146,14 @@ def _service_ports(
         if protocol is None or not number:
             continue
         if (protocol, number) in taken:
-            problems.add(f"{field}.port", f"{number}/{protocol.name} is a duplicate; left out")
+            problems.add(f"{field}.port", f"{number}/{protocol.name} is a duplicate; ignored")
             continue
         node_port = Port(0)
         if entry.node_port and spec.type in _EXPOSED:
             node_port = fields.port(entry.node_port, f"{field}.nodePort", problems)
             if node_port and (protocol, node_port) in nodes_taken:
                 problems.add(
-                    f"{field}.nodePort", f"{node_port}/{protocol.name} is a duplicate; left out"
+                    f"{field}.nodePort", f"{node_port}/{protocol.name} is a duplicate; ignored"
                 )
                 node_port = Port(0)
         taken.add((protocol, number))

@@ -67,20 +67,20 @@ def _endpoints(
     """
     for i, entry in enumerate(entries):
         if not entry.addresses:
-            problems.add(f"endpoints[{i}].addresses", "empty; this endpoint is left out")
+            problems.add(f"endpoints[{i}].addresses", "empty; this endpoint is ignored")
             continue
         text = entry.addresses[0]
         try:
             packed = fields.address(text)
         except ValueError as error:
-            problems.add(f"endpoints[{i}].addresses[0]", f"{error}; left out")
+            problems.add(f"endpoints[{i}].addresses[0]", f"{error}; ignored")
             continue
         if family_of(packed) is not family:
-            message = f"{text} has incorrect IP version: this slice is {family.label}; left out"
+            message = f"{text} has incorrect IP version: this slice is {family.label}; ignored"
             problems.add(f"endpoints[{i}].addresses[0]", message)
             continue
         if reason := fields.special(packed):
-            message = f"{text} is {reason}, which no endpoint can have; left out"
+            message = f"{text} is {reason}, which no endpoint can have; ignored"
             problems.add(f"endpoints[{i}].addresses[0]", message)
             continue
         conditions = entry.conditions or _NO_CONDITIONS

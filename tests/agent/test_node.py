@@ -96,7 +96,7 @@ def test_addresses_that_do_not_matter_touch_nothing() -> None:
 def test_what_is_wrong_with_the_node_is_told() -> None:
     stage = Stage()
     stage.begin()
-    problem = Problem("Node", HOSTNAME, "spec.podCIDRs[0]", "'x' is not a CIDR; left out")
+    problem = Problem("Node", HOSTNAME, "spec.podCIDRs[0]", "'x' is not a CIDR; ignored")
     stage.handle_event(msgspec.structs.replace(NODE, problems=(problem,)))
     assert stage.reported == [problem]
     assert stage.metrics_by_kind()["Node"] == 1

@@ -231,9 +231,9 @@ class TestPackets:
         node.apply(*INVALID)
         for address in (ADDRESS, "192.0.2.7", "198.51.100.7"):
             node.reaches("a2", f"{address}:80", "a1")
-        node.logs("'192.0.2.300' is not an IP address; left out")
-        node.logs("127.0.0.1 is a loopback address, which no Service can have; left out")
-        node.logs("2001:db8::7 has incorrect IP version: this Service is IPv4; left out")
+        node.logs("'192.0.2.300' is not an IP address; ignored")
+        node.logs("127.0.0.1 is a loopback address, which no Service can have; ignored")
+        node.logs("2001:db8::7 has incorrect IP version: this Service is IPv4; ignored")
 
     def test_a_thousand_ports(self, node: Proxied) -> None:
         node.apply(*THOUSAND_PORTS)

@@ -26,7 +26,7 @@ from .scripted import Exchange, serving
 
 ADMIN, PROXY = "admin", "proxy"
 AT_ONCE = Limits(spread=0.0)
-WEB = Problem("Service", "shop/web", "spec.externalIPs[0]", "'x' is not an IP address; left out")
+WEB = Problem("Service", "shop/web", "spec.externalIPs[0]", "'x' is not an IP address; ignored")
 
 
 class StandingClock:
@@ -97,7 +97,7 @@ def test_a_problem_becomes_a_warning_about_its_service(server: ApiServer) -> Non
     assert event["type"] == "Warning"
     assert event["reason"] == "InvalidObject"
     assert event["action"] == "ProgramService"
-    assert event["note"] == "spec.externalIPs[0]: 'x' is not an IP address; left out"
+    assert event["note"] == "spec.externalIPs[0]: 'x' is not an IP address; ignored"
     assert event["reportingController"] == "pyproxy"
     assert event["reportingInstance"] == "node-a"
     assert event["regarding"] == {
