@@ -41,10 +41,11 @@ class TrafficOptions(msgspec.Struct, frozen=True):
 
     def set_mark(self) -> str:
         """Return the statement that marks a packet for masquerading."""
+        # CNI plugins and policy routing use other bits of the mark, which must keep their values.
         return f"meta mark set meta mark | {self.mark:#010x}"
 
     def from_pods(self, family: Family, *, negate: bool = False) -> str:
-        """Return the match for packets from pods, or not from pods; empty where nothing tells."""
+        """Return the match for packets from pods, or not from pods; empty if that is unknown."""
         if self.pod_interface:
             return f'iifname {"!= " * negate}"{self.pod_interface}"'
         if family in self.pod_families:
@@ -103,8 +104,10 @@ class BaseRules(msgspec.Struct, frozen=True):
         stale = [name for name in present if _MARKED.fullmatch(name) and name != marker]
         return "\n".join(
             [
+                # Declaring an existing set or chain changes nothing, so sets keep their elements.
                 *self._declarations([*self.chains, marker]),
                 *(f"flush chain inet {self.table} {name}" for name in self.chains),
+                # In the transaction that replaces the rules, so a marker never names older rules.
                 *(f"delete chain inet {self.table} {name}" for name in stale),
                 *self._rules(self.chains),
             ]
@@ -137,12 +140,15 @@ class BaseRules(msgspec.Struct, frozen=True):
 
     def is_loaded(self, layout: Layout) -> bool:
         """Return whether the kernel has exactly these rules, unchanged since they were loaded."""
+        # The marker identifies the text that was loaded, and the seal shows any change since.
         return {self.marker(), self.seal(layout)} <= layout.chains.keys()
 
     def seal(self, layout: Layout) -> str:
         """Return the name of the chain that identifies what the kernel holds."""
+        # Rules of the text must have no counters, since a dump contains their present values.
         digest = hashlib.sha256()
         for name, hook in sorted(layout.chains.items()):
+            # Services add on-demand chains at any time, and the seal is a chain itself.
             if self.is_base_chain(name):
                 digest.update(repr((name, hook, layout.rules.get(name, []))).encode())
         for name in sorted(layout.sets.keys() & self.kinds.keys()):
@@ -159,6 +165,7 @@ class BaseRules(msgspec.Struct, frozen=True):
     def removal(self, strays: Names) -> list[Message]:
         """Return the messages that delete strays, each after what may refer to it."""
         return [
+            # EBUSY is the kernel's error for a set or chain that a rule or an element still uses.
             *(rules.flush(self.table, name) for name in strays.chains),
             *(nftables.delete_set(self.table, name) for name in strays.sets),
             *(nftables.delete_chain(self.table, name) for name in strays.chains),

@@ -39,6 +39,7 @@ def require_nft() -> None:
 
 def read_layout(netlink: Nfnetlink, table: str) -> Layout:
     """Read chains, rules and sets; all empty where there is no table. Raises KernelError."""
+    # The kernel filters dumps of rules and of sets by table, but not dumps of chains.
     found = nftables.read_chains(netlink.dump(nftables.get_chains()), table)
     if not found:
         return Layout({}, {}, {})
@@ -58,6 +59,7 @@ def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
     elements are gone. Raises KernelError.
     """
     present = read_layout(netlink, base.table)
+    # A set's expressions are fixed when it is created: counters cannot be switched in place.
     if present.sets and _counts(netlink, base) != bool(base.counted):
         log.info("replacing table inet %s: endpoint counters were switched", base.table)
         _replace(netlink, base)
@@ -74,6 +76,7 @@ def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
             raise
         log.warning("replacing table inet %s: cannot update it: %s", base.table, error)
         _replace(netlink, base)
+    # `nft -c` committed nothing: its batch has no end, so the kernel validates and undoes it.
     return 1
 
 
@@ -99,6 +102,7 @@ def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] 
             log.warning("cannot delete from table inet %s: %s: %s", table, strays, error)
         else:
             log.info("deleted from table inet %s: %s", table, strays)
+    # The seal covers what the kernel made of the text, so the table is read once more.
     for failed in netlink.transact(base.sealing(read_layout(netlink, table)), SUBSYSTEM):
         raise failed.error
     return loads
@@ -131,6 +135,7 @@ def reference_ruleset(base: BaseRules) -> Layout:
             if libc.unshare(_CLONE_NEWNET):
                 number = ctypes.get_errno()
                 raise kernel_error(number, f"a network namespace: {os.strerror(number)}")
+            # The socket and the process nft get the namespace of the thread that starts them.
             with closing(Nfnetlink()) as netlink:
                 begin_load(netlink, base)
                 found.append(read_layout(netlink, base.table))
@@ -157,6 +162,7 @@ def run_nft(text: str, *, check: bool = False) -> None:
 
     Raises RejectedError, PermissionKernelError.
     """
+    # nft sends the whole input as one batch, so the kernel applies all of it or nothing.
     command = ["nft", *(["-c"] if check else []), "-f", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:

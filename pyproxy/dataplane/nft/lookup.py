@@ -51,6 +51,7 @@ def _is_within(key: bytes, bounds: bytes, fields: Iterable[int]) -> bool:
     half, start = len(bounds) // 2, 0
     for size in fields:
         low, high = bounds[start : start + size], bounds[half + start : half + start + size]
+        # Fields of ranges are in network order, so comparing bytes compares numbers.
         if not low <= key[start : start + size] <= high:
             return False
         start += size

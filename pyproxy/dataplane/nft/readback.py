@@ -34,6 +34,7 @@ def read_table(netlink: Nfnetlink, table_name: str, kinds: Kinds) -> Table:
         try:
             rows = _read_elements(netlink, table_name, name, kind.shape)
         except StaleStateError:
+            # The set was deleted after the list of sets was read.
             continue
         if rows:
             table[name] = rows
@@ -46,6 +47,8 @@ def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape)
     for _ in range(_ATTEMPTS):
         rows = elements.read_elements(netlink.dump(elements.get_elements(table_name, name)), shape)
         sizes = nftables.read_set_sizes(netlink.dump(nftables.get_sets(table_name)))
+        # Sets of ranges are trees or tables that are never resized like this. Linux before 6.16
+        # does not report sizes, so there the first dump has to do.
         if shape is not Shape.EXACT or len(rows) == sizes.get(name, len(rows)):
             break
     return rows
@@ -71,6 +74,7 @@ class KernelRows(Mapping[bytes, Value]):
         self._table = table_name
         self._name = set_name
         self._shape = shape
+        # None: the kernel has no such element. A trace may ask for it again.
         self._seen: dict[bytes, Value | None] = {}
         self._all: Rows | None = None
 

@@ -14,9 +14,12 @@ SharedRow = tuple[str, bytes]
 """A set's name and a key that several Services may need."""
 
 PORT_PADDING = b"\0\0"
-"""The bytes that pad a port to the 4 bytes of a key's field."""
+"""The bytes that pad a port to the 4 bytes of a key's field.
+
+The kernel clears a 4-byte register before it loads fewer bytes, so padding is zero in lookups."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9./:_-]")
+# A 1-byte value is the first byte of its register on every machine, whatever its byte order.
 _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 
 
@@ -38,7 +41,7 @@ def node_rows(pod_networks: Iterable[Network]) -> Table:
 
 def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[bytes, bytes]]:
     """Return the lowest and highest addresses of one family's networks, joined where they touch."""
-    # The kernel rejects ranges that overlap.
+    # The kernel rejects ranges that overlap. Addresses in network order sort as numbers.
     joined: list[tuple[bytes, bytes]] = []
     for first, last in sorted((n.address, n.last) for n in networks if n.family is family):
         if joined and int.from_bytes(first, "big") <= int.from_bytes(joined[-1][1], "big") + 1:
@@ -50,5 +53,6 @@ def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[byt
 
 def service_comment(name: ObjectName, port: str) -> str:
     """Return an element's comment: Service and port, shortened, unsafe characters masked."""
+    # A quote or a line feed in a comment would make nft's own listing of the table unloadable.
     text = f"{name}:{port}" if port else str(name)
     return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]

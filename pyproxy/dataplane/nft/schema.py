@@ -21,8 +21,11 @@ class Field(enum.Enum):
 
     SADDR = "{ip} saddr"
     DADDR = "{ip} daddr"
+    # Not `ip6 nexthdr`: IPv6 extension headers may precede the transport header.
     PROTOCOL = "meta l4proto"
+    # The port is at the same offset in TCP, UDP and SCTP.
     PORT = "th dport"
+    # A declaration uses the type alone, a 32-bit integer: slot numbers may exceed 65535.
     INDEX = "numgen random mod 65536"
     VERDICT = "verdict"
     MARK = "meta mark"
@@ -92,8 +95,10 @@ class SetKind(msgspec.Struct, frozen=True):
         word, typeof = ("map", f"{self.key_text(family)} : {data}") if data else ("set", "")
         flags = "" if self.shape is Shape.EXACT else " flags interval;"
         if self.learned:
+            # A rule's `update` needs the flag dynamic, and its timeout the flag timeout.
             flags = f" size {self.learned}; flags dynamic,timeout;"
         if counts:
+            # Each element gets a counter of its own, which the lookup that finds it increments.
             flags += " counter;"
         return (
             f"\t{word} {self.of(family)} {{ typeof {typeof or self.key_text(family)};{flags} "
@@ -115,6 +120,7 @@ CLUSTER_IPS = SetKind("cluster-ips", "cluster IPs, with any port", (Field.DADDR,
 HAIRPIN = SetKind("hairpin", "endpoints that may reach themselves", (Field.SADDR, Field.DADDR))
 NO_ENDPOINT_SERVICES = SetKind("no-endpoint-services", "frontends without an endpoint", FRONTEND)
 SOURCE_RANGE_FRONTENDS = SetKind("source-range-frontends", "frontends with source ranges", FRONTEND)
+# The kernel has sets with ranges in a concatenation since Linux 5.6 (nft_set_pipapo).
 SOURCES = SetKind(
     "sources",
     "sources that such a frontend admits",
