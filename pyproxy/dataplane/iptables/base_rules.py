@@ -26,6 +26,7 @@ from pyproxy.dataplane.iptables.rules import (
 from pyproxy.model.address import Family, Mark, Network, Protocol, parse_network
 from pyproxy.xtables import kube_names
 
+# The order of writes. iptables-restore commits each table on its own: none spans two tables.
 MANGLE, FILTER, NAT = TABLES = ("mangle", "filter", "nat")
 
 HOOKS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -87,6 +88,8 @@ def jumps(options: IptablesOptions) -> Iterator[tuple[str, str, Rule]]:
     for hook in ("PREROUTING", "OUTPUT"):
         yield NAT, hook, Rule(comment=portals, target=Jump(kube_names.SERVICES))
     postrouting = "kubernetes postrouting rules"
+    # kube-proxy tests the mark inside the chain, so that each new connection enters it. Here the
+    # jump tests it, and the chain may rely on the bit being set.
     to_masquerade = Rule(
         comment=postrouting, marked=options.mark, target=Jump(kube_names.POSTROUTING)
     )
@@ -97,6 +100,7 @@ def jumps(options: IptablesOptions) -> Iterator[tuple[str, str, Rule]]:
     # Most packets belong to known connections: the first test lets them pass.
     new = Rule(states="NEW", not_states=True, comment=forwarding, target=Jump(kube_names.FORWARD))
     yield FILTER, "FORWARD", new
+    # A node port must work even if the policy of FORWARD, or a later rule, drops the packet.
     marked = Rule(comment=forwarding, marked=options.mark, target=Jump(kube_names.ACCEPT))
     yield FILTER, "FORWARD", marked
     for hook in ("FORWARD", "OUTPUT"):
@@ -110,6 +114,8 @@ def jumps(options: IptablesOptions) -> Iterator[tuple[str, str, Rule]]:
 
 
 def _untranslated(comment: str, chain: str) -> Rule:
+    # At each hook nat (-100) precedes filter (0), and the state DNAT means that nat found an
+    # endpoint: such a packet needs no look-up among the frontends without endpoints.
     return Rule(states="NEW", untranslated=True, comment=comment, target=Jump(chain))
 
 
@@ -121,6 +127,8 @@ def base_chains(
     mark_external = (*pods.rules(RETURN), Rule(target=set_mark))
     mangle: dict[str, tuple[Rule, ...]] = {kube_names.CANARY: ()}
     if options.shield_loopback:
+        # CVE-2020-8558: with route_localnet, hosts on the link reach programs bound to 127.0.0.1.
+        # mangle (-150) is after conntrack (-200), so that states are known, and before nat (-100).
         shield = Rule(
             destination=_LOOPBACK[family],
             interface="lo",
@@ -129,6 +137,7 @@ def base_chains(
             target=DROP,
         )
         mangle[kube_names.FIREWALL] = (shield,)
+    # kube-proxy's canary is an empty chain: its absence shows that a program flushed the table.
     return {
         MANGLE: mangle,
         FILTER: {
@@ -136,6 +145,7 @@ def base_chains(
             kube_names.FORWARD: tuple(_forward(options)),
             kube_names.ACCEPT: (Rule(target=ACCEPT),),
             kube_names.REFUSE: (
+                # REJECT takes tcp-reset only in a rule that matches TCP.
                 Rule(protocol=Protocol.TCP, target=RESET),
                 Rule(target=UNREACHABLE[family]),
             ),
@@ -145,6 +155,8 @@ def base_chains(
             kube_names.MARK_MASQUERADE: (Rule(target=set_mark),),
             kube_names.MARK_EXTERNAL: mark_external if pods.are_known else (),
             kube_names.POSTROUTING: (
+                # A packet that passes the hooks again, as in a tunnel, must not be masqueraded
+                # twice.
                 Rule(target=SetMark(options.mark, on=False)),
                 Rule(comment="kubernetes service traffic requiring SNAT", target=MASQUERADE),
             ),
@@ -159,6 +171,8 @@ def _forward(options: IptablesOptions) -> Iterator[Rule]:
         target=ACCEPT,
     )
     if options.drop_invalid:
+        # nat skips INVALID packets, so that a reply would leave with the pod's own address, and its
+        # receiver would reset the connection (kubernetes/kubernetes#74839).
         counter = (
             kube_names.INVALID_DROPPED if kube_names.INVALID_DROPPED in options.counters else ""
         )

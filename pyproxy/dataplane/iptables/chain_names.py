@@ -21,6 +21,7 @@ from pyproxy.model.address import (
 from pyproxy.model.objects import ObjectName
 from pyproxy.xtables import kube_names
 
+# iptables allows 28 characters in a chain's name. KUBE-SVC- and a digest are 25.
 _DIGEST_LENGTH = 16
 
 
@@ -70,6 +71,7 @@ def branch(tree: str, network: Network) -> str:
 
     Only IPv4 networks are spelled out, because a chain's name cannot contain colons.
     """
+    # At most 26 characters: KUBE-IP-100.100.100.100/32.
     if network.family is Family.IPV4:
         return f"{tree}{network}"
     return f"{tree}{_digest(str(network))}"

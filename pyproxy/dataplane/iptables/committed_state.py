@@ -82,6 +82,8 @@ class CommittedTables(CommittedState[Family]):
             before, after = self._view(family, self.node), self._view(family, new_node)
             # The pod networks stand in every Service's chains.
             names = changed.keys() if before == after else changed.keys() | self.services.keys()
+            # Routings are remembered, chains are not: the changed Services' old chains are compiled
+            # again.
             old = [
                 compile_service(routing, family, before)
                 for name in names
@@ -93,6 +95,7 @@ class CommittedTables(CommittedState[Family]):
                 if (routing := changed[name] if name in changed else self.routing(name))
             ]
             old_trees = self._trees[family]
+            # A frontend may move between Services, so the trees change for all of them at once.
             new_trees = old_trees.changed(old, new)
             chains = self._tables(family, before, old, old_trees)
             yield family, new_trees, chains, self._tables(family, after, new, new_trees)
@@ -133,6 +136,7 @@ class CommittedTables(CommittedState[Family]):
         for routing in routings:
             for family in self._families:
                 part = compile_service(routing, family, self._view(family, node))
+                # A leaf is in a chain of the tree, whose name identifies no Service.
                 leaves = (*part.served.values(), *part.refused.values())
                 if chain in part.nat or chain in part.filter or any(r.text == text for r in leaves):
                     return routing.name

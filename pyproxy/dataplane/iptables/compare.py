@@ -119,6 +119,7 @@ def _unreachable(paths: _Paths) -> set[str]:
     found = set()
     for chain in paths.last.values():
         top = chain
+        # The loop ends, because the kernel rejects chains whose jumps form a cycle.
         while top in paths.above:
             top = paths.above[top]
         if top.startswith(_TREES):

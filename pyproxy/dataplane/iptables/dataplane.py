@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# iptables-legacy reads a table, changes it, and replaces it as a whole, so its programs lock this
+# file meanwhile. iptables-nft needs no lock: nf_tables commits transactions of changes.
 _LOCK_FILE = Path("/run/xtables.lock")
 
 
@@ -145,6 +147,7 @@ class IptablesDataplane:
             ]
             if lines:
                 self._restore(self._programs[family], lines)
+        # Only now, because the kernel refuses to delete an object that a rule names (EBUSY).
         nfacct.delete_counters(kube_names.COUNTERS)
 
     def close(self) -> None:
@@ -152,6 +155,7 @@ class IptablesDataplane:
         self._drift.close()
 
     def _set_counters(self, counters: frozenset[str]) -> None:
+        # A new state, because the text of rules depends on the counters; nothing is committed yet.
         self._options = msgspec.structs.replace(self._options, counters=counters)
         self._committed = CommittedTables(self._options, tuple(Family))
 
@@ -184,6 +188,7 @@ class IptablesDataplane:
         node = plan.node or NodeRouting()
         while name := self._committed.find_owner(wanted.values(), node, error.line):
             failures.append(Failure(name, error))
+            # The read-back of `plan_full` shows which tables the failed write had reached.
             wanted = self._with_committed(wanted, [name])
             try:
                 self._write(self.plan_full(wanted.values(), node))
@@ -236,6 +241,8 @@ def _try_write(programs: Programs) -> None:
 
 
 def _is_locked() -> bool:
+    # For the count and the log line only: closing the file frees the lock, and iptables-restore
+    # waits for its own.
     try:
         with open(_LOCK_FILE, "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,8 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.xtables import kube_names
 
+# IPT_SO_GET_INFO and IP6T_SO_GET_INFO are equal. struct ipt_getinfo has the name, the valid hooks,
+# five entry points, five underflows, the number of entries and their bytes.
 _GET_INFO = 64
 _INFO = struct.Struct("=32sI5I5III")
 _LEVELS = {Family.IPV4: socket.IPPROTO_IP, Family.IPV6: socket.IPPROTO_IPV6}
@@ -54,11 +56,14 @@ class LegacyTables:
     def _size(self, table: str) -> tuple[int, int]:
         buffer = ctypes.create_string_buffer(_INFO.pack(table.encode(), *[0] * 13), _INFO.size)
         size = ctypes.c_uint32(_INFO.size)
+        # The kernel reads the table's name from the buffer of the result, which Python's own
+        # getsockopt cannot fill.
         done = self._libc.getsockopt(
             self._socket.fileno(), self._level, _GET_INFO, buffer, ctypes.byref(size)
         )
         if done != 0:
             number = ctypes.get_errno()
+            # The kernel loads a table's module for this request: ENOENT means that it has none.
             if number == errno.ENOENT:
                 return 0, 0
             raise kernel_error(number, f"reading the size of table {table} of iptables-legacy")
@@ -74,6 +79,8 @@ class NftTables(Monitor):
     """Detects writes by iptables-nft or nft to pyproxy's chains or to built-in ones."""
 
     def __init__(self) -> None:
+        # Our writes come from iptables-restore's socket, whose port is unknown. So `writing` pauses
+        # the notifications and counts transactions.
         super().__init__("", own_port=0)
         self._netlink = Nfnetlink()
 
@@ -87,6 +94,7 @@ class NftTables(Monitor):
         self._netlink.close()
 
     def _concerns(self, table: str, chain: str) -> bool:
+        # iptables-nft keeps each table as a table of nf_tables with the same name.
         return table in TABLES and (
             not chain or chain in HOOKS or kube_names.is_iptables_mode(chain)
         )
@@ -139,6 +147,7 @@ class DriftDetector:
             yield
         finally:
             self._sizes = self._measure()
+        # Entries alone are compared: their bytes depend on how iptables packs matches and targets.
         self._missed |= from_known and self._sizes_without(growth) != [
             {table: entries for table, (entries, _) in sizes.items()} for sizes in before
         ]
@@ -146,6 +155,8 @@ class DriftDetector:
     @staticmethod
     @contextmanager
     def _counted(monitor: NftTables, own: int) -> Iterator[None]:
+        # The count begins before `pause` and ends after `listen`, so that every transaction of
+        # another program is counted or announced.
         before = monitor.transactions()
         monitor.pause()
         try:
@@ -180,6 +191,7 @@ class DriftDetector:
             self._closed.wait()
             return None
         foreign = self._monitor.wait()
+        # Closed here, because only the waiting thread knows that its select has ended.
         if foreign is None:
             self._monitor.close()
             return None

@@ -13,11 +13,12 @@ from pyproxy.dataplane.iptables.tree import Tree, number
 from pyproxy.model.address import Address, Family, Network
 from pyproxy.xtables import kube_names
 
+# Frontends without endpoints come first, since some drop: a cluster IP's rule rejects every port.
 _REFUSED_FIRST = Rule(target=Jump(kube_names.EXTERNAL_SERVICES))
 
 
 class FrontendTrees:
-    """Frontends with endpoints, frontends without, and the number of ports of each cluster IP.
+    """Frontends with endpoints, frontends without, and the number of Services of each cluster IP.
 
     A packet to a port of a cluster IP that no Service has is rejected if the node would forward it.
     If the address is on an interface of the node, the packet is left to the node.
@@ -49,6 +50,7 @@ class FrontendTrees:
             served.update(part.served)
             refused.update(part.refused)
             cluster_ips.update(part.cluster_ips)
+        # Unary plus leaves out addresses that no Service has any more.
         cluster_ips = +cluster_ips
         if (served, refused) == (self._served, self._refused) and (
             cluster_ips.keys() == self._cluster_ips.keys()

@@ -22,6 +22,7 @@ from pyproxy.xtables import kube_names
 from pyproxy.xtables.programs import Programs
 from pyproxy.xtables.saved import EMPTY, SavedTable, target
 
+# /proc/net shows the namespace of the main thread, thread-self that of the calling one.
 _SEEN = re.compile(r"src=(\S+) ")
 _LISTS = Path("/proc/thread-self/net/xt_recent")
 

@@ -18,6 +18,7 @@ _SYNC = "kubeproxy_sync_proxy_rules_iptables"
 
 def collect(dataplane: IptablesDataplane) -> Iterator[Metric]:
     """Yield the families, from counts that the dataplane keeps."""
+    # A gauge in kube-proxy too, despite its name: the rules that the tables have now.
     yield _rules(f"{_SYNC}_total", "Rules in our chains", dataplane.rules)
     yield _rules(f"{_SYNC}_last", "Rules written by the last commit", dataplane.rules_written)
     for name, whole, kind in (

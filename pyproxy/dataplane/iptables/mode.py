@@ -29,8 +29,11 @@ def _make(settings: Settings) -> Dataplane[IptablesPlan]:
         IptablesOptions(
             settings.masquerade.mark,
             settings.masquerade.everything,
+            # An interface that ends in + matches all that begin so.
             settings.local_traffic.interfaces("+"),
             settings.node_ports.serves_loopback,
+            # A liberal conntrack regards TCP packets outside the window as valid: kube-proxy, too,
+            # omits the rule then.
             drop_invalid=not settings.conntrack.tcp_be_liberal,
         ),
         settings.iptables.flavour,

@@ -29,6 +29,7 @@ class Growth(msgspec.Struct, frozen=True):
     @property
     def entries(self) -> int:
         """Entries as iptables-legacy counts them: a chain has one before its rules, one behind."""
+        # libiptc encodes a chain as an ERROR entry with its name, its rules, and a final RETURN.
         return self.rules + 2 * self.chains
 
 
@@ -55,6 +56,8 @@ class TableChange(msgspec.Struct, frozen=True):
         Chains come in descending order. iptables-nft keeps the chains that it has read in a list in
         ascending order, and walks it from the beginning for each new one.
         """
+        # With --noflush a declaration creates a chain or empties it. Those to delete are emptied as
+        # well, so that -X finds no rule in them and no jump to them.
         filled = sorted(self.chains, reverse=True)
         for chain in sorted((*filled, *self.deleted), reverse=True):
             yield f":{chain} - [0:0]"
@@ -66,6 +69,7 @@ class TableChange(msgspec.Struct, frozen=True):
         # Each is inserted at the top, so the last one inserted comes first.
         for hook, rule in reversed(self.jumps):
             yield f"-I {hook} {rule.text}"
+        # Last, because the kernel deletes no chain that a rule jumps to.
         for chain in self.deleted:
             yield f"-X {chain}"
 
@@ -152,6 +156,7 @@ def diff_saved(
     missing = tuple(
         (hook, rule) for hook, rule in jumps if rule.text not in saved.chains.get(hook, ())
     )
+    # Jumps in built-in chains may be older versions' or kube-proxy's: all that differ are deleted.
     strays = tuple(
         (hook, text)
         for hook in sorted(saved.hooks)

@@ -27,6 +27,7 @@ from pyproxy.model.destination import parse_destination
 from pyproxy.xtables import kube_names
 
 _ENDS = {end.text: end for end in (ACCEPT, DROP, RETURN, MASQUERADE, RESET, *UNREACHABLE.values())}
+# Matches are in the order of `Rule.text`: iptables-save keeps the order in which they were written.
 _RULE = re.compile(
     r"(?:(?P<not_source>! )?-s (?P<source>\S+) )?"
     r"(?:-d (?P<destination>\S+) )?"
@@ -58,6 +59,7 @@ def parse_rule(text: str, family: Family) -> Rule | None:
         rule = _rule(found, family)
     except (ValueError, KeyError):
         return None
+    # The pattern admits more than `Rule.text` writes, such as needless quotes: compare the texts.
     return rule if rule.text == text else None
 
 

@@ -60,6 +60,7 @@ class SetMark(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """The target as iptables-save prints it."""
+        # xt_MARK computes (mark & ~mask) ^ value: a mask of 0 inverts the value's bits.
         return f"-j MARK --set-xmark {self.mark:#x}/{self.mark * self.on:#x}"
 
 
@@ -70,6 +71,8 @@ class End(msgspec.Struct, frozen=True):
 
 
 ACCEPT, DROP, RETURN = End("-j ACCEPT"), End("-j DROP"), End("-j RETURN")
+# As in kube-proxy. Without it two connections may choose the same source port at once, and the
+# kernel drops the packet of one (insert_failed).
 MASQUERADE = End("-j MASQUERADE --random-fully")
 RESET = End("-j REJECT --reject-with tcp-reset")
 UNREACHABLE = {
@@ -93,10 +96,13 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     @property
     def text(self) -> str:
         """The match as iptables-save prints it, on the client's whole address."""
+        # xt_recent keeps 100 clients per list by default (ip_list_tot) and then evicts the least
+        # recent. --reap removes expired ones.
         what = f"--rcheck --seconds {self.seconds} --reap" if self.seconds else "--set"
         return f"-m recent {what} --name {self.chain} --mask {_MASK[self.family]} --rsource"
 
 
+# gc=False: a rule is in no reference cycle, so the collector need not visit it.
 class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One rule: the target applies to packets that match all the fields that are set.
 
@@ -148,6 +154,8 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def _matches(self) -> list[str]:
         # iptables-save prints matches in the order in which they were given.
         words = []
+        # iptables-save prints states in its own order: INVALID, NEW, RELATED, ESTABLISHED,
+        # UNTRACKED, DNAT. A list matches any of them, so a further condition is a match of its own.
         if self.states:
             words.append(f"-m conntrack {'! ' * self.not_states}--ctstate {self.states}")
         if self.untranslated:
@@ -168,6 +176,7 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         if self.share:
             words.append(f"-m statistic --mode random --probability {self.share / CERTAIN:.11f}")
         if self.counter:
+            # iptables-save prints two spaces here.
             words.append(f"-m nfacct --nfacct-name  {self.counter}")
         return words
 

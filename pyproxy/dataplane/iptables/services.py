@@ -61,6 +61,7 @@ class Part(msgspec.Struct, frozen=True):
     whose other ports are rejected.
     """
 
+    # msgspec copies these empty defaults for each Part.
     nat: dict[str, tuple[Rule, ...]] = {}
     filter: dict[str, tuple[Rule, ...]] = {}
     served: dict[int, Rule] = {}
@@ -110,6 +111,7 @@ class _PortCompiler:
         has_ranges = frontend.scope is Scope.LOAD_BALANCER and bool(self._routing.source_ranges)
         if frontend.use in _SERVES:
             chain = self._chain_for(frontend)
+            # A source in no range leaves this chain untranslated, and filter drops it.
             if has_ranges:
                 ranges = chain_names.source_ranges(self._digest)
                 part.nat[ranges] = tuple(self._test_ranges(Jump(chain, returns=False)))
@@ -158,10 +160,14 @@ class _PortCompiler:
         if use is Use.LOCAL:
             yield Rule(target=Jump(chain_names.local(self._digest), returns=False))
         elif use is Use.CLUSTER:
+            # The endpoint may be on another node: its reply must come back through this one.
             yield Rule(target=self._mark)
             yield Rule(target=service)
         else:
+            # As in kube-proxy, pods and the node reach all endpoints, as they do by the cluster IP.
             yield from self._view.pods.rules(service)
+            # The kernel chose the source of the node's own packets before translation, and an
+            # endpoint may have no route to it.
             yield Rule(from_here=True, target=self._mark)
             yield Rule(from_here=True, target=service)
             if self._port.local:
@@ -177,6 +183,8 @@ class _PortCompiler:
                 part.nat[self._endpoint(backend)] = tuple(self._endpoint_rules(backend))
         picking, groups = pick(chain, backends, self._pick_rule)
         part.nat.update(groups)
+        # In this order: a translation ends nat, and a mark must precede it. Clients that return
+        # must not reach the random choice.
         part.nat[chain] = (*self._masquerade(use), *affinity, *picking)
 
     def _masquerade(self, use: Use) -> Iterator[Rule]:
@@ -211,11 +219,13 @@ class _PortCompiler:
     def _pick_rule(self, backend: Backend, share: int) -> Rule:
         if self._routing.affinity_timeout or backend in self._hairpin:
             return Rule(share=share, target=Jump(self._endpoint(backend), returns=False))
+        # DNAT takes a port only in a rule that matches the protocol.
         return Rule(protocol=self._port.protocol, share=share, target=Translate(backend))
 
     def _endpoint_rules(self, backend: Backend) -> Iterator[Rule]:
         family = self._port.family
         if backend in self._hairpin:
+            # The pod's kernel drops a packet whose source is the pod's own address.
             own_address = Network(Address(backend[:-2]), family.bits)
             yield Rule(source=own_address, target=self._mark)
         seen = None
@@ -242,6 +252,7 @@ def pick(
     # A power of two, so that few endpoints move to another group when it changes.
     count = 1 << (len(backends) // _GROUP).bit_length() - 1
     for backend in backends:
+        # hash() of bytes differs at each start, and a restart must find its chains unchanged.
         groups.setdefault(zlib.crc32(backend) % count, []).append(backend)
     rules, chains = [], {}
     left = len(backends)

@@ -73,6 +73,8 @@ def _drop_reason(path: Path) -> DropReason:
     last = path.steps[-1].chain
     if last == kube_names.FIREWALL:
         return DropReason.LOOPBACK
+    # In nat, KUBE-FW drops nothing: a source in no range returns untranslated, and filter drops it.
+    # So a path that entered KUBE-FW and matched no rule there was dropped for its source.
     tested = any(chain_names.is_source_ranges(chain) for chain in map(_next_chain, path.steps))
     admitted = any(chain_names.is_source_ranges(step.chain) for step in path.steps)
     if chain_names.is_source_ranges(last) or (tested and not admitted):

@@ -80,6 +80,8 @@ def trace(packet: Packet, state: TraceState) -> tuple[Path, ...]:
     paths: tuple[Path, ...] = (Path(packet.destination, packet.port),)
     hooks = _Hooks(packet, state)
     sent = not packet.interface
+    # A packet to the node itself enters again over lo. That is left out: nat decides once for each
+    # connection, and the loopback shield exempts lo.
     if sent:
         paths = hooks.through(NAT, "OUTPUT", paths)
         paths = hooks.through(FILTER, "OUTPUT", paths)
@@ -140,6 +142,7 @@ class _Hooks:
 
     @staticmethod
     def _frames(rule: Rule, outer: Frames, behind: Frames) -> Frames:
+        # -g leaves no return address: after the new chain, the caller of this one continues.
         if isinstance(rule.target, Jump):
             return (*(behind if rule.target.returns else outer), (rule.target.chain, 0))
         return outer if rule.target == RETURN else behind

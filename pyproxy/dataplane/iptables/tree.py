@@ -75,6 +75,7 @@ class Tree:
 
         At most `below` nested chains may follow. They are added to `found`.
         """
+        # A chain too deep would make nf_tables reject the table; a long list only costs time.
         if len(numbers) <= FEW or not below:
             return len(numbers), [leaves[each] for each in numbers]
         parts = [
@@ -116,6 +117,7 @@ class Tree:
         return max(bits + _PROTOCOL_BITS, min(common + step, self._width))
 
     def _common(self, numbers: Sequence[int]) -> int:
+        # The numbers are sorted: the bits that the first and last have in common, all have.
         common = self._width - (numbers[0] ^ numbers[-1]).bit_length()
         inside = self._family.bits < common < self._family.bits + _PROTOCOL_BITS
         return self._family.bits if inside else common
