@@ -1,4 +1,4 @@
-"""When the next sync and the next read-back of the kernel may begin. Pure: times are passed in."""
+"""Schedule the next sync and the next read-back of the kernel. Pure: times are passed in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pyproxy.backoff import Backoff
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 30.0
 
+# More than five repairs in 30 seconds are a conflict. It is over when 180 seconds pass without a
+# repair, which is three times the longest pause, so that the delayed repairs do not end it.
 _CONFLICT_WINDOW = 30.0
 _CONFLICT_REPAIRS = 5
 _FIRST_PAUSE = 2.0
@@ -20,7 +22,7 @@ _VERIFY_AFTER = 1.0
 """Seconds from a repair to the read-back that verifies it."""
 
 _MIN_READBACK_PERIOD = 0.5
-"""Seconds between two read-backs at least, however much other programs write."""
+"""The least seconds between two read-backs, however much other programs write."""
 
 
 UNKNOWN = "an unknown program"
@@ -33,6 +35,7 @@ class SyncBackoff:
     def __init__(self, min_sync_period: float) -> None:
         self._period = min_sync_period
         self._not_before = 0.0
+        # No jitter: each node retries against its own kernel, which no other node shares.
         self._backoff = Backoff(_FIRST_RETRY, _LAST_RETRY)
 
     @property
@@ -47,6 +50,7 @@ class SyncBackoff:
     def succeeded(self, now: float) -> None:
         """Record a successful sync."""
         self._backoff.reset()
+        # The first change after a quiet period is written at once; only later ones wait.
         self._not_before = now + self._period
 
     def failed(self, now: float) -> None:
@@ -88,13 +92,14 @@ class RepairLimiter:
 
 
 class ReadbackSchedule:
-    """When the next sync reads the kernel back, and because of which program; in seconds.
+    """The time of the next read-back, and the program whose change requires it; in seconds.
 
-    The first one always does.
+    The first sync always reads the kernel back.
     """
 
     def __init__(self, now: float) -> None:
         self._limiter = RepairLimiter()
+        # Monotonic times are above 0, so this is due already.
         self._due: float | None = 0.0
         self._cause = ""
         self._last = now
@@ -128,9 +133,10 @@ class ReadbackSchedule:
         return cause
 
     def repaired(self, now: float, by: str) -> bool:
-        """Record a repair and schedule its verification; return whether repairs are delayed anew.
+        """Record a repair and schedule its verification; return whether a new delay began.
 
-        The kernel notifies of no change by others that was made during our own transaction.
+        The verification finds changes that were made during our own transaction, for which no
+        notification may arrive.
         """
         delayed = self._limiter.delays
         self._limiter.repaired(now)
@@ -140,4 +146,5 @@ class ReadbackSchedule:
     def _schedule(self, when: float, cause: str) -> None:
         if self._due is None or when < self._due:
             self._due = when
+        # Several programs may write before one read-back; the first one is named.
         self._cause = self._cause or cause

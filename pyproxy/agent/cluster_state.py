@@ -75,6 +75,7 @@ class ClusterState:
     def put_back(self, pending: PendingChanges) -> None:
         """Add the changes of a failed sync to the new ones."""
         now = self._pending
+        # The latency of a change counts from its first reading, also if a retry commits it.
         now.services |= pending.services
         now.everything |= pending.everything
         now.read_at[:0] = pending.read_at
@@ -106,6 +107,7 @@ class ClusterState:
         return kind
 
     def _put_service(self, service: Service) -> bool:
+        # A list after a lost watch repeats all objects, and equal ones must cause no sync.
         if self.services.get(service.name) == service:
             return False
         self.services[service.name] = service
@@ -116,19 +118,23 @@ class ClusterState:
         old = self.slices.get(new.name)
         if old == new:
             return False
+        # The label kubernetes.io/service-name of a slice can be changed to another Service.
         if old is not None and old.service != new.service:
             self._unlink(old)
         self.slices[new.name] = new
         self._by_service.setdefault(new.service, {})[new.name] = new
         self._pending.services.add(new.service)
+        # Slices of the first lists changed before the agent started; kube-proxy skips them too.
         if new.triggered and self.has_synced:
             self._pending.triggered.append(new)
         return True
 
     def _put_node(self, node: Node) -> bool:
+        # kubelet updates the Node's status every few minutes, in fields that are not decoded.
         if self.node == node:
             return False
         self.node = node
+        # The zone and the node port addresses are part of the routing of any Service.
         self._pending.everything = True
         return True
 
@@ -158,11 +164,13 @@ class ClusterState:
         self._pending.services.add(old.service)
 
     def _sync(self, event: Synced) -> None:
+        # A list has no events for objects that were deleted while no watch was open.
         known: Iterable[ObjectName] = ()
         if event.kind is Kind.SERVICE:
             known = self.services
         elif event.kind is Kind.ENDPOINT_SLICE:
             known = self.slices
+        # A list first, because _drop changes the mapping.
         for name in [name for name in known if name not in event.names]:
             self._drop(event.kind, name)
         if event.kind not in self._synced:

@@ -1,4 +1,4 @@
-"""The file of --config: a change of it is applied without a gap in the rules."""
+"""The file of --config: its changes are applied while the rules keep serving."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class ConfigFile:
     """Compares the file with `settings`, which were read from it; `read` reads it again.
 
-    A kubelet swaps a symbolic link when a ConfigMap changes, and an editor may write a file in
-    parts. So it compares contents, and logs an invalid one once.
+    It compares contents, because a kubelet swaps a symbolic link when a ConfigMap changes, and an
+    editor may write a file in parts. An invalid content is logged once.
     """
 
     def __init__(self, settings: Settings, read: Callable[[], Settings]) -> None:

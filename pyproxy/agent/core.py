@@ -1,7 +1,7 @@
-"""The agent's decisions: events in, one transaction out, and the listeners that follow it.
+"""The agent's decisions: events in, one transaction out, then the commit listeners.
 
-It runs in one thread, reads no clock by itself and never waits, so that a test can run a year in a
-moment. `loop` feeds it with events and time.
+It runs in one thread, takes its clocks as arguments and never sleeps, so that a test can simulate a
+year within seconds. `loop` passes it events and calls `sync` when one is due.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CommitListener(Protocol):
 
 
 class Observers(msgspec.Struct, frozen=True):
-    """The agent's outputs beside the dataplane, and its clocks, which return seconds.
+    """The agent's outputs besides the dataplane, and its clocks, which return seconds.
 
     `clock` is monotonic, `wall_clock` counts from the epoch. `report` records a problem as an
     Event.
@@ -114,6 +114,7 @@ class Agent(Generic[P]):
 
     def handle_event(self, event: Event) -> None:
         """Take in one event; a later `sync` writes it."""
+        # /healthz counts the delay from the oldest change that is not written.
         was_idle = not self.cluster_state.has_pending
         changed = self.cluster_state.handle_event(event)
         match event:
@@ -128,6 +129,7 @@ class Agent(Generic[P]):
                 if kind is Kind.NODE and changed:
                     self._observers.health.set_node_eligible(eligible=False)
             case Synced(kind=kind, names=names, invalid=invalid):
+                # Problems name objects as text, because an invalid object may have no valid name.
                 self._problems.remove_absent(
                     ProblemSource.DECODING,
                     kind,
@@ -145,6 +147,7 @@ class Agent(Generic[P]):
 
     def due(self) -> float | None:
         """Return the monotonic time for the next sync, None if there is nothing to do."""
+        # A sync from incomplete lists would delete Services that still exist from the kernel.
         if not self.cluster_state.has_synced:
             return None
         if self.cluster_state.has_pending:
@@ -177,6 +180,7 @@ class Agent(Generic[P]):
         try:
             drift = self._dataplane.tick()
         except PermissionKernelError:
+            # A subclass of KernelError, but dropped capabilities do not come back: the agent exits.
             raise
         except KernelError as error:
             log.warning("periodic check of the kernel failed, reading it back: %s", error)
@@ -192,7 +196,7 @@ class Agent(Generic[P]):
         began = self._observers.clock()
         pending = self.cluster_state.take_pending()
         self._observers.metrics.changes_taken()
-        # Only a read-back tells what the kernel holds of a Service that it rejected.
+        # Only a read-back shows the kernel state of a Service that the kernel rejected.
         full = self._readback.is_due(began) or not self._rejected.isdisjoint(pending.services)
         try:
             plan, routings = self._plan_full(pending) if full else self._plan_partial(pending)
@@ -218,6 +222,7 @@ class Agent(Generic[P]):
         if pending.everything:
             names = self._all_names(pending)
             node = self._node_rules.routing(self.cluster_state.node)
+            # None leaves the base rules alone, although all Services are routed again.
             changed_node = node if node != self._node else None
             self._node = node
         routings = self._router.route(names, self._node.node_port_addresses)
@@ -233,12 +238,13 @@ class Agent(Generic[P]):
         """Record a read-back, and the repair if it found another program's changes."""
         now = self._observers.clock()
         drift = self._readback.done(now)
+        # Without a drift, such as at the first sync, a difference is no repair.
         if not drift or not plan:
             return None
         counts = plan.counts()
         self._observers.metrics.drift_repaired(counts)
         log.warning(
-            "repaired what %s changed: %s: %s",
+            "repaired changes by %s: %s: %s",
             drift,
             ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             "; ".join(islice(plan.lines(), _LOGGED_LINES)),
@@ -279,6 +285,7 @@ class Agent(Generic[P]):
         self._observers.health.queued()
         # Part of a large plan may be written, so the next plan starts from a read-back.
         self._readback.request(now)
+        # ENOENT or EEXIST: another program wrote between our plan and its commit.
         is_expected = (
             isinstance(error, StaleStateError) and self._backoff.failures < _WARN_AFTER_FAILURES
         )
@@ -305,6 +312,7 @@ class Agent(Generic[P]):
             latency=now - min(pending.read_at) if pending.read_at else None,
             repair=repair,
         )
+        # Listeners run after the commit and must not block, so they delay no packet and no sync.
         for listener in self._observers.listeners:
             listener.committed(commit, self.cluster_state)
         self._observers.health.updated()

@@ -1,7 +1,7 @@
 """The thresholds of Python's garbage collector.
 
-A start imports and lists a growing number of objects that stay, and each collection walks many of
-them.
+At a start the number of live objects grows with imports and lists. Each collection walks many of
+them and frees almost nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _DEFAULT = gc.get_threshold()
+# Allocations minus deallocations before a collection of the youngest generation, then the number of
+# collections of each generation before one of the next older generation.
 _RARE = (50_000, 20, 1_000)
 
 
@@ -39,5 +41,6 @@ def freeze() -> None:
 
     Garbage among them would stay. A collection before the freeze was measured to find none.
     """
+    # The permanent generation of gc.freeze is never walked, and reference counting still frees it.
     gc.freeze()
     gc.set_threshold(*_DEFAULT)

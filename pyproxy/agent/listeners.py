@@ -24,6 +24,7 @@ class Flows:
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
         """Pass the routings on. Does not block: the reconciler has a thread of its own."""
+        # Node addresses first: the reconciler resolves node ports of the routings against them.
         self._reconciler.node_addresses(commit.node_port_addresses)
         if commit.full:
             self._reconciler.full(filter(None, commit.routings.values()))
@@ -50,6 +51,7 @@ class HealthChecks:
             elif name in self._open:
                 changes[name] = None
         if commit.full:
+            # A full commit names all Services, so any other one with an open port is gone.
             changes.update(dict.fromkeys(self._open - commit.routings.keys()))
         if changes:
             self._checks.change(changes)
@@ -57,12 +59,16 @@ class HealthChecks:
             self._open -= {name for name, check in changes.items() if check is None}
 
     def _check(self, service: Service, cluster_state: ClusterState) -> ServiceHealthCheck:
+        # Sets of addresses, because two slices may list one endpoint while it moves between them.
         ready: dict[Family, set[Address]] = {family: set() for family in service.families}
         for each in cluster_state.slices_of(service.name):
+            # kube-proxy has an endpoint per port of a slice, so none if the slice has no ports.
             if each.ports and each.family in ready:
                 ready[each.family].update(
                     endpoint.address
                     for endpoint in each.endpoints
+                    # Terminating endpoints do not count (KEP-1669), so that load balancers leave
+                    # this node while such endpoints still serve.
                     if endpoint.ready and endpoint.node == self._hostname
                 )
         counts = {family: len(addresses) for family, addresses in ready.items()}

@@ -22,15 +22,16 @@ from pyproxy.workers import Worker
 log = logging.getLogger(__name__)
 
 _BATCH = 10_000
-"""Events between two looks at the clock, so that many of them cannot delay a sync."""
+"""Events between two readings of the clock, so that many of them cannot delay a sync."""
 
 _RETRY_SECONDS = 1.0
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """The end of the loop, after a signal or a change of the configuration."""
+    """A request to end the loop, after a signal or a change of the configuration."""
 
 
+# SimpleQueue, because a signal handler puts the Stop: its put is reentrant and cannot deadlock.
 Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
 
 
@@ -79,6 +80,8 @@ class Loop(Generic[P]):
         """Wait for an event, or for time; return False at a Stop."""
         for number in range(_BATCH):
             try:
+                # Only the first read waits; the others take what has arrived meanwhile, so that
+                # one sync writes a burst of events.
                 event = self._inbox.get(timeout=self._timeout()) if number == 0 else None
                 event = event or self._inbox.get_nowait()
             except queue.Empty:

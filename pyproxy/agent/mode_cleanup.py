@@ -1,8 +1,8 @@
 """Removal of our own objects of the modes that do not serve.
 
-After a change of the mode the rules of both serve the same Services for a moment. The old ones are
-removed right after the first commit, because they would go on sending connections to endpoints that
-are gone.
+After a change of the mode, the rules of both modes serve the same Services for a moment. The old
+ones are removed right after the first commit, because nothing updates them any more, and they would
+send connections to endpoints that are gone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def remove(serving: Dataplane[Any] | None) -> Done:
     removed: list[str] = []
     failed: list[PyproxyError] = []
     for mode in MODES.values():
+        # The mode that serves can have leftovers too: rules in the other flavour of iptables.
         serves = serving is not None and serving.name == mode.name
         try:
             removed += mode.remove_leftovers(serving if serves else None)

@@ -30,7 +30,7 @@ class NodeRules:
         self._local_addresses = local_addresses
 
     def routing(self, node: Node | None) -> NodeRouting:
-        """Return both for a Node object, None if the API has none. Raises KernelError."""
+        """Return both for a Node object; `node` is None if the API has none. Raises KernelError."""
         return NodeRouting(self._pod_networks(node), self._node_port_addresses(node))
 
     def _pod_networks(self, node: Node | None) -> tuple[Network, ...]:
@@ -38,6 +38,7 @@ class NodeRules:
             return self._local_traffic.cluster_networks
         if self._local_traffic.mode is LocalMode.NODE_CIDR and node is not None:
             return node.pod_networks
+        # The other modes recognize pods by their interface, which the base rules match.
         return ()
 
     def _node_port_addresses(self, node: Node | None) -> tuple[Address, ...]:
@@ -52,16 +53,19 @@ class NodeRules:
             if (wanted.localhost if is_loopback(address) else wanted.everywhere)
             or any(address in network for network in wanted.networks)
         )
+        # A dict and not a set: in another order, the same addresses would count as a change.
         return tuple(
             dict.fromkeys(
                 each
                 for each in found
+                # IPv6 has no route_localnet, so replies from a pod to ::1 would be dropped.
                 if each != LOOPBACK_IPV6 and (wanted.loopback or not is_loopback(each))
             )
         )
 
     def _primary(self, node: Node | None, local: tuple[Address, ...]) -> list[Address]:
         primary: dict[Family, Address] = {}
+        # As in kube-proxy, --bind-address precedes the Node's addresses in its own family only.
         if self._own_address is not None:
             primary[family_of(self._own_address)] = self._own_address
         named = node.addresses if node is not None else ()

@@ -16,11 +16,14 @@ from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE
 
-# Test addresses: nothing is sent, the kernel only says which source it would take.
+# Documentation addresses match the default route alone. RTM_GETROUTE returns the source address
+# that the kernel would select, and sends no packet.
 _TOWARDS = {
     Family.IPV4: parse_address("192.0.2.1"),
     Family.IPV6: parse_address("2001:db8::1"),
 }
+# ENETUNREACH: no route matches. EHOSTUNREACH and EACCES: the route has the type unreachable or
+# prohibit.
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
@@ -33,6 +36,7 @@ def local_addresses() -> tuple[Address, ...]:
     with closing(Requests(NETLINK_ROUTE)) as kernel:
         ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
         outward = [way.source for way in ways if way.source is not None]
+        # ipvs mode has every Service address on kube-ipvs0, and none of them is for node ports.
         names = [mode.device for mode in MODES.values() if mode.device]
         devices = {rtnetlink.find_device(kernel, name) for name in names} - {0}
         found = [

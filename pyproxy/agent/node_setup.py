@@ -2,15 +2,15 @@
 
 The settings are those of kube-proxy v1.36: the conntrack table is enlarged if it is smaller than
 configured, and never shrunk; timeouts are set as configured. A machine may forbid any of it, as a
-container with a read-only /proc/sys does: a warning says so, and the agent goes on.
+container with a read-only /proc/sys does. The agent then logs a warning and continues.
 
 Modules: the kernel loads nf_tables, conntrack and most others at their first use. It does not load
 ip_tables for iptables-legacy, and IPVS has no sysctls before ip_vs is loaded. Loading needs
 CAP_SYS_MODULE and /lib/modules: `--init-only` has both.
 
-Node ports on 127.0.0.1: a connection that is sent on to a pod leaves this machine, and its replies
-come back in for 127.0.0.1. The kernel drops them unless the sysctl route_localnet is set; the rules
-then drop what other machines send to loopback addresses. IPv6 has no such sysctl.
+Node ports on 127.0.0.1: a translated connection leaves this machine for a pod, and its replies
+arrive for 127.0.0.1. The kernel drops them unless the sysctl route_localnet is set. The rules then
+drop packets of other machines to loopback addresses. IPv6 has no such sysctl.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from pyproxy.dataplane.mode import KernelSetting
 log = logging.getLogger(__name__)
 
 _NETFILTER = PurePath("proc/sys/net/netfilter")
+# Writing it fails with EOPNOTSUPP outside the initial network namespace.
 _HASH_SIZE = PurePath("sys/module/nf_conntrack/parameters/hashsize")
-_ENTRIES_PER_BUCKET = 4
+_ENTRIES_PER_BUCKET = 4  # kube-proxy's ratio
+# Lowering it needs CAP_SYS_RESOURCE, so it is set before the agent drops capabilities.
 _OOM_SCORE = PurePath("proc/self/oom_score_adj")
+# The kernel ORs conf/all with each interface's own value, so this covers interfaces of later pods.
 _ROUTE_LOCALNET = KernelSetting(PurePath("proc/sys/net/ipv4/conf/all/route_localnet"), 1)
 
 
@@ -96,11 +99,12 @@ class NodeKernel:
             ranges = self._read(PurePath("sys/devices/system/cpu/online")).split(",")
         except OSError:
             return os.cpu_count() or 1
+        # The kernel writes it as "0-3,8" or "0".
         spans = [[int(end) for end in each.split("-")] for each in ranges]
         return sum(span[-1] - span[0] + 1 for span in spans)
 
     def apply(self, settings: Settings) -> None:
-        """Make all settings. Idempotent; failures are logged in at most two warnings."""
+        """Write all settings. Idempotent; failures are logged in at most two warnings."""
         missing: list[KernelSetting] = []
         forbidden: list[str] = []
         for setting in wanted(settings, self.cores()):
@@ -125,7 +129,7 @@ class NodeKernel:
             )
 
     def keep(self, settings: Settings) -> None:
-        """Make the settings of the mode again if another program changed them. Idempotent.
+        """Write the settings of the mode again if another program changed them. Idempotent.
 
         A failure is logged once, until the setting is right again.
         """
@@ -167,6 +171,7 @@ class NodeKernel:
 
     def _make(self, setting: KernelSetting) -> None:
         """Write a setting unless it is met. Raises OSError."""
+        # A container may read a sysctl that it may not write, and the value is often right already.
         if not setting.is_met_by(int(self._read(setting.path))):
             (self._root / setting.path).write_text(str(setting.value))
             log.info("set %s to %d", setting.name, setting.value)

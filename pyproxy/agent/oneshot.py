@@ -121,6 +121,7 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     """
     programmed, health = ProgrammedState(), Health(settings.pace.sync_period)
     observers = Observers(Metrics(), health, [programmed], time.monotonic, time.time, _ignore)
+    # Without a kernel dataplane, a command writes nothing and needs no capability.
     agent = Agent(
         NullDataplane(settings.mode.value),
         NodeRules(settings, local_addresses),
@@ -169,4 +170,5 @@ def _ignore(_: Problem) -> None:
 
 
 def _run(query: Query) -> None:
+    # No loop runs, so the caller's thread is the agent's thread.
     query.run()

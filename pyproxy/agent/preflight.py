@@ -1,4 +1,4 @@
-"""Which proxy modes this machine can serve in, and the requirements that the others miss.
+"""Check which proxy modes this machine can serve in, and which requirements the others miss.
 
 It only reads. A kernel module that exists but is not loaded meets a requirement, because the kernel
 loads it at its first use.
@@ -62,6 +62,7 @@ class Preflight:
                 yield f"{tool} is not on PATH (package {package})"
         for group in mode.kernel_parts:
             lacks = [self._lack(part, nf_tables) for part in group]
+            # The parts of a group are alternatives: one that is there suffices.
             if all(lacks):
                 yield ", and ".join(lacks)
 
@@ -69,6 +70,8 @@ class Preflight:
         """Return what is wrong with a kernel part; empty if it or its module is there."""
         if part == NF_TABLES:
             return nf_tables
+        # modules.builtin lists what is compiled into the kernel, modules.dep the loadable modules;
+        # their file may be compressed, such as ip_vs.ko.xz.
         there = (self._root / part.shown).exists() or any(
             f"/{part.module}.ko" in self._text(f"lib/modules/{self._release()}/modules.{kind}")
             for kind in ("builtin", "dep")
@@ -90,6 +93,8 @@ def _ask_nf_tables() -> str:
         netlink = Nfnetlink()
     except KernelError as error:
         return f"cannot open a netlink socket: {error}"
+    # The kernel loads the module nf_tables when the first message for it arrives, so only a request
+    # shows whether it is available.
     try:
         nftables.read_table_names(netlink.dump(nftables.get_tables()))
     except KernelError as error:

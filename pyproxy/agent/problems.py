@@ -51,7 +51,7 @@ class ProblemTracker:
         return bool(self._present)
 
     def found(self, source: ProblemSource, subject: Subject, problems: Iterable[Problem]) -> None:
-        """Replace the findings of one step about one object; none if it is valid, or gone."""
+        """Replace the problems that one step found in one object; empty if it is valid or gone."""
         now, key = tuple(problems), (source, subject)
         if now == self._present.get(key, ()):
             return
@@ -60,6 +60,7 @@ class ProblemTracker:
             return
         self._add(key)
         self._present[key] = now
+        # Removed and added again, so that the entries stay in the order of their last change.
         logged = self._logged.pop(key, ())
         for problem in now:
             if problem not in logged:
@@ -91,6 +92,7 @@ class ProblemTracker:
         if key in self._present:
             return
         _, subject = key
+        # An object with problems in several steps is one invalid object in the metric.
         self._findings[subject] += 1
         if self._findings[subject] == 1:
             self._invalid[subject[0]] += 1

@@ -71,6 +71,7 @@ class ProgrammedState:
         if self._watchers:
             self._notify(commit)
         if commit.full:
+            # The kernel still holds the previous state of Services that it rejected.
             gone = self.routings.keys() - commit.routings.keys() - commit.rejected
             for name in gone:
                 del self.routings[name]
@@ -87,8 +88,9 @@ class ProgrammedState:
 
     @contextmanager
     def watched(self) -> Iterator[queue.Queue[Change]]:
-        """Put each change into a new queue inside of it; a full one loses changes. Any thread."""
+        """Provide a new queue that gets each change; a full queue loses changes. Any thread."""
         changes: queue.Queue[Change] = queue.Queue(_QUEUE)
+        # The list is replaced, never changed, so that the agent's thread iterates without the lock.
         with self._lock:
             self._watchers = [*self._watchers, changes]
         try:
@@ -120,6 +122,7 @@ class ProgrammedState:
 def _endpoints(routing: ServiceRouting | None) -> int:
     if routing is None:
         return 0
+    # A set, because local endpoints are among those of the cluster too.
     return len({backend for port in routing.ports for backend in (*port.cluster, *port.local)})
 
 
@@ -162,13 +165,14 @@ class AgentInspector:
         def take() -> None:
             try:
                 taken.set_result(self._take())
-            except Exception as error:  # the caller gets it, and the agent goes on
+            except Exception as error:  # raised in the caller's thread, so that the agent continues
                 taken.set_exception(error)
 
         self._run(Query(take))
         try:
             return taken.result(_PATIENCE)
         except TimeoutError as error:
+            # The query stays in the inbox and runs later, without a reader of its result.
             raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: try again") from error
 
     def table_usage(self) -> tuple[TableUsage, ...]:
@@ -188,7 +192,7 @@ class AgentInspector:
 
     @contextmanager
     def watch(self) -> Iterator[Iterator[Change | None]]:
-        """Iterate over the changes from now on as they are programmed; None each idle second."""
+        """Yield an iterator of changes as they are programmed, with None after an idle second."""
         with self._programmed.watched() as changes:
             yield _taken(changes)
 

@@ -1,9 +1,9 @@
-"""The agent drops each capability that it does not need.
+"""Drop each capability that the agent does not need.
 
-CAP_NET_ADMIN is enough for all kernel writes, as to nf_tables, IPVS, conntrack and devices. It also
-allows nf_tables' notifications, large socket buffers and the namespace's sysctls.
-iptables-legacy also needs CAP_NET_RAW, in iptables mode and for a takeover from kube-proxy. Facts:
-capabilities(7), and net/ in the kernel's sources.
+CAP_NET_ADMIN is enough for all kernel writes: nf_tables, IPVS, conntrack, devices. It also allows
+nf_tables' notifications, large socket buffers and the namespace's sysctls. iptables-legacy needs
+CAP_NET_RAW too, in iptables mode and for a takeover from kube-proxy. Facts: capabilities(7), and
+net/ in the kernel's sources.
 
 Capabilities belong to threads, so the agent drops them before it starts any thread.
 """
@@ -21,10 +21,11 @@ from pyproxy.dataplane.mode import Capability
 
 log = logging.getLogger(__name__)
 
+# Numbers of linux/prctl.h and linux/capability.h, which Python's library does not have.
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
-_CAPABILITY_VERSION = 0x20080522
+_CAPABILITY_VERSION = 0x20080522  # version 3, the one with 64 bits
 _LAST = Path("/proc/sys/kernel/cap_last_cap")
 _SETS = ctypes.c_uint32 * 6
 """Effective, permitted and inheritable for capabilities 0 to 31, then for 32 to 63."""
@@ -75,7 +76,9 @@ class _Rights:
 
     def keep_only(self, wanted: frozenset[Capability]) -> None:
         effective, permitted = self._held()
+        # A capability that is not permitted cannot be added, and capset would fail with EPERM.
         kept = permitted & sum(1 << each for each in wanted)
+        # Only CAP_SETPCAP may shrink the bounding set. `_hold` drops it, so this comes first.
         if effective >> _SETPCAP & 1:
             self._bound(kept)
         # Without this a program run by root regains the whole bounding set.
@@ -93,6 +96,7 @@ class _Rights:
         return sets[0] | sets[3] << 32, sets[1] | sets[4] << 32
 
     def _hold(self, kept: int) -> None:
+        # Inheritable too, because only a permitted and inheritable capability can become ambient.
         low, high = kept & 0xFFFFFFFF, kept >> 32
         sets = _SETS(low, low, low, high, high, high)
         self._check(self._libc.capset(_header(), sets), "capset")
@@ -103,6 +107,8 @@ class _Rights:
                 self._prctl(_PR_CAPBSET_DROP, number)
 
     def _prctl(self, option: int, *arguments: int) -> None:
+        # prctl is variadic and reads unsigned longs, and the kernel returns EINVAL for some options
+        # if an unused argument is not 0.
         words = [ctypes.c_ulong(each) for each in (*arguments, 0, 0, 0, 0)[:4]]
         self._check(self._libc.prctl(option, *words), "prctl")
 
@@ -114,4 +120,4 @@ class _Rights:
 
 
 def _header() -> ctypes.Array[ctypes.c_uint32]:
-    return (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    return (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)  # 0 is the calling thread

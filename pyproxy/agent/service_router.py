@@ -1,4 +1,4 @@
-"""From the state of the cluster to routings: the policy, applied to the Services that changed."""
+"""Apply the policy to the Services that changed: from the state of the cluster to routings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class ServiceRouter:
         """
         routings: Routings = {}
         queue = list(names)
-        for name in queue:  # the queue grows meanwhile
+        # The queue grows meanwhile. The loop ends, because routing an affected Service again with
+        # the same frontends affects no further one.
+        for name in queue:
             affected, routings[name] = self._route(name, node_ports)
             if affected:
                 queue.extend(affected)
@@ -64,8 +66,8 @@ class ServiceRouter:
         try:
             assigned = self._assign(service, node_ports)
         except Exception as error:
-            # A bug must cost this Service alone. An agent that ended here would end at every start,
-            # and the node would keep an old state of all Services.
+            # A bug must affect this Service alone. An agent that exits here would exit at every
+            # start, and the node would keep an old state of all Services.
             log.exception("cannot route Service %s: this is a bug in pyproxy", name)
             self._found(ProblemSource.ROUTING, name, (_failed(name, error),))
             return self._owners.remove(name), None

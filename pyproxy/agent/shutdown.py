@@ -42,5 +42,6 @@ class ShutdownSignal:
             callback()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        # Recorded too, because between two runs the callback is the one of the run that has ended.
         self.received = True
         self._callback()

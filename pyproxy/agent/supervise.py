@@ -26,6 +26,7 @@ def reporting_failures(health: Health, metrics: Metrics) -> Iterator[None]:
     """
 
     def report(args: threading.ExceptHookArgs) -> None:
+        # As in Python's own hook: SystemExit ends a thread on purpose.
         if args.exc_type is SystemExit:
             return
         thread = args.thread
@@ -35,6 +36,7 @@ def reporting_failures(health: Health, metrics: Metrics) -> Iterator[None]:
             "thread %s failed, which is a bug in pyproxy: it %s",
             name,
             "restarts" if restarts else "is gone",
+            # The value may be None, and logging needs an exception.
             exc_info=(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback),
         )
         metrics.worker_failed(name)

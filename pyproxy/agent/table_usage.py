@@ -47,6 +47,8 @@ class TableUsageCollector:
 
 
 def _conntrack() -> Iterator[TableUsage]:
+    # The kernel compares each network namespace's own count with the limit. Both files are missing
+    # until nf_conntrack is loaded.
     try:
         count, limit = (int(path.read_text()) for path in _CONNTRACK)
     except (OSError, ValueError):

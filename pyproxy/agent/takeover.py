@@ -2,7 +2,7 @@
 
 Those are the rules of pyproxy's own other modes, and with `--takeover` those of kube-proxy. The
 first commit has all Services, so that no packet needs the old rules afterwards. They are removed at
-once, because a connection that meets them first is sent to endpoints that may be gone.
+once, because they would send connections to endpoints that may be gone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Takeover:
         """Start the removal once all Services are in the kernel. Does not block."""
         if commit.full and not self._started:
             self._started = True
-            # Each table is removed in one transaction, so that the process may end at any moment.
+            # A daemon thread may end with the process at any moment, because each table is removed
+            # in one transaction.
             Worker("takeover", self._run).start()
 
     def _run(self) -> None:
@@ -67,17 +68,18 @@ def _in_service(dataplane: Dataplane[Any]) -> InService:
 
 
 def remove_own(serving: Dataplane[Any]) -> bool:
-    """Remove and log our objects that do not serve; return whether a retry would not help."""
+    """Remove and log our objects that do not serve; return False if a retry may remove more."""
     done = mode_cleanup.remove(serving)
     for error in done.failed:
         log.warning("cannot remove leftovers of another mode: %s", error)
     if done.removed:
         log.info("removed what another mode has left: %s", "; ".join(done.removed))
+    # A capability that is missing now is missing at each retry.
     return all(isinstance(error, PermissionKernelError) for error in done.failed)
 
 
 def remove_leftovers(stays: InService) -> bool:
-    """Remove and log kube-proxy's objects but those that `stays` names; return whether all went."""
+    """Remove and log kube-proxy's objects except `stays`; return whether all were removed."""
     # Imports pyroute2, which an agent without leftovers does without.
     from pyproxy.takeover import kernel  # noqa: PLC0415
 
@@ -105,6 +107,8 @@ def remove_leftovers(stays: InService) -> bool:
 
 
 def _warn_of_closed_chains(found: Leftovers) -> None:
+    # A jump to kube-proxy's chains, such as KUBE-FORWARD, accepted these connections before the
+    # policy applied. Docker, for example, sets the policy of FORWARD to DROP.
     for each in found.iptables:
         for chain in each.removal.closed:
             log.warning(

@@ -53,11 +53,11 @@ _MODES = "modes that this machine can serve in: %s"
 def run(
     settings: Settings, read: Callable[[], Settings], shutdown: ShutdownSignal
 ) -> Settings | None:
-    """Serve this node's Services until a signal; the rules stay in the kernel.
+    """Proxy this node's Services until SIGTERM or SIGINT, and leave the rules in the kernel.
 
-    Return None after a signal. After a change of the configuration file return the settings of the
-    next run, which `read` made of it. Raises UsageError, and PermissionKernelError if a
-    right was removed meanwhile.
+    Return None after a signal. After a change of the configuration file, return the settings of the
+    next run, which `read` made of it. Raises UsageError, and PermissionKernelError if a right was
+    removed meanwhile.
     """
 
     def read_and_check() -> Settings:
@@ -76,6 +76,8 @@ def run(
 def _serve(
     settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, shutdown: ShutdownSignal
 ) -> None:
+    # Contexts exit in reverse order: the source stops first, and the health ports respond until the
+    # other parts have stopped.
     with ExitStack() as stack:
         names = modes.of(settings.mode).failure_names
         metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
@@ -94,6 +96,7 @@ def _serve(
                 )
 
         def shut_down() -> None:
+            # A signal may interrupt any line of the main thread; neither call takes a lock.
             health.set_shutting_down()
             inbox.put(Stop())
 
@@ -118,8 +121,10 @@ def _serve(
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
+        # Some settings need capabilities that the agent drops next.
         machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressMonitor()))
+        # A thread inherits the capabilities of the thread that starts it, so no thread runs before.
         rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
         dataplane.read_ahead()
         shutdown.on_shutdown(shut_down)
@@ -203,7 +208,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
 
 
 def prepare_kernel(settings: Settings) -> node_setup.NodeKernel:
-    """Make the kernel settings that the proxy needs, as far as they are allowed."""
+    """Write the kernel settings that the proxy needs, as far as they are allowed."""
     kernel = node_setup.NodeKernel()
     kernel.apply(settings)
     kernel.prepare_loopback(settings.node_ports)
@@ -230,6 +235,7 @@ def cleanup(settings: Settings) -> int:
     clean = not done.failed
     if settings.takeover:
         clean &= remove_leftovers(InService())
+    # One line is enough, because all of these errors have the same fix.
     for error in forbidden:
         raise UsageError(
             f"no permission to remove all objects ({error}): run as root, or with CAP_NET_ADMIN "

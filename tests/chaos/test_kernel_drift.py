@@ -90,7 +90,7 @@ HARM = {
     ),
 }
 
-REPAIR = re.compile(r"repaired what nft \(pid \d+\) changed: \d+ (element|chain|ruleset)")
+REPAIR = re.compile(r"repaired changes by nft \(pid \d+\): \d+ (element|chain|ruleset)")
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_an_audit_finds_a_change_without_a_notification(
             namespace.call(lambda: audit_after(1))
         assert core.snapshot() == whole
         assert core.repairs() == {"element": 1}
-        assert "repaired what an unknown program changed: 1 element: add element" in caplog.text
+        assert "repaired changes by an unknown program: 1 element: add element" in caplog.text
     finally:
         core.close()
 
@@ -192,7 +192,7 @@ def test_lost_notifications_cause_a_read_back(
         namespace.call(listen)
         assert core.snapshot() == whole
         assert core.repairs() == {"element": 1}
-        assert "repaired what an unknown program changed: 1 element: add element" in caplog.text
+        assert "repaired changes by an unknown program: 1 element: add element" in caplog.text
     finally:
         core.close()
 
@@ -221,6 +221,4 @@ def test_a_change_during_the_first_commit_is_repaired(
         assert not flag.exists()
         until(lambda: live.repairs() == {"element": 1}, "the foreign element is gone")
         assert "no-endpoint-services4" not in live.snapshot().rows
-        until(
-            lambda: "repaired what an unknown program changed: 1 element" in caplog.text, "the log"
-        )
+        until(lambda: "repaired changes by an unknown program: 1 element" in caplog.text, "the log")

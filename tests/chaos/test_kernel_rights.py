@@ -90,7 +90,7 @@ def serving(cluster: Cluster, agent: Agent) -> str:
     # A repair needs every right: notifications, a read-back, nft and a netlink batch.
     namespace.run(["nft", "flush ruleset"])
     log = agent.log
-    until(lambda: "repaired what nft" in log.read_text(), "a repair")
+    until(lambda: "repaired changes by nft" in log.read_text(), "a repair")
     seen = cluster.network.namespace("a1").call(ask)
     assert seen.reached == {"b1": 4}
     return log.read_text()

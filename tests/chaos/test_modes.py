@@ -54,7 +54,7 @@ def test_removed_rules_are_restored(mode: LabMode, network: Network, tmp_path: P
         node.reaches("a2", WEB[0], "a1", "b1")
         before = lasting(node)
         modes.wipe(mode, network.namespace("na"))
-        node.logs("repaired what", patience=2 * PATIENCE)
+        node.logs("repaired changes by", patience=2 * PATIENCE)
         for who, places in (("a2", WEB), ("ext", NODE_PORT)):
             for place in places:
                 node.reaches(who, place, "a1", "b1")
