@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    # A dead peer is detected after 15 s without data and 3 probes 5 s apart.
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
@@ -48,6 +49,7 @@ class Access:
     """
 
     def __init__(self, configuration: Configuration) -> None:
+        # Set first: the constructor of the pool copies them.
         configuration.socket_options = SOCKET_OPTIONS
         try:
             self.pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
@@ -80,6 +82,7 @@ class Access:
 def _file_states(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
     """Return inode, mtime in ns and size of each file that the configuration names."""
     state = []
+    # Not the token of a service account, which the package's hook reads again by itself.
     for path in (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert):
         try:
             found = os.stat(path) if path else None

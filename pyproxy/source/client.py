@@ -51,6 +51,7 @@ A server that hangs while its kernel still accepts connections costs this much. 
 has RESPONSE_TIMEOUT, because there is no other one to try.
 """
 
+# Errors of connecting, after which even a POST may go to the next server.
 _NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError, ProxyError)
 _STATUS = msgspec.json.Decoder(wire.Status)
 
@@ -100,8 +101,11 @@ class Client:
         self._load = load
         self._observer = observer
         self._lock = threading.Lock()
+        # Weak, because urllib3 drops connections without a callback. The lock guards it, because an
+        # iteration fails if another thread adds an element.
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         access = load()
+        # Before `_set`, which needs the number of servers.
         self.hosts = tuple(host.rstrip("/") for host in hosts or (access.host,))
         self._current = 0
         self._set(access)
@@ -138,6 +142,7 @@ class Client:
         """Shut all connections down: requests in any thread raise UnreachableError."""
         with self._lock:
             sockets = list(self._sockets)
+        # shutdown wakes up a thread that blocks in recv or poll on the socket; close does not.
         for sock in sockets:
             try:
                 # Not SSLSocket.shutdown: it would remove the TLS state that a reader still uses.
@@ -151,6 +156,7 @@ class Client:
         if self._access.is_outdated():
             self._reload()
         response = self._send_to_any(method, target, body, timeout)
+        # The credentials on disk may be newer. Only once: a second 401 is the result.
         if response.status == 401 and self._reload():
             response.close()
             response = self._send_to_any(method, target, body, timeout)
@@ -165,6 +171,7 @@ class Client:
         self, method: str, target: str, body: bytes | None, timeout: float
     ) -> BaseHTTPResponse:
         for attempt in range(1, len(self.hosts) + 1):
+            # No lock: a race between threads costs one attempt at a server that has just failed.
             host, index = self.host, self._current
             try:
                 response = self._send(method, host + target, body, timeout)
@@ -197,6 +204,8 @@ class Client:
             headers=headers,
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout),
             preload_content=False,
+            # False makes urllib3 raise the error itself, which _NOT_CONNECTED needs; 0 would raise
+            # a MaxRetryError.
             retries=False,
             redirect=False,
         )
@@ -295,6 +304,7 @@ def _read_timeout(connection: HTTPConnection, seconds: float) -> Iterator[None]:
     if not isinstance(timeout, int | float) or timeout <= seconds:
         yield
         return
+    # No `finally`: after an error urllib3 closes the connection.
     connection.timeout = seconds
     yield
     connection.timeout = timeout

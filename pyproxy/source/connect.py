@@ -61,6 +61,7 @@ def connect(kubeconfig: str, master: str, observer: RequestObserver | None = Non
     hosts = tuple(_server(part.strip()) for part in master.split(",")) if master else ()
     if kubeconfig:
         return Client(lambda: Access(_from_file(kubeconfig, hosts)), hosts, observer)
+    # A pod with automountServiceAccountToken: false has the variable but no token.
     if SERVICE_ACCOUNT_TOKEN.exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
         return Client(lambda: Access(_from_pod()), hosts, observer)
     if hosts:
@@ -88,6 +89,7 @@ def _from_file(path: str, hosts: tuple[str, ...]) -> Configuration:
     _check(path, hosts)
     configuration = Configuration()
     try:
+        # persist_config would write refreshed tokens into the user's file.
         load_kube_config(path, client_configuration=configuration, persist_config=False)
     except ConfigException as error:
         text = str(error).removeprefix("Invalid kube-config file. ")

@@ -34,6 +34,7 @@ __all__ = [
     "service",
 ]
 
+# KEP-3836: load balancers stop sending to such a node, because its /healthz fails.
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The taint that the cluster autoscaler puts on a node before it removes the node."""
 
@@ -60,6 +61,7 @@ def node(obj: wire.Node) -> model.Node:
     labels = obj.metadata.labels
     problems = FieldProblems(Kind.NODE.value, obj.metadata.name)
     found: dict[Address, None] = {}
+    # The order of GetNodeHostIPs in kube-proxy.
     for wanted in ("InternalIP", "ExternalIP"):
         for i, entry in enumerate(status.addresses or []):
             if entry.type == wanted:

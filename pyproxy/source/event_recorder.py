@@ -84,7 +84,7 @@ class _Metadata(msgspec.Struct, frozen=True):
 
 
 class _Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """An Event of events.k8s.io/v1."""
+    """An Event of events.k8s.io/v1, with the fields that its validation requires."""
 
     api_version: str = "events.k8s.io/v1"
     kind: str = "Event"
@@ -137,6 +137,7 @@ class EventRecorder:
         self._clock = clock or SystemClock()
         self._random = SystemRandom()
         self._lock = threading.Lock()
+        # The heap compares these numbers before it would compare Events, which have no order.
         self._numbers = itertools.count()
         self._queue: list[tuple[float, int, _Event]] = []
         self._object_buckets: dict[tuple[str, str], _TokenBucket] = {}
@@ -185,9 +186,12 @@ class EventRecorder:
         identity: tuple[str, ...],
     ) -> _Event:
         digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
+        # A DNS subdomain: no label of it may end with a hyphen or be empty.
         name = regarding.name[: _NAME_LIMIT - 1 - len(digest)].rstrip("-.")
+        # The API server requires the namespace default for Events about cluster-scoped objects.
         return _Event(
             metadata=_Metadata(f"{name}.{digest}", regarding.namespace or "default"),
+            # MicroTime is parsed with exactly six digits of a second.
             event_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             type=kind,
             reason=reason,
@@ -214,6 +218,7 @@ class EventRecorder:
         bucket = self._object_buckets.pop(key, None)
         if bucket is None:
             bucket = _TokenBucket(self._limits.object_burst, self._limits.object_period)
+        # Inserted last again, so that the first bucket is the one unused for the longest time.
         self._object_buckets[key] = bucket
         if len(self._object_buckets) > _REMEMBERED:
             del self._object_buckets[next(iter(self._object_buckets))]
@@ -224,6 +229,7 @@ class EventRecorder:
 
     def _run(self) -> None:
         while not self._stopping:
+            # Cleared before the queue is read: an Event that is added after the read sets it again.
             self._wake.clear()
             event, delay = self._next()
             if event is None:

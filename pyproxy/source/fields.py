@@ -96,6 +96,7 @@ def special(packed: Address) -> str:
     validation may have them, and a Service on a loopback address would take over connections of
     the node to itself.
     """
+    # Nearly all addresses return here, after one lookup.
     if packed[0] not in _SUSPECT:
         return ""
     if reason := _SINGLE.get(packed):
@@ -104,6 +105,7 @@ def special(packed: Address) -> str:
         return (
             "a link-local address" if packed[:2] == _LINK_LOCAL else _FIRST_BYTE.get(packed[0], "")
         )
+    # fe80::/10.
     if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80:
         return "a link-local address"
     return "a multicast address" if packed[0] == 0xFF else ""

@@ -14,6 +14,8 @@ from pyproxy.source.reflector import Reflector, ReflectorContext, Resource
 from pyproxy.source.retry import Clock, OutageLog, SystemClock
 from pyproxy.workers import Worker
 
+# As in kube-proxy. The EndpointSlice controller copies the labels of the Service to its slices,
+# and adds the label headless to those of headless Services.
 SELECTOR = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
 """The label selector that excludes Services and slices of other proxies, and headless ones."""
 

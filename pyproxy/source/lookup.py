@@ -87,6 +87,7 @@ def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
         slices = _list(client, f"/apis/discovery.k8s.io/v1/{folder}/endpointslices", {}, _Slices)
         return tuple(dict.fromkeys(_addresses_of(name.name, slices)))
     statuses = [pod.status for pod in pods.items or ()]
+    # podIPs has both families of a dual-stack pod; podIP is the first of them.
     addresses = [each.ip for status in statuses for each in status.pod_ips or ()]
     return tuple(addresses or [status.pod_ip for status in statuses if status.pod_ip])
 

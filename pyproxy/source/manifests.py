@@ -104,9 +104,12 @@ class ManifestSource:
             debounce=DEBOUNCE_MS,
             step=DEBOUNCE_MS,
             rust_timeout=2 * DEBOUNCE_MS,
+            # Also without changes, so that `age` shows that the thread works.
             yield_on_timeout=True,
             watch_filter=None,
         )
+        # The generator adds its inotify watches when it is first advanced. Its first changes may be
+        # dropped, because every file is read after them.
         next(changes, None)
         self._refresh(self._paths())
         for kind in Kind:
@@ -166,6 +169,7 @@ class ManifestSource:
             if kind is None:
                 log.debug("%s: ignoring a %s", path, document.get("kind"))
                 continue
+            # Encoded as JSON, so that manifests and the API have one decoder and the same errors.
             decoded = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
             if decoded.name is None:
                 field = f"document {i + 1}"
@@ -274,6 +278,7 @@ def _documents(path: Path, data: bytes) -> Iterator[Mapping[str, Any]]:
 
 
 def _load_all(data: bytes) -> Iterator[Any]:
+    # The parser in C, if PyYAML was built with libyaml.
     return yaml.load_all(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 

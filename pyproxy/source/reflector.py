@@ -47,6 +47,7 @@ STREAMS_TRIED = 2
 SHORTEST_WATCH = 1.0
 """Seconds; after a shorter watch without an event, the next one waits for the rest of this time."""
 
+# 504 is "Too large resource version": the server's cache has not reached this version.
 _WRONG_VERSION = frozenset({400, 404, 422, 504})
 """Statuses after which the same request might fail forever, so that a new list is needed."""
 
@@ -114,6 +115,7 @@ class Reflector:
                 else:
                     self._list_pages()
             except SourceError as error:
+                # `stop` breaks requests in progress, which is no outage.
                 if not stopping.is_set():
                     self._handle_error(error)
                     self._context.clock.wait(stopping, self._backoff.next(error))
@@ -139,6 +141,8 @@ class Reflector:
                 for line in self._lines(response):
                     self._apply(stream.event(line))
         else:
+            # KEP-3157: without a resourceVersion the list is as new as the storage is now. The API
+            # requires resourceVersionMatch together with sendInitialEvents.
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             silence = min(context.silence, LISTING_SILENCE)
             with closing(self._get(query, silence)) as response:
@@ -146,6 +150,7 @@ class Reflector:
         lasted = context.clock.now() - began
         if lasted >= SHORTEST_WATCH:
             self._backoff.reset()
+        # A server or HTTP proxy that ends each watch at once would cause a loop of requests.
         elif self.last_read == last_read:
             context.clock.wait(context.stopping, SHORTEST_WATCH - lasted)
 
@@ -160,6 +165,8 @@ class Reflector:
             event = stream.event(line)
             if event.type == "BOOKMARK":
                 meta = stream.bookmark(event.object)
+                # A server that ignores sendInitialEvents sends objects and bookmarks too, but never
+                # marks the end of the list.
                 if meta.annotations is None or meta.annotations.initial_events_end != "true":
                     self._streaming = False
                     raise ConnectionLostError("a bookmark within a streaming list: using pages")
@@ -169,6 +176,7 @@ class Reflector:
             self._apply(event, names)
         else:
             raise ConnectionLostError("a streaming list ended before its closing bookmark")
+        # The same response goes on as the watch, without a second request.
         for line in lines:
             self._apply(stream.event(line))
 
@@ -193,6 +201,7 @@ class Reflector:
                 self._upsert(raw, names)
             if not page.metadata.continue_:
                 break
+            # The token contains the version of the first page, so all pages are of one version.
             query = limit | {"continue": page.metadata.continue_}
         self._paged = True
         self._list_complete(names, page.metadata.resource_version)
@@ -222,6 +231,8 @@ class Reflector:
         """
         if event.type == "BOOKMARK":
             self._advance(stream.bookmark(event.object).resource_version or "")
+        # An object that no longer matches the selector arrives as DELETED, one that now matches as
+        # ADDED.
         elif event.type == "DELETED":
             self._delete(event.object, listing)
         elif event.type in {"ADDED", "MODIFIED"}:
@@ -233,6 +244,7 @@ class Reflector:
         """Emit the present state of one object, which is a Delete if it is not proxied."""
         kind, emit = self.resource.kind, self._context.emit
         decoded = decode_object(kind, raw)
+        # The versions of the objects in a list are in no order.
         if listing is None:
             self._advance(decoded.version)
         name, value = decoded.name, decoded.value
@@ -301,6 +313,7 @@ class Reflector:
         kind = self.resource.kind
         if isinstance(error, GoneError):
             log.info("%s: listing again: %s", kind.value, error)
+            # The server's cache may be older than the lost version: ask for the newest state.
             self._version, self._from_cache = "", False
             return
         if isinstance(error, ConnectionLostError):
@@ -309,6 +322,7 @@ class Reflector:
                 log.debug("%s: %s", kind.value, error)
                 return
         status = error.status if isinstance(error, ApiStatusError) else 0
+        # The validation of a server without the feature WatchList rejects sendInitialEvents.
         if status in {400, 422} and self._streaming and not self._version:
             log.info("%s: the server has no streaming lists, using pages", kind.value)
             self._streaming = False
@@ -331,6 +345,7 @@ class Reflector:
                 raise GoneError(str(error)) from error
             raise
         content_type = response.headers.get("Content-Type", "")
+        # An HTTP proxy on the way may respond 200 with a page of HTML.
         if "json" not in content_type:
             response.close()
             message = f"{client.host}{resource.path}: response of type {content_type!r}, not JSON"
@@ -350,6 +365,7 @@ class Reflector:
     def _chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
         while True:
             try:
+                # read1 returns the bytes that have arrived; read would wait for all of _READ_SIZE.
                 chunk = response.read1(_READ_SIZE)
             except ReadTimeoutError:
                 log.debug("%s: watch is silent, restarting it", self.resource.path)
@@ -358,6 +374,7 @@ class Reflector:
                 raise ConnectionLostError(f"connection lost in a watch: {error}") from error
             if not chunk:
                 return
+            # Taken before decoding, so that the latency of a change includes it.
             self.last_read = self._context.clock.now()
             yield chunk
 
@@ -365,4 +382,5 @@ class Reflector:
 def _older(version: str, than: str) -> bool:
     """Compare two resourceVersions as numbers; versions that are not numbers are never older."""
     numbers = version.isdecimal() and than.isdecimal()
+    # The longer of two numbers without leading zeros is the larger one.
     return numbers and (len(version), version) < (len(than), than)

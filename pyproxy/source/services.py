@@ -15,6 +15,7 @@ from pyproxy.model.objects import Kind, TrafficPolicy
 from pyproxy.source import fields, wire
 from pyproxy.source.fields import FieldProblems, NotProxied, shared
 
+# DefaultClientIPServiceAffinitySeconds of the API; a manifest has not passed its defaulting.
 AFFINITY_TIMEOUT = 10800
 """Default timeout of session affinity, in seconds."""
 
@@ -51,11 +52,13 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
         load_balancer_ips = fields.addresses(_virtual_ips(obj.status), families, problems)
         source_ranges = _source_ranges(spec.load_balancer_source_ranges or [], problems)
     external_policy = TrafficPolicy.CLUSTER
+    # The API allows externalTrafficPolicy for these Services only.
     if spec.type in _EXPOSED or spec.external_ips:
         external_policy = fields.policy(
             spec.external_traffic_policy, "spec.externalTrafficPolicy", problems
         )
     health_check_port = Port(0)
+    # The API server allocates a healthCheckNodePort for these Services only.
     if load_balanced and external_policy is TrafficPolicy.LOCAL:
         health_check_port = fields.port(
             spec.health_check_node_port, "spec.healthCheckNodePort", problems
@@ -96,6 +99,7 @@ def _numbered(field: str, texts: list[str] | None) -> Iterator[tuple[str, str]]:
 
 
 def _cluster_ips(spec: wire.ServiceSpec) -> Iterator[tuple[str, str]]:
+    # Manifests, and objects from before dual stack, may have clusterIP only.
     if spec.cluster_ips:
         return _numbered("spec.clusterIPs", spec.cluster_ips)
     return iter([("spec.clusterIP", spec.cluster_ip or "")])

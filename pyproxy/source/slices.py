@@ -42,6 +42,7 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
             "addressType",
             f"{obj.address_type!r} is not one of IPv4, IPv6, FQDN; no endpoint is used",
         )
+        # Any family: the slice has no endpoints and exists for its problem only.
         family = Family.IPV4
     else:
         endpoints = tuple(_endpoints(obj.endpoints or [], family, problems))
@@ -83,6 +84,8 @@ def _endpoints(
             message = f"{text} is {reason}, which no endpoint can have; ignored"
             problems.add(f"endpoints[{i}].addresses[0]", message)
             continue
+        # A terminating endpoint may be ready: the controller sets that for a Service with
+        # publishNotReadyAddresses.
         conditions = entry.conditions or _NO_CONDITIONS
         hints = entry.hints or _NO_HINTS
         yield model.Endpoint(

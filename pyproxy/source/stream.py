@@ -49,6 +49,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[memoryview]:
                 yield memoryview(b"".join(parts))
                 parts.clear()
             elif end > start:
+                # A view: msgspec.Raw refers to the same bytes until the object is decoded.
                 yield memoryview(chunk)[start:end]
             start = end + 1
         if start < len(chunk):
@@ -64,6 +65,7 @@ def event(line: memoryview) -> wire.WatchEvent:
     that is not an event.
     """
     found = _decode(_EVENT, line)
+    # The head of a watch was 200, so a version that has expired since is reported by an event.
     if found.type == "ERROR":
         status = _decode(_STATUS, found.object)
         reason = " ".join((status.message or status.reason or "unknown error").split())

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType, field
 
 
+# gc=False: these trees have no cycles, so the garbage collector need not traverse them.
 class Labels(msgspec.Struct, gc=False):
     """The labels in use; UNSET means absent, as opposed to empty."""
 
