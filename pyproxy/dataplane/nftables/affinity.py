@@ -57,6 +57,7 @@ def loosened(
     new = expectations(routing for routing in after.values() if routing is not None)
     result: Expectations = {}
     for key, was in old.items():
+        # A frontend that is gone differs in its use, and so loses all affinities.
         allowed = new.get(key, Allowed(Use.REJECT, _NONE))
         if allowed.use is not was.use:
             result[key] = Allowed(allowed.use, _NONE)
@@ -71,6 +72,7 @@ def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bo
     `all_known` says that `allowed` names every affinity frontend. An affinity of any other
     frontend is stale then.
     """
+    # An affinity's key is the client's address followed by the frontend's key.
     width = family.bits // 8
     gone: Rows = {}
     for key, value in learned.items():
@@ -78,6 +80,7 @@ def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bo
         if expected is None:
             if all_known:
                 gone[key] = value
+        # Data has its port padded to 4 bytes, a Backend has not.
         elif isinstance(value, Tag) or value[: width + 2] not in expected.backends:
             gone[key] = value
     return {AFFINITY.of(family): gone} if gone else {}
@@ -90,6 +93,7 @@ def _allowed(port: PortRouting, frontend: Frontend) -> Allowed:
         case Use.LOCAL:
             backends = frozenset(port.local)
         case Use.SPLIT:
+            # The map does not say which of the two lists a client belongs to.
             backends = frozenset(port.cluster + port.local)
         case _:
             backends = _NONE

@@ -44,7 +44,8 @@ def base_rules(options: NftablesOptions) -> BaseRules:
 
 # Priorities in output are numbers because nft 1.0.6 knows the name dstnat in prerouting alone.
 _HOOKS = {
-    # Before the translation, so that source ranges are tested against the frontend.
+    # Before the translation, so that source ranges are tested against the frontend, and after
+    # conntrack at -200, which sets `ct state`.
     "filter-prerouting": "type filter hook prerouting priority dstnat - 10; policy accept;",
     "filter-output-before": "type filter hook output priority -110; policy accept;",
     "nat-prerouting": "type nat hook prerouting priority dstnat; policy accept;",
@@ -65,9 +66,12 @@ def _chains(options: NftablesOptions) -> dict[str, list[str]]:
         # The kernel runs nat chains for the first packet of a connection only.
         "nat-prerouting": ["jump services"],
         "nat-output": ["jump services"],
+        # After the translation: a packet that still has a frontend as its destination has no
+        # endpoint. No interface has a cluster IP, so packets to one are never input.
         "filter-input": [f"{new} no-endpoints"],
         "filter-forward": [f"{new} no-endpoints", f"{new} no-such-port"],
         "filter-output": [f"{new} no-endpoints", f"{new} no-such-port"],
+        # Replies need no rule: conntrack reverts both translations by itself.
         "nat-postrouting": ["jump masquerading"],
         "services": [rule for family in Family for rule in _services(family, options)],
         **{f"split{family.value}": _split(family, options) for family in Family},
@@ -86,6 +90,8 @@ def _services(family: Family, options: NftablesOptions) -> list[str]:
     to_cluster_ip = nft.CLUSTER_IPS.lookup(family)
     if options.masquerade_all:
         rules.append(f"{to_cluster_ip} {options.set_mark()}")
+    # As in kube-proxy: another machine may route the cluster IPs to any node, and endpoints on
+    # other nodes must reply through this one.
     elif from_outside := options.from_pods(family, negate=True):
         rules.append(f"{to_cluster_ip} {from_outside} {options.set_mark()}")
     return [*rules, schema.SERVICES.lookup(family)]
@@ -94,9 +100,11 @@ def _services(family: Family, options: NftablesOptions) -> list[str]:
 def _split(family: Family, options: NftablesOptions) -> list[str]:
     internal = schema.INTERNAL_SERVICES.lookup(family)
     pods = options.from_pods(family)
+    # kube-proxy too gives pods and the node all endpoints under the external policy Local.
     # The first match decides: internal clients, then external ones.
     return [
         *([f"{pods} {internal}"] if pods else []),
+        # The node chose its source address on the route to the frontend, not to the endpoint.
         f"fib saddr type local {options.set_mark()} {internal}",
         schema.EXTERNAL_SERVICES.lookup(family),
     ]
@@ -108,6 +116,8 @@ def _source_ranges(family: Family) -> str:
 
 
 def _masquerading(options: NftablesOptions) -> list[str]:
+    # Without fully-random, flows that start at once may get the same port, and conntrack drops all
+    # but one of them.
     bit = f"{options.mark:#010x}"
     return [
         # Clear the bit: hooks behind this one and tunnels must not see it.

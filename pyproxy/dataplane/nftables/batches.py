@@ -64,6 +64,7 @@ def packed_batches(plan: NftablesPlan, limit: int) -> Iterator[Iterable[PackedBa
     # Imported here: commands that inspect one Service must not wait for it.
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
+    # One worker, because `packed` is a generator: it keeps the order, and is not thread-safe.
     with ThreadPoolExecutor(1, "packing") as worker:
         packed = map(pack, split(plan, limit))
         yield _each(worker, packed, worker.submit(next, packed, None))
@@ -101,6 +102,7 @@ def split(plan: NftablesPlan, limit: int) -> Iterator[NftablesPlan]:
             delta=delta,
             services=plan.services if number == len(batches) - 1 else services,
             shared={},
+            # Verdicts of all batches may lead to these chains, so they must exist first.
             chains=() if number else plan.chains,
             node=None,
             boundaries=(),
@@ -145,6 +147,7 @@ class _BatchOfOwner:
             if routing is not None:
                 self._place(_owners_in(routing), unplaced)
                 self.services[-1][service] = routing
+        # The remaining rows belong to removed Services or to other programs.
         for owner in [owner for owner in unplaced if isinstance(owner, bytes)]:
             self._place((owner,), unplaced)
 
@@ -176,6 +179,7 @@ class _BatchOfOwner:
             self._filled = 0
         last = self.last
         for owner in owners:
+            # The first Service that needs a shared row takes it into its batch.
             if rows := unplaced.pop(owner, 0):
                 self._of[owner] = last
                 self._filled += rows

@@ -52,6 +52,7 @@ _NAME = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({CLUSTER}|{LOCAL})[46]-\d+
 _FILTER = 0
 """The priority of learning: before srcnat, so that the client's address is not masqueraded yet."""
 
+# NFPROTO_IPV4 and NFPROTO_IPV6, as meta nfproto and nat have them.
 _NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
 # Offsets in the IPv4 and IPv6 headers.
 _SADDR_OFFSET = {Family.IPV4: 12, Family.IPV6: 8}
@@ -83,6 +84,7 @@ def moduli(size: int) -> list[int]:
     The last draw is slot 0, which every frontend has. It serves a packet that read its verdict just
     before a commit that left the frontend fewer endpoints than the lower half of the class.
     """
+    # A class of 1 or 2 has no empty slot, so one draw is enough.
     if size <= 2:
         return list(range(size, 0, -1))
     return [size] * TRIES + [size // 2, 1]
@@ -100,6 +102,8 @@ def is_on_demand(name: str) -> bool:
 
 def needed(names: Iterable[str]) -> list[str]:
     """Return these chains and all that they lead to, each after those that it leads to."""
+    # The kernel resolves a chain's name when it reads the message, so targets come first. A dict
+    # keeps that order.
     found: dict[str, None] = {}
     for name in names:
         if name.startswith(_LEARN):
@@ -125,6 +129,8 @@ def chain(name: str) -> Iterator[Message]:
 
 def complete_chains(layout: Layout) -> set[str]:
     """Return the names of the on-demand chains that have all their rules."""
+    # The marker includes `fingerprint`, so rules are this version's, and counting finds the chains
+    # that were flushed or lost a rule.
     return {
         name
         for name in layout.chains
@@ -157,6 +163,7 @@ def _rules(name: str) -> Iterator[list[bytes]]:
     if name.startswith(_LEARN):
         yield _learn(family, int(number))
     elif name.startswith(_MASQUERADED):
+        # A jump and not a goto, because the packet has to come back to be translated.
         yield [rules.jump(MARKING)]
         yield [rules.go_to(name.removeprefix(_MASQUERADED))]
     elif name.startswith(_AFFINITY):
@@ -191,6 +198,7 @@ def _frontend(family: Family, register: int) -> list[bytes]:
     return [
         *_is_of(family),
         _load_address(family, _DADDR_OFFSET, register),
+        # A field shorter than 4 bytes leaves zeros behind it, as in the keys that pyproxy packs.
         rules.load_meta(rules.META_L4PROTO, register + _words(family)),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + _words(family) + 1),
     ]
@@ -214,12 +222,15 @@ def _dispatch_learning(family: Family) -> list[bytes]:
 
 
 def _learn(family: Family, timeout: int) -> list[bytes]:
+    # Client, frontend and endpoint are adjacent: AFFINITY's key is the first two, and that of
+    # AFFINITY_ENDPOINTS the last two. With IPv6 they fill 15 of the 16 registers.
     frontend = _FIRST + _words(family)
     endpoint = frontend + _words(family) + 2
     return [
         *_is_of(family),
         _load_address(family, _SADDR_OFFSET, _FIRST),
         *_original_frontend(family, frontend),
+        # The headers have the endpoint since the translation, and only conntrack has the frontend.
         _load_address(family, _DADDR_OFFSET, endpoint),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
         # Not learned if the frontend no longer has this endpoint: conntrack may still send there.

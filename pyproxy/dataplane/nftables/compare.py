@@ -77,6 +77,7 @@ def _rules(netlink: Nfnetlink, options: NftablesOptions, after: Table) -> Iterat
     if found := check_base_rules(netlink, base_rules(options)):
         yield from found
         return
+    # On-demand chains are not base rules, and no digest covers them.
     complete = chains.complete_chains(read_layout(netlink, TABLE))
     for name in chains.needed(targets(after)):
         if name not in complete:
@@ -107,6 +108,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
             known = {each + b"\0\0" for each in port.cluster + port.local}
             known.update(v for v in held.get(endpoints, {}).values() if isinstance(v, bytes))
             for endpoint in known:
+                # Expected endpoints, and those in slots: a key that is neither cannot be guessed.
                 read(schema.AFFINITY_ENDPOINTS.of(port.family), key + endpoint)
             _read_sources(netlink, port.family, key, held)
     for set_name, key in set(shared_rows(wanted)):
@@ -116,6 +118,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
 
 def _read_sources(netlink: Nfnetlink, family: Family, key: bytes, held: Table) -> None:
     name = nft.SOURCES.of(family)
+    # A range can be requested only by its exact bounds, so extra ones show only in a dump.
     ranges = elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), Shape.CONCATENATED_RANGE
     )

@@ -106,6 +106,7 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
     for port in routing.ports:
         hairpin = _HAIRPIN[port.family]
         for backend in port.hairpin:
+            # The key is source and destination: the address twice, without the port.
             yield hairpin, backend[:-2] * 2
         cluster_ips = _CLUSTER_IPS[port.family]
         for frontend in port.frontends:
@@ -128,6 +129,7 @@ def _add_frontend(
         picking = _picking(chains.CLUSTER, family, len(backends), masquerade, affinity)
         targets = [(_SERVICES[family], picking)]
     elif use is _LOCAL:
+        # The slots of CLUSTER, whose chains exist: only SPLIT needs slots for a second list.
         backends = port.local
         _add_endpoints(table, family, key, chains.CLUSTER, backends)
         picking = _picking(chains.CLUSTER, family, len(backends), False, affinity)
@@ -146,10 +148,13 @@ def _add_frontend(
         targets.append((schema.AFFINITY_FRONTENDS.of(family), learning))
         returned_to = table.setdefault(schema.AFFINITY_ENDPOINTS.of(family), {})
         returned_to.update((key + backend + PORT_PADDING, b"") for backend in backends)
+    # `spec.loadBalancerSourceRanges` restricts load balancer addresses alone. Without a range of
+    # this family, the frontend admits no client.
     if routing.source_ranges and frontend.scope is Scope.LOAD_BALANCER:
         targets.append((nft.SOURCE_RANGE_FRONTENDS.of(family), ""))
         sources = table.setdefault(nft.SOURCES.of(family), {})
         for low, high in joined_ranges(routing.source_ranges, family):
+            # The frontend's fields have equal bounds: only the source is a range.
             sources[key + low + key + high] = b""
     for set_name, target in targets:
         table.setdefault(set_name, {})[key] = Tag(target, comment)
@@ -159,6 +164,7 @@ def _split(port: PortRouting, key: bytes, affinity: bool, table: Table) -> list[
     """Add both lists of endpoints; return the frontend's sets, and its verdict in each."""
     family = port.family
     targets = [(_SERVICES[family], f"split{int(family)}")]
+    # Dropped, not rejected, without a local endpoint: a load balancer must see no reply.
     external = DROP
     if port.cluster:
         _add_endpoints(table, family, key, chains.CLUSTER, port.cluster)
@@ -174,6 +180,7 @@ def _add_endpoints(
     table: Table, family: Family, key: bytes, which: str, backends: tuple[Backend, ...]
 ) -> None:
     endpoints = table.setdefault(_ENDPOINTS[family], {})
+    # `_indices` may return more numbers than there are endpoints.
     for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
         endpoints[key + index] = backend + PORT_PADDING
 

@@ -62,6 +62,7 @@ class CounterReader:
         owners: dict[tuple[str, bytes], Counted] = {}
         for family in Family:
             name = schema.SERVICES.of(family)
+            # Comments name the Services, so the agent is not asked, and need not run.
             rows, totals = self._read(name)
             for key, value in rows.items():
                 service = value.comment if isinstance(value, Tag) else ""
@@ -92,7 +93,7 @@ class CounterReader:
     def _slots(
         self, family: Family, frontend: bytes, held: Mapping[bytes, _Slot] | None
     ) -> Iterator[tuple[bytes, Backend, int]]:
-        # Slots have no gaps.
+        # Slots have no gaps, so the first empty one is the end.
         size = family.bits // 8 + 2
         for base in _BASES:
             for index in count(base):
@@ -124,6 +125,7 @@ class CounterReader:
         )
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
+        # A list, because it is read twice.
         replies = list(self._netlink.dump(elements.get_elements(TABLE, name)))
         return elements.read_elements(replies, Shape.EXACT), element_counters.read_packet_counts(
             replies

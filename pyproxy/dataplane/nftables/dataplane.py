@@ -72,7 +72,9 @@ class NftablesDataplane:
         self._options = options
         self._loaded: NftablesOptions | None = None
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
+        # On-demand chains that the kernel has, with this version's rules.
         self._chains: set[str] = set()
+        # Transactions of nft, whose sockets are not ours: `_transactions_of_others` subtracts them.
         self._loads = 0
         self._deleted_lately = self._deleted_before = False
         try:
@@ -81,6 +83,7 @@ class NftablesDataplane:
         except KernelError as error:
             raise _unusable(error) from error
         self._batch_rows = min(_BATCH_ROWS, room // _ROW_SIZE)
+        # Notifications have the sender's port, which identifies what this socket wrote.
         self._monitor = Monitor(TABLE, self._netlink.port)
         self._ahead: ReadAhead | None = None
 
@@ -107,6 +110,7 @@ class NftablesDataplane:
             delete_table(self._netlink, f"{TABLE}-none")
         except KernelError as error:
             raise _unusable(error) from error
+        # Before the first read-back, so that no later write of another program is missed.
         self._monitor.listen()
 
     def prepare_to_read(self) -> None:
@@ -127,6 +131,7 @@ class NftablesDataplane:
         placed: dict[ObjectName, ServiceRouting | None] = {}
         for name, wanted in changes.services.items():
             old = self._committed.services.get(name)
+            # Endpoints keep their slots first: otherwise only their order would differ.
             new = place_service(old, wanted) if wanted else None
             if old == new:
                 continue
@@ -137,6 +142,7 @@ class NftablesDataplane:
                 add_service(new, after)
         growth = self._committed.growth(placed)
         gone, come = shared_changes(self._committed.users, growth)
+        # Shared rows and the node's are in sets of their own, so `|=` replaces no rows.
         before |= gone
         after |= come
         options = self._loaded or self._options_for(self._committed.node)
@@ -178,6 +184,7 @@ class NftablesDataplane:
             node,
             reload=self._loaded is None,
             whole=True,
+            # Boundaries count the rows of all Services, and a diff leaves rows out.
             boundaries=() if held else after.boundaries,
         )
 
@@ -201,6 +208,7 @@ class NftablesDataplane:
         Large plans are written with the monitor paused. Writes of other programs are then found by
         nf_tables' generation, which each transaction increments.
         """
+        # A full plan may load base rules through nft, whose notifications would look foreign.
         if not (plan.whole and plan) and row_count(plan) <= _MONITORED_ROWS:
             return self._commit(plan)
         others = self._transactions_of_others()
@@ -208,6 +216,7 @@ class NftablesDataplane:
         try:
             return self._commit(plan)
         finally:
+            # Listening comes first: a write in between is then counted or notified, or both.
             self._monitor.listen()
             if self._transactions_of_others() != others:
                 self._monitor.missed()
@@ -222,6 +231,7 @@ class NftablesDataplane:
 
     def tick(self) -> None:
         """Delete stale affinities once more, a second or two after any were deleted."""
+        # Two ticks pass, because the first may come just after the commit.
         due, self._deleted_before = self._deleted_before, self._deleted_lately
         self._deleted_lately = False
         if due:
@@ -252,6 +262,7 @@ class NftablesDataplane:
                 self._loaded = plan.options
             for each in packed:
                 batch = each
+                # This batch was packed before the earlier one failed.
                 for leave_out in left_out:
                     batch = pack(leave_out(batch.plan))
                 while rejected := self._send(batch):
@@ -261,11 +272,13 @@ class NftablesDataplane:
                     batch, plan = pack(left_out[-1](batch.plan)), left_out[-1](plan)
         if base is not None:
             self._loads += finish_load(self._netlink, base, self._chains)
+        # Compares the plan with the last commit, so `remember` comes after it.
         self._forget_clients(plan)
         self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
         return tuple(failures)
 
     def _read_table(self) -> Table:
+        # Used once: later read-backs are made because the kernel state is in doubt.
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             held = ahead.take(read_generation(self._netlink.get(get_generation())))
@@ -279,12 +292,14 @@ class NftablesDataplane:
 
     def _send(self, batch: PackedBatch) -> MessageError | None:
         made = batch.plan.chains
+        # A verdict can name a chain only if it exists, or is earlier in the batch.
         first = [each for name in made for each in chains.chain(name)]
         messages = [*first, *(write.message for write in batch.writes)]
         errors = self._netlink.transact(messages, SUBSYSTEM)
         if not errors:
             self._chains.update(made)
             return None
+        # An index below 0 then means the batch or a chain: no Service is at fault.
         return msgspec.structs.replace(errors[0], index=errors[0].index - len(first))
 
     def _forget_clients(self, plan: NftablesPlan) -> None:
@@ -304,7 +319,7 @@ class NftablesDataplane:
             self._delete_if_there(stale(learned, family, allowed, all_known=all_known))
 
     def _delete_if_there(self, table: Table) -> None:
-        # An affinity may time out between being read and being deleted.
+        # An affinity may time out after it was read, and its ENOENT then undoes the whole batch.
         for name, rows in table.items():
             keys = list(rows)
             while keys:
@@ -323,6 +338,7 @@ class NftablesDataplane:
     ) -> ObjectName:
         """Return the Service whose element was rejected; raise the error if it is none of these."""
         writes = batch.writes
+        # Other errors, such as ENOMEM or ENOENT, concern the transaction and not one Service.
         if isinstance(rejected.error, RejectedError) and 0 <= rejected.index < len(writes):
             write = writes[rejected.index]
             place = element_at(write.message, rejected.offset)

@@ -42,6 +42,7 @@ def loaded_options(layout: Layout) -> NftablesOptions | None:
     them.
     """
     bits = read_bits_set(b"".join(layout.rules.get(chains.MARKING, [])))
+    # A mark has 4 bytes; none are found in a table without our chain.
     if len(bits) != 4:
         return None
     splits = {family: layout.rules.get(f"split{family.value}", []) for family in Family}
@@ -96,7 +97,8 @@ class KernelTracer:
             before = self._generation()
             rows = kernel_rows(self._netlink, TABLE, schema.BY_NAME)
             found = trace(packet, NftablesView(rows, options, local, rows))
-            # nf_tables increments its generation with each transaction of any program.
+            # nf_tables increments its generation with each transaction of any program. Packets that
+            # add affinities do not change it.
             if self._generation() == before:
                 return found.result(remarks)
         return found.result((*remarks, _CHANGING))

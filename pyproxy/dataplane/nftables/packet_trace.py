@@ -26,9 +26,11 @@ from pyproxy.netlink.tracing import Event, Kind, Match, TraceSocket, trace_table
 
 _RULE = re.compile(r"\t\t(.*) # handle (\d+)")
 _CHAIN = re.compile(r"\tchain (\S+) \{")
+# Numbers of netfilter (NFPROTO_*): not all of them are those of AF_*.
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 _PREFIX = f"{TABLE}-trace-"
+# The kernel reports no end of a packet, so a pause in its events has to mean it.
 _QUIET = 0.3
 _POLL = 0.1
 
@@ -108,6 +110,7 @@ def packet_trace(
     current = destination
     for event in events:
         new = ""
+        # The kernel sends headers once for each base chain, after the translation by earlier ones.
         if event.destination is not None and (to := _end(event, source=False)) != current:
             current = new = to
         matched = event.handle or (event.kind is Kind.POLICY and event.verdict != "accept")
@@ -166,6 +169,7 @@ class LiveTrace:
         self._name = f"{_PREFIX}{os.getpid()}"
         self._texts: dict[tuple[str, str], Mapping[tuple[str, int], str]] = {}
         self._netlink = Nfnetlink()
+        # Subscribed before packets are marked, so that no event is missed.
         self._socket = TraceSocket()
         try:
             self._delete_abandoned()
@@ -209,11 +213,13 @@ class LiveTrace:
             errors = self._netlink.transact(trace_table(self._name, match, owned=owned), SUBSYSTEM)
             if not errors:
                 return
+            # Linux before 5.12 rejects the flag `owner`.
             if not (owned and isinstance(errors[0].error, RejectedError)):
                 raise errors[0].error
 
     def _rule(self, family: str, table: str, chain: str, handle: int) -> str:
         known = self._texts.get((family, table), {})
+        # Another program may have added the rule since, so an unknown handle lists the table again.
         if (chain, handle) not in known:
             known = self._texts[family, table] = _list(family, table)
         return known.get((chain, handle), f"rule {handle}")
@@ -221,6 +227,7 @@ class LiveTrace:
 
 def _list(family: str, table: str) -> Mapping[tuple[str, int], str]:
     done = subprocess.run(
+        # -a lists handles, which identify rules in events; -t leaves the elements out.
         ["nft", "-a", "-t", "list", "table", family, table],
         capture_output=True,
         text=True,

@@ -118,6 +118,7 @@ def without(
         delta=Delta(keep(plan.delta.remove), keep(plan.delta.add)),
         services={other: routing for other, routing in plan.services.items() if other != name},
         shared={row: by - growth.get(row, 0) for row, by in plan.shared.items()},
+        # They count rows, some of which are gone.
         boundaries=(),
     )
 
@@ -130,6 +131,7 @@ def shared_changes(
     new: Table = {}
     for (name, key), by in growth.items():
         before = users.get((name, key), 0)
+        # Between first and last user, a row stays as it is.
         if before and before + by <= 0:
             gone.setdefault(name, {})[key] = b""
         elif not before and by > 0:

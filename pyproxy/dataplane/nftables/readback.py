@@ -68,6 +68,7 @@ class ReadAhead:
     def _read(self) -> None:
         with closing(self._netlink) as netlink:
             try:
+                # Before the table, so that a commit during the read-back shows in `take`.
                 now = read_generation(netlink.get(get_generation()))
                 self._found = now, read_table(netlink)
             except KernelError as error:
@@ -83,6 +84,7 @@ class KernelSlots(msgspec.Struct, frozen=True):
         """Order a Service's endpoints as the kernel has them, so that few rows are written."""
         if not any(self.endpoints.values()):
             return wanted
+        # Unchanged routings stay the same objects, which a large first sync need not copy.
         ports = tuple([self._place_port(port) for port in wanted.ports])
         if all(map(operator.is_, ports, wanted.ports)):
             return wanted
@@ -97,6 +99,7 @@ class KernelSlots(msgspec.Struct, frozen=True):
         for frontend in port.frontends:
             # All frontends of a port have the same slots: the first one that has any is enough.
             key = frontend_key(frontend.address, port.protocol, frontend.port)
+            # A frontend with one list of endpoints has it in CLUSTER's slots, local or not.
             if frontend.use is Use.LOCAL:
                 local = local or slots_of(rows, key, chains.CLUSTER)
             elif frontend.use in (Use.CLUSTER, Use.SPLIT):

@@ -23,6 +23,8 @@ AFFINITY_FRONTENDS = SetKind(
 AFFINITY_ENDPOINTS = SetKind(
     "affinity-endpoints", "endpoints that clients may come back to", (*FRONTEND, *BACKEND)
 )
+# Bounded, because any client can add elements. When it is full, `update` fails and the packet
+# passes on, so new clients are balanced as without affinity.
 AFFINITY = SetKind(
     "affinity",
     "endpoint that a client had",

@@ -217,12 +217,14 @@ class _Tracer:
         walk = self._reject(walk, "filter-output", no_such_port=True)
         if walk.verdict is None:
             walk = self._postrouting(walk)
+            # The packet loops through the device lo and enters prerouting; its nat is done already.
             if self._is_local(walk.destination):
                 walk = self._source_ranges(walk, "filter-prerouting")
                 walk = self._input(walk)
         return walk
 
     def _receive(self, walk: _Walk) -> _Walk:
+        # Routing follows prerouting, so the endpoint decides between input and forward.
         if self._is_local(walk.destination):
             return self._input(walk)
         walk = self._reject(walk, "filter-forward", no_such_port=True)
@@ -246,12 +248,14 @@ class _Tracer:
 
     def _shield(self, walk: _Walk, hook: str) -> _Walk:
         shielded = self._view.options.shield_loopback and walk.destination in _LOOPBACK
+        # The rules also test `ct state`, and a packet here is the first of its connection.
         if not shielded or self._packet.interface in ("", "lo"):
             return walk
         return replace(walk.step(hook, Action.SHIELDED), verdict=Dropped(DropReason.LOOPBACK))
 
     def _source_ranges(self, walk: _Walk, hook: str) -> _Walk:
         key = self._key(walk)
+        # On the second pass, through lo, the destination may be an endpoint already.
         has_ranges = self._find(nft.SOURCE_RANGE_FRONTENDS, key)
         if walk.verdict is not None or has_ranges is None:
             return walk
