@@ -1,7 +1,7 @@
 """Netlink attributes: the length-type-value records that message bodies consist of.
 
 Facts: include/uapi/linux/netlink.h. Lengths include the 4-byte header, values are padded to 4
-bytes, and a value that holds attributes itself carries NESTED in its type.
+bytes, and a value that holds attributes itself has the flag NESTED in its type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def string(kind: int, value: str) -> bytes:
 
 
 def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield each attribute as (type, value); one that is cut short ends the walk."""
+    """Yield each attribute as (type, value); one that is cut short ends the iteration."""
     view = memoryview(data)
     offset, size = 0, len(view)
     while offset + 4 <= size:
@@ -39,6 +39,7 @@ def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
         if length < 4 or offset + length > size:
             return
         yield kind & _TYPE_MASK, view[offset + 4 : offset + length]
+        # The length leaves out the padding, which the last attribute of a message may lack.
         offset += (length + 3) & ~3
 
 

@@ -91,6 +91,7 @@ class Conntrack:
         with closing(NetlinkSocket(NETLINK_NETFILTER, "conntrack", _RECEIVE_BUFFER)) as dump:
             request = pack_family(_DOMAIN[family]), _filter(protocol, filtered)
             dump.send(pack_message(_IPCTNL_MSG_CT_GET, NLM_F_DUMP, dump.take_sequence(), *request))
+            # ctnetlink does not set NLM_F_DUMP_INTR, although packets change the table meanwhile.
             done = False
             while not done:
                 flows, done = read_flows(dump.receive(), family)
@@ -99,6 +100,7 @@ class Conntrack:
                     for flow in flows
                     if flow.protocol == protocol and flow.destination.endswith(filtered)
                 ]
+                # An entry that the filter excludes shows that this kernel ignores the filter.
                 if len(matching) < len(flows):
                     self.selective = False
                 kept = [flow for flow in matching if flow.destination.endswith(destination)]
@@ -124,6 +126,7 @@ class Conntrack:
             failed.extend(
                 (chunk[each.index], kernel_error(each.errno, "deleting a conntrack entry"))
                 for each in errors
+                # ENOENT also says that the tuple has a new entry by now, whose CTA_ID differs.
                 if each.errno != errno.ENOENT
             )
         return Deletion(deleted, tuple(failed))
@@ -131,6 +134,7 @@ class Conntrack:
 
 def _filter(protocol: Protocol, destination: bytes) -> bytes:
     """Pack the filter of a dump: a protocol, and a port or an IPv4 address and port if given."""
+    # The kernel refuses a filter by port that is not also one by protocol (EINVAL).
     flags = _FILTER_PROTO_NUM
     ip: list[bytes] = []
     proto = [attribute(CTA_PROTO_NUM, bytes((protocol,)))]

@@ -15,6 +15,7 @@ from pyproxy.netlink.elements import ELEM_DATA, ELEM_KEY, LIST_ELEMENTS, element
 from pyproxy.netlink.nftables import NOTHING
 
 _SET_NAME = 2
+# NFTA_SET_EXPR, or NFTA_SET_EXPRESSIONS if the elements have several.
 _SET_EXPRESSIONS = (17, 18)
 _ELEM_EXPRESSION = 7
 _EXPRESSION_DATA, _COUNTER_PACKETS = 2, 2
@@ -51,7 +52,7 @@ def read_counted_elements(
     """Read the replies to `get_elements` of a data map: key, data and packets of each element.
 
     All elements of such a map have one layout, so a piece is unpacked at once, at a tenth of the
-    cost of walking each element. A piece with other elements in it is walked.
+    cost of reading each element. The elements of any other piece are read one by one.
     """
     layout = _layout(key_size, data_size)
     for reply in replies:
@@ -63,6 +64,8 @@ def read_counted_elements(
 @cache
 def _layout(key_size: int, data_size: int) -> struct.Struct:
     # Headers alternate with values: the key, the data, the counter's bytes and its packets.
+    # 24 bytes are four headers and the name "counter". On processors without unaligned access the
+    # kernel may pad before a 64-bit number; those elements are read one by one.
     return struct.Struct(f">12s{key_size}s8s{data_size}s24s8x4sQ")
 
 
@@ -75,6 +78,7 @@ def _unpack_uniform(
     if len({(each[0], each[2], each[4], each[5]) for each in fields}) != 1:
         return None
     found = [(each[1], each[3], each[6]) for each in fields]
+    # The headers equal one another; reading one element shows whether they are the expected ones.
     return found if list(_walk(items[: layout.size])) == found[:1] else None
 
 

@@ -36,8 +36,10 @@ ELEM_KEY, ELEM_DATA, _ELEM_FLAGS, _ELEM_USERDATA, _ELEM_KEY_END = 1, 2, 3, 6, 10
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _INTERVAL_END = struct.pack(">I", 1)
+# Userdata is opaque to the kernel: nft stores its own records there, each a kind, a size, a value.
 _COMMENT = 0
 
+# Verdict codes are signed: netfilter's own (NF_DROP) are not negative, nf_tables' are.
 _NF_DROP = struct.pack(">i", 0)
 _NFT_GOTO = struct.pack(">i", -4)
 
@@ -89,6 +91,8 @@ def add_elements(
     table: str, set_name: str, rows: Mapping[bytes, Value], shape: Shape
 ) -> Iterator[ElementMessage]:
     """Pack elements to add; a range's key is its lowest value followed by its highest."""
+    # Without NLM_F_EXCL the kernel accepts an element that exists with the same data; it refuses
+    # other data with EEXIST, so a change is a deletion and an addition in one batch.
     return _messages(_NEWSETELEM, NLM_F_CREATE, (table, set_name), rows, shape)
 
 
@@ -96,6 +100,7 @@ def delete_elements(
     table: str, set_name: str, keys: Iterable[bytes], shape: Shape
 ) -> Iterator[ElementMessage]:
     """Pack elements to delete, as `add_elements` does."""
+    # The key identifies the element; the kernel does not compare the data of a deletion.
     return _messages(_DELSETELEM, 0, (table, set_name), dict.fromkeys(keys, b""), shape)
 
 
@@ -139,6 +144,7 @@ def read_elements(replies: Iterable[memoryview], shape: Shape) -> dict[bytes, Va
 def element_at(message: Message, offset: int) -> int | None:
     """Return the index of the element at an offset into a message, as in a MessageError."""
     position = HEADER_SIZE
+    # MessageError.offset names an attribute at any depth, so an element's whole span is compared.
     for kind, value in attributes(message.body):
         position += 4
         if kind == LIST_ELEMENTS:
@@ -225,6 +231,7 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
     # A range of one field is two elements: its start, and an end marker just beyond it.
     start = nested(_LIST_ELEM, low, _payload(value))
     beyond = int.from_bytes(key[half:], "big") + 1
+    # A range up to the last address has no end marker; the kernel takes it as open-ended.
     if beyond >> (half * 8):
         return start
     end = nested(ELEM_KEY, attribute(_DATA_VALUE, beyond.to_bytes(half, "big")))
@@ -278,6 +285,7 @@ def _read_uniform(items: memoryview) -> dict[bytes, Value] | None:
     """Read elements that differ in key and data only; None if one has another layout."""
     first = next(attributes(items), (0, NOTHING))[1]
     fields = attribute_map(first)
+    # Comments, timeouts and counters make elements differ in size: those are read one by one.
     if fields.keys() != {ELEM_KEY, ELEM_DATA}:
         return None
     key, value = element_value(fields[ELEM_KEY]), element_value(fields[ELEM_DATA])
@@ -324,6 +332,8 @@ def element_value(data: memoryview) -> bytes:
 def _ranges(bounds: list[tuple[bytes, bool]]) -> dict[bytes, Value]:
     rows: dict[bytes, Value] = {}
     low: bytes | None = None
+    # Where two ranges adjoin, an end marker has the key of the next start, and sorts before it.
+    # nft, unlike pyproxy, also writes an end marker at key 0, which ends no range.
     for key, is_end in sorted(bounds, key=lambda bound: (bound[0], not bound[1])):
         if is_end and low is not None:
             # `key` sorts above `low` and has its length, so it is at least one.

@@ -75,6 +75,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     def zoned(self) -> bool:
         """Whether the entry is in a conntrack zone other than the default one."""
         for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
+            # CTA_ZONE is the zone of both directions, CTA_TUPLE_ZONE that of one.
             if kind == CTA_ZONE:
                 return True
             if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY) and any(
@@ -93,6 +94,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
         parts, named = [], False
         for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
             if kind in (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID):
+                # `attributes` has removed the flag from the type.
                 flag = NESTED if kind == CTA_TUPLE_ORIG else 0
                 parts.append(attribute(kind | flag, bytes(value)))
                 named |= kind == CTA_TUPLE_ORIG
@@ -118,6 +120,7 @@ class _Layout:
             for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
         )
         self.size = len(sample)
+        # Headers are the fields at even places, values those at odd places.
         self.headers = self.unpack(sample)[::2]
 
 
@@ -156,6 +159,7 @@ def read_flows(piece: bytes, family: Family) -> tuple[list[Flow], bool]:
             return flows, True
         if kind == NLMSG_ERROR:
             raise kernel_error(error_code(view), "listing conntrack entries")
+        # A copy, because a view would keep the whole datagram in memory for one kept flow.
         message = bytes(view)
         flow = _regular(message, layout) or _irregular(message)
         if flow is not None:
@@ -179,7 +183,7 @@ def _regular(message: bytes, layout: _Layout) -> Flow | None:
 
 
 def _irregular(message: bytes) -> Flow | None:
-    """Walk a message of another layout; None unless it has ports and a known protocol."""
+    """Read a message of another layout; None unless it has ports and a known protocol."""
     sides: dict[int, tuple[int, bytes, bytes]] = {}
     for kind, value in attributes(memoryview(message)[HEADER_SIZE:]):
         if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
@@ -209,6 +213,7 @@ def _side(value: memoryview) -> tuple[int, bytes, bytes] | None:
     number = proto.get(CTA_PROTO_NUM)
     if not number or len(source) != len(destination) or len(source) not in _ADDRESS_SIZES:
         return None
+    # ICMP entries have a type, a code and an id in place of the ports.
     if any(len(port) != 2 for port in ports):
         return None
     return number[0], source + ports[0], destination + ports[1]

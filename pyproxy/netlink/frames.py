@@ -13,6 +13,8 @@ NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
 NLM_F_DUMP_INTR = 0x010
 NLM_F_CAPPED = 0x100
+# The flags from 0x100 up depend on the message: CAPPED and ACK_TLVS are those of an
+# acknowledgement, EXCL and CREATE those of a NEW request, DUMP those of a GET.
 NLM_F_ACK_TLVS = 0x200
 NLM_F_EXCL = 0x200
 NLM_F_DUMP = 0x300
@@ -38,11 +40,12 @@ def pack_message(kind: int, flags: int, sequence: int, *parts: bytes) -> bytes:
 def read_messages(data: bytes) -> Iterator[tuple[int, int, int, int, memoryview]]:
     """Yield each message of a datagram: type, flags, sequence number, port, and the whole message.
 
-    The message includes its header. A message whose length is impossible ends the walk.
+    The message includes its header. A message whose length is impossible ends the iteration.
     """
     view = memoryview(data)
     # Conntrack dumps have a message for each entry, so names are local here.
     unpack, offset, size = _unpack_header, 0, len(view)
+    # The kernel packs many messages of a dump into one datagram, but never splits a message.
     while offset + 16 <= size:
         length, kind, flags, sequence, port = unpack(view, offset)
         end = offset + length

@@ -37,7 +37,9 @@ PERSISTENT = 0x1
 SCHED_1, SCHED_2, SCHED_3 = 0x08, 0x10, 0x20
 """Flags whose meaning depends on the scheduler: for sh and mh, fallback and port."""
 
+# Without IP_VS_SVC_F_HASHED (0x2), which the kernel sets itself, and ONEPACKET (0x4).
 _OURS = PERSISTENT | SCHED_1 | SCHED_2 | SCHED_3
+# The kernel changes only the flags that the mask names and keeps the others.
 _EVERY_FLAG = 0xFFFFFFFF
 
 _NUMBER = struct.Struct("=I")
@@ -50,6 +52,7 @@ GENERIC_SIZE = _GENERIC.size
 _AF_OF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 _FAMILY_OF = {number: family for family, number in _AF_OF.items()}
 _MASQ = attribute(_FWD_METHOD, _NUMBER.pack(0))
+# NEW_DEST and SET_DEST need forwarding method, weight and both thresholds: EINVAL otherwise.
 _NO_THRESHOLDS = attribute(_U_THRESH, _NUMBER.pack(0)) + attribute(_L_THRESH, _NUMBER.pack(0))
 
 
@@ -96,6 +99,7 @@ class Server(msgspec.Struct, frozen=True, gc=False):
 
 def get_family() -> Request:
     """Request the message type of the IPVS family; the kernel loads the module ip_vs for it."""
+    # Generic netlink assigns message types when a family is registered, so they differ by boot.
     body = _GENERIC.pack(_CTRL_GETFAMILY, 1, 0) + string(_CTRL_FAMILY_NAME, _NAME)
     return Request(_CTRL, 0, body)
 
@@ -142,6 +146,8 @@ class Messages:
 
     def get_virtuals(self) -> Request:
         """Request all virtual services."""
+        # The kernel resumes a dump by counting: a change between two datagrams can make it skip or
+        # repeat a service, and no flag reports it.
         return self._request(_GET_SERVICE, b"")
 
     def get_virtual(self, virtual: Virtual) -> Request:
@@ -150,6 +156,7 @@ class Messages:
 
     def get_servers(self, virtual: Virtual) -> Request:
         """Request the real servers of one virtual service."""
+        # If the virtual service does not exist, the dump is empty, without an error.
         return self._request(_GET_DEST, _service(_identity(virtual)))
 
     def get_timeouts(self) -> Request:
@@ -177,6 +184,7 @@ def read_virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
         flags, _ = _FLAGS_AND_MASK.unpack_from(service[_FLAGS]) if _FLAGS in service else (0, 0)
         timeout = _number(service, _TIMEOUT) if flags & PERSISTENT else 0
         scheduling = Scheduling(text(service[_SCHED_NAME]), flags & _OURS, timeout)
+        # The kernel sends either the mark, or protocol, address and port.
         if _FWMARK in service:
             mark = _number(service, _FWMARK)
             found[Virtual(family, 0, Address(b""), Port(0), mark)] = scheduling
@@ -192,6 +200,7 @@ def read_servers(replies: Iterable[memoryview], family: Family) -> list[Server]:
     found = []
     for reply in replies:
         dest = attribute_map(attribute_map(reply[GENERIC_SIZE:]).get(_DEST, b""))
+        # A server of an IPv6 service may be IPv4 (tunnelled). Kernels before 3.18 send no family.
         if _short(dest, _ADDR_FAMILY) not in (0, _AF_OF[family]) or _DEST_ADDR not in dest:
             continue
         backend = Backend(bytes(dest[_DEST_ADDR][: family.bits // 8]) + bytes(dest[_DEST_PORT]))
@@ -257,6 +266,7 @@ def _identity(virtual: Virtual) -> bytes:
 def _definition(virtual: Virtual, scheduling: Scheduling) -> bytes:
     # Persistence is per client address: the mask has all bits, for IPv6 as a prefix length.
     mask = b"\xff" * 4 if virtual.family is Family.IPV4 else _NUMBER.pack(virtual.family.bits)
+    # NEW_SERVICE and SET_SERVICE need all of these (EINVAL otherwise), with or without persistence.
     return _service(
         _identity(virtual)
         + string(_SCHED_NAME, scheduling.scheduler)
@@ -272,6 +282,7 @@ def _service(attributes: bytes) -> bytes:
 
 def _dest(backend: Backend, weight: int) -> bytes:
     weight_attribute = attribute(_WEIGHT, _NUMBER.pack(weight))
+    # Without an address family the kernel takes that of the virtual service.
     return nested(_DEST, _address_and_port(backend), _MASQ, weight_attribute, _NO_THRESHOLDS)
 
 

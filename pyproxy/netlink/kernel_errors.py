@@ -31,7 +31,9 @@ from pyproxy.netlink.frames import (
 _NLMSGERR_ATTR_MSG = 1
 _NLMSGERR_ATTR_OFFS = 2
 
+# EBUSY: the object is still in use, often by a deleted rule that nf_tables has not freed yet.
 _TRANSIENT = {errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.EBUSY, errno.ENOMEM}
+# IPVS reports a missing virtual service as ESRCH, and a missing real server as ENOENT.
 _OUT_OF_STEP = {errno.ENOENT, errno.EEXIST, errno.ESRCH}
 _FORBIDDEN = {errno.EPERM, errno.EACCES}
 
@@ -87,6 +89,7 @@ def read_error(reply: memoryview, flags: int, index: int) -> MessageError | None
         if not flags & NLM_F_CAPPED and len(reply) >= start:
             start += struct.unpack_from("=I", reply, HEADER.size + 4)[0] - HEADER.size
         extended = attribute_map(reply[start:])
+        # The offset counts from the request's netlink header.
         if len(extended.get(_NLMSGERR_ATTR_OFFS, b"")) >= 4:
             offset = struct.unpack_from("=I", extended[_NLMSGERR_ATTR_OFFS])[0]
         if _NLMSGERR_ATTR_MSG in extended:
@@ -104,6 +107,7 @@ def read_acknowledgements(
     """
     for data in datagrams:
         for kind, flags, sequence, _, message in read_messages(data):
+            # An acknowledgement of success is an NLMSG_ERROR too, with errno 0.
             if kind == NLMSG_ERROR and sequence >= first:
                 place = index + sequence - first
                 yield place, read_error(message, flags, place)

@@ -25,6 +25,7 @@ _RECEIVE_BUFFER = 4 << 20
 
 _NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
+# In the message of every kind of object, attribute 1 is the table's name.
 _TABLE = 1
 _OBJECTS = {
     **dict.fromkeys((0, 2), "table"),
@@ -94,6 +95,7 @@ class Monitor:
         """Block until another program's transaction; None after `end`. Raises KernelError."""
         while True:
             readable, _, _ = select.select([self._socket.fileno(), self._woken], [], [])
+            # `end` sets this flag before it wakes; any other wake-up is from `missed`.
             if self._ended:
                 return None
             if self._woken in readable:
@@ -104,6 +106,7 @@ class Monitor:
             except KernelError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                # The lost part may hold the end of the transaction that these objects belong to.
                 self._objects.clear()
                 return Foreign(frozenset(), "")
             if found := self._read(data):
@@ -115,6 +118,7 @@ class Monitor:
             if kind >> 8 != SUBSYSTEM or port == self._own_port:
                 continue
             number, fields = kind & 0xFF, attribute_map(message[HEADER_SIZE:])
+            # A large transaction has several datagrams, and several small ones may share one.
             if number == _NEWGEN:
                 found = self._transaction(fields) or found
             elif _TABLE in fields and self._concerns(text(fields[_TABLE]), _chain(number, fields)):

@@ -39,12 +39,13 @@ def create_counters(names: frozenset[str]) -> frozenset[str]:
         try:
             for name in sorted(names):
                 body = string(_NAME, name) + attribute(_PACKETS, zero) + attribute(_BYTES, zero)
+                # EEXIST says that the object exists; without NLM_F_EXCL it would be EBUSY.
                 error = netlink.send(_message(_NEW, body, NLM_F_CREATE | NLM_F_EXCL))
                 if error and not isinstance(error.error, StaleStateError):
                     raise error.error
             return names & list_counters(netlink)
         except KernelError as error:
-            log.debug("cannot create nfacct objects, rules do without: %s", error)
+            log.debug("cannot create nfacct objects, rules are written without them: %s", error)
             return frozenset()
 
 
@@ -52,6 +53,7 @@ def is_supported() -> bool:
     """Return whether `create_counters` would succeed; it creates nothing."""
     with closing(Nfnetlink()) as netlink:
         try:
+            # Without the module nfnetlink_acct the kernel refuses the subsystem with EINVAL.
             list_counters(netlink)
         except KernelError as error:
             log.debug("cannot list nfacct objects: %s", error)

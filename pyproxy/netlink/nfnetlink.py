@@ -94,6 +94,7 @@ class Nfnetlink:
             done += len(batch)
         return []
 
+    # A batch is one send: the kernel aborts a batch whose end is not in the same datagram.
     def _batches(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
         sizes = [HEADER_SIZE + len(message.body) for message in messages]
         room = self.grow_send_buffer(sum(sizes) + 2 * HEADER_SIZE) - 2 * HEADER_SIZE
@@ -106,7 +107,7 @@ class Nfnetlink:
         if begin:
             log.warning(
                 "sent %d bytes in several transactions: net.core.wmem_max limits the send buffer "
-                "without CAP_NET_ADMIN in the first user namespace",
+                "without CAP_NET_ADMIN in the initial user namespace",
                 sum(sizes),
             )
         if messages:
@@ -123,12 +124,14 @@ class Nfnetlink:
         parts.append(pack_message(_NFNL_MSG_BATCH_END, 0, first, edge))
         self._socket.send(b"".join(parts))
         self.messages_sent += len(messages)
+        # The kernel reports a failed commit with the header of the batch's begin.
         # The batch's own sequence number is one below that of its first message.
         errors = self._read_errors(first, -1)
         self.committed += not errors
         return errors
 
     def _read_errors(self, first: int, index: int = 0) -> list[MessageError]:
+        # No need to block: the kernel has processed the batch when `send` returns.
         replies = read_acknowledgements(self._socket.receive_waiting(), first, index)
         return [error for _, error in replies if error is not None]
 

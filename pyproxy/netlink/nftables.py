@@ -12,6 +12,7 @@ from pyproxy.netlink.nfnetlink import NFPROTO_INET, Message
 
 SUBSYSTEM = 10
 
+# nfnetlink accepts nf_tables' NEW and DEL messages in a batch only, GET messages outside of one.
 _GETTABLE, _DELTABLE = 1, 2
 _GETCHAIN = 4
 _DELCHAIN = 5
@@ -41,7 +42,7 @@ def get_generation() -> Message:
 
 
 def read_generation(reply: memoryview) -> int:
-    """Read the reply to `get_generation`; the number wraps after 2**32 - 1."""
+    """Read the reply to `get_generation`; after 2**32 - 1 the number is 1 again."""
     return int.from_bytes(attribute_map(reply).get(_GEN_ID, b""), "big")
 
 
@@ -52,12 +53,14 @@ def get_tables(family: int = NFPROTO_INET) -> Message:
 
 def delete_chain(table: str, name: str) -> Message:
     """Delete a chain that no rule goes to; ENOENT if there is none."""
+    # Without NLM_F_NONREC the kernel deletes the chain's own rules with it.
     body = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
     return Message(message_type(_DELCHAIN), 0, body)
 
 
 def get_chains() -> Message:
     """Request the chains of all tables of the inet family."""
+    # The kernel filters a dump of chains by family only; `read_chains` selects the table.
     return Message(message_type(_GETCHAIN), 0, b"")
 
 
@@ -98,6 +101,7 @@ def read_chains(replies: Iterable[memoryview], table: str) -> dict[str, bytes]:
 
 def read_rules(replies: Iterable[memoryview]) -> dict[str, list[bytes]]:
     """Read the replies to `get_rules`: each chain's rules, as packed expressions."""
+    # A dump has a chain's rules in the order of their evaluation.
     found: dict[str, list[bytes]] = {}
     for reply in replies:
         rule = attribute_map(reply)

@@ -31,7 +31,7 @@ class Request(msgspec.Struct, frozen=True):
 class Requests:
     """A netlink socket to one of netlink's protocols, with counts of what went through it.
 
-    `purpose` stands in error messages. All methods may block on the kernel.
+    `purpose` is quoted in error messages. All methods may block on the kernel.
     """
 
     def __init__(self, protocol: int, purpose: str = "kernel") -> None:
@@ -60,6 +60,8 @@ class Requests:
         """
         errors: list[MessageError] = []
         begin, size = 0, 0
+        # The kernel executes all of a send before `send` returns, so nothing empties the receive
+        # buffer meanwhile: an acknowledgement that does not fit would be lost with ENOBUFS.
         for index, request in enumerate(requests):
             if size > _CHUNK:
                 errors += self._send_chunk(requests[begin:index], begin)
@@ -97,6 +99,7 @@ class Requests:
         self.messages_sent += len(requests)
         errors: list[MessageError] = []
         replies = iter(self._socket.receive, None)
+        # This read may block: the last message is acknowledged even if it succeeded.
         for index, error in read_acknowledgements(replies, first, offset):
             if error is not None:
                 errors.append(error)

@@ -28,6 +28,8 @@ _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 _RTN_LOCAL = 2
 _SCOPE_LINK = 253
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200
+# Duplicate address detection would leave an IPv6 address tentative at first, and the kernel would
+# add a route to the /128 through the device.
 _FLAGS = attribute(_IFA_FLAGS, struct.pack("=I", _NODAD | _NOPREFIXROUTE))
 
 _IFADDRMSG = struct.Struct("=BBBBI")
@@ -35,6 +37,7 @@ _IFINFOMSG = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NUMBER = struct.Struct("=I")
 _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
+# RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
 _GROUPS = 0x1 | 0x10 | 0x100
 """Links, and addresses of both families."""
 
@@ -130,6 +133,7 @@ def find_device(kernel: Requests, name: str) -> int:
         if error.errno in (errno.ENODEV, errno.ENOENT):
             return 0
         raise
+    # An alternative name (altname) also finds a device, so its primary name is compared.
     for reply in replies:
         if len(reply) < _IFINFOMSG.size:
             continue
@@ -166,6 +170,7 @@ class AddressMonitor:
         self._socket.close()
 
     def _is_change(self, kind: int, port: int, body: memoryview, device: int) -> bool:
+        # Only IPv4 notifications name the sender: those of IPv6 addresses have port 0 (addrconf.c).
         if port == self._own_port:
             return False
         if kind in (_NEWADDR, _DELADDR):
@@ -178,4 +183,5 @@ class AddressMonitor:
 def _pack_address(device: int, address: Address) -> bytes:
     family = family_of(address)
     head = _IFADDRMSG.pack(_AF[family], family.bits, 0, 0, device)
+    # IPv4 requires IFA_LOCAL. An IFA_ADDRESS that differs would be a peer's address.
     return head + attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address) + _FLAGS

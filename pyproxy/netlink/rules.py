@@ -37,10 +37,12 @@ META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 _META_IIFNAME, _META_NFTRACE = 6, 12
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
+# NF_CT_STATE_BIT(IP_CT_NEW); bits 0, 1 and 2 are invalid, established and related.
 CT_NEW = 1 << 3
 HOOK_INPUT, HOOK_POSTROUTING = 1, 4
 
 _ORIGINAL = 0
+# NFT_DYNSET_OP_ADD, which is 0, would leave the timeout of an existing element as it is.
 _UPDATE = 1
 
 _NAME, _DATA = 1, 2
@@ -65,6 +67,7 @@ def new_chain(table: str, name: str) -> Message:
 
 def new_base_chain(table: str, name: str, hook: int, priority: int) -> Message:
     """Add a base chain of type filter at a hook of the inet family."""
+    # No policy attribute: the kernel's default is accept.
     place = nested(4, _number(1, hook), attribute(2, struct.pack(">i", priority)))
     return Message(
         message_type(_NEWCHAIN),
@@ -81,6 +84,7 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
 
 def flush(table: str, chain: str) -> Message:
     """Delete all rules of a chain."""
+    # Without a rule's handle, DELRULE deletes all rules of the chain.
     return Message(message_type(_DELRULE), 0, string(1, table) + string(2, chain))
 
 
@@ -104,6 +108,7 @@ def load_original(key: int, register: int) -> bytes:
 
 def is_new(register: int) -> list[bytes]:
     """Match the first packet of a connection."""
+    # Registers hold packet fields in network order, but marks and ct states in the host's.
     new, zero = struct.pack("=I", CT_NEW), struct.pack("=I", 0)
     return [
         _expression("ct", _number(1, register), _number(2, CT_STATE)),
@@ -127,6 +132,7 @@ def limit(rate: int, burst: int) -> bytes:
 
 def enable_trace(register: int) -> list[bytes]:
     """Make the kernel trace the packet from here on."""
+    # nftrace reads one byte of the register.
     one = nested(2, attribute(1, b"\x01"))
     return [
         _expression("immediate", _number(1, register), one),
@@ -168,6 +174,7 @@ def update(map_name: str, key_register: int, data_register: int, timeout: int) -
         _number(3, _UPDATE),
         _number(4, key_register),
         _number(5, data_register),
+        # NFTA_DYNSET_TIMEOUT is in milliseconds.
         attribute(6, struct.pack(">Q", timeout * 1000)),
     )
 
@@ -229,6 +236,7 @@ def read_incoming_interface(packed: bytes) -> str:
 def read_bits_set(packed: bytes) -> bytes:
     """Return the bits that a rule's first bitwise expression sets; empty if there is none."""
     for each in read_expressions(packed):
+        # bitwise computes (value & mask) ^ xor; nft compiles `mark or X` to mask ~X and xor X.
         if each.name == "bitwise":
             value = attribute_map(each.fields.get(_BITWISE_XOR, b"")).get(_VALUE, b"")
             return bytes(value)

@@ -2,7 +2,7 @@
 
 Facts: net/netlink/af_netlink.c and net/core/sock.c. The kernel processes each message while it is
 being sent, so replies to a batch wait in the socket when `send` returns. SO_SNDBUFFORCE and
-SO_RCVBUFFORCE need CAP_NET_ADMIN in the first user namespace. In another one, as on the nodes of
+SO_RCVBUFFORCE need CAP_NET_ADMIN in the initial user namespace. In another one, as on the nodes of
 a rootless cluster, net.core.wmem_max and rmem_max limit the buffers.
 """
 
@@ -25,8 +25,10 @@ _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 10, 11
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SEND_OVERHEAD = 32
-"""Bytes of the send buffer that the kernel reserves for itself."""
+"""Bytes of the send buffer that the kernel reserves; a longer send fails with EMSGSIZE."""
 
+# The kernel sizes the datagrams of a dump by the largest buffer that a reader has offered, up to
+# 32 KiB; a datagram longer than the buffer would be cut without an error.
 _RECEIVE_SIZE = 1 << 18
 _DUMP_ATTEMPTS = 10
 
@@ -34,7 +36,7 @@ _DUMP_ATTEMPTS = 10
 class NetlinkSocket:
     """A socket to one netlink protocol, in the network namespace that the caller is in.
 
-    `purpose` stands in error messages: "netfilter" or "conntrack". `groups` is a bit mask of
+    `purpose` is quoted in error messages: "netfilter" or "conntrack". `groups` is a bit mask of
     notification groups. All methods raise KernelError.
     """
 
@@ -48,6 +50,7 @@ class NetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             grow_receive_buffer(self._socket, receive_buffer)
+            # Port 0 lets the kernel choose an unused port: a process may have several sockets.
             self._socket.bind((0, groups))
         except OSError as error:
             raise kernel_error(error.errno or 0, f"opening a {purpose} netlink socket") from error
@@ -79,6 +82,7 @@ class NetlinkSocket:
     def grow_send_buffer(self, size: int) -> int:
         """Make room for a message of `size` bytes; return how large a message may be."""
         _grow(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, size + _SEND_OVERHEAD)
+        # The kernel doubles the value that is set; the doubled one is read here, and limits a send.
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SEND_OVERHEAD
 
     def take_sequence(self, count: int = 1) -> int:
@@ -129,6 +133,7 @@ class NetlinkSocket:
         for _ in range(_DUMP_ATTEMPTS):
             for _ in self.receive_waiting():  # discard replies to an earlier request
                 pass
+            # A new number for each attempt: replies to the interrupted one may still arrive.
             sequence = self.take_sequence()
             self.send(pack(sequence))
             replies, interrupted = self._read_replies(sequence)
@@ -143,7 +148,10 @@ class NetlinkSocket:
             for kind, flags, sequence, _, message in read_messages(self.receive()):
                 if sequence != requested:
                     continue
+                # The objects changed between two datagrams: some may be missing or come twice.
+                # The flag may be on NLMSG_DONE alone.
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                # NLMSG_DONE ends a dump; an acknowledgement ends the reply to a `get`.
                 if kind == NLMSG_DONE:
                     return replies, interrupted
                 if kind != NLMSG_ERROR:

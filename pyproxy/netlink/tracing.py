@@ -35,6 +35,8 @@ _NETWORK, _TRANSPORT, _IIF, _OIF, _POLICY = 8, 9, 10, 12, 16
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _TABLE_FLAGS, _OWNER = 2, 2
 _HOOK_PREROUTING, _HOOK_OUTPUT = 0, 3
+# Conntrack has priority -200 and DNAT -100: in between, the flow's state is known and the packet
+# still has the Service's address.
 _AFTER_CONNTRACK = -150
 _RATE, _BURST = 100, 20
 """Packets that are traced at most: per second, and in a burst."""
@@ -58,6 +60,7 @@ class Event(msgspec.Struct, frozen=True):
     Addresses are None and ports 0 if the message has no headers; interfaces are indexes.
     """
 
+    # A hash, the same in all hooks that the packet traverses. A later packet may have it too.
     packet: int
     kind: Kind
     family: int
@@ -90,6 +93,7 @@ def trace_table(table: str, match: Match, *, owned: bool) -> list[Message]:
     """Pack a table whose rules make the kernel trace matching packets."""
     flags = attribute(_TABLE_FLAGS, struct.pack(">I", _OWNER)) if owned else b""
     messages = [Message(message_type(_NEWTABLE), NLM_F_CREATE, string(_TABLE, table) + flags)]
+    # Packets of the node's own processes do not traverse prerouting.
     for name, hook in (("prerouting", _HOOK_PREROUTING), ("output", _HOOK_OUTPUT)):
         messages.append(rules.new_base_chain(table, name, hook, _AFTER_CONNTRACK))
         messages.append(rules.new_rule(table, name, *_expressions(match)))
@@ -102,6 +106,7 @@ def _expressions(match: Match) -> list[bytes]:
     family = Family.IPV4 if size == 4 else Family.IPV6
     source_at, destination_at = (12, 16) if family is Family.IPV4 else (8, 24)
     found = [
+        # An inet chain evaluates packets of both families, whose headers differ.
         rules.load_meta(rules.META_NFPROTO, register),
         rules.equal(register, bytes((_NFPROTO[family],))),
         rules.load_meta(rules.META_L4PROTO, register),
@@ -118,6 +123,7 @@ def _expressions(match: Match) -> list[bytes]:
         ]
     if not match.every_packet:
         found += rules.is_new(register)
+    # The limit stands behind the matches: before them, other packets would use it up.
     return [*found, rules.limit(_RATE, _BURST), *rules.enable_trace(register)]
 
 

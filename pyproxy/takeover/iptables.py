@@ -31,6 +31,7 @@ def find_own_rules(in_service: InService) -> Leftovers:
     found: list[IptablesRemoval] = []
     unread: list[Failure] = []
     for program in programs.ALL:
+        # Rules in service are the dataplane's: it deletes those that it no longer wants.
         if program.flavour is not in_service.flavour:
             try:
                 found += _own_rules(program)
@@ -69,4 +70,5 @@ def _save(program: Programs) -> Mapping[str, SavedTable]:
 
 
 def _may_have_rules(program: Programs) -> bool:
+    # iptables-legacy-save itself lists nothing without legacy tables; nft tables have no such file.
     return program.flavour is Flavour.NFT or has_legacy_tables(program.family)

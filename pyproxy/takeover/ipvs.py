@@ -25,11 +25,13 @@ from pyproxy.xtables import kube_names
 
 T = TypeVar("T")
 
+# Without this flag a dump contains the members of all sets.
 _IPSET_FLAG_LIST_SETNAME = 1 << 1
 _MISSING = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 """Errors of a kernel without the subsystem."""
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
+# ipset has error numbers of its own, from IPSET_ERR_PRIVATE (4096) on.
 _IPSET_ERR_BUSY = 4100
 _AF = {4: 2, 16: 10}
 
@@ -180,5 +182,6 @@ def _translated(doing: str) -> Iterator[None]:
     except (NetlinkError, IPSetError) as error:
         if error.code in _GONE:
             return
+        # A rule, or another set, that uses the ipset keeps it; kernel_error makes EBUSY transient.
         code = errno.EBUSY if error.code == _IPSET_ERR_BUSY else error.code
         raise kernel_error(code, doing) from error

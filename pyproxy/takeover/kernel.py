@@ -56,6 +56,7 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
         counters = reading("nfacct objects", partial(_find_counters, netlink))
     finally:
         netlink.close()
+    # pyproxy's iptables mode increments the same nfacct objects as kube-proxy's.
     if in_service.flavour is not None:
         counters = ()
     rules = [
@@ -71,6 +72,7 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
         )
         for program in programs.ALL
     ]
+    # pyproxy's ipvs mode has its sets in nftables, so these ipsets are always kube-proxy's.
     sets = reading("ipsets", ipvs.find_sets)
     links: tuple[str, ...] = ()
     services: tuple[VirtualService, ...] = ()

@@ -34,7 +34,7 @@ CANARY = "KUBE-PROXY-CANARY"
 MARK_MASQUERADE = "KUBE-MARK-MASQ"
 """Other programs may jump to it, to have a connection masqueraded."""
 NODE_PORTS = "KUBE-NODEPORTS"
-"""kube-proxy always has a rule that leads to it, and pyproxy never has."""
+"""kube-proxy always has a rule that jumps to it; pyproxy never has one."""
 
 MARK_EXTERNAL = "KUBE-MARK-OUTSIDE"
 REFUSE = "KUBE-REFUSE"
@@ -101,6 +101,7 @@ NODE_PORT_SETS = {
 }
 """kube-proxy's ipsets of node ports in ipvs mode, with the number of their protocol."""
 
+# IPSET_MAXNAMELEN is 32, with the zero byte at the end.
 _IPSET_NAME_LIMIT = 31
 _IPV4_SETS = (
     "KUBE-CLUSTER-IP",
@@ -134,6 +135,7 @@ def is_iptables_mode(chain: str) -> bool:
 
 def is_owned(table: str, chain: str) -> bool:
     """Return whether a chain is kube-proxy's, of any mode, or pyproxy's."""
+    # The part of the name after the prefix is a hash, so these chains are known by prefix only.
     if table == "nat" and chain.startswith(_SERVICE_PORT):
         return True
     return (
@@ -150,6 +152,7 @@ def is_kube_proxy_ipvs(table: str, chain: str) -> bool:
 
 def is_pyproxy(table: str, chain: str) -> bool:
     """Return whether a chain is pyproxy's, and kube-proxy has none of this name in this table."""
+    # kube-proxy has KUBE-FW- chains in nat only; pyproxy's in filter precede a rejection.
     if table == "filter" and chain.startswith(SOURCE_RANGES):
         return True
     return chain.startswith(_TREES) or chain in _PYPROXY.get(table, ())

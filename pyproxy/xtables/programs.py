@@ -1,7 +1,8 @@
 """iptables' own programs: how they are run, and what their failures mean.
 
-iptables-save and iptables-restore come in two flavours, each of which sees its own rules alone.
-Facts: iptables 1.8's sources. The exit status is 4 if the lock was not free in time.
+iptables-save and iptables-restore come in two flavours, each of which reads and writes only its own
+rules. Facts: iptables 1.8's sources. The legacy flavour takes the lock /run/xtables.lock, and exits
+with status 4 if it is not free in time. The nft flavour has no lock and ignores --wait.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from pyproxy.xtables.saved import SavedTable, parse
 _NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _LOCK_SECONDS = "5"
 _RESOURCE_PROBLEM = 4
+# These files list the tables that exist, without creating any. /proc/self/net would be the main
+# thread's network namespace; the caller's may be another.
 _LEGACY_TABLES = {
     Family.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
     Family.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
 }
+# Since Kubernetes 1.17 kubelet creates at least one of them, in the table mangle.
 _KUBELET_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+# "line 3 failed", "Error occurred at line: 3", "line 3: RULE_APPEND failed".
 _LINE = re.compile(r"\b(?:line:? )(\d+)")
 
 
@@ -102,6 +107,7 @@ def detect_flavour() -> Flavour:
         for flavour, text in found.items():
             if f"\n:{chain} " in text:
                 return flavour
+    # Each flavour counts rules of both families, as iptables-wrapper does.
     rules = {flavour: text.count("\n-A ") for flavour, text in found.items()}
     if rules[Flavour.LEGACY] > rules[Flavour.NFT]:
         return Flavour.LEGACY
@@ -128,8 +134,10 @@ def _run(command: Sequence[str], text: str) -> str:
     if done.returncode == 0:
         return done.stdout
     words = f"{command[0]}: {' '.join(done.stderr.split())[:500]}"
+    # iptables-legacy reads and writes its tables through a raw socket, hence CAP_NET_RAW.
     if "ermission denied" in words or "not permitted" in words:
         raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
+    # iptables-nft-restore exits with 4 for a rule that the kernel refused, too, and names the line.
     if done.returncode == _RESOURCE_PROBLEM and "line" not in words:
         raise TransientKernelError(words, 0)
     found = _LINE.search(done.stderr)

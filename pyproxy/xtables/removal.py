@@ -44,6 +44,7 @@ class TableRemoval(msgspec.Struct, frozen=True):
             f"*{self.table}",
             # Declaring a chain empties it, so the order of jumps among the chains is irrelevant.
             *(f":{chain} - [0:0]" for chain in (*self.chains, *self.emptied)),
+            # -D removes one rule with this text, so each duplicate of a rule has its own -D.
             *(f"-D {chain} {text}" for chain, text in self.jumps),
             *(f"-X {chain}" for chain in self.chains),
             "COMMIT",
@@ -96,6 +97,7 @@ def plan_own_removal(tables: Mapping[str, SavedTable]) -> tuple[TableRemoval, ..
     ):
         return ()
     rules = (text for table in tables.values() for texts in table.chains.values() for text in texts)
+    # A rule of kube-proxy's that jumps to KUBE-NODEPORTS shows that kube-proxy has written since.
     is_back = any(
         kube_names.NODE_PORTS in text and target(text) == kube_names.NODE_PORTS for text in rules
     )

@@ -57,6 +57,7 @@ def parse(saved: str) -> dict[str, SavedTable]:
 def target(text: str) -> str:
     """Return the chain or the target that a rule jumps or goes to; empty if it has neither."""
     if '"' in text:
+        # A comment may contain anything, such as " -j ACCEPT".
         text = _QUOTED.sub('""', text)
     before = ""
     for word, behind in pairwise(text.split()):

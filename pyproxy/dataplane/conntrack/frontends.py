@@ -74,6 +74,7 @@ def is_stale(flow: Flow, targets: Targets) -> bool:
     the translation is in the entry of the default zone.
     """
     admitted = [target.backends for target in targets if target.backends and target.admits(flow)]
+    # Replies come from the endpoint to which conntrack translates the destination.
     if any(flow.reply_source in backends for backends in admitted):
         return False
     if flow.translated:
@@ -89,6 +90,7 @@ def flow_targets(routing: ServiceRouting) -> Iterator[tuple[FrontendKey, FlowTar
         uses = {frontend.use for frontend in port.frontends}
         backends = {use: frozenset(_usable(port, use)) for use in uses}
         for frontend in port.frontends:
+            # As in kube-proxy, source ranges restrict neither external IPs nor node ports.
             has_ranges = frontend.scope is Scope.LOAD_BALANCER
             yield (
                 FrontendKey(
@@ -184,6 +186,7 @@ class Frontends:
 def _may_make_stale(before: Targets, after: Targets) -> bool:
     """Return whether a change can make a flow stale: more endpoints for the same clients cannot."""
     old, new = _backends(before), _backends(after)
+    # From none to one endpoint, entries of untranslated flows become stale.
     if old - new or bool(old) != bool(new):
         return True
     return [target.sources for target in before] != [target.sources for target in after] and bool(

@@ -34,6 +34,7 @@ def find_known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | 
 
 def trace_known_flow(packet: Packet, flow: Flow) -> TraceResult:
     """Return the one path of a packet whose flow has an entry."""
+    # After a masquerade the replies go to the node's address and not to the client's.
     kept = flow.reply_destination == flow.source
     entry = (
         f"{flow.protocol.name.lower()} {backend_text(Backend(flow.source))} ->"

@@ -58,6 +58,7 @@ class RecheckQueue:
         """Queue second sweeps and retries of `taken`; return frontends that have no retry left."""
         given_up: set[FrontendKey] = set()
         for key, recheck in taken.items():
+            # A commit has queued the frontend again during the sweep, with all its retries.
             if key in self._rechecks:
                 continue
             if key not in failed:

@@ -48,8 +48,11 @@ class Reconciler:
         self._frontends = Frontends()
         self._node_addresses: frozenset[Address] = frozenset()
         self._queue = RecheckQueue()
+        # Guards the queue and `_stopping`. It is not held during a sweep, so that no commit waits
+        # while the kernel lists its table.
         self._wake = threading.Condition()
         self._stopping = False
+        # The first sweep does not wait for the interval.
         self._finished = -math.inf
         self._thread = Worker("conntrack", self._run)
         self.abandoned = 0
@@ -66,6 +69,7 @@ class Reconciler:
     def full(self, routings: Iterable[ServiceRouting]) -> None:
         """Queue all frontends: flows may be from before this process started."""
         with self._wake:
+            # A group's key stands for the frontends that exist; removed ones need their own keys.
             gone = self._frontends.replace_all(routings)
             self._enqueue(gone | self._frontends.groups())
 
@@ -118,6 +122,7 @@ class Reconciler:
             )
 
     def _enqueue(self, keys: Collection[FrontendKey]) -> None:
+        # The caller holds `_wake`.
         if keys:
             self._queue.add(keys, self._clock())
             self._wake.notify()
@@ -149,6 +154,7 @@ class Reconciler:
             began = self._clock()
             deleted = 0
             for protocol, destinations in protocols.items():
+                # Read without the lock: a commit meanwhile replaces values and queues a sweep.
                 targets = self._frontends.targets(family, protocol)
                 sweep = Sweep(self._table, family, protocol, targets, self._node_addresses)
                 result = sweep.run(destinations)

@@ -85,6 +85,7 @@ class Sweep:
                     deleted += deletion.deleted
                     for flow, error in deletion.failed:
                         errors.add(str(error))
+                        # Any of these may be the key under which the flow was wanted.
                         failed |= {_ALL, flow.destination, flow.destination[-2:]} & wanted
             except KernelError as error:
                 errors.add(str(error))
@@ -99,6 +100,7 @@ class Sweep:
         if destination[:-2] in self._node_addresses:
             port = destination[-2:]
             named = named or port in wanted
+            # A frontend with the node's address and this port precedes a node port.
             if targets is None:
                 targets = self._targets.get(port)
         if targets is None:
