@@ -26,6 +26,7 @@ from pyproxy.netlink.ipvs import Messages
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.requests import Request
 
+# IPVS reports an absent real server as ENOENT, and an absent virtual service as ESRCH.
 _GONE = (errno.ENOENT, errno.ESRCH)
 
 
@@ -100,6 +101,7 @@ class _Commit:
         self._send(additions(self._delta, self._kernel.write))
         if any(name in BY_NAME for name in chain(self._delta.remove, self._delta.add)):
             self._write_rules()
+        # After the rules: packets to an address on the device are local, and meet them and IPVS.
         self._change_addresses()
         self._send(removals(self._delta, self._kernel.write))
         return tuple(Failure(name, error) for name, error in self._failed.items())
@@ -112,6 +114,7 @@ class _Commit:
             failed.index: failed
             for failed in self._kernel.send([write.request for write in writes])
         }
+        # All accepted rows are noted before an error is raised: IPVS has executed them.
         for number, write in enumerate(writes):
             failed = errors.get(number)
             if failed is None or (write.value is None and failed.errno in _GONE):
@@ -124,10 +127,13 @@ class _Commit:
             return
         error = failed.error
         is_new = write.table == VIRTUALS and write.key not in self._held.get(VIRTUALS, {})
+        # IPVS reports an unknown scheduler as ENOENT.
         if is_new and failed.errno == errno.ENOENT:
             error = RejectedError(
                 f"the kernel has no scheduler {write.value.scheduler}", failed.errno
             )
+        # A full plan has just read the kernel, so the virtual service is not one of ours. After a
+        # partial plan, memory may be out of date.
         elif is_new and failed.errno == errno.EEXIST and self._plan.whole:
             text = virtual_text(write.key)
             error = RejectedError(f"another program has the virtual service {text}", errno.EEXIST)
@@ -144,6 +150,7 @@ class _Commit:
         if large:
             self._rules.pause()
         try:
+            # The loop ends, because each aborted transaction leaves out one Service more.
             while elements := msgspec.structs.replace(self._plan, delta=self._delta).elements():
                 failed = self._rules.write(elements)
                 if failed is None:
@@ -152,6 +159,7 @@ class _Commit:
         finally:
             if large:
                 self._rules.listen()
+        # `_fail` took the rows of rejected Services out of the delta: the rest was written.
         for side, forget in ((self._delta.remove, True), (self._delta.add, False)):
             for name in side.keys() & BY_NAME.keys():
                 for key, value in side[name].items():
@@ -161,6 +169,7 @@ class _Commit:
         error = failed.error
         if not 0 <= failed.index < len(elements) or not isinstance(error, RejectedError):
             raise error
+        # The kernel names the attribute that it rejected by its offset: it lies in one element.
         write = elements[failed.index]
         place = element_at(write.message, failed.offset)
         name = None if place is None else self._owner(write.set_name, write.keys[place])

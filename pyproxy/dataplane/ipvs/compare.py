@@ -68,6 +68,7 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
         VIRTUALS: dict(kernel.virtuals()),
         ADDRESSES_ON_DEVICE: dict.fromkeys(here.ours, b""),
     }
+    # A command has no last commit: a mark's number is the one in the kernel's elements.
     marks = assign_marks([wanted], held, Marks({}))
     after: schema.Table = {}
     add_service(wanted, marks.numbers, options.scheduler, after)

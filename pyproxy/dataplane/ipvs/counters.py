@@ -23,6 +23,7 @@ from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual
 from pyproxy.netlink.nfnetlink import Nfnetlink
 
+# Both sets, because a SPLIT frontend without local endpoints has its element in `dropped`.
 _NAMED = (schema.FRONTENDS, schema.DROPPED)
 _READ = by_name((*_NAMED, schema.INTERNAL_SERVICES))
 

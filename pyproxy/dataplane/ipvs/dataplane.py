@@ -117,6 +117,8 @@ class IpvsDataplane:
             if old == wanted:
                 continue
             changed[name] = wanted
+            # Routings are remembered, rows are not: the old ones are computed again, with the old
+            # marks.
             if old:
                 self._add(old, self._marks, before)
         growth = self._committed.growth(changed)
@@ -157,6 +159,7 @@ class IpvsDataplane:
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> IpvsPlan:
         """Plan the difference between kernel state and desired state. Raises KernelError."""
         options = self._options_for(node)
+        # The device is read before IPVS, because an address on it makes a virtual service ours.
         reload = not self._rules.is_loaded(options)
         held: Table = {**self._rules.read()}
         here = self._kernel.addresses()
@@ -172,6 +175,7 @@ class IpvsDataplane:
             shared.update(shared_rows(routing))
         for set_name, key in shared:
             wanted.setdefault(set_name, {})[key] = b""
+        # After a restart no list says what drains: every TCP server that no Service needs does.
         planned = plan_delta(
             held,
             Draining(),
@@ -206,6 +210,7 @@ class IpvsDataplane:
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Count the rows of the last commit by table and set. Any thread."""
+        # A copy of the items, because the committing thread may add a table meanwhile.
         return tuple(TableUsage(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 
     def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
@@ -214,6 +219,7 @@ class IpvsDataplane:
         IPVS has no transactions. New virtual services and servers come first, then the rules in
         one transaction, then the addresses, and removals last.
         """
+        # Set before the first write: if one raises, the next plan starts from here and loads again.
         if plan.held is not None:
             self._held = plan.held
             self._loaded = None if plan.reload else plan.options
@@ -223,6 +229,7 @@ class IpvsDataplane:
             self._rules.load(plan.options)
             self._loaded = plan.options
         failures = commit(plan, self._kernel, self._rules, self._held, self._rows_of)
+        # Last, because an older version's chains and sets serve until the elements are written.
         if plan.reload:
             self._rules.seal(plan.options)
         self._remember(plan, failures)
@@ -235,6 +242,7 @@ class IpvsDataplane:
 
     def tick(self) -> Drift | None:
         """Remove drained servers, and poll for changes that the kernel does not announce."""
+        # Before the first commit there is nothing to compare with.
         if self._poller is None:
             return None
         drained = self._deadlines.drained(self._draining, self._kernel.servers, self._may_block)
@@ -269,6 +277,8 @@ class IpvsDataplane:
     def _read_ipvs(
         self, held: Table, on_device: frozenset[Address], *, servers: bool = True
     ) -> None:
+        # Virtual services of node ports have the node's addresses, which are not on the device: the
+        # table's elements identify them.
         listed = frozenset(
             virtual_of_key(key, family)
             for family in Family
@@ -276,6 +286,7 @@ class IpvsDataplane:
         )
         listed |= frozenset(self._held.get(VIRTUALS, {}))
         if self._poller is None:
+            # Before the first commit those of kube-proxy's node ports are taken over as well.
             listed |= frozenset(self._adopts())
         found = {
             virtual: how

@@ -24,6 +24,7 @@ from pyproxy.netlink.elements import Tag
 from pyproxy.netlink.ipvs import Virtual
 
 _DRAINING_WEIGHT = 0
+# Its comment is in the kernel, so that a restart can tell it from a Service without endpoints.
 _DRAINS = Tag("", "drains")
 
 
@@ -93,6 +94,8 @@ class _DeltaPlanner:
         for name, keys in self._touched.items():
             wanted = self._change.wanted.get(name, {})
             self._after[name] = {key: wanted[key] for key in keys if key in wanted}
+        # In this order: a virtual service stays for its servers, and an address for those that
+        # stay.
         for key in self._touched.get(SERVERS, ()):
             self._server(key)
         for virtual in self._virtuals:
@@ -114,6 +117,7 @@ class _DeltaPlanner:
 
     def _server(self, key: ServerKey) -> None:
         virtual, backend = key
+        # A server that is wanted again stops draining, and keeps its connections.
         self._servers.get(virtual, set()).discard(backend)
         stays = (
             key not in self._after[SERVERS]
@@ -135,6 +139,8 @@ class _DeltaPlanner:
         if virtual.mark:
             return
         key = _key(virtual)
+        # The element in `frontends` keeps the virtual service ours, also after a restart. The other
+        # one makes the rules reject new connections.
         for kind in (schema.FRONTENDS, schema.NO_ENDPOINT_SERVICES):
             name = kind.of(virtual.family)
             held = self._held.get(name, {}).get(key)

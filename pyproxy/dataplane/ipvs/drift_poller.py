@@ -84,6 +84,7 @@ class DriftPoller:
     def reset(self, node_addresses: AbstractSet[Address]) -> None:
         """Take the present state as right, after a commit."""
         self._node_addresses = node_addresses
+        # The next poll only counts, because the commit itself has changed the number.
         self._count = None
 
     def has_drifted(self, held: Table) -> bool:
@@ -111,8 +112,10 @@ class DriftPoller:
         virtuals = held.get(VIRTUALS, {})
         some = list(islice(self._turn, _AT_A_TIME))
         if not some:
+            # A copy, because commits change the table between polls.
             self._turn = iter(list(virtuals))
             some = list(islice(self._turn, _AT_A_TIME))
+        # A virtual service may have been removed since its turn was planned.
         polled = [virtual for virtual in some if virtual in virtuals]
         expected: dict[Virtual, dict[Backend, int]] = {virtual: {} for virtual in polled}
         for (virtual, backend), weight in held.get(SERVERS, {}).items() if polled else ():

@@ -40,7 +40,9 @@ class Kernel:
     def __init__(self) -> None:
         self._generic = Requests(NETLINK_GENERIC)
         self._route = Requests(NETLINK_ROUTE)
+        # A notification has the sender's port, so changes through `_route` are left out.
         self._watch = rtnetlink.AddressMonitor(self._route.port)
+        # Any IPv4 socket serves: the kernel passes options that it does not know to netfilter.
         self._counting = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._write: Messages | None = None
 
@@ -87,6 +89,7 @@ class Kernel:
         """Read one virtual service; None if there is none. Raises KernelError."""
         try:
             found = ipvs.read_virtuals(self._generic.get(self.write.get_virtual(virtual)))
+        # ESRCH: no such virtual service.
         except StaleStateError:
             return None
         return found.get(virtual)
@@ -170,6 +173,7 @@ class Kernel:
             *(rtnetlink.add_address(device, address) for address in each[1]),
         ]
         changed = [*each[0], *each[1]]
+        # Messages are executed one by one: one that fails stops none of the others.
         return [
             (changed[failed.index], failed.error)
             for failed in self._route.send(requests)

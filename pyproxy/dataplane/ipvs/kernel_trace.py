@@ -26,6 +26,7 @@ from pyproxy.netlink.ipvs import Virtual
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.rules import read_bits_set, read_incoming_interface, read_set_names
 
+# /proc/net shows the namespace of the main thread, thread-self that of the calling one.
 _CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
 _NO_PORT = "0000"
 _BY_MARK = "IP"
@@ -92,14 +93,16 @@ class IpvsTracer:
 def loaded_options(layout: Layout) -> Options | None:
     """Return the options that the rules were loaded for; None for another version's rules.
 
-    The marker chain, which is named after a digest of the text, tells whether they were read right.
+    The marker chain's name is a digest of the rules' text, which confirms the options.
     """
     bits = read_bits_set(b"".join(layout.rules.get("new-connections", [])))
+    # nft compiles `meta mark | bit` to a bitwise expression, whose operand is the bit.
     if len(bits) != 4:
         return None
     services = layout.rules.get("services", [])
     interface = next(filter(None, map(read_incoming_interface, services)), "")
     looked_up = frozenset[str]().union(*map(read_set_names, services))
+    # The rules with and without this option differ, and so do their digests: try both.
     for masquerade_all in (False, True):
         options = Options(
             mark=Mark(struct.unpack("=I", bits)[0]),

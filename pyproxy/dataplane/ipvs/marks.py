@@ -61,6 +61,8 @@ def assign_marks(routings: Iterable[ServiceRouting], held: Table, known: Marks) 
         for virtual in held.get(schema.VIRTUALS, {})
         if virtual.mark
     }
+    # The kernel's number comes first, so that a restart changes no mark. Two ports may find the
+    # same number, as when a frontend has moved: the first keeps it.
     for routing in routings:
         for key, port in split_ports(routing):
             needed.append(key)

@@ -107,6 +107,8 @@ class IpvsPlan(msgspec.Struct, frozen=True):
 
     def elements(self) -> list[ElementMessage]:
         """Pack the changed elements; one with a new value is removed and then added."""
+        # NEWSETELEM replaces nothing: the kernel rejects an existing key with other data, and
+        # ignores another comment.
         gone, new = self.delta.remove, self.delta.add
         return [
             *(each for name in gone if name in BY_NAME
@@ -136,6 +138,7 @@ def additions(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
     for key, weight in new.get(SERVERS, {}).items():
         if key not in there:
             yield Write(SERVERS, key, weight, write.add_server(key[0], key[1], weight))
+        # A server that serves again: only a weight above 0 admits new connections.
         elif weight:
             yield Write(SERVERS, key, weight, write.set_server(key[0], key[1], weight))
 
@@ -148,6 +151,7 @@ def removals(delta: Delta[Any, Any], write: Messages) -> Iterator[Write]:
         weight = new.get(SERVERS, {}).get(key)
         if weight == 0:
             yield Write(SERVERS, key, 0, write.set_server(key[0], key[1], 0))
+        # The kernel removes the servers of a removed virtual service.
         elif weight is None and key[0] not in virtuals:
             yield Write(SERVERS, key, None, write.delete_server(*key))
     for virtual in virtuals:

@@ -42,6 +42,7 @@ def virtual_by_mark(family: Family, mark: Mark) -> Virtual:
 
 def virtual_of_key(key: bytes, family: Family) -> Virtual:
     """Return the virtual service of a frontend, by the key of its element."""
+    # The key has three fields padded to 4 bytes: address, protocol, port.
     width = family.bits // 8
     port = Port(int.from_bytes(key[width + 4 : width + 6], "big"))
     return Virtual(family, key[width], Address(key[:width]), port)
@@ -63,10 +64,12 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
     for port in routing.ports:
         hairpin = schema.HAIRPIN.of(port.family)
         for backend in port.hairpin:
+            # The key is source and destination: the endpoint's own address, twice.
             yield hairpin, backend[:-2] * 2
         for frontend in port.frontends:
             if frontend.scope is Scope.CLUSTER_IP:
                 yield schema.CLUSTER_IPS.of(port.family), frontend.address
+            # A node port's address is on a device of the node already.
             if frontend.scope is not Scope.NODE_PORT:
                 yield schema.ADDRESSES_ON_DEVICE, frontend.address
 
@@ -110,7 +113,9 @@ class _Port:
             case Use.SPLIT:
                 if mark is not None:
                     internal = self._table.setdefault(schema.INTERNAL_SERVICES.of(port.family), {})
+                    # nf_tables keeps a mark in host byte order.
                     internal[key] = mark.to_bytes(4, sys.byteorder)
+                # The rules look at `dropped` only after they have marked internal clients.
                 if port.local:
                     self._virtual(virtual, port.local, key)
                 else:

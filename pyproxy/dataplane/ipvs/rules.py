@@ -27,6 +27,7 @@ class RulesTable:
         """Check that nft and nf_tables may be used. Raises UsageError, KernelError."""
         require_nft()
         self.prepare_to_read()
+        # Before the first read-back, so that no later change is missed.
         self._monitor.listen()
 
     def prepare_to_read(self) -> None:

@@ -1,7 +1,7 @@
 """The base rules around IPVS: constant, whatever the Services are.
 
-IPVS takes packets for a virtual service at the end of input (priority 98), and those that the node
-sends in output (priority -99). The rules come just before. They drop by source range, mark packets
+IPVS takes packets for a virtual service at the end of input (priority 99), and those that the node
+sends in output (priority -98). The rules come just before. They drop by source range, mark packets
 to be masqueraded, and reject packets to a service address without a virtual service. IPVS then
 rewrites the destination and sends the packet through output again. Postrouting changes the source.
 
@@ -40,6 +40,8 @@ def base_rules(options: Options) -> BaseRules:
 
 
 _HOOKS = {
+    # Input: after filter (0), before IPVS (98, 99). Output: after conntrack (-200) and mangle
+    # (-150), before nat (-100) and IPVS (-99, -98).
     "filter-input": "type filter hook input priority 90; policy accept;",
     "filter-output": "type filter hook output priority -105; policy accept;",
     "filter-postrouting": "type filter hook postrouting priority srcnat - 10; policy accept;",
@@ -77,6 +79,7 @@ def _chains(options: Options) -> dict[str, list[str]]:
         "filter-input": ["jump services"],
         "filter-output": ["jump services"],
         "clear-internal-mark": [
+            # The internal mark replaced the masquerading bit, which the node's own packets need.
             f"ct state new fib saddr type local meta mark set {options.mark:#010x} return",
             "meta mark set 0",
         ],
@@ -102,6 +105,7 @@ def _internal_marks(family: Family, options: Options) -> list[str]:
     pods = options.from_pods(family)
     kind = schema.INTERNAL_SERVICES
     chosen = f"meta mark set {kind.key_text(family)} map @{kind.of(family)}"
+    # A look-up that finds nothing ends its rule, so only packets to a listed frontend return.
     return [
         *([f"{pods} {chosen} return"] if pods else []),
         f"fib saddr type local {chosen} return",

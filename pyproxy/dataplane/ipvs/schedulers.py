@@ -22,6 +22,7 @@ _SH_BUCKETS_BITS = 8
 
 _GOLDEN_RATIO_32 = 0x61C88647
 _KNOWN = ("rr", "wrr", "fo", "sh")
+# Apart from weight 0, these ignore weights.
 _BLIND_TO_WEIGHTS = ("rr", "lc", "dh")
 
 

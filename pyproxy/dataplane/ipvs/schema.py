@@ -62,6 +62,8 @@ SETS = (
 BY_NAME = by_name(SETS)
 """Set kind and family by the name that the kernel knows."""
 
+# A virtual service by mark has no protocol in the kernel, but only TCP drains: the mark's lowest
+# two bits have it. Four entries, so that any two bits decode.
 _PROTOCOLS = (Protocol.TCP, Protocol.UDP, Protocol.SCTP, Protocol.SCTP)
 
 

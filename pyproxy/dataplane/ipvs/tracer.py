@@ -120,6 +120,7 @@ class _Tracer:
             yield walk
         elif not packet.new:
             yield walk.step("conntrack", "goes the way of the first packet of its connection")
+        # IPVS hooks input and output only: a packet that is forwarded does not meet it.
         elif is_examined:
             for scheduled in self._ipvs(walk):
                 yield self._postrouting(scheduled)
