@@ -47,6 +47,7 @@ class CommittedState(Generic[R]):
         self, growth: Counter[R], name: ObjectName, routings: Routings, *, whole: bool
     ) -> None:
         old, new = self.services.get(name), routings[name]
+        # `subtract` keeps counts below 0, which the operator `-` would leave out.
         if old and not whole:
             growth.subtract(self._shared_rows(old))
         if new:
@@ -93,6 +94,7 @@ class CommittedState(Generic[R]):
             else:
                 self.services[name] = routing
         self.users.update(growth)
+        # Rows without users are deleted: the counter would grow with every row that ever existed.
         for row in [row for row, by in growth.items() if by <= 0]:
             if self.users[row] <= 0:
                 del self.users[row]

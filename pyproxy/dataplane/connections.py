@@ -30,12 +30,13 @@ class Totals(msgspec.Struct, frozen=True):
     def since(self, before: Totals | None) -> dict[Counted, int]:
         """Count the connections after an earlier reading; all of them without one.
 
-        An object that is new, or was made anew meanwhile, counts from 0.
+        An object that is new, or was replaced in between, counts from 0.
         """
         known = before.by_element if before else {}
         found: dict[Counted, int] = {}
         for element, total in self.by_element.items():
             start = known.get(element, 0)
+            # A new object under the same key starts from 0, so a total below `start` is all new.
             gain = total - start if total >= start else total
             owner = self.owners[element]
             found[owner] = found.get(owner, 0) + gain
@@ -71,7 +72,7 @@ class ConnectionCounters(Protocol):
     def endpoints(self, services: Totals, *, everything: bool) -> Totals:
         """Read one total for each endpoint of the frontends that `services` has.
 
-        `everything` reads all endpoints at once; that costs less if most are asked for. Raises
+        `everything` reads all endpoints at once, which costs less if most are wanted. Raises
         KernelError.
         """
         ...

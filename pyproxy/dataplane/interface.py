@@ -219,7 +219,7 @@ class Inspector(Protocol):
         ...
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
-        """Return a line for each difference in the base rules; none if they are as they should."""
+        """Return a line for each difference in the base rules; empty if there is none."""
         ...
 
     def table_usage(self) -> tuple[TableUsage, ...]:

@@ -30,6 +30,7 @@ class Capability(enum.IntEnum):
 
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
+    # Legacy iptables opens a raw socket, which nf_tables does without.
     NET_RAW = 13
 
 
@@ -41,7 +42,7 @@ class KernelPart(msgspec.Struct, frozen=True):
 
 
 NF_TABLES = KernelPart("nf_tables", "")
-"""nf_tables shows no file, and is asked over netlink."""
+"""nf_tables shows no file, and is detected over netlink."""
 
 
 class KernelSetting(msgspec.Struct, frozen=True):

@@ -132,6 +132,7 @@ class TracePath(msgspec.Struct, frozen=True):
     """One path that a packet may take: its steps, its verdict, and the probability of both."""
 
     verdict: Verdict
+    # Not a float, so that probabilities add up to exactly 1.
     probability: Fraction
     steps: tuple[TraceStep, ...]
 

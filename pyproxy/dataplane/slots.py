@@ -17,6 +17,7 @@ def place(before: tuple[Backend, ...], wanted: tuple[Backend, ...]) -> tuple[Bac
     """
     if before == wanted or not before:
         return wanted
+    # A dict and not a set: new endpoints keep policy's order, so equal input gives an equal plan.
     waiting = dict.fromkeys(wanted, True)
     slots = [each if waiting.pop(each, False) else None for each in before[: len(wanted)]]
     new = iter(waiting)
@@ -28,6 +29,7 @@ def place_service(before: ServiceRouting | None, wanted: ServiceRouting) -> Serv
     """Return a Service with the endpoints of each port in the order of the same port before."""
     if before is None:
         return wanted
+    # Kubernetes requires unique names if a Service has several ports; a port's number may change.
     old = {(port.family, port.protocol, port.name): port for port in before.ports}
     ports = tuple(
         _place_port(old.get((port.family, port.protocol, port.name)), port) for port in wanted.ports

@@ -116,8 +116,8 @@ class BaseRules(msgspec.Struct, frozen=True):
     def additions(self, layout: Layout) -> str:
         """Return the commands that add the missing sets, and the missing chains without a hook.
 
-        No packet meets an added chain before the rules of `text` or an element lead to it. All
-        sets are declared: nft 1.0.6 knows the types of sets in the same input alone.
+        No packet reaches an added chain before the rules of `text` or an element lead to it. All
+        sets are declared, because nft 1.0.6 finds the types of sets only in the same input.
         """
         chains = {name: rules for name, rules in self.chains.items() if name not in self.hooks}
         missing = {name: chains[name] for name in self.missing(layout).chains}

@@ -54,8 +54,8 @@ def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
     """Load the base rules and keep every element; return the number of transactions.
 
     Elements are written next, and then `finish_load` is called. An older version's table gets only
-    what it lacks here, and its rules serve until the new sets are filled. A table whose sets have
-    other types, or count where these do not, is replaced, and StaleStateError says that its
+    what it lacks here, and its rules serve until the new sets are filled. A table is replaced if
+    its sets have other types, or differ in whether they count. StaleStateError then means that its
     elements are gone. Raises KernelError.
     """
     present = read_layout(netlink, base.table)

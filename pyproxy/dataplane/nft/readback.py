@@ -66,7 +66,7 @@ def read_element(netlink: Nfnetlink, table_name: str, set_name: str, key: bytes)
 class KernelRows(Mapping[bytes, Value]):
     """One set's elements in the kernel, each read once, at the first lookup.
 
-    A set of ranges is read whole. Lookups raise KernelError, beside KeyError for a missing element.
+    A set of ranges is read whole. Lookups raise KernelError, and KeyError for a missing element.
     """
 
     def __init__(self, netlink: Nfnetlink, table_name: str, set_name: str, shape: Shape) -> None:

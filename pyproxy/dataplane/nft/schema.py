@@ -107,7 +107,7 @@ class SetKind(msgspec.Struct, frozen=True):
 
 
 Kinds = Mapping[str, tuple[SetKind, Family]]
-"""Set kind and family by the name that the kernel knows."""
+"""Set kind and family by the set's name in the kernel."""
 
 
 def by_name(kinds: Iterable[SetKind]) -> Kinds:

@@ -1,6 +1,6 @@
 """Learned affinities that must be deleted, because their endpoint no longer serves that client.
 
-The kernel keeps a learned affinity until its timeout, and each use starts the timeout anew. An
+The kernel keeps a learned affinity until its timeout, and each use restarts the timeout. An
 affinity to a removed endpoint would therefore hold its client there for as long as it tries.
 Packets to a removed endpoint are not learned once AFFINITY_ENDPOINTS lacks it. One packet may pass
 that lookup just before the commit and be learned just after: the map is searched again later.
@@ -50,8 +50,8 @@ def loosened(
 ) -> Expectations:
     """Return the frontends whose affinities a change may have made stale, with what is allowed now.
 
-    A frontend whose use changed loses all affinities: an affinity does not say whether its client
-    is internal or external.
+    A frontend whose use changed loses all affinities, because an affinity does not record whether
+    its client is internal or external.
     """
     old = expectations(before[name] for name in after if name in before)
     new = expectations(routing for routing in after.values() if routing is not None)
@@ -69,8 +69,8 @@ def loosened(
 def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bool) -> Table:
     """Return the learned affinities that must be deleted.
 
-    `all_known` says that `allowed` names every affinity frontend. An affinity of any other
-    frontend is stale then.
+    With `all_known`, `allowed` has every affinity frontend, so affinities of all other frontends
+    are stale too.
     """
     # An affinity's key is the client's address followed by the frontend's key.
     width = family.bits // 8
@@ -93,7 +93,7 @@ def _allowed(port: PortRouting, frontend: Frontend) -> Allowed:
         case Use.LOCAL:
             backends = frozenset(port.local)
         case Use.SPLIT:
-            # The map does not say which of the two lists a client belongs to.
+            # The map does not record which of the two lists a client belongs to.
             backends = frozenset(port.cluster + port.local)
         case _:
             backends = _NONE

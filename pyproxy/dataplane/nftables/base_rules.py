@@ -42,7 +42,7 @@ def base_rules(options: NftablesOptions) -> BaseRules:
     )
 
 
-# Priorities in output are numbers because nft 1.0.6 knows the name dstnat in prerouting alone.
+# Priorities in output are numbers because nft 1.0.6 accepts the name dstnat in prerouting only.
 _HOOKS = {
     # Before the translation, so that source ranges are tested against the frontend, and after
     # conntrack at -200, which sets `ct state`.

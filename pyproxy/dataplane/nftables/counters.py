@@ -62,7 +62,7 @@ class CounterReader:
         owners: dict[tuple[str, bytes], Counted] = {}
         for family in Family:
             name = schema.SERVICES.of(family)
-            # Comments name the Services, so the agent is not asked, and need not run.
+            # Comments in the kernel name the Services, so this works without an agent.
             rows, totals = self._read(name)
             for key, value in rows.items():
                 service = value.comment if isinstance(value, Tag) else ""

@@ -56,7 +56,7 @@ def loaded_options(layout: Layout) -> NftablesOptions | None:
             if any(nft.PODS.of(family) in read_set_names(rule) for rule in rules)
         ),
     )
-    # The digest tells the other options, without reading more rules.
+    # The digest identifies the other options: one of 8 possible texts has it, or none.
     return next(
         (
             options

@@ -1,4 +1,4 @@
-"""Traces of live packets: the kernel reports the rules that they meet (nftrace).
+"""Traces of live packets: the kernel reports the rules that they traverse (nftrace).
 
 A table of our own marks the packets. It belongs to the socket that made it (`flags owner`), so the
 kernel deletes it when the process ends. Linux before 5.12 has no owners: the table of a killed
@@ -80,7 +80,7 @@ class Assembly:
                 self._numbers[event.packet] = self._same_as(event)
             number = self._numbers[event.packet]
             _, earlier = self._open.pop(number, (now, []))
-            # Inserted anew, so that the dict stays in the order of the last events.
+            # Inserted again, so that the dict stays in the order of the last events.
             self._open[number] = (now, [*earlier, event])
 
     def finished(self, now: float) -> Iterator[list[Event]]:
@@ -187,7 +187,7 @@ class LiveTrace:
     def packet_traces(self, seconds: float) -> Iterator[PacketTrace | None]:
         """Yield the packets of the next `seconds`, each when it is complete; blocks meanwhile.
 
-        None says that events were lost, because the kernel sent them faster than they were read.
+        None means that events were lost, because the kernel sent them faster than they were read.
         """
         assembly = Assembly(_QUIET)
         until = time.monotonic() + seconds

@@ -54,4 +54,4 @@ COUNTED = (SERVICES, ENDPOINTS)
 connection looks them up once, later packets never do."""
 
 BY_NAME = by_name(SETS)
-"""Set kind and family by the name that the kernel knows."""
+"""Set kind and family by the set's name in the kernel."""

@@ -172,8 +172,8 @@ class _Walk(msgspec.Struct, frozen=True):
 def trace(packet: Packet, view: NftablesView) -> Trace:
     """Return a packet's paths through the table. Raises ValueError for a foreign verdict.
 
-    A packet that the node sends to itself meets the source ranges again in prerouting. They test
-    its first source address here, even if it was masqueraded meanwhile.
+    A packet that the node sends to itself passes the source ranges again in prerouting. They test
+    its first source address here, even if it has been masqueraded since.
     """
     start = _Walk(packet.destination, packet.port)
     if not packet.new:
