@@ -70,6 +70,7 @@ class Network(msgspec.Struct, frozen=True, order=True):
         return Address((int.from_bytes(self.address, "big") | host).to_bytes(size, "big"))
 
     def __contains__(self, address: Address) -> bool:
+        # Bytes in network order compare like the numbers that they encode.
         return len(address) == len(self.address) and self.address <= address <= self.last
 
     def __str__(self) -> str:
@@ -78,6 +79,7 @@ class Network(msgspec.Struct, frozen=True, order=True):
 
 # A cast instead of Address(...), which would cost a call for each address.
 _pack = cast("Callable[[int, str], Address]", inet_pton)
+# Global names, because an attribute lookup on an enum is slow.
 _IPV4: Final = Family.IPV4
 _IPV6: Final = Family.IPV6
 
@@ -91,6 +93,7 @@ def parse_address(text: str) -> Address:
     try:
         return _pack(AF_INET6 if ":" in text else AF_INET, text)
     except (OSError, ValueError, UnicodeEncodeError):
+        # inet_pton rejects leading zeros, which Go's ParseIPSloppy of Kubernetes reads as decimal.
         parts = text.split(".")
         if len(parts) == 4 and all(p.isascii() and p.isdigit() and int(p) < 256 for p in parts):
             return Address(bytes(map(int, parts)))

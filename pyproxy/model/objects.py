@@ -14,6 +14,8 @@ from pyproxy.errors import Problem
 from pyproxy.model.address import Address, Family, Network, Port, Protocol
 
 
+# gc=False where instances are many: they cannot be part of a cycle, so the garbage collector need
+# not traverse them.
 class ObjectName(msgspec.Struct, frozen=True, order=True, gc=False):
     """A namespace and a name; the namespace is empty for a Node."""
 

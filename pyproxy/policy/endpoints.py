@@ -132,6 +132,7 @@ def merge_slices(
             number = port.port.to_bytes(2, "big")
             new = cast("dict[Backend, Endpoint]", {e.address + number: e for e in part.endpoints})
             found = merged.setdefault((part.family, port.name, port.protocol), new)
+            # Nearly always the first slice of its port without duplicates: nothing to compare.
             if found is new and len(new) == len(part.endpoints):
                 continue
             for endpoint in part.endpoints:
@@ -162,7 +163,10 @@ def select_endpoints(endpoints: Endpoints, hostname: str, zone: str) -> Selected
     possibly_local = [b for b, e in endpoints.items() if e.node == hostname or not e.node]
     local: Collection[Backend] = ()
     if possibly_local:
+        # An endpoint without a node never counts as local: kube-proxy compares nodeName.
         here = {b: e for b in possibly_local if (e := endpoints[b]).node}
+        # KEP-1669: a node whose only pods terminate serves with them until its load balancer health
+        # check has failed, even if other nodes have ready endpoints.
         local = [b for b, e in here.items() if e.ready] or [
             b for b, e in here.items() if _is_fallback(e)
         ]
@@ -170,12 +174,14 @@ def select_endpoints(endpoints: Endpoints, hostname: str, zone: str) -> Selected
         if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
             break
     else:
+        # The dict itself: its keys are the endpoints, and a copy would cost time for each port.
         return SelectedEndpoints(endpoints, local, possibly_local)
     ready = {b: e for b, e in endpoints.items() if e.ready}
     if not ready:
         return SelectedEndpoints(
             [b for b, e in endpoints.items() if _is_fallback(e)], local, possibly_local
         )
+    # Hints are compared for ready endpoints only, as in kube-proxy.
     mode = topology.choose_mode(ready.values(), hostname, zone).mode
     cluster: Collection[Backend] = ready
     if mode is not _ANYWHERE:
@@ -191,6 +197,7 @@ def _is_fallback(endpoint: Endpoint) -> bool:
 def _scopes(service: Service, family: Family) -> dict[Address, Scope]:
     """Return the scope of each address of a family; see the module docstring for precedence."""
     size = family.bits // 8
+    # A dict keeps the first scope of an address, so the order of these lists is the precedence.
     scopes = {address: _CLUSTER_IP for address in service.cluster_ips if len(address) == size}
     if not (service.load_balancer_ips or service.external_ips):
         return scopes
@@ -218,6 +225,7 @@ def _port_routing(
         for address, scope in scopes.items()
     ]
     if port.node_port:
+        # Last, which `expand_node_ports` relies on.
         frontends.append(Frontend(_NODE_PORT, _ANY_ADDRESS, port.node_port, external))
     # A list, not a set, because Enum.__hash__ is slow Python code.
     uses = [frontend.use for frontend in frontends]
@@ -242,11 +250,14 @@ def _port_routing(
 
 
 def _sorted(backends: Collection[Backend]) -> tuple[Backend, ...]:
+    # The same endpoints give an equal routing, whatever the order of slices and events.
     return tuple(sorted(backends)) if backends else ()
 
 
 def _uses(service: Service, usable: SelectedEndpoints) -> tuple[Use, Use]:
     """Return the use of the cluster IPs, and the use of all external frontends."""
+    # Without any endpoint, clients get an error at once. With endpoints on other nodes only, a drop
+    # lets them retry, as in kube-proxy.
     if not usable.cluster:
         return _NO_ENDPOINT
     internal = external = _CLUSTER

@@ -51,6 +51,7 @@ class _Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
 _Claims = tuple[_Claimant, tuple[bytes, ...]]
 """A Service and the keys of all frontends that it claims."""
 
+# One byte each for the IP version (4, 6) and the protocol number (6, 17, 132).
 _KEY_PREFIXES = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
 
 
@@ -97,6 +98,7 @@ class FrontendOwners:
 
     def _add_unclaimed(self, claimant: _Claimant, keys: tuple[bytes, ...]) -> bool:
         """Add a claimant to the keys without a queue; return whether these were all."""
+        # One tuple for all keys: nearly every queue has one claimant, and no queue is mutated.
         alone = (claimant,)
         all_unclaimed = True
         for key in keys:
@@ -106,6 +108,7 @@ class FrontendOwners:
 
     def _replace(self, before: _Claims, after: _Claims, affected: set[ObjectName]) -> None:
         kept: frozenset[bytes] = frozenset()
+        # A Service that was deleted and made again in one sync has another place in every queue.
         if before[0] == after[0]:
             kept = frozenset(after[1]).intersection(before[1])
         self._discard(before[0], [key for key in before[1] if key not in kept], affected)
@@ -118,9 +121,11 @@ class FrontendOwners:
             if queue is alone:
                 continue
             at = bisect_left(queue, claimant)
+            # Added by `_add_unclaimed`, or the frontend of two ports of the Service.
             if at < len(queue) and queue[at] == claimant:
                 continue
             self._queues[key] = (*queue[:at], claimant, *queue[at:])
+            # Only the next claimant names this one in its Problem, or loses the frontend to it.
             if at < len(queue):
                 affected.add(queue[at].name)
 
@@ -136,6 +141,7 @@ class FrontendOwners:
                 del self._queues[key]
                 continue
             self._queues[key] = (*queue[:at], *queue[at + 1 :])
+            # The next claimant gets the frontend, or has another owner to name.
             if at + 1 < len(queue):
                 affected.add(queue[at + 1].name)
 
@@ -154,6 +160,8 @@ class FrontendOwners:
                 if queue[0] == claimant and key not in seen:
                     kept.append(frontend)
                 else:
+                    # The claimant before this one. At the front it is this one itself, because the
+                    # Service has the frontend twice.
                     rival = queue[max(bisect_left(queue, claimant) - 1, 0)]
                     problems.append(_problem(claimant, rival, port, frontend))
                 seen.add(key)

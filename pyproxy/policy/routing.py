@@ -122,6 +122,7 @@ def _expanded(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
         expanded.extend(
             msgspec.structs.replace(frontend, address=address)
             for address in own
+            # An external IP may be an address of this node.
             if (address, frontend.port) not in taken
         )
     return msgspec.structs.replace(port, frontends=tuple(expanded))

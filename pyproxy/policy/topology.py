@@ -58,6 +58,8 @@ def choose_mode(ready: Collection[Endpoint], hostname: str, zone: str) -> Topolo
             break
     else:
         return _NO_HINTS
+    # A missing hint means that the controller has not finished: following the others would move the
+    # load of all endpoints to a few.
     if not all(endpoint.hint_nodes for endpoint in ready):
         no_node = IgnoredHint.NODE_HINT_MISSING
     elif any(hostname in endpoint.hint_nodes for endpoint in ready):

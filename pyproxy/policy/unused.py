@@ -61,6 +61,7 @@ def _not_in_cluster(endpoint: Endpoint, mode: topology.TopologyMode) -> UnusedRe
 
 
 def _not_local(endpoint: Endpoint, hostname: str) -> UnusedReason:
+    # Before the conditions, because no change of readiness would make such an endpoint local.
     if not endpoint.node:
         return UnusedReason.NO_NODE
     if endpoint.node != hostname:
