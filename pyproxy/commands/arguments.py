@@ -40,6 +40,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
             dest=flag.name,
             action="append",
             metavar="VALUE",
+            # argparse formats help texts with %.
             help=flag.help.replace("%", "%%") if flag.name in _SHOWN else argparse.SUPPRESS,
         )
 
@@ -89,6 +90,7 @@ def parse_seconds(flag: str, low: float = 0.1, high: float = 3600.0) -> Callable
             seconds = float(text)
         except ValueError:
             seconds = -1.0
+        # `not <=` also rejects NaN, because all comparisons with it are false.
         if not low <= seconds <= high:
             raise UsageError(f"{flag}: {text!r} is not between {low:g} and {high:g} seconds")
         return seconds

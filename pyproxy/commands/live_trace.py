@@ -120,6 +120,7 @@ def _timeout(value: str) -> float:
         seconds = float(value)
     except ValueError:
         seconds = 0.0
+    # `not >` also rejects NaN, because all comparisons with it are false.
     if not seconds > 0:
         raise UsageError(f"--timeout: {value!r} is not a number of seconds above 0")
     return seconds

@@ -37,6 +37,7 @@ class QueryRunner:
         if self._client is not None:
             try:
                 return self._client.query(query, arguments)
+            # Only these two: an error that a running agent returns is the result.
             except (NoAgentError, AgentTimeoutError) as error:
                 self._give_up_agent(f"{error}: reading API server and kernel instead")
         return query.handler(self._oneshot, arguments)

@@ -42,6 +42,7 @@ def _rendered(part: Part) -> RenderableType:
 
 
 def _text(part: Text) -> text.Text:
+    # Not a str, in which rich would read brackets as markup, such as those of [fd00::1]:80.
     return text.Text(part.plain, style=part.style)
 
 

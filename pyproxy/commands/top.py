@@ -104,6 +104,7 @@ def _run(namespace: argparse.Namespace) -> int:
 def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
     limit = 1 if namespace.once else namespace.iterations
     selected = namespace.service
+    # The form in which ConnectionCounters expects a namespace.
     if selected and "/" not in selected:
         selected += "/"
     settings = QueryRunner(namespace).agent_settings()
@@ -129,6 +130,7 @@ def _read(
     totals = reader.services(selected)
     if namespace.endpoints:
         totals = reader.endpoints(totals, everything=len(totals.by_element) > _DUMP_ABOVE)
+    # Both readings count from their beginning, so the length of a read does not change the rate.
     return totals, began, time.monotonic() - began
 
 

@@ -65,7 +65,11 @@ class Client:
                 response = connection.getresponse()
                 if response.status != HTTPStatus.OK:
                     raise _error_of(self._path, response.read())
+                # The caller's errors of reading and decoding are raised here, so they are
+                # translated too.
                 yield response
+        # Subclasses first: those of OSError, then IncompleteRead before HTTPException, and
+        # ValidationError before DecodeError.
         except PermissionError as error:
             raise UsageError(f"{self._path}: permission denied: run as root") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:

@@ -140,6 +140,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     def ports(self) -> Iterator[PortFacts]:
         """Yield the target's ports."""
+        # Merged again, because the routing has only the endpoints that are used.
         merged = merge_slices(self.agent.slices, self.hostname)
         ports = self.agent.routing.ports if self.agent.routing else ()
         routings = {(port.family, port.name, port.protocol): port for port in ports}

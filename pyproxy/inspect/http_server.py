@@ -63,6 +63,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         """Send status and headers; without `length` the body ends with the connection."""
         self.send_response(status)
         self.send_header("Content-Type", content_type)
+        # HTTP/1.0, the default of http.server, has one request per connection.
         if length is not None:
             self.send_header("Content-Length", str(length))
         for name, value in self.extra_headers.items():
@@ -96,6 +97,7 @@ class BoundedThreads(socketserver.ThreadingMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a client, or close the connection if all are busy."""
+        # Not blocking: this is the thread that accepts, and `stop` waits for it.
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)  # type: ignore[attr-defined]
             return

@@ -86,6 +86,7 @@ def _remove_stale_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
+        # The file of a Unix socket outlives its process; without a listener connect fails.
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         else:
@@ -109,6 +110,7 @@ class _Listener(BoundedThreads, socketserver.UnixStreamServer):
 
         The kernel maps root of another user namespace to the overflow uid, which is not accepted.
         """
+        # The kernel recorded these at connect, so a client cannot claim another uid.
         credentials = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(credentials)
         return uid in {0, os.geteuid()}

@@ -187,6 +187,7 @@ def _frontend(frontend: Frontend) -> FrontendView:
 def _endpoints(
     endpoints: Mapping[Backend, Endpoint], port: PortRouting | None, reasons: UnusedReasons
 ) -> Iterator[EndpointView]:
+    # From the routing: a Service that waits for a sync shows its programmed state.
     uses = {frontend.use for frontend in port.frontends} if port else set()
     for backend, endpoint in sorted(endpoints.items()):
         cluster = port is not None and backend in port.cluster
@@ -215,7 +216,7 @@ def _reason(backend: Backend, reasons: UnusedReasons, *, local: bool) -> str:
 
 
 def _unmatched(service: Service, slices: Sequence[EndpointSlice]) -> Iterator[EndpointView]:
-    # Policy joins slices to ports by family and name, so all others are never used.
+    # Policy joins slices to ports by family, name and protocol. The protocol is not compared here.
     wanted = families(service)
     for part in slices:
         for port in part.ports:

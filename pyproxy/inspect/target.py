@@ -31,6 +31,7 @@ class Target(msgspec.Struct, frozen=True):
 
 def parse(text: str) -> ObjectName | Destination:
     """Parse NAMESPACE/NAME, ADDRESS:PORT or ADDRESS:PORT/PROTOCOL. Raises UsageError."""
+    # Kubernetes names have no colon, and every destination has one before its port.
     if ":" not in text:
         return object_name(text)
     try:

@@ -49,6 +49,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pyproxy.ui"),
         autoescape=True,
+        # A misspelt name in a template raises instead of rendering as empty text.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

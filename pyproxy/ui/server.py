@@ -44,6 +44,7 @@ _STATIC = {
     "uPlot.min.css": "text/css; charset=utf-8",
 }
 
+# No inline scripts or styles, nothing from other hosts, no frames; no copy in the browser's cache.
 _SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -97,11 +98,13 @@ class PageServer:
 
 
 class _Listener(BoundedThreads, HTTPServer):
+    # A browser opens up to six connections, and each open page keeps one for /changes.
     clients = request_queue_size = 32
 
     def __init__(
         self, address: ListenAddress, agent: AgentView, counters: OpenCounters | None = None
     ) -> None:
+        # TCPServer.__init__ makes the socket, so its family must be known before.
         if family_of(address.address) is Family.IPV6:
             self.address_family = socket.AF_INET6
         self.agent = agent
@@ -117,7 +120,8 @@ class _Listener(BoundedThreads, HTTPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        # serve_forever polls twice a second, so this takes half a second at most.
+        # serve_forever polls twice a second, so this takes half a second at most. In the thread of
+        # serve_forever itself, `shutdown` would wait forever.
         self.shutdown()
         self._thread.end(_STOP_TIMEOUT)
         self._recorder.stop()
@@ -158,6 +162,7 @@ class _Handler(RequestHandler):
             case "changes":
                 self._changes()
             case "static" if rest in _STATIC:
+                # `rest` is one of the names above, so it cannot leave the folder.
                 body = (files("pyproxy.ui") / "static" / rest).read_bytes()
                 self.respond(HTTPStatus.OK, body, _STATIC[rest])
             case _:

@@ -144,6 +144,7 @@ class Recorder:
             for change in changes:
                 if self._stopping.is_set():
                     return
+                # `watch` yields None after a second without a change, which drives the counters.
                 if change is not None:
                     self._timeline.add_change(change)
                 self.record_connections()

@@ -32,6 +32,7 @@ def slices(facts: Facts) -> Step:
             f"no endpoint in {count(len(parts), 'slice')}",
             "check that its selector matches pods, and that they have an address",
         )
+    # The EndpointSlice controller writes slices for the families of spec.ipFamilies only.
     have = {part.family for part in parts if part.endpoints}
     missing = [family.label for family in facts.families if family not in have]
     if len(missing) == len(facts.families):
@@ -161,6 +162,7 @@ def _uses(routing: PortRouting) -> dict[bool, Use]:
 
 
 def _without_local(facts: Facts, port: PortFacts, routing: PortRouting) -> Step | None:
+    # kube-proxy drops these packets too; with no endpoint in the cluster it rejects them.
     uses = _uses(routing)
     missing = f"no endpoint of {port} is on this node ({facts.hostname})"
     if uses.get(True) is Use.DROP:

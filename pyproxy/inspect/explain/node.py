@@ -87,7 +87,7 @@ def kernel(facts: Facts) -> Step:
 def conntrack(facts: Facts) -> Step:
     """Check that no conntrack entry leads to an endpoint that the Service no longer uses."""
     name, stale = "conntrack", facts.kernel.stale_flows
-    # The agent deletes stale flows of UDP and SCTP, as kube-proxy does, and never those of TCP.
+    # The agent deletes stale flows of UDP and SCTP, and never those of TCP.
     datagrams = [port for port in facts.ports() if port.port.protocol is not Protocol.TCP]
     if not datagrams:
         return Step(name, Result.OK, "TCP connections end with their endpoint")
