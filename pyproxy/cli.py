@@ -20,7 +20,7 @@ from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
 log = logging.getLogger(__name__)
 
 _COMMANDS = {
-    "run": "serve this node's Services until a signal",
+    "run": "proxy this node's Services until SIGTERM",
     "cleanup": "remove all objects of pyproxy from the kernel",
     **{name: entry.help for name, entry in registry.COMMANDS.items()},
     "version": "print the version",
@@ -40,7 +40,7 @@ _VERSION = f"pyproxy {pyproxy.__version__}"
 def kube_proxy(argv: Sequence[str] | None = None) -> int:
     """Run the command `kube-proxy`, which has the flags of `pyproxy run` and no subcommands.
 
-    pyproxy has that name where it replaces kube-proxy, so that `--takeover` is the default.
+    An installation under that name replaces kube-proxy, so `--takeover` is the default.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return main(arguments if arguments == ["--version"] else ["run", "--takeover", *arguments])
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pyproxy: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return 130  # 128 + SIGINT, as shells report it
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -97,6 +97,7 @@ def _do(task: Task, settings: Settings, namespace: argparse.Namespace) -> int:
         return wiring.cleanup(settings)
     if task is Task.INITIALIZE:
         return wiring.initialize(settings)
+    # Flags stay as they are; each call reads the file of --config again.
     read = partial(command_line.settings, namespace)
     with ShutdownSignal() as shutdown:
         changed = wiring.run(settings, read, shutdown)
@@ -126,7 +127,7 @@ def _write_config(settings: Settings, path: str) -> int:
 
 
 def _lab(name: str, arguments: Sequence[str]) -> int:
-    """Run a command of the distribution pyproxy-lab. Raises UsageError where it is missing."""
+    """Run a command of the distribution pyproxy-lab. Raises UsageError if it is not installed."""
     found = tuple(entry_points(group=_COMMANDS_GROUP, name=name))
     if not found:
         raise UsageError(f"{name}: pyproxy-lab is not installed: run pip install pyproxy-lab")
@@ -141,6 +142,7 @@ def _parser() -> Parser:
     parser = Parser("pyproxy", description="A Service proxy for Kubernetes nodes.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in _COMMANDS.items():
+        # Go's flags have no abbreviations, and a later flag could make one ambiguous.
         command = commands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
         if name in {"run", "cleanup"}:
             command_line.add_flags(command)

@@ -2,8 +2,8 @@
 
 A wrong flag or file is a `UsageError`: one line that names the object, the field and the fix, and
 exit status 2. An invalid object of the cluster is not an exception but a `Problem`, a value that is
-passed along with the valid objects. An error of the kernel is a `KernelError`, which is made from
-the errno where the system call is.
+passed along with the valid objects. An error of the kernel is a `KernelError`, made from the errno
+beside the system call.
 """
 
 from __future__ import annotations

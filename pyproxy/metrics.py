@@ -88,7 +88,7 @@ class _Reading(Collector):
 class Metrics:
     """All metrics of one agent; durations are in seconds, and times in seconds since the epoch.
 
-    Both families go to the kernel in one transaction, so what concerns a sync counts for both.
+    Both families are in one transaction, so each sync counts for both.
     `sync_failures` and `cleanup_failures` are kube-proxy's names of the counters in the mode that
     serves, after `kubeproxy_sync_proxy_rules_`; an empty name leaves the counter out.
     """
@@ -232,7 +232,7 @@ class Metrics:
     def register(self, collector: Collector) -> None:
         """Collect the families of a part that counts by itself, at each scrape and in its thread.
 
-        This is the one way into the exposition for all that is not counted through a method here.
+        All metrics without a method in this class are exposed through such a collector.
         """
         self._registry.register(collector)
 
@@ -332,10 +332,12 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format, with content type `CONTENT_TYPE`."""
+        # It only calls `collect`, so this object replaces the registry to filter the series.
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with the series that Go's client would have."""
+        # Python's client also has a series _created for each counter, and le="1.0" for Go's le="1".
         for metric in self._registry.collect():
             samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             for sample in samples:

@@ -49,9 +49,11 @@ class Worker(threading.Thread):
             try:
                 self._body()
             except Exception:
+                # Called by hand, because an exception that leaves `run` would end the thread.
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self)))
             else:
                 return
             if time.monotonic() - began > _RECOVERED:
                 backoff.reset()
+            # Not sleep, so that `end` interrupts the pause.
             self._ending.wait(backoff.next())

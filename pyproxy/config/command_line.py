@@ -1,4 +1,4 @@
-"""From the command line to `Settings`."""
+"""Parse the command line, and the file that --config names, into `Settings`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BY_NAME = {flag.name: flag for flag in FLAGS}
 
 
 class Task(enum.Enum):
-    """The task of a command line."""
+    """The task that a command line selects."""
 
     SERVE = enum.auto()
     CLEANUP = enum.auto()
@@ -65,6 +65,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             dest=flag.name,
             action="append",
             metavar="BOOL" if flag.is_boolean else "VALUE",
+            # argparse formats help texts with the % operator.
             help=(flag.help + default).replace("%", "%%"),
         )
 
@@ -72,8 +73,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def go_style(arguments: Sequence[str]) -> Iterator[str]:
     """Rewrite the forms of Go's flag parser to `--flag=value`, which argparse takes.
 
-    A boolean alone is true and never takes the next argument. Any other flag takes the next one
-    whatever it looks like. `_` in a name is `-`, and `-v` is `--v`.
+    A boolean alone is true and never takes the next argument. Any other flag takes the next
+    argument, even one that begins with a dash. `_` in a name is `-`, and `-v` is `--v`.
     """
     rest = iter(arguments)
     for argument in rest:
@@ -162,6 +163,7 @@ def _load(file: str) -> KubeProxyConfiguration:
 def asks_for(namespace: argparse.Namespace) -> Task:
     """Return the task that the flags name. Raises UsageError."""
     flagged = command_line(namespace)
+    # If several are given, the order of precedence is kube-proxy's.
     if flagged[flags.WRITE_CONFIG_TO]:
         return Task.WRITE_CONFIG
     if flagged[flags.CLEANUP]:

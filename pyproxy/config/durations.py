@@ -10,6 +10,7 @@ import re
 _NANOSECONDS = {
     "ns": 1,
     "us": 10**3,
+    # Go accepts both characters: U+00B5, the micro sign, and U+03BC, the Greek letter.
     "µs": 10**3,
     "\N{GREEK SMALL LETTER MU}s": 10**3,
     "ms": 10**6,
@@ -18,7 +19,7 @@ _NANOSECONDS = {
     "h": 3600 * 10**9,
 }
 _AMOUNT = re.compile(rf"(?=[.\d])(\d*)(?:\.(\d*))?({'|'.join(_NANOSECONDS)})", re.ASCII)
-_MAX_NANOSECONDS = 2**63 - 1
+_MAX_NANOSECONDS = 2**63 - 1  # Go's Duration is an int64
 
 
 def parse(value: str) -> float:
@@ -31,6 +32,7 @@ def parse(value: str) -> float:
         whole, fraction, unit = match.group(1), match.group(2) or "", match.group(3)
         if not whole + fraction:
             break
+        # Integers, because a float cannot hold 63 bits of nanoseconds exactly.
         total += int(whole + fraction) * _NANOSECONDS[unit] // 10 ** len(fraction)
         at = match.end()
     if at != len(rest) or not at or total > _MAX_NANOSECONDS:
@@ -39,7 +41,7 @@ def parse(value: str) -> float:
 
 
 def text(seconds: float) -> str:
-    """Write seconds as Go's Duration does; what `parse` reads back to the same nanosecond."""
+    """Return seconds in the notation of Go's Duration; `parse` reads the same nanosecond back."""
     nanoseconds = round(abs(seconds) * 10**9)
     sign = "-" if seconds < 0 and nanoseconds else ""
     if not nanoseconds:

@@ -32,6 +32,7 @@ def configuration(
 
 
 def _leaf(flag: Flag[object], given: Given) -> Leaf:
+    # The type of the schema's field decides, because a flag's value may be an Address or an enum.
     zero, value, text = ZERO[flag.fields[0]], given[flag], given.text(flag)
     if isinstance(zero, tuple):
         return values.items(text)

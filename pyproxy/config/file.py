@@ -1,6 +1,6 @@
-"""The file that --config names: read, checked for its shape, and written.
+"""Read, check and write the file that --config names, in YAML or JSON.
 
-YAML or JSON. A mistake is a UsageError with the file and the path of the field.
+A mistake raises UsageError with the file and the path of the field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_OBJECT = "a KubeProxyConfiguration has fields"
 
 
 class _Strict(_Loader):  # type: ignore[misc]  # the loader in C has no types
-    """Rejects duplicate keys, of which YAML would silently take the last."""
+    """Rejects duplicate keys, because PyYAML silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -84,7 +84,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _in_our_words(message: str) -> str:
-    """Turn `Expected int - at $.conntrack.min` round, the path first."""
+    """Put the path first: `Expected int - at $.conntrack.min` is `conntrack.min: expected int`."""
     found = _WHERE.search(message)
     path = found.group(1) if found else ""
     what = message[: found.start()] if found else message

@@ -46,7 +46,7 @@ DETECT_LOCAL_MODE = Flag(
     "--detect-local-mode",
     values.local_mode,
     "ClusterCIDR",
-    "how to tell pods: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+    "how to recognize pods: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
     ("detectLocalMode",),
 )
 CLUSTER_CIDR = Flag(
@@ -58,7 +58,7 @@ CLUSTER_CIDR = Flag(
 )
 POD_BRIDGE_INTERFACE = Flag(
     "--pod-bridge-interface",
-    values.interface_name(15),
+    values.interface_name(15),  # IFNAMSIZ is 16 with the final NUL
     "",
     "bridge of pods, for BridgeInterface",
     ("detectLocal.bridgeInterface",),
@@ -80,7 +80,7 @@ MASQUERADE_ALL = Flag(
 MASQUERADE_BIT = Flag(
     "--iptables-masquerade-bit",
     values.integer(0, 31),
-    "14",
+    "14",  # 0x4000, kube-proxy's mark
     "bit of the packet mark for masquerading, in every proxy mode",
     ("nftables.masqueradeBit", "iptables.masqueradeBit"),
 )
@@ -88,8 +88,8 @@ NODEPORT_ADDRESSES = Flag(
     "--nodeport-addresses",
     values.node_ports,
     "primary",
-    "addresses of node ports: CIDRs, primary, all, localhost in iptables mode "
-    "all and localhost by default, in ipvs mode all",
+    "addresses of node ports: CIDRs, primary, all, localhost; "
+    "if not given, all,localhost in iptables mode and all in ipvs mode",
     fields=("nodePortAddresses",),
     repeats=True,
 )
@@ -116,6 +116,8 @@ BIND_ADDRESS_HARD_FAIL = Flag(
     ("bindAddressHardFail",),
 )
 
+# In a file, the first field counts that is set and not in an ignored section. A file without a mode
+# may set both nftables and iptables.
 SYNC_PERIOD = Flag(
     "--sync-period",
     values.duration_from(0.001),
@@ -239,7 +241,7 @@ TAKEOVER = Flag(
     "--takeover",
     values.boolean,
     "false",
-    "remove what kube-proxy left in the kernel, after the first commit",
+    "remove kube-proxy's objects from the kernel, after the first commit",
 )
 
 CONNTRACK_MAX_PER_CORE = Flag(
@@ -331,7 +333,7 @@ CLEANUP = Flag("--cleanup", values.boolean, "false", "run the command cleanup in
 SYNC_PERIOD_ALIASES = (IPTABLES_SYNC_PERIOD, IPVS_SYNC_PERIOD)
 MIN_SYNC_PERIOD_ALIASES = (IPTABLES_MIN_SYNC_PERIOD, IPVS_MIN_SYNC_PERIOD)
 ALIASES: tuple[Flag[float], ...] = (*SYNC_PERIOD_ALIASES, *MIN_SYNC_PERIOD_ALIASES)
-"""Flags that mean the same as another flag, which reads their fields of a file."""
+"""Flags with the meaning of another flag. That flag reads their fields of a file."""
 
 EFFECTIVE: tuple[Flag[object], ...] = (
     KUBECONFIG,

@@ -1,4 +1,4 @@
-"""The given flags and the configuration file, and which of the two counts.
+"""The given flags and the configuration file, and the precedence between them.
 
 In kube-proxy v1.36 a file overrides all flags except --hostname-override, the flags of logging, and
 those without a field.
@@ -27,8 +27,8 @@ FLAGS: tuple[Flag[object], ...] = tuple(
 class Given:
     """The texts of flags, parsed on access.
 
-    `file` is the path of a configuration file. `fields` maps flags to the field of it that has
-    their text.
+    `file` is the path of a configuration file. `fields` maps a flag's name to the path of the field
+    in that file that its text is from.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Given:
         return self._texts.get(flag.name, flag.default)
 
     def label(self, flag: Flag[T]) -> str:
-        """Return where the value is given: the flag, or a field of the file."""
+        """Return the flag or the field of the file that gave the value, for error messages."""
         field = self._fields.get(flag.name)
         return f"--config {self._file}: {field}" if field else flag.name
 
     def name(self, flag: Flag[T]) -> str:
-        """Return what a user would have to set: the flag, or the field."""
+        """Return the flag or the field that a user can set, for error messages."""
         return flag.name if not self._file or wins_over_file(flag) else self.field(flag)
 
     def field(self, flag: Flag[T]) -> str:
@@ -101,14 +101,14 @@ class Given:
                 fields[flag.name] = field
                 texts.setdefault(flag.name, by_field[field])
         for flag in FLAGS:
-            # kube-proxy ignores an empty --hostname-override.
+            # These flags override the file. kube-proxy ignores an empty --hostname-override.
             if self.text(flag) and self.has(flag) and wins_over_file(flag):
                 texts[flag.name] = self.text(flag)
                 fields.pop(flag.name, None)
         return Given(texts, path, fields)
 
     def alone(self) -> Given:
-        """Add the defaults of the mode, if there is no file."""
+        """Add the defaults of the mode; only for a command line without a file."""
         mode = self[flags.PROXY_MODE].value
         localhost = self[flags.IPTABLES_LOCALHOST_NODEPORTS]
         addresses = modes.node_port_addresses(mode, localhost=localhost)
@@ -130,7 +130,7 @@ def command_line(namespace: argparse.Namespace) -> Given:
 
 
 def wins_over_file(flag: Flag[T]) -> bool:
-    """Return whether a flag counts although --config is given."""
+    """Return whether a flag overrides the file of --config, or has no field in it."""
     return (
         not flag.fields
         or flag.name == flags.HOSTNAME_OVERRIDE.name
@@ -139,7 +139,8 @@ def wins_over_file(flag: Flag[T]) -> bool:
 
 
 def texts_by_field(configuration: KubeProxyConfiguration) -> dict[str, str]:
-    """Return the text of every field that is set, as its flag would have it."""
+    """Return the text of every field that is set, in the notation of its flag."""
+    # A zero value counts as not set: kube-proxy replaces it by the default too.
     return {
         path: _text(path, value)
         for path, value in leaves(configuration)
@@ -154,6 +155,7 @@ def _text(path: str, value: Leaf) -> str:
         return ",".join(map(str, value))
     if isinstance(value, dict):
         return ",".join(f"{name}={_text(path, each)}" for name, each in value.items())
+    # Kubernetes accepts this duration as text, or as a number of nanoseconds.
     if path == "logging.flushFrequency" and isinstance(value, int):
         return durations.text(value / 10**9)
     return f"{value:.15g}" if isinstance(value, float) else str(value)
@@ -175,6 +177,7 @@ def _implied(configuration: KubeProxyConfiguration, by_field: Mapping[str, str])
     if addresses and not configuration.node_port_addresses:
         texts[flags.NODEPORT_ADDRESSES.name] = addresses
     address = parse_address(configuration.bind_address or "0.0.0.0")  # noqa: S104
+    # kube-proxy derives the family of these two defaults from bindAddress.
     if family_of(address) is Family.IPV6:
         if "healthzBindAddress" not in by_field:
             texts[flags.HEALTHZ_BIND_ADDRESS.name] = "[::]:10256"

@@ -1,4 +1,4 @@
-"""The proxy modes, as the configuration knows them: the one declaration per mode in this package.
+"""The proxy modes as the configuration has them: one declaration per mode.
 
 The rest of a mode is declared beside its dataplane, in `pyproxy.dataplane.modes`.
 """
@@ -20,15 +20,16 @@ class ProxyMode(enum.Enum):
 
 
 DEFAULT = ProxyMode.NFTABLES
-"""The mode if neither a flag nor a file names one: kubeadm writes none, which means the best."""
+"""The mode if neither a flag nor a file names one. Kubernetes documents an empty mode, as kubeadm
+writes it, as the best one available."""
 
 
 class ModeConfig(msgspec.Struct, frozen=True):
-    """How a configuration reads in one mode.
+    """The meaning of a configuration in one mode.
 
-    `ignored` are the beginnings of the paths of fields that have no effect. `node_ports` is the
-    value of --nodeport-addresses if it is not given, empty for the flag's own default. Without
-    `loopback` node ports never serve on 127.0.0.1.
+    `ignored` are prefixes of the paths of fields without effect. `node_ports` is the default of
+    --nodeport-addresses in this mode, empty for the flag's own default. Without `loopback`, node
+    ports never serve on 127.0.0.1.
     """
 
     ignored: tuple[str, ...] = ("nftables.", "iptables.", "ipvs.")
@@ -51,25 +52,25 @@ _CONFIGS: Mapping[ProxyMode, ModeConfig] = {
 }
 
 _UNNAMED = ModeConfig(ignored=("ipvs.",), node_ports="all")
-"""A file without a mode was written for kube-proxy's default, iptables, so that its section counts
-for what the section nftables leaves open."""
+"""A file without a mode was written for kube-proxy's default, iptables. So fields of its section
+`iptables` have an effect if the section `nftables` does not set them."""
 
 
 def serving(asked: str) -> ProxyMode:
-    """Return the mode that serves if a file asks for this one, empty for none."""
+    """Return the mode that serves if a file names `asked`, empty for none."""
     return ProxyMode(asked) if asked else DEFAULT
 
 
 def of(asked: str) -> ModeConfig:
-    """Return how a configuration reads in the mode that a file asks for, empty for none."""
+    """Return the meaning of a configuration whose mode is `asked`, empty for none."""
     return _CONFIGS.get(ProxyMode(asked), ModeConfig()) if asked else _UNNAMED
 
 
 def node_port_addresses(asked: str, *, localhost: bool) -> str:
-    """Return --nodeport-addresses if it is not given; empty for the flag's own default.
+    """Return the default of --nodeport-addresses in a mode; empty for the flag's own default.
 
-    A node that kube-proxy served in the mode asked for, or in its default mode, keeps every address
-    that node ports served on. `localhost` is `iptables.localhostNodePorts`.
+    It is kube-proxy's in that mode, so that node ports keep every address after a takeover.
+    `localhost` is `iptables.localhostNodePorts`.
     """
     config = of(asked)
     if not config.node_ports:

@@ -127,6 +127,7 @@ FIELDS: tuple[NoEffectField, ...] = (
     ),
     NoEffectField("logging.vmodule", _LOGGING),
     NoEffectField("portRange", "no proxy mode opens ports any more"),
+    # v1.36 has no such field any more, but ConfigMaps of old clusters still have it.
     NoEffectField("udpIdleTimeout", "it was the userspace mode's"),
     NoEffectField("windowsRunAsService", _WINDOWS),
     NoEffectField("winkernel.enableDSR", _WINDOWS),

@@ -68,7 +68,7 @@ def _effective(asked: str) -> Set[str]:
         for field in flag.fields
         if field.startswith(_SECTIONS) and not field.startswith(ignored)
     }
-    # Without a mode it decides the default addresses of node ports.
+    # In a file without a mode, this field selects the default addresses of node ports.
     return effective | {_LOCALHOST} if not asked else effective
 
 

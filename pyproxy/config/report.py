@@ -1,4 +1,4 @@
-"""The settings in force, written out for people: the pages /configz and /flagz."""
+"""The settings in force as text: the pages /configz and /flagz."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyproxy.config.settings import Settings
 
 
 def flagz(settings: Settings) -> str:
-    """One line a flag, name and value, after a heading."""
+    """Return a heading, and a line with name and value for each flag."""
     lines = (f"{flag.name.removeprefix('--')} {flag.value}".rstrip() for flag in settings.flags)
     return "\n".join(
         ("pyproxy flagz", "For people: the form of this page may change.", "", *lines, "")
@@ -16,5 +16,5 @@ def flagz(settings: Settings) -> str:
 
 
 def configz(settings: Settings) -> bytes:
-    """JSON with the KubeProxyConfiguration (v1alpha1) in force, under its API group's name."""
+    """Return JSON with the KubeProxyConfiguration (v1alpha1) in force, under its API group."""
     return msgspec.json.encode({"kubeproxy.config.k8s.io": settings.configuration})

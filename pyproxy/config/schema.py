@@ -1,8 +1,8 @@
 """KubeProxyConfiguration, kubeproxy.config.k8s.io/v1alpha1, as Kubernetes v1.36 has it.
 
-A value that is not given is zero as in Go, or None for a pointer in Go, where an explicit zero
-differs from none. Durations are texts in Go's form. The flag of the same meaning checks a value
-beyond its type.
+A value that is not given is zero as in Go. A field that is a pointer in Go is None, because an
+explicit zero has a meaning of its own there. Durations are text in Go's notation. The schema checks
+types alone; the flag with the same meaning checks the values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
 KIND = "KubeProxyConfiguration"
 
 Leaf: TypeAlias = str | int | float | bool | tuple[str, ...] | dict[str, bool] | None
-"""A field's value where it is no section of its own; int and float are numbers of any size."""
+"""The value of a field that is no section."""
 
 _ZERO_DURATION = "0s"
 
@@ -95,6 +95,7 @@ class Nftables(_Section, frozen=True, kw_only=True):
 class Routing(_Section, frozen=True, kw_only=True):
     """The output of one log format."""
 
+    # A resource.Quantity, which YAML may have as text or as a number.
     info_buffer_size: str | int | float = "0"
     split_stream: bool = False
 
@@ -134,7 +135,7 @@ class Winkernel(_Section, frozen=True, kw_only=True):
 
 
 class KubeProxyConfiguration(_Section, frozen=True, kw_only=True):
-    """The root. `udpIdleTimeout` is in old ConfigMaps, and no longer in v1.36."""
+    """The root. ConfigMaps of old clusters have `udpIdleTimeout`, which v1.36 lacks."""
 
     api_version: str = API_VERSION
     bind_address: str = ""
@@ -166,7 +167,7 @@ class KubeProxyConfiguration(_Section, frozen=True, kw_only=True):
 
 
 def leaves(section: msgspec.Struct, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-    """Yield every field that is no section, with its path such as `conntrack.maxPerCore`."""
+    """Yield every field that is no section, after its path, such as `conntrack.maxPerCore`."""
     for each in msgspec.structs.fields(section):
         value = getattr(section, each.name)
         path = prefix + each.encode_name

@@ -1,4 +1,4 @@
-"""The settings of one agent, grouped by the part of it that they are for.
+"""The settings of one agent, grouped by the part of the agent that uses them.
 
 Their defaults are kube-proxy's (v1.36) for the nftables mode, unless a comment says otherwise.
 """
@@ -36,7 +36,7 @@ class LocalMode(enum.Enum):
 
 
 class ListenAddress(msgspec.Struct, frozen=True):
-    """Where a server listens; port 0 lets the kernel choose one."""
+    """The address of a server; with port 0 the kernel chooses the port."""
 
     address: Address
     port: int
@@ -47,16 +47,16 @@ class ListenAddress(msgspec.Struct, frozen=True):
 
 
 class Api(msgspec.Struct, frozen=True):
-    """How the API server is reached; both empty means the in-cluster configuration."""
+    """The API server; if both are empty, the in-cluster configuration names it."""
 
     kubeconfig: str = ""
     master: str = ""
 
 
 class LocalTraffic(msgspec.Struct, frozen=True):
-    """Which clients are pods. Only the fields that `mode` names are looked at.
+    """How to recognize pods of the cluster; only the fields that belong to `mode` are used.
 
-    `cluster_networks` has at most one network a family.
+    `cluster_networks` has at most one network per family.
     """
 
     mode: LocalMode = LocalMode.CLUSTER_CIDR
@@ -65,7 +65,10 @@ class LocalTraffic(msgspec.Struct, frozen=True):
     interface_name_prefix: str = ""
 
     def interfaces(self, wildcard: str) -> str:
-        """Name the interfaces of pods, the last letters as `wildcard`; empty if addresses tell."""
+        """Return the pattern of pod interfaces; empty if pods are recognized by address.
+
+        `wildcard` ends the pattern of a prefix: `*` in nft, `+` in iptables.
+        """
         if self.mode is LocalMode.BRIDGE_INTERFACE:
             return self.bridge_interface
         if self.mode is LocalMode.INTERFACE_NAME_PREFIX:
@@ -74,7 +77,7 @@ class LocalTraffic(msgspec.Struct, frozen=True):
 
 
 class Masquerade(msgspec.Struct, frozen=True):
-    """The bit (0 to 31) that marks packets to masquerade, and whether all are masqueraded."""
+    """The bit (0 to 31) that marks packets to masquerade; `everything` masquerades all packets."""
 
     bit: int = 14
     everything: bool = False
@@ -86,11 +89,11 @@ class Masquerade(msgspec.Struct, frozen=True):
 
 
 class NodePorts(msgspec.Struct, frozen=True):
-    """The node's addresses on which node ports answer: the union of what is set.
+    """The node's addresses that serve node ports: the union of the fields.
 
-    `primary` are the first address of each family in the Node object, `everywhere` all of the
-    node's addresses except loopback, and `localhost` the loopback addresses. Without `loopback`
-    no loopback address is among them, whatever names it.
+    `primary` is the first address of each family in the Node object, `everywhere` all addresses of
+    the node except loopback, and `localhost` the loopback addresses. Without `loopback`, no
+    loopback address serves node ports, even if another field names it.
     """
 
     primary: bool = True
@@ -113,9 +116,9 @@ class NodePorts(msgspec.Struct, frozen=True):
 
 
 class Serving(msgspec.Struct, frozen=True):
-    """Where health and metrics are served; None where they are not.
+    """The addresses of the health and metrics servers; None for no server.
 
-    With `hard_fail` an address that cannot be bound ends the agent instead of being tried again.
+    With `hard_fail`, the agent exits if it cannot bind an address, instead of retrying.
     """
 
     health: ListenAddress | None = ListenAddress(Address(bytes(4)), 10256)
@@ -124,11 +127,10 @@ class Serving(msgspec.Struct, frozen=True):
 
 
 class SyncPeriods(msgspec.Struct, frozen=True):
-    """How often the agent writes, in seconds.
+    """The periods of syncs, in seconds.
 
-    `min_sync_period` is the least time between two commits; `sync_period` is the time between two
-    checks of what the kernel holds, and twice that is how late a commit may be before the agent
-    is unhealthy.
+    `min_sync_period` is the least time between two commits. `sync_period` is the time between two
+    checks of the kernel state. The agent is unhealthy if a commit is late by twice that time.
     """
 
     min_sync_period: float = 0.0
@@ -138,8 +140,8 @@ class SyncPeriods(msgspec.Struct, frozen=True):
 class Conntrack(msgspec.Struct, frozen=True):
     """The kernel's connection tracking; timeouts are in seconds, and 0 leaves a setting alone.
 
-    At most `max_per_core` connections a core are tracked, and `min` however few cores there are;
-    with `max_per_core` 0 the limit stays as it is, whatever `min` says.
+    The limit is `max_per_core` connections per CPU core, but at least `min`. With `max_per_core` 0
+    the limit stays as it is, and `min` has no effect.
     """
 
     max_per_core: int = 32768
@@ -154,7 +156,7 @@ class Conntrack(msgspec.Struct, frozen=True):
 class IptablesSettings(msgspec.Struct, frozen=True):
     """The settings of iptables mode.
 
-    Without a `flavour` the rules are of the one that the node's other programs use.
+    `flavour` is None to use the flavour of the node's other programs.
     """
 
     flavour: Flavour | None = None
@@ -163,8 +165,9 @@ class IptablesSettings(msgspec.Struct, frozen=True):
 class IpvsSettings(msgspec.Struct, frozen=True):
     """The settings of ipvs mode; timeouts are in seconds, and 0 leaves a setting alone.
 
-    `scheduler` is one of the kernel's, such as `rr`. Virtual services in `exclude_networks` are
-    never touched. With `strict_arp` the node answers ARP for addresses of the asked device only.
+    `scheduler` is the kernel's name of one, such as `rr`. Virtual services in `exclude_networks`
+    are never changed. With `strict_arp`, the node replies to ARP requests only for addresses of the
+    receiving device.
     """
 
     scheduler: str = "rr"
@@ -176,7 +179,7 @@ class IpvsSettings(msgspec.Struct, frozen=True):
 
 
 class FlagValue(msgspec.Struct, frozen=True):
-    """A flag as it took effect, for people to read; `given` says it was on the command line."""
+    """A flag and its text in force, for /flagz; `given` is true if the command line has it."""
 
     name: str
     value: str
@@ -188,13 +191,16 @@ class Settings(msgspec.Struct, frozen=True):
 
     `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
     of its family. `manifests` is a folder that replaces the API server, empty for none. `takeover`
-    removes what kube-proxy left in the kernel. `iptables` and `ipvs` are the defaults in other
-    modes. `oom_score_adj` is that of proc(5), from -1000 to 1000. `ui` is the address of the page.
-    `inspect_socket` is the Unix socket for `pyproxy status` and similar commands, empty for none.
-    `endpoint_counters` counts the connections of each endpoint. `flags` are all flags of the
-    command line, in alphabetical order. `configuration` is all of it in Kubernetes' form, and
-    `config_file` the path that it was read from, empty for none. `remarks` are log lines about
-    flags and fields without effect.
+    removes kube-proxy's objects from the kernel. `iptables` and `ipvs` have their defaults in other
+    modes. `oom_score_adj` is that of proc(5), from -1000 to 1000.
+
+    `ui` is the address of the read-only page, None for no page. `inspect_socket` is the path of the
+    Unix socket that `pyproxy status` and similar commands connect to, empty for no socket.
+    `endpoint_counters` counts the connections to each endpoint.
+
+    `flags` are all flags, in alphabetical order. `configuration` has the same settings as a
+    KubeProxyConfiguration, and `config_file` is the path that it was read from, empty for none.
+    `remarks` are log lines about flags and fields without effect.
     """
 
     node_name: str

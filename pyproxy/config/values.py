@@ -1,8 +1,8 @@
 """Parsers of flag values in the notation of Go programs.
 
 Each parser takes the text and returns a value, or raises ValueError with the mistake and its fix;
-the caller puts the name of the flag before it. Facts: Go's strconv.ParseBool
-and the flag types of kube-proxy v1.36.
+the caller puts the name of the flag before it. Facts: Go's strconv.ParseBool, and the flag types of
+kube-proxy v1.36.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ IPVS_SCHEDULERS = (
     *("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq"),
     *("mh", "fo", "ovf", "twos"),
 )
-"""The kernel's schedulers. Those of the second line kube-proxy v1.36 would refuse."""
+"""The kernel's schedulers. kube-proxy v1.36 refuses those of the second line."""
 
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
 
 
 def text(value: str) -> str:
-    """Take the value as it is."""
+    """Return the text unchanged."""
     return value
 
 
@@ -153,6 +153,7 @@ def listen_address(default_port: int) -> Callable[[str], ListenAddress | None]:
     def parse(value: str) -> ListenAddress | None:
         if value in {"", "0"}:
             return None
+        # At the last colon, because IPv6 addresses have colons too; with a port they need brackets.
         host, _, port = value.rpartition(":")
         try:
             if host.startswith("[") and host.endswith("]"):
@@ -175,7 +176,7 @@ _UI_PORT = 10260
 
 
 def page_address(value: str) -> ListenAddress | None:
-    """Read where the page is served; a port alone is one of this machine's 127.0.0.1."""
+    """Read the address of the page; a port alone stands for that port of 127.0.0.1."""
     text = value.removeprefix(":")
     if text.isdecimal() and text != "0":
         return ListenAddress(parse_address("127.0.0.1"), _port(text))
@@ -183,9 +184,9 @@ def page_address(value: str) -> ListenAddress | None:
 
 
 def interface_name(limit: int) -> Callable[[str], str]:
-    """Make a parser of network interfaces' names, or beginnings of names, of up to `limit` bytes.
+    """Make a parser of names of network interfaces, or prefixes of names, of up to `limit` bytes.
 
-    The kernel takes almost any character; those that mean something to nft are left out.
+    The kernel accepts almost any character, but those with a meaning in nft's syntax are refused.
     """
 
     def parse(value: str) -> str:
@@ -210,14 +211,14 @@ def iptables_flavour(value: str) -> Flavour | None:
 
 
 def ipvs_scheduler(value: str) -> str:
-    """Read the name of one of IPVS's schedulers; empty is the default, which kube-proxy has too."""
+    """Read the name of an IPVS scheduler; empty is the default, rr as in kube-proxy."""
     if value and value not in IPVS_SCHEDULERS:
         raise ValueError(f"{value!r} is not one of {', '.join(IPVS_SCHEDULERS)}")
     return value or IPVS_SCHEDULERS[0]
 
 
 def local_mode(value: str) -> LocalMode:
-    """Read a way to tell local traffic; empty is the default."""
+    """Read a way to recognize local traffic; empty is the default."""
     return _one_of(LocalMode, value or LocalMode.CLUSTER_CIDR.value)
 
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _HEAD_LIMIT = 16 * 1024
 _REQUEST_TIMEOUT = 5.0
-_MAX_CONNECTIONS = 512
+_MAX_CONNECTIONS = 512  # below the usual limit of 1024 descriptors, which listeners need too
 _ACCEPT_PAUSE = 1.0
 _STOP_TIMEOUT = 1.0
 
@@ -71,6 +71,7 @@ class HttpThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._listeners: set[Listener] = set()
+        # asyncio holds tasks by weak references only, so a task without another one may vanish.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -80,6 +81,7 @@ class HttpThread:
     def stop(self) -> None:
         """Close all sockets and end the thread. Blocks for a second at most; idempotent."""
         if self._thread.is_alive():
+            # A loop is not thread-safe: other threads may only schedule calls in it.
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_STOP_TIMEOUT)
 
@@ -139,9 +141,11 @@ class HttpThread:
         listener.sock.close()
 
     def _accept(self, listener: Listener) -> None:
+        # One connection per call: epoll is level-triggered, so it reports the next one again.
         try:
             connection, _ = listener.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
+            # The client disconnected between epoll's report and accept.
             return
         except OSError as error:
             # EMFILE, for example: the client waits in the kernel's accept queue until we resume.
@@ -149,6 +153,7 @@ class HttpThread:
             self._loop.remove_reader(listener.sock)
             self._loop.call_later(_ACCEPT_PAUSE, self._watch, listener)
             return
+        # On Linux it does not inherit O_NONBLOCK, which asyncio's sock_ methods need.
         connection.setblocking(False)
         if len(self._tasks) >= _MAX_CONNECTIONS:
             connection.close()
@@ -192,7 +197,9 @@ def _bound(family: Family, host: str, port: int, both: bool = False) -> socket.s
     kind = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
     sock = socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        # A restarted agent binds although connections of the last one are in TIME_WAIT.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Set in both cases, because the sysctl net.ipv6.bindv6only decides the default.
         if family is Family.IPV6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         sock.bind((host, port))

@@ -36,8 +36,8 @@ class _Status(msgspec.Struct, rename="camel"):
 def health_pages(health: Health, metrics: Metrics) -> Handler:
     """Return the handler of /healthz and /livez.
 
-    /healthz also fails while the agent shuts down and while the Node is being removed. /livez does
-    not, because a restart after a failed liveness probe would not help.
+    /healthz also fails while the agent shuts down and while the Node is being removed (KEP-3836).
+    /livez does not, because a restart after a failed liveness probe would not help.
     """
 
     def healthz(report: HealthReport) -> Response:
@@ -47,6 +47,7 @@ def health_pages(health: Health, metrics: Metrics) -> Handler:
         return response
 
     def livez(report: HealthReport) -> Response:
+        # UNSET leaves nodeEligible out of the JSON, as in kube-proxy.
         response = _health(report, report.healthy, msgspec.UNSET)
         metrics.livez_answered(response.status)
         return response
@@ -69,6 +70,7 @@ def metrics_pages(
     pages: dict[str, Callable[[], Response]] = {
         "/configz": lambda: Response(config_report.configz(settings), 200, _JSON, _NO_SNIFF),
         "/flagz": lambda: _text(config_report.flagz(settings)),
+        # The metrics address has kube-proxy's constant page, not that of the health address.
         "/healthz": lambda: _text("ok"),
         "/metrics": lambda: Response(metrics.exposition(), content_type=CONTENT_TYPE),
         "/proxyMode": lambda: _text(settings.mode.value),

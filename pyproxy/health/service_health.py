@@ -46,6 +46,7 @@ class _OpenPort(msgspec.Struct):
     """The listeners of a Service by address; missing ones are retried."""
 
     check: ServiceHealthCheck
+    # msgspec copies an empty default for each instance.
     listeners: dict[Address, Listener] = {}
     problem: Problem | None = None
 
@@ -189,6 +190,7 @@ class ServiceHealthServer:
             "application/json",
             (
                 ("X-Content-Type-Options", "nosniff"),
+                # kube-proxy's header, by which a load balancer may weight nodes.
                 ("X-Load-Balancing-Endpoint-Weight", str(endpoints)),
             ),
         )

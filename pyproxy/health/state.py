@@ -39,9 +39,9 @@ class Health:
     """Health, written by the agent and read by the thread of the servers. Thread-safe.
 
     Unhealthy while a sync has been due for twice the sync period, as in kube-proxy. Unlike
-    kube-proxy, also unhealthy until the first commit. Unhealthy too while the agent's thread sends
-    no heartbeat, while a worker keeps failing, and after a worker has ended for good. `clock`
-    returns monotonic seconds, `wall_clock` nanoseconds since the epoch.
+    kube-proxy, also unhealthy until the first commit, while the agent's thread has no heartbeat,
+    while a worker keeps failing, and after a thread has ended for good. `clock` returns monotonic
+    seconds, `wall_clock` nanoseconds since the epoch.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Health:
         self._gone = False
 
     def queued(self) -> None:
-        """Note that a sync is due; only the first call since the last commit counts."""
+        """Record that a sync is due; only the first call since the last commit counts."""
         with self._lock:
             if self._due_since is None:
                 self._due_since = self._clock()
 
     def updated(self) -> None:
-        """Note that the kernel state is the desired state."""
+        """Record that the kernel state is the desired state."""
         with self._lock:
             self._due_since = None
             self._last_updated = self._wall_clock()
@@ -80,15 +80,16 @@ class Health:
             self._node_eligible = eligible
 
     def heartbeat(self) -> None:
-        """Note that the agent's thread is running; expected regularly after the first call."""
+        """Record that the agent's thread is running; expected regularly after the first call."""
+        # No lock for one assignment, because this runs after each batch of events.
         self._last_heartbeat = self._clock()
 
     def set_shutting_down(self) -> None:
-        """Note that the agent stops. Takes no lock, because a signal handler may call it."""
+        """Record that the agent stops. Takes no lock, because a signal handler may call it."""
         self._shutting_down = True
 
     def worker_failed(self, name: str, *, restarting: bool) -> None:
-        """Note that a worker failed, and whether it is restarted."""
+        """Record that a worker failed, and whether it is restarted."""
         now = self._clock()
         with self._lock:
             count, last = self._failures.get(name, (0, now))
