@@ -155,8 +155,7 @@ def base_chains(
             kube_names.MARK_MASQUERADE: (Rule(target=set_mark),),
             kube_names.MARK_EXTERNAL: mark_external if pods.are_known else (),
             kube_names.POSTROUTING: (
-                # A packet that passes the hooks again, as in a tunnel, must not be masqueraded
-                # twice.
+                # A packet that passes the hooks again, as in a tunnel, is not masqueraded twice.
                 Rule(target=SetMark(options.mark, on=False)),
                 Rule(comment="kubernetes service traffic requiring SNAT", target=MASQUERADE),
             ),

@@ -82,8 +82,7 @@ class CommittedTables(CommittedState[Family]):
             before, after = self._view(family, self.node), self._view(family, new_node)
             # The pod networks stand in every Service's chains.
             names = changed.keys() if before == after else changed.keys() | self.services.keys()
-            # Routings are remembered, chains are not: the changed Services' old chains are compiled
-            # again.
+            # Only routings are remembered: the changed Services' old chains are compiled again.
             old = [
                 compile_service(routing, family, before)
                 for name in names

@@ -74,6 +74,7 @@ class ClientLists(Mapping[str, frozenset[Address]]):
                 text = (_LISTS / name).read_text()
             except OSError as error:
                 raise KeyError(name) from error
+            # A list also has clients whose time is over, until the kernel reaps them.
             self._read[name] = frozenset(map(parse_address, _SEEN.findall(text)))
         return self._read[name]
 

@@ -97,7 +97,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     def text(self) -> str:
         """The match as iptables-save prints it, on the client's whole address."""
         # xt_recent keeps 100 clients per list by default (ip_list_tot) and then evicts the least
-        # recent. --reap removes expired ones.
+        # recent. With --reap a look-up also removes an expired one.
         what = f"--rcheck --seconds {self.seconds} --reap" if self.seconds else "--set"
         return f"-m recent {what} --name {self.chain} --mask {_MASK[self.family]} --rsource"
 

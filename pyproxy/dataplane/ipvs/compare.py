@@ -1,6 +1,6 @@
 """The difference between kernel state and desired state for one Service.
 
-It is settled as a full plan is, so that a draining server is no difference.
+The rows are planned as in a full sync, so that a draining server is no difference.
 """
 
 from __future__ import annotations

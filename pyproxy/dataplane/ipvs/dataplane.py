@@ -117,8 +117,7 @@ class IpvsDataplane:
             if old == wanted:
                 continue
             changed[name] = wanted
-            # Routings are remembered, rows are not: the old ones are computed again, with the old
-            # marks.
+            # Only routings are remembered: the old rows are computed again, with the old marks.
             if old:
                 self._add(old, self._marks, before)
         growth = self._committed.growth(changed)
@@ -200,11 +199,11 @@ class IpvsDataplane:
         )
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
-        """Compare the kernel state of one Service with its desired state; KernelError."""
+        """Compare kernel state and desired state of one Service. Raises KernelError."""
         return compare(self._kernel, self._rules, wanted, self._options_for(node))
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
-        """Return a line for each difference in the base rules and the device; KernelError."""
+        """Return a line for each difference in base rules and device. Raises KernelError."""
         options = self._options_for(node)
         return tuple(check_base_rules(self._rules, options, self._kernel.addresses()))
 

@@ -94,8 +94,7 @@ class _DeltaPlanner:
         for name, keys in self._touched.items():
             wanted = self._change.wanted.get(name, {})
             self._after[name] = {key: wanted[key] for key in keys if key in wanted}
-        # In this order: a virtual service stays for its servers, and an address for those that
-        # stay.
+        # In this order: virtual services stay for their servers, addresses for virtual services.
         for key in self._touched.get(SERVERS, ()):
             self._server(key)
         for virtual in self._virtuals:

@@ -35,6 +35,7 @@ class Deadlines:
     def start(self, draining: Draining) -> None:
         """Start the time of servers that drain since this commit; earlier ones keep theirs."""
         latest = self._clock() + DRAIN_TIMEOUT
+        # A server that serves again loses its deadline, and later drains for the whole time.
         self._until = {key: self._until.get(key, latest) for key in draining.pairs()}
 
     def drained(
@@ -82,7 +83,7 @@ class DriftPoller:
         self._turn: Iterator[Virtual] = iter(())
 
     def reset(self, node_addresses: AbstractSet[Address]) -> None:
-        """Take the present state as right, after a commit."""
+        """Accept the present state as correct, after a commit."""
         self._node_addresses = node_addresses
         # The next poll only counts, because the commit itself has changed the number.
         self._count = None
@@ -103,6 +104,7 @@ class DriftPoller:
             return False
         here = self._kernel.addresses()
         ours = held.get(ADDRESSES_ON_DEVICE, {}).keys()
+        # kube-ipvs0 must not have another device's address, and gets it when that device loses it.
         moved = bool((here.others ^ self._node_addresses) & ours) or bool(
             self._node_addresses - here.others
         )

@@ -118,9 +118,7 @@ class Kernel:
         try:
             info = self._counting.getsockopt(socket.IPPROTO_IP, _GET_INFO, _INFO.size)
         except OSError as error:
-            raise kernel_error(
-                error.errno or 0, "asking IPVS for its number of services"
-            ) from error
+            raise kernel_error(error.errno or 0, "reading the number of IPVS services") from error
         return int(_INFO.unpack(info)[2])
 
     def send(self, requests: Sequence[Request]) -> list[MessageError]:

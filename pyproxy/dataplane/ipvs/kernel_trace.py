@@ -116,7 +116,7 @@ def loaded_options(layout: Layout) -> Options | None:
 
 
 class _Asked(Mapping[K, V]):
-    """A mapping whose values are read one by one from the kernel, which lists nothing."""
+    """A mapping that reads a value from the kernel at each look-up, and lists no keys."""
 
     def __init__(self, ask: Callable[[K], V | None]) -> None:
         self._ask = ask

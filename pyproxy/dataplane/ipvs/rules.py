@@ -57,12 +57,13 @@ class RulesTable:
         loader.begin_load(self.netlink, base_rules(options))
 
     def seal(self, options: Options) -> None:
-        """Delete chains and sets that are not of this version; KernelError."""
+        """Delete chains and sets that are not of this version. Raises KernelError."""
         loader.finish_load(self.netlink, base_rules(options))
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
         """Write elements in one transaction; return the error that aborted it, if any."""
         errors = self.netlink.transact([each.message for each in elements], SUBSYSTEM)
+        # nf_tables reports each message that fails, and aborts: the next attempt finds the others.
         return errors[0] if errors else None
 
     def delete(self) -> None:
@@ -78,7 +79,7 @@ class RulesTable:
         self._monitor.listen()
 
     def wait(self) -> Foreign | None:
-        """Block until another program writes to the table; None after `close`; KernelError."""
+        """Block until another program writes; None after `close`. Raises KernelError."""
         foreign = self._monitor.wait()
         if foreign is None:
             self._monitor.close()

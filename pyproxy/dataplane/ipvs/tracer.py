@@ -252,6 +252,7 @@ class _Tracer:
             return walk
         mark = walk.mark
         if schema.is_our_mark(mark):
+            # As the chain clear-internal-mark does.
             is_node = self._state.is_local(self._packet.source)
             mark = self._state.options.mark if is_node else Mark(0)
         is_marked = bool(mark & self._state.options.mark)
