@@ -52,6 +52,7 @@ def _differing(rows: Mapping[K, V], than: Mapping[K, V]) -> dict[K, V]:
     """Return the rows that differ from those of the same keys; on a first sync all do."""
     if not than:
         return dict(rows)
+    # `get` is enough, since no row's value is None.
     return {key: value for key, value in rows.items() if than.get(key) != value}
 
 

@@ -106,6 +106,7 @@ class BaseRules(msgspec.Struct, frozen=True):
             [
                 # Declaring an existing set or chain changes nothing, so sets keep their elements.
                 *self._declarations([*self.chains, marker]),
+                # Flushed and not deleted, because verdicts of elements refer to some of them.
                 *(f"flush chain inet {self.table} {name}" for name in self.chains),
                 # In the transaction that replaces the rules, so a marker never names older rules.
                 *(f"delete chain inet {self.table} {name}" for name in stale),
@@ -217,6 +218,7 @@ class BaseRules(msgspec.Struct, frozen=True):
 
 
 def _rule_differences(chain: str, held: list[bytes], wanted: list[bytes]) -> Iterator[str]:
+    # Compared by their expressions: the kernel gives a rule another handle at each load.
     for number, rule in enumerate(wanted, 1):
         if rule not in held:
             yield f"add rule {number} of chain {chain}"

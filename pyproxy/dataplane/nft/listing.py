@@ -38,6 +38,7 @@ def element_text(kind: SetKind, family: Family, key: bytes, value: Value) -> str
     else:
         half = len(key) // 2
         low, high = (_fields(kind.key, part, family) for part in (key[:half], key[half:]))
+        # Only the last field of a concatenation is a range here: the others have equal bounds.
         text = low if low == high else f"{low}-{high.rsplit(' . ', 1)[-1]}"
     return text + _value(kind.data, value, family)
 
@@ -58,11 +59,13 @@ def _field(field: Field, packed: bytes) -> str:
             return address_text(Address(packed))
         case Field.PROTOCOL:
             number = packed[0]
+            # Another program may have added an element of any protocol.
             known = number in Protocol.__members__.values()
             return Protocol(number).name.lower() if known else str(number)
         case Field.PORT:
             return str(int.from_bytes(packed[:2], "big"))
         case _:
+            # Marks, and the numbers of numgen, are in host byte order.
             return str(struct.unpack("=I", packed)[0])
 
 

@@ -30,6 +30,7 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.routing import ServiceRouting
 
 _INDEX = struct.Struct("=I")
+# Without AFFINITY, which packets fill.
 _BY_FRONTEND = (
     schema.SERVICES,
     schema.INTERNAL_SERVICES,

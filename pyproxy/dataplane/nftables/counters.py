@@ -45,6 +45,7 @@ class CounterReader:
                 f"the kernel holds no table inet {TABLE}: run top on a node where pyproxy serves "
                 "in nftables mode, in the host's network namespace"
             )
+        # One set is enough: all counted sets are declared in the same transaction.
         if schema.SERVICES.of(Family.IPV4) not in element_counters.read_counted_sets(present):
             raise UsageError(
                 f"table inet {TABLE} does not count connections: start the agent with "

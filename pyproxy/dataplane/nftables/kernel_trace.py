@@ -45,6 +45,7 @@ def loaded_options(layout: Layout) -> NftablesOptions | None:
     # A mark has 4 bytes; none are found in a table without our chain.
     if len(bits) != 4:
         return None
+    # The chains split4 and split6 test for pods with any of the other options.
     splits = {family: layout.rules.get(f"split{family.value}", []) for family in Family}
     interfaces = (read_incoming_interface(rule) for rules in splits.values() for rule in rules)
     read = NftablesOptions(

@@ -113,6 +113,7 @@ def packet_trace(
         # The kernel sends headers once for each base chain, after the translation by earlier ones.
         if event.destination is not None and (to := _end(event, source=False)) != current:
             current = new = to
+        # A policy that accepts is no decision: the packet continues at the next base chain.
         matched = event.handle or (event.kind is Kind.POLICY and event.verdict != "accept")
         if new or (matched and event.table != own_table):
             family = _FAMILIES.get(event.family, str(event.family))
@@ -180,6 +181,7 @@ class LiveTrace:
 
     def close(self) -> None:
         """Stop tracing, and close the sockets."""
+        # Errors do not matter: the table may not exist, and an owned one goes with its socket.
         self._netlink.transact([delete_table(self._name)], SUBSYSTEM)
         self._netlink.close()
         self._socket.close()
@@ -191,6 +193,7 @@ class LiveTrace:
         """
         assembly = Assembly(_QUIET)
         until = time.monotonic() + seconds
+        # The last packets are complete only after a pause.
         while time.monotonic() < until + _QUIET + _POLL:
             events = self._socket.wait(_POLL)
             if events is None:

@@ -93,6 +93,7 @@ def targets(table: Table) -> set[str]:
         for value in rows.values()
         if isinstance(value, Tag)
     }
+    # Verdicts to base chains, such as split4, need nothing: the base rules have those.
     return set(filter(chains.is_on_demand, named))
 
 
@@ -105,6 +106,7 @@ def without(
     """
 
     def keep(side: Table) -> Table:
+        # By key alone, because a row whose value changes is on both sides.
         kept = {
             set_name: {
                 key: value for key, value in found.items() if key not in rows.get(set_name, {})

@@ -8,6 +8,8 @@ from pyproxy.dataplane.nft.schema import BACKEND, FRONTEND, Field, SetKind, by_n
 TABLE = "pyproxy"
 
 SERVICES = SetKind("services", "chain that serves a frontend", FRONTEND, (Field.VERDICT,))
+# Data and not verdicts: a changed verdict makes the kernel walk all verdict maps, and a changed
+# endpoint must not.
 ENDPOINTS = SetKind(
     "endpoints", "endpoints of a frontend, numbered", (*FRONTEND, Field.INDEX), BACKEND
 )

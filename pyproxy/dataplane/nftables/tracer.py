@@ -141,6 +141,7 @@ class NftablesView(msgspec.Struct, frozen=True):
 
     def is_from_pod(self, packet: Packet) -> bool | None:
         """Return whether the rules take a packet for a pod's; None where they do not test it."""
+        # The kernel compares an empty name if the node itself sends the packet.
         if wanted := self.options.pod_interface:
             prefix = wanted.removesuffix("*")
             if prefix != wanted:
@@ -241,6 +242,7 @@ class _Tracer:
         # The mark is tested first, so a marked hairpin is masqueraded by its mark.
         if walk.marked:
             return replace(walk.step(chain, Action.UNMARKED), masquerade=Masquerade.MARK)
+        # Masquerading is at srcnat, so this rule still finds the client's own address.
         pair = self._packet.source + walk.destination
         if walk.translated and (element := self._find(nft.HAIRPIN, pair)):
             return replace(walk.step(chain, Action.HAIRPIN, element), masquerade=Masquerade.HAIRPIN)
@@ -285,6 +287,7 @@ class _Tracer:
         affinity = self._find(schema.AFFINITY_FRONTENDS, self._frontend)
         if walk.verdict is not None or walk.learned is not None or affinity is None:
             return walk
+        # The frontend is conntrack's original destination, as it was before the translation.
         endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
         if self._find(schema.AFFINITY_ENDPOINTS, self._frontend + endpoint) is None:
             return walk
@@ -305,6 +308,7 @@ class _Tracer:
             return self._go(walk, chain, internal)
         # `fib saddr type local`: the node's own packets are internal, and marked.
         if self._is_local(self._packet.source):
+            # Statements run in order: the packet is marked even if the lookup after it fails.
             walk = _mark(walk, chain)
             if internal:
                 return self._go(walk, chain, internal)
