@@ -33,7 +33,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
     `problems` name the frontends that another Service has. `affected` are the Services to assign
     again in the same transaction: they may get a frontend, lose one, or have another owner to name.
-    To assign them again with unchanged routings affects no further Service.
+    Assigning them again with unchanged routings affects no further Service.
     """
 
     routing: ServiceRouting

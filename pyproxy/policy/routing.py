@@ -94,8 +94,8 @@ class ServiceRouting(msgspec.Struct, frozen=True):
 def expand_node_ports(routing: ServiceRouting, addresses: Collection[Address]) -> ServiceRouting:
     """Replace each node port by one frontend for each node address of the port's family.
 
-    An address and port that the Service already has as another frontend is skipped. After this, a
-    node port that conflicts with an external IP on the node's own address is found like any other.
+    An address and port that the Service already has as another frontend is skipped. Then
+    `FrontendOwners` finds a conflict with the external IP of another Service like any other.
     """
     for port in routing.ports:  # a loop, because a generator would be slower here
         # The node port is last in `frontends`.

@@ -28,9 +28,9 @@ class UnusedReason(enum.Enum):
 
 
 class UnusedReasons(msgspec.Struct, frozen=True):
-    """The reasons of endpoints that the policy Cluster, and the policy Local, do not use.
+    """Why endpoints are unused: `cluster` under the policy Cluster, `local` under Local.
 
-    `choice` is the topology mode and why hints were ignored.
+    `choice` is the topology mode, with the reasons why hints were ignored.
     """
 
     cluster: Mapping[Backend, UnusedReason]

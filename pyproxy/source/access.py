@@ -69,7 +69,10 @@ class Access:
         return self._files != _file_states(self._configuration)
 
     def authorization(self) -> str:
-        """Return the value of the Authorization header, refreshed by the package's hook."""
+        """Return the value of the Authorization header, refreshed by the package's hook.
+
+        May block, because the hook reads a token file or runs the exec plugin of a kubeconfig.
+        """
         try:
             settings = self._configuration.auth_settings()
         except (OSError, ValueError, ConfigException) as error:

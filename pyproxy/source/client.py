@@ -153,6 +153,7 @@ class Client:
     def _request(
         self, method: str, target: str, body: bytes | None, timeout: float
     ) -> BaseHTTPResponse:
+        # Client certificates are part of the TLS handshake, so new ones need a new pool.
         if self._access.is_outdated():
             self._reload()
         response = self._send_to_any(method, target, body, timeout)
@@ -267,6 +268,7 @@ def _pools(report: Callable[[socket.socket], None], head_timeout: float) -> dict
     of its body.
     """
 
+    # Subclasses, because urllib3 has no hook for a connection that is made.
     class PlainConnection(HTTPConnection):
         def connect(self) -> None:
             super().connect()

@@ -108,6 +108,7 @@ class _TokenBucket(msgspec.Struct):
 
     def wait(self, now: float) -> float:
         """Return the seconds until a token is available."""
+        # `full_at` is the time at which all tokens are back, or were.
         return max(0.0, self.full_at - now - (self.burst - 1) * self.period)
 
     def take(self, now: float) -> None:
@@ -163,6 +164,7 @@ class EventRecorder:
         if regarding is None:
             return
         local = self._node_name if problem.reason.node_specific else ""
+        # With the uid, an object that was deleted and made again has an Event of its own.
         identity = (str(problem), uid, problem.reason.value, local)
         action = f"Program{problem.kind}"
         note = f"{problem.field}: {problem.message}"
@@ -173,6 +175,7 @@ class EventRecorder:
         # kubectl looks up the Events of a Node with its name as uid, as the kubelet sets it.
         regarding = _regarding(Kind.NODE.value, self._node_name, self._node_name)
         assert regarding is not None  # noqa: S101 (_API_VERSIONS has Node)
+        # With the time, because each start is a new Event and not a known one.
         identity = (STARTING, datetime.now(UTC).isoformat())
         self._put(self._event("Normal", STARTING, "StartPyproxy", "", regarding, identity))
 

@@ -136,6 +136,7 @@ class ManifestSource:
         if not all(_is_manifest(path, self._folder) for path in changed):
             changed = self._paths() | self._files.keys()
         for path in changed:
+            # is_file follows symlinks: a mounted ConfigMap consists of them.
             if path.is_file():
                 self._files[path] = self._load(path)
             else:
@@ -284,6 +285,7 @@ def _load_all(data: bytes) -> Iterator[Any]:
 
 def _with_namespace(kind: Kind, document: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = document.get("metadata")
+    # As kubectl does, without whose default the decoder rejects the object.
     if kind is Kind.NODE or not isinstance(meta, dict) or meta.get("namespace"):
         return document
     return {**document, "metadata": meta | {"namespace": DEFAULT_NAMESPACE}}

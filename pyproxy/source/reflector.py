@@ -156,6 +156,7 @@ class Reflector:
 
     def _list_stream(self, lines: Iterator[memoryview]) -> None:
         """Read a streaming list up to its closing bookmark, then the changes that follow it."""
+        # Counted first, because an incomplete list leaves this method by an exception.
         self._incomplete_streams += 1
         if self._incomplete_streams >= STREAMS_TRIED:
             self._streaming = False  # until this list is complete
@@ -229,6 +230,8 @@ class Reflector:
 
         `listing` collects the names of a list in progress.
         """
+        # KEP-956: without bookmarks the version of a kind that rarely changes would become too old,
+        # and a reconnect would need a new list.
         if event.type == "BOOKMARK":
             self._advance(stream.bookmark(event.object).resource_version or "")
         # An object that no longer matches the selector arrives as DELETED, one that now matches as
@@ -251,6 +254,7 @@ class Reflector:
         if name is not None and not self._selects(name):
             return
         if isinstance(value, Problem):
+            # The previous version no longer exists, so it must not stay programmed.
             self._emit_delete(name, listing)
             emit(InvalidObject(value))
             if listing is not None:

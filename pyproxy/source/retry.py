@@ -1,4 +1,4 @@
-"""When to ask the API server again, and when to log that it is unreachable."""
+"""Delays between requests to a failing API server, and log lines about outages."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _virtual_ips(status: wire.ServiceStatus | None) -> Iterator[tuple[str, str]]
     """Yield the load balancer addresses to which packets arrive at nodes unchanged (ipMode VIP).
 
     An ingress that has only a hostname is skipped. With ipMode Proxy the load balancer terminates
-    connections itself, and proxying its address on the node would bypass it.
+    connections itself, and proxying its address on the node would bypass it (KEP-1860).
     """
     balancer = status.load_balancer if status else None
     for i, ingress in enumerate((balancer.ingress if balancer else None) or ()):

@@ -200,6 +200,7 @@ def is_trusted_host(host: str) -> bool:
 
 
 def _events(changes: Iterator[Change | None]) -> Iterator[bytes]:
+    # The milliseconds after which the browser's EventSource connects again.
     yield b"retry: 2000\n\n"
     for change in changes:
         # Only a write detects a closed connection, hence a comment if there is no change.
