@@ -53,6 +53,7 @@ _RECEIVE_BUFFER = 1 << 18
 _DELETE_AT_ONCE = 64
 """Entries whose deletion fails together if the request cannot be sent."""
 
+# ctnetlink takes the family of the dump and of a tuple's addresses from the nfgenmsg.
 _DOMAIN = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 

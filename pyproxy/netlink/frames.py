@@ -23,6 +23,7 @@ NLM_F_CREATE = 0x400
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
 
+# Netlink headers are in host byte order; nfnetlink's payload is mostly in network order.
 HEADER = struct.Struct("=IHHII")
 """Length, type, flags, sequence number, port."""
 

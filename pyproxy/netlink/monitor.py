@@ -27,6 +27,7 @@ _NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 # In the message of every kind of object, attribute 1 is the table's name.
 _TABLE = 1
+# Each pair is NEW and DEL; the GET message between them is never a notification.
 _OBJECTS = {
     **dict.fromkeys((0, 2), "table"),
     **dict.fromkeys((3, 5), "chain"),
@@ -73,6 +74,7 @@ class Monitor:
         """Unsubscribe until `listen`: notifications of our large transaction would overflow."""
         # To leave a group needs the same right as to join it, which a reader may lack.
         if self._listening:
+            # With no listener at all, the kernel does not even build the messages.
             self._socket.leave(_GROUP_NFTABLES)
             self._listening = False
 

@@ -28,6 +28,7 @@ NFPROTO_IPV6 = 10
 _NFNL_MSG_BATCH_BEGIN = 16
 _NFNL_MSG_BATCH_END = 17
 
+# The errors of all messages of a batch wait here until `send` returns.
 _RECEIVE_BUFFER = 8 << 20
 _SEND_BUFFER = 1 << 18
 
@@ -54,6 +55,7 @@ class Nfnetlink:
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "netfilter", _RECEIVE_BUFFER)
         self._largest = 0
+        # Callers compare it with nf_tables' generation, which a commit without a change leaves.
         self.committed = 0
         self.messages_sent = 0
 

@@ -41,6 +41,7 @@ CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
 CT_NEW = 1 << 3
 HOOK_INPUT, HOOK_POSTROUTING = 1, 4
 
+# The numbers of attributes below are those of enum nft_<expression>_attributes.
 _ORIGINAL = 0
 # NFT_DYNSET_OP_ADD, which is 0, would leave the timeout of an existing element as it is.
 _UPDATE = 1
@@ -181,6 +182,7 @@ def update(map_name: str, key_register: int, data_register: int, timeout: int) -
 
 def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
     """Translate the connection's destination; evaluation of the base chain ends here."""
+    # The kernel accepts a nat expression only in chains that base chains of type nat lead to.
     return _expression(
         "nat",
         _number(1, 1),

@@ -154,6 +154,7 @@ class NetlinkSocket:
                 # NLMSG_DONE ends a dump; an acknowledgement ends the reply to a `get`.
                 if kind == NLMSG_DONE:
                     return replies, interrupted
+                # Replies are views into their datagrams: a large dump is not copied.
                 if kind != NLMSG_ERROR:
                     replies.append(message)
                 elif (error := read_error(message, flags, 0)) is None:

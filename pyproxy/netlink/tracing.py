@@ -177,6 +177,7 @@ _WITH_CHAIN = {-3: "jump", -4: "goto"}
 
 
 def _verdict(fields: dict[int, memoryview]) -> str:
+    # Without a code the default is -1, which is NFT_CONTINUE.
     code = int.from_bytes(fields.get(_VERDICT_CODE, b"\xff"), "big", signed=True)
     if code in _WITH_CHAIN and _VERDICT_CHAIN in fields:
         return f"{_WITH_CHAIN[code]} {text(fields[_VERDICT_CHAIN])}"

@@ -28,7 +28,7 @@ T = TypeVar("T")
 # Without this flag a dump contains the members of all sets.
 _IPSET_FLAG_LIST_SETNAME = 1 << 1
 _MISSING = (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
-"""Errors of a kernel without the subsystem."""
+"""Errors of a kernel without the subsystem: ENOENT of generic netlink, EINVAL of nfnetlink."""
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV)
 # ipset has error numbers of its own, from IPSET_ERR_PRIVATE (4096) on.

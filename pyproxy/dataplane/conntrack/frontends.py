@@ -177,6 +177,7 @@ class Frontends:
             services[name] = targets
         group = self._targets[key.family, key.protocol]
         if services:
+            # One assignment, because the worker reads this dictionary meanwhile.
             group[key.destination] = tuple(chain.from_iterable(services.values()))
         else:
             del self._by_service[key]

@@ -77,6 +77,7 @@ class Reconciler:
         """Set the addresses that node ports have, and queue node ports on those that changed."""
         with self._wake:
             before, self._node_addresses = self._node_addresses, frozenset(addresses)
+            # Lost addresses too: flows to a node port on them must end.
             touched = before ^ self._node_addresses
             self._enqueue(
                 [
