@@ -122,7 +122,7 @@ SYNC_PERIOD = Flag(
     "--sync-period",
     values.duration_from(0.001),
     "30s",
-    "time between checks of the kernel",
+    "half the time after which an overdue commit makes the agent unhealthy",
     ("nftables.syncPeriod", "ipvs.syncPeriod", "iptables.syncPeriod"),
 )
 MIN_SYNC_PERIOD = Flag(

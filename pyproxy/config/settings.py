@@ -77,7 +77,10 @@ class LocalTraffic(msgspec.Struct, frozen=True):
 
 
 class Masquerade(msgspec.Struct, frozen=True):
-    """The bit (0 to 31) that marks packets to masquerade; `everything` masquerades all packets."""
+    """The bit (0 to 31) that marks packets to masquerade.
+
+    `everything` masquerades all connections to cluster IPs.
+    """
 
     bit: int = 14
     everything: bool = False
@@ -129,8 +132,8 @@ class Serving(msgspec.Struct, frozen=True):
 class SyncPeriods(msgspec.Struct, frozen=True):
     """The periods of syncs, in seconds.
 
-    `min_sync_period` is the least time between two commits. `sync_period` is the time between two
-    checks of the kernel state. The agent is unhealthy if a commit is late by twice that time.
+    `min_sync_period` is the least time between two commits. `sync_period` has one effect: the agent
+    is unhealthy while a commit is overdue by twice that time.
     """
 
     min_sync_period: float = 0.0
