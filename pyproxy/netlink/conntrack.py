@@ -49,6 +49,7 @@ _FILTER_PROTO_NUM = 1 << 3
 _FILTER_PROTO_DST_PORT = 1 << 5
 
 _PORT_SIZE = 2
+# A dump cannot overflow it: the kernel adds a datagram only while at least half of it is free.
 _RECEIVE_BUFFER = 1 << 18
 _DELETE_AT_ONCE = 64
 """Entries whose deletion fails together if the request cannot be sent."""

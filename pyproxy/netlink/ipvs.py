@@ -182,6 +182,7 @@ def read_virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:
         if family is None:
             continue
         flags, _ = _FLAGS_AND_MASK.unpack_from(service[_FLAGS]) if _FLAGS in service else (0, 0)
+        # The kernel keeps a timeout without persistence, where it has no effect.
         timeout = _number(service, _TIMEOUT) if flags & PERSISTENT else 0
         scheduling = Scheduling(text(service[_SCHED_NAME]), flags & _OURS, timeout)
         # The kernel sends either the mark, or protocol, address and port.

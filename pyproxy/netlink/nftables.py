@@ -43,6 +43,7 @@ def get_generation() -> Message:
 
 def read_generation(reply: memoryview) -> int:
     """Read the reply to `get_generation`; after 2**32 - 1 the number is 1 again."""
+    # A commit that changes nothing, such as of a table that exists, leaves the number as it is.
     return int.from_bytes(attribute_map(reply).get(_GEN_ID, b""), "big")
 
 

@@ -80,6 +80,7 @@ def new_base_chain(table: str, name: str, hook: int, priority: int) -> Message:
 def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
     """Append a rule to a chain."""
     body = string(1, table) + string(2, chain) + nested(4, *expressions)
+    # Without NLM_F_APPEND the kernel inserts the rule at the start of the chain.
     return Message(message_type(_NEWRULE), NLM_F_CREATE | _NLM_F_APPEND, body)
 
 

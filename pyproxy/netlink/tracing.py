@@ -131,6 +131,7 @@ def read_events(data: bytes) -> Iterator[Event]:
     """Yield the trace messages of one datagram; other messages are skipped."""
     for kind, _, _, _, message in read_messages(data):
         if kind == message_type(_TRACE) and len(message) >= HEADER_SIZE:
+            # The first byte of the nfgenmsg.
             family = message[HEADER_SIZE - 4]
             if event := _event(family, attribute_map(message[HEADER_SIZE:])):
                 yield event

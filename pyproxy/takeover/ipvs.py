@@ -159,6 +159,7 @@ def _node_ports(sets: tuple[str, ...]) -> frozenset[tuple[int, int]]:
 
 def _ports(messages: Any) -> Iterator[int]:
     for message in messages:
+        # The type of the sets is bitmap:port for TCP and UDP, and hash:ip,port for SCTP.
         members = message.get_attr("IPSET_ATTR_ADT")
         for member in members.get_attrs("IPSET_ATTR_DATA") if members else ():
             port = member.get_attr("IPSET_ATTR_PORT_FROM")

@@ -84,6 +84,7 @@ def find(in_service: InService = _NOTHING) -> Leftovers:
 
 def find_node_port_services() -> tuple[VirtualService, ...]:
     """Return kube-proxy's virtual services on the node's own addresses. Raises KernelError."""
+    # Without the device, because in ipvs mode its addresses are pyproxy's too.
     return ipvs.find_services((), ipvs.find_sets())
 
 

@@ -30,6 +30,7 @@ EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
 FORWARD = "KUBE-FORWARD"
 POSTROUTING = "KUBE-POSTROUTING"
 FIREWALL = "KUBE-PROXY-FIREWALL"
+# An empty chain: kube-proxy notices by its absence that the tables were flushed.
 CANARY = "KUBE-PROXY-CANARY"
 MARK_MASQUERADE = "KUBE-MARK-MASQ"
 """Other programs may jump to it, to have a connection masqueraded."""
