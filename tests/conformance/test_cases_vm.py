@@ -14,8 +14,8 @@ from tests.vm import plugin
 pytestmark = [pytest.mark.packets, pytest.mark.vm]
 
 CASES = {file.name: cases.read(file) for file in sorted(FOLDER.glob("*.yaml"))}
-COMMON = ("01-cluster-ip.yaml",)
-"""The files that run in nftables mode without --all-in-vm: this machine's kernel runs the rest."""
+COMMON = ("01-cluster-ip.yaml", "02-endpoints.yaml")
+"""The files that run in nftables mode without --all-in-vm; this machine's kernel runs all."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
