@@ -128,7 +128,15 @@ def _save_text(flavour: Flavour) -> str:
 
 def _run(command: Sequence[str], text: str) -> str:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        # Comments of other programs' rules may be any bytes, and a removal writes them back.
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+        )
     except FileNotFoundError as error:
         raise _missing(command[0]) from error
     if done.returncode == 0:

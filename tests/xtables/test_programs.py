@@ -45,6 +45,22 @@ def test_a_rejected_line_is_named(namespace: Namespace, flavour: Flavour) -> Non
     assert raised.value.line == lines[1]
 
 
+def test_a_comment_that_is_not_utf8_is_read_and_written_back(
+    namespace: Namespace, flavour: Flavour
+) -> None:
+    rule = b"-A PREROUTING -m comment --comment caf\xe9 -j ACCEPT"
+    restore = [f"iptables-{flavour.value}-restore"]
+    text = b"*nat\n" + rule + b"\nCOMMIT\n"
+    namespace.call(lambda: subprocess.run(restore, input=text, check=True))
+    programs = Programs(Family.IPV4, flavour)
+    (saved,) = namespace.call(programs.save)["nat"].chains["PREROUTING"]
+    assert b"caf\xe9" in saved.encode("utf-8", "surrogateescape")
+    lines = ["*nat", "-F PREROUTING", f"-A PREROUTING {saved}", "COMMIT"]
+    namespace.call(lambda: programs.restore(lines))
+    assert namespace.call(programs.save)["nat"].chains["PREROUTING"] == [saved]
+    assert namespace.call(detect_flavour) is flavour
+
+
 def test_a_program_that_is_not_installed_is_a_usage_error(
     monkeypatch: pytest.MonkeyPatch, flavour: Flavour
 ) -> None:

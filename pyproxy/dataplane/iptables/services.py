@@ -40,7 +40,10 @@ MANY = 32
 """Endpoints that one chain picks from; more are divided into groups."""
 
 _GROUP = 16
-"""The average size of a group, at most."""
+"""The average size of a group, as long as there are fewer than _MOST_GROUPS."""
+
+_MOST_GROUPS = 256
+"""Two hexadecimal digits of a group's number fit behind a chain's name of 25 of 28 characters."""
 
 _SERVES = (Use.CLUSTER, Use.LOCAL, Use.SPLIT)
 _LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
@@ -250,7 +253,7 @@ def pick(
         return tuple(_pick_evenly(backends, rule)), {}
     groups: dict[int, list[Backend]] = {}
     # A power of two, so that few endpoints move to another group when it changes.
-    count = 1 << (len(backends) // _GROUP).bit_length() - 1
+    count = min(_MOST_GROUPS, 1 << (len(backends) // _GROUP).bit_length() - 1)
     for backend in backends:
         # hash() of bytes differs at each start, and a restart must find its chains unchanged.
         groups.setdefault(zlib.crc32(backend) % count, []).append(backend)

@@ -164,7 +164,11 @@ def run_nft(text: str, *, check: bool = False) -> None:
     """
     # nft sends the whole input as one batch, so the kernel applies all of it or nothing.
     command = ["nft", *(["-c"] if check else []), "-f", "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    # nft prints the messages of the C library, which are compared below, in the node's language.
+    environment = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         words = " ".join(done.stderr.split())
         kind = PermissionKernelError if "not permitted" in words else RejectedError

@@ -46,6 +46,14 @@ def test_endpoints_are_picked_evenly(count: int) -> None:
     assert all(abs(share * count - 1) < Fraction(1, 1 << 20) for _, share, _ in found)
 
 
+def test_names_of_groups_have_at_most_two_digits() -> None:
+    _, groups = pick(
+        "KUBE-SVC-X", backends(20_000), lambda to, share: Rule(share=share, target=Translate(to))
+    )
+    assert len(groups) == 256
+    assert max(map(len, groups)) == len("KUBE-SVC-X-ff")
+
+
 @pytest.mark.parametrize(("count", "most"), [(MANY, 32), (100, 35), (1000, 110)])
 def test_a_packet_meets_fewer_rules_than_there_are_endpoints(count: int, most: int) -> None:
     assert max(met for _, _, met in chances(count)) <= most
