@@ -124,7 +124,7 @@ class NodeKernel:
             )
         if forbidden:
             log.warning(
-                "cannot set %s; set on the node what matters",
+                "cannot set %s; set them on the node if needed",
                 "; ".join(forbidden),
             )
 

@@ -73,7 +73,7 @@ def remove_own(serving: Dataplane[Any]) -> bool:
     for error in done.failed:
         log.warning("cannot remove leftovers of another mode: %s", error)
     if done.removed:
-        log.info("removed what another mode has left: %s", "; ".join(done.removed))
+        log.info("removed leftovers of another mode: %s", "; ".join(done.removed))
     # A capability that is missing now is missing at each retry.
     return all(isinstance(error, PermissionKernelError) for error in done.failed)
 
@@ -86,7 +86,7 @@ def remove_leftovers(stays: InService) -> bool:
     try:
         found = kernel.find(stays)
         for line in found.lines():
-            log.debug("kube-proxy has left %s", line)
+            log.debug("leftover of kube-proxy: %s", line)
         failures = kernel.remove(found)
     except KernelError as error:
         log.warning("cannot search for leftovers of kube-proxy: %s", error)
@@ -96,12 +96,12 @@ def remove_leftovers(stays: InService) -> bool:
             "cannot search for leftovers of kube-proxy: %s: %s", failure.what, failure.error
         )
     for failure in failures:
-        log.warning("cannot remove what kube-proxy has left: %s: %s", failure.what, failure.error)
+        log.warning("cannot remove leftovers of kube-proxy: %s: %s", failure.what, failure.error)
     if found:
-        share = "the rest of " if failures else ""
-        log.info("removed %swhat kube-proxy has left: %s", share, found)
+        share = "the other " if failures else ""
+        log.info("removed %sleftovers of kube-proxy: %s", share, found)
     elif not found.unread:
-        log.info("kube-proxy has left nothing in the kernel")
+        log.info("no leftovers of kube-proxy in the kernel")
     _warn_of_closed_chains(found)
     return not (failures or found.unread)
 

@@ -181,7 +181,7 @@ def test_what_the_machine_forbids_is_one_warning(
     NodeKernel(root).apply(settings())
     assert warnings(caplog) == [
         f"cannot set {HASH_SIZE} to 40960: EISDIR; "
-        "/proc/self/oom_score_adj to -999: EISDIR; set on the node what matters"
+        "/proc/self/oom_score_adj to -999: EISDIR; set them on the node if needed"
     ]
     assert value(root, "max") == 163840
 

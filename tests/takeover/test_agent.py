@@ -31,18 +31,18 @@ def test_a_leftover_in_use_is_counted_and_retried(network: Network, tmp_path: Pa
     use = ["INPUT", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "RETURN"]
     here.run(["iptables-legacy", "-A", *use])
     with proxied(NFTABLES, network, tmp_path / "x", "--takeover") as agent:
-        agent.logs("cannot remove what kube-proxy has left: ipset KUBE-CLUSTER-IP")
+        agent.logs("cannot remove leftovers of kube-proxy: ipset KUBE-CLUSTER-IP")
         # Everything else was removed at the first attempt.
         tables = here.run(["nft", "list", "tables"]).stdout
         assert "table inet pyproxy" in tables
         assert "kube-proxy" not in tables
         until(lambda: all(map(here.call(scraped).get, FAILURES)), "the failure is counted")
         here.run(["iptables-legacy", "-D", *use])
-        agent.logs("removed what kube-proxy has left: 1 ipset")
+        agent.logs("removed leftovers of kube-proxy: 1 ipset")
         assert not here.run(["ipset", "list", "-n"]).stdout
         # A proxy that is started again later is not removed.
         agent.reaches("a2", "10.96.255.1:80", "b1")
-        assert agent.agent.log.read_text().count("removed what") == 1
+        assert agent.agent.log.read_text().count("removed leftovers") == 1
 
 
 def test_without_the_flag_nothing_is_removed(network: Network, tmp_path: Path) -> None:

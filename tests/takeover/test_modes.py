@@ -63,7 +63,7 @@ def test_no_connection_fails_while_pyproxy_takes_over_in_iptables_mode(
             run = proxied(mode, network, tmp_path / "x", *TAKEOVER, objects=OBJECTS)
             agent = stack.enter_context(run)
             adopted = left == mode.name
-            agent.logs(f"{'kube-proxy has' if adopted else 'removed what kube-proxy has'} left")
+            agent.logs(f"{'no' if adopted else 'removed'} leftovers of kube-proxy")
             serves(agent)
             assert_alive(held)
         assert_all_answered(came)
@@ -94,7 +94,7 @@ def test_no_connection_fails_while_the_mode_changes(network: Network, tmp_path: 
                 folder = tmp_path / str(number)
                 run = proxied(mode, network, folder, *FLAGS, objects=OBJECTS)
                 agent = stack.enter_context(run)
-                agent.logs("removed what another mode has left", patience=30)
+                agent.logs("removed leftovers of another mode", patience=30)
                 serves(agent)
                 assert_alive(held)
             assert_all_answered(came)

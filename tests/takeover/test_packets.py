@@ -99,7 +99,7 @@ def test_no_connection_fails_while_pyproxy_takes_over(
             with loaded(network) as came:
                 run = proxied(NFTABLES, network, tmp_path / turn, *TAKEOVER, objects=OBJECTS)
                 agent = stack.enter_context(run)
-                agent.logs("removed what kube-proxy has left")
+                agent.logs("removed leftovers of kube-proxy")
                 assert without_firewall(state(here)) == before
                 assert_alive(held)
                 agent.reaches("a2", "10.96.77.2:53/udp", "a1", "b1", "b2")
@@ -123,7 +123,7 @@ def test_no_connection_fails_while_kube_proxy_comes_back(
         proxied(NFTABLES, network, tmp_path / "x", *TAKEOVER, objects=OBJECTS) as agent,
         ExitStack() as stack,
     ):
-        agent.logs("kube-proxy has left nothing")
+        agent.logs("no leftovers of kube-proxy")
         held = hold(network, stack)
         with loaded(network) as came:
             leave(here, left)
@@ -166,7 +166,7 @@ def test_endpoints_that_only_kube_proxys_stale_rules_have_are_not_used(
     leave(network.namespace("na"), left)
     ends = [endpoint_slice("web", "b2"), endpoint_slice("web", "b2", family="IPv6")]
     with proxied(NFTABLES, network, tmp_path / "x", *TAKEOVER, objects=[*OBJECTS, *ends]) as agent:
-        agent.logs("removed what kube-proxy has left")
+        agent.logs("removed leftovers of kube-proxy")
         for place in WEB:
             agent.reaches("a2", place, "b2")
             agent.reaches("na", place, "b2")
