@@ -54,5 +54,5 @@ def test_removing_a_missing_row_is_an_error() -> None:
 
 
 def test_adding_an_existing_row_is_an_error() -> None:
-    with pytest.raises(ValueError, match="services4: b'a' is exists already"):
+    with pytest.raises(ValueError, match="services4: b'a' exists already"):
         apply(Delta({}, {"services4": {b"a": b"1"}}), {"services4": {b"a": b""}})
