@@ -7,8 +7,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pyproxy.errors import UsageError
-
 
 class Counted(msgspec.Struct, frozen=True, order=True):
     """A port of a Service, or one endpoint of it, whose connections are counted.
@@ -80,25 +78,3 @@ class ConnectionCounters(Protocol):
     def close(self) -> None:
         """Close the sockets. Idempotent."""
         ...
-
-
-class NoCounters:
-    """The counters of a mode without any."""
-
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
-
-    def require(self) -> None:
-        """Raise UsageError."""
-        raise UsageError(f"--proxy-mode: {self._mode} mode counts no connections: use nftables")
-
-    def services(self, wanted: str = "") -> Totals:  # noqa: ARG002
-        """Read nothing."""
-        return Totals({}, {})
-
-    def endpoints(self, services: Totals, *, everything: bool) -> Totals:  # noqa: ARG002
-        """Read nothing."""
-        return services
-
-    def close(self) -> None:
-        """Do nothing."""

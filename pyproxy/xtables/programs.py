@@ -24,7 +24,7 @@ from pyproxy.errors import (
 )
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
-from pyproxy.xtables.saved import SavedTable, parse
+from pyproxy.xtables.saved import CountedRule, SavedTable, parse, parse_counters
 
 _NAMES = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _LOCK_SECONDS = "5"
@@ -74,6 +74,13 @@ class Programs(msgspec.Struct, frozen=True):
     def save(self) -> dict[str, SavedTable]:
         """Read all tables, by name. Raises KernelError, and UsageError if it is not installed."""
         return parse(_run([f"{self}-save"], ""))
+
+    def save_counters(self, table: str) -> dict[str, list[CountedRule]]:
+        """Read the rules of one table with their packets, by chain.
+
+        Raises KernelError, and UsageError if it is not installed.
+        """
+        return parse_counters(_run([f"{self}-save", "-c", "-t", table], ""))
 
     def restore(self, lines: Sequence[str]) -> int:
         """Write the chains that are named, leave the others, and return the bytes written.

@@ -30,6 +30,9 @@ class SavedTable(msgspec.Struct, frozen=True):
 
 EMPTY = SavedTable({})
 
+CountedRule = tuple[int, str]
+"""A rule's packets, and its text behind `-A CHAIN `."""
+
 
 def parse(saved: str) -> dict[str, SavedTable]:
     """Return all tables of iptables-save's output, by name."""
@@ -52,6 +55,18 @@ def parse(saved: str) -> dict[str, SavedTable]:
         elif line == "COMMIT":
             tables[name] = SavedTable(chains, policies)
     return tables
+
+
+def parse_counters(saved: str) -> dict[str, list[CountedRule]]:
+    """Return the rules of one table by chain, from the output of iptables-save -c."""
+    chains: dict[str, list[CountedRule]] = {}
+    for line in saved.splitlines():
+        # [packets:bytes] -A CHAIN TEXT
+        if line.startswith("["):
+            counters, _, chain, *text = line.split(" ", 3)
+            packets = int(counters[1 : counters.index(":")])
+            chains.setdefault(chain, []).append((packets, text[0] if text else ""))
+    return chains
 
 
 def target(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyproxy.xtables.saved import parse, target
+from pyproxy.xtables.saved import parse, parse_counters, target
 from tests.takeover.scenes import IPTABLES
 
 
@@ -22,6 +22,18 @@ def test_built_in_chains_are_those_with_a_policy() -> None:
     (nat,) = parse(saved).values()
     assert nat.policies == {"PREROUTING": "ACCEPT"}
     assert nat.chains == {"PREROUTING": [""], "KUBE-X": []}
+
+
+def test_counters_are_packets_and_not_bytes() -> None:
+    saved = (
+        "*nat\n:PREROUTING ACCEPT [1:60]\n:KUBE-X - [0:0]\n[12:720] -A PREROUTING -j KUBE-X\n"
+        "[3:180] -A KUBE-X -p tcp -j DNAT --to-destination 10.244.1.11:8080\n[0:0] -A KUBE-X\n"
+        "COMMIT\n"
+    )
+    assert parse_counters(saved) == {
+        "PREROUTING": [(12, "-j KUBE-X")],
+        "KUBE-X": [(3, "-p tcp -j DNAT --to-destination 10.244.1.11:8080"), (0, "")],
+    }
 
 
 @pytest.mark.parametrize(

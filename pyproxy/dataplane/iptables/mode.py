@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.connections import ConnectionCounters, NoCounters
+from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.mode import NF_TABLES, Capability, KernelPart, LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
@@ -46,8 +46,10 @@ def _tracer(settings: Settings, local_addresses: LocalAddresses) -> PacketTracer
     return IptablesTracer(local_addresses, settings.iptables.flavour)
 
 
-def _counters(_: Settings) -> ConnectionCounters:
-    return NoCounters(ProxyMode.IPTABLES.value)
+def _counters(settings: Settings) -> ConnectionCounters:
+    from pyproxy.dataplane.iptables.counters import IptablesCounters  # noqa: PLC0415
+
+    return IptablesCounters(settings.iptables.flavour)
 
 
 def _in_service(dataplane: Dataplane[Any]) -> InService:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.connections import ConnectionCounters, NoCounters
+from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.mode import LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
@@ -25,7 +25,7 @@ def _tracer(_: Settings, __: LocalAddresses) -> PacketTracer:
 
 
 def _counters(_: Settings) -> ConnectionCounters:
-    return NoCounters("toy")
+    raise UsageError("toy mode counts no connections")
 
 
 def _remove_leftovers(serving: Dataplane[Any] | None) -> Iterator[str]:
