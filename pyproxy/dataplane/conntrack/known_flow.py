@@ -18,6 +18,7 @@ from pyproxy.model.address import Backend, Port, Protocol, backend, backend_text
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
 
+_PORT_SIZE = 2
 _TCP_REMARK = (
     "a new connection from the same port, after the old one was closed, is traced as new: leave "
     "out --source-port for it"
@@ -34,8 +35,9 @@ def find_known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | 
 
 def trace_known_flow(packet: Packet, flow: Flow) -> TraceResult:
     """Return the one path of a packet whose flow has an entry."""
-    # After a masquerade the replies go to the node's address and not to the client's.
-    kept = flow.reply_destination == flow.source
+    # After a masquerade the replies go to the node's address and not to the client's. The port
+    # alone also changes if another flow to the same endpoint has it already.
+    kept = flow.reply_destination[:-_PORT_SIZE] == flow.source[:-_PORT_SIZE]
     entry = (
         f"{flow.protocol.name.lower()} {backend_text(Backend(flow.source))} ->"
         f" {backend_text(Backend(flow.destination))}, answered by"

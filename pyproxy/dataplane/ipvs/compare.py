@@ -91,8 +91,8 @@ def compare(kernel: Ipvs, rules: Rules, wanted: ServiceRouting, options: Options
     change = Change(_touched(wanted, held, after, virtuals), after, is_needed, here.others)
     delta = plan_delta(held, Draining(), change).delta
     return StateDiff(
-        tuple(row_lines(delta.add)),
-        tuple(row_lines(delta.remove)),
+        tuple(row_lines(_sorted(delta.add))),
+        tuple(row_lines(_sorted(delta.remove))),
         tuple(check_base_rules(rules, options, here)),
     )
 
@@ -102,6 +102,15 @@ def check_base_rules(rules: Rules, options: Options, here: Addresses) -> Iterato
     yield from rules.check(options)
     if not here.device:
         yield f"add device {DEVICE}"
+
+
+def _sorted(table: schema.Table) -> schema.Table:
+    # The keys come from sets, whose order differs from process to process.
+    return {name: dict(sorted(rows.items(), key=_text_of_key)) for name, rows in table.items()}
+
+
+def _text_of_key(row: tuple[Hashable, object]) -> str:
+    return repr(row[0])
 
 
 def _by_address(wanted: ServiceRouting) -> Iterator[Virtual]:
