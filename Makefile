@@ -90,9 +90,10 @@ soak: system venv ## run SECONDS (600) of 200 changes a second with faults (root
 fuzz: venv ## fuzz each parser for SECONDS with coverage guidance, if atheris is installed
 	$(BIN)/python -m tests.fuzz.guided $(SECONDS)
 
-bench: system venv ## measure MODE at scale, from outside with BENCH_ARGS and from inside (root)
+bench: system venv ## measure MODE at scale, from outside with BENCH_ARGS, from inside, and attacked (root)
 	@$(BIN)/pyproxy bench --mode $(MODE) $(BENCH_ARGS)
 	@$(BIN)/python -m bench --mode $(MODE)
+	@$(BIN)/python -m bench --hostile
 
 bench-check: system venv ## fail if messages, bytes, rows or allocations have grown (root)
 	@$(BIN)/python -m bench --check

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pyproxy_lab import modes
 from pyproxy_lab.bench.figures import duration, heading, row
-from pyproxy_lab.bench.place import own_place
+from pyproxy_lab.bench.place import Place, own_place
 from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.modes import LabMode
 
@@ -17,6 +17,7 @@ from bench.bare import bare_loop
 from bench.costs import costs_of_changes
 from bench.counts import count, grown_counts, read_baseline, write_baseline
 from bench.floor import Floor, floor
+from bench.hostile import print_hostile
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.questions import print_questions
@@ -30,21 +31,28 @@ def main() -> int:
     options = _options()
     try:
         with own_place() as place:
-            if options.profile:
-                print_hottest(Size(10_000, 10))
-                return 0
-            if options.check:
-                return _check()
-            if options.questions:
-                _print_machine()
-                return _conclude(print_questions(place, options.questions))
-            return _measure(options)
+            return _run(place, options)
     except UsageError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except PyproxyError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+
+
+def _run(place: Place, options: argparse.Namespace) -> int:
+    if options.profile:
+        print_hottest(Size(10_000, 10))
+        return 0
+    if options.check:
+        return _check()
+    if options.hostile is not None:
+        _print_machine()
+        return _conclude(print_hostile(place, options.hostile))
+    if options.questions:
+        _print_machine()
+        return _conclude(print_questions(place, options.questions))
+    return _measure(options)
 
 
 def _options() -> argparse.Namespace:
@@ -63,6 +71,12 @@ def _options() -> argparse.Namespace:
         const=200.0,
         metavar="RATE",
         help="time only pyproxy status and its like, at RATE changes a second (default 200)",
+    )
+    what.add_argument(
+        "--hostile",
+        nargs="*",
+        metavar="ATTACK",
+        help="time only single changes alone and during attacks (default all of them)",
     )
     what.add_argument(
         "--check", action="store_true", help="only compare the counts with the baseline"
