@@ -10,10 +10,10 @@ import ipaddress
 import json
 import logging
 import socket
+import socketserver
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from http.server import HTTPServer
 from importlib.resources import files
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -97,9 +97,14 @@ class PageServer:
             self._server = None
 
 
-class _Listener(BoundedThreads, HTTPServer):
+class _Listener(BoundedThreads, socketserver.TCPServer):
+    # Not http.server's HTTPServer, which asks the name server for the name of its own address and
+    # so delays the start of the agent.
+
     # A browser opens up to six connections, and each open page keeps one for /changes.
     clients = request_queue_size = 32
+    # A restarted agent binds although connections of the last one are in TIME_WAIT.
+    allow_reuse_address = True
 
     def __init__(
         self, address: ListenAddress, agent: AgentView, counters: OpenCounters | None = None
@@ -110,9 +115,12 @@ class _Listener(BoundedThreads, HTTPServer):
         self.agent = agent
         self.timeline = Timeline()
         self.viewed_at = float("-inf")
-        self._counter = ConnectionCounter(counters()) if counters else None
-        self._recorder = Recorder(agent, self.timeline, time.time, self._count, self._has_viewers)
         super().__init__((address_text(address.address), address.port), _Handler)
+        # After the bind, which fails if the port is in use: nothing would close the counters.
+        self._counter = ConnectionCounter(counters()) if counters else None
+        self._recorder = Recorder(
+            agent, self.timeline, time.time, time.monotonic, self._count, self._has_viewers
+        )
         self._thread = Worker("page", self.serve_forever)
 
     def start(self) -> None:

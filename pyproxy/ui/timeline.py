@@ -109,20 +109,22 @@ class Recorder:
     """A thread that fills a timeline from the agent's changes and connection counters.
 
     `count` returns the connections since its last call, None if unknown. It is called every
-    `COUNT_EVERY` seconds while `has_viewers` returns true, because it reads all frontends. `clock`
-    returns seconds since the epoch.
+    `COUNT_EVERY` seconds while `has_viewers` returns true, because it reads all frontends.
+    `wall_clock` returns seconds since the epoch, `clock` monotonic ones.
     """
 
     def __init__(
         self,
         agent: AgentView,
         timeline: Timeline,
+        wall_clock: Callable[[], float],
         clock: Callable[[], float],
         count: Callable[[], int | None],
         has_viewers: Callable[[], bool],
     ) -> None:
         self._agent = agent
         self._timeline = timeline
+        self._wall_clock = wall_clock
         self._clock = clock
         self._count = count
         self._has_viewers = has_viewers
@@ -165,4 +167,4 @@ class Recorder:
             return
         # The first count after a pause without viewers covers an unknown time.
         if connections is not None and last is not None:
-            self._timeline.add_connections(int(now), connections / (now - last))
+            self._timeline.add_connections(int(self._wall_clock()), connections / (now - last))

@@ -35,13 +35,21 @@ def test_counters_are_read_every_five_seconds_while_the_page_has_viewers() -> No
 
     timeline = Timeline()
     agent = FakeAgent(snapshot())
-    recorder = Recorder(agent, timeline, lambda: now[0], count, lambda: has_viewers[0])
+    # The wall clock is an hour ahead and goes back by a minute, which changes no interval.
+    recorder = Recorder(
+        agent,
+        timeline,
+        lambda: now[0] + (3600 if now[0] < 20 else 3540),
+        lambda: now[0],
+        count,
+        lambda: has_viewers[0],
+    )
     for second in range(30):
         now[0], has_viewers[0] = float(second), second >= 10
         recorder.record_connections()
     assert read_at == [10.0, 15.0, 20.0, 25.0]
-    assert [(m.second, m.connections) for m in timeline.moments(30.0)] == [
-        (15, 6.0),
-        (20, 6.0),
-        (25, 6.0),
+    assert [(m.second, m.connections) for m in timeline.moments(3600.0)] == [
+        (3615, 6.0),
+        (3560, 6.0),
+        (3565, 6.0),
     ]
