@@ -10,6 +10,7 @@ from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.interface import TableUsage
 from pyproxy.dataplane.modes import MODES
+from pyproxy.health.connection_metrics import ConnectionMetrics
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Kind
@@ -67,6 +68,7 @@ def used() -> Metrics:
     metrics.worker_failed("drift")
     metrics.drift_repaired({"element": 1})
     metrics.source_age(lambda: 12.5)
+    metrics.register(ConnectionMetrics((), lambda: 0))
     metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
     return metrics
 
@@ -102,6 +104,10 @@ def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
         "pyproxy_kernel_writes_total",
         "pyproxy_dataplane_bytes_total",
         "pyproxy_dataplane_messages_total",
+        "pyproxy_http_connections_total",
+        "pyproxy_http_dropped_connections_total",
+        "pyproxy_http_open_connections",
+        "pyproxy_incomplete_health_check_ports",
         "pyproxy_invalid_objects",
         "pyproxy_source_last_event_age_seconds",
         "pyproxy_worker_failures_total",

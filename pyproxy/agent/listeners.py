@@ -9,7 +9,8 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
-from pyproxy.health.service_health import ServiceHealthCheck, ServiceHealthServer
+from pyproxy.health.check_port import ServiceHealthCheck
+from pyproxy.health.service_health import ServiceHealthServer
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Address, Family
 from pyproxy.model.objects import ObjectName, Service

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pyproxy.agent import (
+    descriptors,
     mode_cleanup,
     node_setup,
     rights,
@@ -33,8 +34,10 @@ from pyproxy.dataplane import modes
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
+from pyproxy.health.connection_metrics import ConnectionMetrics
+from pyproxy.health.limits import within
 from pyproxy.health.server import HealthServers
-from pyproxy.health.service_health import ServiceHealthServer
+from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.health.state import Health
 from pyproxy.inspect.server import InspectServer
 from pyproxy.metrics import Metrics
@@ -100,8 +103,7 @@ def _serve(
             health.set_shutting_down()
             inbox.put(Stop())
 
-        servers = HealthServers(settings, health, metrics)
-        checks = ServiceHealthServer(servers.http, health.is_healthy, report)
+        servers, checks = _health_servers(settings, health, metrics, report)
         flows = stack.enter_context(closing(Conntrack()))
         metrics.register(dataplane)
         metrics.register(TableUsageCollector(dataplane.table_usage))
@@ -161,6 +163,23 @@ def _serve(
 
         Loop(agent, inbox, periodic, _PERIODIC_SECONDS, health).run()
         log.info("shutting down; the rules stay")
+
+
+def _health_servers(
+    settings: Settings, health: Health, metrics: Metrics, report: Callable[[Problem], None]
+) -> tuple[HealthServers, ServiceHealthServer]:
+    limits = within(descriptors.raise_limit())
+    serving = settings.serving
+    own = (serving.health, serving.metrics, settings.ui)
+    options = ListenOptions(
+        limits.listeners,
+        everywhere=settings.node_ports.everywhere_in,
+        own_ports=frozenset(place.port for place in own if place is not None),
+    )
+    servers = HealthServers(settings, health, metrics, limits)
+    checks = ServiceHealthServer(servers.http, options, health.is_healthy, report)
+    metrics.register(ConnectionMetrics(servers.threads, checks.incomplete_ports))
+    return servers, checks
 
 
 @contextmanager

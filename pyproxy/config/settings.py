@@ -11,7 +11,7 @@ import msgspec
 
 from pyproxy.config.modes import DEFAULT, ProxyMode
 from pyproxy.config.schema import KubeProxyConfiguration
-from pyproxy.model.address import Address, Mark, Network, address_text
+from pyproxy.model.address import Address, Family, Mark, Network, address_text
 from pyproxy.model.flavour import Flavour
 
 LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
@@ -104,6 +104,16 @@ class NodePorts(msgspec.Struct, frozen=True):
     localhost: bool = False
     networks: tuple[Network, ...] = ()
     loopback: bool = True
+
+    @property
+    def everywhere_in(self) -> frozenset[Family]:
+        """The families in which every address of the node but loopback ones serves node ports."""
+        return frozenset(
+            family
+            for family in Family
+            if self.everywhere
+            or any(each.family is family and not each.prefix for each in self.networks)
+        )
 
     @property
     def names_loopback(self) -> bool:

@@ -1,57 +1,61 @@
 """A small HTTP server: one thread with one event loop for any number of listeners.
 
 Only the head of a request is read, and every response closes its connection. That suffices for
-probes and scrapers, and a slow or hostile client cannot hold a thread.
+probes and scrapers. No client can keep others waiting: connections are accepted in small batches,
+all have deadlines, and `admission` says which one goes if there are too many.
 """
 
 # Not http.server as in `inspect` and `ui`, which needs a thread per listener and per client: each
-# Service with a health-check port has a listener for each node address.
+# Service with a health-check port has a listener.
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import http
+import errno
+import itertools
 import logging
+import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterable
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Iterator
 
 import msgspec
 
-from pyproxy.config.settings import ListenAddress
-from pyproxy.model.address import Family, address_text, family_of
+from pyproxy.health.admission import FairPool, Place, Reason, peer_of
+from pyproxy.health.limits import PoolSizes
+from pyproxy.health.messages import HEAD_END, Handler, Response, Slow, finish, pack, respond
+from pyproxy.health.slow import SlowThread
+from pyproxy.health.sockets import local_family
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _HEAD_LIMIT = 16 * 1024
-_REQUEST_TIMEOUT = 5.0
-_MAX_CONNECTIONS = 512  # below the usual limit of 1024 descriptors, which listeners need too
+_HEAD_TIMEOUT = 2.0
+_RESPONSE_TIMEOUT = 10.0
+_SWEEP_INTERVAL = 0.25
+_BATCH = 16
+"""Connections of one listener that are accepted before the next listener's turn."""
+
+_TURN = 128
+"""Connections that are accepted before requests are read again."""
+
 _ACCEPT_PAUSE = 1.0
+_LOG_INTERVAL = 60.0
 _STOP_TIMEOUT = 1.0
 
 
-class Response(msgspec.Struct, frozen=True):
-    """A response; the server adds Content-Length and Connection."""
-
-    body: bytes
-    status: int = 200
-    content_type: str = "text/plain; charset=utf-8"
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-Handler = Callable[[str], Response]
-"""Returns the response to a path. It runs in the server's thread, so it must not block."""
-
-
 class Listener(msgspec.Struct, frozen=True, eq=False):
-    """A listening socket and its handler, open until `HttpThread.close`."""
+    """A listening socket and its handler, open until `HttpThread.close`.
+
+    `name` is that of a kind of listener, for metrics; `number` is unique in its thread.
+    """
 
     sock: socket.socket
     handler: Handler
+    name: str
+    number: int
 
     @property
     def port(self) -> int:
@@ -60,19 +64,44 @@ class Listener(msgspec.Struct, frozen=True, eq=False):
         return port
 
 
+class _Client:
+    """A connection: first its request is read into `head`, then `rest` is written."""
+
+    __slots__ = ("deadline", "head", "listener", "peer", "rest", "sock")
+
+    def __init__(self, sock: socket.socket, listener: Listener, peer: str, deadline: float) -> None:
+        self.sock = sock
+        self.listener = listener
+        self.peer = peer
+        self.deadline = deadline
+        self.head = b""
+        self.rest: list[memoryview] = []
+
+
 class HttpThread:
-    """Serves any number of listeners between `start` and `stop`.
+    """Serves any number of listeners between `start` and `stop`. `slow` makes slow responses.
 
     It calls accept itself, because asyncio's Server loses a connection that arrives while its
     listener closes, and listeners open and close here as Services change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, sizes: PoolSizes, slow: SlowThread) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._slow = slow
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._numbers = itertools.count()
         self._listeners: set[Listener] = set()
         # asyncio holds tasks by weak references only, so a task without another one may vanish.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: FairPool[_Client] = FairPool(sizes.waiting, sizes.waiting_share)
+        self._responding: FairPool[_Client] = FairPool(sizes.responding, sizes.responding_share)
+        self._accepts_left = _TURN
+        # Listeners whose turn to accept comes first; a dictionary keeps their order.
+        self._postponed: dict[Listener, None] = {}
+        self._dropped_since_log = 0
+        self._next_log = 0.0
+        self.accepted: Counter[str] = Counter()
+        self.dropped: Counter[tuple[str, Reason]] = Counter()
 
     def start(self) -> None:
         """Start the thread."""
@@ -85,39 +114,42 @@ class HttpThread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_STOP_TIMEOUT)
 
-    def listen(self, address: ListenAddress, handler: Handler) -> Listener:
-        """Listen and serve. Blocks until bound; not from the server's thread. Raises OSError."""
-        return self._call(self.serve(address, handler))
+    def serve(self, sock: socket.socket, handler: Handler, name: str) -> Listener:
+        """Serve a listening socket. Any thread; does not block."""
+        listener = Listener(sock, handler, name, next(self._numbers))
+        self._loop.call_soon_threadsafe(self._open, listener)
+        return listener
 
     def close(self, listeners: Iterable[Listener]) -> None:
-        """Close listeners. Their ports are free when this returns."""
+        """Close listeners. Their ports are free when this returns; not from the server's thread."""
 
         async def close() -> None:
             for listener in listeners:
                 self._close(listener)
 
-        self._call(close())
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run a coroutine in the server's thread until it or the thread ends."""
         self._loop.call_soon_threadsafe(self._spawn, coroutine)
 
-    async def serve(self, address: ListenAddress, handler: Handler) -> Listener:
-        """Listen and serve, called in the server's thread. Raises OSError."""
-        listener = Listener(bind(address), handler)
-        self._listeners.add(listener)
-        self._watch(listener)
-        return listener
-
-    def _call(self, coroutine: Coroutine[None, None, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def open_connections(self) -> Counter[str]:
+        """Count the present connections by the name of their listener. Any thread."""
+        counts: Counter[str] = Counter()
+        for listener in tuple(self._listeners):
+            here = self._waiting.count(listener.number) + self._responding.count(listener.number)
+            counts[listener.name] += here
+        return counts
 
     def _run(self) -> None:
+        self._loop.call_soon(self._sweep)
         try:
             self._loop.run_forever()
         finally:
             for listener in tuple(self._listeners):
                 self._close(listener)
+            for client in (*self._waiting, *self._responding):
+                self._end(client)
             self._loop.run_until_complete(self._end_tasks())
             self._loop.close()
 
@@ -131,110 +163,184 @@ class HttpThread:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _open(self, listener: Listener) -> None:
+        self._listeners.add(listener)
+        self._watch(listener)
+
     def _watch(self, listener: Listener) -> None:
         if listener in self._listeners:
             self._loop.add_reader(listener.sock, self._accept, listener)
 
     def _close(self, listener: Listener) -> None:
-        self._loop.remove_reader(listener.sock)
-        self._listeners.discard(listener)
+        if listener in self._listeners:
+            self._loop.remove_reader(listener.sock)
+            self._listeners.discard(listener)
+            self._postponed.pop(listener, None)
         listener.sock.close()
 
+    # Epoll is level-triggered and reports a listener again while connections wait in its queue.
     def _accept(self, listener: Listener) -> None:
-        # One connection per call: epoll is level-triggered, so it reports the next one again.
+        if self._accepts_left == _TURN:
+            # Runs before the next reports of epoll are handled.
+            self._loop.call_soon(self._begin_turn)
+        for _ in range(_BATCH):
+            if self._accepts_left <= 0:
+                self._postponed[listener] = None
+                return
+            self._accepts_left -= 1
+            if not self._accept_one(listener):
+                return
+
+    def _begin_turn(self) -> None:
+        self._accepts_left = _TURN
+        while self._postponed and self._accepts_left > 0:
+            listener = next(iter(self._postponed))
+            del self._postponed[listener]
+            self._accept(listener)
+
+    def _accept_one(self, listener: Listener) -> bool:
+        """Accept a connection; return whether another one may wait."""
         try:
-            connection, _ = listener.sock.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            # The client disconnected between epoll's report and accept.
+            sock, address = listener.sock.accept()
+        except ConnectionAbortedError:
+            return True
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            return self._recover(listener, error)
+        # On Linux it does not inherit O_NONBLOCK.
+        sock.setblocking(False)
+        self.accepted[listener.name] += 1
+        client = _Client(sock, listener, address[0], self._loop.time() + _HEAD_TIMEOUT)
+        self._admit(self._waiting, client)
+        self._loop.add_reader(sock, self._read, client)
+        return True
+
+    def _recover(self, listener: Listener, error: OSError) -> bool:
+        oldest = next(iter(self._waiting), None)
+        if error.errno in (errno.EMFILE, errno.ENFILE) and oldest is not None:
+            self._drop(oldest, Reason.OUT_OF_DESCRIPTORS)
+            return True
+        # The client waits in the kernel's accept queue until we resume.
+        level = logging.WARNING if self._may_log() else logging.DEBUG
+        log.log(level, "cannot accept on port %d: %s", listener.port, os.strerror(error.errno or 0))
+        self._loop.remove_reader(listener.sock)
+        self._loop.call_later(_ACCEPT_PAUSE, self._watch, listener)
+        return False
+
+    def _admit(self, pool: FairPool[_Client], client: _Client) -> None:
+        place = Place(client.listener.number, peer_of(client.peer))
+        if evicted := pool.add(client, place):
+            self._drop(*evicted)
+
+    def _read(self, client: _Client) -> None:
+        try:
+            received = client.sock.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        client.head += received
+        if HEAD_END in client.head:
+            self._loop.remove_reader(client.sock)
+            self._waiting.discard(client)
+            self._respond(client)
+        elif not received or len(client.head) > _HEAD_LIMIT:
+            self._end(client)
+
+    def _respond(self, client: _Client) -> None:
+        try:
+            family = local_family(client.sock)
+        except OSError:
+            self._end(client)
+            return
+        response = respond(client.listener.handler, client.head, family)
+        if isinstance(response, Response):
+            self._send(client, response)
+            return
+        client.deadline = self._loop.time() + _RESPONSE_TIMEOUT
+        self._admit(self._responding, client)
+        self._slow.put(lambda: self._respond_slowly(client, response))
+
+    def _respond_slowly(self, client: _Client, slow: Slow) -> None:
+        # Without a descriptor the client was dropped meanwhile.
+        if client.sock.fileno() >= 0:
+            response = finish(slow)
+            # The loop is closed if the server stops now.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._send, client, response)
+
+    def _send(self, client: _Client, response: Response) -> None:
+        if client.sock.fileno() < 0:
+            return
+        outgoing = pack(response, client.head)
+        client.rest = [memoryview(outgoing.head), memoryview(outgoing.body)]
+        self._write(client)
+        if client.rest:
+            # The kernel's buffer is full: the client reads slowly, or the response is large.
+            if client not in self._responding:
+                client.deadline = self._loop.time() + _RESPONSE_TIMEOUT
+                self._admit(self._responding, client)
+            self._loop.add_writer(client.sock, self._write, client)
+
+    def _write(self, client: _Client) -> None:
+        try:
+            sent = client.sock.sendmsg(client.rest)
+        except BlockingIOError:
             return
         except OSError as error:
-            # EMFILE, for example: the client waits in the kernel's accept queue until we resume.
-            log.warning("cannot accept on port %d: %s", listener.port, error.strerror)
-            self._loop.remove_reader(listener.sock)
-            self._loop.call_later(_ACCEPT_PAUSE, self._watch, listener)
+            log.debug("a client disconnected: %s", error)
+            self._end(client)
             return
-        # On Linux it does not inherit O_NONBLOCK, which asyncio's sock_ methods need.
-        connection.setblocking(False)
-        if len(self._tasks) >= _MAX_CONNECTIONS:
-            connection.close()
+        while client.rest and sent >= len(client.rest[0]):
+            sent -= len(client.rest.pop(0))
+        if client.rest:
+            client.rest[0] = client.rest[0][sent:]
         else:
-            self._spawn(self._serve_client(connection, listener.handler))
+            self._end(client)
 
-    async def _serve_client(self, connection: socket.socket, handler: Handler) -> None:
-        try:
-            async with asyncio.timeout(_REQUEST_TIMEOUT):
-                if head := await self._read_head(connection):
-                    await self._loop.sock_sendall(connection, _respond(handler, head))
-        except (TimeoutError, OSError) as error:
-            log.debug("client disconnected or timed out: %s", error)
-        finally:
-            connection.close()
+    def _end(self, client: _Client) -> None:
+        self._waiting.discard(client)
+        self._responding.discard(client)
+        if client.sock.fileno() >= 0:
+            self._loop.remove_reader(client.sock)
+            self._loop.remove_writer(client.sock)
+            client.sock.close()
+        client.rest = []
 
-    async def _read_head(self, connection: socket.socket) -> bytes:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            received = await self._loop.sock_recv(connection, 4096)
-            head += received
-            if not received or len(head) > _HEAD_LIMIT:
-                return b""
-        return head
+    def _drop(self, client: _Client, reason: Reason) -> None:
+        self.dropped[client.listener.name, reason] += 1
+        if reason is not Reason.TIMEOUT:
+            self._dropped_since_log += 1
+            if self._may_log():
+                log.warning(
+                    "dropped %d connections that were more than their share: the last is of %s at "
+                    "the %s port",
+                    self._dropped_since_log,
+                    client.peer,
+                    client.listener.name,
+                )
+                self._dropped_since_log = 0
+        self._end(client)
 
+    def _may_log(self) -> bool:
+        now = self._loop.time()
+        if now < self._next_log:
+            return False
+        self._next_log = now + _LOG_INTERVAL
+        return True
 
-def bind(address: ListenAddress) -> socket.socket:
-    """Return a listening socket. Raises OSError.
-
-    An unspecified address listens on both families, as in Go.
-    """
-    if any(address.address):
-        return _bound(family_of(address.address), address_text(address.address), address.port)
-    with contextlib.suppress(OSError):
-        return _bound(Family.IPV6, "::", address.port, both=True)
-    # Either the kernel has no IPv6, or the port is in use: then this raises the error.
-    return _bound(Family.IPV4, "0.0.0.0", address.port)  # noqa: S104
-
-
-def _bound(family: Family, host: str, port: int, both: bool = False) -> socket.socket:
-    kind = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
-    sock = socket.socket(kind, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        # A restarted agent binds although connections of the last one are in TIME_WAIT.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Set in both cases, because the sysctl net.ipv6.bindv6only decides the default.
-        if family is Family.IPV6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-        sock.bind((host, port))
-        sock.listen(128)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for pool in (self._waiting, self._responding):
+            # All connections of a pool have the same timeout, so that the oldest is due first.
+            for client in tuple(_due(pool, now)):
+                self._drop(client, Reason.TIMEOUT)
+        self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
 
 
-def _respond(handler: Handler, head: bytes) -> bytes:
-    method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
-    target, _, version = rest.partition(" ")
-    if version.startswith("HTTP/1."):
-        response = _call_handler(handler, target.partition("?")[0])
-    else:
-        response = Response(b"400 Bad Request", 400)
-    lines = (
-        f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}",
-        f"Content-Type: {response.content_type}",
-        *(f"{name}: {value}" for name, value in response.headers),
-        f"Content-Length: {len(response.body)}",
-        "Connection: close",
-        "",
-        "",
-    )
-    body = b"" if method == "HEAD" else response.body
-    return "\r\n".join(lines).encode("latin-1") + body
-
-
-def _call_handler(handler: Handler, path: str) -> Response:
-    try:
-        return handler(path)
-    except Exception:
-        # A bug in a handler must not look like a dead agent to a load balancer.
-        log.exception("the handler of %s failed", path)
-        return Response(b"500 Internal Server Error", 500)
+def _due(pool: Iterable[_Client], now: float) -> Iterator[_Client]:
+    for client in pool:
+        if client.deadline > now:
+            return
+        yield client

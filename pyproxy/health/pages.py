@@ -11,13 +11,16 @@ import msgspec
 from pyproxy import __version__
 from pyproxy.config import report as config_report
 from pyproxy.config.settings import Settings
-from pyproxy.health.http import Handler, Response
+from pyproxy.health.messages import Handler, Request, Response, Slow
+from pyproxy.health.slow import Recent
 from pyproxy.health.state import Health, HealthReport
 from pyproxy.metrics import CONTENT_TYPE, Metrics
 from pyproxy.model.address import Family
 
 _JSON = "application/json"
 _NO_SNIFF = (("X-Content-Type-Options", "nosniff"),)
+_EXPOSITION_REUSE = 10.0
+"""How long metrics are current, as a multiple of the CPU time for them: a few milliseconds."""
 
 
 class _FamilyStatus(msgspec.Struct, rename="camel"):
@@ -67,21 +70,30 @@ def metrics_pages(
 
     `started` and `clock` are in seconds since the epoch.
     """
-    pages: dict[str, Callable[[], Response]] = {
-        "/configz": lambda: Response(config_report.configz(settings), 200, _JSON, _NO_SNIFF),
-        "/flagz": lambda: _text(config_report.flagz(settings)),
+    exposition = Recent(metrics.exposition, _EXPOSITION_REUSE)
+    # Neither changes, so that a flood of requests encodes nothing.
+    configz = Response(config_report.configz(settings), 200, _JSON, _NO_SNIFF)
+    flagz = _text(config_report.flagz(settings))
+
+    def scrape() -> Response:
+        return Response(exposition.get(), content_type=CONTENT_TYPE)
+
+    pages: dict[str, Callable[[], Response | Slow]] = {
+        "/configz": lambda: configz,
+        "/flagz": lambda: flagz,
         # The metrics address has kube-proxy's constant page, not that of the health address.
         "/healthz": lambda: _text("ok"),
-        "/metrics": lambda: Response(metrics.exposition(), content_type=CONTENT_TYPE),
+        # Reads the kernel and encodes all series, which takes too long for the server's thread.
+        "/metrics": lambda: scrape,
         "/proxyMode": lambda: _text(settings.mode.value),
         "/statusz": lambda: _text(_statusz(started, clock(), sorted(pages))),
     }
     return _pages(pages)
 
 
-def _pages(pages: Mapping[str, Callable[[], Response]]) -> Handler:
-    def respond(path: str) -> Response:
-        page = pages.get(path)
+def _pages(pages: Mapping[str, Callable[[], Response | Slow]]) -> Handler:
+    def respond(request: Request) -> Response | Slow:
+        page = pages.get(request.path)
         return page() if page else Response(b"404 page not found\n", 404, headers=_NO_SNIFF)
 
     return respond

@@ -8,39 +8,58 @@ import time
 
 from pyproxy.config.settings import ListenAddress, Settings
 from pyproxy.errors import UsageError
-from pyproxy.health.http import Handler, HttpThread, Listener
+from pyproxy.health.http import HttpThread, Listener
+from pyproxy.health.limits import Limits
+from pyproxy.health.messages import Handler
 from pyproxy.health.pages import health_pages, metrics_pages
+from pyproxy.health.slow import SlowThread
+from pyproxy.health.sockets import bind_pair
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+_NAMES = {"--healthz-bind-address": "health", "--metrics-bind-address": "metrics"}
 
 
 class HealthServers:
     """Serves health and metrics between `start` and `stop`.
 
-    Binding an address is retried every second, with one log line, unless
-    `--bind-address-hard-fail` is set. `http` may serve other listeners too.
+    Connections of the node itself, such as the kubelet's probes, have a thread of their own, so
+    that no pod can delay them. Binding an address is retried every second, with one log line,
+    unless `--bind-address-hard-fail` is set. `http` may serve other listeners too.
     """
 
-    def __init__(self, settings: Settings, health: Health, metrics: Metrics) -> None:
-        self.http = HttpThread()
+    def __init__(
+        self, settings: Settings, health: Health, metrics: Metrics, limits: Limits
+    ) -> None:
+        self._slow = SlowThread()
+        self.http = HttpThread("http", limits.public, self._slow)
+        self._own = HttpThread("http-own", limits.own, self._slow)
         self._serving = settings.serving
         self._health_pages = health_pages(health, metrics)
         self._metrics_pages = metrics_pages(settings, metrics, time.time(), time.time)
         self._listeners: dict[str, Listener] = {}
 
+    @property
+    def threads(self) -> tuple[HttpThread, ...]:
+        """The threads that have connections, for metrics."""
+        return (self.http, self._own)
+
     def start(self) -> None:
         """Listen. Raises UsageError if an address cannot be bound and hard-fail is set."""
-        self.http.start()
+        self._slow.start()
+        for thread in self.threads:
+            thread.start()
         self._serve("--healthz-bind-address", self._serving.health, self._health_pages)
         self._serve("--metrics-bind-address", self._serving.metrics, self._metrics_pages)
 
     def stop(self) -> None:
-        """Close all listeners of `http`. Blocks for a second at most."""
-        self.http.stop()
+        """Close all listeners, also others of `http`. Blocks for two seconds at most."""
+        for thread in self.threads:
+            thread.stop()
+        self._slow.stop()
 
     @property
     def health_port(self) -> int | None:
@@ -60,20 +79,26 @@ class HealthServers:
         if address is None:
             return
         try:
-            self._listeners[flag] = self.http.listen(address, pages)
+            self._listen(flag, address, pages)
         except OSError as error:
             message = f"{flag}: cannot listen on {address}: {error.strerror}"
             if self._serving.hard_fail:
-                self.http.stop()
+                self.stop()
                 raise UsageError(f"{message}: free it or set another address") from error
             log.warning("%s; retrying every second", message)
             self.http.spawn(self._retry(flag, address, pages))
+
+    def _listen(self, flag: str, address: ListenAddress, pages: Handler) -> None:
+        public, own = bind_pair(address)
+        if own is not None:
+            self._own.serve(own, pages, _NAMES[flag])
+        self._listeners[flag] = self.http.serve(public, pages, _NAMES[flag])
 
     async def _retry(self, flag: str, address: ListenAddress, pages: Handler) -> None:
         while flag not in self._listeners:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
-                self._listeners[flag] = await self.http.serve(address, pages)
+                self._listen(flag, address, pages)
             except OSError as error:
                 log.debug("%s: still cannot listen on %s: %s", flag, address, error.strerror)
         log.info("%s: listening on %s", flag, address)

@@ -7,18 +7,39 @@ A Service of type LoadBalancer with externalTrafficPolicy Local has such a port
 from __future__ import annotations
 
 import errno
+import heapq
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from pyproxy.config.settings import ListenAddress
-from pyproxy.errors import Problem, ProblemReason
-from pyproxy.health.http import HttpThread, Listener, Response
-from pyproxy.model.address import Address, Family, Port, family_of
+from pyproxy.backoff import Backoff
+from pyproxy.errors import Problem
+from pyproxy.health.check_port import (
+    OpenPort,
+    Place,
+    ServiceHealthCheck,
+    listen_problem,
+    owner_of,
+    reserved_problem,
+)
+from pyproxy.health.http import HttpThread, Listener
+from pyproxy.health.messages import Request, Response
+from pyproxy.model.address import Address, Family, family_of
 from pyproxy.model.objects import ObjectName
 
 log = logging.getLogger(__name__)
+
+LISTENER_NAME = "health-check-node-port"
+
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 30.0
+_RETRIES_AT_ONCE = 32
+"""Services at most that one call of `retry` opens again: each takes about 50 microseconds."""
+
+_LOG_LINES = 10
+_LOG_PERIOD = 60.0
 
 # A template, because no JSON library indents like kube-proxy and some probes compare the text.
 _BODY = """{{
@@ -31,24 +52,23 @@ _BODY = """{{
 }}"""
 
 
-class ServiceHealthCheck(msgspec.Struct, frozen=True):
-    """The health-check port of one Service and its number of ready local endpoints by family.
+class ListenOptions(msgspec.Struct, frozen=True):
+    """Where and how much to listen.
 
-    Each listener reports the number of its own address family, to which the load balancer would
-    send. A sum would count each dual-stack pod twice.
+    In the families of `everywhere`, all addresses of the node count, and one socket has them all.
+    `most` is the number of listeners, `own_ports` are those of the agent itself.
     """
 
-    port: Port
-    local_endpoints: Mapping[Family, int]
+    most: int
+    everywhere: frozenset[Family] = frozenset()
+    own_ports: frozenset[int] = frozenset()
 
 
-class _OpenPort(msgspec.Struct):
-    """The listeners of a Service by address; missing ones are retried."""
+class _Retry(msgspec.Struct):
+    """When to open a Service's missing listeners again, in seconds of the clock."""
 
-    check: ServiceHealthCheck
-    # msgspec copies an empty default for each instance.
-    listeners: dict[Address, Listener] = {}
-    problem: Problem | None = None
+    backoff: Backoff
+    due: float
 
 
 class ServiceHealthServer:
@@ -56,32 +76,43 @@ class ServiceHealthServer:
 
     All methods must be called from one thread, that of the agent. Responses are made in the thread
     of `http`. `is_healthy` returns whether the proxy itself works. `report` is called once for each
-    new Problem.
+    new Problem. `clock` returns monotonic seconds.
     """
 
     def __init__(
         self,
         http: HttpThread,
+        options: ListenOptions,
         is_healthy: Callable[[], bool],
         report: Callable[[Problem], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
+        self._options = options
         self._is_healthy = is_healthy
         self._report = report
+        self._clock = clock
         self._addresses: frozenset[Address] = frozenset()
-        self._services: dict[ObjectName, _OpenPort] = {}
+        self._services: dict[ObjectName, OpenPort] = {}
+        self._count = 0
         self._incomplete: set[ObjectName] = set()
+        self._retries: dict[ObjectName, _Retry] = {}
+        # May have entries of Services that have no retry any more, or a later one.
+        self._queue: list[tuple[float, ObjectName]] = []
+        self._lines_left = _LOG_LINES
+        self._lines_until = clock() + _LOG_PERIOD
+        self._unlogged = 0
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """The Problems of the ports that cannot be opened now."""
-        services = (self._services[name] for name in sorted(self._incomplete))
-        return tuple(service.problem for service in services if service.problem)
+        return tuple(
+            service.problem for _, service in sorted(self._services.items()) if service.problem
+        )
 
-    @property
-    def incomplete(self) -> bool:
-        """Whether any listener is missing."""
-        return bool(self._incomplete)
+    def incomplete_ports(self) -> int:
+        """Count the Services with a missing listener. Any thread."""
+        return len(self._incomplete)
 
     def listen_on(self, addresses: Collection[Address]) -> None:
         """Listen on exactly these addresses of the node. Idempotent."""
@@ -106,15 +137,22 @@ class ServiceHealthServer:
         for name, check in changes.items():
             if check is None:
                 continue
-            service = self._services.setdefault(name, _OpenPort(check))
+            service = self._services.setdefault(name, OpenPort(check))
             # One assignment of an immutable value, because the server's thread reads it unlocked.
             service.check = check
             self._open_listeners(name)
 
     def retry(self) -> None:
-        """Try again to open missing listeners."""
-        for name in sorted(self._incomplete):
-            self._open_listeners(name)
+        """Open missing listeners whose retry is due, those of a few Services at a time."""
+        now, opened = self._clock(), 0
+        while self._queue and self._queue[0][0] <= now and opened < _RETRIES_AT_ONCE:
+            due, name = heapq.heappop(self._queue)
+            retry = self._retries.get(name)
+            if retry is not None and retry.due == due:
+                self._open_listeners(name)
+                opened += 1
+        if now >= self._lines_until:
+            self._begin_log_period(now)
 
     def close(self) -> None:
         """Close all ports."""
@@ -129,55 +167,106 @@ class ServiceHealthServer:
             freed.extend(service.listeners.values())
             del self._services[name]
             self._incomplete.discard(name)
-        if freed:
-            self._http.close(freed)
+            self._retries.pop(name, None)
+        self._close(freed)
+
+    def _close(self, listeners: Collection[Listener]) -> None:
+        if listeners:
+            self._http.close(listeners)
+            self._count -= len(listeners)
 
     def _open_listeners(self, name: ObjectName) -> None:
-        """Open and close the listeners of a Service: one for each node address of its families."""
+        """Open and close the listeners of a Service, and plan a retry for those that fail."""
         service = self._services[name]
-        wanted = {
-            address
-            for address in self._addresses
-            if family_of(address) in service.check.local_endpoints
-        }
-        surplus = service.listeners.keys() - wanted
-        if surplus:
-            self._http.close([service.listeners.pop(address) for address in surplus])
-        problem = None
-        for address in sorted(wanted - service.listeners.keys()):
-            problem = self._open(name, service, address) or problem
-        if problem and problem != service.problem:
-            log.warning("%s", problem)
-            self._report(problem)
-        service.problem = problem
-        if wanted - service.listeners.keys():
+        port = service.check.port
+        if owner := owner_of(port, self._options.own_ports):
+            self._set_problem(service, reserved_problem(name, port, owner))
             self._incomplete.add(name)
-        else:
+            return
+        if not service.listeners:
+            service.separate = False
+        wanted = self._places(service)
+        self._close([service.listeners.pop(each) for each in service.listeners.keys() - wanted])
+        problem = self._open_missing(name, service, wanted)
+        # A program has the port on one address; the others can still serve.
+        if service.separate and (each_address := self._places(service)) != wanted:
+            wanted = each_address
+            problem = self._open_missing(name, service, wanted)
+        self._set_problem(service, problem)
+        if wanted <= service.listeners.keys():
+            self._retries.pop(name, None)
             self._incomplete.discard(name)
+        else:
+            self._plan_retry(name)
+            self._incomplete.add(name)
 
-    def _open(self, name: ObjectName, service: _OpenPort, address: Address) -> Problem | None:
-        where = ListenAddress(address, service.check.port)
-        try:
-            service.listeners[address] = self._http.listen(
-                where, lambda _path: self._respond(name, service, family_of(address))
-            )
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                # The Node object may list an address before the kernel has it: not a Problem.
-                log.debug("health check of %s: %s is not on this node yet", name, where)
-                return None
-            return Problem(
-                kind="Service",
-                name=str(name),
-                field="spec.healthCheckNodePort",
-                message=f"cannot listen on {where} ({error.strerror}): load balancers that "
-                "check it send nothing to this node until the port is free",
-                reason=ProblemReason.FAILED_TO_START_HEALTHCHECK,
-            )
-        return None
+    def _places(self, service: OpenPort) -> set[Place]:
+        """Return where a Service listens: in those of its families that the node has."""
+        together = frozenset() if service.separate else self._options.everywhere
+        families = {each: family_of(each) for each in self._addresses}
+        wanted = set(families.values()) & service.check.local_endpoints.keys()
+        places = {
+            Place((family,), address)
+            for address, family in families.items()
+            if family in wanted - together
+        }
+        if wanted & together:
+            places.add(Place(tuple(sorted(wanted & together))))
+        return places
 
-    def _respond(self, name: ObjectName, service: _OpenPort, family: Family) -> Response:
-        endpoints = service.check.local_endpoints.get(family, 0)
+    def _open_missing(
+        self, name: ObjectName, service: OpenPort, wanted: Collection[Place]
+    ) -> Problem | None:
+        problem = None
+        for place in sorted(
+            wanted - service.listeners.keys(), key=lambda each: each.address or b""
+        ):
+            try:
+                service.listeners[place] = self._open(name, service, place)
+            except OSError as error:
+                where = place.text(service.check.port)
+                if error.errno == errno.EADDRNOTAVAIL:
+                    # The Node object may list an address before the kernel has it: not a Problem.
+                    log.debug("health check of %s: %s is not on this node yet", name, where)
+                    continue
+                service.separate |= place.address is None and error.errno == errno.EADDRINUSE
+                problem = listen_problem(name, where, error)
+        return problem
+
+    def _open(self, name: ObjectName, service: OpenPort, place: Place) -> Listener:
+        if self._count >= self._options.most:
+            raise OSError(errno.EMFILE, "more listeners than the limit of open files leaves room")
+        sock = place.bind(service.check.port)
+        self._count += 1
+        return self._http.serve(
+            sock, lambda request: self._respond(name, service, request), LISTENER_NAME
+        )
+
+    def _plan_retry(self, name: ObjectName) -> None:
+        now = self._clock()
+        retry = self._retries.setdefault(name, _Retry(Backoff(_FIRST_RETRY, _LONGEST_RETRY), now))
+        if retry.due <= now:
+            retry.due = now + retry.backoff.next()
+            heapq.heappush(self._queue, (retry.due, name))
+
+    def _set_problem(self, service: OpenPort, problem: Problem | None) -> None:
+        if problem is not None and problem != service.problem:
+            self._report(problem)
+            if self._lines_left:
+                self._lines_left -= 1
+                log.warning("%s", problem)
+            else:
+                self._unlogged += 1
+        service.problem = problem
+
+    def _begin_log_period(self, now: float) -> None:
+        if self._unlogged:
+            log.warning("%d more problems of health-check node ports, not logged", self._unlogged)
+        self._lines_left, self._unlogged = _LOG_LINES, 0
+        self._lines_until = now + _LOG_PERIOD
+
+    def _respond(self, name: ObjectName, service: OpenPort, request: Request) -> Response:
+        endpoints = service.check.local_endpoints.get(request.family, 0)
         healthy = self._is_healthy()
         return Response(
             _BODY.format(
@@ -194,6 +283,10 @@ class ServiceHealthServer:
                 ("X-Load-Balancing-Endpoint-Weight", str(endpoints)),
             ),
         )
+
+
+def _order(place: Place) -> bytes:
+    return place.address or b""
 
 
 def _quoted(value: str | bool) -> str:

@@ -28,7 +28,7 @@ from pyproxy.model.address import (
 from pyproxy.model.objects import ObjectName, TrafficPolicy
 from pyproxy.source import wire
 
-_T = TypeVar("_T", bound=tuple[Hashable, ...])
+_T = TypeVar("_T")
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _SINGLE: dict[bytes, str] = {
@@ -47,13 +47,6 @@ _POLICIES = {policy.value: policy for policy in TrafficPolicy}
 _FAMILIES = {family.label: family for family in Family}
 
 
-LONGEST_NAME = 253
-"""Characters of an object's name, as in the API server's validation."""
-
-_LONGEST_MESSAGE = 300
-_LONGEST_SHARED = 16
-
-
 class NotProxied(msgspec.Struct, frozen=True):
     """A valid object that pyproxy does not proxy, and why."""
 
@@ -69,13 +62,7 @@ class FieldProblems:
         self._problems: list[Problem] = []
 
     def add(self, field: str, message: str) -> None:
-        """Add a problem: the field, the error and its consequence.
-
-        Values are part of messages, and an annotation may have 256 KB.
-        """
-        if len(message) > _LONGEST_MESSAGE:
-            half = _LONGEST_MESSAGE // 2
-            message = f"{message[:half]}...{message[-half:]}"
+        """Add a problem: the field, the error and its consequence."""
         self._problems.append(Problem(self._kind, self._name, field, message))
 
     def all(self) -> tuple[Problem, ...]:
@@ -86,10 +73,9 @@ class FieldProblems:
 def shared(value: _T) -> _T:
     """Return one instance for equal tuples, because hints and ports repeat across a cluster.
 
-    The table is bounded: a cluster with ever new values only loses the sharing. Long tuples are
-    not in it, because it keeps its values alive.
+    The table is bounded: a cluster with ever new values only loses the sharing.
     """
-    return cast("_T", _table(value)) if len(value) <= _LONGEST_SHARED else value
+    return cast("_T", _table(value))
 
 
 @lru_cache(maxsize=4096)
@@ -189,16 +175,6 @@ def families(labels: Iterable[str]) -> tuple[Family, ...]:
 def name_of(meta: wire.Meta) -> ObjectName:
     """Return the name of an object; namespaces are interned because they are few."""
     return ObjectName(intern(meta.namespace or ""), meta.name)
-
-
-def is_name(text: str) -> bool:
-    """Return whether a text can name an object in log lines, paths and Events.
-
-    The API server allows less; its rules differ by kind and by version.
-    """
-    return (
-        0 < len(text) <= LONGEST_NAME and text.isascii() and text.isprintable() and "/" not in text
-    )
 
 
 def not_proxied_label(labels: wire.Labels | None) -> str:

@@ -13,14 +13,14 @@ import pytest
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.core import Commit
 from pyproxy.agent.listeners import HealthChecks
-from pyproxy.health.http import HttpThread
-from pyproxy.health.service_health import ServiceHealthServer
+from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.model.address import Family, Port, Protocol, parse_address
 from pyproxy.model.events import Delete, Upsert
 from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, Service, SlicePort, TrafficPolicy
 from pyproxy.policy.routing import ServiceRouting
 from tests.agent.objects import HOSTNAME
 from tests.builders import name, service
+from tests.health.conftest import running_http
 
 LOOPBACKS = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 HTTP_PORT = (SlicePort("http", Protocol.TCP, Port(8080)),)
@@ -28,12 +28,11 @@ HTTP_PORT = (SlicePort("http", Protocol.TCP, Port(8080)),)
 
 @pytest.fixture
 def checks() -> Iterator[ServiceHealthServer]:
-    thread = HttpThread()
-    thread.start()
-    made = ServiceHealthServer(thread, lambda: True, lambda problem: None)
-    yield made
-    made.close()
-    thread.stop()
+    with running_http() as thread:
+        options = ListenOptions(100)
+        made = ServiceHealthServer(thread, options, lambda: True, lambda problem: None)
+        yield made
+        made.close()
 
 
 @pytest.fixture

@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
 import pytest
 
 from pyproxy.health.http import HttpThread
+from pyproxy.health.limits import PoolSizes, within
+from pyproxy.health.slow import SlowThread
 
 
 class Reply(msgspec.Struct):
@@ -38,6 +41,22 @@ class Clock:
         return 1_763_690_258_000_000_000 + round(self.seconds * 10**9)
 
 
+LIMITS = within(1024)
+
+
+@contextmanager
+def running_http(sizes: PoolSizes = LIMITS.public) -> Iterator[HttpThread]:
+    slow = SlowThread()
+    slow.start()
+    thread = HttpThread("http", sizes, slow)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.stop()
+        slow.stop()
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -45,10 +64,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def http_thread() -> Iterator[HttpThread]:
-    thread = HttpThread()
-    thread.start()
-    yield thread
-    thread.stop()
+    with running_http() as thread:
+        yield thread
 
 
 @pytest.fixture

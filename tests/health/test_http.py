@@ -7,9 +7,11 @@ import threading
 import pytest
 
 from pyproxy.config import ListenAddress
-from pyproxy.health.http import HttpThread, Response
+from pyproxy.health.http import HttpThread, Listener
+from pyproxy.health.messages import Handler, Request, Response
+from pyproxy.health.sockets import bind
 from pyproxy.model.address import Address, parse_address
-from tests.health.conftest import Get
+from tests.health.conftest import Get, running_http
 from tests.waiting import until
 
 ANY4, ANY6 = parse_address("0.0.0.0"), parse_address("::")
@@ -20,8 +22,12 @@ needs_ipv6 = pytest.mark.skipif(
 )
 
 
-def echo(path: str) -> Response:
-    return Response(path.encode(), headers=(("X-A", "b"),))
+def echo(request: Request) -> Response:
+    return Response(request.path.encode(), headers=(("X-A", "b"),))
+
+
+def listen(thread: HttpThread, address: ListenAddress, handler: Handler) -> Listener:
+    return thread.serve(bind(address), handler, "test")
 
 
 def exchange(port: int, request: bytes) -> bytes:
@@ -44,7 +50,7 @@ def ended(sock: socket.socket) -> bool:
 def test_a_response_has_status_type_headers_length_and_body(
     http_thread: HttpThread, get: Get
 ) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     response = get(port, "/a/b?c=d")
     assert (response.status, response.body) == (200, "/a/b")
     assert response.headers == {
@@ -56,7 +62,7 @@ def test_a_response_has_status_type_headers_length_and_body(
 
 
 def test_head_has_no_body(http_thread: HttpThread) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     response = exchange(port, b"HEAD /abc HTTP/1.1\r\nHost: x\r\n\r\n")
     assert response.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"Content-Length: 4\r\n" in response
@@ -67,19 +73,19 @@ def test_head_has_no_body(http_thread: HttpThread) -> None:
     "request_head", [b"hello\r\n\r\n", b"\r\n\r\n", b"GET /\r\n\r\n", b"\xff\xfe / X\r\n\r\n"]
 )
 def test_a_malformed_request_gets_400(http_thread: HttpThread, request_head: bytes) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     assert exchange(port, request_head).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
 def test_a_head_without_end_closes_the_connection(http_thread: HttpThread) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert ended(sock)
 
 
 def test_idle_clients_do_not_delay_others(http_thread: HttpThread, get: Get) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]
     try:
         assert get(port).status == 200
@@ -91,11 +97,11 @@ def test_idle_clients_do_not_delay_others(http_thread: HttpThread, get: Get) -> 
 def test_a_handler_that_fails_gives_one_500(
     http_thread: HttpThread, get: Get, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(path: str) -> Response:
+    def fail(request: Request) -> Response:
         raise RuntimeError("a bug in the handler")
 
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), fail).port
-    other = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), fail).port
+    other = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     assert get(port, "/page").status == 500
     assert caplog.messages == ["the handler of /page failed"]
     assert "a bug in the handler" in caplog.text
@@ -107,18 +113,18 @@ def test_a_handler_that_fails_gives_one_500(
 def test_an_unspecified_address_listens_on_both_families(
     http_thread: HttpThread, get: Get, unspecified: Address
 ) -> None:
-    port = http_thread.listen(ListenAddress(unspecified, 0), echo).port
+    port = listen(http_thread, ListenAddress(unspecified, 0), echo).port
     assert get(port, host="127.0.0.1").status == 200
     assert get(port, host="::1").status == 200
 
 
 @needs_ipv6
 def test_a_specific_address_listens_on_its_family_only(http_thread: HttpThread, get: Get) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK6, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK6, 0), echo).port
     assert get(port, host="::1").status == 200
     with pytest.raises(ConnectionRefusedError):
         get(port, host="127.0.0.1")
-    http_thread.listen(ListenAddress(LOOPBACK4, port), echo)
+    listen(http_thread, ListenAddress(LOOPBACK4, port), echo)
     assert get(port, host="127.0.0.1").status == 200
 
 
@@ -127,24 +133,24 @@ def test_a_used_port_raises_an_error(
     http_thread: HttpThread, taken: socket.socket, address: Address
 ) -> None:
     with pytest.raises(OSError, match="in use"):
-        http_thread.listen(ListenAddress(address, taken.getsockname()[1]), echo)
+        listen(http_thread, ListenAddress(address, taken.getsockname()[1]), echo)
 
 
 def test_a_closed_port_is_free_at_once(http_thread: HttpThread, get: Get) -> None:
-    listener = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo)
+    listener = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo)
     port = listener.port
     for _ in range(20):
         assert get(port).status == 200
         http_thread.close([listener])
         with pytest.raises(ConnectionRefusedError):
             get(port)
-        listener = http_thread.listen(ListenAddress(LOOPBACK4, port), echo)
+        listener = listen(http_thread, ListenAddress(LOOPBACK4, port), echo)
 
 
 def test_out_of_file_descriptors_clients_wait(
     http_thread: HttpThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = http_thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client, contextlib.ExitStack() as taken:
         client.settimeout(10)
@@ -162,14 +168,12 @@ def test_out_of_file_descriptors_clients_wait(
 
 
 def test_stop_ends_open_connections_and_frees_ports() -> None:
-    thread = HttpThread()
-    thread.start()
-    port = thread.listen(ListenAddress(LOOPBACK4, 0), echo).port
     before = threading.active_count()
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as idle:
-        idle.sendall(b"GET / HT")
-        thread.stop()
-        assert ended(idle)
-    assert threading.active_count() == before - 1
-    socket.create_server(("127.0.0.1", port)).close()
-    thread.stop()
+    with running_http() as thread:
+        port = listen(thread, ListenAddress(LOOPBACK4, 0), echo).port
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as idle:
+            idle.sendall(b"GET / HT")
+            thread.stop()
+            assert ended(idle)
+        socket.create_server(("127.0.0.1", port)).close()
+    assert threading.active_count() == before

@@ -14,7 +14,7 @@ from pyproxy.health.server import HealthServers
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import parse_address
-from tests.health.conftest import Clock, Get
+from tests.health.conftest import LIMITS, Clock, Get
 from tests.waiting import until
 
 LOOPBACK = parse_address("127.0.0.1")
@@ -43,7 +43,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def servers(health: Health, metrics: Metrics) -> Iterator[HealthServers]:
-    servers = HealthServers(settings(), health, metrics)
+    servers = HealthServers(settings(), health, metrics, LIMITS)
     servers.start()
     yield servers
     servers.stop()
@@ -195,7 +195,7 @@ def test_pages_for_people_and_scrapers(servers: HealthServers, get: Get) -> None
 
 
 def test_an_empty_address_is_not_served(health: Health, metrics: Metrics) -> None:
-    servers = HealthServers(Settings("n", serving=Serving(None, None)), health, metrics)
+    servers = HealthServers(Settings("n", serving=Serving(None, None)), health, metrics, LIMITS)
     servers.start()
     assert (servers.health_port, servers.metrics_port) == (None, None)
     servers.stop()
@@ -209,7 +209,7 @@ def test_a_used_address_is_retried_until_it_is_free(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = taken.getsockname()[1]
-    servers = HealthServers(settings(health_port=port), health, metrics)
+    servers = HealthServers(settings(health_port=port), health, metrics, LIMITS)
     with caplog.at_level(logging.INFO, "pyproxy"):
         servers.start()
         try:
@@ -230,7 +230,7 @@ def test_a_used_address_is_retried_until_it_is_free(
 
 def test_stop_during_retries(health: Health, metrics: Metrics, taken: socket.socket) -> None:
     port = taken.getsockname()[1]
-    servers = HealthServers(settings(health_port=port, metrics_port=port), health, metrics)
+    servers = HealthServers(settings(health_port=port, metrics_port=port), health, metrics, LIMITS)
     servers.start()
     servers.stop()
     assert servers.health_port is None
@@ -240,7 +240,7 @@ def test_a_used_address_is_a_usage_error_with_hard_fail(
     health: Health, metrics: Metrics, taken: socket.socket
 ) -> None:
     port = taken.getsockname()[1]
-    servers = HealthServers(settings(metrics_port=port, hard_fail=True), health, metrics)
+    servers = HealthServers(settings(metrics_port=port, hard_fail=True), health, metrics, LIMITS)
     with pytest.raises(UsageError) as mistake:
         servers.start()
     assert str(mistake.value) == (

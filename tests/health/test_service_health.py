@@ -1,14 +1,17 @@
+import errno
+import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from pyproxy.errors import Problem, ProblemReason
+from pyproxy.health.check_port import Place, ServiceHealthCheck
 from pyproxy.health.http import HttpThread
-from pyproxy.health.service_health import ServiceHealthCheck, ServiceHealthServer
+from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
-from tests.health.conftest import Get
+from tests.health.conftest import Clock, Get
 
 LOOPBACK4, LOOPBACK6 = parse_address("127.0.0.1"), parse_address("::1")
 OTHER_LOOPBACK = parse_address("127.0.0.2")
@@ -35,9 +38,10 @@ def problems() -> list[Problem]:
 
 @pytest.fixture
 def checks(
-    http_thread: HttpThread, proxy: Proxy, problems: list[Problem]
+    http_thread: HttpThread, proxy: Proxy, problems: list[Problem], clock: Clock
 ) -> Iterator[ServiceHealthServer]:
-    checks = ServiceHealthServer(http_thread, proxy.is_healthy, problems.append)
+    options = ListenOptions(1000)
+    checks = ServiceHealthServer(http_thread, options, proxy.is_healthy, problems.append, clock)
     checks.listen_on([LOOPBACK4])
     yield checks
     checks.close()
@@ -183,6 +187,7 @@ def test_a_used_port_is_one_problem_and_retried(
     taken: socket.socket,
     get: Get,
     free_port: int,
+    clock: Clock,
 ) -> None:
     port = taken.getsockname()[1]
     checks.update({WEB: check(port), API: check(free_port)})
@@ -201,10 +206,11 @@ def test_a_used_port_is_one_problem_and_retried(
     checks.update({WEB: check(port, 2), API: check(free_port)})
     assert problems == [expected]
     taken.close()
+    clock.seconds += 30
     checks.retry()
     assert get(port).headers["X-Load-Balancing-Endpoint-Weight"] == "2"
     assert list(checks.problems) == []
-    assert not checks.incomplete
+    assert not checks.incomplete_ports()
 
 
 def test_a_port_used_on_one_address_serves_on_the_others(
@@ -218,13 +224,14 @@ def test_a_port_used_on_one_address_serves_on_the_others(
 
 
 def test_two_services_that_claim_one_port(
-    checks: ServiceHealthServer, problems: list[Problem], get: Get, free_port: int
+    checks: ServiceHealthServer, problems: list[Problem], get: Get, free_port: int, clock: Clock
 ) -> None:
     checks.update({WEB: check(free_port)})
     checks.change({API: check(free_port)})
     assert [problem.name for problem in problems] == ["conformance/api"]
     assert '"name": "web"' in get(free_port).body
     checks.change({WEB: None})
+    clock.seconds += 1
     checks.retry()
     assert '"name": "api"' in get(free_port).body
 
@@ -235,7 +242,7 @@ def test_a_deleted_service_has_no_problem(
     checks.update({WEB: check(taken.getsockname()[1])})
     checks.update({})
     assert list(checks.problems) == []
-    assert not checks.incomplete
+    assert not checks.incomplete_ports()
 
 
 def test_a_missing_address_is_not_a_problem_and_retried(
@@ -245,9 +252,9 @@ def test_a_missing_address_is_not_a_problem_and_retried(
     checks.update({WEB: check(free_port)})
     assert listens(free_port)
     assert problems == []
-    assert checks.incomplete
+    assert checks.incomplete_ports() == 1
     checks.listen_on([LOOPBACK4])
-    assert not checks.incomplete
+    assert not checks.incomplete_ports()
 
 
 def test_many_services_need_no_threads_of_their_own(
@@ -261,3 +268,122 @@ def test_many_services_need_no_threads_of_their_own(
     checks.update({name: check(port) for name, port in zip(names, ports, strict=True)})
     assert all(listens(port, address) for port in ports for address in addresses)
     assert '"name": "s2"' in get(ports[2], host="127.0.1.100").body
+
+
+def everywhere(
+    http_thread: HttpThread, problems: list[Problem], clock: Clock, most: int = 1000
+) -> ServiceHealthServer:
+    options = ListenOptions(most, everywhere=frozenset(Family), own_ports=frozenset({10256}))
+    checks = ServiceHealthServer(http_thread, options, lambda: True, problems.append, clock)
+    checks.listen_on([LOOPBACK4, LOOPBACK6, OTHER_LOOPBACK])
+    return checks
+
+
+def open_sockets() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_one_socket_serves_all_addresses_of_both_families(
+    http_thread: HttpThread, problems: list[Problem], clock: Clock, get: Get, free_port: int
+) -> None:
+    checks = everywhere(http_thread, problems, clock)
+    before = open_sockets()
+    checks.update({WEB: ServiceHealthCheck(Port(free_port), {Family.IPV4: 2, Family.IPV6: 0})})
+    assert open_sockets() == before + 1
+    assert get(free_port, host="127.0.0.2").headers["X-Load-Balancing-Endpoint-Weight"] == "2"
+    assert get(free_port, host="::1").status == 503
+    checks.change({WEB: check(free_port, 1, Family.IPV4)})
+    assert listens(free_port)
+    assert not listens(free_port, LOOPBACK6)
+    checks.close()
+    assert not listens(free_port)
+
+
+def test_a_port_that_one_address_lacks_is_served_on_the_others(
+    http_thread: HttpThread,
+    problems: list[Problem],
+    clock: Clock,
+    taken: socket.socket,
+    get: Get,
+) -> None:
+    port = taken.getsockname()[1]
+    checks = everywhere(http_thread, problems, clock)
+    checks.update({WEB: check(port)})
+    assert get(port, host="127.0.0.2").status == get(port, host="::1").status == 200
+    (problem,) = problems
+    assert f"127.0.0.1:{port} (Address already in use)" in problem.message
+    taken.close()
+    clock.seconds += 1
+    checks.retry()
+    assert get(port).status == 200
+    assert not checks.incomplete_ports()
+
+
+@pytest.mark.parametrize("port", [22, 10250, 10256])
+def test_the_nodes_own_ports_are_nobodys_health_check(
+    http_thread: HttpThread, problems: list[Problem], clock: Clock, port: int
+) -> None:
+    checks = everywhere(http_thread, problems, clock)
+    checks.update({WEB: check(port)})
+    (problem,) = problems
+    assert problem.message.startswith(f"port {port} belongs to ")
+    clock.seconds += 100
+    checks.retry()
+    assert not listens(port)
+    assert checks.incomplete_ports() == 1
+    checks.update({})
+    assert not checks.incomplete_ports()
+
+
+def test_more_listeners_than_the_limit_are_problems_and_served_later(
+    http_thread: HttpThread, problems: list[Problem], clock: Clock, get: Get, free_port: int
+) -> None:
+    checks = everywhere(http_thread, problems, clock, most=1)
+    checks.update({API: check(free_port)})
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        other_port = sock.getsockname()[1]
+    checks.change({WEB: check(other_port)})
+    assert [problem.name for problem in problems] == ["conformance/web"]
+    assert "Too many open files" in problems[0].message
+    checks.change({API: None})
+    clock.seconds += 1
+    checks.retry()
+    assert '"name": "web"' in get(other_port).body
+
+
+def test_retries_are_few_at_once_and_further_and_further_apart(
+    http_thread: HttpThread, problems: list[Problem], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def bind(place: Place, port: Port) -> socket.socket:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Place, "bind", bind)
+    checks = everywhere(http_thread, problems, clock)
+    count = 200
+    checks.update({ObjectName("many", f"s{n}"): check(30000 + n) for n in range(count)})
+    assert (tries, len(problems)) == (count, count)
+    each_second = []
+    for _ in range(60):
+        before = tries
+        clock.seconds += 1
+        checks.retry()
+        each_second.append(tries - before)
+    assert max(each_second) <= 32
+    assert sum(each_second) <= 5 * count
+    assert len(problems) == count
+
+
+def test_problems_are_few_lines(
+    http_thread: HttpThread, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    checks = everywhere(http_thread, [], clock)
+    for number in range(100):
+        checks.change({WEB: check(10250 if number % 2 else 22)})
+    assert len(caplog.messages) == 10
+    clock.seconds += 61
+    checks.retry()
+    assert caplog.messages[10:] == ["90 more problems of health-check node ports, not logged"]

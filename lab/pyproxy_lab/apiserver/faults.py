@@ -60,14 +60,7 @@ class Disorder(msgspec.Struct, frozen=True):
     """Watches repeat lines, and send some later than those that follow them."""
 
 
-class Rewrite(msgspec.Struct, frozen=True):
-    """Lists and watches have `new` for each `old`, which may make malformed JSON of an object."""
-
-    old: bytes
-    new: bytes
-
-
-Fault = ErrorStatus | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder | Rewrite
+Fault = ErrorStatus | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder
 F = TypeVar("F", bound=Fault)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -105,14 +98,11 @@ class Faults:
 
     def body(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Pass on the pieces of a list's body, or what a fault leaves of them."""
-        rewrite, cut = self._strikes(Rewrite), self._strikes(Cut)
-        if not (rewrite or cut):
+        if not self._strikes(Cut):
             yield from pieces
             return
         whole = b"".join(pieces)
-        if rewrite:
-            whole = whole.replace(rewrite.old, rewrite.new)
-        yield whole[: len(whole) // 2] if cut else whole
+        yield whole[: len(whole) // 2]
 
     async def stream(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass on the chunks of a watch, each of whole lines, or what faults leave of them."""
@@ -135,8 +125,6 @@ class Faults:
                     await loop.create_future()  # until the client leaves
                 if slow := self._strikes(Slow):
                     await asyncio.sleep(slow.seconds)
-                if rewrite := self._strikes(Rewrite):
-                    chunk = chunk.replace(rewrite.old, rewrite.new)
                 if chunk and self._strikes(Cut):
                     yield chunk[: len(chunk) - len(chunk) // 3]
                     return
