@@ -169,7 +169,7 @@ class Agent(Generic[P]):
 
     def drifted(self, drift: Drift) -> None:
         """Have the kernel read back after another program changed our objects."""
-        self._readback.drifted(self._observers.clock(), drift.by or UNKNOWN)
+        self._readback.drifted(self._observers.clock(), drift.by or UNKNOWN, drift.sets)
 
     def audit(self) -> None:
         """Have the kernel read back now and then, for changes without a notification."""
@@ -194,6 +194,8 @@ class Agent(Generic[P]):
         Blocks for one transaction. Raises PermissionKernelError; other failures are retried later.
         """
         began = self._observers.clock()
+        if self._readback.is_due(began) and self._repair(began):
+            return
         pending = self.cluster_state.take_pending()
         self._observers.metrics.changes_taken()
         # Only a read-back shows the kernel state of a Service that the kernel rejected.
@@ -204,11 +206,35 @@ class Agent(Generic[P]):
         except PermissionKernelError:
             raise
         except KernelError as error:
-            self._failed(error, pending)
+            self.cluster_state.put_back(pending)
+            self._failed(error)
             return
         repair = self._read_back(plan) if full else None
         taken = self._succeeded(routings, failures)
         self._publish(pending, taken, began, full=full, repair=repair)
+
+    def _repair(self, began: float) -> bool:
+        """Undo other programs' writes from the last commit alone; return False if that is no use.
+
+        Changes of the cluster stay pending, and the next sync writes them.
+        """
+        # A commit of all Services forgets the state that the kernel keeps of a rejected one.
+        if self._readback.needs_routing or self._rejected:
+            return False
+        try:
+            plan = self._dataplane.plan_repair(self._readback.sets)
+            if plan is None:
+                return False
+            failures = self._dataplane.commit(plan)
+        except PermissionKernelError:
+            raise
+        except KernelError as error:
+            self._failed(error)
+            return True
+        repair = self._read_back(plan)
+        self._succeeded({}, failures)
+        self._publish(PendingChanges(set()), {}, began, full=False, repair=repair)
+        return True
 
     def _plan_full(self, pending: PendingChanges) -> tuple[P, Routings]:
         self._node = self._node_rules.routing(self.cluster_state.node)
@@ -277,8 +303,7 @@ class Agent(Generic[P]):
             return routings
         return {name: routing for name, routing in routings.items() if name not in rejected}
 
-    def _failed(self, error: KernelError, pending: PendingChanges) -> None:
-        self.cluster_state.put_back(pending)
+    def _failed(self, error: KernelError) -> None:
         now = self._observers.clock()
         self._backoff.failed(now)
         self._observers.metrics.sync_failed()
@@ -320,7 +345,8 @@ class Agent(Generic[P]):
 
     def _measure(self, pending: PendingChanges, took: float, now: float, *, full: bool) -> None:
         metrics, wall = self._observers.metrics, self._observers.wall_clock()
-        metrics.sync_finished(took, wall, full=full)
+        # A repair, which has no changes, reads the kernel back as a full sync does.
+        metrics.sync_finished(took, wall, full=full or not pending)
         if not full:
             metrics.programmed([now - read_at for read_at in pending.read_at])
         for each in pending.triggered:

@@ -94,6 +94,10 @@ class NullDataplane:
         """Plan nothing."""
         return _NoPlan()
 
+    def plan_repair(self, sets: frozenset[str] | None) -> _NoPlan | None:  # noqa: ARG002
+        """Return None: nothing drifts."""
+        return None
+
     def commit(self, plan: _NoPlan) -> tuple[Failure, ...]:  # noqa: ARG002
         """Write nothing."""
         return ()

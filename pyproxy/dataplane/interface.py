@@ -68,10 +68,12 @@ P = TypeVar("P", bound=Plan)
 class Drift(msgspec.Struct, frozen=True):
     """A change to our objects by another program.
 
-    `by` is that program, such as "nft (pid 4711)", empty if unknown.
+    `by` is that program, such as "nft (pid 4711)", empty if unknown. `sets` are the sets that it
+    changed, of those that the mode has; None if any may have changed.
     """
 
     by: str
+    sets: frozenset[str] | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -160,6 +162,14 @@ class Writer(Protocol[P]):
         """Read the kernel back, and plan from there to the whole desired state.
 
         Blocks for a read-back, seconds in a large cluster. Idempotent. Raises KernelError.
+        """
+        ...
+
+    def plan_repair(self, sets: frozenset[str] | None) -> P | None:
+        """Read back what another program may have changed, and plan back to the last commit.
+
+        `sets` are those of the drifts since the last read-back. Returns None where only `plan_full`
+        repairs. Blocks for a read-back. Idempotent. Raises KernelError.
         """
         ...
 

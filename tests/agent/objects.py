@@ -103,6 +103,7 @@ class TableDataplane:
         self.refuses: ObjectName | None = None
         self.ticks: list[Drift | KernelError] = []
         self.reads = 0
+        self.repairs: list[frozenset[str] | None] = []
         self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._node = NodeRouting()
 
@@ -142,6 +143,12 @@ class TableDataplane:
         self.reads += 1
         wanted = {routing.name: routing for routing in services}
         return PlannedTable(diff(self.kernel, rows(wanted.values(), node)), wanted, node)
+
+    def plan_repair(self, sets: frozenset[str] | None) -> PlannedTable:
+        self.reads += 1
+        self.repairs.append(sets)
+        wanted = rows(self._programmed.values(), self._node)
+        return PlannedTable(diff(self.kernel, wanted), dict(self._programmed), self._node)
 
     def tick(self) -> Drift | None:
         if self.ticks:
