@@ -38,7 +38,7 @@ _WRITES: Mapping[str, str] = {
     "a map of 100,000 elements flushed": f"flush map inet {TABLE} endpoints4",
     "one element deleted": f"delete element inet {TABLE} services4 {{ {_KEY} }}",
     "one element added": f"add element inet {TABLE} cluster-ips4 {{ 192.0.2.1 }}",
-    "a base chain flushed": f"flush chain inet {TABLE} postrouting",
+    "a base chain flushed": f"flush chain inet {TABLE} nat-postrouting",
 }
 
 State = tuple[Mapping[str, int], Layout]
