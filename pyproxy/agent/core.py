@@ -23,7 +23,7 @@ from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleSta
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import Address
+from pyproxy.model.address import Address, Backend
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
@@ -108,6 +108,11 @@ class Agent(Generic[P]):
         """The node's part in the last sync."""
         return self._node
 
+    @property
+    def api_servers(self) -> frozenset[Backend]:
+        """The API servers whose addresses no external IP gets."""
+        return self._node.reserved.api_servers
+
     def problems(self) -> tuple[Problem, ...]:
         """Return the present problems of all objects, in the order in which they were found."""
         return self._problems.problems()
@@ -156,16 +161,32 @@ class Agent(Generic[P]):
         return None if readback is None else max(readback, self._backoff.due())
 
     def addresses_changed(self) -> None:
-        """Have all Services routed again if the node's new addresses matter."""
+        """Have Services routed again if new addresses of node or API server matter to them."""
+        if not self.cluster_state.has_synced:
+            return
         try:
-            if self._node_rules.routing(self.cluster_state.node) == self._node:
-                return
+            node = self._node_rules.routing(self.cluster_state.node)
         except KernelError as error:
             # The sync reads the addresses again, and is retried if that fails.
             log.debug("cannot compare the node's addresses: %s", error)
+            self._mark_all_pending()
+            return
+        if msgspec.structs.replace(node, reserved=self._node.reserved) != self._node:
+            self._mark_all_pending()
+            return
+        changed = node.reserved.changed_addresses(self._node.reserved)
+        self._node = node
+        if changed and (users := set(self.cluster_state.users_of(changed))):
+            self._queued()
+            self.cluster_state.route_again(users)
+
+    def _mark_all_pending(self) -> None:
+        self._queued()
+        self.cluster_state.mark_all_pending()
+
+    def _queued(self) -> None:
         if not self.cluster_state.has_pending:
             self._observers.health.queued()
-        self.cluster_state.mark_all_pending()
 
     def drifted(self, drift: Drift) -> None:
         """Have the kernel read back after another program changed our objects."""
@@ -238,7 +259,7 @@ class Agent(Generic[P]):
 
     def _plan_full(self, pending: PendingChanges) -> tuple[P, Routings]:
         self._node = self._node_rules.routing(self.cluster_state.node)
-        routings = self._router.route(self._all_names(pending), self._node.node_port_addresses)
+        routings = self._router.route(self._all_names(pending), self._node)
         present = [routing for routing in routings.values() if routing is not None]
         return self._dataplane.plan_full(present, self._node), routings
 
@@ -251,7 +272,7 @@ class Agent(Generic[P]):
             # None leaves the base rules alone, although all Services are routed again.
             changed_node = node if node != self._node else None
             self._node = node
-        routings = self._router.route(names, self._node.node_port_addresses)
+        routings = self._router.route(names, self._node)
         return self._dataplane.plan(Changes(routings, changed_node)), routings
 
     def _all_names(self, pending: PendingChanges) -> Iterable[ObjectName]:

@@ -47,6 +47,15 @@ def local_addresses() -> tuple[Address, ...]:
     return tuple(dict.fromkeys([*outward, *found]))
 
 
+def broadcast_addresses() -> frozenset[Address]:
+    """Return the broadcast addresses of this machine's networks.
+
+    Blocks for one request. Raises KernelError.
+    """
+    with closing(Requests(NETLINK_ROUTE)) as kernel:
+        return rtnetlink.read_broadcasts(kernel.dump(rtnetlink.get_addresses()))
+
+
 class Route(msgspec.Struct, frozen=True):
     """A route of this machine: the interface and the source address.
 

@@ -22,11 +22,11 @@ from pyproxy.agent.core import Agent, CommitListener, Observers
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.node_addresses import local_addresses
+from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.agent.shutdown import ShutdownSignal
-from pyproxy.agent.sources import client_of, source_of
+from pyproxy.agent.sources import client_of, servers_of, source_of
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
@@ -126,7 +126,7 @@ def _serve(
         ]
         agent = Agent(
             dataplane,
-            NodeRules(settings, local_addresses),
+            NodeRules(settings, local_addresses, broadcast_addresses, partial(servers_of, client)),
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
@@ -163,7 +163,7 @@ def _serve(
             machine.keep(settings)
             agent.tick()
             agent.audit()
-            if addresses.changed():
+            if addresses.changed() or agent.api_servers != servers_of(client):
                 agent.addresses_changed()
 
         Loop(agent, inbox, periodic, _PERIODIC_SECONDS, health).run()

@@ -94,6 +94,15 @@ NODEPORT_ADDRESSES = Flag(
     repeats=True,
 )
 
+FEATURE_GATES = Flag(
+    "--feature-gates",
+    values.booleans_by_name,
+    "",
+    "feature gates as NAME=BOOL; AllowServiceExternalIPs=false proxies no external IP",
+    ("featureGates",),
+    repeats=True,
+)
+
 HEALTHZ_BIND_ADDRESS = Flag(
     "--healthz-bind-address",
     values.listen_address(10256),
@@ -349,6 +358,7 @@ EFFECTIVE: tuple[Flag[object], ...] = (
     MASQUERADE_ALL,
     MASQUERADE_BIT,
     NODEPORT_ADDRESSES,
+    FEATURE_GATES,
     HEALTHZ_BIND_ADDRESS,
     METRICS_BIND_ADDRESS,
     BIND_ADDRESS_HARD_FAIL,

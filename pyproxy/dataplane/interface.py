@@ -16,6 +16,7 @@ import msgspec
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import ObjectName
+from pyproxy.policy.reserved_frontends import Reserved
 from pyproxy.policy.routing import ServiceRouting
 
 if TYPE_CHECKING:
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 
 
 class NodeRouting(msgspec.Struct, frozen=True):
-    """The node's part in the base rules: networks of pods, and addresses of node ports."""
+    """The node's part in the base rules: networks of pods, and addresses of node ports.
+
+    `reserved` is the node's part in the Services' routings, which dataplanes ignore.
+    """
 
     pod_networks: tuple[Network, ...] = ()
     node_port_addresses: tuple[Address, ...] = ()
+    reserved: Reserved = Reserved()
 
 
 class Changes(msgspec.Struct, frozen=True):
