@@ -102,6 +102,6 @@ def _own_ports(settings: Settings) -> Iterator[OwnPort]:
         (flags.METRICS_BIND_ADDRESS, settings.serving.metrics),
         (flags.UI_BIND_ADDRESS, settings.ui),
     ):
-        # With port 0 the kernel chooses one that nobody can name beforehand.
+        # With port 0 the kernel chooses the port.
         if listen is not None and listen.port:
             yield OwnPort(listen.address, Port(listen.port), flag.name)

@@ -1,11 +1,11 @@
 """Resolve conflicts between Services that claim the same frontend.
 
-The API lets two Services name the same external IP and port, and lets any Service name the cluster
-IP of another as its external IP. kube-proxy lets the random order of a map decide, anew in each
-sync. Here the kind of the claim decides (`claims.Precedence`), then the age of the Service, then
-its name. A cluster IP belongs to its Service with all ports. Each other Service is routed without
-the frontend and has a Problem. The result depends on the existing Services alone, not on the order
-of events.
+The API lets two Services name the same external IP and port. It also lets a Service name the
+cluster IP of another as its external IP. kube-proxy lets the random order of a map decide, anew in
+each sync. Here the kind of the claim decides (`claims.Precedence`), then the age of the Service,
+then its name. A cluster IP belongs to its Service with all ports. Each other Service is routed
+without the frontend and has a Problem. The result depends on the existing Services alone, not on
+the order of events.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class OwnPort(msgspec.Struct, frozen=True):
 
 
 class Reserved(msgspec.Struct, frozen=True):
-    """What one node keeps for itself.
+    """The addresses and ports that one node keeps for itself.
 
     `local` are its own addresses, and `broadcasts` those of its networks. `own_ports` are the
     agent's. `api_servers` are those that the agent uses: with an external IP on one of them, the
