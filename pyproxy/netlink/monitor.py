@@ -7,6 +7,7 @@ of a transaction names the process. Elements that packets add to a set are not a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -87,8 +88,11 @@ class Monitor:
     def end(self) -> None:
         """Make `wait` return None, now and from now on, and unsubscribe."""
         self._ended = True
-        self.pause()
+        # First, because a thread that waits would otherwise wait forever if `pause` failed.
         os.eventfd_write(self._woken, 1)
+        # Without the subscription nothing is lost: the socket is closed next.
+        with contextlib.suppress(KernelError):
+            self.pause()
 
     def missed(self) -> None:
         """Make `wait` report a transaction that was detected by other means."""
@@ -101,8 +105,12 @@ class Monitor:
 
     def wait(self) -> Foreign | None:
         """Block until another program's transaction; None after `end`. Raises KernelError."""
+        # Not select, which takes no descriptor from 1024 up.
+        poll = select.poll()
+        for descriptor in (self._socket.fileno(), self._woken):
+            poll.register(descriptor, select.POLLIN)
         while True:
-            readable, _, _ = select.select([self._socket.fileno(), self._woken], [], [])
+            readable = {descriptor for descriptor, _ in poll.poll()}
             # `end` sets this flag before it wakes; any other wake-up is from `missed`.
             if self._ended:
                 return None
