@@ -22,7 +22,7 @@ from pyproxy.agent.core import Agent, CommitListener, Observers
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
+from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.agent.shutdown import ShutdownSignal
@@ -105,6 +105,7 @@ def _serve(
 
         servers, checks = _health_servers(settings, health, metrics, report)
         flows = stack.enter_context(closing(Conntrack()))
+        local = stack.enter_context(closing(LocalAddresses()))
         metrics.register(dataplane)
         metrics.register(TableUsageCollector(dataplane.table_usage))
         reconciler = Reconciler(flows, metrics)
@@ -126,7 +127,7 @@ def _serve(
         ]
         agent = Agent(
             dataplane,
-            NodeRules(settings, local_addresses, broadcast_addresses, partial(servers_of, client)),
+            NodeRules(settings, local.read, local.broadcasts, partial(servers_of, client)),
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )

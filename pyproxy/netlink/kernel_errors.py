@@ -70,6 +70,16 @@ def kernel_error(number: int, doing: str) -> KernelError:
     return RejectedError(message, number)
 
 
+def program_error(program: str, error: OSError) -> TransientKernelError:
+    """Return the exception for a program that could not be started, which may pass.
+
+    EMFILE, ENFILE: no descriptors for its pipes. EAGAIN, ENOMEM: no process or memory. ENOENT: the
+    program is being replaced.
+    """
+    name = errno.errorcode.get(error.errno or 0, str(error))
+    return TransientKernelError(f"{name}: starting {program}", error.errno or 0)
+
+
 def error_code(reply: memoryview) -> int:
     """Return the errno of an NLMSG_ERROR: 0 is an acknowledgement, EINVAL if it is cut short."""
     if len(reply) < HEADER.size + _ERRNO_SIZE:
