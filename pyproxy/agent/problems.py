@@ -7,7 +7,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from pyproxy.errors import Problem
+from pyproxy import logs
+from pyproxy.errors import Problem, ProblemList, merged
 from pyproxy.model.objects import Kind
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ _Key = tuple[ProblemSource, Subject]
 class ProblemTracker:
     """The present problems of all objects, by the step that found them.
 
-    `report` is called with each new problem, to record an Event. `changed` is true until `counts`
-    is called, whenever the number of objects with problems may have changed.
+    Of many problems that one step finds in one object, the first few are kept, and a summary.
+    `report` is called once for the new ones among them, to record an Event. `changed` is true until
+    `counts` is called, whenever the number of objects with problems may have changed.
     """
 
     def __init__(self, report: Callable[[Problem], None]) -> None:
@@ -52,7 +54,7 @@ class ProblemTracker:
 
     def found(self, source: ProblemSource, subject: Subject, problems: Iterable[Problem]) -> None:
         """Replace the problems that one step found in one object; empty if it is valid or gone."""
-        now, key = tuple(problems), (source, subject)
+        now, key = ProblemList(problems).all(), (source, subject)
         if now == self._present.get(key, ()):
             return
         if not now:
@@ -62,10 +64,12 @@ class ProblemTracker:
         self._present[key] = now
         # Removed and added again, so that the entries stay in the order of their last change.
         logged = self._logged.pop(key, ())
-        for problem in now:
-            if problem not in logged:
-                log.warning("invalid object: %s", problem)
-                self._report(problem)
+        # Few, because `now` is bounded, so this compares few with few.
+        new = [problem for problem in now if problem not in logged]
+        if new:
+            problem = merged(new)
+            log.warning("invalid object: %s", problem, extra=logs.about(*subject))
+            self._report(problem)
         self._logged[key] = now
         if len(self._logged) > _REMEMBERED:
             del self._logged[next(iter(self._logged))]

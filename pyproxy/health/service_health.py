@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
+from pyproxy import logs
 from pyproxy.backoff import Backoff
 from pyproxy.errors import Problem
 from pyproxy.health.check_port import (
@@ -254,7 +255,7 @@ class ServiceHealthServer:
             self._report(problem)
             if self._lines_left:
                 self._lines_left -= 1
-                log.warning("%s", problem)
+                log.warning("%s", problem, extra=logs.about(problem.kind, problem.name))
             else:
                 self._unlogged += 1
         service.problem = problem

@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import msgspec
 from msgspec import UNSET
 
-from pyproxy.errors import Problem
+from pyproxy.errors import Problem, ProblemList
 from pyproxy.model.address import (
     Address,
     Family,
@@ -54,20 +54,26 @@ class NotProxied(msgspec.Struct, frozen=True):
 
 
 class FieldProblems:
-    """The problems of one object, collected while it is converted."""
+    """The problems of one object, collected while it is converted.
+
+    An object may have a hundred thousand invalid fields, so all but the first few are only counted.
+    """
 
     def __init__(self, kind: str, name: str) -> None:
         self._kind = kind
         self._name = name
-        self._problems: list[Problem] = []
+        self._problems = ProblemList()
 
     def add(self, field: str, message: str) -> None:
         """Add a problem: the field, the error and its consequence."""
-        self._problems.append(Problem(self._kind, self._name, field, message))
+        if self._problems.has_room:
+            self._problems.add(Problem(self._kind, self._name, field, message))
+        else:
+            self._problems.count()
 
     def all(self) -> tuple[Problem, ...]:
-        """Return the problems in the order in which the fields were converted."""
-        return tuple(self._problems)
+        """Return the problems in the order in which the fields were converted, and a summary."""
+        return self._problems.all()
 
 
 def shared(value: _T) -> _T:

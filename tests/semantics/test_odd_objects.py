@@ -121,7 +121,7 @@ def endpoints(stage: Stage) -> int:
 
 
 def problems(stage: Stage) -> list[tuple[str, str]]:
-    return [(problem.name, problem.field) for problem in stage.reported]
+    return [(problem.name, problem.field) for problem in stage.agent.problems()]
 
 
 def invalid(stage: Stage) -> None:
