@@ -74,15 +74,22 @@ class _Queued(Collector):
 
 
 class _Reading(Collector):
-    """A gauge whose value is read at each scrape."""
+    """A gauge or a counter whose value is read at each scrape."""
 
-    def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        family: type[GaugeMetricFamily | CounterMetricFamily],
+        name: str,
+        documentation: str,
+        read: Callable[[], float],
+    ) -> None:
+        self._family = family
         self._name = name
         self._documentation = documentation
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(self._name, self._documentation, value=self._read())
+        yield self._family(self._name, self._documentation, value=self._read())
 
 
 class Metrics:
@@ -320,15 +327,17 @@ class Metrics:
         """Count an Event: `posted`, `known`, `refused` or `dropped`."""
         self._events.labels(outcome).inc()
 
+    def suppressed_log_lines(self, count: Callable[[], int]) -> None:
+        """Call `count` at each scrape for the number of log lines that were suppressed."""
+        about = "Log lines beyond the rates of their object and of their kind"
+        name = "pyproxy_log_lines_suppressed"
+        self.register(_Reading(CounterMetricFamily, name, about, count))
+
     def source_age(self, age: Callable[[], float]) -> None:
         """Call `age` at each scrape for the seconds since the source last responded."""
-        self.register(
-            _Reading(
-                "pyproxy_source_last_event_age_seconds",
-                "Time since the API server, or the folder of manifests, last responded",
-                age,
-            )
-        )
+        about = "Time since the API server, or the folder of manifests, last responded"
+        name = "pyproxy_source_last_event_age_seconds"
+        self.register(_Reading(GaugeMetricFamily, name, about, age))
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format, with content type `CONTENT_TYPE`."""

@@ -69,6 +69,7 @@ def used() -> Metrics:
     metrics.drift_repaired({"element": 1})
     metrics.source_age(lambda: 12.5)
     metrics.register(ConnectionMetrics((), lambda: 0))
+    metrics.suppressed_log_lines(lambda: 7)
     metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
     return metrics
 
@@ -109,6 +110,7 @@ def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
         "pyproxy_http_open_connections",
         "pyproxy_incomplete_health_check_ports",
         "pyproxy_invalid_objects",
+        "pyproxy_log_lines_suppressed_total",
         "pyproxy_source_last_event_age_seconds",
         "pyproxy_worker_failures_total",
     }
