@@ -3,10 +3,10 @@
 One thread posts them through events.k8s.io/v1; nothing waits for it. Events beyond the queue or the
 limits, and those that the API server rejects, are dropped and counted.
 
-A thousand nodes find the same error in the same Service. The name of an Event is a digest of its
-content, so the first node creates the Event and the others get a cheap 409. Events about one node
-include the node in the digest. Each is posted after a random delay, so that nodes do not post at
-the same moment.
+Ten thousand nodes find the same error in the same Service. The name of an Event is a digest of its
+content, so the first node creates the Event and the others get a cheap 409. Each node posts after a
+random delay, which grows while other nodes are first. Events about one node have one of few names
+for each object, so that not every node creates one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import hashlib
 import heapq
 import itertools
 import logging
+import re
 import threading
+import zlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from random import SystemRandom
 from urllib.parse import quote
@@ -26,6 +29,7 @@ from msgspec import UNSET, UnsetType
 from pyproxy.errors import Problem, SourceError
 from pyproxy.metrics import Metrics
 from pyproxy.model.objects import Kind
+from pyproxy.rate_limits import BucketTable, Rate, TokenBucket
 from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.retry import Clock, SystemClock
 from pyproxy.workers import Worker
@@ -49,22 +53,27 @@ _NOTE_LIMIT = 1024
 _INSTANCE_LIMIT = 128
 _NAME_LIMIT = 253
 _REMEMBERED = 1000
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+_NODE_SLOTS = 16
+"""The most Events of one reason about one object, of a reason that concerns single nodes."""
 
 
 class Limits(msgspec.Struct, frozen=True):
     """Rate limits of posting.
 
-    At most `queue` Events wait. Each is delayed by up to `spread` seconds, then by the limit for
-    all Events: `burst` at once, then one every `period` seconds. Events about one object beyond
-    `object_burst` at once and one every `object_period` seconds are dropped.
+    At most `queue` Events wait. Each is delayed by up to `spread` seconds, or by up to
+    `longest_spread` while other nodes post the same Events first. `rate` is that of all posts.
+    Events beyond the rates of their object or of their namespace are dropped.
     """
 
-    queue: int = 200
+    queue: int = 100
     spread: float = 10.0
-    burst: int = 10
-    period: float = 5.0
-    object_burst: int = 5
-    object_period: float = 300.0
+    longest_spread: float = 120.0
+    rate: Rate = Rate(25, 60.0)
+    per_object: Rate = Rate(5, 300.0)
+    per_namespace: Rate = Rate(10, 120.0)
 
 
 DEFAULT_LIMITS = Limits()
@@ -99,23 +108,6 @@ class _Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     reporting_instance: str
 
 
-class _TokenBucket(msgspec.Struct):
-    """`burst` tokens, refilled with one every `period` seconds (as a GCRA)."""
-
-    burst: int
-    period: float
-    full_at: float = 0.0
-
-    def wait(self, now: float) -> float:
-        """Return the seconds until a token is available."""
-        # `full_at` is the time at which all tokens are back, or were.
-        return max(0.0, self.full_at - now - (self.burst - 1) * self.period)
-
-    def take(self, now: float) -> None:
-        """Take a token."""
-        self.full_at = max(self.full_at, now) + self.period
-
-
 class EventRecorder:
     """Posts Events about Problems on behalf of the node `node_name`.
 
@@ -141,8 +133,10 @@ class EventRecorder:
         # The heap compares these numbers before it would compare Events, which have no order.
         self._numbers = itertools.count()
         self._queue: list[tuple[float, int, _Event]] = []
-        self._object_buckets: dict[tuple[str, str], _TokenBucket] = {}
-        self._bucket = _TokenBucket(limits.burst, limits.period)
+        self._objects = BucketTable(limits.per_object, _REMEMBERED)
+        self._namespaces = BucketTable(limits.per_namespace, _REMEMBERED)
+        self._bucket = TokenBucket(limits.rate)
+        self._spread = limits.spread
         self._logged: set[str] = set()
         self._wake = threading.Event()
         self._stopping = False
@@ -163,9 +157,17 @@ class EventRecorder:
         regarding = _regarding(problem.kind, problem.name, uid)
         if regarding is None:
             return
-        local = self._node_name if problem.reason.node_specific else ""
+        if not _is_valid(regarding):
+            # The API server would reject the Event's own name, which begins with this one.
+            self._metrics.event("dropped")
+            return
         # With the uid, an object that was deleted and made again has an Event of its own.
-        identity = (str(problem), uid, problem.reason.value, local)
+        identity = [problem.kind, problem.name, uid, problem.reason.value]
+        if problem.reason.node_specific:
+            # crc32, because hash() differs at each start.
+            identity.append(str(zlib.crc32(self._node_name.encode()) % _NODE_SLOTS))
+        else:
+            identity += (problem.field, problem.message)
         action = f"Program{problem.kind}"
         note = f"{problem.field}: {problem.message}"
         self._put(self._event("Warning", problem.reason.value, action, note, regarding, identity))
@@ -176,7 +178,7 @@ class EventRecorder:
         regarding = _regarding(Kind.NODE.value, self._node_name, self._node_name)
         assert regarding is not None  # noqa: S101 (_API_VERSIONS has Node)
         # With the time, because each start is a new Event and not a known one.
-        identity = (STARTING, datetime.now(UTC).isoformat())
+        identity = [STARTING, datetime.now(UTC).isoformat()]
         self._put(self._event("Normal", STARTING, "StartPyproxy", "", regarding, identity))
 
     def _event(
@@ -186,7 +188,7 @@ class EventRecorder:
         action: str,
         note: str,
         regarding: _Regarding,
-        identity: tuple[str, ...],
+        identity: Sequence[str],
     ) -> _Event:
         digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
         # A DNS subdomain: no label of it may end with a hyphen or be empty.
@@ -207,27 +209,25 @@ class EventRecorder:
     def _put(self, event: _Event) -> None:
         now = self._clock.now()
         with self._lock:
-            fits = len(self._queue) < self._limits.queue and self._within_object_limit(event, now)
+            fits = len(self._queue) < self._limits.queue and self._within_limits(event, now)
             if fits:
-                due = now + self._random.uniform(0, self._limits.spread)
+                due = now + self._random.uniform(0, self._spread)
                 heapq.heappush(self._queue, (due, next(self._numbers), event))
         if fits:
             self._wake.set()
         else:
             self._metrics.event("dropped")
 
-    def _within_object_limit(self, event: _Event, now: float) -> bool:
-        key = (event.regarding.kind, f"{event.metadata.namespace}/{event.regarding.name}")
-        bucket = self._object_buckets.pop(key, None)
-        if bucket is None:
-            bucket = _TokenBucket(self._limits.object_burst, self._limits.object_period)
-        # Inserted last again, so that the first bucket is the one unused for the longest time.
-        self._object_buckets[key] = bucket
-        if len(self._object_buckets) > _REMEMBERED:
-            del self._object_buckets[next(iter(self._object_buckets))]
-        if bucket.wait(now):
+    def _within_limits(self, event: _Event, now: float) -> bool:
+        namespace = event.metadata.namespace
+        buckets = (
+            self._objects.bucket((event.regarding.kind, namespace, event.regarding.name)),
+            self._namespaces.bucket(namespace),
+        )
+        if any(bucket.wait(now) for bucket in buckets):
             return False
-        bucket.take(now)
+        for bucket in buckets:
+            bucket.take(now)
         return True
 
     def _run(self) -> None:
@@ -259,6 +259,8 @@ class EventRecorder:
         except SourceError as error:
             if isinstance(error, ApiStatusError) and error.status == _EXISTS:
                 self._metrics.event("known")
+                # Many nodes post the same Events, so this one leaves them more time to be first.
+                self._set_spread(2 * self._spread)
                 return
             self._metrics.event("refused")
             kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
@@ -267,6 +269,12 @@ class EventRecorder:
                 self._logged.add(kind)
         else:
             self._metrics.event("posted")
+            self._set_spread(self._spread / 2)
+
+    def _set_spread(self, seconds: float) -> None:
+        with self._lock:
+            limits = self._limits
+            self._spread = max(limits.spread, min(seconds, limits.longest_spread))
 
 
 def _regarding(kind: str, name: str, uid: str) -> _Regarding | None:
@@ -278,5 +286,14 @@ def _regarding(kind: str, name: str, uid: str) -> _Regarding | None:
     return _Regarding(kind, api_version, last, namespace if slash else UNSET, uid or UNSET)
 
 
+def _is_valid(regarding: _Regarding) -> bool:
+    """Return whether an object has names that the API server accepts."""
+    namespace = regarding.namespace
+    return bool(_NAME.fullmatch(regarding.name)) and (
+        namespace is UNSET or bool(_NAMESPACE.fullmatch(namespace))
+    )
+
+
 def _cut(text: str, limit: int) -> str:
+    # Surrogates, which UTF-8 cannot encode, do not occur in a Problem.
     return text.encode()[:limit].decode(errors="ignore")

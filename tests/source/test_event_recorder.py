@@ -17,6 +17,7 @@ from pyproxy_lab.client import ApiClient
 
 from pyproxy.errors import Problem, ProblemReason
 from pyproxy.metrics import Metrics
+from pyproxy.rate_limits import Rate
 from pyproxy.source.access import Access
 from pyproxy.source.client import Client
 from pyproxy.source.event_recorder import EventRecorder, Limits
@@ -25,7 +26,7 @@ from tests.waiting import until
 from .scripted import Exchange, serving
 
 ADMIN, PROXY = "admin", "proxy"
-AT_ONCE = Limits(spread=0.0)
+AT_ONCE = Limits(spread=0.0, longest_spread=0.0)
 WEB = Problem("Service", "shop/web", "spec.externalIPs[0]", "'x' is not an IP address; ignored")
 
 
@@ -185,7 +186,7 @@ def about(number: int) -> Problem:
 
 def test_events_are_limited_per_object_and_overall() -> None:
     clock = StandingClock()
-    limits = Limits(spread=0.0, burst=3, period=5.0, object_burst=2, object_period=100.0)
+    limits = Limits(spread=0.0, rate=Rate(3, 5.0), per_object=Rate(2, 100.0))
     with (
         serving(lambda exchange: exchange.respond({}, 201)) as server,
         recording(server.url, limits, clock=clock) as (recorder, metrics),
