@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from itertools import islice
 
-import msgspec
-
+from pyproxy import logs
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
-from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.errors import KernelError, Problem, ProblemReason
-from pyproxy.model.address import Backend
+from pyproxy.model.address import Address
 from pyproxy.model.objects import Kind, ObjectName, Service
-from pyproxy.policy.endpoints import merge_slices, route_service
-from pyproxy.policy.frontend_conflicts import Affected, Assignment, FrontendOwners
-from pyproxy.policy.reserved_frontends import Reserved, ReservedFilter
+from pyproxy.model.service_bounds import ServiceBounds
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.frontend_conflicts import Assignment, FrontendOwners
 from pyproxy.policy.routing import ServiceRouting, expand_node_ports
+from pyproxy.policy.service_bounds import Bounded, within_bounds
 
 log = logging.getLogger(__name__)
 
@@ -25,58 +23,50 @@ Routings = dict[ObjectName, ServiceRouting | None]
 """The routing of each Service; None for one that is gone."""
 
 
-_AT_ONCE = 256
-"""Services that one call routes beyond those that are due, if they need not be routed at once."""
-
-_API_SERVER = ObjectName("default", "kubernetes")
-"""The Service of the API server, in a namespace where few may write."""
-
-
 class ServiceRouter:
     """Routes Services of one cluster state on the node `hostname`, and tracks their problems.
+
+    Of a Service beyond the `bounds`, the rest is left out.
 
     It remembers which Service owns which frontend, so every removed Service must be routed too.
     """
 
     def __init__(
-        self, cluster_state: ClusterState, problems: ProblemTracker, hostname: str
+        self,
+        cluster_state: ClusterState,
+        problems: ProblemTracker,
+        hostname: str,
+        bounds: ServiceBounds,
     ) -> None:
         self._cluster_state = cluster_state
         self._problems = problems
         self._hostname = hostname
+        self._bounds = bounds
         self._owners = FrontendOwners()
-        self._filter = ReservedFilter(Reserved())
         self._with_problems: set[ObjectName] = set()
 
-    def route(self, names: Iterable[ObjectName], node: NodeRouting) -> Routings:
+    def route(self, names: Iterable[ObjectName], node_ports: tuple[Address, ...]) -> Routings:
         """Return the routings of these Services, and of those that gain or lose a frontend by them.
 
-        One Service with a new cluster IP may take it from any number of others. At most 256 of them
-        are routed too, and the rest is marked as changed.
+        `node_ports` are the addresses of node ports.
         """
-        if node.reserved != self._filter.reserved:
-            self._filter = ReservedFilter(node.reserved)
         routings: Routings = {}
         queue = list(names)
-        later: dict[ObjectName, None] = {}
         # The queue grows meanwhile. The loop ends, because routing an affected Service again with
         # the same frontends affects no further one.
         for name in queue:
-            affected, routings[name] = self._route(name, node)
+            affected, routings[name] = self._route(name, node_ports)
             if affected:
-                queue.extend(affected.now)
-                later.update(dict.fromkeys(affected.later))
-        waiting = iter(later)
-        for name in islice(waiting, _AT_ONCE):
-            _, routings[name] = self._route(name, node)
-        self._cluster_state.route_again(waiting)
+                queue.extend(affected)
         return routings
 
     def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:
         """Record that the kernel rejected a Service, or with None that it took it."""
         self._found(ProblemSource.KERNEL, name, () if error is None else (_rejected(name, error),))
 
-    def _route(self, name: ObjectName, node: NodeRouting) -> tuple[Affected, ServiceRouting | None]:
+    def _route(
+        self, name: ObjectName, node_ports: tuple[Address, ...]
+    ) -> tuple[frozenset[ObjectName], ServiceRouting | None]:
         service = self._cluster_state.services.get(name)
         if service is None:
             for source in (ProblemSource.ROUTING, ProblemSource.CONFLICT, ProblemSource.KERNEL):
@@ -84,39 +74,29 @@ class ServiceRouter:
             self._with_problems.discard(name)
             return self._owners.remove(name), None
         try:
-            assigned = self._assign(service, node)
+            bounded = self._within_bounds(service)
+            assigned = self._assign(bounded, node_ports)
         except Exception as error:
             # A bug must affect this Service alone. An agent that exits here would exit at every
             # start, and the node would keep an old state of all Services.
-            log.exception("cannot route Service %s: this is a bug in pyproxy", name)
+            about = logs.about(Kind.SERVICE.value, name)
+            log.exception("cannot route Service %s: this is a bug in pyproxy", name, extra=about)
             self._found(ProblemSource.ROUTING, name, (_failed(name, error),))
             return self._owners.remove(name), None
         # Most Services have no problem now and had none before.
-        if assigned.problems or name in self._with_problems:
-            self._found(ProblemSource.ROUTING, name, ())
+        if assigned.problems or bounded.problems or name in self._with_problems:
+            self._found(ProblemSource.ROUTING, name, bounded.problems)
             self._found(ProblemSource.CONFLICT, name, assigned.problems)
         return assigned.affected, assigned.routing
 
-    def _assign(self, service: Service, node: NodeRouting) -> Assignment:
-        state = self._cluster_state
-        slices = self._filter.endpoints(state.slices_of(service.name))
-        routing = route_service(service, slices, state.node, self._hostname)
-        routing = expand_node_ports(routing, node.node_port_addresses)
-        routing, problems = self._filter.frontends(service, routing)
-        assigned = self._owners.assign(
-            service,
-            routing,
-            node_addresses=node.node_port_addresses,
-            api_servers=self._endpoints_of(service) if service.name == _API_SERVER else (),
-        )
-        if not problems:
-            return assigned
-        return msgspec.structs.replace(assigned, problems=problems + assigned.problems)
-
-    def _endpoints_of(self, service: Service) -> set[Backend]:
+    def _within_bounds(self, service: Service) -> Bounded:
         slices = self._cluster_state.slices_of(service.name)
-        merged = merge_slices(slices, self._hostname)
-        return {backend for endpoints in merged.values() for backend in endpoints}
+        return within_bounds(service, slices, self._hostname, self._bounds)
+
+    def _assign(self, bounded: Bounded, node_ports: tuple[Address, ...]) -> Assignment:
+        service, node = bounded.service, self._cluster_state.node
+        routing = route_service(service, bounded.slices, node, self._hostname)
+        return self._owners.assign(service, expand_node_ports(routing, node_ports))
 
     def _found(
         self, source: ProblemSource, name: ObjectName, problems: tuple[Problem, ...]

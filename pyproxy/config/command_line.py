@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import msgspec
 
-from pyproxy.config import effective, feature_gates, flags, modes
+from pyproxy.config import effective, flags, modes
 from pyproxy.config.given import FLAGS, Given, command_line
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.remarks import remarks
@@ -31,6 +31,7 @@ from pyproxy.config.settings import (
     SyncPeriods,
 )
 from pyproxy.errors import UsageError
+from pyproxy.model.service_bounds import ServiceBounds
 
 _BY_NAME = {flag.name: flag for flag in FLAGS}
 
@@ -125,7 +126,6 @@ def settings(namespace: argparse.Namespace) -> Settings:
         local_traffic=_local_traffic(given),
         masquerade=Masquerade(given[flags.MASQUERADE_BIT], given[flags.MASQUERADE_ALL]),
         node_ports=_node_ports(given),
-        external_ips=feature_gates.allows_external_ips(given[flags.FEATURE_GATES]),
         serving=Serving(
             health=given[flags.HEALTHZ_BIND_ADDRESS],
             metrics=given[flags.METRICS_BIND_ADDRESS],
@@ -147,6 +147,11 @@ def settings(namespace: argparse.Namespace) -> Settings:
         ui=given[flags.UI_BIND_ADDRESS],
         inspect_socket=given[flags.INSPECT_SOCKET],
         endpoint_counters=given.in_mode(flags.ENDPOINT_COUNTERS),
+        bounds=ServiceBounds(
+            frontends=given[flags.MAX_FRONTENDS_PER_SERVICE],
+            endpoints=given[flags.MAX_ENDPOINTS_PER_SERVICE],
+            source_ranges=given[flags.MAX_SOURCE_RANGES_PER_SERVICE],
+        ),
         flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,

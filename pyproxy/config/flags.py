@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyproxy.config import values
 from pyproxy.config.flag import Flag
 from pyproxy.config.modes import DEFAULT, ProxyMode
+from pyproxy.model.service_bounds import DEFAULT_BOUNDS
 
 _IPTABLES = frozenset({ProxyMode.IPTABLES})
 _IPVS = frozenset({ProxyMode.IPVS})
@@ -91,15 +92,6 @@ NODEPORT_ADDRESSES = Flag(
     "addresses of node ports: CIDRs, primary, all, localhost; "
     "if not given, all,localhost in iptables mode and all in ipvs mode",
     fields=("nodePortAddresses",),
-    repeats=True,
-)
-
-FEATURE_GATES = Flag(
-    "--feature-gates",
-    values.booleans_by_name,
-    "",
-    "feature gates as NAME=BOOL; AllowServiceExternalIPs=false proxies no external IP",
-    ("featureGates",),
     repeats=True,
 )
 
@@ -322,6 +314,24 @@ UI_BIND_ADDRESS = Flag(
     "",
     "address of the read-only page; a port alone is on 127.0.0.1; empty or 0 for none",
 )
+MAX_FRONTENDS_PER_SERVICE = Flag(
+    "--max-frontends-per-service",
+    values.integer(1, 2**31 - 1),
+    str(DEFAULT_BOUNDS.frontends),
+    "most frontends of one Service: its addresses times its ports, without node addresses",
+)
+MAX_ENDPOINTS_PER_SERVICE = Flag(
+    "--max-endpoints-per-service",
+    values.integer(1, 2**31 - 1),
+    str(DEFAULT_BOUNDS.endpoints),
+    "most endpoints of one Service, counted for each of its frontends",
+)
+MAX_SOURCE_RANGES_PER_SERVICE = Flag(
+    "--max-source-ranges-per-service",
+    values.integer(1, 2**31 - 1),
+    str(DEFAULT_BOUNDS.source_ranges),
+    "most source ranges of one Service, counted for each of its load balancer frontends",
+)
 ENDPOINT_COUNTERS = Flag(
     "--endpoint-counters",
     values.boolean,
@@ -344,53 +354,7 @@ MIN_SYNC_PERIOD_ALIASES = (IPTABLES_MIN_SYNC_PERIOD, IPVS_MIN_SYNC_PERIOD)
 ALIASES: tuple[Flag[float], ...] = (*SYNC_PERIOD_ALIASES, *MIN_SYNC_PERIOD_ALIASES)
 """Flags with the meaning of another flag. That flag reads their fields of a file."""
 
-EFFECTIVE: tuple[Flag[object], ...] = (
-    KUBECONFIG,
-    MASTER,
-    MANIFESTS,
-    HOSTNAME_OVERRIDE,
-    BIND_ADDRESS,
-    PROXY_MODE,
-    DETECT_LOCAL_MODE,
-    CLUSTER_CIDR,
-    POD_BRIDGE_INTERFACE,
-    POD_INTERFACE_NAME_PREFIX,
-    MASQUERADE_ALL,
-    MASQUERADE_BIT,
-    NODEPORT_ADDRESSES,
-    FEATURE_GATES,
-    HEALTHZ_BIND_ADDRESS,
-    METRICS_BIND_ADDRESS,
-    BIND_ADDRESS_HARD_FAIL,
-    SYNC_PERIOD,
-    MIN_SYNC_PERIOD,
-    IPTABLES_SYNC_PERIOD,
-    IPTABLES_MIN_SYNC_PERIOD,
-    IPVS_SYNC_PERIOD,
-    IPVS_MIN_SYNC_PERIOD,
-    IPTABLES_FLAVOUR,
-    IPTABLES_LOCALHOST_NODEPORTS,
-    IPVS_SCHEDULER,
-    IPVS_EXCLUDE_CIDRS,
-    IPVS_STRICT_ARP,
-    IPVS_TCP_TIMEOUT,
-    IPVS_TCPFIN_TIMEOUT,
-    IPVS_UDP_TIMEOUT,
-    TAKEOVER,
-    CONNTRACK_MAX_PER_CORE,
-    CONNTRACK_MIN,
-    CONNTRACK_TCP_BE_LIBERAL,
-    CONNTRACK_TCP_TIMEOUT_CLOSE_WAIT,
-    CONNTRACK_TCP_TIMEOUT_ESTABLISHED,
-    CONNTRACK_UDP_TIMEOUT,
-    CONNTRACK_UDP_TIMEOUT_STREAM,
-    OOM_SCORE_ADJ,
-    INSPECT_SOCKET,
-    UI_BIND_ADDRESS,
-    ENDPOINT_COUNTERS,
-    VERBOSITY,
-    CONFIG,
-    WRITE_CONFIG_TO,
-    INIT_ONLY,
-    CLEANUP,
+EFFECTIVE: tuple[Flag[object], ...] = tuple(
+    each for each in tuple(vars().values()) if isinstance(each, Flag)
 )
+"""All flags of this module."""

@@ -13,6 +13,7 @@ from pyproxy.config.modes import DEFAULT, ProxyMode
 from pyproxy.config.schema import KubeProxyConfiguration
 from pyproxy.model.address import Address, Family, Mark, Network, address_text
 from pyproxy.model.flavour import Flavour
+from pyproxy.model.service_bounds import DEFAULT_BOUNDS, ServiceBounds
 
 LOOPBACK = Network(Address(b"\x7f\0\0\0"), 8)
 """The IPv4 addresses that only this machine itself can send to."""
@@ -207,11 +208,9 @@ class Settings(msgspec.Struct, frozen=True):
     removes kube-proxy's objects from the kernel. `iptables` and `ipvs` have their defaults in other
     modes. `oom_score_adj` is that of proc(5), from -1000 to 1000.
 
-    With `external_ips` false, no external IP is proxied (feature gate AllowServiceExternalIPs).
-
     `ui` is the address of the read-only page, None for no page. `inspect_socket` is the path of the
     Unix socket that `pyproxy status` and similar commands connect to, empty for no socket.
-    `endpoint_counters` counts the connections to each endpoint.
+    `endpoint_counters` counts the connections to each endpoint. `bounds` are those of each Service.
 
     `flags` are all flags, in alphabetical order. `configuration` has the same settings as a
     KubeProxyConfiguration, and `config_file` is the path that it was read from, empty for none.
@@ -228,7 +227,6 @@ class Settings(msgspec.Struct, frozen=True):
     local_traffic: LocalTraffic = LocalTraffic()
     masquerade: Masquerade = Masquerade()
     node_ports: NodePorts = NodePorts()
-    external_ips: bool = True
     serving: Serving = Serving()
     pace: SyncPeriods = SyncPeriods()
     conntrack: Conntrack = Conntrack()
@@ -238,6 +236,7 @@ class Settings(msgspec.Struct, frozen=True):
     ui: ListenAddress | None = None
     inspect_socket: str = "/run/pyproxy/pyproxy.sock"
     endpoint_counters: bool = False
+    bounds: ServiceBounds = DEFAULT_BOUNDS
     flags: tuple[FlagValue, ...] = ()
     configuration: KubeProxyConfiguration = KubeProxyConfiguration()
     config_file: str = ""

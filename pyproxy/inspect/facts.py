@@ -25,6 +25,7 @@ from pyproxy.model.objects import (
 )
 from pyproxy.policy.endpoints import merge_slices
 from pyproxy.policy.routing import PortRouting, ServiceRouting
+from pyproxy.policy.service_bounds import within_bounds
 from pyproxy.source.api_objects import ServiceLookup
 
 
@@ -141,11 +142,13 @@ class Facts(msgspec.Struct, frozen=True):
     def ports(self) -> Iterator[PortFacts]:
         """Yield the target's ports."""
         # Merged again, because the routing has only the endpoints that are used.
-        merged = merge_slices(self.agent.slices, self.hostname)
+        bounds = self.agent.settings.bounds
+        bounded = within_bounds(self.service, self.agent.slices, self.hostname, bounds)
+        merged = merge_slices(bounded.slices, self.hostname)
         ports = self.agent.routing.ports if self.agent.routing else ()
         routings = {(port.family, port.name, port.protocol): port for port in ports}
         for family in self.families:
-            for port in self.service.ports:
+            for port in bounded.service.ports:
                 key = (family, port.name, port.protocol)
                 if self._is_target(routings.get(key)):
                     yield PortFacts(family, port, merged.get(key, {}), routings.get(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 import msgspec
 
@@ -10,11 +10,15 @@ from pyproxy.errors import Problem, UsageError
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import InvalidObject, invalid_object
 from pyproxy.model.address import Backend, Family, address_text, backend_text, family_of
-from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, ObjectName, Service, ServicePort
+from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, ObjectName, Service
 from pyproxy.policy.endpoints import merge_slices, select_endpoints
 from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
+from pyproxy.policy.service_bounds import within_bounds
 from pyproxy.policy.topology import IgnoredHint, TopologyChoice
 from pyproxy.policy.unused import UnusedReasons, unused_reasons
+
+_UNMATCHED = 1000
+"""Endpoints without a port of the Service that are shown; slices may have 20,000 such ports."""
 
 
 class FrontendView(msgspec.Struct, frozen=True):
@@ -120,7 +124,10 @@ def _service_view(
     problems: Sequence[Problem],
 ) -> ServiceView:
     service, routing = snapshot.services[name], snapshot.routings.get(name)
-    ports = tuple(_ports(snapshot, service, routing, slices))
+    settings = snapshot.settings
+    # As routed: the rest is in `invalid`, and its product of ports and endpoints may be huge.
+    bounded = within_bounds(service, slices, settings.node_name, settings.bounds)
+    ports = tuple(_ports(snapshot, bounded.service, routing, bounded.slices))
     return ServiceView(
         namespace=name.namespace,
         name=name.name,
@@ -145,7 +152,7 @@ def _ports(
     snapshot: Snapshot,
     service: Service,
     routing: ServiceRouting | None,
-    slices: Sequence[EndpointSlice],
+    slices: Collection[EndpointSlice],
 ) -> Iterator[PortView]:
     hostname = snapshot.settings.node_name
     zone = snapshot.node.zone if snapshot.node else ""
@@ -189,9 +196,11 @@ def _endpoints(
 ) -> Iterator[EndpointView]:
     # From the routing: a Service that waits for a sync shows its programmed state.
     uses = {frontend.use for frontend in port.frontends} if port else set()
+    # Sets, because a look-up in a tuple would take time in proportion to the endpoints.
+    clusters = frozenset(port.cluster if port else ())
+    locals_ = frozenset(port.local if port else ())
     for backend, endpoint in sorted(endpoints.items()):
-        cluster = port is not None and backend in port.cluster
-        local = port is not None and backend in port.local
+        cluster, local = backend in clusters, backend in locals_
         used_by, reason = "", ""
         # With externalTrafficPolicy Local, internal clients use `cluster`, all others `local`.
         if Use.SPLIT in uses:
@@ -218,22 +227,23 @@ def _reason(backend: Backend, reasons: UnusedReasons, *, local: bool) -> str:
 def _unmatched(service: Service, slices: Sequence[EndpointSlice]) -> Iterator[EndpointView]:
     # Policy joins slices to ports by family, name and protocol. The protocol is not compared here.
     wanted = families(service)
+    names = {port.name for port in service.ports}
+    shown = 0
     for part in slices:
         for port in part.ports:
-            reason = _mismatch(service.ports, part.family in wanted, part.family, port.name)
+            reason = _mismatch(names, part.family in wanted, part.family, port.name)
             if not reason:
                 continue
-            for endpoint in part.endpoints:
+            for endpoint in part.endpoints[: _UNMATCHED - shown]:
                 backend = Backend(endpoint.address + port.port.to_bytes(2, "big"))
                 yield EndpointView(backend_text(backend), endpoint.node, endpoint.zone, "", reason)
+                shown += 1
 
 
-def _mismatch(ports: Sequence[ServicePort], has_family: bool, family: Family, name: str) -> str:
+def _mismatch(names: Set[str], has_family: bool, family: Family, name: str) -> str:
     if not has_family:
         return f"the Service has no {family.label} address"
-    if all(port.name != name for port in ports):
-        return f"the Service has no port named {name!r}"
-    return ""
+    return "" if name in names else f"the Service has no port named {name!r}"
 
 
 def _slices_by_service(snapshot: Snapshot) -> dict[ObjectName, list[EndpointSlice]]:

@@ -1,0 +1,232 @@
+"""Cut a Service and its slices to the bounds of one Service, before any other work on them.
+
+A tenant may write a Service with 1,000 ports and 264 external IPs, or slices with 20,000 ports and
+1,000 endpoints each, of which the API server stores megabytes. Their product would take minutes to
+route and to program, so it must not even be built. The choice depends on the objects and the node
+alone, so that a restart changes nothing.
+
+- Frontends: cluster IPs come first, then node ports, load balancer addresses and external IPs.
+  Ports and addresses are left out from the end of their list.
+- Endpoints: those on this node come first, then ready ones. The rest is in the order of a digest.
+  One more endpoint displaces one at most.
+- Source ranges: the ranges beyond the bound admit no client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from zlib import crc32
+
+import msgspec
+
+from pyproxy.errors import Problem
+from pyproxy.model.address import Address, Family, Port, Protocol, family_of
+from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, Service, ServicePort
+from pyproxy.model.service_bounds import ServiceBounds
+
+_PortKey = tuple[Family, str, Protocol]
+_Ranked = tuple[bool, bool, bool, int]
+
+
+class Bounded(msgspec.Struct, frozen=True):
+    """A Service with the ports, addresses, endpoints and source ranges that are used."""
+
+    service: Service
+    slices: Collection[EndpointSlice]
+    problems: tuple[Problem, ...] = ()
+
+
+def within_bounds(
+    service: Service, slices: Collection[EndpointSlice], hostname: str, bounds: ServiceBounds
+) -> Bounded:
+    """Return a Service and its slices within the bounds; nearly always the same values.
+
+    `hostname` is the node name in EndpointSlices. Takes time in proportion to the two objects, not
+    to the product of their lists.
+    """
+    problems: list[Problem] = []
+
+    def report(field: str, message: str) -> None:
+        problems.append(Problem(Kind.SERVICE.value, str(service.name), field, message))
+
+    bounded = _cut_frontends(service, bounds.frontends, report)
+    bounded = _cut_source_ranges(bounded, bounds.source_ranges, report)
+    used = _cut_endpoints(bounded, slices, hostname, bounds.endpoints, report)
+    return Bounded(bounded, used, tuple(problems))
+
+
+_Report = Callable[[str, str], None]
+
+
+def _families(service: Service) -> tuple[Family, ...]:
+    return service.families or tuple(dict.fromkeys(map(family_of, service.cluster_ips)))
+
+
+def _cut_frontends(service: Service, bound: int, report: _Report) -> Service:
+    families = len(_families(service))
+    addresses = (service.cluster_ips, service.load_balancer_ips, service.external_ips)
+    # At most two node ports, one in each family, so that the common case needs no loop.
+    most = len(service.ports) * (sum(map(len, addresses)) + families)
+    if most <= bound:
+        return service
+    left = bound
+    cluster_ips = len(service.cluster_ips)
+    ports = service.ports[: left // max(cluster_ips, 1)]
+    left -= len(ports) * cluster_ips
+    ports, left = _cut_node_ports(ports, families, left)
+    load_balancer_ips = _first(service.load_balancer_ips, len(ports), left)
+    left -= len(ports) * len(load_balancer_ips)
+    external_ips = _first(service.external_ips, len(ports), left)
+    cut = msgspec.structs.replace(
+        service, ports=ports, load_balancer_ips=load_balancer_ips, external_ips=external_ips
+    )
+    left_out = [
+        f"{before - after:,} of {before:,} {field}"
+        for field, before, after in (
+            ("spec.ports", len(service.ports), len(ports)),
+            ("spec.ports[*].nodePort", _node_ports(service.ports), _node_ports(ports)),
+            (
+                "status.loadBalancer.ingress",
+                len(service.load_balancer_ips),
+                len(load_balancer_ips),
+            ),
+            ("spec.externalIPs", len(service.external_ips), len(external_ips)),
+        )
+        if after < before
+    ]
+    if not left_out:
+        return service
+    report(
+        "spec",
+        f"its addresses times its ports are more than --max-frontends-per-service={bound}: "
+        f"not proxied are {', '.join(left_out)}",
+    )
+    return cut
+
+
+def _first(addresses: tuple[Address, ...], ports: int, left: int) -> tuple[Address, ...]:
+    """Return as many addresses as leave the frontends of all ports within what is left."""
+    return addresses[: left // max(ports, 1)]
+
+
+def _cut_node_ports(
+    ports: tuple[ServicePort, ...], families: int, left: int
+) -> tuple[tuple[ServicePort, ...], int]:
+    """Return the ports without the node ports beyond what is left, and what is left then."""
+    kept: list[ServicePort] = []
+    for port in ports:
+        if port.node_port:
+            if left >= families:
+                left -= families
+            else:
+                port = msgspec.structs.replace(port, node_port=Port(0))  # noqa: PLW2901
+        kept.append(port)
+    return tuple(kept), left
+
+
+def _node_ports(ports: tuple[ServicePort, ...]) -> int:
+    return sum(1 for port in ports if port.node_port)
+
+
+def _cut_source_ranges(service: Service, bound: int, report: _Report) -> Service:
+    # None at all would open the Service to every client, so at least one range stays.
+    frontends = len(service.ports) * len(service.load_balancer_ips)
+    most = max(bound // max(frontends, 1), 1)
+    ranges = service.source_ranges
+    if len(ranges) <= most:
+        return service
+    report(
+        "spec.loadBalancerSourceRanges",
+        f"the ranges, counted for each load balancer address and port, are more than "
+        f"--max-source-ranges-per-service={bound}: {len(ranges) - most:,} of {len(ranges):,} "
+        "admit no client",
+    )
+    return msgspec.structs.replace(service, source_ranges=ranges[:most])
+
+
+def _cut_endpoints(
+    service: Service,
+    slices: Collection[EndpointSlice],
+    hostname: str,
+    bound: int,
+    report: _Report,
+) -> Collection[EndpointSlice]:
+    # A generous upper limit first, because nearly all Services are far below the bound.
+    addresses = sum(map(len, (service.cluster_ips, service.load_balancer_ips)))
+    frontends = max(len(service.ports) * (addresses + len(service.external_ips) + 1), 1)
+    if sum(len(part.endpoints) * len(part.ports) for part in slices) * frontends <= bound:
+        return slices
+    weights = _frontends_by_port(service)
+    # Ports that the Service lacks would be merged too.
+    parts = [_with_known_ports(part, weights) for part in slices]
+    weight_of = [sum(weights[each] for each in _keys(part)) for part in parts]
+    total = sum(len(part.endpoints) * weight for part, weight in zip(parts, weight_of, strict=True))
+    if total <= bound:
+        return parts
+    costs: dict[Address, int] = {}
+    ranks: dict[Address, _Ranked] = {}
+    for part, weight in zip(parts, weight_of, strict=True):
+        for endpoint in part.endpoints:
+            address = endpoint.address
+            costs[address] = costs.get(address, 0) + weight
+            rank = _rank(endpoint, hostname)
+            ranks[address] = min(rank, ranks.get(address, rank))
+    used = set(_affordable(ranks, costs, bound))
+    report(
+        "spec.ports",
+        "its endpoints, counted for each frontend, are more than "
+        f"--max-endpoints-per-service={bound}: some get no connection from this node",
+    )
+    return [
+        msgspec.structs.replace(
+            part, endpoints=tuple(each for each in part.endpoints if each.address in used)
+        )
+        for part in parts
+    ]
+
+
+def _affordable(
+    ranks: Mapping[Address, _Ranked], costs: Mapping[Address, int], bound: int
+) -> Iterator[Address]:
+    """Yield the first endpoints whose costs are within the bound, and one at least."""
+    spent = 0
+    for address in sorted(ranks, key=ranks.__getitem__):
+        spent += costs[address]
+        if spent > bound and spent > costs[address]:
+            return
+        yield address
+
+
+def _rank(endpoint: Endpoint, hostname: str) -> _Ranked:
+    # Not hash(), which differs at each start.
+    digest = crc32(endpoint.address)
+    return endpoint.node != hostname, not endpoint.ready, not endpoint.serving, digest
+
+
+def _frontends_by_port(service: Service) -> dict[_PortKey, int]:
+    """Count the frontends of each port in each family, at least one."""
+    found: dict[_PortKey, int] = {}
+    for family in _families(service):
+        size = family.bits // 8
+        addresses = sum(
+            1
+            for each in (service.cluster_ips, service.load_balancer_ips, service.external_ips)
+            for address in each
+            if len(address) == size
+        )
+        for port in service.ports:
+            key = (family, port.name, port.protocol)
+            frontends = addresses + bool(port.node_port)
+            found[key] = found.get(key, 0) + max(frontends, 1)
+    return found
+
+
+def _keys(part: EndpointSlice) -> Iterator[_PortKey]:
+    return ((part.family, port.name, port.protocol) for port in part.ports)
+
+
+def _with_known_ports(part: EndpointSlice, known: Mapping[_PortKey, int]) -> EndpointSlice:
+    ports = tuple(port for port in part.ports if (part.family, port.name, port.protocol) in known)
+    if len(ports) == len(part.ports):
+        return part
+    return msgspec.structs.replace(part, ports=ports)

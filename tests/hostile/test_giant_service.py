@@ -1,0 +1,344 @@
+"""One Service or slice as large as the API server stores: bounded rows, and linear work."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from pyproxy.agent.node import NodeRules
+from pyproxy.config.settings import Settings
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.inspect.services import services
+from pyproxy.model.address import Address, Family, Network, Port, Protocol
+from pyproxy.model.events import Upsert
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Kind,
+    Service,
+    ServicePort,
+    SlicePort,
+)
+from pyproxy.model.service_bounds import DEFAULT_BOUNDS, ServiceBounds
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.routing import Scope, ServiceRouting
+from pyproxy.policy.service_bounds import Bounded, within_bounds
+from pyproxy.source.decode import NotProxied, Value, decode_object
+from tests.agent.objects import HOSTNAME, NODE, Stage
+from tests.builders import WEB, endpoint_slice, ip, name, service
+from tests.config.parsing import parse
+from tests.hostile.counting import Unsearchable, instructions
+from tests.ui.snapshots import snapshot
+
+SMALL = ServiceBounds(frontends=100, endpoints=1000, source_ranges=50)
+TCP = Protocol.TCP
+
+
+def address(network: int, number: int) -> Address:
+    return Address(bytes((network,)) + number.to_bytes(3, "big"))
+
+
+def giant(
+    ports: int, *, external: int = 0, balanced: int = 0, ranges: int = 0, node_ports: int = 0
+) -> Service:
+    return Service(
+        WEB,
+        tuple(
+            ServicePort(f"p{n}", TCP, Port(1000 + n), Port(30000 + n if n < node_ports else 0))
+            for n in range(ports)
+        ),
+        (ip("10.96.0.1"),),
+        external_ips=tuple(address(192, n) for n in range(external)),
+        load_balancer_ips=tuple(address(198, n) for n in range(balanced)),
+        source_ranges=tuple(Network(address(20, n), 32) for n in range(ranges)),
+        families=(Family.IPV4,),
+    )
+
+
+def part(endpoints: Sequence[Endpoint], ports: int, number: int = 0) -> EndpointSlice:
+    return EndpointSlice(
+        name(f"web-{number}"),
+        WEB,
+        Family.IPV4,
+        tuple(SlicePort(f"p{n}", TCP, Port(8080)) for n in range(ports)),
+        tuple(endpoints),
+    )
+
+
+def endpoints(count: int, node: str = "node-b") -> list[Endpoint]:
+    return [Endpoint(address(10, n), node=node) for n in range(count)]
+
+
+def routing(bounded: Bounded) -> ServiceRouting:
+    return route_service(bounded.service, bounded.slices, NODE, HOSTNAME)
+
+
+def frontends(bounded: Bounded) -> dict[Scope, int]:
+    found = [each.scope for port in routing(bounded).ports for each in port.frontends]
+    return {scope: found.count(scope) for scope in Scope}
+
+
+def bounded(big: Service, *slices: EndpointSlice, bounds: ServiceBounds = SMALL) -> Bounded:
+    return within_bounds(big, slices, HOSTNAME, bounds)
+
+
+CUTS = [
+    (giant(50, external=1), (50, 0, 0, 50), ()),
+    (giant(10, external=30), (10, 0, 0, 90), ("21 of 30 spec.externalIPs",)),
+    (
+        giant(10, balanced=5, external=30, node_ports=10),
+        (10, 10, 50, 30),
+        ("27 of 30 spec.externalIPs",),
+    ),
+    (
+        giant(10, balanced=30, external=30),
+        (10, 0, 90, 0),
+        ("21 of 30 status.loadBalancer.ingress", "30 of 30 spec.externalIPs"),
+    ),
+    (
+        giant(80, balanced=1, external=1, node_ports=80),
+        (80, 20, 0, 0),
+        ("60 of 80 spec.ports[*].nodePort", "1 of 1 spec.externalIPs"),
+    ),
+    (giant(150, external=1), (100, 0, 0, 0), ("50 of 150 spec.ports", "1 of 1 spec.externalIPs")),
+]
+
+
+@pytest.mark.parametrize(("big", "kept", "named"), CUTS)
+def test_the_most_important_frontends_are_kept(
+    big: Service, kept: tuple[int, ...], named: tuple[str, ...]
+) -> None:
+    found = bounded(big)
+    counts = frontends(found)
+    order = (Scope.CLUSTER_IP, Scope.NODE_PORT, Scope.LOAD_BALANCER, Scope.EXTERNAL_IP)
+    assert tuple(counts[scope] for scope in order) == kept
+    assert len(found.problems) == bool(named)
+    for each in named:
+        assert each in found.problems[0].message
+        assert "--max-frontends-per-service=100" in found.problems[0].message
+
+
+def test_the_flags_bound_a_service() -> None:
+    kinds = ("frontends", "endpoints", "source-ranges")
+    found = parse(*(f"--max-{kind}-per-service={n}" for n, kind in enumerate(kinds, 1)))
+    assert found.bounds == ServiceBounds(1, 2, 3)
+    assert NodeRules(found, lambda: ()).bounds == found.bounds
+    one = bounded(
+        giant(2, external=1, ranges=9, balanced=1), part(endpoints(9), 2), bounds=found.bounds
+    )
+    assert sum(frontends(one).values()) == 1
+    assert len(used(one)) == 2
+
+
+def test_a_service_within_the_bounds_is_the_same_value() -> None:
+    big, parts = giant(10, external=4, balanced=4, ranges=1), (part(endpoints(1), 10),)
+    found = within_bounds(big, parts, HOSTNAME, SMALL)
+    assert found.service is big
+    assert found.slices is parts
+    assert found.problems == ()
+
+
+def test_source_ranges_beyond_the_bound_admit_no_client() -> None:
+    found = bounded(giant(5, balanced=2, ranges=40))
+    assert found.service.source_ranges == giant(1, ranges=5).source_ranges
+    (problem,) = found.problems
+    assert "35 of 40 admit no client" in problem.message
+    # Never none at all, which would admit every client.
+    tight = msgspec.structs.replace(SMALL, source_ranges=1)
+    assert len(bounded(giant(5, balanced=2, ranges=40), bounds=tight).service.source_ranges) == 1
+
+
+def used(found: Bounded) -> set[Address]:
+    return {Address(b[:-2]) for port in routing(found).ports for b in port.cluster}
+
+
+def test_endpoints_are_bounded_and_those_of_this_node_are_kept() -> None:
+    here = [Endpoint(address(11, n), node=HOSTNAME) for n in range(7)]
+    unready = [Endpoint(address(12, n), ready=False, node="node-b") for n in range(50)]
+    everything = [*unready, *endpoints(500), *here]
+    random.Random(1).shuffle(everything)
+    found = bounded(giant(10, external=1), part(everything, 10))
+    rows = sum(len(port.cluster) * len(port.frontends) for port in routing(found).ports)
+    assert 900 <= rows <= 1000
+    assert {each.address for each in here} <= used(found)
+    assert not {each.address for each in unready} & used(found)
+    (problem,) = found.problems
+    assert "--max-endpoints-per-service=1000" in problem.message
+
+
+def test_one_more_endpoint_displaces_one_at_most() -> None:
+    big, before = giant(10, external=1), endpoints(200)
+    kept = used(bounded(big, part(before, 10)))
+    shuffled = random.Random(2).sample(before, len(before))
+    assert used(bounded(big, part(shuffled[:90], 10), part(shuffled[90:], 10, 1))) == kept
+    for number in range(200, 220):
+        more = used(bounded(big, part([*before, Endpoint(address(10, number))], 10)))
+        assert len(kept - more) <= 1
+        assert len(more) == len(kept)
+
+
+def test_ports_that_the_service_lacks_cost_nothing() -> None:
+    found = bounded(giant(1), part(endpoints(100), 2000))
+    assert [len(each.ports) for each in found.slices] == [1]
+    assert found.problems == ()
+    assert len(used(found)) == 100
+
+
+@pytest.mark.parametrize(
+    ("big", "slices"),
+    [
+        (giant(1000, external=264), [part(endpoints(2), 1000)]),
+        (giant(100, external=20), [part(endpoints(500), 100, n) for n in range(3)]),
+        (giant(2, balanced=20, ranges=5000), [part(endpoints(1), 2)]),
+    ],
+    ids=["frontends", "endpoints", "source ranges"],
+)
+def test_the_kernel_holds_a_bounded_number_of_rows(
+    big: Service, slices: list[EndpointSlice]
+) -> None:
+    stage = Stage()
+    stage.begin(service("other", 9), endpoint_slice("other", ["10.244.1.5"]))
+    before = len(stage.dataplane.commits)
+    stage.handle_event(big, *slices, endpoint_slice("other", ["10.244.1.6"]))
+    stage.settle()
+    # Another Service's change is in the same commit.
+    assert len(stage.dataplane.commits) == before + 1
+    rows = sum(map(len, stage.dataplane.kernel.values()))
+    # A row or two for each frontend and endpoint, and one for each source range.
+    bounds = DEFAULT_BOUNDS
+    assert rows <= 2 * bounds.frontends + bounds.endpoints + bounds.source_ranges + 3000
+    assert len(stage.reported) == 1
+    assert stage.metrics_by_kind()["Service"] == 1
+    stage.handle_event(giant(1))
+    stage.settle()
+    assert stage.metrics_by_kind()["Service"] == 0
+
+
+def test_an_inspected_service_is_not_searched_for_each_endpoint() -> None:
+    big, slices = giant(1), part(endpoints(50), 1)
+    made = route_service(big, [slices], NODE, HOSTNAME)
+    ports = tuple(
+        msgspec.structs.replace(
+            port, cluster=Unsearchable(port.cluster), local=Unsearchable(port.local)
+        )
+        for port in made.ports
+    )
+    taken = msgspec.structs.replace(
+        snapshot(big),
+        slices={slices.name: slices},
+        settings=Settings(HOSTNAME),
+        routings={WEB: msgspec.structs.replace(made, ports=ports)},
+        node_routing=NodeRouting(),
+    )
+    (view,) = services(taken, "shop/web").services
+    assert [each.used_by for each in view.ports[0].endpoints] == ["all"] * 50
+
+
+Object = dict[str, Any]
+
+
+def decoded(obj: Object) -> Value:
+    value = decode_object(Kind(obj["kind"]), json.dumps(obj).encode()).value
+    assert isinstance(value, Service | EndpointSlice)
+    return value
+
+
+def api_service(**spec: Any) -> Object:
+    ingress = spec.pop("ingress", [])
+    annotations = spec.pop("annotations", {})
+    return {
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": "shop", "annotations": annotations},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.1",
+            "ports": [{"name": "p0", "port": 80}],
+            "externalTrafficPolicy": "Cluster",
+            **spec,
+        },
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }
+
+
+def api_slice(count: int, ports: int = 1, **endpoint: Any) -> Object:
+    return {
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "web-1",
+            "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": f"p{n}", "port": 8080} for n in range(ports)],
+        "endpoints": [
+            {"addresses": [f"10.9.{n // 250}.{n % 250}"], "nodeName": f"n{n}", **endpoint}
+            for n in range(count)
+        ],
+    }
+
+
+def listed(text: str, count: int) -> list[str]:
+    return [text.format(n // 250, n % 250) for n in range(count)]
+
+
+FIELDS: dict[str, Callable[[int], tuple[Object, ...]]] = {
+    "externalIPs": lambda n: (api_service(externalIPs=listed("192.0.{}.{}", n)),),
+    "invalid externalIPs": lambda n: (api_service(externalIPs=listed("x.{}.{}", n)),),
+    "one externalIP": lambda n: (api_service(externalIPs=["192.0.2.1"] * n),),
+    "clusterIPs": lambda n: (api_service(clusterIPs=listed("10.96.{}.{}", n)),),
+    "ingress": lambda n: (
+        api_service(ingress=[{"ip": each} for each in listed("198.18.{}.{}", n)]),
+    ),
+    "source ranges": lambda n: (
+        api_service(
+            loadBalancerSourceRanges=listed("20.{}.{}.0/23", n), ingress=[{"ip": "198.18.0.1"}]
+        ),
+    ),
+    "ports": lambda n: (
+        api_service(ports=[{"name": f"p{i}", "port": i + 1} for i in range(n)]),
+        api_slice(3, ports=n),
+    ),
+    "duplicate ports": lambda n: (api_service(ports=[{"name": "p0", "port": 80}] * n),),
+    "ports of one name": lambda n: (
+        api_service(ports=[{"name": "p0", "port": i + 1} for i in range(n)]),
+        api_slice(3),
+    ),
+    "annotations": lambda n: (api_service(annotations={f"{i}": "x" * 100 for i in range(n)}),),
+    "ipFamilies": lambda n: (api_service(ipFamilies=["IPv4", "IPv6"] * n),),
+    "endpoints": lambda n: (api_service(), api_slice(n)),
+    "local endpoints": lambda n: (api_service(), api_slice(n, nodeName=HOSTNAME)),
+    "terminating endpoints": lambda n: (
+        api_service(),
+        api_slice(n, conditions={"ready": False, "serving": True, "terminating": True}),
+    ),
+    "slice ports": lambda n: (api_service(), api_slice(3, ports=n)),
+    "hints": lambda n: (
+        api_service(),
+        api_slice(3, hints={"forZones": [{"name": f"z{i}"} for i in range(n)]}),
+    ),
+    "affinity": lambda n: (api_service(sessionAffinity="ClientIP"), api_slice(n)),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_work_is_linear_in_each_field_of_a_tenant(field: str) -> None:
+    def work(count: int) -> int:
+        stage = Stage()
+        stage.begin(service("other", 9))
+        objects = FIELDS[field](count)
+
+        def run() -> None:
+            for obj in objects:
+                value = decoded(obj)
+                assert not isinstance(value, NotProxied)
+                stage.agent.handle_event(Upsert(value, 0.0))
+            stage.settle()
+
+        return instructions(run)
+
+    assert work(400) < 4.5 * work(100)
