@@ -17,6 +17,7 @@ import itertools
 import logging
 import os
 import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator
@@ -44,6 +45,8 @@ _TURN = 128
 _ACCEPT_PAUSE = 1.0
 _LOG_INTERVAL = 60.0
 _STOP_TIMEOUT = 1.0
+_RESET = struct.pack("@ii", 1, 0)
+"""struct linger: wait for no data when closing."""
 
 
 class Listener(msgspec.Struct, frozen=True, eq=False):
@@ -321,6 +324,9 @@ class HttpThread:
                     client.listener.name,
                 )
                 self._dropped_since_log = 0
+        # A reset: the kernel would keep each connection that this side closes for a minute.
+        with contextlib.suppress(OSError):
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._end(client)
 
     def _may_log(self) -> bool:

@@ -10,7 +10,7 @@ import errno
 import heapq
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -120,6 +120,7 @@ class ServiceHealthServer:
         if self._addresses == frozenset(addresses):
             return
         self._addresses = frozenset(addresses)
+        self._close(self._take_surplus(self._services))
         for name in self._services:
             self._open_listeners(name)
 
@@ -134,13 +135,13 @@ class ServiceHealthServer:
 
         All closed ports are free before the first one is opened.
         """
-        self._close_unused(changes)
-        for name, check in changes.items():
-            if check is None:
-                continue
-            service = self._services.setdefault(name, OpenPort(check))
+        freed = self._take_unused(changes)
+        wanted = {name: check for name, check in changes.items() if check is not None}
+        for name, check in wanted.items():
             # One assignment of an immutable value, because the server's thread reads it unlocked.
-            service.check = check
+            self._services.setdefault(name, OpenPort(check)).check = check
+        self._close([*freed, *self._take_surplus(wanted)])
+        for name in wanted:
             self._open_listeners(name)
 
     def retry(self) -> None:
@@ -159,7 +160,10 @@ class ServiceHealthServer:
         """Close all ports."""
         self.update({})
 
-    def _close_unused(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
+    # Each call to close waits for the server's thread, so one call closes all of a change.
+    def _take_unused(
+        self, changes: Mapping[ObjectName, ServiceHealthCheck | None]
+    ) -> list[Listener]:
         freed: list[Listener] = []
         for name, check in changes.items():
             service = self._services.get(name)
@@ -169,7 +173,15 @@ class ServiceHealthServer:
             del self._services[name]
             self._incomplete.discard(name)
             self._retries.pop(name, None)
-        self._close(freed)
+        return freed
+
+    def _take_surplus(self, names: Iterable[ObjectName]) -> list[Listener]:
+        return [
+            listeners.pop(place)
+            for service in map(self._services.__getitem__, names)
+            for listeners in (service.listeners,)
+            for place in listeners.keys() - self._places(service)
+        ]
 
     def _close(self, listeners: Collection[Listener]) -> None:
         if listeners:
@@ -177,7 +189,7 @@ class ServiceHealthServer:
             self._count -= len(listeners)
 
     def _open_listeners(self, name: ObjectName) -> None:
-        """Open and close the listeners of a Service, and plan a retry for those that fail."""
+        """Open the missing listeners of a Service, and plan a retry for those that fail."""
         service = self._services[name]
         port = service.check.port
         if owner := owner_of(port, self._options.own_ports):
@@ -187,7 +199,6 @@ class ServiceHealthServer:
         if not service.listeners:
             service.separate = False
         wanted = self._places(service)
-        self._close([service.listeners.pop(each) for each in service.listeners.keys() - wanted])
         problem = self._open_missing(name, service, wanted)
         # A program has the port on one address; the others can still serve.
         if service.separate and (each_address := self._places(service)) != wanted:

@@ -177,3 +177,14 @@ def test_stop_ends_open_connections_and_frees_ports() -> None:
             assert ended(idle)
         socket.create_server(("127.0.0.1", port)).close()
     assert threading.active_count() == before
+
+
+def test_busy_listeners_take_turns(http_thread: HttpThread, get: Get) -> None:
+    listeners = [listen(http_thread, ListenAddress(LOOPBACK4, 0), echo) for _ in range(20)]
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            for listener in listeners:
+                target = ("127.0.0.1", listener.port)
+                stack.enter_context(socket.create_connection(target, timeout=5))
+        assert [get(listener.port).status for listener in listeners] == [200] * 20
+        assert http_thread.accepted["test"] == 20 * 20 + 20

@@ -1,13 +1,13 @@
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
 from pyproxy.errors import Problem, ProblemReason
 from pyproxy.health.check_port import Place, ServiceHealthCheck
-from pyproxy.health.http import HttpThread
+from pyproxy.health.http import HttpThread, Listener
 from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.objects import ObjectName
@@ -387,3 +387,26 @@ def test_problems_are_few_lines(
     clock.seconds += 61
     checks.retry()
     assert caplog.messages[10:] == ["90 more problems of health-check node ports, not logged"]
+
+
+def test_ports_close_together(
+    http_thread: HttpThread, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+    close = HttpThread.close
+
+    def count(self: HttpThread, listeners: Collection[Listener]) -> None:
+        closed.append(len(listeners))
+        close(self, listeners)
+
+    monkeypatch.setattr(HttpThread, "close", count)
+    checks = ServiceHealthServer(
+        http_thread, ListenOptions(1000), lambda: True, lambda problem: None, clock
+    )
+    checks.listen_on([LOOPBACK4, OTHER_LOOPBACK])
+    names = [ObjectName("many", f"s{number}") for number in range(30)]
+    checks.update({name: check(31000 + number) for number, name in enumerate(names)})
+    checks.listen_on([LOOPBACK4])
+    checks.update({name: check(32000 + number) for number, name in enumerate(names)})
+    checks.close()
+    assert closed == [30, 30, 30]

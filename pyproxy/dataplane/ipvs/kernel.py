@@ -143,8 +143,8 @@ class Kernel:
         try:
             with IPRoute() as routes:
                 routes.link("add", ifname=DEVICE, kind="dummy")
-        except NetlinkError as error:
-            raise kernel_error(error.code, f"adding the device {DEVICE}") from error
+        except (NetlinkError, OSError) as error:
+            raise _device_error(error, "adding") from error
 
     def delete_device(self) -> None:
         """Delete the device with its addresses; idempotent. Raises KernelError."""
@@ -154,8 +154,8 @@ class Kernel:
         try:
             with IPRoute() as routes:
                 routes.link("del", index=device)
-        except NetlinkError as error:
-            raise kernel_error(error.code, f"deleting the device {DEVICE}") from error
+        except (NetlinkError, OSError) as error:
+            raise _device_error(error, "deleting") from error
 
     def change_addresses(
         self, gone: Iterable[Address], new: Iterable[Address]
@@ -180,6 +180,12 @@ class Kernel:
 
     def _device(self) -> int:
         return rtnetlink.find_device(self._route, DEVICE)
+
+
+def _device_error(error: NetlinkError | OSError, doing: str) -> KernelError:
+    # An OSError is that of opening the socket: EMFILE, for example.
+    number = (error.errno or 0) if isinstance(error, OSError) else error.code
+    return kernel_error(number, f"{doing} the device {DEVICE}")
 
 
 def is_ours(
