@@ -8,11 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.conntrack.frontends import GONE, FlowTarget, FrontendKey, Frontends, is_stale
+from pyproxy.dataplane.conntrack.frontends import (
+    GONE,
+    ClientRanges,
+    FlowTarget,
+    FrontendKey,
+    Frontends,
+    is_stale,
+)
 from pyproxy.model.address import (
     Address,
     Backend,
     Family,
+    Network,
     Port,
     Protocol,
     backend,
@@ -51,7 +59,8 @@ def flow(family: Family, to: Backend, by: Backend | None = None) -> Flow:
 
 
 def target(*backends: Backend, sources: tuple[str, ...] = ()) -> FlowTarget:
-    return FlowTarget(frozenset(backends), tuple(map(parse_network, sources)))
+    ranges = ClientRanges.of(map(parse_network, sources)) if sources else None
+    return FlowTarget(frozenset(backends), ranges)
 
 
 def routing(
@@ -121,6 +130,27 @@ def test_a_flow_is_stale_if_no_source_range_has_its_client(
     family = Family.IPV4
     with_ranges = (target(pod(family, 1), sources=sources),)
     assert is_stale(flow(family, pod(family, 1)), with_ranges) is expected
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda head, prefix: parse_network(f"{head}/{prefix}"),
+            st.sampled_from(["10.0.0.0", "10.0.0.128", "10.0.1.0", "0.0.0.0", "255.255.255.0"]),
+            st.integers(0, 32),
+        )
+        | st.sampled_from([parse_network("::/0"), parse_network("fd00::/9")]),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(["10.0.0.0", "10.0.0.129", "10.0.1.255", "255.255.255.255", "fd01::1", "::"]),
+)
+def test_joined_ranges_have_the_addresses_of_their_networks(
+    networks: list[Network], client: str
+) -> None:
+    address = parse_address(client)
+    expected = any(address in network for network in networks)
+    assert (address in ClientRanges.of(networks)) is expected
 
 
 def test_an_untranslated_flow_outside_the_source_ranges_is_left_alone() -> None:

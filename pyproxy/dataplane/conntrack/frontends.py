@@ -8,6 +8,7 @@ draining endpoint must go on.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import NamedTuple
@@ -36,14 +37,48 @@ class FrontendKey(NamedTuple):
     destination: bytes = b""
 
 
+class ClientRanges(msgspec.Struct, frozen=True, gc=False):
+    """The clients that source ranges admit: sorted ranges that do not overlap, by their bounds.
+
+    A bound is the length of an address and the address, so that both families sort apart.
+    """
+
+    lows: tuple[bytes, ...]
+    highs: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, networks: Iterable[Network]) -> ClientRanges:
+        """Join networks of both families."""
+        lows: list[bytes] = []
+        highs: list[bytes] = []
+        for low, high in sorted((_bound(each.address), _bound(each.last)) for each in networks):
+            if highs and low <= highs[-1]:
+                highs[-1] = max(high, highs[-1])
+            else:
+                lows.append(low)
+                highs.append(high)
+        return cls(tuple(lows), tuple(highs))
+
+    def __contains__(self, client: Address) -> bool:
+        # A search for each of a hundred thousand flows, in up to tens of thousands of ranges.
+        bound = _bound(client)
+        at = bisect_right(self.lows, bound)
+        return at > 0 and bound <= self.highs[at - 1]
+
+
+def _bound(address: Address) -> bytes:
+    return bytes((len(address),)) + address
+
+
 class FlowTarget(msgspec.Struct, frozen=True, gc=False):
     """The endpoints that flows to one Service's frontend may go to, and the clients it admits.
 
-    `backends` is empty if the frontend rejects or drops, `sources` if it admits every client.
+    `backends` is empty if the frontend rejects or drops. `sources` is None if it admits every
+    client.
     """
 
     backends: frozenset[Backend]
-    sources: tuple[Network, ...] = ()
+    sources: ClientRanges | None = None
 
     def admits(self, flow: Flow) -> bool:
         """Return whether the source ranges admit the flow's client.
@@ -51,11 +86,7 @@ class FlowTarget(msgspec.Struct, frozen=True, gc=False):
         A client with the frontend's own address is the node itself, which is always admitted.
         """
         client = Address(flow.source[:-2])
-        return (
-            not self.sources
-            or client == flow.destination[:-2]
-            or any(client in network for network in self.sources)
-        )
+        return self.sources is None or client == flow.destination[:-2] or client in self.sources
 
 
 Targets = tuple[FlowTarget, ...]
@@ -84,6 +115,7 @@ def is_stale(flow: Flow, targets: Targets) -> bool:
 
 def flow_targets(routing: ServiceRouting) -> Iterator[tuple[FrontendKey, FlowTarget]]:
     """Yield the flow target of each UDP and SCTP frontend of a Service."""
+    ranges = ClientRanges.of(routing.source_ranges) if routing.source_ranges else None
     for port in routing.ports:
         if port.protocol not in PROTOCOLS:
             continue
@@ -98,7 +130,7 @@ def flow_targets(routing: ServiceRouting) -> Iterator[tuple[FrontendKey, FlowTar
                     port.protocol,
                     frontend.address + frontend.port.to_bytes(2, "big"),
                 ),
-                FlowTarget(backends[frontend.use], routing.source_ranges if has_ranges else ()),
+                FlowTarget(backends[frontend.use], ranges if has_ranges else None),
             )
 
 
