@@ -196,7 +196,8 @@ def _with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortR
     uses = {frontend.use for frontend in frontends}
     cluster = port.cluster if uses & {Use.CLUSTER, Use.SPLIT} else ()
     local = port.local if uses & {Use.LOCAL, Use.SPLIT} else ()
-    hairpin = tuple(backend for backend in port.hairpin if backend in {*cluster, *local})
+    used = {*cluster, *local}
+    hairpin = tuple(backend for backend in port.hairpin if backend in used)
     return msgspec.structs.replace(
         port, frontends=frontends, cluster=cluster, local=local, hairpin=hairpin
     )

@@ -44,6 +44,8 @@ def within_bounds(
     `hostname` is the node name in EndpointSlices. Takes time in proportion to the two objects, not
     to the product of their lists.
     """
+    if _is_far_within(service, slices, bounds):
+        return Bounded(service, slices)
     problems: list[Problem] = []
 
     def report(field: str, message: str) -> None:
@@ -53,6 +55,24 @@ def within_bounds(
     bounded = _cut_source_ranges(bounded, bounds.source_ranges, report)
     used = _cut_endpoints(bounded, slices, hostname, bounds.endpoints, report)
     return Bounded(bounded, used, tuple(problems))
+
+
+def _is_far_within(
+    service: Service, slices: Collection[EndpointSlice], bounds: ServiceBounds
+) -> bool:
+    """Return whether generous upper limits are within the bounds, as for nearly all Services."""
+    addresses = len(service.cluster_ips) + len(service.external_ips)
+    # Each port may have a node port in two families.
+    addresses += len(service.load_balancer_ips) + 2
+    frontends = len(service.ports) * addresses or 1
+    endpoints = 0
+    for part in slices:  # a loop, because a generator would be slower here
+        endpoints += len(part.endpoints) * len(part.ports)
+    return (
+        frontends <= bounds.frontends
+        and frontends * len(service.source_ranges) <= bounds.source_ranges
+        and frontends * endpoints <= bounds.endpoints
+    )
 
 
 _Report = Callable[[str, str], None]
@@ -65,7 +85,7 @@ def _families(service: Service) -> tuple[Family, ...]:
 def _cut_frontends(service: Service, bound: int, report: _Report) -> Service:
     families = len(_families(service))
     addresses = (service.cluster_ips, service.load_balancer_ips, service.external_ips)
-    # At most two node ports, one in each family, so that the common case needs no loop.
+    # As if each port had a node port.
     most = len(service.ports) * (sum(map(len, addresses)) + families)
     if most <= bound:
         return service
@@ -151,11 +171,6 @@ def _cut_endpoints(
     bound: int,
     report: _Report,
 ) -> Collection[EndpointSlice]:
-    # A generous upper limit first, because nearly all Services are far below the bound.
-    addresses = sum(map(len, (service.cluster_ips, service.load_balancer_ips)))
-    frontends = max(len(service.ports) * (addresses + len(service.external_ips) + 1), 1)
-    if sum(len(part.endpoints) * len(part.ports) for part in slices) * frontends <= bound:
-        return slices
     weights = _frontends_by_port(service)
     # Ports that the Service lacks would be merged too.
     parts = [_with_known_ports(part, weights) for part in slices]
