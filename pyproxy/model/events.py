@@ -40,7 +40,10 @@ class Synced(msgspec.Struct, frozen=True):
 
 
 class InvalidObject(msgspec.Struct, frozen=True):
-    """An object could not be decoded; a `Delete` for it precedes this event."""
+    """An object could not be decoded.
+
+    A `Delete` precedes this event, except for a Node: the last legible version of it stays in use.
+    """
 
     problem: Problem
 

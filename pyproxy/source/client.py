@@ -32,6 +32,7 @@ from urllib3.exceptions import (
 
 from pyproxy.errors import SourceError, UsageError
 from pyproxy.source import wire
+from pyproxy.source.body import LARGEST_ANSWER, LARGEST_STATUS, read_body
 
 if TYPE_CHECKING:
     from pyproxy.source.access import Access
@@ -51,8 +52,10 @@ A server that hangs while its kernel still accepts connections costs this much. 
 has RESPONSE_TIMEOUT, because there is no other one to try.
 """
 
-# Errors of connecting, after which even a POST may go to the next server.
-_NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError, ProxyError)
+# Errors before the request was sent, after which even a POST may go to the next server.
+_NOT_SENT = (NewConnectionError, ConnectTimeoutError, ProxyError)
+# urllib3 raises SSLError for a failed handshake, but also for a TLS error within the response.
+_REPEATABLE = (*_NOT_SENT, SSLError)
 _STATUS = msgspec.json.Decoder(wire.Status)
 
 
@@ -123,11 +126,11 @@ class Client:
     def post(self, path: str, body: bytes, timeout: float = RESPONSE_TIMEOUT) -> bytes:
         """Create an object from JSON and return the body of the response. Blocks.
 
-        Raises UnreachableError, ApiStatusError.
+        Raises UnreachableError, ApiStatusError, TooLargeError.
         """
         response = self._request("POST", path, body, timeout)
         try:
-            return response.read()
+            return read_body(response, LARGEST_ANSWER)
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"{self.host}: {_reason(error)}") from error
         finally:
@@ -182,7 +185,8 @@ class Client:
             except (HTTPError, OSError) as error:
                 self._count(method, host, "<error>")
                 self._move_on(index)
-                if attempt == len(self.hosts) or not isinstance(error, _NOT_CONNECTED):
+                safe = _REPEATABLE if method == "GET" else _NOT_SENT
+                if attempt == len(self.hosts) or not isinstance(error, safe):
                     raise UnreachableError(f"{host}: {_reason(error)}") from error
         raise AssertionError("there is at least one server")
 
@@ -205,7 +209,7 @@ class Client:
             headers=headers,
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout),
             preload_content=False,
-            # False makes urllib3 raise the error itself, which _NOT_CONNECTED needs; 0 would raise
+            # False makes urllib3 raise the error itself, which _NOT_SENT needs; 0 would raise
             # a MaxRetryError.
             retries=False,
             redirect=False,
@@ -252,7 +256,7 @@ def _status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiSt
     text = ""
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
         # An HTTP proxy on the way sends no Status object; then the HTTP status is all there is.
-        text = " ".join((_STATUS.decode(response.read(65536)).message or "").split())
+        text = " ".join((_STATUS.decode(response.read(LARGEST_STATUS)).message or "").split())
     retry_after = response.headers.get("Retry-After", "")
     return ApiStatusError(
         f"{method} {target.partition('?')[0]}: {response.status} {text or response.reason}",

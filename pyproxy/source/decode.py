@@ -19,7 +19,7 @@ from pyproxy.errors import Problem
 from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.source import fields, wire
+from pyproxy.source import fields, salvage, wire
 from pyproxy.source.fields import FieldProblems, NotProxied
 from pyproxy.source.services import service
 from pyproxy.source.slices import endpoint_slice
@@ -93,6 +93,11 @@ _SERVICE = msgspec.json.Decoder(wire.Service)
 _SLICE = msgspec.json.Decoder(wire.EndpointSlice)
 _NODE = msgspec.json.Decoder(wire.Node)
 _IDENTIFIED = msgspec.json.Decoder(wire.Identified)
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class OtherKindError(msgspec.ValidationError):
+    """An object of another kind than the one that was requested."""
 
 
 def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
@@ -104,44 +109,60 @@ def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
     try:
         if kind is Kind.SERVICE:
             a_service = _SERVICE.decode(data)
+            _check_kind(kind, a_service.kind)
             return _named(a_service.metadata, service(a_service))
         if kind is Kind.ENDPOINT_SLICE:
             a_slice = _SLICE.decode(data)
+            _check_kind(kind, a_slice.kind)
             return _named(a_slice.metadata, endpoint_slice(a_slice))
         a_node = _NODE.decode(data)
+        _check_kind(kind, a_node.kind)
         return _named(a_node.metadata, node(a_node))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         return _invalid(kind, data, error)
 
 
+def _check_kind(expected: Kind, found: str | None) -> None:
+    """Raise OtherKindError for another kind; the items of a list have none."""
+    if found and found != expected.value:
+        raise OtherKindError(f"Expected a {expected.value}, got a {found!r:.80} - at `$.kind`")
+
+
 def _invalid(kind: Kind, data: bytes | Raw, error: Exception) -> DecodedObject:
-    """Return the Problem of an object that cannot be decoded, with its name if that is readable."""
-    name: ObjectName | None = None
-    version = ""
+    """Return the Problem of an object that cannot be decoded, with its name if that is legible."""
     try:
         identity = _IDENTIFIED.decode(data).metadata
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # `error` already describes the same bytes
-    else:
-        version = identity.resource_version or ""
-        if identity.name:
-            namespace = "" if kind is Kind.NODE else identity.namespace or ""
-            name = ObjectName(namespace, identity.name)
+    except _UNDECODABLE:
+        identity = salvage.identity(bytes(memoryview(data)))
+    namespace = "" if kind is Kind.NODE else identity.namespace or ""
+    name: ObjectName | None = None
+    label = "(no name)"
+    if fields.is_name(identity.name) and (not namespace or fields.is_name(namespace)):
+        name = ObjectName(namespace, identity.name)
+        label = str(name)
+    elif identity.name:
+        label = ascii(f"{namespace}/{identity.name}"[: fields.LONGEST_NAME])
     message, _, path = str(error).partition(" - at `$")
     field = path.rstrip("`").lstrip(".") or "metadata"
-    problem = Problem(
-        kind.value, str(name or "(no name)"), field, f"{message}; the whole object is ignored"
-    )
-    return DecodedObject(name, version, problem)
+    if not isinstance(error, msgspec.ValidationError):
+        field, message = "(whole object)", f"not decodable: {message}"
+    problem = Problem(kind.value, label, field, f"{message}; the whole object is ignored")
+    # The name of an object of another kind belongs to another object.
+    known = None if isinstance(error, OtherKindError) else name
+    return DecodedObject(known, identity.resource_version or "", problem)
 
 
 def _named(meta: wire.Meta, value: Value | NotProxied) -> DecodedObject:
     """Add the name to an object. Raises msgspec.ValidationError if it has none."""
     if not meta.name:
         raise msgspec.ValidationError("Object without a name - at `$.metadata.name`")
+    if not fields.is_name(meta.name):
+        raise msgspec.ValidationError("Not a name - at `$.metadata.name`")
     if isinstance(value, model.Node):
         return DecodedObject(ObjectName("", value.name), meta.resource_version or "", value)
     if not meta.namespace:
         raise msgspec.ValidationError("Object without a namespace - at `$.metadata.namespace`")
+    if not fields.is_name(meta.namespace):
+        raise msgspec.ValidationError("Not a name - at `$.metadata.namespace`")
     name = fields.name_of(meta) if isinstance(value, NotProxied) else value.name
     return DecodedObject(name, meta.resource_version or "", value)

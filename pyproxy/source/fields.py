@@ -28,7 +28,7 @@ from pyproxy.model.address import (
 from pyproxy.model.objects import ObjectName, TrafficPolicy
 from pyproxy.source import wire
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=tuple[Hashable, ...])
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _SINGLE: dict[bytes, str] = {
@@ -45,6 +45,12 @@ _SUSPECT = frozenset((*_FIRST_BYTE, *_LINK_LOCAL[:1], *(each[0] for each in _SIN
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _POLICIES = {policy.value: policy for policy in TrafficPolicy}
 _FAMILIES = {family.label: family for family in Family}
+
+
+LONGEST_NAME = 253
+"""Characters of an object's name, as in the API server's validation."""
+
+_LONGEST_SHARED = 16
 
 
 class NotProxied(msgspec.Struct, frozen=True):
@@ -79,9 +85,10 @@ class FieldProblems:
 def shared(value: _T) -> _T:
     """Return one instance for equal tuples, because hints and ports repeat across a cluster.
 
-    The table is bounded: a cluster with ever new values only loses the sharing.
+    The table is bounded: a cluster with ever new values only loses the sharing. Long tuples are
+    not in it, because it keeps its values alive.
     """
-    return cast("_T", _table(value))
+    return cast("_T", _table(value)) if len(value) <= _LONGEST_SHARED else value
 
 
 @lru_cache(maxsize=4096)
@@ -181,6 +188,16 @@ def families(labels: Iterable[str]) -> tuple[Family, ...]:
 def name_of(meta: wire.Meta) -> ObjectName:
     """Return the name of an object; namespaces are interned because they are few."""
     return ObjectName(intern(meta.namespace or ""), meta.name)
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can name an object in log lines, paths and Events.
+
+    The API server allows less; its rules differ by kind and by version.
+    """
+    return (
+        0 < len(text) <= LONGEST_NAME and text.isascii() and text.isprintable() and "/" not in text
+    )
 
 
 def not_proxied_label(labels: wire.Labels | None) -> str:

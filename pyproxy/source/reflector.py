@@ -25,15 +25,14 @@ from pyproxy.errors import Problem, SourceError
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import stream, wire
+from pyproxy.source.body import LARGEST_PAGE, TooLargeError, read_body
 from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.decode import NotProxied, decode_object
-from pyproxy.source.retry import ApiBackoff, Clock, OutageLog
+from pyproxy.source.list_mode import ListMode
+from pyproxy.source.retry import Clock, OutageLog, RequestPacing
 from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedResponseError
 
 log = logging.getLogger(__name__)
-
-PAGE_SIZE = 500
-"""Objects per page of a list, as in kubectl and client-go."""
 
 WATCH_SECONDS = (300.0, 600.0)
 """The range of timeoutSeconds, drawn for each watch so that nodes reconnect at different times."""
@@ -41,15 +40,18 @@ WATCH_SECONDS = (300.0, 600.0)
 LISTING_SILENCE = 10.0
 """Seconds without a byte after which a streaming list is abandoned."""
 
-STREAMS_TRIED = 2
-"""Streaming lists that may stay incomplete before pages are used."""
+LARGEST_LIST = 1_000_000
+"""Objects of a list; more are an error, as continue tokens may never end."""
 
-SHORTEST_WATCH = 1.0
-"""Seconds; after a shorter watch without an event, the next one waits for the rest of this time."""
+LONGEST_VERSION = 128
+"""Characters of a resourceVersion, which is part of URLs; etcd's have 20 at most."""
 
 # 504 is "Too large resource version": the server's cache has not reached this version.
 _WRONG_VERSION = frozenset({400, 404, 422, 504})
 """Statuses after which the same request might fail forever, so that a new list is needed."""
+
+_UNUSABLE = (MalformedResponseError, TooLargeError)
+"""Errors after which the content of responses is in doubt, so that a new list is needed."""
 
 _READ_SIZE = 1 << 16
 
@@ -93,13 +95,9 @@ class Reflector:
         self.resource = resource
         self.last_read: float | None = None
         self._context = context
-        self._backoff = ApiBackoff(context.random)
+        self._pacing = RequestPacing(context.random, context.clock.now())
         self._version = ""  # empty: list first
-        # How to list: as a stream or in pages, from the server's cache or from its storage.
-        self._streaming = True
-        self._incomplete_streams = 0
-        self._paged = True
-        self._from_cache = True
+        self._mode = ListMode()
         # Whether the last watch failed after its head, so that a good head proves nothing.
         self._suspect = False
         self._lost_connections = 0
@@ -107,22 +105,36 @@ class Reflector:
 
     def run(self) -> None:
         """List and watch until the source stops."""
-        stopping = self._context.stopping
+        stopping, clock = self._context.stopping, self._context.clock
         while not stopping.is_set():
+            self._pacing.begin(clock.now())
+            watching = bool(self._version) or self._mode.streaming
+            failed: SourceError | None = None
             try:
-                if self._version or self._streaming:
+                if watching:
                     self._watch()
                 else:
                     self._list_pages()
             except SourceError as error:
-                # `stop` breaks requests in progress, which is no outage.
-                if not stopping.is_set():
-                    self._handle_error(error)
-                    self._context.clock.wait(stopping, self._backoff.next(error))
+                failed = error
             except Exception:
                 # A fault in pyproxy: Worker logs it and calls `run` again. A change may be lost.
                 self._version = ""
                 raise
+            # `stop` breaks requests in progress, which is no outage.
+            if not stopping.is_set() and (delay := self._delay(watching, failed)):
+                clock.wait(stopping, delay)
+
+    def _delay(self, watching: bool, failed: SourceError | None) -> float:
+        """Handle the end of a request, and return the seconds until the next one."""
+        now = self._context.clock.now()
+        delay = self._pacing.after_watch(now, failed is not None) if watching else 0.0
+        if failed is not None:
+            had_version = bool(self._version)
+            self._handle_error(failed)
+            lists = not self._version and (had_version or isinstance(failed, _UNUSABLE))
+            delay = max(delay, self._pacing.after_failure(failed, lists=lists))
+        return delay
 
     def _watch(self) -> None:
         """Watch from the last version on; without a version, list by a watch first."""
@@ -132,7 +144,6 @@ class Reflector:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(round(context.random.uniform(*WATCH_SECONDS))),
         }
-        began, last_read = context.clock.now(), self.last_read
         if self._version:
             response = self._get(query | {"resourceVersion": self._version}, context.silence)
             if not self._suspect:
@@ -147,19 +158,10 @@ class Reflector:
             silence = min(context.silence, LISTING_SILENCE)
             with closing(self._get(query, silence)) as response:
                 self._list_stream(self._lines(response))
-        lasted = context.clock.now() - began
-        if lasted >= SHORTEST_WATCH:
-            self._backoff.reset()
-        # A server or HTTP proxy that ends each watch at once would cause a loop of requests.
-        elif self.last_read == last_read:
-            context.clock.wait(context.stopping, SHORTEST_WATCH - lasted)
 
     def _list_stream(self, lines: Iterator[memoryview]) -> None:
         """Read a streaming list up to its closing bookmark, then the changes that follow it."""
-        # Counted first, because an incomplete list leaves this method by an exception.
-        self._incomplete_streams += 1
-        if self._incomplete_streams >= STREAMS_TRIED:
-            self._streaming = False  # until this list is complete
+        self._mode.stream_began()
         names: set[ObjectName] = set()
         self._invalid.clear()
         for line in lines:
@@ -169,12 +171,13 @@ class Reflector:
                 # A server that ignores sendInitialEvents sends objects and bookmarks too, but never
                 # marks the end of the list.
                 if meta.annotations is None or meta.annotations.initial_events_end != "true":
-                    self._streaming = False
+                    self._mode.streaming = False
                     raise ConnectionLostError("a bookmark within a streaming list: using pages")
-                self._streaming, self._incomplete_streams = True, 0
+                self._mode.stream_completed()
                 self._list_complete(names, meta.resource_version)
                 break
             self._apply(event, names)
+            self._check_size(names)
         else:
             raise ConnectionLostError("a streaming list ended before its closing bookmark")
         # The same response goes on as the watch, without a second request.
@@ -182,35 +185,37 @@ class Reflector:
             self._apply(stream.event(line))
 
     def _list_pages(self) -> None:
-        """Read all objects in pages.
-
-        resourceVersion=0 lets the server respond from its cache, possibly with all objects in one
-        page. If a continue token expires, paging is too slow for the server's history, so the next
-        list is requested without pages.
-        """
+        """Read all objects in pages."""
         names: set[ObjectName] = set()
         self._invalid.clear()
-        limit = {"limit": str(PAGE_SIZE)} if self._paged else {}
-        query = limit | ({"resourceVersion": "0"} if self._from_cache else {})
+        query = self._mode.first_page()
         while True:
             try:
                 page = self._read_page(query)
             except GoneError:
-                self._paged = "continue" not in query
+                self._mode.token_expired(query)
+                raise
+            except TooLargeError:
+                self._mode.page_too_large()
                 raise
             for raw in page.items or ():
                 self._upsert(raw, names)
             if not page.metadata.continue_:
                 break
-            # The token contains the version of the first page, so all pages are of one version.
-            query = limit | {"continue": page.metadata.continue_}
-        self._paged = True
+            self._check_size(names)
+            if not page.items:
+                raise MalformedResponseError(f"{self.resource.path}: an empty page within a list")
+            query = self._mode.next_page(page.metadata.continue_)
         self._list_complete(names, page.metadata.resource_version)
+
+    def _check_size(self, names: set[ObjectName]) -> None:
+        if len(names) + len(self._invalid) > LARGEST_LIST:
+            raise TooLargeError(f"{self.resource.path}: a list of more than {LARGEST_LIST} objects")
 
     def _read_page(self, query: dict[str, str]) -> wire.ObjectList:
         with closing(self._get(query, self._context.silence)) as response:
             try:
-                data = response.read()
+                data = read_body(response, LARGEST_PAGE)
             except (HTTPError, OSError) as error:
                 raise ConnectionLostError(f"connection lost in a list: {error}") from error
         self.last_read = self._context.clock.now()
@@ -220,9 +225,11 @@ class Reflector:
         """Emit Synced, and store the version that the next watch starts from."""
         if not version:
             raise MalformedResponseError(f"{self.resource.path}: a list without resourceVersion")
+        self._check_version(version)
         invalid = frozenset(self._invalid)
         self._context.emit(Synced(self.resource.kind, frozenset(names), invalid))
-        self._version, self._from_cache = version, True
+        self._version = version
+        self._mode.completed()
         self._note_success()
 
     def _apply(self, event: wire.WatchEvent, listing: set[ObjectName] | None = None) -> None:
@@ -241,7 +248,8 @@ class Reflector:
         elif event.type in {"ADDED", "MODIFIED"}:
             self._upsert(event.object, listing)
         else:
-            log.warning("%s: watch event of unknown type %r", self.resource.path, event.type)
+            text = f"watch event of unknown type {event.type!r:.40}"
+            raise MalformedResponseError(f"{self.resource.path}: {text}")
 
     def _upsert(self, raw: Raw, listing: set[ObjectName] | None) -> None:
         """Emit the present state of one object, which is a Delete if it is not proxied."""
@@ -254,8 +262,12 @@ class Reflector:
         if name is not None and not self._selects(name):
             return
         if isinstance(value, Problem):
-            # The previous version no longer exists, so it must not stay programmed.
-            self._emit_delete(name, listing)
+            # The previous version no longer exists, so it must not stay programmed. The Node of a
+            # running agent exists, and its last legible version is better than none.
+            if kind is not Kind.NODE:
+                self._emit_delete(name, listing)
+            elif listing is not None and name is not None:
+                listing.add(name)
             emit(InvalidObject(value))
             if listing is not None:
                 self._invalid.add(value.name)
@@ -274,7 +286,7 @@ class Reflector:
         the object, which is not a step back in history.
         """
         decoded = decode_object(self.resource.kind, raw)
-        if listing is None and not _older(decoded.version, self._version):
+        if listing is None and not stream.is_older(decoded.version, self._version):
             self._advance(decoded.version)
         if decoded.name is None and isinstance(decoded.value, Problem):
             self._context.emit(InvalidObject(decoded.value))
@@ -296,18 +308,20 @@ class Reflector:
         older one means another history, for example because etcd was restored from a backup. A
         watch would then stay silent until that history has caught up.
         """
-        if _older(version, self._version):
+        if stream.is_older(version, self._version):
             raise GoneError(f"the server went from version {self._version} back to {version}")
+        self._check_version(version)
         self._version = version or self._version
-        self._backoff.reset()
+        self._pacing.note_event()
         self._note_success()
 
-    def _note_success(self) -> None:
-        """Note that the server works.
+    def _check_version(self, version: str) -> None:
+        if len(version) > LONGEST_VERSION:
+            text = f"a resourceVersion of {len(version)} characters"
+            raise MalformedResponseError(f"{self.resource.path}: {text}")
 
-        This does not reset the backoff: only a watch with an event does. Otherwise a server whose
-        history is shorter than the duration of a list would be asked for one list after another.
-        """
+    def _note_success(self) -> None:
+        """Note that the server works."""
         self._lost_connections = 0
         self._suspect = False
         self._context.outages.succeeded(self.resource.kind)
@@ -317,8 +331,8 @@ class Reflector:
         kind = self.resource.kind
         if isinstance(error, GoneError):
             log.info("%s: listing again: %s", kind.value, error)
-            # The server's cache may be older than the lost version: ask for the newest state.
-            self._version, self._from_cache = "", False
+            self._version = ""
+            self._mode.require_newest()
             return
         if isinstance(error, ConnectionLostError):
             self._lost_connections += 1
@@ -327,13 +341,15 @@ class Reflector:
                 return
         status = error.status if isinstance(error, ApiStatusError) else 0
         # The validation of a server without the feature WatchList rejects sendInitialEvents.
-        if status in {400, 422} and self._streaming and not self._version:
+        if status in {400, 422} and self._mode.streaming and not self._version:
             log.info("%s: the server has no streaming lists, using pages", kind.value)
-            self._streaming = False
+            self._mode.streaming = False
             return
-        if isinstance(error, MalformedResponseError) or status in _WRONG_VERSION:
-            self._version, self._from_cache = "", False
-        self._suspect = isinstance(error, MalformedResponseError | ConnectionLostError)
+        unusable = isinstance(error, _UNUSABLE)
+        if unusable or status in _WRONG_VERSION:
+            self._version = ""
+            self._mode.require_newest()
+        self._suspect = unusable or isinstance(error, ConnectionLostError)
         self._context.outages.failed(kind, error)
 
     def _get(self, query: dict[str, str], silence: float) -> BaseHTTPResponse:
@@ -360,8 +376,7 @@ class Reflector:
         """Yield the lines of a watch as they arrive, until the watch ends or falls silent.
 
         Silence ends a watch because a half-open connection looks the same, even when a middlebox
-        acknowledges for a dead server. A restart from the last version is one request that the
-        server serves from its cache.
+        acknowledges for a dead server. A restart from the last version costs one request.
         Raises ConnectionLostError if the connection breaks or ends within a line.
         """
         return stream.lines(self._chunks(response))
@@ -381,10 +396,3 @@ class Reflector:
             # Taken before decoding, so that the latency of a change includes it.
             self.last_read = self._context.clock.now()
             yield chunk
-
-
-def _older(version: str, than: str) -> bool:
-    """Compare two resourceVersions as numbers; versions that are not numbers are never older."""
-    numbers = version.isdecimal() and than.isdecimal()
-    # The longer of two numbers without leading zeros is the larger one.
-    return numbers and (len(version), version) < (len(than), than)

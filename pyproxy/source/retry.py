@@ -21,6 +21,16 @@ FIRST_DELAY = 0.2
 LONGEST_DELAY = 30.0
 """Seconds: the ceiling that delays grow to."""
 
+SHORTEST_WATCH = 1.0
+"""Seconds; after a shorter watch, the next one waits for the rest of this time."""
+
+STABLE_WATCH = 30.0
+"""Seconds that a watch must last until the next list is the first one again.
+
+Lists are expensive: a server that rejects each version soon after its list gets one list in
+LONGEST_DELAY seconds, also if each watch between them has an event.
+"""
+
 LONGEST_RETRY_AFTER = 120.0
 """Seconds: the most that a server's Retry-After can add to a delay."""
 
@@ -63,6 +73,46 @@ class ApiBackoff:
     def reset(self) -> None:
         """Start again with the first delay."""
         self._backoff.reset()
+
+
+class RequestPacing:
+    """The delays between the lists and watches of one kind, which bound the requests.
+
+    Each kind sends at most one watch a second, and after failures without an event in between, one
+    request in LONGEST_DELAY seconds. Not thread-safe.
+    """
+
+    def __init__(self, random: Random, now: float) -> None:
+        self._requests = ApiBackoff(random)
+        self._lists = ApiBackoff(random)
+        self._began = now
+        self._progressed = False
+
+    def begin(self, now: float) -> None:
+        """Note that a list or a watch begins, at a time in seconds."""
+        self._began, self._progressed = now, False
+
+    def note_event(self) -> None:
+        """Note that the present watch had an event."""
+        self._progressed = True
+
+    def after_watch(self, now: float, failed: bool) -> float:
+        """Return the seconds to wait at least after a watch that ends now.
+
+        A server or HTTP proxy that ends each watch at once would cause a loop of requests. After a
+        failure without an event, the delay of `after_failure` bounds them.
+        """
+        lasted = now - self._began
+        if lasted >= STABLE_WATCH:
+            self._lists.reset()
+        if self._progressed or (lasted >= SHORTEST_WATCH and not failed):
+            self._requests.reset()
+        return 0.0 if failed and not self._progressed else max(0.0, SHORTEST_WATCH - lasted)
+
+    def after_failure(self, error: SourceError, *, lists: bool) -> float:
+        """Return the seconds to wait; `lists` if the error is the cause of the next list."""
+        delay = self._requests.next(error)
+        return max(delay, self._lists.next(error)) if lists else delay
 
 
 class OutageLog:

@@ -1,7 +1,8 @@
 """Split the bytes of a watch into events.
 
 A watch sends one JSON document per line. Lines may span reads, but most events arrive whole in one
-chunk and are decoded without a copy.
+chunk and are decoded without a copy. A list or an event that contains a malformed object is split
+by `salvage`, and the object stays undecoded until `decode_object` rejects it alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import msgspec
 from msgspec import Raw
 
 from pyproxy.errors import SourceError
-from pyproxy.source import wire
+from pyproxy.source import salvage, wire
+from pyproxy.source.body import LARGEST_FRAME, TooLargeError
 from pyproxy.source.client import ApiStatusError
 
 _T = TypeVar("_T")
@@ -21,6 +23,9 @@ _LIST = msgspec.json.Decoder(wire.ObjectList)
 _EVENT = msgspec.json.Decoder(wire.WatchEvent)
 _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
 _STATUS = msgspec.json.Decoder(wire.Status)
+_TYPE = msgspec.json.Decoder(str)
+_LIST_META = msgspec.json.Decoder(wire.ListMeta)
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class GoneError(SourceError):
@@ -35,12 +40,14 @@ class MalformedResponseError(SourceError):
     """A response with status 200 that is not what the API sends."""
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[memoryview]:
+def lines(chunks: Iterable[bytes], limit: int = LARGEST_FRAME) -> Iterator[memoryview]:
     """Split chunks into lines without the empty ones.
 
-    Raises ConnectionLostError if the last chunk ends within a line.
+    Raises ConnectionLostError if the last chunk ends within a line, and TooLargeError as soon as a
+    line has more than `limit` bytes.
     """
     parts: list[bytes] = []
+    held = 0
     for chunk in chunks:
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
@@ -48,12 +55,16 @@ def lines(chunks: Iterable[bytes]) -> Iterator[memoryview]:
                 parts.append(chunk[start:end])
                 yield memoryview(b"".join(parts))
                 parts.clear()
+                held = 0
             elif end > start:
                 # A view: msgspec.Raw refers to the same bytes until the object is decoded.
                 yield memoryview(chunk)[start:end]
             start = end + 1
         if start < len(chunk):
             parts.append(chunk[start:])
+            held += len(chunk) - start
+            if held > limit:
+                raise TooLargeError(f"an event of a watch has more than {limit} bytes")
     if parts:
         raise ConnectionLostError("a watch ended in the middle of a line")
 
@@ -64,7 +75,10 @@ def event(line: memoryview) -> wire.WatchEvent:
     Raises GoneError or ApiStatusError for an event of type ERROR, MalformedResponseError for a line
     that is not an event.
     """
-    found = _decode(_EVENT, line)
+    try:
+        found = _EVENT.decode(line)
+    except _UNDECODABLE as error:
+        found = _salvaged_event(line, error)
     # The head of a watch was 200, so a version that has expired since is reported by an event.
     if found.type == "ERROR":
         status = _decode(_STATUS, found.object)
@@ -83,15 +97,49 @@ def bookmark(raw: Raw) -> wire.Meta:
 
 def object_list(data: bytes, kind: str) -> wire.ObjectList:
     """Decode the body of a list of this kind. Raises MalformedResponseError."""
-    found = _decode(_LIST, data)
+    try:
+        found = _LIST.decode(data)
+    except _UNDECODABLE as error:
+        found = _salvaged_list(data, error)
     if found.kind != kind:
         raise MalformedResponseError(f"the response is a {found.kind}, not a {kind}")
     return found
 
 
+def is_older(version: str, than: str) -> bool:
+    """Compare two resourceVersions as numbers; versions that are not numbers are never older."""
+    numbers = version.isdecimal() and than.isdecimal()
+    # The longer of two numbers without leading zeros is the larger one.
+    return numbers and (len(version), version) < (len(than), than)
+
+
+def _salvaged_event(line: memoryview, error: Exception) -> wire.WatchEvent:
+    try:
+        parts = salvage.members(bytes(line))
+        salvage.members(parts["object"])  # raises for anything but an object
+        return wire.WatchEvent(_decode(_TYPE, parts["type"]), Raw(parts["object"]))
+    except (ValueError, LookupError):
+        raise _malformed(line, error) from error
+
+
+def _salvaged_list(data: bytes, error: Exception) -> wire.ObjectList:
+    try:
+        parts = salvage.members(data)
+        items = [Raw(item) for item in salvage.elements(parts["items"])]
+        meta = _decode(_LIST_META, parts["metadata"])
+        return wire.ObjectList(salvage.text(parts["kind"]), meta, items)
+    except (ValueError, LookupError):
+        raise _malformed(data, error) from error
+
+
 def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | memoryview | Raw) -> _T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        sample = bytes(memoryview(data)[:80])
-        raise MalformedResponseError(f"unexpected response: {error}: {sample!r}") from error
+    except _UNDECODABLE as error:
+        raise _malformed(data, error) from error
+
+
+def _malformed(data: bytes | memoryview | Raw, error: Exception) -> MalformedResponseError:
+    # Without a sample, because the bytes may be a page of a proxy that shows the request's headers.
+    size = memoryview(data).nbytes
+    return MalformedResponseError(f"unexpected response of {size} bytes: {error}")

@@ -110,6 +110,7 @@ class Service(msgspec.Struct, gc=False):
     """A Service."""
 
     metadata: Meta
+    kind: str | None = None
     spec: ServiceSpec | None = None
     status: ServiceStatus | None = None
 
@@ -157,6 +158,7 @@ class EndpointSlice(msgspec.Struct, rename="camel", gc=False):
     """An EndpointSlice."""
 
     metadata: Meta
+    kind: str | None = None
     address_type: str | None = None
     endpoints: list[Endpoint] | None = None
     ports: list[SlicePort] | None = None
@@ -193,6 +195,7 @@ class Node(msgspec.Struct, gc=False):
     """A Node."""
 
     metadata: Meta
+    kind: str | None = None
     spec: NodeSpec | None = None
     status: NodeStatus | None = None
 

@@ -155,7 +155,7 @@ def test_a_restart_with_another_history() -> None:
 
 def test_half_open_watches_are_found_within_a_minute() -> None:
     assert kubernetes.SILENCE < 55
-    with api_server() as server, agent(server, silence=0.5) as rig:
+    with api_server() as server, agent(server, silence=1.1) as rig:
         rig.until_equal(server)
         server.faults.set(HalfOpen())
         server.load([numbered_service(50), numbered_slice(50, [5])])

@@ -60,7 +60,14 @@ class Disorder(msgspec.Struct, frozen=True):
     """Watches repeat lines, and send some later than those that follow them."""
 
 
-Fault = ErrorStatus | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder
+class Rewrite(msgspec.Struct, frozen=True):
+    """Lists and watches have `new` for each `old`, which may make malformed JSON of an object."""
+
+    old: bytes
+    new: bytes
+
+
+Fault = ErrorStatus | Page | Cut | HalfOpen | Slow | ShortWatches | Disorder | Rewrite
 F = TypeVar("F", bound=Fault)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,11 +105,14 @@ class Faults:
 
     def body(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Pass on the pieces of a list's body, or what a fault leaves of them."""
-        if not self._strikes(Cut):
+        rewrite, cut = self._strikes(Rewrite), self._strikes(Cut)
+        if not (rewrite or cut):
             yield from pieces
             return
         whole = b"".join(pieces)
-        yield whole[: len(whole) // 2]
+        if rewrite:
+            whole = whole.replace(rewrite.old, rewrite.new)
+        yield whole[: len(whole) // 2] if cut else whole
 
     async def stream(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass on the chunks of a watch, each of whole lines, or what faults leave of them."""
@@ -125,6 +135,8 @@ class Faults:
                     await loop.create_future()  # until the client leaves
                 if slow := self._strikes(Slow):
                     await asyncio.sleep(slow.seconds)
+                if rewrite := self._strikes(Rewrite):
+                    chunk = chunk.replace(rewrite.old, rewrite.new)
                 if chunk and self._strikes(Cut):
                     yield chunk[: len(chunk) - len(chunk) // 3]
                     return
