@@ -164,12 +164,15 @@ class ClusterState:
         self._pending.services.add(old.service)
 
     def _sync(self, event: Synced) -> None:
-        # A list has no events for objects that were deleted while no watch was open.
+        # A list has no events for objects that were deleted while no watch was open. kube-proxy
+        # handles a Node that is missing from a list as deleted too.
         known: Iterable[ObjectName] = ()
         if event.kind is Kind.SERVICE:
             known = self.services
         elif event.kind is Kind.ENDPOINT_SLICE:
             known = self.slices
+        elif self.node is not None:
+            known = (ObjectName("", self.node.name),)
         # A list first, because _drop changes the mapping.
         for name in [name for name in known if name not in event.names]:
             self._drop(event.kind, name)

@@ -137,6 +137,9 @@ class Agent(Generic[P]):
                     kind,
                     lambda name: name in invalid or _object_name(name) in names,
                 )
+                node_now = self.cluster_state.node
+                if kind is Kind.NODE and node_now is not None:
+                    self._observers.health.set_node_eligible(node_now.eligible)
             case InvalidObject(problem=problem):
                 subject = (problem.kind, problem.name)
                 self._problems.found(ProblemSource.DECODING, subject, (problem,))

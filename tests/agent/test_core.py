@@ -127,6 +127,18 @@ def test_a_node_that_goes_is_no_place_to_send_clients_to() -> None:
     assert stage.health.is_healthy()
 
 
+def test_a_node_that_is_missing_from_a_new_list_is_deleted_too() -> None:
+    stage = Stage()
+    stage.begin(WEB, WEB_SLICE)
+    here = ObjectName("", NODE.name)
+    stage.agent.handle_event(Synced(Kind.NODE, frozenset({here})))
+    assert stage.health.report().node_eligible
+    stage.agent.handle_event(Synced(Kind.NODE, frozenset()))
+    assert not stage.health.report().node_eligible
+    stage.handle_event(NODE)
+    assert stage.health.report().node_eligible
+
+
 def test_syncs_keep_their_distance() -> None:
     stage = Stage(min_sync_period=5.0)
     stage.begin(WEB, WEB_SLICE)
