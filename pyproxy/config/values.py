@@ -8,6 +8,7 @@ kube-proxy v1.36.
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -57,9 +58,13 @@ def boolean(value: str) -> bool:
 def number(value: str) -> float:
     """Read a decimal number."""
     try:
-        return float(value)
+        parsed = float(value)
     except ValueError:
-        raise ValueError(f"{value!r} is not a number") from None
+        parsed = math.nan
+    # float also reads "nan" and "inf", which no setting means.
+    if not math.isfinite(parsed):
+        raise ValueError(f"{value!r} is not a number")
+    return parsed
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:

@@ -307,6 +307,8 @@ def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written: Written) -> N
             "clusterCIDR: '10.0.0.0' is not a CIDR: write it as 10.244.0.0/16 or fd10::/16",
         ),
         ("bindAddress: here", "bindAddress: 'here' is not an IP address"),
+        ("clientConnection: {qps: .nan}", "clientConnection.qps: 'nan' is not a number"),
+        ("clientConnection: {qps: .inf}", "clientConnection.qps: 'inf' is not a number"),
         ("oomScoreAdj: -1001", "oomScoreAdj: '-1001' is not a whole number from -1000 to 1000"),
         ("mode: userspace", "mode: 'userspace' is not one of nftables, iptables, ipvs"),
         ("mode: 3", "mode: expected str, got int"),
