@@ -16,6 +16,7 @@ from pyproxy.commands import registry
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
+from pyproxy.redaction import KNOWN
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return registry.run(arguments[0], arguments[1:])
         return _command(arguments)
     except (UsageError, PermissionKernelError) as error:
-        print(f"pyproxy: {error}", file=sys.stderr)
+        print(KNOWN.redact(f"pyproxy: {error}"), file=sys.stderr)
         return 2
     except PyproxyError as error:
-        print(f"pyproxy: {error}", file=sys.stderr)
+        print(KNOWN.redact(f"pyproxy: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells report it

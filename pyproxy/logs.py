@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 from pyproxy.errors import one_line
 from pyproxy.rate_limits import BucketTable, Rate
+from pyproxy.redaction import KNOWN
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ class LineLimiter(logging.Filter):
 class OneLineFormatter(logging.Formatter):
     """Formats each record as one line; the lines of a traceback are indented.
 
-    So no text of an object can end a line and begin another that looks like pyproxy's own.
+    So no text of an object can end a line and begin another that looks like pyproxy's own. Known
+    credentials are masked, because libraries repeat what they were given.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -111,7 +113,7 @@ class OneLineFormatter(logging.Formatter):
         if record.exc_info:
             traceback = self.formatException(record.exc_info)[-_TRACEBACK_LIMIT:]
             lines += [f"    {one_line(line, _LINE_LIMIT)}" for line in traceback.split("\n")]
-        return "\n".join(lines)
+        return KNOWN.redact("\n".join(lines))
 
 
 LIMITER = LineLimiter(time.monotonic)

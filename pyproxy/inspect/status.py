@@ -9,6 +9,7 @@ from pyproxy.dataplane.interface import TableUsage
 from pyproxy.errors import Problem
 from pyproxy.inspect.snapshot import Repair, Snapshot, Sync
 from pyproxy.model.address import address_text
+from pyproxy.redaction import without_userinfo
 
 
 class InvalidObject(msgspec.Struct, frozen=True):
@@ -65,7 +66,10 @@ def status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Status:
         now=snapshot.now,
         health=health(snapshot),
         healthy=is_healthy(snapshot),
-        source=settings.manifests or settings.api.master or settings.api.kubeconfig or "in-cluster",
+        source=settings.manifests
+        or without_userinfo(settings.api.master)
+        or settings.api.kubeconfig
+        or "in-cluster",
         source_age=snapshot.api_age,
         services=len(snapshot.services),
         slices=len(snapshot.slices),

@@ -1,8 +1,7 @@
 """Credentials for an API server, and the pool of connections that uses them.
 
-Both come from the `kubernetes` package: its Configuration, its token hooks, its connection pool.
-Its API and model classes are not used, because they decode in Python what `wire` decodes with
-msgspec.
+The pool comes from the `kubernetes` package. Its API and model classes are not used, because they
+decode in Python what `wire` decodes with msgspec.
 
 Importing the package takes a quarter of the CPU time of a start, so this module is imported only
 by commands that need an API server.
@@ -10,20 +9,19 @@ by commands that need an API server.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from pyproxy.errors import UsageError
-
-log = logging.getLogger(__name__)
+from pyproxy.redaction import KNOWN
+from pyproxy.source.credentials import Credentials, StaticCredentials, basic
 
 SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
@@ -48,16 +46,20 @@ class Access:
     Raises UsageError if no connection can be made with them.
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(
+        self, configuration: Configuration, credentials: Credentials | None = None
+    ) -> None:
         # Set first: the constructor of the pool copies them.
         configuration.socket_options = SOCKET_OPTIONS
+        _authenticate_to_proxy(configuration)
         try:
             self.pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
         except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
-            # The package does not check the types of a kubeconfig's values.
-            raise UsageError(f"the API server's configuration is invalid: {error}") from error
+            text = KNOWN.redact(str(error))
+            raise UsageError(f"the API server's configuration is invalid: {text}") from None
         self._files = _file_states(configuration)
         self._configuration = configuration
+        self._credentials = credentials or StaticCredentials()
 
     @property
     def host(self) -> str:
@@ -65,27 +67,42 @@ class Access:
         return str(self._configuration.host)
 
     def is_outdated(self) -> bool:
-        """Return whether a certificate or key file has changed since it was read."""
-        return self._files != _file_states(self._configuration)
+        """Return whether a certificate or key file has changed, or the credentials have expired."""
+        return self._credentials.is_outdated or self._files != _file_states(self._configuration)
 
     def authorization(self) -> str:
-        """Return the value of the Authorization header, refreshed by the package's hook.
+        """Return the value of the Authorization header, empty for none.
 
-        May block, because the hook reads a token file or runs the exec plugin of a kubeconfig.
+        May block, because it reads a token file or runs an exec plugin. Raises CredentialError.
         """
-        try:
-            settings = self._configuration.auth_settings()
-        except (OSError, ValueError, ConfigException) as error:
-            # The token file may be in the middle of a replacement; the old token may still work.
-            log.warning("cannot refresh the token, using the previous one: %s", error)
-            return str(self._configuration.api_key.get("BearerToken", ""))
-        return str(settings.get("BearerToken", {}).get("value") or "")
+        return self._credentials.authorization()
+
+
+def split_userinfo(url: str) -> tuple[str, str]:
+    """Return a URL without its user and password, and the header with them, empty for none."""
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, ""
+    user, _, password = userinfo.partition(":")
+    header = basic(unquote(user), unquote(password))
+    KNOWN.remember(userinfo, password)
+    return urlunsplit(parts._replace(netloc=host)), header
+
+
+def _authenticate_to_proxy(configuration: Configuration) -> None:
+    """Move user and password from the URL of an HTTP proxy to a header, which urllib3 needs."""
+    # A SOCKS proxy gets them from its URL.
+    if configuration.proxy and configuration.proxy.startswith(("http://", "https://")):
+        configuration.proxy, header = split_userinfo(configuration.proxy)
+        if header:
+            configuration.proxy_headers = {"Proxy-Authorization": header}
 
 
 def _file_states(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
     """Return inode, mtime in ns and size of each file that the configuration names."""
     state = []
-    # Not the token of a service account, which the package's hook reads again by itself.
+    # Not a token file, which is read again by time.
     for path in (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert):
         try:
             found = os.stat(path) if path else None

@@ -30,7 +30,8 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from pyproxy.errors import SourceError, UsageError
+from pyproxy.errors import SourceError, UsageError, one_line
+from pyproxy.redaction import KNOWN
 from pyproxy.source import wire
 from pyproxy.source.body import LARGEST_ANSWER, LARGEST_STATUS, read_body
 
@@ -56,6 +57,7 @@ has RESPONSE_TIMEOUT, because there is no other one to try.
 _NOT_SENT = (NewConnectionError, ConnectTimeoutError, ProxyError)
 # urllib3 raises SSLError for a failed handshake, but also for a TLS error within the response.
 _REPEATABLE = (*_NOT_SENT, SSLError)
+_LONGEST_TEXT = 300
 _STATUS = msgspec.json.Decoder(wire.Status)
 
 
@@ -107,6 +109,7 @@ class Client:
         # Weak, because urllib3 drops connections without a callback. The lock guards it, because an
         # iteration fails if another thread adds an element.
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._reload_error = ""
         access = load()
         # Before `_set`, which needs the number of servers.
         self.hosts = tuple(host.rstrip("/") for host in hosts or (access.host,))
@@ -188,6 +191,11 @@ class Client:
                 safe = _REPEATABLE if method == "GET" else _NOT_SENT
                 if attempt == len(self.hosts) or not isinstance(error, safe):
                     raise UnreachableError(f"{host}: {_reason(error)}") from error
+            except ValueError as error:
+                # From http.client: a header or a path is invalid, and the text repeats it.
+                self._count(method, host, "<error>")
+                name = type(error).__name__
+                raise UnreachableError(f"{host}: the request cannot be sent: {name}") from None
         raise AssertionError("there is at least one server")
 
     def _move_on(self, index: int) -> None:
@@ -225,8 +233,11 @@ class Client:
         try:
             self._set(self._load())
         except UsageError as error:
-            log.warning("cannot reload the credentials, using the previous ones: %s", error)
+            if str(error) != self._reload_error:
+                log.warning("cannot reload the credentials, using the previous ones: %s", error)
+            self._reload_error = str(error)
             return False
+        self._reload_error = ""
         return True
 
     def _set(self, access: Access) -> None:
@@ -248,18 +259,23 @@ class Client:
 def _reason(error: Exception) -> str:
     """Return the message without the connection object that urllib3 puts before it."""
     text = str(error)
-    return text.partition("): ")[2] or text
+    return _one_line(text.partition("): ")[2] or text)
+
+
+def _one_line(text: str) -> str:
+    """Return a text of a peer for a log line: short, printable and without our credentials."""
+    return one_line(" ".join(KNOWN.redact(text[:LARGEST_STATUS]).split()), _LONGEST_TEXT)
 
 
 def _status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
     """Make an exception with one line of text from an error response."""
-    text = ""
+    text = _one_line(response.reason or "")
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
         # An HTTP proxy on the way sends no Status object; then the HTTP status is all there is.
-        text = " ".join((_STATUS.decode(response.read(LARGEST_STATUS)).message or "").split())
+        text = _one_line(_STATUS.decode(response.read(LARGEST_STATUS)).message or "") or text
     retry_after = response.headers.get("Retry-After", "")
     return ApiStatusError(
-        f"{method} {target.partition('?')[0]}: {response.status} {text or response.reason}",
+        f"{method} {target.partition('?')[0]}: {response.status} {text}",
         response.status,
         float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0,
     )

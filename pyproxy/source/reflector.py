@@ -368,7 +368,9 @@ class Reflector:
         # An HTTP proxy on the way may respond 200 with a page of HTML.
         if "json" not in content_type:
             response.close()
-            message = f"{client.host}{resource.path}: response of type {content_type!r}, not JSON"
+            message = (
+                f"{client.host}{resource.path}: response of type {content_type!r:.80}, not JSON"
+            )
             raise MalformedResponseError(message)
         return response
 

@@ -68,6 +68,20 @@ class Dataplane:
         return outcome
 
 
+def test_a_thread_that_keeps_failing_logs_one_traceback(
+    watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = 5
+    seen: list[Drift] = []
+    mistakes = [ValueError(f"planted {number}") for number in range(failures)]
+    watch_drift(Dataplane(*mistakes, Drift("nft")), seen.append)
+    until(lambda: bool(seen))
+    assert watch.failures("drift") == failures
+    assert len(caplog.records) == failures
+    assert [record.exc_info is not None for record in caplog.records] == [True] + [False] * 4
+    assert all("ValueError in test_supervise.py" in r.getMessage() for r in caplog.records)
+
+
 def test_a_drift_thread_that_fails_begins_again(
     watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from pyproxy.metrics import Metrics
 from pyproxy.rate_limits import Rate
 from pyproxy.source.access import Access
 from pyproxy.source.client import Client
+from pyproxy.source.credentials import StaticCredentials
 from pyproxy.source.event_recorder import EventRecorder, Limits
 from tests.waiting import until
 
@@ -55,10 +56,7 @@ def server() -> Iterator[ApiServer]:
 
 def client_of(url: str) -> Client:
     def load() -> Access:
-        configuration = Configuration(host=url)
-        configuration.api_key = {"authorization": PROXY}
-        configuration.api_key_prefix = {"authorization": "Bearer"}
-        return Access(configuration)
+        return Access(Configuration(host=url), StaticCredentials(f"Bearer {PROXY}"))
 
     return Client(load)
 

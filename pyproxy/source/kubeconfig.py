@@ -1,0 +1,218 @@
+"""Read a kubeconfig: the server, its TLS settings and the credentials of the current context.
+
+The `kubernetes` package reads the TLS settings. Everything else is read here, because the package
+does not check types, does not bound exec plugins, and repeats values in its errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+from kubernetes.client import Configuration
+from kubernetes.config import ConfigException
+from kubernetes.config.kube_config import KubeConfigLoader
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
+
+from pyproxy.errors import UsageError
+from pyproxy.redaction import KNOWN, without_userinfo
+from pyproxy.source.credentials import (
+    CredentialError,
+    Credentials,
+    StaticCredentials,
+    TokenFile,
+    basic,
+    bearer,
+)
+from pyproxy.source.exec_plugin import ExecConfig, ExecPlugin
+from pyproxy.source.files import read_file
+
+LARGEST_KUBECONFIG = 16 << 20
+"""Bytes of a kubeconfig; one cluster with its certificates has about 10 KB."""
+
+_T = TypeVar("_T")
+
+
+class _Cluster(msgspec.Struct, rename="kebab"):
+    server: str | None = None
+    certificate_authority: str | None = None
+    certificate_authority_data: str | None = None
+    insecure_skip_tls_verify: bool | None = None
+    tls_server_name: str | None = None
+    proxy_url: str | None = None
+
+
+class _User(msgspec.Struct, rename="kebab"):
+    token: str | None = None
+    token_file: str | None = msgspec.field(default=None, name="tokenFile")
+    username: str | None = None
+    password: str | None = None
+    client_certificate: str | None = None
+    client_certificate_data: str | None = None
+    client_key: str | None = None
+    client_key_data: str | None = None
+    exec: ExecConfig | None = None
+    auth_provider: Any = None
+
+
+class _Context(msgspec.Struct):
+    cluster: str
+    user: str | None = None
+
+
+class _NamedContext(msgspec.Struct):
+    name: str
+    context: _Context
+
+
+class _Named(msgspec.Struct):
+    """An element of clusters or users; the section itself is checked only if it is used."""
+
+    name: str
+    cluster: Any = None
+    user: Any = None
+
+
+class _KubeConfig(msgspec.Struct, rename="kebab"):
+    current_context: str | None = None
+    contexts: list[_NamedContext] | None = None
+    clusters: list[_Named] | None = None
+    users: list[_Named] | None = None
+
+
+_TLS_FIELDS = (
+    "client_certificate", "client_certificate_data", "client_key", "client_key_data",
+)  # fmt: skip
+
+
+def load(path: str, hosts: tuple[str, ...]) -> tuple[Configuration, Credentials]:
+    """Read a kubeconfig, and run its exec plugin if it has one.
+
+    `hosts` replace its server. Raises UsageError with the file and the field, without values of
+    credentials.
+    """
+    flag = f"--kubeconfig {path}"
+    config = _parsed(flag, path)
+    if not config.current_context:
+        raise UsageError(f"{flag}: current-context is not set")
+    context = next(
+        (c.context for c in config.contexts or () if c.name == config.current_context), None
+    )
+    if context is None:
+        raise UsageError(f"{flag}: current-context {config.current_context!r} is not in contexts")
+    found = next((c for c in config.clusters or () if c.name == context.cluster), None)
+    if found is None:
+        raise UsageError(f"{flag}: cluster {context.cluster!r} is not in clusters")
+    where = f"{flag}: clusters[name={context.cluster}].cluster"
+    cluster = _section(where, found.cluster, _Cluster)
+    if not cluster.server and not hosts:
+        raise UsageError(f"{flag}: cluster {context.cluster!r} has no server")
+    if cluster.server and not cluster.server.startswith(("http://", "https://")):
+        shown = without_userinfo(cluster.server)
+        raise UsageError(f"{flag}: server {shown!r} of cluster {context.cluster!r} is not a URL")
+    named = next((u for u in config.users or () if u.name == context.user), None)
+    where = f"{flag}: users[name={context.user}].user"
+    user = _section(where, named.user if named else None, _User)
+    folder = os.path.dirname(os.path.abspath(path))
+    credentials = _credentials(user, where, folder, found.cluster)
+    if isinstance(credentials, ExecPlugin) and credentials.status.client_certificate_data:
+        user.client_certificate_data = _base64(credentials.status.client_certificate_data)
+        user.client_key_data = _base64(credentials.status.client_key_data or "")
+    cluster.server = cluster.server or hosts[0]
+    return _configuration(flag, folder, cluster, user), credentials
+
+
+def _parsed(flag: str, path: str) -> _KubeConfig:
+    try:
+        return msgspec.convert(yaml.safe_load(read_file(path, LARGEST_KUBECONFIG)), _KubeConfig)
+    except OSError as error:
+        raise UsageError(f"{flag}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{flag}: not YAML: {_yaml_problem(error)}") from None
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{flag}: not a kubeconfig: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{flag}: not a kubeconfig: nested too deeply") from None
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise UsageError(f"{flag}: not a kubeconfig: {type(error).__name__}") from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Return the error with its line; not its text, which repeats the line."""
+    # Errors of other stages repeat names of anchors, as which a token with an asterisk is read.
+    if not isinstance(error, ScannerError | ParserError):
+        return type(error).__name__
+    mark = error.problem_mark or error.context_mark
+    line = f" on line {mark.line + 1}" if mark is not None else ""
+    return " ".join(f"{error.context or ''} {error.problem or ''}{line}".split())
+
+
+def _section(where: str, value: Any, of: type[_T]) -> _T:
+    try:
+        return msgspec.convert(value or {}, of)
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+        # Only msgspec's text is known to have types and paths, and no values.
+        known = isinstance(error, msgspec.ValidationError)
+        text = str(error) if known else type(error).__name__
+        raise UsageError(f"{where}: invalid: {text}") from None
+
+
+def _credentials(user: _User, where: str, folder: str, cluster: dict[str, Any]) -> Credentials:
+    """Return the first credentials of: token file, token, exec plugin, user and password."""
+    try:
+        if user.auth_provider is not None:
+            raise UsageError(
+                f"{where}.auth-provider: not supported: use exec, as Kubernetes does from 1.26 on"
+            )
+        if user.token_file:
+            path = os.path.join(folder, user.token_file)
+            # As in client-go, the content of the file takes precedence over `token`.
+            return TokenFile(path, f"{where}.tokenFile {path}", user.token or "")
+        if user.token:
+            return StaticCredentials(bearer(user.token, f"{where}.token"))
+    except CredentialError as error:
+        raise UsageError(str(error)) from None
+    if user.exec is not None:
+        return ExecPlugin(user.exec, f"{where}.exec", folder, cluster)
+    if user.username is not None or user.password is not None:
+        return StaticCredentials(basic(user.username or "", user.password or ""))
+    return StaticCredentials()
+
+
+def _configuration(flag: str, folder: str, cluster: _Cluster, user: _User) -> Configuration:
+    """Make the package's configuration, without credentials other than a client certificate."""
+    KNOWN.remember(user.client_key_data or "")
+    tls = {field.replace("_", "-"): getattr(user, field) for field in _TLS_FIELDS}
+    sections = msgspec.to_builtins(cluster)
+    loader = KubeConfigLoader(
+        config_dict={
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": _without_none(sections)}],
+            "users": [{"name": "u", "user": _without_none(tls)}],
+        },
+        config_base_path=folder,
+    )
+    configuration = Configuration()
+    try:
+        loader.load_and_set(configuration)
+    except ConfigException as error:
+        text = str(error).removeprefix("Invalid kube-config file. ")
+        raise UsageError(f"{flag}: {text}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "not base64"
+        raise UsageError(f"{flag}: invalid: a certificate or key: {reason}") from None
+    return configuration
+
+
+def _without_none(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _base64(text: str) -> str:
+    # The plugin returns PEM, a kubeconfig has it in base64.
+    return base64.b64encode(text.encode()).decode()
