@@ -21,6 +21,7 @@ from bench.hostile import print_hostile
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.questions import print_questions
+from bench.repairs import print_repairs
 from bench.targets import Targets, held_against, targets
 from pyproxy.errors import PyproxyError, UsageError
 
@@ -46,6 +47,9 @@ def _run(place: Place, options: argparse.Namespace) -> int:
         return 0
     if options.check:
         return _check()
+    if options.repairs:
+        _print_machine()
+        return _conclude(print_repairs(place))
     if options.hostile is not None:
         _print_machine()
         return _conclude(print_hostile(place, options.hostile))
@@ -71,6 +75,9 @@ def _options() -> argparse.Namespace:
         const=200.0,
         metavar="RATE",
         help="time only pyproxy status and its like, at RATE changes a second (default 200)",
+    )
+    what.add_argument(
+        "--repairs", action="store_true", help="time only repairs of other programs' writes"
     )
     what.add_argument(
         "--hostile",

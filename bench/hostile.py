@@ -249,7 +249,7 @@ def print_hostile(place: Place, names: Sequence[str]) -> bool:
     names = chosen(names)
     place.node.ip([f"addr add {address}/24 dev pods" for address in _MORE_ADDRESSES])
     place.node.ip([f"route add 100.64.0.0/10 via {CLIENT_ADDRESS} dev client onlink"])
-    with _serving(place) as hostile:
+    with serving(place) as hostile:
         hostile.settle()
         heading(f"{SIZE}, {_RATE:g} changes a second, API write to kernel, alone and attacked")
         alone, probes, _ = hostile.latencies(_ALONE_FIRST)
@@ -279,7 +279,8 @@ def _line(name: str, spread: Spread, probes: Probes) -> str:
 
 
 @contextmanager
-def _serving(place: Place) -> Iterator[Hostile]:
+def serving(place: Place) -> Iterator[Hostile]:
+    """Run the API server and the agent on the node. Raises LabError."""
     with (
         tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as name,
         hostile_server.running(SIZE) as server,

@@ -102,6 +102,8 @@ class ReadbackSchedule:
         # Monotonic times are above 0, so this is due already.
         self._due: float | None = 0.0
         self._cause = ""
+        self._needs_routing = True
+        self._sets: frozenset[str] | None = frozenset()
         self._last = now
 
     @property
@@ -113,13 +115,26 @@ class ReadbackSchedule:
         """Return whether a sync that begins now reads the kernel back."""
         return self._due is not None and self._due <= now
 
+    @property
+    def needs_routing(self) -> bool:
+        """Whether the next read-back is of no use without the routings of all Services."""
+        return self._needs_routing
+
+    @property
+    def sets(self) -> frozenset[str] | None:
+        """The sets to read back, None for all."""
+        return self._sets
+
     def request(self, now: float) -> None:
         """Schedule a read-back at once, after a failed write."""
         self._due = now
+        # Part of the write may be in the kernel, which is not what was committed.
+        self._needs_routing = True
 
-    def drifted(self, now: float, by: str) -> None:
-        """Schedule a read-back after a change by another program."""
-        self._schedule(max(self._limiter.due(now), self._last + _MIN_READBACK_PERIOD), by)
+    def drifted(self, now: float, by: str, sets: frozenset[str] | None = None) -> None:
+        """Schedule a read-back after a change by another program, to these sets or to any."""
+        when = max(self._limiter.due(now), self._last + _MIN_READBACK_PERIOD)
+        self._schedule(when, by, sets)
 
     def audit(self, now: float) -> None:
         """Schedule a read-back if none is scheduled and the last one is long ago."""
@@ -130,6 +145,7 @@ class ReadbackSchedule:
         """Record a read-back; return the program that requested it, empty for none."""
         cause, self._cause = self._cause, ""
         self._last, self._due = now, None
+        self._needs_routing, self._sets = False, frozenset()
         return cause
 
     def repaired(self, now: float, by: str) -> bool:
@@ -143,7 +159,8 @@ class ReadbackSchedule:
         self._schedule(self._limiter.due(now + _VERIFY_AFTER), by)
         return self._limiter.delays and not delayed
 
-    def _schedule(self, when: float, cause: str) -> None:
+    def _schedule(self, when: float, cause: str, sets: frozenset[str] | None = None) -> None:
+        self._sets = None if self._sets is None or sets is None else self._sets | sets
         if self._due is None or when < self._due:
             self._due = when
         # Several programs may write before one read-back; the first one is named.

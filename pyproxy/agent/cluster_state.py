@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
+from pyproxy.model.address import Address
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 
@@ -84,6 +85,23 @@ class ClusterState:
     def mark_all_pending(self) -> None:
         """Have all Services routed in the next sync."""
         self._pending.everything = True
+
+    def route_again(self, names: Iterable[ObjectName]) -> None:
+        """Have Services routed in the next sync, although they have not changed."""
+        self._pending.services.update(names)
+
+    def users_of(self, addresses: Collection[Address]) -> Iterator[ObjectName]:
+        """Yield the Services that have one of these addresses, or an endpoint with one.
+
+        Takes time in proportion to all Services and endpoints.
+        """
+        for name, service in self.services.items():
+            own = (service.cluster_ips, service.external_ips, service.load_balancer_ips)
+            if any(address in addresses for each in own for address in each):
+                yield name
+        for each in self.slices.values():
+            if any(endpoint.address in addresses for endpoint in each.endpoints):
+                yield each.service
 
     def handle_event(self, event: Event) -> Kind | None:
         """Apply one event; return the kind of the changed object, None for no change."""

@@ -23,7 +23,7 @@ from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleSta
 from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import Address
+from pyproxy.model.address import Address, Backend
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
@@ -110,6 +110,11 @@ class Agent(Generic[P]):
         """The node's part in the last sync."""
         return self._node
 
+    @property
+    def api_servers(self) -> frozenset[Backend]:
+        """The API servers whose addresses no external IP gets."""
+        return self._node.reserved.api_servers
+
     def problems(self) -> tuple[Problem, ...]:
         """Return the present problems of all objects, in the order in which they were found."""
         return self._problems.problems()
@@ -161,20 +166,36 @@ class Agent(Generic[P]):
         return None if readback is None else max(readback, self._backoff.due())
 
     def addresses_changed(self) -> None:
-        """Have all Services routed again if the node's new addresses matter."""
+        """Have Services routed again if new addresses of node or API server matter to them."""
+        if not self.cluster_state.has_synced:
+            return
         try:
-            if self._node_rules.routing(self.cluster_state.node) == self._node:
-                return
+            node = self._node_rules.routing(self.cluster_state.node)
         except KernelError as error:
             # The sync reads the addresses again, and is retried if that fails.
             log.debug("cannot compare the node's addresses: %s", error)
+            self._mark_all_pending()
+            return
+        if msgspec.structs.replace(node, reserved=self._node.reserved) != self._node:
+            self._mark_all_pending()
+            return
+        changed = node.reserved.changed_addresses(self._node.reserved)
+        self._node = node
+        if changed and (users := set(self.cluster_state.users_of(changed))):
+            self._queued()
+            self.cluster_state.route_again(users)
+
+    def _mark_all_pending(self) -> None:
+        self._queued()
+        self.cluster_state.mark_all_pending()
+
+    def _queued(self) -> None:
         if not self.cluster_state.has_pending:
             self._observers.health.queued()
-        self.cluster_state.mark_all_pending()
 
     def drifted(self, drift: Drift) -> None:
         """Have the kernel read back after another program changed our objects."""
-        self._readback.drifted(self._observers.clock(), drift.by or UNKNOWN)
+        self._readback.drifted(self._observers.clock(), drift.by or UNKNOWN, drift.sets)
 
     def audit(self) -> None:
         """Have the kernel read back now and then, for changes without a notification."""
@@ -199,6 +220,8 @@ class Agent(Generic[P]):
         Blocks for one transaction. Raises PermissionKernelError; other failures are retried later.
         """
         began = self._observers.clock()
+        if self._readback.is_due(began) and self._repair(began):
+            return
         pending = self.cluster_state.take_pending()
         self._observers.metrics.changes_taken()
         # Only a read-back shows the kernel state of a Service that the kernel rejected.
@@ -209,15 +232,39 @@ class Agent(Generic[P]):
         except PermissionKernelError:
             raise
         except KernelError as error:
-            self._failed(error, pending)
+            self.cluster_state.put_back(pending)
+            self._failed(error)
             return
         repair = self._read_back(plan) if full else None
         taken = self._succeeded(routings, failures)
         self._publish(pending, taken, began, full=full, repair=repair)
 
+    def _repair(self, began: float) -> bool:
+        """Undo other programs' writes from the last commit alone; return False if that is no use.
+
+        Changes of the cluster stay pending, and the next sync writes them.
+        """
+        # A commit of all Services forgets the state that the kernel keeps of a rejected one.
+        if self._readback.needs_routing or self._rejected:
+            return False
+        try:
+            plan = self._dataplane.plan_repair(self._readback.sets)
+            if plan is None:
+                return False
+            failures = self._dataplane.commit(plan)
+        except PermissionKernelError:
+            raise
+        except KernelError as error:
+            self._failed(error)
+            return True
+        repair = self._read_back(plan)
+        self._succeeded({}, failures)
+        self._publish(PendingChanges(set()), {}, began, full=False, repair=repair)
+        return True
+
     def _plan_full(self, pending: PendingChanges) -> tuple[P, Routings]:
         self._node = self._node_rules.routing(self.cluster_state.node)
-        routings = self._router.route(self._all_names(pending), self._node.node_port_addresses)
+        routings = self._router.route(self._all_names(pending), self._node)
         present = [routing for routing in routings.values() if routing is not None]
         return self._dataplane.plan_full(present, self._node), routings
 
@@ -230,7 +277,7 @@ class Agent(Generic[P]):
             # None leaves the base rules alone, although all Services are routed again.
             changed_node = node if node != self._node else None
             self._node = node
-        routings = self._router.route(names, self._node.node_port_addresses)
+        routings = self._router.route(names, self._node)
         return self._dataplane.plan(Changes(routings, changed_node)), routings
 
     def _all_names(self, pending: PendingChanges) -> Iterable[ObjectName]:
@@ -282,8 +329,7 @@ class Agent(Generic[P]):
             return routings
         return {name: routing for name, routing in routings.items() if name not in rejected}
 
-    def _failed(self, error: KernelError, pending: PendingChanges) -> None:
-        self.cluster_state.put_back(pending)
+    def _failed(self, error: KernelError) -> None:
         now = self._observers.clock()
         self._backoff.failed(now)
         self._observers.metrics.sync_failed()
@@ -325,7 +371,8 @@ class Agent(Generic[P]):
 
     def _measure(self, pending: PendingChanges, took: float, now: float, *, full: bool) -> None:
         metrics, wall = self._observers.metrics, self._observers.wall_clock()
-        metrics.sync_finished(took, wall, full=full)
+        # A repair, which has no changes, reads the kernel back as a full sync does.
+        metrics.sync_finished(took, wall, full=full or not pending)
         if not full:
             metrics.programmed([now - read_at for read_at in pending.read_at])
         for each in pending.triggered:

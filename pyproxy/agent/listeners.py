@@ -31,6 +31,9 @@ class Flows:
             self._reconciler.full(filter(None, commit.routings.values()))
         else:
             self._reconciler.changed(commit.routings)
+            if commit.repair is not None:
+                # While rules were missing, packets made entries that nothing translates.
+                self._reconciler.recheck()
 
 
 class HealthChecks:

@@ -34,7 +34,9 @@ def remove(serving: Dataplane[Any] | None) -> Done:
         # The mode that serves can have leftovers too: rules in the other flavour of iptables.
         serves = serving is not None and serving.name == mode.name
         try:
-            removed += mode.remove_leftovers(serving if serves else None)
+            # An error leaves the lines from before it in the list.
+            for line in mode.remove_leftovers(serving if serves else None):
+                removed.append(line)  # noqa: PERF402
         except (KernelError, UsageError) as error:
             failed.append(error)
     return Done(tuple(removed), tuple(failed))

@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from pyproxy.config import flags
 from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopback
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.model.address import Address, Family, Network, family_of
+from pyproxy.model.address import Address, Backend, Family, Network, Port, family_of
 from pyproxy.model.objects import Node
+from pyproxy.policy.reserved_frontends import OwnPort, Reserved
 
 log = logging.getLogger(__name__)
 
 
 class NodeRules:
-    """The pod networks and node port addresses of the node `hostname`, and its Services' bounds.
+    """The pod networks, node port addresses and reserved frontends of the node `hostname`.
+
+    `bounds` are those of its Services.
 
     `local_addresses` returns the addresses of this machine's interfaces with loopback, that of the
-    default route first in each family.
+    default route first in each family. `broadcasts` returns the broadcast addresses of its
+    networks, and `api_servers` those of the API servers that it uses.
     """
 
     def __init__(
-        self, settings: Settings, local_addresses: Callable[[], Iterable[Address]]
+        self,
+        settings: Settings,
+        local_addresses: Callable[[], Iterable[Address]],
+        broadcasts: Callable[[], Iterable[Address]] = tuple,
+        api_servers: Callable[[], Iterable[Backend]] = tuple,
     ) -> None:
         self.hostname = settings.node_name
         self.bounds = settings.bounds
         self._local_traffic = settings.local_traffic
         self._node_ports = settings.node_ports
         self._own_address = settings.node_address
+        self._own_ports = tuple(_own_ports(settings))
+        self._external_ips = settings.external_ips
         self._local_addresses = local_addresses
+        self._broadcasts = broadcasts
+        self._api_servers = api_servers
 
     def routing(self, node: Node | None) -> NodeRouting:
-        """Return both for a Node object; `node` is None if the API has none. Raises KernelError."""
-        return NodeRouting(self._pod_networks(node), self._node_port_addresses(node))
+        """Return them for a Node object; `node` is None if the API has none. Raises KernelError."""
+        local = tuple(self._local_addresses())
+        reserved = Reserved(
+            frozenset(local),
+            frozenset(self._broadcasts()),
+            self._own_ports,
+            frozenset(self._api_servers()),
+            self._external_ips,
+        )
+        node_ports = self._node_port_addresses(node, local)
+        return NodeRouting(self._pod_networks(node), node_ports, reserved)
 
     def _pod_networks(self, node: Node | None) -> tuple[Network, ...]:
         if self._local_traffic.mode is LocalMode.CLUSTER_CIDR:
@@ -42,10 +64,11 @@ class NodeRules:
         # The other modes recognize pods by their interface, which the base rules match.
         return ()
 
-    def _node_port_addresses(self, node: Node | None) -> tuple[Address, ...]:
+    def _node_port_addresses(
+        self, node: Node | None, local: tuple[Address, ...]
+    ) -> tuple[Address, ...]:
         wanted = self._node_ports
         found: list[Address] = []
-        local = tuple(self._local_addresses())
         if wanted.primary:
             found += self._primary(node, local)
         found += (
@@ -74,3 +97,14 @@ class NodeRules:
         for address in named or outward:
             primary.setdefault(family_of(address), address)
         return list(primary.values())
+
+
+def _own_ports(settings: Settings) -> Iterator[OwnPort]:
+    for flag, listen in (
+        (flags.HEALTHZ_BIND_ADDRESS, settings.serving.health),
+        (flags.METRICS_BIND_ADDRESS, settings.serving.metrics),
+        (flags.UI_BIND_ADDRESS, settings.ui),
+    ):
+        # With port 0 the kernel chooses the port.
+        if listen is not None and listen.port:
+            yield OwnPort(listen.address, Port(listen.port), flag.name)

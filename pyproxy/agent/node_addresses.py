@@ -27,13 +27,21 @@ _TOWARDS = {
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
 
 
-def local_addresses() -> tuple[Address, ...]:
-    """Return all addresses but link-local ones, those of the default routes first.
+class LocalAddresses:
+    """Reads this machine's addresses over one socket, so that a sync needs no new descriptor.
 
-    Leaves out Service addresses, which ipvs mode has on a device. Blocks for a few requests. Raises
-    KernelError.
+    The network namespace is that in which this is made. One thread at a time. Raises KernelError.
     """
-    with closing(Requests(NETLINK_ROUTE)) as kernel:
+
+    def __init__(self) -> None:
+        self._kernel = Requests(NETLINK_ROUTE)
+
+    def read(self) -> tuple[Address, ...]:
+        """Return all addresses but link-local ones, those of the default routes first.
+
+        Leaves out Service addresses, which ipvs mode has on a device. Blocks for a few requests.
+        """
+        kernel = self._kernel
         ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
         outward = [way.source for way in ways if way.source is not None]
         # ipvs mode has every Service address on kube-ipvs0, and none of them is for node ports.
@@ -44,7 +52,27 @@ def local_addresses() -> tuple[Address, ...]:
             for each in rtnetlink.read_addresses(kernel.dump(rtnetlink.get_addresses()))
             if each.device not in devices
         ]
-    return tuple(dict.fromkeys([*outward, *found]))
+        return tuple(dict.fromkeys([*outward, *found]))
+
+    def broadcasts(self) -> frozenset[Address]:
+        """Return the broadcast addresses of this machine's networks. Blocks for one request."""
+        return rtnetlink.read_broadcasts(self._kernel.dump(rtnetlink.get_addresses()))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._kernel.close()
+
+
+def local_addresses() -> tuple[Address, ...]:
+    """Return the addresses that `LocalAddresses` reads, once. Raises KernelError."""
+    with closing(LocalAddresses()) as opened:
+        return opened.read()
+
+
+def broadcast_addresses() -> frozenset[Address]:
+    """Return the addresses of `LocalAddresses.broadcasts`, once. Raises KernelError."""
+    with closing(LocalAddresses()) as opened:
+        return opened.broadcasts()
 
 
 class Route(msgspec.Struct, frozen=True):

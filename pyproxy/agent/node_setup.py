@@ -7,35 +7,32 @@ container with a read-only /proc/sys does. The agent then logs a warning and con
 Modules: the kernel loads nf_tables, conntrack and most others at their first use. It does not load
 ip_tables for iptables-legacy, and IPVS has no sysctls before ip_vs is loaded. Loading needs
 CAP_SYS_MODULE and /lib/modules: `--init-only` has both.
-
-Node ports on 127.0.0.1: a translated connection leaves this machine for a pod, and its replies
-arrive for 127.0.0.1. The kernel drops them unless the sysctl route_localnet is set. The rules then
-drop packets of other machines to loopback addresses. IPv6 has no such sysctl.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath
 
+from pyproxy.agent.kernel_settings import HASH_SIZE, KernelSettings, table_name
+from pyproxy.agent.loopback import ROUTE_LOCALNET, Loopback, error_name
 from pyproxy.config.settings import LOOPBACK_IPV6, Conntrack, NodePorts, Settings
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.mode import KernelSetting
+from pyproxy.dataplane.nft.node_table import TABLE, NodeTable
+from pyproxy.errors import KernelError, PermissionKernelError
 
 log = logging.getLogger(__name__)
 
 _NETFILTER = PurePath("proc/sys/net/netfilter")
-# Writing it fails with EOPNOTSUPP outside the initial network namespace.
-_HASH_SIZE = PurePath("sys/module/nf_conntrack/parameters/hashsize")
 _ENTRIES_PER_BUCKET = 4  # kube-proxy's ratio
 # Lowering it needs CAP_SYS_RESOURCE, so it is set before the agent drops capabilities.
 _OOM_SCORE = PurePath("proc/self/oom_score_adj")
-# The kernel ORs conf/all with each interface's own value, so this covers interfaces of later pods.
-_ROUTE_LOCALNET = KernelSetting(PurePath("proc/sys/net/ipv4/conf/all/route_localnet"), 1)
+# Other programs rely on it without setting it: only `pyproxy cleanup` restores it.
+_SHARED = frozenset({"net.ipv4.ip_forward"})
 
 
 def load_modules(settings: Settings) -> None:
@@ -72,7 +69,8 @@ def _conntrack(given: Conntrack, cores: int) -> Iterator[KernelSetting]:
     if given.max_per_core:
         limit = max(given.max_per_core * cores, given.min)
         yield KernelSetting(_NETFILTER / "nf_conntrack_max", limit, at_least=True)
-        yield KernelSetting(_HASH_SIZE, limit // _ENTRIES_PER_BUCKET, at_least=True)
+        # Writing it fails with EOPNOTSUPP outside the initial network namespace.
+        yield KernelSetting(HASH_SIZE, limit // _ENTRIES_PER_BUCKET, at_least=True)
     for name, seconds in (
         ("nf_conntrack_tcp_timeout_established", given.tcp_established_timeout),
         ("nf_conntrack_tcp_timeout_close_wait", given.tcp_close_wait_timeout),
@@ -86,17 +84,47 @@ def _conntrack(given: Conntrack, cores: int) -> Iterator[KernelSetting]:
         yield KernelSetting(_NETFILTER / "nf_conntrack_tcp_be_liberal", 1)
 
 
-class NodeKernel:
-    """The kernel settings below `root`, which is / outside of tests."""
+def open_node_table() -> NodeTable | None:
+    """Open table `inet pyproxy-node`; None, with a warning, if this kernel has no nf_tables.
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    Raises PermissionKernelError.
+    """
+    try:
+        table = NodeTable()
+        table.generation()
+    except PermissionKernelError:
+        raise
+    except KernelError as error:
+        log.warning(
+            "this kernel has no nf_tables (%s): pyproxy cleanup cannot restore kernel settings, "
+            "and route_localnet stays as it is",
+            error,
+        )
+        return None
+    return table
+
+
+class NodeKernel:
+    """The kernel settings below `root`, which is / outside of tests, and the loopback shield.
+
+    `table` is None if this kernel has no nf_tables.
+    """
+
+    def __init__(self, table: NodeTable | None, root: Path = Path("/")) -> None:
         self._root = root
+        self._table = table
+        self._settings = KernelSettings(root, table)
         self._failed: set[KernelSetting] = set()
+        self._loopback = Loopback(table, self._settings, root)
+        # nf_tables' number of transactions when `keep` last read the table.
+        self._generation = 0
+        self._table_failed = False
+        self._serves_alone = False
 
     def cores(self) -> int:
         """Count the CPU cores that are online, not only those that this process may use."""
         try:
-            ranges = self._read(PurePath("sys/devices/system/cpu/online")).split(",")
+            ranges = self._settings.read(PurePath("sys/devices/system/cpu/online")).split(",")
         except OSError:
             return os.cpu_count() or 1
         # The kernel writes it as "0-3,8" or "0".
@@ -113,9 +141,9 @@ class NodeKernel:
             except FileNotFoundError:
                 missing.append(setting)
                 self._failed.add(setting)
-            except OSError as error:
+            except (OSError, KernelError) as error:
                 self._failed.add(setting)
-                forbidden.append(f"{setting.name} to {setting.value}: {_code(error)}")
+                forbidden.append(f"{setting.name} to {setting.value}: {error_name(error)}")
         if missing:
             log.warning(
                 "cannot set %s: no such file: load the kernel module %s before the start",
@@ -129,57 +157,122 @@ class NodeKernel:
             )
 
     def keep(self, settings: Settings) -> None:
-        """Write the settings of the mode again if another program changed them. Idempotent.
+        """Undo other programs' changes to the mode's settings, the shield and the memory.
 
-        A failure is logged once, until the setting is right again.
+        Idempotent. A failure is logged once, until the setting is right again.
         """
         for setting in of_mode(settings):
             try:
                 self._make(setting)
-            except OSError as error:
+            except (OSError, KernelError) as error:
                 if setting not in self._failed:
                     log.warning(
                         "cannot set %s to %d, which %s mode needs: %s",
                         setting.name,
                         setting.value,
                         settings.mode.value,
-                        _code(error),
+                        error_name(error),
                     )
                 self._failed.add(setting)
             else:
                 self._failed.discard(setting)
+        try:
+            self._keep_table(settings)
+        except KernelError as error:
+            if not self._table_failed:
+                log.warning("cannot write table inet %s again: %s", TABLE, error)
+            self._table_failed = True
+        else:
+            self._table_failed = False
 
     def prepare_loopback(self, node_ports: NodePorts) -> None:
-        """Let the kernel route loopback addresses if node ports serve on them. Idempotent."""
+        """Let the kernel route loopback addresses if node ports serve on them, and else restore it.
+
+        Idempotent; failures are logged.
+        """
         if node_ports.serves_loopback:
-            self._route_localnet()
-        elif node_ports.names_loopback:
-            log.info("node ports do not serve on 127.0.0.1, as configured for this mode")
+            self._loopback.open()
+        else:
+            if node_ports.names_loopback:
+                log.info("node ports do not serve on 127.0.0.1, as configured for this mode")
+            self._restore([ROUTE_LOCALNET])
         if node_ports.localhost or any(LOOPBACK_IPV6 in each for each in node_ports.networks):
             log.info("node ports do not serve on ::1: the kernel cannot route from there")
-
-    def _route_localnet(self) -> None:
         try:
-            self._make(_ROUTE_LOCALNET)
-        except OSError as error:
-            log.warning(
-                "cannot set %s to 1: %s: node ports do not serve on 127.0.0.1: set it on the node, "
-                "or leave localhost out of --nodeport-addresses",
-                _ROUTE_LOCALNET.name,
-                _code(error),
-            )
+            self._loopback.shield_while_open()
+        except KernelError as error:
+            log.warning("cannot write table inet %s: %s", TABLE, error)
+
+    def shield_loopback(self) -> bool:
+        """Put up the shield if route_localnet is 1; return whether it is new. Raises KernelError.
+
+        Idempotent.
+        """
+        return self._loopback.shield_if_open()
+
+    def leftovers_removed(self) -> None:
+        """Note that no other mode's rules are left, so that `keep` may restore their settings.
+
+        Any thread; does not block.
+        """
+        self._serves_alone = True
+
+    def restore(self, *, keep_shield: bool = True) -> bool:
+        """Restore all settings, and delete the table; return False if something could not be.
+
+        While route_localnet is 1 the shield stays, and so does the table, unless `keep_shield` is
+        False. Idempotent.
+        """
+        clean = self._restore_except(frozenset())
+        try:
+            self._loopback.remove_shield(keep_if_open=keep_shield)
+        except KernelError as error:
+            log.error("cannot delete table inet %s: %s", TABLE, error)
+            return False
+        return clean
+
+    def close(self) -> None:
+        """Close the socket; the table stays."""
+        if self._table is not None:
+            self._table.close()
+
+    def _keep_table(self, settings: Settings) -> None:
+        if self._serves_alone:
+            self._serves_alone = False
+            # `prepare_loopback` decides about route_localnet.
+            needed = {table_name(each) for each in wanted(settings, self.cores())}
+            self._restore_except({*needed, *_SHARED, ROUTE_LOCALNET})
+        opened = self._loopback.was_opened()
+        generation = self._table.generation() if self._table is not None else 0
+        if self._table is None or (generation == self._generation and not opened):
+            return
+        self._loopback.keep_shield()
+        self._settings.keep_memory()
+        self._generation = self._table.generation()
+
+    def _restore_except(self, kept: Collection[str]) -> bool:
+        try:
+            names = self._settings.remembered().keys() - kept
+        except KernelError as error:
+            log.error("cannot read table inet %s: %s", TABLE, error)
+            return False
+        return self._restore(sorted(names))
+
+    def _restore(self, names: Iterable[str]) -> bool:
+        clean = True
+        for name in names:
+            try:
+                clean &= self._settings.restore(name)
+            except KernelError as error:
+                log.error("cannot restore %s: %s", name, error)
+                clean = False
+        return clean
 
     def _make(self, setting: KernelSetting) -> None:
-        """Write a setting unless it is met. Raises OSError."""
-        # A container may read a sysctl that it may not write, and the value is often right already.
-        if not setting.is_met_by(int(self._read(setting.path))):
+        """Write a setting unless it is met. Raises OSError, KernelError."""
+        if setting.path != _OOM_SCORE:
+            self._settings.make(setting)
+        elif not setting.is_met_by(int(self._settings.read(setting.path))):
+            # It ends with this process, so nothing has to be restored.
             (self._root / setting.path).write_text(str(setting.value))
             log.info("set %s to %d", setting.name, setting.value)
-
-    def _read(self, path: PurePath) -> str:
-        return (self._root / path).read_text().strip()
-
-
-def _code(error: OSError) -> str:
-    """Name an errno, such as EPERM."""
-    return errno.errorcode.get(error.errno or 0, str(error))

@@ -15,9 +15,9 @@ from prometheus_client.metrics_core import Metric
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.core import Agent, Observers
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.node_addresses import local_addresses
+from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
-from pyproxy.agent.sources import client_of, source_of
+from pyproxy.agent.sources import client_of, servers_of, source_of
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
@@ -94,6 +94,10 @@ class NullDataplane:
         """Plan nothing."""
         return _NoPlan()
 
+    def plan_repair(self, sets: frozenset[str] | None) -> _NoPlan | None:  # noqa: ARG002
+        """Return None: nothing drifts."""
+        return None
+
     def commit(self, plan: _NoPlan) -> tuple[Failure, ...]:  # noqa: ARG002
         """Write nothing."""
         return ()
@@ -122,13 +126,18 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     programmed, health = ProgrammedState(), Health(settings.pace.sync_period)
     observers = Observers(Metrics(), health, [programmed], time.monotonic, time.time, _ignore)
     # Without a kernel dataplane, a command writes nothing and needs no capability.
+    client = client_of(settings, None)
     agent = Agent(
         NullDataplane(settings.mode.value),
-        NodeRules(settings, local_addresses),
+        NodeRules(
+            settings,
+            local_addresses,
+            broadcast_addresses,
+            partial(servers_of, client),
+        ),
         SyncBackoff(0.0),
         observers,
     )
-    client = client_of(settings, None)
     _read(settings, client, agent)
     for event in (event for path in files for event in read_file(path)):
         agent.handle_event(event)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import islice
+
+import msgspec
 
 from pyproxy import logs
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.errors import KernelError, Problem, ProblemReason
-from pyproxy.model.address import Address
+from pyproxy.model.address import Backend
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.model.service_bounds import ServiceBounds
-from pyproxy.policy.endpoints import route_service
-from pyproxy.policy.frontend_conflicts import Assignment, FrontendOwners
+from pyproxy.policy.endpoints import merge_slices, route_service
+from pyproxy.policy.frontend_conflicts import Affected, Assignment, FrontendOwners
+from pyproxy.policy.reserved_frontends import Reserved, ReservedFilter
 from pyproxy.policy.routing import ServiceRouting, expand_node_ports
 from pyproxy.policy.service_bounds import Bounded, within_bounds
 
@@ -21,6 +26,13 @@ log = logging.getLogger(__name__)
 
 Routings = dict[ObjectName, ServiceRouting | None]
 """The routing of each Service; None for one that is gone."""
+
+
+_AT_ONCE = 256
+"""Services that one call routes beyond those that are due, if they need not be routed at once."""
+
+_API_SERVER = ObjectName("default", "kubernetes")
+"""The Service of the API server, in a namespace where few may write."""
 
 
 class ServiceRouter:
@@ -43,30 +55,38 @@ class ServiceRouter:
         self._hostname = hostname
         self._bounds = bounds
         self._owners = FrontendOwners()
+        self._filter = ReservedFilter(Reserved())
         self._with_problems: set[ObjectName] = set()
 
-    def route(self, names: Iterable[ObjectName], node_ports: tuple[Address, ...]) -> Routings:
+    def route(self, names: Iterable[ObjectName], node: NodeRouting) -> Routings:
         """Return the routings of these Services, and of those that gain or lose a frontend by them.
 
-        `node_ports` are the addresses of node ports.
+        One Service with a new cluster IP may take it from any number of others. At most 256 of them
+        are routed too, and the rest is marked as changed.
         """
+        if node.reserved != self._filter.reserved:
+            self._filter = ReservedFilter(node.reserved)
         routings: Routings = {}
         queue = list(names)
+        later: dict[ObjectName, None] = {}
         # The queue grows meanwhile. The loop ends, because routing an affected Service again with
         # the same frontends affects no further one.
         for name in queue:
-            affected, routings[name] = self._route(name, node_ports)
+            affected, routings[name] = self._route(name, node)
             if affected:
-                queue.extend(affected)
+                queue.extend(affected.now)
+                later.update(dict.fromkeys(affected.later))
+        waiting = iter(later)
+        for name in islice(waiting, _AT_ONCE):
+            _, routings[name] = self._route(name, node)
+        self._cluster_state.route_again(waiting)
         return routings
 
     def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:
         """Record that the kernel rejected a Service, or with None that it took it."""
         self._found(ProblemSource.KERNEL, name, () if error is None else (_rejected(name, error),))
 
-    def _route(
-        self, name: ObjectName, node_ports: tuple[Address, ...]
-    ) -> tuple[frozenset[ObjectName], ServiceRouting | None]:
+    def _route(self, name: ObjectName, node: NodeRouting) -> tuple[Affected, ServiceRouting | None]:
         service = self._cluster_state.services.get(name)
         if service is None:
             for source in (ProblemSource.ROUTING, ProblemSource.CONFLICT, ProblemSource.KERNEL):
@@ -75,7 +95,7 @@ class ServiceRouter:
             return self._owners.remove(name), None
         try:
             bounded = self._within_bounds(service)
-            assigned = self._assign(bounded, node_ports)
+            assigned = self._assign(bounded, node)
         except Exception as error:
             # A bug must affect this Service alone. An agent that exits here would exit at every
             # start, and the node would keep an old state of all Services.
@@ -93,10 +113,26 @@ class ServiceRouter:
         slices = self._cluster_state.slices_of(service.name)
         return within_bounds(service, slices, self._hostname, self._bounds)
 
-    def _assign(self, bounded: Bounded, node_ports: tuple[Address, ...]) -> Assignment:
-        service, node = bounded.service, self._cluster_state.node
-        routing = route_service(service, bounded.slices, node, self._hostname)
-        return self._owners.assign(service, expand_node_ports(routing, node_ports))
+    def _assign(self, bounded: Bounded, node: NodeRouting) -> Assignment:
+        service = bounded.service
+        slices = self._filter.endpoints(bounded.slices)
+        routing = route_service(service, slices, self._cluster_state.node, self._hostname)
+        routing = expand_node_ports(routing, node.node_port_addresses)
+        routing, problems = self._filter.frontends(service, routing)
+        assigned = self._owners.assign(
+            service,
+            routing,
+            node_addresses=node.node_port_addresses,
+            api_servers=self._endpoints_of(service) if service.name == _API_SERVER else (),
+        )
+        if not problems:
+            return assigned
+        return msgspec.structs.replace(assigned, problems=problems + assigned.problems)
+
+    def _endpoints_of(self, service: Service) -> set[Backend]:
+        slices = self._cluster_state.slices_of(service.name)
+        merged = merge_slices(slices, self._hostname)
+        return {backend for endpoints in merged.values() for backend in endpoints}
 
     def _found(
         self, source: ProblemSource, name: ObjectName, problems: tuple[Problem, ...]

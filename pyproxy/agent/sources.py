@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pyproxy.config.settings import Settings
 from pyproxy.metrics import Metrics
+from pyproxy.model.address import Backend
 from pyproxy.model.events import Event
 from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
@@ -37,6 +38,11 @@ def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:
     from pyproxy.source.connect import connect  # noqa: PLC0415
 
     return connect(settings.api.kubeconfig, settings.api.master, metrics)
+
+
+def servers_of(client: Client | None) -> frozenset[Backend]:
+    """Return the addresses of the API servers that a client has used. Any thread."""
+    return frozenset() if client is None else client.servers()
 
 
 def source_of(settings: Settings, client: Client | None, emit: Callable[[Event], None]) -> Source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pyproxy.agent import mode_cleanup
@@ -30,13 +31,22 @@ _PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 class Takeover:
     """A listener that removes leftovers after the first full commit, in a thread of its own.
 
-    `of_kube_proxy` says whether it removes those of kube-proxy too.
+    `of_kube_proxy` says whether it removes those of kube-proxy too. `when_clean` is called in that
+    thread once all are removed.
     """
 
-    def __init__(self, metrics: Metrics, dataplane: Dataplane[Any], *, of_kube_proxy: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        dataplane: Dataplane[Any],
+        when_clean: Callable[[], None],
+        *,
+        of_kube_proxy: bool,
+    ) -> None:
         self._metrics = metrics
         self._dataplane = dataplane
         self._of_kube_proxy = of_kube_proxy
+        self._when_clean = when_clean
         self._started = False
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
@@ -54,6 +64,7 @@ class Takeover:
             if self._of_kube_proxy:
                 clean &= remove_leftovers(_in_service(self._dataplane))
             if clean:
+                self._when_clean()
                 return
             self._metrics.cleanup_failed()
         log.error(
@@ -97,10 +108,10 @@ def remove_leftovers(stays: InService) -> bool:
         )
     for failure in failures:
         log.warning("cannot remove leftovers of kube-proxy: %s: %s", failure.what, failure.error)
-    if found:
+    if removed := found.without(failures):
         share = "the other " if failures else ""
-        log.info("removed %sleftovers of kube-proxy: %s", share, found)
-    elif not found.unread:
+        log.info("removed %sleftovers of kube-proxy: %s", share, removed)
+    elif not (found or found.unread):
         log.info("no leftovers of kube-proxy in the kernel")
     _warn_of_closed_chains(found)
     return not (failures or found.unread)

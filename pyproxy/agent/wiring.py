@@ -23,11 +23,11 @@ from pyproxy.agent.core import Agent, CommitListener, Observers
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.node_addresses import local_addresses
+from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.agent.shutdown import ShutdownSignal
-from pyproxy.agent.sources import client_of, source_of
+from pyproxy.agent.sources import client_of, servers_of, source_of
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
@@ -105,26 +105,32 @@ def _serve(
 
         servers, checks = _health_servers(settings, health, metrics, report)
         flows = stack.enter_context(closing(Conntrack()))
+        local = stack.enter_context(closing(LocalAddresses()))
         metrics.register(dataplane)
         metrics.register(TableUsageCollector(dataplane.table_usage))
         reconciler = Reconciler(flows, metrics)
         programmed = ProgrammedState()
+        # Some settings need capabilities that the agent drops later.
+        machine = stack.enter_context(closing(prepare_kernel(settings)))
         listeners: list[CommitListener] = [
             Flows(reconciler),
             HealthChecks(checks, settings.node_name),
             LocalCounts(metrics),
             KernelCounts(metrics, dataplane),
             programmed,
-            Takeover(metrics, dataplane, of_kube_proxy=settings.takeover),
+            Takeover(
+                metrics,
+                dataplane,
+                machine.leftovers_removed,
+                of_kube_proxy=settings.takeover,
+            ),
         ]
         agent = Agent(
             dataplane,
-            NodeRules(settings, local_addresses),
+            NodeRules(settings, local.read, local.broadcasts, partial(servers_of, client)),
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
-        # Some settings need capabilities that the agent drops next.
-        machine = prepare_kernel(settings)
         addresses = stack.enter_context(closing(AddressMonitor()))
         # A thread inherits the capabilities of the thread that starts it, so no thread runs before.
         rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
@@ -159,7 +165,7 @@ def _serve(
             agent.tick()
             agent.audit()
             logs.LIMITER.report()
-            if addresses.changed():
+            if addresses.changed() or agent.api_servers != servers_of(client):
                 agent.addresses_changed()
 
         Loop(agent, inbox, periodic, _PERIODIC_SECONDS, health).run()
@@ -236,7 +242,7 @@ def _dataplane(settings: Settings) -> Iterator[Dataplane[Any]]:
 
 def prepare_kernel(settings: Settings) -> node_setup.NodeKernel:
     """Write the kernel settings that the proxy needs, as far as they are allowed."""
-    kernel = node_setup.NodeKernel()
+    kernel = node_setup.NodeKernel(node_setup.open_node_table())
     kernel.apply(settings)
     kernel.prepare_loopback(settings.node_ports)
     return kernel
@@ -245,27 +251,39 @@ def prepare_kernel(settings: Settings) -> node_setup.NodeKernel:
 def initialize(settings: Settings) -> int:
     """Do what needs more rights than serving, so that the agent may run with fewer."""
     node_setup.load_modules(settings)
-    prepare_kernel(settings)
+    prepare_kernel(settings).close()
     return 0
 
 
 def cleanup(settings: Settings) -> int:
     """Remove our objects of all modes, and with `--takeover` those of kube-proxy; return a status.
 
-    Idempotent. Removes all that it may, and then raises UsageError if a right is missing.
+    Kernel settings are restored as far as they still have pyproxy's values. Idempotent. Removes all
+    that it may, and then raises UsageError if a right is missing.
     """
-    done = mode_cleanup.remove(None)
+    try:
+        with closing(node_setup.NodeKernel(node_setup.open_node_table())) as kernel:
+            # A mode's rules may be all that protects loopback addresses now.
+            is_new = kernel.shield_loopback()
+            done = mode_cleanup.remove(None)
+            clean = kernel.restore(keep_shield=bool(done.removed) or not is_new)
+    except PermissionKernelError as error:
+        raise _forbidden(error) from error
     forbidden = [each for each in done.failed if isinstance(each, PermissionKernelError)]
-    for error in done.failed:
-        if error not in forbidden:
-            log.error("cannot remove all objects: %s", error)
-    clean = not done.failed
+    for each in done.failed:
+        if each not in forbidden:
+            log.error("cannot remove all objects: %s", each)
+    clean &= not done.failed
     if settings.takeover:
         clean &= remove_leftovers(InService())
     # One line is enough, because all of these errors have the same fix.
-    for error in forbidden:
-        raise UsageError(
-            f"no permission to remove all objects ({error}): run as root, or with CAP_NET_ADMIN "
-            "and CAP_NET_RAW"
-        ) from error
+    for each in forbidden:
+        raise _forbidden(each) from each
     return 0 if clean else 1
+
+
+def _forbidden(error: PermissionKernelError) -> UsageError:
+    return UsageError(
+        f"no permission to remove all objects ({error}): run as root, or with CAP_NET_ADMIN "
+        "and CAP_NET_RAW"
+    )

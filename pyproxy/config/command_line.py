@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import msgspec
 
-from pyproxy.config import effective, flags, modes
+from pyproxy.config import effective, feature_gates, flags, modes
 from pyproxy.config.given import FLAGS, Given, command_line
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.remarks import remarks
@@ -126,6 +126,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         local_traffic=_local_traffic(given),
         masquerade=Masquerade(given[flags.MASQUERADE_BIT], given[flags.MASQUERADE_ALL]),
         node_ports=_node_ports(given),
+        external_ips=feature_gates.allows_external_ips(given[flags.FEATURE_GATES]),
         serving=Serving(
             health=given[flags.HEALTHZ_BIND_ADDRESS],
             metrics=given[flags.METRICS_BIND_ADDRESS],

@@ -95,6 +95,15 @@ NODEPORT_ADDRESSES = Flag(
     repeats=True,
 )
 
+FEATURE_GATES = Flag(
+    "--feature-gates",
+    values.booleans_by_name,
+    "",
+    "feature gates as NAME=BOOL; AllowServiceExternalIPs=false proxies no external IP",
+    ("featureGates",),
+    repeats=True,
+)
+
 HEALTHZ_BIND_ADDRESS = Flag(
     "--healthz-bind-address",
     values.listen_address(10256),

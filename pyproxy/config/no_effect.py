@@ -55,12 +55,6 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         "15m0s",
         field="configSyncPeriod",
     ),
-    _no_effect(
-        "--feature-gates",
-        values.booleans_by_name,
-        "pyproxy has no feature gates",
-        field="featureGates",
-    ),
     _no_effect("--kube-api-burst", _COUNT, _REQUESTS, "10", field="clientConnection.burst"),
     _no_effect(
         "--kube-api-content-type",

@@ -1,10 +1,10 @@
-"""Log lines about given flags and fields without effect."""
+"""Log lines about given flags, fields and feature gates without effect."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
-from pyproxy.config import flags, modes
+from pyproxy.config import feature_gates, flags, modes
 from pyproxy.config.given import FLAGS, Given, texts_by_field, wins_over_file
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.no_effect import FIELDS, NO_EFFECT
@@ -33,6 +33,7 @@ def remarks(
     ]
     if idle:
         yield f"flags without effect: {_by_reason(idle)}"
+    yield from feature_gates.remarks(given[flags.FEATURE_GATES])
 
 
 def _about_file(flagged: Given, configuration: KubeProxyConfiguration, file: str) -> Iterator[str]:

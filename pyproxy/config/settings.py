@@ -208,6 +208,8 @@ class Settings(msgspec.Struct, frozen=True):
     removes kube-proxy's objects from the kernel. `iptables` and `ipvs` have their defaults in other
     modes. `oom_score_adj` is that of proc(5), from -1000 to 1000.
 
+    With `external_ips` false, no external IP is proxied (feature gate AllowServiceExternalIPs).
+
     `ui` is the address of the read-only page, None for no page. `inspect_socket` is the path of the
     Unix socket that `pyproxy status` and similar commands connect to, empty for no socket.
     `endpoint_counters` counts the connections to each endpoint. `bounds` are those of each Service.
@@ -227,6 +229,7 @@ class Settings(msgspec.Struct, frozen=True):
     local_traffic: LocalTraffic = LocalTraffic()
     masquerade: Masquerade = Masquerade()
     node_ports: NodePorts = NodePorts()
+    external_ips: bool = True
     serving: Serving = Serving()
     pace: SyncPeriods = SyncPeriods()
     conntrack: Conntrack = Conntrack()

@@ -16,6 +16,7 @@ import msgspec
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import ObjectName
+from pyproxy.policy.reserved_frontends import Reserved
 from pyproxy.policy.routing import ServiceRouting
 
 if TYPE_CHECKING:
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 
 
 class NodeRouting(msgspec.Struct, frozen=True):
-    """The node's part in the base rules: networks of pods, and addresses of node ports."""
+    """The node's part in the base rules: networks of pods, and addresses of node ports.
+
+    `reserved` is the node's part in the Services' routings, which dataplanes ignore.
+    """
 
     pod_networks: tuple[Network, ...] = ()
     node_port_addresses: tuple[Address, ...] = ()
+    reserved: Reserved = Reserved()
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -68,10 +73,12 @@ P = TypeVar("P", bound=Plan)
 class Drift(msgspec.Struct, frozen=True):
     """A change to our objects by another program.
 
-    `by` is that program, such as "nft (pid 4711)", empty if unknown.
+    `by` is that program, such as "nft (pid 4711)", empty if unknown. `sets` are the sets that it
+    changed, of those that the mode has; None if any may have changed.
     """
 
     by: str
+    sets: frozenset[str] | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -160,6 +167,14 @@ class Writer(Protocol[P]):
         """Read the kernel back, and plan from there to the whole desired state.
 
         Blocks for a read-back, seconds in a large cluster. Idempotent. Raises KernelError.
+        """
+        ...
+
+    def plan_repair(self, sets: frozenset[str] | None) -> P | None:
+        """Read back what another program may have changed, and plan back to the last commit.
+
+        `sets` are those of the drifts since the last read-back. Returns None where only `plan_full`
+        repairs. Blocks for a read-back. Idempotent. Raises KernelError.
         """
         ...
 

@@ -114,6 +114,14 @@ def parse_network(text: str) -> Network:
     return Network(Address(first.to_bytes(width // 8, "big")), prefix)
 
 
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+def is_mapped(address: Address) -> bool:
+    """Return whether an IPv6 address stands for an IPv4 address (RFC 4291, 2.5.5.2)."""
+    return len(address) == 16 and address.startswith(_MAPPED)
+
+
 def address_text(address: Address) -> str:
     """Format an address as text."""
     return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)

@@ -12,7 +12,7 @@ import msgspec
 from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink.attributes import NESTED, attribute, attributes, nested
 from pyproxy.netlink.frames import NLMSG_DONE, NLMSG_ERROR, read_messages
-from pyproxy.netlink.kernel_errors import error_code, kernel_error
+from pyproxy.netlink.kernel_errors import error_code, kernel_error, read_done
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
 
 CTA_TUPLE_ORIG = 1
@@ -154,8 +154,10 @@ def read_flows(piece: bytes, family: Family) -> tuple[list[Flow], bool]:
     """
     layout = _LAYOUTS[family]
     flows: list[Flow] = []
-    for kind, _, _, _, view in read_messages(piece):
+    for kind, flags, _, _, view in read_messages(piece):
         if kind == NLMSG_DONE:
+            if error := read_done(view, flags):
+                raise kernel_error(error.errno, error.words or "listing conntrack entries")
             return flows, True
         if kind == NLMSG_ERROR:
             raise kernel_error(error_code(view), "listing conntrack entries")

@@ -28,6 +28,7 @@ from pyproxy.netlink.frames import (
     read_messages,
 )
 
+_ERRNO_SIZE = 4
 _NLMSGERR_ATTR_MSG = 1
 _NLMSGERR_ATTR_OFFS = 2
 
@@ -69,9 +70,19 @@ def kernel_error(number: int, doing: str) -> KernelError:
     return RejectedError(message, number)
 
 
+def program_error(program: str, error: OSError) -> TransientKernelError:
+    """Return the exception for a program that could not be started, which may pass.
+
+    EMFILE, ENFILE: no descriptors for its pipes. EAGAIN, ENOMEM: no process or memory. ENOENT: the
+    program is being replaced.
+    """
+    name = errno.errorcode.get(error.errno or 0, str(error))
+    return TransientKernelError(f"{name}: starting {program}", error.errno or 0)
+
+
 def error_code(reply: memoryview) -> int:
     """Return the errno of an NLMSG_ERROR: 0 is an acknowledgement, EINVAL if it is cut short."""
-    if len(reply) < HEADER.size + 4:
+    if len(reply) < HEADER.size + _ERRNO_SIZE:
         return errno.EINVAL
     code: int = -struct.unpack_from("=i", reply, HEADER.size)[0]
     return code
@@ -85,9 +96,9 @@ def read_error(reply: memoryview, flags: int, index: int) -> MessageError | None
     offset, words = 0, ""
     if flags & NLM_F_ACK_TLVS:
         # The request's header is quoted; its body too, unless NETLINK_CAP_ACK capped it.
-        start = HEADER.size + 4 + HEADER.size
+        start = HEADER.size + _ERRNO_SIZE + HEADER.size
         if not flags & NLM_F_CAPPED and len(reply) >= start:
-            start += struct.unpack_from("=I", reply, HEADER.size + 4)[0] - HEADER.size
+            start += struct.unpack_from("=I", reply, HEADER.size + _ERRNO_SIZE)[0] - HEADER.size
         extended = attribute_map(reply[start:])
         # The offset counts from the request's netlink header.
         if len(extended.get(_NLMSGERR_ATTR_OFFS, b"")) >= 4:
@@ -95,6 +106,21 @@ def read_error(reply: memoryview, flags: int, index: int) -> MessageError | None
         if _NLMSGERR_ATTR_MSG in extended:
             words = text(extended[_NLMSGERR_ATTR_MSG])
     return MessageError(index, code, offset, words)
+
+
+def read_done(reply: memoryview, flags: int) -> MessageError | None:
+    """Read the NLMSG_DONE that ends a dump; None if the dump is complete.
+
+    A dump that fails midway, such as of a set that is deleted meanwhile, has its errno there.
+    """
+    code = error_code(reply) if len(reply) >= HEADER.size + _ERRNO_SIZE else 0
+    if code <= 0:
+        return None
+    words = ""
+    if flags & NLM_F_ACK_TLVS:
+        extended = attribute_map(reply[HEADER.size + _ERRNO_SIZE :])
+        words = text(extended.get(_NLMSGERR_ATTR_MSG, memoryview(b"")))
+    return MessageError(0, code, 0, words)
 
 
 def read_acknowledgements(

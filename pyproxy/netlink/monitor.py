@@ -7,6 +7,7 @@ of a transaction names the process. Elements that packets add to a set are not a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -27,6 +28,9 @@ _NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 # In the message of every kind of object, attribute 1 is the table's name.
 _TABLE = 1
+# In the messages of sets and of elements, attribute 2 is the set's name.
+_SET = 2
+_OF_SETS = frozenset((9, 11, 12, 14))
 # Each pair is NEW and DEL; the GET message between them is never a notification.
 _OBJECTS = {
     **dict.fromkeys((0, 2), "table"),
@@ -43,11 +47,13 @@ _CHAIN_OF = {**dict.fromkeys((3, 5), 3), **dict.fromkeys((6, 8), 2)}
 class Foreign(msgspec.Struct, frozen=True):
     """Another program's transaction on the table: the kinds of objects, and the process.
 
-    `by` is "nft (pid 4711)". If notifications were lost, it is empty and so is `objects`.
+    `by` is "nft (pid 4711)". `sets` are the sets that changed, or whose elements did. If
+    notifications were lost, `by` and `objects` are empty, and `sets` is None.
     """
 
     objects: frozenset[str]
     by: str
+    sets: frozenset[str] | None = None
 
 
 class Monitor:
@@ -60,6 +66,7 @@ class Monitor:
         self._table = table
         self._own_port = own_port
         self._objects: set[str] = set()
+        self._sets: set[str] = set()
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "changes of tables", _RECEIVE_BUFFER)
         self._woken = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended = False
@@ -81,8 +88,11 @@ class Monitor:
     def end(self) -> None:
         """Make `wait` return None, now and from now on, and unsubscribe."""
         self._ended = True
-        self.pause()
+        # First, because a thread that waits would otherwise wait forever if `pause` failed.
         os.eventfd_write(self._woken, 1)
+        # Without the subscription nothing is lost: the socket is closed next.
+        with contextlib.suppress(KernelError):
+            self.pause()
 
     def missed(self) -> None:
         """Make `wait` report a transaction that was detected by other means."""
@@ -95,8 +105,12 @@ class Monitor:
 
     def wait(self) -> Foreign | None:
         """Block until another program's transaction; None after `end`. Raises KernelError."""
+        # Not select, which takes no descriptor from 1024 up.
+        poll = select.poll()
+        for descriptor in (self._socket.fileno(), self._woken):
+            poll.register(descriptor, select.POLLIN)
         while True:
-            readable, _, _ = select.select([self._socket.fileno(), self._woken], [], [])
+            readable = {descriptor for descriptor, _ in poll.poll()}
             # `end` sets this flag before it wakes; any other wake-up is from `missed`.
             if self._ended:
                 return None
@@ -110,6 +124,7 @@ class Monitor:
                     raise
                 # The lost part may hold the end of the transaction that these objects belong to.
                 self._objects.clear()
+                self._sets.clear()
                 return Foreign(frozenset(), "")
             if found := self._read(data):
                 return found
@@ -125,6 +140,8 @@ class Monitor:
                 found = self._transaction(fields) or found
             elif _TABLE in fields and self._concerns(text(fields[_TABLE]), _chain(number, fields)):
                 self._objects.add(_OBJECTS.get(number, "object"))
+                if number in _OF_SETS and _SET in fields:
+                    self._sets.add(text(fields[_SET]))
         return found
 
     def _concerns(self, table: str, chain: str) -> bool:  # noqa: ARG002 (subclasses use it)
@@ -139,7 +156,8 @@ class Monitor:
         if number is not None:
             process += f" (pid {int.from_bytes(number, 'big')})"
         objects, self._objects = frozenset(self._objects), set()
-        return Foreign(objects, process)
+        sets, self._sets = frozenset(self._sets), set()
+        return Foreign(objects, process, sets)
 
 
 def _chain(kind: int, fields: dict[int, memoryview]) -> str:

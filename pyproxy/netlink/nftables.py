@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pyproxy.netlink.attributes import attribute_map, string, text
+from pyproxy.netlink.attributes import attribute, attribute_map, string, text
+from pyproxy.netlink.frames import NLM_F_CREATE
 from pyproxy.netlink.nfnetlink import NFPROTO_INET, Message
 
 SUBSYSTEM = 10
 
 # nfnetlink accepts nf_tables' NEW and DEL messages in a batch only, GET messages outside of one.
-_GETTABLE, _DELTABLE = 1, 2
+_NEWTABLE, _GETTABLE, _DELTABLE = 0, 1, 2
 _GETCHAIN = 4
 _DELCHAIN = 5
 _GETRULE = 7
 _GETSET, _DELSET = 10, 11
 _GETGEN, _GEN_ID = 16, 1
 
-_TABLE_NAME = 1
+_TABLE_NAME, _TABLE_USERDATA = 1, 6
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _SET_TABLE, _SET_NAME, _SET_COUNT = 1, 2, 20
@@ -29,6 +30,15 @@ _SET_SHAPE = (3, 5, 7)
 
 NOTHING = memoryview(b"")
 """The value of a missing attribute."""
+
+
+def new_table(table: str, comment: str) -> Message:
+    """Add a table of the inet family, unless it exists; nft lists the comment."""
+    # nft's own record in userdata: kind 0 is a comment, then its size with the zero byte.
+    text = comment.encode() + b"\0"
+    record = bytes((0, len(text))) + text
+    body = string(_TABLE_NAME, table) + attribute(_TABLE_USERDATA, record)
+    return Message(message_type(_NEWTABLE), NLM_F_CREATE, body)
 
 
 def delete_table(table: str, family: int = NFPROTO_INET) -> Message:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Family, family_of
+from pyproxy.model.address import Address, Family, Network, family_of
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
 from pyproxy.netlink.frames import HEADER, NLM_F_CREATE, NLM_F_EXCL, read_messages
 from pyproxy.netlink.requests import Request, Requests
@@ -22,7 +22,7 @@ from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _GETROUTE = 26
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFLA_IFNAME = 3
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 _RTN_LOCAL = 2
@@ -97,6 +97,29 @@ def read_addresses(replies: Iterable[memoryview]) -> list[DeviceAddress]:
         if len(value) in (4, 16):
             found.append(DeviceAddress(device, Address(value)))
     return found
+
+
+def read_broadcasts(replies: Iterable[memoryview]) -> frozenset[Address]:
+    """Read the broadcast addresses of all networks from the replies to `get_addresses`.
+
+    The kernel has the last address of a network shorter than /31 as one, even if the address was
+    added without it (fib_add_ifaddr in net/ipv4/fib_frontend.c).
+    """
+    found = set()
+    for reply in replies:
+        if len(reply) < _IFADDRMSG.size:
+            continue
+        family, prefix, _, _, _ = _IFADDRMSG.unpack_from(reply)
+        if family != _AF[Family.IPV4]:
+            continue
+        fields = attribute_map(reply[_IFADDRMSG.size :])
+        if len(named := bytes(fields.get(_IFA_BROADCAST, b""))) == 4:
+            found.add(Address(named))
+        # On a point-to-point device this is the peer's address, and the network is the peer's too.
+        address = bytes(fields.get(_IFA_ADDRESS, b""))
+        if prefix < 31 and len(address) == 4:
+            found.add(Network(Address(address), prefix).last)
+    return frozenset(found)
 
 
 def get_route(address: Address) -> Request:

@@ -8,7 +8,7 @@ nft pads an interface's name with zeros to 16 bytes, and writes a prefix as its 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -32,6 +32,7 @@ _NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
 _NFT_JUMP, _NFT_GOTO = -3, -4
+_NF_DROP = 0
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 _META_IIFNAME, _META_NFTRACE = 6, 12
@@ -39,7 +40,7 @@ NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
 # NF_CT_STATE_BIT(IP_CT_NEW); bits 0, 1 and 2 are invalid, established and related.
 CT_NEW = 1 << 3
-HOOK_INPUT, HOOK_POSTROUTING = 1, 4
+HOOK_PREROUTING, HOOK_INPUT, HOOK_POSTROUTING = 0, 1, 4
 
 # The numbers of attributes below are those of enum nft_<expression>_attributes.
 _ORIGINAL = 0
@@ -124,6 +125,13 @@ def equal(register: int, value: bytes) -> bytes:
     return _compare(register, 0, value)
 
 
+def enters_by_other(register: int, interface: str) -> list[bytes]:
+    """Match packets that came in by another interface than this one."""
+    # The kernel compares all 16 bytes of the name, IFNAMSIZ.
+    name = interface.encode().ljust(16, b"\0")
+    return [load_meta(_META_IIFNAME, register), _compare(register, 1, name)]
+
+
 def limit(rate: int, burst: int) -> bytes:
     """Match at most `rate` packets a second, and `burst` at once."""
     per_second = attribute(2, struct.pack(">Q", 1))
@@ -193,6 +201,12 @@ def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
     )
 
 
+def drop() -> bytes:
+    """Drop the packet."""
+    verdict = nested(2, attribute(2 | NESTED, attribute(1, struct.pack(">i", _NF_DROP))))
+    return _expression("immediate", _number(1, _VERDICT_REGISTER), verdict)
+
+
 def jump(chain: str) -> bytes:
     """Jump to another chain, which returns to the next rule."""
     return _immediate(_NFT_JUMP, chain)
@@ -212,6 +226,32 @@ def read_expressions(packed: bytes) -> Iterator[Expression]:
             yield Expression(
                 text(parts[_NAME]), {kind: bytes(value) for kind, value in fields.items()}
             )
+
+
+def has_expressions(packed: bytes, expressions: Iterable[bytes]) -> bool:
+    """Return whether a rule that was read back has these expressions, and no others.
+
+    The kernel's may have more attributes.
+    """
+    held = list(read_expressions(packed))
+    wanted = list(read_expressions(b"".join(expressions)))
+    return len(held) == len(wanted) and all(map(_has_fields, held, wanted))
+
+
+def _has_fields(held: Expression, wanted: Expression) -> bool:
+    return held.name == wanted.name and all(
+        kind in held.fields
+        # The kernel does not mark a verdict as nested attributes.
+        and (
+            held.fields[kind] == value
+            or (
+                held.name == "immediate"
+                and kind == _DATA
+                and attribute_map(held.fields[kind]) == attribute_map(value)
+            )
+        )
+        for kind, value in wanted.fields.items()
+    )
 
 
 def read_set_names(packed: bytes) -> frozenset[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from pyproxy.errors import KernelError
 from pyproxy.netlink.frames import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, read_messages
-from pyproxy.netlink.kernel_errors import kernel_error, read_error
+from pyproxy.netlink.kernel_errors import kernel_error, read_done, read_error
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -30,6 +30,7 @@ _SEND_OVERHEAD = 32
 # The kernel sizes the datagrams of a dump by the largest buffer that a reader has offered, up to
 # 32 KiB; a datagram longer than the buffer would be cut without an error.
 _RECEIVE_SIZE = 1 << 18
+_LAST_SEQUENCE = (1 << 32) - 1
 _DUMP_ATTEMPTS = 10
 
 
@@ -86,7 +87,13 @@ class NetlinkSocket:
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _SEND_OVERHEAD
 
     def take_sequence(self, count: int = 1) -> int:
-        """Reserve sequence numbers for `count` messages; return the first."""
+        """Reserve sequence numbers for `count` messages in a row; return the first."""
+        # The header has 32 bits for it, which a thousand messages a second use up in fifty days.
+        if self._sequence + count > _LAST_SEQUENCE:
+            self._sequence = 0
+            # Replies to earlier requests would have higher numbers than the next ones.
+            for _ in self.receive_waiting():
+                pass
         first = self._sequence + 1
         self._sequence += count
         return first
@@ -153,18 +160,18 @@ class NetlinkSocket:
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 # NLMSG_DONE ends a dump; an acknowledgement ends the reply to a `get`.
                 if kind == NLMSG_DONE:
-                    return replies, interrupted
-                # Replies are views into their datagrams: a large dump is not copied.
-                if kind != NLMSG_ERROR:
-                    replies.append(message)
-                elif (error := read_error(message, flags, 0)) is None:
-                    return replies, interrupted
-                elif error.errno == errno.EINTR:
-                    return [], True
+                    error = read_done(message, flags)
+                elif kind == NLMSG_ERROR:
+                    error = read_error(message, flags, 0)
                 else:
-                    raise kernel_error(
-                        error.errno, error.words or f"requesting from {self._purpose}"
-                    )
+                    # Replies are views into their datagrams: a large dump is not copied.
+                    replies.append(message)
+                    continue
+                if error is None:
+                    return replies, interrupted
+                if error.errno == errno.EINTR:
+                    return [], True
+                raise kernel_error(error.errno, error.words or f"requesting from {self._purpose}")
 
     def _receive(self, flags: int) -> bytes:
         try:

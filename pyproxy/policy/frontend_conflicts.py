@@ -1,152 +1,157 @@
-"""Resolve conflicts between Services that claim the same frontend: the older one gets it.
+"""Resolve conflicts between Services that claim the same frontend.
 
-The API lets two Services name the same external IP and port, and a load balancer may assign one
-address twice. kube-proxy lets the random order of a map decide, anew in each sync. Here the Service
-that was created first gets the frontend, then the one whose name sorts first. Each other Service is
-routed without that frontend and has a Problem. The result depends on the existing Services alone,
-not on the order of events.
+The API lets two Services name the same external IP and port. It also lets a Service name the
+cluster IP of another as its external IP. kube-proxy lets the random order of a map decide, anew in
+each sync. Here the kind of the claim decides (`claims.Precedence`), then the age of the Service,
+then its name. A cluster IP belongs to its Service with all ports. Each other Service is routed
+without the frontend and has a Problem. The result depends on the existing Services alone, not on
+the order of events.
 """
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from pyproxy.errors import Problem, ProblemReason
-from pyproxy.model.address import Family, Protocol, address_text
+from pyproxy.model.address import Address, Backend, address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
-from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
+from pyproxy.policy.claims import Claimant, Claims, Precedence, claims_of, key_of, precedence_of
+from pyproxy.policy.routing import FIELDS, Frontend, PortRouting, ServiceRouting, with_frontends
 
-_FIELDS = {
-    Scope.CLUSTER_IP: "spec.clusterIPs",
-    Scope.EXTERNAL_IP: "spec.externalIPs",
-    Scope.LOAD_BALANCER: "status.loadBalancer.ingress",
-    Scope.NODE_PORT: "spec.ports",
+_NAMES = {
+    Precedence.HEALTH_CHECK: "the health-check node port",
+    Precedence.NODE_PORT: "a node port",
+    Precedence.LOAD_BALANCER: "a load balancer address",
+    Precedence.API_SERVER: "an API server's endpoint",
+    Precedence.EXTERNAL_IP: "an external IP",
 }
+_PLURALS = {
+    Precedence.NODE_PORT: "node ports",
+    Precedence.LOAD_BALANCER: "load balancer addresses",
+    Precedence.EXTERNAL_IP: "external IPs",
+}
+_ON_ANY_ADDRESS = (Precedence.LOAD_BALANCER, Precedence.EXTERNAL_IP)
+
+
+class Affected(msgspec.Struct, frozen=True):
+    """The Services to assign again after a change, with unchanged routings.
+
+    Those in `now` belong into the same transaction: they may get a frontend, lose one, or have
+    another owner to name. Those in `later` gain or lose a frontend that the changed Service does
+    not have, because their address is or was its cluster IP. Their number has no bound, and any
+    later transaction may assign them. Assigning any of them affects no further Service.
+    """
+
+    now: frozenset[ObjectName] = frozenset()
+    later: frozenset[ObjectName] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.now or self.later)
+
+    def __or__(self, other: Affected) -> Affected:
+        return Affected(self.now | other.now, self.later | other.later)
+
+
+_NONE = Affected()
+_NOBODY: frozenset[ObjectName] = frozenset()
 
 
 class Assignment(msgspec.Struct, frozen=True):
     """The routing of a Service without the frontends of others, and the Services it affects.
 
-    `problems` name the frontends that another Service has. `affected` are the Services to assign
-    again in the same transaction: they may get a frontend, lose one, or have another owner to name.
-    Assigning them again with unchanged routings affects no further Service.
+    `problems` name the frontends that another Service has.
     """
 
     routing: ServiceRouting
     problems: tuple[Problem, ...] = ()
-    affected: frozenset[ObjectName] = frozenset()
-
-
-class _Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
-    """A Service in the order of precedence; times are RFC 3339 in UTC, so they sort as text."""
-
-    created: str
-    name: ObjectName
-
-
-_Claims = tuple[_Claimant, tuple[bytes, ...]]
-"""A Service and the keys of all frontends that it claims."""
-
-# One byte each for the IP version (4, 6) and the protocol number (6, 17, 132).
-_KEY_PREFIXES = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
+    affected: Affected = _NONE
 
 
 class FrontendOwners:
     """The owner of each frontend. A call costs time in proportion to its Service alone.
 
-    For each frontend there is a queue of its claimants, oldest first; the first one owns it. The
+    For each frontend there is a queue of its claimants, strongest first; the first one owns it. The
     Problem of a claimant names the one before it in the queue, so a change affects one neighbour
     and not the whole queue.
     """
 
     def __init__(self) -> None:
-        self._queues: dict[bytes, tuple[_Claimant, ...]] = {}
-        self._claims: dict[ObjectName, _Claims] = {}
+        self._frontends = _Queues()
+        self._cluster_ips = _Queues()
+        self._claims: dict[ObjectName, Claims] = {}
+        self._by_address: dict[Address, set[ObjectName]] = {}
 
-    def assign(self, service: Service, routing: ServiceRouting) -> Assignment:
-        """Replace the claims of a Service by all frontends of a routing."""
-        name = service.name
-        claimant = _Claimant(service.created, name)
-        keys = _keys(routing)
-        after = (claimant, keys)
-        unique = len(keys) == 1 or len(set(keys)) == len(keys)
-        before = self._claims.setdefault(name, after)
-        # The first sync adds every Service once, mostly without conflict: no other work for those.
-        if before is after and unique and self._add_unclaimed(claimant, keys):
-            return Assignment(routing)
-        affected: set[ObjectName] = set()
+    def assign(
+        self,
+        service: Service,
+        routing: ServiceRouting,
+        *,
+        node_addresses: Collection[Address] = (),
+        api_servers: Iterable[Backend] = (),
+    ) -> Assignment:
+        """Replace the claims of a Service by all frontends of a routing.
+
+        The node listens for health-check node ports on `node_addresses`. `api_servers` are the API
+        server's endpoints if this is its Service.
+        """
+        after = claims_of(service, routing, node_addresses, api_servers)
+        before = self._claims.setdefault(service.name, after)
+        affected = _NONE
         if before is after:
-            self._add(claimant, keys, affected)
+            affected = self._add(after)
         elif before != after:
-            self._claims[name] = after
-            self._replace(before, after, affected)
-        if unique and all(self._queues[key][0] == claimant for key in keys):
-            return Assignment(routing, affected=frozenset(affected))
-        return self._without_conflicts(claimant, routing, frozenset(affected))
+            self._claims[service.name] = after
+            affected = self._discard(before.without(after)) | self._add(after.without(before))
+        if after.unique and self._owns_all(after):
+            return Assignment(routing, (), affected)
+        return self._without_conflicts(after, routing, affected)
 
-    def remove(self, name: ObjectName) -> frozenset[ObjectName]:
+    def remove(self, name: ObjectName) -> Affected:
         """Remove the claims of a Service, known or not; return the Services to assign again."""
-        affected: set[ObjectName] = set()
         claims = self._claims.pop(name, None)
-        if claims is not None:
-            self._discard(*claims, affected)
-        return frozenset(affected)
+        return _NONE if claims is None else self._discard(claims)
 
-    def _add_unclaimed(self, claimant: _Claimant, keys: tuple[bytes, ...]) -> bool:
-        """Add a claimant to the keys without a queue; return whether these were all."""
-        # One tuple for all keys: nearly every queue has one claimant, and no queue is mutated.
-        alone = (claimant,)
-        all_unclaimed = True
-        for key in keys:
-            if self._queues.setdefault(key, alone) is not alone:
-                all_unclaimed = False
-        return all_unclaimed
+    def _owns_all(self, claims: Claims) -> bool:
+        # Most Services have cluster IPs only, which only another Service's cluster IP can oppose.
+        if any(self._cluster_ips.first(address) for address in claims.addresses):
+            return False
+        return all(self._frontends.is_first(claimant, keys) for claimant, keys in claims.keys)
 
-    def _replace(self, before: _Claims, after: _Claims, affected: set[ObjectName]) -> None:
-        kept: frozenset[bytes] = frozenset()
-        # A Service that was deleted and made again in one sync has another place in every queue.
-        if before[0] == after[0]:
-            kept = frozenset(after[1]).intersection(before[1])
-        self._discard(before[0], [key for key in before[1] if key not in kept], affected)
-        self._add(after[0], [key for key in after[1] if key not in kept], affected)
+    def _add(self, claims: Claims) -> Affected:
+        now: list[Claimant] = []
+        for claimant, keys in claims.keys:
+            self._frontends.add(claimant, keys, now)
+        later: set[ObjectName] = set()
+        for address in claims.cluster_ips:
+            self._cluster_ips.add(claims.holder, (address,), [])
+            # A second Service with one cluster IP takes nothing more from the others.
+            if self._cluster_ips.first(address) == claims.holder:
+                later |= self._by_address.get(address, _NOBODY)
+        for address in claims.addresses:
+            self._by_address.setdefault(address, set()).add(claims.name)
+        return _affected(now, later)
 
-    def _add(self, claimant: _Claimant, keys: Iterable[bytes], affected: set[ObjectName]) -> None:
-        alone = (claimant,)
-        for key in keys:
-            queue = self._queues.setdefault(key, alone)
-            if queue is alone:
-                continue
-            at = bisect_left(queue, claimant)
-            # Added by `_add_unclaimed`, or the frontend of two ports of the Service.
-            if at < len(queue) and queue[at] == claimant:
-                continue
-            self._queues[key] = (*queue[:at], claimant, *queue[at:])
-            # Only the next claimant names this one in its Problem, or loses the frontend to it.
-            if at < len(queue):
-                affected.add(queue[at].name)
-
-    def _discard(
-        self, claimant: _Claimant, keys: Iterable[bytes], affected: set[ObjectName]
-    ) -> None:
-        for key in keys:
-            queue = self._queues.get(key, ())
-            at = bisect_left(queue, claimant)
-            if at == len(queue) or queue[at] != claimant:
-                continue
-            if len(queue) == 1:
-                del self._queues[key]
-                continue
-            self._queues[key] = (*queue[:at], *queue[at + 1 :])
-            # The next claimant gets the frontend, or has another owner to name.
-            if at + 1 < len(queue):
-                affected.add(queue[at + 1].name)
+    def _discard(self, claims: Claims) -> Affected:
+        now: list[Claimant] = []
+        for claimant, keys in claims.keys:
+            self._frontends.discard(claimant, keys, now)
+        later: set[ObjectName] = set()
+        for address in claims.cluster_ips:
+            if self._cluster_ips.first(address) == claims.holder:
+                later |= self._by_address.get(address, _NOBODY)
+            self._cluster_ips.discard(claims.holder, (address,), [])
+        for address in claims.addresses:
+            names = self._by_address[address]
+            names.discard(claims.name)
+            if not names:
+                del self._by_address[address]
+        return _affected(now, later)
 
     def _without_conflicts(
-        self, claimant: _Claimant, routing: ServiceRouting, affected: frozenset[ObjectName]
+        self, claims: Claims, routing: ServiceRouting, affected: Affected
     ) -> Assignment:
         """Leave out the frontends of other Services, and duplicates within this one."""
         problems: list[Problem] = []
@@ -155,68 +160,125 @@ class FrontendOwners:
         for port in routing.ports:
             kept: list[Frontend] = []
             for frontend in port.frontends:
-                key = _key(port, frontend)
-                queue = self._queues[key]
-                if queue[0] == claimant and key not in seen:
+                key = key_of(port, frontend)
+                rival = self._rival(claims, key, frontend)
+                if rival is None and key not in seen:
                     kept.append(frontend)
+                    seen.add(key)
                 else:
-                    # The claimant before this one. At the front it is this one itself, because the
-                    # Service has the frontend twice.
-                    rival = queue[max(bisect_left(queue, claimant) - 1, 0)]
-                    problems.append(_problem(claimant, rival, port, frontend))
-                seen.add(key)
+                    problems.append(_problem(claims, rival, port, frontend))
             if len(kept) == len(port.frontends):
                 ports.append(port)
             elif kept:
-                ports.append(_with_frontends(port, tuple(kept)))
+                ports.append(with_frontends(port, tuple(kept)))
         return Assignment(
             msgspec.structs.replace(routing, ports=tuple(ports)), tuple(problems), affected
         )
 
+    def _rival(self, claims: Claims, key: bytes, frontend: Frontend) -> Claimant | None:
+        """Return the claimant to which a frontend is lost, None if its Service has it."""
+        precedence = precedence_of(frontend)
+        if precedence in _ON_ANY_ADDRESS:
+            holder = self._cluster_ips.first(frontend.address)
+            if holder is not None and holder.name != claims.name:
+                return holder
+        for claimant, _ in claims.keys:
+            before = self._frontends.before(key, claimant)
+            if before is None:
+                continue
+            # The Service itself may have the frontend as one of another kind.
+            own = before == claimant and claimant.precedence == precedence
+            return None if own else before
+        return None
 
-def _keys(routing: ServiceRouting) -> tuple[bytes, ...]:
-    keys: list[bytes] = []
-    for port in routing.ports:
-        prefix = _key_prefix(port)
-        keys += [prefix + each.port.to_bytes(2, "big") + each.address for each in port.frontends]
-    return tuple(keys)
+
+class _Queues:
+    """Queues of claimants, strongest first.
+
+    Nearly every queue has one claimant. It is a tuple that all keys of the Service share and that
+    never changes. A longer one is a list, so that each of 10,000 claims costs a search and no copy.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[bytes, Sequence[Claimant]] = {}
+
+    def first(self, key: bytes) -> Claimant | None:
+        """Return the strongest claimant of a key, None without any."""
+        queue = self._queues.get(key)
+        return queue[0] if queue else None
+
+    def is_first(self, claimant: Claimant, keys: Iterable[bytes]) -> bool:
+        """Return whether a claimant is the strongest one of all these keys, which it claims."""
+        return all(self._queues[key][0] == claimant for key in keys)
+
+    def before(self, key: bytes, claimant: Claimant) -> Claimant | None:
+        """Return the next stronger claimant of a key, or this one if it is the strongest.
+
+        None if it does not claim the key.
+        """
+        queue = self._queues[key]
+        at = bisect_left(queue, claimant)
+        return queue[max(at - 1, 0)] if at < len(queue) and queue[at] == claimant else None
+
+    def add(self, claimant: Claimant, keys: Iterable[bytes], behind: list[Claimant]) -> None:
+        """Add a claimant to the queues of keys; append the claimants directly behind it."""
+        queues, alone = self._queues, (claimant,)
+        for key in keys:
+            queue = queues.setdefault(key, alone)
+            if queue is alone:
+                continue
+            if not isinstance(queue, list):
+                queues[key] = queue = list(queue)
+            at = bisect_left(queue, claimant)
+            # Only the next claimant names this one in its Problem, or loses the frontend to it.
+            if at < len(queue):
+                behind.append(queue[at])
+            queue.insert(at, claimant)
+
+    def discard(self, claimant: Claimant, keys: Iterable[bytes], behind: list[Claimant]) -> None:
+        """Remove a claimant from the queues of keys; append the claimants directly behind it."""
+        for key in keys:
+            queue = self._queues[key]
+            if not isinstance(queue, list) or len(queue) == 1:
+                del self._queues[key]
+                continue
+            at = bisect_left(queue, claimant)
+            del queue[at]
+            # The next claimant gets the frontend, or has another owner to name.
+            if at < len(queue):
+                behind.append(queue[at])
 
 
-def _key(port: PortRouting, frontend: Frontend) -> bytes:
-    return _key_prefix(port) + frontend.port.to_bytes(2, "big") + frontend.address
-
-
-def _key_prefix(port: PortRouting) -> bytes:
-    # An unexpanded node port has no address whose length would show the family.
-    return _KEY_PREFIXES[port.family, port.protocol]
-
-
-def _with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:
-    """Return a port with these frontends only, and the endpoints that they use."""
-    uses = {frontend.use for frontend in frontends}
-    cluster = port.cluster if uses & {Use.CLUSTER, Use.SPLIT} else ()
-    local = port.local if uses & {Use.LOCAL, Use.SPLIT} else ()
-    used = {*cluster, *local}
-    hairpin = tuple(backend for backend in port.hairpin if backend in used)
-    return msgspec.structs.replace(
-        port, frontends=frontends, cluster=cluster, local=local, hairpin=hairpin
-    )
+def _affected(now: Iterable[Claimant], later: set[ObjectName]) -> Affected:
+    if not (now or later):
+        return _NONE
+    return Affected(frozenset(claimant.name for claimant in now), frozenset(later))
 
 
 def _problem(
-    claimant: _Claimant, rival: _Claimant, port: PortRouting, frontend: Frontend
+    claims: Claims, rival: Claimant | None, port: PortRouting, frontend: Frontend
 ) -> Problem:
     what = f"port {frontend.port}/{port.protocol.name}"
     if frontend.address:
         what = f"{address_text(frontend.address)} {what}"
     else:
         what = f"node {what} ({port.family.label})"
-    if rival == claimant:
-        owner = "another port of this Service has it"
-    elif rival.created == claimant.created:
-        owner = f"Service {rival.name}, as old and first by name, claims it too"
-    else:
-        owner = f"Service {rival.name}, which is older, claims it too"
-    message = f"{what} is not proxied for port {port.name!r}: {owner}"
-    field, reason = _FIELDS[frontend.scope], ProblemReason.FRONTEND_CONFLICT
-    return Problem(Kind.SERVICE.value, str(claimant.name), field, message, reason)
+    message = f"{what} is not proxied for port {port.name!r}: {_reason(claims, rival, frontend)}"
+    field, reason = FIELDS[frontend.scope], ProblemReason.FRONTEND_CONFLICT
+    return Problem(Kind.SERVICE.value, str(claims.name), field, message, reason)
+
+
+def _reason(claims: Claims, rival: Claimant | None, frontend: Frontend) -> str:
+    if rival is None or rival.name == claims.name:
+        if rival is not None and rival.precedence == Precedence.HEALTH_CHECK:
+            return "it is the health-check node port of this Service"
+        return "another port of this Service has it"
+    precedence = precedence_of(frontend)
+    if rival.precedence == precedence:
+        if rival.created == claims.keys[0][0].created:
+            return f"Service {rival.name}, as old and first by name, claims it too"
+        return f"Service {rival.name}, which is older, claims it too"
+    if rival.precedence == Precedence.CLUSTER_IP:
+        return f"the address is a cluster IP of Service {rival.name}, which has all of its ports"
+    name = _NAMES[Precedence(rival.precedence)]
+    return f"it is {name} of Service {rival.name}, which precedes {_PLURALS[precedence]}"

@@ -21,7 +21,16 @@ class Scope(enum.Enum):
     NODE_PORT = "nodePort"
 
 
+FIELDS = {
+    Scope.CLUSTER_IP: "spec.clusterIPs",
+    Scope.EXTERNAL_IP: "spec.externalIPs",
+    Scope.LOAD_BALANCER: "status.loadBalancer.ingress",
+    Scope.NODE_PORT: "spec.ports",
+}
+"""The field of a Service that a frontend comes from."""
+
 _NODE_PORT: Final = Scope.NODE_PORT
+_EXTERNAL_IP: Final = Scope.EXTERNAL_IP
 
 
 class Use(enum.Enum):
@@ -91,11 +100,23 @@ class ServiceRouting(msgspec.Struct, frozen=True):
     scheduler: str = ""
 
 
+def with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:
+    """Return a port with these frontends only, and the endpoints that they use."""
+    uses = {frontend.use for frontend in frontends}
+    cluster = port.cluster if uses & {Use.CLUSTER, Use.SPLIT} else ()
+    local = port.local if uses & {Use.LOCAL, Use.SPLIT} else ()
+    used = {*cluster, *local}
+    hairpin = tuple(backend for backend in port.hairpin if backend in used)
+    return msgspec.structs.replace(
+        port, frontends=frontends, cluster=cluster, local=local, hairpin=hairpin
+    )
+
+
 def expand_node_ports(routing: ServiceRouting, addresses: Collection[Address]) -> ServiceRouting:
     """Replace each node port by one frontend for each node address of the port's family.
 
-    An address and port that the Service already has as another frontend is skipped. Then
-    `FrontendOwners` finds a conflict with the external IP of another Service like any other.
+    An address and port that the Service already has as a load balancer address, with its source
+    ranges, is skipped. One that it also has as an external IP is a node port, the stronger claim.
     """
     for port in routing.ports:  # a loop, because a generator would be slower here
         # The node port is last in `frontends`.
@@ -113,16 +134,20 @@ def _is_node_port(frontend: Frontend) -> bool:
 
 def _expanded(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
     own = [address for address in addresses if family_of(address) is port.family]
-    taken = {(f.address, f.port) for f in port.frontends}
-    expanded: list[Frontend] = []
-    for frontend in port.frontends:
-        if not _is_node_port(frontend):
-            expanded.append(frontend)
+    node_ports = [each for each in port.frontends if _is_node_port(each)]
+    expanded = {(address, each.port): each for each in node_ports for address in own}
+    kept: list[Frontend] = []
+    for each in port.frontends:
+        if _is_node_port(each):
             continue
-        expanded.extend(
-            msgspec.structs.replace(frontend, address=address)
-            for address in own
-            # An external IP may be an address of this node.
-            if (address, frontend.port) not in taken
-        )
-    return msgspec.structs.replace(port, frontends=tuple(expanded))
+        place = (each.address, each.port)
+        # An external IP may be an address of this node.
+        if place not in expanded:
+            kept.append(each)
+        elif each.scope is not _EXTERNAL_IP:
+            kept.append(each)
+            del expanded[place]
+    kept += [
+        msgspec.structs.replace(each, address=address) for (address, _), each in expanded.items()
+    ]
+    return msgspec.structs.replace(port, frontends=tuple(kept))

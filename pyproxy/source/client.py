@@ -31,6 +31,7 @@ from urllib3.exceptions import (
 )
 
 from pyproxy.errors import SourceError, UsageError, one_line
+from pyproxy.model.address import Address, Backend, Port, backend, is_mapped, parse_address
 from pyproxy.redaction import KNOWN
 from pyproxy.source import wire
 from pyproxy.source.body import LARGEST_ANSWER, LARGEST_STATUS, read_body
@@ -110,6 +111,7 @@ class Client:
         # iteration fails if another thread adds an element.
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._reload_error = ""
+        self._servers: set[Backend] = set()
         access = load()
         # Before `_set`, which needs the number of servers.
         self.hosts = tuple(host.rstrip("/") for host in hosts or (access.host,))
@@ -143,6 +145,14 @@ class Client:
     def host(self) -> str:
         """The server that the next request goes to."""
         return self.hosts[self._current]
+
+    def servers(self) -> frozenset[Backend]:
+        """Return the addresses of all servers so far, or of the proxy on the way to them.
+
+        Any thread; does not block, and resolves no name.
+        """
+        with self._lock:
+            return frozenset(self._servers)
 
     def interrupt(self) -> None:
         """Shut all connections down: requests in any thread raise UnreachableError."""
@@ -250,10 +260,20 @@ class Client:
     def _remember(self, sock: socket.socket) -> None:
         with self._lock:
             self._sockets.add(sock)
+            with suppress(OSError):  # the server may have closed the connection
+                self._servers.add(_peer(sock))
 
     def _count(self, method: str, url: str, code: str) -> None:
         if self._observer is not None:
             self._observer.count_request(method, urlsplit(url).netloc, code)
+
+
+def _peer(sock: socket.socket) -> Backend:
+    """Return the address at the other end of a connection. Raises OSError."""
+    text, port = sock.getpeername()[:2]
+    address = parse_address(text.partition("%")[0])
+    # A dual-stack socket has the IPv4 server's address as an IPv4-mapped one.
+    return backend(Address(address[12:]) if is_mapped(address) else address, Port(port))
 
 
 def _reason(error: Exception) -> str:

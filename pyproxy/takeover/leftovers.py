@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -82,6 +82,21 @@ class Leftovers(msgspec.Struct, frozen=True):
         yield from (f"network device {link}" for link in self.links)
         yield from (f"ipset {name}" for name in self.sets)
         yield from (f"nfacct object {name}" for name in self.counters)
+
+    def without(self, failures: Collection[Failure]) -> Leftovers:
+        """Leave out the objects that could not be removed, as `kernel.remove` returns them."""
+        failed = {failure.what for failure in failures}
+        return Leftovers(
+            tuple(
+                each for each in self.tables if f"nftables table {table_name(each)}" not in failed
+            ),
+            tuple(each for each in self.iptables if str(each) not in failed),
+            tuple(each for each in self.services if f"IPVS virtual service {each}" not in failed),
+            tuple(each for each in self.links if f"network device {each}" not in failed),
+            tuple(each for each in self.sets if f"ipset {each}" not in failed),
+            tuple(each for each in self.counters if f"nfacct object {each}" not in failed),
+            self.unread,
+        )
 
     def __str__(self) -> str:
         """Return a summary for one log line."""

@@ -7,6 +7,7 @@ with status 4 if it is not free in time. The nft flavour has no lock and ignores
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import subprocess
@@ -146,6 +147,10 @@ def _run(command: Sequence[str], text: str) -> str:
         )
     except FileNotFoundError as error:
         raise _missing(command[0]) from error
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, str(error))
+        # No descriptors for its pipes, or no process: it may pass.
+        raise TransientKernelError(f"{name}: starting {command[0]}", error.errno or 0) from error
     if done.returncode == 0:
         return done.stdout
     words = f"{command[0]}: {' '.join(done.stderr.split())[:500]}"

@@ -149,12 +149,15 @@ class Stage:
             server.load([node(self.network)])
             yield server
 
-    def agent(self, url: str, *flags: str) -> Process:
-        """Prepare an agent that asks the API server at `url`; entering it starts it."""
+    def agent(self, url: str, *flags: str, runner: Iterable[str] = ()) -> Process:
+        """Prepare an agent that asks the API server at `url`; entering it starts it.
+
+        `runner` is a command that runs it, such as prlimit.
+        """
         self._started += 1
         path = self._folder / f"kubeconfig-{self._started}"
         path.write_bytes(msgspec.json.encode(kubeconfig(url, "")))
-        command = [*agent_command(self.network.topology.site(SITE), path), *flags]
+        command = [*runner, *agent_command(self.network.topology.site(SITE), path), *flags]
         return Process(self.here, command, self._folder / f"agent-{self._started}.log")
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 from prometheus_client.metrics_core import Metric
@@ -28,7 +29,7 @@ from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
-from pyproxy.model.address import Address, parse_address, parse_network
+from pyproxy.model.address import Address, Backend, parse_address, parse_network
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import (
     EndpointSlice,
@@ -103,6 +104,7 @@ class TableDataplane:
         self.refuses: ObjectName | None = None
         self.ticks: list[Drift | KernelError] = []
         self.reads = 0
+        self.repairs: list[frozenset[str] | None] = []
         self._programmed: dict[ObjectName, ServiceRouting] = {}
         self._node = NodeRouting()
 
@@ -142,6 +144,12 @@ class TableDataplane:
         self.reads += 1
         wanted = {routing.name: routing for routing in services}
         return PlannedTable(diff(self.kernel, rows(wanted.values(), node)), wanted, node)
+
+    def plan_repair(self, sets: frozenset[str] | None) -> PlannedTable:
+        self.reads += 1
+        self.repairs.append(sets)
+        wanted = rows(self._programmed.values(), self._node)
+        return PlannedTable(diff(self.kernel, wanted), dict(self._programmed), self._node)
 
     def tick(self) -> Drift | None:
         if self.ticks:
@@ -209,6 +217,7 @@ class Stage:
         min_sync_period: float = 0.0,
         node: Node = NODE,
         node_ports: NodePorts = PRIMARY,
+        **fields: Any,
     ) -> None:
         self.clock = Clock()
         self.dataplane = TableDataplane()
@@ -217,10 +226,13 @@ class Stage:
         self.reported: list[Problem] = []
         self.recorder = CommitRecorder()
         self.local_addresses: tuple[Address, ...] = ()
+        self.broadcasts: tuple[Address, ...] = ()
+        self.api_servers: tuple[Backend, ...] = ()
         settings = Settings(
             HOSTNAME,
             local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),)),
             node_ports=node_ports,
+            **fields,
         )
         observers = Observers(
             self.metrics,
@@ -232,7 +244,12 @@ class Stage:
         )
         self.agent = Agent(
             self.dataplane,
-            NodeRules(settings, lambda: self.local_addresses),
+            NodeRules(
+                settings,
+                lambda: self.local_addresses,
+                lambda: self.broadcasts,
+                lambda: self.api_servers,
+            ),
             SyncBackoff(min_sync_period),
             observers,
         )
@@ -284,6 +301,10 @@ class Stage:
             for sample in family.samples
             if sample.name == "pyproxy_invalid_objects"
         }
+
+    def reasons(self) -> list[str]:
+        """Return the reasons of the reported problems."""
+        return [each.reason.value for each in self.reported]
 
     def serving(self) -> list[str]:
         """Name the ports that the kernel sends somewhere."""

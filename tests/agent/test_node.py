@@ -124,7 +124,7 @@ def test_who_asks_for_loopback_addresses(flag: str, asked: bool) -> None:
 def test_a_sysctl_that_cannot_be_set_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kernel = NodeKernel(tmp_path)
+    kernel = NodeKernel(None, tmp_path)
     caplog.set_level(logging.INFO)
     kernel.prepare_loopback(node_ports("primary"))
     assert caplog.messages == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyproxy_lab.network import Network
 
-from pyproxy.agent.node_setup import NodeKernel, load_modules, of_mode, wanted
+from pyproxy.agent.node_setup import NodeKernel, load_modules, of_mode, open_node_table, wanted
 from pyproxy.config import Conntrack, IptablesSettings, IpvsSettings, ProxyMode, Settings
 from pyproxy.dataplane import modes
 from pyproxy.model.flavour import Flavour
@@ -130,7 +130,7 @@ def value(root: Path, name: str) -> int:
 
 def test_it_is_made_once_and_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pyproxy"):
-        NodeKernel(root).apply(settings())
+        NodeKernel(None, root).apply(settings())
     assert value(root, "max") == 5 * 32768
     assert int((root / HASH_SIZE[1:]).read_text()) == 5 * 32768 // 4
     assert value(root, "tcp_timeout_established") == 86400
@@ -140,18 +140,18 @@ def test_it_is_made_once_and_told(root: Path, caplog: pytest.LogCaptureFixture) 
     assert len(caplog.messages) == 5
     caplog.clear()
     with caplog.at_level(logging.INFO, "pyproxy"):
-        NodeKernel(root).apply(settings())
+        NodeKernel(None, root).apply(settings())
     assert caplog.messages == []
 
 
 def test_cores_are_counted_where_nobody_lists_them(root: Path) -> None:
-    assert NodeKernel(root).cores() == 5
+    assert NodeKernel(None, root).cores() == 5
     (root / "sys/devices/system/cpu/online").unlink()
-    assert NodeKernel(root).cores() >= 1
+    assert NodeKernel(None, root).cores() >= 1
 
 
 def test_a_larger_table_stays_and_a_longer_timeout_does_not(root: Path) -> None:
-    NodeKernel(root).apply(settings(Conntrack(max_per_core=1, min=1)))
+    NodeKernel(None, root).apply(settings(Conntrack(max_per_core=1, min=1)))
     assert value(root, "max") == 65536
     assert value(root, "tcp_timeout_established") == 86400
 
@@ -162,7 +162,7 @@ def test_a_missing_module_is_one_warning_with_its_name(
     for path in (root / "proc/sys/net/netfilter").iterdir():
         path.unlink()
     (root / HASH_SIZE[1:]).unlink()
-    NodeKernel(root).apply(settings())
+    NodeKernel(None, root).apply(settings())
     assert warnings(caplog) == [
         f"cannot set {NETFILTER}max, {HASH_SIZE}, "
         f"{NETFILTER}tcp_timeout_established, {NETFILTER}tcp_timeout_close_wait: "
@@ -178,7 +178,7 @@ def test_what_the_machine_forbids_is_one_warning(
     for path in (root / "proc/self/oom_score_adj", root / HASH_SIZE[1:]):
         path.unlink()
         path.mkdir()
-    NodeKernel(root).apply(settings())
+    NodeKernel(None, root).apply(settings())
     assert warnings(caplog) == [
         f"cannot set {HASH_SIZE} to 40960: EISDIR; "
         "/proc/self/oom_score_adj to -999: EISDIR; set them on the node if needed"
@@ -201,7 +201,7 @@ def ipvs(root: Path) -> Path:
 def test_what_a_mode_needs_is_put_right_again(
     root: Path, ipvs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = NodeKernel(root)
+    machine = NodeKernel(None, root)
     machine.apply(IN_IPVS)
     (ipvs / "conntrack").write_text("0\n")
     with caplog.at_level(logging.INFO, "pyproxy"):
@@ -214,7 +214,7 @@ def test_what_a_mode_needs_is_put_right_again(
 def test_what_cannot_be_is_told_once_until_it_is_right(
     root: Path, ipvs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = NodeKernel(root)
+    machine = NodeKernel(None, root)
     (ipvs / "conntrack").unlink()
     machine.apply(IN_IPVS)
     assert warnings(caplog) == [
@@ -247,7 +247,7 @@ def test_a_kernel_takes_them(network: Network) -> None:
     own = int(Path("/proc/self/oom_score_adj").read_text())
 
     def apply() -> dict[str, int]:
-        NodeKernel().apply(settings(conntrack, own))
+        NodeKernel(open_node_table()).apply(settings(conntrack, own))
         return {
             path.name.removeprefix("nf_conntrack_"): int(path.read_text())
             for path in Path("/proc/sys/net/netfilter").glob("nf_conntrack_*")
@@ -268,7 +268,7 @@ def test_a_namespace_forbids_the_size_of_the_table(
     own = int(Path("/proc/self/oom_score_adj").read_text())
     limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
     more = Conntrack(max_per_core=2 * limit, min=0)
-    network.namespace("nb").call(lambda: NodeKernel().apply(settings(more, own)))
+    network.namespace("nb").call(lambda: NodeKernel(open_node_table()).apply(settings(more, own)))
     (line,) = warnings(caplog)
     assert f"{NETFILTER}max to {2 * limit * (os.cpu_count() or 1)}" in line
 

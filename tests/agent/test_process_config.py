@@ -208,7 +208,7 @@ def test_init_only_makes_the_kernels_settings_and_ends(stage: Stage) -> None:
         "net.ipv4.conf.all.route_localnet",
     )
     assert stage.here.run(["sysctl", "-n", *sysctls]).stdout.split() == ["7200", "1"]
-    assert stage.tables() == []
+    assert stage.tables() == ["table inet pyproxy-node"]
 
 
 def test_write_config_to_writes_what_is_in_force_and_ends(stage: Stage, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ OTHER_VALUE = {
     "--cluster-cidr": "10.9.0.0/16",
     "--config-sync-period": "9s",
     "--detect-local-mode": "NodeCIDR",
-    "--feature-gates": "A=true",
+    "--feature-gates": "AllowServiceExternalIPs=false",
     "--healthz-bind-address": "127.0.0.1:99",
     "--hostname-override": "another",
     "--iptables-flavour": "legacy",
@@ -143,7 +143,7 @@ def field_values() -> Iterator[tuple[str, str, object]]:
         if isinstance(zero, tuple):
             value = [value] if path != "logging.vmodule" else [{"filePattern": "p", "verbosity": 1}]
         if isinstance(zero, dict):
-            value = {"A": True}
+            value = {"AllowServiceExternalIPs": False}
         if "infoBufferSize" in path:
             value = "9Ki"
         section = path.partition(".")[0]

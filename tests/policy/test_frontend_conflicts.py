@@ -12,7 +12,7 @@ from pyproxy.errors import Problem
 from pyproxy.model.address import Family, Port, Protocol
 from pyproxy.model.objects import ObjectName, Service, ServicePort
 from pyproxy.policy.endpoints import route_service
-from pyproxy.policy.frontend_conflicts import FrontendOwners
+from pyproxy.policy.frontend_conflicts import Affected, FrontendOwners
 from pyproxy.policy.routing import ServiceRouting
 from tests.builders import (
     CLUSTER,
@@ -33,6 +33,10 @@ FIRST, SECOND, THIRD = (ObjectName("shop", name) for name in ("first", "second",
 Outcome = dict[ObjectName, tuple[ServiceRouting, tuple[Problem, ...]]]
 
 
+def everyone(affected: Affected) -> frozenset[ObjectName]:
+    return affected.now | affected.later
+
+
 class Cluster:
     """Services that are added and deleted, each assigned again whenever it is affected."""
 
@@ -49,7 +53,7 @@ class Cluster:
     def delete(self, name: ObjectName) -> None:
         self.services.pop(name, None)
         self.outcome.pop(name, None)
-        self._settle(self.owners.remove(name))
+        self._settle(everyone(self.owners.remove(name)))
 
     def _settle(self, names: Iterable[ObjectName]) -> None:
         waiting = list(names)
@@ -60,7 +64,7 @@ class Cluster:
                 service = self.services[name]
                 assigned = self.owners.assign(service, route_service(service, [], NODE, HOST))
                 self.outcome[name] = (assigned.routing, assigned.problems)
-                following += assigned.affected
+                following += everyone(assigned.affected)
             self.reassigned.update(following)
             waiting = following
         assert not waiting, "assigning unchanged routings again affected a further Service"
@@ -85,7 +89,7 @@ def test_a_frontend_without_conflict() -> None:
     assigned = FrontendOwners().assign(service, whole)
     assert assigned.routing is whole
     assert assigned.problems == ()
-    assert assigned.affected == frozenset()
+    assert not assigned.affected
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -213,7 +217,7 @@ def routed(service: Service) -> tuple[Service, ServiceRouting]:
 
 
 def test_removing_an_unknown_service_affects_no_service() -> None:
-    assert FrontendOwners().remove(FIRST) == frozenset()
+    assert not FrontendOwners().remove(FIRST)
 
 
 @pytest.mark.parametrize("gone", [0, 500, 999])
@@ -222,7 +226,7 @@ def test_in_a_long_queue_one_neighbour_is_affected(gone: int) -> None:
     names = [ObjectName("shop", f"s{i:03}") for i in range(1000)]
     for name in names:
         cluster.put(web(name=name, cluster_ips=[], external_ips=["192.0.2.1"]))
-    assert cluster.owners.remove(names[gone]) == frozenset(names[gone + 1 : gone + 2])
+    assert cluster.owners.remove(names[gone]).now == frozenset(names[gone + 1 : gone + 2])
 
 
 NAMES = [ObjectName("shop", name) for name in "abcd"]

@@ -18,6 +18,7 @@ MODES = ("nftables", "iptables-legacy", "iptables-nft")
 FLAVOURS = ("legacy", "nft")
 PROGRAMS = ("iptables", "ip6tables")
 COUNTERS = ("ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts")
+OWN_TABLES = ("table inet pyproxy", "table inet pyproxy-node")
 TOOLS = ("iptables-legacy", "iptables-nft", "ipset", "nfacct")
 
 _TO_IPV6 = (
@@ -111,13 +112,13 @@ def leave(here: Namespace, mode: str) -> None:
 
 
 def state(here: Namespace) -> dict[str, list[str]]:
-    """List the kernel's objects except pyproxy's table, without packet counts."""
+    """List the kernel's objects except pyproxy's tables, without packet counts."""
 
     def lines(*command: str) -> list[str]:
         return [
             re.sub(r"\[\d+:\d+\]", "", line)
             for line in here.run(command).stdout.splitlines()
-            if not line.startswith("#") and line != "table inet pyproxy"
+            if not line.startswith("#") and line not in OWN_TABLES
         ]
 
     found = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pyproxy_lab.namespace import Namespace
 
+from pyproxy.errors import KernelError
 from pyproxy.model.address import Family
 from pyproxy.takeover import kernel
 from pyproxy.takeover.leftovers import Failure, Leftovers
@@ -176,3 +177,16 @@ def test_cleanup_removes_kube_proxys_table_only_with_the_flag_takeover(here: Nam
     for _ in range(2):
         here.run([*CLEANUP, "--takeover"])
         assert not here.run(["nft", "list", "tables"]).stdout
+
+
+def test_what_could_not_be_removed_is_not_among_the_removed() -> None:
+    found = Leftovers(tables=(Family.IPV4, Family.IPV6), sets=("KUBE-A", "KUBE-B"), links=("x",))
+    failures = [
+        Failure("ipset KUBE-A", KernelError("EBUSY", 16)),
+        Failure("network device x", KernelError("EBUSY", 16)),
+    ]
+    assert list(found.without(failures).lines()) == [
+        "nftables table ip kube-proxy",
+        "nftables table ip6 kube-proxy",
+        "ipset KUBE-B",
+    ]

@@ -99,7 +99,7 @@ def test_no_connection_fails_while_the_mode_changes(network: Network, tmp_path: 
                 assert_alive(held)
             assert_all_answered(came)
             assert flavours_with(here, PYPROXYS_ONLY) == {mode.flavour} - {None}
-            tables = here.run(["nft", "list", "tables"]).stdout
+            tables = here.run(["nft", "list", "tables"]).stdout.splitlines()
             assert ("table inet pyproxy" in tables) == (mode is NFTABLES)
         after = state(here)
         assert {what: after[what] for what in ("iptables-legacy", "ip6tables-legacy")} == {

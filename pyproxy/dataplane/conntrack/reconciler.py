@@ -73,6 +73,11 @@ class Reconciler:
             gone = self._frontends.replace_all(routings)
             self._enqueue(gone | self._frontends.groups())
 
+    def recheck(self) -> None:
+        """Queue all frontends, after other programs' writes were undone."""
+        with self._wake:
+            self._enqueue(self._frontends.groups())
+
     def node_addresses(self, addresses: Collection[Address]) -> None:
         """Set the addresses that node ports have, and queue node ports on those that changed."""
         with self._wake:

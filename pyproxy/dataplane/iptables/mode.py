@@ -67,10 +67,10 @@ def _remove_leftovers(serving: Dataplane[Any] | None) -> Iterator[str]:
         from pyproxy.takeover import kernel  # noqa: PLC0415
 
         failures += kernel.remove(found)
+    if removed := found.without(failures):
+        yield str(removed)
     for failure in failures:
         raise failure.error
-    if found:
-        yield str(found)
 
 
 def _modules(settings: Settings) -> tuple[str, ...]:

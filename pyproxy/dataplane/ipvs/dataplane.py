@@ -198,6 +198,10 @@ class IpvsDataplane:
             device=not here.device,
         )
 
+    def plan_repair(self, sets: frozenset[str] | None) -> IpvsPlan | None:  # noqa: ARG002
+        """Return None: `plan_full` reads too little for this to gain much."""
+        return None
+
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare kernel state and desired state of one Service. Raises KernelError."""
         return compare(self._kernel, self._rules, wanted, self._options_for(node))

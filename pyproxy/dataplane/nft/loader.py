@@ -22,7 +22,7 @@ from pyproxy.errors import (
     UsageError,
 )
 from pyproxy.netlink import element_counters, nftables
-from pyproxy.netlink.kernel_errors import kernel_error
+from pyproxy.netlink.kernel_errors import kernel_error, program_error
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 
@@ -160,15 +160,18 @@ def delete_table(netlink: Nfnetlink, table: str) -> None:
 def run_nft(text: str, *, check: bool = False) -> None:
     """Run nft on these commands; with `check`, write nothing.
 
-    Raises RejectedError, PermissionKernelError.
+    Raises RejectedError, PermissionKernelError, TransientKernelError.
     """
     # nft sends the whole input as one batch, so the kernel applies all of it or nothing.
     command = ["nft", *(["-c"] if check else []), "-f", "-"]
     # nft prints the messages of the C library, which are compared below, in the node's language.
     environment = os.environ | {"LC_ALL": "C"}
-    done = subprocess.run(
-        command, input=text, capture_output=True, text=True, check=False, env=environment
-    )
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, env=environment
+        )
+    except OSError as error:
+        raise program_error("nft", error) from error
     if done.returncode:
         words = " ".join(done.stderr.split())
         kind = PermissionKernelError if "not permitted" in words else RejectedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from pyproxy.dataplane.nft.schema import Kinds, Rows, Table
 from pyproxy.errors import StaleStateError
@@ -18,10 +18,12 @@ def read_tables(netlink: Nfnetlink) -> set[str]:
     return nftables.read_table_names(netlink.dump(nftables.get_tables()))
 
 
-def read_table(netlink: Nfnetlink, table_name: str, kinds: Kinds) -> Table:
+def read_table(
+    netlink: Nfnetlink, table_name: str, kinds: Kinds, sets: Container[str] | None = None
+) -> Table:
     """Read all elements of the sets in `kinds`; empty where there is no table.
 
-    Maps that packets fill are left out. Raises KernelError.
+    With `sets`, only these are read. Maps that packets fill are left out. Raises KernelError.
     """
     if table_name not in read_tables(netlink):
         return {}
@@ -29,7 +31,7 @@ def read_table(netlink: Nfnetlink, table_name: str, kinds: Kinds) -> Table:
     table: Table = {}
     for name in sorted(present.keys() & kinds.keys()):
         kind, _ = kinds[name]
-        if kind.learned:
+        if kind.learned or (sets is not None and name not in sets):
             continue
         try:
             rows = _read_elements(netlink, table_name, name, kind.shape)

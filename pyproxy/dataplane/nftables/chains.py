@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from pyproxy.dataplane.nft.base_rules import Layout
@@ -30,6 +30,7 @@ from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
 from pyproxy.netlink import rules
 from pyproxy.netlink.nfnetlink import Message
+from pyproxy.netlink.rule_comparison import is_same_rule
 
 TRIES = 8
 """Random picks before the lower half. More than half of a class's slots are full, so endpoints of
@@ -128,14 +129,17 @@ def chain(name: str) -> Iterator[Message]:
 
 
 def complete_chains(layout: Layout) -> set[str]:
-    """Return the names of the on-demand chains that have all their rules."""
-    # The marker includes `fingerprint`, so rules are this version's, and counting finds the chains
-    # that were flushed or lost a rule.
+    """Return the names of the on-demand chains that have exactly their rules."""
     return {
         name
         for name in layout.chains
-        if is_on_demand(name) and len(layout.rules.get(name, ())) == sum(1 for _ in _rules(name))
+        if is_on_demand(name) and _is_complete(name, layout.rules.get(name, []))
     }
+
+
+def _is_complete(name: str, held: Sequence[bytes]) -> bool:
+    wanted = [b"".join(expressions) for expressions in _rules(name)]
+    return len(wanted) == len(held) and all(map(is_same_rule, wanted, held))
 
 
 @cache

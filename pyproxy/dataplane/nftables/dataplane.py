@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
@@ -12,6 +13,7 @@ import msgspec
 from pyproxy.dataplane.committed_state import CommittedState, Routings
 from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
+from pyproxy.dataplane.nft.base_rules import Names
 from pyproxy.dataplane.nft.loader import (
     begin_load,
     check_base_rules,
@@ -164,12 +166,8 @@ class NftablesDataplane:
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         held = self._read_table()
-        layout = read_layout(self._netlink, TABLE)
         options = self._options_for(node)
-        self._loaded = options if base_rules(options).is_loaded(layout) else None
-        # Chains of another version may have the same names and other rules. A program that changed
-        # the base rules may have changed these too.
-        self._chains = chains.complete_chains(layout) if self._loaded else set()
+        self._read_rules(options)
         slots = kernel_slots(held)
         placed = {wanted.name: slots.place(wanted) for wanted in services}
         after = compile_all(placed.values(), node.pod_networks, self._batch_rows)
@@ -186,6 +184,30 @@ class NftablesDataplane:
             whole=True,
             # Boundaries count the rows of all Services, and a diff leaves rows out.
             boundaries=() if held else after.boundaries,
+        )
+
+    def plan_repair(self, sets: frozenset[str] | None) -> NftablesPlan:
+        """Read `sets` and all rules back, and plan from them to the last commit; KernelError."""
+        node = self._committed.node
+        options = self._options_for(node)
+        lost = self._read_rules(options).sets
+        held = read_table(self._netlink, None if sets is None else sets.union(lost))
+        # Committed routings have their slots: no Service needs to be routed or placed again.
+        services = dict(self._committed.services)
+        after = compile_all(services.values(), node.pod_networks, self._batch_rows)
+        wanted = after.table
+        if sets is not None:
+            wanted = {name: wanted[name] for name in wanted if name in sets or name in lost}
+        needed = chains.needed(targets(after.table))
+        return NftablesPlan(
+            diff(held, wanted),
+            services,
+            after.shared if sets is None else Counter(),
+            options,
+            tuple(name for name in needed if name not in self._chains),
+            reload=self._loaded is None,
+            whole=sets is None,
+            boundaries=after.boundaries if wanted is after.table and not held else (),
         )
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
@@ -208,8 +230,8 @@ class NftablesDataplane:
         Large plans are written with the monitor paused. Writes of other programs are then found by
         nf_tables' generation, which each transaction increments.
         """
-        # A full plan may load base rules through nft, whose notifications would look foreign.
-        if not (plan.whole and plan) and row_count(plan) <= _MONITORED_ROWS:
+        # Base rules are loaded through nft, whose notifications would look foreign.
+        if not plan.reload and row_count(plan) <= _MONITORED_ROWS:
             return self._commit(plan)
         others = self._transactions_of_others()
         self._monitor.pause()
@@ -227,7 +249,7 @@ class NftablesDataplane:
         if foreign is None:
             self._monitor.close()
             return None
-        return Drift(foreign.by)
+        return Drift(foreign.by, foreign.sets)
 
     def tick(self) -> None:
         """Delete stale affinities once more, a second or two after any were deleted."""
@@ -276,6 +298,16 @@ class NftablesDataplane:
         self._forget_clients(plan)
         self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
         return tuple(failures)
+
+    def _read_rules(self, options: NftablesOptions) -> Names:
+        """Note which rules the kernel has; return what else of the base rules it lacks."""
+        layout = read_layout(self._netlink, TABLE)
+        base = base_rules(options)
+        self._loaded = options if base.is_loaded(layout) else None
+        # Chains of another version may have the same names and other rules. A program that changed
+        # the base rules may have changed these too.
+        self._chains = chains.complete_chains(layout) if self._loaded else set()
+        return base.missing(layout)
 
     def _read_table(self) -> Table:
         # Used once: later read-backs are made because the kernel state is in doubt.

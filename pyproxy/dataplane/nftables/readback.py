@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import closing
 
 import msgspec
@@ -27,9 +27,12 @@ from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
 log = logging.getLogger(__name__)
 
 
-def read_table(netlink: Nfnetlink) -> Table:
-    """Read all elements that pyproxy fills; empty where there is no table. Raises KernelError."""
-    return readback.read_table(netlink, TABLE, schema.BY_NAME)
+def read_table(netlink: Nfnetlink, sets: Container[str] | None = None) -> Table:
+    """Read the elements that pyproxy fills; empty where there is no table. Raises KernelError.
+
+    With `sets`, only these are read.
+    """
+    return readback.read_table(netlink, TABLE, schema.BY_NAME, sets)
 
 
 def read_learned(netlink: Nfnetlink, family: Family) -> Rows:

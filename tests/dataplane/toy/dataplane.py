@@ -105,6 +105,9 @@ class ToyDataplane:
         after = {str(routing.name): lines_of(routing) for routing in services}
         return self._plan(read_state(), after)
 
+    def plan_repair(self, sets: frozenset[str] | None) -> ToyPlan | None:
+        return None
+
     def commit(self, plan: ToyPlan) -> tuple[Failure, ...]:
         state_file().write_text(json.dumps(plan.after))
         self._held = plan.after

@@ -1,0 +1,120 @@
+"""Writes to kernel settings that `pyproxy cleanup` can revert: the kernel keeps the earlier values.
+
+A value is remembered in table `inet pyproxy-node` before the write, so that no crash loses it. A
+value is restored only where the kernel still has one that pyproxy wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path, PurePath
+
+from pyproxy.dataplane.mode import KernelSetting
+from pyproxy.dataplane.nft.node_table import NodeTable, Remembered
+
+log = logging.getLogger(__name__)
+
+# The table is written by anyone with CAP_NET_ADMIN, so a name from it leads to these files only.
+_NETWORK = re.compile(r"net(\.[a-z0-9_]+)+")
+HASH_SIZE = PurePath("sys/module/nf_conntrack/parameters/hashsize")
+
+
+class KernelSettings:
+    """The kernel settings below `root`; `table` is None if this kernel has no nf_tables."""
+
+    def __init__(self, root: Path, table: NodeTable | None) -> None:
+        self._root = root
+        self._table = table
+        # The table's contents, so that another program's `nft flush ruleset` loses nothing.
+        self._known: dict[str, Remembered] = {}
+
+    def read(self, path: PurePath) -> str:
+        """Read a file. Raises OSError."""
+        return (self._root / path).read_text().strip()
+
+    def make(self, setting: KernelSetting) -> None:
+        """Write a setting unless it is met. Idempotent. Raises OSError, KernelError."""
+        # A container may read a sysctl that it may not write, and the value is often right already.
+        current = int(self.read(setting.path))
+        if setting.is_met_by(current):
+            return
+        # A read-only file system refuses to open the file, and then there is nothing to remember.
+        os.close(os.open(self._root / setting.path, os.O_WRONLY))
+        self._remember_and_write(setting, current)
+        log.info("set %s to %d", setting.name, setting.value)
+
+    def remembered(self) -> dict[str, Remembered]:
+        """Read the settings that pyproxy changed, by `table_name`. Raises KernelError."""
+        if self._table is not None:
+            self._known |= self._table.memory()
+        return dict(self._known)
+
+    def keep_memory(self) -> None:
+        """Write to the table again what other programs deleted. Raises KernelError."""
+        if self._table is None:
+            return
+        found = self._table.memory()
+        for name, what in self._known.items():
+            if name not in found:
+                self._table.remember(name, what)
+        self._known |= found
+
+    def restore(self, name: str) -> bool:
+        """Write the value from before pyproxy's, and forget it; return False if that is refused.
+
+        A value that another program wrote since then stays. Idempotent. Raises KernelError.
+        """
+        what, path = self.remembered().get(name), _path_of(name)
+        if what is None or path is None or self._table is None:
+            return True
+        try:
+            current = int(self.read(path))
+            if current in what.written and current != what.before:
+                (self._root / path).write_text(str(what.before))
+                log.info("restored %s to %d", name, what.before)
+            elif current != what.before:
+                log.info("%s is %d, which pyproxy did not set: left as it is", name, current)
+        except FileNotFoundError:
+            log.debug("%s is gone, and with it the value that pyproxy set", name)
+        except OSError as error:
+            log.warning("cannot restore %s to %d: %s", name, what.before, error.strerror)
+            return False
+        self._table.forget(name)
+        self._known.pop(name, None)
+        return True
+
+    def _remember_and_write(self, setting: KernelSetting, current: int) -> None:
+        name, table = table_name(setting), self._table
+        earlier = self.remembered().get(name)
+        ours = earlier is not None and current in earlier.written
+        before = earlier.before if earlier is not None and ours else current
+        if table is not None:
+            # Until the write is done, the kernel may have either value after a crash.
+            written = frozenset({current, setting.value} if ours else {setting.value})
+            table.remember(name, Remembered(before, written))
+        try:
+            (self._root / setting.path).write_text(str(setting.value))
+        except OSError:
+            if table is not None and not ours:
+                table.forget(name)
+            raise
+        if table is None or setting.value != before:
+            self._known[name] = Remembered(before, frozenset({setting.value}))
+            if table is not None:
+                table.remember(name, self._known[name])
+        else:
+            table.forget(name)
+            self._known.pop(name, None)
+
+
+def table_name(setting: KernelSetting) -> str:
+    """Return a setting's name in table `inet pyproxy-node`, where none begins with a slash."""
+    return setting.name.lstrip("/")
+
+
+def _path_of(name: str) -> PurePath | None:
+    if _NETWORK.fullmatch(name):
+        return PurePath("proc/sys", *name.split("."))
+    return HASH_SIZE if name == str(HASH_SIZE) else None

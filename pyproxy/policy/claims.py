@@ -1,0 +1,187 @@
+"""The claims of a Service to frontends, and the precedence between claims of several Services."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from pyproxy.model.address import Address, Backend, Family, Protocol, family_of
+from pyproxy.model.objects import ObjectName, Service
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting
+
+
+class Precedence(enum.IntEnum):
+    """The kinds of claims, the strongest first.
+
+    The API server allocates the first three, and a controller writes the fourth. The fifth are the
+    endpoints of the API server. The last are the free choice of anyone who may write a Service.
+    """
+
+    CLUSTER_IP = 0
+    HEALTH_CHECK = 1
+    NODE_PORT = 2
+    LOAD_BALANCER = 3
+    API_SERVER = 4
+    EXTERNAL_IP = 5
+
+
+B = TypeVar("B", bound=bytes)
+
+# Global names, because an attribute lookup on an enum would dominate the cost of the first sync.
+_CLUSTER_SCOPE: Final = Scope.CLUSTER_IP
+_NODE_PORT_SCOPE: Final = Scope.NODE_PORT
+_LOAD_BALANCER_SCOPE: Final = Scope.LOAD_BALANCER
+_CLUSTER_IP: Final = Precedence.CLUSTER_IP
+_NODE_PORT: Final = Precedence.NODE_PORT
+_LOAD_BALANCER: Final = Precedence.LOAD_BALANCER
+_EXTERNAL_IP: Final = Precedence.EXTERNAL_IP
+
+# One byte each for the IP version (4, 6) and the protocol number (6, 17, 132).
+_KEY_PREFIXES = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
+
+
+class Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A Service in the order of precedence; times are RFC 3339 in UTC, so they sort as text."""
+
+    precedence: int
+    created: str
+    name: ObjectName
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """The claims of one Service.
+
+    `keys` are those of its frontends by claimant, each key once, in the strongest claim. The
+    `cluster_ips` belong to it with all ports. `addresses` are those of its external IPs and load
+    balancers. `unique` is false if two frontends have one key.
+    """
+
+    name: ObjectName
+    keys: tuple[tuple[Claimant, tuple[bytes, ...]], ...]
+    cluster_ips: tuple[Address, ...]
+    addresses: tuple[Address, ...]
+    unique: bool
+
+    @property
+    def holder(self) -> Claimant:
+        """The claimant of the cluster IPs; only if there are some."""
+        return self.keys[0][0]
+
+    def without(self, other: Claims) -> Claims:
+        """Return these claims without those that another version of the Service has too."""
+        kept = {claimant: frozenset(keys) for claimant, keys in other.keys}
+        cluster_ips = self.cluster_ips
+        # A Service that was deleted and made again in one sync has another place in every queue.
+        if cluster_ips and other.cluster_ips and self.holder == other.holder:
+            cluster_ips = _not_in(cluster_ips, other.cluster_ips)
+        return Claims(
+            self.name,
+            tuple(
+                (claimant, _not_in(keys, kept.get(claimant, ()))) for claimant, keys in self.keys
+            ),
+            cluster_ips,
+            _not_in(self.addresses, frozenset(other.addresses)),
+            self.unique,
+        )
+
+
+def _not_in(items: Iterable[B], others: Collection[B]) -> tuple[B, ...]:
+    return tuple(each for each in items if each not in others)
+
+
+def precedence_of(frontend: Frontend) -> Precedence:
+    """Return the kind of claim of a Service that has this frontend."""
+    scope = frontend.scope
+    if scope is _CLUSTER_SCOPE:
+        return _CLUSTER_IP
+    if scope is _NODE_PORT_SCOPE:
+        return _NODE_PORT
+    return _LOAD_BALANCER if scope is _LOAD_BALANCER_SCOPE else _EXTERNAL_IP
+
+
+def key_of(port: PortRouting, frontend: Frontend) -> bytes:
+    """Return the key of a frontend, which two Services may claim."""
+    return _key_prefix(port) + frontend.port.to_bytes(2, "big") + frontend.address
+
+
+def claims_of(
+    service: Service,
+    routing: ServiceRouting,
+    node_addresses: Collection[Address] = (),
+    api_servers: Iterable[Backend] = (),
+) -> Claims:
+    """Return the claims of a Service whose frontends are those of a routing.
+
+    The node listens for the Service's health-check node port on `node_addresses`. `api_servers` are
+    the endpoints of the API server if this is its Service.
+    """
+    cluster: list[bytes] = []
+    other: dict[Precedence, list[bytes]] = {}
+    cluster_ips: dict[Address, None] = {}
+    addresses: dict[Address, None] = {}
+    for port in routing.ports:
+        prefix = _key_prefix(port)
+        for each in port.frontends:
+            address = each.address
+            key = prefix + each.port.to_bytes(2, "big") + address
+            if each.scope is _CLUSTER_SCOPE:
+                cluster.append(key)
+                cluster_ips[address] = None
+                continue
+            kind = precedence_of(each)
+            other.setdefault(kind, []).append(key)
+            if kind is not _NODE_PORT:
+                addresses[address] = None
+    if service.health_check_port:
+        other[Precedence.HEALTH_CHECK] = [
+            _health_check_key(service, address)
+            for address in node_addresses
+            if family_of(address) in service.families
+        ]
+    for backend in api_servers:
+        other.setdefault(Precedence.API_SERVER, []).append(_api_server_key(backend))
+    groups: Sequence[tuple[Precedence, Iterable[bytes]]] = ((_CLUSTER_IP, cluster),)
+    count = len(cluster)
+    unique = count == 1 or len(set(cluster)) == count
+    if other:
+        groups, unique = _each_once({_CLUSTER_IP: cluster, **other})
+    elif not unique:
+        groups = ((_CLUSTER_IP, dict.fromkeys(cluster)),)
+    created, name = service.created, service.name
+    keys = tuple((Claimant(kind, created, name), tuple(keys)) for kind, keys in groups if keys)
+    return Claims(name, keys, tuple(cluster_ips), tuple(addresses), unique)
+
+
+def _each_once(
+    groups: dict[Precedence, list[bytes]],
+) -> tuple[list[tuple[Precedence, list[bytes]]], bool]:
+    """Return the groups, strongest first, with each key in the strongest one, and if none repeats.
+
+    A service may have one node address and port twice: as a node port, and as an external IP.
+    """
+    seen: set[bytes] = set()
+    found: list[tuple[Precedence, list[bytes]]] = []
+    for kind in sorted(groups):
+        keys = [key for key in dict.fromkeys(groups[kind]) if key not in seen]
+        seen.update(keys)
+        found.append((kind, keys))
+    return found, len(seen) == sum(map(len, groups.values()))
+
+
+def _key_prefix(port: PortRouting) -> bytes:
+    # An unexpanded node port has no address whose length would show the family.
+    return _KEY_PREFIXES[port.family, port.protocol]
+
+
+def _health_check_key(service: Service, address: Address) -> bytes:
+    prefix = _KEY_PREFIXES[family_of(address), Protocol.TCP]
+    return prefix + service.health_check_port.to_bytes(2, "big") + address
+
+
+def _api_server_key(backend: Backend) -> bytes:
+    address = Address(backend[:-2])
+    return _KEY_PREFIXES[family_of(address), Protocol.TCP] + backend[-2:] + address

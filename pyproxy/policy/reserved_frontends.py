@@ -1,0 +1,165 @@
+"""The addresses and ports that a node needs for itself, and that no Service gets on it.
+
+Anyone who may write a Service may name any external IP (CVE-2020-8554), also one without which the
+node does not work. Such frontends are left out before a Service claims them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from pyproxy.errors import Problem, ProblemReason
+from pyproxy.model.address import Address, Backend, Port, Protocol, address_text, backend
+from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
+from pyproxy.policy.routing import (
+    FIELDS,
+    Frontend,
+    PortRouting,
+    Scope,
+    ServiceRouting,
+    with_frontends,
+)
+
+
+class OwnPort(msgspec.Struct, frozen=True):
+    """A TCP port that the agent listens on; an unspecified address stands for all of the node."""
+
+    address: Address
+    port: Port
+    flag: str
+
+
+class Reserved(msgspec.Struct, frozen=True):
+    """The addresses and ports that one node keeps for itself.
+
+    `local` are its own addresses, and `broadcasts` those of its networks. `own_ports` are the
+    agent's. `api_servers` are those that the agent uses: with an external IP on one of them, the
+    agent could not learn that the Service is gone. Without `external_ips` none is proxied.
+    """
+
+    local: frozenset[Address] = frozenset()
+    broadcasts: frozenset[Address] = frozenset()
+    own_ports: tuple[OwnPort, ...] = ()
+    api_servers: frozenset[Backend] = frozenset()
+    external_ips: bool = True
+
+    def changed_addresses(self, before: Reserved) -> frozenset[Address]:
+        """Return the addresses whose frontends and endpoints may be routed differently now."""
+        servers = self.api_servers ^ before.api_servers
+        return frozenset(
+            (self.local ^ before.local)
+            | (self.broadcasts ^ before.broadcasts)
+            | {Address(server[:-2]) for server in servers}
+        )
+
+
+class ReservedFilter:
+    """Leaves out what one node keeps for itself.
+
+    Nearly all Services have nothing of it, and cost a few comparisons of sets.
+    """
+
+    def __init__(self, reserved: Reserved) -> None:
+        self.reserved = reserved
+        self._ports = frozenset(own.port for own in reserved.own_ports)
+        self._no_cluster_ips = reserved.local | reserved.broadcasts
+        self._no_external_ips = reserved.broadcasts | {
+            Address(server[:-2]) for server in reserved.api_servers
+        }
+
+    def endpoints(self, slices: Iterable[EndpointSlice]) -> Iterable[EndpointSlice]:
+        """Return slices without the endpoints on broadcast addresses of the node's networks."""
+        broadcasts = self.reserved.broadcasts
+        if not broadcasts:
+            return slices
+        return [
+            each
+            if broadcasts.isdisjoint([endpoint.address for endpoint in each.endpoints])
+            else _without(each, broadcasts)
+            for each in slices
+        ]
+
+    def frontends(
+        self, service: Service, routing: ServiceRouting
+    ) -> tuple[ServiceRouting, tuple[Problem, ...]]:
+        """Return the routing of a Service, with expanded node ports, without reserved frontends.
+
+        It is the same object if it has none.
+        """
+        if not self._concerns(service):
+            return routing, ()
+        ports: list[PortRouting] = []
+        # Keys only: without a port in the message, one Problem stands for all ports.
+        problems: dict[Problem, None] = {}
+        for port in routing.ports:
+            kept: list[Frontend] = []
+            for frontend in port.frontends:
+                problem = self._refused(service.name, port, frontend)
+                if problem is None:
+                    kept.append(frontend)
+                else:
+                    problems[problem] = None
+            if len(kept) == len(port.frontends):
+                ports.append(port)
+            elif kept:
+                ports.append(with_frontends(port, tuple(kept)))
+        if not problems:
+            return routing, ()
+        return msgspec.structs.replace(routing, ports=tuple(ports)), tuple(problems)
+
+    def _concerns(self, service: Service) -> bool:
+        external = service.external_ips
+        return bool(
+            (external and not self.reserved.external_ips)
+            or not self._no_cluster_ips.isdisjoint(service.cluster_ips)
+            or not self._no_external_ips.isdisjoint(external)
+            or not self._no_external_ips.isdisjoint(service.load_balancer_ips)
+            or any(
+                port.port in self._ports or port.node_port in self._ports for port in service.ports
+            )
+        )
+
+    def _refused(self, name: ObjectName, port: PortRouting, frontend: Frontend) -> Problem | None:
+        if why := self._refused_address(frontend):
+            return Problem(Kind.SERVICE.value, str(name), FIELDS[frontend.scope], why)
+        if port.protocol is not Protocol.TCP:
+            return None
+        place = backend(frontend.address, frontend.port)
+        if own := self._own_port(frontend.address, frontend.port):
+            return _taken(name, port, frontend, f"pyproxy listens there ({own.flag})")
+        if frontend.scope is Scope.EXTERNAL_IP and place in self.reserved.api_servers:
+            return _taken(name, port, frontend, "this node reaches the API server there")
+        return None
+
+    def _refused_address(self, frontend: Frontend) -> str:
+        address, text = frontend.address, address_text(frontend.address)
+        if frontend.scope is Scope.EXTERNAL_IP and not self.reserved.external_ips:
+            return "not proxied, because the feature gate AllowServiceExternalIPs is false"
+        if address in self.reserved.broadcasts:
+            return f"{text} is a broadcast address of this node's networks; ignored"
+        if frontend.scope is Scope.CLUSTER_IP and address in self.reserved.local:
+            return f"{text} is an address of this node, which no cluster IP can be; ignored"
+        return ""
+
+    def _own_port(self, address: Address, port: Port) -> OwnPort | None:
+        for own in self.reserved.own_ports:
+            here = own.address == address if any(own.address) else address in self.reserved.local
+            if own.port == port and here:
+                return own
+        return None
+
+
+def _without(part: EndpointSlice, broadcasts: frozenset[Address]) -> EndpointSlice:
+    kept = tuple(each for each in part.endpoints if each.address not in broadcasts)
+    return msgspec.structs.replace(part, endpoints=kept)
+
+
+def _taken(name: ObjectName, port: PortRouting, frontend: Frontend, why: str) -> Problem:
+    message = (
+        f"{address_text(frontend.address)} port {frontend.port}/{port.protocol.name} "
+        f"is not proxied for port {port.name!r}: {why}"
+    )
+    field, reason = FIELDS[frontend.scope], ProblemReason.FRONTEND_CONFLICT
+    return Problem(Kind.SERVICE.value, str(name), field, message, reason)

@@ -1,0 +1,175 @@
+"""A Service that lists addresses of others as its external IPs, before they have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.network import Network
+
+from pyproxy.model.address import Address, Family, Port, Protocol, backend
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    ObjectName,
+    Service,
+    ServicePort,
+    SlicePort,
+)
+from tests.agent.objects import Stage
+from tests.builders import ip
+from tests.semantics.proxied import Object, balanced, endpoint_slice, proxied, service
+
+OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+VICTIM = "10.96.7.7"
+TENANTS = 1000
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as made:
+        yield made
+
+
+def dated(obj: Object, created: str) -> Object:
+    return obj | {"metadata": obj["metadata"] | {"creationTimestamp": created}}
+
+
+def squatter(**more: Any) -> Object:
+    ports = ({"name": "a", "port": 80}, {"name": "b", "port": 81}, {"name": "c", "port": 82})
+    return dated(service("squatter", "10.96.0.1", ports=ports, **more), OLD)
+
+
+SQUATTERS_PODS = endpoint_slice(
+    "squatter", "b2", ports=[{"name": name, "port": 8080} for name in ("a", "b", "c")]
+)
+
+
+@pytest.mark.packets
+def test_the_next_owner_of_a_cluster_ip_has_it_whole(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
+    victim = dated(service("victim", VICTIM), NEW)
+    owned = dated(
+        service("balanced", "10.96.0.3", type="LoadBalancer", status=balanced("192.0.2.9")), NEW
+    )
+    objects = (
+        squatter(externalIPs=[VICTIM, "192.0.2.9"]),
+        SQUATTERS_PODS,
+        endpoint_slice("victim", "a1"),
+        endpoint_slice("balanced", "a1"),
+    )
+    with proxied(mode, network, tmp_path / "x", objects=objects) as node:
+        node.reaches("a2", f"{VICTIM}:80", "b2")
+        node.apply(victim, owned)
+        for port in (80, 81):
+            to = f"{VICTIM}:{port}"
+            for who in ("a2", "na", "ext"):
+                if port == 80:
+                    node.reaches(who, to, "a1")
+                else:
+                    node.is_refused(who, to)
+        node.reaches("ext", "192.0.2.9:80", "a1")
+        node.reaches("ext", "192.0.2.9:81", "b2")
+        node.logs(
+            f"Service shop/squatter: spec.externalIPs: {VICTIM} port 81/TCP is not proxied for "
+            "port 'b': the address is a cluster IP of Service shop/victim, which has all of its "
+            "ports"
+        )
+        node.logs(
+            "192.0.2.9 port 80/TCP is not proxied for port 'a': it is a load balancer address of "
+            "Service shop/balanced, which precedes external IPs"
+        )
+        node.delete("Service", "victim")
+        node.reaches("a2", f"{VICTIM}:81", "b2")
+
+
+def tenant(number: int, **fields: Any) -> Service:
+    """Return a Service with a cluster IP and a port of its own, and VICTIM as external IP."""
+    return Service(
+        ObjectName("evil", f"t{number:04}"),
+        (ServicePort("", Protocol.TCP, Port(1000 + number)),),
+        (Address(ip("10.97.0.0")[:2] + number.to_bytes(2, "big")),),
+        external_ips=(ip(VICTIM),),
+        families=(Family.IPV4,),
+        created=OLD,
+        **fields,
+    )
+
+
+def victim(**fields: Any) -> Service:
+    port = ServicePort("", Protocol.TCP, Port(80))
+    name, cluster_ips = ObjectName("shop", "victim"), (ip(VICTIM),)
+    return Service(name, (port,), cluster_ips, families=(Family.IPV4,), created=NEW, **fields)
+
+
+def test_a_new_cluster_ip_routes_a_bounded_number_of_services_at_once() -> None:
+    stage = Stage()
+    stage.begin(*map(tenant, range(TENANTS)))
+    before = len(stage.recorder.commits)
+    stage.handle_event(victim())
+    stage.settle()
+    sizes = [len(commit.routings) for commit in stage.recorder.commits[before:]]
+    assert sizes[0] <= 257, "one change made the transaction of a thousand"
+    problems = [each for each in stage.reported if "10.96.7.7 port" in each.message]
+    assert len({each.name for each in problems}) == TENANTS
+    # Other changes of the victim affect no other Service, however many claim its address.
+    stage.handle_event(victim(affinity_timeout=60))
+    stage.settle()
+    assert set(stage.recorder.commits[-1].routings) == {ObjectName("shop", "victim")}
+
+
+def api_server() -> tuple[Service, EndpointSlice]:
+    name = ObjectName("default", "kubernetes")
+    port = ServicePort("https", Protocol.TCP, Port(443))
+    return (
+        Service(name, (port,), (ip("10.96.0.1"),), families=(Family.IPV4,), created=NEW),
+        EndpointSlice(
+            name,
+            name,
+            Family.IPV4,
+            (SlicePort("https", Protocol.TCP, Port(6443)),),
+            (Endpoint(ip("172.18.0.2")),),
+        ),
+    )
+
+
+def external(address: str, *ports: int) -> Service:
+    return Service(
+        ObjectName("evil", "external"),
+        tuple(ServicePort(str(port), Protocol.TCP, Port(port)) for port in ports),
+        (ip("10.96.0.66"),),
+        external_ips=(ip(address),),
+        families=(Family.IPV4,),
+        created=OLD,
+    )
+
+
+@pytest.mark.parametrize("first", ["evil", "api"])
+def test_the_endpoints_of_the_api_server_stay_its_own(first: str) -> None:
+    stage = Stage()
+    evil, api = external("172.18.0.2", 80, 6443), api_server()
+    stage.begin(*([evil, *api] if first == "evil" else api))
+    stage.handle_event(evil)
+    stage.settle()
+    (message,) = [each.message for each in stage.reported]
+    assert "172.18.0.2 port 6443/TCP is not proxied for port '6443'" in message
+    assert "an API server's endpoint of Service default/kubernetes" in message
+
+
+def test_the_servers_that_the_agent_talks_to_stay_reachable() -> None:
+    """With its server's address hijacked the agent would never learn that the Service is gone."""
+    stage = Stage()
+    stage.begin(external("172.18.0.2", 80, 6443))
+    assert stage.reported == []
+    stage.api_servers = (backend(ip("172.18.0.2"), Port(6443)),)
+    stage.agent.addresses_changed()
+    stage.settle()
+    (message,) = [each.message for each in stage.reported]
+    assert message == (
+        "172.18.0.2 port 6443/TCP is not proxied for port '6443': this node reaches the API server "
+        "there"
+    )

@@ -1,0 +1,61 @@
+"""The monitor of other programs' transactions: how it ends, and descriptors of any number."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from pyproxy_lab.namespace import Namespace
+
+from pyproxy.errors import KernelError
+from pyproxy.netlink.monitor import Foreign, Monitor
+from pyproxy.netlink.sockets import NetlinkSocket
+from tests.namespaces import empty_namespace
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def here() -> Iterator[Namespace]:
+    with empty_namespace("monitor") as made:
+        yield made
+
+
+def test_a_waiting_thread_ends_even_if_the_group_cannot_be_left(
+    here: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = here.call(lambda: Monitor("pyproxy", 1))
+    monitor.listen()
+    found: list[Foreign | None] = []
+    waiting = threading.Thread(target=lambda: found.append(monitor.wait()), daemon=True)
+    waiting.start()
+
+    def fail(self: NetlinkSocket, group: int) -> None:
+        raise KernelError("EPERM: a test", 1)
+
+    monkeypatch.setattr(NetlinkSocket, "leave", fail)
+    monitor.end()
+    waiting.join(PATIENCE)
+    assert found == [None]
+    monitor.close()
+
+
+def test_descriptors_above_1023_are_watched(here: Namespace) -> None:
+    with ExitStack() as stack:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1024):
+            stack.enter_context(socket.socket())
+        monitor = here.call(lambda: Monitor("pyproxy", 1))
+        stack.callback(monitor.close)
+        monitor.listen()
+        here.run(["nft", "add", "table", "inet", "pyproxy"])
+        foreign = monitor.wait()
+        assert foreign is not None
+        assert foreign.objects == {"table"}
