@@ -31,7 +31,8 @@ from pyproxy_lab.namespace import LabError
 
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Agent, Commit, Observers
+from pyproxy.agent.commit import Commit, Observers
+from pyproxy.agent.core import Agent
 from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses

@@ -25,6 +25,13 @@ _MIN_READBACK_PERIOD = 0.5
 """The least seconds between two read-backs, however much other programs write."""
 
 
+_WORK_SHARE = 0.25
+"""The share of the agent's time that large changes may use for as long as they like."""
+
+_WORK_AT_ONCE = 4.0
+"""Seconds of large changes that may be made before that share counts."""
+
+
 UNKNOWN = "an unknown program"
 """The writer of a change that the kernel does not name."""
 
@@ -47,15 +54,35 @@ class SyncBackoff:
         """Return the earliest time for a sync."""
         return self._not_before
 
-    def succeeded(self, now: float) -> None:
-        """Record a successful sync."""
+    def succeeded(self, now: float, *, is_complete: bool) -> None:
+        """Record a successful step of a sync, and whether the sync is complete."""
         self._backoff.reset()
         # The first change after a quiet period is written at once; only later ones wait.
-        self._not_before = now + self._period
+        self._not_before = now + self._period if is_complete else now
 
     def failed(self, now: float) -> None:
         """Record a failed sync: the first retry is soon, each further one later."""
         self._not_before = now + max(self._period, self._backoff.next())
+
+
+class WorkLimiter:
+    """The earliest time for more work on large changes; in seconds.
+
+    The work of a quiet agent is not delayed. An object that changes all the time gets
+    `_WORK_SHARE` of the agent's time once `_WORK_AT_ONCE` seconds are used up.
+    """
+
+    def __init__(self) -> None:
+        self._paid_until = 0.0
+
+    @property
+    def due(self) -> float:
+        """The earliest time for more work."""
+        return self._paid_until - _WORK_AT_ONCE / _WORK_SHARE
+
+    def worked(self, began: float, ended: float) -> None:
+        """Record work between two times."""
+        self._paid_until = max(self._paid_until, began) + (ended - began) / _WORK_SHARE
 
 
 class RepairLimiter:

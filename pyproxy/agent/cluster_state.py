@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
+from pyproxy.agent.pending import Change, PendingChanges
 from pyproxy.model.address import Address
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 
 
-class PendingChanges(msgspec.Struct):
-    """The Services to route in the next sync; all of them with `everything`.
+class ClusterState:
+    """Services, EndpointSlices and the Node by the last events, joined by Service.
 
-    `read_at` are the monotonic times at which the changes were read. `triggered` are the changed
-    slices that have a trigger time, in seconds since the epoch.
+    `pending` are the changes that are not yet routed. A Service of more than `large_rows` rows, and
+    one in `costly`, is pending as a large one. `node_addresses` is the number of addresses that
+    node ports have.
     """
 
-    services: set[ObjectName]
-    everything: bool = False
-    read_at: list[float] = msgspec.field(default_factory=list)
-    triggered: list[EndpointSlice] = msgspec.field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return self.everything or bool(self.services)
-
-
-class ClusterState:
-    """Services, EndpointSlices and the Node by the last events, joined by Service."""
-
-    def __init__(self) -> None:
+    def __init__(self, large_rows: int = sys.maxsize) -> None:
         self.services: dict[ObjectName, Service] = {}
         self.slices: dict[ObjectName, EndpointSlice] = {}
         self.node: Node | None = None
         self._by_service: dict[ObjectName, dict[ObjectName, EndpointSlice]] = {}
         self._synced: set[Kind] = set()
-        self._pending = PendingChanges(set())
+        self._endpoints: Counter[ObjectName] = Counter()
+        self._large_rows = large_rows
+        self.node_addresses = 1
+        self.costly: set[ObjectName] = set()
+        self.pending = PendingChanges(self._is_large)
+        # Events of the first lists, which make a sync of all Services due.
+        self._initial = Change()
 
     @property
     def has_synced(self) -> bool:
@@ -58,37 +56,27 @@ class ClusterState:
             return self.node.uid
         return ""
 
-    def pending_count(self) -> int:
-        """Count the Services that the next sync routes."""
-        pending = self._pending
-        return len(self.services) if pending.everything else len(pending.services)
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether anything has changed since the last call of `take_pending`."""
-        return bool(self._pending)
-
-    def take_pending(self) -> PendingChanges:
-        """Return the changes since the last call, and begin a new set."""
-        pending, self._pending = self._pending, PendingChanges(set())
-        return pending
-
-    def put_back(self, pending: PendingChanges) -> None:
-        """Add the changes of a failed sync to the new ones."""
-        now = self._pending
-        # The latency of a change counts from its first reading, also if a retry commits it.
-        now.services |= pending.services
-        now.everything |= pending.everything
-        now.read_at[:0] = pending.read_at
-        now.triggered[:0] = pending.triggered
+    def estimate(self, name: ObjectName) -> int:
+        """Return about the most rows that a Service may have, in constant time."""
+        service = self.services.get(name)
+        if service is None:
+            return 0
+        balanced, ports = len(service.load_balancer_ips), len(service.ports)
+        addresses = len(service.cluster_ips) + balanced + len(service.external_ips)
+        if service.ports and service.ports[-1].node_port:
+            addresses += self.node_addresses
+        # A row for each endpoint, and one more with session affinity.
+        endpoints = self._endpoints[name] * (2 if service.affinity_timeout else 1)
+        ranges = balanced * len(service.source_ranges)
+        return ports * (addresses * (1 + endpoints) + ranges)
 
     def mark_all_pending(self) -> None:
-        """Have all Services routed in the next sync."""
-        self._pending.everything = True
+        """Have all Services routed again."""
+        self.pending.node_changed(self.services)
 
     def route_again(self, names: Iterable[ObjectName]) -> None:
-        """Have Services routed in the next sync, although they have not changed."""
-        self._pending.services.update(names)
+        """Have Services routed again, although they have not changed."""
+        self.pending.reroute(names)
 
     def users_of(self, addresses: Collection[Address]) -> Iterator[ObjectName]:
         """Yield the Services that have one of these addresses, or an endpoint with one.
@@ -107,71 +95,78 @@ class ClusterState:
         """Apply one event; return the kind of the changed object, None for no change."""
         match event:
             case Upsert(obj=Service() as service):
-                kind, changed = Kind.SERVICE, self._put_service(service)
+                kind, changed = Kind.SERVICE, self._put_service(service, event.read_at)
             case Upsert(obj=EndpointSlice() as each):
-                kind, changed = Kind.ENDPOINT_SLICE, self._put_slice(each)
+                kind, changed = Kind.ENDPOINT_SLICE, self._put_slice(each, event.read_at)
             case Upsert(obj=Node() as node):
-                kind, changed = Kind.NODE, self._put_node(node)
+                kind, changed = Kind.NODE, self._put_node(node, event.read_at)
             case Delete(kind=kind, name=name):
-                changed = self._drop(kind, name)
+                changed = self._drop(kind, name, event.read_at)
             case Synced():
                 self._sync(event)
                 return None
             case InvalidObject():
                 return None
-        if not changed:
-            return None
-        self._pending.read_at.append(event.read_at)
-        return kind
+        return kind if changed else None
 
-    def _put_service(self, service: Service) -> bool:
+    def _put_service(self, service: Service, read_at: float) -> bool:
         # A list after a lost watch repeats all objects, and equal ones must cause no sync.
         if self.services.get(service.name) == service:
             return False
         self.services[service.name] = service
-        self._pending.services.add(service.name)
+        self._changed(service.name).read(read_at)
         return True
 
-    def _put_slice(self, new: EndpointSlice) -> bool:
+    def _put_slice(self, new: EndpointSlice, read_at: float) -> bool:
         old = self.slices.get(new.name)
         if old == new:
             return False
         # The label kubernetes.io/service-name of a slice can be changed to another Service.
-        if old is not None and old.service != new.service:
-            self._unlink(old)
+        if old is not None:
+            self._endpoints[old.service] -= len(old.endpoints)
+            if old.service != new.service:
+                self._unlink(old)
         self.slices[new.name] = new
         self._by_service.setdefault(new.service, {})[new.name] = new
-        self._pending.services.add(new.service)
+        self._endpoints[new.service] += len(new.endpoints)
+        change = self._changed(new.service)
+        change.read(read_at)
         # Slices of the first lists changed before the agent started; kube-proxy skips them too.
         if new.triggered and self.has_synced:
-            self._pending.triggered.append(new)
+            change.trigger(new.family, new.triggered)
         return True
 
-    def _put_node(self, node: Node) -> bool:
+    def _put_node(self, node: Node, read_at: float) -> bool:
         # kubelet updates the Node's status every few minutes, in fields that are not decoded.
         if self.node == node:
             return False
         self.node = node
         # The zone and the node port addresses are part of the routing of any Service.
-        self._pending.everything = True
+        if self.has_synced:
+            self.pending.node_changed(self.services).read(read_at)
         return True
 
-    def _drop(self, kind: Kind, name: ObjectName) -> bool:
+    def _drop(self, kind: Kind, name: ObjectName, read_at: float | None = None) -> bool:
         if kind is Kind.SERVICE:
             if self.services.pop(name, None) is None:
                 return False
-            self._pending.services.add(name)
+            change = self._changed(name)
         elif kind is Kind.ENDPOINT_SLICE:
             old = self.slices.pop(name, None)
             if old is None:
                 return False
+            self._endpoints[old.service] -= len(old.endpoints)
             self._unlink(old)
+            change = self._changed(old.service)
         elif self.node is None or self.node.name != name.name:
             return False
         else:
             # A deleted and recreated Node is the same machine, so its addresses stay until the new
             # object has others. Load balancers must not send clients here meanwhile.
             self.node = msgspec.structs.replace(self.node, eligible=False)
+            return True
+        if read_at is not None:
+            change.read(read_at)
         return True
 
     def _unlink(self, old: EndpointSlice) -> None:
@@ -179,7 +174,8 @@ class ClusterState:
         del rest[old.name]
         if not rest:
             del self._by_service[old.service]
-        self._pending.services.add(old.service)
+            del self._endpoints[old.service]
+        self._changed(old.service)
 
     def _sync(self, event: Synced) -> None:
         # A list has no events for objects that were deleted while no watch was open. kube-proxy
@@ -194,6 +190,11 @@ class ClusterState:
         # A list first, because _drop changes the mapping.
         for name in [name for name in known if name not in event.names]:
             self._drop(event.kind, name)
-        if event.kind not in self._synced:
-            self._synced.add(event.kind)
-            self._pending.everything = True
+        self._synced.add(event.kind)
+
+    def _changed(self, name: ObjectName) -> Change:
+        """Queue a Service; return its change to fill in."""
+        return self.pending.add(name) if self.has_synced else self._initial
+
+    def _is_large(self, name: ObjectName) -> bool:
+        return name in self.costly or self.estimate(name) > self._large_rows

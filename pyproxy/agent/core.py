@@ -1,4 +1,4 @@
-"""The agent's decisions: events in, one transaction out, then the commit listeners.
+"""The agent's decisions: events in, transactions out step by step, then the commit listeners.
 
 It runs in one thread, takes its clocks as arguments and never sleeps, so that a test can simulate a
 year within seconds. `loop` passes it events and calls `sync` when one is due.
@@ -7,26 +7,27 @@ year within seconds. `loop` passes it events and calls `sync` when one is due.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
-from typing import Generic, Protocol
+from typing import Generic
 
 import msgspec
 
 from pyproxy.agent.backoff import UNKNOWN, ReadbackSchedule, SyncBackoff
-from pyproxy.agent.cluster_state import ClusterState, PendingChanges
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.commit import Commit, Observers
 from pyproxy.agent.node import NodeRules
+from pyproxy.agent.pending import Change
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
 from pyproxy.agent.service_router import Routings, ServiceRouter
+from pyproxy.agent.steps import Finished, Step, Steps
 from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeRouting, P
 from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleStateError
-from pyproxy.health.state import Health
 from pyproxy.inspect.snapshot import Repair
-from pyproxy.metrics import Metrics
-from pyproxy.model.address import Address, Backend
+from pyproxy.model.address import Backend
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.policy.parts import service_of
 
 log = logging.getLogger(__name__)
 
@@ -35,51 +36,6 @@ _WARN_AFTER_FAILURES = 3
 
 _LOGGED_LINES = 3
 """Lines of a repair that are logged."""
-
-
-class Commit(msgspec.Struct, frozen=True):
-    """One commit, for listeners.
-
-    `routings` are those that the kernel took; with `full` they are all. The kernel holds the
-    previous state of the `rejected` Services. `ended` is in seconds since the epoch, `took` in
-    seconds. `latency` is in seconds from reading the oldest change to its commit, None without a
-    change. `repair` is set if the commit undid another program's change.
-    """
-
-    routings: Mapping[ObjectName, ServiceRouting | None]
-    full: bool
-    node_port_addresses: tuple[Address, ...]
-    rejected: frozenset[ObjectName] = frozenset()
-    ended: float = 0.0
-    took: float = 0.0
-    latency: float | None = None
-    repair: Repair | None = None
-
-
-class CommitListener(Protocol):
-    """Code that runs after a commit, such as conntrack and health checks."""
-
-    def committed(self, commit: Commit, cluster_state: ClusterState) -> None:
-        """Take note of a commit. Must not block, because it runs in the agent's thread.
-
-        `cluster_state` is the one that was committed, and changes after the call.
-        """
-        ...
-
-
-class Observers(msgspec.Struct, frozen=True):
-    """The agent's outputs besides the dataplane, and its clocks, which return seconds.
-
-    `clock` is monotonic, `wall_clock` counts from the epoch. `report` records a problem as an
-    Event.
-    """
-
-    metrics: Metrics
-    health: Health
-    listeners: Sequence[CommitListener]
-    clock: Callable[[], float]
-    wall_clock: Callable[[], float]
-    report: Callable[[Problem], None]
 
 
 class Agent(Generic[P]):
@@ -92,7 +48,8 @@ class Agent(Generic[P]):
         backoff: SyncBackoff,
         observers: Observers,
     ) -> None:
-        self.cluster_state = ClusterState()
+        limits = dataplane.step_limits
+        self.cluster_state = ClusterState(limits.rows)
         self._dataplane = dataplane
         self._node_rules = node_rules
         self._backoff = backoff
@@ -101,9 +58,11 @@ class Agent(Generic[P]):
         self._router = ServiceRouter(
             self.cluster_state, self._problems, node_rules.hostname, node_rules.bounds
         )
+        self._steps = Steps(self.cluster_state, self._router, limits)
         self._readback = ReadbackSchedule(observers.clock())
         self._node = NodeRouting()
-        self._rejected: set[ObjectName] = set()
+        self._rejected: frozenset[ObjectName] = frozenset()
+        self._has_committed = False
 
     @property
     def node_routing(self) -> NodeRouting:
@@ -115,6 +74,10 @@ class Agent(Generic[P]):
         """The API servers whose addresses no external IP gets."""
         return self._node.reserved.api_servers
 
+    def pending_count(self) -> int:
+        """Count the Services whose changes are not yet written."""
+        return len(self._steps)
+
     def problems(self) -> tuple[Problem, ...]:
         """Return the present problems of all objects, in the order in which they were found."""
         return self._problems.problems()
@@ -122,7 +85,7 @@ class Agent(Generic[P]):
     def handle_event(self, event: Event) -> None:
         """Take in one event; a later `sync` writes it."""
         # /healthz counts the delay from the oldest change that is not written.
-        was_idle = not self.cluster_state.has_pending
+        was_idle = not self._steps
         changed = self.cluster_state.handle_event(event)
         match event:
             case Upsert(obj=Node() as node):
@@ -152,7 +115,7 @@ class Agent(Generic[P]):
         self._count_problems()
         if changed is not None:
             self._observers.metrics.change_queued(changed, self._observers.wall_clock())
-        if was_idle and self.cluster_state.has_pending:
+        if was_idle and (self._steps or not self._has_committed):
             self._observers.health.queued()
 
     def due(self) -> float | None:
@@ -160,10 +123,8 @@ class Agent(Generic[P]):
         # A sync from incomplete lists would delete Services that still exist from the kernel.
         if not self.cluster_state.has_synced:
             return None
-        if self.cluster_state.has_pending:
-            return self._backoff.due()
-        readback = self._readback.due
-        return None if readback is None else max(readback, self._backoff.due())
+        times = [due for due in (self._steps.due(), self._readback.due) if due is not None]
+        return max(min(times), self._backoff.due()) if times else None
 
     def addresses_changed(self) -> None:
         """Have Services routed again if new addresses of node or API server matter to them."""
@@ -190,7 +151,7 @@ class Agent(Generic[P]):
         self.cluster_state.mark_all_pending()
 
     def _queued(self) -> None:
-        if not self.cluster_state.has_pending:
+        if not self._steps:
             self._observers.health.queued()
 
     def drifted(self, drift: Drift) -> None:
@@ -215,29 +176,34 @@ class Agent(Generic[P]):
             self.drifted(drift)
 
     def sync(self) -> None:
-        """Bring the kernel to the desired state.
+        """Bring the kernel one step nearer to the desired state.
 
-        Blocks for one transaction. Raises PermissionKernelError; other failures are retried later.
+        A sync of many changes takes several steps; the next one is then due at once. Blocks for the
+        transactions of one step. Raises PermissionKernelError; other failures are retried later.
         """
         began = self._observers.clock()
         if self._readback.is_due(began) and self._repair(began):
             return
-        pending = self.cluster_state.take_pending()
-        self._observers.metrics.changes_taken()
-        # Only a read-back shows the kernel state of a Service that the kernel rejected.
-        full = self._readback.is_due(began) or not self._rejected.isdisjoint(pending.services)
+        step = Step()
         try:
-            plan, routings = self._plan_full(pending) if full else self._plan_partial(pending)
+            # Raises before anything is taken.
+            node = self._new_node_routing()
+            full = self._readback.is_due(began)
+            step = self._take_step(began, node)
+            full |= step.full
+            if not self._steps:
+                self._observers.metrics.changes_taken()
+            plan = self._plan_full(step) if full else self._plan_partial(step, node)
             failures = self._dataplane.commit(plan)
         except PermissionKernelError:
             raise
         except KernelError as error:
-            self.cluster_state.put_back(pending)
-            self._failed(error)
+            self._failed(error, step)
             return
-        repair = self._read_back(plan) if full else None
-        taken = self._succeeded(routings, failures)
-        self._publish(pending, taken, began, full=full, repair=repair)
+        self._has_committed = True
+        # Only the rows of a step without changes are all repairs.
+        repair = self._read_back(plan, is_pure=not step.written) if full else None
+        self._succeeded(step, failures, began, full=full, repair=repair)
 
     def _repair(self, began: float) -> bool:
         """Undo other programs' writes from the last commit alone; return False if that is no use.
@@ -255,43 +221,44 @@ class Agent(Generic[P]):
         except PermissionKernelError:
             raise
         except KernelError as error:
-            self._failed(error)
+            self._failed(error, Step())
             return True
-        repair = self._read_back(plan)
-        self._succeeded({}, failures)
-        self._publish(PendingChanges(set()), {}, began, full=False, repair=repair)
+        repair = self._read_back(plan, is_pure=True)
+        self._succeeded(Step(), failures, began, full=False, repair=repair)
         return True
 
-    def _plan_full(self, pending: PendingChanges) -> tuple[P, Routings]:
-        self._node = self._node_rules.routing(self.cluster_state.node)
-        routings = self._router.route(self._all_names(pending), self._node)
-        present = [routing for routing in routings.values() if routing is not None]
-        return self._dataplane.plan_full(present, self._node), routings
+    def _new_node_routing(self) -> NodeRouting | None:
+        """Return the node's routing if it has changed. Raises KernelError."""
+        if self._has_committed and self.cluster_state.pending.node is None:
+            return None
+        node = self._node_rules.routing(self.cluster_state.node)
+        # None leaves the base rules alone, although all Services are routed again.
+        return node if node != self._node else None
 
-    def _plan_partial(self, pending: PendingChanges) -> tuple[P, Routings]:
-        names: Iterable[ObjectName] = pending.services
-        changed_node = None
-        if pending.everything:
-            names = self._all_names(pending)
-            node = self._node_rules.routing(self.cluster_state.node)
-            # None leaves the base rules alone, although all Services are routed again.
-            changed_node = node if node != self._node else None
+    def _take_step(self, now: float, node: NodeRouting | None) -> Step:
+        if self._readback.is_due(now) and not self._readback.needs_routing:
+            # All that the step writes is then a repair. Changes come with the next step.
+            return Step()
+        if node is not None:
             self._node = node
-        routings = self._router.route(names, self._node)
-        return self._dataplane.plan(Changes(routings, changed_node)), routings
+        if not self._has_committed:
+            return self._steps.all(self._node)
+        return self._steps.next(now, self._node)
 
-    def _all_names(self, pending: PendingChanges) -> Iterable[ObjectName]:
-        # Removed Services must give up their frontends. The order is that of reading and not of
-        # a hash, because objects that were read together lie together in memory.
-        services = self.cluster_state.services
-        return [*services, *pending.services.difference(services)]
+    def _plan_full(self, step: Step) -> P:
+        wanted: Routings = {**self._steps.programmed, **step.written}
+        present = [routing for routing in wanted.values() if routing is not None]
+        return self._dataplane.plan_full(present, self._node)
 
-    def _read_back(self, plan: P) -> Repair | None:
+    def _plan_partial(self, step: Step, node: NodeRouting | None) -> P:
+        return self._dataplane.plan(Changes(step.written, node))
+
+    def _read_back(self, plan: P, *, is_pure: bool) -> Repair | None:
         """Record a read-back, and the repair if it found another program's changes."""
         now = self._observers.clock()
         drift = self._readback.done(now)
         # Without a drift, such as at the first sync, a difference is no repair.
-        if not drift or not plan:
+        if not (drift and plan and is_pure):
             return None
         counts = plan.counts()
         self._observers.metrics.drift_repaired(counts)
@@ -316,20 +283,35 @@ class Agent(Generic[P]):
         log.warning("%s", problem)
         self._observers.report(problem)
 
-    def _succeeded(self, routings: Routings, failures: Sequence[Failure]) -> Routings:
-        """Record the Services that the kernel rejected; return the routings that it took."""
-        self._backoff.succeeded(self._observers.clock())
+    def _succeeded(
+        self,
+        step: Step,
+        failures: Sequence[Failure],
+        began: float,
+        *,
+        full: bool,
+        repair: Repair | None,
+    ) -> None:
+        now = self._observers.clock()
         rejected = {failure.name: failure.error for failure in failures}
-        for name in self._rejected & routings.keys() - rejected.keys():
-            self._router.set_rejected(name, None)
-        for name, error in rejected.items():
-            self._router.set_rejected(name, error)
-        self._rejected = (self._rejected - routings.keys()) | rejected.keys()
-        if not rejected:
-            return routings
-        return {name: routing for name, routing in routings.items() if name not in rejected}
+        finished = self._steps.committed(step, rejected.keys(), began, now)
+        # The next step of the same sync does not wait for the least time between two syncs.
+        self._backoff.succeeded(now, is_complete=not self._steps)
+        self._note_rejected(finished, rejected)
+        self._publish(step, finished, began, full=full, repair=repair, left_out=rejected.keys())
 
-    def _failed(self, error: KernelError) -> None:
+    def _note_rejected(
+        self, finished: Finished, rejected: Mapping[ObjectName, KernelError]
+    ) -> None:
+        errors = {service_of(name): error for name, error in rejected.items()}
+        for name in self._rejected & finished.routings.keys() - errors.keys():
+            self._router.set_rejected(name, None)
+        for name, error in errors.items():
+            self._router.set_rejected(name, error)
+        self._rejected = (self._rejected - finished.routings.keys()) | errors.keys()
+
+    def _failed(self, error: KernelError, step: Step) -> None:
+        self._steps.put_back(step)
         now = self._observers.clock()
         self._backoff.failed(now)
         self._observers.metrics.sync_failed()
@@ -345,38 +327,45 @@ class Agent(Generic[P]):
 
     def _publish(
         self,
-        pending: PendingChanges,
-        routings: Routings,
+        step: Step,
+        finished: Finished,
         began: float,
         *,
         full: bool,
         repair: Repair | None,
+        left_out: Collection[ObjectName],
     ) -> None:
-        now = self._observers.clock()
+        now, change = self._observers.clock(), finished.change
+        written: Routings = {**self._steps.programmed} if full else step.written
         commit = Commit(
-            routings,
+            {**self._steps.routings} if full else finished.routings,
+            {name: routing for name, routing in written.items() if name not in left_out},
             full,
             self._node.node_port_addresses,
-            rejected=frozenset(self._rejected),
+            rejected=self._rejected,
             ended=self._observers.wall_clock(),
             took=now - began,
-            latency=now - min(pending.read_at) if pending.read_at else None,
+            latency=now - min(change.read_at) if change.read_at else None,
             repair=repair,
         )
         # Listeners run after the commit and must not block, so they delay no packet and no sync.
         for listener in self._observers.listeners:
             listener.committed(commit, self.cluster_state)
         self._observers.health.updated()
-        self._measure(pending, now - began, now, full=full)
+        if self._steps:
+            self._observers.health.queued()
+        self._measure(change, now - began, now, full=full, is_repair=not step.written)
 
-    def _measure(self, pending: PendingChanges, took: float, now: float, *, full: bool) -> None:
+    def _measure(
+        self, change: Change, took: float, now: float, *, full: bool, is_repair: bool
+    ) -> None:
         metrics, wall = self._observers.metrics, self._observers.wall_clock()
         # A repair, which has no changes, reads the kernel back as a full sync does.
-        metrics.sync_finished(took, wall, full=full or not pending)
+        metrics.sync_finished(took, wall, full=full or is_repair)
         if not full:
-            metrics.programmed([now - read_at for read_at in pending.read_at])
-        for each in pending.triggered:
-            metrics.network_programmed(each.family, [wall - each.triggered])
+            metrics.programmed([now - read_at for read_at in change.read_at])
+        for family, triggered in change.triggered:
+            metrics.network_programmed(family, [wall - triggered])
         self._count_problems()
 
     def _count_problems(self) -> None:

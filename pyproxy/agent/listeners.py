@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Commit
+from pyproxy.agent.commit import Commit
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.health.check_port import ServiceHealthCheck
@@ -28,9 +28,9 @@ class Flows:
         # Node addresses first: the reconciler resolves node ports of the routings against them.
         self._reconciler.node_addresses(commit.node_port_addresses)
         if commit.full:
-            self._reconciler.full(filter(None, commit.routings.values()))
+            self._reconciler.full(filter(None, commit.written.values()))
         else:
-            self._reconciler.changed(commit.routings)
+            self._reconciler.changed(commit.written)
             if commit.repair is not None:
                 # While rules were missing, packets made entries that nothing translates.
                 self._reconciler.recheck()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -13,14 +14,23 @@ import msgspec
 from prometheus_client.metrics_core import Metric
 
 from pyproxy.agent.backoff import SyncBackoff
-from pyproxy.agent.core import Agent, Observers
+from pyproxy.agent.commit import Observers
+from pyproxy.agent.core import Agent
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
 from pyproxy.agent.sources import client_of, servers_of, source_of
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane import modes
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
+from pyproxy.dataplane.interface import (
+    Changes,
+    Drift,
+    Failure,
+    NodeRouting,
+    StateDiff,
+    StepLimits,
+    TableUsage,
+)
 from pyproxy.errors import Problem, SourceError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
@@ -55,6 +65,7 @@ class _NoPlan(msgspec.Struct, frozen=True):
 class NullDataplane:
     """A dataplane without a kernel: it writes nothing and finds no difference."""
 
+    step_limits = StepLimits(sys.maxsize)
     messages_sent = 0
     bytes_sent = 0
 

@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Agent, Commit
+from pyproxy.agent.commit import Commit
+from pyproxy.agent.core import Agent
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import TableUsage
 from pyproxy.errors import PyproxyError
@@ -210,7 +211,7 @@ class AgentInspector:
             node_routing=agent.node_routing,
             routings=dict(programmed.routings),
             problems=agent.problems(),
-            pending=agent.cluster_state.pending_count(),
+            pending=agent.pending_count(),
             syncs=programmed.syncs,
             last_sync=programmed.last_sync,
             repairs=programmed.repairs,

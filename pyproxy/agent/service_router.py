@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from itertools import islice
 
 import msgspec
 
@@ -27,9 +26,6 @@ log = logging.getLogger(__name__)
 Routings = dict[ObjectName, ServiceRouting | None]
 """The routing of each Service; None for one that is gone."""
 
-
-_AT_ONCE = 256
-"""Services that one call routes beyond those that are due, if they need not be routed at once."""
 
 _API_SERVER = ObjectName("default", "kubernetes")
 """The Service of the API server, in a namespace where few may write."""
@@ -61,25 +57,20 @@ class ServiceRouter:
     def route(self, names: Iterable[ObjectName], node: NodeRouting) -> Routings:
         """Return the routings of these Services, and of those that gain or lose a frontend by them.
 
-        One Service with a new cluster IP may take it from any number of others. At most 256 of them
-        are routed too, and the rest is marked as changed.
+        One Service with a new cluster IP may take it from any number of others, which are left for
+        the next steps.
         """
         if node.reserved != self._filter.reserved:
             self._filter = ReservedFilter(node.reserved)
         routings: Routings = {}
         queue = list(names)
-        later: dict[ObjectName, None] = {}
         # The queue grows meanwhile. The loop ends, because routing an affected Service again with
         # the same frontends affects no further one.
         for name in queue:
             affected, routings[name] = self._route(name, node)
             if affected:
                 queue.extend(affected.now)
-                later.update(dict.fromkeys(affected.later))
-        waiting = iter(later)
-        for name in islice(waiting, _AT_ONCE):
-            _, routings[name] = self._route(name, node)
-        self._cluster_state.route_again(waiting)
+                self._cluster_state.route_again(affected.later)
         return routings
 
     def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyproxy.agent import mode_cleanup
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Commit
+from pyproxy.agent.commit import Commit
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import KernelError, PermissionKernelError

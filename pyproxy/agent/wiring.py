@@ -18,8 +18,9 @@ from pyproxy.agent import (
     supervise,
 )
 from pyproxy.agent.backoff import SyncBackoff
+from pyproxy.agent.commit import CommitListener, Observers
 from pyproxy.agent.config_file import ConfigFile
-from pyproxy.agent.core import Agent, CommitListener, Observers
+from pyproxy.agent.core import Agent
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules

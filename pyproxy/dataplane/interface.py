@@ -41,6 +41,18 @@ class Changes(msgspec.Struct, frozen=True):
     node: NodeRouting | None = None
 
 
+class StepLimits(msgspec.Struct, frozen=True):
+    """How much a sync writes before it looks for new changes.
+
+    `rows` is about the number of rows of a step. With `by_frontend`, a Service of more rows is
+    passed on in parts, each with one frontend and a `PartName`, as if they were Services. Without,
+    a step has whole Services.
+    """
+
+    rows: int
+    by_frontend: bool = True
+
+
 class Plan(Protocol):
     """One transaction as a value: it can be counted, printed and compared before it is sent.
 
@@ -121,6 +133,11 @@ class Writer(Protocol[P]):
     @property
     def name(self) -> str:
         """The proxy mode, as `--proxy-mode` has it. Any thread; does not block."""
+        ...
+
+    @property
+    def step_limits(self) -> StepLimits:
+        """The size of a step in this mode; constant. Any thread; does not block."""
         ...
 
     @property

@@ -55,8 +55,7 @@ class Nfnetlink:
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "netfilter", _RECEIVE_BUFFER)
         self._largest = 0
-        # Callers compare it with nf_tables' generation, which a commit without a change leaves, and
-        # add the transactions of programs that they run.
+        # Callers compare it with nf_tables' generation, which a commit without a change leaves.
         self.committed = 0
         self.messages_sent = 0
 

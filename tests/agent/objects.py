@@ -12,7 +12,8 @@ from prometheus_client.metrics_core import Metric
 
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Agent, Commit, Observers
+from pyproxy.agent.commit import Commit, Observers
+from pyproxy.agent.core import Agent
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, NodePorts, Settings
 from pyproxy.dataplane.diff import Delta, apply, diff
@@ -22,6 +23,7 @@ from pyproxy.dataplane.interface import (
     Failure,
     NodeRouting,
     StateDiff,
+    StepLimits,
     TableUsage,
 )
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
@@ -39,6 +41,7 @@ from pyproxy.model.objects import (
     Service,
 )
 from pyproxy.netlink.elements import Tag, Value
+from pyproxy.policy.claims import key_of
 from pyproxy.policy.routing import ServiceRouting
 from tests.exposition import nftables_metrics
 
@@ -52,6 +55,7 @@ NODE = Node(
 
 
 PRIMARY = NodePorts()
+ORDINARY = StepLimits(10_000)
 
 
 class Clock:
@@ -97,7 +101,8 @@ class TableDataplane:
     messages_sent = 0
     bytes_sent = 0
 
-    def __init__(self) -> None:
+    def __init__(self, step_limits: StepLimits = ORDINARY) -> None:
+        self.step_limits = step_limits
         self.kernel: Table = {}
         self.trouble: list[KernelError] = []
         self.commits: list[Delta[bytes, Value]] = []
@@ -171,6 +176,13 @@ class TableDataplane:
             self.kernel = apply(plan.delta, self.kernel)
         except (KeyError, ValueError) as error:
             raise StaleStateError(str(error), 2) from error
+        claimed = [
+            key_of(port, frontend)
+            for routing in plan.services.values()
+            for port in routing.ports
+            for frontend in port.frontends
+        ]
+        assert len(claimed) == len(set(claimed)), "a frontend has two owners"
         self._programmed, self._node = plan.services, plan.node
         if plan:
             self.commits.append(plan.delta)
@@ -199,13 +211,21 @@ def rows(routings: Iterable[ServiceRouting], node: NodeRouting) -> Table:
 
 
 class CommitRecorder:
-    """A listener that keeps all commits."""
+    """A listener that keeps all commits, and the routings that they add up to."""
 
     def __init__(self) -> None:
         self.commits: list[Commit] = []
+        self.programmed: dict[ObjectName, ServiceRouting] = {}
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:
         self.commits.append(commit)
+        if commit.full:
+            self.programmed.clear()
+        for each, routing in commit.routings.items():
+            if routing is None:
+                self.programmed.pop(each, None)
+            else:
+                self.programmed[each] = routing
 
 
 class Stage:
@@ -217,10 +237,11 @@ class Stage:
         min_sync_period: float = 0.0,
         node: Node = NODE,
         node_ports: NodePorts = PRIMARY,
+        step_limits: StepLimits = ORDINARY,
         **fields: Any,
     ) -> None:
         self.clock = Clock()
-        self.dataplane = TableDataplane()
+        self.dataplane = TableDataplane(step_limits)
         self.metrics = nftables_metrics()
         self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
         self.reported: list[Problem] = []
@@ -275,7 +296,7 @@ class Stage:
 
     def settle(self) -> None:
         """Sync for as long as something is due, moving the clock to it."""
-        for _ in range(50):
+        for _ in range(500):
             due = self.agent.due()
             if due is None:
                 return

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Commit
+from pyproxy.agent.commit import Commit
 from pyproxy.agent.listeners import HealthChecks
 from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.model.address import Family, Port, Protocol, parse_address
@@ -63,7 +63,9 @@ def commit(listener: HealthChecks, cluster_state: ClusterState) -> None:
     held = name("web") in cluster_state.services
     routings = {name("web"): ServiceRouting(name("web"), ()) if held else None}
     addresses = tuple(map(parse_address, LOOPBACKS.values()))
-    listener.committed(Commit(routings, full=False, node_port_addresses=addresses), cluster_state)
+    listener.committed(
+        Commit(routings, written=routings, full=False, node_port_addresses=addresses), cluster_state
+    )
 
 
 def counted(port: Port, family: Family) -> int | None:

@@ -12,7 +12,8 @@ import msgspec
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.agent.backoff import SyncBackoff
-from pyproxy.agent.core import Agent, Observers
+from pyproxy.agent.commit import Observers
+from pyproxy.agent.core import Agent
 from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings

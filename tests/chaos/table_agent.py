@@ -14,7 +14,8 @@ from pyproxy_lab.apiserver.server import ApiServer, Handler
 from pyproxy_lab.apiserver.settings import Settings as ServerSettings
 
 from pyproxy.agent.backoff import SyncBackoff
-from pyproxy.agent.core import Agent, Observers
+from pyproxy.agent.commit import Observers
+from pyproxy.agent.core import Agent
 from pyproxy.agent.loop import Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.core import Commit
+from pyproxy.agent.commit import Commit
 from pyproxy.agent.queries import ProgrammedState
 from pyproxy.commands.watch import line
 from pyproxy.inspect.queries import WATCH, WatchArgs
@@ -23,7 +23,9 @@ NOTHING = ServiceRouting(WEB, ())
 
 
 def commit(routing: ServiceRouting | None) -> Commit:
-    return Commit({WEB: routing}, full=False, node_port_addresses=(), ended=9.0, took=0.5)
+    return Commit(
+        {WEB: routing}, {WEB: routing}, full=False, node_port_addresses=(), ended=9.0, took=0.5
+    )
 
 
 @pytest.mark.kernel

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
+from pyproxy.dataplane.interface import (
+    Changes,
+    Drift,
+    Failure,
+    NodeRouting,
+    StateDiff,
+    StepLimits,
+    TableUsage,
+)
 from pyproxy.dataplane.iptables import metrics
 from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.committed_state import CommittedTables, Saved
@@ -50,6 +58,7 @@ class IptablesDataplane:
     """
 
     name: str = "iptables"
+    step_limits = StepLimits(50_000, by_frontend=False)
 
     def __init__(self, options: IptablesOptions, flavour: Flavour | None = None) -> None:
         self._options = options
@@ -191,13 +200,9 @@ class IptablesDataplane:
         wanted = {name: routing for name, routing in plan.services.items() if routing is not None}
         node = plan.node or NodeRouting()
         while name := self._committed.find_owner(wanted.values(), node, error.line):
+            failures.append(Failure(name, error))
             # The read-back of `plan_full` shows which tables the failed write had reached.
-            if any(failure.name == name for failure in failures):
-                # The kernel rejects its programmed state too, which must not hold up all others.
-                del wanted[name]
-            else:
-                failures.append(Failure(name, error))
-                wanted = self._with_committed(wanted, [name])
+            wanted = self._with_committed(wanted, [name])
             try:
                 self._write(self.plan_full(wanted.values(), node))
             except RestoreError as again:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pyproxy.dataplane.committed_state import CommittedState
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
+from pyproxy.dataplane.interface import (
+    Changes,
+    Drift,
+    Failure,
+    NodeRouting,
+    StateDiff,
+    StepLimits,
+    TableUsage,
+)
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.commit import commit
 from pyproxy.dataplane.ipvs.compare import check_base_rules, compare
@@ -48,6 +56,7 @@ class IpvsDataplane:
     """
 
     name: str = "ipvs"
+    step_limits = StepLimits(5_000)
 
     def __init__(
         self,
@@ -310,11 +319,6 @@ class IpvsDataplane:
             self._add(old, self._marks, rows)
         if new := plan.services.get(name):
             self._add(new, plan.marks, rows)
-        growth = self._committed.growth_of(name, plan.services, whole=plan.whole)
-        for (set_name, key), by in growth.items():
-            # Shared rows that it keeps stay, and those that only it needs are not added.
-            if by < 0 or plan.shared.get((set_name, key), 0) <= by:
-                rows.setdefault(set_name, {})[key] = b""
         return rows
 
     def _may_block(self, virtual: Virtual) -> bool:

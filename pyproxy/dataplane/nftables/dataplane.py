@@ -12,7 +12,15 @@ import msgspec
 
 from pyproxy.dataplane.committed_state import CommittedState, Routings
 from pyproxy.dataplane.diff import diff
-from pyproxy.dataplane.interface import Changes, Drift, Failure, NodeRouting, StateDiff, TableUsage
+from pyproxy.dataplane.interface import (
+    Changes,
+    Drift,
+    Failure,
+    NodeRouting,
+    StateDiff,
+    StepLimits,
+    TableUsage,
+)
 from pyproxy.dataplane.nft.base_rules import Names
 from pyproxy.dataplane.nft.loader import (
     begin_load,
@@ -22,7 +30,6 @@ from pyproxy.dataplane.nft.loader import (
     read_layout,
     require_nft,
 )
-from pyproxy.dataplane.nft.own_transactions import without_notifications
 from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.dataplane.nft.schema import Table
@@ -70,6 +77,7 @@ class NftablesDataplane:
     """Programs table `inet pyproxy` of the network namespace that it is made in."""
 
     name: str = "nftables"
+    step_limits = StepLimits(_BATCH_ROWS)
 
     def __init__(self, options: NftablesOptions) -> None:
         self._options = options
@@ -77,6 +85,8 @@ class NftablesDataplane:
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         # On-demand chains that the kernel has, with this version's rules.
         self._chains: set[str] = set()
+        # Transactions of nft, whose sockets are not ours: `_transactions_of_others` subtracts them.
+        self._loads = 0
         self._deleted_lately = self._deleted_before = False
         try:
             self._netlink = Nfnetlink()
@@ -232,8 +242,15 @@ class NftablesDataplane:
         # Base rules are loaded through nft, whose notifications would look foreign.
         if not plan.reload and row_count(plan) <= _MONITORED_ROWS:
             return self._commit(plan)
-        with without_notifications(self._netlink, self._monitor):
+        others = self._transactions_of_others()
+        self._monitor.pause()
+        try:
             return self._commit(plan)
+        finally:
+            # Listening comes first: a write in between is then counted or notified, or both.
+            self._monitor.listen()
+            if self._transactions_of_others() != others:
+                self._monitor.missed()
 
     def wait_for_drift(self) -> Drift | None:
         """Block until another program writes to the table; None after `close`."""
@@ -261,6 +278,10 @@ class NftablesDataplane:
         self._monitor.end()
         self._netlink.close()
 
+    def _transactions_of_others(self) -> int:
+        done = read_generation(self._netlink.get(get_generation()))
+        return (done - self._netlink.committed - self._loads) % (1 << 32)
+
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         failures: list[Failure] = []
         left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
@@ -268,7 +289,7 @@ class NftablesDataplane:
         # Packing starts before nft does: both take their time, in different processes.
         with packed_batches(plan, self._batch_rows) as packed:
             if base is not None:
-                begin_load(self._netlink, base)
+                self._loads += begin_load(self._netlink, base)
                 self._loaded = plan.options
             for each in packed:
                 batch = each
@@ -281,7 +302,7 @@ class NftablesDataplane:
                     left_out.append(self._leaving_out(plan, found))
                     batch, plan = pack(left_out[-1](batch.plan)), left_out[-1](plan)
         if base is not None:
-            finish_load(self._netlink, base, self._chains)
+            self._loads += finish_load(self._netlink, base, self._chains)
         # Compares the plan with the last commit, so `remember` comes after it.
         self._forget_clients(plan)
         self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 from pyproxy.dataplane.ipvs.kernel import Addresses
 from pyproxy.dataplane.ipvs.ruleset import Options
@@ -193,8 +192,11 @@ class FakeRules:
         self.table = after
         return None
 
-    def unannounced(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def pause(self) -> None:
+        pass
+
+    def listen(self) -> None:
+        pass
 
     def delete(self) -> None:
         self.table, self.loaded = {}, None

@@ -177,14 +177,15 @@ def test_an_interrupted_upgrade_goes_on_where_it_stopped(monkeypatch: pytest.Mon
         assert not result.late
 
 
-def slow(step: Callable[..., None]) -> Callable[..., None]:
-    def run(*arguments: object) -> None:
+def slow(step: Callable[..., int]) -> Callable[..., int]:
+    def run(*arguments: object) -> int:
         time.sleep(PAUSE)
-        step(*arguments)
+        done = step(*arguments)
         time.sleep(PAUSE)
+        return done
 
     return run
 
 
-def interrupted(*_: object) -> None:
+def interrupted(*_: object) -> int:
     raise InterruptedError

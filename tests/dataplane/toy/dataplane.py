@@ -17,6 +17,7 @@ from pyproxy.dataplane.interface import (
     Failure,
     NodeRouting,
     StateDiff,
+    StepLimits,
     TableUsage,
 )
 from pyproxy.model.address import backend, backend_text
@@ -73,6 +74,7 @@ class ToyDataplane:
     """Both protocols, and nothing else."""
 
     name: str = "toy"
+    step_limits = StepLimits(10_000)
     messages_sent = 0
     bytes_sent = 0
 

@@ -1,0 +1,231 @@
+"""The steps of a sync: which changes are routed and written next.
+
+A step has about as many rows as the dataplane's `StepLimits` say, whatever the objects are. Between
+two steps the agent reads its inbox. So a small change waits for the step in progress, and then for
+at most one step of other work: large Services, and Services that a change of the Node concerns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
+from itertools import islice
+
+import msgspec
+
+from pyproxy.agent.backoff import WorkLimiter
+from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.divided import DividedServices, Written
+from pyproxy.agent.pending import Change
+from pyproxy.agent.service_router import Routings, ServiceRouter
+from pyproxy.dataplane.interface import NodeRouting, StepLimits
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.parts import row_count, service_of
+from pyproxy.policy.routing import ServiceRouting
+
+_LEAST_ROWS = 8
+"""Rows that routing a Service costs at least, as the work of a step is counted."""
+
+
+class Step(msgspec.Struct):
+    """A part of a sync.
+
+    `written` is what the dataplane writes, by Service or part of one. `changes` are the Services
+    that were routed, `whole` the routings of those among them that are not divided. `background`
+    says that it is other work than small changes, and `full` that it is to be planned from a
+    read-back. `node` is the change of the Node, if it is written too.
+    """
+
+    written: Written = msgspec.field(default_factory=dict)
+    changes: dict[ObjectName, Change] = msgspec.field(default_factory=dict)
+    whole: Routings = msgspec.field(default_factory=dict)
+    background: bool = False
+    full: bool = False
+    node: Change | None = None
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The Services that a committed step completes, their routings, and their changes as one."""
+
+    routings: Routings
+    change: Change
+
+
+class Steps:
+    """Routes what is pending, step by step, and remembers what is programmed.
+
+    `programmed` is what the dataplane has, by Service or part of one. `routings` are the Services
+    that are complete.
+    """
+
+    def __init__(
+        self, cluster_state: ClusterState, router: ServiceRouter, limits: StepLimits
+    ) -> None:
+        self.programmed: dict[ObjectName, ServiceRouting] = {}
+        self.routings: dict[ObjectName, ServiceRouting] = {}
+        self._cluster_state = cluster_state
+        self._pending = cluster_state.pending
+        self._router = router
+        self._limits = limits
+        self._limiter = WorkLimiter()
+        self._divided = DividedServices()
+        # Changes of divided Services whose parts are not all written.
+        self._unfinished: dict[ObjectName, Change] = {}
+        self._rejected: frozenset[ObjectName] = frozenset()
+        self._small_last = False
+        self._parts_last = False
+
+    def __bool__(self) -> bool:
+        """Return whether anything is pending or unfinished."""
+        return bool(self._pending) or self._divided.is_unfinished
+
+    def __len__(self) -> int:
+        return len(self._pending) + len(self._unfinished)
+
+    def due(self) -> float | None:
+        """Return the earliest time of the next step; None if there is nothing to do."""
+        if self._pending.has_small:
+            return 0.0
+        return self._limiter.due if self else None
+
+    def all(self, node: NodeRouting) -> Step:
+        """Route all Services: the first sync is one step."""
+        step = Step(changes=dict(self._pending.take_all()), node=self._take_node(), full=True)
+        services = self._cluster_state.services
+        # The order is that of reading and not of a hash, because objects that were read together
+        # lie together in memory. Removed Services must give up their frontends.
+        names = [*services, *(name for name in step.changes if name not in services)]
+        routed = self._router.route(names, node)
+        # Those that lost a frontend to a Service that was routed after them.
+        routed |= self._router.route(self._pending.rerouted(), node)
+        self._add(routed, step)
+        step.written |= self._divided.take(sys.maxsize)
+        return step
+
+    def next(self, now: float, node: NodeRouting) -> Step:
+        """Route and return the next step; empty if nothing is due."""
+        self._cluster_state.node_addresses = len(node.node_port_addresses)
+        pending = self._pending
+        work = (pending.has_large or pending.has_rerouted or self._divided.is_unfinished) and (
+            self._limiter.due <= now
+        )
+        if work and (self._small_last or not pending.has_small):
+            self._small_last = False
+            return self._background(node)
+        self._small_last = True
+        step = Step(node=self._take_node())
+        self._route(pending.small(), node, step)
+        return step
+
+    def put_back(self, step: Step) -> None:
+        """Have a step that failed made again."""
+        self._pending.put_back(step.changes)
+        self._divided.restore(step.written)
+        if step.node is not None:
+            self._pending.node_changed(()).add(step.node)
+
+    def committed(
+        self, step: Step, rejected: Collection[ObjectName], began: float, ended: float
+    ) -> Finished:
+        """Record a committed step; `rejected` are the Services and parts that the kernel refused.
+
+        Times are monotonic, in seconds.
+        """
+        if step.background:
+            self._limiter.worked(began, ended)
+        for name, written in step.written.items():
+            if name in rejected:
+                continue
+            if written is None:
+                self.programmed.pop(name, None)
+            else:
+                self.programmed[name] = written
+        done = self._divided.committed(step.written, rejected)
+        refused = {service_of(name) for name in rejected}
+        done |= {name: routing for name, routing in step.whole.items() if name not in refused}
+        self._set_rejected((self._rejected - done.keys()) | refused)
+        for name, routing in done.items():
+            if routing is None:
+                self.routings.pop(name, None)
+            else:
+                self.routings[name] = routing
+        return Finished(done, self._finish(step, done.keys() | refused))
+
+    def _finish(self, step: Step, done: AbstractSet[ObjectName]) -> Change:
+        change = step.node if step.node is not None else Change()
+        for name, each in step.changes.items():
+            if name in done:
+                change.add(each)
+            else:
+                self._unfinished.setdefault(name, Change()).add(each)
+        for name in done & self._unfinished.keys():
+            change.add(self._unfinished.pop(name))
+        return change
+
+    def _set_rejected(self, names: frozenset[ObjectName]) -> None:
+        self._rejected = names
+        self._cluster_state.costly |= names
+
+    def _take_node(self) -> Change | None:
+        node, self._pending.node = self._pending.node, None
+        return node
+
+    def _background(self, node: NodeRouting) -> Step:
+        """Return a step of large Services, or of those that the Node's change concerns, in turn."""
+        step = Step(background=True)
+        pending = self._pending
+        large = pending.has_large or self._divided.is_unfinished
+        if large and not (self._parts_last and pending.has_rerouted):
+            self._parts_last = True
+            # Parts first: a Service that changes all the time would otherwise never be complete.
+            if not self._divided.is_unfinished:
+                self._route(islice(pending.large(), 1), node, step)
+            step.written |= self._divided.take(self._limits.rows)
+        else:
+            self._parts_last = False
+            self._route(pending.rerouted(), node, step)
+        return step
+
+    def _route(self, names: Iterable[ObjectName], node: NodeRouting, step: Step) -> None:
+        """Route Services until the step has enough rows."""
+        rows = 0
+        for name in names:
+            routed = self._router.route((name,), node)
+            # A rejected Service may have been written in part: only a read-back shows that.
+            step.full |= not self._rejected.isdisjoint(routed)
+            for each in routed:
+                change = self._pending.take(each)
+                if each in step.changes:
+                    step.changes[each].add(change)
+                else:
+                    step.changes[each] = change
+            rows += self._add(routed, step)
+            self._note_cost(name, routed)
+            if rows >= self._limits.rows:
+                break
+
+    def _add(self, routed: Routings, step: Step) -> int:
+        """Add routings to a step; return the rows that this compares."""
+        rows = 0
+        moving: list[ServiceRouting] = []
+        for name, routing in routed.items():
+            before, size = self.programmed.get(name), row_count(routing)
+            if name in self._divided or (self._limits.by_frontend and size > self._limits.rows):
+                self._divided.replace(name, routing, before)
+                rows += min(size, self._limits.rows)
+                continue
+            step.written[name] = step.whole[name] = routing
+            rows += size + row_count(before) + _LEAST_ROWS
+            moving += filter(None, (before, routing))
+        if self._divided:
+            step.written |= self._divided.take_moving(moving)
+        return rows
+
+    def _note_cost(self, name: ObjectName, routed: Routings) -> None:
+        """Have a change that concerns a divided Service wait in the lane of large ones."""
+        costly = self._cluster_state.costly
+        if any(each in self._divided for each in routed):
+            costly.add(name)
+        elif name in costly and name not in self._rejected:
+            costly.discard(name)

@@ -1,0 +1,75 @@
+"""Parts of a Service: each has one frontend, and is programmed as if it were a Service."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pyproxy.model.objects import ObjectName
+from pyproxy.policy.claims import key_of
+from pyproxy.policy.routing import PortRouting, Scope, ServiceRouting, Use, with_frontends
+
+
+class PartName(ObjectName, frozen=True, gc=False):
+    """The name of the part of a Service that has one frontend; it prints as the Service's name.
+
+    A part of a Service is programmed on its own, as if it were a Service.
+    """
+
+    frontend: bytes = b""
+
+    @property
+    def service(self) -> ObjectName:
+        """The name of the Service."""
+        return ObjectName(self.namespace, self.name)
+
+
+def service_of(name: ObjectName) -> ObjectName:
+    """Return the Service's name, given that name or the name of a part."""
+    return name.service if isinstance(name, PartName) else name
+
+
+def row_count(routing: ServiceRouting | None) -> int:
+    """Return about the most rows that a dataplane has for a Service, in time linear in its ports.
+
+    These are the rows of a mode that repeats the endpoints for each frontend.
+    """
+    if routing is None:
+        return 0
+    per_endpoint = 2 if routing.affinity_timeout else 1
+    rows = sum(
+        len(port.frontends) * (1 + per_endpoint * (len(port.cluster) + len(port.local)))
+        for port in routing.ports
+    )
+    if routing.source_ranges:
+        balanced = sum(
+            frontend.scope is Scope.LOAD_BALANCER
+            for port in routing.ports
+            for frontend in port.frontends
+        )
+        rows += balanced * len(routing.source_ranges)
+    return rows
+
+
+def parts(routing: ServiceRouting | None) -> dict[bytes, ServiceRouting]:
+    """Divide a Service into parts with one frontend each, by the frontend's key."""
+    found: dict[bytes, ServiceRouting] = {}
+    if routing is None:
+        return found
+    namespace, name = routing.name.namespace, routing.name.name
+    for port in routing.ports:
+        of_use: dict[Use, PortRouting] = {}
+        for frontend in port.frontends:
+            base = of_use.get(frontend.use)
+            if base is None:
+                # Made once, because it compares all endpoints.
+                base = of_use[frontend.use] = with_frontends(port, (frontend,))
+            key = key_of(port, frontend)
+            found[key] = ServiceRouting(
+                PartName(namespace, name, key),
+                (msgspec.structs.replace(base, frontends=(frontend,)),),
+                # A change of the ranges then changes no part that they do not concern.
+                routing.source_ranges if frontend.scope is Scope.LOAD_BALANCER else (),
+                routing.affinity_timeout,
+                routing.scheduler,
+            )
+    return found
