@@ -55,7 +55,8 @@ class Nfnetlink:
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "netfilter", _RECEIVE_BUFFER)
         self._largest = 0
-        # Callers compare it with nf_tables' generation, which a commit without a change leaves.
+        # Callers compare it with nf_tables' generation, which a commit without a change leaves, and
+        # add the transactions of programs that they run.
         self.committed = 0
         self.messages_sent = 0
 

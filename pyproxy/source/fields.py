@@ -77,6 +77,15 @@ class FieldProblems:
         else:
             self._problems.count()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the next problem is kept, so that its text is worth making."""
+        return self._problems.has_room
+
+    def count(self) -> None:
+        """Add a problem that is not kept; only without `has_room`."""
+        self._problems.count()
+
     def all(self) -> tuple[Problem, ...]:
         """Return the problems in the order in which the fields were converted, and a summary."""
         return self._problems.all()
@@ -125,26 +134,36 @@ def special(packed: Address) -> str:
 
 
 def addresses(
-    texts: Iterable[tuple[str, str]], families: tuple[Family, ...], problems: FieldProblems
+    field: str,
+    texts: Iterable[tuple[int, str]],
+    families: tuple[Family, ...],
+    problems: FieldProblems,
 ) -> tuple[Address, ...]:
-    """Convert (field, text) pairs, without duplicates; empty `families` allow both."""
-    packed_addresses: dict[Address, None] = {}
-    for field, text in texts:
+    """Convert the (index, text) pairs of a field, without duplicates.
+
+    Empty `families` allow both. `field` has braces for the index.
+    """
+    found: dict[Address, None] = {}
+    for index, text in texts:
         try:
             packed = address(text)
         except ValueError as error:
-            problems.add(field, f"{error}; ignored")
+            problems.add(field.format(index), f"{error}; ignored")
             continue
-        if reason := special(packed):
-            problems.add(field, f"{text} is {reason}, which no Service can have; ignored")
-        elif families and family_of(packed) not in families:
-            labels = " and ".join(family.label for family in families)
-            problems.add(
-                field, f"{text} has incorrect IP version: this Service is {labels}; ignored"
-            )
+        reason = special(packed)
+        if not reason and (not families or family_of(packed) in families):
+            found[packed] = None
+        elif not problems.has_room:
+            # A Service may have tens of thousands, and a text for each would take most of the time.
+            problems.count()
+        elif reason:
+            message = f"{text} is {reason}, which no Service can have; ignored"
+            problems.add(field.format(index), message)
         else:
-            packed_addresses[packed] = None
-    return tuple(packed_addresses)
+            labels = " and ".join(family.label for family in families)
+            message = f"{text} has incorrect IP version: this Service is {labels}; ignored"
+            problems.add(field.format(index), message)
+    return tuple(found)
 
 
 def network(text: str) -> Network:

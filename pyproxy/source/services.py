@@ -5,7 +5,7 @@ Facts: kube-proxy of Kubernetes v1.36 (its service tracking) and the API server'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import intern
 
 from pyproxy.config.values import IPVS_SCHEDULERS
@@ -39,17 +39,19 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
         return NotProxied(reason)
     name = fields.name_of(obj.metadata)
     problems = FieldProblems(Kind.SERVICE.value, str(name))
-    cluster_ips = fields.addresses(_cluster_ips(spec), (), problems)
+    cluster_ips = fields.addresses(*_cluster_ips(spec), (), problems)
     families = tuple(dict.fromkeys(map(family_of, cluster_ips)))
     families = families or fields.families(spec.ip_families or ())
     external_ips = fields.addresses(
-        _numbered("spec.externalIPs", spec.external_ips), families, problems
+        "spec.externalIPs[{}]", enumerate(spec.external_ips or ()), families, problems
     )
     load_balanced = spec.type == "LoadBalancer"
     load_balancer_ips: tuple[Address, ...] = ()
     source_ranges: tuple[Network, ...] = ()
     if load_balanced:
-        load_balancer_ips = fields.addresses(_virtual_ips(obj.status), families, problems)
+        load_balancer_ips = fields.addresses(
+            "status.loadBalancer.ingress[{}].ip", _virtual_ips(obj.status), families, problems
+        )
         source_ranges = _source_ranges(spec.load_balancer_source_ranges or [], problems)
     external_policy = TrafficPolicy.CLUSTER
     # The API allows externalTrafficPolicy for these Services only.
@@ -94,18 +96,15 @@ def _unproxied(spec: wire.ServiceSpec) -> str:
     return "" if cluster_ip else "no clusterIP yet"
 
 
-def _numbered(field: str, texts: list[str] | None) -> Iterator[tuple[str, str]]:
-    return ((f"{field}[{i}]", text) for i, text in enumerate(texts or ()))
-
-
-def _cluster_ips(spec: wire.ServiceSpec) -> Iterator[tuple[str, str]]:
+def _cluster_ips(spec: wire.ServiceSpec) -> tuple[str, Iterable[tuple[int, str]]]:
+    """Return the field of the cluster IPs, and the IPs with their indexes."""
     # Manifests, and objects from before dual stack, may have clusterIP only.
     if spec.cluster_ips:
-        return _numbered("spec.clusterIPs", spec.cluster_ips)
-    return iter([("spec.clusterIP", spec.cluster_ip or "")])
+        return "spec.clusterIPs[{}]", enumerate(spec.cluster_ips)
+    return "spec.clusterIP", [(0, spec.cluster_ip or "")]
 
 
-def _virtual_ips(status: wire.ServiceStatus | None) -> Iterator[tuple[str, str]]:
+def _virtual_ips(status: wire.ServiceStatus | None) -> Iterator[tuple[int, str]]:
     """Yield the load balancer addresses to which packets arrive at nodes unchanged (ipMode VIP).
 
     An ingress that has only a hostname is skipped. With ipMode Proxy the load balancer terminates
@@ -114,7 +113,7 @@ def _virtual_ips(status: wire.ServiceStatus | None) -> Iterator[tuple[str, str]]
     balancer = status.load_balancer if status else None
     for i, ingress in enumerate((balancer.ingress if balancer else None) or ()):
         if ingress.ip and (ingress.ip_mode or "VIP") == "VIP":
-            yield f"status.loadBalancer.ingress[{i}].ip", ingress.ip
+            yield i, ingress.ip
 
 
 def _source_ranges(texts: list[str], problems: FieldProblems) -> tuple[Network, ...]:

@@ -7,6 +7,7 @@ import pytest
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Drift
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.model.events import Upsert
 from pyproxy.netlink import elements
 from pyproxy.netlink.nfnetlink import Message
@@ -120,3 +121,26 @@ def test_the_loading_of_own_rules_is_no_write_of_another_program(stage: Stage) -
     # A notification of another write is the next one: none of our own came before it.
     drift = stage.after(f"delete element inet pyproxy services4 {{ {KEY} }}")
     assert drift.sets == frozenset({"services4"})
+
+
+def test_a_table_that_is_replaced_for_counters_is_no_write_of_another_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with empty_namespace("drift") as namespace:
+        before = Stage(namespace, monkeypatch)
+        before.close()
+        clock = Clock()
+        after = SteppedAgent(namespace, clock, NftablesOptions(endpoint_counters=True))
+        after.start(*OBJECTS)
+        # The table was deleted, so the first sync failed and a second one wrote the elements.
+        clock.now += 60.0
+        namespace.call(after.agent.sync)
+        assert len(after.snapshot().rows["services4"]) == COUNT - 1
+        clock.now += 60.0
+        namespace.run(["nft", f"delete element inet pyproxy services4 {{ {KEY} }}"])
+        drift = namespace.call(after.dataplane.wait_for_drift)
+        # This is the first drift: none was due to the agent's own transactions.
+        assert drift is not None
+        assert drift.sets == frozenset({"services4"})
+        assert not after.repairs()
+        after.close()

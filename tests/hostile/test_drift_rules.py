@@ -45,6 +45,20 @@ def test_every_kind_of_chain_is_recognized_as_it_was_written(namespace: Namespac
     agent.close()
 
 
+def test_the_order_of_base_rules_is_compared(namespace: Namespace) -> None:
+    agent = SteppedAgent(namespace, lambda: 100.0)
+    agent.start()
+    chain = ["chain", "inet", "pyproxy", "services"]
+    listed = namespace.run(["nft", "-a", "list", *chain]).stdout
+    rule, _, handle = listed.splitlines()[2].strip().partition(" # handle ")
+    namespace.run(["nft", "delete", "rule", *chain[1:], "handle", handle])
+    namespace.run(["nft", "add", "rule", *chain[1:], rule])
+    node = agent.agent.node_routing
+    (line,) = namespace.call(lambda: agent.dataplane.check_base_rules(node))
+    assert line == "replace the rules of chain services: their order or number differs"
+    agent.close()
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -200,9 +200,13 @@ class IptablesDataplane:
         wanted = {name: routing for name, routing in plan.services.items() if routing is not None}
         node = plan.node or NodeRouting()
         while name := self._committed.find_owner(wanted.values(), node, error.line):
-            failures.append(Failure(name, error))
             # The read-back of `plan_full` shows which tables the failed write had reached.
-            wanted = self._with_committed(wanted, [name])
+            if any(failure.name == name for failure in failures):
+                # The kernel rejects its programmed state too, which must not hold up all others.
+                del wanted[name]
+            else:
+                failures.append(Failure(name, error))
+                wanted = self._with_committed(wanted, [name])
             try:
                 self._write(self.plan_full(wanted.values(), node))
             except RestoreError as again:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, Protocol
 
@@ -56,12 +57,8 @@ class Rules(Protocol):
         """Write elements in one transaction; return the error that aborted it, if any."""
         ...
 
-    def pause(self) -> None:
-        """Stop the notifications of other programs' writes until `listen`."""
-        ...
-
-    def listen(self) -> None:
-        """Start the notifications again."""
+    def unannounced(self) -> AbstractContextManager[None]:
+        """Inside it writes are not notified; other programs' are reported afterwards."""
         ...
 
 
@@ -146,19 +143,13 @@ class _Commit:
 
     def _write_rules(self) -> None:
         # The notifications of a large transaction would overflow the monitor's socket.
-        large = self._plan.whole
-        if large:
-            self._rules.pause()
-        try:
+        with self._rules.unannounced() if self._plan.whole else nullcontext():
             # The loop ends, because each aborted transaction leaves out one Service more.
             while elements := msgspec.structs.replace(self._plan, delta=self._delta).elements():
                 failed = self._rules.write(elements)
                 if failed is None:
                     break
                 self._attribute(elements, failed)
-        finally:
-            if large:
-                self._rules.listen()
         # `_fail` took the rows of rejected Services out of the delta: the rest was written.
         for side, forget in ((self._delta.remove, True), (self._delta.add, False)):
             for name in side.keys() & BY_NAME.keys():

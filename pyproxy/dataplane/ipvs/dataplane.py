@@ -319,6 +319,11 @@ class IpvsDataplane:
             self._add(old, self._marks, rows)
         if new := plan.services.get(name):
             self._add(new, plan.marks, rows)
+        growth = self._committed.growth_of(name, plan.services, whole=plan.whole)
+        for (set_name, key), by in growth.items():
+            # Shared rows that it keeps stay, and those that only it needs are not added.
+            if by < 0 or plan.shared.get((set_name, key), 0) <= by:
+                rows.setdefault(set_name, {})[key] = b""
         return rows
 
     def _may_block(self, virtual: Virtual) -> bool:

@@ -6,9 +6,10 @@ at a time, so a small table is read whole each time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
+from typing import Any
 
 from pyproxy.dataplane.ipvs.draining import Draining
 from pyproxy.dataplane.ipvs.kernel import Kernel
@@ -81,6 +82,7 @@ class DriftPoller:
         self._node_addresses: AbstractSet[Address] = frozenset()
         self._count: int | None = None
         self._turn: Iterator[Virtual] = iter(())
+        self._backends: dict[Virtual, list[Backend]] = {}
 
     def reset(self, node_addresses: AbstractSet[Address]) -> None:
         """Accept the present state as correct, after a commit."""
@@ -113,19 +115,27 @@ class DriftPoller:
     def _services_changed(self, held: Table) -> bool:
         virtuals = held.get(VIRTUALS, {})
         some = list(islice(self._turn, _AT_A_TIME))
+        servers = held.get(SERVERS, {})
         if not some:
-            # A copy, because commits change the table between polls.
+            # Copies, because commits change the table between polls. All servers are walked once
+            # for many polls.
             self._turn = iter(list(virtuals))
+            self._backends = {}
+            for virtual, backend in servers:
+                self._backends.setdefault(virtual, []).append(backend)
             some = list(islice(self._turn, _AT_A_TIME))
         # A virtual service may have been removed since its turn was planned.
-        polled = [virtual for virtual in some if virtual in virtuals]
-        expected: dict[Virtual, dict[Backend, int]] = {virtual: {} for virtual in polled}
-        for (virtual, backend), weight in held.get(SERVERS, {}).items() if polled else ():
-            if virtual in expected:
-                expected[virtual][backend] = weight
         return any(
             self._kernel.scheduling(virtual) != virtuals[virtual]
-            or expected[virtual]
-            != {each.backend: each.weight for each in self._kernel.servers(virtual)}
-            for virtual in polled
+            or self._servers_changed(virtual, servers)
+            for virtual in some
+            if virtual in virtuals
         )
+
+    def _servers_changed(self, virtual: Virtual, held: Mapping[Any, int]) -> bool:
+        found = {each.backend: each.weight for each in self._kernel.servers(virtual)}
+        if any(held.get((virtual, backend)) != weight for backend, weight in found.items()):
+            return True
+        # Servers that were added since the turn was planned are looked for in the next one.
+        known = self._backends.get(virtual, ())
+        return any((virtual, each) in held and each not in found for each in known)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from pyproxy.dataplane.ipvs.ruleset import Options, base_rules
 from pyproxy.dataplane.ipvs.schema import BY_NAME, TABLE
 from pyproxy.dataplane.nft import loader
 from pyproxy.dataplane.nft.loader import read_layout, require_nft
+from pyproxy.dataplane.nft.own_transactions import without_notifications
 from pyproxy.dataplane.nft.readback import read_table, read_tables
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.errors import KernelError, UsageError
@@ -54,11 +57,14 @@ class RulesTable:
         A table that cannot be kept is replaced, and StaleStateError says that its elements are
         gone. Raises KernelError.
         """
-        loader.begin_load(self.netlink, base_rules(options))
+        # Notifications of what nft writes would look foreign.
+        with self.unannounced():
+            loader.begin_load(self.netlink, base_rules(options))
 
     def seal(self, options: Options) -> None:
         """Delete chains and sets that are not of this version. Raises KernelError."""
-        loader.finish_load(self.netlink, base_rules(options))
+        with self.unannounced():
+            loader.finish_load(self.netlink, base_rules(options))
 
     def write(self, elements: list[ElementMessage]) -> MessageError | None:
         """Write elements in one transaction; return the error that aborted it, if any."""
@@ -70,13 +76,9 @@ class RulesTable:
         """Delete the table; idempotent. Raises KernelError."""
         loader.delete_table(self.netlink, TABLE)
 
-    def pause(self) -> None:
-        """Stop the notifications of other programs' writes until `listen`."""
-        self._monitor.pause()
-
-    def listen(self) -> None:
-        """Start the notifications again."""
-        self._monitor.listen()
+    def unannounced(self) -> AbstractContextManager[None]:
+        """Inside it writes are not notified; other programs' are reported afterwards."""
+        return without_notifications(self.netlink, self._monitor)
 
     def wait(self) -> Foreign | None:
         """Block until another program writes; None after `close`. Raises KernelError."""

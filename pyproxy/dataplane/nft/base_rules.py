@@ -225,3 +225,5 @@ def _rule_differences(chain: str, held: list[bytes], wanted: list[bytes]) -> Ite
     for number, rule in enumerate(held, 1):
         if rule not in wanted:
             yield f"delete rule {number} of chain {chain}, as it is now"
+    if held != wanted and set(held) == set(wanted):
+        yield f"replace the rules of chain {chain}: their order or number differs"

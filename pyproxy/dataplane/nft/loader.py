@@ -24,7 +24,7 @@ from pyproxy.errors import (
 from pyproxy.netlink import element_counters, nftables
 from pyproxy.netlink.kernel_errors import kernel_error, program_error
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM
+from pyproxy.netlink.nftables import SUBSYSTEM, get_generation, read_generation
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ def read_layout(netlink: Nfnetlink, table: str) -> Layout:
     )
 
 
-def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
-    """Load the base rules and keep every element; return the number of transactions.
+def begin_load(netlink: Nfnetlink, base: BaseRules) -> None:
+    """Load the base rules and keep every element.
 
     Elements are written next, and then `finish_load` is called. An older version's table gets only
     what it lacks here, and its rules serve until the new sets are filled. A table is replaced if
@@ -70,28 +70,26 @@ def begin_load(netlink: Nfnetlink, base: BaseRules) -> int:
         if serves:
             # Sets of other types show here, before any element is written.
             run_nft(base.text(present.chains), check=True)
-        run_nft(base.additions(present) if serves else base.text(present.chains))
+        # `nft -c` committed nothing: its batch has no end, so the kernel validates and undoes it.
+        _load(netlink, base.additions(present) if serves else base.text(present.chains))
     except RejectedError as error:
         if base.table not in read_tables(netlink):
             raise
         log.warning("replacing table inet %s: cannot update it: %s", base.table, error)
         _replace(netlink, base)
-    # `nft -c` committed nothing: its batch has no end, so the kernel validates and undoes it.
-    return 1
 
 
-def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] = ()) -> int:
+def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] = ()) -> None:
     """Load the base rules if `begin_load` has not, delete strays, and write the seal.
 
     Chains made on demand are deleted with the strays, except those in `on_demand`. Strays that the
-    kernel does not delete are sealed with the rest, so that deletion is tried once. Returns the
-    number of transactions of nft. Raises KernelError.
+    kernel does not delete are sealed with the rest, so that deletion is tried once. Raises
+    KernelError.
     """
-    table, loads = base.table, 0
+    table = base.table
     layout = read_layout(netlink, table)
     if base.marker() not in layout.chains:
-        run_nft(base.text(layout.chains))
-        loads = 1
+        _load(netlink, base.text(layout.chains))
     if strays := base.strays(layout):
         # They may look up stray sets, and no element leads to them any more.
         unused = [n for n in layout.chains if base.is_on_demand(n) and n not in on_demand]
@@ -105,7 +103,6 @@ def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] 
     # The seal covers what the kernel made of the text, so the table is read once more.
     for failed in netlink.transact(base.sealing(read_layout(netlink, table)), SUBSYSTEM):
         raise failed.error
-    return loads
 
 
 def check_base_rules(netlink: Nfnetlink, base: BaseRules) -> tuple[str, ...]:
@@ -178,6 +175,15 @@ def run_nft(text: str, *, check: bool = False) -> None:
         raise kind(f"nft did not load the ruleset: {words[:500]}", 0)
 
 
+def _load(netlink: Nfnetlink, text: str) -> None:
+    """Run nft on a text, and count its transaction as one of `netlink`'s own."""
+    before = read_generation(netlink.get(get_generation()))
+    run_nft(text)
+    after = read_generation(netlink.get(get_generation()))
+    # A text that changes nothing makes no transaction; more than one are other programs'.
+    netlink.committed += min(1, (after - before) % (1 << 32))
+
+
 def _counts(netlink: Nfnetlink, base: BaseRules) -> bool:
     found = element_counters.read_counted_sets(netlink.dump(nftables.get_sets(base.table)))
     return not found.isdisjoint(base.kinds)
@@ -186,5 +192,5 @@ def _counts(netlink: Nfnetlink, base: BaseRules) -> bool:
 def _replace(netlink: Nfnetlink, base: BaseRules) -> NoReturn:
     # In a transaction of its own: nft 1.0.6 checks new text against the sets that it deletes.
     delete_table(netlink, base.table)
-    run_nft(base.text())
+    _load(netlink, base.text())
     raise StaleStateError("the table was replaced, with all elements gone", 0)

@@ -30,6 +30,7 @@ from pyproxy.dataplane.nft.loader import (
     read_layout,
     require_nft,
 )
+from pyproxy.dataplane.nft.own_transactions import without_notifications
 from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.dataplane.nft.schema import Table
@@ -85,8 +86,6 @@ class NftablesDataplane:
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         # On-demand chains that the kernel has, with this version's rules.
         self._chains: set[str] = set()
-        # Transactions of nft, whose sockets are not ours: `_transactions_of_others` subtracts them.
-        self._loads = 0
         self._deleted_lately = self._deleted_before = False
         try:
             self._netlink = Nfnetlink()
@@ -242,15 +241,8 @@ class NftablesDataplane:
         # Base rules are loaded through nft, whose notifications would look foreign.
         if not plan.reload and row_count(plan) <= _MONITORED_ROWS:
             return self._commit(plan)
-        others = self._transactions_of_others()
-        self._monitor.pause()
-        try:
+        with without_notifications(self._netlink, self._monitor):
             return self._commit(plan)
-        finally:
-            # Listening comes first: a write in between is then counted or notified, or both.
-            self._monitor.listen()
-            if self._transactions_of_others() != others:
-                self._monitor.missed()
 
     def wait_for_drift(self) -> Drift | None:
         """Block until another program writes to the table; None after `close`."""
@@ -278,10 +270,6 @@ class NftablesDataplane:
         self._monitor.end()
         self._netlink.close()
 
-    def _transactions_of_others(self) -> int:
-        done = read_generation(self._netlink.get(get_generation()))
-        return (done - self._netlink.committed - self._loads) % (1 << 32)
-
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         failures: list[Failure] = []
         left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
@@ -289,7 +277,7 @@ class NftablesDataplane:
         # Packing starts before nft does: both take their time, in different processes.
         with packed_batches(plan, self._batch_rows) as packed:
             if base is not None:
-                self._loads += begin_load(self._netlink, base)
+                begin_load(self._netlink, base)
                 self._loaded = plan.options
             for each in packed:
                 batch = each
@@ -302,7 +290,7 @@ class NftablesDataplane:
                     left_out.append(self._leaving_out(plan, found))
                     batch, plan = pack(left_out[-1](batch.plan)), left_out[-1](plan)
         if base is not None:
-            self._loads += finish_load(self._netlink, base, self._chains)
+            finish_load(self._netlink, base, self._chains)
         # Compares the plan with the last commit, so `remember` comes after it.
         self._forget_clients(plan)
         self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)

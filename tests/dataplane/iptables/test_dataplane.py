@@ -176,6 +176,20 @@ def test_a_rejected_service_is_left_out_and_the_rest_is_programmed(
         assert held(namespace, flavour) == desired(left, NODE, Family.IPV4)
 
 
+def test_a_service_whose_programmed_state_is_rejected_too_does_not_hold_up_the_rest(
+    namespace: Namespace, flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, other = numbered(1), invalid(numbered(2)), numbered(3)
+    with programming(namespace, flavour) as dataplane:
+        program(namespace, dataplane, [good])
+        # As if the kernel had accepted it before a module was unloaded.
+        monkeypatch.setattr(dataplane._committed, "routing", {bad.name: bad}.get)
+        whole = namespace.call(lambda: dataplane.plan_full([good, bad, other], NODE))
+        (failure,) = namespace.call(lambda: dataplane.commit(whole))
+        assert failure.name == bad.name
+        assert held(namespace, flavour) == desired([good, other], NODE, Family.IPV4)
+
+
 def test_services_are_found_by_bisection_if_the_error_names_no_line(
     namespace: Namespace,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from pyproxy.dataplane.ipvs.kernel import Addresses
 from pyproxy.dataplane.ipvs.ruleset import Options
@@ -192,11 +193,8 @@ class FakeRules:
         self.table = after
         return None
 
-    def pause(self) -> None:
-        pass
-
-    def listen(self) -> None:
-        pass
+    def unannounced(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def delete(self) -> None:
         self.table, self.loaded = {}, None

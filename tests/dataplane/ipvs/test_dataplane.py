@@ -100,6 +100,23 @@ def test_a_service_may_name_its_scheduler(
     assert stage.kernel.how == {HTTP: Scheduling("rr")}
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_address_of_a_rejected_service_is_not_taken(stage: Stage, whole: bool) -> None:
+    stage.begin({})
+    rejected = service(ONE, scheduler="twos", scope=Scope.EXTERNAL_IP)
+    assert len(stage.begin(of(rejected)) if whole else stage.change(of(rejected))) == 1
+    assert not stage.kernel.on_device
+    assert stage.change({}) == ()
+    assert not stage.kernel.on_device
+    # Another Service with this address needs it, and keeps it.
+    other = replace(service(TWO, scope=Scope.EXTERNAL_IP), name=ObjectName("shop", "other"))
+    (port,) = other.ports
+    (frontend,) = port.frontends
+    other = replace(other, ports=(replace(port, frontends=(replace(frontend, port=Port(81)),)),))
+    assert [each.name for each in stage.change(of(rejected, other))] == [rejected.name]
+    assert stage.kernel.on_device == {frontend.address}
+
+
 def test_a_scheduler_that_the_kernel_lacks_costs_its_service_alone(stage: Stage) -> None:
     (other,) = many(1)
     (failure,) = stage.begin(of(service(ONE, scheduler="twos"), other))

@@ -177,15 +177,14 @@ def test_an_interrupted_upgrade_goes_on_where_it_stopped(monkeypatch: pytest.Mon
         assert not result.late
 
 
-def slow(step: Callable[..., int]) -> Callable[..., int]:
-    def run(*arguments: object) -> int:
+def slow(step: Callable[..., None]) -> Callable[..., None]:
+    def run(*arguments: object) -> None:
         time.sleep(PAUSE)
-        done = step(*arguments)
+        step(*arguments)
         time.sleep(PAUSE)
-        return done
 
     return run
 
 
-def interrupted(*_: object) -> int:
+def interrupted(*_: object) -> None:
     raise InterruptedError
