@@ -10,9 +10,12 @@ from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopb
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import Address, Backend, Family, Network, Port, family_of
 from pyproxy.model.objects import Node
-from pyproxy.policy.reserved_frontends import OwnPort, Reserved
+from pyproxy.policy.reserved_frontends import ANY, OwnPort, Reserved
 
 log = logging.getLogger(__name__)
+
+_KUBELET_PORT = Port(10250)
+"""The kubelet's default --port, which every node has."""
 
 
 class NodeRules:
@@ -107,4 +110,5 @@ def _own_ports(settings: Settings) -> Iterator[OwnPort]:
     ):
         # With port 0 the kernel chooses the port.
         if listen is not None and listen.port:
-            yield OwnPort(listen.address, Port(listen.port), flag.name)
+            yield OwnPort(listen.address, Port(listen.port), f"pyproxy ({flag.name})")
+    yield OwnPort(ANY, _KUBELET_PORT, "the kubelet")

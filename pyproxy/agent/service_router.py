@@ -106,19 +106,20 @@ class ServiceRouter:
 
     def _assign(self, bounded: Bounded, node: NodeRouting) -> Assignment:
         service = bounded.service
-        slices = self._filter.endpoints(bounded.slices)
+        slices, unusable = self._filter.endpoints(bounded.slices)
         routing = route_service(service, slices, self._cluster_state.node, self._hostname)
         routing = expand_node_ports(routing, node.node_port_addresses)
-        routing, problems = self._filter.frontends(service, routing)
+        routing, reserved = self._filter.frontends(service, routing)
         assigned = self._owners.assign(
             service,
             routing,
             node_addresses=node.node_port_addresses,
             api_servers=self._endpoints_of(service) if service.name == _API_SERVER else (),
         )
-        if not problems:
+        if not (unusable or reserved):
             return assigned
-        return msgspec.structs.replace(assigned, problems=problems + assigned.problems)
+        problems = unusable + reserved + assigned.problems
+        return msgspec.structs.replace(assigned, problems=problems)
 
     def _endpoints_of(self, service: Service) -> set[Backend]:
         slices = self._cluster_state.slices_of(service.name)

@@ -22,6 +22,7 @@ from pyproxy.config.settings import (
 )
 from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
+from pyproxy.model.special_addresses import special
 
 Member = TypeVar("Member", bound=enum.Enum)
 
@@ -116,7 +117,11 @@ def items(value: str) -> tuple[str, ...]:
 def address(value: str) -> Address | None:
     """Read an address; one that is empty or unspecified (`0.0.0.0`, `::`) names none."""
     parsed = parse_address(value) if value else Address(b"")
-    return parsed if any(parsed) else None
+    if not any(parsed):
+        return None
+    if noun := special(parsed):
+        raise ValueError(f"{value} is {noun}: give an address of this node")
+    return parsed
 
 
 def networks(value: str) -> tuple[Network, ...]:

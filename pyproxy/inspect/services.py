@@ -9,8 +9,22 @@ import msgspec
 from pyproxy.errors import Problem, UsageError
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import InvalidObject, invalid_object
-from pyproxy.model.address import Backend, Family, address_text, backend_text, family_of
-from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, ObjectName, Service
+from pyproxy.model.address import (
+    Backend,
+    Family,
+    Protocol,
+    address_text,
+    backend_text,
+    family_of,
+)
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Kind,
+    ObjectName,
+    Service,
+    SlicePort,
+)
 from pyproxy.policy.endpoints import merge_slices, select_endpoints
 from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
 from pyproxy.policy.service_bounds import within_bounds
@@ -225,13 +239,15 @@ def _reason(backend: Backend, reasons: UnusedReasons, *, local: bool) -> str:
 
 
 def _unmatched(service: Service, slices: Sequence[EndpointSlice]) -> Iterator[EndpointView]:
-    # Policy joins slices to ports by family, name and protocol. The protocol is not compared here.
+    # Policy joins slices to ports by family, name and protocol.
     wanted = families(service)
     names = {port.name for port in service.ports}
+    keys = {(port.name, port.protocol) for port in service.ports}
     shown = 0
     for part in slices:
         for port in part.ports:
-            reason = _mismatch(names, part.family in wanted, part.family, port.name)
+            lacks = None if part.family in wanted else part.family
+            reason = _mismatch(names, keys, lacks, port)
             if not reason:
                 continue
             for endpoint in part.endpoints[: _UNMATCHED - shown]:
@@ -240,10 +256,17 @@ def _unmatched(service: Service, slices: Sequence[EndpointSlice]) -> Iterator[En
                 shown += 1
 
 
-def _mismatch(names: Set[str], has_family: bool, family: Family, name: str) -> str:
-    if not has_family:
+def _mismatch(
+    names: Set[str], keys: Set[tuple[str, Protocol]], family: Family | None, port: SlicePort
+) -> str:
+    """Return why no Service port takes a slice's port; `family` is one that the Service lacks."""
+    if family is not None:
         return f"the Service has no {family.label} address"
-    return "" if name in names else f"the Service has no port named {name!r}"
+    if port.name not in names:
+        return f"the Service has no port named {port.name!r}"
+    if (port.name, port.protocol) not in keys:
+        return f"the Service has no port named {port.name!r} with {port.protocol.name}"
+    return ""
 
 
 def _slices_by_service(snapshot: Snapshot) -> dict[ObjectName, list[EndpointSlice]]:

@@ -22,21 +22,31 @@ from pyproxy.policy.routing import (
     with_frontends,
 )
 
+ANY = Address(bytes(4))
+"""Stands for all addresses of the node, in both families."""
+
+
+_BROADCASTS = "some are broadcast addresses of this node's networks; these are ignored"
+
 
 class OwnPort(msgspec.Struct, frozen=True):
-    """A TCP port that the agent listens on; an unspecified address stands for all of the node."""
+    """A TCP port of the node, and the program that listens on it.
+
+    An unspecified address of either family stands for all addresses of the node.
+    """
 
     address: Address
     port: Port
-    flag: str
+    program: str
 
 
 class Reserved(msgspec.Struct, frozen=True):
     """The addresses and ports that one node keeps for itself.
 
     `local` are its own addresses, and `broadcasts` those of its networks. `own_ports` are the
-    agent's. `api_servers` are those that the agent uses: with an external IP on one of them, the
-    agent could not learn that the Service is gone. Without `external_ips` none is proxied.
+    agent's and the kubelet's. `api_servers` are those that the agent uses: with an external IP on
+    one of them, the agent could not learn that the Service is gone. Without `external_ips` none is
+    proxied.
     """
 
     local: frozenset[Address] = frozenset()
@@ -69,17 +79,29 @@ class ReservedFilter:
             Address(server[:-2]) for server in reserved.api_servers
         }
 
-    def endpoints(self, slices: Iterable[EndpointSlice]) -> Iterable[EndpointSlice]:
-        """Return slices without the endpoints on broadcast addresses of the node's networks."""
+    def endpoints(
+        self, slices: Iterable[EndpointSlice]
+    ) -> tuple[Iterable[EndpointSlice], tuple[Problem, ...]]:
+        """Return slices without the endpoints on broadcast addresses of the node's networks.
+
+        The Problems are of the Service, one for each slice.
+        """
         broadcasts = self.reserved.broadcasts
-        if not broadcasts:
-            return slices
-        return [
-            each
-            if broadcasts.isdisjoint([endpoint.address for endpoint in each.endpoints])
-            else _without(each, broadcasts)
+        # A list for each slice, because a generator over 100,000 endpoints would be slower.
+        if not broadcasts or all(
+            broadcasts.isdisjoint([endpoint.address for endpoint in each.endpoints])
             for each in slices
-        ]
+        ):
+            return slices, ()
+        kept: list[EndpointSlice] = []
+        problems: list[Problem] = []
+        for each in slices:
+            part = tuple(one for one in each.endpoints if one.address not in broadcasts)
+            kept.append(msgspec.structs.replace(each, endpoints=part))
+            if len(part) < len(each.endpoints):
+                field = f"endpoints of EndpointSlice {each.name}"
+                problems.append(Problem(Kind.SERVICE.value, str(each.service), field, _BROADCASTS))
+        return kept, tuple(problems)
 
     def frontends(
         self, service: Service, routing: ServiceRouting
@@ -128,7 +150,7 @@ class ReservedFilter:
             return None
         place = backend(frontend.address, frontend.port)
         if own := self._own_port(frontend.address, frontend.port):
-            return _taken(name, port, frontend, f"pyproxy listens there ({own.flag})")
+            return _taken(name, port, frontend, f"{own.program} listens there")
         if frontend.scope is Scope.EXTERNAL_IP and place in self.reserved.api_servers:
             return _taken(name, port, frontend, "this node reaches the API server there")
         return None
@@ -149,11 +171,6 @@ class ReservedFilter:
             if own.port == port and here:
                 return own
         return None
-
-
-def _without(part: EndpointSlice, broadcasts: frozenset[Address]) -> EndpointSlice:
-    kept = tuple(each for each in part.endpoints if each.address not in broadcasts)
-    return msgspec.structs.replace(part, endpoints=kept)
 
 
 def _taken(name: ObjectName, port: PortRouting, frontend: Frontend, why: str) -> Problem:

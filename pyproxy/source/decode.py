@@ -19,6 +19,7 @@ from pyproxy.errors import Problem
 from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.model.special_addresses import special
 from pyproxy.source import fields, salvage, wire
 from pyproxy.source.fields import FieldProblems, NotProxied
 from pyproxy.source.services import service
@@ -65,10 +66,18 @@ def node(obj: wire.Node) -> model.Node:
     for wanted in ("InternalIP", "ExternalIP"):
         for i, entry in enumerate(status.addresses or []):
             if entry.type == wanted:
+                field = f"status.addresses[{i}].address"
                 try:
-                    found[fields.address(entry.address or "")] = None
+                    packed = fields.address(entry.address or "")
                 except ValueError as error:
-                    problems.add(f"status.addresses[{i}].address", f"{error}; ignored")
+                    problems.add(field, f"{error}; ignored")
+                    continue
+                # The kubelet refuses such a --node-ip too.
+                if reason := special(packed):
+                    message = f"{entry.address} is {reason}, which no node can have; ignored"
+                    problems.add(field, message)
+                else:
+                    found[packed] = None
     networks: dict[Network, None] = {}
     for i, text in enumerate(spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])):
         try:

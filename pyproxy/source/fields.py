@@ -22,25 +22,15 @@ from pyproxy.model.address import (
     Port,
     Protocol,
     family_of,
+    is_mapped,
     parse_address,
     parse_network,
 )
 from pyproxy.model.objects import ObjectName, TrafficPolicy
+from pyproxy.model.special_addresses import special
 from pyproxy.source import wire
 
 _T = TypeVar("_T", bound=tuple[Hashable, ...])
-
-_MAPPED = bytes(10) + b"\xff\xff"
-_SINGLE: dict[bytes, str] = {
-    bytes(4): "the unspecified address",
-    bytes(16): "the unspecified address",
-    bytes(15) + b"\x01": "a loopback address",
-    b"\xff" * 4: "the broadcast address",
-}
-_LINK_LOCAL = bytes((169, 254))
-_FIRST_BYTE = {127: "a loopback address"} | dict.fromkeys(range(224, 240), "a multicast address")
-_SUSPECT = frozenset((*_FIRST_BYTE, *_LINK_LOCAL[:1], *(each[0] for each in _SINGLE), 0xFE))
-"""The first bytes of all special addresses, in either family."""
 
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _POLICIES = {policy.value: policy for policy in TrafficPolicy}
@@ -108,29 +98,7 @@ def _table(value: Hashable) -> Hashable:
 def address(text: str) -> Address:
     """Pack an address; an IPv4-mapped IPv6 address is IPv4, as in Go. Raises ValueError."""
     packed = parse_address(text)
-    return Address(packed[12:]) if len(packed) == 16 and packed[:12] == _MAPPED else packed
-
-
-def special(packed: Address) -> str:
-    """Return why no Service and no endpoint can have this address; empty if they can.
-
-    These are the addresses that the API server's validation rejects. Objects from before that
-    validation may have them, and a Service on a loopback address would take over connections of
-    the node to itself.
-    """
-    # Nearly all addresses return here, after one lookup.
-    if packed[0] not in _SUSPECT:
-        return ""
-    if reason := _SINGLE.get(packed):
-        return reason
-    if len(packed) == 4:
-        return (
-            "a link-local address" if packed[:2] == _LINK_LOCAL else _FIRST_BYTE.get(packed[0], "")
-        )
-    # fe80::/10.
-    if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80:
-        return "a link-local address"
-    return "a multicast address" if packed[0] == 0xFF else ""
+    return Address(packed[12:]) if is_mapped(packed) else packed
 
 
 def addresses(
@@ -169,7 +137,7 @@ def addresses(
 def network(text: str) -> Network:
     """Parse a CIDR; an IPv4-mapped IPv6 one is IPv4. Raises ValueError."""
     value = parse_network(text)
-    if len(value.address) == 16 and value.prefix >= 96 and value.address[:12] == _MAPPED:
+    if value.prefix >= 96 and is_mapped(value.address):
         return Network(Address(value.address[12:]), value.prefix - 96)
     return value
 

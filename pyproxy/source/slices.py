@@ -12,6 +12,7 @@ from sys import intern
 from pyproxy.model import objects as model
 from pyproxy.model.address import Family, family_of
 from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.model.special_addresses import special
 from pyproxy.source import fields, wire
 from pyproxy.source.fields import FieldProblems, NotProxied, shared
 
@@ -80,7 +81,7 @@ def _endpoints(
             message = f"{text} has incorrect IP version: this slice is {family.label}; ignored"
             problems.add(f"endpoints[{i}].addresses[0]", message)
             continue
-        if reason := fields.special(packed):
+        if reason := special(packed):
             message = f"{text} is {reason}, which no endpoint can have; ignored"
             problems.add(f"endpoints[{i}].addresses[0]", message)
             continue

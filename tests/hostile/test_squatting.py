@@ -75,9 +75,8 @@ def test_the_next_owner_of_a_cluster_ip_has_it_whole(
         node.reaches("ext", "192.0.2.9:80", "a1")
         node.reaches("ext", "192.0.2.9:81", "b2")
         node.logs(
-            f"Service shop/squatter: spec.externalIPs: {VICTIM} port 81/TCP is not proxied for "
-            "port 'b': the address is a cluster IP of Service shop/victim, which has all of its "
-            "ports"
+            f"{VICTIM} port 81/TCP is not proxied for port 'b': the address is a cluster IP of "
+            "Service shop/victim, which has all of its ports"
         )
         node.logs(
             "192.0.2.9 port 80/TCP is not proxied for port 'a': it is a load balancer address of "

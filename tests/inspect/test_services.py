@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -14,6 +16,7 @@ from tests.ui import snapshots
 
 WEB = ObjectName("shop", "web")
 HTTP = SlicePort("http", Protocol.TCP, Port(8080))
+ADMIN = msgspec.structs.replace(HTTP, name="admin")
 LOCAL, REMOTE, UNREADY = (parse_address(f"10.244.{n}.11") for n in (1, 2, 3))
 ENDPOINTS = (
     Endpoint(LOCAL, node="node-a"),
@@ -22,7 +25,12 @@ ENDPOINTS = (
 )
 
 
-def view(use: Use, cluster: tuple[Address, ...], local: tuple[Address, ...]) -> ServiceView:
+def view(
+    use: Use,
+    cluster: tuple[Address, ...],
+    local: tuple[Address, ...],
+    other: SlicePort = ADMIN,
+) -> ServiceView:
     """Return the view of a Service with one frontend, programmed with these endpoints."""
     slices = (
         EndpointSlice(ObjectName("shop", "web-1"), WEB, Family.IPV4, (HTTP,), ENDPOINTS),
@@ -30,7 +38,7 @@ def view(use: Use, cluster: tuple[Address, ...], local: tuple[Address, ...]) -> 
             ObjectName("shop", "web-2"),
             WEB,
             Family.IPV4,
-            (msgspec.structs.replace(HTTP, name="admin"),),
+            (other,),
             ENDPOINTS[:1],
         ),
     )
@@ -75,9 +83,17 @@ def test_an_unused_endpoint_has_a_reason() -> None:
     assert port.endpoints[2].reason == "not ready"
 
 
-def test_an_endpoint_of_another_port_is_unmatched() -> None:
-    assert view(Use.CLUSTER, (LOCAL,), ()).unmatched == (
-        EndpointView("10.244.1.11:8080", "node-a", "", "", "the Service has no port named 'admin'"),
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "admin"}, "the Service has no port named 'admin'"),
+        ({"protocol": Protocol.UDP}, "the Service has no port named 'http' with UDP"),
+    ],
+)
+def test_an_endpoint_of_another_port_is_unmatched(changes: dict[str, Any], reason: str) -> None:
+    other = msgspec.structs.replace(HTTP, **changes)
+    assert view(Use.CLUSTER, (LOCAL,), (), other).unmatched == (
+        EndpointView("10.244.1.11:8080", "node-a", "", "", reason),
     )
 
 

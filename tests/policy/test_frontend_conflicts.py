@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.errors import Problem
-from pyproxy.model.address import Family, Port, Protocol
+from pyproxy.model.address import Address, Family, Port, Protocol
 from pyproxy.model.objects import ObjectName, Service, ServicePort
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.frontend_conflicts import Affected, FrontendOwners
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.policy.routing import ServiceRouting, expand_node_ports
 from tests.builders import (
     CLUSTER,
     HOST,
     LOCAL,
     NODE,
     backends,
+    ip,
     pod,
     services,
     slice_of,
@@ -40,7 +41,8 @@ def everyone(affected: Affected) -> frozenset[ObjectName]:
 class Cluster:
     """Services that are added and deleted, each assigned again whenever it is affected."""
 
-    def __init__(self) -> None:
+    def __init__(self, node_addresses: tuple[Address, ...] = ()) -> None:
+        self.node_addresses = node_addresses
         self.owners = FrontendOwners()
         self.services: dict[ObjectName, Service] = {}
         self.outcome: Outcome = {}
@@ -62,7 +64,10 @@ class Cluster:
             following: list[ObjectName] = []
             for name in waiting:
                 service = self.services[name]
-                assigned = self.owners.assign(service, route_service(service, [], NODE, HOST))
+                routing = route_service(service, [], NODE, HOST)
+                if self.node_addresses:
+                    routing = expand_node_ports(routing, self.node_addresses)
+                assigned = self.owners.assign(service, routing, node_addresses=self.node_addresses)
                 self.outcome[name] = (assigned.routing, assigned.problems)
                 following += everyone(assigned.affected)
             self.reassigned.update(following)
@@ -266,6 +271,96 @@ def test_the_owners_depend_on_existing_services_only(
             for frontend in port.frontends:
                 place = (port.family, port.protocol, frontend.address, frontend.port)
                 assert place in owners, "a claimed frontend has an owner"
+
+
+SOME = tuple(ip(f"10.0.0.{number}") for number in range(3))
+
+
+@st.composite
+def squatters(draw: st.DrawFn, name: ObjectName) -> Service:
+    """Draw a Service whose addresses of any kind are those of others, and of the node."""
+
+    def some(size: int = 2) -> tuple[Address, ...]:
+        return tuple(draw(st.lists(st.sampled_from(SOME), max_size=size, unique=True)))
+
+    numbers = st.sampled_from([Port(80), Port(81), Port(30080)])
+    ports = draw(st.lists(numbers, min_size=1, max_size=2, unique=True))
+    node_ports = draw(st.lists(st.sampled_from([0, 81, 30080]), min_size=2, max_size=2))
+    return Service(
+        name,
+        tuple(
+            ServicePort(str(port), Protocol.TCP, port, Port(node_port))
+            for port, node_port in zip(ports, node_ports, strict=False)
+        ),
+        some(1),
+        some(),
+        some(),
+        families=(Family.IPV4,),
+        health_check_port=draw(st.sampled_from([Port(0), Port(80), Port(30080)])),
+        created=draw(st.sampled_from([OLD, NEW])),
+    )
+
+
+SQUATS = st.lists(
+    st.sampled_from(NAMES).flatmap(lambda name: st.one_of(squatters(name), st.just(name))),
+    max_size=12,
+)
+
+
+@settings(max_examples=300)
+@given(SQUATS, st.randoms(use_true_random=False))
+def test_the_strongest_claim_has_each_frontend_in_any_order(
+    events: list[Service | ObjectName], random: Random
+) -> None:
+    lived, fresh = Cluster(SOME[:1]), Cluster(SOME[:1])
+    for event in events:
+        if isinstance(event, Service):
+            lived.put(event)
+        else:
+            lived.delete(event)
+    remaining = list(lived.services.values())
+    random.shuffle(remaining)
+    for service in remaining:
+        fresh.put(service)
+    assert lived.outcome == fresh.outcome
+    owners = {
+        (frontend.address, frontend.port): name
+        for name, (routing, _) in lived.outcome.items()
+        for port in routing.ports
+        for frontend in port.frontends
+    }
+    assert owners == plain_owners(remaining, SOME[:1])
+
+
+def plain_owners(
+    services: list[Service], node_addresses: tuple[Address, ...]
+) -> dict[tuple[Address, int], ObjectName]:
+    """Compute the owners by the documented rules alone."""
+    claims: dict[tuple[Address, int], list[tuple[int, str, ObjectName]]] = {}
+    for each in services:
+
+        def claim(kind: int, address: Address, port: int, each: Service = each) -> None:
+            claims.setdefault((address, port), []).append((kind, each.created, each.name))
+
+        scopes = dict.fromkeys(each.external_ips, 5)
+        scopes |= dict.fromkeys(each.load_balancer_ips, 3) | dict.fromkeys(each.cluster_ips, 0)
+        for port in each.ports:
+            for address, kind in scopes.items():
+                others = [
+                    other for other in services if address in other.cluster_ips and other != each
+                ]
+                if not kind or not others:
+                    claim(kind, address, port.port)
+            for address in node_addresses:
+                # A load balancer address stays one, with its source ranges.
+                balanced = port.node_port == port.port and scopes.get(address) == 3
+                if port.node_port and not balanced:
+                    claim(2, address, port.node_port)
+        if each.health_check_port:
+            for address in node_addresses:
+                claim(1, address, each.health_check_port)
+    strongest = {place: min(found) for place, found in claims.items()}
+    return {place: name for place, (kind, _, name) in strongest.items() if kind != 1}
 
 
 @given(st.lists(services(), max_size=3))
