@@ -112,7 +112,7 @@ def test_the_table_names_its_sources(text: str, noun: str, source: str) -> None:
 
 
 def plainly_special(address: Address) -> bool:
-    """Say the same by Python's own tables, but for networks that clusters use."""
+    """Return what Python's own tables say, except for networks that clusters use."""
     text = address_text(address)
     if len(address) == 4:
         plain = IPv4Address(text)
