@@ -153,7 +153,7 @@ def test_broadcast_addresses_of_the_node_are_neither_frontends_nor_endpoints() -
         endpoint_slice("web", [BROADCAST], number=1),
         web(name=name("external"), cluster_ips=["10.96.0.2"], external_ips=[BROADCAST]),
     )
-    assert sorted(map(str, stage.reported)) == [
+    assert sorted(map(str, stage.agent.problems())) == [
         "Service shop/external: spec.externalIPs: 172.30.0.255 is a broadcast address of this "
         "node's networks; ignored",
         "Service shop/web: endpoints of EndpointSlice shop/web-0: some are broadcast addresses of "
