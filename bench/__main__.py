@@ -17,7 +17,7 @@ from bench.bare import bare_loop
 from bench.costs import costs_of_changes
 from bench.counts import count, grown_counts, read_baseline, write_baseline
 from bench.floor import Floor, floor
-from bench.hostile import print_hostile
+from bench.hostile import SIZE, print_hostile
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.questions import print_questions
@@ -52,7 +52,11 @@ def _run(place: Place, options: argparse.Namespace) -> int:
         return _conclude(print_repairs(place))
     if options.hostile is not None:
         _print_machine()
-        return _conclude(print_hostile(place, options.hostile))
+        return _conclude(
+            print_hostile(
+                place, options.hostile, Size(options.services, SIZE.endpoints), options.seconds
+            )
+        )
     if options.questions:
         _print_machine()
         return _conclude(print_questions(place, options.questions))
@@ -84,6 +88,12 @@ def _options() -> argparse.Namespace:
         nargs="*",
         metavar="ATTACK",
         help="time only single changes alone and during attacks (default all of them)",
+    )
+    parser.add_argument(
+        "--services", type=int, default=SIZE.services, help="Services of --hostile (default 10000)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="seconds of each attack (default 8)"
     )
     what.add_argument(
         "--check", action="store_true", help="only compare the counts with the baseline"

@@ -52,8 +52,13 @@ FACTOR = 4.0
 """How many times the p99 alone it must stay below, but for the giant object."""
 
 _RATE = 30.0
-_ALONE_FIRST, _ALONE, _ATTACK = 8.0, 2.0, 8.0
+_ALONE_SHARE = 4
+"""How much shorter than an attack the time without one is, before each."""
+
 _LEAD = 0.2
+_QUIET = 1.0
+"""Seconds without a sync after which the agent has nothing left to do."""
+
 _POLL = 0.001
 _PATIENCE = 90.0
 _PROBE_PERIOD = 0.06
@@ -167,8 +172,11 @@ class Kernel:
 class Hostile:
     """One agent, its API server, and the changes that are timed."""
 
-    def __init__(self, place: Place, server: Server, socket: Path, agent: Agent) -> None:
+    def __init__(
+        self, place: Place, size: Size, server: Server, socket: Path, agent: Agent
+    ) -> None:
         self._place = place
+        self._size = size
         self._server = server
         self._socket = socket
         self._agent = agent
@@ -176,20 +184,23 @@ class Hostile:
         self._fresh: Iterator[int] = itertools.count(FRESH_POD)
 
     def settle(self) -> None:
-        """Wait until the agent has programmed everything. Raises LabError."""
+        """Wait until the agent has programmed everything, and writes no more. Raises LabError."""
         deadline = time.monotonic() + _PATIENCE
-        while not self._is_settled():
+        before = -1
+        while (syncs := self._syncs()) <= 0 or syncs != before:
             self._agent.require_alive()
             if time.monotonic() > deadline:
                 raise LabError(f"the agent has not programmed all within {_PATIENCE:.0f} s")
-            time.sleep(_LEAD)
+            before = syncs
+            time.sleep(_QUIET)
 
-    def _is_settled(self) -> bool:
+    def _syncs(self) -> int:
+        """Return the number of syncs, 0 while changes are pending."""
         try:
             status = self._client.query(STATUS, NoArgs())
         except PyproxyError:  # not listening yet, or busy
-            return False
-        return status.syncs > 0 and status.pending == 0
+            return 0
+        return 0 if status.pending else status.syncs
 
     def latencies(self, seconds: float, attack: str = "") -> tuple[list[float], Probes, int]:
         """Return each change's seconds, the probes, and the attack's edits or requests."""
@@ -197,7 +208,7 @@ class Hostile:
         pods = list(itertools.islice(self._fresh, count))
         with ExitStack() as stack:
             done = stack.enter_context(self._clients(attack))
-            order = Order(time.monotonic() + _LEAD, _RATE, pods, SIZE.services, attack)
+            order = Order(time.monotonic() + _LEAD, _RATE, pods, self._size.services, attack)
             with Probes() as probes, closing(Kernel()) as kernel:
                 self._server.begin(order)
                 ends = order.begin + seconds + _PATIENCE
@@ -244,22 +255,25 @@ def chosen(names: Sequence[str]) -> Sequence[str]:
     return names or NAMES
 
 
-def print_hostile(place: Place, names: Sequence[str]) -> bool:
-    """Measure and print; return whether all limits are met. Raises LabError, UsageError."""
+def print_hostile(place: Place, names: Sequence[str], size: Size, seconds: float) -> bool:
+    """Measure each attack for so many seconds; return whether all limits are met.
+
+    Raises LabError, UsageError.
+    """
     names = chosen(names)
     place.node.ip([f"addr add {address}/24 dev pods" for address in _MORE_ADDRESSES])
     place.node.ip([f"route add 100.64.0.0/10 via {CLIENT_ADDRESS} dev client onlink"])
-    with serving(place) as hostile:
+    with serving(place, size) as hostile:
         hostile.settle()
-        heading(f"{SIZE}, {_RATE:g} changes a second, API write to kernel, alone and attacked")
-        alone, probes, _ = hostile.latencies(_ALONE_FIRST)
+        heading(f"{size}, {_RATE:g} changes a second, API write to kernel, alone and attacked")
+        alone, probes, _ = hostile.latencies(seconds)
         print(_line("alone", Spread(alone), probes), flush=True)
         met = True
         for name in names:
             hostile.settle()
-            again, _, _ = hostile.latencies(_ALONE)
+            again, _, _ = hostile.latencies(seconds / _ALONE_SHARE)
             alone += again
-            found, probes, count = hostile.latencies(_ATTACK, name)
+            found, probes, count = hostile.latencies(seconds, name)
             spread, base = Spread(found), Spread(alone).p99
             limit = LIMIT if name == _GIANT else min(LIMIT, FACTOR * base)
             good = spread.p99 < limit and probes.answered == probes.asked
@@ -279,11 +293,11 @@ def _line(name: str, spread: Spread, probes: Probes) -> str:
 
 
 @contextmanager
-def serving(place: Place) -> Iterator[Hostile]:
+def serving(place: Place, size: Size) -> Iterator[Hostile]:
     """Run the API server and the agent on the node. Raises LabError."""
     with (
         tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as name,
-        hostile_server.running(SIZE) as server,
+        hostile_server.running(size) as server,
     ):
         folder = Path(name)
         config, socket = folder / "kubeconfig", folder / "socket"
@@ -295,4 +309,4 @@ def serving(place: Place) -> Iterator[Hostile]:
         )
         contestant = msgspec.structs.replace(ours, command=(*ours.command, *flags))
         with contestant.serving(place.node, config, folder / "log") as agent:
-            yield Hostile(place, server, socket, agent)
+            yield Hostile(place, size, server, socket, agent)

@@ -47,7 +47,7 @@ State = tuple[Mapping[str, int], Layout]
 def print_repairs(place: Place) -> bool:
     """Measure and print; return whether all are within the limit. Raises LabError."""
     met = True
-    with serving(place) as hostile, closing(Nfnetlink()) as netlink:
+    with serving(place, SIZE) as hostile, closing(Nfnetlink()) as netlink:
         hostile.settle()
         wanted, complete = held(), _state(netlink)
         heading(f"{SIZE}, another program's write to the complete table, {_TIMES} times each")
