@@ -10,7 +10,6 @@ object, the first file in the order of paths wins.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 from watchfiles import watch
 
 from pyproxy.errors import Problem, UsageError
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.source import documents
 from pyproxy.source.decode import DecodedObject, NotProxied, decode_object
 from pyproxy.source.retry import Clock, SystemClock
 from pyproxy.workers import Worker
@@ -146,36 +145,26 @@ class ManifestSource:
     def _load(self, path: Path) -> _File:
         """Read one file; if it does not parse, keep its previous objects and add a problem."""
         try:
-            return self._parsed(path, path.read_bytes())
-        except OSError as error:
-            message = f"cannot be read: {error.strerror}"
-        except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            message = _error_text(error)
+            return self._parsed(path)
+        except documents.UNREADABLE as error:
+            message = documents.error_text(error)
         before = self._files.get(path, _File())
         problem = Problem(
             "File", str(path), "content", f"{message}; its previous objects stay in use"
         )
         return _File(before.objects, (problem,))
 
-    def _parsed(self, path: Path, data: bytes) -> _File:
-        """Decode the objects of a file.
-
-        Raises yaml.YAMLError and ValueError if it does not parse, and TypeError, OverflowError and
-        RecursionError for YAML that cannot be converted to JSON.
-        """
+    def _parsed(self, path: Path) -> _File:
+        """Decode the objects of a file. Raises one of documents.UNREADABLE."""
         objects: dict[_Key, DecodedObject] = {}
         problems: list[Problem] = []
-        for i, document in enumerate(_documents(path, data)):
-            kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
-            if kind is None:
-                log.debug("%s: ignoring a %s", path, document.get("kind"))
+        for i, found in enumerate(_decoded(path)):
+            if found is None:
                 continue
-            # Encoded as JSON, so that manifests and the API have one decoder and the same errors.
-            decoded = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
+            kind, decoded = found
             if decoded.name is None:
-                field = f"document {i + 1}"
                 # The text of the Problem ends with the consequence: the object is ignored.
-                problems.append(Problem("File", str(path), field, str(decoded.value)))
+                problems.append(Problem("File", str(path), f"object {i + 1}", str(decoded.value)))
             elif kind is Kind.NODE and decoded.name != self._node:
                 log.debug("%s: ignoring Node %s: this is %s", path, decoded.name, self._node)
             elif (kind, decoded.name) in objects:
@@ -230,16 +219,13 @@ def read_file(path: Path) -> Iterator[Event]:
     Raises UsageError if the file cannot be read or does not parse.
     """
     try:
-        documents = list(_documents(path, path.read_bytes()))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{path}: {_error_text(error)}") from error
-    for document in documents:
-        kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
-        if kind is None:
+        decoded_objects = list(_decoded(path))
+    except documents.UNREADABLE as error:
+        raise UsageError(f"{path}: {documents.error_text(error)}") from error
+    for found in decoded_objects:
+        if found is None:
             continue
-        decoded = decode_object(kind, msgspec.json.encode(_with_namespace(kind, document)))
+        kind, decoded = found
         if decoded.name is None:
             raise UsageError(f"{path}: {decoded.value}")
         if isinstance(decoded.value, Problem):
@@ -250,37 +236,35 @@ def read_file(path: Path) -> Iterator[Event]:
             yield Upsert(decoded.value)
 
 
+def _decoded(path: Path) -> Iterator[tuple[Kind, DecodedObject] | None]:
+    """Yield each object of a file, None for one of another kind.
+
+    Raises one of documents.UNREADABLE.
+    """
+    for document in documents.objects(path):
+        if not isinstance(document, dict):
+            yield Kind.SERVICE, _unusable("not an object")
+            continue
+        kind = _KINDS.get((str(document.get("apiVersion")), str(document.get("kind"))))
+        if kind is None:
+            log.debug("%s: ignoring an object of another kind", path)
+            yield None
+            continue
+        try:
+            yield kind, decode_object(kind, documents.encoded(_with_namespace(kind, document)))
+        except (ValueError, TypeError, RecursionError) as error:
+            yield kind, _unusable(f"not JSON: {type(error).__name__}")
+
+
+def _unusable(reason: str) -> DecodedObject:
+    problem = Problem("Object", "(no name)", "(whole object)", f"{reason}; ignored")
+    return DecodedObject(None, "", problem)
+
+
 def _is_manifest(path: Path, folder: Path) -> bool:
     """Return whether a path is a manifest, not an editor's swap file or in a hidden folder."""
     parts = path.relative_to(folder).parts
     return path.suffix in SUFFIXES and not any(part.startswith(".") for part in parts)
-
-
-def _documents(path: Path, data: bytes) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects of a file, and those of a List one by one.
-
-    Raises yaml.YAMLError, ValueError, RecursionError.
-    """
-    loaded = [json.loads(data)] if path.suffix == ".json" else list(_load_all(data))
-    for i, document in enumerate(loaded):
-        if document is None:
-            continue
-        if not isinstance(document, dict):
-            raise ValueError(f"document {i + 1} is not an object")
-        if str(document.get("kind", "")).endswith("List") and "items" in document:
-            items = document["items"] or []
-            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-                raise ValueError(f"document {i + 1}: items is not a list of objects")
-            # The API server omits apiVersion and kind in the items of a ServiceList and its like.
-            version, kind = document.get("apiVersion"), str(document["kind"]).removesuffix("List")
-            yield from ({"apiVersion": version, "kind": kind} | item for item in items)
-        else:
-            yield document
-
-
-def _load_all(data: bytes) -> Iterator[Any]:
-    # The parser in C, if PyYAML was built with libyaml.
-    return yaml.load_all(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _with_namespace(kind: Kind, document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -294,12 +278,3 @@ def _with_namespace(kind: Kind, document: Mapping[str, Any]) -> Mapping[str, Any
 def _duplicate(kind: Kind, name: ObjectName, first: Path, second: Path) -> Problem:
     where = "twice" if first == second else f"in {first} too, and that one is used"
     return Problem(kind.value, str(name), "metadata.name", f"{second}: defined {where}")
-
-
-def _error_text(error: Exception) -> str:
-    """Return the error with its line number, if the parser gives one."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"line {error.lineno}: {error.msg}"
-    mark = getattr(error, "problem_mark", None)
-    text = " ".join(str(getattr(error, "problem", None) or error).split())
-    return f"line {mark.line + 1}: {text}" if mark is not None else f"does not parse: {text}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,45 @@ def test_lists(data: bytes | str) -> None:
         return
     for item in found.items or ():
         decode_object(Kind.SERVICE, item)
+
+
+GOOD_SERVICE = b'{"metadata":{"name":"good","namespace":"shop"},"spec":{"clusterIP":"10.96.0.1"}}'
+ODD_VALUES = [
+    rb'"\ud800"', rb'"\udfff\ud800"', b'"\xff"', b'"\xed\xa0\x80"', b'"\0"', b"NaN", b"-Infinity",
+    b"1e400", b"9" * 5000, b"[" * 3000 + b"]" * 3000, b'{"":' * 3000 + b"7" + b"}" * 3000, b"",
+    b"+1", rb'"]}\"[{,"', b"nul", b'"\\x"',
+]  # fmt: skip
+
+
+def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the container and the key of each scalar in a value."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(inner, dict | list):
+            yield from _leaves(inner)
+        else:
+            yield value, key
+
+
+@many
+@given(
+    kind=st.sampled_from(Kind), obj=objects, value=st.sampled_from(ODD_VALUES), at=st.integers(0)
+)
+def test_an_odd_item_does_not_affect_the_others(
+    kind: Kind, obj: dict[str, Any], value: bytes, at: int
+) -> None:
+    whole = json.loads(json.dumps(obj | {"odd": 1}))
+    leaves = list(_leaves(whole))
+    container, key = leaves[at % len(leaves)]
+    container[key] = "HERE"
+    odd = json.dumps(whole).encode().replace(b'"HERE"', value)
+    page = b'{"kind":"XList","metadata":{"resourceVersion":"5"},"items":[%b,%b,%b]}'
+    items = stream.object_list(page % (GOOD_SERVICE, odd, GOOD_SERVICE), "XList").items
+    assert items is not None
+    assert len(items) == 3
+    assert [bytes(memoryview(items[n])) for n in (0, 2)] == [GOOD_SERVICE] * 2
+    decode_object(kind, items[1])
+    event = stream.event(memoryview(b'{"object":%b,"type":"ADDED"}' % odd))
+    assert decode_object(kind, event.object) == decode_object(kind, items[1])
 
 
 YAML = st.one_of(
