@@ -49,11 +49,11 @@ class Place(msgspec.Struct, frozen=True):
     families: tuple[Family, ...]
     address: Address | None = None
 
-    def bind(self, port: Port) -> socket.socket:
-        """Return a listening socket. Raises OSError."""
+    def bind(self, port: Port, queues: int) -> tuple[socket.socket, ...]:
+        """Return listening sockets, one for each accept queue. Raises OSError."""
         if self.address is not None:
-            return bind(ListenAddress(self.address, port))
-        return bind_unspecified(self.families, port)
+            return bind(ListenAddress(self.address, port), queues).public
+        return bind_unspecified(self.families, port, queues).public
 
     def text(self, port: Port) -> str:
         """Name the place for people, with the port."""

@@ -37,7 +37,7 @@ _HEAD_TIMEOUT = 2.0
 _RESPONSE_TIMEOUT = 10.0
 _SWEEP_INTERVAL = 0.25
 _BATCH = 16
-"""Connections of one listener that are accepted before the next listener's turn."""
+"""Connections of one socket that are accepted before the next socket's turn."""
 
 _TURN = 128
 """Connections that are accepted before requests are read again."""
@@ -50,12 +50,12 @@ _RESET = struct.pack("@ii", 1, 0)
 
 
 class Listener(msgspec.Struct, frozen=True, eq=False):
-    """A listening socket and its handler, open until `HttpThread.close`.
+    """The listening sockets of a port and its handler, open until `HttpThread.close`.
 
     `name` is that of a kind of listener, for metrics; `number` is unique in its thread.
     """
 
-    sock: socket.socket
+    sockets: tuple[socket.socket, ...]
     handler: Handler
     name: str
     number: int
@@ -63,7 +63,7 @@ class Listener(msgspec.Struct, frozen=True, eq=False):
     @property
     def port(self) -> int:
         """The port, also if the kernel chose it."""
-        port: int = self.sock.getsockname()[1]
+        port: int = self.sockets[0].getsockname()[1]
         return port
 
 
@@ -99,8 +99,8 @@ class HttpThread:
         self._waiting: FairPool[_Client] = FairPool(sizes.waiting, sizes.waiting_share)
         self._responding: FairPool[_Client] = FairPool(sizes.responding, sizes.responding_share)
         self._accepts_left = _TURN
-        # Listeners whose turn to accept comes first; a dictionary keeps their order.
-        self._postponed: dict[Listener, None] = {}
+        # Sockets whose turn to accept comes first; a dictionary keeps their order.
+        self._postponed: dict[socket.socket, Listener] = {}
         self._dropped_since_log = 0
         self._next_log = 0.0
         self.accepted: Counter[str] = Counter()
@@ -117,9 +117,9 @@ class HttpThread:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_STOP_TIMEOUT)
 
-    def serve(self, sock: socket.socket, handler: Handler, name: str) -> Listener:
-        """Serve a listening socket. Any thread; does not block."""
-        listener = Listener(sock, handler, name, next(self._numbers))
+    def serve(self, sockets: tuple[socket.socket, ...], handler: Handler, name: str) -> Listener:
+        """Serve the listening sockets of a port. Any thread; does not block."""
+        listener = Listener(sockets, handler, name, next(self._numbers))
         self._loop.call_soon_threadsafe(self._open, listener)
         return listener
 
@@ -168,49 +168,51 @@ class HttpThread:
 
     def _open(self, listener: Listener) -> None:
         self._listeners.add(listener)
-        self._watch(listener)
+        for sock in listener.sockets:
+            self._watch(sock, listener)
 
-    def _watch(self, listener: Listener) -> None:
+    def _watch(self, sock: socket.socket, listener: Listener) -> None:
         if listener in self._listeners:
-            self._loop.add_reader(listener.sock, self._accept, listener)
+            self._loop.add_reader(sock, self._accept, sock, listener)
 
     def _close(self, listener: Listener) -> None:
-        if listener in self._listeners:
-            self._loop.remove_reader(listener.sock)
-            self._listeners.discard(listener)
-            self._postponed.pop(listener, None)
-        listener.sock.close()
+        was_open = listener in self._listeners
+        self._listeners.discard(listener)
+        for sock in listener.sockets:
+            if was_open:
+                self._loop.remove_reader(sock)
+            self._postponed.pop(sock, None)
+            sock.close()
 
-    # Epoll is level-triggered and reports a listener again while connections wait in its queue.
-    def _accept(self, listener: Listener) -> None:
+    # Epoll is level-triggered and reports a socket again while connections wait in its queue.
+    def _accept(self, sock: socket.socket, listener: Listener) -> None:
         if self._accepts_left == _TURN:
             # Runs before the next reports of epoll are handled.
             self._loop.call_soon(self._begin_turn)
         for _ in range(_BATCH):
             if self._accepts_left <= 0:
-                self._postponed[listener] = None
+                self._postponed[sock] = listener
                 return
             self._accepts_left -= 1
-            if not self._accept_one(listener):
+            if not self._accept_one(sock, listener):
                 return
 
     def _begin_turn(self) -> None:
         self._accepts_left = _TURN
         while self._postponed and self._accepts_left > 0:
-            listener = next(iter(self._postponed))
-            del self._postponed[listener]
-            self._accept(listener)
+            sock = next(iter(self._postponed))
+            self._accept(sock, self._postponed.pop(sock))
 
-    def _accept_one(self, listener: Listener) -> bool:
+    def _accept_one(self, queue: socket.socket, listener: Listener) -> bool:
         """Accept a connection; return whether another one may wait."""
         try:
-            sock, address = listener.sock.accept()
+            sock, address = queue.accept()
         except ConnectionAbortedError:
             return True
         except BlockingIOError:
             return False
         except OSError as error:
-            return self._recover(listener, error)
+            return self._recover(queue, listener, error)
         # On Linux it does not inherit O_NONBLOCK.
         sock.setblocking(False)
         self.accepted[listener.name] += 1
@@ -219,7 +221,7 @@ class HttpThread:
         self._loop.add_reader(sock, self._read, client)
         return True
 
-    def _recover(self, listener: Listener, error: OSError) -> bool:
+    def _recover(self, sock: socket.socket, listener: Listener, error: OSError) -> bool:
         oldest = next(iter(self._waiting), None)
         if error.errno in (errno.EMFILE, errno.ENFILE) and oldest is not None:
             self._drop(oldest, Reason.OUT_OF_DESCRIPTORS)
@@ -227,8 +229,8 @@ class HttpThread:
         # The client waits in the kernel's accept queue until we resume.
         level = logging.WARNING if self._may_log() else logging.DEBUG
         log.log(level, "cannot accept on port %d: %s", listener.port, os.strerror(error.errno or 0))
-        self._loop.remove_reader(listener.sock)
-        self._loop.call_later(_ACCEPT_PAUSE, self._watch, listener)
+        self._loop.remove_reader(sock)
+        self._loop.call_later(_ACCEPT_PAUSE, self._watch, sock, listener)
         return False
 
     def _admit(self, pool: FairPool[_Client], client: _Client) -> None:

@@ -14,8 +14,9 @@ pipes of programs."""
 
 _CONNECTIONS = 1200
 _OWN_CONNECTIONS = 128
-_OWN_LISTENERS = 8
-"""Sockets of the addresses for health and metrics: two each, and some to spare."""
+_QUEUES, _FEW_QUEUES = 16, 2
+_ENOUGH = 1024
+"""Free descriptors from which on the addresses for health and metrics have many queues."""
 
 
 class PoolSizes(msgspec.Struct, frozen=True):
@@ -31,8 +32,13 @@ class PoolSizes(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Listeners, connections of other hosts and pods, and connections of the node itself."""
+    """Listening sockets, connections of other hosts and pods, and those of the node itself.
 
+    `queues` is the number of accept queues that the addresses for health and metrics have; a client
+    that connects too fast keeps out one in so many others. `listeners` are for other ports.
+    """
+
+    queues: int
     listeners: int
     public: PoolSizes
     own: PoolSizes
@@ -43,7 +49,10 @@ def within(descriptors: int) -> Limits:
     free = max(32, descriptors - min(RESERVE, descriptors // 2))
     public = min(_CONNECTIONS, free // 3)
     own = min(_OWN_CONNECTIONS, free // 8)
-    return Limits(free - public - own - _OWN_LISTENERS, _divide(public, 8), _divide(own, 2))
+    queues = _QUEUES if free >= _ENOUGH else _FEW_QUEUES
+    # Two addresses, each with one more queue for the node's own connections, and one to spare.
+    listeners = free - public - own - 3 * (queues + 1)
+    return Limits(queues, listeners, _divide(public, 8), _divide(own, 2))
 
 
 def _divide(connections: int, peers: int) -> PoolSizes:

@@ -13,7 +13,7 @@ from pyproxy.health.limits import Limits
 from pyproxy.health.messages import Handler
 from pyproxy.health.pages import health_pages, metrics_pages
 from pyproxy.health.slow import SlowThread
-from pyproxy.health.sockets import bind_pair
+from pyproxy.health.sockets import bind
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 
@@ -37,6 +37,7 @@ class HealthServers:
         self._slow = SlowThread()
         self.http = HttpThread("http", limits.public, self._slow)
         self._own = HttpThread("http-own", limits.own, self._slow)
+        self._queues = limits.queues
         self._serving = settings.serving
         self._health_pages = health_pages(health, metrics)
         self._metrics_pages = metrics_pages(settings, metrics, time.time(), time.time)
@@ -89,10 +90,10 @@ class HealthServers:
             self.http.spawn(self._retry(flag, address, pages))
 
     def _listen(self, flag: str, address: ListenAddress, pages: Handler) -> None:
-        public, own = bind_pair(address)
-        if own is not None:
-            self._own.serve(own, pages, _NAMES[flag])
-        self._listeners[flag] = self.http.serve(public, pages, _NAMES[flag])
+        sockets = bind(address, self._queues, own=True)
+        if sockets.own is not None:
+            self._own.serve((sockets.own,), pages, _NAMES[flag])
+        self._listeners[flag] = self.http.serve(sockets.public, pages, _NAMES[flag])
 
     async def _retry(self, flag: str, address: ListenAddress, pages: Handler) -> None:
         while flag not in self._listeners:

@@ -39,6 +39,12 @@ _LONGEST_RETRY = 30.0
 _RETRIES_AT_ONCE = 32
 """Services at most that one call of `retry` opens again: each takes about 50 microseconds."""
 
+_QUEUES = 4
+"""Accept queues of a port: a client that connects too fast keeps out one in four others."""
+
+_QUEUES_IN_ALL = 2048
+"""Sockets from which on each port has one queue; as many more ports must still have room."""
+
 _LOG_LINES = 10
 _LOG_PERIOD = 60.0
 
@@ -57,7 +63,7 @@ class ListenOptions(msgspec.Struct, frozen=True):
     """Where and how much to listen.
 
     In the families of `everywhere`, all addresses of the node count, and one socket has them all.
-    `most` is the number of listeners, `own_ports` are those of the agent itself.
+    `most` is the number of sockets, `own_ports` are those of the agent itself.
     """
 
     most: int
@@ -186,7 +192,7 @@ class ServiceHealthServer:
     def _close(self, listeners: Collection[Listener]) -> None:
         if listeners:
             self._http.close(listeners)
-            self._count -= len(listeners)
+            self._count -= sum(len(each.sockets) for each in listeners)
 
     def _open_listeners(self, name: ObjectName) -> None:
         """Open the missing listeners of a Service, and plan a retry for those that fail."""
@@ -248,10 +254,11 @@ class ServiceHealthServer:
     def _open(self, name: ObjectName, service: OpenPort, place: Place) -> Listener:
         if self._count >= self._options.most:
             raise OSError(errno.EMFILE, "more listeners than the limit of open files leaves room")
-        sock = place.bind(service.check.port)
-        self._count += 1
+        room = min(_QUEUES_IN_ALL, self._options.most - _QUEUES_IN_ALL) - self._count
+        sockets = place.bind(service.check.port, _QUEUES if room >= _QUEUES else 1)
+        self._count += len(sockets)
         return self._http.serve(
-            sock, lambda request: self._respond(name, service, request), LISTENER_NAME
+            sockets, lambda request: self._respond(name, service, request), LISTENER_NAME
         )
 
     def _plan_retry(self, name: ObjectName) -> None:

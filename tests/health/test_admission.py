@@ -69,7 +69,8 @@ def test_a_client_is_an_ipv4_address_or_an_ipv6_network(one: str, other: str, sa
 def test_listeners_and_connections_leave_descriptors_for_the_rest(descriptors: int) -> None:
     limits = within(descriptors)
     pools = (limits.public, limits.own)
-    used = limits.listeners + sum(each.waiting + each.responding for each in pools)
+    used = limits.listeners + 2 * (limits.queues + 1)
+    used += sum(each.waiting + each.responding for each in pools)
     assert used <= descriptors - min(RESERVE, descriptors // 2)
     assert limits.listeners > 0
     for each in pools:

@@ -27,7 +27,7 @@ def echo(request: Request) -> Response:
 
 
 def listen(thread: HttpThread, address: ListenAddress, handler: Handler) -> Listener:
-    return thread.serve(bind(address), handler, "test")
+    return thread.serve(bind(address).public, handler, "test")
 
 
 def exchange(port: int, request: bytes) -> bytes:

@@ -356,7 +356,7 @@ def test_retries_are_few_at_once_and_further_and_further_apart(
 ) -> None:
     tries = 0
 
-    def bind(place: Place, port: Port) -> socket.socket:
+    def bind(place: Place, port: Port, queues: int) -> tuple[socket.socket, ...]:
         nonlocal tries
         tries += 1
         raise OSError(errno.EACCES, "Permission denied")
