@@ -40,7 +40,7 @@ _FAMILIES = {family.label: family for family in Family}
 LONGEST_NAME = 253
 """Characters of an object's name, as in the API server's validation."""
 
-_LONGEST_SHARED = 16
+_LARGEST_SHARED = 512
 
 
 class NotProxied(msgspec.Struct, frozen=True):
@@ -81,13 +81,14 @@ class FieldProblems:
         return self._problems.all()
 
 
-def shared(value: _T) -> _T:
+def shared(value: _T, size: int) -> _T:
     """Return one instance for equal tuples, because hints and ports repeat across a cluster.
 
-    The table is bounded: a cluster with ever new values only loses the sharing. Long tuples are
-    not in it, because it keeps its values alive.
+    `size` is the number of items and of characters in all of them. The table keeps its values
+    alive, so it takes small ones only: ever new names of a megabyte would fill the memory. A
+    cluster with many values only loses the sharing.
     """
-    return cast("_T", _table(value)) if len(value) <= _LONGEST_SHARED else value
+    return cast("_T", _table(value)) if size <= _LARGEST_SHARED else value
 
 
 @lru_cache(maxsize=4096)

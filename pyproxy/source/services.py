@@ -78,7 +78,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
         external_policy=external_policy,
         affinity_timeout=_affinity_timeout(spec, problems),
         health_check_port=health_check_port,
-        families=shared(families),
+        families=shared(families, len(families)),
         scheduler=_scheduler(obj.metadata.annotations, problems),
         uid=obj.metadata.uid or "",
         created=obj.metadata.creation_timestamp or "",

@@ -52,7 +52,7 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
         name=name,
         service=ObjectName(name.namespace, intern(labels.service_name)),
         family=family,
-        ports=shared(tuple(_slice_ports(obj.ports or [], problems))),
+        ports=_shared_ports(tuple(_slice_ports(obj.ports or [], problems))),
         endpoints=endpoints,
         triggered=_epoch(annotations.triggered) if annotations else 0.0,
         problems=problems.all(),
@@ -102,7 +102,12 @@ def _endpoints(
 
 
 def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
-    return shared(tuple(intern(hint.name) for hint in hints if hint.name))
+    names = tuple(intern(hint.name) for hint in hints if hint.name)
+    return shared(names, len(names) + sum(map(len, names)))
+
+
+def _shared_ports(ports: tuple[model.SlicePort, ...]) -> tuple[model.SlicePort, ...]:
+    return shared(ports, sum(1 + len(port.name) for port in ports))
 
 
 def _slice_ports(

@@ -24,6 +24,7 @@ from pyproxy.model.service_bounds import DEFAULT_BOUNDS
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.policy.service_bounds import within_bounds
+from pyproxy.source import fields
 from pyproxy.source.decode import decode_object
 from tests.agent.objects import HOSTNAME, NODE, Stage
 from tests.builders import WEB, service
@@ -219,3 +220,18 @@ def test_the_bounds_take_linear_work() -> None:
         return instructions(lambda: within_bounds(found, [part], HOSTNAME, bounds))
 
     assert work(MANY) < TWICE_TWICE * work(FEW)
+
+
+def test_the_table_of_shared_values_keeps_small_ones_only() -> None:
+    """Ever new hints and ports of a megabyte each must not stay in memory."""
+    table = fields._table
+    table.cache_clear()
+    hints = {"forZones": [{"name": "z" * 1000}]}
+    decoded(api_slice(1, ports=300, hints=hints))
+    decoded(api_slice(1, hints={"forNodes": [{"name": f"n{n}"} for n in range(300)]}))
+    # The single port of the second slice.
+    assert table.cache_info().currsize == 1
+    first, second = (decoded(api_slice(1, hints={"forZones": [{"name": "a"}]})) for _ in range(2))
+    assert isinstance(first, EndpointSlice)
+    assert isinstance(second, EndpointSlice)
+    assert first.endpoints[0].hint_zones is second.endpoints[0].hint_zones
