@@ -139,7 +139,7 @@ class _BatchOfOwner:
         unplaced: Counter[Owner] = Counter()
         for side in (plan.delta.remove, plan.delta.add):
             for name, rows in side.items():
-                if _has_ranges(name):
+                if _has_node_ranges(name):
                     self._filled += len(rows)
                 else:
                     unplaced.update(_owners(name, rows))
@@ -161,9 +161,9 @@ class _BatchOfOwner:
         batches: list[Table] = [{} for _ in self.services]
         last = self.last
         for name, rows in table.items():
-            # The kernel rejects overlapping ranges, so all of a set's change in one transaction.
-            # They have no effect before a frontend refers to them.
-            if _has_ranges(name):
+            # The kernel rejects ranges that overlap, and those of the pod networks may: they change
+            # in one transaction. Source ranges overlap with those of their own frontend alone.
+            if _has_node_ranges(name):
                 batches[0][name] = rows
                 continue
             numbers = [self._of.get(owner, last) for owner in _owners(name, rows)]
@@ -201,8 +201,8 @@ def _owners_in(routing: ServiceRouting) -> Sequence[Owner]:
 
 
 @cache
-def _has_ranges(name: str) -> bool:
-    return BY_NAME[name][0].shape is not Shape.EXACT
+def _has_node_ranges(name: str) -> bool:
+    return BY_NAME[name][0].shape is not Shape.EXACT and not _frontend_width(name)
 
 
 @cache

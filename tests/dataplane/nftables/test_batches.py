@@ -20,7 +20,6 @@ from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.schema import BY_NAME
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import Shape
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
@@ -67,7 +66,7 @@ def by_frontend(table: Table) -> dict[tuple[int, bytes], dict[tuple[str, bytes],
     found: dict[tuple[int, bytes], dict[tuple[str, bytes], object]] = {}
     for name, rows in table.items():
         kind, family = BY_NAME[name]
-        if kind.key[:3] != FRONTEND or kind.shape is not Shape.EXACT:
+        if kind.key[:3] != FRONTEND:
             continue
         width = sum(field.size(family) for field in FRONTEND)
         for key, value in rows.items():
