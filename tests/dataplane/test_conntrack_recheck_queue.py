@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from pyproxy.dataplane.conntrack.frontends import FrontendKey
-from pyproxy.dataplane.conntrack.recheck_queue import RETRY_DELAYS, SECOND_SWEEP, RecheckQueue
+from pyproxy.dataplane.conntrack.recheck_queue import (
+    LAST_DELAY,
+    MOST_FAILED,
+    RETRY_DELAYS,
+    SECOND_SWEEP,
+    RecheckQueue,
+)
 from pyproxy.model.address import Family, Protocol
 
 WEB = FrontendKey(Family.IPV4, Protocol.UDP, b"\x0a\x60\0\x0a\0\x35")
@@ -40,18 +46,29 @@ def test_many_changes_of_one_frontend_are_one_recheck() -> None:
     assert len(queue.take(1.0)) == 1
 
 
-def test_failures_are_retried_ever_more_slowly_and_then_given_up() -> None:
+def test_failures_are_retried_ever_more_slowly() -> None:
     queue = RecheckQueue()
     queue.add([WEB], 0.0)
     now, waits = 0.0, []
-    while not (given_up := queue.finish(queue.take(now), frozenset({WEB}), now)):
+    for _ in range(10):
+        assert not queue.finish(queue.take(now), frozenset({WEB}), now)
         due = queue.due()
         assert due is not None
         waits.append(round(due - now, 6))
         now = due
-    assert given_up == {WEB}
-    assert tuple(waits) == RETRY_DELAYS
-    assert queue.due() is None
+    assert waits == [*RETRY_DELAYS, *[LAST_DELAY] * (10 - len(RETRY_DELAYS))]
+
+
+def test_a_limited_number_of_failures_is_retried() -> None:
+    queue = RecheckQueue()
+    many = [
+        FrontendKey(Family.IPV4, Protocol.UDP, number.to_bytes(6, "big"))
+        for number in range(MOST_FAILED + 5)
+    ]
+    queue.add(many, 0.0)
+    given_up = queue.finish(queue.take(0.0), frozenset(many), 0.0)
+    assert len(given_up) == 5
+    assert len(queue) == MOST_FAILED
 
 
 def test_one_frontend_that_fails_does_not_hold_up_another() -> None:

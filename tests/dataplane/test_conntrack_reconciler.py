@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from pyproxy.dataplane.conntrack import Reconciler
-from pyproxy.dataplane.conntrack.recheck_queue import RETRY_DELAYS, SECOND_SWEEP
+from pyproxy.dataplane.conntrack.recheck_queue import LAST_DELAY, RETRY_DELAYS, SECOND_SWEEP
 from pyproxy.model.address import Backend, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack
@@ -257,23 +257,21 @@ def test_a_failed_reading_is_tried_again(
     assert reconciler.abandoned == 0
 
 
-def test_an_entry_that_cannot_be_deleted_is_given_up_until_the_next_change(
-    table: Conntrack, clock: Clock, tally: Tally, caplog: pytest.LogCaptureFixture
+def test_an_entry_that_cannot_be_deleted_is_tried_until_it_can_be(
+    table: Conntrack, clock: Clock, tally: Tally
 ) -> None:
     family = Family.IPV4
-    reconciler = Reconciler(Flaky(table, failures=len(RETRY_DELAYS) + 1), tally, clock)
+    reconciler = Reconciler(Flaky(table, failures=len(RETRY_DELAYS) + 3), tally, clock)
     reconciler.changed({NAME: routing([1])})
     to = goal(family, Scope.CLUSTER_IP)
     insert([Entry(place(CLIENTS[family], 40000), to, pod(family, 1))])
     reconciler.changed({NAME: routing([2])})
-    for _ in range(20):
+    for _ in range(len(RETRY_DELAYS) + 4):
+        assert count() == 1
         reconciler.step()
-        clock.now += max(RETRY_DELAYS)
-    assert reconciler.abandoned == 1
-    assert caplog.text.count("no retry is left") == 1
-    reconciler.changed({NAME: routing([3])})
-    reconciler.step()
+        clock.now += LAST_DELAY
     assert count() == 0
+    assert reconciler.abandoned == 0
 
 
 def test_a_few_frontends_are_read_one_by_one_and_many_all_at_once(

@@ -19,6 +19,13 @@ RETRY_DELAYS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Seconds before each retry; short at first, because clients wait and most failures pass."""
 
 
+LAST_DELAY = 300.0
+"""Seconds between all later retries, as long as the failure lasts."""
+
+MOST_FAILED = 10_000
+"""Frontends that are queued after failures; of more, the rest is given up."""
+
+
 class Recheck(msgspec.Struct, frozen=True, gc=False):
     """A frontend's place in the queue."""
 
@@ -55,8 +62,9 @@ class RecheckQueue:
     def finish(
         self, taken: Mapping[FrontendKey, Recheck], failed: frozenset[FrontendKey], now: float
     ) -> frozenset[FrontendKey]:
-        """Queue second sweeps and retries of `taken`; return frontends that have no retry left."""
+        """Queue second sweeps and retries of `taken`; return frontends that are given up."""
         given_up: set[FrontendKey] = set()
+        room = MOST_FAILED - len(self._rechecks)
         for key, recheck in taken.items():
             # A commit has queued the frontend again during the sweep, with all its retries.
             if key in self._rechecks:
@@ -64,9 +72,11 @@ class RecheckQueue:
             if key not in failed:
                 if not recheck.second:
                     self._rechecks[key] = Recheck(now + SECOND_SWEEP, second=True)
-            elif recheck.failures < len(RETRY_DELAYS):
-                due = now + RETRY_DELAYS[recheck.failures]
-                self._rechecks[key] = Recheck(due, recheck.failures + 1, recheck.second)
+            elif room > 0:
+                delays, failures = RETRY_DELAYS, recheck.failures
+                due = now + (delays[failures] if failures < len(delays) else LAST_DELAY)
+                self._rechecks[key] = Recheck(due, failures + 1, recheck.second)
+                room -= 1
             else:
                 given_up.add(key)
         return frozenset(given_up)

@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 _SWEEP_INTERVAL = 0.1
 """Seconds between the end of a sweep and the next, so that changes in between share one."""
 
+_REST = 3.0
+"""The time between two sweeps as a multiple of the last one's.
+
+A sweep of a full table takes seconds, and a UDP Service that changes all the time makes one due at
+once. The thread uses a quarter of a CPU at most."""
+
 
 class Observer(Interface):
     """Counts sweeps, for metrics."""
@@ -36,7 +42,7 @@ class Reconciler:
 
     The agent's thread calls `changed`, `full` and `node_addresses` after each commit; they do not
     block. A thread of its own (`start`, `stop`) reads and deletes, by `step`. `abandoned` counts
-    frontends that failed after the last retry.
+    frontends that are not retried after a failure, because too many others are.
     """
 
     def __init__(
@@ -52,8 +58,8 @@ class Reconciler:
         # while the kernel lists its table.
         self._wake = threading.Condition()
         self._stopping = False
-        # The first sweep does not wait for the interval.
-        self._finished = -math.inf
+        # The first sweep does not wait.
+        self._not_before = -math.inf
         self._thread = Worker("conntrack", self._run)
         self.abandoned = 0
 
@@ -110,6 +116,7 @@ class Reconciler:
             due = self._queue.take(self._clock())
         if not due:
             return
+        began = self._clock()
         try:
             failed = self._sweep(frozenset(due))
         except Exception:
@@ -118,12 +125,13 @@ class Reconciler:
                 self._queue.finish(due, frozenset(due), self._clock())
             raise
         with self._wake:
-            self._finished = self._clock()
-            given_up = self._queue.finish(due, failed, self._finished)
+            now = self._clock()
+            self._not_before = now + max(_SWEEP_INTERVAL, _REST * (now - began))
+            given_up = self._queue.finish(due, failed, now)
         if given_up:
             self.abandoned += len(given_up)
             log.error(
-                "cannot delete stale conntrack entries of %d frontends: no retry is left",
+                "cannot delete stale conntrack entries of %d frontends: too many are retried",
                 len(given_up),
             )
 
@@ -142,8 +150,7 @@ class Reconciler:
         with self._wake:
             while not self._stopping:
                 due = self._queue.due()
-                earliest = self._finished + _SWEEP_INTERVAL
-                delay = None if due is None else max(due, earliest) - self._clock()
+                delay = None if due is None else max(due, self._not_before) - self._clock()
                 if delay is not None and delay <= 0:
                     return True
                 self._wake.wait(delay)
