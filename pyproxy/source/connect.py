@@ -13,7 +13,6 @@ from kubernetes.client import Configuration
 
 from pyproxy.errors import UsageError
 from pyproxy.redaction import without_userinfo
-from pyproxy.source import kubeconfig
 from pyproxy.source.access import Access, split_userinfo
 from pyproxy.source.client import Client, RequestObserver
 from pyproxy.source.credentials import Credentials, StaticCredentials, TokenFile
@@ -58,6 +57,9 @@ def _server(text: str) -> str:
 
 def _from_file(path: str, hosts: tuple[str, ...]) -> Access:
     """Read a kubeconfig. Raises UsageError."""
+    # A pod with a service account needs neither this module nor exec plugins.
+    from pyproxy.source import kubeconfig  # noqa: PLC0415
+
     return _access(*kubeconfig.load(path, hosts), hosts)
 
 
