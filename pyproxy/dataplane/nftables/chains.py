@@ -96,6 +96,11 @@ def learning(family: Family, timeout: int) -> str:
     return f"{_LEARN}{int(family)}-{timeout}"
 
 
+def is_learning(name: str) -> bool:
+    """Return whether a chain is one of `learning`."""
+    return name.startswith(_LEARN) and name not in _HOOKS
+
+
 def is_on_demand(name: str) -> bool:
     """Return whether a chain is one of this module's, by its name."""
     return name in _HOOKS or bool(_NAME.fullmatch(name))

@@ -43,6 +43,7 @@ from pyproxy.dataplane.nftables.compile import add_service, compile_all, shared_
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
 from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_learned, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.dataplane.nftables.unused_chains import UnusedChains
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
     KernelError,
@@ -86,6 +87,7 @@ class NftablesDataplane:
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         # On-demand chains that the kernel has, with this version's rules.
         self._chains: set[str] = set()
+        self._unused_chains = UnusedChains()
         self._deleted_lately = self._deleted_before = False
         try:
             self._netlink = Nfnetlink()
@@ -253,13 +255,15 @@ class NftablesDataplane:
         return Drift(foreign.by, foreign.sets)
 
     def tick(self) -> None:
-        """Delete stale affinities once more, a second or two after any were deleted."""
+        """Delete unused chains, and stale affinities again a second or two after a deletion."""
         # Two ticks pass, because the first may come just after the commit.
         due, self._deleted_before = self._deleted_before, self._deleted_lately
         self._deleted_lately = False
         if due:
             allowed = expectations(self._committed.services.values())
             self._delete_stale_affinities(allowed, all_known=True)
+        services = self._committed.services.values()
+        self._chains -= self._unused_chains.delete(self._netlink, self._chains, services)
 
     def cleanup(self) -> None:
         """Delete the table; idempotent. Raises KernelError."""
