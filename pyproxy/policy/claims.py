@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
 import msgspec
@@ -31,14 +31,17 @@ class Precedence(enum.IntEnum):
 
 B = TypeVar("B", bound=bytes)
 
-# Global names, because an attribute lookup on an enum would dominate the cost of the first sync.
+# Global names and plain integers, because look-ups on an enum and the hash of a member are slow
+# Python code, which would dominate the cost of the first sync.
 _CLUSTER_SCOPE: Final = Scope.CLUSTER_IP
 _NODE_PORT_SCOPE: Final = Scope.NODE_PORT
 _LOAD_BALANCER_SCOPE: Final = Scope.LOAD_BALANCER
-_CLUSTER_IP: Final = Precedence.CLUSTER_IP
-_NODE_PORT: Final = Precedence.NODE_PORT
-_LOAD_BALANCER: Final = Precedence.LOAD_BALANCER
-_EXTERNAL_IP: Final = Precedence.EXTERNAL_IP
+_CLUSTER_IP: Final = int(Precedence.CLUSTER_IP)
+_HEALTH_CHECK: Final = int(Precedence.HEALTH_CHECK)
+_NODE_PORT: Final = int(Precedence.NODE_PORT)
+_LOAD_BALANCER: Final = int(Precedence.LOAD_BALANCER)
+_API_SERVER: Final = int(Precedence.API_SERVER)
+_EXTERNAL_IP: Final = int(Precedence.EXTERNAL_IP)
 
 # One byte each for the IP version (4, 6) and the protocol number (6, 17, 132).
 _KEY_PREFIXES = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
@@ -93,8 +96,8 @@ def _not_in(items: Iterable[B], others: Collection[B]) -> tuple[B, ...]:
     return tuple(each for each in items if each not in others)
 
 
-def precedence_of(frontend: Frontend) -> Precedence:
-    """Return the kind of claim of a Service that has this frontend."""
+def precedence_of(frontend: Frontend) -> int:
+    """Return the kind of claim of a Service that has this frontend, a value of Precedence."""
     scope = frontend.scope
     if scope is _CLUSTER_SCOPE:
         return _CLUSTER_IP
@@ -112,7 +115,7 @@ def claims_of(
     service: Service,
     routing: ServiceRouting,
     node_addresses: Collection[Address] = (),
-    api_servers: Iterable[Backend] = (),
+    api_servers: Collection[Backend] = (),
 ) -> Claims:
     """Return the claims of a Service whose frontends are those of a routing.
 
@@ -120,8 +123,8 @@ def claims_of(
     the endpoints of the API server if this is its Service.
     """
     cluster: list[bytes] = []
-    other: dict[Precedence, list[bytes]] = {}
     cluster_ips: dict[Address, None] = {}
+    other: dict[int, list[bytes]] = {}
     addresses: dict[Address, None] = {}
     for port in routing.ports:
         prefix = _key_prefix(port)
@@ -133,43 +136,47 @@ def claims_of(
                 cluster_ips[address] = None
                 continue
             kind = precedence_of(each)
-            other.setdefault(kind, []).append(key)
+            if kind in other:
+                other[kind].append(key)
+            else:
+                other[kind] = [key]
             if kind is not _NODE_PORT:
                 addresses[address] = None
     if service.health_check_port:
-        other[Precedence.HEALTH_CHECK] = [
+        other[_HEALTH_CHECK] = [
             _health_check_key(service, address)
             for address in node_addresses
             if family_of(address) in service.families
         ]
-    for backend in api_servers:
-        other.setdefault(Precedence.API_SERVER, []).append(_api_server_key(backend))
-    groups: Sequence[tuple[Precedence, Iterable[bytes]]] = ((_CLUSTER_IP, cluster),)
+    if api_servers:
+        other[_API_SERVER] = [_api_server_key(backend) for backend in api_servers]
+    name, created = service.name, service.created
     count = len(cluster)
-    unique = count == 1 or len(set(cluster)) == count
-    if other:
-        groups, unique = _each_once({_CLUSTER_IP: cluster, **other})
-    elif not unique:
-        groups = ((_CLUSTER_IP, dict.fromkeys(cluster)),)
-    created, name = service.created, service.name
+    if not other and (count == 1 or len(set(cluster)) == count):
+        # Most Services: the rest of this function would take longer than all of the above.
+        alone = Claimant(_CLUSTER_IP, created, name), tuple(cluster)
+        return Claims(name, (alone,) if cluster else (), tuple(cluster_ips), (), unique=True)
+    groups, unique = _each_once({_CLUSTER_IP: cluster, **other})
     keys = tuple((Claimant(kind, created, name), tuple(keys)) for kind, keys in groups if keys)
     return Claims(name, keys, tuple(cluster_ips), tuple(addresses), unique)
 
 
-def _each_once(
-    groups: dict[Precedence, list[bytes]],
-) -> tuple[list[tuple[Precedence, list[bytes]]], bool]:
+def _each_once(groups: dict[int, list[bytes]]) -> tuple[list[tuple[int, list[bytes]]], bool]:
     """Return the groups, strongest first, with each key in the strongest one, and if none repeats.
 
-    A service may have one node address and port twice: as a node port, and as an external IP.
+    A Service may have one node address and port twice: as a node port, and as an external IP.
     """
+    in_order = sorted(groups.items())
+    keys = [key for _, group in in_order for key in group]
+    if len(set(keys)) == len(keys):
+        return in_order, True
     seen: set[bytes] = set()
-    found: list[tuple[Precedence, list[bytes]]] = []
-    for kind in sorted(groups):
-        keys = [key for key in dict.fromkeys(groups[kind]) if key not in seen]
-        seen.update(keys)
-        found.append((kind, keys))
-    return found, len(seen) == sum(map(len, groups.values()))
+    found: list[tuple[int, list[bytes]]] = []
+    for kind, group in in_order:
+        new = [key for key in dict.fromkeys(group) if key not in seen]
+        seen.update(new)
+        found.append((kind, new))
+    return found, False
 
 
 def _key_prefix(port: PortRouting) -> bytes:

@@ -90,7 +90,7 @@ class FrontendOwners:
         routing: ServiceRouting,
         *,
         node_addresses: Collection[Address] = (),
-        api_servers: Iterable[Backend] = (),
+        api_servers: Collection[Backend] = (),
     ) -> Assignment:
         """Replace the claims of a Service by all frontends of a routing.
 
@@ -101,10 +101,13 @@ class FrontendOwners:
         before = self._claims.setdefault(service.name, after)
         affected = _NONE
         if before is after:
-            affected = self._add(after)
+            affected, unclaimed = self._add(after)
+            # The first sync adds every Service once, mostly without conflict.
+            if unclaimed and after.unique and not after.addresses:
+                return Assignment(routing, (), affected)
         elif before != after:
             self._claims[service.name] = after
-            affected = self._discard(before.without(after)) | self._add(after.without(before))
+            affected = self._discard(before.without(after)) | self._add(after.without(before))[0]
         if after.unique and self._owns_all(after):
             return Assignment(routing, (), affected)
         return self._without_conflicts(after, routing, affected)
@@ -120,19 +123,24 @@ class FrontendOwners:
             return False
         return all(self._frontends.is_first(claimant, keys) for claimant, keys in claims.keys)
 
-    def _add(self, claims: Claims) -> Affected:
+    def _add(self, claims: Claims) -> tuple[Affected, bool]:
+        """Add claims; return the affected Services, and whether it has all keys alone."""
         now: list[Claimant] = []
+        unclaimed = True
         for claimant, keys in claims.keys:
-            self._frontends.add(claimant, keys, now)
+            unclaimed &= self._frontends.add(claimant, keys, now)
         later: set[ObjectName] = set()
-        for address in claims.cluster_ips:
-            self._cluster_ips.add(claims.holder, (address,), [])
-            # A second Service with one cluster IP takes nothing more from the others.
-            if self._cluster_ips.first(address) == claims.holder:
-                later |= self._by_address.get(address, _NOBODY)
+        if claims.cluster_ips:
+            holder = claims.holder
+            self._cluster_ips.add(holder, claims.cluster_ips, [])
+            if self._by_address:
+                for address in claims.cluster_ips:
+                    # A second Service with one cluster IP takes nothing more from the others.
+                    if self._cluster_ips.first(address) == holder:
+                        later |= self._by_address.get(address, _NOBODY)
         for address in claims.addresses:
             self._by_address.setdefault(address, set()).add(claims.name)
-        return _affected(now, later)
+        return _affected(now, later), unclaimed
 
     def _discard(self, claims: Claims) -> Affected:
         now: list[Claimant] = []
@@ -220,13 +228,18 @@ class _Queues:
         at = bisect_left(queue, claimant)
         return queue[max(at - 1, 0)] if at < len(queue) and queue[at] == claimant else None
 
-    def add(self, claimant: Claimant, keys: Iterable[bytes], behind: list[Claimant]) -> None:
-        """Add a claimant to the queues of keys; append the claimants directly behind it."""
+    def add(self, claimant: Claimant, keys: Iterable[bytes], behind: list[Claimant]) -> bool:
+        """Add a claimant to the queues of keys; append the claimants directly behind it.
+
+        Return whether it is alone in all of them.
+        """
         queues, alone = self._queues, (claimant,)
+        is_alone = True
         for key in keys:
             queue = queues.setdefault(key, alone)
             if queue is alone:
                 continue
+            is_alone = False
             if not isinstance(queue, list):
                 queues[key] = queue = list(queue)
             at = bisect_left(queue, claimant)
@@ -234,6 +247,7 @@ class _Queues:
             if at < len(queue):
                 behind.append(queue[at])
             queue.insert(at, claimant)
+        return is_alone
 
     def discard(self, claimant: Claimant, keys: Iterable[bytes], behind: list[Claimant]) -> None:
         """Remove a claimant from the queues of keys; append the claimants directly behind it."""
@@ -281,4 +295,6 @@ def _reason(claims: Claims, rival: Claimant | None, frontend: Frontend) -> str:
     if rival.precedence == Precedence.CLUSTER_IP:
         return f"the address is a cluster IP of Service {rival.name}, which has all of its ports"
     name = _NAMES[Precedence(rival.precedence)]
-    return f"it is {name} of Service {rival.name}, which precedes {_PLURALS[precedence]}"
+    return (
+        f"it is {name} of Service {rival.name}, which precedes {_PLURALS[Precedence(precedence)]}"
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
@@ -19,6 +21,8 @@ from pyproxy.model.objects import (
     ServicePort,
     SlicePort,
 )
+from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.frontend_conflicts import FrontendOwners
 from tests.agent.objects import Stage
 from tests.builders import ip
 from tests.semantics.proxied import Object, balanced, endpoint_slice, proxied, service
@@ -26,6 +30,7 @@ from tests.semantics.proxied import Object, balanced, endpoint_slice, proxied, s
 OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 VICTIM = "10.96.7.7"
 TENANTS = 1000
+PORT_80 = (ServicePort("", Protocol.TCP, Port(80)),)
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +177,63 @@ def test_the_servers_that_the_agent_talks_to_stay_reachable() -> None:
         "172.18.0.2 port 6443/TCP is not proxied for port '6443': this node reaches the API server "
         "there"
     )
+
+
+class Counted(str):
+    """A time of creation that counts its comparisons."""
+
+    __slots__ = ()
+    comparisons = 0
+
+    def __lt__(self, other: str) -> bool:
+        Counted.comparisons += 1
+        return str.__lt__(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        Counted.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_many_claims_of_one_frontend_cost_a_search_each() -> None:
+    count = 2000
+    owners, affected = FrontendOwners(), 0
+    Counted.comparisons = 0
+    numbers = list(range(count))
+    random.Random(15).shuffle(numbers)
+    for number in numbers:
+        service = Service(
+            ObjectName("evil", f"s{number:05}"),
+            (ServicePort("", Protocol.TCP, Port(80)),),
+            external_ips=(ip(VICTIM),),
+            families=(Family.IPV4,),
+            created=Counted(OLD),
+        )
+        assigned = owners.assign(service, route_service(service, (), None, "node-a"))
+        affected += len(assigned.affected.now)
+        assert not assigned.affected.later
+    assert affected <= count
+    # Three searches of a claim in 11 steps; each step compares one time, for order and equality.
+    assert 0 < Counted.comparisons <= count * 3 * 11 * 2
+    for number in numbers:
+        assert len(owners.remove(ObjectName("evil", f"s{number:05}")).now) <= 1
+
+
+def test_a_service_with_many_claims_affects_one_other_for_each() -> None:
+    """One edit of a Service routes no more others than it has frontends."""
+    stage = Stage()
+    addresses = tuple(Address(ip("198.18.0.0")[:3] + bytes((n,))) for n in range(200))
+    rivals = [
+        msgspec.structs.replace(tenant(n), external_ips=(addresses[n % 200],), ports=PORT_80)
+        for n in range(TENANTS)
+    ]
+    greedy = msgspec.structs.replace(
+        victim(), name=ObjectName("evil", "greedy"), external_ips=addresses, created=""
+    )
+    stage.begin(*rivals)
+    before = len(stage.recorder.commits)
+    stage.handle_event(greedy)
+    stage.settle()
+    routed = sum(len(commit.routings) for commit in stage.recorder.commits[before:])
+    assert routed <= 1 + len(addresses)
