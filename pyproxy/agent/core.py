@@ -63,6 +63,8 @@ class Agent(Generic[P]):
         self._node = NodeRouting()
         self._rejected: frozenset[ObjectName] = frozenset()
         self._has_committed = False
+        self.generation = 0
+        """The number of events and syncs so far: without a new one, no state has changed."""
 
     @property
     def node_routing(self) -> NodeRouting:
@@ -84,6 +86,7 @@ class Agent(Generic[P]):
 
     def handle_event(self, event: Event) -> None:
         """Take in one event; a later `sync` writes it."""
+        self.generation += 1
         # /healthz counts the delay from the oldest change that is not written.
         was_idle = not self._steps
         changed = self.cluster_state.handle_event(event)
@@ -182,6 +185,7 @@ class Agent(Generic[P]):
         transactions of one step. Raises PermissionKernelError; other failures are retried later.
         """
         began = self._observers.clock()
+        self.generation += 1
         if self._readback.is_due(began) and self._repair(began):
             return
         step = Step()

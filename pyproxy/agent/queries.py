@@ -1,17 +1,17 @@
 """Queries of a running agent: a snapshot in the agent's thread, the rest in the caller's.
 
 A snapshot is a few shallow copies of mappings with frozen values. It takes less than a millisecond
-for 10,000 Services, so that queries do not delay syncs.
+for 10,000 Services, and only the first one after a change copies anything.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,29 +21,18 @@ from pyproxy.agent.commit import Commit
 from pyproxy.agent.core import Agent
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import TableUsage
-from pyproxy.errors import PyproxyError
+from pyproxy.errors import Problem, PyproxyError
 from pyproxy.health.state import Health
+from pyproxy.inspect.change_log import ChangeLog
 from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
-from pyproxy.model.objects import ObjectName
+from pyproxy.inspect.turns import PATIENCE, BusyError
+from pyproxy.model.objects import EndpointSlice, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.api_objects import ServiceLookup
 from pyproxy.source.client import Client
 from pyproxy.source.lookup import look_up
 
 log = logging.getLogger(__name__)
-
-_PATIENCE = 10.0
-"""Seconds that a query waits for the agent's thread; a first sync takes a few."""
-
-_QUEUE = 10_000
-"""Changes that a watcher may lag behind before it loses some."""
-
-_IDLE_SECONDS = 1.0
-"""Seconds without a change after which a watcher gets None."""
-
-
-class BusyError(PyproxyError):
-    """The agent's thread was too busy for a query."""
 
 
 class Query(msgspec.Struct, frozen=True, eq=False):
@@ -55,12 +44,11 @@ class Query(msgspec.Struct, frozen=True, eq=False):
 class ProgrammedState:
     """A commit listener with the routings that are programmed, which watchers can follow.
 
-    Its methods and attributes are for the agent's thread, except `watched`.
+    Its methods and attributes are for the agent's thread, except those of `log`.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._watchers: list[queue.Queue[Change]] = []
+        self.log = ChangeLog()
         self.routings: dict[ObjectName, ServiceRouting] = {}
         self.syncs = 0
         self.last_sync: Sync | None = None
@@ -68,9 +56,9 @@ class ProgrammedState:
         self.last_repair: Repair | None = None
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:  # noqa: ARG002
-        """Apply a commit, and queue its changes for the watchers. Does not block."""
-        if self._watchers:
-            self._notify(commit)
+        """Apply a commit, and log its changes if there are watchers. Does not block."""
+        if self.log.has_watchers:
+            self.log.add(list(self._changes(commit)))
         if commit.full:
             # The kernel still holds the previous state of Services that it rejected.
             gone = self.routings.keys() - commit.routings.keys() - commit.rejected
@@ -87,25 +75,12 @@ class ProgrammedState:
             self.repairs += 1
             self.last_repair = commit.repair
 
-    @contextmanager
-    def watched(self) -> Iterator[queue.Queue[Change]]:
-        """Provide a new queue that gets each change; a full queue loses changes. Any thread."""
-        changes: queue.Queue[Change] = queue.Queue(_QUEUE)
-        # The list is replaced, never changed, so that the agent's thread iterates without the lock.
-        with self._lock:
-            self._watchers = [*self._watchers, changes]
-        try:
-            yield changes
-        finally:
-            with self._lock:
-                self._watchers = [each for each in self._watchers if each is not changes]
-
-    def _notify(self, commit: Commit) -> None:
+    def _changes(self, commit: Commit) -> Iterator[Change]:
         for name, routing in commit.routings.items():
             before = self.routings.get(name)
             if routing == before:
                 continue
-            change = Change(
+            yield Change(
                 str(name),
                 "removed" if routing is None else "changed" if before else "added",
                 _endpoints(routing),
@@ -113,11 +88,6 @@ class ProgrammedState:
                 commit.took,
                 commit.latency,
             )
-            for watcher in self._watchers:
-                try:
-                    watcher.put_nowait(change)
-                except queue.Full:
-                    log.debug("a watcher is too slow and loses a change")
 
 
 def _endpoints(routing: ServiceRouting | None) -> int:
@@ -144,6 +114,16 @@ class About(msgspec.Struct, frozen=True):
     table_usage: Callable[[], tuple[TableUsage, ...]]
 
 
+class _Copies(msgspec.Struct, frozen=True):
+    """The parts of a snapshot that are copies, made at this generation of the agent."""
+
+    generation: int
+    services: dict[ObjectName, Service]
+    slices: dict[ObjectName, EndpointSlice]
+    routings: dict[ObjectName, ServiceRouting]
+    problems: tuple[Problem, ...]
+
+
 class AgentInspector:
     """Inspects one agent from any thread; `run` hands a query to the agent's thread."""
 
@@ -158,23 +138,32 @@ class AgentInspector:
         self._programmed = programmed
         self._about = about
         self._run = run
+        self._lock = threading.Lock()
+        self._wanted: Future[Snapshot] | None = None
+        self._copies: _Copies | None = None
 
     def snapshot(self) -> Snapshot:
         """Return a snapshot, taken in the agent's thread. Blocks for it. Raises BusyError."""
-        taken: Future[Snapshot] = Future()
-
-        def take() -> None:
-            try:
-                taken.set_result(self._take())
-            except Exception as error:  # raised in the caller's thread, so that the agent continues
-                taken.set_exception(error)
-
-        self._run(Query(take))
+        # All callers that wait share one snapshot, so that the inbox has one query at most, also
+        # while the agent's thread is in its first sync and callers give up and try again.
+        with self._lock:
+            taken = self._wanted
+            if is_first := taken is None:
+                taken = self._wanted = Future()
+        if is_first:
+            self._run(Query(partial(self._answer, taken)))
         try:
-            return taken.result(_PATIENCE)
+            return taken.result(PATIENCE)
         except TimeoutError as error:
-            # The query stays in the inbox and runs later, without a reader of its result.
-            raise BusyError(f"the agent was busy for {_PATIENCE:.0f} s: try again") from error
+            raise BusyError(f"the agent was busy for {PATIENCE:.0f} s: try again") from error
+
+    def _answer(self, taken: Future[Snapshot]) -> None:
+        with self._lock:
+            self._wanted = None
+        try:
+            taken.set_result(self._take())
+        except Exception as error:  # raised in the callers' threads, so that the agent continues
+            taken.set_exception(error)
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Count the objects in the kernel's tables; empty if this mode or kernel has no counts."""
@@ -191,37 +180,41 @@ class AgentInspector:
             return ServiceLookup(service_skipped=why, pods_skipped=why)
         return look_up(self._about.client, name)
 
-    @contextmanager
-    def watch(self) -> Iterator[Iterator[Change | None]]:
-        """Yield an iterator of changes as they are programmed, with None after an idle second."""
-        with self._programmed.watched() as changes:
-            yield _taken(changes)
+    def watch(self) -> AbstractContextManager[Iterator[Sequence[Change]]]:
+        """Yield an iterator of changes as they are programmed, empty after an idle second."""
+        return self._programmed.log.watched()
+
+    def _copied(self) -> _Copies:
+        """Return the copies of before if the agent has done nothing since then."""
+        agent, state = self._agent, self._agent.cluster_state
+        if self._copies is None or self._copies.generation != agent.generation:
+            self._copies = _Copies(
+                agent.generation,
+                dict(state.services),
+                dict(state.slices),
+                dict(self._programmed.routings),
+                agent.problems(),
+            )
+        return self._copies
 
     def _take(self) -> Snapshot:
         agent, programmed, about = self._agent, self._programmed, self._about
+        copies = self._copied()
         return Snapshot(
             settings=about.settings,
             started=about.started,
             now=about.wall_clock(),
             health=about.health.report(),
             api_age=about.api_age(),
-            services=dict(agent.cluster_state.services),
-            slices=dict(agent.cluster_state.slices),
+            services=copies.services,
+            slices=copies.slices,
             node=agent.cluster_state.node,
             node_routing=agent.node_routing,
-            routings=dict(programmed.routings),
-            problems=agent.problems(),
+            routings=copies.routings,
+            problems=copies.problems,
             pending=agent.pending_count(),
             syncs=programmed.syncs,
             last_sync=programmed.last_sync,
             repairs=programmed.repairs,
             last_repair=programmed.last_repair,
         )
-
-
-def _taken(changes: queue.Queue[Change]) -> Iterator[Change | None]:
-    while True:
-        try:
-            yield changes.get(timeout=_IDLE_SECONDS)
-        except queue.Empty:
-            yield None

@@ -42,6 +42,7 @@ from pyproxy.health.server import HealthServers
 from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
 from pyproxy.health.state import Health
 from pyproxy.inspect.server import InspectServer
+from pyproxy.inspect.turns import Turns
 from pyproxy.metrics import Metrics
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.rtnetlink import AddressMonitor
@@ -199,15 +200,17 @@ def _metrics(settings: Settings) -> Metrics:
 
 @contextmanager
 def _inspectable(inspector: AgentInspector, settings: Settings) -> Iterator[None]:
+    # One for socket and page: their askers compute in the same process.
+    turns = Turns()
     with ExitStack() as stack:
-        stack.enter_context(_running(InspectServer(settings.inspect_socket, inspector)))
+        stack.enter_context(_running(InspectServer(settings.inspect_socket, inspector, turns)))
         if settings.ui is not None:
             # Imports a template engine, which an agent without a page does without.
             from pyproxy.ui.server import PageServer  # noqa: PLC0415
 
             counters = partial(modes.of(settings.mode).counters, settings)
             counted = settings.endpoint_counters
-            page = PageServer(settings.ui, inspector, counters if counted else None)
+            page = PageServer(settings.ui, inspector, turns, counters if counted else None)
             stack.enter_context(_running(page))
         yield
 

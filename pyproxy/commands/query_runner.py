@@ -40,7 +40,7 @@ class QueryRunner:
             # Only these two: an error that a running agent returns is the result.
             except (NoAgentError, AgentTimeoutError) as error:
                 self._give_up_agent(f"{error}: reading API server and kernel instead")
-        return query.handler(self._oneshot, arguments)
+        return query.run(self._oneshot, arguments)
 
     def agent_settings(self) -> Settings:
         """Return the settings of the running agent, or those of this command line.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http import HTTPStatus
@@ -16,6 +17,9 @@ from pyproxy.inspect.queries import A, ErrorReply, Query, R, Stream
 
 _TIMEOUT = 12.0
 """Seconds without a byte; the agent itself fails a query after 10 s."""
+
+
+_RETRY_SECONDS = 0.05
 
 
 class NoAgentError(PyproxyError):
@@ -100,7 +104,18 @@ class _UnixConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self._socket_timeout)
-        self.sock.connect(self._path)
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            try:
+                self.sock.connect(self._path)
+            # EAGAIN: more clients wait than the listener's backlog holds. The kernel does not wait
+            # on a socket with a timeout.
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError from error
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
 
 
 def _error_of(path: str, body: bytes) -> PyproxyError:

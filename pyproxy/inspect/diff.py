@@ -9,6 +9,8 @@ import msgspec
 
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane, NodeRouting
+from pyproxy.inspect.listing import Listing
+from pyproxy.inspect.services import list_routing
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.policy.routing import ServiceRouting
 
@@ -44,12 +46,13 @@ class Diff(msgspec.Struct, frozen=True, rename="camel"):
 
 def desired_state(snapshot: Snapshot) -> DesiredState:
     """Return the desired state of a snapshot."""
-    return DesiredState(
-        snapshot.settings,
-        snapshot.node_routing,
-        tuple(snapshot.routings.values()),
-        snapshot.pending,
-    )
+    return list_desired_state(snapshot).whole()
+
+
+def list_desired_state(snapshot: Snapshot) -> Listing[DesiredState]:
+    """Return the desired state of a snapshot, Service by Service and port by port."""
+    head = DesiredState(snapshot.settings, snapshot.node_routing, (), snapshot.pending)
+    return Listing(head, {"routings": map(list_routing, snapshot.routings.values())})
 
 
 def diff(dataplane: Dataplane[Any], desired: DesiredState, *, netlink: bool) -> Diff:

@@ -9,7 +9,8 @@ import msgspec
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.errors import Problem
-from pyproxy.inspect.services import families
+from pyproxy.inspect.listing import Listing
+from pyproxy.inspect.services import families, list_routing
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import health, is_healthy
 from pyproxy.inspect.target import Target, resolve
@@ -52,6 +53,11 @@ class AgentFacts(msgspec.Struct, frozen=True):
 
 def agent_facts(snapshot: Snapshot, text: str) -> AgentFacts:
     """Return a snapshot's facts about a target. Raises UsageError if it cannot be parsed."""
+    return list_agent_facts(snapshot, text).whole()
+
+
+def list_agent_facts(snapshot: Snapshot, text: str) -> Listing[AgentFacts]:
+    """Return a snapshot's facts about a target, slice by slice. Raises UsageError."""
     target = resolve(snapshot, text)
     name = target.name
     facts = AgentFacts(
@@ -65,18 +71,16 @@ def agent_facts(snapshot: Snapshot, text: str) -> AgentFacts:
         target=target,
     )
     if name is None:
-        return facts
+        return Listing(facts, {})
     slices = snapshot.slices_of(name)
     # A problem of a slice is a problem of its Service too.
     subjects = {(Kind.SERVICE.value, str(name))}
     subjects |= {(Kind.ENDPOINT_SLICE.value, str(each.name)) for each in slices}
-    return msgspec.structs.replace(
-        facts,
-        service=snapshot.services.get(name),
-        slices=slices,
-        routing=snapshot.routings.get(name),
-        problems=tuple(p for p in snapshot.problems if (p.kind, p.name) in subjects),
-    )
+    routing = snapshot.routings.get(name)
+    head = msgspec.structs.replace(facts, service=snapshot.services.get(name))
+    problems = (p for p in snapshot.problems if (p.kind, p.name) in subjects)
+    fields = {"slices": iter(slices), "problems": problems}
+    return Listing(head, fields, {"routing": list_routing(routing)} if routing else {})
 
 
 class KernelFacts(msgspec.Struct, frozen=True):

@@ -1,20 +1,41 @@
-"""The HTTP base of socket and page: GET requests, error responses, bounded threads."""
+"""The HTTP base of socket and page: GET requests, bounded in size, time and number."""
 
 from __future__ import annotations
 
+import io
 import logging
+import socket
 import socketserver
-import threading
+import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.inspect.connections import Connections
+from pyproxy.inspect.turns import Turn
 
 log = logging.getLogger(__name__)
+
+HEAD_SIZE = 16 * 1024
+"""Bytes of a request's head; the rest is not read."""
+
+HEAD_SECONDS = 5.0
+"""Seconds from the connection to the end of the request's head."""
+
+CHUNK = 64 * 1024
+"""Bytes of a response that are made before some are sent."""
+
+RETRY_AFTER = "1"
+
+_REFUSAL = (
+    b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\n"
+    b"Retry-After: 1\r\n\r\ntoo many clients are connected: try again\n"
+)
 
 
 class RequestHandler(BaseHTTPRequestHandler):
@@ -25,6 +46,12 @@ class RequestHandler(BaseHTTPRequestHandler):
     """
 
     timeout = 10.0
+    # http.server would name itself and its version of Python.
+    server_version = "pyproxy"
+    sys_version = ""
+    # Of a request whose version cannot be read. The default of http.server has no headers.
+    default_request_version = "HTTP/1.0"
+    server: BoundedThreads
     usage_status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
     extra_headers: ClassVar[Mapping[str, str]] = {}
 
@@ -36,23 +63,37 @@ class RequestHandler(BaseHTTPRequestHandler):
     def fail(self, status: HTTPStatus, message: str) -> None:
         """Send an error response."""
 
+    def setup(self) -> None:
+        """Bound the request's head, which BaseHTTPRequestHandler reads line by line."""
+        super().setup()
+        self.rfile = io.BufferedReader(_Head(self.connection))
+        self._responding = False
+
     def do_GET(self) -> None:
         """Respond to one request, whatever `get` raises."""
+        self.server.connections.head_read(self.connection)
         target = urlsplit(self.path)
         try:
             self.get(target.path, target.query)
         except (UsageError, ValueError) as error:  # msgspec.ValidationError is a ValueError
-            self.fail(self.usage_status, str(error))
+            self._fail(self.usage_status, str(error))
         except PyproxyError as error:
-            self.fail(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+            self._fail(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except OSError:  # the client closed the connection: see handle_error
             raise
         except Exception as error:
             log.exception("cannot respond to GET %s: this is a bug in pyproxy", target.path)
-            self.fail(
+            self._fail(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
                 f"internal error ({type(error).__name__}): see the agent's log",
             )
+
+    def _fail(self, status: HTTPStatus, message: str) -> None:
+        # Within a response, only the end of the connection shows the client that it is incomplete.
+        if self._responding:
+            log.debug("a response ends early: %s", message)
+        else:
+            self.fail(status, message)
 
     def respond(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
         """Send a whole response."""
@@ -61,14 +102,43 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def send_head(self, status: HTTPStatus, content_type: str, length: int | None = None) -> None:
         """Send status and headers; without `length` the body ends with the connection."""
+        self._responding = True
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         # HTTP/1.0, the default of http.server, has one request per connection.
         if length is not None:
             self.send_header("Content-Length", str(length))
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            self.send_header("Retry-After", RETRY_AFTER)
         for name, value in self.extra_headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+    def stream(self, body: Iterator[bytes], content_type: str, turn: Turn) -> None:
+        """Send a body as it is made, in turns with other askers.
+
+        A slow client holds no turn, and one part of the body in memory.
+        """
+        with turn:
+            chunk = bytearray()
+            for part in body:
+                chunk += part
+                if len(chunk) >= CHUNK or turn.is_over:
+                    with turn.paused():
+                        self._send_chunk(chunk, content_type)
+                    chunk = bytearray()
+        self._send_chunk(chunk, content_type)
+
+    def _send_chunk(self, chunk: bytearray, content_type: str) -> None:
+        # The head is sent with the first chunk, so that an error before it has its own status.
+        if not self._responding:
+            self.send_head(HTTPStatus.OK, content_type)
+        self.wfile.write(chunk)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """Respond to a request that http.server rejects, as to every other one."""
+        status = HTTPStatus(code)
+        self.fail(status, message or status.phrase)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Log requests at debug level instead of on stderr."""
@@ -79,11 +149,38 @@ class RequestHandler(BaseHTTPRequestHandler):
         return super().address_string() if self.client_address else "a local client"
 
 
-class BoundedThreads(socketserver.ThreadingMixIn):
+class _Head(io.RawIOBase):
+    """Reads a request's head; ends after `HEAD_SIZE` bytes, raises after `HEAD_SECONDS`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._left = HEAD_SIZE
+        self._deadline = time.monotonic() + HEAD_SECONDS
+
+    def readable(self) -> bool:
+        """Return true."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes into a buffer. Raises TimeoutError."""
+        wanted = memoryview(buffer)[: self._left]
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request's head is late")
+        timeout = self._connection.gettimeout()
+        self._connection.settimeout(left)
+        try:
+            read = self._connection.recv_into(wanted) if wanted else 0
+        finally:
+            self._connection.settimeout(timeout)
+        self._left -= read
+        return read
+
+
+class BoundedThreads(socketserver.ThreadingMixIn, socketserver.BaseServer):
     """Serves each client of a socketserver in a thread of its own, `clients` at most.
 
-    Further connections are closed at once, so that a flood of clients cannot use up the agent's
-    threads.
+    `connections` chooses which connections end when there are more.
     """
 
     clients = 16
@@ -92,29 +189,37 @@ class BoundedThreads(socketserver.ThreadingMixIn):
     block_on_close = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._free = threading.BoundedSemaphore(self.clients)
+        self.connections = Connections(self.clients)
         super().__init__(*args, **kwargs)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a client, or close the connection if all are busy."""
+        """Start a thread for a client, or refuse it if all are busy."""
         # Not blocking: this is the thread that accepts, and `stop` waits for it.
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)  # type: ignore[attr-defined]
+        if not self.connections.add(request, peer_of(client_address)):
+            with suppress(OSError):
+                request.settimeout(0)
+                request.sendall(_REFUSAL)
+            self.shutdown_request(request)
             return
-        # From here on, process_request_thread releases the slot, unless no thread starts.
+        # From here on, process_request_thread removes it, unless no thread starts.
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # "can't start new thread": RLIMIT_NPROC or the pids cgroup
-            self._free.release()
+            self.connections.remove(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a client in its thread, then release the slot."""
+        """Serve a client in its thread, then make room for another one."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self.connections.remove(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log a failed request at debug level."""
         log.debug("a client closed its connection or timed out", exc_info=True)
+
+
+def peer_of(client_address: Any) -> str:
+    """Return the peer's address without its port; empty for a Unix socket's client."""
+    return str(client_address[0]) if isinstance(client_address, tuple) else ""

@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.inspect.diff import DesiredState, desired_state
-from pyproxy.inspect.facts import AgentFacts, agent_facts
-from pyproxy.inspect.services import Services, object_name, services
+from pyproxy.inspect.diff import DesiredState, list_desired_state
+from pyproxy.inspect.facts import AgentFacts, list_agent_facts
+from pyproxy.inspect.listing import Listing
+from pyproxy.inspect.services import Services, list_services, object_name
 from pyproxy.inspect.snapshot import AgentView, Change
-from pyproxy.inspect.status import Status, status
+from pyproxy.inspect.status import Status, list_status
 from pyproxy.source.api_objects import ServiceLookup
 
 A = TypeVar("A", bound=msgspec.Struct)
-R = TypeVar("R")
+R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Query(msgspec.Struct, Generic[A, R], frozen=True):
     """A request with one result.
 
     `arguments` is a struct of texts, numbers and booleans, encoded as a URL query string; `result`
-    is encoded as JSON. `handler` runs in the request's own thread and may raise PyproxyError.
+    is encoded as JSON. `handler` runs in the request's own thread and may raise PyproxyError. A
+    handler of a long result returns a listing of it.
     """
 
     path: str
     arguments: type[A]
     result: type[R]
-    handler: Callable[[AgentView, A], R]
+    handler: Callable[[AgentView, A], R | Listing[R]]
+
+    def run(self, agent: AgentView, arguments: A) -> R:
+        """Return the whole result. Raises PyproxyError."""
+        found = self.handler(agent, arguments)
+        return found.whole() if isinstance(found, Listing) else found
 
 
 class Stream(msgspec.Struct, Generic[A, R], frozen=True):
     """A request with results until the client closes the connection: JSON, one line each.
 
-    For None the server writes an empty line, because only a write detects a closed connection.
+    `handler` yields the results since the last time. If there are none the server writes an empty
+    line, because only a write detects a closed connection.
     """
 
     path: str
     arguments: type[A]
     result: type[R]
-    handler: Callable[[AgentView, A], Iterator[R | None]]
+    handler: Callable[[AgentView, A], Iterator[Sequence[R]]]
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
@@ -80,27 +88,31 @@ class WatchArgs(msgspec.Struct, frozen=True):
     namespace: str = ""
 
 
-def _watch(agent: AgentView, arguments: WatchArgs) -> Iterator[Change | None]:
+def _watch(agent: AgentView, arguments: WatchArgs) -> Iterator[Sequence[Change]]:
     prefix = f"{arguments.namespace}/" if arguments.namespace else ""
     with agent.watch() as changes:
-        for change in changes:
-            if change is None or change.service.startswith(prefix):
-                yield change
+        for batch in changes:
+            yield [change for change in batch if change.service.startswith(prefix)]
 
 
 STATUS = Query(
-    "/status", NoArgs, Status, lambda agent, _: status(agent.snapshot(), agent.table_usage())
+    "/status", NoArgs, Status, lambda agent, _: list_status(agent.snapshot(), agent.table_usage())
 )
 SERVICES = Query(
     "/services",
     ServicesArgs,
     Services,
-    lambda agent, args: services(agent.snapshot(), args.name, args.namespace),
+    lambda agent, args: list_services(agent.snapshot(), args.name, args.namespace),
 )
-DESIRED = Query("/desired", NoArgs, DesiredState, lambda agent, _: desired_state(agent.snapshot()))
+DESIRED = Query(
+    "/desired", NoArgs, DesiredState, lambda agent, _: list_desired_state(agent.snapshot())
+)
 SETTINGS = Query("/settings", NoArgs, Settings, lambda agent, _: agent.snapshot().settings)
 FACTS = Query(
-    "/facts", FactsArgs, AgentFacts, lambda agent, args: agent_facts(agent.snapshot(), args.target)
+    "/facts",
+    FactsArgs,
+    AgentFacts,
+    lambda agent, args: list_agent_facts(agent.snapshot(), args.target),
 )
 LOOKUP = Query(
     "/lookup", LookupArgs, ServiceLookup, lambda agent, args: agent.look_up(object_name(args.name))

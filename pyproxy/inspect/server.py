@@ -8,6 +8,7 @@ import socket
 import socketserver
 import stat
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -17,8 +18,11 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from pyproxy.inspect.http_server import BoundedThreads, RequestHandler
+from pyproxy.inspect.listing import encoded
 from pyproxy.inspect.queries import QUERIES, ErrorReply, Stream
 from pyproxy.inspect.snapshot import AgentView
+from pyproxy.inspect.turn_taking import TurnTaking
+from pyproxy.inspect.turns import Turn, Turns
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -32,12 +36,14 @@ class InspectServer:
     """Serves queries on a Unix socket between `start` and `stop`.
 
     Each client has a thread of its own, so that rendering a result does not delay the agent's
-    thread. A socket that cannot be bound is a warning: the agent proxies without it.
+    thread, and computes in `turns` with all other askers. A socket that cannot be bound is a
+    warning: the agent proxies without it.
     """
 
-    def __init__(self, path: str, agent: AgentView) -> None:
+    def __init__(self, path: str, agent: AgentView, turns: Turns) -> None:
         self._path = path
         self._agent = agent
+        self._turns = turns
         self._server: _Listener | None = None
         self._thread: Worker | None = None
         self._stopping = False
@@ -48,7 +54,7 @@ class InspectServer:
             return
         try:
             _remove_stale_socket(Path(self._path))
-            self._server = _Listener(self._path, self._agent)
+            self._server = _Listener(self._path, self._agent, self._turns)
         except OSError as error:
             log.warning(
                 "cannot listen on %s: %s; pyproxy status and other commands cannot query this "
@@ -94,16 +100,18 @@ def _remove_stale_socket(path: Path) -> None:
 
 
 class _Listener(BoundedThreads, socketserver.UnixStreamServer):
-    request_queue_size = BoundedThreads.clients
+    request_queue_size = 128
 
-    def __init__(self, path: str, agent: AgentView) -> None:
+    def __init__(self, path: str, agent: AgentView, turns: Turns) -> None:
         self.agent = agent
+        self.turns = turns
         super().__init__(path, _Handler)
 
     def server_bind(self) -> None:
+        # bind(2) gives the file the mode of the socket. A chmod of the path would follow a symbolic
+        # link that another program has put there meanwhile.
+        os.fchmod(self.socket.fileno(), 0o600)
         super().server_bind()
-        # No client can connect before listen(), so none connected with the umask's mode.
-        Path(str(self.server_address)).chmod(0o600)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
         """Accept only root and the agent's own user.
@@ -127,13 +135,23 @@ class _Handler(RequestHandler):
             return
         given = dict(parse_qsl(query, strict_parsing=True)) if query else {}
         arguments = msgspec.convert(given, known.arguments, strict=False)
+        turn = self.server.turns.turn("")
         if isinstance(known, Stream):
-            self.send_head(HTTPStatus.OK, "application/jsonl")
-            for each in known.handler(self.server.agent, arguments):
-                self.wfile.write((b"" if each is None else msgspec.json.encode(each)) + b"\n")
-        else:
-            body = msgspec.json.encode(known.handler(self.server.agent, arguments))
-            self.respond(HTTPStatus.OK, body, "application/json")
+            self._stream(known, arguments, turn)
+            return
+
+        def body() -> Iterator[bytes]:
+            yield from encoded(known.handler(TurnTaking(self.server.agent, turn), arguments))
+
+        self.stream(body(), "application/json", turn)
+
+    def _stream(self, known: Stream[Any, Any], arguments: Any, turn: Turn) -> None:
+        self.server.connections.streams(self.connection)
+        self.send_head(HTTPStatus.OK, "application/jsonl")
+        for results in known.handler(self.server.agent, arguments):
+            with turn:
+                lines = b"".join(msgspec.json.encode(each) + b"\n" for each in results)
+            self.wfile.write(lines or b"\n")
 
     def fail(self, status: HTTPStatus, message: str) -> None:
         """Send an ErrorReply."""

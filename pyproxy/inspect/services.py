@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 import msgspec
 
 from pyproxy.errors import Problem, UsageError
+from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import InvalidObject, invalid_object
 from pyproxy.model.address import (
@@ -103,6 +104,11 @@ def services(snapshot: Snapshot, name: str = "", namespace: str = "") -> Service
 
     Raises UsageError if the node has no Service of that name.
     """
+    return list_services(snapshot, name, namespace).whole()
+
+
+def list_services(snapshot: Snapshot, name: str = "", namespace: str = "") -> Listing[Services]:
+    """Return the same Service by Service, and port by port. Raises UsageError."""
     problems = _problems_by_service(snapshot.problems)
     slices: Mapping[ObjectName, Sequence[EndpointSlice]]
     if name:
@@ -114,13 +120,11 @@ def services(snapshot: Snapshot, name: str = "", namespace: str = "") -> Service
         # One pass over all slices; `slices_of` would make a pass for each Service.
         slices = _slices_by_service(snapshot)
         chosen = sorted(each for each in snapshot.services if namespace in ("", each.namespace))
-    return Services(
-        tuple(
-            _service_view(snapshot, each, slices.get(each, ()), problems.get(str(each), ()))
-            for each in chosen
-        ),
-        named=bool(name),
+    views = (
+        list_service(snapshot, each, slices.get(each, ()), problems.get(str(each), ()))
+        for each in chosen
     )
+    return Listing(Services((), named=bool(name)), {"services": views})
 
 
 def object_name(text: str) -> ObjectName:
@@ -131,18 +135,23 @@ def object_name(text: str) -> ObjectName:
     return ObjectName(namespace or "default", name)
 
 
-def _service_view(
+def list_routing(routing: ServiceRouting) -> Listing[ServiceRouting]:
+    """Return a routing, port by port."""
+    return Listing(msgspec.structs.replace(routing, ports=()), {"ports": iter(routing.ports)})
+
+
+def list_service(
     snapshot: Snapshot,
     name: ObjectName,
     slices: Sequence[EndpointSlice],
     problems: Sequence[Problem],
-) -> ServiceView:
+) -> Listing[ServiceView]:
+    """Return one Service, port by port."""
     service, routing = snapshot.services[name], snapshot.routings.get(name)
     settings = snapshot.settings
     # As routed: the rest is in `invalid`, and its product of ports and endpoints may be huge.
     bounded = within_bounds(service, slices, settings.node_name, settings.bounds)
-    ports = tuple(_ports(snapshot, bounded.service, routing, bounded.slices))
-    return ServiceView(
+    head = ServiceView(
         namespace=name.namespace,
         name=name.name,
         internal_policy=service.internal_policy.value,
@@ -151,9 +160,16 @@ def _service_view(
         source_ranges=tuple(map(str, service.source_ranges)),
         health_check_port=service.health_check_port,
         programmed=routing is not None,
-        ports=ports,
-        unmatched=tuple(_unmatched(service, slices)),
+        ports=(),
+        unmatched=(),
         invalid=tuple(map(invalid_object, problems)),
+    )
+    return Listing(
+        head,
+        {
+            "ports": _ports(snapshot, bounded.service, routing, bounded.slices),
+            "unmatched": _unmatched(service, slices),
+        },
     )
 
 

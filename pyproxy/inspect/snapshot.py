@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -117,8 +117,8 @@ class AgentView(Protocol):
         """
         ...
 
-    def watch(self) -> AbstractContextManager[Iterator[Change | None]]:
-        """Return each change from now on, as it is committed, and None after a second without one.
+    def watch(self) -> AbstractContextManager[Iterator[Sequence[Change]]]:
+        """Return the changes from now on, as they are committed; none of them after an idle second.
 
         The iterator blocks. A reader that is too slow loses changes and delays no sync.
         """

@@ -7,6 +7,7 @@ import msgspec
 import pyproxy
 from pyproxy.dataplane.interface import TableUsage
 from pyproxy.errors import Problem
+from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.snapshot import Repair, Snapshot, Sync
 from pyproxy.model.address import address_text
 from pyproxy.redaction import without_userinfo
@@ -54,8 +55,15 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     tables: tuple[TableUsage, ...] = ()
 
 
-def status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Status:
-    """Return the status of a snapshot."""
+def list_status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Listing[Status]:
+    """Return the status of a snapshot, with the invalid objects one by one."""
+    return Listing(status(snapshot, tables, 0), {"invalid": map(invalid_object, snapshot.problems)})
+
+
+def status(
+    snapshot: Snapshot, tables: tuple[TableUsage, ...] = (), limit: int | None = None
+) -> Status:
+    """Return the status of a snapshot, with `limit` invalid objects at most."""
     settings, node = snapshot.settings, snapshot.node
     return Status(
         version=pyproxy.__version__,
@@ -81,7 +89,7 @@ def status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Status:
         pod_networks=tuple(map(str, snapshot.node_routing.pod_networks)),
         last_sync=snapshot.last_sync,
         last_repair=snapshot.last_repair,
-        invalid=tuple(map(invalid_object, snapshot.problems)),
+        invalid=tuple(map(invalid_object, snapshot.problems[:limit])),
         tables=tables,
     )
 

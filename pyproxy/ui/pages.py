@@ -6,31 +6,51 @@ Jinja escapes every value, because names and labels come from the cluster's user
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from pyproxy.inspect.humanize import clock, duration
-from pyproxy.inspect.services import ServiceView, services
+from pyproxy.inspect.listing import Listing
+from pyproxy.inspect.services import ServiceView, list_services
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import status
 from pyproxy.ui.diagram import WIDTH, draw
 from pyproxy.ui.search import Filter, SearchQuery, search
 
+MAX_ROWS = 200
+"""Rows of a table; the commands print all."""
+
+MAX_PORTS = 20
+"""Ports on the page of a Service."""
+
 
 def overview(snapshot: Snapshot, query: SearchQuery) -> str:
     """Return the page of the node, with the Services that match a query."""
     return _page("node.html").render(
-        status=status(snapshot), query=query, found=search(snapshot, query), filters=Filter
+        status=status(snapshot, limit=MAX_ROWS),
+        problems=len(snapshot.problems),
+        query=query,
+        found=search(snapshot, query),
+        filters=Filter,
     )
 
 
 def service(snapshot: Snapshot, name: str) -> str:
-    """Return the page of one Service (NAMESPACE/NAME). Raises UsageError if it is not served."""
-    view: ServiceView = services(snapshot, name).services[0]
+    """Return the page of one Service (NAMESPACE/NAME). Raises UsageError if it is not served.
+
+    Of a large Service it has `MAX_PORTS` ports and `MAX_ROWS` rows in each table.
+    """
+    view: Listing[ServiceView] = next(list_services(snapshot, name).fields["services"])
+    ports = list(islice(view.fields["ports"], MAX_PORTS))
     return _page("service.html").render(
-        status=status(snapshot),
-        service=view,
-        ports=[(port, draw(port)) for port in view.ports],
+        status=status(snapshot, limit=0),
+        service=view.head,
+        ports=[(port, draw(port)) for port in ports],
+        more_ports=any(True for _ in view.fields["ports"]),
+        unmatched=list(islice(view.fields["unmatched"], MAX_ROWS)),
+        more_unmatched=any(True for _ in view.fields["unmatched"]),
+        rows=MAX_ROWS,
         width=WIDTH,
     )
 

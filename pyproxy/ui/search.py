@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -14,6 +14,9 @@ from pyproxy.policy.routing import ServiceRouting
 
 PAGE_SIZE = 50
 """Services on one page."""
+
+_MAX_LENGTH, _MAX_WORDS = 256, 16
+"""Bounds of a search, which compares each word with each Service."""
 
 
 class Filter(enum.Enum):
@@ -57,14 +60,15 @@ class SearchResult(msgspec.Struct, frozen=True):
 
 def search(snapshot: Snapshot, query: SearchQuery) -> SearchResult:
     """Return one page of matching Services; a page number above the last means the last."""
-    words = query.q.lower().split()
+    words = list(dict.fromkeys(query.q[:_MAX_LENGTH].lower().split()))[:_MAX_WORDS]
     invalid = _invalid_fields(snapshot)
     matching = [
         name
-        for name in sorted(snapshot.services)
-        if _has_words(name, snapshot.services[name], words)
-        and _passes(query.filter, snapshot.routings.get(name), invalid.get(str(name), 0))
+        for name in snapshot.services
+        if _passes(query.filter, name, snapshot, invalid)
+        and _has_words(name, snapshot.services[name], words)
     ]
+    matching.sort(key=lambda name: (name.namespace, name.name))
     # At least one page, because an empty result is a page too.
     pages = max(1, -(-len(matching) // PAGE_SIZE))
     page = min(max(query.page, 1), pages)
@@ -74,18 +78,22 @@ def search(snapshot: Snapshot, query: SearchQuery) -> SearchResult:
 
 
 def _has_words(name: ObjectName, service: Service, words: list[str]) -> bool:
+    if not words:
+        return True
     text = " ".join((str(name), *_addresses(service), *_ports(service))).lower()
     return all(word in text for word in words)
 
 
-def _passes(filter_: Filter, routing: ServiceRouting | None, invalid: int) -> bool:
+def _passes(
+    filter_: Filter, name: ObjectName, snapshot: Snapshot, invalid: Mapping[str, int]
+) -> bool:
     match filter_:
         case Filter.ALL:
             return True
         case Filter.NO_ENDPOINTS:
-            return _is_unserved(routing)
+            return _is_unserved(snapshot.routings.get(name))
         case Filter.INVALID:
-            return invalid > 0
+            return str(name) in invalid
 
 
 def _row(snapshot: Snapshot, name: ObjectName, invalid: int) -> ServiceRow:

@@ -7,12 +7,11 @@ it, because what a node serves is confidential.
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import socket
 import socketserver
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from http import HTTPStatus
 from importlib.resources import files
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -22,10 +21,12 @@ import msgspec
 from pyproxy.config.settings import ListenAddress
 from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.errors import UsageError
-from pyproxy.inspect.http_server import BoundedThreads, RequestHandler
-from pyproxy.inspect.snapshot import AgentView, Change
+from pyproxy.inspect.http_server import BoundedThreads, RequestHandler, peer_of
+from pyproxy.inspect.snapshot import AgentView, Snapshot
+from pyproxy.inspect.turns import Turns
 from pyproxy.model.address import Family, address_text, family_of
 from pyproxy.ui import pages
+from pyproxy.ui.recent_pages import REFRESH_SECONDS, RecentPages
 from pyproxy.ui.search import SearchQuery
 from pyproxy.ui.timeline import ConnectionCounter, Recorder, Timeline
 from pyproxy.workers import Worker
@@ -36,6 +37,7 @@ _STOP_TIMEOUT = 1.0
 _VIEWER_TIMEOUT = 20.0
 """Seconds after the last request for the charts; the page asks every 2 s."""
 
+_HTML = "text/html; charset=utf-8"
 _STATIC = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
@@ -63,15 +65,21 @@ OpenCounters = Callable[[], ConnectionCounters]
 class PageServer:
     """Serves the page between `start` and `stop`.
 
-    `counters` opens the connection counters, None if nothing is counted. An address that cannot be
+    Readers compute in `turns` with all other askers. `counters` opens the connection counters, None
+    if nothing is counted. An address that cannot be
     bound is a warning: the agent proxies without the page.
     """
 
     def __init__(
-        self, address: ListenAddress, agent: AgentView, counters: OpenCounters | None = None
+        self,
+        address: ListenAddress,
+        agent: AgentView,
+        turns: Turns,
+        counters: OpenCounters | None = None,
     ) -> None:
         self._address = address
         self._agent = agent
+        self._turns = turns
         self._counters = counters
         self._server: _Listener | None = None
 
@@ -83,7 +91,7 @@ class PageServer:
     def start(self) -> None:
         """Listen and serve."""
         try:
-            self._server = _Listener(self._address, self._agent, self._counters)
+            self._server = _Listener(self._address, self._agent, self._turns, self._counters)
         except OSError as error:
             log.warning("cannot serve the page on %s: %s", self._address, error.strerror)
             return
@@ -102,18 +110,25 @@ class _Listener(BoundedThreads, socketserver.TCPServer):
     # so delays the start of the agent.
 
     # A browser opens up to six connections, and each open page keeps one for /changes.
-    clients = request_queue_size = 32
+    clients = 32
+    request_queue_size = 128
     # A restarted agent binds although connections of the last one are in TIME_WAIT.
     allow_reuse_address = True
 
     def __init__(
-        self, address: ListenAddress, agent: AgentView, counters: OpenCounters | None = None
+        self,
+        address: ListenAddress,
+        agent: AgentView,
+        turns: Turns,
+        counters: OpenCounters | None,
     ) -> None:
         # TCPServer.__init__ makes the socket, so its family must be known before.
         if family_of(address.address) is Family.IPV6:
             self.address_family = socket.AF_INET6
         self.agent = agent
+        self.turns = turns
         self.timeline = Timeline()
+        self.rendered = RecentPages(time.monotonic)
         self.viewed_at = float("-inf")
         super().__init__((address_text(address.address), address.port), _Handler)
         # After the bind, which fails if the port is in use: nothing would close the counters.
@@ -158,10 +173,10 @@ class _Handler(RequestHandler):
         match first:
             case "" if not rest:
                 given = msgspec.convert(dict(parse_qsl(query)), SearchQuery, strict=False)
-                self._html(HTTPStatus.OK, pages.overview(self.server.agent.snapshot(), given))
+                self._page(given, lambda snapshot: pages.overview(snapshot, given))
             case "services" if rest:
                 name = unquote(rest)
-                self._html(HTTPStatus.OK, pages.service(self.server.agent.snapshot(), name))
+                self._page(name, lambda snapshot: pages.service(snapshot, name))
             # Only the charts count as a viewer: other tools may poll the page itself.
             case "timeline":
                 self.server.viewed_at = time.monotonic()
@@ -180,15 +195,31 @@ class _Handler(RequestHandler):
         """Send an error page."""
         self._html(status, pages.error(message))
 
+    def _page(self, key: Hashable, render: Callable[[Snapshot], str]) -> None:
+        """Send a page, rendered at most once in `REFRESH_SECONDS` for all readers."""
+        found = self.server.rendered.get(key)
+        if found is None:
+            # Before the turn: the agent's thread takes the snapshot, and others compute meanwhile.
+            snapshot, taken_at = self.server.agent.snapshot(), time.monotonic()
+            with self.server.turns.turn(peer_of(self.client_address)):
+                # Another reader may have rendered the page while this one waited.
+                found = self.server.rendered.get(key)
+                if found is None:
+                    found = render(snapshot).encode()
+                    self.server.rendered.put(key, found, taken_at)
+        self.respond(HTTPStatus.OK, found, _HTML)
+
     def _changes(self) -> None:
-        """Send changes as server-sent events until the browser closes the connection."""
+        """Send an event after changes, until the browser closes the connection."""
+        self.server.connections.streams(self.connection)
         self.send_head(HTTPStatus.OK, "text/event-stream")
-        with self.server.agent.watch() as changes:
-            for line in _events(changes):
-                self.wfile.write(line)
+        # The milliseconds after which the browser's EventSource connects again.
+        self.wfile.write(b"retry: 2000\n\n")
+        for line in change_events(self.server.timeline.changes, time.sleep):
+            self.wfile.write(line)
 
     def _html(self, status: HTTPStatus, text: str) -> None:
-        self.respond(status, text.encode(), "text/html; charset=utf-8")
+        self.respond(status, text.encode(), _HTML)
 
 
 def is_trusted_host(host: str) -> bool:
@@ -207,9 +238,19 @@ def is_trusted_host(host: str) -> bool:
     return True
 
 
-def _events(changes: Iterator[Change | None]) -> Iterator[bytes]:
-    # The milliseconds after which the browser's EventSource connects again.
-    yield b"retry: 2000\n\n"
-    for change in changes:
-        # Only a write detects a closed connection, hence a comment if there is no change.
-        yield b":\n\n" if change is None else f"data: {json.dumps(change.service)}\n\n".encode()
+def change_events(changes: Callable[[], int], sleep: Callable[[float], None]) -> Iterator[bytes]:
+    """Yield an event after each period with changes, a comment after one without.
+
+    `changes` counts the changes so far. A change is announced after one more period, when no page
+    rendered before it is sent any more.
+    """
+    announced = before = changes()
+    while True:
+        sleep(REFRESH_SECONDS)
+        if before != announced:
+            announced = before
+            yield f"data: {announced}\n\n".encode()
+        else:
+            # Only a write detects a closed connection.
+            yield b":\n\n"
+        before = changes()

@@ -46,10 +46,16 @@ class Timeline:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._moments: OrderedDict[int, Moment] = OrderedDict()
+        self._changes = 0
+
+    def changes(self) -> int:
+        """Return the number of changes so far."""
+        return self._changes
 
     def add_change(self, change: Change) -> None:
         """Record a change in the second of its commit."""
         with self._lock:
+            self._changes += 1
             moment = self._at(int(change.ended))
             self._put(
                 msgspec.structs.replace(
@@ -143,11 +149,11 @@ class Recorder:
 
     def _run(self) -> None:
         with self._agent.watch() as changes:
-            for change in changes:
+            # `watch` yields after a second without a change too, which drives the counters.
+            for batch in changes:
                 if self._stopping.is_set():
                     return
-                # `watch` yields None after a second without a change, which drives the counters.
-                if change is not None:
+                for change in batch:
                     self._timeline.add_change(change)
                 self.record_connections()
 

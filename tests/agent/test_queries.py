@@ -101,7 +101,7 @@ def test_a_question_that_fails_is_its_askers_trouble_alone(
 
 
 def test_an_agent_that_never_comes_to_it_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyproxy.agent.queries._PATIENCE", 0.01)
+    monkeypatch.setattr("pyproxy.agent.queries.PATIENCE", 0.01)
     with pytest.raises(Exception, match="the agent was busy"):
         Asked().witness.snapshot()
 

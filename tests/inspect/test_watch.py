@@ -11,6 +11,7 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit
 from pyproxy.agent.queries import ProgrammedState
 from pyproxy.commands.watch import line
+from pyproxy.inspect.change_log import BATCH, ChangeLog
 from pyproxy.inspect.queries import WATCH, WatchArgs
 from pyproxy.inspect.snapshot import Change
 from pyproxy.model.objects import ObjectName
@@ -52,30 +53,45 @@ def test_a_change_has_its_latency(node: InspectedNode) -> None:
 
 def test_an_unchanged_service_is_no_change() -> None:
     programmed = ProgrammedState()
-    with programmed.watched() as changes:
+    with programmed.log.watched() as changes:
         for routing in (NOTHING, NOTHING, ServiceRouting(WEB, (), affinity_timeout=9), None, None):
             programmed.committed(commit(routing), ClusterState())
-        types = [changes.get_nowait().type for _ in range(changes.qsize())]
-    assert types == ["added", "changed", "removed"]
+        assert [each.type for each in next(changes)] == ["added", "changed", "removed"]
 
 
-def test_a_slow_watcher_delays_no_commit() -> None:
+def changed(number: int) -> Change:
+    return Change(f"shop/s-{number}", "changed", 1, 0.0, 0.0)
+
+
+def test_all_watchers_read_the_same_changes_in_batches() -> None:
+    log = ChangeLog()
+    with log.watched() as one, log.watched() as other:
+        log.add([changed(number) for number in range(BATCH + 5)])
+        for changes in (one, other):
+            batches = [next(changes), next(changes)]
+            assert [len(batch) for batch in batches] == [BATCH, 5]
+            assert [each for batch in batches for each in batch] == [
+                changed(number) for number in range(BATCH + 5)
+            ]
+
+
+def test_a_slow_watcher_loses_the_oldest_changes_and_delays_nobody() -> None:
+    log = ChangeLog(capacity=10)
+    with log.watched() as changes:
+        for number in range(35):
+            log.add([changed(number)])
+        assert next(changes) == [changed(number) for number in range(25, 35)]
+        log.add([changed(number) for number in range(100)])
+        assert next(changes) == [changed(number) for number in range(90, 100)]
+
+
+def test_changes_without_a_watcher_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     programmed = ProgrammedState()
-    with programmed.watched() as changes:
-        for number in range(changes.maxsize + 1):
-            programmed.committed(
-                commit(ServiceRouting(WEB, (), affinity_timeout=number + 1)), ClusterState()
-            )
-        assert changes.full()
-    assert programmed.syncs == changes.maxsize + 1
-
-
-def test_a_closed_watch_receives_nothing() -> None:
-    programmed = ProgrammedState()
-    with programmed.watched() as changes:
+    with programmed.log.watched():
         pass
+    monkeypatch.setattr(programmed.log, "add", lambda _: pytest.fail("nobody watches"))
     programmed.committed(commit(NOTHING), ClusterState())
-    assert changes.empty()
+    assert programmed.syncs == 1
 
 
 def test_a_change_is_one_line() -> None:

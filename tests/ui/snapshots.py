@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pyproxy.config.settings import Settings
@@ -44,11 +44,11 @@ def service(name: str, address: str = "10.96.0.1", port: int = 80) -> Service:
 
 
 class FakeAgent:
-    """An AgentView of a fixed snapshot, and of the changes that a test puts into a queue."""
+    """An AgentView of a fixed snapshot, and of the batches that a test puts into a queue."""
 
     def __init__(self, fixed: Snapshot) -> None:
         self.fixed = fixed
-        self.changes: queue.Queue[Change | None] = queue.Queue()
+        self.changes: queue.Queue[Sequence[Change]] = queue.Queue()
 
     def snapshot(self) -> Snapshot:
         return self.fixed
@@ -60,5 +60,12 @@ class FakeAgent:
         return ServiceLookup(service_skipped="no API server")
 
     @contextmanager
-    def watch(self) -> Iterator[Iterator[Change | None]]:
-        yield iter(self.changes.get, object())
+    def watch(self) -> Iterator[Iterator[Sequence[Change]]]:
+        yield self._batches()
+
+    def _batches(self) -> Iterator[Sequence[Change]]:
+        while True:
+            try:
+                yield self.changes.get(timeout=0.02)
+            except queue.Empty:
+                yield ()

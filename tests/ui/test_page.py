@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pyproxy.config.settings import ListenAddress
+from pyproxy.inspect.turns import Turns
 from pyproxy.model.address import parse_address
 from pyproxy.ui.server import PageServer
 from tests.agent.live import endpoint_slice, service
@@ -137,12 +138,11 @@ def test_foreign_hosts_and_other_methods_are_rejected(node: InspectedNode) -> No
 
 @contextmanager
 def serving(agent: FakeAgent) -> Iterator[int]:
-    server = PageServer(ListenAddress(parse_address("127.0.0.1"), 0), agent)
+    server = PageServer(ListenAddress(parse_address("127.0.0.1"), 0), agent, Turns())
     server.start()
     try:
         yield server.port
     finally:
-        agent.changes.put(None)
         server.stop()
 
 

@@ -188,8 +188,9 @@ def _unused(facts: Facts, port: PortFacts, routing: PortRouting) -> Iterator[str
     usable = select_endpoints(port.endpoints, facts.hostname, zone)
     reasons = unused_reasons(port.endpoints, usable, facts.hostname, zone)
     local = facts.service.internal_policy is TrafficPolicy.LOCAL
+    used = set(routing.local)
     # The step `readiness` lists endpoints that are not ready.
     unready = (UnusedReason.NOT_READY, UnusedReason.TERMINATING)
     for backend, reason in (reasons.local if local else reasons.cluster).items():
-        if reason not in unready and backend not in routing.local:
+        if reason not in unready and backend not in used:
             yield f"{backend_text(backend)} ({reason.value})"
