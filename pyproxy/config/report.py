@@ -5,11 +5,18 @@ from __future__ import annotations
 import msgspec
 
 from pyproxy.config.settings import Settings
+from pyproxy.redaction import without_userinfo
 
 
 def flagz(settings: Settings) -> str:
-    """Return a heading, and a line with name and value for each flag."""
-    lines = (f"{flag.name.removeprefix('--')} {flag.value}".rstrip() for flag in settings.flags)
+    """Return a heading, and a line with name and value for each flag.
+
+    The value of --master may be a URL with a password, which is left out.
+    """
+    lines = (
+        f"{flag.name.removeprefix('--')} {without_userinfo(flag.value)}".rstrip()
+        for flag in settings.flags
+    )
     return "\n".join(
         ("pyproxy flagz", "For people: the form of this page may change.", "", *lines, "")
     )

@@ -376,6 +376,11 @@ def test_quantities(text: str) -> None:
     assert values.quantity(text) == text
 
 
+def test_flagz_has_no_passwords() -> None:
+    text = report.flagz(parse("--master=https://jo:secret@192.0.2.1:6443,http://x:secret@b"))
+    assert "master https://192.0.2.1:6443,http://b" in text.splitlines()
+
+
 def test_flagz_has_a_line_a_flag() -> None:
     lines = report.flagz(parse("--v=7")).splitlines()
     assert "v 7" in lines

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 Config = dict[str, Any]
@@ -43,3 +46,20 @@ def exec_plugin(folder: Path, token: str) -> Config:
             "interactiveMode": "Never",
         }
     }
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Return a self-signed certificate for 127.0.0.1, and its key; skip without openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl")
+    crt, key = folder / "tls.crt", folder / "tls.key"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        [*command.split(), "-keyout", str(key), "-out", str(crt)],
+        check=True,
+        capture_output=True,
+    )
+    return crt, key

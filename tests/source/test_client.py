@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from pyproxy.source.client import ApiStatusError, UnreachableError
 from pyproxy.source.connect import connect
 
-from .kubeconfigs import kubeconfig, write
+from .kubeconfigs import certificate, kubeconfig, write
 from .scripted import Exchange, serving
 
 
@@ -71,3 +73,32 @@ def test_redirects_are_not_followed(tmp_path: Path) -> None:
         with pytest.raises(ApiStatusError, match="302"):
             connect(path, "").get("/x", {})
         assert [request.route for request in server.seen] == ["/x"]
+
+
+@pytest.mark.parametrize(("method", "second"), [("GET", 1), ("POST", 0)])
+def test_a_tls_error_in_a_response_repeats_no_post(
+    tmp_path: Path, method: str, second: int
+) -> None:
+    """The server may have created the object before the error."""
+    crt, key = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(crt, key)
+
+    def broken(exchange: Exchange) -> None:
+        # Bytes that are no TLS record, below the TLS layer of the socket.
+        os.write(exchange.connection.fileno(), b"garbage" * 10)
+        exchange.close_connection = True
+
+    with serving(broken, tls=tls) as first, serving(lambda e: e.respond({}), tls=tls) as other:
+        cluster = {"certificate-authority": str(crt)}
+        config = write(tmp_path / "config", kubeconfig(first.url, None, cluster))
+        client = connect(config, f"{first.url},{other.url}")
+        try:
+            if method == "GET":
+                client.get("/x", {}).close()
+            else:
+                client.post("/x", b"{}")
+        except UnreachableError as error:
+            assert method == "POST", error  # noqa: PT017
+        assert [e.method for e in first.seen] == [method]
+        assert len(other.seen) == second

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from pyproxy.source.connect import connect
 from pyproxy.source.kubernetes import KubernetesSource
 from tests.waiting import until
 
-from .kubeconfigs import exec_plugin, kubeconfig, write
+from .kubeconfigs import certificate, exec_plugin, kubeconfig, write
 from .scripted import Exchange, Recorder, quiet, serving
 
 
@@ -153,25 +151,12 @@ def test_a_pods_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """Return a self-signed certificate for 127.0.0.1, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the command openssl")
-    crt, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
-        "-subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run(
-        [*command.split(), "-keyout", str(key), "-out", str(crt)],
-        check=True,
-        capture_output=True,
-    )
-    return crt, key
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return certificate(tmp_path)
 
 
-def test_tls_and_a_client_certificate(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    crt, key = certificate
+def test_tls_and_a_client_certificate(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    crt, key = pair
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(crt))
     tls.load_cert_chain(crt, key)
     tls.verify_mode = ssl.CERT_REQUIRED
@@ -188,8 +173,8 @@ def test_tls_and_a_client_certificate(tmp_path: Path, certificate: tuple[Path, P
             fetch(connect(write(tmp_path / "anonymous", anonymous), ""))
 
 
-def test_stop_is_prompt_with_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    crt, key = certificate
+def test_stop_is_prompt_with_tls(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    crt, key = pair
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(crt, key)
     with serving(quiet, tls=tls) as server:
