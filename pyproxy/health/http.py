@@ -322,7 +322,7 @@ class HttpThread:
                     "dropped %d connections that were more than their share: the last is of %s at "
                     "the %s port",
                     self._dropped_since_log,
-                    client.peer,
+                    client.peer.removeprefix("::ffff:"),
                     client.listener.name,
                 )
                 self._dropped_since_log = 0
