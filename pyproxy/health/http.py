@@ -20,7 +20,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -119,9 +119,17 @@ class HttpThread:
 
     def serve(self, sockets: tuple[socket.socket, ...], handler: Handler, name: str) -> Listener:
         """Serve the listening sockets of a port. Any thread; does not block."""
-        listener = Listener(sockets, handler, name, next(self._numbers))
-        self._loop.call_soon_threadsafe(self._open, listener)
+        listener = self.prepare(sockets, handler, name)
+        self.open([listener])
         return listener
+
+    def prepare(self, sockets: tuple[socket.socket, ...], handler: Handler, name: str) -> Listener:
+        """Return a listener that `open` serves. Any thread."""
+        return Listener(sockets, handler, name, next(self._numbers))
+
+    def open(self, listeners: Sequence[Listener]) -> None:
+        """Serve listeners. Any thread; does not block. Wakes the server's thread once for all."""
+        self._loop.call_soon_threadsafe(self._open, listeners)
 
     def close(self, listeners: Iterable[Listener]) -> None:
         """Close listeners. Their ports are free when this returns; not from the server's thread."""
@@ -166,10 +174,11 @@ class HttpThread:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _open(self, listener: Listener) -> None:
-        self._listeners.add(listener)
-        for sock in listener.sockets:
-            self._watch(sock, listener)
+    def _open(self, listeners: Sequence[Listener]) -> None:
+        for listener in listeners:
+            self._listeners.add(listener)
+            for sock in listener.sockets:
+                self._watch(sock, listener)
 
     def _watch(self, sock: socket.socket, listener: Listener) -> None:
         if listener in self._listeners:

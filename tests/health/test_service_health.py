@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 import pytest
 
 from pyproxy.errors import Problem, ProblemReason
+from pyproxy.health import service_health
 from pyproxy.health.check_port import Place, ServiceHealthCheck
 from pyproxy.health.http import HttpThread, Listener
 from pyproxy.health.service_health import ListenOptions, ServiceHealthServer
@@ -363,17 +364,17 @@ def test_retries_are_few_at_once_and_further_and_further_apart(
 
     monkeypatch.setattr(Place, "bind", bind)
     checks = everywhere(http_thread, problems, clock)
-    count = 200
+    count, at_once = 3000, 1024
     checks.update({ObjectName("many", f"s{n}"): check(30000 + n) for n in range(count)})
-    assert (tries, len(problems)) == (count, count)
+    assert (tries, len(problems)) == (at_once, at_once)
     each_second = []
     for _ in range(60):
         before = tries
         clock.seconds += 1
         checks.retry()
         each_second.append(tries - before)
-    assert max(each_second) <= 32
-    assert sum(each_second) <= 5 * count
+    assert max(each_second) <= at_once
+    assert sum(each_second) <= 7 * count
     assert len(problems) == count
 
 
@@ -410,3 +411,17 @@ def test_ports_close_together(
     checks.update({name: check(32000 + number) for number, name in enumerate(names)})
     checks.close()
     assert closed == [30, 30, 30]
+
+
+def test_many_ports_open_a_part_at_a_time(
+    checks: ServiceHealthServer, get: Get, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_health, "_AT_ONCE", 10)
+    names = [ObjectName("many", f"s{number}") for number in range(25)]
+    checks.update({name: check(31100 + number) for number, name in enumerate(names)})
+    left = [checks.incomplete_ports()]
+    for _ in range(3):
+        checks.retry()
+        left.append(checks.incomplete_ports())
+    assert left == [15, 5, 0, 0]
+    assert all(get(31100 + number).status == 200 for number in range(25))
