@@ -131,6 +131,7 @@ class ReadbackSchedule:
         self._cause = ""
         self._needs_routing = True
         self._sets: frozenset[str] | None = frozenset()
+        self._read: frozenset[str] | None = None
         self._last = now
 
     @property
@@ -172,7 +173,8 @@ class ReadbackSchedule:
         """Record a read-back; return the program that requested it, empty for none."""
         cause, self._cause = self._cause, ""
         self._last, self._due = now, None
-        self._needs_routing, self._sets = False, frozenset()
+        self._needs_routing = False
+        self._read, self._sets = self._sets, frozenset()
         return cause
 
     def repaired(self, now: float, by: str) -> bool:
@@ -183,7 +185,7 @@ class ReadbackSchedule:
         """
         delayed = self._limiter.delays
         self._limiter.repaired(now)
-        self._schedule(self._limiter.due(now + _VERIFY_AFTER), by)
+        self._schedule(self._limiter.due(now + _VERIFY_AFTER), by, self._read)
         return self._limiter.delays and not delayed
 
     def _schedule(self, when: float, cause: str, sets: frozenset[str] | None = None) -> None:

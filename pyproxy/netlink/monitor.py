@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import select
+import struct
 
 import msgspec
 
@@ -30,7 +31,11 @@ _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
 _TABLE = 1
 # In the messages of sets and of elements, attribute 2 is the set's name.
 _SET = 2
-_OF_SETS = frozenset((9, 11, 12, 14))
+_ELEMENTS = frozenset((12, 14))
+_OF_SETS = _ELEMENTS | {9, 11}
+
+_HEADER = struct.Struct("=HH")
+"""An attribute's length and type."""
 # Each pair is NEW and DEL; the GET message between them is never a notification.
 _OBJECTS = {
     **dict.fromkeys((0, 2), "table"),
@@ -131,10 +136,16 @@ class Monitor:
 
     def _read(self, data: bytes) -> Foreign | None:
         found = None
+        names, end = b"", 0
         for kind, _, _, port, message in read_messages(data):
             if kind >> 8 != SUBSYSTEM or port == self._own_port:
                 continue
-            number, fields = kind & 0xFF, attribute_map(message[HEADER_SIZE:])
+            number = kind & 0xFF
+            # A flushed map of 100,000 elements has as many messages, which differ in their ends.
+            if names and number in _ELEMENTS and message[HEADER_SIZE:end] == names:
+                continue
+            fields = attribute_map(message[HEADER_SIZE:])
+            names, end = b"", 0
             # A large transaction has several datagrams, and several small ones may share one.
             if number == _NEWGEN:
                 found = self._transaction(fields) or found
@@ -142,6 +153,9 @@ class Monitor:
                 self._objects.add(_OBJECTS.get(number, "object"))
                 if number in _OF_SETS and _SET in fields:
                     self._sets.add(text(fields[_SET]))
+                if number in _ELEMENTS:
+                    end = HEADER_SIZE + _size_of_names(message[HEADER_SIZE:])
+                    names = bytes(message[HEADER_SIZE:end])
         return found
 
     def _concerns(self, table: str, chain: str) -> bool:  # noqa: ARG002 (subclasses use it)
@@ -158,6 +172,17 @@ class Monitor:
         objects, self._objects = frozenset(self._objects), set()
         sets, self._sets = frozenset(self._sets), set()
         return Foreign(objects, process, sets)
+
+
+def _size_of_names(attributes: memoryview) -> int:
+    """Return the bytes of the first two attributes, table and set; 0 if others come first."""
+    sizes = 0
+    for expected in (_TABLE, _SET):
+        length, kind = _HEADER.unpack_from(attributes, sizes)
+        if kind != expected:
+            return 0
+        sizes += (length + 3) & ~3
+    return sizes
 
 
 def _chain(kind: int, fields: dict[int, memoryview]) -> str:

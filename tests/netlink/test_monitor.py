@@ -59,3 +59,30 @@ def test_descriptors_above_1023_are_watched(here: Namespace) -> None:
         foreign = monitor.wait()
         assert foreign is not None
         assert foreign.objects == {"table"}
+
+
+def test_sets_of_one_transaction_are_named_whatever_their_order(here: Namespace) -> None:
+    monitor = here.call(lambda: Monitor("pyproxy", 1))
+    sets = ("endpoints", "endpoints2", "endpoints-of-others", "e")
+    made = "".join(f"add set inet {{t}} {name} {{ type ipv4_addr; }}\n" for name in sets)
+    for table in ("pyproxy", "theirs"):
+        here.run(["nft", "-f", "-"], text=f"add table inet {table}\n" + made.replace("{t}", table))
+    monitor.listen()
+    addresses = ", ".join(f"10.0.{n >> 8}.{n & 255}" for n in range(400))
+    lines = [
+        f"add element inet {table} {name} {{ {addresses} }}"
+        for name in sets
+        for table in ("theirs", "pyproxy")
+        if name != "e" or table == "theirs"
+    ]
+    here.run(["nft", "-f", "-"], text="\n".join(lines))
+    foreign = monitor.wait()
+    assert foreign is not None
+    assert foreign.sets == frozenset(sets[:3])
+    assert foreign.objects == {"element"}
+    here.run(["nft", "flush set inet pyproxy e; delete set inet pyproxy endpoints2"])
+    foreign = monitor.wait()
+    assert foreign is not None
+    assert foreign.sets == frozenset({"endpoints2"})
+    monitor.end()
+    monitor.close()
