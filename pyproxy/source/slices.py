@@ -89,13 +89,18 @@ def _endpoints(
         # publishNotReadyAddresses.
         conditions = entry.conditions or _NO_CONDITIONS
         hints = entry.hints or _NO_HINTS
+        node, zone = entry.node_name or "", entry.zone or ""
+        # The API server does not validate zones, and `pyproxy services` prints both.
+        if not (node.isprintable() and zone.isprintable() and len(zone) <= fields.LONGEST_NAME):
+            problems.add(f"endpoints[{i}]", "nodeName or zone is no printable name; both ignored")
+            node = zone = ""
         yield model.Endpoint(
             packed,
             conditions.ready is not False,
             conditions.serving is not False,
             conditions.terminating is True,
-            intern(entry.node_name or ""),
-            intern(entry.zone or ""),
+            intern(node),
+            intern(zone),
             _hints(hints.for_zones) if hints.for_zones else (),
             _hints(hints.for_nodes) if hints.for_nodes else (),
         )

@@ -9,10 +9,10 @@ import pytest
 from pyproxy_lab.apiserver.faults import Rewrite
 
 from pyproxy.model.events import Delete, InvalidObject
-from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.model.objects import EndpointSlice, Kind, ObjectName
 from pyproxy.source.decode import decode_object
 from pyproxy.source.stream import event, object_list
-from tests.agent.live import SHOP, service
+from tests.agent.live import SHOP, endpoint_slice, service
 from tests.chaos.objects import numbered_service
 from tests.chaos.table_agent import agent, api_server
 from tests.source.scripted import (
@@ -184,3 +184,16 @@ def test_the_split_is_linear() -> None:
     assert items is not None
     assert len(items) == count
     assert {bytes(memoryview(item)) for item in items} == {odd}
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x1b[31mroot", "a\nb", "\u202egpj", "z" * 1000])
+def test_a_zone_cannot_write_to_a_terminal(text: str) -> None:
+    """The API server accepts any text as an endpoint's zone."""
+    obj = endpoint_slice("web", ["10.244.1.11", "10.244.1.12"])
+    obj["endpoints"][0]["zone"] = text
+    value = decode_object(Kind.ENDPOINT_SLICE, json.dumps(obj).encode()).value
+    assert isinstance(value, EndpointSlice)
+    assert [(each.zone, each.node) for each in value.endpoints] == [("", ""), ("", "node-a")]
+    (problem,) = value.problems
+    assert problem.field == "endpoints[0]"
+    assert str(problem).isprintable()
