@@ -135,8 +135,11 @@ class HttpThread:
         """Close listeners. Their ports are free when this returns; not from the server's thread."""
 
         async def close() -> None:
-            for listener in listeners:
+            for number, listener in enumerate(listeners, 1):
                 self._close(listener)
+                if not number % _BATCH:
+                    # Clients of other listeners take their turn.
+                    await asyncio.sleep(0)
 
         asyncio.run_coroutine_threadsafe(close(), self._loop).result()
 

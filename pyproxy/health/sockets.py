@@ -106,6 +106,9 @@ def _with_queues(first: socket.socket, queues: int, *, own: bool) -> Sockets:
         log.debug("one accept queue at %s: %s", first.getsockname(), error.strerror)
         for sock in beside:
             sock.close()
+        # Otherwise another program of this user could take a part of the connections.
+        with contextlib.suppress(OSError):
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
         return Sockets((first,))
     return Sockets((first, *beside[: queues - 1]), beside[-1] if own else None)
 
