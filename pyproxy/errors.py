@@ -66,11 +66,16 @@ class ProblemReason(enum.Enum):
     FRONTEND_CONFLICT = "FrontendConflict"
     REJECTED_BY_KERNEL = "RejectedByKernel"
     FAILED_TO_START_HEALTHCHECK = "FailedToStartServiceHealthcheck"
+    SESSION_AFFINITY_FULL = "SessionAffinityFull"
 
     @property
     def node_specific(self) -> bool:
         """Whether the Problem concerns this node only; all nodes read the same objects."""
-        return self in (ProblemReason.REJECTED_BY_KERNEL, ProblemReason.FAILED_TO_START_HEALTHCHECK)
+        return self in (
+            ProblemReason.REJECTED_BY_KERNEL,
+            ProblemReason.FAILED_TO_START_HEALTHCHECK,
+            ProblemReason.SESSION_AFFINITY_FULL,
+        )
 
 
 def one_line(text: str, limit: int) -> str:

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from pyproxy.agent.affinity_refusals import AffinityRefusals
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.interface import TableUsage
@@ -70,6 +71,7 @@ def used() -> Metrics:
     metrics.source_age(lambda: 12.5)
     metrics.register(ConnectionMetrics((), lambda: 0))
     metrics.suppressed_log_lines(lambda: 7)
+    metrics.register(AffinityRefusals(dict, print, lambda: 0.0))
     metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
     return metrics
 
@@ -111,6 +113,7 @@ def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
         "pyproxy_incomplete_health_check_ports",
         "pyproxy_invalid_objects",
         "pyproxy_log_lines_suppressed_total",
+        "pyproxy_session_affinity_refused_connections_total",
         "pyproxy_source_last_event_age_seconds",
         "pyproxy_worker_failures_total",
     }

@@ -35,6 +35,7 @@ from pyproxy.errors import Problem, SourceError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
 from pyproxy.model.events import Event
+from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.client import Client
 from pyproxy.source.manifests import read_file
@@ -92,6 +93,10 @@ class NullDataplane:
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:  # noqa: ARG002
         """Find no difference."""
         return ()
+
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        """Return nothing."""
+        return {}
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Count nothing."""

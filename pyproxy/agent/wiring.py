@@ -17,6 +17,7 @@ from pyproxy.agent import (
     rights,
     supervise,
 )
+from pyproxy.agent.affinity_refusals import AffinityRefusals
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import CommitListener, Observers
 from pyproxy.agent.config_file import ConfigFile
@@ -108,8 +109,7 @@ def _serve(
         servers, checks = _health_servers(settings, health, metrics, report)
         flows = stack.enter_context(closing(Conntrack()))
         local = stack.enter_context(closing(LocalAddresses()))
-        metrics.register(dataplane)
-        metrics.register(TableUsageCollector(dataplane.table_usage))
+        refusals = _kernel_metrics(dataplane, metrics, report)
         reconciler = Reconciler(flows, metrics)
         programmed = ProgrammedState()
         # Some settings need capabilities that the agent drops later.
@@ -164,6 +164,7 @@ def _serve(
                 inbox.put(Stop())
             checks.retry()
             machine.keep(settings)
+            refusals.check()
             agent.tick()
             agent.audit()
             logs.LIMITER.report()
@@ -172,6 +173,16 @@ def _serve(
 
         Loop(agent, inbox, periodic, _PERIODIC_SECONDS, health).run()
         log.info("shutting down; the rules stay")
+
+
+def _kernel_metrics(
+    dataplane: Dataplane[Any], metrics: Metrics, report: Callable[[Problem], None]
+) -> AffinityRefusals:
+    refusals = AffinityRefusals(dataplane.refused_clients, report, time.monotonic)
+    metrics.register(dataplane)
+    metrics.register(TableUsageCollector(dataplane.table_usage))
+    metrics.register(refusals)
+    return refusals
 
 
 def _health_servers(

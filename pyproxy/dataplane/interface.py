@@ -195,6 +195,14 @@ class Writer(Protocol[P]):
         """
         ...
 
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        """Count each Service's connections of late that session affinity could not remember.
+
+        Their clients are balanced as without affinity. Empty if the mode has no bound for each
+        Service. Blocks for a request; idempotent. Raises KernelError.
+        """
+        ...
+
     def commit(self, plan: P) -> tuple[Failure, ...]:
         """Write a plan and remember it; return the Services that had to be left out.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from pyproxy.netlink.attributes import attributes
+from pyproxy.netlink.attributes import attribute_map, attributes, text
 from pyproxy.netlink.rules import REGISTER, Expression, read_expressions
 
 _NUMBER = struct.Struct(">I")
@@ -36,6 +36,8 @@ _NAT_FLAGS = 7
 # NF_NAT_RANGE_MAP_IPS and NF_NAT_RANGE_PROTO_SPECIFIED, since the rule has registers for both.
 _NAT_GIVEN = _NUMBER.pack(3)
 _VERDICT = ("immediate", 2)
+_INNER = {"dynset": 7}
+"""The fields that hold an expression for each element."""
 
 
 def is_same_rule(sent: bytes, held: bytes) -> bool:
@@ -48,7 +50,12 @@ def _is_same(sent: Expression, held: Expression) -> bool:
     if sent.name != held.name:
         return False
     ours, theirs = _fields(sent), _fields(held)
-    if any(theirs.get(kind) != value for kind, value in ours.items()):
+    inner = _INNER.get(sent.name, -1)
+    if any(theirs.get(kind) != value for kind, value in ours.items() if kind != inner):
+        return False
+    if inner in sent.fields and not (
+        inner in held.fields and _is_same(_inner(sent.fields[inner]), _inner(held.fields[inner]))
+    ):
         return False
     return all(
         _is_default(held.name, kind, value, theirs)
@@ -84,9 +91,19 @@ def _register(value: bytes) -> int:
     return REGISTER + 4 * (number - 1) if 0 < number < REGISTER // 2 + 1 else int(number)
 
 
+def _inner(value: bytes) -> Expression:
+    parts = attribute_map(value)
+    fields = attribute_map(parts.get(2, b""))
+    return Expression(
+        text(parts.get(1, memoryview(b""))), {kind: bytes(each) for kind, each in fields.items()}
+    )
+
+
 def _verdict(value: bytes) -> object:
-    # The dump lacks the flag NESTED in the types of attributes.
+    # The dump lacks the flag NESTED in the types of attributes. Kind 1 is a number.
     return tuple(
-        (kind, tuple((inner, bytes(each)) for inner, each in attributes(data)))
+        (kind, bytes(data))
+        if kind == 1
+        else (kind, tuple((inner, bytes(each)) for inner, each in attributes(data)))
         for kind, data in attributes(value)
     )

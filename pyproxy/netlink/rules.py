@@ -8,7 +8,7 @@ nft pads an interface's name with zeros to 16 bytes, and writes a prefix as its 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -31,7 +31,7 @@ REGISTER = 8
 _NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
-_NFT_JUMP, _NFT_GOTO = -3, -4
+_NFT_JUMP, _NFT_GOTO, _NFT_RETURN = -3, -4, -5
 _NF_DROP = 0
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
@@ -46,6 +46,7 @@ HOOK_PREROUTING, HOOK_INPUT, HOOK_POSTROUTING = 0, 1, 4
 _ORIGINAL = 0
 # NFT_DYNSET_OP_ADD, which is 0, would leave the timeout of an existing element as it is.
 _UPDATE = 1
+_DAY = 86_400
 
 _NAME, _DATA = 1, 2
 _LOOKUP_SET = 1
@@ -176,17 +177,51 @@ def look_up_verdict(map_name: str, key_register: int) -> bytes:
     )
 
 
-def update(map_name: str, key_register: int, data_register: int, timeout: int) -> bytes:
-    """Add an element to a map, or restart the timeout of an existing one; in seconds."""
-    return _expression(
-        "dynset",
-        string(1, map_name),
-        _number(3, _UPDATE),
-        _number(4, key_register),
-        _number(5, data_register),
-        # NFTA_DYNSET_TIMEOUT is in milliseconds.
-        attribute(6, struct.pack(">Q", timeout * 1000)),
+def update(map_name: str, key_register: int, data_register: int, timeout_ms: int) -> bytes:
+    """Add an element to a map, or restart the timeout of an existing one.
+
+    The rule does not match if the map is full.
+    """
+    return _dynset(map_name, key_register, timeout_ms, _number(5, data_register))
+
+
+def update_set(set_name: str, key_register: int, timeout_ms: int) -> bytes:
+    """Add an element to a set, as `update` does."""
+    return _dynset(set_name, key_register, timeout_ms)
+
+
+def update_limited(
+    set_name: str, key_register: int, timeout_ms: int, per_day: int, burst: int
+) -> bytes:
+    """Add an element to a set, as `update` does, and match only below its own rate.
+
+    An existing element keeps the rate that it was added with.
+    """
+    # The kernel computes in nanoseconds per packet, so a rate per day is exact for high ones too.
+    limit = (
+        attribute(1, struct.pack(">Q", per_day)),
+        attribute(2, struct.pack(">Q", _DAY)),
+        _number(3, burst),
+        _number(4, 0),
     )
+    expression = nested(7, string(1, "limit"), nested(2, *limit))
+    return _dynset(set_name, key_register, timeout_ms, expression)
+
+
+def update_counted(set_name: str, key_register: int, timeout_ms: int) -> bytes:
+    """Add an element to a set, as `update` does, and count the packet in its own counter."""
+    return _dynset(set_name, key_register, timeout_ms, nested(7, string(1, "counter"), nested(2)))
+
+
+def load_number(value: int, register: int) -> bytes:
+    """Load a number in the host's byte order, as marks have it."""
+    data = nested(2, attribute(1, struct.pack("=I", value)))
+    return _expression("immediate", _number(1, register), data)
+
+
+def return_() -> bytes:
+    """Return to the rule that jumped here; at a hook, accept."""
+    return _verdict(_NFT_RETURN)
 
 
 def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
@@ -203,8 +238,7 @@ def dnat(nfproto: int, address_register: int, port_register: int) -> bytes:
 
 def drop() -> bytes:
     """Drop the packet."""
-    verdict = nested(2, attribute(2 | NESTED, attribute(1, struct.pack(">i", _NF_DROP))))
-    return _expression("immediate", _number(1, _VERDICT_REGISTER), verdict)
+    return _verdict(_NF_DROP)
 
 
 def jump(chain: str) -> bytes:
@@ -226,32 +260,6 @@ def read_expressions(packed: bytes) -> Iterator[Expression]:
             yield Expression(
                 text(parts[_NAME]), {kind: bytes(value) for kind, value in fields.items()}
             )
-
-
-def has_expressions(packed: bytes, expressions: Iterable[bytes]) -> bool:
-    """Return whether a rule that was read back has these expressions, and no others.
-
-    The kernel's may have more attributes.
-    """
-    held = list(read_expressions(packed))
-    wanted = list(read_expressions(b"".join(expressions)))
-    return len(held) == len(wanted) and all(map(_has_fields, held, wanted))
-
-
-def _has_fields(held: Expression, wanted: Expression) -> bool:
-    return held.name == wanted.name and all(
-        kind in held.fields
-        # The kernel does not mark a verdict as nested attributes.
-        and (
-            held.fields[kind] == value
-            or (
-                held.name == "immediate"
-                and kind == _DATA
-                and attribute_map(held.fields[kind]) == attribute_map(value)
-            )
-        )
-        for kind, value in wanted.fields.items()
-    )
 
 
 def read_set_names(packed: bytes) -> frozenset[str]:
@@ -287,11 +295,27 @@ def read_bits_set(packed: bytes) -> bytes:
 
 
 def _immediate(code: int, chain: str) -> bytes:
-    verdict = attribute(1, struct.pack(">i", code)) + string(2, chain)
+    return _verdict(code, string(2, chain))
+
+
+def _verdict(code: int, chain: bytes = b"") -> bytes:
+    verdict = attribute(1, struct.pack(">i", code)) + chain
     return _expression(
         "immediate",
         _number(1, _VERDICT_REGISTER),
         nested(2, attribute(2 | NESTED, verdict)),
+    )
+
+
+def _dynset(set_name: str, key_register: int, timeout_ms: int, *more: bytes) -> bytes:
+    return _expression(
+        "dynset",
+        string(1, set_name),
+        _number(3, _UPDATE),
+        _number(4, key_register),
+        # NFTA_DYNSET_TIMEOUT is in milliseconds.
+        attribute(6, struct.pack(">Q", timeout_ms)),
+        *more,
     )
 
 

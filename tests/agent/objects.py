@@ -131,6 +131,9 @@ class TableDataplane:
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         return ()
 
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        return {}
+
     def table_usage(self) -> tuple[TableUsage, ...]:
         return ()
 

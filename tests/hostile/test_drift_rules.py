@@ -24,7 +24,11 @@ KINDS = [
     for size in (1, 2, 16)
     for masquerade in (False, True)
     for affinity in (False, True)
-] + [chains.learning(family, timeout) for family in Family for timeout in (1, 86_400)]
+] + [
+    chains.learning(family, timeout, share)
+    for family in Family
+    for timeout, share in ((1, 1), (7, 4096), (86_400, 16))
+]
 
 
 @pytest.fixture

@@ -127,6 +127,10 @@ class IptablesDataplane:
             if count
         )
 
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        """Return nothing: the kernel bounds session affinity in its own way."""
+        return {}
+
     def commit(self, plan: IptablesPlan) -> tuple[Failure, ...]:
         """Write a plan, one transaction per table, and return the Services left out.
 

@@ -225,6 +225,10 @@ class IpvsDataplane:
         # A copy of the items, because the committing thread may add a table meanwhile.
         return tuple(TableUsage(name, len(rows)) for name, rows in list(self._held.items()) if rows)
 
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        """Return nothing: the kernel bounds session affinity in its own way."""
+        return {}
+
     def commit(self, plan: IpvsPlan) -> tuple[Failure, ...]:
         """Write a plan and remember it; return the Services that the kernel rejected.
 

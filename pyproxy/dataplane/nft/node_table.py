@@ -21,6 +21,7 @@ from pyproxy.errors import StaleStateError
 from pyproxy.netlink import nftables, rules
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
+from pyproxy.netlink.rule_comparison import is_same_rule
 
 TABLE = "pyproxy-node"
 
@@ -96,9 +97,8 @@ class NodeTable:
         if _SHIELD not in self._chains():
             return False
         held = nftables.read_rules(self._netlink.dump(nftables.get_rules(TABLE))).get(_SHIELD, [])
-        # The kernel adds attributes of its own to those that were written.
         return len(held) == len(_ADDRESSES) and all(
-            rules.has_expressions(found, rule)
+            is_same_rule(b"".join(rule), found)
             for found, rule in zip(held, _shield_rules(), strict=True)
         )
 
@@ -158,8 +158,7 @@ def _shield_rules() -> list[list[bytes]]:
     reverts the translation, which is after this hook. No other packet on a link has a loopback
     address (RFC 1122, section 3.2.1.3). The kernel itself drops those of ::1.
     """
-    # The kernel lists the 4-byte register 8 as this one, which has 16 bytes.
-    register = 1
+    register = rules.REGISTER
     return [
         [
             *rules.enters_by_other(register, "lo"),

@@ -8,13 +8,15 @@ that lookup just before the commit and be learned just after: the map is searche
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Rows, Table
-from pyproxy.dataplane.nftables.schema import AFFINITY
+from pyproxy.dataplane.nftables import chains
+from pyproxy.dataplane.nftables.schema import AFFINITY, AFFINITY_FRESH
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
@@ -22,10 +24,11 @@ from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """A frontend's use, and the endpoints that its clients may return to."""
+    """A frontend's use, the endpoints that its clients may return to, and the chain that learns."""
 
     use: Use
     backends: frozenset[Backend]
+    learning: str = ""
 
 
 Expectations = dict[bytes, Allowed]
@@ -36,12 +39,26 @@ _NONE: frozenset[Backend] = frozenset()
 
 def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
     """Return the endpoints that clients of these Services' affinity frontends may return to."""
+    result: Expectations = {}
+    for routing in routings:
+        learning = learning_chains(routing)
+        for port in routing.ports if learning else ():
+            for frontend in port.frontends:
+                key = frontend_key(frontend.address, port.protocol, frontend.port)
+                result[key] = _allowed(port, frontend, learning[port.family])
+    return result
+
+
+def learning_chains(routing: ServiceRouting) -> Mapping[Family, str]:
+    """Return the chain of each family that learns a Service's clients; empty without affinity."""
+    if not routing.affinity_timeout:
+        return {}
+    counts = Counter[Family]()
+    for port in routing.ports:
+        counts[port.family] += len(port.frontends)
     return {
-        frontend_key(frontend.address, port.protocol, frontend.port): _allowed(port, frontend)
-        for routing in routings
-        if routing.affinity_timeout
-        for port in routing.ports
-        for frontend in port.frontends
+        family: chains.learning(family, routing.affinity_timeout, chains.share_of(count))
+        for family, count in counts.items()
     }
 
 
@@ -51,7 +68,8 @@ def loosened(
     """Return the frontends whose affinities a change may have made stale, with what is allowed now.
 
     A frontend whose use changed loses all affinities, because an affinity does not record whether
-    its client is internal or external.
+    its client is internal or external. So does one with another timeout or share, because entries
+    that were learned under both would add up.
     """
     old = expectations(before[name] for name in after if name in before)
     new = expectations(routing for routing in after.values() if routing is not None)
@@ -59,8 +77,8 @@ def loosened(
     for key, was in old.items():
         # A frontend that is gone differs in its use, and so loses all affinities.
         allowed = new.get(key, Allowed(Use.REJECT, _NONE))
-        if allowed.use is not was.use:
-            result[key] = Allowed(allowed.use, _NONE)
+        if allowed.use is not was.use or allowed.learning != was.learning:
+            result[key] = Allowed(allowed.use, _NONE, allowed.learning)
         elif was.backends - allowed.backends:
             result[key] = allowed
     return result
@@ -86,7 +104,13 @@ def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bo
     return {AFFINITY.of(family): gone} if gone else {}
 
 
-def _allowed(port: PortRouting, frontend: Frontend) -> Allowed:
+def orphans(fresh: Rows, learned: Rows, family: Family) -> Table:
+    """Return the clients that are not learned, and would not be for as long as they are fresh."""
+    gone: Rows = dict.fromkeys(fresh.keys() - learned.keys(), b"")
+    return {AFFINITY_FRESH.of(family): gone} if gone else {}
+
+
+def _allowed(port: PortRouting, frontend: Frontend, learning: str) -> Allowed:
     match frontend.use:
         case Use.CLUSTER:
             backends = frozenset(port.cluster)
@@ -97,4 +121,4 @@ def _allowed(port: PortRouting, frontend: Frontend) -> Allowed:
             backends = frozenset(port.cluster + port.local)
         case _:
             backends = _NONE
-    return Allowed(frontend.use, backends)
+    return Allowed(frontend.use, backends, learning)

@@ -10,7 +10,7 @@ Session affinity is learned after the translation, where client, frontend and en
 known: in postrouting, and in input for endpoints on the node itself. It is looked up before the
 pick. Only the frontend's present endpoints are learned: a client without a response sends its first
 packet again, and conntrack translates it to the same endpoint long after that was removed. The
-timeout is that of the chain that learns.
+timeout is that of the chain that learns, which bounds the entries of each frontend (`share_of`).
 
 All chains are written over netlink because nft 1.0.6, which lists them and loads its own listing
 again, cannot parse some of their rules. It does not add a rule that looks an address up in an
@@ -36,6 +36,32 @@ TRIES = 8
 """Random picks before the lower half. More than half of a class's slots are full, so endpoints of
 the lower half get less than 2**-8 more than their share."""
 
+_STEPS = (
+    (20, 1),
+    (60, 5),
+    (120, 10),
+    (300, 20),
+    (600, 60),
+    (1_800, 120),
+    (3_600, 300),
+    (7_200, 600),
+    (21_600, 1_800),
+    (86_400, 3_600),
+)
+"""The longest timeout of each range, and the step to which timeouts in it are rounded up."""
+
+_SHARES = ((8, 4_096), (128, 256), (2_048, 16))
+"""The most frontends of a Service, and the share of each."""
+
+_REFILL = 2
+"""The shares that a frontend gets anew within each timeout."""
+
+_FRESH = 8
+"""The part of a timeout after which a new connection restarts it. Connections before that cost the
+frontend nothing of its share, so that one busy client does not use it up."""
+
+_REFUSED_MS = 60_000
+
 LOCAL_OFFSET = 1 << 24
 """The slot number of a frontend's first local endpoint, above those of the whole cluster."""
 
@@ -49,7 +75,10 @@ _MASQUERADED = "masq-"
 _AFFINITY = "affinity-"
 _LEARN = "learn"
 _HOOKS = {"learn-postrouting": rules.HOOK_POSTROUTING, "learn-input": rules.HOOK_INPUT}
-_NAME = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({CLUSTER}|{LOCAL})[46]-\d+|{_LEARN}[46]-\d+")
+_PICKS = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({CLUSTER}|{LOCAL})[46]-\d+")
+_LEARNS = re.compile(rf"{_LEARN}[46]-(\d+)-(\d+)")
+# Older versions had one chain for each timeout.
+_OLD = re.compile(rf"{_LEARN}[46]-\d+")
 _FILTER = 0
 """The priority of learning: before srcnat, so that the client's address is not masqueraded yet."""
 
@@ -91,9 +120,32 @@ def moduli(size: int) -> list[int]:
     return [size] * TRIES + [size // 2, 1]
 
 
-def learning(family: Family, timeout: int) -> str:
-    """Return the name of the chain that learns clients, `timeout` being in seconds."""
-    return f"{_LEARN}{int(family)}-{timeout}"
+def learning(family: Family, timeout: int, share: int) -> str:
+    """Return the name of the chain that learns clients, `timeout` being in seconds.
+
+    `share` is the number of clients that a frontend may learn at once.
+    """
+    return f"{_LEARN}{int(family)}-{timeout_class(timeout)}-{share}"
+
+
+def timeout_class(timeout: int) -> int:
+    """Round a timeout up, by a quarter at most, so that there are few chains; in seconds.
+
+    Otherwise a tenant could make the agent write a chain for each of 86400 timeouts.
+    """
+    step = next(step for limit, step in _STEPS if timeout <= limit)
+    return -(-timeout // step) * step
+
+
+def share_of(frontends: int) -> int:
+    """Return the number of clients that each frontend of a Service may learn at once.
+
+    Twice as many may follow within each timeout. A restart of an entry's timeout counts as well, so
+    that a frontend has 3.25 times its share of entries at most, with an entry's life of 9/8 of the
+    timeout. `frontends` are those of one family. A Service with up to 32,768 frontends therefore
+    has at most 106,496 entries, two fifths of the map.
+    """
+    return next((share for most, share in _SHARES if frontends <= most), 1)
 
 
 def is_learning(name: str) -> bool:
@@ -103,7 +155,11 @@ def is_learning(name: str) -> bool:
 
 def is_on_demand(name: str) -> bool:
     """Return whether a chain is one of this module's, by its name."""
-    return name in _HOOKS or bool(_NAME.fullmatch(name))
+    return _is_current(name) or bool(_OLD.fullmatch(name))
+
+
+def _is_current(name: str) -> bool:
+    return name in _HOOKS or bool(_PICKS.fullmatch(name) or _LEARNS.fullmatch(name))
 
 
 def needed(names: Iterable[str]) -> list[str]:
@@ -138,7 +194,7 @@ def complete_chains(layout: Layout) -> set[str]:
     return {
         name
         for name in layout.chains
-        if is_on_demand(name) and _is_complete(name, layout.rules.get(name, []))
+        if _is_current(name) and _is_complete(name, layout.rules.get(name, []))
     }
 
 
@@ -155,7 +211,7 @@ def fingerprint() -> str:
         for which in (CLUSTER, LOCAL)
         for family in Family
     )
-    names = needed([*picks, *(learning(family, 1) for family in Family)])
+    names = needed([*picks, *(learning(family, 1, 1) for family in Family)])
     digest = hashlib.sha256()
     for name in names:
         for message in chain(name):
@@ -167,11 +223,13 @@ def _rules(name: str) -> Iterator[list[bytes]]:
     if name in _HOOKS:
         yield from (_dispatch_learning(family) for family in Family)
         return
+    if learns := _LEARNS.fullmatch(name):
+        family = Family(int(name[len(_LEARN)]))
+        yield from _learn(family, int(learns[1]), int(learns[2]))
+        return
     head, _, number = name.rpartition("-")
     family = Family(int(head[-1]))
-    if name.startswith(_LEARN):
-        yield _learn(family, int(number))
-    elif name.startswith(_MASQUERADED):
+    if name.startswith(_MASQUERADED):
         # A jump and not a goto, because the packet has to come back to be translated.
         yield [rules.jump(MARKING)]
         yield [rules.go_to(name.removeprefix(_MASQUERADED))]
@@ -230,22 +288,50 @@ def _dispatch_learning(family: Family) -> list[bytes]:
     ]
 
 
-def _learn(family: Family, timeout: int) -> list[bytes]:
+def _learn(family: Family, timeout: int, share: int) -> Iterator[list[bytes]]:
     # Client, frontend and endpoint are adjacent: AFFINITY's key is the first two, and that of
     # AFFINITY_ENDPOINTS the last two. With IPv6 they fill 15 of the 16 registers.
     frontend = _FIRST + _words(family)
     endpoint = frontend + _words(family) + 2
-    return [
+    # Multiples of 20 ms are whole jiffies, which a dump then returns as they were sent.
+    fresh = timeout * 1_000 // _FRESH // 20 * 20
+    client = _load_address(family, _SADDR_OFFSET, _FIRST)
+    # The headers have the endpoint since the translation, and only conntrack has the frontend.
+    ends = [
         *_is_of(family),
-        _load_address(family, _SADDR_OFFSET, _FIRST),
         *_original_frontend(family, frontend),
-        # The headers have the endpoint since the translation, and only conntrack has the frontend.
         _load_address(family, _DADDR_OFFSET, endpoint),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
         # Not learned if the frontend no longer has this endpoint: conntrack may still send there.
         rules.is_in(schema.AFFINITY_ENDPOINTS.of(family), frontend),
-        rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout),
     ]
+    yield [
+        *_is_of(family),
+        client,
+        *_original_frontend(family, frontend),
+        rules.is_in(schema.AFFINITY_FRESH.of(family), _FIRST),
+        rules.return_(),
+    ]
+    yield [
+        *ends,
+        # The timeout is in the key because an element keeps the rate that it was added with.
+        rules.load_number(timeout, endpoint),
+        rules.update_limited(
+            schema.AFFINITY_LIMITS.of(family),
+            frontend,
+            timeout * 1_000,
+            _REFILL * share * 86_400 // timeout,
+            share,
+        ),
+        client,
+        _load_address(family, _DADDR_OFFSET, endpoint),
+        # An affinity lasts at least for the timeout after the last use, fresh or not.
+        rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout * 1_000 + fresh),
+        rules.update_set(schema.AFFINITY_FRESH.of(family), _FIRST, fresh),
+        rules.return_(),
+    ]
+    # The share is used up, or the map is full.
+    yield [*ends, rules.update_counted(schema.AFFINITY_REFUSED.of(family), frontend, _REFUSED_MS)]
 
 
 def _original_frontend(family: Family, register: int) -> list[bytes]:

@@ -22,6 +22,7 @@ from pyproxy.dataplane.nft.rows import (
 )
 from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables.affinity import learning_chains
 from pyproxy.model.address import Backend, Family, Network
 from pyproxy.netlink.elements import DROP, Tag
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
@@ -95,10 +96,12 @@ def _boundary(services: int, table: Table) -> Boundary:
 
 def add_service(routing: ServiceRouting, table: Table) -> None:
     """Add the rows that belong to one Service alone."""
+    learning = learning_chains(routing)
     for port in routing.ports:
         comment = service_comment(routing.name, port.name)
+        learn = learning.get(port.family, "")
         for frontend in port.frontends:
-            _add_frontend(routing, port, frontend, comment, table)
+            _add_frontend(routing, port, frontend, comment, learn, table)
 
 
 def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
@@ -115,11 +118,16 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
 
 
 def _add_frontend(
-    routing: ServiceRouting, port: PortRouting, frontend: Frontend, comment: str, table: Table
+    routing: ServiceRouting,
+    port: PortRouting,
+    frontend: Frontend,
+    comment: str,
+    learning: str,
+    table: Table,
 ) -> None:
     family, use = port.family, frontend.use
     key = frontend_key(frontend.address, port.protocol, frontend.port)
-    affinity = routing.affinity_timeout > 0 and use in _SERVES
+    affinity = bool(learning) and use in _SERVES
     backends: tuple[Backend, ...] = ()
     if use is _CLUSTER:
         # The cluster policy masquerades clients of all scopes but ClusterIP, so that replies of
@@ -144,7 +152,6 @@ def _add_frontend(
     else:
         assert_never(use)
     if affinity:
-        learning = chains.learning(family, routing.affinity_timeout)
         targets.append((schema.AFFINITY_FRONTENDS.of(family), learning))
         returned_to = table.setdefault(schema.AFFINITY_ENDPOINTS.of(family), {})
         returned_to.update((key + backend + PORT_PADDING, b"") for backend in backends)

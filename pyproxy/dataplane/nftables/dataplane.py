@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,13 +36,13 @@ from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
-from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
+from pyproxy.dataplane.nftables.affinity_search import AffinitySearch
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, shared_rows
 from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
-from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_learned, read_table
+from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.nftables.unused_chains import UnusedChains
 from pyproxy.dataplane.slots import place_service
@@ -49,12 +50,10 @@ from pyproxy.errors import (
     KernelError,
     PermissionKernelError,
     RejectedError,
-    StaleStateError,
     UsageError,
 )
-from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import Shape, delete_elements, element_at
+from pyproxy.netlink.elements import element_at
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
@@ -81,19 +80,21 @@ class NftablesDataplane:
     name: str = "nftables"
     step_limits = StepLimits(_BATCH_ROWS)
 
-    def __init__(self, options: NftablesOptions) -> None:
+    def __init__(
+        self, options: NftablesOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._options = options
         self._loaded: NftablesOptions | None = None
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         # On-demand chains that the kernel has, with this version's rules.
         self._chains: set[str] = set()
         self._unused_chains = UnusedChains()
-        self._deleted_lately = self._deleted_before = False
         try:
             self._netlink = Nfnetlink()
             room = self._netlink.grow_send_buffer(_BATCH_ROWS * _ROW_SIZE)
         except KernelError as error:
             raise _unusable(error) from error
+        self._affinity = AffinitySearch(self._netlink, clock)
         self._batch_rows = min(_BATCH_ROWS, room // _ROW_SIZE)
         # Notifications have the sender's port, which identifies what this socket wrote.
         self._monitor = Monitor(TABLE, self._netlink.port)
@@ -234,6 +235,12 @@ class NftablesDataplane:
         with closing(Nfnetlink()) as netlink:
             return table_usage(netlink)
 
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        """Count each Service's connections of late whose client was not learned; KernelError."""
+        if self._loaded is None:
+            return {}
+        return self._affinity.refused(self._committed.services)
+
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan, in batches if it is large, and remember it; return the Services left out.
 
@@ -256,13 +263,8 @@ class NftablesDataplane:
 
     def tick(self) -> None:
         """Delete unused chains, and stale affinities again a second or two after a deletion."""
-        # Two ticks pass, because the first may come just after the commit.
-        due, self._deleted_before = self._deleted_before, self._deleted_lately
-        self._deleted_lately = False
-        if due:
-            allowed = expectations(self._committed.services.values())
-            self._delete_stale_affinities(allowed, all_known=True)
         services = self._committed.services.values()
+        self._affinity.tick(services)
         self._chains -= self._unused_chains.delete(self._netlink, self._chains, services)
 
     def cleanup(self) -> None:
@@ -296,7 +298,7 @@ class NftablesDataplane:
         if base is not None:
             finish_load(self._netlink, base, self._chains)
         # Compares the plan with the last commit, so `remember` comes after it.
-        self._forget_clients(plan)
+        self._affinity.after_commit(plan, self._committed.services)
         self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
         return tuple(failures)
 
@@ -334,37 +336,6 @@ class NftablesDataplane:
             return None
         # An index below 0 then means the batch or a chain: no Service is at fault.
         return msgspec.structs.replace(errors[0], index=errors[0].index - len(first))
-
-    def _forget_clients(self, plan: NftablesPlan) -> None:
-        if plan.whole:
-            allowed = expectations(each for each in plan.services.values() if each is not None)
-        else:
-            allowed = loosened(self._committed.services, plan.services)
-        if not (allowed or plan.whole):
-            return
-        self._delete_stale_affinities(allowed, all_known=plan.whole)
-        # A packet that read the old elements may still be about to add its affinity.
-        self._deleted_lately |= bool(allowed and plan)
-
-    def _delete_stale_affinities(self, allowed: Expectations, *, all_known: bool) -> None:
-        for family in Family:
-            learned = read_learned(self._netlink, family)
-            self._delete_if_there(stale(learned, family, allowed, all_known=all_known))
-
-    def _delete_if_there(self, table: Table) -> None:
-        # An affinity may time out after it was read, and its ENOENT then undoes the whole batch.
-        for name, rows in table.items():
-            keys = list(rows)
-            while keys:
-                writes = list(delete_elements(TABLE, name, keys, Shape.EXACT))
-                errors = self._netlink.transact([write.message for write in writes], SUBSYSTEM)
-                if not errors:
-                    break
-                if not isinstance(errors[0].error, StaleStateError):
-                    raise errors[0].error
-                write = writes[errors[0].index]
-                place = element_at(write.message, errors[0].offset)
-                keys.remove(write.keys[place or 0])
 
     def _service_at_fault(
         self, batch: PackedBatch, services: Routings, rejected: MessageError

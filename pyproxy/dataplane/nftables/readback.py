@@ -19,7 +19,7 @@ from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.slots import place
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Backend, Family
-from pyproxy.netlink import elements
+from pyproxy.netlink import element_counters, elements
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.policy.routing import PortRouting, ServiceRouting, Use
@@ -41,6 +41,20 @@ def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
     return elements.read_elements(
         netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY.shape
     )
+
+
+def read_fresh(netlink: Nfnetlink, family: Family) -> Rows:
+    """Read the clients of session affinity whose timeout is not restarted. Raises KernelError."""
+    name = schema.AFFINITY_FRESH.of(family)
+    return elements.read_elements(
+        netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY_FRESH.shape
+    )
+
+
+def read_refused(netlink: Nfnetlink, family: Family) -> dict[bytes, int]:
+    """Count each frontend's connections of late whose client was not learned; KernelError."""
+    name = schema.AFFINITY_REFUSED.of(family)
+    return element_counters.read_packet_counts(netlink.dump(elements.get_elements(TABLE, name)))
 
 
 class ReadAhead:

@@ -25,14 +25,33 @@ AFFINITY_FRONTENDS = SetKind(
 AFFINITY_ENDPOINTS = SetKind(
     "affinity-endpoints", "endpoints that clients may come back to", (*FRONTEND, *BACKEND)
 )
-# Bounded, because any client can add elements. When it is full, `update` fails and the packet
-# passes on, so new clients are balanced as without affinity.
+# Bounded, because any client can add elements, and each frontend has a share (`chains.share_of`).
+# When it is full, `update` fails and the packet passes on: new clients have no affinity.
 AFFINITY = SetKind(
     "affinity",
     "endpoint that a client had",
     (Field.SADDR, *FRONTEND),
     BACKEND,
     learned=1 << 18,
+)
+
+AFFINITY_FRESH = SetKind(
+    "affinity-fresh",
+    "clients whose timeout need not be restarted yet",
+    (Field.SADDR, *FRONTEND),
+    learned=1 << 17,
+)
+AFFINITY_LIMITS = SetKind(
+    "affinity-limits",
+    "rate of learning of a frontend and timeout",
+    (*FRONTEND, Field.MARK),
+    learned=1 << 16,
+)
+AFFINITY_REFUSED = SetKind(
+    "affinity-refused",
+    "frontends whose new clients were not learned of late",
+    FRONTEND,
+    learned=1 << 14,
 )
 
 SETS = (
@@ -49,6 +68,9 @@ SETS = (
     AFFINITY_FRONTENDS,
     AFFINITY_ENDPOINTS,
     AFFINITY,
+    AFFINITY_FRESH,
+    AFFINITY_LIMITS,
+    AFFINITY_REFUSED,
 )
 
 COUNTED = (SERVICES, ENDPOINTS)

@@ -1,8 +1,8 @@
 """Which chains made on demand no Service needs any more.
 
 There are a few dozen chains that pick endpoints, one for each class. A chain that learns affinities
-exists for each timeout, of which a Service may have 86,400 one after another. Unused ones would
-stay in the kernel, and each read-back would take longer by them.
+exists for each timeout and share, of which a Service may have hundreds one after another. Unused
+ones would stay in the kernel, and each read-back would take longer by them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from pyproxy.dataplane.nftables import chains
+from pyproxy.dataplane.nftables.affinity import learning_chains
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_chain
@@ -35,12 +36,7 @@ class UnusedChains:
         learning = {name for name in present if chains.is_learning(name)}
         if len(learning) <= self._most:
             return frozenset()
-        needed = {
-            chains.learning(port.family, routing.affinity_timeout)
-            for routing in routings
-            if routing.affinity_timeout
-            for port in routing.ports
-        }
+        needed = {name for routing in routings for name in learning_chains(routing).values()}
         # Twice, so that Services with many timeouts are not searched at each call.
         self._most = 2 * len(needed) + _SPARE
         unused = frozenset(learning - needed)

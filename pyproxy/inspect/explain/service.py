@@ -19,6 +19,7 @@ _FIXES = {
     ProblemReason.FRONTEND_CONFLICT: "remove the address or the port from one of the two Services",
     ProblemReason.REJECTED_BY_KERNEL: "see the agent's log for the kernel's error, and report it",
     ProblemReason.FAILED_TO_START_HEALTHCHECK: "free the port on this node",
+    ProblemReason.SESSION_AFFINITY_FULL: "spread the clients over more nodes or Services",
 }
 
 _RECONNECT = (

@@ -84,7 +84,7 @@ KEY = '192.0.2.1 . tcp . 80 comment "shop/web:http"'
             service(Scope.NODE_PORT, Use.CLUSTER, cluster=[POD_A], affinity=60),
             {
                 f"services4 {{ {KEY} : goto masq-affinity-cluster4-1 }}",
-                f"affinity-frontends4 {{ {KEY} : goto learn4-60 }}",
+                f"affinity-frontends4 {{ {KEY} : goto learn4-60-4096 }}",
                 "affinity-endpoints4 { 192.0.2.1 . tcp . 80 . 10.244.1.1 . 8080 }",
                 "endpoints4 { 192.0.2.1 . tcp . 80 . 0 : 10.244.1.1 . 8080 }",
             },

@@ -245,7 +245,7 @@ def test_a_packet_of_the_node_to_itself_meets_the_source_ranges_again() -> None:
 AFFINITY_FRONTENDS: Table = {
     "services4": to("masq-affinity-cluster4-2"),
     "endpoints4": slots(1, 2),
-    "affinity-frontends4": to("learn4-60"),
+    "affinity-frontends4": to("learn4-60-4096"),
     "affinity-endpoints4": {frontend() + end(number) + b"\0\0": b"" for number in (1, 2)},
 }
 

@@ -21,6 +21,7 @@ from pyproxy.dataplane.interface import (
     TableUsage,
 )
 from pyproxy.model.address import backend, backend_text
+from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ class ToyDataplane:
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         return ()
+
+    def refused_clients(self) -> Mapping[ObjectName, int]:
+        return {}
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         return (TableUsage("services", len(read_state())),)

@@ -1,0 +1,114 @@
+"""Searches of the maps of session affinity: stale entries are deleted, refusals are counted.
+
+The agent does not know what packets write, so each search reads the maps whole. They may be large,
+and a tenant may change endpoints all the time. The pause after a large search is therefore
+ten times as long as the search, and what changes meanwhile waits for its end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from pyproxy.dataplane.committed_state import Routings
+from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nftables.affinity import (
+    Expectations,
+    expectations,
+    loosened,
+    orphans,
+    stale,
+)
+from pyproxy.dataplane.nftables.plan import NftablesPlan
+from pyproxy.dataplane.nftables.readback import read_fresh, read_learned, read_refused
+from pyproxy.dataplane.nftables.schema import AFFINITY, TABLE
+from pyproxy.errors import StaleStateError
+from pyproxy.model.address import Family
+from pyproxy.model.objects import ObjectName
+from pyproxy.netlink.elements import Shape, delete_elements
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM
+from pyproxy.policy.routing import ServiceRouting
+
+_FEW = 10_000
+"""Entries that a search reads without a pause after it."""
+
+_PAUSE = 25e-6
+"""Seconds of that pause for each entry, about ten times as long as reading it takes."""
+
+
+class AffinitySearch:
+    """Reads and deletes what packets learned. All methods block and raise KernelError."""
+
+    def __init__(self, netlink: Nfnetlink, clock: Callable[[], float]) -> None:
+        self._netlink = netlink
+        self._clock = clock
+        self._next = 0.0
+        self._lately = self._before = False
+
+    def after_commit(self, plan: NftablesPlan, before: Mapping[ObjectName, ServiceRouting]) -> None:
+        """Delete the affinities that a plan has made stale; `before` was committed before it."""
+        if plan.whole:
+            allowed = expectations(each for each in plan.services.values() if each is not None)
+        else:
+            allowed = loosened(before, plan.services)
+        if not (allowed or plan.whole):
+            return
+        if plan.whole or self._clock() >= self._next:
+            self._search(allowed, all_known=plan.whole)
+        # A packet that read the old elements may still be about to add its affinity.
+        self._lately |= bool(allowed and plan)
+
+    def tick(self, services: Iterable[ServiceRouting]) -> None:
+        """Search once more, a second or two after a search that was due. Idempotent."""
+        if self._clock() < self._next:
+            return
+        # Two ticks pass, because the first may come just after the commit.
+        due, self._before = self._before, self._lately
+        self._lately = False
+        if due:
+            self._search(expectations(services), all_known=True)
+
+    def refused(self, services: Routings) -> Mapping[ObjectName, int]:
+        """Count each Service's connections of late whose client was not learned. Idempotent."""
+        refused: dict[bytes, int] = {}
+        for family in Family:
+            refused |= read_refused(self._netlink, family)
+        found: Counter[ObjectName] = Counter()
+        if refused:
+            for name, routing in services.items():
+                if routing is not None and routing.affinity_timeout:
+                    for key in expectations([routing]).keys() & refused.keys():
+                        found[name] += refused[key]
+        return found
+
+    def _search(self, allowed: Expectations, *, all_known: bool) -> None:
+        count = 0
+        for family in Family:
+            learned = read_learned(self._netlink, family)
+            count += len(learned)
+            gone = stale(learned, family, allowed, all_known=all_known)
+            self._delete_all(gone)
+            for key in gone.get(AFFINITY.of(family), ()):
+                del learned[key]
+            self._delete_all(orphans(read_fresh(self._netlink, family), learned, family))
+        if count > _FEW:
+            self._next = self._clock() + _PAUSE * count
+
+    def _delete_all(self, table: Table) -> None:
+        for name, rows in table.items():
+            self._delete(name, list(rows))
+
+    def _delete(self, name: str, keys: list[bytes]) -> None:
+        writes = delete_elements(TABLE, name, keys, Shape.EXACT)
+        errors = self._netlink.transact([write.message for write in writes], SUBSYSTEM)
+        if not errors:
+            return
+        if not isinstance(errors[0].error, StaleStateError):
+            raise errors[0].error
+        # An affinity may time out after it was read, and its ENOENT then undoes the whole batch.
+        # Halves keep the number of batches small even if many time out.
+        if len(keys) > 1:
+            middle = len(keys) // 2
+            self._delete(name, keys[:middle])
+            self._delete(name, keys[middle:])
