@@ -60,7 +60,7 @@ class ServiceRouter:
         One Service with a new cluster IP may take it from any number of others, which are left for
         the next steps.
         """
-        if node.reserved != self._filter.reserved:
+        if node.reserved is not self._filter.reserved:
             self._filter = ReservedFilter(node.reserved)
         routings: Routings = {}
         queue = list(names)

@@ -19,6 +19,7 @@ from pyproxy.config.settings import (
     ListenAddress,
     LocalMode,
     NodePorts,
+    is_loopback,
 )
 from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
 from pyproxy.model.flavour import Flavour
@@ -119,7 +120,8 @@ def address(value: str) -> Address | None:
     parsed = parse_address(value) if value else Address(b"")
     if not any(parsed):
         return None
-    if noun := special(parsed):
+    # kube-proxy takes a loopback address, with which some guides mean to hide its metrics.
+    if (noun := special(parsed)) and not is_loopback(parsed):
         raise ValueError(f"{value} is {noun}: give an address of this node")
     return parsed
 

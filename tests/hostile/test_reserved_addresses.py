@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.agent.node_addresses import broadcast_addresses
+from pyproxy.config.settings import is_loopback
 from pyproxy.config.values import address as flag_address
 from pyproxy.model.address import Address, address_text, backend_text, parse_network
 from pyproxy.model.objects import Kind
@@ -81,26 +82,27 @@ def node_address(_: str, text: str) -> Any:
     return decoded(Kind.NODE, status=status).addresses
 
 
-def bind_address(_: str, text: str) -> Any:
-    try:
-        found = flag_address(text)
-    except ValueError:
-        return ()
-    return (found,) if found else ()
-
-
 @pytest.mark.parametrize(
     "field",
-    [cluster_ip, external_ip, load_balancer_ip, endpoint_address, node_address, bind_address],
+    [cluster_ip, external_ip, load_balancer_ip, endpoint_address, node_address],
 )
 @pytest.mark.parametrize(("family", "text", "usable"), CASES)
 def test_each_field_refuses_them(
     field: Callable[[str, str], Any], family: str, text: str, usable: bool
 ) -> None:
-    if field is bind_address and text.startswith("::ffff:"):
-        pytest.skip("a flag has IPv6 addresses as they are written")
     found = field(family, text)
     assert found == ((ip(text),) if usable else ())
+
+
+def test_a_flag_refuses_them_but_for_loopback() -> None:
+    for text in (*SPECIAL["IPv4"], *SPECIAL["IPv6"]):
+        if text in {"0.0.0.0", "::"}:
+            assert flag_address(text) is None
+        elif is_loopback(ip(text)):
+            assert flag_address(text) == ip(text)
+        else:
+            with pytest.raises(ValueError, match="give an address of this node"):
+                flag_address(text)
 
 
 @pytest.mark.parametrize(("text", "noun", "source"), TABLE)
