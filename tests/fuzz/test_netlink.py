@@ -203,6 +203,7 @@ def test_dumps(pieces: list[bytes]) -> None:
 )
 def test_notifications(data: bytes) -> None:
     monitor = Monitor.__new__(Monitor)
-    monitor._table, monitor._own_port, monitor._objects = "pyproxy", 7, set()
+    monitor._table, monitor._own_port = "pyproxy", 7
+    monitor._objects, monitor._sets = set(), set()
     foreign = monitor._read(data)
     assert foreign is None or foreign.objects
