@@ -11,7 +11,7 @@ from pyproxy.inspect.snapshot import Change
 CAPACITY = 10_000
 """Changes that a watcher may lag behind before it loses some."""
 
-BATCH = 200
+BATCH = 500
 """Changes that a watcher gets at once, so that none holds the lock for long."""
 
 _IDLE_SECONDS = 1.0

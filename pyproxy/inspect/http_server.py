@@ -32,6 +32,10 @@ CHUNK = 64 * 1024
 
 RETRY_AFTER = "1"
 
+ACCEPT_PAUSE = 0.005
+"""Seconds between two connections of a server: reading a request takes a thread and half a
+millisecond, which clients that connect in a loop could take from the agent all the time."""
+
 _REFUSAL = (
     b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\n"
     b"Retry-After: 1\r\n\r\ntoo many clients are connected: try again\n"
@@ -194,6 +198,7 @@ class BoundedThreads(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a client, or refuse it if all are busy."""
+        time.sleep(ACCEPT_PAUSE)
         # Not blocking: this is the thread that accepts, and `stop` waits for it.
         if not self.connections.add(request, peer_of(client_address)):
             with suppress(OSError):

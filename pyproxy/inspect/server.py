@@ -8,6 +8,7 @@ import socket
 import socketserver
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
@@ -28,6 +29,7 @@ from pyproxy.workers import Worker
 log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT = 1.0
+_STREAM_PAUSE = 0.05
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred of SO_PEERCRED: pid, uid, gid."""
 
@@ -152,6 +154,9 @@ class _Handler(RequestHandler):
             with turn:
                 lines = b"".join(msgspec.json.encode(each) + b"\n" for each in results)
             self.wfile.write(lines or b"\n")
+            # Changes come in bursts: one wake-up for several of them costs others less.
+            if results:
+                time.sleep(_STREAM_PAUSE)
 
     def fail(self, status: HTTPStatus, message: str) -> None:
         """Send an ErrorReply."""
