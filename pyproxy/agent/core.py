@@ -49,7 +49,7 @@ class Agent(Generic[P]):
         observers: Observers,
     ) -> None:
         limits = dataplane.step_limits
-        self.cluster_state = ClusterState(limits.rows)
+        self.cluster_state = ClusterState(limits.large)
         self._dataplane = dataplane
         self._node_rules = node_rules
         self._backoff = backoff

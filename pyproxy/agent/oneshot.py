@@ -66,7 +66,7 @@ class _NoPlan(msgspec.Struct, frozen=True):
 class NullDataplane:
     """A dataplane without a kernel: it writes nothing and finds no difference."""
 
-    step_limits = StepLimits(sys.maxsize)
+    step_limits = StepLimits(sys.maxsize, sys.maxsize)
     messages_sent = 0
     bytes_sent = 0
 

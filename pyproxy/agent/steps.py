@@ -211,7 +211,7 @@ class Steps:
         moving: list[ServiceRouting] = []
         for name, routing in routed.items():
             before, size = self.programmed.get(name), row_count(routing)
-            if name in self._divided or (self._limits.by_frontend and size > self._limits.rows):
+            if name in self._divided or (self._limits.divides and size > self._limits.large):
                 self._divided.replace(name, routing, before)
                 rows += min(size, self._limits.rows)
                 continue
@@ -225,6 +225,8 @@ class Steps:
     def _note_cost(self, name: ObjectName, routed: Routings) -> None:
         """Have a change that concerns a divided Service wait in the lane of large ones."""
         costly = self._cluster_state.costly
+        if not (self._divided or costly):
+            return
         if any(each in self._divided for each in routed):
             costly.add(name)
         elif name in costly and name not in self._rejected:

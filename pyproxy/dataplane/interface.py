@@ -44,13 +44,14 @@ class Changes(msgspec.Struct, frozen=True):
 class StepLimits(msgspec.Struct, frozen=True):
     """How much a sync writes before it looks for new changes.
 
-    `rows` is about the number of rows of a step. With `by_frontend`, a Service of more rows is
-    passed on in parts, each with one frontend and a `PartName`, as if they were Services. Without,
-    a step has whole Services.
+    `rows` is about the number of rows of a step. A Service of more than `large` rows waits for its
+    turn. Where the mode `divides` such a Service, it is passed on in parts, each with one frontend
+    and a `PartName`, as if they were Services.
     """
 
     rows: int
-    by_frontend: bool = True
+    large: int
+    divides: bool = True
 
 
 class Plan(Protocol):

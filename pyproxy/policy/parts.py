@@ -36,10 +36,10 @@ def row_count(routing: ServiceRouting | None) -> int:
     if routing is None:
         return 0
     per_endpoint = 2 if routing.affinity_timeout else 1
-    rows = sum(
-        len(port.frontends) * (1 + per_endpoint * (len(port.cluster) + len(port.local)))
-        for port in routing.ports
-    )
+    rows = 0
+    for port in routing.ports:  # a loop, because a generator would be slower here
+        endpoints = len(port.cluster) + len(port.local)
+        rows += len(port.frontends) * (1 + per_endpoint * endpoints)
     if routing.source_ranges:
         balanced = sum(
             frontend.scope is Scope.LOAD_BALANCER
@@ -58,6 +58,9 @@ def parts(routing: ServiceRouting | None) -> dict[bytes, ServiceRouting]:
     namespace, name = routing.name.namespace, routing.name.name
     for port in routing.ports:
         of_use: dict[Use, PortRouting] = {}
+        # With one use, no endpoint is left out.
+        if len({frontend.use.value for frontend in port.frontends}) == 1:
+            of_use[port.frontends[0].use] = port
         for frontend in port.frontends:
             base = of_use.get(frontend.use)
             if base is None:

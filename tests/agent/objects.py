@@ -55,7 +55,7 @@ NODE = Node(
 
 
 PRIMARY = NodePorts()
-ORDINARY = StepLimits(10_000)
+ORDINARY = StepLimits(10_000, large=10_000)
 
 
 class Clock:

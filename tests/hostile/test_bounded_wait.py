@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.interface import StepLimits
+from pyproxy.dataplane.interface import Failure, StepLimits
 from pyproxy.model.address import Family, Port, Protocol
 from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import (
@@ -20,7 +21,7 @@ from pyproxy.model.objects import (
     ServicePort,
     SlicePort,
 )
-from tests.agent.objects import NODE, Stage
+from tests.agent.objects import NODE, PlannedTable, Stage
 from tests.builders import ip
 
 ROWS = 60
@@ -128,7 +129,7 @@ def rows_until(stage: Stage, is_programmed: Callable[[], bool]) -> int:
 @given(steps)
 @settings(max_examples=40, deadline=None)
 def test_a_small_change_waits_for_a_bounded_number_of_rows(steps: list[Event | str]) -> None:
-    stage = Stage(step_limits=StepLimits(ROWS))
+    stage = Stage(step_limits=StepLimits(ROWS, large=ROWS))
     stage.begin()
     number = 0
     for step in steps:
@@ -160,12 +161,12 @@ def test_a_small_change_waits_for_a_bounded_number_of_rows(steps: list[Event | s
 
 
 def test_a_giant_is_written_in_steps_between_which_small_changes_are() -> None:
-    stage = Stage(step_limits=StepLimits(ROWS))
+    stage = Stage(step_limits=StepLimits(ROWS, large=ROWS))
     stage.begin()
     giant = service(NAMES[0], 8, range(40), created="", how=0)
     stage.handle_event(giant, endpoints(NAMES[0], 8, ENDPOINTS))
     sizes = []
-    for number in range(200):
+    for number in range(60):
         stage.handle_event(small(number))
         before = len(stage.dataplane.commits)
         advance(stage)
@@ -176,3 +177,33 @@ def test_a_giant_is_written_in_steps_between_which_small_changes_are() -> None:
         ]
     assert max(sizes) <= 2 * ROWS
     assert sum(sizes) > 8 * 41 * ENDPOINTS
+
+
+def test_a_giant_that_changes_all_the_time_gets_a_quarter_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(step_limits=StepLimits(ROWS, large=ROWS))
+    stage.begin()
+    commit = stage.dataplane.commit
+    spent: dict[bool, float] = {True: 0.0, False: 0.0}
+
+    def slow(plan: PlannedTable) -> tuple[Failure, ...]:
+        took = 0.05 if any(name.namespace == "a" for name in plan.services) else 0.001
+        stage.clock.now += took
+        return commit(plan)
+
+    monkeypatch.setattr(stage.dataplane, "commit", slow)
+    number, began = 0, stage.clock()
+    while stage.clock() < began + 60:
+        number += 1
+        affinity = service(NAMES[0], 4, range(10), created="", how=number)
+        stage.handle_event(affinity, endpoints(NAMES[0], 4, ENDPOINTS))
+        next_event = stage.clock() + 0.1
+        while (due := stage.agent.due()) is not None and max(due, stage.clock()) < next_event:
+            stage.clock.now = max(stage.clock(), due)
+            before = stage.clock()
+            stage.agent.sync()
+            spent[stage.clock() - before > 0.01] += stage.clock() - before
+        stage.clock.now = max(stage.clock(), next_event)
+    # A quarter, and the four seconds that a quiet agent spends at once.
+    assert 15 < spent[True] <= 60 / 4 + 4 + 0.05

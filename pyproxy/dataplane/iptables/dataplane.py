@@ -58,7 +58,7 @@ class IptablesDataplane:
     """
 
     name: str = "iptables"
-    step_limits = StepLimits(50_000, by_frontend=False)
+    step_limits = StepLimits(50_000, large=10_000, divides=False)
 
     def __init__(self, options: IptablesOptions, flavour: Flavour | None = None) -> None:
         self._options = options

@@ -56,7 +56,7 @@ class IpvsDataplane:
     """
 
     name: str = "ipvs"
-    step_limits = StepLimits(5_000)
+    step_limits = StepLimits(1_000, large=5_000)
 
     def __init__(
         self,

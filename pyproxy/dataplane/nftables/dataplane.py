@@ -67,6 +67,9 @@ _BATCH_ROWS = 10_000
 """Rows of a transaction. The kernel takes 1 to 10 microseconds for each, and other programs cannot
 write meanwhile. Smaller batches take longer in all: each commit walks all verdict maps."""
 
+_STEP_ROWS = 2_500
+"""Rows that are compiled and written before the agent looks for new changes: 20 ms."""
+
 _MONITORED_ROWS = 5_000
 """Rows at most that are written while the monitor listens: the kernel notifies of our own too."""
 
@@ -78,7 +81,7 @@ class NftablesDataplane:
     """Programs table `inet pyproxy` of the network namespace that it is made in."""
 
     name: str = "nftables"
-    step_limits = StepLimits(_BATCH_ROWS)
+    step_limits = StepLimits(_STEP_ROWS, large=_BATCH_ROWS)
 
     def __init__(
         self, options: NftablesOptions, clock: Callable[[], float] = time.monotonic

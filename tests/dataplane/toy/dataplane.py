@@ -75,7 +75,7 @@ class ToyDataplane:
     """Both protocols, and nothing else."""
 
     name: str = "toy"
-    step_limits = StepLimits(10_000)
+    step_limits = StepLimits(10_000, large=10_000)
     messages_sent = 0
     bytes_sent = 0
 
