@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pyproxy.config import flags
 from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopback
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import Address, Backend, Family, Network, Port, family_of
 from pyproxy.model.objects import Node
@@ -42,6 +43,7 @@ class NodeRules:
         self._own_address = settings.node_address
         self._own_ports = tuple(_own_ports(settings))
         self._external_ips = settings.external_ips
+        self._takes_addresses = bool(modes.of(settings.mode).device)
         self._local_addresses = local_addresses
         self._broadcasts = broadcasts
         self._api_servers = api_servers
@@ -55,6 +57,7 @@ class NodeRules:
             self._own_ports,
             frozenset(self._api_servers()),
             self._external_ips,
+            self._takes_addresses,
         )
         node_ports = self._node_port_addresses(node, local)
         return NodeRouting(self._pod_networks(node), node_ports, reserved)

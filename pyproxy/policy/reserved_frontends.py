@@ -45,8 +45,9 @@ class Reserved(msgspec.Struct, frozen=True):
 
     `local` are its own addresses, and `broadcasts` those of its networks. `own_ports` are the
     agent's and the kubelet's. `api_servers` are those that the agent uses: with an external IP on
-    one of them, the agent could not learn that the Service is gone. Without `external_ips` none is
-    proxied.
+    one of them, the agent could not learn that the Service is gone. `takes_addresses` says that the
+    proxy mode makes a Service address one of the node's, so that the node reaches no other port of
+    it. Without `external_ips` none is proxied.
     """
 
     local: frozenset[Address] = frozenset()
@@ -54,6 +55,7 @@ class Reserved(msgspec.Struct, frozen=True):
     own_ports: tuple[OwnPort, ...] = ()
     api_servers: frozenset[Backend] = frozenset()
     external_ips: bool = True
+    takes_addresses: bool = False
 
     def changed_addresses(self, before: Reserved) -> frozenset[Address]:
         """Return the addresses whose frontends and endpoints may be routed differently now."""
@@ -75,9 +77,9 @@ class ReservedFilter:
         self.reserved = reserved
         self._ports = frozenset(own.port for own in reserved.own_ports)
         self._no_cluster_ips = reserved.local | reserved.broadcasts
-        self._no_external_ips = reserved.broadcasts | {
-            Address(server[:-2]) for server in reserved.api_servers
-        }
+        servers = {Address(server[:-2]) for server in reserved.api_servers}
+        self._no_external_ips = reserved.broadcasts | servers
+        self._whole = servers - reserved.local if reserved.takes_addresses else frozenset()
 
     def endpoints(
         self, slices: Iterable[EndpointSlice]
@@ -161,6 +163,8 @@ class ReservedFilter:
             return "not proxied, because the feature gate AllowServiceExternalIPs is false"
         if address in self.reserved.broadcasts:
             return f"{text} is a broadcast address of this node's networks; ignored"
+        if frontend.scope is Scope.EXTERNAL_IP and address in self._whole:
+            return f"{text} is the API server of this node, which would not reach it; ignored"
         if frontend.scope is Scope.CLUSTER_IP and address in self.reserved.local:
             return f"{text} is an address of this node, which no cluster IP can be; ignored"
         return ""

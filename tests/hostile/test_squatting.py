@@ -12,6 +12,7 @@ import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 
+from pyproxy.config.modes import ProxyMode
 from pyproxy.model.address import Address, Family, Port, Protocol, backend
 from pyproxy.model.objects import (
     Endpoint,
@@ -30,6 +31,7 @@ from tests.semantics.proxied import Object, balanced, endpoint_slice, proxied, s
 OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 VICTIM = "10.96.7.7"
 TENANTS = 1000
+API = ip("172.18.0.2")
 PORT_80 = (ServicePort("", Protocol.TCP, Port(80)),)
 
 
@@ -194,6 +196,25 @@ class Counted(str):
         return str.__eq__(self, other)
 
     __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize(
+    ("mode", "local", "served"),
+    [(ProxyMode.NFTABLES, (), True), (ProxyMode.IPVS, (), False), (ProxyMode.IPVS, (API,), True)],
+)
+def test_ipvs_mode_never_takes_the_address_of_the_api_server(
+    mode: ProxyMode, local: tuple[Address, ...], served: bool
+) -> None:
+    """With the address on its device, the node would reach none of the server's other ports."""
+    stage = Stage(mode=mode)
+    stage.local_addresses = local
+    stage.api_servers = (backend(API, Port(6443)),)
+    stage.begin(external("172.18.0.2", 80))
+    assert [each.message for each in stage.reported] == (
+        []
+        if served
+        else ["172.18.0.2 is the API server of this node, which would not reach it; ignored"]
+    )
 
 
 def test_many_claims_of_one_frontend_cost_a_search_each() -> None:
