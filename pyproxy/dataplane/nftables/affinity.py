@@ -8,7 +8,6 @@ that lookup just before the commit and be learned just after: the map is searche
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -53,9 +52,9 @@ def learning_chains(routing: ServiceRouting) -> Mapping[Family, str]:
     """Return the chain of each family that learns a Service's clients; empty without affinity."""
     if not routing.affinity_timeout:
         return {}
-    counts = Counter[Family]()
+    counts: dict[Family, int] = {}
     for port in routing.ports:
-        counts[port.family] += len(port.frontends)
+        counts[port.family] = counts.get(port.family, 0) + len(port.frontends)
     return {
         family: chains.learning(family, routing.affinity_timeout, chains.share_of(count))
         for family, count in counts.items()

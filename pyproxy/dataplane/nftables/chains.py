@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from pyproxy.dataplane.nft.base_rules import Layout
 from pyproxy.dataplane.nftables import schema
@@ -120,6 +120,7 @@ def moduli(size: int) -> list[int]:
     return [size] * TRIES + [size // 2, 1]
 
 
+@lru_cache(1024)
 def learning(family: Family, timeout: int, share: int) -> str:
     """Return the name of the chain that learns clients, `timeout` being in seconds.
 
