@@ -19,6 +19,7 @@ from pyproxy.dataplane.nft.schema import Rows
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.readback import read_learned, read_refused
+from pyproxy.dataplane.nftables.schema import AFFINITY_LIMITS
 from pyproxy.errors import Problem, ProblemReason
 from pyproxy.model.address import Family, Port, Protocol, backend, parse_address
 from pyproxy.model.destination import Destination
@@ -165,12 +166,13 @@ def test_entries_that_are_kept_alive_do_not_add_up(network: Network, node: Node)
     assert len(seen) > 5 * SHARE, "entries come and go"
 
 
-def test_a_change_of_the_timeout_frees_no_share(network: Network, node: Node) -> None:
-    for timeout in (600, 300, 600, 1800, 300, 600):
+def test_changes_of_the_timeout_do_not_add_up(network: Network, node: Node) -> None:
+    for timeout in (600, 300, 1800, 86_400, 600):
         node.program(attacked(timeout))
         flood(network, 0, 60)
         assert node.learned(ATTACKED) <= SHARE
-    assert node.learned(ATTACKED) == 0, "the share of the first ten minutes is used up"
+        limits = node.read(lambda netlink, family: read_learned(netlink, family, AFFINITY_LIMITS))
+        assert len(limits) == 1, "one for each frontend, of the present timeout"
 
 
 def test_the_service_is_named_once_and_its_connections_are_counted(

@@ -8,6 +8,7 @@ that lookup just before the commit and be learned just after: the map is searche
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains
-from pyproxy.dataplane.nftables.schema import AFFINITY, AFFINITY_FRESH
+from pyproxy.dataplane.nftables.schema import AFFINITY, AFFINITY_FRESH, AFFINITY_LIMITS
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
@@ -34,6 +35,7 @@ Expectations = dict[bytes, Allowed]
 """The endpoints that clients may return to, by frontend key."""
 
 _NONE: frozenset[Backend] = frozenset()
+_MARK_SIZE = 4
 
 
 def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
@@ -107,6 +109,20 @@ def orphans(fresh: Rows, learned: Rows, family: Family) -> Table:
     """Return the clients that are not learned, and would not be for as long as they are fresh."""
     gone: Rows = dict.fromkeys(fresh.keys() - learned.keys(), b"")
     return {AFFINITY_FRESH.of(family): gone} if gone else {}
+
+
+def unused_limits(limits: Rows, family: Family, allowed: Expectations, *, all_known: bool) -> Table:
+    """Return the token buckets of timeouts that their frontends no longer have, as `stale` does.
+
+    They would stay for the timeout, and the set is bounded.
+    """
+    gone: Rows = {}
+    for key in limits:
+        frontend, timeout = key[:-_MARK_SIZE], int.from_bytes(key[-_MARK_SIZE:], sys.byteorder)
+        expected = allowed.get(frontend)
+        if all_known if expected is None else chains.timeout_of(expected.learning) != timeout:
+            gone[key] = b""
+    return {AFFINITY_LIMITS.of(family): gone} if gone else {}
 
 
 def _allowed(port: PortRouting, frontend: Frontend, learning: str) -> Allowed:

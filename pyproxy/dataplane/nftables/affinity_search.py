@@ -18,10 +18,11 @@ from pyproxy.dataplane.nftables.affinity import (
     loosened,
     orphans,
     stale,
+    unused_limits,
 )
 from pyproxy.dataplane.nftables.plan import NftablesPlan
-from pyproxy.dataplane.nftables.readback import read_fresh, read_learned, read_refused
-from pyproxy.dataplane.nftables.schema import AFFINITY, TABLE
+from pyproxy.dataplane.nftables.readback import read_learned, read_refused
+from pyproxy.dataplane.nftables.schema import AFFINITY, AFFINITY_FRESH, AFFINITY_LIMITS, TABLE
 from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
@@ -91,7 +92,10 @@ class AffinitySearch:
             self._delete_all(gone)
             for key in gone.get(AFFINITY.of(family), ()):
                 del learned[key]
-            self._delete_all(orphans(read_fresh(self._netlink, family), learned, family))
+            fresh = read_learned(self._netlink, family, AFFINITY_FRESH)
+            self._delete_all(orphans(fresh, learned, family))
+            limits = read_learned(self._netlink, family, AFFINITY_LIMITS)
+            self._delete_all(unused_limits(limits, family, allowed, all_known=all_known))
         if count > _FEW:
             self._next = self._clock() + _PAUSE * count
 

@@ -149,6 +149,12 @@ def share_of(frontends: int) -> int:
     return next((share for most, share in _SHARES if frontends <= most), 1)
 
 
+def timeout_of(name: str) -> int:
+    """Return the timeout of a chain that learns clients, in seconds; 0 for any other name."""
+    found = _LEARNS.fullmatch(name)
+    return int(found[1]) if found else 0
+
+
 def is_learning(name: str) -> bool:
     """Return whether a chain is one of `learning`."""
     return name.startswith(_LEARN) and name not in _HOOKS

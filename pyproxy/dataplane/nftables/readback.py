@@ -12,7 +12,7 @@ import msgspec
 
 from pyproxy.dataplane.nft import readback
 from pyproxy.dataplane.nft.rows import frontend_key
-from pyproxy.dataplane.nft.schema import Rows, Table
+from pyproxy.dataplane.nft.schema import Rows, SetKind, Table
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.compile import slots_of
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -35,20 +35,10 @@ def read_table(netlink: Nfnetlink, sets: Container[str] | None = None) -> Table:
     return readback.read_table(netlink, TABLE, schema.BY_NAME, sets)
 
 
-def read_learned(netlink: Nfnetlink, family: Family) -> Rows:
-    """Read the endpoint that each client of session affinity has. Raises KernelError."""
-    name = schema.AFFINITY.of(family)
-    return elements.read_elements(
-        netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY.shape
-    )
-
-
-def read_fresh(netlink: Nfnetlink, family: Family) -> Rows:
-    """Read the clients of session affinity whose timeout is not restarted. Raises KernelError."""
-    name = schema.AFFINITY_FRESH.of(family)
-    return elements.read_elements(
-        netlink.dump(elements.get_elements(TABLE, name)), schema.AFFINITY_FRESH.shape
-    )
+def read_learned(netlink: Nfnetlink, family: Family, kind: SetKind = schema.AFFINITY) -> Rows:
+    """Read a map or set that packets fill, by default each client's endpoint; KernelError."""
+    request = elements.get_elements(TABLE, kind.of(family))
+    return elements.read_elements(netlink.dump(request), kind.shape)
 
 
 def read_refused(netlink: Nfnetlink, family: Family) -> dict[bytes, int]:

@@ -196,8 +196,9 @@ def test_a_change_costs_the_same_among_many_services_as_among_few(
     few = cost(namespace, [numbered(number, affinity=affinity) for number in range(100)])
     many = cost(namespace, [numbered(number, affinity=affinity) for number in range(10_000)])
     assert few == many
-    most = 13 if affinity else 12
-    assert all(messages <= most and size < 2400 for messages, size in few), few
+    # The bytes include the requests for what packets wrote to the maps of session affinity.
+    most, largest = (13, 2600) if affinity else (12, 2400)
+    assert all(messages <= most and size < largest for messages, size in few), few
 
 
 def test_a_change_that_changes_nothing_costs_nothing(namespace: Namespace) -> None:
