@@ -60,6 +60,7 @@ _QUIET = 1.0
 """Seconds without a sync after which the agent has nothing left to do."""
 
 _POLL = 0.001
+_HEALTH_POLL = 0.02
 _PATIENCE = 90.0
 _PROBE_PERIOD = 0.06
 _PROBE_LIMIT = 1.0
@@ -106,16 +107,20 @@ class Probes:
 
     def _ask(self) -> None:
         began = time.monotonic()
-        try:
-            with closing(
-                http.client.HTTPConnection(NODE_ADDRESS, _HEALTH_PORT, timeout=_PROBE_LIMIT)
-            ) as connection:
-                connection.request("GET", "/livez")
-                if connection.getresponse().status != http.client.OK:
-                    return
-        except (OSError, http.client.HTTPException):
-            return
-        self.answered += time.monotonic() - began < _PROBE_LIMIT
+        if _responds("/livez"):
+            self.answered += time.monotonic() - began < _PROBE_LIMIT
+
+
+def _responds(path: str) -> bool:
+    """Return whether the health port returns 200 for a path, within a second."""
+    try:
+        with closing(
+            http.client.HTTPConnection(NODE_ADDRESS, _HEALTH_PORT, timeout=_PROBE_LIMIT)
+        ) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 class Kernel:
@@ -217,6 +222,23 @@ class Hostile:
         self._agent.require_alive()
         taken = [end - begin for begin, end in zip(written.at, at, strict=True)]
         return taken, probes, sum(done) + written.edits
+
+    def stop(self) -> float:
+        """End the agent by SIGTERM; return the seconds until it has ended."""
+        began = time.monotonic()
+        self._agent.stop()
+        return time.monotonic() - began
+
+    def start(self) -> float:
+        """Start the agent; return the seconds until /healthz returns 200. Raises LabError."""
+        began = time.monotonic()
+        self._agent.start()
+        while not _responds("/healthz"):
+            self._agent.require_alive()
+            if time.monotonic() - began > _PATIENCE:
+                raise LabError(f"the agent is not healthy after {_PATIENCE:.0f} s")
+            time.sleep(_HEALTH_POLL)
+        return time.monotonic() - began
 
     def peak(self) -> int:
         """Return the most memory that the agent has had resident, in bytes."""

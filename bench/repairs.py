@@ -1,4 +1,4 @@
-"""The time from another program's write to the complete table, by the agent's own process."""
+"""The times of repairs and restarts, by the agent's own process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyproxy_lab.bench.place import Place
 from pyproxy_lab.bench.shape import PORT, cluster_ip
 from pyproxy_lab.namespace import LabError
 
-from bench.hostile import SIZE, serving
+from bench.hostile import SIZE, Hostile, serving
 from bench.inside import held
 from bench.targets import held_against
 from pyproxy.dataplane.nft.base_rules import Layout
-from pyproxy.dataplane.nft.loader import read_layout
+from pyproxy.dataplane.nft.loader import delete_table, read_layout
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import StaleStateError
 from pyproxy.netlink.nfnetlink import Nfnetlink
@@ -25,8 +25,11 @@ from pyproxy.netlink.nftables import get_sets, read_set_sizes
 LIMIT = 1.0
 """Seconds in which a repair must end."""
 
+END_LIMIT = 2.0
+"""Seconds from SIGTERM to the end."""
+
 _TIMES = 3
-_POLL = 0.005
+_POLL = 0.01
 _PATIENCE = 30.0
 _PAUSE = 7.0
 """Seconds between two writes. The agent delays repairs after the sixth in half a minute."""
@@ -48,6 +51,7 @@ def print_repairs(place: Place) -> bool:
     """Measure and print; return whether all are within the limit. Raises LabError."""
     met = True
     with serving(place, SIZE) as hostile, closing(Nfnetlink()) as netlink:
+        met &= _print_restarts(hostile, netlink)
         hostile.settle()
         wanted, complete = held(), _state(netlink)
         heading(f"{SIZE}, another program's write to the complete table, {_TIMES} times each")
@@ -62,6 +66,26 @@ def print_repairs(place: Place) -> bool:
             row(name, spread.ends, held_against(spread.worst, LIMIT))
             met &= spread.worst < LIMIT
     return met
+
+
+def _print_restarts(hostile: Hostile, netlink: Nfnetlink) -> bool:
+    heading(f"{SIZE}, stop and start, {_TIMES} times each")
+    ended: list[float] = []
+    restarted: list[float] = []
+    first: list[float] = []
+    for _ in range(_TIMES):
+        hostile.settle()
+        ended.append(hostile.stop())
+        restarted.append(hostile.start())
+        hostile.settle()
+        ended.append(hostile.stop())
+        delete_table(netlink, TABLE)
+        first.append(hostile.start())
+    spread = Spread(ended)
+    row("SIGTERM to the end of the process", spread.ends, held_against(spread.worst, END_LIMIT))
+    row("restart of the process to /healthz", Spread(restarted).ends)
+    row("the same without a table", Spread(first).ends)
+    return spread.worst < END_LIMIT
 
 
 def _repair(netlink: Nfnetlink, command: str, complete: State | None) -> float:
