@@ -8,8 +8,11 @@ from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Drift
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
+from pyproxy.dataplane.nftables.batches import PackedBatch
+from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.model.events import Upsert
 from pyproxy.netlink import elements
+from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import Message
 from pyproxy.policy import endpoints
 from tests.builders import endpoint_slice, service
@@ -144,3 +147,24 @@ def test_a_table_that_is_replaced_for_counters_is_no_write_of_another_program(
         assert drift.sets == frozenset({"services4"})
         assert not after.repairs()
         after.close()
+
+
+def test_flushed_maps_are_filled_in_batches_of_whole_services(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage.dataplane, "_batch_rows", 20)
+    stage.after("flush map inet pyproxy endpoints4; flush map inet pyproxy services4")
+    batches: list[NftablesPlan] = []
+    send = stage.dataplane._send
+
+    def record(batch: PackedBatch) -> MessageError | None:
+        batches.append(batch.plan)
+        return send(batch)
+
+    monkeypatch.setattr(stage.dataplane, "_send", record)
+    stage.sync()
+    assert stage.snapshot() == stage.whole
+    assert len(batches) > 2
+    for each in batches:
+        frontends = {key[:-4] for key in each.delta.add["endpoints4"]}
+        assert frontends == set(each.delta.add["services4"])

@@ -115,7 +115,9 @@ def _split_at_boundaries(plan: NftablesPlan) -> Iterator[_Batch]:
     left = {name: iter(rows.items()) for name, rows in plan.delta.add.items()}
     before = Boundary(0, {})
     for boundary in plan.boundaries:
-        counts = {name: size - before.sizes.get(name, 0) for name, size in boundary.sizes.items()}
+        # A repair adds all rows of some sets, and none of the others.
+        sizes = {name: size for name, size in boundary.sizes.items() if name in left}
+        counts = {name: size - before.sizes.get(name, 0) for name, size in sizes.items()}
         rows = {name: dict(islice(left[name], count)) for name, count in counts.items() if count}
         yield dict(islice(services, boundary.services - before.services)), Delta({}, rows)
         before = boundary

@@ -221,7 +221,8 @@ class NftablesDataplane:
             tuple(name for name in needed if name not in self._chains),
             reload=self._loaded is None,
             whole=sets is None,
-            boundaries=after.boundaries if wanted is after.table and not held else (),
+            # All sets that were read are empty, so each of them is added with all of its rows.
+            boundaries=() if held else after.boundaries,
         )
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
