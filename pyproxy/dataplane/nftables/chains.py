@@ -12,8 +12,8 @@ pick. Only the frontend's present endpoints are learned: a client without a resp
 packet again, and conntrack translates it to the same endpoint long after that was removed. The
 timeout is that of the chain that learns, which bounds the entries of each frontend (`share_of`).
 
-All chains are written over netlink because nft 1.0.6, which lists them and loads its own listing
-again, cannot parse some of their rules. It does not add a rule that looks an address up in an
+All chains are written over netlink because nft 1.0.6 lists them but cannot parse some of their
+rules. It does not add a rule that looks an address up in an
 existing map, and does not parse the original destination port in a concatenation.
 """
 
