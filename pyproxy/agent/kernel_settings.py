@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path, PurePath
 
 from pyproxy.dataplane.mode import KernelSetting
@@ -16,9 +15,31 @@ from pyproxy.dataplane.nft.node_table import NodeTable, Remembered
 
 log = logging.getLogger(__name__)
 
-# The table is written by anyone with CAP_NET_ADMIN, so a name from it leads to these files only.
-_NETWORK = re.compile(r"net(\.[a-z0-9_]+)+")
 HASH_SIZE = PurePath("sys/module/nf_conntrack/parameters/hashsize")
+
+_SYSCTLS = (
+    "net.ipv4.conf.all.arp_announce",
+    "net.ipv4.conf.all.arp_ignore",
+    "net.ipv4.conf.all.route_localnet",
+    "net.ipv4.ip_forward",
+    "net.ipv4.vs.conn_reuse_mode",
+    "net.ipv4.vs.conntrack",
+    "net.ipv4.vs.expire_nodest_conn",
+    "net.ipv4.vs.expire_quiescent_template",
+    "net.netfilter.nf_conntrack_max",
+    "net.netfilter.nf_conntrack_tcp_be_liberal",
+    "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
+    "net.netfilter.nf_conntrack_tcp_timeout_established",
+    "net.netfilter.nf_conntrack_udp_timeout",
+    "net.netfilter.nf_conntrack_udp_timeout_stream",
+)
+
+# Other programs may write the table too, so a name from it leads to a file of these only.
+RESTORABLE = {
+    str(HASH_SIZE): HASH_SIZE,
+    **{name: PurePath("proc/sys", *name.split(".")) for name in _SYSCTLS},
+}
+"""The files of all settings that any mode writes, by `table_name`."""
 
 
 class KernelSettings:
@@ -66,7 +87,7 @@ class KernelSettings:
 
         A value that another program wrote since then stays. Idempotent. Raises KernelError.
         """
-        what, path = self.remembered().get(name), _path_of(name)
+        what, path = self.remembered().get(name), RESTORABLE.get(name)
         if what is None or path is None or self._table is None:
             return True
         try:
@@ -112,9 +133,3 @@ class KernelSettings:
 def table_name(setting: KernelSetting) -> str:
     """Return a setting's name in table `inet pyproxy-node`, where none begins with a slash."""
     return setting.name.lstrip("/")
-
-
-def _path_of(name: str) -> PurePath | None:
-    if _NETWORK.fullmatch(name):
-        return PurePath("proc/sys", *name.split("."))
-    return HASH_SIZE if name == str(HASH_SIZE) else None
