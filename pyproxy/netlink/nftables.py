@@ -21,7 +21,7 @@ _GETRULE = 7
 _GETSET, _DELSET = 10, 11
 _GETGEN, _GEN_ID = 16, 1
 
-_TABLE_NAME, _TABLE_USERDATA = 1, 6
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_USERDATA = 1, 2, 6
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _SET_TABLE, _SET_NAME, _SET_COUNT = 1, 2, 20
@@ -33,11 +33,12 @@ NOTHING = memoryview(b"")
 
 
 def new_table(table: str, comment: str) -> Message:
-    """Add a table of the inet family, unless it exists; nft lists the comment."""
+    """Add a table of the inet family, or clear its flags; nft lists the comment of a new one."""
     # nft's own record in userdata: kind 0 is a comment, then its size with the zero byte.
     text = comment.encode() + b"\0"
     record = bytes((0, len(text))) + text
-    body = string(_TABLE_NAME, table) + attribute(_TABLE_USERDATA, record)
+    flags = attribute(_TABLE_FLAGS, bytes(4))
+    body = string(_TABLE_NAME, table) + flags + attribute(_TABLE_USERDATA, record)
     return Message(message_type(_NEWTABLE), NLM_F_CREATE, body)
 
 
@@ -94,6 +95,16 @@ def read_table_names(replies: Iterable[memoryview]) -> set[str]:
     """Read the replies to `get_tables`; all readers here skip objects without a name."""
     found = (attribute_map(reply) for reply in replies)
     return {text(table[_TABLE_NAME]) for table in found if _TABLE_NAME in table}
+
+
+def read_flagged_tables(replies: Iterable[memoryview]) -> set[str]:
+    """Read the replies to `get_tables`: the tables with flags, such as dormant."""
+    found = (attribute_map(reply) for reply in replies)
+    return {
+        text(table[_TABLE_NAME])
+        for table in found
+        if _TABLE_NAME in table and any(table.get(_TABLE_FLAGS, NOTHING))
+    }
 
 
 def read_chains(replies: Iterable[memoryview], table: str) -> dict[str, bytes]:

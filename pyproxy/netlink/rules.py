@@ -32,7 +32,7 @@ _NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
 _NFT_JUMP, _NFT_GOTO, _NFT_RETURN = -3, -4, -5
-_NF_DROP = 0
+_NF_DROP, _NF_ACCEPT = 0, 1
 
 META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 _META_IIFNAME, _META_NFTRACE = 6, 12
@@ -71,12 +71,17 @@ def new_chain(table: str, name: str) -> Message:
 def new_base_chain(table: str, name: str, hook: int, priority: int) -> Message:
     """Add a base chain of type filter at a hook of the inet family."""
     # No policy attribute: the kernel's default is accept.
-    place = nested(4, _number(1, hook), attribute(2, struct.pack(">i", priority)))
+    place = nested(4, _place(hook, priority))
     return Message(
         message_type(_NEWCHAIN),
         NLM_F_CREATE,
         string(1, table) + string(3, name) + place + string(7, "filter"),
     )
+
+
+def is_base_chain(held: bytes, hook: int, priority: int) -> bool:
+    """Return whether `nftables.read_chains` found a chain as `new_base_chain` adds it."""
+    return held == _place(hook, priority) + struct.pack(">I", _NF_ACCEPT) + b"filter\0"
 
 
 def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
@@ -317,6 +322,10 @@ def _dynset(set_name: str, key_register: int, timeout_ms: int, *more: bytes) -> 
         attribute(6, struct.pack(">Q", timeout_ms)),
         *more,
     )
+
+
+def _place(hook: int, priority: int) -> bytes:
+    return _number(1, hook) + attribute(2, struct.pack(">i", priority))
 
 
 def _number(kind: int, value: int) -> bytes:

@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.agent.kernel_settings import KernelSettings
-from pyproxy.agent.node_setup import NodeKernel, open_node_table
+from pyproxy.agent.kernel_settings import RESTORABLE, KernelSettings, table_name
+from pyproxy.agent.node_setup import NodeKernel, open_node_table, wanted
 from pyproxy.config import Conntrack, IpvsSettings, ProxyMode, Settings
 from pyproxy.dataplane.mode import KernelSetting
 from pyproxy.dataplane.nft.node_table import NodeTable, Remembered
@@ -167,6 +167,25 @@ def test_a_foreign_name_in_the_table_leads_to_no_file(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_sysctl_that_pyproxy_never_writes_is_not_restored(
+    made: KernelSettings, root: Path, table: NodeTable
+) -> None:
+    other = root / "proc/sys/net/ipv4/tcp_syncookies"
+    other.write_text("1\n")
+    table.remember("net.ipv4.tcp_syncookies", Remembered(0, frozenset({1})))
+    assert made.restore("net.ipv4.tcp_syncookies")
+    assert other.read_text() == "1\n"
+
+
+@pytest.mark.parametrize("mode", ProxyMode)
+def test_all_settings_that_a_mode_writes_can_be_restored(mode: ProxyMode) -> None:
+    conntrack = Conntrack(udp_timeout=30, udp_stream_timeout=30, tcp_be_liberal=True)
+    settings = Settings("n", mode, conntrack=conntrack, ipvs=IpvsSettings(strict_arp=True))
+    written = {table_name(each): each.path for each in wanted(settings, 1)}
+    del written["proc/self/oom_score_adj"]
+    assert {name: RESTORABLE.get(name) for name in written} == written
+
+
 def test_both_nft_commands_list_and_load_the_table(here: Namespace, table: NodeTable) -> None:
     table.add_shield()
     table.remember(NAME, Remembered(0, frozenset({1})))
@@ -186,6 +205,7 @@ def test_both_nft_commands_list_and_load_the_table(here: Namespace, table: NodeT
         "flush chain inet pyproxy-node loopback-shield",
         "insert rule inet pyproxy-node loopback-shield accept",
         "flush ruleset",
+        "add table inet pyproxy-node { flags dormant; }",
     ],
 )
 def test_a_changed_shield_is_written_again(here: Namespace, table: NodeTable, command: str) -> None:
@@ -197,6 +217,26 @@ def test_a_changed_shield_is_written_again(here: Namespace, table: NodeTable, co
     assert not table.has_shield()
     table.add_shield()
     assert table.has_shield()
+
+
+@pytest.mark.parametrize("hook", ["", "{ type filter hook output priority raw; }"])
+def test_a_shield_without_its_hook_is_written_again(
+    here: Namespace, table: NodeTable, hook: str
+) -> None:
+    table.add_shield()
+    before = here.run(["nft", "list", "ruleset"]).stdout
+    chain = "chain inet pyproxy-node loopback-shield"
+    source, destination = (
+        f'iifname != "lo" ip {end} 127.0.0.0/8 drop' for end in ("saddr", "daddr")
+    )
+    here.run(
+        ["nft", "-f", "-"],
+        text=f"delete {chain}\nadd {chain} {hook}\n"
+        f"add rule{chain[5:]} {source}\nadd rule{chain[5:]} {destination}\n",
+    )
+    assert not table.has_shield()
+    table.add_shield()
+    assert here.run(["nft", "list", "ruleset"]).stdout == before
 
 
 IPVS = Settings(

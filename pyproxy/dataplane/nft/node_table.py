@@ -29,7 +29,7 @@ _SHIELD = "loopback-shield"
 # Before conntrack (-200), so that a dropped packet leaves no trace: NF_IP_PRI_RAW.
 _RAW = -300
 _LOOPBACK = bytes((127,))
-_NAME = re.compile(r"(.+)\.was-(\d+)\.set-(\d+)")
+_NAME = re.compile(r"(.+)\.was-([0-9]+)\.set-([0-9]+)")
 # Offsets of source and destination in the IPv4 header.
 _ADDRESSES = (12, 16)
 
@@ -94,7 +94,8 @@ class NodeTable:
 
     def has_shield(self) -> bool:
         """Return whether other machines' packets to and from loopback addresses are dropped."""
-        if _SHIELD not in self._chains():
+        chain = self._chains().get(_SHIELD, b"")
+        if not _is_hooked(chain) or self._is_dormant():
             return False
         held = nftables.read_rules(self._netlink.dump(nftables.get_rules(TABLE))).get(_SHIELD, [])
         return len(held) == len(_ADDRESSES) and all(
@@ -106,9 +107,13 @@ class NodeTable:
         """Drop what other machines send to or from loopback addresses, unless that is so."""
         if self.has_shield():
             return
+        chain = self._chains().get(_SHIELD)
+        # The kernel refuses to change the hook of a chain that exists.
+        changed = chain is not None and not _is_hooked(chain)
         self._transact(
             [
                 *_declare(),
+                *([nftables.delete_chain(TABLE, _SHIELD)] if changed else ()),
                 rules.new_base_chain(TABLE, _SHIELD, rules.HOOK_PREROUTING, _RAW),
                 rules.flush(TABLE, _SHIELD),
                 *(rules.new_rule(TABLE, _SHIELD, *rule) for rule in _shield_rules()),
@@ -122,6 +127,10 @@ class NodeTable:
             self._delete()
         elif _SHIELD in chains:
             self._replace([_SHIELD], ())
+
+    def _is_dormant(self) -> bool:
+        found = self._netlink.dump(nftables.get_tables())
+        return TABLE in nftables.read_flagged_tables(found)
 
     def _chains(self) -> dict[str, bytes]:
         return nftables.read_chains(self._netlink.dump(nftables.get_chains()), TABLE)
@@ -144,6 +153,10 @@ class NodeTable:
 
 def _declare() -> list[Message]:
     return [nftables.new_table(TABLE, "kernel settings of pyproxy, see pyproxy cleanup")]
+
+
+def _is_hooked(chain: bytes) -> bool:
+    return rules.is_base_chain(chain, rules.HOOK_PREROUTING, _RAW)
 
 
 def _is_of(chain: str, name: str) -> bool:
