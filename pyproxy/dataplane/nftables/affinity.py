@@ -72,8 +72,10 @@ def loosened(
     its client is internal or external. So does one with another timeout or share, because entries
     that were learned under both would add up.
     """
-    old = expectations(before[name] for name in after if name in before)
-    new = expectations(routing for routing in after.values() if routing is not None)
+    # A repair has all Services, as they were committed.
+    changed = {name: each for name, each in after.items() if each is not before.get(name)}
+    old = expectations(before[name] for name in changed if name in before)
+    new = expectations(routing for routing in changed.values() if routing is not None)
     result: Expectations = {}
     for key, was in old.items():
         # A frontend that is gone differs in its use, and so loses all affinities.

@@ -58,13 +58,12 @@ class NftablesPlan(msgspec.Struct, frozen=True):
 
     def counts(self) -> Mapping[str, int]:
         """Count the objects to write by their kind; an element that changes is one."""
-        elements = {
-            (name, key)
-            for side in (self.delta.remove, self.delta.add)
-            for name, rows in side.items()
-            for key in rows
-        }
-        counts = {"element": len(elements), "chain": len(self.chains), "ruleset": int(self.reload)}
+        remove, add = self.delta.remove, self.delta.add
+        elements = sum(map(len, (*remove.values(), *add.values())))
+        elements -= sum(
+            len(rows.keys() & add.get(name, {}).keys()) for name, rows in remove.items()
+        )
+        counts = {"element": elements, "chain": len(self.chains), "ruleset": int(self.reload)}
         return {kind: count for kind, count in counts.items() if count}
 
     def netlink(self) -> Iterator[str]:
