@@ -358,7 +358,9 @@ class Agent(Generic[P]):
         self._observers.health.updated()
         if self._steps:
             self._observers.health.queued()
-        self._measure(change, now - began, now, full=full, is_repair=not step.written)
+        self._measure(
+            change, now - began, now, full=full, is_repair=not (step.changes or step.written)
+        )
 
     def _measure(
         self, change: Change, took: float, now: float, *, full: bool, is_repair: bool

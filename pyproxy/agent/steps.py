@@ -215,8 +215,13 @@ class Steps:
                 self._divided.replace(name, routing, before)
                 rows += min(size, self._limits.rows)
                 continue
-            step.written[name] = step.whole[name] = routing
-            rows += size + row_count(before) + _LEAST_ROWS
+            step.whole[name] = routing
+            rows += _LEAST_ROWS
+            # Most of the Services that the Node's change concerns stay as they are.
+            if routing is not None and routing == before:
+                continue
+            step.written[name] = routing
+            rows += size + row_count(before)
             moving += filter(None, (before, routing))
         if self._divided:
             step.written |= self._divided.take_moving(moving)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.claims import key_of
 from pyproxy.policy.routing import PortRouting, Scope, ServiceRouting, Use, with_frontends
@@ -56,6 +57,9 @@ def parts(routing: ServiceRouting | None) -> dict[bytes, ServiceRouting]:
     if routing is None:
         return found
     namespace, name = routing.name.namespace, routing.name.name
+    counts: dict[Family, int] = {}
+    for port in routing.ports if routing.affinity_timeout else ():
+        counts[port.family] = counts.get(port.family, 0) + len(port.frontends)
     for port in routing.ports:
         of_use: dict[Use, PortRouting] = {}
         # With one use, no endpoint is left out.
@@ -74,5 +78,7 @@ def parts(routing: ServiceRouting | None) -> dict[bytes, ServiceRouting]:
                 routing.source_ranges if frontend.scope is Scope.LOAD_BALANCER else (),
                 routing.affinity_timeout,
                 routing.scheduler,
+                # Rounded, so that one frontend more changes no other part.
+                1 << (count - 1).bit_length() if (count := counts.get(port.family)) else 0,
             )
     return found

@@ -91,6 +91,9 @@ class ServiceRouting(msgspec.Struct, frozen=True):
     `source_ranges` restrict the clients of frontends of scope LOAD_BALANCER. Empty allows every
     client; ranges of one family only allow no client of the other. `affinity_timeout` is in
     seconds, 0 without session affinity. `scheduler` is the IPVS scheduler, empty for the default.
+
+    `frontends` is 0, except in a part with session affinity: about the number of frontends of the
+    whole Service in the part's family, rounded up to a power of two.
     """
 
     name: ObjectName
@@ -98,6 +101,7 @@ class ServiceRouting(msgspec.Struct, frozen=True):
     source_ranges: tuple[Network, ...] = ()
     affinity_timeout: int = 0
     scheduler: str = ""
+    frontends: int = 0
 
 
 def with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:

@@ -57,8 +57,11 @@ def learning_chains(routing: ServiceRouting) -> Mapping[Family, str]:
     counts: dict[Family, int] = {}
     for port in routing.ports:
         counts[port.family] = counts.get(port.family, 0) + len(port.frontends)
+    # A part of a Service has one frontend, and the share that the whole Service leaves it.
     return {
-        family: chains.learning(family, routing.affinity_timeout, chains.share_of(count))
+        family: chains.learning(
+            family, routing.affinity_timeout, chains.share_of(max(count, routing.frontends))
+        )
         for family, count in counts.items()
     }
 
