@@ -8,13 +8,16 @@ alone, so that a restart changes nothing.
 - Frontends: cluster IPs come first, then node ports, load balancer addresses and external IPs.
   Ports and addresses are left out from the end of their list.
 - Endpoints: those on this node come first, then ready ones. The rest is in the order of a digest.
-  One more endpoint displaces one at most.
-- Source ranges: the ranges beyond the bound admit no client.
+  One more endpoint displaces one at most. Slices with the same address are used in the order of
+  their names.
+- Source ranges: the ranges beyond the bound admit no client. The load balancer addresses, which
+  may be ranges too (`endpoints.route_service`), are cut in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from math import isqrt
 from zlib import crc32
 
 import msgspec
@@ -25,7 +28,7 @@ from pyproxy.model.objects import Endpoint, EndpointSlice, Kind, Service, Servic
 from pyproxy.model.service_bounds import ServiceBounds
 
 _PortKey = tuple[Family, str, Protocol]
-_Ranked = tuple[bool, bool, bool, int]
+_Ranked = tuple[bool, bool, bool, int, Address]
 
 
 class Bounded(msgspec.Struct, frozen=True):
@@ -65,12 +68,13 @@ def _is_far_within(
     # Each port may have a node port in two families.
     addresses += len(service.load_balancer_ips) + 2
     frontends = len(service.ports) * addresses or 1
+    ranges = len(service.source_ranges) + len(service.load_balancer_ips)
     endpoints = 0
     for part in slices:  # a loop, because a generator would be slower here
         endpoints += len(part.endpoints) * len(part.ports)
     return (
         frontends <= bounds.frontends
-        and frontends * len(service.source_ranges) <= bounds.source_ranges
+        and (not service.source_ranges or frontends * ranges <= bounds.source_ranges)
         and frontends * endpoints <= bounds.endpoints
     )
 
@@ -149,6 +153,9 @@ def _node_ports(ports: tuple[ServicePort, ...]) -> int:
 
 
 def _cut_source_ranges(service: Service, bound: int, report: _Report) -> Service:
+    if not service.source_ranges:
+        return service
+    service = _cut_own_ranges(service, bound, report)
     # None at all would open the Service to every client, so at least one range stays.
     frontends = len(service.ports) * len(service.load_balancer_ips)
     most = max(bound // max(frontends, 1), 1)
@@ -162,6 +169,27 @@ def _cut_source_ranges(service: Service, bound: int, report: _Report) -> Service
         "admit no client",
     )
     return msgspec.structs.replace(service, source_ranges=ranges[:most])
+
+
+def _cut_own_ranges(service: Service, bound: int, report: _Report) -> Service:
+    """Cut the load balancer addresses, each of which may be a range of all others."""
+    own = service.load_balancer_ips
+    most = max(isqrt(bound // max(len(service.ports), 1)), 1)
+    if len(own) <= most:
+        return service
+    report(
+        "status.loadBalancer.ingress",
+        "with loadBalancerSourceRanges, its addresses times themselves times its ports are more "
+        f"than --max-source-ranges-per-service={bound}: {len(own) - most:,} of {len(own):,} are "
+        "not proxied",
+    )
+    # As an external IP, an address would be open to every client.
+    left_out = frozenset(own[most:])
+    return msgspec.structs.replace(
+        service,
+        load_balancer_ips=own[:most],
+        external_ips=tuple(each for each in service.external_ips if each not in left_out),
+    )
 
 
 def _cut_endpoints(
@@ -180,12 +208,20 @@ def _cut_endpoints(
         return parts
     costs: dict[Address, int] = {}
     ranks: dict[Address, _Ranked] = {}
-    for part, weight in zip(parts, weight_of, strict=True):
+    kept: list[EndpointSlice] = []
+    # Events decide the order of slices, and an address in many slices must not use all of them.
+    for part, weight in sorted(zip(parts, weight_of, strict=True), key=lambda each: each[0].name):
+        endpoints: list[Endpoint] = []
         for endpoint in part.endpoints:
             address = endpoint.address
-            costs[address] = costs.get(address, 0) + weight
+            cost = costs.get(address, 0) + weight
+            if cost > bound and address in costs:
+                continue
+            endpoints.append(endpoint)
+            costs[address] = cost
             rank = _rank(endpoint, hostname)
             ranks[address] = min(rank, ranks.get(address, rank))
+        kept.append(msgspec.structs.replace(part, endpoints=tuple(endpoints)))
     used = set(_affordable(ranks, costs, bound))
     report(
         "spec.ports",
@@ -196,7 +232,7 @@ def _cut_endpoints(
         msgspec.structs.replace(
             part, endpoints=tuple(each for each in part.endpoints if each.address in used)
         )
-        for part in parts
+        for part in kept
     ]
 
 
@@ -213,9 +249,10 @@ def _affordable(
 
 
 def _rank(endpoint: Endpoint, hostname: str) -> _Ranked:
-    # Not hash(), which differs at each start.
-    digest = crc32(endpoint.address)
-    return endpoint.node != hostname, not endpoint.ready, not endpoint.serving, digest
+    # Not hash(), which differs at each start; IPv6 addresses of one digest are easily found.
+    address = endpoint.address
+    digest = crc32(address)
+    return endpoint.node != hostname, not endpoint.ready, not endpoint.serving, digest, address
 
 
 def _frontends_by_port(service: Service) -> dict[_PortKey, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -150,6 +151,18 @@ def test_source_ranges_beyond_the_bound_admit_no_client() -> None:
     assert len(bounded(giant(5, balanced=2, ranges=40), bounds=tight).service.source_ranges) == 1
 
 
+def test_the_ranges_of_a_services_own_addresses_are_bounded_too() -> None:
+    big = giant(1, balanced=40, ranges=1)
+    lost = big.load_balancer_ips[7:]
+    big = msgspec.structs.replace(big, external_ips=lost[:5])
+    found = bounded(big)
+    node = msgspec.structs.replace(NODE, addresses=(address(20, 0),))
+    (port,) = route_service(found.service, (), node, HOSTNAME).ports
+    # Not as external IPs either, which have no source ranges.
+    assert [each.address for each in port.frontends[1:]] == [*big.load_balancer_ips[:7]]
+    assert "33 of 40 are not proxied" in found.problems[0].message
+
+
 def used(found: Bounded) -> set[Address]:
     return {Address(b[:-2]) for port in routing(found).ports for b in port.cluster}
 
@@ -177,6 +190,38 @@ def test_one_more_endpoint_displaces_one_at_most() -> None:
         more = used(bounded(big, part([*before, Endpoint(address(10, number))], 10)))
         assert len(kept - more) <= 1
         assert len(more) == len(kept)
+
+
+def test_one_address_in_many_slices_is_bounded_in_any_order() -> None:
+    """The bound admits one address at least, but not with a port number of each slice."""
+    slices = [
+        msgspec.structs.replace(
+            part([Endpoint(address(10, 1))], 0, number),
+            ports=tuple(SlicePort(f"p{n}", TCP, Port(8000 + number)) for n in range(10)),
+        )
+        for number in range(200)
+    ]
+    found = bounded(giant(10, external=1), *slices)
+    rows = sum(len(port.cluster) * len(port.frontends) for port in routing(found).ports)
+    assert 900 <= rows <= 1000
+    random.Random(3).shuffle(slices)
+    assert routing(bounded(giant(10, external=1), *slices)) == routing(found)
+
+
+def test_addresses_with_one_digest_are_chosen_in_any_order() -> None:
+    # CRC-32 is linear, and the digest of this number is that of 0: each pair has one digest.
+    size, same = Family.IPV6.bits // 8, 0x196300777
+    numbers = [(0xFD << 120) + (n << 64) + d for n in range(200) for d in (0, same)]
+    pods = [Endpoint(Address(number.to_bytes(size, "big"))) for number in numbers]
+    assert len({crc32(pod.address) for pod in pods}) == 200
+    big = msgspec.structs.replace(giant(1), cluster_ips=(ip("fd96::1"),), families=(Family.IPV6,))
+    kept = []
+    for order in (pods, pods[::-1]):
+        parts = msgspec.structs.replace(part(order, 1), family=Family.IPV6)
+        bounds = msgspec.structs.replace(SMALL, endpoints=201)
+        kept.append(used(bounded(big, parts, bounds=bounds)))
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 201
 
 
 def test_ports_that_the_service_lacks_cost_nothing() -> None:
