@@ -69,8 +69,11 @@ class ServiceRouter:
         for name in queue:
             affected, routings[name] = self._route(name, node)
             if affected:
-                queue.extend(affected.now)
-                self._cluster_state.route_again(affected.later)
+                # The caller takes all of these routings as the last ones, so an outdated one is
+                # replaced here and not in a later step.
+                outdated = affected.later & routings.keys()
+                queue.extend(affected.now | outdated)
+                self._cluster_state.route_again(affected.later - outdated)
         return routings
 
     def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:
