@@ -36,6 +36,10 @@ ACCEPT_PAUSE = 0.005
 """Seconds between two connections of a server: reading a request takes a thread and half a
 millisecond, which clients that connect in a loop could take from the agent all the time."""
 
+FAILURE_PAUSE = 0.25
+"""Seconds until the next try to accept. After EMFILE the connection still waits, and poll would
+return at once."""
+
 _REFUSAL = (
     b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain\r\n"
     b"Retry-After: 1\r\n\r\ntoo many clients are connected: try again\n"
@@ -195,6 +199,15 @@ class BoundedThreads(socketserver.ThreadingMixIn, socketserver.BaseServer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.connections = Connections(self.clients)
         super().__init__(*args, **kwargs)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection. Pauses before it raises OSError, which socketserver ignores."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            log.debug("cannot accept a client: %s", error.strerror)
+            time.sleep(FAILURE_PAUSE)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a client, or refuse it if all are busy."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from socketserver import TCPServer
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from pyproxy.agent.loop import Inbox
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.config.settings import ListenAddress, Settings
+from pyproxy.inspect import http_server
 from pyproxy.inspect.client import Client
 from pyproxy.inspect.queries import SERVICES, STATUS, NoArgs, ServicesArgs
 from pyproxy.inspect.server import InspectServer
@@ -142,6 +145,30 @@ def test_clients_that_watch_forever_do_not_keep_a_command_out(tmp_path: Path) ->
             watcher.sendall(b"GET /watch HTTP/1.0\r\n\r\n")
             assert b"200" in watcher.recv(64)
         assert Client(path).query(STATUS, NoArgs()).services == 3
+
+
+@pytest.mark.parametrize("kind", [socket.AF_UNIX, socket.AF_INET])
+def test_out_of_file_descriptors_a_server_pauses_between_its_tries(
+    kind: socket.AddressFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, pauses = [0], list[float]()
+    accept = TCPServer.get_request
+
+    def refused(server: TCPServer) -> tuple[object, object]:
+        tries[0] += 1
+        if tries[0] <= 20:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(server)
+
+    monkeypatch.setattr(TCPServer, "get_request", refused)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    snapshot, _ = watched_snapshot(3)
+    with serving(snapshot, tmp_path) as (path, port):
+        if kind is socket.AF_UNIX:
+            assert Client(path).query(STATUS, NoArgs()).services == 3
+        else:
+            assert read_page(port, 0).startswith(b"HTTP/1.0 200")
+        assert pauses.count(http_server.FAILURE_PAUSE) == 20
 
 
 class Asked:
