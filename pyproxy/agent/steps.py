@@ -217,8 +217,9 @@ class Steps:
                 continue
             step.whole[name] = routing
             rows += _LEAST_ROWS
-            # Most of the Services that the Node's change concerns stay as they are.
-            if routing is not None and routing == before:
+            # Most of the Services that the Node's change concerns stay as they are. One that this
+            # step was to change is written, because it gained a frontend and lost it again.
+            if routing is not None and routing == before and name not in step.written:
                 continue
             step.written[name] = routing
             rows += size + row_count(before)

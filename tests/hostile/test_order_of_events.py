@@ -197,13 +197,13 @@ def test_a_restart_changes_nothing(steps: list[Step]) -> None:
     assert not [each for each in stage.agent.problems() if "a bug" in each.message]
 
 
+def service(name: ObjectName, port: int, cluster_ip: Address, **fields: Any) -> Service:
+    ports = (ServicePort("", Protocol.TCP, Port(port)),)
+    return Service(name, ports, (cluster_ip,), families=(V4,), **fields)
+
+
 def test_services_that_free_frontends_for_each_other_in_one_step() -> None:
     """The second one is routed because of the first, and frees an address of the first."""
-
-    def service(name: ObjectName, port: int, cluster_ip: Address, **fields: Any) -> Service:
-        ports = (ServicePort("", Protocol.TCP, Port(port)),)
-        return Service(name, ports, (cluster_ip,), families=(V4,), **fields)
-
     (one, other, last), free = CLUSTER[V4][:3], FREE[0]
     stage = stage_of()
     stage.begin(
@@ -218,3 +218,19 @@ def test_services_that_free_frontends_for_each_other_in_one_step() -> None:
     (port,) = stage.recorder.programmed[NAMES[1]].ports
     assert [each.address for each in port.frontends] == [one, other]
     assert stage.agent.problems() == ()
+
+
+def test_a_frontend_that_moves_twice_in_one_step() -> None:
+    """The Service that gains it at first, and loses it again, is written as it was."""
+    free = FREE[0]
+    first, waiting, last = (
+        service(name, 80, cluster_ip, external_ips=(free,), created=created)
+        for name, cluster_ip, created in zip(NAMES[1:], CLUSTER[V4], ("1", "3", "2"), strict=False)
+    )
+    stage = Stage()
+    stage.begin(first, waiting)
+    stage.handle_event(msgspec.structs.replace(first, external_ips=()), last)
+    stage.settle()
+    fresh = restarted(stage)
+    assert stage.recorder.programmed == fresh.recorder.programmed
+    assert stage.dataplane.kernel == fresh.dataplane.kernel

@@ -1,0 +1,220 @@
+"""Whatever order objects arrive in and however syncs divide them, a restart changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.dataplane.interface import StepLimits
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_network
+from pyproxy.model.events import Delete
+from pyproxy.model.objects import (
+    Endpoint,
+    EndpointSlice,
+    Kind,
+    Node,
+    ObjectName,
+    Service,
+    ServicePort,
+    SlicePort,
+    TrafficPolicy,
+)
+from pyproxy.model.service_bounds import ServiceBounds
+from tests.agent.objects import NODE, Stage
+from tests.builders import ip
+
+BOUNDS = ServiceBounds(frontends=12, endpoints=40, source_ranges=8)
+LIMITS = StepLimits(20, large=20)
+NAMES = [
+    ObjectName("default", "kubernetes"),
+    *(ObjectName(space, name) for space in ("a", "b") for name in ("one", "two")),
+]
+V4, V6 = Family.IPV4, Family.IPV6
+NODES = [ip("172.30.0.11"), ip("172.30.0.12"), ip("fd30::11")]
+BROADCAST = ip("172.30.0.255")
+FREE = [ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")]
+CLUSTER = {
+    V4: [ip(f"10.96.0.{n}") for n in range(1, 5)],
+    V6: [ip(f"fd96::{n}") for n in range(1, 5)],
+}
+ANY = [*NODES, BROADCAST, *FREE, *CLUSTER[V4], *CLUSTER[V6]]
+PODS = {
+    V4: [*(ip(f"10.244.1.{n}") for n in range(1, 8)), ip("172.30.0.12"), BROADCAST],
+    V6: [ip(f"fd10::{n}") for n in range(1, 8)],
+}
+PORTS = st.sampled_from([Port(n) for n in (80, 443, 6443, 10250, 10256, 30080, 30081)])
+PROTOCOLS = st.sampled_from([Protocol.TCP, Protocol.TCP, Protocol.UDP])
+PORT_NAMES = ["", "a", "b", "c"]
+
+
+@st.composite
+def services(draw: st.DrawFn) -> Service:
+    families = draw(st.sampled_from([(V4,), (V6,), (V4, V6), (V6, V4)]))
+    addresses = [each for each in ANY if (V4 if len(each) == 4 else V6) in families]
+    some = st.lists(st.sampled_from(addresses), max_size=5, unique=True).map(tuple)
+    ports = []
+    for name in PORT_NAMES[: draw(st.integers(1, 4))]:
+        node_port = draw(st.sampled_from([0, 30080, 30081, 30082]))
+        ports.append(ServicePort(name, draw(PROTOCOLS), draw(PORTS), Port(node_port)))
+    unique = {(port.protocol, port.port): port for port in ports}
+    return Service(
+        name=draw(st.sampled_from(NAMES)),
+        ports=tuple(unique.values()),
+        cluster_ips=tuple(draw(st.sampled_from(CLUSTER[each])) for each in families),
+        external_ips=draw(some),
+        load_balancer_ips=draw(some),
+        source_ranges=tuple(
+            draw(
+                st.lists(
+                    st.sampled_from(
+                        [parse_network(f"192.0.{n}.0/24") for n in range(5)]
+                        + [parse_network("172.30.0.0/16")]
+                    ),
+                    max_size=4,
+                    unique=True,
+                )
+            )
+        ),
+        internal_policy=draw(st.sampled_from(list(TrafficPolicy))),
+        external_policy=draw(st.sampled_from(list(TrafficPolicy))),
+        affinity_timeout=draw(st.sampled_from([0, 0, 60])),
+        health_check_port=draw(st.sampled_from([Port(0), Port(30080), Port(30082)])),
+        families=families,
+        created=draw(st.sampled_from(["", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"])),
+    )
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> EndpointSlice:
+    name, family = draw(st.sampled_from(NAMES)), draw(st.sampled_from([V4, V6]))
+    ports = st.builds(
+        SlicePort, st.sampled_from(PORT_NAMES), PROTOCOLS, st.sampled_from([Port(8080), Port(6443)])
+    )
+    endpoints = st.builds(
+        Endpoint,
+        st.sampled_from(PODS[family]),
+        ready=st.booleans(),
+        serving=st.booleans(),
+        terminating=st.booleans(),
+        node=st.sampled_from(["node-a", "node-b", ""]),
+        hint_zones=st.sampled_from([(), ("zone-1",), ("zone-2",)]),
+    )
+    return EndpointSlice(
+        ObjectName(name.namespace, f"{draw(st.sampled_from(['s', 't', 'u']))}"),
+        name,
+        family,
+        tuple(draw(st.lists(ports, max_size=4, unique_by=lambda port: port.name))),
+        tuple(draw(st.lists(endpoints, max_size=6))),
+    )
+
+
+deletions = st.one_of(
+    st.builds(Delete, st.just(Kind.SERVICE), st.sampled_from(NAMES)),
+    st.builds(
+        lambda name, last: Delete(Kind.ENDPOINT_SLICE, ObjectName(name.namespace, last)),
+        st.sampled_from(NAMES),
+        st.sampled_from(["s", "t", "u"]),
+    ),
+)
+nodes = st.builds(
+    lambda zone, addresses: msgspec.structs.replace(NODE, zone=zone, addresses=tuple(addresses)),
+    st.sampled_from(["zone-1", "zone-2"]),
+    st.lists(st.sampled_from(NODES), max_size=3, unique=True),
+)
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """New addresses of the node's interfaces, and new API servers."""
+
+    local: tuple[Address, ...]
+    servers: tuple[Backend, ...]
+
+
+moves = st.builds(
+    Moved,
+    st.lists(st.sampled_from(NODES), max_size=3, unique=True).map(tuple),
+    st.sampled_from([(), (backend(FREE[0], Port(6443)),)]),
+)
+SYNC = "sync"
+Step = Service | EndpointSlice | Node | Delete | Moved | str
+upserts = st.one_of(services(), services(), slices(), nodes)
+steps = st.lists(
+    st.one_of(upserts, upserts, upserts, deletions, moves, st.just(SYNC), st.just(SYNC)),
+    max_size=25,
+)
+
+
+def stage_of() -> Stage:
+    stage = Stage(step_limits=LIMITS, bounds=BOUNDS)
+    stage.broadcasts = (BROADCAST,)
+    return stage
+
+
+def follow(stage: Stage, step: Step) -> None:
+    if isinstance(step, str):
+        due = stage.agent.due()
+        if due is not None:
+            stage.clock.now = max(stage.clock(), due)
+            stage.agent.sync()
+    elif isinstance(step, Moved):
+        stage.local_addresses, stage.api_servers = step.local, step.servers
+        stage.agent.addresses_changed()
+    elif isinstance(step, Delete):
+        stage.agent.handle_event(step)
+    else:
+        stage.handle_event(step)
+
+
+def restarted(stage: Stage) -> Stage:
+    """Return an agent that reads the same objects at once, in the order of their names."""
+    fresh = stage_of()
+    fresh.local_addresses, fresh.api_servers = stage.local_addresses, stage.api_servers
+    state = stage.agent.cluster_state
+    fresh.node = state.node or NODE
+    fresh.begin(
+        *sorted(state.services.values(), key=lambda each: each.name),
+        *sorted(state.slices.values(), key=lambda each: each.name),
+    )
+    fresh.settle()
+    return fresh
+
+
+@given(steps)
+@settings(max_examples=5000, deadline=None)
+def test_a_restart_changes_nothing(steps: list[Step]) -> None:
+    stage = stage_of()
+    stage.begin()
+    for step in steps:
+        follow(stage, step)
+    stage.settle()
+    fresh = restarted(stage)
+    assert stage.recorder.programmed == fresh.recorder.programmed
+    assert stage.dataplane.kernel == fresh.dataplane.kernel
+    assert {*stage.agent.problems()} == {*fresh.agent.problems()}
+    assert not [each for each in stage.agent.problems() if "a bug" in each.message]
+
+
+def test_services_that_free_frontends_for_each_other_in_one_step() -> None:
+    """The second one is routed because of the first, and frees an address of the first."""
+
+    def service(name: ObjectName, port: int, cluster_ip: Address, **fields: Any) -> Service:
+        ports = (ServicePort("", Protocol.TCP, Port(port)),)
+        return Service(name, ports, (cluster_ip,), families=(V4,), **fields)
+
+    (one, other, last), free = CLUSTER[V4][:3], FREE[0]
+    stage = stage_of()
+    stage.begin(
+        service(NAMES[1], 80, one, load_balancer_ips=(free,)),
+        service(NAMES[3], 80, other, external_ips=(free,)),
+    )
+    stage.handle_event(
+        service(NAMES[1], 443, one, load_balancer_ips=(other,)),
+        service(NAMES[3], 80, last, external_ips=(free,)),
+    )
+    stage.settle()
+    (port,) = stage.recorder.programmed[NAMES[1]].ports
+    assert [each.address for each in port.frontends] == [one, other]
+    assert stage.agent.problems() == ()
