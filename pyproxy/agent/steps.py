@@ -200,8 +200,9 @@ class Steps:
                     step.changes[each].add(change)
                 else:
                     step.changes[each] = change
-            rows += self._add(routed, step)
-            self._note_cost(name, routed)
+            compared = self._add(routed, step)
+            self._note_cost(name, routed, compared)
+            rows += compared
             if rows >= self._limits.rows:
                 break
 
@@ -228,12 +229,15 @@ class Steps:
             step.written |= self._divided.take_moving(moving)
         return rows
 
-    def _note_cost(self, name: ObjectName, routed: Routings) -> None:
-        """Have a change that concerns a divided Service wait in the lane of large ones."""
+    def _note_cost(self, name: ObjectName, routed: Routings, rows: int) -> None:
+        """Have a change that concerns a divided Service, or many, wait in the lane of large ones.
+
+        `rows` are those that it compared.
+        """
         costly = self._cluster_state.costly
-        if not (self._divided or costly):
-            return
-        if any(each in self._divided for each in routed):
+        # The Service itself, before and after, has at most twice the rows of a large one.
+        is_costly = len(routed) > 1 and rows > 2 * self._limits.large + _LEAST_ROWS
+        if is_costly or (self._divided and any(each in self._divided for each in routed)):
             costly.add(name)
         elif name in costly and name not in self._rejected:
             costly.discard(name)

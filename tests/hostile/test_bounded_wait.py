@@ -179,6 +179,27 @@ def test_a_giant_is_written_in_steps_between_which_small_changes_are() -> None:
     assert sum(sizes) > 8 * 41 * ENDPOINTS
 
 
+def test_a_change_that_moves_many_frontends_waits_like_a_large_one() -> None:
+    """They move in one transaction, and repeated all the time this would delay everybody."""
+    addresses = [ip(f"192.0.2.{n + 1}") for n in range(40)]
+    losers = [
+        msgspec.structs.replace(small(n), external_ips=(address,), created="2026-02-01")
+        for n, address in enumerate(addresses)
+    ]
+    taker = msgspec.structs.replace(small(40), external_ips=tuple(addresses), created="2026-01-01")
+    released = msgspec.structs.replace(taker, external_ips=())
+    stage = Stage(step_limits=StepLimits(ROWS, large=ROWS))
+    stage.begin(taker, *losers)
+    pending = stage.agent.cluster_state.pending
+    lanes = []
+    for version in (released, taker, released, small(40), taker):
+        stage.handle_event(version)
+        lanes.append(pending.has_large)
+        stage.settle()
+    # Once it has moved none, it counts as small again.
+    assert lanes == [False, True, True, True, False]
+
+
 def test_a_giant_that_changes_all_the_time_gets_a_quarter_of_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
