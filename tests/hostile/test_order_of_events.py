@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.dataplane.interface import StepLimits
+from pyproxy.errors import KernelError, TransientKernelError
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_network
 from pyproxy.model.events import Delete
 from pyproxy.model.objects import (
@@ -27,7 +29,11 @@ from tests.agent.objects import NODE, Stage
 from tests.builders import ip
 
 BOUNDS = ServiceBounds(frontends=12, endpoints=40, source_ranges=8)
-LIMITS = StepLimits(20, large=20)
+LIMITS = (
+    StepLimits(20, large=20),
+    StepLimits(200, large=20),
+    StepLimits(200, large=60, divides=False),
+)
 NAMES = [
     ObjectName("default", "kubernetes"),
     *(ObjectName(space, name) for space in ("a", "b") for name in ("one", "two")),
@@ -139,16 +145,17 @@ moves = st.builds(
     st.sampled_from([(), (backend(FREE[0], Port(6443)),)]),
 )
 SYNC = "sync"
-Step = Service | EndpointSlice | Node | Delete | Moved | str
+Step = Service | EndpointSlice | Node | Delete | Moved | KernelError | str
+failures = st.just(TransientKernelError("EBUSY", errno.EBUSY))
 upserts = st.one_of(services(), services(), slices(), nodes)
 steps = st.lists(
-    st.one_of(upserts, upserts, upserts, deletions, moves, st.just(SYNC), st.just(SYNC)),
+    st.one_of(upserts, upserts, upserts, deletions, moves, failures, st.just(SYNC), st.just(SYNC)),
     max_size=25,
 )
 
 
-def stage_of() -> Stage:
-    stage = Stage(step_limits=LIMITS, bounds=BOUNDS)
+def stage_of(limits: StepLimits) -> Stage:
+    stage = Stage(step_limits=limits, bounds=BOUNDS)
     stage.broadcasts = (BROADCAST,)
     return stage
 
@@ -159,6 +166,8 @@ def follow(stage: Stage, step: Step) -> None:
         if due is not None:
             stage.clock.now = max(stage.clock(), due)
             stage.agent.sync()
+    elif isinstance(step, KernelError):
+        stage.dataplane.trouble.append(step)
     elif isinstance(step, Moved):
         stage.local_addresses, stage.api_servers = step.local, step.servers
         stage.agent.addresses_changed()
@@ -170,7 +179,7 @@ def follow(stage: Stage, step: Step) -> None:
 
 def restarted(stage: Stage) -> Stage:
     """Return an agent that reads the same objects at once, in the order of their names."""
-    fresh = stage_of()
+    fresh = stage_of(stage.dataplane.step_limits)
     fresh.local_addresses, fresh.api_servers = stage.local_addresses, stage.api_servers
     state = stage.agent.cluster_state
     fresh.node = state.node or NODE
@@ -182,10 +191,10 @@ def restarted(stage: Stage) -> Stage:
     return fresh
 
 
-@given(steps)
+@given(steps, st.sampled_from(LIMITS))
 @settings(max_examples=60, deadline=None)
-def test_a_restart_changes_nothing(steps: list[Step]) -> None:
-    stage = stage_of()
+def test_a_restart_changes_nothing(steps: list[Step], limits: StepLimits) -> None:
+    stage = stage_of(limits)
     stage.begin()
     for step in steps:
         follow(stage, step)
@@ -205,7 +214,7 @@ def service(name: ObjectName, port: int, cluster_ip: Address, **fields: Any) -> 
 def test_services_that_free_frontends_for_each_other_in_one_step() -> None:
     """The second one is routed because of the first, and frees an address of the first."""
     (one, other, last), free = CLUSTER[V4][:3], FREE[0]
-    stage = stage_of()
+    stage = stage_of(LIMITS[0])
     stage.begin(
         service(NAMES[1], 80, one, load_balancer_ips=(free,)),
         service(NAMES[3], 80, other, external_ips=(free,)),
