@@ -129,14 +129,15 @@ def _askers(words: Sequence[str]) -> Iterator[int]:
 def _threads(number: int, act: Callable[[int], None]) -> Iterator[int]:
     done: deque[int] = deque()
 
-    def run() -> None:
-        for turn in itertools.count():
+    def run(first: int) -> None:
+        # Each begins with another request, because one for all Services takes seconds.
+        for turn in itertools.count(first):
             with suppress(OSError, http.client.HTTPException, PyproxyError):
                 act(turn)
                 done.append(turn)
 
-    for _ in range(number):
-        threading.Thread(target=run, daemon=True).start()
+    for first in range(number):
+        threading.Thread(target=run, args=(first,), daemon=True).start()
     before = 0
     while True:
         yield len(done) - before
