@@ -371,7 +371,8 @@ class Agent(Generic[P]):
         if not full:
             metrics.programmed([now - read_at for read_at in change.read_at])
         for family, triggered in change.triggered:
-            metrics.network_programmed(family, [wall - triggered])
+            # Tenants write these times, and a negative value would reset the sum of a histogram.
+            metrics.network_programmed(family, [max(wall - triggered, 0.0)])
         self._count_problems()
 
     def _count_problems(self) -> None:
