@@ -73,6 +73,8 @@ class Steps:
         # Changes of divided Services whose parts are not all written.
         self._unfinished: dict[ObjectName, Change] = {}
         self._rejected: frozenset[ObjectName] = frozenset()
+        # The Services of a failed step, between which frontends may move.
+        self._failed: dict[ObjectName, None] = {}
         self._small_last = False
         self._parts_last = False
 
@@ -92,6 +94,7 @@ class Steps:
     def all(self, node: NodeRouting) -> Step:
         """Route all Services: the first sync is one step."""
         step = Step(changes=dict(self._pending.take_all()), node=self._take_node(), full=True)
+        self._failed.clear()
         services = self._cluster_state.services
         # The order is that of reading and not of a hash, because objects that were read together
         # lie together in memory. Removed Services must give up their frontends.
@@ -107,6 +110,14 @@ class Steps:
         """Route and return the next step; empty if nothing is due."""
         self._cluster_state.node_addresses = len(node.node_port_addresses)
         pending = self._pending
+        if self._failed:
+            # First and together: their frontends are assigned already, so any other step, or a
+            # part of these, would write a frontend that another Service still has.
+            again, self._failed = self._failed, {}
+            step = Step(node=self._take_node(), background=True)
+            for name in again:
+                self._route_one(name, node, step)
+            return step
         work = (pending.has_large or pending.has_rerouted or self._divided.is_unfinished) and (
             self._limiter.due <= now
         )
@@ -122,6 +133,7 @@ class Steps:
         """Have a step that failed made again."""
         self._pending.put_back(step.changes)
         self._divided.restore(step.written)
+        self._failed |= dict.fromkeys(step.changes)
         if step.node is not None:
             self._pending.node_changed(()).add(step.node)
 
@@ -191,20 +203,24 @@ class Steps:
         """Route Services until the step has enough rows."""
         rows = 0
         for name in names:
-            routed = self._router.route((name,), node)
-            # A rejected Service may have been written in part: only a read-back shows that.
-            step.full |= not self._rejected.isdisjoint(routed)
-            for each in routed:
-                change = self._pending.take(each)
-                if each in step.changes:
-                    step.changes[each].add(change)
-                else:
-                    step.changes[each] = change
-            compared = self._add(routed, step)
-            self._note_cost(name, routed, compared)
-            rows += compared
+            rows += self._route_one(name, node, step)
             if rows >= self._limits.rows:
                 break
+
+    def _route_one(self, name: ObjectName, node: NodeRouting, step: Step) -> int:
+        """Add a Service, and those that it affects, to a step; return the rows to compare."""
+        routed = self._router.route((name,), node)
+        # A rejected Service may have been written in part: only a read-back shows that.
+        step.full |= not self._rejected.isdisjoint(routed)
+        for each in routed:
+            change = self._pending.take(each)
+            if each in step.changes:
+                step.changes[each].add(change)
+            else:
+                step.changes[each] = change
+        compared = self._add(routed, step)
+        self._note_cost(name, routed, compared)
+        return compared
 
     def _add(self, routed: Routings, step: Step) -> int:
         """Add routings to a step; return the rows that this compares."""

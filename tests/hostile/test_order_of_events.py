@@ -243,3 +243,17 @@ def test_a_frontend_that_moves_twice_in_one_step() -> None:
     fresh = restarted(stage)
     assert stage.recorder.programmed == fresh.recorder.programmed
     assert stage.dataplane.kernel == fresh.dataplane.kernel
+
+
+def test_a_failed_step_is_made_again_as_a_whole() -> None:
+    """The Service that gets a frontend fills a step, so it would come before the old owner."""
+    address, other = CLUSTER[V4][:2]
+    ports = tuple(ServicePort(f"p{n}", Protocol.TCP, Port(80 + n)) for n in range(12))
+    large = msgspec.structs.replace(service(NAMES[1], 80, address), ports=ports)
+    stage = stage_of(LIMITS[0])
+    stage.begin(service(NAMES[0], 80, address))
+    stage.dataplane.trouble.append(TransientKernelError("EBUSY", errno.EBUSY))
+    stage.handle_event(service(NAMES[0], 80, other), large)
+    # The table asserts that a frontend never has two owners.
+    stage.settle()
+    assert stage.dataplane.kernel == restarted(stage).dataplane.kernel
