@@ -94,3 +94,20 @@ def test_a_replaced_rule_is_repaired(namespace: Namespace, harm: str) -> None:
     assert agent.repairs() == {"chain": 1}
     assert agent.snapshot() == whole
     agent.close()
+
+
+def test_a_dormant_table_is_repaired(namespace: Namespace) -> None:
+    now = 100.0
+    agent = SteppedAgent(namespace, lambda: now)
+    whole = agent.start(service("web", 1), endpoint_slice("web", ["10.244.1.5"]))
+    namespace.run(["nft", "add table inet pyproxy { flags dormant; }"])
+    found = namespace.call(lambda: agent.dataplane.check_base_rules(agent.agent.node_routing))
+    assert found == ("clear the flags of table inet pyproxy, such as dormant",)
+    drift = namespace.call(agent.dataplane.wait_for_drift)
+    assert drift is not None
+    agent.agent.drifted(drift)
+    now += 60.0
+    namespace.call(agent.agent.sync)
+    assert "dormant" not in namespace.run(["nft", "list", "table", "inet", "pyproxy"]).stdout
+    assert agent.snapshot() == whole
+    agent.close()

@@ -54,11 +54,15 @@ class TrafficOptions(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """A table without its elements: chains with their hooks, rules by chain, and sets."""
+    """A table without its elements: chains with their hooks, rules by chain, and sets.
+
+    `flagged` is whether it has a flag, such as dormant, with which no hook calls its chains.
+    """
 
     chains: dict[str, bytes]
     rules: dict[str, list[bytes]]
     sets: dict[str, bytes]
+    flagged: bool = False
 
 
 class Names(msgspec.Struct, frozen=True):
@@ -142,7 +146,8 @@ class BaseRules(msgspec.Struct, frozen=True):
     def is_loaded(self, layout: Layout) -> bool:
         """Return whether the kernel has exactly these rules, unchanged since they were loaded."""
         # The marker identifies the text that was loaded, and the seal shows any change since.
-        return {self.marker(), self.seal(layout)} <= layout.chains.keys()
+        sealed = {self.marker(), self.seal(layout)} <= layout.chains.keys()
+        return sealed and not layout.flagged
 
     def seal(self, layout: Layout) -> str:
         """Return the name of the chain that identifies what the kernel holds."""
@@ -183,6 +188,8 @@ class BaseRules(msgspec.Struct, frozen=True):
 
     def differences(self, held: Layout, wanted: Layout) -> Iterator[str]:
         """Name each base chain, rule and set in which `held` differs from `wanted`."""
+        if held.flagged and not wanted.flagged:
+            yield f"clear the flags of table inet {self.table}, such as dormant"
         present = {name for name in held.chains if self.is_base_chain(name)}
         ours = {name for name in wanted.chains if self.is_base_chain(name)}
         for name in sorted(ours - present):

@@ -38,7 +38,7 @@ def require_nft() -> None:
 
 
 def read_layout(netlink: Nfnetlink, table: str) -> Layout:
-    """Read chains, rules and sets; all empty where there is no table. Raises KernelError."""
+    """Read a table; all is empty where there is none. Raises KernelError."""
     # The kernel filters dumps of rules and of sets by table, but not dumps of chains.
     found = nftables.read_chains(netlink.dump(nftables.get_chains()), table)
     if not found:
@@ -47,6 +47,7 @@ def read_layout(netlink: Nfnetlink, table: str) -> Layout:
         found,
         nftables.read_rules(netlink.dump(nftables.get_rules(table))),
         nftables.read_sets(netlink.dump(nftables.get_sets(table))),
+        table in nftables.read_flagged_tables(netlink.dump(nftables.get_tables())),
     )
 
 
