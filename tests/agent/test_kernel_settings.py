@@ -10,6 +10,7 @@ import pytest
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.agent.kernel_settings import RESTORABLE, KernelSettings, table_name
+from pyproxy.agent.loopback import Loopback
 from pyproxy.agent.node_setup import NodeKernel, open_node_table, wanted
 from pyproxy.config import Conntrack, IpvsSettings, ProxyMode, Settings
 from pyproxy.dataplane.mode import KernelSetting
@@ -237,6 +238,18 @@ def test_a_shield_without_its_hook_is_written_again(
     assert not table.has_shield()
     table.add_shield()
     assert here.run(["nft", "list", "ruleset"]).stdout == before
+
+
+def test_an_interface_that_another_program_opened_is_found_in_a_few_looks(tmp_path: Path) -> None:
+    folder = tmp_path / "proc/sys/net/ipv4/conf"
+    for name in ("all", "default", "lo", *(f"veth{number}" for number in range(40))):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "route_localnet").write_text("1" if name == "lo" else "0")
+    loopback = Loopback(None, KernelSettings(tmp_path, None), tmp_path)
+    assert not any(loopback.was_opened() for _ in range(6))
+    (folder / "veth39/route_localnet").write_text("1")
+    # 42 entries take three looks, and one round may have begun.
+    assert [loopback.was_opened() for _ in range(6)].count(True) == 1
 
 
 IPVS = Settings(

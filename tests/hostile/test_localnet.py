@@ -195,11 +195,13 @@ def test_a_node_that_another_program_opened_is_shielded(
 
 
 @pytest.mark.modes("nftables")
+@pytest.mark.parametrize("entry", ["all", "eth0"])
 def test_another_program_opens_the_node_or_flushes_the_shield(
-    mode: LabMode, network: Network, node: Namespace, attack: Attack, tmp_path: Path
+    mode: LabMode, network: Network, node: Namespace, attack: Attack, tmp_path: Path, entry: str
 ) -> None:
+    sysctl = f"ipv4/conf/{entry}/route_localnet"
     with serving(mode, network, tmp_path / "1", ELSEWHERE):
-        node.sysctl({SYSCTL: 1})
+        node.sysctl({sysctl: 1})
         until(lambda: "loopback-shield" in "".join(listed(node)), "the shield is up")
         before = listed(node)
         node.run(["nft", "flush", "ruleset"])
@@ -208,4 +210,4 @@ def test_another_program_opens_the_node_or_flushes_the_shield(
         until(lambda: listed(node) == before, "the shield's rules are back")
         attack.arrived()
         assert attack.arrived() == NOTHING
-    node.sysctl({SYSCTL: 0})
+    node.sysctl({sysctl: 0})
