@@ -3,6 +3,7 @@
 A step has about as many rows as the dataplane's `StepLimits` say, whatever the objects are. Between
 two steps the agent reads its inbox. So a small change waits for the step in progress, and then for
 at most one step of other work: large Services, and Services that a change of the Node concerns.
+A failed step comes first, because the frontends of its Services are assigned already.
 """
 
 from __future__ import annotations
