@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import logging
 import socket
 import socketserver
@@ -239,5 +240,15 @@ class BoundedThreads(socketserver.ThreadingMixIn, socketserver.BaseServer):
 
 
 def peer_of(client_address: Any) -> str:
-    """Return the peer's address without its port; empty for a Unix socket's client."""
-    return str(client_address[0]) if isinstance(client_address, tuple) else ""
+    """Return the peer that a connection counts for: an IPv4 address, or an IPv6 /64 (RFC 4291).
+
+    Empty for a Unix socket's client.
+    """
+    if not isinstance(client_address, tuple):
+        return ""
+    address = ipaddress.ip_address(client_address[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(address) >> 64 << 64))

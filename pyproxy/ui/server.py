@@ -66,8 +66,8 @@ class PageServer:
     """Serves the page between `start` and `stop`.
 
     Readers compute in `turns` with all other askers. `counters` opens the connection counters, None
-    if nothing is counted. An address that cannot be
-    bound is a warning: the agent proxies without the page.
+    if nothing is counted. An address that cannot be bound is a warning: the agent proxies without
+    the page.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ import pytest
 
 from pyproxy.config.settings import ListenAddress
 from pyproxy.errors import Problem
+from pyproxy.inspect.http_server import peer_of
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.turns import Turns
 from pyproxy.model.address import Family, Port, Protocol, parse_address
@@ -78,6 +79,20 @@ def test_idle_clients_and_open_pages_do_not_keep_a_reader_out() -> None:
             assert b"200" in stream.recv(64)
         for _ in range(5):
             assert b"shop/web" in get(port)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    ],
+)
+def test_a_host_with_many_ipv6_addresses_is_one_peer(one: str, other: str, same: bool) -> None:
+    assert (peer_of((one, 1, 0, 0)) == peer_of((other, 2, 0, 0))) is same
 
 
 def test_changes_are_one_event_in_each_period_and_come_after_older_pages() -> None:
