@@ -33,7 +33,7 @@ from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit, Observers
 from pyproxy.agent.core import Agent
-from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
@@ -108,7 +108,7 @@ class Inside:
     @contextmanager
     def looping(self) -> Iterator[None]:
         """Have the agent's own loop do the rest, from a sync that is due."""
-        loop = Loop(self.agent, self.inbox, lambda: None, 1.0, Health(30.0))
+        loop = Loop(self.agent, self.inbox, Chores(), Health(30.0))
         thread = threading.Thread(target=loop.run, name="loop")
         thread.start()
         try:

@@ -31,6 +31,18 @@ class Stop(msgspec.Struct, frozen=True):
     """A request to end the loop, after a signal or a change of the configuration."""
 
 
+class Chores(msgspec.Struct, frozen=True):
+    """Work beside events and syncs, in the agent's thread.
+
+    `periodic` is called every `period` seconds. `spare` does a bounded part of work that events and
+    syncs need not wait for, and returns whether more is left.
+    """
+
+    periodic: Callable[[], None] = lambda: None
+    period: float = 1.0
+    spare: Callable[[], bool] = lambda: False
+
+
 # SimpleQueue, because a signal handler puts the Stop: its put is reentrant and cannot deadlock.
 Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
 
@@ -38,26 +50,25 @@ Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
 class Loop(Generic[P]):
     """Feeds one agent from one inbox until it holds a Stop.
 
-    `periodic` is called every `period` seconds. `health` gets a heartbeat at least as often, which
-    shows that this thread is not stuck.
+    `health` gets a heartbeat at least as often as the periodic chores run, which shows that this
+    thread is not stuck.
     """
 
     def __init__(
         self,
         agent: Agent[P],
         inbox: Inbox,
-        periodic: Callable[[], None],
-        period: float,
+        chores: Chores,
         health: Health,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
         self._inbox = inbox
-        self._periodic = periodic
-        self._period = period
+        self._chores = chores
         self._health = health
         self._clock = clock
-        self._next_periodic = clock() + period
+        self._has_more = False
+        self._next_periodic = clock() + chores.period
         self._has_synced = False
 
     def run(self) -> None:
@@ -70,11 +81,12 @@ class Loop(Generic[P]):
         while self._handle_events():
             self._health.heartbeat()
             if self._clock() >= self._next_periodic:
-                self._periodic()
-                self._next_periodic = self._clock() + self._period
+                self._chores.periodic()
+                self._next_periodic = self._clock() + self._chores.period
             due = self._agent.due()
             if due is not None and due <= self._clock():
                 self._sync()
+            self._has_more = self._chores.spare()
 
     def _handle_events(self) -> bool:
         """Wait for an event, or for time; return False at a Stop."""
@@ -97,6 +109,8 @@ class Loop(Generic[P]):
         return True
 
     def _timeout(self) -> float:
+        if self._has_more:
+            return 0.0
         due = self._agent.due()
         until = self._next_periodic if due is None else min(due, self._next_periodic)
         return max(0.0, until - self._clock())

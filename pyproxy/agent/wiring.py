@@ -23,7 +23,7 @@ from pyproxy.agent.commit import CommitListener, Observers
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
-from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.agent.preflight import Preflight
@@ -162,7 +162,6 @@ def _serve(
         def periodic() -> None:
             if config_file.has_changed():
                 inbox.put(Stop())
-            checks.retry()
             machine.keep(settings)
             refusals.check()
             agent.tick()
@@ -171,7 +170,7 @@ def _serve(
             if addresses.changed() or agent.api_servers != servers_of(client):
                 agent.addresses_changed()
 
-        Loop(agent, inbox, periodic, _PERIODIC_SECONDS, health).run()
+        Loop(agent, inbox, Chores(periodic, _PERIODIC_SECONDS, checks.retry), health).run()
         log.info("shutting down; the rules stay")
 
 

@@ -21,6 +21,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 
 import msgspec
 
@@ -131,8 +132,8 @@ class HttpThread:
         """Serve listeners. Any thread; does not block. Wakes the server's thread once for all."""
         self._loop.call_soon_threadsafe(self._open, listeners)
 
-    def close(self, listeners: Iterable[Listener]) -> None:
-        """Close listeners. Their ports are free when this returns; not from the server's thread."""
+    def close(self, listeners: Iterable[Listener]) -> Future[None]:
+        """Close listeners. Any thread; does not block. Their ports are free when this is done."""
 
         async def close() -> None:
             for number, listener in enumerate(listeners, 1):
@@ -141,7 +142,7 @@ class HttpThread:
                     # Clients of other listeners take their turn.
                     await asyncio.sleep(0)
 
-        asyncio.run_coroutine_threadsafe(close(), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(close(), self._loop)
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run a coroutine in the server's thread until it or the thread ends."""

@@ -11,6 +11,7 @@ import heapq
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, wait
 
 import msgspec
 
@@ -36,8 +37,11 @@ LISTENER_NAME = "health-check-node-port"
 
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 30.0
-_AT_ONCE = 1024
-"""Sockets at most that one call opens: each takes 0.03 to 0.1 ms of the agent's thread."""
+_AT_ONCE = 64
+"""Sockets that one call opens, about: each takes 0.03 to 0.2 ms of the agent's thread."""
+
+_CLOSING_TIMEOUT = 0.01
+"""Seconds that a call waits for closed ports: thousands take longer, and others must not wait."""
 
 _QUEUES = 4
 """Accept queues of a port: a client that connects too fast keeps out one in four others."""
@@ -105,6 +109,7 @@ class ServiceHealthServer:
         # Listeners that are served when all of a change are bound: each call wakes a thread.
         self._bound: list[Listener] = []
         self._left = _AT_ONCE
+        self._closing: list[Future[None]] = []
         self._incomplete: set[ObjectName] = set()
         self._retries: dict[ObjectName, _Retry] = {}
         # May have entries of Services that have no retry any more, or a later one.
@@ -139,9 +144,9 @@ class ServiceHealthServer:
         self.change({**gone, **wanted})
 
     def change(self, changes: Mapping[ObjectName, ServiceHealthCheck | None]) -> None:
-        """Open, change or (None) close the ports of some Services.
+        """Open, change or (None) close the ports of some Services, as far as one call may.
 
-        All closed ports are free before the first one is opened.
+        `retry` opens the rest. All closed ports are free before the first one is opened.
         """
         freed = self._take_unused(changes)
         wanted = {name: check for name, check in changes.items() if check is not None}
@@ -151,9 +156,13 @@ class ServiceHealthServer:
         self._close([*freed, *self._take_surplus(wanted)])
         self._open_all(wanted)
 
-    def retry(self) -> None:
-        """Open missing listeners whose time has come, at most `_AT_ONCE`."""
+    def retry(self) -> bool:
+        """Open some missing listeners whose time has come; return whether more are due now."""
         now = self._clock()
+        if now >= self._lines_until:
+            self._begin_log_period(now)
+        if not self._queue or self._queue[0][0] > now or not self._is_closed():
+            return False
         self._left = _AT_ONCE
         while self._queue and self._queue[0][0] <= now and self._left > 0:
             due, name = heapq.heappop(self._queue)
@@ -161,14 +170,13 @@ class ServiceHealthServer:
             if retry is not None and retry.due == due:
                 self._open_listeners(name)
         self._serve_bound()
-        if now >= self._lines_until:
-            self._begin_log_period(now)
+        return bool(self._queue) and self._queue[0][0] <= now
 
     def close(self) -> None:
         """Close all ports."""
         self.update({})
 
-    # Each call to close waits for the server's thread, so one call closes all of a change.
+    # Closing wakes the server's thread, so one call closes all of a change.
     def _take_unused(
         self, changes: Mapping[ObjectName, ServiceHealthCheck | None]
     ) -> list[Listener]:
@@ -193,11 +201,17 @@ class ServiceHealthServer:
 
     def _close(self, listeners: Collection[Listener]) -> None:
         if listeners:
-            self._http.close(listeners)
+            self._closing.append(self._http.close(listeners))
             self._count -= sum(len(each.sockets) for each in listeners)
 
+    def _is_closed(self) -> bool:
+        """Return whether all closed ports are free; wait a moment for a few of them."""
+        if self._closing:
+            self._closing = list(wait(self._closing, _CLOSING_TIMEOUT).not_done)
+        return not self._closing
+
     def _open_all(self, names: Iterable[ObjectName]) -> None:
-        self._left = _AT_ONCE
+        self._left = _AT_ONCE if self._is_closed() else 0
         for name in names:
             if self._left > 0:
                 self._open_listeners(name)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop
 from pyproxy.errors import PermissionKernelError
 from pyproxy.model.events import Upsert
 from tests.agent.objects import PlannedTable, Stage
@@ -18,7 +18,7 @@ from tests.builders import service
 def looping(stage: Stage, inbox: Inbox) -> Loop[PlannedTable]:
     stage.begin(service("web", 1))
     inbox.put(Upsert(service("api", 2)))
-    return Loop(stage.agent, inbox, lambda: None, 1.0, stage.health)
+    return Loop(stage.agent, inbox, Chores(), stage.health)
 
 
 def test_the_garbage_collector_rests_during_the_first_sync_alone(
@@ -46,3 +46,18 @@ def test_it_works_again_after_a_sync_that_ends_the_agent() -> None:
     with pytest.raises(PermissionKernelError):
         loop.run()
     assert gc.isenabled()
+
+
+def test_spare_work_goes_on_in_parts_without_waiting_for_an_event() -> None:
+    stage, inbox = Stage(), Inbox()
+    parts = 0
+
+    def spare() -> bool:
+        nonlocal parts
+        parts += 1
+        if parts == 3:
+            inbox.put(Stop())
+        return parts < 3
+
+    Loop(stage.agent, inbox, Chores(period=60.0, spare=spare), stage.health).run()
+    assert parts == 3

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
 from pyproxy.config.settings import Settings
 from pyproxy.inspect.snapshot import Snapshot
@@ -35,7 +35,7 @@ class Asked:
         """Run the agent's loop until it has seen everything."""
         self.inbox.put(Stop())
         Loop(
-            self.stage.agent, self.inbox, lambda: None, 60.0, self.stage.health, self.stage.clock
+            self.stage.agent, self.inbox, Chores(period=60.0), self.stage.health, self.stage.clock
         ).run()
 
 

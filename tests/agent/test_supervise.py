@@ -10,7 +10,7 @@ import pytest
 
 from pyproxy import workers
 from pyproxy.agent import supervise
-from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Drift
 from pyproxy.errors import TransientKernelError
@@ -172,7 +172,7 @@ class Bench:
     def __init__(self, chores: Callable[[], None]) -> None:
         self.stage = Stage()
         self.inbox: Inbox = Inbox()
-        self.loop = Loop(self.stage.agent, self.inbox, chores, 0.01, self.stage.health)
+        self.loop = Loop(self.stage.agent, self.inbox, Chores(chores, 0.01), self.stage.health)
         self.thread = threading.Thread(target=self.loop.run, name="loop")
 
 

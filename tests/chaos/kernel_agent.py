@@ -14,7 +14,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import Observers
 from pyproxy.agent.core import Agent
-from pyproxy.agent.loop import Inbox, Loop, Stop, watch_drift
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.nft.base_rules import Layout
@@ -136,7 +136,7 @@ class RunningAgent(SteppedAgent):
         super().__init__(namespace, time.monotonic, options)
         self.inbox: Inbox = Inbox()
         self._loop = Loop(
-            self.agent, self.inbox, self.agent.audit, HOUSEKEEPING_SECONDS, self.health
+            self.agent, self.inbox, Chores(self.agent.audit, HOUSEKEEPING_SECONDS), self.health
         )
         self._thread = threading.Thread(target=namespace.call, args=(self._loop.run,), daemon=True)
 

@@ -16,7 +16,7 @@ from pyproxy_lab.apiserver.settings import Settings as ServerSettings
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import Observers
 from pyproxy.agent.core import Agent
-from pyproxy.agent.loop import Inbox, Loop, Stop
+from pyproxy.agent.loop import Chores, Inbox, Loop, Stop
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, Settings
 from pyproxy.dataplane.interface import Failure
@@ -91,7 +91,7 @@ class TableAgent:
         self.source = KubernetesSource(
             client, HOSTNAME, self.inbox.put, silence=silence, clock=self.clock
         )
-        self._loop = Loop(self.agent, self.inbox, lambda: None, 0.05, self.health)
+        self._loop = Loop(self.agent, self.inbox, Chores(period=0.05), self.health)
         self._thread = threading.Thread(target=self._loop.run, name="loop")
 
     @contextmanager

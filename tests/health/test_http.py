@@ -141,7 +141,7 @@ def test_a_closed_port_is_free_at_once(http_thread: HttpThread, get: Get) -> Non
     port = listener.port
     for _ in range(20):
         assert get(port).status == 200
-        http_thread.close([listener])
+        http_thread.close([listener]).result()
         with pytest.raises(ConnectionRefusedError):
             get(port)
         listener = listen(http_thread, ListenAddress(LOOPBACK4, port), echo)
