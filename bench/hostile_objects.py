@@ -14,6 +14,9 @@ Object = dict[str, Any]
 FIRST = 60_000
 """The number of the attackers' first Service; no other Service has one as high."""
 
+NAMESPACE = "tenant"
+"""The attackers' namespace: those who may write in another tenant's need no attack."""
+
 _FIRST_POD = 4_000_000
 _CONFLICTS = 500
 _BALANCERS = 1_100
@@ -32,11 +35,14 @@ class ObjectAttack(msgspec.Struct, frozen=True):
 def _of(number: int, **spec: Any) -> Object:
     obj = service(FIRST + number)
     obj["spec"] |= spec
+    obj["metadata"]["namespace"] = NAMESPACE
     return obj
 
 
 def _slice(number: int, *pods: int) -> Object:
-    return endpoint_slice(FIRST + number, [_FIRST_POD + pod for pod in pods or (number,)])
+    obj = endpoint_slice(FIRST + number, [_FIRST_POD + pod for pod in pods or (number,)])
+    obj["metadata"]["namespace"] = NAMESPACE
+    return obj
 
 
 def _noted(obj: Object) -> Iterator[Object]:

@@ -28,11 +28,11 @@ from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.apiserver.status import ApiError
-from pyproxy_lab.bench.shape import NAMESPACE, Size, endpoint_slice, objects, service
+from pyproxy_lab.bench.shape import Size, endpoint_slice, objects, service
 from pyproxy_lab.namespace import LabError, with_default_signals
 from pyproxy_lab.process import pipes
 
-from bench.hostile_objects import ATTACKS, Object, ObjectAttack
+from bench.hostile_objects import ATTACKS, NAMESPACE, Object, ObjectAttack
 
 VICTIMS = 60
 """Services with one endpoint each, whose endpoint is replaced in turn."""
@@ -45,6 +45,9 @@ _HISTORY = 200_000
 _PIECE = 1 << 16
 _BOMB_SIZE = 3 << 29
 _PAUSE = 0.001
+_MADE_PER_SECOND = 500
+"""The objects that an attack makes at first: more at once would delay this server's watches."""
+
 _MOST_EDITED = 200
 """The most objects that an attack edits without having made them at first."""
 
@@ -215,7 +218,10 @@ def _attack(
     server: ApiServer, attack: ObjectAttack, end: threading.Event, edits: list[int]
 ) -> None:
     """Make the objects and edit them until `end`; `edits` then ends in their number."""
-    for obj in attack.made():
+    began = time.monotonic()
+    for number, obj in enumerate(attack.made()):
+        if end.wait(max(0.0, began + number / _MADE_PER_SECOND - time.monotonic())):
+            break
         _put(server, obj)
     began, done = time.monotonic(), 0
     for obj in attack.edits():
