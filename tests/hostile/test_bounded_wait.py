@@ -180,7 +180,7 @@ def test_a_giant_is_written_in_steps_between_which_small_changes_are() -> None:
 
 
 def test_a_change_that_moves_many_frontends_waits_like_a_large_one() -> None:
-    """They move in one transaction, and repeated all the time this would delay everybody."""
+    """They move in one transaction, and repeated all the time this would delay others."""
     addresses = [ip(f"192.0.2.{n + 1}") for n in range(40)]
     losers = [
         msgspec.structs.replace(small(n), external_ips=(address,), created="2026-02-01")
