@@ -122,4 +122,6 @@ def test_other_programs_virtual_services_survive_start_changes_and_cleanup(node:
     sh(node, f"{sys.executable} -m pyproxy cleanup")
     assert sorted(map(str.strip, sh(node, "ipvsadm -Sn").splitlines())) == sorted(THEIRS)
     assert "kube-ipvs0" not in sh(node, "ip link")
+    # Cleanup restores the 0 that another program wrote while the agent served.
+    sh(node, "sysctl -w net.ipv4.ip_forward=1")
     node.reaches("a2", DATABASE, "b1")

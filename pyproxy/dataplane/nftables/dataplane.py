@@ -241,7 +241,8 @@ class NftablesDataplane:
 
     def refused_clients(self) -> Mapping[ObjectName, int]:
         """Count each Service's connections of late whose client was not learned; KernelError."""
-        if self._loaded is None:
+        # Without a chain that learns, no connection can be refused.
+        if self._loaded is None or not any(map(chains.is_learning, self._chains)):
             return {}
         return self._affinity.refused(self._committed.services)
 
