@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -28,9 +27,9 @@ from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.apiserver.status import ApiError
+from pyproxy_lab.bench import orders
+from pyproxy_lab.bench.orders import OrderedServer
 from pyproxy_lab.bench.shape import Size, endpoint_slice, objects, service
-from pyproxy_lab.namespace import LabError, with_default_signals
-from pyproxy_lab.process import pipes
 
 from bench.hostile_objects import ATTACKS, NAMESPACE, Object, ObjectAttack
 
@@ -74,41 +73,13 @@ class Written(msgspec.Struct, frozen=True):
     edits: int
 
 
-class Server:
-    """The other end of the process's input and output."""
-
-    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
-        self.url = url
-        self._process = process
-        self._orders, self._output = pipes(process)
-
-    def begin(self, order: Order) -> None:
-        """Have it done, and do not wait; `finish` must follow."""
-        self._orders.write(msgspec.json.encode(order) + b"\n")
-        self._orders.flush()
-
-    def finish(self) -> Written:
-        """Wait for what was begun. Raises LabError where the process has ended."""
-        line = self._output.readline()
-        if not line:
-            raise LabError(f"the API server has ended with status {self._process.wait()}")
-        return msgspec.json.decode(line, type=Written)
+Server = OrderedServer[Written]
+"""The other end of the process's input and output."""
 
 
-@contextmanager
-def running(size: Size) -> Iterator[Server]:
+def running(size: Size) -> AbstractContextManager[Server]:
     """Run the process. Raises LabError where it does not start."""
-    command = [sys.executable, "-m", __name__, str(size.services), str(size.endpoints)]
-    command = with_default_signals(command)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        orders, output = pipes(process)
-        url = output.readline().decode().strip()
-        if not url:
-            raise LabError(f"the API server has ended with status {process.wait()}")
-        try:
-            yield Server(url, process)
-        finally:
-            orders.close()
+    return orders.running(__name__, size, Written)
 
 
 class NodeAttacks:

@@ -9,11 +9,10 @@ the same for all agents: an agent's own work and the sending of the watch event.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,9 @@ from pyproxy_lab.apiserver.registry import Deletion
 from pyproxy_lab.apiserver.resources import ENDPOINT_SLICES, SERVICES
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.bench import orders
+from pyproxy_lab.bench.orders import OrderedServer
 from pyproxy_lab.bench.shape import FRESH_POD, NAMESPACE, Size, endpoint_slice, objects, pod_ip
-from pyproxy_lab.namespace import LabError, with_default_signals
-from pyproxy_lab.process import pipes
 
 _BY_KIND = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES)}
 _HISTORY = 200_000
@@ -59,47 +58,13 @@ class Done(msgspec.Struct, frozen=True):
     pods: dict[str, float] = {}
 
 
-class Cluster:
-    """The other end of the process's input and output."""
-
-    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
-        self.url = url
-        self._process = process
-        self._orders, self._output = pipes(process)
-        self._decoder = msgspec.json.Decoder(Done)
-
-    def order(self, order: Order) -> Done:
-        """Have it done, and wait until it is. Raises LabError where the process has ended."""
-        self.begin(order)
-        return self.finish()
-
-    def begin(self, order: Order) -> None:
-        """Have it done, and do not wait; `finish` must follow."""
-        self._orders.write(msgspec.json.encode(order) + b"\n")
-        self._orders.flush()
-
-    def finish(self) -> Done:
-        """Wait for what was begun."""
-        line = self._output.readline()
-        if not line:
-            raise LabError(f"the API server has ended with status {self._process.wait()}")
-        return self._decoder.decode(line)
+Cluster = OrderedServer[Done]
+"""The other end of the process's input and output."""
 
 
-@contextmanager
-def running(size: Size) -> Iterator[Cluster]:
+def running(size: Size) -> AbstractContextManager[Cluster]:
     """Run the process. Raises LabError where it does not start."""
-    command = [sys.executable, "-m", __name__, str(size.services), str(size.endpoints)]
-    command = with_default_signals(command)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        orders, output = pipes(process)
-        url = output.readline().decode().strip()
-        if not url:
-            raise LabError(f"the API server has ended with status {process.wait()}")
-        try:
-            yield Cluster(url, process)
-        finally:
-            orders.close()
+    return orders.running(__name__, size, Done)
 
 
 def main() -> None:
