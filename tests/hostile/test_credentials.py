@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pyproxy.source import exec_plugin as exec_module
 from pyproxy.source.connect import connect
 from pyproxy.source.credentials import REREAD, CredentialError, TokenFile
 from pyproxy.source.kubernetes import KubernetesSource
+from tests.hostile.odd_files import ODD, make_odd
 from tests.source.kubeconfigs import kubeconfig, write
 from tests.source.scripted import Exchange, Pace, Recorder, quiet, serving
 from tests.source.test_connect import fetch
@@ -151,15 +151,10 @@ def test_a_token_file_is_read_again_and_survives_a_bad_replacement(
     assert found.authorization() == "Bearer second"
 
 
-@pytest.mark.parametrize("what", ["fifo", "device", "folder"])
+@pytest.mark.parametrize("what", ODD)
 def test_files_that_are_none(tmp_path: Path, what: str) -> None:
     path = tmp_path / "odd"
-    if what == "fifo":
-        os.mkfifo(path)
-    elif what == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.mkdir()
+    make_odd(path, what)
     with pytest.raises(UsageError, match=r"not a regular file|Is a directory"):
         connect(str(path), "")
     config = write(tmp_path / "config", kubeconfig("http://127.0.0.1:1", {"tokenFile": str(path)}))

@@ -15,6 +15,7 @@ from pyproxy.model.events import InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, Service
 from pyproxy.source import documents
 from pyproxy.source.manifests import ManifestSource, read_file
+from tests.hostile.odd_files import ODD, make_odd
 from tests.source.scripted import Recorder
 from tests.waiting import until
 
@@ -113,15 +114,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert problems(recorder) == []
 
 
-@pytest.mark.parametrize("name", ["fifo", "device", "folder"])
+@pytest.mark.parametrize("name", ODD)
 def test_a_file_for_dry_runs_that_is_none(tmp_path: Path, name: str) -> None:
     path = tmp_path / "some.yaml"
-    if name == "fifo":
-        os.mkfifo(path)
-    elif name == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.mkdir()
+    make_odd(path, name)
     with pytest.raises(UsageError, match=r"cannot be read: (not a regular file|Is a directory)"):
         list(read_file(path))
 

@@ -241,12 +241,13 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=200)
-@given(EVENTS, st.randoms(use_true_random=False))
-def test_the_owners_depend_on_existing_services_only(
-    events: list[Service | ObjectName], random: Random
-) -> None:
-    lived, fresh = Cluster(), Cluster()
+def live_through(
+    events: list[Service | ObjectName], lived: Cluster, fresh: Cluster, random: Random
+) -> list[Service]:
+    """Apply events to one cluster, and what remains to another; return what remains.
+
+    The outcome of both must be the same.
+    """
     for event in events:
         if isinstance(event, Service):
             lived.put(event)
@@ -257,6 +258,16 @@ def test_the_owners_depend_on_existing_services_only(
     for service in remaining:
         fresh.put(service)
     assert lived.outcome == fresh.outcome
+    return remaining
+
+
+@settings(max_examples=200)
+@given(EVENTS, st.randoms(use_true_random=False))
+def test_the_owners_depend_on_existing_services_only(
+    events: list[Service | ObjectName], random: Random
+) -> None:
+    lived, fresh = Cluster(), Cluster()
+    remaining = live_through(events, lived, fresh, random)
 
     owners: dict[tuple[object, ...], ObjectName] = {}
     for name, (assigned, _) in lived.outcome.items():
@@ -313,16 +324,7 @@ def test_the_strongest_claim_has_each_frontend_in_any_order(
     events: list[Service | ObjectName], random: Random
 ) -> None:
     lived, fresh = Cluster(SOME[:1]), Cluster(SOME[:1])
-    for event in events:
-        if isinstance(event, Service):
-            lived.put(event)
-        else:
-            lived.delete(event)
-    remaining = list(lived.services.values())
-    random.shuffle(remaining)
-    for service in remaining:
-        fresh.put(service)
-    assert lived.outcome == fresh.outcome
+    remaining = live_through(events, lived, fresh, random)
     owners = {
         (frontend.address, frontend.port): name
         for name, (routing, _) in lived.outcome.items()
