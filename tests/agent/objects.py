@@ -126,7 +126,10 @@ class TableDataplane:
         """Reads fast enough."""
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
-        raise NotImplementedError
+        missing = diff(self.kernel, rows([wanted], node)).add
+        return StateDiff(
+            tuple(f"{name} {key.hex()}" for name, new in missing.items() for key in new)
+        )
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         return ()
