@@ -324,7 +324,7 @@ def test_a_port_that_one_address_lacks_is_served_on_the_others(
 
 
 @pytest.mark.parametrize("port", [22, 10250, 10256])
-def test_the_nodes_own_ports_are_nobodys_health_check(
+def test_no_service_has_a_health_check_on_the_nodes_own_ports(
     http_thread: HttpThread, problems: list[Problem], clock: Clock, port: int
 ) -> None:
     checks = everywhere(http_thread, problems, clock)

@@ -27,7 +27,7 @@ class Time:
         self.now += seconds
 
 
-def test_after_a_turn_nobody_computes_for_half_of_its_length() -> None:
+def test_after_a_turn_no_query_computes_for_half_of_its_length() -> None:
     time = Time()
     turn = Turns(time.clock, time.sleep).turn("")
     with turn:

@@ -75,7 +75,7 @@ def test_all_watchers_read_the_same_changes_in_batches() -> None:
             ]
 
 
-def test_a_slow_watcher_loses_the_oldest_changes_and_delays_nobody() -> None:
+def test_a_slow_watcher_loses_the_oldest_changes_and_delays_no_other() -> None:
     log = ChangeLog(capacity=10)
     with log.watched() as changes:
         for number in range(35):
@@ -89,7 +89,7 @@ def test_changes_without_a_watcher_are_not_made(monkeypatch: pytest.MonkeyPatch)
     programmed = ProgrammedState()
     with programmed.log.watched():
         pass
-    monkeypatch.setattr(programmed.log, "add", lambda _: pytest.fail("nobody watches"))
+    monkeypatch.setattr(programmed.log, "add", lambda _: pytest.fail("no client watches"))
     programmed.committed(commit(NOTHING), ClusterState())
     assert programmed.syncs == 1
 
