@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol
 
 import msgspec
@@ -25,6 +27,14 @@ _BATCH = 10_000
 """Events between two readings of the clock, so that many of them cannot delay a sync."""
 
 _RETRY_SECONDS = 1.0
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds until a thread that waits to run Python code interrupts the one that runs.
+
+A change waits for its turn after each call that blocks, a dozen times, while other threads decode
+objects or render pages. The default of 5 ms would make that tens of milliseconds. The first sync is
+made with the default: less was measured to lengthen it.
+"""
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -73,7 +83,7 @@ class Loop(Generic[P]):
 
     def run(self) -> None:
         """Block until the inbox holds a Stop. Raises PermissionKernelError."""
-        with gc_tuning.rare():
+        with gc_tuning.rare(), _restored_switch_interval():
             self._run()
 
     def _run(self) -> None:
@@ -124,7 +134,17 @@ class Loop(Generic[P]):
             self._agent.sync()
         # All objects so far stay, and walking them at each collection would delay changes.
         gc_tuning.freeze()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._has_synced = True
+
+
+@contextmanager
+def _restored_switch_interval() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 class DriftWatcher(Protocol):

@@ -1,12 +1,12 @@
 """Turns of the threads that compute answers: one at a time, in steps, with pauses.
 
-Python runs one thread at a time. A thread that computes gives way after the switch interval, so
-with n such threads each blocking call of the agent's thread costs up to n intervals.
+Python runs one thread at a time. A thread that computes gives way after the switch interval, which
+`agent.loop` sets, so with n such threads each blocking call of the agent's thread costs up to n
+intervals.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -25,9 +25,6 @@ _PAUSE = 0.5
 """Seconds without any turn for each second of one."""
 
 _LONGEST_PAUSE = 0.05
-_SWITCH_INTERVAL = 0.0005
-"""Seconds until other threads interrupt a turn. The default, 5 ms, delays a change at each call
-that blocks; less than the default at all times was measured to lengthen the first sync."""
 
 
 class BusyError(PyproxyError):
@@ -52,7 +49,6 @@ class Turns:
         self._taken = False
         self._waiting: OrderedDict[str, deque[threading.Lock]] = OrderedDict()
         self._free_at = float("-inf")
-        self._interval = sys.getswitchinterval()
 
     @property
     def waiting(self) -> int:
@@ -76,14 +72,12 @@ class Turns:
                 )
         if (pause := self._free_at - self._clock()) > 0:
             self._sleep(pause)
-        sys.setswitchinterval(_SWITCH_INTERVAL)
         return self._clock()
 
     def end(self, began: float) -> None:
         """End a turn, and let the next asker begin."""
         now = self._clock()
         self._free_at = now + min(_PAUSE * (now - began), _LONGEST_PAUSE)
-        sys.setswitchinterval(self._interval)
         with self._lock:
             if not self._waiting:
                 self._taken = False

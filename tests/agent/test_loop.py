@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.agent.loop import Chores, Inbox, Loop, Stop
+from pyproxy.agent.loop import SWITCH_INTERVAL, Chores, Inbox, Loop, Stop
 from pyproxy.errors import PermissionKernelError
 from pyproxy.model.events import Upsert
 from tests.agent.objects import PlannedTable, Stage
@@ -39,6 +40,25 @@ def test_the_garbage_collector_rests_during_the_first_sync_alone(
     assert gc.isenabled()
 
 
+def test_threads_interrupt_one_another_sooner_after_the_first_sync(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage, inbox = Stage(), Inbox()
+    loop = looping(stage, inbox)
+    then: Iterator[Upsert | Stop] = iter([Upsert(service("db", 3)), Stop()])
+    intervals = []
+
+    def committed(*_: object) -> None:
+        intervals.append(sys.getswitchinterval())
+        inbox.put(next(then))
+
+    monkeypatch.setattr(stage.recorder, "committed", committed)
+    before = sys.getswitchinterval()
+    loop.run()
+    assert intervals == [before, pytest.approx(SWITCH_INTERVAL)]
+    assert sys.getswitchinterval() == before
+
+
 def test_it_works_again_after_a_sync_that_ends_the_agent() -> None:
     stage, inbox = Stage(), Inbox()
     loop = looping(stage, inbox)
@@ -50,6 +70,8 @@ def test_it_works_again_after_a_sync_that_ends_the_agent() -> None:
 
 def test_spare_work_goes_on_in_parts_without_waiting_for_an_event() -> None:
     stage, inbox = Stage(), Inbox()
+    # The loop waits for its first event.
+    inbox.put(Upsert(service("web", 1)))
     parts = 0
 
     def spare() -> bool:

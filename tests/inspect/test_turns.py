@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from functools import partial
 
@@ -39,13 +38,6 @@ def test_after_a_turn_no_query_computes_for_half_of_its_length() -> None:
             assert not turn.is_over
         assert time.slept == pytest.approx([0.75 * STEP])
         assert not turn.is_over
-
-
-def test_other_threads_interrupt_a_turn_sooner_than_other_work() -> None:
-    before = sys.getswitchinterval()
-    with Turns().turn(""):
-        assert sys.getswitchinterval() < before
-    assert sys.getswitchinterval() == before
 
 
 def test_peers_have_turns_in_a_circle_and_one_alone_computes() -> None:
