@@ -31,9 +31,9 @@ class TokenBucket:
         """Return the seconds until a token is available, 0 if one is."""
         return max(0.0, self._full_at - now - (self._rate.burst - 1) * self._rate.period)
 
-    def take(self, now: float) -> None:
-        """Take a token."""
-        self._full_at = max(self._full_at, now) + self._rate.period
+    def take(self, now: float, tokens: int = 1) -> None:
+        """Take tokens, also more than there are: the next ones then come later."""
+        self._full_at = max(self._full_at, now) + tokens * self._rate.period
 
 
 class BucketTable:

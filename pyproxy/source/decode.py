@@ -131,6 +131,27 @@ def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
         return _invalid(kind, data, error)
 
 
+def identify(kind: Kind, data: bytes | Raw) -> tuple[ObjectName, str] | None:
+    """Return the name and resourceVersion of an object, without decoding the rest of it.
+
+    Return None if the object cannot be decoded, has no valid name, or is of another kind. Raises
+    nothing.
+    """
+    try:
+        found = _IDENTIFIED.decode(data)
+        _check_kind(kind, found.kind)
+    except _UNDECODABLE:
+        return None
+    name, namespace = found.metadata.name, found.metadata.namespace or ""
+    if kind is Kind.NODE:
+        namespace = ""
+    elif not fields.is_name(namespace):
+        return None
+    if not fields.is_name(name):
+        return None
+    return ObjectName(intern(namespace), name), found.metadata.resource_version or ""
+
+
 def _check_kind(expected: Kind, found: str | None) -> None:
     """Raise OtherKindError for another kind; the items of a list have none."""
     if found and found != expected.value:

@@ -10,7 +10,8 @@ from random import SystemRandom
 from pyproxy.model.events import Event
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
-from pyproxy.source.reflector import Reflector, ReflectorContext, Resource
+from pyproxy.source.object_events import Resource
+from pyproxy.source.reflector import Reflector, ReflectorContext
 from pyproxy.source.retry import Clock, OutageLog, SystemClock
 from pyproxy.workers import Worker
 

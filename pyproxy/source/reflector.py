@@ -17,18 +17,17 @@ from contextlib import closing
 from random import Random
 
 import msgspec
-from msgspec import Raw
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from pyproxy.errors import Problem, SourceError
-from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
-from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.errors import SourceError
+from pyproxy.model.events import Event
+from pyproxy.model.objects import ObjectName
 from pyproxy.source import stream, wire
 from pyproxy.source.body import LARGEST_PAGE, TooLargeError, read_body
 from pyproxy.source.client import ApiStatusError, Client
-from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.list_mode import ListMode
+from pyproxy.source.object_events import ObjectEvents, Resource
 from pyproxy.source.retry import Clock, OutageLog, RequestPacing
 from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedResponseError
 
@@ -54,19 +53,6 @@ _UNUSABLE = (MalformedResponseError, TooLargeError)
 """Errors after which the content of responses is in doubt, so that a new list is needed."""
 
 _READ_SIZE = 1 << 16
-
-
-class Resource(msgspec.Struct, frozen=True):
-    """The API path of one kind of object, and the selector of its lists and watches.
-
-    With `only`, objects of any other name are ignored.
-    """
-
-    kind: Kind
-    path: str
-    list_kind: str
-    selector: dict[str, str]
-    only: ObjectName | None = None
 
 
 class ReflectorContext(msgspec.Struct, frozen=True):
@@ -101,7 +87,9 @@ class Reflector:
         # Whether the last watch failed after its head, so that a good head proves nothing.
         self._suspect = False
         self._lost_connections = 0
-        self._invalid: set[str] = set()
+        self._objects = ObjectEvents(
+            resource, context.emit, self._advance, context.clock, context.stopping
+        )
 
     def run(self) -> None:
         """List and watch until the source stops."""
@@ -163,7 +151,7 @@ class Reflector:
         """Read a streaming list up to its closing bookmark, then the changes that follow it."""
         self._mode.stream_began()
         names: set[ObjectName] = set()
-        self._invalid.clear()
+        self._objects.begin_list()
         for line in lines:
             event = stream.event(line)
             if event.type == "BOOKMARK":
@@ -187,7 +175,7 @@ class Reflector:
     def _list_pages(self) -> None:
         """Read all objects in pages."""
         names: set[ObjectName] = set()
-        self._invalid.clear()
+        self._objects.begin_list()
         query = self._mode.first_page()
         while True:
             try:
@@ -199,7 +187,7 @@ class Reflector:
                 self._mode.page_too_large()
                 raise
             for raw in page.items or ():
-                self._upsert(raw, names)
+                self._objects.upsert(raw, self.last_read or 0.0, names)
             if not page.metadata.continue_:
                 break
             self._check_size(names)
@@ -209,7 +197,7 @@ class Reflector:
         self._list_complete(names, page.metadata.resource_version)
 
     def _check_size(self, names: set[ObjectName]) -> None:
-        if len(names) + len(self._invalid) > LARGEST_LIST:
+        if len(names) + self._objects.invalid > LARGEST_LIST:
             raise TooLargeError(f"{self.resource.path}: a list of more than {LARGEST_LIST} objects")
 
     def _read_page(self, query: dict[str, str]) -> wire.ObjectList:
@@ -226,8 +214,7 @@ class Reflector:
         if not version:
             raise MalformedResponseError(f"{self.resource.path}: a list without resourceVersion")
         self._check_version(version)
-        invalid = frozenset(self._invalid)
-        self._context.emit(Synced(self.resource.kind, frozenset(names), invalid))
+        self._objects.complete(names)
         self._version = version
         self._mode.completed()
         self._note_success()
@@ -244,62 +231,16 @@ class Reflector:
         # An object that no longer matches the selector arrives as DELETED, one that now matches as
         # ADDED.
         elif event.type == "DELETED":
-            self._delete(event.object, listing)
+            # kube-apiserver sends the version of the deletion. Other servers may send the last one
+            # of the object, which is not a step back in history.
+            version = self._objects.delete(event.object, self.last_read or 0.0, listing)
+            if listing is None and not stream.is_older(version, self._version):
+                self._advance(version)
         elif event.type in {"ADDED", "MODIFIED"}:
-            self._upsert(event.object, listing)
+            self._objects.upsert(event.object, self.last_read or 0.0, listing)
         else:
             text = f"watch event of unknown type {event.type!r:.40}"
             raise MalformedResponseError(f"{self.resource.path}: {text}")
-
-    def _upsert(self, raw: Raw, listing: set[ObjectName] | None) -> None:
-        """Emit the present state of one object, which is a Delete if it is not proxied."""
-        kind, emit = self.resource.kind, self._context.emit
-        decoded = decode_object(kind, raw)
-        # The versions of the objects in a list are in no order.
-        if listing is None:
-            self._advance(decoded.version)
-        name, value = decoded.name, decoded.value
-        if name is not None and not self._selects(name):
-            return
-        if isinstance(value, Problem):
-            # The previous version no longer exists, so it must not stay programmed. The Node of a
-            # running agent exists, and its last legible version is better than none.
-            if kind is not Kind.NODE:
-                self._emit_delete(name, listing)
-            elif listing is not None and name is not None:
-                listing.add(name)
-            emit(InvalidObject(value))
-            if listing is not None:
-                self._invalid.add(value.name)
-        elif isinstance(value, NotProxied):
-            log.debug("%s %s is not proxied: %s", kind.value, name, value.reason)
-            self._emit_delete(name, listing)
-        else:
-            emit(Upsert(value, self.last_read or 0.0))
-            if listing is not None and name is not None:
-                listing.add(name)
-
-    def _delete(self, raw: Raw, listing: set[ObjectName] | None) -> None:
-        """Emit the deletion of one object.
-
-        kube-apiserver sends the version of the deletion. Other servers may send the last version of
-        the object, which is not a step back in history.
-        """
-        decoded = decode_object(self.resource.kind, raw)
-        if listing is None and not stream.is_older(decoded.version, self._version):
-            self._advance(decoded.version)
-        if decoded.name is None and isinstance(decoded.value, Problem):
-            self._context.emit(InvalidObject(decoded.value))
-        self._emit_delete(decoded.name, listing)
-
-    def _emit_delete(self, name: ObjectName | None, listing: set[ObjectName] | None) -> None:
-        if name is not None and self._selects(name):
-            self._context.emit(Delete(self.resource.kind, name, self.last_read or 0.0))
-            if listing is not None:
-                listing.discard(name)
-
-    def _selects(self, name: ObjectName) -> bool:
-        return self.resource.only is None or name == self.resource.only
 
     def _advance(self, version: str) -> None:
         """Store a version.

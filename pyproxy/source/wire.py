@@ -212,6 +212,7 @@ class Identified(msgspec.Struct, gc=False):
     """An object of which only the identity is decoded."""
 
     metadata: Identity
+    kind: str | None = None
 
 
 class Status(msgspec.Struct, gc=False):
