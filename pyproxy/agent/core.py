@@ -127,7 +127,13 @@ class Agent(Generic[P]):
         if not self.cluster_state.has_synced:
             return None
         times = [due for due in (self._steps.due(), self._readback.due) if due is not None]
-        return max(min(times), self._backoff.due()) if times else None
+        return max(min(times), self._earliest()) if times else None
+
+    def _earliest(self) -> float:
+        if self._has_committed:
+            return self._backoff.due()
+        node, now = self.cluster_state.node, self._observers.clock()
+        return max(self._backoff.due(), self._node_rules.first_sync_due(node, now))
 
     def addresses_changed(self) -> None:
         """Have Services routed again if new addresses of node or API server matter to them."""

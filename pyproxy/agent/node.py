@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
+from pyproxy.agent.node_wait import NodeWait
 from pyproxy.config import flags
 from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopback
 from pyproxy.dataplane import modes
@@ -38,6 +39,9 @@ class NodeRules:
     ) -> None:
         self.hostname = settings.node_name
         self.bounds = settings.bounds
+        self.wait = NodeWait(settings.node_name)
+        # Nothing adds a Node to a folder of manifests that has none.
+        self._awaits_node = not settings.manifests
         self._local_traffic = settings.local_traffic
         self._node_ports = settings.node_ports
         self._own_address = settings.node_address
@@ -61,6 +65,14 @@ class NodeRules:
         )
         node_ports = self._node_port_addresses(node, local)
         return NodeRouting(self._pod_networks(node), node_ports, reserved)
+
+    def first_sync_due(self, node: Node | None, now: float) -> float:
+        """Return the earliest time for the first sync. Call it once the lists are complete."""
+        lacks = node is None or (
+            # The controllers allocate them after the kubelet has registered the Node.
+            self._local_traffic.mode is LocalMode.NODE_CIDR and not node.pod_networks
+        )
+        return self.wait.due(now, lacks_node=lacks and self._awaits_node)
 
     def _pod_networks(self, node: Node | None) -> tuple[Network, ...]:
         if self._local_traffic.mode is LocalMode.CLUSTER_CIDR:

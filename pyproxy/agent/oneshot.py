@@ -14,12 +14,13 @@ import msgspec
 from prometheus_client.metrics_core import Metric
 
 from pyproxy.agent.backoff import SyncBackoff
-from pyproxy.agent.commit import Observers
+from pyproxy.agent.commit import CommitListener, Observers
+from pyproxy.agent.config_checks import ConfigChecks
 from pyproxy.agent.core import Agent
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
-from pyproxy.agent.sources import client_of, servers_of, source_of
+from pyproxy.agent.sources import Source, client_of, servers_of, source_of
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import (
@@ -37,7 +38,6 @@ from pyproxy.metrics import Metrics
 from pyproxy.model.events import Event
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
-from pyproxy.source.client import Client
 from pyproxy.source.manifests import read_file
 
 _PATIENCE = 15.0
@@ -140,9 +140,13 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     and UsageError.
     """
     programmed, health = ProgrammedState(), Health(settings.pace.sync_period)
-    observers = Observers(Metrics(), health, [programmed], time.monotonic, time.time, _ignore)
-    # Without a kernel dataplane, a command writes nothing and needs no capability.
     client = client_of(settings, None)
+    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    source = source_of(settings, client, inbox.put)
+    checks = ConfigChecks(settings, source)
+    listeners: list[CommitListener] = [programmed, checks]
+    observers = Observers(Metrics(), health, listeners, time.monotonic, time.time, _ignore)
+    # Without a kernel dataplane, a command writes nothing and needs no capability.
     agent = Agent(
         NullDataplane(settings.mode.value),
         NodeRules(
@@ -154,7 +158,8 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
         SyncBackoff(0.0),
         observers,
     )
-    _read(settings, client, agent)
+    where = client.host if client else settings.manifests
+    _read(source, inbox, agent, where)
     for event in (event for path in files for event in read_file(path)):
         agent.handle_event(event)
     agent.sync()
@@ -166,20 +171,20 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
         time.time,
         time.time(),
         partial(_table_usage, settings),
+        partial(checks.find, agent.cluster_state),
     )
     return AgentInspector(agent, programmed, about, _run)
 
 
-def _read(settings: Settings, client: Client | None, agent: Agent[_NoPlan]) -> None:
-    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    source = source_of(settings, client, inbox.put)
+def _read(
+    source: Source, inbox: queue.SimpleQueue[Event], agent: Agent[_NoPlan], where: str
+) -> None:
     source.start()
     deadline = time.monotonic() + _PATIENCE
     try:
         while not agent.cluster_state.has_synced:
             agent.handle_event(inbox.get(timeout=max(deadline - time.monotonic(), 0.0)))
     except queue.Empty as error:
-        where = client.host if client else settings.manifests
         raise SourceError(f"{where} did not respond within {_PATIENCE:.0f} s") from error
     finally:
         source.stop()

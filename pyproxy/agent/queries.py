@@ -26,6 +26,7 @@ from pyproxy.health.state import Health
 from pyproxy.inspect.change_log import ChangeLog
 from pyproxy.inspect.snapshot import Change, Repair, Snapshot, Sync
 from pyproxy.inspect.turns import PATIENCE, BusyError
+from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.objects import EndpointSlice, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.api_objects import ServiceLookup
@@ -102,7 +103,8 @@ class About(msgspec.Struct, frozen=True):
 
     `client` is None if a folder replaces the API server. `api_age` returns seconds, `wall_clock`
     and `started` are in seconds since the epoch. `table_usage` counts the objects in the kernel's
-    tables, in any thread; it may raise KernelError.
+    tables, in any thread; it may raise KernelError. `config_problems` returns the mistakes in the
+    configuration.
     """
 
     settings: Settings
@@ -112,6 +114,7 @@ class About(msgspec.Struct, frozen=True):
     wall_clock: Callable[[], float]
     started: float
     table_usage: Callable[[], tuple[TableUsage, ...]]
+    config_problems: Callable[[], tuple[ConfigProblem, ...]] = tuple
 
 
 class _Copies(msgspec.Struct, frozen=True):
@@ -217,4 +220,5 @@ class AgentInspector:
             last_sync=programmed.last_sync,
             repairs=programmed.repairs,
             last_repair=programmed.last_repair,
+            config_problems=about.config_problems(),
         )

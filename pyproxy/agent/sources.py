@@ -29,6 +29,13 @@ class Source(Protocol):
         """Return the seconds since the source last responded. Any thread; does not block."""
         ...
 
+    def node_names(self) -> tuple[str, ...]:
+        """Return some names of Nodes if this Node is not among them, and empty if it is.
+
+        Any thread; does not block. Empty too if the names are unknown.
+        """
+        ...
+
 
 def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:
     """Return a client of the API server, None for a folder. Sends nothing. Raises UsageError."""

@@ -20,16 +20,18 @@ from pyproxy.agent import (
 from pyproxy.agent.affinity_refusals import AffinityRefusals
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import CommitListener, Observers
+from pyproxy.agent.config_checks import ConfigChecks
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
 from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import LocalAddresses
+from pyproxy.agent.node_wait import FirstCommit
 from pyproxy.agent.preflight import Preflight
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState
 from pyproxy.agent.shutdown import ShutdownSignal
-from pyproxy.agent.sources import client_of, servers_of, source_of
+from pyproxy.agent.sources import Source, client_of, servers_of, source_of
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers
 from pyproxy.config.settings import Settings
@@ -74,14 +76,19 @@ def run(
             client_of(found, None)
         return found
 
+    started = time.monotonic()
     config_file = ConfigFile(settings, read_and_check)
     with _dataplane(settings) as dataplane:
-        _serve(settings, dataplane, config_file, shutdown)
+        _serve(settings, dataplane, config_file, shutdown, started)
     return config_file.successor
 
 
 def _serve(
-    settings: Settings, dataplane: Dataplane[Any], config_file: ConfigFile, shutdown: ShutdownSignal
+    settings: Settings,
+    dataplane: Dataplane[Any],
+    config_file: ConfigFile,
+    shutdown: ShutdownSignal,
+    started: float,
 ) -> None:
     # Contexts exit in reverse order: the source stops first, and the health ports respond until the
     # other parts have stopped.
@@ -91,7 +98,7 @@ def _serve(
         stack.enter_context(supervise.reporting_failures(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
-        metrics.source_age(source.age)
+        config_checks = _source_metrics(settings, source, metrics)
         recorder = EventRecorder(client, settings.node_name, metrics) if client else None
 
         def report(problem: Problem) -> None:
@@ -114,7 +121,12 @@ def _serve(
         programmed = ProgrammedState()
         # Some settings need capabilities that the agent drops later.
         machine = stack.enter_context(closing(prepare_kernel(settings)))
+        node_rules = NodeRules(settings, local.read, local.broadcasts, partial(servers_of, client))
         listeners: list[CommitListener] = [
+            FirstCommit(
+                dataplane.name, node_rules.wait, settings.node_name, started, time.monotonic
+            ),
+            config_checks,
             Flows(reconciler),
             HealthChecks(checks, settings.node_name),
             LocalCounts(metrics),
@@ -129,7 +141,7 @@ def _serve(
         ]
         agent = Agent(
             dataplane,
-            NodeRules(settings, local.read, local.broadcasts, partial(servers_of, client)),
+            node_rules,
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
@@ -141,8 +153,7 @@ def _serve(
         stack.enter_context(_running(servers))
         stack.enter_context(_running(reconciler))
         if recorder is not None:
-            recorder.record_start()
-            stack.enter_context(_running(recorder))
+            stack.enter_context(_recording(recorder))
         about = About(
             settings,
             client,
@@ -151,13 +162,14 @@ def _serve(
             time.time,
             time.time(),
             dataplane.table_usage,
+            config_checks.problems,
         )
         stack.enter_context(
             _inspectable(AgentInspector(agent, programmed, about, inbox.put), settings)
         )
         watch_drift(dataplane, inbox.put)
+        log.info("reading the lists for node %s in %s mode", settings.node_name, dataplane.name)
         stack.enter_context(_running(source))
-        log.info("serving node %s in %s mode", settings.node_name, dataplane.name)
 
         def periodic() -> None:
             if config_file.has_changed():
@@ -166,12 +178,20 @@ def _serve(
             refusals.check()
             agent.tick()
             agent.audit()
+            config_checks.check(agent.cluster_state)
             logs.LIMITER.report()
             if addresses.changed() or agent.api_servers != servers_of(client):
                 agent.addresses_changed()
 
         Loop(agent, inbox, Chores(periodic, _PERIODIC_SECONDS, checks.retry), health).run()
         log.info("shutting down; the rules stay")
+
+
+def _source_metrics(settings: Settings, source: Source, metrics: Metrics) -> ConfigChecks:
+    config_checks = ConfigChecks(settings, source)
+    metrics.source_age(source.age)
+    metrics.register(config_checks)
+    return config_checks
 
 
 def _kernel_metrics(
@@ -229,6 +249,13 @@ class _Startable(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+
+@contextmanager
+def _recording(recorder: EventRecorder) -> Iterator[None]:
+    recorder.record_start()
+    with _running(recorder):
+        yield
 
 
 @contextmanager

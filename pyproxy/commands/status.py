@@ -30,8 +30,15 @@ def show(status: Status) -> Iterator[Part]:
             ("pod networks", ", ".join(status.pod_networks) or "not configured"),
             ("tables", ", ".join(map(_usage, status.tables)) or text("unknown", DIM)),
             ("invalid", _invalid(status)),
+            ("config", _config(status)),
         ]
     )
+    if status.config_problems:
+        yield text("")
+        yield table(
+            ("CONFIG PROBLEM", "MESSAGE", "FIX"),
+            ((each.topic.value, each.message, each.fix) for each in status.config_problems),
+        )
     if status.invalid:
         yield text("")
         yield table(
@@ -60,6 +67,11 @@ def _usage(usage: TableUsage) -> str:
 def _invalid(status: Status) -> Text:
     number = len({(each.kind, each.name) for each in status.invalid})
     return text(count(number, "object"), BAD) if number else text("none", GOOD)
+
+
+def _config(status: Status) -> Text:
+    number = len(status.config_problems)
+    return text(count(number, "problem"), BAD) if number else text("no problem found", GOOD)
 
 
 def _drift(status: Status) -> Text:

@@ -15,6 +15,7 @@ from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import health, is_healthy
 from pyproxy.inspect.target import Target, resolve
 from pyproxy.model.address import Address, Backend, Family, family_of
+from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.objects import (
     Endpoint,
     EndpointSlice,
@@ -49,6 +50,7 @@ class AgentFacts(msgspec.Struct, frozen=True):
     slices: tuple[EndpointSlice, ...] = ()
     routing: ServiceRouting | None = None
     problems: tuple[Problem, ...] = ()
+    config_problems: tuple[ConfigProblem, ...] = ()
 
 
 def agent_facts(snapshot: Snapshot, text: str) -> AgentFacts:
@@ -69,6 +71,7 @@ def list_agent_facts(snapshot: Snapshot, text: str) -> Listing[AgentFacts]:
         node=snapshot.node,
         node_routing=snapshot.node_routing,
         target=target,
+        config_problems=snapshot.config_problems,
     )
     if name is None:
         return Listing(facts, {})

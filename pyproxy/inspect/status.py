@@ -10,6 +10,7 @@ from pyproxy.errors import Problem
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.snapshot import Repair, Snapshot, Sync
 from pyproxy.model.address import address_text
+from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.redaction import without_userinfo
 
 
@@ -53,6 +54,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     last_repair: Repair | None = None
     invalid: tuple[InvalidObject, ...] = ()
     tables: tuple[TableUsage, ...] = ()
+    config_problems: tuple[ConfigProblem, ...] = ()
 
 
 def list_status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Listing[Status]:
@@ -91,6 +93,7 @@ def status(
         last_repair=snapshot.last_repair,
         invalid=tuple(map(invalid_object, snapshot.problems[:limit])),
         tables=tables,
+        config_problems=snapshot.config_problems,
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from random import SystemRandom
 
-from pyproxy.model.events import Event
+from pyproxy.errors import SourceError
+from pyproxy.model.events import Event, Synced
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
+from pyproxy.source.lookup import node_names
 from pyproxy.source.object_events import Resource
 from pyproxy.source.reflector import Reflector, ReflectorContext
 from pyproxy.source.retry import Clock, OutageLog, SystemClock
 from pyproxy.workers import Worker
+
+log = logging.getLogger(__name__)
 
 # As in kube-proxy. The EndpointSlice controller copies the labels of the Service to its slices,
 # and adds the label headless to those of headless Services.
@@ -49,11 +54,13 @@ class KubernetesSource:
         clock: Clock | None = None,
     ) -> None:
         self._client = client
+        self._emit = emit
+        self._node_names: tuple[str, ...] = ()
         self._clock = clock or SystemClock()
         self._made = self._clock.now()
         self._stopping = threading.Event()
         context = ReflectorContext(
-            client, emit, self._clock, SystemRandom(), silence, self._stopping, OutageLog()
+            client, self._pass_on, self._clock, SystemRandom(), silence, self._stopping, OutageLog()
         )
         self._reflectors = [Reflector(resource, context) for resource in resources(hostname)]
         self._threads = [
@@ -83,6 +90,10 @@ class KubernetesSource:
                 self._client.interrupt()
                 thread.join(0.02)
 
+    def node_names(self) -> tuple[str, ...]:
+        """Return some names of Nodes if the last list had no Node of this name."""
+        return self._node_names
+
     def age(self) -> float:
         """Return the seconds since an event or bookmark was read, of the kind with the oldest one.
 
@@ -90,6 +101,20 @@ class KubernetesSource:
         """
         read = (reflector.last_read for reflector in self._reflectors)
         return self._clock.now() - min(self._made if at is None else at for at in read)
+
+    def _pass_on(self, event: Event) -> None:
+        """Emit an event, after reading the names of Nodes if this Node does not exist."""
+        # One request for each list of this Node, which follows a lost watch at most.
+        if isinstance(event, Synced) and event.kind is Kind.NODE:
+            self._node_names = () if event.names else self._read_node_names()
+        self._emit(event)
+
+    def _read_node_names(self) -> tuple[str, ...]:
+        try:
+            return node_names(self._client)
+        except SourceError as error:
+            log.debug("cannot read the names of Nodes: %s", error)
+            return ()
 
 
 def resources(hostname: str) -> list[Resource]:

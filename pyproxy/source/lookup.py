@@ -1,4 +1,4 @@
-"""Look up one Service or pod in the API for `pyproxy explain` and `pyproxy trace`.
+"""Look up one Service or pod in the API for `pyproxy explain` and `pyproxy trace`, and Nodes.
 
 Requests are lists with a selector, because the agent's RBAC role allows list and watch only.
 """
@@ -19,6 +19,7 @@ from pyproxy.source.client import ApiStatusError, Client
 
 _TIMEOUT = 5.0
 _FORBIDDEN = (401, 403)
+_MOST_NODES = 500
 
 
 class _Services(msgspec.Struct):
@@ -27,6 +28,18 @@ class _Services(msgspec.Struct):
 
 class _Pods(msgspec.Struct):
     items: list[ApiPod] | None = None
+
+
+class _Named(msgspec.Struct):
+    name: str = ""
+
+
+class _Node(msgspec.Struct):
+    metadata: _Named
+
+
+class _Nodes(msgspec.Struct):
+    items: list[_Node] | None = None
 
 
 class _Reference(msgspec.Struct):
@@ -47,7 +60,7 @@ class _Slices(msgspec.Struct):
     items: list[_Slice] | None = None
 
 
-L = TypeVar("L", _Services, _Pods, _Slices)
+L = TypeVar("L", _Services, _Pods, _Slices, _Nodes)
 
 
 def look_up(client: Client, name: ObjectName) -> ServiceLookup:
@@ -92,6 +105,12 @@ def pod_addresses(client: Client, name: ObjectName) -> tuple[str, ...]:
     # podIPs has both families of a dual-stack pod; podIP is the first of them.
     addresses = [each.ip for status in statuses for each in status.pod_ips or ()]
     return tuple(addresses or [status.pod_ip for status in statuses if status.pod_ip])
+
+
+def node_names(client: Client) -> tuple[str, ...]:
+    """Return the names of Nodes, of at most 500. Blocks for a request. Raises SourceError."""
+    found = _list(client, "/api/v1/nodes", {"limit": str(_MOST_NODES)}, _Nodes)
+    return tuple(each.metadata.name for each in (found.items or ())[:_MOST_NODES])
 
 
 def _addresses_of(pod: str, slices: _Slices) -> Iterator[str]:

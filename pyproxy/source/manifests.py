@@ -82,6 +82,10 @@ class ManifestSource:
         self._last_look = self._clock.now()
         self._thread = Worker("source-manifests", self._run)
 
+    def node_names(self) -> tuple[str, ...]:
+        """Return nothing: a folder need not have a Node."""
+        return ()
+
     def start(self) -> None:
         """Start the thread; returns at once."""
         self._thread.start()

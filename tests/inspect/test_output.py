@@ -81,6 +81,7 @@ node port IPs   172.30.0.11
 pod networks    not configured
 tables          affinity4 12 of 262,144, services4 20,000
 invalid         1 object
+config          no problem found
 
 INVALID   NAME       FIELD                 REASON          MESSAGE
 Service   shop/web   spec.externalIPs[0]   InvalidObject   is not an address

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pyproxy.errors import ProblemReason
 from pyproxy.inspect.explain.step import Result, Step
 from pyproxy.inspect.facts import Facts
@@ -28,7 +30,19 @@ _RECONNECT = (
 
 
 def agent(facts: Facts) -> Step:
-    """Check the agent's health and its connection to the API server."""
+    """Check the agent's health, its connection to the API server, and its configuration."""
+    step, problems = _works(facts), facts.agent.config_problems
+    if not problems:
+        return step
+    return msgspec.structs.replace(
+        step,
+        result=Result.NOTE if step.result is Result.OK else step.result,
+        message=f"{step.message}; {count(len(problems), 'configuration problem')}",
+        details=tuple(map(str, problems)),
+    )
+
+
+def _works(facts: Facts) -> Step:
     agent, name = facts.agent, "agent"
     if facts.api.api_error:
         return Step(

@@ -1,0 +1,109 @@
+"""Mistakes in the configuration that the objects of the cluster show: pure functions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Iterator
+
+from pyproxy.config.settings import LocalMode, Settings
+from pyproxy.model.address import Family, family_of
+from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
+from pyproxy.model.objects import Node
+
+_NEAREST = 3
+_SIMILAR = 0.6
+"""difflib's ratio from which one name is taken for a misspelling of another."""
+
+
+def nearest(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names most like `name`, the likeliest first: same host, then similar spelling."""
+    known = sorted(set(names))
+    host = name.partition(".")[0]
+    same = [each for each in known if each.partition(".")[0] == host]
+    similar = difflib.get_close_matches(name, known, _NEAREST, _SIMILAR)
+    return tuple(dict.fromkeys([*same, *similar]))[:_NEAREST]
+
+
+def node_problems(
+    settings: Settings, node: Node | None, names: Collection[str]
+) -> Iterator[ConfigProblem]:
+    """Yield what is wrong with the Node; `names` are those of some Nodes of the cluster.
+
+    They matter only without a Node. An empty `names` means that they are unknown.
+    """
+    if node is None:
+        yield _not_found(settings.node_name, names)
+    elif settings.local_traffic.mode is LocalMode.NODE_CIDR and not node.pod_networks:
+        yield ConfigProblem(
+            ConfigTopic.NODE_WITHOUT_POD_NETWORKS,
+            "configuration may be incomplete or incorrect: detectLocalMode is NodeCIDR, and Node "
+            f"{node.name} has no spec.podCIDRs{_effect(settings)}",
+            "have the controller manager allocate them (--allocate-node-cidrs), or choose another "
+            "--detect-local-mode",
+        )
+
+
+def _not_found(name: str, names: Collection[str]) -> ConfigProblem:
+    message = f"the cluster has no Node {name}"
+    # A kubelet leaves a reference to a variable that the container does not have as it is. The
+    # name is in lower case by now.
+    if "$(" in name or "${" in name:
+        variable = name.strip("${}() ").upper()
+        fix = (
+            f"the variable {variable} is not set in the container: add it to its env, with "
+            "valueFrom.fieldRef.fieldPath: spec.nodeName"
+        )
+    elif found := nearest(name, names):
+        fix = f"set --hostname-override to the Node's name; similar names: {', '.join(found)}"
+    elif names:
+        fix = (
+            f"set --hostname-override to the Node's name, or check that the kubeconfig is of this "
+            f"cluster; it has {', '.join(sorted(names)[:_NEAREST])}"
+        )
+    else:
+        fix = (
+            "set --hostname-override to the Node's name, or check that the kubelet has registered "
+            "and that the kubeconfig is of this cluster"
+        )
+    return ConfigProblem(ConfigTopic.NODE_NOT_FOUND, message, fix)
+
+
+def cidr_problems(
+    settings: Settings, node: Node | None, service_families: Collection[Family]
+) -> Iterator[ConfigProblem]:
+    """Yield what is wrong with clusterCIDR; `service_families` are those of the cluster IPs."""
+    if settings.local_traffic.mode is not LocalMode.CLUSTER_CIDR:
+        return
+    networks = settings.local_traffic.cluster_networks
+    incomplete = "configuration may be incomplete or incorrect"
+    if not networks:
+        yield ConfigProblem(
+            ConfigTopic.CLUSTER_CIDR_MISSING,
+            f"{incomplete}: detectLocalMode is ClusterCIDR, and clusterCIDR is not set"
+            f"{_effect(settings)}",
+            "set --cluster-cidr to the pod networks of the cluster, or choose another "
+            "--detect-local-mode",
+        )
+        return
+    given = {network.family for network in networks}
+    used = set(service_families)
+    if node is not None:
+        used |= {network.family for network in node.pod_networks}
+        # A node with addresses of both families may be in a cluster that uses only the first.
+        used |= {family_of(address) for address in node.addresses[:1]}
+    for family in sorted(used - given, key=lambda each: each.label):
+        yield ConfigProblem(
+            ConfigTopic.CLUSTER_CIDR_FAMILY,
+            f"{incomplete}: the cluster uses {family.label}, and clusterCIDR "
+            f"{','.join(map(str, networks))} has no {family.label} network"
+            f"{_effect(settings, family)}",
+            f"add the {family.label} pod network of the cluster to --cluster-cidr",
+        )
+
+
+def _effect(settings: Settings, family: Family | None = None) -> str:
+    """Return what does not work without pod networks, as the end of a sentence."""
+    of = f"{family.label} " if family else ""
+    if settings.masquerade.everything:
+        return f", so that {of}connections from pods are not recognized"
+    return f", so that {of}connections from outside the cluster to cluster IPs are not masqueraded"

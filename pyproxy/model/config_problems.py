@@ -1,0 +1,39 @@
+"""Mistakes in the configuration of one node: shown in its log, status, explain, and a metric."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from pyproxy.errors import one_line
+
+_LONGEST_TEXT = 640
+
+
+class ConfigTopic(enum.Enum):
+    """The kinds of mistakes; the values are those of the label `problem` of the metric."""
+
+    NODE_NOT_FOUND = "node_not_found"
+    NODE_WITHOUT_POD_NETWORKS = "node_without_pod_networks"
+    CLUSTER_CIDR_MISSING = "cluster_cidr_missing"
+    CLUSTER_CIDR_FAMILY = "cluster_cidr_family"
+
+
+class ConfigProblem(msgspec.Struct, frozen=True):
+    """One mistake: its topic, the mistake with its effect, and the fix.
+
+    Both texts are made printable and shortened, because an API server writes parts of them.
+    """
+
+    topic: ConfigTopic
+    message: str
+    fix: str
+
+    def __post_init__(self) -> None:
+        for part in ("message", "fix"):
+            text = one_line(getattr(self, part), _LONGEST_TEXT)
+            msgspec.structs.force_setattr(self, part, text)
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.fix}"

@@ -1,0 +1,69 @@
+"""Mistakes in the flags: the agent names them in its log, status, explain and a metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent.live import Process, Stage, addresses, endpoint_slice, node, service
+
+pytestmark = pytest.mark.kernel
+
+WEB = "10.96.7.1"
+METRIC = "pyproxy_configuration_problems"
+OBJECTS = [service("web", WEB), endpoint_slice("web", addresses("a1"))]
+
+
+def problem(stage: Stage, topic: str) -> float:
+    return stage.metrics().get(f'{METRIC}{{problem="{topic}"}}', -1)
+
+
+def named(stage: Stage, tmp_path: Path, agent: Process, topic: str, text: str) -> None:
+    """Check that a mistake shows everywhere, and once in the log."""
+    agent.does(lambda: problem(stage, topic) == 1, f"the metric of {topic}")
+    assert agent.said().count(f"configuration problem {topic}: ") == 1
+    assert text in agent.said()
+    socket = f"--inspect-socket={tmp_path}/na.sock"
+    for words in (("status",), ("explain", "shop/web")):
+        assert text in stage.run(*words, socket).stdout
+
+
+def test_a_wrong_node_name(stage: Stage, tmp_path: Path) -> None:
+    with stage.server() as server:
+        server.load(OBJECTS)
+        with stage.agent(server.url) as agent:
+            agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+        rules = stage.nft("-s", "list", "ruleset")
+        with stage.agent(server.url, "--hostname-override=node-zzz") as agent:
+            named(stage, tmp_path, agent, "node_not_found", "the cluster has no Node node-zzz")
+            said = agent.said()
+            assert "similar names: node-a" in said
+            assert "waiting up to 30 s for Node node-zzz before the first sync" in said
+            # A restart with the wrong name loses no rule while it waits.
+            assert stage.nft("-s", "list", "ruleset") == rules
+            renamed: dict[str, Any] = node(stage.network)
+            server.load([renamed | {"metadata": {"name": "node-zzz"}}])
+            agent.does(lambda: problem(stage, "node_not_found") == 0, "the Node is found")
+            agent.does(lambda: "serving node node-zzz in nftables" in agent.said(), "the sync")
+            assert stage.health() == 200
+
+
+@pytest.mark.parametrize(
+    ("cidr", "topic", "text"),
+    [
+        ("fd00:10::/64", "cluster_cidr_family", "clusterCIDR fd00:10::/64 has no IPv4 network"),
+        ("", "cluster_cidr_missing", "clusterCIDR is not set, so that connections from outside"),
+    ],
+)
+def test_a_wrong_cluster_cidr(
+    stage: Stage, tmp_path: Path, cidr: str, topic: str, text: str
+) -> None:
+    with stage.server() as server:
+        server.load(OBJECTS)
+        with stage.agent(server.url, f"--cluster-cidr={cidr}") as agent:
+            named(stage, tmp_path, agent, topic, text)
+            assert "configuration may be incomplete or incorrect" in agent.said()
+            assert "serving node node-a in nftables mode: 2 services, " in agent.said()
+            assert stage.health() == 200
