@@ -37,10 +37,13 @@ LISTENER_NAME = "health-check-node-port"
 
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 30.0
-_AT_ONCE = 64
+_AT_ONCE = 16
 """Sockets that one call opens, about: each takes 0.03 to 0.2 ms of the agent's thread."""
 
-_CLOSING_TIMEOUT = 0.01
+_PART = 0.001
+"""Seconds after which a call opens no further port, however slow the kernel is."""
+
+_CLOSING_TIMEOUT = 0.002
 """Seconds that a call waits for closed ports: thousands take longer, and others must not wait."""
 
 _QUEUES = 4
@@ -108,7 +111,7 @@ class ServiceHealthServer:
         self._count = 0
         # Listeners that are served when all of a change are bound: each call wakes a thread.
         self._bound: list[Listener] = []
-        self._left = _AT_ONCE
+        self._left, self._until = _AT_ONCE, 0.0
         self._closing: list[Future[None]] = []
         self._incomplete: set[ObjectName] = set()
         self._retries: dict[ObjectName, _Retry] = {}
@@ -161,10 +164,10 @@ class ServiceHealthServer:
         now = self._clock()
         if now >= self._lines_until:
             self._begin_log_period(now)
-        if not self._queue or self._queue[0][0] > now or not self._is_closed():
+        if not self._queue or self._queue[0][0] > now:
             return False
-        self._left = _AT_ONCE
-        while self._queue and self._queue[0][0] <= now and self._left > 0:
+        self._begin_part()
+        while self._queue and self._queue[0][0] <= now and self._has_time():
             due, name = heapq.heappop(self._queue)
             retry = self._retries.get(name)
             if retry is not None and retry.due == due:
@@ -211,14 +214,22 @@ class ServiceHealthServer:
         return not self._closing
 
     def _open_all(self, names: Iterable[ObjectName]) -> None:
-        self._left = _AT_ONCE if self._is_closed() else 0
+        self._begin_part()
         for name in names:
-            if self._left > 0:
+            if self._has_time():
                 self._open_listeners(name)
             else:
                 # The next calls of `retry` open the rest.
                 self._plan(name, self._clock())
         self._serve_bound()
+
+    def _begin_part(self) -> None:
+        """Begin to open ports, none while closed ones are not free."""
+        self._left = _AT_ONCE if self._is_closed() else 0
+        self._until = self._clock() + _PART
+
+    def _has_time(self) -> bool:
+        return self._left > 0 and self._clock() < self._until
 
     def _serve_bound(self) -> None:
         if self._bound:

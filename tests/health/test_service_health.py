@@ -28,6 +28,12 @@ class Proxy:
         return self.healthy
 
 
+@pytest.fixture(autouse=True)
+def _ports_close_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for the thread that closes ports, which a loaded machine may delay."""
+    monkeypatch.setattr(service_health, "_CLOSING_TIMEOUT", 10.0)
+
+
 @pytest.fixture
 def proxy() -> Proxy:
     return Proxy()
@@ -367,7 +373,7 @@ def test_retries_are_few_at_once_and_further_and_further_apart(
 
     monkeypatch.setattr(Place, "bind", bind)
     checks = everywhere(http_thread, problems, clock)
-    count, at_once = 300, 64
+    count, at_once = 300, 16
     checks.update({ObjectName("many", f"s{n}"): check(30000 + n) for n in range(count)})
     assert (tries, len(problems)) == (at_once, at_once)
     each_second = []
@@ -411,12 +417,16 @@ def test_ports_close_together(
         http_thread, ListenOptions(1000), lambda: True, lambda problem: None, clock
     )
     checks.listen_on([LOOPBACK4, OTHER_LOOPBACK])
-    names = [ObjectName("many", f"s{number}") for number in range(30)]
+    names = [ObjectName("many", f"s{number}") for number in range(8)]
     checks.update({name: check(31000 + number) for number, name in enumerate(names)})
+    while checks.retry():
+        pass
     checks.listen_on([LOOPBACK4])
     checks.update({name: check(32000 + number) for number, name in enumerate(names)})
+    while checks.retry():
+        pass
     checks.close()
-    assert closed == [30, 30, 30]
+    assert closed == [8, 8, 8]
 
 
 def test_many_ports_open_a_part_at_a_time(
@@ -431,3 +441,21 @@ def test_many_ports_open_a_part_at_a_time(
         left.append(checks.incomplete_ports())
     assert left == [15, 5, 0, 0]
     assert all(get(31100 + number).status == 200 for number in range(25))
+
+
+def test_slow_ports_open_in_smaller_parts(
+    checks: ServiceHealthServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind = Place.bind
+
+    def slow(place: Place, port: Port, queues: int) -> tuple[socket.socket, ...]:
+        clock.seconds += 0.0006
+        return bind(place, port, 1)
+
+    monkeypatch.setattr(Place, "bind", slow)
+    names = [ObjectName("many", f"s{number}") for number in range(6)]
+    checks.update({name: check(31200 + number) for number, name in enumerate(names)})
+    left = [checks.incomplete_ports()]
+    while checks.retry():
+        left.append(checks.incomplete_ports())
+    assert [*left, checks.incomplete_ports()] == [4, 2, 0]
