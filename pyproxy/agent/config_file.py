@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from pyproxy.config.settings import Settings
 from pyproxy.errors import UsageError
 
@@ -42,7 +44,11 @@ class ConfigFile:
         except UsageError as error:
             log.warning("%s; the configuration in force stays", error)
             return None
-        if settings == self._settings:
+        # A remark has a line's number, which a comment above it changes.
+        if msgspec.structs.replace(settings, remarks=self._settings.remarks) == self._settings:
+            for remark in settings.remarks:
+                if remark not in self._settings.remarks:
+                    log.warning("%s", remark)
             return None
         log.info("applying the changed configuration file %s", self._path)
         return settings

@@ -113,7 +113,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
     flagged = command_line(namespace)
     flagged.check()
     file = flagged[flags.CONFIG]
-    configuration = _load(file) if file else KubeProxyConfiguration()
+    configuration, warnings = _load(file) if file else (KubeProxyConfiguration(), ())
     given = flagged.with_file(file, configuration) if file else flagged.alone()
     return Settings(
         node_name=_node_name(given),
@@ -156,15 +156,17 @@ def settings(namespace: argparse.Namespace) -> Settings:
         flags=tuple(FlagValue(flag.name, flagged.text(flag), flagged.has(flag)) for flag in FLAGS),
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,
-        remarks=tuple(remarks(flagged, given, configuration, file)),
+        remarks=(*warnings, *remarks(flagged, given, configuration, file)),
     )
 
 
-def _load(file: str) -> KubeProxyConfiguration:
+def _load(file: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
     # Imports the YAML parser, which a start without a file does without.
     from pyproxy.config.file import load  # noqa: PLC0415
 
-    return load(file)
+    loaded = load(file)
+    warnings = tuple(f"--config {file}: {each}" for each in loaded.warnings)
+    return loaded.configuration, warnings
 
 
 def asks_for(namespace: argparse.Namespace) -> Task:

@@ -6,61 +6,56 @@ A mistake raises UsageError with the file and the path of the field.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import yaml
 
+from pyproxy.config import lenient
 from pyproxy.config.schema import API_VERSION, KIND, KubeProxyConfiguration
 from pyproxy.errors import UsageError
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _WHERE = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`$")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$")
 _NO_OBJECT = "a KubeProxyConfiguration has fields"
+_LIMIT = 2**20
 
 
-class _Strict(_Loader):  # type: ignore[misc]  # the loader in C has no types
-    """Rejects duplicate keys, because PyYAML silently takes the last one."""
+class File(msgspec.Struct, frozen=True):
+    """A configuration, and one warning for each part of the file that is ignored."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = self.construct_object(key, deep=True)
-            if name in seen:
-                raise ValueError(
-                    f"{name}: it is there twice, again in line {key.start_mark.line + 1}"
-                )
-            seen.add(name)
-        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return found
+    configuration: KubeProxyConfiguration
+    warnings: tuple[str, ...] = ()
 
 
-def load(path: str) -> KubeProxyConfiguration:
+def load(path: str) -> File:
     """Return a file's KubeProxyConfiguration. Blocks for the file. Raises UsageError."""
     try:
-        return parse(Path(path).read_bytes())
+        with Path(path).open("rb") as file:
+            return parse(file.read(_LIMIT + 1))
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         words = " ".join(str(error).split())
         raise UsageError(f"--config {path}: not YAML: {words}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except RecursionError as error:
+        raise UsageError(f"--config {path}: its values are nested too deeply") from error
+    except (ValueError, TypeError) as error:
         raise UsageError(f"--config {path}: {error}") from error
 
 
-def parse(data: bytes) -> KubeProxyConfiguration:
+def parse(data: bytes) -> File:
     """Parse YAML or JSON. Raises yaml.YAMLError, RecursionError, TypeError, ValueError."""
-    tree = _without_nulls(yaml.load(data, _Strict))  # noqa: S506 (it is a safe loader)
+    if len(data) > _LIMIT:
+        raise ValueError("it is larger than 1 MiB, which no ConfigMap can hold")
+    decoded = lenient.decode(data)
+    tree = decoded.tree
     if not isinstance(tree, dict):
         raise ValueError(f"it holds no object: {_NO_OBJECT}")
     for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
         if tree.get(name) != wanted:
             raise ValueError(f"{name}: {tree.get(name, '')!r} is not {wanted}")
     try:
-        return msgspec.convert(tree, KubeProxyConfiguration)
+        return File(msgspec.convert(tree, KubeProxyConfiguration), decoded.warnings)
     except msgspec.ValidationError as error:
         raise ValueError(_in_our_words(str(error))) from error
 
@@ -76,21 +71,10 @@ def yaml_text(configuration: KubeProxyConfiguration) -> str:
     return text
 
 
-def _without_nulls(value: Any) -> Any:
-    """Leave out null values, which Go treats as not given."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return value
-
-
 def _in_our_words(message: str) -> str:
     """Put the path first: `Expected int - at $.conntrack.min` is `conntrack.min: expected int`."""
     found = _WHERE.search(message)
     path = found.group(1) if found else ""
     what = message[: found.start()] if found else message
-    unknown = _UNKNOWN.search(what)
-    if unknown:
-        path = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
-        return f"{path}: there is no such field"
     path = path or "the names of fields"
     return f"{path}: {what[:1].lower()}{what[1:]}".replace("`", "")

@@ -24,9 +24,7 @@ Leaf: TypeAlias = str | int | float | bool | tuple[str, ...] | dict[str, bool] |
 _ZERO_DURATION = "0s"
 
 
-class _Section(
-    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
-):
+class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A part of the configuration, by Kubernetes' own field names."""
 
 

@@ -216,7 +216,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     `flags` are all flags, in alphabetical order. `configuration` has the same settings as a
     KubeProxyConfiguration, and `config_file` is the path that it was read from, empty for none.
-    `remarks` are log lines about flags and fields without effect.
+    `remarks` are log lines about flags and fields that are ignored or have no effect.
     """
 
     node_name: str

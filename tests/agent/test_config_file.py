@@ -24,7 +24,8 @@ class Reader:
         name = self._path.read_text().split("#")[0]
         if name == "?":
             raise UsageError(f"--config {self._path}: no name")
-        return Settings(name, config_file=str(self._path))
+        name, *remarks = name.split("|")
+        return Settings(name, config_file=str(self._path), remarks=tuple(remarks))
 
 
 @pytest.fixture
@@ -69,6 +70,18 @@ def test_what_changes_nothing_is_no_change(path: Path) -> None:
     file = ConfigFile(read(), read)
     publish(path.parent, 2, "a# by hand")
     assert not file.has_changed()
+
+
+def test_a_new_remark_is_logged_and_changes_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(path.parent, 2, "a|old")
+    read = Reader(path)
+    file = ConfigFile(read(), read)
+    publish(path.parent, 3, "a|line 3: unknown field x|old")
+    for _ in range(2):
+        assert not file.has_changed()
+    assert caplog.messages == ["line 3: unknown field x"]
 
 
 def test_a_mistake_is_told_once_and_changes_nothing(

@@ -283,9 +283,7 @@ def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written: Written) -> N
             "conntrack: {maxPerCore: -1}",
             "conntrack.maxPerCore: '-1' is not a whole number from 0 to 2147483647",
         ),
-        ("conntrack: {maxPer: 1}", "conntrack.maxPer: there is no such field"),
         ("conntrack: 1", "conntrack: expected object, got int"),
-        ("conntrac: {}", "conntrac: there is no such field"),
         ("conntrack: {udpTimeout: 30}", "conntrack.udpTimeout: expected str, got int"),
         (
             "conntrack: {udpTimeout: 30 s}",
@@ -349,8 +347,23 @@ def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written: Written) -> N
             "ipvs.excludeCIDRs: '10.0.0.0' is not a CIDR: write it as 10.244.0.0/16 or fd10::/16",
         ),
         ("ipvs: {tcpTimeout: -1s}", "ipvs.tcpTimeout: '-1s' is too short: use 0s or more"),
-        ("mode: nftables\nmode: ipvs", "mode: it is there twice, again in line 4"),
-        ("1: 2", "the names of fields: expected str"),
+        ("mode: ipvs\nmode: userspace", "mode: 'userspace' is not one of nftables, iptables, ipvs"),
+        ("featureGates: {A: null}", "featureGates[...]: expected bool, got null"),
+        ("? [a]\n: 1", "line 3: the name of a field is not text"),
+        ("mode: &a [*a]", "line 3: an alias is inside its own anchor"),
+        ("ipvs: &a {<<: *a}", "line 3: an alias is inside its own anchor"),
+        (
+            "logging: {vmodule: [{filePattern: p}]}",
+            "logging.vmodule[0]: object missing required field verbosity",
+        ),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(
+                f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n"
+                for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "line 8: aliases repeat more than 500,000 values",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_the_fields_path(
@@ -360,6 +373,101 @@ def test_a_mistake_is_one_line_with_the_fields_path(
     with pytest.raises(UsageError) as mistake:
         parse(f"--config={path}")
     assert str(mistake.value) == f"--config {path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        ("metadata:\n  name: config", ["line 3: unknown field metadata is ignored"]),
+        (
+            "conntrack:\n  max: null\nipvs:\n  masqueradeAll: true\nresourceContainer: /kube-proxy",
+            [
+                "line 4: unknown field conntrack.max is ignored: did you mean "
+                "conntrack.maxPerCore?",
+                "line 6: unknown field ipvs.masqueradeAll is ignored: did you mean "
+                "iptables.masqueradeAll?",
+                "line 7: unknown field resourceContainer is ignored",
+            ],
+        ),
+        # Names are case-sensitive in kube-proxy too.
+        (
+            "clusterCidr: 10.1.0.0/16",
+            ["line 3: unknown field clusterCidr is ignored: did you mean clusterCIDR?"],
+        ),
+        (
+            "conntrac: {a: 1}",
+            ["line 3: unknown field conntrac is ignored: did you mean conntrack?"],
+        ),
+        (
+            "masqueradeBit: 3",
+            [
+                "line 3: unknown field masqueradeBit is ignored: did you mean "
+                "iptables.masqueradeBit?"
+            ],
+        ),
+        (
+            "logging: {vmodule: [{filePattern: p, verbosity: 1, level: 2}]}",
+            ["line 3: unknown field logging.vmodule[0].level is ignored"],
+        ),
+        ("1: 2", ["line 3: unknown field 1 is ignored"]),
+        ('"a\\nb": 2', ["line 3: unknown field a\\nb is ignored"]),
+        ("ipvs: {}\nipvs: null", ["line 4: ipvs replaces its value in line 3"]),
+        (
+            "---\nkind: KubeletConfiguration",
+            ["line 3: another document begins here: only the first one counts"],
+        ),
+        ("...\n", []),
+        (
+            "x-base: &base {min: 1}\nconntrack: {<<: *base, min: 2}",
+            ["line 3: unknown field x-base is ignored"],
+        ),
+    ],
+)
+def test_what_kube_proxy_ignores_is_one_warning(
+    written: Written, text: str, warnings: list[str]
+) -> None:
+    path = written(text)
+    remarks = [each for each in parse(f"--config={path}").remarks if "without effect" not in each]
+    assert remarks == [f"--config {path}: {warning}" for warning in warnings]
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ('mode: ""\nclusterCIDR: 10.244.0.0/16\nmode: nftables', "nftables"),
+        ("mode: ipvs\n---\nmode: nftables", "ipvs"),
+        ("Mode: ipvs\nmode: iptables", "iptables"),
+    ],
+)
+def test_the_last_value_of_the_first_document_counts(
+    written: Written, text: str, mode: str
+) -> None:
+    assert parse(f"--config={written(text)}").mode.value == mode
+
+
+def test_a_merged_mapping_gives_way_to_the_fields_beside_it(written: Written) -> None:
+    text = "x: &x {min: 1, maxPerCore: 5}\ny: &y {min: 2}\nconntrack: {min: 3, <<: [*x, *y]}"
+    assert parse(f"--config={written(text)}").conntrack == Conntrack(5, 3)
+
+
+def test_many_unknown_fields_are_counted(written: Written) -> None:
+    path = written("".join(f"field{number}: 1\n" for number in range(60_000)))
+    *named, last = parse(f"--config={path}").remarks
+    assert len(named) == 20
+    assert last == f"--config {path}: 59,980 more unknown or repeated fields are ignored"
+
+
+@pytest.mark.parametrize("text", ["x: " + "[" * 100_000, "- " * 100_000, "x: " + "{a: " * 5000])
+def test_deep_nesting_is_one_line(written: Written, text: str) -> None:
+    path = written(text)
+    with pytest.raises(UsageError, match=f"^--config {path}: .*(depth|YAML|deeply)"):
+        parse(f"--config={path}")
+
+
+def test_a_file_that_no_config_map_can_hold_is_refused(written: Written) -> None:
+    path = written("# " + "x" * 2**20)
+    with pytest.raises(UsageError, match="it is larger than 1 MiB"):
+        parse(f"--config={path}")
 
 
 @pytest.mark.parametrize(
@@ -390,4 +498,4 @@ def test_what_is_no_configuration_is_told(tmp_path: Path, text: str, message: st
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: (HEAD + text).encode()))
 def test_any_content_is_read_or_refused_with_one_line(content: bytes) -> None:
     with contextlib.suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
-        assert isinstance(file.parse(content), KubeProxyConfiguration)
+        assert isinstance(file.parse(content).configuration, KubeProxyConfiguration)

@@ -93,7 +93,7 @@ def test_the_agent_has_the_capabilities_that_it_needs_and_no_others() -> None:
 
 
 def check_configuration(text: str) -> None:
-    configuration = file.parse(text.encode())
+    configuration = file.parse(text.encode()).configuration
     assert configuration.mode == "nftables"
     assert configuration.healthz_bind_address.endswith(":10256")
 
