@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import MARK_MASK, MARK_SPACE, TABLE
-from pyproxy.dataplane.nft.base_rules import BaseRules, TrafficOptions
+from pyproxy.dataplane.nft.base_rules import REFUSE, BaseRules, TrafficOptions
 from pyproxy.model.address import Family, Network
 
 
@@ -67,7 +67,7 @@ def _chains(options: Options) -> dict[str, list[str]]:
             f"{schema.FRONTENDS.lookup(family, negate=True)} goto refuse"
         )
     return {
-        "refuse": ["meta l4proto tcp reject with tcp reset", "reject"],
+        "refuse": [*REFUSE],
         "new-connections": new_connections,
         "services": [
             "meta l4proto != { tcp, udp, sctp } return",

@@ -24,6 +24,21 @@ _SEAL = "loaded-"
 _MARKED = re.compile(f"{MARKER}[0-9a-f]+")
 _EMPTY = re.compile(f"({_SEAL}|{MARKER})[0-9a-f]+")
 
+REFUSE = (
+    # A reset has the addresses of the packet that it replies to, and br_netfilter sends it past the
+    # nat hooks. So a translated packet gets back the destination that its client asked for.
+    *(
+        f"ct status dnat meta l4proto tcp {ip} daddr set ct original {ip} daddr "
+        "tcp dport set ct original proto-dst"
+        for ip in ("ip", "ip6")
+    ),
+    # TCP drops an ICMP error that arrives while connect() sends its SYN, as it does on one machine.
+    # The client would notice the rejection one second later only.
+    "meta l4proto tcp reject with tcp reset",
+    "reject",
+)
+"""The rules of the chain that rejects. It is called at the hooks input, forward and output."""
+
 
 class TrafficOptions(msgspec.Struct, frozen=True):
     """The part of the configuration that both modes' base rules depend on.

@@ -7,7 +7,7 @@ configuration alone. The chains that pick an endpoint are in `chains`.
 from __future__ import annotations
 
 from pyproxy.dataplane.nft import schema as nft
-from pyproxy.dataplane.nft.base_rules import BaseRules, TrafficOptions
+from pyproxy.dataplane.nft.base_rules import REFUSE, BaseRules, TrafficOptions
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
@@ -78,8 +78,7 @@ def _chains(options: NftablesOptions) -> dict[str, list[str]]:
         "source-ranges": [_source_ranges(family) for family in Family],
         "no-endpoints": [f"{nft.NO_ENDPOINT_SERVICES.lookup(f)} goto refuse" for f in Family],
         "no-such-port": [f"{nft.CLUSTER_IPS.lookup(f)} goto refuse" for f in Family],
-        # Without the first rule a TCP client would get an ICMP error.
-        "refuse": ["meta l4proto tcp reject with tcp reset", "reject"],
+        "refuse": [*REFUSE],
         chains.MARKING: [options.set_mark()],
         "masquerading": _masquerading(options),
     }
