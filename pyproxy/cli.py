@@ -10,9 +10,8 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import pyproxy
 from pyproxy import logs
-from pyproxy.commands import registry
+from pyproxy.commands import registry, version
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
@@ -35,16 +34,13 @@ _LAB_COMMANDS = ("lab", "bench")
 _COMMANDS_GROUP = "pyproxy.commands"
 """Each entry point of this group is a module with `add_arguments(parser)` and `run(namespace)`."""
 
-_VERSION = f"pyproxy {pyproxy.__version__}"
-
 
 def kube_proxy(argv: Sequence[str] | None = None) -> int:
     """Run the command `kube-proxy`, which has the flags of `pyproxy run` and no subcommands.
 
     An installation under that name replaces kube-proxy, so `--takeover` is the default.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return main(arguments if arguments == ["--version"] else ["run", "--takeover", *arguments])
+    return main(["run", "--takeover", *(sys.argv[1:] if argv is None else argv)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,9 +72,13 @@ def _command(arguments: Sequence[str]) -> int:
     if unknown:
         command_line.refuse_unknown(unknown[0])
     if namespace.command == "version":
-        print(_VERSION)
+        print(version.own())
         return 0
-    task = Task.CLEANUP if namespace.command == "cleanup" else command_line.asks_for(namespace)
+    task = command_line.asks_for(namespace)
+    if task is Task.VERSION:
+        print(version.kube_proxy(command_line.version_request(namespace)))
+        return 0
+    task = Task.CLEANUP if namespace.command == "cleanup" else task
     settings = command_line.settings(namespace)
     if task is Task.WRITE_CONFIG:
         return _write_config(settings, command_line.write_config_to(namespace))
@@ -109,7 +109,7 @@ def _do(task: Task, settings: Settings, namespace: argparse.Namespace) -> int:
 
 
 def _prepare_logs(settings: Settings) -> None:
-    logs.configure(settings.verbosity)
+    logs.configure(settings.verbosity, settings.log_format)
     for remark in settings.remarks:
         log.warning("%s", remark)
 

@@ -1,4 +1,4 @@
-"""The log: lines on stderr with time, level and message, a bounded number of them.
+"""The log: lines of text or JSON on stderr, with time, level and message, a bounded number.
 
 Tenants decide how often an object changes, and write parts of the messages. So lines about one
 object are limited, and so are lines of one kind, and each is one line of printable characters. A
@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+
+import msgspec
 
 from pyproxy.errors import one_line
 from pyproxy.rate_limits import BucketTable, Rate
@@ -116,14 +118,56 @@ class OneLineFormatter(logging.Formatter):
         return KNOWN.redact("\n".join(lines))
 
 
+class JsonFormatter(logging.Formatter):
+    """Formats each record as one JSON object with the names that kube-proxy uses.
+
+    These are `ts` in milliseconds, `caller`, `msg`, `v` for all but errors, and `err`. `level`,
+    `object`, `suppressed` and `stacktrace` are pyproxy's own. Facts: component-base's logs/json.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, in which known credentials are masked."""
+        file = record.pathname.rsplit("/", 2)[-2:]
+        fields: dict[str, object] = {
+            "ts": record.created * 1000,
+            "caller": f"{'/'.join(file)}:{record.lineno}",
+            "msg": _masked(record.getMessage()),
+            "level": record.levelname.lower(),
+        }
+        if record.levelno < logging.ERROR:
+            fields["v"] = 0 if record.levelno > logging.DEBUG else _DEBUG_VERBOSITY
+        if subject := getattr(record, "subject", None):
+            fields["object"] = _masked(subject)
+        if count := getattr(record, "suppressed", 0):
+            fields["suppressed"] = count
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["err"] = _masked(repr(record.exc_info[1]))
+            traceback = self.formatException(record.exc_info)[-_TRACEBACK_LIMIT:]
+            fields["stacktrace"] = "\n".join(map(_masked, traceback.split("\n")))
+        return msgspec.json.encode(fields).decode()
+
+
+def _masked(text: str) -> str:
+    # Masked before JSON's escapes, which could hide a credential.
+    return KNOWN.redact(one_line(text, _LINE_LIMIT))
+
+
+_FORMATTERS: Mapping[str, type[logging.Formatter]] = {
+    "text": OneLineFormatter,
+    "json": JsonFormatter,
+}
+
 LIMITER = LineLimiter(time.monotonic)
 """The limiter of this process. A changed configuration file does not reset it."""
 
 
-def configure(verbosity: int) -> None:
-    """Log to stderr, with pyproxy's debug lines from `--v` 4 on, and with libraries' from 6 on."""
+def configure(verbosity: int, log_format: str = "text") -> None:
+    """Log to stderr in a format of --logging-format.
+
+    pyproxy's debug lines are logged from `--v` 4 on, and those of libraries from 6 on.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLineFormatter())
+    handler.setFormatter(_FORMATTERS[log_format]())
     handler.addFilter(LIMITER)
     # Replaced and not added, because a changed configuration file calls this again.
     root = logging.getLogger()

@@ -1,11 +1,15 @@
 import errno
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import pytest
 
@@ -16,6 +20,7 @@ from pyproxy.cli import kube_proxy, main
 from pyproxy.commands import registry
 from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
+from pyproxy.redaction import KNOWN
 
 COMMANDS = f"run, cleanup, {', '.join(registry.COMMANDS)}, version, lab, bench"
 
@@ -132,6 +137,15 @@ COMMANDS = f"run, cleanup, {', '.join(registry.COMMANDS)}, version, lab, bench"
             "run --feature-gates=A",
             "--feature-gates: 'A' is not a setting: write it as NAME=true",
         ),
+        ("run --version=yes", "--version: 'yes' is not a boolean: use true or false"),
+        ("run --version --v=x", "--v: 'x' is not a whole number from 0 to 2147483647"),
+        ("run --vmodule=a", "--vmodule: 'a' is not a verbosity of a file: write it as FILE=2"),
+        ("run --vmodule=a=b", "--vmodule: 'b' is not a whole number from 0 to 2147483647"),
+        (
+            "run --healthz-port=http",
+            "--healthz-port: 'http' is not a whole number from 0 to 65535",
+        ),
+        ("run --logging-format=xml", "--logging-format: 'xml' is not one of text, json"),
         (
             "run --log-json-info-buffer-size=big",
             "--log-json-info-buffer-size: 'big' is not a quantity: write it as 65536 or 64Ki",
@@ -271,17 +285,39 @@ def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(
     assert [settings.takeover for settings in seen] == [takeover]
 
 
+@pytest.mark.parametrize("arguments", [["version"], ["--version"]])
+def test_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"pyproxy {pyproxy.__version__}\n"
+
+
+@pytest.mark.parametrize("program", [kube_proxy, lambda flags: main(["run", *flags])])
 @pytest.mark.parametrize(
-    ("program", "arguments"),
-    [(main, ["version"]), (main, ["--version"]), (kube_proxy, ["--version"])],
+    ("flags", "text"),
+    [
+        (["--version"], "Kubernetes v1.36.2 (pyproxy 0.1.0)\n"),
+        (["--version=t", "--v=2"], "Kubernetes v1.36.2 (pyproxy 0.1.0)\n"),
+        # The file is not read.
+        (["--config=/none", "--cleanup", "--version=true"], "Kubernetes v1.36.2 (pyproxy 0.1.0)\n"),
+        (["--version=raw"], 'version.Info{Major:"1", Minor:"36", GitVersion:"v1.36.2", '),
+    ],
 )
-def test_version(
+def test_kube_proxys_version_names_kubernetes(
     program: Callable[[Sequence[str]], int],
-    arguments: list[str],
+    flags: list[str],
+    text: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert program(arguments) == 0
-    assert capsys.readouterr().out == f"pyproxy {pyproxy.__version__}\n"
+    assert program(flags) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(text)
+    assert out.count("\n") == 1
+
+
+@pytest.mark.usefixtures("agent")
+def test_version_false_is_no_request(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kube_proxy(["--version=false"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["cleanup"], ["version"]])
@@ -352,3 +388,54 @@ def test_log_lines_grow_with_verbosity(
     assert [line.split()[1] for line in lines] == [
         {"debug": "DEBUG", "info": "INFO", "warning": "WARNING"}[text.split()[1]] for text in shown
     ]
+
+
+def json_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_json_lines_have_kube_proxys_names(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(4, "json")
+    own = logging.getLogger("pyproxy.part")
+    own.info("first\nline of %s", "two", extra=logs.about("Service", "shop/web"))
+    own.debug("detail")
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        own.exception("cannot serve")
+    info, debug, error = json_lines(capsys)
+    assert abs(cast(float, info.pop("ts")) / 1000 - time.time()) < 3600
+    assert re.fullmatch(r"tests/test_cli\.py:\d+", str(info.pop("caller")))
+    assert info == {
+        "msg": "first\\nline of two",
+        "level": "info",
+        "v": 0,
+        "object": "Service shop/web",
+    }
+    assert debug["v"] == 4
+    assert (error["err"], error["level"]) == ("ValueError('bad')", "error")
+    assert "v" not in error
+    assert "raise ValueError" in str(error["stacktrace"])
+
+
+def test_json_lines_have_no_credentials(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(0, "json")
+    KNOWN.remember('se"cret-token-0123')
+    log = logging.getLogger("pyproxy.part")
+    log.info("header %s", 'se"cret-token-0123')
+    try:
+        raise ValueError('se"cret-token-0123')
+    except ValueError:
+        log.exception('failed for se"cret-token-0123')
+    text = capsys.readouterr().err
+    assert "cret-token" not in text
+    assert len(text.splitlines()) == 2
+
+
+@pytest.mark.usefixtures("agent")
+def test_warnings_about_flags_have_the_format_that_was_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "--logging-format=json", "--profiling"]) == 0
+    (line,) = json_lines(capsys)
+    assert line["msg"] == "flags without effect: --profiling (pyproxy has no profiling pages)"

@@ -30,6 +30,7 @@ from pyproxy.config.settings import (
     Settings,
     SyncPeriods,
 )
+from pyproxy.config.values import VersionRequest
 from pyproxy.errors import UsageError
 from pyproxy.model.service_bounds import ServiceBounds
 
@@ -43,6 +44,7 @@ class Task(enum.Enum):
     CLEANUP = enum.auto()
     INITIALIZE = enum.auto()
     WRITE_CONFIG = enum.auto()
+    VERSION = enum.auto()
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,6 +123,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         node_address=given[flags.BIND_ADDRESS],
         manifests=_manifests(given),
         verbosity=given[flags.VERBOSITY],
+        log_format=given[flags.LOGGING_FORMAT],
         takeover=given[flags.TAKEOVER],
         api=Api(given[flags.KUBECONFIG], given[flags.MASTER]),
         local_traffic=_local_traffic(given),
@@ -173,11 +176,19 @@ def asks_for(namespace: argparse.Namespace) -> Task:
     """Return the task that the flags name. Raises UsageError."""
     flagged = command_line(namespace)
     # If several are given, the order of precedence is kube-proxy's.
+    if flagged[flags.VERSION] is not VersionRequest.NO:
+        flagged.check()
+        return Task.VERSION
     if flagged[flags.WRITE_CONFIG_TO]:
         return Task.WRITE_CONFIG
     if flagged[flags.CLEANUP]:
         return Task.CLEANUP
     return Task.INITIALIZE if flagged[flags.INIT_ONLY] else Task.SERVE
+
+
+def version_request(namespace: argparse.Namespace) -> VersionRequest:
+    """Return the value of --version."""
+    return command_line(namespace)[flags.VERSION]
 
 
 def write_config_to(namespace: argparse.Namespace) -> str:

@@ -19,6 +19,7 @@ class Flag(msgspec.Struct, Generic[T_co], frozen=True):
     `fields` are the paths in a KubeProxyConfiguration with the same meaning, of which the first one
     given counts; empty for a flag without a field. A flag that `repeats` is a list that grows with
     each use; of other flags the last use counts, as in Go. It has an effect in `modes` only.
+    `instead` names the flag that replaces a deprecated one, which the file of --config overrides.
     """
 
     name: str
@@ -28,8 +29,9 @@ class Flag(msgspec.Struct, Generic[T_co], frozen=True):
     fields: tuple[str, ...] = ()
     repeats: bool = False
     modes: frozenset[ProxyMode] = frozenset(ProxyMode)
+    instead: str = ""
 
     @property
     def is_boolean(self) -> bool:
         """Whether the flag alone means true, so that the next argument is not its value."""
-        return self.read is values.boolean
+        return self.read in (values.boolean, values.version_request)

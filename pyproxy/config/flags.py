@@ -118,6 +118,21 @@ METRICS_BIND_ADDRESS = Flag(
     "address of /metrics, 0 for none",
     ("metricsBindAddress",),
 )
+_PORT = values.integer(0, 65535)
+HEALTHZ_PORT = Flag(
+    "--healthz-port",
+    _PORT,
+    "10256",
+    "port if --healthz-bind-address has none; 0 disables /healthz (deprecated)",
+    instead="--healthz-bind-address",
+)
+METRICS_PORT = Flag(
+    "--metrics-port",
+    _PORT,
+    "10249",
+    "port if --metrics-bind-address has none; 0 disables /metrics (deprecated)",
+    instead="--metrics-bind-address",
+)
 BIND_ADDRESS_HARD_FAIL = Flag(
     "--bind-address-hard-fail",
     values.boolean,
@@ -247,6 +262,13 @@ VERBOSITY = Flag(
     "log verbosity: 4 for debug lines, 6 for those of libraries",
     ("logging.verbosity",),
 )
+LOGGING_FORMAT = Flag(
+    "--logging-format",
+    values.log_format,
+    "text",
+    "format of log lines: text or json",
+    ("logging.format",),
+)
 TAKEOVER = Flag(
     "--takeover",
     values.boolean,
@@ -356,12 +378,18 @@ WRITE_CONFIG_TO = Flag(
     "--write-config-to", values.text, "", "write the configuration in force to this file and exit"
 )
 INIT_ONLY = Flag("--init-only", values.boolean, "false", "make the kernel settings and exit")
+VERSION = Flag(
+    "--version", values.version_request, "false", "print the version and exit; raw for all of it"
+)
 CLEANUP = Flag("--cleanup", values.boolean, "false", "run the command cleanup instead")
 
 SYNC_PERIOD_ALIASES = (IPTABLES_SYNC_PERIOD, IPVS_SYNC_PERIOD)
 MIN_SYNC_PERIOD_ALIASES = (IPTABLES_MIN_SYNC_PERIOD, IPVS_MIN_SYNC_PERIOD)
 ALIASES: tuple[Flag[float], ...] = (*SYNC_PERIOD_ALIASES, *MIN_SYNC_PERIOD_ALIASES)
 """Flags with the meaning of another flag. That flag reads their fields of a file."""
+
+PORTS = ((HEALTHZ_PORT, HEALTHZ_BIND_ADDRESS), (METRICS_PORT, METRICS_BIND_ADDRESS))
+"""Deprecated flags of ports, and the flags of their addresses."""
 
 EFFECTIVE: tuple[Flag[object], ...] = tuple(
     each for each in tuple(vars().values()) if isinstance(each, Flag)

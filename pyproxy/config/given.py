@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from pyproxy.config import durations, flags, modes
+from pyproxy.config import durations, flags, modes, values
 from pyproxy.config.flag import Flag
 from pyproxy.config.no_effect import NO_EFFECT
 from pyproxy.config.schema import KubeProxyConfiguration, Leaf, is_zero, leaves
@@ -109,12 +109,18 @@ class Given:
 
     def alone(self) -> Given:
         """Add the defaults of the mode; only for a command line without a file."""
+        texts = dict(self._texts)
         mode = self[flags.PROXY_MODE].value
         localhost = self[flags.IPTABLES_LOCALHOST_NODEPORTS]
         addresses = modes.node_port_addresses(mode, localhost=localhost)
-        if not addresses or self._texts.get(flags.NODEPORT_ADDRESSES.name):
-            return self
-        return Given({**self._texts, flags.NODEPORT_ADDRESSES.name: addresses})
+        if addresses and not texts.get(flags.NODEPORT_ADDRESSES.name):
+            texts[flags.NODEPORT_ADDRESSES.name] = addresses
+        for port, address in flags.PORTS:
+            if self.has(port):
+                # kube-proxy uses the port only if the address has none.
+                listen = values.listen_address(self[port])(self.text(address))
+                texts[address.name] = str(listen) if listen and self[port] else "0"
+        return Given(texts)
 
 
 def command_line(namespace: argparse.Namespace) -> Given:
@@ -131,6 +137,8 @@ def command_line(namespace: argparse.Namespace) -> Given:
 
 def wins_over_file(flag: Flag[T]) -> bool:
     """Return whether a flag overrides the file of --config, or has no field in it."""
+    if flag.instead:
+        return False
     return (
         not flag.fields
         or flag.name == flags.HOSTNAME_OVERRIDE.name

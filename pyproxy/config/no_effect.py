@@ -16,7 +16,10 @@ from pyproxy.config.flag import Flag
 _COUNT = values.integer(0, 2**31 - 1)
 
 _IDENTITY = "pyproxy does not report the machine's identity"
-_LOGGING = "pyproxy logs lines of text, unbuffered, to stderr"
+_LOGGING = "pyproxy logs unbuffered to stderr"
+_GO_FILES = "its patterns are names of Go source files"
+_REMOVED = "kube-proxy v1.36 has no such flag"
+_USERSPACE = "it was the userspace mode's"
 _REQUESTS = "a few watches need no limit, and objects are read as JSON"
 _WINDOWS = "pyproxy runs on Linux"
 
@@ -95,7 +98,6 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         "false",
         field="logging.options.text.splitStream",
     ),
-    _no_effect("--logging-format", values.text, _LOGGING, "text", field="logging.format"),
     _no_effect(
         "--machine-id-file", values.text, _IDENTITY, "/etc/machine-id,/var/lib/dbus/machine-id"
     ),
@@ -112,17 +114,46 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         "pyproxy hides no metrics",
         field="showHiddenMetricsForVersion",
     ),
+    _no_effect("--vmodule", values.verbosity_by_file, _GO_FILES),
+    *(
+        _no_effect(name, values.boolean, _REMOVED, "false")
+        for name in (
+            "--add-dir-header",
+            "--alsologtostderr",
+            "--cleanup-ipvs",
+            "--logtostderr",
+            "--one-output",
+            "--skip-headers",
+            "--skip-log-headers",
+        )
+    ),
+    *(
+        _no_effect(name, values.text, _REMOVED)
+        for name in (
+            "--azure-container-registry-config",
+            "--conntrack-max",
+            "--log-backtrace-at",
+            "--log-dir",
+            "--log-file",
+            "--log-file-max-size",
+            "--proxy-port-range",
+            "--resource-container",
+            "--stderrthreshold",
+            "--udp-timeout",
+        )
+    ),
 )
+"""Flags of older versions are here too, because old manifests have them."""
 
 FIELDS: tuple[NoEffectField, ...] = (
     NoEffectField("clientConnection.acceptContentTypes", _REQUESTS),
     NoEffectField(
         "iptables.snatNodeInternalIP", "masquerading leaves the choice of address to the kernel"
     ),
-    NoEffectField("logging.vmodule", _LOGGING),
+    NoEffectField("logging.vmodule", _GO_FILES),
     NoEffectField("portRange", "no proxy mode opens ports any more"),
     # v1.36 has no such field any more, but ConfigMaps of old clusters still have it.
-    NoEffectField("udpIdleTimeout", "it was the userspace mode's"),
+    NoEffectField("udpIdleTimeout", _USERSPACE),
     NoEffectField("windowsRunAsService", _WINDOWS),
     NoEffectField("winkernel.enableDSR", _WINDOWS),
     NoEffectField("winkernel.forwardHealthCheckVip", _WINDOWS),

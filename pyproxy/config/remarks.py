@@ -33,6 +33,13 @@ def remarks(
     ]
     if idle:
         yield f"flags without effect: {_by_reason(idle)}"
+    deprecated = [
+        (flag.name, f"use {flag.instead}")
+        for flag in FLAGS
+        if flag.instead and flagged.has(flag) and not file
+    ]
+    if deprecated:
+        yield f"deprecated flags: {_by_reason(deprecated)}"
     yield from feature_gates.remarks(given[flags.FEATURE_GATES])
 
 

@@ -204,9 +204,10 @@ class Settings(msgspec.Struct, frozen=True):
     """The configuration of one agent.
 
     `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
-    of its family. `manifests` is a folder that replaces the API server, empty for none. `takeover`
-    removes kube-proxy's objects from the kernel. `iptables` and `ipvs` have their defaults in other
-    modes. `oom_score_adj` is that of proc(5), from -1000 to 1000.
+    of its family. `manifests` is a folder that replaces the API server, empty for none.
+    `log_format` is `text` or `json`. `takeover` removes kube-proxy's objects from the kernel.
+    `iptables` and `ipvs` have their defaults in other modes. `oom_score_adj` is that of proc(5),
+    from -1000 to 1000.
 
     With `external_ips` false, no external IP is proxied (feature gate AllowServiceExternalIPs).
 
@@ -224,6 +225,7 @@ class Settings(msgspec.Struct, frozen=True):
     node_address: Address | None = None
     manifests: str = ""
     verbosity: int = 0
+    log_format: str = "text"
     takeover: bool = False
     api: Api = Api()
     local_traffic: LocalTraffic = LocalTraffic()

@@ -57,6 +57,39 @@ def boolean(value: str) -> bool:
     raise ValueError(f"{value!r} is not a boolean: use true or false")
 
 
+class VersionRequest(enum.Enum):
+    """The value of --version."""
+
+    NO = "false"
+    SHORT = "true"
+    RAW = "raw"
+
+
+def version_request(value: str) -> VersionRequest:
+    """Read `raw`, or a boolean in any of Go's spellings."""
+    if value == VersionRequest.RAW.value:
+        return VersionRequest.RAW
+    return VersionRequest.SHORT if boolean(value) else VersionRequest.NO
+
+
+def log_format(value: str) -> str:
+    """Read the format of log lines; empty is the default."""
+    if value not in ("", "text", "json"):
+        raise ValueError(f"{value!r} is not one of text, json")
+    return value or "text"
+
+
+def verbosity_by_file(value: str) -> tuple[tuple[str, int], ...]:
+    """Read klog's `pattern=N,other=N`."""
+    pairs = []
+    for pair in items(value):
+        name, equals, level = pair.partition("=")
+        if not (name.strip() and equals):
+            raise ValueError(f"{pair!r} is not a verbosity of a file: write it as FILE=2")
+        pairs.append((name.strip(), integer(0, 2**31 - 1)(level.strip())))
+    return tuple(pairs)
+
+
 def number(value: str) -> float:
     """Read a decimal number."""
     try:

@@ -125,6 +125,7 @@ def test_a_file_has_the_mode_that_it_asks_for(
         ),
         ("hostnameOverride: Node-B", "node_name", "node-b"),
         ("logging: {verbosity: 4}", "verbosity", 4),
+        ("logging: {format: json, verbosity: 2}", "log_format", "json"),
         ("oomScoreAdj: 0", "oom_score_adj", 0),
         ("oomScoreAdj: null", "oom_score_adj", -999),
         ("conntrack: {maxPerCore: 0}", "conntrack", Conntrack(max_per_core=0)),
@@ -261,7 +262,7 @@ def test_fields_in_vain_are_named_once_by_reason(written: Written) -> None:
         f"--config {path}: fields without effect: "
         f"clientConnection.acceptContentTypes, clientConnection.qps ({requests}); "
         "iptables.masqueradeBit, ipvs.scheduler (the mode is nftables); "
-        "logging.vmodule (pyproxy logs lines of text, unbuffered, to stderr); "
+        "logging.vmodule (its patterns are names of Go source files); "
         "udpIdleTimeout (it was the userspace mode's); "
         "winkernel.enableDSR, winkernel.networkName (pyproxy runs on Linux)",
     )
@@ -337,6 +338,7 @@ def test_what_a_file_says_for_its_own_mode_is_not_in_vain(written: Written) -> N
             "logging.options.json.infoBufferSize: 'big' is not a quantity: write it as 65536 or "
             "64Ki",
         ),
+        ("logging: {format: xml}", "logging.format: 'xml' is not one of text, json"),
         (
             "ipvs: {scheduler: best}",
             "ipvs.scheduler: 'best' is not one of rr, wrr, lc, wlc, lblc, lblcr, sh, dh, sed, nq, "

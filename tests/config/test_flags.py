@@ -26,6 +26,7 @@ from pyproxy.config import (
     values,
 )
 from pyproxy.config.given import FLAGS
+from pyproxy.config.schema import API_VERSION, KIND
 from pyproxy.model.address import parse_address, parse_network
 from pyproxy.model.flavour import Flavour
 from tests.config.parsing import parse
@@ -156,6 +157,19 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
                 hard_fail=True,
             ),
         ),
+        (["--healthz-port=80", "--metrics-port=10249"], "serving", Serving()),
+        (
+            ["--healthz-port=80", "--healthz-bind-address=::1", "--metrics-port=0"],
+            "serving",
+            Serving(health=ListenAddress(parse_address("::1"), 80), metrics=None),
+        ),
+        (
+            ["--metrics-port=9101", "--metrics-bind-address=0.0.0.0", "--healthz-bind-address="],
+            "serving",
+            Serving(health=None, metrics=ListenAddress(parse_address("0.0.0.0"), 9101)),
+        ),
+        (["--logging-format=json"], "log_format", "json"),
+        (["--logging-format="], "log_format", "text"),
         (
             ["--min-sync-period=500ms", "--sync-period", "1h0m0s"],
             "pace",
@@ -274,6 +288,36 @@ def test_flags_in_vain_are_named_once_by_reason() -> None:
         "--profiling (pyproxy has no profiling pages)",
     )
     assert parse("--v=1").remarks == ()
+
+
+def test_deprecated_flags_are_named() -> None:
+    settings = parse("--healthz-port=10256", "--metrics-port=10249", "--vmodule=proxier=4")
+    assert settings.remarks == (
+        "flags without effect: --vmodule (its patterns are names of Go source files)",
+        "deprecated flags: --healthz-port (use --healthz-bind-address); --metrics-port (use "
+        "--metrics-bind-address)",
+    )
+
+
+def test_a_file_counts_instead_of_deprecated_flags(tmp_path: Path) -> None:
+    path = tmp_path / "config.conf"
+    path.write_text(f"apiVersion: {API_VERSION}\nkind: {KIND}\n")
+    settings = parse(f"--config={path}", "--healthz-port=0")
+    assert settings.serving == Serving()
+    assert settings.remarks == (
+        "flags without effect: --healthz-port (the file of --config counts instead)",
+    )
+
+
+def test_flags_of_older_kube_proxies_are_named_once() -> None:
+    settings = parse(
+        *("--logtostderr=false", "--alsologtostderr", "--log-file=/var/log/kube-proxy.log"),
+        *("--resource-container=", "--stderrthreshold=INFO", "--v=2"),
+    )
+    assert settings.remarks == (
+        "flags without effect: --alsologtostderr, --log-file, --logtostderr, --resource-container, "
+        "--stderrthreshold (kube-proxy v1.36 has no such flag)",
+    )
 
 
 @pytest.mark.parametrize(

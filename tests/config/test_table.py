@@ -51,13 +51,19 @@ OTHER_VALUE = {
     "--ipvs-exclude-cidrs": "10.9.0.0/16",
     "--ipvs-scheduler": "wlc",
     "--kube-api-qps": "9",
+    "--logging-format": "json",
     "--master": "https://10.9.8.7",
     "--metrics-bind-address": "127.0.0.1:99",
+    "--vmodule": "proxier=4",
     "--nodeport-addresses": "10.9.0.0/16",
     "--pod-bridge-interface": "cbr9",
     "--pod-interface-name-prefix": "cb",
 }
-NOT_A_SETTING = {"--cleanup", "--config", "--help", "--init-only", "--write-config-to"}
+NOT_A_SETTING = {
+    *("--cleanup", "--config", "--help", "--init-only", "--version", "--write-config-to"),
+    # They have an effect beside an address without a port only.
+    *("--healthz-port", "--metrics-port"),
+}
 ONE_VALUE = {"--proxy-mode", "apiVersion", "kind", "mode"}
 
 
