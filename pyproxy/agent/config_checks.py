@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -10,26 +11,39 @@ from prometheus_client.registry import Collector
 
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit
-from pyproxy.agent.config_rules import cidr_problems, node_problems
+from pyproxy.agent.config_rules import (
+    api_server_problem,
+    cidr_problems,
+    clock_problem,
+    node_problems,
+)
 from pyproxy.agent.sources import Source
 from pyproxy.config.settings import Settings
-from pyproxy.model.address import Family, family_of
+from pyproxy.model.address import Backend, Family, backend, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
-from pyproxy.model.objects import ObjectName
+from pyproxy.model.objects import ObjectName, Service
+from pyproxy.source.client import Client
 
 log = logging.getLogger(__name__)
+
+_CLOCK_STEP = 30.0
+"""Seconds from which on a change of the clocks' difference counts."""
 
 
 class ConfigChecks(Collector):
     """The mistakes in the configuration: a commit listener, and a metric.
 
     `check` logs each mistake once, and again if its text changes. Its methods are for the agent's
-    thread, except `problems` and `collect`.
+    thread, except `problems` and `collect`. `client` is None for a folder of manifests.
     """
 
-    def __init__(self, settings: Settings, source: Source) -> None:
+    def __init__(self, settings: Settings, source: Source, client: Client | None) -> None:
         self._settings = settings
         self._source = source
+        self._client = client
+        self._servers: frozenset[Backend] = frozenset()
+        self._owner: ObjectName | None = None
+        self._clock_offset = 0.0
         self._families: set[Family] = set()
         self._problems: tuple[ConfigProblem, ...] = ()
 
@@ -38,25 +52,37 @@ class ConfigChecks(Collector):
         return self._problems
 
     def committed(self, commit: Commit, cluster_state: ClusterState) -> None:
-        """Note the families of the changed Services. Does not block."""
+        """Note the families of the changed Services, and API servers' addresses among theirs.
+
+        Does not block.
+        """
         if commit.full:
+            # A family stays noted until the next full commit, because its last Service seldom goes.
             self._families.clear()
         for name in commit.routings:
-            # A family stays noted until the next full commit, as its last Service seldom goes.
-            if len(self._families) == len(Family):
-                return
-            self._note_families(name, cluster_state)
+            service = cluster_state.services.get(name)
+            if service is not None:
+                self._families.update(map(family_of, service.cluster_ips))
+            if service is not None and self._is_server(service):
+                self._owner = name
+            elif name == self._owner:
+                self._owner = None
 
     def check(self, cluster_state: ClusterState) -> None:
-        """Check everything again. Takes constant time; does not block."""
-        found = self.find(cluster_state)
+        """Check everything again.
+
+        Takes constant time, except after a change of the API servers' addresses. Does not block.
+        """
+        before, found = self._problems, self.find(cluster_state)
+        # The source logs its own.
+        of_source = self._source.problems()
         for each in found:
-            if each not in self._problems:
+            if each not in before and each not in of_source:
                 log.warning("configuration problem %s: %s", each.topic.value, each)
         topics = {each.topic for each in found}
-        for before in self._problems:
-            if before.topic not in topics:
-                log.info("configuration problem %s is solved", before.topic.value)
+        for topic in dict.fromkeys(each.topic for each in before):
+            if topic not in topics:
+                log.info("configuration problem %s is solved", topic.value)
         self._problems = found
 
     def collect(self) -> Iterator[Metric]:
@@ -76,6 +102,9 @@ class ConfigChecks(Collector):
         return tuple(self._find(cluster_state))
 
     def _find(self, cluster_state: ClusterState) -> Iterator[ConfigProblem]:
+        if self._client is not None:
+            yield from self._of_client(self._client, cluster_state)
+        yield from self._source.problems()
         if not cluster_state.has_synced:
             return
         node = cluster_state.node
@@ -84,7 +113,27 @@ class ConfigChecks(Collector):
             yield from node_problems(self._settings, node, self._source.node_names())
         yield from cidr_problems(self._settings, node, self._families)
 
-    def _note_families(self, name: ObjectName, cluster_state: ClusterState) -> None:
-        service = cluster_state.services.get(name)
-        if service is not None:
-            self._families.update(map(family_of, service.cluster_ips))
+    def _of_client(self, client: Client, cluster_state: ClusterState) -> Iterator[ConfigProblem]:
+        servers = client.servers()
+        if servers != self._servers:
+            self._servers = servers
+            services = cluster_state.services.values()
+            self._owner = next((each.name for each in services if self._is_server(each)), None)
+        if found := api_server_problem(client.hosts, os.environ, self._owner):
+            yield found
+        # Dates are whole seconds, and a message that changes is logged again.
+        if abs(client.clock_offset - self._clock_offset) > _CLOCK_STEP:
+            self._clock_offset = client.clock_offset
+        if found := clock_problem(self._clock_offset):
+            yield found
+
+    def _is_server(self, service: Service) -> bool:
+        """Return whether an API server's address is the cluster IP of a Service.
+
+        External IPs never get the address of an API server.
+        """
+        return bool(self._servers) and any(
+            backend(address, port.port) in self._servers
+            for address in service.cluster_ips
+            for port in service.ports
+        )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from urllib.parse import urlsplit
 
 from pyproxy.config.settings import LocalMode, Settings
+from pyproxy.inspect.humanize import duration
 from pyproxy.model.address import Family, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
-from pyproxy.model.objects import Node
+from pyproxy.model.objects import Node, ObjectName
 
+CLOCK_TOLERANCE = 60.0
+"""Seconds that two clocks may differ; the Date of a response is up to a few seconds old."""
+
+_SERVICE = ObjectName("default", "kubernetes")
+_SERVICE_NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
 _NEAREST = 3
 _SIMILAR = 0.6
 """difflib's ratio from which one name is taken for a misspelling of another."""
@@ -99,6 +106,46 @@ def cidr_problems(
             f"{_effect(settings, family)}",
             f"add the {family.label} pod network of the cluster to --cluster-cidr",
         )
+
+
+def api_server_problem(
+    hosts: Iterable[str], environ: Mapping[str, str], owner: ObjectName | None
+) -> ConfigProblem | None:
+    """Return the mistake if the API server's address is that of a Service.
+
+    `hosts` are the URLs of the API servers, and `owner` is the Service that has the address of one
+    of them, None if no known Service has. `environ` is the environment of a pod: the kubelet puts
+    the cluster IP of the Service `kubernetes` there.
+    """
+    cluster_ip = environ.get("KUBERNETES_PORT_443_TCP_ADDR", "")
+    for host in hosts:
+        name = urlsplit(host).hostname or ""
+        is_name = name in _SERVICE_NAMES or name.startswith("kubernetes.default.svc.")
+        if owner is not None or is_name or (cluster_ip and name == cluster_ip.lower()):
+            return ConfigProblem(
+                ConfigTopic.API_SERVER_IS_SERVICE,
+                f"the API server's address {host} is that of the Service {owner or _SERVICE}, "
+                "which works only after a Service proxy has started on this node",
+                "give the address of a control plane node or of its load balancer in the "
+                "kubeconfig, in --master, or in the variable KUBERNETES_SERVICE_HOST",
+            )
+    return None
+
+
+def clock_problem(offset: float) -> ConfigProblem | None:
+    """Return the mistake if the API server's clock is far ahead of this one, or behind.
+
+    `offset` is in seconds, negative if the server's clock is behind.
+    """
+    if abs(offset) <= CLOCK_TOLERANCE:
+        return None
+    return ConfigProblem(
+        ConfigTopic.CLOCK_SKEW,
+        f"the clock of this node is {duration(abs(offset))} "
+        f"{'behind' if offset > 0 else 'ahead of'} the API server's",
+        "synchronize it, for example with chrony: the validity of certificates and tokens is "
+        "checked against it",
+    )
 
 
 def _effect(settings: Settings, family: Family | None = None) -> str:

@@ -143,7 +143,7 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     client = client_of(settings, None)
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
     source = source_of(settings, client, inbox.put)
-    checks = ConfigChecks(settings, source)
+    checks = ConfigChecks(settings, source, client)
     listeners: list[CommitListener] = [programmed, checks]
     observers = Observers(Metrics(), health, listeners, time.monotonic, time.time, _ignore)
     # Without a kernel dataplane, a command writes nothing and needs no capability.
@@ -185,7 +185,8 @@ def _read(
         while not agent.cluster_state.has_synced:
             agent.handle_event(inbox.get(timeout=max(deadline - time.monotonic(), 0.0)))
     except queue.Empty as error:
-        raise SourceError(f"{where} did not respond within {_PATIENCE:.0f} s") from error
+        reasons = "".join(f": {problem}" for problem in source.problems()[:1])
+        raise SourceError(f"{where} did not respond within {_PATIENCE:.0f} s{reasons}") from error
     finally:
         source.stop()
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from pyproxy.config.settings import Settings
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Backend
+from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.events import Event
 from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
@@ -27,6 +28,13 @@ class Source(Protocol):
 
     def age(self) -> float:
         """Return the seconds since the source last responded. Any thread; does not block."""
+        ...
+
+    def problems(self) -> tuple[ConfigProblem, ...]:
+        """Return the mistakes that failing requests show; the source has logged them.
+
+        Any thread; does not block.
+        """
         ...
 
     def node_names(self) -> tuple[str, ...]:

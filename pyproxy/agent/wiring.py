@@ -49,6 +49,7 @@ from pyproxy.inspect.turns import Turns
 from pyproxy.metrics import Metrics
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.rtnetlink import AddressMonitor
+from pyproxy.source.client import Client
 from pyproxy.source.event_recorder import EventRecorder
 from pyproxy.takeover.leftovers import InService
 
@@ -98,7 +99,7 @@ def _serve(
         stack.enter_context(supervise.reporting_failures(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics)
         source = source_of(settings, client, inbox.put)
-        config_checks = _source_metrics(settings, source, metrics)
+        config_checks = _source_metrics(settings, source, client, metrics)
         recorder = EventRecorder(client, settings.node_name, metrics) if client else None
 
         def report(problem: Problem) -> None:
@@ -187,8 +188,10 @@ def _serve(
         log.info("shutting down; the rules stay")
 
 
-def _source_metrics(settings: Settings, source: Source, metrics: Metrics) -> ConfigChecks:
-    config_checks = ConfigChecks(settings, source)
+def _source_metrics(
+    settings: Settings, source: Source, client: Client | None, metrics: Metrics
+) -> ConfigChecks:
+    config_checks = ConfigChecks(settings, source, client)
     metrics.source_age(source.age)
     metrics.register(config_checks)
     return config_checks

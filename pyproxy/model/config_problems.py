@@ -18,6 +18,14 @@ class ConfigTopic(enum.Enum):
     NODE_WITHOUT_POD_NETWORKS = "node_without_pod_networks"
     CLUSTER_CIDR_MISSING = "cluster_cidr_missing"
     CLUSTER_CIDR_FAMILY = "cluster_cidr_family"
+    API_UNREACHABLE = "api_server_unreachable"
+    API_TLS = "api_server_tls"
+    API_CREDENTIALS = "api_server_credentials"
+    API_FORBIDDEN = "api_server_forbidden"
+    API_SERVER_IS_SERVICE = "api_server_is_service"
+    NOT_AN_API_SERVER = "not_an_api_server"
+    HTTP_PROXY = "http_proxy"
+    CLOCK_SKEW = "clock_skew"
 
 
 class ConfigProblem(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from pyproxy.errors import UsageError
-from pyproxy.redaction import KNOWN
+from pyproxy.redaction import KNOWN, without_userinfo
 from pyproxy.source.credentials import Credentials, StaticCredentials, basic
 
 SOCKET_OPTIONS = [
@@ -60,6 +60,11 @@ class Access:
         self._files = _file_states(configuration)
         self._configuration = configuration
         self._credentials = credentials or StaticCredentials()
+
+    @property
+    def proxy(self) -> str:
+        """The URL of the HTTP proxy, without user and password; empty for none."""
+        return without_userinfo(str(self._configuration.proxy or ""))
 
     @property
     def host(self) -> str:

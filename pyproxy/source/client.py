@@ -13,15 +13,15 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import urllib3
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -31,10 +31,11 @@ from urllib3.exceptions import (
 )
 
 from pyproxy.errors import SourceError, UsageError, one_line
-from pyproxy.model.address import Address, Backend, Port, backend, is_mapped, parse_address
+from pyproxy.model.address import Backend
 from pyproxy.redaction import KNOWN
 from pyproxy.source import wire
 from pyproxy.source.body import LARGEST_ANSWER, LARGEST_STATUS, read_body
+from pyproxy.source.connections import peer, pool_classes
 
 if TYPE_CHECKING:
     from pyproxy.source.access import Access
@@ -59,6 +60,8 @@ _NOT_SENT = (NewConnectionError, ConnectTimeoutError, ProxyError)
 # urllib3 raises SSLError for a failed handshake, but also for a TLS error within the response.
 _REPEATABLE = (*_NOT_SENT, SSLError)
 _LONGEST_TEXT = 300
+# The body of Go's response to a request without TLS on a TLS port.
+_PLAIN_ON_TLS = b"HTTP request to an HTTPS server"
 _STATUS = msgspec.json.Decoder(wire.Status)
 
 
@@ -70,12 +73,26 @@ class ApiStatusError(SourceError):
     """The server responded with an HTTP error.
 
     `status` is the HTTP status, `retry_after` the seconds of the header Retry-After, or 0.
+    `from_api` is whether the body is a Status object, `is_page` whether it is HTML, and `needs_tls`
+    whether a TLS port got the request without TLS.
     """
 
-    def __init__(self, message: str, status: int, retry_after: float = 0.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int,
+        retry_after: float = 0.0,
+        *,
+        from_api: bool = True,
+        is_page: bool = False,
+        needs_tls: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.from_api = from_api
+        self.is_page = is_page
+        self.needs_tls = needs_tls
 
 
 class RequestObserver(Protocol):
@@ -112,6 +129,8 @@ class Client:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._reload_error = ""
         self._servers: set[Backend] = set()
+        self.clock_offset = 0.0
+        """Seconds that the server's clock was ahead of this one at its last response."""
         access = load()
         # Before `_set`, which needs the number of servers.
         self.hosts = tuple(host.rstrip("/") for host in hosts or (access.host,))
@@ -145,6 +164,11 @@ class Client:
     def host(self) -> str:
         """The server that the next request goes to."""
         return self.hosts[self._current]
+
+    @property
+    def proxy(self) -> str:
+        """The URL of the HTTP proxy that requests go through, without a password; or empty."""
+        return self._access.proxy
 
     def servers(self) -> frozenset[Backend]:
         """Return the addresses of all servers so far, or of the proxy on the way to them.
@@ -200,13 +224,16 @@ class Client:
                 self._move_on(index)
                 safe = _REPEATABLE if method == "GET" else _NOT_SENT
                 if attempt == len(self.hosts) or not isinstance(error, safe):
-                    raise UnreachableError(f"{host}: {_reason(error)}") from error
+                    raise UnreachableError(f"{host}{self._via()}: {_reason(error)}") from error
             except ValueError as error:
                 # From http.client: a header or a path is invalid, and the text repeats it.
                 self._count(method, host, "<error>")
                 name = type(error).__name__
                 raise UnreachableError(f"{host}: the request cannot be sent: {name}") from None
         raise AssertionError("there is at least one server")
+
+    def _via(self) -> str:
+        return f" by the proxy {self.proxy}" if self.proxy else ""
 
     def _move_on(self, index: int) -> None:
         """Send the next request to the server after this one."""
@@ -233,6 +260,7 @@ class Client:
             redirect=False,
         )
         self._count(method, url, str(response.status))
+        self._compare_clocks(response.headers.get("Date", ""))
         if self._observer is not None:
             took = time.monotonic() - began
             self._observer.observe_request(method, urlsplit(url).netloc, took)
@@ -254,26 +282,23 @@ class Client:
         # urllib3 hides a request's socket until the head of the response has been read, but
         # `interrupt` must reach it before that too.
         head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf
-        access.pool.pool_classes_by_scheme = _pools(self._remember, head_timeout)
+        access.pool.pool_classes_by_scheme = pool_classes(self._remember, head_timeout)
         self._access = access
 
     def _remember(self, sock: socket.socket) -> None:
         with self._lock:
             self._sockets.add(sock)
             with suppress(OSError):  # the server may have closed the connection
-                self._servers.add(_peer(sock))
+                self._servers.add(peer(sock))
+
+    def _compare_clocks(self, date: str) -> None:
+        # Not parsedate_tz, because a date without a time zone is not of HTTP.
+        with suppress(ValueError, TypeError, OverflowError):
+            self.clock_offset = parsedate_to_datetime(date).timestamp() - time.time()
 
     def _count(self, method: str, url: str, code: str) -> None:
         if self._observer is not None:
             self._observer.count_request(method, urlsplit(url).netloc, code)
-
-
-def _peer(sock: socket.socket) -> Backend:
-    """Return the address at the other end of a connection. Raises OSError."""
-    text, port = sock.getpeername()[:2]
-    address = parse_address(text.partition("%")[0])
-    # A dual-stack socket has the IPv4 server's address as an IPv4-mapped one.
-    return backend(Address(address[12:]) if is_mapped(address) else address, Port(port))
 
 
 def _reason(error: Exception) -> str:
@@ -290,65 +315,22 @@ def _one_line(text: str) -> str:
 def _status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
     """Make an exception with one line of text from an error response."""
     text = _one_line(response.reason or "")
+    body, from_api = b"", False
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
+        body = response.read(LARGEST_STATUS)
         # An HTTP proxy on the way sends no Status object; then the HTTP status is all there is.
-        text = _one_line(_STATUS.decode(response.read(LARGEST_STATUS)).message or "") or text
+        status = _STATUS.decode(body)
+        from_api = status.kind == "Status"
+        text = _one_line(status.message or "") or text
+    needs_tls = _PLAIN_ON_TLS in body
+    if needs_tls:
+        text = "an HTTP request to an HTTPS server"
     retry_after = response.headers.get("Retry-After", "")
     return ApiStatusError(
         f"{method} {target.partition('?')[0]}: {response.status} {text}",
         response.status,
         float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0,
+        from_api=from_api,
+        is_page="html" in response.headers.get("Content-Type", ""),
+        needs_tls=needs_tls,
     )
-
-
-def _pools(report: Callable[[socket.socket], None], head_timeout: float) -> dict[str, Any]:
-    """Return pool classes for urllib3 that report each socket as soon as it is connected.
-
-    They wait `head_timeout` seconds at most for the head of a response, whatever the read timeout
-    of its body.
-    """
-
-    # Subclasses, because urllib3 has no hook for a connection that is made.
-    class PlainConnection(HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            if self.sock is not None:
-                report(self.sock)
-
-        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-            with _read_timeout(self, head_timeout):
-                return super().getresponse()
-
-    class TLSConnection(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            if self.sock is not None:
-                report(self.sock)
-
-        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-            with _read_timeout(self, head_timeout):
-                return super().getresponse()
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = PlainConnection
-
-    class TLSPool(HTTPSConnectionPool):
-        ConnectionCls = TLSConnection
-
-    return {"http": PlainPool, "https": TLSPool}
-
-
-@contextmanager
-def _read_timeout(connection: HTTPConnection, seconds: float) -> Iterator[None]:
-    """Shorten the read timeout of a connection to `seconds` inside the context."""
-    # urllib3 has stored the read timeout here and passes it to the socket in getresponse.
-    timeout, sock = connection.timeout, connection.sock
-    if not isinstance(timeout, int | float) or timeout <= seconds:
-        yield
-        return
-    # No `finally`: after an error urllib3 closes the connection.
-    connection.timeout = seconds
-    yield
-    connection.timeout = timeout
-    with suppress(OSError):  # a complete response may have closed the socket
-        sock.settimeout(timeout)

@@ -16,6 +16,7 @@ from pyproxy.redaction import without_userinfo
 from pyproxy.source.access import Access, split_userinfo
 from pyproxy.source.client import Client, RequestObserver
 from pyproxy.source.credentials import Credentials, StaticCredentials, TokenFile
+from pyproxy.source.http_proxy import proxy_for
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -35,7 +36,7 @@ def connect(kubeconfig_path: str, master: str, observer: RequestObserver | None 
     if SERVICE_ACCOUNT_TOKEN.exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
         return Client(_from_pod, urls, observer)
     if hosts:
-        return Client(lambda: _access(Configuration(), StaticCredentials(), hosts), urls, observer)
+        return Client(lambda: _access(_plain(), StaticCredentials(), hosts), urls, observer)
     raise UsageError(
         "no API server: give --kubeconfig FILE, or --master URL, "
         "or --manifests DIR to run without one"
@@ -73,11 +74,16 @@ def _from_pod() -> Access:
         raise UsageError(f"{invalid}: the variable KUBERNETES_SERVICE_PORT is not set")
     if not authority.is_file():
         raise UsageError(f"{invalid}: {authority} does not exist")
-    configuration = Configuration()
+    configuration = _plain()
     configuration.host = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     configuration.ssl_ca_cert = str(authority)
     credentials = TokenFile(str(SERVICE_ACCOUNT_TOKEN), f"service account {SERVICE_ACCOUNT_TOKEN}")
     return _access(configuration, credentials, ())
+
+
+def _plain() -> Configuration:
+    """Return a configuration without the proxy that the package would choose, unlike Go."""
+    return Configuration(proxy="", no_proxy="")
 
 
 def _access(
@@ -85,8 +91,9 @@ def _access(
 ) -> Access:
     """Take user and password out of the server's URL; as in Go, other credentials go first."""
     url, header = split_userinfo(hosts[0] if hosts else configuration.host)
-    if not hosts:
-        configuration.host = url
+    configuration.host = url
+    # proxy-url of a kubeconfig precedes the environment, NO_PROXY included.
+    configuration.proxy = configuration.proxy or proxy_for(url, os.environ)
     if header and isinstance(credentials, StaticCredentials) and not credentials.authorization():
         credentials = StaticCredentials(header)
     return Access(configuration, credentials)

@@ -197,7 +197,8 @@ def _configuration(flag: str, folder: str, cluster: _Cluster, user: _User) -> Co
         },
         config_base_path=folder,
     )
-    configuration = Configuration()
+    # The package's choice of a proxy from the environment differs from Go's.
+    configuration = Configuration(proxy="", no_proxy="")
     try:
         loader.load_and_set(configuration)
     except ConfigException as error:

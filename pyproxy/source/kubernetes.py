@@ -9,13 +9,15 @@ from collections.abc import Callable
 from random import SystemRandom
 
 from pyproxy.errors import SourceError
+from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.events import Event, Synced
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
 from pyproxy.source.lookup import node_names
 from pyproxy.source.object_events import Resource
+from pyproxy.source.outages import OutageLog
 from pyproxy.source.reflector import Reflector, ReflectorContext
-from pyproxy.source.retry import Clock, OutageLog, SystemClock
+from pyproxy.source.retry import Clock, SystemClock
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -56,11 +58,18 @@ class KubernetesSource:
         self._client = client
         self._emit = emit
         self._node_names: tuple[str, ...] = ()
+        self._outages = OutageLog(lambda: client.proxy)
         self._clock = clock or SystemClock()
         self._made = self._clock.now()
         self._stopping = threading.Event()
         context = ReflectorContext(
-            client, self._pass_on, self._clock, SystemRandom(), silence, self._stopping, OutageLog()
+            client,
+            self._pass_on,
+            self._clock,
+            SystemRandom(),
+            silence,
+            self._stopping,
+            self._outages,
         )
         self._reflectors = [Reflector(resource, context) for resource in resources(hostname)]
         self._threads = [
@@ -93,6 +102,10 @@ class KubernetesSource:
     def node_names(self) -> tuple[str, ...]:
         """Return some names of Nodes if the last list had no Node of this name."""
         return self._node_names
+
+    def problems(self) -> tuple[ConfigProblem, ...]:
+        """Return the mistakes that the failing requests show. They are logged already."""
+        return self._outages.problems()
 
     def age(self) -> float:
         """Return the seconds since an event or bookmark was read, of the kind with the oldest one.

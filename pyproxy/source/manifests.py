@@ -20,6 +20,7 @@ import msgspec
 from watchfiles import watch
 
 from pyproxy.errors import Problem, UsageError
+from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import documents
@@ -84,6 +85,10 @@ class ManifestSource:
 
     def node_names(self) -> tuple[str, ...]:
         """Return nothing: a folder need not have a Node."""
+        return ()
+
+    def problems(self) -> tuple[ConfigProblem, ...]:
+        """Return nothing: a folder needs no requests."""
         return ()
 
     def start(self) -> None:

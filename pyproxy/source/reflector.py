@@ -28,7 +28,8 @@ from pyproxy.source.body import LARGEST_PAGE, TooLargeError, read_body
 from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.list_mode import ListMode
 from pyproxy.source.object_events import ObjectEvents, Resource
-from pyproxy.source.retry import Clock, OutageLog, RequestPacing
+from pyproxy.source.outages import OutageLog
+from pyproxy.source.retry import Clock, RequestPacing
 from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedResponseError
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,7 @@
-"""Delays between requests to a failing API server, and log lines about outages."""
+"""Delays between requests to a failing API server."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from random import Random
@@ -10,10 +9,7 @@ from typing import Protocol
 
 from pyproxy.backoff import Backoff
 from pyproxy.errors import SourceError
-from pyproxy.model.objects import Kind
-from pyproxy.source.client import ApiStatusError, UnreachableError
-
-log = logging.getLogger(__name__)
+from pyproxy.source.client import ApiStatusError
 
 FIRST_DELAY = 0.2
 """Seconds: the ceiling of the first delay after a failure."""
@@ -113,42 +109,3 @@ class RequestPacing:
         """Return the seconds to wait; `lists` if the error is the cause of the next list."""
         delay = self._requests.next(error)
         return max(delay, self._lists.next(error)) if lists else delay
-
-
-class OutageLog:
-    """Log lines about failing requests: one when an outage begins and one when it ends.
-
-    An unreachable server is one outage of all kinds together. Any other error (a missing right, a
-    malformed list) is logged once for its kind, and again when the error changes. Thread-safe.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._unreachable: set[Kind] = set()
-        self._errors: dict[Kind, tuple[type[SourceError], int]] = {}
-
-    def failed(self, kind: Kind, error: SourceError) -> None:
-        """Note that a request for this kind failed."""
-        with self._lock:
-            if isinstance(error, UnreachableError):
-                if not self._unreachable:
-                    log.warning(
-                        "the API server is unreachable; the last known state stays programmed: %s",
-                        error,
-                    )
-                self._unreachable.add(kind)
-                return
-            what = type(error), error.status if isinstance(error, ApiStatusError) else 0
-            if self._errors.get(kind) != what:
-                log.warning("cannot watch %s objects: %s", kind.value, error)
-            self._errors[kind] = what
-
-    def succeeded(self, kind: Kind) -> None:
-        """Note that a request for this kind succeeded."""
-        with self._lock:
-            if kind in self._unreachable:
-                self._unreachable.remove(kind)
-                if not self._unreachable:
-                    log.info("the API server is reachable again")
-            if self._errors.pop(kind, None):
-                log.info("watching %s objects again", kind.value)

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
+from email.utils import formatdate
 
 import msgspec
 import pytest
 
 from pyproxy.agent.config_checks import ConfigChecks
-from pyproxy.agent.config_rules import cidr_problems, nearest, node_problems
+from pyproxy.agent.config_rules import (
+    api_server_problem,
+    cidr_problems,
+    clock_problem,
+    nearest,
+    node_problems,
+)
 from pyproxy.agent.node_wait import NODE_WAIT, FirstCommit, NodeWait
 from pyproxy.config.settings import LocalMode, LocalTraffic, Masquerade, Settings
-from pyproxy.model.address import Family, parse_address, parse_network
-from pyproxy.model.config_problems import ConfigTopic
+from pyproxy.model.address import Family, Port, Protocol, parse_address, parse_network
+from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.events import Synced
-from pyproxy.model.objects import Kind, Node
+from pyproxy.model.objects import Kind, Node, ObjectName, ServicePort
 from tests.agent.objects import HOSTNAME, NODE, Stage
 from tests.builders import endpoint_slice, service
 from tests.exposition import series
+from tests.source.scripted import NODES as NODES_PATH
+from tests.source.scripted import Exchange, client_of, quiet, serving
 
 NODES = ("node-a", "node-b", "node-c.example.com", "gpu-7")
+SERVED = Settings(
+    HOSTNAME, local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),))
+)
 V4, V6 = Family.IPV4, Family.IPV6
 
 
@@ -29,6 +42,7 @@ class FakeSource:
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.names = names
+        self.failing: tuple[ConfigProblem, ...] = ()
 
     def start(self) -> None:
         """Start nothing."""
@@ -38,6 +52,9 @@ class FakeSource:
 
     def age(self) -> float:
         return 0.0
+
+    def problems(self) -> tuple[ConfigProblem, ...]:
+        return self.failing
 
     def node_names(self) -> tuple[str, ...]:
         return self.names
@@ -136,7 +153,7 @@ def test_cluster_cidr_does_not_matter_to_other_modes() -> None:
 def test_each_is_logged_once_and_in_the_metric(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     stage, source = Stage(), FakeSource(NODES)
-    checks = ConfigChecks(Settings(HOSTNAME), source)
+    checks = ConfigChecks(Settings(HOSTNAME), source, None)
     stage.metrics.register(checks)
     state = stage.agent.cluster_state
     checks.check(state)
@@ -165,13 +182,105 @@ def test_a_folder_of_manifests_needs_no_node() -> None:
     stage = Stage(manifests="/manifests")
     for kind in Kind:
         stage.agent.handle_event(Synced(kind, frozenset()))
-    assert not ConfigChecks(settings, FakeSource()).find(stage.agent.cluster_state)
+    assert not ConfigChecks(settings, FakeSource(), None).find(stage.agent.cluster_state)
     assert stage.is_due()
+
+
+CLUSTER_IP = {"KUBERNETES_PORT_443_TCP_ADDR": "10.96.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "environ", "owner", "named"),
+    [
+        (["https://10.96.0.1:443"], CLUSTER_IP, None, "default/kubernetes"),
+        (["https://192.0.2.1:6443", "https://10.96.0.1"], CLUSTER_IP, None, "default/kubernetes"),
+        (["https://kubernetes.default.svc:443"], {}, None, "default/kubernetes"),
+        (["https://kubernetes.default.svc.cluster.local"], {}, None, "default/kubernetes"),
+        (["https://10.96.0.1:443"], {}, service("api", 1).name, "shop/api"),
+        (["https://192.0.2.1:6443"], CLUSTER_IP, None, ""),
+        (["https://kubernetes.example.com:6443"], {}, None, ""),
+        (["https://10.96.0.1:443"], {}, None, ""),
+    ],
+)
+def test_an_api_server_address_that_is_a_services(
+    hosts: list[str], environ: dict[str, str], owner: ObjectName | None, named: str
+) -> None:
+    found = api_server_problem(hosts, environ, owner)
+    assert (f"is that of the Service {named}, " in found.message) if found else not named
+
+
+def test_an_api_server_that_is_reached_by_a_service() -> None:
+    """The address matters, whether the Service or the connection is known first."""
+    stage, source = Stage(), FakeSource()
+    with serving(quiet) as server:
+        client = client_of(server.url)
+        checks = ConfigChecks(SERVED, source, client)
+        client.get(NODES_PATH, {}, 5).close()
+        assert not checks.find(stage.agent.cluster_state)
+        address, port = parse_address("127.0.0.1"), Port(server.server_port)
+        ports = (ServicePort("https", Protocol.TCP, port, Port(0)),)
+        api = msgspec.structs.replace(service("api", 1), ports=ports, cluster_ips=(address,))
+        stage.begin(api)
+        state = stage.agent.cluster_state
+        checks.committed(stage.recorder.commits[-1], state)
+        late = ConfigChecks(SERVED, source, client)
+        for each in (checks, late):
+            (found,) = each.find(state)
+            assert found.topic is ConfigTopic.API_SERVER_IS_SERVICE
+        stage.handle_event(msgspec.structs.replace(api, cluster_ips=service("api", 1).cluster_ips))
+        stage.settle()
+        checks.committed(stage.recorder.commits[-1], state)
+        assert not checks.find(state)
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"),
+    [(0.0, ""), (-59.0, ""), (3600.0, "1 h behind"), (-90.0, "1 min 30 s ahead of")],
+)
+def test_a_clock_that_is_far_off(offset: float, text: str) -> None:
+    found = clock_problem(offset)
+    assert (f"the clock of this node is {text} the API" in found.message) if found else not text
+
+
+def test_the_clock_is_that_of_responses(caplog: pytest.LogCaptureFixture) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.send_response_only(200)
+        date = "odd" if exchange.route == "/odd" else formatdate(time.time() + ahead, usegmt=True)
+        exchange.send_header("Date", date)
+        exchange.send_header("Content-Length", "0")
+        exchange.end_headers()
+
+    ahead = 7200.0
+    state = Stage().agent.cluster_state
+    with serving(script) as server:
+        client = client_of(server.url)
+        checks = ConfigChecks(SERVED, FakeSource(), client)
+        # A second more or less is no new message.
+        for offset in (7200.0, 7201.0, 7199.0):
+            ahead = offset
+            client.get("/version", {}, 5).close()
+            client.get("/odd", {}, 5).close()
+            checks.check(state)
+        assert [each.topic for each in checks.problems()] == [ConfigTopic.CLOCK_SKEW]
+        assert len(caplog.messages) == 1
+        ahead = 0.0
+        client.get("/version", {}, 5).close()
+        checks.check(state)
+    assert not checks.problems()
+
+
+def test_what_the_source_has_logged_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    source = FakeSource()
+    source.failing = (ConfigProblem(ConfigTopic.API_FORBIDDEN, "403", "bind it"),)
+    checks = ConfigChecks(SERVED, source, None)
+    checks.check(Stage().agent.cluster_state)
+    assert checks.problems() == source.failing
+    assert not caplog.messages
 
 
 def test_families_are_those_of_the_services() -> None:
     traffic = LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),))
-    checks = ConfigChecks(Settings(HOSTNAME, local_traffic=traffic), FakeSource())
+    checks = ConfigChecks(Settings(HOSTNAME, local_traffic=traffic), FakeSource(), None)
     stage = Stage()
     stage.begin(service("web", 1), endpoint_slice("web", ["10.244.1.5"]))
     state = stage.agent.cluster_state

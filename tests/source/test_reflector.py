@@ -34,8 +34,10 @@ from .scripted import (
 
 def test_lists_and_watches_have_the_selectors() -> None:
     with serving(quiet) as server, following(server.url) as (recorder, _):
-        until(lambda: len(server.seen) == 3)
-        by_route = {exchange.route: exchange.query for exchange in server.seen}
+        until(lambda: len(server.seen) == 4)
+        # The fourth request is for the names of Nodes, because this Node does not exist.
+        assert [e.query for e in server.seen if "limit" in e.query] == [{"limit": "500"}]
+        by_route = {e.route: e.query for e in server.seen if "limit" not in e.query}
         recorder.until(lambda seen: seen == ["="])
         until(lambda: sum(isinstance(event, Synced) for event in recorder.events) == 3)
     assert by_route[SERVICES]["labelSelector"] == by_route[SLICES]["labelSelector"] == SELECTOR

@@ -1,0 +1,74 @@
+"""Connections to an API server that report their sockets, and the address at their other end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from pyproxy.model.address import Address, Backend, Port, backend, is_mapped, parse_address
+
+
+def peer(sock: socket.socket) -> Backend:
+    """Return the address at the other end of a connection. Raises OSError."""
+    text, port = sock.getpeername()[:2]
+    address = parse_address(text.partition("%")[0])
+    # A dual-stack socket has the IPv4 server's address as an IPv4-mapped one.
+    return backend(Address(address[12:]) if is_mapped(address) else address, Port(port))
+
+
+def pool_classes(report: Callable[[socket.socket], None], head_timeout: float) -> dict[str, Any]:
+    """Return pool classes for urllib3 that report each socket as soon as it is connected.
+
+    They wait `head_timeout` seconds at most for the head of a response, whatever the read timeout
+    of its body.
+    """
+
+    # Subclasses, because urllib3 has no hook for a connection that is made.
+    class PlainConnection(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            if self.sock is not None:
+                report(self.sock)
+
+        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+            with _read_timeout(self, head_timeout):
+                return super().getresponse()
+
+    class TLSConnection(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            if self.sock is not None:
+                report(self.sock)
+
+        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
+            with _read_timeout(self, head_timeout):
+                return super().getresponse()
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class TLSPool(HTTPSConnectionPool):
+        ConnectionCls = TLSConnection
+
+    return {"http": PlainPool, "https": TLSPool}
+
+
+@contextmanager
+def _read_timeout(connection: HTTPConnection, seconds: float) -> Iterator[None]:
+    """Shorten the read timeout of a connection to `seconds` inside the context."""
+    # urllib3 has stored the read timeout here and passes it to the socket in getresponse.
+    timeout, sock = connection.timeout, connection.sock
+    if not isinstance(timeout, int | float) or timeout <= seconds:
+        yield
+        return
+    # No `finally`: after an error urllib3 closes the connection.
+    connection.timeout = seconds
+    yield
+    connection.timeout = timeout
+    with suppress(OSError):  # a complete response may have closed the socket
+        sock.settimeout(timeout)
