@@ -31,6 +31,7 @@ from pyproxy_lab.namespace import LabError
 from pyproxy_lab.process import Agent, pipes
 
 from bench import hostile_server
+from bench.best_effort import Group, best_effort
 from bench.hostile_objects import ATTACKS as OBJECTS
 from bench.hostile_objects import FIRST
 from bench.hostile_server import BOMB, ENDLESS, VICTIMS, Order, Server
@@ -75,6 +76,7 @@ _CLIENTS: Mapping[str, Sequence[str]] = {
     "affinity-fill": (cluster_ip(FIRST), "53"),
 }
 _ON_NODE = {"page-readers", "askers"}
+"""Attacks by clients that are no pods; all others have the CPU weight of a BestEffort pod."""
 
 NAMES = (*sorted({*OBJECTS, *_CLIENTS}), ENDLESS, BOMB)
 
@@ -178,9 +180,10 @@ class Hostile:
     """One agent, its API server, and the changes that are timed."""
 
     def __init__(
-        self, place: Place, size: Size, server: Server, socket: Path, agent: Agent
+        self, place: Place, size: Size, server: Server, socket: Path, agent: Agent, pods: Group
     ) -> None:
         self._place = place
+        self.pods = pods
         self._size = size
         self._server = server
         self._socket = socket
@@ -255,6 +258,8 @@ class Hostile:
         where = self._place.node if attack in _ON_NODE else self._place.client
         command = [sys.executable, "-m", "bench.hostile_clients", attack, *words]
         with where.start(command, stdin=subprocess.PIPE, output=subprocess.PIPE) as process:
+            if attack not in _ON_NODE:
+                self.pods.add(process.pid)
             stdin, stdout = pipes(process)
             if stdout.readline() != b"ready\n":
                 raise LabError(f"the attack {attack} has not started")
@@ -305,6 +310,7 @@ def print_hostile(place: Place, names: Sequence[str], size: Size, seconds: float
         print(f"  the agent's memory at its peak: {mebibytes(hostile.peak())}")
         print(f"  limits: p99 below {duration(LIMIT)}, and below {FACTOR:g} x the p99 alone in all")
         print("  but the giant Service; each probe of /livez answered within a second")
+        print(f"  the CPU weight of attackers that are pods: {hostile.pods.weight}")
         return met
 
 
@@ -319,6 +325,7 @@ def serving(place: Place, size: Size) -> Iterator[Hostile]:
     """Run the API server and the agent on the node. Raises LabError."""
     with (
         tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as name,
+        best_effort() as pods,
         hostile_server.running(size) as server,
     ):
         folder = Path(name)
@@ -331,4 +338,4 @@ def serving(place: Place, size: Size) -> Iterator[Hostile]:
         )
         contestant = msgspec.structs.replace(ours, command=(*ours.command, *flags))
         with contestant.serving(place.node, config, folder / "log") as agent:
-            yield Hostile(place, size, server, socket, agent)
+            yield Hostile(place, size, server, socket, agent, pods)

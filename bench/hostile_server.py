@@ -47,6 +47,9 @@ _PAUSE = 0.001
 _MADE_PER_SECOND = 500
 """The objects that an attack makes at first: more at once would delay this server's watches."""
 
+_LINGER = 0.3
+"""Seconds until an attack's objects are deleted, which the last change must not wait for."""
+
 _MOST_EDITED = 200
 """The most objects that an attack edits without having made them at first."""
 
@@ -165,6 +168,7 @@ def _obey(server: ApiServer, nodes: NodeAttacks, order: Order) -> Written:
         end.set()
     if attack is not None and thread is not None:
         thread.join()
+        time.sleep(_LINGER)
         _delete(server, attack)
     server.call(lambda: asyncio.ensure_future(nodes.start("")))
     return Written(at, edits[-1])
