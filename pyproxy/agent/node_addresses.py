@@ -1,20 +1,29 @@
-"""The addresses of this machine's interfaces, and its routes."""
+"""The addresses that this machine has for its own, and its routes.
+
+The kernel delivers a packet here if the table local has a route of type local for its destination.
+Such a route exists for each address of an interface, and `ip route add local` adds others, as
+agents for load balancers do. An interface in a VRF has its routes in the VRF's table.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import msgspec
 
 from pyproxy.dataplane.modes import MODES
 from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Family, parse_address
+from pyproxy.model.address import Address, Family, Network, parse_address, parse_network
 from pyproxy.netlink import rtnetlink
 from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE
+
+log = logging.getLogger(__name__)
 
 # Documentation addresses match the default route alone. RTM_GETROUTE returns the source address
 # that the kernel would select, and sends no packet.
@@ -23,8 +32,20 @@ _TOWARDS = {
     Family.IPV6: parse_address("2001:db8::1"),
 }
 # ENETUNREACH: no route matches. EHOSTUNREACH and EACCES: the route has the type unreachable or
-# prohibit.
-_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EACCES)
+# prohibit. EOPNOTSUPP and EAFNOSUPPORT: the kernel has no IPv6.
+_NO_ROUTE = (
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENODEV,
+    errno.EACCES,
+    errno.EOPNOTSUPP,
+    errno.EAFNOSUPPORT,
+)
+# RFC 3927; RFC 4291, 2.5.6. The kernel's scope "link" is something else: any address may have it.
+_LINK_LOCAL = (parse_network("169.254.0.0/16"), parse_network("fe80::/10"))
+_LOOPBACK = parse_network("127.0.0.0/8")
+_MOST_IN_NETWORKS = 1024
+"""Addresses of local routes to networks that are listed; single addresses have no limit."""
 
 
 class LocalAddresses:
@@ -35,6 +56,8 @@ class LocalAddresses:
 
     def __init__(self) -> None:
         self._kernel = Requests(NETLINK_ROUTE)
+        self._kernel.filter_dumps()
+        self._too_large: frozenset[Network] = frozenset()
 
     def read(self) -> tuple[Address, ...]:
         """Return all addresses but link-local ones, those of the default routes first.
@@ -47,12 +70,21 @@ class LocalAddresses:
         # ipvs mode has every Service address on kube-ipvs0, and none of them is for node ports.
         names = [mode.device for mode in MODES.values() if mode.device]
         devices = {rtnetlink.find_device(kernel, name) for name in names} - {0}
-        found = [
+        on_interfaces = [
             each.address
             for each in rtnetlink.read_addresses(kernel.dump(rtnetlink.get_addresses()))
             if each.device not in devices
         ]
-        return tuple(dict.fromkeys([*outward, *found]))
+        routes = [
+            route.network
+            for family in Family
+            for route in rtnetlink.read_local_routes(
+                kernel.dump(rtnetlink.get_local_routes(family)), family
+            )
+            if route.device not in devices
+        ]
+        found = dict.fromkeys([*outward, *on_interfaces, *self._expanded(routes)])
+        return tuple(address for address in found if not is_link_local(address))
 
     def broadcasts(self) -> frozenset[Address]:
         """Return the broadcast addresses of this machine's networks. Blocks for one request."""
@@ -61,6 +93,33 @@ class LocalAddresses:
     def close(self) -> None:
         """Close the socket."""
         self._kernel.close()
+
+    def _expanded(self, networks: Iterable[Network]) -> Iterator[Address]:
+        left, too_large = _MOST_IN_NETWORKS, set()
+        # Smaller networks first, so that a large one does not displace a single address.
+        for network in sorted(networks, key=lambda each: -each.prefix):
+            first, last = (int.from_bytes(each, "big") for each in (network.address, network.last))
+            count = last - first + 1
+            if count == 1:
+                yield network.address
+            elif count <= left:
+                left -= count
+                length = len(network.address)
+                yield from (Address(n.to_bytes(length, "big")) for n in range(first, last + 1))
+            elif network != _LOOPBACK:
+                too_large.add(network)
+        for network in sorted(too_large - self._too_large):
+            log.info(
+                "local route to %s: node ports do not serve its addresses, which are more than %d",
+                network,
+                _MOST_IN_NETWORKS,
+            )
+        self._too_large = frozenset(too_large)
+
+
+def is_link_local(address: Address) -> bool:
+    """Return whether an address is in 169.254.0.0/16 or fe80::/10."""
+    return any(address in network for network in _LINK_LOCAL)
 
 
 def local_addresses() -> tuple[Address, ...]:

@@ -47,8 +47,8 @@ from pyproxy.health.state import Health
 from pyproxy.inspect.server import InspectServer
 from pyproxy.inspect.turns import Turns
 from pyproxy.metrics import Metrics
+from pyproxy.netlink.address_monitor import LocalAddressMonitor
 from pyproxy.netlink.conntrack import Conntrack
-from pyproxy.netlink.rtnetlink import AddressMonitor
 from pyproxy.source.client import Client
 from pyproxy.source.event_recorder import EventRecorder
 from pyproxy.takeover.leftovers import InService
@@ -146,7 +146,7 @@ def _serve(
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
-        addresses = stack.enter_context(closing(AddressMonitor()))
+        addresses = stack.enter_context(closing(LocalAddressMonitor()))
         # A thread inherits the capabilities of the thread that starts it, so no thread runs before.
         rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
         dataplane.read_ahead()

@@ -7,23 +7,30 @@ net/core/sock_reuseport.c; linux/filter.h; socket(7), SO_ATTACH_REUSEPORT_CBPF, 
 
 from __future__ import annotations
 
-import ctypes
 import secrets
 import socket
-import struct
 
-_SO_ATTACH_REUSEPORT_CBPF = 51
+from pyproxy.netlink.socket_filter import (
+    IF_EQUAL,
+    JUMP,
+    LOAD_WORD,
+    MULTIPLY,
+    RETURN,
+    RETURN_A,
+    SHIFT_RIGHT,
+    SO_ATTACH_REUSEPORT_CBPF,
+    TO_X,
+    XOR,
+    XOR_X,
+    Step,
+    attach,
+)
+
 _LOOPBACK_IFINDEX = 1  # in every network namespace
 _ETH_P_IP = 0x0800
 _GOLDEN = 0x9E3779B1
 """2**32 divided by the golden ratio: Knuth's multiplicative hash."""
 
-_STEP = struct.Struct("=HBBI")
-"""struct sock_filter: code, steps to skip if true and if false, operand."""
-
-_LOAD, _TO_X = 0x20, 0x07
-_JUMP, _IF_EQUAL, _RETURN, _RETURN_A = 0x05, 0x15, 0x06, 0x16
-_XOR_X, _XOR, _MULTIPLY, _SHIFT_RIGHT = 0xAC, 0xA4, 0x24, 0x74
 # Offsets from SKF_AD_OFF are properties of the packet, those from SKF_NET_OFF bytes of its IP head.
 _PROTOCOL, _IFINDEX = 0xFFFFF000, 0xFFFFF008
 _SOURCE4, _SOURCE6 = 0xFFF00000 + 12, 0xFFF00000 + 8
@@ -36,35 +43,32 @@ def select_queues(sock: socket.socket, queues: int, *, own: bool) -> None:
     has the node's own connections. Raises OSError.
     """
     steps = [*(_own(queues) if own else ()), *_spread(queues)]
-    code = ctypes.create_string_buffer(b"".join(_STEP.pack(*step) for step in steps))
-    # struct sock_fprog: the number of steps, and a pointer to them.
-    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+    attach(sock, SO_ATTACH_REUSEPORT_CBPF, steps)
 
 
-def _own(number: int) -> tuple[tuple[int, int, int, int], ...]:
+def _own(number: int) -> tuple[Step, ...]:
     return (
-        (_LOAD, 0, 0, _IFINDEX),
-        (_IF_EQUAL, 0, 1, _LOOPBACK_IFINDEX),
-        (_RETURN, 0, 0, number),
+        (LOAD_WORD, 0, 0, _IFINDEX),
+        (IF_EQUAL, 0, 1, _LOOPBACK_IFINDEX),
+        (RETURN, 0, 0, number),
     )
 
 
-def _spread(queues: int) -> tuple[tuple[int, int, int, int], ...]:
+def _spread(queues: int) -> tuple[Step, ...]:
     # With a seed, no client can choose an address that has the queue of another client.
     seed = secrets.randbits(32)
     return (
-        (_LOAD, 0, 0, _PROTOCOL),
-        (_IF_EQUAL, 5, 0, _ETH_P_IP),
-        (_LOAD, 0, 0, _SOURCE6),
-        (_TO_X, 0, 0, 0),
-        (_LOAD, 0, 0, _SOURCE6 + 4),
-        (_XOR_X, 0, 0, 0),
-        (_JUMP, 0, 0, 1),
-        (_LOAD, 0, 0, _SOURCE4),
-        (_XOR, 0, 0, seed),
-        (_MULTIPLY, 0, 0, _GOLDEN),
+        (LOAD_WORD, 0, 0, _PROTOCOL),
+        (IF_EQUAL, 5, 0, _ETH_P_IP),
+        (LOAD_WORD, 0, 0, _SOURCE6),
+        (TO_X, 0, 0, 0),
+        (LOAD_WORD, 0, 0, _SOURCE6 + 4),
+        (XOR_X, 0, 0, 0),
+        (JUMP, 0, 0, 1),
+        (LOAD_WORD, 0, 0, _SOURCE4),
+        (XOR, 0, 0, seed),
+        (MULTIPLY, 0, 0, _GOLDEN),
         # The highest bits, because they depend on all bits of the address.
-        (_SHIFT_RIGHT, 0, 0, 33 - queues.bit_length()),
-        (_RETURN_A, 0, 0, 0),
+        (SHIFT_RIGHT, 0, 0, 33 - queues.bit_length()),
+        (RETURN_A, 0, 0, 0),
     )

@@ -53,6 +53,10 @@ class Requests:
         """Close the socket."""
         self._socket.close()
 
+    def filter_dumps(self) -> None:
+        """Have the kernel apply the fields of a dump's header as filters. Raises KernelError."""
+        self._socket.filter_dumps()
+
     def send(self, requests: Sequence[Request]) -> list[MessageError]:
         """Send requests in order; return the errors of those that failed, with their index.
 

@@ -1,4 +1,4 @@
-"""Addresses, network devices and routes over rtnetlink, and notifications of address changes.
+"""Addresses, network devices and routes over rtnetlink.
 
 Facts: include/uapi/linux/if_addr.h and rtnetlink.h, rtnetlink(7).
 """
@@ -8,25 +8,28 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Network, family_of
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
-from pyproxy.netlink.frames import HEADER, NLM_F_CREATE, NLM_F_EXCL, read_messages
+from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
 from pyproxy.netlink.requests import Request, Requests
-from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
 
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_GETLINK = 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _GETROUTE = 26
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFLA_IFNAME = 3
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
-_RTN_LOCAL = 2
-_SCOPE_LINK = 253
+RT_TABLE_LOCAL = 255
+"""The table of the node's own addresses, which the kernel looks up first."""
+
+RTN_LOCAL = 2
+"""The type of a route whose packets this node receives, whatever its scope."""
+
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200
 # Duplicate address detection would leave an IPv6 address tentative at first, and the kernel would
 # add a route to the /128 through the device.
@@ -37,11 +40,6 @@ _IFINFOMSG = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NUMBER = struct.Struct("=I")
 _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
-# RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR.
-_GROUPS = 0x1 | 0x10 | 0x100
-"""Links, and addresses of both families."""
-
-_RECEIVE_BUFFER = 1 << 18
 
 
 class DeviceAddress(msgspec.Struct, frozen=True):
@@ -49,6 +47,13 @@ class DeviceAddress(msgspec.Struct, frozen=True):
 
     device: int
     address: Address
+
+
+class LocalRoute(msgspec.Struct, frozen=True):
+    """A network whose addresses are all the node's own, and the index of the route's device."""
+
+    device: int
+    network: Network
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -83,14 +88,12 @@ def get_addresses() -> Request:
 
 
 def read_addresses(replies: Iterable[memoryview]) -> list[DeviceAddress]:
-    """Read the replies to `get_addresses`, without link-local addresses."""
+    """Read the replies to `get_addresses`, whatever the scope of the address."""
     found = []
     for reply in replies:
         if len(reply) < _IFADDRMSG.size:
             continue
-        _, _, _, scope, device = _IFADDRMSG.unpack_from(reply)
-        if scope == _SCOPE_LINK:
-            continue
+        *_, device = _IFADDRMSG.unpack_from(reply)
         fields = attribute_map(reply[_IFADDRMSG.size :])
         # On a point-to-point device IFA_ADDRESS is the peer's address.
         value = bytes(fields.get(_IFA_LOCAL, fields.get(_IFA_ADDRESS, b"")))
@@ -122,6 +125,33 @@ def read_broadcasts(replies: Iterable[memoryview]) -> frozenset[Address]:
     return frozenset(found)
 
 
+def get_local_routes(family: Family) -> Request:
+    """Request one family's routes of the type local in the table local.
+
+    Without `Requests.filter_dumps` the kernel ignores table and type, and returns all routes.
+    """
+    head = _RTMSG.pack(_AF[family], 0, 0, 0, RT_TABLE_LOCAL, 0, 0, RTN_LOCAL, 0)
+    return Request(_GETROUTE, 0, head)
+
+
+def read_local_routes(replies: Iterable[memoryview], family: Family) -> list[LocalRoute]:
+    """Read the replies to `get_local_routes`."""
+    found = []
+    for reply in replies:
+        if len(reply) < _RTMSG.size:
+            continue
+        of_family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(reply)
+        # A kernel without IPv6 returns the IPv4 routes instead of an error.
+        if (of_family, table, kind) != (_AF[family], RT_TABLE_LOCAL, RTN_LOCAL):
+            continue
+        fields = attribute_map(reply[_RTMSG.size :])
+        address = bytes(fields.get(_RTA_DST, b"")) or bytes(family.bits // 8)
+        if len(address) * 8 == family.bits:
+            network = Network(Address(address), prefix)
+            found.append(LocalRoute(_device(fields), network))
+    return found
+
+
 def get_route(address: Address) -> Request:
     """Request the route to an address; ENETUNREACH or EHOSTUNREACH if there is none."""
     family = family_of(address)
@@ -137,11 +167,10 @@ def read_route(replies: Iterable[memoryview]) -> Route | None:
         kind = _RTMSG.unpack_from(reply)[7]
         fields = attribute_map(reply[_RTMSG.size :])
         source = bytes(fields.get(_RTA_PREFSRC, b""))
-        device = fields.get(_RTA_OIF, b"")
         return Route(
-            _NUMBER.unpack(device)[0] if len(device) == _NUMBER.size else 0,
+            _device(fields),
             Address(source) if len(source) in (4, 16) else None,
-            kind == _RTN_LOCAL,
+            kind == RTN_LOCAL,
         )
     return None
 
@@ -166,41 +195,9 @@ def find_device(kernel: Requests, name: str) -> int:
     return 0
 
 
-class AddressMonitor:
-    """Detects changes of addresses, and of one device, by rtnetlink's notifications.
-
-    `own_port` is the socket whose changes do not count.
-    """
-
-    def __init__(self, own_port: int | None = None) -> None:
-        self._own_port = own_port
-        self._socket = NetlinkSocket(NETLINK_ROUTE, "addresses", _RECEIVE_BUFFER, _GROUPS)
-
-    def changed(self, device: int = 0) -> bool:
-        """Return whether an address, or the device of this index, changed since the last call.
-
-        It does not block. Lost notifications count as a change. Raises KernelError.
-        """
-        datagrams, lost = self._socket.read_notifications()
-        return lost or any(
-            self._is_change(kind, port, message[HEADER.size :], device)
-            for data in datagrams
-            for kind, _, _, port, message in read_messages(data)
-        )
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def _is_change(self, kind: int, port: int, body: memoryview, device: int) -> bool:
-        # Only IPv4 notifications name the sender: those of IPv6 addresses have port 0 (addrconf.c).
-        if port == self._own_port:
-            return False
-        if kind in (_NEWADDR, _DELADDR):
-            return True
-        if kind in (_NEWLINK, _DELLINK) and len(body) >= _IFINFOMSG.size:
-            return bool(_IFINFOMSG.unpack_from(body)[2] == device)
-        return False
+def _device(fields: Mapping[int, memoryview]) -> int:
+    device = fields.get(_RTA_OIF, b"")
+    return int(_NUMBER.unpack(device)[0]) if len(device) == _NUMBER.size else 0
 
 
 def _pack_address(device: int, address: Address) -> bytes:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pyproxy.errors import KernelError
 from pyproxy.netlink.frames import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, read_messages
 from pyproxy.netlink.kernel_errors import kernel_error, read_done, read_error
+from pyproxy.netlink.socket_filter import SO_ATTACH_FILTER, Step, attach
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -22,7 +23,7 @@ NETLINK_GENERIC = 16
 
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
-_NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 10, 11
+_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 10, 11, 12
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SEND_OVERHEAD = 32
 """Bytes of the send buffer that the kernel reserves; a longer send fails with EMSGSIZE."""
@@ -37,11 +38,11 @@ _DUMP_ATTEMPTS = 10
 class NetlinkSocket:
     """A socket to one netlink protocol, in the network namespace that the caller is in.
 
-    `purpose` is quoted in error messages: "netfilter" or "conntrack". `groups` is a bit mask of
-    notification groups. All methods raise KernelError.
+    `purpose` is quoted in error messages: "netfilter" or "conntrack". All methods raise
+    KernelError.
     """
 
-    def __init__(self, protocol: int, purpose: str, receive_buffer: int, groups: int = 0) -> None:
+    def __init__(self, protocol: int, purpose: str, receive_buffer: int) -> None:
         self._purpose = purpose
         try:
             self._socket = socket.socket(
@@ -52,7 +53,7 @@ class NetlinkSocket:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             grow_receive_buffer(self._socket, receive_buffer)
             # Port 0 lets the kernel choose an unused port: a process may have several sockets.
-            self._socket.bind((0, groups))
+            self._socket.bind((0, 0))
         except OSError as error:
             raise kernel_error(error.errno or 0, f"opening a {purpose} netlink socket") from error
         self._sequence = 0
@@ -79,6 +80,21 @@ class NetlinkSocket:
     def leave(self, group: int) -> None:
         """Unsubscribe from a group's notifications; it needs the same right as `join`."""
         self._set_membership(_DROP_MEMBERSHIP, group)
+
+    def filter_dumps(self) -> None:
+        """Have the kernel apply the fields of a dump's header as filters (since Linux 4.20)."""
+        try:
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        except OSError as error:
+            raise kernel_error(error.errno or 0, f"filtering dumps of {self._purpose}") from error
+
+    def filter_notifications(self, steps: Sequence[Step]) -> None:
+        """Have the kernel drop the notifications that a filter rejects."""
+        try:
+            attach(self._socket, SO_ATTACH_FILTER, steps)
+        except OSError as error:
+            doing = f"filtering notifications of {self._purpose}"
+            raise kernel_error(error.errno or 0, doing) from error
 
     def grow_send_buffer(self, size: int) -> int:
         """Make room for a message of `size` bytes; return how large a message may be."""

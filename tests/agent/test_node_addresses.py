@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from pyproxy_lab.network import Network
@@ -10,7 +11,8 @@ from pyproxy_lab.topology import TWO_NODES
 
 from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.model.address import address_text
-from pyproxy.netlink.rtnetlink import AddressMonitor
+from pyproxy.netlink.address_monitor import LocalAddressMonitor
+from tests.namespaces import empty_namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -46,6 +48,37 @@ def test_of_an_interface_to_one_peer_the_address_is_ours(network: Network) -> No
     here.ip(["addr del 192.168.9.1 peer 192.168.9.2/32 dev eth0"])
 
 
+@pytest.mark.parametrize(
+    ("commands", "there", "absent"),
+    [
+        (["addr add 203.0.113.5/32 dev eth0 scope link"], ["203.0.113.5"], []),
+        (["addr add 169.254.7.7/16 dev eth0 scope global"], [], ["169.254.7.7"]),
+        (["addr add fe80::77/64 dev eth0 scope global"], [], ["fe80::77"]),
+        (["route add local 203.0.113.7 dev eth0"], ["203.0.113.7"], []),
+        (["route add local fd77::7 dev eth0"], ["fd77::7"], []),
+        (["route add local 203.0.113.16/30 dev lo"], ["203.0.113.16", "203.0.113.19"], []),
+        (["route add local 203.0.112.0/20 dev lo"], [], ["203.0.112.1"]),
+        (["route add local 203.0.113.9 dev lo table 100"], [], ["203.0.113.9"]),
+        (["route add 203.0.113.10 dev eth0 table local"], [], ["203.0.113.10"]),
+    ],
+    ids=lambda each: each[0] if each else "",
+)
+def test_the_local_routing_table_says_what_belongs_to_the_node(
+    commands: list[str], there: list[str], absent: list[str]
+) -> None:
+    with empty_namespace("local") as here:
+        here.ip(["link set lo up", "link add eth0 type bridge", "link set eth0 up", *commands])
+        found = {address_text(address) for address in here.call(local_addresses)}
+    assert found >= set(there)
+    assert not found & set(absent)
+
+
+def test_service_addresses_on_the_device_of_ipvs_mode_are_not_the_nodes() -> None:
+    with empty_namespace("local") as here:
+        here.ip(["link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0"])
+        assert "10.96.0.1" not in {address_text(each) for each in here.call(local_addresses)}
+
+
 def test_a_machine_without_routes_has_addresses_all_the_same(network: Network) -> None:
     here = network.namespace("b1")
     here.ip([f"route del default via {gateway}" for gateway in TWO_NODES.site("nb").gateways])
@@ -55,7 +88,7 @@ def test_a_machine_without_routes_has_addresses_all_the_same(network: Network) -
 
 def test_changes_of_addresses_are_told_and_nothing_else_is(network: Network) -> None:
     here = network.namespace("na")
-    watch = here.call(AddressMonitor)
+    watch = here.call(LocalAddressMonitor)
     try:
         assert not watch.changed()
         for address, length in (("192.168.8.1", 24), ("fd99::1", 64)):
@@ -69,10 +102,33 @@ def test_changes_of_addresses_are_told_and_nothing_else_is(network: Network) -> 
         watch.close()
 
 
+def test_a_storm_of_other_routes_does_not_reach_the_agent() -> None:
+    with empty_namespace("storm") as here:
+        here.ip(["link set lo up", "link add eth0 type bridge", "link set eth0 up"])
+        here.ip(["addr add 192.168.8.1/24 dev eth0", "addr add fd99::1/64 dev eth0 nodad"])
+        with closing(here.call(LocalAddressMonitor)) as watch:
+            many = [f"{n // 250 + 1}.{n % 250}" for n in range(2500)]
+            for verb in ("add", "del"):
+                here.ip(f"route {verb} 11.{each}.0/24 via 192.168.8.2" for each in many)
+                here.ip([f"route {verb} fd11::{n:x}/128 via fd99::2" for n in range(500)])
+            here.ip(["route add local 203.0.113.0/24 dev lo table 100"])
+            assert not watch.changed()
+            assert watch.received == 0
+            # Each pod's interface has a link-local address of its own.
+            here.ip(["link add eth1 type bridge", "link set eth1 up", "link del eth1"])
+            assert not watch.changed()
+            for verb in ("add", "del"):
+                here.ip([f"route {verb} local 203.0.113.7 dev eth0"])
+                assert watch.changed()
+                here.ip([f"route {verb} local fd77::7 dev eth0"])
+                assert watch.changed()
+                assert not watch.changed()
+
+
 def test_more_changes_than_the_socket_holds_are_a_change(network: Network) -> None:
     here = network.namespace("na")
     many = [f"192.168.{n // 250}.{n % 250 + 1}/32" for n in range(1500)]
-    watch = here.call(AddressMonitor)
+    watch = here.call(LocalAddressMonitor)
     try:
         here.ip([f"addr add {address} dev lo" for address in many])
         assert watch.changed()

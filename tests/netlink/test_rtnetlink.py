@@ -12,6 +12,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.errors import KernelError
 from pyproxy.model.address import parse_address
 from pyproxy.netlink import rtnetlink
+from pyproxy.netlink.address_monitor import AddressMonitor
 from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE
 from tests.namespaces import empty_namespace
@@ -74,7 +75,7 @@ def test_changes_of_addresses_are_detected_except_ones_own(
     here: Namespace, kernel: Requests
 ) -> None:
     device = rtnetlink.find_device(kernel, "lo")
-    with closing(here.call(lambda: rtnetlink.AddressMonitor(kernel.port))) as monitor:
+    with closing(here.call(lambda: AddressMonitor(kernel.port))) as monitor:
         kernel.send([rtnetlink.add_address(device, ADDRESS)])
         assert not monitor.changed()
         here.ip(["addr add 10.9.0.2/32 dev lo"])

@@ -86,3 +86,23 @@ def test_a_health_check_port_is_on_node_port_addresses_and_follows_its_service(
     node.delete("service", "web")
     reports(node, V4, CLOSED, PORT + 1)
     reports(node, V6, CLOSED, PORT + 1)
+
+
+def test_a_health_check_port_is_on_a_load_balancer_address_that_is_local(
+    mode: LabMode, network: Network, tmp_path: Path
+) -> None:
+    """Some load balancers send packets, and their checks too, to their own address."""
+    here, client = network.namespace("na"), network.namespace("ext")
+    kinds = {"198.51.100.1": V4, "2001:db8:99::1": V6}
+    lb = web()
+    lb["status"] = balanced(*kinds)
+    here.ip([f"route add local {address} dev eth0" for address in kinds])
+    client.ip([f"route replace {address} via {gateway}" for address, gateway in kinds.items()])
+    try:
+        everywhere = "--nodeport-addresses=all"
+        with proxied(mode, network, tmp_path / "x", everywhere, objects=[lb]) as node:
+            for address in kinds:
+                reports(node, address, (503, 0))
+    finally:
+        here.ip([f"route del local {address} dev eth0" for address in kinds])
+        client.ip([f"route del {address} via {gateway}" for address, gateway in kinds.items()])

@@ -114,20 +114,35 @@ def everywhere(mode: LabMode, network: Network, tmp_path: Path) -> Iterator[Prox
         yield node
 
 
+@pytest.mark.parametrize(
+    ("address", "how"),
+    [
+        ("172.30.0.55", "addr {} 172.30.0.55/24 dev eth0"),
+        ("fd30::55", "addr {} fd30::55/64 dev eth0 nodad"),
+        # As on interfaces that a cloud's agent sets up.
+        ("172.30.0.56", "addr {} 172.30.0.56/32 dev eth0 scope link"),
+        # Agents of load balancers add such routes for the addresses of these.
+        ("203.0.113.7", "route {} local 203.0.113.7 dev eth0"),
+        ("fd77::7", "route {} local fd77::7 dev eth0"),
+        ("203.0.113.17", "route {} local 203.0.113.16/30 dev lo"),
+    ],
+)
 def test_node_ports_follow_added_and_removed_addresses(
-    everywhere: Proxied,
+    everywhere: Proxied, address: str, how: str
 ) -> None:
-    here = everywhere.network.namespace("na")
-    for address, length in (("172.30.0.55", 24), ("fd30::55", 64)):
-        to = target(address, "tcp")
-        assert not everywhere.once("ext", to, timeout=0.1).reached
-        here.ip([f"addr add {address}/{length} dev eth0{' nodad' if ':' in address else ''}"])
-        everywhere.reaches("ext", to, "a1", "b1", tries=24)
-        here.ip([f"addr del {address}/{length} dev eth0"])
-        deadline = time.monotonic() + PATIENCE
-        while has_node_ports(address, everywhere.listing()):
-            assert time.monotonic() < deadline, f"node ports are on {address} for ever"
-            time.sleep(0.1)
+    here, client = everywhere.network.namespace("na"), everywhere.network.namespace("ext")
+    to = target(address, "tcp")
+    gateway = "fd30::11" if ":" in address else "172.30.0.11"
+    client.ip([f"route replace {address} via {gateway}"])
+    assert not everywhere.once("ext", to, timeout=0.1).reached
+    here.ip([how.format("add")])
+    everywhere.reaches("ext", to, "a1", "b1", tries=24)
+    here.ip([how.format("del").removesuffix(" nodad")])
+    deadline = time.monotonic() + PATIENCE
+    while has_node_ports(address, everywhere.listing()):
+        assert time.monotonic() < deadline, f"node ports are on {address} for ever"
+        time.sleep(0.1)
+    client.ip([f"route del {address}"])
 
 
 def has_node_ports(address: str, listing: str) -> bool:

@@ -15,6 +15,7 @@ from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import Address, Backend, Network
 from pyproxy.netlink import ipvs, rtnetlink
+from pyproxy.netlink.address_monitor import AddressMonitor
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.kernel_errors import MessageError, kernel_error
 from pyproxy.netlink.requests import Request, Requests
@@ -41,7 +42,7 @@ class Kernel:
         self._generic = Requests(NETLINK_GENERIC)
         self._route = Requests(NETLINK_ROUTE)
         # A notification has the sender's port, so changes through `_route` are left out.
-        self._watch = rtnetlink.AddressMonitor(self._route.port)
+        self._watch = AddressMonitor(self._route.port)
         # Any IPv4 socket serves: the kernel passes options that it does not know to netfilter.
         self._counting = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._write: Messages | None = None
