@@ -6,6 +6,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
+# The Debian suite whose kernel the virtual machine boots: bullseye, bookworm, trixie or sid.
+KERNEL ?= bullseye
+export PYPROXY_VM_KERNEL := $(KERNEL)
+# Further parameters of that kernel, such as ipv6.disable=1.
+export PYPROXY_VM_BOOT := $(BOOT)
 PYTEST_ARGS ?=
 # More workers than processors: most tests wait for a kernel or a process more than they compute, and
 # one worker only waits for the virtual machine.
@@ -71,11 +76,11 @@ test-tools: venv
 
 vm-parts: venv
 	@tools/system-packages.sh $(VM_COMMANDS)
-	@tools/vm-kernel.sh .vm
+	@tools/vm-kernel.sh .vm $(KERNEL)
 	@tools/vm-image.sh .vm/python $(BIN)/python
 	@$(BIN)/python -m compileall -q pyproxy lab tests
 
-test-vm: system vm-parts ## run all tests of the virtual machine, which has another kernel
+test-vm: system vm-parts ## run all tests of the virtual machine, on KERNEL=bullseye|bookworm|trixie|sid
 	$(BIN)/pytest -m vm --all-in-vm $(PYTEST_ARGS)
 
 demo: system venv ## follow a Service from its first packet, in MODE, in network namespaces (root)

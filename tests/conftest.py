@@ -64,6 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     modes.leave_out(config, items)
+    vm.leave_out(config, items)
     vm.check_names(items)
     # The longest groups start first, so that no worker begins one when the others are done. The
     # virtual machine takes longest of all.

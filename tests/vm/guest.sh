@@ -34,19 +34,25 @@ mkdir "$root/run/results" "$root/run/image"
 mount --bind "$root$modules" "$root/lib/modules"
 mount -t 9p -o "rw,cache=none,$options" results "$root/run/results"
 
-# The kernel would load these itself one by one, each with a search on the slow root.
-chroot "$root" /sbin/modprobe -a -q virtio_blk ext4 veth bridge dummy sctp sctp_diag xfrm_user \
+# The kernel's own requests for a module run modprobe in the root of process 1.
+mkdir "$root/run/first"
+cd "$root"
+"$busybox" pivot_root . run/first
+cd /
+
+# The kernel would load these itself one by one, each with a program.
+modprobe -a -q virtio_blk ext4 veth bridge dummy sctp sctp_diag xfrm_user \
     nf_tables nft_chain_nat nft_ct nft_nat nft_masq nft_numgen nft_reject_inet nft_fib_inet \
     nft_counter nf_conntrack_netlink \
     ip_vs ip_vs_rr ip_vs_wrr ip_vs_lc ip_vs_wlc ip_vs_sh ip_vs_mh || true
 if [ -b /dev/vda ]; then
     # Folders that tools/vm-image.sh copied to a disk are faster to read there.
-    mount -o ro /dev/vda "$root/run/image"
+    mount -o ro /dev/vda /run/image
     while read -r folder; do
-        mount --bind "$root/run/image$folder" "$root$folder"
-    done <"$root/run/image/folders"
+        mount --bind "/run/image$folder" "$folder"
+    done </run/image/folders
 fi
 ip link set lo up
 
 # Python compiles modules into the layer in memory, for the next program.
-chroot "$root" /usr/bin/env -C "$tree" HOME=/root PYTHONUNBUFFERED=1 sh /run/results/command
+/usr/bin/env -C "$tree" HOME=/root PYTHONUNBUFFERED=1 sh /run/results/command

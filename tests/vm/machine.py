@@ -17,6 +17,12 @@ TREE = Path(__file__).resolve().parents[2]
 FOLDER = TREE / ".vm"
 GUEST = Path(__file__).with_name("guest.sh")
 TOOLS = ("qemu-system-x86_64", "busybox", "depmod", "file")
+KERNEL_VARIABLE = "PYPROXY_VM_KERNEL"
+"""The environment's name of the Debian suite whose kernel is booted."""
+BOOT_VARIABLE = "PYPROXY_VM_BOOT"
+"""The environment's name of further parameters of the kernel, such as ipv6.disable=1."""
+OLDEST = "bullseye"
+"""The Debian suite with the oldest kernel that pyproxy supports, Linux 5.10."""
 TAIL = 40
 """Lines of the console that a failure shows."""
 
@@ -33,9 +39,14 @@ _KERNEL = (
 )
 
 
-def kernels(folder: Path = FOLDER) -> list[Path]:
-    """Return the kernels that tools/vm-kernel.sh has unpacked."""
-    return sorted((folder / "kernel" / "boot").glob("vmlinuz-*"))
+def suite() -> str:
+    """Return the Debian suite whose kernel the machine boots."""
+    return os.environ.get(KERNEL_VARIABLE) or OLDEST
+
+
+def kernels() -> list[Path]:
+    """Return the suite's kernels that tools/vm-kernel.sh has unpacked."""
+    return sorted((FOLDER / f"kernel-{suite()}" / "boot").glob("vmlinuz-*"))
 
 
 def missing_requirement() -> str:
@@ -46,7 +57,7 @@ def missing_requirement() -> str:
     if not _vng().exists():
         return "the virtual machine needs virtme-ng: pip install -e '.[dev]'"
     if not kernels():
-        return "the virtual machine needs a kernel: tools/vm-kernel.sh .vm"
+        return f"the virtual machine needs a kernel: tools/vm-kernel.sh .vm {suite()}"
     return ""
 
 
@@ -75,7 +86,8 @@ def boot_command(results: Path, script: str) -> list[str]:
     # to start services that the tests do not need, so guest.sh replaces it.
     busybox = _found("busybox")
     variables = [f"vm_tree={TREE}", f"vm_modules={modules}", f"vm_busybox={busybox}"]
-    line = [*_KERNEL, *variables, f"init={busybox}", "--", "sh", str(GUEST)]
+    further = os.environ.get(BOOT_VARIABLE, "").split()
+    line = [*_KERNEL, *further, *variables, f"init={busybox}", "--", "sh", str(GUEST)]
     unpacked = kernel.with_name(kernel.name.replace("vmlinuz", "vmlinux"))
     options = [
         *(*_CLOCK, *shares, *_disk(FOLDER / "python")),

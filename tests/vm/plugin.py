@@ -23,6 +23,8 @@ from tests.vm.run import GuestRun
 MARKER = "vm"
 HERE = "--on-this-kernel"
 ALL = "--all-in-vm"
+CUT = "cut_in_vm"
+"""The marker whose argument selects, by a test's parameters, what runs without `ALL`."""
 
 _PLUGINS = ("--disable-plugin-autoload", "-p", "no:cacheprovider")
 _ENVIRONMENT = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
@@ -32,14 +34,28 @@ def options(parser: pytest.Parser) -> None:
     parser.addoption(
         HERE, action="store_true", help="run the tests marked vm on this machine's own kernel"
     )
-    parser.addoption(
-        ALL, action="store_true", help="run all cases in the virtual machine, in nftables mode too"
-    )
+    parser.addoption(ALL, action="store_true", help="run all of the tests marked cut_in_vm")
 
 
 def runs_in_vm(item: pytest.Item) -> bool:
     """Return whether a test runs in the virtual machine."""
     return item.get_closest_marker(MARKER) is not None and not item.config.getoption(HERE)
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that only `ALL` runs."""
+    if config.getoption(ALL):
+        return
+    out = [item for item in items if not _in_cut(item)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+def _in_cut(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker(CUT)
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return marker is None or bool(marker.kwargs["chosen"](parameters))
 
 
 def check_names(items: Sequence[pytest.Item]) -> None:
