@@ -82,9 +82,17 @@ class SetKind(msgspec.Struct, frozen=True):
         return size if self.shape is Shape.EXACT else 2 * size
 
     def lookup(self, family: Family, *, negate: bool = False) -> str:
-        """Return the match expression of a rule that looks the packet up here."""
+        """Return the match expression of a rule that looks the packet up here.
+
+        A lookup in concatenated ranges matches packets that conntrack follows, and no others.
+        """
         verdicts = "vmap " if self.data == (Field.VERDICT,) else ""
-        return f"{self.key_text(family)} {'!= ' * negate}{verdicts}@{self.of(family)}"
+        key = self.key_text(family)
+        if self.shape is Shape.CONCATENATED_RANGE:
+            # nft 1.0 converts the byte order of a protocol from `meta` before it looks for ranges.
+            # Linux 7 refuses two-byte conversions of one byte. Conntrack's protocol needs none.
+            key = key.replace(Field.PROTOCOL.value, "ct protocol")
+        return f"{key} {'!= ' * negate}{verdicts}@{self.of(family)}"
 
     def declaration(self, family: Family, *, counts: bool = False) -> str:
         """Return the line that declares the set in a table; with `counts`, elements count packets.
