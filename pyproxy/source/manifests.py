@@ -13,11 +13,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from watchfiles import watch
+from watchfiles.main import FileChange
 
 from pyproxy.errors import Problem, UsageError
 from pyproxy.model.config_problems import ConfigProblem
@@ -38,6 +40,9 @@ STOP_TIMEOUT = 1.0
 
 DEBOUNCE_MS = 50
 """Milliseconds to collect changes, because editors and tools write in several steps."""
+
+RETRY = 5.0
+"""Seconds between readings of a folder that cannot be watched."""
 
 _KINDS = {
     ("v1", "Service"): Kind.SERVICE,
@@ -81,6 +86,8 @@ class ManifestSource:
         self._problems: frozenset[Problem] = frozenset()
         self._stopping = threading.Event()
         self._last_look = self._clock.now()
+        self._has_synced = False
+        self._is_watched = True
         self._thread = Worker("source-manifests", self._run)
 
     def node_names(self) -> tuple[str, ...]:
@@ -105,31 +112,73 @@ class ManifestSource:
         return self._clock.now() - self._last_look
 
     def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+            except OSError as error:
+                # Such as the limits of inotify, or a folder that was deleted.
+                if self._is_watched:
+                    log.warning(
+                        "cannot watch %s, reading it every %.0f s: %s", self._folder, RETRY, error
+                    )
+                self._is_watched = False
+                with suppress(OSError):
+                    self._read_all()
+                self._clock.wait(self._stopping, RETRY)
+
+    def _follow(self) -> None:
+        """Read the folder and its changes until the source stops. Raises OSError."""
         # The watch starts before the first reading, so that no change is lost between the two.
-        changes = watch(
-            self._folder,
-            stop_event=self._stopping,
-            debounce=DEBOUNCE_MS,
-            step=DEBOUNCE_MS,
-            rust_timeout=2 * DEBOUNCE_MS,
-            # Also without changes, so that `age` shows that the thread works.
-            yield_on_timeout=True,
-            watch_filter=None,
-        )
+        folder = self._identity()
+        changes = self._changes()
         # The generator adds its inotify watches when it is first advanced. Its first changes may be
         # dropped, because every file is read after them.
         next(changes, None)
-        self._refresh(self._paths())
-        for kind in Kind:
+        self._read_all()
+        if not self._is_watched:
+            log.info("watching %s again", self._folder)
+            self._is_watched = True
+        for changed in changes:
+            self._last_look = self._clock.now()
+            if changed:
+                self._refresh({Path(path) for _, path in changed})
+            # The watch is silent about another folder of the same name.
+            if self._identity() != folder:
+                raise FileNotFoundError("the folder was replaced")
+
+    def _changes(self) -> Iterator[set[FileChange]]:
+        """Yield changes of the folder, also empty ones now and then. Raises OSError."""
+        try:
+            yield from watch(
+                self._folder,
+                stop_event=self._stopping,
+                debounce=DEBOUNCE_MS,
+                step=DEBOUNCE_MS,
+                rust_timeout=2 * DEBOUNCE_MS,
+                # Also without changes, so that `age` shows that the thread works.
+                yield_on_timeout=True,
+                watch_filter=None,
+            )
+        except RuntimeError as error:
+            # WatchfilesRustInternalError, such as EMFILE of inotify_init.
+            raise OSError(str(error)) from error
+
+    def _identity(self) -> tuple[int, int]:
+        """Return what tells the folder from another one of its name. Raises OSError."""
+        found = self._folder.stat()
+        return found.st_dev, found.st_ino
+
+    def _read_all(self) -> None:
+        """Read all files, and emit Synced the first time. Raises OSError."""
+        self._refresh(self._paths() | self._files.keys())
+        self._last_look = self._clock.now()
+        for kind in () if self._has_synced else Kind:
             names = frozenset(name for known, name in self._known if known is kind)
             invalid = frozenset(
                 problem.name for problem in self._problems if problem.kind == kind.value
             )
             self._emit(Synced(kind, names, invalid))
-        for changed in changes:
-            self._last_look = self._clock.now()
-            if changed:
-                self._refresh({Path(path) for _, path in changed})
+        self._has_synced = True
 
     def _paths(self) -> set[Path]:
         found = (path for path in self._folder.rglob("*") if _is_manifest(path, self._folder))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +15,11 @@ import yaml
 from pyproxy.errors import UsageError
 from pyproxy.model.events import InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.source import manifests
 from pyproxy.source.manifests import ManifestSource
 from tests.waiting import until
 
-from .scripted import Recorder
+from .scripted import Pace, Recorder
 
 
 def service(name: str, port: object = 80, **metadata: object) -> dict[str, object]:
@@ -188,6 +191,60 @@ def test_a_mounted_config_map_replaces_all_files_by_one_symlink(
     (tmp_path / "..new").symlink_to("..2")
     (tmp_path / "..new").rename(tmp_path / "..data")
     recorder.until(lambda seen: seen[2:] == ["+a"])
+
+
+def test_a_folder_that_is_deleted_and_made_again_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, recorder = tmp_path / "manifests", Recorder()
+    write(folder / "a.yaml", service("a"))
+    source = ManifestSource(folder, "node-a", recorder, clock=Pace())
+    source.start()
+    try:
+        recorder.until(lambda seen: seen == ["+a", "=a"])
+        shutil.rmtree(folder)
+        recorder.until(lambda seen: seen[2:] == ["-a"])
+        write(folder / "b.yaml", service("b"))
+        recorder.until(lambda seen: seen[3:] == ["+b"])
+        write(folder / "c.yaml", service("c"))
+        recorder.until(lambda seen: seen[4:] == ["+c"])
+    finally:
+        source.stop()
+    assert not any(each.exc_info for each in caplog.records)
+    assert len([each for each in caplog.messages if "cannot watch" in each]) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "OS file watch limit reached"),
+        # watchfiles raises this if inotify_init fails.
+        RuntimeError("Error creating recommended watcher: Too many open files (os error 24)"),
+    ],
+    ids=["watches", "instances"],
+)
+def test_a_folder_is_read_now_and_then_if_it_cannot_be_watched(
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object, **__: object) -> Iterator[set[object]]:
+        raise error
+
+    monkeypatch.setattr(manifests, "watch", refuse)
+    write(tmp_path / "a.yaml", service("a"))
+    recorder = Recorder()
+    source = ManifestSource(tmp_path, "node-a", recorder, clock=Pace())
+    source.start()
+    try:
+        recorder.until(lambda seen: seen == ["+a", "=a"])
+        write(tmp_path / "b.yaml", service("b"))
+        recorder.until(lambda seen: seen[2:] == ["+b"])
+    finally:
+        source.stop()
+    (line,) = [each for each in caplog.messages if "cannot watch" in each]
+    assert line.endswith(f"reading it every 5 s: {error}")
 
 
 def test_a_path_that_is_not_a_folder_is_a_usage_error(tmp_path: Path) -> None:
