@@ -47,6 +47,10 @@ _REFUSAL = (
 )
 
 
+class ClientGoneError(OSError):
+    """The client has closed the connection, or does not read the response."""
+
+
 class RequestHandler(BaseHTTPRequestHandler):
     """Dispatches GET requests to `get` and turns its errors into error responses.
 
@@ -76,6 +80,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         """Bound the request's head, which BaseHTTPRequestHandler reads line by line."""
         super().setup()
         self.rfile = io.BufferedReader(_Head(self.connection))
+        self.wfile = _Body(self.connection)
         self._responding = False
 
     def do_GET(self) -> None:
@@ -88,8 +93,12 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._fail(self.usage_status, str(error))
         except PyproxyError as error:
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-        except OSError:  # the client closed the connection: see handle_error
+        except ClientGoneError:  # see handle_error
             raise
+        except OSError as error:
+            # Such as EMFILE, when the agent itself needs a file or a socket for the response.
+            log.warning("cannot respond to GET %s: %s", target.path, error)
+            self._fail(HTTPStatus.SERVICE_UNAVAILABLE, f"the agent cannot respond: {error}")
         except Exception as error:
             log.exception("cannot respond to GET %s: this is a bug in pyproxy", target.path)
             self._fail(
@@ -184,6 +193,25 @@ class _Head(io.RawIOBase):
             self._connection.settimeout(timeout)
         self._left -= read
         return read
+
+
+class _Body(io.BufferedIOBase):
+    """Writes a response. Raises ClientGoneError."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        """Return true."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of some bytes. Blocks until the kernel has them. Raises ClientGoneError."""
+        try:
+            self._connection.sendall(data)
+        except OSError as error:
+            raise ClientGoneError(error.errno, error.strerror) from error
+        return memoryview(data).nbytes
 
 
 class BoundedThreads(socketserver.ThreadingMixIn, socketserver.BaseServer):

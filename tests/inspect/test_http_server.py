@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import socket
 import socketserver
@@ -81,6 +82,11 @@ def test_a_request_is_dispatched_with_path_and_query() -> None:
         (ValueError("wrong value"), 400, "wrong value"),
         (SourceError("no API server"), 503, "no API server"),
         (PyproxyError("busy"), 503, "busy"),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            503,
+            "the agent cannot respond: [Errno 24] Too many open files",
+        ),
         (KeyError("x"), 500, "internal error (KeyError): see the agent's log"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
