@@ -131,8 +131,10 @@ class ClusterState:
         self._endpoints[new.service] += len(new.endpoints)
         change = self._changed(new.service)
         change.read(read_at)
-        # Slices of the first lists changed before the agent started; kube-proxy skips them too.
-        if new.triggered and self.has_synced:
+        # Slices of the first lists changed before the agent started; kube-proxy skips them too. A
+        # slice that changes without a new time changed for another reason, perhaps hours later.
+        repeats = old is not None and old.triggered == new.triggered
+        if new.triggered and self.has_synced and not repeats:
             change.trigger(new.family, new.triggered)
         return True
 

@@ -63,6 +63,7 @@ class Agent(Generic[P]):
         self._node = NodeRouting()
         self._rejected: frozenset[ObjectName] = frozenset()
         self._has_committed = False
+        self._started = observers.wall_clock()
         self.generation = 0
         """The number of events and syncs so far: without a new one, no state has changed."""
 
@@ -377,8 +378,10 @@ class Agent(Generic[P]):
         if not full:
             metrics.programmed([now - read_at for read_at in change.read_at])
         for family, triggered in change.triggered:
-            # Tenants write these times, and a negative value would reset the sum of a histogram.
-            metrics.network_programmed(family, [max(wall - triggered, 0.0)])
+            # Tenants write these times. kube-proxy skips those before its start too, and a negative
+            # value would reset the sum of a histogram.
+            if triggered > self._started:
+                metrics.network_programmed(family, [max(wall - triggered, 0.0)])
         self._count_problems()
 
     def _count_problems(self) -> None:

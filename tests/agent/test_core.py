@@ -237,12 +237,29 @@ def test_of_two_services_with_one_address_the_older_is_served() -> None:
 def test_latencies_are_measured_from_the_reading_of_a_change() -> None:
     stage = Stage()
     stage.begin(WEB, WEB_SLICE)
+    stage.clock.now += 10
     stage.agent.handle_event(Upsert(API, stage.clock() - 0.25))
     stage.handle_event(endpoint_slice("api", ["10.244.1.9"], triggered=stage.clock() - 2))
     stage.settle()
     assert stage.sample("pyproxy_programming_latency_seconds_count") == 2
     assert stage.sample("pyproxy_programming_latency_seconds_sum") == pytest.approx(0.25)
     assert stage.sample("kubeproxy_network_programming_duration_seconds_sum") == pytest.approx(2)
+
+
+def test_trigger_times_of_another_change_or_before_the_start_do_not_count() -> None:
+    stage = Stage()
+    stage.begin(WEB, WEB_SLICE)
+    before_start = stage.clock() - 1
+    stage.clock.now += 10
+    triggered = stage.clock() - 2
+    for addresses, at in (
+        (["10.244.1.7"], before_start),
+        (["10.244.1.8"], triggered),
+        (["10.244.1.9"], triggered),
+    ):
+        stage.handle_event(endpoint_slice("web", addresses, triggered=at))
+        stage.settle()
+    assert stage.sample("kubeproxy_network_programming_duration_seconds_count") == 1
 
 
 def test_a_service_that_the_kernel_refuses_is_set_aside_alone_until_it_changes() -> None:
