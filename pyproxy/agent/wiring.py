@@ -173,7 +173,7 @@ def _serve(
         stack.enter_context(_running(source))
 
         def periodic() -> None:
-            if config_file.has_changed():
+            if _look_at_files(config_file, client):
                 inbox.put(Stop())
             machine.keep(settings)
             refusals.check()
@@ -186,6 +186,13 @@ def _serve(
 
         Loop(agent, inbox, Chores(periodic, _PERIODIC_SECONDS, checks.retry), health).run()
         log.info("shutting down; the rules stay")
+
+
+def _look_at_files(config_file: ConfigFile, client: Client | None) -> bool:
+    """Follow changed credentials, and return whether the configuration has changed."""
+    if client is not None:
+        client.follow_files()
+    return config_file.has_changed()
 
 
 def _source_metrics(

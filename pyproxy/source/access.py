@@ -13,6 +13,7 @@ import os
 import socket
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import msgspec
 import urllib3
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
@@ -41,13 +42,17 @@ its kernel still acknowledges: read timeouts do.
 
 
 class Access:
-    """Credentials as they were read at one time from a kubeconfig or a service account.
+    """Server and credentials as they were read at one time from a kubeconfig or service account.
 
-    Raises UsageError if no connection can be made with them.
+    `kubeconfig` is the state of that file before it was read, None without one. Raises UsageError
+    if no connection can be made with them.
     """
 
     def __init__(
-        self, configuration: Configuration, credentials: Credentials | None = None
+        self,
+        configuration: Configuration,
+        credentials: Credentials | None = None,
+        kubeconfig: FileState | None = None,
     ) -> None:
         # Set first: the constructor of the pool copies them.
         configuration.socket_options = SOCKET_OPTIONS
@@ -57,7 +62,12 @@ class Access:
         except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
             text = KNOWN.redact(str(error))
             raise UsageError(f"the API server's configuration is invalid: {text}") from None
-        self._files = _file_states(configuration)
+        # Not a token file, which is read again by time. The pool reads its files when it connects.
+        named = (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert)
+        self.files = tuple(file_state(path) for path in named if path)
+        """The states of the files that were read."""
+        if kubeconfig is not None:
+            self.files += (kubeconfig,)
         self._configuration = configuration
         self._credentials = credentials or StaticCredentials()
 
@@ -72,8 +82,12 @@ class Access:
         return str(self._configuration.host)
 
     def is_outdated(self) -> bool:
-        """Return whether a certificate or key file has changed, or the credentials have expired."""
-        return self._credentials.is_outdated or self._files != _file_states(self._configuration)
+        """Return whether one of the files has changed, or the credentials have expired."""
+        return self._credentials.is_outdated or self.files != self.files_now()
+
+    def files_now(self) -> tuple[FileState, ...]:
+        """Return the states of the same files now. Any thread; does not block for long."""
+        return tuple(file_state(old.path, old) for old in self.files)
 
     def authorization(self) -> str:
         """Return the value of the Authorization header, empty for none.
@@ -81,6 +95,30 @@ class Access:
         May block, because it reads a token file or runs an exec plugin. Raises CredentialError.
         """
         return self._credentials.authorization()
+
+
+class FileState(msgspec.Struct, frozen=True):
+    """A file at one time, by inode, mtime in ns and size; all 0 for a file that does not exist.
+
+    A renamed file and a symbolic link to another file, as of a ConfigMap, differ in the inode.
+    """
+
+    path: str
+    inode: int = 0
+    modified: int = 0
+    size: int = 0
+
+
+def file_state(path: str, missing: FileState | None = None) -> FileState:
+    """Return the state of a file; `missing` if it does not exist and that is given.
+
+    A file that is gone is being replaced, and its former content stays in use.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return missing or FileState(path)
+    return FileState(path, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def split_userinfo(url: str) -> tuple[str, str]:
@@ -102,16 +140,3 @@ def _authenticate_to_proxy(configuration: Configuration) -> None:
         configuration.proxy, header = split_userinfo(configuration.proxy)
         if header:
             configuration.proxy_headers = {"Proxy-Authorization": header}
-
-
-def _file_states(configuration: Configuration) -> tuple[tuple[int, ...], ...]:
-    """Return inode, mtime in ns and size of each file that the configuration names."""
-    state = []
-    # Not a token file, which is read again by time.
-    for path in (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert):
-        try:
-            found = os.stat(path) if path else None
-        except OSError:  # the file is being replaced
-            found = None
-        state.append((found.st_ino, found.st_mtime_ns, found.st_size) if found else ())
-    return tuple(state)

@@ -110,9 +110,10 @@ class RequestObserver(Protocol):
 class Client:
     """Requests to one of several equivalent API servers, from any thread.
 
-    `load` reads the credentials. It is called again when a certificate or key file has changed on
-    disk, and when the server responds 401. After a 5xx response the next request goes to the next
-    server; the failed request is not repeated here. Raises UsageError from `load`.
+    `load` reads the credentials, and without `hosts` the server too. It is called again when a file
+    that it read has changed, and when the server responds 401. After a 5xx response the next
+    request goes to the next server; the failed request is not repeated here. Raises UsageError from
+    `load`.
     """
 
     def __init__(
@@ -127,14 +128,18 @@ class Client:
         # Weak, because urllib3 drops connections without a callback. The lock guards it, because an
         # iteration fails if another thread adds an element.
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._reloading = threading.Lock()
         self._reload_error = ""
         self._servers: set[Backend] = set()
         self.clock_offset = 0.0
         """Seconds that the server's clock was ahead of this one at its last response."""
-        access = load()
-        # Before `_set`, which needs the number of servers.
-        self.hosts = tuple(host.rstrip("/") for host in hosts or (access.host,))
+        self._given = tuple(host.rstrip("/") for host in hosts)
+        self.hosts = self._given
+        self.moves = 0
+        """How often `load` has returned another server: its versions may be of another history."""
         self._current = 0
+        access = load()
+        self._access, self._files = access, access.files
         self._set(access)
 
     def get(
@@ -178,6 +183,19 @@ class Client:
         with self._lock:
             return frozenset(self._servers)
 
+    def follow_files(self) -> None:
+        """Break all connections if a file of the credentials has changed since the last call.
+
+        The next request of each thread then reads the files and goes to the server that they name.
+        Without this, a watch would stay at the previous server for minutes. Any thread; does not
+        block for long.
+        """
+        # Another thread may have read them already, so these are not the states of `_access`.
+        files = self._access.files_now()
+        if files != self._files:
+            self._files = files
+            self.interrupt()
+
     def interrupt(self) -> None:
         """Shut all connections down: requests in any thread raise UnreachableError."""
         with self._lock:
@@ -195,7 +213,10 @@ class Client:
     ) -> BaseHTTPResponse:
         # Client certificates are part of the TLS handshake, so new ones need a new pool.
         if self._access.is_outdated():
-            self._reload()
+            with self._reloading:
+                # Another thread may have read them meanwhile.
+                if self._access.is_outdated():
+                    self._reload()
         response = self._send_to_any(method, target, body, timeout)
         # The credentials on disk may be newer. Only once: a second 401 is the result.
         if response.status == 401 and self._reload():
@@ -279,6 +300,11 @@ class Client:
         return True
 
     def _set(self, access: Access) -> None:
+        hosts = self._given or (access.host.rstrip("/"),)
+        if self.hosts and hosts != self.hosts:
+            log.info("the API server is %s now, as the kubeconfig says", hosts[0])
+            self.moves += 1
+        self.hosts = hosts
         # urllib3 hides a request's socket until the head of the response has been read, but
         # `interrupt` must reach it before that too.
         head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf

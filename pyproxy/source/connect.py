@@ -13,7 +13,7 @@ from kubernetes.client import Configuration
 
 from pyproxy.errors import UsageError
 from pyproxy.redaction import without_userinfo
-from pyproxy.source.access import Access, split_userinfo
+from pyproxy.source.access import Access, FileState, file_state, split_userinfo
 from pyproxy.source.client import Client, RequestObserver
 from pyproxy.source.credentials import Credentials, StaticCredentials, TokenFile
 from pyproxy.source.http_proxy import proxy_for
@@ -61,7 +61,9 @@ def _from_file(path: str, hosts: tuple[str, ...]) -> Access:
     # A pod with a service account needs neither this module nor exec plugins.
     from pyproxy.source import kubeconfig  # noqa: PLC0415
 
-    return _access(*kubeconfig.load(path, hosts), hosts)
+    # First, so that a change while the file is read is noticed later.
+    state = file_state(path)
+    return _access(*kubeconfig.load(path, hosts), hosts, state)
 
 
 def _from_pod() -> Access:
@@ -87,7 +89,10 @@ def _plain() -> Configuration:
 
 
 def _access(
-    configuration: Configuration, credentials: Credentials, hosts: tuple[str, ...]
+    configuration: Configuration,
+    credentials: Credentials,
+    hosts: tuple[str, ...],
+    state: FileState | None = None,
 ) -> Access:
     """Take user and password out of the server's URL; as in Go, other credentials go first."""
     url, header = split_userinfo(hosts[0] if hosts else configuration.host)
@@ -96,4 +101,4 @@ def _access(
     configuration.proxy = configuration.proxy or proxy_for(url, os.environ)
     if header and isinstance(credentials, StaticCredentials) and not credentials.authorization():
         credentials = StaticCredentials(header)
-    return Access(configuration, credentials)
+    return Access(configuration, credentials, state)

@@ -84,6 +84,8 @@ class Reflector:
         self._context = context
         self._pacing = RequestPacing(context.random, context.clock.now())
         self._version = ""  # empty: list first
+        # The client's count of moves when the list began.
+        self._moves = context.client.moves
         self._mode = ListMode()
         # Whether the last watch failed after its head, so that a good head proves nothing.
         self._suspect = False
@@ -98,6 +100,8 @@ class Reflector:
         while not stopping.is_set():
             self._pacing.begin(clock.now())
             watching = bool(self._version) or self._mode.streaming
+            if not self._version:
+                self._moves = self._context.client.moves
             failed: SourceError | None = None
             try:
                 if watching:
@@ -306,6 +310,10 @@ class Reflector:
             if error.status == 410:
                 raise GoneError(str(error)) from error
             raise
+        # A version of another cluster, or of a restored one, means nothing to this server.
+        if client.moves != self._moves:
+            response.close()
+            raise GoneError(f"the server is {client.host} now")
         content_type = response.headers.get("Content-Type", "")
         # An HTTP proxy on the way may respond 200 with a page of HTML.
         if "json" not in content_type:

@@ -18,7 +18,7 @@ from pyproxy.source.connect import connect
 from tests.chaos.objects import numbered_service, numbered_slice
 from tests.chaos.table_agent import TableAgent, api_server
 from tests.source.kubeconfigs import exec_plugin, kubeconfig, write
-from tests.source.scripted import Exchange, Pace, Server, quiet, serving
+from tests.source.scripted import NODES, Exchange, Pace, Server, quiet, serving
 from tests.waiting import until
 
 # From a folder and a server's URL: a kubeconfig's path and a function that replaces its token.
@@ -193,7 +193,9 @@ def _short(exchange: Exchange) -> None:
         exchange.close_connection = True
     elif exchange.query.get("watch"):
         exchange.begin()
-        exchange.events([_end()])
+        # The first commit waits for the Node.
+        here = [("ADDED", {"metadata": {"name": "node-a"}})] if exchange.route == NODES else []
+        exchange.events([*here, _end()])
         exchange.end()
         exchange.close_connection = True
     else:
