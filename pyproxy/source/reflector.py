@@ -24,7 +24,13 @@ from pyproxy.errors import SourceError
 from pyproxy.model.events import Event
 from pyproxy.model.objects import ObjectName
 from pyproxy.source import stream, wire
-from pyproxy.source.body import LARGEST_PAGE, TooLargeError, read_body
+from pyproxy.source.body import (
+    LARGEST_PAGE,
+    Progress,
+    TooLargeError,
+    TooSlowError,
+    read_body,
+)
 from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.list_mode import ListMode
 from pyproxy.source.object_events import ObjectEvents, Resource
@@ -150,9 +156,10 @@ class Reflector:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             silence = min(context.silence, LISTING_SILENCE)
             with closing(self._get(query, silence)) as response:
-                self._list_stream(self._lines(response))
+                progress = Progress(context.clock.now())
+                self._list_stream(self._lines(response, progress), progress)
 
-    def _list_stream(self, lines: Iterator[memoryview]) -> None:
+    def _list_stream(self, lines: Iterator[memoryview], progress: Progress) -> None:
         """Read a streaming list up to its closing bookmark, then the changes that follow it."""
         self._mode.stream_began()
         names: set[ObjectName] = set()
@@ -167,6 +174,7 @@ class Reflector:
                     self._mode.streaming = False
                     raise ConnectionLostError("a bookmark within a streaming list: using pages")
                 self._mode.stream_completed()
+                progress.complete()
                 self._list_complete(names, meta.resource_version)
                 break
             self._apply(event, names)
@@ -208,7 +216,7 @@ class Reflector:
     def _read_page(self, query: dict[str, str]) -> wire.ObjectList:
         with closing(self._get(query, self._context.silence)) as response:
             try:
-                data = read_body(response, LARGEST_PAGE)
+                data = read_body(response, LARGEST_PAGE, self._context.clock.now)
             except (HTTPError, OSError) as error:
                 raise ConnectionLostError(f"connection lost in a list: {error}") from error
         self.last_read = self._context.clock.now()
@@ -295,7 +303,7 @@ class Reflector:
         if unusable or status in _WRONG_VERSION:
             self._version = ""
             self._mode.require_newest()
-        self._suspect = unusable or isinstance(error, ConnectionLostError)
+        self._suspect = unusable or isinstance(error, ConnectionLostError | TooSlowError)
         self._context.outages.failed(kind, error)
 
     def _get(self, query: dict[str, str], silence: float) -> BaseHTTPResponse:
@@ -324,16 +332,19 @@ class Reflector:
             raise MalformedResponseError(message)
         return response
 
-    def _lines(self, response: BaseHTTPResponse) -> Iterator[memoryview]:
+    def _lines(
+        self, response: BaseHTTPResponse, progress: Progress | None = None
+    ) -> Iterator[memoryview]:
         """Yield the lines of a watch as they arrive, until the watch ends or falls silent.
 
         Silence ends a watch because a half-open connection looks the same, even when a middlebox
         acknowledges for a dead server. A restart from the last version costs one request.
-        Raises ConnectionLostError if the connection breaks or ends within a line.
+        Raises ConnectionLostError if the connection breaks or ends within a line, and TooSlowError
+        if a list makes no `progress`.
         """
-        return stream.lines(self._chunks(response))
+        return stream.lines(self._chunks(response, progress))
 
-    def _chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
+    def _chunks(self, response: BaseHTTPResponse, progress: Progress | None) -> Iterator[bytes]:
         while True:
             try:
                 # read1 returns the bytes that have arrived; read would wait for all of _READ_SIZE.
@@ -347,4 +358,6 @@ class Reflector:
                 return
             # Taken before decoding, so that the latency of a change includes it.
             self.last_read = self._context.clock.now()
+            if progress is not None:
+                progress.received(len(chunk), self.last_read)
             yield chunk

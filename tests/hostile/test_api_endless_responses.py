@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
+import time
 import tracemalloc
 from collections.abc import Callable
 
@@ -22,6 +24,7 @@ from pyproxy.source.client import ApiStatusError
 from tests.source.scripted import (
     SERVICES,
     Exchange,
+    Pace,
     a_service,
     client_of,
     end_of_list,
@@ -209,3 +212,54 @@ def test_lists_without_an_end(caplog: pytest.LogCaptureFixture) -> None:
     with serving(services(script)) as server, following(server.url):
         until(lambda: server.requests_for(SERVICES, limit="500")[5:])
     assert "an empty page within a list" in caplog.text
+
+
+class Jumping(Pace):
+    """A clock that jumps ten seconds with each byte that a server sends."""
+
+    time = 1_000.0
+
+    def now(self) -> float:
+        return self.time
+
+
+@pytest.mark.parametrize("streaming", [True, False], ids=["streaming list", "page"])
+def test_a_list_of_which_a_byte_arrives_now_and_then_is_given_up(
+    streaming: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, dripped = Jumping(), list[int]()
+
+    def drip(exchange: Exchange) -> None:
+        dripped.append(0)
+        exchange.begin()
+        with contextlib.suppress(OSError):
+            while dripped[-1] < 1_000:
+                exchange.chunk(b"\n" if streaming else b" ")
+                clock.time += 10
+                dripped[-1] += 1
+                # So that the client reads a byte at a time.
+                time.sleep(0.005)
+        exchange.close_connection = True
+
+    def script(exchange: Exchange) -> None:
+        query = exchange.query
+        is_list = "sendInitialEvents" in query if streaming else "watch" not in query
+        if is_list and len(dripped) < 2:
+            drip(exchange)
+        elif is_list and streaming:
+            exchange.begin()
+            exchange.events([("ADDED", a_service("a")), end_of_list("5")])
+            exchange.hold()
+        elif "watch" in query:
+            exchange.fail(422) if "sendInitialEvents" in query else exchange.hold()
+        else:
+            exchange.respond(listed(SERVICES, [a_service("a")], "5"))
+
+    with (
+        serving(services(script)) as server,
+        following(server.url, clock=clock) as (recorder, _),
+    ):
+        assert recorder.until(lambda seen: "=a" in seen, 30) == ["+a", "=a"]
+    # 60 s, and what the client reads late.
+    assert max(dripped[:2]) < 500
+    assert "bytes of a list within" in caplog.text
