@@ -42,7 +42,7 @@ RUN apt-get update -q \
 COPY --from=build /opt/pyproxy /opt/pyproxy
 COPY deploy/image/sbom.py /tmp/
 # kops' manifest starts kube-proxy with it.
-COPY --chmod=0755 deploy/image/go_runner.py /go-runner
+COPY deploy/image/go_runner.py /go-runner
 # kubeadm's DaemonSet calls /usr/local/bin/kube-proxy.
 RUN ln -s /opt/pyproxy/bin/pyproxy /opt/pyproxy/bin/kube-proxy /usr/local/bin/ \
     && /opt/pyproxy/bin/python /tmp/sbom.py >/usr/share/sbom.cdx.json \
