@@ -23,7 +23,7 @@ from pyproxy.source import kubernetes
 from pyproxy.source.retry import SystemClock
 from tests.chaos.objects import delete_numbered, numbered_service, numbered_slice
 from tests.chaos.table_agent import agent, api_server
-from tests.source.scripted import Exchange, Pace, Server, quiet, serving
+from tests.source.scripted import NODES, Exchange, Pace, Server, listed, quiet, serving
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "429 with Retry-After": (ErrorStatus(429, 2),),
@@ -183,6 +183,9 @@ def test_paged_lists_are_read_from_the_servers_cache() -> None:
     def script(exchange: Exchange) -> None:
         if exchange.query.get("sendInitialEvents"):
             exchange.fail(422)
+        elif exchange.route == NODES and not exchange.query.get("watch"):
+            # The first commit waits for the Node.
+            exchange.respond(listed(NODES, [{"metadata": {"name": "node-a"}}]))
         else:
             quiet(exchange)
 
