@@ -35,12 +35,17 @@ _COMMANDS_GROUP = "pyproxy.commands"
 """Each entry point of this group is a module with `add_arguments(parser)` and `run(namespace)`."""
 
 
+KUBE_PROXY_FLAGS = ("--takeover", "--proxy-mode=")
+"""The flags that the command `kube-proxy` has by default. Without a mode, node ports are on the
+addresses of kube-proxy's default mode."""
+
+
 def kube_proxy(argv: Sequence[str] | None = None) -> int:
     """Run the command `kube-proxy`, which has the flags of `pyproxy run` and no subcommands.
 
     An installation under that name replaces kube-proxy, so `--takeover` is the default.
     """
-    return main(["run", "--takeover", *(sys.argv[1:] if argv is None else argv)])
+    return main(["run", *KUBE_PROXY_FLAGS, *(sys.argv[1:] if argv is None else argv)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

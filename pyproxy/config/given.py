@@ -110,9 +110,8 @@ class Given:
     def alone(self) -> Given:
         """Add the defaults of the mode; only for a command line without a file."""
         texts = dict(self._texts)
-        mode = self[flags.PROXY_MODE].value
         localhost = self[flags.IPTABLES_LOCALHOST_NODEPORTS]
-        addresses = modes.node_port_addresses(mode, localhost=localhost)
+        addresses = modes.node_port_addresses(self.text(flags.PROXY_MODE), localhost=localhost)
         if addresses and not texts.get(flags.NODEPORT_ADDRESSES.name):
             texts[flags.NODEPORT_ADDRESSES.name] = addresses
         for port, address in flags.PORTS:

@@ -120,12 +120,14 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         for name in (
             "--add-dir-header",
             "--alsologtostderr",
-            "--cleanup-ipvs",
-            "--logtostderr",
             "--one-output",
             "--skip-headers",
             "--skip-log-headers",
         )
+    ),
+    *(
+        _no_effect(name, values.boolean, _REMOVED, "true")
+        for name in ("--cleanup-ipvs", "--logtostderr")
     ),
     *(
         _no_effect(name, values.text, _REMOVED)

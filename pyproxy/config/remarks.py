@@ -26,10 +26,15 @@ def remarks(
         yield from _about_file(flagged, configuration, file)
     reasons = {entry.flag.name: entry.reason for entry in NO_EFFECT}
     reasons |= {flag.name: _instead(mode) for flag in FLAGS if mode not in flag.modes}
+    if not given.text(flags.PROXY_MODE):
+        # Without a mode, this flag selects the default addresses of node ports.
+        del reasons[flags.IPTABLES_LOCALHOST_NODEPORTS.name]
     idle = [
         (flag.name, reasons[flag.name])
         for flag in FLAGS
-        if flag.name in reasons and flagged.has(flag) and (not file or wins_over_file(flag))
+        if flag.name in reasons
+        and flagged[flag] != flag.read(flag.default)
+        and (not file or wins_over_file(flag))
     ]
     if idle:
         yield f"flags without effect: {_by_reason(idle)}"
@@ -44,7 +49,14 @@ def remarks(
 
 
 def _about_file(flagged: Given, configuration: KubeProxyConfiguration, file: str) -> Iterator[str]:
-    covered = [flag.name for flag in FLAGS if flagged.has(flag) and not wins_over_file(flag)]
+    covered = [
+        flag.name
+        for flag in FLAGS
+        # The command kube-proxy sets an empty mode itself.
+        if flagged.has(flag)
+        and not wins_over_file(flag)
+        and (flagged.text(flag) or flag is not flags.PROXY_MODE)
+    ]
     if covered:
         yield f"flags without effect: {', '.join(covered)} (the file of --config counts instead)"
     idle = list(_idle_fields(configuration))

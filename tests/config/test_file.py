@@ -453,10 +453,10 @@ def test_a_merged_mapping_gives_way_to_the_fields_beside_it(written: Written) ->
 
 
 def test_many_unknown_fields_are_counted(written: Written) -> None:
-    path = written("".join(f"field{number}: 1\n" for number in range(60_000)))
+    path = written("".join(f"field{number}: 1\n" for number in range(20_000)))
     *named, last = parse(f"--config={path}").remarks
     assert len(named) == 20
-    assert last == f"--config {path}: 59,980 more unknown or repeated fields are ignored"
+    assert last == f"--config {path}: 19,980 more unknown or repeated fields are ignored"
 
 
 @pytest.mark.parametrize("text", ["x: " + "[" * 100_000, "- " * 100_000, "x: " + "{a: " * 5000])

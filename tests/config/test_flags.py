@@ -204,6 +204,16 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
         (["--proxy-mode=ipvs"], "mode", ProxyMode.IPVS),
         (["--proxy-mode="], "mode", ProxyMode.NFTABLES),
         (
+            ["--proxy-mode="],
+            "node_ports",
+            NodePorts(primary=False, everywhere=True, localhost=True),
+        ),
+        (
+            ["--proxy-mode=", "--iptables-localhost-nodeports=false"],
+            "node_ports",
+            NodePorts(primary=False, everywhere=True),
+        ),
+        (
             ["--proxy-mode=iptables"],
             "node_ports",
             NodePorts(primary=False, everywhere=True, localhost=True),
@@ -282,12 +292,13 @@ def test_a_boolean_does_not_take_the_next_argument() -> None:
 
 
 def test_flags_in_vain_are_named_once_by_reason() -> None:
-    settings = parse("--ipvs-scheduler=rr", "--ipvs-strict-arp", "--profiling", "--v=1")
+    settings = parse("--ipvs-scheduler=lc", "--ipvs-strict-arp", "--profiling", "--v=1")
     assert settings.remarks == (
         "flags without effect: --ipvs-scheduler, --ipvs-strict-arp (the mode is nftables); "
         "--profiling (pyproxy has no profiling pages)",
     )
-    assert parse("--v=1").remarks == ()
+    assert parse("--v=1", "--profiling=false", "--ipvs-scheduler=rr").remarks == ()
+    assert parse("--proxy-mode=", "--iptables-localhost-nodeports=false").remarks == ()
 
 
 def test_deprecated_flags_are_named() -> None:
@@ -312,7 +323,7 @@ def test_a_file_counts_instead_of_deprecated_flags(tmp_path: Path) -> None:
 def test_flags_of_older_kube_proxies_are_named_once() -> None:
     settings = parse(
         *("--logtostderr=false", "--alsologtostderr", "--log-file=/var/log/kube-proxy.log"),
-        *("--resource-container=", "--stderrthreshold=INFO", "--v=2"),
+        *("--resource-container=/kube-proxy", "--stderrthreshold=INFO", "--v=2"),
     )
     assert settings.remarks == (
         "flags without effect: --alsologtostderr, --log-file, --logtostderr, --resource-container, "
