@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,7 +19,8 @@ from pyproxy.agent.config_rules import (
 )
 from pyproxy.agent.sources import Source
 from pyproxy.config.settings import Settings
-from pyproxy.model.address import Backend, Family, backend, family_of
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.model.address import Address, Backend, Family, backend, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.objects import ObjectName, Service
 from pyproxy.source.client import Client
@@ -68,12 +69,12 @@ class ConfigChecks(Collector):
             elif name == self._owner:
                 self._owner = None
 
-    def check(self, cluster_state: ClusterState) -> None:
+    def check(self, cluster_state: ClusterState, node: NodeRouting) -> None:
         """Check everything again.
 
         Takes constant time, except after a change of the API servers' addresses. Does not block.
         """
-        before, found = self._problems, self.find(cluster_state)
+        before, found = self._problems, self.find(cluster_state, node)
         # The source logs its own.
         of_source = self._source.problems()
         for each in found:
@@ -97,11 +98,16 @@ class ConfigChecks(Collector):
             gauge.add_metric((topic.value,), float(topic in present))
         yield gauge
 
-    def find(self, cluster_state: ClusterState) -> tuple[ConfigProblem, ...]:
-        """Return the present mistakes, and log none. Takes constant time; does not block."""
-        return tuple(self._find(cluster_state))
+    def find(self, cluster_state: ClusterState, node: NodeRouting) -> tuple[ConfigProblem, ...]:
+        """Return the present mistakes as `check` does, and log none.
 
-    def _find(self, cluster_state: ClusterState) -> Iterator[ConfigProblem]:
+        `node` is the node's part in the last sync.
+        """
+        return tuple(self._find(cluster_state, node.reserved.local))
+
+    def _find(
+        self, cluster_state: ClusterState, local: Collection[Address]
+    ) -> Iterator[ConfigProblem]:
         if self._client is not None:
             yield from self._of_client(self._client, cluster_state)
         yield from self._source.problems()
@@ -110,7 +116,8 @@ class ConfigChecks(Collector):
         node = cluster_state.node
         # A folder of manifests need not have a Node.
         if node is not None or not self._settings.manifests:
-            yield from node_problems(self._settings, node, self._source.node_names())
+            names = self._source.node_names()
+            yield from node_problems(self._settings, node, names, local, self._families)
         yield from cidr_problems(self._settings, node, self._families)
 
     def _of_client(self, client: Client, cluster_state: ClusterState) -> Iterator[ConfigProblem]:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pyproxy.config.settings import LocalMode, Settings
 from pyproxy.inspect.humanize import duration
-from pyproxy.model.address import Family, family_of
+from pyproxy.model.address import Address, Family, address_text, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.objects import Node, ObjectName
 
@@ -17,6 +17,8 @@ CLOCK_TOLERANCE = 60.0
 
 _SERVICE = ObjectName("default", "kubernetes")
 _SERVICE_NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
+# kube-proxy's words, which people search for.
+_INCOMPLETE = "configuration may be incomplete or incorrect"
 _NEAREST = 3
 _SIMILAR = 0.6
 """difflib's ratio from which one name is taken for a misspelling of another."""
@@ -32,19 +34,37 @@ def nearest(name: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def node_problems(
-    settings: Settings, node: Node | None, names: Collection[str]
+    settings: Settings,
+    node: Node | None,
+    names: Collection[str],
+    local: Collection[Address],
+    service_families: Collection[Family],
 ) -> Iterator[ConfigProblem]:
-    """Yield what is wrong with the Node; `names` are those of some Nodes of the cluster.
+    """Yield what is wrong with the Node.
 
-    They matter only without a Node. An empty `names` means that they are unknown.
+    `names` are those of some Nodes of the cluster, which matter only without a Node. `local` are
+    the addresses of this machine. Both are empty if they are unknown. `service_families` are those
+    of the cluster IPs.
     """
     if node is None:
         yield _not_found(settings.node_name, names)
-    elif settings.local_traffic.mode is LocalMode.NODE_CIDR and not node.pod_networks:
+        return
+    if local and node.addresses and not any(each in local for each in node.addresses):
+        addresses = ", ".join(map(address_text, node.addresses))
+        yield ConfigProblem(
+            ConfigTopic.NODE_ADDRESSES_ELSEWHERE,
+            f"this machine has none of the addresses of Node {node.name} ({addresses})",
+            "check that --hostname-override is the name of this node, and not of another one",
+        )
+    if settings.local_traffic.mode is not LocalMode.NODE_CIDR:
+        return
+    lacking = set(service_families) - {network.family for network in node.pod_networks}
+    for family in (None,) if not node.pod_networks else _in_order(lacking):
+        kind = f"{family.label} network in " if family else ""
         yield ConfigProblem(
             ConfigTopic.NODE_WITHOUT_POD_NETWORKS,
-            "configuration may be incomplete or incorrect: detectLocalMode is NodeCIDR, and Node "
-            f"{node.name} has no spec.podCIDRs{_effect(settings)}",
+            f"{_INCOMPLETE}: detectLocalMode is NodeCIDR, and Node {node.name} has no "
+            f"{kind}spec.podCIDRs{_effect(settings, family)}",
             "have the controller manager allocate them (--allocate-node-cidrs), or choose another "
             "--detect-local-mode",
         )
@@ -82,11 +102,10 @@ def cidr_problems(
     if settings.local_traffic.mode is not LocalMode.CLUSTER_CIDR:
         return
     networks = settings.local_traffic.cluster_networks
-    incomplete = "configuration may be incomplete or incorrect"
     if not networks:
         yield ConfigProblem(
             ConfigTopic.CLUSTER_CIDR_MISSING,
-            f"{incomplete}: detectLocalMode is ClusterCIDR, and clusterCIDR is not set"
+            f"{_INCOMPLETE}: detectLocalMode is ClusterCIDR, and clusterCIDR is not set"
             f"{_effect(settings)}",
             "set --cluster-cidr to the pod networks of the cluster, or choose another "
             "--detect-local-mode",
@@ -98,10 +117,10 @@ def cidr_problems(
         used |= {network.family for network in node.pod_networks}
         # A node with addresses of both families may be in a cluster that uses only the first.
         used |= {family_of(address) for address in node.addresses[:1]}
-    for family in sorted(used - given, key=lambda each: each.label):
+    for family in _in_order(used - given):
         yield ConfigProblem(
             ConfigTopic.CLUSTER_CIDR_FAMILY,
-            f"{incomplete}: the cluster uses {family.label}, and clusterCIDR "
+            f"{_INCOMPLETE}: the cluster uses {family.label}, and clusterCIDR "
             f"{','.join(map(str, networks))} has no {family.label} network"
             f"{_effect(settings, family)}",
             f"add the {family.label} pod network of the cluster to --cluster-cidr",
@@ -146,6 +165,10 @@ def clock_problem(offset: float) -> ConfigProblem | None:
         "synchronize it, for example with chrony: the validity of certificates and tokens is "
         "checked against it",
     )
+
+
+def _in_order(families: Collection[Family]) -> list[Family]:
+    return sorted(families, key=lambda each: each.label)
 
 
 def _effect(settings: Settings, family: Family | None = None) -> str:

@@ -171,7 +171,7 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
         time.time,
         time.time(),
         partial(_table_usage, settings),
-        partial(checks.find, agent.cluster_state),
+        lambda: checks.find(agent.cluster_state, agent.node_routing),
     )
     return AgentInspector(agent, programmed, about, _run)
 

@@ -179,7 +179,7 @@ def _serve(
             refusals.check()
             agent.tick()
             agent.audit()
-            config_checks.check(agent.cluster_state)
+            config_checks.check(agent.cluster_state, agent.node_routing)
             logs.LIMITER.report()
             if addresses.changed() or agent.api_servers != servers_of(client):
                 agent.addresses_changed()

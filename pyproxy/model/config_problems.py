@@ -16,6 +16,7 @@ class ConfigTopic(enum.Enum):
 
     NODE_NOT_FOUND = "node_not_found"
     NODE_WITHOUT_POD_NETWORKS = "node_without_pod_networks"
+    NODE_ADDRESSES_ELSEWHERE = "node_addresses_elsewhere"
     CLUSTER_CIDR_MISSING = "cluster_cidr_missing"
     CLUSTER_CIDR_FAMILY = "cluster_cidr_family"
     API_UNREACHABLE = "api_server_unreachable"

@@ -20,6 +20,7 @@ from pyproxy.agent.config_rules import (
 )
 from pyproxy.agent.node_wait import NODE_WAIT, FirstCommit, NodeWait
 from pyproxy.config.settings import LocalMode, LocalTraffic, Masquerade, Settings
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import Family, Port, Protocol, parse_address, parse_network
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.events import Synced
@@ -34,6 +35,7 @@ NODES = ("node-a", "node-b", "node-c.example.com", "gpu-7")
 SERVED = Settings(
     HOSTNAME, local_traffic=LocalTraffic(cluster_networks=(parse_network("10.244.0.0/16"),))
 )
+HERE = NodeRouting()
 V4, V6 = Family.IPV4, Family.IPV6
 
 
@@ -84,21 +86,40 @@ def test_nearest_names(name: str, expected: list[str]) -> None:
     ],
 )
 def test_a_missing_node(name: str, names: tuple[str, ...], fix: str) -> None:
-    (found,) = node_problems(Settings(name), None, names)
+    (found,) = node_problems(Settings(name), None, names, (), ())
     assert found.topic is ConfigTopic.NODE_NOT_FOUND
     assert found.message == f"the cluster has no Node {name}"
     assert fix in found.fix
-    assert not list(node_problems(Settings(HOSTNAME), NODE, ()))
+    assert not list(node_problems(Settings(HOSTNAME), NODE, (), (), ()))
 
 
 @pytest.mark.parametrize("mode", LocalMode)
 def test_a_node_without_pod_networks(mode: LocalMode) -> None:
     bare = msgspec.structs.replace(NODE, pod_networks=())
     settings = Settings(HOSTNAME, local_traffic=LocalTraffic(mode))
-    found = [each.topic for each in node_problems(settings, bare, ())]
+    found = [each.topic for each in node_problems(settings, bare, (), (), {V4, V6})]
     wanted = [ConfigTopic.NODE_WITHOUT_POD_NETWORKS] if mode is LocalMode.NODE_CIDR else []
     assert found == wanted
-    assert not list(node_problems(settings, NODE, ()))
+    assert not list(node_problems(settings, NODE, (), (), {V4}))
+    one = [each.message for each in node_problems(settings, NODE, (), (), {V4, V6})]
+    assert len(one) == len(wanted)
+    assert all("has no IPv6 network in spec.podCIDRs, so that IPv6 conn" in each for each in one)
+
+
+@pytest.mark.parametrize(
+    ("local", "expected"),
+    [
+        ((), 0),
+        (("172.30.0.11", "127.0.0.1"), 0),
+        (("fd30::11",), 0),
+        (("172.30.0.12", "127.0.0.1"), 1),
+    ],
+)
+def test_a_node_whose_addresses_are_elsewhere(local: tuple[str, ...], expected: int) -> None:
+    here = tuple(map(parse_address, local))
+    found = list(node_problems(SERVED, NODE, (), here, ()))
+    assert [each.topic for each in found] == [ConfigTopic.NODE_ADDRESSES_ELSEWHERE] * expected
+    assert not list(node_problems(SERVED, Node(HOSTNAME), (), here, ()))
 
 
 def with_addresses(*texts: str, pods: Iterable[str] = ()) -> Node:
@@ -156,12 +177,12 @@ def test_each_is_logged_once_and_in_the_metric(caplog: pytest.LogCaptureFixture)
     checks = ConfigChecks(Settings(HOSTNAME), source, None)
     stage.metrics.register(checks)
     state = stage.agent.cluster_state
-    checks.check(state)
+    checks.check(state, HERE)
     assert not caplog.messages
     for kind in Kind:
         stage.agent.handle_event(Synced(kind, frozenset()))
-    checks.check(state)
-    checks.check(state)
+    checks.check(state, HERE)
+    checks.check(state, HERE)
     assert [line.partition(": ")[0] for line in caplog.messages] == [
         "configuration problem node_not_found",
         "configuration problem cluster_cidr_missing",
@@ -171,7 +192,7 @@ def test_each_is_logged_once_and_in_the_metric(caplog: pytest.LogCaptureFixture)
     assert found[f'{metric}{{problem="node_not_found"}}'] == 1
     assert found[f'{metric}{{problem="cluster_cidr_family"}}'] == 0
     stage.handle_event(NODE)
-    checks.check(state)
+    checks.check(state, HERE)
     assert caplog.messages[2:] == ["configuration problem node_not_found is solved"]
     assert [each.topic for each in checks.problems()] == [ConfigTopic.CLUSTER_CIDR_MISSING]
 
@@ -182,7 +203,9 @@ def test_a_folder_of_manifests_needs_no_node() -> None:
     stage = Stage(manifests="/manifests")
     for kind in Kind:
         stage.agent.handle_event(Synced(kind, frozenset()))
-    assert not ConfigChecks(settings, FakeSource(), None).find(stage.agent.cluster_state)
+    assert not ConfigChecks(settings, FakeSource(), None).find(
+        stage.agent.cluster_state, NodeRouting()
+    )
     assert stage.is_due()
 
 
@@ -216,7 +239,7 @@ def test_an_api_server_that_is_reached_by_a_service() -> None:
         client = client_of(server.url)
         checks = ConfigChecks(SERVED, source, client)
         client.get(NODES_PATH, {}, 5).close()
-        assert not checks.find(stage.agent.cluster_state)
+        assert not checks.find(stage.agent.cluster_state, HERE)
         address, port = parse_address("127.0.0.1"), Port(server.server_port)
         ports = (ServicePort("https", Protocol.TCP, port, Port(0)),)
         api = msgspec.structs.replace(service("api", 1), ports=ports, cluster_ips=(address,))
@@ -225,12 +248,12 @@ def test_an_api_server_that_is_reached_by_a_service() -> None:
         checks.committed(stage.recorder.commits[-1], state)
         late = ConfigChecks(SERVED, source, client)
         for each in (checks, late):
-            (found,) = each.find(state)
+            (found,) = each.find(state, HERE)
             assert found.topic is ConfigTopic.API_SERVER_IS_SERVICE
         stage.handle_event(msgspec.structs.replace(api, cluster_ips=service("api", 1).cluster_ips))
         stage.settle()
         checks.committed(stage.recorder.commits[-1], state)
-        assert not checks.find(state)
+        assert not checks.find(state, HERE)
 
 
 @pytest.mark.parametrize(
@@ -260,12 +283,12 @@ def test_the_clock_is_that_of_responses(caplog: pytest.LogCaptureFixture) -> Non
             ahead = offset
             client.get("/version", {}, 5).close()
             client.get("/odd", {}, 5).close()
-            checks.check(state)
+            checks.check(state, HERE)
         assert [each.topic for each in checks.problems()] == [ConfigTopic.CLOCK_SKEW]
         assert len(caplog.messages) == 1
         ahead = 0.0
         client.get("/version", {}, 5).close()
-        checks.check(state)
+        checks.check(state, HERE)
     assert not checks.problems()
 
 
@@ -273,7 +296,7 @@ def test_what_the_source_has_logged_is_not_logged_again(caplog: pytest.LogCaptur
     source = FakeSource()
     source.failing = (ConfigProblem(ConfigTopic.API_FORBIDDEN, "403", "bind it"),)
     checks = ConfigChecks(SERVED, source, None)
-    checks.check(Stage().agent.cluster_state)
+    checks.check(Stage().agent.cluster_state, HERE)
     assert checks.problems() == source.failing
     assert not caplog.messages
 
@@ -285,13 +308,13 @@ def test_families_are_those_of_the_services() -> None:
     stage.begin(service("web", 1), endpoint_slice("web", ["10.244.1.5"]))
     state = stage.agent.cluster_state
     checks.committed(stage.recorder.commits[-1], state)
-    assert not checks.find(state)
+    assert not checks.find(state, HERE)
     stage.handle_event(
         msgspec.structs.replace(service("six", 2), cluster_ips=(parse_address("fd96::1"),))
     )
     stage.settle()
     checks.committed(stage.recorder.commits[-1], state)
-    assert [each.topic for each in checks.find(state)] == [ConfigTopic.CLUSTER_CIDR_FAMILY]
+    assert [each.topic for each in checks.find(state, HERE)] == [ConfigTopic.CLUSTER_CIDR_FAMILY]
 
 
 class TestFirstSync:

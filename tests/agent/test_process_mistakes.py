@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyproxy_lab.topology import API_ADDRESS
 
 from tests.agent.live import Process, Stage, addresses, endpoint_slice, node, service
 
@@ -67,3 +68,28 @@ def test_a_wrong_cluster_cidr(
             assert "configuration may be incomplete or incorrect" in agent.said()
             assert "serving node node-a in nftables mode: 2 services, " in agent.said()
             assert stage.health() == 200
+
+
+def test_a_name_of_another_node(stage: Stage, tmp_path: Path) -> None:
+    other: dict[str, Any] = node(stage.network)
+    other["metadata"]["name"] = "node-b"
+    other["status"]["addresses"] = [{"type": "InternalIP", "address": "172.30.0.12"}]
+    with stage.server() as server:
+        server.load([*OBJECTS, other])
+        with stage.agent(server.url, "--hostname-override=node-b") as agent:
+            text = "this machine has none of the addresses of Node node-b (172.30.0.12)"
+            named(stage, tmp_path, agent, "node_addresses_elsewhere", text)
+
+
+def test_a_wrong_port_of_the_api_server(stage: Stage, tmp_path: Path) -> None:
+    with stage.agent(f"http://{API_ADDRESS}:1") as agent:
+        agent.does(lambda: problem(stage, "api_server_unreachable") == 1, "the metric")
+        assert stage.health() == 503
+        socket = f"--inspect-socket={tmp_path}/na.sock"
+        out = stage.run("status", socket).stdout
+        assert "api_server_unreachable" in out
+        assert "Connection refused" in out
+        said = agent.said()
+        assert said.count("Connection refused") == 1
+        assert "check the server's address in the kubeconfig or --master" in said
+        assert "Traceback" not in said
