@@ -45,6 +45,7 @@ COPY deploy/image/sbom.py /tmp/
 COPY deploy/image/go_runner.py /go-runner
 # kubeadm's DaemonSet calls /usr/local/bin/kube-proxy.
 RUN ln -s /opt/pyproxy/bin/pyproxy /opt/pyproxy/bin/kube-proxy /usr/local/bin/ \
+    && chmod 0755 /go-runner \
     && /opt/pyproxy/bin/python /tmp/sbom.py >/usr/share/sbom.cdx.json \
     && rm /tmp/sbom.py
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

@@ -169,7 +169,13 @@ def _copy(source: Path, target: Path) -> None:
 def check_files(image: Image) -> None:
     """Look at what the image holds. Raises AssertionError and CalledProcessError."""
     version = chroot(image, ["pyproxy", "version"], user=65534).strip()
-    assert chroot(image, ["/usr/local/bin/kube-proxy", "--version"]).strip() == version
+    # kops starts kube-proxy like this.
+    runner = ["/go-runner", "--log-file=/var/log/kube-proxy.log", "--also-stdout"]
+    printed = chroot(image, [*runner, "/usr/local/bin/kube-proxy", "--version"])
+    assert f"({version})" in printed, printed
+    log = image.root / "var/log/kube-proxy.log"
+    assert log.read_text() == printed
+    log.unlink()
     for program in ("nft", "iptables-nft-save", "iptables-legacy-restore", "modprobe"):
         chroot(image, ["sh", "-c", f"command -v {program}"])
     unsafe = chroot(image, ["find", "/", "-xdev", "-type", "f", "-perm", "/6000"])
