@@ -7,6 +7,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyproxy.agent.affinity_refusals import AffinityRefusals
+from pyproxy.agent.config_checks import ConfigProblemCollector
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.config.modes import ProxyMode
 from pyproxy.dataplane.interface import TableUsage
@@ -72,6 +73,7 @@ def used() -> Metrics:
     metrics.register(ConnectionMetrics((), lambda: 0))
     metrics.suppressed_log_lines(lambda: 7)
     metrics.register(AffinityRefusals(dict, print, lambda: 0.0))
+    metrics.register(ConfigProblemCollector(tuple))
     metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
     return metrics
 
@@ -100,6 +102,7 @@ def test_type_labels_and_buckets_are_kube_proxys(name: str, exposed: Exposed) ->
 def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
     others = exposed.keys() - KUBE_PROXY_METRICS.keys()
     assert {name for name in others if not name.startswith("process_")} == {
+        "pyproxy_configuration_problems",
         "pyproxy_programming_latency_seconds",
         "pyproxy_drift_repairs_total",
         "pyproxy_events_total",

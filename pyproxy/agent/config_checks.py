@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -31,11 +31,33 @@ _CLOCK_STEP = 30.0
 """Seconds from which on a change of the clocks' difference counts."""
 
 
-class ConfigChecks(Collector):
-    """The mistakes in the configuration: a commit listener, and a metric.
+class ConfigProblemCollector(Collector):
+    """The metric of mistakes in the configuration.
+
+    `read` returns the present ones. It is called from any thread.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[ConfigProblem]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the gauge with 1 for each topic that has a problem, and 0 for each other one."""
+        present = {each.topic for each in self._read()}
+        gauge = GaugeMetricFamily(
+            "pyproxy_configuration_problems",
+            "Whether the configuration of the node has this mistake",
+            labels=("problem",),
+        )
+        for topic in ConfigTopic:
+            gauge.add_metric((topic.value,), float(topic in present))
+        yield gauge
+
+
+class ConfigChecks:
+    """A commit listener that finds the mistakes in the configuration.
 
     `check` logs each mistake once, and again if its text changes. Its methods are for the agent's
-    thread, except `problems` and `collect`. `client` is None for a folder of manifests.
+    thread, except `problems`. `client` is None for a folder of manifests.
     """
 
     def __init__(self, settings: Settings, source: Source, client: Client | None) -> None:
@@ -85,18 +107,6 @@ class ConfigChecks(Collector):
             if topic not in topics:
                 log.info("configuration problem %s is solved", topic.value)
         self._problems = found
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the gauge with 1 for each topic that has a problem, and 0 for each other one."""
-        present = {each.topic for each in self._problems}
-        gauge = GaugeMetricFamily(
-            "pyproxy_configuration_problems",
-            "Whether the configuration of the node has this mistake",
-            labels=("problem",),
-        )
-        for topic in ConfigTopic:
-            gauge.add_metric((topic.value,), float(topic in present))
-        yield gauge
 
     def find(self, cluster_state: ClusterState, node: NodeRouting) -> tuple[ConfigProblem, ...]:
         """Return the present mistakes as `check` does, and log none.

@@ -20,7 +20,7 @@ from pyproxy.agent import (
 from pyproxy.agent.affinity_refusals import AffinityRefusals
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import CommitListener, Observers
-from pyproxy.agent.config_checks import ConfigChecks
+from pyproxy.agent.config_checks import ConfigChecks, ConfigProblemCollector
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
@@ -200,7 +200,7 @@ def _source_metrics(
 ) -> ConfigChecks:
     config_checks = ConfigChecks(settings, source, client)
     metrics.source_age(source.age)
-    metrics.register(config_checks)
+    metrics.register(ConfigProblemCollector(config_checks.problems))
     return config_checks
 
 

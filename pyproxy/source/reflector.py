@@ -293,7 +293,9 @@ class Reflector:
             if self._lost_connections < 2:  # a server that restarts closes its connections once
                 log.debug("%s: %s", kind.value, error)
                 return
-        status = error.status if isinstance(error, ApiStatusError) else 0
+        status = 0
+        if isinstance(error, ApiStatusError) and not error.needs_tls:
+            status = error.status
         # The validation of a server without the feature WatchList rejects sendInitialEvents.
         if status in {400, 422} and self._mode.streaming and not self._version:
             log.info("%s: the server has no streaming lists, using pages", kind.value)

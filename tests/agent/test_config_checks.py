@@ -10,7 +10,7 @@ from email.utils import formatdate
 import msgspec
 import pytest
 
-from pyproxy.agent.config_checks import ConfigChecks
+from pyproxy.agent.config_checks import ConfigChecks, ConfigProblemCollector
 from pyproxy.agent.config_rules import (
     api_server_problem,
     cidr_problems,
@@ -175,7 +175,7 @@ def test_each_is_logged_once_and_in_the_metric(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO)
     stage, source = Stage(), FakeSource(NODES)
     checks = ConfigChecks(Settings(HOSTNAME), source, None)
-    stage.metrics.register(checks)
+    stage.metrics.register(ConfigProblemCollector(checks.problems))
     state = stage.agent.cluster_state
     checks.check(state, HERE)
     assert not caplog.messages
