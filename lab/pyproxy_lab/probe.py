@@ -10,7 +10,9 @@ import errno
 import socket
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 
@@ -66,36 +68,60 @@ def has_sctp() -> bool:
 
 
 def probe(
-    target: Destination, *, tries: int = 1, timeout: float = 0.6, source_port: int = 0
+    target: Destination,
+    *,
+    tries: int = 1,
+    timeout: float = 0.6,
+    source_port: int = 0,
+    at_once: int = 1,
 ) -> Outcome:
     """Connect `tries` times, each for at most `timeout` seconds, and return the outcome.
 
-    ENOUGH_DROPPED or ENOUGH_REFUSED tries end it early.
+    ENOUGH_DROPPED or ENOUGH_REFUSED tries end it early. The first `at_once` tries are made at the
+    same time, so that they wait for silence together.
     `source_port` keeps the client's port from try to try, as a long-lived UDP client does. Raises
     OSError for any other error than a rejection.
     """
     reached: Counter[str] = Counter()
     sources: set[str] = set()
     refused = dropped = 0
-    for _ in range(tries):
-        try:
-            response = request(target, timeout=timeout, source_port=source_port)
-        except TimeoutError:
+    once = partial(_try, target, timeout=timeout, source_port=source_port)
+    for response in _responses(once, tries, at_once):
+        pod, _, source = (response or "").strip().partition(" ")
+        if response is None:
             dropped += 1
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            refused += 1
+        elif source:
+            reached[pod] += 1
+            sources.add(source)
         else:
-            pod, _, source = response.strip().partition(" ")
-            if source:
-                reached[pod] += 1
-                sources.add(source)
-            else:  # a connection that was accepted and closed without a line
-                refused += 1
+            refused += 1
         if dropped >= ENOUGH_DROPPED or refused >= ENOUGH_REFUSED:
             break
     return Outcome(dict(reached), frozenset(sources), refused, dropped)
+
+
+def _responses(once: Callable[[], str | None], tries: int, at_once: int) -> Iterator[str | None]:
+    together = min(tries, at_once) if at_once > 1 else 0
+    if together:
+        # A new thread is in the network namespace of the thread that starts it.
+        with ThreadPoolExecutor(together) as pool:
+            started = [pool.submit(once) for _ in range(together)]
+        yield from (each.result() for each in started)
+    for _ in range(tries - together):
+        yield once()
+
+
+def _try(target: Destination, *, timeout: float, source_port: int) -> str | None:
+    """Return the response: None without any, empty for a rejection."""
+    try:
+        # A connection may also be accepted and closed without a line.
+        return request(target, timeout=timeout, source_port=source_port)
+    except TimeoutError:
+        return None
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        return ""
 
 
 def request(target: Destination, *, timeout: float, source_port: int = 0) -> str:

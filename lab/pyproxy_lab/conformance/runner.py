@@ -20,7 +20,7 @@ from pyproxy_lab.conformance.verdict import describe, holds
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import LabError, Namespace
 from pyproxy_lab.network import Network
-from pyproxy_lab.probe import Outcome, probe
+from pyproxy_lab.probe import ENOUGH_DROPPED, Outcome, probe
 from pyproxy_lab.process import Agent
 from pyproxy_lab.sync_barrier import SyncBarrier
 
@@ -163,7 +163,16 @@ class Runner:
         target = parse_destination(wanted.to)
         silence = self.longest_silence if wanted.reach is None else math.inf
         timeout = min(wanted.timeout, silence)
-        once = partial(probe, target, tries=tries, timeout=timeout, source_port=wanted.sport)
+        # Packets that must not come are awaited together, unless they need the same port.
+        at_once = ENOUGH_DROPPED if wanted.reach is None and not wanted.sport else 1
+        once = partial(
+            probe,
+            target,
+            tries=tries,
+            timeout=timeout,
+            source_port=wanted.sport,
+            at_once=at_once,
+        )
         namespace, own = self._member(wanted.source_name)
 
         def attempt() -> str:
