@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,14 +15,16 @@ from pyproxy.agent.config_rules import (
     api_server_problem,
     cidr_problems,
     clock_problem,
+    family_problems,
     node_problems,
 )
 from pyproxy.agent.sources import Source
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.model.address import Address, Backend, Family, backend, family_of
+from pyproxy.model.address import Backend, Family, backend, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.objects import ObjectName, Service
+from pyproxy.policy.reserved_frontends import Reserved
 from pyproxy.source.client import Client
 
 log = logging.getLogger(__name__)
@@ -113,11 +115,9 @@ class ConfigChecks:
 
         `node` is the node's part in the last sync.
         """
-        return tuple(self._find(cluster_state, node.reserved.local))
+        return tuple(self._find(cluster_state, node.reserved))
 
-    def _find(
-        self, cluster_state: ClusterState, local: Collection[Address]
-    ) -> Iterator[ConfigProblem]:
+    def _find(self, cluster_state: ClusterState, reserved: Reserved) -> Iterator[ConfigProblem]:
         if self._client is not None:
             yield from self._of_client(self._client, cluster_state)
         yield from self._source.problems()
@@ -127,8 +127,9 @@ class ConfigChecks:
         # A folder of manifests need not have a Node.
         if node is not None or not self._settings.manifests:
             names = self._source.node_names()
-            yield from node_problems(self._settings, node, names, local, self._families)
-        yield from cidr_problems(self._settings, node, self._families)
+            yield from node_problems(self._settings, node, names, reserved.local, self._families)
+        yield from cidr_problems(self._settings, node, self._families & reserved.families)
+        yield from family_problems(self._families - reserved.families)
 
     def _of_client(self, client: Client, cluster_state: ClusterState) -> Iterator[ConfigProblem]:
         servers = client.servers()

@@ -127,6 +127,18 @@ def cidr_problems(
         )
 
 
+def family_problems(families: Iterable[Family]) -> Iterator[ConfigProblem]:
+    """Yield a mistake for each family of the cluster's Services that the node does not serve."""
+    for family in sorted(families):
+        yield ConfigProblem(
+            ConfigTopic.FAMILY_NOT_SERVED,
+            f"Services have {family.label} addresses, which this node does not serve",
+            f"enable {family.label} on the node (for IPv6: net.ipv6.conf.all.disable_ipv6, "
+            "ipv6.disable on the kernel's command line, ip6tables in iptables mode), or make the "
+            "cluster single-stack",
+        )
+
+
 def api_server_problem(
     hosts: Iterable[str], environ: Mapping[str, str], owner: ObjectName | None
 ) -> ConfigProblem | None:

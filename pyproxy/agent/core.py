@@ -147,7 +147,10 @@ class Agent(Generic[P]):
             log.debug("cannot compare the node's addresses: %s", error)
             self._mark_all_pending()
             return
-        if msgspec.structs.replace(node, reserved=self._node.reserved) != self._node:
+        if (
+            msgspec.structs.replace(node, reserved=self._node.reserved) != self._node
+            or node.reserved.families != self._node.reserved.families
+        ):
             self._mark_all_pending()
             return
         changed = node.reserved.changed_addresses(self._node.reserved)

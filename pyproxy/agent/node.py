@@ -10,7 +10,15 @@ from pyproxy.config import flags
 from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopback
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.model.address import Address, Backend, Family, Network, Port, family_of
+from pyproxy.model.address import (
+    FAMILIES,
+    Address,
+    Backend,
+    Family,
+    Network,
+    Port,
+    family_of,
+)
 from pyproxy.model.objects import Node
 from pyproxy.policy.reserved_frontends import ANY, OwnPort, Reserved
 
@@ -27,7 +35,8 @@ class NodeRules:
 
     `local_addresses` returns the addresses of this machine's interfaces with loopback, that of the
     default route first in each family. `broadcasts` returns the broadcast addresses of its
-    networks, and `api_servers` those of the API servers that it uses.
+    networks, and `api_servers` those of the API servers that it uses. `programmable` are the
+    families that the dataplane can write.
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class NodeRules:
         local_addresses: Callable[[], Iterable[Address]],
         broadcasts: Callable[[], Iterable[Address]] = tuple,
         api_servers: Callable[[], Iterable[Backend]] = tuple,
+        programmable: frozenset[Family] = FAMILIES,
     ) -> None:
         self.hostname = settings.node_name
         self.bounds = settings.bounds
@@ -51,6 +61,8 @@ class NodeRules:
         self._local_addresses = local_addresses
         self._broadcasts = broadcasts
         self._api_servers = api_servers
+        self._programmable = programmable
+        self._families = FAMILIES
 
     def routing(self, node: Node | None) -> NodeRouting:
         """Return them for a Node object; `node` is None if the API has none. Raises KernelError."""
@@ -62,9 +74,31 @@ class NodeRules:
             frozenset(self._api_servers()),
             self._external_ips,
             self._takes_addresses,
+            self._served_families(local),
         )
-        node_ports = self._node_port_addresses(node, local)
+        node_ports = tuple(
+            address
+            for address in self._node_port_addresses(node, local)
+            if family_of(address) in reserved.families
+        )
         return NodeRouting(self._pod_networks(node), node_ports, reserved)
+
+    def _served_families(self, local: Iterable[Address]) -> frozenset[Family]:
+        # A family that the kernel has, and that no sysctl disables, has its loopback address.
+        present = frozenset(map(family_of, local)) or FAMILIES
+        served = present & self._programmable
+        for family in sorted(self._families - served):
+            log.warning(
+                "%s is not served: %s",
+                family.label,
+                "its rules cannot be written"
+                if family in present
+                else f"this node has no {family.label} address, not even that of loopback",
+            )
+        for family in sorted(served - self._families):
+            log.info("%s is served again: the node has an address of it", family.label)
+        self._families = served
+        return served
 
     def first_sync_due(self, node: Node | None, now: float) -> float:
         """Return the earliest time for the first sync. Call it once the lists are complete."""

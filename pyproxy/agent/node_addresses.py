@@ -78,9 +78,7 @@ class LocalAddresses:
         routes = [
             route.network
             for family in Family
-            for route in rtnetlink.read_local_routes(
-                kernel.dump(rtnetlink.get_local_routes(family)), family
-            )
+            for route in _local_routes(kernel, family)
             if route.device not in devices
         ]
         found = dict.fromkeys([*outward, *on_interfaces, *self._expanded(routes)])
@@ -156,6 +154,17 @@ def route_to(address: Address) -> Route | None:
     except OSError as error:
         raise kernel_error(error.errno or 0, "asking for a route") from error
     return Route(interface, way.source or address, way.local)
+
+
+def _local_routes(kernel: Requests, family: Family) -> list[rtnetlink.LocalRoute]:
+    try:
+        replies = kernel.dump(rtnetlink.get_local_routes(family))
+    except KernelError as error:
+        # ENOENT: no address has been added in this namespace yet, so the table does not exist.
+        if error.errno in (errno.ENOENT, *_NO_ROUTE):
+            return []
+        raise
+    return rtnetlink.read_local_routes(replies, family)
 
 
 def _way(kernel: Requests, address: Address) -> rtnetlink.Route | None:

@@ -35,6 +35,7 @@ from pyproxy.dataplane.interface import (
 from pyproxy.errors import Problem, SourceError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
+from pyproxy.model.address import FAMILIES
 from pyproxy.model.events import Event
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
@@ -67,6 +68,7 @@ class NullDataplane:
     """A dataplane without a kernel: it writes nothing and finds no difference."""
 
     step_limits = StepLimits(sys.maxsize, sys.maxsize)
+    families = FAMILIES
     messages_sent = 0
     bytes_sent = 0
 

@@ -122,7 +122,9 @@ def _serve(
         programmed = ProgrammedState()
         # Some settings need capabilities that the agent drops later.
         machine = stack.enter_context(closing(prepare_kernel(settings)))
-        node_rules = NodeRules(settings, local.read, local.broadcasts, partial(servers_of, client))
+        node_rules = NodeRules(
+            settings, local.read, local.broadcasts, partial(servers_of, client), dataplane.families
+        )
         listeners: list[CommitListener] = [
             FirstCommit(
                 dataplane.name, node_rules.wait, settings.node_name, started, time.monotonic

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Network
+from pyproxy.model.address import Address, Family, Network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.reserved_frontends import Reserved
 from pyproxy.policy.routing import ServiceRouting
@@ -134,6 +134,11 @@ class Writer(Protocol[P]):
     @property
     def name(self) -> str:
         """The proxy mode, as `--proxy-mode` has it. Any thread; does not block."""
+        ...
+
+    @property
+    def families(self) -> frozenset[Family]:
+        """The families that this machine lets the dataplane write; known after `prepare`."""
         ...
 
     @property

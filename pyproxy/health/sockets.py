@@ -9,6 +9,7 @@ load balancers. Several sockets therefore share the port (SO_REUSEPORT), each wi
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Collection
@@ -45,9 +46,7 @@ def bind(address: ListenAddress, queues: int = 1, *, own: bool = False) -> Socke
 
 def bind_unspecified(families: Collection[Family], port: int, queues: int = 1) -> Sockets:
     """Return sockets that listen on all addresses of these families. Raises OSError."""
-    both = len(families) > 1
-    family = Family.IPV6 if both else next(iter(families))
-    return _with_queues(_open(family, _UNSPECIFIED[family], port, both=both), queues, own=False)
+    return _with_queues(_bound_everywhere(families, port), queues, own=False)
 
 
 def local_family(sock: socket.socket) -> Family:
@@ -64,6 +63,19 @@ def _bound(address: ListenAddress) -> socket.socket:
         return _open(Family.IPV6, _UNSPECIFIED[Family.IPV6], address.port, both=True)
     # Either the kernel has no IPv6, or the port is in use: then this raises the error.
     return _open(Family.IPV4, _UNSPECIFIED[Family.IPV4], address.port)
+
+
+def _bound_everywhere(families: Collection[Family], port: int) -> socket.socket:
+    if len(families) > 1:
+        try:
+            return _open(Family.IPV6, _UNSPECIFIED[Family.IPV6], port, both=True)
+        except OSError as error:
+            # The process may have no IPv6 sockets although the node has IPv6 addresses.
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+        families = (Family.IPV4,)
+    family = next(iter(families))
+    return _open(family, _UNSPECIFIED[family], port)
 
 
 def _open(family: Family, host: str, port: int, both: bool = False) -> socket.socket:

@@ -43,6 +43,9 @@ class Family(enum.IntEnum):
         return 32 if self is Family.IPV4 else 128
 
 
+FAMILIES = frozenset(Family)
+
+
 class Protocol(enum.IntEnum):
     """A transport protocol, by its IP protocol number."""
 

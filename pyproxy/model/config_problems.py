@@ -19,6 +19,7 @@ class ConfigTopic(enum.Enum):
     NODE_ADDRESSES_ELSEWHERE = "node_addresses_elsewhere"
     CLUSTER_CIDR_MISSING = "cluster_cidr_missing"
     CLUSTER_CIDR_FAMILY = "cluster_cidr_family"
+    FAMILY_NOT_SERVED = "family_not_served"
     API_UNREACHABLE = "api_server_unreachable"
     API_TLS = "api_server_tls"
     API_CREDENTIALS = "api_server_credentials"

@@ -11,7 +11,17 @@ from collections.abc import Iterable
 import msgspec
 
 from pyproxy.errors import Problem, ProblemReason
-from pyproxy.model.address import Address, Backend, Port, Protocol, address_text, backend
+from pyproxy.model.address import (
+    FAMILIES,
+    Address,
+    Backend,
+    Family,
+    Port,
+    Protocol,
+    address_text,
+    backend,
+    family_of,
+)
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.policy.routing import (
     FIELDS,
@@ -47,7 +57,8 @@ class Reserved(msgspec.Struct, frozen=True):
     agent's and the kubelet's. `api_servers` are those that the agent uses: with an external IP on
     one of them, the agent could not learn that the Service is gone. `takes_addresses` says that the
     proxy mode makes a Service address one of the node's, so that the node reaches no other port of
-    it. Without `external_ips` none is proxied.
+    it. Without `external_ips` none is proxied. `families` are those that the node has; frontends of
+    another one are left out without a Problem, because the Service is right.
     """
 
     local: frozenset[Address] = frozenset()
@@ -56,6 +67,7 @@ class Reserved(msgspec.Struct, frozen=True):
     api_servers: frozenset[Backend] = frozenset()
     external_ips: bool = True
     takes_addresses: bool = False
+    families: frozenset[Family] = FAMILIES
 
     def changed_addresses(self, before: Reserved) -> frozenset[Address]:
         """Return the addresses whose frontends and endpoints may be routed differently now."""
@@ -120,6 +132,8 @@ class ReservedFilter:
         for port in routing.ports:
             kept: list[Frontend] = []
             for frontend in port.frontends:
+                if family_of(frontend.address) not in self.reserved.families:
+                    continue
                 problem = self._refused(service.name, port, frontend)
                 if problem is None:
                     kept.append(frontend)
@@ -129,14 +143,15 @@ class ReservedFilter:
                 ports.append(port)
             elif kept:
                 ports.append(with_frontends(port, tuple(kept)))
-        if not problems:
+        if not problems and len(self.reserved.families) == len(FAMILIES):
             return routing, ()
         return msgspec.structs.replace(routing, ports=tuple(ports)), tuple(problems)
 
     def _concerns(self, service: Service) -> bool:
         external = service.external_ips
         return bool(
-            (external and not self.reserved.external_ips)
+            len(self.reserved.families) < len(FAMILIES)
+            or (external and not self.reserved.external_ips)
             or not self._no_cluster_ips.isdisjoint(service.cluster_ips)
             or not self._no_external_ips.isdisjoint(external)
             or not self._no_external_ips.isdisjoint(service.load_balancer_ips)

@@ -31,7 +31,7 @@ from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.compile import add_service, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
-from pyproxy.model.address import Address, Backend, parse_address, parse_network
+from pyproxy.model.address import FAMILIES, Address, Backend, parse_address, parse_network
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import (
     EndpointSlice,
@@ -100,6 +100,8 @@ class TableDataplane:
     name = "table"
     messages_sent = 0
     bytes_sent = 0
+
+    families = FAMILIES
 
     def __init__(self, step_limits: StepLimits = ORDINARY) -> None:
         self.step_limits = step_limits

@@ -13,7 +13,7 @@ from pyproxy.agent.node_setup import NodeKernel
 from pyproxy.config.settings import LocalMode, LocalTraffic, NodePorts, Settings
 from pyproxy.config.values import node_ports
 from pyproxy.errors import Problem
-from pyproxy.model.address import address_text, parse_address, parse_network
+from pyproxy.model.address import Family, address_text, family_of, parse_address, parse_network
 from pyproxy.model.objects import Node
 from tests.agent.objects import HOSTNAME, NODE, Stage
 from tests.builders import endpoint_slice, service
@@ -83,6 +83,37 @@ def test_new_addresses_of_interfaces_move_node_ports() -> None:
     stage.settle()
     keys = [key[:4] for key in stage.dataplane.kernel["services4"]]
     assert set(keys) == {parse_address("10.96.0.1"), parse_address("172.30.0.55")}
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_family_without_any_address_is_not_served_until_the_node_has_one(
+    family: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = (parse_address("127.0.0.1"), parse_address("::1"))
+    stage = Stage()
+    stage.local_addresses = tuple(each for each in both if family_of(each) is not family)
+    # Two cluster IPs, and the Node has addresses of both families.
+    dual = msgspec.structs.replace(
+        service("web", 1, node_port=30080),
+        cluster_ips=(parse_address("10.96.0.1"), parse_address("fd00:10:96::1")),
+        families=tuple(Family),
+    )
+    six = endpoint_slice("web", ["fd10:1::5"], number=1)
+    six = msgspec.structs.replace(six, family=Family.IPV6)
+    stage.begin(dual, endpoint_slice("web", ["10.244.1.5"]), six)
+    own, other = (f"services{each.value}" for each in (family, *({*Family} - {family})))
+    assert not stage.dataplane.kernel.get(own)
+    assert stage.dataplane.kernel[other]
+    assert not stage.agent.problems()
+    for _ in range(2):
+        stage.agent.addresses_changed()
+    assert stage.agent.due() is None
+    (line,) = (each for each in caplog.messages if "not served" in each)
+    assert line.startswith(f"{family.label} is not served: this node has no {family.label}")
+    stage.local_addresses = both
+    stage.agent.addresses_changed()
+    stage.settle()
+    assert stage.dataplane.kernel[own]
 
 
 def test_addresses_that_do_not_matter_touch_nothing() -> None:

@@ -73,6 +73,11 @@ def test_the_local_routing_table_says_what_belongs_to_the_node(
     assert not found & set(absent)
 
 
+def test_a_namespace_without_any_address_has_none() -> None:
+    with empty_namespace("bare") as here:
+        assert here.call(local_addresses) == ()
+
+
 def test_service_addresses_on_the_device_of_ipvs_mode_are_not_the_nodes() -> None:
     with empty_namespace("local") as here:
         here.ip(["link add kube-ipvs0 type bridge", "addr add 10.96.0.1/32 dev kube-ipvs0"])

@@ -8,7 +8,7 @@ import pytest
 
 from pyproxy.agent.preflight import Preflight
 
-TOOLS = {"nft", "iptables-restore", "ip6tables-restore"}
+TOOLS = {"nft", "iptables-restore"}
 SILENT = "cannot read nf_tables: EOPNOTSUPP"
 
 
@@ -36,7 +36,7 @@ SILENT = "cannot read nf_tables: EOPNOTSUPP"
             {},
             "",
             "nftables: no, nft is not on PATH (package nftables); "
-            "iptables: no, ip6tables-restore is not on PATH (package iptables); "
+            "iptables: yes; "
             "ipvs: no, nft is not on PATH (package nftables), the kernel has no ip_vs",
         ),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -234,16 +234,21 @@ READY = (
 
 @contextmanager
 def proxied(
-    mode: LabMode, network: Network, folder: Path, *flags: str, objects: Iterable[Object] = ()
+    mode: LabMode,
+    network: Network,
+    folder: Path,
+    *flags: str,
+    objects: Iterable[Object] = (),
+    launcher: Sequence[str] = (),
 ) -> Iterator[Proxied]:
     """Run an agent on the first node, with these objects from its start; the rules go at the end.
 
-    `folder` is made, and must not be used before.
+    `folder` is made, and must not be used before. `launcher` is a program that runs the agent.
     """
     manifests, socket = folder / "manifests", folder / "socket"
     manifests.mkdir(parents=True)
     command = [
-        *(sys.executable, "-m", "pyproxy", "run", "--manifests", str(manifests)),
+        *(*launcher, sys.executable, "-m", "pyproxy", "run", "--manifests", str(manifests)),
         *("--hostname-override", SITE.node, "--inspect-socket", str(socket)),
         *(*mode.flags, *flags),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,13 @@ from pyproxy.dataplane.iptables.committed_state import CommittedTables, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.drift_detector import DriftDetector
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
-from pyproxy.errors import KernelError, PermissionKernelError, StaleStateError, UsageError
+from pyproxy.errors import (
+    KernelError,
+    PermissionKernelError,
+    StaleStateError,
+    TransientKernelError,
+    UsageError,
+)
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
@@ -64,13 +70,18 @@ class IptablesDataplane:
         self._options = options
         self.flavour = flavour or detect_flavour()
         self._programs = {family: Programs(family, self.flavour) for family in Family}
-        self._committed = CommittedTables(options, tuple(Family))
+        self._committed = CommittedTables(options, tuple(self._programs))
         self._drift = DriftDetector(self.flavour)
         self.messages_sent = 0
         self.bytes_sent = 0
         self.lock_waits = 0
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
+
+    @property
+    def families(self) -> frozenset[Family]:
+        """The families whose tables can be written, known after `prepare`."""
+        return frozenset(self._programs)
 
     @property
     def rules(self) -> Mapping[TableName, int]:
@@ -82,17 +93,17 @@ class IptablesDataplane:
         return metrics.collect(self)
 
     def prepare(self) -> None:
-        """Check that iptables' programs are installed and may write. Raises UsageError."""
-        for programs in self._programs.values():
-            programs.require()
-            _try_write(programs)
+        """Check that iptables' programs are installed and may write, in one family at least.
+
+        The other family is not served, as in kube-proxy. Raises UsageError.
+        """
+        self._restrict(_try_write)
         self._set_counters(nfacct.create_counters(kube_names.COUNTERS))
         log.info("writing rules with iptables-%s", self.flavour.value)
 
     def prepare_to_read(self) -> None:
-        """Check that iptables' programs are installed. Raises UsageError."""
-        for programs in self._programs.values():
-            programs.require()
+        """Check that the programs of one family at least are installed. Raises UsageError."""
+        self._restrict(Programs.require)
         self._set_counters(kube_names.COUNTERS if nfacct.is_supported() else frozenset())
 
     def read_ahead(self) -> None:
@@ -174,7 +185,22 @@ class IptablesDataplane:
     def _set_counters(self, counters: frozenset[str]) -> None:
         # A new state, because the text of rules depends on the counters; nothing is committed yet.
         self._options = msgspec.structs.replace(self._options, counters=counters)
-        self._committed = CommittedTables(self._options, tuple(Family))
+        self._committed = CommittedTables(self._options, tuple(self._programs))
+
+    def _restrict(self, check: Callable[[Programs], None]) -> None:
+        """Keep the families that pass a check. Raises UsageError if none does."""
+        errors: dict[Family, UsageError] = {}
+        for family, programs in self._programs.items():
+            try:
+                check(programs)
+            except UsageError as failed:
+                errors[family] = failed
+        if len(errors) == len(self._programs):
+            raise next(iter(errors.values()))
+        for family, error in errors.items():
+            log.warning("iptables mode without %s: %s", family.label, error)
+            del self._programs[family]
+        self._drift.watch(self._programs)
 
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}
@@ -249,12 +275,16 @@ class IptablesDataplane:
 
 def _try_write(programs: Programs) -> None:
     """Check that the programs may write, by a write that changes nothing. Raises UsageError."""
+    programs.require()
     try:
         programs.restore(["*nat", "COMMIT"])
     except PermissionKernelError as error:
         raise UsageError(
             f"no permission to use {programs}: run as root, or with CAP_NET_ADMIN and CAP_NET_RAW"
         ) from error
+    except TransientKernelError as error:
+        # Another program holds the lock, for example: the first sync is retried.
+        log.debug("cannot check whether %s may write: %s", programs, error)
     except KernelError as error:
         raise UsageError(
             f"{programs} cannot write to the table nat: load the kernel's nat module ({error})"

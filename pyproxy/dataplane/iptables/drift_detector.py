@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pyproxy.dataplane.interface import Drift
@@ -40,6 +40,7 @@ class LegacyTables:
     """Measures one family's legacy tables, in the network namespace that it was made in."""
 
     def __init__(self, family: Family) -> None:
+        self.family = family
         self._level = _LEVELS[family]
         self._libc = ctypes.CDLL(None, use_errno=True)
         try:
@@ -118,13 +119,21 @@ class DriftDetector:
         self._missed = False
         if flavour is Flavour.NFT:
             self._monitor = NftTables()
-        else:
-            self._tables = tuple(LegacyTables(family) for family in Family)
+
+    def watch(self, families: Iterable[Family]) -> None:
+        """Watch the tables of these families alone, from the next `begin`. Raises KernelError."""
+        if self._monitor is None:
+            for opened in self._tables:
+                opened.close()
+            self._tables = tuple(LegacyTables(family) for family in sorted(families))
+            self._sizes = []
 
     def begin(self) -> None:
         """Start to detect: the read-back that follows is the known state. Raises KernelError."""
         if self._monitor is not None:
             self._monitor.listen()
+        elif not self._tables:
+            self.watch(Family)
         self._sizes = self._measure()
         self._missed = False
 
@@ -171,10 +180,10 @@ class DriftDetector:
         none = Growth()
         return [
             {
-                table: entries - growth.get((family, table), none).entries
+                table: entries - growth.get((tables.family, table), none).entries
                 for table, (entries, _) in sizes.items()
             }
-            for family, sizes in zip(Family, self._sizes, strict=True)
+            for tables, sizes in zip(self._tables, self._sizes, strict=True)
         ]
 
     def poll(self) -> Drift | None:

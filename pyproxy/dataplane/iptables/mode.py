@@ -90,7 +90,8 @@ MODE = Mode(
     counters=_counters,
     remove_leftovers=_remove_leftovers,
     in_service=_in_service,
-    programs={"iptables-restore": "iptables", "ip6tables-restore": "iptables"},
+    # Without ip6tables, IPv6 is not served.
+    programs={"iptables-restore": "iptables"},
     # The flavour nft writes the same rules to nf_tables.
     kernel_parts=((_IP_TABLES, NF_TABLES),),
     modules=_modules,

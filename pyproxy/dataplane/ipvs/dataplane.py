@@ -39,7 +39,7 @@ from pyproxy.dataplane.ipvs.ruleset import Options
 from pyproxy.dataplane.ipvs.schema import ADDRESSES_ON_DEVICE, SERVERS, VIRTUALS, ServerKey, Table
 from pyproxy.dataplane.nft.rows import SharedRow, node_rows
 from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Family
+from pyproxy.model.address import FAMILIES, Address, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.ipvs import Timeouts, Virtual
 from pyproxy.policy.routing import ServiceRouting
@@ -57,6 +57,7 @@ class IpvsDataplane:
 
     name: str = "ipvs"
     step_limits = StepLimits(1_000, large=5_000)
+    families = FAMILIES
 
     def __init__(
         self,

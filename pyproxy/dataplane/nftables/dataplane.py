@@ -52,6 +52,7 @@ from pyproxy.errors import (
     RejectedError,
     UsageError,
 )
+from pyproxy.model.address import FAMILIES
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import element_at
 from pyproxy.netlink.kernel_errors import MessageError
@@ -82,6 +83,7 @@ class NftablesDataplane:
 
     name: str = "nftables"
     step_limits = StepLimits(_STEP_ROWS, large=_BATCH_ROWS)
+    families = FAMILIES
 
     def __init__(
         self, options: NftablesOptions, clock: Callable[[], float] = time.monotonic

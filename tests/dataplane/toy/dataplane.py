@@ -20,7 +20,7 @@ from pyproxy.dataplane.interface import (
     StepLimits,
     TableUsage,
 )
-from pyproxy.model.address import backend, backend_text
+from pyproxy.model.address import FAMILIES, backend, backend_text
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 
@@ -76,6 +76,7 @@ class ToyDataplane:
 
     name: str = "toy"
     step_limits = StepLimits(10_000, large=10_000)
+    families = FAMILIES
     messages_sent = 0
     bytes_sent = 0
 
