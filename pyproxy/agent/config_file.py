@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 class ConfigFile:
     """Compares the file with `settings`, which were read from it; `read` reads it again.
 
-    It compares contents, because a kubelet swaps a symbolic link when a ConfigMap changes, and an
-    editor may write a file in parts. An invalid content is logged once.
+    It compares contents, because a kubelet swaps a symbolic link when a ConfigMap changes. A new
+    content counts from the second look that finds it, because an editor may write a file in parts,
+    and the first part of a file may be a valid one. An invalid content is logged once.
     """
 
     def __init__(self, settings: Settings, read: Callable[[], Settings]) -> None:
@@ -27,13 +28,15 @@ class ConfigFile:
         self._path = Path(settings.config_file) if settings.config_file else None
         # None until the first look, because the file may have changed since `settings` were read.
         self._content: bytes | None = None
+        self._last_look: bytes | None = None
         self.successor: Settings | None = None
         """The settings that replace those in force, None for no change."""
 
     def has_changed(self) -> bool:
         """Read the file, and return whether there is a successor now. Blocks for the file."""
         content = self._read_content()
-        if content is not None and content != self._content:
+        is_whole, self._last_look = content == self._last_look, content
+        if is_whole and content is not None and content != self._content:
             self._content = content
             self.successor = self._read_successor()
         return self.successor is not None
