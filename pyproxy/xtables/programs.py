@@ -40,6 +40,8 @@ _LEGACY_TABLES = {
 _KUBELET_CHAINS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 # "line 3 failed", "Error occurred at line: 3", "line 3: RULE_APPEND failed".
 _LINE = re.compile(r"\b(?:line:? )(\d+)")
+# "Extension comment revision 0 not supported, missing kernel module?"
+_EXTENSION = re.compile(r"\bExtension (\w+) revision \d+ not supported")
 
 
 class RestoreError(RejectedError):
@@ -153,7 +155,8 @@ def _run(command: Sequence[str], text: str) -> str:
         raise TransientKernelError(f"{name}: starting {command[0]}", error.errno or 0) from error
     if done.returncode == 0:
         return done.stdout
-    words = f"{command[0]}: {' '.join(done.stderr.split())[:500]}"
+    lacks = _missing_modules(command[0], done.stderr)
+    words = f"{command[0]}: {lacks}{' '.join(done.stderr.split())[:500]}"
     # iptables-legacy reads and writes its tables through a raw socket, hence CAP_NET_RAW.
     if "ermission denied" in words or "not permitted" in words:
         raise PermissionKernelError(f"{words}: it needs CAP_NET_ADMIN and CAP_NET_RAW", 0)
@@ -164,6 +167,14 @@ def _run(command: Sequence[str], text: str) -> str:
     number = int(found.group(1)) if found else 0
     line = "" if number == 0 else text.split("\n", number)[number - 1]
     raise RestoreError(f"{words} {line}".strip(), line)
+
+
+def _missing_modules(program: str, message: str) -> str:
+    """Return a text that names the modules which the kernel could not load; empty if it has all."""
+    # All modules of extensions have such an alias: xt_comment is ipt_comment and ip6t_comment.
+    prefix = "ip6t" if program.startswith("ip6") else "ipt"
+    names = sorted({f"{prefix}_{name}" for name in _EXTENSION.findall(message)})
+    return f"the kernel cannot load {', '.join(names)}: load them on the node: " if names else ""
 
 
 def _missing(program: str) -> UsageError:

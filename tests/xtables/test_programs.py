@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from pyproxy_lab.namespace import Namespace
@@ -71,3 +72,24 @@ def test_a_program_that_is_not_installed_is_a_usage_error(
         programs.save()
     with pytest.raises(UsageError, match="install the package iptables"):
         programs.require()
+
+
+@pytest.mark.parametrize(("family", "prefix"), [(Family.IPV4, "ipt"), (Family.IPV6, "ip6t")])
+def test_modules_that_the_kernel_cannot_load_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family, prefix: str
+) -> None:
+    programs = Programs(family, Flavour.NFT)
+    script = tmp_path / f"{programs}-restore"
+    # iptables 1.8.9 writes this on Linux 5.10 without modprobe.
+    script.write_text(
+        "#!/bin/sh\nexec >&2\n"
+        "echo 'Warning: Extension conntrack revision 0 not supported, missing kernel module?'\n"
+        "echo 'Warning: Extension comment revision 0 not supported, missing kernel module?'\n"
+        "echo 'line 2: RULE_APPEND failed (No such file or directory): rule in chain INPUT'\n"
+        "exit 1\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    wanted = f"cannot load {prefix}_comment, {prefix}_conntrack: load them on the node"
+    with pytest.raises(RestoreError, match=wanted):
+        programs.restore(["*filter", "-A INPUT -m comment --comment x", "COMMIT"])
