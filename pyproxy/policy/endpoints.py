@@ -96,6 +96,7 @@ def route_service(
         _source_ranges(service, node) if service.source_ranges else (),
         service.affinity_timeout,
         service.scheduler,
+        health_check_port=service.health_check_port,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Port
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.claims import key_of
 from pyproxy.policy.routing import PortRouting, Scope, ServiceRouting, Use, with_frontends
@@ -80,5 +80,6 @@ def parts(routing: ServiceRouting | None) -> dict[bytes, ServiceRouting]:
                 routing.scheduler,
                 # Rounded, so that one frontend more changes no other part.
                 1 << (count - 1).bit_length() if (count := counts.get(port.family)) else 0,
+                routing.health_check_port if frontend.scope is Scope.LOAD_BALANCER else Port(0),
             )
     return found

@@ -93,7 +93,8 @@ class ServiceRouting(msgspec.Struct, frozen=True):
     seconds, 0 without session affinity. `scheduler` is the IPVS scheduler, empty for the default.
 
     `frontends` is 0, except in a part with session affinity: about the number of frontends of the
-    whole Service in the part's family, rounded up to a power of two.
+    whole Service in the part's family, rounded up to a power of two. `health_check_port` is
+    0 without load balancer addresses that use it.
     """
 
     name: ObjectName
@@ -102,6 +103,7 @@ class ServiceRouting(msgspec.Struct, frozen=True):
     affinity_timeout: int = 0
     scheduler: str = ""
     frontends: int = 0
+    health_check_port: Port = Port(0)
 
 
 def with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:

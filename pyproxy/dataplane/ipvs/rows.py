@@ -72,6 +72,9 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
             # A node port's address is on a device of the node already.
             if frontend.scope is not Scope.NODE_PORT:
                 yield schema.ADDRESSES_ON_DEVICE, frontend.address
+            if frontend.scope is Scope.LOAD_BALANCER and routing.health_check_port:
+                key = frontend_key(frontend.address, Protocol.TCP, routing.health_check_port)
+                yield schema.HEALTH_CHECKS.of(port.family), key
 
 
 class _Port:

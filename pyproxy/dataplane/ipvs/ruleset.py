@@ -62,6 +62,8 @@ def _chains(options: Options) -> dict[str, list[str]]:
         services += _internal_marks(family, options)
         services.append(f"{schema.DROPPED.lookup(family)} drop")
         services.append(f"{schema.NO_ENDPOINT_SERVICES.lookup(family)} goto refuse")
+        # Such an address is the node's own, and load balancers may check the node there.
+        services.append(f"{schema.HEALTH_CHECKS.lookup(family)} return")
         services.append(
             f"{schema.ADDRESSES.lookup(family)} "
             f"{schema.FRONTENDS.lookup(family, negate=True)} goto refuse"

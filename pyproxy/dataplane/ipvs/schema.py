@@ -43,6 +43,9 @@ MASQUERADED = SetKind("masqueraded", "external frontends, policy Cluster", FRONT
 INTERNAL_SERVICES = SetKind(
     "internal-services", "policy Local: pods and the node itself", FRONTEND, (Field.MARK,)
 )
+HEALTH_CHECKS = SetKind(
+    "health-checks", "health-check node ports at load balancer addresses", FRONTEND
+)
 DROPPED = SetKind("dropped", "policy Local without an endpoint on this node", FRONTEND)
 
 SETS = (
@@ -53,6 +56,7 @@ SETS = (
     MASQUERADED,
     INTERNAL_SERVICES,
     DROPPED,
+    HEALTH_CHECKS,
     NO_ENDPOINT_SERVICES,
     HAIRPIN,
     SOURCE_RANGE_FRONTENDS,

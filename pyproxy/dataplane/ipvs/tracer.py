@@ -170,6 +170,8 @@ class _Tracer:
             return replace(walk, verdict=Dropped(DropReason.POLICY))
         if rejected := self._find(schema.NO_ENDPOINT_SERVICES, self._frontend):
             return self._reject(walk.step("services", "the Service has no endpoint", rejected))
+        if self._find(schema.HEALTH_CHECKS, self._frontend):
+            return walk
         address = self._find(schema.ADDRESSES, self._packet.destination)
         if address and not self._find(schema.FRONTENDS, self._frontend):
             return self._reject(

@@ -29,7 +29,7 @@ from pyproxy.model.address import (
     parse_network,
 )
 from pyproxy.model.destination import Destination, parse_destination
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.policy.routing import Scope, ServiceRouting
 from tests.dataplane.ipvs.test_dataplane import WEB, service
 
 pytestmark = pytest.mark.vm
@@ -253,3 +253,22 @@ def test_a_flow_goes_on_with_another_endpoint_at_once(node: Node) -> None:
         lambda: probe(parse_destination("10.96.0.1:80/udp"), tries=2, timeout=2, source_port=45679)
     )
     assert not refused.reached
+
+
+@pytest.mark.parametrize("check", [32000, 0])
+def test_a_health_check_port_responds_at_the_load_balancers_address(node: Node, check: int) -> None:
+    address = parse_address("198.51.100.7")
+    node.serve(
+        service(B1, scope=Scope.LOAD_BALANCER, address=address, health_check_port=Port(check))
+    )
+    with closing(node.call(lambda: socket.create_server(("", 32000)))):
+
+        def connects() -> bool:
+            try:
+                socket.create_connection((address_text(address), 32000), timeout=5).close()
+            except ConnectionRefusedError:
+                return False
+            return True
+
+        for client in ("ext", "a2", "na"):
+            assert node.from_(client).call(connects) == bool(check)

@@ -16,7 +16,7 @@ from pyproxy.dataplane.ipvs import dataplane as module
 from pyproxy.dataplane.ipvs.dataplane import IpvsDataplane
 from pyproxy.dataplane.ipvs.rules import RulesTable
 from pyproxy.dataplane.ipvs.ruleset import Options
-from pyproxy.model.address import Family, parse_address, parse_network
+from pyproxy.model.address import Family, Port, parse_address, parse_network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Scope, ServiceRouting, Use
 from tests.dataplane.ipvs.fake import FakeKernel
@@ -37,6 +37,7 @@ ANSWERS = of(
         address=parse_address("192.0.2.1"),
         name=ObjectName("shop", "split"),
         source_ranges=(parse_network("203.0.113.0/24"), parse_network("198.51.100.0/24")),
+        health_check_port=Port(32000),
     ),
     service(ONE, scope=Scope.NODE_PORT, address=NODE, name=ObjectName("shop", "node")),
     service(use=Use.REJECT, address=parse_address("10.96.0.2"), name=ObjectName("shop", "no")),
