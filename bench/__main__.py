@@ -20,6 +20,7 @@ from bench.floor import Floor, floor
 from bench.hostile import SIZE, print_hostile
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
+from bench.node_ports import print_node_ports
 from bench.questions import print_questions
 from bench.repairs import print_repairs
 from bench.targets import Targets, held_against, targets
@@ -41,12 +42,16 @@ def main() -> int:
         return 1
 
 
-def _run(place: Place, options: argparse.Namespace) -> int:
+def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
     if options.profile:
         print_hottest(Size(10_000, 10))
         return 0
     if options.check:
         return _check()
+    if options.node_ports:
+        _print_machine()
+        print_node_ports(place, modes.named(options.mode), options.kube_proxy)
+        return 0
     if options.repairs:
         _print_machine()
         return _conclude(print_repairs(place))
@@ -79,6 +84,14 @@ def _options() -> argparse.Namespace:
         const=200.0,
         metavar="RATE",
         help="time only pyproxy status and its like, at RATE changes a second (default 200)",
+    )
+    what.add_argument(
+        "--node-ports",
+        action="store_true",
+        help="time only node ports on many addresses of the node",
+    )
+    parser.add_argument(
+        "--kube-proxy", metavar="PATH", default="", help="kube-proxy, to be measured beside it"
     )
     what.add_argument(
         "--repairs", action="store_true", help="time only repairs of other programs' writes"

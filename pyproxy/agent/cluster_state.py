@@ -18,8 +18,8 @@ class ClusterState:
     """Services, EndpointSlices and the Node by the last events, joined by Service.
 
     `pending` are the changes that are not yet routed. A Service of more than `large_rows` rows, and
-    one in `costly`, is pending as a large one. `node_addresses` is the number of addresses that
-    node ports have.
+    one in `costly`, is pending as a large one. `node_addresses` is the number of frontends that
+    a node port has in each family.
     """
 
     def __init__(self, large_rows: int = sys.maxsize) -> None:

@@ -56,7 +56,11 @@ class Agent(Generic[P]):
         self._observers = observers
         self._problems = ProblemTracker(observers.report)
         self._router = ServiceRouter(
-            self.cluster_state, self._problems, node_rules.hostname, node_rules.bounds
+            self.cluster_state,
+            self._problems,
+            node_rules.hostname,
+            node_rules.bounds,
+            divides_node_ports=node_rules.divides_node_ports,
         )
         self._steps = Steps(self.cluster_state, self._router, limits)
         self._readback = ReadbackSchedule(observers.clock())

@@ -57,6 +57,7 @@ class NodeRules:
         self._own_address = settings.node_address
         self._own_ports = tuple(_own_ports(settings))
         self._external_ips = settings.external_ips
+        self.divides_node_ports = modes.of(settings.mode).divides_node_ports
         self._takes_addresses = bool(modes.of(settings.mode).device)
         self._local_addresses = local_addresses
         self._broadcasts = broadcasts
@@ -67,8 +68,9 @@ class NodeRules:
     def routing(self, node: Node | None) -> NodeRouting:
         """Return them for a Node object; `node` is None if the API has none. Raises KernelError."""
         local = tuple(self._local_addresses())
+        node_ports = self._node_port_addresses(node, local)
         reserved = Reserved(
-            frozenset(local),
+            frozenset(local + node_ports),
             frozenset(self._broadcasts()),
             self._own_ports,
             frozenset(self._api_servers()),

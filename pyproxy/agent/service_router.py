@@ -12,13 +12,13 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.errors import KernelError, Problem, ProblemReason
-from pyproxy.model.address import Backend
+from pyproxy.model.address import Address, Backend
 from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.model.service_bounds import ServiceBounds
 from pyproxy.policy.endpoints import merge_slices, route_service
 from pyproxy.policy.frontend_conflicts import Affected, Assignment, FrontendOwners
 from pyproxy.policy.reserved_frontends import Reserved, ReservedFilter
-from pyproxy.policy.routing import ServiceRouting, expand_node_ports
+from pyproxy.policy.routing import ServiceRouting, expand_node_ports, has_restricted_node_port
 from pyproxy.policy.service_bounds import Bounded, within_bounds
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ _API_SERVER = ObjectName("default", "kubernetes")
 class ServiceRouter:
     """Routes Services of one cluster state on the node `hostname`, and tracks their problems.
 
-    Of a Service beyond the `bounds`, the rest is left out.
+    Of a Service beyond the `bounds`, the rest is left out. With `divides_node_ports` a
+    node port has one frontend for each of the node's addresses.
 
     It remembers which Service owns which frontend, so every removed Service must be routed too.
     """
@@ -45,11 +46,16 @@ class ServiceRouter:
         problems: ProblemTracker,
         hostname: str,
         bounds: ServiceBounds,
+        *,
+        divides_node_ports: bool = False,
     ) -> None:
         self._cluster_state = cluster_state
         self._problems = problems
         self._hostname = hostname
         self._bounds = bounds
+        self.divides_node_ports = divides_node_ports
+        self._node_addresses: frozenset[Address] = frozenset()
+        self._node = NodeRouting()
         self._owners = FrontendOwners()
         self._filter = ReservedFilter(Reserved())
         self._with_problems: set[ObjectName] = set()
@@ -63,7 +69,7 @@ class ServiceRouter:
         if node.reserved is not self._filter.reserved:
             self._filter = ReservedFilter(node.reserved)
         routings: Routings = {}
-        queue = list(names)
+        queue = [*names, *self._on_changed_addresses(node)]
         # The queue grows meanwhile. The loop ends, because routing an affected Service again with
         # the same frontends affects no further one.
         for name in queue:
@@ -79,6 +85,17 @@ class ServiceRouter:
     def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:
         """Record that the kernel rejected a Service, or with None that it took it."""
         self._found(ProblemSource.KERNEL, name, () if error is None else (_rejected(name, error),))
+
+    def _on_changed_addresses(self, node: NodeRouting) -> Iterable[ObjectName]:
+        """Return the Services that a node port may precede now, or no longer does.
+
+        They are routed in one step with that node port's Service.
+        """
+        if node is self._node:
+            return ()
+        before, self._node_addresses = self._node_addresses, frozenset(node.node_port_addresses)
+        self._node = node
+        return self._owners.at(before ^ self._node_addresses)
 
     def _route(self, name: ObjectName, node: NodeRouting) -> tuple[Affected, ServiceRouting | None]:
         service = self._cluster_state.services.get(name)
@@ -111,14 +128,18 @@ class ServiceRouter:
         service = bounded.service
         slices, unusable = self._filter.endpoints(bounded.slices)
         routing = route_service(service, slices, self._cluster_state.node, self._hostname)
-        routing = expand_node_ports(routing, node.node_port_addresses)
-        routing, reserved = self._filter.frontends(service, routing)
+        routing, reserved = self._filter.frontends(service, routing, node.node_port_addresses)
         assigned = self._owners.assign(
             service,
             routing,
-            node_addresses=node.node_port_addresses,
+            node_addresses=self._node_addresses,
             api_servers=self._endpoints_of(service) if service.name == _API_SERVER else (),
         )
+        if self.divides_node_ports or has_restricted_node_port(
+            assigned.routing, self._node_addresses
+        ):
+            expanded = expand_node_ports(assigned.routing, node.node_port_addresses)
+            assigned = msgspec.structs.replace(assigned, routing=expanded)
         if not (unusable or reserved):
             return assigned
         problems = unusable + reserved + assigned.problems

@@ -109,7 +109,8 @@ class Steps:
 
     def next(self, now: float, node: NodeRouting) -> Step:
         """Route and return the next step; empty if nothing is due."""
-        self._cluster_state.node_addresses = len(node.node_port_addresses)
+        if self._router.divides_node_ports:
+            self._cluster_state.node_addresses = len(node.node_port_addresses)
         pending = self._pending
         if self._failed:
             # First and together: their frontends are assigned already, so any other step, or a

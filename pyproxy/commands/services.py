@@ -77,7 +77,7 @@ def _details(service: ServiceView) -> Iterator[Part]:
         yield text(f"port {_port(port)}, {port.family}", HEAD)
         yield table(
             ("ADDRESS", "PORT", "SCOPE", "USE"),
-            ((f.address, str(f.port), f.scope, f.use) for f in port.frontends),
+            ((f.address or "node addresses", str(f.port), f.scope, f.use) for f in port.frontends),
         )
         yield text("")
         yield table(

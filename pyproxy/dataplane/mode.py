@@ -137,6 +137,9 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     """The network device with service addresses, which are not the node's own."""
 
+    divides_node_ports: bool = False
+    """Whether the kernel needs a frontend of its own for a node port on each address."""
+
     failure_names: FailureNames = FailureNames()
     """kube-proxy's names of the counters of failures in this mode."""
 

@@ -166,7 +166,7 @@ class Facts(msgspec.Struct, frozen=True):
         if destination is None or not self.agent.target.served:
             return True
         return routing is not None and any(
-            (f.address, f.port, routing.protocol)
+            (f.address or destination.address, f.port, routing.protocol)
             == (destination.address, destination.port, destination.protocol)
             for f in routing.frontends
         )

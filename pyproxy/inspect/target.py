@@ -9,9 +9,10 @@ import msgspec
 from pyproxy.errors import UsageError
 from pyproxy.inspect.services import object_name
 from pyproxy.inspect.snapshot import Snapshot
-from pyproxy.model.address import Address, Protocol, address_text
+from pyproxy.model.address import Address, Port, Protocol, address_text, family_of
 from pyproxy.model.destination import Destination, parse_destination
 from pyproxy.model.objects import ObjectName, Service
+from pyproxy.policy.routing import Frontend
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -45,13 +46,30 @@ def resolve(snapshot: Snapshot, text: str) -> Target:
     target = parse(text)
     if isinstance(target, ObjectName):
         return Target(target)
+    found = frontend_of(snapshot, target.address, target.port, target.protocol)
+    if found is not None:
+        return Target(found[0], target, scope=found[1].scope.value)
+    return next(_candidates(snapshot, target), Target(None, target, served=False))
+
+
+def frontend_of(
+    snapshot: Snapshot, address: Address, number: Port, protocol: Protocol
+) -> tuple[ObjectName, Frontend] | None:
+    """Return the Service and the frontend of a destination; None if no Service is served there."""
+    # A frontend with this address precedes a node port.
+    at_node = address in snapshot.node_routing.node_port_addresses
+    family = family_of(address)
+    node_port = None
     # A scan, because an index would cost the agent memory for a query that is rare.
     for routing in snapshot.routings.values():
         for port in routing.ports:
             for f in port.frontends:
-                if f.address == target.address and _same_port(f.port, port.protocol, target):
-                    return Target(routing.name, target, scope=f.scope.value)
-    return next(_candidates(snapshot, target), Target(None, target, served=False))
+                if (f.port, port.protocol, port.family) == (number, protocol, family):
+                    if f.address == address:
+                        return routing.name, f
+                    if at_node and not f.address:
+                        node_port = routing.name, f
+    return node_port
 
 
 def _candidates(snapshot: Snapshot, target: Destination) -> Iterator[Target]:

@@ -43,6 +43,9 @@ _LOAD_BALANCER: Final = int(Precedence.LOAD_BALANCER)
 _API_SERVER: Final = int(Precedence.API_SERVER)
 _EXTERNAL_IP: Final = int(Precedence.EXTERNAL_IP)
 
+_NODE_PORT_KEY_SIZE = 4
+"""Bytes of a key before its address: IP version, protocol and port."""
+
 # One byte each for the IP version (4, 6) and the protocol number (6, 17, 132).
 _KEY_PREFIXES = {pair: bytes(pair) for pair in itertools.product(Family, Protocol)}
 
@@ -58,9 +61,11 @@ class Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
 class Claims(msgspec.Struct, frozen=True):
     """The claims of one Service.
 
-    `keys` are those of its frontends by claimant, each key once, in the strongest claim. The
-    `cluster_ips` belong to it with all ports. `addresses` are those of its external IPs and load
-    balancers. `unique` is false if two frontends have one key.
+    `keys` are those of its frontends by claimant, each key once, in the strongest claim. A
+    node port and a health-check node port have one key for all addresses of the node
+    (`node_port_key`). The `cluster_ips` belong to it with all ports. `addresses` are those of its
+    external IPs and load balancers. `unique` is false if two frontends have one key. `on_node` are
+    the keys that a node port may precede: those on addresses of the node.
     """
 
     name: ObjectName
@@ -68,6 +73,7 @@ class Claims(msgspec.Struct, frozen=True):
     cluster_ips: tuple[Address, ...]
     addresses: tuple[Address, ...]
     unique: bool
+    on_node: frozenset[bytes] = frozenset()
 
     @property
     def holder(self) -> Claimant:
@@ -89,6 +95,7 @@ class Claims(msgspec.Struct, frozen=True):
             cluster_ips,
             _not_in(self.addresses, frozenset(other.addresses)),
             self.unique,
+            self.on_node - other.on_node,
         )
 
 
@@ -111,6 +118,17 @@ def key_of(port: PortRouting, frontend: Frontend) -> bytes:
     return _key_prefix(port) + frontend.port.to_bytes(2, "big") + frontend.address
 
 
+def node_port_key(key: bytes) -> bytes:
+    """Return the key of the node port that an address's frontend may be a part of."""
+    return key[:_NODE_PORT_KEY_SIZE]
+
+
+def claim_key_of(port: PortRouting, frontend: Frontend) -> bytes:
+    """Return the key under which a Service claims a frontend."""
+    key = key_of(port, frontend)
+    return node_port_key(key) if frontend.scope is _NODE_PORT_SCOPE else key
+
+
 def claims_of(
     service: Service,
     routing: ServiceRouting,
@@ -120,8 +138,10 @@ def claims_of(
     """Return the claims of a Service whose frontends are those of a routing.
 
     The node listens for the Service's health-check node port on `node_addresses`. `api_servers` are
-    the endpoints of the API server if this is its Service.
+    the endpoints of the API server if this is its Service. Look-ups in `node_addresses` must be
+    fast.
     """
+    on_node: set[bytes] = set()
     cluster: list[bytes] = []
     cluster_ips: dict[Address, None] = {}
     other: dict[int, list[bytes]] = {}
@@ -136,6 +156,13 @@ def claims_of(
                 cluster_ips[address] = None
                 continue
             kind = precedence_of(each)
+            if kind is _NODE_PORT:
+                key = node_port_key(key)
+                # A divided node port has one frontend for each address.
+                if address and key in other.get(kind, ()):
+                    continue
+            elif address in node_addresses:
+                on_node.add(key)
             if kind in other:
                 other[kind].append(key)
             else:
@@ -143,10 +170,9 @@ def claims_of(
             if kind is not _NODE_PORT:
                 addresses[address] = None
     if service.health_check_port:
+        families = {family_of(address) for address in node_addresses}
         other[_HEALTH_CHECK] = [
-            _health_check_key(service, address)
-            for address in node_addresses
-            if family_of(address) in service.families
+            _health_check_key(service, family) for family in service.families if family in families
         ]
     if api_servers:
         other[_API_SERVER] = [_api_server_key(backend) for backend in api_servers]
@@ -158,7 +184,7 @@ def claims_of(
         return Claims(name, (alone,) if cluster else (), tuple(cluster_ips), (), unique=True)
     groups, unique = _each_once({_CLUSTER_IP: cluster, **other})
     keys = tuple((Claimant(kind, created, name), tuple(keys)) for kind, keys in groups if keys)
-    return Claims(name, keys, tuple(cluster_ips), tuple(addresses), unique)
+    return Claims(name, keys, tuple(cluster_ips), tuple(addresses), unique, frozenset(on_node))
 
 
 def _each_once(groups: dict[int, list[bytes]]) -> tuple[list[tuple[int, list[bytes]]], bool]:
@@ -184,9 +210,9 @@ def _key_prefix(port: PortRouting) -> bytes:
     return _KEY_PREFIXES[port.family, port.protocol]
 
 
-def _health_check_key(service: Service, address: Address) -> bytes:
-    prefix = _KEY_PREFIXES[family_of(address), Protocol.TCP]
-    return prefix + service.health_check_port.to_bytes(2, "big") + address
+def _health_check_key(service: Service, family: Family) -> bytes:
+    prefix = _KEY_PREFIXES[family, Protocol.TCP]
+    return prefix + service.health_check_port.to_bytes(2, "big")
 
 
 def _api_server_key(backend: Backend) -> bytes:

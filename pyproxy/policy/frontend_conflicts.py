@@ -18,7 +18,16 @@ import msgspec
 from pyproxy.errors import Problem, ProblemReason
 from pyproxy.model.address import Address, Backend, address_text
 from pyproxy.model.objects import Kind, ObjectName, Service
-from pyproxy.policy.claims import Claimant, Claims, Precedence, claims_of, key_of, precedence_of
+from pyproxy.policy.claims import (
+    Claimant,
+    Claims,
+    Precedence,
+    claim_key_of,
+    claims_of,
+    key_of,
+    node_port_key,
+    precedence_of,
+)
 from pyproxy.policy.routing import FIELDS, Frontend, PortRouting, ServiceRouting, with_frontends
 
 _NAMES = {
@@ -75,7 +84,8 @@ class FrontendOwners:
 
     For each frontend there is a queue of its claimants, strongest first; the first one owns it. The
     Problem of a claimant names the one before it in the queue, so a change affects one neighbour
-    and not the whole queue.
+    and not the whole queue. A node port has one queue for all addresses of the node. Its owner
+    precedes the first claimant of that port at each of these addresses.
     """
 
     def __init__(self) -> None:
@@ -83,6 +93,14 @@ class FrontendOwners:
         self._cluster_ips = _Queues()
         self._claims: dict[ObjectName, Claims] = {}
         self._by_address: dict[Address, set[ObjectName]] = {}
+        # The claimed keys on addresses of the node, by that of the node port, with their claimants'
+        # number.
+        self._on_node: dict[bytes, dict[bytes, int]] = {}
+
+    def at(self, addresses: Iterable[Address]) -> frozenset[ObjectName]:
+        """Return the Services that claim load balancer addresses or external IPs among these."""
+        found = (self._by_address.get(address, _NOBODY) for address in addresses)
+        return frozenset[ObjectName]().union(*found)
 
     def assign(
         self,
@@ -108,7 +126,7 @@ class FrontendOwners:
         elif before != after:
             self._claims[service.name] = after
             affected = self._discard(before.without(after)) | self._add(after.without(before))[0]
-        if after.unique and self._owns_all(after):
+        if after.unique and not after.on_node and self._owns_all(after):
             return Assignment(routing, (), affected)
         return self._without_conflicts(after, routing, affected)
 
@@ -129,6 +147,11 @@ class FrontendOwners:
         unclaimed = True
         for claimant, keys in claims.keys:
             unclaimed &= self._frontends.add(claimant, keys, now)
+            self._append_preceded(claimant, keys, now)
+        for key in claims.on_node:
+            counts = self._on_node.setdefault(node_port_key(key), {})
+            counts[key] = counts.get(key, 0) + 1
+            self._append_node_port(key, now)
         later: set[ObjectName] = set()
         if claims.cluster_ips:
             holder = claims.holder
@@ -140,12 +163,22 @@ class FrontendOwners:
                         later |= self._by_address.get(address, _NOBODY)
         for address in claims.addresses:
             self._by_address.setdefault(address, set()).add(claims.name)
-        return _affected(now, later), unclaimed
+        return _affected(now, later, claims.name), unclaimed
 
     def _discard(self, claims: Claims) -> Affected:
         now: list[Claimant] = []
         for claimant, keys in claims.keys:
+            self._append_preceded(claimant, keys, now)
             self._frontends.discard(claimant, keys, now)
+        for key in claims.on_node:
+            node_port = node_port_key(key)
+            counts = self._on_node[node_port]
+            counts[key] -= 1
+            if not counts[key]:
+                del counts[key]
+                if not counts:
+                    del self._on_node[node_port]
+            self._append_node_port(key, now)
         later: set[ObjectName] = set()
         for address in claims.cluster_ips:
             if self._cluster_ips.first(address) == claims.holder:
@@ -156,7 +189,23 @@ class FrontendOwners:
             names.discard(claims.name)
             if not names:
                 del self._by_address[address]
-        return _affected(now, later)
+        return _affected(now, later, claims.name)
+
+    def _append_preceded(
+        self, claimant: Claimant, keys: Iterable[bytes], now: list[Claimant]
+    ) -> None:
+        """Append the first claimants that a node port precedes, if it is the first of its queue."""
+        if not self._on_node or claimant.precedence > Precedence.NODE_PORT:
+            return
+        for key in keys:
+            if key in self._on_node and self._frontends.first(key) == claimant:
+                now += filter(None, map(self._frontends.first, self._on_node[key]))
+
+    def _append_node_port(self, key: bytes, now: list[Claimant]) -> None:
+        """Append the owner of a node port, from or to which a frontend moves."""
+        owner = self._frontends.first(node_port_key(key))
+        if owner is not None:
+            now.append(owner)
 
     def _without_conflicts(
         self, claims: Claims, routing: ServiceRouting, affected: Affected
@@ -169,7 +218,7 @@ class FrontendOwners:
             kept: list[Frontend] = []
             for frontend in port.frontends:
                 key = key_of(port, frontend)
-                rival = self._rival(claims, key, frontend)
+                rival = self._rival(claims, claim_key_of(port, frontend), frontend)
                 if rival is None and key not in seen:
                     kept.append(frontend)
                     seen.add(key)
@@ -190,14 +239,22 @@ class FrontendOwners:
             holder = self._cluster_ips.first(frontend.address)
             if holder is not None and holder.name != claims.name:
                 return holder
+        owner = self._frontends.first(node_port_key(key)) if key in claims.on_node else None
+        is_own = (
+            owner is not None
+            and owner.name == claims.name
+            and owner.precedence == Precedence.NODE_PORT
+        )
         for claimant, _ in claims.keys:
             before = self._frontends.before(key, claimant)
             if before is None:
                 continue
             # The Service itself may have the frontend as one of another kind.
-            own = before == claimant and claimant.precedence == precedence
-            return None if own else before
-        return None
+            # The others in this queue lose to its own node port.
+            if claimant.precedence != precedence or (before != claimant and not is_own):
+                return before
+            break
+        return None if is_own else owner
 
 
 class _Queues:
@@ -263,10 +320,13 @@ class _Queues:
                 behind.append(queue[at])
 
 
-def _affected(now: Iterable[Claimant], later: set[ObjectName]) -> Affected:
+def _affected(now: Iterable[Claimant], later: set[ObjectName], by: ObjectName) -> Affected:
     if not (now or later):
         return _NONE
-    return Affected(frozenset(claimant.name for claimant in now), frozenset(later))
+    names = {claimant.name for claimant in now}
+    # Its own node port may precede its external IP.
+    names.discard(by)
+    return Affected(frozenset(names), frozenset(later))
 
 
 def _problem(

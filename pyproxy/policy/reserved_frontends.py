@@ -6,7 +6,7 @@ node does not work. Such frontends are left out before a Service claims them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
@@ -20,7 +20,6 @@ from pyproxy.model.address import (
     Protocol,
     address_text,
     backend,
-    family_of,
 )
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.policy.routing import (
@@ -29,6 +28,7 @@ from pyproxy.policy.routing import (
     PortRouting,
     Scope,
     ServiceRouting,
+    divided_node_port,
     with_frontends,
 )
 
@@ -118,11 +118,12 @@ class ReservedFilter:
         return kept, tuple(problems)
 
     def frontends(
-        self, service: Service, routing: ServiceRouting
+        self, service: Service, routing: ServiceRouting, node_addresses: Collection[Address] = ()
     ) -> tuple[ServiceRouting, tuple[Problem, ...]]:
-        """Return the routing of a Service, with expanded node ports, without reserved frontends.
+        """Return the routing of a Service without reserved frontends.
 
-        It is the same object if it has none.
+        It is the same object if it has none. A node port of which only some of the node's addresses
+        are reserved is divided into one frontend for each of `node_addresses`.
         """
         if not self._concerns(service):
             return routing, ()
@@ -131,15 +132,15 @@ class ReservedFilter:
         problems: dict[Problem, None] = {}
         for port in routing.ports:
             kept: list[Frontend] = []
-            for frontend in port.frontends:
-                if family_of(frontend.address) not in self.reserved.families:
+            for frontend in self._divided(port, node_addresses):
+                if port.family not in self.reserved.families:
                     continue
                 problem = self._refused(service.name, port, frontend)
                 if problem is None:
                     kept.append(frontend)
                 else:
                     problems[problem] = None
-            if len(kept) == len(port.frontends):
+            if kept == list(port.frontends):
                 ports.append(port)
             elif kept:
                 ports.append(with_frontends(port, tuple(kept)))
@@ -160,20 +161,40 @@ class ReservedFilter:
             )
         )
 
+    def _divided(
+        self, port: PortRouting, node_addresses: Collection[Address]
+    ) -> Iterator[Frontend]:
+        for each in port.frontends:
+            if (
+                each.scope is Scope.NODE_PORT
+                and port.protocol is Protocol.TCP
+                and any(
+                    each.port == own.port and own.address in node_addresses
+                    for own in self.reserved.own_ports
+                )
+            ):
+                yield from divided_node_port(port, each, node_addresses)
+            else:
+                yield each
+
     def _refused(self, name: ObjectName, port: PortRouting, frontend: Frontend) -> Problem | None:
         if why := self._refused_address(frontend):
             return Problem(Kind.SERVICE.value, str(name), FIELDS[frontend.scope], why)
         if port.protocol is not Protocol.TCP:
             return None
-        place = backend(frontend.address, frontend.port)
         if own := self._own_port(frontend.address, frontend.port):
             return _taken(name, port, frontend, f"{own.program} listens there")
-        if frontend.scope is Scope.EXTERNAL_IP and place in self.reserved.api_servers:
+        if frontend.scope is Scope.EXTERNAL_IP and (
+            backend(frontend.address, frontend.port) in self.reserved.api_servers
+        ):
             return _taken(name, port, frontend, "this node reaches the API server there")
         return None
 
     def _refused_address(self, frontend: Frontend) -> str:
-        address, text = frontend.address, address_text(frontend.address)
+        address = frontend.address
+        if not address:  # a node port, at all addresses of the node
+            return ""
+        text = address_text(address)
         if frontend.scope is Scope.EXTERNAL_IP and not self.reserved.external_ips:
             return "not proxied, because the feature gate AllowServiceExternalIPs is false"
         if address in self.reserved.broadcasts:
@@ -186,16 +207,21 @@ class ReservedFilter:
 
     def _own_port(self, address: Address, port: Port) -> OwnPort | None:
         for own in self.reserved.own_ports:
-            here = own.address == address if any(own.address) else address in self.reserved.local
+            # A node port without an address has all addresses of the node.
+            here = (
+                own.address == address
+                if any(own.address)
+                else not address or address in self.reserved.local
+            )
             if own.port == port and here:
                 return own
         return None
 
 
 def _taken(name: ObjectName, port: PortRouting, frontend: Frontend, why: str) -> Problem:
+    place = f"{address_text(frontend.address)} port" if frontend.address else "node port"
     message = (
-        f"{address_text(frontend.address)} port {frontend.port}/{port.protocol.name} "
-        f"is not proxied for port {port.name!r}: {why}"
+        f"{place} {frontend.port}/{port.protocol.name} is not proxied for port {port.name!r}: {why}"
     )
     field, reason = FIELDS[frontend.scope], ProblemReason.FRONTEND_CONFLICT
     return Problem(Kind.SERVICE.value, str(name), field, message, reason)

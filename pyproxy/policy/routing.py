@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import msgspec
@@ -53,7 +53,9 @@ class Use(enum.Enum):
 class Frontend(msgspec.Struct, frozen=True, gc=False):
     """One address and port that clients connect to.
 
-    `address` is empty for a node port until `expand_node_ports` has set the node's addresses.
+    `address` is empty for a node port, which has all of the node's addresses. It has one address if
+    `expand_node_ports` has divided it: in ipvs mode, and if one of the addresses differs because a
+    program of the node's listens there or source ranges restrict it.
     """
 
     scope: Scope
@@ -132,6 +134,31 @@ def expand_node_ports(routing: ServiceRouting, addresses: Collection[Address]) -
         return routing
     ports = tuple(_expanded(port, addresses) for port in routing.ports)
     return msgspec.structs.replace(routing, ports=ports)
+
+
+def has_restricted_node_port(routing: ServiceRouting, addresses: Collection[Address]) -> bool:
+    """Return whether source ranges restrict one of `addresses` at a node port of the Service.
+
+    The other addresses of that node port admit every client.
+    """
+    if not routing.source_ranges:
+        return False
+    return any(
+        each.scope is Scope.LOAD_BALANCER
+        and each.address in addresses
+        and any(_is_node_port(other) and other.port == each.port for other in port.frontends)
+        for port in routing.ports
+        for each in port.frontends
+    )
+
+
+def divided_node_port(
+    port: PortRouting, frontend: Frontend, addresses: Collection[Address]
+) -> Iterator[Frontend]:
+    """Yield a node port as one frontend for each address of the port's family."""
+    for address in addresses:
+        if family_of(address) is port.family:
+            yield msgspec.structs.replace(frontend, address=address)
 
 
 def _is_node_port(frontend: Frontend) -> bool:

@@ -28,19 +28,18 @@ from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.process import Agent, agent_command
 from pyproxy_lab.topology import API_ADDRESS
 
-from pyproxy.dataplane.nft.rows import node_rows
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
-from pyproxy.dataplane.nftables.compile import add_service, shared_rows
+from pyproxy.dataplane.nftables.compile import add_service, node_table, shared_rows
 from pyproxy.dataplane.nftables.readback import read_table
-from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS
+from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, NODE_PORT_ENDPOINTS
 from pyproxy.model.address import Family, parse_network
 from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.elements import Value
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.endpoints import route_service
-from pyproxy.policy.routing import expand_node_ports
 from pyproxy.source.decode import decode_object
 from tests.exposition import scraped
 from tests.waiting import PATIENCE, until
@@ -251,10 +250,9 @@ def _compile(
     slices: Mapping[ObjectName, list[EndpointSlice]],
     here: Node,
 ) -> Table:
-    table = node_rows(NETWORKS)
+    table = node_table(NodeRouting(NETWORKS, here.addresses))
     for name, each in services.items():
         said = route_service(each, slices.get(name, []), here, here.name)
-        said = expand_node_ports(said, here.addresses)
         add_service(said, table)
         for set_name, key in shared_rows(said):
             table.setdefault(set_name, {})[key] = b""
@@ -264,8 +262,7 @@ def _compile(
 def in_order(table: Table) -> Table:
     """Number each frontend's endpoints by their values: which slot each has does not matter."""
     result = dict(table)
-    for family in Family:
-        name = ENDPOINTS.of(family)
+    for name in [kind.of(each) for kind in (ENDPOINTS, NODE_PORT_ENDPOINTS) for each in Family]:
         if name in table:
             slots: dict[bytes, dict[int, Value]] = {}
             for key, backend in table[name].items():

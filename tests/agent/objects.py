@@ -26,9 +26,9 @@ from pyproxy.dataplane.interface import (
     StepLimits,
     TableUsage,
 )
-from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
-from pyproxy.dataplane.nftables.compile import add_service, shared_rows
+from pyproxy.dataplane.nftables.compile import add_service, node_table, shared_rows
 from pyproxy.errors import KernelError, Problem, RejectedError, StaleStateError
 from pyproxy.health.state import Health
 from pyproxy.model.address import FAMILIES, Address, Backend, parse_address, parse_network
@@ -208,7 +208,7 @@ class TableDataplane:
 
 def rows(routings: Iterable[ServiceRouting], node: NodeRouting) -> Table:
     """Compile a whole state from nothing."""
-    table = node_rows(node.pod_networks)
+    table = node_table(node)
     shared: Counter[SharedRow] = Counter()
     for routing in routings:
         add_service(routing, table)

@@ -105,7 +105,7 @@ def test_a_service_that_goes_takes_its_rows_along() -> None:
     stage.begin(WEB, WEB_SLICE)
     stage.agent.handle_event(Delete(Kind.SERVICE, name("web")))
     stage.settle()
-    assert set(stage.dataplane.kernel) == {"pods4"}
+    assert set(stage.dataplane.kernel) == {"pods4", "node-port-addresses4", "node-port-addresses6"}
 
 
 def test_a_node_that_moves_moves_its_node_ports() -> None:
@@ -113,9 +113,9 @@ def test_a_node_that_moves_moves_its_node_ports() -> None:
     stage.begin(service("web", 1, node_port=30080), WEB_SLICE)
     stage.handle_event(msgspec.structs.replace(NODE, addresses=(parse_address("172.30.0.99"),)))
     stage.settle()
-    keys = stage.dataplane.kernel["services4"]
-    assert any(key.startswith(parse_address("172.30.0.99")) for key in keys)
-    assert not any(key.startswith(parse_address("172.30.0.11")) for key in keys)
+    kernel = stage.dataplane.kernel
+    assert kernel["node-port-addresses4"] == {parse_address("172.30.0.99"): b""}
+    assert len(kernel["node-ports4"]) == 1
 
 
 def test_a_node_that_goes_is_no_place_to_send_clients_to() -> None:
@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_reported_once_and_counted_until_it_is_well() -> 
         stage.agent.handle_event(InvalidObject(problem))
     stage.settle()
     assert stage.reported == [problem]
-    assert set(stage.dataplane.kernel) == {"pods4"}
+    assert set(stage.dataplane.kernel) == {"pods4", "node-port-addresses4", "node-port-addresses6"}
     assert stage.metrics_by_kind() == {"Service": 1, "EndpointSlice": 0, "Node": 0}
     stage.handle_event(WEB)
     stage.settle()

@@ -81,8 +81,9 @@ def test_new_addresses_of_interfaces_move_node_ports() -> None:
     stage.local_addresses = (parse_address("172.30.0.55"),)
     stage.agent.addresses_changed()
     stage.settle()
-    keys = [key[:4] for key in stage.dataplane.kernel["services4"]]
-    assert set(keys) == {parse_address("10.96.0.1"), parse_address("172.30.0.55")}
+    kernel = stage.dataplane.kernel
+    assert kernel["node-port-addresses4"].keys() == {parse_address("172.30.0.55")}
+    assert len(kernel["node-ports4"]) == 1
 
 
 @pytest.mark.parametrize("family", Family)

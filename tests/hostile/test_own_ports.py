@@ -93,8 +93,9 @@ def test_probes_of_the_node_are_answered_by_the_agent(
         lines = node.agent.log.read_text().splitlines()
         for name in ("external", "balancer", "node-port"):
             said = " ".join(line for line in lines if f"Service shop/{name}: " in line)
+            place = "node port" if name == "node-port" else f"{HERE} port"
             assert (
-                f"{HERE} port 10256/TCP is not proxied for port 'healthz': pyproxy "
+                f"{place} 10256/TCP is not proxied for port 'healthz': pyproxy "
                 "(--healthz-bind-address) listens there"
             ) in said
         said = " ".join(line for line in lines if "Service shop/balancer: " in line)

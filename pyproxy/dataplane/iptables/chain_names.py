@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 
+import msgspec
+
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -66,12 +68,26 @@ def endpoint(name: ObjectName, port: str, protocol: Protocol, backend: Backend) 
     return f"{kube_names.ENDPOINT}{_digest(text)}"
 
 
+class NodePortNames(msgspec.Struct, frozen=True):
+    """The roots of the trees of the node's addresses and of node ports, and their prefixes."""
+
+    addresses: str
+    address_branches: str
+    ports: str
+    port_branches: str
+
+
+def node_ports(tree: str) -> NodePortNames:
+    """Return the names of the trees of node ports beside the tree with this prefix."""
+    return NodePortNames(f"{tree}NODE", f"{tree}A-", f"{tree}NODEPORTS", f"{tree}P-")
+
+
 def branch(tree: str, network: Network) -> str:
     """Return the chain of a tree for the frontends in a network.
 
     Only IPv4 networks are spelled out, because a chain's name cannot contain colons.
     """
-    # At most 26 characters: KUBE-IP-100.100.100.100/32.
+    # At most 28 characters: KUBE-IP-A-100.100.100.100/32.
     if network.family is Family.IPV4:
         return f"{tree}{network}"
     return f"{tree}{_digest(str(network))}"

@@ -95,7 +95,7 @@ class CommittedTables(CommittedState[Family]):
             ]
             old_trees = self._trees[family]
             # A frontend may move between Services, so the trees change for all of them at once.
-            new_trees = old_trees.changed(old, new)
+            new_trees = old_trees.changed(old, new, new_node.node_port_addresses)
             chains = self._tables(family, before, old, old_trees)
             yield family, new_trees, chains, self._tables(family, after, new, new_trees)
 
@@ -110,7 +110,7 @@ class CommittedTables(CommittedState[Family]):
         for family in self._families:
             view = self._view(family, node)
             parts = [compile_service(each, family, view) for each in desired.values()]
-            trees[family] = FrontendTrees(family).changed((), parts)
+            trees[family] = FrontendTrees(family).changed((), parts, node.node_port_addresses)
             tables = self._tables(family, view, parts, trees[family])
             for table in TABLES:
                 rules[family, table] = sum(len(each) for each in tables[table].values())
@@ -136,7 +136,12 @@ class CommittedTables(CommittedState[Family]):
             for family in self._families:
                 part = compile_service(routing, family, self._view(family, node))
                 # A leaf is in a chain of the tree, whose name identifies no Service.
-                leaves = (*part.served.values(), *part.refused.values())
+                leaves = (
+                    *part.served.values(),
+                    *part.refused.values(),
+                    *part.node_served.values(),
+                    *part.node_refused.values(),
+                )
                 if chain in part.nat or chain in part.filter or any(r.text == text for r in leaves):
                     return routing.name
         return None

@@ -17,7 +17,7 @@ from pyproxy.dataplane.iptables.committed_state import Saved
 from pyproxy.dataplane.iptables.frontend_trees import FrontendTrees
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.dataplane.iptables.services import View, compile_service
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, family_of
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.xtables import kube_names
 from pyproxy.xtables.saved import EMPTY, SavedTable, target
@@ -35,9 +35,11 @@ def compare(
     for family, tables in saved.items():
         view = View(options, base_rules.pods_of(family, options, node.pod_networks))
         part = compile_service(wanted, family, view)
+        # Without an address, no packet can reach a node port.
+        at_node = any(family_of(each) is family for each in node.node_port_addresses)
         for table, chains, leaves in (
-            (NAT, part.nat, part.served),
-            (FILTER, part.filter, part.refused),
+            (NAT, part.nat, part.served | part.node_served if at_node else part.served),
+            (FILTER, part.filter, part.refused | part.node_refused if at_node else part.refused),
         ):
             where = f"IPv{family.value} {table}: "
             held = tables.get(table, EMPTY)

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from functools import cached_property
 
+from pyproxy.dataplane.iptables import chain_names
 from pyproxy.dataplane.iptables.base_rules import FILTER, NAT
 from pyproxy.dataplane.iptables.rules import Jump, Rule
 from pyproxy.dataplane.iptables.services import Part
-from pyproxy.dataplane.iptables.tree import Tree, number
-from pyproxy.model.address import Address, Family, Network
+from pyproxy.dataplane.iptables.tree import (
+    NODE_ADDRESSES_DEEPEST,
+    NODE_PORTS_DEEPEST,
+    Leaves,
+    Tree,
+    number,
+)
+from pyproxy.model.address import Address, Family, Network, family_of
 from pyproxy.xtables import kube_names
+
+_AllLeaves = tuple[Leaves, ...]
+_NO_LEAVES: _AllLeaves = ({}, {}, {}, {})
 
 # Frontends without endpoints come first, since some drop: a cluster IP's rule rejects every port.
 _REFUSED_FIRST = Rule(target=Jump(kube_names.EXTERNAL_SERVICES))
+
+
+def _leaves(part: Part) -> _AllLeaves:
+    return part.served, part.refused, part.node_served, part.node_refused
 
 
 class FrontendTrees:
@@ -27,39 +41,49 @@ class FrontendTrees:
     def __init__(
         self,
         family: Family,
-        served: Mapping[int, Rule] | None = None,
-        refused: Mapping[int, Rule] | None = None,
+        leaves: _AllLeaves = _NO_LEAVES,
         cluster_ips: Counter[Address] | None = None,
+        addresses: frozenset[Address] = frozenset(),
     ) -> None:
         self._family = family
-        self._served = served or {}
-        self._refused = refused or {}
+        self._leaves = leaves
         self._cluster_ips = cluster_ips or Counter()
+        self._addresses = addresses
 
-    def changed(self, before: Iterable[Part], after: Iterable[Part]) -> FrontendTrees:
-        """Return the trees with `after` in the place of `before`; both are of the same Services."""
-        served, refused = dict(self._served), dict(self._refused)
+    def changed(
+        self,
+        before: Iterable[Part],
+        after: Iterable[Part],
+        node_addresses: Collection[Address] = (),
+    ) -> FrontendTrees:
+        """Return the trees with `after` in the place of `before`; both are of the same Services.
+
+        `node_addresses` are the addresses of node ports, of both families.
+        """
+        addresses = frozenset(each for each in node_addresses if family_of(each) is self._family)
+        leaves = [dict(each) for each in self._leaves]
         cluster_ips = Counter(self._cluster_ips)
         for part in before:
-            for each in part.served:
-                served.pop(each, None)
-            for each in part.refused:
-                refused.pop(each, None)
+            for tree, of_part in zip(leaves, _leaves(part), strict=True):
+                for each in of_part:
+                    tree.pop(each, None)
             cluster_ips.subtract(part.cluster_ips)
         for part in after:
-            served.update(part.served)
-            refused.update(part.refused)
+            for tree, of_part in zip(leaves, _leaves(part), strict=True):
+                tree.update(of_part)
             cluster_ips.update(part.cluster_ips)
         # Unary plus leaves out addresses that no Service has any more.
         cluster_ips = +cluster_ips
-        if (served, refused) == (self._served, self._refused) and (
-            cluster_ips.keys() == self._cluster_ips.keys()
+        if (
+            tuple(leaves) == self._leaves
+            and addresses == self._addresses
+            and cluster_ips.keys() == self._cluster_ips.keys()
         ):
             # The chains depend on the addresses alone, so a cached tree is taken over.
-            same = FrontendTrees(self._family, self._served, self._refused, cluster_ips)
+            same = FrontendTrees(self._family, self._leaves, cluster_ips, addresses)
             same.__dict__["chains"] = self.chains
             return same
-        return FrontendTrees(self._family, served, refused, cluster_ips)
+        return FrontendTrees(self._family, tuple(leaves), cluster_ips, addresses)
 
     @cached_property
     def chains(self) -> dict[str, dict[str, tuple[Rule, ...]]]:
@@ -70,10 +94,37 @@ class FrontendTrees:
         )
         addresses[kube_names.SERVICES] = (_REFUSED_FIRST, *addresses[kube_names.SERVICES])
         served = Tree(self._family, kube_names.SERVICES, kube_names.SERVICE_TREE)
+        of_served, of_refused, node_served, node_refused = self._leaves
         return {
-            FILTER: refused.chains(self._refused) | addresses,
-            NAT: served.chains(self._served),
+            FILTER: self._with_node_ports(refused.chains(of_refused), refused, node_refused)
+            | addresses,
+            NAT: self._with_node_ports(served.chains(of_served), served, node_served),
         }
+
+    def _with_node_ports(
+        self, chains: dict[str, tuple[Rule, ...]], tree: Tree, leaves: Leaves
+    ) -> dict[str, tuple[Rule, ...]]:
+        """Add a tree of the node's addresses, each of which leads to a tree of node ports."""
+        if not (leaves and self._addresses):
+            return chains
+        names = chain_names.node_ports(tree.prefix)
+        addresses = Tree(
+            self._family, names.addresses, names.address_branches, NODE_ADDRESSES_DEEPEST
+        )
+        ports = Tree(
+            self._family, names.ports, names.port_branches, NODE_PORTS_DEEPEST, anywhere=True
+        )
+        to_ports = Jump(names.ports, returns=False)
+        found = chains | ports.chains(leaves)
+        found |= addresses.chains(
+            {
+                number(each): Rule(destination=Network(each, self._family.bits), target=to_ports)
+                for each in self._addresses
+            }
+        )
+        # A packet to another port of the node comes back from there.
+        found[tree.root] = (Rule(target=Jump(names.addresses)), *found[tree.root])
+        return found
 
     def _refuse(self, address: Address) -> Rule:
         to = Network(address, self._family.bits)

@@ -60,7 +60,8 @@ class Part(msgspec.Struct, frozen=True):
     """The chains and frontends of a Service in one family.
 
     `nat` and `filter` are chains of these tables. `served` and `refused` are frontends by their
-    number in the tree, with the rule at which a packet leaves the tree. `cluster_ips` are addresses
+    number in the tree, with the rule at which a packet leaves the tree. `node_served` and
+    `node_refused` are node ports, which have any address of the node. `cluster_ips` are addresses
     whose other ports are rejected.
     """
 
@@ -69,6 +70,8 @@ class Part(msgspec.Struct, frozen=True):
     filter: dict[str, tuple[Rule, ...]] = {}
     served: dict[int, Rule] = {}
     refused: dict[int, Rule] = {}
+    node_served: dict[int, Rule] = {}
+    node_refused: dict[int, Rule] = {}
     cluster_ips: set[Address] = set()
 
 
@@ -105,12 +108,16 @@ class _PortCompiler:
             if frontend.scope is Scope.CLUSTER_IP:
                 part.cluster_ips.add(frontend.address)
             elif frontend.use in _SERVES:
-                part.nat[chain_names.external(self._digest)] = tuple(self._external(frontend.use))
+                chain = chain_names.external(self._digest)
+                part.nat[chain] = (*self._count_loopback(), *self._external(frontend.use))
             self._add_frontend(frontend, part)
 
     def _add_frontend(self, frontend: Frontend, part: Part) -> None:
         port = self._port
-        number = tree.number(frontend.address, port.protocol, frontend.port)
+        address = frontend.address or tree.ANYWHERE[port.family]
+        number = tree.number(address, port.protocol, frontend.port)
+        served = part.served if frontend.address else part.node_served
+        refused = part.refused if frontend.address else part.node_refused
         has_ranges = frontend.scope is Scope.LOAD_BALANCER and bool(self._routing.source_ranges)
         if frontend.use in _SERVES:
             chain = self._chain_for(frontend)
@@ -119,17 +126,17 @@ class _PortCompiler:
                 ranges = chain_names.source_ranges(self._digest)
                 part.nat[ranges] = tuple(self._test_ranges(Jump(chain, returns=False)))
                 chain = ranges
-            part.served[number] = self._frontend_rule(frontend, Jump(chain, returns=False))
+            served[number] = self._frontend_rule(frontend, Jump(chain, returns=False))
         if frontend.use is Use.REJECT:
             target = Jump(kube_names.REFUSE, returns=False)
             if has_ranges:
                 ranges = chain_names.source_ranges(self._digest)
                 part.filter[ranges] = (*self._test_ranges(target), Rule(target=DROP))
                 target = Jump(ranges, returns=False)
-            part.refused[number] = self._frontend_rule(frontend, target)
+            refused[number] = self._frontend_rule(frontend, target)
         elif has_ranges or frontend.use is Use.DROP or self._drops_external(frontend):
             # filter comes after nat: a packet that nat did not translate may not be served.
-            part.refused[number] = self._frontend_rule(frontend, DROP)
+            refused[number] = self._frontend_rule(frontend, DROP)
 
     def _drops_external(self, frontend: Frontend) -> bool:
         return frontend.use is Use.SPLIT and not self._port.local
@@ -142,16 +149,32 @@ class _PortCompiler:
         return chain_names.service(self._digest)
 
     def _frontend_rule(self, frontend: Frontend, target: Jump | End) -> Rule:
-        counted = kube_names.LOCALHOST_ACCEPTED in self._view.options.counters
-        is_loopback = frontend.address in _LOOPBACK and frontend.use in _SERVES
+        address = frontend.address
         return Rule(
-            destination=Network(frontend.address, self._port.family.bits),
+            destination=Network(address, self._port.family.bits) if address else None,
             protocol=self._port.protocol,
             ports=(frontend.port, frontend.port),
-            counter=kube_names.LOCALHOST_ACCEPTED if counted and is_loopback else "",
             comment=self._comment,
             target=target,
         )
+
+    def _count_loopback(self) -> Iterator[Rule]:
+        """Yield a rule that counts connections to a node port on a loopback address."""
+        counters = self._view.options.counters
+        is_node_port = any(each.scope is Scope.NODE_PORT for each in self._port.frontends)
+        if (
+            is_node_port
+            and self._port.family is Family.IPV4
+            and kube_names.LOCALHOST_ACCEPTED in counters
+        ):
+            # Only the node itself reaches them, so the mark is set by later rules in any case, or
+            # has no effect on a local endpoint.
+            yield Rule(
+                destination=_LOOPBACK,
+                from_here=True,
+                counter=kube_names.LOCALHOST_ACCEPTED,
+                target=self._mark,
+            )
 
     def _test_ranges(self, target: Jump) -> Iterator[Rule]:
         for network in self._routing.source_ranges:

@@ -32,12 +32,19 @@ DEEPEST = 10
 """Chains of a tree on a packet's path at most. nf_tables' limit of 16 then leaves room for those
 before the tree, and for those behind it: KUBE-EXT, KUBE-SVC, a group of endpoints, KUBE-SEP."""
 
+NODE_ADDRESSES_DEEPEST, NODE_PORTS_DEEPEST = 3, 6
+"""The same for the trees of the node's addresses and of node ports, one of which leads to the other
+and which a packet enters one chain deeper."""
+
 _PORT_BITS = 16
 _PROTOCOL_BITS = 2
 _BEHIND = _PORT_BITS + _PROTOCOL_BITS
 _STEP = 2
 _CODES = {Protocol.TCP: 0, Protocol.UDP: 1, Protocol.SCTP: 2}
 _PROTOCOLS = {code: protocol for protocol, code in _CODES.items()}
+
+ANYWHERE = {family: Address(bytes(family.bits // 8)) for family in Family}
+"""The address in the number of a node port."""
 
 Leaves = Mapping[int, Rule]
 """The rule of each frontend, by its number."""
@@ -49,18 +56,32 @@ def number(address: Address, protocol: Protocol = Protocol.TCP, port: Port = Por
 
 
 class Tree:
-    """Builds the chains of one tree; packets enter it at the chain `root`."""
+    """Builds the chains of one tree; packets enter it at the chain `root`.
 
-    def __init__(self, family: Family, root: str, prefix: str) -> None:
+    At most `deepest` nested chains follow the root. With `anywhere` the frontends have no address
+    (ANYWHERE), and no rule tests it.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        root: str,
+        prefix: str,
+        deepest: int = DEEPEST,
+        *,
+        anywhere: bool = False,
+    ) -> None:
         self.root = root
         self._family = family
-        self._prefix = prefix
+        self.prefix = prefix
+        self._deepest = deepest
+        self._anywhere = anywhere
         self._width = family.bits + _BEHIND
 
     def chains(self, leaves: Leaves) -> dict[str, tuple[Rule, ...]]:
         """Return the chains of the tree with these frontends."""
         found: dict[str, tuple[Rule, ...]] = {}
-        _, rules = self._grow(sorted(leaves), leaves, found, DEEPEST)
+        _, rules = self._grow(sorted(leaves), leaves, found, self._deepest)
         found[self.root] = tuple(rules)
         return found
 
@@ -130,15 +151,16 @@ class Tree:
         base = high >> (self._family.bits - bits) << (self._family.bits - bits)
         network = Network(Address(base.to_bytes(size, "big")), bits)
         if common <= self._family.bits:
-            name = chain_names.branch(self._prefix, network)
+            name = chain_names.branch(self.prefix, network)
             return name, Rule(destination=network, target=Jump(name, returns=False))
         protocol = _PROTOCOLS[numbers[0] >> _PORT_BITS & 3]
         span = 1 << (self._width - common)
         low = (numbers[0] & 0xFFFF) & ~(span - 1)
         ports = range(low, low + span)
-        name = chain_names.port_branch(self._prefix, network.address, protocol, ports)
+        name = chain_names.port_branch(self.prefix, network.address, protocol, ports)
         return name, Rule(
-            destination=network,
+            # The protocol or the port differ: all have one address, or none.
+            destination=None if self._anywhere else network,
             protocol=protocol,
             ports=(low, low + span - 1) if span < 1 << _PORT_BITS else None,
             target=Jump(name, returns=False),

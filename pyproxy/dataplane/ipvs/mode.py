@@ -129,4 +129,5 @@ MODE = Mode(
     modules=_modules,
     kernel_settings=_kernel_settings,
     device=DEVICE,
+    divides_node_ports=True,
 )

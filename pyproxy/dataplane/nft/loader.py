@@ -80,6 +80,13 @@ def begin_load(netlink: Nfnetlink, base: BaseRules) -> None:
         _replace(netlink, base)
 
 
+def load_rules(netlink: Nfnetlink, base: BaseRules) -> None:
+    """Load the base rules if `begin_load` has not. Idempotent. Raises KernelError."""
+    present = read_layout(netlink, base.table).chains
+    if base.marker() not in present:
+        _load(netlink, base.text(present))
+
+
 def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] = ()) -> None:
     """Load the base rules if `begin_load` has not, delete strays, and write the seal.
 
@@ -88,9 +95,8 @@ def finish_load(netlink: Nfnetlink, base: BaseRules, on_demand: Collection[str] 
     KernelError.
     """
     table = base.table
+    load_rules(netlink, base)
     layout = read_layout(netlink, table)
-    if base.marker() not in layout.chains:
-        _load(netlink, base.text(layout.chains))
     if strays := base.strays(layout):
         # They may look up stray sets, and no element leads to them any more.
         unused = [n for n in layout.chains if base.is_on_demand(n) and n not in on_demand]

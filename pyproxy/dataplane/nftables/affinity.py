@@ -14,9 +14,17 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from pyproxy.dataplane.nft.rows import frontend_key
-from pyproxy.dataplane.nft.schema import Rows, Table
+from pyproxy.dataplane.nft.schema import FRONTEND, Rows, Table
 from pyproxy.dataplane.nftables import chains
-from pyproxy.dataplane.nftables.schema import AFFINITY, AFFINITY_FRESH, AFFINITY_LIMITS
+from pyproxy.dataplane.nftables.schema import (
+    AFFINITY,
+    AFFINITY_FRESH,
+    AFFINITY_LIMITS,
+    NODE_PORT_AFFINITY_LIMITS,
+    NODE_PORT_KEY,
+    node_port_owner,
+    owner_key,
+)
 from pyproxy.model.address import Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
@@ -32,10 +40,11 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 Expectations = dict[bytes, Allowed]
-"""The endpoints that clients may return to, by frontend key."""
+"""The endpoints that clients may return to, by `owner_key`."""
 
 _NONE: frozenset[Backend] = frozenset()
 _MARK_SIZE = 4
+_IPV4_FRONTEND = sum(field.size(Family.IPV4) for field in FRONTEND)
 
 
 def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
@@ -46,7 +55,10 @@ def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
         for port in routing.ports if learning else ():
             for frontend in port.frontends:
                 key = frontend_key(frontend.address, port.protocol, frontend.port)
-                result[key] = _allowed(port, frontend, learning[port.family])
+                learns = learning[port.family]
+                if not frontend.address:
+                    key, learns = owner_key(key, port.family), chains.for_node_port(learns)
+                result[key] = _allowed(port, frontend, learns)
     return result
 
 
@@ -100,7 +112,7 @@ def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bo
     width = family.bits // 8
     gone: Rows = {}
     for key, value in learned.items():
-        expected = allowed.get(key[width:])
+        expected = _expected(key[width:], family, allowed)
         if expected is None:
             if all_known:
                 gone[key] = value
@@ -119,15 +131,34 @@ def orphans(fresh: Rows, learned: Rows, family: Family) -> Table:
 def unused_limits(limits: Rows, family: Family, allowed: Expectations, *, all_known: bool) -> Table:
     """Return the token buckets of timeouts that their frontends no longer have, as `stale` does.
 
-    They would stay for the timeout, and the set is bounded.
+    They would stay for the timeout, and the set is bounded. Node ports have shorter keys.
     """
-    gone: Rows = {}
+    gone: Table = {}
     for key in limits:
         frontend, timeout = key[:-_MARK_SIZE], int.from_bytes(key[-_MARK_SIZE:], sys.byteorder)
-        expected = allowed.get(frontend)
+        expected = allowed.get(owner_key(frontend, family))
         if all_known if expected is None else chains.timeout_of(expected.learning) != timeout:
-            gone[key] = b""
-    return {AFFINITY_LIMITS.of(family): gone} if gone else {}
+            of_node = len(frontend) == NODE_PORT_KEY
+            kind = NODE_PORT_AFFINITY_LIMITS if of_node else AFFINITY_LIMITS
+            gone.setdefault(kind.of(family), {})[key] = b""
+    return gone
+
+
+def refused_clients(refused: Mapping[bytes, int], routing: ServiceRouting) -> int:
+    """Count a Service's connections of late whose client was not learned, of those by frontend."""
+    wanted = expectations([routing]).keys()
+    found = 0
+    for key, count in refused.items():
+        family = Family.IPV4 if len(key) == _IPV4_FRONTEND else Family.IPV6
+        if key in wanted or node_port_owner(key, family) in wanted:
+            found += count
+    return found
+
+
+def _expected(frontend: bytes, family: Family, allowed: Expectations) -> Allowed | None:
+    # A node port's affinities are learned for each address.
+    expected = allowed.get(frontend)
+    return allowed.get(node_port_owner(frontend, family)) if expected is None else expected
 
 
 def _allowed(port: PortRouting, frontend: Frontend, learning: str) -> Allowed:

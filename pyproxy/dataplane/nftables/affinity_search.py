@@ -17,12 +17,19 @@ from pyproxy.dataplane.nftables.affinity import (
     expectations,
     loosened,
     orphans,
+    refused_clients,
     stale,
     unused_limits,
 )
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.dataplane.nftables.readback import read_learned, read_refused
-from pyproxy.dataplane.nftables.schema import AFFINITY, AFFINITY_FRESH, AFFINITY_LIMITS, TABLE
+from pyproxy.dataplane.nftables.schema import (
+    AFFINITY,
+    AFFINITY_FRESH,
+    AFFINITY_LIMITS,
+    NODE_PORT_AFFINITY_LIMITS,
+    TABLE,
+)
 from pyproxy.errors import StaleStateError
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
@@ -79,9 +86,8 @@ class AffinitySearch:
         if refused:
             for name, routing in services.items():
                 if routing is not None and routing.affinity_timeout:
-                    for key in expectations([routing]).keys() & refused.keys():
-                        found[name] += refused[key]
-        return found
+                    found[name] += refused_clients(refused, routing)
+        return +found
 
     def _search(self, allowed: Expectations, *, all_known: bool) -> None:
         count = 0
@@ -95,6 +101,7 @@ class AffinitySearch:
             fresh = read_learned(self._netlink, family, AFFINITY_FRESH)
             self._delete_all(orphans(fresh, learned, family))
             limits = read_learned(self._netlink, family, AFFINITY_LIMITS)
+            limits |= read_learned(self._netlink, family, NODE_PORT_AFFINITY_LIMITS)
             self._delete_all(unused_limits(limits, family, allowed, all_known=all_known))
         if count > _FEW:
             self._next = self._clock() + _PAUSE * count

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.base_rules import REFUSE, BaseRules, TrafficOptions
+from pyproxy.dataplane.nft.schema import SetKind
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
@@ -75,8 +76,17 @@ def _chains(options: NftablesOptions) -> dict[str, list[str]]:
         "nat-postrouting": ["jump masquerading"],
         "services": [rule for family in Family for rule in _services(family, options)],
         **{f"split{family.value}": _split(family, options) for family in Family},
+        **{
+            f"split-node{family.value}": _split(
+                family, options, schema.INTERNAL_NODE_PORTS, schema.EXTERNAL_NODE_PORTS
+            )
+            for family in Family
+        },
         "source-ranges": [_source_ranges(family) for family in Family],
-        "no-endpoints": [f"{nft.NO_ENDPOINT_SERVICES.lookup(f)} goto refuse" for f in Family],
+        "no-endpoints": [
+            *(f"{nft.NO_ENDPOINT_SERVICES.lookup(f)} goto refuse" for f in Family),
+            *(f"{_at_node(schema.NO_ENDPOINT_NODE_PORTS, f)} goto refuse" for f in Family),
+        ],
         "no-such-port": [f"{nft.CLUSTER_IPS.lookup(f)} goto refuse" for f in Family],
         "refuse": [*REFUSE],
         chains.MARKING: [options.set_mark()],
@@ -93,11 +103,23 @@ def _services(family: Family, options: NftablesOptions) -> list[str]:
     # other nodes must reply through this one.
     elif from_outside := options.from_pods(family, negate=True):
         rules.append(f"{to_cluster_ip} {from_outside} {options.set_mark()}")
-    return [*rules, schema.SERVICES.lookup(family)]
+    # Node ports first: while an older version's table is taken over, the map of services still has
+    # elements for them, which lead to endpoints that may be gone.
+    return [*rules, _at_node(schema.NODE_PORTS, family), schema.SERVICES.lookup(family)]
 
 
-def _split(family: Family, options: NftablesOptions) -> list[str]:
-    internal = schema.INTERNAL_SERVICES.lookup(family)
+def _at_node(kind: SetKind, family: Family) -> str:
+    """Return the match of a packet to a node port in a set, at any of the node's addresses."""
+    return f"{schema.NODE_PORT_ADDRESSES.lookup(family)} {kind.lookup(family)}"
+
+
+def _split(
+    family: Family,
+    options: NftablesOptions,
+    internal_kind: SetKind = schema.INTERNAL_SERVICES,
+    external_kind: SetKind = schema.EXTERNAL_SERVICES,
+) -> list[str]:
+    internal = internal_kind.lookup(family)
     pods = options.from_pods(family)
     # kube-proxy too gives pods and the node all endpoints under the external policy Local.
     # The first match decides: internal clients, then external ones.
@@ -105,7 +127,7 @@ def _split(family: Family, options: NftablesOptions) -> list[str]:
         *([f"{pods} {internal}"] if pods else []),
         # The node chose its source address on the route to the frontend, not to the endpoint.
         f"fib saddr type local {options.set_mark()} {internal}",
-        schema.EXTERNAL_SERVICES.lookup(family),
+        external_kind.lookup(family),
     ]
 
 

@@ -22,7 +22,13 @@ from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
 from pyproxy.dataplane.nft.schema import FRONTEND, Rows, Table
 from pyproxy.dataplane.nftables.compile import Boundary, shared_rows
 from pyproxy.dataplane.nftables.plan import NftablesPlan
-from pyproxy.dataplane.nftables.schema import BY_NAME
+from pyproxy.dataplane.nftables.schema import (
+    BY_NAME,
+    NODE_PORT,
+    NODE_PORT_ADDRESSES,
+    NODE_PORT_KEY,
+    owner_key,
+)
 from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, Shape, Value
@@ -141,7 +147,7 @@ class _BatchOfOwner:
         unplaced: Counter[Owner] = Counter()
         for side in (plan.delta.remove, plan.delta.add):
             for name, rows in side.items():
-                if _has_node_ranges(name):
+                if _is_of_node(name):
                     self._filled += len(rows)
                 else:
                     unplaced.update(_owners(name, rows))
@@ -165,7 +171,7 @@ class _BatchOfOwner:
         for name, rows in table.items():
             # The kernel rejects ranges that overlap, and those of the pod networks may: they change
             # in one transaction. Source ranges overlap with those of their own frontend alone.
-            if _has_node_ranges(name):
+            if _is_of_node(name):
                 batches[0][name] = rows
                 continue
             numbers = [self._of.get(owner, last) for owner in _owners(name, rows)]
@@ -189,7 +195,12 @@ class _BatchOfOwner:
 
 def _owners(name: str, rows: Rows) -> Sequence[Owner]:
     width = _frontend_width(name)
-    return [key[:width] for key in rows] if width else [(name, key) for key in rows]
+    if width:
+        return [key[:width] for key in rows]
+    kind, family = BY_NAME[name]
+    if kind.key[: len(NODE_PORT)] == NODE_PORT:
+        return [owner_key(key[:NODE_PORT_KEY], family) for key in rows]
+    return [(name, key) for key in rows]
 
 
 def _owners_in(routing: ServiceRouting) -> Sequence[Owner]:
@@ -198,13 +209,20 @@ def _owners_in(routing: ServiceRouting) -> Sequence[Owner]:
         # Cut like the keys of its rows: a key that is too long goes with its Service, so that the
         # kernel's rejection names that Service.
         width, protocol = _WIDTHS[port.family], port.protocol
-        owners += [frontend_key(f.address, protocol, f.port)[:width] for f in port.frontends]
+        owners += [
+            owner_key(frontend_key(f.address, protocol, f.port)[:width], port.family)
+            for f in port.frontends
+        ]
     return owners
 
 
 @cache
-def _has_node_ranges(name: str) -> bool:
-    return BY_NAME[name][0].shape is not Shape.EXACT and not _frontend_width(name)
+def _is_of_node(name: str) -> bool:
+    kind, _ = BY_NAME[name]
+    # An older version has node ports with addresses. Their rows are removed later than this.
+    return kind is NODE_PORT_ADDRESSES or (
+        kind.shape is not Shape.EXACT and not _frontend_width(name)
+    )
 
 
 @cache

@@ -12,6 +12,10 @@ pick. Only the frontend's present endpoints are learned: a client without a resp
 packet again, and conntrack translates it to the same endpoint long after that was removed. The
 timeout is that of the chain that learns, which bounds the entries of each frontend (`share_of`).
 
+A node port has chains of its own kind (NODE), which look protocol and port up without the packet's
+destination. So a node port has one slot for each endpoint, whatever the number of the node's
+addresses. Its affinities are learned for each address, and its share is that of all of them.
+
 All chains are written over netlink because nft 1.0.6 lists them but cannot parse some of their
 rules. It does not add a rule that looks an address up in an
 existing map, and does not parse the original destination port in a concatenation.
@@ -67,6 +71,9 @@ LOCAL_OFFSET = 1 << 24
 
 CLUSTER, LOCAL = "cluster", "local"
 
+NODE = "node-"
+"""The prefix of the chains of node ports."""
+
 MARKING = "mark-masquerade"
 """The base chain that marks a packet. Only base rules contain the mark, so that the rules that set
 it and those that test it change together."""
@@ -75,8 +82,8 @@ _MASQUERADED = "masq-"
 _AFFINITY = "affinity-"
 _LEARN = "learn"
 _HOOKS = {"learn-postrouting": rules.HOOK_POSTROUTING, "learn-input": rules.HOOK_INPUT}
-_PICKS = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({CLUSTER}|{LOCAL})[46]-\d+")
-_LEARNS = re.compile(rf"{_LEARN}[46]-(\d+)-(\d+)")
+_PICKS = re.compile(rf"({_MASQUERADED})?({_AFFINITY})?({NODE})?({CLUSTER}|{LOCAL})([46])-(\d+)")
+_LEARNS = re.compile(rf"{_LEARN}([46])-({NODE})?(\d+)-(\d+)")
 # Older versions had one chain for each timeout.
 _OLD = re.compile(rf"{_LEARN}[46]-\d+")
 _FILTER = 0
@@ -92,14 +99,20 @@ _FIRST = rules.REGISTER
 
 
 def picking(
-    which: str, family: Family, size: int, *, masquerade: bool = False, affinity: bool = False
+    which: str,
+    family: Family,
+    size: int,
+    *,
+    masquerade: bool = False,
+    affinity: bool = False,
+    node: bool = False,
 ) -> str:
     """Return the name of the chain that picks one of CLUSTER's or LOCAL's endpoints.
 
     `size` is their class. With `masquerade` the chain marks the packet first, and with `affinity`
-    it looks up the client's learned endpoint first.
+    it looks up the client's learned endpoint first. With `node` it serves node ports.
     """
-    prefix = _MASQUERADED * masquerade + _AFFINITY * affinity
+    prefix = _MASQUERADED * masquerade + _AFFINITY * affinity + NODE * node
     return f"{prefix}{which}{int(family)}-{size}"
 
 
@@ -121,12 +134,19 @@ def moduli(size: int) -> list[int]:
 
 
 @lru_cache(1024)
-def learning(family: Family, timeout: int, share: int) -> str:
+def learning(family: Family, timeout: int, share: int, *, node: bool = False) -> str:
     """Return the name of the chain that learns clients, `timeout` being in seconds.
 
-    `share` is the number of clients that a frontend may learn at once.
+    `share` is the number of clients that a frontend may learn at once. With `node` the chain is for
+    node ports.
     """
-    return f"{_LEARN}{int(family)}-{timeout_class(timeout)}-{share}"
+    return f"{_LEARN}{int(family)}-{NODE * node}{timeout_class(timeout)}-{share}"
+
+
+def for_node_port(name: str) -> str:
+    """Return the chain of `learning` for node ports, given the one for other frontends."""
+    head, _, rest = name.partition("-")
+    return f"{head}-{NODE}{rest}"
 
 
 def timeout_class(timeout: int) -> int:
@@ -152,7 +172,7 @@ def share_of(frontends: int) -> int:
 def timeout_of(name: str) -> int:
     """Return the timeout of a chain that learns clients, in seconds; 0 for any other name."""
     found = _LEARNS.fullmatch(name)
-    return int(found[1]) if found else 0
+    return int(found[3]) if found else 0
 
 
 def is_learning(name: str) -> bool:
@@ -214,11 +234,13 @@ def _is_complete(name: str, held: Sequence[bytes]) -> bool:
 def fingerprint() -> str:
     """Return a digest of one chain of each kind: another version's may have other rules."""
     picks = (
-        picking(which, family, 4, masquerade=True, affinity=True)
+        picking(which, family, 4, masquerade=True, affinity=True, node=node)
+        for node in (False, True)
         for which in (CLUSTER, LOCAL)
         for family in Family
     )
-    names = needed([*picks, *(learning(family, 1, 1) for family in Family)])
+    learns = (learning(family, 1, 1, node=node) for node in (False, True) for family in Family)
+    names = needed([*picks, *learns])
     digest = hashlib.sha256()
     for name in names:
         for message in chain(name):
@@ -228,14 +250,16 @@ def fingerprint() -> str:
 
 def _rules(name: str) -> Iterator[list[bytes]]:
     if name in _HOOKS:
-        yield from (_dispatch_learning(family) for family in Family)
+        # The verdict is a goto, so at most one frontend learns a connection.
+        yield from (_dispatch_learning(family, node) for node in (False, True) for family in Family)
         return
     if learns := _LEARNS.fullmatch(name):
-        family = Family(int(name[len(_LEARN)]))
-        yield from _learn(family, int(learns[1]), int(learns[2]))
+        node = bool(learns[2])
+        yield from _learn(Family(int(learns[1])), int(learns[3]), int(learns[4]), node)
         return
-    head, _, number = name.rpartition("-")
-    family = Family(int(head[-1]))
+    picks = _PICKS.fullmatch(name)
+    assert picks is not None  # noqa: S101 (no other chain is on demand)
+    node, family = bool(picks[3]), Family(int(picks[5]))
     if name.startswith(_MASQUERADED):
         # A jump and not a goto, because the packet has to come back to be translated.
         yield [rules.jump(MARKING)]
@@ -245,18 +269,18 @@ def _rules(name: str) -> Iterator[list[bytes]]:
         yield [rules.go_to(name.removeprefix(_AFFINITY))]
     else:
         # A rule whose lookup finds no element ends there, and the next rule draws again.
-        offset = LOCAL_OFFSET if head[:-1] == LOCAL else 0
-        for modulus in moduli(int(number)):
-            yield _pick(family, modulus, offset)
+        offset = LOCAL_OFFSET if picks[4] == LOCAL else 0
+        for modulus in moduli(int(picks[6])):
+            yield _pick(family, modulus, offset, node)
 
 
-def _pick(family: Family, modulus: int, offset: int) -> list[bytes]:
+def _pick(family: Family, modulus: int, offset: int, node: bool) -> list[bytes]:
     # The fields of a concatenated key are in adjacent 4-byte registers: address, protocol, port.
-    index = _FIRST + _words(family) + 2
+    index = _FIRST + _words(family) * (not node) + 2
     return [
-        *_frontend(family, _FIRST),
+        *(_node_port(family, _FIRST) if node else _frontend(family, _FIRST)),
         rules.random_number(modulus, offset, index),
-        *_translate(family, schema.ENDPOINTS.of(family)),
+        *_translate(family, (schema.NODE_PORT_ENDPOINTS if node else schema.ENDPOINTS).of(family)),
     ]
 
 
@@ -265,6 +289,14 @@ def _return_to(family: Family) -> list[bytes]:
         *_frontend(family, _FIRST + _words(family)),
         _load_address(family, _SADDR_OFFSET, _FIRST),
         *_translate(family, schema.AFFINITY.of(family)),
+    ]
+
+
+def _node_port(family: Family, register: int) -> list[bytes]:
+    return [
+        *_is_of(family),
+        rules.load_meta(rules.META_L4PROTO, register),
+        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + 1),
     ]
 
 
@@ -285,20 +317,34 @@ def _translate(family: Family, map_name: str) -> list[bytes]:
     ]
 
 
-def _dispatch_learning(family: Family) -> list[bytes]:
+def _dispatch_learning(family: Family, node: bool) -> list[bytes]:
+    # Later packets need no lookup, and each update would restart the timeout.
+    first = [*_is_of(family), *rules.is_new(_FIRST)]
+    if not node:
+        frontends = schema.AFFINITY_FRONTENDS.of(family)
+        return [
+            *first,
+            *_original_frontend(family, _FIRST),
+            rules.look_up_verdict(frontends, _FIRST),
+        ]
     return [
-        *_is_of(family),
-        # Later packets need no lookup, and each update would restart the timeout.
-        *rules.is_new(_FIRST),
-        *_original_frontend(family, _FIRST),
-        rules.look_up_verdict(schema.AFFINITY_FRONTENDS.of(family), _FIRST),
+        *first,
+        rules.load_original(_ORIGINAL_DADDR[family], _FIRST),
+        rules.is_in(schema.NODE_PORT_ADDRESSES.of(family), _FIRST),
+        rules.load_meta(rules.META_L4PROTO, _FIRST),
+        rules.load_original(rules.CT_PROTO_DST, _FIRST + 1),
+        rules.look_up_verdict(schema.NODE_PORT_AFFINITY.of(family), _FIRST),
     ]
 
 
-def _learn(family: Family, timeout: int, share: int) -> Iterator[list[bytes]]:
+def _learn(family: Family, timeout: int, share: int, node: bool) -> Iterator[list[bytes]]:
     # Client, frontend and endpoint are adjacent: AFFINITY's key is the first two, and that of
     # AFFINITY_ENDPOINTS the last two. With IPv6 they fill 15 of the 16 registers.
     frontend = _FIRST + _words(family)
+    # A node port's keys lack the address, which comes first.
+    place = frontend + _words(family) * node
+    endpoints = schema.NODE_PORT_AFFINITY_ENDPOINTS if node else schema.AFFINITY_ENDPOINTS
+    limits = schema.NODE_PORT_AFFINITY_LIMITS if node else schema.AFFINITY_LIMITS
     endpoint = frontend + _words(family) + 2
     # Multiples of 20 ms are whole jiffies, which a dump then returns as they were sent.
     fresh = timeout * 1_000 // _FRESH // 20 * 20
@@ -310,7 +356,7 @@ def _learn(family: Family, timeout: int, share: int) -> Iterator[list[bytes]]:
         _load_address(family, _DADDR_OFFSET, endpoint),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
         # Not learned if the frontend no longer has this endpoint: conntrack may still send there.
-        rules.is_in(schema.AFFINITY_ENDPOINTS.of(family), frontend),
+        rules.is_in(endpoints.of(family), place),
     ]
     yield [
         *_is_of(family),
@@ -324,8 +370,8 @@ def _learn(family: Family, timeout: int, share: int) -> Iterator[list[bytes]]:
         # The timeout is in the key because an element keeps the rate that it was added with.
         rules.load_number(timeout, endpoint),
         rules.update_limited(
-            schema.AFFINITY_LIMITS.of(family),
-            frontend,
+            limits.of(family),
+            place,
             timeout * 1_000,
             _REFILL * share * 86_400 // timeout,
             share,

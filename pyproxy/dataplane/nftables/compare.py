@@ -33,12 +33,19 @@ _INDEX = struct.Struct("=I")
 # Without AFFINITY, which packets fill.
 _BY_FRONTEND = (
     schema.SERVICES,
+    schema.NODE_PORTS,
     schema.INTERNAL_SERVICES,
     schema.EXTERNAL_SERVICES,
+    schema.INTERNAL_NODE_PORTS,
+    schema.EXTERNAL_NODE_PORTS,
     nft.NO_ENDPOINT_SERVICES,
+    schema.NO_ENDPOINT_NODE_PORTS,
     nft.SOURCE_RANGE_FRONTENDS,
     schema.AFFINITY_FRONTENDS,
+    schema.NODE_PORT_AFFINITY,
 )
+_OF_ADDRESS = schema.ENDPOINTS, schema.AFFINITY_ENDPOINTS
+_OF_NODE_PORT = schema.NODE_PORT_ENDPOINTS, schema.NODE_PORT_AFFINITY_ENDPOINTS
 
 
 def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions) -> StateDiff:
@@ -98,8 +105,12 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
         for frontend in port.frontends:
             key = frontend_key(frontend.address, port.protocol, frontend.port)
             for kind in _BY_FRONTEND:
-                read(kind.of(port.family), key)
-            endpoints = schema.ENDPOINTS.of(port.family)
+                # The sets of node ports have shorter keys.
+                if kind.key_size(port.family) == len(key):
+                    read(kind.of(port.family), key)
+            node = not frontend.address
+            kinds = _OF_NODE_PORT if node else _OF_ADDRESS
+            endpoints, affinity = (kind.of(port.family) for kind in kinds)
             # Slots have no gaps: an empty slot after the last expected one ends the search.
             most = max(len(port.cluster), len(port.local))
             for first in (0, chains.LOCAL_OFFSET):
@@ -110,8 +121,9 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
             known.update(v for v in held.get(endpoints, {}).values() if isinstance(v, bytes))
             for endpoint in known:
                 # Expected endpoints, and those in slots: a key that is neither cannot be guessed.
-                read(schema.AFFINITY_ENDPOINTS.of(port.family), key + endpoint)
-            _read_sources(netlink, port.family, key, held)
+                read(affinity, key + endpoint)
+            if not node:
+                _read_sources(netlink, port.family, key, held)
     for set_name, key in set(shared_rows(wanted)):
         read(set_name, key)
     return held

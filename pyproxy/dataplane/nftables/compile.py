@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count
 from typing import Final, assert_never
 
 import msgspec
 
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.rows import (
     PORT_PADDING,
@@ -23,7 +24,8 @@ from pyproxy.dataplane.nft.rows import (
 from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.affinity import learning_chains
-from pyproxy.model.address import Backend, Family, Network
+from pyproxy.dataplane.nftables.schema import NODE_PORT_KEY
+from pyproxy.model.address import Backend, Family, family_of
 from pyproxy.netlink.elements import DROP, Tag
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
@@ -36,12 +38,15 @@ _SPLIT: Final = Use.SPLIT
 _CLUSTER_IP: Final = Scope.CLUSTER_IP
 _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
 _SERVICES = {family: schema.SERVICES.of(family) for family in Family}
+_NODE_PORTS = {family: schema.NODE_PORTS.of(family) for family in Family}
+_NODE_PORT_ENDPOINTS = {family: schema.NODE_PORT_ENDPOINTS.of(family) for family in Family}
+_ADDRESS_AFFINITY = schema.AFFINITY_FRONTENDS, schema.AFFINITY_ENDPOINTS
+_NODE_AFFINITY = schema.NODE_PORT_AFFINITY, schema.NODE_PORT_AFFINITY_ENDPOINTS
+_ADDRESS_KINDS = schema.SERVICES, schema.INTERNAL_SERVICES, schema.EXTERNAL_SERVICES
+_NODE_KINDS = schema.NODE_PORTS, schema.INTERNAL_NODE_PORTS, schema.EXTERNAL_NODE_PORTS
 _ENDPOINTS = {family: schema.ENDPOINTS.of(family) for family in Family}
 _CLUSTER_IPS = {family: nft.CLUSTER_IPS.of(family) for family in Family}
 _HAIRPIN = {family: nft.HAIRPIN.of(family) for family in Family}
-
-_BESIDE_ADDRESS = 8
-"""Bytes of a frontend's key that are its protocol and its port."""
 
 _FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
 _FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
@@ -68,10 +73,10 @@ class Compiled(msgspec.Struct, frozen=True):
 
 
 def compile_all(
-    routings: Collection[ServiceRouting], pod_networks: Iterable[Network], rows_per_batch: int
+    routings: Collection[ServiceRouting], node: NodeRouting, rows_per_batch: int
 ) -> Compiled:
     """Compile all Services and the node, with a boundary about every `rows_per_batch` rows."""
-    table = node_rows(pod_networks)
+    table = node_table(node)
     boundaries: list[Boundary] = []
     number = size = boundary_at = 0
     for number, routing in enumerate(routings, 1):
@@ -88,6 +93,14 @@ def compile_all(
     # returning the rows' memory.
     shared = Counter(row for routing in routings for row in shared_rows(routing))
     return Compiled(table, shared, boundaries)
+
+
+def node_table(node: NodeRouting) -> Table:
+    """Return the rows of the node: its pods' networks, and the addresses of node ports."""
+    table = node_rows(node.pod_networks)
+    for address in node.node_port_addresses:
+        table.setdefault(schema.NODE_PORT_ADDRESSES.of(family_of(address)), {})[address] = b""
+    return table
 
 
 def _boundary(services: int, table: Table) -> Boundary:
@@ -127,6 +140,8 @@ def _add_frontend(
 ) -> None:
     family, use = port.family, frontend.use
     key = frontend_key(frontend.address, port.protocol, frontend.port)
+    node = not frontend.address
+    services = _NODE_PORTS[family] if node else _SERVICES[family]
     affinity = bool(learning) and use in _SERVES
     backends: tuple[Backend, ...] = ()
     if use is _CLUSTER:
@@ -134,26 +149,28 @@ def _add_frontend(
         # endpoints on other nodes come back through this node.
         backends, masquerade = port.cluster, frontend.scope is not _CLUSTER_IP
         _add_endpoints(table, family, key, chains.CLUSTER, backends)
-        picking = _picking(chains.CLUSTER, family, len(backends), masquerade, affinity)
-        targets = [(_SERVICES[family], picking)]
+        picking = _picking(chains.CLUSTER, family, len(backends), masquerade, affinity, node)
+        targets = [(services, picking)]
     elif use is _LOCAL:
         # The slots of CLUSTER, whose chains exist: only SPLIT needs slots for a second list.
         backends = port.local
         _add_endpoints(table, family, key, chains.CLUSTER, backends)
-        picking = _picking(chains.CLUSTER, family, len(backends), False, affinity)
-        targets = [(_SERVICES[family], picking)]
+        picking = _picking(chains.CLUSTER, family, len(backends), False, affinity, node)
+        targets = [(services, picking)]
     elif use is _SPLIT:
         backends = port.cluster + port.local
-        targets = _split(port, key, affinity, table)
+        targets = _split(port, key, affinity, table, node)
     elif use is Use.REJECT:
-        targets = [(nft.NO_ENDPOINT_SERVICES.of(family), "")]
+        kind = schema.NO_ENDPOINT_NODE_PORTS if node else nft.NO_ENDPOINT_SERVICES
+        targets = [(kind.of(family), "")]
     elif use is Use.DROP:
-        targets = [(_SERVICES[family], DROP)]
+        targets = [(services, DROP)]
     else:
         assert_never(use)
     if affinity:
-        targets.append((schema.AFFINITY_FRONTENDS.of(family), learning))
-        returned_to = table.setdefault(schema.AFFINITY_ENDPOINTS.of(family), {})
+        kinds = _NODE_AFFINITY if node else _ADDRESS_AFFINITY
+        targets.append((kinds[0].of(family), chains.for_node_port(learning) if node else learning))
+        returned_to = table.setdefault(kinds[1].of(family), {})
         returned_to.update((key + backend + PORT_PADDING, b"") for backend in backends)
     # `spec.loadBalancerSourceRanges` restricts load balancer addresses alone. Without a range of
     # this family, the frontend admits no client.
@@ -167,36 +184,42 @@ def _add_frontend(
         table.setdefault(set_name, {})[key] = Tag(target, comment)
 
 
-def _split(port: PortRouting, key: bytes, affinity: bool, table: Table) -> list[tuple[str, str]]:
+def _split(
+    port: PortRouting, key: bytes, affinity: bool, table: Table, node: bool
+) -> list[tuple[str, str]]:
     """Add both lists of endpoints; return the frontend's sets, and its verdict in each."""
     family = port.family
-    targets = [(_SERVICES[family], f"split{int(family)}")]
+    services, internal_kind, external_kind = _NODE_KINDS if node else _ADDRESS_KINDS
+    targets = [(services.of(family), f"split{'-node' * node}{int(family)}")]
     # Dropped, not rejected, without a local endpoint: a load balancer must see no reply.
     external = DROP
     if port.cluster:
         _add_endpoints(table, family, key, chains.CLUSTER, port.cluster)
-        internal = _picking(chains.CLUSTER, family, len(port.cluster), False, affinity)
-        targets.append((schema.INTERNAL_SERVICES.of(family), internal))
+        internal = _picking(chains.CLUSTER, family, len(port.cluster), False, affinity, node)
+        targets.append((internal_kind.of(family), internal))
     if port.local:
         _add_endpoints(table, family, key, chains.LOCAL, port.local)
-        external = _picking(chains.LOCAL, family, len(port.local), False, affinity)
-    return [*targets, (schema.EXTERNAL_SERVICES.of(family), external)]
+        external = _picking(chains.LOCAL, family, len(port.local), False, affinity, node)
+    return [*targets, (external_kind.of(family), external)]
 
 
 def _add_endpoints(
     table: Table, family: Family, key: bytes, which: str, backends: tuple[Backend, ...]
 ) -> None:
-    endpoints = table.setdefault(_ENDPOINTS[family], {})
+    names = _NODE_PORT_ENDPOINTS if len(key) == NODE_PORT_KEY else _ENDPOINTS
+    endpoints = table.setdefault(names[family], {})
     # `_indices` may return more numbers than there are endpoints.
     for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
         endpoints[key + index] = backend + PORT_PADDING
 
 
 @lru_cache(1024)
-def _picking(which: str, family: Family, count: int, masquerade: bool, affinity: bool) -> str:
+def _picking(
+    which: str, family: Family, count: int, masquerade: bool, affinity: bool, node: bool
+) -> str:
     """Return the name of the chain that picks; positional arguments make the cache quicker."""
     size = chains.endpoint_class(count)
-    return chains.picking(which, family, size, masquerade=masquerade, affinity=affinity)
+    return chains.picking(which, family, size, masquerade=masquerade, affinity=affinity, node=node)
 
 
 def _indices(which: str, count: int) -> Sequence[bytes]:
@@ -208,13 +231,13 @@ def _indices(which: str, count: int) -> Sequence[bytes]:
     return [_INDEX.pack(index) for index in range(first, first + count)]
 
 
-def slots_of(rows: Rows, frontend: bytes, which: str) -> tuple[Backend, ...]:
+def slots_of(rows: Rows, frontend: bytes, which: str, family: Family) -> tuple[Backend, ...]:
     """Read back the slots of CLUSTER's or LOCAL's endpoints of a frontend, up to the first gap.
 
     pyproxy leaves no gaps, so elements behind one are another program's.
     """
     found: list[Backend] = []
-    size = len(frontend) - _BESIDE_ADDRESS + 2
+    size = family.bits // 8 + 2
     further = map(_INDEX.pack, count(_FIRST[which] + len(_FEW[which])))
     for index in chain(_FEW[which], further):
         value = rows.get(frontend + index)

@@ -11,7 +11,7 @@ from itertools import count
 
 from pyproxy.dataplane.connections import Counted, Totals, is_selected
 from pyproxy.dataplane.nft import schema as nft
-from pyproxy.dataplane.nft.schema import Rows
+from pyproxy.dataplane.nft.schema import Rows, SetKind
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import StaleStateError, UsageError
@@ -23,6 +23,12 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 _INDEX = struct.Struct("=I")
 _Slot = tuple[bytes, int]
 """An element's data, and the packets that it has counted."""
+
+_FRONTENDS = {
+    schema.SERVICES: schema.ENDPOINTS,
+    schema.NODE_PORTS: schema.NODE_PORT_ENDPOINTS,
+}
+"""The map of frontends and that of their endpoints."""
 
 _BASES = (0, chains.LOCAL_OFFSET)
 
@@ -62,14 +68,15 @@ class CounterReader:
         by_element: dict[tuple[str, bytes], int] = {}
         owners: dict[tuple[str, bytes], Counted] = {}
         for family in Family:
-            name = schema.SERVICES.of(family)
-            # Comments in the kernel name the Services, so this works without an agent.
-            rows, totals = self._read(name)
-            for key, value in rows.items():
-                service = value.comment if isinstance(value, Tag) else ""
-                if is_selected(service, wanted):
-                    by_element[name, key] = totals.get(key, 0)
-                    owners[name, key] = Counted(service)
+            for kind in _FRONTENDS:
+                name = kind.of(family)
+                # Comments in the kernel name the Services, so this works without an agent.
+                rows, totals = self._read(name)
+                for key, value in rows.items():
+                    service = value.comment if isinstance(value, Tag) else ""
+                    if is_selected(service, wanted):
+                        by_element[name, key] = totals.get(key, 0)
+                        owners[name, key] = Counted(service)
         return Totals(by_element, owners)
 
     def endpoints(self, services: Totals, *, everything: bool) -> Totals:
@@ -81,49 +88,54 @@ class CounterReader:
         by_element: dict[tuple[str, bytes], int] = {}
         owners: dict[tuple[str, bytes], Counted] = {}
         for family in Family:
-            name, frontends = schema.ENDPOINTS.of(family), schema.SERVICES.of(family)
-            held = self._all(family) if everything else None
-            for (set_name, frontend), owner in services.owners.items():
-                if set_name != frontends:
-                    continue
-                for key, backend, total in self._slots(family, frontend, held):
-                    by_element[name, key] = total
-                    owners[name, key] = Counted(owner.service, backend_text(backend))
+            for frontend_kind, kind in _FRONTENDS.items():
+                name, frontends = kind.of(family), frontend_kind.of(family)
+                held = self._all(kind, family) if everything else None
+                for (set_name, frontend), owner in services.owners.items():
+                    if set_name != frontends:
+                        continue
+                    for key, backend, total in self._slots(kind, family, frontend, held):
+                        by_element[name, key] = total
+                        owners[name, key] = Counted(owner.service, backend_text(backend))
         return Totals(by_element, owners)
 
     def _slots(
-        self, family: Family, frontend: bytes, held: Mapping[bytes, _Slot] | None
+        self,
+        kind: SetKind,
+        family: Family,
+        frontend: bytes,
+        held: Mapping[bytes, _Slot] | None,
     ) -> Iterator[tuple[bytes, Backend, int]]:
         # Slots have no gaps, so the first empty one is the end.
         size = family.bits // 8 + 2
         for base in _BASES:
             for index in count(base):
                 key = frontend + _INDEX.pack(index)
-                found = self._one(family, key) if held is None else held.get(key)
+                found = self._one(kind, family, key) if held is None else held.get(key)
                 if found is None:
                     break
                 yield key, Backend(found[0][:size]), found[1]
 
-    def _all(self, family: Family) -> dict[bytes, _Slot]:
-        name = schema.ENDPOINTS.of(family)
+    def _all(self, kind: SetKind, family: Family) -> dict[bytes, _Slot]:
+        name = kind.of(family)
         replies = self._netlink.dump(elements.get_elements(TABLE, name))
-        return {key: (data, total) for key, data, total in self._counted(replies, family)}
+        return {key: (data, total) for key, data, total in self._counted(kind, replies, family)}
 
-    def _one(self, family: Family, key: bytes) -> _Slot | None:
-        name = schema.ENDPOINTS.of(family)
+    def _one(self, kind: SetKind, family: Family, key: bytes) -> _Slot | None:
+        name = kind.of(family)
         try:
             reply = self._netlink.get(elements.get_element(TABLE, name, key))
         except StaleStateError:
             return None
-        return next(((data, total) for _, data, total in self._counted([reply], family)), None)
+        return next(
+            ((data, total) for _, data, total in self._counted(kind, [reply], family)), None
+        )
 
     def _counted(
-        self, replies: Iterable[memoryview], family: Family
+        self, kind: SetKind, replies: Iterable[memoryview], family: Family
     ) -> Iterator[tuple[bytes, bytes, int]]:
         data_size = sum(field.size(family) for field in nft.BACKEND)
-        return element_counters.read_counted_elements(
-            replies, schema.ENDPOINTS.key_size(family), data_size
-        )
+        return element_counters.read_counted_elements(replies, kind.key_size(family), data_size)
 
     def _read(self, name: str) -> tuple[Rows, dict[bytes, int]]:
         # A list, because it is read twice.

@@ -22,26 +22,33 @@ from pyproxy.dataplane.interface import (
     StepLimits,
     TableUsage,
 )
-from pyproxy.dataplane.nft.base_rules import Names
+from pyproxy.dataplane.nft.base_rules import BaseRules, Names
 from pyproxy.dataplane.nft.loader import (
     begin_load,
     check_base_rules,
     delete_table,
     finish_load,
+    load_rules,
     read_layout,
     require_nft,
 )
 from pyproxy.dataplane.nft.own_transactions import without_notifications
 from pyproxy.dataplane.nft.readback import read_tables
-from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity_search import AffinitySearch
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compare import compare, table_usage
-from pyproxy.dataplane.nftables.compile import add_service, compile_all, shared_rows
-from pyproxy.dataplane.nftables.plan import NftablesPlan, shared_changes, targets, without
+from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
+from pyproxy.dataplane.nftables.plan import (
+    NftablesPlan,
+    postpone_removals,
+    shared_changes,
+    targets,
+    without,
+)
 from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.nftables.unused_chains import UnusedChains
@@ -165,8 +172,8 @@ class NftablesDataplane:
         after |= come
         options = self._loaded or self._options_for(self._committed.node)
         if changes.node is not None:
-            before |= node_rows(self._committed.node.pod_networks)
-            after |= node_rows(changes.node.pod_networks)
+            before |= node_table(self._committed.node)
+            after |= node_table(changes.node)
             options = self._options_for(changes.node)
         delta = diff(before, after)
         return NftablesPlan(
@@ -186,7 +193,7 @@ class NftablesDataplane:
         self._read_rules(options)
         slots = kernel_slots(held)
         placed = {wanted.name: slots.place(wanted) for wanted in services}
-        after = compile_all(placed.values(), node.pod_networks, self._batch_rows)
+        after = compile_all(placed.values(), node, self._batch_rows)
         delta = diff(held, after.table)
         needed = chains.needed(targets(after.table))
         return NftablesPlan(
@@ -210,7 +217,7 @@ class NftablesDataplane:
         held = read_table(self._netlink, None if sets is None else sets.union(lost))
         # Committed routings have their slots: no Service needs to be routed or placed again.
         services = dict(self._committed.services)
-        after = compile_all(services.values(), node.pod_networks, self._batch_rows)
+        after = compile_all(services.values(), node, self._batch_rows)
         wanted = after.table
         if sets is not None:
             wanted = {name: wanted[name] for name in wanted if name in sets or name in lost}
@@ -285,8 +292,29 @@ class NftablesDataplane:
 
     def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         failures: list[Failure] = []
-        left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
         base = base_rules(plan.options) if plan.reload else None
+        if base is None:
+            plan = self._write(plan, failures)
+        else:
+            first, later = postpone_removals(plan)
+            written = self._write(first, failures, base)
+            load_rules(self._netlink, base)
+            for failure in failures:
+                later = self._leaving_out(later, failure.name)(later)
+            if later.delta:
+                self._write(later, failures)
+            finish_load(self._netlink, base, self._chains)
+            plan = written
+        # Compares the plan with the last commit, so `remember` comes after it.
+        self._affinity.after_commit(plan, self._committed.services)
+        self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
+        return tuple(failures)
+
+    def _write(
+        self, plan: NftablesPlan, failures: list[Failure], base: BaseRules | None = None
+    ) -> NftablesPlan:
+        """Write the elements of a plan; return it without the Services added to `failures`."""
+        left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
         # Packing starts before nft does: both take their time, in different processes.
         with packed_batches(plan, self._batch_rows) as packed:
             if base is not None:
@@ -302,12 +330,7 @@ class NftablesDataplane:
                     failures.append(Failure(found, rejected.error))
                     left_out.append(self._leaving_out(plan, found))
                     batch, plan = pack(left_out[-1](batch.plan)), left_out[-1](plan)
-        if base is not None:
-            finish_load(self._netlink, base, self._chains)
-        # Compares the plan with the last commit, so `remember` comes after it.
-        self._affinity.after_commit(plan, self._committed.services)
-        self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
-        return tuple(failures)
+        return plan
 
     def _read_rules(self, options: NftablesOptions) -> Names:
         """Note which rules the kernel has; return what else of the base rules it lacks."""

@@ -16,7 +16,14 @@ from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.compile import Boundary
 from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import ElementMessage, Tag, Value, add_elements, delete_elements
+from pyproxy.netlink.elements import (
+    ElementMessage,
+    Shape,
+    Tag,
+    Value,
+    add_elements,
+    delete_elements,
+)
 from pyproxy.policy.routing import ServiceRouting
 
 
@@ -121,6 +128,25 @@ def without(
         shared={row: by - growth.get(row, 0) for row, by in plan.shared.items()},
         # They count rows, some of which are gone.
         boundaries=(),
+    )
+
+
+def postpone_removals(plan: NftablesPlan) -> tuple[NftablesPlan, NftablesPlan]:
+    """Split a plan that loads base rules: what to write before they are loaded, and after.
+
+    An older version may have had an element in another set, which its rules look up until then.
+    Ranges are removed first, because the kernel rejects those that overlap with the new ones.
+    """
+    first: Table = {}
+    later: Table = {}
+    for name, rows in plan.delta.remove.items():
+        added = plan.delta.add.get(name, {})
+        for key, value in rows.items():
+            waits = BY_NAME[name][0].shape is Shape.EXACT and key not in added
+            (later if waits else first).setdefault(name, {})[key] = value
+    return (
+        msgspec.structs.replace(plan, delta=Delta(first, plan.delta.add)),
+        msgspec.structs.replace(plan, delta=Delta(later, {}), chains=(), boundaries=()),
     )
 
 

@@ -83,7 +83,10 @@ class ReadAhead:
 
 
 class KernelSlots(msgspec.Struct, frozen=True):
-    """The slots that endpoints have in the kernel: the rows of each family's ENDPOINTS."""
+    """The slots that endpoints have in the kernel: the rows of each family's endpoints.
+
+    Those of node ports have shorter keys.
+    """
 
     endpoints: Mapping[Family, Rows]
 
@@ -108,10 +111,10 @@ class KernelSlots(msgspec.Struct, frozen=True):
             key = frontend_key(frontend.address, port.protocol, frontend.port)
             # A frontend with one list of endpoints has it in CLUSTER's slots, local or not.
             if frontend.use is Use.LOCAL:
-                local = local or slots_of(rows, key, chains.CLUSTER)
+                local = local or slots_of(rows, key, chains.CLUSTER, port.family)
             elif frontend.use in (Use.CLUSTER, Use.SPLIT):
-                cluster = cluster or slots_of(rows, key, chains.CLUSTER)
-                local = local or slots_of(rows, key, chains.LOCAL)
+                cluster = cluster or slots_of(rows, key, chains.CLUSTER, port.family)
+                local = local or slots_of(rows, key, chains.LOCAL, port.family)
         cluster, local = place(cluster, port.cluster), place(local, port.local)
         if cluster is port.cluster and local is port.local:
             return port
@@ -120,4 +123,9 @@ class KernelSlots(msgspec.Struct, frozen=True):
 
 def kernel_slots(held: Table) -> KernelSlots:
     """Return the slots in the elements that were read back."""
-    return KernelSlots({family: held.get(schema.ENDPOINTS.of(family), {}) for family in Family})
+    found: dict[Family, Rows] = {}
+    for family in Family:
+        rows = held.get(schema.ENDPOINTS.of(family), {})
+        node_ports = held.get(schema.NODE_PORT_ENDPOINTS.of(family), {})
+        found[family] = rows | node_ports if node_ports else rows
+    return KernelSlots(found)

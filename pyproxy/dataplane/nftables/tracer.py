@@ -44,7 +44,9 @@ from pyproxy.model.address import Address, Backend, Family, Port, Protocol, fami
 from pyproxy.netlink.elements import DROP, Tag
 
 _SPLITS = {f"split{family.value}": family for family in Family}
-_PICK = re.compile(r"(masq-)?(affinity-)?(cluster|local)([46])-([0-9]+)")
+_NODE_SPLITS = {f"split-node{family.value}": family for family in Family}
+_PICK = re.compile(r"(masq-)?(affinity-)?(node-)?(cluster|local)([46])-([0-9]+)")
+_ALL_SPLITS = _SPLITS | _NODE_SPLITS
 _LOOPBACK = parse_network("127.0.0.0/8")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
@@ -202,6 +204,8 @@ class _Tracer:
         self._view = view
         self._family = family_of(packet.destination)
         self._frontend = frontend_key(packet.destination, packet.protocol, packet.port)
+        self._node_port = frontend_key(Address(b""), packet.protocol, packet.port)
+        self._at_node = self._find(schema.NODE_PORT_ADDRESSES, packet.destination) is not None
         self._from_pod = view.is_from_pod(packet)
 
     def follow(self, start: _Walk) -> list[_Walk]:
@@ -273,6 +277,9 @@ class _Tracer:
             return walk
         action = Action.NO_ENDPOINT
         element = self._find(nft.NO_ENDPOINT_SERVICES, self._key(walk))
+        if element is None and self._find(schema.NODE_PORT_ADDRESSES, walk.destination):
+            key = frontend_key(Address(b""), self._packet.protocol, walk.port)
+            element = self._find(schema.NO_ENDPOINT_NODE_PORTS, key)
         if element is None and no_such_port:
             action, element = Action.NO_SUCH_PORT, self._find(nft.CLUSTER_IPS, walk.destination)
         if element is None:
@@ -284,12 +291,16 @@ class _Tracer:
 
     def _learn(self, walk: _Walk, hook: str) -> _Walk:
         # An nft update renews an element's timeout and keeps its data, so the first one counts.
-        affinity = self._find(schema.AFFINITY_FRONTENDS, self._frontend)
+        endpoints, place = schema.AFFINITY_ENDPOINTS, self._frontend
+        affinity = self._find(schema.AFFINITY_FRONTENDS, place)
+        if affinity is None and self._at_node:
+            endpoints, place = schema.NODE_PORT_AFFINITY_ENDPOINTS, self._node_port
+            affinity = self._find(schema.NODE_PORT_AFFINITY, place)
         if walk.verdict is not None or walk.learned is not None or affinity is None:
             return walk
         # The frontend is conntrack's original destination, as it was before the translation.
         endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
-        if self._find(schema.AFFINITY_ENDPOINTS, self._frontend + endpoint) is None:
+        if self._find(endpoints, place + endpoint) is None:
             return walk
         key = self._packet.source + self._frontend
         learned = Element(schema.AFFINITY, self._family, key, endpoint)
@@ -299,11 +310,18 @@ class _Tracer:
         to_cluster_ip = self._find(nft.CLUSTER_IPS, walk.destination)
         if to_cluster_ip and (self._view.options.masquerade_all or self._from_pod is False):
             walk = _mark(walk, "services", to_cluster_ip)
-        mapped = self._find(schema.SERVICES, self._frontend)
+        mapped = self._find(schema.NODE_PORTS, self._node_port) if self._at_node else None
+        if mapped is None:
+            mapped = self._find(schema.SERVICES, self._frontend)
         return self._go(walk, "services", mapped) if mapped else [walk]
 
     def _split(self, walk: _Walk, chain: str) -> Iterable[_Walk]:
-        internal = self._find(schema.INTERNAL_SERVICES, self._frontend)
+        if chain in _NODE_SPLITS:
+            internal = self._find(schema.INTERNAL_NODE_PORTS, self._node_port)
+            external = self._find(schema.EXTERNAL_NODE_PORTS, self._node_port)
+        else:
+            internal = self._find(schema.INTERNAL_SERVICES, self._frontend)
+            external = self._find(schema.EXTERNAL_SERVICES, self._frontend)
         if self._from_pod and internal:
             return self._go(walk, chain, internal)
         # `fib saddr type local`: the node's own packets are internal, and marked.
@@ -312,7 +330,6 @@ class _Tracer:
             walk = _mark(walk, chain)
             if internal:
                 return self._go(walk, chain, internal)
-        external = self._find(schema.EXTERNAL_SERVICES, self._frontend)
         return self._go(walk, chain, external) if external else [walk]
 
     def _go(self, walk: _Walk, chain: str, mapped: Element) -> Iterable[_Walk]:
@@ -324,30 +341,32 @@ class _Tracer:
                 )
             ]
         walk = walk.step(chain, Action.DISPATCHED, mapped)
-        if target in _SPLITS:
-            return self._split(walk, target) if _SPLITS[target] is self._family else [walk]
+        if family := _ALL_SPLITS.get(target):
+            return self._split(walk, target) if family is self._family else [walk]
         found = _PICK.fullmatch(target)
         if found is None:
             raise ValueError(f"{mapped}: pyproxy makes no chain {target!r}")
-        masquerade, affinity, which, family, count = found.groups()
+        masquerade, affinity, node, which, version, count = found.groups()
         if masquerade:
             walk = _mark(walk, target)
         # Chains of the other family test nfproto and let the packet pass.
-        if int(family) != self._family:
+        if int(version) != self._family:
             return [walk]
         client = self._packet.source + self._frontend
         if affinity and (element := self._find(schema.AFFINITY, client)):
             return [self._translate(walk, target, Action.RETURNED, element)]
-        return self._pick(walk, f"{which}{family}-{count}", which, int(count))
+        return self._pick(
+            walk, f"{node or ''}{which}{version}-{count}", bool(node), which, int(count)
+        )
 
-    def _pick(self, walk: _Walk, chain: str, which: str, count: int) -> Iterable[_Walk]:
+    def _pick(self, walk: _Walk, chain: str, node: bool, which: str, count: int) -> Iterable[_Walk]:
+        kind = schema.NODE_PORT_ENDPOINTS if node else schema.ENDPOINTS
+        frontend = self._node_port if node else self._frontend
         first = chains.LOCAL_OFFSET if which == chains.LOCAL else 0
         slots = {
             index: element
             for index in range(count)
-            if (
-                element := self._find(schema.ENDPOINTS, self._frontend + _INDEX.pack(first + index))
-            )
+            if (element := self._find(kind, frontend + _INDEX.pack(first + index)))
         }
         left = Fraction(1)
         chances = dict.fromkeys(slots, Fraction(0))

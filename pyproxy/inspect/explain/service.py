@@ -164,7 +164,8 @@ def address(facts: Facts) -> Step:
             final=True,
         )
     frontends = [
-        f"{address_text(f.address)} {f.port}/{port.protocol.name} ({f.scope.value})"
+        f"{address_text(f.address) if f.address else 'any node port address'} "
+        f"{f.port}/{port.protocol.name} ({f.scope.value})"
         for port in routing.ports
         for f in port.frontends
     ]

@@ -48,9 +48,9 @@ def expected(routings: Iterable[ServiceRouting], node: NodeRouting) -> Tables:
 def test_a_partial_plan_leads_to_the_fully_compiled_state_and_back(
     before: Scene, after: Scene
 ) -> None:
-    old, new = before.routings(), after.routings()
+    old, new = before.undivided(), after.undivided()
     tables, committed = start(old.values(), NODE)
-    node = NodeRouting(after.node.pod_networks)
+    node = NodeRouting(after.node.pod_networks, after.node_port_addresses)
     plan = committed.plan({name: new.get(name) for name in old.keys() | new.keys()}, node)
     undone = committed.undo(plan)
     commit(tables, committed, plan)

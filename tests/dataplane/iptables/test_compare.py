@@ -50,7 +50,7 @@ def service_chain(held: Kernel) -> tuple[str, list[str]]:
 
 @given(scenes())
 def test_a_service_in_the_desired_state_has_no_difference(scene: Scene) -> None:
-    routings = list(scene.routings().values())
+    routings = list(scene.undivided().values())
     held = kernel(*routings)
     for routing in routings:
         assert compare(held, routing, IptablesOptions(), NODE) == StateDiff(kind="rule")

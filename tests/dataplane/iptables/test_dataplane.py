@@ -19,7 +19,7 @@ from pyproxy.dataplane.iptables.base_rules import HOOKS, IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
 from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import Family, Port, parse_address
+from pyproxy.model.address import Address, Family, Port, parse_address
 from pyproxy.model.flavour import Flavour
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, Scope, ServiceRouting, Use
@@ -125,7 +125,7 @@ def test_any_history_of_commits_ends_in_the_last_desired_state(
     with programming(namespace, flavour) as dataplane:
         known: set[ObjectName] = set()
         for number, (scene, whole) in enumerate(history):
-            routings = scene.routings()
+            routings = scene.undivided()
             node = NodeRouting(scene.node.pod_networks, scene.node_port_addresses)
             if whole or not number:
                 program(namespace, dataplane, tuple(routings.values()), node)
@@ -145,8 +145,20 @@ def test_any_history_of_commits_ends_in_the_last_desired_state(
 
 def also_at(routing: ServiceRouting, address: str) -> ServiceRouting:
     """The same Service with one more address."""
+    return with_frontend(
+        routing, Frontend(Scope.EXTERNAL_IP, parse_address(address), Port(80), Use.CLUSTER)
+    )
+
+
+def at_node_port(routing: ServiceRouting, number: int) -> ServiceRouting:
+    """The same Service with a node port."""
+    return with_frontend(
+        routing, Frontend(Scope.NODE_PORT, Address(b""), Port(number), Use.CLUSTER)
+    )
+
+
+def with_frontend(routing: ServiceRouting, more: Frontend) -> ServiceRouting:
     (port,) = routing.ports
-    more = Frontend(Scope.EXTERNAL_IP, parse_address(address), Port(80), Use.CLUSTER)
     return msgspec.structs.replace(
         routing, ports=(msgspec.structs.replace(port, frontends=(*port.frontends, more)),)
     )
@@ -195,7 +207,7 @@ def test_services_are_found_by_bisection_if_the_error_names_no_line(
 ) -> None:
     """With a counter that does not exist, iptables-legacy takes the line and the kernel rejects."""
     routings = [numbered(each) for each in range(7)]
-    bad = [also_at(numbered(each), f"127.0.0.{each}") for each in (8, 9)]
+    bad = [at_node_port(numbered(each), 30_000 + each) for each in (8, 9)]
     options = IptablesOptions(counters=frozenset({kube_names.LOCALHOST_ACCEPTED}))
     with programming(namespace, Flavour.LEGACY, options) as dataplane:
         plan = namespace.call(lambda: dataplane.plan_full([*routings, *bad], NODE))

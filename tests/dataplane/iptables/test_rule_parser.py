@@ -34,7 +34,7 @@ def test_every_rule_that_is_written_is_parsed(scene: Scene) -> None:
         counters=kube_names.COUNTERS,
     )
     for family in Family:
-        tables = committed_state.compile_all(options, scene.routings().values(), node, family)
+        tables = committed_state.compile_all(options, scene.undivided().values(), node, family)
         rules = [rule for chains in tables.values() for each in chains.values() for rule in each]
         assert [parse_rule(rule.text, family) for rule in rules] == list(
             map(without_any_source, rules)

@@ -76,7 +76,8 @@ def trace_encounter(
 ) -> tuple[tuple[Path, ...], tuple[ServiceRouting, ...], TraceState]:
     scene, packet = encounter
     routings = tuple(scene.routings().values())
-    before = kernel_state(scene, routings, family_of(packet.destination))
+    undivided = tuple(scene.undivided().values())
+    before = kernel_state(scene, undivided, family_of(packet.destination))
     return trace(packet, before), routings, before
 
 

@@ -15,16 +15,16 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.nft.rows import SharedRow, node_rows
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.compile import add_service, shared_rows
+from pyproxy.dataplane.nftables.compile import add_service, node_table, shared_rows
 from pyproxy.dataplane.nftables.tracer import NftablesView
 from pyproxy.dataplane.packets import Packet
 from pyproxy.model.address import (
     Address,
     Family,
-    Network,
     Port,
     Protocol,
     family_of,
@@ -68,6 +68,7 @@ NODE_OF = (
     | dict.fromkeys(PODS_THERE + OTHER_NODE, "node-b")
     | dict.fromkeys(NOWHERE, "")
 )
+NODE = NodeRouting()
 RANGES = tuple(
     map(
         parse_network,
@@ -110,21 +111,38 @@ class Scene(msgspec.Struct, frozen=True):
             pod_families=families,
         )
 
+    @property
+    def rules(self) -> NodeRouting:
+        """The node's part in the rules."""
+        return NodeRouting(self.node.pod_networks, self.node_port_addresses)
+
     def routings(self) -> dict[ObjectName, ServiceRouting]:
+        """Policy's word on every Service, with a frontend for each address of a node port."""
+        return {
+            name: expand_node_ports(routing, self.node_port_addresses)
+            for name, routing in self.undivided().items()
+        }
+
+    def undivided(self) -> dict[ObjectName, ServiceRouting]:
         """Policy's word on every Service, each frontend assigned to one."""
         claims = FrontendOwners()
         asked = {}
-        for service in self.services:
-            slices = [each for each in self.slices if each.service == service.name]
-            routing = route_service(service, slices, self.node, HOST)
-            asked[service] = expand_node_ports(routing, self.node_port_addresses)
-            claims.assign(service, asked[service])
-        return {service.name: claims.assign(service, asked[service]).routing for service in asked}
+        found: dict[ObjectName, ServiceRouting] = {}
+        for _ in range(2):
+            for service in self.services:
+                if service not in asked:
+                    slices = [each for each in self.slices if each.service == service.name]
+                    asked[service] = route_service(service, slices, self.node, HOST)
+                assigned = claims.assign(
+                    service, asked[service], node_addresses=frozenset(self.node_port_addresses)
+                )
+                found[service.name] = assigned.routing
+        return found
 
 
-def compiled(routings: Sequence[ServiceRouting], pod_networks: Sequence[Network]) -> Table:
+def compiled(routings: Sequence[ServiceRouting], node: NodeRouting = NODE) -> Table:
     """The rows for these answers, made from nothing."""
-    table = node_rows(pod_networks)
+    table = node_table(node)
     shared: Counter[SharedRow] = Counter()
     for each in routings:
         add_service(each, table)
@@ -134,10 +152,8 @@ def compiled(routings: Sequence[ServiceRouting], pod_networks: Sequence[Network]
     return {name: rows for name, rows in table.items() if rows}
 
 
-def machine(
-    scene: Scene, routings: Sequence[ServiceRouting], learned: Table | None = None
-) -> NftablesView:
-    table = compiled(routings, scene.node.pod_networks)
+def machine(scene: Scene, learned: Table | None = None) -> NftablesView:
+    table = compiled(tuple(scene.undivided().values()), scene.rules)
     return NftablesView(table, scene.options, LOCAL, learned or {})
 
 

@@ -18,7 +18,7 @@ from pyproxy.dataplane.nftables.batches import packed_batches, row_count, split
 from pyproxy.dataplane.nftables.compile import add_service, compile_all
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.plan import NftablesPlan
-from pyproxy.dataplane.nftables.schema import BY_NAME
+from pyproxy.dataplane.nftables.schema import BY_NAME, NODE_PORT, NODE_PORT_KEY
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
@@ -30,17 +30,17 @@ NETWORK = NodeRouting()
 
 
 def planned(before: Scene, after: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
-    old, new = before.routings(), after.routings()
-    held = compiled(tuple(old.values()), before.node.pod_networks)
-    wanted = compiled(tuple(new.values()), after.node.pod_networks)
+    old, new = before.undivided(), after.undivided()
+    held = compiled(tuple(old.values()), before.rules)
+    wanted = compiled(tuple(new.values()), after.rules)
     services: dict[ObjectName, ServiceRouting | None] = {name: new.get(name) for name in old | new}
     delta = diff(held, wanted)
     return held, NftablesPlan(delta, services, Counter(), NftablesOptions(), ("cluster4-1",)), limit
 
 
 def first(wanted: Scene, limit: int) -> tuple[Table, NftablesPlan, int]:
-    routings = wanted.routings()
-    after = compile_all(routings.values(), wanted.node.pod_networks, limit)
+    routings = wanted.undivided()
+    after = compile_all(routings.values(), wanted.rules, limit)
     services = dict[ObjectName, ServiceRouting | None](routings)
     delta = diff({}, after.table)
     chains = ("cluster4-1",)
@@ -66,6 +66,9 @@ def by_frontend(table: Table) -> dict[tuple[int, bytes], dict[tuple[str, bytes],
     found: dict[tuple[int, bytes], dict[tuple[str, bytes], object]] = {}
     for name, rows in table.items():
         kind, family = BY_NAME[name]
+        if kind.key[:2] == NODE_PORT:
+            for key, value in rows.items():
+                found.setdefault((family.value, key[:NODE_PORT_KEY]), {})[name, key] = value
         if kind.key[:3] != FRONTEND:
             continue
         width = sum(field.size(family) for field in FRONTEND)
@@ -148,11 +151,11 @@ def test_a_large_plan_is_several_transactions(namespace: Namespace) -> None:
         assert commit(namespace, dataplane.plan_full([], NETWORK), dataplane)[1] == set()
         plan = dataplane.plan_full(many(0, 0), NETWORK)
         assert commit(namespace, plan, dataplane) == (3, set())
-        assert held(namespace) == compiled(many(0, 0), ())
+        assert held(namespace) == compiled(many(0, 0))
         assert not dataplane.plan_full(many(0, 0), NETWORK)
         plan = dataplane.plan_full(many(50, 0), NETWORK)
         assert commit(namespace, plan, dataplane) == (3, set())
-        assert held(namespace) == compiled(many(50, 0), ())
+        assert held(namespace) == compiled(many(50, 0))
 
 
 @pytest.mark.kernel
@@ -166,7 +169,7 @@ def test_a_rejected_service_is_left_out_of_all_batches(namespace: Namespace, pla
         commit(namespace, dataplane.plan_full([], NETWORK), dataplane)
         _, refused = commit(namespace, dataplane.plan_full(wanted, NETWORK), dataplane)
         assert refused == {good.name}
-        assert held(namespace) == compiled(rest, ())
+        assert held(namespace) == compiled(rest)
         plan = dataplane.plan_full([*rest, good], NETWORK)
         assert row_count(plan) == 252
         assert commit(namespace, plan, dataplane) == (1, set())

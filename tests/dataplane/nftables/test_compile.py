@@ -164,7 +164,7 @@ def test_a_comment_is_short_and_has_safe_characters(name: ObjectName, comment: s
 @settings(max_examples=80, deadline=None)
 @given(scenes(), st.randoms(use_true_random=False))
 def test_slots_are_read_back_as_they_were_written(scene: Scene, random: Random) -> None:
-    routings = [shuffled(routing, random) for routing in scene.routings().values()]
+    routings = [shuffled(routing, random) for routing in scene.undivided().values()]
     table: Table = {}
     for routing in routings:
         add_service(routing, table)
@@ -193,8 +193,8 @@ def test_slots_behind_a_gap_are_ignored() -> None:
     routing = service(Scope.EXTERNAL_IP, Use.SPLIT, cluster=[POD_A, POD_B], local=[POD_A])
     held = rows(routing)["endpoints4"]
     key = frontend_key(parse_address("192.0.2.1"), Protocol.TCP, 80)
-    assert slots_of(held, key, chains.CLUSTER) == ends(POD_A, POD_B)
-    assert slots_of(held, key, chains.LOCAL) == ends(POD_A)
+    assert slots_of(held, key, chains.CLUSTER, Family.IPV4) == ends(POD_A, POD_B)
+    assert slots_of(held, key, chains.LOCAL, Family.IPV4) == ends(POD_A)
     del held[key + struct.pack("=I", 0)]
-    assert slots_of(held, key, chains.CLUSTER) == ()
-    assert slots_of(held, key, chains.LOCAL) == ends(POD_A)
+    assert slots_of(held, key, chains.CLUSTER, Family.IPV4) == ()
+    assert slots_of(held, key, chains.LOCAL, Family.IPV4) == ends(POD_A)

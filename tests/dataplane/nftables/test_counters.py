@@ -70,7 +70,7 @@ def replaced(namespace: Namespace, options: NftablesOptions) -> None:
         assert not dataplane.plan_full([WEB], NodeRouting())
         change = dataplane.plan(Changes({MORE.name: MORE}))
         assert namespace.call(lambda: dataplane.commit(change)) == ()
-    assert held(namespace) == compiled([MORE], ())
+    assert held(namespace) == compiled([MORE])
 
 
 @pytest.mark.kernel

@@ -57,11 +57,11 @@ def test_partial_plans_end_in_the_state_of_a_full_plan(
 ) -> None:
     walker = Walker()
     for scene in history:
-        walker.go(scene.routings())
+        walker.go(scene.undivided())
     last = history[-1]
-    routings = last.routings()
+    routings = last.undivided()
     assert walker.go(routings) == 0
-    leap = compiled(tuple(routings.values()), ())
+    leap = compiled(tuple(routings.values()))
     assert {name: rows.keys() for name, rows in walker.table.items()} == {
         name: rows.keys() for name, rows in leap.items()
     }
@@ -79,6 +79,6 @@ def test_partial_plans_end_in_the_state_of_a_full_plan(
 def test_removing_all_services_leaves_no_row(history: list[Scene]) -> None:
     walker = Walker()
     for scene in history:
-        walker.go(scene.routings())
+        walker.go(scene.undivided())
     walker.go({})
     assert walker.table == {}

@@ -68,7 +68,7 @@ def test_a_foreign_write_after_reading_ahead_is_repaired(
         plan, _ = replanned(dataplane)
         assert plan
         namespace.call(lambda: dataplane.commit(plan))
-        assert held(namespace) == compiled(ANSWERS, ())
+        assert held(namespace) == compiled(ANSWERS)
 
 
 def test_reading_ahead_without_a_table_finds_nothing(namespace: Namespace) -> None:
@@ -76,4 +76,4 @@ def test_reading_ahead_without_a_table_finds_nothing(namespace: Namespace) -> No
         namespace.call(dataplane.read_ahead)
         plan, _ = replanned(dataplane)
         namespace.call(lambda: dataplane.commit(plan))
-        assert held(namespace) == compiled(ANSWERS, ())
+        assert held(namespace) == compiled(ANSWERS)

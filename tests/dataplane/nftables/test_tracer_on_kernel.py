@@ -42,7 +42,7 @@ from pyproxy.model.objects import (
 )
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.endpoints import route_service
-from pyproxy.policy.routing import ServiceRouting, expand_node_ports
+from pyproxy.policy.routing import ServiceRouting
 
 pytestmark = pytest.mark.packets
 
@@ -61,6 +61,7 @@ CLIENTS = {
     "na": ("172.30.0.11", "fd30::11", ""),
 }
 NODE_ADDRESSES = ("172.30.0.11", "fd30::11")
+NODE_PORT_ADDRESSES = tuple(map(parse_address, NODE_ADDRESSES))
 LOCAL_ADDRESSES = frozenset(
     map(parse_address, (*NODE_ADDRESSES, "10.244.1.1", "fd10:1::1", "127.0.0.1", "::1"))
 )
@@ -126,8 +127,7 @@ class Case(msgspec.Struct, frozen=True):
             )
             for column, family in enumerate(Family)
         ]
-        routing = route_service(service, slices, Node("node-a"), "node-a")
-        return expand_node_ports(routing, tuple(map(parse_address, NODE_ADDRESSES)))
+        return route_service(service, slices, Node("node-a"), "node-a")
 
 
 CASES = (
@@ -170,7 +170,7 @@ class Lab(msgspec.Struct, frozen=True):
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     by_network = request.param == "pods by network"
     asked = NftablesOptions(pod_interface="" if by_network else POD_BRIDGE)
-    node = NodeRouting(POD_NETWORKS if by_network else ())
+    node = NodeRouting(POD_NETWORKS if by_network else (), NODE_PORT_ADDRESSES)
     # A network of its own: conntrack entries of other probes would translate UDP clients wrongly.
     with Network() as network:
         namespace = network.namespace("na")

@@ -43,7 +43,7 @@ Forget = Callable[[Table, Routings, Routings], Table]
 def test_every_packet_has_the_verdict_of_its_routing(encounter: Encounter) -> None:
     scene, packet = encounter
     routings = tuple(scene.routings().values())
-    traced = trace(packet, machine(scene, routings))
+    traced = trace(packet, machine(scene))
     assert traced.verdicts().keys() == oracle.wanted(packet, scene, routings), f"\n{traced}"
     assert oracle.fair(traced), f"\n{traced}"
 
@@ -55,9 +55,8 @@ def test_a_client_with_affinity_returns_to_its_endpoint(
 ) -> None:
     scene, packet = encounter
     scene = with_affinity(scene)
-    routings = tuple(scene.routings().values())
-    first = data.draw(st.sampled_from(trace(packet, machine(scene, routings)).paths))
-    again = trace(packet, machine(scene, routings, learned_by(first)))
+    first = data.draw(st.sampled_from(trace(packet, machine(scene)).paths))
+    again = trace(packet, machine(scene, learned_by(first)))
     if first.learned is None:
         assert not again.backends()
     else:
@@ -106,8 +105,8 @@ def test_no_client_returns_to_an_endpoint_that_is_not_allowed(
 def test_a_change_keeps_the_affinities_that_it_allows(encounter: Encounter) -> None:
     scene, packet = encounter
     scene = with_affinity(scene)
-    routings = scene.routings()
-    for path in trace(packet, machine(scene, tuple(routings.values()))).paths:
+    routings = scene.undivided()
+    for path in trace(packet, machine(scene)).paths:
         learned = learned_by(path)
         assert forget_partly(learned, routings, routings) == learned
         assert forget_wholly(learned, routings, routings) == learned
@@ -138,10 +137,10 @@ def forget(learned: Table, allowed: Expectations, *, all_known: bool) -> Table:
 def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Trace | None:
     """Return the trace of a client after a change, if its affinity should have been deleted."""
     before, after, packet = change
-    old, new = before.routings(), after.routings()
-    for path in trace(packet, machine(before, tuple(old.values()))).paths:
-        learned = forgetting(learned_by(path), old, new)
-        again = trace(packet, machine(after, tuple(new.values()), learned))
+    new = after.routings()
+    for path in trace(packet, machine(before)).paths:
+        learned = forgetting(learned_by(path), before.undivided(), after.undivided())
+        again = trace(packet, machine(after, learned))
         if again.verdicts().keys() <= oracle.wanted(packet, after, new.values()):
             continue
         if not again.backends() <= endpoints_here(packet, new):
@@ -244,7 +243,7 @@ SEARCH = settings(
 def disagrees(encounter: Encounter, mutate: Mutation) -> bool:
     scene, packet = encounter
     routings = tuple(scene.routings().values())
-    traced = trace(packet, mutate(machine(scene, routings)))
+    traced = trace(packet, mutate(machine(scene)))
     wanted = oracle.wanted(packet, scene, routings)
     return traced.verdicts().keys() != wanted or not oracle.fair(traced)
 

@@ -29,13 +29,13 @@ from pyproxy.model.destination import parse_destination
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from tests.chaos.load import LoadResult, load
-from tests.dataplane.nftables.test_tracer_on_kernel import CASES, POD_NETWORKS
+from tests.dataplane.nftables.test_tracer_on_kernel import CASES, NODE_PORT_ADDRESSES, POD_NETWORKS
 
 pytestmark = pytest.mark.packets
 
 DATA = Path(__file__).with_name("data")
 ROUTINGS = [case.routing() for case in CASES if case.number in (1, 2, 6, 8, 12, 13)]
-NODE = NodeRouting(POD_NETWORKS)
+NODE = NodeRouting(POD_NETWORKS, NODE_PORT_ADDRESSES)
 OLD_NAMES = ("insiders", "outsiders", "refused", "guarded", "sticky")
 PAUSE = 0.3
 RATE = 150
