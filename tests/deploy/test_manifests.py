@@ -121,3 +121,17 @@ def test_all_name_the_image_of_this_version() -> None:
     for path in DEPLOY.rglob("*.yaml"):
         for tag in re.findall(r"image: \"?pyproxy:([\w.]+)", path.read_text()):
             assert tag == pyproxy.__version__, path
+
+
+def test_cleanup_can_lock_what_iptables_legacy_locks() -> None:
+    """The root is read-only, so the lock of the host has to be mounted, writable."""
+    (daemonset,) = objects((DEPLOY / "cleanup" / "daemonset.yaml").read_text())
+    spec = daemonset["spec"]["template"]["spec"]
+    (cleanup,) = spec["initContainers"]
+    mounts = {each["mountPath"]: each for each in cleanup["volumeMounts"]}
+    host = {each["name"]: each["hostPath"] for each in spec["volumes"]}
+    assert cleanup["securityContext"]["readOnlyRootFilesystem"]
+    for path, read_only in (("/run/xtables.lock", False), ("/lib/modules", True)):
+        assert mounts[path].get("readOnly", False) is read_only
+        assert host[mounts[path]["name"]]["path"] == path
+    assert host[mounts["/run/xtables.lock"]["name"]]["type"] == "FileOrCreate"
