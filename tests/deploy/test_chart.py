@@ -17,6 +17,14 @@ EVERYTHING: dict[str, Any] = {
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "prometheusRule": {"enabled": True, "labels": {}},
     "dashboard": {"enabled": True},
+    "imagePullSecrets": [{"name": "registry"}],
+    "podLabels": {"k8s-app": "kube-proxy"},
+    "podAnnotations": {"team": "network"},
+    "extraArgs": ["--v=2"],
+    "extraEnv": [{"name": "NO_PROXY", "value": "10.0.0.0/8"}],
+    "affinity": {"nodeAffinity": {}},
+    "serviceAccount": {"name": "other", "annotations": {"a": "b"}},
+    "config": {"metricsBindAddress": "0.0.0.0:11249", "healthzBindAddress": "[::]:11256"},
 }
 VALUES = {"defaults": {"apiServers": SERVERS}, "everything": EVERYTHING}
 
@@ -68,3 +76,44 @@ def test_a_chart_without_api_servers_is_refused() -> None:
 def test_helm_lint_finds_nothing() -> None:
     found = helm("lint", "--strict", apiServers=SERVERS)
     assert "0 chart(s) failed" in found
+
+
+def test_ports_follow_the_configured_addresses() -> None:
+    rendered = chart(**EVERYTHING)
+    assert [each["containerPort"] for each in agent(rendered)["ports"]] == [11256, 11249]
+    (port,) = the("Service", rendered, "pyproxy-metrics")["spec"]["ports"]
+    assert port["port"] == 11249
+    account = the("DaemonSet", rendered)["spec"]["template"]["spec"]["serviceAccountName"]
+    assert the("ServiceAccount", rendered, "other")["metadata"]["name"] == account
+    (subject,) = the("ClusterRoleBinding", rendered)["subjects"]
+    assert subject["name"] == account
+
+
+def test_rights_made_by_others_are_left_to_them() -> None:
+    rendered = chart(apiServers=SERVERS, serviceAccount={"create": False}, rbac={"create": False})
+    assert [each["kind"] for each in rendered] == ["ConfigMap", "DaemonSet"]
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"nodeSelectors": {}}, "nodeSelectors"),
+        ({"image": {"repo": "x"}}, "repo"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+        ({"takeover": "yes"}, "takeover"),
+        ({"apiServers": "https://a.example:6443"}, "apiServers"),
+        ({"serviceMonitor": {"intervall": "1m"}}, "intervall"),
+        ({"serviceMonitor": {"enabled": True}}, "config.metricsBindAddress 127.0.0.1:10249"),
+        (
+            {
+                "serviceMonitor": {"enabled": True},
+                "config": {"metricsBindAddress": "[::1]:10249"},
+            },
+            "config.metricsBindAddress [::1]:10249",
+        ),
+    ],
+)
+def test_mistaken_values_are_refused(values: dict[str, Any], part: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        chart(**{"apiServers": SERVERS, **values})
+    assert part in raised.value.stderr
