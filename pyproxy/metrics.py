@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pyproxy import __version__
+from pyproxy import ARCHITECTURES, __version__
 from pyproxy.model.address import Family
 from pyproxy.model.objects import Kind
 
@@ -30,6 +30,7 @@ _SYNC = "kubeproxy_sync_proxy_rules"
 _SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _NETWORK_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 _REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
+_SIZE_BUCKETS = (64, 256, 512, *(1024 * 4**power for power in range(8)))
 _CHANGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _FAMILY = ("ip_family",)
 
@@ -207,6 +208,13 @@ class Metrics:
             buckets=_REQUEST_BUCKETS,
             registry=registry,
         )
+        self._request_size = Histogram(
+            "rest_client_request_size_bytes",
+            "Bytes of the body of a request to the API server",
+            ("host", "verb"),
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
         self._events = Counter(
             "pyproxy_events_total",
             "Events by outcome: posted, known (another node was first), refused by the API server, "
@@ -319,9 +327,10 @@ class Metrics:
         """Count a request to the API server; `code` is the HTTP status, or `<error>`."""
         self._requests.labels(code, host, method).inc()
 
-    def observe_request(self, method: str, host: str, duration: float) -> None:
-        """Record the time of a request to the API server, up to the head of its response."""
+    def observe_request(self, method: str, host: str, duration: float, size: int) -> None:
+        """Record the bytes of a request's body, and the time up to the head of its response."""
         self._request_duration.labels(host, method).observe(duration)
+        self._request_size.labels(host, method).observe(size)
 
     def event(self, outcome: str) -> None:
         """Count an Event: `posted`, `known`, `refused` or `dropped`."""
@@ -370,6 +379,7 @@ def _count(failures: Counter | None) -> None:
 
 
 def _declare_build(registry: CollectorRegistry) -> None:
+    machine = platform.machine()
     labels = {
         "build_date": "",
         "compiler": platform.python_implementation(),
@@ -379,7 +389,7 @@ def _declare_build(registry: CollectorRegistry) -> None:
         "go_version": "",
         "major": __version__.split(".")[0],
         "minor": __version__.split(".")[1],
-        "platform": f"{platform.system().lower()}/{platform.machine()}",
+        "platform": f"{platform.system().lower()}/{ARCHITECTURES.get(machine, machine)}",
     }
     gauge = Gauge(
         "kubernetes_build_info",

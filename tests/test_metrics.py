@@ -1,4 +1,5 @@
 import csv
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,7 +33,6 @@ LEFT_OUT = {
     "rest_client_exec_plugin_certificate_rotation_age": "exec plugins are another library's",
     "rest_client_exec_plugin_ttl_seconds": "exec plugins are another library's",
     "rest_client_rate_limiter_duration_seconds": "requests are not limited",
-    "rest_client_request_size_bytes": "requests have no body to speak of",
     "rest_client_response_size_bytes": "a watch's answer has no end",
     "rest_client_transport_cache_entries": "a cache of Go's client",
     "rest_client_transport_cert_rotation_gc_calls_total": "a cache of Go's client",
@@ -65,7 +65,7 @@ def used() -> Metrics:
     metrics.livez_answered(503)
     metrics.count_request("GET", "api:6443", "200")
     metrics.count_request("GET", "api:6443", "<error>")
-    metrics.observe_request("GET", "api:6443", 0.2)
+    metrics.observe_request("GET", "api:6443", 0.2, 0)
     metrics.event("posted")
     metrics.worker_failed("drift")
     metrics.drift_repaired({"element": 1})
@@ -194,3 +194,14 @@ def test_failures_are_counted_under_the_names_that_kube_proxy_has_in_that_mode(
     assert found - {"pyproxy_worker_failures"} <= in_mode
     if names.sync:
         assert len(found & in_mode) == 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("x86_64", "linux/amd64"), ("aarch64", "linux/arm64"), ("riscv64", "linux/riscv64")],
+)
+def test_the_platform_has_gos_name(
+    machine: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert f'platform="{expected}"' in Metrics().exposition().decode()

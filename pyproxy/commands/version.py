@@ -5,11 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 
-from pyproxy import KUBERNETES_VERSION, __version__
+from pyproxy import ARCHITECTURES, KUBERNETES_VERSION, __version__
 from pyproxy.config.values import VersionRequest
-
-_ARCHITECTURES = {"aarch64": "arm64", "i686": "386", "x86_64": "amd64"}
-"""Go's names of architectures, where they differ from the kernel's."""
 
 
 def own() -> str:
@@ -36,7 +33,7 @@ def kube_proxy(request: VersionRequest) -> str:
         "BuildDate": "",
         "GoVersion": "",
         "Compiler": f"{platform.python_implementation()} {platform.python_version()}",
-        "Platform": f"{sys.platform}/{_ARCHITECTURES.get(machine, machine)}",
+        "Platform": f"{sys.platform}/{ARCHITECTURES.get(machine, machine)}",
         "PyproxyVersion": __version__,
     }
     text = ", ".join(f'{name}:"{value}"' for name, value in fields.items())

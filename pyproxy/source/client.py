@@ -102,8 +102,8 @@ class RequestObserver(Protocol):
         """Count one request; `code` is the HTTP status, or "<error>" without a response."""
         ...
 
-    def observe_request(self, method: str, host: str, duration: float) -> None:
-        """Record the seconds from a request to the head of its response."""
+    def observe_request(self, method: str, host: str, duration: float, size: int) -> None:
+        """Record the seconds from a request to the head of its response, and its body's bytes."""
         ...
 
 
@@ -284,7 +284,7 @@ class Client:
         self._compare_clocks(response.headers.get("Date", ""))
         if self._observer is not None:
             took = time.monotonic() - began
-            self._observer.observe_request(method, urlsplit(url).netloc, took)
+            self._observer.observe_request(method, urlsplit(url).netloc, took, len(body or b""))
         return response
 
     def _reload(self) -> bool:

@@ -18,14 +18,14 @@ from .scripted import Exchange, serving
 class Counter:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str]] = []
-        self.timed: list[tuple[str, str]] = []
+        self.timed: list[tuple[str, str, int]] = []
 
     def count_request(self, method: str, host: str, code: str) -> None:
         self.seen.append((method, host, code))
 
-    def observe_request(self, method: str, host: str, duration: float) -> None:
+    def observe_request(self, method: str, host: str, duration: float, size: int) -> None:
         assert duration >= 0
-        self.timed.append((method, host))
+        self.timed.append((method, host, size))
 
 
 def test_requests_are_counted_and_errors_have_the_cause() -> None:
@@ -50,7 +50,7 @@ def test_requests_are_counted_and_errors_have_the_cause() -> None:
         ("GET", host, "403"),
         ("POST", host, "201"),
     ]
-    assert counter.timed == [("GET", host), ("POST", host)]
+    assert counter.timed == [("GET", host, 0), ("POST", host, 2)]
     with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1: "):
         connect("", "http://127.0.0.1:1").get("/x", {})
 
