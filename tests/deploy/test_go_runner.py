@@ -14,6 +14,8 @@ import pytest
 from .manifests import ROOT
 
 RUNNER = (sys.executable, "-IS", str(ROOT / "deploy/image/go_runner.py"))
+# Shells start background commands with SIGINT ignored, and bash cannot trap an ignored signal.
+DEFAULT_SIGNALS = ("env", "--default-signal=INT")
 BOTH = ("sh", "-c", "echo out; echo err >&2; exit 7")
 
 
