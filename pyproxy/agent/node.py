@@ -68,9 +68,8 @@ class NodeRules:
     def routing(self, node: Node | None) -> NodeRouting:
         """Return them for a Node object; `node` is None if the API has none. Raises KernelError."""
         local = tuple(self._local_addresses())
-        node_ports = self._node_port_addresses(node, local)
         reserved = Reserved(
-            frozenset(local + node_ports),
+            frozenset(local),
             frozenset(self._broadcasts()),
             self._own_ports,
             frozenset(self._api_servers()),
