@@ -145,7 +145,8 @@ add rule inet pyproxy older-hook ip daddr @older-set counter
 delete element inet pyproxy services4 {{ 10.96.7.2 . tcp . 80 }}
 add element inet pyproxy services4 {{ 10.96.7.2 . tcp . 80 : goto older-pick }}
 flush chain inet pyproxy services
-add rule inet pyproxy services ip daddr @node-port-addresses4 meta l4proto . th dport vmap @node-ports4
+add rule inet pyproxy services ip daddr @node-port-addresses4 \
+    meta l4proto . th dport vmap @node-ports4
 add rule inet pyproxy services ip daddr . meta l4proto . th dport vmap @services4
 """
 """The same sets with other rules, as an older version might leave them."""
