@@ -62,7 +62,7 @@ def test_a_signal_reaches_the_command(
     script = "trap 'echo got; exit 5' TERM INT; echo ready; read line; exit 1"
     log = tmp_path / "log"
     with subprocess.Popen(
-        [*RUNNER, f"--log-file={log}", *flags, "bash", "-c", script],
+        [*DEFAULT_SIGNALS, *RUNNER, f"--log-file={log}", *flags, "bash", "-c", script],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
