@@ -13,9 +13,11 @@ from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack.frontends import flow_targets, is_stale
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.errors import KernelError, PyproxyError, UsageError
+from pyproxy.hostnet.path_facts import read_path
 from pyproxy.inspect.explain import Explanation, Result, explain
 from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
 from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
+from pyproxy.inspect.service_paths import service_paths
 from pyproxy.inspect.target import parse
 from pyproxy.model.address import Address, Backend, backend_text, parse_address
 from pyproxy.netlink.conntrack import Conntrack
@@ -28,6 +30,7 @@ _MARKS = {
     Result.FAILED: ("✗", BAD),
     Result.NOTE: ("•", "yellow"),
     Result.SKIPPED: ("-", DIM),
+    Result.UNDECIDED: ("?", "yellow"),
 }
 
 
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="client",
         metavar="ADDRESS",
-        help="check the source ranges with this client address",
+        help="check the packets of a client with this address only",
     )
 
 
@@ -51,9 +54,14 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
     parse(namespace.target)  # a wrong target is a usage error before any query
     client = _client(namespace.client)
     agent = queries.query(FACTS, FactsArgs(namespace.target))
-    return explain(
-        namespace.target, Facts(agent, _api_facts(queries, agent), _kernel_facts(agent), client)
+    facts = Facts(
+        agent,
+        _api_facts(queries, agent),
+        _kernel_facts(agent),
+        client,
+        read_path(service_paths(agent, client)),
     )
+    return explain(namespace.target, facts)
 
 
 def _client(given: str | None) -> Address | None:

@@ -9,13 +9,15 @@ import msgspec
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.errors import Problem
+from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.services import families, list_routing
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.inspect.status import health, is_healthy
 from pyproxy.inspect.target import Target, resolve
-from pyproxy.model.address import Address, Backend, Family, family_of
+from pyproxy.model.address import Address, Backend, Family, Protocol, address_text, family_of
 from pyproxy.model.config_problems import ConfigProblem
+from pyproxy.model.destination import Destination
 from pyproxy.model.objects import (
     Endpoint,
     EndpointSlice,
@@ -26,7 +28,7 @@ from pyproxy.model.objects import (
     ServicePort,
 )
 from pyproxy.policy.endpoints import merge_slices
-from pyproxy.policy.routing import PortRouting, ServiceRouting
+from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, with_frontends
 from pyproxy.policy.service_bounds import within_bounds
 from pyproxy.source.api_objects import ServiceLookup
 
@@ -120,6 +122,7 @@ class Facts(msgspec.Struct, frozen=True):
     api: ServiceLookup
     kernel: KernelFacts
     client: Address | None = None
+    path: PathFacts = PathFacts()
 
     @property
     def name(self) -> ObjectName:
@@ -141,32 +144,54 @@ class Facts(msgspec.Struct, frozen=True):
     @property
     def families(self) -> tuple[Family, ...]:
         """The target's address families."""
-        destination = self.agent.target.destination
-        if destination is not None:
-            return (family_of(destination.address),)
-        return families(self.service)
+        return target_families(self.agent)
 
     def ports(self) -> Iterator[PortFacts]:
         """Yield the target's ports."""
-        # Merged again, because the routing has only the endpoints that are used.
-        bounds = self.agent.settings.bounds
-        bounded = within_bounds(self.service, self.agent.slices, self.hostname, bounds)
-        merged = merge_slices(bounded.slices, self.hostname)
-        ports = self.agent.routing.ports if self.agent.routing else ()
-        routings = {(port.family, port.name, port.protocol): port for port in ports}
-        for family in self.families:
-            for port in bounded.service.ports:
-                key = (family, port.name, port.protocol)
-                if self._is_target(routings.get(key)):
-                    yield PortFacts(family, port, merged.get(key, {}), routings.get(key))
+        return target_ports(self.agent)
 
-    def _is_target(self, routing: PortRouting | None) -> bool:
-        destination = self.agent.target.destination
-        # For an unserved destination, the steps explain all ports of the likeliest Service.
-        if destination is None or not self.agent.target.served:
-            return True
-        return routing is not None and any(
-            (f.address or destination.address, f.port, routing.protocol)
-            == (destination.address, destination.port, destination.protocol)
-            for f in routing.frontends
-        )
+
+def target_families(agent: AgentFacts) -> tuple[Family, ...]:
+    """Return the target's address families; of a Service that the agent does not have, none."""
+    destination = agent.target.destination
+    if destination is not None:
+        return (family_of(destination.address),)
+    return families(agent.service) if agent.service else ()
+
+
+def target_ports(agent: AgentFacts) -> Iterator[PortFacts]:
+    """Yield the target's ports, each with those of its frontends that the target names."""
+    if agent.service is None:
+        return
+    # Merged again, because the routing has only the endpoints that are used.
+    settings = agent.settings
+    bounded = within_bounds(agent.service, agent.slices, settings.node_name, settings.bounds)
+    merged = merge_slices(bounded.slices, settings.node_name)
+    ports = agent.routing.ports if agent.routing else ()
+    routings = {(port.family, port.name, port.protocol): port for port in ports}
+    for family in target_families(agent):
+        for port in bounded.service.ports:
+            key = (family, port.name, port.protocol)
+            routing = routings.get(key)
+            endpoints = merged.get(key, {})
+            destination = agent.target.destination
+            # For an unserved destination, the steps explain all ports of the likeliest Service.
+            if destination is None or not agent.target.served:
+                yield PortFacts(family, port, endpoints, routing)
+            elif routing is not None and (frontends := _frontends_at(routing, destination)):
+                yield PortFacts(family, port, endpoints, with_frontends(routing, frontends))
+
+
+def frontend_text(frontend: Frontend, protocol: Protocol) -> str:
+    """Format a frontend as `10.96.0.1 80/TCP`."""
+    address = address_text(frontend.address) if frontend.address else "any node port address"
+    return f"{address} {frontend.port}/{protocol.name}"
+
+
+def _frontends_at(routing: PortRouting, destination: Destination) -> tuple[Frontend, ...]:
+    """Return the frontend that serves a destination: one of its own address, else a node port."""
+    if routing.protocol is not destination.protocol:
+        return ()
+    found = [f for f in routing.frontends if f.port == destination.port]
+    exact = tuple(f for f in found if f.address == destination.address)
+    return exact or tuple(f for f in found if not f.address)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyproxy.inspect.explain.step import Result, Step
-from pyproxy.inspect.facts import Facts, PortFacts
+from pyproxy.inspect.facts import Facts, PortFacts, frontend_text
 from pyproxy.inspect.humanize import count, listed
 from pyproxy.model.address import backend_text
 from pyproxy.model.objects import TrafficPolicy
 from pyproxy.policy.endpoints import select_endpoints
-from pyproxy.policy.routing import PortRouting, Scope, Use
+from pyproxy.policy.routing import PortRouting, Use
 from pyproxy.policy.unused import UnusedReason, unused_reasons
 
 
@@ -45,7 +45,15 @@ def slices(facts: Facts) -> Step:
         )
     message = f"{count(len(parts), 'slice')} with {count(found, 'endpoint')}"
     if missing:
-        return Step(name, Result.NOTE, f"{message}, none of them {' or '.join(missing)}")
+        others = " and ".join(sorted(family.label for family in have))
+        absent = " and ".join(missing)
+        rejected = f"connections to the Service's {absent} addresses are rejected"
+        return Step(
+            name,
+            Result.FAILED,
+            f"{message}, none of them {' or '.join(missing)}: {rejected}",
+            f"give the pods {absent} addresses, or set spec.ipFamilies to {others}",
+        )
     return Step(name, Result.OK, message)
 
 
@@ -141,9 +149,8 @@ def policy(facts: Facts) -> Step:
     for port in facts.ports():
         if port.routing is None:
             continue
-        # REJECT means no usable endpoint at all, which the steps before have explained.
-        if Use.REJECT in _uses(port.routing).values():
-            return Step(name, Result.SKIPPED, "no endpoints: connections are rejected")
+        if step := _rejected(facts, port, port.routing):
+            return step
         if step := _without_local(facts, port, port.routing):
             return step
         used |= {backend_text(b) for b in (*port.routing.cluster, *port.routing.local)}
@@ -156,23 +163,34 @@ def policy(facts: Facts) -> Step:
     return Step(name, Result.OK, message)
 
 
-def _uses(routing: PortRouting) -> dict[bool, Use]:
-    """Return the use of cluster IPs (True), and of all external frontends (False)."""
-    return {(f.scope is Scope.CLUSTER_IP): f.use for f in routing.frontends}
+def _rejected(facts: Facts, port: PortFacts, routing: PortRouting) -> Step | None:
+    # REJECT means that no endpoint of the cluster is usable.
+    frontends = [f for f in routing.frontends if f.use is Use.REJECT]
+    if not frontends:
+        return None
+    family = f" {port.family.label}" if len(facts.families) > 1 else ""
+    found = "is usable" if port.endpoints else "exists"
+    addresses = listed([frontend_text(f, port.port.protocol) for f in frontends])
+    return Step(
+        "policy",
+        Result.FAILED,
+        f"no{family} endpoint of {port} {found}: connections to {addresses} are rejected",
+        f"see the steps before, and kubectl get endpointslices -n {facts.name.namespace} -l "
+        f"kubernetes.io/service-name={facts.name.name}",
+    )
 
 
 def _without_local(facts: Facts, port: PortFacts, routing: PortRouting) -> Step | None:
     # kube-proxy drops these packets too; with no endpoint in the cluster it rejects them.
-    uses = _uses(routing)
     missing = f"no endpoint of {port} is on this node ({facts.hostname})"
-    if uses.get(True) is Use.DROP:
+    if any(f.use is Use.DROP for f in routing.frontends):
         return Step(
             "policy",
             Result.FAILED,
             f"internalTrafficPolicy is Local, but {missing}: connections are dropped",
             "run a pod of the Service on this node, or set internalTrafficPolicy to Cluster",
         )
-    if uses.get(False) is Use.SPLIT and not routing.local:
+    if any(f.use is Use.SPLIT for f in routing.frontends) and not routing.local:
         return Step(
             "policy",
             Result.FAILED,

@@ -6,9 +6,8 @@ import msgspec
 
 from pyproxy.errors import ProblemReason
 from pyproxy.inspect.explain.step import Result, Step
-from pyproxy.inspect.facts import Facts
+from pyproxy.inspect.facts import Facts, frontend_text
 from pyproxy.inspect.humanize import count, listed
-from pyproxy.model.address import address_text
 from pyproxy.source.api_objects import ApiService
 
 _API_SILENT_AFTER = 120.0
@@ -164,8 +163,7 @@ def address(facts: Facts) -> Step:
             final=True,
         )
     frontends = [
-        f"{address_text(f.address) if f.address else 'any node port address'} "
-        f"{f.port}/{port.protocol.name} ({f.scope.value})"
+        f"{frontend_text(f, port.protocol)} ({f.scope.value})"
         for port in routing.ports
         for f in port.frontends
     ]

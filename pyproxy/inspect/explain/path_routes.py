@@ -1,0 +1,17 @@
+"""The routes and neighbours on the way of a Service's packets."""
+
+from __future__ import annotations
+
+from pyproxy.hostnet.not_read import NotRead
+from pyproxy.inspect.explain.step import Result, Step, not_checked
+from pyproxy.inspect.facts import Facts
+
+NAME = "routes"
+
+
+def routes(facts: Facts) -> Step:
+    """Check that the kernel has a route for each packet."""
+    part = facts.path.routes
+    if isinstance(part, NotRead):
+        return not_checked(NAME, part)
+    return Step(NAME, Result.UNDECIDED, str(facts.path.paths))

@@ -1,0 +1,201 @@
+"""The packets of a Service that may pass through this node: from its routing, without the kernel.
+
+Bounded: of many ports and endpoints it takes a few, spread over nodes and networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import msgspec
+
+from pyproxy.dataplane.interface import NodeRouting
+from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.inspect.facts import AgentFacts, PortFacts, target_ports
+from pyproxy.model.address import Address, Backend, Family, Mark, Port, backend, family_of
+from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
+
+MAX_ENDPOINTS = 16
+MAX_FRONTENDS = 4
+"""Frontends of one port that are examined: one of each kind of address first."""
+
+
+class _Client(msgspec.Struct, frozen=True):
+    """The sender of packets: its address if the user gave one, else that of one of `pods`."""
+
+    origin: Origin
+    address: Address | None
+    pods: Sequence[Address]
+
+    def sample(self, endpoint: Backend) -> Address | None:
+        """Return an address of such a sender other than the endpoint's, None if none is known."""
+        if self.address is not None or self.origin is not Origin.POD:
+            return self.address
+        return next((each for each in self.pods if each != endpoint[:-2]), None)
+
+
+def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
+    """Return the paths of the target's packets; with a client, only those of its packets."""
+    ports = [
+        (port, port.routing)
+        for port in target_ports(agent)
+        if port.routing and port.routing.frontends
+    ]
+    if client is not None:
+        ports = [each for each in ports if each[0].family is family_of(client)]
+    if not ports:
+        return ServicePaths(reason="no frontend of the target is programmed")
+    used = {b for _, routing in ports for b in (*routing.cluster, *routing.local)}
+    if not used:
+        return ServicePaths(reason="no endpoint is used")
+    share = max(1, MAX_ENDPOINTS // len(ports))
+    paths: list[PacketPath] = []
+    for port, routing in ports[:MAX_ENDPOINTS]:
+        paths += _port_paths(agent, port, routing, client, share)
+    if not paths:
+        return ServicePaths(reason="no packet of this client reaches an endpoint")
+    examined = {path.leaving.target for path in paths}
+    return ServicePaths(tuple(paths), len(examined), len(used))
+
+
+def _port_paths(
+    agent: AgentFacts, facts: PortFacts, port: PortRouting, address: Address | None, limit: int
+) -> Iterator[PacketPath]:
+    seen: set[tuple[Origin, bool, Backend]] = set()
+    pods = _local_pods(agent, facts)
+    # All modes set the bit before routing, and clear it in postrouting.
+    mark = agent.settings.masquerade.mark
+    for frontend in _frontends(port, agent.node_routing):
+        for origin in _origins(agent, port.family, frontend, address):
+            client = _Client(origin, address, pods)
+            masqueraded = _masquerades(agent, frontend, client, port.family)
+            used = _used(port, frontend.use, origin)
+            for number, each in enumerate(spread(facts, used, agent, limit)):
+                # A further frontend changes nothing behind the translation, so one path will do.
+                key = (origin, masqueraded, each)
+                if number and key in seen:
+                    continue
+                seen.add(key)
+                found = facts.endpoints.get(each)
+                node = found.node if found else ""
+                sample = client.sample(each)
+                frontend_target = backend(frontend.address, frontend.port)
+                yield PacketPath(
+                    origin,
+                    _packet(facts, client, frontend_target, sample, Mark(0)),
+                    _packet(facts, client, each, sample, mark if masqueraded else Mark(0)),
+                    node,
+                    node == agent.settings.node_name,
+                    masqueraded,
+                )
+
+
+def _packet(
+    port: PortFacts, client: _Client, target: Backend, sample: Address | None, mark: Mark
+) -> Packet:
+    return Packet(
+        port.port.protocol,
+        client.address,
+        Address(target[:-2]),
+        Port(int.from_bytes(target[-2:], "big")),
+        mark,
+        sample,
+        in_device=None if client.origin is Origin.NODE else "",
+    )
+
+
+def _local_pods(agent: AgentFacts, facts: PortFacts) -> list[Address]:
+    """Return the addresses of two pods of this node, so that one is not the endpoint."""
+    own = agent.node.addresses if agent.node else ()
+    pods = (
+        each.address
+        for each in facts.endpoints.values()
+        if each.node == agent.settings.node_name and each.address not in own
+    )
+    return list(islice(pods, 2))
+
+
+def _frontends(port: PortRouting, node: NodeRouting) -> list[Frontend]:
+    """Choose frontends with an address each, one of each scope first."""
+    own = [a for a in node.node_port_addresses if family_of(a) is port.family]
+    first: dict[tuple[Scope, Use], Frontend] = {}
+    others: list[Frontend] = []
+    for frontend in port.frontends:
+        each = frontend
+        if not frontend.address:
+            if not own:
+                continue
+            each = msgspec.structs.replace(frontend, address=own[0])
+        if (each.scope, each.use) not in first:
+            first[each.scope, each.use] = each
+        elif len(others) < MAX_FRONTENDS:
+            others.append(each)
+    return [*first.values(), *others][:MAX_FRONTENDS]
+
+
+def _origins(
+    agent: AgentFacts, family: Family, frontend: Frontend, client: Address | None
+) -> Sequence[Origin]:
+    node = agent.node
+    if client is not None:
+        if node and client in node.addresses:
+            return (Origin.NODE,)
+        pods = node.pod_networks if node else ()
+        local = any(client in network for network in pods)
+        return (Origin.POD,) if local else (Origin.EXTERNAL,)
+    known = (*agent.node_routing.pod_networks, *(node.pod_networks if node else ()))
+    pods_exist = any(network.family is family for network in known) or bool(
+        agent.settings.local_traffic.interfaces("*")
+    )
+    found = [Origin.POD] if pods_exist else []
+    found.append(Origin.NODE)
+    # Other hosts have no route to cluster IPs, unless someone adds one.
+    if frontend.scope is not Scope.CLUSTER_IP:
+        found.append(Origin.EXTERNAL)
+    return found
+
+
+def _used(port: PortRouting, use: Use, origin: Origin) -> tuple[Backend, ...]:
+    if use is Use.CLUSTER or (use is Use.SPLIT and origin is not Origin.EXTERNAL):
+        return port.cluster
+    return port.local if use in (Use.LOCAL, Use.SPLIT) else ()
+
+
+def _masquerades(agent: AgentFacts, frontend: Frontend, client: _Client, family: Family) -> bool:
+    """Return whether the mode's rules mark the packet for masquerading."""
+    if frontend.scope is not Scope.CLUSTER_IP:
+        return frontend.use is Use.CLUSTER or (
+            frontend.use is Use.SPLIT and client.origin is Origin.NODE
+        )
+    if agent.settings.masquerade.everything:
+        return True
+    networks = [n for n in agent.node_routing.pod_networks if n.family is family]
+    known = bool(networks) or bool(agent.settings.local_traffic.interfaces("*"))
+    if not known or client.origin is Origin.POD:
+        return False
+    return client.address is None or not any(client.address in each for each in networks)
+
+
+def spread(
+    facts: PortFacts, backends: Iterable[Backend], agent: AgentFacts, limit: int
+) -> list[Backend]:
+    """Return at most `limit` endpoints: this node's first, then one of each node and network."""
+    groups: dict[tuple[str, bytes], list[Backend]] = {}
+    local: list[Backend] = []
+    for each in backends:
+        found = facts.endpoints.get(each)
+        node = found.node if found else ""
+        if node == agent.settings.node_name:
+            local.append(each)
+        else:
+            # The routes of pod networks are usually /24 and /64.
+            network = each[:3] if len(each) == 6 else each[:8]
+            groups.setdefault((node, network), []).append(each)
+    # Half is left for other nodes, whose routes may each be wrong.
+    chosen = local[: limit if not groups else max(1, limit // 2)]
+    turns = max(map(len, groups.values()), default=0)
+    others = (
+        group[turn] for turn in range(turns) for group in groups.values() if turn < len(group)
+    )
+    return [*chosen, *islice(others, limit - len(chosen))]
