@@ -47,31 +47,31 @@ def used() -> Metrics:
     """Metrics that have seen everything once, for series with labels appear when used."""
     names = MODES[ProxyMode.NFTABLES].failure_names
     metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
-    metrics.change_queued(Kind.SERVICE, 1000.5)
-    metrics.change_queued(Kind.ENDPOINT_SLICE, 1001.5)
-    metrics.sync_finished(0.003, 1002.5, full=True)
-    metrics.sync_finished(0.001, 1003.5, full=False)
-    metrics.sync_failed()
-    metrics.cleanup_failed()
-    metrics.programmed([0.0004, 0.0006])
-    metrics.network_programmed(Family.IPV4, [0.7, 400])
-    metrics.network_programmed(Family.IPV6, [])
-    metrics.invalid(Kind.SERVICE, 2)
-    metrics.kernel_written(messages=5, size=1234)
+    metrics.changes.queued(Kind.SERVICE, 1000.5)
+    metrics.changes.queued(Kind.ENDPOINT_SLICE, 1001.5)
+    metrics.syncs.finished(0.003, 1002.5, full=True)
+    metrics.syncs.finished(0.001, 1003.5, full=False)
+    metrics.syncs.failed()
+    metrics.syncs.cleanup_failed()
+    metrics.changes.programmed([0.0004, 0.0006])
+    metrics.changes.network_programmed(Family.IPV4, [0.7, 400])
+    metrics.changes.network_programmed(Family.IPV6, [])
+    metrics.changes.invalid(Kind.SERVICE, 2)
+    metrics.kernel.written(messages=5, size=1234)
     for family in Family:
-        metrics.no_local_endpoints(family, internal=1, external=2)
-        metrics.conntrack_finished(family, 0.01, deleted=3)
-    metrics.healthz_answered(200)
-    metrics.livez_answered(503)
-    metrics.count_request("GET", "api:6443", "200")
-    metrics.count_request("GET", "api:6443", "<error>")
-    metrics.observe_request("GET", "api:6443", 0.2, 0)
-    metrics.event("posted")
-    metrics.worker_failed("drift")
-    metrics.drift_repaired({"element": 1})
-    metrics.source_age(lambda: 12.5)
+        metrics.syncs.no_local_endpoints(family, internal=1, external=2)
+        metrics.kernel.conntrack_finished(family, 0.01, deleted=3)
+    metrics.process.healthz_answered(200)
+    metrics.process.livez_answered(503)
+    metrics.api.count_request("GET", "api:6443", "200")
+    metrics.api.count_request("GET", "api:6443", "<error>")
+    metrics.api.observe_request("GET", "api:6443", 0.2, 0)
+    metrics.api.event("posted")
+    metrics.process.worker_failed("drift")
+    metrics.kernel.drift_repaired({"element": 1})
+    metrics.process.source_age(lambda: 12.5)
     metrics.register(ConnectionMetrics((), lambda: 0))
-    metrics.suppressed_log_lines(lambda: 7)
+    metrics.process.suppressed_log_lines(lambda: 7)
     metrics.register(AffinityRefusals(dict, print, lambda: 0.0))
     metrics.register(ConfigProblemCollector(tuple))
     metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
@@ -163,7 +163,7 @@ def test_what_happens_is_counted() -> None:
 
 def test_changes_taken_are_pending_no_more() -> None:
     metrics = used()
-    metrics.changes_taken()
+    metrics.changes.taken()
     found = series(metrics.exposition().decode())
     assert found["kubeproxy_sync_proxy_rules_service_changes_pending"] == 0
     assert found["kubeproxy_sync_proxy_rules_endpoint_changes_pending"] == 0
@@ -172,7 +172,7 @@ def test_changes_taken_are_pending_no_more() -> None:
 
 def test_a_changed_node_asks_for_a_sync_and_counts_as_no_service() -> None:
     metrics = Metrics()
-    metrics.change_queued(Kind.NODE, 5.0)
+    metrics.changes.queued(Kind.NODE, 5.0)
     found = series(metrics.exposition().decode())
     queued = 'kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}'
     assert found[queued] == 5.0
@@ -185,8 +185,8 @@ def test_failures_are_counted_under_the_names_that_kube_proxy_has_in_that_mode(
 ) -> None:
     names = MODES[mode].failure_names
     metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
-    metrics.sync_failed()
-    metrics.cleanup_failed()
+    metrics.syncs.failed()
+    metrics.syncs.cleanup_failed()
     found = {family.name for family in metrics.collect() if "failures" in family.name}
     with METRICS_FILE.open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))

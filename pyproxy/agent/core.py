@@ -122,7 +122,7 @@ class Agent(Generic[P]):
         # An invalid object alone makes no sync due, so the metric is set here too.
         self._count_problems()
         if changed is not None:
-            self._observers.metrics.change_queued(changed, self._observers.wall_clock())
+            self._observers.metrics.changes.queued(changed, self._observers.wall_clock())
         if was_idle and (self._steps or not self._has_committed):
             self._observers.health.queued()
 
@@ -210,7 +210,7 @@ class Agent(Generic[P]):
             step = self._take_step(began, node)
             full |= step.full
             if not self._steps:
-                self._observers.metrics.changes_taken()
+                self._observers.metrics.changes.taken()
             plan = self._plan_full(step) if full else self._plan_partial(step, node)
             failures = self._dataplane.commit(plan)
         except PermissionKernelError:
@@ -279,7 +279,7 @@ class Agent(Generic[P]):
         if not (drift and plan and is_pure):
             return None
         counts = plan.counts()
-        self._observers.metrics.drift_repaired(counts)
+        self._observers.metrics.kernel.drift_repaired(counts)
         log.warning(
             "repaired changes by %s: %s: %s",
             drift,
@@ -332,7 +332,7 @@ class Agent(Generic[P]):
         self._steps.put_back(step)
         now = self._observers.clock()
         self._backoff.failed(now)
-        self._observers.metrics.sync_failed()
+        self._observers.metrics.syncs.failed()
         self._observers.health.queued()
         # Part of a large plan may be written, so the next plan starts from a read-back.
         self._readback.request(now)
@@ -381,21 +381,21 @@ class Agent(Generic[P]):
     ) -> None:
         metrics, wall = self._observers.metrics, self._observers.wall_clock()
         # A repair, which has no changes, reads the kernel back as a full sync does.
-        metrics.sync_finished(took, wall, full=full or is_repair)
+        metrics.syncs.finished(took, wall, full=full or is_repair)
         if not full:
-            metrics.programmed([now - read_at for read_at in change.read_at])
+            metrics.changes.programmed([now - read_at for read_at in change.read_at])
         for family, triggered in change.triggered:
             # Tenants write these times. kube-proxy skips those before its start too, and a negative
             # value would reset the sum of a histogram.
             if triggered > self._started:
-                metrics.network_programmed(family, [max(wall - triggered, 0.0)])
+                metrics.changes.network_programmed(family, [max(wall - triggered, 0.0)])
         self._count_problems()
 
     def _count_problems(self) -> None:
         if not self._problems.changed:
             return
         for kind, count in self._problems.counts().items():
-            self._observers.metrics.invalid(kind, count)
+            self._observers.metrics.changes.invalid(kind, count)
 
     def _decoded(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
         # Most objects are valid, and a list has tens of thousands.

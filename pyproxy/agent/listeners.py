@@ -11,7 +11,8 @@ from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.health.check_port import ServiceHealthCheck
 from pyproxy.health.service_health import ServiceHealthServer
-from pyproxy.metrics import Metrics
+from pyproxy.metrics.kernel import KernelMetrics
+from pyproxy.metrics.syncs import SyncMetrics
 from pyproxy.model.address import Address, Family
 from pyproxy.model.objects import ObjectName, Service
 from pyproxy.policy.routing import Scope, ServiceRouting, Use
@@ -82,7 +83,7 @@ class HealthChecks:
 class LocalCounts:
     """Counts the Services whose policy is Local and that have no endpoint on this node."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: SyncMetrics) -> None:
         self._metrics = metrics
         self._without: dict[tuple[Family, bool], set[ObjectName]] = {
             (family, internal): set() for family in Family for internal in (True, False)
@@ -122,7 +123,7 @@ def _drops(use: Use, *, local: bool) -> bool:
 class KernelCounts:
     """Counts the writes to the kernel, and their messages and bytes."""
 
-    def __init__(self, metrics: Metrics, dataplane: Dataplane[Any]) -> None:
+    def __init__(self, metrics: KernelMetrics, dataplane: Dataplane[Any]) -> None:
         self._metrics = metrics
         self._dataplane = dataplane
         # The messages of `prepare` are checks and write nothing.
@@ -132,5 +133,5 @@ class KernelCounts:
         """Add what was sent since the last commit."""
         messages, size = self._dataplane.messages_sent, self._dataplane.bytes_sent
         if messages != self._messages:
-            self._metrics.kernel_written(messages - self._messages, size - self._bytes)
+            self._metrics.written(messages - self._messages, size - self._bytes)
         self._messages, self._bytes = messages, size

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pyproxy.config.settings import Settings
-from pyproxy.metrics import Metrics
+from pyproxy.metrics.api import ApiMetrics
 from pyproxy.model.address import Backend
 from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.events import Event
@@ -45,7 +45,7 @@ class Source(Protocol):
         ...
 
 
-def client_of(settings: Settings, metrics: Metrics | None) -> Client | None:
+def client_of(settings: Settings, metrics: ApiMetrics | None) -> Client | None:
     """Return a client of the API server, None for a folder. Sends nothing. Raises UsageError."""
     if settings.manifests:
         return None

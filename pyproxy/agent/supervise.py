@@ -51,7 +51,7 @@ def reporting_failures(health: Health, metrics: Metrics) -> Iterator[None]:
             line,
             exc_info=(args.exc_type, value, args.exc_traceback) if first else None,
         )
-        metrics.worker_failed(name)
+        metrics.process.worker_failed(name)
         health.worker_failed(name, restarting=restarts)
 
     previous = threading.excepthook

@@ -18,7 +18,7 @@ from pyproxy.agent.commit import Commit
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import KernelError, PermissionKernelError
-from pyproxy.metrics import Metrics
+from pyproxy.metrics.syncs import SyncMetrics
 from pyproxy.takeover.leftovers import InService, Leftovers
 from pyproxy.workers import Worker
 
@@ -37,7 +37,7 @@ class Takeover:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: SyncMetrics,
         dataplane: Dataplane[Any],
         when_clean: Callable[[], None],
         *,

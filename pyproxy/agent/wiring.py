@@ -97,10 +97,10 @@ def _serve(
         metrics = _metrics(settings)
         health = Health(settings.pace.sync_period)
         stack.enter_context(supervise.reporting_failures(health, metrics))
-        inbox, client = Inbox(), client_of(settings, metrics)
+        inbox, client = Inbox(), client_of(settings, metrics.api)
         source = source_of(settings, client, inbox.put)
         config_checks = _source_metrics(settings, source, client, metrics)
-        recorder = EventRecorder(client, settings.node_name, metrics) if client else None
+        recorder = EventRecorder(client, settings.node_name, metrics.api) if client else None
 
         def report(problem: Problem) -> None:
             # ProblemTracker has logged it already.
@@ -118,7 +118,7 @@ def _serve(
         flows = stack.enter_context(closing(Conntrack()))
         local = stack.enter_context(closing(LocalAddresses()))
         refusals = _kernel_metrics(dataplane, metrics, report)
-        reconciler = Reconciler(flows, metrics)
+        reconciler = Reconciler(flows, metrics.kernel)
         programmed = ProgrammedState()
         # Some settings need capabilities that the agent drops later.
         machine = stack.enter_context(closing(prepare_kernel(settings)))
@@ -132,11 +132,11 @@ def _serve(
             config_checks,
             Flows(reconciler),
             HealthChecks(checks, settings.node_name),
-            LocalCounts(metrics),
-            KernelCounts(metrics, dataplane),
+            LocalCounts(metrics.syncs),
+            KernelCounts(metrics.kernel, dataplane),
             programmed,
             Takeover(
-                metrics,
+                metrics.syncs,
                 dataplane,
                 machine.leftovers_removed,
                 of_kube_proxy=settings.takeover,
@@ -201,7 +201,7 @@ def _source_metrics(
     settings: Settings, source: Source, client: Client | None, metrics: Metrics
 ) -> ConfigChecks:
     config_checks = ConfigChecks(settings, source, client)
-    metrics.source_age(source.age)
+    metrics.process.source_age(source.age)
     metrics.register(ConfigProblemCollector(config_checks.problems))
     return config_checks
 
@@ -236,7 +236,7 @@ def _health_servers(
 def _metrics(settings: Settings) -> Metrics:
     names = modes.of(settings.mode).failure_names
     metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
-    metrics.suppressed_log_lines(lambda: logs.LIMITER.suppressed)
+    metrics.process.suppressed_log_lines(lambda: logs.LIMITER.suppressed)
     return metrics
 
 

@@ -46,13 +46,13 @@ def health_pages(health: Health, metrics: Metrics) -> Handler:
     def healthz(report: HealthReport) -> Response:
         passed = report.healthy and report.node_eligible and not report.shutting_down
         response = _health(report, passed, report.node_eligible)
-        metrics.healthz_answered(response.status)
+        metrics.process.healthz_answered(response.status)
         return response
 
     def livez(report: HealthReport) -> Response:
         # UNSET leaves nodeEligible out of the JSON, as in kube-proxy.
         response = _health(report, report.healthy, msgspec.UNSET)
-        metrics.livez_answered(response.status)
+        metrics.process.livez_answered(response.status)
         return response
 
     return _pages(

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pyproxy.errors import Problem, SourceError
-from pyproxy.metrics import Metrics
+from pyproxy.metrics.api import ApiMetrics
 from pyproxy.model.objects import Kind
 from pyproxy.rate_limits import BucketTable, Rate, TokenBucket
 from pyproxy.source.client import ApiStatusError, Client
@@ -119,7 +119,7 @@ class EventRecorder:
         self,
         client: Client,
         node_name: str,
-        metrics: Metrics,
+        metrics: ApiMetrics,
         limits: Limits = DEFAULT_LIMITS,
         clock: Clock | None = None,
     ) -> None:

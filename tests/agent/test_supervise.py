@@ -157,7 +157,7 @@ class Conntrack:
 
 def test_the_conntrack_worker_looks_again_at_what_it_was_looking_at(watch: Watch) -> None:
     table = Conntrack()
-    reconciler = Reconciler(table, watch.metrics)
+    reconciler = Reconciler(table, watch.metrics.kernel)
     reconciler.start()
     reconciler.full([routing([1])])
     until(lambda: table.looks >= 2)

@@ -204,7 +204,7 @@ def _first_lists(server: Server) -> set[str]:
 
 def test_the_age_of_the_last_event_is_a_metric() -> None:
     with api_server(bookmark_interval=0.1) as server, agent(server, silence=30.0) as rig:
-        rig.metrics.source_age(rig.source.age)
+        rig.metrics.process.source_age(rig.source.age)
         rig.until_equal(server)
 
         def age() -> float:

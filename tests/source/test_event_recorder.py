@@ -66,7 +66,7 @@ def recording(
     url: str, limits: Limits = AT_ONCE, node: str = "node-a", **more: Any
 ) -> Iterator[tuple[EventRecorder, Metrics]]:
     metrics = Metrics()
-    recorder = EventRecorder(client_of(url), node, metrics, limits, **more)
+    recorder = EventRecorder(client_of(url), node, metrics.api, limits, **more)
     recorder.start()
     try:
         yield recorder, metrics

@@ -1,0 +1,105 @@
+"""Metrics of changes to objects: how many wait, and how long each takes until its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pyproxy.metrics.syncs import BY_FAMILY, SYNC
+from pyproxy.model.address import Family
+from pyproxy.model.objects import Kind
+
+_NETWORK_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+_CHANGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+class _Queued(Collector):
+    """The changes so far, and those of them that no sync has taken yet.
+
+    Plain integers, because a first list has tens of thousands of changes, and one increment of the
+    library's counters takes as long as all else in handling a change. One thread counts, any reads.
+    """
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(Kind, 0)
+        self._taken = dict(self._counts)
+        self._last: float | None = None
+
+    def add(self, kind: Kind, now: float) -> None:
+        self._counts[kind] += 1
+        self._last = now
+
+    def take(self) -> None:
+        self._taken = dict(self._counts)
+
+    def collect(self) -> Iterator[Metric]:
+        for kind, name in ((Kind.SERVICE, "service"), (Kind.ENDPOINT_SLICE, "endpoint")):
+            count, about = self._counts[kind], f"Changes of {kind.value}s"
+            yield CounterMetricFamily(f"{SYNC}_{name}_changes", about, value=count)
+            yield GaugeMetricFamily(
+                f"{SYNC}_{name}_changes_pending",
+                f"{about} that no sync has taken yet",
+                value=count - self._taken[kind],
+            )
+        last = GaugeMetricFamily(
+            f"{SYNC}_last_queued_timestamp_seconds",
+            "Time of the last change that a sync is due for",
+            labels=BY_FAMILY,
+        )
+        if self._last is not None:
+            for family in Family:
+                last.add_metric((family.label,), self._last)
+        yield last
+
+
+class ChangeMetrics:
+    """Metrics of changes; latencies are in seconds, and times in seconds since the epoch."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._queued = _Queued()
+        registry.register(self._queued)
+        self._network_programming = Histogram(
+            "kubeproxy_network_programming_duration_seconds",
+            "Time from the change of a pod or Service, by the slice's annotation, to its commit",
+            BY_FAMILY,
+            buckets=_NETWORK_BUCKETS,
+            registry=registry,
+        )
+        self._programming_latency = Histogram(
+            "pyproxy_programming_latency_seconds",
+            "Time from reading a change to its commit",
+            buckets=_CHANGE_BUCKETS,
+            registry=registry,
+        )
+        self._invalid = Gauge(
+            "pyproxy_invalid_objects",
+            "Objects that cannot be programmed, or not completely",
+            ("kind",),
+            registry=registry,
+        )
+
+    def queued(self, kind: Kind, now: float) -> None:
+        """Count a changed object that a sync is due for."""
+        self._queued.add(kind, now)
+
+    def taken(self) -> None:
+        """Record that a sync has taken all pending changes."""
+        self._queued.take()
+
+    def programmed(self, latencies: Iterable[float]) -> None:
+        """Record the latencies of programmed changes since they were read."""
+        for latency in latencies:
+            self._programming_latency.observe(latency)
+
+    def network_programmed(self, family: Family, latencies: Iterable[float]) -> None:
+        """Record the latencies of programmed slices since the change that triggered them."""
+        histogram = self._network_programming.labels(family.label)
+        for latency in latencies:
+            histogram.observe(latency)
+
+    def invalid(self, kind: Kind, count: int) -> None:
+        """Set the number of objects of a kind that have a problem."""
+        self._invalid.labels(kind.value).set(count)
