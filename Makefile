@@ -106,6 +106,7 @@ bench-check: system venv ## fail if messages, bytes, rows or allocations have gr
 generate: ## write the files that are generated from others
 	@$(BIN)/python tools/prometheusrule.py deploy/monitoring/alerts.yaml \
 		>deploy/monitoring/prometheusrule.yaml
+	@$(BIN)/python tools/chart_schema.py deploy/helm/pyproxy/values.schema.json
 
 image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)

@@ -40,14 +40,18 @@ class _Selector(_Strict):
 
 
 class _Relabeling(_Strict):
-    source_labels: list[str]
-    target_label: str
+    source_labels: list[str] = []
+    target_label: str = ""
+    regex: str = ""
+    action: str = ""
 
 
 class _Endpoint(_Strict):
     port: str
     interval: str
+    scrape_timeout: str = ""
     relabelings: list[_Relabeling] = []
+    metric_relabelings: list[_Relabeling] = []
 
 
 class _ServiceMonitorSpec(_Strict):
@@ -63,6 +67,21 @@ class ServiceMonitor(_Strict):
     kind: str
     metadata: _Metadata
     spec: _ServiceMonitorSpec
+
+
+class _PodMonitorSpec(_Strict):
+    job_label: str
+    selector: _Selector
+    pod_metrics_endpoints: list[_Endpoint]
+
+
+class PodMonitor(_Strict):
+    """monitoring.coreos.com/v1, PodMonitor."""
+
+    api_version: str
+    kind: str
+    metadata: _Metadata
+    spec: _PodMonitorSpec
 
 
 class Rule(_Strict, kw_only=True):
@@ -99,6 +118,7 @@ class PrometheusRule(_Strict):
 
 _CUSTOM: dict[tuple[str, str], type[_Strict]] = {
     ("monitoring.coreos.com/v1", "ServiceMonitor"): ServiceMonitor,
+    ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
     ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ from pyproxy.config.settings import ListenAddress, Serving, Settings
 from pyproxy.model.address import parse_address
 
 from . import schemas
-from .manifests import BASE, CHART, DEPLOY, SERVERS, agent, chart, kustomized, objects, the
+from .manifests import (
+    BASE,
+    CHART,
+    DEPLOY,
+    ROOT,
+    SERVERS,
+    agent,
+    chart,
+    kustomized,
+    objects,
+    the,
+)
 
 KUSTOMIZATIONS = sorted(
     path.parent.relative_to(DEPLOY) for path in DEPLOY.rglob("kustomization.yaml")
@@ -121,6 +133,23 @@ def test_all_name_the_image_of_this_version() -> None:
     for path in DEPLOY.rglob("*.yaml"):
         for tag in re.findall(r"image: \"?pyproxy:([\w.]+)", path.read_text()):
             assert tag == pyproxy.__version__, path
+
+
+def test_the_documented_patch_changes_the_ports_and_nothing_else(tmp_path: Path) -> None:
+    """The probes and the Service of the metrics name the ports."""
+    (patch,) = re.findall(r"```yaml\n(patches:.*?)```", (ROOT / "docs/deploy.md").read_text(), re.S)
+    base = os.path.relpath(DEPLOY / "overlays/monitoring", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\n{patch}")
+    patched, plain = kustomized(tmp_path), kustomized(DEPLOY / "overlays/monitoring")
+    assert [each["containerPort"] for each in agent(patched)["ports"]] == [11256, 11249]
+    container = the("DaemonSet", plain)["spec"]["template"]["spec"]["containers"][0]
+    for port, changed in zip(container["ports"], agent(patched)["ports"], strict=True):
+        port["containerPort"] = changed["containerPort"]
+    assert patched == plain
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["port"] == "healthz"
+    (port,) = the("Service", plain, "pyproxy-metrics")["spec"]["ports"]
+    assert port["targetPort"] == "metrics"
 
 
 def test_cleanup_can_lock_what_iptables_legacy_locks() -> None:
