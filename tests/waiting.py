@@ -16,14 +16,19 @@ _PAUSE = 0.02
 
 def until(
     condition: Callable[[], object],
-    what: str = "what was waited for",
+    what: str | Callable[[], str] = "what was waited for",
     patience: float = PATIENCE,
     pause: float = _PAUSE,
 ) -> float:
-    """Wait until `condition` holds, and return the seconds that it took. Raises AssertionError."""
+    """Wait until `condition` holds, and return the seconds that it took.
+
+    Raises AssertionError with `what`, which may be a function that says how far the condition came.
+    """
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < patience, f"not within {patience:.0f} s: {what}"
+        if time.monotonic() - began >= patience:
+            text = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {patience:.0f} s: {text}")
         time.sleep(pause)
     return time.monotonic() - began
 

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.process import Agent, agent_command
 from pyproxy_lab.topology import API_ADDRESS
 
+from pyproxy.agent.node_addresses import broadcast_addresses
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
@@ -40,6 +41,7 @@ from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.elements import Value
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.policy.endpoints import route_service
+from pyproxy.policy.reserved_frontends import Reserved, ReservedFilter
 from pyproxy.source.decode import decode_object
 from tests.exposition import scraped
 from tests.waiting import PATIENCE, until
@@ -118,7 +120,7 @@ class Process(Agent):
         self.signal(signal.SIGKILL)
         assert self.ends_within(PATIENCE) == -signal.SIGKILL
 
-    def does(self, condition: Callable[[], object], what: str) -> None:
+    def does(self, condition: Callable[[], object], what: str | Callable[[], str]) -> None:
         """Wait for a condition, and fail at once where the agent has ended."""
 
         def checked() -> object:
@@ -193,9 +195,23 @@ class Stage:
         """Begin to record every transaction on nf_tables of this node."""
         return Commits(self.here)
 
-    def is_served(self, server: ApiServer) -> bool:
-        """Return whether the kernel holds the desired state of the API server's objects."""
-        return self.kernel() == desired(server, self.network)
+    @cached_property
+    def _reserved(self) -> Reserved:
+        return Reserved(broadcasts=self.here.call(broadcast_addresses))
+
+    def desired(self, server: ApiServer) -> Table:
+        """Compile the API server's objects for this node from nothing, in the form of `kernel`."""
+        return desired(server, self.network, self._reserved)
+
+    def until_served(self, agent: Process, server: ApiServer, what: str) -> None:
+        """Wait until the kernel holds the desired state; the failure names rows that differ."""
+        rows: list[str] = []
+
+        def is_served() -> bool:
+            rows[:] = differences(self.kernel(), self.desired(server))
+            return not rows
+
+        agent.does(is_served, lambda: "\n".join([what, *rows]))
 
 
 class Commits:
@@ -222,7 +238,7 @@ class Commits:
         return count
 
 
-def desired(server: ApiServer, network: Network) -> Table:
+def desired(server: ApiServer, network: Network, reserved: Reserved) -> Table:
     """Compile the API server's objects from nothing, in the form of `Stage.kernel`."""
     store = server.registry.store
 
@@ -242,17 +258,20 @@ def desired(server: ApiServer, network: Network) -> Table:
             slices.setdefault(value.service, []).append(value)
     here = decode_object(Kind.NODE, msgspec.json.encode(node(network))).value
     assert isinstance(here, Node)
-    return in_order(_compile(services, slices, here))
+    return in_order(_compile(services, slices, here, reserved))
 
 
 def _compile(
     services: Mapping[ObjectName, Service],
     slices: Mapping[ObjectName, list[EndpointSlice]],
     here: Node,
+    reserved: Reserved,
 ) -> Table:
-    table = node_table(NodeRouting(NETWORKS, here.addresses))
+    table = node_table(NodeRouting(NETWORKS, here.addresses, reserved))
+    usable = ReservedFilter(reserved)
     for name, each in services.items():
-        said = route_service(each, slices.get(name, []), here, here.name)
+        kept, _ = usable.endpoints(slices.get(name, []))
+        said = route_service(each, kept, here, here.name)
         add_service(said, table)
         for set_name, key in shared_rows(said):
             table.setdefault(set_name, {})[key] = b""
@@ -260,7 +279,10 @@ def _compile(
 
 
 def in_order(table: Table) -> Table:
-    """Number each frontend's endpoints by their values: which slot each has does not matter."""
+    """Number each frontend's endpoints by their values: which slot each has does not matter.
+
+    Slots with gaps, as a read between two commits may have, stay as they are.
+    """
     result = dict(table)
     for name in [kind.of(each) for kind in (ENDPOINTS, NODE_PORT_ENDPOINTS) for each in Family]:
         if name in table:
@@ -269,15 +291,30 @@ def in_order(table: Table) -> Table:
                 (number,) = struct.unpack("=I", key[-4:])
                 base, index = divmod(number, LOCAL_OFFSET)
                 slots.setdefault(key[:-4] + bytes([base]), {})[index] = backend
-            for backends in slots.values():
-                assert backends.keys() == set(range(len(backends))), "slots with gaps"
             result[name] = {
                 key + bytes([index]): backend
                 for key, backends in slots.items()
-                for index, backend in enumerate(sorted(backends.values(), key=repr))
+                for index, backend in _numbered(backends)
             }
     assert result.keys() <= BY_NAME.keys()
     return result
+
+
+def _numbered(backends: Mapping[int, Value]) -> Iterable[tuple[int, Value]]:
+    has_gaps = backends.keys() != set(range(len(backends)))
+    return backends.items() if has_gaps else enumerate(sorted(backends.values(), key=repr))
+
+
+def differences(kernel: Table, wanted: Table) -> list[str]:
+    """Return one line for each set that differs, with its first rows, as hexadecimal digits."""
+    found = []
+    for name in sorted(kernel.keys() | wanted.keys()):
+        held, needed = (set(table.get(name, {}).items()) for table in (kernel, wanted))
+        for rows, fault in ((needed - held, "missing"), (held - needed, "unexpected")):
+            if rows:
+                some = ", ".join(f"{key.hex()}: {value!r}" for key, value in sorted(rows)[:3])
+                found.append(f"{name}: {len(rows)} {fault}: {some}")
+    return found
 
 
 def _read_table() -> Table:

@@ -35,7 +35,7 @@ def load_web(server: ApiServer, *pods: str) -> None:
 def test_a_signal_ends_it_and_leaves_the_rules_in_place(stage: Stage, number: int) -> None:
     with stage.server() as server, stage.agent(server.url) as agent:
         load_web(server, "a1", "b1")
-        agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+        stage.until_served(agent, server, "the Service in the kernel")
         with closing(stage.connect("a2", WEB)) as held:
             before, pod = stage.kernel(), ask(held)
             agent.signal(number)
@@ -72,7 +72,7 @@ def test_started_again_it_knows_what_there_is(stage: Stage) -> None:
             with stage.agent(server.url) as agent:
                 agent.does(lambda: stage.health() == 200, "the first look at the kernel")
                 server.load([endpoint_slice("web", addresses(*pods))])
-                agent.does(lambda: stage.is_served(server), "fewer endpoints in the kernel")
+                stage.until_served(agent, server, "fewer endpoints in the kernel")
                 assert stage.probe(f"{WEB}:80", who="a2").reached.keys() == set(pods)
 
 
@@ -102,7 +102,7 @@ def test_it_ends_in_time_while_the_api_server_hangs(stage: Stage) -> None:
     with stage.server(middlewares=[hanging.middleware]) as server:
         load_web(server, "b1")
         with stage.agent(server.url) as agent:
-            agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+            stage.until_served(agent, server, "the Service in the kernel")
             hanging.hangs = True
             server.close_watches()
             assert all(hanging.waiting.acquire(timeout=10) for _ in range(3))
@@ -130,7 +130,7 @@ def test_cleanup_removes_what_is_ours_and_nothing_else(stage: Stage) -> None:
     theirs = stage.nft("list", "table", "inet", "other")
     with stage.server() as server, stage.agent(server.url) as agent:
         load_web(server, "a1")
-        agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+        stage.until_served(agent, server, "the Service in the kernel")
     assert "table inet pyproxy" in stage.tables()
     for _ in range(2):
         done = stage.run("cleanup")
@@ -150,7 +150,7 @@ def test_it_waits_for_an_api_server_that_is_not_there_yet(stage: Stage) -> None:
         with stage.server(port) as server:
             load_web(server, "a1", "b1")
             agent.does(lambda: stage.health() == 200, "health after the first commit")
-            agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+            stage.until_served(agent, server, "the Service in the kernel")
             assert stage.probe(f"{WEB}:80", who="a2").reached.keys() == {"a1", "b1"}
             agent.does(
                 lambda: "API server is reachable again" in agent.said(), "a word that it is back"

@@ -187,7 +187,7 @@ def test_a_wrong_file_changes_nothing_and_is_told_once(
             write()
             agent.does(lambda: "the configuration in force stays" in agent.said(), "a warning")
             load_web(server)
-            agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+            stage.until_served(agent, server, "the Service in the kernel")
             (line,) = [
                 line for line in agent.said().splitlines() if " WARNING " in line and says in line
             ]

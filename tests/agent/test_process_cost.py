@@ -101,5 +101,5 @@ def test_a_change_of_nothing_is_no_transaction(stage: Stage) -> None:
                 server.load([slice_of(number, ENDPOINTS, note) for number in range(100)])
             server.load([slice_of(0, 9)])
             assert commits.count(seconds=10) == 1
-            agent.does(lambda: stage.is_served(server), "the one change in the kernel")
+            stage.until_served(agent, server, "the one change in the kernel")
             assert commits.count() == 0

@@ -90,12 +90,12 @@ def test_killed_in_a_batch_of_changes(
     with stage.server() as server:
         server.load([*crowd(1), *watched(BEFORE)])
         with stage.agent(server.url) as agent:
-            agent.does(lambda: stage.is_served(server), "all Services in the kernel")
+            stage.until_served(agent, server, "all Services in the kernel")
             until(stage, server)
             agent.kill()
         change_everything(server)
         with stage.agent(server.url) as agent:
-            agent.does(lambda: stage.is_served(server), "what the API server has by now")
+            stage.until_served(agent, server, "what the API server has by now")
             check_packets(stage)
             agent.require_alive()
 
@@ -112,7 +112,7 @@ def test_killed_while_it_starts(stage: Stage, empty: bool) -> None:
                 agent.does(lambda: stage.kernel().get(FRONTENDS), "elements in the kernel")
             agent.kill()
         with stage.agent(server.url) as agent:
-            agent.does(lambda: stage.is_served(server), "all Services in the kernel")
+            stage.until_served(agent, server, "all Services in the kernel")
             check_packets(stage)
 
 
@@ -132,5 +132,5 @@ def test_killed_again_and_again_while_changes_go_on(stage: Stage) -> None:
                     server.load([obj])
                 agent.kill()
         with stage.agent(server.url) as agent:
-            agent.does(lambda: stage.is_served(server), "what the API server has by now")
+            stage.until_served(agent, server, "what the API server has by now")
             check_packets(stage)

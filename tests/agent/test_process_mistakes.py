@@ -35,7 +35,7 @@ def test_a_wrong_node_name(stage: Stage, tmp_path: Path) -> None:
     with stage.server() as server:
         server.load(OBJECTS)
         with stage.agent(server.url) as agent:
-            agent.does(lambda: stage.is_served(server), "the Service in the kernel")
+            stage.until_served(agent, server, "the Service in the kernel")
         rules = stage.nft("-s", "list", "ruleset")
         with stage.agent(server.url, "--hostname-override=node-zzz") as agent:
             named(stage, tmp_path, agent, "node_not_found", "the cluster has no Node node-zzz")

@@ -24,6 +24,9 @@ STARTING_SECONDS = 0.8
 SYNCING_SECONDS = 0.2
 CROWD = 300
 PODS = ("a1", "b1", "b2")
+BROADCAST = "10.244.1.255"
+"""The last address of the node's pod network, which its agent leaves out of all Services."""
+
 WATCHED = {"web": "10.96.9.1", "api": "10.96.9.2", "shop": "10.96.9.3"}
 
 
@@ -41,8 +44,10 @@ def watched(chance: random.Random) -> tuple[dict[str, list[str]], list[Object]]:
 def crowd(chance: random.Random, number: int) -> list[Object]:
     """Return one of many Services; some are large, so that a sync takes longer."""
     size = chance.choice([0, 1, 2, 3, 5, 9, 200])
-    hosts = chance.sample(range(1, 1 << 16), size)
+    hosts = chance.sample(range(1 << 9, 1 << 16), size)
     places = [f"10.244.{host >> 8}.{host & 255}" for host in hosts]
+    if number % 10 == 0:
+        places.append(BROADCAST)
     name = f"crowd-{number}"
     return [
         service(name, f"10.97.{number >> 8}.{number & 255}"),
@@ -56,7 +61,6 @@ def changing(server: ApiServer, chance: random.Random) -> AbstractContextManager
     return again_and_again(lambda: server.load(crowd(chance, next(numbers))))
 
 
-@pytest.mark.xfail(strict=False, reason="sometimes no convergence in 60 s; cause unknown")
 def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Path) -> None:
     chance = random.Random(20)
     stage = Stage(cluster.network, tmp_path)
@@ -72,7 +76,7 @@ def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Pat
                     agent.kill()
                 continue
             with agent:
-                agent.does(lambda: is_desired(stage, server), f"all Services after kill {point}")
+                stage.until_served(agent, server, f"all Services after kill {point}")
                 for name, pods in chosen.items():
                     outcome = stage.probe(f"{WATCHED[name]}:80", who="a2", tries=24)
                     assert outcome.reached.keys() == set(pods)
@@ -82,11 +86,4 @@ def test_killed_at_any_point_the_state_converges(cluster: Cluster, tmp_path: Pat
                     threading.Event().wait(chance.uniform(0, SYNCING_SECONDS))
                     agent.kill()
         with stage.agent(server.url) as agent:
-            agent.does(lambda: is_desired(stage, server), "all Services after the last kill")
-
-
-def is_desired(stage: Stage, server: ApiServer) -> bool:
-    try:
-        return stage.is_served(server)
-    except AssertionError:  # a commit came between two reads
-        return False
+            stage.until_served(agent, server, "all Services after the last kill")

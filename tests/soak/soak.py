@@ -29,7 +29,7 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.network import Network
 from pyproxy_lab.topology import TWO_NODES
 
-from tests.agent.live import SITE, Object, Process, Stage, desired
+from tests.agent.live import SITE, Object, Process, Stage
 from tests.chaos.objects import delete_numbered, numbered_service, numbered_slice
 
 CHANGES_PER_SECOND = 200
@@ -199,7 +199,7 @@ def run(seconds: float, seed: int, report: Callable[[str], None] = lambda _: Non
         report(f"after the warm-up: {before}")
         _go_on(seconds * 5 / 6, cluster, chaos, random)
         after = _at_rest(stage, server, agent, chaos)
-        equal = stage.kernel() == desired(server, stage.network)
+        equal = stage.kernel() == stage.desired(server)
         agent.require_alive()
         agent.stop()
         return Result(
@@ -231,7 +231,7 @@ def _at_rest(stage: Stage, server: ApiServer, agent: Process, chaos: Chaos) -> F
     deadline = time.monotonic() + _SETTLE
     while time.monotonic() < deadline:
         agent.require_alive()
-        if server.watch_count == 3 and stage.kernel() == desired(server, stage.network):
+        if server.watch_count == 3 and stage.kernel() == stage.desired(server):
             break
         time.sleep(_TICK)
     return Footprint.of(agent.pid)
