@@ -1,8 +1,8 @@
 """Services, EndpointSlices and the Node from a folder of manifests, without an API server.
 
-Every `.yaml`, `.yml` and `.json` file in the folder and below it is read, except hidden ones. A
-file may have several documents and Lists. The folder is watched, and only changed files are read
-again.
+A file may have several documents and Lists. The folder is watched, and only changed files are read
+again. The states of all files are compared now and then too. A watch misses a file in a folder that
+is too new to be watched, and the target of a link to another folder.
 
 While a file does not parse, its previous objects stay in use. If several files define the same
 object, the first file in the order of paths wins.
@@ -11,15 +11,13 @@ object, the first file in the order of paths wins.
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from watchfiles import watch
-from watchfiles.main import FileChange
 
 from pyproxy.errors import Problem, UsageError
 from pyproxy.model.config_problems import ConfigProblem
@@ -27,22 +25,29 @@ from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source import documents
 from pyproxy.source.decode import DecodedObject, NotProxied, decode_object
+from pyproxy.source.manifest_folder import (
+    FolderReplacedError,
+    ManifestFolder,
+    State,
+    file_state,
+)
 from pyproxy.source.retry import Clock, SystemClock
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
 
 DEFAULT_NAMESPACE = "default"
-SUFFIXES = frozenset({".yaml", ".yml", ".json"})
-
 STOP_TIMEOUT = 1.0
 """Seconds that `stop` waits for the thread."""
 
-DEBOUNCE_MS = 50
-"""Milliseconds to collect changes, because editors and tools write in several steps."""
+REREAD = 5.0
+"""Seconds between comparisons of all files; changes of a folder that is not watched wait for it."""
 
-RETRY = 5.0
-"""Seconds between readings of a folder that cannot be watched."""
+GRACE = 1.0
+"""Seconds that the objects of a folder that does not exist stay in use: it may be replaced."""
+
+_POLL = 0.1
+"""Seconds between looks for a folder that does not exist."""
 
 _KINDS = {
     ("v1", "Service"): Kind.SERVICE,
@@ -54,8 +59,12 @@ _Key = tuple[Kind, ObjectName]
 
 
 class _File(msgspec.Struct):
-    """The objects in a file, and its problems."""
+    """The objects in a file, its problems, and its state before it was read.
 
+    The state is None for a file that could not be read, which is then tried again.
+    """
+
+    state: State | None = None
     objects: dict[_Key, DecodedObject] = msgspec.field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
@@ -77,7 +86,7 @@ class ManifestSource:
         if not folder.is_dir():
             reason = "is not a folder" if folder.exists() else "does not exist"
             raise UsageError(f"--manifests {folder}: {reason}")
-        self._folder = folder
+        self._folder = ManifestFolder(folder)
         self._node = ObjectName("", hostname)
         self._emit = emit
         self._clock = clock or SystemClock()
@@ -86,6 +95,7 @@ class ManifestSource:
         self._problems: frozenset[Problem] = frozenset()
         self._stopping = threading.Event()
         self._last_look = self._clock.now()
+        self._compared_at = self._last_look
         self._has_synced = False
         self._is_watched = True
         self._thread = Worker("source-manifests", self._run)
@@ -115,63 +125,88 @@ class ManifestSource:
         while not self._stopping.is_set():
             try:
                 self._follow()
+            except FolderReplacedError:
+                log.info("%s was replaced, reading it again", self._folder.path)
+            except (FileNotFoundError, NotADirectoryError):
+                self._await_folder()
             except OSError as error:
-                # Such as the limits of inotify, or a folder that was deleted.
-                if self._is_watched:
-                    log.warning(
-                        "cannot watch %s, reading it every %.0f s: %s", self._folder, RETRY, error
-                    )
-                self._is_watched = False
-                with suppress(OSError):
-                    self._read_all()
-                self._clock.wait(self._stopping, RETRY)
+                # Such as the limits of inotify.
+                self._follow_without_watch(error)
 
     def _follow(self) -> None:
-        """Read the folder and its changes until the source stops. Raises OSError."""
-        # The watch starts before the first reading, so that no change is lost between the two.
-        folder = self._identity()
-        changes = self._changes()
-        # The generator adds its inotify watches when it is first advanced. Its first changes may be
-        # dropped, because every file is read after them.
-        next(changes, None)
-        self._read_all()
-        if not self._is_watched:
-            log.info("watching %s again", self._folder)
-            self._is_watched = True
-        for changed in changes:
-            self._last_look = self._clock.now()
-            if changed:
-                self._refresh({Path(path) for _, path in changed})
-            # The watch is silent about another folder of the same name.
-            if self._identity() != folder:
-                raise FileNotFoundError("the folder was replaced")
+        """Read the folder and its changes until the source stops.
 
-    def _changes(self) -> Iterator[set[FileChange]]:
-        """Yield changes of the folder, also empty ones now and then. Raises OSError."""
+        Raises OSError, FolderReplacedError.
+        """
+        for changes in self._folder.changes(self._stopping):
+            now = self._last_look = self._clock.now()
+            if changes.may_be_more or now - self._compared_at >= REREAD:
+                self._compare(changes.files)
+            elif changes.files:
+                self._read(changes.files, ())
+            if not self._is_watched:
+                log.info("watching %s again", self._folder.path)
+                self._is_watched = True
+
+    def _follow_without_watch(self, error: OSError) -> None:
+        """Read the folder once, and wait until it is time to read it again."""
+        path = self._folder.path
+        if self._is_watched:
+            log.warning("cannot watch %s, reading it every %.0f s: %s", path, REREAD, error)
+        self._is_watched = False
         try:
-            yield from watch(
-                self._folder,
-                stop_event=self._stopping,
-                debounce=DEBOUNCE_MS,
-                step=DEBOUNCE_MS,
-                rust_timeout=2 * DEBOUNCE_MS,
-                # Also without changes, so that `age` shows that the thread works.
-                yield_on_timeout=True,
-                watch_filter=None,
-            )
-        except RuntimeError as error:
-            # WatchfilesRustInternalError, such as EMFILE of inotify_init.
-            raise OSError(str(error)) from error
+            self._compare(())
+        except OSError as failed:
+            log.debug("cannot read %s: %s", path, failed)
+        self._clock.wait(self._stopping, REREAD)
 
-    def _identity(self) -> tuple[int, int]:
-        """Return what tells the folder from another one of its name. Raises OSError."""
-        found = self._folder.stat()
-        return found.st_dev, found.st_ino
+    def _await_folder(self) -> None:
+        """Wait for a folder that does not exist; after some time, its objects are gone too."""
+        path, began = self._folder.path, self._clock.now()
+        is_gone = False
+        while not (self._stopping.is_set() or os.path.isdir(path)):
+            self._last_look = self._clock.now()
+            if not is_gone and self._last_look - began >= GRACE:
+                is_gone = True
+                log.warning("%s does not exist any more; removing its objects", path)
+                self._read((), tuple(self._files))
+                self._complete()
+            self._clock.wait(self._stopping, _POLL)
+        if is_gone and not self._stopping.is_set():
+            log.info("%s exists again, reading it", path)
 
-    def _read_all(self) -> None:
-        """Read all files, and emit Synced the first time. Raises OSError."""
-        self._refresh(self._paths() | self._files.keys())
-        self._last_look = self._clock.now()
+    def _compare(self, changed: Iterable[Path]) -> None:
+        """Read the files whose state differs, and those that are known to have changed.
+
+        Raises OSError if the folder cannot be read; then all objects stay in use.
+        """
+        listing = self._folder.listing()
+        self._last_look = self._compared_at = self._clock.now()
+        known = {path: file.state for path, file in self._files.items()}
+        differing = {path for path, state in listing.files.items() if known.get(path) != state}
+        gone = {path for path in known if not listing.may_have(path)}
+        if differing or gone or changed:
+            self._read(differing.union(changed), gone)
+        self._complete()
+
+    def _read(self, changed: Iterable[Path], gone: Iterable[Path]) -> None:
+        """Read files again and emit the differences."""
+        for path in gone:
+            del self._files[path]
+        for path in changed:
+            try:
+                state = file_state(path)
+            except OSError as error:
+                log.debug("cannot examine %s: %s", path, error)
+                continue
+            if state is None:
+                self._files.pop(path, None)
+            else:
+                self._files[path] = self._load(path, state)
+        self._emit_changes(*self._merged())
+
+    def _complete(self) -> None:
+        """Emit Synced after the first reading."""
         for kind in () if self._has_synced else Kind:
             names = frozenset(name for known, name in self._known if known is kind)
             invalid = frozenset(
@@ -180,39 +215,23 @@ class ManifestSource:
             self._emit(Synced(kind, names, invalid))
         self._has_synced = True
 
-    def _paths(self) -> set[Path]:
-        found = (path for path in self._folder.rglob("*") if _is_manifest(path, self._folder))
-        return {path for path in found if path.is_file()}
-
-    def _refresh(self, changed: set[Path]) -> None:
-        """Read changed files again and emit the differences.
-
-        A changed path that is not a manifest may affect many: a folder that was moved, or the
-        hidden symlink by which a mounted ConfigMap replaces its files. Then every file is read.
-        """
-        if not all(_is_manifest(path, self._folder) for path in changed):
-            changed = self._paths() | self._files.keys()
-        for path in changed:
-            # is_file follows symlinks: a mounted ConfigMap consists of them.
-            if path.is_file():
-                self._files[path] = self._load(path)
-            else:
-                self._files.pop(path, None)
-        self._emit_changes(*self._merged())
-
-    def _load(self, path: Path) -> _File:
+    def _load(self, path: Path, state: State) -> _File:
         """Read one file; if it does not parse, keep its previous objects and add a problem."""
+        seen: State | None = state
         try:
-            return self._parsed(path)
+            objects, problems = self._parsed(path)
+            return _File(seen, objects, problems)
         except documents.UNREADABLE as error:
             message = documents.error_text(error)
+            if isinstance(error, OSError):
+                seen = None
         before = self._files.get(path, _File())
         problem = Problem(
             "File", str(path), "content", f"{message}; its previous objects stay in use"
         )
-        return _File(before.objects, (problem,))
+        return _File(seen, before.objects, (problem,))
 
-    def _parsed(self, path: Path) -> _File:
+    def _parsed(self, path: Path) -> tuple[dict[_Key, DecodedObject], tuple[Problem, ...]]:
         """Decode the objects of a file. Raises one of documents.UNREADABLE."""
         objects: dict[_Key, DecodedObject] = {}
         problems: list[Problem] = []
@@ -229,7 +248,7 @@ class ManifestSource:
                 problems.append(_duplicate(kind, decoded.name, path, path))
             else:
                 objects[kind, decoded.name] = decoded
-        return _File(objects, tuple(problems))
+        return objects, tuple(problems)
 
     def _merged(self) -> tuple[dict[_Key, DecodedObject], frozenset[Problem]]:
         """Return the objects and the problems of all files."""
@@ -317,12 +336,6 @@ def _decoded(path: Path) -> Iterator[tuple[Kind, DecodedObject] | None]:
 def _unusable(reason: str) -> DecodedObject:
     problem = Problem("Object", "(no name)", "(whole object)", f"{reason}; ignored")
     return DecodedObject(None, "", problem)
-
-
-def _is_manifest(path: Path, folder: Path) -> bool:
-    """Return whether a path is a manifest, not an editor's swap file or in a hidden folder."""
-    parts = path.relative_to(folder).parts
-    return path.suffix in SUFFIXES and not any(part.startswith(".") for part in parts)
 
 
 def _with_namespace(kind: Kind, document: Mapping[str, Any]) -> Mapping[str, Any]:

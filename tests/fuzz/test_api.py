@@ -170,7 +170,7 @@ def test_manifests(tmp_path: Path, data: bytes, suffix: str) -> None:
     path.write_bytes(data)
     emitted: list[object] = []
     source = ManifestSource(tmp_path, "node-a", emitted.append)
-    source._refresh({path})
+    source._read({path}, ())
     path.unlink()
 
 
@@ -230,5 +230,5 @@ def test_deeply_nested_files(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(UsageError):
         connect(str(path), "")
     emitted: list[object] = []
-    ManifestSource(tmp_path, "node-a", emitted.append)._refresh({path})
+    ManifestSource(tmp_path, "node-a", emitted.append)._read({path}, ())
     assert len(emitted) == 1
