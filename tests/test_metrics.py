@@ -33,7 +33,6 @@ LEFT_OUT = {
     "rest_client_exec_plugin_certificate_rotation_age": "exec plugins are another library's",
     "rest_client_exec_plugin_ttl_seconds": "exec plugins are another library's",
     "rest_client_rate_limiter_duration_seconds": "requests are not limited",
-    "rest_client_response_size_bytes": "a watch's answer has no end",
     "rest_client_transport_cache_entries": "a cache of Go's client",
     "rest_client_transport_cert_rotation_gc_calls_total": "a cache of Go's client",
     "rest_client_transport_create_calls_total": "a cache of Go's client",
@@ -66,6 +65,7 @@ def used() -> Metrics:
     metrics.api.count_request("GET", "api:6443", "200")
     metrics.api.count_request("GET", "api:6443", "<error>")
     metrics.api.observe_request("GET", "api:6443", 0.2, 0)
+    metrics.api.observe_response("GET", "api:6443", 5000)
     metrics.api.event("posted")
     metrics.process.worker_failed("drift")
     metrics.kernel.drift_repaired({"element": 1})
@@ -155,6 +155,8 @@ def test_what_happens_is_counted() -> None:
     for code in ("200", "<error>"):
         counted = f'rest_client_requests_total{{code="{code}",host="api:6443",method="GET"}}'
         assert found[counted] == 1
+    sizes = 'rest_client_response_size_bytes_bucket{host="api:6443",le="%s",verb="GET"}'
+    assert (found[sizes % 4096], found[sizes % 16384]) == (0, 1)
     assert found['pyproxy_programming_latency_seconds_bucket{le="0.0005"}'] == 1
     assert found['pyproxy_invalid_objects{kind="Service"}'] == 2
     assert found["pyproxy_dataplane_bytes_total"] == 1234

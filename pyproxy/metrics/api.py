@@ -33,6 +33,14 @@ class ApiMetrics:
             buckets=_SIZE_BUCKETS,
             registry=registry,
         )
+        self._response_size = Histogram(
+            "rest_client_response_size_bytes",
+            "Decompressed bytes of the body of a response of the API server, without watches and "
+            "errors",
+            _BY_HOST_AND_VERB,
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
         self._events = Counter(
             "pyproxy_events_total",
             "Events by outcome: posted, known (another node was first), refused by the API server, "
@@ -49,6 +57,11 @@ class ApiMetrics:
         """Record the bytes of a request's body, and the time up to the head of its response."""
         self._duration.labels(host, method).observe(duration)
         self._request_size.labels(host, method).observe(size)
+
+    def observe_response(self, method: str, host: str, size: int) -> None:
+        """Record the decompressed bytes of a response that was read to its end."""
+        # client-go records none of a watch either, and its size too is that of what it decodes.
+        self._response_size.labels(host, method).observe(size)
 
     def event(self, outcome: str) -> None:
         """Count an Event: `posted`, `known`, `refused` or `dropped`."""

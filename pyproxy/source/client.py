@@ -106,6 +106,10 @@ class RequestObserver(Protocol):
         """Record the seconds from a request to the head of its response, and its body's bytes."""
         ...
 
+    def observe_response(self, method: str, host: str, size: int) -> None:
+        """Record the decompressed bytes of a response that was read to its end."""
+        ...
+
 
 class Client:
     """Requests to one of several equivalent API servers, from any thread.
@@ -152,6 +156,15 @@ class Client:
         """
         return self._request("GET", f"{path}?{urlencode(query)}" if query else path, None, timeout)
 
+    def read(
+        self, response: BaseHTTPResponse, limit: int, now: Callable[[], float] = time.monotonic
+    ) -> bytes:
+        """Return the body of a response of `get`, and record its size. Blocks.
+
+        Raises the errors of `read_body`.
+        """
+        return self._read("GET", response, limit, now)
+
     def post(self, path: str, body: bytes, timeout: float = RESPONSE_TIMEOUT) -> bytes:
         """Create an object from JSON and return the body of the response. Blocks.
 
@@ -159,7 +172,7 @@ class Client:
         """
         response = self._request("POST", path, body, timeout)
         try:
-            return read_body(response, LARGEST_ANSWER)
+            return self._read("POST", response, LARGEST_ANSWER, time.monotonic)
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"{self.host}: {_reason(error)}") from error
         finally:
@@ -280,12 +293,22 @@ class Client:
             retries=False,
             redirect=False,
         )
+        # urllib3 has only the path here, and `read` needs the host.
+        response.url = url
         self._count(method, url, str(response.status))
         self._compare_clocks(response.headers.get("Date", ""))
         if self._observer is not None:
             took = time.monotonic() - began
             self._observer.observe_request(method, urlsplit(url).netloc, took, len(body or b""))
         return response
+
+    def _read(
+        self, method: str, response: BaseHTTPResponse, limit: int, now: Callable[[], float]
+    ) -> bytes:
+        body = read_body(response, limit, now)
+        if self._observer is not None:
+            self._observer.observe_response(method, urlsplit(response.url or "").netloc, len(body))
+        return body
 
     def _reload(self) -> bool:
         """Read the credentials again; return False if they cannot be read."""

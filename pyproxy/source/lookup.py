@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError
 from pyproxy.errors import SourceError
 from pyproxy.model.objects import ObjectName
 from pyproxy.source.api_objects import ApiPod, ApiService, ServiceLookup
-from pyproxy.source.body import LARGEST_PAGE, read_body
+from pyproxy.source.body import LARGEST_PAGE
 from pyproxy.source.client import ApiStatusError, Client
 
 _TIMEOUT = 5.0
@@ -124,7 +124,7 @@ def _addresses_of(pod: str, slices: _Slices) -> Iterator[str]:
 def _list(client: Client, path: str, query: Mapping[str, str], kind: type[L]) -> L:
     response = client.get(path, query, _TIMEOUT)
     try:
-        return msgspec.json.decode(read_body(response, LARGEST_PAGE), type=kind)
+        return msgspec.json.decode(client.read(response, LARGEST_PAGE), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{path}: the response is not a list of such objects: {error}") from error
     except (HTTPError, OSError) as error:

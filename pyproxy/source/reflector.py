@@ -29,7 +29,6 @@ from pyproxy.source.body import (
     Progress,
     TooLargeError,
     TooSlowError,
-    read_body,
 )
 from pyproxy.source.client import ApiStatusError, Client
 from pyproxy.source.list_mode import ListMode
@@ -214,12 +213,13 @@ class Reflector:
             raise TooLargeError(f"{self.resource.path}: a list of more than {LARGEST_LIST} objects")
 
     def _read_page(self, query: dict[str, str]) -> wire.ObjectList:
-        with closing(self._get(query, self._context.silence)) as response:
+        context = self._context
+        with closing(self._get(query, context.silence)) as response:
             try:
-                data = read_body(response, LARGEST_PAGE, self._context.clock.now)
+                data = context.client.read(response, LARGEST_PAGE, context.clock.now)
             except (HTTPError, OSError) as error:
                 raise ConnectionLostError(f"connection lost in a list: {error}") from error
-        self.last_read = self._context.clock.now()
+        self.last_read = context.clock.now()
         return stream.object_list(data, self.resource.list_kind)
 
     def _list_complete(self, names: set[ObjectName], version: str | None) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import ssl
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from pyproxy.source.body import TooLargeError
 from pyproxy.source.client import ApiStatusError, UnreachableError
 from pyproxy.source.connect import connect
 
@@ -19,6 +23,7 @@ class Counter:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str]] = []
         self.timed: list[tuple[str, str, int]] = []
+        self.read: list[tuple[str, str, int]] = []
 
     def count_request(self, method: str, host: str, code: str) -> None:
         self.seen.append((method, host, code))
@@ -26,6 +31,9 @@ class Counter:
     def observe_request(self, method: str, host: str, duration: float, size: int) -> None:
         assert duration >= 0
         self.timed.append((method, host, size))
+
+    def observe_response(self, method: str, host: str, size: int) -> None:
+        self.read.append((method, host, size))
 
 
 def test_requests_are_counted_and_errors_have_the_cause() -> None:
@@ -51,8 +59,28 @@ def test_requests_are_counted_and_errors_have_the_cause() -> None:
         ("POST", host, "201"),
     ]
     assert counter.timed == [("GET", host, 0), ("POST", host, 2)]
+    assert counter.read == [("POST", host, len(b'{"posted": true}'))]
     with pytest.raises(UnreachableError, match=r"http://127\.0\.0\.1:1: "):
         connect("", "http://127.0.0.1:1").get("/x", {})
+
+
+def test_the_size_of_a_response_is_what_it_decompresses_to_and_a_watch_has_none() -> None:
+    counter = Counter()
+    text = json.dumps({"kind": "ServiceList", "items": [], "metadata": {"resourceVersion": "5"}})
+    page = text.encode() + b" " * 5000
+
+    def script(exchange: Exchange) -> None:
+        exchange.respond(gzip.compress(page), 200, {"Content-Encoding": "gzip"})
+
+    with serving(script) as server:
+        client = connect("", server.url, counter)
+        with closing(client.get("/x", {"watch": "true"})) as response:
+            assert response.read1(100) == page[:100]
+        with closing(client.get("/x", {"limit": "500"})) as response:
+            assert client.read(response, 10_000) == page
+        with closing(client.get("/x", {})) as response, pytest.raises(TooLargeError):
+            client.read(response, 100)
+        assert counter.read == [("GET", server.url.removeprefix("http://"), len(page))]
 
 
 def test_a_server_that_does_not_speak_http() -> None:
