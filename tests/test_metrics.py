@@ -29,9 +29,8 @@ with METRICS_FILE.open() as file:
     }
 
 LEFT_OUT = {
-    "kubernetes_feature_enabled": "there are no feature gates",
-    "rest_client_exec_plugin_certificate_rotation_age": "exec plugins are another library's",
-    "rest_client_exec_plugin_ttl_seconds": "exec plugins are another library's",
+    "rest_client_exec_plugin_certificate_rotation_age": "certificates are not parsed",
+    "rest_client_exec_plugin_ttl_seconds": "certificates are not parsed",
     "rest_client_rate_limiter_duration_seconds": "requests are not limited",
     "rest_client_transport_cache_entries": "a cache of Go's client",
     "rest_client_transport_cert_rotation_gc_calls_total": "a cache of Go's client",
@@ -60,6 +59,8 @@ def used() -> Metrics:
     for family in Family:
         metrics.syncs.no_local_endpoints(family, internal=1, external=2)
         metrics.kernel.conntrack_finished(family, 0.01, deleted=3)
+    metrics.process.feature("AllowServiceExternalIPs", "DEPRECATED", enabled=False)
+    metrics.process.feature("NFTablesProxyMode", "", enabled=True)
     metrics.process.healthz_answered(200)
     metrics.process.livez_answered(503)
     metrics.api.count_request("GET", "api:6443", "200")
@@ -155,6 +156,9 @@ def test_what_happens_is_counted() -> None:
     for code in ("200", "<error>"):
         counted = f'rest_client_requests_total{{code="{code}",host="api:6443",method="GET"}}'
         assert found[counted] == 1
+    gate = 'kubernetes_feature_enabled{name="%s",stage="%s"}'
+    assert found[gate % ("AllowServiceExternalIPs", "DEPRECATED")] == 0
+    assert found[gate % ("NFTablesProxyMode", "")] == 1
     sizes = 'rest_client_response_size_bytes_bucket{host="api:6443",le="%s",verb="GET"}'
     assert (found[sizes % 4096], found[sizes % 16384]) == (0, 1)
     assert found['pyproxy_programming_latency_seconds_bucket{le="0.0005"}'] == 1

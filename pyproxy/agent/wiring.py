@@ -34,6 +34,7 @@ from pyproxy.agent.shutdown import ShutdownSignal
 from pyproxy.agent.sources import Source, client_of, servers_of, source_of
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.agent.takeover import Takeover, remove_leftovers
+from pyproxy.config import feature_gates
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.conntrack import Reconciler
@@ -237,6 +238,8 @@ def _metrics(settings: Settings) -> Metrics:
     names = modes.of(settings.mode).failure_names
     metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
     metrics.process.suppressed_log_lines(lambda: logs.LIMITER.suppressed)
+    for gate in feature_gates.states(settings.configuration.feature_gates.items()):
+        metrics.process.feature(gate.name, gate.stage, enabled=gate.enabled)
     return metrics
 
 

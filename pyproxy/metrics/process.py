@@ -1,4 +1,4 @@
-"""Metrics of the process itself: its version, its threads, and the pages about its health."""
+"""Metrics of the process: its version, features and threads, and the pages about its health."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ class ProcessMetrics:
             ("thread",),
             registry=registry,
         )
+        self._features = Gauge(
+            "kubernetes_feature_enabled",
+            "Whether the feature of a feature gate is on; an empty stage is that of a stable one",
+            ("name", "stage"),
+            registry=registry,
+        )
         build = _build()
         gauge = Gauge(
             "kubernetes_build_info",
@@ -38,6 +44,10 @@ class ProcessMetrics:
             registry=registry,
         )
         gauge.labels(**build).set(1)
+
+    def feature(self, name: str, stage: str, *, enabled: bool) -> None:
+        """Set whether the feature of a gate is on; `stage` is empty for a stable feature."""
+        self._features.labels(name, stage).set(enabled)
 
     def healthz_answered(self, status: int) -> None:
         """Count a response of /healthz."""

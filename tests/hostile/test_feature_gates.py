@@ -9,11 +9,13 @@ import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 
+from pyproxy.config.feature_gates import states
 from pyproxy.model.objects import ObjectName
 from tests.agent.objects import Stage
 from tests.builders import ip, web
 from tests.config.parsing import parse
 from tests.config.test_file import HEAD
+from tests.exposition import scraped
 from tests.semantics.proxied import balanced, endpoint_slice, proxied, service
 
 FORBIDDEN = "not proxied, because the feature gate AllowServiceExternalIPs is false"
@@ -48,6 +50,9 @@ def test_no_external_ip_is_proxied_without_the_gate(
         assert "192.0.2.2" not in node.listing()
         assert node.once("a2", "192.0.2.1:80", tries=1, timeout=0.2).reached == {}
         assert node.agent.log.read_text().count(FORBIDDEN) == 1
+        found = network.namespace("na").call(scraped)
+        gate = "AllowServiceExternalIPs"
+        assert found[f'kubernetes_feature_enabled{{name="{gate}",stage="DEPRECATED"}}'] == 0
 
 
 def test_each_service_says_it_once() -> None:
@@ -70,7 +75,12 @@ def test_each_service_says_it_once() -> None:
         ({}, True, ()),
         ({"AllowServiceExternalIPs": True}, True, ()),
         ({"AllowServiceExternalIPs": False}, False, ()),
-        ({"NFTablesProxyMode": True, "PreferSameTrafficDistribution": True}, True, ()),
+        ({"NFTablesProxyMode": True, "LoadBalancerIPMode": True}, True, ()),
+        (
+            {"LoadBalancerIPMode": False},
+            True,
+            ("feature gates without effect: LoadBalancerIPMode=false",),
+        ),
         (
             {"TopologyAwareHints": False, "AllAlpha": True},
             True,
@@ -94,6 +104,34 @@ def test_gates_are_honoured_or_named(
         assert settings.external_ips is allowed
         assert settings.remarks == remarks
         assert settings.configuration.feature_gates == gates
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ("", {}),
+        ("AllowServiceExternalIPs=false", {"AllowServiceExternalIPs": ("DEPRECATED", False)}),
+        ("AllAlpha=true", {"AllAlpha": ("ALPHA", True)}),
+        ("AllBeta=true", {"AllBeta": ("BETA", True)}),
+        # Both have no effect.
+        ("NFTablesProxyMode=false,LoadBalancerIPMode=false", {}),
+    ],
+)
+def test_the_state_of_each_gate_of_kubernetes_1_36_is_known(
+    given: str, changed: dict[str, tuple[str, bool]]
+) -> None:
+    gates = parse(*([f"--feature-gates={given}"] if given else [])).configuration.feature_gates
+    found = {each.name: (each.stage, each.enabled) for each in states(gates.items())}
+    assert found == {
+        "AllAlpha": ("ALPHA", False),
+        "AllBeta": ("BETA", False),
+        "AllowServiceExternalIPs": ("DEPRECATED", True),
+        "NFTablesProxyMode": ("", True),
+        "PreferSameTrafficDistribution": ("", True),
+        "ServiceTrafficDistribution": ("", True),
+        "TopologyAwareHints": ("", True),
+        **changed,
+    }
 
 
 def test_the_last_of_several_values_counts() -> None:
