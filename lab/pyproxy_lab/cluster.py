@@ -19,6 +19,7 @@ from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.client import ApiClient, JsonObject
 from pyproxy_lab.modes import NFTABLES, LabMode
 from pyproxy_lab.network import Network
+from pyproxy_lab.node_exec import NodeExec, agent_pod
 from pyproxy_lab.process import Agent, agent_command, socket_of
 from pyproxy_lab.relay import relaying
 from pyproxy_lab.sync_barrier import SyncBarrier
@@ -36,6 +37,8 @@ class Cluster:
     network: Network
     client: ApiClient
     folder: Path
+    server: ApiServer | None = None
+    """The cluster's own API server, None if it uses another one."""
 
     def __init__(self, topology: Topology = TWO_NODES, *, api: ApiClient | None = None) -> None:
         self._topology = topology
@@ -47,7 +50,8 @@ class Cluster:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyproxy-")))
             self.network = stack.enter_context(Network(self._topology))
             if self._api is None:
-                self.client = stack.enter_context(_own_api_server(self.network))
+                self.server, self.client = stack.enter_context(_own_api_server(self.network))
+                self.server.exec.runner = NodeExec(self.network, self.folder)
             else:
                 self.client = self._api
             self._url = self.client.url
@@ -88,6 +92,17 @@ class Cluster:
             log or self.folder / f"agent-{site_name}.log",
         )
 
+    def add_agent_pod(self, site_name: str, **labels: str) -> None:
+        """Write the pod of a site's agent, running and ready, as a DaemonSet and a kubelet would.
+
+        `kubectl exec` then runs commands beside the agent that `agent` has started.
+        """
+        pod = agent_pod(self._topology.site(site_name), labels)
+        path = "/api/v1/namespaces/kube-system/pods"
+        self.client.ensure(path, pod)
+        status = {"status": pod["status"]}
+        self.client.patch(f"{path}/{pod['metadata']['name']}/status", status)
+
     def barrier(self, site_name: str, agent: Agent) -> SyncBarrier:
         """Return a barrier that waits until a site's agent has programmed all writes."""
         return SyncBarrier(self.client, agent, str(socket_of(site_name, self.folder)))
@@ -101,11 +116,11 @@ class Cluster:
 
 
 @contextmanager
-def _own_api_server(network: Network) -> Iterator[ApiClient]:
+def _own_api_server(network: Network) -> Iterator[tuple[ApiServer, ApiClient]]:
     token = secrets.token_hex(16)
     settings = Settings(netns=network.api.name, host=API_ADDRESS, token=token)
     with ApiServer.running(settings) as server:
-        yield ApiClient(server.url, token, network.api)
+        yield server, ApiClient(server.url, token, network.api)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ No link leads from these namespaces to the machine: the API server's socket is o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from string import ascii_lowercase
 
 import msgspec
 
@@ -87,8 +88,8 @@ class Topology(msgspec.Struct, frozen=True):
 
 
 def numbered_site(number: int) -> Site:
-    """Make site 1 (`na`), 2 (`nb`) and so on."""
-    letter = "abcdefgh"[number - 1]
+    """Make site 1 (`na`), 2 (`nb`) and so on, up to 26."""
+    letter = ascii_lowercase[number - 1]
     return Site(
         name=f"n{letter}",
         node=f"node-{letter}",

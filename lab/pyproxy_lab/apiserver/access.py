@@ -16,7 +16,10 @@ _WRITE_EVENTS = frozenset({"create", "patch", "update"})
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user; `verbs` are the allowed ones by resource, None for all."""
+    """A user; `verbs` are the allowed ones by resource, None for all.
+
+    The key of a subresource has its name after a slash, as in "pods/exec".
+    """
 
     name: str
     verbs: dict[str, frozenset[str]] | None = None
@@ -45,6 +48,12 @@ class Action(msgspec.Struct, frozen=True):
     name: str = ""
     subresource: str = ""
 
+    @property
+    def qualified(self) -> str:
+        """The resource and its subresource, as in the keys of a user's verbs."""
+        below = f"/{self.subresource}" if self.subresource else ""
+        return self.resource.qualified + below
+
 
 def authenticate(settings: Settings, authorization: str) -> User:
     """Return the user of a request, by its Authorization header. Raises ApiError (401)."""
@@ -63,7 +72,7 @@ def authorize(user: User, action: Action) -> None:
     if user.verbs is None:
         return
     resource = action.resource
-    if not action.subresource and action.verb in user.verbs.get(resource.qualified, ()):
+    if action.verb in user.verbs.get(action.qualified, ()):
         return
     what = f"{resource.plural}/{action.subresource}" if action.subresource else resource.plural
     named = f' "{action.name}"' if action.name else ""

@@ -10,7 +10,12 @@ from pyproxy_lab.apiserver.resources import RESOURCES, Resource
 _VERBS = [
     "create", "delete", "deletecollection", "get", "list", "patch", "update", "watch",
 ]  # fmt: skip
-_SUBRESOURCE_VERBS = {"status": ["get", "patch", "update"], "finalize": ["update"]}
+_SUBRESOURCE_VERBS = {
+    "status": ["get", "patch", "update"],
+    "finalize": ["update"],
+    "exec": ["create", "get"],
+}
+_SUBRESOURCE_KINDS = {"exec": "PodExecOptions"}
 
 
 def version() -> Object:
@@ -94,7 +99,7 @@ def _entries(resource: Resource) -> list[Object]:
             "name": f"{resource.plural}/{name}",
             "singularName": "",
             "namespaced": resource.namespaced,
-            "kind": resource.kind,
+            "kind": _SUBRESOURCE_KINDS.get(name, resource.kind),
             "verbs": _SUBRESOURCE_VERBS[name],
         }
         for name in resource.subresources

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+import msgspec
 from aiohttp import web
 
 from pyproxy_lab.apiserver import access, listing, patch, requests, status, strategic
+from pyproxy_lab.apiserver.exec import ExecHandler
 from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.kinds import events
 from pyproxy_lab.apiserver.objects import Object
@@ -36,6 +38,7 @@ class ResourceHandler:
         self._registry = registry
         self._faults = faults
         self.watches: set[Watch] = set()
+        self.exec = ExecHandler()
 
     async def handle(self, request: web.Request, user: access.User) -> web.StreamResponse:
         """Handle one request. Raises ApiError."""
@@ -44,6 +47,8 @@ class ResourceHandler:
             raise status.no_such_path()
         doing = requests.action(request.method, where, request.query)
         access.authorize(user, doing)
+        if where.subresource == "exec":
+            return await self._exec(request, where, user, doing)
         if request.query.get("dryRun"):
             raise status.bad_request("dryRun is not supported")
         answers = {
@@ -59,6 +64,16 @@ class ResourceHandler:
         if doing.verb not in answers:
             raise status.not_allowed()
         return await answers[doing.verb](request, where)
+
+    async def _exec(
+        self, request: web.Request, where: Target, user: access.User, doing: access.Action
+    ) -> web.StreamResponse:
+        if doing.verb not in {"get", "create"}:
+            raise status.not_allowed()
+        # Since 1.35 a WebSocket, which begins with a GET, needs the verb create as well.
+        access.authorize(user, msgspec.structs.replace(doing, verb="create"))
+        pod = self._registry.find(where.resource, where.namespace, where.name)
+        return await self.exec.handle(request, pod.decode())
 
     async def _get(self, request: web.Request, where: Target) -> web.Response:
         found = self._registry.find(where.resource, where.namespace, where.name)

@@ -59,7 +59,7 @@ SERVICES = Resource(
 )  # fmt: skip
 PODS = Resource(
     "", "v1", "Pod", "pods", "pod", "V1Pod", "pods",
-    short_names=("po",), categories=("all",), subresources=("status",),
+    short_names=("po",), categories=("all",), subresources=("status", "exec"),
 )  # fmt: skip
 ENDPOINT_SLICES = Resource(
     "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", "endpointslice",

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Middleware
 
 from pyproxy.errors import UsageError
 from pyproxy_lab.apiserver import access, discovery, openapi, status
+from pyproxy_lab.apiserver.exec import ExecHandler
 from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.handlers import ResourceHandler
 from pyproxy_lab.apiserver.objects import Object
@@ -132,6 +133,11 @@ class ApiServer:
             yield
         finally:
             self._await(self._listen(self._started))
+
+    @property
+    def exec(self) -> ExecHandler:
+        """What runs the commands of `kubectl exec`: set its runner."""
+        return self._resources.exec
 
     @property
     def watch_count(self) -> int:
