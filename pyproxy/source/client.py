@@ -35,7 +35,7 @@ from pyproxy.model.address import Backend
 from pyproxy.redaction import KNOWN
 from pyproxy.source import wire
 from pyproxy.source.body import LARGEST_ANSWER, LARGEST_STATUS, read_body
-from pyproxy.source.connections import peer, pool_classes
+from pyproxy.source.connections import Connection, connect, peer, pool_classes
 
 if TYPE_CHECKING:
     from pyproxy.source.access import Access
@@ -177,6 +177,13 @@ class Client:
             raise UnreachableError(f"{self.host}: {_reason(error)}") from error
         finally:
             response.close()
+
+    def connect(self, timeout: float) -> Connection:
+        """Open a connection to the server for another protocol, as `connections.connect`."""
+        try:
+            return connect(self._access.pool, self.host, self._access.authorization(), timeout)
+        except (HTTPError, OSError) as error:
+            raise UnreachableError(f"{self.host}{self._via()}: {_reason(error)}") from error
 
     @property
     def host(self) -> str:

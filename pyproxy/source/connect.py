@@ -6,6 +6,7 @@ Errors in flags and files are UsageErrors that name the file and the field.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,6 +42,35 @@ def connect(kubeconfig_path: str, master: str, observer: RequestObserver | None 
         "no API server: give --kubeconfig FILE, or --master URL, "
         "or --manifests DIR to run without one"
     )
+
+
+def connect_as_kubectl(kubeconfig: str, context: str, environ: Mapping[str, str]) -> Client:
+    """Make a client from the kubeconfig that kubectl would read.
+
+    That is `kubeconfig`, else the files of KUBECONFIG that exist, else ~/.kube/config; without any
+    of them the service account of the pod. An empty `context` is the current one.
+    Raises UsageError.
+    """
+    flag, paths = "--kubeconfig", [kubeconfig] if kubeconfig else []
+    if not paths and (listed := environ.get("KUBECONFIG", "")):
+        flag, paths = "KUBECONFIG", [each for each in listed.split(os.pathsep) if each]
+        paths = [each for each in paths if os.path.exists(each)] or paths[:1]
+    usual = os.path.join(environ.get("HOME") or "/", ".kube", "config")
+    if not paths and os.path.exists(usual):
+        flag, paths = "kubeconfig", [usual]
+    if not paths and not context and SERVICE_ACCOUNT_TOKEN.exists():
+        return connect("", "")
+    if not paths:
+        raise UsageError("no kubeconfig: give --kubeconfig FILE, or set KUBECONFIG")
+    if len(paths) == 1:
+        flag = f"{flag} {paths[0]}"
+
+    def load() -> Access:
+        from pyproxy.source import kubeconfig as files  # noqa: PLC0415
+
+        return _access(*files.load_merged(flag, paths, context), ())
+
+    return Client(load)
 
 
 def _server(text: str) -> str:

@@ -6,9 +6,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+import msgspec
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ProxyError
 
 from pyproxy.model.address import Address, Backend, Port, backend, is_mapped, parse_address
 
@@ -19,6 +22,36 @@ def peer(sock: socket.socket) -> Backend:
     address = parse_address(text.partition("%")[0])
     # A dual-stack socket has the IPv4 server's address as an IPv4-mapped one.
     return backend(Address(address[12:]) if is_mapped(address) else address, Port(port))
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """A connection that no pool knows; `netloc` and `path` are parts of the server's URL.
+
+    `authorization` is the value of the header, empty for none.
+    """
+
+    socket: socket.socket
+    netloc: str
+    path: str
+    authorization: str
+
+
+def connect(pools: PoolManager, url: str, authorization: str, timeout: float) -> Connection:
+    """Open a connection with the TLS settings and the proxy of a pool's requests.
+
+    Blocks, `timeout` seconds at most for each step. Raises HTTPError, OSError.
+    """
+    pool, parts = pools.connection_from_url(url), urlsplit(url)
+    if pool.proxy is not None and parts.scheme != "https":
+        raise ProxyError("an HTTP proxy can connect to a server with https only", ValueError(url))
+    # urllib3 has no public way to take a connection out of a pool.
+    made: Any = pool._new_conn()
+    made.timeout = timeout
+    if pool.proxy is None:
+        made.connect()
+    else:
+        pool._prepare_proxy(made)
+    return Connection(made.sock, parts.netloc, parts.path.rstrip("/"), authorization)
 
 
 def pool_classes(report: Callable[[socket.socket], None], head_timeout: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -89,24 +90,73 @@ _TLS_FIELDS = (
 )  # fmt: skip
 
 
+class _Merged:
+    """Kubeconfigs merged as in kubectl: the first file that has a name or a value decides.
+
+    Relative paths of a cluster or user start from the folder of its file.
+    """
+
+    def __init__(self, flag: str, paths: Sequence[str]) -> None:
+        self._flag = flag
+        files = [
+            (_folder(path), _parsed(flag if len(paths) == 1 else f"{flag}: {path}", path))
+            for path in paths
+        ]
+        self.current_context = next((c.current_context for _, c in files if c.current_context), "")
+        self._contexts: dict[str, _Context] = {}
+        self._clusters: dict[str, tuple[str, _Named]] = {}
+        self._users: dict[str, tuple[str, _Named]] = {}
+        for folder, config in files:
+            for context in config.contexts or ():
+                self._contexts.setdefault(context.name, context.context)
+            for sections, known in ((config.clusters, self._clusters), (config.users, self._users)):
+                for section in sections or ():
+                    known.setdefault(section.name, (folder, section))
+
+    def context(self, name: str) -> _Context:
+        """Return a context, the current one for an empty name. Raises UsageError."""
+        chosen = name or self.current_context
+        if not chosen:
+            raise UsageError(f"{self._flag}: current-context is not set")
+        if chosen not in self._contexts:
+            kind = "context" if name else "current-context"
+            raise UsageError(f"{self._flag}: {kind} {chosen!r} is not in contexts")
+        return self._contexts[chosen]
+
+    def cluster(self, name: str) -> tuple[str, _Named]:
+        """Return a cluster and its folder. Raises UsageError."""
+        if name not in self._clusters:
+            raise UsageError(f"{self._flag}: cluster {name!r} is not in clusters")
+        return self._clusters[name]
+
+    def user(self, name: str | None) -> tuple[str, _Named | None]:
+        """Return a user and its folder; None if there is no such user."""
+        return self._users.get(name or "", ("", None))
+
+
+def _folder(path: str) -> str:
+    return os.path.dirname(os.path.abspath(path))
+
+
 def load(path: str, hosts: tuple[str, ...]) -> tuple[Configuration, Credentials]:
     """Read a kubeconfig, and run its exec plugin if it has one.
 
     `hosts` replace its server. Raises UsageError with the file and the field, without values of
     credentials.
     """
-    flag = f"--kubeconfig {path}"
-    config = _parsed(flag, path)
-    if not config.current_context:
-        raise UsageError(f"{flag}: current-context is not set")
-    context = next(
-        (c.context for c in config.contexts or () if c.name == config.current_context), None
-    )
-    if context is None:
-        raise UsageError(f"{flag}: current-context {config.current_context!r} is not in contexts")
-    found = next((c for c in config.clusters or () if c.name == context.cluster), None)
-    if found is None:
-        raise UsageError(f"{flag}: cluster {context.cluster!r} is not in clusters")
+    return load_merged(f"--kubeconfig {path}", (path,), "", hosts)
+
+
+def load_merged(
+    flag: str, paths: Sequence[str], context_name: str, hosts: tuple[str, ...] = ()
+) -> tuple[Configuration, Credentials]:
+    """Read kubeconfigs and merge them, as `load`; an empty name is that of the current context.
+
+    `flag` is the flag or variable that named them, for errors. Raises UsageError.
+    """
+    config = _Merged(flag, paths)
+    context = config.context(context_name)
+    cluster_folder, found = config.cluster(context.cluster)
     where = f"{flag}: clusters[name={context.cluster}].cluster"
     cluster = _section(where, found.cluster, _Cluster)
     if not cluster.server and not hosts:
@@ -114,16 +164,24 @@ def load(path: str, hosts: tuple[str, ...]) -> tuple[Configuration, Credentials]
     if cluster.server and not cluster.server.startswith(("http://", "https://")):
         shown = without_userinfo(cluster.server)
         raise UsageError(f"{flag}: server {shown!r} of cluster {context.cluster!r} is not a URL")
-    named = next((u for u in config.users or () if u.name == context.user), None)
+    folder, named = config.user(context.user)
     where = f"{flag}: users[name={context.user}].user"
     user = _section(where, named.user if named else None, _User)
-    folder = os.path.dirname(os.path.abspath(path))
     credentials = _credentials(user, where, folder, found.cluster)
     if isinstance(credentials, ExecPlugin) and credentials.status.client_certificate_data:
         user.client_certificate_data = _base64(credentials.status.client_certificate_data)
         user.client_key_data = _base64(credentials.status.client_key_data or "")
     cluster.server = cluster.server or hosts[0]
-    return _configuration(flag, folder, cluster, user), credentials
+    _resolve(cluster, ("certificate_authority",), cluster_folder)
+    _resolve(user, ("client_certificate", "client_key"), folder)
+    return _configuration(flag, cluster, user), credentials
+
+
+def _resolve(section: _Cluster | _User, fields: Sequence[str], folder: str) -> None:
+    """Make the paths of a section absolute."""
+    for field in fields:
+        if path := getattr(section, field):
+            setattr(section, field, os.path.join(folder, path))
 
 
 def _parsed(flag: str, path: str) -> _KubeConfig:
@@ -183,7 +241,7 @@ def _credentials(user: _User, where: str, folder: str, cluster: dict[str, Any]) 
     return StaticCredentials()
 
 
-def _configuration(flag: str, folder: str, cluster: _Cluster, user: _User) -> Configuration:
+def _configuration(flag: str, cluster: _Cluster, user: _User) -> Configuration:
     """Make the package's configuration, without credentials other than a client certificate."""
     KNOWN.remember(user.client_key_data or "")
     tls = {field.replace("_", "-"): getattr(user, field) for field in _TLS_FIELDS}
@@ -195,7 +253,6 @@ def _configuration(flag: str, folder: str, cluster: _Cluster, user: _User) -> Co
             "clusters": [{"name": "c", "cluster": _without_none(sections)}],
             "users": [{"name": "u", "user": _without_none(tls)}],
         },
-        config_base_path=folder,
     )
     # The package's choice of a proxy from the environment differs from Go's.
     configuration = Configuration(proxy="", no_proxy="")
