@@ -34,6 +34,11 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-agent", action="store_true", help="read API server and kernel, not the agent"
     )
+    group.add_argument(
+        "--require-agent",
+        action="store_true",
+        help="fail if the agent does not respond, instead of reading API server and kernel",
+    )
     for flag in FLAGS:
         group.add_argument(
             flag.name,

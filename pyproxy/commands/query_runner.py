@@ -14,6 +14,7 @@ from typing import Any
 from pyproxy.config import command_line
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import Dataplane
+from pyproxy.errors import PyproxyError, UsageError
 from pyproxy.inspect.client import AgentTimeoutError, Client, NoAgentError
 from pyproxy.inspect.queries import SETTINGS, A, NoArgs, Query, R, Stream
 from pyproxy.inspect.snapshot import AgentView
@@ -29,6 +30,9 @@ class QueryRunner:
     def __init__(self, namespace: argparse.Namespace) -> None:
         self.settings: Settings = command_line.settings(namespace)
         self._client: Client | None = None
+        self._require_agent: bool = namespace.require_agent
+        if namespace.require_agent and namespace.no_agent:
+            raise UsageError("--require-agent and --no-agent exclude each other: give one")
         if not namespace.no_agent and self.settings.inspect_socket:
             self._client = Client(self.settings.inspect_socket)
 
@@ -39,7 +43,7 @@ class QueryRunner:
                 return self._client.query(query, arguments)
             # Only these two: an error that a running agent returns is the result.
             except (NoAgentError, AgentTimeoutError) as error:
-                self._give_up_agent(f"{error}: reading API server and kernel instead")
+                self._give_up_agent(error, "reading API server and kernel instead")
         return query.run(self._oneshot, arguments)
 
     def agent_settings(self) -> Settings:
@@ -51,11 +55,13 @@ class QueryRunner:
             try:
                 return self._client.query(SETTINGS, NoArgs())
             except (NoAgentError, AgentTimeoutError) as error:
-                self._give_up_agent(f"{error}: using the flags of this command")
+                self._give_up_agent(error, "using the flags of this command")
         return self.settings
 
-    def _give_up_agent(self, why: str) -> None:
-        note(why)
+    def _give_up_agent(self, error: PyproxyError, instead: str) -> None:
+        if self._require_agent:
+            raise error
+        note(f"{error}: {instead}")
         self._client = None
 
     def stream(self, stream: Stream[A, R], arguments: A) -> Iterator[R]:

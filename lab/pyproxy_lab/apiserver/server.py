@@ -136,7 +136,7 @@ class ApiServer:
 
     @property
     def exec(self) -> ExecHandler:
-        """What runs the commands of `kubectl exec`: set its runner."""
+        """The handler of `kubectl exec`: set its runner."""
         return self._resources.exec
 
     @property
