@@ -20,7 +20,7 @@ def main(command: str) -> int:
         folder = Path(name)
         output, status = folder / "output", folder / "status"
         output.touch()
-        script = f"{{ {command}\n}} >/run/results/output 2>&1; echo $? >/run/results/status"
+        script = f"( {command}\n) >/run/results/output 2>&1; echo $? >/run/results/status"
         with VirtualMachine(boot_command(folder, script), folder / "console") as machine:
             ended = threading.Event()
             copier = threading.Thread(target=_copy_output, args=(output, ended))

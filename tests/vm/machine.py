@@ -115,10 +115,23 @@ def _disk(image: Path) -> list[str]:
     return [f"-drive file={image},if=virtio,format=raw,readonly=on"] if image.exists() else []
 
 
+_GUARDED = """\
+exec 3<&0
+{ cat <&3; kill -KILL 0; } &
+exec "$@" 3<&- </dev/null
+"""
+"""A shell script that runs a command, and kills its process group at the end of standard input.
+
+The kernel closes the other end of a pipe however a process ends, SIGKILL included. A signal at the
+parent's death (PR_SET_PDEATHSIG) would reach virtme-ng, but not QEMU, which it starts.
+"""
+
+
 class VirtualMachine:
     """A context manager that boots the machine and ends it.
 
-    `command` comes from `boot_command`; the kernel and the tests print to the file `console`.
+    `command` comes from `boot_command`; the kernel and the tests print to the file `console`. The
+    machine ends with the process that booted it, even if that is killed.
     """
 
     def __init__(self, command: Sequence[str], console: Path) -> None:
@@ -143,8 +156,8 @@ class VirtualMachine:
         path = os.pathsep.join([str(_vng().parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
         with self.console.open("wb") as output:
             self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
+                ["sh", "-c", _GUARDED, "sh", *self._command],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PATH": path},
@@ -153,9 +166,13 @@ class VirtualMachine:
 
     def end(self) -> None:
         """End the machine and its helper processes; idempotent."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     @property
     def running(self) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +50,34 @@ def test_the_environment_adds_parameters_of_the_kernel(
 ) -> None:
     monkeypatch.setenv(BOOT_VARIABLE, "ipv6.disable=1")
     assert any(" ipv6.disable=1 " in part for part in machine.boot_command(folder, "true"))
+
+
+BOOTS = """
+import sys, time
+from pathlib import Path
+from tests.vm.machine import VirtualMachine
+
+script = f"exec 9>{sys.argv[1]}; echo booted >&9; sleep 600 & wait"
+with VirtualMachine(["sh", "-c", script], Path(sys.argv[2])):
+    time.sleep(600)
+"""
+
+
+def test_the_machine_ends_when_the_process_that_booted_it_is_killed(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+
+    def read() -> bytes:
+        # Its end is that of the last process with the fifo, the machine's child.
+        assert select.select([reader], [], [], 60)[0]
+        return os.read(reader, 100)
+
+    command = [sys.executable, "-c", BOOTS, str(fifo), str(tmp_path / "console")]
+    try:
+        with subprocess.Popen(command, cwd=machine.TREE) as parent:
+            assert read() == b"booted\n"
+            parent.kill()
+            assert read() == b""
+    finally:
+        os.close(reader)
