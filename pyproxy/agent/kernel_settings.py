@@ -6,6 +6,7 @@ value is restored only where the kernel still has one that pyproxy wrote.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path, PurePath
@@ -16,6 +17,9 @@ from pyproxy.dataplane.nft.node_table import NodeTable, Remembered
 log = logging.getLogger(__name__)
 
 HASH_SIZE = PurePath("sys/module/nf_conntrack/parameters/hashsize")
+
+HOST = PurePath("host")
+"""The folder below which a container has the node's files, as in the pods of `kubectl debug`."""
 
 _SYSCTLS = (
     "net.ipv4.conf.all.arp_announce",
@@ -62,7 +66,7 @@ class KernelSettings:
         if setting.is_met_by(current):
             return
         # A read-only file system refuses to open the file, and then there is nothing to remember.
-        os.close(os.open(self._root / setting.path, os.O_WRONLY))
+        os.close(os.open(self._writable(setting.path), os.O_WRONLY))
         self._remember_and_write(setting, current)
         log.info("set %s to %d", setting.name, setting.value)
 
@@ -82,29 +86,35 @@ class KernelSettings:
                 self._table.remember(name, what)
         self._known |= found
 
-    def restore(self, name: str) -> bool:
-        """Write the value from before pyproxy's, and forget it; return False if that is refused.
+    def restore(self, name: str) -> str:
+        """Write the value from before pyproxy's, and forget it.
 
-        A value that another program wrote since then stays. Idempotent. Raises KernelError.
+        Returns an empty text, or what was refused: the name, the value and the errno. A value that
+        another program wrote since then stays. Idempotent. Raises KernelError.
         """
         what, path = self.remembered().get(name), RESTORABLE.get(name)
         if what is None or path is None or self._table is None:
-            return True
+            return ""
         try:
             current = int(self.read(path))
             if current in what.written and current != what.before:
-                (self._root / path).write_text(str(what.before))
+                self._writable(path).write_text(str(what.before))
                 log.info("restored %s to %d", name, what.before)
             elif current != what.before:
                 log.info("%s is %d, which pyproxy did not set: left as it is", name, current)
         except FileNotFoundError:
             log.debug("%s is gone, and with it the value that pyproxy set", name)
         except OSError as error:
-            log.warning("cannot restore %s to %d: %s", name, what.before, error.strerror)
-            return False
+            number = errno.errorcode.get(error.errno or 0, str(error))
+            return f"{name} to {what.before}: {number}"
         self._table.forget(name)
         self._known.pop(name, None)
-        return True
+        return ""
+
+    def _writable(self, path: PurePath) -> Path:
+        # In a container that is not privileged, /proc/sys and /sys are read-only.
+        mounted = self._root / HOST / path
+        return mounted if mounted.exists() else self._root / path
 
     def _remember_and_write(self, setting: KernelSetting, current: int) -> None:
         name, table = table_name(setting), self._table
@@ -116,7 +126,7 @@ class KernelSettings:
             written = frozenset({current, setting.value} if ours else {setting.value})
             table.remember(name, Remembered(before, written))
         try:
-            (self._root / setting.path).write_text(str(setting.value))
+            self._writable(setting.path).write_text(str(setting.value))
         except OSError:
             if table is not None and not ours:
                 table.forget(name)

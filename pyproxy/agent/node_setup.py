@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath
 
-from pyproxy.agent.kernel_settings import HASH_SIZE, KernelSettings, table_name
+from pyproxy.agent.kernel_settings import HASH_SIZE, HOST, KernelSettings, table_name
 from pyproxy.agent.loopback import ROUTE_LOCALNET, Loopback, error_name
 from pyproxy.config.settings import LOOPBACK_IPV6, Conntrack, NodePorts, Settings
 from pyproxy.dataplane import modes
@@ -259,14 +259,21 @@ class NodeKernel:
         return self._restore(sorted(names))
 
     def _restore(self, names: Iterable[str]) -> bool:
-        clean = True
+        clean, refused = True, []
         for name in names:
             try:
-                clean &= self._settings.restore(name)
+                refused.append(self._settings.restore(name))
             except KernelError as error:
                 log.error("cannot restore %s: %s", name, error)
                 clean = False
-        return clean
+        if reasons := [each for each in refused if each]:
+            log.warning(
+                "cannot restore %s; set them on the node, or run pyproxy cleanup with its "
+                "/proc/sys/net and /sys/module mounted below /%s",
+                "; ".join(reasons),
+                HOST,
+            )
+        return clean and not reasons
 
     def _make(self, setting: KernelSetting) -> None:
         """Write a setting unless it is met. Raises OSError, KernelError."""

@@ -57,6 +57,12 @@ def needed_to_remove() -> frozenset[Capability]:
     return frozenset().union(*(mode.capabilities_to_remove() for mode in modes.MODES.values()))
 
 
+def missing(wanted: frozenset[Capability]) -> tuple[str, ...]:
+    """Return the names of the capabilities that this thread has not, such as CAP_NET_RAW."""
+    effective, _ = _Rights().held()
+    return tuple(f"CAP_{each.name}" for each in sorted(wanted) if not effective >> each & 1)
+
+
 def keep_only(wanted: frozenset[Capability]) -> None:
     """Drop all other capabilities of this thread, of threads that it starts, and of programs.
 
@@ -75,7 +81,7 @@ class _Rights:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def keep_only(self, wanted: frozenset[Capability]) -> None:
-        effective, permitted = self._held()
+        effective, permitted = self.held()
         # A capability that is not permitted cannot be added, and capset would fail with EPERM.
         kept = permitted & sum(1 << each for each in wanted)
         # Only CAP_SETPCAP may shrink the bounding set. `_hold` drops it, so this comes first.
@@ -90,7 +96,8 @@ class _Rights:
             if kept >> each & 1:
                 self._prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
 
-    def _held(self) -> tuple[int, int]:
+    def held(self) -> tuple[int, int]:
+        """Return the effective and the permitted capabilities, each as bits."""
         sets = _SETS()
         self._check(self._libc.capget(_header(), sets), "capget")
         return sets[0] | sets[3] << 32, sets[1] | sets[4] << 32

@@ -39,6 +39,7 @@ from pyproxy.config.settings import Settings
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.conntrack import Reconciler
 from pyproxy.dataplane.interface import Dataplane
+from pyproxy.dataplane.mode import Capability
 from pyproxy.errors import PermissionKernelError, Problem, UsageError
 from pyproxy.health.connection_metrics import ConnectionMetrics
 from pyproxy.health.limits import within
@@ -339,7 +340,7 @@ def cleanup(settings: Settings) -> int:
 
 
 def _forbidden(error: PermissionKernelError) -> UsageError:
-    return UsageError(
-        f"no permission to remove all objects ({error}): run as root, or with CAP_NET_ADMIN "
-        "and CAP_NET_RAW"
-    )
+    missing = rights.missing(frozenset({Capability.NET_ADMIN, Capability.NET_RAW}))
+    # Without them, another part of the system has refused: SELinux, seccomp.
+    reason = f"without {' and '.join(missing)}" if missing else "although no capability is missing"
+    return UsageError(f"cannot remove all objects {reason}: {error}")

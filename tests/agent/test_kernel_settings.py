@@ -65,7 +65,7 @@ def test_the_value_before_the_first_write_is_restored(
         made.make(wanting(value))
     assert table.memory() == {NAME: Remembered(0, frozenset({7}))}
     # A later process, after an upgrade.
-    assert KernelSettings(root, table).restore(NAME)
+    assert not KernelSettings(root, table).restore(NAME)
     assert held(root) == 0
     assert not table.exists()
 
@@ -76,7 +76,7 @@ def test_a_value_of_another_program_stays(
     made.make(wanting(1))
     (root / PATH).write_text("3\n")
     with caplog.at_level(logging.INFO):
-        assert made.restore(NAME)
+        assert not made.restore(NAME)
     assert held(root) == 3
     assert caplog.messages == [f"{NAME} is 3, which pyproxy did not set: left as it is"]
     assert not table.exists()
@@ -88,7 +88,7 @@ def test_a_value_that_another_program_wrote_meanwhile_is_the_one_to_restore(
     made.make(wanting(1))
     (root / PATH).write_text("3\n")
     made.make(wanting(1))
-    assert made.restore(NAME)
+    assert not made.restore(NAME)
     assert held(root) == 3
 
 
@@ -139,7 +139,7 @@ def test_no_crash_loses_the_first_value(
     for turn in range(2):
         if turn:
             KernelSettings(root, table).make(wanting(5))
-        assert KernelSettings(root, table).restore(NAME)
+        assert not KernelSettings(root, table).restore(NAME)
         assert held(root) == 0
         assert not table.exists()
 
@@ -156,6 +156,20 @@ def test_a_read_only_setting_is_not_remembered(
     assert not table.exists()
 
 
+def test_the_nodes_own_files_are_written_where_they_are_mounted(
+    made: KernelSettings, root: Path, table: NodeTable
+) -> None:
+    node = root / "host" / PATH
+    node.parent.mkdir(parents=True)
+    made.make(wanting(1))
+    assert held(root) == 1, "an empty folder is no mount"
+    # On a node this is the same file twice, of which one is read-only.
+    node.write_text("1\n")
+    assert not made.restore(NAME)
+    assert (node.read_text(), held(root)) == ("0", 1)
+    assert not table.exists()
+
+
 @pytest.mark.parametrize(
     "name", ["net/../../etc/passwd", "kernel.panic", "net.ipv4..x", "etc/passwd", "net.A"]
 )
@@ -164,7 +178,7 @@ def test_a_foreign_name_in_the_table_leads_to_no_file(
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     table.remember(name, Remembered(1, frozenset({2})))
-    assert made.restore(name)
+    assert not made.restore(name)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -174,7 +188,7 @@ def test_a_sysctl_that_pyproxy_never_writes_is_not_restored(
     other = root / "proc/sys/net/ipv4/tcp_syncookies"
     other.write_text("1\n")
     table.remember("net.ipv4.tcp_syncookies", Remembered(0, frozenset({1})))
-    assert made.restore("net.ipv4.tcp_syncookies")
+    assert not made.restore("net.ipv4.tcp_syncookies")
     assert other.read_text() == "1\n"
 
 
