@@ -150,17 +150,3 @@ def test_the_documented_patch_changes_the_ports_and_nothing_else(tmp_path: Path)
         assert container[probe]["httpGet"]["port"] == "healthz"
     (port,) = the("Service", plain, "pyproxy-metrics")["spec"]["ports"]
     assert port["targetPort"] == "metrics"
-
-
-def test_cleanup_can_lock_what_iptables_legacy_locks() -> None:
-    """The root is read-only, so the lock of the host has to be mounted, writable."""
-    (daemonset,) = objects((DEPLOY / "cleanup" / "daemonset.yaml").read_text())
-    spec = daemonset["spec"]["template"]["spec"]
-    (cleanup,) = spec["initContainers"]
-    mounts = {each["mountPath"]: each for each in cleanup["volumeMounts"]}
-    host = {each["name"]: each["hostPath"] for each in spec["volumes"]}
-    assert cleanup["securityContext"]["readOnlyRootFilesystem"]
-    for path, read_only in (("/run/xtables.lock", False), ("/lib/modules", True)):
-        assert mounts[path].get("readOnly", False) is read_only
-        assert host[mounts[path]["name"]]["path"] == path
-    assert host[mounts["/run/xtables.lock"]["name"]]["type"] == "FileOrCreate"
