@@ -34,16 +34,16 @@ class Container(msgspec.Struct, frozen=True):
     name: str
 
 
-class _Cause(msgspec.Struct):
+class _Cause(msgspec.Struct, frozen=True):
     reason: str | None = None
     message: str | None = None
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, frozen=True):
     causes: list[_Cause] | None = None
 
 
-class _Status(msgspec.Struct):
+class _Status(msgspec.Struct, frozen=True):
     status: str | None = None
     message: str | None = None
     reason: str | None = None

@@ -1,0 +1,1 @@
+"""The kubectl plugin: `kubectl pyproxy` asks the agents of all nodes by exec in their pods."""

@@ -1,0 +1,120 @@
+"""Ask all agents side by side, in threads, with progress on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO, TypeVar
+
+from pyproxy.inspect.humanize import count
+from pyproxy.kubectl.agents import Agent
+from pyproxy.kubectl.ask import Answer, Question, ask
+from pyproxy.kubectl.options import Options
+from pyproxy.source.client import Client
+
+T = TypeVar("T")
+
+_SHOW_EVERY = 0.1
+"""Seconds between two updates of the progress."""
+
+_CHECK_EVERY = 1.0
+"""Seconds after which a thread with a result looks whether anyone still takes it."""
+
+
+def ask_all(
+    client: Client, agents: Sequence[Agent], question: Question, options: Options
+) -> Iterator[Answer]:
+    """Yield the answer of each agent as it arrives, with progress on stderr.
+
+    Raises UsageError if the user may not run commands in pods.
+    """
+    progress = Progress(len(agents), sys.stderr)
+    # Nodes that are not ready may use up their timeout, so they do not keep others waiting.
+    ordered = sorted(agents, key=lambda agent: not agent.node_ready)
+    try:
+        for answer in in_threads(
+            lambda agent: ask(client, agent, question, options.timeout), ordered, options.parallel
+        ):
+            progress.add()
+            yield answer
+    finally:
+        progress.clear()
+
+
+def in_threads(function: Callable[[Agent], T], agents: Sequence[Agent], limit: int) -> Iterator[T]:
+    """Yield the results of a function for all agents, from `limit` threads, as they arrive.
+
+    The first exception is raised here, and agents that wait for a thread are then left out. Results
+    wait until they are taken, so their number is bounded by the number of agents.
+    """
+    waiting: queue.SimpleQueue[Agent] = queue.SimpleQueue()
+    for agent in agents:
+        waiting.put(agent)
+    # Bounded, so that large answers wait in their threads and not in memory.
+    results: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                agent = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                put((function(agent), None))
+            except BaseException as error:  # raised again by the caller
+                put((None, error))
+
+    def put(result: tuple[T | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                results.put(result, timeout=_CHECK_EVERY)
+                return
+
+    # Daemons, because Ctrl-C must not wait for nodes that hang.
+    for number in range(min(limit, len(agents))):
+        threading.Thread(target=work, name=f"ask-{number}", daemon=True).start()
+    try:
+        for _ in agents:
+            result, error = results.get()
+            if error is not None:
+                raise error
+            yield result  # type: ignore[misc]
+    finally:
+        stopped.set()
+
+
+class Progress:
+    """The number of nodes that were asked, on one line of a terminal; nothing elsewhere."""
+
+    def __init__(
+        self, total: int, file: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._total = total
+        self._file = file
+        self._clock = clock
+        self._shows = file.isatty() and total > 1
+        self._done = 0
+        self._shown_at: float | None = None
+
+    def add(self) -> None:
+        """Count one more node."""
+        self._done += 1
+        now = self._clock()
+        due = self._shown_at is None or now - self._shown_at >= _SHOW_EVERY
+        if self._shows and (due or self._done == self._total):
+            self._shown_at = now
+            total = count(self._total, "node")
+            self._file.write(f"\r\x1b[Kasked {self._done:,} of {total}")
+            self._file.flush()
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._shows and self._shown_at is not None:
+            self._file.write("\r\x1b[K")
+            self._file.flush()
+            self._shown_at = None

@@ -1,0 +1,58 @@
+"""The program `kubectl-pyproxy`, which kubectl runs as `kubectl pyproxy`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pyproxy.config.command_line import Parser
+from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.kubectl.command import COMMANDS, STATUSES
+from pyproxy.redaction import KNOWN
+
+NO_RESPONSE = 3
+"""The exit status if the API server failed; 0 and 1 are results of commands."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _command(arguments)
+    except UsageError as error:
+        print(KNOWN.redact(f"kubectl pyproxy: {error}"), file=sys.stderr)
+        return 2
+    except PyproxyError as error:
+        print(KNOWN.redact(f"kubectl pyproxy: {error}"), file=sys.stderr)
+        return NO_RESPONSE
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has enough.
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells report it
+
+
+def _command(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        _help()
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UsageError(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}")
+    entry = COMMANDS[name]
+    command = entry.load()
+    parser = Parser(f"kubectl pyproxy {name}", description=entry.help, allow_abbrev=False)
+    parser.epilog = "exit statuses: " + "; ".join((*command.statuses, *STATUSES))
+    command.add_arguments(parser)
+    namespace, rest = parser.parse_known_args(arguments[1:])
+    if rest and not command.forwards:
+        raise UsageError(f"{name}: unknown argument {rest[0]!r}: see kubectl pyproxy {name} --help")
+    return command.run(namespace, rest)
+
+
+def _help() -> None:
+    print("Ask the pyproxy agents of all nodes.\n\nusage: kubectl pyproxy COMMAND\n\ncommands:")
+    for name, entry in COMMANDS.items():
+        print(f"  {name:10}{entry.help}")
+    print("\nkubectl pyproxy COMMAND --help lists a command's arguments.")

@@ -1,0 +1,60 @@
+"""Whole lists of the API server, page by page, for commands that read them once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import msgspec
+from urllib3.exceptions import HTTPError
+
+from pyproxy.errors import SourceError
+from pyproxy.source.body import LARGEST_PAGE
+from pyproxy.source.client import Client
+from pyproxy.source.wire import ListMeta
+
+_PAGE = 500
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _Page(msgspec.Struct, frozen=True):
+    metadata: ListMeta | None = None
+    items: list[msgspec.Raw] | None = None
+
+
+def list_objects(
+    client: Client, path: str, kind: type[T], query: Mapping[str, str] | None = None
+) -> Iterator[T]:
+    """Yield all objects of a list, reduced to the fields of `kind`. Blocks.
+
+    Raises SourceError.
+    """
+    token = ""
+    while True:
+        wanted = {**(query or {}), "limit": str(_PAGE)}
+        page = _page(client, path, {**wanted, "continue": token} if token else wanted)
+        for item in page.items or ():
+            yield _decoded(path, item, kind)
+        token = (page.metadata.continue_ if page.metadata else None) or ""
+        if not token:
+            return
+
+
+def _page(client: Client, path: str, query: Mapping[str, str]) -> _Page:
+    response = client.get(path, query)
+    try:
+        return msgspec.json.decode(client.read(response, LARGEST_PAGE), type=_Page)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(f"{path}: the response is not a list: {error}") from error
+    except (HTTPError, OSError) as error:
+        raise SourceError(f"{path}: connection lost in a list: {type(error).__name__}") from error
+    finally:
+        response.close()
+
+
+def _decoded(path: str, item: msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(item, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(f"{path}: an object of the list is invalid: {error}") from error
