@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from pyproxy.commands.command import View
-from pyproxy.commands.output import BAD, DIM, GOOD, Part, Text, table, text
+from pyproxy.commands.explanation import show
 from pyproxy.commands.query_runner import QueryRunner, kernel
 from pyproxy.config.settings import Settings
 from pyproxy.dataplane.conntrack.frontends import flow_targets, is_stale
 from pyproxy.dataplane.interface import NodeRouting, StateDiff
 from pyproxy.errors import KernelError, PyproxyError, UsageError
 from pyproxy.hostnet.path_facts import read_path
-from pyproxy.inspect.explain import Explanation, Result, explain
+from pyproxy.inspect.explain import Explanation, explain
 from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
 from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
 from pyproxy.inspect.service_paths import service_paths
@@ -24,14 +24,6 @@ from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.flows import Flow
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.api_objects import ServiceLookup
-
-_MARKS = {
-    Result.OK: ("✓", GOOD),
-    Result.FAILED: ("✗", BAD),
-    Result.NOTE: ("•", "yellow"),
-    Result.SKIPPED: ("-", DIM),
-    Result.UNDECIDED: ("?", "yellow"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,23 +107,6 @@ def _flow_text(flow: Flow) -> str:
         backend_text(Backend(each)) for each in (flow.source, flow.destination, flow.reply_source)
     )
     return f"{source} -> {destination} goes to {endpoint}"
-
-
-def show(found: Explanation) -> Iterator[Part]:
-    """Yield the steps, the verdict and the fix."""
-    yield table(("", "STEP", found.target), _rows(found))
-    yield text("")
-    yield text(found.verdict, GOOD if found.ok else BAD)
-    if found.fix:
-        yield text(f"fix: {found.fix}")
-
-
-def _rows(found: Explanation) -> Iterator[tuple[Text, ...]]:
-    for step in found.steps:
-        mark, style = _MARKS[step.result]
-        yield text(mark, style), text(step.name), text(step.message)
-        for line in step.details:
-            yield text(""), text(""), text(line, DIM)
 
 
 COMMAND = View(

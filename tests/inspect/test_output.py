@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from pyproxy.commands import output, services, status
-from pyproxy.commands.explain import show as show_explanation
+from pyproxy.commands.explanation import show as show_explanation
 from pyproxy.commands.output import Part
 from pyproxy.dataplane.interface import TableUsage
 from pyproxy.inspect.explain import Explanation, Result, Step

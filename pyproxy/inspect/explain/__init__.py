@@ -15,7 +15,7 @@ from pyproxy.inspect.explain.path_switches import switches
 from pyproxy.inspect.explain.step import Result, Step
 from pyproxy.inspect.facts import Facts
 
-__all__ = ["Explanation", "Result", "Step", "explain"]
+__all__ = ["Explanation", "Result", "Step", "conclude", "explain"]
 
 # A failed step may cause those after it to fail, so the order decides which fault is the verdict.
 _STEPS: Sequence[Callable[[Facts], Step]] = (
@@ -62,6 +62,11 @@ def explain(target: str, facts: Facts) -> Explanation:
         steps.append(step(facts))
         if steps[-1].final:
             break
+    return conclude(target, steps)
+
+
+def conclude(target: str, steps: Sequence[Step]) -> Explanation:
+    """Return the explanation that consists of these steps, with its verdict."""
     unknown = [each for each in steps if each.result in (Result.SKIPPED, Result.UNDECIDED)]
     checked = tuple(each.name for each in steps if each not in unknown)
     not_checked = tuple(each.name for each in unknown)

@@ -8,7 +8,7 @@ from pyproxy.errors import ProblemReason
 from pyproxy.inspect.explain.step import Result, Step
 from pyproxy.inspect.facts import Facts, frontend_text
 from pyproxy.inspect.humanize import count, listed
-from pyproxy.source.api_objects import ApiService
+from pyproxy.source.api_objects import ApiService, ServiceLookup
 
 _API_SILENT_AFTER = 120.0
 """Seconds without data on a watch; the API server sends a bookmark about every minute."""
@@ -193,15 +193,21 @@ def selector(facts: Facts) -> Step:
             "the Service has no selector and no endpoints",
             "set spec.selector to labels of its pods, or create an EndpointSlice",
         )
+    return selected_pods(api, facts.name.namespace)
+
+
+def selected_pods(api: ServiceLookup, namespace: str) -> Step:
+    """Check that the selector of a Service that has one matches pods."""
+    labels = (api.service.spec.selector if api.service else None) or {}
     text = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
     if api.pods_skipped:
-        return Step(name, Result.SKIPPED, f"{text}; pods not queried: {api.pods_skipped}")
+        return Step("selector", Result.SKIPPED, f"{text}; pods not queried: {api.pods_skipped}")
     if not api.pods:
         return Step(
-            name,
+            "selector",
             Result.FAILED,
-            f"the selector {text} matches no pod in namespace {facts.name.namespace}",
-            f"compare with kubectl get pods -n {facts.name.namespace} --show-labels",
+            f"the selector {text} matches no pod in namespace {namespace}",
+            f"compare with kubectl get pods -n {namespace} --show-labels",
         )
     names = listed([pod.metadata.name for pod in api.pods])
-    return Step(name, Result.OK, f"{text} matches {count(len(api.pods), 'pod')}: {names}")
+    return Step("selector", Result.OK, f"{text} matches {count(len(api.pods), 'pod')}: {names}")
