@@ -15,6 +15,7 @@ from pyproxy.model.address import (
     Backend,
     Family,
     Mark,
+    Network,
     Port,
     Protocol,
     backend,
@@ -87,12 +88,17 @@ class PacketPath(msgspec.Struct, frozen=True):
 class ServicePaths(msgspec.Struct, frozen=True):
     """The paths of a Service that are examined, and the number of its endpoints in use.
 
-    `examined` of `endpoints` endpoints have a path here. `reason` says why there is no path.
+    `examined` of `endpoints` endpoints have a path here. `node_addresses` and `pod_networks` are
+    those of the Node object, `cluster_networks` those of all pods. `reason` says why there is no
+    path.
     """
 
     paths: tuple[PacketPath, ...] = ()
     examined: int = 0
     endpoints: int = 0
+    node_addresses: tuple[Address, ...] = ()
+    pod_networks: tuple[Network, ...] = ()
+    cluster_networks: tuple[Network, ...] = ()
     reason: str = ""
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ from functools import partial
 
 import msgspec
 
+from pyproxy.hostnet.devices import Devices
 from pyproxy.hostnet.firewall.facts import FirewallFacts, read_firewalls
 from pyproxy.hostnet.not_read import NotRead, read_part
 from pyproxy.hostnet.packet import ServicePaths
@@ -38,11 +39,12 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
         return PathFacts(paths, unread, unread, unread, unread, unread)
     routes = read_part(partial(read_routes, paths))
     # The routes name the devices, which sysctls and firewalls depend on.
+    devices = Devices()
     if isinstance(routes, RouteFacts):
-        paths = routes.paths
+        paths, devices = routes.paths, routes.devices
     return PathFacts(
         paths,
-        read_part(partial(read_switches, paths)),
+        read_part(partial(read_switches, paths, devices)),
         routes,
         read_part(partial(read_firewalls, paths)),
         read_part(partial(read_proxies, paths)),

@@ -1,19 +1,196 @@
-"""The kernel's routes of the packets of a Service."""
+"""The kernel's routes of the packets of a Service, and of their replies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
+
 import msgspec
 
-from pyproxy.hostnet.not_read import NotRead
-from pyproxy.hostnet.packet import ServicePaths
+from pyproxy.hostnet.devices import Devices, read_devices
+from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.model.address import Address, Family, Mark, Network, parse_address
+from pyproxy.netlink.routing import (
+    RTN_LOCAL,
+    RTN_UNICAST,
+    RefusingRoute,
+    RouteQuery,
+    RouteReply,
+    Routing,
+    Rule,
+)
+
+_ANY_HOST = {Family.IPV4: parse_address("198.18.0.1"), Family.IPV6: parse_address("2001:2::1")}
+"""An address for benchmarks (RFC 2544, RFC 5180), in place of any host beyond the gateway."""
+
+
+class PathRoutes(msgspec.Struct, frozen=True):
+    """The routes of one path.
+
+    `connect` is that of this node's own packet before translation, to the frontend. `forward` is
+    that of the packet to the endpoint as it is received or sent, with its mark. `plain` is the same
+    without input device, source and mark. `back` is that of the endpoint's reply as it is received,
+    `reverse` the one that this node would use to the client; both are None if no client is known.
+    `unmarked` is `forward` without the mark, if the packet has one.
+    `network` is the destination of the routing table's entry, `neighbour` the state (NUD_) of the
+    next hop; None if the kernel names none.
+    """
+
+    path: PacketPath
+    forward: RouteReply
+    plain: RouteReply
+    connect: RouteReply | None = None
+    back: RouteReply | None = None
+    reverse: RouteReply | None = None
+    unmarked: RouteReply | None = None
+    network: Network | None = None
+    neighbour: int | None = None
 
 
 class RouteFacts(msgspec.Struct, frozen=True):
-    """The paths with their devices, and the route of each packet."""
+    """The paths with their devices, and the routes of each.
 
-    paths: ServicePaths = ServicePaths()
+    `refusing` are the routes that refuse packets and `rules` the policy rules, read only if a
+    packet was refused. `pod_routes` are the networks of pods with a route of their own, read only
+    if pods have none but the default route.
+    """
+
+    paths: ServicePaths
+    devices: Devices
+    routes: tuple[PathRoutes, ...]
+    refusing: tuple[RefusingRoute, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    pod_routes: tuple[Network, ...] = ()
 
 
-def read_routes(paths: ServicePaths) -> RouteFacts | NotRead:  # noqa: ARG001
-    """Look up the routes of paths. Blocks for a request each. Raises KernelError."""
-    return NotRead("this version does not look up routes")
+def read_routes(paths: ServicePaths) -> RouteFacts:
+    """Look up the routes of paths. Blocks for a few requests each. Raises KernelError."""
+    devices = read_devices()
+    with closing(Routing()) as routing:
+        reader = _Reader(routing, devices, paths)
+        routes = tuple(reader.read(path) for path in paths.paths)
+        refused = {
+            each.path.leaving.family
+            for each in routes
+            if any(reply and reply.error for reply in (each.forward, each.connect, each.back))
+        }
+        refusing = [route for family in refused for route in routing.refusing_routes(family)]
+        rules = [rule for family in refused for rule in routing.rules(family)]
+        by_default = any(each.network and not each.network.prefix for each in routes)
+        pods = routing.pod_routes(paths.cluster_networks) if by_default else []
+    found = msgspec.structs.replace(paths, paths=tuple(each.path for each in routes))
+    return RouteFacts(found, devices, routes, tuple(refusing), tuple(rules), tuple(pods))
+
+
+class _Reader:
+    """Looks up routes, each question once."""
+
+    def __init__(self, routing: Routing, devices: Devices, paths: ServicePaths) -> None:
+        self._routing = routing
+        self._devices = devices
+        self._paths = paths
+        self._replies: dict[tuple[RouteQuery, bool], RouteReply] = {}
+        self._neighbours: dict[tuple[int, Address], int | None] = {}
+
+    def read(self, path: PacketPath) -> PathRoutes:
+        """Return the routes of a path, with the path's devices filled in."""
+        sample, device = self._client(path)
+        leaving = path.leaving
+        source: Address | None = None
+        connect = None
+        if path.origin is Origin.NODE:
+            connect = self._route(_query(path.arriving, None, 0))
+            source = path.leaving.source or connect.source
+            sample = source
+        elif device:
+            source = sample
+        forward = self._route(_query(leaving, source, device))
+        match = self._route(_query(leaving, source, device), match=True)
+        unmarked = None
+        if leaving.mark:
+            without = msgspec.structs.replace(leaving, mark=Mark(0))
+            unmarked = self._route(_query(without, source, device))
+        back = reverse = None
+        if sample and forward.device and forward.kind == RTN_UNICAST:
+            # The reply's source is translated in postrouting, so the route is the endpoint's own.
+            back = self._route(RouteQuery(sample, leaving.destination, forward.device))
+        if sample and path.origin is not Origin.NODE:
+            reverse = self._route(RouteQuery(sample))
+        in_device = None if path.origin is Origin.NODE else self._devices.name(device)
+        plain = self._route(RouteQuery(leaving.destination))
+        out_device = None
+        if forward.kind != RTN_LOCAL:
+            out_device = self._devices.name(forward.device or plain.device)
+        network = None
+        if not match.error:
+            network = _network(leaving.destination, match.prefix)
+        return PathRoutes(
+            msgspec.structs.replace(
+                path,
+                arriving=msgspec.structs.replace(path.arriving, sample=sample, in_device=in_device),
+                leaving=msgspec.structs.replace(
+                    leaving, sample=sample, in_device=in_device, out_device=out_device
+                ),
+            ),
+            forward,
+            plain,
+            connect,
+            back,
+            reverse,
+            unmarked,
+            network,
+            self._neighbour(forward, leaving.destination),
+        )
+
+    def _client(self, path: PacketPath) -> tuple[Address | None, int]:
+        """Return an address of the origin, and the device that its packets arrive at."""
+        packet = path.leaving
+        if path.origin is Origin.EXTERNAL:
+            sample = packet.sample or _ANY_HOST[packet.family]
+            device = 0
+            if packet.source is not None:
+                # A known client's packet arrives at the node's address, whatever the route back.
+                device = self._devices.of_any(self._paths.node_addresses, packet.family)
+            return sample, device or self._route(RouteQuery(sample)).device
+        if path.origin is Origin.POD:
+            for sample in self._pods(packet):
+                match = self._route(RouteQuery(sample), match=True)
+                # A pod that only the default route leads to is not on this node.
+                if not match.error and match.prefix and match.kind == RTN_UNICAST:
+                    return sample, match.device
+        return packet.sample, 0
+
+    def _pods(self, packet: Packet) -> Iterator[Address]:
+        if packet.sample is not None:
+            yield packet.sample
+            return
+        for network in self._paths.pod_networks:
+            # A pod of a network on a bridge: the first addresses are often the gateway's.
+            if network.family is packet.family and len(network.address) * 8 - network.prefix > 2:
+                last = int.from_bytes(network.last, "big") - 1
+                yield Address(last.to_bytes(len(network.address), "big"))
+
+    def _route(self, query: RouteQuery, *, match: bool = False) -> RouteReply:
+        key = (query, match)
+        if key not in self._replies:
+            self._replies[key] = self._routing.route(query, match=match)
+        return self._replies[key]
+
+    def _neighbour(self, route: RouteReply, destination: Address) -> int | None:
+        if route.error or route.kind != RTN_UNICAST:
+            return None
+        key = (route.device, route.gateway or destination)
+        if key not in self._neighbours:
+            self._neighbours[key] = self._routing.neighbour(*key)
+        return self._neighbours[key]
+
+
+def _query(packet: Packet, source: Address | None, device: int) -> RouteQuery:
+    return RouteQuery(packet.destination, source, device, packet.mark, packet.protocol, packet.port)
+
+
+def _network(address: Address, prefix: int) -> Network:
+    size = len(address)
+    mask = ((1 << prefix) - 1) << (size * 8 - prefix)
+    first = int.from_bytes(address, "big") & mask
+    return Network(Address(first.to_bytes(size, "big")), prefix)

@@ -13,7 +13,7 @@ import msgspec
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
 from pyproxy.inspect.facts import AgentFacts, PortFacts, target_ports
-from pyproxy.model.address import Address, Backend, Family, Mark, Port, backend, family_of
+from pyproxy.model.address import Address, Backend, Family, Mark, Network, Port, backend, family_of
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
 
 MAX_ENDPOINTS = 16
@@ -56,7 +56,28 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
     if not paths:
         return ServicePaths(reason="no packet of this client reaches an endpoint")
     examined = {path.leaving.target for path in paths}
-    return ServicePaths(tuple(paths), len(examined), len(used))
+    node = agent.node
+    return ServicePaths(
+        tuple(paths),
+        len(examined),
+        len(used),
+        node.addresses if node else (),
+        node.pod_networks if node else (),
+        _cluster_networks(agent),
+    )
+
+
+def _cluster_networks(agent: AgentFacts) -> tuple[Network, ...]:
+    """Return the networks of all pods: as configured, or around those of this node."""
+    if configured := agent.settings.local_traffic.cluster_networks:
+        return configured
+    node = agent.node
+    return tuple(
+        # Cluster networks are usually /16 and /48 or /56, and those of nodes /24 and /64.
+        Network(Address(network.address[:2] + bytes(len(network.address) - 2)), 16)
+        for network in (node.pod_networks if node else ())
+        if network.prefix > 16
+    )
 
 
 def _port_paths(

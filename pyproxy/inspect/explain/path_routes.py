@@ -2,16 +2,265 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+
 from pyproxy.hostnet.not_read import NotRead
-from pyproxy.inspect.explain.step import Result, Step, not_checked
+from pyproxy.hostnet.packet import Origin, PacketPath
+from pyproxy.hostnet.routes import PathRoutes, RouteFacts
+from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged
+from pyproxy.inspect.explain.path_switches import (
+    forwarding_off,
+    ipv6_off,
+    is_forwarded,
+    is_troubled,
+)
+from pyproxy.inspect.explain.refusals import refusal
+from pyproxy.inspect.explain.source_validation import rejected_by_rp_filter
+from pyproxy.inspect.explain.step import Step, not_checked
 from pyproxy.inspect.facts import Facts
+from pyproxy.inspect.humanize import listed
+from pyproxy.model.address import Family, address_text
+from pyproxy.netlink.links import Link
+from pyproxy.netlink.routing import NUD_FAILED, NUD_INCOMPLETE, RTN_LOCAL, RTN_UNICAST, RouteReply
 
 NAME = "routes"
+_IPV6_MTU = 1280
+_OVERHEAD = {"vxlan": 50, "geneve": 50, "ipip": 20, "gre": 24, "sit": 20, "wireguard": 60}
+"""Bytes that a tunnel over IPv4 adds to a packet at least."""
 
 
 def routes(facts: Facts) -> Step:
-    """Check that the kernel has a route for each packet."""
+    """Check that the kernel has a working route for each packet and its reply."""
     part = facts.path.routes
     if isinstance(part, NotRead):
         return not_checked(NAME, part)
-    return Step(NAME, Result.UNDECIDED, str(facts.path.paths))
+    findings = [finding for each in part.routes for finding in _findings(facts, part, each)]
+    return merged(NAME, findings, f"{facts.path.paths}: {_ways(part)}")
+
+
+def _ways(part: RouteFacts) -> str:
+    ways: dict[str, None] = {}
+    for each in part.routes:
+        where = str(each.network) if each.network else address_text(each.path.leaving.destination)
+        if each.forward.error:
+            continue
+        if each.forward.kind == RTN_LOCAL:
+            ways[f"{where} is this node's"] = None
+        else:
+            via = address_text(each.forward.gateway) if each.forward.gateway else ""
+            device = part.devices.name(each.forward.device)
+            ways[f"{where} {f'via {via} ' if via else ''}on {device}"] = None
+    return listed(list(ways), 3)
+
+
+def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
+    switches = facts.path.switches
+    if not isinstance(switches, NotRead):
+        # The step before names these causes of the kernel's errors.
+        off = is_forwarded(each.path) and forwarding_off(each.path, switches)
+        without_ipv6 = is_troubled(each) and ipv6_off(switches)
+        if off or without_ipv6 or rejected_by_rp_filter(each, part, switches):
+            yield doubt(each.path, "the kernel refuses packets to {} for a sysctl, not a route")
+            return
+    if each.connect and each.connect.error:
+        yield _no_route(part, each, each.connect, "to its frontend")
+    elif each.forward.error:
+        yield _no_route(part, each, each.forward, "")
+    else:
+        yield from _way(part, each)
+        if each.back and each.back.error:
+            yield _no_way_back(part, each, each.back)
+
+
+def _no_route(part: RouteFacts, each: PathRoutes, reply: RouteReply, where: str) -> Finding:
+    path = each.path
+    packet = path.arriving if where else path.leaving
+    sender = "packets from " + path.origin.value
+    if where:
+        sender = f"this node's own packets to {packet}, which it routes before translation"
+    found = refusal(part, packet, reply.error)
+    if found:
+        return fault(path, f"{found} refuses {{}}: {sender} do not pass", f"remove {found}")
+    code = errno.errorcode.get(reply.error, str(reply.error))
+    down = _devices_down(part)
+    if down:
+        return fault(
+            path,
+            f"no route to {{}} for {sender} ({code}): {listed(down)} is down",
+            f"run ip link set {down[0]} up, and add the routes that were lost with it",
+        )
+    target = address_text(packet.destination)
+    return fault(
+        path,
+        f"no route to {{}} for {sender} ({code})",
+        f"compare ip route get {target} and ip rule with another node; the network plugin adds "
+        "routes to pods",
+    )
+
+
+def _devices_down(part: RouteFacts) -> list[str]:
+    """Return the devices that have an address and are down."""
+    with_address = set(part.devices.by_address.values())
+    return sorted(
+        link.name
+        for link in part.devices.links.values()
+        if not link.up and link.index in with_address
+    )
+
+
+def _no_way_back(part: RouteFacts, each: PathRoutes, reply: RouteReply) -> Finding:
+    client = each.path.leaving.sample
+    to_client = f" to {address_text(client)}" if client else ""
+    code = errno.errorcode.get(reply.error, str(reply.error))
+    found = ""
+    if client:
+        packet = each.path.leaving
+        found = refusal(part, packet, reply.error, destination=client)
+    why = f"{found} refuses them" if found else f"there is no route ({code})"
+    return fault(
+        each.path,
+        f"replies of {{}}{to_client} do not pass: {why}",
+        f"remove {found}" if found else f"add a route{to_client} on this node",
+    )
+
+
+def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
+    path, reply = each.path, each.forward
+    link = part.devices.links.get(reply.device)
+    if reply.kind == RTN_LOCAL:
+        if path.leaving.destination not in part.paths.node_addresses and not path.local:
+            yield fault(
+                path,
+                f"{{}} is an address of this node ({part.devices.name(reply.device)}), but its "
+                f"endpoint is on {path.node or 'no node'}: packets do not leave this node",
+                "remove the address from this node",
+            )
+        return
+    if reply.kind != RTN_UNICAST:
+        yield fault(path, "{} is a broadcast address here", "correct the address of the endpoint")
+        return
+    if link is not None:
+        yield from _device(path, link)
+    yield from _neighbour(part, each)
+    yield from _diverted(part, each)
+    yield from _default(part, each)
+    if link is not None:
+        yield from _mtu(part, each, link)
+
+
+def _device(path: PacketPath, link: Link) -> Iterator[Finding]:
+    if not link.up:
+        yield fault(
+            path, f"{link.name}, the way to {{}}, is down", f"run ip link set {link.name} up"
+        )
+    elif not link.carrier:
+        yield fault(
+            path,
+            f"{link.name}, the way to {{}}, has no carrier",
+            f"check the cable or the other end: ip link show {link.name}",
+        )
+
+
+def _neighbour(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
+    if each.neighbour is None or not each.neighbour & (NUD_FAILED | NUD_INCOMPLETE):
+        return
+    hop = each.forward.gateway or each.path.leaving.destination
+    protocol = "ARP" if len(hop) == 4 else "neighbour discovery"
+    device = part.devices.name(each.forward.device)
+    if each.neighbour & NUD_INCOMPLETE:
+        yield doubt(each.path, f"{address_text(hop)} has not answered {protocol} on {device} yet")
+        return
+    what = "the next hop to {}" if each.forward.gateway else "{}"
+    yield fault(
+        each.path,
+        f"{what} does not answer {protocol}: {address_text(hop)} on {device}",
+        "check that this address exists: the node may be down or the pod gone"
+        if not each.forward.gateway
+        else f"check the node or router {address_text(hop)}, and the network between",
+    )
+
+
+def _diverted(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
+    """Find a policy rule that matches the mark by chance, and leads elsewhere."""
+    mark, plain = each.path.leaving.mark, each.plain
+    if not mark or plain.error or each.unmarked is None or each.unmarked.error:
+        return
+    before = (each.unmarked.device, each.unmarked.gateway)
+    after = (each.forward.device, each.forward.gateway)
+    if before == after:
+        return
+    yield fault(
+        each.path,
+        f"a policy rule diverts packets with the mark {mark:#x} to table {each.forward.table}: "
+        f"they go to {{}} through {_hop(part, each.forward)} instead of "
+        f"{_hop(part, each.unmarked)}",
+        "see ip rule; change the rule's mark, or set --iptables-masquerade-bit to an unused bit",
+    )
+
+
+def _hop(part: RouteFacts, reply: RouteReply) -> str:
+    device = part.devices.name(reply.device)
+    return f"{address_text(reply.gateway)} on {device}" if reply.gateway else device
+
+
+def _default(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
+    """Find pods that only the default route leads to."""
+    if each.network is None or each.network.prefix:
+        return
+    path, hop = each.path, _hop(part, each.forward)
+    if path.local:
+        yield fault(
+            path,
+            f"{{}} is on this node, but only the default route leads to it, through {hop}",
+            "check the pod's interface and its route: the network plugin adds them",
+        )
+    elif part.pod_routes:
+        yield fault(
+            path,
+            f"no route to {{}}: only the default route leads there, through {hop}, while there is "
+            f"a route to other pods ({part.pod_routes[0]})",
+            "check the network plugin on this node, which adds a route for each node",
+        )
+    elif any(path.leaving.destination in network for network in part.paths.cluster_networks):
+        yield doubt(
+            path,
+            f"only the default route leads to {{}}: {hop} must know the networks of all pods",
+        )
+
+
+def _mtu(part: RouteFacts, each: PathRoutes, link: Link) -> Iterator[Finding]:
+    path = each.path
+    if path.leaving.family is Family.IPV6 and 0 < link.mtu < _IPV6_MTU:
+        yield fault(
+            path,
+            f"{link.name}, the way to {{}}, has MTU {link.mtu}, less than IPv6 needs ({_IPV6_MTU})",
+            f"run ip link set {link.name} mtu {_IPV6_MTU} or more",
+        )
+    overhead = _OVERHEAD.get(link.kind, 0)
+    lower = part.devices.links.get(link.lower) or _uplink(part, path)
+    if overhead and lower and lower.index != link.index and link.mtu + overhead > lower.mtu > 0:
+        yield fault(
+            path,
+            f"{link.name}, the way to {{}}, has MTU {link.mtu}, but {lower.name} below it leaves "
+            f"only {lower.mtu - overhead} ({lower.mtu} less {overhead} for {link.kind}): large "
+            "packets are lost",
+            f"set the MTU of the network plugin to {lower.mtu - overhead} or less",
+        )
+        return
+    sender = part.devices.named(path.leaving.in_device or "")
+    if path.origin is not Origin.POD or sender is None or path.local:
+        return
+    # A route with an MTU of its own was configured with one, and pods usually have it too.
+    if not each.forward.mtu and 0 < link.mtu < sender.mtu:
+        yield fault(
+            path,
+            f"{link.name}, the way to {{}}, has MTU {link.mtu}, less than the pods' {sender.name} "
+            f"({sender.mtu}): large packets pass only if path MTU discovery works",
+            f"set the MTU of {link.name} to {sender.mtu}, or that of the pods to {link.mtu}",
+        )
+
+
+def _uplink(part: RouteFacts, path: PacketPath) -> Link | None:
+    index = part.devices.of_any(part.paths.node_addresses, path.leaving.family)
+    return part.devices.links.get(index)

@@ -1,0 +1,79 @@
+"""Network devices: their state, MTU and kind, over rtnetlink.
+
+Facts: include/uapi/linux/if_link.h and if.h, net/core/rtnetlink.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from pyproxy.netlink.attributes import attribute, attribute_map, text
+from pyproxy.netlink.requests import Request
+
+_GETLINK = 18
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 10, 18
+_IFLA_EXT_MASK, _IFLA_CARRIER = 29, 33
+_INFO_KIND, _INFO_DATA = 1, 2
+_SKIP_STATISTICS = struct.pack("=I", 1 << 3)
+_IFF_UP = 1
+_IFINFOMSG = struct.Struct("=BxHiII")
+_NUMBER = struct.Struct("=I")
+# The attribute of the data of a tunnel's kind that holds the index of the device below it.
+_LOWER = {"vxlan": 3, "ipip": 1, "gre": 1, "sit": 1}
+
+
+class Link(msgspec.Struct, frozen=True):
+    """A network device.
+
+    `up` is its administrative state, `carrier` whether it has a link. `kind` is the kernel's name
+    of its driver, such as bridge or vxlan, empty for hardware. `master` and `lower` are the indices
+    of the bridge that it is a port of, and of the device that a tunnel sends through; 0 for none.
+    """
+
+    index: int
+    name: str
+    up: bool = True
+    carrier: bool = True
+    mtu: int = 0
+    kind: str = ""
+    master: int = 0
+    lower: int = 0
+
+
+def get_link(index: int) -> Request:
+    """Request one device, or with 0 in a dump all of them; ENODEV if there is none."""
+    head = _IFINFOMSG.pack(0, 0, index, 0, 0)
+    return Request(_GETLINK, 0, head + attribute(_IFLA_EXT_MASK, _SKIP_STATISTICS))
+
+
+def read_links(replies: Iterable[memoryview]) -> Iterator[Link]:
+    """Read the replies to `get_link`."""
+    for reply in replies:
+        if len(reply) < _IFINFOMSG.size:
+            continue
+        _, _, index, flags, _ = _IFINFOMSG.unpack_from(reply)
+        fields = attribute_map(reply[_IFINFOMSG.size :])
+        info = attribute_map(fields.get(_IFLA_LINKINFO, b""))
+        kind = text(info.get(_INFO_KIND, memoryview(b"")))
+        lower = 0
+        if kind in _LOWER:
+            data = attribute_map(info.get(_INFO_DATA, b""))
+            lower = _number(data.get(_LOWER[kind]))
+        carrier = fields.get(_IFLA_CARRIER)
+        yield Link(
+            index=index,
+            name=text(fields.get(_IFLA_IFNAME, memoryview(b""))),
+            up=bool(flags & _IFF_UP),
+            carrier=carrier is None or any(carrier),
+            mtu=_number(fields.get(_IFLA_MTU)),
+            kind=kind,
+            master=_number(fields.get(_IFLA_MASTER)),
+            lower=lower,
+        )
+
+
+def _number(value: memoryview | None) -> int:
+    return int(_NUMBER.unpack(value)[0]) if value is not None and len(value) == _NUMBER.size else 0
