@@ -21,6 +21,7 @@ from bench.hostile import SIZE, print_hostile
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
 from bench.node_ports import print_node_ports
+from bench.outages import print_outages
 from bench.questions import print_questions
 from bench.repairs import print_repairs
 from bench.targets import Targets, held_against, targets
@@ -55,6 +56,9 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
     if options.repairs:
         _print_machine()
         return _conclude(print_repairs(place))
+    if options.outages:
+        _print_machine()
+        return _conclude(print_outages(place))
     if options.hostile is not None:
         _print_machine()
         return _conclude(
@@ -95,6 +99,9 @@ def _options() -> argparse.Namespace:
     )
     what.add_argument(
         "--repairs", action="store_true", help="time only repairs of other programs' writes"
+    )
+    what.add_argument(
+        "--outages", action="store_true", help="time only changes during outages of the API server"
     )
     what.add_argument(
         "--hostile",
