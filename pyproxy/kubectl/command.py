@@ -18,8 +18,8 @@ STATUSES = (
 class Command(msgspec.Struct, frozen=True):
     """A command; `run` returns its exit status, `statuses` are lines for --help.
 
-    `run` gets the arguments that the plugin does not know, and forwards them to the agent's command.
-    A command without `forwards` gets none.
+    `run` gets the arguments that the plugin does not know, and forwards them to the agent's
+    command. A command without `forwards` gets none.
     """
 
     add_arguments: Callable[[argparse.ArgumentParser], None]
