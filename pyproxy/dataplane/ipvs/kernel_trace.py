@@ -6,7 +6,6 @@ any number of Services. Only persistence templates, which no message asks for, a
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -17,24 +16,22 @@ from pyproxy.dataplane.ipvs.ruleset import Options, base_rules
 from pyproxy.dataplane.ipvs.schema import TABLE
 from pyproxy.dataplane.ipvs.tracer import IpvsState, trace
 from pyproxy.dataplane.nft.base_rules import Layout
+from pyproxy.dataplane.nft.loaded_options import (
+    confirmed,
+    options_to_trace,
+    read_traffic_options,
+)
 from pyproxy.dataplane.nft.loader import read_layout
 from pyproxy.dataplane.nft.readback import kernel_rows
 from pyproxy.dataplane.packets import Packet, TraceResult
-from pyproxy.errors import UsageError
-from pyproxy.model.address import Address, Backend, Family, Mark, Port, Protocol, parse_address
+from pyproxy.model.address import Address, Backend, Port, Protocol, parse_address
 from pyproxy.netlink.ipvs import Virtual
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.rules import read_bits_set, read_incoming_interface, read_set_names
 
 # /proc/net shows the namespace of the main thread, thread-self that of the calling one.
 _CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
 _NO_PORT = "0000"
 _BY_MARK = "IP"
-
-_CHANGED = (
-    f"another program has changed the rules of table inet {TABLE}: the trace follows the rules as"
-    " pyproxy loaded them"
-)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -56,7 +53,9 @@ class IpvsTracer:
 
         IPVS has no generation number, so a change during the trace is not noticed.
         """
-        options, remarks = self._options()
+        options, remarks = options_to_trace(
+            read_layout(self._netlink, TABLE), TABLE, "ipvs", loaded_options, base_rules
+        )
         kernel = self._kernel
         state = IpvsState(
             kernel_rows(self._netlink, TABLE, schema.BY_NAME),
@@ -74,45 +73,25 @@ class IpvsTracer:
         self._netlink.close()
         self._kernel.close()
 
-    def _options(self) -> tuple[Options, tuple[str, ...]]:
-        layout = read_layout(self._netlink, TABLE)
-        if not layout.chains:
-            raise UsageError(
-                f"the kernel holds no table inet {TABLE}: run trace on a node where pyproxy serves "
-                "in ipvs mode, in the host's network namespace"
-            )
-        options = loaded_options(layout)
-        if options is None:
-            raise UsageError(
-                f"table inet {TABLE} was loaded by another version of pyproxy: use that version's "
-                "trace, or start this version's agent"
-            )
-        return options, () if base_rules(options).is_loaded(layout) else (_CHANGED,)
-
 
 def loaded_options(layout: Layout) -> Options | None:
-    """Return the options that the rules were loaded for; None for another version's rules.
-
-    The marker chain's name is a digest of the rules' text, which confirms the options.
-    """
-    bits = read_bits_set(b"".join(layout.rules.get("new-connections", [])))
-    # nft compiles `meta mark | bit` to a bitwise expression, whose operand is the bit.
-    if len(bits) != 4:
+    """Return the options that the rules were loaded for; None for another version's rules."""
+    found = read_traffic_options(
+        layout.rules.get("new-connections", []), layout.rules.get("services", [])
+    )
+    if found is None:
         return None
-    services = layout.rules.get("services", [])
-    interface = next(filter(None, map(read_incoming_interface, services)), "")
-    looked_up = frozenset[str]().union(*map(read_set_names, services))
     # The rules with and without this option differ, and so do their digests: try both.
-    for masquerade_all in (False, True):
-        options = Options(
-            mark=Mark(struct.unpack("=I", bits)[0]),
+    candidates = (
+        Options(
+            mark=found.mark,
             masquerade_all=masquerade_all,
-            pod_interface=interface,
-            pod_families=frozenset(f for f in Family if schema.PODS.of(f) in looked_up),
+            pod_interface=found.pod_interface,
+            pod_families=found.pod_families,
         )
-        if base_rules(options).marker() in layout.chains:
-            return options
-    return None
+        for masquerade_all in (False, True)
+    )
+    return confirmed(layout, candidates, base_rules)
 
 
 class _Asked(Mapping[K, V]):

@@ -11,6 +11,7 @@ from itertools import count
 
 from pyproxy.dataplane.connections import Counted, Totals, is_selected
 from pyproxy.dataplane.nft import schema as nft
+from pyproxy.dataplane.nft.loaded_options import missing_table
 from pyproxy.dataplane.nft.schema import Rows, SetKind
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -47,10 +48,7 @@ class CounterReader:
         """Raise UsageError if no element counts connections. Raises KernelError."""
         present = list(self._netlink.dump(nftables.get_sets(TABLE)))
         if not present:
-            raise UsageError(
-                f"the kernel holds no table inet {TABLE}: run top on a node where pyproxy serves "
-                "in nftables mode, in the host's network namespace"
-            )
+            raise missing_table(TABLE, "nftables", "top")
         # One set is enough: all counted sets are declared in the same transaction.
         if schema.SERVICES.of(Family.IPV4) not in element_counters.read_counted_sets(present):
             raise UsageError(
