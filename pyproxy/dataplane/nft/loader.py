@@ -54,19 +54,19 @@ def read_layout(netlink: Nfnetlink, table: str) -> Layout:
 def begin_load(netlink: Nfnetlink, base: BaseRules) -> None:
     """Load the base rules and keep every element.
 
-    Elements are written next, and then `finish_load` is called. An older version's table gets only
-    what it lacks here, and its rules serve until the new sets are filled. A table is replaced if
-    its sets have other types, or differ in whether they count. StaleStateError then means that its
-    elements are gone. Raises KernelError.
+    Elements are written next, and then `load_rules` and `finish_load` are called. A table with
+    other rules gets only what it lacks here, and its rules serve until the new sets are filled. A
+    table is replaced if its sets have other types, or differ in whether they count. StaleStateError
+    then means that its elements are gone. Raises KernelError.
     """
     present = read_layout(netlink, base.table)
     # A set's expressions are fixed when it is created: counters cannot be switched in place.
     if present.sets and _counts(netlink, base) != bool(base.counted):
         log.info("replacing table inet %s: endpoint counters were switched", base.table)
         _replace(netlink, base)
-    # This version's own table, after another program changed it, is repaired at once.
-    is_older = bool(present.chains) and base.marker() not in present.chains
-    serves = is_older and bool(base.missing(present) or base.strays(present))
+    # This version's own table, after another program changed it, is repaired at once. Whether sets
+    # are missing does not matter: an upgrade that was interrupted left some of them empty.
+    serves = bool(present.chains) and base.marker() not in present.chains
     try:
         if serves:
             # Sets of other types show here, before any element is written.

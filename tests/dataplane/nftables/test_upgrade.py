@@ -10,17 +10,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
 from pyproxy_lab.probe import Outcome, probe
 
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.dataplane.nft.loader import read_layout
+from pyproxy.dataplane.nft.base_rules import BaseRules
+from pyproxy.dataplane.nft.loader import begin_load, finish_load, load_rules, read_layout
 from pyproxy.dataplane.nftables import dataplane as dataplane_module
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
@@ -37,6 +39,9 @@ DATA = Path(__file__).with_name("data")
 ROUTINGS = [case.routing() for case in CASES if case.number in (1, 2, 6, 8, 12, 13)]
 NODE = NodeRouting(POD_NETWORKS, NODE_PORT_ADDRESSES)
 OLD_NAMES = ("insiders", "outsiders", "refused", "guarded", "sticky")
+STEPS = ("begin_load", "load_rules", "finish_load")
+"""Functions of the loader that write, in order; elements are written after the first two."""
+
 PAUSE = 0.3
 RATE = 150
 """New connections a second from each client."""
@@ -134,7 +139,7 @@ def test_no_connection_fails_while_an_older_table_is_taken_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The states between the transactions last long enough for connections to meet each of them.
-    for step in ("begin_load", "finish_load"):
+    for step in STEPS:
         monkeypatch.setattr(dataplane_module, step, slow(getattr(dataplane_module, step)))
     with Network() as network, ExitStack() as stack:
         load_old_table(network.namespace("na"))
@@ -161,20 +166,61 @@ def test_no_connection_fails_while_an_older_table_is_taken_over(
         assert [each.reached for each in after] == [each.reached for each in before]
 
 
-def test_an_interrupted_upgrade_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_an_interrupted_upgrade_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     with Network() as network:
-        node = network.namespace("na")
+        node, client = network.namespace("na"), network.namespace("a2")
         load_old_table(node)
-        with monkeypatch.context() as patched:
-            # As by SIGKILL: the new sets are filled, and the old rules still serve.
-            patched.setattr(dataplane_module, "finish_load", interrupted)
+        with monkeypatch.context() as patched, load(client, RATE, LOADS["a2"]) as before:
+            # As by SIGKILL: the new sets are filled, and the older or the new rules serve.
+            patched.setattr(dataplane_module, step, interrupted)
             with pytest.raises(InterruptedError):
                 upgrade(network)
-        assert "map insiders4" in node.run(["nft", "list", "table", "inet", TABLE]).stdout
-        with load(network.namespace("a2"), RATE, LOADS["a2"]) as result:
+        with load(client, RATE, LOADS["a2"]) as after:
             upgrade(network)
+    for result in (before, after):
         assert not result.failed
         assert not result.late
+
+
+def test_older_rules_serve_until_elements_are_written_in_each_attempt(namespace: Namespace) -> None:
+    base = base_rules(NftablesOptions())
+    older = without_node_ports(base)
+    netlink = namespace.call(Nfnetlink)
+
+    def served() -> bool:
+        listing = namespace.run(["nft", "list", "chain", "inet", TABLE, "services"])
+        return "@node-ports4" in listing.stdout
+
+    def write(step: Callable[..., None], rules: BaseRules) -> None:
+        namespace.call(partial(step, netlink, rules))
+
+    with closing(netlink):
+        write(begin_load, older)
+        write(finish_load, older)
+        for _ in range(2):
+            # The first attempt ends here; its sets exist, and are empty.
+            write(begin_load, base)
+            assert not served()
+        write(load_rules, base)
+        assert served()
+        write(finish_load, base)
+        assert base.is_loaded(read_layout(netlink, TABLE))
+
+
+def without_node_ports(base: BaseRules) -> BaseRules:
+    """Return base rules like those of a version without sets for node ports."""
+    return msgspec.structs.replace(
+        base,
+        kinds={name: kind for name, kind in base.kinds.items() if "node-port" not in name},
+        chains={
+            name: [rule for rule in rules if "node-port" not in rule]
+            for name, rules in base.chains.items()
+            if "node" not in name
+        },
+    )
 
 
 def slow(step: Callable[..., None]) -> Callable[..., None]:
