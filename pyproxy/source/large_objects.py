@@ -91,8 +91,11 @@ class LargeObjects:
             is_decoded = self._current is not None and self._current.name == name
             has_room = self._size - (before.size if before else 0) + size <= _MOST_HELD
             if not has_room or not (wait or before or is_decoded):
-                budget.take(now, _tokens(size))
+                # An object without room takes no credit, or it would wait for minutes later.
+                if not wait:
+                    budget.take(now, _tokens(size))
                 return False
+            due = now + wait
             if before is None:
                 log.info(
                     "%s %s: %d bytes that change too often; decoding its newest version in %.1f s",
@@ -104,8 +107,9 @@ class LargeObjects:
                 )
             else:
                 self._size -= before.size
-                read_at = before.read_at
-            self._held[name] = _Held(name, raw, size, now + wait, read_at)
+                due, read_at = before.due, before.read_at
+            # A copy, because a Raw keeps all bytes of its event.
+            self._held[name] = _Held(name, raw.copy(), size, due, read_at)
             self._size += size
             if not self._running:
                 self._running = True

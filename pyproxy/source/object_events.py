@@ -106,10 +106,9 @@ class ObjectEvents:
         if found is None or not self._selects(found[0]):
             return False
         name, version = found
-        if not self._large.hold(name, raw, read_at):
-            return False
+        # First, because it raises for a version of another history, which must not be emitted.
         self._advance(version)
-        return True
+        return self._large.hold(name, raw, read_at)
 
     def _emit_upsert(
         self, decoded: DecodedObject, read_at: float, listing: set[ObjectName] | None = None
