@@ -103,7 +103,7 @@ def node_status(agent: Agent, found: AgentStatus | str) -> NodeStatus:
 def _problem(agent: Agent, found: AgentStatus) -> str:
     if not found.healthy:
         return _short(found.health) or "unhealthy"
-    if found.node != agent.node:
+    if found.node and found.node != agent.node:
         return f"it serves the node {_short(found.node)!r}: correct --hostname-override"
     if found.source_age > LAG_LIMIT:
         return "a watch has received nothing for minutes"
