@@ -1,0 +1,7 @@
+"""`python -m pyproxy.kubectl` is the program `kubectl-pyproxy`."""
+
+import sys
+
+from pyproxy.kubectl.main import main
+
+sys.exit(main())
