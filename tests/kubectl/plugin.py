@@ -51,7 +51,7 @@ def run(*words: str, terminal: bool = False) -> Result:
 
 @dataclass
 class Reply:
-    """What a simulated node does for a command: wait, write, and end."""
+    """The reaction of a simulated node to a command: wait, write, and end."""
 
     output: bytes = b""
     errors: bytes = b""
