@@ -19,12 +19,67 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.test_metrics import METRICS_FILE, used
 from tools import prometheusrule
 
-from .manifests import MONITORING, chart, the, tool
+from .manifests import MONITORING, ROOT, chart, the, tool
 from .schemas import RuleGroups
 
+DEPLOY_GUIDE = ROOT / "docs" / "deploy.md"
 ALERTS = MONITORING / "alerts.yaml"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 WANTED = ["programming latency", "sync time", "drift", "invalid objects", "api age"]
+_SYNC = "kubeproxy_sync_proxy_rules"
+_PROCESS = ("process_cpu_seconds_total", "process_resident_memory_bytes")
+_PROGRAMMING = "kubeproxy_network_programming_duration_seconds"
+# Series, each with the labels that are selected or grouped by, of content for kube-proxy.
+ASKED_FOR: dict[str, dict[str, tuple[str, ...]]] = {
+    "dashboard and alerts of kubernetes-mixin": {
+        "up": ("job", "instance"),
+        f"{_SYNC}_duration_seconds_count": (),
+        f"{_SYNC}_duration_seconds_bucket": ("le",),
+        f"{_PROGRAMMING}_count": (),
+        f"{_PROGRAMMING}_bucket": ("le",),
+        "rest_client_requests_total": ("code",),
+        "rest_client_request_duration_seconds_bucket": ("verb", "le"),
+        **dict.fromkeys((*_PROCESS, "go_goroutines"), ()),
+    },
+    "Datadog's check kube_proxy": {
+        f"{_PROGRAMMING}_count": ("ip_family",),
+        f"{_SYNC}_duration_seconds_count": ("ip_family",),
+        f"{_SYNC}_latency_microseconds_count": (),
+        f"{_SYNC}_endpoint_changes_pending": (),
+        f"{_SYNC}_endpoint_changes_total": (),
+        f"{_SYNC}_service_changes_pending": (),
+        f"{_SYNC}_service_changes_total": (),
+        f"{_SYNC}_iptables_restore_failures_total": (),
+        f"{_SYNC}_iptables_total": ("table",),
+        f"{_SYNC}_last_queued_timestamp_seconds": (),
+        f"{_SYNC}_last_timestamp_seconds": (),
+        "rest_client_exec_plugin_certificate_rotation_age_count": (),
+        "rest_client_exec_plugin_ttl_seconds": (),
+        "rest_client_request_duration_seconds_count": ("verb",),
+        "rest_client_requests_total": ("code", "host", "method"),
+        **dict.fromkeys((*_PROCESS, "process_virtual_memory_bytes"), ()),
+    },
+    "Elastic's metricset kubernetes.proxy": {
+        f"{_SYNC}_duration_seconds_bucket": ("le",),
+        f"{_PROGRAMMING}_bucket": ("le",),
+        "rest_client_requests_total": ("code", "host", "method"),
+        "rest_client_request_duration_seconds_bucket": ("host", "verb", "le"),
+        "rest_client_request_size_bytes_bucket": ("host", "verb", "le"),
+        "rest_client_response_size_bytes_bucket": ("host", "verb", "le"),
+        **dict.fromkeys(_PROCESS, ()),
+        "process_virtual_memory_bytes": (),
+        "process_open_fds": (),
+        "process_max_fds": (),
+        "process_start_time_seconds": (),
+    },
+}
+NOT_EXPOSED = {
+    "go_goroutines",
+    f"{_SYNC}_latency_microseconds_count",
+    "rest_client_exec_plugin_certificate_rotation_age_count",
+    "rest_client_exec_plugin_ttl_seconds",
+}
+"""The series that docs/deploy.md names as missing."""
 # Prometheus itself adds these to a scrape.
 PROMETHEUS_METRICS = {"up"}
 PROMETHEUS_LABELS = {"job", "instance"}
@@ -90,6 +145,21 @@ def test_every_metric_and_label_used_is_exposed(name: str, expression: str) -> N
     assert metrics
     assert metrics - PROMETHEUS_METRICS <= there.keys()
     assert labels <= PROMETHEUS_LABELS.union(*(there.get(each, ()) for each in metrics))
+
+
+@pytest.mark.parametrize("content", ASKED_FOR)
+def test_content_for_kube_proxy_finds_its_metrics(content: str) -> None:
+    there = exposed() | dict.fromkeys(PROMETHEUS_METRICS, PROMETHEUS_LABELS)
+    for name, labels in ASKED_FOR[content].items():
+        if name not in NOT_EXPOSED:
+            assert set(labels) <= there[name], name
+
+
+def test_the_documentation_names_what_is_missing() -> None:
+    text = DEPLOY_GUIDE.read_text()
+    assert not NOT_EXPOSED & exposed().keys()
+    for name in NOT_EXPOSED:
+        assert f"`{name.removesuffix('_count')}`" in text
 
 
 def test_every_alert_has_a_summary_a_description_and_a_test() -> None:
