@@ -16,7 +16,7 @@ import msgspec
 
 from pyproxy.netlink.frames import HEADER, NLM_F_ACK, NLM_F_DUMP, pack_message
 from pyproxy.netlink.kernel_errors import MessageError, read_acknowledgements
-from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
+from pyproxy.netlink.sockets import NETLINK_NETFILTER, SEND_BUFFER, NetlinkClient
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,6 @@ NFPROTO_IPV6 = 10
 
 _NFNL_MSG_BATCH_BEGIN = 16
 _NFNL_MSG_BATCH_END = 17
-
-# The errors of all messages of a batch wait here until `send` returns.
-_RECEIVE_BUFFER = 8 << 20
-_SEND_BUFFER = 1 << 18
 
 _NFGENMSG = struct.Struct("=BBH")
 HEADER_SIZE = HEADER.size + _NFGENMSG.size
@@ -46,38 +42,23 @@ class Message(msgspec.Struct, frozen=True):
     family: int = NFPROTO_INET
 
 
-class Nfnetlink:
+class Nfnetlink(NetlinkClient):
     """A netlink socket to netfilter, with counts of what went through it.
 
     All methods may block on the kernel; one thread may use it at a time.
     """
 
     def __init__(self) -> None:
-        self._socket = NetlinkSocket(NETLINK_NETFILTER, "netfilter", _RECEIVE_BUFFER)
+        super().__init__(NETLINK_NETFILTER, "netfilter")
         self._largest = 0
         # Callers compare it with nf_tables' generation, which a commit without a change leaves, and
         # add the transactions of programs that they run.
         self.committed = 0
-        self.messages_sent = 0
-
-    @property
-    def bytes_sent(self) -> int:
-        """The bytes of all requests, with their headers."""
-        return self._socket.bytes_sent
-
-    @property
-    def port(self) -> int:
-        """The socket's address, which the kernel puts in notifications of its changes."""
-        return self._socket.port
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
 
     def grow_send_buffer(self, size: int) -> int:
         """Make room for a batch of `size` bytes; return how large a batch may be."""
         if size > self._largest:
-            self._largest = self._socket.grow_send_buffer(max(size, _SEND_BUFFER))
+            self._largest = self._socket.grow_send_buffer(max(size, SEND_BUFFER))
         return self._largest
 
     def transact(self, messages: Sequence[Message], subsystem: int) -> list[MessageError]:

@@ -12,10 +12,8 @@ import msgspec
 
 from pyproxy.netlink.frames import HEADER, NLM_F_ACK, NLM_F_DUMP, pack_message
 from pyproxy.netlink.kernel_errors import MessageError, read_acknowledgements
-from pyproxy.netlink.sockets import NetlinkSocket
+from pyproxy.netlink.sockets import SEND_BUFFER, NetlinkClient
 
-_RECEIVE_BUFFER = 8 << 20
-_SEND_BUFFER = 1 << 18
 _CHUNK = 1 << 16
 """Bytes in one send: its replies, if all of them are errors, must fit in the receive buffer."""
 
@@ -28,30 +26,15 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Requests:
+class Requests(NetlinkClient):
     """A netlink socket to one of netlink's protocols, with counts of what went through it.
 
     `purpose` is quoted in error messages. All methods may block on the kernel.
     """
 
     def __init__(self, protocol: int, purpose: str = "kernel") -> None:
-        self._socket = NetlinkSocket(protocol, purpose, _RECEIVE_BUFFER)
-        self._socket.grow_send_buffer(_SEND_BUFFER)
-        self.messages_sent = 0
-
-    @property
-    def bytes_sent(self) -> int:
-        """The bytes of all requests, with their headers."""
-        return self._socket.bytes_sent
-
-    @property
-    def port(self) -> int:
-        """The socket's address, which the kernel puts in notifications of its changes."""
-        return self._socket.port
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        super().__init__(protocol, purpose)
+        self._socket.grow_send_buffer(SEND_BUFFER)
 
     def filter_dumps(self) -> None:
         """Have the kernel apply the fields of a dump's header as filters. Raises KernelError."""

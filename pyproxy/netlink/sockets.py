@@ -31,6 +31,11 @@ _SEND_OVERHEAD = 32
 # The kernel sizes the datagrams of a dump by the largest buffer that a reader has offered, up to
 # 32 KiB; a datagram longer than the buffer would be cut without an error.
 _RECEIVE_SIZE = 1 << 18
+# The errors of all messages of one send wait here until `send` returns.
+_CLIENT_BUFFER = 8 << 20
+SEND_BUFFER = 1 << 18
+"""Bytes of a client's send buffer, which grows for larger messages."""
+
 _LAST_SEQUENCE = (1 << 32) - 1
 _DUMP_ATTEMPTS = 10
 
@@ -204,6 +209,28 @@ class NetlinkSocket:
         except OSError as error:
             doing = f"subscribing to group {group} of {self._purpose}"
             raise kernel_error(error.errno or 0, doing) from error
+
+
+class NetlinkClient:
+    """The part that all clients of one protocol share: a socket, with counts of what it sent."""
+
+    def __init__(self, protocol: int, purpose: str) -> None:
+        self._socket = NetlinkSocket(protocol, purpose, _CLIENT_BUFFER)
+        self.messages_sent = 0
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of all requests, with their headers."""
+        return self._socket.bytes_sent
+
+    @property
+    def port(self) -> int:
+        """The socket's address, which the kernel puts in notifications of its changes."""
+        return self._socket.port
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
 
 def grow_receive_buffer(sock: socket.socket, size: int) -> None:
