@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pyproxy.commands.command import View
 from pyproxy.commands.output import BAD, DIM, GOOD, Part, text
-from pyproxy.commands.query_runner import QueryRunner, kernel
+from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.inspect.diff import DesiredState, Diff, desired_state, diff
 from pyproxy.inspect.humanize import count
+from pyproxy.inspect.kernel_facts import kernel
 from pyproxy.inspect.queries import DESIRED, NoArgs
 
 

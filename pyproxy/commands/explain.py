@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import closing
 
 from pyproxy.commands.command import View
 from pyproxy.commands.explanation import show
-from pyproxy.commands.query_runner import QueryRunner, kernel
-from pyproxy.config.settings import Settings
-from pyproxy.dataplane.conntrack.frontends import flow_targets, is_stale
-from pyproxy.dataplane.interface import NodeRouting, StateDiff
-from pyproxy.errors import KernelError, PyproxyError, UsageError
+from pyproxy.commands.query_runner import QueryRunner
+from pyproxy.errors import UsageError
 from pyproxy.hostnet.path_facts import read_path
 from pyproxy.inspect.explain import Explanation, explain
-from pyproxy.inspect.facts import AgentFacts, Facts, KernelFacts
+from pyproxy.inspect.facts import AgentFacts, Facts
+from pyproxy.inspect.kernel_facts import kernel_facts
 from pyproxy.inspect.queries import FACTS, LOOKUP, FactsArgs, LookupArgs
 from pyproxy.inspect.service_paths import service_paths
 from pyproxy.inspect.target import parse
-from pyproxy.model.address import Address, Backend, backend_text, parse_address
-from pyproxy.netlink.conntrack import Conntrack
-from pyproxy.netlink.flows import Flow
-from pyproxy.policy.routing import ServiceRouting
+from pyproxy.model.address import Address, parse_address
 from pyproxy.source.api_objects import ServiceLookup
 
 
@@ -49,7 +42,7 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
     facts = Facts(
         agent,
         _api_facts(queries, agent),
-        _kernel_facts(agent),
+        kernel_facts(agent),
         client,
         read_path(service_paths(agent, client)),
     )
@@ -69,44 +62,6 @@ def _api_facts(queries: QueryRunner, agent: AgentFacts) -> ServiceLookup:
         return ServiceLookup(service_skipped="no Service name", pods_skipped="no Service name")
     # The agent asks the API server, because it has a connection and the rights of its account.
     return queries.query(LOOKUP, LookupArgs(str(name)))
-
-
-def _kernel_facts(agent: AgentFacts) -> KernelFacts:
-    routing = agent.routing
-    if routing is None:
-        return KernelFacts(not_read="not programmed", flows_not_read="not programmed")
-    diff, not_read = _state_diff(agent.settings, routing, agent.node_routing)
-    try:
-        return KernelFacts(diff, not_read, stale_flows=tuple(_stale_flows(routing)))
-    except KernelError as error:
-        return KernelFacts(diff, not_read, flows_not_read=str(error))
-
-
-def _state_diff(
-    settings: Settings, routing: ServiceRouting, node: NodeRouting
-) -> tuple[StateDiff | None, str]:
-    # The kernel is read here, not in the agent: its thread must not wait for a dump.
-    try:
-        with kernel(settings) as dataplane:
-            return dataplane.compare(routing, node), ""
-    except PyproxyError as error:
-        return None, str(error)
-
-
-def _stale_flows(routing: ServiceRouting) -> Iterator[str]:
-    with closing(Conntrack()) as table:
-        for key, target in flow_targets(routing):
-            for flows in table.flows(key.family, key.protocol, key.destination):
-                for flow in flows:
-                    if flow.destination == key.destination and is_stale(flow, (target,)):
-                        yield _flow_text(flow)
-
-
-def _flow_text(flow: Flow) -> str:
-    source, destination, endpoint = (
-        backend_text(Backend(each)) for each in (flow.source, flow.destination, flow.reply_source)
-    )
-    return f"{source} -> {destination} goes to {endpoint}"
 
 
 COMMAND = View(

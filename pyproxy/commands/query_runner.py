@@ -6,14 +6,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pyproxy.config import command_line
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import Dataplane
 from pyproxy.errors import PyproxyError, UsageError
 from pyproxy.inspect.client import AgentTimeoutError, Client, NoAgentError
 from pyproxy.inspect.queries import SETTINGS, A, NoArgs, Query, R, Stream
@@ -84,16 +81,6 @@ class QueryRunner:
         from pyproxy.agent.oneshot import read_once  # noqa: PLC0415
 
         return read_once(settings, files)
-
-
-@contextmanager
-def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
-    """Open the dataplane of these settings for reading, and close it. Raises UsageError."""
-    from pyproxy.dataplane import modes  # noqa: PLC0415
-
-    with closing(modes.of(settings.mode).make(settings)) as dataplane:
-        dataplane.prepare_to_read()
-        yield dataplane
 
 
 def note(text: str) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from pyproxy.inspect.explain.step import Result
 from pyproxy.inspect.humanize import clock, duration
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.services import ServiceView, list_services
@@ -23,6 +24,15 @@ MAX_ROWS = 200
 
 MAX_PORTS = 20
 """Ports on the page of a Service."""
+
+
+_CLASSES = {
+    Result.OK: "good",
+    Result.FAILED: "bad",
+    Result.NOTE: "warn",
+    Result.SKIPPED: "unused",
+    Result.UNDECIDED: "warn",
+}
 
 
 def overview(snapshot: Snapshot, query: SearchQuery) -> str:
@@ -52,6 +62,22 @@ def service(snapshot: Snapshot, name: str) -> str:
         more_unmatched=any(True for _ in view.fields["unmatched"]),
         rows=MAX_ROWS,
         width=WIDTH,
+    )
+
+
+def explanation(snapshot: Snapshot, name: str) -> str:
+    """Return the page with the steps of `pyproxy explain` for a Service. Raises UsageError.
+
+    Reads the kernel in the caller's thread.
+    """
+    # The readers of routes and of other firewalls are needed for this page alone.
+    from pyproxy.inspect.agent_explanation import explain_in_agent  # noqa: PLC0415
+
+    return _page("explain.html").render(
+        status=status(snapshot, limit=0),
+        found=explain_in_agent(snapshot, name),
+        classes=_CLASSES,
+        rows=MAX_ROWS,
     )
 
 

@@ -177,6 +177,10 @@ class _Handler(RequestHandler):
             case "services" if rest:
                 name = unquote(rest)
                 self._page(name, lambda snapshot: pages.service(snapshot, name))
+            case "explain" if rest:
+                target = unquote(rest)
+                key = ("explain", target)
+                self._page(key, lambda snapshot: pages.explanation(snapshot, target))
             # Only the charts count as a viewer: other tools may poll the page itself.
             case "timeline":
                 self.server.viewed_at = time.monotonic()

@@ -17,9 +17,9 @@ from pyproxy_lab.cluster import Cluster
 from pyproxy_lab.process import Agent
 
 from pyproxy.cli import main
-from pyproxy.commands.query_runner import kernel
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client
+from pyproxy.inspect.kernel_facts import kernel
 from pyproxy.inspect.queries import DESIRED, SERVICES, STATUS, NoArgs, ServicesArgs
 from tests.agent.live import endpoint_slice, service
 from tests.waiting import until

@@ -98,6 +98,24 @@ def test_a_change_is_shown_without_a_reload(node: InspectedNode) -> None:
     look(node, see)
 
 
+def test_the_page_shows_the_steps_of_explain(node: InspectedNode) -> None:
+    steps = node.command("explain", "shop/idle", "-o", "json").json["steps"]
+    wanted = [(step["name"], step["result"], step["message"]) for step in steps]
+
+    def see(made: Page) -> list[tuple[str, ...]]:
+        made.goto("/services/shop/idle")
+        made.get_by_role("link", name="Explain the path").click()
+        expect(made.get_by_role("heading", level=1)).to_have_text("shop/idle")
+        expect(made.locator(".note.bad")).to_have_text("the Service has no EndpointSlice")
+        rows = made.locator("tbody tr")
+        return [tuple(row.locator("td").all_inner_texts()) for row in rows.all()]
+
+    shown = look(node, see)
+    # The page does not query the API server.
+    differing = [step for step, row in zip(wanted, shown, strict=True) if step != row]
+    assert [name for name, _, _ in differing] == ["selector"]
+
+
 def test_the_theme_can_be_switched_and_is_kept(node: InspectedNode) -> None:
     def background(made: Page) -> str:
         return str(made.evaluate("getComputedStyle(document.body).backgroundColor"))

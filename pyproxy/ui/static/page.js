@@ -2,10 +2,13 @@
 // Refreshes the page: replaces the parts that changed, and keeps the focus.
 
 const live = document.querySelector(".live");
+// A page that reads the kernel is loaded once, and not refreshed.
+const once = document.querySelector("[data-once]");
 let refreshing = false;
 let again = false;
 
 async function refresh() {
+  if (once) return;
   if (refreshing) { again = true; return; }
   refreshing = true;
   try {
