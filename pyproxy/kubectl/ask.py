@@ -24,6 +24,7 @@ SMALL = 8 << 20
 LARGE = 64 << 20
 """Bytes of an answer with all Services; 10,000 with 10 endpoints each have about 15 MB."""
 
+_ONLY_AGENT = "--require-agent"
 _LARGEST_ERRORS = 64 << 10
 _LONGEST_TEXT = 300
 _NO_PROGRAM = ("executable file not found", "no such file or directory")
@@ -54,7 +55,7 @@ class Question(msgspec.Struct, frozen=True):
     @property
     def command(self) -> tuple[str, ...]:
         """The command in the agent's pod."""
-        return ("pyproxy", *self.words, "--require-agent", "-o", "json")
+        return ("pyproxy", *self.words, _ONLY_AGENT, "-o", "json")
 
 
 def ask(client: Client, agent: Agent, question: Question, timeout: float) -> Answer:
@@ -88,7 +89,10 @@ def read(answer: Answer, question: Question, decode: Callable[[bytes], T]) -> T 
     if answer.failure:
         return answer.failure
     if answer.status not in question.statuses:
-        return _last_line(answer.errors) or f"its command ended with status {answer.status}"
+        line = _last_line(answer.errors)
+        if _ONLY_AGENT in line:
+            return f"its pyproxy is older than this plugin, and has no {_ONLY_AGENT}"
+        return line or f"its command ended with status {answer.status}"
     try:
         return decode(answer.output)
     # ValueError covers invalid UTF-8 and numbers with more digits than Python parses.

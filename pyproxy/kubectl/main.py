@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(KNOWN.redact(f"kubectl pyproxy: {error}"), file=sys.stderr)
         return NO_RESPONSE
     except BrokenPipeError:
-        # The reader of a pipe, such as head, has enough.
-        sys.stderr.close()
+        # The reader of a pipe, such as head, has enough. Python would write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells report it

@@ -67,5 +67,5 @@ def without_node(text: str, node: str) -> str:
 
     The node's own name becomes NODE, and durations lose their numbers.
     """
-    own = re.compile(rf"(?<![\w.-]){re.escape(node)}(?![\w-])")
+    own = re.compile(rf"(?<![\w.-]){re.escape(node)}(?![\w-]|\.\w)")
     return _DURATION.sub("N ", own.sub("NODE", text))

@@ -50,6 +50,10 @@ def test_healthy_nodes_are_rows_in_natural_order(few: Nodes) -> None:
             "its pod has no pyproxy: image pyproxy:0.1.0",
         ),
         (Reply(status=3, errors=b"note\npyproxy: no agent listens\n"), "no agent listens"),
+        (
+            Reply(status=2, errors=b"pyproxy: unrecognized arguments: --require-agent"),
+            "its pyproxy is older than this plugin",
+        ),
         (Reply(status=137), "its command ended with status 137"),
         (Reply(b"\xff\xfe{"), "its answer is not understood"),
         (Reply(b"[]"), "its answer is not understood"),
