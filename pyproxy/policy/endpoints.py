@@ -150,6 +150,7 @@ def _rank(endpoint: Endpoint, hostname: str) -> tuple[object, ...]:
         endpoint.ready,
         endpoint.serving and endpoint.terminating,
         endpoint.node == hostname,
+        not endpoint.node,
         endpoint.hint_nodes,
         endpoint.hint_zones,
     )
