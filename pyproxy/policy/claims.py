@@ -148,6 +148,7 @@ def claims_of(
     addresses: dict[Address, None] = {}
     for port in routing.ports:
         prefix = _key_prefix(port)
+        node_port = b""
         for each in port.frontends:
             address = each.address
             key = prefix + each.port.to_bytes(2, "big") + address
@@ -159,8 +160,9 @@ def claims_of(
             if kind is _NODE_PORT:
                 key = node_port_key(key)
                 # A divided node port has one frontend for each address.
-                if address and key in other.get(kind, ()):
+                if key == node_port:
                     continue
+                node_port = key
             elif address in node_addresses:
                 on_node.add(key)
             if kind in other:

@@ -214,12 +214,17 @@ class FrontendOwners:
         problems: list[Problem] = []
         ports: list[PortRouting] = []
         seen: set[bytes] = set()
+        # The first of several ports with one node port has it.
+        node_ports = _node_ports(routing) if claims.on_node else {}
         for port in routing.ports:
             kept: list[Frontend] = []
             for frontend in port.frontends:
                 key = key_of(port, frontend)
                 rival = self._rival(claims, claim_key_of(port, frontend), frontend)
-                if rival is None and key not in seen:
+                is_taken = key in seen or (
+                    key in claims.on_node and node_ports.get(node_port_key(key), port) is not port
+                )
+                if rival is None and not is_taken:
                     kept.append(frontend)
                     seen.add(key)
                 else:
@@ -318,6 +323,16 @@ class _Queues:
             # The next claimant gets the frontend, or has another owner to name.
             if at < len(queue):
                 behind.append(queue[at])
+
+
+def _node_ports(routing: ServiceRouting) -> dict[bytes, PortRouting]:
+    """Return the port of the Service that has each node port, by the node port's key."""
+    found: dict[bytes, PortRouting] = {}
+    for port in routing.ports:
+        for frontend in port.frontends:
+            if precedence_of(frontend) == Precedence.NODE_PORT:
+                found.setdefault(claim_key_of(port, frontend), port)
+    return found
 
 
 def _affected(now: Iterable[Claimant], later: set[ObjectName], by: ObjectName) -> Affected:

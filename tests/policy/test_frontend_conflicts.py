@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.errors import Problem
-from pyproxy.model.address import Address, Family, Port, Protocol
+from pyproxy.model.address import Address, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName, Service, ServicePort
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.frontend_conflicts import Affected, FrontendOwners
@@ -198,6 +198,35 @@ def test_two_ports_of_one_service_with_the_same_node_port() -> None:
     assert "another port of this Service has it" in problems[0].message
     cluster.put(web())
     assert cluster.problems(service.name) == []
+
+
+AT = parse_address("172.30.0.11")
+
+
+@pytest.mark.parametrize("is_divided", [False, True])
+def test_another_port_of_the_service_loses_a_node_address_to_a_node_port(is_divided: bool) -> None:
+    service = web(
+        ports=(
+            ServicePort("a", Protocol.TCP, Port(80), Port(30080)),
+            ServicePort("b", Protocol.TCP, Port(30080)),
+        ),
+        external_ips=["172.30.0.11"],
+    )
+    owners = FrontendOwners()
+    assigned = owners.assign(*routed(service), node_addresses={AT})
+    if is_divided:
+        assigned = msgspec.structs.replace(
+            assigned, routing=expand_node_ports(assigned.routing, [AT])
+        )
+    at_node = [
+        port.name
+        for port in assigned.routing.ports
+        for frontend in port.frontends
+        if frontend.address in (b"", AT) and frontend.port == 30080
+    ]
+    assert at_node == ["a"]
+    (problem,) = assigned.problems
+    assert "another port of this Service has it" in problem.message
 
 
 def test_a_port_that_lost_all_its_frontends_is_left_out() -> None:
