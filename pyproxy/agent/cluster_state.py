@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 import msgspec
 
 from pyproxy.agent.pending import Change, PendingChanges
-from pyproxy.model.address import Address
+from pyproxy.model.address import Address, Port
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 
@@ -70,13 +70,17 @@ class ClusterState:
         ranges = balanced * len(service.source_ranges)
         return ports * (addresses * (1 + endpoints) + ranges)
 
-    def mark_all_pending(self) -> None:
-        """Have all Services routed again."""
-        self.pending.node_changed(self.services)
-
     def route_again(self, names: Iterable[ObjectName]) -> None:
         """Have Services routed again, although they have not changed."""
         self.pending.reroute(names)
+
+    def with_node_ports(self, among: Collection[Port] | None = None) -> Iterator[ObjectName]:
+        """Yield the Services that have a node port, or one of these."""
+        for name, service in self.services.items():
+            for port in service.ports:
+                if port.node_port and (among is None or port.node_port in among):
+                    yield name
+                    break
 
     def users_of(self, addresses: Collection[Address]) -> Iterator[ObjectName]:
         """Yield the Services that have one of these addresses, or an endpoint with one.

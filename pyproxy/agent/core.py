@@ -11,11 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from typing import Generic
 
-import msgspec
-
 from pyproxy.agent.backoff import UNKNOWN, ReadbackSchedule, SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit, Observers
+from pyproxy.agent.current_node import AddressChange, CurrentNode
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pending import Change
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
@@ -64,7 +63,7 @@ class Agent(Generic[P]):
         )
         self._steps = Steps(self.cluster_state, self._router, limits)
         self._readback = ReadbackSchedule(observers.clock())
-        self._node = NodeRouting()
+        self._node = CurrentNode(node_rules, self._router)
         self._rejected: frozenset[ObjectName] = frozenset()
         self._has_committed = False
         self._started = observers.wall_clock()
@@ -74,12 +73,12 @@ class Agent(Generic[P]):
     @property
     def node_routing(self) -> NodeRouting:
         """The node's part in the last sync."""
-        return self._node
+        return self._node.routing
 
     @property
     def api_servers(self) -> frozenset[Backend]:
         """The API servers whose addresses no external IP gets."""
-        return self._node.reserved.api_servers
+        return self._node.routing.reserved.api_servers
 
     def pending_count(self) -> int:
         """Count the Services whose changes are not yet written."""
@@ -119,6 +118,8 @@ class Agent(Generic[P]):
             case InvalidObject(problem=problem):
                 subject = (problem.kind, problem.name)
                 self._problems.found(ProblemSource.DECODING, subject, (problem,))
+        if changed is Kind.NODE:
+            self._node.forget()
         # An invalid object alone makes no sync due, so the metric is set here too.
         self._count_problems()
         if changed is not None:
@@ -141,35 +142,25 @@ class Agent(Generic[P]):
         return max(self._backoff.due(), self._node_rules.first_sync_due(node, now))
 
     def addresses_changed(self) -> None:
-        """Have Services routed again if new addresses of node or API server matter to them."""
-        if not self.cluster_state.has_synced:
+        """Read the addresses of node and API servers, and queue what differs.
+
+        The next sync writes it. Only Services that it concerns are routed again.
+        """
+        if not self._has_committed:  # The first sync reads the addresses.
             return
+        state = self.cluster_state
         try:
-            node = self._node_rules.routing(self.cluster_state.node)
+            change = self._node.read_addresses(state.node)
         except KernelError as error:
             # The sync reads the addresses again, and is retried if that fails.
             log.debug("cannot compare the node's addresses: %s", error)
-            self._mark_all_pending()
-            return
-        if (
-            msgspec.structs.replace(node, reserved=self._node.reserved) != self._node
-            or node.reserved.families != self._node.reserved.families
-        ):
-            self._mark_all_pending()
-            return
-        changed = node.reserved.changed_addresses(self._node.reserved)
-        self._node = node
-        if changed and (users := set(self.cluster_state.users_of(changed))):
-            self._queued()
-            self.cluster_state.route_again(users)
-
-    def _mark_all_pending(self) -> None:
-        self._queued()
-        self.cluster_state.mark_all_pending()
-
-    def _queued(self) -> None:
-        if not self._steps:
+            change = AddressChange(None, is_written=True)
+        services = state.services if change.services is None else change.services
+        if not self._steps and (services or change.is_written):
             self._observers.health.queued()
+        state.route_again(services)
+        if change.is_written:
+            state.pending.node_changed(()).read(self._observers.clock())
 
     def drifted(self, drift: Drift) -> None:
         """Have the kernel read back after another program changed our objects."""
@@ -249,24 +240,24 @@ class Agent(Generic[P]):
         """Return the node's routing if it has changed. Raises KernelError."""
         if self._has_committed and self.cluster_state.pending.node is None:
             return None
-        node = self._node_rules.routing(self.cluster_state.node)
+        node = self._node.read(self.cluster_state.node)
         # None leaves the base rules alone, although all Services are routed again.
-        return node if node != self._node else None
+        return node if node != self._node.routing else None
 
     def _take_step(self, now: float, node: NodeRouting | None) -> Step:
         if self._readback.is_due(now) and not self._readback.needs_routing:
             # All that the step writes is then a repair. Changes come with the next step.
             return Step()
         if node is not None:
-            self._node = node
+            self._node.routing = node
         if not self._has_committed:
-            return self._steps.all(self._node)
-        return self._steps.next(now, self._node)
+            return self._steps.all(self._node.routing)
+        return self._steps.next(now, self._node.routing)
 
     def _plan_full(self, step: Step) -> P:
         wanted: Routings = {**self._steps.programmed, **step.written}
         present = [routing for routing in wanted.values() if routing is not None]
-        return self._dataplane.plan_full(present, self._node)
+        return self._dataplane.plan_full(present, self._node.routing)
 
     def _plan_partial(self, step: Step, node: NodeRouting | None) -> P:
         return self._dataplane.plan(Changes(step.written, node))
@@ -330,6 +321,7 @@ class Agent(Generic[P]):
 
     def _failed(self, error: KernelError, step: Step) -> None:
         self._steps.put_back(step)
+        self._node.forget()
         now = self._observers.clock()
         self._backoff.failed(now)
         self._observers.metrics.syncs.failed()
@@ -359,7 +351,7 @@ class Agent(Generic[P]):
             {**self._steps.routings} if full else finished.routings,
             {name: routing for name, routing in written.items() if name not in left_out},
             full,
-            self._node.node_port_addresses,
+            self._node.routing.node_port_addresses,
             rejected=self._rejected,
             ended=self._observers.wall_clock(),
             took=now - began,

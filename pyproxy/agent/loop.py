@@ -13,6 +13,7 @@ from typing import Generic, Protocol
 import msgspec
 
 from pyproxy.agent import gc_tuning
+from pyproxy.agent.backoff import WorkLimiter
 from pyproxy.agent.core import Agent
 from pyproxy.agent.queries import Query
 from pyproxy.dataplane.interface import Drift, P
@@ -41,6 +42,10 @@ class Stop(msgspec.Struct, frozen=True):
     """A request to end the loop, after a signal or a change of the configuration."""
 
 
+class AddressesChanged(msgspec.Struct, frozen=True):
+    """The node may have got or lost addresses."""
+
+
 class Chores(msgspec.Struct, frozen=True):
     """Work beside events and syncs, in the agent's thread.
 
@@ -54,7 +59,7 @@ class Chores(msgspec.Struct, frozen=True):
 
 
 # SimpleQueue, because a signal handler puts the Stop: its put is reentrant and cannot deadlock.
-Inbox = queue.SimpleQueue[Event | Drift | Query | Stop]
+Inbox = queue.SimpleQueue[Event | Drift | Query | AddressesChanged | Stop]
 
 
 class Loop(Generic[P]):
@@ -80,6 +85,8 @@ class Loop(Generic[P]):
         self._has_more = False
         self._next_periodic = clock() + chores.period
         self._has_synced = False
+        self._has_new_addresses = False
+        self._address_reads = WorkLimiter()
 
     def run(self) -> None:
         """Block until the inbox holds a Stop. Raises PermissionKernelError."""
@@ -93,6 +100,8 @@ class Loop(Generic[P]):
             if self._clock() >= self._next_periodic:
                 self._chores.periodic()
                 self._next_periodic = self._clock() + self._chores.period
+            if self._has_new_addresses and self._address_reads.due <= self._clock():
+                self._read_addresses()
             due = self._agent.due()
             if due is not None and due <= self._clock():
                 self._sync()
@@ -114,6 +123,9 @@ class Loop(Generic[P]):
                 self._agent.drifted(event)
             elif isinstance(event, Query):
                 event.run()
+            elif isinstance(event, AddressesChanged):
+                # Read once for all that changed together.
+                self._has_new_addresses = True
             else:
                 self._agent.handle_event(event)
         return True
@@ -121,9 +133,19 @@ class Loop(Generic[P]):
     def _timeout(self) -> float:
         if self._has_more:
             return 0.0
-        due = self._agent.due()
-        until = self._next_periodic if due is None else min(due, self._next_periodic)
+        until = self._next_periodic
+        if (due := self._agent.due()) is not None:
+            until = min(until, due)
+        if self._has_new_addresses:
+            until = min(until, self._address_reads.due)
         return max(0.0, until - self._clock())
+
+    def _read_addresses(self) -> None:
+        self._has_new_addresses = False
+        began = self._clock()
+        self._agent.addresses_changed()
+        # An interface that flaps for hours must not use up a processor.
+        self._address_reads.worked(began, self._clock())
 
     def _sync(self) -> None:
         if self._has_synced:

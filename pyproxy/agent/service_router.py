@@ -59,6 +59,8 @@ class ServiceRouter:
         self._owners = FrontendOwners()
         self._filter = ReservedFilter(Reserved())
         self._with_problems: set[ObjectName] = set()
+        # Those whose node ports have, or lack, a frontend for each of the node's addresses.
+        self._divided: set[ObjectName] = set()
 
     def route(self, names: Iterable[ObjectName], node: NodeRouting) -> Routings:
         """Return the routings of these Services, and of those that gain or lose a frontend by them.
@@ -82,6 +84,26 @@ class ServiceRouter:
                 self._cluster_state.route_again(affected.later - outdated)
         return routings
 
+    def concerned_by(self, old: NodeRouting, new: NodeRouting) -> frozenset[ObjectName]:
+        """Return the Services whose routings may differ between two routings of the node.
+
+        Their families and pod networks are the same. Those that `route` adds to the first ones that
+        it routes on the changed node are not included. Takes time in proportion to all Services.
+        """
+        state = self._cluster_state
+        moved = frozenset(old.node_port_addresses) ^ frozenset(new.node_port_addresses)
+        changed = moved | new.reserved.changed_addresses(old.reserved)
+        found = set(state.users_of(changed)) if changed else set()
+        if moved and self.divides_node_ports:
+            found.update(state.with_node_ports())
+        elif moved:
+            found |= self._divided
+            # A program listens at one of these addresses alone, so that node port will be divided.
+            ports = {own.port for own in new.reserved.own_ports if own.address in moved}
+            if ports:
+                found.update(state.with_node_ports(ports))
+        return frozenset(found)
+
     def set_rejected(self, name: ObjectName, error: KernelError | None) -> None:
         """Record that the kernel rejected a Service, or with None that it took it."""
         self._found(ProblemSource.KERNEL, name, () if error is None else (_rejected(name, error),))
@@ -103,6 +125,7 @@ class ServiceRouter:
             for source in (ProblemSource.ROUTING, ProblemSource.CONFLICT, ProblemSource.KERNEL):
                 self._found(source, name, ())
             self._with_problems.discard(name)
+            self._divided.discard(name)
             return self._owners.remove(name), None
         try:
             bounded = self._within_bounds(service)
@@ -135,9 +158,14 @@ class ServiceRouter:
             node_addresses=self._node_addresses,
             api_servers=self._endpoints_of(service) if service.name == _API_SERVER else (),
         )
-        if self.divides_node_ports or has_restricted_node_port(
+        is_divided = self.divides_node_ports or has_restricted_node_port(
             assigned.routing, self._node_addresses
-        ):
+        )
+        if is_divided or reserved:
+            self._divided.add(service.name)
+        else:
+            self._divided.discard(service.name)
+        if is_divided:
             expanded = expand_node_ports(assigned.routing, node.node_port_addresses)
             assigned = msgspec.structs.replace(assigned, routing=expanded)
         if not (unusable or reserved):

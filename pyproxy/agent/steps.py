@@ -128,6 +128,9 @@ class Steps:
             return self._background(node)
         self._small_last = True
         step = Step(node=self._take_node())
+        if step.node is not None:
+            # Node ports gain or lose these Services' frontends with the addresses.
+            self._add(self._taken(self._router.route((), node), step), step)
         self._route(pending.small(), node, step)
         return step
 
@@ -211,7 +214,13 @@ class Steps:
 
     def _route_one(self, name: ObjectName, node: NodeRouting, step: Step) -> int:
         """Add a Service, and those that it affects, to a step; return the rows to compare."""
-        routed = self._router.route((name,), node)
+        routed = self._taken(self._router.route((name,), node), step)
+        compared = self._add(routed, step)
+        self._note_cost(name, routed, compared)
+        return compared
+
+    def _taken(self, routed: Routings, step: Step) -> Routings:
+        """Take the changes of routed Services into a step; return their routings."""
         # A rejected Service may have been written in part: only a read-back shows that.
         step.full |= not self._rejected.isdisjoint(routed)
         for each in routed:
@@ -220,9 +229,7 @@ class Steps:
                 step.changes[each].add(change)
             else:
                 step.changes[each] = change
-        compared = self._add(routed, step)
-        self._note_cost(name, routed, compared)
-        return compared
+        return routed
 
     def _add(self, routed: Routings, step: Step) -> int:
         """Add routings to a step; return the rows that this compares."""

@@ -17,6 +17,7 @@ from pyproxy.agent import (
     rights,
     supervise,
 )
+from pyproxy.agent.address_watcher import AddressWatcher
 from pyproxy.agent.affinity_refusals import AffinityRefusals
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import CommitListener, Observers
@@ -24,7 +25,7 @@ from pyproxy.agent.config_checks import ConfigChecks, ConfigProblemCollector
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
-from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
+from pyproxy.agent.loop import AddressesChanged, Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.agent.node_wait import FirstCommit
@@ -120,8 +121,7 @@ def _serve(
         flows = stack.enter_context(closing(Conntrack()))
         local = stack.enter_context(closing(LocalAddresses()))
         refusals = _kernel_metrics(dataplane, metrics, report)
-        reconciler = Reconciler(flows, metrics.kernel)
-        programmed = ProgrammedState()
+        reconciler, programmed = Reconciler(flows, metrics.kernel), ProgrammedState()
         # Some settings need capabilities that the agent drops later.
         machine = stack.enter_context(closing(prepare_kernel(settings)))
         node_rules = NodeRules(
@@ -150,7 +150,10 @@ def _serve(
             SyncBackoff(settings.pace.min_sync_period),
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
-        addresses = stack.enter_context(closing(LocalAddressMonitor()))
+        addresses = AddressWatcher(
+            stack.enter_context(closing(LocalAddressMonitor())),
+            partial(inbox.put, AddressesChanged()),
+        )
         # A thread inherits the capabilities of the thread that starts it, so no thread runs before.
         rights.keep_only(rights.needed(settings, rights.needed_to_remove()))
         dataplane.read_ahead()
@@ -173,6 +176,7 @@ def _serve(
             _inspectable(AgentInspector(agent, programmed, about, inbox.put), settings)
         )
         watch_drift(dataplane, inbox.put)
+        stack.enter_context(_running(addresses))
         log.info("reading the lists for node %s in %s mode", settings.node_name, dataplane.name)
         stack.enter_context(_running(source))
 
@@ -185,7 +189,7 @@ def _serve(
             agent.audit()
             config_checks.check(agent.cluster_state, agent.node_routing)
             logs.LIMITER.report()
-            if addresses.changed() or agent.api_servers != servers_of(client):
+            if agent.api_servers != servers_of(client):
                 agent.addresses_changed()
 
         Loop(agent, inbox, Chores(periodic, _PERIODIC_SECONDS, checks.retry), health).run()

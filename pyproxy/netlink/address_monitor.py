@@ -6,6 +6,8 @@ notification before it is queued.
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import struct
 
@@ -63,7 +65,7 @@ class LocalAddressMonitor:
     """Detects changes of what is local to the node: addresses, and routes in the table local.
 
     IPv6 link-local addresses do not count: each new pod's interface has one. `received` counts the
-    notifications that reached this process.
+    notifications that reached this process. One thread may `wait`, and any may call `end`.
     """
 
     def __init__(self) -> None:
@@ -71,7 +73,29 @@ class LocalAddressMonitor:
         self._socket.filter_notifications(_LOCAL_ROUTES_ONLY)
         for group in (*_GROUPS_ADDRESS, *_GROUPS_ROUTE):
             self._socket.join(group)
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC)
+        self._ended = False
         self.received = 0
+
+    def wait(self) -> bool:
+        """Block until a change, and return True; return False after `end`. Raises KernelError.
+
+        Lost notifications count as a change.
+        """
+        # Not select, which takes no descriptor from 1024 up.
+        poll = select.poll()
+        for descriptor in (self._socket.fileno(), self._woken):
+            poll.register(descriptor, select.POLLIN)
+        while not self._ended:
+            poll.poll()
+            if not self._ended and self.changed():
+                return True
+        return False
+
+    def end(self) -> None:
+        """Make `wait` return False, now and from now on."""
+        self._ended = True
+        os.eventfd_write(self._woken, 1)
 
     def changed(self) -> bool:
         """Return whether an address or a local route changed since the last call.
@@ -86,8 +110,9 @@ class LocalAddressMonitor:
         return changed
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the descriptors, after `wait` has returned False."""
         self._socket.close()
+        os.close(self._woken)
 
 
 class AddressMonitor:

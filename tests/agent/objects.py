@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
-from pyproxy.agent.commit import Commit, Observers
+from pyproxy.agent.commit import Commit, CommitListener, Observers
 from pyproxy.agent.core import Agent
 from pyproxy.agent.node import NodeRules
 from pyproxy.config.settings import LocalTraffic, NodePorts, Settings
@@ -254,7 +254,10 @@ class Stage:
         self.health = Health(30.0, self.clock, lambda: int(self.clock() * 1e9))
         self.reported: list[Problem] = []
         self.recorder = CommitRecorder()
+        self.listeners: list[CommitListener] = [self.recorder]
         self.local_addresses: tuple[Address, ...] = ()
+        self.address_reads = 0
+        self.reading: Callable[[], tuple[Address, ...]] | None = None
         self.broadcasts: tuple[Address, ...] = ()
         self.api_servers: tuple[Backend, ...] = ()
         settings = Settings(
@@ -266,7 +269,7 @@ class Stage:
         observers = Observers(
             self.metrics,
             self.health,
-            [self.recorder],
+            self.listeners,
             self.clock,
             self.clock,
             self.reported.append,
@@ -275,7 +278,7 @@ class Stage:
             self.dataplane,
             NodeRules(
                 settings,
-                lambda: self.local_addresses,
+                self.read_addresses,
                 lambda: self.broadcasts,
                 lambda: self.api_servers,
             ),
@@ -283,6 +286,10 @@ class Stage:
             observers,
         )
         self.node = node
+
+    def read_addresses(self) -> tuple[Address, ...]:
+        self.address_reads += 1
+        return self.local_addresses if self.reading is None else self.reading()
 
     def begin(self, *objects: Service | EndpointSlice) -> None:
         """Read all lists, and sync once."""

@@ -6,14 +6,20 @@ import errno
 import gc
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from pyproxy.agent.loop import SWITCH_INTERVAL, Chores, Inbox, Loop, Stop
+from pyproxy.agent.address_watcher import AddressWatcher
+from pyproxy.agent.loop import SWITCH_INTERVAL, AddressesChanged, Chores, Inbox, Loop, Stop
+from pyproxy.config.settings import NodePorts
 from pyproxy.errors import PermissionKernelError
+from pyproxy.model.address import Address, parse_address
 from pyproxy.model.events import Upsert
+from pyproxy.netlink.address_monitor import LocalAddressMonitor
 from tests.agent.objects import PlannedTable, Stage
 from tests.builders import service
+from tests.namespaces import empty_namespace
 
 
 def looping(stage: Stage, inbox: Inbox) -> Loop[PlannedTable]:
@@ -83,3 +89,70 @@ def test_spare_work_goes_on_in_parts_without_waiting_for_an_event() -> None:
 
     Loop(stage.agent, inbox, Chores(period=60.0, spare=spare), stage.health).run()
     assert parts == 3
+
+
+def test_addresses_that_change_together_are_read_once_and_at_once() -> None:
+    stage, inbox = Stage(node_ports=NodePorts(primary=False, everywhere=True)), Inbox()
+    stage.local_addresses = (parse_address("172.30.0.11"),)
+    stage.begin(service("web", 1, node_port=30080))
+    stage.address_reads = 0
+    stage.local_addresses += (parse_address("203.0.113.7"),)
+    for _ in range(500):
+        inbox.put(AddressesChanged())
+
+    class Ending:
+        """Ends the loop at the commit, so that no periodic work comes first."""
+
+        def committed(self, *_: object) -> None:
+            inbox.put(Stop())
+
+    stage.listeners.append(Ending())
+    Loop(stage.agent, inbox, Chores(period=3600.0), stage.health).run()
+    assert stage.address_reads == 1
+    assert len(stage.dataplane.kernel["node-port-addresses4"]) == 2
+
+
+def test_an_address_that_flaps_for_hours_takes_a_share_of_the_time() -> None:
+    stage, inbox = Stage(), Inbox()
+    stage.begin(service("web", 1))
+    now, busy = 0.0, 0.0
+
+    def clock() -> float:
+        return now
+
+    def read() -> tuple[Address, ...]:
+        nonlocal now, busy
+        now, busy = now + 0.1, busy + 0.1
+        inbox.put(AddressesChanged())
+        return ()
+
+    def idle() -> bool:
+        nonlocal now
+        now += 0.05
+        inbox.put(AddressesChanged() if now < 1000 else Stop())
+        return False
+
+    stage.reading = read
+    inbox.put(AddressesChanged())
+    Loop(stage.agent, inbox, Chores(period=3600.0, spare=idle), stage.health, clock).run()
+    assert 0.2 < busy / now < 0.3
+
+
+@pytest.mark.kernel
+def test_the_watcher_waits_for_the_kernel_and_ends() -> None:
+    inbox = Inbox()
+    with (
+        empty_namespace("watched") as empty,
+        closing(empty.call(LocalAddressMonitor)) as monitor,
+    ):
+        watcher = AddressWatcher(monitor, lambda: inbox.put(AddressesChanged()))
+        watcher.start()
+        try:
+            for _ in range(2):
+                empty.ip(["addr add 203.0.113.7/32 dev lo"])
+                assert isinstance(inbox.get(timeout=60), AddressesChanged)
+                empty.ip(["addr del 203.0.113.7/32 dev lo"])
+                assert isinstance(inbox.get(timeout=60), AddressesChanged)
+        finally:
+            watcher.stop()
+        assert monitor.wait() is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_setup import NodeKernel
-from pyproxy.config.settings import LocalMode, LocalTraffic, NodePorts, Settings
+from pyproxy.config.settings import ListenAddress, LocalMode, LocalTraffic, NodePorts, Settings
 from pyproxy.config.values import node_ports
-from pyproxy.errors import Problem
+from pyproxy.errors import Problem, TransientKernelError
 from pyproxy.model.address import Family, address_text, family_of, parse_address, parse_network
 from pyproxy.model.objects import Node
 from tests.agent.objects import HOSTNAME, NODE, Stage
@@ -24,6 +25,7 @@ INTERFACES = tuple(
         ["172.30.0.11", "fd30::11", "127.0.0.1", "::1", "10.244.1.1", "192.168.7.1", "fd30::12"],
     )
 )
+EVERYWHERE = NodePorts(primary=False, everywhere=True)
 EXTERNAL = (parse_address("172.30.0.99"), parse_address("fd30::99"))
 
 
@@ -75,7 +77,7 @@ def test_who_is_a_pod(mode: LocalMode, node: Node | None, expected: str) -> None
 
 
 def test_new_addresses_of_interfaces_move_node_ports() -> None:
-    stage = Stage(node_ports=NodePorts(primary=False, everywhere=True))
+    stage = Stage(node_ports=EVERYWHERE)
     stage.local_addresses = INTERFACES[:1]
     stage.begin(service("web", 1, node_port=30080), endpoint_slice("web", ["10.244.1.5"]))
     stage.local_addresses = (parse_address("172.30.0.55"),)
@@ -84,6 +86,54 @@ def test_new_addresses_of_interfaces_move_node_ports() -> None:
     kernel = stage.dataplane.kernel
     assert kernel["node-port-addresses4"].keys() == {parse_address("172.30.0.55")}
     assert len(kernel["node-ports4"]) == 1
+
+
+def test_an_address_more_is_one_row_and_no_routing() -> None:
+    stage = Stage(node_ports=EVERYWHERE)
+    stage.local_addresses = INTERFACES
+    services = [service(f"web-{n}", n, node_port=30080 + n) for n in range(1, 20)]
+    stage.begin(*services, *(endpoint_slice(each.name.name, ["10.244.1.5"]) for each in services))
+    stage.address_reads = 0
+    stage.local_addresses = (*INTERFACES, new := parse_address("203.0.113.7"))
+    stage.agent.addresses_changed()
+    assert stage.is_due()
+    stage.settle()
+    assert stage.address_reads == 1
+    delta = stage.dataplane.commits[-1]
+    assert (delta.add, delta.remove) == ({"node-port-addresses4": {new: b""}}, {})
+    assert not stage.recorder.commits[-1].routings
+    assert new in stage.recorder.commits[-1].node_port_addresses
+
+
+def test_an_address_more_routes_its_users_and_divided_node_ports_alone() -> None:
+    stage = Stage(node_ports=EVERYWHERE, ui=ListenAddress(INTERFACES[0], 30082))
+    stage.local_addresses = INTERFACES
+    services = [service(f"web-{n}", n, node_port=30080 + n) for n in range(1, 20)]
+    new = parse_address("203.0.113.7")
+    # The agent listens at one address of web-2's node port, and web-5 has the new one.
+    services[4] = msgspec.structs.replace(services[4], external_ips=(new,))
+    stage.begin(*services, *(endpoint_slice(each.name.name, ["10.244.1.5"]) for each in services))
+    stage.local_addresses = (*INTERFACES, new)
+    stage.agent.addresses_changed()
+    written = len(stage.recorder.commits)
+    stage.settle()
+    routed = [{*each.routings} for each in stage.recorder.commits[written:]]
+    assert set().union(*routed) == {services[1].name, services[4].name}
+
+
+def test_addresses_are_read_again_after_a_sync_that_failed() -> None:
+    stage = Stage(node_ports=EVERYWHERE)
+    stage.local_addresses = INTERFACES[:1]
+    stage.begin(service("web", 1, node_port=30080), endpoint_slice("web", ["10.244.1.5"]))
+    stage.local_addresses = (parse_address("203.0.113.7"),)
+    stage.agent.addresses_changed()
+    # Its notification comes while the sync fails.
+    stage.local_addresses = (parse_address("203.0.113.8"),)
+    stage.dataplane.trouble = [TransientKernelError("EBUSY", errno.EBUSY)]
+    stage.agent.addresses_changed()
+    stage.settle()
+    kernel = stage.dataplane.kernel
+    assert kernel["node-port-addresses4"].keys() == {parse_address("203.0.113.8")}
 
 
 @pytest.mark.parametrize("family", Family)

@@ -9,6 +9,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyproxy.config.modes import ProxyMode
+from pyproxy.config.settings import ListenAddress, NodePorts
 from pyproxy.dataplane.interface import StepLimits
 from pyproxy.errors import KernelError, TransientKernelError
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_network
@@ -154,8 +156,20 @@ steps = st.lists(
 )
 
 
-def stage_of(limits: StepLimits) -> Stage:
-    stage = Stage(step_limits=limits, bounds=BOUNDS)
+# A port of the agent's at one address, which is sometimes the node's and sometimes a node port's.
+LISTENS = ListenAddress(NODES[1], 30081)
+EVERYWHERE = NodePorts(primary=False, everywhere=True)
+
+
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"node_ports": EVERYWHERE, "ui": LISTENS},
+    {"node_ports": EVERYWHERE, "ui": LISTENS, "mode": ProxyMode.IPVS},
+]
+
+
+def stage_of(limits: StepLimits, **configuration: Any) -> Stage:
+    stage = Stage(step_limits=limits, bounds=BOUNDS, **configuration)
     stage.broadcasts = (BROADCAST,)
     return stage
 
@@ -177,9 +191,9 @@ def follow(stage: Stage, step: Step) -> None:
         stage.handle_event(step)
 
 
-def restarted(stage: Stage) -> Stage:
+def restarted(stage: Stage, **configuration: Any) -> Stage:
     """Return an agent that reads the same objects at once, in the order of their names."""
-    fresh = stage_of(stage.dataplane.step_limits)
+    fresh = stage_of(stage.dataplane.step_limits, **configuration)
     fresh.local_addresses, fresh.api_servers = stage.local_addresses, stage.api_servers
     state = stage.agent.cluster_state
     fresh.node = state.node or NODE
@@ -191,19 +205,48 @@ def restarted(stage: Stage) -> Stage:
     return fresh
 
 
-@given(steps, st.sampled_from(LIMITS))
+@given(steps, st.sampled_from(LIMITS), st.sampled_from(CONFIGURATIONS))
 @settings(max_examples=60, deadline=None)
-def test_a_restart_changes_nothing(steps: list[Step], limits: StepLimits) -> None:
-    stage = stage_of(limits)
+def test_a_restart_changes_nothing(
+    steps: list[Step], limits: StepLimits, configuration: dict[str, Any]
+) -> None:
+    stage = stage_of(limits, **configuration)
     stage.begin()
     for step in steps:
         follow(stage, step)
     stage.settle()
-    fresh = restarted(stage)
+    fresh = restarted(stage, **configuration)
     assert stage.recorder.programmed == fresh.recorder.programmed
     assert stage.dataplane.kernel == fresh.dataplane.kernel
     assert {*stage.agent.problems()} == {*fresh.agent.problems()}
     assert not [each for each in stage.agent.problems() if "a bug" in each.message]
+
+
+@given(
+    st.lists(services(), min_size=1, max_size=4),
+    st.lists(slices(), max_size=2),
+    st.lists(moves, min_size=1, max_size=3),
+    st.sampled_from(CONFIGURATIONS),
+)
+@settings(max_examples=150, deadline=None)
+def test_addresses_that_come_and_go_leave_what_a_restart_makes(
+    objects: list[Service],
+    slices: list[EndpointSlice],
+    moves: list[Moved],
+    configuration: dict[str, Any],
+) -> None:
+    """Only the Services that the addresses concern are routed again."""
+    stage = stage_of(LIMITS[1], **configuration)
+    stage.local_addresses = tuple(NODES[:1])
+    stage.begin(*{each.name: each for each in objects}.values(), *slices)
+    stage.settle()
+    for move in moves:
+        follow(stage, move)
+        stage.settle()
+    fresh = restarted(stage, **configuration)
+    assert stage.recorder.programmed == fresh.recorder.programmed
+    assert stage.dataplane.kernel == fresh.dataplane.kernel
+    assert {*stage.agent.problems()} == {*fresh.agent.problems()}
 
 
 def service(name: ObjectName, port: int, cluster_ip: Address, **fields: Any) -> Service:
