@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
-from urllib3.exceptions import HTTPError
 
 from pyproxy.errors import SourceError
 from pyproxy.model.objects import ObjectName
 from pyproxy.source.api_objects import ApiPod, ApiService, ServiceLookup
-from pyproxy.source.body import LARGEST_PAGE
 from pyproxy.source.client import ApiStatusError, Client
+from pyproxy.source.object_lists import read_list
 
 _TIMEOUT = 5.0
 _FORBIDDEN = (401, 403)
@@ -122,15 +121,7 @@ def _addresses_of(pod: str, slices: _Slices) -> Iterator[str]:
 
 
 def _list(client: Client, path: str, query: Mapping[str, str], kind: type[L]) -> L:
-    response = client.get(path, query, _TIMEOUT)
-    try:
-        return msgspec.json.decode(client.read(response, LARGEST_PAGE), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError(f"{path}: the response is not a list of such objects: {error}") from error
-    except (HTTPError, OSError) as error:
-        raise SourceError(f"{path}: connection lost in a list: {type(error).__name__}") from error
-    finally:
-        response.close()
+    return read_list(client, path, query, kind, _TIMEOUT)
 
 
 def _skip_reason(error: SourceError) -> str:

@@ -10,7 +10,7 @@ from urllib3.exceptions import HTTPError
 
 from pyproxy.errors import SourceError
 from pyproxy.source.body import LARGEST_PAGE
-from pyproxy.source.client import Client
+from pyproxy.source.client import RESPONSE_TIMEOUT, Client
 from pyproxy.source.wire import ListMeta
 
 _PAGE = 500
@@ -33,7 +33,7 @@ def list_objects(
     token = ""
     while True:
         wanted = {**(query or {}), "limit": str(_PAGE)}
-        page = _page(client, path, {**wanted, "continue": token} if token else wanted)
+        page = read_list(client, path, {**wanted, "continue": token} if token else wanted, _Page)
         for item in page.items or ():
             yield _decoded(path, item, kind)
         token = (page.metadata.continue_ if page.metadata else None) or ""
@@ -41,12 +41,22 @@ def list_objects(
             return
 
 
-def _page(client: Client, path: str, query: Mapping[str, str]) -> _Page:
-    response = client.get(path, query)
+def read_list(
+    client: Client,
+    path: str,
+    query: Mapping[str, str],
+    kind: type[T],
+    timeout: float = RESPONSE_TIMEOUT,
+) -> T:
+    """Return the response to one request for a list, or for a page of it. Blocks.
+
+    Raises SourceError.
+    """
+    response = client.get(path, query, timeout)
     try:
-        return msgspec.json.decode(client.read(response, LARGEST_PAGE), type=_Page)
+        return msgspec.json.decode(client.read(response, LARGEST_PAGE), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SourceError(f"{path}: the response is not a list: {error}") from error
+        raise SourceError(f"{path}: the response is not a list of such objects: {error}") from error
     except (HTTPError, OSError) as error:
         raise SourceError(f"{path}: connection lost in a list: {type(error).__name__}") from error
     finally:
