@@ -61,8 +61,9 @@ def pool_classes(report: Callable[[socket.socket], None], head_timeout: float) -
     of its body.
     """
 
-    # Subclasses, because urllib3 has no hook for a connection that is made.
-    class PlainConnection(HTTPConnection):
+    # Subclasses, because urllib3 has no hook for a connection that is made. HTTPSConnection is a
+    # subclass of HTTPConnection, so its `connect` is the next one after this one.
+    class Reporting(HTTPConnection):
         def connect(self) -> None:
             super().connect()
             if self.sock is not None:
@@ -72,21 +73,14 @@ def pool_classes(report: Callable[[socket.socket], None], head_timeout: float) -
             with _read_timeout(self, head_timeout):
                 return super().getresponse()
 
-    class TLSConnection(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            if self.sock is not None:
-                report(self.sock)
-
-        def getresponse(self) -> HTTPResponse:  # type: ignore[override]
-            with _read_timeout(self, head_timeout):
-                return super().getresponse()
+    class ReportingTLS(Reporting, HTTPSConnection):
+        pass
 
     class PlainPool(HTTPConnectionPool):
-        ConnectionCls = PlainConnection
+        ConnectionCls = Reporting
 
     class TLSPool(HTTPSConnectionPool):
-        ConnectionCls = TLSConnection
+        ConnectionCls = ReportingTLS
 
     return {"http": PlainPool, "https": TLSPool}
 
