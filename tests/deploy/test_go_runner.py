@@ -75,9 +75,35 @@ def test_a_signal_reaches_the_command(
     assert (status, log.read_text()) == (5, "ready\ngot\n")
 
 
-def test_a_command_that_a_signal_ends_has_the_status_of_shells(tmp_path: Path) -> None:
-    ended = run(f"--log-file={tmp_path / 'log'}", "--also-stdout", "sh", "-c", "kill -9 $$")
-    assert ended.returncode == 137
+@pytest.mark.parametrize(
+    ("flags", "status"),
+    # The process becomes the command, except where it copies the output: then 128 is added.
+    [((), -9), (("--log-file=LOG",), -9), (("--log-file=LOG", "--also-stdout"), 137)],
+)
+def test_a_command_that_a_signal_ends_has_the_status_of_shells(
+    tmp_path: Path, flags: tuple[str, ...], status: int
+) -> None:
+    log = tmp_path / "log"
+    ended = run(*(each.replace("LOG", str(log)) for each in flags), "sh", "-c", "kill -9 $$")
+    assert ended.returncode == status
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose capability it drops")
+def test_a_read_only_log_is_named_and_nothing_runs(tmp_path: Path) -> None:
+    log, ran = tmp_path / "log", tmp_path / "ran"
+    log.touch(0o444)
+    owner = ("setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override")
+    for flags in ((), ("--also-stdout",)):
+        ended = subprocess.run(
+            [*owner, *RUNNER, f"--log-file={log}", *flags, "touch", str(ran)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        message = f"go-runner: --log-file {log}: cannot be opened: Permission denied\n"
+        assert (ended.returncode, ended.stderr) == (2, message)
+    assert not ran.exists()
 
 
 def test_a_surviving_grandchild_does_not_delay_the_end(tmp_path: Path) -> None:
@@ -106,7 +132,12 @@ def test_a_full_disk_leaves_standard_output() -> None:
             "unknown flag --logfile=a: use one of --log-file, --also-stdout, --redirect-stderr",
         ),
         ("--log-file=/none/a b", "--log-file /none/a: cannot be opened: No such file or directory"),
+        ("--log-file=/ --also-stdout b", "--log-file /: cannot be opened: Is a directory"),
         ("--redirect-stderr=false /none", "/none: cannot be run: No such file or directory"),
+        (
+            "--log-file=/dev/null --also-stdout /none",
+            "/none: cannot be run: No such file or directory",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(arguments: str, message: str) -> None:
