@@ -112,7 +112,7 @@ image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)
 
 image-check: system ## build the image's stages without an engine, and start the agent there (root)
-	@tools/system-packages.sh debootstrap
+	@tools/system-packages.sh debootstrap debian-keys
 	@$(PYTHON) tools/image_check.py
 
 clean: ## remove all that the other targets have made

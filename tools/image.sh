@@ -1,14 +1,22 @@
 #!/bin/sh
-# Build the image with whichever engine is at hand: docker, podman or buildah.
+# Build the image with docker, podman or buildah, whichever works here, and start it once.
 #
 #   tools/image.sh pyproxy:dev
+#
+# The base image comes from a registry, or from the engine's own store if that has debian:13-slim.
 set -eu
 
 for engine in docker podman buildah; do
     if command -v "$engine" >/dev/null && "$engine" info >/dev/null 2>&1; then
         cd "$(dirname "$0")/.."
         "$engine" build --tag "$1" .
-        [ "$engine" = buildah ] || "$engine" run --rm "$1" version
+        if [ "$engine" = buildah ]; then
+            container=$(buildah from "$1")
+            trap 'buildah rm "$container" >/dev/null' EXIT
+            buildah run "$container" -- pyproxy version
+        else
+            "$engine" run --rm "$1" version
+        fi
         exit
     fi
 done

@@ -36,7 +36,7 @@ SETTINGS = ["run", "--config=/tmp/config.conf", "--init-only"]
 AGENT = ["run", "--config=/tmp/config.conf", "--manifests=/tmp/manifests", "--takeover"]
 CAPABILITIES = "+net_admin,+net_raw"
 PATIENCE = 60.0
-NEEDS = ("debootstrap", "unshare", "ip", "nft")
+NEEDS = ("debootstrap", "unshare", "nsenter", "setpriv", "ip", "nft")
 
 # All mounts are gone with their namespace: a stage's /proc and /dev, and of this machine's the
 # resolver and the certificates. The arguments are the root, a bundle of certificates, the user.
@@ -47,10 +47,13 @@ mkdir -p "$1/run/ca" && mount --bind "$2" "$1/run/ca" || exit 1
 root=$1 user=$3; shift 3
 exec chroot --userspec="$user:$user" "$root" "$@"
 """
-# The arguments are the root, a folder for /tmp, and the capabilities.
+# A runtime makes the folders of mounts. The arguments are the root, a folder for /tmp, and the
+# capabilities.
 POD = """
+mkdir -p "$1/run/pyproxy" || exit 1
 mount --bind "$1" "$1" && cd "$1" && mount -t proc proc proc && mount --rbind /dev dev || exit 1
-mount --bind "$2" tmp && mount -o remount,ro,bind "$1" || exit 1
+mount --bind "$2" tmp && mount -t tmpfs tmpfs run/pyproxy || exit 1
+mount -o remount,ro,bind "$1" || exit 1
 root=$1 bound=$3; shift 3
 exec chroot "$root" setpriv --no-new-privs --bounding-set "-all,$bound" \
     --inh-caps "-all,$bound" "$@"
@@ -110,7 +113,7 @@ def _stage(base: str, root: Path, stages: Mapping[str, Image], folder: Path) -> 
     suite = SUITES[base]
     kept = folder / f"debootstrap-{suite}"
     if not (kept / "etc/os-release").exists():
-        command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", suite]
+        command = ["debootstrap", "--force-check-gpg", "--variant=minbase", suite]
         subprocess.run([*command, str(kept), MIRROR], check=True, stdout=subprocess.DEVNULL)
     _copy(kept, root)
     return Image(root, {"PATH": PATH}, {}, [])
@@ -213,11 +216,25 @@ def check_agent(image: Image) -> None:
             assert agent.poll() is None, f"the agent ended with status {agent.returncode}"
             assert time.monotonic() < deadline, f"not healthy within {PATIENCE} s"
             time.sleep(0.1)
-        table = subprocess.run(
-            [*inside, "nft", "list", "tables"], check=True, capture_output=True, text=True
-        ).stdout
-        assert "table inet pyproxy" in table, table
+        assert "table inet pyproxy" in _tables(inside)
         print("/healthz: 200")
+        # As `kubectl exec` does.
+        pod = ["nsenter", f"--target={agent.pid}", "--mount", "--net", "--root", "--wd=/"]
+        asked = [*pod, *image.command[:1], "status"]
+        status = subprocess.run(
+            asked, env=image.environment, check=True, capture_output=True, text=True
+        ).stdout
+        print(status.splitlines()[0])
+        agent.terminate()
+        agent.wait(PATIENCE)
+        subprocess.run([*command, "cleanup"], env=image.environment, check=True)
+        assert "pyproxy" not in _tables(inside)
+
+
+def _tables(inside: list[str]) -> str:
+    return subprocess.run(
+        [*inside, "nft", "list", "tables"], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def _health(inside: list[str]) -> int:
@@ -233,9 +250,7 @@ def _health(inside: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Build and check; 2 where this machine cannot."""
-    missing = [
-        each for each in ("debootstrap", "unshare", "setpriv", "ip") if not shutil.which(each)
-    ]
+    missing = [each for each in NEEDS if not shutil.which(each)]
     if missing or os.geteuid() != 0:
         wanted = ", ".join(missing) or "root"
         print(f"image-check needs {wanted}", file=sys.stderr)

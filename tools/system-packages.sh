@@ -15,6 +15,7 @@ package_of() {
         qemu-system-x86_64) echo qemu-system-x86 ;;
         depmod) echo kmod ;;
         busybox) echo busybox-static ;;
+        debian-keys) echo debian-archive-keyring ;;
         venv) echo python3-venv ;;
         *) echo "$1" ;;
     esac
@@ -25,6 +26,8 @@ is_here() {
         venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
         # guest.sh runs before any library can be loaded, so busybox must be static.
         busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
+        # Ubuntu's debootstrap installs Debian without any check if these are missing.
+        debian-keys) [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
         *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac
 }
