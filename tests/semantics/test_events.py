@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import Any
 
@@ -44,7 +45,10 @@ def test_two_agents_report_a_conflict_once_and_a_taken_port_each() -> None:
             until(lambda: events(client, "FrontendConflict"))
             until(lambda: events(client, "FailedToStartServiceHealthcheck"))
             # The other agent finds that it comes second.
-            until(lambda: any(known(cluster.network.namespace(name)) for name in ("na", "nb")))
+            nodes = [cluster.network.namespace(name) for name in ("na", "nb")]
+            until(lambda: any(map(known, nodes)))
+            # Each agent has posted Events, and has recorded the responses.
+            until(lambda: all(response_sizes(node).get("POST") for node in nodes))
         (claimed,) = events(client, "FrontendConflict")
         (port,) = events(client, "FailedToStartServiceHealthcheck")
     assert claimed["regarding"]["name"] == "second"
@@ -58,6 +62,13 @@ def test_two_agents_report_a_conflict_once_and_a_taken_port_each() -> None:
 def known(node: Namespace) -> bool:
     """Whether the agent of a node has been told that its Event is there already."""
     return node.call(scraped).get('pyproxy_events_total{outcome="known"}') == 1
+
+
+def response_sizes(node: Namespace) -> dict[str, float]:
+    """The number of responses whose size an agent has recorded, by method."""
+    name = re.compile(r'rest_client_response_size_bytes_count\{host="[0-9.:]+",verb="(\w+)"\}')
+    found = node.call(scraped)
+    return {match[1]: found[each] for each in found if (match := name.fullmatch(each))}
 
 
 def listener() -> socket.socket:
