@@ -17,7 +17,10 @@ _SHORTEST = 12
 _REMEMBERED = 64
 """Credentials that are remembered; tokens are replaced every few minutes."""
 
-_USERINFO = re.compile(r"(?<=//)[^/\s,'\"]*@")
+# With / and the like, because people forget to encode them; but not across the URLs of a list.
+_USERINFO = re.compile(r"(?<=//)(?:(?!,\w+://)[^\s'\"]){0,512}@")
+_NEXT_URL = re.compile(r",(?=\s*\w+://)")
+_WHOLE_USERINFO = re.compile(r"(?<=//).*@", re.DOTALL)
 
 
 class Redactor:
@@ -54,3 +57,8 @@ KNOWN = Redactor()
 def without_userinfo(text: str) -> str:
     """Return a text in which no URL has a user and a password."""
     return _USERINFO.sub("", text) if "@" in text else text
+
+
+def bare_urls(text: str) -> str:
+    """Return URLs, separated by commas, without users and passwords of any characters."""
+    return ",".join(_WHOLE_USERINFO.sub("", each) for each in _NEXT_URL.split(text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.redaction import without_userinfo
+from pyproxy.redaction import bare_urls
 
 
 def flagz(settings: Settings) -> str:
@@ -14,7 +14,7 @@ def flagz(settings: Settings) -> str:
     The value of --master may be a URL with a password, which is left out.
     """
     lines = (
-        f"{flag.name.removeprefix('--')} {without_userinfo(flag.value)}".rstrip()
+        f"{flag.name.removeprefix('--')} {bare_urls(flag.value)}".rstrip()
         for flag in settings.flags
     )
     return "\n".join(

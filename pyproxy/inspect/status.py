@@ -11,7 +11,7 @@ from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.snapshot import Repair, Snapshot, Sync
 from pyproxy.model.address import address_text
 from pyproxy.model.config_problems import ConfigProblem
-from pyproxy.redaction import without_userinfo
+from pyproxy.redaction import bare_urls
 
 
 class InvalidObject(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ def status(
         health=health(snapshot),
         healthy=is_healthy(snapshot),
         source=settings.manifests
-        or without_userinfo(settings.api.master)
+        or bare_urls(settings.api.master)
         or settings.api.kubeconfig
         or "in-cluster",
         source_age=snapshot.api_age,

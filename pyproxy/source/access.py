@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-from urllib.parse import unquote, urlsplit, urlunsplit
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import urllib3
@@ -21,8 +21,9 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from pyproxy.errors import UsageError
-from pyproxy.redaction import KNOWN, without_userinfo
-from pyproxy.source.credentials import Credentials, StaticCredentials, basic
+from pyproxy.redaction import KNOWN
+from pyproxy.source.credentials import Credentials, StaticCredentials
+from pyproxy.source.server_urls import ServerUrl
 
 SOCKET_OPTIONS = [
     *HTTPConnection.default_socket_options,
@@ -48,11 +49,15 @@ its kernel still acknowledges: read timeouts do.
 """
 
 
-class Access:
-    """Server and credentials as they were read at one time from a kubeconfig or service account.
+_NO_PROXY = ServerUrl("")
 
-    `kubeconfig` is the state of that file before it was read, None without one. Raises UsageError
-    if no connection can be made with them.
+
+class Access:
+    """Servers and credentials as they were read at one time from flags, kubeconfig or pod.
+
+    `proxies` has the HTTP proxy for the URLs of servers that need one. `kubeconfig` is the state of
+    that file before it was read, None without one. Raises UsageError if no connection can be made
+    with them.
     """
 
     def __init__(
@@ -60,15 +65,14 @@ class Access:
         configuration: Configuration,
         credentials: Credentials | None = None,
         kubeconfig: FileState | None = None,
+        proxies: Mapping[str, ServerUrl] | None = None,
     ) -> None:
         # Set first: the constructor of the pool copies them.
         configuration.socket_options = SOCKET_OPTIONS
-        _authenticate_to_proxy(configuration)
-        try:
-            self.pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
-        except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
-            text = KNOWN.redact(str(error))
-            raise UsageError(f"the API server's configuration is invalid: {text}") from None
+        self._proxies = proxies or {}
+        self._pools = {
+            proxy: _pool(configuration, proxy) for proxy in {_NO_PROXY, *self._proxies.values()}
+        }
         # Not a token file, which is read again by time. The pool reads its files when it connects.
         named = (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert)
         self.files = tuple(file_state(path) for path in named if path)
@@ -79,9 +83,17 @@ class Access:
         self._credentials = credentials or StaticCredentials()
 
     @property
-    def proxy(self) -> str:
-        """The URL of the HTTP proxy, without user and password; empty for none."""
-        return without_userinfo(str(self._configuration.proxy or ""))
+    def pools(self) -> Iterable[urllib3.PoolManager]:
+        """All pools of connections."""
+        return self._pools.values()
+
+    def pool(self, host: str) -> urllib3.PoolManager:
+        """Return the pool for the URL of a server."""
+        return self._pools[self._proxies.get(host, _NO_PROXY)]
+
+    def proxy(self, host: str) -> str:
+        """Return the URL of the HTTP proxy for the URL of a server; empty for none."""
+        return self._proxies.get(host, _NO_PROXY).url
 
     @property
     def host(self) -> str:
@@ -128,22 +140,13 @@ def file_state(path: str, missing: FileState | None = None) -> FileState:
     return FileState(path, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def split_userinfo(url: str) -> tuple[str, str]:
-    """Return a URL without its user and password, and the header with them, empty for none."""
-    parts = urlsplit(url)
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, ""
-    user, _, password = userinfo.partition(":")
-    header = basic(unquote(user), unquote(password))
-    KNOWN.remember(userinfo, password)
-    return urlunsplit(parts._replace(netloc=host)), header
-
-
-def _authenticate_to_proxy(configuration: Configuration) -> None:
-    """Move user and password from the URL of an HTTP proxy to a header, which urllib3 needs."""
-    # A SOCKS proxy gets them from its URL.
-    if configuration.proxy and configuration.proxy.startswith(("http://", "https://")):
-        configuration.proxy, header = split_userinfo(configuration.proxy)
-        if header:
-            configuration.proxy_headers = {"Proxy-Authorization": header}
+def _pool(configuration: Configuration, proxy: ServerUrl) -> urllib3.PoolManager:
+    configuration.proxy = proxy.url or None
+    header = proxy.authorization
+    configuration.proxy_headers = {"Proxy-Authorization": header} if header else None
+    try:
+        pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+    except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
+        text = KNOWN.redact(str(error))
+        raise UsageError(f"the API server's configuration is invalid: {text}") from None
+    return pool

@@ -142,6 +142,7 @@ class Client:
         self.moves = 0
         """How often `load` has returned another server: its versions may be of another history."""
         self._current = 0
+        self._last_host = ""
         access = load()
         self._access, self._files = access, access.files
         self._set(access)
@@ -180,10 +181,11 @@ class Client:
 
     def connect(self, timeout: float) -> Connection:
         """Open a connection to the server for another protocol, as `connections.connect`."""
+        host, access = self.host, self._access
         try:
-            return connect(self._access.pool, self.host, self._access.authorization(), timeout)
+            return connect(access.pool(host), host, access.authorization(), timeout)
         except (HTTPError, OSError) as error:
-            raise UnreachableError(f"{self.host}{self._via()}: {_reason(error)}") from error
+            raise UnreachableError(f"{host}{self._via(host)}: {_reason(error)}") from error
 
     @property
     def host(self) -> str:
@@ -192,8 +194,8 @@ class Client:
 
     @property
     def proxy(self) -> str:
-        """The URL of the HTTP proxy that requests go through, without a password; or empty."""
-        return self._access.proxy
+        """The URL of the HTTP proxy of the last request, without a password; empty for none."""
+        return self._access.proxy(self._last_host or self.host)
 
     def servers(self) -> frozenset[Backend]:
         """Return the addresses of all servers so far, or of the proxy on the way to them.
@@ -256,7 +258,7 @@ class Client:
             # No lock: a race between threads costs one attempt at a server that has just failed.
             host, index = self.host, self._current
             try:
-                response = self._send(method, host + target, body, timeout)
+                response = self._send(method, host, target, body, timeout)
                 if response.status >= 500:
                     self._move_on(index)
                 return response
@@ -265,7 +267,7 @@ class Client:
                 self._move_on(index)
                 safe = _REPEATABLE if method == "GET" else _NOT_SENT
                 if attempt == len(self.hosts) or not isinstance(error, safe):
-                    raise UnreachableError(f"{host}{self._via()}: {_reason(error)}") from error
+                    raise UnreachableError(f"{host}{self._via(host)}: {_reason(error)}") from error
             except ValueError as error:
                 # From http.client: a header or a path is invalid, and the text repeats it.
                 self._count(method, host, "<error>")
@@ -273,22 +275,26 @@ class Client:
                 raise UnreachableError(f"{host}: the request cannot be sent: {name}") from None
         raise AssertionError("there is at least one server")
 
-    def _via(self) -> str:
-        return f" by the proxy {self.proxy}" if self.proxy else ""
+    def _via(self, host: str) -> str:
+        proxy = self._access.proxy(host)
+        return f" by the proxy {proxy}" if proxy else ""
 
     def _move_on(self, index: int) -> None:
         """Send the next request to the server after this one."""
         if self._current == index:  # another thread may have moved on first
             self._current = (index + 1) % len(self.hosts)
 
-    def _send(self, method: str, url: str, body: bytes | None, timeout: float) -> BaseHTTPResponse:
+    def _send(
+        self, method: str, host: str, target: str, body: bytes | None, timeout: float
+    ) -> BaseHTTPResponse:
+        self._last_host, url, access = host, host + target, self._access
         headers = {"Accept": "application/json", "User-Agent": "pyproxy"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        if authorization := self._access.authorization():
+        if authorization := access.authorization():
             headers["Authorization"] = authorization
         began = time.monotonic()
-        response = self._access.pool.request(
+        response = access.pool(host).request(
             method,
             url,
             body=body,
@@ -338,7 +344,9 @@ class Client:
         # urllib3 hides a request's socket until the head of the response has been read, but
         # `interrupt` must reach it before that too.
         head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf
-        access.pool.pool_classes_by_scheme = pool_classes(self._remember, head_timeout)
+        classes = pool_classes(self._remember, head_timeout)
+        for pool in access.pools:
+            pool.pool_classes_by_scheme = classes
         self._access = access
 
     def _remember(self, sock: socket.socket) -> None:
@@ -359,7 +367,7 @@ class Client:
 
 def _reason(error: Exception) -> str:
     """Return the message without the connection object that urllib3 puts before it."""
-    text = str(error)
+    text = str(error.original_error if isinstance(error, ProxyError) else error)
     return _one_line(text.partition("): ")[2] or text)
 
 

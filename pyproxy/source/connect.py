@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from kubernetes.client import Configuration
 
 from pyproxy.errors import UsageError
-from pyproxy.redaction import without_userinfo
-from pyproxy.source.access import Access, FileState, file_state, split_userinfo
+from pyproxy.source.access import Access, FileState, file_state
 from pyproxy.source.client import Client, RequestObserver
 from pyproxy.source.credentials import Credentials, StaticCredentials, TokenFile
 from pyproxy.source.http_proxy import proxy_for
+from pyproxy.source.server_urls import ServerUrl, proxy_url, server_url
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -29,15 +29,17 @@ def connect(kubeconfig_path: str, master: str, observer: RequestObserver | None 
     Without a kubeconfig, the service account of the pod is used if there is one. Sends nothing.
     Raises UsageError.
     """
-    hosts = tuple(_server(part.strip()) for part in master.split(",")) if master else ()
-    urls = tuple(split_userinfo(host)[0] for host in hosts)
+    hosts = _masters(master)
+    urls = tuple(host.url for host in hosts)
     if kubeconfig_path:
         return Client(lambda: _from_file(kubeconfig_path, hosts), urls, observer)
     # A pod with automountServiceAccountToken: false has the variable but no token.
     if SERVICE_ACCOUNT_TOKEN.exists() and os.environ.get("KUBERNETES_SERVICE_HOST"):
         return Client(_from_pod, urls, observer)
     if hosts:
-        return Client(lambda: _access(_plain(), StaticCredentials(), hosts), urls, observer)
+        return Client(
+            lambda: _access(_plain(), StaticCredentials(), hosts, "--master"), urls, observer
+        )
     raise UsageError(
         "no API server: give --kubeconfig FILE, or --master URL, "
         "or --manifests DIR to run without one"
@@ -68,32 +70,38 @@ def connect_as_kubectl(kubeconfig: str, context: str, environ: Mapping[str, str]
     def load() -> Access:
         from pyproxy.source import kubeconfig as files  # noqa: PLC0415
 
-        return _access(*files.load_merged(flag, paths, context), ())
+        return _access(*files.load_merged(flag, paths, context), (), flag)
 
     return Client(load)
 
 
-def _server(text: str) -> str:
-    """Return one URL of --master. Raises UsageError if it is invalid."""
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        shown = without_userinfo(text)
-        raise UsageError(f"--master: {shown!r} is not of the form https://HOST:PORT")
-    return text
+def _masters(text: str) -> tuple[ServerUrl, ...]:
+    """Return the URLs of --master. Raises UsageError if one is invalid."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    # A comma in a password splits it, so a part may be a password too.
+    named = (f"URL {i}" if "@" in text else repr(part) for i, part in enumerate(parts, 1))
+    found = tuple(
+        server_url(part.rstrip("/"), f"--master: {name}")
+        for part, name in zip(parts, named, strict=True)
+    )
+    if len({each.authorization for each in found}) > 1:
+        raise UsageError("--master: all URLs must have the same user and password")
+    return found
 
 
-def _from_file(path: str, hosts: tuple[str, ...]) -> Access:
+def _from_flag(hosts: tuple[ServerUrl, ...]) -> Access:
+    return _access(_plain(), StaticCredentials(), hosts, "--master")
+
+
+def _from_file(path: str, hosts: tuple[ServerUrl, ...]) -> Access:
     """Read a kubeconfig. Raises UsageError."""
     # A pod with a service account needs neither this module nor exec plugins.
     from pyproxy.source import kubeconfig  # noqa: PLC0415
 
     # First, so that a change while the file is read is noticed later.
     state = file_state(path)
-    return _access(*kubeconfig.load(path, hosts), hosts, state)
+    configuration, credentials = kubeconfig.load(path, tuple(host.url for host in hosts))
+    return _access(configuration, credentials, hosts, f"--kubeconfig {path}", state)
 
 
 def _from_pod() -> Access:
@@ -110,7 +118,7 @@ def _from_pod() -> Access:
     configuration.host = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     configuration.ssl_ca_cert = str(authority)
     credentials = TokenFile(str(SERVICE_ACCOUNT_TOKEN), f"service account {SERVICE_ACCOUNT_TOKEN}")
-    return _access(configuration, credentials, ())
+    return _access(configuration, credentials, (), invalid)
 
 
 def _plain() -> Configuration:
@@ -121,14 +129,25 @@ def _plain() -> Configuration:
 def _access(
     configuration: Configuration,
     credentials: Credentials,
-    hosts: tuple[str, ...],
+    hosts: tuple[ServerUrl, ...],
+    source: str,
     state: FileState | None = None,
 ) -> Access:
-    """Take user and password out of the server's URL; as in Go, other credentials go first."""
-    url, header = split_userinfo(hosts[0] if hosts else configuration.host)
-    configuration.host = url
-    # proxy-url of a kubeconfig precedes the environment, NO_PROXY included.
-    configuration.proxy = configuration.proxy or proxy_for(url, os.environ)
+    """Take user and password out of the server's URL; as in Go, other credentials go first.
+
+    `source` names the origin of `configuration` in errors. Raises UsageError.
+    """
+    hosts = hosts or (server_url(configuration.host.rstrip("/"), f"{source}: the server"),)
+    configuration.host = hosts[0].url
+    proxies: dict[str, ServerUrl] = {}
+    for host in hosts:
+        # proxy-url of a kubeconfig precedes the environment, NO_PROXY included.
+        if configuration.proxy:
+            proxies[host.url] = proxy_url(configuration.proxy, f"{source}: proxy-url")
+        elif found := proxy_for(host.url, os.environ):
+            name = f"{urlsplit(host.url).scheme.upper()}_PROXY"
+            proxies[host.url] = proxy_url(found, f"the variable {name}")
+    header = hosts[0].authorization
     if header and isinstance(credentials, StaticCredentials) and not credentials.authorization():
         credentials = StaticCredentials(header)
-    return Access(configuration, credentials, state)
+    return Access(configuration, credentials, state, proxies)

@@ -46,11 +46,9 @@ def _matches(entry: str, host: str, address: _IP | None, port: str) -> bool:
     """Return whether an entry of NO_PROXY excludes a host, or its address if it is one."""
     if entry == "*":
         return True
-    if "/" in entry:
-        try:
-            return address is not None and address in ipaddress.ip_network(entry, strict=False)
-        except ValueError:
-            return False
+    network = _network(entry)
+    if network is not None:
+        return address is not None and address in network
     name, its_port = _split_port(entry)
     return bool(name) and its_port in ("", port) and _matches_host(name, host, address)
 
@@ -59,24 +57,37 @@ def _matches_host(name: str, host: str, address: _IP | None) -> bool:
     own = _address(name)
     if own is not None or address is not None:
         return own == address
-    suffix = name.removeprefix("*")
+    suffix = name[1:] if name.startswith("*.") else name
     if suffix.startswith("."):
         return host.endswith(suffix)
     return host == suffix or host.endswith(f".{suffix}")
 
 
 def _split_port(entry: str) -> tuple[str, str]:
+    """Split as net.SplitHostPort does; brackets without a port stay a part of the name."""
     if entry.startswith("["):
-        name, _, port = entry[1:].partition("]")
-        return name, port.removeprefix(":")
+        name, colon, port = entry[1:].partition("]:")
+        return (name, port) if colon else (entry, "")
     if entry.count(":") == 1:
         name, _, port = entry.partition(":")
         return name, port
     return entry, ""
 
 
-def _address(text: str) -> _IP | None:
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    # ipaddress reads a netmask and a wildcard mask too, which Go does not.
+    if not text.rpartition("/")[2].isdecimal() or "/" not in text:
+        return None
     try:
-        return ipaddress.ip_address(text)
+        return ipaddress.ip_network(text, strict=False)
     except ValueError:
         return None
+
+
+def _address(text: str) -> _IP | None:
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    # Go compares an IPv4-mapped address as the IPv4 address.
+    return (found.version == 6 and found.ipv4_mapped) or found

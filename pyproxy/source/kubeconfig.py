@@ -20,7 +20,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from pyproxy.errors import UsageError
-from pyproxy.redaction import KNOWN, without_userinfo
+from pyproxy.redaction import KNOWN, bare_urls
 from pyproxy.source.credentials import (
     CredentialError,
     Credentials,
@@ -162,7 +162,7 @@ def load_merged(
     if not cluster.server and not hosts:
         raise UsageError(f"{flag}: cluster {context.cluster!r} has no server")
     if cluster.server and not cluster.server.startswith(("http://", "https://")):
-        shown = without_userinfo(cluster.server)
+        shown = bare_urls(cluster.server)
         raise UsageError(f"{flag}: server {shown!r} of cluster {context.cluster!r} is not a URL")
     folder, named = config.user(context.user)
     where = f"{flag}: users[name={context.user}].user"

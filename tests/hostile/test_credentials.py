@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from pyproxy import logs
-from pyproxy.errors import SourceError, UsageError
+from pyproxy.errors import PyproxyError, SourceError, UsageError
+from pyproxy.redaction import KNOWN, bare_urls
 from pyproxy.source import connect as connect_module
 from pyproxy.source import exec_plugin as exec_module
 from pyproxy.source.connect import connect
@@ -306,10 +307,48 @@ def test_a_kubeconfig_that_is_no_yaml_is_not_repeated(tmp_path: Path, line: str)
     assert SECRET not in str(caught.value)
 
 
-def test_master_is_shown_without_its_password() -> None:
-    with pytest.raises(UsageError) as caught:
-        connect("", f"ftp://jo:{SECRET}@host")
-    assert SECRET not in str(caught.value)
+# Characters that a URL cannot have there, and those that end or split it.
+ODD_PASSWORDS = [f"{SECRET}{inner}{SECRET}" for inner in "/?#,@:[ '\"%\\"] + [
+    f"[{SECRET}",
+    f"{SECRET}]",
+]
+
+
+@pytest.mark.parametrize("password", ODD_PASSWORDS)
+def test_a_list_of_urls_is_shown_without_passwords(password: str) -> None:
+    shown = bare_urls(f"https://a:1,https://jo:{password}@b:2/x,http://c")
+    assert shown == "https://a:1,https://b:2/x,http://c"
+
+
+@pytest.mark.parametrize("password", ODD_PASSWORDS)
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_no_error_repeats_a_password_of_a_url(
+    tmp_path: Path,
+    password: str,
+    scheme: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = f"{scheme}://jo:{password}@127.0.0.1:9"
+    server = write(tmp_path / "server", kubeconfig(url))
+    proxied = write(tmp_path / "proxied", kubeconfig("http://192.0.2.1:1", {}, {"proxy-url": url}))
+    monkeypatch.setenv("HTTPS_PROXY", url)
+    for path, master in (
+        ("", url),
+        ("", f"http://a:1,{url}"),
+        (server, ""),
+        (proxied, ""),
+        ("", "https://192.0.2.1:1"),
+    ):
+        with pytest.raises(PyproxyError) as caught:
+            connect(path, master).get("/version", {}, 1)
+        error: BaseException | None = caught.value
+        assert SECRET not in f"{error}{caplog.text}"
+        # The text of a traceback, which the log redacts.
+        while error is not None:
+            assert SECRET not in KNOWN.redact(str(error))
+            error = error.__cause__
 
 
 def test_tracebacks_are_logged_without_known_credentials(
