@@ -104,6 +104,21 @@ def test_the_agent_has_the_capabilities_that_it_needs_and_no_others() -> None:
     assert not context["allowPrivilegeEscalation"]
 
 
+def test_containers_with_capabilities_leave_the_confinement_of_selinux() -> None:
+    """A privileged container has this type by itself."""
+    found = 0
+    for path in ("base", "cleanup"):
+        spec = objects((DEPLOY / path / "daemonset.yaml").read_text())[0]["spec"]["template"][
+            "spec"
+        ]
+        for container in (*spec.get("initContainers", []), *spec["containers"]):
+            context = container["securityContext"]
+            if "add" in context.get("capabilities", {}):
+                assert context["seLinuxOptions"] == {"type": "spc_t", "level": "s0"}
+                found += 1
+    assert found == 2
+
+
 def check_configuration(text: str) -> None:
     configuration = file.parse(text.encode()).configuration
     assert configuration.mode == "nftables"
