@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TextIO, TypeVar
 
 from pyproxy.inspect.humanize import count
 from pyproxy.kubectl.agents import Agent
-from pyproxy.kubectl.ask import Answer, Question, ask
+from pyproxy.kubectl.ask import SMALL, Answer, Question, ask
 from pyproxy.kubectl.options import Options
 from pyproxy.source.client import Client
 
@@ -20,6 +20,12 @@ T = TypeVar("T")
 
 _SHOW_EVERY = 0.1
 """Seconds between two updates of the progress."""
+
+_SLOW_AFTER = 1.0
+"""Seconds after which a node does not count as one that is asked."""
+
+_SLOW_FACTOR = 4
+"""Threads for each node that may be asked at the same time; the others wait for slow nodes."""
 
 _CHECK_EVERY = 1.0
 """Seconds after which a thread with a result looks whether anyone still takes it."""
@@ -35,9 +41,12 @@ def ask_all(
     progress = Progress(len(agents), sys.stderr)
     # Nodes that are not ready may use up their timeout, so they do not keep others waiting.
     ordered = sorted(agents, key=lambda agent: not agent.node_ready)
+    # Slow nodes with large answers do count, because their parts are held.
+    most = options.parallel * (1 if question.limit > SMALL else _SLOW_FACTOR)
+    slots = Slots(options.parallel, most)
     try:
         for answer in in_threads(
-            lambda agent: ask(client, agent, question, options.timeout), ordered, options.parallel
+            lambda agent: ask(client, agent, question, options.timeout), ordered, slots
         ):
             progress.add()
             yield answer
@@ -45,11 +54,55 @@ def ask_all(
         progress.clear()
 
 
-def in_threads(function: Callable[[Agent], T], agents: Sequence[Agent], limit: int) -> Iterator[T]:
-    """Yield the results of a function for all agents, from `limit` threads, as they arrive.
+class Slots:
+    """Bounds the calls at one time: `limit` of them, and `most` with those that are slow.
 
-    The first exception is raised here, and agents that wait for a thread are then left out. Results
-    wait until they are taken, so their number is bounded by the number of agents.
+    A call counts for `patience` seconds, so that nodes that hang do not keep others waiting.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        most: int,
+        patience: float = _SLOW_AFTER,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.most = most
+        self._limit = limit
+        self._patience = patience
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._started: dict[int, float] = {}
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for a slot of the calling thread, and hold it."""
+        thread = threading.get_ident()
+        with self._changed:
+            while (wait := self._wait()) > 0:
+                self._changed.wait(wait)
+            self._started[thread] = self._clock()
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._started[thread]
+                self._changed.notify()
+
+    def _wait(self) -> float:
+        """Return the seconds after which a call becomes slow and leaves its slot, 0 for now."""
+        now = self._clock()
+        left = [self._patience - (now - started) for started in self._started.values()]
+        counted = [each for each in left if each > 0]
+        return min(counted) if len(counted) >= self._limit else 0.0
+
+
+def in_threads(
+    function: Callable[[Agent], T], agents: Sequence[Agent], slots: Slots
+) -> Iterator[T]:
+    """Yield the results of a function for all agents, from several threads, as they arrive.
+
+    The first exception is raised here, and agents that wait for a slot are then left out.
     """
     waiting: queue.SimpleQueue[Agent] = queue.SimpleQueue()
     for agent in agents:
@@ -65,18 +118,20 @@ def in_threads(function: Callable[[Agent], T], agents: Sequence[Agent], limit: i
             except queue.Empty:
                 return
             try:
-                put((function(agent), None))
+                with slots.taken():
+                    result = function(agent)
+                put((result, None))
             except BaseException as error:  # raised again by the caller
                 put((None, error))
 
     def put(result: tuple[T | None, BaseException | None]) -> None:
         while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
+            with suppress(queue.Full):
                 results.put(result, timeout=_CHECK_EVERY)
                 return
 
     # Daemons, because Ctrl-C must not wait for nodes that hang.
-    for number in range(min(limit, len(agents))):
+    for number in range(min(slots.most, len(agents))):
         threading.Thread(target=work, name=f"ask-{number}", daemon=True).start()
     try:
         for _ in agents:

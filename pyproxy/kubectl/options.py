@@ -72,7 +72,8 @@ def add_options(
         type=_parse_parallel,
         default=_PARALLEL,
         metavar="N",
-        help=f"nodes that are asked at the same time, 1 to {_MOST_PARALLEL} (default {_PARALLEL})",
+        help=f"nodes that are asked at the same time, 1 to {_MOST_PARALLEL} (default {_PARALLEL}); "
+        "those that take more than a second do not count",
     )
 
 

@@ -15,8 +15,9 @@ import pytest
 from pyproxy.kubectl import report
 from pyproxy.kubectl.agents import Agent
 from pyproxy.kubectl.command import COMMANDS
-from pyproxy.kubectl.fan_out import Progress, in_threads
+from pyproxy.kubectl.fan_out import Progress, Slots, in_threads
 from tests.kubectl.plugin import Terminal, run, simulated
+from tests.waiting import PATIENCE
 
 BESIDE = Path(sys.executable).parent
 AGENTS = [Agent(f"node-{number}", None) for number in range(100)]
@@ -99,8 +100,41 @@ def test_results_come_from_a_bounded_number_of_threads() -> None:
         used.add(threading.get_ident())
         return agent.node
 
-    assert sorted(in_threads(name, AGENTS, 7)) == sorted(agent.node for agent in AGENTS)
+    assert sorted(in_threads(name, AGENTS, Slots(7, 7))) == sorted(agent.node for agent in AGENTS)
     assert len(used) <= 7
+
+
+def test_slow_calls_do_not_keep_others_waiting() -> None:
+    """Ten calls hang, with five slots: all others end before the first of them."""
+    ended = threading.Event()
+    fast: list[str] = []
+
+    def call(agent: Agent) -> str:
+        if int(agent.node.removeprefix("node-")) < 10:
+            assert ended.wait(PATIENCE)
+            return ""
+        fast.append(agent.node)
+        if len(fast) == 90:
+            ended.set()
+        return agent.node
+
+    found = list(in_threads(call, AGENTS, Slots(5, 20, patience=0.05)))
+    assert (len(found), len(fast)) == (100, 90)
+
+
+def test_calls_are_bounded_until_they_are_slow() -> None:
+    lock, active, most = threading.Lock(), [0], [0]
+
+    def call(agent: Agent) -> None:
+        with lock:
+            active[0] += 1
+            most[0] = max(most[0], active[0])
+        threading.Event().wait(0.005)
+        with lock:
+            active[0] -= 1
+
+    list(in_threads(call, AGENTS, Slots(5, 20, patience=60.0)))
+    assert most[0] <= 5
 
 
 def test_the_first_exception_ends_all_work() -> None:
@@ -111,7 +145,7 @@ def test_the_first_exception_ends_all_work() -> None:
         raise ValueError(agent.node)
 
     with pytest.raises(ValueError, match="node-"):
-        list(in_threads(fail, AGENTS, 2))
+        list(in_threads(fail, AGENTS, Slots(2, 2)))
     assert len(called) < len(AGENTS)
 
 
