@@ -7,6 +7,7 @@ to the endpoint, after the translation in prerouting or output.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import msgspec
 
@@ -88,17 +89,20 @@ class PacketPath(msgspec.Struct, frozen=True):
 class ServicePaths(msgspec.Struct, frozen=True):
     """The paths of a Service that are examined, and the number of its endpoints in use.
 
-    `examined` of `endpoints` endpoints have a path here. `node_addresses` and `pod_networks` are
-    those of the Node object, `cluster_networks` those of all pods. `reason` says why there is no
-    path.
+    `examined` of `endpoints` endpoints have a path here; `further` are others, one of each node and
+    network, whose routes are examined alone. `node_addresses` and `pod_networks` are those of the
+    Node object, `cluster_networks` those of all pods. `required` are the values of sysctls, by
+    their names after `net.`, that the proxy mode needs. `reason` says why there is no path.
     """
 
     paths: tuple[PacketPath, ...] = ()
     examined: int = 0
     endpoints: int = 0
+    further: tuple[Backend, ...] = ()
     node_addresses: tuple[Address, ...] = ()
     pod_networks: tuple[Network, ...] = ()
     cluster_networks: tuple[Network, ...] = ()
+    required: Mapping[str, int] = {}
     reason: str = ""
 
     def __str__(self) -> str:

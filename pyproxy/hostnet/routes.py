@@ -9,10 +9,11 @@ import msgspec
 
 from pyproxy.hostnet.devices import Devices, read_devices
 from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
-from pyproxy.model.address import Address, Family, Mark, Network, parse_address
+from pyproxy.model.address import Address, Backend, Family, Mark, Network, parse_address
 from pyproxy.netlink.routing import (
     RTN_LOCAL,
     RTN_UNICAST,
+    Neighbour,
     RefusingRoute,
     RouteQuery,
     RouteReply,
@@ -32,8 +33,8 @@ class PathRoutes(msgspec.Struct, frozen=True):
     without input device, source and mark. `back` is that of the endpoint's reply as it is received,
     `reverse` the one that this node would use to the client; both are None if no client is known.
     `unmarked` is `forward` without the mark, if the packet has one.
-    `network` is the destination of the routing table's entry, `neighbour` the state (NUD_) of the
-    next hop; None if the kernel names none.
+    `network` is the destination of the routing table's entry, `neighbour` the next hop; None if
+    the kernel has none.
     """
 
     path: PacketPath
@@ -44,7 +45,18 @@ class PathRoutes(msgspec.Struct, frozen=True):
     reverse: RouteReply | None = None
     unmarked: RouteReply | None = None
     network: Network | None = None
-    neighbour: int | None = None
+    neighbour: Neighbour | None = None
+
+
+class FurtherRoute(msgspec.Struct, frozen=True):
+    """The route to an endpoint without a path, as if this node sent to it.
+
+    `by_default` is true if only the default route leads there.
+    """
+
+    endpoint: Backend
+    reply: RouteReply
+    by_default: bool = False
 
 
 class RouteFacts(msgspec.Struct, frozen=True):
@@ -61,6 +73,7 @@ class RouteFacts(msgspec.Struct, frozen=True):
     refusing: tuple[RefusingRoute, ...] = ()
     rules: tuple[Rule, ...] = ()
     pod_routes: tuple[Network, ...] = ()
+    further: tuple[FurtherRoute, ...] = ()
 
 
 def read_routes(paths: ServicePaths) -> RouteFacts:
@@ -76,10 +89,13 @@ def read_routes(paths: ServicePaths) -> RouteFacts:
         }
         refusing = [route for family in refused for route in routing.refusing_routes(family)]
         rules = [rule for family in refused for rule in routing.rules(family)]
-        by_default = any(each.network and not each.network.prefix for each in routes)
+        further = tuple(map(reader.further, paths.further))
+        by_default = any(each.by_default for each in further) or any(
+            each.network and not each.network.prefix for each in routes
+        )
         pods = routing.pod_routes(paths.cluster_networks) if by_default else []
     found = msgspec.structs.replace(paths, paths=tuple(each.path for each in routes))
-    return RouteFacts(found, devices, routes, tuple(refusing), tuple(rules), tuple(pods))
+    return RouteFacts(found, devices, routes, tuple(refusing), tuple(rules), tuple(pods), further)
 
 
 class _Reader:
@@ -90,7 +106,7 @@ class _Reader:
         self._devices = devices
         self._paths = paths
         self._replies: dict[tuple[RouteQuery, bool], RouteReply] = {}
-        self._neighbours: dict[tuple[int, Address], int | None] = {}
+        self._neighbours: dict[tuple[int, Address], Neighbour | None] = {}
 
     def read(self, path: PacketPath) -> PathRoutes:
         """Return the routes of a path, with the path's devices filled in."""
@@ -102,14 +118,16 @@ class _Reader:
             connect = self._route(_query(path.arriving, None, 0))
             source = path.leaving.source or connect.source
             sample = source
-        elif device:
+        elif device and sample:
             source = sample
-        forward = self._route(_query(leaving, source, device))
-        match = self._route(_query(leaving, source, device), match=True)
+        # The kernel takes no received packet without a source.
+        received = device if source else 0
+        forward = self._route(_query(leaving, source, received))
+        match = self._route(_query(leaving, source, received), match=True)
         unmarked = None
         if leaving.mark:
             without = msgspec.structs.replace(leaving, mark=Mark(0))
-            unmarked = self._route(_query(without, source, device))
+            unmarked = self._route(_query(without, source, received))
         back = reverse = None
         if sample and forward.device and forward.kind == RTN_UNICAST:
             # The reply's source is translated in postrouting, so the route is the endpoint's own.
@@ -142,16 +160,24 @@ class _Reader:
             self._neighbour(forward, leaving.destination),
         )
 
+    def further(self, endpoint: Backend) -> FurtherRoute:
+        """Return the route to an endpoint without a path."""
+        match = self._route(RouteQuery(Address(endpoint[:-2])), match=True)
+        return FurtherRoute(endpoint, match, not match.error and not match.prefix)
+
     def _client(self, path: PacketPath) -> tuple[Address | None, int]:
         """Return an address of the origin, and the device that its packets arrive at."""
         packet = path.leaving
         if path.origin is Origin.EXTERNAL:
-            sample = packet.sample or _ANY_HOST[packet.family]
-            device = 0
-            if packet.source is not None:
-                # A known client's packet arrives at the node's address, whatever the route back.
-                device = self._devices.of_any(self._paths.node_addresses, packet.family)
-            return sample, device or self._route(RouteQuery(sample)).device
+            # A packet to this node arrives where its address is.
+            device = self._devices.of_any(self._paths.node_addresses, packet.family)
+            if packet.sample is not None:
+                return packet.sample, device or self._route(RouteQuery(packet.sample)).device
+            route = self._route(RouteQuery(_ANY_HOST[packet.family]))
+            # Without a default route there are no hosts beyond the gateway.
+            if route.error or route.kind != RTN_UNICAST:
+                return None, device
+            return _ANY_HOST[packet.family], route.device
         if path.origin is Origin.POD:
             for sample in self._pods(packet):
                 match = self._route(RouteQuery(sample), match=True)
@@ -176,7 +202,7 @@ class _Reader:
             self._replies[key] = self._routing.route(query, match=match)
         return self._replies[key]
 
-    def _neighbour(self, route: RouteReply, destination: Address) -> int | None:
+    def _neighbour(self, route: RouteReply, destination: Address) -> Neighbour | None:
         if route.error or route.kind != RTN_UNICAST:
             return None
         key = (route.device, route.gateway or destination)

@@ -22,6 +22,7 @@ _WHOLE = (
     "bridge.bridge-nf-call-ip6tables",
     "netfilter.nf_conntrack_count",
     "netfilter.nf_conntrack_max",
+    "netfilter.nf_conntrack_tcp_be_liberal",
 )
 _IPV4_DEVICE = ("forwarding", "rp_filter", "route_localnet")
 _IPV6_DEVICE = ("disable_ipv6", "force_forwarding")
@@ -55,7 +56,8 @@ class SwitchFacts(msgspec.Struct, frozen=True):
 def read_switches(paths: ServicePaths, devices: Devices) -> SwitchFacts:
     """Read the sysctls that apply to paths. Blocks for files of /proc. Raises OSError."""
     names = tuple(dict.fromkeys(_devices(paths, devices)))[:_MAX_DEVICES]
-    values = {name: value for name in _WHOLE if (value := _read(*name.split("."))) is not None}
+    whole = (*_WHOLE, *paths.required)
+    values = {name: value for name in whole if (value := _read(*name.split("."))) is not None}
     for device in ("all", *names):
         for version, fields in (("ipv4", _IPV4_DEVICE), ("ipv6", _IPV6_DEVICE)):
             for field in fields:

@@ -10,6 +10,7 @@ from itertools import islice
 
 import msgspec
 
+from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
 from pyproxy.inspect.facts import AgentFacts, PortFacts, target_ports
@@ -17,6 +18,7 @@ from pyproxy.model.address import Address, Backend, Family, Mark, Network, Port,
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
 
 MAX_ENDPOINTS = 16
+MAX_FURTHER = 256
 MAX_FRONTENDS = 4
 """Frontends of one port that are examined: one of each kind of address first."""
 
@@ -56,15 +58,29 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
     if not paths:
         return ServicePaths(reason="no packet of this client reaches an endpoint")
     examined = {path.leaving.target for path in paths}
+    others = (
+        each
+        for port, routing in ports[:MAX_ENDPOINTS]
+        for each in spread(port, routing.cluster, agent, MAX_FURTHER)
+        if each not in examined
+    )
     node = agent.node
     return ServicePaths(
         tuple(paths),
         len(examined),
         len(used),
+        tuple(islice(others, MAX_FURTHER)),
         node.addresses if node else (),
         node.pod_networks if node else (),
         _cluster_networks(agent),
+        _required(agent),
     )
+
+
+def _required(agent: AgentFacts) -> dict[str, int]:
+    """Return the sysctls below net that the proxy mode needs."""
+    settings = modes.of(agent.settings.mode).kernel_settings(agent.settings)
+    return {each.name.removeprefix("net."): each.value for each in settings}
 
 
 def _cluster_networks(agent: AgentFacts) -> tuple[Network, ...]:

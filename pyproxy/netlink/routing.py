@@ -28,11 +28,13 @@ _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RT_TABLE_MAIN = 254
 _FRA_DST, _FRA_SRC, _FRA_IFNAME, _FRA_PRIORITY = 1, 2, 3, 6
 _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_OIFNAME = 10, 15, 16, 17
-_NDA_DST, _NDA_LLADDR = 1, 2
+_NDA_DST, _NDA_CACHEINFO = 1, 3
+_USER_HZ = 100
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RULE = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxHiHBB")
+_CACHEINFO = struct.Struct("=IIII")
 _NUMBER = struct.Struct("=I")
 _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 
@@ -89,6 +91,13 @@ class Rule(msgspec.Struct, frozen=True):
     mask: int = 0
     in_device: str = ""
     out_device: str = ""
+
+
+class Neighbour(msgspec.Struct, frozen=True):
+    """A neighbour's state (NUD_), and the seconds for which it has been in it."""
+
+    state: int
+    age: float = 0.0
 
 
 class RefusingRoute(msgspec.Struct, frozen=True):
@@ -158,8 +167,8 @@ class Routing:
             key=lambda rule: rule.priority,
         )
 
-    def neighbour(self, device: int, address: Address) -> int | None:
-        """Return the NUD_ state of a neighbour; None if the kernel has no entry for it."""
+    def neighbour(self, device: int, address: Address) -> Neighbour | None:
+        """Return a neighbour; None if the kernel has no entry for it."""
         body = _NDMSG.pack(_AF[family_of(address)], 0, device, 0, 0, 0)
         request = Request(_GETNEIGH, 0, body + attribute(_NDA_DST, address))
         try:
@@ -170,7 +179,10 @@ class Routing:
             raise
         for reply in replies:
             if len(reply) >= _NDMSG.size:
-                return int(_NDMSG.unpack_from(reply)[3])
+                times = attribute_map(reply[_NDMSG.size :]).get(_NDA_CACHEINFO, b"")
+                # Confirmed, used, updated: in hundredths of a second, whatever the kernel's HZ.
+                ticks = _CACHEINFO.unpack_from(times)[2] if len(times) >= _CACHEINFO.size else 0
+                return Neighbour(int(_NDMSG.unpack_from(reply)[3]), ticks / _USER_HZ)
         return None
 
 

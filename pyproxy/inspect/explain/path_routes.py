@@ -17,15 +17,19 @@ from pyproxy.inspect.explain.path_switches import (
 )
 from pyproxy.inspect.explain.refusals import refusal
 from pyproxy.inspect.explain.source_validation import rejected_by_rp_filter
-from pyproxy.inspect.explain.step import Step, not_checked
+from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
-from pyproxy.inspect.humanize import listed
-from pyproxy.model.address import Family, address_text
+from pyproxy.inspect.humanize import duration, listed
+from pyproxy.model.address import Family, address_text, backend_text
 from pyproxy.netlink.links import Link
 from pyproxy.netlink.routing import NUD_FAILED, NUD_INCOMPLETE, RTN_LOCAL, RTN_UNICAST, RouteReply
 
 NAME = "routes"
 _IPV6_MTU = 1280
+_ADD_ROUTES = "check the network plugin on this node, which adds a route for each node"
+_RECENT = 60.0
+"""Seconds after which a neighbour that did not answer may be back, unless a packet asks again."""
+
 _OVERHEAD = {"vxlan": 50, "geneve": 50, "ipip": 20, "gre": 24, "sit": 20, "wireguard": 60}
 """Bytes that a tunnel over IPv4 adds to a packet at least."""
 
@@ -36,7 +40,23 @@ def routes(facts: Facts) -> Step:
     if isinstance(part, NotRead):
         return not_checked(NAME, part)
     findings = [finding for each in part.routes for finding in _findings(facts, part, each)]
+    findings += _further(part)
     return merged(NAME, findings, f"{facts.path.paths}: {_ways(part)}")
+
+
+def _further(part: RouteFacts) -> Iterator[Finding]:
+    """Find endpoints of other nodes without a route, among those that are not examined further."""
+    for each in part.further:
+        code = errno.errorcode.get(each.reply.error, str(each.reply.error))
+        if each.reply.error:
+            why = f"from this node ({code})"
+        elif each.by_default and part.pod_routes:
+            why = f"but the default, while there is one to other pods ({part.pod_routes[0]})"
+        else:
+            continue
+        yield Finding(
+            Result.FAILED, f"no route to {{}} {why}", _ADD_ROUTES, backend_text(each.endpoint)
+        )
 
 
 def _ways(part: RouteFacts) -> str:
@@ -105,7 +125,8 @@ def _devices_down(part: RouteFacts) -> list[str]:
     return sorted(
         link.name
         for link in part.devices.links.values()
-        if not link.up and link.index in with_address
+        # The device of service addresses is a dummy, and down on purpose.
+        if not link.up and link.index in with_address and link.kind != "dummy"
     )
 
 
@@ -129,11 +150,13 @@ def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     path, reply = each.path, each.forward
     link = part.devices.links.get(reply.device)
     if reply.kind == RTN_LOCAL:
-        if path.leaving.destination not in part.paths.node_addresses and not path.local:
+        # An endpoint without a node may be an address that several nodes have in turn.
+        own = path.leaving.destination in part.paths.node_addresses
+        if path.node and not path.local and not own:
             yield fault(
                 path,
                 f"{{}} is an address of this node ({part.devices.name(reply.device)}), but its "
-                f"endpoint is on {path.node or 'no node'}: packets do not leave this node",
+                f"endpoint is on {path.node}: packets do not leave this node",
                 "remove the address from this node",
             )
         return
@@ -163,13 +186,21 @@ def _device(path: PacketPath, link: Link) -> Iterator[Finding]:
 
 
 def _neighbour(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
-    if each.neighbour is None or not each.neighbour & (NUD_FAILED | NUD_INCOMPLETE):
+    found = each.neighbour
+    if found is None or not found.state & (NUD_FAILED | NUD_INCOMPLETE):
         return
     hop = each.forward.gateway or each.path.leaving.destination
     protocol = "ARP" if len(hop) == 4 else "neighbour discovery"
     device = part.devices.name(each.forward.device)
-    if each.neighbour & NUD_INCOMPLETE:
+    if found.state & NUD_INCOMPLETE:
         yield doubt(each.path, f"{address_text(hop)} has not answered {protocol} on {device} yet")
+        return
+    if found.age > _RECENT:
+        yield doubt(
+            each.path,
+            f"{address_text(hop)} did not answer {protocol} on {device} {duration(found.age)} ago, "
+            "and no packet has asked since",
+        )
         return
     what = "the next hop to {}" if each.forward.gateway else "{}"
     yield fault(
@@ -220,7 +251,7 @@ def _default(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
             path,
             f"no route to {{}}: only the default route leads there, through {hop}, while there is "
             f"a route to other pods ({part.pod_routes[0]})",
-            "check the network plugin on this node, which adds a route for each node",
+            _ADD_ROUTES,
         )
     elif any(path.leaving.destination in network for network in part.paths.cluster_networks):
         yield doubt(
@@ -249,7 +280,8 @@ def _mtu(part: RouteFacts, each: PathRoutes, link: Link) -> Iterator[Finding]:
         )
         return
     sender = part.devices.named(path.leaving.in_device or "")
-    if path.origin is not Origin.POD or sender is None or path.local:
+    # A bridge without pods has an MTU that says nothing about them.
+    if path.origin is not Origin.POD or path.local or sender is None or not sender.carrier:
         return
     # A route with an MTU of its own was configured with one, and pods usually have it too.
     if not each.forward.mtu and 0 < link.mtu < sender.mtu:

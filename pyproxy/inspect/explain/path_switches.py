@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.hostnet.routes import PathRoutes, RouteFacts
@@ -24,7 +26,8 @@ def switches(facts: Facts) -> Step:
     part, routes = facts.path.switches, facts.path.routes
     if isinstance(part, NotRead):
         return not_checked(NAME, part)
-    return merged(NAME, _findings(facts, part, routes), _passed(part))
+    step = merged(NAME, _findings(facts, part, routes), _passed(part))
+    return msgspec.structs.replace(step, details=(*step.details, *_counters(part)))
 
 
 def _passed(part: SwitchFacts) -> str:
@@ -32,6 +35,18 @@ def _passed(part: SwitchFacts) -> str:
     on = "no sysctl stops the packets"
     return (
         f"{on}; conntrack has {used:,} of {limit:,} entries" if used is not None and limit else on
+    )
+
+
+def _counters(part: SwitchFacts) -> Iterator[str]:
+    """Yield a line with the packets that conntrack has dropped or does not know, if any."""
+    found = part.conntrack
+    if found is None or not (found.dropped or found.insert_failed or found.invalid):
+        return
+    liberal = part.get("netfilter.nf_conntrack_tcp_be_liberal")
+    yield (
+        f"conntrack so far: {found.dropped:,} packets dropped, {found.insert_failed:,} lost to "
+        f"another entry, {found.invalid:,} invalid (nf_conntrack_tcp_be_liberal is {liberal})"
     )
 
 
@@ -49,6 +64,15 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
             if rejected:
                 yield _rp_filter(each.path, rejected)
     yield from _conntrack(part)
+    for name, value in facts.path.paths.required.items():
+        found = part.get(name)
+        # The step names ip_forward where it stops packets.
+        if found is not None and found != value and name != "ipv4.ip_forward":
+            yield fault(
+                None,
+                f"net.{name} is {found}, but {facts.agent.settings.mode.value} mode needs {value}",
+                f"run sysctl -w net.{name}={value}; the agent sets it when it starts",
+            )
 
 
 def is_forwarded(path: PacketPath) -> bool:
@@ -169,5 +193,3 @@ def _conntrack(part: SwitchFacts) -> Iterator[Finding]:
         )
     elif used is not None and limit and used > limit * _ALMOST_FULL:
         yield note(f"the conntrack table is almost full; {lost:,} packets were dropped so far")
-    elif lost:
-        yield note(f"conntrack has dropped {lost:,} packets since this node's start")
