@@ -59,13 +59,21 @@ class ConfigChecks:
     """A commit listener that finds the mistakes in the configuration.
 
     `check` logs each mistake once, and again if its text changes. Its methods are for the agent's
-    thread, except `problems`. `client` is None for a folder of manifests.
+    thread, except `problems`. `client` is None for a folder of manifests. `of_file` returns the
+    mistakes in the file of --config, which are logged already.
     """
 
-    def __init__(self, settings: Settings, source: Source, client: Client | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        source: Source,
+        client: Client | None,
+        of_file: Callable[[], tuple[ConfigProblem, ...]] = tuple,
+    ) -> None:
         self._settings = settings
         self._source = source
         self._client = client
+        self._of_file = of_file
         self._servers: frozenset[Backend] = frozenset()
         self._owner: ObjectName | None = None
         self._clock_offset = 0.0
@@ -100,9 +108,9 @@ class ConfigChecks:
         """
         before, found = self._problems, self.find(cluster_state, node)
         # The source logs its own.
-        of_source = self._source.problems()
+        logged = (*self._source.problems(), *self._of_file())
         for each in found:
-            if each not in before and each not in of_source:
+            if each not in before and each not in logged:
                 log.warning("configuration problem %s: %s", each.topic.value, each)
         topics = {each.topic for each in found}
         for topic in dict.fromkeys(each.topic for each in before):
@@ -118,6 +126,7 @@ class ConfigChecks:
         return tuple(self._find(cluster_state, node.reserved))
 
     def _find(self, cluster_state: ClusterState, reserved: Reserved) -> Iterator[ConfigProblem]:
+        yield from self._of_file()
         if self._client is not None:
             yield from self._of_client(self._client, cluster_state)
         yield from self._source.problems()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,15 @@ import msgspec
 
 from pyproxy.config.settings import Settings
 from pyproxy.errors import UsageError
+from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
+from pyproxy.source.files import UnreadableFileError, read_file
 
 log = logging.getLogger(__name__)
+
+_LARGEST = 2**20
+"""Bytes of a file; `read` reports a larger one as a mistake."""
+
+_FIX = "correct the file: it is read again when it changes"
 
 
 class ConfigFile:
@@ -31,6 +39,11 @@ class ConfigFile:
         self._last_look: bytes | None = None
         self.successor: Settings | None = None
         """The settings that replace those in force, None for no change."""
+        self._problems = file_problems(settings.file_warnings)
+
+    def problems(self) -> tuple[ConfigProblem, ...]:
+        """Return the mistakes in the last content. They are logged already. Any thread."""
+        return self._problems
 
     def has_changed(self) -> bool:
         """Read the file, and return whether there is a successor now. Blocks for the file."""
@@ -45,10 +58,18 @@ class ConfigFile:
         try:
             settings = self._read()
         except UsageError as error:
-            log.warning("%s; the configuration in force stays", error)
+            text = f"{error}; the configuration in force stays"
+            log.warning("%s", text)
+            self._problems = file_problems((text,))
             return None
+        self._problems = file_problems(settings.file_warnings)
         # A remark has a line's number, which a comment above it changes.
-        if msgspec.structs.replace(settings, remarks=self._settings.remarks) == self._settings:
+        same = msgspec.structs.replace(
+            settings,
+            remarks=self._settings.remarks,
+            file_warnings=self._settings.file_warnings,
+        )
+        if same == self._settings:
             for remark in settings.remarks:
                 if remark not in self._settings.remarks:
                     log.warning("%s", remark)
@@ -60,7 +81,15 @@ class ConfigFile:
         if self._path is None:
             return None
         try:
-            return self._path.read_bytes()
+            # A pipe, as of a shell's <(...), would block.
+            return read_file(self._path, _LARGEST)
+        except UnreadableFileError as error:
+            return b"too large" if error.errno == errno.EFBIG else None
         except OSError:
             # An editor replaces a file in two steps. A file that is gone changes nothing.
             return None
+
+
+def file_problems(texts: tuple[str, ...]) -> tuple[ConfigProblem, ...]:
+    """Return a problem for each warning about the file."""
+    return tuple(ConfigProblem(ConfigTopic.CONFIG_FILE, text, _FIX) for text in texts)

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from pyproxy.agent.backoff import SyncBackoff
 from pyproxy.agent.commit import CommitListener, Observers
 from pyproxy.agent.config_checks import ConfigChecks
+from pyproxy.agent.config_file import file_problems
 from pyproxy.agent.core import Agent
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
@@ -145,7 +146,7 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     client = client_of(settings, None)
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
     source = source_of(settings, client, inbox.put)
-    checks = ConfigChecks(settings, source, client)
+    checks = ConfigChecks(settings, source, client, partial(file_problems, settings.file_warnings))
     listeners: list[CommitListener] = [programmed, checks]
     observers = Observers(Metrics(), health, listeners, time.monotonic, time.time, _ignore)
     # Without a kernel dataplane, a command writes nothing and needs no capability.

@@ -102,7 +102,7 @@ def _serve(
         stack.enter_context(supervise.reporting_failures(health, metrics))
         inbox, client = Inbox(), client_of(settings, metrics.api)
         source = source_of(settings, client, inbox.put)
-        config_checks = _source_metrics(settings, source, client, metrics)
+        config_checks = _source_metrics(settings, source, client, metrics, config_file)
         recorder = EventRecorder(client, settings.node_name, metrics.api) if client else None
 
         def report(problem: Problem) -> None:
@@ -204,9 +204,13 @@ def _look_at_files(config_file: ConfigFile, client: Client | None) -> bool:
 
 
 def _source_metrics(
-    settings: Settings, source: Source, client: Client | None, metrics: Metrics
+    settings: Settings,
+    source: Source,
+    client: Client | None,
+    metrics: Metrics,
+    config_file: ConfigFile,
 ) -> ConfigChecks:
-    config_checks = ConfigChecks(settings, source, client)
+    config_checks = ConfigChecks(settings, source, client, config_file.problems)
     metrics.process.source_age(source.age)
     metrics.register(ConfigProblemCollector(config_checks.problems))
     return config_checks

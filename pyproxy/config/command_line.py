@@ -160,6 +160,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,
         remarks=(*warnings, *remarks(flagged, given, configuration, file)),
+        file_warnings=warnings,
     )
 
 

@@ -217,7 +217,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     `flags` are all flags, in alphabetical order. `configuration` has the same settings as a
     KubeProxyConfiguration, and `config_file` is the path that it was read from, empty for none.
-    `remarks` are log lines about flags and fields that are ignored or have no effect.
+    `remarks` are log lines about flags and fields that are ignored or have no effect, and
+    `file_warnings` are those of them that name mistakes in the file.
     """
 
     node_name: str
@@ -246,3 +247,4 @@ class Settings(msgspec.Struct, frozen=True):
     configuration: KubeProxyConfiguration = KubeProxyConfiguration()
     config_file: str = ""
     remarks: tuple[str, ...] = ()
+    file_warnings: tuple[str, ...] = ()

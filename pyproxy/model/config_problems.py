@@ -14,6 +14,7 @@ _LONGEST_TEXT = 640
 class ConfigTopic(enum.Enum):
     """The kinds of mistakes; the values are those of the label `problem` of the metric."""
 
+    CONFIG_FILE = "configuration_file"
     NODE_NOT_FOUND = "node_not_found"
     NODE_WITHOUT_POD_NETWORKS = "node_without_pod_networks"
     NODE_ADDRESSES_ELSEWHERE = "node_addresses_elsewhere"

@@ -25,7 +25,8 @@ class Reader:
         if name == "?":
             raise UsageError(f"--config {self._path}: no name")
         name, *remarks = name.split("|")
-        return Settings(name, config_file=str(self._path), remarks=tuple(remarks))
+        lines = tuple(remarks)
+        return Settings(name, config_file=str(self._path), remarks=lines, file_warnings=lines)
 
 
 @pytest.fixture
@@ -104,6 +105,37 @@ def test_a_mistake_is_told_once_and_changes_nothing(
     publish(path.parent, 3, "c")
     path.symlink_to("..data/config.conf")
     assert has_changed(file)
+
+
+def test_the_mistakes_of_the_last_content_are_kept(path: Path) -> None:
+    read = Reader(path)
+    file = ConfigFile(read(), read)
+    found = []
+    for number, text in enumerate(("a|line 3: x", "?", "a# by hand", "b|line 4: y"), 2):
+        publish(path.parent, number, text)
+        has_changed(file)
+        found.append([each.message for each in file.problems()])
+    invalid = f"--config {path}: no name; the configuration in force stays"
+    assert found == [["line 3: x"], [invalid], [], ["line 4: y"]]
+
+
+def test_a_pipe_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    def read() -> Settings:
+        raise AssertionError
+
+    file = ConfigFile(Settings("a", config_file=str(path)), read)
+    assert not has_changed(file)
+
+
+def test_a_file_that_is_too_large_is_a_mistake(path: Path) -> None:
+    read = Reader(path)
+    file = ConfigFile(read(), read)
+    publish(path.parent, 2, "?" + "#" * (2 << 20))
+    assert not has_changed(file)
+    assert len(file.problems()) == 1
 
 
 def test_without_a_file_nothing_changes() -> None:

@@ -111,7 +111,7 @@ class Configured:
         self.write()
         command = [
             *(sys.executable, "-m", "pyproxy", "run", "--hostname-override=node-a"),
-            f"--config={self.path}",
+            *(f"--config={self.path}", f"--inspect-socket={folder}/na.sock"),
         ]
         self.agent = Process(stage.here, command, folder / "agent.log")
 
@@ -193,6 +193,31 @@ def test_a_wrong_file_changes_nothing_and_is_told_once(
             ]
             assert "the configuration in force stays" in line
             assert stage.health() == 200
+
+
+def test_mistakes_in_the_file_show_until_they_are_corrected(stage: Stage, tmp_path: Path) -> None:
+    metric = 'pyproxy_configuration_problems{problem="configuration_file"}'
+    mistakes = ("line 4: mode replaces its value in line 3", "unknown field clusterCidr is ignored")
+    with stage.server() as server:
+        load_web(server)
+        configured = Configured(stage, tmp_path, server.url)
+        good = yaml.safe_dump(json.loads(configured.path.read_text()), sort_keys=False)
+        doubled = good.replace("mode:", "mode: iptables\nmode:")
+        configured.write_text(f"{doubled}clusterCidr: 10.0.0.0/8\n")
+        with configured.agent as agent:
+            agent.does(lambda: stage.metrics().get(metric) == 1, "the metric")
+            agent.does(lambda: stage.health() == 200, "the first commit")
+            for words in (("status",), ("explain", "shop/web")):
+                out = stage.run(*words, f"--inspect-socket={tmp_path}/na.sock").stdout
+                assert all(mistake in out for mistake in mistakes), out
+            assert all(agent.said().count(mistake) == 1 for mistake in mistakes)
+            configured.write_text(good)
+            agent.does(lambda: stage.metrics().get(metric) == 0, "the corrected file")
+            configured.write_text("mode: [")
+            agent.does(lambda: stage.metrics().get(metric) == 1, "the invalid file")
+            out = stage.run("status", f"--inspect-socket={tmp_path}/na.sock").stdout
+            assert "the configuration in force stays" in out
+            assert "applying the changed configuration file" not in agent.said()
 
 
 def test_init_only_makes_the_kernels_settings_and_ends(stage: Stage) -> None:

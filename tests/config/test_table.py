@@ -85,7 +85,12 @@ def test_the_test_that_shows_an_effect_is_there(test: str) -> None:
 def in_force(settings: Settings) -> Settings:
     """The settings that the agent acts on, without those that it only shows."""
     return msgspec.structs.replace(
-        settings, flags=(), configuration=KubeProxyConfiguration(), config_file="", remarks=()
+        settings,
+        flags=(),
+        configuration=KubeProxyConfiguration(),
+        config_file="",
+        remarks=(),
+        file_warnings=(),
     )
 
 
