@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import ListenAddress, NodePorts
-from pyproxy.dataplane.interface import StepLimits
+from pyproxy.dataplane.interface import Drift, StepLimits
 from pyproxy.errors import KernelError, TransientKernelError
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_network
-from pyproxy.model.events import Delete
+from pyproxy.model.events import Delete, Synced
 from pyproxy.model.objects import (
     Endpoint,
     EndpointSlice,
@@ -146,12 +147,42 @@ moves = st.builds(
     st.lists(st.sampled_from(NODES), max_size=3, unique=True).map(tuple),
     st.sampled_from([(), (backend(FREE[0], Port(6443)),)]),
 )
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A new list of one kind; every object whose place has no bit in `kept` was deleted."""
+
+    kind: Kind
+    kept: int
+
+
+class Wiped(msgspec.Struct, frozen=True):
+    """Another program's deletion of the first rows of each set."""
+
+    rows: int
+
+
+lists = st.builds(
+    Listed, st.sampled_from([Kind.SERVICE, Kind.ENDPOINT_SLICE]), st.integers(0, (1 << 16) - 1)
+)
+drifts = st.builds(Wiped, st.integers(1, 3))
 SYNC = "sync"
-Step = Service | EndpointSlice | Node | Delete | Moved | KernelError | str
+Step = Service | EndpointSlice | Node | Delete | Moved | Listed | Wiped | KernelError | str
 failures = st.just(TransientKernelError("EBUSY", errno.EBUSY))
 upserts = st.one_of(services(), services(), slices(), nodes)
 steps = st.lists(
-    st.one_of(upserts, upserts, upserts, deletions, moves, failures, st.just(SYNC), st.just(SYNC)),
+    st.one_of(
+        upserts,
+        upserts,
+        upserts,
+        deletions,
+        moves,
+        lists,
+        drifts,
+        failures,
+        st.just(SYNC),
+        st.just(SYNC),
+    ),
     max_size=25,
 )
 
@@ -187,6 +218,17 @@ def follow(stage: Stage, step: Step) -> None:
         stage.agent.addresses_changed()
     elif isinstance(step, Delete):
         stage.agent.handle_event(step)
+    elif isinstance(step, Listed):
+        state = stage.agent.cluster_state
+        known = sorted(state.services if step.kind is Kind.SERVICE else state.slices)
+        names = frozenset(name for at, name in enumerate(known) if step.kept >> at & 1)
+        stage.agent.handle_event(Synced(step.kind, names))
+    elif isinstance(step, Wiped):
+        kernel = stage.dataplane.kernel
+        stage.dataplane.kernel = {
+            name: dict(islice(rows.items(), step.rows, None)) for name, rows in kernel.items()
+        }
+        stage.agent.drifted(Drift("another program"))
     else:
         stage.handle_event(step)
 
