@@ -73,7 +73,7 @@ def _iptables(flavour: Flavour) -> LabMode:
         flavour,
         listing=tuple((f"{program}-save",) for program in programs),
         shown=(f"{programs[0]}-save", "-t", "nat"),
-        wipes=tuple(((f"{program}-restore",), _EMPTY_TABLES) for program in programs),
+        wipes=tuple(((f"{program}-restore", "--wait"), _EMPTY_TABLES) for program in programs),
         messages="runs of iptables-restore",
     )
 

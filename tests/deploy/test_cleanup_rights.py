@@ -176,7 +176,7 @@ def test_another_programs_legacy_tables_hide_nothing_from_net_admin_alone(
     """Without CAP_NET_RAW nothing is read there, so the status is that of a missing right."""
     if shutil.which(LEGACY) is None:
         pytest.skip(f"needs the command {LEGACY}")
-    here.run([LEGACY, "-t", "nat", "-N", "CNI-HOSTPORT"])
+    here.run([LEGACY, "--wait", "-t", "nat", "-N", "CNI-HOSTPORT"])
     before = sysctl(here)
     serve(here, MODES["nftables"], tmp_path)
     bound = {at: source for at, source in mounts().items() if at != LOCK}

@@ -54,7 +54,7 @@ def remove_endpoint_rule(node: InspectedNode, program: str) -> str:
         if line.startswith("-A KUBE-SVC-")
         if f"--to-destination {ENDPOINTS[0]}" in line or "KUBE-SEP-" in line
     )
-    on_node(node, f"{program} -t nat -D {rule}")
+    on_node(node, f"{program} --wait -t nat -D {rule}")
     return rule
 
 
@@ -79,8 +79,8 @@ REMOVE_ENDPOINT: Mapping[str, Callable[[InspectedNode], str]] = {
 
 REMOVE_BASE_RULES = {
     "nftables": "nft flush chain inet pyproxy services",
-    "iptables-legacy": "iptables-legacy -t nat -F PREROUTING",
-    "iptables-nft": "iptables-nft -t nat -F PREROUTING",
+    "iptables-legacy": "iptables-legacy --wait -t nat -F PREROUTING",
+    "iptables-nft": "iptables-nft --wait -t nat -F PREROUTING",
     "ipvs": "nft flush chain inet pyproxy-ipvs services",
 }
 

@@ -93,7 +93,7 @@ def make_foreign(here: Namespace) -> None:
         here.run(["ipset", "create", f"{family}-foreign", "hash:ip", "family", family])
         for flavour in FLAVOURS:
             text = FOREIGN_IPTABLES.replace("FAMILY", family)
-            here.run([f"{program}-{flavour}-restore", "--noflush"], text=text)
+            here.run([f"{program}-{flavour}-restore", "--wait", "--noflush"], text=text)
 
 
 def leave(here: Namespace, mode: str) -> None:
@@ -108,7 +108,7 @@ def leave(here: Namespace, mode: str) -> None:
         command = f"{program}-{flavour}"
         for chain in ("INPUT", "OUTPUT"):  # kube-proxy looks before it adds this jump
             here.run([command, "-D", chain, "-j", "KUBE-FIREWALL"], check=False)
-        here.run([f"{command}-restore", "--noflush"], text=text)
+        here.run([f"{command}-restore", "--wait", "--noflush"], text=text)
 
 
 def state(here: Namespace) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ def test_a_leftover_in_use_is_counted_and_retried(network: Network, tmp_path: Pa
     leave(here, "nftables")
     here.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
     use = ["INPUT", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "RETURN"]
-    here.run(["iptables-legacy", "-A", *use])
+    here.run(["iptables-legacy", "--wait", "-A", *use])
     with proxied(NFTABLES, network, tmp_path / "x", "--takeover") as agent:
         agent.logs("cannot remove leftovers of kube-proxy: ipset KUBE-CLUSTER-IP")
         # Everything else was removed at the first attempt.
@@ -37,7 +37,7 @@ def test_a_leftover_in_use_is_counted_and_retried(network: Network, tmp_path: Pa
         assert "table inet pyproxy" in tables
         assert "kube-proxy" not in tables
         until(lambda: all(map(here.call(scraped).get, FAILURES)), "the failure is counted")
-        here.run(["iptables-legacy", "-D", *use])
+        here.run(["iptables-legacy", "--wait", "-D", *use])
         agent.logs("removed leftovers of kube-proxy: 1 ipset")
         assert not here.run(["ipset", "list", "-n"]).stdout
         # A proxy that is started again later is not removed.
@@ -55,7 +55,7 @@ def test_without_the_flag_nothing_is_removed(network: Network, tmp_path: Path) -
 @pytest.mark.parametrize("flavour", ["legacy", "nft"])
 def test_a_chain_that_now_drops_by_policy_is_warned_of(here: Namespace, flavour: str) -> None:
     leave(here, f"iptables-{flavour}")
-    here.run([f"iptables-{flavour}", "-P", "FORWARD", "DROP"])
+    here.run([f"iptables-{flavour}", "--wait", "-P", "FORWARD", "DROP"])
     done = here.run([sys.executable, "-m", "pyproxy", "cleanup", "--takeover"])
     warning = f"iptables-{flavour} filter: chain FORWARD drops by policy"
     assert done.stderr.count(warning) == 1

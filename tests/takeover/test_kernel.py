@@ -98,7 +98,7 @@ COMMIT
 -A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER
 COMMIT
 """
-    here.run([f"iptables-{flavour}-restore", "--noflush"], text=rules)
+    here.run([f"iptables-{flavour}-restore", "--wait", "--noflush"], text=rules)
     found = find(here)
     assert found.links == ("kube-ipvs0",)
     assert (
@@ -117,11 +117,11 @@ def test_objects_in_use_by_other_programs_stay_with_an_error(here: Namespace, fl
     leave(here, f"iptables-{flavour}")
     iptables = f"iptables-{flavour}"
     mark = ["-t", "nat", "-A", "PREROUTING", "-s", "192.0.2.1", "-j", "KUBE-MARK-MASQ"]
-    here.run([iptables, *mark])
-    here.run([iptables, "-N", "FOREIGN"])
-    here.run([iptables, "-A", "FOREIGN", "-j", "KUBE-SERVICES"])
+    here.run([iptables, "--wait", *mark])
+    here.run([iptables, "--wait", "-N", "FOREIGN"])
+    here.run([iptables, "--wait", "-A", "FOREIGN", "-j", "KUBE-SERVICES"])
     uses = ["-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "DROP"]
-    here.run([iptables, "-A", "FOREIGN", *uses])
+    here.run([iptables, "--wait", "-A", "FOREIGN", *uses])
     failures = remove(here)
     assert [failure.what for failure in failures] == ["ipset KUBE-CLUSTER-IP"]
     saved = here.run([f"{iptables}-save"]).stdout
@@ -152,7 +152,7 @@ def test_without_iptables_the_rest_is_removed_with_a_warning(
 ) -> None:
     leave(here, "nftables")
     leave(here, "iptables-legacy")
-    here.run(["ip6tables-legacy", "-t", "nat", "-L"])
+    here.run(["ip6tables-legacy", "--wait", "-t", "nat", "-L"])
     nft = shutil.which("nft")
     assert nft is not None
     (tmp_path / "nft").symlink_to(nft)

@@ -62,7 +62,7 @@ def _others(here: Namespace) -> None:
 
 
 def leave_ours(here: Namespace, flavour: str) -> None:
-    here.run([f"iptables-{flavour}-restore", "--noflush"], text=OURS)
+    here.run([f"iptables-{flavour}-restore", "--wait", "--noflush"], text=OURS)
 
 
 def find_own(here: Namespace, stays: InService) -> Leftovers:
@@ -104,7 +104,7 @@ def test_after_kube_proxy_comes_back_only_chains_that_it_does_not_have_are_remov
         and "-A PREROUTING -m comment" not in line
         and "KUBE-SVC" not in line
     )
-    here.run([f"iptables-{flavour}-restore", "--noflush"], text=alone)
+    here.run([f"iptables-{flavour}-restore", "--wait", "--noflush"], text=alone)
     assert state(here) != before
     here.run(CLEANUP)
     assert state(here) == before
@@ -141,7 +141,7 @@ def test_chains_of_kube_proxys_ipvs_mode_are_removed_from_rules_in_service(
 -A INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
 COMMIT
 """
-    here.run([f"iptables-{flavour}-restore", "--noflush"], text=ipvs)
+    here.run([f"iptables-{flavour}-restore", "--wait", "--noflush"], text=ipvs)
     stays = InService(flavour=Flavour(flavour))
     found = here.call(lambda: kernel.find(stays))
     assert str(found) == f"iptables-{flavour}: 2 jumps and 2 chains"

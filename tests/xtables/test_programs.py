@@ -25,8 +25,8 @@ def test_the_flavour_is_the_one_with_kubelets_chains(
     namespace: Namespace, flavour: Flavour, chain: str
 ) -> None:
     others = {Flavour.LEGACY: Flavour.NFT, Flavour.NFT: Flavour.LEGACY}
-    run(namespace, f"iptables-{flavour.value}", "-t", "mangle", "-N", chain)
-    run(namespace, f"iptables-{others[flavour].value}", "-A", "INPUT", "-j", "ACCEPT")
+    run(namespace, f"iptables-{flavour.value}", "--wait", "-t", "mangle", "-N", chain)
+    run(namespace, f"iptables-{others[flavour].value}", "--wait", "-A", "INPUT", "-j", "ACCEPT")
     assert namespace.call(detect_flavour) is flavour
 
 
@@ -34,7 +34,7 @@ def test_without_kubelets_chains_the_flavour_is_the_one_with_more_rules(
     namespace: Namespace, flavour: Flavour
 ) -> None:
     assert namespace.call(detect_flavour) is Flavour.NFT
-    run(namespace, f"iptables-{flavour.value}", "-A", "INPUT", "-j", "ACCEPT")
+    run(namespace, f"iptables-{flavour.value}", "--wait", "-A", "INPUT", "-j", "ACCEPT")
     assert namespace.call(detect_flavour) is flavour
 
 
@@ -50,7 +50,7 @@ def test_a_comment_that_is_not_utf8_is_read_and_written_back(
     namespace: Namespace, flavour: Flavour
 ) -> None:
     rule = b"-A PREROUTING -m comment --comment caf\xe9 -j ACCEPT"
-    restore = [f"iptables-{flavour.value}-restore"]
+    restore = [f"iptables-{flavour.value}-restore", "--wait"]
     text = b"*nat\n" + rule + b"\nCOMMIT\n"
     namespace.call(lambda: subprocess.run(restore, input=text, check=True))
     programs = Programs(Family.IPV4, flavour)

@@ -38,7 +38,7 @@ WEB, DNS = "shop/web:http", "shop/dns"
 
 @pytest.fixture
 def counters(namespace: Namespace, flavour: Flavour) -> IptablesCounters:
-    command = [f"iptables-{flavour.value}-restore", "-c"]
+    command = [f"iptables-{flavour.value}-restore", "--wait", "-c"]
     namespace.call(lambda: subprocess.run(command, input=TABLE, text=True, check=True))
     return IptablesCounters(flavour)
 

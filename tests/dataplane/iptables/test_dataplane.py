@@ -219,7 +219,7 @@ def test_services_are_found_by_bisection_if_the_error_names_no_line(
 
 def test_kube_proxys_chains_are_taken_over_in_place(namespace: Namespace, flavour: Flavour) -> None:
     without_counters = re.sub(r"-m nfacct --nfacct-name +\S+ ", "", IPTABLES)
-    run(namespace, f"iptables-{flavour.value}-restore", text=without_counters)
+    run(namespace, f"iptables-{flavour.value}-restore", "--wait", text=without_counters)
     routings = [numbered(1), numbered(2)]
     with programming(namespace, None) as dataplane:
         plan = program(namespace, dataplane, routings)
@@ -244,7 +244,7 @@ def test_kube_proxys_chains_are_taken_over_in_place(namespace: Namespace, flavou
 def test_cleanup_leaves_the_rules_of_other_programs(namespace: Namespace, flavour: Flavour) -> None:
     with programming(namespace, flavour) as dataplane:
         program(namespace, dataplane, [numbered(1)])
-        run(namespace, f"iptables-{flavour.value}-restore", "--noflush", text=FOREIGN)
+        run(namespace, f"iptables-{flavour.value}-restore", "--wait", "--noflush", text=FOREIGN)
         namespace.call(dataplane.cleanup)
         namespace.call(dataplane.cleanup)
         assert held(namespace, flavour) == {

@@ -34,7 +34,7 @@ def test_a_flushed_table_is_detected_and_repaired(namespace: Namespace, flavour:
             run(namespace, "iptables-nft", "-t", "nat", "-F")
             waiting.join(20)
         else:
-            run(namespace, "iptables-legacy", "-t", "nat", "-F")
+            run(namespace, "iptables-legacy", "--wait", "-t", "nat", "-F")
             reported.append(namespace.call(dataplane.tick))
         assert isinstance(reported[0], Drift)
         assert program(namespace, dataplane, routings)

@@ -94,9 +94,9 @@ def test_rules_of_other_programs_are_ignored_with_a_remark(
 ) -> None:
     with programming(namespace, flavour) as dataplane:
         program(namespace, dataplane, [WEB], NODE)
-    program_name = f"iptables-{flavour.value}"
-    namespace.run([program_name, "-t", "nat", "-I", "PREROUTING", "-p", "udp", "-j", "ACCEPT"])
-    namespace.run([program_name, "-t", "nat", "-A", "KUBE-SERVICES", "-o", "lo", "-j", "ACCEPT"])
+    in_nat = [f"iptables-{flavour.value}", "--wait", "-t", "nat"]
+    namespace.run([*in_nat, "-I", "PREROUTING", "-p", "udp", "-j", "ACCEPT"])
+    namespace.run([*in_nat, "-A", "KUBE-SERVICES", "-o", "lo", "-j", "ACCEPT"])
     result = traced(namespace, flavour, POD, REFUSING)
     assert set(result.verdicts()) == {Untouched()}
     assert result.remarks == (
