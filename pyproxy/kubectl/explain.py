@@ -108,7 +108,7 @@ def _group(key: tuple[bool, str, str], members: Sequence[tuple[str, Explanation 
     nodes = tuple(node for node, _ in members)
     if isinstance(first, str):
         return Group(nodes, ok, verdict, fix)
-    if len(members) > 1:
+    if len(members) > 1 or ok:
         return Group(nodes, ok, verdict, fix, first)
     # Alone, an answer keeps the name of its node and its numbers.
     return Group(nodes, ok, first.verdict, first.fix, first)
@@ -117,8 +117,19 @@ def _group(key: tuple[bool, str, str], members: Sequence[tuple[str, Explanation 
 def _verdict(node: str, answer: Explanation | str) -> tuple[bool, str, str]:
     if isinstance(answer, str):
         return False, f"no answer: {report.without_node(answer, node)}", ""
+    if answer.ok:
+        return True, _without_fault(answer), ""
     plain = report.without_node
-    return answer.ok, plain(answer.verdict, node), plain(answer.fix, node)
+    return False, plain(answer.verdict, node), plain(answer.fix, node)
+
+
+def _without_fault(answer: Explanation) -> str:
+    """Return the verdict of nodes without a fault: the names of steps, without their reasons."""
+    text = "no fault found"
+    for result, words in ((Result.SKIPPED, "not checked"), (Result.UNDECIDED, "undecided")):
+        names = [step.name for step in answer.steps if step.result is result]
+        text += f"; {words}: {', '.join(names)}" if names else ""
+    return text
 
 
 def show(found: ClusterExplanation, *, verbose: bool) -> Iterator[Part]:

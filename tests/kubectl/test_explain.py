@@ -48,7 +48,7 @@ def test_equal_answers_are_one_line(nodes: Nodes) -> None:
     found = nodes.run("explain", "shop/web", "--from", "192.0.2.1")
     assert found.status == 1
     assert found.out.splitlines()[:3] == [
-        "11 nodes: no fault found; checked: agent",
+        "11 nodes: no fault found",
         "node-7: no route to 10.244.3.0/24",
         "    fix: add the route",
     ]
@@ -82,6 +82,18 @@ def test_steps_are_shown_once_per_group_if_wanted(nodes: Nodes) -> None:
 def test_one_node_shows_its_whole_answer(nodes: Nodes) -> None:
     found = nodes.run("explain", "shop/web", "--node", "node-3")
     assert "✓   policy   this node sends to 2 endpoints" in found.out
+
+
+def test_nodes_without_a_fault_name_the_steps_that_are_open(nodes: Nodes) -> None:
+    probes = {"name": "probes", "result": "skipped", "message": "not checked: without --probe"}
+    routes = {"name": "routes", "result": "undecided", "message": "by a mark"}
+    nodes.replies |= {name: explanation(POLICY, probes) for name in NODES}
+    nodes.replies["node-2"] = explanation(POLICY, routes, probes)
+    lines = nodes.run("explain", "shop/web").out.splitlines()
+    assert lines[:2] == [
+        "11 nodes: no fault found; not checked: probes",
+        "node-2: no fault found; not checked: probes; undecided: routes",
+    ]
 
 
 def test_nodes_without_an_answer_are_a_group(nodes: Nodes) -> None:
