@@ -18,6 +18,7 @@ from pyproxy.errors import UsageError
 _WHERE = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`$")
 _NO_OBJECT = "a KubeProxyConfiguration has fields"
 _LIMIT = 2**20
+_NAME_LIMIT = 100
 
 
 class File(msgspec.Struct, frozen=True):
@@ -35,8 +36,7 @@ def load(path: str) -> File:
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise UsageError(f"--config {path}: not YAML: {words}") from error
+        raise UsageError(f"--config {path}: not YAML: {_yaml_problem(error)}") from error
     except RecursionError as error:
         raise UsageError(f"--config {path}: its values are nested too deeply") from error
     except (ValueError, TypeError) as error:
@@ -52,8 +52,11 @@ def parse(data: bytes) -> File:
     if not isinstance(tree, dict):
         raise ValueError(f"it holds no object: {_NO_OBJECT}")
     for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
-        if tree.get(name) != wanted:
-            raise ValueError(f"{name}: {tree.get(name, '')!r} is not {wanted}")
+        found = tree.get(name, "")
+        if found != wanted:
+            shown = repr(found[:_NAME_LIMIT]) if isinstance(found, str) else "its value"
+            hint = "; only the first document of a file counts" if decoded.has_further else ""
+            raise ValueError(f"{name}: {shown} is not {wanted}{hint}")
     try:
         return File(msgspec.convert(tree, KubeProxyConfiguration), decoded.warnings)
     except msgspec.ValidationError as error:
@@ -69,6 +72,15 @@ def yaml_text(configuration: KubeProxyConfiguration) -> str:
             del section[name]
     text: str = yaml.safe_dump(tree, sort_keys=True)
     return text
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Return the line and the problem, and no part of the file, which may be another one."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split()).replace(' in "<byte string>"', "")
+    mark = error.problem_mark or error.context_mark
+    line = f"line {mark.line + 1}: " if mark is not None else ""
+    return line + " ".join(f"{error.context or ''} {error.problem or ''}".split())
 
 
 def _in_our_words(message: str) -> str:

@@ -32,6 +32,7 @@ class Decoded(msgspec.Struct, frozen=True):
 
     tree: Any
     warnings: tuple[str, ...]
+    has_further: bool = False
 
 
 def decode(data: bytes) -> Decoded:
@@ -49,7 +50,7 @@ def decode(data: bytes) -> Decoded:
     tree = decoder.value(node, KubeProxyConfiguration, "")
     if further:
         decoder.warn(f"{further}: another document begins here: only the first one counts")
-    return Decoded(tree, tuple(decoder.warnings()))
+    return Decoded(tree, tuple(decoder.warnings()), has_further=bool(further))
 
 
 class _Decoder:
@@ -88,7 +89,25 @@ class _Decoder:
             return [
                 self.value(each, item, f"{path}[{index}]") for index, each in enumerate(node.value)
             ]
-        return self._constructor.construct_document(node)
+        self._warn_of_repeated(node, path)
+        try:
+            return self._constructor.construct_document(node)
+        except (ValueError, OverflowError) as error:
+            # Python's text may repeat a number of thousands of digits.
+            raise ValueError(f"{_line(node)}: {path} has a value that no field has") from error
+
+    def _warn_of_repeated(self, node: yaml.Node, path: str) -> None:
+        """Warn of the repeated keys of a map, such as featureGates; the last value counts."""
+        if not isinstance(node, yaml.MappingNode):
+            return
+        lines: dict[str, str] = {}
+        for key, _, merged in _entries(node):
+            if merged or not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                full = one_line(f"{path}.{key.value}", _NAME_LIMIT)
+                self.warn(f"{_line(key)}: {full} replaces its value in {lines[key.value]}")
+            lines[key.value] = _line(key)
 
     def _section(self, node: yaml.MappingNode, kind: Any, path: str) -> dict[str, Any]:
         fields = {each.encode_name: each.type for each in msgspec.structs.fields(kind)}
@@ -122,8 +141,9 @@ def _entries(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node, boo
             sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
             # Of several merged mappings the first one counts.
             for source in reversed(sources):
-                if isinstance(source, yaml.MappingNode):
-                    yield from ((inner, each, True) for inner, each, _ in _entries(source))
+                if not isinstance(source, yaml.MappingNode):
+                    raise ValueError(f"{_line(key)}: only maps can be merged with <<")
+                yield from ((inner, each, True) for inner, each, _ in _entries(source))
     yield from ((key, value, False) for key, value in node.value if key.tag != _MERGE)
 
 

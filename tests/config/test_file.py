@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -415,6 +416,18 @@ def test_a_mistake_is_one_line_with_the_fields_path(
         ('"a\\nb": 2', ["line 3: unknown field a\\nb is ignored"]),
         ("ipvs: {}\nipvs: null", ["line 4: ipvs replaces its value in line 3"]),
         (
+            "iptables:\n  syncPeriod: 30s\n  syncPeriod: 30s",
+            ["line 5: iptables.syncPeriod replaces its value in line 4"],
+        ),
+        (
+            "featureGates:\n  AllowServiceExternalIPs: false\n  AllowServiceExternalIPs: true",
+            ["line 5: featureGates.AllowServiceExternalIPs replaces its value in line 4"],
+        ),
+        (
+            "true: 1\n~: 2",
+            ["line 3: unknown field true is ignored", "line 4: unknown field ~ is ignored"],
+        ),
+        (
             "---\nkind: KubeletConfiguration",
             ["line 3: another document begins here: only the first one counts"],
         ),
@@ -431,6 +444,52 @@ def test_what_kube_proxy_ignores_is_one_warning(
     path = written(text)
     remarks = [each for each in parse(f"--config={path}").remarks if "without effect" not in each]
     assert remarks == [f"--config {path}: {warning}" for warning in warnings]
+
+
+BOMB = "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefgh")
+)
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iptables:\n\tmasqueradeAll: true", "not YAML: line 4: .* cannot start any token"),
+        ("mode: *PLANTED", "not YAML: line 3: found undefined alias"),
+        ("mode: \x07", "not YAML: .*control characters are not allowed, position 80"),
+        ("iptables: {<<: 3}", "line 3: only maps can be merged with <<"),
+        ("iptables: &a\n  <<: *a", "line 3: an alias is inside its own anchor"),
+        (f"a: &a [1]\n{BOMB}", "line 9: aliases repeat more than 500,000 values"),
+        (f"oomScoreAdj: {DIGITS}", "line 3: oomScoreAdj has a value that no field has"),
+        ("hostnameOverride: 2020-13-01", "line 3: hostnameOverride has a value that no field has"),
+        ("? [a]\n: b", "line 3: the name of a field is not text"),
+        ("x: " + "[" * 100_000, "not YAML: line 3: .*exceeded maximum nesting depth"),
+        (f"kind: PLANTED{DIGITS}", "kind: 'PLANTED9{93}' is not KubeProxyConfiguration$"),
+        (
+            "kind: KubeletConfiguration\n---\nmode: nftables",
+            "kind: 'KubeletConfiguration' is not KubeProxyConfiguration; only the first document",
+        ),
+        ("kind: [PLANTED]", "kind: its value is not KubeProxyConfiguration"),
+    ],
+)
+def test_what_is_no_configuration_is_one_short_line(
+    written: Written, text: str, message: str
+) -> None:
+    path = written(text)
+    with pytest.raises(UsageError, match=f"^--config {path}: {message}") as caught:
+        parse(f"--config={path}")
+    assert len(str(caught.value)) < len(path) + 200
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_and_line_ends(written: Written, encoding: str) -> None:
+    path = written("")
+    text = f"{HEAD}mode: iptables\t\n# a comment\n".replace("\n", "\r\n")
+    Path(path).write_bytes(text.encode(encoding))
+    assert parse(f"--config={path}").mode is ProxyMode.IPTABLES
+    assert parse(f"--config={path}").remarks == ()
 
 
 @pytest.mark.parametrize(
