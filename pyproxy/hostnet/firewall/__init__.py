@@ -1,1 +1,1 @@
-"""The rules of other programs that a packet would meet, in nf_tables and in legacy tables."""
+"""The rules of other programs that a Service's packets meet on this node, and their verdicts."""

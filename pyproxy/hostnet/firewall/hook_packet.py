@@ -1,0 +1,170 @@
+"""A packet at a hook of netfilter: its headers, metadata and conntrack entry.
+
+Facts: include/uapi/linux/ip.h, ipv6.h, tcp.h, and net/netfilter/nf_conntrack_common.h. A client's
+address may be unknown. Fields that no program chooses on purpose have the values of a usual packet:
+no IP options, TTL 63, and for the first packet of a TCP connection a SYN.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+
+import msgspec
+
+from pyproxy.hostnet.firewall.bits import (
+    Bits,
+    DoubtKind,
+    concatenate,
+    doubt,
+    known,
+    number,
+    unknown,
+)
+from pyproxy.model.address import Address, Family, Port
+
+CLIENT_PORT = Port(45_678)
+"""The client's port: one of those that kernels choose for outgoing connections."""
+
+ANY_CLIENT = doubt(DoubtKind.CLIENT, "the client's address")
+ANY_INTERFACE = doubt(DoubtKind.CLIENT, "the interface")
+ANY_PROCESS = doubt(DoubtKind.CLIENT, "the sending process")
+
+TCP, UDP, SCTP = 6, 17, 132
+
+STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+STATE_UNTRACKED = 1 << 6
+STATUS_SEEN_REPLY, STATUS_CONFIRMED = 1 << 1, 1 << 3
+STATUS_SNAT, STATUS_DNAT, STATUS_SNAT_DONE, STATUS_DNAT_DONE = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+
+_SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
+_ORIGINAL, _REPLY = 0, 1
+
+
+class Hook(enum.IntEnum):
+    """A hook of the IP families, by its number in the kernel; INGRESS and EGRESS of a device."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+    INGRESS = 5
+    EGRESS = 6
+
+    @property
+    def label(self) -> str:
+        """The name as nft writes it."""
+        return self.name.lower()
+
+
+class Tuple(msgspec.Struct, frozen=True):
+    """Addresses and ports of one direction of a connection."""
+
+    source: Address | None
+    destination: Address | None
+    source_port: int
+    port: int
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """A packet's conntrack entry: tuples as the kernel has them after all translations so far."""
+
+    original: Tuple
+    reply: Tuple
+    state: int = STATE_NEW
+    status: int = 0
+    is_reply: bool = False
+    mark: Bits = number(0)
+
+
+class Host(msgspec.Struct, frozen=True, eq=False):
+    """What rules may test of this node: the indexes of its interfaces and its own addresses."""
+
+    indexes: Mapping[str, int] = {}
+    local: frozenset[Address] = frozenset()
+
+
+class HookPacket(msgspec.Struct, frozen=True):
+    """A packet at a hook. `source` is None for any client, an interface None for any.
+
+    An interface is empty where there is none: packets that this node sends have no input interface.
+    `connection` is None before conntrack has seen the packet. `bridge_in` and `bridge_out` are the
+    ports of the bridge that it crosses. `from_process` says that a process of this node sent it.
+    """
+
+    family: Family
+    protocol: int
+    source: Address | None
+    destination: Address | None
+    source_port: int
+    port: int
+    hook: Hook
+    host: Host = Host()
+    in_interface: str | None = ""
+    out_interface: str | None = ""
+    bridge_in: str = ""
+    bridge_out: str = ""
+    mark: Bits = number(0)
+    connection: Connection | None = None
+    is_reply: bool = False
+    is_first: bool = True
+    from_process: bool = False
+
+    @property
+    def tcp_flags(self) -> int:
+        """The flags of its TCP header."""
+        if self.is_first:
+            return _SYN_ACK if self.is_reply else _SYN
+        return _ACK
+
+    def ct_state(self) -> int:
+        """Return the state bit that rules test; netfilter's is INVALID where there is no entry."""
+        return self.connection.state if self.connection else STATE_INVALID
+
+    def network_header(self) -> Bits:
+        """Return its IP header."""
+        source = _address(self.source, self.family)
+        destination = _address(self.destination, self.family)
+        return _network_header(self.family, self.protocol, source, destination)
+
+    def transport_header(self) -> Bits:
+        """Return its transport header."""
+        return _transport_header(self.protocol, self.source_port, self.port, self.tcp_flags)
+
+
+def _address(address: Address | None, family: Family) -> Bits:
+    return known(address) if address is not None else unknown(family.bits // 8, ANY_CLIENT)
+
+
+_CONTENTS = doubt(DoubtKind.UNREADABLE, "the packet's contents")
+
+
+@lru_cache(256)
+def _network_header(family: Family, protocol: int, source: Bits, destination: Bits) -> Bits:
+    length = {TCP: 40, UDP: 8, SCTP: 32}.get(protocol, 8)
+    if family is Family.IPV4:
+        # Version and length, TOS 0, total length; identification unknown; do not fragment, TTL.
+        start = known(struct.pack(">BBH", 0x45, 0, 20 + length))
+        middle = known(struct.pack(">HBB", 0x4000, 63, protocol))
+        return concatenate(
+            start, unknown(2, _CONTENTS), middle, unknown(2, _CONTENTS), source, destination
+        )
+    start = known(struct.pack(">B", 0x60) + b"\0")
+    lengths = known(struct.pack(">HBB", length, protocol, 63))
+    return concatenate(start, unknown(2, _CONTENTS), lengths, source, destination)
+
+
+@lru_cache(256)
+def _transport_header(protocol: int, source_port: int, port: int, flags: int) -> Bits:
+    ports = known(struct.pack(">HH", source_port, port))
+    if protocol == TCP:
+        rest = known(struct.pack(">BB", 0xA0, flags))
+        return concatenate(ports, unknown(8, _CONTENTS), rest, unknown(6, _CONTENTS))
+    if protocol == UDP:
+        return concatenate(ports, known(struct.pack(">H", 8)), unknown(2, _CONTENTS))
+    # SCTP: verification tag and checksum, then the first chunk, which is INIT, INIT ACK or DATA.
+    chunk = {_SYN: 1, _SYN_ACK: 2, _ACK: 0}[flags]
+    return concatenate(ports, unknown(8, _CONTENTS), known(bytes((chunk,))), unknown(3, _CONTENTS))

@@ -1,0 +1,58 @@
+"""Which tables and chains are pyproxy's, and what the evaluation takes them for."""
+
+from __future__ import annotations
+
+from pyproxy.hostnet.firewall.hook_packet import HookPacket
+from pyproxy.hostnet.firewall.nft_tables import BaseChain
+from pyproxy.hostnet.firewall.verdicts import ACCEPT, Chain, Chains, Effect
+from pyproxy.netlink.nfnetlink import NFPROTO_INET
+from pyproxy.xtables import kube_names
+
+_TABLES = {"pyproxy", "pyproxy-ipvs", "pyproxy-node"}
+# Chains for Services and frontends: large, and checked by the steps before.
+_LEFT_OUT = {
+    kube_names.SERVICES,
+    kube_names.EXTERNAL_SERVICES,
+    kube_names.FIREWALL,
+    kube_names.NODE_PORTS,
+    kube_names.POSTROUTING,
+    kube_names.REFUSE,
+}
+
+
+def is_own_table(base: BaseChain) -> bool:
+    """Return whether a base chain is in one of pyproxy's own tables."""
+    return base.family == NFPROTO_INET and base.table in _TABLES
+
+
+class _Translated:
+    """The rule that stands for pyproxy's translation: no rule behind it translates again."""
+
+    where = ""
+
+    def apply(self, packet: HookPacket) -> Effect:
+        """End the evaluation of the base chain."""
+        return Effect(True, packet, (ACCEPT,))
+
+
+class OwnChains:
+    """The chains of a table, in which those of pyproxy's iptables mode are empty.
+
+    In the table nat the chain of all Services ends the evaluation, because it translates.
+    """
+
+    def __init__(self, chains: Chains, is_nat: bool) -> None:
+        self._chains = chains
+        self._is_nat = is_nat
+
+    def title(self, name: str) -> str:
+        """Return the name of a chain as its tool lists it."""
+        return self._chains.title(name)
+
+    def chain(self, name: str) -> Chain:
+        """Return a chain by the name that a verdict has."""
+        title = self.title(name)
+        if title not in _LEFT_OUT:
+            return self._chains.chain(name)
+        ends = self._is_nat and title == kube_names.SERVICES
+        return Chain("", title, [_Translated()] if ends else [])

@@ -1,0 +1,64 @@
+"""Whose a table or a chain looks like, by the names that programs give theirs."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A program that makes rules, and what a person can do where its rules stop packets."""
+
+    name: str
+    fix: str = ""
+
+
+_POLICY = "allow the traffic in the network policies: kubectl get networkpolicies -A"
+
+# The first pattern that matches the chain, or the table and the chain, names the owner.
+_OWNERS: tuple[tuple[re.Pattern[str], Owner], ...] = tuple(
+    (re.compile(pattern), Owner(name, fix))
+    for pattern, name, fix in (
+        (r"(^|\s)(firewalld)\b", "firewalld",
+         "allow it in firewalld: add the interface to the zone trusted, or run firewall-cmd "
+         "--permanent --zone=trusted --add-source=POD-NETWORK and firewall-cmd --reload"),
+        (r"\sufw6?-|^ufw", "ufw",
+         "allow it in ufw: ufw route allow, or DEFAULT_FORWARD_POLICY=\"ACCEPT\" in "
+         "/etc/default/ufw"),
+        (r"\s(KUBE-NWPLCY-|KUBE-POD-FW-|KUBE-ROUTER-)", "kube-router's network policy", _POLICY),
+        (r"\s(cali-|cali:)|\bcalico\b", "Calico",
+         "see Calico's policies: calicoctl get networkpolicy,globalnetworkpolicy -A -o wide"),
+        (r"\s(OLD_)?CILIUM_|\bcilium", "Cilium",
+         "see cilium monitor --type drop on this node"),
+        (r"\sWEAVE-", "Weave Net's network policy", _POLICY),
+        (r"\s(ANTREA-)|\bantrea", "Antrea", _POLICY),
+        (r"\s(FLANNEL-)", "flannel", ""),
+        (r"\s(DOCKER|docker)|\bdocker", "docker",
+         "accept the pods' traffic in the chain DOCKER-USER"),
+        (r"\s(NETAVARK|CNI-)|\bnetavark", "a CNI plugin or podman", ""),
+        (r"\sLIBVIRT_|\blibvirt", "libvirt", ""),
+        (r"\s(f2b-|fail2ban)|\bf2b-table", "fail2ban",
+         "see fail2ban-client status, and unban the address with fail2ban-client unban"),
+        (r"\sKUBE-(FIREWALL|KUBELET-CANARY|MARK-DROP|IPTABLES-HINT)", "kubelet", ""),
+        (r"\bkube-network-policies|\bkindnet", "kube-network-policies", _POLICY),
+        (r"\bkube-proxy\b", "kube-proxy", "remove its rules: pyproxy cleanup"),
+        (r"\s(shorewall|sfilter|smurfs|reject|dynamic|net-fw|fw-net)$", "shorewall", ""),
+        (r"\sCROWDSEC|\bcrowdsec", "CrowdSec", "see cscli decisions list"),
+        (r"\b(azure|GKE|gke|AWS)-", "the cloud provider's agent", ""),
+    )
+)  # fmt: skip
+NOBODY = Owner("")
+
+_DEBIAN = ("inet filter", "ip filter", "ip6 filter")
+
+
+def owner_of(table: str, chain: str) -> Owner:
+    """Return the program that a chain looks like; NOBODY if its names tell nothing."""
+    title = f"{table} {chain}"
+    found = next((owner for pattern, owner in _OWNERS if pattern.search(title)), None)
+    if found is not None:
+        return found
+    if table in _DEBIAN[:1] and chain in ("input", "forward", "output"):
+        return Owner("/etc/nftables.conf", "accept it in /etc/nftables.conf, and run nft -f on it")
+    return NOBODY

@@ -1,0 +1,120 @@
+"""Targets of iptables, from the bytes that the kernel keeps.
+
+Facts: include/uapi/linux/netfilter/xt_*.h and net/netfilter/xt_*.c.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+from msgspec.structs import replace
+
+from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, Doubts, doubt, mask_and_xor
+from pyproxy.hostnet.firewall.hook_packet import HookPacket
+from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, Action, Verdict
+from pyproxy.model.address import Address, address_text
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The effect of a target; evaluation goes on with the next rule if there is no verdict."""
+
+    packet: HookPacket
+    verdict: Verdict | None = None
+    untracked: bool = False
+    doubts: Doubts = ()
+
+
+_GOES_ON = {
+    "AUDIT", "CHECKSUM", "CLASSIFY", "CONNSECMARK", "DSCP", "ECN", "HL", "IDLETIMER", "LED", "LOG",
+    "NFLOG", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL",
+    "ULOG",
+}  # fmt: skip
+_ENDS = {
+    "NFQUEUE": Verdict(Action.DIVERT, note="to a program's queue"),
+    "QUEUE": Verdict(Action.DIVERT, note="to a program's queue"),
+    "SYNPROXY": Verdict(Action.DIVERT, note="to SYNPROXY"),
+    "TPROXY": Verdict(Action.DIVERT, note="to a transparent proxy"),
+    "REJECT": Verdict(Action.REJECT),
+    # A translation of the source changes no way through this node.
+    "SNAT": ACCEPT,
+    "MASQUERADE": ACCEPT,
+}
+
+
+def target(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
+    """Return the effect of a target of this name and revision on a packet."""
+    if name in _GOES_ON:
+        return Target(packet)
+    if name in _ENDS:
+        return Target(packet, _ENDS[name])
+    try:
+        return _special(name, revision, info, packet)
+    except struct.error:  # a revision with another layout
+        return Target(packet, doubts=_unreadable(name))
+
+
+def _special(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
+    if name in ("DNAT", "NETMAP", "REDIRECT"):
+        note = _translation(name, revision, info, packet)
+        return Target(packet, Verdict(Action.TRANSLATE, note=note))
+    if name == "MARK":
+        mark, mask = struct.unpack_from("=II", info)
+        return Target(replace(packet, mark=_set_mark(packet.mark, mark, mask)))
+    if name == "CONNMARK":
+        return Target(_connmark(info, packet))
+    if name in ("NOTRACK", "CT"):
+        untracks = name == "NOTRACK" or struct.unpack_from("=H", info)[0] & 1
+        # The kernel ignores it once conntrack has seen the packet.
+        return Target(packet, untracked=bool(untracks) and packet.connection is None)
+    return Target(packet, doubts=_unreadable(name))
+
+
+def _unreadable(name: str) -> Doubts:
+    return doubt(DoubtKind.UNREADABLE, f"target {name}")
+
+
+def _set_mark(before: Bits, mark: int, mask: int) -> Bits:
+    # mark = (mark & ~mask) ^ value, in host order.
+    keep, value = (
+        int.from_bytes(n.to_bytes(4, "little"), "big") for n in (~mask & 0xFFFFFFFF, mark)
+    )
+    return mask_and_xor(before, keep, value)
+
+
+def _connmark(info: bytes, packet: HookPacket) -> HookPacket:
+    entry = packet.connection
+    if entry is None:
+        return packet
+    mark, mask, nf_mask = struct.unpack_from("=III", info)
+    mode = info[12] if len(info) < 24 else info[14]
+    swapped = (int.from_bytes(n.to_bytes(4, "little"), "big") for n in (mask, nf_mask))
+    connection_bits, packet_bits = swapped
+    if mode == 0:
+        return replace(packet, connection=replace(entry, mark=_set_mark(entry.mark, mark, mask)))
+    if mode == 1:
+        found = _copy(entry.mark, connection_bits, packet.mark, packet_bits)
+        return replace(packet, connection=replace(entry, mark=found))
+    return replace(packet, mark=_copy(packet.mark, packet_bits, entry.mark, connection_bits))
+
+
+def _copy(before: Bits, cleared: int, other: Bits, used: int) -> Bits:
+    """Return `(before & ~cleared) ^ (other & used)`."""
+    kept, taken = mask_and_xor(before, ~cleared & 0xFFFFFFFF, 0), mask_and_xor(other, used, 0)
+    bits = kept.known & taken.known
+    return Bits((kept.value ^ taken.value) & bits, bits, 4, kept.doubts or taken.doubts)
+
+
+def _translation(name: str, revision: int, info: bytes, packet: HookPacket) -> str:
+    if name == "REDIRECT":
+        return "to this node"
+    size = packet.family.bits // 8
+    # nf_nat_range and range2 begin with flags and the lowest address in a union of 16 bytes;
+    # IPv4's compatible range has a count before the flags, and addresses of 4 bytes.
+    at = 8 if name in ("DNAT", "REDIRECT") and revision == 0 and size == 4 else 4
+    address = info[at : at + size]
+    return f"to {address_text(Address(address))}" if len(address) == size else ""
+
+
+STANDARD = {-1: DROP, -2: ACCEPT, -4: Verdict(Action.DIVERT, note="to a program's queue")}
+"""Verdicts of legacy tables: netfilter's own, negated, less one."""
