@@ -46,7 +46,7 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
         paths,
         read_part(partial(read_switches, paths, devices)),
         routes,
-        read_part(partial(read_firewalls, paths)),
+        read_part(partial(read_firewalls, paths, devices)),
         read_part(partial(read_proxies, paths)),
         read_part(partial(probe, paths)) if connect else PathFacts().probes,
     )

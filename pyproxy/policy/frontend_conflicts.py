@@ -65,7 +65,7 @@ class Affected(msgspec.Struct, frozen=True):
 
 
 _NONE = Affected()
-_NOBODY: frozenset[ObjectName] = frozenset()
+_UNKNOWN: frozenset[ObjectName] = frozenset()
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ class FrontendOwners:
 
     def at(self, addresses: Iterable[Address]) -> frozenset[ObjectName]:
         """Return the Services that claim load balancer addresses or external IPs among these."""
-        found = (self._by_address.get(address, _NOBODY) for address in addresses)
+        found = (self._by_address.get(address, _UNKNOWN) for address in addresses)
         return frozenset[ObjectName]().union(*found)
 
     def assign(
@@ -160,7 +160,7 @@ class FrontendOwners:
                 for address in claims.cluster_ips:
                     # A second Service with one cluster IP takes nothing more from the others.
                     if self._cluster_ips.first(address) == holder:
-                        later |= self._by_address.get(address, _NOBODY)
+                        later |= self._by_address.get(address, _UNKNOWN)
         for address in claims.addresses:
             self._by_address.setdefault(address, set()).add(claims.name)
         return _affected(now, later, claims.name), unclaimed
@@ -182,7 +182,7 @@ class FrontendOwners:
         later: set[ObjectName] = set()
         for address in claims.cluster_ips:
             if self._cluster_ips.first(address) == claims.holder:
-                later |= self._by_address.get(address, _NOBODY)
+                later |= self._by_address.get(address, _UNKNOWN)
             self._cluster_ips.discard(claims.holder, (address,), [])
         for address in claims.addresses:
             names = self._by_address[address]

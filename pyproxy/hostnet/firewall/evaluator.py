@@ -61,12 +61,14 @@ class Finding(msgspec.Struct, frozen=True):
 class ChainResult(msgspec.Struct, frozen=True):
     """The findings of a base chain, in order, and the packet behind it.
 
-    `passes` is false if the packet certainly ends in this chain.
+    `passes` is false if the packet certainly ends in this chain. `entered` are the chains that the
+    packet was led to.
     """
 
     findings: tuple[Finding, ...]
     packet: HookPacket
     passes: bool
+    entered: tuple[str, ...] = ()
 
 
 _ENDS = (Action.DROP, Action.REJECT, Action.TRANSLATE, Action.DIVERT)
@@ -83,7 +85,7 @@ def evaluate(base: Chain, chains: Chains, packet: HookPacket) -> ChainResult:
         msgspec.structs.replace(each, doubts=()) if certain and each.action in _ENDS else each
         for each in walk.findings
     )
-    return ChainResult(findings, walk.packet, bool(walk.accepts))
+    return ChainResult(findings, walk.packet, walk.accepts, tuple(walk.entered))
 
 
 class _Walk:
@@ -95,6 +97,7 @@ class _Walk:
         self.packet = packet
         self.findings: list[Finding] = []
         self.accepts = False
+        self.entered: dict[str, None] = {}
         # Doubts of the accepts so far: what follows is reached only if those rules do not match.
         self.flow: Doubts = ()
 
@@ -144,6 +147,7 @@ class _Walk:
 
     def _enter(self, name: str, doubts: Doubts, depth: int) -> bool:
         target = self._chains.chain(name)
+        self.entered[target.name] = None
         if depth >= _DEEPEST:
             return self._beyond(target, f"more than {_DEEPEST} nested jumps", doubts)
         return self.run(target, doubts, depth + 1)

@@ -237,15 +237,13 @@ def _payload(machine: _Machine, fields: Fields) -> None:
         return
     packet = machine.packet
     if base == 1:
-        value = packet.network_header().part(offset, size)
+        value = packet.network_header(offset, size)
     elif base == 2:
-        value = packet.transport_header().part(offset, size)
+        value = packet.transport_header(offset, size)
     else:
         value = unknown(size, doubt(DoubtKind.UNREADABLE, "the link header"))
         if base == 0 and offset == 12 and size == 2:
             value = metadata.meta(1, packet) or value
-    if not value.complete and not value.doubts:
-        value = replace(value, doubts=doubt(DoubtKind.UNREADABLE, "the packet's contents"))
     machine.store(fields, 1, value)
 
 
@@ -325,11 +323,11 @@ def _candidates(elements: Sequence[SetElement], shape: SetShape, key: Bits) -> l
     """Return the elements that a key with unknown bits may be in."""
     if shape.is_interval and len(shape.fields) == 1:
         return _range_candidates(elements, shape, key)
-    found = []
-    for each in elements:
-        if each.is_catchall or _may_be_in(each.key, each.end or each.key, shape, key):
-            found.append(each)
-    return found
+    return [
+        each
+        for each in elements
+        if each.is_catchall or _may_be_in(each.key, each.end or each.key, shape, key)
+    ]
 
 
 def _may_be_in(low: bytes, high: bytes, shape: SetShape, key: Bits) -> bool:

@@ -1,4 +1,4 @@
-"""What the rules of other programs do to the packets of a Service.
+"""The verdicts of other programs' rules on the packets of a Service.
 
 A path's packets are evaluated hook by hook, with the chains that are registered there, in the order
 of their priorities. pyproxy's own tables and chains are left out.
@@ -6,16 +6,18 @@ of their priorities. pyproxy's own tables and chains are left out.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 
 from pyproxy.errors import KernelError
-from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, doubt, join_doubts, number
-from pyproxy.hostnet.firewall.devices import Devices, read_devices
+from pyproxy.hostnet.devices import Devices, read_devices
+from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, doubt, join_doubts, mask_and_xor, number
 from pyproxy.hostnet.firewall.evaluator import ChainResult, Finding, evaluate
-from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket
+from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Host
 from pyproxy.hostnet.firewall.legacy_tables import LegacyTable, read_legacy_tables
 from pyproxy.hostnet.firewall.nft_tables import NFPROTO_BRIDGE, BaseChain, NftTables
 from pyproxy.hostnet.firewall.own_chains import OwnChains, is_own_table
@@ -23,7 +25,7 @@ from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains
 from pyproxy.hostnet.firewall.ways import TRANSLATION, Stage, way, way_back
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import PacketPath, ServicePaths
-from pyproxy.model.address import Family
+from pyproxy.model.address import Address, Family, family_of
 
 MOST_FINDINGS = 50
 _NAT_TABLES = frozenset({"ip nat", "ip6 nat", "iptables-legacy nat", "ip6tables-legacy nat"})
@@ -31,33 +33,55 @@ _NAT_TABLES = frozenset({"ip nat", "ip6 nat", "iptables-legacy nat", "ip6tables-
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """A finding on the way of packets: at a hook, of the first packet or of its reply.
+    """A finding on a path: of its first packet, before or after translation, or of the reply.
 
-    `path` is the first path that meets it, `paths` the number of all.
+    `related` are the chains that the base chain led the packet to.
     """
 
     finding: Finding
     hook: str
     is_reply: bool
+    is_translated: bool
     path: PacketPath
-    paths: int = 1
+    related: tuple[str, ...] = ()
 
 
 class FirewallFacts(msgspec.Struct, frozen=True):
-    """What the packets met: the findings, and the number of chains of other programs.
+    """The findings on all paths, and the base chains of other programs that packets met.
 
-    `unread` are parts that were not read, each with the reason.
+    `chains` are names of a table and a chain each, `entered` the chains that these led to. `unread`
+    are parts that were not read, each with the reason. `requests` and `rows` count what was read of
+    nf_tables.
     """
 
     findings: tuple[Stopped, ...] = ()
-    chains: int = 0
+    chains: tuple[tuple[str, str], ...] = ()
+    entered: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
+    requests: int = 0
+    rows: int = 0
 
 
-def read_firewalls(paths: ServicePaths) -> FirewallFacts | NotRead:
+def read_firewalls(paths: ServicePaths, devices: Devices) -> FirewallFacts | NotRead:
     """Evaluate the rules that the packets of paths meet. Blocks; raises KernelError."""
     with closing(NftTables()) as tables:
-        return _Reader(tables, read_devices()).read(paths)
+        return _Reader(tables, devices if devices.links else read_devices()).read(paths)
+
+
+class Marks(msgspec.Struct, frozen=True):
+    """The marks of a packet and of its connection, which rules at one hook set for the next."""
+
+    packet: Bits
+    connection: Bits
+
+    def put_on(self, packet: HookPacket, own: int) -> HookPacket:
+        """Return a packet with these marks; pyproxy's `own` bits are as the packet has them."""
+        bits = number(own).value
+        mark = mask_and_xor(self.packet, 0xFFFFFFFF & ~bits, packet.mark.value & bits)
+        entry = packet.connection
+        if entry is not None and entry.mark != self.connection:
+            entry = msgspec.structs.replace(entry, mark=self.connection)
+        return msgspec.structs.replace(packet, mark=mark, connection=entry)
 
 
 class _Registered(msgspec.Struct, frozen=True, eq=False):
@@ -66,6 +90,7 @@ class _Registered(msgspec.Struct, frozen=True, eq=False):
     priority: int
     kind: str
     table: str
+    name: str
     chains: Chains
     load: Callable[[], Chain]
     is_at: Callable[[Hook, str], bool]
@@ -79,6 +104,7 @@ class _Reader:
     def __init__(self, tables: NftTables, devices: Devices) -> None:
         self._tables = tables
         self._devices = devices
+        self._host = _host(devices)
         self._unread: list[str] = []
         self._loaded: dict[int, Chain] = {}
         self._results: dict[tuple[int, HookPacket], ChainResult] = {}
@@ -86,6 +112,7 @@ class _Reader:
         self._shared_nat: frozenset[str] = frozenset()
         self._chains: list[_Registered] = []
         self._met: set[int] = set()
+        self._entered: dict[tuple[str, str], None] = {}
 
     def read(self, paths: ServicePaths) -> FirewallFacts | NotRead:
         """Evaluate all paths."""
@@ -105,16 +132,16 @@ class _Reader:
             except (KernelError, OSError) as error:
                 self._unread.append(f"legacy tables of {family.label}: {error}")
         self._chains.sort(key=lambda each: each.priority)
-        found: dict[tuple[Finding, bool], Stopped] = {}
-        for path in paths.paths:
-            for stopped in self._path(path):
-                key = (stopped.finding, stopped.is_reply)
-                if key in found:
-                    more = found[key].paths + 1
-                    found[key] = msgspec.structs.replace(found[key], paths=more)
-                elif len(found) < MOST_FINDINGS:
-                    found[key] = stopped
-        return FirewallFacts(tuple(found.values()), len(self._met), tuple(self._unread))
+        found = [stopped for path in paths.paths for stopped in self._path(path)]
+        met = [self._chains[index] for index in sorted(self._met)]
+        return FirewallFacts(
+            tuple(found[:MOST_FINDINGS]),
+            tuple(dict.fromkeys((each.table, each.name) for each in met)),
+            tuple(self._entered),
+            tuple(self._unread),
+            self._tables.requests,
+            self._tables.rows,
+        )
 
     def _registered(self, base: BaseChain) -> _Registered:
         table = self._tables.table(base.family, base.table)
@@ -123,6 +150,7 @@ class _Reader:
             base.priority,
             base.kind,
             base.table_name,
+            base.name,
             OwnChains(table, base.kind == "nat"),
             lambda: self._tables.load(base),
             base.is_at,
@@ -136,6 +164,7 @@ class _Reader:
                 table.priority(hook),
                 "nat" if table.name == "nat" else "filter",
                 table.label,
+                hook.name,
                 OwnChains(table, table.name == "nat"),
                 lambda hook=hook: table.base_chain(hook),  # type: ignore[misc]
                 lambda at, _, hook=hook: at is hook,  # type: ignore[misc]
@@ -143,40 +172,62 @@ class _Reader:
             )
 
     def _path(self, path: PacketPath) -> Iterator[Stopped]:
-        out = path.leaving.out_device
-        own = self._devices.own_address(out, path.leaving.family) if out else None
-        mark = number(0)
-        for stage in way(path, self._devices.host, own):
-            mark, stopped, ended = self._stage(stage, path, mark)
+        own = self._own_address(path)
+        marks = Marks(number(0), number(0))
+        for stage in way(path, self._host, own):
+            marks, stopped, ended = self._stage(stage, path, marks)
             yield from stopped
             if ended:
                 return
-        for stage in way_back(path, self._devices.host, own, mark):
-            _, stopped, ended = self._stage(stage, path, mark)
+        marks = Marks(number(0), marks.connection)
+        for stage in way_back(path, self._host, own, marks.connection):
+            marks, stopped, ended = self._stage(stage, path, marks)
             yield from stopped
             if ended:
                 return
 
+    def _own_address(self, path: PacketPath) -> Address | None:
+        """Return this node's address that masquerading would use, None if it is unknown."""
+        link = self._devices.named(path.leaving.out_device or "")
+        index, family = link.index if link else 0, path.leaving.family
+        return next(
+            (
+                address
+                for address, device in self._devices.by_address.items()
+                # Packets that are forwarded never get a link-local source.
+                if device == index and family_of(address) is family and address[:2] != b"\xfe\x80"
+            ),
+            None,
+        )
+
     def _stage(
-        self, stage: Stage, path: PacketPath, mark: Bits
-    ) -> tuple[Bits, list[Stopped], bool]:
-        packet = _with_mark(stage.packet, mark)
+        self, stage: Stage, path: PacketPath, marks: Marks
+    ) -> tuple[Marks, list[Stopped], bool]:
+        packet = marks.put_on(stage.packet, path.leaving.mark)
         stopped: list[Stopped] = []
         for number_, chain in enumerate(self._chains):
             if not self._meets(chain, stage):
                 continue
             self._met.add(number_)
             result = self._evaluate(number_, chain, packet)
+            self._entered |= {(chain.table, name): None for name in result.entered}
             findings = [each for each in result.findings if self._counts(each, chain, stage)]
             stopped += [
-                Stopped(self._ordered(each, chain, stage), packet.hook.label, packet.is_reply, path)
+                Stopped(
+                    self._ordered(each, chain, stage),
+                    packet.hook.label,
+                    packet.is_reply,
+                    stage.is_translated,
+                    path,
+                    result.entered,
+                )
                 for each in findings
             ]
             if not result.passes or any(each.action is Action.NOTRACK for each in findings):
-                return mark, stopped, bool(findings)
+                return marks, stopped, True
             packet = result.packet
         entry = packet.connection
-        return entry.mark if entry else mark, stopped, False
+        return Marks(packet.mark, entry.mark if entry else marks.connection), stopped, False
 
     def _meets(self, chain: _Registered, stage: Stage) -> bool:
         packet = stage.packet
@@ -184,8 +235,8 @@ class _Reader:
         if chain.bridge != stage.bridge or (chain.family or packet.family) is not packet.family:
             return False
         if stage.bridge:
-            bridges = self._devices.bridges
-            if (packet.in_interface or packet.out_interface or "") not in bridges:
+            link = self._devices.named(packet.bridge_in or packet.bridge_out)
+            if link is None or link.kind != "bridge":
                 return False
         if not chain.is_at(packet.hook, device or ""):
             return False
@@ -219,8 +270,16 @@ class _Reader:
         return finding
 
 
-def _with_mark(packet: HookPacket, mark: Bits) -> HookPacket:
-    entry = packet.connection
-    if entry is None or entry.mark == mark:
-        return packet
-    return msgspec.structs.replace(packet, connection=msgspec.structs.replace(entry, mark=mark))
+def _host(devices: Devices) -> Host:
+    indexes = {link.name: link.index for link in devices.links.values()}
+    return Host(indexes, frozenset(devices.by_address), _bridge_families())
+
+
+def _bridge_families() -> frozenset[Family]:
+    """Return the families whose bridged packets meet the hooks of IP (br_netfilter)."""
+    found = set()
+    for family, name in ((Family.IPV4, "ip"), (Family.IPV6, "ip6")):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}tables").read_text().strip() != "0":
+                found.add(family)
+    return frozenset(found)

@@ -81,10 +81,14 @@ class Connection(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True, eq=False):
-    """What rules may test of this node: the indexes of its interfaces and its own addresses."""
+    """This node, as rules test it: the indexes of its interfaces and its own addresses.
+
+    `bridged` are the families whose packets meet the hooks of IP while a bridge forwards them.
+    """
 
     indexes: Mapping[str, int] = {}
     local: frozenset[Address] = frozenset()
+    bridged: frozenset[Family] = frozenset()
 
 
 class HookPacket(msgspec.Struct, frozen=True):
@@ -124,47 +128,60 @@ class HookPacket(msgspec.Struct, frozen=True):
         """Return the state bit that rules test; netfilter's is INVALID where there is no entry."""
         return self.connection.state if self.connection else STATE_INVALID
 
-    def network_header(self) -> Bits:
-        """Return its IP header."""
+    def network_header(self, offset: int, size: int) -> Bits:
+        """Return bytes of its IP header."""
         source = _address(self.source, self.family)
         destination = _address(self.destination, self.family)
-        return _network_header(self.family, self.protocol, source, destination)
+        return _cut(_network_header(self.family, self.protocol, source, destination), offset, size)
 
-    def transport_header(self) -> Bits:
-        """Return its transport header."""
-        return _transport_header(self.protocol, self.source_port, self.port, self.tcp_flags)
+    def transport_header(self, offset: int, size: int) -> Bits:
+        """Return bytes of its transport header."""
+        header = _transport_header(self.protocol, self.source_port, self.port, self.tcp_flags)
+        return _cut(header, offset, size)
 
 
 def _address(address: Address | None, family: Family) -> Bits:
     return known(address) if address is not None else unknown(family.bits // 8, ANY_CLIENT)
 
 
+def _cut(header: tuple[Bits, ...], offset: int, size: int) -> Bits:
+    """Return bytes of a header, with the doubts of the parts that these are in alone."""
+    found = []
+    end, start = offset + size, 0
+    for part in (*header, unknown(end, _CONTENTS)):
+        first, last = max(offset, start), min(end, start + part.size)
+        if first < last:
+            found.append(part.part(first - start, last - first))
+        start += part.size
+    return concatenate(*found)
+
+
 _CONTENTS = doubt(DoubtKind.UNREADABLE, "the packet's contents")
 
 
 @lru_cache(256)
-def _network_header(family: Family, protocol: int, source: Bits, destination: Bits) -> Bits:
+def _network_header(
+    family: Family, protocol: int, source: Bits, destination: Bits
+) -> tuple[Bits, ...]:
     length = {TCP: 40, UDP: 8, SCTP: 32}.get(protocol, 8)
     if family is Family.IPV4:
         # Version and length, TOS 0, total length; identification unknown; do not fragment, TTL.
         start = known(struct.pack(">BBH", 0x45, 0, 20 + length))
         middle = known(struct.pack(">HBB", 0x4000, 63, protocol))
-        return concatenate(
-            start, unknown(2, _CONTENTS), middle, unknown(2, _CONTENTS), source, destination
-        )
+        return (start, unknown(2, _CONTENTS), middle, unknown(2, _CONTENTS), source, destination)
     start = known(struct.pack(">B", 0x60) + b"\0")
     lengths = known(struct.pack(">HBB", length, protocol, 63))
-    return concatenate(start, unknown(2, _CONTENTS), lengths, source, destination)
+    return (start, unknown(2, _CONTENTS), lengths, source, destination)
 
 
 @lru_cache(256)
-def _transport_header(protocol: int, source_port: int, port: int, flags: int) -> Bits:
+def _transport_header(protocol: int, source_port: int, port: int, flags: int) -> tuple[Bits, ...]:
     ports = known(struct.pack(">HH", source_port, port))
     if protocol == TCP:
         rest = known(struct.pack(">BB", 0xA0, flags))
-        return concatenate(ports, unknown(8, _CONTENTS), rest, unknown(6, _CONTENTS))
+        return (ports, unknown(8, _CONTENTS), rest, unknown(6, _CONTENTS))
     if protocol == UDP:
-        return concatenate(ports, known(struct.pack(">H", 8)), unknown(2, _CONTENTS))
+        return (ports, known(struct.pack(">H", 8)), unknown(2, _CONTENTS))
     # SCTP: verification tag and checksum, then the first chunk, which is INIT, INIT ACK or DATA.
     chunk = {_SYN: 1, _SYN_ACK: 2, _ACK: 0}[flags]
-    return concatenate(ports, unknown(8, _CONTENTS), known(bytes((chunk,))), unknown(3, _CONTENTS))
+    return (ports, unknown(8, _CONTENTS), known(bytes((chunk,))), unknown(3, _CONTENTS))

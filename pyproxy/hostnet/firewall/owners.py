@@ -1,4 +1,4 @@
-"""Whose a table or a chain looks like, by the names that programs give theirs."""
+"""The programs that tables and chains look like, by the names that programs give theirs."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ _OWNERS: tuple[tuple[re.Pattern[str], Owner], ...] = tuple(
         (r"\b(azure|GKE|gke|AWS)-", "the cloud provider's agent", ""),
     )
 )  # fmt: skip
-NOBODY = Owner("")
+UNKNOWN = Owner("")
 
 _DEBIAN = ("inet filter", "ip filter", "ip6 filter")
 
 
 def owner_of(table: str, chain: str) -> Owner:
-    """Return the program that a chain looks like; NOBODY if its names tell nothing."""
+    """Return the program that a chain looks like; UNKNOWN if its names are of no known one."""
     title = f"{table} {chain}"
     found = next((owner for pattern, owner in _OWNERS if pattern.search(title)), None)
     if found is not None:
         return found
     if table in _DEBIAN[:1] and chain in ("input", "forward", "output"):
         return Owner("/etc/nftables.conf", "accept it in /etc/nftables.conf, and run nft -f on it")
-    return NOBODY
+    return UNKNOWN

@@ -17,7 +17,7 @@ from pyproxy.hostnet.firewall.hook_packet import HookPacket
 
 
 class Action(enum.Enum):
-    """What a verdict does to a packet."""
+    """The effect of a verdict on a packet."""
 
     ACCEPT = "accepts"
     DROP = "drops"

@@ -38,14 +38,15 @@ CONNTRACK, TRANSLATION, MASQUERADE = -200, -100, 100
 class Stage(msgspec.Struct, frozen=True):
     """A part of a hook: the chains with priorities from `low` to below `high` meet the packet.
 
-    `translates` is true for nat chains before pyproxy's own; other stages meet none of type nat
-    unless the packet is the first of its connection.
+    `translates` is true for the translation of the destination, which nat chains make. A packet is
+    `is_translated` behind it. `bridge` is true for the hooks of a bridge.
     """
 
     packet: HookPacket
     low: int = -(1 << 31)
     high: int = 1 << 31
     translates: bool = False
+    is_translated: bool = False
     bridge: bool = False
 
 
@@ -68,7 +69,9 @@ class _Way:
         self._path = path
         self._from_here = path.origin is Origin.NODE
         self._to_here = leaving.out_device is None
-        self._client = arriving.source or arriving.sample
+        # A sample of other hosts is no more than that.
+        known = path.origin is not Origin.EXTERNAL
+        self._client = arriving.source or (arriving.sample if known else None)
         self._in, self._out = _device(leaving.in_device), _device(leaving.out_device)
         self._base = HookPacket(
             arriving.family,
@@ -95,14 +98,9 @@ class _Way:
         hook = Hook.OUTPUT if self._from_here else Hook.PREROUTING
         first = replace(self._base, source=self._client, in_interface=self._in, hook=hook)
         if self._from_here:
-            out = self._out_before()
+            # The route to the frontend, before translation, may be by another device.
+            out = _device(self._path.arriving.out_device)
             first = replace(first, in_interface="", out_interface=out, from_process=True)
-        else:
-            yield from self._devices_in(first)
-        yield Stage(first, high=CONNTRACK)
-        tracked = replace(first, connection=self._original)
-        yield Stage(tracked, CONNTRACK, TRANSLATION)
-        yield Stage(tracked, translates=True)
         after = replace(
             first,
             destination=leaving.destination,
@@ -110,20 +108,27 @@ class _Way:
             mark=number(leaving.mark),
             connection=self._translated,
         )
+        tracked = replace(first, connection=self._original)
         if self._from_here:
             after = replace(after, out_interface="lo" if self._to_here else self._out)
-        yield Stage(after, TRANSLATION)
+        else:
+            yield from self._devices_in(tracked, after)
+        yield Stage(first, high=CONNTRACK)
+        yield Stage(tracked, CONNTRACK, TRANSLATION)
+        yield Stage(tracked, translates=True)
+        yield Stage(after, TRANSLATION, is_translated=True)
         if self._from_here:
             yield from self._out_of_node(after)
             if not self._to_here:
                 return
             after = replace(after, in_interface="lo", out_interface="", hook=Hook.PREROUTING)
             after = replace(after, mark=number(0))
-            yield Stage(after, CONNTRACK)
+            yield Stage(after, is_translated=True)
         if self._to_here:
-            yield Stage(replace(after, hook=Hook.INPUT))
+            yield Stage(replace(after, hook=Hook.INPUT), is_translated=True)
             return
-        yield Stage(replace(after, hook=Hook.FORWARD, out_interface=self._out))
+        forward = replace(after, hook=Hook.FORWARD, out_interface=self._out)
+        yield Stage(forward, is_translated=True)
         yield from self._out_of_node(replace(after, out_interface=self._out))
 
     def back(self, mark: Bits) -> Iterator[Stage]:
@@ -144,20 +149,21 @@ class _Way:
             out = "lo" if self._from_here else self._in
             first = replace(first, in_interface="", out_interface=out, hook=Hook.OUTPUT)
             first = replace(first, from_process=True)
-        else:
-            yield from self._devices_in(first)
-        yield Stage(first, high=CONNTRACK)
         tracked = replace(first, connection=entry)
-        yield Stage(tracked, CONNTRACK, TRANSLATION)
+        if not self._to_here:
+            yield from self._devices_in(tracked, replace(tracked, destination=self._client))
+        yield Stage(first, high=CONNTRACK, is_translated=True)
+        yield Stage(tracked, CONNTRACK, TRANSLATION, is_translated=True)
         after = replace(tracked, destination=self._client)
-        yield Stage(after, TRANSLATION)
+        yield Stage(after, TRANSLATION, is_translated=True)
         if self._to_here:
             yield from self._out_of_node(after)
             return
         if self._from_here:
-            yield Stage(replace(after, hook=Hook.INPUT))
+            yield Stage(replace(after, hook=Hook.INPUT), is_translated=True)
             return
-        yield Stage(replace(after, hook=Hook.FORWARD, out_interface=self._in))
+        forward = replace(after, hook=Hook.FORWARD, out_interface=self._in)
+        yield Stage(forward, is_translated=True)
         yield from self._out_of_node(replace(after, out_interface=self._in))
 
     def _reply_entry(self, mark: Bits) -> Connection:
@@ -169,18 +175,26 @@ class _Way:
         reply = Tuple(leaving.destination, receiver, leaving.port, CLIENT_PORT)
         return Connection(self._frontend, reply, STATE_ESTABLISHED, status, True, mark)
 
-    def _out_before(self) -> str | None:
-        # The route to the frontend, before translation, is usually by another device.
-        return _device(self._path.arriving.out_device)
+    def _devices_in(self, packet: HookPacket, translated: HookPacket) -> Iterator[Stage]:
+        after = packet.is_reply
+        ingress = replace(packet, hook=Hook.INGRESS, connection=None)
+        yield Stage(ingress, is_translated=after)
+        # br_netfilter calls prerouting, which translates, from within the bridge's own prerouting.
+        called = packet.family in packet.host.bridged
+        behind = translated if called else packet
+        yield _bridge(packet, Hook.PREROUTING, after, high=0)
+        yield _bridge(behind, Hook.PREROUTING, after or called, low=0)
+        if not self._is_bridged(packet):
+            yield _bridge(behind, Hook.INPUT, after or called)
 
-    def _devices_in(self, packet: HookPacket) -> Iterator[Stage]:
-        yield Stage(replace(packet, hook=Hook.INGRESS))
-        yield Stage(replace(packet, hook=Hook.PREROUTING), bridge=True)
-        yield Stage(replace(packet, hook=Hook.INPUT), bridge=True)
+    def _is_bridged(self, packet: HookPacket) -> bool:
+        """Return whether a bridge forwards a packet itself after its translation."""
+        called = packet.family in packet.host.bridged
+        return called and bool(self._in) and self._in == self._out
 
     def _out_of_node(self, packet: HookPacket) -> Iterator[Stage]:
         out = replace(packet, hook=Hook.POSTROUTING, in_interface="")
-        yield Stage(out, high=MASQUERADE)
+        yield Stage(out, high=MASQUERADE, is_translated=True)
         if not packet.is_reply and self._masked:
             out = replace(out, source=self._own)
         elif packet.is_reply:
@@ -189,11 +203,30 @@ class _Way:
                 source=self._path.arriving.destination,
                 source_port=self._path.arriving.port,
             )
-        yield Stage(out, MASQUERADE)
-        if out.out_interface not in ("", "lo"):
-            yield Stage(replace(out, hook=Hook.OUTPUT), bridge=True)
-            yield Stage(replace(out, hook=Hook.POSTROUTING), bridge=True)
-            yield Stage(replace(out, hook=Hook.EGRESS))
+        yield Stage(out, MASQUERADE, is_translated=True)
+        if out.out_interface in ("", "lo"):
+            return
+        hook = Hook.FORWARD if self._is_bridged(out) and not out.from_process else Hook.OUTPUT
+        yield _bridge(out, hook, True)
+        yield _bridge(out, Hook.POSTROUTING, True)
+        yield Stage(replace(out, hook=Hook.EGRESS), is_translated=True)
+
+
+def _bridge(
+    packet: HookPacket, hook: Hook, is_translated: bool, low: int = -(1 << 31), high: int = 1 << 31
+) -> Stage:
+    """Return a stage of a bridge: its own name is known, but not that of its port."""
+    comes_in = hook in (Hook.PREROUTING, Hook.INPUT)
+    device = (packet.in_interface if comes_in else packet.out_interface) or ""
+    changed = replace(
+        packet,
+        hook=hook,
+        in_interface=None if hook is not Hook.OUTPUT else "",
+        out_interface="" if comes_in else None,
+        bridge_in=device if hook is not Hook.OUTPUT else "",
+        bridge_out="" if comes_in else device,
+    )
+    return Stage(changed, low, high, is_translated=is_translated, bridge=True)
 
 
 def _device(device: str | None) -> str | None:

@@ -1,0 +1,398 @@
+"""`pyproxy explain` finds rules of other programs that stop a Service's packets.
+
+Each planted rule breaks real connections, and crosses the step `firewalls` with its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import LabError
+from pyproxy_lab.probe import probe
+
+from pyproxy.model.destination import parse_destination
+from tests.agent.live import endpoint_slice, service
+from tests.inspect.firewall_rulesets import HARMLESS
+from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.modes("nftables", "iptables-nft", "iptables-legacy"),
+]
+
+TARGET = f"{NAMESPACE}/web"
+ADDRESS = "10.96.0.70"
+NODE_PORT = "172.30.0.11:30070"
+A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
+CLIENT = "172.30.0.100"
+POD, NODE, HOST = "a pod on this node", "this node", "another host"
+ALL = f"{A1}:8080, {A2}:8080, {B1}:8080 and 1 more"
+ESTABLISHED = "FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+BY_PORTS = "FORWARD -p tcp -m multiport --dports 8000:8100 -m comment --comment x -j REJECT"
+BOTH_B = f"{B1}:8080, {B2}:8080"
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A ruleset for nft or a list of iptables commands, and the sentence that names its rule.
+
+    `client` is a pod, the node or the outside client, whose connections to `target` fail.
+    """
+
+    words: str
+    nft: str = ""
+    iptables: Sequence[str] = ()
+    undo: Sequence[str] = ()
+    target: str = TARGET
+    source: str = ""
+    client: str = "a1"
+    result: str = "failed"
+
+
+def table(body: str, family: str = "inet", name: str = "other") -> str:
+    return f"table {family} {name} {{\n{body}\n}}\n"
+
+
+def chain(
+    hook: str, rules: str, priority: str = "0", policy: str = "accept", kind: str = "filter"
+) -> str:
+    head = f"type {kind} hook {hook} priority {priority}; policy {policy};"
+    return f"chain c {{\n{head}\n{rules}\n}}\n"
+
+
+def dropped(hook: str, rules: str, words: str, priority: str = "0", **fields: Any) -> Fault:
+    """A chain in a table of its own, and what its first rule does."""
+    fields.setdefault("nft", table(chain(hook, rules, priority)))
+    return Fault(f"of chain c in table inet other {words}", **fields)
+
+
+def legacy(words: str, plant: Sequence[str], undo: Sequence[str], **fields: Any) -> Fault:
+    return Fault(words, "", plant, undo, **fields)
+
+
+FAULTS: dict[str, Fault] = {
+    "forward policy": Fault(
+        f"the policy of chain c in table inet other drops packets from {POD} to {ALL}",
+        table(chain("forward", "", policy="drop")),
+    ),
+    "forward policy that accepts established alone": Fault(
+        f"the policy of chain c in table inet other drops packets from {POD} to {ALL}",
+        table(chain("forward", "ct state established,related accept", policy="drop")),
+    ),
+    "forward policy of the older family": Fault(
+        f"the policy of chain c in table ip other drops packets from {POD} to {ALL}",
+        table(chain("forward", "", policy="drop"), "ip"),
+    ),
+    "by port": dropped("forward", "tcp dport 8080 drop", f"drops packets from {POD} to {ALL}"),
+    "by port, rejected": dropped(
+        "forward",
+        "tcp dport { 80, 8080 } reject with tcp reset",
+        f"rejects packets from {POD} to {ALL}",
+    ),
+    "by interfaces": dropped(
+        "forward", 'iifname "cbr0" oifname "eth0" drop', f"drops packets from {POD} to {BOTH_B}"
+    ),
+    "by mark": dropped(
+        "forward",
+        "meta mark and 0x4000 == 0x4000 drop",
+        f"drops packets from {HOST} to",
+        client="ext",
+        target=NODE_PORT,
+    ),
+    "by a mark that another chain sets": Fault(
+        f"rule handle 4 of chain c in table inet other drops packets from {POD} to {BOTH_B}",
+        table(
+            "chain m {\ntype filter hook prerouting priority mangle;\n"
+            f"ip daddr {ADDRESS} meta mark set 0x7\n}}\n"
+            + chain("forward", "oifname eth0 meta mark 0x7 drop")
+        ),
+    ),
+    "by membership in a set": Fault(
+        f"of chain c in table inet other drops packets from {POD} to {BOTH_B}",
+        table(
+            "set bad {\ntype ipv4_addr; flags interval\n"
+            "elements = { 10.244.2.8/29, 192.0.2.0/24 }\n}\n"
+            + chain("forward", "ip daddr @bad drop")
+        ),
+    ),
+    "by a verdict map of a concatenation": Fault(
+        f"of chain c in table inet other drops packets from {POD} to {A2}:8080, {BOTH_B}",
+        table(
+            chain(
+                "forward",
+                f"ip daddr . tcp dport vmap {{ {A1} . 8080 : accept, "
+                "10.244.0.0/16 . 8000-8080 : drop }",
+            )
+        ),
+    ),
+    "in a chain that others lead to": Fault(
+        f"of chain zone in table inet other rejects packets from {POD} to {BOTH_B}",
+        table(
+            "chain zone {\nct state new reject with icmpx admin-prohibited\n}\n"
+            + chain("forward", 'ct state established accept\noifname vmap { "eth0" : goto zone }')
+        ),
+    ),
+    "taken out of conntrack": dropped(
+        "prerouting",
+        f"ip daddr {ADDRESS} notrack",
+        f"takes packets from {POD} to {ADDRESS}:80 out of conntrack",
+        priority="raw",
+    ),
+    "taken out of conntrack in output": dropped(
+        "output",
+        f"ip daddr {ADDRESS} notrack",
+        f"takes packets from {NODE} to {ADDRESS}:80 out of conntrack",
+        priority="raw",
+        client=SITE,
+    ),
+    "invalid, before conntrack": dropped(
+        "prerouting",
+        "ip daddr 10.96.0.0/12 ct state invalid drop",
+        f"drops packets from {POD} to {ADDRESS}:80",
+        priority="raw",
+    ),
+    "before translation": dropped(
+        "prerouting",
+        "ip daddr 10.96.0.0/12 drop",
+        f"drops packets from {POD} to {ADDRESS}:80",
+        priority="mangle",
+    ),
+    "node's own packets": dropped(
+        "output", "tcp dport 8080 reject", f"rejects packets from {NODE} to {ALL}", client=SITE
+    ),
+    "node's own packets, before translation": dropped(
+        "output",
+        f"ip daddr {ADDRESS} drop",
+        f"drops packets from {NODE} to {ADDRESS}:80",
+        priority="mangle",
+        client=SITE,
+    ),
+    "postrouting": dropped(
+        "postrouting",
+        'oifname "eth0" tcp dport 8080 drop',
+        f"drops packets from {POD} to {BOTH_B}",
+        priority="mangle",
+    ),
+    "replies": dropped(
+        "forward",
+        'iifname "eth0" ct state established,related drop',
+        f"drops the replies of {BOTH_B} to {POD}",
+    ),
+    "replies by port": dropped(
+        "prerouting",
+        'iifname "eth0" tcp sport 8080 drop',
+        f"drops the replies of {BOTH_B} to",
+        priority="raw",
+    ),
+    "bridge": Fault(
+        f"of chain c in table bridge other drops packets from {POD} to {ADDRESS}:80",
+        table(chain("prerouting", f"ip daddr {ADDRESS} drop", "-300"), "bridge"),
+    ),
+    "bridge to a pod": Fault(
+        f"of chain c in table bridge other drops packets from {NODE} to {A1}:8080, {A2}:8080",
+        table(chain("output", "tcp dport 8080 drop"), "bridge"),
+        client=SITE,
+    ),
+    "netdev": Fault(
+        f"of chain c in table netdev other drops packets from {HOST} to 172.30.0.11:30070",
+        table(chain("ingress device eth0", "tcp dport 30070 drop"), "netdev"),
+        target=NODE_PORT,
+        client="ext",
+    ),
+    "another translation": Fault(
+        f"of chain c in table inet other translates packets from {POD} to {ADDRESS}:80 to "
+        "192.0.2.9 before pyproxy does",
+        table(
+            chain(
+                "prerouting",
+                f"ip daddr {ADDRESS} tcp dport 80 dnat ip to 192.0.2.9",
+                "-110",
+                kind="nat",
+            )
+        ),
+    ),
+    "a redirection of the node's packets": Fault(
+        f"of chain c in table inet other translates packets from {NODE} to {ADDRESS}:80 to this "
+        "node before pyproxy does",
+        table(
+            chain("output", f"ip daddr {ADDRESS} tcp dport 80 redirect to :9", "-110", kind="nat")
+        ),
+        client=SITE,
+    ),
+    "a part of the packets": dropped(
+        "forward",
+        "tcp dport 8080 numgen random mod 100 < 70 drop",
+        f"drops a part of packets from {POD} to {ALL}",
+    ),
+    "legacy forward policy": legacy(
+        f"the policy of chain FORWARD in table iptables-legacy filter drops packets from {POD} to",
+        ["iptables-legacy -P FORWARD DROP"],
+        ["iptables-legacy -P FORWARD ACCEPT"],
+    ),
+    "forward policy of iptables-nft": legacy(
+        f"the policy of chain FORWARD in table ip filter drops packets from {POD} to",
+        ["iptables-nft -P FORWARD DROP"],
+        ["iptables-nft -P FORWARD ACCEPT"],
+    ),
+    "legacy docker": legacy(
+        "the policy of chain FORWARD in table iptables-legacy filter (docker) drops",
+        [
+            "iptables-legacy -N DOCKER-USER",
+            "iptables-legacy -N DOCKER-ISOLATION-STAGE-1",
+            "iptables-legacy -P FORWARD DROP",
+            "iptables-legacy -A FORWARD -j DOCKER-USER",
+            "iptables-legacy -A FORWARD -j DOCKER-ISOLATION-STAGE-1",
+            f"iptables-legacy -A {ESTABLISHED}",
+            "iptables-legacy -A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+        ],
+        ["iptables-legacy -P FORWARD ACCEPT", "iptables-legacy -D FORWARD 1"]
+        and [
+            "iptables-legacy -P FORWARD ACCEPT",
+            "iptables-legacy -D FORWARD -j DOCKER-USER",
+            "iptables-legacy -D FORWARD -j DOCKER-ISOLATION-STAGE-1",
+            f"iptables-legacy -D {ESTABLISHED}",
+            "iptables-legacy -D FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+            "iptables-legacy -X DOCKER-USER",
+            "iptables-legacy -X DOCKER-ISOLATION-STAGE-1",
+        ],
+    ),
+    "legacy notrack": legacy(
+        f"rule 1 of chain PREROUTING in table iptables-legacy raw takes packets from {POD} to "
+        f"{ADDRESS}:80 out of conntrack",
+        [f"iptables-legacy -t raw -I PREROUTING -d {ADDRESS} -j CT --notrack"],
+        [f"iptables-legacy -t raw -D PREROUTING -d {ADDRESS} -j CT --notrack"],
+    ),
+    "notrack of iptables-nft": legacy(
+        f"of chain PREROUTING in table ip raw takes packets from {POD} to {ADDRESS}:80 out of "
+        "conntrack",
+        [f"iptables-nft -t raw -I PREROUTING -d {ADDRESS} -j NOTRACK"],
+        [f"iptables-nft -t raw -D PREROUTING -d {ADDRESS} -j NOTRACK"],
+    ),
+    "legacy multiport": legacy(
+        f"rule 1 of chain FORWARD in table iptables-legacy filter rejects packets from {POD} to",
+        [f"iptables-legacy -I {BY_PORTS}"],
+        [f"iptables-legacy -D {BY_PORTS}"],
+    ),
+    "translation in the shared table": legacy(
+        "of chain OUTPUT in table ip nat",
+        [f"iptables-nft -t nat -I OUTPUT -d {ADDRESS} -p tcp --dport 80 -j DNAT --to 192.0.2.9"],
+        [f"iptables-nft -t nat -D OUTPUT -d {ADDRESS} -p tcp --dport 80 -j DNAT --to 192.0.2.9"],
+        client="",
+        result="",
+    ),
+}
+
+UNDECIDED: dict[str, Fault] = {
+    "unknown match": legacy(
+        "it is undecided whether the rule 1 of chain FORWARD in table iptables-legacy filter drops "
+        f"packets from {POD} to {ALL}: pyproxy cannot evaluate match u32",
+        ['iptables-legacy -I FORWARD -m u32 --u32 "0&0xFFFF=0x0:0x10" -j DROP'],
+        ['iptables-legacy -D FORWARD -m u32 --u32 "0&0xFFFF=0x0:0x10" -j DROP'],
+        result="undecided",
+    ),
+    "some clients": dropped(
+        "prerouting",
+        "ip saddr { 203.0.113.1, 203.0.113.9 } drop",
+        f"drops packets from {HOST} to 172.30.0.11:30070, depending on the client's address",
+        result="note",
+        target=NODE_PORT,
+        priority="mangle",
+    ),
+    "a rate": dropped(
+        "forward",
+        "ct state new limit rate over 50/second drop",
+        f"drops packets from {POD} to {ALL}, depending on a rate limit",
+        result="note",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def web(mode: LabMode) -> Iterator[InspectedNode]:
+    """A node with a Service that has two endpoints here and two on another node."""
+    with inspected_node(*mode.flags) as made:
+        made.create(service("web", ADDRESS, 30070), endpoint_slice("web", [A1, A2, B1, B2]))
+        yield made
+
+
+def run(node: InspectedNode, command: str, text: str = "") -> None:
+    node.cluster.network.namespace(SITE).run(shlex.split(command), text=text)
+
+
+@contextlib.contextmanager
+def planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
+    try:
+        if fault.nft:
+            run(node, "nft -f -", fault.nft)
+        for command in fault.iptables:
+            run(node, command)
+        yield
+    finally:
+        if fault.nft:
+            family, name = fault.nft.split()[1:3]
+            run(node, f"nft delete table {family} {name}")
+        for command in fault.undo:
+            with contextlib.suppress(LabError):
+                run(node, command)
+
+
+def explained(node: InspectedNode, target: str, source: str = "") -> CommandResult:
+    return node.command("explain", target, "-o", "json", *(["--from", source] if source else []))
+
+
+def firewalls(result: CommandResult) -> tuple[str, str]:
+    """Return the result of the step, and all that it says."""
+    (found,) = (each for each in result.json["steps"] if each["name"] == "firewalls")
+    return found["result"], "\n".join([found["message"], *found["details"]])
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_rule_that_stops_packets_is_found(web: InspectedNode, fault: Fault) -> None:
+    with planted(web, fault):
+        result = explained(web, fault.target, fault.source)
+        found, said = firewalls(result)
+        assert fault.words in said
+        if fault.result:
+            assert found == fault.result, result.out
+            assert result.json["fix"]
+    assert firewalls(explained(web, fault.target))[0] == "ok"
+
+
+@pytest.mark.parametrize("fault", UNDECIDED.values(), ids=UNDECIDED)
+def test_what_cannot_be_decided_is_no_fault(web: InspectedNode, fault: Fault) -> None:
+    with planted(web, fault):
+        result = explained(web, fault.target, fault.source)
+        found, said = firewalls(result)
+        assert (found, result.status) == (fault.result, 0), said
+        assert fault.words in said
+
+
+@pytest.mark.packets
+@pytest.mark.modes("nftables")
+@pytest.mark.parametrize("name", [name for name, each in FAULTS.items() if each.client])
+def test_such_a_rule_breaks_connections(web: InspectedNode, name: str) -> None:
+    fault = FAULTS[name]
+    target = parse_destination(fault.target if ":" in fault.target else f"{ADDRESS}:80")
+    client = web.cluster.network.namespace(fault.client)
+    with planted(web, fault):
+        outcome = client.call(partial(probe, target, tries=12, timeout=0.1, at_once=12))
+        assert outcome.dropped or outcome.refused
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_rules_of_other_programs_pass(
+    web: InspectedNode, mode: LabMode, name: str
+) -> None:
+    ruleset = HARMLESS[name]
+    with ruleset.loaded(web.cluster.network.namespace(SITE)):
+        for target in (TARGET, NODE_PORT):
+            found, said = firewalls(explained(web, target))
+            assert found == "ok", said
+        # In the shared tables pyproxy's own rules come first, and accept.
+        assert ruleset.owner in said or mode.name != "nftables"
