@@ -10,7 +10,7 @@ import msgspec
 
 from pyproxy.commands.arguments import add_output
 from pyproxy.commands.output import BAD, GOOD, Part, Text, table, text
-from pyproxy.errors import one_line
+from pyproxy.errors import UsageError, one_line
 from pyproxy.inspect.humanize import count
 from pyproxy.inspect.services import object_name
 from pyproxy.kubectl import report
@@ -25,6 +25,9 @@ _PARALLEL = 16
 
 _TIMEOUT = 30.0
 _LONGEST_TEXT = 300
+_MOST_NODES = 50
+"""Nodes that are asked for all Services without a flag: 10,000 Services have 15 MB for each."""
+
 _NAMED_ADDRESSES = 8
 _MOST_ROWS = 200_000
 """Rows that are held: more than the largest cluster has, whatever a node answers."""
@@ -202,6 +205,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", nargs="?", default="", metavar="NAMESPACE[/NAME]",
         help="show one namespace or one Service",
     )  # fmt: skip
+    parser.add_argument(
+        "-A", "--all-namespaces", action="store_true",
+        help=f"show all Services; required for more than {_MOST_NODES} nodes without a namespace",
+    )  # fmt: skip
     add_output(parser)
     add_options(parser, timeout=_TIMEOUT)
 
@@ -215,6 +222,11 @@ def _run(namespace: argparse.Namespace, _: Sequence[str]) -> int:
     question = Question(words, LARGE)
     client, chosen = connect(namespace), options(namespace, _PARALLEL)
     agents, collector = find_agents(client, chosen), Collector(question)
+    if len(agents) > _MOST_NODES and not (namespace.name or namespace.all_namespaces):
+        raise UsageError(
+            f"services: all Services of {len(agents):,} nodes may have gigabytes: give a namespace "
+            "or a Service, choose nodes with --node, or give -A"
+        )
     for answer in ask_all(client, agents, question, chosen):
         collector.add(answer)
     found = collector.result()

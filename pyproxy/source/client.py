@@ -51,8 +51,7 @@ RESPONSE_TIMEOUT = 60.0
 HEAD_TIMEOUT = 8.0
 """Seconds until one of several servers must have sent the head of its response.
 
-A server that hangs while its kernel still accepts connections costs this much. A single server
-has RESPONSE_TIMEOUT, because there is no other one to try.
+A server that hangs costs this much. A single one has RESPONSE_TIMEOUT, as there is no other to try.
 """
 
 # Errors before the request was sent, after which even a POST may go to the next server.
@@ -181,6 +180,7 @@ class Client:
 
     def connect(self, timeout: float) -> Connection:
         """Open a connection to the server for another protocol, as `connections.connect`."""
+        self._renew()
         host, access = self.host, self._access
         try:
             return connect(access.pool(host), host, access.authorization(), timeout)
@@ -233,14 +233,9 @@ class Client:
     def _request(
         self, method: str, target: str, body: bytes | None, timeout: float
     ) -> BaseHTTPResponse:
-        # Client certificates are part of the TLS handshake, so new ones need a new pool.
-        if self._access.is_outdated():
-            with self._reloading:
-                # Another thread may have read them meanwhile.
-                if self._access.is_outdated():
-                    self._reload()
+        self._renew()
+        # After a 401 the credentials on disk may be newer. Only once: a second 401 is the result.
         response = self._send_to_any(method, target, body, timeout)
-        # The credentials on disk may be newer. Only once: a second 401 is the result.
         if response.status == 401 and self._reload():
             response.close()
             response = self._send_to_any(method, target, body, timeout)
@@ -301,8 +296,7 @@ class Client:
             headers=headers,
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout),
             preload_content=False,
-            # False makes urllib3 raise the error itself, which _NOT_SENT needs; 0 would raise
-            # a MaxRetryError.
+            # 0 would raise a MaxRetryError, not the error itself, which _NOT_SENT needs.
             retries=False,
             redirect=False,
         )
@@ -322,6 +316,13 @@ class Client:
         if self._observer is not None:
             self._observer.observe_response(method, urlsplit(response.url or "").netloc, len(body))
         return body
+
+    def _renew(self) -> None:
+        # Client certificates are part of the TLS handshake, so new ones need a new pool.
+        if self._access.is_outdated():
+            with self._reloading:
+                if self._access.is_outdated():  # another thread may have read them
+                    self._reload()
 
     def _reload(self) -> bool:
         """Read the credentials again; return False if they cannot be read."""
@@ -387,8 +388,7 @@ def _status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiSt
         from_api = status.kind == "Status"
         text = _one_line(status.message or "") or text
     needs_tls = _PLAIN_ON_TLS in body
-    if needs_tls:
-        text = "an HTTP request to an HTTPS server"
+    text = "an HTTP request to an HTTPS server" if needs_tls else text
     retry_after = response.headers.get("Retry-After", "")
     return ApiStatusError(
         f"{method} {target.partition('?')[0]}: {response.status} {text}",

@@ -79,12 +79,14 @@ class Nodes:
     path: Path
     replies: dict[str, Reply] = field(default_factory=dict)
     commands: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    containers: set[str] = field(default_factory=set)
 
     def run(self, *words: str, terminal: bool = False) -> Result:
         return run(*words, "--kubeconfig", str(self.path), terminal=terminal)
 
     async def play(self, request: Request, streams: Streams) -> int:
         node = request.pod["spec"]["nodeName"]
+        self.containers.add(request.container)
         self.commands.append((node, request.command))
         reply = self.replies.get(node) or status_reply(node)
         if reply.hangs:

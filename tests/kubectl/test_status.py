@@ -183,6 +183,17 @@ def test_some_nodes_can_be_chosen(few: Nodes) -> None:
     )
 
 
+def test_the_agents_container_is_asked_beside_others(few: Nodes) -> None:
+    """A DaemonSet of kubeadm whose image was replaced, in a cluster that injects containers."""
+    swapped = pod("swapped", "kube-proxy-x", {"k8s-app": "kube-proxy"})
+    swapped["spec"]["containers"] = [
+        {"name": name, "image": "i:1"} for name in ("sidecar", "kube-proxy")
+    ]
+    few.server.load([node("swapped"), swapped])
+    assert rows(few, "--node", "swapped")["swapped"]["problem"] == ""
+    assert few.containers == {"kube-proxy"}
+
+
 def test_other_pods_can_be_chosen(few: Nodes) -> None:
     few.server.load([pod("node-1", "mine", {"app": "mine"})])
     found = rows(few, "--selector", "app=mine")

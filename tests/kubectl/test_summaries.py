@@ -61,6 +61,17 @@ def test_services_of_all_nodes_are_one_row_and_failures_are_named(nodes: Nodes) 
     assert nodes.commands[0][1][:4] == ("pyproxy", "services", "--namespace", "shop")
 
 
+def test_all_services_of_many_nodes_need_a_flag(tmp_path: Path) -> None:
+    many = [f"node-{number}" for number in range(60)]
+    with simulated(tmp_path, many) as nodes:
+        nodes.replies |= {name: services(2) for name in many}
+        refused = nodes.run("services")
+        assert (refused.status, nodes.commands) == (2, [])
+        assert "all Services of 60 nodes may have gigabytes" in refused.err
+        for words in (("-A",), ("shop",), ("--node", "node-1")):
+            assert nodes.run("services", *words).status == 0
+
+
 def test_nodes_in_step_are_one_line_of_diff(nodes: Nodes) -> None:
     same = {"same": True, "mode": "nftables", "pending": 0, "counts": {}, "lines": []}
     nodes.replies |= {name: reply(same) for name in NODES}
