@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from pyproxy.agent.config_rules import cidr_problems, node_problems
 from pyproxy.cli import KUBE_PROXY_FLAGS
 from pyproxy.config import NodePorts, Settings
 from pyproxy.config.schema import API_VERSION, KIND
+from pyproxy.model.address import Family, parse_address, parse_network
+from pyproxy.model.objects import Node
 
 from .parsing import parse
 
@@ -65,11 +68,25 @@ def start(folder: Path, command: str, text: str) -> tuple[Settings, list[str]]:
     return settings, [line.replace(str(path), "CONFIG") for line in settings.remarks]
 
 
+def problems(settings: Settings) -> list[str]:
+    """The lines that the agent logs once it has the Node and a Service, both of IPv4."""
+    node = Node(
+        settings.node_name,
+        addresses=(parse_address("172.30.0.11"),),
+        pod_networks=(parse_network("10.9.1.0/24"),),
+    )
+    found = [
+        *node_problems(settings, node, (), node.addresses, {Family.IPV4}),
+        *cidr_problems(settings, node, {Family.IPV4}),
+    ]
+    return [f"configuration problem {each.topic.value}: {each}" for each in found]
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_it_starts_with_known_lines_and_settings(tmp_path: Path, name: str) -> None:
     row = TABLE[name]
     settings, lines = start(tmp_path, row["command"], row.get("file", ""))
-    assert lines == row.get("lines", [])
+    assert [*lines, *problems(settings)] == row.get("lines", [])
     assert facts(settings) == DEFAULTS | row.get("settings", {})
 
 
