@@ -73,7 +73,7 @@ class LocalAddresses:
         on_interfaces = [
             each.address
             for each in rtnetlink.read_addresses(kernel.dump(rtnetlink.get_addresses()))
-            if each.device not in devices
+            if each.is_unique and each.device not in devices
         ]
         routes = [
             route.network

@@ -48,8 +48,9 @@ _RECEIVE_BUFFER = 1 << 18
 
 # A router has a million routes in other tables, and each change of one would wake the agent.
 # nlmsg_type is in host order, and the filter loads it in network order.
-_LOCAL_ROUTES_ONLY: tuple[Step, ...] = (
+_OF_INTEREST: tuple[Step, ...] = (
     (LOAD_HALF, 0, 0, _TYPE_AT),
+    (IF_EQUAL, 7, 0, socket.htons(_NEWLINK)),
     (IF_EQUAL, 1, 0, socket.htons(_NEWROUTE)),
     (IF_EQUAL, 0, 4, socket.htons(_DELROUTE)),
     (LOAD_BYTE, 0, 0, _TABLE_AT),
@@ -64,14 +65,18 @@ _LOCAL_ROUTES_ONLY: tuple[Step, ...] = (
 class LocalAddressMonitor:
     """Detects changes of what is local to the node: addresses, and routes in the table local.
 
-    IPv6 link-local addresses do not count: each new pod's interface has one. `received` counts the
-    notifications that reached this process. One thread may `wait`, and any may call `end`.
+    The removal of a device counts too, because the kernel does not announce the IPv4 routes that it
+    removes with it (fib_disable_ip in net/ipv4/fib_frontend.c). IPv6 link-local addresses do not
+    count: each new pod's interface has one.
+
+    `received` counts the notifications that reached this process. One thread may `wait`, and any
+    may call `end`.
     """
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_ROUTE, "addresses", _RECEIVE_BUFFER)
-        self._socket.filter_notifications(_LOCAL_ROUTES_ONLY)
-        for group in (*_GROUPS_ADDRESS, *_GROUPS_ROUTE):
+        self._socket.filter_notifications(_OF_INTEREST)
+        for group in (_GROUP_LINK, *_GROUPS_ADDRESS, *_GROUPS_ROUTE):
             self._socket.join(group)
         self._woken = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended = False
@@ -155,6 +160,8 @@ class AddressMonitor:
 
 
 def _is_change(kind: int, body: memoryview) -> bool:
+    if kind == _DELLINK:
+        return True
     start = _FIRST_ATTRIBUTE.get(kind)
     if start is None or len(body) < start:
         return False

@@ -31,6 +31,7 @@ RTN_LOCAL = 2
 """The type of a route whose packets this node receives, whatever its scope."""
 
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200
+_OPTIMISTIC, _DAD_FAILED, _TENTATIVE = 0x04, 0x08, 0x40
 # Duplicate address detection would leave an IPv6 address tentative at first, and the kernel would
 # add a route to the /128 through the device.
 _FLAGS = attribute(_IFA_FLAGS, struct.pack("=I", _NODAD | _NOPREFIXROUTE))
@@ -43,10 +44,15 @@ _AF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 
 
 class DeviceAddress(msgspec.Struct, frozen=True):
-    """An address, and the index of the device that has it."""
+    """An address, and the index of the device that has it.
+
+    `is_unique` says that no duplicate address detection is under way or has failed. Until then
+    the address may belong to another machine, and the kernel has no local route for it.
+    """
 
     device: int
     address: Address
+    is_unique: bool = True
 
 
 class LocalRoute(msgspec.Struct, frozen=True):
@@ -93,12 +99,15 @@ def read_addresses(replies: Iterable[memoryview]) -> list[DeviceAddress]:
     for reply in replies:
         if len(reply) < _IFADDRMSG.size:
             continue
-        *_, device = _IFADDRMSG.unpack_from(reply)
+        _, _, flags, _, device = _IFADDRMSG.unpack_from(reply)
         fields = attribute_map(reply[_IFADDRMSG.size :])
         # On a point-to-point device IFA_ADDRESS is the peer's address.
         value = bytes(fields.get(_IFA_LOCAL, fields.get(_IFA_ADDRESS, b"")))
         if len(value) in (4, 16):
-            found.append(DeviceAddress(device, Address(value)))
+            # An optimistic address is in use while the detection is under way.
+            pending = flags & _TENTATIVE and not flags & _OPTIMISTIC
+            is_unique = not (pending or flags & _DAD_FAILED)
+            found.append(DeviceAddress(device, Address(value), is_unique))
     return found
 
 

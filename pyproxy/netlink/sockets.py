@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from pyproxy.errors import KernelError
 from pyproxy.netlink.frames import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, read_messages
@@ -38,6 +39,8 @@ SEND_BUFFER = 1 << 18
 
 _LAST_SEQUENCE = (1 << 32) - 1
 _DUMP_ATTEMPTS = 10
+_NOTIFICATIONS = 4096
+"""Datagrams that are read at once: more than a receive buffer of 256 KiB holds."""
 
 
 class NetlinkSocket:
@@ -138,12 +141,15 @@ class NetlinkSocket:
             yield data
 
     def read_notifications(self) -> tuple[list[bytes], bool]:
-        """Return the waiting notifications, and whether others were lost; it does not block."""
+        """Return waiting notifications, and whether others were lost; it does not block.
+
+        A bounded number, so that a writer that is faster than this process cannot hold it here.
+        """
         found: list[bytes] = []
         lost = False
         while True:
             try:
-                found += self.receive_waiting()
+                found += islice(self.receive_waiting(), _NOTIFICATIONS - len(found))
             except KernelError as error:
                 # The kernel drops notifications that do not fit, and reports it once.
                 if error.errno != errno.ENOBUFS:
