@@ -145,6 +145,35 @@ def test_node_ports_follow_added_and_removed_addresses(
     client.ip([f"route del {address}"])
 
 
+@pytest.mark.modes("iptables-legacy", "iptables-nft")
+@pytest.mark.parametrize(
+    ("network_of", "address"), [("10.77.0.0/16", "10.77.200.1"), ("fd77::/64", "fd77::a:1")]
+)
+def test_iptables_mode_has_node_ports_on_all_of_a_large_local_network(
+    everywhere: Proxied, network_of: str, address: str
+) -> None:
+    here, client = everywhere.network.namespace("na"), everywhere.network.namespace("ext")
+    gateway = "fd30::11" if ":" in address else "172.30.0.11"
+    client.ip([f"route replace {address} via {gateway}"])
+    here.ip([f"route add local {network_of} dev lo"])
+    for protocol in ("tcp", "udp"):
+        everywhere.reaches("ext", target(address, protocol), "a1", "b1", tries=24)
+        everywhere.reaches("na", target(address, protocol), "a1", "b1", tries=24)
+    here.ip([f"route del local {network_of} dev lo"])
+    assert not everywhere.once("ext", target(address, "tcp"), timeout=0.1).reached
+    client.ip([f"route del {address}"])
+
+
+def test_link_local_addresses_have_no_node_ports(everywhere: Proxied) -> None:
+    here = everywhere.network.namespace("na")
+    here.ip(["addr add 169.254.7.7/32 dev eth0"])
+    try:
+        everywhere.is_refused("na", target("169.254.7.7", "tcp"))
+        everywhere.is_refused("na", target("127.0.0.1", "tcp"))
+    finally:
+        here.ip(["addr del 169.254.7.7/32 dev eth0"])
+
+
 def has_node_ports(address: str, listing: str) -> bool:
     """Return whether an address is among those of our frontends, or of our rules."""
     return bool(re.search(rf"(?<![\w:.]){re.escape(address)}(?![\w:.])", listing))

@@ -45,7 +45,8 @@ class IptablesOptions(msgspec.Struct, frozen=True):
     else if its source is in a pod network. Without either, no packet of the family is masqueraded
     because of its source. `shield_loopback` drops packets from other hosts to loopback addresses.
     `drop_invalid` drops packets in conntrack's state INVALID instead of forwarding them.
-    `counters` are the nfacct objects that rules may increment.
+    `counters` are the nfacct objects that rules may increment. In `all_local` families, every
+    address that the kernel takes for the node's own serves node ports.
     """
 
     mark: Mark = Mark(1 << 14)
@@ -54,6 +55,7 @@ class IptablesOptions(msgspec.Struct, frozen=True):
     shield_loopback: bool = False
     drop_invalid: bool = True
     counters: frozenset[str] = frozenset()
+    all_local: frozenset[Family] = frozenset()
 
 
 class Pods(msgspec.Struct, frozen=True):

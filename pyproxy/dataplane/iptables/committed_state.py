@@ -36,7 +36,7 @@ class CommittedTables(CommittedState[Family]):
         super().__init__(lambda _: ())
         self._options = options
         self._families = families
-        self._trees = {family: FrontendTrees(family) for family in families}
+        self._trees = {family: self._no_trees(family) for family in families}
         self.rules: Mapping[TableName, int] = {}
 
     def routing(self, name: ObjectName) -> ServiceRouting | None:
@@ -110,7 +110,7 @@ class CommittedTables(CommittedState[Family]):
         for family in self._families:
             view = self._view(family, node)
             parts = [compile_service(each, family, view) for each in desired.values()]
-            trees[family] = FrontendTrees(family).changed((), parts, node.node_port_addresses)
+            trees[family] = self._no_trees(family).changed((), parts, node.node_port_addresses)
             tables = self._tables(family, view, parts, trees[family])
             for table in TABLES:
                 rules[family, table] = sum(len(each) for each in tables[table].values())
@@ -151,6 +151,9 @@ class CommittedTables(CommittedState[Family]):
         self.remember(plan.services, {}, plan.node, whole=plan.full)
         self._trees.update(plan.trees)
         self.rules = plan.rules
+
+    def _no_trees(self, family: Family) -> FrontendTrees:
+        return FrontendTrees(family, all_local=family in self._options.all_local)
 
     def _view(self, family: Family, node: NodeRouting) -> View:
         return View(self._options, base_rules.pods_of(family, self._options, node.pod_networks))

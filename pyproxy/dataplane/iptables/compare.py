@@ -36,7 +36,9 @@ def compare(
         view = View(options, base_rules.pods_of(family, options, node.pod_networks))
         part = compile_service(wanted, family, view)
         # Without an address, no packet can reach a node port.
-        at_node = any(family_of(each) is family for each in node.node_port_addresses)
+        at_node = family in options.all_local or any(
+            family_of(each) is family for each in node.node_port_addresses
+        )
         for table, chains, leaves in (
             (NAT, part.nat, part.served | part.node_served if at_node else part.served),
             (FILTER, part.filter, part.refused | part.node_refused if at_node else part.refused),

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pyproxy.dataplane.iptables import chain_names
 from pyproxy.dataplane.iptables.base_rules import FILTER, NAT
-from pyproxy.dataplane.iptables.rules import Jump, Rule
+from pyproxy.dataplane.iptables.rules import RETURN, Jump, Rule
 from pyproxy.dataplane.iptables.services import Part
 from pyproxy.dataplane.iptables.tree import (
     NODE_ADDRESSES_DEEPEST,
@@ -17,13 +17,19 @@ from pyproxy.dataplane.iptables.tree import (
     Tree,
     number,
 )
-from pyproxy.model.address import Address, Family, Network, family_of
+from pyproxy.model.address import Address, Family, Network, family_of, parse_network
 from pyproxy.xtables import kube_names
 
 _AllLeaves = tuple[Leaves, ...]
 _NO_LEAVES: _AllLeaves = ({}, {}, {}, {})
 
 # Frontends without endpoints come first, since some drop: a cluster IP's rule rejects every port.
+# The kernel's local addresses that serve no node ports, unless one of the addresses is among them.
+_NOT_LOCAL = {
+    Family.IPV4: tuple(map(parse_network, ("127.0.0.0/8", "169.254.0.0/16"))),
+    Family.IPV6: tuple(map(parse_network, ("::1/128", "fe80::/10"))),
+}
+
 _REFUSED_FIRST = Rule(target=Jump(kube_names.EXTERNAL_SERVICES))
 
 
@@ -33,6 +39,9 @@ def _leaves(part: Part) -> _AllLeaves:
 
 class FrontendTrees:
     """Frontends with endpoints, frontends without, and the number of Services of each cluster IP.
+
+    With `all_local` every local address of the node serves node ports, also those in none of the
+    trees yet, and those of local routes to networks.
 
     A packet to a port of a cluster IP that no Service has is rejected if the node would forward it.
     If the address is on an interface of the node, the packet is left to the node.
@@ -44,8 +53,11 @@ class FrontendTrees:
         leaves: _AllLeaves = _NO_LEAVES,
         cluster_ips: Counter[Address] | None = None,
         addresses: frozenset[Address] = frozenset(),
+        *,
+        all_local: bool = False,
     ) -> None:
         self._family = family
+        self._all_local = all_local
         self._leaves = leaves
         self._cluster_ips = cluster_ips or Counter()
         self._addresses = addresses
@@ -80,10 +92,17 @@ class FrontendTrees:
             and cluster_ips.keys() == self._cluster_ips.keys()
         ):
             # The chains depend on the addresses alone, so a cached tree is taken over.
-            same = FrontendTrees(self._family, self._leaves, cluster_ips, addresses)
+            same = self._with(self._leaves, cluster_ips, addresses)
             same.__dict__["chains"] = self.chains
             return same
-        return FrontendTrees(self._family, tuple(leaves), cluster_ips, addresses)
+        return self._with(tuple(leaves), cluster_ips, addresses)
+
+    def _with(
+        self, leaves: _AllLeaves, cluster_ips: Counter[Address], addresses: frozenset[Address]
+    ) -> FrontendTrees:
+        return FrontendTrees(
+            self._family, leaves, cluster_ips, addresses, all_local=self._all_local
+        )
 
     @cached_property
     def chains(self) -> dict[str, dict[str, tuple[Rule, ...]]]:
@@ -105,7 +124,7 @@ class FrontendTrees:
         self, chains: dict[str, tuple[Rule, ...]], tree: Tree, leaves: Leaves
     ) -> dict[str, tuple[Rule, ...]]:
         """Add a tree of the node's addresses, each of which leads to a tree of node ports."""
-        if not (leaves and self._addresses):
+        if not (leaves and (self._addresses or self._all_local)):
             return chains
         names = chain_names.node_ports(tree.prefix)
         addresses = Tree(
@@ -124,6 +143,12 @@ class FrontendTrees:
         )
         # A packet to another port of the node comes back from there.
         found[tree.root] = (Rule(target=Jump(names.addresses)), *found[tree.root])
+        if self._all_local:
+            # Last, so that a frontend of this address and port comes first.
+            found[tree.root] += (
+                *(Rule(destination=each, target=RETURN) for each in _NOT_LOCAL[self._family]),
+                Rule(to_here=True, target=to_ports),
+            )
         return found
 
     def _refuse(self, address: Address) -> Rule:

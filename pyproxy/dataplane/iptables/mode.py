@@ -35,6 +35,7 @@ def _make(settings: Settings) -> Dataplane[IptablesPlan]:
             # A liberal conntrack regards TCP packets outside the window as valid: kube-proxy, too,
             # omits the rule then.
             drop_invalid=not settings.conntrack.tcp_be_liberal,
+            all_local=settings.node_ports.everywhere_in,
         ),
         settings.iptables.flavour,
     )

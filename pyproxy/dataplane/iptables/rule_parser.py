@@ -39,6 +39,7 @@ _RULE = re.compile(
     r"(?:-m mark (?P<not_marked>! )?--mark (?P<marked>\w+)/(?P=marked) )?"
     r"(?:-m \w+ --dport (?P<low>\d+)(?::(?P<high>\d+))? )?"
     r"(?P<from_here>-m addrtype --src-type LOCAL )?"
+    r"(?P<to_here>-m addrtype --dst-type LOCAL )?"
     r"(?:-m recent (?:--set|--rcheck --seconds (?P<seconds>\d+) --reap)"
     r" --name (?P<seen>\S+) --mask \S+ --rsource )?"
     r"(?:-m statistic --mode random --probability (?P<share>[0-9.]+) )?"
@@ -80,6 +81,7 @@ def _rule(found: re.Match[str], family: Family) -> Rule:
         protocol=Protocol[found["protocol"].upper()] if found["protocol"] else None,
         ports=ports,
         from_here=bool(found["from_here"]),
+        to_here=bool(found["to_here"]),
         share=round(float(found["share"] or 0) * CERTAIN),
         seen=seen,
         states=found["states"] or "",

@@ -121,6 +121,7 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     protocol: Protocol | None = None
     ports: tuple[int, int] | None = None
     from_here: bool = False
+    to_here: bool = False
     share: int = 0
     seen: Seen | None = None
     states: str = ""
@@ -171,6 +172,8 @@ class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             words.append(f"-m {self.protocol.name.lower()} --dport {span}")
         if self.from_here:
             words.append("-m addrtype --src-type LOCAL")
+        if self.to_here:
+            words.append("-m addrtype --dst-type LOCAL")
         if self.seen is not None:
             words.append(self.seen.text)
         if self.share:

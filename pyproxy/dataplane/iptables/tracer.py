@@ -176,6 +176,7 @@ class _Hooks:
             and rule.protocol in (None, packet.protocol)
             and (rule.ports is None or rule.ports[0] <= path.port <= rule.ports[1])
             and (not rule.from_here or packet.source in self._state.local)
+            and (not rule.to_here or path.destination in self._state.local)
             and (
                 not rule.states or (self._ct_state in rule.states.split(",")) is not rule.not_states
             )

@@ -62,6 +62,7 @@ BIT = Mark(1 << 14)
         (Rule(protocol=Protocol.TCP, ports=(80, 95), target=DROP),
          "-p tcp -m tcp --dport 80:95 -j DROP"),
         (Rule(from_here=True, target=DROP), "-m addrtype --src-type LOCAL -j DROP"),
+        (Rule(to_here=True, target=DROP), "-m addrtype --dst-type LOCAL -j DROP"),
         (Rule(states="NEW", untranslated=True, comment="why", target=DROP),
          "-m conntrack --ctstate NEW -m conntrack ! --ctstate DNAT -m comment --comment why "
          "-j DROP"),
