@@ -56,9 +56,11 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
         yield from _forwarding(path, part)
         yield from _localhost(path, part)
         yield from _bridge(path, part)
+    if _is_left_out(facts) or (
+        isinstance(routes, RouteFacts) and any(map(is_troubled, routes.routes))
+    ):
+        yield from _without_ipv6(part)
     if isinstance(routes, RouteFacts):
-        if any(is_troubled(each) for each in routes.routes):
-            yield from _without_ipv6(part)
         for each in routes.routes:
             rejected = rejected_by_rp_filter(each, routes, part)
             if rejected:
@@ -139,6 +141,12 @@ def _bridge(path: PacketPath, part: SwitchFacts) -> Iterator[Finding]:
             f"({packet.in_device}) keeps the endpoint's address, unless pods reach each other "
             "through this node",
         )
+
+
+def _is_left_out(facts: Facts) -> bool:
+    """Return whether the agent does not serve the Service's IPv6 addresses, which have no path."""
+    served = facts.agent.node_routing.reserved.families
+    return Family.IPV6 in facts.families and Family.IPV6 not in served
 
 
 def is_troubled(each: PathRoutes) -> bool:
