@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ProxyError
+from urllib3.exceptions import HTTPError
 
 from pyproxy.model.address import Address, Backend, Port, backend, is_mapped, parse_address
 
@@ -43,7 +43,7 @@ def connect(pools: PoolManager, url: str, authorization: str, timeout: float) ->
     """
     pool, parts = pools.connection_from_url(url), urlsplit(url)
     if pool.proxy is not None and parts.scheme != "https":
-        raise ProxyError("an HTTP proxy can connect to a server with https only", ValueError(url))
+        raise HTTPError("an HTTP proxy can connect to a server with https only")
     # urllib3 has no public way to take a connection out of a pool.
     made: Any = pool._new_conn()
     made.timeout = timeout
