@@ -155,8 +155,9 @@ def has_restricted_node_port(routing: ServiceRouting, addresses: Collection[Addr
 def divided_node_port(
     port: PortRouting, frontend: Frontend, addresses: Collection[Address]
 ) -> Iterator[Frontend]:
-    """Yield a node port as one frontend for each address of the port's family."""
-    for address in addresses:
+    """Yield a node port as one frontend for each address of the port's family, in order."""
+    # The node's addresses come in the order of its routes, which may change without any of them.
+    for address in sorted(addresses):
         if family_of(address) is port.family:
             yield msgspec.structs.replace(frontend, address=address)
 
@@ -166,7 +167,7 @@ def _is_node_port(frontend: Frontend) -> bool:
 
 
 def _expanded(port: PortRouting, addresses: Collection[Address]) -> PortRouting:
-    own = [address for address in addresses if family_of(address) is port.family]
+    own = [address for address in sorted(addresses) if family_of(address) is port.family]
     node_ports = [each for each in port.frontends if _is_node_port(each)]
     expanded = {(address, each.port): each for each in node_ports for address in own}
     kept: list[Frontend] = []

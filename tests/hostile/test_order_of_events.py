@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from itertools import islice
+from itertools import islice, permutations
 from typing import Any
 
 import msgspec
@@ -289,6 +289,20 @@ def test_addresses_that_come_and_go_leave_what_a_restart_makes(
     assert stage.recorder.programmed == fresh.recorder.programmed
     assert stage.dataplane.kernel == fresh.dataplane.kernel
     assert {*stage.agent.problems()} == {*fresh.agent.problems()}
+
+
+def test_node_addresses_in_another_order_route_nothing_differently() -> None:
+    stage = stage_of(LIMITS[1], **CONFIGURATIONS[2])
+    stage.local_addresses = (*NODES,)
+    node_port = (ServicePort("", Protocol.TCP, Port(80), Port(30080)),)
+    stage.begin(msgspec.structs.replace(service(NAMES[0], 80, CLUSTER[V4][0]), ports=node_port))
+    before = stage.recorder.programmed[NAMES[0]]
+    assert len(before.ports[0].frontends) == 3
+    for addresses in permutations(NODES):
+        follow(stage, Moved(addresses, ()))
+        stage.settle()
+        assert stage.recorder.programmed[NAMES[0]] == before
+        assert restarted(stage, **CONFIGURATIONS[2]).recorder.programmed[NAMES[0]] == before
 
 
 def service(name: ObjectName, port: int, cluster_ip: Address, **fields: Any) -> Service:
