@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,22 +26,19 @@ COMMON_STATUSES = (
 """The exit statuses that all commands share, for --help."""
 
 
-C = TypeVar("C")
-
-
-class Entry(msgspec.Struct, Generic[C], frozen=True):
+class Entry(msgspec.Struct, frozen=True):
     """A command's help text, and the module with its COMMAND."""
 
     help: str
     module: str
 
-    def load(self) -> C:
+    def load(self) -> Command:
         """Import the command."""
-        command: C = importlib.import_module(self.module).COMMAND
+        command: Command = importlib.import_module(self.module).COMMAND
         return command
 
 
-COMMANDS: Mapping[str, Entry[Command]] = {
+COMMANDS: Mapping[str, Entry] = {
     "completion": Entry("print a shell completion script", "pyproxy.commands.completion"),
     "diff": Entry(
         "compare desired state and kernel state, now or after a change",

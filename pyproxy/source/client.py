@@ -16,10 +16,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import urlencode, urlsplit
 
-import msgspec
 import urllib3
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import (
@@ -30,15 +29,24 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from pyproxy.errors import SourceError, UsageError, one_line
+from pyproxy.errors import UsageError
 from pyproxy.model.address import Backend
-from pyproxy.redaction import KNOWN
-from pyproxy.source import wire
-from pyproxy.source.body import LARGEST_ANSWER, LARGEST_STATUS, read_body
+from pyproxy.source.api_errors import ApiStatusError, UnreachableError, reason, status_error
+from pyproxy.source.body import LARGEST_ANSWER, read_body
 from pyproxy.source.connections import Connection, connect, peer, pool_classes
 
 if TYPE_CHECKING:
     from pyproxy.source.access import Access
+
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "HEAD_TIMEOUT",
+    "RESPONSE_TIMEOUT",
+    "ApiStatusError",
+    "Client",
+    "RequestObserver",
+    "UnreachableError",
+]
 
 log = logging.getLogger(__name__)
 
@@ -58,40 +66,6 @@ A server that hangs costs this much. A single one has RESPONSE_TIMEOUT, as there
 _NOT_SENT = (NewConnectionError, ConnectTimeoutError, ProxyError)
 # urllib3 raises SSLError for a failed handshake, but also for a TLS error within the response.
 _REPEATABLE = (*_NOT_SENT, SSLError)
-_LONGEST_TEXT = 300
-# The body of Go's response to a request without TLS on a TLS port.
-_PLAIN_ON_TLS = b"HTTP request to an HTTPS server"
-_STATUS = msgspec.json.Decoder(wire.Status)
-
-
-class UnreachableError(SourceError):
-    """No response: no connection, or the connection broke or fell silent."""
-
-
-class ApiStatusError(SourceError):
-    """The server responded with an HTTP error.
-
-    `status` is the HTTP status, `retry_after` the seconds of the header Retry-After, or 0.
-    `from_api` is whether the body is a Status object, `is_page` whether it is HTML, and `needs_tls`
-    whether a TLS port got the request without TLS.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        status: int,
-        retry_after: float = 0.0,
-        *,
-        from_api: bool = True,
-        is_page: bool = False,
-        needs_tls: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after = retry_after
-        self.from_api = from_api
-        self.is_page = is_page
-        self.needs_tls = needs_tls
 
 
 class RequestObserver(Protocol):
@@ -108,6 +82,13 @@ class RequestObserver(Protocol):
     def observe_response(self, method: str, host: str, size: int) -> None:
         """Record the decompressed bytes of a response that was read to its end."""
         ...
+
+
+class _Target(NamedTuple):
+    """Servers and the credentials for them: one value, so that no server gets another one's."""
+
+    hosts: tuple[str, ...]
+    access: Access
 
 
 class Client:
@@ -137,14 +118,13 @@ class Client:
         self.clock_offset = 0.0
         """Seconds that the server's clock was ahead of this one at its last response."""
         self._given = tuple(host.rstrip("/") for host in hosts)
-        self.hosts = self._given
         self.moves = 0
         """How often `load` has returned another server: its versions may be of another history."""
         self._current = 0
         self._last_host = ""
         access = load()
-        self._access, self._files = access, access.files
-        self._set(access)
+        self._files = access.files
+        self._target = self._made_of(access)
 
     def get(
         self, path: str, query: Mapping[str, str], timeout: float = RESPONSE_TIMEOUT
@@ -174,18 +154,28 @@ class Client:
         try:
             return self._read("POST", response, LARGEST_ANSWER, time.monotonic)
         except (HTTPError, OSError) as error:
-            raise UnreachableError(f"{self.host}: {_reason(error)}") from error
+            raise UnreachableError(f"{self.host}: {reason(error)}") from error
         finally:
             response.close()
 
     def connect(self, timeout: float) -> Connection:
         """Open a connection to the server for another protocol, as `connections.connect`."""
         self._renew()
-        host, access = self.host, self._access
+        hosts, access = self._target
+        host = hosts[self._current]
         try:
             return connect(access.pool(host), host, access.authorization(), timeout)
         except (HTTPError, OSError) as error:
-            raise UnreachableError(f"{host}{self._via(host)}: {_reason(error)}") from error
+            raise UnreachableError(f"{host}{self._via(host)}: {reason(error)}") from error
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The URLs of all servers."""
+        return self._target.hosts
+
+    @property
+    def _access(self) -> Access:
+        return self._target.access
 
     @property
     def host(self) -> str:
@@ -242,18 +232,20 @@ class Client:
         if 200 <= response.status < 300:
             return response
         try:
-            raise _status_error(method, target, response)
+            raise status_error(method, target, response)
         finally:
             response.close()
 
     def _send_to_any(
         self, method: str, target: str, body: bytes | None, timeout: float
     ) -> BaseHTTPResponse:
-        for attempt in range(1, len(self.hosts) + 1):
+        hosts, access = self._target
+        for attempt in range(1, len(hosts) + 1):
             # No lock: a race between threads costs one attempt at a server that has just failed.
-            host, index = self.host, self._current
+            index = self._current
+            host = hosts[index]
             try:
-                response = self._send(method, host, target, body, timeout)
+                response = self._send(access, method, host, target, body, timeout)
                 if response.status >= 500:
                     self._move_on(index)
                 return response
@@ -261,8 +253,8 @@ class Client:
                 self._count(method, host, "<error>")
                 self._move_on(index)
                 safe = _REPEATABLE if method == "GET" else _NOT_SENT
-                if attempt == len(self.hosts) or not isinstance(error, safe):
-                    raise UnreachableError(f"{host}{self._via(host)}: {_reason(error)}") from error
+                if attempt == len(hosts) or not isinstance(error, safe):
+                    raise UnreachableError(f"{host}{self._via(host)}: {reason(error)}") from error
             except ValueError as error:
                 # From http.client: a header or a path is invalid, and the text repeats it.
                 self._count(method, host, "<error>")
@@ -280,9 +272,15 @@ class Client:
             self._current = (index + 1) % len(self.hosts)
 
     def _send(
-        self, method: str, host: str, target: str, body: bytes | None, timeout: float
+        self,
+        access: Access,
+        method: str,
+        host: str,
+        target: str,
+        body: bytes | None,
+        timeout: float,
     ) -> BaseHTTPResponse:
-        self._last_host, url, access = host, host + target, self._access
+        self._last_host, url = host, host + target
         headers = {"Accept": "application/json", "User-Agent": "pyproxy"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -327,28 +325,28 @@ class Client:
     def _reload(self) -> bool:
         """Read the credentials again; return False if they cannot be read."""
         try:
-            self._set(self._load())
+            target = self._made_of(self._load())
         except UsageError as error:
             if str(error) != self._reload_error:
                 log.warning("cannot reload the credentials, using the previous ones: %s", error)
             self._reload_error = str(error)
             return False
         self._reload_error = ""
+        if target.hosts != self.hosts:
+            log.info("the API server is %s now, as the kubeconfig says", target.hosts[0])
+            self.moves += 1
+        self._target = target
         return True
 
-    def _set(self, access: Access) -> None:
+    def _made_of(self, access: Access) -> _Target:
         hosts = self._given or (access.host.rstrip("/"),)
-        if self.hosts and hosts != self.hosts:
-            log.info("the API server is %s now, as the kubeconfig says", hosts[0])
-            self.moves += 1
-        self.hosts = hosts
         # urllib3 hides a request's socket until the head of the response has been read, but
         # `interrupt` must reach it before that too.
-        head_timeout = HEAD_TIMEOUT if len(self.hosts) > 1 else math.inf
+        head_timeout = HEAD_TIMEOUT if len(hosts) > 1 else math.inf
         classes = pool_classes(self._remember, head_timeout)
         for pool in access.pools:
             pool.pool_classes_by_scheme = classes
-        self._access = access
+        return _Target(hosts, access)
 
     def _remember(self, sock: socket.socket) -> None:
         with self._lock:
@@ -364,37 +362,3 @@ class Client:
     def _count(self, method: str, url: str, code: str) -> None:
         if self._observer is not None:
             self._observer.count_request(method, urlsplit(url).netloc, code)
-
-
-def _reason(error: Exception) -> str:
-    """Return the message without the connection object that urllib3 puts before it."""
-    text = str(error.original_error if isinstance(error, ProxyError) else error)
-    return _one_line(text.partition("): ")[2] or text)
-
-
-def _one_line(text: str) -> str:
-    """Return a text of a peer for a log line: short, printable and without our credentials."""
-    return one_line(" ".join(KNOWN.redact(text[:LARGEST_STATUS]).split()), _LONGEST_TEXT)
-
-
-def _status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
-    """Make an exception with one line of text from an error response."""
-    text = _one_line(response.reason or "")
-    body, from_api = b"", False
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
-        body = response.read(LARGEST_STATUS)
-        # An HTTP proxy on the way sends no Status object; then the HTTP status is all there is.
-        status = _STATUS.decode(body)
-        from_api = status.kind == "Status"
-        text = _one_line(status.message or "") or text
-    needs_tls = _PLAIN_ON_TLS in body
-    text = "an HTTP request to an HTTPS server" if needs_tls else text
-    retry_after = response.headers.get("Retry-After", "")
-    return ApiStatusError(
-        f"{method} {target.partition('?')[0]}: {response.status} {text}",
-        response.status,
-        float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0,
-        from_api=from_api,
-        is_page="html" in response.headers.get("Content-Type", ""),
-        needs_tls=needs_tls,
-    )
