@@ -21,10 +21,30 @@ _NEW, _GET, _DEL = 0, 1, 3
 _NAME, _PACKETS, _BYTES = 1, 2, 3
 
 
+class PacketCounters:
+    """Reads some objects of the network namespace that it was made in, one thread at a time."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self._netlink = Nfnetlink()
+
+    def read(self) -> dict[str, int]:
+        """Return the packets of each object that exists. Blocks; logs errors at level debug."""
+        try:
+            found = _packets(self._netlink)
+        except KernelError as error:
+            log.debug("cannot read nfacct objects: %s", error)
+            return {}
+        return {name: found[name] for name in sorted(self._names & found.keys())}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+
 def list_counters(netlink: Nfnetlink) -> frozenset[str]:
     """Return the names of all objects. Raises KernelError, RejectedError without nfacct."""
-    replies = netlink.dump(_message(_GET))
-    return frozenset(text(attribute_map(reply)[_NAME]) for reply in replies)
+    return frozenset(_packets(netlink))
 
 
 def delete_counter(netlink: Nfnetlink, name: str) -> MessageError | None:
@@ -72,6 +92,11 @@ def delete_counters(names: frozenset[str]) -> None:
                     raise error.error
         except KernelError as error:
             log.debug("cannot delete nfacct objects: %s", error)
+
+
+def _packets(netlink: Nfnetlink) -> dict[str, int]:
+    found = map(attribute_map, netlink.dump(_message(_GET)))
+    return {text(each[_NAME]): int.from_bytes(each[_PACKETS], "big") for each in found}
 
 
 def _message(kind: int, body: bytes = b"", flags: int = 0) -> Message:

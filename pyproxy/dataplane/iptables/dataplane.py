@@ -77,6 +77,7 @@ class IptablesDataplane:
         self.lock_waits = 0
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
+        self._packets: nfacct.PacketCounters | None = None
 
     @property
     def families(self) -> frozenset[Family]:
@@ -92,13 +93,23 @@ class IptablesDataplane:
         """Yield the metrics of this mode, from counts that are kept anyway."""
         return metrics.collect(self)
 
+    def packets(self) -> Mapping[str, int]:
+        """Return the packets that rules with a counter met, by nfacct object. Blocks.
+
+        Empty on a kernel without nfacct, and before `prepare`.
+        """
+        return self._packets.read() if self._packets is not None else {}
+
     def prepare(self) -> None:
         """Check that iptables' programs are installed and may write, in one family at least.
 
         The other family is not served, as in kube-proxy. Raises UsageError.
         """
         self._restrict(_try_write)
-        self._set_counters(nfacct.create_counters(kube_names.COUNTERS))
+        counters = nfacct.create_counters(kube_names.COUNTERS)
+        self._set_counters(counters)
+        if counters and self._packets is None:
+            self._packets = nfacct.PacketCounters(counters)
         log.info("writing rules with iptables-%s", self.flavour.value)
 
     def prepare_to_read(self) -> None:
@@ -181,6 +192,8 @@ class IptablesDataplane:
     def close(self) -> None:
         """Close the sockets; the rules stay."""
         self._drift.close()
+        if self._packets is not None:
+            self._packets.close()
 
     def _set_counters(self, counters: frozenset[str]) -> None:
         # A new state, because the text of rules depends on the counters; nothing is committed yet.

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pyproxy.model.address import Family
+from pyproxy.xtables import kube_names
 
 if TYPE_CHECKING:
     from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
     from pyproxy.dataplane.iptables.plan import TableName
 
 _SYNC = "kubeproxy_sync_proxy_rules_iptables"
+_PACKETS = {
+    kube_names.INVALID_DROPPED: (
+        "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+        "Forwarded packets dropped because conntrack found them invalid",
+    ),
+    kube_names.LOCALHOST_ACCEPTED: (
+        "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+        "First packets of connections to node ports on loopback addresses",
+    ),
+}
+"""kube-proxy's metric of each nfacct object, and its meaning here."""
 
 
 def collect(dataplane: IptablesDataplane) -> Iterator[Metric]:
@@ -33,6 +45,8 @@ def collect(dataplane: IptablesDataplane) -> Iterator[Metric]:
         for family in Family:
             failures.add_metric((family.label,), dataplane.failures[family, whole])
         yield failures
+    for counter, count in dataplane.packets().items():
+        yield CounterMetricFamily(*_PACKETS[counter], value=count)
     yield CounterMetricFamily(
         "pyproxy_iptables_lock_waits",
         "Runs of iptables-restore that waited for another program's lock",
