@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.kernel
 SYSCTL = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"
 LOCK = "/run/xtables.lock"
 LEGACY = "iptables-legacy"
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80, protocol: TCP}]}
+"""
 
 # A root with this machine's folders, with /run, /proc/sys and /sys read-only as in a container, and
 # with the mounts given as words SOURCE:TARGET.
@@ -82,6 +89,7 @@ def here() -> Iterator[Namespace]:
 def serve(here: Namespace, mode: LabMode, folder: Path) -> None:
     """Let an agent write its rules and kernel settings, and end."""
     (folder / "manifests").mkdir()
+    (folder / "manifests" / "service.yaml").write_text(SERVICE)
     off = ["--healthz-bind-address=0", "--metrics-bind-address=0", "--inspect-socket="]
     source = ["--hostname-override=n", f"--manifests={folder / 'manifests'}"]
     command = [sys.executable, "-m", "pyproxy", "run", *mode.flags, *source, *off]
@@ -113,14 +121,12 @@ def cleanup(
     return here.run(command, check=False)
 
 
-def leftovers(here: Namespace) -> str:
-    found = here.run(["nft", "list", "tables"]).stdout
-    return "".join(
-        [
-            *(line for line in found.splitlines() if "pyproxy" in line),
-            *(f"{save}: KUBE" for save in saves() if ":KUBE" in here.run([save]).stdout),
-        ]
-    )
+def leftovers(here: Namespace) -> list[str]:
+    """Return a line for each of pyproxy's tables, KUBE chains, devices and virtual services."""
+    shown = here.run(["sh", "-c", "nft list tables; ip -o link; cat /proc/net/ip_vs"], check=False)
+    lines = shown.stdout.splitlines()
+    found = [each for each in lines if re.search(r"pyproxy|kube-ipvs0|^TCP ", each)]
+    return found + [f"{save}: KUBE" for save in saves() if ":KUBE" in here.run([save]).stdout]
 
 
 def saves() -> list[str]:
@@ -136,7 +142,7 @@ def test_the_containers_rights_remove_the_rules_of_every_mode(
     assert leftovers(here)
     done = cleanup(here, tmp_path, capabilities(), mounts())
     assert done.returncode == 0, done.stderr
-    assert (leftovers(here), sysctl(here)) == ("", before)
+    assert (leftovers(here), sysctl(here)) == ([], before)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +190,4 @@ def test_another_programs_legacy_tables_hide_nothing_from_net_admin_alone(
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("pyproxy: cannot remove all objects without CAP_NET_RAW: ")
-    assert (leftovers(here), sysctl(here)) == ("", before)
+    assert (leftovers(here), sysctl(here)) == ([], before)
