@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -26,19 +26,22 @@ COMMON_STATUSES = (
 """The exit statuses that all commands share, for --help."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+C = TypeVar("C")
+
+
+class Entry(msgspec.Struct, Generic[C], frozen=True):
     """A command's help text, and the module with its COMMAND."""
 
     help: str
     module: str
 
-    def load(self) -> Command:
+    def load(self) -> C:
         """Import the command."""
-        command: Command = importlib.import_module(self.module).COMMAND
+        command: C = importlib.import_module(self.module).COMMAND
         return command
 
 
-COMMANDS: Mapping[str, Entry] = {
+COMMANDS: Mapping[str, Entry[Command]] = {
     "completion": Entry("print a shell completion script", "pyproxy.commands.completion"),
     "diff": Entry(
         "compare desired state and kernel state, now or after a change",

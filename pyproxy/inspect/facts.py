@@ -159,6 +159,12 @@ def target_families(agent: AgentFacts) -> tuple[Family, ...]:
     return families(agent.service) if agent.service else ()
 
 
+def unserved_families(facts: Facts) -> tuple[Family, ...]:
+    """Return the target's families in which this node has no address, and so serves nothing."""
+    served = facts.agent.node_routing.reserved.families
+    return tuple(family for family in facts.families if family not in served)
+
+
 def target_ports(agent: AgentFacts) -> Iterator[PortFacts]:
     """Yield the target's ports, each with those of its frontends that the target names."""
     if agent.service is None:

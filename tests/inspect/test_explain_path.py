@@ -9,6 +9,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, in
 
 pytestmark = [pytest.mark.kernel, pytest.mark.modes("nftables", "iptables-nft")]
 
+BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 TARGET = f"{NAMESPACE}/web"
 ADDRESS, ADDRESS6 = "10.96.0.60", "fd00:10:96::60"
 NODE_PORT = "172.30.0.11:30060"
@@ -369,6 +371,9 @@ def test_a_healthy_node_has_no_failed_and_no_undecided_step(web: InspectedNode) 
     for target, source in ((TARGET, ""), (f"{ADDRESS}:80", A2), (NODE_PORT, CLIENT)):
         result = explained(web, target, source)
         found = {step["name"]: step["result"] for step in result.json["steps"]}
-        assert (found["switches"], found["routes"]) == ("ok", "ok"), result.out
+        # Without br_netfilter a reply between pods may pass this node's conntrack by.
+        switches = ("ok",) if BRIDGE_NETFILTER.exists() else ("ok", "undecided")
+        assert found["switches"] in switches, result.out
+        assert found["routes"] == "ok", result.out
         assert result.status == 0
     assert message(explained(web, TARGET), "routes").startswith("6 endpoints: ")

@@ -93,6 +93,14 @@ def test_wrong_arguments_are_one_line(words: tuple[str, ...], message: str) -> N
     assert message in line
 
 
+def test_an_api_server_that_does_not_respond_has_its_own_status(tmp_path: Path) -> None:
+    with simulated(tmp_path, ["node-1"]) as nodes:
+        pass
+    found = nodes.run("status")
+    assert (found.status, found.out) == (3, "")
+    assert len(found.err.splitlines()) == 1
+
+
 def test_results_come_from_a_bounded_number_of_threads() -> None:
     used: set[int] = set()
 

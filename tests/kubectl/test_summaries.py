@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyproxy_lab.namespace import with_default_signals
 
 from tests.kubectl.plugin import Nodes, Reply, simulated
+from tests.waiting import PATIENCE
 
 NODES = tuple(f"node-{number}" for number in range(1, 6))
 
@@ -124,6 +130,19 @@ def test_top_sorts(nodes: Nodes, words: tuple[str, ...], first: str) -> None:
     nodes.replies |= {name: sample(web=1.0, db=0.5) for name in NODES}
     found = nodes.run("top", "--once", "--rows", "1", "-o", "json", *words).json
     assert ([row["service"] for row in found["rows"]], found["totalRows"]) == ([first], 2)
+
+
+def test_top_repeats_until_it_is_interrupted(nodes: Nodes) -> None:
+    nodes.replies |= {name: sample(web=1.0) for name in NODES}
+    command = [sys.executable, "-m", "pyproxy.kubectl", "top", "--kubeconfig", str(nodes.path)]
+    with subprocess.Popen(
+        with_default_signals([*command, "--interval", "0.1"]), stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        firsts = (line for line in process.stdout if b"per second on 5 nodes" in line)
+        assert [line.split()[0] for line in itertools.islice(firsts, 2)] == [b"5.0", b"5.0"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
 
 
 def test_top_names_a_node_without_an_answer(nodes: Nodes) -> None:

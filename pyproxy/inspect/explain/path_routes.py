@@ -81,7 +81,7 @@ def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Find
         off = is_forwarded(each.path) and forwarding_off(each.path, switches)
         without_ipv6 = is_troubled(each) and ipv6_off(switches)
         if off or without_ipv6 or rejected_by_rp_filter(each, part, switches):
-            yield doubt(each.path, "the kernel refuses packets to {} for a sysctl, not a route")
+            yield doubt(each.path, "the route to {} is not known while a sysctl stops the packets")
             return
     if each.connect and each.connect.error:
         yield _no_route(part, each, each.connect, "to its frontend")
@@ -111,6 +111,9 @@ def _no_route(part: RouteFacts, each: PathRoutes, reply: RouteReply, where: str)
             f"run ip link set {down[0]} up, and add the routes that were lost with it",
         )
     target = address_text(packet.destination)
+    if where:
+        fix = f"add a default route, or a route to {target}, which may lead anywhere"
+        return fault(path, f"no route to {{}} for {sender} ({code})", fix)
     return fault(
         path,
         f"no route to {{}} for {sender} ({code})",
@@ -166,8 +169,10 @@ def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     if link is not None:
         yield from _device(path, link)
     yield from _neighbour(part, each)
-    yield from _diverted(part, each)
-    yield from _default(part, each)
+    diverted = list(_diverted(part, each))
+    yield from diverted
+    if not diverted:
+        yield from _default(part, each)
     if link is not None:
         yield from _mtu(part, each, link)
 

@@ -13,7 +13,7 @@ from pyproxy.hostnet.switches import SwitchFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged, note
 from pyproxy.inspect.explain.source_validation import Rejected, rejected_by_rp_filter
 from pyproxy.inspect.explain.step import Step, not_checked
-from pyproxy.inspect.facts import Facts
+from pyproxy.inspect.facts import Facts, unserved_families
 from pyproxy.model.address import Family, address_text
 
 NAME = "switches"
@@ -56,9 +56,8 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
         yield from _forwarding(path, part)
         yield from _localhost(path, part)
         yield from _bridge(path, part)
-    if _is_left_out(facts) or (
-        isinstance(routes, RouteFacts) and any(map(is_troubled, routes.routes))
-    ):
+    troubled = isinstance(routes, RouteFacts) and any(map(is_troubled, routes.routes))
+    if troubled or Family.IPV6 in unserved_families(facts):
         yield from _without_ipv6(part)
     if isinstance(routes, RouteFacts):
         for each in routes.routes:
@@ -87,10 +86,13 @@ def _forwarding(path: PacketPath, part: SwitchFacts) -> Iterator[Finding]:
     if not is_forwarded(path):
         return
     if name := forwarding_off(path, part):
+        device = name.removeprefix("ipv4.conf.").removesuffix(".forwarding")
+        is_general = name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding")
+        which = "from pods and other hosts" if is_general else f"that arrive on {device}"
         yield fault(
             None,
-            f"net.{name} is 0: this node does not forward packets from pods and other hosts, "
-            "so they do not reach endpoints elsewhere",
+            f"net.{name} is 0: this node does not forward packets {which}, neither connections to "
+            "endpoints nor their replies",
             f"run sysctl -w net.{name}=1, and set it in /etc/sysctl.d, where another file may "
             "switch it off",
         )
@@ -141,12 +143,6 @@ def _bridge(path: PacketPath, part: SwitchFacts) -> Iterator[Finding]:
             f"({packet.in_device}) keeps the endpoint's address, unless pods reach each other "
             "through this node",
         )
-
-
-def _is_left_out(facts: Facts) -> bool:
-    """Return whether the agent does not serve the Service's IPv6 addresses, which have no path."""
-    served = facts.agent.node_routing.reserved.families
-    return Family.IPV6 in facts.families and Family.IPV6 not in served
 
 
 def is_troubled(each: PathRoutes) -> bool:

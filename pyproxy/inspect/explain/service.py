@@ -6,7 +6,7 @@ import msgspec
 
 from pyproxy.errors import ProblemReason
 from pyproxy.inspect.explain.step import Result, Step
-from pyproxy.inspect.facts import Facts, frontend_text
+from pyproxy.inspect.facts import Facts, frontend_text, unserved_families
 from pyproxy.inspect.humanize import count, listed
 from pyproxy.source.api_objects import ApiService, ServiceLookup
 
@@ -167,6 +167,15 @@ def address(facts: Facts) -> Step:
         for port in routing.ports
         for f in port.frontends
     ]
+    lacking = [family.label for family in unserved_families(facts)]
+    families = " and ".join(lacking)
+    if not frontends and lacking:
+        return Step(
+            name,
+            Result.FAILED,
+            f"this node has no {families} address, so it serves no address of the Service",
+            f"give this node an {families} address; for IPv6 see net.ipv6.conf.all.disable_ipv6",
+        )
     if not frontends:
         return Step(
             name,
@@ -174,7 +183,11 @@ def address(facts: Facts) -> Step:
             "this node serves no address of the Service",
             "correct its invalid fields",
         )
-    return Step(name, Result.OK, f"this node serves {listed(frontends)}")
+    served = f"this node serves {listed(frontends)}"
+    if lacking:
+        message = f"{served}, but nothing in {families}, because it has no {families} address"
+        return Step(name, Result.NOTE, message)
+    return Step(name, Result.OK, served)
 
 
 def selector(facts: Facts) -> Step:
