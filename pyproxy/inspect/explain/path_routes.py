@@ -112,7 +112,10 @@ def _no_route(part: RouteFacts, each: PathRoutes, reply: RouteReply, where: str)
         )
     target = address_text(packet.destination)
     if where:
-        fix = f"add a default route, or a route to {target}, which may lead anywhere"
+        fix = (
+            f"add a default route: any route to {target} will do, because rules translate the "
+            "packet afterwards"
+        )
         return fault(path, f"no route to {{}} for {sender} ({code})", fix)
     return fault(
         path,
