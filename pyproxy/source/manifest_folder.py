@@ -50,7 +50,8 @@ class Listing(msgspec.Struct, frozen=True):
 class ManifestFolder:
     """Every `.yaml`, `.yml` and `.json` file in a folder and below it, except hidden ones.
 
-    Symbolic links are followed, also those to folders: a mounted ConfigMap consists of them.
+    Symbolic links are followed, since a mounted ConfigMap consists of them; those to folders only
+    within the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +93,8 @@ class ManifestFolder:
                 unknown.add(path)
             return
         if stat.S_ISDIR(found.st_mode):
-            pending.append(path)
+            if not path.is_symlink() or path.resolve().is_relative_to(self.path.resolve()):
+                pending.append(path)
         elif stat.S_ISREG(found.st_mode) and path.suffix in SUFFIXES:
             files[path] = _state(found)
 

@@ -231,6 +231,7 @@ def test_items_of_a_config_map_in_a_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "sub").symlink_to("..data/sub")
     (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "root").symlink_to("/")
     with following(tmp_path) as recorder:
         recorder.until(lambda seen: seen == ["+a", "=a"])
         (tmp_path / "..new").symlink_to("..2")
