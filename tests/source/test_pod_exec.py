@@ -123,13 +123,13 @@ def peer(script: Script) -> Iterator[Client]:
         thread.join(PATIENCE)
 
 
-def accept(head: bytes) -> bytes:
+def accept(head: bytes, protocol: bytes = b"v5.channel.k8s.io") -> bytes:
     key = next(h for h in head.split(b"\r\n") if h.startswith(b"Sec-WebSocket-Key: "))[19:]
     digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n"
-        b"Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+        b"Sec-WebSocket-Protocol: " + protocol + b"\r\n\r\n"
     )
 
 
@@ -147,6 +147,23 @@ def test_messages_may_be_split_into_frames_and_mixed_with_pings() -> None:
     frames = (b"\x02\x03\x01ab", b"\x89\x01p", b"\x80\x01c", b"\x82\x01\x01", SUCCESS, b"\x88\x00")
     with peer(sends(*frames)) as client:
         assert run(client, "any") == (0, b"abc", b"")
+
+
+def test_servers_before_v5_are_understood() -> None:
+    def script(sock: socket.socket, head: bytes) -> None:
+        assert b"\r\nSec-WebSocket-Protocol: v5.channel.k8s.io, v4.channel.k8s.io\r\n" in head
+        sock.sendall(accept(head, b"v4.channel.k8s.io") + b"\x82\x02\x01a" + SUCCESS + b"\x88\x00")
+
+    with peer(script) as client:
+        assert run(client, "any") == (0, b"a", b"")
+
+
+def test_a_server_with_another_subprotocol_is_an_error() -> None:
+    def script(sock: socket.socket, head: bytes) -> None:
+        sock.sendall(accept(head, b"base64.channel.k8s.io"))
+
+    with peer(script) as client, pytest.raises(SourceError, match=r"'base64\.channel"):
+        run(client, "any")
 
 
 @pytest.mark.parametrize(
