@@ -8,6 +8,7 @@ ends an unfinished one.
 from __future__ import annotations
 
 import errno
+import re
 
 from pyproxy.netlink.frames import (
     NLM_F_ACK,
@@ -72,15 +73,16 @@ class BoundedNetfilter:
         interrupted = False
         while True:
             data = self._socket.receive()
-            # The end of a dump is in its last datagram, maybe behind objects.
             skipped = pattern not in data if pattern else False
+            if skipped and not _may_end(data):
+                continue
             for kind, flags, number, _, message in read_messages(data):
                 if number != sequence:
                     continue
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    read = read_done if kind == NLMSG_DONE else _read_error
-                    error = read(message, flags)
+                    ends = kind == NLMSG_DONE
+                    error = read_done(message, flags) if ends else read_error(message, flags, 0)
                     if error is None:
                         return None if interrupted else (replies, True)
                     if error.errno == errno.EINTR:
@@ -98,8 +100,13 @@ class BoundedNetfilter:
         return NetlinkSocket(NETLINK_NETFILTER, "netfilter", _RECEIVE_BUFFER)
 
 
-def _read_error(message: memoryview, flags: int):  # type: ignore[no-untyped-def]
-    return read_error(message, flags, 0)
+# The type and flags of NLMSG_DONE: NLM_F_MULTI, maybe with NLM_F_DUMP_INTR and NLM_F_ACK_TLVS.
+_DONE = re.compile(rb"\x03\0[\x02\x12][\0\x02]")
+
+
+def _may_end(data: bytes) -> bool:
+    """Return whether a datagram may have the end of a dump, which is its first or last message."""
+    return data[4:6] == b"\x02\0" or _DONE.search(data, max(0, len(data) - 128)) is not None
 
 
 def _pack(request: Message, flags: int, sequence: int) -> bytes:

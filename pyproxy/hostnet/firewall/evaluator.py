@@ -15,9 +15,10 @@ from pyproxy.hostnet.firewall.bits import DoubtKind, Doubts, doubt, join_doubts,
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains, Effect, Rule, Verdict
 
-MOST_RULES = 20_000
-"""Rules that are evaluated for one packet in one base chain."""
+MOST_RULES = 30_000
+"""Rules that are evaluated for all packets of an explanation."""
 
+_MOST_DOUBTFUL = 20
 _DEEPEST = 20
 """The kernel allows 16 nested jumps in nf_tables; legacy tables have no loops."""
 
@@ -74,9 +75,18 @@ class ChainResult(msgspec.Struct, frozen=True):
 _ENDS = (Action.DROP, Action.REJECT, Action.TRANSLATE, Action.DIVERT)
 
 
-def evaluate(base: Chain, chains: Chains, packet: HookPacket) -> ChainResult:
-    """Return what a base chain does to a packet. Raises KernelError while it reads rules."""
-    walk = _Walk(chains, packet)
+class Budget:
+    """The rules that may still be evaluated."""
+
+    def __init__(self, rules: int = MOST_RULES) -> None:
+        self.left = rules
+
+
+def evaluate(
+    base: Chain, chains: Chains, packet: HookPacket, budget: Budget | None = None
+) -> ChainResult:
+    """Return the effect of a base chain on a packet. Raises KernelError while it reads rules."""
+    walk = _Walk(chains, packet, budget or Budget())
     if not walk.run(base, (), 0):
         walk.end(base, "", base.policy, walk.flow)
     certain = not walk.accepts
@@ -91,9 +101,9 @@ def evaluate(base: Chain, chains: Chains, packet: HookPacket) -> ChainResult:
 class _Walk:
     """One packet's way through a base chain and the chains that it leads to."""
 
-    def __init__(self, chains: Chains, packet: HookPacket) -> None:
+    def __init__(self, chains: Chains, packet: HookPacket, budget: Budget) -> None:
         self._chains = chains
-        self._left = MOST_RULES
+        self._budget = budget
         self.packet = packet
         self.findings: list[Finding] = []
         self.accepts = False
@@ -104,9 +114,11 @@ class _Walk:
     def run(self, chain: Chain, doubts: Doubts, depth: int) -> bool:
         """Evaluate a chain; return whether the packet certainly ends in it."""
         for rule in chain.rules:
-            self._left -= 1
-            if self._left < 0:
-                return self._beyond(chain, f"more than {MOST_RULES} rules", doubts)
+            self._budget.left -= 1
+            if self._budget.left < 0:
+                return self._beyond(
+                    chain, f"more than {MOST_RULES:,} rules for all packets", doubts
+                )
             effect = rule.apply(self.packet)
             if effect.untracked and effect.matches:
                 self._find(
@@ -119,7 +131,7 @@ class _Walk:
             if ended is not None:
                 return ended
         if not chain.complete:
-            return self._beyond(chain, f"more than {len(chain.rules)} rules", doubts)
+            return self._beyond(chain, f"more than {len(chain.rules):,} rules", doubts)
         return False
 
     def _verdicts(
@@ -161,6 +173,9 @@ class _Walk:
             self._find(chain, place, verdict, doubts)
 
     def _find(self, chain: Chain, place: str, verdict: Verdict, doubts: Doubts) -> None:
+        # A list of blocked clients has a doubtful rule for each.
+        if doubts and len(self.findings) >= _MOST_DOUBTFUL:
+            return
         self.findings.append(
             Finding(verdict.action, chain.table, chain.name, place, verdict.note, doubts)
         )

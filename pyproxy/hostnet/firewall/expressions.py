@@ -26,14 +26,15 @@ from pyproxy.hostnet.firewall.bits import (
     number,
     unknown,
 )
+from pyproxy.hostnet.firewall.guards import Fields, Guard, guards_of
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.registers import Registers
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, RETURN, Action, Effect, Verdict
 from pyproxy.model.address import Address, address_text
 from pyproxy.netlink.attributes import attribute_map, text
-from pyproxy.netlink.rules import read_expressions
+from pyproxy.netlink.rules import Expression, read_expressions
 
-Fields = Mapping[int, bytes]
+Attributes = Mapping[int, bytes]
 
 _VERDICT_REGISTER = 0
 _JUMP, _GOTO, _RETURN, _CONTINUE, _BREAK = -3, -4, -5, -1, -2
@@ -68,6 +69,10 @@ class SetElement(msgspec.Struct, frozen=True):
 class Sets(Interface):
     """The sets of a table. Methods may block, and raise KernelError."""
 
+    def fields(self, packet: HookPacket) -> Fields:
+        """Return the fields of a packet, the same object for the same packet."""
+        ...
+
     def set_shape(self, name: str) -> SetShape:
         """Return a set's shape."""
         ...
@@ -81,12 +86,17 @@ class Sets(Interface):
         ...
 
 
-class NftRule(msgspec.Struct, frozen=True):
-    """A rule as it was read: its packed expressions, evaluated when a packet meets it."""
+class NftRule:
+    """A rule as it was read: its packed expressions, decoded when a packet meets it."""
 
-    handle: int
-    packed: bytes
-    sets: Sets
+    __slots__ = ("_decoded", "_guards", "_packed", "_sets", "handle")
+
+    def __init__(self, handle: int, packed: bytes, sets: Sets) -> None:
+        self.handle = handle
+        self._packed = packed
+        self._sets = sets
+        self._decoded: tuple[Expression, ...] | None = None
+        self._guards: tuple[Guard, ...] = ()
 
     @property
     def where(self) -> str:
@@ -95,8 +105,13 @@ class NftRule(msgspec.Struct, frozen=True):
 
     def apply(self, packet: HookPacket) -> Effect:
         """Return its effect on a packet. Raises KernelError."""
-        machine = _Machine(packet, self.sets)
-        for expression in read_expressions(self.packed):
+        if self._decoded is None:
+            self._decoded = tuple(read_expressions(self._packed))
+            self._guards = guards_of(self._decoded)
+        if self._guards and self._sets.fields(packet).refutes(self._guards):
+            return Effect(False, packet)
+        machine = _Machine(packet, self._sets)
+        for expression in self._decoded:
             run = _EXPRESSIONS.get(expression.name)
             if run is None:
                 machine.doubt(doubt(DoubtKind.UNREADABLE, f"expression {expression.name}"))
@@ -133,7 +148,7 @@ class _Machine:
         elif not result:
             self.broken = True
 
-    def store(self, fields: Fields, kind: int, value: Bits | None) -> None:
+    def store(self, fields: Attributes, kind: int, value: Bits | None) -> None:
         """Write a value into the register that a field names; no value ends the rule."""
         if value is None:
             self.broken = True
@@ -141,11 +156,11 @@ class _Machine:
             self.registers.store(_number(fields, kind), value)
 
 
-def _number(fields: Fields, kind: int) -> int:
+def _number(fields: Attributes, kind: int) -> int:
     return int.from_bytes(fields.get(kind, b""), "big")
 
 
-def _data(fields: Fields, kind: int) -> bytes:
+def _data(fields: Attributes, kind: int) -> bytes:
     return bytes(attribute_map(fields.get(kind, b"")).get(1, b""))
 
 
@@ -153,7 +168,7 @@ def _negate(result: bool | None, negated: bool) -> bool | None:
     return result if result is None else result != negated
 
 
-def _compare(machine: _Machine, fields: Fields) -> None:
+def _compare(machine: _Machine, fields: Attributes) -> None:
     data = _data(fields, 3)
     value = machine.registers.load(_number(fields, 1), len(data))
     other, top = int.from_bytes(data, "big"), (1 << 8 * len(data)) - 1
@@ -171,14 +186,14 @@ def _compare(machine: _Machine, fields: Fields) -> None:
     machine.require(result, value.doubts)
 
 
-def _range(machine: _Machine, fields: Fields) -> None:
+def _range(machine: _Machine, fields: Attributes) -> None:
     low, high = _data(fields, 3), _data(fields, 4)
     value = machine.registers.load(_number(fields, 1), len(low))
     result = is_between(value, int.from_bytes(low, "big"), int.from_bytes(high, "big"))
     machine.require(_negate(result, _number(fields, 2) == 1), value.doubts)
 
 
-def _bitwise(machine: _Machine, fields: Fields) -> None:
+def _bitwise(machine: _Machine, fields: Attributes) -> None:
     size, operation = _number(fields, 3), _number(fields, 6)
     value = machine.registers.load(_number(fields, 1), size)
     if operation == 0:
@@ -195,7 +210,7 @@ def _bitwise(machine: _Machine, fields: Fields) -> None:
     machine.store(fields, 2, found)
 
 
-def _byteorder(machine: _Machine, fields: Fields) -> None:
+def _byteorder(machine: _Machine, fields: Attributes) -> None:
     length, size = _number(fields, 4), _number(fields, 5)
     value = machine.registers.load(_number(fields, 1), length)
     if value.complete and size:
@@ -207,7 +222,7 @@ def _byteorder(machine: _Machine, fields: Fields) -> None:
     machine.store(fields, 2, value)
 
 
-def _immediate(machine: _Machine, fields: Fields) -> None:
+def _immediate(machine: _Machine, fields: Attributes) -> None:
     data = attribute_map(fields.get(2, b""))
     if _number(fields, 1) != _VERDICT_REGISTER:
         machine.store(fields, 1, known(bytes(data.get(1, b""))))
@@ -230,7 +245,7 @@ def _verdict(packed: memoryview | None) -> Verdict | None:
     return RETURN if code == _RETURN else plain.get(code & 0xFF, ACCEPT)
 
 
-def _payload(machine: _Machine, fields: Fields) -> None:
+def _payload(machine: _Machine, fields: Attributes) -> None:
     base, offset, size = (_number(fields, kind) for kind in (2, 3, 4))
     if 5 in fields:
         _write_payload(machine, base, offset, machine.registers.load(_number(fields, 5), size))
@@ -256,7 +271,7 @@ def _write_payload(machine: _Machine, base: int, offset: int, value: Bits) -> No
         )
 
 
-def _meta(machine: _Machine, fields: Fields) -> None:
+def _meta(machine: _Machine, fields: Attributes) -> None:
     key = _number(fields, 2)
     if 3 not in fields:
         machine.store(fields, 1, metadata.meta(key, machine.packet))
@@ -265,7 +280,7 @@ def _meta(machine: _Machine, fields: Fields) -> None:
         machine.packet = replace(machine.packet, mark=mark)
 
 
-def _conntrack(machine: _Machine, fields: Fields) -> None:
+def _conntrack(machine: _Machine, fields: Attributes) -> None:
     key = _number(fields, 2)
     packet = machine.packet
     if 4 not in fields:
@@ -276,12 +291,12 @@ def _conntrack(machine: _Machine, fields: Fields) -> None:
         machine.packet = replace(packet, connection=replace(packet.connection, mark=mark))
 
 
-def _fib(machine: _Machine, fields: Fields) -> None:
+def _fib(machine: _Machine, fields: Attributes) -> None:
     found = metadata.fib(_number(fields, 2), _number(fields, 3), machine.packet)
     machine.store(fields, 1, found)
 
 
-def _lookup(machine: _Machine, fields: Fields) -> None:
+def _lookup(machine: _Machine, fields: Attributes) -> None:
     name = text(memoryview(fields[1]))
     inverted = bool(_number(fields, 5) & 1)
     shape = machine.sets.set_shape(name)
@@ -304,7 +319,9 @@ def _lookup(machine: _Machine, fields: Fields) -> None:
     _use(machine, fields, possible, inverted)
 
 
-def _use(machine: _Machine, fields: Fields, elements: Sequence[SetElement], inverted: bool) -> None:
+def _use(
+    machine: _Machine, fields: Attributes, elements: Sequence[SetElement], inverted: bool
+) -> None:
     """Continue with the elements of a set or map that a key is in, or may be in."""
     if 3 not in fields:
         machine.require(bool(elements) != inverted, ())
@@ -359,15 +376,15 @@ def _range_candidates(
     return found
 
 
-def _limit(machine: _Machine, fields: Fields) -> None:
+def _limit(machine: _Machine, fields: Attributes) -> None:
     _rate(machine, bool(_number(fields, 5) & 1), "a rate limit")
 
 
-def _connection_limit(machine: _Machine, fields: Fields) -> None:
+def _connection_limit(machine: _Machine, fields: Attributes) -> None:
     _rate(machine, bool(_number(fields, 2) & 1), "a limit of connections")
 
 
-def _quota(machine: _Machine, fields: Fields) -> None:
+def _quota(machine: _Machine, fields: Attributes) -> None:
     _rate(machine, bool(_number(fields, 2) & 1), "a quota")
 
 
@@ -377,36 +394,36 @@ def _rate(machine: _Machine, over: bool, what: str) -> None:
     machine.doubt(doubt(DoubtKind.RATE, what))
 
 
-def _numgen(machine: _Machine, fields: Fields) -> None:
+def _numgen(machine: _Machine, fields: Attributes) -> None:
     machine.store(fields, 1, unknown(4, doubt(DoubtKind.CHANCE, "a random number")))
 
 
-def _hash(machine: _Machine, fields: Fields) -> None:
+def _hash(machine: _Machine, fields: Attributes) -> None:
     machine.store(fields, 2, unknown(4, doubt(DoubtKind.CHANCE, "a hash")))
 
 
-def _unknown_value(what: str, kind: int) -> Callable[[_Machine, Fields], None]:
-    def run(machine: _Machine, fields: Fields) -> None:
+def _unknown_value(what: str, kind: int) -> Callable[[_Machine, Attributes], None]:
+    def run(machine: _Machine, fields: Attributes) -> None:
         if kind in fields:
             machine.store(fields, kind, unknown(16, doubt(DoubtKind.UNREADABLE, what)))
 
     return run
 
 
-def _no_match(machine: _Machine, _: Fields) -> None:
+def _no_match(machine: _Machine, _: Attributes) -> None:
     machine.broken = True
 
 
-def _nothing(_machine: _Machine, _fields: Fields) -> None:
+def _nothing(_machine: _Machine, _fields: Attributes) -> None:
     """Do nothing: the expression only counts, logs or changes what no rule tests."""
 
 
-def _notrack(machine: _Machine, _: Fields) -> None:
+def _notrack(machine: _Machine, _: Attributes) -> None:
     # The kernel ignores it once conntrack has seen the packet.
     machine.untracked = machine.packet.connection is None
 
 
-def _object(machine: _Machine, fields: Fields) -> None:
+def _object(machine: _Machine, fields: Attributes) -> None:
     # 1 counter, 2 quota, 3 ct helper, 4 limit, 5 connlimit, 7 ct timeout, 8 secmark, 10 synproxy.
     if _number(fields, 1) in (2, 4, 5):
         machine.doubt(doubt(DoubtKind.RATE, "a limit or quota object"))
@@ -414,11 +431,11 @@ def _object(machine: _Machine, fields: Fields) -> None:
         machine.verdicts.append(Verdict(Action.DIVERT, note="synproxy"))
 
 
-def _reject(machine: _Machine, _: Fields) -> None:
+def _reject(machine: _Machine, _: Attributes) -> None:
     machine.verdicts.append(Verdict(Action.REJECT))
 
 
-def _nat(machine: _Machine, fields: Fields) -> None:
+def _nat(machine: _Machine, fields: Attributes) -> None:
     # NFT_NAT_SNAT is 0, NFT_NAT_DNAT 1. A source translation changes no way through this node.
     if _number(fields, 1) != 1:
         machine.verdicts.append(ACCEPT)
@@ -431,28 +448,28 @@ def _nat(machine: _Machine, fields: Fields) -> None:
     machine.verdicts.append(Verdict(Action.TRANSLATE, note=f"to {target}" if target else ""))
 
 
-def _redirect(machine: _Machine, _: Fields) -> None:
+def _redirect(machine: _Machine, _: Attributes) -> None:
     machine.verdicts.append(Verdict(Action.TRANSLATE, note="to this node"))
 
 
-def _masquerade(machine: _Machine, _: Fields) -> None:
+def _masquerade(machine: _Machine, _: Attributes) -> None:
     machine.verdicts.append(ACCEPT)
 
 
-def _divert(note: str) -> Callable[[_Machine, Fields], None]:
-    def run(machine: _Machine, _: Fields) -> None:
+def _divert(note: str) -> Callable[[_Machine, Attributes], None]:
+    def run(machine: _Machine, _: Attributes) -> None:
         machine.verdicts.append(Verdict(Action.DIVERT, note=note))
 
     return run
 
 
-def _xt_match(machine: _Machine, fields: Fields) -> None:
+def _xt_match(machine: _Machine, fields: Attributes) -> None:
     name, revision, info = text(memoryview(fields[1])), _number(fields, 2), fields.get(3, b"")
     result = xt_matches.match(name, revision, info, machine.packet)
     machine.require(result.value, result.doubts)
 
 
-def _xt_target(machine: _Machine, fields: Fields) -> None:
+def _xt_target(machine: _Machine, fields: Attributes) -> None:
     name, revision, info = text(memoryview(fields[1])), _number(fields, 2), fields.get(3, b"")
     result = xt_targets.target(name, revision, info, machine.packet)
     machine.packet = result.packet
@@ -462,7 +479,7 @@ def _xt_target(machine: _Machine, fields: Fields) -> None:
         machine.verdicts.append(result.verdict)
 
 
-_EXPRESSIONS: Mapping[str, Callable[[_Machine, Fields], None]] = {
+_EXPRESSIONS: Mapping[str, Callable[[_Machine, Attributes], None]] = {
     "bitwise": _bitwise,
     "byteorder": _byteorder,
     "cmp": _compare,

@@ -16,7 +16,7 @@ import msgspec
 from pyproxy.errors import KernelError
 from pyproxy.hostnet.devices import Devices, read_devices
 from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, doubt, join_doubts, mask_and_xor, number
-from pyproxy.hostnet.firewall.evaluator import ChainResult, Finding, evaluate
+from pyproxy.hostnet.firewall.evaluator import Budget, ChainResult, Finding, evaluate
 from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Host
 from pyproxy.hostnet.firewall.legacy_tables import LegacyTable, read_legacy_tables
 from pyproxy.hostnet.firewall.nft_tables import NFPROTO_BRIDGE, BaseChain, NftTables
@@ -112,6 +112,7 @@ class _Reader:
         self._shared_nat: frozenset[str] = frozenset()
         self._chains: list[_Registered] = []
         self._met: set[int] = set()
+        self._budget = Budget()
         self._entered: dict[tuple[str, str], None] = {}
 
     def read(self, paths: ServicePaths) -> FirewallFacts | NotRead:
@@ -252,7 +253,7 @@ class _Reader:
         if key not in self._results:
             if index not in self._loaded:
                 self._loaded[index] = chain.load()
-            self._results[key] = evaluate(self._loaded[index], chain.chains, packet)
+            self._results[key] = evaluate(self._loaded[index], chain.chains, packet, self._budget)
         return self._results[key]
 
     def _counts(self, finding: Finding, chain: _Registered, stage: Stage) -> bool:

@@ -13,7 +13,8 @@ import msgspec
 
 from pyproxy.errors import KernelError
 from pyproxy.hostnet.firewall.expressions import NftRule, SetElement, SetShape
-from pyproxy.hostnet.firewall.hook_packet import Hook
+from pyproxy.hostnet.firewall.guards import Fields
+from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, Chain
 from pyproxy.netlink.attributes import attribute, attribute_map, attributes, nested, string, text
 from pyproxy.netlink.bounded_dump import BoundedNetfilter
@@ -149,6 +150,13 @@ class TableReader:
         self._sets: dict[str, SetShape] = {}
         self._found: dict[tuple[str, bytes], SetElement | None] = {}
         self._all: dict[str, Sequence[SetElement] | None] = {}
+        self._fields: Fields | None = None
+
+    def fields(self, packet: HookPacket) -> Fields:
+        """Return the fields of a packet, which it keeps until the next packet."""
+        if self._fields is None or self._fields.packet is not packet:
+            self._fields = Fields(packet)
+        return self._fields
 
     @property
     def label(self) -> str:
