@@ -16,13 +16,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.test_metrics import METRICS_FILE, used
+from tests.test_metrics import METRICS_FILE, read, used
 from tools import prometheusrule
 
 from .manifests import MONITORING, ROOT, chart, the, tool
 from .schemas import RuleGroups
 
-DEPLOY_GUIDE = ROOT / "docs" / "deploy.md"
 ALERTS = MONITORING / "alerts.yaml"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 WANTED = ["programming latency", "sync time", "drift", "invalid objects", "api age"]
@@ -79,7 +78,7 @@ NOT_EXPOSED = {
     "rest_client_exec_plugin_certificate_rotation_age_count",
     "rest_client_exec_plugin_ttl_seconds",
 }
-"""The series that docs/deploy.md names as missing."""
+"""The series that docs/metrics.md names as missing."""
 # Prometheus itself adds these to a scrape.
 PROMETHEUS_METRICS = {"up"}
 PROMETHEUS_LABELS = {"job", "instance"}
@@ -96,11 +95,15 @@ def exposed() -> dict[str, set[str]]:
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     # The agent's own tests compare what iptables mode adds with kube-proxy's table.
-    with METRICS_FILE.open() as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            if row["metric"].startswith("kubeproxy_sync_proxy_rules_iptables_"):
-                found[row["metric"]] = set(row["labels"].split(","))
+    for row in kube_proxy_rows():
+        if row["modes"] == "iptables":
+            found[row["metric"]] = set(row["labels"].split(","))
     return found
+
+
+def kube_proxy_rows() -> list[dict[str, str]]:
+    with METRICS_FILE.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def expanded(expression: str) -> str:
@@ -155,11 +158,18 @@ def test_content_for_kube_proxy_finds_its_metrics(content: str) -> None:
             assert set(labels) <= there[name], name
 
 
-def test_the_documentation_names_what_is_missing() -> None:
-    text = DEPLOY_GUIDE.read_text()
+def test_the_reference_has_all_metrics_and_names_what_is_missing() -> None:
+    present, _, missing = (ROOT / "docs" / "metrics.md").read_text().partition("## Missing")
+    named = re.compile(r"`([a-z]+_[a-z_]+)`")
+    rows = (line.split("|")[1] for line in present.splitlines() if line.startswith("| `"))
+    in_some_mode = {row["metric"] for row in kube_proxy_rows() if row["modes"] == "iptables"}
+    in_some_mode.add("pyproxy_iptables_lock_waits_total")
+    for family in read(used()):
+        in_some_mode.add(family.name + ("_total" if family.type == "counter" else ""))
+    assert {name for row in rows for name in named.findall(row)} == in_some_mode
     assert not NOT_EXPOSED & exposed().keys()
-    for name in NOT_EXPOSED:
-        assert f"`{name.removesuffix('_count')}`" in text
+    lacking = {name.removesuffix("_count") for name in NOT_EXPOSED}
+    assert lacking <= set(named.findall(missing))
 
 
 def test_every_alert_has_a_summary_a_description_and_a_test() -> None:
