@@ -39,7 +39,6 @@ class Agent(msgspec.Struct, frozen=True):
 class _Meta(msgspec.Struct, frozen=True, rename="camel"):
     name: str = ""
     labels: dict[str, str] | None = None
-    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 
 
@@ -161,10 +160,11 @@ def _agent(namespace: str, node: _Node, pods: Iterable[_Pod]) -> Agent:
 def _preference(pod: _Pod) -> tuple[bool, bool, bool, bool, str]:
     chosen = _container(pod)
     return (
+        # Before anything else, because a kube-proxy that runs does not replace a broken agent.
+        (pod.metadata.labels or {}).get("app.kubernetes.io/name") != "pyproxy",
         chosen is None or bool(_not_running(pod, chosen.name)),
         pod.metadata.deletion_timestamp is not None,
         not _is_ready(pod.status.conditions, default=False),
-        (pod.metadata.labels or {}).get("app.kubernetes.io/name") != "pyproxy",
         pod.metadata.name,
     )
 
@@ -182,10 +182,10 @@ def _not_running(pod: _Pod, container: str) -> str:
         stopped = each.state.waiting or each.state.terminated
         if each.name == container and stopped is not None:
             restarts = f", {each.restart_count:,} restarts" if each.restart_count else ""
-            return one_line(f"{stopped.reason or 'its container does not run'}{restarts}",
-                            _LONGEST_TEXT)  # fmt: skip
+            reason = stopped.reason or "its container does not run"
+            return one_line(reason + restarts, _LONGEST_TEXT)
     if status.phase != "Running":
-        return one_line(f"{status.reason or status.phase or 'Pending'}", _LONGEST_TEXT)
+        return one_line(status.reason or status.phase or "Pending", _LONGEST_TEXT)
     return ""
 
 

@@ -83,7 +83,7 @@ def options(namespace: argparse.Namespace, most_parallel: int = _MOST_PARALLEL) 
     return Options(
         namespace.agent_namespace,
         (namespace.selector,) if namespace.selector else SELECTORS,
-        tuple(each for each in nodes if each),
+        tuple(dict.fromkeys(each for each in nodes if each)),
         namespace.timeout,
         min(namespace.parallel, most_parallel),
     )

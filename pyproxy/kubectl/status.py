@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -27,6 +26,8 @@ from pyproxy.kubectl.options import add_options, connect, options
 
 _QUESTION = Question(("status",))
 _NOTICE = "yellow"
+_MOST_PROBLEMS = 10
+_MOST_DIFFERENCES = 10
 
 _COMPARED: Mapping[str, Callable[[NodeStatus], str]] = {
     "version": lambda row: row.version,
@@ -84,16 +85,26 @@ def show(status: ClusterStatus) -> Iterator[Part]:
     total = len(rows)
     style = GOOD if status.healthy == total else BAD
     yield text(f"{status.healthy:,} of {count(total, 'node')} healthy", style)
-    for problem, number in Counter(row.problem for row in rows if row.problem).most_common():
-        nodes = [row.node for row in rows if row.problem == problem]
-        yield text(f"{count(number, 'node')} ({report.named(nodes)}): {problem}", BAD)
-    for each in status.differences:
+    by_problem: dict[str, list[str]] = {}
+    for row in rows:
+        if row.problem:
+            by_problem.setdefault(row.problem, []).append(row.node)
+    for problem in sorted(by_problem, key=lambda each: -len(by_problem[each]))[:_MOST_PROBLEMS]:
+        nodes = by_problem[problem]
+        yield text(f"{count(len(nodes), 'node')} ({report.named(nodes)}): {problem}", BAD)
+    if len(by_problem) > _MOST_PROBLEMS:
+        others = count(len(by_problem) - _MOST_PROBLEMS, "other problem")
+        yield text(f"{others}: see the rows", BAD)
+    for each in status.differences[:_MOST_DIFFERENCES]:
         verb = "has" if len(each.nodes) == 1 else "have"
         yield text(
             f"{each.fact}: {count(len(each.nodes), 'node')} {verb} {each.value} "
             f"({report.named(each.nodes)}), most have {each.most}",
             _NOTICE,
         )
+    if len(status.differences) > _MOST_DIFFERENCES:
+        others = count(len(status.differences) - _MOST_DIFFERENCES, "other difference")
+        yield text(f"{others}: see the rows", _NOTICE)
 
 
 def _row(row: NodeStatus, unusual: set[tuple[str, str]]) -> tuple[str | Text, ...]:

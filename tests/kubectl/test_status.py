@@ -10,6 +10,15 @@ import pytest
 
 from tests.kubectl.plugin import Nodes, Reply, node, pod, simulated, status_reply
 
+CRASHED: dict[str, Any] = {
+    "containerStatuses": [
+        {
+            "name": "pyproxy",
+            "restartCount": 7,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        }
+    ]
+}
 FEW = ("node-1", "node-2", "node-10")
 
 
@@ -93,6 +102,20 @@ def test_an_agent_with_a_problem_is_not_healthy(
     assert f"1 node (node-1): {problem}" in found.out
 
 
+def test_only_the_most_frequent_problems_are_repeated(few: Nodes) -> None:
+    names = [f"bad-{number}" for number in range(12)]
+    few.server.load([node(name) for name in names])
+    few.server.load([pod(name) for name in names])
+    few.replies |= {name: Reply(fails=f"task {name} not found") for name in names}
+    few.replies["bad-1"] = few.replies["bad-2"]
+    lines = few.run("status").out.splitlines()
+    assert lines[18].startswith("2 nodes (bad-1, bad-2): ")
+    assert lines[-1] == "1 other problem: see the rows"
+    few.replies |= {name: status_reply(name, services=n) for n, name in enumerate(names)}
+    lines = few.run("status").out.splitlines()
+    assert lines[-1] == "2 other differences: see the rows"
+
+
 def test_differences_between_nodes_are_named(few: Nodes) -> None:
     few.replies["node-2"] = status_reply("node-2", version="1.2.0", services=99, mode="ipvs")
     found = few.run("status")
@@ -133,19 +156,9 @@ def test_output_for_programs_has_no_control_characters(few: Nodes) -> None:
         ([], "no agent: the node has no such pod"),
         ([pod("new", phase="Pending")], "pod pyproxy-new: Pending"),
         ([pod("new", phase="Failed", reason="Evicted")], "pod pyproxy-new: Evicted"),
+        ([pod("new", **CRASHED)], "pod pyproxy-new: CrashLoopBackOff, 7 restarts"),
         (
-            [
-                pod(
-                    "new",
-                    containerStatuses=[
-                        {
-                            "name": "pyproxy",
-                            "restartCount": 7,
-                            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                        }
-                    ],
-                )
-            ],
+            [pod("new", **CRASHED), pod("new", "kube-proxy-x", {"k8s-app": "kube-proxy"})],
             "pod pyproxy-new: CrashLoopBackOff, 7 restarts",
         ),
         (
@@ -175,7 +188,9 @@ def test_windows_nodes_are_left_out(few: Nodes) -> None:
 
 
 def test_some_nodes_can_be_chosen(few: Nodes) -> None:
-    assert set(rows(few, "--node", "node-2", "--node", "node-10")) == {"node-2", "node-10"}
+    twice = ("--node", "node-2", "--node", "node-10", "--node", "node-2")
+    assert set(rows(few, *twice)) == {"node-2", "node-10"}
+    assert len(few.commands) == 2
     found = few.run("status", "--node", "missing")
     assert (found.status, found.err) == (
         2,
