@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 
 import msgspec
@@ -64,7 +64,8 @@ class RouteFacts(msgspec.Struct, frozen=True):
 
     `refusing` are the routes that refuse packets and `rules` the policy rules, read only if a
     packet was refused. `pod_routes` are the networks of pods with a route of their own, read only
-    if pods have none but the default route.
+    if pods have none but the default route. `neighbours` counts the entries of each table that the
+    kernel may delete; the others do not count for its limit.
     """
 
     paths: ServicePaths
@@ -74,6 +75,7 @@ class RouteFacts(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] = ()
     pod_routes: tuple[Network, ...] = ()
     further: tuple[FurtherRoute, ...] = ()
+    neighbours: Mapping[Family, int] = {}
 
 
 def read_routes(paths: ServicePaths) -> RouteFacts:
@@ -93,9 +95,12 @@ def read_routes(paths: ServicePaths) -> RouteFacts:
         by_default = any(each.by_default for each in further) or any(
             each.network and not each.network.prefix for each in routes
         )
+        counts = {family: routing.count_neighbours(family) for family in paths.families}
         pods = routing.pod_routes(paths.cluster_networks) if by_default else []
     found = msgspec.structs.replace(paths, paths=tuple(each.path for each in routes))
-    return RouteFacts(found, devices, routes, tuple(refusing), tuple(rules), tuple(pods), further)
+    return RouteFacts(
+        found, devices, routes, tuple(refusing), tuple(rules), tuple(pods), further, counts
+    )
 
 
 class _Reader:

@@ -17,6 +17,8 @@ _ROOT = Path("/proc/sys/net")
 _MAX_DEVICES = 32
 _WHOLE = (
     "ipv4.ip_forward",
+    "ipv4.neigh.default.gc_thresh3",
+    "ipv6.neigh.default.gc_thresh3",
     "ipv6.conf.all.forwarding",
     "bridge.bridge-nf-call-iptables",
     "bridge.bridge-nf-call-ip6tables",
@@ -24,7 +26,7 @@ _WHOLE = (
     "netfilter.nf_conntrack_max",
     "netfilter.nf_conntrack_tcp_be_liberal",
 )
-_IPV4_DEVICE = ("forwarding", "rp_filter", "route_localnet")
+_IPV4_DEVICE = ("arp_ignore", "forwarding", "rp_filter", "route_localnet")
 _IPV6_DEVICE = ("disable_ipv6", "force_forwarding")
 
 

@@ -282,6 +282,40 @@ FAULTS: dict[str, Fault] = {
             "1450 (1500 less 50 for vxlan)"
         ],
     ),
+    "rule that diverts pods": Fault(
+        [
+            "ip route add default via 172.30.0.1 table 100",
+            "ip rule add from 10.244.1.0/24 lookup 100 pref 100",
+        ],
+        ["ip rule del pref 100", "ip route flush table 100"],
+        "routes",
+        [
+            f"no route to {B1}:8080, {B2}:8080: only the default route of table 100 leads there, "
+            "through 172.30.0.1 on eth0"
+        ],
+        client="a1",
+    ),
+    "Docker's network overlaps": Fault(
+        [
+            "ip link add docker0 type bridge",
+            "ip link set docker0 up",
+            "ip route del 10.244.2.0/24",
+            "ip addr add 10.244.2.1/24 dev docker0",
+        ],
+        ["ip link del docker0", TO_B],
+        "routes",
+        [
+            f"{B1}:8080, {B2}:8080 is on node-b, but docker0 has its network 10.244.2.0/24 too: "
+            "packets do not leave this node"
+        ],
+        client="a1",
+    ),
+    "no answer to ARP": Fault(
+        ["sysctl -w net.ipv4.conf.cbr0.arp_ignore=8"],
+        ["sysctl -w net.ipv4.conf.cbr0.arp_ignore=0"],
+        "switches",
+        ["arp_ignore of cbr0 is 8: this node answers no ARP request there"],
+    ),
     "endpoint's address on this node": Fault(
         [f"ip addr add {B1}/32 dev lo"],
         [f"ip addr del {B1}/32 dev lo"],

@@ -20,7 +20,7 @@ from pyproxy.inspect.explain.path_switches import switches
 from pyproxy.inspect.explain.step import Result, Step
 from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.service_paths import service_paths
-from pyproxy.model.address import Port, Protocol, backend, parse_network
+from pyproxy.model.address import Family, Port, Protocol, backend, parse_network
 from pyproxy.netlink.conntrack_statistics import ConntrackCounters
 from pyproxy.netlink.links import Link
 from pyproxy.netlink.routing import NUD_FAILED, NUD_INCOMPLETE, Neighbour, RouteReply
@@ -154,6 +154,17 @@ def test_packets_that_are_not_forwarded_need_no_forwarding() -> None:
     assert switches_of(path(), values=off).result is Result.FAILED
     assert switches_of(path(origin=Origin.NODE, in_device=None), values=off).result is Result.OK
     assert switches_of(path(out_device=None), values=off).result is Result.OK
+
+
+def test_a_full_neighbour_table_is_a_fault() -> None:
+    part = RouteFacts(ServicePaths(), DEVICES, (), neighbours={Family.IPV4: 1024})
+    limit = {"ipv4.neigh.default.gc_thresh3": 1024}
+    found = switches_of(path(), values=limit, routes=part)
+    assert (found.result, found.message) == (
+        Result.FAILED,
+        "the IPv4 neighbour table is full: 1,024 of 1,024 entries; this node does not reach "
+        "further pods and nodes",
+    )
 
 
 def test_a_neighbour_that_did_not_answer_long_ago_is_undecided() -> None:

@@ -41,7 +41,7 @@ def failed(found: Explanation) -> list[str]:
 
 
 @given(explained_facts())
-def test_a_target_that_is_rejected_or_dropped_is_a_fault(given_facts: Facts) -> None:
+def test_the_verdict_contradicts_no_step(given_facts: Facts) -> None:
     found = explain("target", given_facts)
     uses = {
         f.use
@@ -52,10 +52,6 @@ def test_a_target_that_is_rejected_or_dropped_is_a_fault(given_facts: Facts) -> 
         assert not found.ok
         assert step(found, "policy") == "failed"
 
-
-@given(explained_facts())
-def test_the_verdict_is_that_of_the_steps(given_facts: Facts) -> None:
-    found = explain("target", given_facts)
     assert found.ok is (not failed(found))
     if found.ok:
         assert found.verdict.startswith(f"no fault found; checked: {', '.join(found.checked)}")
@@ -72,12 +68,7 @@ def test_the_verdict_is_that_of_the_steps(given_facts: Facts) -> None:
         if found.ok and unknown:
             assert f"{each.name} (" in found.verdict
 
-
-@given(explained_facts())
-def test_the_policy_step_names_endpoints_only_of_a_target_that_uses_them(
-    given_facts: Facts,
-) -> None:
-    found = explain("target", given_facts)
+    # The policy step names endpoints only of a target that uses some.
     used = {
         backend
         for port in target_ports(given_facts.agent)

@@ -25,10 +25,14 @@ from pyproxy.netlink.links import Link
 from pyproxy.netlink.routing import NUD_FAILED, NUD_INCOMPLETE, RTN_LOCAL, RTN_UNICAST, RouteReply
 
 NAME = "routes"
+_MAIN = 254
 _IPV6_MTU = 1280
 _ADD_ROUTES = "check the network plugin on this node, which adds a route for each node"
 _RECENT = 60.0
 """Seconds after which a neighbour that did not answer may be back, unless a packet asks again."""
+
+_INSIDE = ("veth", "tun", "dummy")
+"""The kinds of a bridge's ports that lead to no other machine."""
 
 _OVERHEAD = {"vxlan": 50, "geneve": 50, "ipip": 20, "gre": 24, "sit": 20, "wireguard": 60}
 """Bytes that a tunnel over IPv4 adds to a packet at least."""
@@ -171,6 +175,7 @@ def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
         return
     if link is not None:
         yield from _device(path, link)
+        yield from _bridge_here(part, each, link)
     yield from _neighbour(part, each)
     diverted = list(_diverted(part, each))
     yield from diverted
@@ -190,6 +195,22 @@ def _device(path: PacketPath, link: Link) -> Iterator[Finding]:
             path,
             f"{link.name}, the way to {{}}, has no carrier",
             f"check the cable or the other end: ip link show {link.name}",
+        )
+
+
+def _bridge_here(part: RouteFacts, each: PathRoutes, link: Link) -> Iterator[Finding]:
+    """Find a network of another node that a bridge of this one has as well."""
+    path = each.path
+    if link.kind != "bridge" or each.forward.gateway or path.local or not path.node:
+        return
+    ports = [other for other in part.devices.links.values() if other.master == link.index]
+    if all(port.kind in _INSIDE for port in ports):
+        yield fault(
+            path,
+            f"{{}} is on {path.node}, but {link.name} has its network {each.network} too: packets "
+            "do not leave this node",
+            f"give {link.name} another network, or remove it; Docker's is in "
+            "/etc/docker/daemon.json",
         )
 
 
@@ -248,17 +269,19 @@ def _default(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     if each.network is None or each.network.prefix:
         return
     path, hop = each.path, _hop(part, each.forward)
+    # A policy rule may have chosen the table by source, device or mark.
+    table = "" if each.forward.table in (0, _MAIN) else f" of table {each.forward.table}"
     if path.local:
         yield fault(
             path,
-            f"{{}} is on this node, but only the default route leads to it, through {hop}",
+            f"{{}} is on this node, but only the default route{table} leads to it, through {hop}",
             "check the pod's interface and its route: the network plugin adds them",
         )
     elif part.pod_routes:
         yield fault(
             path,
-            f"no route to {{}}: only the default route leads there, through {hop}, while there is "
-            f"a route to other pods ({part.pod_routes[0]})",
+            f"no route to {{}}: only the default route{table} leads there, through {hop}, while "
+            f"there is a route to other pods ({part.pod_routes[0]})",
             _ADD_ROUTES,
         )
     elif any(path.leaving.destination in network for network in part.paths.cluster_networks):

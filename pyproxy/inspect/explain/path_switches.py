@@ -18,6 +18,7 @@ from pyproxy.model.address import Family, address_text
 
 NAME = "switches"
 _ALMOST_FULL = 0.9
+_ARP_NEVER = 8
 _LOOPBACK = b"\x7f"
 
 
@@ -56,10 +57,12 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
         yield from _forwarding(path, part)
         yield from _localhost(path, part)
         yield from _bridge(path, part)
+        yield from _arp(path, part)
     troubled = isinstance(routes, RouteFacts) and any(map(is_troubled, routes.routes))
     if troubled or Family.IPV6 in unserved_families(facts):
         yield from _without_ipv6(part)
     if isinstance(routes, RouteFacts):
+        yield from _neighbours(facts, part, routes)
         for each in routes.routes:
             rejected = rejected_by_rp_filter(each, routes, part)
             if rejected:
@@ -143,6 +146,35 @@ def _bridge(path: PacketPath, part: SwitchFacts) -> Iterator[Finding]:
             f"({packet.in_device}) keeps the endpoint's address, unless pods reach each other "
             "through this node",
         )
+
+
+def _arp(path: PacketPath, part: SwitchFacts) -> Iterator[Finding]:
+    """Find devices on which this node answers no ARP request."""
+    if path.leaving.family is Family.IPV6:
+        return
+    for device in (path.leaving.in_device, path.leaving.out_device):
+        if device and part.strongest(device, "arp_ignore") == _ARP_NEVER:
+            yield fault(
+                None,
+                f"arp_ignore of {device} is {_ARP_NEVER}: this node answers no ARP request there, "
+                "so its neighbours do not reach it",
+                f"run sysctl -w net.ipv4.conf.all.arp_ignore=0 net.ipv4.conf.{device}.arp_ignore=0",
+            )
+
+
+def _neighbours(facts: Facts, part: SwitchFacts, routes: RouteFacts) -> Iterator[Finding]:
+    """Find a table of neighbours that is full."""
+    for family in facts.path.paths.families:
+        version = "ipv4" if family is Family.IPV4 else "ipv6"
+        name = f"{version}.neigh.default.gc_thresh3"
+        used, limit = routes.neighbours.get(family, 0), part.get(name)
+        if limit and used >= limit:
+            yield fault(
+                None,
+                f"the {family.label} neighbour table is full: {used:,} of {limit:,} entries; this "
+                "node does not reach further pods and nodes",
+                f"raise net.{name}",
+            )
 
 
 def is_troubled(each: PathRoutes) -> bool:
