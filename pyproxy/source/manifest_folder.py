@@ -7,7 +7,8 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -37,9 +38,10 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The manifests in a folder, and the paths in it that cannot be examined now."""
+    """The manifests in a folder, its folders, and the paths in it that cannot be examined now."""
 
     files: dict[Path, State]
+    folders: frozenset[Path]
     unknown: frozenset[Path]
 
     def may_have(self, path: Path) -> bool:
@@ -62,6 +64,7 @@ class ManifestFolder:
         """Return the present files. Raises OSError if the folder itself cannot be read."""
         files: dict[Path, State] = {}
         unknown: set[Path] = set()
+        folders: set[Path] = set()
         visited: set[tuple[int, int]] = set()
         pending = deque([self.path])
         while pending:
@@ -79,9 +82,10 @@ class ManifestFolder:
                 if error.errno not in _GONE:
                     unknown.add(folder)
                 continue
+            folders.add(folder)
             for name in names:
                 self._add(folder / name, files, unknown, pending)
-        return Listing(files, frozenset(unknown))
+        return Listing(files, frozenset(folders), frozenset(unknown))
 
     def _add(
         self, path: Path, files: dict[Path, State], unknown: set[Path], pending: deque[Path]
@@ -106,31 +110,42 @@ class ManifestFolder:
         OSError, FolderReplacedError.
         """
         watched = self._identity()
+        while not stopping.is_set():
+            folders = self.listing().folders
+            with closing(self._watch(folders, stopping)) as batches:
+                for count, paths in enumerate(batches):
+                    # A new folder may have the inode number of the one that was deleted.
+                    if self.path in paths or self._identity() != watched:
+                        raise FolderReplacedError
+                    files = frozenset(filter(self._is_manifest, paths))
+                    # The watch begins just before its first element.
+                    yield Changes(files, may_be_more=count == 0 or files != paths)
+                    # New folders, and those that a changed link leads to, need a watch.
+                    if any(path in folders or os.path.isdir(path) for path in paths):
+                        break
+
+    def _watch(
+        self, folders: frozenset[Path], stopping: threading.Event
+    ) -> Generator[frozenset[Path]]:
         try:
-            for count, paths in enumerate(self._watch(stopping)):
-                # A new folder may have the inode number of the one that was deleted.
-                if self.path in paths or self._identity() != watched:
-                    raise FolderReplacedError
-                files = frozenset(filter(self._is_manifest, paths))
-                # The watch begins just before its first element.
-                yield Changes(files, may_be_more=count == 0 or files != paths)
+            for found in watch(
+                *folders,
+                # Otherwise the watch would follow links to anywhere.
+                recursive=False,
+                stop_event=stopping,
+                debounce=DEBOUNCE_MS,
+                step=DEBOUNCE_MS,
+                rust_timeout=2 * DEBOUNCE_MS,
+                # Also without changes, because the watch is silent about another folder of its
+                # name.
+                yield_on_timeout=True,
+                watch_filter=None,
+                ignore_permission_denied=True,
+            ):
+                yield frozenset(Path(path) for _, path in found)
         except RuntimeError as error:
             # WatchfilesRustInternalError, such as EMFILE of inotify_init.
             raise OSError(str(error)) from error
-
-    def _watch(self, stopping: threading.Event) -> Iterator[frozenset[Path]]:
-        for found in watch(
-            self.path,
-            stop_event=stopping,
-            debounce=DEBOUNCE_MS,
-            step=DEBOUNCE_MS,
-            rust_timeout=2 * DEBOUNCE_MS,
-            # Also without changes, because the watch is silent about another folder of its name.
-            yield_on_timeout=True,
-            watch_filter=None,
-            ignore_permission_denied=True,
-        ):
-            yield frozenset(Path(path) for _, path in found)
 
     def _identity(self) -> tuple[int, int]:
         """Return what tells the folder from others that exist at the same time. Raises OSError."""

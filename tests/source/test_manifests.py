@@ -358,6 +358,20 @@ def test_changes_that_the_watch_misses_are_found(tmp_path: Path) -> None:
         recorder.until(lambda seen: sorted(seen[2:]) == ["+b", "-a"])
 
 
+def test_files_in_new_folders_are_found(tmp_path: Path) -> None:
+    # Its time stands still, so that files are not compared.
+    with following(tmp_path, Hands()) as recorder:
+        recorder.until(lambda seen: seen == ["="])
+        for number in range(40):
+            (tmp_path / f"{number}" / "sub.yaml").mkdir(parents=True)
+            write(tmp_path / f"{number}" / "sub.yaml" / "a.yaml", service(f"a{number}"))
+        recorder.until(lambda seen: len(set(seen)) == 41)
+        write(tmp_path / "7" / "sub.yaml" / "b.yaml", service("b"))
+        recorder.until(lambda seen: seen[41:] == ["+b"])
+        shutil.rmtree(tmp_path / "7")
+        recorder.until(lambda seen: sorted(seen[42:]) == ["-a7", "-b"])
+
+
 def test_a_file_that_cannot_be_examined_keeps_its_objects(tmp_path: Path) -> None:
     write(tmp_path / "1.yaml", service("a"))
     (tmp_path / ".real").mkdir()
