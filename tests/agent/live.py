@@ -292,7 +292,7 @@ def in_order(table: Table) -> Table:
                 base, index = divmod(number, LOCAL_OFFSET)
                 slots.setdefault(key[:-4] + bytes([base]), {})[index] = backend
             result[name] = {
-                key + bytes([index]): backend
+                key + index.to_bytes(4): backend
                 for key, backends in slots.items()
                 for index, backend in _numbered(backends)
             }
