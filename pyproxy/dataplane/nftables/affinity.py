@@ -9,7 +9,7 @@ that lookup just before the commit and be learned just after: the map is searche
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -25,7 +25,7 @@ from pyproxy.dataplane.nftables.schema import (
     node_port_owner,
     owner_key,
 )
-from pyproxy.model.address import Backend, Family
+from pyproxy.model.address import Address, Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
 from pyproxy.policy.routing import Frontend, PortRouting, ServiceRouting, Use
@@ -102,17 +102,27 @@ def loosened(
     return result
 
 
-def stale(learned: Rows, family: Family, allowed: Expectations, *, all_known: bool) -> Table:
+def stale(
+    learned: Rows,
+    family: Family,
+    allowed: Expectations,
+    node_addresses: Collection[Address],
+    *,
+    all_known: bool,
+) -> Table:
     """Return the learned affinities that must be deleted.
 
     With `all_known`, `allowed` has every affinity frontend, so affinities of all other frontends
-    are stale too.
+    are stale too. `node_addresses` are those of node ports.
     """
     # An affinity's key is the client's address followed by the frontend's key.
     width = family.bits // 8
     gone: Rows = {}
     for key, value in learned.items():
-        expected = _expected(key[width:], family, allowed)
+        expected = allowed.get(key[width:])
+        # A node port's affinities are learned for each address.
+        if expected is None and key[width : 2 * width] in node_addresses:
+            expected = allowed.get(node_port_owner(key[width:], family))
         if expected is None:
             if all_known:
                 gone[key] = value
@@ -144,21 +154,21 @@ def unused_limits(limits: Rows, family: Family, allowed: Expectations, *, all_kn
     return gone
 
 
-def refused_clients(refused: Mapping[bytes, int], routing: ServiceRouting) -> int:
-    """Count a Service's connections of late whose client was not learned, of those by frontend."""
+def refused_clients(
+    refused: Mapping[bytes, int], routing: ServiceRouting, node_addresses: Collection[Address]
+) -> int:
+    """Count a Service's connections of late whose client was not learned, of those by frontend.
+
+    `node_addresses` are those of node ports.
+    """
     wanted = expectations([routing]).keys()
     found = 0
     for key, count in refused.items():
         family = Family.IPV4 if len(key) == _IPV4_FRONTEND else Family.IPV6
-        if key in wanted or node_port_owner(key, family) in wanted:
+        at_node = key[: family.bits // 8] in node_addresses
+        if key in wanted or (at_node and node_port_owner(key, family) in wanted):
             found += count
     return found
-
-
-def _expected(frontend: bytes, family: Family, allowed: Expectations) -> Allowed | None:
-    # A node port's affinities are learned for each address.
-    expected = allowed.get(frontend)
-    return allowed.get(node_port_owner(frontend, family)) if expected is None else expected
 
 
 def _allowed(port: PortRouting, frontend: Frontend, learning: str) -> Allowed:

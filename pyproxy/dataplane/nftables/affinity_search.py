@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from pyproxy.dataplane.committed_state import Routings
+from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.affinity import (
     Expectations,
@@ -54,20 +55,33 @@ class AffinitySearch:
         self._next = 0.0
         self._lately = self._before = False
 
-    def after_commit(self, plan: NftablesPlan, before: Mapping[ObjectName, ServiceRouting]) -> None:
-        """Delete the affinities that a plan has made stale; `before` was committed before it."""
-        if plan.whole:
-            allowed = expectations(each for each in plan.services.values() if each is not None)
+    def after_commit(
+        self,
+        plan: NftablesPlan,
+        services: Mapping[ObjectName, ServiceRouting],
+        node: NodeRouting,
+    ) -> None:
+        """Delete the affinities that a plan has made stale.
+
+        `services` and `node` were committed before it.
+        """
+        now = plan.node or node
+        # A client of an address that comes back later may have an endpoint that is gone by then.
+        has_left = not {*node.node_port_addresses} <= {*now.node_port_addresses}
+        all_known = plan.whole or has_left
+        if all_known:
+            after = plan.services if plan.whole else {**services, **plan.services}
+            allowed = expectations(each for each in after.values() if each is not None)
         else:
-            allowed = loosened(before, plan.services)
+            allowed = loosened(services, plan.services)
         if not (allowed or plan.whole):
             return
         if plan.whole or self._clock() >= self._next:
-            self._search(allowed, all_known=plan.whole)
+            self._search(allowed, now, all_known=all_known)
         # A packet that read the old elements may still be about to add its affinity.
         self._lately |= bool(allowed and plan)
 
-    def tick(self, services: Iterable[ServiceRouting]) -> None:
+    def tick(self, services: Iterable[ServiceRouting], node: NodeRouting) -> None:
         """Search once more, a second or two after a search that was due. Idempotent."""
         if self._clock() < self._next:
             return
@@ -75,26 +89,27 @@ class AffinitySearch:
         due, self._before = self._before, self._lately
         self._lately = False
         if due:
-            self._search(expectations(services), all_known=True)
+            self._search(expectations(services), node, all_known=True)
 
-    def refused(self, services: Routings) -> Mapping[ObjectName, int]:
+    def refused(self, services: Routings, node: NodeRouting) -> Mapping[ObjectName, int]:
         """Count each Service's connections of late whose client was not learned. Idempotent."""
         refused: dict[bytes, int] = {}
         for family in Family:
             refused |= read_refused(self._netlink, family)
         found: Counter[ObjectName] = Counter()
         if refused:
+            at_node = frozenset(node.node_port_addresses)
             for name, routing in services.items():
                 if routing is not None and routing.affinity_timeout:
-                    found[name] += refused_clients(refused, routing)
+                    found[name] += refused_clients(refused, routing, at_node)
         return +found
 
-    def _search(self, allowed: Expectations, *, all_known: bool) -> None:
-        count = 0
+    def _search(self, allowed: Expectations, node: NodeRouting, *, all_known: bool) -> None:
+        count, at_node = 0, frozenset(node.node_port_addresses)
         for family in Family:
             learned = read_learned(self._netlink, family)
             count += len(learned)
-            gone = stale(learned, family, allowed, all_known=all_known)
+            gone = stale(learned, family, allowed, at_node, all_known=all_known)
             self._delete_all(gone)
             for key in gone.get(AFFINITY.of(family), ()):
                 del learned[key]

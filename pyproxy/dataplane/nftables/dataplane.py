@@ -253,7 +253,7 @@ class NftablesDataplane:
         # Without a chain that learns, no connection can be refused.
         if self._loaded is None or not any(map(chains.is_learning, self._chains)):
             return {}
-        return self._affinity.refused(self._committed.services)
+        return self._affinity.refused(self._committed.services, self._committed.node)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
         """Write a plan, in batches if it is large, and remember it; return the Services left out.
@@ -278,7 +278,7 @@ class NftablesDataplane:
     def tick(self) -> None:
         """Delete unused chains, and stale affinities again a second or two after a deletion."""
         services = self._committed.services.values()
-        self._affinity.tick(services)
+        self._affinity.tick(services, self._committed.node)
         self._chains -= self._unused_chains.delete(self._netlink, self._chains, services)
 
     def cleanup(self) -> None:
@@ -306,7 +306,7 @@ class NftablesDataplane:
             finish_load(self._netlink, base, self._chains)
             plan = written
         # Compares the plan with the last commit, so `remember` comes after it.
-        self._affinity.after_commit(plan, self._committed.services)
+        self._affinity.after_commit(plan, self._committed.services, self._committed.node)
         self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
         return tuple(failures)
 

@@ -5,17 +5,25 @@ from __future__ import annotations
 import socket
 from functools import partial
 
+import msgspec
 import pytest
+from pyproxy_lab.namespace import Namespace
 from pyproxy_lab.network import Network
 from pyproxy_lab.probe import probe
 
 from pyproxy.dataplane.interface import Changes, NodeRouting
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Rows
-from pyproxy.dataplane.nftables.affinity import expectations, loosened, stale
+from pyproxy.dataplane.nftables.affinity import (
+    expectations,
+    loosened,
+    refused_clients,
+    stale,
+)
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
+from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.model.address import Address, Backend, Family, Port, Protocol, backend, parse_address
 from pyproxy.model.destination import Destination
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
@@ -77,7 +85,7 @@ def test_a_change_deletes_the_affinities_that_it_makes_stale(
     before: ServiceRouting, after: ServiceRouting | None, gone: str
 ) -> None:
     held = learned(a=1, b=2)
-    found = stale(held, Family.IPV4, loosened({WEB: before}, {WEB: after}), all_known=False)
+    found = stale(held, Family.IPV4, loosened({WEB: before}, {WEB: after}), (), all_known=False)
     letters = "".join(chr(key[3]) for key in found.get("affinity4", {}))
     assert letters == gone
     assert found.keys() <= {"affinity4"}
@@ -86,17 +94,57 @@ def test_a_change_deletes_the_affinities_that_it_makes_stale(
 def test_a_frontend_keeps_affinities_that_its_new_service_allows() -> None:
     taker = ServiceRouting(OTHER, web(2).ports, (), 60)
     allowed = loosened({WEB: web(1, 2)}, {WEB: None, OTHER: taker})
-    found = stale(learned(a=1, b=2), Family.IPV4, allowed, all_known=False)
+    found = stale(learned(a=1, b=2), Family.IPV4, allowed, (), all_known=False)
     assert list(found["affinity4"]) == list(learned(a=1))
 
 
 def test_a_restart_deletes_affinities_of_unknown_frontends() -> None:
     held = learned(a=1, b=2)
-    assert stale(held, Family.IPV4, {}, all_known=False) == {}
-    assert stale(held, Family.IPV4, {}, all_known=True) == {"affinity4": held}
+    assert stale(held, Family.IPV4, {}, (), all_known=False) == {}
+    assert stale(held, Family.IPV4, {}, (), all_known=True) == {"affinity4": held}
     only = expectations([web(1)])
-    assert stale(held, Family.IPV4, only, all_known=True) == {"affinity4": learned(b=2)}
-    assert stale(learned(a=1), Family.IPV4, only, all_known=True) == {}
+    assert stale(held, Family.IPV4, only, (), all_known=True) == {"affinity4": learned(b=2)}
+    assert stale(learned(a=1), Family.IPV4, only, (), all_known=True) == {}
+
+
+def node_port(*cluster: int) -> ServiceRouting:
+    """Return Service `other` with the node port that has the number of `web`'s port."""
+    (port,) = web(*cluster).ports
+    frontends = (Frontend(Scope.NODE_PORT, Address(b""), Port(80), Use.CLUSTER),)
+    return ServiceRouting(OTHER, (msgspec.structs.replace(port, frontends=frontends),), (), 60)
+
+
+@pytest.mark.parametrize(("addresses", "gone"), [((), ""), ((HOME,), "a")])
+def test_a_node_port_has_the_affinities_at_the_node_s_addresses_alone(
+    addresses: tuple[Address, ...], gone: str
+) -> None:
+    held = learned(a=1, b=2)
+    allowed = loosened({OTHER: node_port(1, 2)}, {OTHER: node_port(2)})
+    found = stale(held, Family.IPV4, allowed, addresses, all_known=False)
+    assert "".join(chr(key[3]) for key in found.get("affinity4", {})) == gone
+    counted = refused_clients({KEY: 3}, node_port(1), addresses)
+    assert counted == (3 if addresses else 0)
+    assert refused_clients({KEY: 3}, web(1), addresses) == 3
+
+
+@pytest.mark.kernel
+def test_an_address_that_leaves_the_node_takes_its_affinities_along(namespace: Namespace) -> None:
+    here, leaving = parse_address("172.30.0.11"), parse_address("172.30.0.12")
+    dataplane = namespace.call(lambda: NftablesDataplane(NftablesOptions()))
+    try:
+        plan = dataplane.plan_full([node_port(1)], NodeRouting((), (here, leaving)))
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        for address in ("172.30.0.11", "172.30.0.12"):
+            element = f"10.9.9.9 . {address} . tcp . 80 timeout 1h : 10.244.1.1 . 8080"
+            namespace.run(["nft", f"add element inet {TABLE} affinity4 {{ {element} }}"])
+        plan = dataplane.plan(Changes({}, NodeRouting((), (here,))))
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        listed = namespace.run(["nft", "list", "map", "inet", TABLE, "affinity4"]).stdout
+        assert "10.9.9.9 . 172.30.0.11 . tcp . 80" in listed
+        assert "172.30.0.12" not in listed
+    finally:
+        namespace.call(dataplane.cleanup)
+        dataplane.close()
 
 
 HOMES = {Family.IPV4: "10.96.0.1", Family.IPV6: "fd00:10:96::1"}

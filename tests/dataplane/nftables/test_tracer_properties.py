@@ -19,7 +19,7 @@ from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.affinity import Expectations, expectations, loosened, stale
 from pyproxy.dataplane.nftables.tracer import NftablesView, TablePath, Trace, trace
 from pyproxy.dataplane.packets import Packet
-from pyproxy.model.address import Backend, Family
+from pyproxy.model.address import Address, Backend, Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import Tag
 from pyproxy.policy.routing import ServiceRouting, Use
@@ -35,7 +35,8 @@ from tests.dataplane.nftables.scenes import (
 Mutation = Callable[[NftablesView], NftablesView]
 Encounter = tuple[Scene, Packet]
 Routings = dict[ObjectName, ServiceRouting]
-Forget = Callable[[Table, Routings, Routings], Table]
+Addresses = tuple[Address, ...]
+Forget = Callable[[Table, Routings, Routings, Addresses], Table]
 
 
 @settings(max_examples=1000, deadline=None)
@@ -108,27 +109,28 @@ def test_a_change_keeps_the_affinities_that_it_allows(encounter: Encounter) -> N
     routings = scene.undivided()
     for path in trace(packet, machine(scene)).paths:
         learned = learned_by(path)
-        assert forget_partly(learned, routings, routings) == learned
-        assert forget_wholly(learned, routings, routings) == learned
+        for forget_stale in (forget_partly, forget_wholly):
+            kept = forget_stale(learned, routings, routings, scene.node_port_addresses)
+            assert kept == learned
 
 
-def forget_partly(learned: Table, before: Routings, after: Routings) -> Table:
+def forget_partly(learned: Table, before: Routings, after: Routings, here: Addresses) -> Table:
     """Return the affinities that a commit of changes keeps."""
     now = {name: after.get(name) for name in {**before, **after}}
-    return forget(learned, loosened(before, now), all_known=False)
+    return forget(learned, loosened(before, now), here, all_known=False)
 
 
-def forget_wholly(learned: Table, before: Routings, after: Routings) -> Table:
+def forget_wholly(learned: Table, before: Routings, after: Routings, here: Addresses) -> Table:
     """Return the affinities that a commit after a restart keeps."""
-    return forget(learned, expectations(after.values()), all_known=True)
+    return forget(learned, expectations(after.values()), here, all_known=True)
 
 
-def forget(learned: Table, allowed: Expectations, *, all_known: bool) -> Table:
+def forget(learned: Table, allowed: Expectations, here: Addresses, *, all_known: bool) -> Table:
     left: Table = {}
     for family in Family:
         name = schema.AFFINITY.of(family)
         rows: Rows = learned.get(name, {})
-        gone = stale(rows, family, allowed, all_known=all_known).get(name, {})
+        gone = stale(rows, family, allowed, here, all_known=all_known).get(name, {})
         if kept := {key: value for key, value in rows.items() if key not in gone}:
             left[name] = kept
     return left
@@ -139,7 +141,9 @@ def held_wrongly(change: tuple[Scene, Scene, Packet], forgetting: Forget) -> Tra
     before, after, packet = change
     new = after.routings()
     for path in trace(packet, machine(before)).paths:
-        learned = forgetting(learned_by(path), before.undivided(), after.undivided())
+        learned = forgetting(
+            learned_by(path), before.undivided(), after.undivided(), before.node_port_addresses
+        )
         again = trace(packet, machine(after, learned))
         if again.verdicts().keys() <= oracle.wanted(packet, after, new.values()):
             continue
@@ -255,7 +259,7 @@ def test_a_planted_fault_is_found(fault: str) -> None:
 
 
 def test_a_planted_stale_affinity_is_found() -> None:
-    def forget_nothing(learned: Table, before: Routings, after: Routings) -> Table:
+    def forget_nothing(learned: Table, before: Routings, after: Routings, here: Addresses) -> Table:
         return learned
 
     def is_held(change: tuple[Scene, Scene, Packet]) -> bool:
