@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="check the packets of a client with this address only",
     )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="connect from this node to the endpoints and through the Service",
+    )
 
 
 def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
@@ -44,7 +49,7 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
         _api_facts(queries, agent),
         kernel_facts(agent),
         client,
-        read_path(service_paths(agent, client)),
+        read_path(service_paths(agent, client), connect=namespace.probe),
     )
     return explain(namespace.target, facts)
 
