@@ -115,7 +115,7 @@ def settings(namespace: argparse.Namespace) -> Settings:
     flagged = command_line(namespace)
     flagged.check()
     file = flagged[flags.CONFIG]
-    configuration, warnings = _load(file) if file else (KubeProxyConfiguration(), ())
+    configuration, warnings, mistakes = _load(file)
     given = flagged.with_file(file, configuration) if file else flagged.alone()
     return Settings(
         node_name=_node_name(given),
@@ -160,17 +160,23 @@ def settings(namespace: argparse.Namespace) -> Settings:
         configuration=effective.configuration(given, configuration, _pace(given)),
         config_file=file,
         remarks=(*warnings, *remarks(flagged, given, configuration, file)),
-        file_warnings=warnings,
+        file_warnings=mistakes,
     )
 
 
-def _load(file: str) -> tuple[KubeProxyConfiguration, tuple[str, ...]]:
+def _load(file: str) -> tuple[KubeProxyConfiguration, tuple[str, ...], tuple[str, ...]]:
+    """Return the configuration, the warnings about its file, and those that name mistakes."""
+    if not file:
+        return KubeProxyConfiguration(), (), ()
     # Imports the YAML parser, which a start without a file does without.
     from pyproxy.config.file import load  # noqa: PLC0415
 
     loaded = load(file)
-    warnings = tuple(f"--config {file}: {each}" for each in loaded.warnings)
-    return loaded.configuration, warnings
+    warnings, mistakes = (
+        tuple(f"--config {file}: {each}" for each in texts)
+        for texts in (loaded.warnings, loaded.mistakes)
+    )
+    return loaded.configuration, warnings, mistakes
 
 
 def asks_for(namespace: argparse.Namespace) -> Task:

@@ -22,10 +22,14 @@ _NAME_LIMIT = 100
 
 
 class File(msgspec.Struct, frozen=True):
-    """A configuration, and one warning for each part of the file that is ignored."""
+    """A configuration, and one warning for each part of the file that is ignored.
+
+    `mistakes` are the warnings about parts that may change what the author wanted.
+    """
 
     configuration: KubeProxyConfiguration
     warnings: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
 
 
 def load(path: str) -> File:
@@ -58,7 +62,8 @@ def parse(data: bytes) -> File:
             hint = "; only the first document of a file counts" if decoded.has_further else ""
             raise ValueError(f"{name}: {shown} is not {wanted}{hint}")
     try:
-        return File(msgspec.convert(tree, KubeProxyConfiguration), decoded.warnings)
+        found = msgspec.convert(tree, KubeProxyConfiguration)
+        return File(found, decoded.warnings, decoded.mistakes)
     except msgspec.ValidationError as error:
         raise ValueError(_in_our_words(str(error))) from error
 

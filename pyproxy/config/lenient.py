@@ -22,16 +22,23 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "tag:yaml.org,2002:merge"
 _NAME_LIMIT = 100
 _WARNINGS = 20
+_HARMLESS = frozenset({"metadata", "resourceContainer"})
+"""Fields that no version needs: kind's files have the first, those of old clusters the second."""
+
 _NODES = 500_000
 """The most nodes of a document after its aliases are replaced; a file of 1 MiB without aliases has
 fewer."""
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """A document's known fields that are not null, and a warning for each ignored part."""
+    """A document's known fields that are not null, and a warning for each ignored part.
+
+    `mistakes` are the warnings about parts that may change what the author wanted.
+    """
 
     tree: Any
     warnings: tuple[str, ...]
+    mistakes: tuple[str, ...] = ()
     has_further: bool = False
 
 
@@ -50,7 +57,9 @@ def decode(data: bytes) -> Decoded:
     tree = decoder.value(node, KubeProxyConfiguration, "")
     if further:
         decoder.warn(f"{further}: another document begins here: only the first one counts")
-    return Decoded(tree, tuple(decoder.warnings()), has_further=bool(further))
+    warnings = tuple(decoder.warnings())
+    mistakes = tuple(each for each in warnings if each not in decoder.harmless)
+    return Decoded(tree, warnings, mistakes, has_further=bool(further))
 
 
 class _Decoder:
@@ -60,6 +69,7 @@ class _Decoder:
         self._constructor = SafeConstructor()
         self._warnings: list[str] = []
         self._unnamed = 0
+        self.harmless: set[str] = set()
 
     def warn(self, text: str) -> None:
         """Add a warning, or count it if there are many."""
@@ -131,7 +141,10 @@ class _Decoder:
         # The search for a similar name is the expensive part.
         near = "" if self.is_full else _nearest(path, fields)
         hint = f": did you mean {near}?" if near else ""
-        self.warn(f"{_line(key)}: unknown field {one_line(path, _NAME_LIMIT)} is ignored{hint}")
+        text = f"{_line(key)}: unknown field {one_line(path, _NAME_LIMIT)} is ignored{hint}"
+        if path in _HARMLESS:
+            self.harmless.add(text)
+        self.warn(text)
 
 
 def _entries(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:

@@ -446,6 +446,13 @@ def test_what_kube_proxy_ignores_is_one_warning(
     assert remarks == [f"--config {path}: {warning}" for warning in warnings]
 
 
+def test_fields_that_no_version_needs_are_no_mistakes(written: Written) -> None:
+    path = written("metadata: {name: config}\nresourceContainer: /x\nmetdata: 1")
+    settings = parse(f"--config={path}")
+    assert len(settings.remarks) == 3
+    assert settings.file_warnings == settings.remarks[2:]
+
+
 BOMB = "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefgh")
 )
