@@ -10,11 +10,15 @@ from pyproxy_lab.namespace import Namespace
 
 
 class Ruleset(msgspec.Struct, frozen=True):
-    """Rules for nft, or for the restore programs of iptables by name; `owner` is named for them."""
+    """Rules for nft, or for the restore programs of iptables by name; `owner` is named for them.
+
+    `sets` is for `ipset restore`.
+    """
 
     owner: str
     nft: str = ""
     restore: dict[str, str] = {}
+    sets: str = ""
 
     @contextmanager
     def loaded(self, node: Namespace) -> Iterator[None]:
@@ -24,6 +28,8 @@ class Ruleset(msgspec.Struct, frozen=True):
             for program in self.restore
         }
         try:
+            if self.sets:
+                node.run(["ipset", "restore"], text=self.sets)
             if self.nft:
                 node.run(["nft", "-f", "-"], text=self.nft)
             for program, text in self.restore.items():
@@ -35,6 +41,8 @@ class Ruleset(msgspec.Struct, frozen=True):
                 node.run(["nft", "delete", "table", family, name])
             for program, text in saved.items():
                 node.run([program], text=text)
+            if self.sets:
+                node.run(["ipset", "destroy"])
 
 
 FIREWALLD = """table inet firewalld {
@@ -249,6 +257,80 @@ LIBVIRT = """*filter
 COMMIT
 """
 
+KUBE_ROUTER_SETS = """create KUBE-SRC hash:ip
+create KUBE-DST hash:ip
+add KUBE-SRC 10.244.1.11
+add KUBE-SRC 10.244.1.12
+add KUBE-DST 10.244.1.11
+"""
+
+KUBE_ROUTER = """*filter
+:KUBE-ROUTER-FORWARD - [0:0]
+:KUBE-POD-FW-WEB - [0:0]
+:KUBE-NWPLCY-DEFAULT - [0:0]
+-I FORWARD -m comment --comment "kube-router netpol" -j KUBE-ROUTER-FORWARD
+-A KUBE-ROUTER-FORWARD -d 10.244.1.11/32 -j KUBE-POD-FW-WEB
+-A KUBE-ROUTER-FORWARD -m mark --mark 0x20000/0x20000 -j ACCEPT
+-A KUBE-POD-FW-WEB -m conntrack --ctstate INVALID -j DROP
+-A KUBE-POD-FW-WEB -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A KUBE-POD-FW-WEB -m addrtype --src-type LOCAL -d 10.244.1.11/32 -j ACCEPT
+-A KUBE-POD-FW-WEB -j KUBE-NWPLCY-DEFAULT
+-A KUBE-POD-FW-WEB -m mark ! --mark 0x10000/0x10000 \
+-m limit --limit 10/min --limit-burst 10 -j NFLOG --nflog-group 100
+-A KUBE-POD-FW-WEB -m mark ! --mark 0x10000/0x10000 -j REJECT --reject-with icmp-port-unreachable
+-A KUBE-POD-FW-WEB -j MARK --set-xmark 0x0/0x10000
+-A KUBE-POD-FW-WEB -j MARK --set-xmark 0x20000/0x20000
+-A KUBE-NWPLCY-DEFAULT -m set --match-set KUBE-SRC src \
+-m set --match-set KUBE-DST dst -p tcp -m tcp --dport 8080 -j MARK --set-xmark 0x10000/0x10000
+COMMIT
+"""
+"""Pod 10.244.1.11 accepts this node's pods at port 8080."""
+
+CALICO_POLICY = """*filter
+:cali-FORWARD - [0:0]
+:cali-to-wl-dispatch - [0:0]
+:cali-tw-cbr0 - [0:0]
+:cali-pi-web - [0:0]
+-I FORWARD -m comment --comment "cali:wUHhoiAYhphO9Mso" -j cali-FORWARD
+-A cali-FORWARD -j MARK --set-xmark 0x0/0xe0000
+-A cali-FORWARD -o cbr0 -j cali-to-wl-dispatch
+-A cali-to-wl-dispatch -o cbr0 -g cali-tw-cbr0
+-A cali-tw-cbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A cali-tw-cbr0 -m conntrack --ctstate INVALID -j DROP
+-A cali-tw-cbr0 -j MARK --set-xmark 0x0/0x10000
+-A cali-tw-cbr0 -m mark --mark 0x0/0x20000 -j cali-pi-web
+-A cali-tw-cbr0 -m comment --comment "Return if policy accepted" \
+-m mark --mark 0x10000/0x10000 -j RETURN
+-A cali-tw-cbr0 -m comment --comment "Drop if no policies passed packet" \
+-m mark --mark 0x0/0x20000 -j DROP
+-A cali-pi-web -p tcp -m set --match-set CALI-ALLOWED src \
+-m multiport --dports 8080 -j MARK --set-xmark 0x10000/0x10000
+COMMIT
+"""
+
+
+def by_iptables(owner: str, text: str, program: str, sets: str = "") -> Ruleset:
+    """Return rules for one flavour of iptables: legacy or nft."""
+    return Ruleset(owner, restore={f"iptables-{program}-restore": text}, sets=sets)
+
+
+# Without the rule that accepts translated packets, as zones of older versions have it.
+FIREWALLD_STRICT = FIREWALLD.replace("ct status dnat accept", "")
+DOCKER_STRICT = DOCKER.replace(":FORWARD ACCEPT", ":FORWARD DROP")
+UFW_STRICT = (
+    "\n".join(
+        line
+        for line in UFW.replace("*filter\n", "*filter\n:FORWARD DROP [0:0]\n").splitlines()
+        if "cbr0" not in line
+    )
+    + "\n"
+)
+KUBE_ROUTER_SETS_WITHOUT_CLIENTS = (
+    "\n".join(line for line in KUBE_ROUTER_SETS.splitlines() if not line.startswith("add KUBE-SRC"))
+    + "\n"
+)
+CALICO_SETS = "create CALI-ALLOWED hash:net\nadd CALI-ALLOWED 192.0.2.0/24\n"
+
 _IPTABLES = {
     "docker": DOCKER,
     "kubelet": KUBELET,
@@ -262,7 +344,7 @@ HARMLESS = {
     "nftables.conf": Ruleset("", NFTABLES_CONF),
     "fail2ban": Ruleset("fail2ban", FAIL2BAN),
     **{
-        f"{name}, {program}": Ruleset(name, restore={f"iptables-{program}-restore": text})
+        f"{name}, {program}": by_iptables(name, text, program)
         for name, text in _IPTABLES.items()
         for program in ("nft", "legacy")
     },

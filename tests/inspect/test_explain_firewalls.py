@@ -19,7 +19,8 @@ from pyproxy_lab.probe import probe
 
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
-from tests.inspect.firewall_rulesets import HARMLESS
+from tests.inspect import firewall_rulesets as rulesets
+from tests.inspect.firewall_rulesets import HARMLESS, Ruleset, by_iptables
 from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
 
 pytestmark = [
@@ -53,6 +54,7 @@ class Fault(msgspec.Struct, frozen=True):
     source: str = ""
     client: str = "a1"
     result: str = "failed"
+    ruleset: Ruleset | None = None
 
 
 def table(body: str, family: str = "inet", name: str = "other") -> str:
@@ -288,6 +290,52 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 
+FAULTS |= {
+    "firewalld": Fault(
+        "of chain filter_FORWARD in table inet firewalld (firewalld) rejects packets from "
+        f"{POD} to {ALL}",
+        ruleset=Ruleset("firewalld", rulesets.FIREWALLD_STRICT),
+    ),
+    **{
+        f"{name}, {program}": Fault(words, ruleset=by_iptables(name, text, program, sets), **fields)
+        for program, label in (("nft", "ip"), ("legacy", "iptables-legacy"))
+        for name, text, sets, words, fields in (
+            (
+                "docker",
+                rulesets.DOCKER_STRICT,
+                "",
+                f"the policy of chain FORWARD in table {label} filter (docker) drops packets from "
+                f"{POD} to {ALL}",
+                {},
+            ),
+            (
+                "ufw",
+                rulesets.UFW_STRICT,
+                "",
+                f"the policy of chain FORWARD in table {label} filter (ufw) drops packets from "
+                f"{POD} to {ALL}",
+                {},
+            ),
+            (
+                "kube-router",
+                rulesets.KUBE_ROUTER,
+                rulesets.KUBE_ROUTER_SETS_WITHOUT_CLIENTS,
+                f"of chain KUBE-POD-FW-WEB in table {label} filter (kube-router's network policy) "
+                f"rejects packets from {POD} to {A1}:8080",
+                {"client": ""},
+            ),
+            (
+                "Calico",
+                rulesets.CALICO_POLICY,
+                rulesets.CALICO_SETS,
+                f"of chain cali-tw-cbr0 in table {label} filter (Calico) drops packets from {POD} "
+                f"to {A1}:8080, {A2}:8080",
+                {},
+            ),
+        )
+    },
+}
+
 UNDECIDED: dict[str, Fault] = {
     "unknown match": legacy(
         "it is undecided whether the rule 1 of chain FORWARD in table iptables-legacy filter drops "
@@ -327,6 +375,13 @@ def run(node: InspectedNode, command: str, text: str = "") -> None:
 
 @contextlib.contextmanager
 def planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
+    with contextlib.ExitStack() as loaded:
+        if fault.ruleset:
+            loaded.enter_context(fault.ruleset.loaded(node.cluster.network.namespace(SITE)))
+        yield from _planted(node, fault)
+
+
+def _planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
     try:
         if fault.nft:
             run(node, "nft -f -", fault.nft)
@@ -383,6 +438,14 @@ def test_such_a_rule_breaks_connections(web: InspectedNode, name: str) -> None:
     with planted(web, fault):
         outcome = client.call(partial(probe, target, tries=12, timeout=0.1, at_once=12))
         assert outcome.dropped or outcome.refused
+
+
+def test_a_network_policy_that_accepts_pods_passes(web: InspectedNode) -> None:
+    for program in ("nft", "legacy"):
+        ruleset = by_iptables("", rulesets.KUBE_ROUTER, program, rulesets.KUBE_ROUTER_SETS)
+        with ruleset.loaded(web.cluster.network.namespace(SITE)):
+            found, said = firewalls(explained(web, f"{ADDRESS}:80", A2))
+            assert found == "ok", said
 
 
 @pytest.mark.parametrize("name", HARMLESS)

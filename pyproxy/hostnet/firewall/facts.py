@@ -18,6 +18,7 @@ from pyproxy.hostnet.devices import Devices, read_devices
 from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, doubt, join_doubts, mask_and_xor, number
 from pyproxy.hostnet.firewall.evaluator import Budget, ChainResult, Finding, evaluate
 from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Host
+from pyproxy.hostnet.firewall.ipsets import IpSets
 from pyproxy.hostnet.firewall.legacy_tables import LegacyTable, read_legacy_tables
 from pyproxy.hostnet.firewall.nft_tables import NFPROTO_BRIDGE, BaseChain, NftTables
 from pyproxy.hostnet.firewall.own_chains import OwnChains, is_own_table
@@ -64,8 +65,9 @@ class FirewallFacts(msgspec.Struct, frozen=True):
 
 def read_firewalls(paths: ServicePaths, devices: Devices) -> FirewallFacts | NotRead:
     """Evaluate the rules that the packets of paths meet. Blocks; raises KernelError."""
-    with closing(NftTables()) as tables:
-        return _Reader(tables, devices if devices.links else read_devices()).read(paths)
+    known = devices if devices.links else read_devices()
+    with closing(NftTables()) as tables, closing(IpSets()) as sets:
+        return _Reader(tables, sets, known).read(paths)
 
 
 class Marks(msgspec.Struct, frozen=True):
@@ -101,10 +103,10 @@ class _Registered(msgspec.Struct, frozen=True, eq=False):
 class _Reader:
     """The chains of other programs, read as packets meet them."""
 
-    def __init__(self, tables: NftTables, devices: Devices) -> None:
+    def __init__(self, tables: NftTables, sets: IpSets, devices: Devices) -> None:
         self._tables = tables
         self._devices = devices
-        self._host = _host(devices)
+        self._host = _host(devices, sets)
         self._unread: list[str] = []
         self._loaded: dict[int, Chain] = {}
         self._results: dict[tuple[int, HookPacket], ChainResult] = {}
@@ -271,9 +273,9 @@ class _Reader:
         return finding
 
 
-def _host(devices: Devices) -> Host:
+def _host(devices: Devices, sets: IpSets) -> Host:
     indexes = {link.name: link.index for link in devices.links.values()}
-    return Host(indexes, frozenset(devices.by_address), _bridge_families())
+    return Host(indexes, frozenset(devices.by_address), _bridge_families(), sets.match)
 
 
 def _bridge_families() -> frozenset[Family]:

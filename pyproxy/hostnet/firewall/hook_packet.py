@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from pyproxy.hostnet.firewall.bits import (
     Bits,
     DoubtKind,
+    Doubts,
     concatenate,
     doubt,
     known,
@@ -80,15 +81,27 @@ class Connection(msgspec.Struct, frozen=True):
     mark: Bits = number(0)
 
 
+class Match(msgspec.Struct, frozen=True):
+    """Whether a test of a packet is true; None with doubts if it is undecided."""
+
+    value: bool | None
+    doubts: Doubts = ()
+
+
+YES, NO = Match(True), Match(False)
+
+
 class Host(msgspec.Struct, frozen=True, eq=False):
     """This node, as rules test it: the indexes of its interfaces and its own addresses.
 
     `bridged` are the families whose packets meet the hooks of IP while a bridge forwards them.
+    `sets` tests the match `set` of iptables; without it the match is undecided.
     """
 
     indexes: Mapping[str, int] = {}
     local: frozenset[Address] = frozenset()
     bridged: frozenset[Family] = frozenset()
+    sets: Callable[[bytes, HookPacket], Match] | None = None
 
 
 class HookPacket(msgspec.Struct, frozen=True):

@@ -18,9 +18,9 @@ import msgspec
 
 from pyproxy.hostnet.firewall import xt_targets
 from pyproxy.hostnet.firewall.bits import Doubts, join_doubts
-from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket
+from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Match
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, RETURN, Action, Chain, Effect, Verdict
-from pyproxy.hostnet.firewall.xt_matches import Match, address_in, all_of, interface_is, match
+from pyproxy.hostnet.firewall.xt_matches import address_in, all_of, interface_is, match
 from pyproxy.model.address import Family
 from pyproxy.netlink.kernel_errors import kernel_error
 
@@ -247,9 +247,8 @@ def read_legacy_tables(family: Family, skip: frozenset[str] = frozenset()) -> li
     wanted = [name for name in PRIORITIES if name in names and name not in skip]
     if not wanted:
         return []
-    with socket.socket(
-        _AF[family], socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW
-    ) as sock:
+    # Any socket of the family has this option; one for datagrams needs no CAP_NET_RAW.
+    with socket.socket(_AF[family], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         return [_read_table(sock, family, name) for name in wanted]
 
 

@@ -9,33 +9,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 
-import msgspec
-
 from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, Doubts, doubt
 from pyproxy.hostnet.firewall.hook_packet import (
     ANY_CLIENT,
     ANY_INTERFACE,
     ANY_PROCESS,
+    NO,
     SCTP,
     STATE_UNTRACKED,
     STATUS_DNAT,
     STATUS_SNAT,
     TCP,
     UDP,
+    YES,
     HookPacket,
+    Match,
 )
 from pyproxy.hostnet.firewall.metadata import address_type
 from pyproxy.model.address import Address, Family
 
-
-class Match(msgspec.Struct, frozen=True):
-    """Whether a match matches; None with doubts if it is undecided."""
-
-    value: bool | None
-    doubts: Doubts = ()
-
-
-YES, NO = Match(True), Match(False)
 _Decode = Callable[[int, bytes, HookPacket], Match]
 
 
@@ -330,6 +322,12 @@ def _policy(_revision: int, info: bytes, _packet: HookPacket) -> Match:
     return YES if flags & 4 else NO
 
 
+def _set(revision: int, info: bytes, packet: HookPacket) -> Match:
+    if packet.host.sets is None or revision == 0:
+        return Match(None, doubt(DoubtKind.UNREADABLE, "match set"))
+    return packet.host.sets(info, packet)
+
+
 _TTL = 63
 
 
@@ -387,6 +385,7 @@ _MATCHES: Mapping[str, _Decode] = {
     "quota": _undecided(DoubtKind.RATE, "a quota"),
     "rpfilter": _rpfilter,
     "sctp": _sctp,
+    "set": _set,
     "socket": _other_protocol,
     "state": _state,
     "statistic": _statistic,

@@ -135,6 +135,10 @@ def _xt_matches(random: Random, six: bool) -> list[str]:
         "-m statistic --mode random --probability 1.0",
         "-m policy --dir in --pol none",
         f"-m connmark {negated}--mark 0",
+        f"-m set {negated}--match-set net{'6' if six else '4'} {random.choice(('src', 'dst'))}",
+        f"-m set {negated}--match-set pair{'6' if six else '4'} src,dst",
+        "-m set --match-set ports dst",
+        f"-m set --match-set device{'6' if six else '4'} dst,src",
     ]
 
 
@@ -157,3 +161,23 @@ def draw_xt_ruleset(random: Random, six: bool) -> str:
     for chain, targets in (("B", ()), ("A", ("B",)), ("INPUT", ("A", "B"))):
         lines += [_xt_rule(random, six, chain, targets) for _ in range(random.randint(1, 5))]
     return "\n".join([*lines, "COMMIT\n"])
+
+
+IP_SETS = """create net4 hash:net
+create net6 hash:net family inet6
+create pair4 hash:ip,port
+create pair6 hash:ip,port family inet6
+create ports bitmap:port range 0-9999
+create device4 hash:net,iface
+create device6 hash:net,iface family inet6
+add net4 10.9.0.0/24
+add net4 10.9.0.2/32 nomatch
+add net6 fd09::/64
+add pair4 10.9.0.1,udp:2000
+add pair4 10.9.1.1,tcp:3000
+add pair6 fd09::1,udp:2000
+add ports 3000
+add device4 10.9.0.0/24,lo
+add device6 fd09:1::/64,lo
+"""
+"""Sets that the rules of iptables match, for `ipset restore`."""

@@ -12,6 +12,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.hostnet.firewall.bits import number
 from pyproxy.hostnet.firewall.evaluator import ChainResult, evaluate
 from pyproxy.hostnet.firewall.hook_packet import Connection, Hook, HookPacket, Host, Tuple
+from pyproxy.hostnet.firewall.ipsets import IpSets
 from pyproxy.hostnet.firewall.legacy_tables import read_legacy_tables
 from pyproxy.hostnet.firewall.nft_tables import NftTables
 from pyproxy.model.address import Family, Port, parse_address
@@ -76,13 +77,14 @@ class Rules:
         """Evaluate the chain INPUT of the table filter, of the family of each datagram."""
 
         def run() -> list[ChainResult]:
-            with closing(NftTables()) as tables:
+            with closing(NftTables()) as tables, closing(IpSets()) as sets:
+                host = msgspec.structs.replace(HOST, sets=sets.match)
                 found = []
                 for each in datagrams:
                     if legacy:
                         (table,) = read_legacy_tables(each.family)
                         found.append(
-                            evaluate(table.base_chain(Hook.INPUT), table, each.packet(HOST))
+                            evaluate(table.base_chain(Hook.INPUT), table, each.packet(host))
                         )
                         continue
                     family = 2 if each.family is Family.IPV4 else 10
@@ -92,7 +94,7 @@ class Rules:
                         if (base.family, base.name) == (family, "INPUT")
                     )
                     reader = tables.table(family, base.table)
-                    found.append(evaluate(tables.load(base), reader, each.packet(HOST)))
+                    found.append(evaluate(tables.load(base), reader, each.packet(host)))
                 return found
 
         return self.namespace.call(run)

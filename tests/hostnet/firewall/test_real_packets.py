@@ -9,7 +9,12 @@ import pytest
 
 from pyproxy.hostnet.firewall.evaluator import ChainResult
 from pyproxy.model.address import Family
-from tests.hostnet.firewall.generated_rules import draw_datagram, draw_nft_ruleset, draw_xt_ruleset
+from tests.hostnet.firewall.generated_rules import (
+    IP_SETS,
+    draw_datagram,
+    draw_nft_ruleset,
+    draw_xt_ruleset,
+)
 from tests.hostnet.firewall.real_packets import Rules, rules_of_input
 
 pytestmark = [pytest.mark.kernel, pytest.mark.packets]
@@ -20,6 +25,7 @@ _DATAGRAMS = 40
 @pytest.fixture(scope="module")
 def rules() -> Iterator[Rules]:
     with rules_of_input() as made:
+        made.namespace.run(["ipset", "restore"], text=IP_SETS)
         yield made
 
 
