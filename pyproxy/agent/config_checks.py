@@ -16,6 +16,7 @@ from pyproxy.agent.config_rules import (
     cidr_problems,
     clock_problem,
     family_problems,
+    network_problems,
     node_problems,
 )
 from pyproxy.agent.sources import Source
@@ -24,7 +25,6 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import Backend, Family, backend, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.objects import ObjectName, Service
-from pyproxy.policy.reserved_frontends import Reserved
 from pyproxy.source.client import Client
 
 log = logging.getLogger(__name__)
@@ -123,22 +123,23 @@ class ConfigChecks:
 
         `node` is the node's part in the last sync.
         """
-        return tuple(self._find(cluster_state, node.reserved))
+        return tuple(self._find(cluster_state, node))
 
-    def _find(self, cluster_state: ClusterState, reserved: Reserved) -> Iterator[ConfigProblem]:
+    def _find(self, cluster_state: ClusterState, routing: NodeRouting) -> Iterator[ConfigProblem]:
         yield from self._of_file()
         if self._client is not None:
             yield from self._of_client(self._client, cluster_state)
         yield from self._source.problems()
         if not cluster_state.has_synced:
             return
-        node = cluster_state.node
+        node, reserved = cluster_state.node, routing.reserved
         # A folder of manifests need not have a Node.
         if node is not None or not self._settings.manifests:
             names = self._source.node_names()
             yield from node_problems(self._settings, node, names, reserved.local, self._families)
         yield from cidr_problems(self._settings, node, self._families & reserved.families)
-        yield from family_problems(self._families - reserved.families)
+        yield from family_problems(self._families - reserved.families, routing.programmable)
+        yield from network_problems(routing.left_out)
 
     def _of_client(self, client: Client, cluster_state: ClusterState) -> Iterator[ConfigProblem]:
         servers = client.servers()

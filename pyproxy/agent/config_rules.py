@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from pyproxy.agent.node_addresses import MOST_IN_NETWORKS
 from pyproxy.config.settings import LocalMode, Settings
 from pyproxy.inspect.humanize import duration
-from pyproxy.model.address import Address, Family, address_text, family_of
+from pyproxy.model.address import FAMILIES, Address, Family, Network, address_text, family_of
 from pyproxy.model.config_problems import ConfigProblem, ConfigTopic
 from pyproxy.model.objects import Node, ObjectName
 
@@ -130,15 +131,40 @@ def cidr_problems(
         )
 
 
-def family_problems(families: Iterable[Family]) -> Iterator[ConfigProblem]:
-    """Yield a mistake for each family of the cluster's Services that the node does not serve."""
+def family_problems(
+    families: Iterable[Family], programmable: Collection[Family] = FAMILIES
+) -> Iterator[ConfigProblem]:
+    """Yield a mistake for each family of the cluster's Services that the node does not serve.
+
+    `programmable` are those that the dataplane can write.
+    """
     for family in sorted(families):
+        fix = (
+            f"enable {family.label} on the node (for IPv6: net.ipv6.conf.all.disable_ipv6, "
+            "ipv6.disable on the kernel's command line)"
+        )
+        if family not in programmable:
+            program = "ip6tables" if family is Family.IPV6 else "iptables"
+            fix = (
+                f"install {program}, load the kernel's module for its table nat, and restart "
+                "pyproxy, which looks for them at its start alone"
+            )
         yield ConfigProblem(
             ConfigTopic.FAMILY_NOT_SERVED,
             f"Services have {family.label} addresses, which this node does not serve",
-            f"enable {family.label} on the node (for IPv6: net.ipv6.conf.all.disable_ipv6, "
-            "ipv6.disable on the kernel's command line, ip6tables in iptables mode), or make the "
-            "cluster single-stack",
+            f"{fix}, or make the cluster single-stack",
+        )
+
+
+def network_problems(left_out: Iterable[Network]) -> Iterator[ConfigProblem]:
+    """Yield the mistake of local networks whose addresses are too many for node ports."""
+    if networks := ", ".join(map(str, left_out)):
+        yield ConfigProblem(
+            ConfigTopic.LOCAL_NETWORK_LEFT_OUT,
+            f"node ports do not serve the addresses of local routes to {networks}, which are more "
+            f"than {MOST_IN_NETWORKS}",
+            "add local routes to the single addresses, use smaller networks, or leave them out of "
+            "--nodeport-addresses",
         )
 
 

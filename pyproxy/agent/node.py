@@ -35,8 +35,9 @@ class NodeRules:
 
     `local_addresses` returns the addresses of this machine's interfaces with loopback, that of the
     default route first in each family. `broadcasts` returns the broadcast addresses of its
-    networks, and `api_servers` those of the API servers that it uses. `programmable` are the
-    families that the dataplane can write.
+    networks, and `api_servers` those of the API servers that it uses. `large_networks` are local
+    networks with more addresses than are listed. `programmable` are the families that the dataplane
+    can write.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class NodeRules:
         local_addresses: Callable[[], Iterable[Address]],
         broadcasts: Callable[[], Iterable[Address]] = tuple,
         api_servers: Callable[[], Iterable[Backend]] = tuple,
+        large_networks: Callable[[], Iterable[Network]] = tuple,
         programmable: frozenset[Family] = FAMILIES,
     ) -> None:
         self.hostname = settings.node_name
@@ -59,9 +61,11 @@ class NodeRules:
         self._external_ips = settings.external_ips
         self.divides_node_ports = modes.of(settings.mode).divides_node_ports
         self._takes_addresses = bool(modes.of(settings.mode).device)
+        self._serves_local_networks = modes.of(settings.mode).serves_local_networks
         self._local_addresses = local_addresses
         self._broadcasts = broadcasts
         self._api_servers = api_servers
+        self._large_networks = large_networks
         self._programmable = programmable
         self._families = FAMILIES
 
@@ -82,7 +86,19 @@ class NodeRules:
             for address in self._node_port_addresses(node, local)
             if family_of(address) in reserved.families
         )
-        return NodeRouting(self._pod_networks(node), node_ports, reserved)
+        return NodeRouting(
+            self._pod_networks(node), node_ports, reserved, self._left_out(), self._programmable
+        )
+
+    def _left_out(self) -> tuple[Network, ...]:
+        """Return the local networks that should serve node ports, and are too large."""
+        wanted = self._node_ports
+        return tuple(
+            each
+            for each in self._large_networks()
+            if not (self._serves_local_networks and each.family in wanted.everywhere_in)
+            and (wanted.everywhere or any(each.overlaps(other) for other in wanted.networks))
+        )
 
     def _served_families(self, local: Iterable[Address]) -> frozenset[Family]:
         # A family that the kernel has, and that no sysctl disables, has its loopback address.

@@ -8,7 +8,6 @@ agents for load balancers do. An interface in a VRF has its routes in the VRF's 
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -22,8 +21,6 @@ from pyproxy.netlink import rtnetlink
 from pyproxy.netlink.kernel_errors import kernel_error
 from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE
-
-log = logging.getLogger(__name__)
 
 # Documentation addresses match the default route alone. RTM_GETROUTE returns the source address
 # that the kernel would select, and sends no packet.
@@ -44,7 +41,7 @@ _NO_ROUTE = (
 # RFC 3927; RFC 4291, 2.5.6. The kernel's scope "link" is something else: any address may have it.
 _LINK_LOCAL = (parse_network("169.254.0.0/16"), parse_network("fe80::/10"))
 _LOOPBACK = parse_network("127.0.0.0/8")
-_MOST_IN_NETWORKS = 1024
+MOST_IN_NETWORKS = 1024
 """Addresses of local routes to networks that are listed; single addresses have no limit."""
 
 
@@ -57,12 +54,13 @@ class LocalAddresses:
     def __init__(self) -> None:
         self._kernel = Requests(NETLINK_ROUTE)
         self._kernel.filter_dumps()
-        self._too_large: frozenset[Network] = frozenset()
+        self._too_large: tuple[Network, ...] = ()
+        self._broadcasts: frozenset[Address] = frozenset()
 
     def read(self) -> tuple[Address, ...]:
         """Return all addresses but link-local ones, those of the default routes first.
 
-        Leaves out Service addresses, which ipvs mode has on a device. Blocks for a few requests.
+        Leaves out Service addresses, which ipvs mode has on a device. Blocks for six requests.
         """
         kernel = self._kernel
         ways = [way for towards in _TOWARDS.values() if (way := _way(kernel, towards))]
@@ -70,9 +68,11 @@ class LocalAddresses:
         # ipvs mode has every Service address on kube-ipvs0, and none of them is for node ports.
         names = [mode.device for mode in MODES.values() if mode.device]
         devices = {rtnetlink.find_device(kernel, name) for name in names} - {0}
+        replies = kernel.dump(rtnetlink.get_addresses())
+        self._broadcasts = rtnetlink.read_broadcasts(replies)
         on_interfaces = [
             each.address
-            for each in rtnetlink.read_addresses(kernel.dump(rtnetlink.get_addresses()))
+            for each in rtnetlink.read_addresses(replies)
             if each.is_unique and each.device not in devices
         ]
         routes = [
@@ -85,15 +85,19 @@ class LocalAddresses:
         return tuple(address for address in found if not is_link_local(address))
 
     def broadcasts(self) -> frozenset[Address]:
-        """Return the broadcast addresses of this machine's networks. Blocks for one request."""
-        return rtnetlink.read_broadcasts(self._kernel.dump(rtnetlink.get_addresses()))
+        """Return the broadcast addresses of this machine's networks at the last `read`."""
+        return self._broadcasts
+
+    def large_networks(self) -> tuple[Network, ...]:
+        """Return the local routes whose addresses the last `read` left out as too many."""
+        return self._too_large
 
     def close(self) -> None:
         """Close the socket."""
         self._kernel.close()
 
     def _expanded(self, networks: Iterable[Network]) -> Iterator[Address]:
-        left, too_large = _MOST_IN_NETWORKS, set()
+        left, too_large = MOST_IN_NETWORKS, set()
         # Smaller networks first, so that a large one does not displace a single address.
         for network in sorted(networks, key=lambda each: -each.prefix):
             first, last = (int.from_bytes(each, "big") for each in (network.address, network.last))
@@ -106,13 +110,7 @@ class LocalAddresses:
                 yield from (Address(n.to_bytes(length, "big")) for n in range(first, last + 1))
             elif network != _LOOPBACK:
                 too_large.add(network)
-        for network in sorted(too_large - self._too_large):
-            log.info(
-                "local route to %s: node ports do not serve its addresses, which are more than %d",
-                network,
-                _MOST_IN_NETWORKS,
-            )
-        self._too_large = frozenset(too_large)
+        self._too_large = tuple(sorted(too_large))
 
 
 def is_link_local(address: Address) -> bool:
@@ -124,12 +122,6 @@ def local_addresses() -> tuple[Address, ...]:
     """Return the addresses that `LocalAddresses` reads, once. Raises KernelError."""
     with closing(LocalAddresses()) as opened:
         return opened.read()
-
-
-def broadcast_addresses() -> frozenset[Address]:
-    """Return the addresses of `LocalAddresses.broadcasts`, once. Raises KernelError."""
-    with closing(LocalAddresses()) as opened:
-        return opened.broadcasts()
 
 
 class Route(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from pyproxy.agent.config_checks import ConfigChecks
 from pyproxy.agent.config_file import file_problems
 from pyproxy.agent.core import Agent
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.node_addresses import broadcast_addresses, local_addresses
+from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
 from pyproxy.agent.sources import Source, client_of, servers_of, source_of
 from pyproxy.config.settings import Settings
@@ -33,10 +33,10 @@ from pyproxy.dataplane.interface import (
     StepLimits,
     TableUsage,
 )
-from pyproxy.errors import Problem, SourceError
+from pyproxy.errors import KernelError, Problem, SourceError, UsageError
 from pyproxy.health.state import Health
 from pyproxy.metrics import Metrics
-from pyproxy.model.address import FAMILIES
+from pyproxy.model.address import FAMILIES, Family
 from pyproxy.model.events import Event
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
@@ -149,23 +149,27 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
     checks = ConfigChecks(settings, source, client, partial(file_problems, settings.file_warnings))
     listeners: list[CommitListener] = [programmed, checks]
     observers = Observers(Metrics(), health, listeners, time.monotonic, time.time, _ignore)
+    local = LocalAddresses()
     # Without a kernel dataplane, a command writes nothing and needs no capability.
     agent = Agent(
         NullDataplane(settings.mode.value),
         NodeRules(
             settings,
-            local_addresses,
-            broadcast_addresses,
+            local.read,
+            local.broadcasts,
             partial(servers_of, client),
+            local.large_networks,
+            _programmable(settings),
         ),
         SyncBackoff(0.0),
         observers,
     )
     where = client.host if client else settings.manifests
-    _read(source, inbox, agent, where)
-    for event in (event for path in files for event in read_file(path)):
-        agent.handle_event(event)
-    agent.sync()
+    with closing(local):
+        _read(source, inbox, agent, where)
+        for event in (event for path in files for event in read_file(path)):
+            agent.handle_event(event)
+        agent.sync()
     about = About(
         settings,
         client,
@@ -177,6 +181,17 @@ def read_once(settings: Settings, files: Iterable[Path] = ()) -> AgentInspector:
         lambda: checks.find(agent.cluster_state, agent.node_routing),
     )
     return AgentInspector(agent, programmed, about, _run)
+
+
+def _programmable(settings: Settings) -> frozenset[Family]:
+    """Return the families that the mode can serve on this machine, all if that is unknown."""
+    try:
+        with closing(modes.of(settings.mode).make(settings)) as dataplane:
+            dataplane.prepare_to_read()
+            return dataplane.families
+    except (KernelError, UsageError):
+        # Without a right, for example: a command that reads the kernel reports it.
+        return FAMILIES
 
 
 def _read(

@@ -125,7 +125,12 @@ def _serve(
         # Some settings need capabilities that the agent drops later.
         machine = stack.enter_context(closing(prepare_kernel(settings)))
         node_rules = NodeRules(
-            settings, local.read, local.broadcasts, partial(servers_of, client), dataplane.families
+            settings,
+            local.read,
+            local.broadcasts,
+            partial(servers_of, client),
+            local.large_networks,
+            dataplane.families,
         )
         listeners: list[CommitListener] = [
             FirstCommit(

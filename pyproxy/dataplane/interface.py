@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from pyproxy.errors import KernelError
-from pyproxy.model.address import Address, Family, Network
+from pyproxy.model.address import FAMILIES, Address, Family, Network
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.reserved_frontends import Reserved
 from pyproxy.policy.routing import ServiceRouting
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 class NodeRouting(msgspec.Struct, frozen=True):
     """The node's part in the base rules: networks of pods, and addresses of node ports.
 
-    `reserved` is the node's part in the Services' routings, which dataplanes ignore.
+    Dataplanes ignore the rest. `reserved` is the node's part in the Services' routings. `left_out`
+    are local networks whose addresses are too many for node ports, and `programmable` the families
+    that the dataplane can write.
     """
 
     pod_networks: tuple[Network, ...] = ()
     node_port_addresses: tuple[Address, ...] = ()
     reserved: Reserved = Reserved()
+    left_out: tuple[Network, ...] = ()
+    programmable: frozenset[Family] = FAMILIES
 
 
 class Changes(msgspec.Struct, frozen=True):

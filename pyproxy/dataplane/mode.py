@@ -140,6 +140,9 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
     divides_node_ports: bool = False
     """Whether the kernel needs a frontend of its own for a node port on each address."""
 
+    serves_local_networks: bool = False
+    """Whether `--nodeport-addresses=all` includes local routes to networks of any size."""
+
     failure_names: FailureNames = FailureNames()
     """kube-proxy's names of the counters of failures in this mode."""
 

@@ -76,6 +76,10 @@ class Network(msgspec.Struct, frozen=True, order=True):
         # Bytes in network order compare like the numbers that they encode.
         return len(address) == len(self.address) and self.address <= address <= self.last
 
+    def overlaps(self, other: Network) -> bool:
+        """Return whether the two networks have an address in common."""
+        return other.address in self or self.address in other
+
     def __str__(self) -> str:
         return f"{address_text(self.address)}/{self.prefix}"
 

@@ -21,6 +21,7 @@ class ConfigTopic(enum.Enum):
     CLUSTER_CIDR_MISSING = "cluster_cidr_missing"
     CLUSTER_CIDR_FAMILY = "cluster_cidr_family"
     FAMILY_NOT_SERVED = "family_not_served"
+    LOCAL_NETWORK_LEFT_OUT = "local_network_left_out"
     API_UNREACHABLE = "api_server_unreachable"
     API_TLS = "api_server_tls"
     API_CREDENTIALS = "api_server_credentials"

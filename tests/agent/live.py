@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.process import Agent, agent_command
 from pyproxy_lab.topology import API_ADDRESS
 
-from pyproxy.agent.node_addresses import broadcast_addresses
+from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.chains import LOCAL_OFFSET
 from pyproxy.dataplane.nftables.compile import add_service, node_table, shared_rows
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import BY_NAME, ENDPOINTS, NODE_PORT_ENDPOINTS
-from pyproxy.model.address import Family, parse_network
+from pyproxy.model.address import Address, Family, parse_network
 from pyproxy.model.destination import parse_destination
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 from pyproxy.netlink.elements import Value
@@ -100,6 +100,13 @@ def endpoint_slice(of: str, addresses: Iterable[str], note: str = "") -> Object:
             for a in addresses
         ],
     }
+
+
+def broadcast_addresses() -> frozenset[Address]:
+    """Return the broadcast addresses of this namespace's networks."""
+    with closing(LocalAddresses()) as opened:
+        opened.read()
+        return opened.broadcasts()
 
 
 def _node_of(address: str) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pyproxy.agent.config_rules import network_problems
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_setup import NodeKernel
+from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import ListenAddress, LocalMode, LocalTraffic, NodePorts, Settings
 from pyproxy.config.values import node_ports
 from pyproxy.errors import Problem, TransientKernelError
@@ -134,6 +136,34 @@ def test_addresses_are_read_again_after_a_sync_that_failed() -> None:
     stage.settle()
     kernel = stage.dataplane.kernel
     assert kernel["node-port-addresses4"].keys() == {parse_address("203.0.113.8")}
+
+
+LARGE = tuple(map(parse_network, ["10.9.0.0/16", "fd09::/64"]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "flag", "left_out"),
+    [
+        (ProxyMode.NFTABLES, "primary", ""),
+        (ProxyMode.NFTABLES, "all", "10.9.0.0/16 fd09::/64"),
+        (ProxyMode.NFTABLES, "10.9.8.0/24", "10.9.0.0/16"),
+        (ProxyMode.NFTABLES, "10.0.0.0/8", "10.9.0.0/16"),
+        (ProxyMode.NFTABLES, "10.8.0.0/16", ""),
+        (ProxyMode.IPVS, "0.0.0.0/0", "10.9.0.0/16"),
+        # One rule serves all local addresses.
+        (ProxyMode.IPTABLES, "all", ""),
+        (ProxyMode.IPTABLES, "0.0.0.0/0,fd00::/8", "fd09::/64"),
+    ],
+)
+def test_local_networks_that_are_left_out_are_named(
+    mode: ProxyMode, flag: str, left_out: str
+) -> None:
+    settings = Settings(HOSTNAME, mode=mode, node_ports=node_ports(flag))
+    rules = NodeRules(settings, lambda: INTERFACES, large_networks=lambda: LARGE)
+    routing = rules.routing(NODE)
+    assert " ".join(map(str, routing.left_out)) == left_out
+    for problem in network_problems(routing.left_out):
+        assert f"local routes to {left_out.replace(' ', ', ')}, which are more" in str(problem)
 
 
 @pytest.mark.parametrize("family", Family)

@@ -10,7 +10,7 @@ import pytest
 from pyproxy_lab.network import Network
 from pyproxy_lab.topology import TWO_NODES
 
-from pyproxy.agent.node_addresses import local_addresses, route_to
+from pyproxy.agent.node_addresses import LocalAddresses, local_addresses, route_to
 from pyproxy.model.address import address_text
 from pyproxy.netlink.address_monitor import LocalAddressMonitor
 from tests.builders import ip
@@ -74,6 +74,19 @@ def test_the_local_routing_table_says_what_belongs_to_the_node(
         found = {address_text(address) for address in here.call(local_addresses)}
     assert found >= set(there)
     assert not found & set(absent)
+
+
+def test_networks_with_too_many_addresses_are_listed_apart() -> None:
+    with empty_namespace("large") as here:
+        here.ip(["link set lo up", "link add eth0 type bridge", "link set eth0 up"])
+        here.ip(["route add local 203.0.112.0/20 dev lo", "route add local fd77::/64 dev lo"])
+        here.ip(["route add local 203.0.113.0/24 dev lo"])
+        with closing(here.call(LocalAddresses)) as local:
+            assert len(local.read()) == 2 + 256
+            assert list(map(str, local.large_networks())) == ["203.0.112.0/20", "fd77::/64"]
+            here.ip(["route del local 203.0.112.0/20 dev lo"])
+            local.read()
+            assert list(map(str, local.large_networks())) == ["fd77::/64"]
 
 
 def test_a_namespace_without_any_address_has_none() -> None:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.agent.node_addresses import broadcast_addresses
 from pyproxy.config.settings import is_loopback
 from pyproxy.config.values import address as flag_address
 from pyproxy.model.address import Address, address_text, backend_text, parse_network
 from pyproxy.model.objects import Kind
 from pyproxy.model.special_addresses import TABLE, special
 from pyproxy.source.decode import decode_object
+from tests.agent.live import broadcast_addresses
 from tests.agent.objects import Stage
 from tests.builders import endpoint_slice, ip, name, service, web
 from tests.namespaces import empty_namespace

@@ -164,6 +164,19 @@ def test_iptables_mode_has_node_ports_on_all_of_a_large_local_network(
     client.ip([f"route del {address}"])
 
 
+@pytest.mark.modes("nftables")
+def test_a_large_local_network_is_left_out_and_named(everywhere: Proxied) -> None:
+    here = everywhere.network.namespace("na")
+    here.ip(["route add local 10.77.0.0/16 dev lo"])
+    try:
+        everywhere.logs("configuration problem local_network_left_out")
+        everywhere.logs("local routes to 10.77.0.0/16, which are more than 1024")
+        everywhere.is_refused("na", target("10.77.200.1", "tcp"))
+    finally:
+        here.ip(["route del local 10.77.0.0/16 dev lo"])
+    everywhere.logs("configuration problem local_network_left_out is solved")
+
+
 def test_link_local_addresses_have_no_node_ports(everywhere: Proxied) -> None:
     here = everywhere.network.namespace("na")
     here.ip(["addr add 169.254.7.7/32 dev eth0"])

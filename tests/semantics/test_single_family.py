@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
+from pyproxy_lab.topology import TWO_NODES
 
 from .proxied import Object, Proxied, balanced, endpoint_slice, proxied, service
 
@@ -70,6 +71,22 @@ def serves_ipv4(node: Proxied) -> None:
     assert "invalid object" not in log
 
 
+def knows_its_families(node: Proxied, manifests: Path, way: Sequence[str]) -> None:
+    """Check the commands that run without an agent."""
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        place = ("--manifests", str(manifests), "--hostname-override", TWO_NODES.site("na").node)
+        words = [*way, sys.executable, "-m", "pyproxy", *command, *place, *node.mode.flags, *FLAGS]
+        return node.network.namespace("na").call(
+            lambda: subprocess.run(words, capture_output=True, text=True, check=False)
+        )
+
+    compared = run("diff")
+    assert (compared.returncode, compared.stdout) == (0, "the kernel state is the desired state\n")
+    explained = run("explain", "default/web")
+    assert "Services have IPv6 addresses, which this node does not serve" in explained.stdout
+
+
 def is_cleaned_up(node: Proxied, way: Sequence[str]) -> None:
     node.agent.stop()
     command = [*way, sys.executable, "-m", "pyproxy", "cleanup"]
@@ -111,4 +128,6 @@ def test_an_agent_without_ipv6(mode: LabMode, network: Network, tmp_path: Path, 
         )
         assert log.count("IPv6 is not served") == lacks
         assert log.count("iptables mode without IPv6") == lacks
+        if lacks and way == "programs":
+            knows_its_families(node, tmp_path / "x" / "manifests", arguments)
         is_cleaned_up(node, arguments)
