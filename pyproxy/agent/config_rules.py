@@ -26,9 +26,7 @@ _SIMILAR = 0.6
 """difflib's ratio from which one name is taken for a misspelling of another."""
 
 
-# The search takes up to 40 ms for 500 names, and the agent checks every second.
-@lru_cache(maxsize=1)
-def nearest(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def nearest(name: str, names: Iterable[str]) -> tuple[str, ...]:
     """Return the names most like `name`, the likeliest first: same host, then similar spelling."""
     known = sorted(set(names))
     host = name.partition(".")[0]
@@ -40,7 +38,7 @@ def nearest(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
 def node_problems(
     settings: Settings,
     node: Node | None,
-    names: Collection[str],
+    names: tuple[str, ...],
     local: Collection[Address],
     service_families: Collection[Family],
 ) -> Iterator[ConfigProblem]:
@@ -74,7 +72,9 @@ def node_problems(
         )
 
 
-def _not_found(name: str, names: Collection[str]) -> ConfigProblem:
+# Comparing 500 names takes 70 ms, and the agent's thread checks once a second.
+@lru_cache(maxsize=1)
+def _not_found(name: str, names: tuple[str, ...]) -> ConfigProblem:
     message = f"the cluster has no Node {name}"
     # A kubelet leaves a reference to a variable that the container does not have as it is. The
     # name is in lower case by now.
@@ -84,7 +84,7 @@ def _not_found(name: str, names: Collection[str]) -> ConfigProblem:
             f"the variable {variable} is not set in the container: add it to its env, with "
             "valueFrom.fieldRef.fieldPath: spec.nodeName"
         )
-    elif found := nearest(name, tuple(names)):
+    elif found := nearest(name, names):
         fix = f"set --hostname-override to the Node's name; similar names: {', '.join(found)}"
     elif names:
         fix = (
