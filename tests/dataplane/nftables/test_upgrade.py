@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -43,6 +44,7 @@ STEPS = ("begin_load", "load_rules", "finish_load")
 """Functions of the loader that write, in order; elements are written after the first two."""
 
 PAUSE = 0.3
+Result = TypeVar("Result")
 RATE = 150
 """New connections a second from each client."""
 
@@ -223,11 +225,14 @@ def without_node_ports(base: BaseRules) -> BaseRules:
     )
 
 
-def slow(step: Callable[..., None]) -> Callable[..., None]:
-    def run(*arguments: object) -> None:
+def slow(step: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a step with a pause before it and after it."""
+
+    def run(*arguments: object) -> Result:
         time.sleep(PAUSE)
-        step(*arguments)
+        found = step(*arguments)
         time.sleep(PAUSE)
+        return found
 
     return run
 
