@@ -8,7 +8,7 @@ from pyproxy.commands.command import View
 from pyproxy.commands.explanation import show
 from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.errors import UsageError
-from pyproxy.hostnet.path_facts import read_path
+from pyproxy.hostnet.read import read_path
 from pyproxy.inspect.explain import Explanation, explain
 from pyproxy.inspect.facts import AgentFacts, Facts
 from pyproxy.inspect.kernel_facts import kernel_facts

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from pyproxy.hostnet.devices import Devices
-from pyproxy.hostnet.firewall.facts import FirewallFacts, read_firewalls
-from pyproxy.hostnet.not_read import NotRead, read_part
+from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import ServicePaths
-from pyproxy.hostnet.probes import ProbeFacts, probe
-from pyproxy.hostnet.proxies import ProxyFacts, read_proxies
-from pyproxy.hostnet.routes import RouteFacts, read_routes
-from pyproxy.hostnet.switches import SwitchFacts, read_switches
+
+if TYPE_CHECKING:
+    # An agent never has these facts, and imports none of their readers.
+    from pyproxy.hostnet.firewall.facts import FirewallFacts
+    from pyproxy.hostnet.probes import ProbeFacts
+    from pyproxy.hostnet.proxies import ProxyFacts
+    from pyproxy.hostnet.routes import RouteFacts
+    from pyproxy.hostnet.switches import SwitchFacts
 
 _UNREAD = NotRead("not read")
 
@@ -27,26 +29,3 @@ class PathFacts(msgspec.Struct, frozen=True):
     firewalls: FirewallFacts | NotRead = _UNREAD
     proxies: ProxyFacts | NotRead = _UNREAD
     probes: ProbeFacts | NotRead = NotRead("without --probe no connection is made")
-
-
-def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
-    """Read all parts in the caller's network namespace; `connect` also probes.
-
-    Blocks for the kernel, and with `connect` for connections. Raises nothing that a reader does.
-    """
-    if not paths.paths:
-        unread = NotRead(paths.reason)
-        return PathFacts(paths, unread, unread, unread, unread, unread)
-    routes = read_part(partial(read_routes, paths))
-    # The routes name the devices, which sysctls and firewalls depend on.
-    devices = Devices()
-    if isinstance(routes, RouteFacts):
-        paths, devices = routes.paths, routes.devices
-    return PathFacts(
-        paths,
-        read_part(partial(read_switches, paths, devices)),
-        routes,
-        read_part(partial(read_firewalls, paths, devices)),
-        read_part(partial(read_proxies, paths)),
-        read_part(partial(probe, paths)) if connect else PathFacts().probes,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyproxy.hostnet.path_facts import read_path
+from pyproxy.hostnet.read import read_path
 from pyproxy.inspect.explain import Explanation, explain
 from pyproxy.inspect.facts import Facts, agent_facts
 from pyproxy.inspect.kernel_facts import kernel_facts

@@ -10,7 +10,6 @@ from itertools import islice
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from pyproxy.inspect.explain.step import Result
 from pyproxy.inspect.humanize import clock, duration
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.services import ServiceView, list_services
@@ -27,12 +26,13 @@ MAX_PORTS = 20
 
 
 _CLASSES = {
-    Result.OK: "good",
-    Result.FAILED: "bad",
-    Result.NOTE: "warn",
-    Result.SKIPPED: "unused",
-    Result.UNDECIDED: "warn",
+    "ok": "good",
+    "failed": "bad",
+    "note": "warn",
+    "skipped": "unused",
+    "undecided": "warn",
 }
+"""The style of a step's result; its module would import all steps."""
 
 
 def overview(snapshot: Snapshot, query: SearchQuery) -> str:

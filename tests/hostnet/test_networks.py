@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.hostnet.path_facts import PathFacts, read_path
+from pyproxy.hostnet.path_facts import PathFacts
+from pyproxy.hostnet.read import read_path
 from pyproxy.inspect.explain.path_routes import routes
 from pyproxy.inspect.explain.path_switches import switches
 from pyproxy.inspect.explain.step import Result, Step

@@ -1,0 +1,41 @@
+"""Read all facts about the way of a Service's packets.
+
+Apart from the facts, because it imports every reader, which only commands and the page need.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pyproxy.hostnet.devices import Devices
+from pyproxy.hostnet.firewall.facts import read_firewalls
+from pyproxy.hostnet.not_read import NotRead, read_part
+from pyproxy.hostnet.packet import ServicePaths
+from pyproxy.hostnet.path_facts import PathFacts
+from pyproxy.hostnet.probes import probe
+from pyproxy.hostnet.proxies import read_proxies
+from pyproxy.hostnet.routes import RouteFacts, read_routes
+from pyproxy.hostnet.switches import read_switches
+
+
+def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
+    """Read all parts in the caller's network namespace; `connect` also probes.
+
+    Blocks for the kernel, and with `connect` for connections. Raises nothing that a reader does.
+    """
+    if not paths.paths:
+        unread = NotRead(paths.reason)
+        return PathFacts(paths, unread, unread, unread, unread, unread)
+    routes = read_part(partial(read_routes, paths))
+    # The routes name the devices, which sysctls and firewalls depend on.
+    devices = Devices()
+    if isinstance(routes, RouteFacts):
+        paths, devices = routes.paths, routes.devices
+    return PathFacts(
+        paths,
+        read_part(partial(read_switches, paths, devices)),
+        routes,
+        read_part(partial(read_firewalls, paths, devices)),
+        read_part(partial(read_proxies, paths)),
+        read_part(partial(probe, paths)) if connect else PathFacts().probes,
+    )
