@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from pyproxy.config.modes import DEFAULT, ProxyMode
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -92,7 +93,7 @@ class ServicePaths(msgspec.Struct, frozen=True):
     `examined` of `endpoints` endpoints have a path here; `further` are others, one of each node and
     network, whose routes are examined alone. `node_addresses` and `pod_networks` are those of the
     Node object, `cluster_networks` those of all pods. `required` are the values of sysctls, by
-    their names after `net.`, that the proxy mode needs. `reason` says why there is no path.
+    their names after `net.`, that the proxy mode `mode` needs. `reason` says why there is no path.
     """
 
     paths: tuple[PacketPath, ...] = ()
@@ -103,6 +104,7 @@ class ServicePaths(msgspec.Struct, frozen=True):
     pod_networks: tuple[Network, ...] = ()
     cluster_networks: tuple[Network, ...] = ()
     required: Mapping[str, int] = {}
+    mode: ProxyMode = DEFAULT
     reason: str = ""
 
     def __str__(self) -> str:

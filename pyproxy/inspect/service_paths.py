@@ -74,6 +74,7 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
         node.pod_networks if node else (),
         _cluster_networks(agent),
         _required(agent),
+        agent.settings.mode,
     )
 
 

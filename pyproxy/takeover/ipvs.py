@@ -76,6 +76,11 @@ def find_services(links: tuple[str, ...], sets: tuple[str, ...]) -> tuple[Virtua
     return _read_or("listing IPVS virtual services", read, ())
 
 
+def list_services() -> tuple[VirtualService, ...]:
+    """Return the virtual services of all programs; empty without IPVS. Raises KernelError."""
+    return _read_or("listing IPVS virtual services", lambda: tuple(_virtual_services()), ())
+
+
 def choose(
     running: list[VirtualService],
     own: frozenset[Address],
