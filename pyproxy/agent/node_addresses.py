@@ -54,6 +54,8 @@ class LocalAddresses:
     def __init__(self) -> None:
         self._kernel = Requests(NETLINK_ROUTE)
         self._kernel.filter_dumps()
+        self.service_devices: frozenset[int] = frozenset()
+        """The devices, at the last `read`, whose addresses are Services' and not the node's."""
         self._too_large: tuple[Network, ...] = ()
         self._broadcasts: frozenset[Address] = frozenset()
 
@@ -67,7 +69,8 @@ class LocalAddresses:
         outward = [way.source for way in ways if way.source is not None]
         # ipvs mode has every Service address on kube-ipvs0, and none of them is for node ports.
         names = [mode.device for mode in MODES.values() if mode.device]
-        devices = {rtnetlink.find_device(kernel, name) for name in names} - {0}
+        devices = frozenset(rtnetlink.find_device(kernel, name) for name in names) - {0}
+        self.service_devices = devices
         replies = kernel.dump(rtnetlink.get_addresses())
         self._broadcasts = rtnetlink.read_broadcasts(replies)
         on_interfaces = [

@@ -156,7 +156,7 @@ def _serve(
             Observers(metrics, health, listeners, time.monotonic, time.time, report),
         )
         addresses = AddressWatcher(
-            stack.enter_context(closing(LocalAddressMonitor())),
+            stack.enter_context(closing(LocalAddressMonitor(lambda: local.service_devices))),
             partial(inbox.put, AddressesChanged()),
         )
         # A thread inherits the capabilities of the thread that starts it, so no thread runs before.

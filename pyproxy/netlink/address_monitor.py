@@ -10,6 +10,8 @@ import os
 import select
 import socket
 import struct
+import sys
+from collections.abc import Callable, Container
 
 from pyproxy.model.address import Address, Family, parse_network
 from pyproxy.netlink.attributes import attribute_map
@@ -41,6 +43,7 @@ _FIRST_ATTRIBUTE = {
 }
 _ADDRESS = 1
 """IFA_ADDRESS and RTA_DST."""
+_RTA_OIF = 4
 
 _LINK_LOCAL = parse_network("fe80::/10")
 _TYPE_AT, _TABLE_AT, _KIND_AT = 4, HEADER.size + 4, HEADER.size + 7
@@ -69,11 +72,12 @@ class LocalAddressMonitor:
     removes with it (fib_disable_ip in net/ipv4/fib_frontend.c). IPv6 link-local addresses do not
     count: each new pod's interface has one.
 
-    `received` counts the notifications that reached this process. One thread may `wait`, and any
-    may call `end`.
+    `received` counts the notifications that reached this process. `ignored` returns the devices
+    whose addresses do not count. One thread may `wait`, and any may call `end`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Callable[[], Container[int]] = frozenset) -> None:
+        self._ignored = ignored
         self._socket = NetlinkSocket(NETLINK_ROUTE, "addresses", _RECEIVE_BUFFER)
         self._socket.filter_notifications(_OF_INTEREST)
         for group in (_GROUP_LINK, *_GROUPS_ADDRESS, *_GROUPS_ROUTE):
@@ -111,8 +115,24 @@ class LocalAddressMonitor:
         for data in datagrams:
             for kind, _, _, _, message in read_messages(data):
                 self.received += 1
-                changed = changed or _is_change(kind, message[HEADER.size :])
+                changed = changed or self._is_change(kind, message[HEADER.size :])
         return changed
+
+    def _is_change(self, kind: int, body: memoryview) -> bool:
+        if kind == _DELLINK:
+            return True
+        start = _FIRST_ATTRIBUTE.get(kind)
+        if start is None or len(body) < start:
+            return False
+        fields = attribute_map(body[start:])
+        if kind in (_NEWADDR, _DELADDR):
+            device = _IFADDRMSG.unpack_from(body)[4]
+        else:
+            device = int.from_bytes(fields.get(_RTA_OIF, b""), sys.byteorder)
+        if device in self._ignored():
+            return False
+        address = bytes(fields.get(_ADDRESS, b""))
+        return not (len(address) * 8 == Family.IPV6.bits and Address(address) in _LINK_LOCAL)
 
     def close(self) -> None:
         """Close the descriptors, after `wait` has returned False."""
@@ -157,13 +177,3 @@ class AddressMonitor:
         if kind in (_NEWLINK, _DELLINK) and len(body) >= _IFINFOMSG.size:
             return bool(_IFINFOMSG.unpack_from(body)[2] == device)
         return False
-
-
-def _is_change(kind: int, body: memoryview) -> bool:
-    if kind == _DELLINK:
-        return True
-    start = _FIRST_ATTRIBUTE.get(kind)
-    if start is None or len(body) < start:
-        return False
-    address = bytes(attribute_map(body[start:]).get(_ADDRESS, b""))
-    return not (len(address) * 8 == Family.IPV6.bits and Address(address) in _LINK_LOCAL)

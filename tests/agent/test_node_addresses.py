@@ -126,6 +126,21 @@ def test_an_address_that_another_machine_has_is_not_the_nodes() -> None:
         assert ip("fd55::1") not in second.call(local_addresses)
 
 
+def test_changes_of_service_addresses_do_not_count() -> None:
+    """In ipvs mode the agent itself adds and deletes them."""
+    with empty_namespace("local") as here:
+        here.ip(["link add kube-ipvs0 type bridge", "link add eth0 type bridge"])
+        local = here.call(LocalAddresses)
+        monitor = partial(LocalAddressMonitor, lambda: local.service_devices)
+        with closing(local), closing(here.call(monitor)) as watch:
+            local.read()
+            for device, counts in (("kube-ipvs0", False), ("eth0", True)):
+                for verb in ("add", "del"):
+                    for address in ("10.96.0.1/32", "fd96::1/128"):
+                        here.ip([f"addr {verb} {address} dev {device}"])
+                        assert watch.changed() is counts
+
+
 def test_a_machine_without_routes_has_addresses_all_the_same(network: Network) -> None:
     here = network.namespace("b1")
     here.ip([f"route del default via {gateway}" for gateway in TWO_NODES.site("nb").gateways])
