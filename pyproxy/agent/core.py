@@ -14,7 +14,7 @@ from typing import Generic
 from pyproxy.agent.backoff import UNKNOWN, ReadbackSchedule, SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit, Observers
-from pyproxy.agent.current_node import AddressChange, CurrentNode
+from pyproxy.agent.current_node import CurrentNode
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pending import Change
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
@@ -141,26 +141,28 @@ class Agent(Generic[P]):
         node, now = self.cluster_state.node, self._observers.clock()
         return max(self._backoff.due(), self._node_rules.first_sync_due(node, now))
 
-    def addresses_changed(self) -> None:
+    def addresses_changed(self) -> bool:
         """Read the addresses of node and API servers, and queue what differs.
 
-        The next sync writes it. Only Services that it concerns are routed again.
+        The next sync writes it. Only Services that it concerns are routed again. Return False if
+        the kernel cannot be read now, and nothing is queued.
         """
         if not self._has_committed:  # The first sync reads the addresses.
-            return
+            return True
         state = self.cluster_state
         try:
             change = self._node.read_addresses(state.node)
         except KernelError as error:
-            # The sync reads the addresses again, and is retried if that fails.
-            log.debug("cannot compare the node's addresses: %s", error)
-            change = AddressChange(None, is_written=True)
+            # Many routes that change all the time interrupt each dump. Other changes go on.
+            log.warning("cannot read the node's addresses, trying again: %s", error)
+            return False
         services = state.services if change.services is None else change.services
         if not self._steps and (services or change.is_written):
             self._observers.health.queued()
         state.route_again(services)
         if change.is_written:
             state.pending.node_changed(()).read(self._observers.clock())
+        return True
 
     def drifted(self, drift: Drift) -> None:
         """Have the kernel read back after another program changed our objects."""

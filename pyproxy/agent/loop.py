@@ -87,6 +87,7 @@ class Loop(Generic[P]):
         self._has_synced = False
         self._has_new_addresses = False
         self._address_reads = WorkLimiter()
+        self._addresses_due = 0.0
 
     def run(self) -> None:
         """Block until the inbox holds a Stop. Raises PermissionKernelError."""
@@ -100,7 +101,7 @@ class Loop(Generic[P]):
             if self._clock() >= self._next_periodic:
                 self._chores.periodic()
                 self._next_periodic = self._clock() + self._chores.period
-            if self._has_new_addresses and self._address_reads.due <= self._clock():
+            if self._has_new_addresses and self._read_due <= self._clock():
                 self._read_addresses()
             due = self._agent.due()
             if due is not None and due <= self._clock():
@@ -137,15 +138,20 @@ class Loop(Generic[P]):
         if (due := self._agent.due()) is not None:
             until = min(until, due)
         if self._has_new_addresses:
-            until = min(until, self._address_reads.due)
+            until = min(until, self._read_due)
         return max(0.0, until - self._clock())
 
+    @property
+    def _read_due(self) -> float:
+        return max(self._addresses_due, self._address_reads.due)
+
     def _read_addresses(self) -> None:
-        self._has_new_addresses = False
         began = self._clock()
-        self._agent.addresses_changed()
+        self._has_new_addresses = not self._agent.addresses_changed()
+        ended = self._clock()
         # An interface that flaps for hours must not use up a processor.
-        self._address_reads.worked(began, self._clock())
+        self._address_reads.worked(began, ended)
+        self._addresses_due = ended + _RETRY_SECONDS if self._has_new_addresses else 0.0
 
     def _sync(self) -> None:
         if self._has_synced:

@@ -13,7 +13,7 @@ import pytest
 from pyproxy.agent.address_watcher import AddressWatcher
 from pyproxy.agent.loop import SWITCH_INTERVAL, AddressesChanged, Chores, Inbox, Loop, Stop
 from pyproxy.config.settings import NodePorts
-from pyproxy.errors import PermissionKernelError
+from pyproxy.errors import PermissionKernelError, TransientKernelError
 from pyproxy.model.address import Address, parse_address
 from pyproxy.model.events import Upsert
 from pyproxy.netlink.address_monitor import LocalAddressMonitor
@@ -136,6 +136,38 @@ def test_an_address_that_flaps_for_hours_takes_a_share_of_the_time() -> None:
     inbox.put(AddressesChanged())
     Loop(stage.agent, inbox, Chores(period=3600.0, spare=idle), stage.health, clock).run()
     assert 0.2 < busy / now < 0.3
+
+
+def test_addresses_that_cannot_be_read_keep_no_service_waiting() -> None:
+    stage, inbox = Stage(node_ports=NodePorts(primary=False, everywhere=True)), Inbox()
+    stage.local_addresses = (parse_address("172.30.0.11"),)
+    stage.begin(service("web", 1, node_port=30080))
+    stage.local_addresses += (parse_address("203.0.113.7"),)
+    failures = 3
+
+    def read() -> tuple[Address, ...]:
+        nonlocal failures
+        failures -= 1
+        if failures < 0:
+            return stage.local_addresses
+        # A change of a Service that comes meanwhile.
+        inbox.put(Upsert(service("web", 2 + failures, node_port=30080)))
+        raise TransientKernelError("EINTR", errno.EINTR)
+
+    def spare() -> bool:
+        stage.clock.now += 0.5
+        if len(stage.dataplane.kernel["node-port-addresses4"]) == 2:
+            inbox.put(Stop())
+        return False
+
+    stage.reading = read
+    inbox.put(AddressesChanged())
+    loop = Loop(stage.agent, inbox, Chores(period=0.1, spare=spare), stage.health, stage.clock)
+    loop.run()
+    assert stage.address_reads == 1 + 3 + 1
+    written = {name.name for each in stage.recorder.commits for name in each.routings}
+    assert written == {"web"}
+    assert len(stage.recorder.commits) == 1 + 3 + 1
 
 
 @pytest.mark.kernel
