@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
+
+import pytest
 
 from pyproxy.model.events import Upsert
 from pyproxy.model.objects import Service
@@ -13,6 +16,7 @@ from tests.source.scripted import (
     a_service,
     end_of_list,
     following,
+    gone,
     services,
     serving,
     stream,
@@ -62,3 +66,33 @@ def test_thirty_versions_of_half_a_megabyte_in_a_moment_are_decoded_three_times(
         assert ports_of(recorder) == [1, 2, VERSIONS]
         # No new list, and the next watch starts behind all of them.
         assert len(server.requests_for("/api/v1/services")) == 1
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_version_that_waits_does_not_outlive_a_new_list(is_deleted: bool) -> None:
+    newest = a_service("odd", "190", 90)
+    lists: list[list[tuple[str, Any]]] = [
+        [end_of_list("5"), *map(edit, range(3)), ("ADDED", a_service("first", "20"))],
+        [*([] if is_deleted else [("ADDED", newest)]), end_of_list("200")],
+    ]
+    is_expired = threading.Event()
+
+    def script(exchange: Exchange) -> None:
+        if exchange.query.get("resourceVersion"):
+            is_expired.wait(60)
+            gone(exchange)
+        else:
+            stream(exchange, *lists.pop(0), hold=not lists)
+
+    clock = Slow()
+    with (
+        serving(services(script)) as server,
+        following(server.url, clock=clock) as (recorder, _),
+    ):
+        recorder.until(lambda seen: "+first" in seen)
+        assert ports_of(recorder) == [1, 2]
+        is_expired.set()
+        recorder.until(lambda seen: sum(each.startswith("=") for each in seen) == 2)
+        clock.time += 60.0
+        until(lambda: "source-large-Service" not in {each.name for each in threading.enumerate()})
+        assert ports_of(recorder) == [1, 2, *([] if is_deleted else [90])]
