@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import msgspec
 from pyproxy_lab.namespace import Namespace
 
+_EMPTY = {name: f"*{name}\nCOMMIT\n" for name in ("raw", "mangle", "nat")}
+_EMPTY["filter"] = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
+
 
 class Ruleset(msgspec.Struct, frozen=True):
     """Rules for nft, or for the restore programs of iptables by name; `owner` is named for them.
@@ -40,7 +43,9 @@ class Ruleset(msgspec.Struct, frozen=True):
                 family, name = self.nft.split()[1:3]
                 node.run(["nft", "delete", "table", family, name])
             for program, text in saved.items():
-                node.run([program], text=text)
+                # A table that did not exist is emptied.
+                created = (each for each in _EMPTY if f"*{each}\n" not in text)
+                node.run([program], text=text + "".join(_EMPTY[each] for each in created))
             if self.sets:
                 node.run(["ipset", "destroy"])
 

@@ -7,9 +7,7 @@ is not known here leaves a doubt, because it may end the rule too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol as Interface
 
-import msgspec
 from msgspec.structs import replace
 
 from pyproxy.hostnet.firewall import metadata, xt_matches, xt_targets
@@ -26,9 +24,10 @@ from pyproxy.hostnet.firewall.bits import (
     number,
     unknown,
 )
-from pyproxy.hostnet.firewall.guards import Fields, Guard, guards_of
+from pyproxy.hostnet.firewall.guards import Guard, guards_of
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.registers import Registers
+from pyproxy.hostnet.firewall.sets import SetElement, Sets, candidates
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, RETURN, Action, Effect, Verdict
 from pyproxy.model.address import Address, address_text
 from pyproxy.netlink.attributes import attribute_map, text
@@ -38,52 +37,6 @@ Attributes = Mapping[int, bytes]
 
 _VERDICT_REGISTER = 0
 _JUMP, _GOTO, _RETURN, _CONTINUE, _BREAK = -3, -4, -5, -1, -2
-
-
-class SetShape(msgspec.Struct, frozen=True):
-    """A set's flags, and the lengths of its key and of the key's fields in bytes."""
-
-    flags: int
-    length: int
-    fields: tuple[int, ...]
-
-    @property
-    def is_interval(self) -> bool:
-        """Whether its elements may be ranges."""
-        return bool(self.flags & 4)
-
-
-class SetElement(msgspec.Struct, frozen=True):
-    """An element. A range of one field is two elements, the second of which is an end marker.
-
-    `end` is the last key of a range of several fields, empty otherwise. `data` is packed.
-    """
-
-    key: bytes
-    end: bytes
-    is_end_marker: bool
-    is_catchall: bool
-    data: bytes
-
-
-class Sets(Interface):
-    """The sets of a table. Methods may block, and raise KernelError."""
-
-    def fields(self, packet: HookPacket) -> Fields:
-        """Return the fields of a packet, the same object for the same packet."""
-        ...
-
-    def set_shape(self, name: str) -> SetShape:
-        """Return a set's shape."""
-        ...
-
-    def element(self, set_name: str, key: bytes) -> SetElement | None:
-        """Return the element that a key is in."""
-        ...
-
-    def elements(self, set_name: str) -> Sequence[SetElement] | None:
-        """Return all elements, None if there are too many."""
-        ...
 
 
 class NftRule:
@@ -311,7 +264,7 @@ def _lookup(machine: _Machine, fields: Attributes) -> None:
         if 3 in fields:
             machine.doubt(doubt(DoubtKind.UNREADABLE, f"map {name}"))
         return
-    possible = _candidates(elements, shape, key)
+    possible = candidates(elements, shape, key)
     if possible:
         machine.doubt(key.doubts)
     if possible and 3 not in fields:
@@ -334,46 +287,6 @@ def _use(
         machine.store(fields, 3, known(bytes(attribute_map(elements[0].data).get(1, b""))))
     else:
         machine.store(fields, 3, unknown(16, machine.doubts))
-
-
-def _candidates(elements: Sequence[SetElement], shape: SetShape, key: Bits) -> list[SetElement]:
-    """Return the elements that a key with unknown bits may be in."""
-    if shape.is_interval and len(shape.fields) == 1:
-        return _range_candidates(elements, shape, key)
-    return [
-        each
-        for each in elements
-        if each.is_catchall or _may_be_in(each.key, each.end or each.key, shape, key)
-    ]
-
-
-def _may_be_in(low: bytes, high: bytes, shape: SetShape, key: Bits) -> bool:
-    offset = 0
-    for size in shape.fields:
-        part = key.part(offset, size)
-        first, last = (int.from_bytes(each[offset : offset + size], "big") for each in (low, high))
-        if (is_equal(part, first) if first == last else is_between(part, first, last)) is False:
-            return False
-        offset += (size + 3) & ~3
-    return True
-
-
-def _range_candidates(
-    elements: Sequence[SetElement], shape: SetShape, key: Bits
-) -> list[SetElement]:
-    found = [each for each in elements if each.is_catchall]
-    bounds = sorted(
-        (each for each in elements if not each.is_catchall),
-        key=lambda each: (each.key, not each.is_end_marker),
-    )
-    start: SetElement | None = None
-    for each in [*bounds, None]:
-        if start is not None:
-            last = int.from_bytes(each.key, "big") - 1 if each else (1 << 8 * shape.length) - 1
-            if is_between(key, int.from_bytes(start.key, "big"), last) is not False:
-                found.append(start)
-        start = each if each and not each.is_end_marker else None
-    return found
 
 
 def _limit(machine: _Machine, fields: Attributes) -> None:
