@@ -8,6 +8,8 @@ does not exist would load its module, so only the tables that /proc names are op
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 import socket
 import struct
@@ -70,7 +72,7 @@ class LegacyTable:
     """
 
     def __init__(
-        self, family: Family, name: str, entries: bytes, hooks: Mapping[Hook, tuple[int, int]]
+        self, family: Family, name: str, entries: memoryview, hooks: Mapping[Hook, tuple[int, int]]
     ) -> None:
         self.family = family
         self.name = name
@@ -186,7 +188,7 @@ class LegacyRule(msgspec.Struct, frozen=True, eq=False):
             return Effect(True, packet, (verdict,) if verdict else (), doubts)
         entries, at = self.table.entries, self.offset + self._offsets()[0]
         (size,) = struct.unpack_from("=H", entries, at)
-        revision, info = entries[at + 31], entries[at + 32 : at + size]
+        revision, info = entries[at + 31], bytes(entries[at + 32 : at + size])
         found = xt_targets.target(name, revision, info, packet)
         verdicts = (found.verdict,) if found.verdict else ()
         return Effect(
@@ -194,17 +196,11 @@ class LegacyRule(msgspec.Struct, frozen=True, eq=False):
         )
 
     def _header(self, packet: HookPacket) -> Match:
-        entries, layout = self.table.entries, _LAYOUTS[self.table.family]
-        size = layout.address
-        parts = [
-            entries[self.offset + size * index : self.offset + size * (index + 1)]
-            for index in range(4)
-        ]
-        source, destination, source_mask, mask = parts
-        at = self.offset + 4 * size
-        names = [entries[at + 16 * index : at + 16 * (index + 1)] for index in range(4)]
-        (protocol,) = struct.unpack_from("=H", entries, self.offset + layout.protocol)
-        flags, inverted = entries[self.offset + layout.flags : self.offset + layout.flags + 2]
+        layout = _LAYOUTS[self.table.family]
+        head = bytes(self.table.entries[self.offset : self.offset + layout.size])
+        size, at = layout.address, 4 * layout.address
+        (protocol,) = struct.unpack_from("=H", head, layout.protocol)
+        flags, inverted = head[layout.flags], head[layout.flags + 1]
         if self.table.family is Family.IPV6:
             tests_protocol = bool(flags & 1) and protocol
         else:
@@ -215,10 +211,27 @@ class LegacyRule(msgspec.Struct, frozen=True, eq=False):
         if tests_protocol and same == bool(inverted & _INVERT_PROTOCOL):
             return Match(False)
         return all_of(
-            interface_is(packet.in_interface, names[0], names[2], inverted & _INVERT_IN),
-            interface_is(packet.out_interface, names[1], names[3], inverted & _INVERT_OUT),
-            address_in(packet.source, source, source_mask, inverted & _INVERT_SOURCE),
-            address_in(packet.destination, destination, mask, inverted & _INVERT_DESTINATION),
+            interface_is(
+                packet.in_interface,
+                head[at : at + 16],
+                head[at + 32 : at + 48],
+                inverted & _INVERT_IN,
+            ),
+            interface_is(
+                packet.out_interface,
+                head[at + 16 : at + 32],
+                head[at + 48 : at + 64],
+                inverted & _INVERT_OUT,
+            ),
+            address_in(
+                packet.source, head[:size], head[2 * size : 3 * size], inverted & _INVERT_SOURCE
+            ),
+            address_in(
+                packet.destination,
+                head[size : 2 * size],
+                head[3 * size : at],
+                inverted & _INVERT_DESTINATION,
+            ),
         )
 
     def _matches(self, packet: HookPacket) -> Iterator[Match]:
@@ -230,12 +243,12 @@ class LegacyRule(msgspec.Struct, frozen=True, eq=False):
             if size < 32:
                 return
             name, revision = _name(entries, at + 2), entries[at + 31]
-            yield match(name, revision, entries[at + 32 : at + size], packet)
+            yield match(name, revision, bytes(entries[at + 32 : at + size]), packet)
             at += size
 
 
-def _name(entries: bytes, at: int) -> str:
-    return entries[at : at + 29].partition(b"\0")[0].decode(errors="replace")
+def _name(entries: memoryview, at: int) -> str:
+    return bytes(entries[at : at + 29]).partition(b"\0")[0].decode(errors="replace")
 
 
 def read_legacy_tables(family: Family, skip: frozenset[str] = frozenset()) -> list[LegacyTable]:
@@ -267,7 +280,7 @@ def _read_table(sock: socket.socket, family: Family, name: str) -> LegacyTable:
         _, valid, *numbers = _INFO.unpack(info)
         size = numbers[11]
         if size > _MOST_BYTES:
-            raise kernel_error(27, f"table {name} has {size:,} bytes")
+            raise kernel_error(errno.EFBIG, f"table {name} has {size:,} bytes")
         head = request + struct.pack("=I", size)
         # The entries follow the name and the size, aligned to 8 bytes.
         try:
@@ -277,17 +290,20 @@ def _read_table(sock: socket.socket, family: Family, name: str) -> LegacyTable:
         # The offsets of the five chains, then those of their policies.
         hooks = {Hook(n): (numbers[n], numbers[5 + n]) for n in range(5) if valid & (1 << n)}
         return LegacyTable(family, name, found[40:], hooks)
-    raise kernel_error(11, f"table {name} changed each time that it was read")
+    raise kernel_error(errno.EAGAIN, f"table {name} changed each time that it was read")
 
 
-def _option(sock: socket.socket, family: Family, option: int, head: bytes, size: int) -> bytes:
+def _option(sock: socket.socket, family: Family, option: int, head: bytes, size: int) -> memoryview:
     # socket.getsockopt takes no input, which this option has, and at most 1024 bytes of output.
-    buffer = ctypes.create_string_buffer(head, size)
+    # Anonymous memory is neither cleared nor copied here: a table may have a hundred megabytes.
+    memory = mmap.mmap(-1, size)
+    memory[: len(head)] = head
     length = ctypes.c_uint32(size)
     library = ctypes.CDLL(None, use_errno=True)
-    if library.getsockopt(sock.fileno(), _LEVELS[family], option, buffer, ctypes.byref(length)):
+    target = (ctypes.c_char * size).from_buffer(memory)
+    if library.getsockopt(sock.fileno(), _LEVELS[family], option, target, ctypes.byref(length)):
         number = ctypes.get_errno()
-        if number == 11:
+        if number == errno.EAGAIN:
             raise BlockingIOError(number, os.strerror(number))
         raise kernel_error(number, f"reading legacy tables of {family.label}")
-    return buffer.raw[: length.value]
+    return memoryview(memory)[: length.value]
