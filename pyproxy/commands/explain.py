@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
+from typing import TypeVar
 
 from pyproxy.commands.command import View
 from pyproxy.commands.explanation import show
@@ -17,6 +21,8 @@ from pyproxy.inspect.service_paths import service_paths
 from pyproxy.inspect.target import parse
 from pyproxy.model.address import Address, parse_address
 from pyproxy.source.api_objects import ServiceLookup
+
+T = TypeVar("T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,14 +50,35 @@ def fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Explanation:
     parse(namespace.target)  # a wrong target is a usage error before any query
     client = _client(namespace.client)
     agent = queries.query(FACTS, FactsArgs(namespace.target))
-    facts = Facts(
-        agent,
-        _api_facts(queries, agent),
-        kernel_facts(agent),
-        client,
-        read_path(service_paths(agent, client), connect=namespace.probe),
-    )
+    # In iptables mode both read large tables, and mostly wait for iptables-save and the kernel.
+    paths = service_paths(agent, client)
+    path = in_background(partial(read_path, paths, connect=namespace.probe))
+    facts = Facts(agent, _api_facts(queries, agent), kernel_facts(agent), client, path())
     return explain(namespace.target, facts)
+
+
+def in_background(read: Callable[[], T]) -> Callable[[], T]:
+    """Call a function in a thread; return one that waits for its value, or raises its error."""
+    values: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            values.append(read())
+        except BaseException as error:  # raised again in the thread that waits
+            errors.append(error)
+
+    # The thread is in the network namespace of the calling one.
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+
+    def wait() -> T:
+        thread.join()
+        if errors:
+            raise errors[0]
+        return values[0]
+
+    return wait
 
 
 def _client(given: str | None) -> Address | None:

@@ -108,7 +108,8 @@ FAULTS: dict[str, Fault] = {
         target=NODE_PORT,
     ),
     "by a mark that another chain sets": Fault(
-        f"rule handle 4 of chain c in table inet other drops packets from {POD} to {BOTH_B}",
+        "the rule with handle 4 of chain c in table inet other drops packets from "
+        f"{POD} to {BOTH_B}",
         table(
             "chain m {\ntype filter hook prerouting priority mangle;\n"
             f"ip daddr {ADDRESS} meta mark set 0x7\n}}\n"
@@ -338,7 +339,7 @@ FAULTS |= {
 
 UNDECIDED: dict[str, Fault] = {
     "unknown match": legacy(
-        "it is undecided whether the rule 1 of chain FORWARD in table iptables-legacy filter drops "
+        "it is undecided whether rule 1 of chain FORWARD in table iptables-legacy filter drops "
         f"packets from {POD} to {ALL}: pyproxy cannot evaluate match u32",
         ['iptables-legacy -I FORWARD -m u32 --u32 "0&0xFFFF=0x0:0x10" -j DROP'],
         ['iptables-legacy -D FORWARD -m u32 --u32 "0&0xFFFF=0x0:0x10" -j DROP'],

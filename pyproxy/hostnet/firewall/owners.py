@@ -35,7 +35,8 @@ _OWNERS: tuple[tuple[re.Pattern[str], Owner], ...] = tuple(
         (r"\s(ANTREA-)|\bantrea", "Antrea", _POLICY),
         (r"\s(FLANNEL-)", "flannel", ""),
         (r"\s(DOCKER|docker)|\bdocker", "docker",
-         "accept the pods' traffic in the chain DOCKER-USER"),
+         "accept the pods' traffic in docker's chain for that: "
+         "iptables -I DOCKER-USER -d POD-NETWORK -j ACCEPT, and the same with -s"),
         (r"\s(NETAVARK|CNI-)|\bnetavark", "a CNI plugin or podman", ""),
         (r"\sLIBVIRT_|\blibvirt", "libvirt", ""),
         (r"\s(f2b-|fail2ban)|\bf2b-table", "fail2ban",

@@ -89,11 +89,13 @@ def _owner(stopped: Stopped) -> Owner:
 
 
 def _rule(found: RuleFinding, owner: Owner) -> str:
-    place = f"rule {found.place}" if found.place.startswith("handle") else found.place
-    if not place:
-        place = "policy" if not found.doubts or not found.note else "rest"
+    if found.place:
+        handle = found.place.startswith("handle ")
+        place = f"the rule with {found.place}" if handle else found.place
+    else:
+        place = "the rest" if found.doubts and found.note else "the policy"
     whose = f" ({owner.name})" if owner.name else ""
-    return f"the {place} of chain {found.chain} in table {found.table}{whose}"
+    return f"{place} of chain {found.chain} in table {found.table}{whose}"
 
 
 def _does(stopped: Stopped) -> str:
