@@ -137,6 +137,13 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     """The network device with service addresses, which are not the node's own."""
 
+    translates_before_routing: bool = True
+    """Whether packets are routed after their translation, with their source and mark.
+
+    IPVS looks up a route to the endpoint itself, without them (do_output_route4 in
+    net/netfilter/ipvs/ip_vs_xmit.c).
+    """
+
     divides_node_ports: bool = False
     """Whether the kernel needs a frontend of its own for a node port on each address."""
 

@@ -93,7 +93,8 @@ class ServicePaths(msgspec.Struct, frozen=True):
     `examined` of `endpoints` endpoints have a path here; `further` are others, one of each node and
     network, whose routes are examined alone. `node_addresses` and `pod_networks` are those of the
     Node object, `cluster_networks` those of all pods. `required` are the values of sysctls, by
-    their names after `net.`, that the proxy mode `mode` needs. `reason` says why there is no path.
+    their names after `net.`, that the proxy mode `mode` needs. `by_source` is false if packets
+    are routed by the endpoint's address alone. `reason` says why there is no path.
     """
 
     paths: tuple[PacketPath, ...] = ()
@@ -105,6 +106,7 @@ class ServicePaths(msgspec.Struct, frozen=True):
     cluster_networks: tuple[Network, ...] = ()
     required: Mapping[str, int] = {}
     mode: ProxyMode = DEFAULT
+    by_source: bool = True
     reason: str = ""
 
     def __str__(self) -> str:

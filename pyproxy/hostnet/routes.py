@@ -127,10 +127,12 @@ class _Reader:
             source = sample
         # The kernel takes no received packet without a source.
         received = device if source else 0
-        forward = self._route(_query(leaving, source, received))
-        match = self._route(_query(leaving, source, received), match=True)
+        query = _query(leaving, source, received)
+        if not self._paths.by_source:
+            query = RouteQuery(leaving.destination)
+        forward, match = self._route(query), self._route(query, match=True)
         unmarked = None
-        if leaving.mark:
+        if leaving.mark and self._paths.by_source:
             without = msgspec.structs.replace(leaving, mark=Mark(0))
             unmarked = self._route(_query(without, source, received))
         back = reverse = None

@@ -75,6 +75,7 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
         _cluster_networks(agent),
         _required(agent),
         agent.settings.mode,
+        modes.of(agent.settings.mode).translates_before_routing,
     )
 
 

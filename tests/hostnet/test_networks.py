@@ -9,6 +9,8 @@ import msgspec
 import pytest
 from pyproxy_lab.namespace import Namespace
 
+from pyproxy.config.modes import ProxyMode
+from pyproxy.hostnet.devices import read_devices
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.read import read_path
 from pyproxy.inspect.explain.path_routes import routes
@@ -21,6 +23,7 @@ from pyproxy.model.objects import Endpoint, Node
 from tests.builders import HOST, ip, slice_of, web, with_node_port
 from tests.inspect.facts import NETWORKS, agent_facts, facts
 from tests.namespaces import empty_namespace
+from tests.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -161,7 +164,13 @@ def agent_of(plugin: Plugin) -> AgentFacts:
     return agent_facts(service, [slice_of(*endpoints)], node=plugin.node)
 
 
+def _have_carrier() -> bool:
+    return all(link.carrier for link in read_devices().links.values() if link.up)
+
+
 def steps(here: Namespace, agent: AgentFacts) -> tuple[Step, Step, PathFacts]:
+    # The kernel notices the carrier of a new device a little later.
+    until(lambda: here.call(_have_carrier), "all devices have a carrier")
     path = here.call(lambda: read_path(service_paths(agent, None)))
     known = facts(agent, path)
     return switches(known), routes(known), path
@@ -177,6 +186,18 @@ def test_a_network_plugin_has_no_fault(here: Namespace, plugin: Plugin) -> None:
         assert "bridge-nf-call" in found[0].message
         results = (Result.OK, results[1])
     assert results == plugin.results, found
+
+
+@pytest.mark.parametrize("mode", ProxyMode)
+def test_a_rule_by_mark_or_source_does_not_divert_packets_of_ipvs(
+    here: Namespace, mode: ProxyMode
+) -> None:
+    plugin = HEALTHY["Calico with BGP"]
+    here.ip([*plugin.commands, "rule add fwmark 0x4000/0x4000 prohibit pref 10"])
+    agent = agent_of(plugin)
+    settings = msgspec.structs.replace(agent.settings, mode=mode)
+    _, found, _ = steps(here, msgspec.structs.replace(agent, settings=settings))
+    assert (found.result is Result.OK) is (mode is ProxyMode.IPVS), found
 
 
 def test_without_a_default_route_this_node_does_not_reach_cluster_ips(here: Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Masquerade, Settings
 from pyproxy.hostnet.packet import Origin, ServicePaths
 from pyproxy.inspect.service_paths import MAX_ENDPOINTS, service_paths
@@ -110,6 +111,13 @@ def test_a_destination_has_packets_of_its_frontend_only() -> None:
     target = Destination(ip("172.30.0.11"), Port(30080), Protocol.TCP)
     agent = agent_facts(service, [slice_of(pod("a1"))], destination=target)
     assert {str(p.arriving) for p in service_paths(agent, None).paths} == {"172.30.0.11:30080/tcp"}
+
+
+@pytest.mark.parametrize("mode", ProxyMode)
+def test_ipvs_alone_routes_by_the_endpoint(mode: ProxyMode) -> None:
+    found = paths(settings=Settings(HOST, mode=mode))
+    assert found.by_source is (mode is not ProxyMode.IPVS)
+    assert ("ipv4.vs.conntrack" in found.required) is (mode is ProxyMode.IPVS)
 
 
 def test_without_endpoints_there_is_no_path() -> None:

@@ -129,5 +129,6 @@ MODE = Mode(
     modules=_modules,
     kernel_settings=_kernel_settings,
     device=DEVICE,
+    translates_before_routing=False,
     divides_node_ports=True,
 )
