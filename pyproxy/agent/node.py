@@ -86,19 +86,22 @@ class NodeRules:
             for address in self._node_port_addresses(node, local)
             if family_of(address) in reserved.families
         )
+        # A dataplane that matches all local addresses does so in these families.
+        whole = self._node_ports.everywhere_in if self._serves_local_networks else ()
+        large = tuple(self._large_networks())
         return NodeRouting(
-            self._pod_networks(node), node_ports, reserved, self._left_out(), self._programmable
+            self._pod_networks(node),
+            node_ports,
+            reserved,
+            tuple(each for each in large if each.family in whole),
+            tuple(each for each in large if each.family not in whole and self._selects(each)),
+            self._programmable,
         )
 
-    def _left_out(self) -> tuple[Network, ...]:
-        """Return the local networks that should serve node ports, and are too large."""
+    def _selects(self, network: Network) -> bool:
+        """Return whether a local network has addresses that should serve node ports."""
         wanted = self._node_ports
-        return tuple(
-            each
-            for each in self._large_networks()
-            if not (self._serves_local_networks and each.family in wanted.everywhere_in)
-            and (wanted.everywhere or any(each.overlaps(other) for other in wanted.networks))
-        )
+        return wanted.everywhere or any(network.overlaps(each) for each in wanted.networks)
 
     def _served_families(self, local: Iterable[Address]) -> frozenset[Family]:
         # A family that the kernel has, and that no sysctl disables, has its loopback address.

@@ -26,16 +26,21 @@ if TYPE_CHECKING:
 class NodeRouting(msgspec.Struct, frozen=True):
     """The node's part in the base rules: networks of pods, and addresses of node ports.
 
-    Dataplanes ignore the rest. `reserved` is the node's part in the Services' routings. `left_out`
-    are local networks whose addresses are too many for node ports, and `programmable` the families
-    that the dataplane can write.
+    Dataplanes ignore the rest. `reserved` is the node's part in the Services' routings. `large`
+    are local networks that serve node ports beside `node_port_addresses`, and `left_out` those that
+    should, with too many addresses. `programmable` are the families that the dataplane can write.
     """
 
     pod_networks: tuple[Network, ...] = ()
     node_port_addresses: tuple[Address, ...] = ()
     reserved: Reserved = Reserved()
+    large: tuple[Network, ...] = ()
     left_out: tuple[Network, ...] = ()
     programmable: frozenset[Family] = FAMILIES
+
+    def has_node_ports(self, address: Address) -> bool:
+        """Return whether node ports are served at an address."""
+        return address in self.node_port_addresses or any(address in each for each in self.large)
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -57,7 +57,7 @@ def frontend_of(
 ) -> tuple[ObjectName, Frontend] | None:
     """Return the Service and the frontend of a destination; None if no Service is served there."""
     # A frontend with this address precedes a node port.
-    at_node = address in snapshot.node_routing.node_port_addresses
+    at_node = snapshot.node_routing.has_node_ports(address)
     family = family_of(address)
     node_port = None
     # A scan, because an index would cost the agent memory for a query that is rare.

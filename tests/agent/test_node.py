@@ -162,6 +162,10 @@ def test_local_networks_that_are_left_out_are_named(
     rules = NodeRules(settings, lambda: INTERFACES, large_networks=lambda: LARGE)
     routing = rules.routing(NODE)
     assert " ".join(map(str, routing.left_out)) == left_out
+    # Those that one rule serves have node ports all the same.
+    for network in LARGE:
+        is_served = mode is ProxyMode.IPTABLES and str(network) not in left_out
+        assert routing.has_node_ports(network.last) is is_served
     for problem in network_problems(routing.left_out):
         assert f"local routes to {left_out.replace(' ', ', ')}, which are more" in str(problem)
 
