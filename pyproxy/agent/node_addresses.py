@@ -39,7 +39,7 @@ _NO_ROUTE = (
     errno.EAFNOSUPPORT,
 )
 # RFC 3927; RFC 4291, 2.5.6. The kernel's scope "link" is something else: any address may have it.
-_LINK_LOCAL = (parse_network("169.254.0.0/16"), parse_network("fe80::/10"))
+_LINK_LOCAL_4 = parse_address("169.254.0.0")
 _LOOPBACK = parse_network("127.0.0.0/8")
 MOST_IN_NETWORKS = 1024
 """Addresses of local routes to networks that are listed; single addresses have no limit."""
@@ -111,14 +111,17 @@ class LocalAddresses:
                 left -= count
                 length = len(network.address)
                 yield from (Address(n.to_bytes(length, "big")) for n in range(first, last + 1))
-            elif network != _LOOPBACK:
+            elif network != _LOOPBACK and not is_link_local(network.address):
                 too_large.add(network)
         self._too_large = tuple(sorted(too_large))
 
 
 def is_link_local(address: Address) -> bool:
     """Return whether an address is in 169.254.0.0/16 or fe80::/10."""
-    return any(address in network for network in _LINK_LOCAL)
+    # Compared as bytes, because a node may have a thousand addresses.
+    if len(address) == len(_LINK_LOCAL_4):
+        return address[:2] == _LINK_LOCAL_4[:2]
+    return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
 def local_addresses() -> tuple[Address, ...]:
