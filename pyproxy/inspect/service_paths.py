@@ -6,7 +6,7 @@ Bounded: of many ports and endpoints it takes a few, spread over nodes and netwo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 
 import msgspec
 
@@ -37,6 +37,19 @@ class _Client(msgspec.Struct, frozen=True):
         return next((each for each in self.pods if each != endpoint[:-2]), None)
 
 
+class _Chosen(msgspec.Struct, frozen=True):
+    """The endpoints of a port that are examined, of all and of those that Local uses."""
+
+    cluster: Sequence[Backend]
+    local: Sequence[Backend]
+
+    def used(self, use: Use, origin: Origin) -> Sequence[Backend]:
+        """Return those that a frontend of this use sends packets of the origin to."""
+        if use is Use.CLUSTER or (use is Use.SPLIT and origin is not Origin.EXTERNAL):
+            return self.cluster
+        return self.local if use in (Use.LOCAL, Use.SPLIT) else ()
+
+
 def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
     """Return the paths of the target's packets; with a client, only those of its packets."""
     ports = [
@@ -53,23 +66,22 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
         return ServicePaths(reason="no endpoint is used")
     share = max(1, MAX_ENDPOINTS // len(ports))
     paths: list[PacketPath] = []
-    for port, routing in ports[:MAX_ENDPOINTS]:
-        paths += _port_paths(agent, port, routing, client, share)
+    others: dict[Backend, None] = {}
+    for number, (port, routing) in enumerate(ports[:MAX_ENDPOINTS]):
+        cluster = spread(port, routing.cluster, agent)
+        others |= dict.fromkeys(group[0] for group in cluster.groups[:MAX_FURTHER])
+        chosen = cluster.choose(share, number * share)
+        local = spread(port, routing.local, agent).choose(share)
+        paths += _port_paths(agent, port, routing, client, _Chosen(chosen, local))
     if not paths:
         return ServicePaths(reason="no packet of this client reaches an endpoint")
     examined = {path.leaving.target for path in paths}
-    others = (
-        each
-        for port, routing in ports[:MAX_ENDPOINTS]
-        for each in spread(port, routing.cluster, agent, MAX_FURTHER)
-        if each not in examined
-    )
     node = agent.node
     return ServicePaths(
         tuple(paths),
         len(examined),
         len(used),
-        tuple(islice(others, MAX_FURTHER)),
+        tuple(islice((each for each in others if each not in examined), MAX_FURTHER)),
         node.addresses if node else (),
         node.pod_networks if node else (),
         _cluster_networks(agent),
@@ -99,7 +111,7 @@ def _cluster_networks(agent: AgentFacts) -> tuple[Network, ...]:
 
 
 def _port_paths(
-    agent: AgentFacts, facts: PortFacts, port: PortRouting, address: Address | None, limit: int
+    agent: AgentFacts, facts: PortFacts, port: PortRouting, address: Address | None, chosen: _Chosen
 ) -> Iterator[PacketPath]:
     seen: set[tuple[Origin, bool, Backend]] = set()
     pods = _local_pods(agent, facts)
@@ -109,8 +121,7 @@ def _port_paths(
         for origin in _origins(agent, port.family, frontend, address):
             client = _Client(origin, address, pods)
             masqueraded = _masquerades(agent, frontend, client, port.family)
-            used = _used(port, frontend.use, origin)
-            for number, each in enumerate(spread(facts, used, agent, limit)):
+            for number, each in enumerate(chosen.used(frontend.use, origin)):
                 # A further frontend changes nothing behind the translation, so one path will do.
                 key = (origin, masqueraded, each)
                 if number and key in seen:
@@ -195,12 +206,6 @@ def _origins(
     return found
 
 
-def _used(port: PortRouting, use: Use, origin: Origin) -> tuple[Backend, ...]:
-    if use is Use.CLUSTER or (use is Use.SPLIT and origin is not Origin.EXTERNAL):
-        return port.cluster
-    return port.local if use in (Use.LOCAL, Use.SPLIT) else ()
-
-
 def _masquerades(agent: AgentFacts, frontend: Frontend, client: _Client, family: Family) -> bool:
     """Return whether the mode's rules mark the packet for masquerading."""
     if frontend.scope is not Scope.CLUSTER_IP:
@@ -216,10 +221,27 @@ def _masquerades(agent: AgentFacts, frontend: Frontend, client: _Client, family:
     return client.address is None or not any(client.address in each for each in networks)
 
 
-def spread(
-    facts: PortFacts, backends: Iterable[Backend], agent: AgentFacts, limit: int
-) -> list[Backend]:
-    """Return at most `limit` endpoints: this node's first, then one of each node and network."""
+class Spread(msgspec.Struct, frozen=True):
+    """Endpoints: those on this node, and the others by node and network."""
+
+    local: tuple[Backend, ...] = ()
+    groups: tuple[tuple[Backend, ...], ...] = ()
+
+    def choose(self, limit: int, skip: int = 0) -> list[Backend]:
+        """Return at most `limit` endpoints: this node's first, then one of each group in turn.
+
+        `skip` groups come last, so that several ports examine different ones.
+        """
+        # Half is left for other nodes, whose routes may each be wrong.
+        chosen = self.local[: limit if not self.groups else max(1, limit // 2)]
+        first = skip % len(self.groups) if self.groups else 0
+        groups = self.groups[first:] + self.groups[:first]
+        others = (each for row in zip_longest(*groups) for each in row if each is not None)
+        return [*chosen, *islice(others, limit - len(chosen))]
+
+
+def spread(facts: PortFacts, backends: Iterable[Backend], agent: AgentFacts) -> Spread:
+    """Return the endpoints of a port by node and network."""
     groups: dict[tuple[str, bytes], list[Backend]] = {}
     local: list[Backend] = []
     for each in backends:
@@ -231,10 +253,4 @@ def spread(
             # The routes of pod networks are usually /24 and /64.
             network = each[:3] if len(each) == 6 else each[:8]
             groups.setdefault((node, network), []).append(each)
-    # Half is left for other nodes, whose routes may each be wrong.
-    chosen = local[: limit if not groups else max(1, limit // 2)]
-    turns = max(map(len, groups.values()), default=0)
-    others = (
-        group[turn] for turn in range(turns) for group in groups.values() if turn < len(group)
-    )
-    return [*chosen, *islice(others, limit - len(chosen))]
+    return Spread(tuple(local), tuple(map(tuple, groups.values())))

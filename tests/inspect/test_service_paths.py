@@ -136,6 +136,10 @@ def test_of_many_endpoints_local_ones_and_one_of_each_node_are_examined() -> Non
     nodes = Counter(p.node for p in found.paths if p.origin is NODE)
     assert nodes.pop(HOST) == MAX_ENDPOINTS // 2
     assert set(nodes.values()) == {1}
+    # The routes to the other nodes are examined all the same.
+    far = [Address(backend[:-2]) for backend in found.further]
+    assert len(far) == 1
+    assert {p.leaving.destination[2] for p in found.paths} | {far[0][2]} == set(range(1, 11))
 
 
 def test_paths_are_bounded_whatever_the_service() -> None:
@@ -156,5 +160,5 @@ def test_paths_are_bounded_whatever_the_service() -> None:
         "external_ips": [f"192.0.2.{n}" for n in range(1, 200)],
     }
     found = service_paths(agent_facts(web(**spec), slices), None)
-    assert found.examined <= MAX_ENDPOINTS
+    assert found.examined == MAX_ENDPOINTS
     assert len(found.paths) <= MAX_ENDPOINTS * 4 * len(Origin)
