@@ -29,10 +29,11 @@ pytestmark = [
 ]
 
 TARGET = f"{NAMESPACE}/web"
-ADDRESS = "10.96.0.70"
+ADDRESS, ADDRESS6, HOST_ADDRESS = "10.96.0.70", "fd00:10:96::70", "10.96.0.71"
 NODE_PORT = "172.30.0.11:30070"
 A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
-CLIENT = "172.30.0.100"
+B1_6 = "fd10:2::11"
+OF_NODE = f"{NAMESPACE}/host"
 POD, NODE, HOST = "a pod on this node", "this node", "another host"
 ALL = f"{A1}:8080, {A2}:8080, {B1}:8080 and 1 more"
 ESTABLISHED = "FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
@@ -208,6 +209,34 @@ FAULTS: dict[str, Fault] = {
         target=NODE_PORT,
         client="ext",
     ),
+    "input": Fault(
+        f"of chain c in table inet other drops packets from {POD} to 172.30.0.11:9090",
+        table(chain("input", "tcp dport 9090 drop")),
+        target=OF_NODE,
+    ),
+    "input, from the node": Fault(
+        f"of chain c in table ip other rejects packets from {NODE} to 172.30.0.11:9090",
+        table(chain("input", "tcp dport 9090 iifname lo reject"), "ip"),
+        target=OF_NODE,
+        client=SITE,
+    ),
+    "replies of the node": Fault(
+        f"of chain c in table inet other drops the replies of 172.30.0.11:9090 to {POD}",
+        table(chain("output", "oifname cbr0 tcp sport 9090 drop")),
+        target=OF_NODE,
+    ),
+    "IPv6": Fault(
+        f"of chain c in table ip6 other rejects packets from {POD} to [{B1_6}]:8080",
+        table(chain("forward", "ip6 daddr fd10:2::/64 tcp dport 8080 reject"), "ip6"),
+        target=f"{NAMESPACE}/six",
+    ),
+    "legacy IPv6": legacy(
+        "rule 1 of chain FORWARD in table ip6tables-legacy filter drops packets from "
+        f"{POD} to [{B1_6}]:8080",
+        ["ip6tables-legacy -I FORWARD -i cbr0 -d fd10:2::/64 -p tcp --dport 8080 -j DROP"],
+        ["ip6tables-legacy -D FORWARD -i cbr0 -d fd10:2::/64 -p tcp --dport 8080 -j DROP"],
+        target=f"{NAMESPACE}/six",
+    ),
     "another translation": Fault(
         f"of chain c in table inet other translates packets from {POD} to {ADDRESS}:80 to "
         "192.0.2.9 before pyproxy does",
@@ -367,7 +396,18 @@ def web(mode: LabMode) -> Iterator[InspectedNode]:
     """A node with a Service that has two endpoints here and two on another node."""
     with inspected_node(*mode.flags) as made:
         made.create(service("web", ADDRESS, 30070), endpoint_slice("web", [A1, A2, B1, B2]))
+        made.create(service("host", HOST_ADDRESS), _of_the_node())
+        made.create(
+            service("six", ADDRESS6, ipFamilies=["IPv6"]),
+            endpoint_slice("six", ["fd10:1::11", B1_6]) | {"addressType": "IPv6"},
+        )
         yield made
+
+
+def _of_the_node() -> dict[str, Any]:
+    made = endpoint_slice("host", ["172.30.0.11"])
+    made["ports"][0]["port"] = 9090
+    return made
 
 
 def run(node: InspectedNode, command: str, text: str = "") -> None:
@@ -434,7 +474,9 @@ def test_what_cannot_be_decided_is_no_fault(web: InspectedNode, fault: Fault) ->
 @pytest.mark.parametrize("name", [name for name, each in FAULTS.items() if each.client])
 def test_such_a_rule_breaks_connections(web: InspectedNode, name: str) -> None:
     fault = FAULTS[name]
-    target = parse_destination(fault.target if ":" in fault.target else f"{ADDRESS}:80")
+    addresses = {TARGET: ADDRESS, OF_NODE: HOST_ADDRESS, f"{NAMESPACE}/six": f"[{ADDRESS6}]"}
+    address = addresses.get(fault.target)
+    target = parse_destination(f"{address}:80" if address else fault.target)
     client = web.cluster.network.namespace(fault.client)
     with planted(web, fault):
         outcome = client.call(partial(probe, target, tries=12, timeout=0.1, at_once=12))
