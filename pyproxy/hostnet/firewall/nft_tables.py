@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import msgspec
 
 from pyproxy.errors import KernelError
-from pyproxy.hostnet.firewall.expressions import NftRule
 from pyproxy.hostnet.firewall.guards import Fields
 from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket
+from pyproxy.hostnet.firewall.nft_rule import NftRule
 from pyproxy.hostnet.firewall.sets import SetElement, SetShape
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, Chain
 from pyproxy.netlink.attributes import attribute, attribute_map, attributes, nested, string, text
