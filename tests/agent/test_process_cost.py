@@ -12,6 +12,7 @@ from tests.agent.live import Object, Process, Stage, endpoint_slice, service
 pytestmark = pytest.mark.kernel
 
 ENDPOINTS = 10
+NODE_PORT_ADDRESSES = ("list", "set", "inet", "pyproxy", "node-port-addresses4")
 
 
 class Cost(NamedTuple):
@@ -47,7 +48,10 @@ class Meter:
         self._before = self._total()
 
     def cost(self, *objects: Object) -> Cost:
-        """Write objects, the last of which changes something, and wait for that to be counted."""
+        """Write objects, the last of which changes something, and wait for that to be counted.
+
+        Without objects, another change was made.
+        """
         self._server.load(objects)
         self._agent.does(lambda: self._total() != self._before, "a change that costs something")
         now = self._total()
@@ -89,6 +93,24 @@ def test_a_change_costs_the_same_whatever_the_number_of_services(stage: Stage) -
     assert few == many
     assert few["an endpoint goes"].messages == few["an endpoint comes"].messages == 1
     assert few["nothing, then one goes"] == few["an endpoint goes"]
+
+
+def test_an_address_of_the_node_is_one_message_whatever_the_number_of_node_ports(
+    stage: Stage,
+) -> None:
+    services = [service(f"s-{n}", f"10.97.0.{n}", 30_000 + n) for n in range(100)]
+    with stage.server() as server:
+        server.load([*services, *(slice_of(number, ENDPOINTS) for number in range(100))])
+        with stage.agent(server.url, "--nodeport-addresses=0.0.0.0/0") as agent:
+            agent.does(lambda: stage.health() == 200, "the first commit")
+            meter = Meter(stage, agent, server)
+            for verb in ("add", "del"):
+                stage.here.ip([f"addr {verb} 203.0.113.7/32 dev lo"])
+                cost = meter.cost()
+                assert (cost.transactions, cost.messages) == (1, 1)
+                listed = "203.0.113.7" in stage.nft(*NODE_PORT_ADDRESSES)
+                assert listed is (verb == "add")
+    stage.nft("flush", "ruleset")
 
 
 def test_a_change_of_nothing_is_no_transaction(stage: Stage) -> None:
