@@ -18,6 +18,7 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.client import ApiClient, JsonObject
 from pyproxy_lab.modes import NFTABLES, LabMode
+from pyproxy_lab.namespace import LabError
 from pyproxy_lab.network import Network
 from pyproxy_lab.node_exec import NodeExec, agent_pod
 from pyproxy_lab.process import Agent, agent_command, socket_of
@@ -106,6 +107,17 @@ class Cluster:
     def barrier(self, site_name: str, agent: Agent) -> SyncBarrier:
         """Return a barrier that waits until a site's agent has programmed all writes."""
         return SyncBarrier(self.client, agent, str(socket_of(site_name, self.folder)))
+
+    def pod_runner(self) -> AbstractContextManager[object]:
+        """Prepare a kubelet for all nodes, which runs the commands of pods; entering it starts it.
+
+        Raises LabError without an API server of its own.
+        """
+        from pyproxy_lab.pod_runner import PodRunner  # noqa: PLC0415
+
+        if self.server is None:
+            raise LabError("only the lab's own API server runs commands in pods")
+        return PodRunner.running(self.client, self.network, self.server.exec)
 
     def endpoint_slices(self) -> AbstractContextManager[object]:
         """Prepare a controller that makes EndpointSlices of pods; entering it starts it."""

@@ -105,15 +105,23 @@ class Network:
 
     def add_pod(self, pod: Pod) -> None:
         """Start a pod, and return once it responds."""
-        self._make_namespaces([pod.name])
-        self._pods[pod.name] = pod
-        self._wire_pods(self.topology.site(pod.site), [pod])
+        self.wire_pod(pod)
         self._servers.start([self._server(pod.name, pod.name, pod.ports)])
         self._await_response(pod.addresses.ipv4, pod.ports)
 
     def remove_pod(self, name: str) -> None:
         """Kill a pod's server and remove its namespace; open connections are lost."""
         self._servers.end(self.namespace(name).name)
+        self.unwire_pod(name)
+
+    def wire_pod(self, pod: Pod) -> None:
+        """Make a pod's namespace with its links, without a server."""
+        self._make_namespaces([pod.name])
+        self._pods[pod.name] = pod
+        self._wire_pods(self.topology.site(pod.site), [pod])
+
+    def unwire_pod(self, name: str) -> None:
+        """Remove a pod's namespace, in which no server runs."""
         del self._pods[name]
         ip([f"netns del {self.namespace(name).name}"])
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyproxy.config import flags
@@ -52,26 +52,7 @@ class NodeExec:
             raise StartError(f"container not found ({request.container!r})")
         if request.tty:
             raise StartError("the lab has no terminals")
-        process = await asyncio.create_subprocess_exec(
-            *self._command(site, request.command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            start_new_session=True,
-        )
-        feeding = asyncio.ensure_future(_feed(process, streams))
-        try:
-            await asyncio.gather(
-                _copy(process.stdout, streams, STDOUT), _copy(process.stderr, streams, STDERR)
-            )
-            return await process.wait()
-        finally:
-            feeding.cancel()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+        return await run_command(self._command(site, request.command), streams)
 
     def _command(self, site: Site, command: tuple[str, ...]) -> list[str]:
         return [
@@ -80,6 +61,30 @@ class NodeExec:
             *(flags.INSPECT_SOCKET.default, str(socket_of(site.name, self._folder))),
             *command,
         ]
+
+
+async def run_command(command: Sequence[str], streams: Streams) -> int:
+    """Run a program with these streams to its end, and return its exit status."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    feeding = asyncio.ensure_future(_feed(process, streams))
+    try:
+        await asyncio.gather(
+            _copy(process.stdout, streams, STDOUT), _copy(process.stderr, streams, STDERR)
+        )
+        return await process.wait()
+    finally:
+        feeding.cancel()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
 def agent_pod(site: Site, labels: Mapping[str, str]) -> JsonObject:
