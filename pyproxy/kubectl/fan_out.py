@@ -17,6 +17,7 @@ from pyproxy.kubectl.options import Options
 from pyproxy.source.client import Client
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _SHOW_EVERY = 0.1
 """Seconds between two updates of the progress."""
@@ -97,16 +98,14 @@ class Slots:
         return min(counted) if len(counted) >= self._limit else 0.0
 
 
-def in_threads(
-    function: Callable[[Agent], T], agents: Sequence[Agent], slots: Slots
-) -> Iterator[T]:
-    """Yield the results of a function for all agents, from several threads, as they arrive.
+def in_threads(function: Callable[[Item], T], items: Sequence[Item], slots: Slots) -> Iterator[T]:
+    """Yield the results of a function for all items from several threads, as they arrive.
 
-    The first exception is raised here, and agents that wait for a slot are then left out.
+    The first exception is raised here, and items that wait for a slot are then left out.
     """
-    waiting: queue.SimpleQueue[Agent] = queue.SimpleQueue()
-    for agent in agents:
-        waiting.put(agent)
+    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for item in items:
+        waiting.put(item)
     # Bounded, so that large answers wait in their threads and not in memory.
     results: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
     stopped = threading.Event()
@@ -114,12 +113,12 @@ def in_threads(
     def work() -> None:
         while not stopped.is_set():
             try:
-                agent = waiting.get_nowait()
+                item = waiting.get_nowait()
             except queue.Empty:
                 return
             try:
                 with slots.taken():
-                    result = function(agent)
+                    result = function(item)
                 put((result, None))
             except BaseException as error:  # raised again by the caller
                 put((None, error))
@@ -131,10 +130,10 @@ def in_threads(
                 return
 
     # Daemons, because Ctrl-C must not wait for nodes that hang.
-    for number in range(min(slots.most, len(agents))):
+    for number in range(min(slots.most, len(items))):
         threading.Thread(target=work, name=f"ask-{number}", daemon=True).start()
     try:
-        for _ in agents:
+        for _ in items:
             result, error = results.get()
             if error is not None:
                 raise error

@@ -150,9 +150,16 @@ class Client:
 
         Raises UnreachableError, ApiStatusError, TooLargeError.
         """
-        response = self._request("POST", path, body, timeout)
+        return self._whole("POST", path, body, timeout)
+
+    def delete(self, path: str, body: bytes, timeout: float = RESPONSE_TIMEOUT) -> bytes:
+        """Delete an object, with DeleteOptions in JSON, as `post`."""
+        return self._whole("DELETE", path, body, timeout)
+
+    def _whole(self, method: str, path: str, body: bytes, timeout: float) -> bytes:
+        response = self._request(method, path, body, timeout)
         try:
-            return self._read("POST", response, LARGEST_ANSWER, time.monotonic)
+            return self._read(method, response, LARGEST_ANSWER, time.monotonic)
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"{self.host}: {reason(error)}") from error
         finally:

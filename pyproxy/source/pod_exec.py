@@ -20,7 +20,7 @@ from pyproxy.source.client import CONNECT_TIMEOUT, ApiStatusError, Client, Unrea
 from pyproxy.source.websocket import Deadline, HandshakeError, Upgrade, WebSocket
 
 STDOUT, STDERR = 1, 2
-_ERROR, _CLOSE = 3, 255
+_STDIN, _ERROR = 0, 3
 _PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _LARGEST_STATUS = 64 << 10
 _LONGEST_TEXT = 300
@@ -103,6 +103,13 @@ class PodExec:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def write(self, data: bytes) -> None:
+        """Write to the input of a command that was started with `stdin`."""
+        try:
+            self._socket.send(bytes([_STDIN]) + data)
+        except OSError as error:
+            raise UnreachableError(f"connection lost: {error.strerror or error}") from error
 
     def output(self) -> Iterator[tuple[int, bytes]]:
         """Yield the output in parts, each with STDOUT or STDERR, until the command ends."""
