@@ -41,4 +41,8 @@ COMMANDS: Mapping[str, Entry[Command]] = {
         "show new connections per second by Service, summed over all nodes", "pyproxy.kubectl.top"
     ),
     "trace": Entry("trace a packet on one node", "pyproxy.kubectl.trace"),
+    "check": Entry(
+        "test connections through Services of each kind, with pods on all nodes",
+        "pyproxy.kubectl.check.command",
+    ),
 }
