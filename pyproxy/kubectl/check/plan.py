@@ -66,7 +66,7 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What the tests are made of; only pods that are ready are part of it.
+    """Facts about the objects of a check; only pods that are ready are part of it.
 
     `addresses` are those of pods by name, `node_addresses` those of nodes by name.
     """

@@ -46,7 +46,7 @@ _DRAINING_GRACE = 10
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the user has chosen; `most_nodes` is 0 for all, `settle` is in seconds."""
+    """Choices of the user; `most_nodes` is 0 for all, `settle` is in seconds."""
 
     image: str
     most_nodes: int
