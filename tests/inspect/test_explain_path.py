@@ -163,6 +163,17 @@ FAULTS: dict[str, Fault] = {
         target=f"{ADDRESS}:80",
         client=SITE,
     ),
+    "route that refuses cluster IPs": Fault(
+        ["ip route add unreachable 10.96.0.0/12"],
+        ["ip route del unreachable 10.96.0.0/12"],
+        "routes",
+        [
+            "the route unreachable 10.96.0.0/12 (table main) refuses this node's own packets to "
+            f"{ADDRESS}:80/tcp, which it routes before translation: they do not reach {A1}:8080"
+        ],
+        target=f"{ADDRESS}:80",
+        client=SITE,
+    ),
     "no route to pods here": Fault(
         ["ip route del 10.244.1.0/24"],
         ["ip route add 10.244.1.0/24 dev cbr0 src 10.244.1.1"],

@@ -104,6 +104,13 @@ def _no_route(part: RouteFacts, each: PathRoutes, reply: RouteReply, where: str)
     if where:
         sender = f"this node's own packets to {packet}, which it routes before translation"
     found = refusal(part, packet, reply.error)
+    if found and where:
+        refused = f"{found} refuses this node's own packets to {packet}"
+        return fault(
+            path,
+            f"{refused}, which it routes before translation: they do not reach {{}}",
+            f"remove {found}, or leave this node's own packets out of it",
+        )
     if found:
         return fault(path, f"{found} refuses {{}}: {sender} do not pass", f"remove {found}")
     code = errno.errorcode.get(reply.error, str(reply.error))
