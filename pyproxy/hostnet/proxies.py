@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -31,10 +32,12 @@ from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.elements import get_element
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink
 from pyproxy.netlink.nftables import get_tables, read_table_names
-from pyproxy.takeover import ipvs
 from pyproxy.xtables import kube_names, programs
 from pyproxy.xtables.programs import has_legacy_tables
 from pyproxy.xtables.saved import SavedTable, target
+
+_IP_VS = Path("/proc/thread-self/net/ip_vs")
+"""Exists if the kernel has loaded IPVS; of the caller's network namespace."""
 
 DEVICES = {"cilium_host": "Cilium", "kube-dummy-if": "kube-router"}
 """Network devices of programs that can replace kube-proxy."""
@@ -219,6 +222,11 @@ def _matches(rule: str, wanted: dict[str, str]) -> bool:
 
 def _in_ipvs(frontends: Sequence[Frontend]) -> Iterator[OtherProxy]:
     """Find frontends among IPVS virtual services. Raises KernelError."""
+    if not _IP_VS.exists():
+        return
+    # Imports pyroute2, which takes as long as the rest of the command.
+    from pyproxy.takeover import ipvs  # noqa: PLC0415
+
     running = {(each.protocol, each.address, each.port): each for each in ipvs.list_services()}
     found = [
         str(each) for each in frontends if (each.protocol.value, each.address, each.port) in running
