@@ -382,6 +382,30 @@ UNDECIDED: dict[str, Fault] = {
         target=NODE_PORT,
         priority="mangle",
     ),
+    "a rate of each client": Fault(
+        f"of chain c in table inet other drops packets from {POD} to {ALL}, depending on a rate "
+        "limit",
+        table(
+            "set clients {\ntype ipv4_addr; size 1000; flags dynamic, timeout; timeout 1m\n}\n"
+            + chain(
+                "forward",
+                "ct state new update @clients { ip saddr limit rate over 50/second } drop",
+            )
+        ),
+        result="note",
+    ),
+    "a port of the bridge": Fault(
+        f"of chain c in table netdev other drops packets from {POD} to {ADDRESS}:80, depending on "
+        "the port of the bridge",
+        table(chain("ingress device v-a1", "ip daddr 10.96.0.0/12 drop"), "netdev"),
+        result="note",
+    ),
+    "a packet's length": dropped(
+        "forward",
+        "meta length > 1400 drop",
+        f"drops packets from {POD} to {ALL}, depending on the packet's length",
+        result="note",
+    ),
     "a rate": dropped(
         "forward",
         "ct state new limit rate over 50/second drop",

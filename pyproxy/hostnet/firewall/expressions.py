@@ -33,7 +33,7 @@ from pyproxy.hostnet.firewall.machine import (
 from pyproxy.hostnet.firewall.sets import SetElement, candidates
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, Action, Verdict
 from pyproxy.model.address import Address, address_text
-from pyproxy.netlink.attributes import attribute_map, text
+from pyproxy.netlink.attributes import attribute_map, attributes, text
 
 
 def _negate(result: bool | None, negated: bool) -> bool | None:
@@ -160,6 +160,9 @@ def _lookup(machine: Machine, fields: Attributes) -> None:
     key = machine.registers.load(number_of(fields, 2), shape.length)
     if key.complete:
         element = machine.sets.element(name, key.data())
+        if element and shape.has_expressions:
+            machine.doubt(doubt(DoubtKind.RATE, f"the limits of set {name}"))
+            return
         _use(machine, fields, [element] if element else [], inverted)
         return
     elements = machine.sets.elements(name)
@@ -231,6 +234,16 @@ def _no_match(machine: Machine, _: Attributes) -> None:
     machine.broken = True
 
 
+def _dynset(machine: Machine, fields: Attributes) -> None:
+    """Add or update an element, which matches but for the limits that the element may have."""
+    packed = [fields[7]] if 7 in fields else [item for _, item in attributes(fields.get(10, b""))]
+    names = {text(attribute_map(each).get(1, memoryview(b""))) for each in packed}
+    if names & {"limit", "connlimit", "quota"}:
+        machine.doubt(doubt(DoubtKind.RATE, "a rate limit"))
+    elif names - {"counter", "last"}:
+        machine.doubt(doubt(DoubtKind.UNREADABLE, "a set's expression"))
+
+
 def _nothing(_machine: Machine, _fields: Attributes) -> None:
     """Do nothing: the expression only counts, logs or changes what no rule tests."""
 
@@ -242,7 +255,9 @@ def _notrack(machine: Machine, _: Attributes) -> None:
 
 def _object(machine: Machine, fields: Attributes) -> None:
     # 1 counter, 2 quota, 3 ct helper, 4 limit, 5 connlimit, 7 ct timeout, 8 secmark, 10 synproxy.
-    if number_of(fields, 1) in (2, 4, 5):
+    if 4 in fields:
+        machine.doubt(doubt(DoubtKind.UNREADABLE, "a map of objects"))
+    elif number_of(fields, 1) in (2, 4, 5):
         machine.doubt(doubt(DoubtKind.RATE, "a limit or quota object"))
     elif number_of(fields, 1) == 10:
         machine.verdicts.append(Verdict(Action.DIVERT, note="synproxy"))
@@ -304,7 +319,7 @@ EXPRESSIONS: Mapping[str, Callable[[Machine, Attributes], None]] = {
     "counter": _nothing,
     "ct": _conntrack,
     "dup": _nothing,
-    "dynset": _nothing,
+    "dynset": _dynset,
     "exthdr": _unknown_value("an option or extension header", 1),
     "fib": _fib,
     "flow_offload": _nothing,

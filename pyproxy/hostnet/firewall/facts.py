@@ -7,7 +7,7 @@ of their priorities. pyproxy's own tables and chains are left out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +16,13 @@ import msgspec
 from pyproxy.errors import KernelError
 from pyproxy.hostnet.devices import Devices, read_devices
 from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, doubt, join_doubts, mask_and_xor, number
-from pyproxy.hostnet.firewall.evaluator import Budget, ChainResult, Finding, evaluate
+from pyproxy.hostnet.firewall.evaluator import (
+    Budget,
+    Certainty,
+    ChainResult,
+    Finding,
+    evaluate,
+)
 from pyproxy.hostnet.firewall.hook_packet import Hook, HookPacket, Host
 from pyproxy.hostnet.firewall.ipsets import IpSets
 from pyproxy.hostnet.firewall.legacy_tables import LegacyTable, read_legacy_tables
@@ -226,7 +232,9 @@ class _Reader:
                 )
                 for each in findings
             ]
-            if not result.passes or any(each.action is Action.NOTRACK for each in findings):
+            ended = not result.passes or any(e.action is Action.NOTRACK for e in findings)
+            # A drop of some packets does not end the way of the others.
+            if ended and any(s.finding.certainty is Certainty.CERTAIN for s in stopped):
                 return marks, stopped, True
             packet = result.packet
         entry = packet.connection
@@ -241,7 +249,7 @@ class _Reader:
             link = self._devices.named(packet.bridge_in or packet.bridge_out)
             if link is None or link.kind != "bridge":
                 return False
-        if not chain.is_at(packet.hook, device or ""):
+        if not any(chain.is_at(packet.hook, each) for each in self._devices_at(packet, device)):
             return False
         if chain.kind == "nat" and packet.hook in (Hook.PREROUTING, Hook.OUTPUT):
             # nat chains run at the priority of nat, in the order of their own priorities.
@@ -249,6 +257,15 @@ class _Reader:
         if stage.translates or (chain.kind == "nat" and packet.is_reply):
             return False
         return stage.low <= chain.priority < stage.high
+
+    def _devices_at(self, packet: HookPacket, device: str | None) -> Sequence[str]:
+        """Return the devices whose own hooks a packet may pass: a bridge's ports are among them."""
+        link = self._devices.named(device or "")
+        if link is None or packet.hook not in (Hook.INGRESS, Hook.EGRESS):
+            return (device or "",)
+        links = self._devices.links.values()
+        ports = [each.name for each in links if each.master == link.index]
+        return (link.name, *ports) if link.kind == "bridge" else (link.name,)
 
     def _evaluate(self, index: int, chain: _Registered, packet: HookPacket) -> ChainResult:
         key = (index, packet)
@@ -266,6 +283,13 @@ class _Reader:
 
     def _ordered(self, finding: Finding, chain: _Registered, stage: Stage) -> Finding:
         # Of chains with one priority the kernel runs the newest first, and does not tell which.
+        packet = stage.packet
+        device = packet.in_interface or packet.out_interface or ""
+        at_device = packet.hook in (Hook.INGRESS, Hook.EGRESS)
+        if at_device and not chain.is_at(packet.hook, device):
+            # A port of the bridge, through which some of the packets pass.
+            some = doubt(DoubtKind.CLIENT, "the port of the bridge")
+            return msgspec.structs.replace(finding, doubts=join_doubts(finding.doubts, some))
         same = stage.translates and chain.priority == self._own_nat
         if same and chain.table not in self._shared_nat:
             unclear = doubt(DoubtKind.UNREADABLE, "the order of chains with the same priority")

@@ -31,6 +31,7 @@ CLIENT_PORT = Port(45_678)
 
 ANY_CLIENT = doubt(DoubtKind.CLIENT, "the client's address")
 ANY_INTERFACE = doubt(DoubtKind.CLIENT, "the interface")
+LENGTH = doubt(DoubtKind.CLIENT, "the packet's length")
 ANY_PROCESS = doubt(DoubtKind.CLIENT, "the sending process")
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -176,15 +177,14 @@ _CONTENTS = doubt(DoubtKind.UNREADABLE, "the packet's contents")
 def _network_header(
     family: Family, protocol: int, source: Bits, destination: Bits
 ) -> tuple[Bits, ...]:
-    length = {TCP: 40, UDP: 8, SCTP: 32}.get(protocol, 8)
     if family is Family.IPV4:
-        # Version and length, TOS 0, total length; identification unknown; do not fragment, TTL.
-        start = known(struct.pack(">BBH", 0x45, 0, 20 + length))
+        # Version and header length, TOS 0; total length and identification; do not fragment, TTL.
+        start = (known(struct.pack(">BB", 0x45, 0)), unknown(2, LENGTH), unknown(2, _CONTENTS))
         middle = known(struct.pack(">HBB", 0x4000, 63, protocol))
-        return (start, unknown(2, _CONTENTS), middle, unknown(2, _CONTENTS), source, destination)
-    start = known(struct.pack(">B", 0x60) + b"\0")
-    lengths = known(struct.pack(">HBB", length, protocol, 63))
-    return (start, unknown(2, _CONTENTS), lengths, source, destination)
+        return (*start, middle, unknown(2, _CONTENTS), source, destination)
+    # Version and traffic class; flow label; length of the payload; protocol and hop limit.
+    start = (known(b"\x60\0"), unknown(2, _CONTENTS), unknown(2, LENGTH))
+    return (*start, known(struct.pack(">BB", protocol, 63)), source, destination)
 
 
 @lru_cache(256)
@@ -194,7 +194,7 @@ def _transport_header(protocol: int, source_port: int, port: int, flags: int) ->
         rest = known(struct.pack(">BB", 0xA0, flags))
         return (ports, unknown(8, _CONTENTS), rest, unknown(6, _CONTENTS))
     if protocol == UDP:
-        return (ports, known(struct.pack(">H", 8)), unknown(2, _CONTENTS))
+        return (ports, unknown(2, LENGTH), unknown(2, _CONTENTS))
     # SCTP: verification tag and checksum, then the first chunk, which is INIT, INIT ACK or DATA.
     chunk = {_SYN: 1, _SYN_ACK: 2, _ACK: 0}[flags]
     return (ports, unknown(8, _CONTENTS), known(bytes((chunk,))), unknown(3, _CONTENTS))

@@ -13,6 +13,7 @@ from pyproxy.hostnet.firewall.hook_packet import (
     ANY_CLIENT,
     ANY_INTERFACE,
     ANY_PROCESS,
+    LENGTH,
     Connection,
     HookPacket,
     Tuple,
@@ -64,7 +65,7 @@ def _process(packet: HookPacket) -> Bits | None:
 
 
 _META: Mapping[int, Callable[[HookPacket], Bits | None]] = {
-    0: lambda p: number(60 if p.family is Family.IPV4 else 80),
+    0: lambda _: unknown(4, LENGTH),
     1: lambda p: number(_ETHERTYPE[p.family], 2, "big"),
     2: lambda _: number(0),
     3: lambda p: p.mark,

@@ -28,6 +28,11 @@ class SetShape(msgspec.Struct, frozen=True):
         """Whether its elements may be ranges."""
         return bool(self.flags & 4)
 
+    @property
+    def has_expressions(self) -> bool:
+        """Whether its elements may have limits of their own."""
+        return bool(self.flags & 0x100)
+
 
 class SetElement(msgspec.Struct, frozen=True):
     """An element. A range of one field is two elements, the second of which is an end marker.

@@ -60,7 +60,6 @@ def _nft_matches(random: Random, six: bool) -> list[str]:
         f"fib daddr type {random.choice(('local', 'unicast', '{ local, broadcast }'))}",
         "meta pkttype host",
         f"@th,16,16 {port}",
-        "meta length < 100",
     ]
 
 
