@@ -63,7 +63,7 @@ class Agent(Generic[P]):
         )
         self._steps = Steps(self.cluster_state, self._router, limits)
         self._readback = ReadbackSchedule(observers.clock())
-        self._node = CurrentNode(node_rules, self._router)
+        self._node = CurrentNode(node_rules, self._router, self.cluster_state)
         self._rejected: frozenset[ObjectName] = frozenset()
         self._has_committed = False
         self._started = observers.wall_clock()
@@ -149,19 +149,17 @@ class Agent(Generic[P]):
         """
         if not self._has_committed:  # The first sync reads the addresses.
             return True
-        state = self.cluster_state
+        was_idle = not self._steps
         try:
-            change = self._node.read_addresses(state.node)
+            is_written = self._node.read_addresses()
         except KernelError as error:
             # Many routes that change all the time interrupt each dump. Other changes go on.
             log.warning("cannot read the node's addresses, trying again: %s", error)
             return False
-        services = state.services if change.services is None else change.services
-        if not self._steps and (services or change.is_written):
+        if is_written:
+            self.cluster_state.pending.node_changed(()).read(self._observers.clock())
+        if was_idle and self._steps:
             self._observers.health.queued()
-        state.route_again(services)
-        if change.is_written:
-            state.pending.node_changed(()).read(self._observers.clock())
         return True
 
     def drifted(self, drift: Drift) -> None:
@@ -240,9 +238,11 @@ class Agent(Generic[P]):
 
     def _new_node_routing(self) -> NodeRouting | None:
         """Return the node's routing if it has changed. Raises KernelError."""
-        if self._has_committed and self.cluster_state.pending.node is None:
+        if not self._has_committed:
+            return self._node.read_all()
+        if self.cluster_state.pending.node is None:
             return None
-        node = self._node.read(self.cluster_state.node)
+        node = self._node.newest()
         # None leaves the base rules alone, although all Services are routed again.
         return node if node != self._node.routing else None
 

@@ -136,10 +136,15 @@ nodes = st.builds(
 
 
 class Moved(msgspec.Struct, frozen=True):
-    """New addresses of the node's interfaces, and new API servers."""
+    """New addresses of the node's interfaces, and new API servers.
+
+    Only with `is_notified` the agent knows at once. Otherwise it knows after a later notification,
+    and until then a sync may read the addresses first.
+    """
 
     local: tuple[Address, ...]
     servers: tuple[Backend, ...]
+    is_notified: bool = True
 
 
 moves = st.builds(
@@ -147,6 +152,7 @@ moves = st.builds(
     st.lists(st.sampled_from(NODES), max_size=3, unique=True).map(tuple),
     st.sampled_from([(), (backend(FREE[0], Port(6443)),)]),
 )
+any_moves = st.builds(msgspec.structs.replace, moves, is_notified=st.booleans())
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -176,7 +182,7 @@ steps = st.lists(
         upserts,
         upserts,
         deletions,
-        moves,
+        any_moves,
         lists,
         drifts,
         failures,
@@ -215,7 +221,8 @@ def follow(stage: Stage, step: Step) -> None:
         stage.dataplane.trouble.append(step)
     elif isinstance(step, Moved):
         stage.local_addresses, stage.api_servers = step.local, step.servers
-        stage.agent.addresses_changed()
+        if step.is_notified:
+            stage.agent.addresses_changed()
     elif isinstance(step, Delete):
         stage.agent.handle_event(step)
     elif isinstance(step, Listed):
@@ -256,6 +263,8 @@ def test_a_restart_changes_nothing(
     stage.begin()
     for step in steps:
         follow(stage, step)
+    # The notification of moves without one.
+    stage.agent.addresses_changed()
     stage.settle()
     fresh = restarted(stage, **configuration)
     assert stage.recorder.programmed == fresh.recorder.programmed
@@ -356,3 +365,21 @@ def test_a_failed_step_is_made_again_as_a_whole() -> None:
     # The table asserts that a frontend never has two owners.
     stage.settle()
     assert stage.dataplane.kernel == restarted(stage).dataplane.kernel
+
+
+def test_addresses_that_a_sync_reads_before_their_notification() -> None:
+    """Another program listens at the second address of the node port, which is divided then."""
+    stage = stage_of(LIMITS[1], **CONFIGURATIONS[1])
+    stage.local_addresses = (NODES[0],)
+    node_port = (ServicePort("", Protocol.TCP, Port(80), Port(LISTENS.port)),)
+    stage.begin(msgspec.structs.replace(service(NAMES[1], 80, CLUSTER[V4][0]), ports=node_port))
+    stage.dataplane.trouble.append(TransientKernelError("EBUSY", errno.EBUSY))
+    follow(stage, Moved((NODES[0], FREE[1]), ()))
+    follow(stage, SYNC)
+    follow(stage, Moved(tuple(NODES[:2]), (), is_notified=False))
+    follow(stage, SYNC)
+    stage.agent.addresses_changed()
+    stage.settle()
+    fresh = restarted(stage, **CONFIGURATIONS[1])
+    assert stage.recorder.programmed == fresh.recorder.programmed
+    assert {*stage.agent.problems()} == {*fresh.agent.problems()}
