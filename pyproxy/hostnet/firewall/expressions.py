@@ -22,6 +22,7 @@ from pyproxy.hostnet.firewall.bits import (
     number,
     unknown,
 )
+from pyproxy.hostnet.firewall.hook_packet import ANY_PROCESS
 from pyproxy.hostnet.firewall.machine import (
     VERDICT_REGISTER,
     Attributes,
@@ -230,6 +231,12 @@ def _unknown_value(what: str, kind: int) -> Callable[[Machine, Attributes], None
     return run
 
 
+def _socket(machine: Machine, fields: Attributes) -> None:
+    # Only packets of this node's processes have a socket that rules find.
+    process = machine.packet.from_process
+    machine.store(fields, 2, unknown(16, ANY_PROCESS) if process else None)
+
+
 def _no_match(machine: Machine, _: Attributes) -> None:
     machine.broken = True
 
@@ -345,7 +352,7 @@ EXPRESSIONS: Mapping[str, Callable[[Machine, Attributes], None]] = {
     "redir": _redirect,
     "reject": _reject,
     "rt": _unknown_value("a route", 1),
-    "socket": _no_match,
+    "socket": _socket,
     "synproxy": _divert("to synproxy"),
     "target": _xt_target,
     "tproxy": _divert("to a transparent proxy"),

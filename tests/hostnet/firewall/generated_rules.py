@@ -32,6 +32,7 @@ def _nft_matches(random: Random, six: bool) -> list[str]:
     network, other = ("fd09::/64", "fd09:1::/120") if six else ("10.9.0.0/24", "10.9.1.0/25")
     version, suffix = ("6", "6") if six else ("4", "4")
     port, mark = random.choice(PORTS), random.choice(MARKS)
+    mask, masked = ("ffff::ff", "fd09::1") if six else ("255.255.0.255", "10.9.0.1")
     negated = random.choice(("", "!= "))
     return [
         f"{ip} saddr {negated}{address}",
@@ -50,7 +51,11 @@ def _nft_matches(random: Random, six: bool) -> list[str]:
         f"meta mark {negated}{mark}",
         f"meta mark and 0x4000 {random.choice(('== 0', '!= 0', '== 0x4000'))}",
         f'iifname {negated}"{random.choice(("lo", "l*", "eth0"))}"',
+        f'iifname {negated}{{ "l*", "eth0", "wlan*" }}',
+        f'iifname . udp dport {negated}{{ "lo" . {port} }}',
         f"iif {negated}lo",
+        f"{ip} daddr & {mask} {random.choice(('==', '!='))} {masked}",
+        f"udp dport {negated}{port} counter",
         f'oifname "{random.choice(("lo", "eth0"))}"',
         f"meta l4proto {negated}udp",
         f"ct state {random.choice(('new', 'established,related', 'invalid', '!= new'))}",
