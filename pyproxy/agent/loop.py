@@ -147,6 +147,8 @@ class Loop(Generic[P]):
 
     def _read_addresses(self) -> None:
         began = self._clock()
+        # First, because ipvs mode compares its own device with the node's addresses there.
+        self._agent.tick()
         self._has_new_addresses = not self._agent.addresses_changed()
         ended = self._clock()
         # An interface that flaps for hours must not use up a processor.
