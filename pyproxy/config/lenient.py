@@ -102,8 +102,9 @@ class _Decoder:
         self._warn_of_repeated(node, path)
         try:
             return self._constructor.construct_document(node)
-        except (ValueError, OverflowError) as error:
-            # Python's text may repeat a number of thousands of digits.
+        except (ValueError, ArithmeticError, LookupError, AttributeError, yaml.YAMLError) as error:
+            # PyYAML raises any of these for a value that does not fit its tag, such as !!bool x.
+            # Their texts may repeat a number of thousands of digits, or a part of another file.
             raise ValueError(f"{_line(node)}: {path} has a value that no field has") from error
 
     def _warn_of_repeated(self, node: yaml.Node, path: str) -> None:
