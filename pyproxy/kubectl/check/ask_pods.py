@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from pyproxy.errors import SourceError, one_line
 from pyproxy.kubectl.check import objects
-from pyproxy.kubectl.check.plan import Test
+from pyproxy.kubectl.check.plan import ConnectionTest
 from pyproxy.kubectl.fan_out import Slots, in_threads
 from pyproxy.kubectl.rights import CHECK_RIGHTS_FILE, missing_right
 from pyproxy.source.client import ApiStatusError, Client
@@ -35,12 +35,12 @@ class PodTests(msgspec.Struct, frozen=True):
     """The tests of one pod."""
 
     pod: str
-    tests: tuple[Test, ...]
+    tests: tuple[ConnectionTest, ...]
 
 
-def by_pod(tests: Iterable[Test]) -> tuple[PodTests, ...]:
+def by_pod(tests: Iterable[ConnectionTest]) -> tuple[PodTests, ...]:
     """Group tests by the pod that runs them."""
-    found: dict[str, list[Test]] = {}
+    found: dict[str, list[ConnectionTest]] = {}
     for test in tests:
         found.setdefault(test.pod, []).append(test)
     return tuple(PodTests(pod, tuple(each)) for pod, each in found.items())
@@ -55,19 +55,16 @@ class Pods:
         self._timeout = timeout
         self._slots = Slots(parallel, parallel)
 
-    def ask(
-        self, tests: Iterable[Test], question: Question, done: Callable[[], None]
-    ) -> dict[Test, str]:
-        """Run tests and return the problem of each, empty if it has none; calls `done` per pod.
+    def ask(self, tests: Iterable[ConnectionTest], question: Question) -> dict[ConnectionTest, str]:
+        """Run tests and return the problem of each, empty if it has none.
 
         Raises UsageError if the user may not run commands in pods.
         """
-        found: dict[Test, str] = {}
+        found: dict[ConnectionTest, str] = {}
         groups = by_pod(tests)
         for group, problems in in_threads(
             lambda each: (each, self._problems(each, question)), groups, self._slots
         ):
-            done()
             found.update(zip(group.tests, problems, strict=True))
         return found
 
@@ -113,7 +110,7 @@ class Pods:
             return one_line(f"pod {group.pod}: {why}", _LONGEST_TEXT)
 
 
-def _input(tests: Sequence[Test], question: Question) -> bytes:
+def _input(tests: Sequence[ConnectionTest], question: Question) -> bytes:
     asked = {
         "targets": [msgspec.to_builtins(each.target) for each in tests],
         "settle": question.settle,

@@ -177,10 +177,11 @@ class CheckNamespace:
         ports = [port.node_port for port in spec.ports or ()]
         return Service(tuple(spec.cluster_i_ps or ()), ports[0] if ports else 0)
 
-    def delete_pod(self, name: str) -> None:
+    def delete_pod(self, pod: Pod) -> None:
         """Delete a pod, which has its grace period to end."""
+        options = msgspec.json.encode({"gracePeriodSeconds": pod.grace})
         with required(CHECK_RIGHTS_FILE):
-            self._client.delete(f"{self._path}/pods/{quote(name)}", b"{}")
+            self._client.delete(f"{self._path}/pods/{quote(pod.name)}", options)
 
     def remove(self, timeout: float) -> bool:
         """Delete the namespace and all in it; return False if it still exists at the timeout."""

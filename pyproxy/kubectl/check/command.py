@@ -55,9 +55,9 @@ def _run(namespace: argparse.Namespace, _: Sequence[str]) -> int:
     settings = Settings(namespace.image, namespace.max_nodes, namespace.settle, namespace.keep)
     with _terminable():
         found = Check(client, agents, chosen, settings, _progress).run()
+    report.show(found, lambda: show(found), namespace)
     if namespace.junit:
         _write(namespace.junit, junit(found))
-    report.show(found, lambda: show(found), namespace)
     return 0 if found.ok else 1
 
 

@@ -10,7 +10,7 @@ import msgspec
 from pyproxy.commands.output import BAD, DIM, GOOD, Part, Text, table, text
 from pyproxy.inspect.humanize import count, listed
 from pyproxy.kubectl.check import plan
-from pyproxy.kubectl.check.plan import Test
+from pyproxy.kubectl.check.plan import ConnectionTest
 
 OK, FAILED, NONE = "ok", "failed", "none"
 """The results of a cell; NONE means that there was nothing to test."""
@@ -80,7 +80,7 @@ class Outcome(msgspec.Struct, frozen=True):
 def report(
     namespace: str,
     nodes: Sequence[str],
-    results: Mapping[Test, str],
+    results: Mapping[ConnectionTest, str],
     others: Iterable[Outcome],
     notes: Iterable[str],
     kept: bool,
@@ -117,7 +117,7 @@ def report(
     )
 
 
-def _suspects(results: Mapping[Test, str]) -> Iterator[str]:
+def _suspects(results: Mapping[ConnectionTest, str]) -> Iterator[str]:
     """Yield a sentence if one node has a part in each connection without a Service that failed."""
     pairs = [
         {test.node, *test.target.names}
@@ -130,9 +130,9 @@ def _suspects(results: Mapping[Test, str]) -> Iterator[str]:
         yield f"all failed connections without a Service are from or to pods of {node}: begin there"
 
 
-def _findings(results: Mapping[Test, str], kept: str) -> Iterator[Finding]:
+def _findings(results: Mapping[ConnectionTest, str], kept: str) -> Iterator[Finding]:
     """Yield equal problems of one test and node as one finding."""
-    groups: dict[tuple[str, str, str, str], list[Test]] = {}
+    groups: dict[tuple[str, str, str, str], list[ConnectionTest]] = {}
     for test, problem in results.items():
         if problem:
             groups.setdefault((test.name, test.source, test.node, problem), []).append(test)
@@ -141,7 +141,7 @@ def _findings(results: Mapping[Test, str], kept: str) -> Iterator[Finding]:
         yield Finding(name, source, node, destinations, problem, _next(tests[0], kept))
 
 
-def _next(test: Test, kept: str) -> str:
+def _next(test: ConnectionTest, kept: str) -> str:
     # The pods are the endpoints of this Service, and explain checks the path to endpoints as well.
     service = test.service or "cluster"
     command = f"kubectl pyproxy explain {kept or 'NAMESPACE'}/{service} --node {test.node}"

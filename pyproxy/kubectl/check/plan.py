@@ -41,7 +41,7 @@ class Target(msgspec.Struct, frozen=True, omit_defaults=True):
     refused: bool = False
 
 
-class Test(msgspec.Struct, frozen=True):
+class ConnectionTest(msgspec.Struct, frozen=True):
     """One test from one pod; `service` is that which explain can be asked about, or empty."""
 
     name: str
@@ -77,18 +77,18 @@ class Facts(msgspec.Struct, frozen=True):
     node_addresses: Mapping[str, tuple[str, ...]]
 
 
-def tests(facts: Facts) -> Iterator[Test]:
+def tests(facts: Facts) -> Iterator[ConnectionTest]:
     """Yield all tests."""
     servers = _of(facts, "server")
     clients = _of(facts, "client")
     for source, pods in ((FROM_POD, clients), (FROM_NODE, _of(facts, "host"))):
         for pod in pods:
             for name, service, target in _from(facts, source, pod, servers):
-                yield Test(name, source, pod.node, pod.name, service, target)
+                yield ConnectionTest(name, source, pod.node, pod.name, service, target)
     for pod in servers:
         for address in facts.services["internal"].addresses:
             target = Target(address, PORT, _FEW, names=(pod.server,))
-            yield Test(HAIRPIN, FROM_SERVER, pod.node, pod.name, "internal", target)
+            yield ConnectionTest(HAIRPIN, FROM_SERVER, pod.node, pod.name, "internal", target)
 
 
 def _from(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import msgspec
 
-from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.errors import UsageError
 from pyproxy.inspect.humanize import count, listed
 from pyproxy.kubectl.agents import Agent, natural
 from pyproxy.kubectl.ask import Question as AgentQuestion
@@ -26,7 +24,8 @@ from pyproxy.kubectl.check.cluster import (
 )
 from pyproxy.kubectl.check.matrix import CheckReport, Outcome
 from pyproxy.kubectl.check.objects import Pod
-from pyproxy.kubectl.check.plan import Facts, Test
+from pyproxy.kubectl.check.plan import ConnectionTest, Facts
+from pyproxy.kubectl.check.rollout import roll_out, tests_of
 from pyproxy.kubectl.fan_out import ask_all
 from pyproxy.kubectl.node_status import AgentStatus, node_status
 from pyproxy.kubectl.options import Options
@@ -37,10 +36,6 @@ _AGENT_TIMEOUT = 10.0
 _PREFIX = "pyproxy-check-"
 _FIRST_HOST_PORT, _HOST_PORTS = 20_000, 10_000
 """Below the kernel's ephemeral ports and the range of node ports."""
-
-_FLOOD = 5.0
-_DELETE_AFTER = 1.5
-"""Seconds of connections to a Service, and of those before one of its endpoints is deleted."""
 
 _DRAINING_GRACE = 10
 
@@ -143,7 +138,9 @@ class Check:
             for row in rows
         ]  # fmt: skip
 
-    def _test(self, nodes: Sequence[str], image: str) -> tuple[list[Outcome], Mapping[Test, str]]:
+    def _test(
+        self, nodes: Sequence[str], image: str
+    ) -> tuple[list[Outcome], Mapping[ConnectionTest, str]]:
         host_port = _FIRST_HOST_PORT + secrets.randbelow(_HOST_PORTS)
         pods = tuple(pods_of(nodes, host_port))
         name = self._namespace.name
@@ -164,29 +161,12 @@ class Check:
         )
         tests = tuple(plan.tests(facts))
         self._progress(f"running {count(len(tests), 'test')}")
-        results = self._pods.ask(tests, Question(self._settings.settle), lambda: None)
-        return _pod_outcomes(pods, found, name), results | self._roll_out(results)
-
-    def _roll_out(self, results: Mapping[Test, str]) -> dict[Test, str]:
-        """Delete an endpoint while clients connect, and return what failed."""
-        tests = [
-            test for test, problem in results.items() if test.name == plan.ROLLOUT and not problem
-        ]
-        if not tests:
-            return {}
-        self._progress("deleting an endpoint while clients connect")
-        timer = threading.Timer(_DELETE_AFTER, self._delete_endpoint)
-        timer.daemon = True
-        timer.start()
-        try:
-            return self._pods.ask(tests, Question(0.0, _FLOOD), lambda: None)
-        finally:
-            timer.cancel()
-
-    def _delete_endpoint(self) -> None:
-        # A missing right would have failed at the namespace's deletion as well, which reports it.
-        with suppress(PyproxyError):
-            self._namespace.delete_pod("rollout-1")
+        results = self._pods.ask(tests, Question(self._settings.settle))
+        if rollout := tests_of(results):
+            self._progress("deleting an endpoint while clients connect")
+            endpoints = [each for each in facts.pods if each.role == "rollout"]
+            results |= roll_out(self._pods, self._namespace, rollout, endpoints)
+        return _pod_outcomes(pods, found, name), results
 
     def _create(self) -> None:
         try:
