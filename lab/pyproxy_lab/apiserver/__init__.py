@@ -3,5 +3,5 @@
 It holds namespaces, nodes, services, pods, endpointslices and events in memory. The lab,
 tests and benchmarks. `kubectl get`, `apply` and `delete` work against it, as do list and watch
 clients. It is no part of a real cluster: it keeps nothing on disk, and leaves out
-metadata.managedFields, server-side apply and protobuf.
+metadata.managedFields and server-side apply. Only what a Service proxy lists has a protobuf form.
 """

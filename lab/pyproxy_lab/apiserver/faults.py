@@ -17,10 +17,13 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from pyproxy_lab.apiserver import protobuf
 from pyproxy_lab.apiserver.status import ApiError
 
 _PAGE = b"<!DOCTYPE html><html><title>Sign in</title><body>Sign in to go on.</body></html>\n"
-_BOOKMARK = b'"type":"BOOKMARK"'
+_BOOKMARKS = (b'"type":"BOOKMARK"', b"\n\x08BOOKMARK")
+"""The types of bookmarks in JSON and in protobuf."""
+
 _LATE = 0.05
 """Seconds at most by which disorder delays a line."""
 
@@ -37,7 +40,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """Lists end in the middle of their JSON, watches in the middle of a line."""
+    """Lists end in the middle, watches in the middle of a line."""
 
 
 class HalfOpen(msgspec.Struct, frozen=True):
@@ -150,10 +153,11 @@ class Faults:
         """Return what is sent in a chunk's place; what it holds back goes into `late`."""
         before = b"".join(late)
         late.clear()
-        if not chunk or _BOOKMARK in chunk or not self._strikes(Disorder):
+        if not chunk or any(each in chunk for each in _BOOKMARKS) or not self._strikes(Disorder):
             # A bookmark says that all before it has been sent, and is no fault's to move.
             return before + chunk
-        lines = chunk.splitlines(keepends=True)
+        is_json = chunk.startswith(b"{")
+        lines = chunk.splitlines(keepends=True) if is_json else protobuf.events(chunk)
         lines += self._random.choices(lines, k=self._random.randint(0, 2))
         self._random.shuffle(lines)
         late.append(lines.pop())

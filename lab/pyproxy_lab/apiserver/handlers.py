@@ -84,15 +84,16 @@ class ResourceHandler:
         options = requests.list_options(where, request.query, known)
         store = self._registry.store
         page = listing.page(store, store.table(where.resource), options)
-        pieces = _rendering(request, where).listing(page.objects, page.meta)
-        return await _send_pieces(request, self._faults.body(pieces))
+        shape = _rendering(request, where)
+        pieces = shape.listing(page.objects, page.meta)
+        return await _send_pieces(request, self._faults.body(pieces), shape.media_type)
 
     async def _watch(self, request: web.Request, where: Target) -> web.StreamResponse:
         registry, resource = self._registry, where.resource
         options = requests.watch_options(where, request.query, registry.rules(resource).fields)
         table = registry.store.table(resource)
         shape = _rendering(request, where)
-        response = web.StreamResponse(headers={**_NO_CACHE, "Content-Type": "application/json"})
+        response = web.StreamResponse(headers={**_NO_CACHE, "Content-Type": shape.stream_type})
         response.enable_chunked_encoding()
         watch = Watch(registry.store, table, shape, options)
         try:
@@ -101,7 +102,7 @@ class ResourceHandler:
             if error.code != 410:
                 raise
             await response.prepare(request)
-            await response.write(b'{"type":"ERROR","object":%s}\n' % encode(error.status))
+            await response.write(shape.error(error.status))
             await response.write_eof()
             return response
         self.watches.add(watch)
@@ -197,7 +198,8 @@ class ResourceHandler:
         found = [stored for stored in table.current(where.prefix) if chosen.matches(stored)]
         gone = [self._delete_one(where, stored, how) for stored in found]
         meta: Object = {"resourceVersion": str(store.revision)}
-        return await _send_pieces(request, _rendering(request, where).listing(gone, meta))
+        shape = _rendering(request, where)
+        return await _send_pieces(request, shape.listing(gone, meta), shape.media_type)
 
     def _delete_one(self, where: Target, old: Stored, how: Deletion) -> Stored:
         registry, resource = self._registry, where.resource
@@ -215,10 +217,11 @@ class ResourceHandler:
         code: int = 200,
         warnings: Iterable[str] = (),
     ) -> web.Response:
+        shape = _rendering(request, where)
         response = web.Response(
             status=code,
-            body=_rendering(request, where).body(stored),
-            content_type="application/json",
+            body=shape.body(stored),
+            content_type=shape.media_type,
             headers=_NO_CACHE,
         )
         for warning in warnings:
@@ -232,7 +235,9 @@ def _rendering(request: web.Request, where: Target) -> Rendering:
     return rendering(where.resource, accept, request.query.get("includeObject", ""))
 
 
-async def _send_pieces(request: web.Request, pieces: Iterable[bytes]) -> web.StreamResponse:
+async def _send_pieces(
+    request: web.Request, pieces: Iterable[bytes], media_type: str
+) -> web.StreamResponse:
     """Send a body whole if it is short, and in chunks as they are made if not."""
     start = b""
     rest = iter(pieces)
@@ -241,8 +246,8 @@ async def _send_pieces(request: web.Request, pieces: Iterable[bytes]) -> web.Str
         if len(start) >= _CHUNKED_FROM:
             break
     else:
-        return web.Response(body=start, content_type="application/json", headers=_NO_CACHE)
-    response = web.StreamResponse(headers={**_NO_CACHE, "Content-Type": "application/json"})
+        return web.Response(body=start, content_type=media_type, headers=_NO_CACHE)
+    response = web.StreamResponse(headers={**_NO_CACHE, "Content-Type": media_type})
     response.enable_chunked_encoding()
     await response.prepare(request)
     await response.write(start)

@@ -1,92 +1,35 @@
-"""Namespaces and Services out of Kubernetes' protobuf form, which some clients write.
+"""Objects in Kubernetes' protobuf form: those that some clients write, and lists and watches.
 
-`kubectl create namespace` and `kubectl create service` send it, and read JSON. Responses are always
-JSON. Facts: the generated.proto files of k8s.io/api/core/v1 and k8s.io/apimachinery.
+`kubectl create namespace` and `kubectl create service` send it. A client that accepts it gets
+Services, EndpointSlices, Nodes and errors in it. `protobuf_fields` has the messages.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
 from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.protobuf_fields import (
+    LIST_META,
+    RECEIVED,
+    SENT,
+    TYPE_META,
+    Form,
+    Part,
+)
 
 MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
+STREAM_TYPE = f"{MEDIA_TYPE};stream=watch"
 _MAGIC = b"k8s\x00"
 _VARINT, _BYTES = 0, 2
-
-
-class _Form(enum.Enum):
-    TEXT = "string"
-    NUMBER = "integer"
-    FLAG = "boolean"
-    TEXTS = "repeated string"
-    MAP = "map of strings"
-    INT_OR_STRING = "IntOrString"
-
-
-class _Part(msgspec.Struct, frozen=True):
-    """A message inside another one, perhaps repeated."""
-
-    fields: dict[int, tuple[str, _Form | _Part]]
-    repeated: bool = False
-
-
-_METADATA = _Part(
-    {
-        1: ("name", _Form.TEXT),
-        2: ("generateName", _Form.TEXT),
-        3: ("namespace", _Form.TEXT),
-        11: ("labels", _Form.MAP),
-        12: ("annotations", _Form.MAP),
-        14: ("finalizers", _Form.TEXTS),
-    }
-)
-_SERVICE_PORT = _Part(
-    {
-        1: ("name", _Form.TEXT),
-        2: ("protocol", _Form.TEXT),
-        3: ("port", _Form.NUMBER),
-        4: ("targetPort", _Form.INT_OR_STRING),
-        5: ("nodePort", _Form.NUMBER),
-        6: ("appProtocol", _Form.TEXT),
-    },
-    repeated=True,
-)
-_AFFINITY = _Part({1: ("clientIP", _Part({1: ("timeoutSeconds", _Form.NUMBER)}))})
-_SERVICE_SPEC = _Part(
-    {
-        1: ("ports", _SERVICE_PORT),
-        2: ("selector", _Form.MAP),
-        3: ("clusterIP", _Form.TEXT),
-        4: ("type", _Form.TEXT),
-        5: ("externalIPs", _Form.TEXTS),
-        7: ("sessionAffinity", _Form.TEXT),
-        8: ("loadBalancerIP", _Form.TEXT),
-        9: ("loadBalancerSourceRanges", _Form.TEXTS),
-        10: ("externalName", _Form.TEXT),
-        11: ("externalTrafficPolicy", _Form.TEXT),
-        12: ("healthCheckNodePort", _Form.NUMBER),
-        13: ("publishNotReadyAddresses", _Form.FLAG),
-        14: ("sessionAffinityConfig", _AFFINITY),
-        17: ("ipFamilyPolicy", _Form.TEXT),
-        18: ("clusterIPs", _Form.TEXTS),
-        19: ("ipFamilies", _Form.TEXTS),
-        20: ("allocateLoadBalancerNodePorts", _Form.FLAG),
-        21: ("loadBalancerClass", _Form.TEXT),
-        22: ("internalTrafficPolicy", _Form.TEXT),
-        23: ("trafficDistribution", _Form.TEXT),
-    }
-)
-_KINDS = {
-    "Namespace": _Part({1: ("metadata", _METADATA)}),
-    "Service": _Part({1: ("metadata", _METADATA), 2: ("spec", _SERVICE_SPEC)}),
-}
-# A runtime.Unknown: its type, and the object's own bytes.
-_TYPE_META = _Part({1: ("apiVersion", _Form.TEXT), 2: ("kind", _Form.TEXT)})
+# Of a runtime.Unknown: its type, the object's own bytes, and two texts that are empty.
 _TYPE_FIELD, _RAW_FIELD = 1, 2
+_UNKNOWN_END = b"\x1a\x00\x22\x00"
+_LENGTH_SIZE = 4
 
 
 def decode(body: bytes) -> Object | None:
@@ -97,40 +40,148 @@ def decode(body: bytes) -> Object | None:
     raw = b""
     for number, value in _fields(body[len(_MAGIC) :]):
         if number == _TYPE_FIELD and isinstance(value, bytes):
-            kind = _message(value, _TYPE_META)
+            kind = _message(value, TYPE_META)
         elif number == _RAW_FIELD and isinstance(value, bytes):
             raw = value
-    part = _KINDS.get(kind.get("kind", ""))
+    part = RECEIVED.get(kind.get("kind", ""))
     return None if part is None else {**kind, **_message(raw, part)}
 
 
-def _message(raw: bytes, part: _Part) -> Object:
+def encode(kind: str, obj: Object) -> bytes:
+    """Encode an object of one of the kinds in SENT, without its kind, as Go does."""
+    return _encoded(obj, SENT[kind])
+
+
+def envelope(api_version: str, kind: str, raw: bytes) -> bytes:
+    """Return an encoded object with its kind, as it is alone and in an event."""
+    return b"".join(_enveloped(api_version, kind, len(raw), [raw]))
+
+
+def listing(api_version: str, kind: str, meta: Object, items: list[bytes]) -> Iterator[bytes]:
+    """Return a list of encoded objects, in pieces; `kind` is that of the list."""
+    heads = [_key(2, _BYTES) + _number(len(item)) for item in items]
+    first = _field(1, _encoded(meta, LIST_META))
+    size = len(first) + sum(map(len, heads)) + sum(map(len, items))
+    pieces = (piece for pair in zip(heads, items, strict=True) for piece in pair)
+    return _enveloped(api_version, kind, size, [first], pieces)
+
+
+def event(event_type: str, enveloped: bytes) -> bytes:
+    """Return an event of a watch, with its length before it."""
+    raw = _field(1, event_type.encode()) + _field(2, _field(1, enveloped))
+    return len(raw).to_bytes(_LENGTH_SIZE) + raw
+
+
+def events(chunk: bytes) -> list[bytes]:
+    """Split whole events of a watch; each keeps its length."""
+    found, at = [], 0
+    while at < len(chunk):
+        end = at + _LENGTH_SIZE + int.from_bytes(chunk[at : at + _LENGTH_SIZE])
+        found.append(chunk[at:end])
+        at = end
+    return found
+
+
+def _enveloped(api_version: str, kind: str, size: int, *pieces: Iterable[bytes]) -> Iterator[bytes]:
+    type_meta = _encoded({"apiVersion": api_version, "kind": kind}, TYPE_META)
+    yield _MAGIC + _field(_TYPE_FIELD, type_meta) + _key(_RAW_FIELD, _BYTES) + _number(size)
+    for some in pieces:
+        yield from some
+    yield _UNKNOWN_END
+
+
+def _encoded(obj: Object, part: Part) -> bytes:
+    found = bytearray()
+    for number, (name, form) in part.fields.items():
+        value: Any = obj.get(name.removesuffix("?"))
+        if value is None and name.endswith("?"):
+            continue
+        if isinstance(form, Part):
+            for each in (value or ()) if form.repeated else (value or {},):
+                found += _field(number, _encoded(each, form))
+        elif form is Form.TEXTS:
+            for text in value or ():
+                found += _field(number, text.encode())
+        elif form is Form.MAP:
+            for key in sorted(value or ()):
+                pair = _field(1, key.encode()) + _field(2, value[key].encode())
+                found += _field(number, pair)
+        elif form in {Form.NUMBER, Form.FLAG}:
+            found += _key(number, _VARINT) + _number(int(value or 0))
+        else:
+            found += _field(number, _scalar(value, form))
+    return bytes(found)
+
+
+def _scalar(value: object, form: Form) -> bytes:
+    """Encode a value that has a length and is no message of the tables."""
+    if form is Form.JSON:
+        return _field(1, msgspec.json.encode(value))
+    if form is Form.TIME:
+        if not value:
+            return b""
+        moment = datetime.fromisoformat(str(value))
+        seconds = int(moment.astimezone(UTC).timestamp())
+        return _key(1, _VARINT) + _number(seconds) + _key(2, _VARINT) + _number(0)
+    if form is Form.INT_OR_STRING:
+        is_text = isinstance(value, str)
+        number = 0 if is_text or not isinstance(value, int) else value
+        return (
+            (_key(1, _VARINT) + _number(int(is_text)))
+            + (_key(2, _VARINT) + _number(number))
+            + _field(3, str(value).encode() if is_text else b"")
+        )
+    return str(value or "").encode()
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return _key(number, _BYTES) + _number(len(value)) + value
+
+
+def _key(number: int, kind: int) -> bytes:
+    return _number(number << 3 | kind)
+
+
+def _number(value: int) -> bytes:
+    """Encode a varint; a negative number has ten bytes."""
+    value &= (1 << 64) - 1
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _message(raw: bytes, part: Part) -> Object:
     """Decode a message; what has its zero value is left out, as in JSON."""
     result: Object = {}
     for number, value in _fields(raw):
         if number not in part.fields:
             continue
         name, form = part.fields[number]
+        name = name.removesuffix("?")
         if isinstance(value, int):
-            if form is _Form.FLAG:
+            if form is Form.FLAG:
                 result[name] = bool(value)
             elif value:
                 result[name] = value
-        elif isinstance(form, _Part):
+        elif isinstance(form, Part):
             inner = _message(value, form)
             if form.repeated:
                 result.setdefault(name, []).append(inner)
             else:
                 result[name] = inner
-        elif form is _Form.TEXTS:
+        elif form is Form.TEXTS:
             result.setdefault(name, []).append(value.decode())
-        elif form is _Form.MAP:
+        elif form is Form.MAP:
             entry = dict(_fields(value))
             result.setdefault(name, {})[_text(entry.get(1))] = _text(entry.get(2))
-        elif form is _Form.INT_OR_STRING:
+        elif form is Form.INT_OR_STRING:
             choice = dict(_fields(value))
             result[name] = _text(choice.get(3)) if choice.get(1) else choice.get(2, 0)
-        elif value:
+        elif form is Form.TEXT and value:
+            # Times and managed fields are the server's own.
             result[name] = value.decode()
     return result
 

@@ -1,18 +1,21 @@
-"""In which form objects are sent: as they are kept, as the other group's events, as a table."""
+"""In which form objects are sent: as they are kept, in protobuf, as events, as a table."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import msgspec
 
-from pyproxy_lab.apiserver import tables
+from pyproxy_lab.apiserver import protobuf, tables
 from pyproxy_lab.apiserver.kinds.events import to_events
 from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.protobuf_fields import SENT
 from pyproxy_lab.apiserver.resources import EVENTS, Resource
 from pyproxy_lab.apiserver.store import Change, EventType, Stored, encode, reversioned
 
 _LIST_BATCH = 256
+JSON_TYPE = "application/json"
 
 # The fields of a bookmark beside its version: Go always encodes these of an empty object.
 _BOOKMARK_EXTRAS: dict[str, Object] = {
@@ -27,6 +30,9 @@ _BOOKMARK_EXTRAS: dict[str, Object] = {
 
 class Rendering:
     """Objects as they are kept: their bytes are sent untouched."""
+
+    media_type = JSON_TYPE
+    stream_type = JSON_TYPE
 
     def __init__(self, resource: Resource, key: str = "native") -> None:
         self.resource = resource
@@ -61,11 +67,13 @@ class Rendering:
         """Return an object as a line of a watch."""
         return b'{"type":"%s","object":%s}\n' % (event.encode(), self.body(stored))
 
+    def error(self, status: Object) -> bytes:
+        """Return a Status as a line of a watch."""
+        return b'{"type":"ERROR","object":%s}\n' % encode(status)
+
     def bookmark(self, revision: int, initial_events_end: bool = False) -> bytes:
         """Return a line that says up to which version a watch has got."""
-        meta: Object = {"resourceVersion": str(revision)}
-        if initial_events_end:
-            meta["annotations"] = {"k8s.io/initial-events-end": "true"}
+        meta = _bookmark_meta(revision, initial_events_end)
         shown = {
             "kind": self.resource.kind,
             "apiVersion": self.resource.api_version,
@@ -82,8 +90,53 @@ class Rendering:
         if event is EventType.DELETED and not change.gone and change.old is not None:
             # It left the selection, but exists: a watch shows what it last knew, at this version.
             body = reversioned(change.old, change.revision)
-            return msgspec.structs.replace(change.old, body=body)
+            return msgspec.structs.replace(change.old, body=body, encoded={})
         return change.new
+
+
+class ProtobufRendering(Rendering):
+    """Objects in protobuf, each encoded once."""
+
+    media_type = protobuf.MEDIA_TYPE
+    stream_type = protobuf.STREAM_TYPE
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource, key=protobuf.MEDIA_TYPE)
+
+    def body(self, stored: Stored) -> bytes:
+        """Return one object."""
+        return self._envelope(self._item(stored))
+
+    def listing(self, objects: list[Stored], meta: Object) -> Iterator[bytes]:
+        """Return a list, in pieces."""
+        kind = f"{self.resource.kind}List"
+        items = [self._item(stored) for stored in objects]
+        pieces = protobuf.listing(self.resource.api_version, kind, meta, items)
+        while batch := b"".join(itertools.islice(pieces, 2 * _LIST_BATCH)):
+            yield batch
+
+    def event(self, event: EventType, stored: Stored) -> bytes:
+        """Return an object as an event of a watch."""
+        return protobuf.event(event, self.body(stored))
+
+    def error(self, status: Object) -> bytes:
+        """Return a Status as an event of a watch."""
+        return protobuf.event("ERROR", _protobuf_status(status))
+
+    def bookmark(self, revision: int, initial_events_end: bool = False) -> bytes:
+        """Return an event that says up to which version a watch has got."""
+        meta = _bookmark_meta(revision, initial_events_end)
+        raw = protobuf.encode(self.resource.kind, {"metadata": meta})
+        return protobuf.event("BOOKMARK", self._envelope(raw))
+
+    def _item(self, stored: Stored) -> bytes:
+        if (raw := stored.encoded.get(self.key)) is None:
+            raw = protobuf.encode(self.resource.kind, stored.decode())
+            stored.encoded[self.key] = raw
+        return raw
+
+    def _envelope(self, raw: bytes) -> bytes:
+        return protobuf.envelope(self.resource.api_version, self.resource.kind, raw)
 
 
 class ConvertedRendering(Rendering):
@@ -128,6 +181,8 @@ class TableRendering(Rendering):
 
 def rendering(resource: Resource, accept: str, include: str) -> Rendering:
     """Choose a form by the Accept header; `include` is the query's includeObject."""
+    if _wants_protobuf(accept) and resource.kind in SENT:
+        return ProtobufRendering(resource)
     for choice in accept.split(","):
         parts = {part.strip() for part in choice.split(";")}
         if "application/json" in parts and "as=Table" in parts and "v=v1" in parts:
@@ -137,3 +192,28 @@ def rendering(resource: Resource, accept: str, include: str) -> Rendering:
     if resource is EVENTS:
         return ConvertedRendering(resource, to_events)
     return Rendering(resource)
+
+
+def status_body(status: Object, accept: str) -> tuple[bytes, str]:
+    """Return a Status as the body of a response, and its media type."""
+    if _wants_protobuf(accept):
+        return _protobuf_status(status), protobuf.MEDIA_TYPE
+    return encode(status), JSON_TYPE
+
+
+def _wants_protobuf(accept: str) -> bool:
+    """Return whether protobuf is the first of the types that the server has."""
+    types = (choice.partition(";")[0].strip() for choice in accept.split(","))
+    known = {protobuf.MEDIA_TYPE, JSON_TYPE, "application/*", "*/*"}
+    return next((each for each in types if each in known), "") == protobuf.MEDIA_TYPE
+
+
+def _protobuf_status(status: Object) -> bytes:
+    return protobuf.envelope("v1", "Status", protobuf.encode("Status", status))
+
+
+def _bookmark_meta(revision: int, initial_events_end: bool) -> Object:
+    meta: Object = {"resourceVersion": str(revision)}
+    if initial_events_end:
+        meta["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return meta

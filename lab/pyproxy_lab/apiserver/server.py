@@ -21,6 +21,7 @@ from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.handlers import ResourceHandler
 from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.registry import Registry
+from pyproxy_lab.apiserver.rendering import status_body
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.apiserver.store import encode
 from pyproxy_lab.namespace import Namespace
@@ -201,10 +202,10 @@ async def _errors_as_status(request: web.Request, handler: Handler) -> web.Strea
     try:
         return await handler(request)
     except status.ApiError as error:
-        return _error_response(error)
+        return _error_response(request, error)
     except web.HTTPRequestEntityTooLarge:
         message = f"Request entity too large: limit is {_LARGEST_BODY}"
-        return _error_response(status.ApiError(413, "RequestEntityTooLarge", message))
+        return _error_response(request, status.ApiError(413, "RequestEntityTooLarge", message))
 
 
 def _document(request: web.Request) -> Object | None:
@@ -230,13 +231,9 @@ def _document(request: web.Request) -> Object | None:
     return found
 
 
-def _error_response(error: status.ApiError) -> web.Response:
-    return web.Response(
-        status=error.code,
-        body=encode(error.status),
-        content_type="application/json",
-        headers=_NO_CACHE,
-    )
+def _error_response(request: web.Request, error: status.ApiError) -> web.Response:
+    body, media_type = status_body(error.status, request.headers.get("Accept", "*/*"))
+    return web.Response(status=error.code, body=body, content_type=media_type, headers=_NO_CACHE)
 
 
 def _listener(host: str, port: int) -> socket.socket:

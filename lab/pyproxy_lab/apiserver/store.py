@@ -35,7 +35,8 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     """One version of one object.
 
     `body` is its JSON, kind and apiVersion first; `path` orders objects as a list does. `fields`
-    are the values that a field selector can ask for, beyond metadata's.
+    are the values that a field selector can ask for, beyond metadata's. `encoded` caches the
+    object's bytes by rendering.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     labels: Mapping[str, str]
     fields: Mapping[str, str]
     body: bytes
+    encoded: dict[str, bytes] = msgspec.field(default_factory=dict)
 
     def decode(self) -> Object:
         """Decode the object anew; the caller may change what it gets."""
