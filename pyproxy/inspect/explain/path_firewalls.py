@@ -8,6 +8,7 @@ from pyproxy.hostnet.firewall.bits import DoubtKind
 from pyproxy.hostnet.firewall.evaluator import Certainty
 from pyproxy.hostnet.firewall.evaluator import Finding as RuleFinding
 from pyproxy.hostnet.firewall.facts import FirewallFacts, Stopped
+from pyproxy.hostnet.firewall.hook_packet import ANY_CLIENT
 from pyproxy.hostnet.firewall.owners import UNKNOWN, Owner, owner_of
 from pyproxy.hostnet.firewall.verdicts import Action
 from pyproxy.hostnet.not_read import NotRead
@@ -22,7 +23,7 @@ NAME = "firewalls"
 _RESULTS = {
     Certainty.CERTAIN: Result.FAILED,
     Certainty.PARTLY: Result.FAILED,
-    Certainty.DEPENDS: Result.NOTE,
+    Certainty.DEPENDS: Result.UNDECIDED,
     Certainty.UNDECIDED: Result.UNDECIDED,
 }
 
@@ -59,6 +60,8 @@ def _finding(stopped: Stopped) -> Finding:
         message = f"it is undecided whether {message}: pyproxy cannot evaluate {_unreadable(found)}"
     elif found.certainty is Certainty.DEPENDS:
         message += f", depending on {reasons}"
+        if ANY_CLIENT[0] in found.doubts:
+            message += ": state it with --from"
     elif found.certainty is Certainty.PARTLY:
         message += f", by {reasons}"
     elif found.action is Action.DIVERT:
