@@ -73,7 +73,8 @@ class PacketPath(msgspec.Struct, frozen=True):
     `leaving` is the packet after translation: in forward and postrouting, or in input if the
     endpoint is at this node's own address. `node` is the endpoint's node, empty if unknown, and
     `local` is true if it is this one. `masqueraded` is true if the packet gets an address of this
-    node as its source, in postrouting.
+    node as its source, in postrouting. `back_device` is the device of the route to the client,
+    empty without a route, None if it is not known.
     """
 
     origin: Origin
@@ -82,6 +83,7 @@ class PacketPath(msgspec.Struct, frozen=True):
     node: str = ""
     local: bool = False
     masqueraded: bool = False
+    back_device: str | None = None
 
     def __str__(self) -> str:
         return f"from {self.origin.value} to {backend_text(self.leaving.target)}"

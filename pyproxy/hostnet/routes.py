@@ -149,9 +149,13 @@ class _Reader:
         network = None
         if not match.error:
             network = _network(leaving.destination, match.prefix)
+        back_device = None
+        if reverse and (reverse.error or reverse.kind == RTN_UNICAST):
+            back_device = "" if reverse.error else self._devices.name(reverse.device)
         return PathRoutes(
             msgspec.structs.replace(
                 path,
+                back_device=back_device,
                 arriving=msgspec.structs.replace(path.arriving, sample=sample, in_device=in_device),
                 leaving=msgspec.structs.replace(
                     leaving, sample=sample, in_device=in_device, out_device=out_device

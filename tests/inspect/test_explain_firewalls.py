@@ -32,6 +32,7 @@ TARGET = f"{NAMESPACE}/web"
 ADDRESS, ADDRESS6, HOST_ADDRESS = "10.96.0.70", "fd00:10:96::70", "10.96.0.71"
 NODE_PORT = "172.30.0.11:30070"
 A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
+CLIENT = "172.30.0.100"
 B1_6 = "fd10:2::11"
 OF_NODE = f"{NAMESPACE}/host"
 POD, NODE, HOST = "a pod on this node", "this node", "another host"
@@ -320,7 +321,39 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 
+ASYMMETRIC = (f"ip route add {CLIENT} dev mgmt",)
+SYMMETRIC = (f"ip route del {CLIENT} dev mgmt",)
+RPFILTER = "PREROUTING -m rpfilter --invert -j DROP"
+
 FAULTS |= {
+    "before forwarding, by TTL": dropped(
+        "prerouting",
+        "ip ttl 64 tcp dport 80 drop",
+        f"drops packets from {POD} to {ADDRESS}:80",
+        priority="mangle",
+    ),
+    "another port without conntrack": Fault(
+        f"of chain c in table inet other translates packets from {POD} to {ALL} to port 9, "
+        "without conntrack",
+        table(chain("postrouting", "tcp dport 8080 tcp dport set 9", "200")),
+    ),
+    "no route back by this device": Fault(
+        f"drops packets from {HOST} to {NODE_PORT}",
+        table(chain("prerouting", "fib saddr . iif oif missing drop", "raw")),
+        ASYMMETRIC,
+        SYMMETRIC,
+        target=NODE_PORT,
+        source=CLIENT,
+        client="ext",
+    ),
+    "no route back by this device, legacy": legacy(
+        f"drops packets from {HOST} to {NODE_PORT}",
+        [*ASYMMETRIC, f"iptables-legacy -t raw -I {RPFILTER}"],
+        [*SYMMETRIC, f"iptables-legacy -t raw -D {RPFILTER}"],
+        target=NODE_PORT,
+        source=CLIENT,
+        client="ext",
+    ),
     "firewalld": Fault(
         "of chain filter_FORWARD in table inet firewalld (firewalld) rejects packets from "
         f"{POD} to {ALL}",
@@ -378,7 +411,7 @@ UNDECIDED: dict[str, Fault] = {
         "prerouting",
         "ip saddr { 203.0.113.1, 203.0.113.9 } drop",
         f"drops packets from {HOST} to 172.30.0.11:30070, depending on the client's address",
-        result="note",
+        result="undecided",
         target=NODE_PORT,
         priority="mangle",
     ),
@@ -410,7 +443,95 @@ UNDECIDED: dict[str, Fault] = {
         "forward",
         "ct state new limit rate over 50/second drop",
         f"drops packets from {POD} to {ALL}, depending on a rate limit",
-        result="note",
+        result="undecided",
+    ),
+    "a rate of each client": dropped(
+        "forward",
+        "ct state new update @rates { ip saddr limit rate over 1/hour burst 1 packets } drop",
+        f"drops packets from {POD} to {ALL}, depending on a rate limit",
+        nft=table(
+            "set rates {\ntype ipv4_addr; size 64; flags dynamic,timeout; timeout 1m;\n}\n"
+            + chain(
+                "forward",
+                "ct state new update @rates "
+                "{ ip saddr limit rate over 1/hour burst 1 packets } drop",
+            )
+        ),
+        result="undecided",
+    ),
+    "a limit of connections": dropped(
+        "forward",
+        "ct state new ct count over 0 drop",
+        f"drops packets from {POD} to {ALL}, depending on a limit of connections",
+        result="undecided",
+    ),
+    "the sending process": dropped(
+        "output",
+        "meta skuid 0 tcp dport 8080 drop",
+        f"drops packets from {NODE} to {ALL}, depending on the sending process",
+        result="undecided",
+    ),
+    "the TTL of a client": dropped(
+        "prerouting",
+        "iifname eth0 tcp dport 30070 ip ttl 64 drop",
+        f"drops packets from {HOST} to 172.30.0.11:30070, depending on the sender's TTL",
+        result="undecided",
+        target=NODE_PORT,
+        priority="mangle",
+    ),
+    "a TTL that ends on the way": dropped(
+        "prerouting",
+        f"ip daddr {ADDRESS} ip ttl set 1",
+        f"passes packets from {POD} to {ADDRESS}:80 on with TTL 1",
+        result="undecided",
+        priority="mangle",
+    ),
+    "a TTL of iptables that ends on the way": legacy(
+        f"passes packets from {POD} to {ADDRESS}:80 on with TTL 1",
+        [f"iptables-legacy -t mangle -I PREROUTING -d {ADDRESS} -j TTL --ttl-set 1"],
+        [f"iptables-legacy -t mangle -D PREROUTING -d {ADDRESS} -j TTL --ttl-set 1"],
+        result="undecided",
+    ),
+    "another zone of conntrack": dropped(
+        "prerouting",
+        'iifname "cbr0" ct zone set 5',
+        f"passes packets from {POD} to {ADDRESS}:80 to a conntrack zone",
+        result="undecided",
+        priority="raw",
+    ),
+    "another zone by iptables": legacy(
+        f"passes packets from {POD} to {ADDRESS}:80 to a conntrack zone",
+        ["iptables-legacy -t raw -I PREROUTING -i cbr0 -j CT --zone 7"],
+        ["iptables-legacy -t raw -D PREROUTING -i cbr0 -j CT --zone 7"],
+        result="undecided",
+    ),
+    "another source": Fault(
+        f"passes packets from {POD} to {BOTH_B} on with the source 192.0.2.77, which is no "
+        "address of this node",
+        table(
+            chain(
+                "postrouting",
+                'oifname "eth0" ip saddr 10.244.0.0/16 snat ip to 192.0.2.77',
+                "90",
+                kind="nat",
+            )
+        ),
+        result="undecided",
+    ),
+    "another source by iptables": legacy(
+        f"passes packets from {POD} to {BOTH_B} on with the source 192.0.2.77, which is no "
+        "address of this node",
+        ["iptables-nft -t nat -I POSTROUTING -s 10.244.0.0/16 -o eth0 -j SNAT --to 192.0.2.77"],
+        ["iptables-nft -t nat -D POSTROUTING -s 10.244.0.0/16 -o eth0 -j SNAT --to 192.0.2.77"],
+        result="undecided",
+    ),
+    "another source without conntrack": dropped(
+        "prerouting",
+        f"ip saddr {A1} ip saddr set 192.0.2.9",
+        f"passes packets from {POD} to {ADDRESS}:80 on with another source address",
+        result="undecided",
+        priority="raw",
+        source=A1,
     ),
 }
 

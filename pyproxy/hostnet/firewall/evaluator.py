@@ -124,6 +124,9 @@ class _Walk:
                 self._find(
                     chain, rule.where, Verdict(Action.NOTRACK), join_doubts(doubts, effect.doubts)
                 )
+            if effect.changes and effect.matches:
+                changed = Verdict(Action.DIVERT, note=effect.changes)
+                self._find(chain, rule.where, changed, join_doubts(doubts, effect.doubts))
             self._change(effect)
             if not effect.matches:
                 continue

@@ -22,6 +22,7 @@ from pyproxy.hostnet.firewall.bits import (
     number,
     unknown,
 )
+from pyproxy.hostnet.firewall.changes import OTHER_ZONE, foreign_source, short_lived
 from pyproxy.hostnet.firewall.hook_packet import ANY_PROCESS
 from pyproxy.hostnet.firewall.machine import (
     VERDICT_REGISTER,
@@ -33,8 +34,10 @@ from pyproxy.hostnet.firewall.machine import (
 )
 from pyproxy.hostnet.firewall.sets import SetElement, candidates
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, Action, Verdict
-from pyproxy.model.address import Address, address_text
+from pyproxy.model.address import Address, Family, address_text
 from pyproxy.netlink.attributes import attribute_map, attributes, text
+
+_ZONE = 17
 
 
 def _negate(result: bool | None, negated: bool) -> bool | None:
@@ -121,12 +124,29 @@ def _payload(machine: Machine, fields: Attributes) -> None:
 
 
 def _write_payload(machine: Machine, base: int, offset: int, value: Bits) -> None:
-    at = 16 if machine.packet.family.value == 4 else 24
-    if base == 1 and offset == at and value.complete:
+    is_ipv4 = machine.packet.family is Family.IPV4
+    source, destination, lifetime = (12, 16, 8) if is_ipv4 else (8, 24, 7)
+    if base == 1 and offset == destination and value.complete:
         address = Address(value.data())
         machine.verdicts.append(
             Verdict(Action.TRANSLATE, note=f"to {address_text(address)}, without conntrack")
         )
+    elif base == 1 and offset == source:
+        machine.changes = "on with another source address, without conntrack"
+    elif base == 1 and offset == lifetime:
+        _set_ttl(machine, value.part(0, 1))
+    elif base == 2 and offset == 2 and value.complete:
+        port = int.from_bytes(value.data()[:2], "big")
+        machine.verdicts.append(
+            Verdict(Action.TRANSLATE, note=f"to port {port}, without conntrack")
+        )
+    elif base == 2 and offset == 0:
+        machine.changes = "on with another source port, without conntrack"
+
+
+def _set_ttl(machine: Machine, ttl: Bits) -> None:
+    machine.packet = replace(machine.packet, ttl=ttl)
+    machine.changes = short_lived(ttl)
 
 
 def _meta(machine: Machine, fields: Attributes) -> None:
@@ -147,6 +167,10 @@ def _conntrack(machine: Machine, fields: Attributes) -> None:
     elif key == 3 and packet.connection:
         mark = machine.registers.load(number_of(fields, 4), 4)
         machine.packet = replace(packet, connection=replace(packet.connection, mark=mark))
+    elif key == _ZONE and packet.connection is None:
+        zone = machine.registers.load(number_of(fields, 4), 2)
+        if zone.high:
+            machine.changes = OTHER_ZONE
 
 
 def _fib(machine: Machine, fields: Attributes) -> None:
@@ -275,14 +299,16 @@ def _reject(machine: Machine, _: Attributes) -> None:
 
 
 def _nat(machine: Machine, fields: Attributes) -> None:
-    # NFT_NAT_SNAT is 0, NFT_NAT_DNAT 1. A source translation changes no way through this node.
+    # NFT_NAT_SNAT is 0, NFT_NAT_DNAT 1.
+    size = 4 if number_of(fields, 2) == 2 else 16
+    address = machine.registers.load(number_of(fields, 3), size) if 3 in fields else None
     if number_of(fields, 1) != 1:
+        if address is not None and address.complete:
+            machine.changes = foreign_source(Address(address.data()), machine.packet)
         machine.verdicts.append(ACCEPT)
         return
-    size = 4 if number_of(fields, 2) == 2 else 16
     target = ""
-    if 3 in fields:
-        address = machine.registers.load(number_of(fields, 3), size)
+    if address is not None:
         target = address_text(Address(address.data())) if address.complete else "another address"
     machine.verdicts.append(Verdict(Action.TRANSLATE, note=f"to {target}" if target else ""))
 
@@ -313,6 +339,7 @@ def _xt_target(machine: Machine, fields: Attributes) -> None:
     result = xt_targets.target(name, revision, info, machine.packet)
     machine.packet = result.packet
     machine.untracked |= result.untracked
+    machine.changes = result.changes or machine.changes
     machine.doubt(result.doubts)
     if result.verdict is not None:
         machine.verdicts.append(result.verdict)

@@ -32,6 +32,7 @@ CLIENT_PORT = Port(45_678)
 ANY_CLIENT = doubt(DoubtKind.CLIENT, "the client's address")
 ANY_INTERFACE = doubt(DoubtKind.CLIENT, "the interface")
 LENGTH = doubt(DoubtKind.CLIENT, "the packet's length")
+ANY_DISTANCE = doubt(DoubtKind.CLIENT, "the sender's TTL")
 ANY_PROCESS = doubt(DoubtKind.CLIENT, "the sending process")
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -109,6 +110,8 @@ class HookPacket(msgspec.Struct, frozen=True):
     """A packet at a hook. `source` is None for any client, an interface None for any.
 
     An interface is empty where there is none: packets that this node sends have no input interface.
+    `way_back` is the interface of the route to the source, empty without a route, None if that is
+    the input interface. `ttl` is one byte.
     `connection` is None before conntrack has seen the packet. `bridge_in` and `bridge_out` are the
     ports of the bridge that it crosses. `from_process` says that a process of this node sent it.
     """
@@ -125,11 +128,18 @@ class HookPacket(msgspec.Struct, frozen=True):
     out_interface: str | None = ""
     bridge_in: str = ""
     bridge_out: str = ""
+    way_back: str | None = None
+    ttl: Bits = known(b"\x3f")
     mark: Bits = number(0)
     connection: Connection | None = None
     is_reply: bool = False
     is_first: bool = True
     from_process: bool = False
+
+    @property
+    def back_interface(self) -> str | None:
+        """The interface of the route to the source."""
+        return self.in_interface if self.way_back is None else self.way_back
 
     @property
     def tcp_flags(self) -> int:
@@ -146,7 +156,9 @@ class HookPacket(msgspec.Struct, frozen=True):
         """Return bytes of its IP header."""
         source = _address(self.source, self.family)
         destination = _address(self.destination, self.family)
-        return _cut(_network_header(self.family, self.protocol, source, destination), offset, size)
+        return _cut(
+            _network_header(self.family, self.protocol, self.ttl, source, destination), offset, size
+        )
 
     def transport_header(self, offset: int, size: int) -> Bits:
         """Return bytes of its transport header."""
@@ -175,16 +187,16 @@ _CONTENTS = doubt(DoubtKind.UNREADABLE, "the packet's contents")
 
 @lru_cache(256)
 def _network_header(
-    family: Family, protocol: int, source: Bits, destination: Bits
+    family: Family, protocol: int, ttl: Bits, source: Bits, destination: Bits
 ) -> tuple[Bits, ...]:
     if family is Family.IPV4:
         # Version and header length, TOS 0; total length and identification; do not fragment, TTL.
         start = (known(struct.pack(">BB", 0x45, 0)), unknown(2, LENGTH), unknown(2, _CONTENTS))
-        middle = known(struct.pack(">HBB", 0x4000, 63, protocol))
-        return (*start, middle, unknown(2, _CONTENTS), source, destination)
+        middle = (known(struct.pack(">H", 0x4000)), ttl, known(bytes((protocol,))))
+        return (*start, *middle, unknown(2, _CONTENTS), source, destination)
     # Version and traffic class; flow label; length of the payload; protocol and hop limit.
     start = (known(b"\x60\0"), unknown(2, _CONTENTS), unknown(2, LENGTH))
-    return (*start, known(struct.pack(">BB", protocol, 63)), source, destination)
+    return (*start, known(bytes((protocol,))), ttl, source, destination)
 
 
 @lru_cache(256)

@@ -192,7 +192,12 @@ class LegacyRule(msgspec.Struct, frozen=True, eq=False):
         found = xt_targets.target(name, revision, info, packet)
         verdicts = (found.verdict,) if found.verdict else ()
         return Effect(
-            True, found.packet, verdicts, join_doubts(doubts, found.doubts), found.untracked
+            True,
+            found.packet,
+            verdicts,
+            join_doubts(doubts, found.doubts),
+            found.untracked,
+            found.changes,
         )
 
     def _header(self, packet: HookPacket) -> Match:

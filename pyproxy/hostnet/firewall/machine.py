@@ -31,6 +31,7 @@ class Machine:
         self.verdicts: list[Verdict] = []
         self.broken = False
         self.untracked = False
+        self.changes = ""
 
     def doubt(self, doubts: Doubts) -> None:
         """Leave doubts whether the rule matches."""

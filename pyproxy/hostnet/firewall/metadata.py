@@ -153,7 +153,7 @@ def _tuple_value(key: int, direction: int | None, entry: Connection, family: Fam
 
 
 _OIF, _OIFNAME, _ADDRTYPE = 1, 2, 3
-_SADDR, _PRESENT = 1 << 0, 1 << 5
+_SADDR, _IIF, _PRESENT = 1 << 0, 1 << 3, 1 << 5
 
 
 def address_type(address: Address | None, packet: HookPacket) -> int | None:
@@ -174,8 +174,7 @@ def address_type(address: Address | None, packet: HookPacket) -> int | None:
 def fib(result: int, flags: int, packet: HookPacket) -> Bits:
     """Return the result of a route lookup.
 
-    The route back to a packet's source is taken to be by its own input interface, and the route to
-    its destination by its output interface: the routes are checked elsewhere.
+    The route to the destination is taken to be by the output interface: it is checked elsewhere.
     """
     of_source = bool(flags & _SADDR)
     address = packet.source if of_source else packet.destination
@@ -185,7 +184,11 @@ def fib(result: int, flags: int, packet: HookPacket) -> Bits:
         if kind is None:
             kind = _RTN_UNICAST
         return number(kind)
-    interface = packet.in_interface if of_source else packet.out_interface
+    interface = packet.back_interface if of_source else packet.out_interface
+    received = of_source and packet.in_interface
+    if received and (interface == "" or (flags & _IIF and interface != packet.in_interface)):
+        size = 16 if result == _OIFNAME else 4
+        return known(bytes(1 if flags & _PRESENT else size))
     if flags & _PRESENT:
         return number(1, 1)
     if kind == _RTN_LOCAL:

@@ -54,5 +54,10 @@ class NftRule:
             if machine.verdicts:
                 break
         return Effect(
-            True, machine.packet, tuple(machine.verdicts), machine.doubts, machine.untracked
+            True,
+            machine.packet,
+            tuple(machine.verdicts),
+            machine.doubts,
+            machine.untracked,
+            machine.changes,
         )

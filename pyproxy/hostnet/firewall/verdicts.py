@@ -46,7 +46,7 @@ class Effect(msgspec.Struct, frozen=True):
 
     If `doubts` is not empty, it is undecided whether the rule matches. `verdicts` then may have
     several, of a verdict map whose key is not known. `untracked` says that it took the packet out
-    of conntrack, which is not a verdict.
+    of conntrack, which is not a verdict; `changes` is a note on what makes its further way unknown.
     """
 
     matches: bool
@@ -54,6 +54,7 @@ class Effect(msgspec.Struct, frozen=True):
     verdicts: tuple[Verdict, ...] = ()
     doubts: Doubts = ()
     untracked: bool = False
+    changes: str = ""
 
 
 class Rule(Interface):

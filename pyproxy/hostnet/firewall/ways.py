@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
-from pyproxy.hostnet.firewall.bits import Bits, number
+from pyproxy.hostnet.firewall.bits import Bits, number, unknown
+from pyproxy.hostnet.firewall.bits import known as known_bits
 from pyproxy.hostnet.firewall.hook_packet import (
+    ANY_DISTANCE,
     CLIENT_PORT,
     STATE_ESTABLISHED,
     STATE_NEW,
@@ -32,6 +34,7 @@ from pyproxy.hostnet.firewall.hook_packet import (
 from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.model.address import Address
 
+_SENT, _ANY_TTL = known_bits(b"\x40"), unknown(1, ANY_DISTANCE)
 CONNTRACK, TRANSLATION, MASQUERADE = -200, -100, 100
 
 
@@ -82,6 +85,7 @@ class _Way:
             arriving.port,
             Hook.PREROUTING,
             host,
+            ttl=_SENT if known else _ANY_TTL,
         )
         if self._from_here and self._client is None:
             self._client = own
@@ -97,6 +101,7 @@ class _Way:
         leaving = self._path.leaving
         hook = Hook.OUTPUT if self._from_here else Hook.PREROUTING
         first = replace(self._base, source=self._client, in_interface=self._in, hook=hook)
+        first = replace(first, way_back=self._path.back_device)
         if self._from_here:
             # The route to the frontend, before translation, may be by another device.
             out = _device(self._path.arriving.out_device)
@@ -127,6 +132,7 @@ class _Way:
         if self._to_here:
             yield Stage(replace(after, hook=Hook.INPUT), is_translated=True)
             return
+        after = replace(after, ttl=_forwarded(after.ttl))
         forward = replace(after, hook=Hook.FORWARD, out_interface=self._out)
         yield Stage(forward, is_translated=True)
         yield from self._out_of_node(replace(after, out_interface=self._out))
@@ -144,6 +150,7 @@ class _Way:
             port=CLIENT_PORT,
             is_reply=True,
             in_interface=self._out,
+            ttl=_SENT if self._path.local else _ANY_TTL,
         )
         if self._to_here:
             out = "lo" if self._from_here else self._in
@@ -162,6 +169,7 @@ class _Way:
         if self._from_here:
             yield Stage(replace(after, hook=Hook.INPUT), is_translated=True)
             return
+        after = replace(after, ttl=_forwarded(after.ttl))
         forward = replace(after, hook=Hook.FORWARD, out_interface=self._in)
         yield Stage(forward, is_translated=True)
         yield from self._out_of_node(replace(after, out_interface=self._in))
@@ -227,6 +235,10 @@ def _bridge(
         bridge_out="" if comes_in else device,
     )
     return Stage(changed, low, high, is_translated=is_translated, bridge=True)
+
+
+def _forwarded(ttl: Bits) -> Bits:
+    return known_bits(bytes((ttl.value - 1,))) if ttl.complete else ttl
 
 
 def _device(device: str | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 
-from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, Doubts, doubt
+from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, Doubts, doubt, is_between
 from pyproxy.hostnet.firewall.hook_packet import (
     ANY_CLIENT,
     ANY_INTERFACE,
@@ -297,9 +297,10 @@ def _physdev(_revision: int, info: bytes, packet: HookPacket) -> Match:
     return all_of(*parts)
 
 
-def _rpfilter(_revision: int, info: bytes, _packet: HookPacket) -> Match:
-    # The route back is taken to be by the input interface: the step `routes` checks it.
-    return NO if info[0] & 8 else YES
+def _rpfilter(_revision: int, info: bytes, packet: HookPacket) -> Match:
+    # The flag 1 asks for any route, otherwise for one by the input interface; 8 inverts.
+    back = packet.back_interface
+    return _result(bool(back) if info[0] & 1 else back == packet.in_interface, info[0] & 8, ())
 
 
 def _owner(_revision: int, info: bytes, packet: HookPacket) -> Match:
@@ -328,12 +329,11 @@ def _set(revision: int, info: bytes, packet: HookPacket) -> Match:
     return packet.host.sets(info, packet)
 
 
-_TTL = 63
-
-
-def _ttl(_revision: int, info: bytes, _packet: HookPacket) -> Match:
-    mode, value = info[0], info[1]
-    return YES if (value == _TTL, value != _TTL, value > _TTL, value < _TTL)[mode] else NO
+def _ttl(_revision: int, info: bytes, packet: HookPacket) -> Match:
+    mode, limit = info[0], info[1]
+    # Equal, not equal, less than the limit, greater.
+    low, high = ((limit, limit), (limit, limit), (0, limit - 1), (limit + 1, 255))[mode]
+    return _result(is_between(packet.ttl, low, high), mode == 1, packet.ttl.doubts)
 
 
 def _tos(_revision: int, info: bytes, _packet: HookPacket) -> Match:
@@ -369,6 +369,7 @@ _MATCHES: Mapping[str, _Decode] = {
     "dccp": _other_protocol,
     "dscp": _dscp,
     "esp": _other_protocol,
+    "hl": _ttl,
     "hashlimit": _undecided(DoubtKind.RATE, "a rate limit"),
     "icmp": _other_protocol,
     "icmp6": _other_protocol,

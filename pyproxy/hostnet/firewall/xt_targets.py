@@ -6,14 +6,28 @@ Facts: include/uapi/linux/netfilter/xt_*.h and net/netfilter/xt_*.c.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec.structs import replace
 
-from pyproxy.hostnet.firewall.bits import Bits, DoubtKind, Doubts, doubt, mask_and_xor
+from pyproxy.hostnet.firewall.bits import (
+    Bits,
+    DoubtKind,
+    Doubts,
+    doubt,
+    known,
+    mask_and_xor,
+    unknown,
+)
+from pyproxy.hostnet.firewall.changes import OTHER_ZONE, foreign_source, short_lived
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.verdicts import ACCEPT, DROP, Action, Verdict
 from pyproxy.model.address import Address, address_text
+
+_FEW_HOPS = 16
+_RANGE = 36
+"""Bytes of struct nf_nat_range, less of which are the older one of IPv4."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -22,12 +36,13 @@ class Target(msgspec.Struct, frozen=True):
     packet: HookPacket
     verdict: Verdict | None = None
     untracked: bool = False
+    changes: str = ""
     doubts: Doubts = ()
 
 
 _GOES_ON = {
-    "AUDIT", "CHECKSUM", "CLASSIFY", "CONNSECMARK", "DSCP", "ECN", "HL", "IDLETIMER", "LED", "LOG",
-    "NFLOG", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL",
+    "AUDIT", "CHECKSUM", "CLASSIFY", "CONNSECMARK", "DSCP", "ECN", "IDLETIMER", "LED", "LOG",
+    "NFLOG", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE",
     "ULOG",
 }  # fmt: skip
 _ENDS = {
@@ -36,8 +51,6 @@ _ENDS = {
     "SYNPROXY": Verdict(Action.DIVERT, note="to SYNPROXY"),
     "TPROXY": Verdict(Action.DIVERT, note="to a transparent proxy"),
     "REJECT": Verdict(Action.REJECT),
-    # A translation of the source changes no way through this node.
-    "SNAT": ACCEPT,
     "MASQUERADE": ACCEPT,
 }
 
@@ -55,19 +68,58 @@ def target(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
 
 
 def _special(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
-    if name in ("DNAT", "NETMAP", "REDIRECT"):
-        note = _translation(name, revision, info, packet)
-        return Target(packet, Verdict(Action.TRANSLATE, note=note))
-    if name == "MARK":
-        mark, mask = struct.unpack_from("=II", info)
-        return Target(replace(packet, mark=_set_mark(packet.mark, mark, mask)))
-    if name == "CONNMARK":
-        return Target(_connmark(info, packet))
-    if name in ("NOTRACK", "CT"):
-        untracks = name == "NOTRACK" or struct.unpack_from("=H", info)[0] & 1
-        # The kernel ignores it once conntrack has seen the packet.
-        return Target(packet, untracked=bool(untracks) and packet.connection is None)
-    return Target(packet, doubts=_unreadable(name))
+    run = _SPECIAL.get(name)
+    return run(name, revision, info, packet) if run else Target(packet, doubts=_unreadable(name))
+
+
+def _translate(name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
+    note = _translation(name, revision, info, packet)
+    return Target(packet, Verdict(Action.TRANSLATE, note=note))
+
+
+def _mark(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
+    mark, mask = struct.unpack_from("=II", info)
+    return Target(replace(packet, mark=_set_mark(packet.mark, mark, mask)))
+
+
+def _copy_mark(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
+    return Target(_connmark(info, packet))
+
+
+def _snat(_name: str, revision: int, info: bytes, packet: HookPacket) -> Target:
+    address = _first_address(revision, info, packet)
+    changes = foreign_source(address, packet) if address else ""
+    return Target(packet, ACCEPT, changes=changes)
+
+
+def _ttl(_name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
+    mode, hops = info[0], info[1]
+    ttl = known(bytes((hops,))) if mode == 0 else unknown(1, packet.ttl.doubts)
+    # A usual rule adds or takes away a hop or two.
+    changes = short_lived(ttl) if mode == 0 or (mode == 2 and hops > _FEW_HOPS) else ""
+    return Target(replace(packet, ttl=ttl), changes=changes)
+
+
+def _ct(name: str, _revision: int, info: bytes, packet: HookPacket) -> Target:
+    # The kernel ignores it once conntrack has seen the packet.
+    if packet.connection is not None:
+        return Target(packet)
+    flags, zone = (1, 0) if name == "NOTRACK" else struct.unpack_from("=HH", info)
+    return Target(packet, untracked=bool(flags & 1), changes=OTHER_ZONE if zone else "")
+
+
+_SPECIAL: Mapping[str, Callable[[str, int, bytes, HookPacket], Target]] = {
+    "CONNMARK": _copy_mark,
+    "CT": _ct,
+    "DNAT": _translate,
+    "HL": _ttl,
+    "MARK": _mark,
+    "NETMAP": _translate,
+    "NOTRACK": _ct,
+    "REDIRECT": _translate,
+    "SNAT": _snat,
+    "TTL": _ttl,
+}
 
 
 def _unreadable(name: str) -> Doubts:
@@ -108,12 +160,18 @@ def _copy(before: Bits, cleared: int, other: Bits, used: int) -> Bits:
 def _translation(name: str, revision: int, info: bytes, packet: HookPacket) -> str:
     if name == "REDIRECT":
         return "to this node"
+    address = _first_address(revision, info, packet)
+    return f"to {address_text(address)}" if address else ""
+
+
+def _first_address(revision: int, info: bytes, packet: HookPacket) -> Address | None:
+    """Return the lowest address of a translation's range."""
     size = packet.family.bits // 8
     # nf_nat_range and range2 begin with flags and the lowest address in a union of 16 bytes;
     # IPv4's compatible range has a count before the flags, and addresses of 4 bytes.
-    at = 8 if name in ("DNAT", "REDIRECT") and revision == 0 and size == 4 else 4
+    at = 8 if revision == 0 and size == 4 and len(info) < _RANGE else 4
     address = info[at : at + size]
-    return f"to {address_text(Address(address))}" if len(address) == size else ""
+    return Address(address) if len(address) == size else None
 
 
 STANDARD = {-1: DROP, -2: ACCEPT, -4: Verdict(Action.DIVERT, note="to a program's queue")}

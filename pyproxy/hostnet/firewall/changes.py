@@ -1,0 +1,27 @@
+"""Changes of a packet by a rule that make its further way unknown.
+
+Each is the end of a sentence that begins "passes packets"; it is empty if packets are not affected.
+"""
+
+from __future__ import annotations
+
+from pyproxy.hostnet.firewall.bits import Bits
+from pyproxy.hostnet.firewall.hook_packet import HookPacket
+from pyproxy.model.address import Address, address_text
+
+_FEW_HOPS = 8
+OTHER_ZONE = "to a conntrack zone, where their replies have to be too"
+
+
+def foreign_source(address: Address, packet: HookPacket) -> str:
+    """Return the change by a translation of the source to an address that this node lacks."""
+    if address in packet.host.local or not any(address):
+        return ""
+    return f"on with the source {address_text(address)}, which is no address of this node"
+
+
+def short_lived(ttl: Bits) -> str:
+    """Return the change by a rule that sets the TTL or the hop limit."""
+    if ttl.low > _FEW_HOPS:
+        return ""
+    return f"on with TTL {ttl.low}" if ttl.complete else "on with another TTL"
