@@ -425,38 +425,24 @@ UNDECIDED: dict[str, Fault] = {
                 "ct state new update @clients { ip saddr limit rate over 50/second } drop",
             )
         ),
-        result="note",
+        result="undecided",
     ),
     "a port of the bridge": Fault(
         f"of chain c in table netdev other drops packets from {POD} to {ADDRESS}:80, depending on "
         "the port of the bridge",
         table(chain("ingress device v-a1", "ip daddr 10.96.0.0/12 drop"), "netdev"),
-        result="note",
+        result="undecided",
     ),
     "a packet's length": dropped(
         "forward",
         "meta length > 1400 drop",
         f"drops packets from {POD} to {ALL}, depending on the packet's length",
-        result="note",
+        result="undecided",
     ),
     "a rate": dropped(
         "forward",
         "ct state new limit rate over 50/second drop",
         f"drops packets from {POD} to {ALL}, depending on a rate limit",
-        result="undecided",
-    ),
-    "a rate of each client": dropped(
-        "forward",
-        "ct state new update @rates { ip saddr limit rate over 1/hour burst 1 packets } drop",
-        f"drops packets from {POD} to {ALL}, depending on a rate limit",
-        nft=table(
-            "set rates {\ntype ipv4_addr; size 64; flags dynamic,timeout; timeout 1m;\n}\n"
-            + chain(
-                "forward",
-                "ct state new update @rates "
-                "{ ip saddr limit rate over 1/hour burst 1 packets } drop",
-            )
-        ),
         result="undecided",
     ),
     "a limit of connections": dropped(
