@@ -21,7 +21,7 @@ PODS = tuple(pods_of(NODES, 20_000))
 @pytest.mark.parametrize(
     ("total", "most", "chosen"),
     [
-        (3, 0, ["n0", "n1", "n2"]),
+        (3, 3, ["n0", "n1", "n2"]),
         (3, 10, ["n0", "n1", "n2"]),
         (10, 3, ["n0", "n3", "n6"]),
         (100, 4, ["n0", "n25", "n50", "n75"]),

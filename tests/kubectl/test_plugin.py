@@ -84,6 +84,7 @@ def test_help_lists_the_commands() -> None:
         (("status", "--timeout", "0"), "--timeout: '0' is not between"),
         (("trace", "--to", "10.96.0.20:80"), "--node"),
         (("services", "a/b/c"), "a/b/c"),
+        (("check", "--max-nodes", "0"), "--max-nodes: '0' is not a number from 1 to 50"),
     ],
 )
 def test_wrong_arguments_are_one_line(words: tuple[str, ...], message: str) -> None:

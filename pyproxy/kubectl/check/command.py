@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyproxy.commands.arguments import add_output, parse_count, parse_seconds
+from pyproxy.commands.arguments import add_output, parse_seconds
 from pyproxy.errors import UsageError
 from pyproxy.kubectl import report
 from pyproxy.kubectl.agents import find_agents
@@ -22,6 +22,9 @@ from pyproxy.kubectl.options import add_options, connect, options
 
 _TIMEOUT = 60.0
 _MOST_NODES = 10
+_LIMIT = 50
+"""Nodes with pods at most: 50 nodes make a million connections."""
+
 _SETTLE = 10.0
 _MOST_PARALLEL = 16
 
@@ -31,10 +34,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", default="", help="image of the test's pods (default the agents' own)")
     add(
         "--max-nodes",
-        type=parse_count("--max-nodes"),
+        type=_parse_nodes,
         default=_MOST_NODES,
         metavar="N",
-        help=f"number of nodes with pods, spread over all (default {_MOST_NODES}, 0 for all)",
+        help=f"number of nodes with pods, spread over all, 1 to {_LIMIT} (default {_MOST_NODES})",
     )
     add(
         "--settle",
@@ -59,6 +62,12 @@ def _run(namespace: argparse.Namespace, _: Sequence[str]) -> int:
     if namespace.junit:
         _write(namespace.junit, junit(found))
     return 0 if found.ok else 1
+
+
+def _parse_nodes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _LIMIT):
+        raise UsageError(f"--max-nodes: {text!r} is not a number from 1 to {_LIMIT}")
+    return int(text)
 
 
 def _progress(line: str) -> None:

@@ -3,7 +3,7 @@
     python3 -I -c PROGRAM serve NAME PORT
     python3 -I -c PROGRAM connect < line of JSON
 
-The plugin sends this file's text, so that an image needs Python 3.9 or newer and nothing else, and
+The plugin sends this file's text, so that an image needs Python 3.10 or newer and nothing else, and
 pods and plugin have the same version. It imports nothing but the standard library.
 """
 

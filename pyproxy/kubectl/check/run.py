@@ -41,7 +41,7 @@ _DRAINING_GRACE = 10
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Choices of the user; `most_nodes` is 0 for all, `settle` is in seconds."""
+    """Choices of the user; `settle` is in seconds."""
 
     image: str
     most_nodes: int
@@ -50,8 +50,8 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def spread(nodes: Sequence[str], most: int) -> tuple[str, ...]:
-    """Return at most `most` nodes, evenly spread over the sequence; 0 returns all."""
-    if not most or len(nodes) <= most:
+    """Return at most `most` nodes, evenly spread over the sequence."""
+    if len(nodes) <= most:
         return tuple(nodes)
     return tuple(nodes[index * len(nodes) // most] for index in range(most))
 
@@ -118,7 +118,7 @@ class Check:
         chosen = spread(ready, self._settings.most_nodes)
         if len(chosen) < len(ready):
             self._notes.append(
-                f"pods on {len(chosen)} of {count(len(ready), 'node')}: --max-nodes 0 tests all"
+                f"pods on {len(chosen)} of {count(len(ready), 'node')}: --max-nodes allows more"
             )
         return chosen
 
