@@ -144,6 +144,12 @@ class Mode(msgspec.Struct, frozen=True, kw_only=True):
     net/netfilter/ipvs/ip_vs_xmit.c).
     """
 
+    owns_iptables: bool = False
+    """Whether kube-proxy's chains of iptables are this mode's own while it serves."""
+
+    owns_ipvs: bool = False
+    """Whether IPVS virtual services are this mode's own while it serves."""
+
     divides_node_ports: bool = False
     """Whether the kernel needs a frontend of its own for a node port on each address."""
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from pyproxy.config.modes import DEFAULT, ProxyMode
 from pyproxy.model.address import (
     Address,
     Backend,
@@ -95,7 +94,8 @@ class ServicePaths(msgspec.Struct, frozen=True):
     `examined` of `endpoints` endpoints have a path here; `further` are others, one of each node and
     network, whose routes are examined alone. `node_addresses` and `pod_networks` are those of the
     Node object, `cluster_networks` those of all pods. `required` are the values of sysctls, by
-    their names after `net.`, that the proxy mode `mode` needs. `by_source` is false if packets
+    their names after `net.`, that the proxy mode needs; `owns_iptables` and
+    `owns_ipvs` are true if those objects are that mode's own. `by_source` is false if packets
     are routed by the endpoint's address alone. `reason` says why there is no path.
     """
 
@@ -107,7 +107,8 @@ class ServicePaths(msgspec.Struct, frozen=True):
     pod_networks: tuple[Network, ...] = ()
     cluster_networks: tuple[Network, ...] = ()
     required: Mapping[str, int] = {}
-    mode: ProxyMode = DEFAULT
+    owns_iptables: bool = False
+    owns_ipvs: bool = False
     by_source: bool = True
     reason: str = ""
 

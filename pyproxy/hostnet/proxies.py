@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from pyproxy.config.modes import ProxyMode
 from pyproxy.errors import PyproxyError, StaleStateError
 from pyproxy.hostnet.packet import ServicePaths
 from pyproxy.model.address import (
@@ -110,9 +109,9 @@ def read_proxies(paths: ServicePaths) -> ProxyFacts:
     readers: list[Callable[[], Iterable[OtherProxy]]] = [
         lambda: _in_nftables(frontends, paths.node_addresses)
     ]
-    if paths.mode is not ProxyMode.IPTABLES:
+    if not paths.owns_iptables:
         readers.append(lambda: _in_iptables(frontends, paths.node_addresses))
-    if paths.mode is not ProxyMode.IPVS:
+    if not paths.owns_ipvs:
         readers.append(lambda: _in_ipvs(frontends))
     for read in readers:
         try:

@@ -86,7 +86,8 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
         node.pod_networks if node else (),
         _cluster_networks(agent),
         _required(agent),
-        agent.settings.mode,
+        modes.of(agent.settings.mode).owns_iptables,
+        modes.of(agent.settings.mode).owns_ipvs,
         modes.of(agent.settings.mode).translates_before_routing,
     )
 

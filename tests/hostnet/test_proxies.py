@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.config.modes import ProxyMode
 from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.proxies import OtherProxy, ProxyFacts, read_proxies
@@ -49,12 +48,12 @@ def here() -> Iterator[Namespace]:
         yield made
 
 
-def paths(*frontends: str, mode: ProxyMode = ProxyMode.NFTABLES) -> ServicePaths:
+def paths(*frontends: str, owns_iptables: bool = False) -> ServicePaths:
     found = []
     for each in map(parse_destination, frontends):
         packet = Packet(each.protocol, None, each.address, each.port)
         found.append(PacketPath(Origin.NODE, packet, packet))
-    return ServicePaths(tuple(found), node_addresses=NODE_ADDRESSES, mode=mode)
+    return ServicePaths(tuple(found), node_addresses=NODE_ADDRESSES, owns_iptables=owns_iptables)
 
 
 def read(here: Namespace, wanted: ServicePaths) -> ProxyFacts:
@@ -81,7 +80,7 @@ def test_a_node_without_another_proxy_has_none(here: Namespace) -> None:
 @pytest.mark.kernel
 def test_rules_of_the_own_mode_are_not_another_proxy(here: Namespace) -> None:
     leave(here, "iptables-nft")
-    assert read(here, paths(*SERVED, mode=ProxyMode.IPTABLES)) == ProxyFacts()
+    assert read(here, paths(*SERVED, owns_iptables=True)) == ProxyFacts()
 
 
 @pytest.mark.kernel

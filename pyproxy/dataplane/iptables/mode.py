@@ -96,6 +96,7 @@ MODE = Mode(
     # The flavour nft writes the same rules to nf_tables.
     kernel_parts=((_IP_TABLES, NF_TABLES),),
     modules=_modules,
+    owns_iptables=True,
     serves_local_networks=True,
     # iptables-legacy reads and writes through a raw socket.
     capabilities=frozenset({Capability.NET_RAW}),

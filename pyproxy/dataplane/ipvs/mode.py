@@ -130,5 +130,6 @@ MODE = Mode(
     kernel_settings=_kernel_settings,
     device=DEVICE,
     translates_before_routing=False,
+    owns_ipvs=True,
     divides_node_ports=True,
 )
