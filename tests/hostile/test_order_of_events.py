@@ -149,7 +149,7 @@ class Moved(msgspec.Struct, frozen=True):
 
 moves = st.builds(
     Moved,
-    st.lists(st.sampled_from(NODES), max_size=3, unique=True).map(tuple),
+    st.lists(st.sampled_from([*NODES, FREE[1]]), max_size=3, unique=True).map(tuple),
     st.sampled_from([(), (backend(FREE[0], Port(6443)),)]),
 )
 any_moves = st.builds(msgspec.structs.replace, moves, is_notified=st.booleans())

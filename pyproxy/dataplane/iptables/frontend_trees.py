@@ -23,13 +23,13 @@ from pyproxy.xtables import kube_names
 _AllLeaves = tuple[Leaves, ...]
 _NO_LEAVES: _AllLeaves = ({}, {}, {}, {})
 
-# Frontends without endpoints come first, since some drop: a cluster IP's rule rejects every port.
 # The kernel's local addresses that serve no node ports, unless one of the addresses is among them.
 _NOT_LOCAL = {
     Family.IPV4: tuple(map(parse_network, ("127.0.0.0/8", "169.254.0.0/16"))),
     Family.IPV6: tuple(map(parse_network, ("::1/128", "fe80::/10"))),
 }
 
+# Frontends without endpoints come first, since some drop: a cluster IP's rule rejects every port.
 _REFUSED_FIRST = Rule(target=Jump(kube_names.EXTERNAL_SERVICES))
 
 
