@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyproxy.hostnet.proxies import ProxyFacts
     from pyproxy.hostnet.routes import RouteFacts
     from pyproxy.hostnet.switches import SwitchFacts
+    from pyproxy.hostnet.transforms import TransformFacts
 
 _UNREAD = NotRead("not read")
 
@@ -28,4 +29,5 @@ class PathFacts(msgspec.Struct, frozen=True):
     routes: RouteFacts | NotRead = _UNREAD
     firewalls: FirewallFacts | NotRead = _UNREAD
     proxies: ProxyFacts | NotRead = _UNREAD
+    transforms: TransformFacts | NotRead = _UNREAD
     probes: ProbeFacts | NotRead = NotRead("without --probe no connection is made")

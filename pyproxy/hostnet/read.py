@@ -16,6 +16,7 @@ from pyproxy.hostnet.probes import probe
 from pyproxy.hostnet.proxies import read_proxies
 from pyproxy.hostnet.routes import RouteFacts, read_routes
 from pyproxy.hostnet.switches import read_switches
+from pyproxy.hostnet.transforms import read_transforms
 
 
 def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
@@ -25,7 +26,7 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
     """
     if not paths.paths:
         unread = NotRead(paths.reason)
-        return PathFacts(paths, unread, unread, unread, unread, unread)
+        return PathFacts(paths, unread, unread, unread, unread, unread, unread)
     routes = read_part(partial(read_routes, paths))
     # The routes name the devices, which sysctls and firewalls depend on.
     devices = Devices()
@@ -37,5 +38,6 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
         routes,
         read_part(partial(read_firewalls, paths, devices)),
         read_part(partial(read_proxies, paths)),
+        read_part(partial(read_transforms, paths, devices)),
         read_part(partial(probe, paths)) if connect else PathFacts().probes,
     )

@@ -6,7 +6,7 @@ Facts: include/uapi/linux/if_link.h and if.h, net/core/rtnetlink.c.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -15,8 +15,10 @@ from pyproxy.netlink.requests import Request
 
 _GETLINK = 18
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 10, 18
-_IFLA_EXT_MASK, _IFLA_CARRIER = 29, 33
-_INFO_KIND, _INFO_DATA = 1, 2
+_IFLA_GROUP, _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_XDP = 27, 29, 33, 43
+_XDP_ATTACHED = 2
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+_PORT_STATE, _PORT_HAIRPIN, _PORT_ISOLATED = 1, 4, 33
 _SKIP_STATISTICS = struct.pack("=I", 1 << 3)
 _IFF_UP = 1
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -25,12 +27,26 @@ _NUMBER = struct.Struct("=I")
 _LOWER = {"vxlan": 3, "ipip": 1, "gre": 1, "sit": 1}
 
 
+FORWARDING = 3
+"""The state of a bridge's port that forwards; 0 is disabled, 4 blocking."""
+
+
+class BridgePort(msgspec.Struct, frozen=True):
+    """A port of a bridge: its state, and whether it sends back and to other isolated ports."""
+
+    state: int = FORWARDING
+    hairpin: bool = False
+    isolated: bool = False
+
+
 class Link(msgspec.Struct, frozen=True):
     """A network device.
 
     `up` is its administrative state, `carrier` whether it has a link. `kind` is the kernel's name
     of its driver, such as bridge or vxlan, empty for hardware. `master` and `lower` are the indices
     of the bridge that it is a port of, and of the device that a tunnel sends through; 0 for none.
+    `port` is set for a bridge's port. `group` is a number that rules test, `xdp` true if an XDP
+    program is attached.
     """
 
     index: int
@@ -41,6 +57,9 @@ class Link(msgspec.Struct, frozen=True):
     kind: str = ""
     master: int = 0
     lower: int = 0
+    port: BridgePort | None = None
+    group: int = 0
+    xdp: bool = False
 
 
 def get_link(index: int) -> Request:
@@ -72,7 +91,22 @@ def read_links(replies: Iterable[memoryview]) -> Iterator[Link]:
             kind=kind,
             master=_number(fields.get(_IFLA_MASTER)),
             lower=lower,
+            port=_port(info),
+            group=_number(fields.get(_IFLA_GROUP)),
+            xdp=any(attribute_map(fields.get(_IFLA_XDP, b"")).get(_XDP_ATTACHED, b"")),
         )
+
+
+def _port(info: Mapping[int, memoryview]) -> BridgePort | None:
+    if text(info.get(_INFO_SLAVE_KIND, memoryview(b""))) != "bridge":
+        return None
+    fields = attribute_map(info.get(_INFO_SLAVE_DATA, b""))
+    state = fields.get(_PORT_STATE)
+    return BridgePort(
+        state[0] if state else FORWARDING,
+        any(fields.get(_PORT_HAIRPIN, b"")),
+        any(fields.get(_PORT_ISOLATED, b"")),
+    )
 
 
 def _number(value: memoryview | None) -> int:

@@ -44,7 +44,7 @@ REFUSALS = {RTN_BLACKHOLE: "blackhole", RTN_UNREACHABLE: "unreachable", RTN_PROH
 """The types of routes, and the actions of policy rules, that refuse a packet."""
 
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
-_NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
+_NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 
 
 class RouteQuery(msgspec.Struct, frozen=True):
@@ -173,7 +173,7 @@ class Routing:
         head = _NDMSG.pack(_AF[family], 0, 0, 0, 0, 0)
         replies = self._requests.dump(Request(_GETNEIGH, 0, head))
         states = (_NDMSG.unpack_from(reply)[3] for reply in replies if len(reply) >= _NDMSG.size)
-        return sum(not state & (_NUD_NOARP | _NUD_PERMANENT) for state in states)
+        return sum(not state & (_NUD_NOARP | NUD_PERMANENT) for state in states)
 
     def neighbour(self, device: int, address: Address) -> Neighbour | None:
         """Return a neighbour; None if the kernel has no entry for it."""

@@ -13,6 +13,7 @@ from pyproxy.hostnet.firewall.owners import UNKNOWN, Owner, owner_of
 from pyproxy.hostnet.firewall.verdicts import Action
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.inspect.explain.findings import Finding, merged
+from pyproxy.inspect.explain.path_transforms import transforms
 from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.humanize import count, listed
@@ -33,7 +34,8 @@ def firewalls(facts: Facts) -> Step:
     part = facts.path.firewalls
     if isinstance(part, NotRead):
         return not_checked(NAME, part)
-    findings = [*map(_finding, part.findings), *_unread(part)]
+    others = transforms(facts.path.transforms, facts.path.paths.paths)
+    findings = [*map(_finding, part.findings), *_unread(part), *others]
     return merged(NAME, findings, f"{facts.path.paths}: {_passed(part)}")
 
 

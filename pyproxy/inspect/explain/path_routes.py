@@ -9,6 +9,7 @@ from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.hostnet.routes import PathRoutes, RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged
+from pyproxy.inspect.explain.path_bridges import bridge_ports
 from pyproxy.inspect.explain.path_switches import (
     forwarding_off,
     ipv6_off,
@@ -22,7 +23,14 @@ from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.humanize import duration, listed
 from pyproxy.model.address import Family, address_text, backend_text
 from pyproxy.netlink.links import Link
-from pyproxy.netlink.routing import NUD_FAILED, NUD_INCOMPLETE, RTN_LOCAL, RTN_UNICAST, RouteReply
+from pyproxy.netlink.routing import (
+    NUD_FAILED,
+    NUD_INCOMPLETE,
+    NUD_PERMANENT,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    RouteReply,
+)
 
 NAME = "routes"
 _MAIN = 254
@@ -33,6 +41,9 @@ _RECENT = 60.0
 
 _INSIDE = ("veth", "tun", "dummy")
 """The kinds of a bridge's ports that lead to no other machine."""
+
+_WITH_NEIGHBOURS = ("", "bridge", "veth", "vlan", "bond")
+"""The kinds of devices whose neighbours answer ARP or neighbour discovery; "" is hardware."""
 
 _OVERHEAD = {"vxlan": 50, "geneve": 50, "ipip": 20, "gre": 24, "sit": 20, "wireguard": 60}
 """Bytes that a tunnel over IPv4 adds to a packet at least."""
@@ -45,7 +56,17 @@ def routes(facts: Facts) -> Step:
         return not_checked(NAME, part)
     findings = [finding for each in part.routes for finding in _findings(facts, part, each)]
     findings += _further(part)
+    for each in part.routes:
+        findings += bridge_ports(part, each.path, bridged=_bridged(facts, each.path))
     return merged(NAME, findings, f"{facts.path.paths}: {_ways(part)}")
+
+
+def _bridged(facts: Facts, path: PacketPath) -> bool:
+    switches = facts.path.switches
+    name = "iptables" if path.leaving.family is Family.IPV4 else "ip6tables"
+    if isinstance(switches, NotRead):
+        return False
+    return bool(switches.get(f"bridge.bridge-nf-call-{name}"))
 
 
 def _further(part: RouteFacts) -> Iterator[Finding]:
@@ -223,11 +244,21 @@ def _bridge_here(part: RouteFacts, each: PathRoutes, link: Link) -> Iterator[Fin
 
 def _neighbour(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
     found = each.neighbour
-    if found is None or not found.state & (NUD_FAILED | NUD_INCOMPLETE):
+    if found is None or not found.state & (NUD_FAILED | NUD_INCOMPLETE | NUD_PERMANENT):
         return
     hop = each.forward.gateway or each.path.leaving.destination
     protocol = "ARP" if len(hop) == 4 else "neighbour discovery"
     device = part.devices.name(each.forward.device)
+    if found.state & NUD_PERMANENT:
+        link = part.devices.links.get(each.forward.device)
+        # Tunnels have permanent entries for their other ends.
+        if link and link.kind in _WITH_NEIGHBOURS:
+            yield doubt(
+                each.path,
+                f"the neighbour entry of {address_text(hop)} on {device} is permanent: the kernel "
+                "never asks whether its link address is right",
+            )
+        return
     if found.state & NUD_INCOMPLETE:
         yield doubt(each.path, f"{address_text(hop)} has not answered {protocol} on {device} yet")
         return

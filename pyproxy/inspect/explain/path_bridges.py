@@ -1,0 +1,78 @@
+"""The ports of this node's bridges, as far as packets between pods need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pyproxy.hostnet.packet import Origin, PacketPath
+from pyproxy.hostnet.routes import RouteFacts
+from pyproxy.inspect.explain.findings import Finding, doubt, fault
+from pyproxy.inspect.humanize import listed
+from pyproxy.netlink.links import FORWARDING, Link
+
+_STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
+_PODS = ("veth", "tun")
+
+
+def bridge_ports(part: RouteFacts, path: PacketPath, *, bridged: bool) -> Iterator[Finding]:
+    """Find ports of the bridge to a pod here that do not pass its packets.
+
+    `bridged` is true if netfilter sees bridged packets, so that a bridge forwards them itself
+    between two pods after the translation.
+    """
+    bridge = part.devices.named(path.leaving.out_device or "")
+    if not path.local or bridge is None or bridge.kind != "bridge":
+        return
+    ports = [
+        link
+        for link in part.devices.links.values()
+        if link.master == bridge.index and link.kind in _PODS and link.port is not None
+    ]
+    yield from _whole(bridge, path, ports)
+    if path.origin is Origin.POD and bridged and path.leaving.in_device == bridge.name:
+        yield from _between_pods(bridge, path, ports)
+
+
+def _whole(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Finding]:
+    if not ports:
+        yield fault(
+            path,
+            f"{bridge.name}, the bridge of {{}}, has no port of a pod",
+            f"check the network plugin, which adds pods to it: bridge link show master "
+            f"{bridge.name}",
+        )
+        return
+    down = [port.name for port in ports if not port.up]
+    if down:
+        yield doubt(
+            path,
+            f"{listed(down, 3)}, a port of {bridge.name}, is down: its pod, which may be {{}}, is "
+            "not reached",
+        )
+    for port in ports:
+        if port.up and port.carrier and port.port and port.port.state != FORWARDING:
+            state = _STATES.get(port.port.state, str(port.port.state))
+            yield fault(
+                path,
+                f"{port.name}, a port of {bridge.name}, does not forward (state {state}): its pod "
+                "is not reached",
+                f"run bridge link set dev {port.name} state {FORWARDING}, or switch STP off: ip "
+                f"link set {bridge.name} type bridge stp_state 0",
+            )
+
+
+def _between_pods(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Finding]:
+    isolated = [port.name for port in ports if port.port and port.port.isolated]
+    if len(isolated) > 1:
+        yield doubt(
+            path,
+            f"ports of {bridge.name} are isolated from each other ({listed(isolated, 3)}): packets "
+            "from a pod behind one of them to {} do not pass if it is behind another",
+        )
+    without = [port.name for port in ports if port.port and not port.port.hairpin]
+    if without and not path.masqueraded:
+        yield doubt(
+            path,
+            f"ports of {bridge.name} are without hairpin mode ({listed(without, 3)}): {{}} does "
+            "not reach itself through the Service",
+        )

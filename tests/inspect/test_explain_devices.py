@@ -1,0 +1,186 @@
+"""`pyproxy explain` and what stops packets beside netfilter and routes.
+
+These are traffic control, IPsec policies, ports of bridges and permanent neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import msgspec
+import pytest
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import LabError
+from pyproxy_lab.probe import probe
+
+from pyproxy.model.destination import parse_destination
+from tests.agent.live import endpoint_slice, service
+from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
+
+pytestmark = [pytest.mark.kernel, pytest.mark.packets, pytest.mark.modes("nftables")]
+
+TARGET, ADDRESS = f"{NAMESPACE}/web", "10.96.0.90"
+A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
+BOTH_A, BOTH_B = f"{A1}:8080, {A2}:8080", f"{B1}:8080, {B2}:8080"
+OTHER_NODE = "172.30.0.12"
+NO_POLICY = ("ip xfrm policy flush",)
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Commands that plant a fault, those that undo it, and the words of the step.
+
+    Connections of the pod a1 fail, unless the fault is `harmless`.
+    """
+
+    plant: Sequence[str]
+    undo: Sequence[str]
+    words: str
+    step: str = "firewalls"
+    result: str = "undecided"
+    harmless: bool = False
+
+
+def ports(setting: str) -> list[str]:
+    return [f"ip link set v-{pod} type bridge_slave {setting}" for pod in ("a1", "a2")]
+
+
+def policy(rest: str) -> list[str]:
+    return [f"ip xfrm policy add src 0.0.0.0/0 dst 10.244.2.0/24 {rest}"]
+
+
+FAULTS: dict[str, Fault] = {
+    "queue that drops": Fault(
+        ["tc qdisc add dev eth0 root blackhole"],
+        ["tc qdisc del dev eth0 root"],
+        "the queueing discipline blackhole of eth0 drops all packets",
+        result="failed",
+    ),
+    "queue that limits": Fault(
+        ["tc qdisc add dev eth0 root tbf rate 8bit burst 10 limit 10"],
+        ["tc qdisc del dev eth0 root"],
+        "the queueing discipline tbf of eth0 may delay and drop packets",
+    ),
+    "BPF filter": Fault(
+        [
+            "tc qdisc add dev eth0 clsact",
+            "tc filter add dev eth0 egress bpf bytecode '1,6 0 0 2' da",
+        ],
+        ["tc qdisc del dev eth0 clsact"],
+        "a tc filter (bpf) at egress of eth0 drops or redirects packets",
+    ),
+    "IPsec policy that blocks": Fault(
+        policy("dir out action block"),
+        NO_POLICY,
+        "the IPsec policy 0.0.0.0/0 -> 10.244.2.0/24 dir out (block) stops packets from a pod on "
+        f"this node to {BOTH_B}",
+    ),
+    "IPsec policy without a state": Fault(
+        policy(f"dir out tmpl src 172.30.0.11 dst {OTHER_NODE} proto esp mode tunnel"),
+        NO_POLICY,
+        "the IPsec policy 0.0.0.0/0 -> 10.244.2.0/24 dir out (transform) stops packets",
+    ),
+    "IPsec default": Fault(
+        ["ip xfrm policy setdefault fwd block"],
+        ["ip xfrm policy setdefault fwd accept"],
+        "the default IPsec policy blocks packets of direction fwd",
+        result="failed",
+    ),
+    "isolated ports": Fault(
+        ports("isolated on"),
+        ports("isolated off"),
+        "ports of cbr0 are isolated from each other (v-a1, v-a2)",
+        "routes",
+    ),
+    "port without hairpin mode": Fault(
+        ports("hairpin off"),
+        ports("hairpin on"),
+        "ports of cbr0 are without hairpin mode (v-a1, v-a2)",
+        "routes",
+    ),
+    "port that is down": Fault(
+        ["ip link set v-a2 down"],
+        ["ip link set v-a2 up"],
+        "v-a2, a port of cbr0, is down: its pod, which may be ",
+        "routes",
+    ),
+    "permanent neighbour": Fault(
+        [f"ip neigh replace {OTHER_NODE} lladdr 02:00:00:00:00:01 dev eth0 nud permanent"],
+        [f"ip neigh del {OTHER_NODE} dev eth0"],
+        f"the neighbour entry of {OTHER_NODE} on eth0 is permanent",
+        "routes",
+    ),
+    "interface group": Fault(
+        [
+            "ip link set cbr0 group 9",
+            "nft add table inet other",
+            "nft add chain inet other c '{ type filter hook forward priority 0; }'",
+            "nft add rule inet other c iifgroup 9 drop",
+        ],
+        ["nft delete table inet other", "ip link set cbr0 group 0"],
+        "of chain c in table inet other drops packets from a pod on this node",
+        result="failed",
+    ),
+    "clsact without filters": Fault(
+        ["tc qdisc add dev eth0 clsact"], ["tc qdisc del dev eth0 clsact"], "", "", harmless=True
+    ),
+    "IPsec policy of other networks": Fault(
+        ["ip xfrm policy add src 192.168.7.0/24 dst 192.168.8.0/24 dir fwd action block"],
+        NO_POLICY,
+        "",
+        "",
+        harmless=True,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def web(mode: LabMode) -> Iterator[InspectedNode]:
+    """A node with a Service that has two endpoints here and two on another node."""
+    with inspected_node(*mode.flags) as made:
+        made.create(service("web", ADDRESS), endpoint_slice("web", [A1, A2, B1, B2]))
+        yield made
+
+
+def run(node: InspectedNode, command: str) -> None:
+    node.cluster.network.namespace(SITE).run(shlex.split(command))
+
+
+@contextlib.contextmanager
+def planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
+    try:
+        for command in fault.plant:
+            run(node, command)
+        yield
+    finally:
+        for command in fault.undo:
+            with contextlib.suppress(LabError):
+                run(node, command)
+
+
+def explained(node: InspectedNode) -> CommandResult:
+    return node.command("explain", TARGET, "-o", "json")
+
+
+def results(result: CommandResult, *wanted: str) -> list[str]:
+    return [each["name"] for each in result.json["steps"] if each["result"] in wanted]
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_what_stops_packets_at_devices_is_named(web: InspectedNode, fault: Fault) -> None:
+    connect = partial(probe, parse_destination(f"{ADDRESS}:80"), tries=16, timeout=0.2, at_once=16)
+    before = explained(web)
+    with planted(web, fault):
+        result = explained(web)
+        outcome = web.cluster.network.namespace("a1").call(connect)
+    if fault.harmless:
+        assert results(result, "failed", "undecided") == results(before, "failed", "undecided")
+        assert outcome.dropped + outcome.refused == 0
+        return
+    (step,) = (each for each in result.json["steps"] if each["name"] == fault.step)
+    assert step["result"] == fault.result, result.out
+    assert fault.words in "\n".join([step["message"], *step["details"]])
+    assert outcome.dropped or outcome.refused
+    assert results(result, "failed") == ([fault.step] if fault.result == "failed" else [])
