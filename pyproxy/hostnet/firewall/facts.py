@@ -299,7 +299,8 @@ class _Reader:
 
 def _host(devices: Devices, sets: IpSets) -> Host:
     indexes = {link.name: link.index for link in devices.links.values()}
-    return Host(indexes, frozenset(devices.by_address), _bridge_families(), sets.match)
+    groups = {link.name: link.group for link in devices.links.values()}
+    return Host(indexes, frozenset(devices.by_address), _bridge_families(), sets.match, groups)
 
 
 def _bridge_families() -> frozenset[Family]:

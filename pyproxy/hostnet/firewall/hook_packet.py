@@ -94,7 +94,7 @@ YES, NO = Match(True), Match(False)
 
 
 class Host(msgspec.Struct, frozen=True, eq=False):
-    """This node, as rules test it: the indexes of its interfaces and its own addresses.
+    """This node, as rules test it: indexes and groups of its interfaces, its own addresses.
 
     `bridged` are the families whose packets meet the hooks of IP while a bridge forwards them.
     `sets` tests the match `set` of iptables; without it the match is undecided.
@@ -104,6 +104,7 @@ class Host(msgspec.Struct, frozen=True, eq=False):
     local: frozenset[Address] = frozenset()
     bridged: frozenset[Family] = frozenset()
     sets: Callable[[bytes, HookPacket], Match] | None = None
+    groups: Mapping[str, int] = {}
 
 
 class HookPacket(msgspec.Struct, frozen=True):

@@ -49,6 +49,12 @@ def _index(name: str | None, packet: HookPacket) -> Bits | None:
     return number(index) if index else unknown(4, ANY_INTERFACE)
 
 
+def _group(name: str | None, packet: HookPacket) -> Bits:
+    if name is None:
+        return unknown(4, ANY_INTERFACE)
+    return number(packet.host.groups.get(name, 0))
+
+
 def _kind(name: str | None) -> Bits | None:
     if name == "":
         return None
@@ -87,8 +93,8 @@ _META: Mapping[int, Callable[[HookPacket], Bits | None]] = {
     # PACKET_HOST; what this node sends has it too until a device sends it.
     19: lambda _: number(0, 1),
     20: lambda _: unknown(4, _CHANCE),
-    21: lambda _: number(0),
-    22: lambda _: number(0),
+    21: lambda p: _group(p.in_interface, p),
+    22: lambda p: _group(p.out_interface, p),
     23: _process,
     24: lambda _: unknown(4, _CHANCE),
     25: lambda _: number(0, 1),
