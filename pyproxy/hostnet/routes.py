@@ -138,7 +138,15 @@ class _Reader:
         back = reverse = None
         if sample and forward.device and forward.kind == RTN_UNICAST:
             # The reply's source is translated in postrouting, so the route is the endpoint's own.
-            back = self._route(RouteQuery(sample, leaving.destination, forward.device))
+            back = self._route(
+                RouteQuery(
+                    sample,
+                    leaving.destination,
+                    forward.device,
+                    protocol=leaving.protocol,
+                    source_port=leaving.port,
+                )
+            )
         if sample and path.origin is not Origin.NODE:
             reverse = self._route(RouteQuery(sample))
         in_device = None if path.origin is Origin.NODE else self._devices.name(device)

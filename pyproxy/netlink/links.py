@@ -20,7 +20,7 @@ _XDP_ATTACHED = 2
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _PORT_STATE, _PORT_HAIRPIN, _PORT_ISOLATED = 1, 4, 33
 _SKIP_STATISTICS = struct.pack("=I", 1 << 3)
-_IFF_UP = 1
+_IFF_UP, _IFF_POINTOPOINT, _IFF_NOARP = 1, 0x10, 0x80
 _IFINFOMSG = struct.Struct("=BxHiII")
 _NUMBER = struct.Struct("=I")
 # The attribute of the data of a tunnel's kind that holds the index of the device below it.
@@ -46,7 +46,7 @@ class Link(msgspec.Struct, frozen=True):
     of its driver, such as bridge or vxlan, empty for hardware. `master` and `lower` are the indices
     of the bridge that it is a port of, and of the device that a tunnel sends through; 0 for none.
     `port` is set for a bridge's port. `group` is a number that rules test, `xdp` true if an XDP
-    program is attached.
+    program is attached. `arp` is false if it asks for no link address, as tunnels do too.
     """
 
     index: int
@@ -60,6 +60,7 @@ class Link(msgspec.Struct, frozen=True):
     port: BridgePort | None = None
     group: int = 0
     xdp: bool = False
+    arp: bool = True
 
 
 def get_link(index: int) -> Request:
@@ -86,6 +87,7 @@ def read_links(replies: Iterable[memoryview]) -> Iterator[Link]:
             index=index,
             name=text(fields.get(_IFLA_IFNAME, memoryview(b""))),
             up=bool(flags & _IFF_UP),
+            arp=not flags & _IFF_NOARP or bool(flags & _IFF_POINTOPOINT),
             carrier=carrier is None or any(carrier),
             mtu=_number(fields.get(_IFLA_MTU)),
             kind=kind,

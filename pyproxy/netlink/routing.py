@@ -60,6 +60,7 @@ class RouteQuery(msgspec.Struct, frozen=True):
     mark: Mark = Mark(0)
     protocol: Protocol | None = None
     port: Port = Port(0)
+    source_port: Port = Port(0)
 
 
 class RouteReply(msgspec.Struct, frozen=True):
@@ -207,6 +208,8 @@ def _pack_query(query: RouteQuery) -> bytes:
         parts.append(attribute(_RTA_IP_PROTO, bytes([query.protocol])))
         if query.port:
             parts.append(attribute(_RTA_DPORT, query.port.to_bytes(2, "big")))
+        if query.source_port:
+            parts.append(attribute(_RTA_SPORT, query.source_port.to_bytes(2, "big")))
     return b"".join(parts)
 
 

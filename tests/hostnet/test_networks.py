@@ -66,6 +66,7 @@ BRIDGE = (
     "addr add 10.244.1.1/24 dev cni0",
     "link add veth1 type veth peer name veth1-peer",
     "link set veth1 master cni0 up",
+    "link set veth1 type bridge_slave hairpin on",
     "link set veth1-peer up",
     "link set cni0 up",
 )

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.packets, pytest.mark.modes("nftabl
 
 TARGET, ADDRESS = f"{NAMESPACE}/web", "10.96.0.90"
 A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
-BOTH_A, BOTH_B = f"{A1}:8080, {A2}:8080", f"{B1}:8080, {B2}:8080"
+BOTH_B = f"{B1}:8080, {B2}:8080"
 OTHER_NODE = "172.30.0.12"
 NO_POLICY = ("ip xfrm policy flush",)
 
@@ -111,6 +111,27 @@ FAULTS: dict[str, Fault] = {
         [f"ip neigh del {OTHER_NODE} dev eth0"],
         f"the neighbour entry of {OTHER_NODE} on eth0 is permanent",
         "routes",
+    ),
+    "ARP switched off": Fault(
+        ["ip link set eth0 arp off", "ip neigh flush dev eth0"],
+        ["ip link set eth0 arp on", "ip neigh flush dev eth0"],
+        f"eth0, the way to {BOTH_B}, does not use ARP or neighbour discovery (NOARP)",
+        "routes",
+        "failed",
+    ),
+    "route by lo": Fault(
+        [f"ip route add {B1} dev lo"],
+        [f"ip route del {B1} dev lo"],
+        f"the route to {B1}:8080 is by lo",
+        "routes",
+        "failed",
+    ),
+    "policy rule for replies' port": Fault(
+        ["ip rule add pref 50 ipproto tcp sport 8080 blackhole"],
+        ["ip rule del pref 50"],
+        "do not pass: the policy rule 50: from all blackhole refuses them",
+        "routes",
+        "failed",
     ),
     "interface group": Fault(
         [

@@ -218,6 +218,18 @@ def _device(path: PacketPath, link: Link) -> Iterator[Finding]:
         yield fault(
             path, f"{link.name}, the way to {{}}, is down", f"run ip link set {link.name} up"
         )
+    elif link.name == "lo":
+        yield fault(
+            path,
+            "the route to {} is by lo: packets do not leave this node",
+            f"remove it: ip route del {address_text(path.leaving.destination)} dev lo",
+        )
+    elif not link.arp and link.kind in _WITH_NEIGHBOURS:
+        yield fault(
+            path,
+            f"{link.name}, the way to {{}}, does not use ARP or neighbour discovery (NOARP)",
+            f"run ip link set {link.name} arp on",
+        )
     elif not link.carrier:
         yield fault(
             path,
