@@ -445,6 +445,16 @@ UNDECIDED: dict[str, Fault] = {
         f"drops packets from {POD} to {ALL}, depending on a rate limit",
         result="undecided",
     ),
+    "pyproxy's mark cleared": dropped(
+        "forward",
+        "meta mark set 0",
+        f"passes packets from {HOST} to {ALL} on without the mark 0x4000, so that they keep the "
+        "client's address",
+        target=NODE_PORT,
+        source=CLIENT,
+        client="ext",
+        result="undecided",
+    ),
     "a limit of connections": dropped(
         "forward",
         "ct state new ct count over 0 drop",

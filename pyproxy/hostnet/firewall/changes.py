@@ -5,7 +5,7 @@ Each is the end of a sentence that begins "passes packets"; it is empty if packe
 
 from __future__ import annotations
 
-from pyproxy.hostnet.firewall.bits import Bits
+from pyproxy.hostnet.firewall.bits import Bits, number
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.model.address import Address, address_text
 
@@ -18,6 +18,16 @@ def foreign_source(address: Address, packet: HookPacket) -> str:
     if address in packet.host.local or not any(address):
         return ""
     return f"on with the source {address_text(address)}, which is no address of this node"
+
+
+def without_mark(before: HookPacket, after: HookPacket) -> str:
+    """Return the change by a rule that clears the mark by which pyproxy masquerades."""
+    bits = number(before.own_mark).value
+    if after is before or not bits or not after.mark.known & bits:
+        return ""
+    if after.mark.value & bits == before.mark.value & bits:
+        return ""
+    return f"on without the mark {before.own_mark:#x}, so that they keep the client's address"
 
 
 def short_lived(ttl: Bits) -> str:

@@ -12,6 +12,7 @@ import enum
 import msgspec
 
 from pyproxy.hostnet.firewall.bits import DoubtKind, Doubts, doubt, join_doubts, merge
+from pyproxy.hostnet.firewall.changes import without_mark
 from pyproxy.hostnet.firewall.hook_packet import HookPacket
 from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains, Effect, Rule, Verdict
 
@@ -124,8 +125,9 @@ class _Walk:
                 self._find(
                     chain, rule.where, Verdict(Action.NOTRACK), join_doubts(doubts, effect.doubts)
                 )
-            if effect.changes and effect.matches:
-                changed = Verdict(Action.DIVERT, note=effect.changes)
+            changes = effect.changes or without_mark(self.packet, effect.packet)
+            if changes and effect.matches:
+                changed = Verdict(Action.DIVERT, note=changes)
                 self._find(chain, rule.where, changed, join_doubts(doubts, effect.doubts))
             self._change(effect)
             if not effect.matches:

@@ -113,6 +113,7 @@ class HookPacket(msgspec.Struct, frozen=True):
     An interface is empty where there is none: packets that this node sends have no input interface.
     `way_back` is the interface of the route to the source, empty without a route, None if that is
     the input interface. `ttl` is one byte.
+    `own_mark` are the bits of the mark that pyproxy set and still needs, in host order.
     `connection` is None before conntrack has seen the packet. `bridge_in` and `bridge_out` are the
     ports of the bridge that it crosses. `from_process` says that a process of this node sent it.
     """
@@ -132,6 +133,7 @@ class HookPacket(msgspec.Struct, frozen=True):
     way_back: str | None = None
     ttl: Bits = known(b"\x3f")
     mark: Bits = number(0)
+    own_mark: int = 0
     connection: Connection | None = None
     is_reply: bool = False
     is_first: bool = True

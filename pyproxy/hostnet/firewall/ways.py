@@ -111,6 +111,7 @@ class _Way:
             destination=leaving.destination,
             port=leaving.port,
             mark=number(leaving.mark),
+            own_mark=leaving.mark,
             connection=self._translated,
         )
         tracked = replace(first, connection=self._original)
@@ -203,6 +204,7 @@ class _Way:
     def _out_of_node(self, packet: HookPacket) -> Iterator[Stage]:
         out = replace(packet, hook=Hook.POSTROUTING, in_interface="")
         yield Stage(out, high=MASQUERADE, is_translated=True)
+        out = replace(out, own_mark=0)
         if not packet.is_reply and self._masked:
             out = replace(out, source=self._own)
         elif packet.is_reply:
