@@ -18,11 +18,11 @@ from pyproxy_lab.probe import probe
 
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
-from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
+from tests.inspect.node import SITE, CommandResult, InspectedNode, inspected_node
 
 pytestmark = [pytest.mark.kernel, pytest.mark.packets, pytest.mark.modes("nftables")]
 
-TARGET, ADDRESS = f"{NAMESPACE}/web", "10.96.0.90"
+ADDRESS, NODE_PORT, CLIENT = "10.96.0.90", "172.30.0.11:30090", "172.30.0.100"
 A1, A2, B1, B2 = "10.244.1.11", "10.244.1.12", "10.244.2.11", "10.244.2.12"
 BOTH_B = f"{B1}:8080, {B2}:8080"
 OTHER_NODE = "172.30.0.12"
@@ -32,7 +32,7 @@ NO_POLICY = ("ip xfrm policy flush",)
 class Fault(msgspec.Struct, frozen=True):
     """Commands that plant a fault, those that undo it, and the words of the step.
 
-    Connections of the pod a1 fail, unless the fault is `harmless`.
+    Connections of the client to the target fail, unless the fault is `harmless`.
     """
 
     plant: Sequence[str]
@@ -41,6 +41,9 @@ class Fault(msgspec.Struct, frozen=True):
     step: str = "firewalls"
     result: str = "undecided"
     harmless: bool = False
+    client: str = "a1"
+    target: str = f"{ADDRESS}:80"
+    source: str = ""
 
 
 def ports(setting: str) -> list[str]:
@@ -133,6 +136,15 @@ FAULTS: dict[str, Fault] = {
         "routes",
         "failed",
     ),
+    "replies by another device": Fault(
+        [f"ip route add {CLIENT} dev mgmt"],
+        [f"ip route del {CLIENT} dev mgmt"],
+        f"to {CLIENT} leave by mgmt, while its packets arrive on eth0",
+        "routes",
+        client="ext",
+        target=NODE_PORT,
+        source=CLIENT,
+    ),
     "interface group": Fault(
         [
             "ip link set cbr0 group 9",
@@ -161,7 +173,7 @@ FAULTS: dict[str, Fault] = {
 def web(mode: LabMode) -> Iterator[InspectedNode]:
     """A node with a Service that has two endpoints here and two on another node."""
     with inspected_node(*mode.flags) as made:
-        made.create(service("web", ADDRESS), endpoint_slice("web", [A1, A2, B1, B2]))
+        made.create(service("web", ADDRESS, 30090), endpoint_slice("web", [A1, A2, B1, B2]))
         yield made
 
 
@@ -181,8 +193,9 @@ def planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
                 run(node, command)
 
 
-def explained(node: InspectedNode) -> CommandResult:
-    return node.command("explain", TARGET, "-o", "json")
+def explained(node: InspectedNode, fault: Fault) -> CommandResult:
+    client = ["--from", fault.source] if fault.source else []
+    return node.command("explain", fault.target, "-o", "json", *client)
 
 
 def results(result: CommandResult, *wanted: str) -> list[str]:
@@ -191,11 +204,12 @@ def results(result: CommandResult, *wanted: str) -> list[str]:
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_what_stops_packets_at_devices_is_named(web: InspectedNode, fault: Fault) -> None:
-    connect = partial(probe, parse_destination(f"{ADDRESS}:80"), tries=16, timeout=0.2, at_once=16)
-    before = explained(web)
+    target = parse_destination(fault.target)
+    connect = partial(probe, target, tries=16, timeout=0.2, at_once=16)
+    before = explained(web, fault)
     with planted(web, fault):
-        result = explained(web)
-        outcome = web.cluster.network.namespace("a1").call(connect)
+        result = explained(web, fault)
+        outcome = web.cluster.network.namespace(fault.client).call(connect)
     if fault.harmless:
         assert results(result, "failed", "undecided") == results(before, "failed", "undecided")
         assert outcome.dropped + outcome.refused == 0

@@ -116,6 +116,8 @@ def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Find
         yield from _way(part, each)
         if each.back and each.back.error:
             yield _no_way_back(part, each, each.back)
+        elif each.back:
+            yield from _other_way_back(part, each, each.back)
 
 
 def _no_route(part: RouteFacts, each: PathRoutes, reply: RouteReply, where: str) -> Finding:
@@ -182,6 +184,21 @@ def _no_way_back(part: RouteFacts, each: PathRoutes, reply: RouteReply) -> Findi
         f"replies of {{}}{to_client} do not pass: {why}",
         f"remove {found}" if found else f"add a route{to_client} on this node",
     )
+
+
+def _other_way_back(part: RouteFacts, each: PathRoutes, reply: RouteReply) -> Iterator[Finding]:
+    """Find a client whose packets arrive at this node's address, and whose replies go elsewhere."""
+    leaving = each.path.leaving
+    device = part.devices.name(reply.device)
+    if each.path.origin is not Origin.EXTERNAL or not leaving.sample or not leaving.in_device:
+        return
+    if reply.kind == RTN_UNICAST and device != leaving.in_device:
+        yield doubt(
+            each.path,
+            f"replies of {{}} to {address_text(leaving.sample)} leave by {device}, while its "
+            f"packets arrive on {leaving.in_device}: see ip rule and ip route get "
+            f"{address_text(leaving.sample)}",
+        )
 
 
 def _way(part: RouteFacts, each: PathRoutes) -> Iterator[Finding]:
