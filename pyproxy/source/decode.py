@@ -1,4 +1,4 @@
-"""Decode the JSON of Services, EndpointSlices and Nodes into values of the model.
+"""Decode the JSON or protobuf of Services, EndpointSlices and Nodes into values of the model.
 
 Every function is pure. An object that pyproxy does not proxy becomes a `NotProxied`. An invalid
 field becomes a `Problem` in the object's `problems`, and the other fields are used. An object that
@@ -10,7 +10,10 @@ and the validation of the API server.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from sys import intern
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -98,10 +101,26 @@ def node(obj: wire.Node) -> model.Node:
     )
 
 
-_SERVICE = msgspec.json.Decoder(wire.Service)
-_SLICE = msgspec.json.Decoder(wire.EndpointSlice)
-_NODE = msgspec.json.Decoder(wire.Node)
-_IDENTIFIED = msgspec.json.Decoder(wire.Identified)
+class _Decoders(NamedTuple):
+    """The decoders of one format, which take an object's bytes and raise one of `_UNDECODABLE`.
+
+    `legible_identity` raises nothing.
+    """
+
+    service: Callable[[Any], wire.Service]
+    endpoint_slice: Callable[[Any], wire.EndpointSlice]
+    node: Callable[[Any], wire.Node]
+    identified: Callable[[Any], wire.Identified]
+    legible_identity: Callable[[Any], wire.Identity]
+
+
+_JSON = _Decoders(
+    msgspec.json.Decoder(wire.Service).decode,
+    msgspec.json.Decoder(wire.EndpointSlice).decode,
+    msgspec.json.Decoder(wire.Node).decode,
+    msgspec.json.Decoder(wire.Identified).decode,
+    lambda data: salvage.identity(bytes(memoryview(data))),
+)
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -109,36 +128,38 @@ class OtherKindError(msgspec.ValidationError):
     """An object of another kind than the one that was requested."""
 
 
-def decode_object(kind: Kind, data: bytes | Raw) -> DecodedObject:
+def decode_object(kind: Kind, obj: bytes | wire.Encoded) -> DecodedObject:
     """Decode one object of a list, a watch or a file. Raises nothing.
 
     An object with a field of a wrong type is returned as a Problem together with its name, so that
     the caller can delete the previous version of the object.
     """
+    decoders, data = _opened(obj)
     try:
         if kind is Kind.SERVICE:
-            a_service = _SERVICE.decode(data)
+            a_service = decoders.service(data)
             _check_kind(kind, a_service.kind)
             return _named(a_service.metadata, service(a_service))
         if kind is Kind.ENDPOINT_SLICE:
-            a_slice = _SLICE.decode(data)
+            a_slice = decoders.endpoint_slice(data)
             _check_kind(kind, a_slice.kind)
             return _named(a_slice.metadata, endpoint_slice(a_slice))
-        a_node = _NODE.decode(data)
+        a_node = decoders.node(data)
         _check_kind(kind, a_node.kind)
         return _named(a_node.metadata, node(a_node))
     except _UNDECODABLE as error:
-        return _invalid(kind, data, error)
+        return _invalid(kind, decoders, data, error)
 
 
-def identify(kind: Kind, data: bytes | Raw) -> tuple[ObjectName, str] | None:
+def identify(kind: Kind, obj: bytes | wire.Encoded) -> tuple[ObjectName, str] | None:
     """Return the name and resourceVersion of an object, without decoding the rest of it.
 
     Return None if the object cannot be decoded, has no valid name, or is of another kind. Raises
     nothing.
     """
+    decoders, data = _opened(obj)
     try:
-        found = _IDENTIFIED.decode(data)
+        found = decoders.identified(data)
         _check_kind(kind, found.kind)
     except _UNDECODABLE:
         return None
@@ -152,18 +173,39 @@ def identify(kind: Kind, data: bytes | Raw) -> tuple[ObjectName, str] | None:
     return ObjectName(intern(namespace), name), found.metadata.resource_version or ""
 
 
+def _opened(obj: bytes | wire.Encoded) -> tuple[_Decoders, bytes | Raw]:
+    """Return the decoders of an object's format, and its bytes."""
+    if isinstance(obj, wire.ProtobufObject):
+        return _protobuf(), obj.data
+    return _JSON, obj
+
+
+@cache
+def _protobuf() -> _Decoders:
+    # Only when the first such object arrives, because the import takes time and memory.
+    from pyproxy.source import protobuf_objects  # noqa: PLC0415
+
+    return _Decoders(
+        protobuf_objects.service,
+        protobuf_objects.endpoint_slice,
+        protobuf_objects.node,
+        protobuf_objects.identified,
+        protobuf_objects.legible_identity,
+    )
+
+
 def _check_kind(expected: Kind, found: str | None) -> None:
     """Raise OtherKindError for another kind; the items of a list have none."""
     if found and found != expected.value:
         raise OtherKindError(f"Expected a {expected.value}, got a {found!r:.80} - at `$.kind`")
 
 
-def _invalid(kind: Kind, data: bytes | Raw, error: Exception) -> DecodedObject:
+def _invalid(kind: Kind, decoders: _Decoders, data: bytes | Raw, error: Exception) -> DecodedObject:
     """Return the Problem of an object that cannot be decoded, with its name if that is legible."""
     try:
-        identity = _IDENTIFIED.decode(data).metadata
+        identity = decoders.identified(data).metadata
     except _UNDECODABLE:
-        identity = salvage.identity(bytes(memoryview(data)))
+        identity = decoders.legible_identity(data)
     namespace = "" if kind is Kind.NODE else identity.namespace or ""
     name: ObjectName | None = None
     label = "(no name)"

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable
 
 import msgspec
-from msgspec import Raw
 
 from pyproxy import logs
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.rate_limits import BucketTable, Rate
+from pyproxy.source import wire
 from pyproxy.source.decode import DecodedObject, decode_object
 from pyproxy.source.retry import Clock
 from pyproxy.workers import Worker
@@ -46,7 +46,7 @@ class _Held(msgspec.Struct):
     """A version that waits until `due`. `read_at` is when the first of those it replaced came."""
 
     name: ObjectName
-    raw: Raw
+    raw: wire.Encoded
     size: int
     due: float
     read_at: float
@@ -78,12 +78,12 @@ class LargeObjects:
         self._current: _Held | None = None
         self._running = False
 
-    def hold(self, name: ObjectName, raw: Raw, read_at: float) -> bool:
+    def hold(self, name: ObjectName, raw: wire.Encoded, read_at: float) -> bool:
         """Hold a version back if its object has used up its budget; else return False.
 
         The caller then decodes the version at once.
         """
-        size, now = memoryview(raw).nbytes, self._clock.now()
+        size, now = wire.size(raw), self._clock.now()
         with self._lock:
             budget = self._budgets.bucket(name)
             wait = budget.wait(now)
@@ -108,8 +108,7 @@ class LargeObjects:
             else:
                 self._size -= before.size
                 due, read_at = before.due, before.read_at
-            # A copy, because a Raw keeps all bytes of its event.
-            self._held[name] = _Held(name, raw.copy(), size, due, read_at)
+            self._held[name] = _Held(name, wire.detached(raw), size, due, read_at)
             self._size += size
             if not self._running:
                 self._running = True

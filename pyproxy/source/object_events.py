@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable
 
 import msgspec
-from msgspec import Raw
 
 from pyproxy.errors import Problem
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
+from pyproxy.source import wire
 from pyproxy.source.decode import DecodedObject, NotProxied, decode_object, identify
 from pyproxy.source.large_objects import LARGE, LargeObjects
 from pyproxy.source.retry import Clock
@@ -69,7 +69,7 @@ class ObjectEvents:
         self._large.clear()
         self._emit(Synced(self._resource.kind, frozenset(names), frozenset(self._invalid)))
 
-    def upsert(self, raw: Raw, read_at: float, listing: set[ObjectName] | None) -> None:
+    def upsert(self, raw: wire.Encoded, read_at: float, listing: set[ObjectName] | None) -> None:
         """Emit the present state of one object, or hold a large one back that changes too often."""
         if listing is None and self._hold(raw, read_at):
             return
@@ -83,7 +83,7 @@ class ObjectEvents:
             self._large.discard(decoded.name)
         self._emit_upsert(decoded, read_at, listing)
 
-    def delete(self, raw: Raw, read_at: float, listing: set[ObjectName] | None) -> str:
+    def delete(self, raw: wire.Encoded, read_at: float, listing: set[ObjectName] | None) -> str:
         """Emit the deletion of an object, of which only the identity counts; return its version."""
         name: ObjectName | None
         if found := identify(self._resource.kind, raw):
@@ -98,9 +98,9 @@ class ObjectEvents:
             self._emit_delete(name, read_at, listing)
         return version
 
-    def _hold(self, raw: Raw, read_at: float) -> bool:
+    def _hold(self, raw: wire.Encoded, read_at: float) -> bool:
         """Hold a large object back if it changes too often; else return False."""
-        if memoryview(raw).nbytes < LARGE:
+        if wire.size(raw) < LARGE:
             return False
         found = identify(self._resource.kind, raw)
         if found is None or not self._selects(found[0]):

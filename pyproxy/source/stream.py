@@ -1,4 +1,4 @@
-"""Split the bytes of a watch into events.
+"""Split the bytes of a watch in JSON into events.
 
 A watch sends one JSON document per line. Lines may span reads, but most events arrive whole in one
 chunk and are decoded without a copy. A list or an event that contains a malformed object is split
@@ -79,15 +79,19 @@ def event(line: memoryview) -> wire.WatchEvent:
         found = _EVENT.decode(line)
     except _UNDECODABLE as error:
         found = _salvaged_event(line, error)
-    # The head of a watch was 200, so a version that has expired since is reported by an event.
     if found.type == "ERROR":
-        status = _decode(_STATUS, found.object)
-        reason = " ".join((status.message or status.reason or "unknown error").split())
-        text = f"a watch ended: {reason}"
-        if status.code == 410 or status.reason in {"Expired", "Gone"}:
-            raise GoneError(text)
-        raise ApiStatusError(text, status.code or 500)
+        raise error_event(_decode(_STATUS, found.object))
     return found
+
+
+def error_event(status: wire.Status) -> GoneError | ApiStatusError:
+    """Return the exception for an event of type ERROR."""
+    reason = " ".join((status.message or status.reason or "unknown error").split())
+    text = f"a watch ended: {reason}"
+    # The head of a watch was 200, so a version that has expired since is reported by an event.
+    if status.code == 410 or status.reason in {"Expired", "Gone"}:
+        return GoneError(text)
+    return ApiStatusError(text, status.code or 500)
 
 
 def bookmark(raw: Raw) -> wire.Meta:

@@ -1,4 +1,6 @@
-"""The JSON of the API, reduced to the fields that a Service proxy uses.
+"""The objects of the API, reduced to the fields that a Service proxy uses.
+
+`stream` decodes JSON into them, and `protobuf_objects` protobuf.
 
 The types describe valid JSON, not valid objects. Go servers and clients write null for an empty
 list, string or map, so every field except the name may be null. `services`, `slices` and `decode`
@@ -9,6 +11,8 @@ Facts: Service, Node v1 and EndpointSlice discovery.k8s.io/v1 of Kubernetes v1.3
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType, field
@@ -250,3 +254,24 @@ class Bookmark(msgspec.Struct):
     """The object of a BOOKMARK event."""
 
     metadata: Meta
+
+
+class ProtobufObject(msgspec.Struct, frozen=True, gc=False):
+    """An undecoded object in protobuf, as Raw is one in JSON."""
+
+    data: bytes
+
+
+Encoded: TypeAlias = Raw | ProtobufObject
+"""An undecoded object of a list or a watch."""
+
+
+def size(obj: Encoded) -> int:
+    """Return the bytes of an undecoded object."""
+    return len(obj.data) if isinstance(obj, ProtobufObject) else memoryview(obj).nbytes
+
+
+def detached(obj: Encoded) -> Encoded:
+    """Return an object that does not keep the bytes around it."""
+    # A Raw keeps all bytes of its event.
+    return obj if isinstance(obj, ProtobufObject) else obj.copy()

@@ -1,17 +1,12 @@
-"""Protobuf that the server reads and writes, the latter held to the bytes of a real kube-apiserver.
-
-Each recorded answer has beside it the same answer in JSON, as the twin of its bytes.
-"""
+"""Protobuf that the server reads and writes, as the recorded bytes of a kube-apiserver."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,13 +18,8 @@ from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 
 from tests.lab.api import Api, Response
+from tests.lab.recorded import TWINS, Recorded, recorded
 
-RECORDINGS = Path(__file__).parent.parent / "recordings"
-RECORDED = [
-    json.loads(line)
-    for line in (RECORDINGS / "kube-apiserver-v1.36.2-protobuf.jsonl").read_text().splitlines()
-]
-TWINS = [recorded for recorded in RECORDED if "json_twin" in recorded]
 BOTH = f"{protobuf.MEDIA_TYPE},application/json"
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -77,15 +67,12 @@ def test_no_bytes_do_harm(raw: bytes) -> None:
     assert found is not None
 
 
-@pytest.mark.parametrize("recorded", TWINS, ids=lambda recorded: recorded["name"])
-def test_the_bytes_of_a_real_server(recorded: Any) -> None:
-    body, twin = base64.b64decode(recorded["body_base64"]), recorded["json_twin"]
-    if recorded["content_type"] != protobuf.STREAM_TYPE:
-        assert encoded(json.loads(twin)) == body
+@pytest.mark.parametrize("answer", TWINS, ids=lambda answer: answer.name)
+def test_the_bytes_of_a_real_server(answer: Recorded) -> None:
+    if not answer.is_watch:
+        assert encoded(json.loads(answer.twin)) == answer.body
         return
-    events = [json.loads(line) for line in twin.splitlines()]
-    found = protobuf.events(body)
-    # The twin was recorded a moment earlier or later, so its last bookmark may differ or be absent.
+    events, found = answer.events(), protobuf.events(answer.body)
     assert len(events) <= len(found) <= len(events) + 1
     for event, received in zip(events, found, strict=False):
         wanted = encoded_event(event)
@@ -116,12 +103,10 @@ def encoded_event(event: Any) -> bytes:
 @pytest.fixture(scope="module")
 def server() -> Iterator[ApiServer]:
     with ApiServer.running(Settings(token="t")) as running:
-        for recorded in TWINS:
-            answer = recorded["json_twin"]
-            if recorded["name"].startswith("list "):
-                found = json.loads(answer)
-                kind = {"apiVersion": found["apiVersion"], "kind": found["kind"][: -len("List")]}
-                running.load([kind | item for item in found["items"]])
+        for name in ("list services", "list slices", "list this node"):
+            found = json.loads(recorded(name).twin)
+            kind = {"apiVersion": found["apiVersion"], "kind": found["kind"].removesuffix("List")}
+            running.load([kind | item for item in found["items"]])
         yield running
 
 
@@ -198,7 +183,7 @@ def test_a_changed_object_is_encoded_again(server: ApiServer) -> None:
 
 
 def test_disorder_keeps_events_whole() -> None:
-    sent = [encoded_event(event) for event in events_of("streaming list of services")]
+    sent = [encoded_event(event) for event in recorded("streaming list of services").events()]
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"".join(sent[:-1])
@@ -213,8 +198,3 @@ def test_disorder_keeps_events_whole() -> None:
     assert set(found) == set(sent)
     assert found != sent
     assert found[-1] == sent[-1]
-
-
-def events_of(name: str) -> list[Any]:
-    twin = next(each["json_twin"] for each in TWINS if each["name"] == name)
-    return [json.loads(line) for line in twin.splitlines()]

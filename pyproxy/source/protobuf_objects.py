@@ -1,0 +1,285 @@
+"""Decode the protobuf of single objects into the structs of `wire`, as its JSON is decoded.
+
+The results equal those of the JSON that the same server sends. Go's JSON leaves out an empty value
+where its protobuf has it, and the other way round for null, so both become None where the meaning
+is the same. A malformed message raises msgspec.DecodeError, as malformed JSON does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from google.protobuf.message import DecodeError
+from msgspec import UNSET
+
+from pyproxy.source import protobuf_schema, wire
+
+MAGIC = b"k8s\0"
+"""The beginning of an object with its kind; the items of a list have neither."""
+
+_UNKNOWN = protobuf_schema.message("Unknown")
+_IDENTIFIED = protobuf_schema.message("Identified")
+_STATUS = protobuf_schema.message("Status")
+_BOOKMARK = protobuf_schema.message("Bookmark")
+_SERVICE = protobuf_schema.message("Service")
+_SLICE = protobuf_schema.message("EndpointSlice")
+_NODE = protobuf_schema.message("Node")
+_CONDITIONS = protobuf_schema.message("Conditions")
+_HINTS = protobuf_schema.message("Hints")
+
+_LARGEST_SHARED = 256
+"""Bytes of conditions or hints that are parsed once; larger ones would fill the memory."""
+
+# Of field number and wire type: a varint, 64 bits, bytes with their length, 32 bits.
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_LONGEST_VARINT = 10
+_METADATA, _NAME, _NAMESPACE, _VERSION = 1, 1, 3, 6
+
+
+def parse(message: type[Any], data: bytes) -> Any:
+    """Parse a message. Raises msgspec.DecodeError."""
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        # The text names the class of this package's schema, which means nothing to a user.
+        raise msgspec.DecodeError(str(error).rpartition(": ")[2]) from error
+
+
+def service(data: bytes) -> wire.Service:
+    """Decode a Service. Raises msgspec.DecodeError."""
+    kind, obj = _object(_SERVICE, data)
+    spec, balancer = obj.spec, obj.status.load_balancer
+    return wire.Service(
+        _meta(obj.metadata),
+        kind,
+        wire.ServiceSpec(
+            spec.type,
+            spec.cluster_ip,
+            spec.cluster_ips[:],
+            spec.external_ips[:],
+            [
+                wire.ServicePort(each.name, each.protocol, each.port, each.node_port)
+                for each in spec.ports
+            ],
+            spec.ip_families[:],
+            spec.load_balancer_source_ranges[:],
+            spec.internal_traffic_policy,
+            spec.external_traffic_policy,
+            spec.session_affinity,
+            _affinity(spec.session_affinity_config.client_ip),
+            spec.health_check_node_port or None,
+        ),
+        wire.ServiceStatus(
+            wire.LoadBalancerStatus(
+                [wire.Ingress(each.ip, each.ip_mode) for each in balancer.ingress]
+            )
+        ),
+    )
+
+
+def endpoint_slice(data: bytes) -> wire.EndpointSlice:
+    """Decode an EndpointSlice. Raises msgspec.DecodeError."""
+    kind, obj = _object(_SLICE, data)
+    return wire.EndpointSlice(
+        _meta(obj.metadata),
+        kind,
+        obj.address_type,
+        [_endpoint(each) for each in obj.endpoints],
+        [
+            wire.SlicePort(each.name, each.protocol, each.port if each.HasField("port") else None)
+            for each in obj.ports
+        ],
+    )
+
+
+def node(data: bytes) -> wire.Node:
+    """Decode a Node. Raises msgspec.DecodeError."""
+    kind, obj = _object(_NODE, data)
+    spec = obj.spec
+    return wire.Node(
+        _meta(obj.metadata),
+        kind,
+        wire.NodeSpec(
+            spec.pod_cidr, spec.pod_cidrs[:], [wire.Taint(each.key) for each in spec.taints]
+        ),
+        wire.NodeStatus(
+            [wire.NodeAddress(each.type, each.address) for each in obj.status.addresses]
+        ),
+    )
+
+
+def identified(data: bytes) -> wire.Identified:
+    """Decode the identity of an object. Raises msgspec.DecodeError."""
+    kind, obj = _object(_IDENTIFIED, data)
+    meta = obj.metadata
+    return wire.Identified(wire.Identity(meta.name, meta.namespace, meta.resource_version), kind)
+
+
+def legible_identity(data: bytes) -> wire.Identity:
+    """Return the legible parts of the identity of an object that cannot be decoded."""
+    try:
+        data = _opened(data)[1]
+    except msgspec.DecodeError:
+        return wire.Identity()
+    texts = {_NAME: "", _NAMESPACE: "", _VERSION: ""}
+    meta = next((value for number, value in _lengths(data) if number == _METADATA), b"")
+    for number, value in _lengths(meta):
+        if number in texts:
+            texts[number] = _text(value)
+    return wire.Identity(texts[_NAME], texts[_NAMESPACE], texts[_VERSION])
+
+
+def status(data: bytes) -> wire.Status:
+    """Decode a Status with its kind. Raises msgspec.DecodeError."""
+    kind, obj = _object(_STATUS, data)
+    return wire.Status(kind, obj.message, obj.reason, obj.code)
+
+
+def bookmark(data: bytes) -> wire.Meta:
+    """Decode the metadata of the object of a bookmark. Raises msgspec.DecodeError."""
+    return _meta(_object(_BOOKMARK, data)[1].metadata)
+
+
+def _object(message: type[Any], data: bytes) -> tuple[str | None, Any]:
+    kind, data = _opened(data)
+    return kind, parse(message, data)
+
+
+def _opened(data: bytes) -> tuple[str | None, bytes]:
+    """Return the kind of an object, None if it has none, and its own bytes."""
+    # No message begins with these bytes: the first is the start of a group, which the API lacks.
+    if not data.startswith(MAGIC):
+        return None, data
+    unknown = parse(_UNKNOWN, data[len(MAGIC) :])
+    return unknown.type_meta.kind, unknown.raw
+
+
+def _meta(meta: Any) -> wire.Meta:
+    return wire.Meta(
+        meta.name,
+        meta.namespace,
+        meta.uid,
+        meta.resource_version,
+        _time(meta.creation_timestamp),
+        _time(meta.deletion_timestamp),
+        _labels(meta.labels),
+        _annotations(meta.annotations),
+    )
+
+
+def _labels(pairs: Any) -> wire.Labels:
+    return wire.Labels(
+        pairs.get("service.kubernetes.io/service-proxy-name", UNSET),
+        pairs.get("service.kubernetes.io/headless", UNSET),
+        pairs.get("kubernetes.io/service-name"),
+        pairs.get("topology.kubernetes.io/zone"),
+    )
+
+
+def _annotations(pairs: Any) -> wire.Annotations | None:
+    if not pairs:
+        return None
+    return wire.Annotations(
+        pairs.get("endpoints.kubernetes.io/last-change-trigger-time"),
+        pairs.get("k8s.io/initial-events-end"),
+        pairs.get("pyproxy.io/ipvs-scheduler"),
+    )
+
+
+def _time(value: Any) -> str | None:
+    """Return a time as in JSON, None for Go's zero time."""
+    if not (value.seconds or value.nanos):
+        return None
+    try:
+        year, month, day, hour, minute, second, *_ = time.gmtime(value.seconds)
+    except (ValueError, OverflowError, OSError) as error:
+        raise msgspec.DecodeError(f"{value.seconds} seconds are no time") from error
+    # Faster than strftime by five microseconds.
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
+
+
+def _affinity(config: Any) -> wire.SessionAffinityConfig:
+    seconds = config.timeout_seconds if config.HasField("timeout_seconds") else None
+    return wire.SessionAffinityConfig(wire.ClientIPConfig(seconds))
+
+
+def _endpoint(each: Any) -> wire.Endpoint:
+    # A slice is two to three times as fast as `list` here.
+    return wire.Endpoint(
+        each.addresses[:],
+        _conditions(each.conditions),
+        _hints(each.hints),
+        each.node_name,
+        each.zone,
+    )
+
+
+def _conditions(data: bytes) -> wire.Conditions:
+    return _shared_conditions(data) if len(data) <= _LARGEST_SHARED else _parsed_conditions(data)
+
+
+def _parsed_conditions(data: bytes) -> wire.Conditions:
+    found = parse(_CONDITIONS, data)
+    return wire.Conditions(found.ready, found.serving, found.terminating)
+
+
+_shared_conditions = lru_cache(maxsize=64)(_parsed_conditions)
+
+
+def _hints(data: bytes) -> wire.Hints | None:
+    if not data:
+        return None
+    return _shared_hints(data) if len(data) <= _LARGEST_SHARED else _parsed_hints(data)
+
+
+def _parsed_hints(data: bytes) -> wire.Hints:
+    found = parse(_HINTS, data)
+    return wire.Hints(
+        [wire.Hint(each.name) for each in found.for_zones],
+        [wire.Hint(each.name) for each in found.for_nodes],
+    )
+
+
+_shared_hints = lru_cache(maxsize=1024)(_parsed_hints)
+
+
+def _lengths(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the fields of a message that have a length, up to the first malformed one."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        size = 0
+        if key & 7 == _VARINT:
+            at = _varint(data, at)[1]
+        elif key & 7 == _LENGTH:
+            size, at = _varint(data, at)
+        elif key & 7 in {_FIXED64, _FIXED32}:
+            at += 8 if key & 7 == _FIXED64 else 4
+        else:
+            return
+        if at > len(data) - size:
+            return
+        if key & 7 == _LENGTH:
+            yield key >> 3, data[at : at + size]
+            at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number and the index after it, which is beyond the end if it is malformed."""
+    value = 0
+    for shift, byte in enumerate(data[at : at + _LONGEST_VARINT]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, at + shift + 1
+    return 0, len(data) + 1
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return ""
