@@ -230,8 +230,8 @@ def test_flags_without_effect_are_one_log_line(capsys: pytest.CaptureFixture[str
     (line,) = capsys.readouterr().err.splitlines()
     assert line.split(maxsplit=1)[1] == (
         "WARNING flags without effect: "
-        "--kube-api-burst, --kube-api-qps (a few watches need no limit, and objects are read as "
-        "JSON); --profiling (pyproxy has no profiling pages)"
+        "--kube-api-burst, --kube-api-qps (a few watches need no limit); "
+        "--profiling (pyproxy has no profiling pages)"
     )
 
 

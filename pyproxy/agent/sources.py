@@ -13,6 +13,7 @@ from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.events import Event
 from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
+from pyproxy.source.media_types import accepted
 
 
 class Source(Protocol):
@@ -66,4 +67,5 @@ def source_of(settings: Settings, client: Client | None, emit: Callable[[Event],
         from pyproxy.source.manifests import ManifestSource  # noqa: PLC0415
 
         return ManifestSource(Path(settings.manifests), settings.node_name, emit)
-    return KubernetesSource(client, settings.node_name, emit)
+    accept = accepted(settings.api.content_type, settings.api.accept_content_types)
+    return KubernetesSource(client, settings.node_name, emit, accept=accept)

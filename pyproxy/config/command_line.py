@@ -125,7 +125,12 @@ def settings(namespace: argparse.Namespace) -> Settings:
         verbosity=given[flags.VERBOSITY],
         log_format=given[flags.LOGGING_FORMAT],
         takeover=given[flags.TAKEOVER],
-        api=Api(given[flags.KUBECONFIG], given[flags.MASTER]),
+        api=Api(
+            kubeconfig=given[flags.KUBECONFIG],
+            master=given[flags.MASTER],
+            content_type=given[flags.KUBE_API_CONTENT_TYPE],
+            accept_content_types=configuration.client_connection.accept_content_types,
+        ),
         local_traffic=_local_traffic(given),
         masquerade=Masquerade(given[flags.MASQUERADE_BIT], given[flags.MASQUERADE_ALL]),
         node_ports=_node_ports(given),

@@ -20,6 +20,13 @@ KUBECONFIG = Flag(
     ("clientConnection.kubeconfig",),
 )
 MASTER = Flag("--master", values.text, "", "URL of the API server, instead of that in --kubeconfig")
+KUBE_API_CONTENT_TYPE = Flag(
+    "--kube-api-content-type",
+    values.text,
+    "application/json",
+    "media type to request objects in: application/json or application/vnd.kubernetes.protobuf",
+    ("clientConnection.contentType",),
+)
 MANIFESTS = Flag("--manifests", values.text, "", "folder of manifests instead of an API server")
 HOSTNAME_OVERRIDE = Flag(
     "--hostname-override",

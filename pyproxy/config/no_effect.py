@@ -20,7 +20,7 @@ _LOGGING = "pyproxy logs unbuffered to stderr"
 _GO_FILES = "its patterns are names of Go source files"
 _REMOVED = "kube-proxy v1.36 has no such flag"
 _USERSPACE = "it was the userspace mode's"
-_REQUESTS = "a few watches need no limit, and objects are read as JSON"
+_REQUESTS = "a few watches need no limit"
 _WINDOWS = "pyproxy runs on Linux"
 
 
@@ -59,13 +59,6 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         field="configSyncPeriod",
     ),
     _no_effect("--kube-api-burst", _COUNT, _REQUESTS, "10", field="clientConnection.burst"),
-    _no_effect(
-        "--kube-api-content-type",
-        values.text,
-        _REQUESTS,
-        "application/vnd.kubernetes.protobuf",
-        field="clientConnection.contentType",
-    ),
     _no_effect("--kube-api-qps", values.number, _REQUESTS, "5", field="clientConnection.qps"),
     _no_effect(
         "--log-flush-frequency", durations.parse, _LOGGING, "5s", field="logging.flushFrequency"
@@ -148,7 +141,6 @@ NO_EFFECT: tuple[NoEffect, ...] = (
 """Flags of older versions are here too, because old manifests have them."""
 
 FIELDS: tuple[NoEffectField, ...] = (
-    NoEffectField("clientConnection.acceptContentTypes", _REQUESTS),
     NoEffectField(
         "iptables.snatNodeInternalIP", "masquerading leaves the choice of address to the kernel"
     ),

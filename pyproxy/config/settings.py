@@ -48,10 +48,16 @@ class ListenAddress(msgspec.Struct, frozen=True):
 
 
 class Api(msgspec.Struct, frozen=True):
-    """The API server; if both are empty, the in-cluster configuration names it."""
+    """The API server; if the first two are empty, the in-cluster configuration names it.
+
+    `content_type` is the media type to request objects in. `accept_content_types` overrides it if
+    it is not empty: media types in order of preference, separated by commas.
+    """
 
     kubeconfig: str = ""
     master: str = ""
+    content_type: str = "application/json"
+    accept_content_types: str = ""
 
 
 class LocalTraffic(msgspec.Struct, frozen=True):

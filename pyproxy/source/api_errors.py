@@ -12,6 +12,7 @@ from pyproxy.errors import SourceError, one_line
 from pyproxy.redaction import KNOWN
 from pyproxy.source import wire
 from pyproxy.source.body import LARGEST_STATUS
+from pyproxy.source.media_types import is_protobuf
 
 _LONGEST_TEXT = 300
 # The body of Go's response to a request without TLS on a TLS port.
@@ -60,6 +61,16 @@ def _one_line(text: str) -> str:
     return one_line(" ".join(KNOWN.redact(text[:LARGEST_STATUS]).split()), _LONGEST_TEXT)
 
 
+def _decoded(body: bytes, content_type: str) -> wire.Status:
+    """Decode a Status object. Raises the errors of msgspec."""
+    if is_protobuf(content_type):
+        # An agent that reads JSON never needs this module.
+        from pyproxy.source import protobuf_objects  # noqa: PLC0415
+
+        return protobuf_objects.status(body)
+    return _STATUS.decode(body)
+
+
 def status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiStatusError:
     """Make an exception with one line of text from an error response."""
     text = _one_line(response.reason or "")
@@ -67,7 +78,7 @@ def status_error(method: str, target: str, response: BaseHTTPResponse) -> ApiSta
     with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, HTTPError, OSError):
         body = response.read(LARGEST_STATUS)
         # An HTTP proxy on the way sends no Status object; then the HTTP status is all there is.
-        status = _STATUS.decode(body)
+        status = _decoded(body, response.headers.get("Content-Type", ""))
         from_api = status.kind == "Status"
         text = _one_line(status.message or "") or text
     needs_tls = _PLAIN_ON_TLS in body

@@ -34,6 +34,7 @@ from pyproxy.model.address import Backend
 from pyproxy.source.api_errors import ApiStatusError, UnreachableError, reason, status_error
 from pyproxy.source.body import LARGEST_ANSWER, read_body
 from pyproxy.source.connections import Connection, connect, peer, pool_classes
+from pyproxy.source.media_types import JSON_TYPE
 
 if TYPE_CHECKING:
     from pyproxy.source.access import Access
@@ -91,6 +92,15 @@ class _Target(NamedTuple):
     access: Access
 
 
+class _Request(NamedTuple):
+    """One request; `target` is the path and the query."""
+
+    method: str
+    target: str
+    body: bytes | None
+    accept: str
+
+
 class Client:
     """Requests to one of several equivalent API servers, from any thread.
 
@@ -127,14 +137,19 @@ class Client:
         self._target = self._made_of(access)
 
     def get(
-        self, path: str, query: Mapping[str, str], timeout: float = RESPONSE_TIMEOUT
+        self,
+        path: str,
+        query: Mapping[str, str],
+        timeout: float = RESPONSE_TIMEOUT,
+        accept: str = JSON_TYPE,
     ) -> BaseHTTPResponse:
         """Send a GET; the body of the response is unread, and the caller closes it.
 
-        `timeout` is the longest silence in seconds, before the response and within it. Blocks.
-        Raises UnreachableError, ApiStatusError.
+        `timeout` is the longest silence in seconds, before the response and within it. `accept` is
+        the header Accept. Blocks. Raises UnreachableError, ApiStatusError.
         """
-        return self._request("GET", f"{path}?{urlencode(query)}" if query else path, None, timeout)
+        target = f"{path}?{urlencode(query)}" if query else path
+        return self._request(_Request("GET", target, None, accept), timeout)
 
     def read(
         self, response: BaseHTTPResponse, limit: int, now: Callable[[], float] = time.monotonic
@@ -157,7 +172,7 @@ class Client:
         return self._whole("DELETE", path, body, timeout)
 
     def _whole(self, method: str, path: str, body: bytes, timeout: float) -> bytes:
-        response = self._request(method, path, body, timeout)
+        response = self._request(_Request(method, path, body, JSON_TYPE), timeout)
         try:
             return self._read(method, response, LARGEST_ANSWER, time.monotonic)
         except (HTTPError, OSError) as error:
@@ -227,44 +242,40 @@ class Client:
             except OSError:
                 log.debug("a connection was closed before it could be shut down")
 
-    def _request(
-        self, method: str, target: str, body: bytes | None, timeout: float
-    ) -> BaseHTTPResponse:
+    def _request(self, request: _Request, timeout: float) -> BaseHTTPResponse:
         self._renew()
         # After a 401 the credentials on disk may be newer. Only once: a second 401 is the result.
-        response = self._send_to_any(method, target, body, timeout)
+        response = self._send_to_any(request, timeout)
         if response.status == 401 and self._reload():
             response.close()
-            response = self._send_to_any(method, target, body, timeout)
+            response = self._send_to_any(request, timeout)
         if 200 <= response.status < 300:
             return response
         try:
-            raise status_error(method, target, response)
+            raise status_error(request.method, request.target, response)
         finally:
             response.close()
 
-    def _send_to_any(
-        self, method: str, target: str, body: bytes | None, timeout: float
-    ) -> BaseHTTPResponse:
+    def _send_to_any(self, request: _Request, timeout: float) -> BaseHTTPResponse:
         hosts, access = self._target
         for attempt in range(1, len(hosts) + 1):
             # No lock: a race between threads costs one attempt at a server that has just failed.
             index = self._current
             host = hosts[index]
             try:
-                response = self._send(access, method, host, target, body, timeout)
+                response = self._send(access, host, request, timeout)
                 if response.status >= 500:
                     self._move_on(index)
                 return response
             except (HTTPError, OSError) as error:
-                self._count(method, host, "<error>")
+                self._count(request.method, host, "<error>")
                 self._move_on(index)
-                safe = _REPEATABLE if method == "GET" else _NOT_SENT
+                safe = _REPEATABLE if request.method == "GET" else _NOT_SENT
                 if attempt == len(hosts) or not isinstance(error, safe):
                     raise UnreachableError(f"{host}{self._via(host)}: {reason(error)}") from error
             except ValueError as error:
                 # From http.client: a header or a path is invalid, and the text repeats it.
-                self._count(method, host, "<error>")
+                self._count(request.method, host, "<error>")
                 name = type(error).__name__
                 raise UnreachableError(f"{host}: the request cannot be sent: {name}") from None
         raise AssertionError("there is at least one server")
@@ -279,18 +290,13 @@ class Client:
             self._current = (index + 1) % len(self.hosts)
 
     def _send(
-        self,
-        access: Access,
-        method: str,
-        host: str,
-        target: str,
-        body: bytes | None,
-        timeout: float,
+        self, access: Access, host: str, request: _Request, timeout: float
     ) -> BaseHTTPResponse:
+        method, target, body, accept = request
         self._last_host, url = host, host + target
-        headers = {"Accept": "application/json", "User-Agent": "pyproxy"}
+        headers = {"Accept": accept, "User-Agent": "pyproxy"}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = JSON_TYPE
         if authorization := access.authorization():
             headers["Authorization"] = authorization
         began = time.monotonic()

@@ -14,6 +14,7 @@ from pyproxy.model.events import Event, Synced
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
 from pyproxy.source.lookup import node_names
+from pyproxy.source.media_types import JSON_TYPE
 from pyproxy.source.object_events import Resource
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.reflector import Reflector, ReflectorContext
@@ -43,7 +44,8 @@ class KubernetesSource:
     """Lists and watches Services, EndpointSlices and this Node, each kind in a thread of its own.
 
     `emit` is called from the three threads at once, in order for each kind. It must be thread-safe
-    and must not block for long.
+    and must not block for long. `accept` is the header Accept of
+    their requests.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class KubernetesSource:
         *,
         silence: float = SILENCE,
         clock: Clock | None = None,
+        accept: str = JSON_TYPE,
     ) -> None:
         self._client = client
         self._emit = emit
@@ -70,6 +73,7 @@ class KubernetesSource:
             silence,
             self._stopping,
             self._outages,
+            accept,
         )
         self._reflectors = [Reflector(resource, context) for resource in resources(hostname)]
         self._threads = [

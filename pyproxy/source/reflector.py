@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from pyproxy.errors import SourceError
 from pyproxy.model.events import Event
 from pyproxy.model.objects import ObjectName
-from pyproxy.source import stream, wire
+from pyproxy.source import stream
 from pyproxy.source.body import (
     LARGEST_PAGE,
     Progress,
@@ -31,7 +31,9 @@ from pyproxy.source.body import (
     TooSlowError,
 )
 from pyproxy.source.client import ApiStatusError, Client
+from pyproxy.source.formats import Format, ListPage, WatchEvent, format_of
 from pyproxy.source.list_mode import ListMode
+from pyproxy.source.media_types import JSON_TYPE
 from pyproxy.source.object_events import ObjectEvents, Resource
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.retry import Clock, RequestPacing
@@ -65,7 +67,7 @@ class ReflectorContext(msgspec.Struct, frozen=True):
     """The parts that all reflectors of a source share.
 
     `silence` is how many seconds a watch may stay without a byte. `emit` is called from the thread
-    of each reflector.
+    of each reflector. `accept` is the header Accept of requests.
     """
 
     client: Client
@@ -75,6 +77,7 @@ class ReflectorContext(msgspec.Struct, frozen=True):
     silence: float
     stopping: threading.Event
     outages: OutageLog
+    accept: str = JSON_TYPE
 
 
 class Reflector:
@@ -143,30 +146,32 @@ class Reflector:
             "timeoutSeconds": str(round(context.random.uniform(*WATCH_SECONDS))),
         }
         if self._version:
-            response = self._get(query | {"resourceVersion": self._version}, context.silence)
+            response, form = self._get(query | {"resourceVersion": self._version}, context.silence)
             if not self._suspect:
                 context.outages.succeeded(self.resource.kind)
             with closing(response):
-                for line in self._lines(response):
-                    self._apply(stream.event(line))
+                for frame in form.frames(self._chunks(response)):
+                    self._apply(form, form.event(frame))
         else:
             # KEP-3157: without a resourceVersion the list is as new as the storage is now. The API
             # requires resourceVersionMatch together with sendInitialEvents.
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             silence = min(context.silence, LISTING_SILENCE)
-            with closing(self._get(query, silence)) as response:
+            response, form = self._get(query, silence)
+            with closing(response):
                 progress = Progress(context.clock.now())
-                self._list_stream(self._lines(response, progress), progress)
+                self._list_stream(form, self._chunks(response, progress), progress)
 
-    def _list_stream(self, lines: Iterator[memoryview], progress: Progress) -> None:
+    def _list_stream(self, form: Format, chunks: Iterator[bytes], progress: Progress) -> None:
         """Read a streaming list up to its closing bookmark, then the changes that follow it."""
         self._mode.stream_began()
         names: set[ObjectName] = set()
         self._objects.begin_list()
-        for line in lines:
-            event = stream.event(line)
+        frames = form.frames(chunks)
+        for frame in frames:
+            event = form.event(frame)
             if event.type == "BOOKMARK":
-                meta = stream.bookmark(event.object)
+                meta = form.bookmark(event.object)
                 # A server that ignores sendInitialEvents sends objects and bookmarks too, but never
                 # marks the end of the list.
                 if meta.annotations is None or meta.annotations.initial_events_end != "true":
@@ -176,13 +181,13 @@ class Reflector:
                 progress.complete()
                 self._list_complete(names, meta.resource_version)
                 break
-            self._apply(event, names)
+            self._apply(form, event, names)
             self._check_size(names)
         else:
             raise ConnectionLostError("a streaming list ended before its closing bookmark")
         # The same response goes on as the watch, without a second request.
-        for line in lines:
-            self._apply(stream.event(line))
+        for frame in frames:
+            self._apply(form, form.event(frame))
 
     def _list_pages(self) -> None:
         """Read all objects in pages."""
@@ -212,15 +217,16 @@ class Reflector:
         if len(names) + self._objects.invalid > LARGEST_LIST:
             raise TooLargeError(f"{self.resource.path}: a list of more than {LARGEST_LIST} objects")
 
-    def _read_page(self, query: dict[str, str]) -> wire.ObjectList:
+    def _read_page(self, query: dict[str, str]) -> ListPage:
         context = self._context
-        with closing(self._get(query, context.silence)) as response:
+        response, form = self._get(query, context.silence)
+        with closing(response):
             try:
                 data = context.client.read(response, LARGEST_PAGE, context.clock.now)
             except (HTTPError, OSError) as error:
                 raise ConnectionLostError(f"connection lost in a list: {error}") from error
         self.last_read = context.clock.now()
-        return stream.object_list(data, self.resource.list_kind)
+        return form.object_list(data, self.resource.list_kind)
 
     def _list_complete(self, names: set[ObjectName], version: str | None) -> None:
         """Emit Synced, and store the version that the next watch starts from."""
@@ -232,7 +238,9 @@ class Reflector:
         self._mode.completed()
         self._note_success()
 
-    def _apply(self, event: wire.WatchEvent, listing: set[ObjectName] | None = None) -> None:
+    def _apply(
+        self, form: Format, event: WatchEvent, listing: set[ObjectName] | None = None
+    ) -> None:
         """Emit one change; outside a list, store its version.
 
         `listing` collects the names of a list in progress.
@@ -240,7 +248,7 @@ class Reflector:
         # KEP-956: without bookmarks the version of a kind that rarely changes would become too old,
         # and a reconnect would need a new list.
         if event.type == "BOOKMARK":
-            self._advance(stream.bookmark(event.object).resource_version or "")
+            self._advance(form.bookmark(event.object).resource_version or "")
         # An object that no longer matches the selector arrives as DELETED, one that now matches as
         # ADDED.
         elif event.type == "DELETED":
@@ -308,14 +316,16 @@ class Reflector:
         self._suspect = unusable or isinstance(error, ConnectionLostError | TooSlowError)
         self._context.outages.failed(kind, error)
 
-    def _get(self, query: dict[str, str], silence: float) -> BaseHTTPResponse:
-        """Request objects of this kind.
+    def _get(self, query: dict[str, str], silence: float) -> tuple[BaseHTTPResponse, Format]:
+        """Request objects of this kind; return the response and its format.
 
         Raises GoneError, MalformedResponseError, and the errors of Client.get.
         """
         client, resource = self._context.client, self.resource
         try:
-            response = client.get(resource.path, resource.selector | query, silence)
+            response = client.get(
+                resource.path, resource.selector | query, silence, self._context.accept
+            )
         except ApiStatusError as error:
             if error.status == 410:
                 raise GoneError(str(error)) from error
@@ -325,28 +335,26 @@ class Reflector:
             response.close()
             raise GoneError(f"the server is {client.host} now")
         content_type = response.headers.get("Content-Type", "")
+        form = format_of(content_type)
         # An HTTP proxy on the way may respond 200 with a page of HTML.
-        if "json" not in content_type:
+        if form is None:
             response.close()
             message = (
                 f"{client.host}{resource.path}: response of type {content_type!r:.80}, not JSON"
             )
             raise MalformedResponseError(message)
-        return response
+        return response, form
 
-    def _lines(
+    def _chunks(
         self, response: BaseHTTPResponse, progress: Progress | None = None
-    ) -> Iterator[memoryview]:
-        """Yield the lines of a watch as they arrive, until the watch ends or falls silent.
+    ) -> Iterator[bytes]:
+        """Yield the bytes of a watch as they arrive, until the watch ends or falls silent.
 
         Silence ends a watch because a half-open connection looks the same, even when a middlebox
         acknowledges for a dead server. A restart from the last version costs one request.
-        Raises ConnectionLostError if the connection breaks or ends within a line, and TooSlowError
-        if a list makes no `progress`.
+        Raises ConnectionLostError if the connection breaks, and TooSlowError if a list makes no
+        `progress`.
         """
-        return stream.lines(self._chunks(response, progress))
-
-    def _chunks(self, response: BaseHTTPResponse, progress: Progress | None) -> Iterator[bytes]:
         while True:
             try:
                 # read1 returns the bytes that have arrived; read would wait for all of _READ_SIZE.

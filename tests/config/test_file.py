@@ -252,16 +252,16 @@ def test_fields_in_vain_are_named_once_by_reason(written: Written) -> None:
     path = written(
         "mode: nftables\n"
         "winkernel: {networkName: n, enableDSR: true}\n"
-        "clientConnection: {qps: 50, burst: 10, acceptContentTypes: a}\n"
+        "clientConnection: {qps: 50, burst: 10}\n"
         "logging: {flushFrequency: 5000000000, vmodule: [{filePattern: p, verbosity: 1}]}\n"
         "iptables: {masqueradeBit: 15, syncPeriod: 30s}\n"
         "ipvs: {scheduler: rr}\n"
         "udpIdleTimeout: 1s\n"
     )
-    requests = "a few watches need no limit, and objects are read as JSON"
+    requests = "a few watches need no limit"
     assert parse(f"--config={path}").remarks == (
         f"--config {path}: fields without effect: "
-        f"clientConnection.acceptContentTypes, clientConnection.qps ({requests}); "
+        f"clientConnection.qps ({requests}); "
         "iptables.masqueradeBit, ipvs.scheduler (the mode is nftables); "
         "logging.vmodule (its patterns are names of Go source files); "
         "udpIdleTimeout (it was the userspace mode's); "
