@@ -17,6 +17,7 @@ from bench.bare import bare_loop
 from bench.costs import costs_of_changes
 from bench.counts import count, grown_counts, read_baseline, write_baseline
 from bench.floor import Floor, floor
+from bench.formats import print_formats
 from bench.hostile import SIZE, print_hostile
 from bench.hottest import print_hottest
 from bench.inside import first_syncs
@@ -49,6 +50,10 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
         return 0
     if options.check:
         return _check()
+    if options.formats:
+        _print_machine()
+        print_formats()
+        return 0
     if options.node_ports:
         _print_machine()
         print_node_ports(place, modes.named(options.mode), options.kube_proxy)
@@ -99,6 +104,9 @@ def _options() -> argparse.Namespace:
     )
     what.add_argument(
         "--repairs", action="store_true", help="time only repairs of other programs' writes"
+    )
+    what.add_argument(
+        "--formats", action="store_true", help="time only the decoding of lists in both formats"
     )
     what.add_argument(
         "--outages", action="store_true", help="time only changes during outages of the API server"
