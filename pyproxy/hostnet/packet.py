@@ -88,6 +88,14 @@ class PacketPath(msgspec.Struct, frozen=True):
         return f"from {self.origin.value} to {backend_text(self.leaving.target)}"
 
 
+class MarkedPacket(msgspec.Struct, frozen=True):
+    """A path whose packet, or its reply, has another mark where the kernel routes it."""
+
+    path: PacketPath
+    mark: Mark
+    is_reply: bool = False
+
+
 class ServicePaths(msgspec.Struct, frozen=True):
     """The paths of a Service that are examined, and the number of its endpoints in use.
 

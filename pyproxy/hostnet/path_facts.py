@@ -12,6 +12,7 @@ from pyproxy.hostnet.packet import ServicePaths
 if TYPE_CHECKING:
     # An agent never has these facts, and imports none of their readers.
     from pyproxy.hostnet.firewall.facts import FirewallFacts
+    from pyproxy.hostnet.marked_routes import MarkedRoute
     from pyproxy.hostnet.probes import ProbeFacts
     from pyproxy.hostnet.proxies import ProxyFacts
     from pyproxy.hostnet.routes import RouteFacts
@@ -22,7 +23,10 @@ _UNREAD = NotRead("not read")
 
 
 class PathFacts(msgspec.Struct, frozen=True):
-    """The paths with their devices as far as they are known, and each part's facts."""
+    """The paths with their devices as far as they are known, and each part's facts.
+
+    `marked` are routes that other programs' marks change.
+    """
 
     paths: ServicePaths = ServicePaths(reason="not read")
     switches: SwitchFacts | NotRead = _UNREAD
@@ -30,4 +34,5 @@ class PathFacts(msgspec.Struct, frozen=True):
     firewalls: FirewallFacts | NotRead = _UNREAD
     proxies: ProxyFacts | NotRead = _UNREAD
     transforms: TransformFacts | NotRead = _UNREAD
+    marked: tuple[MarkedRoute, ...] = ()
     probes: ProbeFacts | NotRead = NotRead("without --probe no connection is made")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 
 from pyproxy.hostnet.devices import Devices
-from pyproxy.hostnet.firewall.facts import read_firewalls
+from pyproxy.hostnet.firewall.facts import FirewallFacts, read_firewalls
+from pyproxy.hostnet.marked_routes import MarkedRoute, read_marked_routes
 from pyproxy.hostnet.not_read import NotRead, read_part
 from pyproxy.hostnet.packet import ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
@@ -26,18 +27,23 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
     """
     if not paths.paths:
         unread = NotRead(paths.reason)
-        return PathFacts(paths, unread, unread, unread, unread, unread, unread)
+        return PathFacts(paths, unread, unread, unread, unread, unread)
     routes = read_part(partial(read_routes, paths))
     # The routes name the devices, which sysctls and firewalls depend on.
     devices = Devices()
     if isinstance(routes, RouteFacts):
         paths, devices = routes.paths, routes.devices
+    firewalls = read_part(partial(read_firewalls, paths, devices))
+    marked: tuple[MarkedRoute, ...] | NotRead = ()
+    if isinstance(firewalls, FirewallFacts) and firewalls.marked:
+        marked = read_part(partial(read_marked_routes, firewalls.marked, devices))
     return PathFacts(
         paths,
         read_part(partial(read_switches, paths, devices)),
         routes,
-        read_part(partial(read_firewalls, paths, devices)),
+        firewalls,
         read_part(partial(read_proxies, paths)),
         read_part(partial(read_transforms, paths, devices)),
+        () if isinstance(marked, NotRead) else marked,
         read_part(partial(probe, paths)) if connect else PathFacts().probes,
     )

@@ -28,6 +28,12 @@ BOTH_B = f"{B1}:8080, {B2}:8080"
 OTHER_NODE = "172.30.0.12"
 NO_POLICY = ("ip xfrm policy flush",)
 
+CHAIN = (
+    "nft add table inet other",
+    "nft add chain inet other c '{ type filter hook prerouting priority -150; }'",
+)
+REFUSED = ("ip rule add pref 50 fwmark 0x77 blackhole",)
+
 
 class Fault(msgspec.Struct, frozen=True):
     """Commands that plant a fault, those that undo it, and the words of the step.
@@ -135,6 +141,21 @@ FAULTS: dict[str, Fault] = {
         "do not pass: the policy rule 50: from all blackhole refuses them",
         "routes",
         "failed",
+    ),
+    "mark that a policy rule refuses": Fault(
+        [*CHAIN, "nft add rule inet other c tcp dport 80 meta mark set 0x77", *REFUSED],
+        ["nft delete table inet other", "ip rule del pref 50"],
+        "a rule of another program sets the mark 0x77 on packets from a pod on this node to "
+        f"{A1}:8080",
+        "routes",
+        "failed",
+    ),
+    "mark that no policy rule tests": Fault(
+        [*CHAIN, "nft add rule inet other c tcp dport 80 meta mark set 0x77"],
+        ["nft delete table inet other"],
+        "",
+        "",
+        harmless=True,
     ),
     "replies by another device": Fault(
         [f"ip route add {CLIENT} dev mgmt"],

@@ -31,12 +31,15 @@ from pyproxy.hostnet.firewall.own_chains import OwnChains, is_own_table
 from pyproxy.hostnet.firewall.verdicts import Action, Chain, Chains
 from pyproxy.hostnet.firewall.ways import TRANSLATION, Stage, way, way_back
 from pyproxy.hostnet.not_read import NotRead
-from pyproxy.hostnet.packet import PacketPath, ServicePaths
-from pyproxy.model.address import Address, Family, family_of
+from pyproxy.hostnet.packet import MarkedPacket, PacketPath, ServicePaths
+from pyproxy.model.address import Address, Family, Mark, family_of
 
 MOST_FINDINGS = 50
 _NAT_TABLES = frozenset({"ip nat", "ip6 nat", "iptables-legacy nat", "ip6tables-legacy nat"})
 """The tables that pyproxy's iptables mode shares with other programs."""
+
+
+_ROUTED = (Hook.INPUT, Hook.FORWARD, Hook.POSTROUTING)
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -56,15 +59,16 @@ class Stopped(msgspec.Struct, frozen=True):
 class FirewallFacts(msgspec.Struct, frozen=True):
     """The findings on all paths, and the base chains of other programs that packets met.
 
-    `chains` are names of a table and a chain each, `entered` the chains that these led to. `unread`
-    are parts that were not read, each with the reason. `requests` and `rows` count what was read of
-    nf_tables.
+    `chains` are names of a table and a chain each, `entered` the chains that these led to. `marked`
+    are packets on which these chains set a mark before routing. `unread` are parts that were not
+    read, each with the reason. `requests` and `rows` count what was read of nf_tables.
     """
 
     findings: tuple[Stopped, ...] = ()
     chains: tuple[tuple[str, str], ...] = ()
     entered: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
+    marked: tuple[MarkedPacket, ...] = ()
     requests: int = 0
     rows: int = 0
 
@@ -114,6 +118,7 @@ class _Reader:
         self._devices = devices
         self._host = _host(devices, sets)
         self._unread: list[str] = []
+        self._marked: list[MarkedPacket] = []
         self._loaded: dict[int, Chain] = {}
         self._results: dict[tuple[int, HookPacket], ChainResult] = {}
         self._own_nat = TRANSLATION
@@ -148,6 +153,7 @@ class _Reader:
             tuple(dict.fromkeys((each.table, each.name) for each in met)),
             tuple(self._entered),
             tuple(self._unread),
+            tuple(self._marked),
             self._tables.requests,
             self._tables.rows,
         )
@@ -183,17 +189,33 @@ class _Reader:
     def _path(self, path: PacketPath) -> Iterator[Stopped]:
         own = self._own_address(path)
         marks = Marks(number(0), number(0))
+        routed = False
         for stage in way(path, self._host, own):
+            routed = routed or self._routed(stage, path, marks)
             marks, stopped, ended = self._stage(stage, path, marks)
             yield from stopped
             if ended:
                 return
         marks = Marks(number(0), marks.connection)
+        routed = False
         for stage in way_back(path, self._host, own, marks.connection):
+            routed = routed or self._routed(stage, path, marks)
             marks, stopped, ended = self._stage(stage, path, marks)
             yield from stopped
             if ended:
                 return
+
+    def _routed(self, stage: Stage, path: PacketPath, marks: Marks) -> bool:
+        """Note the mark of a packet that the kernel has just routed; return whether it has."""
+        packet = stage.packet
+        if stage.bridge or packet.hook not in _ROUTED:
+            return False
+        own = Mark(0) if packet.is_reply else path.leaving.mark
+        mark = marks.put_on(packet, path.leaving.mark).mark
+        found = Mark(int.from_bytes(mark.data(), "little"))
+        if mark.complete and found != own:
+            self._marked.append(MarkedPacket(path, found, packet.is_reply))
+        return True
 
     def _own_address(self, path: PacketPath) -> Address | None:
         """Return this node's address that masquerading would use, None if it is unknown."""

@@ -10,6 +10,7 @@ from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.hostnet.routes import PathRoutes, RouteFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged
 from pyproxy.inspect.explain.path_bridges import bridge_ports
+from pyproxy.inspect.explain.path_marks import marks
 from pyproxy.inspect.explain.path_switches import (
     forwarding_off,
     ipv6_off,
@@ -56,6 +57,7 @@ def routes(facts: Facts) -> Step:
         return not_checked(NAME, part)
     findings = [finding for each in part.routes for finding in _findings(facts, part, each)]
     findings += _further(part)
+    findings += marks(facts.path.marked, part.devices)
     for each in part.routes:
         findings += bridge_ports(part, each.path, bridged=_bridged(facts, each.path))
     return merged(NAME, findings, f"{facts.path.paths}: {_ways(part)}")
@@ -116,7 +118,7 @@ def _findings(facts: Facts, part: RouteFacts, each: PathRoutes) -> Iterator[Find
         yield from _way(part, each)
         if each.back and each.back.error:
             yield _no_way_back(part, each, each.back)
-        elif each.back:
+        elif each.back and facts.client:
             yield from _other_way_back(part, each, each.back)
 
 

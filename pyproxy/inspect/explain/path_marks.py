@@ -1,0 +1,36 @@
+"""Marks that other programs' rules set on packets, and the policy rules that test them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+
+from pyproxy.hostnet.devices import Devices
+from pyproxy.hostnet.marked_routes import MarkedRoute
+from pyproxy.inspect.explain.findings import Finding, doubt, fault
+
+
+def marks(marked: Sequence[MarkedRoute], devices: Devices) -> Iterator[Finding]:
+    """Find packets that the kernel routes in another way because of their mark."""
+    for each in marked:
+        path, mark, route = each.packet.path, each.packet.mark, each.route
+        if each.usual.error:
+            continue
+        packets = f"packets from {path.origin.value} to {{}}"
+        if each.packet.is_reply:
+            packets = f"the replies of {{}} to {path.origin.value}"
+        if route.error:
+            code = errno.errorcode.get(route.error, str(route.error))
+            yield fault(
+                path,
+                f"a rule of another program sets the mark {mark:#x} on {packets}, with which the "
+                f"kernel does not route them ({code})",
+                f"see ip rule for this mark, and nft list ruleset for the rule that sets {mark:#x}",
+            )
+        elif (route.device, route.gateway) != (each.usual.device, each.usual.gateway):
+            yield doubt(
+                path,
+                f"a rule of another program sets the mark {mark:#x} on {packets}, which therefore "
+                f"leave by {devices.name(route.device)} instead of "
+                f"{devices.name(each.usual.device)}: see ip rule",
+            )
