@@ -69,17 +69,19 @@ class AffinitySearch:
         # A client of an address that comes back later may have an endpoint that is gone by then.
         has_left = not {*node.node_port_addresses} <= {*now.node_port_addresses}
         all_known = plan.whole or has_left
+        allowed = {} if plan.whole else loosened(services, plan.services)
+        is_stale = bool(allowed)
         if all_known:
             after = plan.services if plan.whole else {**services, **plan.services}
             allowed = expectations(each for each in after.values() if each is not None)
-        else:
-            allowed = loosened(services, plan.services)
-        if not (allowed or plan.whole):
+            # The last Service with affinities may have gone together with an address.
+            is_stale |= bool(allowed)
+        if not (is_stale or plan.whole):
             return
         if plan.whole or self._clock() >= self._next:
             self._search(allowed, now, all_known=all_known)
         # A packet that read the old elements may still be about to add its affinity.
-        self._lately |= bool(allowed and plan)
+        self._lately |= is_stale and bool(plan)
 
     def tick(self, services: Iterable[ServiceRouting], node: NodeRouting) -> None:
         """Search once more, a second or two after a search that was due. Idempotent."""

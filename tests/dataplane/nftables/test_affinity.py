@@ -128,7 +128,12 @@ def test_a_node_port_has_the_affinities_at_the_node_s_addresses_alone(
 
 
 @pytest.mark.kernel
-def test_an_address_that_leaves_the_node_takes_its_affinities_along(namespace: Namespace) -> None:
+@pytest.mark.parametrize(
+    ("services", "keeps"), [({}, True), ({OTHER: None}, False)], ids=["kept", "removed too"]
+)
+def test_an_address_that_leaves_the_node_takes_its_affinities_along(
+    namespace: Namespace, services: dict[ObjectName, None], keeps: bool
+) -> None:
     here, leaving = parse_address("172.30.0.11"), parse_address("172.30.0.12")
     dataplane = namespace.call(lambda: NftablesDataplane(NftablesOptions()))
     try:
@@ -137,10 +142,10 @@ def test_an_address_that_leaves_the_node_takes_its_affinities_along(namespace: N
         for address in ("172.30.0.11", "172.30.0.12"):
             element = f"10.9.9.9 . {address} . tcp . 80 timeout 1h : 10.244.1.1 . 8080"
             namespace.run(["nft", f"add element inet {TABLE} affinity4 {{ {element} }}"])
-        plan = dataplane.plan(Changes({}, NodeRouting((), (here,))))
+        plan = dataplane.plan(Changes(services, NodeRouting((), (here,))))
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
         listed = namespace.run(["nft", "list", "map", "inet", TABLE, "affinity4"]).stdout
-        assert "10.9.9.9 . 172.30.0.11 . tcp . 80" in listed
+        assert ("10.9.9.9 . 172.30.0.11 . tcp . 80" in listed) is keeps
         assert "172.30.0.12" not in listed
     finally:
         namespace.call(dataplane.cleanup)
