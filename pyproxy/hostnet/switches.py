@@ -16,6 +16,7 @@ from pyproxy.netlink.conntrack_statistics import ConntrackCounters, read_counter
 _ROOT = Path("/proc/sys/net")
 _MAX_DEVICES = 32
 _WHOLE = (
+    "ipv4.ip_default_ttl",
     "ipv4.ip_forward",
     "ipv4.neigh.default.gc_thresh3",
     "ipv6.neigh.default.gc_thresh3",
@@ -34,11 +35,13 @@ class SwitchFacts(msgspec.Struct, frozen=True):
     """Sysctls by their name after `net.`; those that this kernel lacks are missing.
 
     `devices` are those that were asked about. `conntrack` is None if its counters were not read.
+    `local_ports` is the number of ports from which this node connects.
     """
 
     values: Mapping[str, int] = {}
     devices: tuple[str, ...] = ()
     conntrack: ConntrackCounters | None = None
+    local_ports: int | None = None
 
     def get(self, name: str) -> int | None:
         """Return the value of a sysctl."""
@@ -71,7 +74,15 @@ def read_switches(paths: ServicePaths, devices: Devices) -> SwitchFacts:
         counters = read_counters()
     except KernelError:
         counters = None
-    return SwitchFacts(values, names, counters)
+    return SwitchFacts(values, names, counters, _local_ports())
+
+
+def _local_ports() -> int | None:
+    try:
+        low, high = (_ROOT / "ipv4/ip_local_port_range").read_text().split()
+    except (FileNotFoundError, ValueError):
+        return None
+    return int(high) - int(low) + 1
 
 
 def _devices(paths: ServicePaths, devices: Devices) -> Iterator[str]:

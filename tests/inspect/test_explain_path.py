@@ -97,6 +97,7 @@ FAULTS: dict[str, Fault] = {
     "forwarding from pods": sysctl("ipv4.conf.cbr0.forwarding", client="a1"),
     "forwarding of replies": sysctl("ipv4.conf.eth0.forwarding", client="a1"),
     "IPv6 forwarding": sysctl("ipv6.conf.all.forwarding"),
+    "TTL of this node's packets": sysctl("ipv4.ip_default_ttl", 1, 64, client=SITE),
     "no IPv6 for pods": Fault(
         ["sysctl -w net.ipv6.conf.cbr0.disable_ipv6=1"],
         ["sysctl -w net.ipv6.conf.cbr0.disable_ipv6=0", CBR0_UP[1]],

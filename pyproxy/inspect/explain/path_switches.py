@@ -19,6 +19,8 @@ from pyproxy.model.address import Family, address_text
 NAME = "switches"
 _ALMOST_FULL = 0.9
 _ARP_NEVER = 8
+_FEW_HOPS = 8
+_FEW_PORTS = 256
 _LOOPBACK = b"\x7f"
 
 
@@ -68,6 +70,8 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
             if rejected:
                 yield _rp_filter(each.path, rejected)
     yield from _conntrack(part)
+    if any(path.origin is Origin.NODE for path in paths):
+        yield from _own_packets(part)
     for name, value in facts.path.paths.required.items():
         found = part.get(name)
         # The step names ip_forward where it stops packets.
@@ -214,6 +218,23 @@ def _rp_filter(path: PacketPath, found: Rejected) -> Finding:
         f"{2 if found.strict else 0} net.ipv4.conf.{found.device}.rp_filter="
         f"{2 if found.strict else 0}",
     )
+
+
+def _own_packets(part: SwitchFacts) -> Iterator[Finding]:
+    ttl = part.get("ipv4.ip_default_ttl")
+    if ttl is not None and ttl < _FEW_HOPS:
+        yield fault(
+            None,
+            f"net.ipv4.ip_default_ttl is {ttl}: this node's own packets end on their way",
+            "run sysctl -w net.ipv4.ip_default_ttl=64",
+        )
+    ports = part.local_ports
+    if ports is not None and ports < _FEW_PORTS:
+        yield doubt(
+            None,
+            f"net.ipv4.ip_local_port_range has {ports:,} ports: this node cannot have more "
+            "connections to one frontend, and those that ended count for a minute",
+        )
 
 
 def _conntrack(part: SwitchFacts) -> Iterator[Finding]:
