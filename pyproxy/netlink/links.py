@@ -15,7 +15,8 @@ from pyproxy.netlink.requests import Request
 
 _GETLINK = 18
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 10, 18
-_IFLA_GROUP, _IFLA_EXT_MASK, _IFLA_CARRIER, _IFLA_XDP = 27, 29, 33, 43
+_IFLA_GROUP, _IFLA_EXT_MASK, _IFLA_CARRIER = 27, 29, 33
+_IFLA_LINK_NETNSID, _IFLA_XDP = 37, 43
 _XDP_ATTACHED = 2
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _PORT_STATE, _PORT_HAIRPIN, _PORT_ISOLATED = 1, 4, 33
@@ -47,6 +48,7 @@ class Link(msgspec.Struct, frozen=True):
     of the bridge that it is a port of, and of the device that a tunnel sends through; 0 for none.
     `port` is set for a bridge's port. `group` is a number that rules test, `xdp` true if an XDP
     program is attached. `arp` is false if it asks for no link address, as tunnels do too.
+    `peer_elsewhere` is true if its other end is in another network namespace.
     """
 
     index: int
@@ -61,6 +63,7 @@ class Link(msgspec.Struct, frozen=True):
     group: int = 0
     xdp: bool = False
     arp: bool = True
+    peer_elsewhere: bool = False
 
 
 def get_link(index: int) -> Request:
@@ -95,6 +98,7 @@ def read_links(replies: Iterable[memoryview]) -> Iterator[Link]:
             lower=lower,
             port=_port(info),
             group=_number(fields.get(_IFLA_GROUP)),
+            peer_elsewhere=_IFLA_LINK_NETNSID in fields,
             xdp=any(attribute_map(fields.get(_IFLA_XDP, b"")).get(_XDP_ATTACHED, b"")),
         )
 

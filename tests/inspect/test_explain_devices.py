@@ -116,6 +116,12 @@ FAULTS: dict[str, Fault] = {
         "v-a2, a port of cbr0, is down: its pod, which may be ",
         "routes",
     ),
+    "port taken out of its bridge": Fault(
+        ["ip link set v-a2 nomaster"],
+        ["ip link set v-a2 master cbr0", "ip link set v-a2 type bridge_slave hairpin on"],
+        "v-a2 belongs to no bridge and has no address: its pod, which may be ",
+        "routes",
+    ),
     "permanent neighbour": Fault(
         [f"ip neigh replace {OTHER_NODE} lladdr 02:00:00:00:00:01 dev eth0 nud permanent"],
         [f"ip neigh del {OTHER_NODE} dev eth0"],

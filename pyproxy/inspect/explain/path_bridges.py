@@ -12,6 +12,7 @@ from pyproxy.netlink.links import FORWARDING, Link
 
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 _PODS = ("veth", "tun")
+_LINK_LOCAL = b"\xfe\x80"
 
 
 def bridge_ports(part: RouteFacts, path: PacketPath, *, bridged: bool) -> Iterator[Finding]:
@@ -29,8 +30,32 @@ def bridge_ports(part: RouteFacts, path: PacketPath, *, bridged: bool) -> Iterat
         if link.master == bridge.index and link.kind in _PODS and link.port is not None
     ]
     yield from _whole(bridge, path, ports)
+    lost = _lost(part)
+    if lost:
+        yield doubt(
+            path,
+            f"{listed(lost, 3)} belongs to no bridge and has no address: its pod, which may be "
+            "{}, is not reached unless a route leads there",
+        )
     if path.origin is Origin.POD and bridged and path.leaving.in_device == bridge.name:
         yield from _between_pods(bridge, path, ports)
+
+
+def _lost(part: RouteFacts) -> list[str]:
+    """Return the ends of pods' cables that are in no bridge, as far as that can be told."""
+    used = {
+        device
+        for address, device in part.devices.by_address.items()
+        if not address.startswith(_LINK_LOCAL)
+    }
+    used |= {route.forward.device for route in part.routes}
+    used |= {route.plain.device for route in part.routes}
+    return [
+        link.name
+        for link in part.devices.links.values()
+        if link.kind == "veth" and link.peer_elsewhere and link.up
+        if not link.master and link.index not in used
+    ]
 
 
 def _whole(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Finding]:
