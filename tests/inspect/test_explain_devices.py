@@ -32,6 +32,7 @@ CHAIN = (
     "nft add table inet other",
     "nft add chain inet other c '{ type filter hook prerouting priority -150; }'",
 )
+RESTARTED = ("ip link set v-a2 down", "ip link set v-a2 up")
 REFUSED = ("ip rule add pref 50 fwmark 0x77 blackhole",)
 
 
@@ -115,6 +116,13 @@ FAULTS: dict[str, Fault] = {
         ["ip link set v-a2 up"],
         "v-a2, a port of cbr0, is down: its pod, which may be ",
         "routes",
+    ),
+    "port that waits for the spanning tree": Fault(
+        ["ip link set cbr0 type bridge stp_state 1", *RESTARTED],
+        ["ip link set cbr0 type bridge stp_state 0", *RESTARTED],
+        "v-a2, a port of cbr0, does not forward (state listening): its pod is not reached",
+        "routes",
+        "failed",
     ),
     "port taken out of its bridge": Fault(
         ["ip link set v-a2 nomaster"],
