@@ -1,9 +1,9 @@
 """The protobuf messages of the API, reduced to the fields that a Service proxy uses.
 
 The parser skips unknown fields. The items of a list and the object of a watch event are declared as
-bytes, so that a malformed object does not affect the others. So are the conditions and hints of an
-endpoint, of which a cluster has few different ones, so that each is parsed once. Strings are
-validated as UTF-8.
+bytes, so that a malformed object does not affect the others. So are ports, conditions and the like,
+of which a cluster has few different ones, so that each is parsed once. Strings are validated as
+UTF-8.
 
 Importing this module costs about 50 ms, so it is imported when the first such message arrives.
 
@@ -76,7 +76,7 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
     "ClientIPConfig": {"timeout_seconds": (1, _INT32)},
     "SessionAffinityConfig": {"client_ip": (1, "ClientIPConfig")},
     "ServiceSpec": {
-        "ports": (1, _REPEATED + "ServicePort"),
+        "ports": (1, _REPEATED + _BYTES),
         "cluster_ip": (3, _STRING),
         "type": (4, _STRING),
         "external_ips": (5, _REPEATED + _STRING),
@@ -84,7 +84,7 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
         "load_balancer_source_ranges": (9, _REPEATED + _STRING),
         "external_traffic_policy": (11, _STRING),
         "health_check_node_port": (12, _INT32),
-        "session_affinity_config": (14, "SessionAffinityConfig"),
+        "session_affinity_config": (14, _BYTES),
         "cluster_ips": (18, _REPEATED + _STRING),
         "ip_families": (19, _REPEATED + _STRING),
         "internal_traffic_policy": (22, _STRING),
@@ -95,7 +95,7 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
     "Service": {
         "metadata": (1, "ObjectMeta"),
         "spec": (2, "ServiceSpec"),
-        "status": (3, "ServiceStatus"),
+        "status": (3, _BYTES),
     },
     # The defaults are the meaning of null.
     "Conditions": {
@@ -116,7 +116,15 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
     "EndpointSlice": {
         "metadata": (1, "ObjectMeta"),
         "endpoints": (2, _REPEATED + "Endpoint"),
-        "ports": (3, _REPEATED + "SlicePort"),
+        "ports": (3, _REPEATED + _BYTES),
+        "address_type": (4, _STRING),
+    },
+    # The parser needs up to 100 bytes for an empty endpoint, so those of a large slice are parsed
+    # one by one, which takes longer.
+    "LargeEndpointSlice": {
+        "metadata": (1, "ObjectMeta"),
+        "endpoints": (2, _REPEATED + _BYTES),
+        "ports": (3, _REPEATED + _BYTES),
         "address_type": (4, _STRING),
     },
     "Taint": {"key": (1, _STRING)},

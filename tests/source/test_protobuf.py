@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime
 from random import Random
@@ -260,27 +262,86 @@ def test_spoilt_recordings_are_objects_or_problems() -> None:
                 decode_object(kind, ProtobufObject(bytes(spoilt)))
 
 
-def test_large_hints_and_conditions_are_not_kept() -> None:
-    """A table of parsed hints must not keep what a tenant wrote."""
-    long = "z" * 100_000
-    hints = {"forZones": [{"name": long}]}
-    obj = {
-        "metadata": {
-            "name": "web-1",
-            "namespace": "shop",
-            "labels": {"kubernetes.io/service-name": "web"},
-        },
+def a_slice(endpoints: list[dict[str, Any]]) -> dict[str, Any]:
+    labels = {"kubernetes.io/service-name": "web"}
+    return {
+        "metadata": {"name": "web-1", "namespace": "shop", "labels": labels},
         "addressType": "IPv4",
-        "endpoints": [{"addresses": ["10.0.0.9"], "conditions": {}, "hints": hints}],
+        "ports": [{"name": "", "protocol": "TCP", "port": 80}],
+        "endpoints": endpoints,
     }
-    from pyproxy.source import protobuf_objects  # noqa: PLC0415
 
-    before = protobuf_objects._shared_hints.cache_info().currsize
-    found = decode_object(
-        Kind.ENDPOINT_SLICE, ProtobufObject(protobuf.encode("EndpointSlice", obj))
-    )
+
+@pytest.mark.parametrize(
+    "endpoints",
+    [
+        pytest.param(
+            [
+                {
+                    "addresses": [f"10.0.{each // 250}.{1 + each % 250}"],
+                    "conditions": {"ready": each % 2 == 0},
+                    "nodeName": "n" * 200,
+                    "hints": {"forZones": [{"name": "z" * 300}]},
+                }
+                for each in range(1000)
+            ],
+            id="many",
+        ),
+        pytest.param(
+            [{"addresses": ["10.0.0.9"], "hints": {"forZones": [{"name": "z" * 300_000}]}}],
+            id="large hints",
+        ),
+    ],
+)
+def test_a_large_slice_is_the_one_in_json(endpoints: list[dict[str, Any]]) -> None:
+    obj = a_slice(endpoints)
+    raw = protobuf.encode("EndpointSlice", obj)
+    assert len(raw) > 256 << 10
+    found = decode_object(Kind.ENDPOINT_SLICE, ProtobufObject(raw))
     assert found == decode_object(Kind.ENDPOINT_SLICE, json.dumps(obj).encode())
-    assert protobuf_objects._shared_hints.cache_info().currsize == before
+
+
+def test_a_malformed_endpoint_of_a_large_slice_is_the_problem_of_the_slice() -> None:
+    raw = protobuf.encode("EndpointSlice", a_slice([{"zone": "z" * 300_000}])) + field(
+        2, b"\x0a\xff"
+    )
+    found = decode_object(Kind.ENDPOINT_SLICE, ProtobufObject(raw))
+    assert found.name == ObjectName("shop", "web-1")
+    assert isinstance(found.value, Problem)
+    assert found.value.field == "(whole object)"
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from pyproxy.model.objects import Kind
+from pyproxy.source.decode import decode_object
+from pyproxy.source.wire import ProtobufObject
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+head, part = map(bytes.fromhex, sys.argv[1:])
+decode_object(Kind.ENDPOINT_SLICE, ProtobufObject(head))
+size = 2 << 20
+data = ProtobufObject(head + part * (size // len(part)))
+before = peak()
+decode_object(Kind.ENDPOINT_SLICE, data)
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.parametrize("part", [field(2, b""), field(3, b"")], ids=["endpoints", "ports"])
+def test_the_memory_for_empty_parts_is_bounded(part: bytes) -> None:
+    """The parser's own objects would take 115 times the bytes of empty endpoints."""
+    head = protobuf.encode("EndpointSlice", a_slice([]))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, head.hex(), part.hex()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 40
 
 
 class Still:
