@@ -56,8 +56,10 @@ def parse(message: type[Any], data: bytes) -> Any:
     try:
         return message.FromString(data)
     except DecodeError as error:
-        # The text names the class of this package's schema, which means nothing to a user.
-        raise msgspec.DecodeError(str(error).rpartition(": ")[2]) from error
+        # The text names the class of this package's schema, which means nothing to a user. Older
+        # versions of the library give no reason after it.
+        reason = str(error).partition(": ")[2] or "malformed message"
+        raise msgspec.DecodeError(reason) from error
 
 
 def service(data: bytes) -> wire.Service:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pyproxy_lab.apiserver import protobuf
@@ -16,6 +18,7 @@ from pyproxy_lab.apiserver.faults import Cut
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 
+from pyproxy.agent.sources import source_of
 from pyproxy.model.events import Event, Upsert
 from pyproxy.source import protobuf_stream, stream
 from pyproxy.source.api_errors import ApiStatusError
@@ -24,6 +27,8 @@ from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
 from pyproxy.source.media_types import JSON_TYPE, PROTOBUF_TYPE, accepted
 from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedResponseError
+from tests.config.parsing import parse
+from tests.config.test_file import HEAD
 from tests.lab.api import Api
 from tests.lab.recorded import recorded
 from tests.waiting import until
@@ -83,13 +88,35 @@ def following(url: str, accept: str = BOTH) -> Iterator[tuple[Recorder, Kubernet
         source.stop()
 
 
-@pytest.mark.parametrize("accept", [BOTH, JSON_TYPE])
-def test_a_request_names_the_accepted_types(accept: str) -> None:
-    with serving(quiet) as server, following(server.url, accept) as (recorder, _):
-        recorder.until(lambda seen: seen == ["="])
-        until(lambda: len(server.seen) == 4)
+@pytest.mark.parametrize(
+    ("flags", "connection", "expected"),
+    [
+        ([], None, JSON_TYPE),
+        ([f"--kube-api-content-type={PROTOBUF_TYPE}"], None, BOTH),
+        ([], {"contentType": PROTOBUF_TYPE}, BOTH),
+        ([], {"contentType": PROTOBUF_TYPE, "acceptContentTypes": JSON_TYPE}, JSON_TYPE),
+        ([], {"acceptContentTypes": BOTH}, BOTH),
+    ],
+)
+def test_a_request_names_the_accepted_types(
+    tmp_path: Path, flags: list[str], connection: dict[str, str] | None, expected: str
+) -> None:
+    if connection is not None:
+        file = tmp_path / "config.conf"
+        file.write_text(HEAD + yaml.safe_dump({"clientConnection": connection}))
+        flags = [f"--config={file}"]
+    settings = parse("--hostname-override=node-a", *flags)
+    recorder = Recorder()
+    with serving(quiet) as server:
+        source = source_of(settings, client_of(server.url), recorder)
+        source.start()
+        try:
+            recorder.until(lambda seen: seen == ["="])
+            until(lambda: len(server.seen) == 4)
+        finally:
+            source.stop()
     found = {each.headers["accept"] for each in server.seen if "limit" not in each.query}
-    assert found == {accept}
+    assert found == {expected}
     # The names of Nodes are read as JSON.
     (names,) = (each for each in server.seen if "limit" in each.query)
     assert names.headers["accept"] == JSON_TYPE
