@@ -37,12 +37,17 @@ class Echo:
 
     def open(self, port: int) -> None:
         """Serve one port over every protocol, in both families."""
+        # Without IPv6 in the kernel there are no such sockets.
+        both = socket.has_dualstack_ipv6()
         listener = socket.create_server(
-            ("::", port), family=socket.AF_INET6, backlog=512, dualstack_ipv6=True
+            ("::" if both else "", port),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            backlog=512,
+            dualstack_ipv6=both,
         )
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in (socket.AF_INET, *([socket.AF_INET6] if both else [])):
             self.selector.register(udp_socket(family, port), selectors.EVENT_READ, self.reply)
             bound = sctp_socket(family, port)
             if bound is not None:

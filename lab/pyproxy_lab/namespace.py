@@ -18,6 +18,9 @@ from pyproxy.errors import PyproxyError, UsageError
 
 NETNS_FOLDER = Path("/run/netns")
 
+HAS_IPV6 = Path("/proc/sys/net/ipv6").exists()
+"""Whether this kernel has IPv6; with the parameter ipv6.disable=1 it has none."""
+
 _OWN_NAME = re.compile(r"lab(\d+)-\d+")
 """The names of labs' namespaces; the first number is the id of the process that made it."""
 
@@ -72,8 +75,11 @@ class Namespace:
         return visit.outcome()
 
     def ip(self, lines: Iterable[str]) -> None:
-        """Run a batch of `ip` commands inside. Raises LabError at the first that fails."""
-        ip(lines, options=["-n", self.name])
+        """Run a batch of `ip` commands inside. Raises LabError at the first that fails.
+
+        Without IPv6 in the kernel, commands with an IPv6 address are left out.
+        """
+        ip((line for line in lines if HAS_IPV6 or "::" not in line), options=["-n", self.name])
 
     def sysctl(self, values: Mapping[str, int]) -> None:
         """Write sysctls below /proc/sys/net; those that this kernel lacks are skipped."""
