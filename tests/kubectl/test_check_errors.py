@@ -16,6 +16,7 @@ from pyproxy_lab.apiserver import access
 from pyproxy_lab.apiserver.exec import STDOUT, Request, Streams
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.client import ApiClient
+from pyproxy_lab.namespace import with_default_signals
 
 from tests.deploy.manifests import DEPLOY, objects, the
 from tests.kubectl.plugin import Nodes, simulated, status_reply
@@ -153,7 +154,7 @@ def test_an_interrupted_check_removes_everything(
 ) -> None:
     command = [sys.executable, "-m", "pyproxy.kubectl", "check"]
     process = subprocess.Popen(
-        [*command, "--kubeconfig", str(simulation.nodes.path)],
+        with_default_signals([*command, "--kubeconfig", str(simulation.nodes.path)]),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process:
