@@ -28,6 +28,8 @@ Object = dict[str, Any]
 SITE = "na"
 NODE = "node-a"
 NAMESPACE = "shop"
+ENOUGH = 64
+"""Connections of which one goes to each of four endpoints, but for one time in 10^8."""
 
 
 class CommandResult:

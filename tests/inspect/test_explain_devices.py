@@ -18,7 +18,7 @@ from pyproxy_lab.probe import Outcome, probe
 
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
-from tests.inspect.node import SITE, CommandResult, InspectedNode, inspected_node
+from tests.inspect.node import ENOUGH, SITE, CommandResult, InspectedNode, inspected_node
 
 pytestmark = [pytest.mark.kernel, pytest.mark.packets, pytest.mark.modes("nftables")]
 
@@ -248,7 +248,7 @@ def results(result: CommandResult, *wanted: str) -> list[str]:
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_what_stops_packets_at_devices_is_named(web: InspectedNode, fault: Fault) -> None:
     target = parse_destination(fault.target)
-    connect = partial(probe, target, tries=16, timeout=0.2, at_once=16)
+    connect = partial(probe, target, tries=ENOUGH, timeout=0.2, at_once=ENOUGH)
     before = explained(web, fault)
     with planted(web, fault):
         result = explained(web, fault)

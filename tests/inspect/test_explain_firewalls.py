@@ -21,7 +21,7 @@ from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
 from tests.inspect import firewall_rulesets as rulesets
 from tests.inspect.firewall_rulesets import HARMLESS, Ruleset, by_iptables
-from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
+from tests.inspect.node import ENOUGH, NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
 
 pytestmark = [
     pytest.mark.kernel,
@@ -620,7 +620,7 @@ def test_such_a_rule_breaks_connections(web: InspectedNode, name: str) -> None:
     target = parse_destination(f"{address}:80" if address else fault.target)
     client = web.cluster.network.namespace(fault.client)
     with planted(web, fault):
-        outcome = client.call(partial(probe, target, tries=12, timeout=0.1, at_once=12))
+        outcome = client.call(partial(probe, target, tries=ENOUGH, timeout=0.1, at_once=ENOUGH))
         assert outcome.dropped or outcome.refused
 
 

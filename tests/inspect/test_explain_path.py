@@ -20,7 +20,7 @@ from pyproxy_lab.probe import probe
 
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
-from tests.inspect.node import NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
+from tests.inspect.node import ENOUGH, NAMESPACE, SITE, CommandResult, InspectedNode, inspected_node
 
 pytestmark = [pytest.mark.kernel, pytest.mark.modes("nftables", "iptables-nft")]
 
@@ -414,7 +414,7 @@ def test_a_planted_fault_breaks_connections(web: InspectedNode, name: str) -> No
     fault = FAULTS[name]
     target = parse_destination(fault.target if ":" in fault.target else f"{ADDRESS}:80")
     client = web.cluster.network.namespace(fault.client)
-    connect = partial(probe, target, tries=12, timeout=0.1, at_once=12)
+    connect = partial(probe, target, tries=ENOUGH, timeout=0.1, at_once=ENOUGH)
     with planted(web, fault):
         outcome = client.call(connect)
         assert outcome.dropped or outcome.refused
