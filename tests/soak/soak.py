@@ -159,11 +159,15 @@ class Chaos:
         self._stage = stage
         self._server = server
         self._random = random
+        # Every kind comes before one comes again, however few there is time for.
+        self._left: list[tuple[Fault, ...]] = []
         self.flushes = 0
 
     def next(self) -> None:
         """Exchange the faults for others, and now and then do worse."""
-        self._server.faults.set(*self._random.choice(FAULTS), share=self._random.choice((0.3, 1.0)))
+        if not self._left:
+            self._left = self._random.sample(FAULTS, len(FAULTS))
+        self._server.faults.set(*self._left.pop(), share=self._random.choice((0.3, 1.0)))
         match self._random.randrange(8):
             case 0:
                 self._server.close_watches()
