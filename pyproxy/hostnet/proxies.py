@@ -13,20 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from pyproxy.errors import PyproxyError, StaleStateError
 from pyproxy.hostnet.packet import ServicePaths
-from pyproxy.model.address import (
-    Address,
-    Backend,
-    Family,
-    Network,
-    Protocol,
-    backend_text,
-)
+from pyproxy.model.address import Address, Family, Network, family_of
+from pyproxy.model.destination import Destination
 from pyproxy.model.flavour import Flavour
 from pyproxy.netlink.elements import get_element
 from pyproxy.netlink.nfnetlink import NFPROTO_IPV4, NFPROTO_IPV6, Nfnetlink
@@ -47,31 +40,6 @@ _TABLE_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _SERVICE_IPS = ("service-ips", "no-endpoint-services")
 _NODE_PORTS = ("service-nodeports", "no-endpoint-nodeports")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-
-
-class Frontend(NamedTuple):
-    """An address, protocol and port of the Service."""
-
-    protocol: Protocol
-    backend: Backend
-
-    @property
-    def address(self) -> Address:
-        """The address without the port."""
-        return Address(self.backend[:-2])
-
-    @property
-    def port(self) -> int:
-        """The port."""
-        return int.from_bytes(self.backend[-2:], "big")
-
-    @property
-    def family(self) -> Family:
-        """The address's family."""
-        return Family.IPV4 if len(self.address) == 4 else Family.IPV6
-
-    def __str__(self) -> str:
-        return f"{backend_text(self.backend)}/{self.protocol.name.lower()}"
 
 
 class OtherProxy(msgspec.Struct, frozen=True):
@@ -103,7 +71,9 @@ def read_proxies(paths: ServicePaths) -> ProxyFacts:
     OSError.
     """
     arriving = (path.arriving for path in paths.paths)
-    frontends = tuple(dict.fromkeys(Frontend(each.protocol, each.target) for each in arriving))
+    frontends = tuple(
+        dict.fromkeys(Destination(each.destination, each.port, each.protocol) for each in arriving)
+    )
     serving: list[OtherProxy] = []
     unread: list[str] = []
     readers: list[Callable[[], Iterable[OtherProxy]]] = [
@@ -123,7 +93,7 @@ def read_proxies(paths: ServicePaths) -> ProxyFacts:
 
 
 def _in_nftables(
-    frontends: Sequence[Frontend], node_addresses: Sequence[Address]
+    frontends: Sequence[Destination], node_addresses: Sequence[Address]
 ) -> Iterator[OtherProxy]:
     """Find frontends in the tables of kube-proxy's nftables mode. Raises KernelError."""
     table = kube_names.NFTABLES_TABLE
@@ -134,7 +104,7 @@ def _in_nftables(
             found = [
                 str(each)
                 for each in frontends
-                if each.family is family
+                if family_of(each.address) is family
                 and (
                     _has_element(netlink, number, _SERVICE_IPS, _key(each, each.address))
                     or (
@@ -148,10 +118,10 @@ def _in_nftables(
                 yield OtherProxy("kube-proxy", where, tuple(found))
 
 
-def _key(frontend: Frontend, address: Address | None = None) -> bytes:
+def _key(frontend: Destination, address: Address | None = None) -> bytes:
     """Pack a concatenation, each part of which nf_tables pads to four bytes."""
     protocol = bytes([frontend.protocol.value]).ljust(4, b"\0")
-    return bytes(address or b"") + protocol + frontend.backend[-2:].ljust(4, b"\0")
+    return bytes(address or b"") + protocol + frontend.port.to_bytes(2, "big").ljust(4, b"\0")
 
 
 def _has_element(netlink: Nfnetlink, family: int, names: Iterable[str], key: bytes) -> bool:
@@ -164,7 +134,7 @@ def _has_element(netlink: Nfnetlink, family: int, names: Iterable[str], key: byt
 
 
 def _in_iptables(
-    frontends: Sequence[Frontend], node_addresses: Sequence[Address]
+    frontends: Sequence[Destination], node_addresses: Sequence[Address]
 ) -> Iterator[OtherProxy]:
     """Find frontends in the chains that kube-proxy and pyproxy's iptables mode use.
 
@@ -177,7 +147,7 @@ def _in_iptables(
             if "nat" in read_table_names(netlink.dump(get_tables(number)))
         }
     for program in programs.ALL:
-        mine = [each for each in frontends if each.family is program.family]
+        mine = [each for each in frontends if family_of(each.address) is program.family]
         # Without tables the legacy program would load the kernel's module.
         is_nft = program.flavour is Flavour.NFT
         there = program.family in nft if is_nft else has_legacy_tables(program.family)
@@ -196,7 +166,7 @@ def _is_pyproxy(nat: SavedTable) -> bool:
     return any(chain.startswith(kube_names.SERVICE_TREE) for chain in nat.chains)
 
 
-def _has_rule(nat: SavedTable, frontend: Frontend, node_addresses: Sequence[Address]) -> bool:
+def _has_rule(nat: SavedTable, frontend: Destination, node_addresses: Sequence[Address]) -> bool:
     network = str(Network(frontend.address, 8 * len(frontend.address)))
     words = {"-p": frontend.protocol.name.lower(), "--dport": str(frontend.port)}
     for chain, rules in nat.chains.items():
@@ -219,7 +189,7 @@ def _matches(rule: str, wanted: dict[str, str]) -> bool:
     return wanted.items() <= pairs
 
 
-def _in_ipvs(frontends: Sequence[Frontend]) -> Iterator[OtherProxy]:
+def _in_ipvs(frontends: Sequence[Destination]) -> Iterator[OtherProxy]:
     """Find frontends among IPVS virtual services. Raises KernelError."""
     if not _IP_VS.exists():
         return
