@@ -1,6 +1,6 @@
 """Run cases: write objects to the API server, send packets, compare the results.
 
-On a kernel without IPv6, probes of IPv6 addresses are left out.
+On a kernel without IPv6, packets to IPv6 addresses are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from pyproxy.errors import UsageError
-from pyproxy.model.address import Family, family_of
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import ENDPOINT_SLICES, SERVICES, ApiClient, JsonObject, collection
 from pyproxy_lab.conformance.cases import Applied, Case, Get, Probe, Step
@@ -126,7 +125,7 @@ class Runner:
         yield from self._connections.broken()
         for hold in step.hold:
             namespace, _ = self._member(hold.source_name)
-            for to in hold.to:
+            for to in filter(_can_be_sent, hold.to):
                 self._connections.hold(namespace, hold.source_name, to)
 
     def _apply(self, applied: Applied) -> None:
@@ -164,9 +163,9 @@ class Runner:
 
     def _probe(self, wanted: Probe) -> Iterator[str]:
         tries = wanted.tries or (TRIES_TO_FAIL if wanted.reach is None else self._tries_to_reach)
-        target = parse_destination(wanted.to)
-        if family_of(target.address) is Family.IPV6 and not HAS_IPV6:
+        if not _can_be_sent(wanted.to):
             return
+        target = parse_destination(wanted.to)
         silence = self.longest_silence if wanted.reach is None else math.inf
         timeout = min(wanted.timeout, silence)
         # Packets that must not come are awaited together, unless they need the same port.
@@ -198,7 +197,7 @@ class Runner:
             yield f"{arrow}: wanted {describe(wanted)}; saw {seen}"
 
     def _get(self, wanted: Get) -> Iterator[str]:
-        if "[" in wanted.url and not HAS_IPV6:
+        if not _can_be_sent(urlsplit(wanted.url).netloc):
             return
         namespace, _ = self._member(wanted.source_name)
 
@@ -236,6 +235,11 @@ def await_agent(runner: Runner, agent: Agent, patience: float = 60.0) -> None:
         agent.require_alive()
         if time.monotonic() > deadline:
             raise LabError(f"the agent serves nothing after {patience:.0f} s: {failures[0]}")
+
+
+def _can_be_sent(to: str) -> bool:
+    """Return whether this kernel has the family of `ADDRESS:PORT`."""
+    return HAS_IPV6 or not to.startswith("[")
 
 
 def _http_get(url: str) -> tuple[int, str]:
