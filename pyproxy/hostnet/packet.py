@@ -33,7 +33,7 @@ class Origin(enum.Enum):
     EXTERNAL = "another host"
 
 
-class Packet(msgspec.Struct, frozen=True):
+class FirstPacket(msgspec.Struct, frozen=True):
     """A new connection's first packet at one place of its way.
 
     `source` is None if any client of the origin may have sent it; `sample` is then one address of
@@ -77,8 +77,8 @@ class PacketPath(msgspec.Struct, frozen=True):
     """
 
     origin: Origin
-    arriving: Packet
-    leaving: Packet
+    arriving: FirstPacket
+    leaving: FirstPacket
     node: str = ""
     local: bool = False
     masqueraded: bool = False

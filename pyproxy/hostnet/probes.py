@@ -20,7 +20,7 @@ from typing import cast
 import msgspec
 
 from pyproxy.hostnet.not_read import NotRead
-from pyproxy.hostnet.packet import Origin, Packet, ServicePaths
+from pyproxy.hostnet.packet import FirstPacket, Origin, ServicePaths
 from pyproxy.model.address import Address, Backend, Family, Protocol, address_text
 
 TIMEOUT = 2.5
@@ -121,7 +121,7 @@ def probe(paths: ServicePaths) -> ProbeFacts | NotRead:
 _Target = tuple[Protocol, Backend]
 
 
-def _target(packet: Packet) -> _Target:
+def _target(packet: FirstPacket) -> _Target:
     return packet.protocol, packet.target
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 import msgspec
 
 from pyproxy.hostnet.devices import Devices, read_devices
-from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.model.address import Address, Backend, Family, Mark, Network, parse_address
 from pyproxy.netlink.routing import (
     RTN_LOCAL,
@@ -205,7 +205,7 @@ class _Reader:
                     return sample, match.device
         return packet.sample, 0
 
-    def _pods(self, packet: Packet) -> Iterator[Address]:
+    def _pods(self, packet: FirstPacket) -> Iterator[Address]:
         if packet.sample is not None:
             yield packet.sample
             return
@@ -230,7 +230,7 @@ class _Reader:
         return self._neighbours[key]
 
 
-def _query(packet: Packet, source: Address | None, device: int) -> RouteQuery:
+def _query(packet: FirstPacket, source: Address | None, device: int) -> RouteQuery:
     return RouteQuery(packet.destination, source, device, packet.mark, packet.protocol, packet.port)
 
 

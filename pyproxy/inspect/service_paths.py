@@ -12,7 +12,7 @@ import msgspec
 
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import NodeRouting
-from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.inspect.facts import AgentFacts, PortFacts, target_ports
 from pyproxy.model.address import Address, Backend, Family, Mark, Network, Port, backend, family_of
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, Use
@@ -144,8 +144,8 @@ def _port_paths(
 
 def _packet(
     port: PortFacts, client: _Client, target: Backend, sample: Address | None, mark: Mark
-) -> Packet:
-    return Packet(
+) -> FirstPacket:
+    return FirstPacket(
         port.port.protocol,
         client.address,
         Address(target[:-2]),

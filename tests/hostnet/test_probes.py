@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.probes import MAX_PROBES, Outcome, Probe, ProbeFacts, probe
 from pyproxy.inspect.explain.path_probes import probes
@@ -97,11 +97,11 @@ def _echo(host: Namespace, address: str) -> Iterator[None]:
         sock.close()
 
 
-def packet(protocol: Protocol, address: str, port: int) -> Packet:
-    return Packet(protocol, None, parse_address(address), Port(port))
+def packet(protocol: Protocol, address: str, port: int) -> FirstPacket:
+    return FirstPacket(protocol, None, parse_address(address), Port(port))
 
 
-def paths(*endpoints: Packet, frontend: Packet | None = None) -> ServicePaths:
+def paths(*endpoints: FirstPacket, frontend: FirstPacket | None = None) -> ServicePaths:
     return ServicePaths(
         tuple(PacketPath(Origin.NODE, frontend or each, each) for each in endpoints)
     )

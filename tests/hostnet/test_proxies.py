@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.proxies import OtherProxy, ProxyFacts, read_proxies
 from pyproxy.inspect.explain.path_proxies import proxies
@@ -51,7 +51,7 @@ def here() -> Iterator[Namespace]:
 def paths(*frontends: str, owns_iptables: bool = False) -> ServicePaths:
     found = []
     for each in map(parse_destination, frontends):
-        packet = Packet(each.protocol, None, each.address, each.port)
+        packet = FirstPacket(each.protocol, None, each.address, each.port)
         found.append(PacketPath(Origin.NODE, packet, packet))
     return ServicePaths(tuple(found), node_addresses=NODE_ADDRESSES, owns_iptables=owns_iptables)
 

@@ -11,7 +11,7 @@ from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
 from pyproxy.hostnet.devices import Devices
 from pyproxy.hostnet.not_read import NotRead
-from pyproxy.hostnet.packet import Origin, Packet, PacketPath, ServicePaths
+from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.routes import FurtherRoute, PathRoutes, RouteFacts
 from pyproxy.hostnet.switches import SwitchFacts
@@ -32,10 +32,12 @@ LINKS = {2: Link(2, "eth0", mtu=1500), 3: Link(3, "cbr0", mtu=1500, kind="bridge
 DEVICES = Devices(LINKS, {ip("172.30.0.11"): 2})
 
 
-def packet(target: str, **fields: Any) -> Packet:
+def packet(target: str, **fields: Any) -> FirstPacket:
     fields.setdefault("in_device", "cbr0")
     fields.setdefault("out_device", "eth0")
-    return Packet(Protocol.TCP, None, ip(target), Port(8080), sample=ip("10.244.1.9"), **fields)
+    return FirstPacket(
+        Protocol.TCP, None, ip(target), Port(8080), sample=ip("10.244.1.9"), **fields
+    )
 
 
 def path(frontend: str = "10.96.0.1", origin: Origin = Origin.POD, **fields: Any) -> PacketPath:

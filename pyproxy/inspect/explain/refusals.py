@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from pyproxy.hostnet.packet import Packet
+from pyproxy.hostnet.packet import FirstPacket
 from pyproxy.hostnet.routes import RouteFacts
 from pyproxy.model.address import Address, Mark, family_of
 from pyproxy.netlink.routing import REFUSALS, RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNREACHABLE, Rule
@@ -19,7 +19,7 @@ _ERRORS = {
 
 
 def refusal(
-    part: RouteFacts, packet: Packet, error: int, *, destination: Address | None = None
+    part: RouteFacts, packet: FirstPacket, error: int, *, destination: Address | None = None
 ) -> str:
     """Return the route or rule that refuses a packet with this errno, as `ip` prints it.
 
