@@ -23,6 +23,7 @@ from pyproxy.model.address import (
     backend_text,
     family_of,
 )
+from pyproxy.model.destination import Destination
 
 
 class Origin(enum.Enum):
@@ -61,8 +62,13 @@ class FirstPacket(msgspec.Struct, frozen=True):
         """The packet's destination with its port."""
         return backend(self.destination, self.port)
 
+    @property
+    def addressed_to(self) -> Destination:
+        """The packet's destination with its port and protocol."""
+        return Destination(self.destination, self.port, self.protocol)
+
     def __str__(self) -> str:
-        return f"{backend_text(self.target)}/{self.protocol.name.lower()}"
+        return str(self.addressed_to)
 
 
 class PacketPath(msgspec.Struct, frozen=True):

@@ -19,9 +19,9 @@ from typing import cast
 
 import msgspec
 
-from pyproxy.hostnet.not_read import NotRead
-from pyproxy.hostnet.packet import FirstPacket, Origin, ServicePaths
-from pyproxy.model.address import Address, Backend, Family, Protocol, address_text
+from pyproxy.hostnet.packet import Origin, ServicePaths
+from pyproxy.model.address import Address, Family, Protocol, family_of
+from pyproxy.model.destination import Destination
 
 TIMEOUT = 2.5
 """Seconds for an answer. The kernel repeats a TCP SYN after 1 s, so one lost packet is no fault."""
@@ -41,7 +41,6 @@ _ERROR_QUEUE = {
 }
 _PORT_UNREACHABLE = {_ORIGIN_ICMP: 3, _ORIGIN_ICMP6: 4}
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_IPV4_BACKEND = 6
 _KINDS: Mapping[Protocol, tuple[socket.SocketKind, int]] = {
     Protocol.TCP: (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     Protocol.UDP: (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
@@ -80,8 +79,7 @@ _OUTCOMES = {
 class Probe(msgspec.Struct, frozen=True):
     """One probe. `by` is the router or host that sent the ICMP error; `error` the errno's name."""
 
-    protocol: Protocol
-    target: Backend
+    target: Destination
     outcome: Outcome
     by: Address | None = None
     error: str = ""
@@ -98,15 +96,15 @@ class ProbeFacts(msgspec.Struct, frozen=True):
     left_out: int = 0
 
 
-def probe(paths: ServicePaths) -> ProbeFacts | NotRead:
+def probe(paths: ServicePaths) -> ProbeFacts:
     """Connect to the endpoints of paths, and through the frontends that this node can reach.
 
     Blocks for `TIMEOUT` at most, with `MAX_PROBES` sockets. Not idempotent for the applications:
     each sees a connection that ends at once.
     """
-    endpoints = dict.fromkeys(_target(path.leaving) for path in paths.paths)
+    endpoints = dict.fromkeys(path.leaving.addressed_to for path in paths.paths)
     frontends = dict.fromkeys(
-        _target(path.arriving) for path in paths.paths if path.origin is Origin.NODE
+        path.arriving.addressed_to for path in paths.paths if path.origin is Origin.NODE
     )
     first = list(endpoints)[: MAX_PROBES // 2]
     targets = [*first, *list(frontends)[: MAX_PROBES - len(first)]]
@@ -118,14 +116,7 @@ def probe(paths: ServicePaths) -> ProbeFacts | NotRead:
     )
 
 
-_Target = tuple[Protocol, Backend]
-
-
-def _target(packet: FirstPacket) -> _Target:
-    return packet.protocol, packet.target
-
-
-def _probe_all(targets: Sequence[_Target]) -> list[Probe]:
+def _probe_all(targets: Sequence[Destination]) -> list[Probe]:
     found: dict[int, Probe] = {}
     with selectors.DefaultSelector() as selector:
         try:
@@ -147,28 +138,26 @@ def _probe_all(targets: Sequence[_Target]) -> list[Probe]:
             for key in selector.get_map().values():
                 cast("socket.socket", key.fileobj).close()
     return [
-        found.get(number, Probe(*target, Outcome.SILENT)) for number, target in enumerate(targets)
+        found.get(number, Probe(target, Outcome.SILENT)) for number, target in enumerate(targets)
     ]
 
 
-def _is_udp(target: _Target) -> bool:
-    return target[0] is Protocol.UDP
+def _is_udp(target: Destination) -> bool:
+    return target.protocol is Protocol.UDP
 
 
-def _open(target: _Target) -> socket.socket | Probe:
+def _open(target: Destination) -> socket.socket | Probe:
     """Return a socket that connects to a target, or the result if it fails at once."""
-    protocol, backend = target
-    family = Family.IPV6 if len(backend) > _IPV4_BACKEND else Family.IPV4
-    kind, number = _KINDS[protocol]
+    family = family_of(target.address)
+    kind, number = _KINDS[target.protocol]
     try:
         sock = socket.socket(_FAMILIES[family], kind | socket.SOCK_NONBLOCK, number)
     except OSError as error:
-        return Probe(*target, Outcome.UNKNOWN, error=_name(error.errno))
+        return Probe(target, Outcome.UNKNOWN, error=_name(error.errno))
     with suppress(OSError):  # without the error queue only the sender of an error is unknown
         sock.setsockopt(*_ERROR_QUEUE[family], 1)
-    port = int.from_bytes(backend[-2:], "big")
     try:
-        sock.connect((address_text(Address(backend[:-2])), port))
+        sock.connect(target.socket_address)
         if _is_udp(target):
             sock.send(b"")
     except BlockingIOError:
@@ -179,12 +168,12 @@ def _open(target: _Target) -> socket.socket | Probe:
     return sock
 
 
-def _result(sock: socket.socket, target: _Target) -> Probe:
+def _result(sock: socket.socket, target: Destination) -> Probe:
     error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    return _failure(sock, target, error) if error else Probe(*target, Outcome.ANSWERED)
+    return _failure(sock, target, error) if error else Probe(target, Outcome.ANSWERED)
 
 
-def _failure(sock: socket.socket, target: _Target, error: int) -> Probe:
+def _failure(sock: socket.socket, target: Destination, error: int) -> Probe:
     icmp = _icmp_error(sock)
     outcome = _OUTCOMES.get(error, Outcome.UNKNOWN)
     by = None
@@ -193,7 +182,7 @@ def _failure(sock: socket.socket, target: _Target, error: int) -> Probe:
         # A host refuses TCP with a reset. A port that ICMP calls unreachable is a firewall's.
         prohibited = icmp.prohibited or (icmp.port_unreachable and not _is_udp(target))
         outcome = Outcome.FILTERED if prohibited else outcome
-    return Probe(*target, outcome, by, _name(error))
+    return Probe(target, outcome, by, _name(error))
 
 
 def _name(error: int | None) -> str:

@@ -70,10 +70,7 @@ def read_proxies(paths: ServicePaths) -> ProxyFacts:
     Blocks for a few requests to the kernel, and for iptables-save where such rules exist. Raises
     OSError.
     """
-    arriving = (path.arriving for path in paths.paths)
-    frontends = tuple(
-        dict.fromkeys(Destination(each.destination, each.port, each.protocol) for each in arriving)
-    )
+    frontends = tuple(dict.fromkeys(path.arriving.addressed_to for path in paths.paths))
     serving: list[OtherProxy] = []
     unread: list[str] = []
     readers: list[Callable[[], Iterable[OtherProxy]]] = [

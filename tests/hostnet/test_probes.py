@@ -108,9 +108,7 @@ def paths(*endpoints: FirstPacket, frontend: FirstPacket | None = None) -> Servi
 
 
 def probed(host: Namespace, found: ServicePaths) -> ProbeFacts:
-    result = host.call(partial(probe, found))
-    assert isinstance(result, ProbeFacts)
-    return result
+    return host.call(partial(probe, found))
 
 
 @pytest.mark.packets
@@ -142,8 +140,8 @@ def test_the_number_of_probes_is_bounded(host: Namespace) -> None:
 
 
 def one(outcome: Outcome, protocol: Protocol = TCP, error: str = "") -> Probe:
-    target = packet(protocol, "10.244.2.11", 8080).target
-    return Probe(protocol, target, outcome, error=error)
+    target = packet(protocol, "10.244.2.11", 8080).addressed_to
+    return Probe(target, outcome, error=error)
 
 
 STEPS = {

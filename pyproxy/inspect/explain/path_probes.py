@@ -10,7 +10,7 @@ from pyproxy.inspect.explain.findings import Finding, merged
 from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
 from pyproxy.inspect.humanize import count
-from pyproxy.model.address import Protocol, address_text, backend_text
+from pyproxy.model.address import Protocol, address_text, backend, backend_text
 
 NAME = "probes"
 
@@ -43,7 +43,7 @@ def _findings(part: ProbeFacts) -> Iterator[Finding]:
 
 
 def _endpoint(probe: Probe) -> Iterator[Finding]:
-    target = backend_text(probe.target)
+    target = backend_text(backend(probe.target.address, probe.target.port))
     if probe.outcome is Outcome.ANSWERED:
         return
     if _is_undecided(probe):
@@ -70,7 +70,7 @@ def _endpoint(probe: Probe) -> Iterator[Finding]:
 
 
 def _frontend(probe: Probe) -> Iterator[Finding]:
-    target = backend_text(probe.target)
+    target = backend_text(backend(probe.target.address, probe.target.port))
     if probe.outcome is Outcome.ANSWERED:
         return
     if _is_undecided(probe):
@@ -88,17 +88,17 @@ def _is_undecided(probe: Probe) -> bool:
     if probe.outcome is Outcome.UNKNOWN:
         return True
     # An application need not respond to an empty datagram.
-    return probe.protocol is Protocol.UDP and probe.outcome is Outcome.SILENT
+    return probe.target.protocol is Protocol.UDP and probe.outcome is Outcome.SILENT
 
 
 def _undecided(probe: Probe) -> str:
     if probe.outcome is Outcome.UNKNOWN:
-        return f"this node cannot probe {{}} over {probe.protocol.name}: {probe.error}"
+        return f"this node cannot probe {{}} over {probe.target.protocol.name}: {probe.error}"
     return "{} did not respond to an empty UDP datagram, and need not"
 
 
 def _refusal(probe: Probe) -> str:
-    if probe.protocol is Protocol.UDP:
+    if probe.target.protocol is Protocol.UDP:
         return f"{_error(probe)}, port unreachable"
     return "the connection is reset"
 
