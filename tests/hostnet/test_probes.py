@@ -11,6 +11,9 @@ from functools import partial
 import pytest
 from pyproxy_lab.namespace import Namespace
 
+from pyproxy.commands.trace import COMMAND
+from pyproxy.commands.trace_arguments import destination_of
+from pyproxy.config.command_line import Parser
 from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.probes import MAX_PROBES, Outcome, Probe, ProbeFacts, probe
@@ -191,3 +194,13 @@ def test_the_step_states_what_the_probes_found(case: str) -> None:
     assert step.result is result
     assert message in step.message
     assert bool(step.fix) is (result is Result.FAILED)
+
+
+def test_the_fix_of_a_frontend_is_a_command_that_runs() -> None:
+    frontend = one(Outcome.SILENT, TCP)
+    part = ProbeFacts((one(Outcome.ANSWERED),), (frontend,))
+    step = probes(facts(agent_facts(web(), [slice_of(pod("a1"))]), PathFacts(probes=part)))
+    words = step.fix.removeprefix("run pyproxy trace ").partition(" to see ")[0].split()
+    parser = Parser("trace")
+    COMMAND.declare(parser, "")
+    assert destination_of(parser.parse_args(words).to) == frontend.target

@@ -80,7 +80,7 @@ def _frontend(probe: Probe) -> Iterator[Finding]:
     yield Finding(
         Result.FAILED,
         f"all endpoints respond, but connections from this node to {target} fail: {error}",
-        f"run pyproxy trace --live {target} to see the packet's way through the rules",
+        f"run pyproxy trace --live --to {probe.target} to see the packet's way through the rules",
     )
 
 
