@@ -25,7 +25,7 @@ _UNREAD = NotRead("not read")
 class PathFacts(msgspec.Struct, frozen=True):
     """The paths with their devices as far as they are known, and each part's facts.
 
-    `marked` are routes that other programs' marks change.
+    `marked` are the routes of packets on which other programs set a mark.
     """
 
     paths: ServicePaths = ServicePaths(reason="not read")
@@ -34,5 +34,5 @@ class PathFacts(msgspec.Struct, frozen=True):
     firewalls: FirewallFacts | NotRead = _UNREAD
     proxies: ProxyFacts | NotRead = _UNREAD
     transforms: TransformFacts | NotRead = _UNREAD
-    marked: tuple[MarkedRoute, ...] = ()
+    marked: tuple[MarkedRoute, ...] | NotRead = ()
     probes: ProbeFacts | NotRead = NotRead("without --probe no connection is made")

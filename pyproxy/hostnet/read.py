@@ -44,6 +44,6 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
         firewalls,
         read_part(partial(read_proxies, paths)),
         read_part(partial(read_transforms, paths, devices)),
-        () if isinstance(marked, NotRead) else marked,
+        marked,
         read_part(partial(probe, paths)) if connect else PathFacts().probes,
     )

@@ -15,6 +15,7 @@ from pyproxy.netlink.requests import Requests
 from pyproxy.netlink.sockets import NETLINK_ROUTE
 from pyproxy.netlink.traffic_control import (
     ROOT,
+    Qdisc,
     get_filters,
     get_qdiscs,
     read_filters,
@@ -63,7 +64,7 @@ def read_transforms(paths: ServicePaths, devices: Devices) -> TransformFacts:
     ]
     queues = []
     with closing(Requests(NETLINK_ROUTE, "rtnetlink")) as kernel:
-        for qdisc in read_qdiscs(kernel.dump(get_qdiscs())):
+        for qdisc in _read_qdiscs(kernel):
             if qdisc.device not in names:
                 continue
             if qdisc.parent == ROOT:
@@ -76,6 +77,16 @@ def read_transforms(paths: ServicePaths, devices: Devices) -> TransformFacts:
                 ]
     policies, blocked, unread = _read_policies()
     return TransformFacts(tuple(programs), tuple(queues), policies, blocked, unread)
+
+
+def _read_qdiscs(kernel: Requests) -> list[Qdisc]:
+    try:
+        return list(read_qdiscs(kernel.dump(get_qdiscs())))
+    except KernelError as error:
+        # A kernel without traffic control has no such request.
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
 
 
 def _read_policies() -> tuple[tuple[Policy, ...], tuple[str, ...], tuple[str, ...]]:

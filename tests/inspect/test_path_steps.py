@@ -10,11 +10,13 @@ import pytest
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import Settings
 from pyproxy.hostnet.devices import Devices
+from pyproxy.hostnet.firewall.facts import FirewallFacts
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import FirstPacket, Origin, PacketPath, ServicePaths
 from pyproxy.hostnet.path_facts import PathFacts
 from pyproxy.hostnet.routes import FurtherRoute, PathRoutes, RouteFacts
 from pyproxy.hostnet.switches import SwitchFacts
+from pyproxy.inspect.explain.path_firewalls import firewalls
 from pyproxy.inspect.explain.path_routes import routes
 from pyproxy.inspect.explain.path_switches import switches
 from pyproxy.inspect.explain.step import Result, Step
@@ -189,6 +191,21 @@ def test_pods_behind_the_default_route_alone_are_undecided() -> None:
         Result.UNDECIDED,
         "only the default route leads to 10.244.2.1:8080: 172.30.0.12 on eth0 must know the "
         "networks of all pods",
+    )
+
+
+def test_parts_of_a_step_that_were_not_read_are_undecided() -> None:
+    refused = NotRead("rtnetlink: EPERM")
+    part = RouteFacts(ServicePaths(), DEVICES, (route(),))
+    found = routes(facts_of(path(), routes=part, switches=refused, marked=refused))
+    assert (found.result, found.message) == (
+        Result.UNDECIDED,
+        "not read: the routes of packets with a mark: rtnetlink: EPERM",
+    )
+    found = firewalls(facts_of(path(), firewalls=FirewallFacts(), transforms=refused))
+    assert (found.result, found.message) == (
+        Result.UNDECIDED,
+        "not read: traffic control and IPsec: rtnetlink: EPERM",
     )
 
 

@@ -12,7 +12,7 @@ from pyproxy.hostnet.firewall.hook_packet import ANY_CLIENT
 from pyproxy.hostnet.firewall.owners import UNKNOWN, Owner, owner_of
 from pyproxy.hostnet.firewall.verdicts import Action
 from pyproxy.hostnet.not_read import NotRead
-from pyproxy.inspect.explain.findings import Finding, merged
+from pyproxy.inspect.explain.findings import Finding, doubt, merged
 from pyproxy.inspect.explain.path_transforms import transforms
 from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
@@ -49,7 +49,7 @@ def _passed(part: FirewallFacts) -> str:
 
 def _unread(part: FirewallFacts) -> Iterator[Finding]:
     for reason in part.unread:
-        yield Finding(Result.UNDECIDED, f"not read: {reason}")
+        yield doubt(None, f"not read: {reason}")
 
 
 def _finding(stopped: Stopped) -> Finding:

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from pyproxy.hostnet.devices import Devices
 from pyproxy.hostnet.marked_routes import MarkedRoute
+from pyproxy.hostnet.not_read import NotRead
 from pyproxy.inspect.explain.findings import Finding, doubt, fault
 
 
-def marks(marked: Sequence[MarkedRoute], devices: Devices) -> Iterator[Finding]:
+def marks(marked: Sequence[MarkedRoute] | NotRead, devices: Devices) -> Iterator[Finding]:
     """Find packets that the kernel routes in another way because of their mark."""
+    if isinstance(marked, NotRead):
+        yield doubt(None, f"not read: the routes of packets with a mark: {marked.reason}")
+        return
     for each in marked:
         path, mark, route = each.packet.path, each.packet.mark, each.route
         if each.usual.error:

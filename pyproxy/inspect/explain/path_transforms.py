@@ -11,7 +11,6 @@ from pyproxy.hostnet.not_read import NotRead
 from pyproxy.hostnet.packet import Origin, PacketPath
 from pyproxy.hostnet.transforms import TransformFacts
 from pyproxy.inspect.explain.findings import Finding, doubt, fault
-from pyproxy.inspect.explain.step import Result
 from pyproxy.model.address import Address, Family, Network
 from pyproxy.netlink.xfrm import Policy
 
@@ -24,11 +23,12 @@ _Ends = tuple[tuple[Address | None, ...], tuple[Address | None, ...]]
 
 
 def transforms(part: TransformFacts | NotRead, paths: tuple[PacketPath, ...]) -> Iterator[Finding]:
-    """Yield the findings of all paths. A part that was not read has none, but its reason."""
+    """Yield the findings of all paths; what was not read is undecided."""
     if isinstance(part, NotRead):
+        yield doubt(None, f"not read: traffic control and IPsec: {part.reason}")
         return
     for reason in part.unread:
-        yield Finding(Result.UNDECIDED, f"not read: {reason}")
+        yield doubt(None, f"not read: {reason}")
     for device, kind in part.queues:
         if kind == _BLACKHOLE:
             yield fault(
