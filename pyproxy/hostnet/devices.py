@@ -7,7 +7,6 @@ from contextlib import closing
 
 import msgspec
 
-from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, family_of
 from pyproxy.netlink.links import Link, get_link, read_links
 from pyproxy.netlink.requests import Requests
@@ -42,8 +41,5 @@ def read_devices() -> Devices:
     """Read all devices and their addresses. Blocks for two dumps. Raises KernelError."""
     with closing(Requests(NETLINK_ROUTE, "rtnetlink")) as kernel:
         links = {link.index: link for link in read_links(kernel.dump(get_link(0)))}
-        try:
-            addresses = read_addresses(kernel.dump(get_addresses()))
-        except KernelError:
-            addresses = []
+        addresses = read_addresses(kernel.dump(get_addresses()))
     return Devices(links, {each.address: each.device for each in addresses})
