@@ -27,7 +27,14 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
     """
     if not paths.paths:
         unread = NotRead(paths.reason)
-        return PathFacts(paths, unread, unread, unread, unread, unread)
+        return PathFacts(
+            paths,
+            switches=unread,
+            routes=unread,
+            firewalls=unread,
+            proxies=unread,
+            transforms=unread,
+        )
     routes = read_part(partial(read_routes, paths))
     # The routes name the devices, which sysctls and firewalls depend on.
     devices = Devices()
@@ -39,11 +46,11 @@ def read_path(paths: ServicePaths, *, connect: bool = False) -> PathFacts:
         marked = read_part(partial(read_marked_routes, firewalls.marked, devices))
     return PathFacts(
         paths,
-        read_part(partial(read_switches, paths, devices)),
-        routes,
-        firewalls,
-        read_part(partial(read_proxies, paths)),
-        read_part(partial(read_transforms, paths, devices)),
-        marked,
-        read_part(partial(probe, paths)) if connect else PathFacts().probes,
+        switches=read_part(partial(read_switches, paths, devices)),
+        routes=routes,
+        firewalls=firewalls,
+        proxies=read_part(partial(read_proxies, paths)),
+        transforms=read_part(partial(read_transforms, paths, devices)),
+        marked=marked,
+        probes=read_part(partial(probe, paths)) if connect else PathFacts().probes,
     )

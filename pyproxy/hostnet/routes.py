@@ -99,7 +99,14 @@ def read_routes(paths: ServicePaths) -> RouteFacts:
         pods = routing.pod_routes(paths.cluster_networks) if by_default else []
     found = msgspec.structs.replace(paths, paths=tuple(each.path for each in routes))
     return RouteFacts(
-        found, devices, routes, tuple(refusing), tuple(rules), tuple(pods), further, counts
+        found,
+        devices,
+        routes,
+        refusing=tuple(refusing),
+        rules=tuple(rules),
+        pod_routes=tuple(pods),
+        further=further,
+        neighbours=counts,
     )
 
 
@@ -169,14 +176,14 @@ class _Reader:
                     leaving, sample=sample, in_device=in_device, out_device=out_device
                 ),
             ),
-            forward,
-            plain,
-            connect,
-            back,
-            reverse,
-            unmarked,
-            network,
-            self._neighbour(forward, leaving.destination),
+            forward=forward,
+            plain=plain,
+            connect=connect,
+            back=back,
+            reverse=reverse,
+            unmarked=unmarked,
+            network=network,
+            neighbour=self._neighbour(forward, leaving.destination),
         )
 
     def further(self, endpoint: Backend) -> FurtherRoute:

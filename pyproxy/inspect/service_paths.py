@@ -76,26 +76,21 @@ def service_paths(agent: AgentFacts, client: Address | None) -> ServicePaths:
     if not paths:
         return ServicePaths(reason="no packet of this client reaches an endpoint")
     examined = {path.leaving.target for path in paths}
-    node = agent.node
+    node, mode = agent.node, modes.of(agent.settings.mode)
+    sysctls = mode.kernel_settings(agent.settings)
     return ServicePaths(
-        tuple(paths),
-        len(examined),
-        len(used),
-        tuple(islice((each for each in others if each not in examined), MAX_FURTHER)),
-        node.addresses if node else (),
-        node.pod_networks if node else (),
-        _cluster_networks(agent),
-        _required(agent),
-        modes.of(agent.settings.mode).owns_iptables,
-        modes.of(agent.settings.mode).owns_ipvs,
-        modes.of(agent.settings.mode).translates_before_routing,
+        paths=tuple(paths),
+        examined=len(examined),
+        endpoints=len(used),
+        further=tuple(islice((each for each in others if each not in examined), MAX_FURTHER)),
+        node_addresses=node.addresses if node else (),
+        pod_networks=node.pod_networks if node else (),
+        cluster_networks=_cluster_networks(agent),
+        required={each.name.removeprefix("net."): each.value for each in sysctls},
+        owns_iptables=mode.owns_iptables,
+        owns_ipvs=mode.owns_ipvs,
+        by_source=mode.translates_before_routing,
     )
-
-
-def _required(agent: AgentFacts) -> dict[str, int]:
-    """Return the sysctls below net that the proxy mode needs."""
-    settings = modes.of(agent.settings.mode).kernel_settings(agent.settings)
-    return {each.name.removeprefix("net."): each.value for each in settings}
 
 
 def _cluster_networks(agent: AgentFacts) -> tuple[Network, ...]:
@@ -134,11 +129,11 @@ def _port_paths(
                 frontend_target = backend(frontend.address, frontend.port)
                 yield PacketPath(
                     origin,
-                    _packet(facts, client, frontend_target, sample, Mark(0)),
-                    _packet(facts, client, each, sample, mark if masqueraded else Mark(0)),
-                    node,
-                    node == agent.settings.node_name,
-                    masqueraded,
+                    arriving=_packet(facts, client, frontend_target, sample, Mark(0)),
+                    leaving=_packet(facts, client, each, sample, mark if masqueraded else Mark(0)),
+                    node=node,
+                    local=node == agent.settings.node_name,
+                    masqueraded=masqueraded,
                 )
 
 

@@ -61,7 +61,7 @@ class FirewallFacts(msgspec.Struct, frozen=True):
 
     `chains` are names of a table and a chain each, `entered` the chains that these led to. `marked`
     are packets on which these chains set a mark before routing. `unread` are parts that were not
-    read, each with the reason. `requests` and `rows` count what was read of nf_tables.
+    read, each with the reason.
     """
 
     findings: tuple[Stopped, ...] = ()
@@ -69,8 +69,6 @@ class FirewallFacts(msgspec.Struct, frozen=True):
     entered: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
     marked: tuple[MarkedPacket, ...] = ()
-    requests: int = 0
-    rows: int = 0
 
 
 def read_firewalls(paths: ServicePaths, devices: Devices) -> FirewallFacts | NotRead:
@@ -149,13 +147,11 @@ class _Reader:
         found = [stopped for path in paths.paths for stopped in self._path(path)]
         met = [self._chains[index] for index in sorted(self._met)]
         return FirewallFacts(
-            tuple(found[:MOST_FINDINGS]),
-            tuple(dict.fromkeys((each.table, each.name) for each in met)),
-            tuple(self._entered),
-            tuple(self._unread),
-            tuple(self._marked),
-            self._tables.requests,
-            self._tables.rows,
+            findings=tuple(found[:MOST_FINDINGS]),
+            chains=tuple(dict.fromkeys((each.table, each.name) for each in met)),
+            entered=tuple(self._entered),
+            unread=tuple(self._unread),
+            marked=tuple(self._marked),
         )
 
     def _registered(self, base: BaseChain) -> _Registered:
