@@ -98,11 +98,19 @@ class Programs(msgspec.Struct, frozen=True):
 ALL = tuple(Programs(family, flavour) for family in Family for flavour in Flavour)
 
 
-def has_legacy_tables(family: Family) -> bool:
-    """Return whether this network namespace has tables of iptables-legacy."""
+def legacy_table_names(family: Family) -> list[str]:
+    """Return the tables of iptables-legacy in this network namespace. Raises OSError."""
     try:
-        return bool(_LEGACY_TABLES[family].read_text().strip())
-    except OSError:  # the kernel's module for these tables is not loaded
+        return _LEGACY_TABLES[family].read_text().split()
+    except FileNotFoundError:  # the kernel's module for these tables is not loaded
+        return []
+
+
+def has_legacy_tables(family: Family) -> bool:
+    """Return whether this network namespace has tables of iptables-legacy, and shows them."""
+    try:
+        return bool(legacy_table_names(family))
+    except OSError:
         return False
 
 

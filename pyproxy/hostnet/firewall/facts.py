@@ -49,7 +49,6 @@ class Stopped(msgspec.Struct, frozen=True):
     """
 
     finding: Finding
-    hook: str
     is_reply: bool
     is_translated: bool
     path: PacketPath
@@ -242,7 +241,6 @@ class _Reader:
             stopped += [
                 Stopped(
                     self._ordered(each, chain, stage),
-                    packet.hook.label,
                     packet.is_reply,
                     stage.is_translated,
                     path,

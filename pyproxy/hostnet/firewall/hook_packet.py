@@ -57,11 +57,6 @@ class Hook(enum.IntEnum):
     INGRESS = 5
     EGRESS = 6
 
-    @property
-    def label(self) -> str:
-        """The name as nft writes it."""
-        return self.name.lower()
-
 
 class Tuple(msgspec.Struct, frozen=True):
     """Addresses and ports of one direction of a connection."""

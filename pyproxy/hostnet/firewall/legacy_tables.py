@@ -14,7 +14,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import msgspec
 
@@ -25,14 +24,11 @@ from pyproxy.hostnet.firewall.verdicts import ACCEPT, RETURN, Action, Chain, Eff
 from pyproxy.hostnet.firewall.xt_matches import address_in, all_of, interface_is, match
 from pyproxy.model.address import Family
 from pyproxy.netlink.kernel_errors import kernel_error
+from pyproxy.xtables.programs import legacy_table_names
 
 _GET_INFO, _GET_ENTRIES = 64, 65
 _LEVELS = {Family.IPV4: socket.IPPROTO_IP, Family.IPV6: socket.IPPROTO_IPV6}
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_PROC = {
-    Family.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
-    Family.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
-}
 _NAME_SIZE = 32
 _INFO = struct.Struct("=32sI5I5III")
 _MOST_BYTES = 256 << 20
@@ -256,26 +252,18 @@ def _name(entries: memoryview, at: int) -> str:
     return bytes(entries[at : at + 29]).partition(b"\0")[0].decode(errors="replace")
 
 
-def read_legacy_tables(family: Family, skip: frozenset[str] = frozenset()) -> list[LegacyTable]:
-    """Read the tables that exist in the caller's network namespace, without those in `skip`.
+def read_legacy_tables(family: Family) -> list[LegacyTable]:
+    """Read the tables that exist in the caller's network namespace.
 
-    Raises KernelError, also where a table changes each time that it is read.
+    Raises OSError, and KernelError, also where a table changes each time that it is read.
     """
     names = legacy_table_names(family)
-    wanted = [name for name in PRIORITIES if name in names and name not in skip]
+    wanted = [name for name in PRIORITIES if name in names]
     if not wanted:
         return []
     # Any socket of the family has this option; one for datagrams needs no CAP_NET_RAW.
     with socket.socket(_AF[family], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         return [_read_table(sock, family, name) for name in wanted]
-
-
-def legacy_table_names(family: Family) -> list[str]:
-    """Return the names of the legacy tables; none where the kernel has no such tables."""
-    try:
-        return _PROC[family].read_text().split()
-    except FileNotFoundError:
-        return []
 
 
 def _read_table(sock: socket.socket, family: Family, name: str) -> LegacyTable:

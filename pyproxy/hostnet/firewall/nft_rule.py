@@ -50,7 +50,7 @@ class NftRule:
             else:
                 run(machine, expression.fields)
             if machine.broken:
-                return Effect(False, machine.packet, untracked=False)
+                return Effect(False, machine.packet)
             if machine.verdicts:
                 break
         return Effect(
