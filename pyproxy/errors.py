@@ -13,6 +13,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+NO_RESPONSE = 3
+"""The exit status of a command if agent, API server or kernel failed; 0 and 1 are its results."""
+
 NAMED_PROBLEMS = 5
 """Problems of one object, found by one step, that are kept; the others are counted in a summary."""
 

@@ -10,21 +10,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 
 from pyproxy.config.command_line import Parser, go_style
-from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
+from pyproxy.errors import NO_RESPONSE, PermissionKernelError, PyproxyError, UsageError
 
 if TYPE_CHECKING:
     from pyproxy.commands.command import Command
-
-NO_RESPONSE = 3
-"""The exit status if agent, API server or kernel failed; 0 and 1 are results of commands."""
-
-COMMON_STATUSES = (
-    "2 wrong arguments, or no permission",
-    f"{NO_RESPONSE} agent, API server or kernel did not respond",
-    "130 stopped by Ctrl-C",
-)
-"""The exit statuses that all commands share, for --help."""
-
 
 C = TypeVar("C")
 

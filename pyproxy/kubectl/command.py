@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from pyproxy.commands.registry import Entry
+from pyproxy.errors import NO_RESPONSE
 
 STATUSES = (
     "2 wrong arguments, or no permission",
-    "3 the API server did not respond",
+    f"{NO_RESPONSE} the API server did not respond",
     "130 stopped by Ctrl-C",
 )
 

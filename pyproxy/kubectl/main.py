@@ -7,12 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from pyproxy.config.command_line import Parser
-from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.errors import NO_RESPONSE, PyproxyError, UsageError
 from pyproxy.kubectl.command import COMMANDS, STATUSES
 from pyproxy.redaction import KNOWN
-
-NO_RESPONSE = 3
-"""The exit status if the API server failed; 0 and 1 are results of commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
