@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from pyproxy.commands import output
+from pyproxy.commands import printer
 from pyproxy.commands.arguments import add_output, add_source, add_watch, encoder
 from pyproxy.commands.output import Part
 from pyproxy.commands.query_runner import QueryRunner
@@ -76,4 +76,4 @@ class View(msgspec.Struct, Generic[V], frozen=True):
         if (encode := encoder(namespace)) is not None:
             print(encode(value), flush=True)
             return
-        output.show(sys.stdout, self.show(value), clear=namespace.watch is not None)
+        printer.show(sys.stdout, self.show(value), clear=namespace.watch is not None)

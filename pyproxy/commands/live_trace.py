@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from pyproxy.agent.trace_source import OUTSIDE, packet_from
-from pyproxy.commands import output
+from pyproxy.commands import printer
 from pyproxy.commands.arguments import encoder, parse_count
 from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, text
 from pyproxy.commands.query_runner import QueryRunner, note
@@ -58,7 +58,7 @@ def run(namespace: argparse.Namespace) -> int:
             if encode is not None:
                 print(encode(packet), flush=True)
             else:
-                output.show(sys.stdout, _show(packet))
+                printer.show(sys.stdout, _show(packet))
             seen += 1
             if seen == namespace.count:
                 break

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pyproxy.commands import output
+from pyproxy.commands import printer
 from pyproxy.commands.arguments import add_output, add_source, encoder, parse_count, parse_seconds
 from pyproxy.commands.command import Command
 from pyproxy.commands.output import DIM, Part, table, text
@@ -95,7 +95,7 @@ def _run(namespace: argparse.Namespace) -> int:
         for sample in samples:
             print(encode(sample), flush=True)
         return 0
-    with output.refreshing(sys.stdout) as show:
+    with printer.refreshing(sys.stdout) as show:
         for sample in samples:
             show(_show(sample))
     return 0

@@ -7,7 +7,7 @@ import sys
 
 import msgspec
 
-from pyproxy.commands import output
+from pyproxy.commands import printer
 from pyproxy.commands.arguments import add_output, add_source, encoder
 from pyproxy.commands.command import Command
 from pyproxy.commands.output import BAD, DIM, GOOD, StyledLine, text
@@ -33,7 +33,7 @@ def run(namespace: argparse.Namespace) -> int:
         if encode is not None:
             print(msgspec.json.encode(change).decode(), flush=True)
         else:
-            output.show(sys.stdout, [line(change)])
+            printer.show(sys.stdout, [line(change)])
     return 0
 
 

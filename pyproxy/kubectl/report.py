@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from pyproxy.commands import output
+from pyproxy.commands import printer
 from pyproxy.commands.arguments import encoder
 from pyproxy.commands.output import Part
 from pyproxy.inspect.humanize import count, listed
@@ -26,7 +26,7 @@ def show(
     """Print a report in the format of `-o`; `parts` are those of its tables."""
     encode = encoder(namespace)
     if encode is None:
-        output.show(sys.stdout, parts())
+        printer.show(sys.stdout, parts())
         return
     print(escaped(encode(report)), flush=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pyproxy.commands import output
+from pyproxy.commands import printer
 from pyproxy.commands.arguments import add_output, encoder, parse_count, parse_seconds
 from pyproxy.commands.output import BAD, DIM, Part, table, text
 from pyproxy.errors import one_line
@@ -172,7 +172,7 @@ def _run(namespace: argparse.Namespace, _: Sequence[str]) -> int:
             report.show(sample, lambda: show(sample, namespace.interval), namespace)  # noqa: B023
             if namespace.once:
                 return 1 if sample.failures else 0
-    with output.refreshing(sys.stdout) as draw:
+    with printer.refreshing(sys.stdout) as draw:
         while True:
             draw(show(_sample(client, agents, namespace, chosen), namespace.interval))
 

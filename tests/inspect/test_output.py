@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from pyproxy.commands import output, services, status
+from pyproxy.commands import output, printer, services, status
 from pyproxy.commands.explanation import show as show_explanation
 from pyproxy.commands.output import Part
 from pyproxy.dataplane.interface import TableUsage
@@ -29,7 +29,7 @@ def unstyled(file: io.StringIO) -> str:
 
 def piped(view: Iterable[Part]) -> str:
     file = io.StringIO()
-    output.show(file, view)
+    printer.show(file, view)
     return file.getvalue()
 
 
@@ -186,7 +186,7 @@ def test_control_characters_and_markup_in_names_are_text() -> None:
 def test_only_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown() -> str:
         file = Terminal()
-        output.show(file, [output.text("well", output.GOOD)])
+        printer.show(file, [output.text("well", output.GOOD)])
         return file.getvalue()
 
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -206,7 +206,7 @@ def test_a_terminal_has_the_same_text_as_a_pipe(monkeypatch: pytest.MonkeyPatch)
         lambda: [output.StyledLine((output.text("a", output.DIM), output.text("b")))],
     ):
         file = Terminal()
-        output.show(file, view())
+        printer.show(file, view())
         lines = [line.rstrip() for line in unstyled(file).splitlines()]
         assert lines == piped(view()).splitlines()
 
@@ -218,7 +218,7 @@ def test_a_terminal_folds_wide_lines_and_cuts_nothing(
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("NO_COLOR", "1")
     file = Terminal()
-    output.show(file, [output.properties([("what", "x" * 100)])])
+    printer.show(file, [output.properties([("what", "x" * 100)])])
     assert file.getvalue().count("x") == 100
     assert max(map(len, unstyled(file).splitlines())) <= 40
 
@@ -228,7 +228,7 @@ def test_a_refreshed_view_replaces_the_one_before_on_a_terminal_only(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     for file in (Terminal(), io.StringIO()):
-        with output.refreshing(file) as show:
+        with printer.refreshing(file) as show:
             show([output.text("first")])
             show([output.text("second")])
         assert ("\x1b[2K" in file.getvalue()) is file.isatty()
