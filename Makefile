@@ -26,7 +26,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check generate clean
+.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,13 +74,17 @@ test-tools: venv
 	@tools/promtool.sh $(BIN)
 	@tools/helm.sh $(BIN)
 
+# The guest runs the programs of this machine.
+vm-programs:
+	@tools/system-packages.sh iptables ipset nfacct
+
 vm-parts: venv
 	@tools/system-packages.sh $(VM_COMMANDS)
 	@tools/vm-kernel.sh .vm $(KERNEL)
 	@tools/vm-image.sh .vm/python $(BIN)/python
 	@$(BIN)/python -m compileall -q pyproxy lab tests
 
-test-vm: system vm-parts ## run all tests of the virtual machine, on KERNEL=bullseye|bookworm|trixie|sid
+test-vm: system vm-programs vm-parts ## run all tests of the virtual machine, on KERNEL=bullseye|bookworm|trixie|sid
 	$(BIN)/pytest -m vm --all-in-vm $(PYTEST_ARGS)
 
 demo: system venv ## follow a Service from its first packet, in MODE, in network namespaces (root)
