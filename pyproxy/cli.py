@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from pyproxy import logs
-from pyproxy.commands import registry, version
+from pyproxy.commands import registry
 from pyproxy.config import Settings, command_line
 from pyproxy.config.command_line import Parser, Task
 from pyproxy.errors import PermissionKernelError, PyproxyError, UsageError
@@ -23,7 +23,6 @@ _COMMANDS = {
     "run": "proxy this node's Services until SIGTERM",
     "cleanup": "remove all objects of pyproxy from the kernel",
     **{name: entry.help for name, entry in registry.COMMANDS.items()},
-    "version": "print the version",
     "lab": "run network namespaces, pods and a small API server to try pyproxy",
     "bench": "measure pyproxy and other proxies from outside",
 }
@@ -76,11 +75,10 @@ def _command(arguments: Sequence[str]) -> int:
     namespace, unknown = _parser().parse_known_args(list(command_line.go_style(arguments)))
     if unknown:
         command_line.refuse_unknown(unknown[0])
-    if namespace.command == "version":
-        print(version.own())
-        return 0
     task = command_line.asks_for(namespace)
     if task is Task.VERSION:
+        from pyproxy.commands import version  # noqa: PLC0415
+
         print(version.kube_proxy(command_line.version_request(namespace)))
         return 0
     task = Task.CLEANUP if namespace.command == "cleanup" else task
@@ -140,7 +138,7 @@ def _lab(name: str, arguments: Sequence[str]) -> int:
     command = found[0].load()
     parser = Parser(f"pyproxy {name}", description=_COMMANDS[name], allow_abbrev=False)
     command.add_arguments(parser)
-    status: int = command.run(parser.parse_args(arguments))
+    status: int = command.run(parser.parse_all(arguments))
     return status
 
 

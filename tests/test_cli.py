@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pyproxy.config import Settings
 from pyproxy.errors import PermissionKernelError, RejectedError, UsageError
 from pyproxy.redaction import KNOWN
 
-COMMANDS = f"run, cleanup, {', '.join(registry.COMMANDS)}, version, lab, bench"
+COMMANDS = f"run, cleanup, {', '.join(registry.COMMANDS)}, lab, bench"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,10 @@ COMMANDS = f"run, cleanup, {', '.join(registry.COMMANDS)}, version, lab, bench"
         ("run --kube=x", "unknown flag --kube: did you mean --kubeconfig?"),
         ("run -x", "unknown flag -x: see pyproxy run --help"),
         ("run --zzzzzz", "unknown flag --zzzzzz: see pyproxy run --help"),
-        ("version --v=1", "unknown flag --v: see pyproxy run --help"),
+        ("version --v=1", "unknown flag --v: see pyproxy version --help"),
+        ("version --outptu=json", "unknown flag --outptu: did you mean --output?"),
+        ("status --wath", "unknown flag --wath: did you mean --watch?"),
+        ("lab demo --mod=x", "unknown flag --mod: see pyproxy lab --help"),
         ("run now", "'now' is one argument too many: flags begin with --"),
         (
             "run --masquerade-all true",
@@ -289,6 +293,15 @@ def test_as_kube_proxy_it_has_the_flags_of_run_and_takes_over(
 def test_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"pyproxy {pyproxy.__version__}\n"
+
+
+def test_version_in_json_names_kubernetes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["version"] == pyproxy.__version__
+    assert found["kubernetesVersion"] == f"v{pyproxy.KUBERNETES_VERSION}"
+    assert found["python"].endswith(platform.python_version())
+    assert found["platform"].startswith("linux/")
 
 
 @pytest.mark.parametrize("program", [kube_proxy, lambda flags: main(["run", *flags])])

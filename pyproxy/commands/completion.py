@@ -31,7 +31,6 @@ def _parser() -> argparse.ArgumentParser:
         command_line.add_flags(commands.add_parser(name))
     for name, entry in COMMANDS.items():
         entry.load().declare(commands.add_parser(name, help=entry.help), entry.help)
-    commands.add_parser("version")
     return parser
 
 

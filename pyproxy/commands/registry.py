@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Entry[Command]] = {
     "trace": Entry(
         "trace a packet through the rules, or watch real packets", "pyproxy.commands.trace"
     ),
+    "version": Entry("print the version", "pyproxy.commands.version"),
     "watch": Entry("print changes as they are programmed", "pyproxy.commands.watch"),
 }
 
@@ -57,7 +58,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = entry.load()
     parser = Parser(f"pyproxy {name}", allow_abbrev=False)
     command.declare(parser, entry.help)
-    namespace = parser.parse_args(list(go_style(arguments)))
+    namespace = parser.parse_all(list(go_style(arguments)))
     try:
         return command.run(namespace)
     except (UsageError, PermissionKernelError):

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import enum
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -54,6 +54,13 @@ class Parser(argparse.ArgumentParser):
         """Raise UsageError with argparse's message."""
         raise UsageError(message.removeprefix("argument "))
 
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse arguments. Raises UsageError for an unknown one, with the nearest known flag."""
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            refuse_unknown(unknown[0], self.prog, self._option_string_actions)
+        return namespace
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare every flag. Values stay text until `settings` parses them."""
@@ -97,13 +104,15 @@ def go_style(arguments: Sequence[str]) -> Iterator[str]:
             yield f"{name}={following}"
 
 
-def refuse_unknown(argument: str) -> NoReturn:
-    """Raise UsageError for an unknown argument, with the nearest known flag."""
+def refuse_unknown(
+    argument: str, program: str = "pyproxy run", flags: Iterable[str] = _BY_NAME
+) -> NoReturn:
+    """Raise UsageError for an argument that `program` does not have, with the nearest flag."""
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         raise UsageError(f"{argument!r} is one argument too many: flags begin with --")
-    near = difflib.get_close_matches(name, _BY_NAME.keys() - {name}, n=1)
-    hint = f": did you mean {near[0]}?" if near else ": see pyproxy run --help"
+    near = difflib.get_close_matches(name, set(flags) - {name}, n=1)
+    hint = f": did you mean {near[0]}?" if near else f": see {program} --help"
     raise UsageError(f"unknown flag {name}{hint}")
 
 
