@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.refused import REFUSED, entry
 from pyproxy_lab.apiserver.resources import RESOURCES, Resource
 
 _VERBS = [
@@ -13,9 +14,19 @@ _VERBS = [
 _SUBRESOURCE_VERBS = {
     "status": ["get", "patch", "update"],
     "finalize": ["update"],
+    "scale": ["get", "patch", "update"],
+    "log": ["get"],
+    "attach": ["create", "get"],
     "exec": ["create", "get"],
+    "portforward": ["create", "get"],
 }
-_SUBRESOURCE_KINDS = {"exec": "PodExecOptions"}
+_SUBRESOURCE_KINDS = {
+    "attach": "PodAttachOptions",
+    "exec": "PodExecOptions",
+    "portforward": "PodPortForwardOptions",
+    "scale": "Scale",
+}
+_SUBRESOURCE_GROUPS = {"scale": {"group": "autoscaling", "version": "v1"}}
 
 
 def version() -> Object:
@@ -48,7 +59,7 @@ def core_versions(address: str) -> Object:
 
 def groups() -> Object:
     """Return /apis."""
-    names = sorted({(r.group, r.version) for r in RESOURCES if r.group})
+    names = sorted({(r.group, r.version) for r in (*RESOURCES, *REFUSED) if r.group})
     return {
         "kind": "APIGroupList",
         "apiVersion": "v1",
@@ -58,7 +69,7 @@ def groups() -> Object:
 
 def group(name: str) -> Object | None:
     """Return /apis/NAME, or None if nothing of that group is served."""
-    for resource in RESOURCES:
+    for resource in (*RESOURCES, *REFUSED):
         if name and resource.group == name:
             return {"kind": "APIGroup", "apiVersion": "v1", **_group(name, resource.version)}
     return None
@@ -67,13 +78,15 @@ def group(name: str) -> Object | None:
 def resources(name: str, api_version: str) -> Object | None:
     """Return the resources of a group and version, or None if it is not served."""
     found = [r for r in RESOURCES if (r.group, r.version) == (name, api_version)]
-    if not found:
+    refused = [r for r in REFUSED if (r.group, r.version) == (name, api_version)]
+    if not found and not refused:
         return None
+    shown = [each for resource in found for each in _entries(resource)]
     return {
         "kind": "APIResourceList",
         "apiVersion": "v1",
-        "groupVersion": found[0].api_version,
-        "resources": [entry for resource in found for entry in _entries(resource)],
+        "groupVersion": f"{name}/{api_version}" if name else api_version,
+        "resources": shown + [entry(kind) for kind in refused],
     }
 
 
@@ -83,7 +96,7 @@ def _group(name: str, api_version: str) -> Object:
 
 
 def _entries(resource: Resource) -> list[Object]:
-    entry: Object = {
+    own: Object = {
         "name": resource.plural,
         "singularName": resource.singular,
         "namespaced": resource.namespaced,
@@ -91,17 +104,18 @@ def _entries(resource: Resource) -> list[Object]:
         "verbs": _VERBS,
     }
     if resource.short_names:
-        entry["shortNames"] = list(resource.short_names)
+        own["shortNames"] = list(resource.short_names)
     if resource.categories:
-        entry["categories"] = list(resource.categories)
+        own["categories"] = list(resource.categories)
     below = [
         {
             "name": f"{resource.plural}/{name}",
             "singularName": "",
             "namespaced": resource.namespaced,
+            **_SUBRESOURCE_GROUPS.get(name, {}),
             "kind": _SUBRESOURCE_KINDS.get(name, resource.kind),
             "verbs": _SUBRESOURCE_VERBS[name],
         }
         for name in resource.subresources
     ]
-    return [entry, *below]
+    return [own, *below]

@@ -1,13 +1,15 @@
-"""The subresource exec of pods: a command's streams over WebSocket.
+"""The subresources exec and attach of pods: a command's streams over WebSocket.
 
 The subprotocols are v5.channel.k8s.io and v4.channel.k8s.io of Kubernetes' remotecommand: the first
 byte of each message is its channel. The server sends the end of the command as a Status on the
-error channel. In v5, a client closes its stdin with a message on channel 255.
+error channel. In v5, a client closes its stdin with a message on channel 255. A client with a
+terminal sends its size on channel 4.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
@@ -19,7 +21,7 @@ from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.requests import is_true
 from pyproxy_lab.apiserver.store import encode
 
-STDIN, STDOUT, STDERR, ERROR = range(4)
+STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
 _CLOSE = 255
 _V5, _V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
 _LARGEST_MESSAGE = 1 << 20
@@ -28,8 +30,15 @@ _AFTER_CLIENT = 5.0
 """Seconds that a command may run on after its client has closed the connection."""
 
 
+class TerminalSize(msgspec.Struct, frozen=True, rename="pascal"):
+    """The size of a client's terminal, in characters."""
+
+    width: int
+    height: int
+
+
 class Request(msgspec.Struct, frozen=True):
-    """A command for one container of a pod."""
+    """A command for one container of a pod; no command attaches to the container's own."""
 
     pod: Object
     container: str
@@ -48,6 +57,8 @@ class Streams:
         self._open = {STDOUT: request.stdout, STDERR: request.stderr}
         self.stdin = asyncio.StreamReader()
         """The client's input, at its end once the client closes it or its connection."""
+        self.resized: Callable[[TerminalSize], None] = _ignore_size
+        """Receives each new size of the client's terminal."""
         if not request.stdin:
             self.stdin.feed_eof()
 
@@ -71,7 +82,14 @@ class Streams:
                 self.stdin.feed_data(data[1:])
             elif data == bytes([_CLOSE, STDIN]) and self._socket.ws_protocol == _V5:
                 self.stdin.feed_eof()
+            elif data[:1] == bytes([RESIZE]):
+                with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+                    self.resized(msgspec.json.decode(data[1:], type=TerminalSize))
         self.stdin.feed_eof()
+
+
+def _ignore_size(size: TerminalSize) -> None:
+    """Ignore the size of a terminal that the command does not have."""
 
 
 Runner = Callable[[Request, Streams], Awaitable[int]]
@@ -92,14 +110,20 @@ class ExecHandler:
         self.most = 0
         """The largest number of commands that have run at the same time."""
 
-    async def handle(self, request: web.Request, pod: Object) -> web.StreamResponse:
-        """Run a command in a pod. Raises ApiError."""
-        wanted = _request(pod, request.query)
+    async def handle(
+        self, request: web.Request, pod: Object, *, attach: bool = False
+    ) -> web.StreamResponse:
+        """Run a command in a pod, or attach to the one that runs. Raises ApiError."""
+        wanted = _request(pod, request.query, attach=attach)
         runner = self.runner
         if runner is None:
             node = pod["spec"]["nodeName"]
             raise status.ApiError(500, "", f"error dialing backend: dial tcp: lookup {node}", {})
         socket = web.WebSocketResponse(protocols=(_V5, _V4), max_msg_size=_LARGEST_MESSAGE)
+        if request.headers.get("Upgrade", "").lower().startswith("spdy"):
+            raise status.bad_request(
+                "the lab serves exec and attach over WebSocket alone: use kubectl 1.31 or newer"
+            )
         if not socket.can_prepare(request):
             raise status.bad_request("Upgrade request required")
         self.open += 1
@@ -158,27 +182,33 @@ def _end(running: asyncio.Future[int]) -> Object:
     }
 
 
-def _request(pod: Object, query: MultiMapping[str] | Mapping[str, str]) -> Request:
-    """Read PodExecOptions from a query. Raises ApiError (400)."""
-    name, spec = pod["metadata"]["name"], pod["spec"]
-    command = tuple(query.getall("command", [])) if isinstance(query, MultiMapping) else ()
-    if not command:
-        raise status.bad_request("you must specify a command for the exec")
-    if not any(is_true(query, each) for each in ("stdin", "stdout", "stderr")):
-        raise status.bad_request("you must specify at least 1 of stdin, stdout, stderr")
-    if not spec.get("nodeName"):
-        raise status.bad_request(f"pod {name} does not have a host assigned")
-    containers = [each["name"] for each in spec["containers"]]
-    container = query.get("container", "")
-    if not container:
+def container_of(pod: Object, wanted: str) -> str:
+    """Return the container that a request means, empty for a pod's only one. Raises ApiError."""
+    name = pod["metadata"]["name"]
+    containers = [each["name"] for each in pod["spec"]["containers"]]
+    if not wanted:
         if len(containers) > 1:
             raise status.bad_request(
                 f"a container name must be specified for pod {name}, choose one of: "
                 f"[{' '.join(containers)}]"
             )
-        container = containers[0]
-    if container not in containers:
-        raise status.bad_request(f"container {container} is not valid for pod {name}")
+        return str(containers[0])
+    if wanted not in containers:
+        raise status.bad_request(f"container {wanted} is not valid for pod {name}")
+    return wanted
+
+
+def _request(pod: Object, query: MultiMapping[str] | Mapping[str, str], *, attach: bool) -> Request:
+    """Read PodExecOptions or PodAttachOptions from a query. Raises ApiError (400)."""
+    name, spec = pod["metadata"]["name"], pod["spec"]
+    command = tuple(query.getall("command", [])) if isinstance(query, MultiMapping) else ()
+    if not command and not attach:
+        raise status.bad_request("you must specify a command for the exec")
+    if not any(is_true(query, each) for each in ("stdin", "stdout", "stderr")):
+        raise status.bad_request("you must specify at least 1 of stdin, stdout, stderr")
+    if not spec.get("nodeName"):
+        raise status.bad_request(f"pod {name} does not have a host assigned")
+    container = container_of(pod, query.get("container", ""))
     return Request(
         pod,
         container,

@@ -8,11 +8,22 @@ from collections.abc import Callable, Iterable
 import msgspec
 from aiohttp import web
 
-from pyproxy_lab.apiserver import access, listing, patch, requests, status, strategic
+from pyproxy_lab.apiserver import (
+    access,
+    listing,
+    patch,
+    refused,
+    requests,
+    scale,
+    status,
+    strategic,
+)
 from pyproxy_lab.apiserver.exec import ExecHandler
 from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.kinds import events
+from pyproxy_lab.apiserver.logs import LogHandler
 from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.portforward import PortForwardHandler
 from pyproxy_lab.apiserver.registry import Deletion, Registry
 from pyproxy_lab.apiserver.rendering import Rendering, rendering
 from pyproxy_lab.apiserver.requests import Target
@@ -23,6 +34,7 @@ from pyproxy_lab.apiserver.watch import Watch
 
 _NO_CACHE = {"Cache-Control": "no-cache, private"}
 _CHUNKED_FROM = 4096
+_STREAMS = {"attach", "exec", "log", "portforward"}
 _PATCHERS: dict[str, Callable[[Object, object], object]] = {
     "application/json-patch+json": patch.apply_operations,
     "application/merge-patch+json": patch.merge,
@@ -39,16 +51,19 @@ class ResourceHandler:
         self._faults = faults
         self.watches: set[Watch] = set()
         self.exec = ExecHandler()
+        self.logs = LogHandler()
+        self.port_forward = PortForwardHandler()
 
     async def handle(self, request: web.Request, user: access.User) -> web.StreamResponse:
         """Handle one request. Raises ApiError."""
         where = requests.target(request.path)
         if where is None:
+            refused.check(request.method, request.path)
             raise status.no_such_path()
         doing = requests.action(request.method, where, request.query)
         access.authorize(user, doing)
-        if where.subresource == "exec":
-            return await self._exec(request, where, user, doing)
+        if where.subresource in _STREAMS:
+            return await self._stream(request, where, user, doing)
         if request.query.get("dryRun"):
             raise status.bad_request("dryRun is not supported")
         answers = {
@@ -65,15 +80,22 @@ class ResourceHandler:
             raise status.not_allowed()
         return await answers[doing.verb](request, where)
 
-    async def _exec(
+    async def _stream(
         self, request: web.Request, where: Target, user: access.User, doing: access.Action
     ) -> web.StreamResponse:
+        """Handle exec, attach, portforward and log: streams of a pod."""
         if doing.verb not in {"get", "create"}:
             raise status.not_allowed()
-        # Since 1.35 a WebSocket, which begins with a GET, needs the verb create as well.
-        access.authorize(user, msgspec.structs.replace(doing, verb="create"))
-        pod = self._registry.find(where.resource, where.namespace, where.name)
-        return await self.exec.handle(request, pod.decode())
+        if where.subresource != "log":
+            # Since 1.35 a WebSocket, which begins with a GET, needs the verb create as well.
+            access.authorize(user, msgspec.structs.replace(doing, verb="create"))
+        pod = self._registry.find(where.resource, where.namespace, where.name).decode()
+        match where.subresource:
+            case "log":
+                return await self.logs.handle(request, pod)
+            case "portforward":
+                return await self.port_forward.handle(request, pod)
+        return await self.exec.handle(request, pod, attach=where.subresource == "attach")
 
     async def _get(self, request: web.Request, where: Target) -> web.Response:
         found = self._registry.find(where.resource, where.namespace, where.name)
@@ -125,11 +147,14 @@ class ResourceHandler:
         if where.name or (where.resource.namespaced and not where.namespace):
             raise status.not_allowed()
         created = self._registry.create(where.resource, where.namespace, obj)
+        warnings += self._registry.rules(where.resource).warnings(created.decode())
         return self._respond(request, where, created, code=201, warnings=warnings)
 
     async def _update(self, request: web.Request, where: Target) -> web.Response:
         if not where.name:
             raise status.not_allowed()
+        if where.subresource == "scale":
+            return await self._scale(request, where)
         warnings: list[str] = []
         obj = await requests.read_object(request, where, warnings)
         meta = obj.setdefault("metadata", {})
@@ -153,6 +178,8 @@ class ResourceHandler:
     async def _patch(self, request: web.Request, where: Target) -> web.Response:
         if not where.name:
             raise status.not_allowed()
+        if where.subresource == "scale":
+            return await self._scale(request, where)
         content = await requests.read_patch(request)
         patcher = _PATCHERS[request.content_type]
         resource, warnings = where.resource, list[str]()
@@ -167,6 +194,21 @@ class ResourceHandler:
         old = self._registry.find(resource, where.namespace, where.name)
         stored = self._registry.update(resource, old, change, where.subresource)
         return self._respond(request, where, stored, warnings=warnings)
+
+    async def _scale(self, request: web.Request, where: Target) -> web.Response:
+        """Change the replicas by a Scale, whole or as a patch."""
+        if request.method == "PATCH":
+            content = await requests.read_patch(request)
+            patcher = _PATCHERS[request.content_type]
+        else:
+            content = await requests.read_json(request)
+            patcher = _replace
+
+        def change(before: Object) -> Object:
+            return scale.apply(before, patcher(scale.scale_of(before), content))
+
+        old = self._registry.find(where.resource, where.namespace, where.name)
+        return self._respond(request, where, self._registry.update(where.resource, old, change))
 
     async def _delete(self, request: web.Request, where: Target) -> web.Response:
         if where.subresource:
@@ -204,6 +246,8 @@ class ResourceHandler:
     def _delete_one(self, where: Target, old: Stored, how: Deletion) -> Stored:
         registry, resource = self._registry, where.resource
         marked = registry.delete(resource, old, how)
+        if registry.has_kubelet:
+            return marked
         if how.grace and registry.store.table(resource).get(old.path) is marked:
             # No kubelet ends pods here: the grace period does.
             asyncio.get_running_loop().call_later(how.grace, registry.finish, resource, marked)
@@ -217,6 +261,9 @@ class ResourceHandler:
         code: int = 200,
         warnings: Iterable[str] = (),
     ) -> web.Response:
+        if where.subresource == "scale":
+            shown = scale.scale_of(stored.decode())
+            return web.json_response(shown, headers=_NO_CACHE)
         shape = _rendering(request, where)
         response = web.Response(
             status=code,
@@ -224,10 +271,16 @@ class ResourceHandler:
             content_type=shape.media_type,
             headers=_NO_CACHE,
         )
-        for warning in warnings:
+        deprecated = (where.resource.deprecation,) if where.resource.deprecation else ()
+        for warning in (*deprecated, *warnings):
             escaped = warning.replace("\\", "\\\\").replace('"', '\\"')
             response.headers.add("Warning", f'299 - "{escaped}"')
         return response
+
+
+def _replace(before: Object, content: object) -> object:
+    del before
+    return content
 
 
 def _rendering(request: web.Request, where: Target) -> Rendering:

@@ -13,6 +13,9 @@ from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.resources import RESOURCES, Resource
 from pyproxy_lab.apiserver.schema import JsonType, Shape, shape_of
 
+V2_PATH = "/openapi/v2"
+V2_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+
 _PARAMETERS = [
     {"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": True}}
     for name in ("fieldManager", "fieldValidation")

@@ -1,11 +1,13 @@
 """Objects in Kubernetes' protobuf form: those that some clients write, and lists and watches.
 
-`kubectl create namespace` and `kubectl create service` send it. A client that accepts it gets
-Services, EndpointSlices, Nodes and errors in it. `protobuf_fields` has the messages.
+`kubectl create` sends it. A client that accepts it gets
+Services, EndpointSlices, Nodes and errors in it. `protobuf_fields` and `protobuf_received` have the
+messages.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +17,12 @@ import msgspec
 from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.protobuf_fields import (
     LIST_META,
-    RECEIVED,
     SENT,
     TYPE_META,
     Form,
     Part,
 )
+from pyproxy_lab.apiserver.protobuf_received import RECEIVED
 
 MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 STREAM_TYPE = f"{MEDIA_TYPE};stream=watch"
@@ -159,13 +161,11 @@ def _message(raw: bytes, part: Part) -> Object:
     for number, value in _fields(raw):
         if number not in part.fields:
             continue
-        name, form = part.fields[number]
-        name = name.removesuffix("?")
+        declared, form = part.fields[number]
+        name = declared.removesuffix("?")
         if isinstance(value, int):
-            if form is Form.FLAG:
-                result[name] = bool(value)
-            elif value:
-                result[name] = value
+            if value or declared != name:
+                result[name] = bool(value) if form is Form.FLAG else value
         elif isinstance(form, Part):
             inner = _message(value, form)
             if form.repeated:
@@ -177,6 +177,11 @@ def _message(raw: bytes, part: Part) -> Object:
         elif form is Form.MAP:
             entry = dict(_fields(value))
             result.setdefault(name, {})[_text(entry.get(1))] = _text(entry.get(2))
+        elif form is Form.BYTES_MAP:
+            entry = dict(_fields(value))
+            content = entry.get(2, b"")
+            encoded = base64.b64encode(content if isinstance(content, bytes) else b"").decode()
+            result.setdefault(name, {})[_text(entry.get(1))] = encoded
         elif form is Form.INT_OR_STRING:
             choice = dict(_fields(value))
             result[name] = _text(choice.get(3)) if choice.get(1) else choice.get(2, 0)

@@ -20,6 +20,7 @@ class Form(enum.Enum):
     FLAG = "boolean"
     TEXTS = "repeated string"
     MAP = "map of strings"
+    BYTES_MAP = "map of bytes"
     INT_OR_STRING = "IntOrString"
     TIME = "Time"
     JSON = "FieldsV1"
@@ -256,9 +257,3 @@ SENT: dict[str, Part] = {
     "Status": STATUS,
 }
 """The kinds that the server sends in this form; it sends the others as JSON."""
-
-RECEIVED: dict[str, Part] = {
-    "Namespace": Part({1: ("metadata", METADATA)}),
-    "Service": Part({1: ("metadata", METADATA), 2: ("spec", SERVICE_SPEC)}),
-}
-"""The kinds that the server receives in this form, from `kubectl create`."""

@@ -16,6 +16,14 @@ from pyproxy_lab.apiserver.kinds.pods import PodRules
 from pyproxy_lab.apiserver.kinds.rules import Rules
 from pyproxy_lab.apiserver.kinds.service_allocation import Allocator
 from pyproxy_lab.apiserver.kinds.services import ServiceRules
+from pyproxy_lab.apiserver.kinds.stored import ConfigMapRules, EndpointsRules, SecretRules
+from pyproxy_lab.apiserver.kinds.workloads import (
+    DaemonSetRules,
+    DeploymentRules,
+    ReplicaSetRules,
+    RevisionRules,
+    StatefulSetRules,
+)
 from pyproxy_lab.apiserver.objects import (
     SERVER_FIELDS,
     Object,
@@ -37,9 +45,13 @@ _IMMORTAL = {"default", "kube-public", "kube-system"}
 
 
 class Deletion(msgspec.Struct, frozen=True):
-    """How to delete: in `grace` seconds where given, and only the object that is meant."""
+    """How to delete: in `grace` seconds where given, and only the object that is meant.
+
+    `orphan` keeps the objects that the deleted one owns.
+    """
 
     grace: int | None = None
+    orphan: bool = False
     uid: str = ""
     revision: str = ""
 
@@ -58,7 +70,18 @@ class Registry:
             "pods": PodRules(),
             "endpointslices": EndpointSliceRules(),
             "events": EventRules(),
+            "configmaps": ConfigMapRules(),
+            "secrets": SecretRules(),
+            "serviceaccounts": Rules(),
+            "endpoints": EndpointsRules(),
+            "deployments": DeploymentRules(),
+            "replicasets": ReplicaSetRules(),
+            "statefulsets": StatefulSetRules(),
+            "daemonsets": DaemonSetRules(),
+            "controllerrevisions": RevisionRules(),
         }
+        self.has_kubelet = False
+        """Whether a program ends deleted pods. If not, their grace periods alone do."""
 
     def rules(self, resource: Resource) -> Rules:
         """Return the rules for a resource's kind."""
@@ -148,7 +171,9 @@ class Registry:
                 f"Precondition failed: ResourceVersion in precondition: {how.revision}, "
                 f"ResourceVersion in object meta: {meta['resourceVersion']}",
             )
-        grace = (how.grace or 0) if self.rules(resource).terminates else 0
+        grace = self._grace(resource, before, how)
+        if how.orphan:
+            self._release_dependents(old.uid)
         if not grace and not meta.get("finalizers"):
             return self._remove(resource, old)
         if meta.get("deletionTimestamp") and grace >= meta["deletionGracePeriodSeconds"]:
@@ -156,6 +181,26 @@ class Registry:
         meta["deletionTimestamp"] = timestamp()
         meta["deletionGracePeriodSeconds"] = grace
         return self._commit(resource, before, old.decode())
+
+    def _grace(self, resource: Resource, obj: Object, how: Deletion) -> int:
+        """Return the seconds that a deleted object stays."""
+        rules = self.rules(resource)
+        if not rules.terminates:
+            return 0
+        if how.grace is not None:
+            return how.grace
+        return rules.grace(obj) if self.has_kubelet else 0
+
+    def _release_dependents(self, uid: str) -> None:
+        """Take an owner out of the objects that it owns."""
+        for table in self.store.tables():
+            for stored in table.current(""):
+                obj = stored.decode()
+                owners = obj["metadata"].get("ownerReferences") or []
+                kept = [owner for owner in owners if owner.get("uid") != uid]
+                if len(kept) != len(owners):
+                    obj["metadata"]["ownerReferences"] = kept
+                    self._commit(table.resource, obj, stored.decode())
 
     def finish(self, resource: Resource, marked: Stored) -> None:
         """Remove an object whose grace period is over, if it is still the same."""

@@ -78,7 +78,7 @@ class Rendering:
             "kind": self.resource.kind,
             "apiVersion": self.resource.api_version,
             "metadata": meta,
-            **_BOOKMARK_EXTRAS[self.resource.kind],
+            **_BOOKMARK_EXTRAS.get(self.resource.kind, {}),
         }
         return b'{"type":"BOOKMARK","object":%s}\n' % encode(shown)
 

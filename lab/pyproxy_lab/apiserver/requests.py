@@ -153,8 +153,17 @@ async def read_object(request: web.Request, where: Target, warnings: list[str]) 
 
 async def read_patch(request: web.Request) -> object:
     """Read a patch. Raises ApiError: 400, 415."""
+    if request.content_type == "application/apply-patch+yaml":
+        raise status.bad_request(
+            "the lab serves no server-side apply: use kubectl apply without --server-side"
+        )
     if request.content_type not in PATCHES:
         raise status.unsupported_media(PATCHES)
+    return await _decoded(request)
+
+
+async def read_json(request: web.Request) -> object:
+    """Read a body as JSON. Raises ApiError (400)."""
     return await _decoded(request)
 
 
@@ -168,7 +177,9 @@ async def read_deletion(request: web.Request) -> Deletion:
     if grace is not None and (not isinstance(grace, int) or grace < 0):
         raise status.bad_request(f"gracePeriodSeconds: {grace!r} is no number of seconds")
     wanted = options.get("preconditions") or {}
-    return Deletion(grace, wanted.get("uid") or "", wanted.get("resourceVersion") or "")
+    policy = request.query.get("propagationPolicy") or options.get("propagationPolicy")
+    orphan = policy == "Orphan" or options.get("orphanDependents") is True
+    return Deletion(grace, orphan, wanted.get("uid") or "", wanted.get("resourceVersion") or "")
 
 
 def checked_object(

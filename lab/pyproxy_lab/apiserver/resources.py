@@ -9,7 +9,8 @@ class Resource(msgspec.Struct, frozen=True):
     """One resource of one API group.
 
     `table` names where its objects are kept: both groups' events are the same objects. `model` is
-    the class of the Kubernetes client that lists its fields.
+    the class of the Kubernetes client that lists its fields. `deprecation` is a warning that comes
+    with every object.
     """
 
     group: str
@@ -23,6 +24,7 @@ class Resource(msgspec.Struct, frozen=True):
     short_names: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     subresources: tuple[str, ...] = ()
+    deprecation: str = ""
 
     @property
     def api_version(self) -> str:
@@ -59,7 +61,42 @@ SERVICES = Resource(
 )  # fmt: skip
 PODS = Resource(
     "", "v1", "Pod", "pods", "pod", "V1Pod", "pods",
-    short_names=("po",), categories=("all",), subresources=("status", "exec"),
+    short_names=("po",), categories=("all",),
+    subresources=("status", "attach", "exec", "log", "portforward"),
+)  # fmt: skip
+CONFIG_MAPS = Resource(
+    "", "v1", "ConfigMap", "configmaps", "configmap", "V1ConfigMap", "configmaps",
+    short_names=("cm",),
+)  # fmt: skip
+SECRETS = Resource("", "v1", "Secret", "secrets", "secret", "V1Secret", "secrets")
+SERVICE_ACCOUNTS = Resource(
+    "", "v1", "ServiceAccount", "serviceaccounts", "serviceaccount", "V1ServiceAccount",
+    "serviceaccounts", short_names=("sa",),
+)  # fmt: skip
+ENDPOINTS = Resource(
+    "", "v1", "Endpoints", "endpoints", "endpoints", "V1Endpoints", "endpoints",
+    short_names=("ep",),
+    deprecation="v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+)  # fmt: skip
+DEPLOYMENTS = Resource(
+    "apps", "v1", "Deployment", "deployments", "deployment", "V1Deployment", "deployments",
+    short_names=("deploy",), categories=("all",), subresources=("status", "scale"),
+)  # fmt: skip
+REPLICA_SETS = Resource(
+    "apps", "v1", "ReplicaSet", "replicasets", "replicaset", "V1ReplicaSet", "replicasets",
+    short_names=("rs",), categories=("all",), subresources=("status", "scale"),
+)  # fmt: skip
+STATEFUL_SETS = Resource(
+    "apps", "v1", "StatefulSet", "statefulsets", "statefulset", "V1StatefulSet", "statefulsets",
+    short_names=("sts",), categories=("all",), subresources=("status", "scale"),
+)  # fmt: skip
+DAEMON_SETS = Resource(
+    "apps", "v1", "DaemonSet", "daemonsets", "daemonset", "V1DaemonSet", "daemonsets",
+    short_names=("ds",), categories=("all",), subresources=("status",),
+)  # fmt: skip
+CONTROLLER_REVISIONS = Resource(
+    "apps", "v1", "ControllerRevision", "controllerrevisions", "controllerrevision",
+    "V1ControllerRevision", "controllerrevisions",
 )  # fmt: skip
 ENDPOINT_SLICES = Resource(
     "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", "endpointslice",
@@ -73,7 +110,11 @@ EVENTS = Resource(
     short_names=("ev",),
 )  # fmt: skip
 
-RESOURCES = (NAMESPACES, NODES, SERVICES, PODS, CORE_EVENTS, ENDPOINT_SLICES, EVENTS)
+RESOURCES = (
+    NAMESPACES, NODES, SERVICES, PODS, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, ENDPOINTS,
+    CORE_EVENTS, DEPLOYMENTS, REPLICA_SETS, STATEFUL_SETS, DAEMON_SETS, CONTROLLER_REVISIONS,
+    ENDPOINT_SLICES, EVENTS,
+)  # fmt: skip
 """Everything served. The first resource of a table is the form in which its objects are kept."""
 
 STORED = {resource.table: resource for resource in reversed(RESOURCES)}

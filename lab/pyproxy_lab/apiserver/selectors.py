@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,14 @@ class Operator(enum.Enum):
     NOT_IN = "notin"
     GREATER = ">"
     LESS = "<"
+
+
+_EXPRESSIONS = {
+    "In": Operator.IN,
+    "NotIn": Operator.NOT_IN,
+    "Exists": Operator.EXISTS,
+    "DoesNotExist": Operator.MISSING,
+}
 
 
 class Requirement(msgspec.Struct, frozen=True):
@@ -102,6 +111,24 @@ def parse_fields(text: str, known: frozenset[str]) -> tuple[FieldRequirement, ..
         plain = re.sub(r"\\([\\,=])", r"\1", value)
         found.append(FieldRequirement(name, plain, operator != "!="))
     return tuple(found)
+
+
+def label_selector_matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Return whether labels satisfy a LabelSelector: matchLabels and matchExpressions.
+
+    An unknown operator matches nothing.
+    """
+    wanted = selector.get("matchLabels") or {}
+    if any(labels.get(key) != value for key, value in wanted.items()):
+        return False
+    for expression in selector.get("matchExpressions") or ():
+        operator = _EXPRESSIONS.get(expression.get("operator", ""))
+        if operator is None:
+            return False
+        values = frozenset(expression.get("values") or ())
+        if not Requirement(expression.get("key", ""), operator, values).matches(labels):
+            return False
+    return True
 
 
 def _field(stored: Stored, name: str) -> str:

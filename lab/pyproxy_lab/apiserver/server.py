@@ -19,7 +19,9 @@ from pyproxy_lab.apiserver import access, discovery, openapi, status
 from pyproxy_lab.apiserver.exec import ExecHandler
 from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.handlers import ResourceHandler
+from pyproxy_lab.apiserver.logs import LogHandler
 from pyproxy_lab.apiserver.objects import Object
+from pyproxy_lab.apiserver.portforward import PortForwardHandler
 from pyproxy_lab.apiserver.registry import Registry
 from pyproxy_lab.apiserver.rendering import status_body
 from pyproxy_lab.apiserver.settings import Settings
@@ -141,6 +143,16 @@ class ApiServer:
         return self._resources.exec
 
     @property
+    def logs(self) -> LogHandler:
+        """The handler of `kubectl logs`: set its source."""
+        return self._resources.logs
+
+    @property
+    def port_forward(self) -> PortForwardHandler:
+        """The handler of `kubectl port-forward`: set its dialer."""
+        return self._resources.port_forward
+
+    @property
     def watch_count(self) -> int:
         """How many watches are open."""
         return len(self._resources.watches)
@@ -188,6 +200,9 @@ class ApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if request.path in _HEALTH_PATHS:
             return web.Response(text="ok", headers=_NO_CACHE)
+        if request.path == openapi.V2_PATH:
+            # kubectl's last resort for kinds that no v3 document has: no schema, nothing to check.
+            return web.Response(body=b"", content_type=openapi.V2_TYPE, headers=_NO_CACHE)
         user = access.authenticate(self.settings, request.headers.get("Authorization", ""))
         found = _document(request)
         if found is not None:

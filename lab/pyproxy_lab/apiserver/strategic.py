@@ -45,6 +45,7 @@ _MERGE_KEYS: dict[tuple[str, str], str] = {
     ("", "hostIPs"): "ip",
     ("", "podCIDRs"): "",
     ("status", "addresses"): "type",
+    ("", "secrets"): "name",
 }
 
 

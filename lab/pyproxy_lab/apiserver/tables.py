@@ -9,6 +9,7 @@ import msgspec
 
 from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.resources import Resource
+from pyproxy_lab.apiserver.scale import selector_text
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -135,6 +136,10 @@ def _restarts(obj: Object) -> object:
 def _pod_status(obj: Object) -> str:
     if obj["metadata"].get("deletionTimestamp"):
         return "Terminating"
+    for each in obj["status"].get("containerStatuses") or ():
+        for kind in ("waiting", "terminated"):
+            if reason := (each.get("state") or {}).get(kind, {}).get("reason"):
+                return str(reason)
     return str(obj["status"].get("reason") or obj["status"].get("phase") or "Unknown")
 
 
@@ -207,7 +212,59 @@ def _field(*path: str, none: str = "") -> Callable[[Object], object]:
     return value
 
 
+def _containers(field: str) -> Callable[[Object], object]:
+    def value(obj: Object) -> object:
+        return ",".join(c.get(field, "") for c in obj["spec"]["template"]["spec"]["containers"])
+
+    return value
+
+
+def _label_selector(obj: Object) -> object:
+    return selector_text(obj["spec"].get("selector") or {}) or "<none>"
+
+
+def _status_number(name: str) -> Callable[[Object], object]:
+    return lambda obj: str(obj.get("status", {}).get(name, 0))
+
+
+def _ready_of_wanted(obj: Object) -> str:
+    return f"{obj['status'].get('readyReplicas', 0)}/{obj['spec'].get('replicas', 0)}"
+
+
+def _count(field: str) -> Callable[[Object], object]:
+    return lambda obj: str(len(obj.get(field) or ()))
+
+
+def _subset_endpoints(obj: Object) -> str:
+    found = []
+    for subset in obj.get("subsets") or ():
+        ports = subset.get("ports") or [{}]
+        for address in subset.get("addresses") or ():
+            ip = address["ip"]
+            host = f"[{ip}]" if ":" in ip else ip
+            found += [f"{host}:{port['port']}" if port else ip for port in ports]
+    return _some(found, "<none>")
+
+
+def _node_selector(obj: Object) -> object:
+    return _pairs(obj["spec"]["template"]["spec"].get("nodeSelector") or {})
+
+
+def _controller(obj: Object) -> object:
+    for owner in obj["metadata"].get("ownerReferences") or ():
+        if owner.get("controller"):
+            return (
+                f"{owner['kind'].lower()}.{owner['apiVersion'].partition('/')[0]}/{owner['name']}"
+            )
+    return "<none>"
+
+
 _NAME = Column("Name", _name)
+_CONTAINERS = (
+    Column("Containers", _containers("name"), 1),
+    Column("Images", _containers("image"), 1),
+)
+_SELECTOR = Column("Selector", _label_selector, 1)
 _AGE = Column("Age", _created)
 _COLUMNS: dict[str, tuple[Column, ...]] = {
     "Namespace": (_NAME, Column("Status", _field("status", "phase")), _AGE),
@@ -248,6 +305,47 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("AddressType", _field("addressType")),
         Column("Ports", _slice_ports),
         Column("Endpoints", _slice_endpoints),
+        _AGE,
+    ),
+    "ConfigMap": (_NAME, Column("Data", _count("data")), _AGE),
+    "Secret": (_NAME, Column("Type", _field("type")), Column("Data", _count("data")), _AGE),
+    "ServiceAccount": (_NAME, Column("Secrets", _count("secrets")), _AGE),
+    "Endpoints": (_NAME, Column("Endpoints", _subset_endpoints), _AGE),
+    "Deployment": (
+        _NAME,
+        Column("Ready", _ready_of_wanted),
+        Column("Up-to-date", _status_number("updatedReplicas")),
+        Column("Available", _status_number("availableReplicas")),
+        _AGE,
+        *_CONTAINERS,
+        _SELECTOR,
+    ),
+    "ReplicaSet": (
+        _NAME,
+        Column("Desired", lambda obj: str(obj["spec"].get("replicas", 0))),
+        Column("Current", _status_number("replicas")),
+        Column("Ready", _status_number("readyReplicas")),
+        _AGE,
+        *_CONTAINERS,
+        _SELECTOR,
+    ),
+    "StatefulSet": (_NAME, Column("Ready", _ready_of_wanted), _AGE, *_CONTAINERS),
+    "DaemonSet": (
+        _NAME,
+        Column("Desired", _status_number("desiredNumberScheduled")),
+        Column("Current", _status_number("currentNumberScheduled")),
+        Column("Ready", _status_number("numberReady")),
+        Column("Up-to-date", _status_number("updatedNumberScheduled")),
+        Column("Available", _status_number("numberAvailable")),
+        Column("Node Selector", _node_selector),
+        _AGE,
+        *_CONTAINERS,
+        _SELECTOR,
+    ),
+    "ControllerRevision": (
+        _NAME,
+        Column("Controller", _controller),
+        Column("Revision", lambda obj: str(obj.get("revision", 0))),
         _AGE,
     ),
     "Event": (

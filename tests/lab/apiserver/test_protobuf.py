@@ -49,7 +49,7 @@ def test_a_namespace() -> None:
 
 
 def test_a_kind_that_is_not_known() -> None:
-    assert protobuf.decode(b"k8s\x00" + field(1, field(2, b"Secret"))) is None
+    assert protobuf.decode(b"k8s\x00" + field(1, field(2, b"Job"))) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"k8s\x00\x0a", b"k8s\x00\x0a\x7fx", b"k8s\x00\xff"])

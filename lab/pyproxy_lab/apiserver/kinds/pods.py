@@ -19,6 +19,13 @@ _PROTOCOLS = ("SCTP", "TCP", "UDP")
 _MUTABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "nodeName")
 
 
+_IGNORED = (
+    ("initContainers", "the lab runs no init containers"),
+    ("volumes", "the lab has no volumes: containers share the files of this machine"),
+    ("affinity", "the lab's scheduler ignores affinity"),
+)
+
+
 class PodRules(Rules):
     """Rules for pods."""
 
@@ -36,32 +43,26 @@ class PodRules(Rules):
     def default(self, obj: Object) -> None:
         """Fill in what a pod's spec always has, and podIP from podIPs or the other way round."""
         spec, status = section(obj, "spec"), section(obj, "status")
-        for name, value in (
-            ("restartPolicy", "Always"),
-            ("terminationGracePeriodSeconds", 30),
-            ("dnsPolicy", "ClusterFirst"),
-            ("schedulerName", "default-scheduler"),
-            ("enableServiceLinks", True),
-        ):
-            spec.setdefault(name, value)
-        spec.setdefault("securityContext", {})
-        for container in (*spec.get("containers", ()), *spec.get("initContainers", ())):
-            _default_container(container, host_network=bool(spec.get("hostNetwork")))
+        spec.setdefault("enableServiceLinks", True)
+        default_spec(spec)
         status.setdefault("phase", "Pending")
         if status.get("podIP") and not status.get("podIPs"):
             status["podIPs"] = [{"ip": status["podIP"]}]
         elif status.get("podIPs"):
             status["podIP"] = status["podIPs"][0]["ip"]
 
+    def warnings(self, obj: Object) -> list[str]:
+        """Warn about parts of the spec that no kubelet of the lab reads."""
+        return spec_warnings(obj["spec"])
+
+    def grace(self, obj: Object) -> int:
+        """Return the pod's own grace period. A pod without a node has none."""
+        spec = obj["spec"]
+        return int(spec["terminationGracePeriodSeconds"]) if spec.get("nodeName") else 0
+
     def errors(self, obj: Object) -> list[FieldError]:
         """Check containers, their names and ports, and the addresses."""
-        spec = obj["spec"]
-        errors: list[FieldError] = []
-        if not spec.get("containers"):
-            errors.append(required("spec.containers"))
-        names: set[str] = set()
-        for index, container in enumerate(spec.get("containers") or ()):
-            errors += _container_errors(container, names, f"spec.containers[{index}]")
+        errors = spec_errors(obj["spec"], "spec")
         for index, address in enumerate(obj["status"].get("podIPs") or ()):
             errors += address_errors(address.get("ip", ""), f"status.podIPs[{index}].ip")
         return errors
@@ -94,6 +95,36 @@ class PodRules(Rules):
             "status.podIP": status.get("podIP", ""),
             "status.nominatedNodeName": status.get("nominatedNodeName", ""),
         }
+
+
+def default_spec(spec: Object) -> None:
+    """Fill in what a pod's spec, or that of a pod template, always has."""
+    for name, value in (
+        ("restartPolicy", "Always"),
+        ("terminationGracePeriodSeconds", 30),
+        ("dnsPolicy", "ClusterFirst"),
+        ("schedulerName", "default-scheduler"),
+    ):
+        spec.setdefault(name, value)
+    spec.setdefault("securityContext", {})
+    for container in (*spec.get("containers", ()), *spec.get("initContainers", ())):
+        _default_container(container, host_network=bool(spec.get("hostNetwork")))
+
+
+def spec_warnings(spec: Object) -> list[str]:
+    """Return a warning for each part of a pod's spec that the lab ignores."""
+    return [text for field, text in _IGNORED if spec.get(field)]
+
+
+def spec_errors(spec: Object, field: str) -> list[FieldError]:
+    """Check the containers of a spec at the path `field`, with their names and ports."""
+    errors: list[FieldError] = []
+    if not spec.get("containers"):
+        errors.append(required(f"{field}.containers"))
+    names: set[str] = set()
+    for index, container in enumerate(spec.get("containers") or ()):
+        errors += _container_errors(container, names, f"{field}.containers[{index}]")
+    return errors
 
 
 def _default_container(container: Object, host_network: bool) -> None:

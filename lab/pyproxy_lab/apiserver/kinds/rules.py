@@ -48,6 +48,16 @@ class Rules:
         del obj
         return []
 
+    def warnings(self, obj: Object) -> list[str]:
+        """Return warnings about an object that is valid."""
+        del obj
+        return []
+
+    def grace(self, obj: Object) -> int:
+        """Return the seconds between a deletion that names none and the end of the object."""
+        del obj
+        return 0
+
     def update_errors(self, new: Object, old: Object) -> list[FieldError]:
         """Return the errors of changed fields that are immutable."""
         del new, old

@@ -1,0 +1,108 @@
+"""The messages that kubectl sends in protobuf, as far as its commands fill them in.
+
+`kubectl create` sends Deployments, ConfigMaps, Secrets and ServiceAccounts in this form. Fields
+that no such command sets are not read. Facts: the generated.proto files of k8s.io/api core/v1 and
+apps/v1, of Kubernetes v1.36.
+"""
+
+from __future__ import annotations
+
+from pyproxy_lab.apiserver.protobuf_fields import METADATA, SERVICE_SPEC, Form, Part
+
+
+def _list(part: Part) -> Part:
+    return Part(part.fields, repeated=True)
+
+
+SELECTOR = Part(
+    {
+        1: ("matchLabels", Form.MAP),
+        2: (
+            "matchExpressions",
+            _list(
+                Part(
+                    {
+                        1: ("key", Form.TEXT),
+                        2: ("operator", Form.TEXT),
+                        3: ("values", Form.TEXTS),
+                    }
+                )
+            ),
+        ),
+    }
+)
+CONTAINER_PORT = Part(
+    {
+        1: ("name", Form.TEXT),
+        2: ("hostPort", Form.NUMBER),
+        3: ("containerPort", Form.NUMBER),
+        4: ("protocol", Form.TEXT),
+        5: ("hostIP", Form.TEXT),
+    }
+)
+CONTAINER = Part(
+    {
+        1: ("name", Form.TEXT),
+        2: ("image", Form.TEXT),
+        3: ("command", Form.TEXTS),
+        4: ("args", Form.TEXTS),
+        5: ("workingDir", Form.TEXT),
+        6: ("ports", _list(CONTAINER_PORT)),
+        7: ("env", _list(Part({1: ("name", Form.TEXT), 2: ("value", Form.TEXT)}))),
+        14: ("imagePullPolicy", Form.TEXT),
+        16: ("stdin", Form.FLAG),
+        17: ("stdinOnce", Form.FLAG),
+        18: ("tty", Form.FLAG),
+    }
+)
+POD_SPEC = Part(
+    {
+        2: ("containers", _list(CONTAINER)),
+        3: ("restartPolicy", Form.TEXT),
+        4: ("terminationGracePeriodSeconds?", Form.NUMBER),
+        6: ("dnsPolicy", Form.TEXT),
+        7: ("nodeSelector", Form.MAP),
+        8: ("serviceAccountName", Form.TEXT),
+        10: ("nodeName", Form.TEXT),
+        11: ("hostNetwork", Form.FLAG),
+    }
+)
+TEMPLATE = Part({1: ("metadata", METADATA), 2: ("spec", POD_SPEC)})
+ROLLING = Part({1: ("maxUnavailable?", Form.INT_OR_STRING), 2: ("maxSurge?", Form.INT_OR_STRING)})
+DEPLOYMENT_SPEC = Part(
+    {
+        1: ("replicas?", Form.NUMBER),
+        2: ("selector?", SELECTOR),
+        3: ("template", TEMPLATE),
+        4: ("strategy", Part({1: ("type", Form.TEXT), 2: ("rollingUpdate?", ROLLING)})),
+        5: ("minReadySeconds", Form.NUMBER),
+        6: ("revisionHistoryLimit?", Form.NUMBER),
+        7: ("paused", Form.FLAG),
+        9: ("progressDeadlineSeconds?", Form.NUMBER),
+    }
+)
+
+RECEIVED: dict[str, Part] = {
+    "Namespace": Part({1: ("metadata", METADATA)}),
+    "Service": Part({1: ("metadata", METADATA), 2: ("spec", SERVICE_SPEC)}),
+    "Deployment": Part({1: ("metadata", METADATA), 2: ("spec", DEPLOYMENT_SPEC)}),
+    "ConfigMap": Part(
+        {
+            1: ("metadata", METADATA),
+            2: ("data", Form.MAP),
+            3: ("binaryData", Form.BYTES_MAP),
+            4: ("immutable?", Form.FLAG),
+        }
+    ),
+    "Secret": Part(
+        {
+            1: ("metadata", METADATA),
+            2: ("data", Form.BYTES_MAP),
+            3: ("type", Form.TEXT),
+            4: ("stringData", Form.MAP),
+            5: ("immutable?", Form.FLAG),
+        }
+    ),
+    "ServiceAccount": Part({1: ("metadata", METADATA)}),
+}
+"""The kinds that the server receives in this form, from `kubectl create`."""
