@@ -23,15 +23,11 @@ RUN python3 -m venv /opt/pyproxy \
         --require-hashes -r /source/requirements.txt
 COPY pyproject.toml README.md LICENSE /source/
 COPY pyproxy /source/pyproxy
-# The package kubernetes is mostly what the agent never imports: its asyncio half goes, and the API's
-# models are not compiled.
 RUN cd /opt/pyproxy \
     && bin/pip install --quiet --no-cache-dir --no-compile --no-deps --no-build-isolation /source \
     && bin/pip uninstall --quiet --yes setuptools pip \
-    && rm -rf lib/python3*/site-packages/kubernetes/aio \
     && find . -name __pycache__ -prune -exec rm -rf {} + \
-    && bin/python -m compileall -q --invalidation-mode unchecked-hash \
-        -x 'kubernetes/client/(api|models)/' lib \
+    && bin/python -m compileall -q --invalidation-mode unchecked-hash lib \
     && chmod -R go=u-w .
 
 FROM debian

@@ -187,7 +187,7 @@ def check_files(image: Image) -> None:
     assert not writable, f"others may write: {writable}"
     sbom = json.loads((image.root / image.labels["sbom.path"].lstrip("/")).read_text())
     names = {each["name"] for each in sbom["components"]}
-    assert names >= {"pyproxy", "kubernetes", "nftables", "iptables"}
+    assert names >= {"pyproxy", "msgspec", "nftables", "iptables"}
     size = subprocess.run(
         ["du", "-sm", str(image.root)], check=True, capture_output=True, text=True
     ).stdout.split()[0]

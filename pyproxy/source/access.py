@@ -1,22 +1,15 @@
-"""Credentials for an API server, and the pool of connections that uses them.
-
-The pool comes from the `kubernetes` package. Its API and model classes are not used, because they
-decode in Python what `wire` decodes with msgspec.
-
-Importing the package takes a quarter of the CPU time of a start, so this module is imported only
-by commands that need an API server.
-"""
+"""A server of the API, the credentials for it, and the pool of connections that uses them."""
 
 from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 import urllib3
-from kubernetes.client import Configuration
-from kubernetes.client.rest import RESTClientObject
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
@@ -49,7 +42,26 @@ its kernel still acknowledges: read timeouts do.
 """
 
 
+_POOL_SIZE = 10
+"""Connections that a pool keeps: one for each thread that sends requests, and some more."""
+
 _NO_PROXY = ServerUrl("")
+
+
+class ServerConfig(msgspec.Struct, frozen=True):
+    """The URL of a server and its TLS settings; a text is empty if it is not set.
+
+    The files are paths of PEM files, which are read for each connection. Without `ca_file` the
+    system's authorities are trusted. `proxy` is the URL of the HTTP proxy on the way.
+    """
+
+    host: str = "http://localhost"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    verify: bool = True
+    tls_server_name: str = ""
+    proxy: str = ""
 
 
 class Access:
@@ -62,24 +74,23 @@ class Access:
 
     def __init__(
         self,
-        configuration: Configuration,
+        config: ServerConfig,
         credentials: Credentials | None = None,
         kubeconfig: FileState | None = None,
         proxies: Mapping[str, ServerUrl] | None = None,
     ) -> None:
-        # Set first: the constructor of the pool copies them.
-        configuration.socket_options = SOCKET_OPTIONS
         self._proxies = proxies or {}
         self._pools = {
-            proxy: _pool(configuration, proxy) for proxy in {_NO_PROXY, *self._proxies.values()}
+            proxy: _pool(config, proxy) for proxy in {_NO_PROXY, *self._proxies.values()}
         }
         # Not a token file, which is read again by time. The pool reads its files when it connects.
-        named = (configuration.cert_file, configuration.key_file, configuration.ssl_ca_cert)
+        named = (config.cert_file, config.key_file, config.ca_file)
         self.files = tuple(file_state(path) for path in named if path)
         """The states of the files that were read."""
         if kubeconfig is not None:
             self.files += (kubeconfig,)
-        self._configuration = configuration
+        self.host = config.host
+        """The URL of the server."""
         self._credentials = credentials or StaticCredentials()
 
     @property
@@ -94,11 +105,6 @@ class Access:
     def proxy(self, host: str) -> str:
         """Return the URL of the HTTP proxy for the URL of a server; empty for none."""
         return self._proxies.get(host, _NO_PROXY).url
-
-    @property
-    def host(self) -> str:
-        """The URL of the server."""
-        return str(self._configuration.host)
 
     def is_outdated(self) -> bool:
         """Return whether one of the files has changed, or the credentials have expired."""
@@ -140,13 +146,23 @@ def file_state(path: str, missing: FileState | None = None) -> FileState:
     return FileState(path, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def _pool(configuration: Configuration, proxy: ServerUrl) -> urllib3.PoolManager:
-    configuration.proxy = proxy.url or None
-    header = proxy.authorization
-    configuration.proxy_headers = {"Proxy-Authorization": header} if header else None
+def _pool(config: ServerConfig, proxy: ServerUrl) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "maxsize": _POOL_SIZE,
+        "socket_options": SOCKET_OPTIONS,
+        "cert_reqs": ssl.CERT_REQUIRED if config.verify else ssl.CERT_NONE,
+        "ca_certs": config.ca_file or None,
+        "cert_file": config.cert_file or None,
+        "key_file": config.key_file or None,
+    }
+    if config.tls_server_name:
+        options["server_hostname"] = config.tls_server_name
     try:
-        pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+        if not proxy.url:
+            return urllib3.PoolManager(**options)
+        header = proxy.authorization
+        headers = {"Proxy-Authorization": header} if header else None
+        return urllib3.ProxyManager(proxy.url, proxy_headers=headers, **options)
     except (OSError, ValueError, TypeError, AttributeError, HTTPError) as error:
         text = KNOWN.redact(str(error))
         raise UsageError(f"the API server's configuration is invalid: {text}") from None
-    return pool

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kubernetes.client import Configuration
+import msgspec
 
 from pyproxy.errors import UsageError
-from pyproxy.source.access import Access, FileState, file_state
+from pyproxy.source.access import Access, FileState, ServerConfig, file_state
 from pyproxy.source.client import Client, RequestObserver
 from pyproxy.source.credentials import Credentials, StaticCredentials, TokenFile
 from pyproxy.source.http_proxy import proxy_for
@@ -38,7 +38,7 @@ def connect(kubeconfig_path: str, master: str, observer: RequestObserver | None 
         return Client(_from_pod, urls, observer)
     if hosts:
         return Client(
-            lambda: _access(_plain(), StaticCredentials(), hosts, "--master"), urls, observer
+            lambda: _access(ServerConfig(), StaticCredentials(), hosts, "--master"), urls, observer
         )
     raise UsageError(
         "no API server: give --kubeconfig FILE, or --master URL, "
@@ -90,7 +90,7 @@ def _masters(text: str) -> tuple[ServerUrl, ...]:
 
 
 def _from_flag(hosts: tuple[ServerUrl, ...]) -> Access:
-    return _access(_plain(), StaticCredentials(), hosts, "--master")
+    return _access(ServerConfig(), StaticCredentials(), hosts, "--master")
 
 
 def _from_file(path: str, hosts: tuple[ServerUrl, ...]) -> Access:
@@ -100,8 +100,8 @@ def _from_file(path: str, hosts: tuple[ServerUrl, ...]) -> Access:
 
     # First, so that a change while the file is read is noticed later.
     state = file_state(path)
-    configuration, credentials = kubeconfig.load(path, tuple(host.url for host in hosts))
-    return _access(configuration, credentials, hosts, f"--kubeconfig {path}", state)
+    config, credentials = kubeconfig.load(path, tuple(host.url for host in hosts))
+    return _access(config, credentials, hosts, f"--kubeconfig {path}", state)
 
 
 def _from_pod() -> Access:
@@ -114,20 +114,14 @@ def _from_pod() -> Access:
         raise UsageError(f"{invalid}: the variable KUBERNETES_SERVICE_PORT is not set")
     if not authority.is_file():
         raise UsageError(f"{invalid}: {authority} does not exist")
-    configuration = _plain()
-    configuration.host = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-    configuration.ssl_ca_cert = str(authority)
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    config = ServerConfig(server, str(authority))
     credentials = TokenFile(str(SERVICE_ACCOUNT_TOKEN), f"service account {SERVICE_ACCOUNT_TOKEN}")
-    return _access(configuration, credentials, (), invalid)
-
-
-def _plain() -> Configuration:
-    """Return a configuration without the proxy that the package would choose, unlike Go."""
-    return Configuration(proxy="", no_proxy="")
+    return _access(config, credentials, (), invalid)
 
 
 def _access(
-    configuration: Configuration,
+    config: ServerConfig,
     credentials: Credentials,
     hosts: tuple[ServerUrl, ...],
     source: str,
@@ -135,19 +129,19 @@ def _access(
 ) -> Access:
     """Take user and password out of the server's URL; as in Go, other credentials go first.
 
-    `source` names the origin of `configuration` in errors. Raises UsageError.
+    `source` names the origin of `config` in errors. Raises UsageError.
     """
-    hosts = hosts or (server_url(configuration.host.rstrip("/"), f"{source}: the server"),)
-    configuration.host = hosts[0].url
+    hosts = hosts or (server_url(config.host.rstrip("/"), f"{source}: the server"),)
+    config = msgspec.structs.replace(config, host=hosts[0].url)
     proxies: dict[str, ServerUrl] = {}
     for host in hosts:
         # proxy-url of a kubeconfig precedes the environment, NO_PROXY included.
-        if configuration.proxy:
-            proxies[host.url] = proxy_url(configuration.proxy, f"{source}: proxy-url")
+        if config.proxy:
+            proxies[host.url] = proxy_url(config.proxy, f"{source}: proxy-url")
         elif found := proxy_for(host.url, os.environ):
             name = f"{urlsplit(host.url).scheme.upper()}_PROXY"
             proxies[host.url] = proxy_url(found, f"the variable {name}")
     header = hosts[0].authorization
     if header and isinstance(credentials, StaticCredentials) and not credentials.authorization():
         credentials = StaticCredentials(header)
-    return Access(configuration, credentials, state, proxies)
+    return Access(config, credentials, state, proxies)

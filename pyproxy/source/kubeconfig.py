@@ -1,7 +1,7 @@
 """Read a kubeconfig: the server, its TLS settings and the credentials of the current context.
 
-The `kubernetes` package reads the TLS settings. Everything else is read here, because the package
-does not check types, does not bound exec plugins, and repeats values in its errors.
+Facts: client-go's kubeconfig of Kubernetes v1.36. Errors name the file and the field, and repeat no
+value of a credential.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 
 import msgspec
 import yaml
-from kubernetes.client import Configuration
-from kubernetes.config import ConfigException
-from kubernetes.config.kube_config import KubeConfigLoader
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from pyproxy.errors import UsageError
 from pyproxy.redaction import KNOWN, bare_urls
+from pyproxy.source.access import ServerConfig
 from pyproxy.source.credentials import (
     CredentialError,
     Credentials,
@@ -31,6 +29,7 @@ from pyproxy.source.credentials import (
 )
 from pyproxy.source.exec_plugin import ExecConfig, ExecPlugin
 from pyproxy.source.files import read_file
+from pyproxy.source.tls_files import tls_file
 
 LARGEST_KUBECONFIG = 16 << 20
 """Bytes of a kubeconfig; one cluster with its certificates has about 10 KB."""
@@ -85,11 +84,6 @@ class _KubeConfig(msgspec.Struct, rename="kebab"):
     users: list[_Named] | None = None
 
 
-_TLS_FIELDS = (
-    "client_certificate", "client_certificate_data", "client_key", "client_key_data",
-)  # fmt: skip
-
-
 class _Merged:
     """Kubeconfigs merged as in kubectl: the first file that has a name or a value decides.
 
@@ -138,7 +132,7 @@ def _folder(path: str) -> str:
     return os.path.dirname(os.path.abspath(path))
 
 
-def load(path: str, hosts: tuple[str, ...]) -> tuple[Configuration, Credentials]:
+def load(path: str, hosts: tuple[str, ...]) -> tuple[ServerConfig, Credentials]:
     """Read a kubeconfig, and run its exec plugin if it has one.
 
     `hosts` replace its server. Raises UsageError with the file and the field, without values of
@@ -149,7 +143,7 @@ def load(path: str, hosts: tuple[str, ...]) -> tuple[Configuration, Credentials]
 
 def load_merged(
     flag: str, paths: Sequence[str], context_name: str, hosts: tuple[str, ...] = ()
-) -> tuple[Configuration, Credentials]:
+) -> tuple[ServerConfig, Credentials]:
     """Read kubeconfigs and merge them, as `load`; an empty name is that of the current context.
 
     `flag` is the flag or variable that named them, for errors. Raises UsageError.
@@ -174,7 +168,7 @@ def load_merged(
     cluster.server = cluster.server or hosts[0]
     _resolve(cluster, ("certificate_authority",), cluster_folder)
     _resolve(user, ("client_certificate", "client_key"), folder)
-    return _configuration(flag, cluster, user), credentials
+    return _server_config(flag, cluster, user), credentials
 
 
 def _resolve(section: _Cluster | _User, fields: Sequence[str], folder: str) -> None:
@@ -241,34 +235,31 @@ def _credentials(user: _User, where: str, folder: str, cluster: dict[str, Any]) 
     return StaticCredentials()
 
 
-def _configuration(flag: str, cluster: _Cluster, user: _User) -> Configuration:
-    """Make the package's configuration, without credentials other than a client certificate."""
+def _server_config(flag: str, cluster: _Cluster, user: _User) -> ServerConfig:
+    """Return the server and its TLS settings, whose files exist. Raises UsageError."""
     KNOWN.remember(user.client_key_data or "")
-    tls = {field.replace("_", "-"): getattr(user, field) for field in _TLS_FIELDS}
-    sections = msgspec.to_builtins(cluster)
-    loader = KubeConfigLoader(
-        config_dict={
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": _without_none(sections)}],
-            "users": [{"name": "u", "user": _without_none(tls)}],
-        },
+    host = (cluster.server or "").rstrip("/")
+    authority = cert = key = ""
+    # As in client-go, a server without TLS has no use for the files, which may be missing.
+    if host.startswith("https"):
+        try:
+            authority = tls_file(cluster.certificate_authority, cluster.certificate_authority_data)
+            cert = tls_file(user.client_certificate, user.client_certificate_data)
+            key = tls_file(user.client_key, user.client_key_data)
+        except UsageError as error:
+            raise UsageError(f"{flag}: {error}") from None
+        except (OSError, ValueError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or "not base64"
+            raise UsageError(f"{flag}: invalid: a certificate or key: {reason}") from None
+    return ServerConfig(
+        host,
+        authority,
+        cert,
+        key,
+        verify=not cluster.insecure_skip_tls_verify,
+        tls_server_name=cluster.tls_server_name or "",
+        proxy=cluster.proxy_url or "",
     )
-    # The package's choice of a proxy from the environment differs from Go's.
-    configuration = Configuration(proxy="", no_proxy="")
-    try:
-        loader.load_and_set(configuration)
-    except ConfigException as error:
-        text = str(error).removeprefix("Invalid kube-config file. ")
-        raise UsageError(f"{flag}: {text}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "not base64"
-        raise UsageError(f"{flag}: invalid: a certificate or key: {reason}") from None
-    return configuration
-
-
-def _without_none(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if value is not None}
 
 
 def _base64(text: str) -> str:

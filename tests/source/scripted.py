@@ -12,11 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from kubernetes.client import Configuration
-
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind
-from pyproxy.source.access import Access
+from pyproxy.source.access import Access, ServerConfig
 from pyproxy.source.client import Client
 from pyproxy.source.kubernetes import KubernetesSource
 
@@ -246,7 +244,7 @@ def _text(event: Event) -> str:
 
 
 def client_of(*urls: str) -> Client:
-    return Client(lambda: Access(Configuration()), urls)
+    return Client(lambda: Access(ServerConfig()), urls)
 
 
 @contextmanager

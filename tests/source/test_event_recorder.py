@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from kubernetes.client import Configuration
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.client import ApiClient
@@ -18,7 +17,7 @@ from pyproxy_lab.client import ApiClient
 from pyproxy.errors import Problem, ProblemReason
 from pyproxy.metrics import Metrics
 from pyproxy.rate_limits import Rate
-from pyproxy.source.access import Access
+from pyproxy.source.access import Access, ServerConfig
 from pyproxy.source.client import Client
 from pyproxy.source.credentials import StaticCredentials
 from pyproxy.source.event_recorder import EventRecorder, Limits
@@ -56,7 +55,7 @@ def server() -> Iterator[ApiServer]:
 
 def client_of(url: str) -> Client:
     def load() -> Access:
-        return Access(Configuration(host=url), StaticCredentials(f"Bearer {PROXY}"))
+        return Access(ServerConfig(host=url), StaticCredentials(f"Bearer {PROXY}"))
 
     return Client(load)
 
