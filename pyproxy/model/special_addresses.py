@@ -11,7 +11,7 @@ GKE and EKS), site-local fec0::/10, and 64:ff9b::/96 (NAT64).
 
 from __future__ import annotations
 
-from pyproxy.model.address import Address, Network, parse_network
+from pyproxy.model.address import Address, Family, Network, parse_network
 
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("0.0.0.0/32", "the unspecified address", "RFC 1122, 3.2.1.3"),
@@ -45,6 +45,16 @@ def _by_first_byte() -> dict[int, _Ranges]:
 
 
 _BY_FIRST_BYTE = _by_first_byte()
+
+UNUSUAL_FIRST_BYTES = {
+    family: frozenset(
+        first
+        for first, ranges in _BY_FIRST_BYTE.items()
+        if any(network.family is family for network, _ in ranges)
+    )
+    for family in Family
+}
+"""The first bytes of each family's addresses that `special` may name."""
 
 
 def special(address: Address) -> str:

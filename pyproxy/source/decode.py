@@ -63,7 +63,7 @@ def node(obj: wire.Node) -> model.Node:
     """
     spec, status = obj.spec or wire.NodeSpec(), obj.status or wire.NodeStatus()
     labels = obj.metadata.labels
-    problems = FieldProblems(Kind.NODE.value, obj.metadata.name)
+    problems = FieldProblems(Kind.NODE, ObjectName("", obj.metadata.name))
     found: dict[Address, None] = {}
     # The order of GetNodeHostIPs in kube-proxy.
     for wanted in ("InternalIP", "ExternalIP"):

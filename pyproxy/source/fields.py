@@ -26,7 +26,7 @@ from pyproxy.model.address import (
     parse_address,
     parse_network,
 )
-from pyproxy.model.objects import ObjectName, TrafficPolicy
+from pyproxy.model.objects import Kind, ObjectName, TrafficPolicy
 from pyproxy.model.special_addresses import special
 from pyproxy.source import wire
 
@@ -55,30 +55,34 @@ class FieldProblems:
     An object may have a hundred thousand invalid fields, so all but the first few are only counted.
     """
 
-    def __init__(self, kind: str, name: str) -> None:
+    def __init__(self, kind: Kind, name: ObjectName) -> None:
         self._kind = kind
         self._name = name
-        self._problems = ProblemList()
+        # Made with the first problem, because most objects have none.
+        self._problems: ProblemList | None = None
 
     def add(self, field: str, message: str) -> None:
         """Add a problem: the field, the error and its consequence."""
+        if self._problems is None:
+            self._problems = ProblemList()
         if self._problems.has_room:
-            self._problems.add(Problem(self._kind, self._name, field, message))
+            self._problems.add(Problem(self._kind.value, str(self._name), field, message))
         else:
             self._problems.count()
 
     @property
     def has_room(self) -> bool:
         """Whether the next problem is kept, so that its text is worth making."""
-        return self._problems.has_room
+        return self._problems is None or self._problems.has_room
 
     def count(self) -> None:
         """Add a problem that is not kept; only without `has_room`."""
-        self._problems.count()
+        if self._problems is not None:
+            self._problems.count()
 
     def all(self) -> tuple[Problem, ...]:
         """Return the problems in the order in which the fields were converted, and a summary."""
-        return self._problems.all()
+        return () if self._problems is None else self._problems.all()
 
 
 def shared(value: _T, size: int) -> _T:
@@ -151,9 +155,14 @@ def port(value: int | None, field: str, problems: FieldProblems) -> Port:
     return Port(0)
 
 
+def known_protocol(text: str | None) -> Protocol | None:
+    """Return a protocol (default TCP), None for an unknown one."""
+    return _PROTOCOLS.get(text or "TCP")
+
+
 def protocol(text: str | None, field: str, problems: FieldProblems) -> Protocol | None:
     """Return a protocol (default TCP); an unknown one is a problem and returned as None."""
-    found = _PROTOCOLS.get(text or "TCP")
+    found = known_protocol(text)
     if found is None:
         problems.add(field, f"{text!r} is not one of TCP, UDP and SCTP; this port is ignored")
     return found

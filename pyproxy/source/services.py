@@ -6,6 +6,7 @@ Facts: kube-proxy of Kubernetes v1.36 (its service tracking) and the API server'
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from sys import intern
 
 from pyproxy.config.values import IPVS_SCHEDULERS
@@ -38,13 +39,15 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
     if reason := fields.not_proxied_label(labels) or _unproxied(spec):
         return NotProxied(reason)
     name = fields.name_of(obj.metadata)
-    problems = FieldProblems(Kind.SERVICE.value, str(name))
+    problems = FieldProblems(Kind.SERVICE, name)
     cluster_ips = fields.addresses(*_cluster_ips(spec), (), problems)
     families = tuple(dict.fromkeys(map(family_of, cluster_ips)))
     families = families or fields.families(spec.ip_families or ())
-    external_ips = fields.addresses(
-        "spec.externalIPs[{}]", enumerate(spec.external_ips or ()), families, problems
-    )
+    external_ips: tuple[Address, ...] = ()
+    if spec.external_ips:
+        external_ips = fields.addresses(
+            "spec.externalIPs[{}]", enumerate(spec.external_ips), families, problems
+        )
     load_balanced = spec.type == "LoadBalancer"
     load_balancer_ips: tuple[Address, ...] = ()
     source_ranges: tuple[Network, ...] = ()
@@ -139,10 +142,19 @@ def _service_ports(
     The API server rejects duplicates, but a folder of manifests or an object from before that
     validation may have them, and a map in the kernel has one element for each key.
     """
+    entries = spec.ports or ()
+    if len(entries) == 1 and not entries[0].node_port:
+        # Most Services: one port, which can be no duplicate and is equal to those of many others.
+        entry = entries[0]
+        name, number = entry.name or "", entry.port or 0
+        known = fields.known_protocol(entry.protocol)
+        # The cache keeps its names alive, so it takes short ones only.
+        if known is not None and 0 < number < 65536 and len(name) <= fields.LONGEST_NAME:
+            return _one_port(name, known, Port(number))
     ports: list[model.ServicePort] = []
     taken: set[tuple[Protocol, Port]] = set()
     nodes_taken: set[tuple[Protocol, Port]] = set()
-    for i, entry in enumerate(spec.ports or ()):
+    for i, entry in enumerate(entries):
         field = f"spec.ports[{i}]"
         protocol = fields.protocol(entry.protocol, f"{field}.protocol", problems)
         number = fields.port(entry.port, f"{field}.port", problems)
@@ -163,6 +175,11 @@ def _service_ports(
         nodes_taken.add((protocol, node_port))
         ports.append(model.ServicePort(intern(entry.name or ""), protocol, number, node_port))
     return tuple(ports)
+
+
+@lru_cache(4096)
+def _one_port(name: str, protocol: Protocol, port: Port) -> tuple[model.ServicePort, ...]:
+    return (model.ServicePort(intern(name), protocol, port),)
 
 
 def _scheduler(annotations: wire.Annotations | None, problems: FieldProblems) -> str:

@@ -5,20 +5,28 @@ Facts: kube-proxy of Kubernetes v1.36 (its endpoint tracking) and the API server
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from socket import AF_INET, AF_INET6, inet_pton
 from sys import intern
+from typing import cast
 
 from pyproxy.model import objects as model
-from pyproxy.model.address import Family, family_of
+from pyproxy.model.address import Address, Family, family_of
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.model.special_addresses import special
+from pyproxy.model.special_addresses import UNUSUAL_FIRST_BYTES, special
 from pyproxy.source import fields, wire
 from pyproxy.source.fields import FieldProblems, NotProxied, shared
 
 _FAMILY_OF_TYPE = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 _NO_CONDITIONS = wire.Conditions()
-_NO_HINTS = wire.Hints()
+# Printable names of nodes and zones, interned: one look-up instead of two checks for each endpoint.
+_KNOWN_NAMES: dict[str | None, str] = {None: ""}
+_MOST_NAMES = 16_384
+_NUMBERS = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+_NONE = Address(b"")
+# A cast instead of Address(...), which would cost a call for each address.
+_pack = cast("Callable[[int, str], Address]", inet_pton)
 
 
 def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
@@ -35,7 +43,7 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
     if obj.address_type == "FQDN":
         return NotProxied("addressType FQDN")
     name = fields.name_of(obj.metadata)
-    problems = FieldProblems(Kind.ENDPOINT_SLICE.value, str(name))
+    problems = FieldProblems(Kind.ENDPOINT_SLICE, name)
     family = _FAMILY_OF_TYPE.get(obj.address_type or "")
     endpoints: tuple[model.Endpoint, ...] = ()
     if family is None:
@@ -46,7 +54,7 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
         # Any family: the slice has no endpoints and exists for its problem only.
         family = Family.IPV4
     else:
-        endpoints = tuple(_endpoints(obj.endpoints or [], family, problems))
+        endpoints = _endpoints(obj.endpoints or (), family, problems)
     annotations = obj.metadata.annotations
     return model.EndpointSlice(
         name=name,
@@ -60,50 +68,87 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
 
 
 def _endpoints(
-    entries: list[wire.Endpoint], family: Family, problems: FieldProblems
-) -> Iterator[model.Endpoint]:
-    """Yield the endpoints of a slice.
+    entries: Iterable[wire.Endpoint], family: Family, problems: FieldProblems
+) -> tuple[model.Endpoint, ...]:
+    """Return the endpoints of a slice.
 
     A cluster may have 100,000, on few nodes in fewer zones, so names are interned and equal hints
-    share one tuple.
+    share one tuple. Most have an ordinary address, which this loop packs without another call.
     """
+    found: list[model.Endpoint] = []
+    number, unusual, names = _NUMBERS[family], UNUSUAL_FIRST_BYTES[family], _KNOWN_NAMES
     for i, entry in enumerate(entries):
-        if not entry.addresses:
-            problems.add(f"endpoints[{i}].addresses", "empty; this endpoint is ignored")
-            continue
-        text = entry.addresses[0]
+        addresses = entry.addresses
         try:
-            packed = fields.address(text)
-        except ValueError as error:
-            problems.add(f"endpoints[{i}].addresses[0]", f"{error}; ignored")
-            continue
-        if family_of(packed) is not family:
-            message = f"{text} has incorrect IP version: this slice is {family.label}; ignored"
-            problems.add(f"endpoints[{i}].addresses[0]", message)
-            continue
-        if reason := special(packed):
-            message = f"{text} is {reason}, which no endpoint can have; ignored"
-            problems.add(f"endpoints[{i}].addresses[0]", message)
-            continue
+            packed = _pack(number, addresses[0]) if addresses else _NONE
+        except (OSError, ValueError, UnicodeEncodeError):
+            packed = _NONE
+        if not packed or packed[0] in unusual:
+            checked = _checked_address(i, addresses, family, problems)
+            if checked is None:
+                continue
+            packed = checked
         # A terminating endpoint may be ready: the controller sets that for a Service with
         # publishNotReadyAddresses.
         conditions = entry.conditions or _NO_CONDITIONS
-        hints = entry.hints or _NO_HINTS
-        node, zone = entry.node_name or "", entry.zone or ""
-        # The API server does not validate zones, and `pyproxy services` prints both.
-        if not (node.isprintable() and zone.isprintable() and len(zone) <= fields.LONGEST_NAME):
-            problems.add(f"endpoints[{i}]", "nodeName or zone is no printable name; both ignored")
-            node = zone = ""
-        yield model.Endpoint(
-            packed,
-            conditions.ready is not False,
-            conditions.serving is not False,
-            conditions.terminating is True,
-            intern(node),
-            intern(zone),
-            _hints(hints.for_zones) if hints.for_zones else (),
-            _hints(hints.for_nodes) if hints.for_nodes else (),
+        hints = entry.hints
+        node, zone = names.get(entry.node_name), names.get(entry.zone)
+        if node is None or zone is None:
+            node, zone = _names(i, entry, problems)
+        found.append(
+            model.Endpoint(
+                packed,
+                conditions.ready is not False,
+                conditions.serving is not False,
+                conditions.terminating is True,
+                node,
+                zone,
+                _hints(hints.for_zones) if hints and hints.for_zones else (),
+                _hints(hints.for_nodes) if hints and hints.for_nodes else (),
+            )
         )
+    return tuple(found)
+
+
+def _names(i: int, entry: wire.Endpoint, problems: FieldProblems) -> tuple[str, str]:
+    """Return the node and the zone of an endpoint, and remember them if they are valid."""
+    node, zone = entry.node_name or "", entry.zone or ""
+    # The API server does not validate zones, and `pyproxy services` prints both.
+    if not (node.isprintable() and zone.isprintable() and len(zone) <= fields.LONGEST_NAME):
+        problems.add(f"endpoints[{i}]", "nodeName or zone is no printable name; both ignored")
+        return "", ""
+    node, zone = intern(node), intern(zone)
+    if len(_KNOWN_NAMES) > _MOST_NAMES:
+        _KNOWN_NAMES.clear()
+        _KNOWN_NAMES[None] = ""
+    # The table keeps its names alive, so it takes short ones only.
+    if len(node) <= fields.LONGEST_NAME:
+        _KNOWN_NAMES[node] = node
+    _KNOWN_NAMES[zone] = zone
+    return node, zone
+
+
+def _checked_address(
+    i: int, addresses: Sequence[str] | None, family: Family, problems: FieldProblems
+) -> Address | None:
+    """Return the address of an endpoint; None for one that is not used, which is a problem."""
+    if not addresses:
+        problems.add(f"endpoints[{i}].addresses", "empty; this endpoint is ignored")
+        return None
+    text, field = addresses[0], f"endpoints[{i}].addresses[0]"
+    try:
+        packed = fields.address(text)
+    except ValueError as error:
+        problems.add(field, f"{error}; ignored")
+        return None
+    if family_of(packed) is not family:
+        message = f"{text} has incorrect IP version: this slice is {family.label}; ignored"
+    elif reason := special(packed):
+        message = f"{text} is {reason}, which no endpoint can have; ignored"
+    else:
+        return packed
+    problems.add(field, message)
+    return None
 
 
 def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
