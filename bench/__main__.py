@@ -20,6 +20,7 @@ from bench.floor import Floor, floor
 from bench.formats import print_formats
 from bench.hostile import SIZE, print_hostile
 from bench.hottest import print_hottest
+from bench.idle import print_idle
 from bench.inside import first_syncs
 from bench.node_ports import print_node_ports
 from bench.outages import print_outages
@@ -57,6 +58,10 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
     if options.node_ports:
         _print_machine()
         print_node_ports(place, modes.named(options.mode), options.kube_proxy)
+        return 0
+    if options.idle is not None:
+        _print_machine()
+        print_idle(place, modes.named(options.mode), options.kube_proxy, options.idle)
         return 0
     if options.repairs:
         _print_machine()
@@ -98,6 +103,14 @@ def _options() -> argparse.Namespace:
         "--node-ports",
         action="store_true",
         help="time only node ports on many addresses of the node",
+    )
+    what.add_argument(
+        "--idle",
+        nargs="?",
+        type=float,
+        const=60.0,
+        metavar="SECONDS",
+        help="measure only memory, wakes and CPU time of SECONDS without a change (default 60)",
     )
     parser.add_argument(
         "--kube-proxy", metavar="PATH", default="", help="kube-proxy, to be measured beside it"

@@ -54,7 +54,7 @@ class Chores(msgspec.Struct, frozen=True):
     """
 
     periodic: Callable[[], None] = lambda: None
-    period: float = 1.0
+    period: float = 2.0
     spare: Callable[[], bool] = lambda: False
 
 

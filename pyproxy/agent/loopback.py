@@ -26,7 +26,7 @@ _INTERFACES = PurePath("proc/sys/net/ipv4/conf")
 _SETTING = KernelSetting(_INTERFACES / "all" / "route_localnet", 1)
 ROUTE_LOCALNET = table_name(_SETTING)
 
-_FEW = 16
+_FEW = 32
 """Interfaces that one look at the sysctl reads, each in 20 microseconds."""
 
 

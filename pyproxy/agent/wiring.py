@@ -58,7 +58,8 @@ from pyproxy.takeover.leftovers import InService
 
 log = logging.getLogger(__name__)
 
-_PERIODIC_SECONDS = 1.0
+_PERIODIC_SECONDS = 2.0
+"""An idle agent wakes as rarely as what it polls allows: files, sysctls, legacy tables, IPVS."""
 _PREFLIGHT_VERBOSITY = 2  # klog's convention for what an operator needs
 _MODES = "modes that this machine can serve in: %s"
 

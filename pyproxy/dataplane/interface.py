@@ -242,7 +242,7 @@ class Writer(Protocol[P]):
     def tick(self) -> Drift | None:
         """Do what is due by time, and return a drift that only polling finds.
 
-        Called about once a second; blocks for a few requests at most. Raises KernelError.
+        Called about every two seconds; blocks for a few requests at most. Raises KernelError.
         """
         ...
 

@@ -104,6 +104,7 @@ class HttpThread:
         self._postponed: dict[socket.socket, Listener] = {}
         self._dropped_since_log = 0
         self._next_log = 0.0
+        self._is_sweep_due = False
         self.accepted: Counter[str] = Counter()
         self.dropped: Counter[tuple[str, Reason]] = Counter()
 
@@ -157,7 +158,6 @@ class HttpThread:
         return counts
 
     def _run(self) -> None:
-        self._loop.call_soon(self._sweep)
         try:
             self._loop.run_forever()
         finally:
@@ -250,6 +250,7 @@ class HttpThread:
         place = Place(client.listener.number, peer_of(client.peer))
         if evicted := pool.add(client, place):
             self._drop(*evicted)
+        self._schedule_sweep()
 
     def _read(self, client: _Client) -> None:
         try:
@@ -351,13 +352,21 @@ class HttpThread:
         self._next_log = now + _LOG_INTERVAL
         return True
 
+    def _schedule_sweep(self) -> None:
+        """Sweep in a while, unless that is due anyway. Without clients the thread never wakes."""
+        if not self._is_sweep_due:
+            self._is_sweep_due = True
+            self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+
     def _sweep(self) -> None:
+        self._is_sweep_due = False
         now = self._loop.time()
         for pool in (self._waiting, self._responding):
             # All connections of a pool have the same timeout, so that the oldest is due first.
             for client in tuple(_due(pool, now)):
                 self._drop(client, Reason.TIMEOUT)
-        self._loop.call_later(_SWEEP_INTERVAL, self._sweep)
+            if any(True for _ in pool):
+                self._schedule_sweep()
 
 
 def _due(pool: Iterable[_Client], now: float) -> Iterator[_Client]:

@@ -11,7 +11,7 @@ import msgspec
 HEARTBEAT_TIMEOUT = 30.0
 """Seconds without a heartbeat after which the agent's thread counts as stuck.
 
-An idle agent sends one every second; the first sync of 100,000 endpoints takes a few seconds.
+An idle agent sends one every two seconds; the first sync of 100,000 endpoints takes a few seconds.
 """
 
 _FAILURES = 3

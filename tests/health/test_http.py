@@ -3,6 +3,8 @@ import os
 import resource
 import socket
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +190,30 @@ def test_busy_listeners_take_turns(http_thread: HttpThread, get: Get) -> None:
                 stack.enter_context(socket.create_connection(target, timeout=5))
         assert [get(listener.port).status for listener in listeners] == [200] * 20
         assert http_thread.accepted["test"] == 20 * 20 + 20
+
+
+def test_silent_clients_end_one_after_the_other(http_thread: HttpThread) -> None:
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
+    # The second client comes after the sweep for the first one has ended.
+    for _ in range(2):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+            assert ended(silent)
+
+
+def test_a_thread_without_clients_does_not_wake(http_thread: HttpThread, get: Get) -> None:
+    port = listen(http_thread, ListenAddress(LOOPBACK4, 0), echo).port
+    waits = []
+    for _ in range(3):
+        get(port, "/")
+        (server,) = (each for each in threading.enumerate() if each.name == "http")
+        time.sleep(0.5)  # the sweep that the request left, of which there is one
+        before = voluntary_switches(server)
+        time.sleep(1)
+        waits.append(voluntary_switches(server) - before)
+    assert waits == [0, 0, 0]
+
+
+def voluntary_switches(thread: threading.Thread) -> int:
+    """Return how often a thread of this process has waited."""
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("volun"))

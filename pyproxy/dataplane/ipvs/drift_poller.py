@@ -1,6 +1,6 @@
 """Polling: connections that end, and changes by other programs that IPVS does not announce.
 
-The number of virtual services costs one system call. The rest is read in turn, 32 virtual services
+The number of virtual services costs one system call. The rest is read in turn, 64 virtual services
 at a time, so a small table is read whole each time.
 """
 
@@ -21,7 +21,7 @@ DRAIN_TIMEOUT = 3600.0
 """Seconds after which connections to a removed endpoint are ended. Idle ones end earlier, after the
 kernel's timeout, 15 minutes by default."""
 
-_AT_A_TIME = 32
+_AT_A_TIME = 64
 """Virtual services read in one poll."""
 
 
