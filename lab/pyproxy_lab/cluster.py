@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import msgspec
 
 from pyproxy.errors import UsageError
 from pyproxy_lab.apiserver.server import ApiServer
-from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.apiserver.settings import DEFAULT_CLUSTER_IPS, Settings
 from pyproxy_lab.client import ApiClient, JsonObject
 from pyproxy_lab.modes import NFTABLES, LabMode
 from pyproxy_lab.namespace import LabError
@@ -32,34 +33,52 @@ _PORTS = {"http": 80, "https": 443}
 class Cluster:
     """A context manager: inside it network and API server stand, and know the nodes.
 
-    `folder` is a temporary one, for kubeconfigs and logs. Raises what `Network` and `ApiClient` do.
+    `folder` is for kubeconfigs, sockets and logs; without one it is a temporary folder. With
+    `loopback` the API server can be reached from the machine too. Raises what `Network` and
+    `ApiClient` do.
     """
 
     network: Network
     client: ApiClient
     folder: Path
+    url: str
+    """The API server's URL for the nodes."""
+
     server: ApiServer | None = None
     """The cluster's own API server, None if it uses another one."""
 
-    def __init__(self, topology: Topology = TWO_NODES, *, api: ApiClient | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology = TWO_NODES,
+        *,
+        api: ApiClient | None = None,
+        folder: Path | None = None,
+        loopback: bool = False,
+    ) -> None:
         self._topology = topology
         self._api = api
+        self._folder = folder
+        self._loopback = loopback
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyproxy-")))
+            self.folder = self._folder or Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="pyproxy-"))
+            )
             self.network = stack.enter_context(Network(self._topology))
             if self._api is None:
-                self.server, self.client = stack.enter_context(_own_api_server(self.network))
+                self.server, self.client = stack.enter_context(
+                    _own_api_server(self.network, self._loopback)
+                )
                 self.server.exec.runner = NodeExec(self.network, self.folder)
             else:
                 self.client = self._api
-            self._url = self.client.url
+            self.url = self.client.url
             if self._api is not None:
-                self._url = stack.enter_context(_relayed(self.network, self._api.url))
+                self.url = stack.enter_context(_relayed(self.network, self._api.url))
             for site in self._topology.sites:
-                _register(self.client, site)
+                _register(self.client, self._topology, site)
             self._stack = stack.pop_all()
         return self
 
@@ -74,7 +93,7 @@ class Cluster:
     def kubeconfig(self) -> Path:
         """Write a kubeconfig for agents on the nodes, and return its path."""
         path = self.folder / "kubeconfig"
-        path.write_bytes(msgspec.json.encode(kubeconfig(self._url, self.client.token)))
+        path.write_bytes(msgspec.json.encode(kubeconfig(self.url, self.client.token)))
         return path
 
     def agent(
@@ -86,19 +105,22 @@ class Cluster:
     ) -> Agent:
         """Prepare this pyproxy as the agent of a site; entering it starts it."""
         site = self._topology.site(site_name)
-        command = [*agent_command(site, self.kubeconfig(), mode), *flags]
-        return Agent(
-            self.network.namespace(site_name),
-            command,
-            log or self.folder / f"agent-{site_name}.log",
-        )
+        networks = self._topology.pod_networks
+        command = [*agent_command(site, self.kubeconfig(), mode, networks), *flags]
+        return self.program(site_name, command, log)
+
+    def program(self, site_name: str, command: Sequence[str], log: Path | None = None) -> Agent:
+        """Prepare any program on a site; entering it starts it."""
+        log = log or self.folder / f"agent-{site_name}.log"
+        return Agent(self.network.namespace(site_name), command, log)
 
     def add_agent_pod(self, site_name: str, **labels: str) -> None:
         """Write the pod of a site's agent, running and ready, as a DaemonSet and a kubelet would.
 
         `kubectl exec` then runs commands beside the agent that `agent` has started.
         """
-        pod = agent_pod(self._topology.site(site_name), labels)
+        site = self._topology.site(site_name)
+        pod = agent_pod(site, self._topology.used(site.addresses), labels)
         path = "/api/v1/namespaces/kube-system/pods"
         self.client.ensure(path, pod)
         status = {"status": pod["status"]}
@@ -124,13 +146,20 @@ class Cluster:
         # The conformance cases write their slices themselves, and need none of it.
         from pyproxy_lab.endpointslice_controller import Controller  # noqa: PLC0415
 
-        return Controller.running(self._url, self.client.token, self.network.api.name)
+        return Controller.running(self.url, self.client.token, self.network.api.name)
 
 
 @contextmanager
-def _own_api_server(network: Network) -> Iterator[tuple[ApiServer, ApiClient]]:
+def _own_api_server(network: Network, loopback: bool) -> Iterator[tuple[ApiServer, ApiClient]]:
     token = secrets.token_hex(16)
-    settings = Settings(netns=network.api.name, host=API_ADDRESS, token=token)
+    families = network.topology.families
+    settings = Settings(
+        netns=network.api.name,
+        host=API_ADDRESS,
+        token=token,
+        loopback=loopback,
+        cluster_ips=tuple(each for each in DEFAULT_CLUSTER_IPS if each.version in families),
+    )
     with ApiServer.running(settings) as server:
         yield server, ApiClient(server.url, token, network.api)
 
@@ -151,21 +180,25 @@ def _relayed(network: Network, url: str) -> Iterator[str]:
         yield f"{parts.scheme}://{API_ADDRESS}:{port}{parts.path}"
 
 
-def kubeconfig(url: str, token: str) -> JsonObject:
-    """Write what a client of a lab's API server has to know."""
+def kubeconfig(url: str, token: str, ca: bytes = b"") -> JsonObject:
+    """Return what a client of a lab's API server has to know; `ca` is its certificate as PEM."""
+    cluster: JsonObject = {"server": url, "insecure-skip-tls-verify": True}
+    if ca:
+        encoded = base64.b64encode(ca).decode()
+        cluster = {"server": url, "certificate-authority-data": encoded}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "lab",
-        "clusters": [{"name": "lab", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+        "clusters": [{"name": "lab", "cluster": cluster}],
         "users": [{"name": "lab", "user": {"token": token}}],
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
     }
 
 
-def _register(client: ApiClient, site: Site) -> None:
+def _register(client: ApiClient, topology: Topology, site: Site) -> None:
     """Write a site's Node as a kubelet and the node controllers would."""
-    networks = list(site.pod_networks)
+    networks = list(topology.used(site.pod_networks))
     labels = {"kubernetes.io/hostname": site.node, "topology.kubernetes.io/zone": site.zone}
     node = {
         "apiVersion": "v1",
@@ -173,7 +206,11 @@ def _register(client: ApiClient, site: Site) -> None:
         "metadata": {"name": site.node, "labels": labels},
         "spec": {"podCIDR": networks[0], "podCIDRs": networks},
     }
-    addresses = [{"type": "InternalIP", "address": address} for address in site.addresses]
+    addresses = [
+        {"type": "InternalIP", "address": address} for address in topology.used(site.addresses)
+    ]
     addresses.append({"type": "Hostname", "address": site.node})
     client.ensure("/api/v1/nodes", node)
-    client.patch(f"/api/v1/nodes/{site.node}/status", {"status": {"addresses": addresses}})
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
+    status = {"addresses": addresses, "conditions": [ready]}
+    client.patch(f"/api/v1/nodes/{site.node}/status", {"status": status})

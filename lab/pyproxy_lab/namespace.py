@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -20,9 +19,6 @@ NETNS_FOLDER = Path("/run/netns")
 
 HAS_IPV6 = Path("/proc/sys/net/ipv6").exists()
 """Whether this kernel has IPv6; with the parameter ipv6.disable=1 it has none."""
-
-_OWN_NAME = re.compile(r"lab(\d+)-\d+")
-"""The names of labs' namespaces; the first number is the id of the process that made it."""
 
 _INTERRUPTIONS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
@@ -164,19 +160,6 @@ def require_root() -> None:
     """Check that namespaces can be made. Raises UsageError."""
     if os.geteuid() != 0:
         raise UsageError("lab: network namespaces need root: run it with sudo")
-
-
-def remove_abandoned() -> None:
-    """Remove the programs and namespaces of labs whose process was killed."""
-    for path in NETNS_FOLDER.glob("lab*"):
-        found = _OWN_NAME.match(path.name)
-        if found is None or Path("/proc", found[1]).exists():
-            continue
-        # Another lab that starts at the same time may have removed any of this already.
-        for pid in execute(["ip", "netns", "pids", path.name], check=False).stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        execute(["ip", "netns", "del", path.name], check=False)
 
 
 @contextlib.contextmanager

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import socket
 import time
+from collections.abc import Iterable
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from pyproxy.model.address import Port, parse_address
+from pyproxy.model.address import Family, Port, parse_address
 from pyproxy.model.destination import Destination
 from pyproxy_lab import wiring
+from pyproxy_lab.leftovers import NETNS_FILES, remove_abandoned
 from pyproxy_lab.namespace import (
     NETNS_FOLDER,
     LabError,
     Namespace,
     ip,
     make_namespaces,
-    remove_abandoned,
     require_root,
 )
 from pyproxy_lab.probe import probe
@@ -93,11 +95,15 @@ class Network:
         Raises KeyError.
         """
         if name == OUTSIDE:
-            return frozenset(self.topology.outside)
+            return frozenset(self.topology.used(self.topology.outside))
         if name in self._pods:
-            return frozenset(self._pods[name].addresses)
+            return frozenset(self.topology.used(self._pods[name].addresses))
         site = self.topology.site(name)
-        return frozenset([*site.addresses, *site.gateways])
+        return frozenset(
+            address
+            for each in (site.addresses, site.gateways)
+            for address in self.topology.used(each)
+        )
 
     def listen(self, port: int = 0) -> socket.socket:
         """Open a TCP socket that listens on `API_ADDRESS`, which the nodes reach; 0 is any port."""
@@ -124,24 +130,35 @@ class Network:
         """Remove a pod's namespace, in which no server runs."""
         del self._pods[name]
         ip([f"netns del {self.namespace(name).name}"])
+        self._remove_files(self.namespace(name).name)
+
+    def write_resolv_conf(self, name: str, text: str) -> None:
+        """Write the /etc/resolv.conf that `ip netns exec` mounts for programs in a namespace."""
+        folder = NETNS_FILES / self.namespace(name).name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "resolv.conf").write_text(text)
 
     def remove(self) -> None:
         """Stop every server and remove every namespace; may be called at any stage."""
         self._servers.end_all()
         self._pods.clear()
         ip([f"netns del {path.name}" for path in NETNS_FOLDER.glob(f"{self._id}-*")])
+        self._remove_files(f"{self._id}-*")
+
+    def _remove_files(self, pattern: str) -> None:
+        for path in NETNS_FILES.glob(pattern):
+            shutil.rmtree(path)
 
     def _build(self) -> None:
         topology = self.topology
         self._pods = {pod.name: pod for pod in topology.pods}
         sites = [site.name for site in topology.sites]
         self._make_namespaces([SWITCH, OUTSIDE, API, *sites, *self._pods])
-        self.namespace(SWITCH).ip(wiring.switch(topology, self._members([OUTSIDE, *sites])))
-        self.namespace(OUTSIDE).ip(wiring.outside(topology))
-        self.api.ip(wiring.api(self._members(sites)))
+        self._wire(SWITCH, wiring.switch(topology, self._members([OUTSIDE, *sites])))
+        self._wire(OUTSIDE, wiring.outside(topology))
+        self._wire(API, wiring.api(self._members(sites)))
         for number, site in enumerate(topology.sites, 1):
-            here = self.namespace(site.name)
-            here.ip([*wiring.site(topology, site), *wiring.management(number)])
+            self._wire(site.name, [*wiring.site(topology, site), *wiring.management(number)])
             self._wire_pods(site, [pod for pod in topology.pods if pod.site == site.name])
         servers = [self._server(pod.name, pod.name, pod.ports) for pod in topology.pods]
         servers += [self._server(site.name, site.host, HOST_PORTS) for site in topology.sites]
@@ -164,9 +181,15 @@ class Network:
 
     def _wire_pods(self, site: Site, pods: list[Pod]) -> None:
         members = self._members([pod.name for pod in pods])
-        self.namespace(site.name).ip(wiring.pod_cables(members))
+        self._wire(site.name, wiring.pod_cables(members))
         for pod in pods:
-            self.namespace(pod.name).ip(wiring.pod(pod, site))
+            self._wire(pod.name, wiring.pod(pod, site))
+
+    def _wire(self, name: str, commands: Iterable[str]) -> None:
+        """Run `ip` commands in a namespace, without those of a family that the network lacks."""
+        if Family.IPV6 not in self.topology.families:
+            commands = (each for each in commands if "::" not in each)
+        self.namespace(name).ip(commands)
 
     def _server(self, where: str, name: str, ports: tuple[int, ...]) -> Server:
         return Server(self.namespace(where).name, name, ports)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pyproxy.config import flags
@@ -87,7 +87,11 @@ async def run_command(command: Sequence[str], streams: Streams) -> int:
             await process.wait()
 
 
-def agent_pod(site: Site, labels: Mapping[str, str]) -> JsonObject:
+MIRROR = "kubernetes.io/config.mirror"
+"""The annotation of static pods, which a kubelet shows in the API but does not take from there."""
+
+
+def agent_pod(site: Site, addresses: Iterable[str], labels: Mapping[str, str]) -> JsonObject:
     """Return the pod of a site's agent; `labels` are added to those of deploy/."""
     return {
         "apiVersion": "v1",
@@ -96,6 +100,7 @@ def agent_pod(site: Site, labels: Mapping[str, str]) -> JsonObject:
             "name": f"pyproxy-{site.name}",
             "namespace": "kube-system",
             "labels": {**_LABELS, **labels},
+            "annotations": {MIRROR: site.name},
         },
         "spec": {
             "nodeName": site.node,
@@ -104,7 +109,7 @@ def agent_pod(site: Site, labels: Mapping[str, str]) -> JsonObject:
         },
         "status": {
             "phase": "Running",
-            "podIPs": [{"ip": address} for address in site.addresses],
+            "podIPs": [{"ip": address} for address in addresses],
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }

@@ -158,7 +158,9 @@ class PodRunner:
         condition = {"type": "Ready", "status": str(now[1]), "lastTransitionTime": since}
         status = {
             "phase": phase,
-            "podIPs": [{"ip": address} for address in running.addresses],
+            "podIPs": [
+                {"ip": address} for address in self._network.topology.used(running.addresses)
+            ],
             "hostIP": self._sites[pod["spec"]["nodeName"]].addresses.ipv4,
             "conditions": [condition],
         }

@@ -13,7 +13,7 @@ from typing import IO, Self
 
 from pyproxy_lab.modes import NFTABLES, LabMode
 from pyproxy_lab.namespace import LabError, Namespace
-from pyproxy_lab.topology import Site
+from pyproxy_lab.topology import TWO_NODES, Site
 
 PATIENCE = 10.0
 """Seconds from SIGTERM to SIGKILL."""
@@ -21,15 +21,33 @@ PATIENCE = 10.0
 _LAST_LINES = 20
 
 
-def agent_command(site: Site, kubeconfig: Path, mode: LabMode = NFTABLES) -> list[str]:
+def agent_command(
+    site: Site,
+    kubeconfig: Path,
+    mode: LabMode = NFTABLES,
+    pod_networks: str = TWO_NODES.pod_networks,
+) -> list[str]:
     """Return the command that runs this pyproxy as a site's agent."""
     return [
         *(sys.executable, "-m", "pyproxy", "run"),
         *mode.flags,
         *("--hostname-override", site.node),
-        *("--cluster-cidr", "10.244.0.0/16,fd10::/16"),
+        *("--cluster-cidr", pod_networks),
         *("--kubeconfig", str(kubeconfig)),
         *("--inspect-socket", str(socket_of(site.name, kubeconfig.parent))),
+    ]
+
+
+def proxy_flags(node_name: str, pod_networks: str, kubeconfig: Path) -> list[str]:
+    """Return the flags that any program with kube-proxy's flags gets in a lab."""
+    return [
+        *("--hostname-override", node_name),
+        *("--cluster-cidr", pod_networks),
+        *("--kubeconfig", str(kubeconfig)),
+        # Settings of the whole machine stay unchanged.
+        "--conntrack-max-per-core=0",
+        "--conntrack-tcp-timeout-established=0s",
+        "--conntrack-tcp-timeout-close-wait=0s",
     ]
 
 
@@ -80,6 +98,11 @@ class Agent:
         """Start the program; may be called again after `stop`."""
         with self.log.open("ab") as output:
             self._process = self._namespace.start(self._command, output=output)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, without waiting; `stop` waits."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """End the program and its children; may be called twice."""

@@ -27,6 +27,9 @@ OUTSIDE, SWITCH, API = "ext", "sw", "api"
 API_ADDRESS = "10.250.0.1"
 """Where nodes reach the API server; site number n has the address 10.250.0.(n + 1)."""
 
+POD_NETWORKS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd10::/16"}
+"""The networks that the pod networks of all nodes are parts of."""
+
 HOST_PORTS = (9090,)
 POD_PORTS = (8080, 8081)
 
@@ -71,13 +74,26 @@ class Pod(msgspec.Struct, frozen=True):
 
 
 class Topology(msgspec.Struct, frozen=True):
-    """The whole network; `service_networks` are routed from outside to the first site."""
+    """The whole network; `service_networks` are routed from outside to the first site.
+
+    `families` are those that the network has, the primary one first.
+    """
 
     sites: tuple[Site, ...]
     pods: tuple[Pod, ...]
     outside: Addresses
     fabric_gateway: Addresses
     service_networks: tuple[str, ...]
+    families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
+
+    @property
+    def pod_networks(self) -> str:
+        """The network of all pods in each family, as kube-proxy's --cluster-cidr takes it."""
+        return ",".join(POD_NETWORKS[family] for family in self.families)
+
+    def used(self, addresses: Addresses) -> tuple[str, ...]:
+        """Return the addresses, or networks, of the families that the network has."""
+        return tuple(addresses.of(family) for family in self.families)
 
     def site(self, name: str) -> Site:
         """Find a site by the name of its namespace. Raises KeyError."""
@@ -107,6 +123,25 @@ def numbered_pod(name: str, site: int, host: int, ports: tuple[int, ...] = POD_P
     return Pod(name, numbered_site(site).name, addresses, ports)
 
 
+_SERVICE_NETWORKS = (
+    "10.96.0.0/12",
+    "192.0.2.0/24",
+    "198.51.100.0/24",
+    "fd00:10:96::/108",
+    "2001:db8::/64",
+)
+
+
+def nodes_alone(count: int, families: tuple[Family, ...]) -> Topology:
+    """Make a network of `count` nodes (1 to 26) without pods."""
+    return msgspec.structs.replace(
+        TWO_NODES,
+        sites=tuple(numbered_site(number + 1) for number in range(count)),
+        pods=(),
+        families=families,
+    )
+
+
 TWO_NODES = Topology(
     sites=(numbered_site(1), numbered_site(2)),
     pods=(
@@ -117,11 +152,5 @@ TWO_NODES = Topology(
     ),
     outside=Addresses("172.30.0.100", "fd30::100"),
     fabric_gateway=Addresses("172.30.0.1", "fd30::1"),
-    service_networks=(
-        "10.96.0.0/12",
-        "192.0.2.0/24",
-        "198.51.100.0/24",
-        "fd00:10:96::/108",
-        "2001:db8::/64",
-    ),
+    service_networks=_SERVICE_NETWORKS,
 )

@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 _LARGEST_BODY = 16 * 1024 * 1024
 _BACKLOG = 1024
+_LOOPBACK = "127.0.0.1"
 _HEALTH_PATHS = ("/healthz", "/livez", "/readyz")
 _NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 _NO_CACHE = {"Cache-Control": "no-cache, private"}
@@ -49,6 +50,13 @@ class ApiServer:
     def __init__(self, settings: Settings, middlewares: Sequence[Middleware] = ()) -> None:
         self.settings = settings
         self.url = ""
+        self.loopback_url = ""
+        """The URL on this process's 127.0.0.1, empty without the setting `loopback`."""
+
+        self.loopback_ca = b""
+        """The certificate, as PEM, by which a client knows that server."""
+
+        self._loopback_tls: ssl.SSLContext | None = None
         self.registry = Registry(settings)
         self.faults = Faults()
         self._resources = ResourceHandler(settings, self.registry, self.faults)
@@ -56,6 +64,7 @@ class ApiServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: web.AppRunner | None = None
         self._port = settings.port
+        self._loopback_port = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -91,7 +100,10 @@ class ApiServer:
         await self._listen(self._runner)
         host, self._port = self._runner.addresses[0][:2]
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"{'https' if self.settings.tls_cert else 'http'}://{shown}:{self._port}"
+        scheme = "https" if self.settings.tls_cert else "http"
+        self.url = f"{scheme}://{shown}:{self._port}"
+        if self.settings.loopback:
+            self.loopback_url = f"https://{_LOOPBACK}:{self._loopback_port}"
         self.registry.load(_bootstrap(self.settings, self._port))
 
     async def _listen(self, runner: web.AppRunner) -> None:
@@ -105,6 +117,23 @@ class ApiServer:
                 f"lab apiserver: --listen {settings.host}:{settings.port}: {error.strerror}"
             ) from error
         await web.SockSite(runner, listener, ssl_context=context, backlog=_BACKLOG).start()
+        if settings.loopback:
+            local = _listener(_LOOPBACK, self._loopback_port)
+            self._loopback_port = local.getsockname()[1]
+            await web.SockSite(
+                runner, local, ssl_context=self._loopback_context(), backlog=_BACKLOG
+            ).start()
+
+    def _loopback_context(self) -> ssl.SSLContext:
+        """Make the certificate of the loopback address once."""
+        if self._loopback_tls is None:
+            import trustme  # noqa: PLC0415
+
+            authority = trustme.CA()
+            self._loopback_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert(_LOOPBACK).configure_cert(self._loopback_tls)
+            self.loopback_ca = authority.cert_pem.bytes()
+        return self._loopback_tls
 
     async def stop(self) -> None:
         """End all watches and close."""

@@ -19,15 +19,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The server's address, its tokens, and the ranges that it allocates from.
 
     The server listens in the network namespace `netns`, empty for this process's own; port 0 is any
-    free port. Without `token` every request has all rights. `proxy_token` has the rights of a
-    Service proxy. `cluster_ips` are one network, or one of each family, the primary one first.
-    `history` counts the changes of each kind that a watch can go back; `bookmark_interval` is in
+    free port. With `loopback` it listens on a free port of this process's 127.0.0.1 too, over TLS
+    with a certificate of its own, because kubectl sends no token without TLS. Without `token` every
+    request has all rights. `proxy_token` has the rights of a Service proxy. `cluster_ips` are one
+    network, or one of each family, the primary one first. `history` counts the changes of each kind
+    that a watch can go back; `bookmark_interval` is in
     seconds.
     """
 
     netns: str = ""
     host: str = "127.0.0.1"
     port: int = 0
+    loopback: bool = False
     token: str = ""
     proxy_token: str = ""
     cluster_ips: tuple[Network, ...] = DEFAULT_CLUSTER_IPS

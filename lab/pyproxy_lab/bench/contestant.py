@@ -17,19 +17,11 @@ from pyproxy_lab import modes
 from pyproxy_lab.bench.shape import NODE_NAME, POD_NETWORK
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import LabError, Namespace
-from pyproxy_lab.process import Agent
+from pyproxy_lab.process import Agent, proxy_flags
 
 OURS = "pyproxy"
 
 _MODE = "--proxy-mode"
-_FLAGS = (
-    *("--hostname-override", NODE_NAME),
-    *("--cluster-cidr", POD_NETWORK),
-    # Settings of the whole machine stay unchanged.
-    "--conntrack-max-per-core=0",
-    "--conntrack-tcp-timeout-established=0s",
-    "--conntrack-tcp-timeout-close-wait=0s",
-)
 
 
 class Contestant(msgspec.Struct, frozen=True):
@@ -57,7 +49,7 @@ class Contestant(msgspec.Struct, frozen=True):
     @contextmanager
     def serving(self, node: Namespace, kubeconfig: Path, log: Path) -> Iterator[Agent]:
         """Run it inside, and remove its rules at the end. Raises LabError."""
-        command = [*self.command, *_FLAGS, "--kubeconfig", str(kubeconfig)]
+        command = [*self.command, *proxy_flags(NODE_NAME, POD_NETWORK, kubeconfig)]
         try:
             with Agent(node, command, log) as agent:
                 yield agent

@@ -20,12 +20,12 @@ from pyroute2 import netns
 
 from pyproxy_lab import wiring
 from pyproxy_lab.bench.shape import NODE_ADDRESS, POD_NETWORK, POD_PORT, SERVICE_NETWORK
+from pyproxy_lab.leftovers import remove_abandoned
 from pyproxy_lab.namespace import (
     LabError,
     Namespace,
     ip,
     make_namespaces,
-    remove_abandoned,
     require_root,
 )
 from pyproxy_lab.process import pipes
