@@ -28,7 +28,7 @@ def kernel(settings: Settings) -> Iterator[Dataplane[Any]]:
 
 
 def kernel_facts(agent: AgentFacts) -> KernelFacts:
-    """Read the kernel state of an agent's Service. Blocks; in iptables mode it reads all rules."""
+    """Read the kernel state of an agent's Service. Blocks; reads all rules of legacy iptables."""
     routing = agent.routing
     if routing is None:
         return KernelFacts(not_read="not programmed", flows_not_read="not programmed")

@@ -5,7 +5,7 @@ Facts: include/uapi/linux/netfilter/nf_tables.h.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pyproxy.netlink.attributes import attribute, attribute_map, string, text
 from pyproxy.netlink.frames import NLM_F_CREATE
@@ -70,10 +70,16 @@ def delete_chain(table: str, name: str) -> Message:
     return Message(message_type(_DELCHAIN), 0, body)
 
 
-def get_chains() -> Message:
-    """Request the chains of all tables of the inet family."""
+def get_chains(family: int = NFPROTO_INET) -> Message:
+    """Request the chains of all tables of one family."""
     # The kernel filters a dump of chains by family only; `read_chains` selects the table.
-    return Message(message_type(_GETCHAIN), 0, b"")
+    return Message(message_type(_GETCHAIN), 0, b"", family)
+
+
+def get_chain(table: str, name: str, family: int = NFPROTO_INET) -> Message:
+    """Request one chain; ENOENT if there is none."""
+    body = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
+    return Message(message_type(_GETCHAIN), 0, body, family)
 
 
 def delete_set(table: str, name: str) -> Message:
@@ -81,9 +87,15 @@ def delete_set(table: str, name: str) -> Message:
     return Message(message_type(_DELSET), 0, string(_SET_TABLE, table) + string(_SET_NAME, name))
 
 
-def get_rules(table: str) -> Message:
+def get_rules(table: str, family: int = NFPROTO_INET) -> Message:
     """Request the rules of a table."""
-    return Message(message_type(_GETRULE), 0, string(_RULE_TABLE, table))
+    return Message(message_type(_GETRULE), 0, string(_RULE_TABLE, table), family)
+
+
+def get_chain_rules(table: str, chain: str, family: int = NFPROTO_INET) -> Message:
+    """Request the rules of one chain; the reply has none if the chain does not exist."""
+    body = string(_RULE_TABLE, table) + string(_RULE_CHAIN, chain)
+    return Message(message_type(_GETRULE), 0, body, family)
 
 
 def get_sets(table: str) -> Message:
@@ -119,6 +131,13 @@ def read_chains(replies: Iterable[memoryview], table: str) -> dict[str, bytes]:
         for chain in found
         if _CHAIN_NAME in chain and text(chain.get(_CHAIN_TABLE, NOTHING)) == table
     }
+
+
+def read_policy(chain: Mapping[int, memoryview]) -> str:
+    """Return the policy of a chain at a hook, given its attributes; empty for other chains."""
+    if _CHAIN_POLICY not in chain:
+        return ""
+    return "ACCEPT" if int.from_bytes(chain[_CHAIN_POLICY], "big") else "DROP"
 
 
 def read_rules(replies: Iterable[memoryview]) -> dict[str, list[bytes]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -25,7 +26,10 @@ from pyproxy.dataplane.iptables.base_rules import TABLES, IptablesOptions
 from pyproxy.dataplane.iptables.committed_state import CommittedTables, Saved
 from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.drift_detector import DriftDetector
+from pyproxy.dataplane.iptables.nft_reader import NftReader
+from pyproxy.dataplane.iptables.nft_text import UnknownRuleError
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
+from pyproxy.dataplane.iptables.service_path import Read, read_base, read_path
 from pyproxy.errors import (
     KernelError,
     PermissionKernelError,
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # iptables-legacy reads a table, changes it, and replaces it as a whole, so its programs lock this
 # file meanwhile. iptables-nft needs no lock: nf_tables commits transactions of changes.
@@ -135,11 +141,27 @@ class IptablesDataplane:
 
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare the kernel state of one Service, and the base rules, with the desired state."""
-        return compare(self._save(), wanted, self._options, node)
+        found = self._read_chains(
+            lambda read: compare(
+                read_path(read, wanted, self._options, node, self._programs),
+                wanted,
+                self._options,
+                node,
+            )
+        )
+        # Where a rule is missing, a chain that was not read may show why.
+        if found is None or found:
+            return compare(self._save(), wanted, self._options, node)
+        return found
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         """Return a line for each difference in the base rules."""
-        return check_base_rules(self._save(), self._options, node)
+        found = self._read_chains(
+            lambda read: check_base_rules(
+                read_base(read, self._options, node, self._programs), self._options, node
+            )
+        )
+        return found if found is not None else check_base_rules(self._save(), self._options, node)
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Return the number of pyproxy's rules in each table, as committed last."""
@@ -214,6 +236,17 @@ class IptablesDataplane:
             log.warning("iptables mode without %s: %s", family.label, error)
             del self._programs[family]
         self._drift.watch(self._programs)
+
+    def _read_chains(self, use: Callable[[Read], T]) -> T | None:
+        """Have single chains read; None if the programs alone can read what is needed."""
+        if self.flavour is Flavour.LEGACY:
+            return None
+        try:
+            with contextlib.closing(NftReader()) as reader:
+                return use(reader.chain)
+        except (KernelError, UnknownRuleError) as error:
+            log.debug("reading all chains with iptables-save: %r", error)
+            return None
 
     def _save(self) -> Saved:
         return {family: programs.save() for family, programs in self._programs.items()}

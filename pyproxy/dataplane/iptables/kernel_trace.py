@@ -1,16 +1,20 @@
 """Trace a packet through the kernel state: `tracer` over the rules that iptables-save prints.
 
-All of a family's tables are read, but only the chains on the packet's path are parsed.
+Of iptables-nft, the chains on the packet's path are read over netlink. A legacy table is read as a
+whole, and so are all tables if another program has changed pyproxy's chains.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pyproxy.dataplane.iptables import trace_result
 from pyproxy.dataplane.iptables.base_rules import FILTER, NAT, TABLES
+from pyproxy.dataplane.iptables.nft_reader import NftReader
+from pyproxy.dataplane.iptables.nft_text import UnknownRuleError
 from pyproxy.dataplane.iptables.rule_parser import parse_rule
 from pyproxy.dataplane.iptables.rules import Rule
 from pyproxy.dataplane.iptables.tracer import TraceState, trace
@@ -103,7 +107,17 @@ class IptablesTracer:
 
     def trace(self, packet: Packet) -> TraceResult:
         """Trace a packet through the chains as they are now. Raises KernelError, UsageError."""
-        saved = self._saved(packet.family)
+        if Flavour.NFT in self._flavours:
+            with (
+                contextlib.suppress(KernelError, UnknownRuleError),
+                contextlib.closing(NftReader()) as reader,
+            ):
+                read = {name: reader.table(packet.family, name) for name in TABLES}
+                if kube_names.REFUSE in read[FILTER].chains:
+                    return self._trace(packet, read)
+        return self._trace(packet, self._saved(packet.family))
+
+    def _trace(self, packet: Packet, saved: Mapping[str, SavedTable]) -> TraceResult:
         tables = {name: KernelChains(saved.get(name, EMPTY), packet.family) for name in TABLES}
         clients = ClientLists()
         state = TraceState(tables, frozenset(self._local_addresses()), clients)
