@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyproxy_lab
@@ -64,3 +67,39 @@ def test_the_lab_needs_pyproxy_of_its_own_version() -> None:
     lab = tomllib.loads((ROOT / "lab/pyproject.toml").read_text())["project"]
     assert pyproxy_lab.__version__ == pyproxy.__version__
     assert f"pyproxy=={pyproxy.__version__}" in lab["dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("package", "project"),
+    [("pyproxy", "pyproject.toml"), ("lab/pyproxy_lab", "lab/pyproject.toml")],
+)
+def test_every_imported_package_is_a_dependency(package: str, project: str) -> None:
+    # The lab may use what pyproxy, on which it depends, brings along.
+    declared = {
+        distribution(each)
+        for part in {project, "pyproject.toml"}
+        for each in tomllib.loads((ROOT / part).read_text())["project"]["dependencies"]
+    }
+    providers = importlib.metadata.packages_distributions()
+    imported = {
+        name: distributions
+        for path in (ROOT / package).rglob("*.py")
+        for name in imports(path)
+        if (distributions := {distribution(each) for each in providers.get(name, ())})
+    }
+    own = {"pyproxy"} if package == "pyproxy" else {"pyproxy-lab"}
+    assert {name for name, by in imported.items() if not by & (declared | own)} == set()
+
+
+def distribution(requirement: str) -> str:
+    """Return the normalised name of a distribution, without its versions."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the packages that a module imports anywhere, but for its own and __future__."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
