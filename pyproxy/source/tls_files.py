@@ -1,7 +1,7 @@
 """Certificates and keys as files, because the TLS library reads a client certificate from no bytes.
 
 A kubeconfig has them as paths or in base64. The latter become temporary files of this process, with
-mode 0600, which are removed when it exits.
+mode 0600, which are removed when it exits, or when newer ones have replaced them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import threading
 from contextlib import suppress
 
 from pyproxy.errors import UsageError
+
+_MOST_FILES = 32
+"""Files at one time. A plugin that issues certificates brings two every few minutes, for ever."""
 
 _lock = threading.Lock()
 # By content: credentials that are read again and are the same get the same file.
@@ -35,20 +38,25 @@ def tls_file(path: str | None, data: str | None) -> str:
 
 def _file_with(content: bytes) -> str:
     with _lock:
-        path = _written.get(content)
+        path = _written.pop(content, None)
         # A program that cleans /tmp may have removed it.
         if path is None or not os.path.isfile(path):
-            if not _written:
-                atexit.register(_remove)
             descriptor, path = tempfile.mkstemp(prefix="pyproxy-")
             with open(descriptor, "wb") as file:
                 file.write(content)
-            _written[content] = path
+        _written[content] = path  # the last one to be removed now
+        while len(_written) > _MOST_FILES:
+            _unlink(_written.pop(next(iter(_written))))
         return path
 
 
+@atexit.register
 def _remove() -> None:
     for path in _written.values():
-        with suppress(OSError):
-            os.unlink(path)
+        _unlink(path)
     _written.clear()
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

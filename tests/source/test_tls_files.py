@@ -34,6 +34,18 @@ def test_equal_data_share_a_file_until_it_is_gone() -> None:
     assert Path(tls_file(None, data)).read_bytes() == PEM + b"shared"
 
 
+def test_certificates_that_are_issued_again_and_again_leave_few_files() -> None:
+    authority = base64.b64encode(PEM + b"authority").decode()
+    paths = []
+    for number in range(100):
+        paths.append(tls_file(None, base64.b64encode(PEM + b"%d" % number).decode()))
+        # Each time that credentials are read, the authority's certificate is read too.
+        assert Path(tls_file(None, authority)).read_bytes() == PEM + b"authority"
+    left = [path for path in paths if os.path.exists(path)]
+    assert left == paths[-len(left) :]
+    assert 10 < len(left) < 50
+
+
 def test_a_missing_file() -> None:
     with pytest.raises(UsageError, match=r"file does not exist: /nowhere/ca\.crt"):
         tls_file("/nowhere/ca.crt", None)
