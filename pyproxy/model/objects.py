@@ -14,8 +14,8 @@ from pyproxy.errors import Problem
 from pyproxy.model.address import Address, Family, Network, Port, Protocol
 
 
-# gc=False where instances are many: they cannot be part of a cycle, so the garbage collector need
-# not traverse them.
+# gc=False where instances are many: they cannot be part of a cycle. A full garbage collection that
+# traverses a struct for each Service delays changes by tens of milliseconds.
 class ObjectName(msgspec.Struct, frozen=True, order=True, gc=False):
     """A namespace and a name; the namespace is empty for a Node."""
 
@@ -50,7 +50,7 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     node_port: Port = Port(0)
 
 
-class Service(msgspec.Struct, frozen=True):
+class Service(msgspec.Struct, frozen=True, gc=False):
     """A Service that is proxied.
 
     `load_balancer_ips` are those with ipMode VIP. `affinity_timeout` is in seconds, 0 without
@@ -100,7 +100,7 @@ class SlicePort(msgspec.Struct, frozen=True, gc=False):
     port: Port
 
 
-class EndpointSlice(msgspec.Struct, frozen=True):
+class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     """A part of a Service's endpoints, all of one family.
 
     `triggered` is the time of the change that caused this version of the slice (annotation

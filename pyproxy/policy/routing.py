@@ -64,7 +64,7 @@ class Frontend(msgspec.Struct, frozen=True, gc=False):
     use: Use
 
 
-class PortRouting(msgspec.Struct, frozen=True):
+class PortRouting(msgspec.Struct, frozen=True, gc=False):
     """The routing of one port of a Service in one IP family.
 
     In `frontends` the node port comes last. `cluster` and `local` have no duplicates, and are empty
@@ -87,7 +87,7 @@ class PortRouting(msgspec.Struct, frozen=True):
     draining: tuple[Backend, ...] = ()
 
 
-class ServiceRouting(msgspec.Struct, frozen=True):
+class ServiceRouting(msgspec.Struct, frozen=True, gc=False):
     """The routing of a whole Service on this node.
 
     `source_ranges` restrict the clients of frontends of scope LOAD_BALANCER. Empty allows every
