@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import select
+import socket
 import struct
 
 import msgspec
@@ -20,10 +21,13 @@ from pyproxy.netlink.attributes import attribute_map, text
 from pyproxy.netlink.frames import read_messages
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
 from pyproxy.netlink.nftables import SUBSYSTEM
+from pyproxy.netlink.socket_filter import ACCEPT, IF_EQUAL, LOAD_WORD, REJECT, RETURN
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
 _GROUP_NFTABLES = 7
 _RECEIVE_BUFFER = 4 << 20
+_PORT_AT = 12
+"""The offset of nlmsg_pid, the sender's port."""
 
 _NEWGEN = 15
 _GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
@@ -65,6 +69,7 @@ class Monitor:
     """Detects transactions on one table that came through sockets other than `own_port`.
 
     One thread may `wait`; the other methods may be called from any thread and do not block.
+    `received` counts the datagrams that reached this process.
     """
 
     def __init__(self, table: str, own_port: int) -> None:
@@ -73,9 +78,16 @@ class Monitor:
         self._objects: set[str] = set()
         self._sets: set[str] = set()
         self._socket = NetlinkSocket(NETLINK_NETFILTER, "changes of tables", _RECEIVE_BUFFER)
+        # Each commit of our own would wake the thread, which then competes for Python's lock. A
+        # datagram has messages of one transaction. The filter loads in network order.
+        own = (IF_EQUAL, 0, 1, socket.htonl(own_port))
+        self._socket.filter_notifications(
+            ((LOAD_WORD, 0, 0, _PORT_AT), own, (RETURN, 0, 0, REJECT), (RETURN, 0, 0, ACCEPT))
+        )
         self._woken = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended = False
         self._listening = False
+        self.received = 0
 
     def listen(self) -> None:
         """Subscribe; earlier transactions are not reported."""
@@ -131,6 +143,7 @@ class Monitor:
                 self._objects.clear()
                 self._sets.clear()
                 return Foreign(frozenset(), "")
+            self.received += 1
             if found := self._read(data):
                 return found
 

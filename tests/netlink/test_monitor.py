@@ -6,13 +6,15 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.errors import KernelError
 from pyproxy.netlink.monitor import Foreign, Monitor
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, delete_set
 from pyproxy.netlink.sockets import NetlinkSocket
 from tests.namespaces import empty_namespace
 from tests.waiting import PATIENCE
@@ -59,6 +61,27 @@ def test_descriptors_above_1023_are_watched(here: Namespace) -> None:
         foreign = monitor.wait()
         assert foreign is not None
         assert foreign.objects == {"table"}
+
+
+def test_own_transactions_wake_no_thread(here: Namespace) -> None:
+    netlink = here.call(Nfnetlink)
+    monitor = here.call(lambda: Monitor("pyproxy", netlink.port))
+    with closing(netlink), closing(monitor):
+        here.run(["nft", "add table inet pyproxy; add set inet pyproxy e { type ipv4_addr; }"])
+        for number in range(5):
+            here.run(["nft", f"add set inet pyproxy own{number} {{ type ipv4_addr; }}"])
+        monitor.listen()
+        for number in range(5):
+            deletion = delete_set("pyproxy", f"own{number}")
+            assert netlink.transact([deletion], SUBSYSTEM) == []
+        received = []
+        for address in ("10.0.0.1", "10.0.0.2"):
+            here.run(["nft", f"add element inet pyproxy e {{ {address} }}"])
+            foreign = monitor.wait()
+            assert foreign is not None
+            assert foreign.sets == frozenset({"e"})
+            received.append(monitor.received)
+        assert received[1] == 2 * received[0]
 
 
 def test_sets_of_one_transaction_are_named_whatever_their_order(here: Namespace) -> None:
