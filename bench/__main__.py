@@ -26,6 +26,7 @@ from bench.node_ports import print_node_ports
 from bench.outages import print_outages
 from bench.questions import print_questions
 from bench.repairs import print_repairs
+from bench.tail import print_tail
 from bench.targets import Targets, held_against, targets
 from pyproxy.errors import PyproxyError, UsageError
 
@@ -76,6 +77,10 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
                 place, options.hostile, Size(options.services, SIZE.endpoints), options.seconds
             )
         )
+    if options.tail:
+        _print_machine()
+        size = Size(options.services, SIZE.endpoints)
+        return _conclude(print_tail(place, size, options.tail, options.tail_seconds))
     if options.questions:
         _print_machine()
         return _conclude(print_questions(place, options.questions))
@@ -131,7 +136,21 @@ def _options() -> argparse.Namespace:
         help="time only single changes alone and during attacks (default all of them)",
     )
     parser.add_argument(
-        "--services", type=int, default=SIZE.services, help="Services of --hostile (default 10000)"
+        "--services",
+        type=int,
+        default=SIZE.services,
+        help="Services of --hostile and --tail (default 10000)",
+    )
+    what.add_argument(
+        "--tail",
+        nargs="?",
+        type=int,
+        const=10,
+        metavar="RUNS",
+        help="time only changes at 500 a second, and what delays them (default 10 runs)",
+    )
+    parser.add_argument(
+        "--tail-seconds", type=float, default=30.0, help="seconds of a run of --tail (default 30)"
     )
     parser.add_argument(
         "--seconds", type=float, default=8.0, help="seconds of each attack (default 8)"

@@ -145,6 +145,7 @@ def main() -> None:
         server.load(objects(size))
         for number in range(size.services, size.services + VICTIMS):
             server.load([service(number), endpoint_slice(number, [number])])
+        orders.stop_collecting()
         print(server.url, flush=True)
         for line in sys.stdin.buffer:
             written = _obey(server, nodes, msgspec.json.decode(line, type=Order))

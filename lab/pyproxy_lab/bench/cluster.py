@@ -9,10 +9,11 @@ the same for all agents: an agent's own work and the sending of the watch event.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from pyproxy_lab.bench.shape import FRESH_POD, NAMESPACE, Size, endpoint_slice, 
 _BY_KIND = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES)}
 _HISTORY = 200_000
 _TICK = 0.01
+_LONG_COLLECTION = 0.001
 
 
 class Churn(msgspec.Struct, frozen=True):
@@ -52,10 +54,15 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """When it began, on the clock that all processes share, and each churned pod's time."""
+    """When it began, on the clock that all processes share, and each churned pod's time.
+
+    `collections` are the seconds of each garbage collection of this process in the churn that took
+    a millisecond or more.
+    """
 
     at: float
     pods: dict[str, float] = {}
+    collections: list[float] = []
 
 
 Cluster = OrderedServer[Done]
@@ -72,6 +79,7 @@ def main() -> None:
     services, endpoints = map(int, sys.argv[1:])
     with ApiServer.running(Settings(history=_HISTORY)) as server:
         server.load(objects(Size(services, endpoints)))
+        orders.stop_collecting()
         print(server.url, flush=True)
         for line in sys.stdin.buffer:
             done = _obey(server, msgspec.json.decode(line, type=Order))
@@ -90,7 +98,32 @@ def _obey(server: ApiServer, order: Order) -> Done:
         return began
 
     began = server.call(change)
-    return Done(began, _churn(server, order.churn) if order.churn else {})
+    if order.churn is None:
+        return Done(began)
+    with _collections() as collections:
+        pods = _churn(server, order.churn)
+    return Done(began, pods, collections)
+
+
+@contextmanager
+def _collections() -> Iterator[list[float]]:
+    """Yield a list that garbage collections of a millisecond or more are added to, in seconds."""
+    found: list[float] = []
+    began = 0.0
+
+    def note(phase: str, _: object) -> None:
+        nonlocal began
+        now = time.monotonic()
+        if phase == "start":
+            began = now
+        elif now - began >= _LONG_COLLECTION:
+            found.append(now - began)
+
+    gc.callbacks.append(note)
+    try:
+        yield found
+    finally:
+        gc.callbacks.remove(note)
 
 
 def _churn(server: ApiServer, churn: Churn) -> dict[str, float]:

@@ -6,6 +6,7 @@ in an element or a rule, or as text in a name.
 
 from __future__ import annotations
 
+import gc
 import re
 import select
 import socket
@@ -18,7 +19,7 @@ from pyproxy.model.address import Address, address_text
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.netlink.sockets import grow_receive_buffer
-from pyproxy_lab.bench.cluster import Churn, Cluster, Order
+from pyproxy_lab.bench.cluster import Churn, Cluster, Done, Order
 from pyproxy_lab.bench.shape import FRESH_POD, pod_ip
 from pyproxy_lab.namespace import LabError
 
@@ -88,18 +89,31 @@ class Announcements:
         return time.monotonic()
 
     def latencies(self, api: Cluster, churn: Churn, patience: float) -> list[float]:
-        """Have a churn made and listen to what comes of it; seconds for each pod that was seen.
+        """Have a churn made, and return the seconds of each pod that was seen.
 
-        A pod that was replaced before anybody programmed it is not. Raises LabError where the last
-        one never comes.
+        Raises LabError as `churned`.
+        """
+        written = self.churned(api, churn, patience).pods
+        return [self.seen[pod] - at for pod, at in written.items() if pod in self.seen]
+
+    def churned(self, api: Cluster, churn: Churn, patience: float) -> Done:
+        """Have a churn made, and wait until the kernel has its last pod; `seen` has the times.
+
+        A pod that was replaced before anybody programmed it is not seen. Raises LabError where the
+        last one never comes.
         """
         deadline = time.monotonic() + churn.seconds
-        api.begin(Order(churn=churn))
-        while (left := deadline - time.monotonic()) > 0:
-            self._read(left)
-        written = api.finish().pods
-        self.await_pods(list(written)[-1:], patience)
-        return [self.seen[pod] - at for pod, at in written.items() if pod in self.seen]
+        # A collection of this process would delay the reading of notifications.
+        gc.disable()
+        try:
+            api.begin(Order(churn=churn))
+            while (left := deadline - time.monotonic()) > 0:
+                self._read(left)
+            done = api.finish()
+            self.await_pods(list(done.pods)[-1:], patience)
+        finally:
+            gc.enable()
+        return done
 
     def _read(self, patience: float) -> bool:
         ready, _, _ = select.select([self._socket], [], [], patience)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,16 @@ class OrderedServer(Generic[Done]):
         if not line:
             raise LabError(f"the API server has ended with status {self._process.wait()}")
         return self._decoder.decode(line)
+
+
+def stop_collecting() -> None:
+    """Never collect garbage again in this process, whose pauses would count as the agent's.
+
+    A full collection of 10,000 Services, their slices and the history takes 50 to 70 ms. Objects
+    of the API are in no cycles, and the process ends with its measurement.
+    """
+    gc.collect()
+    gc.disable()
 
 
 @contextmanager

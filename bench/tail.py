@@ -1,0 +1,198 @@
+"""The latency of changes at 500 a second, and the part of it that each process has.
+
+Each run has an agent of its own. Beside it a second client of the API server only reads the same
+watch, and a third process only sleeps. A change is timed from the API server's write until the
+kernel announces the pod's address. The second client divides that time: until it has read the
+event, the API server and its connection are at work; after that, the agent and the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pyproxy_lab.bench import cluster, usage
+from pyproxy_lab.bench.cluster import Churn, Cluster
+from pyproxy_lab.bench.contestant import OURS, parse
+from pyproxy_lab.bench.figures import Spread, duration, heading
+from pyproxy_lab.bench.kernel import Announcements
+from pyproxy_lab.bench.place import Place
+from pyproxy_lab.bench.shape import FRESH_POD, Size
+from pyproxy_lab.cluster import kubeconfig
+from pyproxy_lab.modes import NFTABLES
+from pyproxy_lab.namespace import LabError
+from pyproxy_lab.process import Agent, pipes
+
+from pyproxy.errors import PyproxyError
+from pyproxy.inspect.client import Client
+from pyproxy.inspect.humanize import clock
+from pyproxy.inspect.queries import SLOW, STATUS, NoArgs
+from pyproxy.inspect.slow_changes import SlowChange
+
+RATE = 500.0
+"""Changes a second."""
+
+LIMIT = 0.015
+"""The p99 that each run must stay below, in seconds."""
+
+_PATIENCE = 60.0
+_QUIET = 0.2
+_SHOWN = 3
+"""Slow changes of a run that are printed."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run: seconds of each change, as a whole and in parts, and what else happened.
+
+    `delay` is how long the agent's thread waited for a processor, `cpu` the agent's CPU time for a
+    change, `stolen` the time that the hypervisor gave to other guests, all in seconds.
+    `collections` are the API server's, `slow` the agent's slowest changes.
+    """
+
+    whole: Sequence[float]
+    server: Sequence[float]
+    agent: Sequence[float]
+    late: Sequence[float]
+    delay: float
+    cpu: float
+    collections: Sequence[float]
+    slow: Sequence[SlowChange]
+    load: float
+    stolen: float
+
+
+def print_tail(place: Place, size: Size, runs: int, seconds: float) -> bool:
+    """Measure and print each run; return whether the p99 of all is within the limit.
+
+    Raises LabError, UsageError.
+    """
+    heading(
+        f"{size}, {RATE:g} changes a second for {seconds:g} s, API write to kernel, {runs} runs"
+    )
+    print("       change: median, p99, worst   | server's part: p99, worst | agent's: p99, worst")
+    met = 0
+    pods = FRESH_POD
+    with cluster.running(size) as api:
+        for number in range(runs):
+            run = _run(place, api, Churn(RATE, seconds, size, pods))
+            pods += len(run.whole) + int(RATE)
+            print("\n".join(lines(number, run)), flush=True)
+            met += Spread(run.whole).p99 < LIMIT
+    print(f"  p99 below {duration(LIMIT)} in {met} of {runs} runs")
+    return met == runs
+
+
+def lines(number: int, run: Run) -> Iterator[str]:
+    """Yield the lines of one run: its times, what the machine did, and its slowest changes."""
+    whole, server, agent = map(Spread, (run.whole, run.server, run.agent))
+    late = Spread(run.late)
+    yield (
+        f"  {number + 1:>2}: {duration(whole.median):>9} {duration(whole.p99):>9} "
+        f"{duration(whole.worst):>9} | {duration(server.p99):>9} {duration(server.worst):>9} | "
+        f"{duration(agent.p99):>9} {duration(agent.worst):>9}"
+    )
+    yield "      " + "; ".join(
+        (
+            f"load {run.load:.1f}, stolen {duration(run.stolen)}",
+            f"a sleep of 1 ms too long: p99 {duration(late.p99)}, worst {duration(late.worst)}",
+            f"agent: run delay {duration(run.delay)}, CPU of a change {duration(run.cpu)}",
+            f"API server: longest collection {duration(max(run.collections, default=0.0))}",
+        )
+    )
+    for each in run.slow[:_SHOWN]:
+        phases = ", ".join(
+            f"{name} {duration(seconds)}"
+            for name, seconds in each.phases.items()
+            if seconds >= each.seconds / 10
+        )
+        causes = ", ".join(f"{cause.kind} {duration(cause.seconds)}" for cause in each.causes)
+        yield (
+            f"      agent's {duration(each.seconds)} at {clock(each.ended)}, {each.coalesced} "
+            f"others: {phases}; {causes}"
+        )
+
+
+def _run(place: Place, api: Cluster, churn: Churn) -> Run:
+    with tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        config, socket = folder / "kubeconfig", folder / "socket"
+        config.write_bytes(msgspec.json.encode(kubeconfig(api.url, "")))
+        ours = parse(OURS, NFTABLES)
+        command = (*ours.command, "--inspect-socket", str(socket))
+        contestant = msgspec.structs.replace(ours, command=command)
+        agent = stack.enter_context(contestant.serving(place.node, config, folder / "log"))
+        client = Client(str(socket))
+        _settle(client, agent)
+        kernel = stack.enter_context(Announcements())
+        read: dict[str, float] = {}
+        late: list[float] = []
+        with ExitStack() as controls:
+            controls.enter_context(_control(("watch", api.url), read.update))
+            controls.enter_context(_control(("sleep",), late.extend))
+            before = _used(agent)
+            done = kernel.churned(api, churn, _PATIENCE)
+            after = _used(agent)
+        seen = kernel.seen
+        found = [pod for pod in done.pods if pod in seen and pod in read]
+        return Run(
+            whole=[seen[pod] - at for pod, at in done.pods.items() if pod in seen],
+            server=[read[pod] - done.pods[pod] for pod in found],
+            agent=[seen[pod] - read[pod] for pod in found],
+            late=late,
+            delay=after[1] - before[1],
+            cpu=(after[0] - before[0]) / len(done.pods),
+            collections=done.collections,
+            slow=client.query(SLOW, NoArgs()).changes,
+            load=os.getloadavg()[0],
+            stolen=after[2] - before[2],
+        )
+
+
+def _settle(client: Client, agent: Agent) -> None:
+    """Wait until the agent has programmed all objects. Raises LabError."""
+    deadline = time.monotonic() + _PATIENCE
+    while not _is_settled(client):
+        agent.require_alive()
+        if time.monotonic() > deadline:
+            raise LabError(f"the agent has not programmed all within {_PATIENCE:.0f} s")
+        time.sleep(_QUIET)
+
+
+def _is_settled(client: Client) -> bool:
+    try:
+        status = client.query(STATUS, NoArgs())
+    except PyproxyError:  # not listening yet, or busy
+        return False
+    return status.syncs > 0 and not status.pending
+
+
+def _used(agent: Agent) -> tuple[float, float, float]:
+    """Return the agent's CPU time, its main thread's run delay, and the time stolen, in seconds."""
+    delay = int(Path(f"/proc/{agent.pid}/schedstat").read_text().split()[1]) / 1e9
+    # The eighth number of the first line counts ticks that the hypervisor gave to other guests.
+    stolen = int(Path("/proc/stat").read_text().split("\n")[0].split()[8])
+    return usage.cpu(agent.pid), delay, stolen / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def _control(words: Sequence[str], take: Callable[[Any], None]) -> Iterator[None]:
+    """Run a control process, and pass its result on at the end. Raises LabError."""
+    command = [sys.executable, "-m", "bench.tail_control", *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        stdin, stdout = pipes(process)
+        if stdout.readline() != b"ready\n":
+            raise LabError(f"the control process {words[0]} has not started")
+        try:
+            yield
+        finally:
+            stdin.close()
+            if line := stdout.readline():
+                take(msgspec.json.decode(line))

@@ -1,0 +1,78 @@
+"""Processes beside the tail's agent that show what the machine and the API server alone do.
+
+    python -m bench.tail_control sleep
+    python -m bench.tail_control watch URL
+
+The first only sleeps a millisecond at a time, and prints the seconds that each sleep lasted too
+long. The second watches EndpointSlices and prints when it read each new pod's address. Both print
+`ready` when they have begun, and one line of JSON when their input ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+
+import msgspec
+
+_SLEEP = 0.001
+_READ = 1 << 16
+_FRESH = re.compile(rb'"addresses":\["(10\.20[0-7]\.\d{1,3}\.\d{1,3})"')
+_PATH = "/apis/discovery.k8s.io/v1/endpointslices"
+
+
+def main() -> None:
+    if sys.argv[1] == "sleep":
+        result: object = _sleep()
+    else:
+        result = _watch(sys.argv[2])
+    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+    sys.stdout.buffer.flush()
+    # The watch's thread blocks in a read.
+    os._exit(0)
+
+
+def _sleep() -> list[float]:
+    late: list[float] = []
+    print("ready", flush=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        began = time.monotonic()
+        time.sleep(_SLEEP)
+        late.append(time.monotonic() - began - _SLEEP)
+    return late
+
+
+def _watch(url: str) -> dict[str, float]:
+    read: dict[str, float] = {}
+    began = threading.Event()
+
+    with urllib.request.urlopen(f"{url}{_PATH}?limit=1") as response:
+        version = msgspec.json.decode(response.read())["metadata"]["resourceVersion"]
+
+    def follow() -> None:
+        watch = f"{url}{_PATH}?watch=true&resourceVersion={version}"
+        with suppress(OSError), urllib.request.urlopen(watch) as response:
+            began.set()
+            rest = b""
+            while chunk := response.read1(_READ):
+                now = time.monotonic()
+                rest += chunk
+                for pod in _FRESH.findall(rest):
+                    read.setdefault(pod.decode(), now)
+                rest = rest[rest.rfind(b"\n") + 1 :]
+
+    threading.Thread(target=follow, daemon=True).start()
+    began.wait()
+    print("ready", flush=True)
+    sys.stdin.read()
+    return dict(read)
+
+
+if __name__ == "__main__":
+    main()
