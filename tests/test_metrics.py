@@ -51,7 +51,9 @@ def used() -> Metrics:
     metrics.syncs.finished(0.001, 1003.5, full=False)
     metrics.syncs.failed()
     metrics.syncs.cleanup_failed()
-    metrics.changes.programmed([0.0004, 0.0006])
+    metrics.changes.latency.add("", 0.0004)
+    metrics.changes.latency.add("", 0.0006)
+    metrics.changes.phases.add("kernel", 0.0004, 2)
     metrics.changes.network_programmed(Family.IPV4, [0.7, 400])
     metrics.changes.network_programmed(Family.IPV6, [])
     metrics.changes.invalid(Kind.SERVICE, 2)
@@ -105,6 +107,7 @@ def test_all_others_are_our_own_or_the_process(exposed: Exposed) -> None:
     assert {name for name in others if not name.startswith("process_")} == {
         "pyproxy_configuration_problems",
         "pyproxy_programming_latency_seconds",
+        "pyproxy_programming_phase_seconds",
         "pyproxy_drift_repairs_total",
         "pyproxy_events_total",
         "pyproxy_kernel_table_fill_ratio",

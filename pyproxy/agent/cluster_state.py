@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
-from pyproxy.agent.pending import Change, PendingChanges
+from pyproxy.agent.pending import Arrival, Change, PendingChanges
 from pyproxy.model.address import Address, Port
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
@@ -95,36 +95,42 @@ class ClusterState:
             if any(endpoint.address in addresses for endpoint in each.endpoints):
                 yield each.service
 
-    def handle_event(self, event: Event) -> Kind | None:
-        """Apply one event; return the kind of the changed object, None for no change."""
+    def handle_event(self, event: Event, now: float) -> Kind | None:
+        """Apply one event at a monotonic time; return the kind of the changed object, if any."""
         match event:
             case Upsert(obj=Service() as service):
-                kind, changed = Kind.SERVICE, self._put_service(service, event.read_at)
+                kind, name, change = Kind.SERVICE, service.name, self._put_service(service)
             case Upsert(obj=EndpointSlice() as each):
-                kind, changed = Kind.ENDPOINT_SLICE, self._put_slice(each, event.read_at)
+                kind, name, change = Kind.ENDPOINT_SLICE, each.name, self._put_slice(each)
             case Upsert(obj=Node() as node):
-                kind, changed = Kind.NODE, self._put_node(node, event.read_at)
+                kind, name, change = Kind.NODE, ObjectName("", node.name), self._put_node(node)
             case Delete(kind=kind, name=name):
-                changed = self._drop(kind, name, event.read_at)
+                change = self._drop(kind, name)
             case Synced():
                 self._sync(event)
                 return None
             case InvalidObject():
                 return None
-        return kind if changed else None
+        if change is None:
+            return None
+        # The first lists, which one sync writes, are not timed one by one.
+        if change is not self._initial:
+            # A source that does not time decoding has put the object into the inbox at once.
+            decoded_at = event.decoded_at or event.read_at
+            change.arrived(Arrival(kind, name, event.read_at, decoded_at, now))
+        return kind
 
-    def _put_service(self, service: Service, read_at: float) -> bool:
+    def _put_service(self, service: Service) -> Change | None:
         # A list after a lost watch repeats all objects, and equal ones must cause no sync.
         if self.services.get(service.name) == service:
-            return False
+            return None
         self.services[service.name] = service
-        self._changed(service.name).read(read_at)
-        return True
+        return self._changed(service.name)
 
-    def _put_slice(self, new: EndpointSlice, read_at: float) -> bool:
+    def _put_slice(self, new: EndpointSlice) -> Change | None:
         old = self.slices.get(new.name)
         if old == new:
-            return False
+            return None
         # The label kubernetes.io/service-name of a slice can be changed to another Service.
         if old is not None:
             self._endpoints[old.service] -= len(old.endpoints)
@@ -134,46 +140,40 @@ class ClusterState:
         self._by_service.setdefault(new.service, {})[new.name] = new
         self._endpoints[new.service] += len(new.endpoints)
         change = self._changed(new.service)
-        change.read(read_at)
         # Slices of the first lists changed before the agent started; kube-proxy skips them too. A
         # slice that changes without a new time changed for another reason, perhaps hours later.
         repeats = old is not None and old.triggered == new.triggered
         if new.triggered and self.has_synced and not repeats:
             change.trigger(new.family, new.triggered)
-        return True
+        return change
 
-    def _put_node(self, node: Node, read_at: float) -> bool:
+    def _put_node(self, node: Node) -> Change | None:
         # kubelet updates the Node's status every few minutes, in fields that are not decoded.
         if self.node == node:
-            return False
+            return None
         self.node = node
         # The zone and the node port addresses are part of the routing of any Service.
-        if self.has_synced:
-            self.pending.node_changed(self.services).read(read_at)
-        return True
+        return self.pending.node_changed(self.services) if self.has_synced else self._initial
 
-    def _drop(self, kind: Kind, name: ObjectName, read_at: float | None = None) -> bool:
+    def _drop(self, kind: Kind, name: ObjectName) -> Change | None:
         if kind is Kind.SERVICE:
             if self.services.pop(name, None) is None:
-                return False
-            change = self._changed(name)
-        elif kind is Kind.ENDPOINT_SLICE:
+                return None
+            return self._changed(name)
+        if kind is Kind.ENDPOINT_SLICE:
             old = self.slices.pop(name, None)
             if old is None:
-                return False
+                return None
             self._endpoints[old.service] -= len(old.endpoints)
             self._unlink(old)
-            change = self._changed(old.service)
-        elif self.node is None or self.node.name != name.name:
-            return False
-        else:
-            # A deleted and recreated Node is the same machine, so its addresses stay until the new
-            # object has others. Load balancers must not send clients here meanwhile.
-            self.node = msgspec.structs.replace(self.node, eligible=False)
-            return True
-        if read_at is not None:
-            change.read(read_at)
-        return True
+            return self._changed(old.service)
+        if self.node is None or self.node.name != name.name:
+            return None
+        # A deleted and recreated Node is the same machine, so its addresses stay until the new
+        # object has others. Load balancers must not send clients here meanwhile.
+        self.node = msgspec.structs.replace(self.node, eligible=False)
+        # No routing depends on it, so nothing waits for a sync.
+        return Change()
 
     def _unlink(self, old: EndpointSlice) -> None:
         rest = self._by_service[old.service]

@@ -16,10 +16,11 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit, Observers
 from pyproxy.agent.current_node import CurrentNode
 from pyproxy.agent.node import NodeRules
-from pyproxy.agent.pending import Change
+from pyproxy.agent.pending import Arrival, Change
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
 from pyproxy.agent.service_router import Routings, ServiceRouter
 from pyproxy.agent.steps import Finished, Step, Steps
+from pyproxy.agent.timeline import Activity, StepTimes, Timeline
 from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeRouting, P
 from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleStateError
 from pyproxy.inspect.snapshot import Repair
@@ -67,6 +68,8 @@ class Agent(Generic[P]):
         self._rejected: frozenset[ObjectName] = frozenset()
         self._has_committed = False
         self._started = observers.wall_clock()
+        self.timeline = Timeline(observers.clock, observers.wall_clock, observers.metrics.changes)
+        """Where the time of changes goes; the loop adds what else occupies this thread."""
         self.generation = 0
         """The number of events and syncs so far: without a new one, no state has changed."""
 
@@ -93,7 +96,7 @@ class Agent(Generic[P]):
         self.generation += 1
         # /healthz counts the delay from the oldest change that is not written.
         was_idle = not self._steps
-        changed = self.cluster_state.handle_event(event)
+        changed = self.cluster_state.handle_event(event, self._observers.clock())
         match event:
             case Upsert(obj=Node() as node):
                 self._observers.health.set_node_eligible(node.eligible)
@@ -157,7 +160,9 @@ class Agent(Generic[P]):
             log.warning("cannot read the node's addresses, trying again: %s", error)
             return False
         if is_written:
-            self.cluster_state.pending.node_changed(()).read(self._observers.clock())
+            now, name = self._observers.clock(), ObjectName("", self._node_rules.hostname)
+            arrival = Arrival(Kind.NODE, name, read_at=now, decoded_at=now, taken_at=now)
+            self.cluster_state.pending.node_changed(()).arrived(arrival)
         if was_idle and self._steps:
             self._observers.health.queued()
         return True
@@ -190,8 +195,9 @@ class Agent(Generic[P]):
         transactions of one step. Raises PermissionKernelError; other failures are retried later.
         """
         began = self._observers.clock()
+        times = self.timeline.begin(began)
         self.generation += 1
-        if self._readback.is_due(began) and self._repair(began):
+        if self._readback.is_due(began) and self._repair(times):
             return
         step = Step()
         try:
@@ -203,18 +209,28 @@ class Agent(Generic[P]):
             if not self._steps:
                 self._observers.metrics.changes.taken()
             plan = self._plan_full(step) if full else self._plan_partial(step, node)
-            failures = self._dataplane.commit(plan)
+            failures = self._commit(plan, times)
         except PermissionKernelError:
             raise
         except KernelError as error:
             self._failed(error, step)
+            self.timeline.activities.note(Activity.FAILED_SYNC, began)
             return
         self._has_committed = True
         # Only the rows of a step without changes are all repairs.
         repair = self._read_back(plan, is_pure=not step.written) if full else None
-        self._succeeded(step, failures, began, full=full, repair=repair)
+        self._succeeded(step, failures, times, full=full, repair=repair)
 
-    def _repair(self, began: float) -> bool:
+    def _commit(self, plan: P, times: StepTimes) -> tuple[Failure, ...]:
+        """Commit a plan, and record the times of that. Raises KernelError."""
+        times.planned = self._observers.clock()
+        before = self._dataplane.kernel_seconds
+        failures = self._dataplane.commit(plan)
+        times.committed = self._observers.clock()
+        times.kernel = self._dataplane.kernel_seconds - before
+        return failures
+
+    def _repair(self, times: StepTimes) -> bool:
         """Undo other programs' writes from the last commit alone; return False if that is no use.
 
         Changes of the cluster stay pending, and the next sync writes them.
@@ -226,14 +242,15 @@ class Agent(Generic[P]):
             plan = self._dataplane.plan_repair(self._readback.sets)
             if plan is None:
                 return False
-            failures = self._dataplane.commit(plan)
+            failures = self._commit(plan, times)
         except PermissionKernelError:
             raise
         except KernelError as error:
             self._failed(error, Step())
+            self.timeline.activities.note(Activity.FAILED_SYNC, times.began)
             return True
         repair = self._read_back(plan, is_pure=True)
-        self._succeeded(Step(), failures, began, full=False, repair=repair)
+        self._succeeded(Step(), failures, times, full=False, repair=repair)
         return True
 
     def _new_node_routing(self) -> NodeRouting | None:
@@ -298,18 +315,18 @@ class Agent(Generic[P]):
         self,
         step: Step,
         failures: Sequence[Failure],
-        began: float,
+        times: StepTimes,
         *,
         full: bool,
         repair: Repair | None,
     ) -> None:
         now = self._observers.clock()
         rejected = {failure.name: failure.error for failure in failures}
-        finished = self._steps.committed(step, rejected.keys(), began, now)
+        finished = self._steps.committed(step, rejected.keys(), times.began, now)
         # The next step of the same sync does not wait for the least time between two syncs.
         self._backoff.succeeded(now, is_complete=not self._steps)
         self._note_rejected(finished, rejected)
-        self._publish(step, finished, began, full=full, repair=repair, left_out=rejected.keys())
+        self._publish(step, finished, times, full=full, repair=repair, left_out=rejected.keys())
 
     def _note_rejected(
         self, finished: Finished, rejected: Mapping[ObjectName, KernelError]
@@ -341,13 +358,14 @@ class Agent(Generic[P]):
         self,
         step: Step,
         finished: Finished,
-        began: float,
+        times: StepTimes,
         *,
         full: bool,
         repair: Repair | None,
         left_out: Collection[ObjectName],
     ) -> None:
         now, change = self._observers.clock(), finished.change
+        arrivals = change.arrivals
         written: Routings = {**self._steps.programmed} if full else step.written
         commit = Commit(
             {**self._steps.routings} if full else finished.routings,
@@ -356,8 +374,8 @@ class Agent(Generic[P]):
             self._node.routing.node_port_addresses,
             rejected=self._rejected,
             ended=self._observers.wall_clock(),
-            took=now - began,
-            latency=now - min(change.read_at) if change.read_at else None,
+            took=now - times.began,
+            latency=now - min(each.read_at for each in arrivals) if arrivals else None,
             repair=repair,
         )
         # Listeners run after the commit and must not block, so they delay no packet and no sync.
@@ -366,18 +384,15 @@ class Agent(Generic[P]):
         self._observers.health.updated()
         if self._steps:
             self._observers.health.queued()
-        self._measure(
-            change, now - began, now, full=full, is_repair=not (step.changes or step.written)
-        )
+        is_repair = not (step.changes or step.written)
+        self._measure(change, now - times.began, full=full, is_repair=is_repair)
+        # A sync of all Services, or a repair, has no changes that are timed one by one.
+        self.timeline.finished(times, () if full else arrivals, reads=full or is_repair)
 
-    def _measure(
-        self, change: Change, took: float, now: float, *, full: bool, is_repair: bool
-    ) -> None:
+    def _measure(self, change: Change, took: float, *, full: bool, is_repair: bool) -> None:
         metrics, wall = self._observers.metrics, self._observers.wall_clock()
         # A repair, which has no changes, reads the kernel back as a full sync does.
         metrics.syncs.finished(took, wall, full=full or is_repair)
-        if not full:
-            metrics.changes.programmed([now - read_at for read_at in change.read_at])
         for family, triggered in change.triggered:
             # Tenants write these times. kube-proxy skips those before its start too, and a negative
             # value would reset the sum of a histogram.

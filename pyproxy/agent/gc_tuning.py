@@ -7,8 +7,9 @@ them and frees almost nothing.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _DEFAULT = gc.get_threshold()
 # Allocations minus deallocations before a collection of the youngest generation, then the number of
@@ -34,6 +35,16 @@ def disabled() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def observed(callback: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Call `callback` at the start and the stop of each collection, as gc.callbacks does."""
+    gc.callbacks.append(callback)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(callback)
 
 
 def freeze() -> None:

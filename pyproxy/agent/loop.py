@@ -16,6 +16,7 @@ from pyproxy.agent import gc_tuning
 from pyproxy.agent.backoff import WorkLimiter
 from pyproxy.agent.core import Agent
 from pyproxy.agent.queries import Query
+from pyproxy.agent.timeline import Activity
 from pyproxy.dataplane.interface import Drift, P
 from pyproxy.errors import KernelError
 from pyproxy.health.state import Health
@@ -78,6 +79,7 @@ class Loop(Generic[P]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
+        self._activities = agent.timeline.activities
         self._inbox = inbox
         self._chores = chores
         self._health = health
@@ -91,7 +93,13 @@ class Loop(Generic[P]):
 
     def run(self) -> None:
         """Block until the inbox holds a Stop. Raises PermissionKernelError."""
-        with gc_tuning.rare(), _restored_switch_interval():
+        timeline = self._agent.timeline
+        with (
+            gc_tuning.rare(),
+            gc_tuning.observed(timeline.activities.collection),
+            _restored_switch_interval(),
+            timeline.reading_thread_times(),
+        ):
             self._run()
 
     def _run(self) -> None:
@@ -99,14 +107,17 @@ class Loop(Generic[P]):
         while self._handle_events():
             self._health.heartbeat()
             if self._clock() >= self._next_periodic:
-                self._chores.periodic()
+                with self._activities.during(Activity.PERIODIC):
+                    self._chores.periodic()
                 self._next_periodic = self._clock() + self._chores.period
             if self._has_new_addresses and self._read_due <= self._clock():
-                self._read_addresses()
+                with self._activities.during(Activity.ADDRESSES):
+                    self._read_addresses()
             due = self._agent.due()
             if due is not None and due <= self._clock():
                 self._sync()
-            self._has_more = self._chores.spare()
+            with self._activities.during(Activity.SPARE):
+                self._has_more = self._chores.spare()
 
     def _handle_events(self) -> bool:
         """Wait for an event, or for time; return False at a Stop."""
@@ -123,7 +134,8 @@ class Loop(Generic[P]):
             if isinstance(event, Drift):
                 self._agent.drifted(event)
             elif isinstance(event, Query):
-                event.run()
+                with self._activities.during(Activity.QUERY):
+                    event.run()
             elif isinstance(event, AddressesChanged):
                 # Read once for all that changed together.
                 self._has_new_addresses = True

@@ -72,6 +72,7 @@ class NullDataplane:
     families = FAMILIES
     messages_sent = 0
     bytes_sent = 0
+    kernel_seconds = 0.0
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import msgspec
 
 from pyproxy.model.address import Family
-from pyproxy.model.objects import ObjectName
+from pyproxy.model.objects import Kind, ObjectName
 
 _REMEMBERED = 1_000
 """Changes of one Service whose times are kept for metrics."""
@@ -31,20 +31,33 @@ _Names = OrderedDict[ObjectName, None]
 _Lane = OrderedDict[str, _Names]
 
 
+class Arrival(msgspec.Struct, frozen=True, gc=False):
+    """One event on its way: the object, and the monotonic times of its first phases.
+
+    It was read, then decoded and put into the inbox, then taken by the agent's thread.
+    """
+
+    kind: Kind
+    name: ObjectName
+    read_at: float
+    decoded_at: float
+    taken_at: float
+
+
 class Change(msgspec.Struct):
     """The events since a Service was routed last.
 
-    `read_at` are the monotonic times at which they were read. `triggered` are the trigger times of
-    changed EndpointSlices, in seconds since the epoch, with their families.
+    `triggered` are the trigger times of changed EndpointSlices, in seconds since the epoch, with
+    their families.
     """
 
-    read_at: list[float] = msgspec.field(default_factory=list)
+    arrivals: list[Arrival] = msgspec.field(default_factory=list)
     triggered: list[tuple[Family, float]] = msgspec.field(default_factory=list)
 
-    def read(self, at: float) -> None:
-        """Add an event that was read at a monotonic time."""
-        if len(self.read_at) < _REMEMBERED:
-            self.read_at.append(at)
+    def arrived(self, arrival: Arrival) -> None:
+        """Add an event."""
+        if len(self.arrivals) < _REMEMBERED:
+            self.arrivals.append(arrival)
 
     def trigger(self, family: Family, at: float) -> None:
         """Add the trigger time of a changed EndpointSlice."""
@@ -53,7 +66,7 @@ class Change(msgspec.Struct):
 
     def add(self, other: Change) -> None:
         """Take over the times of another change."""
-        self.read_at += other.read_at[: _REMEMBERED - len(self.read_at)]
+        self.arrivals += other.arrivals[: _REMEMBERED - len(self.arrivals)]
         self.triggered += other.triggered[: _REMEMBERED - len(self.triggered)]
 
 

@@ -221,4 +221,5 @@ class AgentInspector:
             repairs=programmed.repairs,
             last_repair=programmed.last_repair,
             config_problems=about.config_problems(),
+            slow_changes=agent.timeline.slowest(),
         )

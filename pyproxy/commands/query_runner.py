@@ -43,6 +43,11 @@ class QueryRunner:
                 self._give_up_agent(error, "reading API server and kernel instead")
         return query.run(self._oneshot, arguments)
 
+    def query_agent(self, query: Query[A, R], arguments: A) -> R:
+        """Return the result of a query that only a running agent has. Raises PyproxyError."""
+        client = self._client or Client(self.settings.inspect_socket)
+        return client.query(query, arguments)
+
     def agent_settings(self) -> Settings:
         """Return the settings of the running agent, or those of this command line.
 

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 
+from pyproxy.commands import slow_changes
 from pyproxy.commands.command import View
 from pyproxy.commands.output import BAD, DIM, GOOD, Part, Text, properties, table, text
+from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.dataplane.interface import TableUsage
 from pyproxy.inspect.humanize import clock, count, duration
-from pyproxy.inspect.queries import STATUS, NoArgs
+from pyproxy.inspect.queries import SLOW, STATUS, NoArgs
+from pyproxy.inspect.slow_changes import SlowChanges
 from pyproxy.inspect.status import Status
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--slow",
+        action="store_true",
+        help="show the slowest changes of the last hour or two, and where their time went",
+    )
+
+
+def _fetch(queries: QueryRunner, namespace: argparse.Namespace) -> Status | SlowChanges:
+    if namespace.slow:
+        return queries.query_agent(SLOW, NoArgs())
+    return queries.query(STATUS, NoArgs())
+
+
+def _show(found: Status | SlowChanges) -> Iterator[Part]:
+    return slow_changes.show(found) if isinstance(found, SlowChanges) else show(found)
 
 
 def show(status: Status) -> Iterator[Part]:
@@ -86,4 +108,4 @@ def _drift(status: Status) -> Text:
     )
 
 
-COMMAND = View(lambda queries, _: queries.query(STATUS, NoArgs()), show).command()
+COMMAND = View(_fetch, _show, _add_arguments).command()

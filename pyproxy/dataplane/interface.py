@@ -168,6 +168,15 @@ class Writer(Protocol[P]):
         """Bytes sent to the kernel, or to the program that writes. Any thread; does not block."""
         ...
 
+    @property
+    def kernel_seconds(self) -> float:
+        """Seconds so far that sending took, in which the kernel applies what it is sent.
+
+        They are those of the system calls, or of the program that writes. Any thread; does not
+        block.
+        """
+        ...
+
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics that this mode has beyond those of all modes.
 

@@ -12,6 +12,7 @@ from pyproxy.inspect.diff import DesiredState, list_desired_state
 from pyproxy.inspect.facts import AgentFacts, list_agent_facts
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.services import Services, list_services, object_name
+from pyproxy.inspect.slow_changes import SlowChanges
 from pyproxy.inspect.snapshot import AgentView, Change
 from pyproxy.inspect.status import Status, list_status
 from pyproxy.source.api_objects import ServiceLookup
@@ -98,6 +99,7 @@ def _watch(agent: AgentView, arguments: WatchArgs) -> Iterator[Sequence[Change]]
 STATUS = Query(
     "/status", NoArgs, Status, lambda agent, _: list_status(agent.snapshot(), agent.table_usage())
 )
+SLOW = Query("/slow", NoArgs, SlowChanges, lambda agent, _: agent.snapshot().slow_changes)
 SERVICES = Query(
     "/services",
     ServicesArgs,
@@ -120,5 +122,5 @@ LOOKUP = Query(
 WATCH = Stream("/watch", WatchArgs, Change, _watch)
 
 QUERIES: Mapping[str, Query[Any, Any] | Stream[Any, Any]] = {
-    query.path: query for query in (STATUS, SERVICES, DESIRED, SETTINGS, FACTS, LOOKUP, WATCH)
+    query.path: query for query in (STATUS, SLOW, SERVICES, DESIRED, SETTINGS, FACTS, LOOKUP, WATCH)
 }

@@ -12,6 +12,7 @@ from pyproxy.config.settings import Settings
 from pyproxy.dataplane.interface import NodeRouting, TableUsage
 from pyproxy.errors import Problem
 from pyproxy.health.state import HealthReport
+from pyproxy.inspect.slow_changes import SlowChanges
 from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.objects import EndpointSlice, Node, ObjectName, Service
 from pyproxy.policy.routing import ServiceRouting
@@ -68,6 +69,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     repairs: int = 0
     last_repair: Repair | None = None
     config_problems: tuple[ConfigProblem, ...] = ()
+    slow_changes: SlowChanges = SlowChanges(0.0, ())
 
     def slices_of(self, service: ObjectName) -> tuple[EndpointSlice, ...]:
         """Return the slices of a Service, sorted by name."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from pyproxy.metrics.syncs import BY_FAMILY, SYNC
 from pyproxy.model.address import Family
@@ -14,6 +22,8 @@ from pyproxy.model.objects import Kind
 
 _NETWORK_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 _CHANGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+PHASES = ("decode", "queue", "wait", "plan", "pack", "kernel", "listeners")
+"""The phases of a change, in order."""
 
 
 class _Queued(Collector):
@@ -55,6 +65,35 @@ class _Queued(Collector):
         yield last
 
 
+class Histograms(Collector):
+    """Histograms of seconds by the value of one label, or one histogram without a label.
+
+    Plain numbers as in `_Queued`: an observation takes a fifth of the library's 1.3 microseconds,
+    and each change makes eight. One thread adds, any reads.
+    """
+
+    def __init__(self, name: str, documentation: str, label: str, values: Sequence[str]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = (label,) if label else ()
+        self._counts = {value: [0] * (len(_CHANGE_BUCKETS) + 1) for value in values}
+        self._sums = dict.fromkeys(values, 0.0)
+
+    def add(self, value: str, seconds: float, count: int = 1) -> None:
+        """Add `count` observations of a duration under a value of the label."""
+        self._counts[value][bisect_left(_CHANGE_BUCKETS, seconds)] += count
+        self._sums[value] += seconds * count
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histograms."""
+        bounds = [*map(floatToGoString, _CHANGE_BUCKETS), "+Inf"]
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        for value, counts in self._counts.items():
+            below = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric((value,) if self._labels else (), below, self._sums[value])
+        yield family
+
+
 class ChangeMetrics:
     """Metrics of changes; latencies are in seconds, and times in seconds since the epoch."""
 
@@ -68,12 +107,20 @@ class ChangeMetrics:
             buckets=_NETWORK_BUCKETS,
             registry=registry,
         )
-        self._programming_latency = Histogram(
+        self.latency = Histograms(
             "pyproxy_programming_latency_seconds",
             "Time from reading a change to its commit",
-            buckets=_CHANGE_BUCKETS,
-            registry=registry,
+            "",
+            ("",),
         )
+        self.phases = Histograms(
+            "pyproxy_programming_phase_seconds",
+            "Time of a change in each phase from its reading to the listeners of its commit",
+            "phase",
+            PHASES,
+        )
+        registry.register(self.latency)
+        registry.register(self.phases)
         self._invalid = Gauge(
             "pyproxy_invalid_objects",
             "Objects that cannot be programmed, or not completely",
@@ -88,11 +135,6 @@ class ChangeMetrics:
     def taken(self) -> None:
         """Record that a sync has taken all pending changes."""
         self._queued.take()
-
-    def programmed(self, latencies: Iterable[float]) -> None:
-        """Record the latencies of programmed changes since they were read."""
-        for latency in latencies:
-            self._programming_latency.observe(latency)
 
     def network_programmed(self, family: Family, latencies: Iterable[float]) -> None:
         """Record the latencies of programmed slices since the change that triggered them."""

@@ -14,18 +14,27 @@ from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
 
 
 class Upsert(msgspec.Struct, frozen=True):
-    """An object was added or changed; `read_at` is the monotonic time of reading it."""
+    """An object was added or changed.
+
+    `read_at` is the monotonic time of reading it, `decoded_at` that of emitting it; 0 if the source
+    does not time that.
+    """
 
     obj: Service | EndpointSlice | Node
     read_at: float = 0.0
+    decoded_at: float = 0.0
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """An object was deleted, or is no longer proxied (e.g. headless); it may be unknown."""
+    """An object was deleted, or is no longer proxied (e.g. headless); it may be unknown.
+
+    `read_at` and `decoded_at` are as in `Upsert`.
+    """
 
     kind: Kind
     name: ObjectName
     read_at: float = 0.0
+    decoded_at: float = 0.0
 
 
 class Synced(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
@@ -66,6 +67,7 @@ class NetlinkSocket:
             raise kernel_error(error.errno or 0, f"opening a {purpose} netlink socket") from error
         self._sequence = 0
         self.bytes_sent = 0
+        self.send_seconds = 0.0
 
     @property
     def port(self) -> int:
@@ -124,11 +126,13 @@ class NetlinkSocket:
 
     def send(self, data: bytes) -> None:
         """Send one or more whole messages in one system call."""
+        began = time.monotonic()
         try:
             self._socket.send(data)
         except OSError as error:
             doing = f"sending {len(data)} bytes to {self._purpose}"
             raise kernel_error(error.errno or 0, doing) from error
+        self.send_seconds += time.monotonic() - began
         self.bytes_sent += len(data)
 
     def receive(self) -> bytes:
@@ -228,6 +232,11 @@ class NetlinkClient:
     def bytes_sent(self) -> int:
         """The bytes of all requests, with their headers."""
         return self._socket.bytes_sent
+
+    @property
+    def send_seconds(self) -> float:
+        """The seconds that sending took, in which the kernel processes the messages."""
+        return self._socket.send_seconds
 
     @property
     def port(self) -> int:

@@ -50,6 +50,7 @@ class ObjectEvents:
     ) -> None:
         self._resource = resource
         self._emit = emit
+        self._clock = clock
         self._advance = advance
         self._invalid: set[str] = set()
         self._large = LargeObjects(resource.kind, clock, stopping, self._emit_upsert)
@@ -129,7 +130,7 @@ class ObjectEvents:
             log.debug("%s %s is not proxied: %s", kind.value, name, value.reason)
             self._emit_delete(name, read_at, listing)
         else:
-            self._emit(Upsert(value, read_at))
+            self._emit(Upsert(value, read_at, self._clock.now()))
             if listing is not None and name is not None:
                 listing.add(name)
 
@@ -137,7 +138,7 @@ class ObjectEvents:
         self, name: ObjectName | None, read_at: float, listing: set[ObjectName] | None
     ) -> None:
         if name is not None:
-            self._emit(Delete(self._resource.kind, name, read_at))
+            self._emit(Delete(self._resource.kind, name, read_at, self._clock.now()))
             if listing is not None:
                 listing.discard(name)
 

@@ -94,12 +94,14 @@ class TableDataplane:
 
     It refuses what the kernel refuses: a row to remove that is not there, one to add that is.
     `trouble` are errors that the next commits run into; `commits` are the deltas that went through;
-    `refuses` names a Service that it never takes, `ticks` are the results of `tick`.
+    `refuses` names a Service that it never takes, `ticks` are the results of `tick`. `begins` is
+    called as each commit begins.
     """
 
     name = "table"
     messages_sent = 0
     bytes_sent = 0
+    kernel_seconds = 0.0
 
     families = FAMILIES
 
@@ -110,6 +112,7 @@ class TableDataplane:
         self.commits: list[Delta[bytes, Value]] = []
         self.refuses: ObjectName | None = None
         self.ticks: list[Drift | KernelError] = []
+        self.begins: Callable[[], None] = lambda: None
         self.reads = 0
         self.repairs: list[frozenset[str] | None] = []
         self._programmed: dict[ObjectName, ServiceRouting] = {}
@@ -173,6 +176,7 @@ class TableDataplane:
         return None
 
     def commit(self, plan: PlannedTable) -> tuple[Failure, ...]:
+        self.begins()
         if self.trouble:
             raise self.trouble.pop(0)
         if self.refuses in plan.services:

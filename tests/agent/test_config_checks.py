@@ -112,7 +112,7 @@ def test_names_of_nodes_are_compared_once_and_not_at_each_check() -> None:
     )
     state = Stage().agent.cluster_state
     for kind in Kind:
-        state.handle_event(Synced(kind, frozenset()))
+        state.handle_event(Synced(kind, frozenset()), 0.0)
     checks.check(state, HERE)
     (found,), passes = checks.problems(), CountedNames.passes
     assert "similar names: ip-10-0-" in found.fix

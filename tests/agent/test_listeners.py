@@ -91,7 +91,7 @@ def test_each_family_counts_the_ready_pods_of_this_node_once(
         part(3, at("fd10:1::5")),
         part(4, at("10.244.1.9"), ports=()),
     ):
-        cluster_state.handle_event(event)
+        cluster_state.handle_event(event, 0.0)
     commit(listener, cluster_state)
     assert counted(port, Family.IPV4) == 2
     assert counted(port, Family.IPV6) == 1
@@ -102,10 +102,10 @@ def test_a_service_of_one_family_is_asked_there_and_its_port_goes_with_it(
 ) -> None:
     listener, cluster_state = HealthChecks(checks, HOSTNAME), ClusterState()
     for event in (Upsert(balanced(port, Family.IPV4)), part(1, at("fd10:1::5"))):
-        cluster_state.handle_event(event)
+        cluster_state.handle_event(event, 0.0)
     commit(listener, cluster_state)
     assert counted(port, Family.IPV4) == 0
     assert counted(port, Family.IPV6) is None
-    cluster_state.handle_event(Delete(Kind.SERVICE, name("web")))
+    cluster_state.handle_event(Delete(Kind.SERVICE, name("web")), 0.0)
     commit(listener, cluster_state)
     assert counted(port, Family.IPV4) is None

@@ -5,8 +5,12 @@ from __future__ import annotations
 from itertools import islice
 
 from pyproxy.agent.backoff import WorkLimiter
-from pyproxy.agent.pending import PendingChanges
-from pyproxy.model.objects import ObjectName
+from pyproxy.agent.pending import Arrival, PendingChanges
+from pyproxy.model.objects import Kind, ObjectName
+
+
+def arrival(read_at: float) -> Arrival:
+    return Arrival(Kind.SERVICE, ObjectName("a", "web"), read_at, read_at, read_at)
 
 
 def taken(pending: PendingChanges, count: int) -> list[str]:
@@ -30,12 +34,12 @@ def test_a_service_that_grows_changes_lanes_once() -> None:
     large: set[ObjectName] = set()
     pending = PendingChanges(large.__contains__)
     name = ObjectName("a", "web")
-    pending.add(name).read(1.0)
+    pending.add(name).arrived(arrival(1.0))
     large.add(name)
-    pending.add(name).read(2.0)
+    pending.add(name).arrived(arrival(2.0))
     assert not pending.has_small
     assert list(pending.large()) == [name]
-    assert pending.take(name).read_at == [1.0, 2.0]
+    assert pending.take(name).arrivals == [arrival(1.0), arrival(2.0)]
     assert not pending
 
 
@@ -43,10 +47,10 @@ def test_a_failed_step_comes_first_and_in_its_order() -> None:
     pending = PendingChanges(lambda _: False)
     names = [ObjectName("a", text) for text in "wxyz"]
     for name in names[:2]:
-        pending.add(name).read(1.0)
+        pending.add(name).arrived(arrival(1.0))
     changes = {name: pending.take(name) for name in list(pending.small())}
     for name in (names[3], names[1]):
-        pending.add(name).read(2.0)
+        pending.add(name).arrived(arrival(2.0))
     pending.put_back(changes)
     assert taken(pending, 3) == ["a/w", "a/x", "a/z"]
 
@@ -55,8 +59,8 @@ def test_a_change_keeps_a_limited_number_of_times() -> None:
     pending = PendingChanges(lambda _: False)
     name = ObjectName("a", "web")
     for number in range(5_000):
-        pending.add(name).read(number)
-    assert len(pending.take(name).read_at) == 1_000
+        pending.add(name).arrived(arrival(number))
+    assert len(pending.take(name).arrivals) == 1_000
 
 
 def test_work_without_end_gets_a_quarter_of_the_time() -> None:

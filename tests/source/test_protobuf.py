@@ -233,7 +233,8 @@ def test_a_malformed_object_does_not_affect_a_list() -> None:
     first, deleted, invalid, second, synced = emitted
     assert isinstance(first, Upsert)
     assert isinstance(second, Upsert)
-    assert deleted == Delete(Kind.SERVICE, ObjectName("shop", "odd"), 0.0)
+    assert isinstance(deleted, Delete)
+    assert (deleted.kind, deleted.name) == (Kind.SERVICE, ObjectName("shop", "odd"))
     assert isinstance(invalid, InvalidObject)
     assert isinstance(synced, Synced)
     assert {each.name for each in synced.names} == {"a", "b"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ class IptablesDataplane:
         self._drift = DriftDetector(self.flavour)
         self.messages_sent = 0
         self.bytes_sent = 0
+        self.kernel_seconds = 0.0
         self.lock_waits = 0
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
@@ -256,7 +258,9 @@ class IptablesDataplane:
             self.lock_waits += 1
             log.info("waiting for %s, which another program holds", _LOCK_FILE)
         self.messages_sent += 1
+        began = time.monotonic()
         self.bytes_sent += programs.restore(lines)
+        self.kernel_seconds += time.monotonic() - began
 
     def _write(self, plan: IptablesPlan, *, from_known: bool = True) -> None:
         with self._drift.writing(plan.growth(), from_known=from_known):

@@ -93,6 +93,11 @@ class IpvsDataplane:
         """Bytes sent to the kernel, with batch headers and dump requests."""
         return self._kernel.bytes_sent + self._rules.netlink.bytes_sent
 
+    @property
+    def kernel_seconds(self) -> float:
+        """Seconds of the system calls that sent these; nft's, which loads base rules, are not."""
+        return self._kernel.send_seconds + self._rules.netlink.send_seconds
+
     def collect(self) -> Iterator[Metric]:
         """Yield nothing: the metrics of all modes are enough here."""
         return iter(())

@@ -64,6 +64,11 @@ class Kernel:
         """Bytes of those and of the dumps' requests."""
         return self._generic.bytes_sent + self._route.bytes_sent
 
+    @property
+    def send_seconds(self) -> float:
+        """Seconds that sending took."""
+        return self._generic.send_seconds + self._route.send_seconds
+
     def prepare(self) -> None:
         """Make the kernel load IPVS. Raises KernelError if it has none."""
         self.virtuals()

@@ -122,6 +122,11 @@ class NftablesDataplane:
         """Bytes sent to the kernel, with batch headers and dump requests."""
         return self._netlink.bytes_sent
 
+    @property
+    def kernel_seconds(self) -> float:
+        """Seconds of the system calls that sent these; nft's, which loads base rules, are not."""
+        return self._netlink.send_seconds
+
     def collect(self) -> Iterator[Metric]:
         """Yield nothing: the metrics of all modes are enough here."""
         return iter(())

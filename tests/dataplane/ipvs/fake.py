@@ -42,6 +42,7 @@ class FakeKernel:
         self.touched = False
         self.messages_sent = 0
         self.bytes_sent = 0
+        self.send_seconds = 0.0
 
     def prepare(self) -> None:
         pass
@@ -155,6 +156,7 @@ class FakeRules:
         self.netlink = self
         self.messages_sent = 0
         self.bytes_sent = 0
+        self.send_seconds = 0.0
 
     def prepare(self) -> None:
         pass

@@ -79,6 +79,7 @@ class ToyDataplane:
     families = FAMILIES
     messages_sent = 0
     bytes_sent = 0
+    kernel_seconds = 0.0
 
     def __init__(self) -> None:
         self._held: Lines = {}
