@@ -41,6 +41,12 @@ PROPERTIES = "_hypothesis_pytestplugin"
 def pytest_addoption(parser: pytest.Parser) -> None:
     modes.options(parser)
     vm.options(parser)
+    parser.addoption(
+        "--lab-kills",
+        type=int,
+        default=5,
+        help="labs that are killed at random moments (default 5)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

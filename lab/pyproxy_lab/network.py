@@ -25,6 +25,7 @@ from pyproxy_lab.namespace import (
     NETNS_FOLDER,
     LabError,
     Namespace,
+    execute,
     ip,
     make_namespaces,
     require_root,
@@ -54,11 +55,15 @@ class Network:
 
     Names are unique to the process and the network, so several can exist at the same time. Raises
     UsageError without root, LabError where the kernel or `ip` fails.
+
+    `joins` is the name of a network of another process, with the same sites: the pods of the
+    topology are added to that one, and removed at the end.
     """
 
-    def __init__(self, topology: Topology = TWO_NODES) -> None:
+    def __init__(self, topology: Topology = TWO_NODES, *, joins: str = "") -> None:
         self.topology = topology
-        self._id = f"lab{os.getpid()}-{next(_numbers)}"
+        self._joins = bool(joins)
+        self._id = joins or f"lab{os.getpid()}-{next(_numbers)}"
         self._servers = Servers()
         self._pods: dict[str, Pod] = {}
 
@@ -66,7 +71,10 @@ class Network:
         require_root()
         remove_abandoned()
         try:
-            self._build()
+            if self._joins:
+                self._join()
+            else:
+                self._build()
         except BaseException:
             self.remove()
             raise
@@ -141,6 +149,12 @@ class Network:
     def remove(self) -> None:
         """Stop every server and remove every namespace; may be called at any stage."""
         self._servers.end_all()
+        if self._joins:
+            # The network may have been removed meanwhile.
+            for name in self._pods:
+                execute(["ip", "netns", "del", self.namespace(name).name], check=False)
+            self._pods.clear()
+            return
         self._pods.clear()
         ip([f"netns del {path.name}" for path in NETNS_FOLDER.glob(f"{self._id}-*")])
         self._remove_files(f"{self._id}-*")
@@ -148,6 +162,10 @@ class Network:
     def _remove_files(self, pattern: str) -> None:
         for path in NETNS_FILES.glob(pattern):
             shutil.rmtree(path)
+
+    def _join(self) -> None:
+        for pod in self.topology.pods:
+            self.add_pod(pod)
 
     def _build(self) -> None:
         topology = self.topology

@@ -8,6 +8,7 @@ that it has received. Once it has programmed the marker's last version, it has a
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from pyproxy.errors import UsageError
 from pyproxy.inspect.client import Client, NoAgentError
@@ -15,7 +16,6 @@ from pyproxy.inspect.queries import SERVICES, ServicesArgs
 from pyproxy_lab.client import ENDPOINT_SLICES, ApiClient, JsonObject, collection
 from pyproxy_lab.client import SERVICES as SERVICES_PATH
 from pyproxy_lab.namespace import LabError
-from pyproxy_lab.process import Agent
 
 NAMESPACE, NAME = "barrier", "barrier"
 _ADDRESS = "10.96.255.254"
@@ -59,10 +59,17 @@ class Marker:
         return 1 + self._times % _PORTS
 
 
+class Alive(Protocol):
+    """A program under test."""
+
+    def require_alive(self) -> None:
+        """Raise LabError if it has ended. Does not block."""
+
+
 class SyncBarrier:
     """Writes a marker to an API server, and waits for the agent with this local socket."""
 
-    def __init__(self, client: ApiClient, agent: Agent, socket: str) -> None:
+    def __init__(self, client: ApiClient, agent: Alive, socket: str) -> None:
         self._client = client
         self._agent = agent
         self._marker = Marker(socket)

@@ -6,7 +6,8 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyproxy.errors import PyproxyError, UsageError
@@ -20,6 +21,9 @@ from pyproxy_lab.conformance.tracing import check_of
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import interrupted_by_sigterm
 from pyproxy_lab.process import Agent
+from pyproxy_lab.sync_barrier import Alive
+from pyproxy_lab.up import state
+from pyproxy_lab.up.joined import joined
 
 NODE = "na"
 
@@ -49,15 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
-    api = ApiClient(options.api, options.token) if options.api else None
-    with (
-        interrupted_by_sigterm(),
-        Cluster(api=api) as cluster,
-        _agent(cluster, mode, options) as agent,
-    ):
-        check = check_of(mode, cluster.network, NODE) if options.trace else None
-        barrier = None if options.agent else cluster.barrier(NODE, agent)
-        runner = Runner(cluster.client, cluster.network, mode, options.settle, check, barrier)
+    with interrupted_by_sigterm(), _subject(mode, options) as (runner, agent):
         await_agent(runner, agent)
         able = [case for case in chosen if not _left_out(case)]
         failed = sum(not _report(runner, case) for case in able)
@@ -65,6 +61,24 @@ def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> 
     left_out = f", {len(chosen) - len(able)} left out" if len(able) < len(chosen) else ""
     print(f"{len(able) - failed} passed, {failed} failed{left_out}")
     return 1 if failed else 0
+
+
+@contextmanager
+def _subject(mode: LabMode, options: argparse.Namespace) -> Iterator[tuple[Runner, Alive]]:
+    """Run the network and the agent inside, or join those of a lab. Raises UsageError, LabError."""
+    if options.lab:
+        with joined(options.lab) as lab:
+            if lab.mode.name != mode.name:
+                raise UsageError(f"--mode {mode.name}: the lab runs in mode {lab.mode.name}")
+            check = check_of(mode, lab.network, NODE) if options.trace else None
+            barrier = lab.barrier(NODE) if lab.has_own_agents else None
+            yield Runner(lab.client, lab.network, mode, options.settle, check, barrier), lab
+        return
+    api = ApiClient(options.api, options.token) if options.api else None
+    with Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
+        check = check_of(mode, cluster.network, NODE) if options.trace else None
+        barrier = None if options.agent else cluster.barrier(NODE, agent)
+        yield Runner(cluster.client, cluster.network, mode, options.settle, check, barrier), agent
 
 
 def _left_out(case: Case) -> bool:
@@ -112,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         "--agent",
         metavar="COMMAND",
         help="command of another agent to test; {kubeconfig} stands for the file's path",
+    )
+    parser.add_argument(
+        "--lab",
+        nargs="?",
+        type=Path,
+        const=state.DEFAULT,
+        metavar="FOLDER",
+        help=f"test the proxies of the lab that `pyproxy lab up` runs (default {state.DEFAULT})",
     )
     parser.add_argument("--api", metavar="URL", help="use this API server instead of the lab's own")
     parser.add_argument("--token", default="", help="the bearer token for --api")

@@ -24,8 +24,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import HAS_IPV6, LabError, Namespace
 from pyproxy_lab.network import Network
 from pyproxy_lab.probe import ENOUGH_DROPPED, Outcome, probe
-from pyproxy_lab.process import Agent
-from pyproxy_lab.sync_barrier import SyncBarrier
+from pyproxy_lab.sync_barrier import Alive, SyncBarrier
 
 NAMESPACE = "conformance"
 TRIES_TO_REACH = 32
@@ -228,7 +227,7 @@ class Runner:
         return ""
 
 
-def await_agent(runner: Runner, agent: Agent, patience: float = 60.0) -> None:
+def await_agent(runner: Runner, agent: Alive, patience: float = 60.0) -> None:
     """Wait until an agent serves at all. Raises LabError when it ends, or after `patience` s."""
     deadline = time.monotonic() + patience
     while failures := runner.run(FIRST):

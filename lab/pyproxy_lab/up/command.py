@@ -8,6 +8,7 @@ import select
 import shlex
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,8 +73,8 @@ def up(arguments: argparse.Namespace) -> int:
     with _interruptible(), StateFolder(options.folder) as folder:
         _remove_leftovers(folder)
         try:
-            folder.write_record(state.own_record())
-            os.environ[leftovers.MARKER] = str(os.getpid())
+            folder.write_record(state.own_record(options))
+            _mark_programs(options.folder)
             _run(options, began)
         finally:
             _uninterruptible()
@@ -170,6 +171,12 @@ def _announce(options: Options, running: Lab, seconds: float) -> None:
     if shutil.which("kubectl") is None:
         lines.append("kubectl is not installed: Debian has it as kubernetes-client.")
     print("\n".join(lines), flush=True)
+
+
+def _mark_programs(folder: Path) -> None:
+    """Let all programs be found after SIGKILL, and temporary files be made in the lab's folder."""
+    os.environ[leftovers.MARKER] = str(os.getpid())
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _remove_leftovers(folder: StateFolder) -> None:

@@ -41,7 +41,9 @@ class Lab(msgspec.Struct, frozen=True):
         """Start the agents that have ended, as a kubelet does."""
         for name, agent in self.agents.items():
             if not agent.running:
-                print(f"the agent of {name} has ended with status {agent.status}: restarting it")
+                node = self.cluster.network.topology.site(name).node
+                ended = f"the agent of {node} has ended with status {agent.status}"
+                print(f"{ended}: starting it again", flush=True)
                 agent.start()
 
     def require_alive(self) -> None:

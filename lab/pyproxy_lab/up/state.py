@@ -17,6 +17,7 @@ from typing import Self
 import msgspec
 
 from pyproxy.errors import UsageError
+from pyproxy_lab.up.options import Options
 
 DEFAULT = Path("/run/pyproxy-lab")
 
@@ -25,13 +26,18 @@ _KUBECONFIG = "admin.conf"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The process of a lab, by its id and its start in the kernel's ticks.
+    """The process of a lab, by its id and its start in the kernel's ticks, and its options.
 
-    It is written before the process makes anything else.
+    It is written before the process makes anything else. `proxy` says that another proxy than
+    pyproxy runs.
     """
 
     pid: int
     start: int
+    mode: str = ""
+    nodes: int = 0
+    dual_stack: bool = False
+    proxy: bool = False
 
 
 class LockedError(UsageError):
@@ -145,9 +151,16 @@ def _up_already(path: Path) -> str:
     return f"a lab is up already ({whose}): end it with `pyproxy lab down`"
 
 
-def own_record() -> Record:
+def own_record(options: Options) -> Record:
     """Return the record of this process."""
-    return Record(os.getpid(), _start_of(os.getpid()))
+    return Record(
+        os.getpid(),
+        _start_of(os.getpid()),
+        options.mode.name,
+        options.nodes,
+        options.dual_stack,
+        bool(options.proxy),
+    )
 
 
 def is_alive(found: Record) -> bool:
