@@ -70,6 +70,7 @@ def run(mode: LabMode) -> int:
         _Demo(cluster, agent, mode).run()
     heading("The end")
     note("removed: namespaces, API server and agent")
+    note("a cluster of your own for kubectl: .venv/bin/pyproxy lab up")
     result(f"all checks passed in {time.monotonic() - started:.0f} s")
     return 0
 
