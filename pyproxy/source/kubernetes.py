@@ -32,8 +32,8 @@ SILENCE = 50.0
 """Seconds without a byte after which a watch is restarted from its last version.
 
 Less than a minute, so that a half-open connection is detected within a minute. The API server sends
-bookmarks every 60 to 75 seconds, so an idle watch is restarted each time; above 75 seconds, idle
-watches would stay open.
+bookmarks every 60 to 75 seconds, so an idle watch is restarted, with a shorter timeoutSeconds: it
+then has a bookmark before its end.
 """
 
 STOP_TIMEOUT = 1.0

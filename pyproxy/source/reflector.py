@@ -5,7 +5,8 @@ objects are listed: by a watch with sendInitialEvents, or in pages if the server
 that. A watch that ends continues from its last version without a new list, except after a 410.
 
 Facts: the Kubernetes API concepts on watches, bookmarks, streaming lists, and chunked lists.
-kube-apiserver sends bookmarks every 60 to 75 seconds.
+kube-apiserver sends bookmarks every 60 to 75 seconds, and 2 seconds before timeoutSeconds. An idle
+watch that silence ends would have neither, so watches that follow it are shorter than the silence.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = (300.0, 600.0)
 """The range of timeoutSeconds, drawn for each watch so that nodes reconnect at different times."""
+
+_IDLE_SHARE = 0.9
+"""The timeoutSeconds of watches after a silent one, as a share of the silence."""
+
+_SHORTEST_IDLE_WATCH = 3
+"""The timeoutSeconds below which a server may send no bookmark before the end."""
 
 LISTING_SILENCE = 10.0
 """Seconds without a byte after which a streaming list is abandoned."""
@@ -97,6 +104,8 @@ class Reflector:
         self._mode = ListMode()
         # Whether the last watch failed after its head, so that a good head proves nothing.
         self._suspect = False
+        # Whether the last watches had no object, and one of them not even a bookmark.
+        self._idle = False
         self._lost_connections = 0
         self._objects = ObjectEvents(
             resource, context.emit, self._advance, context.clock, context.stopping
@@ -143,7 +152,7 @@ class Reflector:
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(round(context.random.uniform(*WATCH_SECONDS))),
+            "timeoutSeconds": str(self._watch_seconds()),
         }
         if self._version:
             response, form = self._get(query | {"resourceVersion": self._version}, context.silence)
@@ -161,6 +170,12 @@ class Reflector:
             with closing(response):
                 progress = Progress(context.clock.now())
                 self._list_stream(form, self._chunks(response, progress), progress)
+
+    def _watch_seconds(self) -> int:
+        short = int(self._context.silence * _IDLE_SHARE)
+        if self._idle and self._version and short >= _SHORTEST_IDLE_WATCH:
+            return short
+        return round(self._context.random.uniform(*WATCH_SECONDS))
 
     def _list_stream(self, form: Format, chunks: Iterator[bytes], progress: Progress) -> None:
         """Read a streaming list up to its closing bookmark, then the changes that follow it."""
@@ -249,9 +264,11 @@ class Reflector:
         # and a reconnect would need a new list.
         if event.type == "BOOKMARK":
             self._advance(form.bookmark(event.object).resource_version or "")
+            return
+        self._idle = False
         # An object that no longer matches the selector arrives as DELETED, one that now matches as
         # ADDED.
-        elif event.type == "DELETED":
+        if event.type == "DELETED":
             # kube-apiserver sends the version of the deletion. Other servers may send the last one
             # of the object, which is not a step back in history.
             version = self._objects.delete(event.object, self.last_read or 0.0, listing)
@@ -361,6 +378,7 @@ class Reflector:
                 chunk = response.read1(_READ_SIZE)
             except ReadTimeoutError:
                 log.debug("%s: watch is silent, restarting it", self.resource.path)
+                self._idle = True
                 return
             except (HTTPError, OSError) as error:
                 raise ConnectionLostError(f"connection lost in a watch: {error}") from error

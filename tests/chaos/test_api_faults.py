@@ -221,6 +221,17 @@ def test_the_age_of_the_last_event_is_a_metric() -> None:
         rig.until(lambda: age() < 0.3, "bookmarks make it small")
 
 
+def test_idle_watches_receive_bookmarks() -> None:
+    """A silence shorter than the interval of bookmarks must not look like a lost API server."""
+    with api_server(bookmark_interval=3600.0) as server, agent(server, silence=4.0) as rig:
+        rig.until_equal(server)
+        rig.until(lambda: rig.source.age() > 3.5, "idle watches are silent")
+        # The next watches are short, and servers send a bookmark before the end of each.
+        rig.until(lambda: rig.source.age() < 3.0, "every kind has a bookmark")
+        server.load([numbered_service(60), numbered_slice(60, [7])])
+        rig.until_equal(server)
+
+
 @pytest.mark.parametrize("fault", [HalfOpen(), Slow(30.0), ErrorStatus(429, 100)], ids=repr)
 def test_stop_is_prompt_during_a_fault(fault: Fault) -> None:
     with api_server() as server:
