@@ -58,8 +58,8 @@ class Question(msgspec.Struct, frozen=True):
         return ("pyproxy", *self.words, _ONLY_AGENT, "-o", "json")
 
 
-def ask(client: Client, agent: Agent, question: Question, timeout: float) -> Answer:
-    """Run a command in the pod of an agent; blocks for `timeout` seconds at most.
+def ask(client: Client, agent: Agent, question: Question, deadline: Deadline) -> Answer:
+    """Run a command in the pod of an agent; blocks until the deadline at most.
 
     A failure is part of the answer. Raises UsageError if the user may not run commands in pods.
     """
@@ -67,7 +67,7 @@ def ask(client: Client, agent: Agent, question: Question, timeout: float) -> Ans
         return Answer(agent.node, failure=agent.problem)
     output, errors = bytearray(), bytearray()
     try:
-        with PodExec(client, agent.container, question.command, Deadline(timeout)) as running:
+        with PodExec(client, agent.container, question.command, deadline) as running:
             for channel, data in running.output():
                 if channel == STDOUT:
                     output += data

@@ -14,6 +14,7 @@ from pyproxy.inspect.humanize import count
 from pyproxy.kubectl.agents import Agent
 from pyproxy.kubectl.ask import SMALL, Answer, Question, ask
 from pyproxy.kubectl.options import Options
+from pyproxy.kubectl.patience import SLOW_AFTER, Patience
 from pyproxy.source.client import Client
 
 T = TypeVar("T")
@@ -21,9 +22,6 @@ Item = TypeVar("Item")
 
 _SHOW_EVERY = 0.1
 """Seconds between two updates of the progress."""
-
-_SLOW_AFTER = 1.0
-"""Seconds after which a node does not count as one that is asked."""
 
 _SLOW_FACTOR = 4
 """Threads for each node that may be asked at the same time; the others wait for slow nodes."""
@@ -44,11 +42,18 @@ def ask_all(
     ordered = sorted(agents, key=lambda agent: not agent.node_ready)
     # Slow nodes with large answers do count, because their parts are held.
     most = options.parallel * (1 if question.limit > SMALL else _SLOW_FACTOR)
-    slots = Slots(options.parallel, most)
+    patience = Patience(options.timeout, adapts=options.adapts)
+    slots = Slots(options.parallel, most, patience.slot)
+
+    def ask_one(agent: Agent) -> Answer:
+        deadline = patience.deadline()
+        answer = ask(client, agent, question, deadline)
+        if agent.container is not None and not answer.failure:
+            patience.note_answer(deadline.taken())
+        return answer
+
     try:
-        for answer in in_threads(
-            lambda agent: ask(client, agent, question, options.timeout), ordered, slots
-        ):
+        for answer in in_threads(ask_one, ordered, slots):
             progress.add()
             yield answer
     finally:
@@ -58,14 +63,14 @@ def ask_all(
 class Slots:
     """Bounds the calls at one time: `limit` of them, and `most` with those that are slow.
 
-    A call counts for `patience` seconds, so that nodes that hang do not keep others waiting.
+    A call counts for `patience()` seconds, so that nodes that hang do not keep others waiting.
     """
 
     def __init__(
         self,
         limit: int,
         most: int,
-        patience: float = _SLOW_AFTER,
+        patience: Callable[[], float] = lambda: SLOW_AFTER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.most = most
@@ -93,7 +98,8 @@ class Slots:
     def _wait(self) -> float:
         """Return the seconds after which a call becomes slow and leaves its slot, 0 for now."""
         now = self._clock()
-        left = [self._patience - (now - started) for started in self._started.values()]
+        patience = self._patience()
+        left = [patience - (now - started) for started in self._started.values()]
         counted = [each for each in left if each > 0]
         return min(counted) if len(counted) >= self._limit else 0.0
 

@@ -23,7 +23,8 @@ _MOST_PARALLEL = 512
 class Options(msgspec.Struct, frozen=True):
     """The pods to ask: by namespace, label selectors and names of nodes, which may be empty.
 
-    At most `parallel` are asked at the same time, each for `timeout` seconds.
+    At most `parallel` are asked at the same time, each for `timeout` seconds. If `adapts`, a node
+    that takes much longer than the others is given up before.
     """
 
     namespace: str
@@ -31,6 +32,7 @@ class Options(msgspec.Struct, frozen=True):
     nodes: Sequence[str]
     timeout: float
     parallel: int
+    adapts: bool = True
 
 
 def add_options(
@@ -63,10 +65,10 @@ def add_options(
     add(
         "--timeout",
         type=parse_seconds("--timeout"),
-        default=timeout,
         metavar="SECONDS",
-        help=f"longest wait for one node (default {timeout:g})",
+        help=f"longest wait for one node (default {timeout:g}, less if others respond much faster)",
     )
+    parser.set_defaults(default_timeout=timeout)
     add(
         "--parallel",
         type=_parse_parallel,
@@ -84,8 +86,9 @@ def options(namespace: argparse.Namespace, most_parallel: int = _MOST_PARALLEL) 
         namespace.agent_namespace,
         (namespace.selector,) if namespace.selector else SELECTORS,
         tuple(dict.fromkeys(each for each in nodes if each)),
-        namespace.timeout,
+        namespace.timeout or namespace.default_timeout,
         min(namespace.parallel, most_parallel),
+        namespace.timeout is None,
     )
 
 

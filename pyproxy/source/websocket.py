@@ -60,6 +60,10 @@ class Deadline:
             raise DeadlineError(f"no response within {self.seconds:g} s")
         return left
 
+    def wait(self) -> float | None:
+        """Return the seconds to wait in one system call. Raises DeadlineError at the end."""
+        return self.left()
+
 
 class Upgrade(msgspec.Struct, frozen=True):
     """The request that switches a connection to WebSocket; `target` is path and query."""
@@ -161,12 +165,13 @@ class WebSocket:
         return self._take(min(limit, len(self._buffer)))
 
     def _receive(self) -> None:
-        self._sock.settimeout(self._deadline.left())
-        try:
-            data = self._sock.recv(_PART)
-        except TimeoutError:
-            self._deadline.left()  # raises DeadlineError
-            raise
+        while True:
+            self._sock.settimeout(self._deadline.wait())
+            try:
+                data = self._sock.recv(_PART)
+                break
+            except TimeoutError:  # the deadline raises DeadlineError if it has come
+                continue
         if not data:
             raise SourceError("the connection was closed")
         self._buffer += data

@@ -127,7 +127,7 @@ def test_slow_calls_do_not_keep_others_waiting() -> None:
             ended.set()
         return agent.node
 
-    found = list(in_threads(call, AGENTS, Slots(5, 20, patience=0.05)))
+    found = list(in_threads(call, AGENTS, Slots(5, 20, patience=lambda: 0.05)))
     assert (len(found), len(fast)) == (100, 90)
 
 
@@ -142,7 +142,7 @@ def test_calls_are_bounded_until_they_are_slow() -> None:
         with lock:
             active[0] -= 1
 
-    list(in_threads(call, AGENTS, Slots(5, 20, patience=60.0)))
+    list(in_threads(call, AGENTS, Slots(5, 20, patience=lambda: 60.0)))
     assert most[0] <= 5
 
 
