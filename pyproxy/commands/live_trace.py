@@ -17,10 +17,15 @@ from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, text
 from pyproxy.commands.query_runner import QueryRunner, note
 from pyproxy.commands.trace_arguments import destination_of, sender_of
 from pyproxy.dataplane.nftables.packet_trace import LiveTrace, PacketTrace
-from pyproxy.errors import UsageError
+from pyproxy.errors import KernelError, UsageError
 from pyproxy.model.address import Address
 from pyproxy.model.destination import Destination
+from pyproxy.netlink import drop_guard
+from pyproxy.netlink.drop_monitor import DropMonitor
 from pyproxy.netlink.tracing import Match
+
+_LATE = 4.0
+"""Seconds in which the kernel discards packets whose next hop does not answer ARP (3), and more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,22 +52,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """Print packets until --count, --timeout or Ctrl-C; return 1 if there was none."""
     encode = encoder(namespace)
-    seen = 0
-    with _sigterm_as_ctrl_c(), closing(LiveTrace(_match(namespace))) as trace:
+    match = _match(namespace)
+    seen, complete = 0, True
+    with (
+        _sigterm_as_ctrl_c(),
+        _drop_monitor() as monitor,
+        closing(LiveTrace(match, monitor)) as trace,
+    ):
         endless = not namespace.count and math.isinf(namespace.timeout)
         note("waiting for packets until Ctrl-C" if endless else "waiting for packets")
-        for packet in trace.packet_traces(namespace.timeout):
+        for packet in _packets(trace, namespace.timeout, namespace.count, monitor is not None):
             if packet is None:
-                note("the kernel dropped trace messages: some packets are missing")
+                if complete:
+                    note("the kernel sent more than was read: some packets or drops are missing")
+                complete = False
                 continue
             if encode is not None:
                 print(encode(packet), flush=True)
             else:
                 printer.show(sys.stdout, _show(packet))
             seen += 1
-            if seen == namespace.count:
-                break
     return 0 if seen else 1
+
+
+def _packets(
+    trace: LiveTrace, seconds: float, count: int, monitored: bool
+) -> Iterator[PacketTrace | None]:
+    """Yield `count` packets, and what the kernel drops of them after a while."""
+    undecided = traced = 0
+    for packet in trace.packet_traces(seconds):
+        yield packet
+        if packet is not None:
+            traced += 1
+            undecided += not packet.end.startswith("dropped")
+            if traced == count:
+                break
+    else:
+        return
+    if monitored and undecided:
+        note(f"waiting {_LATE:.0f} s for late drops")
+        for packet in trace.packet_traces(_LATE):
+            if packet is not None and not packet.traced:
+                yield packet
+
+
+@contextmanager
+def _drop_monitor() -> Iterator[DropMonitor | None]:
+    """Have the kernel report dropped packets if it can, until the end of this process at most."""
+    try:
+        monitor = DropMonitor()
+    except KernelError as error:
+        note(f"drop reasons are not shown: {error}")
+        yield None
+        return
+    # It must run before the monitor is on, because this process may be killed at any time.
+    guard = drop_guard.start()
+    try:
+        monitor.start()
+        yield monitor
+    finally:
+        monitor.close()
+        guard.kill()
+        guard.communicate()
 
 
 def _match(namespace: argparse.Namespace) -> Match:
@@ -87,7 +138,10 @@ def _source(namespace: argparse.Namespace, target: Destination) -> Address | Non
 
 
 def _show(packet: PacketTrace) -> Iterator[Part]:
-    origin = f"came in by {packet.incoming}" if packet.incoming else "sent by this node"
+    if packet.traced:
+        origin = f"came in by {packet.incoming}" if packet.incoming else "sent by this node"
+    else:
+        origin = "dropped without a trace, or after it"
     yield text(f"{packet.source} -> {packet.destination}, {origin}", HEAD)
     for rule in packet.rules:
         if rule.new_destination:
@@ -96,6 +150,11 @@ def _show(packet: PacketTrace) -> Iterator[Part]:
             yield text(f"  {rule.table} {rule.chain}: {rule.rule}")
             yield text(f"      {rule.verdict}", DIM)
     yield text(f"  {packet.end}", BAD if packet.end.startswith("dropped") else "")
+    for drop in packet.drops:
+        if drop.reply:
+            yield text(f"  the kernel dropped a reply {drop.cause}", BAD)
+        if (drop.source, drop.destination) != (packet.source, packet.destination):
+            yield text(f"      it was {drop.source} -> {drop.destination}", DIM)
 
 
 @contextmanager

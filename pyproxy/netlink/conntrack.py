@@ -20,7 +20,7 @@ from contextlib import closing
 
 import msgspec
 
-from pyproxy.errors import KernelError
+from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink.attributes import attribute, nested
 from pyproxy.netlink.flows import (
@@ -32,7 +32,9 @@ from pyproxy.netlink.flows import (
     CTA_TUPLE_ORIG,
     CTA_TUPLE_PROTO,
     Flow,
+    read_entry,
     read_flows,
+    tuple_attribute,
 )
 from pyproxy.netlink.frames import NLM_F_DUMP, pack_message
 from pyproxy.netlink.kernel_errors import kernel_error
@@ -49,6 +51,7 @@ _FILTER_PROTO_NUM = 1 << 3
 _FILTER_PROTO_DST_PORT = 1 << 5
 
 _PORT_SIZE = 2
+_PORTS_V4 = 6
 # A dump cannot overflow it: the kernel adds a datagram only while at least half of it is free.
 _RECEIVE_BUFFER = 1 << 18
 _DELETE_AT_ONCE = 64
@@ -108,6 +111,20 @@ class Conntrack:
                 kept = [flow for flow in matching if flow.destination.endswith(destination)]
                 if kept:
                     yield kept
+
+    def find(self, protocol: int, source: bytes, destination: bytes) -> Flow | None:
+        """Return the entry of a client's packet in the default zone, None if there is none.
+
+        Both ends are address and port. Raises KernelError.
+        """
+        family = Family.IPV4 if len(destination) == _PORTS_V4 else Family.IPV6
+        ends = tuple_attribute(CTA_TUPLE_ORIG, Protocol(protocol), source, destination)
+        body = pack_family(_DOMAIN[family]) + ends
+        try:
+            replies = self._requests.get(Request(_IPCTNL_MSG_CT_GET, 0, body))
+        except StaleStateError:
+            return None
+        return next((read_entry(each) for each in replies), None)
 
     def delete(self, flows: Sequence[Flow]) -> Deletion:
         """Delete exactly these entries; return how many were, and the errors of the others."""

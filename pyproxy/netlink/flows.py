@@ -11,7 +11,7 @@ import msgspec
 
 from pyproxy.model.address import Family, Protocol
 from pyproxy.netlink.attributes import NESTED, attribute, attributes, nested
-from pyproxy.netlink.frames import NLMSG_DONE, NLMSG_ERROR, read_messages
+from pyproxy.netlink.frames import HEADER, NLMSG_DONE, NLMSG_ERROR, read_messages
 from pyproxy.netlink.kernel_errors import error_code, kernel_error, read_done
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
 
@@ -167,6 +167,11 @@ def read_flows(piece: bytes, family: Family) -> tuple[list[Flow], bool]:
         if flow is not None:
             flows.append(flow)
     return flows, False
+
+
+def read_entry(body: memoryview) -> Flow | None:
+    """Read the reply to a request for one entry, which has no netlink header any more."""
+    return _irregular(bytes(HEADER.size) + body)
 
 
 def _regular(message: bytes, layout: _Layout) -> Flow | None:

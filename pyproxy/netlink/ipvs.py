@@ -15,11 +15,15 @@ from typing import NamedTuple
 import msgspec
 
 from pyproxy.model.address import Address, Backend, Family, Port, Protocol
+from pyproxy.netlink import generic
 from pyproxy.netlink.attributes import attribute, attribute_map, nested, string, text
+from pyproxy.netlink.generic import GENERIC_SIZE
 from pyproxy.netlink.requests import Request
 
-_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2
-_NAME, _VERSION = "IPVS", 1
+FAMILY_NAME = "IPVS"
+"""The name of its family in generic netlink."""
+
+_VERSION = 1
 _NEW_SERVICE, _SET_SERVICE, _DEL_SERVICE, _GET_SERVICE = 1, 2, 3, 4
 _NEW_DEST, _SET_DEST, _DEL_DEST, _GET_DEST = 5, 6, 7, 8
 _SET_CONFIG, _GET_CONFIG = 12, 13
@@ -46,8 +50,6 @@ _NUMBER = struct.Struct("=I")
 _SHORT = struct.Struct("=H")
 _LONG = struct.Struct("=Q")
 _FLAGS_AND_MASK = struct.Struct("=II")
-_GENERIC = struct.Struct("=BBH")
-GENERIC_SIZE = _GENERIC.size
 
 _AF_OF = {Family.IPV4: int(socket.AF_INET), Family.IPV6: int(socket.AF_INET6)}
 _FAMILY_OF = {number: family for family, number in _AF_OF.items()}
@@ -95,22 +97,6 @@ class Server(msgspec.Struct, frozen=True, gc=False):
     weight: int
     connections: int = 0
     active: int = 0
-
-
-def get_family() -> Request:
-    """Request the message type of the IPVS family; the kernel loads the module ip_vs for it."""
-    # Generic netlink assigns message types when a family is registered, so they differ by boot.
-    body = _GENERIC.pack(_CTRL_GETFAMILY, 1, 0) + string(_CTRL_FAMILY_NAME, _NAME)
-    return Request(_CTRL, 0, body)
-
-
-def read_family_id(replies: Iterable[memoryview]) -> int:
-    """Read the reply to `get_family`; 0 if it has no message type."""
-    for reply in replies:
-        found = attribute_map(reply[GENERIC_SIZE:])
-        if _CTRL_FAMILY_ID in found:
-            return int(_SHORT.unpack(found[_CTRL_FAMILY_ID])[0])
-    return 0
 
 
 class Messages:
@@ -170,7 +156,7 @@ class Messages:
         return self._request(_SET_CONFIG, b"".join(body))
 
     def _request(self, command: int, body: bytes) -> Request:
-        return Request(self._kind, 0, _GENERIC.pack(command, _VERSION, 0) + body)
+        return generic.command(self._kind, command, _VERSION, body)
 
 
 def read_virtuals(replies: Iterable[memoryview]) -> dict[Virtual, Scheduling]:

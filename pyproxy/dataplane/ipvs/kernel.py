@@ -14,7 +14,7 @@ from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
 from pyproxy.errors import KernelError, StaleStateError
 from pyproxy.model.address import Address, Backend, Network
-from pyproxy.netlink import ipvs, rtnetlink
+from pyproxy.netlink import generic, ipvs, rtnetlink
 from pyproxy.netlink.address_monitor import AddressMonitor
 from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.kernel_errors import MessageError, kernel_error
@@ -51,7 +51,8 @@ class Kernel:
     def write(self) -> Messages:
         """The packer of requests for this kernel. Raises KernelError without IPVS."""
         if self._write is None:
-            self._write = Messages(ipvs.read_family_id(self._generic.get(ipvs.get_family())))
+            replies = self._generic.get(generic.get_family(ipvs.FAMILY_NAME))
+            self._write = Messages(generic.read_family_id(replies))
         return self._write
 
     @property

@@ -13,13 +13,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
+from pyproxy.dataplane.nftables.kernel_drops import DropMatcher, KernelDrop, LooseDrop
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import PermissionKernelError, RejectedError
-from pyproxy.model.address import Port, backend, backend_text
+from pyproxy.model.address import Backend, Port, backend, backend_text
 from pyproxy.netlink import nftables
+from pyproxy.netlink.conntrack import Conntrack
+from pyproxy.netlink.drop_monitor import DropMonitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
 from pyproxy.netlink.tracing import Event, Kind, Match, TraceSocket, trace_table
@@ -33,6 +37,7 @@ _PREFIX = f"{TABLE}-trace-"
 # The kernel reports no end of a packet, so a pause in its events has to mean it.
 _QUIET = 0.3
 _POLL = 0.1
+_BATCHES = 4096
 
 RuleText = Callable[[str, str, str, int], str]
 """Returns a rule's text by its table's family and name, its chain and its handle."""
@@ -52,13 +57,20 @@ class MatchedRule(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class PacketTrace(msgspec.Struct, frozen=True, rename="camel"):
-    """One packet's path: its first addresses, its input interface, its rules, its end."""
+    """One packet's path: its first addresses, its input interface, its rules, its end.
+
+    `drops` are the drops of the packet, and of replies to it, that the kernel reported meanwhile.
+    `traced` is false for a drop alone: of a packet that was not traced, or of one whose trace was
+    complete before.
+    """
 
     source: str
     destination: str
     incoming: str
     rules: tuple[MatchedRule, ...]
     end: str
+    drops: tuple[KernelDrop, ...] = ()
+    traced: bool = True
 
 
 class Assembly:
@@ -145,6 +157,31 @@ def _outcome(
     return f"sent to {destination}" + (f" by {interface(out)}" if out else ", on this node")
 
 
+def with_drops(trace: PacketTrace, drops: tuple[KernelDrop, ...]) -> PacketTrace:
+    """Return a trace with the kernel's drops; its end is then that of the packet, if it has one."""
+    own = next((each for each in drops if not each.reply), None)
+    # A rule's drop is in the trace already, with the rule.
+    end = trace.end if own is None or trace.end.startswith("dropped") else dropped(own)
+    return msgspec.structs.replace(trace, drops=drops, end=end)
+
+
+def _drop_alone(loose: LooseDrop) -> PacketTrace:
+    end = dropped(loose.drop) if not loose.drop.reply else "a reply was dropped"
+    return PacketTrace(loose.source, loose.destination, "", (), end, (loose.drop,), traced=False)
+
+
+def dropped(drop: KernelDrop) -> str:
+    """Return the end of a packet that the kernel dropped."""
+    return f"dropped by the kernel {drop.cause}"
+
+
+def _client(events: Sequence[Event]) -> Backend | None:
+    for event in events:
+        if event.source is not None:
+            return backend(event.source, Port(event.source_port))
+    return None
+
+
 def _end(event: Event, *, source: bool) -> str:
     address = event.source if source else event.destination
     port = event.source_port if source else event.port
@@ -164,11 +201,17 @@ def rule_texts(listing: str) -> Mapping[tuple[str, int], str]:
 
 
 class LiveTrace:
-    """Traces matching packets from its construction to `close`. Raises KernelError."""
+    """Traces matching packets from its construction to `close`. Raises KernelError.
 
-    def __init__(self, match: Match) -> None:
+    `monitor` adds the drops that the kernel reports; the caller closes it.
+    """
+
+    def __init__(self, match: Match, monitor: DropMonitor | None = None) -> None:
         self._name = f"{_PREFIX}{os.getpid()}"
         self._texts: dict[tuple[str, str], Mapping[tuple[str, int], str]] = {}
+        self._monitor = monitor
+        self._conntrack = Conntrack()
+        self._drops = DropMatcher(match, partial(self._conntrack.find, match.protocol))
         self._netlink = Nfnetlink()
         # Subscribed before packets are marked, so that no event is missed.
         self._socket = TraceSocket()
@@ -185,23 +228,36 @@ class LiveTrace:
         self._netlink.transact([delete_table(self._name)], SUBSYSTEM)
         self._netlink.close()
         self._socket.close()
+        self._conntrack.close()
 
     def packet_traces(self, seconds: float) -> Iterator[PacketTrace | None]:
         """Yield the packets of the next `seconds`, each when it is complete; blocks meanwhile.
 
-        None means that events were lost, because the kernel sent them faster than they were read.
+        A drop without an open trace is yielded by itself. None means that events were lost, because
+        the kernel sent them faster than they were read.
         """
         assembly = Assembly(_QUIET)
         until = time.monotonic() + seconds
         # The last packets are complete only after a pause.
         while time.monotonic() < until + _QUIET + _POLL:
-            events = self._socket.wait(_POLL)
-            if events is None:
-                yield None
+            # The kernel sends a packet's events before its alert, so that order is kept here.
+            alerts, lost = self._monitor.read() if self._monitor else ((), False)
+            batches = [self._socket.wait(0 if alerts else _POLL)]
+            while alerts and batches[-1] and len(batches) < _BATCHES:
+                batches.append(self._socket.wait(0))
             now = time.monotonic()
-            assembly.take(events or (), now)
+            for events in batches:
+                lost |= events is None
+                assembly.take(events or (), now)
+                self._drops.note(events or (), now)
+            if lost:
+                yield None
+            for loose in self._drops.take(alerts, now):
+                yield _drop_alone(loose)
             for complete in assembly.finished(now):
-                yield packet_trace(complete, self._name, self._rule, _interface)
+                trace = packet_trace(complete, self._name, self._rule, _interface)
+                client = _client(complete)
+                yield with_drops(trace, self._drops.finish(client) if client else ())
 
     def _delete_abandoned(self) -> None:
         for name in nftables.read_table_names(self._netlink.dump(nftables.get_tables())):

@@ -17,7 +17,8 @@ from pyproxy.netlink import elements as packed
 from pyproxy.netlink import ipvs
 from pyproxy.netlink.attributes import attribute_map, nested, string
 from pyproxy.netlink.elements import ElementMessage
-from pyproxy.netlink.ipvs import GENERIC_SIZE, Messages, Scheduling, Server, Timeouts, Virtual
+from pyproxy.netlink.generic import GENERIC_SIZE
+from pyproxy.netlink.ipvs import Messages, Scheduling, Server, Timeouts, Virtual
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
 from pyproxy.netlink.requests import Request
