@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
 from pyproxy.agent.pending import Arrival, Change, PendingChanges
 from pyproxy.model.address import Address, Port
-from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
+from pyproxy.model.events import Delete, Event, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+
+# Global names, because an attribute lookup on an enum is slow.
+_SERVICE, _SLICE, _NODE = Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE
 
 
 class ClusterState:
@@ -28,18 +30,15 @@ class ClusterState:
         self.node: Node | None = None
         self._by_service: dict[ObjectName, dict[ObjectName, EndpointSlice]] = {}
         self._synced: set[Kind] = set()
-        self._endpoints: Counter[ObjectName] = Counter()
+        self.has_synced = False
+        """Whether all lists have been read once, so that a missing object does not exist."""
+        self._endpoints: dict[ObjectName, int] = {}
         self._large_rows = large_rows
         self.node_addresses = 1
         self.costly: set[ObjectName] = set()
         self.pending = PendingChanges(self._is_large)
         # Events of the first lists, which make a sync of all Services due.
         self._initial = Change()
-
-    @property
-    def has_synced(self) -> bool:
-        """Whether all lists have been read once, so that a missing object does not exist."""
-        return len(self._synced) == len(Kind)
 
     def slices_of(self, service: ObjectName) -> Collection[EndpointSlice]:
         """Return the slices that name a Service, in no order."""
@@ -66,7 +65,7 @@ class ClusterState:
         if service.ports and service.ports[-1].node_port:
             addresses += self.node_addresses
         # A row for each endpoint, and one more with session affinity.
-        endpoints = self._endpoints[name] * (2 if service.affinity_timeout else 1)
+        endpoints = self._endpoints.get(name, 0) * (2 if service.affinity_timeout else 1)
         ranges = balanced * len(service.source_ranges)
         return ports * (addresses * (1 + endpoints) + ranges)
 
@@ -97,20 +96,22 @@ class ClusterState:
 
     def handle_event(self, event: Event, now: float) -> Kind | None:
         """Apply one event at a monotonic time; return the kind of the changed object, if any."""
-        match event:
-            case Upsert(obj=Service() as service):
-                kind, name, change = Kind.SERVICE, service.name, self._put_service(service)
-            case Upsert(obj=EndpointSlice() as each):
-                kind, name, change = Kind.ENDPOINT_SLICE, each.name, self._put_slice(each)
-            case Upsert(obj=Node() as node):
-                kind, name, change = Kind.NODE, ObjectName("", node.name), self._put_node(node)
-            case Delete(kind=kind, name=name):
-                change = self._drop(kind, name)
-            case Synced():
+        # No match statement, which tests the attributes of each pattern: lists have many events.
+        if isinstance(event, Upsert):
+            obj = event.obj
+            if isinstance(obj, EndpointSlice):
+                kind, name, change = _SLICE, obj.name, self._put_slice(obj)
+            elif isinstance(obj, Service):
+                kind, name, change = _SERVICE, obj.name, self._put_service(obj)
+            else:
+                kind, name, change = _NODE, ObjectName("", obj.name), self._put_node(obj)
+        elif isinstance(event, Delete):
+            kind, name = event.kind, event.name
+            change = self._drop(kind, name)
+        else:
+            if isinstance(event, Synced):
                 self._sync(event)
-                return None
-            case InvalidObject():
-                return None
+            return None
         if change is None:
             return None
         # The first lists, which one sync writes, are not timed one by one.
@@ -128,18 +129,23 @@ class ClusterState:
         return self._changed(service.name)
 
     def _put_slice(self, new: EndpointSlice) -> Change | None:
-        old = self.slices.get(new.name)
-        if old == new:
-            return None
+        name, service = new.name, new.service
+        old = self.slices.get(name)
         # The label kubernetes.io/service-name of a slice can be changed to another Service.
         if old is not None:
+            if old == new:
+                return None
             self._endpoints[old.service] -= len(old.endpoints)
-            if old.service != new.service:
+            if old.service != service:
                 self._unlink(old)
-        self.slices[new.name] = new
-        self._by_service.setdefault(new.service, {})[new.name] = new
-        self._endpoints[new.service] += len(new.endpoints)
-        change = self._changed(new.service)
+        self.slices[name] = new
+        siblings = self._by_service.get(service)
+        if siblings is None:
+            self._by_service[service] = {name: new}
+        else:
+            siblings[name] = new
+        self._endpoints[service] = self._endpoints.get(service, 0) + len(new.endpoints)
+        change = self._changed(service)
         # Slices of the first lists changed before the agent started; kube-proxy skips them too. A
         # slice that changes without a new time changed for another reason, perhaps hours later.
         repeats = old is not None and old.triggered == new.triggered
@@ -197,6 +203,7 @@ class ClusterState:
         for name in [name for name in known if name not in event.names]:
             self._drop(event.kind, name)
         self._synced.add(event.kind)
+        self.has_synced = len(self._synced) == len(Kind)
 
     def _changed(self, name: ObjectName) -> Change:
         """Queue a Service; return its change to fill in."""

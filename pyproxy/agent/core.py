@@ -26,7 +26,7 @@ from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleSta
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.model.address import Backend
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
-from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.model.objects import Kind, Node, ObjectName, Service
 from pyproxy.policy.parts import service_of
 
 log = logging.getLogger(__name__)
@@ -95,15 +95,32 @@ class Agent(Generic[P]):
         """Take in one event; a later `sync` writes it."""
         self.generation += 1
         # /healthz counts the delay from the oldest change that is not written.
-        was_idle = not self._steps
+        was_idle = not self._has_committed or not self._steps
         changed = self.cluster_state.handle_event(event, self._observers.clock())
+        if isinstance(event, Upsert) and not isinstance(event.obj, Node):
+            # Nearly all events of a list; most objects are valid.
+            obj = event.obj
+            if obj.problems or self._problems:
+                kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
+                self._decoded(kind, obj.name, obj.problems)
+        else:
+            self._handle_other(event, changed)
+        if changed is Kind.NODE:
+            self._node.forget()
+        # An invalid object alone makes no sync due, so the metric is set here too.
+        if self._problems.changed:
+            self._count_problems()
+        if changed is not None:
+            self._observers.metrics.changes.queued(changed, self._observers.wall_clock())
+        if was_idle and (not self._has_committed or self._steps):
+            self._observers.health.queued()
+
+    def _handle_other(self, event: Event, changed: Kind | None) -> None:
+        """Note problems and the Node's state after any event but that of a Service or slice."""
         match event:
             case Upsert(obj=Node() as node):
                 self._observers.health.set_node_eligible(node.eligible)
                 self._decoded(Kind.NODE, node.name, node.problems)
-            case Upsert(obj=Service() | EndpointSlice() as obj):
-                kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
-                self._decoded(kind, obj.name, obj.problems)
             case Delete(kind=kind, name=name):
                 self._decoded(kind, name, ())
                 if kind is Kind.NODE and changed:
@@ -121,14 +138,6 @@ class Agent(Generic[P]):
             case InvalidObject(problem=problem):
                 subject = (problem.kind, problem.name)
                 self._problems.found(ProblemSource.DECODING, subject, (problem,))
-        if changed is Kind.NODE:
-            self._node.forget()
-        # An invalid object alone makes no sync due, so the metric is set here too.
-        self._count_problems()
-        if changed is not None:
-            self._observers.metrics.changes.queued(changed, self._observers.wall_clock())
-        if was_idle and (self._steps or not self._has_committed):
-            self._observers.health.queued()
 
     def due(self) -> float | None:
         """Return the monotonic time for the next sync, None if there is nothing to do."""
