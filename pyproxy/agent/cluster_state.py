@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
@@ -80,6 +81,20 @@ class ClusterState:
                 if port.node_port and (among is None or port.node_port in among):
                     yield name
                     break
+
+    def independent_services(self) -> frozenset[ObjectName]:
+        """Return the Services that have cluster IPs only, which no other Service has.
+
+        A cluster IP is the strongest claim, so no other Service can change their frontends.
+        """
+        count = Counter(ip for service in self.services.values() for ip in service.cluster_ips)
+        return frozenset(
+            name
+            for name, service in self.services.items()
+            if not (service.external_ips or service.load_balancer_ips or service.health_check_port)
+            and all(count[ip] == 1 for ip in service.cluster_ips)
+            and not any(port.node_port for port in service.ports)
+        )
 
     def users_of(self, addresses: Collection[Address]) -> Iterator[ObjectName]:
         """Yield the Services that have one of these addresses, or an endpoint with one.

@@ -279,7 +279,8 @@ class Agent(Generic[P]):
         if node is not None:
             self._node.routing = node
         if not self._has_committed:
-            return self._steps.all(self._node.routing)
+            early = self._dataplane.write_early(self._node.routing)
+            return self._steps.all(self._node.routing, early)
         return self._steps.next(now, self._node.routing)
 
     def _plan_full(self, step: Step) -> P:

@@ -90,6 +90,9 @@ class NullDataplane:
     def read_ahead(self) -> None:
         """Do nothing."""
 
+    def write_early(self, node: NodeRouting) -> None:
+        """Return None: nothing is written."""
+
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:  # noqa: ARG002
         """Find no difference."""
         return StateDiff()

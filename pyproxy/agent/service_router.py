@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -62,11 +62,16 @@ class ServiceRouter:
         # Those whose node ports have, or lack, a frontend for each of the node's addresses.
         self._divided: set[ObjectName] = set()
 
-    def route(self, names: Iterable[ObjectName], node: NodeRouting) -> Routings:
+    def route(
+        self,
+        names: Iterable[ObjectName],
+        node: NodeRouting,
+        routed: Callable[[ServiceRouting], None] | None = None,
+    ) -> Routings:
         """Return the routings of these Services, and of those that gain or lose a frontend by them.
 
         One Service with a new cluster IP may take it from any number of others, which are left for
-        the next steps.
+        the next steps. `routed` is called with each routing at once; a later Service may change it.
         """
         if node.reserved is not self._filter.reserved:
             self._filter = ReservedFilter(node.reserved)
@@ -75,7 +80,10 @@ class ServiceRouter:
         # The queue grows meanwhile. The loop ends, because routing an affected Service again with
         # the same frontends affects no further one.
         for name in queue:
-            affected, routings[name] = self._route(name, node)
+            affected, routing = self._route(name, node)
+            routings[name] = routing
+            if routed is not None and routing is not None:
+                routed(routing)
             if affected:
                 # The caller takes all of these routings as the last ones, so an outdated one is
                 # replaced here and not in a later step.

@@ -9,7 +9,7 @@ A failed step comes first, because the frontends of its Services are assigned al
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 from itertools import islice
 
@@ -20,7 +20,7 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.divided import DividedServices, Written
 from pyproxy.agent.pending import Change
 from pyproxy.agent.service_router import Routings, ServiceRouter
-from pyproxy.dataplane.interface import NodeRouting, StepLimits
+from pyproxy.dataplane.interface import EarlyWriter, NodeRouting, StepLimits
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.parts import row_count, service_of
 from pyproxy.policy.routing import ServiceRouting
@@ -92,20 +92,32 @@ class Steps:
             return 0.0
         return self._limiter.due if self else None
 
-    def all(self, node: NodeRouting) -> Step:
-        """Route all Services: the first sync is one step."""
+    def all(self, node: NodeRouting, early: EarlyWriter | None = None) -> Step:
+        """Route all Services: the first sync is one step.
+
+        `early` writes those that no other Service's routing can change, and that stay undivided.
+        """
         step = Step(changes=dict(self._pending.take_all()), node=self._take_node(), full=True)
         self._failed.clear()
         services = self._cluster_state.services
         # The order is that of reading and not of a hash, because objects that were read together
         # lie together in memory. Removed Services must give up their frontends.
         names = [*services, *(name for name in step.changes if name not in services)]
-        routed = self._router.route(names, node)
+        routed = self._router.route(names, node, self._adder(early) if early else None)
         # Those that lost a frontend to a Service that was routed after them.
         routed |= self._router.route(self._pending.rerouted(), node)
         self._add(routed, step)
         step.written |= self._divided.take(sys.maxsize)
         return step
+
+    def _adder(self, early: EarlyWriter) -> Callable[[ServiceRouting], None]:
+        independent = self._cluster_state.independent_services()
+
+        def add(routing: ServiceRouting) -> None:
+            if routing.name in independent and row_count(routing) <= self._limits.rows:
+                early.add(routing)
+
+        return add
 
     def next(self, now: float, node: NodeRouting) -> Step:
         """Route and return the next step; empty if nothing is due."""

@@ -133,6 +133,14 @@ class TableUsage(msgspec.Struct, frozen=True):
     limit: int = 0
 
 
+class EarlyWriter(Protocol):
+    """Writes Services in a thread of its own, until the `plan_full` that has all Services."""
+
+    def add(self, routing: ServiceRouting) -> None:
+        """Have a Service written, whose routing is most likely final. Does not block."""
+        ...
+
+
 class Writer(Protocol[P]):
     """Program the kernel, in one network namespace: that in which the dataplane was made.
 
@@ -197,6 +205,15 @@ class Writer(Protocol[P]):
 
         Returns at once. The thread has the rights of the calling one. Does nothing where reading
         ahead would gain nothing. Called at most once, after `prepare`. Raises KernelError.
+        """
+        ...
+
+    def write_early(self, node: NodeRouting) -> EarlyWriter | None:
+        """Return a writer for the Services that are routed first, or None.
+
+        It writes them before the first `plan_full`, into a kernel that holds nothing of the mode.
+        The next call must be `plan_full` with the same `node`. None where the kernel holds
+        anything, or the mode cannot write in parts. Blocks for a request. Raises KernelError.
         """
         ...
 

@@ -130,6 +130,9 @@ class TableDataplane:
     def read_ahead(self) -> None:
         """Reads fast enough."""
 
+    def write_early(self, node: NodeRouting) -> None:
+        """Return None: all is written by `commit`."""
+
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         missing = diff(self.kernel, rows([wanted], node)).add
         return StateDiff(

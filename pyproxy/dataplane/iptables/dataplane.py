@@ -128,6 +128,9 @@ class IptablesDataplane:
     def read_ahead(self) -> None:
         """Do nothing: `plan_full` runs the programs of both families anyway."""
 
+    def write_early(self, node: NodeRouting) -> None:
+        """Return None: each write replaces the tables as a whole."""
+
     def plan(self, changes: Changes) -> IptablesPlan:
         """Compare what changed with the last commit; the kernel is not read."""
         return self._committed.plan(changes.services, changes.node)

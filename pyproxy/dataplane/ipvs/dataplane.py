@@ -122,6 +122,9 @@ class IpvsDataplane:
     def read_ahead(self) -> None:
         """Do nothing: IPVS announces no change, so an early read could be out of date."""
 
+    def write_early(self, node: NodeRouting) -> None:
+        """Return None: this mode writes all Services at once."""
+
     def plan(self, changes: Changes) -> IpvsPlan:
         """Plan the difference between changed Services and the last commit, without the kernel."""
         before: Table = {}

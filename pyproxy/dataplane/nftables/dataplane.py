@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pyproxy.dataplane.committed_state import CommittedState, Routings
-from pyproxy.dataplane.diff import diff
+from pyproxy.dataplane.diff import Delta, diff
 from pyproxy.dataplane.interface import (
     Changes,
     Drift,
@@ -42,12 +42,14 @@ from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
+from pyproxy.dataplane.nftables.early_writer import EarlyBatch, EarlyWriter, Written
 from pyproxy.dataplane.nftables.plan import (
     NftablesPlan,
     postpone_removals,
     shared_changes,
     targets,
     without,
+    without_rows,
 )
 from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -111,6 +113,7 @@ class NftablesDataplane:
         # Notifications have the sender's port, which identifies what this socket wrote.
         self._monitor = Monitor(TABLE, self._netlink.port)
         self._ahead: ReadAhead | None = None
+        self._early: EarlyWriter | None = None
 
     @property
     def messages_sent(self) -> int:
@@ -154,6 +157,36 @@ class NftablesDataplane:
         """Start to read the table for the first `plan_full`; KernelError."""
         self._ahead = ReadAhead()
 
+    def write_early(self, node: NodeRouting) -> EarlyWriter | None:
+        """Return a writer for the Services that are routed first if there is no table; KernelError.
+
+        Until `plan_full`, its thread alone uses the socket.
+        """
+        if self._early is not None or TABLE in read_tables(self._netlink):
+            return None
+        options = self._options_for(node)
+        base = base_rules(options)
+
+        def session(write_all: Callable[[], None]) -> None:
+            with without_notifications(self._netlink, self._monitor):
+                begin_load(self._netlink, base)
+                write_all()
+                finish_load(self._netlink, base, self._chains)
+                self._loaded = options
+
+        def write(batch: EarlyBatch) -> None:
+            needed = chains.needed(targets(batch.rows))
+            new = tuple(name for name in needed if name not in self._chains)
+            services = {each.name: each for each in batch.services}
+            rejected = self._send(
+                pack(NftablesPlan(Delta({}, batch.rows), services, {}, options, new))
+            )
+            if rejected is not None:
+                raise rejected.error
+
+        self._early = EarlyWriter(node, session, write, self._batch_rows)
+        return self._early
+
     def plan(self, changes: Changes) -> NftablesPlan:
         """Compare what changed with the last commit; does not ask the kernel."""
         before: Table = {}
@@ -193,6 +226,12 @@ class NftablesDataplane:
 
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
+        early, self._early = self._early, None
+        services = tuple(services)
+        if early is not None and (written := early.finish()) is not None:
+            wanted = {each.name: each for each in services}
+            if all(wanted.get(name) is each for name, each in written.services.items()):
+                return self._plan_rest(wanted, written, node)
         held = self._read_table()
         options = self._options_for(node)
         self._read_rules(options)
@@ -212,6 +251,26 @@ class NftablesDataplane:
             whole=True,
             # Boundaries count the rows of all Services, and a diff leaves rows out.
             boundaries=() if held else after.boundaries,
+        )
+
+    def _plan_rest(
+        self, wanted: Mapping[ObjectName, ServiceRouting], written: Written, node: NodeRouting
+    ) -> NftablesPlan:
+        """Plan the Services that were not written early."""
+        rest = [each for name, each in wanted.items() if name not in written.services]
+        after = compile_all(rest, node, self._batch_rows)
+        shared = after.shared
+        for each in written.services.values():
+            shared.update(shared_rows(each))
+        needed = chains.needed(targets(after.table))
+        return NftablesPlan(
+            diff({}, without_rows(after.table, written.shared)),
+            wanted,
+            shared,
+            self._options_for(node),
+            tuple(name for name in needed if name not in self._chains),
+            node,
+            whole=True,
         )
 
     def plan_repair(self, sets: frozenset[str] | None) -> NftablesPlan:

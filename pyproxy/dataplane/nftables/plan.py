@@ -131,6 +131,16 @@ def without(
     )
 
 
+def without_rows(table: Table, held: Table) -> Table:
+    """Return the rows of a table whose keys `held` lacks."""
+    return {
+        name: {key: value for key, value in rows.items() if key not in held[name]}
+        if name in held
+        else rows
+        for name, rows in table.items()
+    }
+
+
 def postpone_removals(plan: NftablesPlan) -> tuple[NftablesPlan, NftablesPlan]:
     """Split a plan that loads base rules: what to write before they are loaded, and after.
 

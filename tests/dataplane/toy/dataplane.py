@@ -97,6 +97,9 @@ class ToyDataplane:
     def read_ahead(self) -> None:
         """Reading is fast."""
 
+    def write_early(self, node: NodeRouting) -> None:
+        """Return None: all is written by `commit`."""
+
     def plan(self, changes: Changes) -> ToyPlan:
         after = dict(self._held)
         for name, routing in changes.services.items():
