@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import signal
 import subprocess
@@ -127,7 +128,7 @@ def test_a_usage_error_is_one_line(arguments: list[str], message: str) -> None:
 def test_without_pyproxy_lab_its_commands_name_the_package_to_install(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "entry_points", lambda **_: ())
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ())
     assert cli.main([command, "--help"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"pyproxy: {command}: pyproxy-lab is not installed: run pip install pyproxy-lab"
