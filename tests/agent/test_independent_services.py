@@ -17,9 +17,9 @@ from tests.builders import ip, service
 def independent(**fields: Any) -> bool:
     state = ClusterState()
     for number in range(3):
-        state.handle_event(Upsert(service(f"s{number}", number)))
+        state.handle_event(Upsert(service(f"s{number}", number)), 0.0)
     changed = msgspec.structs.replace(service("s1", 1), **fields)
-    state.handle_event(Upsert(changed))
+    state.handle_event(Upsert(changed), 0.0)
     return changed.name in state.independent_services()
 
 
