@@ -93,6 +93,8 @@ class Cluster:
     def kubeconfig(self) -> Path:
         """Write a kubeconfig for agents on the nodes, and return its path."""
         path = self.folder / "kubeconfig"
+        # It has the token of an administrator.
+        path.touch(0o600)
         path.write_bytes(msgspec.json.encode(kubeconfig(self.url, self.client.token)))
         return path
 

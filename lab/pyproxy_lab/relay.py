@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 _CHUNK = 1 << 16
 _CONNECT_TIMEOUT = 10.0
+_CONNECTIONS = 64
 
 
 @contextlib.contextmanager
@@ -16,7 +17,7 @@ def relaying(listener: socket.socket, target: tuple[str, int]) -> Iterator[None]
     """Relay the connections of `listener` to `target` until the block ends.
 
     The thread that calls determines the namespace in which `target` is connected to. A connection
-    is closed at once where `target` cannot be reached.
+    is closed at once where `target` cannot be reached, or where 64 are open.
     """
     thread = threading.Thread(target=_accept, args=(listener, target), daemon=True)
     thread.start()
@@ -30,16 +31,24 @@ def relaying(listener: socket.socket, target: tuple[str, int]) -> Iterator[None]
 
 
 def _accept(listener: socket.socket, target: tuple[str, int]) -> None:
+    free = threading.BoundedSemaphore(_CONNECTIONS)
     while True:
         try:
             client, _ = listener.accept()
         except OSError:  # the listener was shut down
             return
-        threading.Thread(target=_relay, args=(client, target), daemon=True).start()
+        if not free.acquire(blocking=False):
+            client.close()
+            continue
+        threading.Thread(target=_relay, args=(client, target, free), daemon=True).start()
 
 
-def _relay(client: socket.socket, target: tuple[str, int]) -> None:
-    with client:
+def _relay(
+    client: socket.socket, target: tuple[str, int], free: threading.BoundedSemaphore
+) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.callback(free.release)
+        stack.enter_context(client)
         try:
             server = socket.create_connection(target, _CONNECT_TIMEOUT)
         except OSError:

@@ -141,6 +141,23 @@ def test_a_relay_leads_nodes_to_an_address_of_another_namespace(network: Network
 
 
 @packets
+def test_a_relay_has_a_bounded_number_of_connections(network: Network) -> None:
+    pod = ("10.244.2.11", 8080)
+    listener = network.listen()
+    port = listener.getsockname()[1]
+    reach = partial(socket.create_connection, (API_ADDRESS, port), 60.0)
+    with ExitStack() as stack:
+        enter = partial(stack.enter_context, relaying(listener, pod))
+        network.namespace("a1").call(enter)
+        received = []
+        for _ in range(65):
+            connection = stack.enter_context(network.namespace("na").call(reach))
+            received.append(connection.recv(100))
+    assert all(each.startswith(b"b1 ") for each in received[:64])
+    assert received[64] == b""
+
+
+@packets
 def test_two_networks_exist_at_the_same_time_and_leave_nothing() -> None:
     before = {path.name for path in NETNS_FOLDER.glob("*")}
     with Network(), Network() as other:

@@ -100,7 +100,8 @@ def test_env_prints_one_shell_command(lab: Up) -> None:
 
 def test_the_kubeconfig_is_for_its_owner_alone_and_of_a_loopback_address(lab: Up) -> None:
     path = lab.folder / "admin.conf"
-    assert path.stat().st_mode & 0o777 == 0o600
+    for each in (path, lab.folder / "kubeconfig"):
+        assert each.stat().st_mode & 0o777 == 0o600
     (cluster,) = yaml.safe_load(path.read_text())["clusters"]
     assert cluster["cluster"]["server"].startswith("https://127.0.0.1:")
     assert cluster["cluster"]["certificate-authority-data"]

@@ -62,3 +62,16 @@ def test_nothing_is_left(tmp_path: Path, seed: int) -> None:
         with up.running(lab.folder, "--nodes", "1"):
             assert [each for each in lab.leftovers() if str(lab.folder) not in each] == [], moment
     assert lab.leftovers() == [], moment
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["the first namespace exists", "the agents start"])
+def test_an_interrupted_start_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, name: str
+) -> None:
+    lab = Up(tmp_path / "lab")
+    until(lambda: PHASES[name](lab), f"{name}: {lab.text}", patience=120, pause=0.002)
+    status = lab.end(number)
+    # It may have been ready by the time that the signal came.
+    assert status == (0 if "ready after" in lab.text else 130), lab.text
+    assert lab.leftovers() == []

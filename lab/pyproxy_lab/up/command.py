@@ -73,6 +73,8 @@ def up(arguments: argparse.Namespace) -> int:
     with _interruptible(), StateFolder(options.folder) as folder:
         _remove_leftovers(folder)
         try:
+            # A signal that has come meanwhile is delivered here.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDINGS)
             folder.write_record(state.own_record(options))
             _mark_programs(options.folder)
             _run(options, began)
@@ -145,9 +147,8 @@ def _run(options: Options, began: float) -> None:
         try:
             while True:
                 time.sleep(_CHECK_PERIOD)
-                running.restart_ended()
+                running.maintain()
         except KeyboardInterrupt:
-            _uninterruptible()
             print("removing the lab", flush=True)
 
 
@@ -215,11 +216,16 @@ def _end(path: Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt for every signal that asks the lab to end."""
+    """Raise KeyboardInterrupt for the first signal that asks the lab to end.
+
+    The signals are blocked until the caller can be interrupted.
+    """
 
     def interrupt(*_: object) -> None:
+        _uninterruptible()
         raise KeyboardInterrupt
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     before = {number: signal.signal(number, interrupt) for number in _ENDINGS}
     try:
         yield

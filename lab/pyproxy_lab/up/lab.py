@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ _PATIENCE = 60.0
 """Seconds in which all parts must respond, also on a loaded machine."""
 
 _POLL = 0.02
+_LONGEST_LOG = 16 * 1024 * 1024
 _HEALTH_PORT = 10256
 _PAGE_PORT = 10257
 _LOOPBACK = "127.0.0.1"
@@ -37,9 +39,11 @@ class Lab(msgspec.Struct, frozen=True):
     agents: dict[str, Agent]
     pages: dict[str, str]
 
-    def restart_ended(self) -> None:
-        """Start the agents that have ended, as a kubelet does."""
+    def maintain(self) -> None:
+        """Start the agents that have ended, as a kubelet does, and empty logs that are too long."""
         for name, agent in self.agents.items():
+            if agent.log.stat().st_size > _LONGEST_LOG:
+                os.truncate(agent.log, 0)
             if not agent.running:
                 node = self.cluster.network.topology.site(name).node
                 ended = f"the agent of {node} has ended with status {agent.status}"
