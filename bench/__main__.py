@@ -26,7 +26,7 @@ from bench.node_ports import print_node_ports
 from bench.outages import print_outages
 from bench.questions import print_questions
 from bench.repairs import print_repairs
-from bench.tail import print_tail
+from bench.tail import Plan, print_tail
 from bench.targets import Targets, held_against, targets
 from pyproxy.errors import PyproxyError, UsageError
 
@@ -79,8 +79,14 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
         )
     if options.tail:
         _print_machine()
-        size = Size(options.services, SIZE.endpoints)
-        return _conclude(print_tail(place, size, options.tail, options.tail_seconds))
+        plan = Plan(
+            Size(options.services, SIZE.endpoints),
+            options.tail,
+            options.tail_rate,
+            options.tail_seconds,
+            options.protobuf,
+        )
+        return _conclude(print_tail(place, plan))
     if options.questions:
         _print_machine()
         return _conclude(print_questions(place, options.questions))
@@ -147,8 +153,12 @@ def _options() -> argparse.Namespace:
         type=int,
         const=10,
         metavar="RUNS",
-        help="time only changes at 500 a second, and what delays them (default 10 runs)",
+        help="time only changes at a rate, and what delays them (default 10 runs)",
     )
+    parser.add_argument(
+        "--tail-rate", type=float, default=500.0, help="changes a second of --tail (default 500)"
+    )
+    parser.add_argument("--protobuf", action="store_true", help="have --tail request protobuf")
     parser.add_argument(
         "--tail-seconds", type=float, default=30.0, help="seconds of a run of --tail (default 30)"
     )

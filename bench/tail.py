@@ -1,4 +1,4 @@
-"""The latency of changes at 500 a second, and the part of it that each process has.
+"""The latency of changes at a rate, and the part of it that each process has.
 
 Each run has an agent of its own. Beside it a second client of the API server only reads the same
 watch, and a third process only sleeps. A change is timed from the API server's write until the
@@ -37,16 +37,25 @@ from pyproxy.inspect.humanize import clock
 from pyproxy.inspect.queries import SLOW, STATUS, NoArgs
 from pyproxy.inspect.slow_changes import SlowChange
 
-RATE = 500.0
-"""Changes a second."""
-
 LIMIT = 0.015
 """The p99 that each run must stay below, in seconds."""
 
 _PATIENCE = 60.0
 _QUIET = 0.2
+_JSON = "application/json"
+_PROTOBUF = "application/vnd.kubernetes.protobuf;stream=watch"
 _SHOWN = 3
 """Slow changes of a run that are printed."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The cluster, the runs and the changes a second; each run lasts so many seconds."""
+
+    size: Size
+    runs: int
+    rate: float
+    seconds: float
+    protobuf: bool
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -69,36 +78,36 @@ class Run(msgspec.Struct, frozen=True):
     stolen: float
 
 
-def print_tail(place: Place, size: Size, runs: int, seconds: float) -> bool:
+def print_tail(place: Place, plan: Plan) -> bool:
     """Measure and print each run; return whether the p99 of all is within the limit.
 
     Raises LabError, UsageError.
     """
-    heading(
-        f"{size}, {RATE:g} changes a second for {seconds:g} s, API write to kernel, {runs} runs"
-    )
-    print("       change: median, p99, worst   | server's part: p99, worst | agent's: p99, worst")
+    seconds, form = plan.seconds, "protobuf" if plan.protobuf else "JSON"
+    heading(f"{plan.size}, {plan.rate:g} changes a second for {seconds:g} s, {form}, to the kernel")
+    titles = ("change: median, p99, worst", "the API server's part", "the agent's and the kernel's")
+    print("      " + " | ".join(f"{title:<29}" for title in titles))
     met = 0
     pods = FRESH_POD
-    with cluster.running(size) as api:
-        for number in range(runs):
-            run = _run(place, api, Churn(RATE, seconds, size, pods))
-            pods += len(run.whole) + int(RATE)
+    with cluster.running(plan.size) as api:
+        for number in range(plan.runs):
+            run = _run(place, api, plan, pods)
+            pods += int(plan.rate * (seconds + 1))
             print("\n".join(lines(number, run)), flush=True)
             met += Spread(run.whole).p99 < LIMIT
-    print(f"  p99 below {duration(LIMIT)} in {met} of {runs} runs")
-    return met == runs
+    print(f"  p99 below {duration(LIMIT)} in {met} of {plan.runs} runs")
+    return met == plan.runs
 
 
 def lines(number: int, run: Run) -> Iterator[str]:
     """Yield the lines of one run: its times, what the machine did, and its slowest changes."""
     whole, server, agent = map(Spread, (run.whole, run.server, run.agent))
     late = Spread(run.late)
-    yield (
-        f"  {number + 1:>2}: {duration(whole.median):>9} {duration(whole.p99):>9} "
-        f"{duration(whole.worst):>9} | {duration(server.p99):>9} {duration(server.worst):>9} | "
-        f"{duration(agent.p99):>9} {duration(agent.worst):>9}"
+    parts = (
+        " ".join(f"{duration(value):>9}" for value in (part.median, part.p99, part.worst))
+        for part in (whole, server, agent)
     )
+    yield f"  {number + 1:>2}: {' | '.join(parts)}"
     yield "      " + "; ".join(
         (
             f"load {run.load:.1f}, stolen {duration(run.stolen)}",
@@ -120,13 +129,19 @@ def lines(number: int, run: Run) -> Iterator[str]:
         )
 
 
-def _run(place: Place, api: Cluster, churn: Churn) -> Run:
+def _run(place: Place, api: Cluster, plan: Plan, first_pod: int) -> Run:
+    churn = Churn(plan.rate, plan.seconds, plan.size, first_pod)
+    accept = _PROTOBUF if plan.protobuf else _JSON
     with tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         config, socket = folder / "kubeconfig", folder / "socket"
         config.write_bytes(msgspec.json.encode(kubeconfig(api.url, "")))
         ours = parse(OURS, NFTABLES)
-        command = (*ours.command, "--inspect-socket", str(socket))
+        command = (
+            *ours.command,
+            *("--inspect-socket", str(socket)),
+            *("--kube-api-content-type", accept.partition(";")[0]),
+        )
         contestant = msgspec.structs.replace(ours, command=command)
         agent = stack.enter_context(contestant.serving(place.node, config, folder / "log"))
         client = Client(str(socket))
@@ -135,7 +150,7 @@ def _run(place: Place, api: Cluster, churn: Churn) -> Run:
         read: dict[str, float] = {}
         late: list[float] = []
         with ExitStack() as controls:
-            controls.enter_context(_control(("watch", api.url), read.update))
+            controls.enter_context(_control(("watch", api.url, accept), read.update))
             controls.enter_context(_control(("sleep",), late.extend))
             before = _used(agent)
             done = kernel.churned(api, churn, _PATIENCE)

@@ -1,11 +1,11 @@
 """Processes beside the tail's agent that show what the machine and the API server alone do.
 
     python -m bench.tail_control sleep
-    python -m bench.tail_control watch URL
+    python -m bench.tail_control watch URL ACCEPT
 
 The first only sleeps a millisecond at a time, and prints the seconds that each sleep lasted too
-long. The second watches EndpointSlices and prints when it read each new pod's address. Both print
-`ready` when they have begun, and one line of JSON when their input ends.
+long. The second watches EndpointSlices in the format ACCEPT and prints when it read each new pod's
+address. Both print `ready` when they have begun, and one line of JSON when their input ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import msgspec
 
 _SLEEP = 0.001
 _READ = 1 << 16
-_FRESH = re.compile(rb'"addresses":\["(10\.20[0-7]\.\d{1,3}\.\d{1,3})"')
+# The byte behind it shows that an address is complete, in JSON and in protobuf.
+_FRESH = re.compile(rb"10\.20[0-7]\.\d{1,3}\.\d{1,3}(?=[^\d.])")
+_LONGEST = 16
 _PATH = "/apis/discovery.k8s.io/v1/endpointslices"
 
 
@@ -31,7 +33,7 @@ def main() -> None:
     if sys.argv[1] == "sleep":
         result: object = _sleep()
     else:
-        result = _watch(sys.argv[2])
+        result = _watch(*sys.argv[2:])
     sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
     sys.stdout.buffer.flush()
     # The watch's thread blocks in a read.
@@ -48,7 +50,7 @@ def _sleep() -> list[float]:
     return late
 
 
-def _watch(url: str) -> dict[str, float]:
+def _watch(url: str, accept: str) -> dict[str, float]:
     read: dict[str, float] = {}
     began = threading.Event()
 
@@ -56,7 +58,9 @@ def _watch(url: str) -> dict[str, float]:
         version = msgspec.json.decode(response.read())["metadata"]["resourceVersion"]
 
     def follow() -> None:
-        watch = f"{url}{_PATH}?watch=true&resourceVersion={version}"
+        watch = urllib.request.Request(
+            f"{url}{_PATH}?watch=true&resourceVersion={version}", headers={"Accept": accept}
+        )
         with suppress(OSError), urllib.request.urlopen(watch) as response:
             began.set()
             rest = b""
@@ -65,7 +69,7 @@ def _watch(url: str) -> dict[str, float]:
                 rest += chunk
                 for pod in _FRESH.findall(rest):
                     read.setdefault(pod.decode(), now)
-                rest = rest[rest.rfind(b"\n") + 1 :]
+                rest = rest[-_LONGEST:]
 
     threading.Thread(target=follow, daemon=True).start()
     began.wait()
