@@ -1,9 +1,10 @@
 """The latency of changes at a rate, and the part of it that each process has.
 
-Each run has an agent of its own. Beside it a second client of the API server only reads the same
-watch, and a third process only sleeps. A change is timed from the API server's write until the
-kernel announces the pod's address. The second client divides that time: until it has read the
-event, the API server and its connection are at work; after that, the agent and the kernel.
+Each run has an agent of its own. A change is timed from the API server's write until the kernel
+announces the pod's address. A second client of the API server, which only reads the same watch,
+divides that time. Until it has read the event, the API server and its connection are at work, and
+after that the agent and the kernel. On each processor a process with real-time priority only
+sleeps: while one of them cannot run, the kernel or the hypervisor stalls the machine.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.request
+from bisect import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 from pyproxy_lab.bench import cluster, usage
 from pyproxy_lab.bench.cluster import Churn, Cluster
 from pyproxy_lab.bench.contestant import OURS, parse
@@ -31,6 +36,7 @@ from pyproxy_lab.modes import NFTABLES
 from pyproxy_lab.namespace import LabError
 from pyproxy_lab.process import Agent, pipes
 
+from bench.tail_control import Stalls
 from pyproxy.errors import PyproxyError
 from pyproxy.inspect.client import Client
 from pyproxy.inspect.humanize import clock
@@ -42,6 +48,8 @@ LIMIT = 0.015
 
 _PATIENCE = 60.0
 _QUIET = 0.2
+_METRICS = "http://127.0.0.1:10249/metrics"
+_PHASES = "pyproxy_programming_phase_seconds"
 _JSON = "application/json"
 _PROTOBUF = "application/vnd.kubernetes.protobuf;stream=watch"
 _SHOWN = 3
@@ -61,6 +69,9 @@ class Plan(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True):
     """One run: seconds of each change, as a whole and in parts, and what else happened.
 
+    `undisturbed` are the changes in whose time there was none of the `stalls`. `phases` are the
+    agent's mean seconds of a change.
+
     `delay` is how long the agent's thread waited for a processor, `cpu` the agent's CPU time for a
     change, `stolen` the time that the hypervisor gave to other guests, all in seconds.
     `collections` are the API server's, `slow` the agent's slowest changes.
@@ -69,13 +80,20 @@ class Run(msgspec.Struct, frozen=True):
     whole: Sequence[float]
     server: Sequence[float]
     agent: Sequence[float]
-    late: Sequence[float]
+    undisturbed: Sequence[float]
+    stalls: Sequence[tuple[float, float]]
+    phases: Mapping[str, float]
     delay: float
     cpu: float
     collections: Sequence[float]
     slow: Sequence[SlowChange]
     load: float
     stolen: float
+
+    @property
+    def undisturbed_p99(self) -> float:
+        """The p99 of the undisturbed changes, 0 if there are none."""
+        return Spread(self.undisturbed).p99 if self.undisturbed else 0.0
 
 
 def print_tail(place: Place, plan: Plan) -> bool:
@@ -102,19 +120,23 @@ def print_tail(place: Place, plan: Plan) -> bool:
 def lines(number: int, run: Run) -> Iterator[str]:
     """Yield the lines of one run: its times, what the machine did, and its slowest changes."""
     whole, server, agent = map(Spread, (run.whole, run.server, run.agent))
-    late = Spread(run.late)
     parts = (
         " ".join(f"{duration(value):>9}" for value in (part.median, part.p99, part.worst))
         for part in (whole, server, agent)
     )
     yield f"  {number + 1:>2}: {' | '.join(parts)}"
+    longest = max((end - begin for begin, end in run.stalls), default=0.0)
     yield "      " + "; ".join(
         (
             f"load {run.load:.1f}, stolen {duration(run.stolen)}",
-            f"a sleep of 1 ms too long: p99 {duration(late.p99)}, worst {duration(late.worst)}",
+            f"{len(run.stalls):,} stalls, the longest {duration(longest)}",
+            f"p99 of {len(run.undisturbed):,} changes without one {duration(run.undisturbed_p99)}",
             f"agent: run delay {duration(run.delay)}, CPU of a change {duration(run.cpu)}",
             f"API server: longest collection {duration(max(run.collections, default=0.0))}",
         )
+    )
+    yield "      mean of a change: " + ", ".join(
+        f"{phase} {duration(seconds)}" for phase, seconds in run.phases.items()
     )
     for each in run.slow[:_SHOWN]:
         phases = ", ".join(
@@ -148,20 +170,24 @@ def _run(place: Place, api: Cluster, plan: Plan, first_pod: int) -> Run:
         _settle(client, agent)
         kernel = stack.enter_context(Announcements())
         read: dict[str, float] = {}
-        late: list[float] = []
+        stalls: Stalls = []
         with ExitStack() as controls:
             controls.enter_context(_control(("watch", api.url, accept), read.update))
-            controls.enter_context(_control(("sleep",), late.extend))
+            for processor in sorted(os.sched_getaffinity(0)):
+                controls.enter_context(_control(("sleep", str(processor)), stalls.extend))
             before = _used(agent)
             done = kernel.churned(api, churn, _PATIENCE)
             after = _used(agent)
         seen = kernel.seen
         found = [pod for pod in done.pods if pod in seen and pod in read]
+        stalls.sort()
         return Run(
             whole=[seen[pod] - at for pod, at in done.pods.items() if pod in seen],
             server=[read[pod] - done.pods[pod] for pod in found],
             agent=[seen[pod] - read[pod] for pod in found],
-            late=late,
+            undisturbed=_undisturbed(done.pods, seen, stalls),
+            stalls=stalls,
+            phases=_phases(),
             delay=after[1] - before[1],
             cpu=(after[0] - before[0]) / len(done.pods),
             collections=done.collections,
@@ -169,6 +195,33 @@ def _run(place: Place, api: Cluster, plan: Plan, first_pod: int) -> Run:
             load=os.getloadavg()[0],
             stolen=after[2] - before[2],
         )
+
+
+def _undisturbed(
+    written: Mapping[str, float], seen: Mapping[str, float], stalls: Stalls
+) -> list[float]:
+    """Return the seconds of the changes in whose time there was no stall; `stalls` are sorted."""
+    begins = [begin for begin, _ in stalls]
+    # Of the stalls that began before, the one that ended last.
+    last = list(accumulate((end for _, end in stalls), max, initial=0.0))
+    found = ((at, seen[pod]) for pod, at in written.items() if pod in seen)
+    return [end - at for at, end in found if last[bisect(begins, end)] <= at]
+
+
+def _phases() -> dict[str, float]:
+    """Return the agent's mean seconds of a change in each phase, by its metrics."""
+    with urllib.request.urlopen(_METRICS, timeout=_PATIENCE) as response:
+        text = response.read().decode()
+    found: dict[str, dict[str, float]] = {"_sum": {}, "_count": {}}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            which = sample.name.removeprefix(_PHASES)
+            if which in found and "phase" in sample.labels:
+                found[which][sample.labels["phase"]] = sample.value
+    return {
+        phase: seconds / max(1.0, found["_count"][phase])
+        for phase, seconds in found["_sum"].items()
+    }
 
 
 def _settle(client: Client, agent: Agent) -> None:

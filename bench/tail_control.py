@@ -1,11 +1,12 @@
 """Processes beside the tail's agent that show what the machine and the API server alone do.
 
-    python -m bench.tail_control sleep
+    python -m bench.tail_control sleep CPU
     python -m bench.tail_control watch URL ACCEPT
 
-The first only sleeps a millisecond at a time, and prints the seconds that each sleep lasted too
-long. The second watches EndpointSlices in the format ACCEPT and prints when it read each new pod's
-address. Both print `ready` when they have begun, and one line of JSON when their input ends.
+The first only sleeps on one processor, with real-time priority, and prints the `Stalls` in which it
+could not run. No other program's work delays it, only the kernel and the hypervisor. The second
+watches EndpointSlices in the format ACCEPT and prints when it read each new pod's address. Both
+print `ready` when they have begun, and one line of JSON when their input ends.
 """
 
 from __future__ import annotations
@@ -21,17 +22,24 @@ from contextlib import suppress
 
 import msgspec
 
-_SLEEP = 0.001
+SHORTEST = 0.002
+"""Seconds that a sleep must last too long to be a stall."""
+
+_SLEEP = 0.002
+_PRIORITY = 50
 _READ = 1 << 16
 # The byte behind it shows that an address is complete, in JSON and in protobuf.
 _FRESH = re.compile(rb"10\.20[0-7]\.\d{1,3}\.\d{1,3}(?=[^\d.])")
 _LONGEST = 16
 _PATH = "/apis/discovery.k8s.io/v1/endpointslices"
 
+Stalls = list[tuple[float, float]]
+"""The monotonic times between which a sleeping process should have run and did not."""
+
 
 def main() -> None:
     if sys.argv[1] == "sleep":
-        result: object = _sleep()
+        result: object = _sleep(int(sys.argv[2]))
     else:
         result = _watch(*sys.argv[2:])
     sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
@@ -40,14 +48,18 @@ def main() -> None:
     os._exit(0)
 
 
-def _sleep() -> list[float]:
-    late: list[float] = []
+def _sleep(processor: int) -> Stalls:
+    stalls: Stalls = []
+    os.sched_setaffinity(0, {processor})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
     print("ready", flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
-        began = time.monotonic()
+        due = time.monotonic() + _SLEEP
         time.sleep(_SLEEP)
-        late.append(time.monotonic() - began - _SLEEP)
-    return late
+        now = time.monotonic()
+        if now - due >= SHORTEST:
+            stalls.append((due, now))
+    return stalls
 
 
 def _watch(url: str, accept: str) -> dict[str, float]:
