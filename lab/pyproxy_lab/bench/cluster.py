@@ -30,6 +30,9 @@ from pyproxy_lab.bench.shape import FRESH_POD, NAMESPACE, Size, endpoint_slice, 
 _BY_KIND = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES)}
 _HISTORY = 200_000
 _TICK = 0.01
+_CATCH_UP = 2
+"""How much faster than its rate a churn makes up for a delay."""
+
 _LONG_COLLECTION = 0.001
 
 
@@ -139,10 +142,12 @@ def _churn(server: ApiServer, churn: Churn) -> dict[str, float]:
             server.registry.load([endpoint_slice(service, pods)])
 
     began = time.monotonic()
+    # After a delay of this process, all that is due at once would be a burst and not this rate.
+    most = max(1, round(_CATCH_UP * churn.rate * _TICK))
     while (passed := time.monotonic() - began) < churn.seconds:
         due = round(passed * churn.rate) - len(written)
         if due > 0:
-            server.call(partial(write, due))
+            server.call(partial(write, min(due, most)))
         time.sleep(_TICK)
     return written
 
