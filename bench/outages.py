@@ -63,18 +63,19 @@ class _Outage(msgspec.Struct, frozen=True):
     kill: bool = False
 
 
-# A watch without packets is given up after 50 s. The next request then takes its own time.
-_SILENCE, _CONNECT, _HEAD, _ELSE = 50.0, 4.0, 8.0, 1.0
+# A dead peer is detected by keepalives, and one that acknowledges by 80 s of silence. The next
+# request then takes its own time.
+_KEEPALIVE, _SILENCE, _CONNECT, _HEAD, _ELSE = 35.0, 80.0, 4.0, 8.0, 1.0
 _LONGEST_BACKOFF = 30.0
 _REJECT = "tcp flags & (syn | ack) == syn reject with tcp reset"
 _OUTAGES: Mapping[str, _Outage] = {
     "one of two ends, and rejects connections": _Outage(_REJECT, _CONNECT, kill=True),
-    "one of two loses all packets": _Outage("drop", _SILENCE + _CONNECT + _ELSE),
+    "one of two loses all packets": _Outage("drop", _KEEPALIVE + _CONNECT + _ELSE),
     "one of two accepts connections, and is silent": _Outage(
         f"meta length > {_DATA_BYTES} drop", _SILENCE + _HEAD + _ELSE
     ),
     "connections are half-open, new ones work": _Outage(
-        "drop", _SILENCE + _ELSE, both=True, old_only=True
+        "drop", _KEEPALIVE + _ELSE, both=True, old_only=True
     ),
     "the server ends, and is back after 10 s": _Outage(
         _REJECT, _LONGEST_BACKOFF, both=True, ends=True, kill=True

@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 SELECTOR = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name"
 """The label selector that excludes Services and slices of other proxies, and headless ones."""
 
-SILENCE = 50.0
+SILENCE = 80.0
 """Seconds without a byte after which a watch is restarted from its last version.
 
-Less than a minute, so that a half-open connection is detected within a minute. The API server sends
-bookmarks every 60 to 75 seconds, so an idle watch is restarted, with a shorter timeoutSeconds: it
-then has a bookmark before its end.
+Longer than the API server's bookmarks are apart, 60 to 75 seconds, so that an idle watch stays open:
+a shorter silence costs a request a minute for each kind and node. The kernel detects a dead peer
+within 30 seconds (`access.SOCKET_OPTIONS`), so this is for a peer that acknowledges and is hung.
 """
 
 STOP_TIMEOUT = 1.0

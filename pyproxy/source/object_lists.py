@@ -52,7 +52,7 @@ def read_list(
 
     Raises SourceError.
     """
-    response = client.get(path, query, timeout)
+    response = client.get(path, query, timeout, compressed=True)
     try:
         return msgspec.json.decode(client.read(response, LARGEST_PAGE), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -31,7 +31,7 @@ from pyproxy.source.body import (
     TooLargeError,
     TooSlowError,
 )
-from pyproxy.source.client import ApiStatusError, Client
+from pyproxy.source.client import ApiStatusError, Client, UnreachableError
 from pyproxy.source.formats import Format, ListPage, WatchEvent, format_of
 from pyproxy.source.list_mode import ListMode
 from pyproxy.source.media_types import JSON_TYPE
@@ -42,8 +42,12 @@ from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedRespo
 
 log = logging.getLogger(__name__)
 
-WATCH_SECONDS = (300.0, 600.0)
-"""The range of timeoutSeconds, drawn for each watch so that nodes reconnect at different times."""
+WATCH_SECONDS = (600.0, 1200.0)
+"""The range of timeoutSeconds, drawn for each watch so that nodes reconnect at different times.
+
+Twice client-go's range, because each request repeats its headers in HTTP/1.1. Silence is detected
+without the timeout.
+"""
 
 _IDLE_SHARE = 0.9
 """The timeoutSeconds of watches after a silent one, as a share of the silence."""
@@ -144,6 +148,10 @@ class Reflector:
             self._handle_error(failed)
             lists = not self._version and (had_version or isinstance(failed, _UNUSABLE))
             delay = max(delay, self._pacing.after_failure(failed, lists=lists))
+            if had_version and isinstance(failed, GoneError):
+                delay = max(delay, self._pacing.before_relist(now))
+            elif _is_outage(failed):
+                self._pacing.note_outage(now)
         return delay
 
     def _watch(self) -> None:
@@ -234,7 +242,7 @@ class Reflector:
 
     def _read_page(self, query: dict[str, str]) -> ListPage:
         context = self._context
-        response, form = self._get(query, context.silence)
+        response, form = self._get(query, context.silence, compressed=True)
         with closing(response):
             try:
                 data = context.client.read(response, LARGEST_PAGE, context.clock.now)
@@ -303,6 +311,7 @@ class Reflector:
         """Note that the server works."""
         self._lost_connections = 0
         self._suspect = False
+        self._pacing.note_recovery()
         self._context.outages.succeeded(self.resource.kind)
 
     def _handle_error(self, error: SourceError) -> None:
@@ -333,15 +342,21 @@ class Reflector:
         self._suspect = unusable or isinstance(error, ConnectionLostError | TooSlowError)
         self._context.outages.failed(kind, error)
 
-    def _get(self, query: dict[str, str], silence: float) -> tuple[BaseHTTPResponse, Format]:
-        """Request objects of this kind; return the response and its format.
+    def _get(
+        self, query: dict[str, str], silence: float, *, compressed: bool = False
+    ) -> tuple[BaseHTTPResponse, Format]:
+        """Request objects of this kind, `compressed` if possible; return the response and its format.
 
         Raises GoneError, MalformedResponseError, and the errors of Client.get.
         """
         client, resource = self._context.client, self.resource
         try:
             response = client.get(
-                resource.path, resource.selector | query, silence, self._context.accept
+                resource.path,
+                resource.selector | query,
+                silence,
+                self._context.accept,
+                compressed=compressed,
             )
         except ApiStatusError as error:
             if error.status == 410:
@@ -389,3 +404,10 @@ class Reflector:
             if progress is not None:
                 progress.received(len(chunk), self.last_read)
             yield chunk
+
+
+def _is_outage(error: SourceError) -> bool:
+    """Return whether an error may concern all clients of the server at once."""
+    if isinstance(error, ApiStatusError):
+        return error.status == 429 or error.status >= 500
+    return isinstance(error, ConnectionLostError | UnreachableError)

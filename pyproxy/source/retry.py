@@ -27,6 +27,12 @@ Lists are expensive: a server that rejects each version soon after its list gets
 LONGEST_DELAY seconds, also if each watch between them has an event.
 """
 
+SHORTEST_SPREAD = 1.0
+"""Seconds that new lists are spread over at least."""
+
+LONGEST_SPREAD = 10.0
+"""Seconds that new lists are spread over after a long outage."""
+
 LONGEST_RETRY_AFTER = 120.0
 """Seconds: the most that a server's Retry-After can add to a delay."""
 
@@ -81,8 +87,10 @@ class RequestPacing:
     def __init__(self, random: Random, now: float) -> None:
         self._requests = ApiBackoff(random)
         self._lists = ApiBackoff(random)
+        self._random = random
         self._began = now
         self._progressed = False
+        self._outage_began: float | None = None
 
     def begin(self, now: float) -> None:
         """Note that a list or a watch begins, at a time in seconds."""
@@ -91,6 +99,24 @@ class RequestPacing:
     def note_event(self) -> None:
         """Note that the present watch had an event."""
         self._progressed = True
+
+    def note_outage(self, now: float) -> None:
+        """Note a failure that the other clients of the server may see too."""
+        if self._outage_began is None:
+            self._outage_began = now
+
+    def note_recovery(self) -> None:
+        """Note an event or a complete list: an outage is over."""
+        self._outage_began = None
+
+    def before_relist(self, now: float) -> float:
+        """Return the seconds to wait before a new list, because the server lost a version.
+
+        A restart of the server takes the versions of all nodes away at once. Nothing could change
+        while it was away, so the lists are spread over as long again, up to LONGEST_SPREAD.
+        """
+        outage = 0.0 if self._outage_began is None else now - self._outage_began
+        return self._random.uniform(0, min(LONGEST_SPREAD, max(SHORTEST_SPREAD, outage)))
 
     def after_watch(self, now: float, failed: bool) -> float:
         """Return the seconds to wait at least after a watch that ends now.

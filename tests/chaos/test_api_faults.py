@@ -153,8 +153,9 @@ def test_a_restart_with_another_history() -> None:
             assert rig.dataplane.lost == []
 
 
-def test_half_open_watches_are_found_within_a_minute() -> None:
-    assert kubernetes.SILENCE < 55
+def test_half_open_watches_are_found_within_a_minute_and_a_half() -> None:
+    # Bookmarks, which are up to 75 s apart, keep idle watches open.
+    assert 75 < kubernetes.SILENCE <= 80
     with api_server() as server, agent(server, silence=1.1) as rig:
         rig.until_equal(server)
         server.faults.set(HalfOpen())
