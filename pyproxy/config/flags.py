@@ -23,7 +23,7 @@ MASTER = Flag("--master", values.text, "", "URL of the API server, instead of th
 KUBE_API_CONTENT_TYPE = Flag(
     "--kube-api-content-type",
     values.text,
-    "application/json",
+    "application/vnd.kubernetes.protobuf",
     "media type to request objects in: application/json or application/vnd.kubernetes.protobuf",
     ("clientConnection.contentType",),
 )

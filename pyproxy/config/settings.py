@@ -56,7 +56,7 @@ class Api(msgspec.Struct, frozen=True):
 
     kubeconfig: str = ""
     master: str = ""
-    content_type: str = "application/json"
+    content_type: str = "application/vnd.kubernetes.protobuf"
     accept_content_types: str = ""
 
 

@@ -150,7 +150,8 @@ class Client:
 
         `timeout` is the longest silence in seconds, before the response and within it. `accept` is
         the header Accept. A `compressed` body may be in gzip, which the API server does with lists
-        of more than 128 KiB; its readers decompress it. Blocks. Raises UnreachableError, ApiStatusError.
+        of more than 128 KiB; its readers decompress it. Blocks. Raises UnreachableError,
+        ApiStatusError.
         """
         target = f"{path}?{urlencode(query)}" if query else path
         return self._request(_Request("GET", target, None, accept, compressed), timeout)

@@ -9,7 +9,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager
+from urllib3 import (
+    BaseHTTPResponse,
+    HTTPConnectionPool,
+    HTTPResponse,
+    HTTPSConnectionPool,
+    PoolManager,
+)
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
@@ -83,6 +89,13 @@ def pool_classes(report: Callable[[socket.socket], None], head_timeout: float) -
         ConnectionCls = ReportingTLS
 
     return {"http": PlainPool, "https": TLSPool}
+
+
+def set_read_timeout(response: BaseHTTPResponse, seconds: float) -> None:
+    """Change the longest silence within a response; without effect if it ends the connection."""
+    sock = getattr(response.connection, "sock", None)
+    if sock is not None:
+        sock.settimeout(seconds)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pyproxy.model.events import Event, Synced
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
 from pyproxy.source.lookup import node_names
-from pyproxy.source.media_types import JSON_TYPE
+from pyproxy.source.media_types import DEFAULT_ACCEPT
 from pyproxy.source.object_events import Resource
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.reflector import Reflector, ReflectorContext
@@ -31,9 +31,9 @@ SELECTOR = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy
 SILENCE = 80.0
 """Seconds without a byte after which a watch is restarted from its last version.
 
-Longer than the API server's bookmarks are apart, 60 to 75 seconds, so that an idle watch stays open:
-a shorter silence costs a request a minute for each kind and node. The kernel detects a dead peer
-within 30 seconds (`access.SOCKET_OPTIONS`), so this is for a peer that acknowledges and is hung.
+The API server's bookmarks are up to 75 seconds apart, so an idle watch stays open. A shorter
+silence would cost a request a minute for each kind and node. The kernel detects a dead peer within
+30 seconds (`access.SOCKET_OPTIONS`), so this is for one that hangs while its kernel acknowledges.
 """
 
 STOP_TIMEOUT = 1.0
@@ -56,7 +56,7 @@ class KubernetesSource:
         *,
         silence: float = SILENCE,
         clock: Clock | None = None,
-        accept: str = JSON_TYPE,
+        accept: str = DEFAULT_ACCEPT,
     ) -> None:
         self._client = client
         self._emit = emit

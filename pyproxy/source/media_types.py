@@ -8,6 +8,8 @@ from __future__ import annotations
 
 JSON_TYPE = "application/json"
 PROTOBUF_TYPE = "application/vnd.kubernetes.protobuf"
+DEFAULT_ACCEPT = f"{PROTOBUF_TYPE},{JSON_TYPE}"
+"""The header Accept of the default settings."""
 
 
 def accepted(content_type: str, accept_content_types: str = "") -> str:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from random import Random
+from typing import Any
 
 import msgspec
 from urllib3 import BaseHTTPResponse
@@ -32,9 +33,10 @@ from pyproxy.source.body import (
     TooSlowError,
 )
 from pyproxy.source.client import ApiStatusError, Client, UnreachableError
+from pyproxy.source.connections import set_read_timeout
 from pyproxy.source.formats import Format, ListPage, WatchEvent, format_of
 from pyproxy.source.list_mode import ListMode
-from pyproxy.source.media_types import JSON_TYPE
+from pyproxy.source.media_types import DEFAULT_ACCEPT, JSON_TYPE
 from pyproxy.source.object_events import ObjectEvents, Resource
 from pyproxy.source.outages import OutageLog
 from pyproxy.source.retry import Clock, RequestPacing
@@ -42,11 +44,11 @@ from pyproxy.source.stream import ConnectionLostError, GoneError, MalformedRespo
 
 log = logging.getLogger(__name__)
 
-WATCH_SECONDS = (600.0, 1200.0)
+WATCH_SECONDS = (1800.0, 3600.0)
 """The range of timeoutSeconds, drawn for each watch so that nodes reconnect at different times.
 
-Twice client-go's range, because each request repeats its headers in HTTP/1.1. Silence is detected
-without the timeout.
+kube-apiserver v1.36 draws from the same range for clients that name none. client-go has 300 to 600,
+but repeats no headers in HTTP/2. A hung watch is detected by its silence.
 """
 
 _IDLE_SHARE = 0.9
@@ -88,7 +90,7 @@ class ReflectorContext(msgspec.Struct, frozen=True):
     silence: float
     stopping: threading.Event
     outages: OutageLog
-    accept: str = JSON_TYPE
+    accept: str = DEFAULT_ACCEPT
 
 
 class Reflector:
@@ -101,6 +103,7 @@ class Reflector:
         self.resource = resource
         self.last_read: float | None = None
         self._context = context
+        self._accept = context.accept
         self._pacing = RequestPacing(context.random, context.clock.now())
         self._version = ""  # empty: list first
         # The client's count of moves when the list began.
@@ -177,7 +180,13 @@ class Reflector:
             response, form = self._get(query, silence)
             with closing(response):
                 progress = Progress(context.clock.now())
-                self._list_stream(form, self._chunks(response, progress), progress)
+                frames = form.frames(self._chunks(response, progress))
+                self._list_stream(form, frames)
+                progress.complete()
+                # The same response goes on as the watch, without a second request.
+                set_read_timeout(response, context.silence)
+                for frame in frames:
+                    self._apply(form, form.event(frame))
 
     def _watch_seconds(self) -> int:
         short = int(self._context.silence * _IDLE_SHARE)
@@ -185,12 +194,11 @@ class Reflector:
             return short
         return round(self._context.random.uniform(*WATCH_SECONDS))
 
-    def _list_stream(self, form: Format, chunks: Iterator[bytes], progress: Progress) -> None:
-        """Read a streaming list up to its closing bookmark, then the changes that follow it."""
+    def _list_stream(self, form: Format, frames: Iterator[Any]) -> None:
+        """Read a streaming list up to its closing bookmark."""
         self._mode.stream_began()
         names: set[ObjectName] = set()
         self._objects.begin_list()
-        frames = form.frames(chunks)
         for frame in frames:
             event = form.event(frame)
             if event.type == "BOOKMARK":
@@ -201,16 +209,11 @@ class Reflector:
                     self._mode.streaming = False
                     raise ConnectionLostError("a bookmark within a streaming list: using pages")
                 self._mode.stream_completed()
-                progress.complete()
                 self._list_complete(names, meta.resource_version)
-                break
+                return
             self._apply(form, event, names)
             self._check_size(names)
-        else:
-            raise ConnectionLostError("a streaming list ended before its closing bookmark")
-        # The same response goes on as the watch, without a second request.
-        for frame in frames:
-            self._apply(form, form.event(frame))
+        raise ConnectionLostError("a streaming list ended before its closing bookmark")
 
     def _list_pages(self) -> None:
         """Read all objects in pages."""
@@ -330,6 +333,11 @@ class Reflector:
         status = 0
         if isinstance(error, ApiStatusError) and not error.needs_tls:
             status = error.status
+        # RFC 9110 lets a server reject a header whose first type it lacks.
+        if status == 406 and self._accept != JSON_TYPE:
+            log.info("%s: the server rejects %s, using JSON", kind.value, self._accept)
+            self._accept = JSON_TYPE
+            return
         # The validation of a server without the feature WatchList rejects sendInitialEvents.
         if status in {400, 422} and self._mode.streaming and not self._version:
             log.info("%s: the server has no streaming lists, using pages", kind.value)
@@ -345,7 +353,7 @@ class Reflector:
     def _get(
         self, query: dict[str, str], silence: float, *, compressed: bool = False
     ) -> tuple[BaseHTTPResponse, Format]:
-        """Request objects of this kind, `compressed` if possible; return the response and its format.
+        """Request objects of this kind; return the response, `compressed` or not, and its format.
 
         Raises GoneError, MalformedResponseError, and the errors of Client.get.
         """
@@ -355,7 +363,7 @@ class Reflector:
                 resource.path,
                 resource.selector | query,
                 silence,
-                self._context.accept,
+                self._accept,
                 compressed=compressed,
             )
         except ApiStatusError as error:

@@ -29,6 +29,7 @@ from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
 from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.kubernetes import KubernetesSource
+from pyproxy.source.media_types import DEFAULT_ACCEPT
 from tests.agent.objects import HOSTNAME, PlannedTable, TableDataplane
 from tests.chaos.objects import numbered_service, numbered_slice
 from tests.exposition import nftables_metrics
@@ -74,7 +75,9 @@ class WatchedTable(TableDataplane):
 class TableAgent:
     """One agent without a kernel, whose source, loop and core run in their threads."""
 
-    def __init__(self, client: Client, silence: float, clock: Pace | None) -> None:
+    def __init__(
+        self, client: Client, silence: float, clock: Pace | None, accept: str = DEFAULT_ACCEPT
+    ) -> None:
         self.dataplane = WatchedTable()
         self.metrics = nftables_metrics()
         self.health = Health(30.0)
@@ -89,7 +92,7 @@ class TableAgent:
             self.dataplane, NodeRules(settings, lambda: ()), SyncBackoff(0.0), observers
         )
         self.source = KubernetesSource(
-            client, HOSTNAME, self.inbox.put, silence=silence, clock=self.clock
+            client, HOSTNAME, self.inbox.put, silence=silence, clock=self.clock, accept=accept
         )
         self._loop = Loop(self.agent, self.inbox, Chores(period=0.05), self.health)
         self._thread = threading.Thread(target=self._loop.run, name="loop")
@@ -173,9 +176,12 @@ def api_server(
 
 @contextmanager
 def agent(
-    *servers: ApiServer | str, silence: float = 5.0, clock: Pace | None = None
+    *servers: ApiServer | str,
+    silence: float = 5.0,
+    clock: Pace | None = None,
+    accept: str = DEFAULT_ACCEPT,
 ) -> Iterator[TableAgent]:
     """Run an agent with these API servers."""
     urls = [each if isinstance(each, str) else each.url for each in servers]
-    with TableAgent(client_of(*urls), silence, clock).running() as rig:
+    with TableAgent(client_of(*urls), silence, clock, accept).running() as rig:
         yield rig

@@ -49,7 +49,6 @@ def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode() -> 
     assert differing == {
         "mode": "nftables",
         "nodePortAddresses": ["primary"],
-        "clientConnection.contentType": "application/json",
         # The defaults of a mode are there whatever the mode is, as the flags have them.
         "ipvs.syncPeriod": "30s",
         "ipvs.excludeCIDRs": [],

@@ -50,7 +50,7 @@ OTHER_VALUE = {
     "--iptables-flavour": "legacy",
     "--ipvs-exclude-cidrs": "10.9.0.0/16",
     "--ipvs-scheduler": "wlc",
-    "--kube-api-content-type": "application/vnd.kubernetes.protobuf",
+    "--kube-api-content-type": "application/json",
     "--kube-api-qps": "9",
     "--logging-format": "json",
     "--master": "https://10.9.8.7",

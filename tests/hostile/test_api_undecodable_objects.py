@@ -11,6 +11,7 @@ from pyproxy_lab.apiserver.faults import Rewrite
 from pyproxy.model.events import Delete, InvalidObject
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName
 from pyproxy.source.decode import decode_object
+from pyproxy.source.media_types import JSON_TYPE
 from pyproxy.source.stream import event, object_list
 from tests.agent.live import SHOP, endpoint_slice, service
 from tests.chaos.objects import numbered_service
@@ -59,7 +60,7 @@ def test_other_services_are_followed(what: str) -> None:
     bad, good = ObjectName(SHOP, "bad"), ObjectName(SHOP, "s1")
     with api_server(more=[bad_service()]) as server:
         server.faults.set(Rewrite(MARK, FIELDS[what]))
-        with agent(server) as rig:
+        with agent(server, accept=JSON_TYPE) as rig:
             state = rig.agent.cluster_state
             rig.until(lambda: good in state.services, "the list")
             rig.until(lambda: rig.reported, "the problem")

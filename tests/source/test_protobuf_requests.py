@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,8 +92,11 @@ def following(url: str, accept: str = BOTH) -> Iterator[tuple[Recorder, Kubernet
 @pytest.mark.parametrize(
     ("flags", "connection", "expected"),
     [
-        ([], None, JSON_TYPE),
+        ([], None, BOTH),
         ([f"--kube-api-content-type={PROTOBUF_TYPE}"], None, BOTH),
+        ([f"--kube-api-content-type={JSON_TYPE}"], None, JSON_TYPE),
+        ([], {"contentType": JSON_TYPE}, JSON_TYPE),
+        ([], {"contentType": ""}, BOTH),
         ([], {"contentType": PROTOBUF_TYPE}, BOTH),
         ([], {"contentType": PROTOBUF_TYPE, "acceptContentTypes": JSON_TYPE}, JSON_TYPE),
         ([], {"acceptContentTypes": BOTH}, BOTH),
@@ -129,6 +133,36 @@ def test_a_server_without_protobuf_is_read_as_json() -> None:
 
     with serving(script) as server, following(server.url) as (recorder, _):
         assert recorder.until(lambda seen: len(seen) >= 2) == ["+a", "=a"]
+
+
+@pytest.mark.parametrize("accept", [BOTH, JSON_TYPE])
+def test_the_labs_server_without_protobuf(accept: str) -> None:
+    with ApiServer.running(Settings(protobuf=False)) as server:
+        Lab(server).load("a")
+        with following(server.url, accept) as (recorder, _):
+            recorder.until(lambda seen: "=a,kubernetes" in seen)
+            Lab(server).load("b")
+            recorder.until(lambda seen: "+b" in seen)
+
+
+def test_a_server_that_rejects_protobuf_is_asked_for_json(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    @services
+    def script(exchange: Exchange) -> None:
+        if PROTOBUF_TYPE in exchange.headers["Accept"]:
+            exchange.fail(406, "only the following media types are accepted: application/json")
+        else:
+            send_json(exchange, ("ADDED", a_service("a")), end_of_list("5"))
+
+    with serving(script) as server, following(server.url) as (recorder, _):
+        assert recorder.until(lambda seen: len(seen) >= 2) == ["+a", "=a"]
+        asked = [each.headers["accept"] for each in server.requests_for(SERVICES)]
+    assert asked == [BOTH, JSON_TYPE]
+    assert "Service: the server rejects" in caplog.text
+    assert not [each for each in caplog.records if each.levelno > logging.INFO]
 
 
 def test_protobuf_is_not_expected_of_another_type() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pyproxy.model.events import Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName, Service
+from pyproxy.source import reflector
 from pyproxy.source.kubernetes import SELECTOR
 from tests.waiting import until
 
@@ -47,7 +48,7 @@ def test_lists_and_watches_have_the_selectors() -> None:
             query["watch"] == query["allowWatchBookmarks"] == query["sendInitialEvents"] == "true"
         )
         assert query["resourceVersionMatch"] == "NotOlderThan"
-        assert 600 <= int(query["timeoutSeconds"]) <= 1200
+        assert 1800 <= int(query["timeoutSeconds"]) <= 3600
     # The list of a Node that does not exist yet is complete and empty.
     assert Synced(Kind.NODE, frozenset()) in recorder.events
 
@@ -71,6 +72,26 @@ def test_a_streaming_list_and_the_changes_after_it() -> None:
     assert seen == ["+a", "+b", "=a,b", "+a", "-b", "-a"]
     upserts = [event for event in recorder.events if isinstance(event, Upsert)]
     assert all(before < event.read_at <= time.monotonic() for event in upserts)
+
+
+def test_the_silence_of_a_list_is_not_that_of_the_watch_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reflector, "LISTING_SILENCE", 0.1)
+
+    def script(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.events([end_of_list("5")])
+        time.sleep(0.5)
+        exchange.events([("ADDED", a_service("a", "6"))])
+        exchange.hold()
+
+    with (
+        serving(services(script)) as server,
+        following(server.url, silence=60.0) as (recorder, _),
+    ):
+        assert recorder.until(lambda seen: "+a" in seen) == ["=", "+a"]
+        assert len(server.requests_for(SERVICES)) == 1
 
 
 def test_changes_within_a_streaming_list() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -18,6 +19,7 @@ from pyproxy_lab.apiserver import (
     status,
     strategic,
 )
+from pyproxy_lab.apiserver.encodings import Cause, Encodings
 from pyproxy_lab.apiserver.exec import ExecHandler
 from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.kinds import events
@@ -35,6 +37,8 @@ from pyproxy_lab.apiserver.watch import Watch
 _NO_CACHE = {"Cache-Control": "no-cache, private"}
 _CHUNKED_FROM = 4096
 _STREAMS = {"attach", "exec", "log", "portforward"}
+# kube-apiserver's threshold and level.
+_GZIP_FROM, _GZIP_LEVEL = 128 << 10, 1
 _PATCHERS: dict[str, Callable[[Object, object], object]] = {
     "application/json-patch+json": patch.apply_operations,
     "application/merge-patch+json": patch.merge,
@@ -50,6 +54,7 @@ class ResourceHandler:
         self._registry = registry
         self._faults = faults
         self.watches: set[Watch] = set()
+        self.encodings = Encodings()
         self.exec = ExecHandler()
         self.logs = LogHandler()
         self.port_forward = PortForwardHandler()
@@ -106,18 +111,26 @@ class ResourceHandler:
         options = requests.list_options(where, request.query, known)
         store = self._registry.store
         page = listing.page(store, store.table(where.resource), options)
-        shape = _rendering(request, where)
+        shape = self._rendering(request, where)
+        self.encodings.add(shape.media_type, Cause.LIST, len(page.objects))
         pieces = shape.listing(page.objects, page.meta)
         return await _send_pieces(request, self._faults.body(pieces), shape.media_type)
 
     async def _watch(self, request: web.Request, where: Target) -> web.StreamResponse:
         registry, resource = self._registry, where.resource
-        options = requests.watch_options(where, request.query, registry.rules(resource).fields)
+        options = requests.watch_options(
+            where,
+            request.query,
+            registry.rules(resource).fields,
+            streaming_lists=self._settings.streaming_lists,
+        )
+        timeout = options.timeout / self._settings.speed
+        options = msgspec.structs.replace(options, timeout=timeout)
         table = registry.store.table(resource)
-        shape = _rendering(request, where)
+        shape = self._rendering(request, where)
         response = web.StreamResponse(headers={**_NO_CACHE, "Content-Type": shape.stream_type})
         response.enable_chunked_encoding()
-        watch = Watch(registry.store, table, shape, options)
+        watch = Watch(registry.store, table, shape, options, self.encodings)
         try:
             watch.start()
         except status.ApiError as error:
@@ -240,7 +253,7 @@ class ResourceHandler:
         found = [stored for stored in table.current(where.prefix) if chosen.matches(stored)]
         gone = [self._delete_one(where, stored, how) for stored in found]
         meta: Object = {"resourceVersion": str(store.revision)}
-        shape = _rendering(request, where)
+        shape = self._rendering(request, where)
         return await _send_pieces(request, shape.listing(gone, meta), shape.media_type)
 
     def _delete_one(self, where: Target, old: Stored, how: Deletion) -> Stored:
@@ -264,7 +277,7 @@ class ResourceHandler:
         if where.subresource == "scale":
             shown = scale.scale_of(stored.decode())
             return web.json_response(shown, headers=_NO_CACHE)
-        shape = _rendering(request, where)
+        shape = self._rendering(request, where)
         response = web.Response(
             status=code,
             body=shape.body(stored),
@@ -277,29 +290,37 @@ class ResourceHandler:
             response.headers.add("Warning", f'299 - "{escaped}"')
         return response
 
+    def _rendering(self, request: web.Request, where: Target) -> Rendering:
+        accept = request.headers.get("Accept", "*/*")
+        include = request.query.get("includeObject", "")
+        return rendering(where.resource, accept, include, has_protobuf=self._settings.protobuf)
+
 
 def _replace(before: Object, content: object) -> object:
     del before
     return content
 
 
-def _rendering(request: web.Request, where: Target) -> Rendering:
-    accept = request.headers.get("Accept", "*/*")
-    return rendering(where.resource, accept, request.query.get("includeObject", ""))
-
-
 async def _send_pieces(
     request: web.Request, pieces: Iterable[bytes], media_type: str
 ) -> web.StreamResponse:
-    """Send a body whole if it is short, and in chunks as they are made if not."""
+    """Send a body whole if it is short, and in chunks as they are made if not.
+
+    A long body is compressed for a client that accepts gzip.
+    """
     start = b""
     rest = iter(pieces)
+    accepts_gzip = "gzip" in request.headers.get("Accept-Encoding", "")
     for piece in rest:
         start += piece
-        if len(start) >= _CHUNKED_FROM:
+        if len(start) >= _CHUNKED_FROM and not (accepts_gzip and len(start) <= _GZIP_FROM):
             break
     else:
         return web.Response(body=start, content_type=media_type, headers=_NO_CACHE)
+    if accepts_gzip and len(start) > _GZIP_FROM:
+        packed = gzip.compress(b"".join([start, *rest]), _GZIP_LEVEL)
+        headers = {**_NO_CACHE, "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        return web.Response(body=packed, content_type=media_type, headers=headers)
     response = web.StreamResponse(headers={**_NO_CACHE, "Content-Type": media_type})
     response.enable_chunked_encoding()
     await response.prepare(request)

@@ -56,6 +56,10 @@ class Rendering:
             yield (b"," if first else b"") + b",".join(map(self._item, batch))
         yield b"]}\n"
 
+    def has_line(self, change: Change, event: EventType) -> bool:
+        """Return whether a watch has encoded this change."""
+        return (self.key, event) in change.lines
+
     def line(self, change: Change, event: EventType) -> bytes:
         """Return a change as a line of a watch; encoded once for all watchers."""
         key = (self.key, event)
@@ -179,9 +183,11 @@ class TableRendering(Rendering):
         return b'{"type":"BOOKMARK","object":%s}\n' % encode(empty)
 
 
-def rendering(resource: Resource, accept: str, include: str) -> Rendering:
+def rendering(
+    resource: Resource, accept: str, include: str, *, has_protobuf: bool = True
+) -> Rendering:
     """Choose a form by the Accept header; `include` is the query's includeObject."""
-    if _wants_protobuf(accept) and resource.kind in SENT:
+    if has_protobuf and _wants_protobuf(accept) and resource.kind in SENT:
         return ProtobufRendering(resource)
     for choice in accept.split(","):
         parts = {part.strip() for part in choice.split(";")}

@@ -105,8 +105,20 @@ def list_options(where: Target, query: Mapping[str, str], known: frozenset[str])
     )
 
 
-def watch_options(where: Target, query: Mapping[str, str], known: frozenset[str]) -> WatchOptions:
+def watch_options(
+    where: Target,
+    query: Mapping[str, str],
+    known: frozenset[str],
+    *,
+    streaming_lists: bool = True,
+) -> WatchOptions:
     """Read the query of a watch. Raises ApiError (400, 422)."""
+    if "sendInitialEvents" in query and not streaming_lists:
+        raise _bad_watch(
+            where,
+            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the "
+            "WatchList feature gate is enabled",
+        )
     initial = is_true(query, "sendInitialEvents")
     match = query.get("resourceVersionMatch", "")
     if initial and match != "NotOlderThan":

@@ -16,14 +16,16 @@ from aiohttp.typedefs import Middleware
 
 from pyproxy.errors import UsageError
 from pyproxy_lab.apiserver import access, discovery, openapi, status
+from pyproxy_lab.apiserver.encodings import Encodings
 from pyproxy_lab.apiserver.exec import ExecHandler
 from pyproxy_lab.apiserver.faults import Faults
 from pyproxy_lab.apiserver.handlers import ResourceHandler
 from pyproxy_lab.apiserver.logs import LogHandler
 from pyproxy_lab.apiserver.objects import Object
 from pyproxy_lab.apiserver.portforward import PortForwardHandler
+from pyproxy_lab.apiserver.protobuf_fields import SENT
 from pyproxy_lab.apiserver.registry import Registry
-from pyproxy_lab.apiserver.rendering import status_body
+from pyproxy_lab.apiserver.rendering import ProtobufRendering, status_body
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.apiserver.store import encode
 from pyproxy_lab.namespace import Namespace
@@ -185,6 +187,23 @@ class ApiServer:
     def watch_count(self) -> int:
         """How many watches are open."""
         return len(self._resources.watches)
+
+    def encode_all(self) -> None:
+        """Encode all objects in protobuf ahead of their first use: many take seconds."""
+
+        def encode_in_thread() -> None:
+            for table in self.registry.store.tables():
+                if table.resource.kind in SENT:
+                    form = ProtobufRendering(table.resource)
+                    for stored in table.current("/"):
+                        form.body(stored)
+
+        self.call(encode_in_thread)
+
+    @property
+    def encodings(self) -> Encodings:
+        """The encodings that a kube-apiserver would have made."""
+        return self._resources.encodings
 
     def call(self, function: Callable[[], T]) -> T:
         """Run something in the server's thread, between two requests, and give its result."""

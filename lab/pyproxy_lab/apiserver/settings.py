@@ -23,8 +23,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     with a certificate of its own, because kubectl sends no token without TLS. Without `token` every
     request has all rights. `proxy_token` has the rights of a Service proxy. `cluster_ips` are one
     network, or one of each family, the primary one first. `history` counts the changes of each kind
-    that a watch can go back; `bookmark_interval` is in
-    seconds.
+    that a watch can go back; `bookmark_interval` is in seconds. Without `protobuf` objects are sent
+    as JSON alone, and without `streaming_lists` sendInitialEvents is invalid, as without the
+    feature WatchList. Watches time out `speed` times as fast as their clients ask.
     """
 
     netns: str = ""
@@ -38,5 +39,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     last_node_port: int = 32767
     history: int = 20000
     bookmark_interval: float = 60.0
+    protobuf: bool = True
+    streaming_lists: bool = True
+    speed: float = 1.0
     tls_cert: Path | None = None
     tls_key: Path | None = None

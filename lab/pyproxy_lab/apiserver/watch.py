@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from pyproxy_lab.apiserver.encodings import Cause, Encodings
 from pyproxy_lab.apiserver.rendering import Rendering
 from pyproxy_lab.apiserver.selectors import Selector
 from pyproxy_lab.apiserver.store import Change, EventType, Store, Stored, Table
@@ -36,12 +37,18 @@ class Watch:
     """Follows a table from a revision on. A client that is too slow loses its watch."""
 
     def __init__(
-        self, store: Store, table: Table, rendering: Rendering, options: WatchOptions
+        self,
+        store: Store,
+        table: Table,
+        rendering: Rendering,
+        options: WatchOptions,
+        encodings: Encodings,
     ) -> None:
         self._store = store
         self._table = table
         self._rendering = rendering
         self._options = options
+        self._encodings = encodings
         self._pending: list[bytes] = []
         self._initial: list[Stored] = []
         self._started = 0
@@ -69,7 +76,8 @@ class Watch:
         elif options.revision != FROM_NOW:
             self._store.check_watchable(self._table, options.revision)
             for change in self._table.since(options.revision):
-                self._receive(change)
+                self._receive(change, Cause.MISSED)
+        self._count(Cause.INITIAL, len(self._initial))
         self._table.subscribers.append(self._receive)
 
     def stop(self) -> None:
@@ -83,6 +91,7 @@ class Watch:
             batch = initial[first : first + _INITIAL_BATCH]
             yield b"".join(self._rendering.event(EventType.ADDED, s) for s in batch)
         if self._options.initial_end:
+            self._count(Cause.BOOKMARK)
             yield self._rendering.bookmark(self._started, initial_events_end=True)
         async for chunk in self._live(bookmark_interval):
             yield chunk
@@ -108,6 +117,7 @@ class Watch:
             except TimeoutError:
                 if bookmarks and loop.time() >= bookmarks[-1]:
                     bookmarks.pop()
+                    self._count(Cause.BOOKMARK)
                     yield self._rendering.bookmark(self._store.revision)
 
     def _bookmark_times(self, start: float, end: float, interval: float) -> list[float]:
@@ -119,7 +129,10 @@ class Watch:
         # A short watch has no time for a bookmark: one that is due at once is left out.
         return sorted({t for t in (*regular, *final) if start + 0.5 < t < end}, reverse=True)
 
-    def _receive(self, change: Change) -> None:
+    def _count(self, cause: Cause, number: int = 1) -> None:
+        self._encodings.add(self._rendering.media_type, cause, number)
+
+    def _receive(self, change: Change, cause: Cause = Cause.CHANGE) -> None:
         if not change.new.path.startswith(self._options.prefix) or not self._open:
             return
         event = self._event(change)
@@ -129,6 +142,9 @@ class Watch:
             self._pending.clear()
             self.close()
             return
+        # Open watches share the encoding of a change.
+        if cause is Cause.MISSED or not self._rendering.has_line(change, event):
+            self._count(cause)
         self._pending.append(self._rendering.line(change, event))
         self._wake.set()
 

@@ -82,6 +82,7 @@ def main() -> None:
     services, endpoints = map(int, sys.argv[1:])
     with ApiServer.running(Settings(history=_HISTORY)) as server:
         server.load(objects(Size(services, endpoints)))
+        server.encode_all()
         orders.stop_collecting()
         print(server.url, flush=True)
         for line in sys.stdin.buffer:

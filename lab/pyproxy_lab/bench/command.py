@@ -16,6 +16,7 @@ from pyproxy.errors import UsageError
 from pyproxy_lab import modes
 from pyproxy_lab.bench import cluster, plot, report
 from pyproxy_lab.bench.contestant import Contestant, parse
+from pyproxy_lab.bench.fleet import command as fleet
 from pyproxy_lab.bench.measures import Run
 from pyproxy_lab.bench.place import own_place
 from pyproxy_lab.bench.report import Report
@@ -28,6 +29,10 @@ _LARGEST = 1 << 19
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
+    commands = parser.add_subparsers(dest="bench_command", metavar="COMMAND")
+    fleet.add_arguments(
+        commands.add_parser("fleet", help=fleet.HELP, description=fleet.HELP, allow_abbrev=False)
+    )
     add = parser.add_argument
     add("--agent", action="append", metavar="NAME[=COMMAND]", help="agent to measure: pyproxy, or "
         "a program that takes kube-proxy's flags; repeatable (default pyproxy)")  # fmt: skip
@@ -52,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print. Raises UsageError, LabError."""
+    if arguments.bench_command == "fleet":
+        return fleet.run(arguments)
     plan = _plan(arguments)
     contestants = [
         parse(text, modes.named(arguments.mode)) for text in arguments.agent or ["pyproxy"]

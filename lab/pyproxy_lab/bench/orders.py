@@ -56,12 +56,15 @@ def stop_collecting() -> None:
 
 
 @contextmanager
-def running(module: str, size: Size, done: type[Done]) -> Iterator[OrderedServer[Done]]:
-    """Run `python -m module SERVICES ENDPOINTS`, which prints its URL once it holds all objects.
+def running(
+    module: str, size: Size, done: type[Done], *more: object
+) -> Iterator[OrderedServer[Done]]:
+    """Run `python -m module SERVICES ENDPOINTS MORE…`, which prints its URL once it holds all.
 
     Raises LabError where the process does not start.
     """
     command = [sys.executable, "-m", module, str(size.services), str(size.endpoints)]
+    command += map(str, more)
     command = with_default_signals(command)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         orders, output = pipes(process)
