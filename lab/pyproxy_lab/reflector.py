@@ -51,6 +51,7 @@ def in_thread(work: Coroutine[Any, Any, None], name: str, netns: str = "") -> It
             namespace.enter(netns)
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
     thread = threading.Thread(target=run, name=name, daemon=True)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
     with interrupted_by_sigterm(), _subject(mode, options) as (runner, agent):
         await_agent(runner, agent)
-        able = [case for case in chosen if not _left_out(case)]
+        able = [case for case in chosen if not _left_out(case, one_proxy=not options.lab)]
         failed = sum(not _report(runner, case) for case in able)
         agent.require_alive()
     left_out = f", {len(chosen) - len(able)} left out" if len(able) < len(chosen) else ""
@@ -81,10 +81,10 @@ def _subject(mode: LabMode, options: argparse.Namespace) -> Iterator[tuple[Runne
         yield Runner(cluster.client, cluster.network, mode, options.settle, check, barrier), agent
 
 
-def _left_out(case: Case) -> bool:
-    """Return whether this kernel lacks a need of a case, and print it."""
-    if lacks := cases.lacking(case):
-        print(f"--   {case.name}: this kernel has no {lacks}")
+def _left_out(case: Case, one_proxy: bool) -> bool:
+    """Return whether a case lacks a need, and print it."""
+    if lacks := cases.lacking(case, one_proxy=one_proxy):
+        print(f"--   {case.name}: {lacks}")
     return bool(lacks)
 
 

@@ -108,17 +108,24 @@ class Step(_Fields, frozen=True):
 
 
 class Case(_Fields, frozen=True):
-    """A case: its steps, the proxy modes that it is not for, and its needs of the kernel."""
+    """A case: its steps, the proxy modes that it is not for, and its needs.
+
+    `sctp` is a need of the kernel; `one-proxy` means that node-b has no proxy.
+    """
 
     name: str
     steps: tuple[Step, ...]
-    needs: tuple[Literal["sctp"], ...] = ()
+    needs: tuple[Literal["sctp", "one-proxy"], ...] = ()
     without: tuple[str, ...] = field(name="not", default=())
 
 
-def lacking(case: Case) -> str:
-    """Return the need of a case that this kernel lacks; empty if it lacks none."""
-    return "SCTP sockets" if "sctp" in case.needs and not has_sctp() else ""
+def lacking(case: Case, *, one_proxy: bool = True) -> str:
+    """Return why a case cannot run here; empty if it can. `one_proxy`: node-b has no proxy."""
+    if "sctp" in case.needs and not has_sctp():
+        return "this kernel has no SCTP sockets"
+    if "one-proxy" in case.needs and not one_proxy:
+        return "all nodes have a proxy"
+    return ""
 
 
 def read(path: Path) -> list[Case]:
