@@ -26,6 +26,11 @@ _WHOLE = (
     "netfilter.nf_conntrack_count",
     "netfilter.nf_conntrack_max",
     "netfilter.nf_conntrack_tcp_be_liberal",
+    "netfilter.nf_conntrack_tcp_timeout_syn_sent",
+    "netfilter.nf_conntrack_tcp_timeout_syn_recv",
+    "netfilter.nf_conntrack_tcp_timeout_established",
+    "netfilter.nf_conntrack_udp_timeout",
+    "netfilter.nf_conntrack_udp_timeout_stream",
 )
 _IPV4_DEVICE = ("arp_ignore", "forwarding", "rp_filter", "route_localnet")
 _IPV6_DEVICE = ("disable_ipv6", "force_forwarding")

@@ -20,6 +20,7 @@ _IFLA_LINK_NETNSID, _IFLA_XDP = 37, 43
 _XDP_ATTACHED = 2
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _PORT_STATE, _PORT_HAIRPIN, _PORT_ISOLATED = 1, 4, 33
+_PORT_LOCKED = 39
 _SKIP_STATISTICS = struct.pack("=I", 1 << 3)
 _IFF_UP, _IFF_POINTOPOINT, _IFF_NOARP = 1, 0x10, 0x80
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -33,11 +34,15 @@ FORWARDING = 3
 
 
 class BridgePort(msgspec.Struct, frozen=True):
-    """A port of a bridge: its state, and whether it sends back and to other isolated ports."""
+    """A port of a bridge: its state, and whether it sends back and to other isolated ports.
+
+    A `locked` port accepts no frame of a sender that the bridge does not know.
+    """
 
     state: int = FORWARDING
     hairpin: bool = False
     isolated: bool = False
+    locked: bool = False
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -112,6 +117,7 @@ def _port(info: Mapping[int, memoryview]) -> BridgePort | None:
         state[0] if state else FORWARDING,
         any(fields.get(_PORT_HAIRPIN, b"")),
         any(fields.get(_PORT_ISOLATED, b"")),
+        any(fields.get(_PORT_LOCKED, b"")),
     )
 
 

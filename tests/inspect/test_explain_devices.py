@@ -111,6 +111,12 @@ FAULTS: dict[str, Fault] = {
         "ports of cbr0 are without hairpin mode (v-a1, v-a2)",
         "routes",
     ),
+    "locked port": Fault(
+        ["bridge link set dev v-a2 locked on learning off", *RESTARTED],
+        ["bridge link set dev v-a2 locked off learning on", *RESTARTED],
+        "v-a2, a port of cbr0, is locked: packets of its pod, which may be ",
+        "routes",
+    ),
     "port that is down": Fault(
         ["ip link set v-a2 down"],
         ["ip link set v-a2 up"],

@@ -98,6 +98,12 @@ FAULTS: dict[str, Fault] = {
     "forwarding of replies": sysctl("ipv4.conf.eth0.forwarding", client="a1"),
     "IPv6 forwarding": sysctl("ipv6.conf.all.forwarding"),
     "TTL of this node's packets": sysctl("ipv4.ip_default_ttl", 1, 64, client=SITE),
+    "conntrack that forgets": sysctl(
+        "netfilter.nf_conntrack_tcp_timeout_syn_sent", 0, 120, client="a1"
+    ),
+    "conntrack that forgets responses": sysctl(
+        "netfilter.nf_conntrack_tcp_timeout_established", 0, 432000
+    ),
     "no IPv6 for pods": Fault(
         ["sysctl -w net.ipv6.conf.cbr0.disable_ipv6=1"],
         ["sysctl -w net.ipv6.conf.cbr0.disable_ipv6=0", CBR0_UP[1]],

@@ -74,6 +74,13 @@ def _whole(bridge: Link, path: PacketPath, ports: list[Link]) -> Iterator[Findin
             f"{listed(down, 3)}, a port of {bridge.name}, is down: its pod, which may be {{}}, is "
             "not reached",
         )
+    locked = [port.name for port in ports if port.port and port.port.locked]
+    if locked:
+        yield doubt(
+            path,
+            f"{listed(locked, 3)}, a port of {bridge.name}, is locked: packets of its pod, which "
+            "may be {}, pass only with an entry in the bridge's forwarding table",
+        )
     for port in ports:
         if port.up and port.carrier and port.port and port.port.state != FORWARDING:
             state = _STATES.get(port.port.state, str(port.port.state))

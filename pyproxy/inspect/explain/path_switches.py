@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -14,13 +14,26 @@ from pyproxy.inspect.explain.findings import Finding, doubt, fault, merged, note
 from pyproxy.inspect.explain.source_validation import Rejected, rejected_by_rp_filter
 from pyproxy.inspect.explain.step import Step, not_checked
 from pyproxy.inspect.facts import Facts, unserved_families
-from pyproxy.model.address import Family, address_text
+from pyproxy.model.address import Family, Protocol, address_text
 
 NAME = "switches"
 _ALMOST_FULL = 0.9
 _ARP_NEVER = 8
 _FEW_HOPS = 8
 _FEW_PORTS = 256
+_SHORT_TIMEOUT = 5
+"""Seconds that a response and a repetition of a packet may take."""
+
+_TIMEOUTS = {
+    Protocol.TCP: (
+        "nf_conntrack_tcp_timeout_syn_sent",
+        "nf_conntrack_tcp_timeout_syn_recv",
+        "nf_conntrack_tcp_timeout_established",
+    ),
+    Protocol.UDP: ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"),
+}
+"""Sysctls below net.netfilter, by the protocol of the connections."""
+
 _LOOPBACK = b"\x7f"
 
 
@@ -70,6 +83,7 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
             if rejected:
                 yield _rp_filter(each.path, rejected)
     yield from _conntrack(part)
+    yield from _timeouts(part, {path.leaving.protocol for path in paths})
     if any(path.origin is Origin.NODE for path in paths):
         yield from _own_packets(part)
     for name, value in facts.path.paths.required.items():
@@ -81,6 +95,26 @@ def _findings(facts: Facts, part: SwitchFacts, routes: RouteFacts | NotRead) -> 
                 f"net.{name} is {found}, but {facts.agent.settings.mode.value} mode needs {value}",
                 f"run sysctl -w net.{name}={value}; the agent sets it when it starts",
             )
+
+
+def _timeouts(part: SwitchFacts, protocols: Collection[int]) -> Iterator[Finding]:
+    """Find timeouts after which conntrack forgets a connection before its next packet."""
+    for protocol, names in _TIMEOUTS.items():
+        for name in names if protocol in protocols else ():
+            seconds = part.get(f"netfilter.{name}")
+            if seconds is None or seconds >= _SHORT_TIMEOUT:
+                continue
+            text = f"net.netfilter.{name} is {seconds}: "
+            fix = f"raise it, and look for the file in /etc/sysctl.d that sets net.netfilter.{name}"
+            if seconds:
+                text += (
+                    f"a connection that is silent for {seconds} s in this state is forgotten, and "
+                    "its packets are no longer translated"
+                )
+                yield doubt(None, text)
+            else:
+                text += "conntrack forgets connections at once, so that replies are not translated"
+                yield fault(None, text, fix)
 
 
 def is_forwarded(path: PacketPath) -> bool:
