@@ -42,6 +42,11 @@ def new_table(table: str, comment: str) -> Message:
     return Message(message_type(_NEWTABLE), NLM_F_CREATE, body)
 
 
+def add_table(table: str, family: int) -> Message:
+    """Add a table without flags and comment; one that exists stays as it is."""
+    return Message(message_type(_NEWTABLE), NLM_F_CREATE, string(_TABLE_NAME, table), family)
+
+
 def delete_table(table: str, family: int = NFPROTO_INET) -> Message:
     """Delete a table with everything in it; ENOENT if there is none."""
     return Message(message_type(_DELTABLE), 0, string(_TABLE_NAME, table), family)
@@ -63,11 +68,11 @@ def get_tables(family: int = NFPROTO_INET) -> Message:
     return Message(message_type(_GETTABLE), 0, b"", family)
 
 
-def delete_chain(table: str, name: str) -> Message:
+def delete_chain(table: str, name: str, family: int = NFPROTO_INET) -> Message:
     """Delete a chain that no rule goes to; ENOENT if there is none."""
     # Without NLM_F_NONREC the kernel deletes the chain's own rules with it.
     body = string(_CHAIN_TABLE, table) + string(_CHAIN_NAME, name)
-    return Message(message_type(_DELCHAIN), 0, body)
+    return Message(message_type(_DELCHAIN), 0, body, family)
 
 
 def get_chains(family: int = NFPROTO_INET) -> Message:

@@ -21,14 +21,15 @@ from pyproxy.netlink.attributes import (
     string,
     text,
 )
-from pyproxy.netlink.frames import NLM_F_CREATE
-from pyproxy.netlink.nfnetlink import Message
+from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
+from pyproxy.netlink.nfnetlink import NFPROTO_INET, Message
 from pyproxy.netlink.nftables import message_type
 
 REGISTER = 8
 """The first 4-byte register (NFT_REG32_00); there are 16."""
 
 _NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
+_APPEND_RULE = message_type(_NEWRULE)
 _NLM_F_APPEND = 0x800
 _VERDICT_REGISTER = 0
 _NFT_JUMP, _NFT_GOTO, _NFT_RETURN = -3, -4, -5
@@ -68,6 +69,12 @@ def new_chain(table: str, name: str) -> Message:
     return Message(message_type(_NEWCHAIN), NLM_F_CREATE, string(1, table) + string(3, name))
 
 
+def create_chain(table: str, name: str, family: int) -> Message:
+    """Add a regular chain of a family; EEXIST if there is one of this name."""
+    body = string(1, table) + string(3, name)
+    return Message(message_type(_NEWCHAIN), NLM_F_CREATE | NLM_F_EXCL, body, family)
+
+
 def new_base_chain(table: str, name: str, hook: int, priority: int) -> Message:
     """Add a base chain of type filter at a hook of the inet family."""
     # No policy attribute: the kernel's default is accept.
@@ -91,10 +98,20 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
     return Message(message_type(_NEWRULE), NLM_F_CREATE | _NLM_F_APPEND, body)
 
 
-def flush(table: str, chain: str) -> Message:
+def rule_place(table: str, chain: str) -> bytes:
+    """Pack the attributes that say which chain a rule is in, for `append_packed`."""
+    return string(1, table) + string(2, chain)
+
+
+def append_packed(place: bytes, packed: bytes, family: int) -> Message:
+    """Append a rule of which the attributes are packed to a chain."""
+    return Message(_APPEND_RULE, NLM_F_CREATE | _NLM_F_APPEND, place + packed, family)
+
+
+def flush(table: str, chain: str, family: int = NFPROTO_INET) -> Message:
     """Delete all rules of a chain."""
     # Without a rule's handle, DELRULE deletes all rules of the chain.
-    return Message(message_type(_DELRULE), 0, string(1, table) + string(2, chain))
+    return Message(message_type(_DELRULE), 0, rule_place(table, chain), family)
 
 
 def load_payload(base: int, offset: int, size: int, register: int) -> bytes:

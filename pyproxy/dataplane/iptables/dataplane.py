@@ -1,4 +1,8 @@
-"""The iptables dataplane: it writes with iptables-restore and reads back with iptables-save."""
+"""The iptables dataplane: it writes with iptables-restore and reads back with iptables-save.
+
+In the flavour nft, chains are written over netlink. iptables-nft-restore writes the rules of
+built-in chains, and everything that the kernel rejects over netlink.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ from pyproxy.dataplane.iptables.compare import check_base_rules, compare
 from pyproxy.dataplane.iptables.drift_detector import DriftDetector
 from pyproxy.dataplane.iptables.nft_reader import NftReader
 from pyproxy.dataplane.iptables.nft_text import UnknownRuleError
+from pyproxy.dataplane.iptables.nft_writer import NftWriter
 from pyproxy.dataplane.iptables.plan import IptablesPlan, TableName
 from pyproxy.dataplane.iptables.service_path import Read, read_base, read_path
 from pyproxy.errors import (
@@ -79,13 +84,30 @@ class IptablesDataplane:
         self._programs = {family: Programs(family, self.flavour) for family in Family}
         self._committed = CommittedTables(options, tuple(self._programs))
         self._drift = DriftDetector(self.flavour)
-        self.messages_sent = 0
-        self.bytes_sent = 0
-        self.kernel_seconds = 0.0
+        self._writer = NftWriter() if self.flavour is Flavour.NFT else None
+        self._restores = 0
+        self._restored_bytes = 0
+        self._restored_tables = 0
+        self._restore_seconds = 0.0
         self.lock_waits = 0
         self.rules_written: Mapping[TableName, int] = {}
         self.failures: Counter[tuple[Family, bool]] = Counter()
         self._packets: nfacct.PacketCounters | None = None
+
+    @property
+    def messages_sent(self) -> int:
+        """Netlink messages, and runs of iptables-restore."""
+        return self._restores + (self._writer.messages_sent if self._writer else 0)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of netlink messages, and of iptables-restore's input."""
+        return self._restored_bytes + (self._writer.bytes_sent if self._writer else 0)
+
+    @property
+    def kernel_seconds(self) -> float:
+        """Seconds in which netlink messages were sent and iptables-restore ran."""
+        return self._restore_seconds + (self._writer.send_seconds if self._writer else 0.0)
 
     @property
     def families(self) -> frozenset[Family]:
@@ -219,6 +241,8 @@ class IptablesDataplane:
     def close(self) -> None:
         """Close the sockets; the rules stay."""
         self._drift.close()
+        if self._writer is not None:
+            self._writer.close()
         if self._packets is not None:
             self._packets.close()
 
@@ -260,22 +284,50 @@ class IptablesDataplane:
         if self.flavour is Flavour.LEGACY and _is_locked():
             self.lock_waits += 1
             log.info("waiting for %s, which another program holds", _LOCK_FILE)
-        self.messages_sent += 1
+        self._restores += 1
         began = time.monotonic()
-        self.bytes_sent += programs.restore(lines)
-        self.kernel_seconds += time.monotonic() - began
+        self._restored_bytes += programs.restore(lines)
+        self._restore_seconds += time.monotonic() - began
+        self._restored_tables += lines.count("COMMIT")
 
     def _write(self, plan: IptablesPlan, *, from_known: bool = True) -> None:
-        with self._drift.writing(plan.growth(), from_known=from_known):
+        with self._drift.writing(plan.growth(), self._transactions, from_known=from_known):
             for family, programs in self._programs.items():
-                if lines := plan.script(family):
-                    try:
+                try:
+                    if lines := self._write_over_netlink(family, plan):
                         self._restore(programs, lines)
-                    except KernelError:
-                        self.failures[family, plan.full] += 1
-                        raise
+                except KernelError:
+                    self.failures[family, plan.full] += 1
+                    raise
         self.rules_written = plan.rules_written()
         self._committed.remember_plan(plan)
+
+    def _transactions(self) -> int:
+        return self._restored_tables + (self._writer.transactions if self._writer else 0)
+
+    def _write_over_netlink(self, family: Family, plan: IptablesPlan) -> list[str]:
+        """Write what can be written over netlink, and return the rest for iptables-restore."""
+        lines: list[str] = []
+        for table in TABLES:
+            change = plan.changes.get((family, table))
+            if not change:
+                continue
+            # Tables are written in their order, so those behind one of the rest belong to it too.
+            by_program = bool(lines) or change.changes_built_in
+            if self._writer is not None:
+                try:
+                    if by_program:
+                        self._writer.create(family, table, change)
+                        change = change.without_created()
+                    else:
+                        self._writer.write(family, table, change)
+                        continue
+                except KernelError as error:
+                    # iptables-nft-restore names the rule at fault, or succeeds.
+                    log.info("not written over netlink, running iptables-nft-restore: %s", error)
+            if change:
+                lines += change.script(table)
+        return lines
 
     def _leave_out_invalid(self, plan: IptablesPlan, error: RestoreError) -> tuple[Failure, ...]:
         """Write the plan without the Services at fault, whose programmed state stays."""

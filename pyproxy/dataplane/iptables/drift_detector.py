@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pyproxy.dataplane.interface import Drift
@@ -104,7 +104,7 @@ class NftTables(Monitor):
 class DriftDetector:
     """Detects writes of other programs in either flavour, also those during a write of ours.
 
-    With iptables-nft the kernel counts transactions, one for each table that is written. With
+    With iptables-nft the kernel counts transactions. With
     a legacy table it counts entries, whose number after our write is known before. A change by
     another program at that moment that leaves the number as it is goes undetected.
 
@@ -139,15 +139,20 @@ class DriftDetector:
 
     @contextmanager
     def writing(
-        self, growth: Mapping[TableName, Growth], *, from_known: bool = True
+        self,
+        growth: Mapping[TableName, Growth],
+        own_transactions: Callable[[], int],
+        *,
+        from_known: bool = True,
     ) -> Iterator[None]:
         """Regard writes inside as ours, if the tables grow by exactly `growth`.
 
-        If the write fails, or starts from an unknown state (`from_known` is False), all writes
-        inside are regarded as ours. Raises KernelError.
+        `own_transactions` counts the transactions that have been ours, for iptables-nft. If the
+        write fails, or starts from an unknown state (`from_known` is False), all writes inside are
+        regarded as ours. Raises KernelError.
         """
         if self._monitor is not None:
-            with self._counted(self._monitor, len(growth)):
+            with self._counted(self._monitor, own_transactions):
                 yield
             return
         before = self._measure()
@@ -163,17 +168,17 @@ class DriftDetector:
 
     @staticmethod
     @contextmanager
-    def _counted(monitor: NftTables, own: int) -> Iterator[None]:
+    def _counted(monitor: NftTables, own: Callable[[], int]) -> Iterator[None]:
         # The count begins before `pause` and ends after `listen`, so that every transaction of
         # another program is counted or announced.
-        before = monitor.transactions()
+        before = monitor.transactions() - own()
         monitor.pause()
         try:
             yield
         finally:
             monitor.listen()
         # The kernel's generation id has 32 bits.
-        if (monitor.transactions() - before) % (1 << 32) != own:
+        if (monitor.transactions() - own() - before) % (1 << 32):
             monitor.missed()
 
     def _sizes_without(self, growth: Mapping[TableName, Growth]) -> list[dict[str, int]]:

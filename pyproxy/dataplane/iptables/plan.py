@@ -36,9 +36,9 @@ class Growth(msgspec.Struct, frozen=True):
 class TableChange(msgspec.Struct, frozen=True):
     """The change of one table.
 
-    `chains` are created or replaced, `deleted` are deleted. `jumps` are rules to insert into
-    built-in chains; `stray_jumps` are the texts of rules to delete from there. Both name their
-    chain first. `growth` is how much larger the table is afterwards.
+    `chains` are created or replaced, and those in `created` are created. `deleted` are deleted.
+    `jumps` are rules to insert into built-in chains; `stray_jumps` are the texts of rules to delete
+    from there. Both name their chain first. `growth` is how much larger the table is afterwards.
     """
 
     chains: Chains
@@ -46,9 +46,33 @@ class TableChange(msgspec.Struct, frozen=True):
     jumps: tuple[tuple[str, Rule], ...] = ()
     stray_jumps: tuple[tuple[str, str], ...] = ()
     growth: Growth = Growth()
+    created: frozenset[str] = frozenset()
+
+    @property
+    def new_chains(self) -> Chains:
+        """The chains that the table lacks."""
+        return {name: rules for name, rules in self.chains.items() if name in self.created}
+
+    @property
+    def old_chains(self) -> Chains:
+        """The chains that the table has, with other rules."""
+        return {name: rules for name, rules in self.chains.items() if name not in self.created}
+
+    @property
+    def changes_built_in(self) -> bool:
+        """Whether rules of built-in chains change."""
+        return bool(self.jumps or self.stray_jumps)
+
+    def without_created(self) -> TableChange:
+        """Return what is left once the chains that the table lacks have been written."""
+        return TableChange(self.old_chains, self.deleted, self.jumps, self.stray_jumps)
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.deleted or self.jumps or self.stray_jumps)
+
+    def script(self, table: str) -> list[str]:
+        """Return the lines for iptables-restore --noflush: one transaction."""
+        return [f"*{table}", *self.lines(), "COMMIT"]
 
     def lines(self) -> Iterator[str]:
         """Yield the lines between the table's name and COMMIT.
@@ -101,16 +125,19 @@ class IptablesPlan(msgspec.Struct, frozen=True):
             yield from self.script(family)
 
     def netlink(self) -> Iterator[str]:
-        """Raise UsageError: this mode writes through a program."""
-        raise UsageError("--show-netlink: iptables mode writes no netlink: leave it out")
+        """Raise UsageError: this mode shows its plan as the input of iptables-restore."""
+        raise UsageError(
+            "--show-netlink: iptables mode shows iptables-restore's input: leave it out"
+        )
 
     def script(self, family: Family) -> list[str]:
         """Return the input of iptables-restore, one transaction per table; empty for no change."""
-        lines = []
-        for table in TABLES:
-            if change := self.changes.get((family, table)):
-                lines += [f"*{table}", *change.lines(), "COMMIT"]
-        return lines
+        return [
+            line
+            for table in TABLES
+            if (change := self.changes.get((family, table)))
+            for line in change.script(table)
+        ]
 
     def growth(self) -> Mapping[TableName, Growth]:
         """Return the growth of each table that is written."""
@@ -138,7 +165,8 @@ def diff_chains(before: Chains, after: Chains) -> TableChange:
     """Return the change between two states of the same chains."""
     chains = {chain: rules for chain, rules in after.items() if before.get(chain) != rules}
     deleted = tuple(chain for chain in before if chain not in after)
-    return TableChange(chains, deleted, growth=_growth(before, chains, deleted))
+    created = frozenset(chains.keys() - before.keys())
+    return TableChange(chains, deleted, growth=_growth(before, chains, deleted), created=created)
 
 
 def diff_saved(
@@ -178,7 +206,8 @@ def diff_saved(
         unwanted = [chain for chain in unwanted if chain not in used]
     growth = _growth(saved.chains, chains, unwanted)
     growth = Growth(growth.rules + len(missing) - len(strays), growth.chains)
-    return TableChange(chains, tuple(unwanted), missing, strays, growth)
+    created = frozenset(chains.keys() - saved.chains.keys())
+    return TableChange(chains, tuple(unwanted), missing, strays, growth, created)
 
 
 def _growth(

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from pyproxy.dataplane.ahead import one_ahead
 from pyproxy.dataplane.diff import Delta
 from pyproxy.dataplane.nft.rows import SharedRow, frontend_key
 from pyproxy.dataplane.nft.schema import FRONTEND, Rows, Table
@@ -33,9 +33,6 @@ from pyproxy.model.address import Family
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import ElementMessage, Shape, Value
 from pyproxy.policy.routing import ServiceRouting
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
 
 Owner = bytes | SharedRow
 """The key that decides a row's batch: its frontend, or a shared row itself."""
@@ -60,29 +57,12 @@ def pack(plan: NftablesPlan) -> PackedBatch:
 
 @contextmanager
 def packed_batches(plan: NftablesPlan, limit: int) -> Iterator[Iterable[PackedBatch]]:
-    """Return a plan's batches of about `limit` rows, each packed while the one before is written.
-
-    The kernel works through a transaction within `sendmsg`, which releases the interpreter lock.
-    """
+    """Return a plan's batches of about `limit` rows, each packed while the one before is sent."""
     if row_count(plan) <= limit:
         yield (pack(plan),)
         return
-    # Imported here: commands that inspect one Service must not wait for it.
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-
-    # One worker, because `packed` is a generator: it keeps the order, and is not thread-safe.
-    with ThreadPoolExecutor(1, "packing") as worker:
-        packed = map(pack, split(plan, limit))
-        yield _each(worker, packed, worker.submit(next, packed, None))
-
-
-def _each(
-    worker: Executor, packed: Iterator[PackedBatch], first: Future[PackedBatch | None]
-) -> Iterator[PackedBatch]:
-    upcoming = first
-    while (batch := upcoming.result()) is not None:
-        upcoming = worker.submit(next, packed, None)
-        yield batch
+    with one_ahead(map(pack, split(plan, limit))) as batches:
+        yield batches
 
 
 def row_count(plan: NftablesPlan) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pyproxy_lab.namespace import Namespace
@@ -12,6 +13,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.dataplane.interface import Changes, Drift
 from pyproxy.dataplane.iptables.base_rules import IptablesOptions
 from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
+from pyproxy.dataplane.iptables.nft_writer import NftWriter
 from pyproxy.model.address import Family
 from pyproxy.model.flavour import Flavour
 from pyproxy.xtables import kube_names
@@ -42,14 +44,15 @@ def test_a_flushed_table_is_detected_and_repaired(namespace: Namespace, flavour:
         assert namespace.call(dataplane.tick) is None
 
 
-def interfering_restore(programs: Programs, lines: Sequence[str]) -> int:
-    """Restore, with another program's write right before it."""
-    run_here = [str(programs), "-t", "nat", "-A", kube_names.CANARY, "-j", "RETURN"]
-    subprocess.run(run_here, check=True)
-    return RESTORE(programs, lines)
+def interfering(write: Callable[..., Any], flavour: Flavour) -> Callable[..., Any]:
+    """Return `write` with another program's write right before it."""
 
+    def writing(*arguments: object) -> object:
+        run_here = [str(Programs(Family.IPV4, flavour)), "-t", "nat", "-A", kube_names.CANARY]
+        subprocess.run([*run_here, "-j", "RETURN"], check=True)
+        return write(*arguments)
 
-RESTORE = Programs.restore
+    return writing
 
 
 @pytest.mark.parametrize("interferes", [False, True])
@@ -67,7 +70,8 @@ def test_a_write_of_another_program_during_a_commit_is_detected(
         more = numbered(2, 4)
         plan = dataplane.plan(Changes({more.name: more, routings[0].name: None}))
         if interferes:
-            monkeypatch.setattr(Programs, "restore", interfering_restore)
+            writer, name = (NftWriter, "write") if flavour is Flavour.NFT else (Programs, "restore")
+            monkeypatch.setattr(writer, name, interfering(getattr(writer, name), flavour))
         assert namespace.call(lambda: dataplane.commit(plan)) == ()
         polled = namespace.call(dataplane.tick)
         if interferes and flavour is Flavour.NFT:

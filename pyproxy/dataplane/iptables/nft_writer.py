@@ -1,0 +1,120 @@
+"""Write chains of iptables-nft's tables over netlink, in the form that its programs read.
+
+A transaction of nf_tables is atomic. The chains that a table lacks are written first if they are
+many, in transactions of their own: no rule leads to them until the last transaction, which has all
+that changes what packets meet. It has the changed chains and the deleted ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from pyproxy.dataplane.ahead import one_ahead
+from pyproxy.dataplane.iptables.nft_rules import pack
+from pyproxy.dataplane.iptables.nft_text import NFPROTO
+from pyproxy.dataplane.iptables.plan import TableChange
+from pyproxy.dataplane.iptables.rules import Chains
+from pyproxy.model.address import Family
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink
+from pyproxy.netlink.nftables import SUBSYSTEM, add_table, delete_chain
+from pyproxy.netlink.rules import append_packed, create_chain, flush, rule_place
+
+_LARGE = 5_000
+"""Messages of a transaction if they are many: 2 MB, of which two are in memory at a time."""
+
+
+class NftWriter:
+    """Writes in the network namespace that it was made in.
+
+    The properties count what the kernel has been sent, and how long that took.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = Nfnetlink()
+
+    @property
+    def messages_sent(self) -> int:
+        """The netlink messages so far."""
+        return self._netlink.messages_sent
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of these messages."""
+        return self._netlink.bytes_sent
+
+    @property
+    def send_seconds(self) -> float:
+        """The seconds in which the kernel processed them."""
+        return self._netlink.send_seconds
+
+    @property
+    def transactions(self) -> int:
+        """The transactions that the kernel has committed."""
+        return self._netlink.committed
+
+    def close(self) -> None:
+        """Close the socket; idempotent."""
+        self._netlink.close()
+
+    def create(self, family: Family, table: str, change: TableChange) -> None:
+        """Write the chains that the table lacks. Blocks; raises KernelError."""
+        batches = _batches(_created(family, table, change.new_chains))
+        if sum(map(len, change.new_chains.values())) <= _LARGE:
+            for batch in batches:
+                self._commit(batch)
+        else:
+            with one_ahead(batches) as packed:
+                for batch in packed:
+                    self._commit(batch)
+
+    def write(self, family: Family, table: str, change: TableChange) -> None:
+        """Write a change that has no rules in built-in chains. Blocks; raises KernelError.
+
+        If it fails, chains that no rule leads to may have been written.
+        """
+        chains = change.chains
+        messages: list[Message] = []
+        if sum(map(len, change.new_chains.values())) > _LARGE:
+            self.create(family, table, change)
+            chains = change.old_chains
+        else:
+            messages = _added(family, table, change.new_chains)
+        nfproto = NFPROTO[family]
+        # First, so that no jump leads to a chain that is deleted.
+        messages += [flush(table, name, nfproto) for name in (*change.old_chains, *change.deleted)]
+        messages += _filled(family, table, chains)
+        messages += [delete_chain(table, name, nfproto) for name in change.deleted]
+        self._commit(messages)
+
+    def _commit(self, messages: Sequence[Message]) -> None:
+        if messages and (errors := self._netlink.transact(messages, SUBSYSTEM)):
+            raise errors[0].error
+
+
+def _created(family: Family, table: str, chains: Chains) -> Iterator[Message]:
+    # All chains come before the rules that jump to them.
+    yield from _added(family, table, chains)
+    yield from _filled(family, table, chains)
+
+
+def _batches(messages: Iterator[Message]) -> Iterator[list[Message]]:
+    while batch := list(islice(messages, _LARGE)):
+        yield batch
+
+
+def _added(family: Family, table: str, chains: Chains) -> list[Message]:
+    """Return the messages that add empty chains, and the table if there is none."""
+    if not chains:
+        return []
+    nfproto = NFPROTO[family]
+    return [add_table(table, nfproto), *(create_chain(table, name, nfproto) for name in chains)]
+
+
+def _filled(family: Family, table: str, chains: Chains) -> Iterator[Message]:
+    """Yield the messages that append all rules of empty chains."""
+    nfproto = NFPROTO[family]
+    for name, rules in chains.items():
+        place = rule_place(table, name)
+        for rule in rules:
+            yield append_packed(place, pack(rule, family), nfproto)
