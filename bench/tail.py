@@ -185,7 +185,7 @@ def _run(place: Place, api: Cluster, plan: Plan, first_pod: int) -> Run:
             whole=[seen[pod] - at for pod, at in done.pods.items() if pod in seen],
             server=[read[pod] - done.pods[pod] for pod in found],
             agent=[seen[pod] - read[pod] for pod in found],
-            undisturbed=_undisturbed(done.pods, seen, stalls),
+            undisturbed=undisturbed(done.pods, seen, stalls),
             stalls=stalls,
             phases=_phases(),
             delay=after[1] - before[1],
@@ -197,7 +197,7 @@ def _run(place: Place, api: Cluster, plan: Plan, first_pod: int) -> Run:
         )
 
 
-def _undisturbed(
+def undisturbed(
     written: Mapping[str, float], seen: Mapping[str, float], stalls: Stalls
 ) -> list[float]:
     """Return the seconds of the changes in whose time there was no stall; `stalls` are sorted."""
