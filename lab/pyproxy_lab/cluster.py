@@ -133,15 +133,21 @@ class Cluster:
         return SyncBarrier(self.client, agent, str(socket_of(site_name, self.folder)))
 
     def pod_runner(self) -> AbstractContextManager[object]:
-        """Prepare a kubelet for all nodes, which runs the commands of pods; entering it starts it.
+        """Prepare a kubelet for all nodes, which runs pods; entering it starts it.
 
         Raises LabError without an API server of its own.
         """
-        from pyproxy_lab.pod_runner import PodRunner  # noqa: PLC0415
+        from pyproxy_lab.workloads.kubelet import Kubelet  # noqa: PLC0415
 
         if self.server is None:
-            raise LabError("only the lab's own API server runs commands in pods")
-        return PodRunner.running(self.client, self.network, self.server.exec)
+            raise LabError("only the lab's own API server runs pods")
+        return Kubelet.running(self.server, self.network, self.folder / "pods")
+
+    def controllers(self) -> AbstractContextManager[object]:
+        """Prepare the controllers of workloads and a scheduler; entering it starts them."""
+        from pyproxy_lab.workloads.controllers import Controllers  # noqa: PLC0415
+
+        return Controllers.running(self.url, self.client.token, self.network.api.name)
 
     def endpoint_slices(self) -> AbstractContextManager[object]:
         """Prepare a controller that makes EndpointSlices of pods; entering it starts it."""

@@ -79,7 +79,7 @@ class Echo:
     def reply(self, bound: socket.socket) -> None:
         """Respond to a datagram from the address that it was sent to."""
         _, ancillary, _, peer = bound.recvmsg(2048, ANCILLARY_SIZE)
-        by_any_interface = [(level, kind, _from(data)) for level, kind, data in ancillary]
+        by_any_interface = [(level, kind, source_of(data)) for level, kind, data in ancillary]
         bound.sendmsg([self.response(peer)], by_any_interface, 0, peer)
 
     def serve(self) -> None:
@@ -108,7 +108,7 @@ def udp_socket(family: int, port: int) -> socket.socket:
     return bound
 
 
-def _from(info: bytes) -> bytes:
+def source_of(info: bytes) -> bytes:
     """Keep the address of `in_pktinfo` or `in6_pktinfo`, and leave the interface to the kernel.
 
     A packet over loopback names the device that has the address. Where that is down, as

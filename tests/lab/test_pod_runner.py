@@ -45,7 +45,8 @@ def status(client: ApiClient, name: str) -> Any:
 
 
 def is_ready(client: ApiClient, name: str) -> bool:
-    return any(each["status"] == "True" for each in status(client, name).get("conditions", ()))
+    conditions = status(client, name).get("conditions", ())
+    return any((each["type"], each["status"]) == ("Ready", "True") for each in conditions)
 
 
 def is_gone(client: ApiClient, name: str) -> bool:
@@ -71,7 +72,7 @@ def test_a_pod_runs_on_its_node_until_it_is_deleted(
 
 
 def test_a_program_that_ends_is_a_pod_that_has_failed(client: ApiClient) -> None:
-    create(client, "ends", "pass")
+    create(client, "ends", "raise SystemExit(3)", restartPolicy="Never")
     until(lambda: status(client, "ends")["phase"] == "Failed")
     assert not is_ready(client, "ends")
 
@@ -82,9 +83,15 @@ def test_a_pod_whose_port_is_closed_is_not_ready(client: ApiClient) -> None:
     assert not is_ready(client, "silent")
 
 
-def test_pods_without_a_command_are_left_alone(client: ApiClient) -> None:
+def test_a_program_that_ends_starts_again(client: ApiClient) -> None:
+    create(client, "again", "pass")
+    until(lambda: status(client, "again").get("containerStatuses", [{}])[0].get("restartCount"))
+    assert status(client, "again")["phase"] == "Running"
+
+
+def test_pods_of_other_programs_are_left_alone(client: ApiClient) -> None:
     pod = {
-        "metadata": {"name": "other"},
+        "metadata": {"name": "other", "annotations": {"kubernetes.io/config.mirror": "x"}},
         "spec": {"nodeName": "node-a", "containers": [{"name": "c", "image": "i"}]},
     }
     client.create(PODS, pod)

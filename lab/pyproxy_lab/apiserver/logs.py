@@ -32,7 +32,7 @@ class LogHandler:
     """Handles requests for logs; `find` takes the place of all kubelets."""
 
     def __init__(self) -> None:
-        self.find: Callable[[Object], LogSource | None] | None = None
+        self.find: Callable[[Object, str], LogSource | None] | None = None
 
     async def handle(self, request: web.Request, pod: Object) -> web.StreamResponse:
         """Send a log, whole or its last lines, and what is appended if the client follows it.
@@ -47,7 +47,7 @@ class LogHandler:
         tail = query.get("tailLines", "")
         if tail and not (tail.isascii() and tail.isdigit()):
             raise status.bad_request(f"tailLines: {tail} is no number of lines")
-        source = self.find(pod) if self.find else None
+        source = self.find(pod, container) if self.find else None
         if source is None:
             name = pod["metadata"]["name"]
             why = f'container "{container}" in pod "{name}" is waiting to start: ContainerCreating'

@@ -15,5 +15,9 @@ Entering must not wait for other parts. Files belong into `Cluster.folder`, and 
 `os.environ`, by which they are found if the lab is killed.
 """
 
-PARTS: tuple[Part, ...] = (Cluster.endpoint_slices, Cluster.pod_runner)
+PARTS: tuple[Part, ...] = (
+    Cluster.endpoint_slices,
+    Cluster.controllers,
+    Cluster.pod_runner,
+)
 """They are entered in this order, and left in the reverse one."""
