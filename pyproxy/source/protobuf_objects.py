@@ -31,6 +31,7 @@ _SERVICE = protobuf_schema.message("Service")
 _SLICE = protobuf_schema.message("EndpointSlice")
 _LARGE_SLICE = protobuf_schema.message("LargeEndpointSlice")
 _NODE = protobuf_schema.message("Node")
+_TIME = protobuf_schema.message("Time")
 _SERVICE_PORT = protobuf_schema.message("ServicePort")
 _AFFINITY = protobuf_schema.message("SessionAffinityConfig")
 _SERVICE_STATUS = protobuf_schema.message("ServiceStatus")
@@ -99,7 +100,20 @@ def endpoint_slice(data: bytes) -> wire.EndpointSlice:
     # No list, because 16 MiB may hold eight million empty endpoints.
     endpoints = cast("list[wire.Endpoint]", map(_endpoint, parts))
     ports = [_slice_port(each) for each in obj.ports]
-    return wire.EndpointSlice(_meta(obj.metadata), kind, obj.address_type, endpoints, ports)
+    meta = obj.metadata
+    return wire.EndpointSlice(
+        wire.Meta(
+            meta.name,
+            meta.namespace,
+            resource_version=meta.resource_version,
+            labels=_labels(meta.labels),
+            annotations=_annotations(meta.annotations),
+        ),
+        kind,
+        obj.address_type,
+        endpoints,
+        ports,
+    )
 
 
 def node(data: bytes) -> wire.Node:
@@ -170,14 +184,16 @@ def _meta(meta: Any) -> wire.Meta:
         meta.namespace,
         meta.uid,
         meta.resource_version,
-        _time(meta.creation_timestamp),
-        _time(meta.deletion_timestamp),
+        _time(created) if (created := meta.creation_timestamp) else None,
+        _time(deleted) if (deleted := meta.deletion_timestamp) else None,
         _labels(meta.labels),
         _annotations(meta.annotations),
     )
 
 
-def _labels(pairs: Any) -> wire.Labels:
+def _labels(pairs: Any) -> wire.Labels | None:
+    if not pairs:
+        return None
     return wire.Labels(
         pairs.get("service.kubernetes.io/service-proxy-name", UNSET),
         pairs.get("service.kubernetes.io/headless", UNSET),
@@ -196,23 +212,12 @@ def _annotations(pairs: Any) -> wire.Annotations | None:
     )
 
 
-def _time(value: Any) -> str | None:
-    """Return a time as in JSON, None for Go's zero time."""
-    if not (value.seconds or value.nanos):
-        return None
-    try:
-        year, month, day, hour, minute, second, *_ = time.gmtime(value.seconds)
-    except (ValueError, OverflowError, OSError) as error:
-        raise msgspec.DecodeError(f"{value.seconds} seconds are no time") from error
-    # Faster than strftime by five microseconds.
-    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
-
-
 def _endpoint(found: Any) -> wire.Endpoint:
+    hints = found.hints
     return wire.Endpoint(
         found.addresses[:],
         _conditions(found.conditions),
-        _hints(found.hints),
+        _hints(hints) if hints else None,
         found.node_name,
         found.zone,
     )
@@ -222,6 +227,20 @@ def _shared(convert: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
     """Convert equal bytes once, because a cluster has few different ones of this message."""
     remember = lru_cache(maxsize=1024)(convert)
     return lambda data: remember(data) if len(data) <= _LARGEST_SHARED else convert(data)
+
+
+@_shared
+def _time(data: bytes) -> str | None:
+    """Return a time as in JSON, None for Go's zero time."""
+    value = parse(_TIME, data)
+    if not (value.seconds or value.nanos):
+        return None
+    try:
+        year, month, day, hour, minute, second, *_ = time.gmtime(value.seconds)
+    except (ValueError, OverflowError, OSError) as error:
+        raise msgspec.DecodeError(f"{value.seconds} seconds are no time") from error
+    # Faster than strftime by five microseconds.
+    return f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
 
 
 @_shared
