@@ -31,6 +31,8 @@ class FleetAgent:
         self._name = node_name(number)
         self._changed = threading.Condition()
         self._synced: set[Kind] = set()
+        self.lists = 0
+        """How many lists are complete."""
         self._first_endpoints: dict[str, str] = {}
         self._recorder = EventRecorder(client, self._name, metrics, clock=clock)
         silence = max(SILENCE / speed, _SHORTEST_SILENCE)
@@ -49,11 +51,6 @@ class FleetAgent:
         self._recorder.stop()
         self._source.stop()
 
-    def await_lists(self, patience: float) -> bool:
-        """Wait until each kind has been listed; return False after `patience` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: len(self._synced) == len(Kind), patience)
-
     def await_slice(self, name: str, address: str, patience: float) -> bool:
         """Wait for a slice with this address first; return False after `patience` seconds."""
         with self._changed:
@@ -65,6 +62,7 @@ class FleetAgent:
         with self._changed:
             if isinstance(event, Synced):
                 self._synced.add(event.kind)
+                self.lists += 1
             # Those of the first list are too many to keep.
             elif Kind.ENDPOINT_SLICE in self._synced and isinstance(event, Upsert):
                 if not isinstance(event.obj, EndpointSlice) or not event.obj.endpoints:

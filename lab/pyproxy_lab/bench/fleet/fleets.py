@@ -50,8 +50,8 @@ class Fleet(ABC):
         """Start the client of a node; return at once."""
 
     @abstractmethod
-    def await_lists(self) -> None:
-        """Wait until each client that was started has listed everything."""
+    def await_lists(self, number: int) -> None:
+        """Wait until so many lists are complete, of all clients and kinds together."""
 
     @abstractmethod
     def await_slice(self, mark: Mark) -> None:
@@ -78,11 +78,15 @@ class _Agents(Fleet):
         self._agents.append(agent)
         agent.start()
 
-    def await_lists(self) -> None:
-        self._await(FleetAgent.await_lists)
+    def await_lists(self, number: int) -> None:
+        _until(lambda: sum(each.lists for each in self._agents) >= number, self._patience)
 
     def await_slice(self, mark: Mark) -> None:
-        self._await(lambda agent, patience: agent.await_slice(mark.name, mark.address, patience))
+        deadline = time.monotonic() + self._patience
+        for number, agent in enumerate(self._agents):
+            left = max(0.0, deadline - time.monotonic())
+            if not agent.await_slice(mark.name, mark.address, left):
+                raise LabError(f"agent {number} is not in step after {self._patience:.0f} s")
 
     def partition(self, is_cut: bool) -> None:
         pass  # the same to these clients as a server that refuses connections
@@ -90,12 +94,6 @@ class _Agents(Fleet):
     def stop(self) -> None:
         for agent in self._agents:
             agent.stop()
-
-    def _await(self, condition: Callable[[FleetAgent, float], bool]) -> None:
-        deadline = time.monotonic() + self._patience
-        for number, agent in enumerate(self._agents):
-            if not condition(agent, max(0.0, deadline - time.monotonic())):
-                raise LabError(f"agent {number} is not in step after {self._patience:.0f} s")
 
 
 class _KubeProxies(Fleet):
@@ -105,11 +103,11 @@ class _KubeProxies(Fleet):
     def start(self, number: int) -> None:
         self._proxies.start(number)
 
-    def await_lists(self) -> None:
-        self._await(lambda: self._proxies.least_version() > 0)
+    def await_lists(self, number: int) -> None:
+        _until(lambda: self._proxies.lists() >= number, self._patience)
 
     def await_slice(self, mark: Mark) -> None:
-        self._await(lambda: self._proxies.slice_version() >= mark.revision)
+        _until(lambda: self._proxies.slice_version() >= mark.revision, self._patience)
 
     def partition(self, is_cut: bool) -> None:
         self._proxies.partitioned = is_cut
@@ -117,12 +115,13 @@ class _KubeProxies(Fleet):
     def stop(self) -> None:
         self._proxies.stop()
 
-    def _await(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self._patience
-        while not condition():
-            if time.monotonic() > deadline:
-                raise LabError(f"a kube-proxy is not in step after {self._patience:.0f} s")
-            time.sleep(_POLL)
+
+def _until(condition: Callable[[], bool], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"a client is not in step after {patience:.0f} s")
+        time.sleep(_POLL)
 
 
 @contextmanager

@@ -69,6 +69,7 @@ class Reflector:
         self, session: aiohttp.ClientSession, url: str, resource: Watched, fleet: KubeProxies
     ) -> None:
         self.version = ""
+        self.lists = 0
         self.is_of_slices = resource.path.endswith("endpointslices")
         self._session = session
         self._url = url + resource.path
@@ -119,6 +120,7 @@ class Reflector:
                 del held[:end]
                 if event.type == "BOOKMARK":
                     meta = protobuf_stream.bookmark(event.object)
+                    self.lists += self._lists
                     # A list ends with a bookmark, and its response goes on as the watch.
                     self.version, self._lists = meta.resource_version or "", False
                     self._delay = _FIRST_DELAY
@@ -164,9 +166,9 @@ class KubeProxies:
         self._thread.join()
         self._loop.close()
 
-    def least_version(self) -> int:
-        """Return the oldest version that a reflector has, 0 before all lists are complete."""
-        return min(int(each.version or 0) for each in self._reflectors)
+    def lists(self) -> int:
+        """Return how many lists are complete."""
+        return sum(each.lists for each in self._reflectors)
 
     def slice_version(self) -> int:
         """Return the oldest version that a reflector of EndpointSlices has."""

@@ -127,7 +127,7 @@ class Bench:
     def _start(self, server: OrderedServer[Counts], fleet: Fleet) -> None:
         for number in range(self._plan.nodes):
             fleet.start(number)
-        fleet.await_lists()
+        fleet.await_lists(KINDS * self._plan.nodes)
         self._await_events(server)
 
     def _await_events(self, server: OrderedServer[Counts]) -> None:
@@ -192,6 +192,8 @@ class Bench:
         # The other kinds may still wait for their next attempt.
         wanted = KINDS * self._plan.nodes
         self._await(server, lambda counts: counts.watches == wanted, "watches are open")
+        # A watch is open while its list is still being sent.
+        fleet.await_lists(server.order(Order()).lists)
 
     def _mark(self, server: OrderedServer[Counts], fleet: Fleet) -> None:
         """Change the slice of the first Service, and wait until all clients know it.
@@ -209,7 +211,7 @@ class Bench:
             # One after the other, because a client's patience is as short as its hour.
             for number in range(self._plan.nodes):
                 fleet.start(number)
-                fleet.await_lists()
+                fleet.await_lists(KINDS * (number + 1))
             self._await_events(server)
             before = server.order(Order())
             return server.order(Order(steady=Steady(HOUR))).since(before)
