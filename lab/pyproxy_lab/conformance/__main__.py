@@ -72,7 +72,10 @@ def _subject(mode: LabMode, options: argparse.Namespace) -> Iterator[tuple[Runne
                 raise UsageError(f"--mode {mode.name}: the lab runs in mode {lab.mode.name}")
             check = check_of(mode, lab.network, NODE) if options.trace else None
             barrier = lab.barrier(NODE) if lab.has_own_agents else None
-            yield Runner(lab.client, lab.network, mode, options.settle, check, barrier), lab
+            runner = Runner(lab.client, lab.network, mode, options.settle, check, barrier)
+            # The cases write the addresses, and not the lab's controller.
+            runner.load_balancer_class = "pyproxy-lab/conformance"
+            yield runner, lab
         return
     api = ApiClient(options.api, options.token) if options.api else None
     with Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:

@@ -77,6 +77,9 @@ class Runner:
         barrier: SyncBarrier | None = None,
     ) -> None:
         self.longest_silence = math.inf
+        self.load_balancer_class = ""
+        """The class of load balancers without one: another program's, which grants no address."""
+
         self._client = client
         self._network = network
         self._mode = mode.proxy_mode.value
@@ -132,7 +135,7 @@ class Runner:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": applied.metadata | {"namespace": NAMESPACE},
-            "spec": applied.spec,
+            "spec": self._spec(applied),
         }
         self._put(SERVICES, service, applied.name)
         if applied.status is not None:
@@ -146,6 +149,12 @@ class Runner:
                 self._delete(path)
         for obj in slices:
             self._put(ENDPOINT_SLICES, obj, applied.name)
+
+    def _spec(self, applied: Applied) -> JsonObject:
+        spec = applied.spec
+        if self.load_balancer_class and spec.get("type") == "LoadBalancer":
+            return {"loadBalancerClass": self.load_balancer_class, **spec}
+        return spec
 
     def _put(self, kind: str, obj: JsonObject, owner: str) -> None:
         folder = collection(NAMESPACE, kind)
