@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -34,6 +35,7 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.vm, pytest.mark.packets]
 
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 TCP = 6
 FRONTEND, SILENT, UNROUTED = "10.96.0.1", "10.96.0.2", "10.96.0.3"
 CLIENT, POD, NOBODY, ELSEWHERE = "10.1.0.2", "10.2.0.2", "10.2.0.77", "10.3.0.5"
@@ -84,11 +86,13 @@ def client() -> Iterator[Namespace]:
             )
         client.ip((f"address add {ELSEWHERE}/32 dev eth0",))
         execute(["ip", "route", "add", "10.3.0.0/24", "dev", "topod"])
+        before = FORWARDING.read_text()
         execute(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.tocl.rp_filter=1"])
         execute(["nft", "-f", "-"], text=FIREWALL)
         yield client
         execute(["nft", "delete", "table", "inet", "foreign"])
         execute(["nft", "delete", "table", "ip", "proxy"])
+        FORWARDING.write_text(before)
 
 
 def connect(case: Case) -> None:
