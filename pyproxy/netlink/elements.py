@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
 from typing import Final, TypeGuard
@@ -45,6 +45,9 @@ _NFT_GOTO = struct.pack(">i", -4)
 
 _ELEMENTS_LIMIT = 60_000
 """Bytes of elements in a message: an attribute's length is 16 bits."""
+
+KEYS_LIMIT = 1_000
+"""Keys of a request for some elements: each takes 12 bytes beside those of the key."""
 
 COMMENT_LIMIT = 120
 """Bytes of a comment that nft lists; it allows 128 with the zero byte at the end."""
@@ -107,6 +110,19 @@ def delete_elements(
 def get_elements(table: str, set_name: str) -> Message:
     """Request all elements of a set."""
     body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
+    return Message(message_type(_GETSETELEM), 0, body)
+
+
+def get_some_elements(table: str, set_name: str, keys: Sequence[bytes]) -> Message:
+    """Request elements of a set whose keys are exact; ENOENT at the first that is absent.
+
+    The keys have one length, and fit in a message: KEYS_LIMIT.
+    """
+    before, behind = _around_key(len(keys[0]))
+    before = _element_head(len(before) + len(keys[0]) + len(behind)) + before
+    packed = b"".join([before + key + behind for key in keys])
+    body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
+    body += attribute(LIST_ELEMENTS | NESTED, packed)
     return Message(message_type(_GETSETELEM), 0, body)
 
 

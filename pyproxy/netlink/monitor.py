@@ -13,6 +13,8 @@ import os
 import select
 import socket
 import struct
+import threading
+from collections import deque
 
 import msgspec
 
@@ -84,8 +86,12 @@ class Monitor:
         self._socket.filter_notifications(
             ((LOAD_WORD, 0, 0, _PORT_AT), own, (RETURN, 0, 0, REJECT), (RETURN, 0, 0, ACCEPT))
         )
-        self._woken = os.eventfd(0, os.EFD_CLOEXEC)
+        self._found: deque[Foreign] = deque()
+        # Its value is the length of the queue, and one more after `end`.
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self._ended = False
+        self._closed = False
+        self._open = threading.Lock()
         self._listening = False
         self.received = 0
 
@@ -111,14 +117,19 @@ class Monitor:
         with contextlib.suppress(KernelError):
             self.pause()
 
-    def missed(self) -> None:
+    def missed(self, sets: frozenset[str] | None = None) -> None:
         """Make `wait` report a transaction that was detected by other means."""
-        os.eventfd_write(self._woken, 1)
+        with self._open:
+            if not self._closed:
+                self._found.append(Foreign(frozenset(), "", sets))
+                os.eventfd_write(self._woken, 1)
 
     def close(self) -> None:
         """Close the descriptors, after `wait` has returned None."""
         self._socket.close()
-        os.close(self._woken)
+        with self._open:
+            self._closed = True
+            os.close(self._woken)
 
     def wait(self) -> Foreign | None:
         """Block until another program's transaction; None after `end`. Raises KernelError."""
@@ -133,7 +144,7 @@ class Monitor:
                 return None
             if self._woken in readable:
                 os.eventfd_read(self._woken)
-                return Foreign(frozenset(), "")
+                return self._found.popleft()
             try:
                 data = next(self._socket.receive_waiting(), b"")
             except KernelError as error:

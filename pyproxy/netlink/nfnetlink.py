@@ -136,15 +136,34 @@ class Nfnetlink(NetlinkClient):
         replies = self._request(request, NLM_F_ACK)
         return replies[-1] if replies else memoryview(b"")
 
-    def dump(self, request: Message) -> Iterator[memoryview]:
+    def send_requests(self, requests: Sequence[Message]) -> None:
+        """Send requests in one system call; their replies, as many as fit, wait in the socket.
+
+        Raises KernelError.
+        """
+        for _ in self._socket.receive_waiting():  # discard replies to earlier requests
+            pass
+        first = self._socket.take_sequence(len(requests))
+        packed = [_pack(each, 0, sequence) for sequence, each in enumerate(requests, first)]
+        data = b"".join(packed)
+        self.grow_send_buffer(len(data))
+        self._socket.send(data)
+
+    def dump(self, request: Message, *, consistent: bool = True) -> Iterator[memoryview]:
         """Send a request for all objects of a kind; return each reply's attributes.
 
-        Raises KernelError, TransientKernelError if each of several dumps was interrupted.
+        Unless it is to be `consistent`, a dump that was interrupted by a change counts too: some
+        objects may be missing or come twice. Raises KernelError, TransientKernelError if each of
+        several dumps was interrupted.
         """
-        return iter(self._request(request, NLM_F_DUMP))
+        return iter(self._request(request, NLM_F_DUMP, consistent=consistent))
 
-    def _request(self, request: Message, flags: int) -> list[memoryview]:
-        replies = self._socket.request(lambda sequence: _pack(request, flags, sequence))
+    def _request(
+        self, request: Message, flags: int, *, consistent: bool = True
+    ) -> list[memoryview]:
+        replies = self._socket.request(
+            lambda sequence: _pack(request, flags, sequence), consistent=consistent
+        )
         return [reply[HEADER_SIZE:] for reply in replies]
 
 

@@ -75,6 +75,11 @@ class NetlinkSocket:
         port: int = self._socket.getsockname()[0]
         return port
 
+    @property
+    def receive_buffer(self) -> int:
+        """The bytes that unread replies may take, with the kernel's own for each of them."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
     def fileno(self) -> int:
         """Return the descriptor, for select."""
         return self._socket.fileno()
@@ -162,10 +167,11 @@ class NetlinkSocket:
             else:
                 return found, lost
 
-    def request(self, pack: Callable[[int], bytes]) -> list[memoryview]:
+    def request(self, pack: Callable[[int], bytes], *, consistent: bool = True) -> list[memoryview]:
         """Send one request and return its replies, each a message with its header.
 
         `pack` returns the request's bytes for a sequence number; it has NLM_F_ACK or NLM_F_DUMP.
+        Unless it is to be `consistent`, an interrupted dump is returned like any other.
         Raises TransientKernelError if each of several dumps was interrupted by a change.
         """
         for _ in range(_DUMP_ATTEMPTS):
@@ -175,7 +181,7 @@ class NetlinkSocket:
             sequence = self.take_sequence()
             self.send(pack(sequence))
             replies, interrupted = self._read_replies(sequence)
-            if not interrupted:
+            if not (interrupted and (consistent or not replies)):
                 return replies
         raise kernel_error(errno.EINTR, "the kernel's tables changed during every dump")
 
@@ -242,6 +248,15 @@ class NetlinkClient:
     def port(self) -> int:
         """The socket's address, which the kernel puts in notifications of its changes."""
         return self._socket.port
+
+    @property
+    def receive_buffer(self) -> int:
+        """The bytes that unread replies may take, with the kernel's own for each of them."""
+        return self._socket.receive_buffer
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Close the socket."""

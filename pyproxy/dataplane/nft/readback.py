@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from pyproxy.dataplane.nft.schema import Kinds, Rows, Table
 from pyproxy.errors import StaleStateError
@@ -12,6 +12,12 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 
 _ATTEMPTS = 5
 
+ReadByKeys = Callable[[str, int | None, Table], Rows | None]
+"""Return the elements of a set, None if it has to be dumped.
+
+Gets the set's name, the number of its elements if the kernel reports it, and what was read so far.
+"""
+
 
 def read_tables(netlink: Nfnetlink) -> set[str]:
     """Return the names of the inet family's tables. Raises KernelError."""
@@ -19,28 +25,40 @@ def read_tables(netlink: Nfnetlink) -> set[str]:
 
 
 def read_table(
-    netlink: Nfnetlink, table_name: str, kinds: Kinds, sets: Container[str] | None = None
+    netlink: Nfnetlink,
+    table_name: str,
+    kinds: Kinds,
+    sets: Container[str] | None = None,
+    by_keys: ReadByKeys | None = None,
 ) -> Table:
-    """Read all elements of the sets in `kinds`; empty where there is no table.
+    """Read all elements of the sets in `kinds`, in their order; empty where there is no table.
 
-    With `sets`, only these are read. Maps that packets fill are left out. Raises KernelError.
+    With `sets`, only these are read. Maps that packets fill are left out. `by_keys` reads what it
+    can without a dump. Raises KernelError.
     """
     if table_name not in read_tables(netlink):
         return {}
-    present = nftables.read_sets(netlink.dump(nftables.get_sets(table_name)))
+    replies = list(netlink.dump(nftables.get_sets(table_name)))
+    present, sizes = nftables.read_sets(replies), nftables.read_set_sizes(replies)
     table: Table = {}
-    for name in sorted(present.keys() & kinds.keys()):
-        kind, _ = kinds[name]
-        if kind.learned or (sets is not None and name not in sets):
+    for name, (kind, _) in kinds.items():
+        if name not in present or kind.learned or (sets is not None and name not in sets):
             continue
-        try:
-            rows = _read_elements(netlink, table_name, name, kind.shape)
-        except StaleStateError:
-            # The set was deleted after the list of sets was read.
-            continue
+        rows = by_keys(name, sizes.get(name), table) if by_keys is not None else None
+        if rows is None:
+            rows = read_set(netlink, table_name, name, kind.shape)
         if rows:
             table[name] = rows
-    return table
+    return dict(sorted(table.items()))
+
+
+def read_set(netlink: Nfnetlink, table_name: str, name: str, shape: Shape) -> Rows:
+    """Dump all elements of a set; empty where there is none. Raises KernelError."""
+    try:
+        return _read_elements(netlink, table_name, name, shape)
+    except StaleStateError:
+        # The set was deleted after the list of sets was read.
+        return {}
 
 
 def _read_elements(netlink: Nfnetlink, table_name: str, name: str, shape: Shape) -> Rows:

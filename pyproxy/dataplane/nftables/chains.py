@@ -116,6 +116,16 @@ def picking(
     return f"{prefix}{which}{int(family)}-{size}"
 
 
+@lru_cache(1024)
+def drawn_slots(name: str) -> tuple[int, int] | None:
+    """Return the first slot that a chain draws, and its number of slots; None for other chains."""
+    found = _PICKS.fullmatch(name)
+    # Another program may have made chains of any number.
+    if found is None or int(found[6]) > LOCAL_OFFSET:
+        return None
+    return LOCAL_OFFSET if found[4] == LOCAL else 0, int(found[6])
+
+
 def endpoint_class(count: int) -> int:
     """Return the power of two that `count` endpoints fit in; `count` is at least 1."""
     return 1 << (count - 1).bit_length()

@@ -51,7 +51,7 @@ from pyproxy.dataplane.nftables.plan import (
     without,
     without_rows,
 )
-from pyproxy.dataplane.nftables.readback import ReadAhead, kernel_slots, read_table
+from pyproxy.dataplane.nftables.readback import ReadAhead, keep_slots, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.nftables.unused_chains import UnusedChains
 from pyproxy.dataplane.slots import place_service
@@ -155,7 +155,7 @@ class NftablesDataplane:
 
     def read_ahead(self) -> None:
         """Start to read the table for the first `plan_full`; KernelError."""
-        self._ahead = ReadAhead()
+        self._ahead = ReadAhead(self._monitor.missed)
 
     def write_early(self, node: NodeRouting) -> EarlyWriter | None:
         """Return a writer for the Services that are routed first if there is no table; KernelError.
@@ -235,10 +235,11 @@ class NftablesDataplane:
         held = self._read_table()
         options = self._options_for(node)
         self._read_rules(options)
-        slots = kernel_slots(held)
-        placed = {wanted.name: slots.place(wanted) for wanted in services}
+        placed = {wanted.name: wanted for wanted in services}
         after = compile_all(placed.values(), node, self._batch_rows)
         delta = diff(held, after.table)
+        if held:
+            delta = keep_slots(held, placed, after.table, delta)
         needed = chains.needed(targets(after.table))
         return NftablesPlan(
             delta,
@@ -411,8 +412,8 @@ class NftablesDataplane:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             held = ahead.take(read_generation(self._netlink.get(get_generation())))
-            if held is not None:
-                return held
+            # The search for unreachable endpoints goes on in the thread.
+            return held if held is not None else read_table(self._netlink, reachable=True)
         return read_table(self._netlink)
 
     def _options_for(self, node: NodeRouting) -> NftablesOptions:

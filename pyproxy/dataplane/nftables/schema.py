@@ -119,6 +119,9 @@ connection looks them up once, later packets never do."""
 NODE_PORT_KEY = sum(field.size(Family.IPV4) for field in NODE_PORT)
 """Bytes of a node port's key: `frontend_key` of an empty address."""
 
+INDEX_SIZE = Field.INDEX.size(Family.IPV4)
+"""Bytes of a slot's number, at the end of an endpoint's key."""
+
 
 def owner_key(key: bytes, family: Family) -> bytes:
     """Return a key that tells frontends of both families apart, given `frontend_key`."""
