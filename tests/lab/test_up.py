@@ -59,11 +59,29 @@ def resolve(lab: Up, who: str, *names: str) -> dict[str, set[str]]:
     return {name: set(found) for name, found in json.loads(done.stdout).items()}
 
 
-def test_it_names_three_things_to_try_and_its_end(lab: Up) -> None:
+@needs_kubectl
+def test_the_commands_that_it_prints_work(lab: Up) -> None:
     lines = [line.strip() for line in lab.text.splitlines() if line.startswith("    ")]
-    assert lines[0] == f'eval "$(pyproxy lab env --state {lab.folder})"'
+    assert lines[0].startswith('eval "$(')
     assert len(lines[1:]) == 3
-    assert f"`sudo pyproxy lab down --state {lab.folder}` removes it all" in lab.text
+    # A person types the second command when the pods respond.
+    wait = "kubectl rollout status deployment/hello --timeout=60s"
+    script = "\n".join(["set -e", *lines[:2], wait, *lines[2:]])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Hostname: hello-" in done.stdout
+    assert "no fault found" in done.stdout
+
+
+def test_it_names_the_command_that_removes_it(lab: Up) -> None:
+    assert f"lab down --state {lab.folder}` removes it all." in lab.text
 
 
 @needs_kubectl

@@ -8,6 +8,7 @@ import select
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TERMINATION = 30.0
 """Seconds that `lab down` waits for the lab's own end before it kills the lab."""
+
+_TO_TRY = (
+    "kubectl create deployment hello --image=hello:1 --replicas=3 --port=80 && "
+    "kubectl expose deployment hello",
+    "kubectl run client --image=curl -it --rm --restart=Never -- curl -s hello",
+    "kubectl -n kube-system exec pyproxy-na -- pyproxy explain default/hello",
+)
+"""Commands for a person; the last one is for pyproxy alone."""
 
 _PATIENCE = 60.0
 _POLL = 0.05
@@ -156,18 +165,17 @@ def _announce(options: Options, running: Lab, seconds: float) -> None:
     names = ", ".join(site.node for site in options.topology.sites)
     what = shlex.join(options.proxy) if options.proxy else f"pyproxy in {options.mode.name} mode"
     state_flag = "" if options.folder == state.DEFAULT else f" --state {options.folder}"
+    program = _program()
     lines = [f"ready after {seconds:.1f} s: {names}, each with {what}"]
     lines += [f"page of {node}: {url}" for node, url in running.pages.items()]
     lines += [
         "",
         "In another terminal:",
         "",
-        f'    eval "$(pyproxy lab env{state_flag})"',
-        "    kubectl get nodes",
-        "    kubectl get pods,services -A -o wide",
-        f"    sudo ip netns exec {running.cluster.network.namespace('na').name} nft list ruleset",
+        f'    eval "$({program} lab env{state_flag})"',
+        *(f"    {each}" for each in _TO_TRY[: 2 if options.proxy else 3]),
         "",
-        f"Ctrl-C or `sudo pyproxy lab down{state_flag}` removes it all.",
+        f"Ctrl-C or `sudo {program} lab down{state_flag}` removes it all.",
     ]
     if shutil.which("kubectl") is None:
         lines.append("kubectl is not installed: Debian has it as kubernetes-client.")
@@ -178,6 +186,14 @@ def _mark_programs(folder: Path) -> None:
     """Let all programs be found after SIGKILL, and temporary files be made in the lab's folder."""
     os.environ[leftovers.MARKER] = str(os.getpid())
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def _program() -> str:
+    """Return how a shell finds this program."""
+    path = Path(sys.argv[0])
+    if path.name != "pyproxy":
+        return shlex.join([sys.executable, "-m", "pyproxy"])
+    return path.name if shutil.which(path.name) == str(path) else shlex.quote(str(path))
 
 
 def _remove_leftovers(folder: StateFolder) -> None:
