@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from pyproxy.commands.output import DIM, Part, table, text
 from pyproxy.inspect.humanize import clock, count, duration
-from pyproxy.inspect.slow_changes import SlowChange, SlowChanges
-from pyproxy.metrics.changes import PHASES
+from pyproxy.inspect.slow_changes import Phases, SlowChange, SlowChanges
 
 
 def show(slow: SlowChanges) -> Iterator[Part]:
@@ -15,8 +14,9 @@ def show(slow: SlowChanges) -> Iterator[Part]:
     shown = f"the slowest change of a commit, {count(len(slow.changes), 'commit')}"
     yield text(f"{shown} since {clock(slow.since)}", DIM)
     if slow.changes:
+        phases = map(str.upper, Phases.__struct_fields__)
         yield table(
-            ("ENDED", "OBJECT", "TOTAL", *map(str.upper, PHASES), "OTHERS", "MEANWHILE"),
+            ("ENDED", "OBJECT", "TOTAL", *phases, "OTHERS", "MEANWHILE"),
             map(_row, slow.changes),
         )
 
