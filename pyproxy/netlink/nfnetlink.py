@@ -167,6 +167,11 @@ class Nfnetlink(NetlinkClient):
         return [reply[HEADER_SIZE:] for reply in replies]
 
 
+def batch_size(messages: Sequence[Message]) -> int:
+    """Return the bytes that a batch of these messages takes."""
+    return sum(HEADER_SIZE + len(each.body) for each in messages) + 2 * HEADER_SIZE
+
+
 def pack_family(family: int) -> bytes:
     """Pack the nfgenmsg that every message of nfnetlink begins with, of an address family."""
     return _NFGENMSG.pack(family, 0, 0)

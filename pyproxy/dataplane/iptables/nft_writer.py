@@ -16,7 +16,7 @@ from pyproxy.dataplane.iptables.nft_text import NFPROTO
 from pyproxy.dataplane.iptables.plan import TableChange
 from pyproxy.dataplane.iptables.rules import Chains
 from pyproxy.model.address import Family
-from pyproxy.netlink.nfnetlink import Message, Nfnetlink
+from pyproxy.netlink.nfnetlink import Message, Nfnetlink, batch_size
 from pyproxy.netlink.nftables import SUBSYSTEM, add_table, delete_chain
 from pyproxy.netlink.rules import append_packed, create_chain, flush, rule_place
 
@@ -71,21 +71,39 @@ class NftWriter:
     def write(self, family: Family, table: str, change: TableChange) -> None:
         """Write a change that has no rules in built-in chains. Blocks; raises KernelError.
 
-        If it fails, chains that no rule leads to may have been written.
+        If it fails, chains that no rule leads to may have been written. If net.core.wmem_max limits
+        the send buffer to less than the change, each chain has all of its old or its new rules.
         """
-        chains = change.chains
-        messages: list[Message] = []
+        parts: list[list[Message]] = []
         if sum(map(len, change.new_chains.values())) > _LARGE:
             self.create(family, table, change)
-            chains = change.old_chains
         else:
-            messages = _added(family, table, change.new_chains)
+            parts.append(list(_created(family, table, change.new_chains)))
         nfproto = NFPROTO[family]
-        # First, so that no jump leads to a chain that is deleted.
-        messages += [flush(table, name, nfproto) for name in (*change.old_chains, *change.deleted)]
-        messages += _filled(family, table, chains)
-        messages += [delete_chain(table, name, nfproto) for name in change.deleted]
-        self._commit(messages)
+        parts += [
+            [flush(table, name, nfproto), *_filled(family, table, {name: rules})]
+            for name, rules in change.old_chains.items()
+        ]
+        # Behind the rewritten chains, so that no jump leads to a chain that is deleted.
+        deleted = change.deleted
+        parts.append([flush(table, name, nfproto) for name in deleted])
+        parts[-1] += [delete_chain(table, name, nfproto) for name in deleted]
+        for messages in self._transactions(parts):
+            self._commit(messages)
+
+    def _transactions(self, parts: Sequence[Sequence[Message]]) -> Iterator[Sequence[Message]]:
+        """Yield all parts as one transaction, or whole ones in each if the buffer is too small."""
+        sizes = list(map(batch_size, parts))
+        room = self._netlink.grow_send_buffer(sum(sizes))
+        messages: list[Message] = []
+        size = 0
+        for part, more in zip(parts, sizes, strict=True):
+            if size + more > room:
+                yield messages
+                messages, size = [], 0
+            messages += part
+            size += more
+        yield messages
 
     def _commit(self, messages: Sequence[Message]) -> None:
         if messages and (errors := self._netlink.transact(messages, SUBSYSTEM)):

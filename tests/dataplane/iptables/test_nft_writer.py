@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -103,6 +104,54 @@ def test_a_large_plan_leads_to_new_chains_in_its_last_transaction(namespace: Nam
     assert writer.transactions == created + 1
     assert held(namespace, Flavour.NFT)["nat", "KUBE-SERVICES"] == [f"-j {each}" for each in chains]
     writer.close()
+
+
+LIMITED = ["unshare", "--user", "--map-root-user", "--net"]
+"""In a user namespace, root cannot set a buffer above net.core.wmem_max."""
+
+WRITE_INTERRUPTED = """
+import sys
+from pathlib import Path
+from pyproxy.dataplane.iptables.nft_reader import NftReader
+from pyproxy.dataplane.iptables.nft_writer import NftWriter
+from pyproxy.dataplane.iptables.plan import TableChange
+from pyproxy.dataplane.iptables.rules import DROP, RETURN, Jump, Rule
+from pyproxy.errors import KernelError
+from pyproxy.model.address import Family
+
+each = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text()) // 20 // 400
+names = [f"KUBE-SVC-{number:x}" for number in range(40)]
+gone = "KUBE-SVC-GONE"
+
+def rules(target):
+    return (Rule(comment="x" * 100, target=target),) * each
+
+writer = NftWriter()
+before = {name: rules(Jump(gone)) for name in names}
+made = {gone: rules(DROP), **before}
+writer.write(Family.IPV4, "nat", TableChange(made, created=frozenset(made)))
+done = writer.transactions
+after = {name: rules(RETURN) for name in names[:-1]}
+if sys.argv[1] == "refused":
+    after[names[-1]] = rules(Jump("KUBE-SVC-NONE"))
+try:
+    writer.write(Family.IPV4, "nat", TableChange(after, deleted=(gone,)))
+except KernelError as error:
+    print(error.errno)
+print(writer.transactions - done > 1)
+reader = NftReader()
+texts = [reader.chain(Family.IPV4, "nat", name) for name in names]
+print(sorted({len(chain) // each for chain in texts}))
+print(len({tuple(chain) for chain in texts}))
+"""
+
+
+def test_a_change_beyond_the_send_buffer_leaves_no_chain_half_written(namespace: Namespace) -> None:
+    if namespace.run([*LIMITED, "true"], check=False).returncode:
+        pytest.skip("needs user namespaces")
+    done = namespace.run([*LIMITED, sys.executable, "-c", WRITE_INTERRUPTED, "refused"])
+    # ENOENT is the last chain's. Before it, each chain had all of its old or all of its new rules.
+    assert done.stdout.splitlines() == ["2", "True", "[1]", "2"]
 
 
 def test_iptables_nft_restore_writes_what_the_kernel_refuses_over_netlink(
