@@ -178,7 +178,7 @@ class Timeline:
 
     def slowest(self) -> SlowChanges:
         """Return the slowest changes of the last hour or two."""
-        return self._slowest.found()
+        return self._slowest.found(self._clock(), self._wall_clock)
 
     def _sample(self, now: float) -> float:
         """Read the run delay of the thread; return the seconds since the last sample."""
@@ -238,13 +238,7 @@ class Slowest:
 
     def admits(self, seconds: float, now: float, wall_clock: Callable[[], float]) -> bool:
         """Return whether a change that took so many seconds belongs to the slowest ones."""
-        if now >= self._until:
-            # A quiet hour in between leaves nothing of the one before.
-            skipped = now >= self._until + PERIOD
-            wall_now = wall_clock()
-            self._before, self._heap = [] if skipped else self._heap, []
-            self._since_before = wall_now if skipped else self._since
-            self._since, self._until = wall_now, now + PERIOD
+        self._begin_period(now, wall_clock)
         return len(self._heap) < CAPACITY or seconds > self._heap[0][0]
 
     def add(self, change: SlowChange) -> None:
@@ -257,10 +251,21 @@ class Slowest:
         else:
             heapq.heapreplace(self._heap, item)
 
-    def found(self) -> SlowChanges:
+    def found(self, now: float, wall_clock: Callable[[], float]) -> SlowChanges:
         """Return the slowest changes of both periods, the slowest first."""
+        self._begin_period(now, wall_clock)
         found = heapq.nlargest(CAPACITY, [*self._heap, *self._before], key=lambda item: item[0])
         return SlowChanges(self._since_before, tuple(change for _, _, change in found))
+
+    def _begin_period(self, now: float, wall_clock: Callable[[], float]) -> None:
+        """Begin the next period if the present one has ended."""
+        if now >= self._until:
+            # A quiet hour in between leaves nothing of the one before.
+            skipped = now >= self._until + PERIOD
+            wall_now = wall_clock()
+            self._before, self._heap = [] if skipped else self._heap, []
+            self._since_before = wall_now if skipped else self._since
+            self._since, self._until = wall_now, now + PERIOD
 
 
 def _read_at(arrival: Arrival) -> float:

@@ -204,7 +204,7 @@ def test_the_slowest_are_kept(taken: list[float]) -> None:
     for seconds in taken:
         if slowest.admits(seconds, 1.0, lambda: 1.0):
             slowest.add(change(seconds))
-    assert seconds_of(slowest.found()) == sorted(taken, reverse=True)[:CAPACITY]
+    assert seconds_of(slowest.found(1.0, lambda: 1.0)) == sorted(taken, reverse=True)[:CAPACITY]
 
 
 def test_slow_changes_are_forgotten_after_two_periods() -> None:
@@ -222,6 +222,18 @@ def test_slow_changes_are_forgotten_after_two_periods() -> None:
     clock.now += 3 * PERIOD
     commit(found, clock, clock.now, 3.0)
     assert seconds_of(found.slowest()) == [3.0]
+
+
+def test_slow_changes_are_forgotten_although_no_other_change_comes() -> None:
+    clock = Clock()
+    found = timeline(clock)
+    commit(found, clock, clock.now, 50.0)
+    clock.now += PERIOD
+    assert seconds_of(found.slowest()) == [50.0]
+    clock.now += PERIOD
+    assert found.slowest() == SlowChanges(clock.now - PERIOD, ())
+    clock.now += 3 * PERIOD
+    assert found.slowest() == SlowChanges(clock.now, ())
 
 
 def test_collections_are_observed_inside_alone() -> None:
