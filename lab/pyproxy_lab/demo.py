@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
 
+from pyproxy.interrupts import interrupted_by
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import SERVICES, JsonObject, collection
 from pyproxy_lab.cluster import Cluster
 from pyproxy_lab.modes import LabMode
-from pyproxy_lab.namespace import LabError, interrupted_by_sigterm
+from pyproxy_lab.namespace import LabError
 from pyproxy_lab.narrator import check, heading, note, result, shares
 from pyproxy_lab.pods import Kubelet
 from pyproxy_lab.probe import Outcome, probe
@@ -60,7 +62,7 @@ def run(mode: LabMode) -> int:
         TWO_NODES, pods=(msgspec.structs.replace(numbered_pod(CLIENT, 1, 10), ports=()),)
     )
     with (
-        interrupted_by_sigterm(),
+        interrupted_by(signal.SIGTERM),
         Cluster(only_a_client) as cluster,
         cluster.endpoint_slices(),
         cluster.agent("na", mode) as agent,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
@@ -160,17 +159,3 @@ def require_root() -> None:
     """Check that namespaces can be made. Raises UsageError."""
     if os.geteuid() != 0:
         raise UsageError("lab: network namespaces need root: run it with sudo")
-
-
-@contextlib.contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Inside it SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that labs are removed."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,7 +6,6 @@ import argparse
 import math
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -18,6 +17,7 @@ from pyproxy.commands.query_runner import QueryRunner, note
 from pyproxy.commands.trace_arguments import destination_of, sender_of
 from pyproxy.dataplane.nftables.packet_trace import LiveTrace, PacketTrace
 from pyproxy.errors import KernelError, UsageError
+from pyproxy.interrupts import interrupted_by
 from pyproxy.model.address import Address
 from pyproxy.model.destination import Destination
 from pyproxy.netlink import drop_guard
@@ -55,7 +55,7 @@ def run(namespace: argparse.Namespace) -> int:
     match = _match(namespace)
     seen, complete = 0, True
     with (
-        _sigterm_as_ctrl_c(),
+        interrupted_by(signal.SIGTERM),
         _drop_monitor() as monitor,
         closing(LiveTrace(match, monitor)) as trace,
     ):
@@ -155,23 +155,6 @@ def _show(packet: PacketTrace) -> Iterator[Part]:
             yield text(f"  the kernel dropped a reply {drop.cause}", BAD)
         if (drop.source, drop.destination) != (packet.source, packet.destination):
             yield text(f"      it was {drop.source} -> {drop.destination}", DIM)
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, so that the trace table is removed at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _timeout(value: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pyproxy.errors import UsageError
+from pyproxy.interrupts import interrupted_by
 from pyproxy_lab import modes
 from pyproxy_lab.bench import cluster, plot, report
 from pyproxy_lab.bench.contestant import Contestant, parse
@@ -22,7 +24,6 @@ from pyproxy_lab.bench.place import own_place
 from pyproxy_lab.bench.report import Report
 from pyproxy_lab.bench.run import Bench, Plan
 from pyproxy_lab.bench.shape import Size
-from pyproxy_lab.namespace import interrupted_by_sigterm
 
 _LARGEST = 1 << 19
 
@@ -58,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print. Raises UsageError, LabError."""
     if arguments.bench_command == "fleet":
-        return fleet.run(arguments)
+        with interrupted_by(signal.SIGTERM):
+            return fleet.run(arguments)
     plan = _plan(arguments)
     contestants = [
         parse(text, modes.named(arguments.mode)) for text in arguments.agent or ["pyproxy"]
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output {arguments.output}: {error.strerror}") from error
-    with interrupted_by_sigterm():
+    with interrupted_by(signal.SIGTERM):
         runs = _measure(plan, contestants, arguments.runs)
     done = Report(
         str(plan.size), report.machine(), {each.name: each.command for each in contestants}, runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyproxy.errors import PyproxyError, UsageError
+from pyproxy.interrupts import interrupted_by
 from pyproxy_lab import modes
 from pyproxy_lab.client import ApiClient
 from pyproxy_lab.cluster import Cluster
@@ -19,7 +21,6 @@ from pyproxy_lab.conformance.cases import Case
 from pyproxy_lab.conformance.runner import Runner, await_agent
 from pyproxy_lab.conformance.tracing import check_of
 from pyproxy_lab.modes import LabMode
-from pyproxy_lab.namespace import interrupted_by_sigterm
 from pyproxy_lab.process import Agent
 from pyproxy_lab.sync_barrier import Alive
 from pyproxy_lab.up import state
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
-    with interrupted_by_sigterm(), _subject(mode, options) as (runner, agent):
+    with interrupted_by(signal.SIGTERM), _subject(mode, options) as (runner, agent):
         await_agent(runner, agent)
         able = [case for case in chosen if not _left_out(case, one_proxy=not options.lab)]
         failed = sum(not _report(runner, case) for case in able)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyproxy.commands.arguments import add_output, parse_seconds
 from pyproxy.errors import UsageError
+from pyproxy.interrupts import interrupted_by
 from pyproxy.kubectl import report
 from pyproxy.kubectl.agents import find_agents
 from pyproxy.kubectl.check.junit import junit
@@ -56,7 +55,7 @@ def _run(namespace: argparse.Namespace, _: Sequence[str]) -> int:
     client, chosen = connect(namespace), options(namespace, _MOST_PARALLEL)
     agents = find_agents(client, chosen)
     settings = Settings(namespace.image, namespace.max_nodes, namespace.settle, namespace.keep)
-    with _terminable():
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
         found = Check(client, agents, chosen, settings, _progress).run()
     report.show(found, lambda: show(found), namespace)
     if namespace.junit:
@@ -72,21 +71,6 @@ def _parse_nodes(text: str) -> int:
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP as Ctrl-C, so that the namespace is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGTERM, signal.SIGHUP]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _write(file: str, data: bytes) -> None:
