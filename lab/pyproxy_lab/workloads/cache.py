@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pyproxy_lab.client import JsonObject
 from pyproxy_lab.endpointslices import SERVICE_NAME
 from pyproxy_lab.workloads import objects
-from pyproxy_lab.workloads.plan import PLURALS
+from pyproxy_lab.workloads.plan import PLURALS, Plan, delete_unchanged
 from pyproxy_lab.workloads.work_queue import Key
 
 KINDS = {
@@ -56,6 +56,14 @@ class Cache:
         key = Key(PLURALS[owner["kind"]], obj["metadata"]["namespace"], owner["name"])
         found = self.get(key)
         return found is None or found["metadata"]["uid"] != owner["uid"]
+
+    def plan_garbage(self, key: Key) -> Plan:
+        """Delete an object whose owner is gone."""
+        found = self.get(key)
+        if found is None or objects.is_leaving(found) or not self.lost_owner(found):
+            return Plan()
+        # An orphan's own change may come after its owner's end, on another watch.
+        return Plan((delete_unchanged(key.plural, found),))
 
     def concerned(
         self, plural: str, old: JsonObject | None, new: JsonObject | None

@@ -27,7 +27,7 @@ from pyproxy_lab.workloads import (
     statefulset,
 )
 from pyproxy_lab.workloads.cache import GARBAGE, KINDS, Cache
-from pyproxy_lab.workloads.plan import MERGE, PLURALS, ROOTS, Happening, Plan, Write, delete
+from pyproxy_lab.workloads.plan import MERGE, PLURALS, ROOTS, Happening, Plan, Write, path_of
 from pyproxy_lab.workloads.recorder import Recorder
 from pyproxy_lab.workloads.work_queue import Key, WorkQueue
 
@@ -104,18 +104,11 @@ class Controllers:
     def _plan(self, key: Key) -> Plan:
         """Return what to do with one object, from what is known now."""
         if key.plural.startswith(GARBAGE):
-            return self._plan_garbage(key._replace(plural=key.plural.removeprefix(GARBAGE)))
+            return self._cache.plan_garbage(key._replace(plural=key.plural.removeprefix(GARBAGE)))
         if key.plural == "services":
             return self._plan_service(key)
         obj = self._cache.get(key)
         return Plan() if obj is None else self._plan_workload(key, obj)
-
-    def _plan_garbage(self, key: Key) -> Plan:
-        """Delete an object whose owner is gone."""
-        found = self._cache.get(key)
-        if found is None or objects.is_leaving(found) or not self._cache.lost_owner(found):
-            return Plan()
-        return Plan((delete(key.plural, found),))
 
     def _plan_service(self, key: Key) -> Plan:
         """Make a Service's Endpoints, and grant its address."""
@@ -151,6 +144,8 @@ class Controllers:
 
     async def _write(self, session: aiohttp.ClientSession, write: Write) -> None:
         """Write, and remember the response: the watch may be behind it. Raises RequestError."""
+        if write.owner is not None:
+            await self._require(session, write.owner)
         headers = {"Content-Type": MERGE if write.method == "PATCH" else "application/json"}
         body = None if write.body is None else msgspec.json.encode(write.body)
         async with session.request(
@@ -175,6 +170,20 @@ class Controllers:
         self._changed(write.plural, before, None if gone else stored)
         if write.method == "POST" and write.plural == "pods":
             await self._announce(session, stored)
+
+    async def _require(self, session: aiohttp.ClientSession, obj: JsonObject) -> None:
+        """Read an object, and raise RequestError if it is gone or leaving: the cache may be old.
+
+        Kubernetes' controllers do so before they adopt objects.
+        """
+        path = path_of(PLURALS[obj["kind"]], obj)
+        async with session.get(path) as response:
+            raw = await response.read()
+        found = msgspec.json.decode(raw) if response.status == 200 else obj
+        if response.status != 200 or objects.is_leaving(found):
+            raise RequestError(f"GET {path}: {response.status}: nothing is adopted")
+        if found["metadata"]["uid"] != obj["metadata"]["uid"]:
+            raise RequestError(f"GET {path}: another object has this name: nothing is adopted")
 
     async def _announce(self, session: aiohttp.ClientSession, pod: JsonObject) -> None:
         """Record that a controller has made a pod, whose name the server chose."""

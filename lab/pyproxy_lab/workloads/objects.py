@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pyproxy_lab.apiserver.selectors import label_selector_matches
 from pyproxy_lab.client import JsonObject
-from pyproxy_lab.workloads.plan import Write, patch
+from pyproxy_lab.workloads.plan import Write, adopt, patch
 
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _ENDED = {"Failed", "Succeeded"}
@@ -53,7 +53,8 @@ def claim(
         if controller is None:
             if matches and not is_leaving(obj) and not is_leaving(owner):
                 references = [*others, reference(owner)]
-                writes.append(patch(plural, obj, {"metadata": {"ownerReferences": references}}))
+                changes = {"metadata": {"ownerReferences": references}}
+                writes.append(adopt(plural, obj, owner, changes))
                 mine.append(obj)
         elif controller["uid"] == owner["metadata"]["uid"]:
             if matches:

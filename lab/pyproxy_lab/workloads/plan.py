@@ -37,12 +37,16 @@ PLURALS = {
 
 
 class Write(msgspec.Struct, frozen=True):
-    """A request to the API; `plural` is the resource that its response is one object of."""
+    """A request to the API; `plural` is the resource that its response is one object of.
+
+    `owner` is an object that must exist and not be being deleted when the write is made.
+    """
 
     method: str
     plural: str
     path: str
     body: JsonObject | None = None
+    owner: JsonObject | None = None
 
 
 class Happening(msgspec.Struct, frozen=True):
@@ -83,6 +87,11 @@ def patch(plural: str, obj: JsonObject, changes: JsonObject) -> Write:
     return Write("PATCH", plural, path_of(plural, obj), changes)
 
 
+def adopt(plural: str, obj: JsonObject, owner: JsonObject, changes: JsonObject) -> Write:
+    """Change an object by a merge patch while an owner exists."""
+    return Write("PATCH", plural, path_of(plural, obj), changes, owner)
+
+
 def set_status(plural: str, obj: JsonObject, status: dict[str, Any]) -> tuple[Write, ...]:
     """Set fields of an object's status, unless they have these values."""
     before = obj.get("status") or {}
@@ -94,4 +103,11 @@ def set_status(plural: str, obj: JsonObject, status: dict[str, Any]) -> tuple[Wr
 def delete(plural: str, obj: JsonObject) -> Write:
     """Delete an object, if it is still the same."""
     body = {"preconditions": {"uid": obj["metadata"]["uid"]}}
+    return Write("DELETE", plural, path_of(plural, obj), body)
+
+
+def delete_unchanged(plural: str, obj: JsonObject) -> Write:
+    """Delete an object, if this is still its newest version."""
+    meta = obj["metadata"]
+    body = {"preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}}
     return Write("DELETE", plural, path_of(plural, obj), body)

@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pyproxy_lab.workloads import endpoints, images, load_balancers, pod_status, probes, scheduler
+from pyproxy_lab.workloads import (
+    endpoints,
+    images,
+    load_balancers,
+    objects,
+    pod_status,
+    probes,
+    scheduler,
+)
+from pyproxy_lab.workloads.cache import Cache
 from pyproxy_lab.workloads.images import Role
 from pyproxy_lab.workloads.pod_status import ContainerState
 from pyproxy_lab.workloads.probes import Outcome, Probe
+from pyproxy_lab.workloads.work_queue import Key
 
 Json = dict[str, Any]
 
@@ -189,3 +199,52 @@ def test_endpoints_have_ready_addresses_apart_from_others() -> None:
     stored = {**write.body, "metadata": {**write.body["metadata"], "uid": "u"}}
     assert not endpoints.plan(service("ClusterIP"), [made], stored).writes
     assert [each.method for each in endpoints.plan(None, [], stored).writes] == ["DELETE"]
+
+
+def owned_pod(owner: Json | None) -> Json:
+    references = [] if owner is None else [objects.reference(owner)]
+    return {
+        "metadata": {
+            "name": "web-0",
+            "namespace": "default",
+            "uid": "u1",
+            "resourceVersion": "7",
+            "labels": {"app": "web"},
+            "ownerReferences": references,
+        }
+    }
+
+
+OWNER: Json = {
+    "apiVersion": "apps/v1",
+    "kind": "StatefulSet",
+    "metadata": {"name": "web", "namespace": "default", "uid": "u0"},
+    "spec": {"selector": {"matchLabels": {"app": "web"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("pod", "sets", "deleted"),
+    [
+        (owned_pod(OWNER), [], True),
+        (owned_pod(OWNER), [OWNER], False),
+        (owned_pod(None), [], False),
+    ],
+)
+def test_an_object_without_its_owner_is_deleted_in_the_version_that_is_known(
+    pod: Json, sets: list[Json], deleted: bool
+) -> None:
+    cache = Cache()
+    cache.objects["pods"]["default", "web-0"] = pod
+    for each in sets:
+        cache.objects["statefulsets"]["default", each["metadata"]["name"]] = each
+    writes = cache.plan_garbage(Key("pods", "default", "web-0")).writes
+    # `--cascade=orphan` changes the object, which the server then keeps.
+    wanted = {"preconditions": {"uid": "u1", "resourceVersion": "7"}}
+    assert [each.body for each in writes] == ([wanted] if deleted else [])
+
+
+def test_an_owner_must_exist_when_it_adopts() -> None:
+    mine, writes = objects.claim(OWNER, "pods", [owned_pod(None)])
+    assert len(mine) == 1
+    assert [each.owner for each in writes] == [OWNER]
