@@ -121,7 +121,15 @@ class IptablesDataplane:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of this mode, from counts that are kept anyway."""
-        return metrics.collect(self)
+        # A copy, because the agent's thread counts meanwhile.
+        counts = metrics.Counts(
+            self.rules,
+            self.rules_written,
+            self.failures.copy(),
+            self.packets(),
+            self.lock_waits,
+        )
+        return metrics.collect(counts)
 
     def packets(self) -> Mapping[str, int]:
         """Return the packets that rules with a counter met, by nfacct object. Blocks.

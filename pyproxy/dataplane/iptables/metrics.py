@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
+import msgspec
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pyproxy.dataplane.iptables.plan import TableName
 from pyproxy.model.address import Family
 from pyproxy.xtables import kube_names
-
-if TYPE_CHECKING:
-    from pyproxy.dataplane.iptables.dataplane import IptablesDataplane
-    from pyproxy.dataplane.iptables.plan import TableName
 
 _SYNC = "kubeproxy_sync_proxy_rules_iptables"
 _PACKETS = {
@@ -28,11 +25,27 @@ _PACKETS = {
 """kube-proxy's metric of each nfacct object, and its meaning here."""
 
 
-def collect(dataplane: IptablesDataplane) -> Iterator[Metric]:
-    """Yield the families, from counts that the dataplane keeps."""
+class Counts(msgspec.Struct, frozen=True):
+    """The counts of iptables mode.
+
+    `rules` are those in pyproxy's chains now, and `rules_written` those of the last write.
+    `failures` counts failed writes of a family: those of a full plan (True) and of a partial one
+    (False). `packets` are those that met rules with a counter, by nfacct object. `lock_waits`
+    counts writes that found iptables' lock held.
+    """
+
+    rules: Mapping[TableName, int]
+    rules_written: Mapping[TableName, int]
+    failures: Mapping[tuple[Family, bool], int]
+    packets: Mapping[str, int]
+    lock_waits: int
+
+
+def collect(counts: Counts) -> Iterator[Metric]:
+    """Yield the families."""
     # A gauge in kube-proxy too, despite its name: the rules that the tables have now.
-    yield _rules(f"{_SYNC}_total", "Rules in our chains", dataplane.rules)
-    yield _rules(f"{_SYNC}_last", "Rules written by the last commit", dataplane.rules_written)
+    yield _rules(f"{_SYNC}_total", "Rules in our chains", counts.rules)
+    yield _rules(f"{_SYNC}_last", "Rules written by the last commit", counts.rules_written)
     for name, whole, kind in (
         ("restore_failures", True, "full"),
         ("partial_restore_failures", False, "partial"),
@@ -43,14 +56,14 @@ def collect(dataplane: IptablesDataplane) -> Iterator[Metric]:
             labels=("ip_family",),
         )
         for family in Family:
-            failures.add_metric((family.label,), dataplane.failures[family, whole])
+            failures.add_metric((family.label,), counts.failures.get((family, whole), 0))
         yield failures
-    for counter, count in dataplane.packets().items():
+    for counter, count in counts.packets.items():
         yield CounterMetricFamily(*_PACKETS[counter], value=count)
     yield CounterMetricFamily(
         "pyproxy_iptables_lock_waits",
         "Runs of iptables-restore that waited for another program's lock",
-        value=dataplane.lock_waits,
+        value=counts.lock_waits,
     )
 
 
