@@ -14,6 +14,7 @@ from pyproxy.dataplane.conntrack.recheck_queue import LAST_DELAY, RETRY_DELAYS, 
 from pyproxy.model.address import Backend, Family, Port, Protocol, parse_address
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.conntrack import Conntrack
+from pyproxy.netlink.flows import Flow
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.conntrack_service import (
     CLIENTS,
@@ -308,6 +309,31 @@ def test_a_burst_of_changes_is_one_sweep(table: Conntrack, clock: Clock, tally: 
         reconciler.changed({NAME: routing([1 + change % 2], [Family.IPV4])})
     reconciler.step()
     assert len(asked.asked) == len(Scope)
+
+
+@pytest.mark.parametrize(("waited", "ran", "rest"), [(30.0, 0.01, 0.1), (30.0, 2.0, 6.0)])
+def test_the_time_between_sweeps_depends_on_the_cpu_time_of_the_last_one(
+    table: Conntrack, clock: Clock, tally: Tally, waited: float, ran: float, rest: float
+) -> None:
+    cpu = Clock()
+
+    class Slow(Flaky):
+        def flows(
+            self, family: Family, protocol: Protocol, destination: bytes = b""
+        ) -> Iterator[list[Flow]]:
+            clock.now += waited
+            cpu.now += ran
+            return super().flows(family, protocol, destination)
+
+    slow = Slow(table)
+    slow.selective = False
+    reconciler = Reconciler(slow, tally, clock, cpu)
+    assert reconciler.due() is None
+    reconciler.changed({NAME: routing([1], [Family.IPV4])})
+    assert reconciler.due() == clock.now
+    reconciler.step()
+    reconciler.changed({NAME: None})
+    assert reconciler.due() == pytest.approx(clock.now + rest)
 
 
 def test_a_kernel_that_does_not_filter_is_read_once(

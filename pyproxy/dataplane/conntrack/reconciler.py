@@ -23,10 +23,11 @@ _SWEEP_INTERVAL = 0.1
 """Seconds between the end of a sweep and the next, so that changes in between share one."""
 
 _REST = 3.0
-"""The time between two sweeps as a multiple of the last one's.
+"""The time between two sweeps as a multiple of the last one's CPU time.
 
 A sweep of a full table takes seconds, and a UDP Service that changes all the time makes one due at
-once. The thread uses a quarter of a CPU at most."""
+once. The thread uses a quarter of a CPU at most. On a busy node a sweep mostly waits for a CPU:
+that time does not count, or stale flows would stay three times as long again."""
 
 
 class Observer(Interface):
@@ -46,11 +47,16 @@ class Reconciler:
     """
 
     def __init__(
-        self, table: Table, observer: Observer, clock: Callable[[], float] = time.monotonic
+        self,
+        table: Table,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._table = table
         self._observer = observer
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._frontends = Frontends()
         self._node_addresses: frozenset[Address] = frozenset()
         self._queue = RecheckQueue()
@@ -110,13 +116,19 @@ class Reconciler:
             self._wake.notify()
         self._thread.end(timeout)
 
+    def due(self) -> float | None:
+        """Return the time of the next step on the clock; None if no frontend is queued."""
+        with self._wake:
+            due = self._queue.due()
+            return None if due is None else max(due, self._not_before)
+
     def step(self) -> None:
         """Sweep the frontends that are due. Blocks for the kernel's conntrack table."""
         with self._wake:
             due = self._queue.take(self._clock())
         if not due:
             return
-        began = self._clock()
+        began = self._cpu_clock()
         try:
             failed = self._sweep(frozenset(due))
         except Exception:
@@ -126,7 +138,8 @@ class Reconciler:
             raise
         with self._wake:
             now = self._clock()
-            self._not_before = now + max(_SWEEP_INTERVAL, _REST * (now - began))
+            rest = _REST * (self._cpu_clock() - began)
+            self._not_before = now + max(_SWEEP_INTERVAL, rest)
             given_up = self._queue.finish(due, failed, now)
         if given_up:
             self.abandoned += len(given_up)
@@ -149,8 +162,8 @@ class Reconciler:
         """Wait until a frontend is due; return false after `stop`."""
         with self._wake:
             while not self._stopping:
-                due = self._queue.due()
-                delay = None if due is None else max(due, self._not_before) - self._clock()
+                due = self.due()
+                delay = None if due is None else due - self._clock()
                 if delay is not None and delay <= 0:
                     return True
                 self._wake.wait(delay)
