@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 import pytest
 from pyproxy_lab.namespace import Namespace
@@ -13,7 +16,7 @@ from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.model.address import parse_address, parse_network
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import compiled
-from tests.dataplane.nftables.test_dataplane import held, misfit, numbered, programming
+from tests.dataplane.nftables.test_dataplane import OPTIONS, held, misfit, numbered, programming
 
 pytestmark = pytest.mark.kernel
 
@@ -92,6 +95,42 @@ def test_a_table_that_is_deleted_meanwhile(namespace: Namespace) -> None:
         # Whether the writer's next batch or the monitor finds it, a read-back repairs it.
         namespace.call(lambda: dataplane.commit(dataplane.plan_full(EARLY, NODE)))
         assert held(namespace) == compiled(EARLY, NODE)
+
+
+KILLED = """
+import os, signal, time
+from pyproxy.dataplane.nftables.readback import read_table
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.netlink.nfnetlink import Nfnetlink
+from tests.dataplane.nftables.test_dataplane import OPTIONS
+from tests.dataplane.nftables.test_early_writer import EARLY, NODE
+
+dataplane = NftablesDataplane(OPTIONS)
+dataplane.cleanup()
+dataplane.prepare()
+writer = dataplane.write_early(NODE)
+for each in EARLY[:40]:
+    writer.add(each)
+while not read_table(Nfnetlink()).get("services4"):
+    time.sleep(0.001)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_that_is_killed_meanwhile(namespace: Namespace) -> None:
+    done = namespace.run([sys.executable, "-c", KILLED], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = held(namespace)
+    assert left
+    assert left != compiled(EARLY, NODE)
+    with closing(namespace.call(lambda: NftablesDataplane(OPTIONS))) as dataplane:
+        assert namespace.call(lambda: dataplane.write_early(NODE)) is None
+        plan = namespace.call(lambda: dataplane.plan_full(EARLY, NODE))
+        # The plan has only the rows that the killed process did not write.
+        assert elements(plan) < sum(map(len, compiled(EARLY, NODE).values()))
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+        assert held(namespace) == compiled(EARLY, NODE)
+        assert namespace.call(lambda: dataplane.check_base_rules(NODE)) == ()
 
 
 def test_nothing_is_written_early_beside_a_table(namespace: Namespace) -> None:
