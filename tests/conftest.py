@@ -44,8 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--lab-kills",
         type=int,
-        default=5,
-        help="labs that are killed at random moments (default 5)",
+        default=4,
+        help="labs that are killed at random moments (default 4)",
+    )
+    parser.addoption(
+        "--all-tutorials",
+        action="store_true",
+        help="run all tutorials in a lab, not only enough for each command of kubectl",
     )
 
 

@@ -44,7 +44,7 @@ from pyproxy_lab.topology import (
     Topology,
 )
 
-_TIMEOUT = 10.0
+_TIMEOUT = 60.0
 """Seconds in which a new server must be reached."""
 
 _numbers = itertools.count()

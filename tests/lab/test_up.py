@@ -194,7 +194,7 @@ def test_an_agent_that_ends_is_started_again(lab: Up) -> None:
     [
         (signal.SIGINT, ("--nodes", "1", "--proxy", "kube-proxy")),
         (signal.SIGTERM, ("--nodes", "3", "--mode", "iptables")),
-        (signal.SIGHUP, ()),
+        (signal.SIGHUP, ("--nodes", "1")),
     ],
 )
 def test_it_leaves_nothing_after(tmp_path: Path, number: signal.Signals, flags: list[str]) -> None:

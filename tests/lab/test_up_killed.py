@@ -45,9 +45,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_nothing_is_left(tmp_path: Path, seed: int) -> None:
-    # Consecutive seeds take consecutive phases; the moment within a phase is random.
+    # Consecutive seeds take consecutive phases, and each run begins with another one; the moment
+    # within a phase is random.
     chance = random.Random(f"{seed}-{os.getpid()}")
-    name = list(PHASES)[seed % len(PHASES)]
+    name = list(PHASES)[(seed + os.getpid()) % len(PHASES)]
     delay = chance.uniform(0, _LONGEST_DELAY)
     lab = Up(tmp_path / "lab")
     until(lambda: PHASES[name](lab), f"{name}: {lab.text}", patience=120, pause=0.002)
