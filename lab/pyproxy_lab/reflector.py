@@ -41,6 +41,7 @@ class RequestError(Exception):
 def in_thread(work: Coroutine[Any, Any, None], name: str, netns: str = "") -> Iterator[None]:
     """Run a coroutine in a thread of its own until the block ends, and cancel it then.
 
+    Its calls of asyncio.to_thread have ended too when the block is left.
     The thread is in the network namespace `netns`, empty for this process's own.
     """
     loop = asyncio.new_event_loop()
@@ -52,6 +53,8 @@ def in_thread(work: Coroutine[Any, Any, None], name: str, netns: str = "") -> It
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
         loop.run_until_complete(loop.shutdown_asyncgens())
+        # A cancelled call of to_thread still runs, and may be making a namespace.
+        loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 
     thread = threading.Thread(target=run, name=name, daemon=True)

@@ -19,7 +19,7 @@ JSON_PATCH = "application/json-patch+json"
 SERVICES = "/api/v1/namespaces/default/services"
 PODS = "/api/v1/namespaces/default/pods"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_an_interrupted_demo_leaves_nothing(number: signal.Signals) -> None:
                 break
         assert left_by(demo.pid)
         demo.send_signal(number)
-        demo.communicate(timeout=30)
+        demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert not left_by(demo.pid)
 

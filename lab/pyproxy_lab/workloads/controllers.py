@@ -46,6 +46,7 @@ class Controllers:
         self._now = now
         self._cache = Cache()
         self._queue = WorkQueue()
+        self._failed: set[Key] = set()
         self._recorders = {
             plural: Recorder(name)
             for plural, name in (
@@ -97,6 +98,14 @@ class Controllers:
             log.debug("%s %s/%s: %s: trying again", *key, error)
             self._queue.retry(key)
             return
+        except Exception:
+            # One object that no controller understands must not end all controllers.
+            if key not in self._failed:
+                log.exception("cannot reconcile %s %s/%s: trying again", *key)
+            self._failed.add(key)
+            self._queue.retry(key)
+            return
+        self._failed.discard(key)
         self._queue.succeeded(key)
         if plan.again:
             self._queue.add_later(key, plan.again)

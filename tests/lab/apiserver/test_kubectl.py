@@ -115,7 +115,7 @@ def test_what_else_people_type(kubectl: Kubectl, manifest: Path) -> None:
     kubectl(*patch, json.dumps(ready))
     rows = columns(kubectl("get", "pods", "-l", "tier=front", "-o", "wide", "--no-headers"))
     assert [*rows[0][:4], rows[0][5]] == ["hello-1", "1/1", "Running", "0", "10.244.1.5"]
-    kubectl("wait", "--for=condition=Ready", "pod/hello-1", "--timeout=20s")
+    kubectl("wait", "--for=condition=Ready", "pod/hello-1", "--timeout=60s")
     kubectl("patch", "svc", "hello", "-p", '{"spec":{"ports":[{"port":80,"targetPort":9}]}}')
     kubectl("create", "namespace", "shop")
     kubectl("create", "-n", "shop", "service", "nodeport", "x", "--tcp=80:http", "--tcp=81:82")
