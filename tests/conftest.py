@@ -31,6 +31,10 @@ LONGEST = (
     "tests/chaos/test_restart_killed.py",
     "tests/takeover/test_packets.py",
     "tests/takeover/test_modes.py",
+    "tests/lab/test_up.py",
+    "tests/lab/test_tutorials.py",
+    "tests/lab/test_up_killed.py",
+    "tests/bench/test_fleet.py",
 )
 """The modules that take longest, as `pytest --durations` has them, longest first."""
 
