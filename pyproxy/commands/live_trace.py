@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from pyproxy.agent.trace_source import OUTSIDE, packet_from
 from pyproxy.commands import printer
@@ -99,21 +99,19 @@ def _packets(
 @contextmanager
 def _drop_monitor() -> Iterator[DropMonitor | None]:
     """Have the kernel report dropped packets if it can, until the end of this process at most."""
-    try:
-        monitor = DropMonitor()
-    except KernelError as error:
-        note(f"drop reasons are not shown: {error}")
-        yield None
-        return
-    # It must run before the monitor is on, because this process may be killed at any time.
-    guard = drop_guard.start()
-    try:
-        monitor.start()
+    with ExitStack() as stack:
+        monitor: DropMonitor | None = None
+        try:
+            monitor = stack.enter_context(closing(DropMonitor()))
+            # It must run before the monitor is on, because this process may be killed at any time.
+            stack.enter_context(drop_guard.running())
+            stack.callback(monitor.close)  # before the guard ends; idempotent
+            monitor.start()
+        except (KernelError, OSError) as error:  # OSError: no process can be started
+            stack.close()
+            monitor = None
+            note(f"drop reasons are not shown: {error}")
         yield monitor
-    finally:
-        monitor.close()
-        guard.kill()
-        guard.communicate()
 
 
 def _match(namespace: argparse.Namespace) -> Match:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from pyproxy.errors import KernelError
 from pyproxy.netlink.drop_monitor import stop_abandoned
 
 
-def start() -> subprocess.Popen[bytes]:
-    """Start the guard of this process; its end is due when `stdin` is closed."""
-    return subprocess.Popen(
+@contextmanager
+def running() -> Iterator[None]:
+    """Run the guard of this process inside. Raises OSError if no process can be started."""
+    guard = subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -25,6 +27,11 @@ def start() -> subprocess.Popen[bytes]:
         # Ctrl-C goes to the parent's process group.
         start_new_session=True,
     )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.communicate()
 
 
 def main() -> None:
