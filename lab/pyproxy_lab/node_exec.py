@@ -6,23 +6,20 @@ namespace, with this Python's programs on PATH, and with the agent's socket wher
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyproxy.config import flags
-from pyproxy_lab.apiserver.exec import STDERR, STDOUT, Request, StartError, Streams
+from pyproxy_lab.apiserver.exec import Request, StartError, Streams
 from pyproxy_lab.client import JsonObject
 from pyproxy_lab.network import Network
 from pyproxy_lab.process import socket_of
 from pyproxy_lab.topology import Site
+from pyproxy_lab.workloads import terminal
 
 _LABELS = {"app.kubernetes.io/name": "pyproxy"}
-_PART = 1 << 16
 
 # `ip netns exec` has made a mount namespace, so that these mounts are the command's own. A socket
 # that does not exist yet cannot be mounted: then no agent listens, as in a pod that starts.
@@ -52,7 +49,9 @@ class NodeExec:
             raise StartError(f"container not found ({request.container!r})")
         if request.tty:
             raise StartError("the lab has no terminals")
-        return await run_command(self._command(site, request.command), streams)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = self._command(site, request.command)
+        return await terminal.run(command, streams, os.environ | {"PATH": path}, tty=False)
 
     def _command(self, site: Site, command: tuple[str, ...]) -> list[str]:
         return [
@@ -61,30 +60,6 @@ class NodeExec:
             *(flags.INSPECT_SOCKET.default, str(socket_of(site.name, self._folder))),
             *command,
         ]
-
-
-async def run_command(command: Sequence[str], streams: Streams) -> int:
-    """Run a program with these streams to its end, and return its exit status."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        start_new_session=True,
-    )
-    feeding = asyncio.ensure_future(_feed(process, streams))
-    try:
-        await asyncio.gather(
-            _copy(process.stdout, streams, STDOUT), _copy(process.stderr, streams, STDERR)
-        )
-        return await process.wait()
-    finally:
-        feeding.cancel()
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
 
 
 MIRROR = "kubernetes.io/config.mirror"
@@ -113,23 +88,3 @@ def agent_pod(site: Site, addresses: Iterable[str], labels: Mapping[str, str]) -
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
-
-
-async def _feed(process: asyncio.subprocess.Process, streams: Streams) -> None:
-    """Copy the client's input, and close the command's at its end."""
-    if process.stdin is None:
-        return
-    with contextlib.suppress(ConnectionError):
-        while data := await streams.stdin.read(_PART):
-            process.stdin.write(data)
-            await process.stdin.drain()
-    process.stdin.close()
-
-
-async def _copy(source: asyncio.StreamReader | None, streams: Streams, channel: int) -> None:
-    """Copy output until its end. Ends as well once the client has closed the connection."""
-    if source is None:
-        return
-    with contextlib.suppress(ConnectionError):
-        while data := await source.read(_PART):
-            await streams.write(channel, data)

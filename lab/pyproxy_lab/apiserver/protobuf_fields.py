@@ -37,11 +37,13 @@ class Part(msgspec.Struct, frozen=True):
     repeated: bool = False
 
 
-def _list(part: Part) -> Part:
+def list_of(part: Part) -> Part:
+    """Return the repeated form of a message."""
     return Part(part.fields, repeated=True)
 
 
-def _texts(*names: str) -> Part:
+def texts(*names: str) -> Part:
+    """Return a message of strings, numbered from 1."""
     return Part({number: (name, Form.TEXT) for number, name in enumerate(names, start=1)})
 
 
@@ -80,9 +82,9 @@ METADATA = Part(
         10: ("deletionGracePeriodSeconds?", Form.NUMBER),
         11: ("labels", Form.MAP),
         12: ("annotations", Form.MAP),
-        13: ("ownerReferences", _list(OWNER)),
+        13: ("ownerReferences", list_of(OWNER)),
         14: ("finalizers", Form.TEXTS),
-        17: ("managedFields", _list(MANAGED)),
+        17: ("managedFields", list_of(MANAGED)),
     }
 )
 SERVICE_PORT = Part(
@@ -98,7 +100,7 @@ SERVICE_PORT = Part(
 AFFINITY = Part({1: ("clientIP?", Part({1: ("timeoutSeconds?", Form.NUMBER)}))})
 SERVICE_SPEC = Part(
     {
-        1: ("ports", _list(SERVICE_PORT)),
+        1: ("ports", list_of(SERVICE_PORT)),
         2: ("selector", Form.MAP),
         3: ("clusterIP", Form.TEXT),
         4: ("type", Form.TEXT),
@@ -126,7 +128,7 @@ INGRESS = Part(
         1: ("ip", Form.TEXT),
         2: ("hostname", Form.TEXT),
         3: ("ipMode?", Form.TEXT),
-        4: ("ports", _list(PORT_STATUS)),
+        4: ("ports", list_of(PORT_STATUS)),
     }
 )
 CONDITION = Part(
@@ -141,21 +143,21 @@ CONDITION = Part(
 )
 SERVICE_STATUS = Part(
     {
-        1: ("loadBalancer", Part({1: ("ingress", _list(INGRESS))})),
-        2: ("conditions", _list(CONDITION)),
+        1: ("loadBalancer", Part({1: ("ingress", list_of(INGRESS))})),
+        2: ("conditions", list_of(CONDITION)),
     }
 )
 SERVICE = Part(
     {1: ("metadata", METADATA), 2: ("spec", SERVICE_SPEC), 3: ("status", SERVICE_STATUS)}
 )
 
-OBJECT_REFERENCE = _texts(
+OBJECT_REFERENCE = texts(
     "kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"
 )
 ENDPOINT_CONDITIONS = Part(
     {1: ("ready?", Form.FLAG), 2: ("serving?", Form.FLAG), 3: ("terminating?", Form.FLAG)}
 )
-HINTS = Part({1: ("forZones", _list(_texts("name"))), 2: ("forNodes", _list(_texts("name")))})
+HINTS = Part({1: ("forZones", list_of(texts("name"))), 2: ("forNodes", list_of(texts("name")))})
 ENDPOINT = Part(
     {
         1: ("addresses", Form.TEXTS),
@@ -179,8 +181,8 @@ ENDPOINT_PORT = Part(
 ENDPOINT_SLICE = Part(
     {
         1: ("metadata", METADATA),
-        2: ("endpoints", _list(ENDPOINT)),
-        3: ("ports", _list(ENDPOINT_PORT)),
+        2: ("endpoints", list_of(ENDPOINT)),
+        3: ("ports", list_of(ENDPOINT_PORT)),
         4: ("addressType", Form.TEXT),
     }
 )
@@ -199,11 +201,11 @@ NODE_SPEC = Part(
         2: ("externalID", Form.TEXT),
         3: ("providerID", Form.TEXT),
         4: ("unschedulable", Form.FLAG),
-        5: ("taints", _list(TAINT)),
+        5: ("taints", list_of(TAINT)),
         7: ("podCIDRs", Form.TEXTS),
     }
 )
-NODE_INFO = _texts(
+NODE_INFO = texts(
     *("machineID", "systemUUID", "bootID", "kernelVersion", "osImage"),
     *("containerRuntimeVersion", "kubeletVersion", "kubeProxyVersion"),
     *("operatingSystem", "architecture"),
@@ -212,7 +214,7 @@ NODE_INFO = _texts(
 NODE_STATUS = Part(
     {
         3: ("phase", Form.TEXT),
-        5: ("addresses", _list(_texts("type", "address"))),
+        5: ("addresses", list_of(texts("type", "address"))),
         6: ("daemonEndpoints", Part({1: ("kubeletEndpoint", Part({1: ("Port", Form.NUMBER)}))})),
         7: ("nodeInfo", NODE_INFO),
     }
@@ -232,7 +234,7 @@ STATUS_DETAILS = Part(
         1: ("name", Form.TEXT),
         2: ("group", Form.TEXT),
         3: ("kind", Form.TEXT),
-        4: ("causes", _list(_texts("reason", "message", "field"))),
+        4: ("causes", list_of(texts("reason", "message", "field"))),
         5: ("retryAfterSeconds", Form.NUMBER),
         6: ("uid", Form.TEXT),
     }
@@ -248,7 +250,7 @@ STATUS = Part(
     }
 )
 
-TYPE_META = _texts("apiVersion", "kind")
+TYPE_META = texts("apiVersion", "kind")
 
 SENT: dict[str, Part] = {
     "Service": SERVICE,

@@ -7,19 +7,21 @@ apps/v1, of Kubernetes v1.36.
 
 from __future__ import annotations
 
-from pyproxy_lab.apiserver.protobuf_fields import METADATA, SERVICE_SPEC, Form, Part
-
-
-def _list(part: Part) -> Part:
-    return Part(part.fields, repeated=True)
-
+from pyproxy_lab.apiserver.protobuf_fields import (
+    METADATA,
+    SERVICE_SPEC,
+    Form,
+    Part,
+    list_of,
+    texts,
+)
 
 SELECTOR = Part(
     {
         1: ("matchLabels", Form.MAP),
         2: (
             "matchExpressions",
-            _list(
+            list_of(
                 Part(
                     {
                         1: ("key", Form.TEXT),
@@ -47,8 +49,8 @@ CONTAINER = Part(
         3: ("command", Form.TEXTS),
         4: ("args", Form.TEXTS),
         5: ("workingDir", Form.TEXT),
-        6: ("ports", _list(CONTAINER_PORT)),
-        7: ("env", _list(Part({1: ("name", Form.TEXT), 2: ("value", Form.TEXT)}))),
+        6: ("ports", list_of(CONTAINER_PORT)),
+        7: ("env", list_of(texts("name", "value"))),
         14: ("imagePullPolicy", Form.TEXT),
         16: ("stdin", Form.FLAG),
         17: ("stdinOnce", Form.FLAG),
@@ -57,7 +59,7 @@ CONTAINER = Part(
 )
 POD_SPEC = Part(
     {
-        2: ("containers", _list(CONTAINER)),
+        2: ("containers", list_of(CONTAINER)),
         3: ("restartPolicy", Form.TEXT),
         4: ("terminationGracePeriodSeconds?", Form.NUMBER),
         6: ("dnsPolicy", Form.TEXT),

@@ -23,11 +23,14 @@ class RefusedKind(msgspec.Struct, frozen=True):
     namespaced: bool = True
 
 
+_NO_JOBS = "it runs no batch jobs: use kubectl run"
+_NO_USAGE = "it measures no usage: use kubectl scale"
+_FIXED_RIGHTS = "its tokens have fixed rights"
 _NO_VOLUMES = "it has no volumes"
 REFUSED = (
-    RefusedKind("batch", "v1", "Job", "jobs", "it runs no batch jobs: use kubectl run"),
+    RefusedKind("batch", "v1", "Job", "jobs", _NO_JOBS),
     RefusedKind(
-        "batch", "v1", "CronJob", "cronjobs", "it runs no batch jobs: use kubectl run", ("cj",)
+        "batch", "v1", "CronJob", "cronjobs", _NO_JOBS, ("cj",)
     ),
     RefusedKind(
         "networking.k8s.io", "v1", "Ingress", "ingresses",
@@ -39,11 +42,11 @@ REFUSED = (
     ),
     RefusedKind(
         "autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers",
-        "it measures no usage: use kubectl scale", ("hpa",),
+        _NO_USAGE, ("hpa",),
     ),
     RefusedKind(
         "autoscaling", "v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers",
-        "it measures no usage: use kubectl scale", ("hpa",),
+        _NO_USAGE, ("hpa",),
     ),
     RefusedKind(
         "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets",
@@ -62,19 +65,19 @@ REFUSED = (
         "it runs no ReplicationControllers: use a Deployment", ("rc",),
     ),
     RefusedKind(
-        "rbac.authorization.k8s.io", "v1", "Role", "roles", "its tokens have fixed rights"
+        "rbac.authorization.k8s.io", "v1", "Role", "roles", _FIXED_RIGHTS
     ),
     RefusedKind(
         "rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings",
-        "its tokens have fixed rights",
+        _FIXED_RIGHTS,
     ),
     RefusedKind(
         "rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles",
-        "its tokens have fixed rights", namespaced=False,
+        _FIXED_RIGHTS, namespaced=False,
     ),
     RefusedKind(
         "rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings",
-        "its tokens have fixed rights", namespaced=False,
+        _FIXED_RIGHTS, namespaced=False,
     ),
 )  # fmt: skip
 

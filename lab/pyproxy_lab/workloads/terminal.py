@@ -113,6 +113,7 @@ async def _type(terminal: int, streams: Streams) -> None:
 
 
 async def _feed(process: asyncio.subprocess.Process, streams: Streams) -> None:
+    """Copy the client's input, and close the program's at its end."""
     if process.stdin is None:
         return
     with contextlib.suppress(ConnectionError):
@@ -123,6 +124,7 @@ async def _feed(process: asyncio.subprocess.Process, streams: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader | None, streams: Streams, channel: int) -> None:
+    """Copy output until its end, or until the client has closed the connection."""
     if source is None:
         return
     with contextlib.suppress(ConnectionError):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ from pyproxy_lab.apiserver import access
 from pyproxy_lab.apiserver.exec import STDERR, STDOUT, Request, StartError, Streams
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
+from pyproxy_lab.workloads import terminal
 
 from tests.lab.api import PODS, Api
 
@@ -119,6 +121,33 @@ def test_v4_has_the_channels_and_the_status() -> None:
         "NonZeroExitCode",
         [{"reason": "ExitCode", "message": "7"}],
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "sent", "output", "status"),
+    [
+        ("cat; echo error >&2; exit 3", b"hello", (b"hello", b"error\n"), "3"),
+        ("kill -9 $$", b"", (b"", b""), "137"),
+    ],
+)
+def test_a_program_has_the_streams_and_the_status_that_a_shell_shows(
+    program: str, sent: bytes, output: tuple[bytes, bytes], status: str
+) -> None:
+    async def run(request: Request, streams: Streams) -> int:
+        return await terminal.run(request.command, streams, os.environ, tty=request.tty)
+
+    query = urlencode(
+        [("command", word) for word in ("sh", "-c", program)]
+        + [(stream, "1") for stream in ("stdin", "stdout", "stderr")]
+    )
+    with ApiServer.running(Settings()) as server:
+        server.load([POD])
+        server.exec.runner = run
+        input_, end = b"\x00" + sent, b"\xff\x00"
+        _, received = messages(server, f"?{query}", "v5.channel.k8s.io", input_, end)
+    found = [b"".join(each[1:] for each in received if each[0] == n) for n in (STDOUT, STDERR)]
+    assert tuple(found) == output
+    assert json.loads(received[-1][1:])["details"]["causes"][0]["message"] == status
 
 
 def test_v5_closes_the_input_with_a_message(server: ApiServer) -> None:
