@@ -152,16 +152,17 @@ def test_a_table_that_is_replaced_for_counters_is_no_write_of_another_program(
 def test_flushed_maps_are_filled_in_batches_of_whole_services(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage.dataplane, "_batch_rows", 20)
+    writer = stage.dataplane._writer
+    monkeypatch.setattr(writer, "batch_rows", 20)
     stage.after("flush map inet pyproxy endpoints4; flush map inet pyproxy services4")
     batches: list[NftablesPlan] = []
-    send = stage.dataplane._send
+    send = writer._send
 
     def record(batch: PackedBatch) -> MessageError | None:
         batches.append(batch.plan)
         return send(batch)
 
-    monkeypatch.setattr(stage.dataplane, "_send", record)
+    monkeypatch.setattr(writer, "_send", record)
     stage.sync()
     assert stage.snapshot() == stage.whole
     assert len(batches) > 2

@@ -1,4 +1,4 @@
-"""The nftables dataplane: plans from the committed state, and all I/O of nftables mode."""
+"""The nftables dataplane: plans from the last commit or from what the kernel has."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pyproxy.dataplane.committed_state import CommittedState, Routings
-from pyproxy.dataplane.diff import Delta, diff
+from pyproxy.dataplane.committed_state import CommittedState
+from pyproxy.dataplane.diff import diff
 from pyproxy.dataplane.interface import (
     Changes,
     Drift,
@@ -22,96 +21,70 @@ from pyproxy.dataplane.interface import (
     StepLimits,
     TableUsage,
 )
-from pyproxy.dataplane.nft.base_rules import BaseRules, Names
 from pyproxy.dataplane.nft.loader import (
-    begin_load,
     check_base_rules,
     delete_table,
-    finish_load,
-    load_rules,
-    read_layout,
     require_nft,
 )
-from pyproxy.dataplane.nft.own_transactions import without_notifications
 from pyproxy.dataplane.nft.readback import read_tables
 from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity_search import AffinitySearch
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
-from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
-from pyproxy.dataplane.nftables.early_writer import EarlyBatch, EarlyWriter, Written
+from pyproxy.dataplane.nftables.early_writer import EarlyWriter, Written
 from pyproxy.dataplane.nftables.plan import (
     NftablesPlan,
-    postpone_removals,
     shared_changes,
-    targets,
-    without,
     without_rows,
 )
 from pyproxy.dataplane.nftables.readback import ReadAhead, keep_slots, read_table
 from pyproxy.dataplane.nftables.schema import TABLE
+from pyproxy.dataplane.nftables.table_writer import BATCH_ROWS, TableWriter
 from pyproxy.dataplane.nftables.unused_chains import UnusedChains
 from pyproxy.dataplane.slots import place_service
 from pyproxy.errors import (
     KernelError,
     PermissionKernelError,
-    RejectedError,
     UsageError,
 )
 from pyproxy.model.address import FAMILIES
 from pyproxy.model.objects import ObjectName
-from pyproxy.netlink.elements import element_at
-from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
-from pyproxy.netlink.nftables import SUBSYSTEM, get_generation, read_generation
+from pyproxy.netlink.nftables import get_generation, read_generation
 from pyproxy.policy.routing import ServiceRouting
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-_BATCH_ROWS = 10_000
-"""Rows of a transaction. The kernel takes 1 to 10 microseconds for each, and other programs cannot
-write meanwhile. Smaller batches take longer in all: each commit walks all verdict maps."""
-
 _STEP_ROWS = 2_500
 """Rows that are compiled and written before the agent looks for new changes: 20 ms."""
-
-_MONITORED_ROWS = 5_000
-"""Rows at most that are written while the monitor listens: the kernel notifies of our own too."""
-
-_ROW_SIZE = 85
-"""Bytes of a row in a large transaction, about: what has to fit into the send buffer."""
 
 
 class NftablesDataplane:
     """Programs table `inet pyproxy` of the network namespace that it is made in."""
 
     name: str = "nftables"
-    step_limits = StepLimits(_STEP_ROWS, large=_BATCH_ROWS)
+    step_limits = StepLimits(_STEP_ROWS, large=BATCH_ROWS)
     families = FAMILIES
 
     def __init__(
         self, options: NftablesOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._options = options
-        self._loaded: NftablesOptions | None = None
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
-        # On-demand chains that the kernel has, with this version's rules.
-        self._chains: set[str] = set()
         self._unused_chains = UnusedChains()
         try:
             self._netlink = Nfnetlink()
-            room = self._netlink.grow_send_buffer(_BATCH_ROWS * _ROW_SIZE)
         except KernelError as error:
             raise _unusable(error) from error
         self._affinity = AffinitySearch(self._netlink, clock)
-        self._batch_rows = min(_BATCH_ROWS, room // _ROW_SIZE)
         # Notifications have the sender's port, which identifies what this socket wrote.
         self._monitor = Monitor(TABLE, self._netlink.port)
+        self._writer = TableWriter(self._netlink, self._monitor, self._committed)
         self._ahead: ReadAhead | None = None
         self._early: EarlyWriter | None = None
 
@@ -164,27 +137,7 @@ class NftablesDataplane:
         """
         if self._early is not None or TABLE in read_tables(self._netlink):
             return None
-        options = self._options_for(node)
-        base = base_rules(options)
-
-        def session(write_all: Callable[[], None]) -> None:
-            with without_notifications(self._netlink, self._monitor):
-                begin_load(self._netlink, base)
-                write_all()
-                finish_load(self._netlink, base, self._chains)
-                self._loaded = options
-
-        def write(batch: EarlyBatch) -> None:
-            needed = chains.needed(targets(batch.rows))
-            new = tuple(name for name in needed if name not in self._chains)
-            services = {each.name: each for each in batch.services}
-            rejected = self._send(
-                pack(NftablesPlan(Delta({}, batch.rows), services, {}, options, new))
-            )
-            if rejected is not None:
-                raise rejected.error
-
-        self._early = EarlyWriter(node, session, write, self._batch_rows)
+        self._early = self._writer.early_writer(node, self._options_for(node))
         return self._early
 
     def plan(self, changes: Changes) -> NftablesPlan:
@@ -208,7 +161,7 @@ class NftablesDataplane:
         # Shared rows and the node's are in sets of their own, so `|=` replaces no rows.
         before |= gone
         after |= come
-        options = self._loaded or self._options_for(self._committed.node)
+        options = self._writer.loaded or self._options_for(self._committed.node)
         if changes.node is not None:
             before |= node_table(self._committed.node)
             after |= node_table(changes.node)
@@ -219,9 +172,9 @@ class NftablesDataplane:
             placed,
             growth,
             options,
-            tuple(name for name in chains.needed(targets(delta.add)) if name not in self._chains),
+            self._writer.missing_chains(delta.add),
             changes.node,
-            reload=options != self._loaded,
+            reload=options != self._writer.loaded,
         )
 
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
@@ -234,21 +187,20 @@ class NftablesDataplane:
                 return self._plan_rest(wanted, written, node)
         held = self._read_table()
         options = self._options_for(node)
-        self._read_rules(options)
+        self._writer.read_rules(options)
         placed = {wanted.name: wanted for wanted in services}
-        after = compile_all(placed.values(), node, self._batch_rows)
+        after = compile_all(placed.values(), node, self._writer.batch_rows)
         delta = diff(held, after.table)
         if held:
             delta = keep_slots(held, placed, after.table, delta)
-        needed = chains.needed(targets(after.table))
         return NftablesPlan(
             delta,
             placed,
             after.shared,
             options,
-            tuple(name for name in needed if name not in self._chains),
+            self._writer.missing_chains(after.table),
             node,
-            reload=self._loaded is None,
+            reload=self._writer.loaded is None,
             whole=True,
             # Boundaries count the rows of all Services, and a diff leaves rows out.
             boundaries=() if held else after.boundaries,
@@ -259,17 +211,16 @@ class NftablesDataplane:
     ) -> NftablesPlan:
         """Plan the Services that were not written early."""
         rest = [each for name, each in wanted.items() if name not in written.services]
-        after = compile_all(rest, node, self._batch_rows)
+        after = compile_all(rest, node, self._writer.batch_rows)
         shared = after.shared
         for each in written.services.values():
             shared.update(shared_rows(each))
-        needed = chains.needed(targets(after.table))
         return NftablesPlan(
             diff({}, without_rows(after.table, written.shared)),
             wanted,
             shared,
             self._options_for(node),
-            tuple(name for name in needed if name not in self._chains),
+            self._writer.missing_chains(after.table),
             node,
             whole=True,
         )
@@ -278,22 +229,21 @@ class NftablesDataplane:
         """Read `sets` and all rules back, and plan from them to the last commit; KernelError."""
         node = self._committed.node
         options = self._options_for(node)
-        lost = self._read_rules(options).sets
+        lost = self._writer.read_rules(options).sets
         held = read_table(self._netlink, None if sets is None else sets.union(lost))
         # Committed routings have their slots: no Service needs to be routed or placed again.
         services = dict(self._committed.services)
-        after = compile_all(services.values(), node, self._batch_rows)
+        after = compile_all(services.values(), node, self._writer.batch_rows)
         wanted = after.table
         if sets is not None:
             wanted = {name: wanted[name] for name in wanted if name in sets or name in lost}
-        needed = chains.needed(targets(after.table))
         return NftablesPlan(
             diff(held, wanted),
             services,
             after.shared if sets is None else Counter(),
             options,
-            tuple(name for name in needed if name not in self._chains),
-            reload=self._loaded is None,
+            self._writer.missing_chains(after.table),
+            reload=self._writer.loaded is None,
             whole=sets is None,
             # All sets that were read are empty, so each of them is added with all of its rows.
             boundaries=() if held else after.boundaries,
@@ -316,21 +266,19 @@ class NftablesDataplane:
     def refused_clients(self) -> Mapping[ObjectName, int]:
         """Count each Service's connections of late whose client was not learned; KernelError."""
         # Without a chain that learns, no connection can be refused.
-        if self._loaded is None or not any(map(chains.is_learning, self._chains)):
+        if self._writer.loaded is None or not any(map(chains.is_learning, self._writer.chains)):
             return {}
         return self._affinity.refused(self._committed.services, self._committed.node)
 
     def commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
-        """Write a plan, in batches if it is large, and remember it; return the Services left out.
-
-        Large plans are written with the monitor paused. Writes of other programs are then found by
-        nf_tables' generation, which each transaction increments.
-        """
-        # Base rules are loaded through nft, whose notifications would look foreign.
-        if not plan.reload and row_count(plan) <= _MONITORED_ROWS:
-            return self._commit(plan)
-        with without_notifications(self._netlink, self._monitor):
-            return self._commit(plan)
+        """Write a plan and remember it; return the Services left out."""
+        written, failures = self._writer.write(plan)
+        # Compares the plan with the last commit, so `remember` comes after it.
+        self._affinity.after_commit(written, self._committed.services, self._committed.node)
+        self._committed.remember(
+            written.services, written.shared, written.node, whole=written.whole
+        )
+        return failures
 
     def wait_for_drift(self) -> Drift | None:
         """Block until another program writes to the table; None after `close`."""
@@ -344,7 +292,9 @@ class NftablesDataplane:
         """Delete unused chains, and stale affinities again a second or two after a deletion."""
         services = self._committed.services.values()
         self._affinity.tick(services, self._committed.node)
-        self._chains -= self._unused_chains.delete(self._netlink, self._chains, services)
+        self._writer.chains -= self._unused_chains.delete(
+            self._netlink, self._writer.chains, services
+        )
 
     def cleanup(self) -> None:
         """Delete the table; idempotent. Raises KernelError."""
@@ -354,58 +304,6 @@ class NftablesDataplane:
         """Close the sockets; the rules stay."""
         self._monitor.end()
         self._netlink.close()
-
-    def _commit(self, plan: NftablesPlan) -> tuple[Failure, ...]:
-        failures: list[Failure] = []
-        base = base_rules(plan.options) if plan.reload else None
-        if base is None:
-            plan = self._write(plan, failures)
-        else:
-            first, later = postpone_removals(plan)
-            written = self._write(first, failures, base)
-            load_rules(self._netlink, base)
-            for failure in failures:
-                later = self._leaving_out(later, failure.name)(later)
-            if later.delta:
-                self._write(later, failures)
-            finish_load(self._netlink, base, self._chains)
-            plan = written
-        # Compares the plan with the last commit, so `remember` comes after it.
-        self._affinity.after_commit(plan, self._committed.services, self._committed.node)
-        self._committed.remember(plan.services, plan.shared, plan.node, whole=plan.whole)
-        return tuple(failures)
-
-    def _write(
-        self, plan: NftablesPlan, failures: list[Failure], base: BaseRules | None = None
-    ) -> NftablesPlan:
-        """Write the elements of a plan; return it without the Services added to `failures`."""
-        left_out: list[Callable[[NftablesPlan], NftablesPlan]] = []
-        # Packing starts before nft does: both take their time, in different processes.
-        with packed_batches(plan, self._batch_rows) as packed:
-            if base is not None:
-                begin_load(self._netlink, base)
-                self._loaded = plan.options
-            for each in packed:
-                batch = each
-                # This batch was packed before the earlier one failed.
-                for leave_out in left_out:
-                    batch = pack(leave_out(batch.plan))
-                while rejected := self._send(batch):
-                    found = self._service_at_fault(batch, plan.services, rejected)
-                    failures.append(Failure(found, rejected.error))
-                    left_out.append(self._leaving_out(plan, found))
-                    batch, plan = pack(left_out[-1](batch.plan)), left_out[-1](plan)
-        return plan
-
-    def _read_rules(self, options: NftablesOptions) -> Names:
-        """Note which rules the kernel has; return what else of the base rules it lacks."""
-        layout = read_layout(self._netlink, TABLE)
-        base = base_rules(options)
-        self._loaded = options if base.is_loaded(layout) else None
-        # Chains of another version may have the same names and other rules. A program that changed
-        # the base rules may have changed these too.
-        self._chains = chains.complete_chains(layout) if self._loaded else set()
-        return base.missing(layout)
 
     def _read_table(self) -> Table:
         # Used once: later read-backs are made because the kernel state is in doubt.
@@ -419,50 +317,6 @@ class NftablesDataplane:
     def _options_for(self, node: NodeRouting) -> NftablesOptions:
         families = frozenset(network.family for network in node.pod_networks)
         return msgspec.structs.replace(self._options, pod_families=families)
-
-    def _send(self, batch: PackedBatch) -> MessageError | None:
-        made = batch.plan.chains
-        # A verdict can name a chain only if it exists, or is earlier in the batch.
-        first = [each for name in made for each in chains.chain(name)]
-        messages = [*first, *(write.message for write in batch.writes)]
-        errors = self._netlink.transact(messages, SUBSYSTEM)
-        if not errors:
-            self._chains.update(made)
-            return None
-        # An index below 0 then means the batch or a chain: no Service is at fault.
-        return msgspec.structs.replace(errors[0], index=errors[0].index - len(first))
-
-    def _service_at_fault(
-        self, batch: PackedBatch, services: Routings, rejected: MessageError
-    ) -> ObjectName:
-        """Return the Service whose element was rejected; raise the error if it is none of these."""
-        writes = batch.writes
-        # Other errors, such as ENOMEM or ENOENT, concern the transaction and not one Service.
-        if isinstance(rejected.error, RejectedError) and 0 <= rejected.index < len(writes):
-            write = writes[rejected.index]
-            place = element_at(write.message, rejected.offset)
-            key = write.keys[place] if place is not None and place < len(write.keys) else None
-            for name in services:
-                if key in self._rows_of(services, name).get(write.set_name, {}):
-                    return name
-        raise rejected.error
-
-    def _leaving_out(
-        self, plan: NftablesPlan, name: ObjectName
-    ) -> Callable[[NftablesPlan], NftablesPlan]:
-        growth = self._committed.growth_of(name, plan.services, whole=plan.whole)
-        rows = self._rows_of(plan.services, name)
-        for (set_name, key), by in growth.items():
-            # Shared rows that it keeps stay, and those that only it needs are not added.
-            if by < 0 or plan.shared[set_name, key] <= by:
-                rows.setdefault(set_name, {})[key] = b""
-        return partial(without, name=name, rows=rows, growth=growth)
-
-    def _rows_of(self, services: Routings, name: ObjectName) -> Table:
-        rows: Table = {}
-        for routing in self._committed.of(name, services):
-            add_service(routing, rows)
-        return rows
 
 
 def _unusable(error: KernelError) -> UsageError:

@@ -24,7 +24,7 @@ from pyproxy_lab.probe import Outcome, probe
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.base_rules import BaseRules
 from pyproxy.dataplane.nft.loader import begin_load, finish_load, load_rules, read_layout
-from pyproxy.dataplane.nftables import dataplane as dataplane_module
+from pyproxy.dataplane.nftables import table_writer
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.schema import TABLE
@@ -142,7 +142,7 @@ def test_no_connection_fails_while_an_older_table_is_taken_over(
 ) -> None:
     # The states between the transactions last long enough for connections to meet each of them.
     for step in STEPS:
-        monkeypatch.setattr(dataplane_module, step, slow(getattr(dataplane_module, step)))
+        monkeypatch.setattr(table_writer, step, slow(getattr(table_writer, step)))
     with Network() as network, ExitStack() as stack:
         load_old_table(network.namespace("na"))
         connections = established(network, stack)
@@ -177,7 +177,7 @@ def test_an_interrupted_upgrade_goes_on_where_it_stopped(
         load_old_table(node)
         with monkeypatch.context() as patched, load(client, RATE, LOADS["a2"]) as before:
             # As by SIGKILL: the new sets are filled, and the older or the new rules serve.
-            patched.setattr(dataplane_module, step, interrupted)
+            patched.setattr(table_writer, step, interrupted)
             with pytest.raises(InterruptedError):
                 upgrade(network)
         with load(client, RATE, LOADS["a2"]) as after:
