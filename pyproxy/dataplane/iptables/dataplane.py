@@ -1,4 +1,4 @@
-"""The iptables dataplane: it writes with iptables-restore and reads back with iptables-save.
+"""The iptables dataplane: it writes with iptables-restore or netlink, and reads with iptables-save.
 
 In the flavour nft, chains are written over netlink. iptables-nft-restore writes the rules of
 built-in chains, and everything that the kernel rejects over netlink.

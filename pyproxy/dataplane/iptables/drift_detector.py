@@ -80,8 +80,8 @@ class NftTables(Monitor):
     """Detects writes by iptables-nft or nft to pyproxy's chains or to built-in ones."""
 
     def __init__(self) -> None:
-        # Our writes come from iptables-restore's socket, whose port is unknown. So `writing` pauses
-        # the notifications and counts transactions.
+        # Some writes of ours come from iptables-restore's socket, whose port is unknown. So
+        # `writing` pauses the notifications and counts transactions.
         super().__init__("", own_port=0)
         self._netlink = Nfnetlink()
 
