@@ -17,9 +17,11 @@ import pytest
 import yaml
 from pyproxy_lab.apiserver.settings import DEFAULT_CLUSTER_IPS
 from pyproxy_lab.topology import numbered_site
+from pyproxy_lab.up.state import StateFolder
 
 from tests.lab import up
 from tests.lab.up import Up
+from tests.namespaces import empty_namespace
 from tests.waiting import until
 
 pytestmark = pytest.mark.packets
@@ -256,3 +258,48 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "holds other files" in done.stderr
     assert (folder / "letter").read_text() == "dear"
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o1777])
+def test_an_empty_folder_that_no_lab_made_is_left_alone(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    folder.chmod(mode)
+    done = up.lab("down", folder)
+    assert (done.returncode, done.stdout) == (0, "no lab is up\n"), done.stderr
+    assert folder.stat().st_mode & 0o7777 == mode
+
+
+def test_a_lab_in_a_folder_that_a_person_made_leaves_it_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    lab = Up(folder, ["--nodes", "1"])
+    lab.await_ready()
+    assert up.lab("down", folder).stdout == "the lab is removed\n"
+    assert lab.process.wait(timeout=60) == 0
+    assert list(folder.iterdir()) == []
+    assert lab.leftovers() == [str(folder)]
+
+
+def test_an_empty_folder_of_a_killed_lab_is_removed(tmp_path: Path) -> None:
+    with StateFolder(tmp_path / "lab") as folder:
+        assert folder.made_by_lab()
+    done = up.lab("down", tmp_path / "lab")
+    assert (done.returncode, done.stdout) == (0, "the lab is removed\n"), done.stderr
+    assert not folder.path.exists()
+
+
+def test_links_that_were_there_before_a_lab_are_not_its_own() -> None:
+    with empty_namespace("links") as namespace:
+        namespace.ip(["link add v-other type veth peer name other"])
+        before = namespace.call(up.links_of_labs)
+        assert [name for _, name in before] == ["v-other"]
+        namespace.ip(["link add v-a1 type veth peer name eth0"])
+        (new,) = namespace.call(up.links_of_labs) - before
+        assert new[1] == "v-a1"
+        # A link that replaces another one of its name is a new link.
+        namespace.ip(["link del v-other", "link add v-other type veth peer name other"])
+        assert {name for _, name in namespace.call(up.links_of_labs) - before} == {
+            "v-other",
+            "v-a1",
+        }

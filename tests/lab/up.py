@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ class Up:
     def __init__(self, folder: Path, flags: Sequence[str] = ()) -> None:
         self.folder = folder
         self.output = folder.with_suffix(".out")
+        self.links_before = links_of_labs()
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 with_default_signals([*PYPROXY, "lab", "up", "--state", str(folder), *flags]),
@@ -62,7 +63,9 @@ class Up:
         found = [*self.namespaces(), *NETNS_FILES.glob(f"lab{self.pid}-*")]
         if self.folder.exists():
             found += [self.folder, *self.folder.iterdir()]
-        return [str(path) for path in found] + [*programs_of(self.pid), *links_of_labs()]
+        # No link of a lab belongs here, but other programs name theirs so too.
+        links = [f"link {name}" for _, name in links_of_labs() - self.links_before]
+        return [str(path) for path in found] + [*programs_of(self.pid), *links]
 
 
 def programs_of(pid: int) -> Iterator[str]:
@@ -76,9 +79,9 @@ def programs_of(pid: int) -> Iterator[str]:
             continue
 
 
-def links_of_labs() -> Iterator[str]:
-    """Yield the links of labs in this process's own namespace, where none belongs."""
-    yield from (f"link {each}" for each in os.listdir("/sys/class/net") if each.startswith("v-"))
+def links_of_labs() -> set[tuple[int, str]]:
+    """Return number and name of the links named as a lab's in this thread's network namespace."""
+    return {(number, name) for number, name in socket.if_nameindex() if name.startswith("v-")}
 
 
 def lab(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -99,17 +99,20 @@ def down(arguments: argparse.Namespace) -> int:
     require_root()
     path: Path = arguments.state
     deadline = time.monotonic() + _PATIENCE
-    was_there = path.exists()
+    removed = False
     while path.exists():
+        removed = removed or state.record(path) is not None
         try:
             with StateFolder(path) as folder:
+                removed = removed or folder.made_by_lab()
                 _remove_leftovers(folder)
                 folder.remove()
+            break
         except LockedError:
             if time.monotonic() > deadline:
                 raise LabError(f"the lab in {path} has not ended in {_PATIENCE:.0f} s") from None
             _end(path)
-    print("the lab is removed" if was_there else "no lab is up")
+    print("the lab is removed" if removed else "no lab is up")
     return 0
 
 

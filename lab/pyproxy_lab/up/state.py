@@ -1,7 +1,8 @@
 """The folder of a lab that is up: its lock, its process, its kubeconfig and its agents' logs.
 
 The lock is a flock of the folder itself. The kernel releases it however the process ends, so a
-folder without a lock belongs to a lab that was killed.
+folder without a lock belongs to a lab that was killed. A lab makes its folder with the sticky bit,
+in one system call: an empty folder with it is a lab's, and any other folder is never removed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +25,10 @@ DEFAULT = Path("/run/pyproxy-lab")
 
 _RECORD = "lab.json"
 _KUBECONFIG = "admin.conf"
+
+_MODE = 0o1755
+_WRITERS = 0o022
+"""The bits of group and others, which a shared folder such as /tmp has beside the sticky bit."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -78,10 +84,16 @@ class StateFolder:
         """Write whose folder it is; may be cut short by SIGKILL."""
         (self.path / _RECORD).write_bytes(msgspec.json.encode(found))
 
+    def made_by_lab(self) -> bool:
+        """Return whether a lab has made the folder, rather than a person for the lab."""
+        mode = os.fstat(self._handle).st_mode
+        return bool(mode & stat.S_ISVTX) and not mode & _WRITERS
+
     def remove(self) -> None:
-        """Remove the folder. Others can make it anew at once."""
+        """Remove the files, and the folder if a lab made it. Others can make it anew at once."""
         self.empty()
-        self.path.rmdir()
+        if self.made_by_lab():
+            self.path.rmdir()
 
     def empty(self) -> None:
         """Remove all files of the folder."""
@@ -124,7 +136,7 @@ def write_private(path: Path, data: bytes) -> None:
 def _lock(path: Path) -> int:
     """Make the folder if it is missing and lock it. Raises LockedError, OSError."""
     while True:
-        path.mkdir(mode=0o755, exist_ok=True)
+        path.mkdir(mode=_MODE, exist_ok=True)
         with contextlib.ExitStack() as stack:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, handle)
