@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 import aiohttp
 import msgspec
 
 from pyproxy_lab import endpointslices, reflector
 from pyproxy_lab.endpointslices import CONTROLLER, MANAGED_BY, SERVICE_NAME, ZONE, Object
-from pyproxy_lab.reflector import FIRST_PAUSE, LONGEST_PAUSE, Name, RequestError, name_of
-
-log = logging.getLogger(__name__)
+from pyproxy_lab.reflector import Name, RequestError, name_of
+from pyproxy_lab.workloads.work_queue import Key, WorkQueue
 
 _SERVICES = "/api/v1/services"
 _PODS = "/api/v1/pods"
@@ -37,8 +36,8 @@ class Controller:
         self._pods: dict[Name, Object] = {}
         self._nodes: dict[Name, Object] = {}
         self._slices: dict[Name, Object] = {}
-        self._dirty: dict[Name, str] = {}
-        self._wake = asyncio.Event()
+        self._triggered: dict[Name, str] = {}
+        self._queue = WorkQueue()
 
     @classmethod
     @contextlib.contextmanager
@@ -67,24 +66,18 @@ class Controller:
                     (_SLICES, self._slices, self._slice_changed),
                 ],
             )
-            await self._work(session)
+            await self._queue.process(partial(self._work, session))
 
-    async def _work(self, session: aiohttp.ClientSession) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._dirty:
-                name = next(iter(self._dirty))
-                triggered = self._dirty.pop(name)
-                try:
-                    await self._sync(session, name, triggered)
-                    pause = FIRST_PAUSE
-                except (RequestError, aiohttp.ClientError) as error:
-                    log.debug("slices of %s/%s: %s: trying again", *name, error)
-                    self._dirty.setdefault(name, triggered)
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, LONGEST_PAUSE)
+    async def _work(self, session: aiohttp.ClientSession, key: Key) -> None:
+        """Write the slices of one Service."""
+        name = key.namespace, key.name
+        triggered = self._triggered.pop(name, None) or _now()
+        try:
+            await self._sync(session, name, triggered)
+        except Exception:
+            # The retry is late by as much as this attempt.
+            self._triggered[name] = triggered
+            raise
 
     async def _sync(self, session: aiohttp.ClientSession, name: Name, triggered: str) -> None:
         service = self._services.get(name)
@@ -125,8 +118,8 @@ class Controller:
 
     def _mark(self, name: Name) -> None:
         # Of several changes the first is the one whose delay counts.
-        self._dirty.setdefault(name, datetime.now(UTC).isoformat().replace("+00:00", "Z"))
-        self._wake.set()
+        self._triggered.setdefault(name, _now())
+        self._queue.add(Key("services", *name))
 
     def _service_changed(self, old: Object | None, new: Object | None) -> None:
         self._mark(name_of(new or old or {}))
@@ -134,7 +127,7 @@ class Controller:
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         for name, service in self._services.items():
             for pod in filter(None, (old, new)):
-                if name[0] == name_of(pod)[0] and endpointslices.selects(service, _labels(pod)):
+                if name[0] == name_of(pod)[0] and _may_select(service, pod):
                     self._mark(name)
 
     def _node_changed(self, old: Object | None, new: Object | None) -> None:
@@ -148,9 +141,21 @@ class Controller:
                 self._mark(owner)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
 def _labels(obj: Object) -> dict[str, str]:
     labels: dict[str, str] = obj.get("metadata", {}).get("labels") or {}
     return labels
+
+
+def _may_select(service: Object, pod: Object) -> bool:
+    """Return whether a Service selects a pod. One that cannot be read is left to its own sync."""
+    try:
+        return endpointslices.selects(service, _labels(pod))
+    except (AttributeError, KeyError, TypeError):
+        return True
 
 
 def _owner(found: Object) -> Name | None:

@@ -14,6 +14,7 @@ import msgspec
 
 from pyproxy_lab import namespace
 from pyproxy_lab.client import JsonObject as Object
+from pyproxy_lab.failures import FailureLog
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class Reflector:
         self._session = session
         self._path = path
         self._cache = cache
-        self._changed = changed
+        self._on_change = changed
+        self._failures = FailureLog()
         self._listed = listed
 
     async def run(self) -> None:
@@ -123,6 +125,18 @@ class Reflector:
                 log.debug("%s: %s: listing again", self._path, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _changed(self, old: Object | None, new: Object | None) -> None:
+        """Call back; an object that the callback does not understand ends no watch."""
+        name = "/".join(filter(None, name_of(new or old or {})))
+        unexpected = f"cannot handle a change of {self._path} {name}"
+        try:
+            self._on_change(old, new)
+        except Exception:
+            self._failures.report(unexpected)
+            if new is not None:
+                return
+        self._failures.forget(unexpected)
 
     async def _list(self) -> str:
         async with self._session.get(self._path) as response:

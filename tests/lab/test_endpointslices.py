@@ -265,3 +265,26 @@ def test_the_controller_gets_over_lost_watches() -> None:
         server.forget_history()
         start_pod(api, "a", "10.0.0.1")
         eventually(lambda: addresses(api, "web") == {"10.0.0.1"})
+
+
+def test_a_service_that_cannot_be_read_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    def unchecked(selector: Json) -> Json:
+        meta = {"name": "a", "namespace": "default"}
+        spec = {"type": "ClusterIP", "selector": selector, "ports": [{"port": 80}]}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
+
+    message = "cannot reconcile services default/a: trying again"
+    with ApiServer.running(Settings()) as server:
+        api = Api(server.url)
+        start_pod(api, "one", "10.0.0.1")
+        server.load([unchecked("app")])
+        with Controller.running(server.url):
+            eventually(lambda: message in caplog.messages)
+            api.ok("POST", SERVICES, service("web", selector={"app": "web"}))
+            eventually(lambda: addresses(api, "web") == {"10.0.0.1"})
+            # A change of a pod is compared with all Services of its namespace.
+            start_pod(api, "two", "10.0.0.2")
+            eventually(lambda: addresses(api, "web") == {"10.0.0.1", "10.0.0.2"})
+            server.load([unchecked({"app": "web"})])
+            eventually(lambda: addresses(api, "a") == {"10.0.0.1", "10.0.0.2"})
+    assert caplog.messages.count(message) == 1

@@ -19,9 +19,14 @@ SERVE = "import socket, time; s = socket.create_server(('', 7000)); time.sleep(3
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[ApiClient]:
-    with Cluster() as cluster, cluster.pod_runner():
-        yield cluster.client
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as made, made.pod_runner():
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> ApiClient:
+    return cluster.client
 
 
 def create(client: ApiClient, name: str, program: str, **spec: Any) -> None:
@@ -98,3 +103,23 @@ def test_pods_of_other_programs_are_left_alone(client: ApiClient) -> None:
     create(client, "after", SERVE)
     until(lambda: is_ready(client, "after"))
     assert status(client, "other")["phase"] == "Pending"
+
+
+def test_a_pod_that_cannot_be_read_is_logged_once_and_tried_again(
+    cluster: Cluster, client: ApiClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cluster.server is not None
+    create(client, "whole", SERVE)
+    pod = client.get(f"{PODS}/whole")
+    pod["metadata"] |= {"name": "broken", "uid": "of-broken"}
+    pod["metadata"].pop("resourceVersion")
+    pod["status"] = {"phase": "Pending"}
+    broken = {**pod, "spec": {**pod["spec"], "containers": [{"name": "main"}]}}
+    cluster.server.load([{"apiVersion": "v1", "kind": "Pod", **broken}])
+    message = "cannot run pod default/broken: trying again"
+    until(lambda: message in caplog.messages)
+    until(lambda: is_ready(client, "whole"))
+    # Nothing but the next try can start it, because its task goes on.
+    cluster.server.load([{"apiVersion": "v1", "kind": "Pod", **pod}])
+    until(lambda: is_ready(client, "broken"))
+    assert caplog.messages.count(message) == 1

@@ -46,7 +46,6 @@ class Controllers:
         self._now = now
         self._cache = Cache()
         self._queue = WorkQueue()
-        self._failed: set[Key] = set()
         self._recorders = {
             plural: Recorder(name)
             for plural, name in (
@@ -84,31 +83,16 @@ class Controllers:
                 for plural in KINDS
             ]
             await reflector.follow(session, group, kinds)
-            while True:
-                await self._work(session, await self._queue.next())
+            await self._queue.process(partial(self._work, session))
 
-    async def _work(self, session: aiohttp.ClientSession, key: Key) -> None:
-        try:
-            plan = self._plan(key)
-            for write in plan.writes:
-                await self._write(session, write)
-            for happening in plan.events:
-                await self._record(session, happening)
-        except (RequestError, aiohttp.ClientError) as error:
-            log.debug("%s %s/%s: %s: trying again", *key, error)
-            self._queue.retry(key)
-            return
-        except Exception:
-            # One object that no controller understands must not end all controllers.
-            if key not in self._failed:
-                log.exception("cannot reconcile %s %s/%s: trying again", *key)
-            self._failed.add(key)
-            self._queue.retry(key)
-            return
-        self._failed.discard(key)
-        self._queue.succeeded(key)
-        if plan.again:
-            self._queue.add_later(key, plan.again)
+    async def _work(self, session: aiohttp.ClientSession, key: Key) -> float | None:
+        """Reconcile one object; return the seconds until it is looked at again, if it is."""
+        plan = self._plan(key)
+        for write in plan.writes:
+            await self._write(session, write)
+        for happening in plan.events:
+            await self._record(session, happening)
+        return plan.again
 
     def _plan(self, key: Key) -> Plan:
         """Return what to do with one object, from what is known now."""

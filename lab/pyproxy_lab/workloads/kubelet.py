@@ -20,10 +20,11 @@ from pyproxy_lab.apiserver.logs import LogSource
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.client import JsonObject
 from pyproxy_lab.dns.resolv_conf import resolv_conf
+from pyproxy_lab.failures import FailureLog
 from pyproxy_lab.namespace import LabError
 from pyproxy_lab.network import Network
 from pyproxy_lab.node_exec import MIRROR
-from pyproxy_lab.reflector import Name, RequestError
+from pyproxy_lab.reflector import Name, RequestError, name_of
 from pyproxy_lab.topology import Site, numbered_pod
 from pyproxy_lab.workloads import nodes, tools
 from pyproxy_lab.workloads.container import Container
@@ -41,7 +42,7 @@ _AT_ONCE = 2
 """Network namespaces that are made or removed at the same time."""
 
 _PAUSE = 1.0
-"""Seconds until a pod is tried again that could not be started."""
+"""Seconds until a pod is tried again that could not be run."""
 
 
 class Kubelet:
@@ -60,6 +61,7 @@ class Kubelet:
         self._free = {site.name: deque(_HOSTS) for site in network.topology.sites}
         self._wiring = asyncio.Semaphore(_AT_ONCE)
         self._recorder = Recorder("kubelet")
+        self._failures = FailureLog()
         self._others = server.exec.runner
         self._session: aiohttp.ClientSession | None = None
 
@@ -163,24 +165,34 @@ class Kubelet:
             worker.wake.set()
 
     async def _work(self, pod: JsonObject) -> None:
-        """Run one pod from its namespace to its end; try again while it cannot start."""
+        """Run one pod from its namespace to its end; try again while it cannot be run."""
         uid = pod["metadata"]["uid"]
+        unexpected = f"cannot run pod {'/'.join(name_of(pod))}: trying again"
         while (found := self._current(pod)) is not None:
             try:
-                await self._run(found)
-                return
-            except (LabError, OSError) as error:
-                why = f"Failed to create pod sandbox: {error}"
-                await self._record(Happening(found, "Warning", "FailedCreatePodSandBox", why))
+                if await self._attempt(found):
+                    break
+            except Exception:
+                self._failures.report(unexpected)
             finally:
                 self._workers.pop(uid, None)
             await asyncio.sleep(_PAUSE)
+        self._failures.forget(unexpected)
+
+    async def _attempt(self, pod: JsonObject) -> bool:
+        """Run one pod to its end; record an Event and return False if it cannot start."""
+        try:
+            await self._run(pod)
+        except (LabError, OSError) as error:
+            why = f"Failed to create pod sandbox: {error}"
+            await self._record(Happening(pod, "Warning", "FailedCreatePodSandBox", why))
+            return False
+        return True
 
     def _current(self, pod: JsonObject) -> JsonObject | None:
         """Return the newest version of a pod, None once it is gone."""
-        meta = pod["metadata"]
-        found = self._pods.get((meta["namespace"], meta["name"]))
-        return found if found and found["metadata"]["uid"] == meta["uid"] else None
+        found = self._pods.get(name_of(pod))
+        return found if found and found["metadata"]["uid"] == pod["metadata"]["uid"] else None
 
     async def _run(self, pod: JsonObject) -> None:
         site = self._sites[pod["spec"]["nodeName"]]

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from pyproxy_lab.reflector import FIRST_PAUSE, LONGEST_PAUSE
+import aiohttp
+
+from pyproxy_lab.failures import FailureLog
+from pyproxy_lab.reflector import FIRST_PAUSE, LONGEST_PAUSE, RequestError
+
+log = logging.getLogger(__name__)
 
 
 class Key(NamedTuple):
@@ -23,6 +30,7 @@ class WorkQueue:
         self._due: dict[Key, None] = {}
         self._later: dict[Key, tuple[float, asyncio.TimerHandle]] = {}
         self._pauses: dict[Key, float] = {}
+        self._failures = FailureLog()
         self._wake = asyncio.Event()
 
     def add(self, key: Key) -> None:
@@ -58,6 +66,29 @@ class WorkQueue:
         key = next(iter(self._due))
         del self._due[key]
         return key
+
+    async def process(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
+        """Work on one object after the other until cancelled.
+
+        `work` returns the seconds after which the object is looked at again, or None. An object
+        whose work raises is tried again, and stops no other.
+        """
+        while True:
+            key = await self.next()
+            unexpected = f"cannot reconcile {key.plural} {key.namespace}/{key.name}: trying again"
+            try:
+                again = await work(key)
+            except (RequestError, aiohttp.ClientError) as error:
+                log.debug("%s %s/%s: %s: trying again", *key, error)
+                self.retry(key)
+            except Exception:
+                self._failures.report(unexpected)
+                self.retry(key)
+            else:
+                self._failures.forget(unexpected)
+                self.succeeded(key)
+                if again:
+                    self.add_later(key, again)
 
     def _ripen(self, key: Key) -> None:
         self._later.pop(key, None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
 from pyproxy_lab import reflector
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
 from pyproxy_lab.workloads.controllers import Controllers
+from pyproxy_lab.workloads.work_queue import Key, WorkQueue
 
-from tests.lab.api import Api
+from tests.lab.api import SERVICES, Api, Json, service
 from tests.lab.workloads.cluster_model import workload
 from tests.waiting import until
 
@@ -38,3 +40,59 @@ def test_a_call_in_a_thread_has_ended_when_the_block_is_left() -> None:
     with reflector.in_thread(asyncio.to_thread(work), "work"):
         assert began.wait(60)
     assert done.is_set()
+
+
+def test_work_that_fails_is_logged_once_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    bad, good = Key("services", "default", "bad"), Key("services", "default", "good")
+    worked: list[Key] = []
+
+    async def work(key: Key) -> None:
+        worked.append(key)
+        if key == bad and worked.count(bad) in {1, 2, 4}:
+            raise ValueError("no such thing")
+
+    async def run() -> None:
+        queue = WorkQueue()
+        queue.add(bad)
+        queue.add(good)
+        task = asyncio.create_task(queue.process(work))
+        async with asyncio.timeout(60):
+            for tries in (3, 5):
+                while worked.count(bad) < tries:
+                    await asyncio.sleep(0.01)
+                queue.add(bad)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert worked[:2] == [bad, good]
+    # Once for the first two failures, and once for the one after a success.
+    assert caplog.messages.count("cannot reconcile services default/bad: trying again") == 2
+
+
+def test_a_change_that_a_callback_does_not_understand_ends_no_watch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found: list[str] = []
+
+    def changed(old: Json, new: Json) -> None:
+        name = (new or old)["metadata"]["name"]
+        if name == "bad":
+            raise KeyError(name)
+        found.append(name)
+
+    async def follow(url: str) -> None:
+        async with reflector.session(url, "") as session, asyncio.TaskGroup() as group:
+            await reflector.follow(session, group, [("/api/v1/services", {}, changed)])
+
+    message = "cannot handle a change of /api/v1/services default/bad"
+    with ApiServer.running(Settings()) as server:
+        api = Api(server.url)
+        api.ok("POST", SERVICES, service("bad"))
+        with reflector.in_thread(follow(server.url), "follow"):
+            until(lambda: message in caplog.messages, "the list's failure")
+            patch = {"metadata": {"labels": {"a": "b"}}}
+            api.ok("PATCH", f"{SERVICES}/bad", patch, "application/merge-patch+json")
+            api.ok("POST", SERVICES, service("good"))
+            until(lambda: "good" in found, "the watch after two failures")
+    assert caplog.messages.count(message) == 1
