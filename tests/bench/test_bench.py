@@ -38,6 +38,7 @@ def test_everything_is_measured_and_written(tmp_path: Path) -> None:
     [
         ("--runs 0", "--runs 0: give a number above 0"),
         ("--pause -1", "--pause -1: give a number of at least 0"),
+        ("--churn-rate -1", "--churn-rate -1: give a number of at least 0"),
         ("--services 9999 --endpoints 999", "9,999 services x 999 is more than 524,288 endpoints"),
         ("--agent pyproxy --agent pyproxy", "two have the same name"),
         ("--agent kube-proxy", "name its program"),

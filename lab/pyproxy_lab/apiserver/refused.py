@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pyproxy_lab.apiserver import status
+from pyproxy_lab.apiserver import resources, status
 from pyproxy_lab.apiserver.objects import Object
 
 
@@ -89,13 +89,10 @@ def check(method: str, path: str) -> None:
 
     `kubectl apply` reads before it creates, and prints one line only if it finds nothing.
     """
-    match path.strip("/").split("/"):
-        case ["api", version, *rest]:
-            group = ""
-        case ["apis", group, version, *rest]:
-            pass
-        case _:
-            return
+    split = resources.split_path(path)
+    if split is None:
+        return
+    group, version, rest = split
     if len(rest) > 2 and rest[0] == "namespaces":
         rest = rest[2:]
     found = _BY_PLURAL.get((group, version, rest[0])) if rest else None

@@ -43,13 +43,10 @@ class Target(msgspec.Struct, frozen=True):
 
 def target(path: str) -> Target | None:
     """Read a path such as /api/v1/namespaces/default/services/web/status."""
-    match path.strip("/").split("/"):
-        case ["api", version, *rest]:
-            group = ""
-        case ["apis", group, version, *rest]:
-            pass
-        case _:
-            return None
+    split = resources.split_path(path)
+    if split is None:
+        return None
+    group, version, rest = split
     namespace = ""
     if len(rest) > 2 and rest[0] == "namespaces":
         inner = resources.by_path(group, version, rest[2])

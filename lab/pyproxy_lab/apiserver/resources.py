@@ -123,6 +123,16 @@ _BY_PATH = {(r.group, r.version, r.plural): r for r in RESOURCES}
 _BY_KIND = {(r.api_version, r.kind): r for r in RESOURCES}
 
 
+def split_path(path: str) -> tuple[str, str, list[str]] | None:
+    """Split a path into group, version and the rest; None unless it is below /api or /apis."""
+    match path.strip("/").split("/"):
+        case ["api", version, *rest]:
+            return "", version, rest
+        case ["apis", group, version, *rest]:
+            return group, version, rest
+    return None
+
+
 def by_path(group: str, version: str, plural: str) -> Resource | None:
     """Find the resource that a URL names."""
     return _BY_PATH.get((group, version, plural))

@@ -18,6 +18,7 @@ from pyproxy.interrupts import interrupted_by
 from pyproxy_lab import modes
 from pyproxy_lab.bench import cluster, plot, report
 from pyproxy_lab.bench.contestant import Contestant, parse
+from pyproxy_lab.bench.flags import check_numbers
 from pyproxy_lab.bench.fleet import command as fleet
 from pyproxy_lab.bench.measures import Run
 from pyproxy_lab.bench.place import own_place
@@ -85,13 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    for name in ("services", "endpoints", "runs", "changes"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} {getattr(arguments, name)}: give a number above 0")
-    for name in ("pause", "churn_rate", "churn_seconds", "patience"):
-        if getattr(arguments, name) < 0:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {getattr(arguments, name):g}: give a number of at least 0")
+    check_numbers(
+        arguments,
+        counts=("services", "endpoints", "runs", "changes"),
+        amounts=("pause", "churn_rate", "churn_seconds", "patience"),
+    )
     size = Size(arguments.services, arguments.endpoints)
     if size.services * size.endpoints > _LARGEST:
         raise UsageError(f"--services, --endpoints: {size} is more than {_LARGEST:,} endpoints")

@@ -77,11 +77,8 @@ class DeploymentRules(WorkloadRules):
     def default(self, obj: Object) -> None:
         """Fill in the strategy too: a rolling update by a quarter."""
         super().default(obj)
-        strategy = section(obj["spec"], "strategy")
-        if strategy.setdefault("type", "RollingUpdate") == "RollingUpdate":
-            rolling = section(strategy, "rollingUpdate")
-            rolling.setdefault("maxSurge", _QUARTER)
-            rolling.setdefault("maxUnavailable", _QUARTER)
+        quarters = {"maxSurge": _QUARTER, "maxUnavailable": _QUARTER}
+        _default_rolling_update(section(obj["spec"], "strategy"), quarters)
 
     def errors(self, obj: Object) -> list[FieldError]:
         """Check the strategy too."""
@@ -125,9 +122,7 @@ class StatefulSetRules(WorkloadRules):
     def default(self, obj: Object) -> None:
         """Fill in the update strategy too: all ordinals from 0 on."""
         super().default(obj)
-        strategy = section(obj["spec"], "updateStrategy")
-        if strategy.setdefault("type", "RollingUpdate") == "RollingUpdate":
-            section(strategy, "rollingUpdate").setdefault("partition", 0)
+        _default_rolling_update(section(obj["spec"], "updateStrategy"), {"partition": 0})
 
     def update_errors(self, new: Object, old: Object) -> list[FieldError]:
         """The service name, the claims and the order stay too."""
@@ -160,11 +155,8 @@ class DaemonSetRules(WorkloadRules):
     def default(self, obj: Object) -> None:
         """Fill in the update strategy too: one node after the other."""
         super().default(obj)
-        strategy = section(obj["spec"], "updateStrategy")
-        if strategy.setdefault("type", "RollingUpdate") == "RollingUpdate":
-            rolling = section(strategy, "rollingUpdate")
-            rolling.setdefault("maxSurge", 0)
-            rolling.setdefault("maxUnavailable", 1)
+        one = {"maxSurge": 0, "maxUnavailable": 1}
+        _default_rolling_update(section(obj["spec"], "updateStrategy"), one)
 
 
 class RevisionRules(Rules):
@@ -173,6 +165,14 @@ class RevisionRules(Rules):
     def update_errors(self, new: Object, old: Object) -> list[FieldError]:
         """The data stay as they are."""
         return unchanged_errors(new, old, "data")
+
+
+def _default_rolling_update(strategy: Object, defaults: Object) -> None:
+    """Make a strategy a rolling update unless it names another, and fill in its parameters."""
+    if strategy.setdefault("type", "RollingUpdate") == "RollingUpdate":
+        rolling = section(strategy, "rollingUpdate")
+        for name, value in defaults.items():
+            rolling.setdefault(name, value)
 
 
 def _rolling_errors(rolling: Object, field: str) -> list[FieldError]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from pyproxy.errors import UsageError
+from pyproxy_lab.bench.flags import check_numbers
 from pyproxy_lab.bench.fleet import report
 from pyproxy_lab.bench.fleet.fleets import Client
 from pyproxy_lab.bench.fleet.scenarios import AT_ONCE, Bench, Plan
@@ -58,12 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    for name in ("nodes", "services", "endpoints", "pods"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} {getattr(arguments, name)}: give a number above 0")
-    for name in ("away", "hour", "patience"):
-        if getattr(arguments, name) < 0:
-            raise UsageError(f"--{name} {getattr(arguments, name):g}: give a number of at least 0")
+    check_numbers(
+        arguments,
+        counts=("nodes", "services", "endpoints", "pods"),
+        amounts=("away", "hour", "patience"),
+    )
     if arguments.pods % AT_ONCE:
         raise UsageError(f"--pods {arguments.pods}: give a multiple of {AT_ONCE}")
     size = Size(arguments.services, arguments.endpoints)
