@@ -113,7 +113,8 @@ class ReadAhead:
                 self._found_later(frozenset(unreachable))
             return None
         table = found[1]
-        return table | {name: table[name] | rows for name, rows in unreachable.items()}
+        # `table` lacks a set in which no packet can reach anything.
+        return table | {name: table.get(name, {}) | rows for name, rows in unreachable.items()}
 
     def wait(self) -> None:
         """Wait until the search has ended too."""

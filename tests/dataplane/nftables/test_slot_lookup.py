@@ -14,7 +14,7 @@ from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft import readback as tables
-from pyproxy.dataplane.nft.schema import Table
+from pyproxy.dataplane.nft.schema import SetKind, Table
 from pyproxy.dataplane.nftables import schema, slot_lookup
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.readback import read_table
@@ -184,6 +184,28 @@ def test_a_large_map_is_read_by_its_keys(namespace: Namespace) -> None:
         rest = find_unreachable(netlink, reachable)
         assert (reachable[ENDPOINTS] | rest.get(ENDPOINTS, {})).items() >= lost.items()
         assert len(reachable[ENDPOINTS]) == SERVICES * 50 + (not rest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key_size"), [(schema.ENDPOINTS, 16 + 12), (schema.NODE_PORT_ENDPOINTS, 12)]
+)
+def test_a_map_of_nothing_but_strays_is_emptied(
+    namespace: Namespace, kind: SetKind, key_size: int
+) -> None:
+    """The first read-back does not find the map's elements, and the search finds them in time."""
+    stray: dict[bytes, Value] = {bytes(key_size): bytes(16) + bytes(4)}
+    with programming(namespace) as before:
+        empty = before.plan_full([], NodeRouting())
+        assert namespace.call(lambda: before.commit(empty)) == ()
+    write(namespace, kind, Family.IPV6, stray)
+    with by_keys(counts=False), restarted(namespace) as dataplane:
+        namespace.call(dataplane.read_ahead)
+        assert dataplane._ahead is not None
+        dataplane._ahead.wait()
+        plan = dataplane.plan_full([], NodeRouting())
+        assert plan.delta.remove == {kind.of(Family.IPV6): stray}
+        assert namespace.call(lambda: dataplane.commit(plan)) == ()
+    assert held_by_dump(namespace) == {}
 
 
 def held_by_dump(namespace: Namespace) -> Table:
