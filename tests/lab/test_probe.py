@@ -16,6 +16,14 @@ from pyproxy.model.destination import Destination
 Serve = Callable[[Callable[[socket.socket], None]], Destination]
 
 
+def until_closed(work: Callable[[socket.socket], None], listener: socket.socket) -> None:
+    try:
+        work(listener)
+    except OSError:
+        if listener.fileno() != -1:
+            raise
+
+
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Return a function that lets a thread serve a new listening socket until it is closed."""
@@ -23,7 +31,7 @@ def serve() -> Iterator[Serve]:
 
         def start(work: Callable[[socket.socket], None]) -> Destination:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            threading.Thread(target=work, args=(listener,), daemon=True).start()
+            threading.Thread(target=until_closed, args=(work, listener), daemon=True).start()
             port = Port(listener.getsockname()[1])
             return Destination(parse_address("127.0.0.1"), port, Protocol.TCP)
 
