@@ -50,9 +50,10 @@ _DATA_BYTES = 100
 class _Outage(msgspec.Struct, frozen=True):
     """A verdict on packets of the server in use, or of both servers if `both`.
 
-    `limit` is the promise of docs/reliability.md in seconds. The clock starts at the fault, when
-    the change is written, or, if `ends`, at the end of a fault of 10 s. With `old_only` the fault
-    concerns the connections that exist; with `kill` these end, as with the server's process.
+    `limit` is the promise of docs/concepts/reliability.md in seconds. The clock starts at the
+    fault, when the change is written, or, if `ends`, at the end of a fault of 10 s. With `old_only`
+    the fault concerns the connections that exist; with `kill` these end, as with the server's
+    process.
     """
 
     verdict: str

@@ -1,7 +1,7 @@
 """Every flag of kube-proxy and every field of its configuration is honoured, or said not to be.
 
 The effect of each that is honoured is shown by the test that honoured.yaml names. Here the flags,
-the fields, the reasons, and docs/configuration.md are held together.
+the fields, the reasons, and docs/reference/configuration.md are held together.
 """
 
 import csv
@@ -187,7 +187,7 @@ def test_a_field_makes_a_difference_or_a_remark(
 
 def test_the_documentation_has_them_all_with_their_reasons() -> None:
     rows = {}
-    for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "reference" / "configuration.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if re.match(r"\| (\| )?`", line) and len(cells) == 3:
             for name in re.findall("`([^`]*)`", cells[0] + cells[1]):

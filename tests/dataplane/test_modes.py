@@ -132,7 +132,7 @@ def _add_toy(root: Path) -> None:
             ),
             ("IPVS)", "IPVS, TOY)"),
         ),
-        "docs/design.md": (("## ipvs mode", "## toy mode\n\n## ipvs mode"),),
+        "docs/concepts/design.md": (("## ipvs mode", "## toy mode\n\n## ipvs mode"),),
     }
     for name, changes in edits.items():
         text = (root / name).read_text()
@@ -163,7 +163,11 @@ def _touched(root: Path) -> Iterator[str]:
 
 def test_a_new_dataplane_touches_three_files_outside_its_package(tree: Path) -> None:
     outside = [name for name in _touched(tree) if not name.startswith(PACKAGE)]
-    assert outside == ["docs/design.md", "pyproxy/config/modes.py", "pyproxy/dataplane/modes.py"]
+    assert outside == [
+        "docs/concepts/design.md",
+        "pyproxy/config/modes.py",
+        "pyproxy/dataplane/modes.py",
+    ]
 
 
 class Toy:

@@ -78,7 +78,7 @@ NOT_EXPOSED = {
     "rest_client_exec_plugin_certificate_rotation_age_count",
     "rest_client_exec_plugin_ttl_seconds",
 }
-"""The series that docs/metrics.md names as missing."""
+"""The series that docs/reference/metrics.md names as missing."""
 # Prometheus itself adds these to a scrape.
 PROMETHEUS_METRICS = {"up"}
 PROMETHEUS_LABELS = {"job", "instance"}
@@ -159,7 +159,9 @@ def test_content_for_kube_proxy_finds_its_metrics(content: str) -> None:
 
 
 def test_the_reference_has_all_metrics_and_names_what_is_missing() -> None:
-    present, _, missing = (ROOT / "docs" / "metrics.md").read_text().partition("## Missing")
+    present, _, missing = (
+        (ROOT / "docs" / "reference" / "metrics.md").read_text().partition("## Missing")
+    )
     named = re.compile(r"`([a-z]+_[a-z_]+)`")
     rows = (line.split("|")[1] for line in present.splitlines() if line.startswith("| `"))
     in_some_mode = {row["metric"] for row in kube_proxy_rows() if row["modes"] == "iptables"}

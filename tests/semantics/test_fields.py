@@ -191,7 +191,7 @@ def documented_path(api_type: str, field: str) -> str:
 
 
 def test_the_documentation_has_a_row_for_each_field_and_says_the_same() -> None:
-    text = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "semantics.md").read_text(encoding="utf-8")
     rows: dict[tuple[Kind, str], str] = {}
     kind = Kind.SERVICE
     for line in text.splitlines():
