@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
-from typing import Final, TypeGuard
+from typing import Final, TypeGuard, cast
 
 import msgspec
 
@@ -81,6 +81,9 @@ class Shape(enum.Enum):
 
 _EXACT: Final = Shape.EXACT
 
+_KEY_AT = 12
+"""Bytes of an element before its key: three headers, of the element, its key and the value."""
+
 
 class ElementMessage(msgspec.Struct, frozen=True):
     """A message, and the keys of the elements that it writes to a set, in order."""
@@ -118,8 +121,7 @@ def get_some_elements(table: str, set_name: str, keys: Sequence[bytes]) -> Messa
 
     The keys have one length, and fit in a message: KEYS_LIMIT.
     """
-    before, behind = _around_key(len(keys[0]))
-    before = _element_head(len(before) + len(keys[0]) + len(behind)) + before
+    before, behind, _ = _frame(len(keys[0]), 0)
     packed = b"".join([before + key + behind for key in keys])
     body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
     body += attribute(LIST_ELEMENTS | NESTED, packed)
@@ -192,8 +194,8 @@ def _are_uniform(rows: Mapping[bytes, Value]) -> TypeGuard[Mapping[bytes, bytes]
     """Return whether all values are plain data, with keys of one size and values of one size."""
     if set(map(type, rows.values())) != {bytes}:
         return False
-    sizes = {len(value) for value in rows.values() if isinstance(value, bytes)}
-    return len(sizes) == 1 == len(set(map(len, rows)))
+    values = cast("Iterable[bytes]", rows.values())
+    return len(set(map(len, values))) == 1 == len(set(map(len, rows)))
 
 
 def _pack_uniform(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
@@ -228,17 +230,35 @@ def _pack_mixed(
 @cache
 def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
     """Return the bytes before, between and behind the key and value of a plain element."""
-    packed = _pack(bytes(key_size), bytes(value_size), Shape.EXACT)
-    key_at = 12  # behind three headers: of the element, of its key, and of the key's value
+    key = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(key_size)))
+    packed = nested(_LIST_ELEM, key, _payload(bytes(value_size)))
     value_at = len(packed) - value_size - (-value_size % 4)
-    return packed[:key_at], packed[key_at + key_size : value_at], packed[value_at + value_size :]
+    return packed[:_KEY_AT], packed[_KEY_AT + key_size : value_at], packed[value_at + value_size :]
+
+
+@lru_cache(4096)
+def _tag_frame(key_size: int, target: str, comment_size: int) -> tuple[bytes, bytes, bytes]:
+    """Return the bytes before, between and behind the key and comment of a tag's element."""
+    key = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(key_size)))
+    packed = nested(_LIST_ELEM, key, _verdict(target), _userdata(bytes(comment_size)))
+    # Behind the comment are its zero byte and the padding.
+    behind = 1 + -(comment_size + 3) % 4 if comment_size else 0
+    comment_at = len(packed) - behind - comment_size
+    return (
+        packed[:_KEY_AT],
+        packed[_KEY_AT + key_size : comment_at],
+        packed[comment_at + comment_size :],
+    )
 
 
 def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
     if shape is _EXACT:
-        before, behind = _around_key(len(key))
-        element = before + key + behind + _payload(value)
-        return _element_head(len(element)) + element
+        if isinstance(value, bytes):
+            before, between, behind = _frame(len(key), len(value))
+            return before + key + between + value + behind
+        comment = value.comment.encode()[:COMMENT_LIMIT]
+        before, between, behind = _tag_frame(len(key), value.target, len(comment))
+        return before + key + between + comment + behind
     half = len(key) // 2
     low = nested(ELEM_KEY, attribute(_DATA_VALUE, key[:half]))
     if shape is Shape.CONCATENATED_RANGE:
@@ -254,40 +274,18 @@ def _pack(key: bytes, value: Value, shape: Shape) -> bytes:
     return start + nested(_LIST_ELEM, end, attribute(_ELEM_FLAGS, _INTERVAL_END))
 
 
-@cache
-def _element_head(size: int) -> bytes:
-    """Return the header of an element whose attributes have this size."""
-    return attribute(_LIST_ELEM | NESTED, bytes(size))[:-size]
-
-
-@cache
-def _around_key(size: int) -> tuple[bytes, bytes]:
-    """Return the bytes before and behind a key of this size, within its element."""
-    packed = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(size)))
-    key_at = 8  # behind two headers: of the key, and of its value
-    return packed[:key_at], packed[key_at + size :]
-
-
 def _payload(value: Value) -> bytes:
     if isinstance(value, bytes):
         return nested(ELEM_DATA, attribute(_DATA_VALUE, value)) if value else b""
-    packed = _verdict(value.target)
-    if value.comment:
-        comment = value.comment.encode()[:COMMENT_LIMIT]
-        before, behind = _around_comment(len(comment))
-        packed += before + comment + behind
-    return packed
+    return _verdict(value.target) + _userdata(value.comment.encode()[:COMMENT_LIMIT])
 
 
-@cache
-def _around_comment(size: int) -> tuple[bytes, bytes]:
-    """Return the bytes before and behind a comment of this size, within its element."""
-    packed = attribute(_ELEM_USERDATA, bytes((_COMMENT, size + 1)) + bytes(size + 1))
-    comment_at = 6  # behind the header, and nft's own kind and length
-    return packed[:comment_at], packed[comment_at + size :]
+def _userdata(comment: bytes) -> bytes:
+    if not comment:
+        return b""
+    return attribute(_ELEM_USERDATA, bytes((_COMMENT, len(comment) + 1)) + comment + b"\0")
 
 
-@lru_cache(1024)
 def _verdict(target: str) -> bytes:
     if not target:
         return b""
