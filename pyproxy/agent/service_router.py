@@ -136,7 +136,8 @@ class ServiceRouter:
             self._divided.discard(name)
             return self._owners.remove(name), None
         try:
-            bounded = self._within_bounds(service)
+            slices = self._cluster_state.slices_of(name)
+            bounded = within_bounds(service, slices, self._hostname, self._bounds)
             assigned = self._assign(bounded, node)
         except Exception as error:
             # A bug must affect this Service alone. An agent that exits here would exit at every
@@ -151,10 +152,6 @@ class ServiceRouter:
             self._found(ProblemSource.CONFLICT, name, assigned.problems)
         return assigned.affected, assigned.routing
 
-    def _within_bounds(self, service: Service) -> Bounded:
-        slices = self._cluster_state.slices_of(service.name)
-        return within_bounds(service, slices, self._hostname, self._bounds)
-
     def _assign(self, bounded: Bounded, node: NodeRouting) -> Assignment:
         service = bounded.service
         slices, unusable = self._filter.endpoints(bounded.slices)
@@ -166,8 +163,9 @@ class ServiceRouter:
             node_addresses=self._node_addresses,
             api_servers=self._endpoints_of(service) if service.name == _API_SERVER else (),
         )
-        is_divided = self.divides_node_ports or has_restricted_node_port(
-            assigned.routing, self._node_addresses
+        is_divided = self.divides_node_ports or (
+            bool(service.source_ranges)
+            and has_restricted_node_port(assigned.routing, self._node_addresses)
         )
         if is_divided or reserved:
             self._divided.add(service.name)

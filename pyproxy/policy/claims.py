@@ -58,7 +58,7 @@ class Claimant(msgspec.Struct, frozen=True, order=True, gc=False):
     name: ObjectName
 
 
-class Claims(msgspec.Struct, frozen=True):
+class Claims(msgspec.Struct, frozen=True, gc=False):
     """The claims of one Service.
 
     `keys` are those of its frontends by claimant, each key once, in the strongest claim. A
@@ -141,10 +141,13 @@ def claims_of(
     the endpoints of the API server if this is its Service. Look-ups in `node_addresses` must be
     fast.
     """
+    if not (service.health_check_port or api_servers):
+        only_cluster = _cluster_claims(service, routing)
+        if only_cluster is not None:
+            return only_cluster
     on_node: set[bytes] = set()
-    cluster: list[bytes] = []
     cluster_ips: dict[Address, None] = {}
-    other: dict[int, list[bytes]] = {}
+    groups: dict[int, list[bytes]] = {}
     addresses: dict[Address, None] = {}
     for port in routing.ports:
         prefix = _key_prefix(port)
@@ -152,41 +155,55 @@ def claims_of(
         for each in port.frontends:
             address = each.address
             key = prefix + each.port.to_bytes(2, "big") + address
-            if each.scope is _CLUSTER_SCOPE:
-                cluster.append(key)
-                cluster_ips[address] = None
-                continue
             kind = precedence_of(each)
-            if kind is _NODE_PORT:
+            if kind is _CLUSTER_IP:
+                cluster_ips[address] = None
+            elif kind is _NODE_PORT:
                 key = node_port_key(key)
                 # A divided node port has one frontend for each address.
                 if key == node_port:
                     continue
                 node_port = key
-            elif address in node_addresses:
-                on_node.add(key)
-            if kind in other:
-                other[kind].append(key)
             else:
-                other[kind] = [key]
-            if kind is not _NODE_PORT:
                 addresses[address] = None
+                if address in node_addresses:
+                    on_node.add(key)
+            groups.setdefault(kind, []).append(key)
     if service.health_check_port:
         families = {family_of(address) for address in node_addresses}
-        other[_HEALTH_CHECK] = [
+        groups[_HEALTH_CHECK] = [
             _health_check_key(service, family) for family in service.families if family in families
         ]
     if api_servers:
-        other[_API_SERVER] = [_api_server_key(backend) for backend in api_servers]
+        groups[_API_SERVER] = [_api_server_key(backend) for backend in api_servers]
     name, created = service.name, service.created
-    count = len(cluster)
-    if not other and (count == 1 or len(set(cluster)) == count):
-        # Most Services: the rest of this function would take longer than all of the above.
-        alone = Claimant(_CLUSTER_IP, created, name), tuple(cluster)
-        return Claims(name, (alone,) if cluster else (), tuple(cluster_ips), (), unique=True)
-    groups, unique = _each_once({_CLUSTER_IP: cluster, **other})
-    keys = tuple((Claimant(kind, created, name), tuple(keys)) for kind, keys in groups if keys)
+    ordered, unique = _each_once(groups)
+    keys = tuple((Claimant(kind, created, name), tuple(keys)) for kind, keys in ordered if keys)
     return Claims(name, keys, tuple(cluster_ips), tuple(addresses), unique, frozenset(on_node))
+
+
+def _cluster_claims(service: Service, routing: ServiceRouting) -> Claims | None:
+    """Return the claims of a Service that has cluster IPs only, as most have.
+
+    Return None if it has another frontend, or one key twice.
+    """
+    keys: list[bytes] = []
+    addresses: list[Address] = []
+    for port in routing.ports:
+        prefix = _key_prefix(port)
+        for each in port.frontends:
+            if each.scope is not _CLUSTER_SCOPE:
+                return None
+            address = each.address
+            keys.append(prefix + each.port.to_bytes(2, "big") + address)
+            addresses.append(address)
+    name = service.name
+    if len(keys) != 1:
+        if len(set(keys)) < len(keys):
+            return None
+        addresses = list(dict.fromkeys(addresses))
+    groups = ((Claimant(_CLUSTER_IP, service.created, name), tuple(keys)),) if keys else ()
+    return Claims(name, groups, tuple(addresses), (), unique=True)
 
 
 def _each_once(groups: dict[int, list[bytes]]) -> tuple[list[tuple[int, list[bytes]]], bool]:

@@ -1,7 +1,7 @@
 """Select the endpoints of a Service on this node, and the use of each frontend.
 
-Pure, and run for every Service in the first sync: the common case (all endpoints ready, no hints,
-both policies Cluster) walks each endpoint a few times and builds one value per frontend.
+Pure, and run for every Service in the first sync. `_route_plain` routes most Services in one pass
+over their endpoints, with the same result as the general code.
 
 Facts: kube-proxy of Kubernetes v1.36. Packets are routed as kube-proxy routes them. Where its
 result depends on a random order, the choice here is:
@@ -53,6 +53,7 @@ _CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
 _CLUSTER, _LOCAL, _SPLIT = Use.CLUSTER, Use.LOCAL, Use.SPLIT
 _NO_ENDPOINT = (Use.REJECT, Use.REJECT)
 _ANY_ADDRESS = Address(b"")
+_ADDRESS_SIZES = {family: family.bits // 8 for family in Family}
 
 
 class SelectedEndpoints(msgspec.Struct, frozen=True, gc=False):
@@ -73,7 +74,7 @@ class SelectedEndpoints(msgspec.Struct, frozen=True, gc=False):
 
 
 def route_service(
-    service: Service, slices: Iterable[EndpointSlice], node: Node | None, hostname: str
+    service: Service, slices: Collection[EndpointSlice], node: Node | None, hostname: str
 ) -> ServiceRouting:
     """Return the routing of a Service: one PortRouting for each port in each family.
 
@@ -81,6 +82,75 @@ def route_service(
     zone is then unknown too. `hostname` is the node name in EndpointSlices. It must not be empty,
     because endpoints without a node have an empty name.
     """
+    plain = _route_plain(service, slices, hostname) if len(slices) == 1 else None
+    return plain if plain is not None else _route_any(service, slices, node, hostname)
+
+
+def _route_plain(
+    service: Service, slices: Iterable[EndpointSlice], hostname: str
+) -> ServiceRouting | None:
+    """Return the routing of a Service with one slice, one port and cluster IPs of one family.
+
+    Return None for all other Services, and if an endpoint is not ready, has hints, or comes twice.
+    """
+    (part,) = slices
+    family = part.family
+    if (
+        service.load_balancer_ips
+        or service.external_ips
+        or len(service.ports) != 1
+        or len(part.ports) != 1
+        or service.families != (family,)
+        or service.internal_policy is _POLICY_LOCAL
+    ):
+        return None
+    (port,), (named,) = service.ports, part.ports
+    if port.node_port or port.name != named.name or port.protocol is not named.protocol:
+        return None
+    number = named.port.to_bytes(2, "big")
+    backends: list[Backend] = []
+    possibly_local: list[Backend] = []
+    for endpoint in part.endpoints:
+        if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
+            return None
+        backend = cast("Backend", endpoint.address + number)
+        backends.append(backend)
+        if endpoint.node == hostname or not endpoint.node:
+            possibly_local.append(backend)
+    if not backends or len(set(backends)) < len(backends):
+        return None
+    size = _ADDRESS_SIZES[family]
+    frontends = tuple(
+        [
+            Frontend(_CLUSTER_IP, address, port.port, _CLUSTER)
+            for address in service.cluster_ips
+            if len(address) == size
+        ]
+    )
+    return ServiceRouting(
+        service.name,
+        (
+            PortRouting(
+                port.name,
+                family,
+                port.protocol,
+                frontends,
+                tuple(sorted(backends)),
+                (),
+                tuple(sorted(possibly_local)),
+            ),
+        ),
+        (),
+        service.affinity_timeout,
+        service.scheduler,
+        0,
+        service.health_check_port,
+    )
+
+
+def _route_any(
+    service: Service, slices: Iterable[EndpointSlice], node: Node | None, hostname: str
+) -> ServiceRouting:
     by_port = merge_slices(slices, hostname)
     zone = node.zone if node is not None else ""
     ports = []

@@ -45,7 +45,7 @@ _PLURALS = {
 _ON_ANY_ADDRESS = (Precedence.LOAD_BALANCER, Precedence.EXTERNAL_IP)
 
 
-class Affected(msgspec.Struct, frozen=True):
+class Affected(msgspec.Struct, frozen=True, gc=False):
     """The Services to assign again after a change, with unchanged routings.
 
     Those in `now` belong into the same transaction: they may get a frontend, lose one, or have
@@ -68,7 +68,7 @@ _NONE = Affected()
 _UNKNOWN: frozenset[ObjectName] = frozenset()
 
 
-class Assignment(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """The routing of a Service without the frontends of others, and the Services it affects.
 
     `problems` name the frontends that another Service has.
@@ -144,26 +144,32 @@ class FrontendOwners:
     def _add(self, claims: Claims) -> tuple[Affected, bool]:
         """Add claims; return the affected Services, and whether it has all keys alone."""
         now: list[Claimant] = []
+        later = _UNKNOWN
         unclaimed = True
         for claimant, keys in claims.keys:
             unclaimed &= self._frontends.add(claimant, keys, now)
-            self._append_preceded(claimant, keys, now)
-        for key in claims.on_node:
-            counts = self._on_node.setdefault(node_port_key(key), {})
-            counts[key] = counts.get(key, 0) + 1
-            self._append_node_port(key, now)
-        later: set[ObjectName] = set()
+            if self._on_node:
+                self._append_preceded(claimant, keys, now)
         if claims.cluster_ips:
-            holder = claims.holder
+            holder = claims.keys[0][0]
             self._cluster_ips.add(holder, claims.cluster_ips, [])
             if self._by_address:
                 for address in claims.cluster_ips:
                     # A second Service with one cluster IP takes nothing more from the others.
                     if self._cluster_ips.first(address) == holder:
-                        later |= self._by_address.get(address, _UNKNOWN)
+                        later = later.union(self._by_address.get(address, _UNKNOWN))
+        if claims.addresses or claims.on_node:
+            self._add_others(claims, now)
+        return _affected(now, later, claims.name) if now or later else _NONE, unclaimed
+
+    def _add_others(self, claims: Claims, now: list[Claimant]) -> None:
+        """Add the claims to addresses that may be another Service's or the node's."""
+        for key in claims.on_node:
+            counts = self._on_node.setdefault(node_port_key(key), {})
+            counts[key] = counts.get(key, 0) + 1
+            self._append_node_port(key, now)
         for address in claims.addresses:
             self._by_address.setdefault(address, set()).add(claims.name)
-        return _affected(now, later, claims.name), unclaimed
 
     def _discard(self, claims: Claims) -> Affected:
         now: list[Claimant] = []
@@ -179,10 +185,10 @@ class FrontendOwners:
                 if not counts:
                     del self._on_node[node_port]
             self._append_node_port(key, now)
-        later: set[ObjectName] = set()
+        later = _UNKNOWN
         for address in claims.cluster_ips:
             if self._cluster_ips.first(address) == claims.holder:
-                later |= self._by_address.get(address, _UNKNOWN)
+                later = later.union(self._by_address.get(address, _UNKNOWN))
             self._cluster_ips.discard(claims.holder, (address,), [])
         for address in claims.addresses:
             names = self._by_address[address]
@@ -195,7 +201,7 @@ class FrontendOwners:
         self, claimant: Claimant, keys: Iterable[bytes], now: list[Claimant]
     ) -> None:
         """Append the first claimants that a node port precedes, if it is the first of its queue."""
-        if not self._on_node or claimant.precedence > Precedence.NODE_PORT:
+        if claimant.precedence > Precedence.NODE_PORT:
             return
         for key in keys:
             if key in self._on_node and self._frontends.first(key) == claimant:
@@ -335,13 +341,13 @@ def _node_ports(routing: ServiceRouting) -> dict[bytes, PortRouting]:
     return found
 
 
-def _affected(now: Iterable[Claimant], later: set[ObjectName], by: ObjectName) -> Affected:
+def _affected(now: Iterable[Claimant], later: frozenset[ObjectName], by: ObjectName) -> Affected:
     if not (now or later):
         return _NONE
     names = {claimant.name for claimant in now}
     # Its own node port may precede its external IP.
     names.discard(by)
-    return Affected(frozenset(names), frozenset(later))
+    return Affected(frozenset(names), later)
 
 
 def _problem(

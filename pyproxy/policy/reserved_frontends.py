@@ -6,7 +6,7 @@ node does not work. Such frontends are left out before a Service claims them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -87,6 +87,7 @@ class ReservedFilter:
 
     def __init__(self, reserved: Reserved) -> None:
         self.reserved = reserved
+        self._concerns_all = len(reserved.families) < len(FAMILIES)
         self._ports = frozenset(own.port for own in reserved.own_ports)
         self._no_cluster_ips = reserved.local | reserved.broadcasts
         servers = {Address(server[:-2]) for server in reserved.api_servers}
@@ -94,8 +95,8 @@ class ReservedFilter:
         self._whole = servers - reserved.local if reserved.takes_addresses else frozenset()
 
     def endpoints(
-        self, slices: Iterable[EndpointSlice]
-    ) -> tuple[Iterable[EndpointSlice], tuple[Problem, ...]]:
+        self, slices: Collection[EndpointSlice]
+    ) -> tuple[Collection[EndpointSlice], tuple[Problem, ...]]:
         """Return slices without the endpoints on broadcast addresses of the node's networks.
 
         The Problems are of the Service, one for each slice.
@@ -149,17 +150,21 @@ class ReservedFilter:
         return msgspec.structs.replace(routing, ports=tuple(ports)), tuple(problems)
 
     def _concerns(self, service: Service) -> bool:
+        # Loops and early returns, because this is the whole cost of nearly every Service.
+        if self._concerns_all or not self._no_cluster_ips.isdisjoint(service.cluster_ips):
+            return True
         external = service.external_ips
-        return bool(
-            len(self.reserved.families) < len(FAMILIES)
-            or (external and not self.reserved.external_ips)
-            or not self._no_cluster_ips.isdisjoint(service.cluster_ips)
-            or not self._no_external_ips.isdisjoint(external)
-            or not self._no_external_ips.isdisjoint(service.load_balancer_ips)
-            or any(
-                port.port in self._ports or port.node_port in self._ports for port in service.ports
-            )
-        )
+        if external and not (
+            self.reserved.external_ips and self._no_external_ips.isdisjoint(external)
+        ):
+            return True
+        balanced = service.load_balancer_ips
+        if balanced and not self._no_external_ips.isdisjoint(balanced):
+            return True
+        for port in service.ports:
+            if port.port in self._ports or port.node_port in self._ports:
+                return True
+        return False
 
     def _divided(
         self, port: PortRouting, node_addresses: Collection[Address]

@@ -33,7 +33,7 @@ from pyproxy.model.service_bounds import ServiceBounds
 _PortKey = tuple[Family, str, Protocol]
 
 
-class Bounded(msgspec.Struct, frozen=True):
+class Bounded(msgspec.Struct, frozen=True, gc=False):
     """A Service with the ports, addresses, endpoints and source ranges that are used."""
 
     service: Service
@@ -66,19 +66,20 @@ def _is_far_within(
     service: Service, slices: Collection[EndpointSlice], bounds: ServiceBounds
 ) -> bool:
     """Return whether generous upper limits are within the bounds, as for nearly all Services."""
-    addresses = len(service.cluster_ips) + len(service.external_ips)
     # Each port may have a node port in two families.
-    addresses += len(service.load_balancer_ips) + 2
+    addresses = len(service.cluster_ips) + 2
+    if service.external_ips or service.load_balancer_ips:
+        addresses += len(service.external_ips) + len(service.load_balancer_ips)
     frontends = len(service.ports) * addresses or 1
-    ranges = len(service.source_ranges) + len(service.load_balancer_ips)
     endpoints = 0
     for part in slices:  # a loop, because a generator would be slower here
         endpoints += len(part.endpoints) * len(part.ports)
-    return (
-        frontends <= bounds.frontends
-        and (not service.source_ranges or frontends * ranges <= bounds.source_ranges)
-        and frontends * endpoints <= bounds.endpoints
-    )
+    if frontends > bounds.frontends or frontends * endpoints > bounds.endpoints:
+        return False
+    if not service.source_ranges:
+        return True
+    ranges = len(service.source_ranges) + len(service.load_balancer_ips)
+    return frontends * ranges <= bounds.source_ranges
 
 
 _Report = Callable[[str, str], None]

@@ -19,8 +19,12 @@ from tests.builders import (
     HOST,
     LOCAL,
     NODE,
+    NODES,
+    SLICE_PORTS,
+    addresses,
     backends,
     draining,
+    endpoints,
     ip,
     pod,
     services,
@@ -229,6 +233,34 @@ def test_a_slice_given_twice_changes_nothing(
 ) -> None:
     assert route_service(service, parts + parts, NODE, HOST) == route_service(
         service, parts, NODE, HOST
+    )
+
+
+@given(
+    st.sampled_from(
+        [
+            web(),
+            web(affinity_timeout=60, scheduler="rr", health_check_port=Port(30100)),
+            web(cluster_ips=["10.96.0.1", "fd00::1", "10.96.0.2"]),
+            web(families=(Family.IPV4, Family.IPV6), cluster_ips=["10.96.0.1", "fd00::1"]),
+            web(internal_policy=LOCAL),
+            web(ports=with_node_port()),
+            web(external_ips=["192.0.2.1"]),
+            web(load_balancer_ips=["192.0.2.1"]),
+        ]
+    ),
+    st.lists(
+        st.builds(Endpoint, addresses(Family.IPV4, 10, 6), node=NODES) | endpoints(Family.IPV4)
+    ),
+    st.just((SlicePort("", Protocol.TCP, Port(8080)),)) | SLICE_PORTS,
+)
+def test_another_slice_without_endpoints_changes_nothing(
+    service: Service, members: list[Endpoint], ports: tuple[SlicePort, ...]
+) -> None:
+    part, empty = slice_of(*members, ports=ports), slice_of(ports=(), name="web-2")
+    # One slice alone is mostly routed in a shorter way.
+    assert route_service(service, (part,), NODE, HOST) == route_service(
+        service, (part, empty), NODE, HOST
     )
 
 
