@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 
 import msgspec
 
@@ -82,19 +81,31 @@ class ClusterState:
                     yield name
                     break
 
-    def independent_services(self) -> frozenset[ObjectName]:
+    def independent_services(self) -> Set[ObjectName]:
         """Return the Services that have cluster IPs only, which no other Service has.
 
         A cluster IP is the strongest claim, so no other Service can change their frontends.
         """
-        count = Counter(ip for service in self.services.values() for ip in service.cluster_ips)
-        return frozenset(
-            name
-            for name, service in self.services.items()
-            if not (service.external_ips or service.load_balancer_ips or service.health_check_port)
-            and all(count[ip] == 1 for ip in service.cluster_ips)
-            and not any(port.node_port for port in service.ports)
-        )
+        # Loops, because generators would take twice as long.
+        seen: set[Address] = set()
+        shared: set[Address] = set()
+        for service in self.services.values():
+            for ip in service.cluster_ips:
+                if ip in seen:
+                    shared.add(ip)
+                else:
+                    seen.add(ip)
+        found: set[ObjectName] = set()
+        for name, service in self.services.items():
+            if service.external_ips or service.load_balancer_ips or service.health_check_port:
+                continue
+            for port in service.ports:
+                if port.node_port:
+                    break
+            else:
+                if shared.isdisjoint(service.cluster_ips):
+                    found.add(name)
+        return found
 
     def users_of(self, addresses: Collection[Address]) -> Iterator[ObjectName]:
         """Yield the Services that have one of these addresses, or an endpoint with one.

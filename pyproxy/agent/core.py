@@ -19,7 +19,7 @@ from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pending import Arrival, Change
 from pyproxy.agent.problems import ProblemSource, ProblemTracker
 from pyproxy.agent.service_router import Routings, ServiceRouter
-from pyproxy.agent.steps import Finished, Step, Steps
+from pyproxy.agent.steps import Finished, Step, Steps, without
 from pyproxy.agent.timeline import Activity, StepTimes, Timeline
 from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, NodeRouting, P
 from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleStateError
@@ -379,7 +379,7 @@ class Agent(Generic[P]):
         written: Routings = {**self._steps.programmed} if full else step.written
         commit = Commit(
             {**self._steps.routings} if full else finished.routings,
-            {name: routing for name, routing in written.items() if name not in left_out},
+            without(written, left_out),
             full,
             self._node.routing.node_port_addresses,
             rejected=self._rejected,

@@ -119,6 +119,8 @@ class DividedServices:
 
         A part in `rejected` stays as it was until its Service changes.
         """
+        if not self._services:
+            return {}
         for name, routing in written.items():
             if name in rejected:
                 continue

@@ -111,11 +111,11 @@ class Steps:
         return step
 
     def _adder(self, early: EarlyWriter) -> Callable[[ServiceRouting], None]:
-        independent = self._cluster_state.independent_services()
+        independent, most = self._cluster_state.independent_services(), self._limits.rows
 
         def add(routing: ServiceRouting) -> None:
-            if routing.name in independent and row_count(routing) <= self._limits.rows:
-                early.add(routing)
+            if routing.name in independent and (size := row_count(routing)) <= most:
+                early.add(routing, size)
 
         return add
 
@@ -163,23 +163,14 @@ class Steps:
         """
         if step.background:
             self._limiter.worked(began, ended)
-        for name, written in step.written.items():
-            if name in rejected:
-                continue
-            if written is None:
-                self.programmed.pop(name, None)
-            else:
-                self.programmed[name] = written
+        _record(self.programmed, without(step.written, rejected))
         done = self._divided.committed(step.written, rejected)
         refused = {service_of(name) for name in rejected}
-        done |= {name: routing for name, routing in step.whole.items() if name not in refused}
-        self._set_rejected((self._rejected - done.keys()) | refused)
-        for name, routing in done.items():
-            if routing is None:
-                self.routings.pop(name, None)
-            else:
-                self.routings[name] = routing
-        return Finished(done, self._finish(step, done.keys() | refused))
+        done |= without(step.whole, refused)
+        if self._rejected or refused:
+            self._set_rejected((self._rejected - done.keys()) | refused)
+        _record(self.routings, done)
+        return Finished(done, self._finish(step, done.keys() | refused if refused else done.keys()))
 
     def _finish(self, step: Step, done: AbstractSet[ObjectName]) -> Change:
         change = step.node if step.node is not None else Change()
@@ -188,7 +179,7 @@ class Steps:
                 change.add(each)
             else:
                 self._unfinished.setdefault(name, Change()).add(each)
-        for name in done & self._unfinished.keys():
+        for name in [name for name in self._unfinished if name in done]:
             change.add(self._unfinished.pop(name))
         return change
 
@@ -246,23 +237,29 @@ class Steps:
     def _add(self, routed: Routings, step: Step) -> int:
         """Add routings to a step; return the rows that this compares."""
         rows = 0
-        moving: list[ServiceRouting] = []
+        added: list[ObjectName] = []
+        has_divided = bool(self._divided)
         for name, routing in routed.items():
             before, size = self.programmed.get(name), row_count(routing)
-            if name in self._divided or (self._limits.divides and size > self._limits.large):
+            is_divided = has_divided and name in self._divided
+            if is_divided or (self._limits.divides and size > self._limits.large):
                 self._divided.replace(name, routing, before)
                 rows += min(size, self._limits.rows)
                 continue
             step.whole[name] = routing
-            rows += _LEAST_ROWS
-            # Most of the Services that the Node's change concerns stay as they are. One that this
-            # step was to change is written, because it gained a frontend and lost it again.
-            if routing is not None and routing == before and name not in step.written:
-                continue
+            rows += _LEAST_ROWS + size
+            if before is not None:
+                # Most of the Services that the Node's change concerns stay as they are. One that
+                # this step was to change gained a frontend and lost it again, and is written.
+                if routing == before and name not in step.written:
+                    rows -= size
+                    continue
+                rows += row_count(before)
             step.written[name] = routing
-            rows += size + row_count(before)
-            moving += filter(None, (before, routing))
+            added.append(name)
         if self._divided:
+            sides = ((self.programmed.get(name), step.written[name]) for name in added)
+            moving = [each for both in sides for each in both if each is not None]
             step.written |= self._divided.take_moving(moving)
         return rows
 
@@ -278,3 +275,18 @@ class Steps:
             costly.add(name)
         elif name in costly and name not in self._rejected:
             costly.discard(name)
+
+
+def without(routings: Routings, names: Collection[ObjectName]) -> Routings:
+    """Return the routings of all Services but these; mostly the same dict."""
+    if not names:
+        return routings
+    return {name: routing for name, routing in routings.items() if name not in names}
+
+
+def _record(state: dict[ObjectName, ServiceRouting], changes: Routings) -> None:
+    for name, routing in changes.items():
+        if routing is None:
+            state.pop(name, None)
+        else:
+            state[name] = routing

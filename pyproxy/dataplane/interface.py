@@ -134,10 +134,13 @@ class TableUsage(msgspec.Struct, frozen=True):
 
 
 class EarlyWriter(Protocol):
-    """Writes Services in a thread of its own, until the `plan_full` that has all Services."""
+    """Writes Services, until the `plan_full` that has all Services; a thread of its own sends."""
 
-    def add(self, routing: ServiceRouting) -> None:
-        """Have a Service written, whose routing is most likely final. Does not block."""
+    def add(self, routing: ServiceRouting, size: int) -> None:
+        """Have a Service of about `size` rows written, whose routing is most likely final.
+
+        Does not block, and takes the time of compiling and packing the rows.
+        """
         ...
 
 

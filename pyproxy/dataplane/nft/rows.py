@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from pyproxy.dataplane.nft.schema import PODS, Table
 from pyproxy.model.address import Address, Family, Network, Protocol
@@ -25,7 +26,13 @@ _PROTOCOLS = {protocol: bytes((protocol, 0, 0, 0)) for protocol in Protocol}
 
 def frontend_key(address: Address, protocol: Protocol, port: int) -> bytes:
     """Pack a frontend as a key: destination, protocol and port, each padded to 4 bytes."""
-    return address + _PROTOCOLS[protocol] + port.to_bytes(2, "big") + PORT_PADDING
+    return address + _protocol_port(protocol, port)
+
+
+@lru_cache(1024)
+def _protocol_port(protocol: Protocol, port: int) -> bytes:
+    # A cluster has few pairs of these, and packing one takes longer than finding it.
+    return _PROTOCOLS[protocol] + port.to_bytes(2, "big") + PORT_PADDING
 
 
 def node_rows(pod_networks: Iterable[Network]) -> Table:
@@ -54,5 +61,6 @@ def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[byt
 def service_comment(name: ObjectName, port: str) -> str:
     """Return an element's comment: Service and port, shortened, unsafe characters masked."""
     # A quote or a line feed in a comment would make nft's own listing of the table unloadable.
-    text = f"{name}:{port}" if port else str(name)
+    # Not str(name), which would be a call of its own for each port.
+    text = f"{name.namespace}/{name.name}:{port}" if port else str(name)
     return _UNSAFE.sub("?", text)[:COMMENT_LIMIT]

@@ -51,8 +51,10 @@ def expectations(routings: Iterable[ServiceRouting]) -> Expectations:
     """Return the endpoints that clients of these Services' affinity frontends may return to."""
     result: Expectations = {}
     for routing in routings:
+        if not routing.affinity_timeout:
+            continue
         learning = learning_chains(routing)
-        for port in routing.ports if learning else ():
+        for port in routing.ports:
             for frontend in port.frontends:
                 key = frontend_key(frontend.address, port.protocol, frontend.port)
                 learns = learning[port.family]

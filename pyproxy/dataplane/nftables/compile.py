@@ -42,12 +42,14 @@ _NODE_PORTS = {family: schema.NODE_PORTS.of(family) for family in Family}
 _NODE_PORT_ENDPOINTS = {family: schema.NODE_PORT_ENDPOINTS.of(family) for family in Family}
 _ADDRESS_AFFINITY = schema.AFFINITY_FRONTENDS, schema.AFFINITY_ENDPOINTS
 _NODE_AFFINITY = schema.NODE_PORT_AFFINITY, schema.NODE_PORT_AFFINITY_ENDPOINTS
-_ADDRESS_KINDS = schema.SERVICES, schema.INTERNAL_SERVICES, schema.EXTERNAL_SERVICES
-_NODE_KINDS = schema.NODE_PORTS, schema.INTERNAL_NODE_PORTS, schema.EXTERNAL_NODE_PORTS
+_ADDRESS_KINDS = schema.INTERNAL_SERVICES, schema.EXTERNAL_SERVICES
+_NODE_KINDS = schema.INTERNAL_NODE_PORTS, schema.EXTERNAL_NODE_PORTS
 _ENDPOINTS = {family: schema.ENDPOINTS.of(family) for family in Family}
 _CLUSTER_IPS = {family: nft.CLUSTER_IPS.of(family) for family in Family}
 _HAIRPIN = {family: nft.HAIRPIN.of(family) for family in Family}
 
+_CLUSTER_SLOTS: Final = chains.CLUSTER
+_NO_LEARNING: Mapping[Family, str] = {}
 _FIRST = {chains.CLUSTER: 0, chains.LOCAL: chains.LOCAL_OFFSET}
 _FEW = {which: [_INDEX.pack(first + n) for n in range(32)] for which, first in _FIRST.items()}
 
@@ -109,7 +111,7 @@ def _boundary(services: int, table: Table) -> Boundary:
 
 def add_service(routing: ServiceRouting, table: Table) -> None:
     """Add the rows that belong to one Service alone."""
-    learning = learning_chains(routing)
+    learning = learning_chains(routing) if routing.affinity_timeout else _NO_LEARNING
     for port in routing.ports:
         comment = service_comment(routing.name, port.name)
         learn = learning.get(port.family, "")
@@ -144,29 +146,29 @@ def _add_frontend(
     services = _NODE_PORTS[family] if node else _SERVICES[family]
     affinity = bool(learning) and use in _SERVES
     backends: tuple[Backend, ...] = ()
+    targets: list[tuple[str, str]] = []
     if use is _CLUSTER:
         # The cluster policy masquerades clients of all scopes but ClusterIP, so that replies of
         # endpoints on other nodes come back through this node.
         backends, masquerade = port.cluster, frontend.scope is not _CLUSTER_IP
-        _add_endpoints(table, family, key, chains.CLUSTER, backends)
-        picking = _picking(chains.CLUSTER, family, len(backends), masquerade, affinity, node)
-        targets = [(services, picking)]
+        _add_endpoints(table, family, key, _CLUSTER_SLOTS, backends)
+        target = _picking(_CLUSTER_SLOTS, family, len(backends), masquerade, affinity, node)
     elif use is _LOCAL:
         # The slots of CLUSTER, whose chains exist: only SPLIT needs slots for a second list.
         backends = port.local
-        _add_endpoints(table, family, key, chains.CLUSTER, backends)
-        picking = _picking(chains.CLUSTER, family, len(backends), False, affinity, node)
-        targets = [(services, picking)]
+        _add_endpoints(table, family, key, _CLUSTER_SLOTS, backends)
+        target = _picking(_CLUSTER_SLOTS, family, len(backends), False, affinity, node)
     elif use is _SPLIT:
         backends = port.cluster + port.local
-        targets = _split(port, key, affinity, table, node)
+        target, targets = _split(port, key, affinity, table, node)
     elif use is Use.REJECT:
         kind = schema.NO_ENDPOINT_NODE_PORTS if node else nft.NO_ENDPOINT_SERVICES
-        targets = [(kind.of(family), "")]
+        services, target = kind.of(family), ""
     elif use is Use.DROP:
-        targets = [(services, DROP)]
+        target = DROP
     else:
         assert_never(use)
+    table.setdefault(services, {})[key] = Tag(target, comment)
     if affinity:
         kinds = _NODE_AFFINITY if node else _ADDRESS_AFFINITY
         targets.append((kinds[0].of(family), chains.for_node_port(learning) if node else learning))
@@ -186,11 +188,11 @@ def _add_frontend(
 
 def _split(
     port: PortRouting, key: bytes, affinity: bool, table: Table, node: bool
-) -> list[tuple[str, str]]:
-    """Add both lists of endpoints; return the frontend's sets, and its verdict in each."""
+) -> tuple[str, list[tuple[str, str]]]:
+    """Add both lists of endpoints; return the frontend's verdict, and others by their sets."""
     family = port.family
-    services, internal_kind, external_kind = _NODE_KINDS if node else _ADDRESS_KINDS
-    targets = [(services.of(family), f"split{'-node' * node}{int(family)}")]
+    internal_kind, external_kind = _NODE_KINDS if node else _ADDRESS_KINDS
+    targets: list[tuple[str, str]] = []
     # Dropped, not rejected, without a local endpoint: a load balancer must see no reply.
     external = DROP
     if port.cluster:
@@ -200,7 +202,8 @@ def _split(
     if port.local:
         _add_endpoints(table, family, key, chains.LOCAL, port.local)
         external = _picking(chains.LOCAL, family, len(port.local), False, affinity, node)
-    return [*targets, (external_kind.of(family), external)]
+    targets.append((external_kind.of(family), external))
+    return f"split{'-node' * node}{int(family)}", targets
 
 
 def _add_endpoints(
@@ -208,6 +211,9 @@ def _add_endpoints(
 ) -> None:
     names = _NODE_PORT_ENDPOINTS if len(key) == NODE_PORT_KEY else _ENDPOINTS
     endpoints = table.setdefault(names[family], {})
+    if len(backends) == 1:
+        endpoints[key + _FEW[which][0]] = backends[0] + PORT_PADDING
+        return
     # `_indices` may return more numbers than there are endpoints.
     for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
         endpoints[key + index] = backend + PORT_PADDING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -183,7 +184,8 @@ class NftablesDataplane:
         services = tuple(services)
         if early is not None and (written := early.finish()) is not None:
             wanted = {each.name: each for each in services}
-            if all(wanted.get(name) is each for name, each in written.services.items()):
+            now = map(wanted.get, written.services)
+            if all(map(operator.is_, now, written.services.values())):
                 return self._plan_rest(wanted, written, node)
         held = self._read_table()
         options = self._options_for(node)
@@ -212,11 +214,13 @@ class NftablesDataplane:
         """Plan the Services that were not written early."""
         rest = [each for name, each in wanted.items() if name not in written.services]
         after = compile_all(rest, node, self._writer.batch_rows)
-        shared = after.shared
-        for each in written.services.values():
-            shared.update(shared_rows(each))
+        held = node_table(node)
+        for set_name, key in written.users if rest else ():
+            held.setdefault(set_name, {})[key] = b""
+        shared = written.users
+        shared.update(after.shared)
         return NftablesPlan(
-            diff({}, without_rows(after.table, written.shared)),
+            diff({}, without_rows(after.table, held)),
             wanted,
             shared,
             self._options_for(node),

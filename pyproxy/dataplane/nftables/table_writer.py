@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -19,7 +19,7 @@ from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compile import add_service
-from pyproxy.dataplane.nftables.early_writer import EarlyBatch, EarlyWriter
+from pyproxy.dataplane.nftables.early_writer import EarlyWriter
 from pyproxy.dataplane.nftables.plan import NftablesPlan, postpone_removals, targets, without
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import RejectedError
@@ -29,6 +29,7 @@ from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
+from pyproxy.policy.routing import ServiceRouting
 
 BATCH_ROWS = 10_000
 """Rows of a transaction. The kernel takes 1 to 10 microseconds for each, and other programs cannot
@@ -87,16 +88,19 @@ class TableWriter:
                 finish_load(self._netlink, base, self.chains)
                 self.loaded = options
 
-        def write(batch: EarlyBatch) -> None:
-            services = {each.name: each for each in batch.services}
-            new = self.missing_chains(batch.rows)
-            rejected = self._send(
-                pack(NftablesPlan(Delta({}, batch.rows), services, {}, options, new))
-            )
+        def packed(services: Sequence[ServiceRouting], rows: Table) -> PackedBatch:
+            named = {each.name: each for each in services}
+            return pack(NftablesPlan(Delta({}, rows), named, {}, options))
+
+        def write(batch: PackedBatch) -> None:
+            # Known only now: the batch before may have made the same chains.
+            new = self.missing_chains(batch.plan.delta.add)
+            plan = msgspec.structs.replace(batch.plan, chains=new)
+            rejected = self._send(PackedBatch(plan, batch.writes))
             if rejected is not None:
                 raise rejected.error
 
-        return EarlyWriter(node, session, write, self.batch_rows)
+        return EarlyWriter(node, session, packed, write, self.batch_rows)
 
     def write(self, plan: NftablesPlan) -> tuple[NftablesPlan, tuple[Failure, ...]]:
         """Write a plan, in batches if it is large; return it without the Services that failed.

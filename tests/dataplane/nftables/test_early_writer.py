@@ -14,6 +14,7 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.model.address import parse_address, parse_network
+from pyproxy.policy.parts import row_count
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import compiled
 from tests.dataplane.nftables.test_dataplane import OPTIONS, held, misfit, numbered, programming
@@ -32,7 +33,7 @@ def written(
     writer = dataplane.write_early(NODE)
     assert writer is not None
     for each in early:
-        writer.add(each)
+        writer.add(each, row_count(each))
     return dataplane.plan_full(all_of, NODE)
 
 
@@ -86,10 +87,10 @@ def test_a_table_that_is_deleted_meanwhile(namespace: Namespace) -> None:
         writer = namespace.call(lambda: dataplane.write_early(NODE))
         assert writer is not None
         for each in EARLY[:30]:
-            writer.add(each)
+            writer.add(each, row_count(each))
         namespace.run(["nft", "flush", "ruleset"])
         for each in EARLY[30:]:
-            writer.add(each)
+            writer.add(each, row_count(each))
         plan = namespace.call(lambda: dataplane.plan_full(EARLY, NODE))
         namespace.call(lambda: dataplane.commit(plan))
         # Whether the writer's next batch or the monitor finds it, a read-back repairs it.
@@ -102,6 +103,7 @@ import os, signal, time
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.policy.parts import row_count
 from tests.dataplane.nftables.test_dataplane import OPTIONS
 from tests.dataplane.nftables.test_early_writer import EARLY, NODE
 
@@ -110,7 +112,7 @@ dataplane.cleanup()
 dataplane.prepare()
 writer = dataplane.write_early(NODE)
 for each in EARLY[:40]:
-    writer.add(each)
+    writer.add(each, row_count(each))
 while not read_table(Nfnetlink()).get("services4"):
     time.sleep(0.001)
 os.kill(os.getpid(), signal.SIGKILL)
