@@ -18,6 +18,8 @@ WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? 2 * n + 1 : 8)))
 IMAGE ?= pyproxy:dev
 SECONDS ?=
 BENCH_ARGS ?=
+# uv finds these interpreters, or downloads them.
+PYTHONS ?= 3.11 3.12 3.13 3.14
 
 COMMANDS := nft ip conntrack curl ps
 TEST_COMMANDS := iptables ipset nfacct shellcheck chromium
@@ -26,7 +28,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check generate docs docs-serve clean
+.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +42,12 @@ $(STAMP): pyproject.toml lab/pyproject.toml
 	@echo "installing Python packages into .venv"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable lab
+	@touch $@
+
+# The extra release: build, twine, uv and zizmor.
+RELEASE := .venv/.release
+$(RELEASE): $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[release]'
 	@touch $@
 
 system:
@@ -70,7 +78,7 @@ test: ## run everything: check, then all tests
 coverage: PYTEST_ARGS += --cov --cov-report=term
 coverage: test ## run the same, with the lines of pyproxy/ that no test reaches
 
-test-tools: venv
+test-tools: venv $(RELEASE)
 	@tools/promtool.sh $(BIN)
 	@tools/helm.sh $(BIN)
 
@@ -111,22 +119,13 @@ generate: ## write the files that are generated from others
 	@$(BIN)/python tools/prometheusrule.py deploy/monitoring/alerts.yaml \
 		>deploy/monitoring/prometheusrule.yaml
 	@$(BIN)/python tools/chart_schema.py deploy/helm/pyproxy/values.schema.json
-	@$(BIN)/python -m tools.reference
 
-DOCS_STAMP := .venv/.docs-installed
-# Material warns of a future MkDocs at each start.
-docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+dist: $(RELEASE) ## build wheels, sdists and the chart of the last commit into dist/
+	@tools/helm.sh $(BIN)
+	@tools/dist.sh dist
 
-$(DOCS_STAMP): $(STAMP)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	@touch $@
-
-docs: $(DOCS_STAMP) ## build the documentation as a site in build/site; a broken link is an error
-	@$(BIN)/mkdocs build --quiet --strict
-	@$(BIN)/python tools/site_check.py build/site
-
-docs-serve: $(DOCS_STAMP) ## serve that site on 127.0.0.1:8000, and build it again after each change
-	@$(BIN)/mkdocs serve
+dist-check: test-tools ## build them, and install and run each with PYTHONS
+	PYPROXY_DIST_PYTHONS="$(PYTHONS)" $(BIN)/pytest tests/deploy/test_dist.py $(PYTEST_ARGS)
 
 image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)
@@ -136,4 +135,4 @@ image-check: system ## build the image's stages without an engine, and start the
 	@$(PYTHON) tools/image_check.py
 
 clean: ## remove all that the other targets have made
-	rm -rf .venv .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build *.egg-info
+	rm -rf .venv .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info lab/*.egg-info
