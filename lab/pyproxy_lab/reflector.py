@@ -112,19 +112,26 @@ class Reflector:
         self._listed = listed
 
     async def run(self) -> None:
-        """List, then watch; list again when the watch cannot go on."""
+        """List, then watch; list again when the watch cannot go on, whatever the reason."""
         pause = FIRST_PAUSE
+        unexpected = f"cannot follow {self._path}: listing again"
         while True:
             try:
                 version = await self._list()
                 pause = FIRST_PAUSE
+                self._failures.forget(unexpected)
                 self._listed.set()
                 while version:
                     version = await self._watch(version)
             except (RequestError, aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
                 log.debug("%s: %s: listing again", self._path, error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+            except Exception:
+                # Such as an object without metadata: the caches of other kinds go on.
+                self._failures.report(unexpected)
+            else:
+                continue
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     def _changed(self, old: Object | None, new: Object | None) -> None:
         """Call back; an object that the callback does not understand ends no watch."""

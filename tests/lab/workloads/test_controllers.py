@@ -6,6 +6,8 @@ import asyncio
 import threading
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from pyproxy_lab import reflector
 from pyproxy_lab.apiserver.server import ApiServer
 from pyproxy_lab.apiserver.settings import Settings
@@ -96,3 +98,34 @@ def test_a_change_that_a_callback_does_not_understand_ends_no_watch(
             api.ok("POST", SERVICES, service("good"))
             until(lambda: "good" in found, "the watch after two failures")
     assert caplog.messages.count(message) == 1
+
+
+def test_a_list_that_cannot_be_read_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    lists = iter(
+        [
+            b'{"items": [{}]}',
+            b'{"items": [{}]}',
+            b'{"items": [], "metadata": {"resourceVersion": "1"}}',
+        ]
+    )
+
+    async def respond(request: web.Request) -> web.Response:
+        if "watch" in request.query:
+            await asyncio.Event().wait()
+        return web.Response(body=next(lists))
+
+    async def run() -> None:
+        application = web.Application()
+        application.router.add_get("/api/v1/pods", respond)
+        async with TestServer(application) as server, asyncio.timeout(60):
+            listed = asyncio.Event()
+            async with reflector.session(str(server.make_url("")), "") as session:
+                following = reflector.Reflector(
+                    session, "/api/v1/pods", {}, reflector.unnoticed, listed
+                )
+                task = asyncio.create_task(following.run())
+                await listed.wait()
+                task.cancel()
+
+    asyncio.run(run())
+    assert caplog.messages == ["cannot follow /api/v1/pods: listing again"]
