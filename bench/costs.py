@@ -5,7 +5,6 @@ Each size has an agent and a network namespace of its own, so that their rules a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -14,6 +13,7 @@ from pyproxy_lab.bench.figures import Spread
 from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.namespace import Namespace, ip
+from pyproxy_lab.owner import Owner
 
 from bench.inside import Inside, inside, lists, slice_object
 
@@ -45,7 +45,7 @@ def costs_of_changes(sizes: Sequence[Size], changes: int, mode: LabMode) -> list
 @contextmanager
 def _settled(size: Size, mode: LabMode) -> Iterator[Inside]:
     """Have an agent that has programmed everything, in a network namespace that is its own."""
-    namespace = Namespace(f"lab{os.getpid()}-1-{size.services}")
+    namespace = Namespace(f"{Owner.this_process().network(1)}-{size.services}")
     ip([f"netns add {namespace.name}"])
     try:
         namespace.ip(["link set lo up"])

@@ -1,14 +1,14 @@
 """Remove what is left of labs whose process was killed: programs, namespaces and their files.
 
-A lab's namespaces are named `labPID-N-NAME`, by the process that made them. Rules, links and
+A lab's namespaces are named `labPID-START-N-NAME`, by the process that made them. Rules, links and
 virtual servers are in these namespaces, and end with them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import re
 import select
 import shutil
 import signal
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyproxy_lab.namespace import NETNS_FOLDER, LabError, execute
+from pyproxy_lab.owner import Owner
 
 MARKER = "PYPROXY_LAB"
-"""The environment variable of all programs of `pyproxy lab up`: the id of the lab's process.
+"""The environment variable of all programs of `pyproxy lab up`: the owner of the lab.
 
 It is how programs are found that have not entered their namespace yet.
 """
@@ -26,7 +27,6 @@ It is how programs are found that have not entered their namespace yet.
 NETNS_FILES = Path("/etc/netns")
 """`ip netns exec` mounts the files of /etc/netns/NAME over those of /etc."""
 
-_OWN_NAME = re.compile(r"lab(\d+)-\d+-")
 _ROUNDS = 20
 _PATIENCE = 5.0
 """Seconds in which a killed program must end; one in an uninterruptible call takes longer."""
@@ -34,47 +34,39 @@ _PATIENCE = 5.0
 
 def remove_abandoned() -> None:
     """Remove the leftovers of all labs whose process no longer exists."""
-    for pid in {_maker(path) for folder in _folders() for path in folder.glob("lab*")}:
-        if pid is not None and not Path("/proc", str(pid)).exists():
-            remove(pid)
+    paths = itertools.chain(NETNS_FOLDER.glob("lab*"), NETNS_FILES.glob("lab*"))
+    for owner in {Owner.of(path.name) for path in paths}:
+        if owner is not None and not owner.is_alive:
+            remove(owner)
 
 
-def remove(pid: int) -> None:
-    """Remove the programs, namespaces and files of the labs that process `pid` has made.
+def remove(owner: Owner) -> None:
+    """Remove the programs, namespaces and files of the labs that a process has made.
 
     Blocks until the programs have ended. May be called again, and while another process does the
     same. Raises LabError where a program does not end.
     """
     for _ in range(_ROUNDS):
         # A program may have started another one before it was killed.
-        programs = set(_programs(pid))
+        programs = set(_programs(owner))
         if not programs:
             break
         for each in programs:
             _kill(each)
     else:
-        raise LabError(f"programs of the lab of process {pid} do not end: {sorted(programs)}")
-    for path in NETNS_FOLDER.glob(f"lab{pid}-*"):
+        raise LabError(f"programs of the lab of process {owner.pid} do not end: {sorted(programs)}")
+    for path in NETNS_FOLDER.glob(f"lab{owner}-*"):
         execute(["ip", "netns", "del", path.name], check=False)
-    for path in NETNS_FILES.glob(f"lab{pid}-*"):
+    for path in NETNS_FILES.glob(f"lab{owner}-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _folders() -> tuple[Path, Path]:
-    return NETNS_FOLDER, NETNS_FILES
-
-
-def _maker(path: Path) -> int | None:
-    found = _OWN_NAME.match(path.name)
-    return int(found[1]) if found else None
-
-
-def _programs(pid: int) -> Iterator[int]:
+def _programs(owner: Owner) -> Iterator[int]:
     """Find the programs in the lab's namespaces, and those with its marker."""
-    for path in NETNS_FOLDER.glob(f"lab{pid}-*"):
+    for path in NETNS_FOLDER.glob(f"lab{owner}-*"):
         listed = execute(["ip", "netns", "pids", path.name], check=False)
         yield from map(int, listed.stdout.split())
-    marker = f"{MARKER}={pid}".encode()
+    marker = f"{MARKER}={owner}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         # The process may have ended, or belong to another user namespace.
         with contextlib.suppress(OSError):

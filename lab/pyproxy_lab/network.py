@@ -8,7 +8,6 @@ process of the machine opens one in a namespace (`Namespace.call`) and uses it f
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import socket
 import time
@@ -30,6 +29,7 @@ from pyproxy_lab.namespace import (
     make_namespaces,
     require_root,
 )
+from pyproxy_lab.owner import Owner
 from pyproxy_lab.probe import probe
 from pyproxy_lab.servers import Server, Servers
 from pyproxy_lab.topology import (
@@ -63,7 +63,7 @@ class Network:
     def __init__(self, topology: Topology = TWO_NODES, *, joins: str = "") -> None:
         self.topology = topology
         self._joins = bool(joins)
-        self._id = joins or f"lab{os.getpid()}-{next(_numbers)}"
+        self._id = joins or Owner.this_process().network(next(_numbers))
         self._servers = Servers()
         self._pods: dict[str, Pod] = {}
 

@@ -12,8 +12,10 @@ from contextlib import ExitStack
 from functools import partial
 
 import pytest
-from pyproxy_lab.namespace import NETNS_FOLDER, LabError
+from pyproxy_lab.leftovers import remove_abandoned
+from pyproxy_lab.namespace import NETNS_FOLDER, LabError, ip
 from pyproxy_lab.network import Network
+from pyproxy_lab.owner import Owner
 from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.relay import relaying
 from pyproxy_lab.topology import API_ADDRESS, numbered_pod
@@ -197,12 +199,24 @@ def test_a_lab_that_was_killed_is_removed_by_the_next() -> None:
     )
     assert killed.stdout is not None
     assert killed.stdout.readline() == b"up\n"
-    pattern = f"lab{killed.pid}-0*"
+    pattern = f"lab{killed.pid}-*"
     assert list(NETNS_FOLDER.glob(pattern))
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     with Network():
         assert not list(NETNS_FOLDER.glob(pattern))
+
+
+@packets
+def test_a_lab_is_abandoned_though_another_process_has_its_id() -> None:
+    own = Owner.this_process()
+    alive, gone = own.network(99), Owner(own.pid, own.start - 1).network(99)
+    ip([f"netns add {name}-a1" for name in (alive, gone)])
+    try:
+        remove_abandoned()
+        assert {path.name for path in NETNS_FOLDER.glob(f"lab{own.pid}-*-99-a1")} == {f"{alive}-a1"}
+    finally:
+        ip([f"netns del {alive}-a1"])
 
 
 @pytest.mark.parametrize(

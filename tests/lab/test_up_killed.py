@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pyproxy_lab.namespace import NETNS_FOLDER
 
 from tests.lab import up
 from tests.lab.up import Up
@@ -31,7 +32,7 @@ def _ending(lab: Up) -> bool:
 PHASES: dict[str, Callable[[Up], object]] = {
     "the folder exists": lambda lab: lab.folder.exists(),
     "the first namespace exists": lambda lab: lab.namespaces(),
-    "the nodes exist": lambda lab: Path(f"/run/netns/lab{lab.pid}-0-nb").exists(),
+    "the nodes exist": lambda lab: list(NETNS_FOLDER.glob(f"lab{lab.pid}-*-0-nb")),
     "the agents start": lambda lab: list(lab.folder.glob("agent-*.log")),
     "the kubeconfig exists": lambda lab: (lab.folder / "admin.conf").exists(),
     "it is ready": lambda lab: lab.is_ready(),

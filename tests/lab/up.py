@@ -49,7 +49,8 @@ class Up:
         until(self.is_ready, lambda: f"the lab is not ready: {self.text}", patience=120)
 
     def namespace(self, name: str) -> Namespace:
-        return Namespace(f"lab{self.pid}-0-{name}")
+        (path,) = NETNS_FOLDER.glob(f"lab{self.pid}-*-0-{name}")
+        return Namespace(path.name)
 
     def namespaces(self) -> list[Path]:
         return list(NETNS_FOLDER.glob(f"lab{self.pid}-*"))
@@ -61,6 +62,7 @@ class Up:
     def leftovers(self) -> list[str]:
         """Return all that exists of this lab outside of its process."""
         found = [*self.namespaces(), *NETNS_FILES.glob(f"lab{self.pid}-*")]
+        found += self.folder.parent.glob(f".{self.folder.name}.*")
         if self.folder.exists():
             found += [self.folder, *self.folder.iterdir()]
         # No link of a lab belongs here, but other programs name theirs so too.
@@ -70,10 +72,11 @@ class Up:
 
 def programs_of(pid: int) -> Iterator[str]:
     """Yield the programs that the process of a lab has started, and their children's."""
-    marker = f"{MARKER}={pid}".encode()
+    marker = f"{MARKER}={pid}-".encode()
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if marker in (path / "environ").read_bytes().split(b"\0"):
+            environment = (path / "environ").read_bytes()
+            if any(each.startswith(marker) for each in environment.split(b"\0")):
                 yield f"process {path.name}: {(path / 'cmdline').read_bytes()!r}"
         except OSError:
             continue

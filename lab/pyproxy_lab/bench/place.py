@@ -9,7 +9,6 @@ Service's address that no rule translates is unreachable at once, so that a prob
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from pyproxy_lab.namespace import (
     make_namespaces,
     require_root,
 )
+from pyproxy_lab.owner import Owner
 from pyproxy_lab.process import pipes
 
 CLIENT_ADDRESS = "10.255.0.2"
@@ -51,7 +51,7 @@ def own_place() -> Iterator[Place]:
     """
     require_root()
     remove_abandoned()
-    names = [f"lab{os.getpid()}-0-{which}" for which in ("node", "client", "pods")]
+    names = [f"{Owner.this_process().network(0)}-{which}" for which in ("node", "client", "pods")]
     node, client, pods = map(Namespace, names)
     try:
         make_namespaces(names, wiring.ON_ALL)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pyproxy.errors import UsageError
 from pyproxy_lab import leftovers, modes
 from pyproxy_lab.namespace import LabError, require_root
+from pyproxy_lab.owner import Owner
 from pyproxy_lab.up import state
 from pyproxy_lab.up.options import MOST_NODES, Options, check, proxy_command
 from pyproxy_lab.up.state import LockedError, StateFolder
@@ -79,6 +80,7 @@ def up(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     require_root()
     options = _options(arguments)
+    state.remove_unfinished(options.folder)
     with _interruptible(), StateFolder(options.folder) as folder:
         _remove_leftovers(folder)
         try:
@@ -89,7 +91,7 @@ def up(arguments: argparse.Namespace) -> int:
             _run(options, began)
         finally:
             _uninterruptible()
-            leftovers.remove(os.getpid())
+            leftovers.remove(Owner.this_process())
             folder.remove()
     return 0
 
@@ -97,14 +99,13 @@ def up(arguments: argparse.Namespace) -> int:
 def down(arguments: argparse.Namespace) -> int:
     """End the lab, and remove what a killed one has left. Raises UsageError, LabError."""
     require_root()
-    path: Path = arguments.state
+    path: Path = arguments.state.absolute()
     deadline = time.monotonic() + _PATIENCE
-    removed = False
+    removed = state.remove_unfinished(path)
     while path.exists():
         removed = removed or state.record(path) is not None
         try:
             with StateFolder(path) as folder:
-                removed = removed or folder.made_by_lab()
                 _remove_leftovers(folder)
                 folder.remove()
             break
@@ -120,7 +121,7 @@ def env(arguments: argparse.Namespace) -> int:
     """Print the shell's commands that set KUBECONFIG. Raises UsageError without a lab."""
     path = state.kubeconfig(arguments.state)
     found = state.record(arguments.state)
-    if found is None or not state.is_alive(found) or not path.exists():
+    if found is None or not found.owner.is_alive or not path.exists():
         raise UsageError("no lab is up: start one with `sudo pyproxy lab up`")
     print(f"export KUBECONFIG={shlex.quote(str(path))}")
     return 0
@@ -178,6 +179,7 @@ def _announce(options: Options, running: Lab, seconds: float) -> None:
         f'    eval "$({program} lab env{state_flag})"',
         *(f"    {each}" for each in _TO_TRY[: 2 if options.proxy else 3]),
         "",
+        "docs/learn.md of pyproxy's repository is a tutorial for it, in ten steps.",
         f"Ctrl-C or `sudo {program} lab down{state_flag}` removes it all.",
     ]
     if shutil.which("kubectl") is None:
@@ -187,7 +189,7 @@ def _announce(options: Options, running: Lab, seconds: float) -> None:
 
 def _mark_programs(folder: Path) -> None:
     """Let all programs be found after SIGKILL, and temporary files be made in the lab's folder."""
-    os.environ[leftovers.MARKER] = str(os.getpid())
+    os.environ[leftovers.MARKER] = str(Owner.this_process())
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
@@ -204,8 +206,8 @@ def _remove_leftovers(folder: StateFolder) -> None:
     found = state.record(folder.path)
     if found is None:
         return
-    if found.pid:
-        leftovers.remove(found.pid)
+    if found.owner.pid and found.owner != Owner.this_process():
+        leftovers.remove(found.owner)
     folder.empty()
 
 
@@ -213,13 +215,13 @@ def _end(path: Path) -> None:
     """End the process of a lab with SIGTERM, later with SIGKILL; wait a little without one."""
     found = state.record(path)
     try:
-        handle = os.pidfd_open(found.pid if found and found.pid else -1)
+        handle = os.pidfd_open(found.owner.pid if found and found.owner.pid else -1)
     except OSError:
         # The lab has just been started, or another process is removing it.
         time.sleep(_POLL)
         return
     try:
-        if found is None or not state.is_alive(found):
+        if found is None or not found.owner.is_alive:
             return
         ended = select.poll()
         ended.register(handle, select.POLLIN)

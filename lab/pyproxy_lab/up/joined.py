@@ -15,7 +15,7 @@ from pyproxy_lab.modes import LabMode, named
 from pyproxy_lab.namespace import LabError
 from pyproxy_lab.network import Network
 from pyproxy_lab.process import socket_of
-from pyproxy_lab.sync_barrier import SyncBarrier
+from pyproxy_lab.sync_barrier import SocketMarker, SyncBarrier
 from pyproxy_lab.topology import TWO_NODES, Topology, nodes_alone
 from pyproxy_lab.up import state
 from pyproxy_lab.up.state import Record
@@ -28,7 +28,7 @@ class Joined:
         config: JsonObject = msgspec.json.decode((folder / "kubeconfig").read_bytes())
         self._folder = folder
         self._found = found
-        self.network = Network(_topology(found), joins=f"lab{found.pid}-0")
+        self.network = Network(_topology(found), joins=found.owner.network(0))
         self.client = ApiClient(
             config["clusters"][0]["cluster"]["server"],
             config["users"][0]["user"]["token"],
@@ -47,12 +47,12 @@ class Joined:
 
     def barrier(self, site_name: str) -> SyncBarrier:
         """Return a barrier that waits until a site's pyproxy has programmed all writes."""
-        return SyncBarrier(self.client, self, str(socket_of(site_name, self._folder)))
+        return SyncBarrier(self.client, self, SocketMarker(str(socket_of(site_name, self._folder))))
 
     def require_alive(self) -> None:
         """Raise LabError if the lab has ended."""
-        if not state.is_alive(self._found):
-            raise LabError(f"the lab of process {self._found.pid} has ended")
+        if not self._found.owner.is_alive:
+            raise LabError(f"the lab of process {self._found.owner.pid} has ended")
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def joined(folder: Path) -> Iterator[Joined]:
     Raises UsageError where no lab is up, or one without their addresses; LabError.
     """
     found = state.record(folder)
-    if found is None or not state.is_alive(found) or not (folder / "kubeconfig").exists():
+    if found is None or not found.owner.is_alive or not (folder / "kubeconfig").exists():
         raise UsageError(f"--lab {folder}: no lab is up: start one with `pyproxy lab up`")
     if found.nodes < len(TWO_NODES.sites) or not found.dual_stack:
         raise UsageError(f"--lab {folder}: start it with --dual-stack and two nodes or more")

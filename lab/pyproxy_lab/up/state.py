@@ -1,17 +1,19 @@
 """The folder of a lab that is up: its lock, its process, its kubeconfig and its agents' logs.
 
 The lock is a flock of the folder itself. The kernel releases it however the process ends, so a
-folder without a lock belongs to a lab that was killed. A lab makes its folder with the sticky bit,
-in one system call: an empty folder with it is a lab's, and any other folder is never removed.
+folder without a lock belongs to a lab that was killed. A lab makes its folder under another name,
+`.NAME.PID-START`, and renames it when it has its record; it removes it under such a name too. A
+folder without a record is therefore a person's, and is never removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import shutil
-import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +21,7 @@ from typing import Self
 import msgspec
 
 from pyproxy.errors import UsageError
+from pyproxy_lab.owner import Owner
 from pyproxy_lab.up.options import Options
 
 DEFAULT = Path("/run/pyproxy-lab")
@@ -26,24 +29,22 @@ DEFAULT = Path("/run/pyproxy-lab")
 _RECORD = "lab.json"
 _KUBECONFIG = "admin.conf"
 
-_MODE = 0o1755
-_WRITERS = 0o022
-"""The bits of group and others, which a shared folder such as /tmp has beside the sticky bit."""
+_HIDDEN = re.compile(r"(\d+)-(\d+)")
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The process of a lab, by its id and its start in the kernel's ticks, and its options.
+    """The process of a lab, and its options.
 
     It is written before the process makes anything else. `proxy` says that another proxy than
-    pyproxy runs.
+    pyproxy runs, `made` that a lab has made the folder, rather than a person for the lab.
     """
 
-    pid: int
-    start: int
+    owner: Owner
     mode: str = ""
     nodes: int = 0
     dual_stack: bool = False
     proxy: bool = False
+    made: bool = False
 
 
 class LockedError(UsageError):
@@ -81,23 +82,31 @@ class StateFolder:
         os.close(self._handle)
 
     def write_record(self, found: Record) -> None:
-        """Write whose folder it is; may be cut short by SIGKILL."""
-        (self.path / _RECORD).write_bytes(msgspec.json.encode(found))
+        """Write whose folder it is; in a folder that a person made it may be cut short."""
+        path = self.path / _RECORD
+        if not self.made_by_lab():
+            path.write_bytes(msgspec.json.encode(found))
+            return
+        # The record says that a lab made the folder, so there is one at every moment.
+        new = path.with_suffix(".new")
+        new.write_bytes(msgspec.json.encode(msgspec.structs.replace(found, made=True)))
+        new.replace(path)
 
     def made_by_lab(self) -> bool:
         """Return whether a lab has made the folder, rather than a person for the lab."""
-        mode = os.fstat(self._handle).st_mode
-        return bool(mode & stat.S_ISVTX) and not mode & _WRITERS
+        found = record(self.path)
+        return found is not None and found.made
 
     def remove(self) -> None:
         """Remove the files, and the folder if a lab made it. Others can make it anew at once."""
-        self.empty()
         if self.made_by_lab():
-            self.path.rmdir()
+            shutil.rmtree(self.path.rename(_hidden(self.path)))
+            return
+        self.empty()
+        (self.path / _RECORD).unlink(missing_ok=True)
 
     def empty(self) -> None:
-        """Remove all files of the folder."""
-        # The record goes last, because a folder with other files and no record is not removed.
+        """Remove all files of the folder but the record."""
         for path in self.path.iterdir():
             if path.name == _RECORD:
                 continue
@@ -105,7 +114,29 @@ class StateFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        (self.path / _RECORD).unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> bool:
+    """Remove the folders that were to become a lab's folder, or were it, when it was killed.
+
+    Returns whether there was one.
+    """
+    before = f".{path.name}."
+    found = [each for each in path.parent.glob(f"{before}*") if _is_abandoned(each, before)]
+    for each in found:
+        # Another process may be doing the same.
+        shutil.rmtree(each, ignore_errors=True)
+    return bool(found)
+
+
+def _hidden(path: Path) -> Path:
+    """Return the name under which this process makes and removes a folder."""
+    return path.with_name(f".{path.name}.{Owner.this_process()}")
+
+
+def _is_abandoned(path: Path, before: str) -> bool:
+    numbers = _HIDDEN.fullmatch(path.name.removeprefix(before))
+    return numbers is not None and not Owner(int(numbers[1]), int(numbers[2])).is_alive
 
 
 def record(path: Path) -> Record | None:
@@ -115,7 +146,7 @@ def record(path: Path) -> Record | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (msgspec.DecodeError, msgspec.ValidationError):
-        return Record(0, 0)
+        return Record(Owner(0, 0))
 
 
 def kubeconfig(path: Path) -> Path:
@@ -134,11 +165,14 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Make the folder if it is missing and lock it. Raises LockedError, OSError."""
+    """Lock the folder; make it if it is missing. Raises LockedError, OSError."""
     while True:
-        path.mkdir(mode=_MODE, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                _make(path)
+                continue
             stack.callback(os.close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,6 +181,20 @@ def _lock(path: Path) -> int:
             if _is_still(path, handle):
                 stack.pop_all()
                 return handle
+
+
+def _make(path: Path) -> None:
+    """Make the folder with the record that a lab has made it. Raises OSError."""
+    hidden = _hidden(path)
+    hidden.mkdir()
+    (hidden / _RECORD).write_bytes(msgspec.json.encode(Record(Owner.this_process(), made=True)))
+    try:
+        hidden.rename(path)
+    except OSError as error:
+        shutil.rmtree(hidden)
+        # Another process has made it meanwhile, and may have the lock.
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise
 
 
 def _is_still(path: Path, handle: int) -> bool:
@@ -159,32 +207,16 @@ def _is_still(path: Path, handle: int) -> bool:
 
 def _up_already(path: Path) -> str:
     found = record(path)
-    whose = f"process {found.pid}, {path}" if found and found.pid else str(path)
+    whose = f"process {found.owner.pid}, {path}" if found and found.owner.pid else str(path)
     return f"a lab is up already ({whose}): end it with `pyproxy lab down`"
 
 
 def own_record(options: Options) -> Record:
     """Return the record of this process."""
     return Record(
-        os.getpid(),
-        _start_of(os.getpid()),
+        Owner.this_process(),
         options.mode.name,
         options.nodes,
         options.dual_stack,
         bool(options.proxy),
     )
-
-
-def is_alive(found: Record) -> bool:
-    """Return whether the process of a record exists."""
-    return found.pid > 0 and _start_of(found.pid) == found.start
-
-
-def _start_of(pid: int) -> int:
-    """Return when a process was started, -1 if there is none."""
-    try:
-        stat = Path("/proc", str(pid), "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    # The second field, the program's name in parentheses, may have any characters.
-    return int(stat.rpartition(")")[2].split()[19])
