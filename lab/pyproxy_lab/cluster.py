@@ -24,7 +24,7 @@ from pyproxy_lab.network import Network
 from pyproxy_lab.node_exec import NodeExec, agent_pod
 from pyproxy_lab.process import Agent, agent_command, socket_of
 from pyproxy_lab.relay import relaying
-from pyproxy_lab.sync_barrier import SyncBarrier
+from pyproxy_lab.sync_barrier import SocketMarker, SyncBarrier
 from pyproxy_lab.topology import API_ADDRESS, TWO_NODES, Site, Topology
 
 _PORTS = {"http": 80, "https": 443}
@@ -34,8 +34,8 @@ class Cluster:
     """A context manager: inside it network and API server stand, and know the nodes.
 
     `folder` is for kubeconfigs, sockets and logs; without one it is a temporary folder. With
-    `loopback` the API server can be reached from the machine too. Raises what `Network` and
-    `ApiClient` do.
+    `secure` its own API server can be reached over TLS too, from the nodes and from the machine.
+    Raises what `Network` and `ApiClient` do.
     """
 
     network: Network
@@ -53,12 +53,12 @@ class Cluster:
         *,
         api: ApiClient | None = None,
         folder: Path | None = None,
-        loopback: bool = False,
+        secure: bool = False,
     ) -> None:
         self._topology = topology
         self._api = api
         self._folder = folder
-        self._loopback = loopback
+        self._secure = secure
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -69,7 +69,7 @@ class Cluster:
             self.network = stack.enter_context(Network(self._topology))
             if self._api is None:
                 self.server, self.client = stack.enter_context(
-                    _own_api_server(self.network, self._loopback)
+                    _own_api_server(self.network, self._secure)
                 )
                 self.server.exec.runner = NodeExec(self.network, self.folder)
             else:
@@ -92,10 +92,23 @@ class Cluster:
 
     def kubeconfig(self) -> Path:
         """Write a kubeconfig for agents on the nodes, and return its path."""
-        path = self.folder / "kubeconfig"
+        return self._write_kubeconfig("kubeconfig", kubeconfig(self.url, self.client.token))
+
+    def secure_kubeconfig(self) -> Path:
+        """Write a kubeconfig for programs that send no token without TLS, and return its path.
+
+        It is that of `kubeconfig` where the cluster is not `secure`, or uses another API server.
+        """
+        if self.server is None or not self.server.secure_url:
+            return self.kubeconfig()
+        content = kubeconfig(self.server.secure_url, self.client.token, self.server.ca)
+        return self._write_kubeconfig("secure.conf", content)
+
+    def _write_kubeconfig(self, name: str, content: JsonObject) -> Path:
+        path = self.folder / name
         # It has the token of an administrator.
         path.touch(0o600)
-        path.write_bytes(msgspec.json.encode(kubeconfig(self.url, self.client.token)))
+        path.write_bytes(msgspec.json.encode(content))
         return path
 
     def agent(
@@ -130,7 +143,7 @@ class Cluster:
 
     def barrier(self, site_name: str, agent: Agent) -> SyncBarrier:
         """Return a barrier that waits until a site's agent has programmed all writes."""
-        return SyncBarrier(self.client, agent, str(socket_of(site_name, self.folder)))
+        return SyncBarrier(self.client, agent, SocketMarker(str(socket_of(site_name, self.folder))))
 
     def pod_runner(self) -> AbstractContextManager[object]:
         """Prepare a kubelet for all nodes, which runs pods; entering it starts it.
@@ -158,14 +171,14 @@ class Cluster:
 
 
 @contextmanager
-def _own_api_server(network: Network, loopback: bool) -> Iterator[tuple[ApiServer, ApiClient]]:
+def _own_api_server(network: Network, secure: bool) -> Iterator[tuple[ApiServer, ApiClient]]:
     token = secrets.token_hex(16)
     families = network.topology.families
     settings = Settings(
         netns=network.api.name,
         host=API_ADDRESS,
         token=token,
-        loopback=loopback,
+        secure=secure,
         cluster_ips=tuple(each for each in DEFAULT_CLUSTER_IPS if each.version in families),
     )
     with ApiServer.running(settings) as server:

@@ -52,13 +52,13 @@ class ApiServer:
     def __init__(self, settings: Settings, middlewares: Sequence[Middleware] = ()) -> None:
         self.settings = settings
         self.url = ""
-        self.loopback_url = ""
-        """The URL on this process's 127.0.0.1, empty without the setting `loopback`."""
+        self.secure_url = self.loopback_url = ""
+        """The URLs with TLS, on `host` and on this process's 127.0.0.1; empty without `secure`."""
 
-        self.loopback_ca = b""
-        """The certificate, as PEM, by which a client knows that server."""
+        self.ca = b""
+        """The certificate, as PEM, by which a client knows the server at these URLs."""
 
-        self._loopback_tls: ssl.SSLContext | None = None
+        self._secure_context: ssl.SSLContext | None = None
         self.registry = Registry(settings)
         self.faults = Faults()
         self._resources = ResourceHandler(settings, self.registry, self.faults)
@@ -66,7 +66,7 @@ class ApiServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: web.AppRunner | None = None
         self._port = settings.port
-        self._loopback_port = 0
+        self._secure_port = self._loopback_port = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -104,38 +104,47 @@ class ApiServer:
         shown = f"[{host}]" if ":" in host else host
         scheme = "https" if self.settings.tls_cert else "http"
         self.url = f"{scheme}://{shown}:{self._port}"
-        if self.settings.loopback:
+        if self.settings.secure:
+            self.secure_url = f"https://{shown}:{self._secure_port}"
             self.loopback_url = f"https://{_LOOPBACK}:{self._loopback_port}"
-        self.registry.load(_bootstrap(self.settings, self._port))
+        for each in _bootstrap(self.settings, self._port):
+            self.registry.keep(each)
 
     async def _listen(self, runner: web.AppRunner) -> None:
         settings = self.settings
-        context = _tls(settings)
-        bind = partial(_listener, settings.host, self._port)
+        await _serve(runner, self._bind(self._port), _tls(settings))
+        if settings.secure:
+            context = self._own_context()
+            secure = self._bind(self._secure_port)
+            local = _listener(_LOOPBACK, self._loopback_port)
+            self._secure_port, self._loopback_port = (
+                each.getsockname()[1] for each in (secure, local)
+            )
+            for each in (secure, local):
+                await _serve(runner, each, context)
+
+    def _bind(self, port: int) -> socket.socket:
+        """Listen on `host`, in the network namespace of the settings. Raises UsageError."""
+        settings = self.settings
+        bind = partial(_listener, settings.host, port)
         try:
-            listener = Namespace(settings.netns).call(bind) if settings.netns else bind()
+            return Namespace(settings.netns).call(bind) if settings.netns else bind()
         except OSError as error:
             raise UsageError(
                 f"lab apiserver: --listen {settings.host}:{settings.port}: {error.strerror}"
             ) from error
-        await web.SockSite(runner, listener, ssl_context=context, backlog=_BACKLOG).start()
-        if settings.loopback:
-            local = _listener(_LOOPBACK, self._loopback_port)
-            self._loopback_port = local.getsockname()[1]
-            await web.SockSite(
-                runner, local, ssl_context=self._loopback_context(), backlog=_BACKLOG
-            ).start()
 
-    def _loopback_context(self) -> ssl.SSLContext:
-        """Make the certificate of the loopback address once."""
-        if self._loopback_tls is None:
+    def _own_context(self) -> ssl.SSLContext:
+        """Make the certificate of the URLs with TLS once."""
+        if self._secure_context is None:
             import trustme  # noqa: PLC0415
 
             authority = trustme.CA()
-            self._loopback_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            authority.issue_cert(_LOOPBACK).configure_cert(self._loopback_tls)
-            self.loopback_ca = authority.cert_pem.bytes()
-        return self._loopback_tls
+            self._secure_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            names = dict.fromkeys((_LOOPBACK, self.settings.host))
+            authority.issue_cert(*names).configure_cert(self._secure_context)
+            self.ca = authority.cert_pem.bytes()
+        return self._secure_context
 
     async def stop(self) -> None:
         """End all watches and close."""
@@ -305,6 +314,12 @@ def _listener(host: str, port: int) -> socket.socket:
     family, _, _, _, address = found[0]
     # create_server sets SO_REUSEADDR, so that a server can come back to its port.
     return socket.create_server(address, family=family, backlog=_BACKLOG)
+
+
+async def _serve(
+    runner: web.AppRunner, listener: socket.socket, context: ssl.SSLContext | None
+) -> None:
+    await web.SockSite(runner, listener, ssl_context=context, backlog=_BACKLOG).start()
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

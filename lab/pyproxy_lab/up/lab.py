@@ -62,7 +62,7 @@ def running(options: Options) -> Iterator[Lab]:
 
     This process must have the lock of the state folder. Raises UsageError, LabError.
     """
-    cluster = Cluster(options.topology, folder=options.folder, loopback=True)
+    cluster = Cluster(options.topology, folder=options.folder, secure=True)
     with ExitStack() as stack:
         stack.enter_context(cluster)
         lab = _start(options, cluster, stack)
@@ -92,7 +92,9 @@ def _start(options: Options, cluster: Cluster, stack: ExitStack) -> Lab:
 
 def _agent(options: Options, cluster: Cluster, site: Site) -> Agent:
     if options.proxy:
-        flags = proxy_flags(site.node, options.topology.pod_networks, cluster.kubeconfig())
+        # That of the nodes is for `up.joined` here.
+        cluster.kubeconfig()
+        flags = proxy_flags(site.node, options.topology.pod_networks, cluster.secure_kubeconfig())
         return cluster.program(site.name, [*options.proxy, *flags])
     page = ["--ui-bind-address", f"{_LOOPBACK}:{_PAGE_PORT}"] if options.page else []
     return cluster.agent(site.name, options.mode, flags=page)
@@ -110,7 +112,7 @@ def _write_kubeconfig(cluster: Cluster) -> None:
     if cluster.server is None:
         raise LabError("the lab has no API server of its own")
     server = cluster.server
-    content = kubeconfig(server.loopback_url, cluster.client.token, server.loopback_ca)
+    content = kubeconfig(server.loopback_url, cluster.client.token, server.ca)
     state.write_private(state.kubeconfig(cluster.folder), msgspec.json.encode(content))
 
 
