@@ -25,8 +25,18 @@ _PORTS = 60_000
 _PAUSE = 0.01
 
 
-class Marker:
-    """The Service and its slice; their port is the number of their writes.
+class Marker(Protocol):
+    """The objects of a barrier."""
+
+    def next(self) -> tuple[JsonObject, ...]:
+        """Return the next versions, to be written after all other Services and slices."""
+
+    def programmed(self) -> bool:
+        """Return whether the proxy has programmed them. May block. Raises PyproxyError."""
+
+
+class SocketMarker:
+    """A Service and its slice, whose port is the number of their writes.
 
     `socket` is the path of the agent's local socket.
     """
@@ -67,32 +77,34 @@ class Alive(Protocol):
 
 
 class SyncBarrier:
-    """Writes a marker to an API server, and waits for the agent with this local socket."""
+    """Writes a marker to an API server, and waits until an agent has programmed it."""
 
-    def __init__(self, client: ApiClient, agent: Alive, socket: str) -> None:
+    def __init__(self, client: ApiClient, agent: Alive, marker: Marker) -> None:
         self._client = client
         self._agent = agent
-        self._marker = Marker(socket)
-        self._paths = [
-            f"{collection(NAMESPACE, kind)}/{NAME}" for kind in (SERVICES_PATH, ENDPOINT_SLICES)
-        ]
+        self._marker = marker
         client.ensure("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        for path, obj in zip(self._paths, self._marker.next(), strict=True):
-            client.ensure(path.rpartition("/")[0], obj)
+        for obj in marker.next():
+            client.ensure(_collection(obj), obj)
 
     def wait(self, patience: float = 60.0) -> None:
         """Block until all earlier writes are programmed.
 
         Raises LabError after `patience` seconds, and where the agent has ended.
         """
-        for path, obj in zip(self._paths, self._marker.next(), strict=True):
-            self._client.patch(path, obj)
+        for obj in self._marker.next():
+            self._client.patch(f"{_collection(obj)}/{obj['metadata']['name']}", obj)
         deadline = time.monotonic() + patience
         while not self._marker.programmed():
             self._agent.require_alive()
             if time.monotonic() > deadline:
                 raise LabError(f"the agent has not programmed the last write in {patience:.0f} s")
             time.sleep(_PAUSE)
+
+
+def _collection(obj: JsonObject) -> str:
+    kind = SERVICES_PATH if obj["kind"] == "Service" else ENDPOINT_SLICES
+    return collection(NAMESPACE, kind)
 
 
 def _service(port: int) -> JsonObject:

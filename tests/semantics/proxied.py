@@ -15,7 +15,7 @@ from pyproxy_lab.modes import LabMode
 from pyproxy_lab.network import Network
 from pyproxy_lab.probe import Outcome, probe
 from pyproxy_lab.process import Agent
-from pyproxy_lab.sync_barrier import Marker
+from pyproxy_lab.sync_barrier import SocketMarker
 from pyproxy_lab.topology import TWO_NODES
 
 from pyproxy.model.destination import parse_destination
@@ -109,7 +109,7 @@ class Proxied:
     """
 
     def __init__(
-        self, mode: LabMode, network: Network, agent: Agent, folder: Path, marker: Marker
+        self, mode: LabMode, network: Network, agent: Agent, folder: Path, marker: SocketMarker
     ) -> None:
         self.mode = mode
         self.network = network
@@ -253,7 +253,7 @@ def proxied(
         *(*mode.flags, *flags),
     ]
     agent = Agent(network.namespace("na"), command, folder / "log")
-    made = Proxied(mode, network, agent, manifests, Marker(str(socket)))
+    made = Proxied(mode, network, agent, manifests, SocketMarker(str(socket)))
     given = list(objects)
     if not any(obj["kind"] == "Node" for obj in given):
         given.append(node(podCIDRs=list(SITE.pod_networks)))

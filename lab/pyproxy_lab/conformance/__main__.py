@@ -18,11 +18,12 @@ from pyproxy_lab.client import ApiClient
 from pyproxy_lab.cluster import Cluster
 from pyproxy_lab.conformance import cases
 from pyproxy_lab.conformance.cases import Case
+from pyproxy_lab.conformance.packet_marker import PacketMarker
 from pyproxy_lab.conformance.runner import Runner, await_agent
 from pyproxy_lab.conformance.tracing import check_of
 from pyproxy_lab.modes import LabMode
 from pyproxy_lab.process import Agent
-from pyproxy_lab.sync_barrier import Alive
+from pyproxy_lab.sync_barrier import Alive, SyncBarrier
 from pyproxy_lab.up import state
 from pyproxy_lab.up.joined import joined
 
@@ -72,17 +73,29 @@ def _subject(mode: LabMode, options: argparse.Namespace) -> Iterator[tuple[Runne
             if lab.mode.name != mode.name:
                 raise UsageError(f"--mode {mode.name}: the lab runs in mode {lab.mode.name}")
             check = check_of(mode, lab.network, NODE) if options.trace else None
-            barrier = lab.barrier(NODE) if lab.has_own_agents else None
+            if lab.has_own_agents:
+                barrier = lab.barrier(NODE)
+            else:
+                barrier = SyncBarrier(lab.client, lab, PacketMarker(lab.network, NODE))
             runner = Runner(lab.client, lab.network, mode, options.settle, check, barrier)
             # The cases write the addresses, and not the lab's controller.
             runner.load_balancer_class = "pyproxy-lab/conformance"
+            runner.rejects_by_icmp = not lab.has_own_agents
             yield runner, lab
         return
     api = ApiClient(options.api, options.token) if options.api else None
-    with Cluster(api=api) as cluster, _agent(cluster, mode, options) as agent:
+    with (
+        Cluster(api=api, secure=bool(options.agent)) as cluster,
+        _agent(cluster, mode, options) as agent,
+    ):
         check = check_of(mode, cluster.network, NODE) if options.trace else None
-        barrier = None if options.agent else cluster.barrier(NODE, agent)
-        yield Runner(cluster.client, cluster.network, mode, options.settle, check, barrier), agent
+        if options.agent:
+            barrier = SyncBarrier(cluster.client, agent, PacketMarker(cluster.network, NODE))
+        else:
+            barrier = cluster.barrier(NODE, agent)
+        runner = Runner(cluster.client, cluster.network, mode, options.settle, check, barrier)
+        runner.rejects_by_icmp = bool(options.agent)
+        yield runner, agent
 
 
 def _left_out(case: Case, one_proxy: bool) -> bool:
@@ -109,7 +122,7 @@ def _agent(cluster: Cluster, mode: LabMode, options: argparse.Namespace) -> Agen
     log: Path = options.log or cluster.folder / "agent.log"
     if not options.agent:
         return cluster.agent(NODE, mode, log)
-    kubeconfig = str(cluster.kubeconfig())
+    kubeconfig = str(cluster.secure_kubeconfig())
     command = [word.replace("{kubeconfig}", kubeconfig) for word in shlex.split(options.agent)]
     return Agent(cluster.network.namespace(NODE), command, log)
 

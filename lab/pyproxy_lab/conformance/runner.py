@@ -33,6 +33,12 @@ TRIES_IN_TURN = 8
 
 TRIES_TO_FAIL = 4
 HTTP_TIMEOUT = 2.0
+SECOND_SYN = 2.0
+"""Seconds in which a client has sent its second SYN, one second after the first.
+
+An ICMP error that arrives while connect() sends the SYN does not end it. Between namespaces of one
+machine that is so for the first SYN (LockDroppedIcmps of nstat), and not for the second.
+"""
 
 _BETWEEN_TRIES = 0.05
 
@@ -79,6 +85,9 @@ class Runner:
         self.longest_silence = math.inf
         self.load_balancer_class = ""
         """The class of load balancers without one: another program's, which grants no address."""
+
+        self.rejects_by_icmp = False
+        """Whether the proxy rejects TCP by ICMP errors, as kube-proxy does, and not by resets."""
 
         self._client = client
         self._network = network
@@ -176,6 +185,8 @@ class Runner:
         target = parse_destination(wanted.to)
         silence = self.longest_silence if wanted.reach is None else math.inf
         timeout = min(wanted.timeout, silence)
+        if self.rejects_by_icmp and wanted.expect == "refused":
+            timeout = max(timeout, SECOND_SYN)
         # Packets that must not come are awaited together, unless they need the same port.
         at_once = ENOUGH_DROPPED if wanted.reach is None and not wanted.sport else 1
         once = partial(
