@@ -83,6 +83,8 @@ class Registry:
         self.has_kubelet = False
         """Whether a program ends deleted pods. If not, their grace periods alone do."""
 
+        self._kept: dict[tuple[str, str], Object] = {}
+
     def rules(self, resource: Resource) -> Rules:
         """Return the rules for a resource's kind."""
         return self._rules[resource.table]
@@ -235,6 +237,14 @@ class Registry:
             count += 1
         return count
 
+    def keep(self, obj: Object) -> None:
+        """Load an object of the cluster's own, and load it again whenever it is deleted."""
+        self.load([obj])
+        meta = obj["metadata"]
+        resource = by_kind(obj["apiVersion"], obj["kind"])
+        if resource is not None:
+            self._kept[resource.table, object_path(meta.get("namespace", ""), meta["name"])] = obj
+
     def _ensure_namespace(self, name: str) -> None:
         if name and self.store.table(NAMESPACES).get(object_path("", name)) is None:
             self.create(NAMESPACES, "", {"metadata": {"name": name}})
@@ -291,6 +301,8 @@ class Registry:
             final["metadata"]["deletionTimestamp"] = timestamp()
         removed = self.store.remove(resource, old, final)
         self.rules(resource).settle(None, final)
+        if kept := self._kept.get((resource.table, old.path)):
+            self.load([kept])
         return removed
 
     def _empty(self, namespace: str) -> None:

@@ -107,8 +107,8 @@ class ApiServer:
         if self.settings.secure:
             self.secure_url = f"https://{shown}:{self._secure_port}"
             self.loopback_url = f"https://{_LOOPBACK}:{self._loopback_port}"
-        for each in _bootstrap(self.settings, self._port):
-            self.registry.keep(each)
+        self.registry.load(_namespaces())
+        self.registry.keep(_api_service(self.settings, self._port))
 
     async def _listen(self, runner: web.AppRunner) -> None:
         settings = self.settings
@@ -333,9 +333,9 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _bootstrap(settings: Settings, port: int) -> list[Object]:
-    """Return what exists in a cluster before anybody has made anything."""
-    spaces: list[Object] = [
+def _namespaces() -> list[Object]:
+    """Return the namespaces that every cluster has."""
+    return [
         {
             "apiVersion": "v1",
             "kind": "Namespace",
@@ -344,7 +344,11 @@ def _bootstrap(settings: Settings, port: int) -> list[Object]:
         }
         for name in _NAMESPACES
     ]
-    service = {
+
+
+def _api_service(settings: Settings, port: int) -> Object:
+    """Return the Service of the API server, which is the cluster's own."""
+    return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
@@ -357,4 +361,3 @@ def _bootstrap(settings: Settings, port: int) -> list[Object]:
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
         },
     }
-    return [*spaces, service]

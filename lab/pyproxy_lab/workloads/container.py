@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyproxy_lab
@@ -42,10 +42,19 @@ def inside(namespace: str, hostname: str, command: Sequence[str]) -> list[str]:
 
 
 class Container:
-    """One container of a pod. Its methods belong to one event loop."""
+    """One container of a pod. Its methods belong to one event loop.
+
+    `variables` are those of its environment that its pod has from the cluster.
+    """
 
     def __init__(
-        self, spec: JsonObject, pod: JsonObject, namespace: str, folder: Path, tools: Path
+        self,
+        spec: JsonObject,
+        pod: JsonObject,
+        namespace: str,
+        folder: Path,
+        tools: Path,
+        variables: Mapping[str, str],
     ) -> None:
         self.name: str = spec["name"]
         self.image: str = spec["image"]
@@ -58,7 +67,8 @@ class Container:
         self._namespace = namespace
         self._pod_name: str = pod["spec"].get("hostname") or meta["name"]
         self._tools = tools
-        self._env = {each["name"]: each.get("value", "") for each in spec.get("env") or ()}
+        own = {each["name"]: each.get("value", "") for each in spec.get("env") or ()}
+        self._env = {**variables, **own}
         self._role = images.role(spec, self._find)
         self._tty = bool(spec.get("tty"))
         self.waits_for_client = bool(spec.get("stdin") and self._role.command)

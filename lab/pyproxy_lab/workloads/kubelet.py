@@ -26,7 +26,7 @@ from pyproxy_lab.network import Network
 from pyproxy_lab.node_exec import MIRROR
 from pyproxy_lab.reflector import Name, RequestError, name_of
 from pyproxy_lab.topology import Site, numbered_pod
-from pyproxy_lab.workloads import nodes, tools
+from pyproxy_lab.workloads import nodes, service_environment, tools
 from pyproxy_lab.workloads.container import Container
 from pyproxy_lab.workloads.plan import MERGE, Happening, path_of
 from pyproxy_lab.workloads.pod_worker import Place, PodWorker, Reports
@@ -55,6 +55,7 @@ class Kubelet:
         self._tools = tools.provide(folder / "bin")
         self._sites = {site.node: site for site in network.topology.sites}
         self._pods: dict[Name, JsonObject] = {}
+        self._services: dict[Name, JsonObject] = {}
         self._workers: dict[str, PodWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._numbers = itertools.count()
@@ -98,10 +99,12 @@ class Kubelet:
                 for site in self._sites.values():
                     for write in nodes.registration(site.node):
                         await self._send(write.method, write.path, write.body)
-                kinds: list[tuple[str, dict[Name, JsonObject], reflector.Changed]] = [
-                    ("/api/v1/pods", self._pods, self._changed)
-                ]
-                await reflector.follow(session, group, kinds)
+                # The Services first, whose variables the pods have.
+                for path, cache, changed in (
+                    ("/api/v1/services", self._services, reflector.unnoticed),
+                    ("/api/v1/pods", self._pods, self._changed),
+                ):
+                    await reflector.follow(session, group, [(path, cache, changed)])
                 await asyncio.Event().wait()
         finally:
             tasks = list(self._tasks.values())
@@ -222,6 +225,8 @@ class Kubelet:
 
     async def _run_in(self, place: Place, pod: JsonObject) -> None:
         reports = Reports(self._write_status, self._record, self._delete)
+        variables = service_environment.variables(pod, self._services.values())
+        place = msgspec.structs.replace(place, variables=variables)
         worker = PodWorker(pod, place, self._folder, self._tools, reports)
         self._workers[pod["metadata"]["uid"]] = worker
         worker.pod = self._current(pod)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,16 @@ _LONGEST_BACK_OFF = 10.0
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a pod runs: its own namespace, its node's, and its addresses, the primary first."""
+    """Where a pod runs: its own namespace, its node's, and its addresses, the primary first.
+
+    `variables` are what the cluster adds to the environment of its containers.
+    """
 
     namespace: Namespace
     node: Namespace
     addresses: tuple[str, ...]
     host: str
+    variables: Mapping[str, str] = {}
 
 
 class Reports(msgspec.Struct, frozen=True):
@@ -94,7 +98,7 @@ class PodWorker:
         self._started = written(datetime.now(UTC))
         self._written: JsonObject = {}
         self._units = [
-            _Unit(Container(spec, pod, place.namespace.name, folder, tools), spec)
+            _Unit(Container(spec, pod, place.namespace.name, folder, tools, place.variables), spec)
             for spec in pod["spec"]["containers"]
         ]
 

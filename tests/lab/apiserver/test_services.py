@@ -70,6 +70,15 @@ def test_a_refused_service_takes_nothing(api: Api) -> None:
     create(api, "c", clusterIP="10.96.7.8")
 
 
+def test_the_clusters_own_service_comes_back(api: Api) -> None:
+    path = f"{SERVICES}/kubernetes"
+    before = api.ok("GET", path)
+    api.ok("DELETE", path)
+    after = api.ok("GET", path)
+    assert after["spec"] == before["spec"]
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+
+
 def test_the_range_can_be_used_up() -> None:
     networks = (ipaddress.IPv4Network("10.9.0.0/28"),)
     with ApiServer.running(Settings(cluster_ips=networks)) as server:

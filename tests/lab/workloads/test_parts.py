@@ -13,6 +13,7 @@ from pyproxy_lab.workloads import (
     pod_status,
     probes,
     scheduler,
+    service_environment,
 )
 from pyproxy_lab.workloads.cache import Cache
 from pyproxy_lab.workloads.images import Role
@@ -248,3 +249,58 @@ def test_an_owner_must_exist_when_it_adopts() -> None:
     mine, writes = objects.claim(OWNER, "pods", [owned_pod(None)])
     assert len(mine) == 1
     assert [each.owner for each in writes] == [OWNER]
+
+
+API = {"clusterIP": "10.96.0.1", "ports": [{"name": "https", "port": 443}]}
+WEB = {
+    "clusterIP": "fd00::8",
+    "ports": [{"name": "a-b", "port": 80}, {"port": 53, "protocol": "UDP"}],
+}
+API_VARIABLES = {
+    "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+    "KUBERNETES_SERVICE_PORT": "443",
+    "KUBERNETES_SERVICE_PORT_HTTPS": "443",
+    "KUBERNETES_PORT": "tcp://10.96.0.1:443",
+    "KUBERNETES_PORT_443_TCP": "tcp://10.96.0.1:443",
+    "KUBERNETES_PORT_443_TCP_PROTO": "tcp",
+    "KUBERNETES_PORT_443_TCP_PORT": "443",
+    "KUBERNETES_PORT_443_TCP_ADDR": "10.96.0.1",
+}
+WEB_VARIABLES = {
+    "MY_WEB_SERVICE_HOST": "fd00::8",
+    "MY_WEB_SERVICE_PORT": "80",
+    "MY_WEB_SERVICE_PORT_A_B": "80",
+    "MY_WEB_PORT": "tcp://[fd00::8]:80",
+    "MY_WEB_PORT_80_TCP": "tcp://[fd00::8]:80",
+    "MY_WEB_PORT_80_TCP_PROTO": "tcp",
+    "MY_WEB_PORT_80_TCP_PORT": "80",
+    "MY_WEB_PORT_80_TCP_ADDR": "fd00::8",
+    "MY_WEB_PORT_53_UDP": "udp://[fd00::8]:53",
+    "MY_WEB_PORT_53_UDP_PROTO": "udp",
+    "MY_WEB_PORT_53_UDP_PORT": "53",
+    "MY_WEB_PORT_53_UDP_ADDR": "fd00::8",
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "own", "variables"),
+    [
+        ({}, WEB, API_VARIABLES | WEB_VARIABLES),
+        ({"enableServiceLinks": False}, WEB, API_VARIABLES),
+        ({}, WEB | {"clusterIP": "None"}, API_VARIABLES),
+        ({}, {"type": "ExternalName"}, API_VARIABLES),
+    ],
+)
+def test_a_pod_has_the_variables_of_its_namespaces_services(
+    spec: Json, own: Json, variables: dict[str, str]
+) -> None:
+    services = [
+        {"metadata": {"namespace": space, "name": name}, "spec": each}
+        for space, name, each in (
+            ("shop", "my-web", own),
+            ("default", "kubernetes", API),
+            ("default", "other", WEB),
+        )
+    ]
+    pod = {"metadata": {"namespace": "shop", "name": "p"}, "spec": spec}
+    assert service_environment.variables(pod, services) == variables
