@@ -28,7 +28,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate clean
+.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -119,6 +119,22 @@ generate: ## write the files that are generated from others
 	@$(BIN)/python tools/prometheusrule.py deploy/monitoring/alerts.yaml \
 		>deploy/monitoring/prometheusrule.yaml
 	@$(BIN)/python tools/chart_schema.py deploy/helm/pyproxy/values.schema.json
+	@$(BIN)/python -m tools.reference
+
+DOCS_STAMP := .venv/.docs-installed
+# Material warns of a future MkDocs at each start.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+
+$(DOCS_STAMP): $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP) ## build the documentation as a site in build/site; a broken link is an error
+	@$(BIN)/mkdocs build --quiet --strict
+	@$(BIN)/python tools/site_check.py build/site
+
+docs-serve: $(DOCS_STAMP) ## serve that site on 127.0.0.1:8000, and build it again after each change
+	@$(BIN)/mkdocs serve
 
 dist: $(RELEASE) ## build wheels, sdists and the chart of the last commit into dist/
 	@tools/helm.sh $(BIN)

@@ -26,6 +26,20 @@ _COMMANDS = {
     "bench": "measure pyproxy and other proxies from outside",
 }
 
+STATUSES = {
+    "run": (
+        "0 stopped by SIGTERM or SIGINT; the rules stay and serve",
+        "1 the kernel failed during the start, or an unexpected failure ended the agent",
+        "2 a wrong flag or file, no permission, or a mode that this machine lacks",
+    ),
+    "cleanup": (
+        "0 all objects are removed",
+        "1 an object could not be removed, or a setting could not be restored",
+        "2 wrong arguments, or no permission",
+    ),
+}
+"""The exit statuses of the commands with kube-proxy's flags, for --help."""
+
 _LAB_COMMANDS = ("lab", "bench")
 """Commands that the distribution pyproxy-lab adds by entry points."""
 
@@ -152,4 +166,5 @@ def _parser() -> Parser:
         command = commands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
         if name in {"run", "cleanup"}:
             command_line.add_flags(command)
+            command.epilog = "exit statuses: " + "; ".join(STATUSES[name])
     return parser

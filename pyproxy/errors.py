@@ -66,10 +66,16 @@ class ProblemReason(enum.Enum):
     """The kind of a Problem; the values are the reasons of Kubernetes Events."""
 
     INVALID_OBJECT = "InvalidObject"
+    """the object or a part of it cannot be used; of a Node, that another program keeps undoing the
+    changes of pyproxy there"""
     FRONTEND_CONFLICT = "FrontendConflict"
+    """another Service or the agent has the address and port"""
     REJECTED_BY_KERNEL = "RejectedByKernel"
+    """the kernel rejected the Service; its previous state stays programmed"""
     FAILED_TO_START_HEALTHCHECK = "FailedToStartServiceHealthcheck"
+    """the agent cannot listen on `spec.healthCheckNodePort`, or must not"""
     SESSION_AFFINITY_FULL = "SessionAffinityFull"
+    """the clients of the Service use up the node's share of session affinity for one Service"""
 
     @property
     def node_specific(self) -> bool:

@@ -16,7 +16,7 @@ from pyproxy.commands.output import Part
 from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.errors import NO_RESPONSE
 
-_COMMON_STATUSES = (
+COMMON_STATUSES = (
     "2 wrong arguments, or no permission",
     f"{NO_RESPONSE} agent, API server or kernel did not respond",
     "130 stopped by Ctrl-C",
@@ -36,7 +36,7 @@ class Command(msgspec.Struct, frozen=True):
     def declare(self, parser: argparse.ArgumentParser, description: str) -> None:
         """Declare arguments and --help."""
         parser.description = description
-        parser.epilog = "exit statuses: " + "; ".join((*self.statuses, *_COMMON_STATUSES))
+        parser.epilog = "exit statuses: " + "; ".join((*self.statuses, *COMMON_STATUSES))
         self.add_arguments(parser)
 
 

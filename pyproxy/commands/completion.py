@@ -12,7 +12,9 @@ from pyproxy.config import command_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the shell."""
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="name of the shell")
+    parser.add_argument(
+        "shell", choices=shtab.SUPPORTED_SHELLS, metavar="SHELL", help="bash, zsh or another shell"
+    )
 
 
 def run(namespace: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ KUBECONFIG = Flag(
     "--kubeconfig",
     values.text,
     "",
-    "kubeconfig of the API server",
+    "kubeconfig of the API server; its changes on disk are followed",
     ("clientConnection.kubeconfig",),
 )
 MASTER = Flag("--master", values.text, "", "URL of the API server, instead of that in --kubeconfig")
@@ -144,7 +144,7 @@ BIND_ADDRESS_HARD_FAIL = Flag(
     "--bind-address-hard-fail",
     values.boolean,
     "false",
-    "exit if one of these addresses cannot be bound",
+    "exit if one of these addresses cannot be bound, instead of retrying every second",
     ("bindAddressHardFail",),
 )
 
@@ -266,7 +266,8 @@ VERBOSITY = Flag(
     "--v",
     values.integer(0, 2**31 - 1),
     "0",
-    "log verbosity: 4 for debug lines, 6 for those of libraries",
+    "log verbosity: 2 for the modes that the machine supports, 4 for debug lines, "
+    "6 for those of libraries",
     ("logging.verbosity",),
 )
 LOGGING_FORMAT = Flag(
@@ -350,7 +351,8 @@ UI_BIND_ADDRESS = Flag(
     "--ui-bind-address",
     values.page_address,
     "",
-    "address of the read-only page; a port alone is on 127.0.0.1; empty or 0 for none",
+    "address of the read-only page, which has no password; a port alone is on 127.0.0.1; "
+    "empty or 0 for none",
 )
 MAX_FRONTENDS_PER_SERVICE = Flag(
     "--max-frontends-per-service",

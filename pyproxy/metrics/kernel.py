@@ -19,12 +19,12 @@ class KernelMetrics:
         )
         self._messages = Counter(
             "pyproxy_dataplane_messages_total",
-            "Messages of these commits: netlink messages, or runs of iptables-restore",
+            "Netlink messages, or runs of iptables-restore, of all commits",
             registry=registry,
         )
         self._bytes = Counter(
             "pyproxy_dataplane_bytes_total",
-            "Bytes of these messages, or of the input of iptables-restore",
+            "Bytes of the netlink messages, or of the input of iptables-restore, of all commits",
             registry=registry,
         )
         self._drift_repairs = Counter(

@@ -1,7 +1,7 @@
 """Every flag of kube-proxy and every field of its configuration is honoured, or said not to be.
 
 The effect of each that is honoured is shown by the test that honoured.yaml names. Here the flags,
-the fields, the reasons, and docs/reference/configuration.md are held together.
+the fields and the reasons are held together.
 """
 
 import csv
@@ -183,17 +183,3 @@ def test_a_field_makes_a_difference_or_a_remark(
     if not differs:
         (remark,) = set(said.remarks) - set(plain.remarks)
         assert remark.endswith(f": fields without effect: {path} ({REASONS[path]})")
-
-
-def test_the_documentation_has_them_all_with_their_reasons() -> None:
-    rows = {}
-    for line in (ROOT / "docs" / "reference" / "configuration.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if re.match(r"\| (\| )?`", line) and len(cells) == 3:
-            for name in re.findall("`([^`]*)`", cells[0] + cells[1]):
-                rows[name] = cells[2]
-    assert rows.keys() == HONOURED.keys() | REASONS.keys()
-    told = {name for name, text in rows.items() if text.startswith("no effect: ")}
-    assert told == REASONS.keys()
-    for name in told:
-        assert rows[name] == f"no effect: {REASONS[name]}"

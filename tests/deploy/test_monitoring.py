@@ -16,7 +16,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.test_metrics import METRICS_FILE, read, used
+from tests.test_metrics import METRICS_FILE
+from tests.used_metrics import read, used
 from tools import prometheusrule
 
 from .manifests import MONITORING, ROOT, chart, the, tool

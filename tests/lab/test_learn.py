@@ -1,6 +1,6 @@
-"""docs/learn.md against one `lab up`: its commands in order, and their output.
+"""docs/learn.md and docs/start.md against one `lab up`: their commands in order, and the output.
 
-The page describes the wildcard rule, which `wildcards` implements.
+docs/learn.md describes the wildcard rule, which `wildcards` implements.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import pytest
 from tests.lab import up
 from tests.waiting import until
 
-PAGE = Path(__file__).parents[2] / "docs" / "learn.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "learn.md"
 STEPS = 10
 LONGEST_COMMAND = 400.0
 """Seconds; the page's own timeouts are shorter."""
@@ -130,10 +131,12 @@ class Shell:
 @pytest.mark.kernel
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_page_prints_what_its_commands_print(tmp_path: Path) -> None:
+def test_the_pages_print_what_their_commands_print(tmp_path: Path) -> None:
+    with_output = [each for each in commands((DOCS / "start.md").read_text()) if each.output]
+    assert with_output
     with up.running(tmp_path / "state") as lab:
         shell = Shell(tmp_path, lab.folder / "admin.conf")
-        for command in commands(PAGE.read_text()):
+        for command in [*commands(PAGE.read_text()), *with_output]:
             shell.check(command)
 
 
