@@ -49,8 +49,12 @@ _WITHOUT_FLAG = {
 def flags() -> Iterator[str]:
     """Yield the table of the flags with an effect."""
     idle = {entry.flag.name for entry in NO_EFFECT}
-    rows = ([*_flag(each), each.help] for each in FLAGS if each.name not in idle)
-    return table(("flag", "default", "field", "modes", "effect"), rows)
+    rows = (
+        (code(each.name), code(each.default), _effect(each))
+        for each in FLAGS
+        if each.name not in idle
+    )
+    return table(("flag", "default", "effect"), rows)
 
 
 def flags_without_effect() -> Iterator[str]:
@@ -79,10 +83,9 @@ def fields() -> Iterator[str]:
         if path in reasons:
             effect = f"no effect: {reasons[path]}"
         else:
-            effect = flag.help if flag else _WITHOUT_FLAG[path]
-        name = code(flag.name) if flag else ""
-        rows.append((code(path), _type(zero, default), code(default), name, effect))
-    return table(("field", "type", "default", "flag", "effect"), rows)
+            effect = f"{code(flag.name)}: {_effect(flag)}" if flag else _WITHOUT_FLAG[path]
+        rows.append((code(path), _type(zero, default), code(default), effect))
+    return table(("field", "type", "default", "flag with the same meaning, and effect"), rows)
 
 
 def commands() -> Iterator[str]:
@@ -216,13 +219,12 @@ def member_docstrings(module: ModuleType, name: str) -> dict[str, str]:
     }
 
 
-def _flag(flag: Flag[object]) -> tuple[str, str, str, str]:
-    modes = (
-        "all"
-        if flag.modes == frozenset(ProxyMode)
-        else ", ".join(mode.value for mode in ProxyMode if mode in flag.modes)
-    )
-    return code(flag.name), code(flag.default), code(*flag.fields), modes
+def _effect(flag: Flag[object]) -> str:
+    """Return the help of a flag, with its modes if these are not all and the help lacks them."""
+    modes = [mode.value for mode in ProxyMode if mode in flag.modes]
+    if len(modes) == len(ProxyMode) or " mode" in flag.help:
+        return flag.help
+    return f"{flag.help} (in {' and '.join(modes)} mode)"
 
 
 def _type(zero: object, default: str) -> str:
