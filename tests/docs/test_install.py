@@ -39,7 +39,7 @@ def test_the_kustomization_prints_what_the_page_shows(tmp_path: Path) -> None:
 
 
 def test_helm_renders_the_image_and_the_address_of_the_command() -> None:
-    program, verb, *arguments = shlex.split(block("helm install"))
+    program, verb, *arguments = shlex.split(block("helm install").replace("\\\n", ""))
     assert (program, verb) == ("helm", "install")
     done = subprocess.run(
         [tool("helm"), "template", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
