@@ -164,10 +164,13 @@ class ReadbackSchedule:
         when = max(self._limiter.due(now), self._last + _MIN_READBACK_PERIOD)
         self._schedule(when, by, sets)
 
-    def audit(self, now: float) -> None:
-        """Schedule a read-back if none is scheduled and the last one is long ago."""
-        if now - self._last >= _AUDIT_PERIOD and self._due is None:
-            self._schedule(now, UNKNOWN)
+    def audit_is_due(self, now: float) -> bool:
+        """Return whether no read-back is scheduled and the last one, or audit, is long ago."""
+        return now - self._last >= _AUDIT_PERIOD and self._due is None
+
+    def audited(self, now: float) -> None:
+        """Record an audit that began without a read-back."""
+        self._last = now
 
     def done(self, now: float) -> str:
         """Record a read-back; return the program that requested it, empty for none."""

@@ -181,8 +181,17 @@ class Agent(Generic[P]):
         self._readback.drifted(self._observers.clock(), drift.by or UNKNOWN, drift.sets)
 
     def audit(self) -> None:
-        """Have the kernel read back now and then, for changes without a notification."""
-        self._readback.audit(self._observers.clock())
+        """Have the kernel compared now and then, for changes without a notification."""
+        now = self._observers.clock()
+        if not self._readback.audit_is_due(now):
+            return
+        try:
+            if self._dataplane.start_audit():
+                self._readback.audited(now)
+                return
+        except KernelError as error:
+            log.info("cannot start an audit, reading the kernel back: %s", error)
+        self._readback.drifted(now, UNKNOWN)
 
     def tick(self) -> None:
         """Let the dataplane do what is due by time. Raises PermissionKernelError."""

@@ -121,6 +121,10 @@ class NullDataplane:
         """Return None: nothing drifts."""
         return None
 
+    def start_audit(self) -> bool:
+        """Return False: only a read-back compares."""
+        return False
+
     def commit(self, plan: _NoPlan) -> tuple[Failure, ...]:  # noqa: ARG002
         """Write nothing."""
         return ()

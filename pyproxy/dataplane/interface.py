@@ -239,6 +239,14 @@ class Writer(Protocol[P]):
         """
         ...
 
+    def start_audit(self) -> bool:
+        """Start to compare the kernel with the last commit, in a thread of its own.
+
+        Changes are committed meanwhile. A later `tick` returns a drift if the two differ. Returns
+        False where only a read-back compares them. Does not block. Raises KernelError.
+        """
+        ...
+
     def refused_clients(self) -> Mapping[ObjectName, int]:
         """Count each Service's connections of late that session affinity could not remember.
 

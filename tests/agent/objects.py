@@ -170,6 +170,9 @@ class TableDataplane:
         wanted = rows(self._programmed.values(), self._node)
         return PlannedTable(diff(self.kernel, wanted), dict(self._programmed), self._node)
 
+    def start_audit(self) -> bool:
+        return False
+
     def tick(self) -> Drift | None:
         if self.ticks:
             found = self.ticks.pop()

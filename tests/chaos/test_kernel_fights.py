@@ -146,7 +146,10 @@ def test_an_audit_finds_a_change_without_a_notification(
     def audit_after(seconds: float) -> None:
         clock.now += seconds
         core.agent.audit()
-        if core.agent.due() is not None:
+        while core.dataplane.is_auditing:
+            core.agent.tick()
+        if (due := core.agent.due()) is not None:
+            clock.now = max(clock.now, due)
             core.agent.sync()
 
     try:

@@ -174,6 +174,10 @@ class IptablesDataplane:
         """Return None: the read-back takes most of the time of `plan_full`."""
         return None
 
+    def start_audit(self) -> bool:
+        """Return False: only a read-back compares."""
+        return False
+
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare the kernel state of one Service, and the base rules, with the desired state."""
         found = self._read_chains(

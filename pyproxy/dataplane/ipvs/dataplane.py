@@ -220,6 +220,10 @@ class IpvsDataplane:
         """Return None: `plan_full` reads too little for this to gain much."""
         return None
 
+    def start_audit(self) -> bool:
+        """Return False: only a read-back compares."""
+        return False
+
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare kernel state and desired state of one Service. Raises KernelError."""
         return compare(self._kernel, self._rules, wanted, self._options_for(node))

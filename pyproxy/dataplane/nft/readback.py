@@ -19,9 +19,9 @@ Gets the set's name, the number of its elements if the kernel reports it, and wh
 """
 
 
-def read_tables(netlink: Nfnetlink) -> set[str]:
+def read_tables(netlink: Nfnetlink, *, consistent: bool = True) -> set[str]:
     """Return the names of the inet family's tables. Raises KernelError."""
-    return nftables.read_table_names(netlink.dump(nftables.get_tables()))
+    return nftables.read_table_names(netlink.dump(nftables.get_tables(), consistent=consistent))
 
 
 def read_table(
@@ -30,15 +30,18 @@ def read_table(
     kinds: Kinds,
     sets: Container[str] | None = None,
     by_keys: ReadByKeys | None = None,
+    *,
+    consistent: bool = True,
 ) -> Table:
     """Read all elements of the sets in `kinds`, in their order; empty where there is no table.
 
     With `sets`, only these are read. Maps that packets fill are left out. `by_keys` reads what it
-    can without a dump. Raises KernelError.
+    can without a dump. Unless it is to be `consistent`, a dump that was interrupted by a commit
+    counts too, and may lack elements. Raises KernelError.
     """
-    if table_name not in read_tables(netlink):
+    if table_name not in read_tables(netlink, consistent=consistent):
         return {}
-    replies = list(netlink.dump(nftables.get_sets(table_name)))
+    replies = list(netlink.dump(nftables.get_sets(table_name), consistent=consistent))
     present, sizes = nftables.read_sets(replies), nftables.read_set_sizes(replies)
     table: Table = {}
     for name, (kind, _) in kinds.items():
@@ -46,15 +49,20 @@ def read_table(
             continue
         rows = by_keys(name, sizes.get(name), table) if by_keys is not None else None
         if rows is None:
-            rows = read_set(netlink, table_name, name, kind.shape)
+            rows = read_set(netlink, table_name, name, kind.shape, consistent=consistent)
         if rows:
             table[name] = rows
     return dict(sorted(table.items()))
 
 
-def read_set(netlink: Nfnetlink, table_name: str, name: str, shape: Shape) -> Rows:
+def read_set(
+    netlink: Nfnetlink, table_name: str, name: str, shape: Shape, *, consistent: bool = True
+) -> Rows:
     """Dump all elements of a set; empty where there is none. Raises KernelError."""
     try:
+        if not consistent:
+            request = elements.get_elements(table_name, name)
+            return elements.read_elements(netlink.dump(request, consistent=False), shape)
         return _read_elements(netlink, table_name, name, shape)
     except StaleStateError:
         # The set was deleted after the list of sets was read.

@@ -32,6 +32,7 @@ from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.affinity_search import AffinitySearch
+from pyproxy.dataplane.nftables.audit import Audit
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
@@ -88,6 +89,7 @@ class NftablesDataplane:
         self._writer = TableWriter(self._netlink, self._monitor, self._committed)
         self._ahead: ReadAhead | None = None
         self._early: EarlyWriter | None = None
+        self._audit: Audit | None = None
 
     @property
     def messages_sent(self) -> int:
@@ -253,6 +255,17 @@ class NftablesDataplane:
             boundaries=() if held else after.boundaries,
         )
 
+    def start_audit(self) -> bool:
+        """Start to compare the table with the last commit; KernelError."""
+        if self._audit is None:
+            self._audit = Audit(self._committed)
+        return True
+
+    @property
+    def is_auditing(self) -> bool:
+        """Whether an audit has begun whose result no `tick` has taken."""
+        return self._audit is not None
+
     def compare(self, wanted: ServiceRouting, node: NodeRouting) -> StateDiff:
         """Compare the kernel state of one Service with the desired state; KernelError."""
         return compare(self._netlink, wanted, self._options_for(node))
@@ -292,13 +305,23 @@ class NftablesDataplane:
             return None
         return Drift(foreign.by, foreign.sets)
 
-    def tick(self) -> None:
-        """Delete unused chains, and stale affinities again a second or two after a deletion."""
+    def tick(self) -> Drift | None:
+        """Delete unused chains, and stale affinities again a second or two after a deletion.
+
+        Return a drift if an audit has ended and found one.
+        """
         services = self._committed.services.values()
         self._affinity.tick(services, self._committed.node)
         self._writer.chains -= self._unused_chains.delete(
             self._netlink, self._writer.chains, services
         )
+        if self._audit is None or not self._audit.has_ended:
+            return None
+        audit, self._audit = self._audit, None
+        sets = audit.differing(self._netlink)
+        if sets is None or not self._writer.is_intact(self._options_for(self._committed.node)):
+            return Drift("")
+        return Drift("", sets) if sets else None
 
     def cleanup(self) -> None:
         """Delete the table; idempotent. Raises KernelError."""

@@ -37,12 +37,17 @@ _VERDICTS_FIRST: Kinds = dict(
 
 
 def read_table(
-    netlink: Nfnetlink, sets: Container[str] | None = None, *, reachable: bool = False
+    netlink: Nfnetlink,
+    sets: Container[str] | None = None,
+    *,
+    reachable: bool = False,
+    consistent: bool = True,
 ) -> Table:
     """Read the elements that pyproxy fills; empty where there is no table. Raises KernelError.
 
     With `sets`, only these are read. With `reachable`, endpoints that no packet can reach may be
-    left out, which is quicker on kernels that do not count elements.
+    left out, which is quicker on kernels that do not count elements. Unless it is to be
+    `consistent`, elements may be missing if a commit interrupts a dump.
     """
 
     def by_keys(name: str, size: int | None, table: Table) -> Rows | None:
@@ -50,7 +55,9 @@ def read_table(
             return None
         return read_slots(netlink, name, partial(_verdicts, netlink, name, sets, table), size)
 
-    return readback.read_table(netlink, TABLE, _VERDICTS_FIRST, sets, by_keys)
+    return readback.read_table(
+        netlink, TABLE, _VERDICTS_FIRST, sets, by_keys, consistent=consistent
+    )
 
 
 def _verdicts(

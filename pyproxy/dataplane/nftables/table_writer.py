@@ -74,6 +74,13 @@ class TableWriter:
         self.chains = chains.complete_chains(layout) if self.loaded else set()
         return base.missing(layout)
 
+    def is_intact(self, options: NftablesOptions) -> bool:
+        """Return whether the kernel has the base rules, and the chains that were written."""
+        layout = read_layout(self._netlink, TABLE)
+        base = base_rules(options)
+        is_complete = base.is_loaded(layout) and not base.missing(layout)
+        return is_complete and self.chains <= chains.complete_chains(layout)
+
     def early_writer(self, node: NodeRouting, options: NftablesOptions) -> EarlyWriter:
         """Return a writer of Services into a table that does not exist yet.
 

@@ -116,6 +116,9 @@ class ToyDataplane:
     def plan_repair(self, sets: frozenset[str] | None) -> ToyPlan | None:
         return None
 
+    def start_audit(self) -> bool:
+        return False
+
     def commit(self, plan: ToyPlan) -> tuple[Failure, ...]:
         state_file().write_text(json.dumps(plan.after))
         self._held = plan.after
