@@ -32,6 +32,10 @@ _VARINT, _BYTES = 0, 2
 _TYPE_FIELD, _RAW_FIELD = 1, 2
 _UNKNOWN_END = b"\x1a\x00\x22\x00"
 _LENGTH_SIZE = 4
+_SMALL = [bytes((number,)) for number in range(0x80)]
+# Global names, because an attribute lookup on an enum is slow.
+_TEXT, _TEXTS, _MAP = Form.TEXT, Form.TEXTS, Form.MAP
+_NUMBER, _FLAG = Form.NUMBER, Form.FLAG
 
 
 def decode(body: bytes) -> Object | None:
@@ -95,20 +99,23 @@ def _enveloped(api_version: str, kind: str, size: int, *pieces: Iterable[bytes])
 def _encoded(obj: Object, part: Part) -> bytes:
     found = bytearray()
     for number, (name, form) in part.fields.items():
-        value: Any = obj.get(name.removesuffix("?"))
-        if value is None and name.endswith("?"):
+        is_pointer = name[-1] == "?"
+        value: Any = obj.get(name[:-1] if is_pointer else name)
+        if value is None and is_pointer:
             continue
-        if isinstance(form, Part):
+        if form is _TEXT:
+            found += _field(number, str(value).encode() if value else b"")
+        elif isinstance(form, Part):
             for each in (value or ()) if form.repeated else (value or {},):
                 found += _field(number, _encoded(each, form))
-        elif form is Form.TEXTS:
+        elif form is _TEXTS:
             for text in value or ():
                 found += _field(number, text.encode())
-        elif form is Form.MAP:
+        elif form is _MAP:
             for key in sorted(value or ()):
                 pair = _field(1, key.encode()) + _field(2, value[key].encode())
                 found += _field(number, pair)
-        elif form in {Form.NUMBER, Form.FLAG}:
+        elif form is _FLAG or form is _NUMBER:
             found += _key(number, _VARINT) + _number(int(value or 0))
         else:
             found += _field(number, _scalar(value, form))
@@ -146,6 +153,8 @@ def _key(number: int, kind: int) -> bytes:
 
 def _number(value: int) -> bytes:
     """Encode a varint; a negative number has ten bytes."""
+    if 0 <= value <= 0x7F:
+        return _SMALL[value]
     value &= (1 << 64) - 1
     found = bytearray()
     while value > 0x7F:
