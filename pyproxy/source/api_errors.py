@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import msgspec
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, ProxyError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProxyError
 
 from pyproxy.errors import SourceError, one_line
 from pyproxy.redaction import KNOWN
@@ -52,7 +52,9 @@ class ApiStatusError(SourceError):
 
 def reason(error: Exception) -> str:
     """Return the message without the connection object that urllib3 puts before it."""
-    text = str(error.original_error if isinstance(error, ProxyError) else error)
+    cause = error.original_error if isinstance(error, ProxyError) else error
+    # A timeout has connection and message as two arguments, which Python writes as a tuple.
+    text = str(cause.args[-1] if isinstance(cause, ConnectTimeoutError) and cause.args else cause)
     return _one_line(text.partition("): ")[2] or text)
 
 

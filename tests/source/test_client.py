@@ -10,7 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
 
+from pyproxy.source.api_errors import reason
 from pyproxy.source.body import TooLargeError
 from pyproxy.source.client import ApiStatusError, UnreachableError
 from pyproxy.source.connect import connect
@@ -130,3 +133,14 @@ def test_a_tls_error_in_a_response_repeats_no_post(
             assert method == "POST", error  # noqa: PT017
         assert [e.method for e in first.seen] == [method]
         assert len(other.seen) == second
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", [ConnectTimeoutError, NewConnectionError])
+def test_the_reason_is_the_message_without_the_connection(
+    kind: type[Exception], wrapped: bool
+) -> None:
+    error = kind(HTTPConnection("10.0.0.1"), "Connection to 10.0.0.1 timed out.")
+    assert (
+        reason(ProxyError("m", error) if wrapped else error) == "Connection to 10.0.0.1 timed out."
+    )
