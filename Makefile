@@ -28,7 +28,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate docs docs-serve clean
+.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -135,6 +135,14 @@ docs: $(DOCS_STAMP) ## build the documentation as a site in build/site; a broken
 
 docs-serve: $(DOCS_STAMP) ## serve that site on 127.0.0.1:8000, and build it again after each change
 	@$(BIN)/mkdocs serve
+
+PICTURES := build/pictures
+
+pictures: system venv ## draw dashboard and alerts into docs/img, from 45 minutes of a lab (root)
+	@tools/system-packages.sh chromium
+	@tools/prometheus.sh $(PICTURES)/prometheus
+	@test -e $(PICTURES)/times.json || $(BIN)/python -m tools.pictures record
+	@$(BIN)/python -m tools.pictures draw
 
 dist: $(RELEASE) ## build wheels, sdists and the chart of the last commit into dist/
 	@tools/helm.sh $(BIN)
