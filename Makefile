@@ -28,7 +28,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
+.PHONY: help venv system workflows-check lowest newest vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,13 +53,16 @@ $(RELEASE): $(STAMP)
 system:
 	@tools/system-packages.sh $(COMMANDS)
 
-check: venv ## check lint, format, types, import layers, prose and commit subjects
+check: venv workflows-check ## check lint, format, types, import layers, prose, workflows and commit subjects
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/prose_lint.py
 	tools/commit_subjects.sh
+
+workflows-check: $(RELEASE) ## check the workflows with zizmor and actionlint
+	@tools/workflows_check.sh
 
 # Plugins found by entry points would have pytest rewrite all their modules, in every worker.
 PLUGINS := --disable-plugin-autoload -p xdist -p pytest_cov -p _hypothesis_pytestplugin
@@ -151,6 +154,13 @@ dist: $(RELEASE) ## build wheels, sdists and the chart of the last commit into d
 dist-check: test-tools ## build them, and install and run each with PYTHONS
 	PYPROXY_DIST_PYTHONS="$(PYTHONS)" $(BIN)/pytest tests/deploy/test_dist.py $(PYTEST_ARGS)
 
+# An environment beside .venv, by uv; the tests that need no kernel run there.
+lowest: $(RELEASE) ## run the tests with the lowest versions that pyproject.toml allows of all dependencies
+	@tools/bounds.sh lowest-direct .venv-lowest $(PYTHON) $(BESIDE) $(PYTEST_ARGS)
+
+newest: $(RELEASE) ## run them with the newest versions
+	@tools/bounds.sh highest .venv-newest $(PYTHON) $(BESIDE) $(PYTEST_ARGS)
+
 image: ## build the image IMAGE with docker, podman or buildah
 	@tools/image.sh $(IMAGE)
 
@@ -159,4 +169,4 @@ image-check: system ## build the image's stages without an engine, and start the
 	@$(PYTHON) tools/image_check.py
 
 clean: ## remove all that the other targets have made
-	rm -rf .venv .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info lab/*.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info lab/*.egg-info

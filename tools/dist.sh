@@ -5,6 +5,7 @@
 #
 # The files are built in a copy of the commit, so that neither changes nor untracked files are part
 # of them, and have the commit's time. The tools come from the extra "release", and helm from PATH.
+# CHART_IMAGE is the repository of the image in the chart, pyproxy unless given.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -31,6 +32,9 @@ for project in "$tree" "$tree/lab"; do
 done
 "$python" -m twine --no-color check --strict "$out"/*.whl "$out"/*.tar.gz
 if command -v helm >/dev/null; then
+    values=$tree/deploy/helm/pyproxy/values.yaml
+    sed -i "s#^  repository: pyproxy\$#  repository: ${CHART_IMAGE:-pyproxy}#" "$values"
+    grep -q "^  repository: ${CHART_IMAGE:-pyproxy}\$" "$values"
     helm package "$tree/deploy/helm/pyproxy" --destination "$out" >"$tree/log" 2>&1 || {
         cat "$tree/log" >&2
         exit 1
