@@ -26,6 +26,7 @@ from bench.node_ports import print_node_ports
 from bench.outages import print_outages
 from bench.questions import print_questions
 from bench.repairs import print_repairs
+from bench.start import print_starts
 from bench.tail import Plan, print_tail
 from bench.targets import Targets, held_against, targets
 from pyproxy.errors import PyproxyError, UsageError
@@ -59,6 +60,11 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
     if options.node_ports:
         _print_machine()
         print_node_ports(place, modes.named(options.mode), options.kube_proxy)
+        return 0
+    if options.start is not None:
+        _print_machine()
+        size = Size(options.services, options.endpoints)
+        print_starts(place, modes.named(options.mode), options.start, size, options.runs)
         return 0
     if options.idle is not None:
         _print_machine()
@@ -123,6 +129,18 @@ def _options() -> argparse.Namespace:
         metavar="SECONDS",
         help="measure only memory, wakes and CPU time of SECONDS without a change (default 60)",
     )
+    what.add_argument(
+        "--start",
+        nargs="*",
+        metavar="NAME=COMMAND",
+        help="time only starts and restarts, beside programs with kube-proxy's flags",
+    )
+    parser.add_argument(
+        "--endpoints",
+        type=int,
+        default=SIZE.endpoints,
+        help="endpoints of each Service of --start (default 10)",
+    )
     parser.add_argument(
         "--kube-proxy", metavar="PATH", default="", help="kube-proxy, to be measured beside it"
     )
@@ -145,7 +163,7 @@ def _options() -> argparse.Namespace:
         "--services",
         type=int,
         default=SIZE.services,
-        help="Services of --hostile and --tail (default 10000)",
+        help="Services of --hostile, --start and --tail (default 10000)",
     )
     what.add_argument(
         "--tail",

@@ -17,10 +17,10 @@ _PAUSE = 0.001
 _RESET = struct.pack("=ii", 1, 0)
 
 
-def request(address: str, port: int) -> str:
+def request(address: str, port: int, patience: float = _TRY) -> str:
     """Connect once and return the address of the responding pod, empty for none."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-        client.settimeout(_TRY)
+        client.settimeout(patience)
         # A reset leaves no port in TIME_WAIT; there are 28,000 ports.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         try:
@@ -31,10 +31,11 @@ def request(address: str, port: int) -> str:
 
 
 class Prober:
-    """Connects from the client's namespace."""
+    """Connects from the client's namespace; one attempt takes `attempt` seconds at most."""
 
-    def __init__(self, client: Namespace) -> None:
+    def __init__(self, client: Namespace, attempt: float = _TRY) -> None:
         self._client = client
+        self._attempt = attempt
 
     def until(
         self, service: int, holds: Callable[[str], bool], patience: float, alive: Callable[[], None]
@@ -48,7 +49,7 @@ class Prober:
             address = cluster_ip(service)
             deadline = time.monotonic() + patience
             while (now := time.monotonic()) < deadline:
-                if holds(request(address, PORT)):
+                if holds(request(address, PORT, self._attempt)):
                     return time.monotonic()
                 alive()
                 time.sleep(_PAUSE)

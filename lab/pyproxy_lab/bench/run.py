@@ -111,7 +111,7 @@ class Bench:
         before = transactions()
         began, moment = time.monotonic(), time.time()
         agent.start()
-        while not (_is_healthy() and (_metric(_LAST_SYNC) or 0.0) >= moment):
+        while not is_in_step(moment):
             agent.require_alive()
             if time.monotonic() - began > self._plan.patience:
                 raise LabError("the agent is not healthy again after a restart")
@@ -196,8 +196,13 @@ def _spread(services: int, count: int) -> list[int]:
     return sorted({index * (services - 1) // max(1, count - 1) for index in range(count)})
 
 
-def _is_healthy() -> bool:
+def is_in_step(moment: float) -> bool:
+    """Return whether the agent here is healthy and has synced since a moment. Blocks."""
     # Some are healthy before their first sync, so the time of the last sync is checked as well.
+    return _is_healthy() and (_metric(_LAST_SYNC) or 0.0) >= moment
+
+
+def _is_healthy() -> bool:
     try:
         with urllib.request.urlopen(_HEALTH, timeout=5) as response:
             return bool(response.status == HTTPStatus.OK)
