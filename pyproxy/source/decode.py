@@ -23,7 +23,7 @@ from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Network
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.model.special_addresses import special
-from pyproxy.source import fields, salvage, wire
+from pyproxy.source import fields, salvage, slices, wire
 from pyproxy.source.fields import FieldProblems, NotProxied
 from pyproxy.source.services import service
 from pyproxy.source.slices import endpoint_slice
@@ -108,7 +108,8 @@ class _Decoders(NamedTuple):
     """
 
     service: Callable[[Any], wire.Service]
-    endpoint_slice: Callable[[Any], wire.EndpointSlice]
+    endpoint_slice: Callable[[Any], wire.EndpointSlice | wire.ProtobufSlice]
+    endpoints: slices.EndpointsConverter
     node: Callable[[Any], wire.Node]
     identified: Callable[[Any], wire.Identified]
     legible_identity: Callable[[Any], wire.Identity]
@@ -117,6 +118,7 @@ class _Decoders(NamedTuple):
 _JSON = _Decoders(
     msgspec.json.Decoder(wire.Service).decode,
     msgspec.json.Decoder(wire.EndpointSlice).decode,
+    slices.endpoints,
     msgspec.json.Decoder(wire.Node).decode,
     msgspec.json.Decoder(wire.Identified).decode,
     lambda data: salvage.identity(bytes(memoryview(data))),
@@ -143,7 +145,7 @@ def decode_object(kind: Kind, obj: bytes | wire.Encoded) -> DecodedObject:
         if kind is Kind.ENDPOINT_SLICE:
             a_slice = decoders.endpoint_slice(data)
             _check_kind(kind, a_slice.kind)
-            return _named(a_slice.metadata, endpoint_slice(a_slice))
+            return _named(a_slice.metadata, endpoint_slice(a_slice, decoders.endpoints))
         a_node = decoders.node(data)
         _check_kind(kind, a_node.kind)
         return _named(a_node.metadata, node(a_node))
@@ -183,11 +185,12 @@ def _opened(obj: bytes | wire.Encoded) -> tuple[_Decoders, bytes | Raw]:
 @cache
 def _protobuf() -> _Decoders:
     # Only when the first such object arrives, because the import takes time and memory.
-    from pyproxy.source import protobuf_objects  # noqa: PLC0415
+    from pyproxy.source import protobuf_endpoints, protobuf_objects  # noqa: PLC0415
 
     return _Decoders(
         protobuf_objects.service,
         protobuf_objects.endpoint_slice,
+        protobuf_endpoints.endpoints,
         protobuf_objects.node,
         protobuf_objects.identified,
         protobuf_objects.legible_identity,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -23,28 +23,46 @@ _T = TypeVar("_T")
 MAGIC = b"k8s\0"
 """The beginning of an object with its kind; the items of a list have neither."""
 
+ENDPOINT = protobuf_schema.message("Endpoint")
+"""An endpoint of a slice."""
+
 _UNKNOWN = protobuf_schema.message("Unknown")
 _IDENTIFIED = protobuf_schema.message("Identified")
 _STATUS = protobuf_schema.message("Status")
 _BOOKMARK = protobuf_schema.message("Bookmark")
 _SERVICE = protobuf_schema.message("Service")
 _SLICE = protobuf_schema.message("EndpointSlice")
-_LARGE_SLICE = protobuf_schema.message("LargeEndpointSlice")
 _NODE = protobuf_schema.message("Node")
 _TIME = protobuf_schema.message("Time")
 _SERVICE_PORT = protobuf_schema.message("ServicePort")
 _AFFINITY = protobuf_schema.message("SessionAffinityConfig")
 _SERVICE_STATUS = protobuf_schema.message("ServiceStatus")
-_ENDPOINT = protobuf_schema.message("Endpoint")
 _SLICE_PORT = protobuf_schema.message("SlicePort")
 _CONDITIONS = protobuf_schema.message("Conditions")
 _HINTS = protobuf_schema.message("Hints")
 
 _LARGE = 256 << 10
-"""Bytes of a slice above which its endpoints are parsed one by one; 1,000 endpoints have 150 KB."""
+"""Bytes of a slice above which its endpoints are not listed; 1,000 endpoints have 150 KB."""
 
 _LARGEST_SHARED = 256
 """Bytes of a message that is parsed once; larger ones would fill the memory."""
+
+
+def _before_raw(api_version: str, kind: str) -> bytes:
+    """Return the bytes of an object with its kind before the length of its own bytes."""
+    texts = (api_version.encode(), kind.encode())
+    type_meta = b"\n%c%b\x12%c%b" % (len(texts[0]), texts[0], len(texts[1]), texts[1])
+    return MAGIC + b"\n%c%b\x12" % (len(type_meta), type_meta)
+
+
+_KINDS = {
+    _before_raw("v1", "Service"): "Service",
+    _before_raw("v1", "Node"): "Node",
+    _before_raw("discovery.k8s.io/v1", "EndpointSlice"): "EndpointSlice",
+}
+_TYPE_SIZE_AT = len(MAGIC) + 1
+# The encoding and the type of the raw bytes, which are empty.
+_UNKNOWN_END = b'\x1a\0"\0'
 
 # Of field number and wire type: a varint, 64 bits, bytes with their length, 32 bits.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -89,19 +107,11 @@ def service(data: bytes) -> wire.Service:
     )
 
 
-def endpoint_slice(data: bytes) -> wire.EndpointSlice:
-    """Decode an EndpointSlice, of which the endpoints are an iterator.
-
-    Raises msgspec.DecodeError, and so does the iterator.
-    """
-    is_large = len(data) > _LARGE
-    kind, obj = _object(_LARGE_SLICE if is_large else _SLICE, data)
-    parts = (parse(_ENDPOINT, each) for each in obj.endpoints) if is_large else obj.endpoints
-    # No list, because 16 MiB may hold eight million empty endpoints.
-    endpoints = cast("list[wire.Endpoint]", map(_endpoint, parts))
-    ports = [_slice_port(each) for each in obj.ports]
-    meta = obj.metadata
-    return wire.EndpointSlice(
+def endpoint_slice(data: bytes) -> wire.ProtobufSlice:
+    """Decode an EndpointSlice, of which the endpoints stay encoded. Raises msgspec.DecodeError."""
+    kind, obj = _object(_SLICE, data)
+    meta, endpoints = obj.metadata, obj.endpoints
+    return wire.ProtobufSlice(
         wire.Meta(
             meta.name,
             meta.namespace,
@@ -111,8 +121,22 @@ def endpoint_slice(data: bytes) -> wire.EndpointSlice:
         ),
         kind,
         obj.address_type,
-        endpoints,
-        ports,
+        # No list of many, because 16 MiB may hold eight million empty endpoints.
+        endpoints if len(data) > _LARGE else endpoints[:],
+        [_slice_port(each) for each in obj.ports],
+    )
+
+
+def endpoint(data: bytes) -> wire.Endpoint:
+    """Decode an endpoint of a slice. Raises msgspec.DecodeError."""
+    found = parse(ENDPOINT, data)
+    hints = found.hints
+    return wire.Endpoint(
+        found.addresses[:],
+        _conditions(found.conditions),
+        _hints(hints) if hints else None,
+        found.node_name,
+        found.zone,
     )
 
 
@@ -174,6 +198,12 @@ def _opened(data: bytes) -> tuple[str | None, bytes]:
     # No message begins with these bytes: the first is the start of a group, which the API lacks.
     if not data.startswith(MAGIC):
         return None, data
+    # A parser's message and its fields are five calls, which the form that Go writes does without.
+    begin = len(MAGIC) + 3 + data[_TYPE_SIZE_AT] if len(data) > _TYPE_SIZE_AT else 0
+    if (kind := _KINDS.get(data[:begin])) is not None:
+        size, start = varint(data, begin)
+        if data[start + size :] == _UNKNOWN_END:
+            return kind, data[start : start + size]
     unknown = parse(_UNKNOWN, data[len(MAGIC) :])
     return unknown.type_meta.kind, unknown.raw
 
@@ -209,17 +239,6 @@ def _annotations(pairs: Any) -> wire.Annotations | None:
         pairs.get("endpoints.kubernetes.io/last-change-trigger-time"),
         pairs.get("k8s.io/initial-events-end"),
         pairs.get("pyproxy.io/ipvs-scheduler"),
-    )
-
-
-def _endpoint(found: Any) -> wire.Endpoint:
-    hints = found.hints
-    return wire.Endpoint(
-        found.addresses[:],
-        _conditions(found.conditions),
-        _hints(hints) if hints else None,
-        found.node_name,
-        found.zone,
     )
 
 
@@ -290,12 +309,12 @@ def _lengths(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the fields of a message that have a length, up to the first malformed one."""
     at = 0
     while at < len(data):
-        key, at = _varint(data, at)
+        key, at = varint(data, at)
         size = 0
         if key & 7 == _VARINT:
-            at = _varint(data, at)[1]
+            at = varint(data, at)[1]
         elif key & 7 == _LENGTH:
-            size, at = _varint(data, at)
+            size, at = varint(data, at)
         elif key & 7 in {_FIXED64, _FIXED32}:
             at += 8 if key & 7 == _FIXED64 else 4
         else:
@@ -307,8 +326,15 @@ def _lengths(data: bytes) -> Iterator[tuple[int, bytes]]:
             at += size
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     """Return a number and the index after it, which is beyond the end if it is malformed."""
+    # Two bytes first, because the loop costs as much as parsing a message.
+    if at + 1 < len(data):
+        first, second = data[at], data[at + 1]
+        if first < 0x80:
+            return first, at + 1
+        if second < 0x80:
+            return first & 0x7F | second << 7, at + 2
     value = 0
     for shift, byte in enumerate(data[at : at + _LONGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * shift

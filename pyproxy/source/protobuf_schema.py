@@ -121,15 +121,9 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
         "hints": (8, _BYTES),
     },
     "SlicePort": {"name": (1, _STRING), "protocol": (2, _STRING), "port": (3, _INT32)},
+    # Endpoints as bytes: the parser needs up to 100 bytes for an empty one, and each field of a
+    # message costs a call, so that `protobuf_endpoints` parses most of them itself.
     "EndpointSlice": {
-        "metadata": (1, "SliceMeta"),
-        "endpoints": (2, _REPEATED + "Endpoint"),
-        "ports": (3, _REPEATED + _BYTES),
-        "address_type": (4, _STRING),
-    },
-    # The parser needs up to 100 bytes for an empty endpoint, so those of a large slice are parsed
-    # one by one, which takes longer.
-    "LargeEndpointSlice": {
         "metadata": (1, "SliceMeta"),
         "endpoints": (2, _REPEATED + _BYTES),
         "ports": (3, _REPEATED + _BYTES),

@@ -8,16 +8,21 @@ Facts: the length-delimited framing and the envelope runtime.Unknown of k8s.io/a
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from pyproxy.source import protobuf_objects, protobuf_schema, wire
 from pyproxy.source.body import LARGEST_FRAME, TooLargeError
-from pyproxy.source.protobuf_objects import MAGIC
+from pyproxy.source.protobuf_objects import MAGIC, varint
 from pyproxy.source.stream import ConnectionLostError, MalformedResponseError, error_event
 
-_LENGTH_SIZE = 4
+_LENGTH = struct.Struct(">I")
+_LENGTH_SIZE = _LENGTH.size
+# The bytes of an event before the length of its object.
+_TYPES = {b"\n%c%b\x12" % (len(t), t.encode()): t for t in ("ADDED", "MODIFIED", "DELETED")}
+_RAW = 1 << 3 | 2
 _EVENT = protobuf_schema.message("WatchEvent")
 _LIST = protobuf_schema.message("UnknownList")
 
@@ -45,18 +50,17 @@ def frames(chunks: Iterable[bytes], limit: int = LARGEST_FRAME) -> Iterator[byte
     held = bytearray()
     for chunk in chunks:
         held += chunk
-        start = 0
-        while len(held) - start >= _LENGTH_SIZE:
-            first = start + _LENGTH_SIZE
-            size = int.from_bytes(held[start:first])
-            if size > limit:
-                raise TooLargeError(f"an event of a watch has more than {limit} bytes")
-            if len(held) - first < size:
-                break
-            start = first + size
-            with memoryview(held) as view:
-                frame = bytes(view[first:start])
-            yield frame
+        start, count = 0, len(held)
+        with memoryview(held) as view:
+            while count - start >= _LENGTH_SIZE:
+                first = start + _LENGTH_SIZE
+                size: int = _LENGTH.unpack_from(view, start)[0]
+                if size > limit:
+                    raise TooLargeError(f"an event of a watch has more than {limit} bytes")
+                if count - first < size:
+                    break
+                start = first + size
+                yield view[first:start].tobytes()
         del held[:start]
     if held:
         raise ConnectionLostError("a watch ended in the middle of an event")
@@ -68,6 +72,13 @@ def event(frame: bytes) -> ProtobufEvent:
     Raises GoneError or ApiStatusError for an event of type ERROR, MalformedResponseError for bytes
     that are not an event.
     """
+    if (kind := _TYPES.get(frame[: frame[1] + 3] if len(frame) > 1 else b"")) is not None:
+        # The form that Go writes, without the calls for a parser's messages and their fields.
+        size, start = varint(frame, len(kind) + 3)
+        if size == len(frame) - start > 0 and frame[start] == _RAW:
+            size, start = varint(frame, start + 1)
+            if size == len(frame) - start and frame.startswith(MAGIC, start):
+                return ProtobufEvent(kind, wire.ProtobufObject(frame[start:]))
     try:
         found = protobuf_objects.parse(_EVENT, frame)
         data = found.object.raw

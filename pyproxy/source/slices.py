@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from socket import AF_INET, AF_INET6, inet_pton
 from sys import intern
-from typing import cast
+from typing import Any, TypeAlias, cast
 
 from pyproxy.model import objects as model
 from pyproxy.model.address import Address, Family, family_of
@@ -23,14 +23,20 @@ _NO_CONDITIONS = wire.Conditions()
 # Printable names of nodes and zones, interned: one look-up instead of two checks for each endpoint.
 _KNOWN_NAMES: dict[str | None, str] = {None: ""}
 _MOST_NAMES = 16_384
-_NUMBERS = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+ADDRESS_FAMILIES = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
 _NONE = Address(b"")
 # A cast instead of Address(...), which would cost a call for each address.
-_pack = cast("Callable[[int, str], Address]", inet_pton)
+pack = cast("Callable[[int, str], Address]", inet_pton)
 
 
-def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
-    """Convert an EndpointSlice.
+EndpointsConverter: TypeAlias = Callable[[Any, Family, FieldProblems], tuple[model.Endpoint, ...]]
+"""Converts the endpoints of a slice, whose form depends on the format; as `endpoints`."""
+
+
+def endpoint_slice(
+    obj: wire.EndpointSlice | wire.ProtobufSlice, convert: EndpointsConverter
+) -> model.EndpointSlice | NotProxied:
+    """Convert an EndpointSlice, and its endpoints by `convert`.
 
     As in kube-proxy, null conditions mean: ready and serving are true, terminating is false. The
     API defines all addresses of one endpoint as equivalent; consumers use the first.
@@ -45,7 +51,7 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
     name = fields.name_of(obj.metadata)
     problems = FieldProblems(Kind.ENDPOINT_SLICE, name)
     family = _FAMILY_OF_TYPE.get(obj.address_type or "")
-    endpoints: tuple[model.Endpoint, ...] = ()
+    found: tuple[model.Endpoint, ...] = ()
     if family is None:
         problems.add(
             "addressType",
@@ -54,33 +60,33 @@ def endpoint_slice(obj: wire.EndpointSlice) -> model.EndpointSlice | NotProxied:
         # Any family: the slice has no endpoints and exists for its problem only.
         family = Family.IPV4
     else:
-        endpoints = _endpoints(obj.endpoints or (), family, problems)
+        found = convert(obj.endpoints or (), family, problems)
     annotations = obj.metadata.annotations
     return model.EndpointSlice(
         name=name,
         service=ObjectName(name.namespace, intern(labels.service_name)),
         family=family,
         ports=_shared_ports(tuple(_slice_ports(obj.ports or [], problems))),
-        endpoints=endpoints,
+        endpoints=found,
         triggered=_epoch(annotations.triggered) if annotations else 0.0,
         problems=problems.all(),
     )
 
 
-def _endpoints(
-    entries: Iterable[wire.Endpoint], family: Family, problems: FieldProblems
+def endpoints(
+    entries: Iterable[wire.Endpoint], family: Family, problems: FieldProblems, first: int = 0
 ) -> tuple[model.Endpoint, ...]:
-    """Return the endpoints of a slice.
+    """Return the endpoints of a slice, or some that begin with the one of index `first`.
 
     A cluster may have 100,000, on few nodes in fewer zones, so names are interned and equal hints
     share one tuple. Most have an ordinary address, which this loop packs without another call.
     """
     found: list[model.Endpoint] = []
-    number, unusual, names = _NUMBERS[family], UNUSUAL_FIRST_BYTES[family], _KNOWN_NAMES
-    for i, entry in enumerate(entries):
+    number, unusual, names = ADDRESS_FAMILIES[family], UNUSUAL_FIRST_BYTES[family], _KNOWN_NAMES
+    for i, entry in enumerate(entries, first):
         addresses = entry.addresses
         try:
-            packed = _pack(number, addresses[0]) if addresses else _NONE
+            packed = pack(number, addresses[0]) if addresses else _NONE
         except (OSError, ValueError, UnicodeEncodeError):
             packed = _NONE
         if not packed or packed[0] in unusual:
@@ -94,7 +100,11 @@ def _endpoints(
         hints = entry.hints
         node, zone = names.get(entry.node_name), names.get(entry.zone)
         if node is None or zone is None:
-            node, zone = _names(i, entry, problems)
+            valid = valid_names(entry)
+            if valid is None:
+                text = "nodeName or zone is no printable name; both ignored"
+                problems.add(f"endpoints[{i}]", text)
+            node, zone = valid or ("", "")
         found.append(
             model.Endpoint(
                 packed,
@@ -103,20 +113,19 @@ def _endpoints(
                 conditions.terminating is True,
                 node,
                 zone,
-                _hints(hints.for_zones) if hints and hints.for_zones else (),
-                _hints(hints.for_nodes) if hints and hints.for_nodes else (),
+                shared_hints(hints.for_zones) if hints and hints.for_zones else (),
+                shared_hints(hints.for_nodes) if hints and hints.for_nodes else (),
             )
         )
     return tuple(found)
 
 
-def _names(i: int, entry: wire.Endpoint, problems: FieldProblems) -> tuple[str, str]:
-    """Return the node and the zone of an endpoint, and remember them if they are valid."""
+def valid_names(entry: wire.Endpoint) -> tuple[str, str] | None:
+    """Return the node and the zone of an endpoint, and remember them; None if one is invalid."""
     node, zone = entry.node_name or "", entry.zone or ""
     # The API server does not validate zones, and `pyproxy services` prints both.
     if not (node.isprintable() and zone.isprintable() and len(zone) <= fields.LONGEST_NAME):
-        problems.add(f"endpoints[{i}]", "nodeName or zone is no printable name; both ignored")
-        return "", ""
+        return None
     node, zone = intern(node), intern(zone)
     if len(_KNOWN_NAMES) > _MOST_NAMES:
         _KNOWN_NAMES.clear()
@@ -151,8 +160,9 @@ def _checked_address(
     return None
 
 
-def _hints(hints: list[wire.Hint]) -> tuple[str, ...]:
-    names = tuple(intern(hint.name) for hint in hints if hint.name)
+def shared_hints(hints: list[wire.Hint] | None) -> tuple[str, ...]:
+    """Return the names of hints, as one instance for equal ones."""
+    names = tuple(intern(hint.name) for hint in hints or () if hint.name)
     return shared(names, len(names) + sum(map(len, names)))
 
 

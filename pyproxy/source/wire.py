@@ -12,6 +12,7 @@ Facts: Service, Node v1 and EndpointSlice discovery.k8s.io/v1 of Kubernetes v1.3
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -166,6 +167,16 @@ class EndpointSlice(msgspec.Struct, rename="camel", gc=False):
     address_type: str | None = None
     endpoints: list[Endpoint] | None = None
     ports: list[SlicePort] | None = None
+
+
+class ProtobufSlice(msgspec.Struct, gc=False):
+    """An EndpointSlice of which the endpoints are undecoded protobuf."""
+
+    metadata: Meta
+    kind: str | None
+    address_type: str | None
+    endpoints: Iterable[bytes]
+    ports: list[SlicePort]
 
 
 class Taint(msgspec.Struct, gc=False):

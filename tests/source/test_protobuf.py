@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +20,12 @@ from pyproxy_lab.apiserver.protobuf_fields import SENT, Form, Part
 from pyproxy.errors import Problem
 from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import Kind, ObjectName
-from pyproxy.source import protobuf_stream, stream
+from pyproxy.source import protobuf_objects, protobuf_schema, protobuf_stream, stream
 from pyproxy.source.decode import decode_object, identify
 from pyproxy.source.large_objects import LARGE, LargeObjects
 from pyproxy.source.object_events import ObjectEvents, Resource
 from pyproxy.source.retry import SystemClock
+from pyproxy.source.stream import MalformedResponseError
 from pyproxy.source.wire import ProtobufObject
 from tests.lab.recorded import TWINS, Recorded, recorded
 
@@ -261,6 +263,52 @@ def test_spoilt_recordings_are_objects_or_problems() -> None:
                 spoilt = bytearray(item.data)
                 spoilt[random.randrange(len(spoilt))] = random.randrange(256)
                 decode_object(kind, ProtobufObject(bytes(spoilt)))
+
+
+def parsed(frame: bytes) -> tuple[str, bytes] | None:
+    """Parse an event as a whole; None if it is malformed."""
+    try:
+        found = protobuf_objects.parse(protobuf_schema.message("WatchEvent"), frame)
+    except msgspec.DecodeError:
+        return None
+    raw = found.object.raw
+    return (found.type, raw) if raw.startswith(protobuf_objects.MAGIC) else None
+
+
+def read(frame: bytes) -> tuple[str, bytes] | None:
+    try:
+        found = protobuf_stream.event(frame)
+    except MalformedResponseError:
+        return None
+    return found.type, found.object.data
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_any_event_is_that_of_the_parser(data: st.DataObject) -> None:
+    event_type = data.draw(st.sampled_from(["ADDED", "DELETED", "BOOKMARK", ""]))
+    kind = data.draw(st.sampled_from([*Kind]))
+    api_version = data.draw(st.sampled_from([API_VERSIONS.get(kind, "v1"), "v2"]))
+    # Sizes of one, two and three bytes, with a few bytes that are other ones.
+    raw = META + b"\x7a\x80\x80\0" * data.draw(st.sampled_from([0, 9, 30, 31, 32, 5_000]))
+    enveloped = protobuf.envelope(api_version, kind.value, raw)
+    frame = bytearray(protobuf.event(event_type, enveloped)[4:])
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.one_of(st.integers(0, 60), st.integers(-9, -1))) % len(frame)
+        frame[at] = data.draw(st.one_of(st.integers(0, 255), st.just(frame[at] ^ 128)))
+    spoilt = bytes(frame[: data.draw(st.sampled_from([None, -1, -4]))])
+    assert read(spoilt) == parsed(spoilt)
+    found = read(spoilt)
+    if found is not None:
+        try:
+            unknown = protobuf_objects.parse(protobuf_schema.message("Unknown"), found[1][4:])
+        except msgspec.DecodeError:
+            assert isinstance(decode_object(kind, ProtobufObject(found[1])).value, Problem)
+        else:
+            bare = decode_object(kind, ProtobufObject(unknown.raw))
+            with_kind = decode_object(kind, ProtobufObject(found[1]))
+            if unknown.type_meta.kind in {kind.value, ""}:
+                assert with_kind == bare
 
 
 def a_slice(endpoints: list[dict[str, Any]]) -> dict[str, Any]:
