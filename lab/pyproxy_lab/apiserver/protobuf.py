@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
@@ -89,11 +90,17 @@ def events(chunk: bytes) -> list[bytes]:
 
 
 def _enveloped(api_version: str, kind: str, size: int, *pieces: Iterable[bytes]) -> Iterator[bytes]:
-    type_meta = _encoded({"apiVersion": api_version, "kind": kind}, TYPE_META)
-    yield _MAGIC + _field(_TYPE_FIELD, type_meta) + _key(_RAW_FIELD, _BYTES) + _number(size)
+    yield _before_raw(api_version, kind) + _number(size)
     for some in pieces:
         yield from some
     yield _UNKNOWN_END
+
+
+@cache
+def _before_raw(api_version: str, kind: str) -> bytes:
+    """Return the bytes of an object with its kind before the size of its own bytes."""
+    type_meta = _encoded({"apiVersion": api_version, "kind": kind}, TYPE_META)
+    return _MAGIC + _field(_TYPE_FIELD, type_meta) + _key(_RAW_FIELD, _BYTES)
 
 
 def _encoded(obj: Object, part: Part) -> bytes:
@@ -151,6 +158,8 @@ def _key(number: int, kind: int) -> bytes:
     return _number(number << 3 | kind)
 
 
+# Nearly all are keys and sizes, of which a list of 10,000 objects has few different ones.
+@lru_cache(4096)
 def _number(value: int) -> bytes:
     """Encode a varint; a negative number has ten bytes."""
     if 0 <= value <= 0x7F:
