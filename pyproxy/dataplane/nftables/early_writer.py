@@ -70,11 +70,16 @@ class EarlyWriter:
         self._limit = min(_FIRST_ROWS, batch_rows)
         self._written = Written({}, Counter())
         self._is_complete = False
+        self._has_served = threading.Event()
         self._thread = threading.Thread(target=self._run, name="early-writer", daemon=True)
         self._thread.start()
 
     def add(self, routing: ServiceRouting, size: int) -> None:
-        """Have a Service of `size` rows written, whose routing is final; does not block."""
+        """Have a Service of `size` rows written, whose routing is final.
+
+        Blocks until the first batch is written. Otherwise routing would delay it: after each system
+        call the thread waits for the interpreter lock, 5 ms each time.
+        """
         rows, users = self._rows, self._written.users
         add_service(routing, rows)
         for row in shared_rows(routing):
@@ -88,6 +93,7 @@ class EarlyWriter:
         self._size += size
         if self._size >= self._limit:
             self._send()
+            self._has_served.wait()
 
     def finish(self) -> Written | None:
         """Write the rest and return all that is written; None after an error. Blocks."""
@@ -109,7 +115,10 @@ class EarlyWriter:
             self._is_complete = True
         except KernelError as error:
             log.info("cannot write the first Services ahead of the others: %s", error)
+        finally:
+            self._has_served.set()
 
     def _write_all(self) -> None:
         while (batch := self._queue.get()) is not None:
             self._write(batch)
+            self._has_served.set()

@@ -61,6 +61,16 @@ def test_the_plan_has_what_was_not_written_early(
         assert held(namespace) == compiled(LATE, NODE)
 
 
+def test_routing_goes_on_when_the_first_services_are_served(namespace: Namespace) -> None:
+    with programming(namespace) as dataplane:
+        writer = namespace.call(lambda: dataplane.write_early(NODE))
+        assert writer is not None
+        for each in EARLY[:11]:  # about 2,500 rows
+            writer.add(each, row_count(each))
+        assert held(namespace)["services4"]
+        namespace.call(lambda: dataplane.plan_full(EARLY, NODE))
+
+
 def test_a_routing_that_changed_after_it_was_written(namespace: Namespace) -> None:
     now = [numbered(0, 5), *EARLY[1:]]
     with programming(namespace) as dataplane:
