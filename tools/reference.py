@@ -129,12 +129,14 @@ def statuses() -> Iterator[str]:
 
 def shared_statuses() -> Iterator[str]:
     """Yield the table of the statuses that several commands share."""
-    agent = [line for line in cli.STATUSES["run"] if line[0] not in "01"]
     rows = [
-        *(("`pyproxy run`", *_status(line)) for line in agent),
-        *(("other commands of `pyproxy`", *_status(line)) for line in COMMON_STATUSES),
-        *(("`kubectl pyproxy`", *_status(line)) for line in kubectl.STATUSES),
+        (code(f"pyproxy {name}"), *_status(line))
+        for name, lines in cli.STATUSES.items()
+        for line in lines
+        if line[0] not in "01"
     ]
+    rows += (("inspection commands of `pyproxy`", *_status(line)) for line in COMMON_STATUSES)
+    rows += (("`kubectl pyproxy`", *_status(line)) for line in kubectl.STATUSES)
     return table(("commands", "status", "meaning"), rows)
 
 
@@ -256,7 +258,7 @@ def _arguments(parsers: Mapping[str, argparse.ArgumentParser]) -> Iterator[str]:
     """Yield the table of all arguments that --help shows, each with the commands that have it."""
     users: dict[tuple[str, str], list[str]] = {}
     for name, parser in parsers.items():
-        for action in parser._actions:
+        for action in parser._actions:  # argparse has no public list of them
             if action.dest != "help" and action.help != argparse.SUPPRESS:
                 users.setdefault((code(_usage(action)), _help(action)), []).append(name)
     rows = ((usage, ", ".join(names), about) for (usage, about), names in users.items())
