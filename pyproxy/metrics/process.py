@@ -68,8 +68,8 @@ class ProcessMetrics:
         self._registry.register(_Reading(CounterMetricFamily, name, about, count))
 
     def source_age(self, age: Callable[[], float]) -> None:
-        """Call `age` at each scrape for the seconds since the source last responded."""
-        about = "Time since the API server, or the folder of manifests, last responded"
+        """Call `age` at each scrape for the seconds since the source's quietest watch had data."""
+        about = "Time since the watch with the oldest data had any, or the folder was checked"
         name = "pyproxy_source_last_event_age_seconds"
         self._registry.register(_Reading(GaugeMetricFamily, name, about, age))
 
