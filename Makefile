@@ -141,7 +141,7 @@ docs-serve: $(DOCS_STAMP) ## serve that site on 127.0.0.1:8000, and build it aga
 
 PICTURES := build/pictures
 
-pictures: system venv ## draw dashboard and alerts into docs/img, from 45 minutes of a lab (root)
+pictures: system venv ## draw dashboard and alerts into docs/img, from 38 minutes of a lab (root)
 	@tools/system-packages.sh chromium
 	@tools/prometheus.sh $(PICTURES)/prometheus
 	@test -e $(PICTURES)/times.json || $(BIN)/python -m tools.pictures record

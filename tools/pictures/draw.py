@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import matplotlib as mpl
@@ -33,8 +33,10 @@ _SHARPNESS = 1.6
 _COLOURS = ("#3274d9", "#e0752d", "#37872d", "#8f3bb8", "#0f8a8a", "#c4162a", "#8a6d3b", "#5c6370")
 _STATES = {"green": "#3f9c35", "orange": "#e8820c", "red": "#d0273b"}
 _BACKGROUND, _FRAME, _TEXT, _FAINT = "#f4f5f5", "#d8dbe0", "#24292e", "#6e7681"
-_TITLE_HEIGHT, _AXIS_WIDTH, _AXIS_HEIGHT, _LEGEND_ROW = 28, 58, 22, 16
+_TITLE_HEIGHT, _AXIS_WIDTH, _AXIS_HEIGHT, _LEGEND_ROW = 28, 64, 22, 16
 _NARROW = 0.35
+_STEPS_OF_AXIS = 5
+_SECONDS_STEPS = (15, 30, 60, 120, 300, 600, 1200, 3600)
 _TICKS = (1, 2, 5, 10, 15, 30, 60)
 _PALETTE = 96
 
@@ -42,7 +44,9 @@ _PALETTE = 96
 def draw_row(row: Panel, panels: Sequence[tuple[Panel, list[Line]]], window: Window) -> bytes:
     """Return a PNG of a row of the dashboard, with the lines of each of its panels."""
     bottom = max(panel.grid_pos.y + panel.grid_pos.h for panel, _ in panels)
-    page = _Page(row.grid_pos.y, (bottom - row.grid_pos.y) * _UNIT + _GAP)
+    names = dict.fromkeys(line.name for _, lines in panels for line in lines)
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(names)}
+    page = _Page(row.grid_pos.y, (bottom - row.grid_pos.y) * _UNIT + _GAP, colours)
     with mpl.rc_context({"font.family": "DejaVu Sans", "font.size": 8, "text.color": _TEXT}):
         page.text(_GAP + 4, row.grid_pos, f"▾ {row.title}", size=11)
         for panel, lines in panels:
@@ -62,9 +66,13 @@ Box = tuple[float, float, float, float]
 
 
 class _Page:
-    """A figure, measured in pixels; `top` is the dashboard's unit at its upper edge."""
+    """A figure, measured in pixels; `top` is the dashboard's unit at its upper edge.
 
-    def __init__(self, top: int, height: float) -> None:
+    `colours` are those of the lines by their name, so that a node has one in all panels of a row.
+    """
+
+    def __init__(self, top: int, height: float, colours: Mapping[str, str]) -> None:
+        self.colours = colours
         self._top = top
         self._height = height
         self._figure = Figure((_WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
@@ -131,7 +139,7 @@ def _stat(page: _Page, panel: Panel, lines: Sequence[Line], box: Box) -> None:
     style = {"ha": "center", "color": "white" if lines else _FAINT}
     page.write((middle, bottom + height - 20), panel.title, size=8.5, weight="bold", **style)
     shown = in_unit(value, panel.field_config.defaults.unit) if lines else "No data"
-    page.write((middle, bottom + height / 2 - 20), shown, size=17, weight="bold", **style)
+    page.write((middle, bottom + height / 2 - 20), shown, size=15.5, weight="bold", **style)
 
 
 def _step(panel: Panel, value: float) -> Step:
@@ -185,10 +193,10 @@ def _graph(page: _Page, panel: Panel, lines: Sequence[Line], box: Box, window: W
     axes.set_axisbelow(True)
     _time_axis(axes, window)
     if defaults.custom.stacking.get("mode") == "normal":
-        _stacked(axes, lines)
+        _stacked(page, axes, lines)
     else:
-        for number, line in enumerate(lines):
-            axes.plot(line.times, line.values, color=_colour(number), linewidth=1.3)
+        for line in lines:
+            axes.plot(line.times, line.values, color=page.colours[line.name], linewidth=1.3)
     _scale(axes, panel, lines)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, defaults.unit)))
     for step in defaults.thresholds.steps:
@@ -211,39 +219,47 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
     else:
         axes.set_ylim(0, (max(values) or 1) * 1.12)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        if panel.field_config.defaults.unit == "bytes":
-            step = 2.0 ** math.ceil(math.log2(max(values) / 4))
+        if step := _step_of_axis(panel.field_config.defaults.unit, max(values)):
             axes.yaxis.set_major_locator(MultipleLocator(step))
 
 
-def _stacked(axes: Axes, lines: Sequence[Line]) -> None:
+def _step_of_axis(unit: str, largest: float) -> float:
+    """Return a round step for bytes and for minutes, 0 where a decimal one is round."""
+    if unit == "bytes":
+        return 2.0 ** math.ceil(math.log2(largest / _STEPS_OF_AXIS))
+    if unit == "s" and largest >= _SECONDS_STEPS[0]:
+        return next((step for step in _SECONDS_STEPS if largest / step <= _STEPS_OF_AXIS), 0)
+    return 0
+
+
+def _stacked(page: _Page, axes: Axes, lines: Sequence[Line]) -> None:
     below: dict[float, float] = {}
-    for number, line in enumerate(lines):
+    for line in lines:
         pairs = [(t, v) for t, v in zip(line.times, line.values, strict=True) if not math.isnan(v)]
         base = [below.get(time, 0.0) for time, _ in pairs]
         top = [low + value for low, (_, value) in zip(base, pairs, strict=True)]
         times = [time for time, _ in pairs]
-        axes.fill_between(times, base, top, color=_colour(number), alpha=0.45, lw=0)
-        axes.plot(times, top, color=_colour(number), linewidth=1.1)
+        axes.fill_between(times, base, top, color=page.colours[line.name], alpha=0.45, lw=0)
+        axes.plot(times, top, color=page.colours[line.name], linewidth=1.1)
         below |= dict(zip(times, top, strict=True))
 
 
 def _legend(page: _Page, lines: Sequence[Line], box: Box) -> float:
     """Write the legend in rows from the lower edge, and return its height."""
     left, bottom, width, _ = box
-    rows: list[list[tuple[int, str]]] = [[]]
+    rows: list[list[str]] = [[]]
     used = 0.0
-    for number, line in enumerate(lines):
+    for line in lines:
         needed = 24 + 6.1 * len(line.name)
         if used + needed > width - 16 and rows[-1]:
             rows.append([])
             used = 0.0
-        rows[-1].append((number, line.name))
+        rows[-1].append(line.name)
         used += needed
     for height, row in enumerate(reversed(rows)):
         at, upper = left + 12, bottom + 5 + height * _LEGEND_ROW
-        for number, name in row:
-            page.rectangle((at, upper + 3, 12, 3), _colour(number), _colour(number))
+        for name in row:
+            page.rectangle((at, upper + 3, 12, 3), page.colours[name], page.colours[name])
             page.write((at + 17, upper), name, size=7.5, color=_TEXT)
             at += 24 + 6.1 * len(name)
     return len(rows) * _LEGEND_ROW + 4
@@ -266,10 +282,6 @@ def _time_axis(axes: Axes, window: Window) -> None:
 
 def _clock(seconds: float, _: int | None) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%H:%M}"
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
 
 
 def palette(picture: bytes) -> bytes:

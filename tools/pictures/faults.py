@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 import msgspec
 from pyproxy_lab.client import SERVICES, ApiClient, JsonObject, collection
-from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.namespace import NETNS_FOLDER, Namespace
 from pyproxy_lab.topology import API_ADDRESS, OUTSIDE, numbered_site
 
 NAMESPACE = "shop"
@@ -42,13 +42,14 @@ class Stage(msgspec.Struct, frozen=True):
 
     def namespace(self, name: str) -> Namespace:
         """Return the network namespace of a node, such as `na`, or of another member."""
-        return Namespace(f"lab{self.pid}-0-{name}")
+        (path,) = NETNS_FOLDER.glob(f"lab{self.pid}-*-{name}")
+        return Namespace(path.name)
 
     def agent(self, node: str) -> int:
         """Return the process of a node's agent. Raises LookupError."""
         listed = self.namespace(node).run(["ip", "netns", "pids", self.namespace(node).name])
         for pid in map(int, listed.stdout.split()):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = _command_line(pid)
             if b"run" in words and b"--hostname-override" in words:
                 return pid
         raise LookupError(f"no agent runs on {node}")
@@ -61,6 +62,14 @@ class Stage(msgspec.Struct, frozen=True):
                 action()
 
         Thread(target=repeat, daemon=True).start()
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """Return the words of a process's command, none if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -142,14 +151,14 @@ def _the_agent_hangs(stage: Stage, node: str) -> None:
 
 
 FAULTS = (
-    Fault(9, "nb", _another_program_removes_elements),
-    Fault(10, "", _two_services_claim_one_address),
-    Fault(16, "nd", _nft_is_broken_and_the_table_removed),
-    Fault(20, "nc", _packets_to_the_api_server_are_dropped),
-    Fault(22, "nb", _a_client_opens_many_flows),
-    Fault(34, "ne", _the_agent_hangs),
+    Fault(4, "nb", _another_program_removes_elements),
+    Fault(5, "", _two_services_claim_one_address),
+    Fault(10, "nd", _nft_is_broken_and_the_table_removed),
+    Fault(14, "nc", _packets_to_the_api_server_are_dropped),
+    Fault(16, "nb", _a_client_opens_many_flows),
+    Fault(29, "ne", _the_agent_hangs),
 )
-MINUTES = 45
-"""The longest alert waits for 30 minutes, and its fault begins in the ninth."""
+MINUTES = 38
+"""The longest alert waits for 30 minutes, and its fault begins in the fourth."""
 
 NODES = 5
