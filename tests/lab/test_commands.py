@@ -94,6 +94,40 @@ def test_the_runner_prints_a_line_for_each_case_and_why_one_failed(tmp_path: Pat
 
 
 @packets
+def test_another_proxy_is_awaited_by_packets_and_its_release_leaves_cases_out(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text(
+        """
+- name: a client that never sends too early
+  steps:
+  - apply:
+    - metadata: {name: dns}
+      spec: {clusterIP: 10.96.9.8, ports: [{port: 53, targetPort: 8080, protocol: UDP}]}
+      endpoints: [b1]
+    probe: [{from: a2, to: "10.96.9.8:53/udp", reach: [b1], sport: 42000, tries: 1}]
+  - delete: [dns]
+    probe: [{from: a2, to: "10.96.9.8:53/udp", expect: blocked, sport: 42000}]
+- {name: new, requires: [ServiceTrafficDistribution], steps: []}
+- {name: newer, requires: [ServiceInternalTrafficPolicy, PreferSameTrafficDistribution], steps: []}
+"""
+    )
+    agent = (
+        f"{sys.executable} -m pyproxy run --hostname-override node-a --kubeconfig {{kubeconfig}}"
+    )
+    command = [*CONFORMANCE, "--settle", "0", "--kube-proxy", "1.31", "--agent", agent, str(file)]
+    done = run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == (
+        "--   newer: kube-proxy has PreferSameTrafficDistribution since 1.34: node hints (KEP 3015)"
+    )
+    assert lines[1].startswith("ok   a client that never sends too early (")
+    assert lines[-1] == "2 passed, 0 failed, 1 left out"
+
+
+@packets
 def test_an_agent_that_ends_at_once_is_an_error_with_its_last_lines() -> None:
     done = run(
         [
@@ -115,6 +149,7 @@ def test_an_agent_that_ends_at_once_is_an_error_with_its_last_lines() -> None:
     [
         (["nowhere.yaml"], "conformance: nowhere.yaml: .*No such file"),
         ([str(CASES), "--only", "no case is called this"], "no case is left to run"),
+        ([str(CASES), "--kube-proxy", "new"], "--kube-proxy new: write a release such as 1.30"),
     ],
 )
 def test_a_usage_error_is_one_line(arguments: list[str], message: str) -> None:

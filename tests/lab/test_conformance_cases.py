@@ -8,12 +8,14 @@ import msgspec
 import pytest
 from pyproxy_lab.conformance import cases
 from pyproxy_lab.conformance.cases import Applied, EndpointEntry, Probe
+from pyproxy_lab.conformance.kube_proxy import FEATURES, Release, lacking
 from pyproxy_lab.conformance.slices import slices_of
 from pyproxy_lab.conformance.verdict import describe, holds
 from pyproxy_lab.probe import Outcome
 from pyproxy_lab.topology import TWO_NODES
 
 from pyproxy.errors import UsageError
+from tests.conformance import FOLDER
 
 OWN = {"10.244.1.12", "fd10:1::12"}
 
@@ -183,6 +185,7 @@ def test_what_a_probe_wants_can_be_read() -> None:
             "- {name: x, steps: [{probe: [{from: a1, to: here, expect: refused}]}]}",
             "case x: 'here' is not a destination",
         ),
+        ("- {name: x, steps: [], requires: [Wings]}", "case x: requires: Wings is no feature"),
     ],
 )
 def test_a_mistake_in_a_case_names_file_and_case(tmp_path: Path, text: str, message: str) -> None:
@@ -199,3 +202,31 @@ def test_a_folder_is_read_in_order_and_an_empty_one_is_a_mistake(tmp_path: Path)
         (tmp_path / f"{name}.yaml").write_text(f"- {{name: '{name}', steps: [], not: [ipvs]}}")
     assert [case.name for case in cases.read(tmp_path)] == ["01", "02"]
     assert cases.read(tmp_path)[0].without == ("ipvs",)
+
+
+@pytest.mark.parametrize(
+    ("feature", "mode", "first"),
+    [
+        ("ServiceInternalTrafficPolicy", "iptables", 22),
+        ("ProxyTerminatingEndpoints", "iptables", 26),
+        ("LoadBalancerIPMode", "ipvs", 30),
+        ("ServiceTrafficDistribution", "nftables", 31),
+        ("PreferSameTrafficDistribution", "nftables", 34),
+        # No tested release has the first, and the newest one has the second in other modes alone.
+        ("removed-port-flows", "nftables", 31),
+        ("external-rejection-on-node", "iptables", 31),
+        ("external-rejection-on-node", "nftables", 20),
+    ],
+)
+def test_kube_proxy_has_a_feature_since_a_release(feature: str, mode: str, first: int) -> None:
+    having = [minor for minor in range(20, 37) if not lacking([feature], Release(minor), mode)]
+    assert having == list(range(first, 37))
+
+
+def test_every_feature_is_required_by_a_case() -> None:
+    assert {name for case in cases.read(FOLDER) for name in case.requires} == FEATURES.keys()
+
+
+@pytest.mark.parametrize("text", ["1.30", "v1.30", "1.30.5", "v1.30.5"])
+def test_a_release(text: str) -> None:
+    assert Release.parse(text) == Release(30)

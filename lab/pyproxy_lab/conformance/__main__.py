@@ -16,8 +16,9 @@ from pyproxy.interrupts import interrupted_by
 from pyproxy_lab import modes
 from pyproxy_lab.client import ApiClient
 from pyproxy_lab.cluster import Cluster
-from pyproxy_lab.conformance import cases
+from pyproxy_lab.conformance import cases, kube_proxy
 from pyproxy_lab.conformance.cases import Case
+from pyproxy_lab.conformance.kube_proxy import Release
 from pyproxy_lab.conformance.packet_marker import PacketMarker
 from pyproxy_lab.conformance.runner import Runner, await_agent
 from pyproxy_lab.conformance.tracing import check_of
@@ -55,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> int:
+    able = _able(chosen, mode, options)
     with interrupted_by(signal.SIGTERM), _subject(mode, options) as (runner, agent):
         await_agent(runner, agent)
-        able = [case for case in chosen if not _left_out(case, one_proxy=not options.lab)]
         failed = sum(not _report(runner, case) for case in able)
         agent.require_alive()
     left_out = f", {len(chosen) - len(able)} left out" if len(able) < len(chosen) else ""
@@ -98,11 +99,19 @@ def _subject(mode: LabMode, options: argparse.Namespace) -> Iterator[tuple[Runne
         yield runner, agent
 
 
-def _left_out(case: Case, one_proxy: bool) -> bool:
-    """Return whether a case lacks a need, and print it."""
-    if lacks := cases.lacking(case, one_proxy=one_proxy):
-        print(f"--   {case.name}: {lacks}")
-    return bool(lacks)
+def _able(chosen: Sequence[Case], mode: LabMode, options: argparse.Namespace) -> list[Case]:
+    """Return the cases that lack no need, and print the others. Raises UsageError."""
+    release = Release.parse(options.kube_proxy) if options.kube_proxy else None
+    able = []
+    for case in chosen:
+        lacks = cases.lacking(case, one_proxy=not options.lab)
+        if release and not lacks:
+            lacks = kube_proxy.lacking(case.requires, release, mode.proxy_mode.value)
+        if lacks:
+            print(f"--   {case.name}: {lacks}")
+        else:
+            able.append(case)
+    return able
 
 
 def _report(runner: Runner, case: Case) -> bool:
@@ -151,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         const=state.DEFAULT,
         metavar="FOLDER",
         help=f"test the proxies of the lab that `pyproxy lab up` runs (default {state.DEFAULT})",
+    )
+    parser.add_argument(
+        "--kube-proxy",
+        metavar="RELEASE",
+        help="leave out the cases that kube-proxy of this release, such as 1.30, cannot hold",
     )
     parser.add_argument("--api", metavar="URL", help="use this API server instead of the lab's own")
     parser.add_argument("--token", default="", help="the bearer token for --api")

@@ -12,6 +12,7 @@ from msgspec import field
 from pyproxy.errors import UsageError
 from pyproxy.model.destination import parse_destination
 from pyproxy_lab.client import JsonObject
+from pyproxy_lab.conformance.kube_proxy import FEATURES
 from pyproxy_lab.probe import has_sctp
 
 # Many cases are read: libyaml, where PyYAML was built with it, takes an eighth of the time.
@@ -110,13 +111,19 @@ class Step(_Fields, frozen=True):
 class Case(_Fields, frozen=True):
     """A case: its steps, the proxy modes that it is not for, and its needs.
 
-    `sctp` is a need of the kernel; `one-proxy` means that node-b has no proxy.
+    `sctp` is a need of the kernel; `one-proxy` means that node-b has no proxy. `requires` are names
+    of `kube_proxy.FEATURES`.
     """
 
     name: str
     steps: tuple[Step, ...]
     needs: tuple[Literal["sctp", "one-proxy"], ...] = ()
     without: tuple[str, ...] = field(name="not", default=())
+    requires: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.requires) - FEATURES.keys():
+            raise ValueError(f"requires: {sorted(unknown)[0]} is no feature of kube_proxy.py")
 
 
 def lacking(case: Case, *, one_proxy: bool = True) -> str:
