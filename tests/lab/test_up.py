@@ -112,6 +112,17 @@ def test_kubectl_runs_commands_beside_each_agent(lab: Up) -> None:
         assert "10.96.0.10" in done.stdout
 
 
+@needs_kubectl
+def test_kubectl_copies_files(lab: Up, tmp_path: Path) -> None:
+    before, there, after = (tmp_path / name for name in ("before", "there", "after"))
+    before.write_text("content")
+    environment = os.environ | {"KUBECONFIG": str(lab.folder / "admin.conf")}
+    for copied in ([before, f"pyproxy-na:{there}"], [f"pyproxy-na:{there}", after]):
+        command = ["kubectl", "-n", "kube-system", "cp", *map(str, copied)]
+        subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60)
+    assert after.read_text() == "content"
+
+
 def test_env_prints_one_shell_command(lab: Up) -> None:
     done = up.lab("env", lab.folder)
     assert done.returncode == 0
