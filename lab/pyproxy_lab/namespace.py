@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -9,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Generic, TypeVar
-
-from pyroute2 import netns
 
 from pyproxy.errors import PyproxyError, UsageError
 
@@ -20,6 +19,10 @@ HAS_IPV6 = Path("/proc/sys/net/ipv6").exists()
 """Whether this kernel has IPv6; with the parameter ipv6.disable=1 it has none."""
 
 _INTERRUPTIONS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+# os.setns needs Python 3.12, and pyroute2 takes longer to import than all of the lab.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
 
 Value = TypeVar("Value")
 
@@ -113,8 +116,15 @@ class _Visit(threading.Thread, Generic[Value]):
 
 
 def enter(name: str) -> None:
-    """Move the calling thread, and the threads that it starts from now on, to a namespace."""
-    netns.setns(name, flags=0)
+    """Move the calling thread, and the threads that it starts from now on, to a namespace.
+
+    Raises OSError.
+    """
+    path = NETNS_FOLDER / name
+    with path.open("rb") as file:
+        if _LIBC.setns(file.fileno(), _CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
 
 
 def make_namespaces(names: Sequence[str], sysctls: Mapping[str, int]) -> None:

@@ -14,15 +14,16 @@ import msgspec
 
 from pyproxy.errors import KernelError
 from pyproxy.model.address import Address, Family, Network, family_of
-from pyproxy.netlink.attributes import attribute, attribute_map, string, text
+from pyproxy.netlink.attributes import attribute, attribute_map, nested, string, text
 from pyproxy.netlink.frames import NLM_F_CREATE, NLM_F_EXCL
 from pyproxy.netlink.requests import Request, Requests
 
-_GETLINK = 18
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _GETROUTE = 26
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_IFLA_IFNAME = 3
+_IFLA_IFNAME, _IFLA_LINKINFO = 3, 18
+_IFLA_INFO_KIND = 1
 _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 RT_TABLE_LOCAL = 255
 """The table of the node's own addresses, which the kernel looks up first."""
@@ -71,6 +72,18 @@ class Route(msgspec.Struct, frozen=True):
     device: int
     source: Address | None
     local: bool
+
+
+def add_dummy_device(name: str) -> Request:
+    """Add a device of the kind dummy, which is down; EEXIST if there is a device of this name."""
+    kind = nested(_IFLA_LINKINFO, string(_IFLA_INFO_KIND, "dummy"))
+    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + string(_IFLA_IFNAME, name) + kind
+    return Request(_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def delete_device(device: int) -> Request:
+    """Delete a device with its addresses; ENODEV if there is none of this index."""
+    return Request(_DELLINK, 0, _IFINFOMSG.pack(0, 0, device, 0, 0))
 
 
 def add_address(device: int, address: Address) -> Request:

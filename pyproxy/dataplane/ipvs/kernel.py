@@ -7,8 +7,6 @@ import struct
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from pyproxy.dataplane.ipvs import schema
 from pyproxy.dataplane.ipvs.schema import DEVICE
@@ -146,23 +144,16 @@ class Kernel:
         return self._watch.changed(self._device())
 
     def make_device(self) -> None:
-        """Make the device. It stays down, and the kernel takes its addresses for local anyway."""
-        try:
-            with IPRoute() as routes:
-                routes.link("add", ifname=DEVICE, kind="dummy")
-        except (NetlinkError, OSError) as error:
-            raise _device_error(error, "adding") from error
+        """Make the device. It stays down, and the kernel takes its addresses for local anyway.
+
+        Raises KernelError.
+        """
+        self._change_device(rtnetlink.add_dummy_device(DEVICE), "adding")
 
     def delete_device(self) -> None:
         """Delete the device with its addresses; idempotent. Raises KernelError."""
-        device = self._device()
-        if not device:
-            return
-        try:
-            with IPRoute() as routes:
-                routes.link("del", index=device)
-        except (NetlinkError, OSError) as error:
-            raise _device_error(error, "deleting") from error
+        if device := self._device():
+            self._change_device(rtnetlink.delete_device(device), "deleting")
 
     def change_addresses(
         self, gone: Iterable[Address], new: Iterable[Address]
@@ -185,14 +176,12 @@ class Kernel:
             if not rtnetlink.is_already_done(failed.errno)
         ]
 
+    def _change_device(self, request: Request, doing: str) -> None:
+        for failed in self._route.send([request]):
+            raise kernel_error(failed.errno, f"{doing} the device {DEVICE}")
+
     def _device(self) -> int:
         return rtnetlink.find_device(self._route, DEVICE)
-
-
-def _device_error(error: NetlinkError | OSError, doing: str) -> KernelError:
-    # An OSError is that of opening the socket: EMFILE, for example.
-    number = (error.errno or 0) if isinstance(error, OSError) else error.code
-    return kernel_error(number, f"{doing} the device {DEVICE}")
 
 
 def is_ours(
