@@ -48,7 +48,7 @@ def test_the_image_pins_each_dependency_of_pyproxy_and_none_of_the_lab() -> None
         r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", LOCK, re.M
     )
     assert len(pinned) == len(re.findall(r"==", LOCK))
-    versions = {name: tuple(map(int, version.split(".")[:2])) for name, version, _ in pinned}
+    versions = {name: tuple(map(int, version.split("."))) for name, version, _ in pinned}
     for wanted in PROJECT["dependencies"]:
         name, _, least = wanted.lower().partition(">=")
         assert versions[name] >= tuple(map(int, least.split("."))), name
