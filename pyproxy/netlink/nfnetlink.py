@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -43,6 +43,14 @@ class Message(msgspec.Struct, frozen=True):
     family: int = NFPROTO_INET
 
 
+class PackedBatch(msgspec.Struct, frozen=True):
+    """A batch as it is sent: its bytes, its own sequence number, and how many messages it has."""
+
+    data: bytes
+    first: int
+    messages: int
+
+
 class Nfnetlink(NetlinkClient):
     """A netlink socket to netfilter, with counts of what went through it.
 
@@ -70,7 +78,8 @@ class Nfnetlink(NetlinkClient):
         """
         done = 0
         for batch in self._batches(messages):
-            if errors := self._transact(batch, subsystem):
+            first = self._socket.take_sequence(len(batch) + 1)
+            if errors := self.send_packed(_packed(batch, first, subsystem)):
                 # An index below 0 is the batch itself, not one of its messages.
                 return [
                     msgspec.structs.replace(each, index=each.index + done * (each.index >= 0))
@@ -78,6 +87,38 @@ class Nfnetlink(NetlinkClient):
                 ]
             done += len(batch)
         return []
+
+    def pack_ahead(
+        self, batches: Iterable[Sequence[Message]], most: int, subsystem: int
+    ) -> Iterator[Sequence[PackedBatch]]:
+        """Yield each batch packed, in several parts if it exceeds the send buffer.
+
+        There are at most `most` messages. The iterator may be used in another thread than the one
+        that sends.
+        """
+        # Taken now, because only the thread that sends may use the socket. A part takes one more
+        # than it has messages.
+        return self._pack_ahead(batches, self._socket.take_sequence(2 * most), subsystem)
+
+    def _pack_ahead(
+        self, batches: Iterable[Sequence[Message]], first: int, subsystem: int
+    ) -> Iterator[Sequence[PackedBatch]]:
+        for messages in batches:
+            packed: list[PackedBatch] = []
+            for part in self._batches(messages):
+                packed.append(_packed(part, first, subsystem))
+                first += len(part) + 1
+            yield packed
+
+    def send_packed(self, batch: PackedBatch) -> list[MessageError]:
+        """Send a packed batch; return its errors. Raises KernelError if it could not be sent."""
+        self._socket.send(batch.data)
+        self.messages_sent += batch.messages
+        # The kernel reports a failed commit with the header of the batch's begin.
+        # The batch's own sequence number is one below that of its first message.
+        errors = self._read_errors(batch.first, -1)
+        self.committed += not errors
+        return errors
 
     # A batch is one send: the kernel aborts a batch whose end is not in the same datagram.
     def _batches(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
@@ -97,23 +138,6 @@ class Nfnetlink(NetlinkClient):
             )
         if messages:
             yield messages[begin:]
-
-    def _transact(self, messages: Sequence[Message], subsystem: int) -> list[MessageError]:
-        first = self._socket.take_sequence(len(messages) + 1)
-        # The resource id, here the subsystem, is the one field in network order.
-        edge = _NFGENMSG.pack(NFPROTO_UNSPEC, 0, socket.htons(subsystem))
-        parts = [pack_message(_NFNL_MSG_BATCH_BEGIN, 0, first, edge)]
-        last = len(messages) - 1
-        for index, message in enumerate(messages):
-            parts.append(_pack(message, NLM_F_ACK if index == last else 0, first + 1 + index))
-        parts.append(pack_message(_NFNL_MSG_BATCH_END, 0, first, edge))
-        self._socket.send(b"".join(parts))
-        self.messages_sent += len(messages)
-        # The kernel reports a failed commit with the header of the batch's begin.
-        # The batch's own sequence number is one below that of its first message.
-        errors = self._read_errors(first, -1)
-        self.committed += not errors
-        return errors
 
     def _read_errors(self, first: int, index: int = 0) -> list[MessageError]:
         # No need to block: the kernel has processed the batch when `send` returns.
@@ -165,6 +189,17 @@ class Nfnetlink(NetlinkClient):
             lambda sequence: _pack(request, flags, sequence), consistent=consistent
         )
         return [reply[HEADER_SIZE:] for reply in replies]
+
+
+def _packed(messages: Sequence[Message], first: int, subsystem: int) -> PackedBatch:
+    # The resource id, here the subsystem, is the one field in network order.
+    edge = _NFGENMSG.pack(NFPROTO_UNSPEC, 0, socket.htons(subsystem))
+    parts = [pack_message(_NFNL_MSG_BATCH_BEGIN, 0, first, edge)]
+    last = len(messages) - 1
+    for index, message in enumerate(messages):
+        parts.append(_pack(message, NLM_F_ACK if index == last else 0, first + 1 + index))
+    parts.append(pack_message(_NFNL_MSG_BATCH_END, 0, first, edge))
+    return PackedBatch(b"".join(parts), first, len(messages))
 
 
 def batch_size(messages: Sequence[Message]) -> int:

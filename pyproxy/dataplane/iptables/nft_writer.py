@@ -8,7 +8,8 @@ that changes what packets meet. It has the changed chains and the deleted ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from contextlib import nullcontext
+from itertools import chain, islice
 
 from pyproxy.dataplane.ahead import one_ahead
 from pyproxy.dataplane.iptables.nft_rules import pack
@@ -16,6 +17,7 @@ from pyproxy.dataplane.iptables.nft_text import NFPROTO
 from pyproxy.dataplane.iptables.plan import TableChange
 from pyproxy.dataplane.iptables.rules import Chains
 from pyproxy.model.address import Family
+from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import Message, Nfnetlink, batch_size
 from pyproxy.netlink.nftables import SUBSYSTEM, add_table, delete_chain
 from pyproxy.netlink.rules import append_packed, create_chain, flush, rule_place
@@ -59,14 +61,12 @@ class NftWriter:
 
     def create(self, family: Family, table: str, change: TableChange) -> None:
         """Write the chains that the table lacks. Blocks; raises KernelError."""
-        batches = _batches(_created(family, table, change.new_chains))
-        if sum(map(len, change.new_chains.values())) <= _LARGE:
-            for batch in batches:
-                self._commit(batch)
-        else:
-            with one_ahead(batches) as packed:
-                for batch in packed:
-                    self._commit(batch)
+        new = change.new_chains
+        most = sum(map(len, new.values())) + len(new) + 1
+        packed = self._netlink.pack_ahead(_batches(_created(family, table, new)), most, SUBSYSTEM)
+        with one_ahead(packed) if most > _LARGE else nullcontext(packed) as batches:
+            for batch in chain.from_iterable(batches):
+                _raise(self._netlink.send_packed(batch))
 
     def write(self, family: Family, table: str, change: TableChange) -> None:
         """Write a change that has no rules in built-in chains. Blocks; raises KernelError.
@@ -106,8 +106,13 @@ class NftWriter:
         yield messages
 
     def _commit(self, messages: Sequence[Message]) -> None:
-        if messages and (errors := self._netlink.transact(messages, SUBSYSTEM)):
-            raise errors[0].error
+        if messages:
+            _raise(self._netlink.transact(messages, SUBSYSTEM))
+
+
+def _raise(errors: Sequence[MessageError]) -> None:
+    for each in errors:
+        raise each.error
 
 
 def _created(family: Family, table: str, chains: Chains) -> Iterator[Message]:
