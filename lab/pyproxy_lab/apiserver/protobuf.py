@@ -8,7 +8,7 @@ messages.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any
@@ -200,13 +200,21 @@ def _message(raw: bytes, part: Part) -> Object:
             content = entry.get(2, b"")
             encoded = base64.b64encode(content if isinstance(content, bytes) else b"").decode()
             result.setdefault(name, {})[_text(entry.get(1))] = encoded
-        elif form is Form.INT_OR_STRING:
-            choice = dict(_fields(value))
-            result[name] = _text(choice.get(3)) if choice.get(1) else choice.get(2, 0)
+        elif form is Form.INT_OR_STRING or form is Form.MICRO_TIME:
+            result[name] = _of_parts(dict(_fields(value)), form)
         elif form is Form.TEXT and value:
             # Times and managed fields are the server's own.
             result[name] = value.decode()
     return result
+
+
+def _of_parts(parts: Mapping[int, int | bytes], form: Form) -> str | int | bytes:
+    """Return what a message of several fields is in JSON, where it is one value."""
+    if form is Form.INT_OR_STRING:
+        return _text(parts.get(3)) if parts.get(1) else parts.get(2, 0)
+    seconds, nanoseconds = (int(parts.get(number, 0)) for number in (1, 2))
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def _text(value: int | bytes | None) -> str:

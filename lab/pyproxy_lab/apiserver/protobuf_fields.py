@@ -23,6 +23,7 @@ class Form(enum.Enum):
     BYTES_MAP = "map of bytes"
     INT_OR_STRING = "IntOrString"
     TIME = "Time"
+    MICRO_TIME = "MicroTime"
     JSON = "FieldsV1"
 
 

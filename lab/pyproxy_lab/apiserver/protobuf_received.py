@@ -1,8 +1,8 @@
-"""The messages that kubectl sends in protobuf, as far as its commands fill them in.
+"""The messages that kubectl and kube-proxy send in protobuf, as far as they fill them in.
 
-`kubectl create` sends Deployments, ConfigMaps, Secrets and ServiceAccounts in this form. Fields
-that no such command sets are not read. Facts: the generated.proto files of k8s.io/api core/v1 and
-apps/v1, of Kubernetes v1.36.
+`kubectl create` sends Deployments, ConfigMaps, Secrets and ServiceAccounts in this form, kube-proxy
+Events. Other fields are not read. Facts: the generated.proto files of k8s.io/api core/v1, apps/v1
+and events/v1, of Kubernetes v1.36.
 """
 
 from __future__ import annotations
@@ -84,6 +84,24 @@ DEPLOYMENT_SPEC = Part(
     }
 )
 
+EVENT = Part(
+    {
+        1: ("metadata", METADATA),
+        2: ("eventTime", Form.MICRO_TIME),
+        4: ("reportingController", Form.TEXT),
+        5: ("reportingInstance", Form.TEXT),
+        6: ("action", Form.TEXT),
+        7: ("reason", Form.TEXT),
+        8: (
+            "regarding",
+            texts("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"),
+        ),
+        10: ("note", Form.TEXT),
+        11: ("type", Form.TEXT),
+    }
+)
+"""That of events.k8s.io/v1; kubectl creates none of core/v1."""
+
 RECEIVED: dict[str, Part] = {
     "Namespace": Part({1: ("metadata", METADATA)}),
     "Service": Part({1: ("metadata", METADATA), 2: ("spec", SERVICE_SPEC)}),
@@ -106,5 +124,6 @@ RECEIVED: dict[str, Part] = {
         }
     ),
     "ServiceAccount": Part({1: ("metadata", METADATA)}),
+    "Event": EVENT,
 }
-"""The kinds that the server receives in this form, from `kubectl create`."""
+"""The kinds that the server receives in this form."""

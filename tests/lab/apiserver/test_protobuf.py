@@ -48,6 +48,20 @@ def test_a_namespace() -> None:
     }
 
 
+def test_an_event() -> None:
+    kind = field(1, field(1, b"events.k8s.io/v1") + field(2, b"Event"))
+    # 1,000 s and 5,000 ns, as varints of the fields 1 and 2.
+    moment = field(2, b"\x08\xe8\x07\x10\x88\x27")
+    raw = moment + field(7, b"Starting") + field(8, field(1, b"Node") + field(3, b"node-a"))
+    assert protobuf.decode(b"k8s\x00" + kind + field(2, raw)) == {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "eventTime": "1970-01-01T00:16:40.000005Z",
+        "reason": "Starting",
+        "regarding": {"kind": "Node", "name": "node-a"},
+    }
+
+
 def test_a_kind_that_is_not_known() -> None:
     assert protobuf.decode(b"k8s\x00" + field(1, field(2, b"Job"))) is None
 
