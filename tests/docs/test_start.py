@@ -11,17 +11,12 @@ import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-import pyproxy_lab.command as lab
 import pytest
 import yaml
 
 import pyproxy
-from pyproxy import cli
-from pyproxy.commands import registry
-from pyproxy.config import command_line
-from pyproxy.config.command_line import Parser
-from pyproxy.kubectl.command import COMMANDS as KUBECTL_COMMANDS
 from tests.deploy.manifests import tool
+from tests.docs.commands import agent, plugin
 from tests.docs.pages import DOCS, ROOT
 from tests.lab.test_learn import commands
 
@@ -63,29 +58,6 @@ def make(arguments: Sequence[str]) -> None:
 
 def engine(arguments: Sequence[str]) -> None:
     assert list(arguments) == ["push", IMAGE]
-
-
-def agent(arguments: Sequence[str]) -> None:
-    """Parse the arguments of `pyproxy`."""
-    name, *rest = arguments
-    parser = Parser(name)
-    if name in registry.COMMANDS:
-        registry.COMMANDS[name].load().declare(parser, "")
-    elif name == "lab":
-        lab.add_arguments(parser)
-    else:
-        assert name in cli.STATUSES
-        command_line.add_flags(parser)
-    namespace = parser.parse_all(list(command_line.go_style(rest)))
-    if name in cli.STATUSES:
-        command_line.settings(namespace)
-
-
-def plugin(arguments: Sequence[str]) -> None:
-    name, *rest = arguments
-    parser = Parser(name)
-    KUBECTL_COMMANDS[name].load().add_arguments(parser)
-    parser.parse_all(rest)
 
 
 def shell_eval(arguments: Sequence[str]) -> None:
