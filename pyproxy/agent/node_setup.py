@@ -5,8 +5,8 @@ configured, and never shrunk; timeouts are set as configured. A machine may forb
 container with a read-only /proc/sys does. The agent then logs a warning and continues.
 
 Modules: the kernel loads nf_tables, conntrack and most others at their first use. It does not load
-ip_tables for iptables-legacy, and IPVS has no sysctls before ip_vs is loaded. Loading needs
-CAP_SYS_MODULE and /lib/modules: `--init-only` has both.
+ip_tables for iptables-legacy, and IPVS and conntrack have no sysctls before they are loaded.
+Loading needs CAP_SYS_MODULE and /lib/modules: `--init-only` has both.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pyproxy.errors import KernelError, PermissionKernelError
 log = logging.getLogger(__name__)
 
 _NETFILTER = PurePath("proc/sys/net/netfilter")
+CONNTRACK_LIMIT = Path("/") / _NETFILTER / "nf_conntrack_max"
+"""A file that exists once nf_conntrack is loaded."""
 _ENTRIES_PER_BUCKET = 4  # kube-proxy's ratio
 # Lowering it needs CAP_SYS_RESOURCE, so it is set before the agent drops capabilities.
 _OOM_SCORE = PurePath("proc/self/oom_score_adj")
@@ -36,11 +38,14 @@ _SHARED = frozenset({"net.ipv4.ip_forward"})
 
 
 def load_modules(settings: Settings) -> None:
-    """Load the mode's kernel modules as far as possible. Blocks for modprobe; idempotent.
+    """Load the mode's kernel modules, and conntrack, as far as possible.
 
-    Code that needs a module which is still missing reports that itself.
+    Blocks for modprobe; idempotent. Code that needs a module which is still missing reports that
+    itself.
     """
-    names = modes.of(settings.mode).modules(settings)
+    names = list(modes.of(settings.mode).modules(settings))
+    if not CONNTRACK_LIMIT.exists() and "nf_conntrack" not in names:
+        names.append("nf_conntrack")
     if not names:
         return
     try:

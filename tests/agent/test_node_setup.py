@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pyproxy_lab.network import Network
 
+from pyproxy.agent import node_setup
 from pyproxy.agent.node_setup import NodeKernel, load_modules, of_mode, open_node_table, wanted
 from pyproxy.config import Conntrack, IptablesSettings, IpvsSettings, ProxyMode, Settings
 from pyproxy.dataplane import modes
@@ -300,20 +301,34 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return words
 
 
-def test_modprobe_is_asked_once_for_all_and_need_not_be_able_to(asked: Path) -> None:
-    load_modules(IN_IPVS_MH)
-    assert asked.read_text() == "--all --quiet nf_conntrack dummy ip_vs ip_vs_mh\n"
-
-
-def test_where_nothing_is_needed_nobody_is_asked(asked: Path) -> None:
-    load_modules(Settings("n"))
-    assert not asked.exists()
+@pytest.mark.parametrize(
+    ("loaded", "settings", "expected"),
+    [
+        (True, Settings("n"), ""),
+        (False, Settings("n"), "nf_conntrack"),
+        (True, LEGACY, "ip_tables ip6_tables"),
+        (False, LEGACY, "ip_tables ip6_tables nf_conntrack"),
+        (False, IN_IPVS_MH, "nf_conntrack dummy ip_vs ip_vs_mh"),
+    ],
+)
+def test_conntrack_is_loaded_once_for_its_limits(
+    loaded: bool,
+    settings: Settings,
+    expected: str,
+    asked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_setup, "CONNTRACK_LIMIT", asked.parent if loaded else asked)
+    load_modules(settings)
+    words = asked.read_text() if asked.exists() else ""
+    assert words == (f"--all --quiet {expected}\n" if expected else "")
 
 
 def test_a_machine_may_have_no_modprobe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(node_setup, "CONNTRACK_LIMIT", tmp_path)
     with caplog.at_level("DEBUG"):
         load_modules(LEGACY)
     assert caplog.messages == [
