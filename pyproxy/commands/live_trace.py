@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from threading import Thread
 
 from pyproxy.agent.trace_source import OUTSIDE, packet_from
 from pyproxy.commands import printer
@@ -26,6 +28,9 @@ from pyproxy.netlink.tracing import Match
 
 _LATE = 4.0
 """Seconds in which the kernel discards packets whose next hop does not answer ARP (3), and more."""
+
+
+_CHUNK = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="trace packets of established connections too",
     )
+    group.add_argument(
+        "--until-input-ends",
+        action="store_true",
+        help="stop at the end of standard input, which follows that of a remote client",
+    )
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -59,6 +69,8 @@ def run(namespace: argparse.Namespace) -> int:
         _drop_monitor() as monitor,
         closing(LiveTrace(match, monitor)) as trace,
     ):
+        if namespace.until_input_ends:
+            Thread(target=_interrupt_at_end_of_input, name="input", daemon=True).start()
         endless = not namespace.count and math.isinf(namespace.timeout)
         note("waiting for packets until Ctrl-C" if endless else "waiting for packets")
         for packet in _packets(trace, namespace.timeout, namespace.count, monitor is not None):
@@ -73,6 +85,13 @@ def run(namespace: argparse.Namespace) -> int:
                 printer.show(sys.stdout, _show(packet))
             seen += 1
     return 0 if seen else 1
+
+
+def _interrupt_at_end_of_input() -> None:
+    with suppress(OSError):  # it may be closed from the start
+        while os.read(0, _CHUNK):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _packets(

@@ -17,21 +17,6 @@ from pyproxy.kubectl.rights import required
 from pyproxy.source.pod_exec import STDOUT, PodExec
 from pyproxy.source.websocket import Deadline
 
-# A node does not end a command whose client is gone. Its input ends then, on which this script ends
-# the trace, so that its table is removed from the kernel.
-_UNTIL_INPUT_ENDS = """
-exec 3<&0
-"$@" 3<&- </dev/null &
-trace=$!
-(read -r _ <&3; kill -TERM "$trace") >/dev/null 2>&1 &
-reader=$!
-exec 3<&-
-wait "$trace"
-status=$?
-kill "$reader" 2>/dev/null
-exit "$status"
-"""
-
 
 class _Printer:
     """Prints bytes of a node as text, without control characters."""
@@ -63,12 +48,12 @@ def _run(namespace: argparse.Namespace, rest: Sequence[str]) -> int:
     (agent,) = find_agents(client, chosen)
     if agent.container is None:
         raise UsageError(f"--node {agent.node}: {agent.problem}")
-    command = ("pyproxy", "trace", "--require-agent", *rest)
-    script = ("sh", "-c", _UNTIL_INPUT_ENDS, "sh")
+    # A node does not end a command whose client is gone, but the command's input ends then.
+    command = ("pyproxy", "trace", "--require-agent", "--until-input-ends", *rest)
     printers = {True: _Printer(sys.stdout), False: _Printer(sys.stderr)}
     with (
         required(),
-        PodExec(client, agent.container, (*script, *command), Deadline(None), stdin=True) as trace,
+        PodExec(client, agent.container, command, Deadline(None), stdin=True) as trace,
     ):
         for channel, data in trace.output():
             printers[channel == STDOUT].print(data)
