@@ -16,6 +16,8 @@ PYTEST_ARGS ?=
 # one worker only waits for the virtual machine.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? 2 * n + 1 : 8)))
 IMAGE ?= pyproxy:dev
+# Further flags of the container engine's build, such as --network=host.
+BUILD_FLAGS ?=
 SECONDS ?=
 BENCH_ARGS ?=
 # uv finds these interpreters, or downloads them.
@@ -162,11 +164,11 @@ newest: $(RELEASE) ## run them with the newest versions
 	@tools/bounds.sh highest .venv-newest $(PYTHON) $(BESIDE) $(PYTEST_ARGS)
 
 image: ## build the image IMAGE with docker, podman or buildah
-	@tools/image.sh $(IMAGE)
+	@tools/image.sh $(IMAGE) $(BUILD_FLAGS)
 
-image-check: system ## build the image's stages without an engine, and start the agent there (root)
-	@tools/system-packages.sh debootstrap debian-keys
-	@$(PYTHON) tools/image_check.py
+image-check: system venv ## build the image's stages without an engine, and run its pods (root)
+	@tools/system-packages.sh iptables mmdebstrap debian-keys runc seccomp-profile
+	@$(BIN)/python tools/image_check.py
 
 clean: ## remove all that the other targets have made
 	rm -rf .venv .venv-lowest .venv-newest .vm .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info lab/*.egg-info

@@ -1,18 +1,19 @@
-"""Build the Dockerfile's stages without a container engine, and start the agent in what comes out.
+"""Build the Dockerfile's stages without a container engine, and run the agent in what comes out.
 
-Each stage is a folder: debootstrap makes the first, RUN is a chroot. The agent then runs as a pod
-of deploy/base would: on a root that is read-only, with its capabilities alone, in a network
-namespace of its own, until /healthz says 200. Needs root, and debootstrap.
+Each stage is a folder: mmdebstrap makes the first, RUN is a chroot. Then runc runs the containers
+of deploy/base and deploy/cleanup with their rights (image_pod.py). The agent has to pass
+conformance cases in the lab. Needs root, mmdebstrap and runc.
 
-    python3 tools/image_check.py [FOLDER]
+    python3 tools/image_check.py [--root ROOT] [FOLDER]
 
 The folder is a temporary one unless it is given; what it holds of an earlier run is made anew, but
-for what debootstrap has fetched.
+for what mmdebstrap has made. With --root nothing is built: ROOT is the root of an image, such as
+`buildah mount` prints.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import json
 import os
 import re
@@ -21,42 +22,62 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
+
+from image_pod import SECCOMP, Host, Image, Pod
+from pyproxy_lab import modes
+from pyproxy_lab.cluster import Cluster
+from pyproxy_lab.conformance import cases
+from pyproxy_lab.conformance.runner import Runner, await_agent
+from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import Namespace
+from pyproxy_lab.process import Agent
 
 SOURCE = Path(__file__).parent.parent
 SUITES = {"debian:13-slim": "trixie", "debian:12-slim": "bookworm"}
 MIRROR = "http://deb.debian.org/debian"
+NOBODY = 65534
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = Path("/etc/ssl/certs")
 BUNDLE = "ca-certificates.crt"
-SETTINGS = ["run", "--config=/tmp/config.conf", "--init-only"]
-AGENT = ["run", "--config=/tmp/config.conf", "--manifests=/tmp/manifests", "--takeover"]
-CAPABILITIES = "+net_admin,+net_raw"
-PATIENCE = 60.0
-NEEDS = ("debootstrap", "unshare", "nsenter", "setpriv", "ip", "nft")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+NEEDS = ("mmdebstrap", "unshare", "setpriv", "ip", "nft", "runc")
+MODES = ("nftables", "iptables-nft", "iptables-legacy")
+NODE = "na"
+LOG = "agent.log"
+CASES = SOURCE / "tests/conformance/cases/01-cluster-ip.yaml"
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+PROGRAMS = (
+    "nft",
+    "iptables-nft-save",
+    "ip6tables-legacy-restore",
+    "iptables",
+    "modprobe",
+    "python3",
+)
+ABSENT = ("sh", "bash", "apt-get", "dpkg", "pip", "perl")
 
 # All mounts are gone with their namespace: a stage's /proc and /dev, and of this machine's the
 # resolver and the certificates. The arguments are the root, a bundle of certificates, the user.
 CHROOT = """
 mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" || exit 1
-mount --bind /etc/resolv.conf "$1/etc/resolv.conf" || exit 1
-mkdir -p "$1/run/ca" && mount --bind "$2" "$1/run/ca" || exit 1
+if [ -e "$1/etc/apt" ]; then
+    touch "$1/etc/resolv.conf" && mount --bind /etc/resolv.conf "$1/etc/resolv.conf" || exit 1
+    mkdir -p "$1/run/ca" && mount --bind "$2" "$1/run/ca" || exit 1
+fi
 root=$1 user=$3; shift 3
 exec chroot --userspec="$user:$user" "$root" "$@"
 """
-# A runtime makes the folders of mounts. The arguments are the root, a folder for /tmp, and the
-# capabilities.
-POD = """
-mkdir -p "$1/run/pyproxy" || exit 1
-mount --bind "$1" "$1" && cd "$1" && mount -t proc proc proc && mount --rbind /dev dev || exit 1
-mount --bind "$2" tmp && mount -t tmpfs tmpfs run/pyproxy || exit 1
-mount -o remount,ro,bind "$1" || exit 1
-root=$1 bound=$3; shift 3
-exec chroot "$root" setpriv --no-new-privs --bounding-set "-all,$bound" \
-    --inh-caps "-all,$bound" "$@"
+# The image has no shell.
+IMPORT_ALL = """
+import importlib, pkgutil, pyproxy
+for module in pkgutil.walk_packages(pyproxy.__path__, "pyproxy."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 """
 
 
@@ -65,15 +86,6 @@ class Instruction(NamedTuple):
 
     name: str
     text: str
-
-
-class Image(NamedTuple):
-    """The result of a stage: its files, its environment, its labels and its command."""
-
-    root: Path
-    environment: dict[str, str]
-    labels: dict[str, str]
-    command: list[str]
 
 
 def instructions(text: str) -> Iterator[Instruction]:
@@ -104,18 +116,34 @@ def build(dockerfile: Path, folder: Path) -> Image:
     return image
 
 
+def described(dockerfile: Path, root: Path) -> Image:
+    """Return the last stage as it was built elsewhere, with its files below `root`."""
+    image = Image(root, {"PATH": PATH}, {}, [])
+    for name, text in instructions(dockerfile.read_text()):
+        if name == "FROM":
+            image = Image(root, {"PATH": PATH}, {}, [])
+        elif name in {"ENV", "LABEL", "ENTRYPOINT", "CMD"}:
+            _apply(image, name, text, {})
+    return image
+
+
 def _stage(base: str, root: Path, stages: Mapping[str, Image], folder: Path) -> Image:
     shutil.rmtree(root, ignore_errors=True)
+    if base == "scratch":
+        root.mkdir(parents=True)
+        return Image(root, {"PATH": PATH}, {}, [])
     if base in stages:
         below = stages[base]
         _copy(below.root, root)
         return below._replace(root=root, environment=dict(below.environment), labels={})
-    suite = SUITES[base]
-    kept = folder / f"debootstrap-{suite}"
-    if not (kept / "etc/os-release").exists():
-        command = ["debootstrap", "--force-check-gpg", "--variant=minbase", suite]
-        subprocess.run([*command, str(kept), MIRROR], check=True, stdout=subprocess.DEVNULL)
-    _copy(kept, root)
+    suite = SUITES[base.partition("@")[0]]
+    kept = folder / f"{suite}.tar"
+    if not kept.exists():
+        command = ["mmdebstrap", "--variant=apt", f"--keyring={KEYRING}", "--quiet"]
+        subprocess.run([*command, suite, f"{kept}.part", MIRROR, "--format=tar"], check=True)
+        Path(f"{kept}.part").rename(kept)
+    root.mkdir(parents=True)
+    subprocess.run(["tar", "-xf", str(kept), "-C", str(root)], check=True)
     return Image(root, {"PATH": PATH}, {}, [])
 
 
@@ -135,7 +163,9 @@ def _apply(image: Image, name: str, text: str, stages: Mapping[str, Image]) -> N
         for source in sources:
             here = stages[stage].root / source.lstrip("/") if stage else SOURCE / source
             there = image.root / target.lstrip("/")
-            _copy(here, there / here.name if target.endswith("/") else there)
+            # Of a folder its contents are copied.
+            into = target.endswith("/") and not here.is_dir()
+            _copy(here, there / here.name if into else there)
     else:
         raise ValueError(f"{name}: no such instruction here: add it to {__file__}")
 
@@ -171,7 +201,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def check_files(image: Image) -> None:
     """Look at what the image holds. Raises AssertionError and CalledProcessError."""
-    version = chroot(image, ["pyproxy", "version"], user=65534).strip()
+    version = chroot(image, ["pyproxy", "version"], user=NOBODY).strip()
     # kops starts kube-proxy like this.
     runner = ["/go-runner", "--log-file=/var/log/kube-proxy.log", "--also-stdout"]
     printed = chroot(image, [*runner, "/usr/local/bin/kube-proxy", "--version"])
@@ -179,90 +209,127 @@ def check_files(image: Image) -> None:
     log = image.root / "var/log/kube-proxy.log"
     assert log.read_text() == printed
     log.unlink()
-    for program in ("nft", "iptables-nft-save", "iptables-legacy-restore", "modprobe"):
-        chroot(image, ["sh", "-c", f"command -v {program}"])
-    unsafe = chroot(image, ["find", "/", "-xdev", "-type", "f", "-perm", "/6000"])
-    assert not unsafe, f"setuid or setgid: {unsafe}"
-    writable = chroot(image, ["find", "/opt", "!", "-type", "l", "-perm", "/022"])
-    assert not writable, f"others may write: {writable}"
+    chroot(image, ["/opt/pyproxy/bin/python", "-c", IMPORT_ALL], user=NOBODY)
+    for program in PROGRAMS:
+        chroot(image, [program, "--version"])
+    folders = [image.root / each.lstrip("/") for each in PATH.split(":")]
+    for program in ABSENT:
+        assert not any((folder / program).exists() for folder in folders), program
+    size = 0
+    for path in image.root.rglob("*"):
+        found = path.lstat()
+        if not path.is_symlink():
+            assert not found.st_mode & 0o6000, f"setuid or setgid: {path}"
+            sticky = path.is_dir() and found.st_mode & 0o1000
+            assert sticky or not found.st_mode & 0o022, f"others may write: {path}"
+            size += found.st_size if path.is_file() else 0
     sbom = json.loads((image.root / image.labels["sbom.path"].lstrip("/")).read_text())
     names = {each["name"] for each in sbom["components"]}
-    assert names >= {"pyproxy", "msgspec", "nftables", "iptables"}
-    size = subprocess.run(
-        ["du", "-sm", str(image.root)], check=True, capture_output=True, text=True
-    ).stdout.split()[0]
-    print(f"{version}: {size} MB, {len(names)} packages in its SBOM")
+    assert names >= {"kube-pyproxy", "msgspec", "nftables", "iptables"}
+    assert not names & {"pip", "setuptools", "pygments"}
+    print(f"{version}: {size / 1e6:.0f} MB, {len(names)} packages in its SBOM")
 
 
-def check_agent(image: Image) -> None:
-    """Start the agent as a pod would have it, and wait for /healthz. Raises AssertionError."""
-    name = f"image-check-{os.getpid()}"
-    inside = ["ip", "netns", "exec", name]
-    with contextlib.ExitStack() as stack:
-        tmp = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (tmp / "manifests").mkdir()
-        shutil.copy(SOURCE / "deploy/base/config.conf", tmp)
-        subprocess.run(["ip", "netns", "add", name], check=True)
-        stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
-        subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
-        pod = ["unshare", "--mount", "sh", "-c", POD, "sh", str(image.root), str(tmp), CAPABILITIES]
-        command = [*inside, *pod, *image.command[:1]]
-        subprocess.run([*command, *SETTINGS], env=image.environment, check=True)
-        agent = subprocess.Popen([*command, *AGENT], env=image.environment)
-        stack.callback(agent.wait, PATIENCE)
-        stack.callback(agent.terminate)
-        deadline = time.monotonic() + PATIENCE
-        while _health(inside) != 200:
-            assert agent.poll() is None, f"the agent ended with status {agent.returncode}"
-            assert time.monotonic() < deadline, f"not healthy within {PATIENCE} s"
-            time.sleep(0.1)
-        assert "table inet pyproxy" in _tables(inside)
-        print("/healthz: 200")
-        # As `kubectl exec` does.
-        pod = ["nsenter", f"--target={agent.pid}", "--mount", "--net", "--root", "--wd=/"]
-        asked = [*pod, *image.command[:1], "status"]
-        status = subprocess.run(
-            asked, env=image.environment, check=True, capture_output=True, text=True
-        ).stdout
-        print(status.splitlines()[0])
-        agent.terminate()
-        agent.wait(PATIENCE)
-        subprocess.run([*command, "cleanup"], env=image.environment, check=True)
-        assert "pyproxy" not in _tables(inside)
+def check_pods(image: Image, folder: Path) -> None:
+    """Run the pods of deploy/base and deploy/cleanup in each mode. Raises AssertionError."""
+    for name in MODES:
+        with ExitStack() as stack:
+            cluster = stack.enter_context(Cluster())
+            parts = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+            try:
+                _check_pods(cluster, image, parts, modes.named(name))
+            except Exception:
+                print((parts / LOG).read_text(), file=sys.stderr)
+                raise
 
 
-def _tables(inside: list[str]) -> str:
-    return subprocess.run(
-        [*inside, "nft", "list", "tables"], check=True, capture_output=True, text=True
-    ).stdout
-
-
-def _health(inside: list[str]) -> int:
-    script = (
-        "import urllib.request\n"
-        "print(urllib.request.urlopen('http://127.0.0.1:10256/healthz', timeout=5).status)"
+def _check_pods(cluster: Cluster, image: Image, folder: Path, mode: LabMode) -> None:
+    node, site = cluster.network.namespace(NODE), cluster.network.topology.site(NODE)
+    config, account, lock = (folder / each for each in ("config", "account", "xtables.lock"))
+    config.mkdir()
+    text = (SOURCE / "deploy/base/config.conf").read_text()
+    assert "mode: nftables" in text
+    (config / "config.conf").write_text(
+        text.replace("mode: nftables", f"mode: {mode.proxy_mode.value}")
     )
-    done = subprocess.run(
-        [*inside, sys.executable, "-c", script], check=False, capture_output=True, text=True
-    )
-    return int(done.stdout or 0)
+    account.mkdir()
+    (account / "token").write_text(cluster.client.token)
+    (account / "ca.crt").write_bytes((CERTIFICATES / BUNDLE).read_bytes())  # the lab has no TLS
+    lock.touch()
+    paths: dict[str, Path] = {"/etc/pyproxy": config}
+    if not Path("/lib/modules").exists():
+        paths["/lib/modules"] = config  # the kubelet would make an empty folder
+    mounted = paths | {ACCOUNT: account, "/run/xtables.lock": lock}
+    values = {
+        "NODE_NAME": site.node,
+        "API_SERVERS": cluster.url,
+        # The Service's address, as every pod has it.
+        "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+        "KUBERNETES_SERVICE_PORT": "443",
+    }
+    flavour = [] if mode.flavour is None else [f"--iptables-flavour={mode.flavour.value}"]
+
+    def pod(manifest: str, container: str, mounts: Mapping[str, Path], *further: str) -> Pod:
+        path = SOURCE / "deploy" / manifest / "daemonset.yaml"
+        return Pod(image, path, container, Host(folder, mounts, values), further)
+
+    settings = pod("base", "kernel-settings", paths, *flavour)
+    node.run(settings.command())
+    agent = pod("base", "pyproxy", mounted, *flavour)
+    log = folder / LOG
+    log.touch()
+    runner = Runner(cluster.client, cluster.network, mode)
+    with Agent(node, agent.command(), log) as running:
+        await_agent(runner, running)
+        chosen = [each for each in cases.read(CASES) if runner.applies(each)]
+        for case in chosen:
+            failures = runner.run(case)
+            assert not failures, "\n".join([case.name, *failures, log.read_text()])
+        running.require_alive()
+        assert node.call(_health) == 200
+        print(f"{mode.name}: {len(chosen)} conformance cases passed, /healthz: 200")
+        assert site.node in agent.execute("pyproxy", "status")
+    assert _rules(node)
+    node.run(pod("cleanup", "cleanup", {"/run/xtables.lock": lock}).command())
+    assert not _rules(node)
+
+
+def _rules(node: Namespace) -> str:
+    """Return the lines of pyproxy's rules, of each kind."""
+    commands = (["nft", "list", "tables"], ["iptables-legacy-save"], ["iptables-nft-save"])
+    lines = [line for each in commands for line in node.run(each).stdout.splitlines()]
+    return "\n".join(each for each in lines if "pyproxy" in each.lower() or "KUBE" in each)
+
+
+def _health() -> int:
+    """Return the status of the health port in the namespace that this is called in."""
+    with urllib.request.urlopen("http://127.0.0.1:10256/healthz", timeout=5) as response:
+        return int(response.status)
 
 
 def main(arguments: list[str]) -> int:
-    """Build and check; 2 where this machine cannot."""
+    """Build and check; 2 if this machine cannot."""
+    parser = argparse.ArgumentParser("image_check.py", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--root", type=Path)
+    options = parser.parse_args(arguments)
     missing = [each for each in NEEDS if not shutil.which(each)]
+    if not SECCOMP.exists():
+        missing.append(str(SECCOMP))
     if missing or os.geteuid() != 0:
         wanted = ", ".join(missing) or "root"
         print(f"image-check needs {wanted}", file=sys.stderr)
         return 2
-    with contextlib.ExitStack() as stack:
-        folder = Path(
-            arguments[0] if arguments else stack.enter_context(tempfile.TemporaryDirectory())
-        )
+    with ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        image = build(SOURCE / "Dockerfile", folder.resolve())
+        dockerfile = SOURCE / "Dockerfile"
+        if options.root:
+            image = described(dockerfile, options.root.resolve())
+        else:
+            image = build(dockerfile, folder.resolve())
         check_files(image)
-        check_agent(image)
+        check_pods(image, folder.resolve())
     return 0
 
 

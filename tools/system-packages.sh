@@ -16,6 +16,7 @@ package_of() {
         depmod) echo kmod ;;
         busybox) echo busybox-static ;;
         debian-keys) echo debian-archive-keyring ;;
+        seccomp-profile) echo golang-github-containers-common ;;
         venv) echo python3-venv ;;
         *) echo "$1" ;;
     esac
@@ -26,7 +27,8 @@ is_here() {
         venv) "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null ;;
         # guest.sh runs before any library can be loaded, so busybox must be static.
         busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
-        # Ubuntu's debootstrap installs Debian without any check if these are missing.
+        seccomp-profile) [ -e /usr/share/containers/seccomp.json ] ;;
+        # Ubuntu has no keys of Debian's archive by default.
         debian-keys) [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] ;;
         *) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac

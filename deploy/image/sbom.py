@@ -1,49 +1,79 @@
-"""List what the image holds, as a CycloneDX document: Debian's packages and Python's.
+"""List what the image holds, Debian's packages and Python's, as a CycloneDX document.
 
-Run in the image, by the Python that pyproxy runs with. It says the same for the same packages.
-Facts: the CycloneDX 1.5 schema, and the package URL types deb and pypi.
+    sbom.py ROOT SITE_PACKAGES...
+
+ROOT is the folder that unpack.sh has filled, SITE_PACKAGES are Python's folders of packages. The
+output is the same for the same packages: it has no time, and its serial number is a hash of their
+names and versions.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import shlex
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from email.parser import HeaderParser
 from importlib.metadata import distributions
+from pathlib import Path
 
-_FORMAT = "${Package} ${Version} ${Architecture}\n"
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
 
 
-def _debian() -> list[dict[str, str]]:
-    listed = subprocess.run(
-        ["dpkg-query", "--show", f"--showformat={_FORMAT}"],
-        check=True,
-        capture_output=True,
-        text=True,
+def debian(root: Path) -> Iterator[Component]:
+    """Return a component for each of Debian's packages."""
+    release = dict(
+        line.split("=", 1) for line in (root / "etc/os-release").read_text().splitlines()
     )
-    return [
-        _component(name, version, f"pkg:deb/debian/{name}@{version}?arch={architecture}")
-        for name, version, architecture in map(str.split, listed.stdout.splitlines())
-    ]
+    distro = f"debian-{shlex.split(release['VERSION_ID'])[0]}"
+    for file in sorted((root / "var/lib/dpkg/status.d").iterdir()):
+        if file.suffix == ".md5sums":
+            continue
+        fields = HeaderParser().parsestr(file.read_text())
+        name, version = fields["Package"], fields["Version"]
+        qualifiers = {"arch": fields["Architecture"], "distro": distro}
+        yield _component(PackageURL("deb", "debian", name, version, qualifiers))
 
 
-def _python() -> list[dict[str, str]]:
-    return [
-        _component(found.name, found.version, f"pkg:pypi/{found.name.lower()}@{found.version}")
-        for found in distributions()
-    ]
+def python(folders: Sequence[str]) -> Iterator[Component]:
+    """Return a component for each distribution, with its licence if the metadata has one."""
+    for found in distributions(path=list(folders)):
+        purl = PackageURL("pypi", None, found.name.lower(), found.version)
+        yield _component(purl, found.metadata.get("License-Expression"))
 
 
-def _component(name: str, version: str, purl: str) -> dict[str, str]:
-    return {"type": "library", "name": name, "version": version, "purl": purl}
+def _component(purl: PackageURL, licence: str | None = None) -> Component:
+    return Component(
+        type=ComponentType.LIBRARY,
+        name=purl.name,
+        version=purl.version,
+        purl=purl,
+        bom_ref=purl.to_string(),
+        licenses=[LicenseFactory().make_from_string(licence)] if licence else (),
+    )
+
+
+def main(root: Path, folders: Sequence[str]) -> None:
+    """Print the document."""
+    components = [*debian(root), *python(folders)]
+    names = "\n".join(sorted(str(each.purl) for each in components))
+    version = next(each.version for each in components if each.name == "kube-pyproxy")
+    image = Component(
+        type=ComponentType.CONTAINER, name="pyproxy", version=version, bom_ref="image"
+    )
+    bom = Bom(
+        metadata=BomMetaData(component=image),
+        components=components,
+        serial_number=uuid.uuid5(uuid.NAMESPACE_URL, names),
+    )
+    bom.metadata.timestamp = None
+    bom.register_dependency(image, components)
+    print(JsonV1Dot6(bom).output_as_string(indent=1))
 
 
 if __name__ == "__main__":
-    components = sorted([*_debian(), *_python()], key=lambda each: each["purl"])
-    document = {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.5",
-        "version": 1,
-        "metadata": {"component": {"type": "container", "name": "pyproxy"}},
-        "components": components,
-    }
-    print(json.dumps(document, indent=1))
+    main(Path(sys.argv[1]), sys.argv[2:])
