@@ -153,7 +153,7 @@ def test_all_name_the_image_of_this_version() -> None:
 def test_the_documented_patch_changes_the_ports_and_nothing_else(tmp_path: Path) -> None:
     """The probes and the Service of the metrics name the ports."""
     (patch,) = re.findall(
-        r"```yaml\n(patches:.*?)```", (ROOT / "docs/tasks/deploy.md").read_text(), re.S
+        r"```yaml\n(patches:.*?)```", (ROOT / "docs/tasks/monitoring.md").read_text(), re.S
     )
     base = os.path.relpath(DEPLOY / "overlays/monitoring", tmp_path)
     (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\n{patch}")
