@@ -74,6 +74,8 @@ def test_the_runner_prints_a_line_for_each_case_and_why_one_failed(tmp_path: Pat
 - name: as it is not
   steps:
   - probe: [{from: a2, to: "10.244.2.11:8080", expect: refused}]
+- name: what cannot be connected to
+  steps: [{hold: [{from: a2, to: ["10.244.2.11:1"]}]}]
 - name: what the API server refuses
   steps:
   - apply: [{metadata: {name: web}, spec: {clusterIP: 192.0.2.1, ports: [{port: 80}]}}]
@@ -88,9 +90,11 @@ def test_the_runner_prints_a_line_for_each_case_and_why_one_failed(tmp_path: Pat
     assert lines[0].startswith("ok   as it is (")
     assert lines[1].startswith("FAIL as it is not (")
     assert "a2 -> 10.244.2.11:8080: wanted refused; saw b1 4x, seen as 10.244.1.12" in lines[2]
-    assert lines[3].startswith("FAIL what the API server refuses (")
-    assert "422" in lines[4]
-    assert lines[-1] == "1 passed, 2 failed"
+    assert lines[3].startswith("FAIL what cannot be connected to (")
+    assert "a2 -> 10.244.2.11:1: wanted a connection; saw [Errno 111]" in lines[4]
+    assert lines[5].startswith("FAIL what the API server refuses (")
+    assert "422" in lines[6]
+    assert lines[-1] == "1 passed, 3 failed"
 
 
 @packets
@@ -108,7 +112,7 @@ def test_another_proxy_is_awaited_by_packets_and_its_release_leaves_cases_out(
       endpoints: [b1]
     probe: [{from: a2, to: "10.96.9.8:53/udp", reach: [b1], sport: 42000, tries: 1}]
   - delete: [dns]
-    probe: [{from: a2, to: "10.96.9.8:53/udp", expect: blocked, sport: 42000}]
+    probe: [{from: a2, to: "10.96.9.8:53/udp", expect: blocked}]
 - {name: new, requires: [ServiceTrafficDistribution], steps: []}
 - {name: newer, requires: [ServiceInternalTrafficPolicy, PreferSameTrafficDistribution], steps: []}
 """

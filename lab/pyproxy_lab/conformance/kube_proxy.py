@@ -50,10 +50,12 @@ class Feature(msgspec.Struct, frozen=True):
 
 FEATURES: Mapping[str, Feature] = {
     "external-ips-from-inside": Feature("external IPs for pods and the node", Release(21)),
+    "stale-external-flows": Feature("UDP clients that came before an external IP", Release(21)),
     "ServiceInternalTrafficPolicy": Feature("internalTrafficPolicy (KEP 2086)", Release(22)),
     "node-port-in-use": Feature("node ports that a program listens on, too", Release(24)),
     "ProxyTerminatingEndpoints": Feature("fallback to serving endpoints (KEP 1669)", Release(26)),
     "serviceProxyHealthy": Feature("the field in health checks (KEP 3836)", Release(27)),
+    "livez": Feature("/livez, and nodeEligible in /healthz (KEP 3836)", Release(28)),
     "LoadBalancerIPMode": Feature("ipMode of a load balancer address (KEP 1860)", Release(30)),
     "ServiceTrafficDistribution": Feature("hints without an annotation (KEP 4444)", Release(31)),
     "PreferSameTrafficDistribution": Feature("node hints (KEP 3015)", Release(34)),

@@ -137,7 +137,10 @@ class Runner:
         for hold in step.hold:
             namespace, _ = self._member(hold.source_name)
             for to in filter(_can_be_sent, hold.to):
-                self._connections.hold(namespace, hold.source_name, to)
+                try:
+                    self._connections.hold(namespace, hold.source_name, to)
+                except OSError as error:
+                    yield f"{hold.source_name} -> {to}: wanted a connection; saw {error}"
 
     def _apply(self, applied: Applied) -> None:
         service: JsonObject = {
