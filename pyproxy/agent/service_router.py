@@ -84,7 +84,7 @@ class ServiceRouter:
             routings[name] = routing
             if routed is not None and routing is not None:
                 routed(routing)
-            if affected:
+            if affected.now or affected.later:  # `if affected` would be a call for each Service
                 # The caller takes all of these routings as the last ones, so an outdated one is
                 # replaced here and not in a later step.
                 outdated = affected.later & routings.keys()

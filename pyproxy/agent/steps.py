@@ -238,24 +238,26 @@ class Steps:
         """Add routings to a step; return the rows that this compares."""
         rows = 0
         added: list[ObjectName] = []
+        # Local names, because a first sync adds all Services.
+        programmed, whole, written = self.programmed, step.whole, step.written
+        most = self._limits.large if self._limits.divides else sys.maxsize
         has_divided = bool(self._divided)
         for name, routing in routed.items():
-            before, size = self.programmed.get(name), row_count(routing)
-            is_divided = has_divided and name in self._divided
-            if is_divided or (self._limits.divides and size > self._limits.large):
+            before, size = programmed.get(name), row_count(routing)
+            if size > most or (has_divided and name in self._divided):
                 self._divided.replace(name, routing, before)
                 rows += min(size, self._limits.rows)
                 continue
-            step.whole[name] = routing
+            whole[name] = routing
             rows += _LEAST_ROWS + size
             if before is not None:
                 # Most of the Services that the Node's change concerns stay as they are. One that
                 # this step was to change gained a frontend and lost it again, and is written.
-                if routing == before and name not in step.written:
+                if routing == before and name not in written:
                     rows -= size
                     continue
                 rows += row_count(before)
-            step.written[name] = routing
+            written[name] = routing
             added.append(name)
         if self._divided:
             sides = ((self.programmed.get(name), step.written[name]) for name in added)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -190,12 +191,11 @@ def _cluster_claims(service: Service, routing: ServiceRouting) -> Claims | None:
     keys: list[bytes] = []
     addresses: list[Address] = []
     for port in routing.ports:
-        prefix = _key_prefix(port)
         for each in port.frontends:
             if each.scope is not _CLUSTER_SCOPE:
                 return None
             address = each.address
-            keys.append(prefix + each.port.to_bytes(2, "big") + address)
+            keys.append(_port_key(port.family, port.protocol, each.port) + address)
             addresses.append(address)
     name = service.name
     if len(keys) != 1:
@@ -227,6 +227,12 @@ def _each_once(groups: dict[int, list[bytes]]) -> tuple[list[tuple[int, list[byt
 def _key_prefix(port: PortRouting) -> bytes:
     # An unexpanded node port has no address whose length would show the family.
     return _KEY_PREFIXES[port.family, port.protocol]
+
+
+@lru_cache(1024)
+def _port_key(family: Family, protocol: Protocol, port: int) -> bytes:
+    # A cluster has few of these, and packing one takes longer than finding it.
+    return _KEY_PREFIXES[family, protocol] + port.to_bytes(2, "big")
 
 
 def _health_check_key(service: Service, family: Family) -> bytes:

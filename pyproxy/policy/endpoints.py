@@ -120,13 +120,10 @@ def _route_plain(
     if not backends or len(set(backends)) < len(backends):
         return None
     size = _ADDRESS_SIZES[family]
-    frontends = tuple(
-        [
-            Frontend(_CLUSTER_IP, address, port.port, _CLUSTER)
-            for address in service.cluster_ips
-            if len(address) == size
-        ]
-    )
+    frontends: list[Frontend] = []
+    for address in service.cluster_ips:  # most have one, and a comprehension is a call
+        if len(address) == size:
+            frontends += (Frontend(_CLUSTER_IP, address, port.port, _CLUSTER),)
     return ServiceRouting(
         service.name,
         (
@@ -134,10 +131,10 @@ def _route_plain(
                 port.name,
                 family,
                 port.protocol,
-                frontends,
+                tuple(frontends),
                 tuple(sorted(backends)),
                 (),
-                tuple(sorted(possibly_local)),
+                tuple(sorted(possibly_local)) if possibly_local else (),
             ),
         ),
         (),
