@@ -72,6 +72,8 @@ class Agent(Generic[P]):
         """Where the time of changes goes; the loop adds what else occupies this thread."""
         self.generation = 0
         """The number of events and syncs so far: without a new one, no state has changed."""
+        self.sync_error = ""
+        """The error of the last sync, empty once a sync has succeeded."""
 
     @property
     def node_routing(self) -> NodeRouting:
@@ -340,6 +342,7 @@ class Agent(Generic[P]):
         repair: Repair | None,
     ) -> None:
         now = self._observers.clock()
+        self.sync_error = ""
         rejected = {failure.name: failure.error for failure in failures}
         finished = self._steps.committed(step, rejected.keys(), times.began, now)
         # The next step of the same sync does not wait for the least time between two syncs.
@@ -358,6 +361,7 @@ class Agent(Generic[P]):
         self._rejected = (self._rejected - finished.routings.keys()) | errors.keys()
 
     def _failed(self, error: KernelError, step: Step) -> None:
+        self.sync_error = str(error)
         self._steps.put_back(step)
         self._node.forget()
         now = self._observers.clock()

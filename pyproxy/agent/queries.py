@@ -218,6 +218,7 @@ class AgentInspector:
             pending=agent.pending_count(),
             syncs=programmed.syncs,
             last_sync=programmed.last_sync,
+            sync_error=agent.sync_error,
             repairs=programmed.repairs,
             last_repair=programmed.last_repair,
             config_problems=about.config_problems(),

@@ -46,6 +46,7 @@ def show(status: Status) -> Iterator[Part]:
             ("services", f"{status.services:,}"),
             ("endpoints", f"{status.endpoints:,} in {count(status.slices, 'slice')}"),
             ("last sync", _last_sync(status)),
+            *([("sync error", text(status.sync_error, BAD))] if status.sync_error else []),
             ("pending", count(status.pending, "service") if status.pending else "none"),
             ("drift", _drift(status)),
             ("node port IPs", ", ".join(status.node_port_addresses) or "none"),

@@ -49,7 +49,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     The mappings are copies with frozen values. `started` and `now` are in seconds since the epoch.
     `api_age` is in seconds since the last event or bookmark of the quietest watch.
-    `pending` is the number of Services that wait for the next sync.
+    `pending` is the number of Services that wait for the next sync. `sync_error` is that of the
+    last sync, empty after a successful one.
     """
 
     settings: Settings
@@ -66,6 +67,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     pending: int
     syncs: int
     last_sync: Sync | None = None
+    sync_error: str = ""
     repairs: int = 0
     last_repair: Repair | None = None
     config_problems: tuple[ConfigProblem, ...] = ()

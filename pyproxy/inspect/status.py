@@ -29,7 +29,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
 
     Times are in seconds since the epoch, ages and durations in seconds. `source` is the API server,
     kubeconfig or folder of manifests, `source_age` as `api_age` in Snapshot. `endpoints` counts all
-    endpoints of all slices.
+    endpoints of all slices. `sync_error` is that of the last sync, empty after a successful one.
     """
 
     version: str
@@ -51,6 +51,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     node_port_addresses: tuple[str, ...]
     pod_networks: tuple[str, ...]
     last_sync: Sync | None = None
+    sync_error: str = ""
     last_repair: Repair | None = None
     invalid: tuple[InvalidObject, ...] = ()
     tables: tuple[TableUsage, ...] = ()
@@ -90,6 +91,7 @@ def status(
         node_port_addresses=tuple(map(address_text, snapshot.node_routing.node_port_addresses)),
         pod_networks=tuple(map(str, snapshot.node_routing.pod_networks)),
         last_sync=snapshot.last_sync,
+        sync_error=snapshot.sync_error,
         last_repair=snapshot.last_repair,
         invalid=tuple(map(invalid_object, snapshot.problems[:limit])),
         tables=tables,

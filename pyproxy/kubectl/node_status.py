@@ -41,6 +41,7 @@ class AgentStatus(msgspec.Struct, frozen=True, rename="camel"):
     health: str = ""
     healthy: bool = False
     source_age: float = 0.0
+    sync_error: str = ""
     services: int = 0
     pending: int = 0
     repairs: int = 0
@@ -102,7 +103,8 @@ def node_status(agent: Agent, found: AgentStatus | str) -> NodeStatus:
 
 def _problem(agent: Agent, found: AgentStatus) -> str:
     if not found.healthy:
-        return _short(found.health) or "unhealthy"
+        cause = f"sync failed: {found.sync_error}" if found.sync_error else found.health
+        return _short(cause) or "unhealthy"
     if found.node and found.node != agent.node:
         return f"it serves the node {_short(found.node)!r}: correct --hostname-override"
     if found.source_age > LAG_LIMIT:

@@ -162,7 +162,9 @@ def test_a_sync_that_fails_is_tried_again_from_what_the_kernel_holds(error: Kern
     stage.handle_event(API, API_SLICE)
     stage.agent.sync()
     assert not stage.is_due()
+    assert stage.agent.sync_error == str(error)
     stage.settle()
+    assert stage.agent.sync_error == ""
     assert len(stage.dataplane.kernel["services4"]) == 2
     assert stage.dataplane.reads == 3
     assert stage.health.is_healthy()

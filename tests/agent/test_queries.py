@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from pyproxy.agent.loop import Chores, Inbox, Loop, Stop
 from pyproxy.agent.queries import About, AgentInspector, ProgrammedState, Query
 from pyproxy.config.settings import Settings
+from pyproxy.errors import TransientKernelError
 from pyproxy.inspect.snapshot import Snapshot
 from pyproxy.model.events import Upsert
 from pyproxy.model.objects import ObjectName
@@ -53,6 +55,15 @@ def test_a_snapshot_is_a_copy_that_the_agent_does_not_touch() -> None:
     assert name(2) in after.services
     # The values are shared: what costs is the mapping alone.
     assert after.services[name(1)] is before.services[name(1)]
+
+
+def test_a_snapshot_has_the_error_of_the_last_sync() -> None:
+    asked = Asked()
+    asked.stage.begin()
+    asked.stage.dataplane.trouble = [TransientKernelError("EBUSY", errno.EBUSY)]
+    asked.stage.handle_event(service("s1", 1))
+    asked.stage.agent.sync()
+    assert asked.now.snapshot().sync_error == "EBUSY"
 
 
 def busy(questions: int) -> tuple[Asked, list[int]]:

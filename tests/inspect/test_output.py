@@ -54,6 +54,7 @@ STATUS = Status(
     pod_networks=(),
     tables=(TableUsage("affinity4", 12, 262144), TableUsage("services4", 20_000)),
     last_sync=Sync(8264.0, 0.0012, 1, full=False),
+    sync_error="the kernel refused it",
     last_repair=Repair(0.5, "nft (pid 4)", {"element": 3}),
     invalid=(
         InvalidObject(
@@ -75,6 +76,7 @@ source          /etc/kubeconfig, oldest watch data 12 s ago
 services        10,000
 endpoints       100,000 in 10,001 slices
 last sync       partial, 1.0 s ago, took 1.2 ms for 1 service; 40 syncs in total
+sync error      the kernel refused it
 pending         2 services
 drift           1 repair, the last at 1970-01-01T00:00:00.500Z: 3 elements changed by nft (pid 4)
 node port IPs   172.30.0.11

@@ -90,6 +90,10 @@ def test_a_node_without_an_answer_is_a_row_with_the_reason(
     ("fields", "problem"),
     [
         ({"healthy": False, "health": "unhealthy: a sync is overdue"}, "unhealthy: a sync is"),
+        (
+            {"healthy": False, "syncError": "nft did not load it"},
+            "sync failed: nft did not load it",
+        ),
         ({"node": "other"}, "it serves the node 'other': correct --hostname-override"),
         ({"sourceAge": 500.0}, "a watch has received nothing for minutes"),
     ],
