@@ -61,16 +61,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(vm.VmPlugin())
     if PROPERTIES in sys.modules:
-        _load_hypothesis_profile()
+        # Imported here because the virtual machine takes seconds to read hypothesis.
+        from tests.examples import register_profiles  # noqa: PLC0415
 
-
-def _load_hypothesis_profile() -> None:
-    # The time of an example depends on the machine's load more than on the code. Imported here
-    # because the virtual machine takes seconds to read hypothesis.
-    import hypothesis  # noqa: PLC0415
-
-    hypothesis.settings.register_profile("pyproxy", deadline=None)
-    hypothesis.settings.load_profile("pyproxy")
+        register_profiles()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

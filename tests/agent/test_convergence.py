@@ -12,6 +12,7 @@ from pyproxy.model.events import Delete, Event, Upsert
 from pyproxy.model.objects import Kind
 from tests.agent.objects import Stage
 from tests.builders import endpoint_slice, name, service
+from tests.examples import examples
 
 NAMES = ("web", "api", "db")
 ADDRESSES = [f"10.244.1.{number}" for number in range(1, 7)]
@@ -45,7 +46,7 @@ steps = st.lists(st.one_of(events, failures, st.just(SYNC)), max_size=40)
 
 
 @given(steps)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_the_end_depends_on_what_is_and_not_on_what_was(
     steps: list[Event | KernelError | str],
 ) -> None:

@@ -18,6 +18,7 @@ from pyproxy.model.events import Delete, InvalidObject, Synced, Upsert
 from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from tests.agent.objects import NODE, Stage
 from tests.builders import endpoint_slice, name, service
+from tests.examples import examples
 
 NAMES = [f"s{number}" for number in range(6)]
 PODS = [f"10.244.1.{number}" for number in range(1, 8)]
@@ -171,7 +172,7 @@ class Hour(RuleBasedStateMachine):
 
 TestHour = Hour.TestCase
 TestHour.settings = settings(
-    max_examples=100,
+    max_examples=examples(100),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

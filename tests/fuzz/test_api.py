@@ -22,14 +22,15 @@ from pyproxy.source import stream
 from pyproxy.source.connect import connect
 from pyproxy.source.decode import NotProxied, decode_object
 from pyproxy.source.manifests import ManifestSource
+from tests.examples import examples
 from tests.fuzz.objects import JSON, corrupted_json, objects
 
 many = settings(
-    max_examples=120,
+    max_examples=examples(120),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-few = settings(many, max_examples=60)
+few = settings(many, max_examples=examples(60))
 MODELS = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: Node}
 
 

@@ -12,6 +12,7 @@ from pyproxy.config import command_line
 from pyproxy.config.command_line import Parser
 from pyproxy.config.settings import Settings
 from pyproxy.errors import UsageError
+from tests.examples import examples
 from tests.fuzz.objects import HOSTILE
 
 
@@ -41,7 +42,7 @@ values = st.one_of(st.sampled_from(VALUES), st.sampled_from(HOSTILE), st.text(ma
         max_size=4,
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_flags(arguments: list[str]) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):

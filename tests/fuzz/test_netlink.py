@@ -18,9 +18,10 @@ from pyproxy.netlink.kernel_errors import read_error
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import HEADER_SIZE, Message
 from pyproxy.netlink.sockets import NetlinkSocket
+from tests.examples import examples
 from tests.fuzz.bytes import ROWS, bodies, corrupted, framed
 
-many = settings(max_examples=100, deadline=None)
+many = settings(max_examples=examples(100), deadline=None)
 lists: st.SearchStrategy[list[memoryview]] = st.lists(bodies.map(memoryview), max_size=4)
 
 

@@ -23,6 +23,7 @@ from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.source.decode import decode_object
+from tests.examples import examples
 from tests.fuzz.objects import HOSTILE
 
 SAFE = re.compile(r"[-A-Za-z0-9._/:?]*")
@@ -85,7 +86,7 @@ def comments(table: Table) -> list[str]:
 
 
 @given(text=hostile, other=hostile)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_comments_contain_no_nft_syntax(text: str, other: str) -> None:
     found = routing_of(text, other)
     if found is None:

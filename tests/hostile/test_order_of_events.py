@@ -30,6 +30,7 @@ from pyproxy.model.objects import (
 from pyproxy.model.service_bounds import ServiceBounds
 from tests.agent.objects import NODE, Stage
 from tests.builders import ip
+from tests.examples import examples
 
 BOUNDS = ServiceBounds(frontends=12, endpoints=40, source_ranges=8)
 LIMITS = (
@@ -255,7 +256,7 @@ def restarted(stage: Stage, **configuration: Any) -> Stage:
 
 
 @given(steps, st.sampled_from(LIMITS), st.sampled_from(CONFIGURATIONS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_restart_changes_nothing(
     steps: list[Step], limits: StepLimits, configuration: dict[str, Any]
 ) -> None:
@@ -279,7 +280,7 @@ def test_a_restart_changes_nothing(
     st.lists(moves, min_size=1, max_size=3),
     st.sampled_from(CONFIGURATIONS),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_addresses_that_come_and_go_leave_what_a_restart_makes(
     objects: list[Service],
     slices: list[EndpointSlice],

@@ -83,7 +83,7 @@ class Watch:
         """Wait until the events so far are as they should be, and give them."""
         with self._changed:
             reached = self._changed.wait_for(lambda: holds(self.events), DEADLINE)
-            assert reached, self.events
+            assert reached, (len(self.events), self.events[-20:])
             return list(self.events)
 
     def until_ended(self) -> list[Json]:

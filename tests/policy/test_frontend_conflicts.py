@@ -27,6 +27,7 @@ from tests.builders import (
     web,
     with_node_port,
 )
+from tests.examples import examples
 
 OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 FIRST, SECOND, THIRD = (ObjectName("shop", name) for name in ("first", "second", "third"))
@@ -292,7 +293,7 @@ def live_through(
     return remaining
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(EVENTS, st.randoms(use_true_random=False))
 def test_the_owners_depend_on_existing_services_only(
     events: list[Service | ObjectName], random: Random
@@ -350,7 +351,7 @@ SQUATS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(SQUATS, st.randoms(use_true_random=False))
 def test_the_strongest_claim_has_each_frontend_in_any_order(
     events: list[Service | ObjectName], random: Random
@@ -406,7 +407,7 @@ def test_after_all_removals_no_claim_is_left(versions: list[Service]) -> None:
         assert assignments.assign(other, route_service(service, [], NODE, HOST)).problems == ()
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(SQUATS, st.randoms(use_true_random=False))
 def test_an_address_that_comes_to_the_node_or_leaves_it_moves_frontends(
     events: list[Service | ObjectName], random: Random

@@ -27,6 +27,7 @@ from pyproxy.source.object_events import ObjectEvents, Resource
 from pyproxy.source.retry import SystemClock
 from pyproxy.source.stream import MalformedResponseError
 from pyproxy.source.wire import ProtobufObject
+from tests.examples import examples
 from tests.lab.recorded import TWINS, Recorded, recorded
 
 KIND_OF_PATH = {
@@ -126,7 +127,7 @@ NAMED = st.fixed_dictionaries({"name": TEXTS, "namespace": TEXTS})
 
 @pytest.mark.parametrize("kind", Kind)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_object_is_the_one_in_json(kind: Kind, data: st.DataObject) -> None:
     obj = data.draw(messages(SENT[kind.value]))
     if data.draw(st.booleans()):
@@ -284,7 +285,7 @@ def read(frame: bytes) -> tuple[str, bytes] | None:
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_any_event_is_that_of_the_parser(data: st.DataObject) -> None:
     event_type = data.draw(st.sampled_from(["ADDED", "DELETED", "BOOKMARK", ""]))
     kind = data.draw(st.sampled_from([*Kind]))

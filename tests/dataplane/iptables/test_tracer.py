@@ -33,6 +33,7 @@ from pyproxy.model.address import Family, backend, family_of
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables import oracle
 from tests.dataplane.nftables.scenes import LOCAL, Scene, encounters
+from tests.examples import examples
 
 Encounter = tuple[Scene, Packet]
 Plain = tuple[str, bytes, bool]
@@ -81,7 +82,7 @@ def trace_encounter(
     return trace(packet, before), routings, before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(encounters())
 def test_every_packet_gets_the_verdict_of_its_service(encounter: Encounter) -> None:
     scene, packet = encounter
@@ -138,7 +139,7 @@ def test_a_planted_fault_is_found(fault: str) -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(encounters(), st.data())
 def test_a_client_with_session_affinity_returns_to_its_endpoint(
     encounter: Encounter, data: st.DataObject

@@ -31,6 +31,7 @@ from pyproxy.model.address import (
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from pyproxy.xtables import kube_names
+from tests.examples import examples
 
 Place = tuple[Address, Protocol, Port]
 _CLUSTER_IP = parse_address("10.255.0.1")
@@ -76,7 +77,7 @@ def matching_rule(chains: Chains, place: Place) -> Rule | None:
 
 @pytest.mark.parametrize("family", Family)
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_tree_finds_every_frontend_and_nothing_else(
     family: Family, data: st.DataObject
 ) -> None:
@@ -90,7 +91,7 @@ def test_the_tree_finds_every_frontend_and_nothing_else(
 
 
 @given(frontends(Family.IPV4), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_tree_does_not_depend_on_the_order_of_frontends(
     places: list[Place], order: random.Random
 ) -> None:

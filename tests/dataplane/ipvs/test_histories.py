@@ -11,6 +11,7 @@ from pyproxy.dataplane.ipvs.schema import protocol_of
 from pyproxy.model.address import Protocol
 from tests.dataplane.ipvs.stage import Stage
 from tests.dataplane.nftables.scenes import LOCAL, Scene, scenes
+from tests.examples import examples
 
 
 def node_of(scene: Scene) -> NodeRouting:
@@ -23,7 +24,7 @@ def fresh(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return stage
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(scenes(), min_size=1, max_size=4), st.data())
 def test_any_history_ends_in_the_state_compiled_from_nothing(
     history: list[Scene], data: st.DataObject
@@ -49,7 +50,7 @@ def test_any_history_ends_in_the_state_compiled_from_nothing(
         assert stage.state() == fresh(history[-1], monkeypatch).state()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(scenes())
 def test_a_restart_writes_nothing(scene: Scene) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -62,7 +63,7 @@ def test_a_restart_writes_nothing(scene: Scene) -> None:
         assert stage.sent() == sent
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(scenes(), scenes())
 def test_tcp_connections_keep_their_server_virtual_service_and_address(
     before: Scene, after: Scene

@@ -40,6 +40,7 @@ from tests.dataplane.ipvs.test_dataplane import HTTP, NODE, ONE, THREE, TWO, of,
 from tests.dataplane.ipvs.test_histories import node_of
 from tests.dataplane.nftables import oracle
 from tests.dataplane.nftables.scenes import LOCAL, Scene, encounters
+from tests.examples import examples
 
 Encounter = tuple[Scene, Packet]
 Mutation = Callable[[IpvsState], IpvsState]
@@ -148,7 +149,7 @@ def disagrees(encounter: Encounter, mutate: Mutation) -> bool:
     return not matches(traced, wanted)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(encounters())
 def test_every_packet_gets_the_verdict_that_its_service_means(encounter: Encounter) -> None:
     scene, packet = encounter

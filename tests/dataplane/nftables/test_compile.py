@@ -30,6 +30,7 @@ from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import COMMENT_LIMIT, Tag
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.nftables.scenes import Scene, scenes
+from tests.examples import examples
 
 POD_A, POD_B = "10.244.1.1", "10.244.2.1"
 
@@ -161,7 +162,7 @@ def test_a_comment_is_short_and_has_safe_characters(name: ObjectName, comment: s
     assert tag == Tag("", comment)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(scenes(), st.randoms(use_true_random=False))
 def test_slots_are_read_back_as_they_were_written(scene: Scene, random: Random) -> None:
     routings = [shuffled(routing, random) for routing in scene.undivided().values()]

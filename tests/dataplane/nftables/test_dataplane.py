@@ -37,6 +37,7 @@ from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 from tests.dataplane.nftables.scenes import Scene, compiled, scenes
+from tests.examples import examples
 
 pytestmark = pytest.mark.kernel
 
@@ -116,7 +117,7 @@ def histories(draw: st.DrawFn) -> list[Stage]:
     return stages
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(histories())
 def test_any_history_ends_in_the_state_compiled_from_nothing(
     namespace: Namespace, history: list[Stage]

@@ -17,6 +17,7 @@ from pyproxy.dataplane.slots import place_service
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.scenes import LOCAL, Scene, compiled, packets, scenes
+from tests.examples import examples
 
 Routings = dict[ObjectName, ServiceRouting]
 
@@ -50,7 +51,7 @@ class Walker:
         return sum(len(rows) for side in (delta.remove, delta.add) for rows in side.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(scenes(), min_size=1, max_size=4), st.data())
 def test_partial_plans_end_in_the_state_of_a_full_plan(
     history: list[Scene], data: st.DataObject
@@ -74,7 +75,7 @@ def test_partial_plans_end_in_the_state_of_a_full_plan(
         assert walked == leapt
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(scenes(), min_size=1, max_size=3))
 def test_removing_all_services_leaves_no_row(history: list[Scene]) -> None:
     walker = Walker()

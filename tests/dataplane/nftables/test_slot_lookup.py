@@ -35,6 +35,7 @@ from tests.dataplane.nftables.test_dataplane import (
     unordered,
     write,
 )
+from tests.examples import examples
 
 pytestmark = pytest.mark.kernel
 
@@ -134,7 +135,7 @@ def settle(namespace: Namespace, dataplane: NftablesDataplane, scene: Scene) -> 
 
 
 @pytest.mark.parametrize("counts", [True, False])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(scenes(), st.data())
 def test_any_state_is_repaired_by_a_restart(
     namespace: Namespace, counts: bool, scene: Scene, data: st.DataObject

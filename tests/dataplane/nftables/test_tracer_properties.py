@@ -31,6 +31,7 @@ from tests.dataplane.nftables.scenes import (
     packets,
     scenes,
 )
+from tests.examples import examples
 
 Mutation = Callable[[NftablesView], NftablesView]
 Encounter = tuple[Scene, Packet]
@@ -39,7 +40,7 @@ Addresses = tuple[Address, ...]
 Forget = Callable[[Table, Routings, Routings, Addresses], Table]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(encounters())
 def test_every_packet_has_the_verdict_of_its_routing(encounter: Encounter) -> None:
     scene, packet = encounter
@@ -49,7 +50,7 @@ def test_every_packet_has_the_verdict_of_its_routing(encounter: Encounter) -> No
     assert oracle.fair(traced), f"\n{traced}"
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(encounters(), st.data())
 def test_a_client_with_affinity_returns_to_its_endpoint(
     encounter: Encounter, data: st.DataObject
@@ -93,7 +94,7 @@ def changes(draw: st.DrawFn) -> tuple[Scene, Scene, Packet]:
     return before, after, draw(packets(tuple(before.routings().values())))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(changes(), st.booleans())
 def test_no_client_returns_to_an_endpoint_that_is_not_allowed(
     change: tuple[Scene, Scene, Packet], restarted: bool
@@ -101,7 +102,7 @@ def test_no_client_returns_to_an_endpoint_that_is_not_allowed(
     assert held_wrongly(change, forget_wholly if restarted else forget_partly) is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(encounters())
 def test_a_change_keeps_the_affinities_that_it_allows(encounter: Encounter) -> None:
     scene, packet = encounter
