@@ -59,7 +59,8 @@ class Applied(_Fields, frozen=True):
 class Probe(_Fields, frozen=True):
     """A connection to make, and its required result: either `reach` or `expect`.
 
-    `tries` of 0 stands for 32 with `reach`, and for 4 with `expect`. `timeout` is in seconds.
+    `tries` of 0 stands for 8, and 8 more for each pod of `reach`, and for 4 with `expect`.
+    `timeout` is in seconds.
     """
 
     source_name: str = field(name="from")
