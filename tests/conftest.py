@@ -24,19 +24,27 @@ NEEDS_KERNEL = ("kernel", "packets", "vm")
 TOOLS = ("ip", "nft")
 LONGEST = (
     "tests/conformance/test_cases.py",
-    "tests/chaos/test_restart.py",
     "tests/soak/test_soak.py",
-    "tests/dataplane/nftables/test_tracer_on_kernel.py",
-    "tests/dataplane/test_conntrack_reconciler.py",
-    "tests/chaos/test_restart_killed.py",
+    "tests/chaos/test_restart.py",
     "tests/takeover/test_packets.py",
-    "tests/takeover/test_modes.py",
     "tests/lab/test_up.py",
+    "tests/takeover/test_modes.py",
+    "tests/inspect/test_explain_firewalls.py",
+    "tests/dataplane/nftables/test_tracer_on_kernel.py",
     "tests/lab/test_tutorials.py",
     "tests/lab/test_up_killed.py",
+    "tests/chaos/test_restart_killed.py",
+    "tests/ui/test_page.py",
+    "tests/kubectl/test_agents.py",
+    "tests/semantics/test_node_ports.py",
+    "tests/dataplane/test_conntrack_reconciler.py",
+    "tests/kubectl/test_check.py",
+    "tests/lab/test_learn.py",
+    "tests/lab/test_commands.py",
+    "tests/chaos/test_modes.py",
     "tests/bench/test_fleet.py",
 )
-"""The modules that take longest, as `pytest --durations` has them, longest first."""
+"""The modules that take longest, longest first: `pytest --durations`, and their CPU time."""
 
 PROPERTIES = "_hypothesis_pytestplugin"
 """hypothesis' plugin; the virtual machine, which tests no properties, does without it."""

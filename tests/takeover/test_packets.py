@@ -91,7 +91,8 @@ def test_no_connection_fails_while_pyproxy_takes_over(
     here = network.namespace("na")
     make_foreign(here)
     before = without_firewall(state(here))
-    for turn in ("first", "second"):
+    # The second takeover is from the table that the first one made, whatever was left before.
+    for turn in ("first", "second") if left == "nftables" else ("first",):
         leave(here, left)
         assert without_firewall(state(here)) != before
         with ExitStack() as stack:
