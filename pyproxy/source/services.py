@@ -11,8 +11,17 @@ from sys import intern
 
 from pyproxy.config.values import IPVS_SCHEDULERS
 from pyproxy.model import objects as model
-from pyproxy.model.address import Address, Network, Port, Protocol, family_of
+from pyproxy.model.address import (
+    Address,
+    Family,
+    Network,
+    Port,
+    Protocol,
+    family_of,
+    parse_address,
+)
 from pyproxy.model.objects import Kind, TrafficPolicy
+from pyproxy.model.special_addresses import UNUSUAL_FIRST_BYTES
 from pyproxy.source import fields, wire
 from pyproxy.source.fields import FieldProblems, NotProxied, shared
 
@@ -25,6 +34,9 @@ AFFINITY_TIMEOUT_MAX = 86400
 
 NO_CLIENT = (Network(Address(bytes(4)), 32), Network(Address(bytes(16)), 128))
 """Source ranges that match no client: no packet comes from the unspecified address."""
+
+_NONE = Address(b"")
+_ONE_FAMILY = {family: (family,) for family in Family}
 
 _EXPOSED = frozenset({"NodePort", "LoadBalancer"})
 
@@ -40,9 +52,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
         return NotProxied(reason)
     name = fields.name_of(obj.metadata)
     problems = FieldProblems(Kind.SERVICE, name)
-    cluster_ips = fields.addresses(*_cluster_ips(spec), (), problems)
-    families = tuple(dict.fromkeys(map(family_of, cluster_ips)))
-    families = families or fields.families(spec.ip_families or ())
+    cluster_ips, families = _virtual_addresses(spec, problems)
     external_ips: tuple[Address, ...] = ()
     if spec.external_ips:
         external_ips = fields.addresses(
@@ -81,7 +91,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
         external_policy=external_policy,
         affinity_timeout=_affinity_timeout(spec, problems),
         health_check_port=health_check_port,
-        families=shared(families, len(families)),
+        families=families,
         scheduler=_scheduler(obj.metadata.annotations, problems),
         uid=obj.metadata.uid or "",
         created=obj.metadata.creation_timestamp or "",
@@ -97,6 +107,26 @@ def _unproxied(spec: wire.ServiceSpec) -> str:
     if cluster_ip == "None":
         return "headless (clusterIP None)"
     return "" if cluster_ip else "no clusterIP yet"
+
+
+def _virtual_addresses(
+    spec: wire.ServiceSpec, problems: FieldProblems
+) -> tuple[tuple[Address, ...], tuple[Family, ...]]:
+    """Return the cluster IPs and the families of a Service."""
+    texts = spec.cluster_ips
+    if texts and len(texts) == 1:
+        # Most Services: one ordinary address.
+        try:
+            packed = parse_address(texts[0])
+        except ValueError:
+            packed = _NONE
+        family = family_of(packed)
+        if packed and packed[0] not in UNUSUAL_FIRST_BYTES[family]:
+            return (packed,), _ONE_FAMILY[family]
+    found = fields.addresses(*_cluster_ips(spec), (), problems)
+    families = tuple(dict.fromkeys(map(family_of, found)))
+    families = families or fields.families(spec.ip_families or ())
+    return found, shared(families, len(families))
 
 
 def _cluster_ips(spec: wire.ServiceSpec) -> tuple[str, Iterable[tuple[int, str]]]:

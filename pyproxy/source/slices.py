@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
 from sys import intern
 from typing import Any, TypeAlias, cast
 
 from pyproxy.model import objects as model
-from pyproxy.model.address import Address, Family, family_of
+from pyproxy.model.address import Address, Family, Port, Protocol, family_of
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.model.special_addresses import UNUSUAL_FIRST_BYTES, special
 from pyproxy.source import fields, wire
@@ -66,7 +67,7 @@ def endpoint_slice(
         name=name,
         service=ObjectName(name.namespace, intern(labels.service_name)),
         family=family,
-        ports=_shared_ports(tuple(_slice_ports(obj.ports or [], problems))),
+        ports=_ports(obj.ports or [], problems),
         endpoints=found,
         triggered=_epoch(annotations.triggered) if annotations else 0.0,
         problems=problems.all(),
@@ -166,8 +167,20 @@ def shared_hints(hints: list[wire.Hint] | None) -> tuple[str, ...]:
     return shared(names, len(names) + sum(map(len, names)))
 
 
-def _shared_ports(ports: tuple[model.SlicePort, ...]) -> tuple[model.SlicePort, ...]:
+def _ports(entries: list[wire.SlicePort], problems: FieldProblems) -> tuple[model.SlicePort, ...]:
+    """Return the ports of a slice, as one instance for equal ones."""
+    if len(entries) == 1 and (entry := entries[0]).port is not None:
+        # Most slices: one port, which is equal to those of many others.
+        name, known = entry.name or "", fields.known_protocol(entry.protocol)
+        if known is not None and 0 < entry.port < 65536 and len(name) <= fields.LONGEST_NAME:
+            return _one_port(name, known, Port(entry.port))
+    ports = tuple(_slice_ports(entries, problems))
     return shared(ports, sum(1 + len(port.name) for port in ports))
+
+
+@lru_cache(4096)
+def _one_port(name: str, protocol: Protocol, port: Port) -> tuple[model.SlicePort, ...]:
+    return (model.SlicePort(intern(name), protocol, port),)
 
 
 def _slice_ports(
