@@ -67,6 +67,12 @@ def _protobuf() -> Format:
     )
 
 
+def import_first(accept: str) -> None:
+    """Import the reader of the format that an Accept header names first. Idempotent."""
+    if is_protobuf(accept.partition(",")[0]):
+        _protobuf()
+
+
 def format_of(content_type: str) -> Format | None:
     """Return the format of a response by its Content-Type, None for another one."""
     if "json" in content_type:

@@ -13,6 +13,7 @@ from pyproxy.model.config_problems import ConfigProblem
 from pyproxy.model.events import Event, Synced
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.source.client import Client
+from pyproxy.source.formats import import_first
 from pyproxy.source.lookup import node_names
 from pyproxy.source.media_types import DEFAULT_ACCEPT
 from pyproxy.source.object_events import Resource
@@ -60,6 +61,7 @@ class KubernetesSource:
     ) -> None:
         self._client = client
         self._emit = emit
+        self._accept = accept
         self._node_names: tuple[str, ...] = ()
         self._outages = OutageLog(lambda: client.proxy)
         self._clock = clock or SystemClock()
@@ -82,9 +84,11 @@ class KubernetesSource:
         ]
 
     def start(self) -> None:
-        """Start the threads; returns at once."""
+        """Start the threads, and import the reader of their responses; does not block."""
         for thread in self._threads:
             thread.start()
+        # Here, because the threads wait for the server now.
+        import_first(self._accept)
 
     def stop(self) -> None:
         """End all threads, including those that wait for a server. Idempotent.
