@@ -41,6 +41,8 @@ LONGEST_NAME = 253
 """Characters of an object's name, as in the API server's validation."""
 
 _LARGEST_SHARED = 512
+_MOST_NAMESPACES = 4096
+_known_namespaces: set[str] = set()
 
 
 class NotProxied(msgspec.Struct, frozen=True):
@@ -54,6 +56,8 @@ class FieldProblems:
 
     An object may have a hundred thousand invalid fields, so all but the first few are only counted.
     """
+
+    __slots__ = ("_kind", "_name", "_problems")
 
     def __init__(self, kind: Kind, name: ObjectName) -> None:
         self._kind = kind
@@ -195,6 +199,18 @@ def is_name(text: str) -> bool:
     return (
         0 < len(text) <= LONGEST_NAME and text.isascii() and text.isprintable() and "/" not in text
     )
+
+
+def is_namespace(text: str) -> bool:
+    """Return whether a text can name a namespace, as `is_name`; they are few."""
+    if text in _known_namespaces:
+        return True
+    if not is_name(text):
+        return False
+    if len(_known_namespaces) >= _MOST_NAMESPACES:
+        _known_namespaces.clear()
+    _known_namespaces.add(text)
+    return True
 
 
 def not_proxied_label(labels: wire.Labels | None) -> str:

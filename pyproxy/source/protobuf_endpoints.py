@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from pyproxy.model import objects as model
 from pyproxy.model.address import Family
-from pyproxy.model.special_addresses import UNUSUAL_FIRST_BYTES
 from pyproxy.source import slices
 from pyproxy.source.fields import FieldProblems
 from pyproxy.source.protobuf_objects import ENDPOINT, endpoint, parse, varint
@@ -59,7 +58,7 @@ def endpoints(
 ) -> tuple[model.Endpoint, ...]:
     """Return the endpoints of a slice, as `slices.endpoints`. Raises msgspec.DecodeError."""
     found: list[model.Endpoint] = []
-    number, unusual = slices.ADDRESS_FAMILIES[family], UNUSUAL_FIRST_BYTES[family]
+    number, unusual = slices.addresses_of(family)
     pack, conditions_of, rests = slices.pack, _CONDITIONS.get, _known_rests
     for i, data in enumerate(entries):
         rest = b""

@@ -35,8 +35,15 @@ AFFINITY_TIMEOUT_MAX = 86400
 NO_CLIENT = (Network(Address(bytes(4)), 32), Network(Address(bytes(16)), 128))
 """Source ranges that match no client: no packet comes from the unspecified address."""
 
+# Global names, because an attribute lookup on an enum is slow. So is its hash.
+_KIND, _CLUSTER, _LOCAL = Kind.SERVICE, TrafficPolicy.CLUSTER, TrafficPolicy.LOCAL
 _NONE = Address(b"")
-_ONE_FAMILY = {family: (family,) for family in Family}
+_BY_LENGTH: dict[int, tuple[frozenset[int], tuple[Family, ...]]] = {
+    0: (frozenset(), ()),
+    4: (UNUSUAL_FIRST_BYTES[Family.IPV4], (Family.IPV4,)),
+    16: (UNUSUAL_FIRST_BYTES[Family.IPV6], (Family.IPV6,)),
+}
+"""The unusual first bytes of an address, and the families of a Service with it alone."""
 
 _EXPOSED = frozenset({"NodePort", "LoadBalancer"})
 
@@ -51,7 +58,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
     if reason := fields.not_proxied_label(labels) or _unproxied(spec):
         return NotProxied(reason)
     name = fields.name_of(obj.metadata)
-    problems = FieldProblems(Kind.SERVICE, name)
+    problems = FieldProblems(_KIND, name)
     cluster_ips, families = _virtual_addresses(spec, problems)
     external_ips: tuple[Address, ...] = ()
     if spec.external_ips:
@@ -66,7 +73,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
             "status.loadBalancer.ingress[{}].ip", _virtual_ips(obj.status), families, problems
         )
         source_ranges = _source_ranges(spec.load_balancer_source_ranges or [], problems)
-    external_policy = TrafficPolicy.CLUSTER
+    external_policy = _CLUSTER
     # The API allows externalTrafficPolicy for these Services only.
     if spec.type in _EXPOSED or spec.external_ips:
         external_policy = fields.policy(
@@ -74,7 +81,7 @@ def service(obj: wire.Service) -> model.Service | NotProxied:
         )
     health_check_port = Port(0)
     # The API server allocates a healthCheckNodePort for these Services only.
-    if load_balanced and external_policy is TrafficPolicy.LOCAL:
+    if load_balanced and external_policy is _LOCAL:
         health_check_port = fields.port(
             spec.health_check_node_port, "spec.healthCheckNodePort", problems
         )
@@ -120,9 +127,9 @@ def _virtual_addresses(
             packed = parse_address(texts[0])
         except ValueError:
             packed = _NONE
-        family = family_of(packed)
-        if packed and packed[0] not in UNUSUAL_FIRST_BYTES[family]:
-            return (packed,), _ONE_FAMILY[family]
+        unusual, families = _BY_LENGTH[len(packed)]
+        if packed and packed[0] not in unusual:
+            return (packed,), families
     found = fields.addresses(*_cluster_ips(spec), (), problems)
     families = tuple(dict.fromkeys(map(family_of, found)))
     families = families or fields.families(spec.ip_families or ())
@@ -176,11 +183,11 @@ def _service_ports(
     if len(entries) == 1 and not entries[0].node_port:
         # Most Services: one port, which can be no duplicate and is equal to those of many others.
         entry = entries[0]
-        name, number = entry.name or "", entry.port or 0
-        known = fields.known_protocol(entry.protocol)
-        # The cache keeps its names alive, so it takes short ones only.
-        if known is not None and 0 < number < 65536 and len(name) <= fields.LONGEST_NAME:
-            return _one_port(name, known, Port(number))
+        # The cache keeps its texts alive, so it takes short ones only.
+        if len(entry.name or "") + len(entry.protocol or "") <= fields.LONGEST_NAME:
+            usual = _one_port(entry.name, entry.protocol, entry.port)
+            if usual:
+                return usual
     ports: list[model.ServicePort] = []
     taken: set[tuple[Protocol, Port]] = set()
     nodes_taken: set[tuple[Protocol, Port]] = set()
@@ -208,8 +215,14 @@ def _service_ports(
 
 
 @lru_cache(4096)
-def _one_port(name: str, protocol: Protocol, port: Port) -> tuple[model.ServicePort, ...]:
-    return (model.ServicePort(intern(name), protocol, port),)
+def _one_port(
+    name: str | None, protocol: str | None, port: int | None
+) -> tuple[model.ServicePort, ...]:
+    """Convert a port; empty if it is invalid."""
+    known, number = fields.known_protocol(protocol), port or 0
+    if known is None or not 0 < number < 65536:
+        return ()
+    return (model.ServicePort(intern(name or ""), known, Port(number)),)
 
 
 def _scheduler(annotations: wire.Annotations | None, problems: FieldProblems) -> str:

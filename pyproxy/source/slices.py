@@ -13,7 +13,7 @@ from sys import intern
 from typing import Any, TypeAlias, cast
 
 from pyproxy.model import objects as model
-from pyproxy.model.address import Address, Family, Port, Protocol, family_of
+from pyproxy.model.address import Address, Family, Port, family_of
 from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.model.special_addresses import UNUSUAL_FIRST_BYTES, special
 from pyproxy.source import fields, wire
@@ -24,7 +24,12 @@ _NO_CONDITIONS = wire.Conditions()
 # Printable names of nodes and zones, interned: one look-up instead of two checks for each endpoint.
 _KNOWN_NAMES: dict[str | None, str] = {None: ""}
 _MOST_NAMES = 16_384
-ADDRESS_FAMILIES = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+# Global names, because an attribute lookup on an enum is slow. So is its hash.
+_KIND, _IPV4 = Kind.ENDPOINT_SLICE, Family.IPV4
+_BY_FAMILY = tuple(
+    (number, UNUSUAL_FIRST_BYTES[family])
+    for family, number in ((Family.IPV4, AF_INET), (Family.IPV6, AF_INET6))
+)
 _NONE = Address(b"")
 # A cast instead of Address(...), which would cost a call for each address.
 pack = cast("Callable[[int, str], Address]", inet_pton)
@@ -50,7 +55,7 @@ def endpoint_slice(
     if obj.address_type == "FQDN":
         return NotProxied("addressType FQDN")
     name = fields.name_of(obj.metadata)
-    problems = FieldProblems(Kind.ENDPOINT_SLICE, name)
+    problems = FieldProblems(_KIND, name)
     family = _FAMILY_OF_TYPE.get(obj.address_type or "")
     found: tuple[model.Endpoint, ...] = ()
     if family is None:
@@ -83,7 +88,8 @@ def endpoints(
     share one tuple. Most have an ordinary address, which this loop packs without another call.
     """
     found: list[model.Endpoint] = []
-    number, unusual, names = ADDRESS_FAMILIES[family], UNUSUAL_FIRST_BYTES[family], _KNOWN_NAMES
+    number, unusual = addresses_of(family)
+    names = _KNOWN_NAMES
     for i, entry in enumerate(entries, first):
         addresses = entry.addresses
         try:
@@ -119,6 +125,11 @@ def endpoints(
             )
         )
     return tuple(found)
+
+
+def addresses_of(family: Family) -> tuple[int, frozenset[int]]:
+    """Return the number of a family, and the first bytes that `special` may name."""
+    return _BY_FAMILY[0 if family is _IPV4 else 1]
 
 
 def valid_names(entry: wire.Endpoint) -> tuple[str, str] | None:
@@ -169,18 +180,27 @@ def shared_hints(hints: list[wire.Hint] | None) -> tuple[str, ...]:
 
 def _ports(entries: list[wire.SlicePort], problems: FieldProblems) -> tuple[model.SlicePort, ...]:
     """Return the ports of a slice, as one instance for equal ones."""
-    if len(entries) == 1 and (entry := entries[0]).port is not None:
+    if len(entries) == 1:
         # Most slices: one port, which is equal to those of many others.
-        name, known = entry.name or "", fields.known_protocol(entry.protocol)
-        if known is not None and 0 < entry.port < 65536 and len(name) <= fields.LONGEST_NAME:
-            return _one_port(name, known, Port(entry.port))
+        entry = entries[0]
+        # The cache keeps its texts alive, so it takes short ones only.
+        if len(entry.name or "") + len(entry.protocol or "") <= fields.LONGEST_NAME:
+            usual = _one_port(entry.name, entry.protocol, entry.port)
+            if usual:
+                return usual
     ports = tuple(_slice_ports(entries, problems))
     return shared(ports, sum(1 + len(port.name) for port in ports))
 
 
 @lru_cache(4096)
-def _one_port(name: str, protocol: Protocol, port: Port) -> tuple[model.SlicePort, ...]:
-    return (model.SlicePort(intern(name), protocol, port),)
+def _one_port(
+    name: str | None, protocol: str | None, port: int | None
+) -> tuple[model.SlicePort, ...]:
+    """Convert a port; empty if it is invalid."""
+    known, number = fields.known_protocol(protocol), port or 0
+    if known is None or not 0 < number < 65536:
+        return ()
+    return (model.SlicePort(intern(name or ""), known, Port(number)),)
 
 
 def _slice_ports(
