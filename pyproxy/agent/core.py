@@ -31,6 +31,9 @@ from pyproxy.policy.parts import service_of
 
 log = logging.getLogger(__name__)
 
+# A global name, because an attribute lookup on an enum is slow.
+_NODE = Kind.NODE
+
 _WARN_AFTER_FAILURES = 3
 """Failed syncs in a row from which a stale state is logged as a warning."""
 
@@ -107,7 +110,7 @@ class Agent(Generic[P]):
                 self._decoded(kind, obj.name, obj.problems)
         else:
             self._handle_other(event, changed)
-        if changed is Kind.NODE:
+        if changed is _NODE:
             self._node.forget()
         # An invalid object alone makes no sync due, so the metric is set here too.
         if self._problems.changed:

@@ -20,7 +20,7 @@ from pyproxy.agent.timeline import Activity
 from pyproxy.dataplane.interface import Drift, P
 from pyproxy.errors import KernelError
 from pyproxy.health.state import Health
-from pyproxy.model.events import Event
+from pyproxy.model.events import Event, Upsert
 from pyproxy.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -129,9 +129,11 @@ class Loop(Generic[P]):
                 event = event or self._inbox.get_nowait()
             except queue.Empty:
                 return True
-            if isinstance(event, Stop):
+            if isinstance(event, Upsert):  # first, because a list has tens of thousands
+                self._agent.handle_event(event)
+            elif isinstance(event, Stop):
                 return False
-            if isinstance(event, Drift):
+            elif isinstance(event, Drift):
                 self._agent.drifted(event)
             elif isinstance(event, Query):
                 with self._activities.during(Activity.QUERY):

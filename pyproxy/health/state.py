@@ -64,8 +64,10 @@ class Health:
 
     def queued(self) -> None:
         """Record that a sync is due; only the first call since the last commit counts."""
-        with self._lock:
-            if self._due_since is None:
+        # Without the lock, because the agent's thread, which alone writes it, calls this for each
+        # object of the first lists.
+        if self._due_since is None:
+            with self._lock:
                 self._due_since = self._clock()
 
     def updated(self) -> None:
