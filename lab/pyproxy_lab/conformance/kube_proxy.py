@@ -59,6 +59,9 @@ FEATURES: Mapping[str, Feature] = {
     "LoadBalancerIPMode": Feature("ipMode of a load balancer address (KEP 1860)", Release(30)),
     "ServiceTrafficDistribution": Feature("hints without an annotation (KEP 4444)", Release(31)),
     "PreferSameTrafficDistribution": Feature("node hints (KEP 3015)", Release(34)),
+    "new-service-flows": Feature(
+        "stale UDP flows are cut whichever of Service and slice is first, and no new ones"
+    ),
     "unserving-endpoint-flows": Feature("UDP flows leave an endpoint that is listed as not ready"),
     "removed-port-flows": Feature("UDP flows end with the port of the Service"),
     "endpoint-in-two-slices": Feature("one of the conditions of the same endpoint decides"),
