@@ -13,6 +13,7 @@ from pyproxy_lab.bench.place import Place, own_place
 from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.modes import LabMode
 
+from bench.audits import print_audits
 from bench.bare import bare_loop
 from bench.costs import costs_of_changes
 from bench.counts import count, grown_counts, read_baseline, write_baseline
@@ -73,6 +74,9 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
     if options.repairs:
         _print_machine()
         return _conclude(print_repairs(place))
+    if options.audits:
+        _print_machine()
+        return _conclude(print_audits())
     if options.outages:
         _print_machine()
         return _conclude(print_outages(place))
@@ -146,6 +150,9 @@ def _options() -> argparse.Namespace:
     )
     what.add_argument(
         "--repairs", action="store_true", help="time only repairs of other programs' writes"
+    )
+    what.add_argument(
+        "--audits", action="store_true", help="time only changes while the table is compared"
     )
     what.add_argument(
         "--formats", action="store_true", help="time only the decoding of lists in both formats"

@@ -106,9 +106,9 @@ class Inside:
         return self.dataplane.messages_sent, self.dataplane.bytes_sent
 
     @contextmanager
-    def looping(self) -> Iterator[None]:
+    def looping(self, chores: Chores = Chores()) -> Iterator[None]:  # noqa: B008
         """Have the agent's own loop do the rest, from a sync that is due."""
-        loop = Loop(self.agent, self.inbox, Chores(), Health(30.0))
+        loop = Loop(self.agent, self.inbox, chores, Health(30.0))
         thread = threading.Thread(target=loop.run, name="loop")
         thread.start()
         try:
