@@ -67,18 +67,27 @@ def _has_its_own(metafunc: pytest.Metafunc) -> bool:
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests that no chosen mode allows, and cases that exclude their mode."""
-    out = [item for item in items if not _applies(item)]
+    """Deselect tests that no chosen mode allows, and cases that exclude their mode.
+
+    Both flavours of iptables mode get the same rules, so cases that `not_in_legacy` names run in
+    one of them. Use --modes for both.
+    """
+    in_both = bool(config.getoption("--modes"))
+    out = [item for item in items if not _applies(item, in_both)]
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
 
 
-def _applies(item: pytest.Item) -> bool:
+def _applies(item: pytest.Item, in_both: bool) -> bool:
     if item.get_closest_marker("modes_left_out"):
         return False
     match getattr(getattr(item, "callspec", None), "params", {}):
         case {"mode": LabMode() as mode, "case": Case() as case}:
+            if mode is modes.IPTABLES_LEGACY and not in_both:
+                marker = item.get_closest_marker("not_in_legacy")
+                if marker and case.name in marker.kwargs["cases"]:
+                    return False
             return mode.proxy_mode.value not in case.without
     return True
 

@@ -16,7 +16,7 @@ from pyproxy_lab.conformance.cases import Case
 from pyproxy_lab.conformance.runner import Runner
 from pyproxy_lab.modes import LabMode
 
-from tests.conformance import FOLDER
+from tests.conformance import FOLDER, SAME_IN_ALL_MODES
 from tests.modes import KINDS
 
 pytestmark = [pytest.mark.packets, pytest.mark.vm]
@@ -38,15 +38,6 @@ FEATURES = frozenset(
     }
 )
 """A case for each kernel feature that the rules use."""
-
-SAME_IN_ALL_MODES = (
-    "08-source-ranges.yaml",
-    "09-policies.yaml",
-    "10-terminating-and-hints.yaml",
-    "11-ports-and-slices.yaml",
-    "12-changes.yaml",
-)
-"""Files whose results are decided by the policy, and by rules that nftables mode has as well."""
 
 
 def _in_cut(params: Mapping[str, object]) -> bool:
