@@ -240,6 +240,8 @@ def planted(node: InspectedNode, fault: Fault) -> Iterator[None]:
         for command in fault.undo:
             with contextlib.suppress(LabError):
                 run(node, command)
+        # A next hop that did not answer meanwhile would stay one that failed.
+        run(node, "ip neigh flush dev eth0")
 
 
 def explained(node: InspectedNode, fault: Fault) -> CommandResult:
