@@ -125,6 +125,7 @@ generate: ## write the files that are generated from others
 		>deploy/monitoring/prometheusrule.yaml
 	@$(BIN)/python tools/chart_schema.py deploy/helm/pyproxy/values.schema.json
 	@$(BIN)/python -m tools.reference
+	@$(BIN)/python -m tools.kubernetes_models >lab/pyproxy_lab/apiserver/models.json
 
 DOCS_STAMP := .venv/.docs-installed
 # Material warns of a future MkDocs at each start.

@@ -1,7 +1,8 @@
-"""Which fields a kind has, and of which types, as the Kubernetes client's models list them.
+"""Which fields a kind has, and of which types, as models.json lists them.
 
 A real server drops fields that it does not know, or refuses them when the client asks for strict
-checks (`kubectl apply` does), and refuses a value of the wrong type. This reads the same lists.
+checks (`kubectl apply` does), and refuses a value of the wrong type. `make generate` takes the
+lists from the Kubernetes client, which takes longer to import than all of the lab.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pyproxy_lab.apiserver import status
 from pyproxy_lab.apiserver.objects import Object
+
+_MODELS = Path(__file__).with_name("models.json")
 
 
 class JsonType(enum.Enum):
@@ -62,24 +66,25 @@ _INT_OR_STRING = {("V1ServicePort", "targetPort")}
 
 @functools.cache
 def shape_of(model: str) -> Shape:
-    """Return the shape of a model class of the Kubernetes client, such as `V1Service`."""
-    # The client takes a while to import; only a server needs it.
-    from kubernetes.client import models  # noqa: PLC0415
-
-    kind = getattr(models, model)
-    # Shapes refer to themselves (JSONSchemaProps does): the cache must hold this one first.
-    shape = Shape(JsonType.STRUCT, model)
-    shape.fields = {
-        kind.attribute_map[name]: _lazy(text) for name, text in kind.openapi_types.items()
-    }
-    return shape
+    """Return the shape of a model of the Kubernetes client, such as `V1Service`."""
+    fields = _models()[model]
+    return Shape(JsonType.STRUCT, model, {name: _shape(text) for name, text in fields.items()})
 
 
-def _lazy(text: str) -> Shape:
+@functools.cache
+def _models() -> dict[str, dict[str, str]]:
+    return msgspec.json.decode(_MODELS.read_bytes(), type=_Models).models
+
+
+class _Models(msgspec.Struct):
+    models: dict[str, dict[str, str]]
+
+
+def _shape(text: str) -> Shape:
     if found := re.fullmatch(r"[Ll]ist\[(.*)\]", text):
-        return Shape(JsonType.LIST, items=_lazy(found[1]))
+        return Shape(JsonType.LIST, items=_shape(found[1]))
     if found := re.fullmatch(r"[Dd]ict[\[(]str, (.*)[\])]", text):
-        return Shape(JsonType.MAP, items=_lazy(found[1]))
+        return Shape(JsonType.MAP, items=_shape(found[1]))
     return Shape(_PLAIN[text]) if text in _PLAIN else shape_of(text)
 
 
