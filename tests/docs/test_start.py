@@ -102,7 +102,7 @@ CHECKS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "kubectl": kubectl,
     "kind": kind,
     "eval": shell_eval,
-    "sed": lambda arguments: None,
+    **dict.fromkeys(("grep", "sed"), lambda _: None),
     ".venv/bin/pyproxy": agent,
     ".venv/bin/kubectl-pyproxy": plugin,
 }

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -134,7 +135,8 @@ class Shell:
 def test_the_pages_print_what_their_commands_print(tmp_path: Path) -> None:
     with_output = [each for each in commands((DOCS / "start.md").read_text()) if each.output]
     assert with_output
-    with up.running(tmp_path / "state") as lab:
+    # Below /run, where the default folder is.
+    with TemporaryDirectory(dir="/run") as run, up.running(Path(run) / "state") as lab:
         shell = Shell(tmp_path, lab.folder / "admin.conf")
         for command in [*commands(PAGE.read_text()), *with_output]:
             shell.check(command)
