@@ -23,11 +23,13 @@ _LABELS = {"app.kubernetes.io/name": "pyproxy"}
 
 # `ip netns exec` has made a mount namespace, so that these mounts are the command's own. A socket
 # that does not exist yet cannot be mounted: then no agent listens, as in a pod that starts.
-# The working directory still reaches a socket below /run, which the first mount hides.
+# The lab's folder, with kubeconfigs, may be below /run, which the first mount hides: the working
+# directory still reaches it.
 _MOUNT_SOCKET = """
 (
-    cd "${2%/*}" && mount -t tmpfs tmpfs /run && mkdir -p "${1%/*}" || exit
-    [ ! -S "${2##*/}" ] || { touch "$1" && mount -c --bind "${2##*/}" "$1"; }
+    cd "${2%/*}" && mount -t tmpfs tmpfs /run && mkdir -p "${1%/*}" "${2%/*}" || exit
+    mount -c --bind . "${2%/*}" || exit
+    [ ! -S "$2" ] || { touch "$1" && mount --bind "$2" "$1"; }
 ) || exit 125
 shift 2
 exec "$@"
