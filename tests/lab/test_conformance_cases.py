@@ -209,6 +209,7 @@ def test_a_folder_is_read_in_order_and_an_empty_one_is_a_mistake(tmp_path: Path)
     [
         ("ServiceInternalTrafficPolicy", "iptables", 22),
         ("ProxyTerminatingEndpoints", "iptables", 26),
+        ("external-ip-policy", "iptables", 29),
         ("LoadBalancerIPMode", "ipvs", 30),
         ("ServiceTrafficDistribution", "nftables", 31),
         ("PreferSameTrafficDistribution", "nftables", 34),

@@ -56,6 +56,7 @@ FEATURES: Mapping[str, Feature] = {
     "ProxyTerminatingEndpoints": Feature("fallback to serving endpoints (KEP 1669)", Release(26)),
     "serviceProxyHealthy": Feature("the field in health checks (KEP 3836)", Release(27)),
     "livez": Feature("/livez, and nodeEligible in /healthz (KEP 3836)", Release(28)),
+    "external-ip-policy": Feature("externalTrafficPolicy of ClusterIP Services", Release(29)),
     "LoadBalancerIPMode": Feature("ipMode of a load balancer address (KEP 1860)", Release(30)),
     "ServiceTrafficDistribution": Feature("hints without an annotation (KEP 4444)", Release(31)),
     "PreferSameTrafficDistribution": Feature("node hints (KEP 3015)", Release(34)),
