@@ -30,7 +30,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system workflows-check lowest newest vm-programs vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
+.PHONY: help venv system workflows-check lowest newest vm-programs compiled vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,7 +76,7 @@ BESIDE := --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 test: export PYTHONDONTWRITEBYTECODE =
 test: ## run everything: check, then all tests
 	@PYTHON=$(PYTHON) tools/system-packages.sh venv $(COMMANDS) $(VM_COMMANDS) $(TEST_COMMANDS)
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check vm-parts test-tools
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check compiled vm-parts test-tools
 	$(BIN)/pytest $(PLUGINS) $(BESIDE) $(PYTEST_ARGS)
 
 # Coverage doubles the time of the tests.
@@ -91,13 +91,18 @@ test-tools: venv $(RELEASE)
 vm-programs:
 	@tools/system-packages.sh iptables ipset nfacct
 
+# pytest compiles modules of tests in a way of its own, here once instead of in every worker and in the
+# virtual machine. Its later runs report what cannot be collected.
+compiled: venv
+	@$(BIN)/python -m compileall -q pyproxy lab tests
+	@$(BIN)/pytest $(PLUGINS) --collect-only -q >/dev/null 2>&1 || true
+
 vm-parts: venv
 	@tools/system-packages.sh $(VM_COMMANDS)
 	@tools/vm-kernel.sh .vm $(KERNEL)
 	@tools/vm-image.sh .vm/python $(BIN)/python
-	@$(BIN)/python -m compileall -q pyproxy lab tests
 
-test-vm: system vm-programs vm-parts ## run all tests of the virtual machine, on KERNEL=bullseye|bookworm|trixie|sid
+test-vm: system vm-programs compiled vm-parts ## run all tests of the virtual machine, on KERNEL=bullseye|bookworm|trixie|sid
 	$(BIN)/pytest -m vm --all-in-vm $(PYTEST_ARGS)
 
 demo: system venv ## follow a Service from its first packet, in MODE, in network namespaces (root)
