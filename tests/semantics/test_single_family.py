@@ -76,7 +76,9 @@ def knows_its_families(node: Proxied, manifests: Path, way: Sequence[str]) -> No
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         place = ("--manifests", str(manifests), "--hostname-override", TWO_NODES.site("na").node)
-        words = [*way, sys.executable, "-m", "pyproxy", *command, *place, *node.mode.flags, *FLAGS]
+        # An agent of the machine that runs the tests has the default socket.
+        flags = ("--inspect-socket=", *node.mode.flags, *FLAGS)
+        words = [*way, sys.executable, "-m", "pyproxy", *command, *place, *flags]
         return node.network.namespace("na").call(
             lambda: subprocess.run(words, capture_output=True, text=True, check=False)
         )
