@@ -75,6 +75,8 @@ exec chroot --userspec="$user:$user" "$root" "$@"
 # The image has no shell.
 IMPORT_ALL = """
 import importlib, pkgutil, pyproxy
+from google.protobuf.internal import api_implementation
+assert api_implementation.Type() == "upb", "protobuf lacks a library, and decodes in Python"
 for module in pkgutil.walk_packages(pyproxy.__path__, "pyproxy."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
