@@ -24,7 +24,8 @@ from pyproxy.model.service_bounds import DEFAULT_BOUNDS
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.routing import ServiceRouting
 from pyproxy.policy.service_bounds import within_bounds
-from pyproxy.source import fields
+from pyproxy.source import fields, slices
+from pyproxy.source import services as source_services
 from pyproxy.source.decode import decode_object
 from tests.agent.objects import HOSTNAME, NODE, Stage
 from tests.builders import WEB, service
@@ -229,9 +230,18 @@ def test_the_table_of_shared_values_keeps_small_ones_only() -> None:
     hints = {"forZones": [{"name": "z" * 1000}]}
     decoded(api_slice(1, ports=300, hints=hints))
     decoded(api_slice(1, hints={"forNodes": [{"name": f"n{n}"} for n in range(300)]}))
-    # The single port of the second slice.
-    assert table.cache_info().currsize == 1
+    assert table.cache_info().currsize == 0
     first, second = (decoded(api_slice(1, hints={"forZones": [{"name": "a"}]})) for _ in range(2))
     assert isinstance(first, EndpointSlice)
     assert isinstance(second, EndpointSlice)
     assert first.endpoints[0].hint_zones is second.endpoints[0].hint_zones
+
+
+def test_the_tables_of_ports_keep_short_texts_only() -> None:
+    tables = slices._one_port, source_services._one_port
+    for table in tables:
+        table.cache_clear()
+    for port in ({"name": "p" * 1000, "port": 80}, {"protocol": "P" * 1000, "port": 80}):
+        decoded(api_slice(1) | {"ports": [port]})
+        decoded(api_service(ports=[port]))
+    assert [table.cache_info().currsize for table in tables] == [0, 0]
