@@ -6,9 +6,7 @@ FOLDER = Path(__file__).with_name("cases")
 
 SAME_IN_ALL_MODES = (
     "08-source-ranges.yaml",
-    "09-policies.yaml",
     "10-terminating-and-hints.yaml",
     "11-ports-and-slices.yaml",
-    "12-changes.yaml",
 )
 """Files whose results are decided by the policy, and by rules that several modes share."""
