@@ -199,9 +199,11 @@ class Monitor:
 
 
 def _size_of_names(attributes: memoryview) -> int:
-    """Return the bytes of the first two attributes, table and set; 0 if others come first."""
+    """Return the bytes of the first two attributes, table and set; 0 if they are not the first."""
     sizes = 0
     for expected in (_TABLE, _SET):
+        if len(attributes) < sizes + _HEADER.size:
+            return 0
         length, kind = _HEADER.unpack_from(attributes, sizes)
         if kind != expected:
             return 0

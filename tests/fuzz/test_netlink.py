@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyproxy.errors import KernelError
@@ -21,6 +21,8 @@ from pyproxy.netlink.sockets import NetlinkSocket
 from tests.examples import examples
 from tests.fuzz.bytes import ROWS, bodies, corrupted, framed
 
+# An element's message with the table's name alone: 12 bytes for the attribute.
+TABLE_ALONE = b"\x0c\x00\x01\x00pyproxy\x00"
 many = settings(max_examples=examples(100), deadline=None)
 lists: st.SearchStrategy[list[memoryview]] = st.lists(bodies.map(memoryview), max_size=4)
 
@@ -202,6 +204,7 @@ def test_dumps(pieces: list[bytes]) -> None:
         st.builds(framed, bodies, bodies, kind=st.sampled_from([0xA00, 0xA0C, 0xA0F, 0xA12])),
     )
 )
+@example(framed(TABLE_ALONE, kind=0xA0C))
 def test_notifications(data: bytes) -> None:
     monitor = Monitor.__new__(Monitor)
     monitor._table, monitor._own_port = "pyproxy", 7
