@@ -6,7 +6,7 @@ PATH=$PWD/.venv/bin:$PATH
 zizmor --offline --no-progress --quiet .github
 if command -v actionlint >/dev/null; then
     actionlint
-elif [ -n "${CI:-}" ]; then
+elif [ -n "${GITHUB_ACTIONS:-}" ]; then
     echo "actionlint is missing" >&2
     exit 1
 else
