@@ -156,8 +156,8 @@ def _run(options: Options, began: float) -> None:
     from pyproxy_lab.up import lab  # noqa: PLC0415
 
     with lab.running(options) as running:
-        _announce(options, running, time.monotonic() - began)
         try:
+            _announce(options, running, time.monotonic() - began)
             while True:
                 time.sleep(_CHECK_PERIOD)
                 running.maintain()
