@@ -32,7 +32,8 @@ VERSION = pyproxy.__version__
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with everything that `make dist` builds from the last commit."""
-    pytest.importorskip("build", reason="needs the extra release")
+    # Not `build`, which is also the name of the folder of other targets.
+    pytest.importorskip("uv", reason="needs the extra release")
     tool("helm")
     folder = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
