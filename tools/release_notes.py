@@ -56,8 +56,8 @@ def versions(root: Path) -> dict[str, set[str]]:
 def notes(root: Path, tag: str) -> str:
     """Return the notes of the release that a tag names. Raises ReleaseError."""
     version = tag.removeprefix("v")
-    if not re.fullmatch(r"v\d+\.\d+\.\d+((a|b|rc)\d+)?", tag):
-        raise ReleaseError(f"{tag}: not a version such as v0.2.0 or v0.2.0rc1")
+    if not re.fullmatch(r"v\d+\.\d+\.\d+", tag):
+        raise ReleaseError(f"{tag}: not a version such as v0.2.0")
     for path, found in versions(root).items():
         if found != {version}:
             raise ReleaseError(f"{path}: version {', '.join(sorted(found))}, not {version}")

@@ -60,8 +60,8 @@ def test_notes_are_the_section_of_the_version(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("tag", "message"),
     [
-        ("0.2.0", "0.2.0: not a version such as v0.2.0 or v0.2.0rc1"),
-        ("v0.2", "v0.2: not a version such as v0.2.0 or v0.2.0rc1"),
+        ("0.2.0", "0.2.0: not a version such as v0.2.0"),
+        ("v0.2", "v0.2: not a version such as v0.2.0"),
         ("v0.3.0", "pyproxy/__init__.py: version 0.2.0, not 0.3.0"),
     ],
 )
