@@ -143,11 +143,14 @@ def test_an_audit_finds_a_change_without_a_notification(
     clock = Clock()
     core = SteppedAgent(namespace, clock)
 
+    def ends() -> bool:
+        core.agent.tick()
+        return not core.dataplane.is_auditing
+
     def audit_after(seconds: float) -> None:
         clock.now += seconds
         core.agent.audit()
-        while core.dataplane.is_auditing:
-            core.agent.tick()
+        until(ends, "the end of the audit")
         if (due := core.agent.due()) is not None:
             clock.now = max(clock.now, due)
             core.agent.sync()

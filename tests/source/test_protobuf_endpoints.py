@@ -18,6 +18,7 @@ from pyproxy.source.decode import decode_object
 from pyproxy.source.fields import FieldProblems
 from pyproxy.source.protobuf_objects import endpoint
 from pyproxy.source.wire import ProtobufObject
+from tests.examples import examples
 
 
 def field(number: int, value: bytes) -> bytes:
@@ -95,7 +96,7 @@ def converted(
 
 
 @given(st.lists(encoded(), max_size=4), st.sampled_from(list(Family)))
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_any_endpoints_are_those_of_the_parser(entries: list[bytes], family: Family) -> None:
     expected = converted(slices.endpoints, map(endpoint, entries), family)
     for _ in range(2):  # the first pass learns

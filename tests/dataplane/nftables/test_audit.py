@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from pyproxy_lab.namespace import Namespace
 
 from pyproxy.dataplane.interface import Changes, Drift, NodeRouting
@@ -45,7 +45,6 @@ def commit(dataplane: NftablesDataplane, changes: Changes) -> None:
 
 
 @given(scenes(), scenes())
-@settings(max_examples=50)
 def test_expected_rows_follow_commits(before: Scene, after: Scene) -> None:
     expected = ExpectedRows(before.routings(), before.rules)
     assert not expected.differing(compiled(list(before.routings().values()), before.rules))
