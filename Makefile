@@ -33,7 +33,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help venv system workflows-check lowest newest vm-programs compiled vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## create the development environment in .venv
 	@:
@@ -47,8 +47,8 @@ $(STAMP): pyproject.toml lab/pyproject.toml
 	@touch $@
 
 # The extra release: build, twine, uv and zizmor.
-RELEASE := .venv/.release
-$(RELEASE): $(STAMP)
+RELEASE_STAMP := .venv/.release-installed
+$(RELEASE_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[release]'
 	@touch $@
 
@@ -63,7 +63,7 @@ check: venv workflows-check ## check lint, format, types, import layers, prose, 
 	$(BIN)/python tools/prose_lint.py
 	tools/commit_subjects.sh
 
-workflows-check: $(RELEASE) ## check the workflows with zizmor and actionlint
+workflows-check: $(RELEASE_STAMP) ## check the workflows with zizmor and actionlint
 	@tools/workflows_check.sh
 
 # Plugins found by entry points would have pytest rewrite all their modules, in every worker.
@@ -83,7 +83,7 @@ test: ## run everything: check, then all tests
 coverage: PYTEST_ARGS += --cov --cov-report=term
 coverage: test ## run the same, with the lines of pyproxy/ that no test reaches
 
-test-tools: venv $(RELEASE)
+test-tools: venv $(RELEASE_STAMP)
 	@tools/promtool.sh $(BIN)
 	@tools/helm.sh $(BIN)
 
@@ -155,7 +155,7 @@ pictures: system venv ## draw dashboard and alerts into docs/img, from 38 minute
 	@test -e $(PICTURES)/times.json || $(BIN)/python -m tools.pictures record
 	@$(BIN)/python -m tools.pictures draw
 
-dist: $(RELEASE) ## build wheels, sdists and the chart of the last commit into dist/
+dist: $(RELEASE_STAMP) ## build wheels, sdists and the chart of the last commit into dist/
 	@tools/helm.sh $(BIN)
 	@tools/dist.sh dist
 
@@ -163,10 +163,10 @@ dist-check: test-tools ## build them, and install and run each with PYTHONS
 	PYPROXY_DIST_PYTHONS="$(PYTHONS)" $(BIN)/pytest tests/deploy/test_dist.py $(PYTEST_ARGS)
 
 # An environment beside .venv, by uv; the tests that need no kernel run there.
-lowest: $(RELEASE) ## run the tests with the lowest versions that pyproject.toml allows of all dependencies
+lowest: $(RELEASE_STAMP) ## run the tests with the lowest versions that pyproject.toml allows of all dependencies
 	@tools/bounds.sh lowest-direct .venv-lowest $(PYTHON) $(BESIDE) $(PYTEST_ARGS)
 
-newest: $(RELEASE) ## run them with the newest versions
+newest: $(RELEASE_STAMP) ## run them with the newest versions
 	@tools/bounds.sh highest .venv-newest $(PYTHON) $(BESIDE) $(PYTEST_ARGS)
 
 image: ## build the image IMAGE with docker, podman or buildah

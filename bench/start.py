@@ -23,6 +23,7 @@ from pyproxy_lab.bench.run import is_in_step
 from pyproxy_lab.bench.shape import Size
 from pyproxy_lab.cluster import kubeconfig
 from pyproxy_lab.modes import LabMode
+from pyproxy_lab.namespace import LabError
 from pyproxy_lab.process import Agent
 
 _PATIENCE = 120.0
@@ -104,5 +105,7 @@ def _restart(agent: Agent) -> float:
     agent.start()
     while not is_in_step(moment):
         agent.require_alive()
+        if time.monotonic() - began > _PATIENCE:
+            raise LabError("the agent is not healthy again after a restart")
         time.sleep(_BETWEEN_REQUESTS)
     return time.monotonic() - began

@@ -247,6 +247,8 @@ def check_pods(image: Image, folder: Path) -> None:
 
 def _check_pods(cluster: Cluster, image: Image, folder: Path, mode: LabMode) -> None:
     node, site = cluster.network.namespace(NODE), cluster.network.topology.site(NODE)
+    log = folder / LOG
+    log.touch()
     config, account, lock = (folder / each for each in ("config", "account", "xtables.lock"))
     config.mkdir()
     text = (SOURCE / "deploy/base/config.conf").read_text()
@@ -278,15 +280,13 @@ def _check_pods(cluster: Cluster, image: Image, folder: Path, mode: LabMode) -> 
     settings = pod("base", "kernel-settings", paths, *flavour)
     node.run(settings.command())
     agent = pod("base", "pyproxy", mounted, *flavour)
-    log = folder / LOG
-    log.touch()
     runner = Runner(cluster.client, cluster.network, mode)
     with Agent(node, agent.command(), log) as running:
         await_agent(runner, running)
         chosen = [each for each in cases.read(CASES) if runner.applies(each)]
         for case in chosen:
             failures = runner.run(case)
-            assert not failures, "\n".join([case.name, *failures, log.read_text()])
+            assert not failures, "\n".join([case.name, *failures])
         running.require_alive()
         assert node.call(_health) == 200
         print(f"{mode.name}: {len(chosen)} conformance cases passed, /healthz: 200")

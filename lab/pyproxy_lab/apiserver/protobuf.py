@@ -33,7 +33,6 @@ _VARINT, _BYTES = 0, 2
 _TYPE_FIELD, _RAW_FIELD = 1, 2
 _UNKNOWN_END = b"\x1a\x00\x22\x00"
 _LENGTH_SIZE = 4
-_SMALL = [bytes((number,)) for number in range(0x80)]
 # Global names, because an attribute lookup on an enum is slow.
 _TEXT, _TEXTS, _MAP = Form.TEXT, Form.TEXTS, Form.MAP
 _NUMBER, _FLAG = Form.NUMBER, Form.FLAG
@@ -162,8 +161,6 @@ def _key(number: int, kind: int) -> bytes:
 @lru_cache(4096)
 def _number(value: int) -> bytes:
     """Encode a varint; a negative number has ten bytes."""
-    if 0 <= value <= 0x7F:
-        return _SMALL[value]
     value &= (1 << 64) - 1
     found = bytearray()
     while value > 0x7F:
