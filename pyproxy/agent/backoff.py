@@ -16,7 +16,7 @@ _LAST_PAUSE = 60.0
 _CONFLICT_OVER = 180.0
 
 _AUDIT_PERIOD = 600.0
-"""Seconds between two read-backs that no drift requests."""
+"""Seconds from a read-back, or an audit, to the next audit."""
 
 _VERIFY_AFTER = 1.0
 """Seconds from a repair to the read-back that verifies it."""

@@ -28,7 +28,8 @@ from pyproxy.errors import KernelError, PermissionKernelError
 log = logging.getLogger(__name__)
 
 _NETFILTER = PurePath("proc/sys/net/netfilter")
-CONNTRACK_LIMIT = Path("/") / _NETFILTER / "nf_conntrack_max"
+_LIMIT = _NETFILTER / "nf_conntrack_max"
+CONNTRACK_LIMIT = Path("/") / _LIMIT
 """A file that exists once nf_conntrack is loaded."""
 _ENTRIES_PER_BUCKET = 4  # kube-proxy's ratio
 # Lowering it needs CAP_SYS_RESOURCE, so it is set before the agent drops capabilities.
@@ -73,7 +74,7 @@ def of_mode(settings: Settings) -> tuple[KernelSetting, ...]:
 def _conntrack(given: Conntrack, cores: int) -> Iterator[KernelSetting]:
     if given.max_per_core:
         limit = max(given.max_per_core * cores, given.min)
-        yield KernelSetting(_NETFILTER / "nf_conntrack_max", limit, at_least=True)
+        yield KernelSetting(_LIMIT, limit, at_least=True)
         # Writing it fails with EOPNOTSUPP outside the initial network namespace.
         yield KernelSetting(HASH_SIZE, limit // _ENTRIES_PER_BUCKET, at_least=True)
     for name, seconds in (

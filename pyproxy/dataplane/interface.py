@@ -139,7 +139,8 @@ class EarlyWriter(Protocol):
     def add(self, routing: ServiceRouting, size: int) -> None:
         """Have a Service of about `size` rows written, whose routing is most likely final.
 
-        Does not block, and takes the time of compiling and packing the rows.
+        Blocks until the first Services are written. Otherwise takes the time of compiling and
+        packing the rows.
         """
         ...
 
@@ -277,9 +278,10 @@ class Writer(Protocol[P]):
         ...
 
     def tick(self) -> Drift | None:
-        """Do what is due by time, and return a drift that only polling finds.
+        """Do what is due by time, and return a drift that only polling or an audit finds.
 
-        Called about every two seconds; blocks for a few requests at most. Raises KernelError.
+        Called about every two seconds; blocks for a few requests, after an audit for some hundred.
+        Raises KernelError.
         """
         ...
 

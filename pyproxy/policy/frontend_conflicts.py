@@ -151,7 +151,7 @@ class FrontendOwners:
             if self._on_node:
                 self._append_preceded(claimant, keys, now)
         if claims.cluster_ips:
-            holder = claims.keys[0][0]
+            holder = claims.holder
             self._cluster_ips.add(holder, claims.cluster_ips, [])
             if self._by_address:
                 for address in claims.cluster_ips:
@@ -174,7 +174,8 @@ class FrontendOwners:
     def _discard(self, claims: Claims) -> Affected:
         now: list[Claimant] = []
         for claimant, keys in claims.keys:
-            self._append_preceded(claimant, keys, now)
+            if self._on_node:
+                self._append_preceded(claimant, keys, now)
             self._frontends.discard(claimant, keys, now)
         for key in claims.on_node:
             node_port = node_port_key(key)

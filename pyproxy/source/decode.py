@@ -107,7 +107,8 @@ def node(obj: wire.Node) -> model.Node:
 class _Decoders(NamedTuple):
     """The decoders of one format, which take an object's bytes and raise one of `_UNDECODABLE`.
 
-    `legible_identity` raises nothing.
+    `endpoints` converts the entries of a slice that `endpoint_slice` decoded. `legible_identity`
+    raises nothing.
     """
 
     service: Callable[[Any], wire.Service]

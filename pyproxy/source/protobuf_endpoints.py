@@ -58,7 +58,7 @@ def endpoints(
 ) -> tuple[model.Endpoint, ...]:
     """Return the endpoints of a slice, as `slices.endpoints`. Raises msgspec.DecodeError."""
     found: list[model.Endpoint] = []
-    number, unusual = slices.addresses_of(family)
+    number, unusual = slices.address_form(family)
     pack, conditions_of, rests = slices.pack, _CONDITIONS.get, _known_rests
     for i, data in enumerate(entries):
         rest = b""

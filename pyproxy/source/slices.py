@@ -88,7 +88,7 @@ def endpoints(
     share one tuple. Most have an ordinary address, which this loop packs without another call.
     """
     found: list[model.Endpoint] = []
-    number, unusual = addresses_of(family)
+    number, unusual = address_form(family)
     names = _KNOWN_NAMES
     for i, entry in enumerate(entries, first):
         addresses = entry.addresses
@@ -127,7 +127,7 @@ def endpoints(
     return tuple(found)
 
 
-def addresses_of(family: Family) -> tuple[int, frozenset[int]]:
+def address_form(family: Family) -> tuple[int, frozenset[int]]:
     """Return the number of a family, and the first bytes that `special` may name."""
     return _BY_FAMILY[0 if family is _IPV4 else 1]
 

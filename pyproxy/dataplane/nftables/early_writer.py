@@ -47,8 +47,9 @@ class Written(msgspec.Struct, frozen=True):
 class EarlyWriter:
     """Writes Services, from `add` to `finish`, and sends them in a thread of its own.
 
-    `session` runs its argument, which writes, and `write` sends one batch. Both are called in that
-    thread and raise KernelError. Batches have about `batch_rows` rows.
+    `pack` packs a batch, in the thread of `add` and `finish`. `session` runs its argument, which
+    writes, and `write` sends one batch; both are called in the other thread and raise KernelError.
+    Batches have about `batch_rows` rows.
     """
 
     def __init__(
