@@ -269,7 +269,7 @@ def _inspectable(inspector: AgentInspector, settings: Settings) -> Iterator[None
             from pyproxy.ui.server import PageServer  # noqa: PLC0415
 
             counters = partial(modes.of(settings.mode).counters, settings)
-            counted = settings.endpoint_counters
+            counted = settings.nftables.endpoint_counters
             page = PageServer(settings.ui, inspector, turns, counters if counted else None)
             stack.enter_context(_running(page))
         yield

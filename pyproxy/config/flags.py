@@ -380,6 +380,25 @@ ENDPOINT_COUNTERS = Flag(
     modes=_NFTABLES,
 )
 
+FLOW_OFFLOAD = Flag(
+    "--flow-offload",
+    values.flow_offload,
+    "none",
+    "connections that the kernel forwards past routing and all hooks: none, or services for "
+    "established connections to Services",
+    ("nftables.flowOffload",),
+    modes=_NFTABLES,
+)
+FLOW_OFFLOAD_INTERFACES = Flag(
+    "--flow-offload-interfaces",
+    values.interfaces,
+    "",
+    "interfaces whose packets may be offloaded, as names, and prefixes ending in *; if not given, "
+    "those of pods, of default routes and of tunnels",
+    ("nftables.flowOffloadInterfaces",),
+    modes=_NFTABLES,
+)
+
 CONFIG = Flag(
     "--config", values.text, "", "file with a KubeProxyConfiguration, which replaces most flags"
 )

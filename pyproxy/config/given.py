@@ -19,6 +19,9 @@ from pyproxy.model.address import Family, family_of, parse_address
 
 T = TypeVar("T")
 
+_OWN_FIELDS = ("nftables.flowOffload",)
+"""The start of the fields that kube-proxy lacks: a flag overrides a file that both programs use."""
+
 FLAGS: tuple[Flag[object], ...] = tuple(
     sorted((*flags.EFFECTIVE, *(entry.flag for entry in NO_EFFECT)), key=lambda flag: flag.name)
 )
@@ -141,7 +144,7 @@ def wins_over_file(flag: Flag[T]) -> bool:
     return (
         not flag.fields
         or flag.name == flags.HOSTNAME_OVERRIDE.name
-        or flag.fields[0].startswith("logging.")
+        or flag.fields[0].startswith(("logging.", *_OWN_FIELDS))
     )
 
 

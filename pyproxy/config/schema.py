@@ -1,5 +1,7 @@
 """KubeProxyConfiguration, kubeproxy.config.k8s.io/v1alpha1, as Kubernetes v1.36 has it.
 
+The section of nftables mode also has two fields of pyproxy alone, which concern flow offload.
+
 A value that is not given is zero as in Go. A field that is a pointer in Go is None, because an
 explicit zero has a meaning of its own there. Durations are text in Go's notation. The schema checks
 types alone; the flag with the same meaning checks the values.
@@ -84,6 +86,9 @@ class Ipvs(_Section, frozen=True, kw_only=True):
 class Nftables(_Section, frozen=True, kw_only=True):
     """The section of nftables mode."""
 
+    # pyproxy's own, which kube-proxy refuses to read.
+    flow_offload: str = ""
+    flow_offload_interfaces: tuple[str, ...] = ()
     masquerade_all: bool = False
     masquerade_bit: int | None = None
     min_sync_period: str = _ZERO_DURATION

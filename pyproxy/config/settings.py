@@ -198,6 +198,26 @@ class IpvsSettings(msgspec.Struct, frozen=True):
     udp_timeout: float = 0.0
 
 
+class FlowOffload(enum.Enum):
+    """The connections that the kernel forwards on the fast path: `--flow-offload`."""
+
+    NONE = "none"
+    SERVICES = "services"
+
+
+class NftablesSettings(msgspec.Struct, frozen=True):
+    """The settings of nftables mode.
+
+    `endpoint_counters` counts the connections to each endpoint. `offload_interfaces` are names, and
+    prefixes that end in `*`, of the interfaces of the fast path; empty for those of pods, of
+    default routes and of tunnels.
+    """
+
+    endpoint_counters: bool = False
+    flow_offload: FlowOffload = FlowOffload.NONE
+    offload_interfaces: tuple[str, ...] = ()
+
+
 class FlagValue(msgspec.Struct, frozen=True):
     """A flag and its text in force, for /flagz; `given` is true if the command line has it."""
 
@@ -212,14 +232,14 @@ class Settings(msgspec.Struct, frozen=True):
     `node_name` is the Node's name in the API. `node_address` overrides the node's primary address
     of its family. `manifests` is a folder that replaces the API server, empty for none.
     `log_format` is `text` or `json`. `takeover` removes kube-proxy's objects from the kernel.
-    `iptables` and `ipvs` have their defaults in other modes. `oom_score_adj` is that of proc(5),
-    from -1000 to 1000.
+    `nftables`, `iptables` and `ipvs` have their defaults in other modes. `oom_score_adj` is
+    that of proc(5), from -1000 to 1000.
 
     With `external_ips` false, no external IP is proxied (feature gate AllowServiceExternalIPs).
 
     `ui` is the address of the read-only page, None for no page. `inspect_socket` is the path of the
     Unix socket that `pyproxy status` and similar commands connect to, empty for no socket.
-    `endpoint_counters` counts the connections to each endpoint. `bounds` are those of each Service.
+    `bounds` are those of each Service.
 
     `flags` are all flags, in alphabetical order. `configuration` has the same settings as a
     KubeProxyConfiguration, and `config_file` is the path that it was read from, empty for none.
@@ -242,12 +262,12 @@ class Settings(msgspec.Struct, frozen=True):
     serving: Serving = Serving()
     pace: SyncPeriods = SyncPeriods()
     conntrack: Conntrack = Conntrack()
+    nftables: NftablesSettings = NftablesSettings()
     iptables: IptablesSettings = IptablesSettings()
     ipvs: IpvsSettings = IpvsSettings()
     oom_score_adj: int = -999
     ui: ListenAddress | None = None
     inspect_socket: str = "/run/pyproxy/pyproxy.sock"
-    endpoint_counters: bool = False
     bounds: ServiceBounds = DEFAULT_BOUNDS
     flags: tuple[FlagValue, ...] = ()
     configuration: KubeProxyConfiguration = KubeProxyConfiguration()

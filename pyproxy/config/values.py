@@ -16,6 +16,7 @@ from typing import TypeVar
 from pyproxy.config import durations, modes
 from pyproxy.config.modes import ProxyMode
 from pyproxy.config.settings import (
+    FlowOffload,
     ListenAddress,
     LocalMode,
     NodePorts,
@@ -35,6 +36,7 @@ IPVS_SCHEDULERS = (
 )
 """The kernel's schedulers. kube-proxy v1.36 refuses those of the second line."""
 
+_INTERFACE = re.compile(r"[^\s/:*\0]+")
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
 
 
@@ -141,6 +143,28 @@ def booleans_by_name(value: str) -> tuple[tuple[str, bool], ...]:
             raise ValueError(f"{pair!r} is not a setting: write it as NAME=true")
         pairs.append((name.strip(), boolean(setting.strip())))
     return tuple(pairs)
+
+
+def flow_offload(value: str) -> FlowOffload:
+    """Read a FlowOffload; empty is none."""
+    try:
+        return FlowOffload(value or FlowOffload.NONE.value)
+    except ValueError:
+        known = ", ".join(each.value for each in FlowOffload)
+        raise ValueError(f"{value!r} is not one of {known}") from None
+
+
+def interfaces(value: str) -> tuple[str, ...]:
+    """Read names of interfaces, and prefixes that end in `*`, with commas between."""
+    for item in items(value):
+        # dev_valid_name in net/core/dev.c; IFNAMSIZ is 16 with the zero byte.
+        name = item.removesuffix("*")
+        if not _INTERFACE.fullmatch(name) or len(name.encode()) > 15 or name in {".", ".."}:
+            raise ValueError(
+                f"{item!r} is not an interface: use a name of 15 bytes at most such as eth0, "
+                "or a prefix such as veth*"
+            )
+    return items(value)
 
 
 def items(value: str) -> tuple[str, ...]:

@@ -55,6 +55,9 @@ def test_configz_is_kube_proxys_default_but_for_what_follows_from_the_mode() -> 
         "iptables.masqueradeBit": None,
         "iptables.minSyncPeriod": "0s",
         "nftables.syncPeriod": "30s",
+        # pyproxy's own. kube-proxy reads a file that has them, with a warning.
+        "nftables.flowOffload": "none",
+        "nftables.flowOffloadInterfaces": [],
         # Fields of other versions, and those that kube-proxy leaves out where they say nothing.
         "featureGates": {},
         "logging.options.json.splitStream": False,

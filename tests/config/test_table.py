@@ -44,6 +44,8 @@ OTHER_VALUE = {
     "--cluster-cidr": "10.9.0.0/16",
     "--config-sync-period": "9s",
     "--detect-local-mode": "NodeCIDR",
+    "--flow-offload": "services",
+    "--flow-offload-interfaces": "eth9,veth*",
     "--feature-gates": "AllowServiceExternalIPs=false",
     "--healthz-bind-address": "127.0.0.1:99",
     "--hostname-override": "another",

@@ -26,7 +26,7 @@ def _make(settings: Settings) -> Dataplane[NftablesPlan]:
             settings.masquerade.everything,
             settings.local_traffic.interfaces("*"),
             shield_loopback=settings.node_ports.serves_loopback,
-            endpoint_counters=settings.endpoint_counters,
+            endpoint_counters=settings.nftables.endpoint_counters,
         )
     )
 
