@@ -8,17 +8,40 @@ import msgspec
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """A program that makes rules, and what a person can do where its rules stop packets."""
+    """A program that makes rules, and what a person can do where its rules stop packets.
+
+    `offloaded` says of a firewall or policy engine what it misses of connections on the fast path,
+    whose packets meet no rule; empty for other programs.
+    """
 
     name: str
     fix: str = ""
+    offloaded: str = ""
 
 
 _POLICY = "allow the traffic in the network policies: kubectl get networkpolicies -A"
+_LATER = "a policy that changes later does not stop them"
+_OFFLOADED = {
+    **dict.fromkeys(
+        (
+            "Antrea",
+            "Calico",
+            "firewalld",
+            "kube-network-policies",
+            "kube-router's network policy",
+            "ufw",
+            "Weave Net's network policy",
+        ),
+        _LATER,
+    ),
+    # tc's ingress runs before the flowtable, which does not read marks.
+    "Cilium": "its programs at tc still see them, but marks that these set, as for its proxy, have "
+    "no effect",
+}
 
 # The first pattern that matches the chain, or the table and the chain, names the owner.
 _OWNERS: tuple[tuple[re.Pattern[str], Owner], ...] = tuple(
-    (re.compile(pattern), Owner(name, fix))
+    (re.compile(pattern), Owner(name, fix, _OFFLOADED.get(name, "")))
     for pattern, name, fix in (
         (r"(^|\s)(firewalld)\b", "firewalld",
          "allow it in firewalld: add the interface to the zone trusted, or run firewall-cmd "

@@ -13,6 +13,7 @@ from pyproxy.hostnet.firewall.owners import UNKNOWN, Owner, owner_of
 from pyproxy.hostnet.firewall.verdicts import Action
 from pyproxy.hostnet.not_read import NotRead
 from pyproxy.inspect.explain.findings import Finding, doubt, merged
+from pyproxy.inspect.explain.path_offload import offload
 from pyproxy.inspect.explain.path_transforms import transforms
 from pyproxy.inspect.explain.step import Result, Step, not_checked
 from pyproxy.inspect.facts import Facts
@@ -30,12 +31,15 @@ _RESULTS = {
 
 
 def firewalls(facts: Facts) -> Step:
-    """Check that no rule of another program stops the packets or their replies."""
+    """Check that no rule of another program stops the packets or their replies.
+
+    With flow offload, a note names policy engines whose rules offloaded packets do not meet.
+    """
     part = facts.path.firewalls
     if isinstance(part, NotRead):
         return not_checked(NAME, part)
     others = transforms(facts.path.transforms, facts.path.paths.paths)
-    findings = [*map(_finding, part.findings), *_unread(part), *others]
+    findings = [*map(_finding, part.findings), *_unread(part), *others, *offload(facts, part)]
     return merged(NAME, findings, f"{facts.path.paths}: {_passed(part)}")
 
 

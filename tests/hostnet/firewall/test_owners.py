@@ -42,3 +42,31 @@ def test_an_owner(names: tuple[str, str], owner: str) -> None:
 )
 def test_other_names_are_of_no_known_program(names: tuple[str, str]) -> None:
     assert owner_of(*names) is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("names", "misses"),
+    {
+        ("ip filter", "cali-FORWARD"): "a policy that changes later",
+        ("inet calico", "filter-FORWARD"): "a policy that changes later",
+        ("iptables-legacy filter", "KUBE-ROUTER-FORWARD"): "a policy that changes later",
+        ("ip filter", "WEAVE-NPC"): "a policy that changes later",
+        ("ip filter", "ANTREA-FORWARD"): "a policy that changes later",
+        ("inet kube-network-policies", "postrouting"): "a policy that changes later",
+        ("inet firewalld", "filter_FORWARD"): "a policy that changes later",
+        ("ip6 filter", "ufw6-before-forward"): "a policy that changes later",
+        ("ip filter", "CILIUM_FORWARD"): "marks",
+    }.items(),
+)
+def test_a_policy_engine_misses_offloaded_packets(names: tuple[str, str], misses: str) -> None:
+    assert misses in owner_of(*names).offloaded
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("ip filter", "DOCKER-USER"), ("ip filter", "KUBE-FIREWALL"), ("inet mine", "forward")],
+)
+def test_other_programs_decide_nothing_about_established_connections(
+    names: tuple[str, str],
+) -> None:
+    assert not owner_of(*names).offloaded
