@@ -20,6 +20,7 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.divided import DividedServices, Written
 from pyproxy.agent.pending import Change
 from pyproxy.agent.service_router import Routings, ServiceRouter
+from pyproxy.dataplane.committed_state import replace
 from pyproxy.dataplane.interface import EarlyWriter, NodeRouting, StepLimits
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.parts import row_count, service_of
@@ -103,21 +104,33 @@ class Steps:
         # The order is that of reading and not of a hash, because objects that were read together
         # lie together in memory. Removed Services must give up their frontends.
         names = [*services, *(name for name in step.changes if name not in services)]
-        routed = self._router.route(names, node, self._adder(early) if early else None)
+        large: list[ObjectName] = []
+        routed = self._router.route(names, node, self._sorter(large, early))
         # Those that lost a frontend to a Service that was routed after them.
-        routed |= self._router.route(self._pending.rerouted(), node)
-        self._add(routed, step)
+        again = self._router.route(self._pending.rerouted(), node)
+        routed |= again
+        if large or again or self.programmed or self._divided:
+            self._add(routed, step)
+        else:
+            step.whole, step.written = routed, {**routed}
         step.written |= self._divided.take(sys.maxsize)
         return step
 
-    def _adder(self, early: EarlyWriter) -> Callable[[ServiceRouting], None]:
-        independent, most = self._cluster_state.independent_services(), self._limits.rows
+    def _sorter(
+        self, large: list[ObjectName], early: EarlyWriter | None
+    ) -> Callable[[ServiceRouting], None]:
+        """Return a function that notes large Services and has independent small ones written."""
+        independent = self._cluster_state.independent_services() if early else ()
+        limits = self._limits
 
-        def add(routing: ServiceRouting) -> None:
-            if routing.name in independent and (size := row_count(routing)) <= most:
+        def sort(routing: ServiceRouting) -> None:
+            size = row_count(routing)
+            if size > limits.large:
+                large.append(routing.name)
+            elif early is not None and size <= limits.rows and routing.name in independent:
                 early.add(routing, size)
 
-        return add
+        return sort
 
     def next(self, now: float, node: NodeRouting) -> Step:
         """Route and return the next step; empty if nothing is due."""
@@ -163,13 +176,13 @@ class Steps:
         """
         if step.background:
             self._limiter.worked(began, ended)
-        _record(self.programmed, without(step.written, rejected))
+        replace(self.programmed, without(step.written, rejected))
         done = self._divided.committed(step.written, rejected)
         refused = {service_of(name) for name in rejected}
         done |= without(step.whole, refused)
         if self._rejected or refused:
             self._set_rejected((self._rejected - done.keys()) | refused)
-        _record(self.routings, done)
+        replace(self.routings, done)
         return Finished(done, self._finish(step, done.keys() | refused if refused else done.keys()))
 
     def _finish(self, step: Step, done: AbstractSet[ObjectName]) -> Change:
@@ -284,11 +297,3 @@ def without(routings: Routings, names: Collection[ObjectName]) -> Routings:
     if not names:
         return routings
     return {name: routing for name, routing in routings.items() if name not in names}
-
-
-def _record(state: dict[ObjectName, ServiceRouting], changes: Routings) -> None:
-    for name, routing in changes.items():
-        if routing is None:
-            state.pop(name, None)
-        else:
-            state[name] = routing

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 
 R = TypeVar("R", bound=Hashable)
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 Routings = Mapping[ObjectName, ServiceRouting | None]
 """Routings by Service; None stands for a Service that is gone."""
@@ -81,20 +83,26 @@ class CommittedState(Generic[R]):
             for name in left_out:
                 less.subtract(self.growth_of(name, routings, whole=whole))
             growth = less
+            routings = {name: each for name, each in routings.items() if name not in left_out}
         if whole:
             self.services.clear()
             self.users.clear()
         if node is not None:
             self.node = node
-        for name, routing in routings.items():
-            if name in left_out:
-                continue
-            if routing is None:
-                self.services.pop(name, None)
-            else:
-                self.services[name] = routing
+        replace(self.services, routings)
         self.users.update(growth)
         # Rows without users are deleted: the counter would grow with every row that ever existed.
         for row in [row for row, by in growth.items() if by <= 0]:
             if self.users[row] <= 0:
                 del self.users[row]
+
+
+def replace(state: dict[K, V], changes: Mapping[K, V | None]) -> None:
+    """Apply changes to a state; None removes a key, known or not."""
+    gone = [key for key, value in changes.items() if value is None]
+    for key in gone:
+        state.pop(key, None)
+    if gone:
+        changes = {key: value for key, value in changes.items() if value is not None}
+    # A first sync has tens of thousands of keys, and `update` with a dict computes no hash again.
+    state.update(cast("Mapping[K, V]", changes))

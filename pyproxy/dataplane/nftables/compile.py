@@ -116,7 +116,10 @@ def add_service(routing: ServiceRouting, table: Table) -> None:
         comment = service_comment(routing.name, port.name)
         learn = learning.get(port.family, "")
         for frontend in port.frontends:
-            _add_frontend(routing, port, frontend, comment, learn, table)
+            if frontend.scope is _CLUSTER_IP and frontend.use is _CLUSTER and not learn:
+                _add_cluster_ip(port, frontend, comment, table)
+            else:
+                _add_frontend(routing, port, frontend, comment, learn, table)
 
 
 def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
@@ -130,6 +133,15 @@ def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
                 yield cluster_ips, frontend.address
+
+
+def _add_cluster_ip(port: PortRouting, frontend: Frontend, comment: str, table: Table) -> None:
+    """Add the rows of a cluster IP without session affinity, as most frontends are."""
+    family, backends = port.family, port.cluster
+    key = frontend_key(frontend.address, port.protocol, frontend.port)
+    tag = Tag(_picking_cluster_ip(family, len(backends)), comment)
+    table.setdefault(_SERVICES[family], {})[key] = tag
+    _add_endpoints(table, family, key, _CLUSTER_SLOTS, backends)
 
 
 def _add_frontend(
@@ -226,6 +238,12 @@ def _picking(
     """Return the name of the chain that picks; positional arguments make the cache quicker."""
     size = chains.endpoint_class(count)
     return chains.picking(which, family, size, masquerade=masquerade, affinity=affinity, node=node)
+
+
+@lru_cache(1024)
+def _picking_cluster_ip(family: Family, count: int) -> str:
+    # Two arguments, because a look-up compares each of them.
+    return _picking(_CLUSTER_SLOTS, family, count, False, False, False)
 
 
 def _indices(which: str, count: int) -> Sequence[bytes]:

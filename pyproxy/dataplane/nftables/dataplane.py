@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -185,10 +184,11 @@ class NftablesDataplane:
         early, self._early = self._early, None
         services = tuple(services)
         if early is not None and (written := early.finish()) is not None:
-            wanted = {each.name: each for each in services}
-            now = map(wanted.get, written.services)
-            if all(map(operator.is_, now, written.services.values())):
-                return self._plan_rest(wanted, written, node)
+            are_written = set(map(id, written.services))
+            rest = [each for each in services if id(each) not in are_written]
+            # Otherwise one was routed again after it was written.
+            if len(rest) + len(written.services) == len(services):
+                return self._plan_rest(services, rest, written, node)
         held = self._read_table()
         options = self._options_for(node)
         self._writer.read_rules(options)
@@ -211,10 +211,13 @@ class NftablesDataplane:
         )
 
     def _plan_rest(
-        self, wanted: Mapping[ObjectName, ServiceRouting], written: Written, node: NodeRouting
+        self,
+        services: Iterable[ServiceRouting],
+        rest: Sequence[ServiceRouting],
+        written: Written,
+        node: NodeRouting,
     ) -> NftablesPlan:
-        """Plan the Services that were not written early."""
-        rest = [each for name, each in wanted.items() if name not in written.services]
+        """Plan the rest of all Services, which was not written early."""
         after = compile_all(rest, node, self._writer.batch_rows)
         held = node_table(node)
         for set_name, key in written.users if rest else ():
@@ -223,7 +226,7 @@ class NftablesDataplane:
         shared.update(after.shared)
         return NftablesPlan(
             diff({}, without_rows(after.table, held)),
-            wanted,
+            {wanted.name: wanted for wanted in services},
             shared,
             self._options_for(node),
             self._writer.missing_chains(after.table),

@@ -25,7 +25,6 @@ from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.batches import PackedBatch
 from pyproxy.dataplane.nftables.compile import add_service, node_table, shared_rows
 from pyproxy.errors import KernelError
-from pyproxy.model.objects import ObjectName
 from pyproxy.policy.routing import ServiceRouting
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ Pack = Callable[[Sequence[ServiceRouting], Table], PackedBatch]
 class Written(msgspec.Struct, frozen=True):
     """The Services that the kernel holds now, and how many of them use each shared row."""
 
-    services: dict[ObjectName, ServiceRouting]
+    services: list[ServiceRouting]
     users: Counter[SharedRow]
 
 
@@ -69,7 +68,7 @@ class EarlyWriter:
         self._rows = node_table(node)
         self._size = 0
         self._limit = min(_FIRST_ROWS, batch_rows)
-        self._written = Written({}, Counter())
+        self._written = Written([], Counter())
         self._is_complete = False
         self._has_served = threading.Event()
         self._thread = threading.Thread(target=self._run, name="early-writer", daemon=True)
@@ -106,7 +105,7 @@ class EarlyWriter:
     def _send(self) -> None:
         if self._rows:
             self._queue.put(self._pack(self._services, self._rows))
-        self._written.services.update((each.name, each) for each in self._services)
+        self._written.services.extend(self._services)
         self._services, self._rows, self._size = [], {}, 0
         self._limit = self._batch_rows
 
