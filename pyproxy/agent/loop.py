@@ -176,8 +176,8 @@ class Loop(Generic[P]):
         # The first sync keeps all that it makes, so a collection would find no garbage.
         with gc_tuning.disabled():
             self._agent.sync()
-        # All objects so far stay, and walking them at each collection would delay changes.
-        gc_tuning.freeze()
+            # All objects so far stay, and walking them at each collection would delay changes.
+            gc_tuning.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._has_synced = True
 
