@@ -87,25 +87,21 @@ class ClusterState:
         A cluster IP is the strongest claim, so no other Service can change their frontends.
         """
         # Loops, because generators would take twice as long.
-        seen: set[Address] = set()
-        shared: set[Address] = set()
-        for service in self.services.values():
-            for ip in service.cluster_ips:
-                if ip in seen:
-                    shared.add(ip)
-                else:
-                    seen.add(ip)
+        owners: dict[Address, ObjectName] = {}
         found: set[ObjectName] = set()
+        sharing: set[ObjectName] = set()
         for name, service in self.services.items():
+            for ip in service.cluster_ips:
+                if (owner := owners.setdefault(ip, name)) is not name:
+                    sharing.update((name, owner))
             if service.external_ips or service.load_balancer_ips or service.health_check_port:
                 continue
             for port in service.ports:
                 if port.node_port:
                     break
             else:
-                if shared.isdisjoint(service.cluster_ips):
-                    found.add(name)
-        return found
+                found.add(name)
+        return found - sharing
 
     def users_of(self, addresses: Collection[Address]) -> Iterator[ObjectName]:
         """Yield the Services that have one of these addresses, or an endpoint with one.

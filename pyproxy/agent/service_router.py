@@ -146,8 +146,9 @@ class ServiceRouter:
             log.exception("cannot route Service %s: this is a bug in pyproxy", name, extra=about)
             self._found(ProblemSource.ROUTING, name, (_failed(name, error),))
             return self._owners.remove(name), None
-        # Most Services have no problem now and had none before.
-        if assigned.problems or bounded.problems or name in self._with_problems:
+        # Most Services have no problem now and had none before; `in` would hash the name.
+        known = self._with_problems
+        if assigned.problems or bounded.problems or (known and name in known):
             self._found(ProblemSource.ROUTING, name, bounded.problems)
             self._found(ProblemSource.CONFLICT, name, assigned.problems)
         return assigned.affected, assigned.routing
@@ -169,7 +170,7 @@ class ServiceRouter:
         )
         if is_divided or reserved:
             self._divided.add(service.name)
-        else:
+        elif self._divided:
             self._divided.discard(service.name)
         if is_divided:
             expanded = expand_node_ports(assigned.routing, node.node_port_addresses)

@@ -188,6 +188,15 @@ def _cluster_claims(service: Service, routing: ServiceRouting) -> Claims | None:
 
     Return None if it has another frontend, or one key twice.
     """
+    name = service.name
+    if len(routing.ports) == 1 == len(routing.ports[0].frontends):
+        # Without lists, because a first sync has tens of thousands of these.
+        (port,), (only,) = routing.ports, routing.ports[0].frontends
+        if only.scope is not _CLUSTER_SCOPE:
+            return None
+        key = _port_key(port.family, port.protocol, only.port) + only.address
+        claimant = Claimant(_CLUSTER_IP, service.created, name)
+        return Claims(name, ((claimant, (key,)),), (only.address,), (), True)
     keys: list[bytes] = []
     addresses: list[Address] = []
     for port in routing.ports:
@@ -197,13 +206,10 @@ def _cluster_claims(service: Service, routing: ServiceRouting) -> Claims | None:
             address = each.address
             keys.append(_port_key(port.family, port.protocol, each.port) + address)
             addresses.append(address)
-    name = service.name
-    if len(keys) != 1:
-        if len(set(keys)) < len(keys):
-            return None
-        addresses = list(dict.fromkeys(addresses))
+    if len(set(keys)) < len(keys):
+        return None
     groups = ((Claimant(_CLUSTER_IP, service.created, name), tuple(keys)),) if keys else ()
-    return Claims(name, groups, tuple(addresses), (), unique=True)
+    return Claims(name, groups, tuple(dict.fromkeys(addresses)), (), unique=True)
 
 
 def _each_once(groups: dict[int, list[bytes]]) -> tuple[list[tuple[int, list[bytes]]], bool]:

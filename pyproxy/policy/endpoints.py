@@ -16,7 +16,8 @@ result depends on a random order, the choice here is:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import cast
 
 import msgspec
@@ -53,6 +54,8 @@ _CLUSTER_IP, _LOAD_BALANCER, _EXTERNAL_IP, _NODE_PORT = (
 _CLUSTER, _LOCAL, _SPLIT = Use.CLUSTER, Use.LOCAL, Use.SPLIT
 _NO_ENDPOINT = (Use.REJECT, Use.REJECT)
 _ANY_ADDRESS = Address(b"")
+# `cast` is a call too, and this one is in C.
+_backend = cast("Callable[[Address, bytes], Backend]", operator.add)
 _ADDRESS_SIZES = {family: family.bits // 8 for family in Family}
 
 
@@ -113,11 +116,16 @@ def _route_plain(
     for endpoint in part.endpoints:
         if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
             return None
-        backend = cast("Backend", endpoint.address + number)
+        backend = _backend(endpoint.address, number)
         backends.append(backend)
         if endpoint.node == hostname or not endpoint.node:
             possibly_local.append(backend)
-    if not backends or len(set(backends)) < len(backends):
+    if len(backends) > 1:
+        if len(set(backends)) < len(backends):
+            return None
+        backends.sort()
+        possibly_local.sort()
+    elif not backends:
         return None
     size = _ADDRESS_SIZES[family]
     frontends: list[Frontend] = []
@@ -132,9 +140,9 @@ def _route_plain(
                 family,
                 port.protocol,
                 tuple(frontends),
-                tuple(sorted(backends)),
+                tuple(backends),
                 (),
-                tuple(sorted(possibly_local)) if possibly_local else (),
+                tuple(possibly_local),
             ),
         ),
         (),
