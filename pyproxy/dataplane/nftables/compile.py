@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, count
 from typing import Final, assert_never
@@ -122,17 +122,19 @@ def add_service(routing: ServiceRouting, table: Table) -> None:
                 _add_frontend(routing, port, frontend, comment, learn, table)
 
 
-def shared_rows(routing: ServiceRouting) -> Iterator[SharedRow]:
-    """Yield the rows that other Services may need as well, once for each port that needs them."""
+def shared_rows(routing: ServiceRouting) -> list[SharedRow]:
+    """Return the rows that other Services may need as well, once for each port that needs them."""
+    rows: list[SharedRow] = []
     for port in routing.ports:
-        hairpin = _HAIRPIN[port.family]
-        for backend in port.hairpin:
+        if port.hairpin:
+            hairpin = _HAIRPIN[port.family]
             # The key is source and destination: the address twice, without the port.
-            yield hairpin, backend[:-2] * 2
+            rows += [(hairpin, backend[:-2] * 2) for backend in port.hairpin]
         cluster_ips = _CLUSTER_IPS[port.family]
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
-                yield cluster_ips, frontend.address
+                rows.append((cluster_ips, frontend.address))
+    return rows
 
 
 def _add_cluster_ip(port: PortRouting, frontend: Frontend, comment: str, table: Table) -> None:

@@ -183,16 +183,19 @@ class NftablesDataplane:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         early, self._early = self._early, None
         services = tuple(services)
-        if early is not None and (written := early.finish()) is not None:
+        placed = {wanted.name: wanted for wanted in services}
+        if early is not None:
+            # Compared while the kernel takes the last of them.
+            written = early.end()
             are_written = set(map(id, written.services))
             rest = [each for each in services if id(each) not in are_written]
             # Otherwise one was routed again after it was written.
-            if len(rest) + len(written.services) == len(services):
-                return self._plan_rest(services, rest, written, node)
+            are_final = len(rest) + len(written.services) == len(services)
+            if early.wait() and are_final:
+                return self._plan_rest(placed, rest, written, node)
         held = self._read_table()
         options = self._options_for(node)
         self._writer.read_rules(options)
-        placed = {wanted.name: wanted for wanted in services}
         after = compile_all(placed.values(), node, self._writer.batch_rows)
         delta = diff(held, after.table)
         if held:
@@ -212,7 +215,7 @@ class NftablesDataplane:
 
     def _plan_rest(
         self,
-        services: Iterable[ServiceRouting],
+        services: Mapping[ObjectName, ServiceRouting],
         rest: Sequence[ServiceRouting],
         written: Written,
         node: NodeRouting,
@@ -226,7 +229,7 @@ class NftablesDataplane:
         shared.update(after.shared)
         return NftablesPlan(
             diff({}, without_rows(after.table, held)),
-            {wanted.name: wanted for wanted in services},
+            services,
             shared,
             self._options_for(node),
             self._writer.missing_chains(after.table),

@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 _FIRST_ROWS = 2_500
 """Rows of the first batch, which is small because nothing is served before it."""
 
-Pack = Callable[[Sequence[ServiceRouting], Table], PackedBatch]
-"""Packs Services to write in one transaction, and all rows that they add."""
-
 
 class Written(msgspec.Struct, frozen=True):
     """The Services that the kernel holds now, and how many of them use each shared row."""
@@ -44,18 +41,18 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class EarlyWriter:
-    """Writes Services, from `add` to `finish`, and sends them in a thread of its own.
+    """Writes Services, from `add` to `end`, and sends them in a thread of its own.
 
-    `pack` packs a batch, in the thread of `add` and `finish`. `session` runs its argument, which
-    writes, and `write` sends one batch; both are called in the other thread and raise KernelError.
-    Batches have about `batch_rows` rows.
+    `pack` packs the rows of a batch, in the thread of `add` and `end`. `session` runs its
+    argument, which writes, and `write` sends one batch; both are called in the other thread and
+    raise KernelError. Batches have about `batch_rows` rows.
     """
 
     def __init__(
         self,
         node: NodeRouting,
         session: Callable[[Callable[[], None]], None],
-        pack: Pack,
+        pack: Callable[[Table], PackedBatch],
         write: Callable[[PackedBatch], None],
         batch_rows: int,
     ) -> None:
@@ -64,7 +61,6 @@ class EarlyWriter:
         self._write = write
         self._batch_rows = batch_rows
         self._queue: queue.SimpleQueue[PackedBatch | None] = queue.SimpleQueue()
-        self._services: list[ServiceRouting] = []
         self._rows = node_table(node)
         self._size = 0
         self._limit = min(_FIRST_ROWS, batch_rows)
@@ -89,24 +85,27 @@ class EarlyWriter:
                 set_name, key = row
                 rows.setdefault(set_name, {})[key] = b""
                 size += 1
-        self._services.append(routing)
+        self._written.services.append(routing)
         self._size += size
         if self._size >= self._limit:
             self._send()
             self._has_served.wait()
 
-    def finish(self) -> Written | None:
-        """Write the rest and return all that is written; None after an error. Blocks."""
+    def end(self) -> Written:
+        """Have the rest written, and return all that is being written. Does not block."""
         self._send()
         self._queue.put(None)
+        return self._written
+
+    def wait(self) -> bool:
+        """Block until all is written after `end`; return False after an error."""
         self._thread.join()
-        return self._written if self._is_complete else None
+        return self._is_complete
 
     def _send(self) -> None:
         if self._rows:
-            self._queue.put(self._pack(self._services, self._rows))
-        self._written.services.extend(self._services)
-        self._services, self._rows, self._size = [], {}, 0
+            self._queue.put(self._pack(self._rows))
+        self._rows, self._size = {}, 0
         self._limit = self._batch_rows
 
     def _run(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -29,7 +29,6 @@ from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.monitor import Monitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
-from pyproxy.policy.routing import ServiceRouting
 
 BATCH_ROWS = 10_000
 """Rows of a transaction. The kernel takes 1 to 10 microseconds for each, and other programs cannot
@@ -95,9 +94,9 @@ class TableWriter:
                 finish_load(self._netlink, base, self.chains)
                 self.loaded = options
 
-        def packed(services: Sequence[ServiceRouting], rows: Table) -> PackedBatch:
-            named = {each.name: each for each in services}
-            return pack(NftablesPlan(Delta({}, rows), named, {}, options))
+        def packed(rows: Table) -> PackedBatch:
+            # No Service is named, because an error ends all early writes.
+            return pack(NftablesPlan(Delta({}, rows), {}, {}, options))
 
         def write(batch: PackedBatch) -> None:
             # Known only now: the batch before may have made the same chains.
