@@ -107,11 +107,12 @@ def node(obj: wire.Node) -> model.Node:
 class _Decoders(NamedTuple):
     """The decoders of one format, which take an object's bytes and raise one of `_UNDECODABLE`.
 
-    `endpoints` converts the entries of a slice that `endpoint_slice` decoded. `legible_identity`
-    raises nothing.
+    `convert_service` converts what `service` decoded, and `endpoints` the entries of a slice that
+    `endpoint_slice` decoded. `legible_identity` raises nothing.
     """
 
-    service: Callable[[Any], wire.Service]
+    service: Callable[[Any], wire.Service | wire.ProtobufService]
+    convert_service: Callable[[Any], model.Service | NotProxied]
     endpoint_slice: Callable[[Any], wire.EndpointSlice | wire.ProtobufSlice]
     endpoints: slices.EndpointsConverter
     node: Callable[[Any], wire.Node]
@@ -121,6 +122,7 @@ class _Decoders(NamedTuple):
 
 _JSON = _Decoders(
     msgspec.json.Decoder(wire.Service).decode,
+    service,
     msgspec.json.Decoder(wire.EndpointSlice).decode,
     slices.endpoints,
     msgspec.json.Decoder(wire.Node).decode,
@@ -146,7 +148,7 @@ def decode_object(kind: Kind, obj: bytes | wire.Encoded) -> DecodedObject:
             a_service = decoders.service(data)
             if a_service.kind != "Service":
                 _check_kind(kind, a_service.kind)
-            return _named(a_service.metadata, service(a_service))
+            return _named(a_service.metadata, decoders.convert_service(a_service))
         if kind is _SLICE:
             a_slice = decoders.endpoint_slice(data)
             if a_slice.kind != "EndpointSlice":
@@ -191,10 +193,15 @@ def _opened(obj: bytes | wire.Encoded) -> tuple[_Decoders, bytes | Raw]:
 @cache
 def _protobuf() -> _Decoders:
     # Only when the first such object arrives, because the import takes time and memory.
-    from pyproxy.source import protobuf_endpoints, protobuf_objects  # noqa: PLC0415
+    from pyproxy.source import (  # noqa: PLC0415
+        protobuf_endpoints,
+        protobuf_objects,
+        protobuf_services,
+    )
 
     return _Decoders(
         protobuf_objects.service,
+        protobuf_services.service,
         protobuf_objects.endpoint_slice,
         protobuf_endpoints.endpoints,
         protobuf_objects.node,

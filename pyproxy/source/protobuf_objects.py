@@ -26,6 +26,9 @@ MAGIC = b"k8s\0"
 ENDPOINT = protobuf_schema.message("Endpoint")
 """An endpoint of a slice."""
 
+SERVICE_SPEC = protobuf_schema.message("ServiceSpec")
+"""The spec of a Service."""
+
 _UNKNOWN = protobuf_schema.message("Unknown")
 _IDENTIFIED = protobuf_schema.message("Identified")
 _STATUS = protobuf_schema.message("Status")
@@ -81,29 +84,29 @@ def parse(message: type[Any], data: bytes) -> Any:
         raise msgspec.DecodeError(reason) from error
 
 
-def service(data: bytes) -> wire.Service:
-    """Decode a Service. Raises msgspec.DecodeError."""
+def service(data: bytes) -> wire.ProtobufService:
+    """Decode a Service, of which spec and status stay encoded. Raises msgspec.DecodeError."""
     kind, obj = _object(_SERVICE, data)
-    spec = obj.spec
-    return wire.Service(
-        _meta(obj.metadata),
-        kind,
+    return wire.ProtobufService(_meta(obj.metadata), kind, obj.spec, obj.status)
+
+
+def service_spec(data: bytes) -> wire.ServiceSpec:
+    """Decode the spec of a Service. Raises msgspec.DecodeError."""
+    spec = parse(SERVICE_SPEC, data)
+    return wire.ServiceSpec(
+        spec.type,
+        spec.cluster_ip,
         # A slice is two to three times as fast as `list` here and below.
-        wire.ServiceSpec(
-            spec.type,
-            spec.cluster_ip,
-            spec.cluster_ips[:],
-            spec.external_ips[:],
-            [_service_port(each) for each in spec.ports],
-            spec.ip_families[:],
-            spec.load_balancer_source_ranges[:],
-            spec.internal_traffic_policy,
-            spec.external_traffic_policy,
-            spec.session_affinity,
-            _affinity(spec.session_affinity_config),
-            spec.health_check_node_port or None,
-        ),
-        _service_status(obj.status),
+        spec.cluster_ips[:],
+        spec.external_ips[:],
+        [_service_port(each) for each in spec.ports],
+        spec.ip_families[:],
+        spec.load_balancer_source_ranges[:],
+        spec.internal_traffic_policy,
+        spec.external_traffic_policy,
+        spec.session_affinity,
+        _affinity(spec.session_affinity_config),
+        spec.health_check_node_port or None,
     )
 
 
@@ -276,7 +279,8 @@ def _affinity(data: bytes) -> wire.SessionAffinityConfig:
 
 
 @_shared
-def _service_status(data: bytes) -> wire.ServiceStatus:
+def service_status(data: bytes) -> wire.ServiceStatus:
+    """Decode the status of a Service. Raises msgspec.DecodeError."""
     found = parse(_SERVICE_STATUS, data).load_balancer
     ingress = [wire.Ingress(each.ip, each.ip_mode) for each in found.ingress]
     return wire.ServiceStatus(wire.LoadBalancerStatus(ingress))

@@ -100,11 +100,8 @@ _MESSAGES: dict[str, dict[str, _Field]] = {
     "Ingress": {"ip": (1, _STRING), "ip_mode": (3, _STRING)},
     "LoadBalancerStatus": {"ingress": (1, _REPEATED + "Ingress")},
     "ServiceStatus": {"load_balancer": (1, "LoadBalancerStatus")},
-    "Service": {
-        "metadata": (1, "ObjectMeta"),
-        "spec": (2, "ServiceSpec"),
-        "status": (3, _BYTES),
-    },
+    # The spec as bytes, because `protobuf_services` looks most of them up.
+    "Service": {"metadata": (1, "ObjectMeta"), "spec": (2, _BYTES), "status": (3, _BYTES)},
     # The defaults are the meaning of null.
     "Conditions": {
         "ready": (1, _BOOL, "true"),

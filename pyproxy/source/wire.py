@@ -120,6 +120,15 @@ class Service(msgspec.Struct, gc=False):
     status: ServiceStatus | None = None
 
 
+class ProtobufService(msgspec.Struct, gc=False):
+    """A Service of which spec and status are undecoded protobuf."""
+
+    metadata: Meta
+    kind: str | None
+    spec: bytes
+    status: bytes
+
+
 class Conditions(msgspec.Struct, gc=False):
     """An endpoint's conditions; null differs from false."""
 
