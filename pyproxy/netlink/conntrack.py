@@ -1,10 +1,11 @@
-"""Conntrack entries over ctnetlink: read those of one protocol, delete chosen entries.
+"""Conntrack entries over ctnetlink: read those of one protocol or status, delete chosen entries.
 
 Facts: include/uapi/linux/netfilter/nfnetlink_conntrack.h and net/netfilter/nf_conntrack_netlink.c.
 Since 5.8 the kernel sends only what matches CTA_TUPLE_ORIG in the fields that CTA_FILTER names;
 older kernels ignore both attributes and send everything of the family, so every entry is compared
 here as well. IPv6 addresses are never given to the filter: up to 6.18 at least the kernel inverts
-their comparison, and sends all entries but the requested ones.
+their comparison, and sends all entries but the requested ones. A filter by status is in the kernel
+since 5.15, and older kernels ignore it as well.
 
 A dump is read piece by piece and never kept as a whole. Each piece is at most 32 KiB, and waiting
 for the next one releases the interpreter's lock, so other threads run.
@@ -28,9 +29,12 @@ from pyproxy.netlink.flows import (
     CTA_IP_V4_DST,
     CTA_PROTO_DST_PORT,
     CTA_PROTO_NUM,
+    CTA_STATUS,
+    CTA_STATUS_MASK,
     CTA_TUPLE_IP,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_PROTO,
+    IPS_OFFLOAD,
     Flow,
     read_entry,
     read_flows,
@@ -92,25 +96,29 @@ class Conntrack:
         address. Entries that come or go meanwhile may be missing or come twice. Raises KernelError.
         """
         filtered = destination if family is Family.IPV4 else destination[-_PORT_SIZE:]
-        # A socket of its own, so that a reader that stops early leaves no replies for the next.
-        with closing(NetlinkSocket(NETLINK_NETFILTER, "conntrack", _RECEIVE_BUFFER)) as dump:
-            request = pack_family(_DOMAIN[family]), _filter(protocol, filtered)
-            dump.send(pack_message(_IPCTNL_MSG_CT_GET, NLM_F_DUMP, dump.take_sequence(), *request))
-            # ctnetlink does not set NLM_F_DUMP_INTR, although packets change the table meanwhile.
-            done = False
-            while not done:
-                flows, done = read_flows(dump.receive(), family)
-                matching = [
-                    flow
-                    for flow in flows
-                    if flow.protocol == protocol and flow.destination.endswith(filtered)
-                ]
-                # An entry that the filter excludes shows that this kernel ignores the filter.
-                if len(matching) < len(flows):
-                    self.selective = False
-                kept = [flow for flow in matching if flow.destination.endswith(destination)]
-                if kept:
-                    yield kept
+        for flows in _dump(family, _filter(protocol, filtered)):
+            matching = [
+                flow
+                for flow in flows
+                if flow.protocol == protocol and flow.destination.endswith(filtered)
+            ]
+            # An entry that the filter excludes shows that this kernel ignores the filter.
+            if len(matching) < len(flows):
+                self.selective = False
+            kept = [flow for flow in matching if flow.destination.endswith(destination)]
+            if kept:
+                yield kept
+
+    def offloaded(self, family: Family) -> Iterator[list[Flow]]:
+        """Yield the entries that a flowtable has, a piece of the dump at a time.
+
+        Entries that come or go meanwhile may be missing or come twice. Raises KernelError.
+        """
+        wanted = struct.pack(">I", IPS_OFFLOAD)
+        body = attribute(CTA_STATUS, wanted) + attribute(CTA_STATUS_MASK, wanted)
+        for flows in _dump(family, body):
+            if kept := [flow for flow in flows if flow.offloaded]:
+                yield kept
 
     def find(self, protocol: int, source: bytes, destination: bytes) -> Flow | None:
         """Return the entry of a client's packet in the default zone, None if there is none.
@@ -149,6 +157,19 @@ class Conntrack:
                 if each.errno != errno.ENOENT
             )
         return Deletion(deleted, tuple(failed))
+
+
+def _dump(family: Family, body: bytes) -> Iterator[list[Flow]]:
+    """Yield the flows of each piece of a dump."""
+    # A socket of its own, so that a reader that stops early leaves no replies for the next.
+    with closing(NetlinkSocket(NETLINK_NETFILTER, "conntrack", _RECEIVE_BUFFER)) as dump:
+        request = pack_family(_DOMAIN[family]), body
+        dump.send(pack_message(_IPCTNL_MSG_CT_GET, NLM_F_DUMP, dump.take_sequence(), *request))
+        # ctnetlink does not set NLM_F_DUMP_INTR, although packets change the table meanwhile.
+        done = False
+        while not done:
+            flows, done = read_flows(dump.receive(), family)
+            yield flows
 
 
 def _filter(protocol: Protocol, destination: bytes) -> bytes:

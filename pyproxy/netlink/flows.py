@@ -17,9 +17,13 @@ from pyproxy.netlink.nfnetlink import HEADER_SIZE
 
 CTA_TUPLE_ORIG = 1
 CTA_TUPLE_REPLY = 2
+CTA_STATUS = 3
+CTA_COUNTERS_ORIG = 9
+CTA_COUNTERS_REPLY = 10
 CTA_ID = 12
 CTA_ZONE = 18
 CTA_FILTER = 25
+CTA_STATUS_MASK = 26
 CTA_TUPLE_IP = 1
 CTA_TUPLE_PROTO = 2
 CTA_TUPLE_ZONE = 3
@@ -30,10 +34,31 @@ CTA_IP_V6_DST = 4
 CTA_PROTO_NUM = 1
 CTA_PROTO_SRC_PORT = 2
 CTA_PROTO_DST_PORT = 3
+CTA_COUNTERS_PACKETS = 1
+CTA_COUNTERS_BYTES = 2
+
+IPS_OFFLOAD = 1 << 14
+"""The status of an entry that a flowtable has: its packets pass no hook beyond ingress.
+
+From include/uapi/linux/netfilter/nf_conntrack_common.h. The kernel sets and clears it, and ignores
+it in requests.
+"""
 
 _ADDRESS_SIZES = tuple(family.bits // 8 for family in Family)
 _PORTS_V4 = 6
 """The size of an IPv4 address and a port."""
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """The packets and bytes of an entry so far, in both directions, with the headers of IP.
+
+    Both are 0 if the entry was made while `net.netfilter.nf_conntrack_acct` was off. `id` is the
+    entry's: a later connection of the same addresses and ports has another.
+    """
+
+    id: int
+    packets: int
+    bytes: int
 
 
 class Flow(msgspec.Struct, frozen=True, gc=False):
@@ -83,6 +108,29 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
             ):
                 return True
         return False
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether a flowtable has the flow."""
+        for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
+            if kind == CTA_STATUS:
+                return bool(int.from_bytes(value, "big") & IPS_OFFLOAD)
+        return False
+
+    @property
+    def usage(self) -> Usage:
+        """The entry's counters."""
+        number = packets = octets = 0
+        for kind, value in attributes(memoryview(self.message)[HEADER_SIZE:]):
+            if kind == CTA_ID:
+                number = int.from_bytes(value, "big")
+            elif kind in (CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY):
+                for inner, counted in attributes(value):
+                    if inner == CTA_COUNTERS_PACKETS:
+                        packets += int.from_bytes(counted, "big")
+                    elif inner == CTA_COUNTERS_BYTES:
+                        octets += int.from_bytes(counted, "big")
+        return Usage(number, packets, octets)
 
     @property
     def handle(self) -> bytes:

@@ -14,14 +14,26 @@ import msgspec
 from pyroute2 import netns
 
 from pyproxy.model.address import Backend, Family, Port, Protocol, backend, parse_address
-from pyproxy.netlink.attributes import attribute
+from pyproxy.netlink.attributes import attribute, nested
 from pyproxy.netlink.conntrack import Conntrack
-from pyproxy.netlink.flows import CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, tuple_attribute
+from pyproxy.netlink.flows import (
+    CTA_COUNTERS_ORIG,
+    CTA_COUNTERS_REPLY,
+    CTA_ID,
+    CTA_STATUS,
+    CTA_TUPLE_ORIG,
+    CTA_TUPLE_REPLY,
+    CTA_ZONE,
+    IPS_OFFLOAD,
+    Flow,
+    read_flows,
+    tuple_attribute,
+)
 from pyproxy.netlink.frames import pack_message
 from pyproxy.netlink.nfnetlink import pack_family
 from tests.namespaces import empty_namespace
 
-_CTA_STATUS, _CTA_PROTOINFO, _CTA_TIMEOUT = 3, 4, 7
+_CTA_PROTOINFO, _CTA_TIMEOUT = 4, 7
 _CONFIRMED_AND_NATTED = 0x8 | 0x20 | 0x100
 _CREATE = 0x1 | 0x4 | 0x200 | 0x400
 _AT_ONCE = 100
@@ -35,6 +47,37 @@ class Entry(msgspec.Struct, frozen=True):
     by: Backend = Backend(b"")
     protocol: Protocol = Protocol.UDP
     zone: int = 0
+
+
+def offloaded(
+    entry: Entry, number: int = 1, packets: int = 0, size: int = 0, status: int = IPS_OFFLOAD
+) -> Flow:
+    """Return an entry as the kernel writes it while a flowtable has its flow.
+
+    `number` is its id; `packets` and `size`, in bytes, are those of the client's direction, and
+    half of them came back.
+    """
+    family = Family.IPV4 if len(entry.to) == 6 else Family.IPV6
+    counters = {CTA_COUNTERS_ORIG: (packets, size), CTA_COUNTERS_REPLY: (packets // 2, size // 2)}
+    body = b"".join(
+        (
+            tuple_attribute(CTA_TUPLE_ORIG, entry.protocol, entry.client, entry.to),
+            tuple_attribute(CTA_TUPLE_REPLY, entry.protocol, entry.by or entry.to, entry.client),
+            attribute(CTA_STATUS, struct.pack(">I", _CONFIRMED_AND_NATTED | status)),
+            attribute(CTA_ID, struct.pack(">I", number)),
+            *(
+                nested(
+                    kind,
+                    attribute(1, struct.pack(">Q", some)),
+                    attribute(2, struct.pack(">Q", octets)),
+                )
+                for kind, (some, octets) in counters.items()
+            ),
+        )
+    )
+    domain = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
+    ((flow,), _) = read_flows(pack_message(0x100, 2, 1, pack_family(domain), body), family)
+    return flow
 
 
 def place(text: str, port: int) -> Backend:
@@ -93,7 +136,7 @@ def _request(entry: Entry) -> bytes:
         (
             tuple_attribute(CTA_TUPLE_ORIG, entry.protocol, entry.client, entry.to),
             tuple_attribute(CTA_TUPLE_REPLY, entry.protocol, entry.by or entry.to, entry.client),
-            attribute(_CTA_STATUS, struct.pack(">I", _CONFIRMED_AND_NATTED if entry.by else 0x8)),
+            attribute(CTA_STATUS, struct.pack(">I", _CONFIRMED_AND_NATTED if entry.by else 0x8)),
             attribute(_CTA_TIMEOUT, struct.pack(">I", 600)),
             attribute(CTA_ZONE, struct.pack(">H", entry.zone)) if entry.zone else b"",
             _state(entry.protocol),

@@ -4,6 +4,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +16,15 @@ from pyproxy.netlink.flows import (
     CTA_TUPLE_ORIG,
     CTA_TUPLE_REPLY,
     CTA_TUPLE_ZONE,
+    IPS_OFFLOAD,
     Flow,
+    Usage,
     read_flows,
     tuple_attribute,
 )
 from pyproxy.netlink.frames import pack_message
 from pyproxy.netlink.nfnetlink import pack_family
-from tests.netlink.conntrack_entries import Entry, empty_table, insert, place
+from tests.netlink.conntrack_entries import Entry, empty_table, insert, offloaded, place
 
 CLIENT = place("172.30.0.100", 40000)
 DNS = place("10.96.0.10", 53)
@@ -92,6 +95,46 @@ def test_a_flow_without_a_tuple_cannot_be_deleted() -> None:
         _ = nameless.handle
 
 
+RECORDED = Path(__file__).with_name("recorded") / "offloaded-flows.txt"
+ON_FAST_PATH = {
+    4: (place("10.96.0.1", 80), place("10.2.0.2", 8080), 2448),
+    6: (place("fd96::1", 80), place("fd02::2", 8080), 3368),
+}
+
+
+@pytest.mark.parametrize("line", RECORDED.read_text().splitlines(), ids=lambda line: line[:6])
+def test_entries_of_a_flowtable_that_kernels_sent(line: str) -> None:
+    _, number, data = line.split()
+    ((flow,), done) = read_flows(bytes.fromhex(data), Family(int(number)))
+    destination, endpoint, size = ON_FAST_PATH[int(number)]
+    assert not done
+    assert flow.offloaded
+    assert flow.translated
+    assert (flow.protocol, flow.destination) == (Protocol.TCP, destination)
+    assert flow.reply_source == endpoint
+    # 20 bytes to and fro, and the handshake before them.
+    assert flow.usage == Usage(flow.usage.id, 46, size)
+    assert flow.usage.id > 0
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(IPS_OFFLOAD, True), (IPS_OFFLOAD | 1 << 15, True), (0, False), (1 << 13 | 1 << 15, False)],
+)
+def test_a_flow_is_offloaded_while_its_status_says_so(status: int, expected: bool) -> None:
+    assert offloaded(ENTRY, status=status).offloaded is expected
+
+
+def test_counters_are_those_of_both_directions() -> None:
+    assert offloaded(ENTRY, 7, 40, 2**40).usage == Usage(7, 60, 2**40 + 2**39)
+
+
+def test_an_entry_without_counters_has_none() -> None:
+    ((flow,), _) = read_flows(message(b"".join(tuples())), Family.IPV4)
+    assert flow.usage == Usage(0, 0, 0)
+    assert not flow.offloaded
+
+
 @pytest.fixture
 def table() -> Iterator[Conntrack]:
     with empty_table() as opened:
@@ -144,6 +187,13 @@ class TestKernel:
         assert found(place(one, 81)) == set()
         assert found(b"") == {dns, web, far}
         assert table.selective
+
+    @pytest.mark.parametrize("family", Family)
+    def test_entries_without_the_status_are_not_offloaded(
+        self, table: Conntrack, family: Family
+    ) -> None:
+        insert([ENTRY, ENTRY6, *many(1000)])
+        assert list(table.offloaded(family)) == []
 
     def test_a_reader_that_stops_early_leaves_no_replies_behind(self, table: Conntrack) -> None:
         insert(many(2000))
