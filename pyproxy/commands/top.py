@@ -1,11 +1,14 @@
-"""`pyproxy top`: show new connections per second by Service or endpoint."""
+"""`pyproxy top`: show new connections per second by Service or endpoint, or offloaded flows."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +17,7 @@ from pyproxy.commands.arguments import add_output, add_source, encoder, parse_co
 from pyproxy.commands.command import Command
 from pyproxy.commands.output import DIM, Part, table, text
 from pyproxy.commands.query_runner import QueryRunner
+from pyproxy.config.settings import Settings
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.connections import ConnectionCounters, Counted, Totals
 from pyproxy.inspect.humanize import count, duration
@@ -22,6 +26,8 @@ _ROWS = 20
 _SORTS = ("rate", "total", "name")
 _DUMP_ABOVE = 1000
 """Frontends above which one dump of all endpoints costs less than a request for each."""
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Row(msgspec.Struct, frozen=True, rename="camel"):
@@ -60,6 +66,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show each endpoint; without a Service this reads all endpoints for each sample",
     )
+    parser.add_argument(
+        "--offloaded",
+        action="store_true",
+        help="show the connections on the fast path of --flow-offload, with packets and bytes",
+    )
     parser.add_argument("--sort", choices=_SORTS, default="rate", help="sort key (default rate)")
     parser.add_argument(
         "--rows",
@@ -89,36 +100,51 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(namespace: argparse.Namespace) -> int:
-    encode = encoder(namespace)
-    samples = _samples(namespace)
-    if encode is not None:
-        for sample in samples:
-            print(encode(sample), flush=True)
-        return 0
-    with printer.refreshing(sys.stdout) as show:
-        for sample in samples:
-            show(_show(sample))
-    return 0
-
-
-def _samples(namespace: argparse.Namespace) -> Iterator[Sample]:
-    limit = 1 if namespace.once else namespace.iterations
     selected = namespace.service
     # The form in which ConnectionCounters expects a namespace.
     if selected and "/" not in selected:
         selected += "/"
     settings = QueryRunner(namespace).agent_settings()
+    if namespace.offloaded:
+        # Imports conntrack, which the other form does without.
+        from pyproxy.commands import top_offloaded  # noqa: PLC0415
+
+        flows = top_offloaded.samples(settings, selected, namespace)
+        return _print(flows, top_offloaded.show, namespace)
+    return _print(_samples(settings, selected, namespace), _show, namespace)
+
+
+def _print(
+    samples: Generator[S, None, None],
+    show: Callable[[S], Iterable[Part]],
+    namespace: argparse.Namespace,
+) -> int:
+    """Print as many samples as the command line asks for."""
+    encode = encoder(namespace)
+    with closing(samples):
+        limited = islice(samples, 1 if namespace.once else namespace.iterations or None)
+        if encode is not None:
+            for sample in limited:
+                print(encode(sample), flush=True)
+            return 0
+        with printer.refreshing(sys.stdout) as draw:
+            for sample in limited:
+                draw(show(sample))
+    return 0
+
+
+def _samples(
+    settings: Settings, selected: str, namespace: argparse.Namespace
+) -> Generator[Sample, None, None]:
     reader = modes.of(settings.mode).counters(settings)
     try:
         reader.require()
         before, read_at, _ = _read(reader, selected, namespace)
-        done = 0
-        while not limit or done < limit:
+        while True:
             time.sleep(namespace.interval)
             now, at, took = _read(reader, selected, namespace)
             yield sample_of(before, now, at - read_at, took, namespace)
             before, read_at = now, at
-            done += 1
     finally:
         reader.close()
 

@@ -1,20 +1,26 @@
-"""`pyproxy top`: connection counters of the kernel, and their rates."""
+"""`pyproxy top`: connection counters of the kernel, offloaded flows, and their rates."""
 
 from __future__ import annotations
 
+import argparse
+import io
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 from pyproxy_lab.probe import probe
 
+from pyproxy.cli import main
+from pyproxy.commands import printer, top_offloaded
 from pyproxy.commands.top import COMMAND, sample_of
 from pyproxy.config.command_line import Parser
 from pyproxy.dataplane.connections import Counted, Totals
 from pyproxy.dataplane.nftables.counters import CounterReader
+from pyproxy.dataplane.nftables.offloaded_flows import OTHER, Load, Loads
 from pyproxy.model.destination import parse_destination
 from tests.agent.live import endpoint_slice, service
 from tests.inspect.node import SITE, InspectedNode, inspected_node
+from tests.namespaces import empty_namespace
 
 WEB, DNS = "10.96.0.10", "10.96.0.11"
 
@@ -109,7 +115,99 @@ def test_without_counters_the_error_names_the_flag(node: InspectedNode) -> None:
     assert "--endpoint-counters" in result.err
 
 
-SERVICE, OTHER = ("services4", b"1"), ("services4", b"2")
+ONCE = ("top", "--offloaded", "--once", "--interval", "0.1")
+OFFLOADING = ("--flow-offload", "services")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ((), "--offloaded: the agent offloads no connections: start it with --flow-offload=ser"),
+        (
+            ("--proxy-mode", "ipvs", *OFFLOADING),
+            "--offloaded: proxy mode ipvs has no fast path: start the agent with "
+            "--proxy-mode=nftables and --flow-offload=services",
+        ),
+        (OFFLOADING, "the kernel holds no table inet pyproxy: run top --offloaded on a node"),
+    ],
+)
+def test_it_is_an_error_where_there_is_no_fast_path(
+    flags: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with empty_namespace("top") as netns:
+        assert netns.call(partial(main, [*ONCE, "--no-agent", *flags])) == 2
+    assert capsys.readouterr().err.startswith(f"pyproxy: {error}")
+
+
+@pytest.mark.kernel
+def test_the_error_is_that_of_the_agents_flags(node: InspectedNode) -> None:
+    result = node.command(*ONCE, *OFFLOADING)
+    assert result.status == 2
+    assert "--offloaded: the agent offloads no connections" in result.err
+
+
+@pytest.mark.kernel
+def test_without_flows_there_are_no_rows(node: InspectedNode) -> None:
+    # Connections of the node are in conntrack, and none of them is on a fast path.
+    result = node.without_agent(*ONCE, *OFFLOADING, "-o", "json").json
+    assert (result["flows"], result["rows"], result["totalRows"]) == (0, [], 0)
+    printed = node.without_agent(*ONCE, *OFFLOADING).out
+    assert printed.startswith("0 offloaded flows; 0.0 packets and 0 bytes per second over")
+
+
+WEB_LOAD = Load(2, 3000, 4_000_000, 1000, 500_000)
+DNS_LOAD = Load(1, 9000, 9_000_000, 10, 1000)
+LOADS = Loads({Counted("shop/web:http"): WEB_LOAD, Counted(OTHER): DNS_LOAD}, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "order"),
+    [
+        ((), ["shop/web:http", "other"]),
+        (("--sort", "total"), ["other", "shop/web:http"]),
+        (("--sort", "name"), ["other", "shop/web:http"]),
+        (("--rows", "1"), ["shop/web:http"]),
+    ],
+)
+def test_rows_of_offloaded_flows_are_sorted_and_limited(
+    flags: tuple[str, ...], order: list[str]
+) -> None:
+    sample = top_offloaded.sample_of(LOADS, 2.0, 0.001, parsed(*flags))
+    assert [row.service for row in sample.rows] == order
+    assert (sample.flows, sample.unmeasured, sample.total_rows) == (3, 1, 2)
+    assert (sample.packets_per_second, sample.bytes_per_second) == (505.0, 250_500.0)
+    web = next(row for row in sample.rows if row.service != OTHER)
+    assert (web.flows, web.packets, web.bytes) == (2, 3000, 4_000_000)
+    assert (web.packets_per_second, web.bytes_per_second) == (500.0, 250_000.0)
+
+
+@pytest.mark.parametrize("endpoint", ["", "10.244.1.11:8080"])
+def test_offloaded_flows_are_printed(endpoint: str) -> None:
+    loads = Loads({Counted("shop/web:http", endpoint): WEB_LOAD, Counted(OTHER): DNS_LOAD}, 1)
+    sample = top_offloaded.sample_of(loads, 2.0, 0.001, parsed())
+    out = io.StringIO()
+    printer.show(out, top_offloaded.show(sample))
+    first, titles, web, other = out.getvalue().splitlines()
+    noun = "endpoints" if endpoint else "services"
+    assert first == (
+        "3 offloaded flows (1 not measured yet); 505.0 packets and 250,500 bytes per second over "
+        f"2.0 s; showing 2 of 2 {noun}; read in 1.0 ms"
+    )
+    columns = ["SERVICE", *(["ENDPOINT"] if endpoint else [])]
+    assert titles.split() == [*columns, "FLOWS", "PACKETS/S", "BYTES/S", "PACKETS", "BYTES"]
+    place = [endpoint] if endpoint else []
+    assert web.split() == ["shop/web:http", *place, "2", "500.0", "250,000", "3,000", "4,000,000"]
+    assert other.split() == ["other", "1", "5.0", "500", "9,000", "9,000,000"]
+
+
+def parsed(*flags: str) -> argparse.Namespace:
+    parser = Parser("top")
+    COMMAND.declare(parser, "")
+    return parser.parse_args(flags)
+
+
+SERVICE, ANOTHER = ("services4", b"1"), ("services4", b"2")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +219,7 @@ SERVICE, OTHER = ("services4", b"1"), ("services4", b"2")
         ({SERVICE: 5}, {SERVICE: 9}, {"a": 4}),
         ({SERVICE: 5}, {SERVICE: 2}, {"a": 2}),
         ({SERVICE: 5}, {}, {}),
-        ({SERVICE: 5, OTHER: 1}, {SERVICE: 6, OTHER: 3}, {"a": 3}),
+        ({SERVICE: 5, ANOTHER: 1}, {SERVICE: 6, ANOTHER: 3}, {"a": 3}),
     ],
     ids=str,
 )
@@ -130,7 +228,7 @@ def test_a_recreated_element_counts_from_zero(
     after: dict[tuple[str, bytes], int],
     gained: dict[str, int],
 ) -> None:
-    owners = dict.fromkeys((SERVICE, OTHER), Counted("a"))
+    owners = dict.fromkeys((SERVICE, ANOTHER), Counted("a"))
     first, second = Totals(before, owners), Totals(after, owners)
     assert second.since(first) == {Counted(name): number for name, number in gained.items()}
 
@@ -149,10 +247,7 @@ def test_rows_are_sorted_and_limited(flags: tuple[str, ...], order: list[str]) -
     owners = {("services4", name.encode()): Counted(name) for name in "abc"}
     now = dict(zip(owners, (10, 20, 30), strict=True))
     before = dict(zip(owners, (5, 10, 30), strict=True))
-    parser = Parser("top")
-    COMMAND.declare(parser, "")
-    namespace = parser.parse_args(flags)
-    sample = sample_of(Totals(before, owners), Totals(now, owners), 5.0, 0.1, namespace)
+    sample = sample_of(Totals(before, owners), Totals(now, owners), 5.0, 0.1, parsed(*flags))
     assert [row.service for row in sample.rows] == order
     assert sample.per_second == 3.0
     assert sample.total_rows == 3
