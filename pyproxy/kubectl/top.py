@@ -1,10 +1,15 @@
-"""`kubectl pyproxy top`: new connections per second by Service, summed over all nodes."""
+"""`kubectl pyproxy top`: new connections per second by Service, summed over all nodes.
+
+With `--offloaded` it sums the flows on the fast path instead.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
 import msgspec
 
@@ -19,7 +24,15 @@ from pyproxy.kubectl.ask import Question, decoder, read
 from pyproxy.kubectl.command import Command
 from pyproxy.kubectl.fan_out import ask_all
 from pyproxy.kubectl.options import Options, add_options, connect, options
+from pyproxy.kubectl.top_offloaded import (
+    ClusterOffloaded,
+    NodeSample,
+    cluster_offloaded,
+    show_offloaded,
+)
 from pyproxy.source.client import Client
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 _ROWS = 20
 _SORTS = ("rate", "total", "name")
@@ -108,7 +121,7 @@ def cluster_sample(
 
 
 def show(sample: ClusterSample, interval: float) -> Iterator[Part]:
-    """Yield the sum, a row for each Service, and the nodes without an answer."""
+    """Yield the sum, and a row for each Service."""
     answered = sample.nodes - len(sample.failures)
     yield text(
         f"{sample.per_second:,.1f} new connections per second on {count(answered, 'node')}, each "
@@ -129,10 +142,13 @@ def show(sample: ClusterSample, interval: float) -> Iterator[Part]:
             for row in sample.rows
         ),
     )
-    if sample.failures:
-        node, reason = next(iter(sample.failures.items()))
-        number = count(len(sample.failures), "node")
-        yield text(f"{number} gave no answer; {node}: {reason}", BAD)
+
+
+def _failures(failures: dict[str, str]) -> Iterator[Part]:
+    """Yield a line about the nodes that gave no answer, with the reason of the first."""
+    if failures:
+        node, reason = next(iter(failures.items()))
+        yield text(f"{count(len(failures), 'node')} gave no answer; {node}: {reason}", BAD)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +157,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "service", nargs="?", default="", metavar="NAMESPACE[/NAME]",
         help="show one namespace or one Service",
     )  # fmt: skip
+    add(
+        "--offloaded",
+        action="store_true",
+        help="show the connections on the fast path of --flow-offload, with packets and bytes",
+    )
     add("--sort", choices=_SORTS, default="rate", help="sort key (default rate)")
     add(
         "--rows",
@@ -166,29 +187,52 @@ def _run(namespace: argparse.Namespace, _: Sequence[str]) -> int:
     # The sample is part of the wait for a node.
     chosen = msgspec.structs.replace(chosen, timeout=chosen.timeout + namespace.interval)
     agents = find_agents(client, chosen)
+
+    def sample() -> tuple[ClusterSample | ClusterOffloaded, Iterator[Part]]:
+        return _sample(client, agents, namespace, chosen)
+
     if encoder(namespace) is not None or namespace.once:
         while True:
-            sample = _sample(client, agents, namespace, chosen)
-            report.show(sample, lambda: show(sample, namespace.interval), namespace)  # noqa: B023
+            found, parts = sample()
+            report.show(found, lambda: parts, namespace)  # noqa: B023
             if namespace.once:
-                return 1 if sample.failures else 0
+                return 1 if found.failures else 0
     with printer.refreshing(sys.stdout) as draw:
         while True:
-            draw(show(_sample(client, agents, namespace, chosen), namespace.interval))
+            draw(sample()[1])
 
 
 def _sample(
     client: Client, agents: Sequence[Agent], namespace: argparse.Namespace, chosen: Options
-) -> ClusterSample:
-    words = ("top", "--once", "--rows", "0", "--interval", f"{namespace.interval:g}")
-    selected = (namespace.service,) if namespace.service else ()
-    question = Question((*words, *selected))
-    decode = decoder(_Sample)
-    answers = (
-        (answer.node, read(answer, question, decode))
-        for answer in ask_all(client, agents, question, chosen)
+) -> tuple[ClusterSample | ClusterOffloaded, Iterator[Part]]:
+    """Return a sample of all nodes, and its form on a terminal."""
+    interval = namespace.interval
+    if namespace.offloaded:
+        flows = cluster_offloaded(
+            _ask(client, agents, namespace, chosen, NodeSample), namespace.sort, namespace.rows
+        )
+        return flows, chain(show_offloaded(flows, interval), _failures(flows.failures))
+    found = cluster_sample(
+        _ask(client, agents, namespace, chosen, _Sample), namespace.sort, namespace.rows
     )
-    return cluster_sample(answers, namespace.sort, namespace.rows)
+    return found, chain(show(found, interval), _failures(found.failures))
+
+
+def _ask(
+    client: Client,
+    agents: Sequence[Agent],
+    namespace: argparse.Namespace,
+    chosen: Options,
+    kind: type[S],
+) -> Iterator[tuple[str, S | str]]:
+    """Yield each node with its sample, or with the reason why there is none."""
+    words = ("top", "--once", "--rows", "0", "--interval", f"{namespace.interval:g}")
+    offloaded = ("--offloaded",) if namespace.offloaded else ()
+    selected = (namespace.service,) if namespace.service else ()
+    question = Question((*words, *offloaded, *selected))
+    decode = decoder(kind)
+    for answer in ask_all(client, agents, question, chosen):
+        yield answer.node, read(answer, question, decode)
 
 
 COMMAND = Command(_add_arguments, _run, ("0 success", "1 a node did not answer"))

@@ -151,3 +151,46 @@ def test_top_names_a_node_without_an_answer(nodes: Nodes) -> None:
     found = nodes.run("top", "--once")
     assert found.status == 1
     assert found.out.splitlines()[-1] == "1 node gave no answer; node-3: no counters"
+
+
+def offloaded(**flows: int) -> Reply:
+    rows = [
+        {
+            "service": f"shop/{name}", "flows": number, "packetsPerSecond": number * 10.0,
+            "bytesPerSecond": number * 1000.0, "packets": number * 100, "bytes": number * 10_000,
+        }
+        for name, number in flows.items()
+    ]  # fmt: skip
+    return reply({"seconds": 2.0, "flows": sum(flows.values()), "rows": rows, "totalRows": 9})
+
+
+def test_top_sums_offloaded_flows_over_nodes(nodes: Nodes) -> None:
+    nodes.replies |= {name: offloaded(web=1) for name in NODES}
+    nodes.replies["node-2"] = offloaded(web=6, db=20)
+    nodes.replies["node-4"] = Reply(status=2, errors=b"pyproxy: no fast path")
+    found = nodes.run("top", "--offloaded", "--once", "--interval", "0.5", "shop")
+    first, _, *rows, failure = found.out.splitlines()
+    assert found.status == 1
+    assert first == (
+        "29 offloaded flows on 4 nodes; 290.0 packets and 29,000 bytes per second, each over "
+        "500.0 ms; showing 2 of 2 services"
+    )
+    assert [row.split() for row in rows] == [
+        ["shop/db", "20", "200.0", "20,000", "2,000", "200,000", "1", "node-2"],
+        ["shop/web", "9", "90.0", "9,000", "900", "90,000", "4", "node-2"],
+    ]
+    assert failure == "1 node gave no answer; node-4: no fast path"
+    assert nodes.commands[0][1][:9] == (
+        "pyproxy", "top", "--once", "--rows", "0", "--interval", "0.5", "--offloaded", "shop",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [(("--sort", "name"), "shop/db"), (("--sort", "total"), "shop/web"), ((), "shop/web")],
+)
+def test_top_sorts_offloaded_flows(nodes: Nodes, words: tuple[str, ...], first: str) -> None:
+    nodes.replies |= {name: offloaded(web=2, db=1) for name in NODES}
+    found = nodes.run("top", "--offloaded", "--once", "--rows", "1", "-o", "json", *words).json
+    assert ([row["service"] for row in found["rows"]], found["totalRows"]) == ([first], 2)
+    assert (found["flows"], found["failures"]) == (15, {})
