@@ -64,6 +64,7 @@ class Agent(Generic[P]):
             node_rules.hostname,
             node_rules.bounds,
             divides_node_ports=node_rules.divides_node_ports,
+            offload=node_rules.offload,
         )
         self._steps = Steps(self.cluster_state, self._router, limits)
         self._readback = ReadbackSchedule(observers.clock())
@@ -210,6 +211,16 @@ class Agent(Generic[P]):
             drift = Drift("")
         if drift is not None:
             self.drifted(drift)
+
+    def devices_changed(self) -> None:
+        """Have the dataplane follow network devices. Raises PermissionKernelError."""
+        try:
+            self._dataplane.devices_changed()
+        except PermissionKernelError:
+            raise
+        except KernelError as error:
+            # The next change of a device, or an audit, tries again.
+            log.warning("cannot follow changes of network devices: %s", error)
 
     def sync(self) -> None:
         """Bring the kernel one step nearer to the desired state.

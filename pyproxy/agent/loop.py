@@ -30,6 +30,9 @@ _BATCH = 10_000
 
 _RETRY_SECONDS = 1.0
 
+_DEVICES_SECONDS = 0.5
+"""Time after a change of devices in which others are awaited: a node starts a hundred pods."""
+
 SWITCH_INTERVAL = 0.0005
 """Seconds until a thread that waits to run Python code interrupts the one that runs.
 
@@ -47,6 +50,10 @@ class AddressesChanged(msgspec.Struct, frozen=True):
     """The node may have got or lost addresses."""
 
 
+class DevicesChanged(msgspec.Struct, frozen=True):
+    """Network devices came or went that the dataplane uses by name."""
+
+
 class Chores(msgspec.Struct, frozen=True):
     """Work beside events and syncs, in the agent's thread.
 
@@ -60,7 +67,7 @@ class Chores(msgspec.Struct, frozen=True):
 
 
 # SimpleQueue, because a signal handler puts the Stop: its put is reentrant and cannot deadlock.
-Inbox = queue.SimpleQueue[Event | Drift | Query | AddressesChanged | Stop]
+Inbox = queue.SimpleQueue[Event | Drift | Query | AddressesChanged | DevicesChanged | Stop]
 
 
 class Loop(Generic[P]):
@@ -90,6 +97,7 @@ class Loop(Generic[P]):
         self._has_new_addresses = False
         self._address_reads = WorkLimiter()
         self._addresses_due = 0.0
+        self._devices_due: float | None = None
 
     def run(self) -> None:
         """Block until the inbox holds a Stop. Raises PermissionKernelError."""
@@ -113,6 +121,10 @@ class Loop(Generic[P]):
             if self._has_new_addresses and self._read_due <= self._clock():
                 with self._activities.during(Activity.ADDRESSES):
                     self._read_addresses()
+            if self._devices_due is not None and self._devices_due <= self._clock():
+                self._devices_due = None
+                with self._activities.during(Activity.ADDRESSES):
+                    self._agent.devices_changed()
             due = self._agent.due()
             if due is not None and due <= self._clock():
                 self._sync()
@@ -141,6 +153,10 @@ class Loop(Generic[P]):
             elif isinstance(event, AddressesChanged):
                 # Read once for all that changed together.
                 self._has_new_addresses = True
+            elif isinstance(event, DevicesChanged):
+                # The first change of several sets the time, so that a stream of them delays none.
+                if self._devices_due is None:
+                    self._devices_due = self._clock() + _DEVICES_SECONDS
             else:
                 self._agent.handle_event(event)
         return True
@@ -153,6 +169,8 @@ class Loop(Generic[P]):
             until = min(until, due)
         if self._has_new_addresses:
             until = min(until, self._read_due)
+        if self._devices_due is not None:
+            until = min(until, self._devices_due)
         return max(0.0, until - self._clock())
 
     @property
@@ -216,3 +234,27 @@ def _watch_drift(dataplane: DriftWatcher, emit: Callable[[Drift], None]) -> None
         if drift is None:
             return
         emit(drift)
+
+
+class DeviceWatcher(Protocol):
+    """The part of a dataplane that `watch_devices` uses."""
+
+    def wait_for_devices(self) -> bool:
+        """Block until devices change; False after `close`, or if the mode uses none."""
+        ...
+
+
+def watch_devices(dataplane: DeviceWatcher, emit: Callable[[DevicesChanged], None]) -> None:
+    """Start a thread that emits changes of devices, until the dataplane is closed."""
+    Worker("devices", lambda: _watch_devices(dataplane, emit)).start()
+
+
+def _watch_devices(dataplane: DeviceWatcher, emit: Callable[[DevicesChanged], None]) -> None:
+    while True:
+        try:
+            if not dataplane.wait_for_devices():
+                return
+        except KernelError as error:
+            log.warning("cannot read notifications of network devices, retrying: %s", error)
+            time.sleep(_RETRY_SECONDS)
+        emit(DevicesChanged())

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from pyproxy.agent.node_wait import NodeWait
 from pyproxy.config import flags
-from pyproxy.config.settings import LOOPBACK_IPV6, LocalMode, Settings, is_loopback
+from pyproxy.config.settings import (
+    LOOPBACK_IPV6,
+    FlowOffload,
+    LocalMode,
+    Settings,
+    is_loopback,
+)
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.model.address import (
@@ -31,7 +37,7 @@ _KUBELET_PORT = Port(10250)
 class NodeRules:
     """The pod networks, node port addresses and reserved frontends of the node `hostname`.
 
-    `bounds` are those of its Services.
+    `bounds` are those of its Services, and `offload` is whether their connections are offloaded.
 
     `local_addresses` returns the addresses of this machine's interfaces with loopback, that of the
     default route first in each family. `broadcasts` returns the broadcast addresses of its
@@ -60,6 +66,7 @@ class NodeRules:
         self._own_ports = tuple(_own_ports(settings))
         self._external_ips = settings.external_ips
         self.divides_node_ports = modes.of(settings.mode).divides_node_ports
+        self.offload = settings.nftables.flow_offload is not FlowOffload.NONE
         self._takes_addresses = bool(modes.of(settings.mode).device)
         self._serves_local_networks = modes.of(settings.mode).serves_local_networks
         self._local_addresses = local_addresses

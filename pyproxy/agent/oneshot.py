@@ -105,6 +105,16 @@ class NullDataplane:
         """Return nothing."""
         return {}
 
+    def wait_for_devices(self) -> bool:
+        """Return False."""
+        return False
+
+    def devices_changed(self) -> None:
+        """Do nothing."""
+
+    def flow_offload(self) -> None:
+        """Return None."""
+
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Count nothing."""
         return ()

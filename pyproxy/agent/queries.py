@@ -20,7 +20,7 @@ from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit
 from pyproxy.agent.core import Agent
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import TableUsage
+from pyproxy.dataplane.interface import FlowOffloadState, TableUsage
 from pyproxy.errors import Problem, PyproxyError
 from pyproxy.health.state import Health
 from pyproxy.inspect.change_log import ChangeLog
@@ -103,7 +103,8 @@ class About(msgspec.Struct, frozen=True):
 
     `client` is None if a folder replaces the API server. `api_age` returns seconds, `wall_clock`
     and `started` are in seconds since the epoch. `table_usage` counts the objects in the kernel's
-    tables, in any thread; it may raise KernelError. `config_problems` returns the mistakes in the
+    tables, and `flow_offload` returns the state of the fast path, None if there is none; both in
+    any thread, and they may raise KernelError. `config_problems` returns the mistakes in the
     configuration.
     """
 
@@ -115,6 +116,7 @@ class About(msgspec.Struct, frozen=True):
     started: float
     table_usage: Callable[[], tuple[TableUsage, ...]]
     config_problems: Callable[[], tuple[ConfigProblem, ...]] = tuple
+    flow_offload: Callable[[], FlowOffloadState | None] = lambda: None
 
 
 class _Copies(msgspec.Struct, frozen=True):
@@ -175,6 +177,14 @@ class AgentInspector:
         except PyproxyError as error:
             log.debug("cannot count the objects in the tables: %s", error)
             return ()
+
+    def flow_offload(self) -> FlowOffloadState | None:
+        """Return the state of the fast path; None if there is none, or it is unknown."""
+        try:
+            return self._about.flow_offload()
+        except PyproxyError as error:
+            log.debug("cannot read the state of flow offload: %s", error)
+            return None
 
     def look_up(self, name: ObjectName) -> ServiceLookup:
         """Read a Service and its pods from the API server. Blocks the caller's thread."""

@@ -35,7 +35,8 @@ class ServiceRouter:
     """Routes Services of one cluster state on the node `hostname`, and tracks their problems.
 
     Of a Service beyond the `bounds`, the rest is left out. With `divides_node_ports` a
-    node port has one frontend for each of the node's addresses.
+    node port has one frontend for each of the node's addresses. With `offload` the connections of
+    Services without session affinity may take the fast path.
 
     It remembers which Service owns which frontend, so every removed Service must be routed too.
     """
@@ -48,12 +49,14 @@ class ServiceRouter:
         bounds: ServiceBounds,
         *,
         divides_node_ports: bool = False,
+        offload: bool = False,
     ) -> None:
         self._cluster_state = cluster_state
         self._problems = problems
         self._hostname = hostname
         self._bounds = bounds
         self.divides_node_ports = divides_node_ports
+        self._offload = offload
         self._node_addresses: frozenset[Address] = frozenset()
         self._node = NodeRouting()
         self._owners = FrontendOwners()
@@ -157,6 +160,8 @@ class ServiceRouter:
         service = bounded.service
         slices, unusable = self._filter.endpoints(bounded.slices)
         routing = route_service(service, slices, self._cluster_state.node, self._hostname)
+        if self._offload and not routing.affinity_timeout:
+            routing = msgspec.structs.replace(routing, offload=True)
         routing, reserved = self._filter.frontends(service, routing, node.node_port_addresses)
         assigned = self._owners.assign(
             service,

@@ -25,7 +25,15 @@ from pyproxy.agent.config_checks import ConfigChecks, ConfigProblemCollector
 from pyproxy.agent.config_file import ConfigFile
 from pyproxy.agent.core import Agent
 from pyproxy.agent.listeners import Flows, HealthChecks, KernelCounts, LocalCounts
-from pyproxy.agent.loop import AddressesChanged, Chores, Inbox, Loop, Stop, watch_drift
+from pyproxy.agent.loop import (
+    AddressesChanged,
+    Chores,
+    Inbox,
+    Loop,
+    Stop,
+    watch_devices,
+    watch_drift,
+)
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import LocalAddresses
 from pyproxy.agent.node_wait import FirstCommit
@@ -177,11 +185,12 @@ def _serve(
             time.time(),
             dataplane.table_usage,
             config_checks.problems,
+            dataplane.flow_offload,
         )
         stack.enter_context(
             _inspectable(AgentInspector(agent, programmed, about, inbox.put), settings)
         )
-        watch_drift(dataplane, inbox.put)
+        _watch_kernel(dataplane, inbox)
         stack.enter_context(_running(addresses))
         log.info("reading the lists for node %s in %s mode", settings.node_name, dataplane.name)
         stack.enter_context(_running(source))
@@ -200,6 +209,11 @@ def _serve(
 
         Loop(agent, inbox, Chores(periodic, _PERIODIC_SECONDS, checks.retry), health).run()
         log.info("shutting down; the rules stay")
+
+
+def _watch_kernel(dataplane: Dataplane[Any], inbox: Inbox) -> None:
+    watch_drift(dataplane, inbox.put)
+    watch_devices(dataplane, inbox.put)
 
 
 def _look_at_files(config_file: ConfigFile, client: Client | None) -> bool:

@@ -9,7 +9,7 @@ from pyproxy.commands import slow_changes
 from pyproxy.commands.command import View
 from pyproxy.commands.output import BAD, DIM, GOOD, Part, Text, properties, table, text
 from pyproxy.commands.query_runner import QueryRunner
-from pyproxy.dataplane.interface import TableUsage
+from pyproxy.dataplane.interface import FlowOffloadState, TableUsage
 from pyproxy.inspect.humanize import clock, count, duration
 from pyproxy.inspect.queries import SLOW, STATUS, NoArgs
 from pyproxy.inspect.slow_changes import SlowChanges
@@ -52,6 +52,7 @@ def show(status: Status) -> Iterator[Part]:
             ("node port IPs", ", ".join(status.node_port_addresses) or "none"),
             ("pod networks", ", ".join(status.pod_networks) or "not configured"),
             ("tables", ", ".join(map(_usage, status.tables)) or text("unknown", DIM)),
+            *([("flow offload", _flow_offload(state))] if (state := status.flow_offload) else []),
             ("invalid", _invalid(status)),
             ("config", _config(status)),
         ]
@@ -85,6 +86,17 @@ def _last_sync(status: Status) -> str:
 def _usage(usage: TableUsage) -> str:
     limit = f" of {usage.limit:,}" if usage.limit else ""
     return f"{usage.name} {usage.used:,}{limit}"
+
+
+def _flow_offload(state: FlowOffloadState) -> Text:
+    if state.inactive:
+        return text(f"not active: {state.inactive}", BAD)
+    refused = "".join(f"; cannot bind {name}: {why}" for name, why in state.refused.items())
+    return text(
+        f"{count(state.added, 'connection')} offloaded so far, on "
+        f"{', '.join(state.devices) or 'no interface'}{refused}",
+        BAD if refused else GOOD,
+    )
 
 
 def _invalid(status: Status) -> Text:

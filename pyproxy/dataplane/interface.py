@@ -133,6 +133,20 @@ class TableUsage(msgspec.Struct, frozen=True):
     limit: int = 0
 
 
+class FlowOffloadState(msgspec.Struct, frozen=True):
+    """The fast path of established connections.
+
+    `devices` are those bound to it, in order. `refused` are those that the kernel refused to bind,
+    with its error. `inactive` is the reason why there is no fast path, empty if there is. `added`
+    counts the connections put on it since its rules were written.
+    """
+
+    devices: tuple[str, ...] = ()
+    refused: Mapping[str, str] = {}
+    inactive: str = ""
+    added: int = 0
+
+
 class EarlyWriter(Protocol):
     """Writes Services, until the `plan_full` that has all Services; a thread of its own sends."""
 
@@ -277,6 +291,22 @@ class Writer(Protocol[P]):
         """
         ...
 
+    def wait_for_devices(self) -> bool:
+        """Block until network devices change that the mode uses by name; False after `close`.
+
+        Returns False at once in a mode that uses none. Called in a thread of its own. Raises
+        KernelError, and may then be called again.
+        """
+        ...
+
+    def devices_changed(self) -> None:
+        """Follow changes that `wait_for_devices` reported.
+
+        Blocks for a request, and for a transaction with a message per changed device. Idempotent.
+        Raises KernelError.
+        """
+        ...
+
     def tick(self) -> Drift | None:
         """Do what is due by time, and return a drift that only polling or an audit finds.
 
@@ -314,6 +344,13 @@ class Inspector(Protocol):
 
     def check_base_rules(self, node: NodeRouting) -> tuple[str, ...]:
         """Return a line for each difference in the base rules; empty if there is none."""
+        ...
+
+    def flow_offload(self) -> FlowOffloadState | None:
+        """Return the state of the fast path; None without `--flow-offload`.
+
+        Any thread. Blocks for a request.
+        """
         ...
 
     def table_usage(self) -> tuple[TableUsage, ...]:

@@ -49,4 +49,5 @@ def _place_port(before: PortRouting | None, wanted: PortRouting) -> PortRouting:
         place(before.local, wanted.local),
         wanted.hairpin,
         wanted.draining,
+        wanted.fallback,
     )

@@ -96,9 +96,11 @@ def _watch(agent: AgentView, arguments: WatchArgs) -> Iterator[Sequence[Change]]
             yield [change for change in batch if change.service.startswith(prefix)]
 
 
-STATUS = Query(
-    "/status", NoArgs, Status, lambda agent, _: list_status(agent.snapshot(), agent.table_usage())
-)
+def _status(agent: AgentView, _: NoArgs) -> Listing[Status]:
+    return list_status(agent.snapshot(), agent.table_usage(), agent.flow_offload())
+
+
+STATUS = Query("/status", NoArgs, Status, _status)
 SLOW = Query("/slow", NoArgs, SlowChanges, lambda agent, _: agent.snapshot().slow_changes)
 SERVICES = Query(
     "/services",

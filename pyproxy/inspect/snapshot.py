@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from pyproxy.config.settings import Settings
-from pyproxy.dataplane.interface import NodeRouting, TableUsage
+from pyproxy.dataplane.interface import FlowOffloadState, NodeRouting, TableUsage
 from pyproxy.errors import Problem
 from pyproxy.health.state import HealthReport
 from pyproxy.inspect.slow_changes import SlowChanges
@@ -111,6 +111,13 @@ class AgentView(Protocol):
 
     def table_usage(self) -> tuple[TableUsage, ...]:
         """Return the number of objects in the kernel's tables; empty if it is unknown.
+
+        May read the kernel in the calling thread.
+        """
+        ...
+
+    def flow_offload(self) -> FlowOffloadState | None:
+        """Return the state of the fast path; None if there is none, or it is unknown.
 
         May read the kernel in the calling thread.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 import pyproxy
-from pyproxy.dataplane.interface import TableUsage
+from pyproxy.dataplane.interface import FlowOffloadState, TableUsage
 from pyproxy.errors import Problem
 from pyproxy.inspect.listing import Listing
 from pyproxy.inspect.snapshot import Repair, Snapshot, Sync
@@ -30,6 +30,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     Times are in seconds since the epoch, ages and durations in seconds. `source` is the API server,
     kubeconfig or folder of manifests, `source_age` as `api_age` in Snapshot. `endpoints` counts all
     endpoints of all slices. `sync_error` is that of the last sync, empty after a successful one.
+    `flow_offload` is None without `--flow-offload`.
     """
 
     version: str
@@ -56,11 +57,17 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     invalid: tuple[InvalidObject, ...] = ()
     tables: tuple[TableUsage, ...] = ()
     config_problems: tuple[ConfigProblem, ...] = ()
+    flow_offload: FlowOffloadState | None = None
 
 
-def list_status(snapshot: Snapshot, tables: tuple[TableUsage, ...] = ()) -> Listing[Status]:
+def list_status(
+    snapshot: Snapshot,
+    tables: tuple[TableUsage, ...] = (),
+    flow_offload: FlowOffloadState | None = None,
+) -> Listing[Status]:
     """Return the status of a snapshot, with the invalid objects one by one."""
-    return Listing(status(snapshot, tables, 0), {"invalid": map(invalid_object, snapshot.problems)})
+    found = msgspec.structs.replace(status(snapshot, tables, 0), flow_offload=flow_offload)
+    return Listing(found, {"invalid": map(invalid_object, snapshot.problems)})
 
 
 def status(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from pyproxy.dataplane.interface import TableUsage
+from pyproxy.dataplane.interface import FlowOffloadState, TableUsage
 from pyproxy.inspect.snapshot import AgentView, Change, Snapshot
 from pyproxy.inspect.turns import Turn
 from pyproxy.model.objects import ObjectName
@@ -28,6 +28,11 @@ class TurnTaking:
         """Return the number of objects in the kernel's tables; empty if it is unknown."""
         with self._turn.paused():
             return self._agent.table_usage()
+
+    def flow_offload(self) -> FlowOffloadState | None:
+        """Return the state of the fast path; None if there is none, or it is unknown."""
+        with self._turn.paused():
+            return self._agent.flow_offload()
 
     def look_up(self, name: ObjectName) -> ServiceLookup:
         """Ask the API server for a Service and its pods."""

@@ -46,8 +46,12 @@ from pyproxy.netlink.nfnetlink import pack_family
 from pyproxy.netlink.requests import Request, Requests
 from pyproxy.netlink.sockets import NETLINK_NETFILTER, NetlinkSocket
 
+_IPCTNL_MSG_CT_NEW = 0x100
 _IPCTNL_MSG_CT_GET = 0x101
 _IPCTNL_MSG_CT_DELETE = 0x102
+
+_NOW = attribute(7, bytes(4))
+"""CTA_TIMEOUT: the entry expires now."""
 
 _CTA_FILTER_ORIG_FLAGS = 1
 _FILTER_IP_DST = 1 << 1
@@ -150,13 +154,31 @@ class Conntrack:
                 failed.extend((flow, error) for flow in chunk)
                 continue
             deleted += len(chunk) - len(errors)
-            failed.extend(
-                (chunk[each.index], kernel_error(each.errno, "deleting a conntrack entry"))
-                for each in errors
+            for each in errors:
+                flow = chunk[each.index]
+                if each.errno == errno.EBUSY and self.expire(flow):
+                    deleted += 1
                 # ENOENT also says that the tuple has a new entry by now, whose CTA_ID differs.
-                if each.errno != errno.ENOENT
-            )
+                elif each.errno != errno.ENOENT:
+                    failed.append((flow, kernel_error(each.errno, "deleting a conntrack entry")))
         return Deletion(deleted, tuple(failed))
+
+    def expire(self, flow: Flow) -> bool:
+        """End the timeout of an entry and look it up; return whether it is gone then.
+
+        Kernels before 6.1.32 and 5.15.115 refuse to delete an entry that is offloaded (EBUSY). A
+        lookup deletes one that has expired. Does not raise.
+        """
+        body = pack_family(_DOMAIN[flow.family]) + flow.handle
+        try:
+            if self._requests.send([Request(_IPCTNL_MSG_CT_NEW, 0, body + _NOW)]):
+                return False
+            self._requests.get(Request(_IPCTNL_MSG_CT_GET, 0, body))
+        except StaleStateError:
+            return True
+        except KernelError:
+            return False
+        return False
 
 
 def _dump(family: Family, body: bytes) -> Iterator[list[Flow]]:

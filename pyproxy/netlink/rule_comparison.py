@@ -17,6 +17,7 @@ _NUMBER = struct.Struct(">I")
 
 _REGISTERS: Mapping[str, frozenset[int]] = {
     "bitwise": frozenset((1, 2)),
+    "byteorder": frozenset((1, 2)),
     "cmp": frozenset((1,)),
     "ct": frozenset((1, 4)),
     "dynset": frozenset((4, 5)),
@@ -49,6 +50,9 @@ def is_same_rule(sent: bytes, held: bytes) -> bool:
 def _is_same(sent: Expression, held: Expression) -> bool:
     if sent.name != held.name:
         return False
+    if sent.name == "counter":
+        # Its fields are what it has counted.
+        return True
     ours, theirs = _fields(sent), _fields(held)
     inner = _INNER.get(sent.name, -1)
     if any(theirs.get(kind) != value for kind, value in ours.items() if kind != inner):

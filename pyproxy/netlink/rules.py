@@ -39,9 +39,11 @@ META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 _META_IIFNAME, _META_NFTRACE = 6, 12
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
+_CT_DIRECTION, _CT_STATUS, _CT_PACKETS = 1, 2, 14
+IPS_SEEN_REPLY, IPS_ASSURED, IPS_DST_NAT = 1 << 1, 1 << 2, 1 << 5
 # NF_CT_STATE_BIT(IP_CT_NEW); bits 0, 1 and 2 are invalid, established and related.
 CT_NEW = 1 << 3
-HOOK_PREROUTING, HOOK_INPUT, HOOK_POSTROUTING = 0, 1, 4
+HOOK_PREROUTING, HOOK_INPUT, HOOK_FORWARD, HOOK_POSTROUTING = 0, 1, 2, 4
 
 # The numbers of attributes below are those of enum nft_<expression>_attributes.
 _ORIGINAL = 0
@@ -49,9 +51,12 @@ _ORIGINAL = 0
 _UPDATE = 1
 _DAY = 86_400
 
+_HTON, _LESS_OR_EQUAL = 1, 3
+
 _NAME, _DATA = 1, 2
 _LOOKUP_SET = 1
 _META_KEY = 2
+_COUNTER_PACKETS = 2
 _CMP_DATA = 3
 _BITWISE_XOR = 5
 _VALUE = 1
@@ -141,6 +146,52 @@ def is_new(register: int) -> list[bytes]:
         _bitwise(register, new, zero),
         _compare(register, 1, zero),
     ]
+
+
+def lacks_status(register: int, bits: int) -> list[bytes]:
+    """Match connections whose conntrack status lacks any of these bits."""
+    wanted = struct.pack("=I", bits)
+    return [
+        _expression("ct", _number(1, register), _number(2, _CT_STATUS)),
+        _bitwise(register, wanted, bytes(4)),
+        _compare(register, 1, wanted),
+    ]
+
+
+def is_reply(register: int) -> list[bytes]:
+    """Match packets of the reply direction."""
+    return [
+        _expression("ct", _number(1, register), _number(2, _CT_DIRECTION)),
+        _compare(register, 1, bytes((_ORIGINAL,))),
+    ]
+
+
+def has_packets_up_to(register: int, most: int) -> list[bytes]:
+    """Match connections with at most so many packets, both directions together.
+
+    The kernel switches on conntrack's accounting for it (nft_ct_get_init), and connections from
+    before have no count, which matches.
+    """
+    # The count has two registers, in the host's order; comparisons are in network order.
+    return [
+        _expression("ct", _number(1, register), _number(2, _CT_PACKETS)),
+        _expression(
+            "byteorder",
+            *(_number(kind, value) for kind, value in ((1, register), (2, register))),
+            *(_number(kind, value) for kind, value in ((3, _HTON), (4, 8), (5, 8))),
+        ),
+        _compare(register, _LESS_OR_EQUAL, struct.pack(">Q", most)),
+    ]
+
+
+def counter() -> bytes:
+    """Count packets and bytes."""
+    return _expression("counter")
+
+
+def flow_add(flowtable: str) -> bytes:
+    """Add the packet's connection to a flowtable; the rule ends here if that is not possible."""
+    return _expression("flow_offload", string(1, flowtable))
 
 
 def equal(register: int, value: bytes) -> bytes:
@@ -304,6 +355,14 @@ def read_incoming_interface(packed: bytes) -> str:
         key = int.from_bytes(each.fields.get(_META_KEY, b""), "big")
         is_loaded = each.name == "meta" and key == _META_IIFNAME
     return ""
+
+
+def read_counted(packed: bytes) -> int | None:
+    """Return the packets that a rule's counter has counted; None if it has no counter."""
+    for each in read_expressions(packed):
+        if each.name == "counter":
+            return int.from_bytes(each.fields.get(_COUNTER_PACKETS, b""), "big")
+    return None
 
 
 def read_bits_set(packed: bytes) -> bytes:

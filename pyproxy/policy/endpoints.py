@@ -64,7 +64,7 @@ class SelectedEndpoints(msgspec.Struct, frozen=True, gc=False):
 
     `cluster` is for the policy Cluster, `local` for Local. `possibly_local` are the endpoints on
     this node and those without a node, usable or not. `draining` terminate and still serve while
-    others are ready.
+    others are ready. `fallback` are those of `cluster` and `local` that terminate.
 
     Invariant: if `cluster` is empty, so is `local`, because a local endpoint is also a cluster
     endpoint and hints that would leave no endpoint are ignored.
@@ -74,6 +74,7 @@ class SelectedEndpoints(msgspec.Struct, frozen=True, gc=False):
     local: Collection[Backend]
     possibly_local: Collection[Backend]
     draining: Collection[Backend] = ()
+    fallback: Collection[Backend] = ()
 
 
 def route_service(
@@ -254,17 +255,19 @@ def select_endpoints(endpoints: Endpoints, hostname: str, zone: str) -> Selected
         # The dict itself: its keys are the endpoints, and a copy would cost time for each port.
         return SelectedEndpoints(endpoints, local, possibly_local)
     ready = {b: e for b, e in endpoints.items() if e.ready}
+    cluster: Collection[Backend]
     if not ready:
-        return SelectedEndpoints(
-            [b for b, e in endpoints.items() if _is_fallback(e)], local, possibly_local
-        )
+        cluster = [b for b, e in endpoints.items() if _is_fallback(e)]
+        # Those of `local` are among them.
+        return SelectedEndpoints(cluster, local, possibly_local, fallback=cluster)
     # Hints are compared for ready endpoints only, as in kube-proxy.
     mode = topology.choose_mode(ready.values(), hostname, zone).mode
-    cluster: Collection[Backend] = ready
+    cluster = ready
     if mode is not _ANYWHERE:
         cluster = [b for b, e in ready.items() if topology.within(e, mode, hostname, zone)]
     draining = [b for b, e in endpoints.items() if b not in ready and _is_fallback(e)]
-    return SelectedEndpoints(cluster, local, possibly_local, draining)
+    fallback = [b for b in local if b not in ready]
+    return SelectedEndpoints(cluster, local, possibly_local, draining, fallback)
 
 
 def _is_fallback(endpoint: Endpoint) -> bool:
@@ -323,6 +326,7 @@ def _port_routing(
         local,
         _sorted(hairpin) if hairpin else (),
         _sorted(usable.draining) if usable.draining else (),
+        _sorted(usable.fallback) if usable.fallback else (),
     )
 
 

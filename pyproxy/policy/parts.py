@@ -81,5 +81,6 @@ def parts(routing: ServiceRouting | None) -> dict[bytes, ServiceRouting]:
                 # Rounded, so that one frontend more changes no other part.
                 1 << (count - 1).bit_length() if (count := counts.get(port.family)) else 0,
                 routing.health_check_port if frontend.scope is Scope.LOAD_BALANCER else Port(0),
+                routing.offload,
             )
     return found

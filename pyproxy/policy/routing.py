@@ -74,7 +74,8 @@ class PortRouting(msgspec.Struct, frozen=True, gc=False):
     `hairpin` are the endpoints whose connections to themselves pass through this node and must be
     masqueraded: those on this node or without a node. With a SPLIT frontend these are all
     endpoints, because SPLIT serves pods of other nodes too. `draining` are endpoints that terminate
-    and still serve, while new connections go to others.
+    and still serve, while new connections go to others. `fallback` are those of `cluster` and
+    `local` that terminate, used because no other is ready.
     """
 
     name: str
@@ -85,6 +86,7 @@ class PortRouting(msgspec.Struct, frozen=True, gc=False):
     local: tuple[Backend, ...]
     hairpin: tuple[Backend, ...] = ()
     draining: tuple[Backend, ...] = ()
+    fallback: tuple[Backend, ...] = ()
 
 
 class ServiceRouting(msgspec.Struct, frozen=True, gc=False):
@@ -96,7 +98,8 @@ class ServiceRouting(msgspec.Struct, frozen=True, gc=False):
 
     `frontends` is 0, except in a part with session affinity: about the number of frontends of the
     whole Service in the part's family, rounded up to a power of two. `health_check_port` is
-    0 without load balancer addresses that use it.
+    0 without load balancer addresses that use it. `offload` permits the fast path to established
+    connections.
     """
 
     name: ObjectName
@@ -106,6 +109,7 @@ class ServiceRouting(msgspec.Struct, frozen=True, gc=False):
     scheduler: str = ""
     frontends: int = 0
     health_check_port: Port = Port(0)
+    offload: bool = False
 
 
 def with_frontends(port: PortRouting, frontends: tuple[Frontend, ...]) -> PortRouting:

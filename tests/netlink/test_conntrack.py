@@ -215,6 +215,16 @@ class TestKernel:
         outcome = table.delete(flows)
         assert (outcome.deleted, outcome.failed) == (1, ())
 
+    @pytest.mark.parametrize("family", Family)
+    def test_an_expired_entry_is_gone_and_no_other(self, table: Conntrack, family: Family) -> None:
+        insert([ENTRY, ENTRY6])
+        (flow,) = read(table, family)
+        assert table.expire(flow)
+        assert read(table, family) == []
+        assert len(read(table, Family.IPV6 if family is Family.IPV4 else Family.IPV4)) == 1
+        # An entry that is gone already cannot expire.
+        assert not table.expire(flow)
+
     def test_more_entries_than_one_request_holds_are_deleted(self, table: Conntrack) -> None:
         insert(many(1000))
         outcome = table.delete(read(table))

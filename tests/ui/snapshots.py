@@ -56,6 +56,9 @@ class FakeAgent:
     def table_usage(self) -> tuple[TableUsage, ...]:
         return ()
 
+    def flow_offload(self) -> None:
+        return None
+
     def look_up(self, name: ObjectName) -> ServiceLookup:
         return ServiceLookup(service_skipped="no API server")
 

@@ -228,6 +228,16 @@ class IptablesDataplane:
             return self._leave_out_invalid(plan, error)
         return ()
 
+    def wait_for_devices(self) -> bool:
+        """Return False: the rules name no device that comes and goes."""
+        return False
+
+    def devices_changed(self) -> None:
+        """Do nothing."""
+
+    def flow_offload(self) -> None:
+        """Return None: there is no fast path."""
+
     def tick(self) -> Drift | None:
         """Return a change that another program made to iptables-legacy, which has no events."""
         return self._drift.poll()

@@ -269,6 +269,16 @@ class IpvsDataplane:
         foreign = self._rules.wait()
         return None if foreign is None else Drift(foreign.by)
 
+    def wait_for_devices(self) -> bool:
+        """Return False: the rules name no device that comes and goes."""
+        return False
+
+    def devices_changed(self) -> None:
+        """Do nothing."""
+
+    def flow_offload(self) -> None:
+        """Return None: there is no fast path."""
+
     def tick(self) -> Drift | None:
         """Remove drained servers, and poll for changes that the kernel does not announce."""
         # Before the first commit there is nothing to compare with.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.base_rules import REFUSE, BaseRules, TrafficOptions
-from pyproxy.dataplane.nft.schema import SetKind
-from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nft.schema import SetKind, by_name
+from pyproxy.dataplane.nftables import chains, offload_chain, schema
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
 
@@ -21,11 +21,13 @@ class NftablesOptions(TrafficOptions, frozen=True):
 
     `shield_loopback` drops what other machines send to 127.0.0.0/8. The kernel does so itself
     unless route_localnet is set, which node ports on loopback addresses need. With
-    `endpoint_counters` the elements of frontends and of endpoints count connections.
+    `endpoint_counters` the elements of frontends and of endpoints count connections. With `offload`
+    the table has the sets that the fast path looks up.
     """
 
     shield_loopback: bool = False
     endpoint_counters: bool = False
+    offload: bool = False
 
 
 def base_rules(options: NftablesOptions) -> BaseRules:
@@ -34,14 +36,16 @@ def base_rules(options: NftablesOptions) -> BaseRules:
     return BaseRules(
         table=TABLE,
         title="Kubernetes Services, by pyproxy",
-        kinds=schema.BY_NAME,
+        kinds=schema.BY_NAME if options.offload else _WITHOUT_OFFLOAD,
         hooks=_HOOKS,
         chains=_chains(options),
         counted=frozenset(kind.of(family) for kind in counted for family in Family),
-        is_on_demand=chains.is_on_demand,
+        is_on_demand=_is_on_demand,
         version=chains.fingerprint(),
     )
 
+
+_WITHOUT_OFFLOAD = by_name(each for each in schema.SETS if each not in schema.OFFLOAD)
 
 # Priorities in output are numbers because nft 1.0.6 accepts the name dstnat in prerouting only.
 _HOOKS = {
@@ -56,6 +60,10 @@ _HOOKS = {
     "filter-output": "type filter hook output priority filter; policy accept;",
     "nat-postrouting": "type nat hook postrouting priority srcnat; policy accept;",
 }
+
+
+def _is_on_demand(name: str) -> bool:
+    return name == offload_chain.NAME or chains.is_on_demand(name)
 
 
 def _chains(options: NftablesOptions) -> dict[str, list[str]]:

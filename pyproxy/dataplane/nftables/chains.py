@@ -30,6 +30,16 @@ from functools import cache, lru_cache
 
 from pyproxy.dataplane.nft.base_rules import Layout
 from pyproxy.dataplane.nftables import schema
+from pyproxy.dataplane.nftables.packet_fields import (
+    DADDR_OFFSET,
+    NFPROTO,
+    ORIGINAL_DADDR,
+    SADDR_OFFSET,
+    is_of,
+    load_address,
+    original_frontend,
+    words,
+)
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.model.address import Family
 from pyproxy.netlink import rules
@@ -89,12 +99,6 @@ _OLD = re.compile(rf"{_LEARN}[46]-\d+")
 _FILTER = 0
 """The priority of learning: before srcnat, so that the client's address is not masqueraded yet."""
 
-# NFPROTO_IPV4 and NFPROTO_IPV6, as meta nfproto and nat have them.
-_NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
-# Offsets in the IPv4 and IPv6 headers.
-_SADDR_OFFSET = {Family.IPV4: 12, Family.IPV6: 8}
-_DADDR_OFFSET = {Family.IPV4: 16, Family.IPV6: 24}
-_ORIGINAL_DADDR = {Family.IPV4: rules.CT_DST_IP, Family.IPV6: rules.CT_DST_IP6}
 _FIRST = rules.REGISTER
 
 
@@ -286,7 +290,7 @@ def _rules(name: str) -> Iterator[list[bytes]]:
 
 def _pick(family: Family, modulus: int, offset: int, node: bool) -> list[bytes]:
     # The fields of a concatenated key are in adjacent 4-byte registers: address, protocol, port.
-    index = _FIRST + _words(family) * (not node) + 2
+    index = _FIRST + words(family) * (not node) + 2
     return [
         *(_node_port(family, _FIRST) if node else _frontend(family, _FIRST)),
         rules.random_number(modulus, offset, index),
@@ -296,15 +300,15 @@ def _pick(family: Family, modulus: int, offset: int, node: bool) -> list[bytes]:
 
 def _return_to(family: Family) -> list[bytes]:
     return [
-        *_frontend(family, _FIRST + _words(family)),
-        _load_address(family, _SADDR_OFFSET, _FIRST),
+        *_frontend(family, _FIRST + words(family)),
+        load_address(family, SADDR_OFFSET, _FIRST),
         *_translate(family, schema.AFFINITY.of(family)),
     ]
 
 
 def _node_port(family: Family, register: int) -> list[bytes]:
     return [
-        *_is_of(family),
+        *is_of(family),
         rules.load_meta(rules.META_L4PROTO, register),
         rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + 1),
     ]
@@ -312,34 +316,34 @@ def _node_port(family: Family, register: int) -> list[bytes]:
 
 def _frontend(family: Family, register: int) -> list[bytes]:
     return [
-        *_is_of(family),
-        _load_address(family, _DADDR_OFFSET, register),
+        *is_of(family),
+        load_address(family, DADDR_OFFSET, register),
         # A field shorter than 4 bytes leaves zeros behind it, as in the keys that pyproxy packs.
-        rules.load_meta(rules.META_L4PROTO, register + _words(family)),
-        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + _words(family) + 1),
+        rules.load_meta(rules.META_L4PROTO, register + words(family)),
+        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + words(family) + 1),
     ]
 
 
 def _translate(family: Family, map_name: str) -> list[bytes]:
     return [
         rules.look_up(map_name, _FIRST, _FIRST),
-        rules.dnat(_NFPROTO[family], _FIRST, _FIRST + _words(family)),
+        rules.dnat(NFPROTO[family], _FIRST, _FIRST + words(family)),
     ]
 
 
 def _dispatch_learning(family: Family, node: bool) -> list[bytes]:
     # Later packets need no lookup, and each update would restart the timeout.
-    first = [*_is_of(family), *rules.is_new(_FIRST)]
+    first = [*is_of(family), *rules.is_new(_FIRST)]
     if not node:
         frontends = schema.AFFINITY_FRONTENDS.of(family)
         return [
             *first,
-            *_original_frontend(family, _FIRST),
+            *original_frontend(family, _FIRST),
             rules.look_up_verdict(frontends, _FIRST),
         ]
     return [
         *first,
-        rules.load_original(_ORIGINAL_DADDR[family], _FIRST),
+        rules.load_original(ORIGINAL_DADDR[family], _FIRST),
         rules.is_in(schema.NODE_PORT_ADDRESSES.of(family), _FIRST),
         rules.load_meta(rules.META_L4PROTO, _FIRST),
         rules.load_original(rules.CT_PROTO_DST, _FIRST + 1),
@@ -350,28 +354,28 @@ def _dispatch_learning(family: Family, node: bool) -> list[bytes]:
 def _learn(family: Family, timeout: int, share: int, node: bool) -> Iterator[list[bytes]]:
     # Client, frontend and endpoint are adjacent: AFFINITY's key is the first two, and that of
     # AFFINITY_ENDPOINTS the last two. With IPv6 they fill 15 of the 16 registers.
-    frontend = _FIRST + _words(family)
+    frontend = _FIRST + words(family)
     # A node port's keys lack the address, which comes first.
-    place = frontend + _words(family) * node
+    place = frontend + words(family) * node
     endpoints = schema.NODE_PORT_AFFINITY_ENDPOINTS if node else schema.AFFINITY_ENDPOINTS
     limits = schema.NODE_PORT_AFFINITY_LIMITS if node else schema.AFFINITY_LIMITS
-    endpoint = frontend + _words(family) + 2
+    endpoint = frontend + words(family) + 2
     # Multiples of 20 ms are whole jiffies, which a dump then returns as they were sent.
     fresh = timeout * 1_000 // _FRESH // 20 * 20
-    client = _load_address(family, _SADDR_OFFSET, _FIRST)
+    client = load_address(family, SADDR_OFFSET, _FIRST)
     # The headers have the endpoint since the translation, and only conntrack has the frontend.
     ends = [
-        *_is_of(family),
-        *_original_frontend(family, frontend),
-        _load_address(family, _DADDR_OFFSET, endpoint),
-        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + _words(family)),
+        *is_of(family),
+        *original_frontend(family, frontend),
+        load_address(family, DADDR_OFFSET, endpoint),
+        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, endpoint + words(family)),
         # Not learned if the frontend no longer has this endpoint: conntrack may still send there.
         rules.is_in(endpoints.of(family), place),
     ]
     yield [
-        *_is_of(family),
+        *is_of(family),
         client,
-        *_original_frontend(family, frontend),
+        *original_frontend(family, frontend),
         rules.is_in(schema.AFFINITY_FRESH.of(family), _FIRST),
         rules.return_(),
     ]
@@ -387,7 +391,7 @@ def _learn(family: Family, timeout: int, share: int, node: bool) -> Iterator[lis
             share,
         ),
         client,
-        _load_address(family, _DADDR_OFFSET, endpoint),
+        load_address(family, DADDR_OFFSET, endpoint),
         # An affinity lasts at least for the timeout after the last use, fresh or not.
         rules.update(schema.AFFINITY.of(family), _FIRST, endpoint, timeout * 1_000 + fresh),
         rules.update_set(schema.AFFINITY_FRESH.of(family), _FIRST, fresh),
@@ -395,28 +399,3 @@ def _learn(family: Family, timeout: int, share: int, node: bool) -> Iterator[lis
     ]
     # The share is used up, or the map is full.
     yield [*ends, rules.update_counted(schema.AFFINITY_REFUSED.of(family), frontend, _REFUSED_MS)]
-
-
-def _original_frontend(family: Family, register: int) -> list[bytes]:
-    return [
-        rules.load_original(_ORIGINAL_DADDR[family], register),
-        rules.load_meta(rules.META_L4PROTO, register + _words(family)),
-        rules.load_original(rules.CT_PROTO_DST, register + _words(family) + 1),
-    ]
-
-
-def _is_of(family: Family) -> list[bytes]:
-    # A table of family inet has packets of both protocols.
-    return [
-        rules.load_meta(rules.META_NFPROTO, _FIRST),
-        rules.equal(_FIRST, bytes((_NFPROTO[family],))),
-    ]
-
-
-def _load_address(family: Family, offsets: dict[Family, int], register: int) -> bytes:
-    size = _words(family) * 4
-    return rules.load_payload(rules.NETWORK_HEADER, offsets[family], size, register)
-
-
-def _words(family: Family) -> int:
-    return family.bits // 32

@@ -25,7 +25,7 @@ from pyproxy.dataplane.nft.schema import Rows, Table
 from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.affinity import learning_chains
 from pyproxy.dataplane.nftables.schema import NODE_PORT_KEY
-from pyproxy.model.address import Backend, Family, family_of
+from pyproxy.model.address import Backend, Family, Protocol, family_of
 from pyproxy.netlink.elements import DROP, Tag
 from pyproxy.policy.routing import Frontend, PortRouting, Scope, ServiceRouting, Use
 
@@ -36,6 +36,11 @@ _CLUSTER: Final = Use.CLUSTER
 _LOCAL: Final = Use.LOCAL
 _SPLIT: Final = Use.SPLIT
 _CLUSTER_IP: Final = Scope.CLUSTER_IP
+_OFFLOAD_SERVICES = {family: schema.OFFLOAD_SERVICES.of(family) for family in Family}
+_OFFLOAD_NODE_PORTS = {family: schema.OFFLOAD_NODE_PORTS.of(family) for family in Family}
+_DRAINING_ENDPOINTS = {family: schema.DRAINING_ENDPOINTS.of(family) for family in Family}
+# nft_flow_offload_eval passes all other protocols by.
+_OFFLOADED = (Protocol.TCP, Protocol.UDP)
 _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
 _SERVICES = {family: schema.SERVICES.of(family) for family in Family}
 _NODE_PORTS = {family: schema.NODE_PORTS.of(family) for family in Family}
@@ -115,8 +120,9 @@ def add_service(routing: ServiceRouting, table: Table) -> None:
     for port in routing.ports:
         comment = service_comment(routing.name, port.name)
         learn = learning.get(port.family, "")
+        is_plain = not (learn or routing.offload)
         for frontend in port.frontends:
-            if frontend.scope is _CLUSTER_IP and frontend.use is _CLUSTER and not learn:
+            if is_plain and frontend.scope is _CLUSTER_IP and frontend.use is _CLUSTER:
                 _add_cluster_ip(port, frontend, comment, table)
             else:
                 _add_frontend(routing, port, frontend, comment, learn, table)
@@ -134,11 +140,14 @@ def shared_rows(routing: ServiceRouting) -> list[SharedRow]:
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
                 rows.append((cluster_ips, frontend.address))
+        if routing.offload and (port.draining or port.fallback):
+            draining = _DRAINING_ENDPOINTS[port.family]
+            rows += [(draining, each + PORT_PADDING) for each in port.draining + port.fallback]
     return rows
 
 
 def _add_cluster_ip(port: PortRouting, frontend: Frontend, comment: str, table: Table) -> None:
-    """Add the rows of a cluster IP without session affinity, as most frontends are."""
+    """Add the rows of a cluster IP without session affinity or offload, as most frontends are."""
     family, backends = port.family, port.cluster
     key = frontend_key(frontend.address, port.protocol, frontend.port)
     tag = Tag(_picking_cluster_ip(family, len(backends)), comment)
@@ -183,6 +192,9 @@ def _add_frontend(
     else:
         assert_never(use)
     table.setdefault(services, {})[key] = Tag(target, comment)
+    if routing.offload and backends and port.protocol in _OFFLOADED:
+        offloaded = _OFFLOAD_NODE_PORTS[family] if node else _OFFLOAD_SERVICES[family]
+        table.setdefault(offloaded, {})[key] = b""
     if affinity:
         kinds = _NODE_AFFINITY if node else _ADDRESS_AFFINITY
         targets.append((kinds[0].of(family), chains.for_node_port(learning) if node else learning))

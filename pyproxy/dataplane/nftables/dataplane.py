@@ -16,6 +16,7 @@ from pyproxy.dataplane.interface import (
     Changes,
     Drift,
     Failure,
+    FlowOffloadState,
     NodeRouting,
     StateDiff,
     StepLimits,
@@ -36,6 +37,9 @@ from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
 from pyproxy.dataplane.nftables.early_writer import EarlyWriter, Written
+from pyproxy.dataplane.nftables.flow_offload import FlowOffload
+from pyproxy.dataplane.nftables.metrics import collect
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
 from pyproxy.dataplane.nftables.plan import (
     NftablesPlan,
     shared_changes,
@@ -73,15 +77,19 @@ class NftablesDataplane:
     families = FAMILIES
 
     def __init__(
-        self, options: NftablesOptions, clock: Callable[[], float] = time.monotonic
+        self,
+        options: NftablesOptions,
+        clock: Callable[[], float] = time.monotonic,
+        offload: DeviceChoice | None = None,
     ) -> None:
-        self._options = options
+        self._options = msgspec.structs.replace(options, offload=offload is not None)
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)
         self._unused_chains = UnusedChains()
         try:
             self._netlink = Nfnetlink()
         except KernelError as error:
             raise _unusable(error) from error
+        self._offload = FlowOffload(self._netlink, offload)
         self._affinity = AffinitySearch(self._netlink, clock)
         # Notifications have the sender's port, which identifies what this socket wrote.
         self._monitor = Monitor(TABLE, self._netlink.port)
@@ -106,8 +114,9 @@ class NftablesDataplane:
         return self._netlink.send_seconds
 
     def collect(self) -> Iterator[Metric]:
-        """Yield nothing: the metrics of all modes are enough here."""
-        return iter(())
+        """Yield the metrics of flow offload, if it is wanted."""
+        state = self.flow_offload()
+        return collect(state) if state is not None else iter(())
 
     def prepare(self) -> None:
         """Check that nft and nf_tables may be used. Raises UsageError."""
@@ -211,6 +220,7 @@ class NftablesDataplane:
             whole=True,
             # Boundaries count the rows of all Services, and a diff leaves rows out.
             boundaries=() if held else after.boundaries,
+            offload=self._offload.plan(),
         )
 
     def _plan_rest(
@@ -235,6 +245,7 @@ class NftablesDataplane:
             self._writer.missing_chains(after.table),
             node,
             whole=True,
+            offload=self._offload.plan(),
         )
 
     def plan_repair(self, sets: frozenset[str] | None) -> NftablesPlan:
@@ -259,6 +270,7 @@ class NftablesDataplane:
             whole=sets is None,
             # All sets that were read are empty, so each of them is added with all of its rows.
             boundaries=() if held else after.boundaries,
+            offload=self._offload.plan(),
         )
 
     def start_audit(self) -> bool:
@@ -301,7 +313,26 @@ class NftablesDataplane:
         self._committed.remember(
             written.services, written.shared, written.node, whole=written.whole
         )
+        if plan.reload:
+            # Loading deletes chains made on demand, and with the table all that is in it.
+            self._offload.apply(self._offload.plan())
+        elif plan.whole or plan.offload:
+            self._offload.apply(plan.offload)
         return failures
+
+    def wait_for_devices(self) -> bool:
+        """Block until devices change that may be on the fast path; False after `close`."""
+        return self._offload.wait()
+
+    def devices_changed(self) -> None:
+        """Bind new devices to the flowtable, and release others. Raises KernelError."""
+        plan = self._offload.plan_devices()
+        if plan:
+            self._offload.apply(plan)
+
+    def flow_offload(self) -> FlowOffloadState | None:
+        """Return the state of the fast path; None without `--flow-offload`. Any thread."""
+        return self._offload.state()
 
     def wait_for_drift(self) -> Drift | None:
         """Block until another program writes to the table; None after `close`."""
@@ -325,7 +356,8 @@ class NftablesDataplane:
             return None
         audit, self._audit = self._audit, None
         sets = audit.differing(self._netlink)
-        if sets is None or not self._writer.is_intact(self._options_for(self._committed.node)):
+        options = self._options_for(self._committed.node)
+        if sets is None or not self._writer.is_intact(options) or self._offload.plan():
             return Drift("")
         return Drift("", sets) if sets else None
 
@@ -336,6 +368,7 @@ class NftablesDataplane:
     def close(self) -> None:
         """Close the sockets; the rules stay."""
         self._monitor.end()
+        self._offload.close()
         self._netlink.close()
 
     def _read_table(self) -> Table:

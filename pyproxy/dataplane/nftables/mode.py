@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyproxy.config.modes import ProxyMode
-from pyproxy.config.settings import Settings
+from pyproxy.config.settings import FlowOffload, Settings
 from pyproxy.dataplane.connections import ConnectionCounters
 from pyproxy.dataplane.interface import Dataplane
 from pyproxy.dataplane.mode import NF_TABLES, FailureNames, LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
 
 if TYPE_CHECKING:
+    from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
     from pyproxy.dataplane.nftables.plan import NftablesPlan
 
 
@@ -27,8 +28,18 @@ def _make(settings: Settings) -> Dataplane[NftablesPlan]:
             settings.local_traffic.interfaces("*"),
             shield_loopback=settings.node_ports.serves_loopback,
             endpoint_counters=settings.nftables.endpoint_counters,
-        )
+        ),
+        offload=_offload(settings),
     )
+
+
+def _offload(settings: Settings) -> DeviceChoice | None:
+    from pyproxy.dataplane.nftables.offload_devices import DeviceChoice  # noqa: PLC0415
+
+    wanted = settings.nftables
+    if wanted.flow_offload is FlowOffload.NONE:
+        return None
+    return DeviceChoice(wanted.offload_interfaces, settings.local_traffic.interfaces("*"))
 
 
 def _tracer(_: Settings, local_addresses: LocalAddresses) -> PacketTracer:

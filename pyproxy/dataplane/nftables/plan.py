@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ from pyproxy.dataplane.nft.schema import Field, Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.compile import Boundary
+from pyproxy.dataplane.nftables.offload_plan import NOTHING, OffloadPlan
 from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE
 from pyproxy.model.objects import ObjectName
 from pyproxy.netlink.elements import (
@@ -36,6 +38,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     it changes, and `whole` says that the plan was made from a read-back.
     `boundaries` exist only where the kernel holds nothing: rows are in the order of their Services
     then, and can be cut there into batches.
+    `offload` are changes of the fast path, which are written after all others.
     """
 
     delta: Delta[bytes, Value]
@@ -47,9 +50,10 @@ class NftablesPlan(msgspec.Struct, frozen=True):
     reload: bool = False
     whole: bool = False
     boundaries: Sequence[Boundary] = ()
+    offload: OffloadPlan = NOTHING
 
     def __bool__(self) -> bool:
-        return bool(self.delta or self.chains or self.reload)
+        return bool(self.delta or self.chains or self.reload or self.offload)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -62,6 +66,7 @@ class NftablesPlan(msgspec.Struct, frozen=True):
             yield f"add chain inet {TABLE} {name}"
         yield from listing.commands("delete", self.delta.remove, TABLE, BY_NAME)
         yield from listing.commands("add", self.delta.add, TABLE, BY_NAME)
+        yield from self.offload.lines()
 
     def counts(self) -> Mapping[str, int]:
         """Count the objects to write by their kind; an element that changes is one."""
@@ -70,7 +75,8 @@ class NftablesPlan(msgspec.Struct, frozen=True):
         elements -= sum(
             len(rows.keys() & add.get(name, {}).keys()) for name, rows in remove.items()
         )
-        counts = {"element": elements, "chain": len(self.chains), "ruleset": int(self.reload)}
+        counts = Counter(element=elements, chain=len(self.chains), ruleset=int(self.reload))
+        counts.update(self.offload.counts())
         return {kind: count for kind, count in counts.items() if count}
 
     def netlink(self) -> Iterator[str]:
@@ -81,6 +87,9 @@ class NftablesPlan(msgspec.Struct, frozen=True):
         for write in self.messages():
             what = f"{write.set_name}, {len(write.keys)} elements"
             yield f"{what}, type {write.message.kind:#06x}: {write.message.body.hex()}"
+        for device, message in self.offload.messages():
+            what = f"fast path, {device}" if device else "fast path"
+            yield f"{what}, type {message.kind:#06x}: {message.body.hex()}"
 
     def messages(self) -> Iterator[ElementMessage]:
         """Pack the elements, removals first: adding an element that exists fails with EEXIST."""

@@ -84,6 +84,13 @@ AFFINITY_REFUSED = SetKind(
     learned=1 << 14,
 )
 
+OFFLOAD_SERVICES = SetKind("offload-services", "frontends of the fast path", FRONTEND)
+OFFLOAD_NODE_PORTS = SetKind("offload-node-ports", "node ports of the fast path", NODE_PORT)
+DRAINING_ENDPOINTS = SetKind("draining-endpoints", "endpoints that terminate", BACKEND)
+
+OFFLOAD = (OFFLOAD_SERVICES, OFFLOAD_NODE_PORTS, DRAINING_ENDPOINTS)
+"""The sets that exist with --flow-offload only."""
+
 SETS = (
     nft.PODS,
     nft.CLUSTER_IPS,
@@ -110,6 +117,7 @@ SETS = (
     AFFINITY_FRESH,
     AFFINITY_LIMITS,
     AFFINITY_REFUSED,
+    *OFFLOAD,
 )
 
 COUNTED = (SERVICES, ENDPOINTS, NODE_PORTS, NODE_PORT_ENDPOINTS)

@@ -145,6 +145,15 @@ class ToyDataplane:
     def refused_clients(self) -> Mapping[ObjectName, int]:
         return {}
 
+    def wait_for_devices(self) -> bool:
+        return False
+
+    def devices_changed(self) -> None:
+        pass
+
+    def flow_offload(self) -> None:
+        return None
+
     def table_usage(self) -> tuple[TableUsage, ...]:
         return (TableUsage("services", len(read_state())),)
 
