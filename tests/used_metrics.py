@@ -11,9 +11,10 @@ from pyproxy.agent.affinity_refusals import AffinityRefusals
 from pyproxy.agent.config_checks import ConfigProblemCollector
 from pyproxy.agent.table_usage import TableUsageCollector
 from pyproxy.config.modes import ProxyMode
-from pyproxy.dataplane.interface import TableUsage
+from pyproxy.dataplane.interface import FlowOffloadState, TableUsage
 from pyproxy.dataplane.iptables import metrics as iptables_metrics
 from pyproxy.dataplane.modes import MODES
+from pyproxy.dataplane.nftables import metrics as nftables_metrics
 from pyproxy.health.connection_metrics import ConnectionMetrics
 from pyproxy.metrics import Metrics
 from pyproxy.model.address import Family
@@ -21,8 +22,15 @@ from pyproxy.model.objects import Kind
 from pyproxy.xtables import kube_names
 
 
+class _FlowOffload:
+    """The part of a dataplane that has a fast path."""
+
+    def collect(self) -> Iterator[Metric]:
+        return nftables_metrics.collect(FlowOffloadState(("eth0",), added=3))
+
+
 def used() -> Metrics:
-    """Return the metrics of an agent in nftables mode."""
+    """Return the metrics of an agent in nftables mode, with flow offload."""
     names = MODES[ProxyMode.NFTABLES].failure_names
     metrics = Metrics(sync_failures=names.sync, cleanup_failures=names.cleanup)
     metrics.changes.queued(Kind.SERVICE, 1000.5)
@@ -58,6 +66,7 @@ def used() -> Metrics:
     metrics.register(AffinityRefusals(dict, print, lambda: 0.0))
     metrics.register(ConfigProblemCollector(tuple))
     metrics.register(TableUsageCollector(lambda: (TableUsage("affinity4", 1, 4),)))
+    metrics.register(_FlowOffload())
     return metrics
 
 
