@@ -1,9 +1,7 @@
 """The node's network devices and the devices of its default routes, followed by notifications.
 
 Facts: net/core/rtnetlink.c; include/uapi/linux/rtnetlink.h. A bridge announces its ports in the
-same group, in messages of the family AF_BRIDGE. The kernel dumps a routing table in the order of
-its prefixes, default routes first (fib_table_dump in net/ipv4/fib_trie.c, fib6_dump_table in
-net/ipv6/ip6_fib.c).
+same group, in messages of the family AF_BRIDGE.
 """
 
 from __future__ import annotations
@@ -181,7 +179,6 @@ class DeviceMonitor:
         sequence = self._routes.take_sequence()
         head = _RTMSG.pack(family, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, _RTN_UNICAST, 0)
         self._routes.send(pack_message(_GETROUTE, NLM_F_DUMP, sequence, head))
-        is_default = True
         while True:
             for kind, _, number, _, message in read_messages(self._routes.receive()):
                 if number != sequence:
@@ -189,9 +186,8 @@ class DeviceMonitor:
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     return
                 body = message[HEADER.size :]
-                # The rest of a router's million routes is read, and not looked at.
-                is_default = is_default and len(body) >= _RTMSG.size and body[1] == 0
-                if is_default:
+                # A router has a million others. IPv6 dumps its default routes last.
+                if len(body) >= _RTMSG.size and body[1] == 0:
                     yield from _outgoing(body)
 
 

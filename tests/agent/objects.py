@@ -109,6 +109,7 @@ class TableDataplane:
         self.step_limits = step_limits
         self.kernel: Table = {}
         self.trouble: list[KernelError] = []
+        self.device_trouble: list[KernelError] = []
         self.commits: list[Delta[bytes, Value]] = []
         self.refuses: ObjectName | None = None
         self.ticks: list[Drift | KernelError] = []
@@ -149,7 +150,8 @@ class TableDataplane:
         return False
 
     def devices_changed(self) -> None:
-        pass
+        if self.device_trouble:
+            raise self.device_trouble.pop(0)
 
     def flow_offload(self) -> None:
         return None

@@ -11,7 +11,15 @@ from contextlib import closing
 import pytest
 
 from pyproxy.agent.address_watcher import AddressWatcher
-from pyproxy.agent.loop import SWITCH_INTERVAL, AddressesChanged, Chores, Inbox, Loop, Stop
+from pyproxy.agent.loop import (
+    SWITCH_INTERVAL,
+    AddressesChanged,
+    Chores,
+    DevicesChanged,
+    Inbox,
+    Loop,
+    Stop,
+)
 from pyproxy.config.settings import NodePorts
 from pyproxy.errors import PermissionKernelError, TransientKernelError
 from pyproxy.model.address import Address, parse_address
@@ -110,6 +118,43 @@ def test_addresses_that_change_together_are_read_once_and_at_once() -> None:
     Loop(stage.agent, inbox, Chores(period=3600.0), stage.health).run()
     assert stage.address_reads == 1
     assert len(stage.dataplane.kernel["node-port-addresses4"]) == 2
+
+
+def test_devices_that_come_together_are_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, inbox = Stage(), Inbox()
+    stage.begin(service("web", 1))
+    now, followed = 0.0, 0
+
+    def clock() -> float:
+        return now
+
+    def idle() -> bool:
+        """Let time pass in which the devices of a hundred pods come, one after another."""
+        nonlocal now
+        now += 0.01
+        inbox.put(DevicesChanged() if now < 1.0 else Stop())
+        return False
+
+    def follow() -> None:
+        nonlocal followed
+        followed += 1
+
+    monkeypatch.setattr(stage.dataplane, "devices_changed", follow)
+    inbox.put(DevicesChanged())
+    Loop(stage.agent, inbox, Chores(period=3600.0, spare=idle), stage.health, clock).run()
+    # Half a second after the first one: a stream of others does not delay it.
+    assert followed == 1
+
+
+def test_devices_that_cannot_be_followed_now_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    stage.begin(service("web", 1))
+    stage.dataplane.device_trouble = [TransientKernelError("EBUSY: planted", errno.EBUSY)]
+    stage.agent.devices_changed()
+    assert "cannot follow changes of network devices: EBUSY: planted" in caplog.text
+    stage.dataplane.device_trouble = [PermissionKernelError("EPERM", errno.EPERM)]
+    with pytest.raises(PermissionKernelError):
+        stage.agent.devices_changed()
 
 
 def test_an_address_that_flaps_for_hours_takes_a_share_of_the_time() -> None:
