@@ -6,6 +6,7 @@ favours none. Each round has a first start in an empty kernel, and a restart on 
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -49,6 +50,8 @@ class _Start(msgspec.Struct, frozen=True):
 def print_starts(place: Place, mode: LabMode, others: Sequence[str], size: Size, runs: int) -> None:
     """Measure this pyproxy, and each NAME=COMMAND of `others`; print each beside the last one."""
     agents = [parse(text, mode) for text in ("pyproxy", *others)]
+    # An installed package has compiled modules; without, each start would compile hundreds.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     found: Mapping[str, list[_Start]] = {agent.name: [] for agent in agents}
     with (
         tempfile.TemporaryDirectory(prefix="pyproxy-bench-") as folder,
