@@ -151,7 +151,7 @@ class FrontendOwners:
             if self._on_node:
                 self._append_preceded(claimant, keys, now)
         if claims.cluster_ips:
-            holder = claims.holder
+            holder = claims.keys[0][0]  # `claims.holder` would be a call
             self._cluster_ips.add(holder, claims.cluster_ips, [])
             if self._by_address:
                 for address in claims.cluster_ips:

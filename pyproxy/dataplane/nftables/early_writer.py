@@ -62,6 +62,7 @@ class EarlyWriter:
         self._batch_rows = batch_rows
         self._queue: queue.SimpleQueue[PackedBatch | None] = queue.SimpleQueue()
         self._rows = node_table(node)
+        self._shared: list[SharedRow] = []
         self._size = 0
         self._limit = min(_FIRST_ROWS, batch_rows)
         self._written = Written([], Counter())
@@ -76,17 +77,15 @@ class EarlyWriter:
         Blocks until the first batch is written. Otherwise routing would delay it: after each system
         call the thread waits for the interpreter lock, 5 ms each time.
         """
-        rows, users = self._rows, self._written.users
+        rows = self._rows
         add_service(routing, rows)
-        for row in shared_rows(routing):
-            count = users.get(row, 0)
-            users[row] = count + 1
-            if not count:
-                set_name, key = row
-                rows.setdefault(set_name, {})[key] = b""
-                size += 1
+        shared = shared_rows(routing)
+        for set_name, key in shared:
+            # An earlier batch may have it: the kernel accepts an element that exists.
+            rows.setdefault(set_name, {})[key] = b""
+        self._shared += shared
         self._written.services.append(routing)
-        self._size += size
+        self._size += size + len(shared)
         if self._size >= self._limit:
             self._send()
             self._has_served.wait()
@@ -105,7 +104,8 @@ class EarlyWriter:
     def _send(self) -> None:
         if self._rows:
             self._queue.put(self._pack(self._rows))
-        self._rows, self._size = {}, 0
+        self._written.users.update(self._shared)
+        self._rows, self._shared, self._size = {}, [], 0
         self._limit = self._batch_rows
 
     def _run(self) -> None:
