@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -94,11 +94,13 @@ class DeviceMonitor:
         self._uplinks: frozenset[int] = frozenset()
         self._woken = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended = False
-        self._read_all()
+        self._has_read = False
 
     def devices(self) -> Devices:
-        """Return the present devices. Does not block for the kernel."""
+        """Return the present devices. Blocks for two dumps at the first call. KernelError."""
         with self._lock:
+            if not self._has_read:
+                self._read_all()
             return Devices(tuple(self._links.values()), self._uplinks)
 
     def wait(self) -> bool:
@@ -129,23 +131,25 @@ class DeviceMonitor:
         os.close(self._woken)
 
     def _take_notifications(self) -> bool:
-        datagrams, lost = self._socket.read_notifications()
         before = self.devices()
-        if lost:
-            self._read_all()
-            return self.devices() != before
-        routes_changed = False
+        datagrams, lost = self._socket.read_notifications()
         with self._lock:
-            for data in datagrams:
-                for kind, _, _, _, message in read_messages(data):
-                    body = message[HEADER.size :]
-                    if kind in (_NEWLINK, _DELLINK):
-                        self._link_changed(kind, body)
-                    else:
-                        routes_changed = True
+            if lost:
+                self._read_all()
+            else:
+                self._follow(datagrams)
+        return self.devices() != before
+
+    def _follow(self, datagrams: Iterable[bytes]) -> None:
+        routes_changed = False
+        for data in datagrams:
+            for kind, _, _, _, message in read_messages(data):
+                if kind in (_NEWLINK, _DELLINK):
+                    self._link_changed(kind, message[HEADER.size :])
+                else:
+                    routes_changed = True
         if routes_changed:
             self._read_uplinks()
-        return self.devices() != before
 
     def _link_changed(self, kind: int, body: memoryview) -> None:
         # A bridge that loses a port announces its deletion, and the device stays.
@@ -161,9 +165,9 @@ class DeviceMonitor:
         links = {
             link.index: _lasting(link) for link in read_links(self._requests.dump(get_link(0)))
         }
-        with self._lock:
-            self._links = links
+        self._links = links
         self._read_uplinks()
+        self._has_read = True
 
     def _read_uplinks(self) -> None:
         found = {
@@ -171,8 +175,7 @@ class DeviceMonitor:
             for family in (socket.AF_INET, socket.AF_INET6)
             for device in self._default_devices(family)
         }
-        with self._lock:
-            self._uplinks = frozenset(found)
+        self._uplinks = frozenset(found)
 
     def _default_devices(self, family: int) -> Iterator[int]:
         """Yield the devices of one family's default routes in the table main."""

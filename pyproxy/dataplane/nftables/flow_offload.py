@@ -64,7 +64,12 @@ class FlowOffload:
 
     def wait(self) -> bool:
         """Block until devices change; False after `close`, or if none matters. KernelError."""
-        return self._monitor is not None and self._monitor.wait()
+        if self._monitor is None:
+            return False
+        if self._monitor.wait():
+            return True
+        self._monitor.close()
+        return False
 
     def plan(self) -> OffloadPlan:
         """Read the fast path back and plan from there. Raises KernelError."""
@@ -117,12 +122,15 @@ class FlowOffload:
         return choose_devices(devices, self._choice) - self._refused.keys()
 
     def _read(self) -> Held:
-        layout = nftables.read_chains(self._netlink.dump(nftables.get_chains()), TABLE)
-        hook = layout.get(NAME)
+        devices = self._read_devices()
+        # Rules of the chain use the flowtable, which therefore outlives them.
+        if devices is None:
+            return Held()
+        chains = nftables.read_chains(self._netlink.dump(nftables.get_chains()), TABLE)
+        hook = chains.get(NAME)
         if hook is None:
-            return Held(self._read_devices())
-        found = _read_rules(self._netlink)
-        return Held(self._read_devices(), True, offload_chain.is_complete(hook, found))
+            return Held(devices)
+        return Held(devices, True, offload_chain.is_complete(hook, _read_rules(self._netlink)))
 
     def _read_devices(self) -> frozenset[str] | None:
         try:
