@@ -38,7 +38,6 @@ from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
 from pyproxy.dataplane.nftables.early_writer import EarlyWriter, Written
 from pyproxy.dataplane.nftables.flow_offload import FlowOffload
-from pyproxy.dataplane.nftables.metrics import collect
 from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
 from pyproxy.dataplane.nftables.plan import (
     NftablesPlan,
@@ -116,7 +115,12 @@ class NftablesDataplane:
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of flow offload, if it is wanted."""
         state = self.flow_offload()
-        return collect(state) if state is not None else iter(())
+        if state is None:
+            return iter(())
+        # Inspection commands import this module, and do without prometheus_client.
+        from pyproxy.dataplane.nftables.metrics import collect  # noqa: PLC0415
+
+        return collect(state)
 
     def prepare(self) -> None:
         """Check that nft and nf_tables may be used. Raises UsageError."""
