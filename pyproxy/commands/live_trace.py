@@ -17,8 +17,10 @@ from pyproxy.commands.arguments import encoder, parse_count
 from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, text
 from pyproxy.commands.query_runner import QueryRunner, note
 from pyproxy.commands.trace_arguments import destination_of, sender_of
+from pyproxy.dataplane.conntrack.known_flow import flow_text
 from pyproxy.dataplane.nftables.packet_trace import LiveTrace, PacketTrace
 from pyproxy.errors import KernelError, UsageError
+from pyproxy.inspect.humanize import listed
 from pyproxy.interrupts import interrupted_by
 from pyproxy.model.address import Address
 from pyproxy.model.destination import Destination
@@ -72,6 +74,8 @@ def run(namespace: argparse.Namespace) -> int:
         if namespace.until_input_ends:
             Thread(target=_interrupt_at_end_of_input, name="input", daemon=True).start()
         endless = not namespace.count and math.isinf(namespace.timeout)
+        # Without the flag only first packets are traced, and those pass all hooks.
+        known = _note_offloaded(trace) if namespace.every_packet else frozenset()
         note("waiting for packets until Ctrl-C" if endless else "waiting for packets")
         for packet in _packets(trace, namespace.timeout, namespace.count, monitor is not None):
             if packet is None:
@@ -84,7 +88,22 @@ def run(namespace: argparse.Namespace) -> int:
             else:
                 printer.show(sys.stdout, _show(packet))
             seen += 1
+        if namespace.every_packet:
+            _note_offloaded(trace, known)
     return 0 if seen else 1
+
+
+def _note_offloaded(trace: LiveTrace, known: frozenset[str] | None = None) -> frozenset[str]:
+    """Print which connections pass no hook, and are not shown therefore; return them.
+
+    `known` are those that were printed already, None at the start.
+    """
+    found = sorted(map(flow_text, trace.offloaded()))
+    if known is None and (found or trace.has_fast_path()):
+        note("offloaded connections pass no hook: only their packets before the offload are shown")
+    if fresh := [each for each in found if each not in (known or ())]:
+        note(f"offloaded {'before' if known is None else 'meanwhile'}: {listed(fresh)}")
+    return frozenset(found)
 
 
 def _interrupt_at_end_of_input() -> None:

@@ -12,7 +12,7 @@ from pyproxy.agent.node_addresses import local_addresses
 from pyproxy.agent.trace_source import NODE, packet_from
 from pyproxy.commands import live_trace
 from pyproxy.commands.command import Command, View
-from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, table, text
+from pyproxy.commands.output import BAD, DIM, GOOD, HEAD, Part, Text, table, text
 from pyproxy.commands.query_runner import QueryRunner
 from pyproxy.commands.trace_arguments import SENDER_FORM, destination_of, port_of, sender_of
 from pyproxy.dataplane import modes
@@ -21,6 +21,7 @@ from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
     Masquerade,
+    Offload,
     Rejected,
     TraceResult,
     TraceStep,
@@ -38,7 +39,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
     `verdict` is "delivered", "rejected", "dropped" or "untouched" (not a Service's address),
     `message` the verdict in words. `source` is "kept" or "masqueraded". `steps` are those after the
-    shared ones.
+    shared ones. `offload` concerns later packets of the connection, and is null without
+    --flow-offload.
     """
 
     probability: float
@@ -47,6 +49,7 @@ class Outcome(msgspec.Struct, frozen=True):
     endpoint: str = ""
     source: str = ""
     steps: tuple[TraceStep, ...] = ()
+    offload: Offload | None = None
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -115,6 +118,7 @@ def trace_of(result: TraceResult) -> Trace:
             backend_text(path.verdict.backend) if isinstance(path.verdict, Delivered) else "",
             _source(path.verdict),
             path.steps[len(shared) :],
+            path.offload,
         )
         for path in result.paths
     ]
@@ -148,10 +152,12 @@ def _source(verdict: Verdict) -> str:
     return "kept" if verdict.masquerade is Masquerade.NONE else "masqueraded"
 
 
-def _show(trace: Trace) -> Iterator[Part]:
+def show(trace: Trace) -> Iterator[Part]:
+    """Yield the steps, the outcomes, and whether the connection is offloaded later."""
     yield text(trace.packet, HEAD)
     yield from _steps(trace.steps)
     outcomes = trace.outcomes
+    offloads = list(dict.fromkeys(each.offload for each in outcomes if each.offload))
     # With one outcome all its steps are shared or its own: no table is needed.
     if len(outcomes) == 1:
         (only,) = outcomes
@@ -159,15 +165,28 @@ def _show(trace: Trace) -> Iterator[Part]:
         yield text(_message(only), _style(only))
     else:
         yield text(f"  then one of {len(outcomes)} outcomes, at random:")
-        yield table(
-            ("  PROBABILITY", "OUTCOME"),
-            ((f"  {each.probability:.2%}", text(each.message, _style(each))) for each in outcomes),
-        )
+        columns = ("  PROBABILITY", "OUTCOME", "CONNECTION")[: 2 + (len(offloads) > 1)]
+        yield table(columns, (_row(each)[: len(columns)] for each in outcomes))
         for each in outcomes if len(outcomes) <= _MAX_DETAILED else ():
             yield text(f"  {each.message}:", DIM)
             yield from _steps(each.steps)
+            if len(offloads) > 1 and each.offload:
+                yield from _offload(each.offload, "  ")
+    if len(offloads) == 1:
+        yield from _offload(offloads[0], "")
     for remark in trace.remarks:
         yield text(remark, "yellow")
+
+
+def _row(outcome: Outcome) -> tuple[str | Text, ...]:
+    message = text(outcome.message, _style(outcome))
+    return f"  {outcome.probability:.2%}", message, str(outcome.offload or "")
+
+
+def _offload(offload: Offload, indent: str) -> Iterator[Part]:
+    yield text(f"{indent}the connection is {offload}")
+    if offload.by:
+        yield text(f"{indent}    {offload.by}", DIM)
 
 
 def _steps(steps: tuple[TraceStep, ...]) -> Iterator[Part]:
@@ -193,7 +212,7 @@ def _status(trace: Trace) -> int:
 
 _VIEW = View(
     _fetch,
-    _show,
+    show,
     _add_arguments,
     _status,
     (

@@ -128,13 +128,36 @@ class TraceStep(msgspec.Struct, frozen=True):
         return f"{self.chain}: {self.action}{by}"
 
 
+class Offload(msgspec.Struct, frozen=True):
+    """Whether the packet's connection leaves for the fast path, and when.
+
+    It does after `packets` of both directions and `seconds`, or never for the `reason`. `by` is the
+    element behind either, as in `TraceStep`.
+    """
+
+    packets: int = 0
+    seconds: int = 0
+    reason: str = ""
+    by: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"not offloaded: {self.reason}"
+        seconds = f", and {self.seconds} s" if self.seconds else ""
+        return f"offloaded after {self.packets} packets of both directions together{seconds}"
+
+
 class TracePath(msgspec.Struct, frozen=True):
-    """One path that a packet may take: its steps, its verdict, and the probability of both."""
+    """One path that a packet may take: its steps, its verdict, and the probability of both.
+
+    `offload` is None without a fast path for connections to Services.
+    """
 
     verdict: Verdict
     # Not a float, so that probabilities add up to exactly 1.
     probability: Fraction
     steps: tuple[TraceStep, ...]
+    offload: Offload | None = None
 
 
 class TraceResult(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from pyproxy.dataplane.packets import Delivered, Masquerade, Packet, Untouched, 
 from pyproxy.model.address import Backend, Port, Protocol, parse_address
 from pyproxy.netlink.flows import CTA_TUPLE_REPLY, Flow, tuple_attribute
 from pyproxy.netlink.nfnetlink import HEADER_SIZE
-from tests.netlink.conntrack_entries import place
+from tests.netlink.conntrack_entries import Entry, offloaded, place
 
 CLIENT, FRONTEND, POD = place("10.244.1.9", 41411), place("10.96.0.1", 53), place("10.244.1.11", 53)
 PACKET = Packet(
@@ -43,3 +43,13 @@ def test_the_path_is_that_of_the_flows_first_packet(
     flow = Flow(Protocol.UDP, CLIENT, FRONTEND, replies_from, bytes(HEADER_SIZE) + reply)
     (path,) = trace_known_flow(PACKET, flow).paths
     assert path.verdict == verdict
+
+
+def test_a_packet_of_an_offloaded_flow_passes_no_rule() -> None:
+    flow = offloaded(Entry(CLIENT, FRONTEND, POD))
+    (path,) = trace_known_flow(PACKET, flow).paths
+    assert path.verdict == Delivered(POD)
+    assert [str(step) for step in path.steps] == [
+        "flowtable: offloaded: passes routing and all hooks by: udp 10.244.1.9:41411 -> "
+        "10.96.0.1:53, answered by 10.244.1.11:53 to 10.244.1.9:41411"
+    ]

@@ -33,21 +33,27 @@ def find_known_flow(conntrack: Conntrack, packet: Packet, port: Port) -> Flow | 
     return next((flow for piece in pieces for flow in piece if flow.source == source), None)
 
 
-def trace_known_flow(packet: Packet, flow: Flow) -> TraceResult:
-    """Return the one path of a packet whose flow has an entry."""
-    # After a masquerade the replies go to the node's address and not to the client's. The port
-    # alone also changes if another flow to the same endpoint has it already.
-    kept = flow.reply_destination[:-_PORT_SIZE] == flow.source[:-_PORT_SIZE]
-    entry = (
+def flow_text(flow: Flow) -> str:
+    """Return the addresses of both directions of a flow."""
+    return (
         f"{flow.protocol.name.lower()} {backend_text(Backend(flow.source))} ->"
         f" {backend_text(Backend(flow.destination))}, answered by"
         f" {backend_text(Backend(flow.reply_source))}"
         f" to {backend_text(Backend(flow.reply_destination))}"
     )
+
+
+def trace_known_flow(packet: Packet, flow: Flow) -> TraceResult:
+    """Return the one path of a packet whose flow has an entry."""
+    # After a masquerade the replies go to the node's address and not to the client's. The port
+    # alone also changes if another flow to the same endpoint has it already.
+    kept = flow.reply_destination[:-_PORT_SIZE] == flow.source[:-_PORT_SIZE]
     masquerade = Masquerade.NONE if kept else Masquerade.CONNTRACK
     verdict: Verdict = Untouched(masquerade)
     if flow.translated:
         verdict = Delivered(Backend(flow.reply_source), masquerade)
-    step = TraceStep("conntrack", "goes the way of the first packet of its flow", entry)
+    step = TraceStep("conntrack", "goes the way of the first packet of its flow", flow_text(flow))
+    if flow.offloaded:
+        step = TraceStep("flowtable", "offloaded: passes routing and all hooks by", flow_text(flow))
     remarks = (_TCP_REMARK,) if packet.protocol is Protocol.TCP else ()
     return TraceResult(packet, (TracePath(verdict, Fraction(1), (step,)),), remarks)

@@ -6,7 +6,7 @@ of ranges have few elements and are read whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 from pyproxy.dataplane.nft.base_rules import Layout
@@ -17,17 +17,18 @@ from pyproxy.dataplane.nft.loaded_options import (
 )
 from pyproxy.dataplane.nft.loader import read_layout
 from pyproxy.dataplane.nft.readback import kernel_rows
-from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables import chains, offload_chain, schema
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.nftables.tracer import NftablesView, trace
 from pyproxy.dataplane.packets import Packet, TraceResult
 from pyproxy.model.address import Address, Family
-from pyproxy.netlink import nftables
+from pyproxy.netlink import flowtables, nftables
 from pyproxy.netlink.nfnetlink import Nfnetlink
 
 _ATTEMPTS = 5
 
+_NO_FAST_PATH = "connections are not offloaded: pyproxy status says why"
 _CHANGING = "the kernel state changed while it was read: steps may be of different moments"
 
 
@@ -47,6 +48,7 @@ def loaded_options(layout: Layout) -> NftablesOptions | None:
             pod_families=found.pod_families,
             shield_loopback=shield,
             endpoint_counters=counters,
+            offload=schema.OFFLOAD_SERVICES.of(Family.IPV4) in layout.sets,
         )
         for masquerade_all, shield, counters in product((False, True), repeat=3)
     )
@@ -69,19 +71,35 @@ class KernelTracer:
 
     def trace(self, packet: Packet) -> TraceResult:
         """Return the paths of a packet through the table. Raises KernelError, UsageError."""
-        options, remarks = options_to_trace(
-            read_layout(self._netlink, TABLE), TABLE, "nftables", loaded_options, base_rules
-        )
+        layout = read_layout(self._netlink, TABLE)
+        options, remarks = options_to_trace(layout, TABLE, "nftables", loaded_options, base_rules)
+        offloads = offload_chain.NAME in layout.chains
+        if options.offload and not offloads:
+            remarks = (*remarks, _NO_FAST_PATH)
         local = frozenset(self._local_addresses())
         for _ in range(_ATTEMPTS):
             before = self._generation()
             rows = kernel_rows(self._netlink, TABLE, schema.BY_NAME)
-            found = trace(packet, NftablesView(rows, options, local, rows))
+            found = trace(packet, NftablesView(rows, options, local, rows, offloads))
             # nf_tables increments its generation with each transaction of any program. Packets that
             # add affinities do not change it.
             if self._generation() == before:
-                return found.result(remarks)
-        return found.result((*remarks, _CHANGING))
+                break
+        else:
+            remarks = (*remarks, _CHANGING)
+        if any(path.offload and not path.offload.reason for path in found.paths):
+            remarks = (*remarks, *self._unbound(packet.interface))
+        return found.result(remarks)
+
+    def _unbound(self, interface: str) -> Iterator[str]:
+        """Yield a remark if the flowtable does not have an interface."""
+        replies = self._netlink.dump(flowtables.get_flowtables(TABLE))
+        found = flowtables.read_flowtables(replies).get(offload_chain.NAME)
+        if found is None or interface not in found.devices:
+            yield (
+                f"the flowtable does not have {interface}: packets that come in by it are not "
+                "offloaded, unless it is a bridge whose port is bound"
+            )
 
     def _generation(self) -> int:
         return nftables.read_generation(self._netlink.get(nftables.get_generation()))

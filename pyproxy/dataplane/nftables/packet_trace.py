@@ -14,16 +14,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 import msgspec
 
+from pyproxy.dataplane.nftables import offload_chain
 from pyproxy.dataplane.nftables.kernel_drops import DropMatcher, KernelDrop, LooseDrop
 from pyproxy.dataplane.nftables.schema import TABLE
-from pyproxy.errors import PermissionKernelError, RejectedError
-from pyproxy.model.address import Backend, Port, backend, backend_text
+from pyproxy.errors import PermissionKernelError, RejectedError, StaleStateError
+from pyproxy.model.address import Backend, Port, Protocol, backend, backend_text, family_of
 from pyproxy.netlink import nftables
 from pyproxy.netlink.conntrack import Conntrack
 from pyproxy.netlink.drop_monitor import DropMonitor
+from pyproxy.netlink.flows import Flow
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM, delete_table
 from pyproxy.netlink.tracing import Event, Kind, Match, TraceSocket, trace_table
@@ -208,6 +211,7 @@ class LiveTrace:
 
     def __init__(self, match: Match, monitor: DropMonitor | None = None) -> None:
         self._name = f"{_PREFIX}{os.getpid()}"
+        self._match = match
         self._texts: dict[tuple[str, str], Mapping[tuple[str, int], str]] = {}
         self._monitor = monitor
         self._conntrack = Conntrack()
@@ -217,7 +221,7 @@ class LiveTrace:
         self._socket = TraceSocket()
         try:
             self._delete_abandoned()
-            self._mark(match)
+            self._mark()
         except BaseException:
             self.close()
             raise
@@ -259,6 +263,28 @@ class LiveTrace:
                 client = _client(complete)
                 yield with_drops(trace, self._drops.finish(client) if client else ())
 
+    def has_fast_path(self) -> bool:
+        """Return whether our rules offload connections, whose later packets pass no hook.
+
+        Raises KernelError.
+        """
+        try:
+            request = nftables.get_chain_rules(TABLE, offload_chain.NAME)
+            return next(self._netlink.dump(request, consistent=False), None) is not None
+        except StaleStateError:  # there is no table
+            return False
+
+    def offloaded(self) -> list[Flow]:
+        """Return the connections that would be traced if no flowtable had them; KernelError."""
+        match = self._match
+        target, protocol = backend(match.destination, Port(match.port)), Protocol(match.protocol)
+        pieces = self._conntrack.flows(family_of(match.destination), protocol, target)
+        return [
+            flow
+            for flow in chain.from_iterable(pieces)
+            if flow.offloaded and match.source in (None, flow.source[:-2])
+        ]
+
     def _delete_abandoned(self) -> None:
         for name in nftables.read_table_names(self._netlink.dump(nftables.get_tables())):
             if name.startswith(_PREFIX):
@@ -267,9 +293,11 @@ class LiveTrace:
                     if not isinstance(failed.error, PermissionKernelError):
                         raise failed.error
 
-    def _mark(self, match: Match) -> None:
+    def _mark(self) -> None:
         for owned in (True, False):
-            errors = self._netlink.transact(trace_table(self._name, match, owned=owned), SUBSYSTEM)
+            errors = self._netlink.transact(
+                trace_table(self._name, self._match, owned=owned), SUBSYSTEM
+            )
             if not errors:
                 return
             # Linux before 5.12 rejects the flag `owner`.

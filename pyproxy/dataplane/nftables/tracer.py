@@ -22,15 +22,16 @@ from msgspec.structs import replace
 
 from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.lookup import Element, Lookups, find_element
-from pyproxy.dataplane.nft.rows import frontend_key
+from pyproxy.dataplane.nft.rows import PORT_PADDING, frontend_key
 from pyproxy.dataplane.nft.schema import SetKind
-from pyproxy.dataplane.nftables import chains, schema
+from pyproxy.dataplane.nftables import chains, offload_chain, schema
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
     DropReason,
     Masquerade,
+    Offload,
     Packet,
     Rejected,
     RejectWith,
@@ -51,6 +52,9 @@ _LOOPBACK = parse_network("127.0.0.0/8")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
 
+_UDP_STREAM = 2
+"""Seconds before conntrack takes a UDP flow for assured (nf_conntrack_proto_udp.c)."""
+
 
 class Action(enum.Enum):
     """The action of a rule or an element on a packet."""
@@ -70,6 +74,18 @@ class Action(enum.Enum):
     UNMARKED = "masqueraded by its mark"
     HAIRPIN = "masqueraded as a hairpin"
     ESTABLISHED = "goes the way of the first packet of its connection"
+
+
+class SlowPath(enum.Enum):
+    """Why a connection is not offloaded."""
+
+    SENT_HERE = "this node sends its packets, which do not pass the hook forward"
+    RECEIVED_HERE = "the endpoint is this node, whose packets do not pass the hook forward"
+    HAIRPIN = "the endpoint is the client itself"
+    DRAINING = "the endpoint terminates"
+    PROTOCOL = "a flowtable has TCP and UDP connections only"
+    AFFINITY = "the Service has session affinity"
+    FRONTEND = "the frontend is in no set of offloaded frontends"
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -94,6 +110,7 @@ class TablePath(msgspec.Struct, frozen=True):
     probability: Fraction
     steps: tuple[Step, ...]
     learned: Element | None = None
+    offload: Offload | None = None
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -117,7 +134,12 @@ class Trace(msgspec.Struct, frozen=True):
     def result(self, remarks: tuple[str, ...] = ()) -> TraceResult:
         """Return the trace as all proxy modes write it."""
         paths = (
-            TracePath(path.verdict, path.probability, tuple(map(Step.trace_step, path.steps)))
+            TracePath(
+                path.verdict,
+                path.probability,
+                tuple(map(Step.trace_step, path.steps)),
+                path.offload,
+            )
             for path in self.paths
         )
         return TraceResult(self.packet, tuple(paths), remarks)
@@ -130,12 +152,14 @@ class NftablesView(msgspec.Struct, frozen=True):
     """The kernel state that the tracer follows: elements, options, learned affinities.
 
     `learned` holds the affinity maps, `local` the addresses of this node's interfaces.
+    `offloads` is whether the rules of the fast path are there.
     """
 
     table: Lookups
     options: NftablesOptions
     local: frozenset[Address] = frozenset()
     learned: Lookups = {}
+    offloads: bool = False
 
     def find(self, kind: SetKind, family: Family, key: bytes) -> Element | None:
         """Return the element that a key is in."""
@@ -166,6 +190,7 @@ class _Walk(msgspec.Struct, frozen=True):
     translated: bool = False
     masquerade: Masquerade = Masquerade.NONE
     learned: Element | None = None
+    offload: Offload | None = None
     verdict: Verdict | None = None
 
     def step(self, chain: str, action: Action, element: Element | None = None) -> _Walk:
@@ -193,7 +218,7 @@ def _finished(walk: _Walk) -> TablePath:
         if walk.translated:
             backend = Backend(walk.destination + walk.port.to_bytes(2, "big"))
             verdict = Delivered(backend, walk.masquerade)
-    return TablePath(verdict, walk.probability, walk.steps, walk.learned)
+    return TablePath(verdict, walk.probability, walk.steps, walk.learned, walk.offload)
 
 
 class _Tracer:
@@ -214,9 +239,47 @@ class _Tracer:
         first = self._source_ranges(self._shield(start, hook), hook)
         if first.verdict is not None:
             return [first]
-        return [
+        ends = [
             self._send(walk) if sent_here else self._receive(walk) for walk in self._services(first)
         ]
+        return [self._later(walk) for walk in ends] if self._view.offloads else ends
+
+    def _later(self, walk: _Walk) -> _Walk:
+        if walk.verdict is not None or not walk.translated:
+            return walk
+        return replace(walk, offload=self._offload(walk))
+
+    def _offload(self, walk: _Walk) -> Offload:
+        """Return what the rules of the fast path do with later packets of the connection."""
+        element: Element | None = None
+        slow: SlowPath | None = None
+        if not self._packet.interface:
+            slow = SlowPath.SENT_HERE
+        elif self._is_local(walk.destination):
+            slow = SlowPath.RECEIVED_HERE
+        elif element := self._find(nft.HAIRPIN, self._packet.source + walk.destination):
+            slow = SlowPath.HAIRPIN
+        elif element := self._find(schema.DRAINING_ENDPOINTS, _backend_key(walk)):
+            slow = SlowPath.DRAINING
+        else:
+            element = self._find(schema.OFFLOAD_SERVICES, self._frontend)
+            if element is None and self._at_node:
+                element = self._find(schema.OFFLOAD_NODE_PORTS, self._node_port)
+            slow = self._not_offloaded() if element is None else None
+        by = str(element or "")
+        if slow is not None:
+            return Offload(reason=slow.value, by=by)
+        stream = _UDP_STREAM if self._packet.protocol is Protocol.UDP else 0
+        return Offload(offload_chain.MOST_SLOW_PACKETS, stream, by=by)
+
+    def _not_offloaded(self) -> SlowPath:
+        """Return why the frontend is in no set of the fast path."""
+        if self._packet.protocol is Protocol.SCTP:
+            return SlowPath.PROTOCOL
+        affinity = self._find(schema.AFFINITY_FRONTENDS, self._frontend)
+        if affinity is None and self._at_node:
+            affinity = self._find(schema.NODE_PORT_AFFINITY, self._node_port)
+        return SlowPath.FRONTEND if affinity is None else SlowPath.AFFINITY
 
     def _send(self, walk: _Walk) -> _Walk:
         walk = self._reject(walk, "filter-output", no_such_port=True)
@@ -299,7 +362,7 @@ class _Tracer:
         if walk.verdict is not None or walk.learned is not None or affinity is None:
             return walk
         # The frontend is conntrack's original destination, as it was before the translation.
-        endpoint = walk.destination + walk.port.to_bytes(2, "big") + b"\0\0"
+        endpoint = _backend_key(walk)
         if self._find(endpoints, place + endpoint) is None:
             return walk
         key = self._packet.source + self._frontend
@@ -401,6 +464,10 @@ class _Tracer:
 
     def _find(self, kind: SetKind, key: bytes) -> Element | None:
         return self._view.find(kind, self._family, key)
+
+
+def _backend_key(walk: _Walk) -> bytes:
+    return walk.destination + walk.port.to_bytes(2, "big") + PORT_PADDING
 
 
 def _mark(walk: _Walk, chain: str, by: Element | None = None) -> _Walk:

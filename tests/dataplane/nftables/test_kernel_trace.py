@@ -12,6 +12,7 @@ from pyproxy.dataplane.nft.readback import kernel_rows
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
 from pyproxy.dataplane.nftables.kernel_trace import KernelTracer, loaded_options
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import BY_NAME, TABLE
 from pyproxy.dataplane.nftables.tracer import NftablesView, trace
@@ -92,6 +93,25 @@ def test_options_are_read_from_the_loaded_rules(
         netlink = namespace.call(Nfnetlink)
         assert loaded_options(read_layout(netlink, TABLE)) == wanted
         netlink.close()
+
+
+def test_a_kernel_without_a_fast_path_is_a_remark(namespace: Namespace) -> None:
+    options = NftablesOptions(endpoint_counters=True)
+    with programming(namespace, options, DeviceChoice(("none",))) as dataplane:
+        program(namespace, dataplane, NETWORKS)
+        netlink = namespace.call(Nfnetlink)
+        layout = read_layout(netlink, TABLE)
+        netlink.close()
+        found = loaded_options(layout)
+        assert found is not None
+        assert found.offload
+        result = traced(namespace, Packet(POD, HOME, Protocol.TCP, Port(80), "eth0"))
+    # Not every kernel has flowtables, and before Linux 5.13 they are not used.
+    inactive = "fast-path" not in layout.chains
+    assert [each for each in result.remarks if "pyproxy status says why" in each] == (
+        ["connections are not offloaded: pyproxy status says why"] if inactive else []
+    )
+    assert {bool(path.offload) for path in result.paths} == {not inactive}
 
 
 @pytest.mark.parametrize("source", [POD, STRANGER])

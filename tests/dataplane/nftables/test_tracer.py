@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 
+import msgspec
 import pytest
 
 from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.tracer import Action, NftablesView, trace
+from pyproxy.dataplane.nftables.tracer import Action, NftablesView, SlowPath, trace
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -210,6 +211,97 @@ def test_a_hairpin_is_masqueraded_only_where_it_meets_itself() -> None:
     assert verdicts.keys() == {Delivered(end(1), Masquerade.HAIRPIN), Delivered(end(2))}
     unserved = trace(packet("10.244.2.1", "10.244.2.1"), machine(table))
     assert unserved.verdicts() == {Untouched(): CERTAIN}
+
+
+OFFLOADED: Table = SERVED | {"offload-services4": {frontend(): b""}}
+AT_NODE: Table = {
+    "node-port-addresses4": {ip("172.30.0.12"): b""},
+    "node-ports4": {frontend_key(Address(b""), Protocol.TCP, 30080): Tag("node-cluster4-1")},
+    "node-port-endpoints4": {
+        frontend_key(Address(b""), Protocol.TCP, 30080) + struct.pack("=I", 0): end(1) + b"\0\0"
+    },
+    "offload-node-ports4": {frontend_key(Address(b""), Protocol.TCP, 30080): b""},
+}
+HERE = backend(ip(NODE), Port(8080)) + b"\0\0"
+
+
+@pytest.mark.parametrize(
+    ("table", "sent", "expected"),
+    [
+        (OFFLOADED, packet(), "offloaded after 16 packets of both directions together"),
+        (
+            {
+                "services4": {frontend(protocol=Protocol.UDP): Tag("cluster4-1")},
+                "endpoints4": {
+                    frontend(protocol=Protocol.UDP) + struct.pack("=I", 0): end(1) + b"\0\0"
+                },
+                "offload-services4": {frontend(protocol=Protocol.UDP): b""},
+            },
+            packet(protocol=Protocol.UDP),
+            "offloaded after 16 packets of both directions together, and 2 s",
+        ),
+        (
+            AT_NODE,
+            packet(destination="172.30.0.12", port=30080),
+            "offloaded after 16 packets of both directions together",
+        ),
+        (SERVED, packet(), SlowPath.FRONTEND),
+        (
+            SERVED | {"affinity-frontends4": {frontend(): Tag("affinity-learn")}},
+            packet(),
+            SlowPath.AFFINITY,
+        ),
+        (
+            AT_NODE
+            | {
+                "offload-node-ports4": {},
+                "node-port-affinity4": AT_NODE["offload-node-ports4"],
+            },
+            packet(destination="172.30.0.12", port=30080),
+            SlowPath.AFFINITY,
+        ),
+        (
+            {
+                "services4": {frontend(protocol=Protocol.SCTP): Tag("cluster4-1")},
+                "endpoints4": {
+                    frontend(protocol=Protocol.SCTP) + struct.pack("=I", 0): end(1) + b"\0\0"
+                },
+            },
+            packet(protocol=Protocol.SCTP),
+            SlowPath.PROTOCOL,
+        ),
+        (
+            OFFLOADED | {"draining-endpoints4": {end(1) + b"\0\0": b""}},
+            packet(),
+            SlowPath.DRAINING,
+        ),
+        (
+            OFFLOADED | {"hairpin4": {end(1)[:4] * 2: b""}},
+            packet("10.244.2.1"),
+            SlowPath.HAIRPIN,
+        ),
+        (OFFLOADED, packet(NODE, interface=""), SlowPath.SENT_HERE),
+        (OFFLOADED | {"endpoints4": {at(0): HERE}}, packet(), SlowPath.RECEIVED_HERE),
+    ],
+)
+def test_a_path_states_whether_its_connection_is_offloaded(
+    table: Table, sent: Packet, expected: str | SlowPath
+) -> None:
+    view = msgspec.structs.replace(machine(table), offloads=True)
+    (path,) = trace(sent, view).result().paths
+    assert isinstance(path.verdict, Delivered)
+    if isinstance(expected, SlowPath):
+        expected = f"not offloaded: {expected.value}"
+    assert str(path.offload) == expected
+    # Without the rules of the fast path nothing is said, whatever the sets hold.
+    (silent,) = trace(sent, machine(table)).paths
+    assert silent.offload is None
+
+
+@pytest.mark.parametrize("sent", [packet(port=81), packet("fd10::1", "fd96::1"), packet(new=False)])
+def test_only_a_connection_to_an_endpoint_may_be_offloaded(sent: Packet) -> None:
+    view = msgspec.structs.replace(machine(OFFLOADED), offloads=True)
+    assert [path.offload for path in trace(sent, view).paths] == [None]
 
 
 def test_only_sent_packets_are_masqueraded() -> None:
