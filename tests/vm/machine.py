@@ -49,6 +49,11 @@ def kernels() -> list[Path]:
     return sorted((FOLDER / f"kernel-{suite()}" / "boot").glob("vmlinuz-*"))
 
 
+def kernel_version() -> str:
+    """Return the version of the kernel that the machine boots, empty if there is none."""
+    return kernels()[-1].name.removeprefix("vmlinuz-") if kernels() else ""
+
+
 def missing_requirement() -> str:
     """Return the first missing requirement of a boot, empty if there is none."""
     for tool in TOOLS:

@@ -8,6 +8,7 @@ machine runs beside the other tests.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.machine import VirtualMachine, boot_command, missing_requirement
+from tests.vm.machine import VirtualMachine, boot_command, kernel_version, missing_requirement
 from tests.vm.reports import Report, failed, skipped
 from tests.vm.run import GuestRun
 
@@ -25,6 +26,8 @@ HERE = "--on-this-kernel"
 ALL = "--all-in-vm"
 CUT = "cut_in_vm"
 """The marker whose argument selects, by a test's parameters, what runs without `ALL`."""
+KERNELS = "kernels"
+"""The marker whose arguments `since` and `before` are Linux versions, such as (5, 13)."""
 
 _PLUGINS = ("--disable-plugin-autoload", "-p", "no:cacheprovider")
 _ENVIRONMENT = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")
@@ -43,10 +46,13 @@ def runs_in_vm(item: pytest.Item) -> bool:
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that only `ALL` runs."""
-    if config.getoption(ALL):
-        return
-    out = [item for item in items if not _in_cut(item)]
+    """Deselect the tests that only `ALL` runs, and those for other kernels."""
+    version = os.uname().release if config.getoption(HERE) else kernel_version()
+    out = [
+        item
+        for item in items
+        if not (_is_for(item, version) and (config.getoption(ALL) or _in_cut(item)))
+    ]
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
@@ -56,6 +62,16 @@ def _in_cut(item: pytest.Item) -> bool:
     marker = item.get_closest_marker(CUT)
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     return marker is None or bool(marker.kwargs["chosen"](parameters))
+
+
+def _is_for(item: pytest.Item, version: str) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    marker = item.get_closest_marker(KERNELS)
+    if marker is None or found is None:
+        return True
+    since: tuple[int, int] = marker.kwargs.get("since", (0, 0))
+    before: tuple[int, int] = marker.kwargs.get("before", (1000, 0))
+    return since <= (int(found[1]), int(found[2])) < before
 
 
 def check_names(items: Sequence[pytest.Item]) -> None:
