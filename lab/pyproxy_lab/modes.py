@@ -23,6 +23,7 @@ class LabMode(msgspec.Struct, frozen=True):
     the dataplane counts as messages. `in_turn` says that it picks endpoints in turn instead of at
     random, `announced` that nf_tables notifies of all that any proxy writes in this mode.
     `kernel_file` is a file that exists if the kernel has the mode, empty if every kernel has it.
+    `options` are further flags of the agent.
     """
 
     name: str
@@ -35,14 +36,15 @@ class LabMode(msgspec.Struct, frozen=True):
     in_turn: bool = False
     announced: bool = False
     kernel_file: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def flags(self) -> tuple[str, ...]:
         """The flags that start an agent in this mode."""
         mode = f"--proxy-mode={self.proxy_mode.value}"
         if self.flavour is None:
-            return (mode,)
-        return (mode, f"--iptables-flavour={self.flavour.value}")
+            return (mode, *self.options)
+        return (mode, f"--iptables-flavour={self.flavour.value}", *self.options)
 
     @property
     def is_available(self) -> bool:
@@ -85,6 +87,9 @@ NFTABLES = LabMode(
     shown=_list_table("pyproxy"),
     wipes=(_delete_table("pyproxy"),),
     announced=True,
+)
+NFTABLES_OFFLOAD = msgspec.structs.replace(
+    NFTABLES, name="nftables-offload", options=("--flow-offload=services",)
 )
 IPTABLES_LEGACY = _iptables(Flavour.LEGACY)
 IPTABLES_NFT = _iptables(Flavour.NFT)

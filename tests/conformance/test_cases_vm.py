@@ -43,7 +43,8 @@ FEATURES = frozenset(
 def _in_cut(params: Mapping[str, object]) -> bool:
     match params:
         case {"mode": LabMode() as mode, "case": Case() as case}:
-            if mode is modes.IPTABLES_LEGACY:  # the same rules as with nft, for older code
+            # The same rules as with nft, for older code, and the same as without the fast path.
+            if mode in (modes.IPTABLES_LEGACY, modes.NFTABLES_OFFLOAD):
                 return False
             if mode is not modes.IPVS:
                 return case.name in FEATURES or (mode is modes.NFTABLES and "sctp" in case.needs)
@@ -61,7 +62,13 @@ assert {case.name for case in ALL} >= FEATURES
 
 @pytest.mark.cut_in_vm(chosen=_in_cut)
 @pytest.mark.parametrize("case", ALL, ids=attrgetter("name"))
-@pytest.mark.parametrize("mode", KINDS, ids=attrgetter("name"), indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "mode",
+    [*KINDS, modes.NFTABLES_OFFLOAD],
+    ids=attrgetter("name"),
+    indirect=True,
+    scope="module",
+)
 def test_case(runner: Runner, case: Case) -> None:
     failures = runner.run(case)
     assert not failures, "\n".join(failures)
