@@ -25,7 +25,10 @@ PACKET = Packet(
     parse_address("10.244.1.12"), parse_address("10.96.0.10"), Protocol.TCP, Port(80), "cbr0"
 )
 LATER = Offload(16, by="offload-services4 { 10.96.0.10 . tcp . 80 }")
-DRAINING = Offload(reason="the endpoint terminates", by="draining-endpoints4 { 10.244.1.2 . 8080 }")
+DRAINING = Offload(
+    reason="the endpoint terminates",
+    by="draining-endpoints4 { 10.96.0.10 . tcp . 80 . 10.244.1.2 . 8080 }",
+)
 
 
 def to(number: int) -> Delivered:
@@ -93,7 +96,7 @@ LATER_LINES = [
                 *(f"  {line}" for line in LATER_LINES),
                 "  delivered to 10.244.1.2:8080, source kept:",
                 "  the connection is not offloaded: the endpoint terminates",
-                "      draining-endpoints4 { 10.244.1.2 . 8080 }",
+                "      draining-endpoints4 { 10.96.0.10 . tcp . 80 . 10.244.1.2 . 8080 }",
             ],
             id="another for one outcome",
         ),

@@ -46,8 +46,12 @@ _BY_FRONTEND = (
     schema.OFFLOAD_SERVICES,
     schema.OFFLOAD_NODE_PORTS,
 )
-_OF_ADDRESS = schema.ENDPOINTS, schema.AFFINITY_ENDPOINTS
-_OF_NODE_PORT = schema.NODE_PORT_ENDPOINTS, schema.NODE_PORT_AFFINITY_ENDPOINTS
+_OF_ADDRESS = schema.ENDPOINTS, schema.AFFINITY_ENDPOINTS, schema.DRAINING_ENDPOINTS
+_OF_NODE_PORT = (
+    schema.NODE_PORT_ENDPOINTS,
+    schema.NODE_PORT_AFFINITY_ENDPOINTS,
+    schema.NODE_PORT_DRAINING_ENDPOINTS,
+)
 
 
 def compare(netlink: Nfnetlink, wanted: ServiceRouting, options: NftablesOptions) -> StateDiff:
@@ -112,7 +116,7 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
                     read(kind.of(port.family), key)
             node = not frontend.address
             kinds = _OF_NODE_PORT if node else _OF_ADDRESS
-            endpoints, affinity = (kind.of(port.family) for kind in kinds)
+            endpoints, affinity, draining = (kind.of(port.family) for kind in kinds)
             # Slots have no gaps: an empty slot after the last expected one ends the search.
             most = max(len(port.cluster), len(port.local))
             for first in (0, chains.LOCAL_OFFSET):
@@ -124,6 +128,9 @@ def _read(netlink: Nfnetlink, wanted: ServiceRouting) -> Table:
             for endpoint in known:
                 # Expected endpoints, and those in slots: a key that is neither cannot be guessed.
                 read(affinity, key + endpoint)
+                read(draining, key + endpoint)
+            for leaving in port.draining:
+                read(draining, key + leaving + b"\0\0")
             if not node:
                 _read_sources(netlink, port.family, key, held)
     for set_name, key in set(shared_rows(wanted)):

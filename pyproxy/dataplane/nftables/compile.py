@@ -36,9 +36,8 @@ _CLUSTER: Final = Use.CLUSTER
 _LOCAL: Final = Use.LOCAL
 _SPLIT: Final = Use.SPLIT
 _CLUSTER_IP: Final = Scope.CLUSTER_IP
-_OFFLOAD_SERVICES = {family: schema.OFFLOAD_SERVICES.of(family) for family in Family}
-_OFFLOAD_NODE_PORTS = {family: schema.OFFLOAD_NODE_PORTS.of(family) for family in Family}
-_DRAINING_ENDPOINTS = {family: schema.DRAINING_ENDPOINTS.of(family) for family in Family}
+_ADDRESS_OFFLOAD = schema.OFFLOAD_SERVICES, schema.DRAINING_ENDPOINTS
+_NODE_OFFLOAD = schema.OFFLOAD_NODE_PORTS, schema.NODE_PORT_DRAINING_ENDPOINTS
 # nft_flow_offload_eval passes all other protocols by.
 _OFFLOADED = (Protocol.TCP, Protocol.UDP)
 _SERVES = (_CLUSTER, _LOCAL, _SPLIT)
@@ -140,9 +139,6 @@ def shared_rows(routing: ServiceRouting) -> list[SharedRow]:
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
                 rows.append((cluster_ips, frontend.address))
-        if routing.offload and (port.draining or port.fallback):
-            draining = _DRAINING_ENDPOINTS[port.family]
-            rows += [(draining, each + PORT_PADDING) for each in port.draining + port.fallback]
     return rows
 
 
@@ -193,8 +189,10 @@ def _add_frontend(
         assert_never(use)
     table.setdefault(services, {})[key] = Tag(target, comment)
     if routing.offload and backends and port.protocol in _OFFLOADED:
-        offloaded = _OFFLOAD_NODE_PORTS[family] if node else _OFFLOAD_SERVICES[family]
-        table.setdefault(offloaded, {})[key] = b""
+        kinds = _NODE_OFFLOAD if node else _ADDRESS_OFFLOAD
+        table.setdefault(kinds[0].of(family), {})[key] = b""
+        for backend in port.draining + port.fallback:
+            table.setdefault(kinds[1].of(family), {})[key + backend + PORT_PADDING] = b""
     if affinity:
         kinds = _NODE_AFFINITY if node else _ADDRESS_AFFINITY
         targets.append((kinds[0].of(family), chains.for_node_port(learning) if node else learning))

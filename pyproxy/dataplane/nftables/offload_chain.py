@@ -82,35 +82,36 @@ def _rules() -> Iterator[list[bytes]]:
     yield [*rules.is_reply(_FIRST), rules.return_()]
     yield [*rules.has_packets_up_to(_FIRST, MOST_SLOW_PACKETS), rules.return_()]
     for family in Family:
-        address = words(family)
         yield [
             *is_of(family),
             load_address(family, SADDR_OFFSET, _FIRST),
-            load_address(family, DADDR_OFFSET, _FIRST + address),
+            load_address(family, DADDR_OFFSET, _FIRST + words(family)),
             rules.is_in(nft.HAIRPIN.of(family), _FIRST),
-            rules.return_(),
-        ]
-        yield [
-            *is_of(family),
-            load_address(family, DADDR_OFFSET, _FIRST),
-            rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, _FIRST + address),
-            rules.is_in(schema.DRAINING_ENDPOINTS.of(family), _FIRST),
             rules.return_(),
         ]
         # The counter comes last: it counts what was added.
         add = [rules.flow_add(NAME), rules.counter()]
-        yield [
-            *is_of(family),
-            *original_frontend(family, _FIRST),
-            rules.is_in(schema.OFFLOAD_SERVICES.of(family), _FIRST),
-            *add,
-        ]
-        yield [
+        frontend = [*is_of(family), *original_frontend(family, _FIRST)]
+        endpoint = _endpoint(family, _FIRST + words(family) + 2)
+        draining = rules.is_in(schema.DRAINING_ENDPOINTS.of(family), _FIRST)
+        yield [*frontend, *endpoint, draining, rules.return_()]
+        yield [*frontend, rules.is_in(schema.OFFLOAD_SERVICES.of(family), _FIRST), *add]
+        node_port = [
             *is_of(family),
             rules.load_original(ORIGINAL_DADDR[family], _FIRST),
             rules.is_in(schema.NODE_PORT_ADDRESSES.of(family), _FIRST),
             rules.load_meta(rules.META_L4PROTO, _FIRST),
             rules.load_original(rules.CT_PROTO_DST, _FIRST + 1),
-            rules.is_in(schema.OFFLOAD_NODE_PORTS.of(family), _FIRST),
-            *add,
         ]
+        endpoint = _endpoint(family, _FIRST + 2)
+        draining = rules.is_in(schema.NODE_PORT_DRAINING_ENDPOINTS.of(family), _FIRST)
+        yield [*node_port, *endpoint, draining, rules.return_()]
+        yield [*node_port, rules.is_in(schema.OFFLOAD_NODE_PORTS.of(family), _FIRST), *add]
+
+
+def _endpoint(family: Family, register: int) -> list[bytes]:
+    # The headers have the endpoint since the translation.
+    return [
+        load_address(family, DADDR_OFFSET, register),
+        rules.load_payload(rules.TRANSPORT_HEADER, 2, 2, register + words(family)),
+    ]

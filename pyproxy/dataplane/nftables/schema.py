@@ -86,9 +86,20 @@ AFFINITY_REFUSED = SetKind(
 
 OFFLOAD_SERVICES = SetKind("offload-services", "frontends of the fast path", FRONTEND)
 OFFLOAD_NODE_PORTS = SetKind("offload-node-ports", "node ports of the fast path", NODE_PORT)
-DRAINING_ENDPOINTS = SetKind("draining-endpoints", "endpoints that terminate", BACKEND)
+# By frontend, so that a slice that names another Service's endpoints concerns its own alone.
+DRAINING_ENDPOINTS = SetKind(
+    "draining-endpoints", "endpoints that terminate", (*FRONTEND, *BACKEND)
+)
+NODE_PORT_DRAINING_ENDPOINTS = SetKind(
+    "node-port-draining-endpoints", "endpoints that terminate", (*NODE_PORT, *BACKEND)
+)
 
-OFFLOAD = (OFFLOAD_SERVICES, OFFLOAD_NODE_PORTS, DRAINING_ENDPOINTS)
+OFFLOAD = (
+    OFFLOAD_SERVICES,
+    OFFLOAD_NODE_PORTS,
+    DRAINING_ENDPOINTS,
+    NODE_PORT_DRAINING_ENDPOINTS,
+)
 """The sets that exist with --flow-offload only."""
 
 SETS = (

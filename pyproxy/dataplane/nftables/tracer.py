@@ -259,7 +259,7 @@ class _Tracer:
             slow = SlowPath.RECEIVED_HERE
         elif element := self._find(nft.HAIRPIN, self._packet.source + walk.destination):
             slow = SlowPath.HAIRPIN
-        elif element := self._find(schema.DRAINING_ENDPOINTS, _backend_key(walk)):
+        elif element := self._draining(walk):
             slow = SlowPath.DRAINING
         else:
             element = self._find(schema.OFFLOAD_SERVICES, self._frontend)
@@ -271,6 +271,15 @@ class _Tracer:
             return Offload(reason=slow.value, by=by)
         stream = _UDP_STREAM if self._packet.protocol is Protocol.UDP else 0
         return Offload(offload_chain.MOST_SLOW_PACKETS, stream, by=by)
+
+    def _draining(self, walk: _Walk) -> Element | None:
+        """Return the element by which the endpoint terminates."""
+        endpoint = _backend_key(walk)
+        found = self._find(schema.DRAINING_ENDPOINTS, self._frontend + endpoint)
+        if found is None and self._at_node:
+            kind = schema.NODE_PORT_DRAINING_ENDPOINTS
+            found = self._find(kind, self._node_port + endpoint)
+        return found
 
     def _not_offloaded(self) -> SlowPath:
         """Return why the frontend is in no set of the fast path."""

@@ -85,7 +85,7 @@ def test_a_kernel_without_flowtables_is_named_once_and_serves(
             assert change.counts() == {"element": 1}
             assert dataplane.commit(change) == ()
             held = elements(namespace, "draining-endpoints4")
-            assert ("10.244.3.11 . 8080" in held) is is_draining
+            assert ("10.96.0.1 . tcp . 80 . 10.244.3.11 . 8080" in held) is is_draining
         state = namespace.call(dataplane.flow_offload)
         assert isinstance(state, FlowOffloadState)
         warnings = [each for each in caplog.messages if "flow offload is not active" in each]

@@ -271,8 +271,18 @@ HERE = backend(ip(NODE), Port(8080)) + b"\0\0"
             SlowPath.PROTOCOL,
         ),
         (
-            OFFLOADED | {"draining-endpoints4": {end(1) + b"\0\0": b""}},
+            OFFLOADED | {"draining-endpoints4": {frontend() + end(1) + b"\0\0": b""}},
             packet(),
+            SlowPath.DRAINING,
+        ),
+        (
+            AT_NODE
+            | {
+                "node-port-draining-endpoints4": {
+                    next(iter(AT_NODE["offload-node-ports4"])) + end(1) + b"\0\0": b""
+                }
+            },
+            packet(destination="172.30.0.12", port=30080),
             SlowPath.DRAINING,
         ),
         (
