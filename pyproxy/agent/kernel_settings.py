@@ -36,6 +36,7 @@ _SYSCTLS = (
     "net.netfilter.nf_conntrack_tcp_timeout_established",
     "net.netfilter.nf_conntrack_udp_timeout",
     "net.netfilter.nf_conntrack_udp_timeout_stream",
+    "net.netfilter.nf_flowtable_tcp_timeout",
 )
 
 # Other programs may write the table too, so a name from it leads to a file of these only.

@@ -19,7 +19,13 @@ from pathlib import Path, PurePath
 
 from pyproxy.agent.kernel_settings import HASH_SIZE, HOST, KernelSettings, table_name
 from pyproxy.agent.loopback import ROUTE_LOCALNET, Loopback, error_name
-from pyproxy.config.settings import LOOPBACK_IPV6, Conntrack, NodePorts, Settings
+from pyproxy.config.settings import (
+    LOOPBACK_IPV6,
+    Conntrack,
+    FlowOffload,
+    NodePorts,
+    Settings,
+)
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.mode import KernelSetting
 from pyproxy.dataplane.nft.node_table import TABLE, NodeTable
@@ -31,6 +37,9 @@ _NETFILTER = PurePath("proc/sys/net/netfilter")
 _LIMIT = _NETFILTER / "nf_conntrack_max"
 CONNTRACK_LIMIT = Path("/") / _LIMIT
 """A file that exists once nf_conntrack is loaded."""
+_FLOWTABLE_TIMEOUT = 120
+"""Seconds, those of nf_conntrack_tcp_timeout_fin_wait and _time_wait."""
+
 _ENTRIES_PER_BUCKET = 4  # kube-proxy's ratio
 # Lowering it needs CAP_SYS_RESOURCE, so it is set before the agent drops capabilities.
 _OOM_SCORE = PurePath("proc/self/oom_score_adj")
@@ -63,7 +72,8 @@ def load_modules(settings: Settings) -> None:
 def wanted(settings: Settings, cores: int) -> tuple[KernelSetting, ...]:
     """Return the settings for a machine with so many CPU cores, those of conntrack first."""
     oom_score = KernelSetting(_OOM_SCORE, settings.oom_score_adj)
-    return (*_conntrack(settings.conntrack, cores), *of_mode(settings), oom_score)
+    conntrack = (*_conntrack(settings.conntrack, cores), *_flowtables(settings))
+    return (*conntrack, *of_mode(settings), oom_score)
 
 
 def of_mode(settings: Settings) -> tuple[KernelSetting, ...]:
@@ -88,6 +98,14 @@ def _conntrack(given: Conntrack, cores: int) -> Iterator[KernelSetting]:
             yield KernelSetting(_NETFILTER / name, max(1, int(seconds)))
     if given.tcp_be_liberal:
         yield KernelSetting(_NETFILTER / "nf_conntrack_tcp_be_liberal", 1)
+
+
+def _flowtables(settings: Settings) -> Iterator[KernelSetting]:
+    if settings.nftables.flow_offload is not FlowOffload.NONE:
+        # Newer kernels forget a half-closed connection 10 s after it has left the fast path, idle
+        # for the default of 30 s. Conntrack remembers closed ones for 120 s too.
+        name = _NETFILTER / "nf_flowtable_tcp_timeout"
+        yield KernelSetting(name, _FLOWTABLE_TIMEOUT, at_least=True, optional=True)
 
 
 def open_node_table() -> NodeTable | None:
@@ -145,6 +163,8 @@ class NodeKernel:
             try:
                 self._make(setting)
             except FileNotFoundError:
+                if setting.optional:
+                    continue
                 missing.append(setting)
                 self._failed.add(setting)
             except (OSError, KernelError) as error:

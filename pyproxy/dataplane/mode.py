@@ -48,13 +48,15 @@ NF_TABLES = KernelPart("nf_tables", "")
 class KernelSetting(msgspec.Struct, frozen=True):
     """A file below / with one number in it; `at_least` leaves a larger number as it is.
 
-    `module` is the kernel module that has it.
+    `module` is the kernel module that has it. An `optional` one is left out where the kernel lacks
+    the file.
     """
 
     path: PurePath
     value: int
     at_least: bool = False
     module: str = "nf_conntrack"
+    optional: bool = False
 
     @property
     def name(self) -> str:

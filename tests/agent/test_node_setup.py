@@ -6,12 +6,15 @@ import logging
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from pyproxy_lab.network import Network
 
 from pyproxy.agent import node_setup
+from pyproxy.agent.kernel_settings import RESTORABLE, table_name
 from pyproxy.agent.node_setup import NodeKernel, load_modules, of_mode, open_node_table, wanted
 from pyproxy.config import Conntrack, IptablesSettings, IpvsSettings, ProxyMode, Settings
+from pyproxy.config.settings import FlowOffload, NftablesSettings
 from pyproxy.dataplane import modes
 from pyproxy.model.flavour import Flavour
 
@@ -69,6 +72,19 @@ def test_what_is_wanted(conntrack: Conntrack, cores: int, expected: dict[str, in
         each.name.removeprefix(NETFILTER): each.value for each in wanted(settings(conntrack), cores)
     }
     assert found == expected | {"/proc/self/oom_score_adj": -999}
+
+
+def test_flow_offload_keeps_half_closed_connections_for_longer() -> None:
+    offloading = msgspec.structs.replace(
+        settings(LEAVE), nftables=NftablesSettings(flow_offload=FlowOffload.SERVICES)
+    )
+    (found,) = set(wanted(offloading, 1)) - set(wanted(settings(LEAVE), 1))
+    assert found.name == "net.netfilter.nf_flowtable_tcp_timeout"
+    assert (found.value, found.is_met_by(120), found.is_met_by(3600)) == (120, True, True)
+    assert not found.is_met_by(30)
+    # `cleanup` restores it, and a kernel without flowtables is named by the dataplane alone.
+    assert table_name(found) in RESTORABLE
+    assert found.optional
 
 
 IPVS = {

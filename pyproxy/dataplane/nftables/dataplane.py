@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,8 @@ from pyproxy.policy.routing import ServiceRouting
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+log = logging.getLogger(__name__)
+
 _STEP_ROWS = 2_500
 """Rows that are compiled and written before the agent looks for new changes: 20 ms."""
 
@@ -114,7 +117,12 @@ class NftablesDataplane:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of flow offload, if it is wanted."""
-        state = self.flow_offload()
+        try:
+            state = self.flow_offload()
+        except KernelError as error:
+            # A scrape has no way to report an error, and has its other metrics.
+            log.debug("cannot read the state of flow offload: %s", error)
+            return iter(())
         if state is None:
             return iter(())
         # Inspection commands import this module, and do without prometheus_client.

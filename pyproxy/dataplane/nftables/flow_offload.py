@@ -32,7 +32,7 @@ _ATTEMPTS = 4
 """Transactions for one plan: each one but the last leaves out devices that the kernel refused."""
 
 _KEEPS_TIMEOUTS = Path("/proc/sys/net/netfilter/nf_flowtable_tcp_timeout")
-"""A sysctl of Linux 5.13 and newer. An older kernel cuts the conntrack timeout of a connection that
+"""A sysctl of Linux 5.14 and newer. An older kernel cuts the conntrack timeout of a connection that
 leaves the fast path to 120 s, and one that is idle for longer is then broken."""
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
@@ -74,7 +74,7 @@ class FlowOffload:
     def plan(self) -> OffloadPlan:
         """Read the fast path back and plan from there. Raises KernelError."""
         if self._choice is not None and not self._has_failed and not _KEEPS_TIMEOUTS.exists():
-            self._failed("this kernel lacks flowtables that keep conntrack's timeouts (Linux 5.13)")
+            self._failed("this kernel lacks flowtables that keep conntrack's timeouts (Linux 5.14)")
         return plan_offload(self._read(), None if self._has_failed else self._wanted())
 
     def plan_devices(self) -> OffloadPlan:

@@ -106,7 +106,7 @@ def test_a_kernel_without_a_fast_path_is_a_remark(namespace: Namespace) -> None:
         assert found is not None
         assert found.offload
         result = traced(namespace, Packet(POD, HOME, Protocol.TCP, Port(80), "eth0"))
-    # Not every kernel has flowtables, and before Linux 5.13 they are not used.
+    # Not every kernel has flowtables, and before Linux 5.14 they are not used.
     inactive = "fast-path" not in layout.chains
     assert [each for each in result.remarks if "pyproxy status says why" in each] == (
         ["connections are not offloaded: pyproxy status says why"] if inactive else []
