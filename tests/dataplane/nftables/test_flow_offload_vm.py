@@ -10,14 +10,18 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from pyproxy_lab.modes import NFTABLES, NFTABLES_OFFLOAD
 from pyproxy_lab.network import Network
+from pyproxy_lab.topology import Pod, numbered_pod, numbered_site
 
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import get_generation, read_generation
+from tests.chaos.load import load
 from tests.dataplane.nftables.offload_node import (
     PORT,
     OffloadNode,
@@ -58,6 +62,11 @@ DNS_SERVICE = service("dns", "10.96.0.6", "fd00:10:96::6", ports=[{"port": 53, "
 WEB_SERVICE = service(
     "web", "10.96.0.1", "fd00:10:96::1", ports=[{"port": 80, "nodePort": 30080}], type="NodePort"
 )
+ROLLED = service(
+    "rolled", "10.96.0.7", ports=[{"name": "short", "port": 80}, {"name": "long", "port": 81}]
+)
+ROLLED_PORTS = [{"name": "short", "port": 8080}, {"name": "long", "port": PORT}]
+LONG_LIVED, NEW_PER_SECOND = 50, 200
 OBJECTS = (
     WEB_SERVICE,
     *slices("web", "b1"),
@@ -264,6 +273,79 @@ def test_a_tcp_connection_outlives_its_endpoint_and_its_service(node: OffloadNod
     for connection in connections:
         exchange(connection)
         transfer(connection.client, connection.server, MEGABYTE)
+
+
+@with_flowtables
+def test_a_rollout_whose_new_pods_get_the_addresses_of_old_ones(node: OffloadNode) -> None:
+    network, proxied = node.network, node.proxied
+    old = {name: numbered_pod(name, site, 31) for name, site in (("r1", 1), ("r2", 2))}
+    spare = numbered_pod("n1", 1, 32)
+    for pod in (*old.values(), spare):
+        network.add_pod(pod)
+        node.listen(pod.name)
+
+    def serve(*pods: Pod, ending: Pod | None = None) -> None:
+        ends = [at(pod) for pod in pods]
+        ends += [at(ending, ready=False, terminating=True)] if ending else []
+        proxied.apply(ROLLED, endpoint_slice("rolled", *ends, ports=ROLLED_PORTS))
+
+    serve(*old.values())
+    connections = [node.connect("a2", "10.96.0.7:81") for _ in range(LONG_LIVED)]
+    for connection in connections:
+        node.becomes_offloaded(connection)
+    now = [*old.values(), spare]
+    with load(network.namespace("a1"), NEW_PER_SECOND, ["10.96.0.7:80"]) as result:
+        serve(*now)
+        for pod in old.values():
+            now.remove(pod)
+            serve(*now, ending=pod)
+            for connection in connections:
+                exchange(connection)
+            for connection in [each for each in connections if each.pod_name == pod.name]:
+                connection.server.close()
+                assert connection.client.recv(1) == b""
+                connection.client.close()
+                connections.remove(connection)
+            serve(*now)
+            has_none = partial(has_no_connection, network, pod.name)
+            until(has_none, "its connections have ended")
+            node.stop_listening(pod.name)
+            network.remove_pod(pod.name)
+            # A network plugin announces the new pod's hardware address.
+            network.namespace(pod.site).ip([f"neigh flush to {pod.addresses.ipv4}"])
+            new = msgspec.structs.replace(pod, name=f"new-{pod.name}")
+            network.add_pod(new)
+            node.listen(new.name)
+            now.append(new)
+            serve(*now)
+            connections += [node.connect("a2", "10.96.0.7:81") for _ in range(LONG_LIVED // 2)]
+            for connection in connections:
+                node.becomes_offloaded(connection)
+    assert (result.failed, result.late) == ({}, 0)
+    assert result.answered > NEW_PER_SECOND
+    # A packet of a connection that a pod does not know is answered with a reset.
+    assert [resets_sent(network, pod.name) for pod in now] == [0, 0, 0]
+
+
+def at(pod: Pod, **conditions: bool) -> Object:
+    """Return a pod that is not of the lab's topology as an endpoint."""
+    conditions = {"ready": True, "serving": True, "terminating": False} | conditions
+    node_name = numbered_site(1 if pod.site == "na" else 2).node
+    return {"addresses": [pod.addresses.ipv4], "conditions": conditions, "nodeName": node_name}
+
+
+def has_no_connection(network: Network, pod: str) -> bool:
+    """Return whether a pod has no TCP connection that is established or half-closed."""
+    lines = network.namespace(pod).run(["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout
+    # In the order of include/net/tcp_states.h, TIME_WAIT and LISTEN are 06 and 0A.
+    return not any(line.split()[3] in ("01", "04", "05", "08") for line in lines.splitlines())
+
+
+def resets_sent(network: Network, pod: str) -> int:
+    """Count the TCP resets that a pod has sent."""
+    lines = network.namespace(pod).run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+    return int(values[names.index("OutRsts")])
 
 
 def generation(network: Network) -> int:
