@@ -1,0 +1,129 @@
+"""The devices of the flowtable follow the node's, with a message for each that changes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from pyproxy_lab.namespace import Namespace
+
+from pyproxy.dataplane.interface import Changes, FlowOffloadState, NodeRouting
+from pyproxy.dataplane.nftables.base_rules import NftablesOptions
+from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
+from pyproxy.policy.routing import ServiceRouting
+from tests.dataplane.nftables.test_kernel_trace import HOME, service
+from tests.namespaces import empty_namespace
+from tests.waiting import again_and_again, until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.vm, pytest.mark.kernels(since=(5, 13))]
+
+MANY = 200
+WEB = msgspec.structs.replace(service("web", HOME, "10.244.1.11", "10.244.2.11"), offload=True)
+MORE = msgspec.structs.replace(
+    service("web", HOME, "10.244.1.11", "10.244.2.11", "10.244.1.12"), offload=True
+)
+
+
+class Node:
+    """A namespace with a dataplane, and another one for the pods' ends of veths."""
+
+    def __init__(self, namespace: Namespace, pods: Namespace) -> None:
+        self._namespace = namespace
+        self._pods = pods
+        self.dataplane = namespace.call(self._made)
+
+    def _made(self) -> NftablesDataplane:
+        made = NftablesDataplane(NftablesOptions(), offload=DeviceChoice())
+        made.prepare()
+        assert made.commit(made.plan_full([WEB], NodeRouting())) == ()
+        return made
+
+    def add(self, *names: str) -> None:
+        peer = f"type veth peer name {{}} netns {self._pods.name}"
+        self._namespace.ip(f"link add {name} {peer.format(name)}" for name in names)
+
+    def remove(self, *names: str) -> None:
+        self._namespace.ip(f"link del {name}" for name in names)
+
+    def state(self) -> FlowOffloadState:
+        found = self._namespace.call(self.dataplane.flow_offload)
+        assert found is not None
+        return found
+
+    def follow(self, *names: str) -> None:
+        """Write changes of devices until exactly these are bound."""
+
+        def bound() -> bool:
+            self.dataplane.devices_changed()
+            return self.state().devices == tuple(sorted(names))
+
+        until(bound, lambda: f"{len(names)} devices are bound: {self.state()}", pause=0.1)
+
+    def serve(self, routing: ServiceRouting) -> int:
+        """Change a Service, and return the messages that it took."""
+        before = self.dataplane.messages_sent
+        plan = self.dataplane.plan(Changes({routing.name: routing}))
+        assert self._namespace.call(lambda: self.dataplane.commit(plan)) == ()
+        return self.dataplane.messages_sent - before
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with empty_namespace("devices") as namespace, empty_namespace("pods") as pods:
+        made = Node(namespace, pods)
+        # As the agent does: one thread waits, another writes.
+        waiting = threading.Thread(target=_wait, args=(made.dataplane,))
+        waiting.start()
+        try:
+            yield made
+        finally:
+            made.dataplane.close()
+            waiting.join()
+
+
+def _wait(dataplane: NftablesDataplane) -> None:
+    while dataplane.wait_for_devices():
+        pass
+
+
+def test_two_hundred_devices_take_a_message_each(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"v{number}" for number in range(MANY)]
+    # A third endpoint takes another chain, which stays.
+    node.serve(MORE)
+    fewer, more = node.serve(WEB), node.serve(MORE)
+    before = node.dataplane.messages_sent
+    node.add(*names[: MANY // 2])
+    node.follow(*names[: MANY // 2])
+    assert node.dataplane.messages_sent - before == MANY // 2
+    node.add(*names[MANY // 2 :])
+    assert node.serve(WEB) == fewer
+    node.follow(*names)
+    assert node.dataplane.messages_sent - before == MANY + fewer
+    # The kernel itself takes a device that is deleted out of the flowtable.
+    node.remove(*names[1:])
+    assert node.serve(MORE) == more
+    node.follow(names[0])
+    assert node.dataplane.messages_sent - before == MANY + fewer + more
+    assert not [each for each in caplog.records if each.levelno > logging.INFO]
+
+
+def test_a_device_that_vanishes_before_it_is_bound_costs_nothing(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"v{number}" for number in range(20)]
+    node.add(*names)
+    with again_and_again(node.dataplane.devices_changed):
+        for _ in range(20):
+            node.remove(*names[10:])
+            node.add(*names[10:])
+        node.remove(*names[15:])
+    node.follow(*names[:15])
+    assert node.state().refused == {}
+    assert node.state().inactive == ""
+    assert not [each for each in caplog.records if each.levelno > logging.INFO]
