@@ -17,6 +17,7 @@ from bench.audits import print_audits
 from bench.bare import bare_loop
 from bench.costs import costs_of_changes
 from bench.counts import count, grown_counts, read_baseline, write_baseline
+from bench.fast_path import print_fast_path
 from bench.floor import Floor, floor
 from bench.formats import print_formats
 from bench.hostile import SIZE, print_hostile
@@ -48,7 +49,7 @@ def main() -> int:
         return 1
 
 
-def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
+def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911, PLR0912
     if options.profile:
         print_hottest(Size(10_000, 10))
         return 0
@@ -77,6 +78,9 @@ def _run(place: Place, options: argparse.Namespace) -> int:  # noqa: PLR0911
     if options.audits:
         _print_machine()
         return _conclude(print_audits())
+    if options.fast_path:
+        _print_machine()
+        return _conclude(print_fast_path(place, options.runs))
     if options.outages:
         _print_machine()
         return _conclude(print_outages(place))
@@ -107,7 +111,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__, allow_abbrev=False)
     parser.add_argument("--mode", default="nftables", help=f"one of {', '.join(modes.MODES)}")
     parser.add_argument("--changes", type=int, help="changes (default 1000 in nftables mode)")
-    parser.add_argument("--runs", type=int, default=3, help="first syncs (default 3)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="first syncs, or runs of --fast-path (default 3)"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--profile", action="store_true", help="print a profile of the first sync, and end"
@@ -159,6 +165,11 @@ def _options() -> argparse.Namespace:
     )
     what.add_argument(
         "--outages", action="store_true", help="time only changes during outages of the API server"
+    )
+    what.add_argument(
+        "--fast-path",
+        action="store_true",
+        help="measure only connections through a Service, with and without --flow-offload",
     )
     what.add_argument(
         "--hostile",

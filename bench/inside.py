@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,13 @@ from pyproxy.agent.core import Agent
 from pyproxy.agent.loop import Chores, Inbox, Loop, Stop, watch_drift
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.node_addresses import local_addresses
-from pyproxy.config.settings import IptablesSettings, LocalTraffic, Settings
+from pyproxy.config.settings import (
+    FlowOffload,
+    IptablesSettings,
+    LocalTraffic,
+    NftablesSettings,
+    Settings,
+)
 from pyproxy.dataplane import modes
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.readback import read_table
@@ -75,12 +81,15 @@ class Bell:
 class Inside:
     """One agent in this network namespace."""
 
-    def __init__(self, mode: LabMode = NFTABLES) -> None:
+    def __init__(
+        self, mode: LabMode = NFTABLES, flow_offload: FlowOffload = FlowOffload.NONE
+    ) -> None:
         settings = Settings(
             NODE_NAME,
             mode.proxy_mode,
             local_traffic=LocalTraffic(cluster_networks=(parse_network(POD_NETWORK),)),
             iptables=IptablesSettings(mode.flavour),
+            nftables=NftablesSettings(flow_offload=flow_offload),
         )
         self.dataplane = modes.of(settings.mode).make(settings)
         self.dataplane.prepare()
@@ -134,9 +143,11 @@ class Inside:
 
 
 @contextmanager
-def inside(mode: LabMode = NFTABLES) -> Iterator[Inside]:
+def inside(
+    mode: LabMode = NFTABLES, flow_offload: FlowOffload = FlowOffload.NONE
+) -> Iterator[Inside]:
     """Have an agent, and no rules left of it afterwards."""
-    agent = Inside(mode)
+    agent = Inside(mode, flow_offload)
     try:
         yield agent
     finally:
@@ -169,9 +180,14 @@ def _timed_sync(agent: Inside, size: Size) -> float:
 
 def lists(size: Size) -> list[Event]:
     """Return the events of all lists, as a source sends them."""
+    return lists_of(objects(size))
+
+
+def lists_of(found: Iterable[dict[str, Any]]) -> list[Event]:
+    """Return the events of lists of these objects and of no others."""
     events: list[Event] = []
     names: dict[Kind, set[ObjectName]] = {kind: set() for kind in Kind}
-    for obj in objects(size):
+    for obj in found:
         kind = Kind(obj["kind"])
         reading = decode_object(kind, msgspec.json.encode(obj))
         assert reading.name is not None

@@ -37,10 +37,11 @@ _GATEWAY = "172.30.0.1"
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where agents run, and where connections come from."""
+    """Where agents run, where connections come from, and where all pods are."""
 
     node: Namespace
     client: Namespace
+    pods: Namespace
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def own_place() -> Iterator[Place]:
         with _pods(pods):
             netns.pushns(node.name)
             try:
-                yield Place(node, client)
+                yield Place(node, client, pods)
             finally:
                 netns.popns()
     finally:
