@@ -51,7 +51,7 @@ _ORIGINAL = 0
 _UPDATE = 1
 _DAY = 86_400
 
-_HTON, _LESS_OR_EQUAL = 1, 3
+_HTON, _GREATER = 1, 4
 
 _NAME, _DATA = 1, 2
 _LOOKUP_SET = 1
@@ -148,29 +148,29 @@ def is_new(register: int) -> list[bytes]:
     ]
 
 
-def lacks_status(register: int, bits: int) -> list[bytes]:
-    """Match connections whose conntrack status lacks any of these bits."""
+def has_status(register: int, bits: int) -> list[bytes]:
+    """Match connections whose conntrack status has all of these bits."""
     wanted = struct.pack("=I", bits)
     return [
         _expression("ct", _number(1, register), _number(2, _CT_STATUS)),
         _bitwise(register, wanted, bytes(4)),
-        _compare(register, 1, wanted),
+        _compare(register, 0, wanted),
     ]
 
 
-def is_reply(register: int) -> list[bytes]:
-    """Match packets of the reply direction."""
+def is_original(register: int) -> list[bytes]:
+    """Match packets of the client's direction."""
     return [
         _expression("ct", _number(1, register), _number(2, _CT_DIRECTION)),
-        _compare(register, 1, bytes((_ORIGINAL,))),
+        _compare(register, 0, bytes((_ORIGINAL,))),
     ]
 
 
-def has_packets_up_to(register: int, most: int) -> list[bytes]:
-    """Match connections with at most so many packets, both directions together.
+def has_more_packets(register: int, than: int) -> list[bytes]:
+    """Match connections with more packets than these, both directions together.
 
-    The kernel switches on conntrack's accounting for it (nft_ct_get_init), and connections from
-    before have no count, which matches.
+    The kernel switches on conntrack's accounting for it (nft_ct_get_init). Connections from before
+    have no count, and never match.
     """
     # The count has two registers, in the host's order; comparisons are in network order.
     return [
@@ -180,7 +180,7 @@ def has_packets_up_to(register: int, most: int) -> list[bytes]:
             *(_number(kind, value) for kind, value in ((1, register), (2, register))),
             *(_number(kind, value) for kind, value in ((3, _HTON), (4, 8), (5, 8))),
         ),
-        _compare(register, _LESS_OR_EQUAL, struct.pack(">Q", most)),
+        _compare(register, _GREATER, struct.pack(">Q", than)),
     ]
 
 

@@ -1,6 +1,6 @@
 """Connections on the fast path, as the inspection commands show them.
 
-Before Linux 5.13 there is none, and the commands say so.
+Before Linux 5.14 there is none, and the commands say so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.packets]
 WEB, ENDPOINT, CLIENT = "10.96.0.10", "10.244.2.11", "10.244.1.12"
 PORT = {"name": "http", "protocol": "TCP", "port": 9090}
 TO = f"{WEB}:80"
-HAS_FAST_PATH = tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 13)
+HAS_FAST_PATH = tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 14)
 BYTES = 40
 """Bytes sent one by one, and echoed: more packets than a connection has on the slow path."""
 
@@ -138,7 +138,7 @@ def test_a_trace_says_that_the_connection_is_offloaded_and_when(
     (outcome,) = node.command(*words, "-o", "json").json["outcomes"]
     assert (outcome["offload"]["packets"], outcome["offload"]["reason"]) == (16, "")
     out = node.command(*words).out
-    assert "the connection is offloaded after 16 packets of both directions together" in out
+    assert "the connection is offloaded after 3 packets of both directions together" in out
     assert "the flowtable does not have" not in out
     assert f"offload-services4 {{ {WEB} . tcp . 80 }}" in out
     own = node.command("trace", "--to", TO).out

@@ -24,7 +24,7 @@ from pyproxy.model.address import Port, Protocol, backend, parse_address
 PACKET = Packet(
     parse_address("10.244.1.12"), parse_address("10.96.0.10"), Protocol.TCP, Port(80), "cbr0"
 )
-LATER = Offload(16, by="offload-services4 { 10.96.0.10 . tcp . 80 }")
+LATER = Offload(3, by="offload-services4 { 10.96.0.10 . tcp . 80 }")
 DRAINING = Offload(
     reason="the endpoint terminates",
     by="draining-endpoints4 { 10.96.0.10 . tcp . 80 . 10.244.1.2 . 8080 }",
@@ -54,7 +54,7 @@ TABLE_OF_TWO = [
     "  delivered to 10.244.1.2:8080, source kept:",
 ]
 LATER_LINES = [
-    "the connection is offloaded after 16 packets of both directions together",
+    "the connection is offloaded after 3 packets of both directions together",
     "    offload-services4 { 10.96.0.10 . tcp . 80 }",
 ]
 
@@ -71,10 +71,10 @@ LATER_LINES = [
             id="one outcome",
         ),
         pytest.param(
-            [(to(1), Offload(16, 2))],
+            [(to(1), Offload(3, 2))],
             [
                 "delivered to 10.244.1.1:8080, source kept",
-                "the connection is offloaded after 16 packets of both directions together, and 2 s",
+                "the connection is offloaded after 3 packets of both directions together, and 2 s",
             ],
             id="UDP",
         ),
@@ -88,7 +88,7 @@ LATER_LINES = [
             [
                 "  then one of 2 outcomes, at random:",
                 "  PROBABILITY   OUTCOME                                     CONNECTION",
-                "  50.00%        delivered to 10.244.1.1:8080, source kept   offloaded after 16 "
+                "  50.00%        delivered to 10.244.1.1:8080, source kept   offloaded after 3 "
                 "packets of both directions together",
                 "  50.00%        delivered to 10.244.1.2:8080, source kept   not offloaded: the "
                 "endpoint terminates",

@@ -27,7 +27,7 @@ ALL = "--all-in-vm"
 CUT = "cut_in_vm"
 """The marker whose argument selects, by a test's parameters, what runs without `ALL`."""
 KERNELS = "kernels"
-"""The marker whose arguments `since` and `before` are Linux versions, such as (5, 13)."""
+"""The marker whose arguments `since` and `before` are Linux versions, such as (5, 14)."""
 
 _PLUGINS = ("--disable-plugin-autoload", "-p", "no:cacheprovider")
 _ENVIRONMENT = ("PYPROXY_REQUIRE_KERNEL", "PYPROXY_TEST_MODES")

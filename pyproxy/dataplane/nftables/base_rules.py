@@ -63,7 +63,7 @@ _HOOKS = {
 
 
 def _is_on_demand(name: str) -> bool:
-    return name == offload_chain.NAME or chains.is_on_demand(name)
+    return name in offload_chain.CHAINS or chains.is_on_demand(name)
 
 
 def _chains(options: NftablesOptions) -> dict[str, list[str]]:

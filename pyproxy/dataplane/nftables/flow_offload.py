@@ -176,9 +176,11 @@ class FlowOffload:
         log.warning("flow offload leaves interface %s out: cannot bind it: %s", device, error)
 
 
-def _read_rules(netlink: Nfnetlink) -> list[bytes]:
-    request = nftables.get_chain_rules(TABLE, NAME)
-    return nftables.read_rules(netlink.dump(request)).get(NAME, [])
+def _read_rules(netlink: Nfnetlink) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for name in offload_chain.CHAINS:
+        found |= nftables.read_rules(netlink.dump(nftables.get_chain_rules(TABLE, name)))
+    return found
 
 
 def _read_added() -> int:

@@ -33,14 +33,15 @@ class OffloadPlan(msgspec.Struct, frozen=True):
     def lines(self) -> Iterator[str]:
         """Yield the changes as nft commands."""
         at = f"inet {TABLE} {NAME}"
+        chains = [f"inet {TABLE} {name}" for name in offload_chain.CHAINS]
         if self.delete_chain or self.replace_chain:
-            yield f"delete chain {at}"
+            yield from (f"delete chain {each}" for each in chains)
         if self.delete_flowtable:
             yield f"delete flowtable {at}"
         if self.create_flowtable:
             yield f"add flowtable {at} {{ hook ingress priority {_PRIORITY}; counter; }}"
         if self.write_chain:
-            yield f"add chain {at}"
+            yield from (f"add chain {each}" for each in chains)
         for verb, devices in (("add", self.bind), ("delete", self.release)):
             if devices:
                 yield f"{verb} flowtable {at} {{ devices = {{ {', '.join(devices)} }}; }}"
@@ -48,7 +49,7 @@ class OffloadPlan(msgspec.Struct, frozen=True):
     def counts(self) -> Mapping[str, int]:
         """Count the objects to write by their kind."""
         return {
-            "chain": int(self.write_chain or self.delete_chain),
+            "chain": len(offload_chain.CHAINS) * (self.write_chain or self.delete_chain),
             "flowtable": int(self.create_flowtable or self.delete_flowtable),
             "device": len(self.bind) + len(self.release),
         }

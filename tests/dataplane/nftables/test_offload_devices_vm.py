@@ -19,7 +19,7 @@ from tests.dataplane.nftables.test_kernel_trace import HOME, service
 from tests.namespaces import empty_namespace
 from tests.waiting import again_and_again, until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.vm, pytest.mark.kernels(since=(5, 13))]
+pytestmark = [pytest.mark.kernel, pytest.mark.vm, pytest.mark.kernels(since=(5, 14))]
 
 MANY = 200
 WEB = msgspec.structs.replace(service("web", HOME, "10.244.1.11", "10.244.2.11"), offload=True)

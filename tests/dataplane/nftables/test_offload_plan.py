@@ -103,10 +103,11 @@ def test_a_plan_is_printed_counted_and_packed() -> None:
     plan = plan_offload(Held(frozenset({"gone"})), frozenset({"eth0", "veth1"}))
     assert list(plan.lines()) == [
         "add chain inet pyproxy fast-path",
+        "add chain inet pyproxy fast-path-add",
         "add flowtable inet pyproxy fast-path { devices = { eth0, veth1 }; }",
         "delete flowtable inet pyproxy fast-path { devices = { gone }; }",
     ]
-    assert plan.counts() == {"chain": 1, "flowtable": 0, "device": 3}
+    assert plan.counts() == {"chain": 2, "flowtable": 0, "device": 3}
     # Proportional to the devices that change: a message for each.
     named = [device for device, _ in plan.messages() if device]
     assert named == ["gone", "eth0", "veth1"]

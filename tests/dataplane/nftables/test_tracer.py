@@ -228,7 +228,7 @@ HERE = backend(ip(NODE), Port(8080)) + b"\0\0"
 @pytest.mark.parametrize(
     ("table", "sent", "expected"),
     [
-        (OFFLOADED, packet(), "offloaded after 16 packets of both directions together"),
+        (OFFLOADED, packet(), "offloaded after 3 packets of both directions together"),
         (
             {
                 "services4": {frontend(protocol=Protocol.UDP): Tag("cluster4-1")},
@@ -238,12 +238,12 @@ HERE = backend(ip(NODE), Port(8080)) + b"\0\0"
                 "offload-services4": {frontend(protocol=Protocol.UDP): b""},
             },
             packet(protocol=Protocol.UDP),
-            "offloaded after 16 packets of both directions together, and 2 s",
+            "offloaded after 3 packets of both directions together, and 2 s",
         ),
         (
             AT_NODE,
             packet(destination="172.30.0.12", port=30080),
-            "offloaded after 16 packets of both directions together",
+            "offloaded after 3 packets of both directions together",
         ),
         (SERVED, packet(), SlowPath.FRONTEND),
         (
