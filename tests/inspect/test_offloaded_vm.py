@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.packets]
 WEB, ENDPOINT, CLIENT = "10.96.0.10", "10.244.2.11", "10.244.1.12"
 PORT = {"name": "http", "protocol": "TCP", "port": 9090}
 TO = f"{WEB}:80"
-HAS_FAST_PATH = tuple(map(int, os.uname().release.split(".")[:2])) >= (5, 14)
+RELEASE = tuple(map(int, os.uname().release.split(".")[:2]))
+HAS_FAST_PATH = RELEASE >= (5, 14)
 BYTES = 40
 """Bytes sent one by one, and echoed: more packets than a connection has on the slow path."""
 
@@ -92,7 +93,7 @@ def top(node: InspectedNode, *words: str) -> Any:
 def test_a_long_lived_connection_is_shown_with_its_service(node: InspectedNode, echo: None) -> None:
     assert top(node)["flows"] == 0
     with connection(node) as made, connection(node, "172.30.0.11", 30080) as by_node_port:
-        exchange(made, 2)
+        # The handshake is not enough.
         assert top(node)["flows"] == 0
         exchange(made)
         exchange(by_node_port)
@@ -107,8 +108,9 @@ def test_a_long_lived_connection_is_shown_with_its_service(node: InspectedNode, 
         (by_endpoint,) = top(node, "shop/web", "--endpoints")["rows"]
         assert by_endpoint["endpoint"] == f"{ENDPOINT}:9090"
         assert top(node, "elsewhere")["rows"] == []
-    # A FIN ends it, and the flowtable's garbage collection removes it.
-    node.until(lambda: top(node)["flows"] == 0, "the flows leave the fast path")
+    # A FIN ends it. Linux 7 keeps the flows until they have been idle for two minutes.
+    if RELEASE < (7, 0):
+        node.until(lambda: top(node)["flows"] == 0, "the flows leave the fast path")
 
 
 def test_traffic_of_the_sample_is_its_rate(node: InspectedNode, echo: None) -> None:
@@ -136,7 +138,7 @@ def test_a_trace_says_that_the_connection_is_offloaded_and_when(
         assert "connections are not offloaded: pyproxy status says why" in node.command(*words).out
         return
     (outcome,) = node.command(*words, "-o", "json").json["outcomes"]
-    assert (outcome["offload"]["packets"], outcome["offload"]["reason"]) == (16, "")
+    assert (outcome["offload"]["packets"], outcome["offload"]["reason"]) == (3, "")
     out = node.command(*words).out
     assert "the connection is offloaded after 3 packets of both directions together" in out
     assert "the flowtable does not have" not in out

@@ -39,7 +39,6 @@ from pyproxy.dataplane.nftables.compare import compare, table_usage
 from pyproxy.dataplane.nftables.compile import add_service, compile_all, node_table, shared_rows
 from pyproxy.dataplane.nftables.early_writer import EarlyWriter, Written
 from pyproxy.dataplane.nftables.flow_offload import FlowOffload
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
 from pyproxy.dataplane.nftables.plan import (
     NftablesPlan,
     shared_changes,
@@ -65,6 +64,8 @@ from pyproxy.policy.routing import ServiceRouting
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from pyproxy.dataplane.nftables.offload_devices import OffloadDevices
+
 log = logging.getLogger(__name__)
 
 _STEP_ROWS = 2_500
@@ -82,7 +83,7 @@ class NftablesDataplane:
         self,
         options: NftablesOptions,
         clock: Callable[[], float] = time.monotonic,
-        offload: DeviceChoice | None = None,
+        offload: OffloadDevices | None = None,
     ) -> None:
         self._options = msgspec.structs.replace(options, offload=offload is not None)
         self._committed: CommittedState[SharedRow] = CommittedState(shared_rows)

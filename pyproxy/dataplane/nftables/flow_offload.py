@@ -13,18 +13,20 @@ import errno
 import logging
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyproxy.dataplane.interface import FlowOffloadState
 from pyproxy.dataplane.nftables import offload_chain
 from pyproxy.dataplane.nftables.offload_chain import NAME
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice, choose_devices
 from pyproxy.dataplane.nftables.offload_plan import NOTHING, Held, OffloadPlan, plan_offload
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import KernelError, StaleStateError, TransientKernelError
 from pyproxy.netlink import flowtables, nftables
-from pyproxy.netlink.device_monitor import DeviceMonitor
 from pyproxy.netlink.nfnetlink import Nfnetlink
 from pyproxy.netlink.nftables import SUBSYSTEM
+
+if TYPE_CHECKING:
+    from pyproxy.dataplane.nftables.offload_devices import OffloadDevices
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +41,23 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAF
 
 
 class FlowOffload:
-    """Keeps the fast path as `choice` wants it, or removes it if that is None.
+    """Keeps the fast path on these devices, or removes it if they are None.
 
     `plan` and `apply` are for the thread that commits. The others say who may call them.
     """
 
-    def __init__(self, netlink: Nfnetlink, choice: DeviceChoice | None) -> None:
+    def __init__(self, netlink: Nfnetlink, devices: OffloadDevices | None) -> None:
         self._netlink = netlink
-        self._choice = choice
-        self._monitor = DeviceMonitor() if choice is not None else None
+        self._devices = devices
         # A device that the kernel refused is not tried again until it is another one.
         self._refused: dict[str, str] = {}
         self._bound: frozenset[str] = frozenset()
-        self._inactive = "" if choice is None else "the first sync is not complete"
+        self._inactive = "" if devices is None else "the first sync is not complete"
         self._has_failed = False
 
     def state(self) -> FlowOffloadState | None:
         """Return the state for people; None if no fast path is wanted. Any thread."""
-        if self._choice is None:
+        if self._devices is None:
             return None
         return FlowOffloadState(
             tuple(sorted(self._bound)), dict(self._refused), self._inactive, _read_added()
@@ -64,22 +65,17 @@ class FlowOffload:
 
     def wait(self) -> bool:
         """Block until devices change; False after `close`, or if none matters. KernelError."""
-        if self._monitor is None:
-            return False
-        if self._monitor.wait():
-            return True
-        self._monitor.close()
-        return False
+        return self._devices is not None and self._devices.wait()
 
     def plan(self) -> OffloadPlan:
         """Read the fast path back and plan from there. Raises KernelError."""
-        if self._choice is not None and not self._has_failed and not _KEEPS_TIMEOUTS.exists():
+        if self._devices is not None and not self._has_failed and not _KEEPS_TIMEOUTS.exists():
             self._failed("this kernel lacks flowtables that keep conntrack's timeouts (Linux 5.14)")
         return plan_offload(self._read(), None if self._has_failed else self._wanted())
 
     def plan_devices(self) -> OffloadPlan:
         """Plan a change of devices alone. Raises KernelError."""
-        if self._inactive or self._choice is None:
+        if self._inactive or self._devices is None:
             return NOTHING
         held = self._read_devices()
         self._bound = held or frozenset()
@@ -109,17 +105,15 @@ class FlowOffload:
 
     def close(self) -> None:
         """End `wait`."""
-        if self._monitor is not None:
-            self._monitor.end()
+        if self._devices is not None:
+            self._devices.end()
 
     def _wanted(self) -> frozenset[str] | None:
-        if self._choice is None or self._monitor is None:
+        if self._devices is None:
             return None
-        devices = self._monitor.devices()
-        present = {link.name for link in devices.links}
-        for gone in self._refused.keys() - present:
+        for gone in self._refused.keys() - self._devices.present():
             del self._refused[gone]
-        return choose_devices(devices, self._choice) - self._refused.keys()
+        return self._devices.chosen() - self._refused.keys()
 
     def _read(self) -> Held:
         devices = self._read_devices()
@@ -141,7 +135,7 @@ class FlowOffload:
         return None if found is None else found.devices
 
     def _written(self, plan: OffloadPlan, *, is_first: bool) -> None:
-        if self._choice is None or self._has_failed:
+        if self._devices is None or self._has_failed:
             if plan:
                 log.info("flow offload is off: removed flowtable inet %s %s", TABLE, NAME)
             return

@@ -13,7 +13,7 @@ from pyproxy.dataplane.mode import NF_TABLES, FailureNames, LocalAddresses, Mode
 from pyproxy.dataplane.packets import PacketTracer
 
 if TYPE_CHECKING:
-    from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
+    from pyproxy.dataplane.nftables.offload_devices import OffloadDevices
     from pyproxy.dataplane.nftables.plan import NftablesPlan
 
 
@@ -33,13 +33,17 @@ def _make(settings: Settings) -> Dataplane[NftablesPlan]:
     )
 
 
-def _offload(settings: Settings) -> DeviceChoice | None:
-    from pyproxy.dataplane.nftables.offload_devices import DeviceChoice  # noqa: PLC0415
-
+def _offload(settings: Settings) -> OffloadDevices | None:
     wanted = settings.nftables
     if wanted.flow_offload is FlowOffload.NONE:
         return None
-    return DeviceChoice(wanted.offload_interfaces, settings.local_traffic.interfaces("*"))
+    from pyproxy.dataplane.nftables.offload_devices import (  # noqa: PLC0415
+        DeviceChoice,
+        OffloadDevices,
+    )
+
+    pods = settings.local_traffic.interfaces("*")
+    return OffloadDevices(DeviceChoice(wanted.offload_interfaces, pods))
 
 
 def _tracer(_: Settings, local_addresses: LocalAddresses) -> PacketTracer:

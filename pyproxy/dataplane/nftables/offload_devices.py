@@ -6,7 +6,7 @@ from collections.abc import Container
 
 import msgspec
 
-from pyproxy.netlink.device_monitor import Devices
+from pyproxy.netlink.device_monitor import DeviceMonitor, Devices
 from pyproxy.netlink.links import Link
 
 _POD_KINDS = ("veth", "netkit")
@@ -25,6 +25,33 @@ class DeviceChoice(msgspec.Struct, frozen=True):
 
     patterns: tuple[str, ...] = ()
     pod_interface: str = ""
+
+
+class OffloadDevices:
+    """The devices to bind in the network namespace that this is made in, as they come and go."""
+
+    def __init__(self, choice: DeviceChoice) -> None:
+        self._choice = choice
+        self._monitor = DeviceMonitor()
+
+    def present(self) -> frozenset[str]:
+        """Return the names of all devices. Blocks at the first call. Raises KernelError."""
+        return frozenset(link.name for link in self._monitor.devices().links)
+
+    def chosen(self) -> frozenset[str]:
+        """Return the names of the devices to bind. Blocks at the first call. Raises KernelError."""
+        return choose_devices(self._monitor.devices(), self._choice)
+
+    def wait(self) -> bool:
+        """Block until devices change; False, once, after `end`. Raises KernelError."""
+        if self._monitor.wait():
+            return True
+        self._monitor.close()
+        return False
+
+    def end(self) -> None:
+        """Make `wait` return False."""
+        self._monitor.end()
 
 
 def choose_devices(devices: Devices, choice: DeviceChoice) -> frozenset[str]:

@@ -16,7 +16,7 @@ from pyproxy.dataplane.nft.loader import read_layout
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice, OffloadDevices
 from pyproxy.dataplane.nftables.readback import read_table
 from pyproxy.dataplane.nftables.schema import BY_NAME, OFFLOAD, TABLE
 from pyproxy.model.address import (
@@ -187,7 +187,9 @@ def every_kind(*, affinity: int) -> list[ServiceRouting]:
 @contextmanager
 def programmed(namespace: Namespace, *, affinity: int) -> Iterator[NftablesDataplane]:
     dataplane = namespace.call(
-        lambda: NftablesDataplane(NftablesOptions(pod_interface="cbr0"), offload=DeviceChoice())
+        lambda: NftablesDataplane(
+            NftablesOptions(pod_interface="cbr0"), offload=OffloadDevices(DeviceChoice())
+        )
     )
     try:
         plan = dataplane.plan_full(every_kind(affinity=affinity), NODE)

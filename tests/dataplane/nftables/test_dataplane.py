@@ -20,7 +20,7 @@ from pyproxy.dataplane.nft.schema import Rows, SetKind, Table
 from pyproxy.dataplane.nftables import schema
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice, OffloadDevices
 from pyproxy.dataplane.nftables.readback import read_learned, read_table
 from pyproxy.errors import RejectedError, StaleStateError
 from pyproxy.model.address import (
@@ -50,7 +50,9 @@ def programming(
     namespace: Namespace, options: NftablesOptions = OPTIONS, offload: DeviceChoice | None = None
 ) -> Iterator[NftablesDataplane]:
     """A dataplane that starts on an empty kernel."""
-    made = namespace.call(lambda: NftablesDataplane(options, offload=offload))
+    made = namespace.call(
+        lambda: NftablesDataplane(options, offload=OffloadDevices(offload) if offload else None)
+    )
     made.cleanup()
     try:
         yield made

@@ -14,7 +14,7 @@ from pyproxy.config.settings import FlowOffload, NftablesSettings
 from pyproxy.dataplane.interface import Changes, FlowOffloadState, NodeRouting
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice, OffloadDevices
 from pyproxy.errors import UsageError
 from pyproxy.model.address import Port, backend, parse_address
 from tests.config.parsing import parse
@@ -71,7 +71,9 @@ def test_a_kernel_without_flowtables_is_named_once_and_serves(
     """On a kernel that has them, the same steps end on the fast path."""
     with (
         closing(
-            namespace.call(lambda: NftablesDataplane(NftablesOptions(), offload=DeviceChoice()))
+            namespace.call(
+                lambda: NftablesDataplane(NftablesOptions(), offload=OffloadDevices(DeviceChoice()))
+            )
         ) as dataplane,
         emptied(namespace),
     ):

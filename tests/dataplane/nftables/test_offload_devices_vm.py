@@ -13,7 +13,7 @@ from pyproxy_lab.namespace import Namespace
 from pyproxy.dataplane.interface import Changes, FlowOffloadState, NodeRouting
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.dataplane import NftablesDataplane
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice
+from pyproxy.dataplane.nftables.offload_devices import DeviceChoice, OffloadDevices
 from pyproxy.policy.routing import ServiceRouting
 from tests.dataplane.nftables.test_kernel_trace import HOME, service
 from tests.namespaces import empty_namespace
@@ -37,7 +37,7 @@ class Node:
         self.dataplane = namespace.call(self._made)
 
     def _made(self) -> NftablesDataplane:
-        made = NftablesDataplane(NftablesOptions(), offload=DeviceChoice())
+        made = NftablesDataplane(NftablesOptions(), offload=OffloadDevices(DeviceChoice()))
         made.prepare()
         assert made.commit(made.plan_full([WEB], NodeRouting())) == ()
         return made
