@@ -20,7 +20,7 @@ ALERTS = [rule for group in groups().groups for rule in group.rules]
 SITE = "https://pyproxy.example"
 """The placeholder for the address of the documentation, which nothing publishes yet."""
 
-PROGRAMS = {"conntrack", "curl", "journalctl", "kubectl", "sysctl", "systemctl"}
+PROGRAMS = {"conntrack", "curl", "journalctl", "kubectl", "modprobe", "sysctl", "systemctl"}
 PARTS = ("Meaning", "Impact", "Check", "Fix", "Silence")
 
 

@@ -161,7 +161,8 @@ def test_a_live_trace_names_the_connections_that_it_cannot_show(
         port = made.getsockname()[1]
         exchange(made)
         printed = node.run(*words)
-    assert printed.status == 1
+    # On the slow path the last acknowledgement, which the kernel delays, may be traced.
+    assert printed.status == 1 or not HAS_FAST_PATH
     assert ("offloaded" in printed.err) is HAS_FAST_PATH
     if not HAS_FAST_PATH:
         return
