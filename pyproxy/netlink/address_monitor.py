@@ -6,8 +6,6 @@ notification before it is queued.
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import struct
 import sys
@@ -27,6 +25,7 @@ from pyproxy.netlink.socket_filter import (
     Step,
 )
 from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
+from pyproxy.netlink.stoppable_wait import StoppableWait
 
 _NEWLINK, _DELLINK = 16, 17
 _NEWADDR, _DELADDR = 20, 21
@@ -82,8 +81,7 @@ class LocalAddressMonitor:
         self._socket.filter_notifications(_OF_INTEREST)
         for group in (_GROUP_LINK, *_GROUPS_ADDRESS, *_GROUPS_ROUTE):
             self._socket.join(group)
-        self._woken = os.eventfd(0, os.EFD_CLOEXEC)
-        self._ended = False
+        self._waiting = StoppableWait()
         self.received = 0
 
     def wait(self) -> bool:
@@ -91,20 +89,11 @@ class LocalAddressMonitor:
 
         Lost notifications count as a change.
         """
-        # Not select, which takes no descriptor from 1024 up.
-        poll = select.poll()
-        for descriptor in (self._socket.fileno(), self._woken):
-            poll.register(descriptor, select.POLLIN)
-        while not self._ended:
-            poll.poll()
-            if not self._ended and self.changed():
-                return True
-        return False
+        return self._waiting.wait(self._socket.fileno(), self.changed)
 
     def end(self) -> None:
         """Make `wait` return False, now and from now on."""
-        self._ended = True
-        os.eventfd_write(self._woken, 1)
+        self._waiting.end()
 
     def changed(self) -> bool:
         """Return whether an address or a local route changed since the last call.
@@ -137,7 +126,7 @@ class LocalAddressMonitor:
     def close(self) -> None:
         """Close the descriptors, after `wait` has returned False."""
         self._socket.close()
-        os.close(self._woken)
+        self._waiting.close()
 
 
 class AddressMonitor:

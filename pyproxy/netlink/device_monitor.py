@@ -6,8 +6,6 @@ same group, in messages of the family AF_BRIDGE.
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import struct
 import threading
@@ -36,6 +34,7 @@ from pyproxy.netlink.socket_filter import (
     Step,
 )
 from pyproxy.netlink.sockets import NETLINK_ROUTE, NetlinkSocket
+from pyproxy.netlink.stoppable_wait import StoppableWait
 
 _NEWLINK, _DELLINK = 16, 17
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
@@ -92,8 +91,7 @@ class DeviceMonitor:
         self._lock = threading.Lock()
         self._links: dict[int, Link] = {}
         self._uplinks: frozenset[int] = frozenset()
-        self._woken = os.eventfd(0, os.EFD_CLOEXEC)
-        self._ended = False
+        self._waiting = StoppableWait()
         self._has_read = False
 
     def devices(self) -> Devices:
@@ -108,27 +106,18 @@ class DeviceMonitor:
 
         A change of a device's state, such as up, is no change here.
         """
-        # Not select, which takes no descriptor from 1024 up.
-        poll = select.poll()
-        for descriptor in (self._socket.fileno(), self._woken):
-            poll.register(descriptor, select.POLLIN)
-        while not self._ended:
-            poll.poll()
-            if not self._ended and self._take_notifications():
-                return True
-        return False
+        return self._waiting.wait(self._socket.fileno(), self._take_notifications)
 
     def end(self) -> None:
         """Make `wait` return False, now and from now on."""
-        self._ended = True
-        os.eventfd_write(self._woken, 1)
+        self._waiting.end()
 
     def close(self) -> None:
         """Close the descriptors, after `wait` has returned False."""
         self._socket.close()
         self._routes.close()
         self._requests.close()
-        os.close(self._woken)
+        self._waiting.close()
 
     def _take_notifications(self) -> bool:
         before = self.devices()

@@ -24,8 +24,9 @@ from pyproxy.dataplane.nft import schema as nft
 from pyproxy.dataplane.nft.lookup import Element, Lookups, find_element
 from pyproxy.dataplane.nft.rows import PORT_PADDING, frontend_key
 from pyproxy.dataplane.nft.schema import SetKind
-from pyproxy.dataplane.nftables import chains, offload_chain, schema
+from pyproxy.dataplane.nftables import chains, schema
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
+from pyproxy.dataplane.nftables.offload_tracer import OffloadTracer
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
@@ -41,7 +42,16 @@ from pyproxy.dataplane.packets import (
     Untouched,
     Verdict,
 )
-from pyproxy.model.address import Address, Backend, Family, Port, Protocol, family_of, parse_network
+from pyproxy.model.address import (
+    Address,
+    Backend,
+    Family,
+    Port,
+    Protocol,
+    backend,
+    family_of,
+    parse_network,
+)
 from pyproxy.netlink.elements import DROP, Tag
 
 _SPLITS = {f"split{family.value}": family for family in Family}
@@ -51,9 +61,6 @@ _ALL_SPLITS = _SPLITS | _NODE_SPLITS
 _LOOPBACK = parse_network("127.0.0.0/8")
 _INDEX = struct.Struct("=I")
 _CERTAIN = Fraction(1)
-
-_UDP_STREAM = 2
-"""Seconds before conntrack takes a UDP flow for assured (nf_conntrack_proto_udp.c)."""
 
 
 class Action(enum.Enum):
@@ -74,18 +81,6 @@ class Action(enum.Enum):
     UNMARKED = "masqueraded by its mark"
     HAIRPIN = "masqueraded as a hairpin"
     ESTABLISHED = "goes the way of the first packet of its connection"
-
-
-class SlowPath(enum.Enum):
-    """Why a connection is not offloaded."""
-
-    SENT_HERE = "this node sends its packets, which do not pass the hook forward"
-    RECEIVED_HERE = "the endpoint is this node, whose packets do not pass the hook forward"
-    HAIRPIN = "the endpoint is the client itself"
-    DRAINING = "the endpoint terminates"
-    PROTOCOL = "a flowtable has TCP and UDP connections only"
-    AFFINITY = "the Service has session affinity"
-    FRONTEND = "the frontend is in no set of offloaded frontends"
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -216,8 +211,7 @@ def _finished(walk: _Walk) -> TablePath:
     if verdict is None:
         verdict = Untouched(walk.masquerade)
         if walk.translated:
-            backend = Backend(walk.destination + walk.port.to_bytes(2, "big"))
-            verdict = Delivered(backend, walk.masquerade)
+            verdict = Delivered(_backend(walk), walk.masquerade)
     return TablePath(verdict, walk.probability, walk.steps, walk.learned, walk.offload)
 
 
@@ -232,6 +226,7 @@ class _Tracer:
         self._node_port = frontend_key(Address(b""), packet.protocol, packet.port)
         self._at_node = self._find(schema.NODE_PORT_ADDRESSES, packet.destination) is not None
         self._from_pod = view.is_from_pod(packet)
+        self._fast_path = OffloadTracer(packet, self._find, at_node=self._at_node)
 
     def follow(self, start: _Walk) -> list[_Walk]:
         sent_here = not self._packet.interface
@@ -247,48 +242,8 @@ class _Tracer:
     def _later(self, walk: _Walk) -> _Walk:
         if walk.verdict is not None or not walk.translated:
             return walk
-        return replace(walk, offload=self._offload(walk))
-
-    def _offload(self, walk: _Walk) -> Offload:
-        """Return what the rules of the fast path do with later packets of the connection."""
-        element: Element | None = None
-        slow: SlowPath | None = None
-        if not self._packet.interface:
-            slow = SlowPath.SENT_HERE
-        elif self._is_local(walk.destination):
-            slow = SlowPath.RECEIVED_HERE
-        elif element := self._find(nft.HAIRPIN, self._packet.source + walk.destination):
-            slow = SlowPath.HAIRPIN
-        elif element := self._draining(walk):
-            slow = SlowPath.DRAINING
-        else:
-            element = self._find(schema.OFFLOAD_SERVICES, self._frontend)
-            if element is None and self._at_node:
-                element = self._find(schema.OFFLOAD_NODE_PORTS, self._node_port)
-            slow = self._not_offloaded() if element is None else None
-        by = str(element or "")
-        if slow is not None:
-            return Offload(reason=slow.value, by=by)
-        stream = _UDP_STREAM if self._packet.protocol is Protocol.UDP else 0
-        return Offload(offload_chain.MOST_SLOW_PACKETS, stream, by=by)
-
-    def _draining(self, walk: _Walk) -> Element | None:
-        """Return the element by which the endpoint terminates."""
-        endpoint = _backend_key(walk)
-        found = self._find(schema.DRAINING_ENDPOINTS, self._frontend + endpoint)
-        if found is None and self._at_node:
-            kind = schema.NODE_PORT_DRAINING_ENDPOINTS
-            found = self._find(kind, self._node_port + endpoint)
-        return found
-
-    def _not_offloaded(self) -> SlowPath:
-        """Return why the frontend is in no set of the fast path."""
-        if self._packet.protocol is Protocol.SCTP:
-            return SlowPath.PROTOCOL
-        affinity = self._find(schema.AFFINITY_FRONTENDS, self._frontend)
-        if affinity is None and self._at_node:
-            affinity = self._find(schema.NODE_PORT_AFFINITY, self._node_port)
-        return SlowPath.FRONTEND if affinity is None else SlowPath.AFFINITY
+        here = self._is_local(walk.destination)
+        return replace(walk, offload=self._fast_path.offload(_backend(walk), received_here=here))
 
     def _send(self, walk: _Walk) -> _Walk:
         walk = self._reject(walk, "filter-output", no_such_port=True)
@@ -371,7 +326,7 @@ class _Tracer:
         if walk.verdict is not None or walk.learned is not None or affinity is None:
             return walk
         # The frontend is conntrack's original destination, as it was before the translation.
-        endpoint = _backend_key(walk)
+        endpoint = _backend(walk) + PORT_PADDING
         if self._find(endpoints, place + endpoint) is None:
             return walk
         key = self._packet.source + self._frontend
@@ -475,8 +430,8 @@ class _Tracer:
         return self._view.find(kind, self._family, key)
 
 
-def _backend_key(walk: _Walk) -> bytes:
-    return walk.destination + walk.port.to_bytes(2, "big") + PORT_PADDING
+def _backend(walk: _Walk) -> Backend:
+    return backend(walk.destination, walk.port)
 
 
 def _mark(walk: _Walk, chain: str, by: Element | None = None) -> _Walk:

@@ -12,7 +12,8 @@ from pyproxy.dataplane.nft.rows import frontend_key
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables import chains
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
-from pyproxy.dataplane.nftables.tracer import Action, NftablesView, SlowPath, trace
+from pyproxy.dataplane.nftables.offload_tracer import SlowPath
+from pyproxy.dataplane.nftables.tracer import Action, NftablesView, trace
 from pyproxy.dataplane.packets import (
     Delivered,
     Dropped,
