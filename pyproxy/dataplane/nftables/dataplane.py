@@ -370,7 +370,8 @@ class NftablesDataplane:
         audit, self._audit = self._audit, None
         sets = audit.differing(self._netlink)
         options = self._options_for(self._committed.node)
-        if sets is None or not self._writer.is_intact(options) or self._offload.plan():
+        is_intact = self._writer.is_intact(options) and self._offload.is_intact()
+        if sets is None or not is_intact:
             return Drift("")
         return Drift("", sets) if sets else None
 

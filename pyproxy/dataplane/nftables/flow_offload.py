@@ -73,6 +73,14 @@ class FlowOffload:
             self._failed("this kernel lacks flowtables that keep conntrack's timeouts (Linux 5.14)")
         return plan_offload(self._read(), None if self._has_failed else self._wanted())
 
+    def is_intact(self) -> bool:
+        """Return whether flowtable and chains are as they were written. Raises KernelError.
+
+        Devices that are about to be bound do not count.
+        """
+        plan = self.plan()
+        return not plan.without(frozenset((*plan.bind, *plan.release)))
+
     def plan_devices(self) -> OffloadPlan:
         """Plan a change of devices alone. Raises KernelError."""
         if self._inactive or self._devices is None:

@@ -113,3 +113,7 @@ def test_a_plan_is_printed_counted_and_packed() -> None:
     assert named == ["gone", "eth0", "veth1"]
     left = plan.without(frozenset({"eth0", "gone"}))
     assert (left.bind, left.release, left.write_chain) == (("veth1",), (), True)
+    # A device that is about to be bound is a change, and nothing else has to be written.
+    pending = plan_offload(Held(frozenset(), True, True), frozenset({"eth0"}))
+    assert pending
+    assert not pending.without(frozenset({"eth0"}))
