@@ -106,6 +106,8 @@ def _flowtables(settings: Settings) -> Iterator[KernelSetting]:
         # for the default of 30 s. Conntrack remembers closed ones for 120 s too.
         name = _NETFILTER / "nf_flowtable_tcp_timeout"
         yield KernelSetting(name, _FLOWTABLE_TIMEOUT, at_least=True, optional=True)
+        # `top --offloaded` reads packets and bytes from conntrack.
+        yield KernelSetting(_NETFILTER / "nf_conntrack_acct", 1, optional=True)
 
 
 def open_node_table() -> NodeTable | None:

@@ -39,7 +39,7 @@ META_MARK, META_NFPROTO, META_L4PROTO = 3, 15, 16
 _META_IIFNAME, _META_NFTRACE = 6, 12
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 CT_STATE, CT_PROTO_DST, CT_DST_IP, CT_DST_IP6 = 0, 12, 20, 22
-_CT_DIRECTION, _CT_STATUS, _CT_PACKETS = 1, 2, 14
+_CT_DIRECTION, _CT_STATUS = 1, 2
 IPS_SEEN_REPLY, IPS_ASSURED, IPS_DST_NAT = 1 << 1, 1 << 2, 1 << 5
 # NF_CT_STATE_BIT(IP_CT_NEW); bits 0, 1 and 2 are invalid, established and related.
 CT_NEW = 1 << 3
@@ -51,7 +51,6 @@ _ORIGINAL = 0
 _UPDATE = 1
 _DAY = 86_400
 
-_HTON, _GREATER = 1, 4
 
 _NAME, _DATA = 1, 2
 _LOOKUP_SET = 1
@@ -163,24 +162,6 @@ def is_original(register: int) -> list[bytes]:
     return [
         _expression("ct", _number(1, register), _number(2, _CT_DIRECTION)),
         _compare(register, 0, bytes((_ORIGINAL,))),
-    ]
-
-
-def has_more_packets(register: int, than: int) -> list[bytes]:
-    """Match connections with more packets than these, both directions together.
-
-    The kernel switches on conntrack's accounting for it (nft_ct_get_init). Connections from before
-    have no count, and never match.
-    """
-    # The count has two registers, in the host's order; comparisons are in network order.
-    return [
-        _expression("ct", _number(1, register), _number(2, _CT_PACKETS)),
-        _expression(
-            "byteorder",
-            *(_number(kind, value) for kind, value in ((1, register), (2, register))),
-            *(_number(kind, value) for kind, value in ((3, _HTON), (4, 8), (5, 8))),
-        ),
-        _compare(register, _GREATER, struct.pack(">Q", than)),
     ]
 
 

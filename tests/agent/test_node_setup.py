@@ -74,17 +74,18 @@ def test_what_is_wanted(conntrack: Conntrack, cores: int, expected: dict[str, in
     assert found == expected | {"/proc/self/oom_score_adj": -999}
 
 
-def test_flow_offload_keeps_half_closed_connections_for_longer() -> None:
+def test_flow_offload_counts_packets_and_keeps_half_closed_connections_for_longer() -> None:
     offloading = msgspec.structs.replace(
         settings(LEAVE), nftables=NftablesSettings(flow_offload=FlowOffload.SERVICES)
     )
-    (found,) = set(wanted(offloading, 1)) - set(wanted(settings(LEAVE), 1))
-    assert found.name == "net.netfilter.nf_flowtable_tcp_timeout"
-    assert (found.value, found.is_met_by(120), found.is_met_by(3600)) == (120, True, True)
-    assert not found.is_met_by(30)
-    # `cleanup` restores it, and a kernel without flowtables is named by the dataplane alone.
-    assert table_name(found) in RESTORABLE
-    assert found.optional
+    found = [each for each in wanted(offloading, 1) if each not in wanted(settings(LEAVE), 1)]
+    timeout, accounting = found
+    assert timeout.name == "net.netfilter.nf_flowtable_tcp_timeout"
+    assert (timeout.value, timeout.is_met_by(120), timeout.is_met_by(3600)) == (120, True, True)
+    assert not timeout.is_met_by(30)
+    assert (accounting.name, accounting.value) == ("net.netfilter.nf_conntrack_acct", 1)
+    # `cleanup` restores them, and a kernel without flowtables is named by the dataplane alone.
+    assert all(table_name(each) in RESTORABLE and each.optional for each in found)
 
 
 IPVS = {

@@ -45,12 +45,12 @@ ADDING = "fast-path-add"
 
 CHAINS = (NAME, ADDING)
 
-MOST_SLOW_PACKETS = 3
-"""Packets of a connection, in both directions, before it is offloaded.
+SLOW_PACKETS = 3
+"""Packets of a connection, in both directions, that take the slow path before it is offloaded.
 
-A TCP handshake has 3. The next packet has data, or ends a connection that is not worth it. With 16
-short connections were measured to be slower. Conntrack regards a UDP flow as assured after 2 s, so
-that a DNS exchange is never offloaded.
+No rule counts them: it is what conntrack needs to regard the connection as assured. Of TCP they are
+the handshake. Of UDP they are a packet, a response, and a packet at least 2 s after the first, so
+that a DNS exchange is never offloaded. To wait for more makes short connections slower.
 """
 
 _PRIORITY = 200
@@ -96,7 +96,6 @@ def _base_rules() -> Iterator[list[bytes]]:
     yield [
         *rules.has_status(_FIRST, _STATUS),
         *rules.is_original(_FIRST),
-        *rules.has_more_packets(_FIRST, MOST_SLOW_PACKETS),
         rules.jump(ADDING),
     ]
 

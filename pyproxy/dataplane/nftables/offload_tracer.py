@@ -74,7 +74,7 @@ class OffloadTracer:
         if slow is not None:
             return Offload(reason=slow.value, by=by)
         stream = _UDP_STREAM if self._packet.protocol is Protocol.UDP else 0
-        return Offload(offload_chain.MOST_SLOW_PACKETS, stream, by=by)
+        return Offload(offload_chain.SLOW_PACKETS, stream, by=by)
 
     def _why_in_no_set(self) -> SlowPath:
         if self._packet.protocol is Protocol.SCTP:
