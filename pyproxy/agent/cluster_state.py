@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Set
+from typing import cast
 
 import msgspec
 
 from pyproxy.agent.pending import Arrival, Change, PendingChanges
+from pyproxy.errors import Problem
 from pyproxy.model.address import Address, Port
-from pyproxy.model.events import Delete, Event, Synced, Upsert
-from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
+from pyproxy.model.objects import DeferredSlice, EndpointSlice, Kind, Node, ObjectName, Service
 
 # Global names, because an attribute lookup on an enum is slow.
 _SERVICE, _SLICE, _NODE = Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE
+
+_Slices = dict[ObjectName, EndpointSlice]
+_HeldSlices = dict[ObjectName, EndpointSlice | DeferredSlice]
 
 
 class ClusterState:
@@ -26,9 +31,12 @@ class ClusterState:
 
     def __init__(self, large_rows: int = sys.maxsize) -> None:
         self.services: dict[ObjectName, Service] = {}
-        self.slices: dict[ObjectName, EndpointSlice] = {}
+        self._slices: _HeldSlices = {}
         self.node: Node | None = None
-        self._by_service: dict[ObjectName, dict[ObjectName, EndpointSlice]] = {}
+        self._by_service: dict[ObjectName, _HeldSlices] = {}
+        # Whether slices may be deferred, and what completing them found.
+        self._defers = False
+        self._late: list[Upsert | InvalidObject] = []
         self._synced: set[Kind] = set()
         self.has_synced = False
         """Whether all lists have been read once, so that a missing object does not exist."""
@@ -40,10 +48,52 @@ class ClusterState:
         # Events of the first lists, which make a sync of all Services due.
         self._initial = Change()
 
+    @property
+    def slices(self) -> _Slices:
+        """All slices. Decodes the deferred ones."""
+        if self._defers:
+            for service in [*self._by_service]:
+                self._complete(service, self._by_service[service])
+            self._defers = False
+        return cast("_Slices", self._slices)
+
     def slices_of(self, service: ObjectName) -> Collection[EndpointSlice]:
-        """Return the slices that name a Service, in no order."""
+        """Return the slices that name a Service, in no order. Decodes the deferred ones."""
         found = self._by_service.get(service)
-        return found.values() if found else ()
+        if not found:
+            return ()
+        if self._defers:
+            self._complete(service, found)
+        return cast("_Slices", found).values()
+
+    def settle(self) -> Iterable[Upsert | InvalidObject]:
+        """Decode all slices that are deferred, as after the first sync.
+
+        Return the slices with problems among all that were deferred, and the undecodable ones.
+        """
+        if self._defers:
+            _ = self.slices
+        late, self._late = self._late, []
+        return late
+
+    def _complete(self, service: ObjectName, held: _HeldSlices) -> None:
+        """Decode the deferred slices of a Service; one that cannot be decoded does not exist."""
+        for name, part in [*held.items()]:
+            if not isinstance(part, DeferredSlice):
+                continue
+            new, rows = part.complete(), 0
+            if isinstance(new, Problem):
+                del held[name], self._slices[name]
+                self._late.append(InvalidObject(new))
+            else:
+                held[name] = self._slices[name] = new
+                rows = len(new.endpoints)
+                if new.problems:
+                    self._late.append(Upsert(new))
+            if rows != len(part.entries):
+                self._endpoints[service] += rows - len(part.entries)
+        if not held:
+            del self._by_service[service], self._endpoints[service]
 
     def uid(self, kind: str, name: str) -> str:
         """Return the uid of a Service or the Node by its name in text, empty if unknown."""
@@ -121,7 +171,7 @@ class ClusterState:
         # No match statement, which tests the attributes of each pattern: lists have many events.
         if isinstance(event, Upsert):
             obj = event.obj
-            if isinstance(obj, EndpointSlice):
+            if isinstance(obj, EndpointSlice | DeferredSlice):
                 kind, name, change = _SLICE, obj.name, self._put_slice(obj)
             elif isinstance(obj, Service):
                 kind, name, change = _SERVICE, obj.name, self._put_service(obj)
@@ -150,29 +200,31 @@ class ClusterState:
         self.services[service.name] = service
         return self._changed(service.name)
 
-    def _put_slice(self, new: EndpointSlice) -> Change | None:
-        name, service = new.name, new.service
-        old = self.slices.get(name)
+    def _put_slice(self, new: EndpointSlice | DeferredSlice) -> Change | None:
+        head = _head(new)
+        name, service = head.name, head.service
+        old = self._slices.get(name)
         # The label kubernetes.io/service-name of a slice can be changed to another Service.
         if old is not None:
             if old == new:
                 return None
-            self._endpoints[old.service] -= len(old.endpoints)
-            if old.service != service:
-                self._unlink(old)
-        self.slices[name] = new
+            self._endpoints[_head(old).service] -= _count(old)
+            if _head(old).service != service:
+                self._unlink(_head(old))
+        self._slices[name] = new
+        self._defers |= new is not head
         siblings = self._by_service.get(service)
         if siblings is None:
             self._by_service[service] = {name: new}
         else:
             siblings[name] = new
-        self._endpoints[service] = self._endpoints.get(service, 0) + len(new.endpoints)
+        self._endpoints[service] = self._endpoints.get(service, 0) + _count(new)
         change = self._changed(service)
         # Slices of the first lists changed before the agent started; kube-proxy skips them too. A
         # slice that changes without a new time changed for another reason, perhaps hours later.
-        repeats = old is not None and old.triggered == new.triggered
-        if new.triggered and self.has_synced and not repeats:
-            change.trigger(new.family, new.triggered)
+        repeats = old is not None and _head(old).triggered == head.triggered
+        if head.triggered and self.has_synced and not repeats:
+            change.trigger(head.family, head.triggered)
         return change
 
     def _put_node(self, node: Node) -> Change | None:
@@ -189,12 +241,13 @@ class ClusterState:
                 return None
             return self._changed(name)
         if kind is Kind.ENDPOINT_SLICE:
-            old = self.slices.pop(name, None)
+            old = self._slices.pop(name, None)
             if old is None:
                 return None
-            self._endpoints[old.service] -= len(old.endpoints)
-            self._unlink(old)
-            return self._changed(old.service)
+            head = _head(old)
+            self._endpoints[head.service] -= _count(old)
+            self._unlink(head)
+            return self._changed(head.service)
         if self.node is None or self.node.name != name.name:
             return None
         # A deleted and recreated Node is the same machine, so its addresses stay until the new
@@ -218,7 +271,7 @@ class ClusterState:
         if event.kind is Kind.SERVICE:
             known = self.services
         elif event.kind is Kind.ENDPOINT_SLICE:
-            known = self.slices
+            known = self._slices
         elif self.node is not None:
             known = (ObjectName("", self.node.name),)
         # A list first, because _drop changes the mapping.
@@ -233,3 +286,13 @@ class ClusterState:
 
     def _is_large(self, name: ObjectName) -> bool:
         return name in self.costly or self.estimate(name) > self._large_rows
+
+
+def _head(part: EndpointSlice | DeferredSlice) -> EndpointSlice:
+    """Return a slice, or all of a deferred one but its endpoints."""
+    return part.head if isinstance(part, DeferredSlice) else part
+
+
+def _count(part: EndpointSlice | DeferredSlice) -> int:
+    """Count the endpoints of a slice; invalid ones too while it is deferred."""
+    return len(part.entries if isinstance(part, DeferredSlice) else part.endpoints)

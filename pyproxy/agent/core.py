@@ -103,14 +103,7 @@ class Agent(Generic[P]):
         # /healthz counts the delay from the oldest change that is not written.
         was_idle = not self._has_committed or not self._steps
         changed = self.cluster_state.handle_event(event, self._observers.clock())
-        if isinstance(event, Upsert) and not isinstance(event.obj, Node):
-            # Nearly all events of a list; most objects are valid.
-            obj = event.obj
-            if obj.problems or self._problems:
-                kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
-                self._decoded(kind, obj.name, obj.problems)
-        else:
-            self._handle_other(event, changed)
+        self._note_problems(event, changed)
         if changed is _NODE:
             self._node.forget()
         # An invalid object alone makes no sync due, so the metric is set here too.
@@ -120,6 +113,16 @@ class Agent(Generic[P]):
             self._observers.metrics.changes.queued(changed, self._observers.wall_clock())
         if was_idle and (not self._has_committed or self._steps):
             self._observers.health.queued()
+
+    def _note_problems(self, event: Event, changed: Kind | None = None) -> None:
+        if isinstance(event, Upsert) and not isinstance(event.obj, Node):
+            # Nearly all events of a list; most objects are valid.
+            obj = event.obj
+            if obj.problems or self._problems:
+                kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
+                self._decoded(kind, obj.name, obj.problems)
+        else:
+            self._handle_other(event, changed)
 
     def _handle_other(self, event: Event, changed: Kind | None) -> None:
         """Note problems and the Node's state after any event but that of a Service or slice."""
@@ -251,6 +254,8 @@ class Agent(Generic[P]):
             self.timeline.activities.note(Activity.FAILED_SYNC, began)
             return
         self._has_committed = True
+        for late in self.cluster_state.settle():
+            self._note_problems(late)
         # Only the rows of a step without changes are all repairs.
         repair = self._read_back(plan, is_pure=not step.written) if full else None
         self._succeeded(step, failures, times, full=full, repair=repair)

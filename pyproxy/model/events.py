@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from pyproxy.errors import Problem
-from pyproxy.model.objects import EndpointSlice, Kind, Node, ObjectName, Service
+from pyproxy.model.objects import DeferredSlice, EndpointSlice, Kind, Node, ObjectName, Service
 
 
 class Upsert(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class Upsert(msgspec.Struct, frozen=True):
     does not time that.
     """
 
-    obj: Service | EndpointSlice | Node
+    obj: Service | EndpointSlice | DeferredSlice | Node
     read_at: float = 0.0
     decoded_at: float = 0.0
 

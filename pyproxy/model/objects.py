@@ -7,6 +7,7 @@ proxied, so all values here are valid. Facts: the Service and EndpointSlice API 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import msgspec
 
@@ -114,6 +115,32 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     endpoints: tuple[Endpoint, ...]
     triggered: float = 0.0
     problems: tuple[Problem, ...] = ()
+
+
+class DeferredSlice(msgspec.Struct, frozen=True, gc=False):
+    """An EndpointSlice of a first list, of which the endpoints are not decoded yet.
+
+    `head` is the slice without endpoints, and without problems. `entries` are the endpoints as
+    they were read. `decode` is pure and raises nothing.
+    """
+
+    head: EndpointSlice
+    entries: list[bytes]
+    decode: Callable[[EndpointSlice, list[bytes]], EndpointSlice | Problem]
+
+    @property
+    def name(self) -> ObjectName:
+        """The name of the slice."""
+        return self.head.name
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """None so far."""
+        return ()
+
+    def complete(self) -> EndpointSlice | Problem:
+        """Return the slice with its endpoints, or a Problem if it cannot be decoded."""
+        return self.decode(self.head, self.entries)
 
 
 class Node(msgspec.Struct, frozen=True):

@@ -42,10 +42,13 @@ __all__ = [
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The taint that the cluster autoscaler puts on a node before it removes the node."""
 
+_MOST_DEFERRED = 1_000
+"""Endpoints of a slice that are decoded later; the API server admits no more."""
+
 # Global names, because an attribute lookup on an enum is slow.
 _SERVICE, _SLICE, _NODE = Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE
 
-Value = model.Service | model.EndpointSlice | model.Node
+Value = model.Service | model.EndpointSlice | model.DeferredSlice | model.Node
 
 
 class DecodedObject(msgspec.Struct, frozen=True):
@@ -136,11 +139,14 @@ class OtherKindError(msgspec.ValidationError):
     """An object of another kind than the one that was requested."""
 
 
-def decode_object(kind: Kind, obj: bytes | wire.Encoded) -> DecodedObject:
+def decode_object(
+    kind: Kind, obj: bytes | wire.Encoded, *, deferring: bool = False
+) -> DecodedObject:
     """Decode one object of a list, a watch or a file. Raises nothing.
 
     An object with a field of a wrong type is returned as a Problem together with its name, so that
-    the caller can delete the previous version of the object.
+    the caller can delete the previous version of the object. With `deferring`, a slice in protobuf
+    may be a DeferredSlice.
     """
     decoders, data = _opened(obj)
     try:
@@ -153,12 +159,15 @@ def decode_object(kind: Kind, obj: bytes | wire.Encoded) -> DecodedObject:
             a_slice = decoders.endpoint_slice(data)
             if a_slice.kind != "EndpointSlice":
                 _check_kind(kind, a_slice.kind)
+            if deferring and isinstance(a_slice, wire.ProtobufSlice):
+                return _named(a_slice.metadata, _deferred(a_slice, decoders))
             return _named(a_slice.metadata, endpoint_slice(a_slice, decoders.endpoints))
         a_node = decoders.node(data)
         _check_kind(kind, a_node.kind)
         return _named(a_node.metadata, node(a_node))
     except _UNDECODABLE as error:
-        return _invalid(kind, decoders, data, error)
+        # Its endpoints may have an error too, which comes first.
+        return decode_object(kind, obj) if deferring else _invalid(kind, decoders, data, error)
 
 
 def identify(kind: Kind, obj: bytes | wire.Encoded) -> tuple[ObjectName, str] | None:
@@ -210,6 +219,36 @@ def _protobuf() -> _Decoders:
     )
 
 
+def _deferred(
+    obj: wire.ProtobufSlice, decoders: _Decoders
+) -> model.EndpointSlice | model.DeferredSlice | NotProxied:
+    """Convert a slice, and keep its endpoints for later unless it is an unusual one."""
+    entries = obj.endpoints
+    if isinstance(entries, list) and 0 < len(entries) <= _MOST_DEFERRED:
+        head = endpoint_slice(obj, _no_endpoints)
+        if isinstance(head, NotProxied):
+            return head
+        if not head.problems:
+            return model.DeferredSlice(head, entries, _complete)
+    return endpoint_slice(obj, decoders.endpoints)
+
+
+def _no_endpoints(*_: object) -> tuple[model.Endpoint, ...]:
+    return ()
+
+
+def _complete(head: model.EndpointSlice, entries: list[bytes]) -> model.EndpointSlice | Problem:
+    """Return a slice with endpoints in protobuf, or a Problem as `decode_object` does."""
+    problems = FieldProblems(_SLICE, head.name)
+    try:
+        found = _protobuf().endpoints(entries, head.family, problems)
+    except _UNDECODABLE as error:
+        return _undecodable(_SLICE, str(head.name), error)
+    return model.EndpointSlice(
+        head.name, head.service, head.family, head.ports, found, head.triggered, problems.all()
+    )
+
+
 def _check_kind(expected: Kind, found: str | None) -> None:
     """Raise OtherKindError for another kind; the items of a list have none."""
     if found and found != expected.value:
@@ -230,14 +269,18 @@ def _invalid(kind: Kind, decoders: _Decoders, data: bytes | Raw, error: Exceptio
         label = str(name)
     elif identity.name:
         label = ascii(f"{namespace}/{identity.name}"[: fields.LONGEST_NAME])
+    problem = _undecodable(kind, label, error)
+    # The name of an object of another kind belongs to another object.
+    known = None if isinstance(error, OtherKindError) else name
+    return DecodedObject(known, identity.resource_version or "", problem)
+
+
+def _undecodable(kind: Kind, label: str, error: Exception) -> Problem:
     message, _, path = str(error).partition(" - at `$")
     field = path.rstrip("`").lstrip(".") or "metadata"
     if not isinstance(error, msgspec.ValidationError):
         field, message = "(whole object)", f"not decodable: {message}"
-    problem = Problem(kind.value, label, field, f"{message}; the whole object is ignored")
-    # The name of an object of another kind belongs to another object.
-    known = None if isinstance(error, OtherKindError) else name
-    return DecodedObject(known, identity.resource_version or "", problem)
+    return Problem(kind.value, label, field, f"{message}; the whole object is ignored")
 
 
 def _named(meta: wire.Meta, value: Value | NotProxied) -> DecodedObject:

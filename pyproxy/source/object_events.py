@@ -53,6 +53,8 @@ class ObjectEvents:
         self._clock = clock
         self._advance = advance
         self._invalid: set[str] = set()
+        # Until then the agent routes nothing, so that endpoints can wait until it does.
+        self._is_complete = False
         self._large = LargeObjects(resource.kind, clock, stopping, self._emit_upsert)
 
     @property
@@ -66,6 +68,7 @@ class ObjectEvents:
 
     def complete(self, names: set[ObjectName]) -> None:
         """Emit Synced at the end of a list."""
+        self._is_complete = True
         # The list has all that exists, so a version that waits is older or gone.
         self._large.clear()
         self._emit(Synced(self._resource.kind, frozenset(names), frozenset(self._invalid)))
@@ -74,7 +77,7 @@ class ObjectEvents:
         """Emit the present state of one object, or hold a large one back that changes too often."""
         if listing is None and self._hold(raw, read_at):
             return
-        decoded = decode_object(self._resource.kind, raw)
+        decoded = decode_object(self._resource.kind, raw, deferring=not self._is_complete)
         # The versions of the objects in a list are in no order.
         if listing is None:
             self._advance(decoded.version)
