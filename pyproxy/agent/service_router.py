@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -13,13 +13,14 @@ from pyproxy.agent.problems import ProblemSource, ProblemTracker
 from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.errors import KernelError, Problem, ProblemReason
 from pyproxy.model.address import Address, Backend
-from pyproxy.model.objects import Kind, ObjectName, Service
+from pyproxy.model.objects import EndpointSlice, Kind, ObjectName, Service
 from pyproxy.model.service_bounds import ServiceBounds
-from pyproxy.policy.endpoints import merge_slices, route_service
+from pyproxy.policy.claims import cluster_claim
+from pyproxy.policy.endpoints import merge_slices, route_plain, route_service
 from pyproxy.policy.frontend_conflicts import Affected, Assignment, FrontendOwners
 from pyproxy.policy.reserved_frontends import Reserved, ReservedFilter
 from pyproxy.policy.routing import ServiceRouting, expand_node_ports, has_restricted_node_port
-from pyproxy.policy.service_bounds import Bounded, within_bounds
+from pyproxy.policy.service_bounds import Bounded, is_far_within, within_bounds
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ Routings = dict[ObjectName, ServiceRouting | None]
 
 _API_SERVER = ObjectName("default", "kubernetes")
 """The Service of the API server, in a namespace where few may write."""
+
+
+_UNAFFECTED = Affected()
 
 
 class ServiceRouter:
@@ -140,6 +144,9 @@ class ServiceRouter:
             return self._owners.remove(name), None
         try:
             slices = self._cluster_state.slices_of(name)
+            routing = self._route_plain(service, slices)
+            if routing is not None:
+                return _UNAFFECTED, routing
             bounded = within_bounds(service, slices, self._hostname, self._bounds)
             assigned = self._assign(bounded, node)
         except Exception as error:
@@ -155,6 +162,34 @@ class ServiceRouter:
             self._found(ProblemSource.ROUTING, name, bounded.problems)
             self._found(ProblemSource.CONFLICT, name, assigned.problems)
         return assigned.affected, assigned.routing
+
+    def _route_plain(
+        self, service: Service, slices: Collection[EndpointSlice]
+    ) -> ServiceRouting | None:
+        """Return the routing of a Service as most are: one frontend, which no other Service claims.
+
+        Return None if the Service may be another one. It is then routed by the general code, whose
+        result for this one would be the same.
+        """
+        if len(slices) != 1 or service.health_check_port or self._offload:
+            return None
+        (part,) = slices
+        routing = route_plain(service, part, self._hostname)
+        if routing is None or len(routing.ports[0].frontends) != 1:
+            return None
+        name, known = service.name, self._with_problems
+        if (
+            (known and name in known)
+            or not is_far_within(service, slices, self._bounds)
+            or self._filter.concerns(service)
+            or self._filter.endpoints(slices)[0] is not slices
+            or name == _API_SERVER
+            or not self._owners.assign_alone(cluster_claim(service, routing.ports[0]))
+        ):
+            return None
+        if self._divided:
+            self._divided.discard(name)
+        return routing
 
     def _assign(self, bounded: Bounded, node: NodeRouting) -> Assignment:
         service = bounded.service

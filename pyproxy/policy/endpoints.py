@@ -1,6 +1,6 @@
 """Select the endpoints of a Service on this node, and the use of each frontend.
 
-Pure, and run for every Service in the first sync. `_route_plain` routes most Services in one pass
+Pure, and run for every Service in the first sync. `route_plain` routes most Services in one pass
 over their endpoints, with the same result as the general code.
 
 Facts: kube-proxy of Kubernetes v1.36. Packets are routed as kube-proxy routes them. Where its
@@ -86,18 +86,19 @@ def route_service(
     zone is then unknown too. `hostname` is the node name in EndpointSlices. It must not be empty,
     because endpoints without a node have an empty name.
     """
-    plain = _route_plain(service, slices, hostname) if len(slices) == 1 else None
-    return plain if plain is not None else _route_any(service, slices, node, hostname)
+    if len(slices) == 1:
+        (part,) = slices
+        plain = route_plain(service, part, hostname)
+        if plain is not None:
+            return plain
+    return _route_any(service, slices, node, hostname)
 
 
-def _route_plain(
-    service: Service, slices: Iterable[EndpointSlice], hostname: str
-) -> ServiceRouting | None:
+def route_plain(service: Service, part: EndpointSlice, hostname: str) -> ServiceRouting | None:
     """Return the routing of a Service with one slice, one port and cluster IPs of one family.
 
     Return None for all other Services, and if an endpoint is not ready, has hints, or comes twice.
     """
-    (part,) = slices
     family = part.family
     if (
         service.load_balancer_ips
@@ -112,40 +113,32 @@ def _route_plain(
     if port.node_port or port.name != named.name or port.protocol is not named.protocol:
         return None
     number = named.port.to_bytes(2, "big")
-    backends: list[Backend] = []
+    found: list[Backend] = []
     possibly_local: list[Backend] = []
     for endpoint in part.endpoints:
         if not endpoint.ready or endpoint.hint_zones or endpoint.hint_nodes:
             return None
         backend = _backend(endpoint.address, number)
-        backends.append(backend)
+        found.append(backend)
         if endpoint.node == hostname or not endpoint.node:
             possibly_local.append(backend)
-    if len(backends) > 1:
-        if len(set(backends)) < len(backends):
+    if len(found) > 1:
+        if len(set(found)) < len(found):
             return None
-        backends.sort()
+        found.sort()
         possibly_local.sort()
-    elif not backends:
+    elif not found:
         return None
     size = _ADDRESS_SIZES[family]
-    frontends: list[Frontend] = []
+    frontends: tuple[Frontend, ...] = ()
     for address in service.cluster_ips:  # most have one, and a comprehension is a call
         if len(address) == size:
             frontends += (Frontend(_CLUSTER_IP, address, port.port, _CLUSTER),)
+    backends = tuple(found)
+    hairpin = tuple(possibly_local) if possibly_local else ()
     return ServiceRouting(
         service.name,
-        (
-            PortRouting(
-                port.name,
-                family,
-                port.protocol,
-                tuple(frontends),
-                tuple(backends),
-                (),
-                tuple(possibly_local),
-            ),
-        ),
+        (PortRouting(port.name, family, port.protocol, frontends, backends, (), hairpin),),
         (),
         service.affinity_timeout,
         service.scheduler,

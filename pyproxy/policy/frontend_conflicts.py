@@ -11,7 +11,7 @@ the order of events.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -21,6 +21,7 @@ from pyproxy.model.objects import Kind, ObjectName, Service
 from pyproxy.policy.claims import (
     Claimant,
     Claims,
+    ClusterClaim,
     Precedence,
     claim_key_of,
     claims_of,
@@ -91,7 +92,7 @@ class FrontendOwners:
     def __init__(self) -> None:
         self._frontends = _Queues()
         self._cluster_ips = _Queues()
-        self._claims: dict[ObjectName, Claims] = {}
+        self._claims: dict[ObjectName, Claims | ClusterClaim] = {}
         self._by_address: dict[Address, set[ObjectName]] = {}
         # The claimed keys on addresses of the node, by that of the node port, with their claimants'
         # number.
@@ -101,6 +102,26 @@ class FrontendOwners:
         """Return the Services that claim load balancer addresses or external IPs among these."""
         found = (self._by_address.get(address, _UNKNOWN) for address in addresses)
         return frozenset[ObjectName]().union(*found)
+
+    def assign_alone(self, claim: ClusterClaim) -> bool:
+        """Return whether a Service has its only frontend and cluster IP without any rival.
+
+        Its claims are then recorded, and the caller keeps its routing as it is. Otherwise nothing
+        has changed, and `assign` decides.
+        """
+        claimant, key, address = claim.claimant, claim.key, claim.address
+        name = claimant.name
+        before = self._claims.setdefault(name, claim)
+        if before is not claim:
+            # No other kind of claim precedes that of a cluster IP.
+            return before == claim and self._cluster_ips.has_only(address, claimant)
+        # Others lose an external IP or a load balancer address that is now a cluster IP.
+        if address not in self._by_address and self._frontends.add_first(key, claimant):
+            if self._cluster_ips.add_first(address, claimant):
+                return True
+            self._frontends.discard(claimant, (key,), [])
+        del self._claims[name]
+        return False
 
     def assign(
         self,
@@ -117,6 +138,8 @@ class FrontendOwners:
         """
         after = claims_of(service, routing, node_addresses, api_servers)
         before = self._claims.setdefault(service.name, after)
+        if isinstance(before, ClusterClaim):
+            before = before.claims()
         affected = _NONE
         if before is after:
             affected, unclaimed = self._add(after)
@@ -133,6 +156,8 @@ class FrontendOwners:
     def remove(self, name: ObjectName) -> Affected:
         """Remove the claims of a Service, known or not; return the Services to assign again."""
         claims = self._claims.pop(name, None)
+        if isinstance(claims, ClusterClaim):
+            claims = claims.claims()
         return _NONE if claims is None else self._discard(claims)
 
     def _owns_all(self, claims: Claims) -> bool:
@@ -272,21 +297,25 @@ class FrontendOwners:
 class _Queues:
     """Queues of claimants, strongest first.
 
-    Nearly every queue has one claimant. It is a tuple that all keys of the Service share and that
-    never changes. A longer one is a list, so that each of 10,000 claims costs a search and no copy.
+    Nearly every queue has one claimant, and is that claimant itself. A longer one is a list, so
+    that each of 10,000 claims costs a search and no copy.
     """
 
     def __init__(self) -> None:
-        self._queues: dict[bytes, Sequence[Claimant]] = {}
+        self._queues: dict[bytes, Claimant | list[Claimant]] = {}
 
     def first(self, key: bytes) -> Claimant | None:
         """Return the strongest claimant of a key, None without any."""
         queue = self._queues.get(key)
-        return queue[0] if queue else None
+        return queue[0] if isinstance(queue, list) else queue
 
     def is_first(self, claimant: Claimant, keys: Iterable[bytes]) -> bool:
         """Return whether a claimant is the strongest one of all these keys, which it claims."""
-        return all(self._queues[key][0] == claimant for key in keys)
+        return all(self.first(key) == claimant for key in keys)
+
+    def has_only(self, key: bytes, claimant: Claimant) -> bool:
+        """Return whether no other claimant has a key, and this one does."""
+        return self._queues.get(key) == claimant
 
     def before(self, key: bytes, claimant: Claimant) -> Claimant | None:
         """Return the next stronger claimant of a key, or this one if it is the strongest.
@@ -294,23 +323,29 @@ class _Queues:
         None if it does not claim the key.
         """
         queue = self._queues[key]
+        if not isinstance(queue, list):
+            return queue if queue == claimant else None
         at = bisect_left(queue, claimant)
         return queue[max(at - 1, 0)] if at < len(queue) and queue[at] == claimant else None
+
+    def add_first(self, key: bytes, claimant: Claimant) -> bool:
+        """Add a claimant to the queue of a key without claimants; return False if it has some."""
+        return self._queues.setdefault(key, claimant) is claimant
 
     def add(self, claimant: Claimant, keys: Iterable[bytes], behind: list[Claimant]) -> bool:
         """Add a claimant to the queues of keys; append the claimants directly behind it.
 
         Return whether it is alone in all of them.
         """
-        queues, alone = self._queues, (claimant,)
+        queues = self._queues
         is_alone = True
         for key in keys:
-            queue = queues.setdefault(key, alone)
-            if queue is alone:
+            queue = queues.setdefault(key, claimant)
+            if queue is claimant:
                 continue
             is_alone = False
             if not isinstance(queue, list):
-                queues[key] = queue = list(queue)
+                queues[key] = queue = [queue]
             at = bisect_left(queue, claimant)
             # Only the next claimant names this one in its Problem, or loses the frontend to it.
             if at < len(queue):

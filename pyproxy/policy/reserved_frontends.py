@@ -126,7 +126,7 @@ class ReservedFilter:
         It is the same object if it has none. A node port of which only some of the node's addresses
         are reserved is divided into one frontend for each of `node_addresses`.
         """
-        if not self._concerns(service):
+        if not self.concerns(service):
             return routing, ()
         ports: list[PortRouting] = []
         # Keys only: without a port in the message, one Problem stands for all ports.
@@ -149,7 +149,8 @@ class ReservedFilter:
             return routing, ()
         return msgspec.structs.replace(routing, ports=tuple(ports)), tuple(problems)
 
-    def _concerns(self, service: Service) -> bool:
+    def concerns(self, service: Service) -> bool:
+        """Return whether a frontend of a Service may be reserved."""
         # Loops and early returns, because this is the whole cost of nearly every Service.
         if self._concerns_all or not self._no_cluster_ips.isdisjoint(service.cluster_ips):
             return True

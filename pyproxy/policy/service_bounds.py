@@ -49,7 +49,7 @@ def within_bounds(
     `hostname` is the node name in EndpointSlices. Takes time in proportion to the two objects, not
     to the product of their lists.
     """
-    if _is_far_within(service, slices, bounds):
+    if is_far_within(service, slices, bounds):
         return Bounded(service, slices)
     problems: list[Problem] = []
 
@@ -62,7 +62,7 @@ def within_bounds(
     return Bounded(bounded, used, tuple(problems))
 
 
-def _is_far_within(
+def is_far_within(
     service: Service, slices: Collection[EndpointSlice], bounds: ServiceBounds
 ) -> bool:
     """Return whether generous upper limits are within the bounds, as for nearly all Services."""

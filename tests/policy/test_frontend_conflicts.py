@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.errors import Problem
-from pyproxy.model.address import Address, Family, Port, Protocol, parse_address
+from pyproxy.model.address import Address, Family, Port, Protocol, address_text, parse_address
 from pyproxy.model.objects import ObjectName, Service, ServicePort
+from pyproxy.policy.claims import cluster_claim
 from pyproxy.policy.endpoints import route_service
 from pyproxy.policy.frontend_conflicts import Affected, FrontendOwners
-from pyproxy.policy.routing import ServiceRouting, expand_node_ports
+from pyproxy.policy.routing import Scope, ServiceRouting, expand_node_ports
 from tests.builders import (
     CLUSTER,
     HOST,
@@ -40,10 +41,14 @@ def everyone(affected: Affected) -> frozenset[ObjectName]:
 
 
 class Cluster:
-    """Services that are added and deleted, each assigned again whenever it is affected."""
+    """Services that are added and deleted, each assigned again whenever it is affected.
 
-    def __init__(self, node_addresses: tuple[Address, ...] = ()) -> None:
+    With `alone` those with one frontend, a cluster IP, take the short way if they can.
+    """
+
+    def __init__(self, node_addresses: tuple[Address, ...] = (), *, alone: bool = False) -> None:
         self.node_addresses = node_addresses
+        self.alone = alone
         self.owners = FrontendOwners()
         self.services: dict[ObjectName, Service] = {}
         self.outcome: Outcome = {}
@@ -67,6 +72,9 @@ class Cluster:
             for name in waiting:
                 service = self.services[name]
                 routing = route_service(service, [], NODE, HOST)
+                if self.alone and is_alone(service, routing, self.owners):
+                    self.outcome[name] = (routing, ())
+                    continue
                 assigned = self.owners.assign(service, routing, node_addresses=self.node_addresses)
                 routing = assigned.routing
                 if self.node_addresses:
@@ -83,6 +91,15 @@ class Cluster:
 
     def problems(self, name: ObjectName) -> list[str]:
         return [str(problem) for problem in self.outcome[name][1]]
+
+
+def is_alone(service: Service, routing: ServiceRouting, owners: FrontendOwners) -> bool:
+    """Assign a Service with one frontend, a cluster IP, if no other Service is concerned."""
+    frontends = [each for port in routing.ports for each in port.frontends]
+    if service.health_check_port or [each.scope for each in frontends] != [Scope.CLUSTER_IP]:
+        return False
+    (port,) = (each for each in routing.ports if each.frontends)
+    return owners.assign_alone(cluster_claim(service, port))
 
 
 def claimant(name: ObjectName, created: str, number: int, external: str = "192.0.2.1") -> Service:
@@ -298,7 +315,7 @@ def live_through(
 def test_the_owners_depend_on_existing_services_only(
     events: list[Service | ObjectName], random: Random
 ) -> None:
-    lived, fresh = Cluster(), Cluster()
+    lived, fresh = Cluster(alone=True), Cluster()
     remaining = live_through(events, lived, fresh, random)
 
     owners: dict[tuple[object, ...], ObjectName] = {}
@@ -316,12 +333,16 @@ def test_the_owners_depend_on_existing_services_only(
                 assert place in owners, "a claimed frontend has an owner"
 
 
+TIMES = st.sampled_from([OLD, NEW])
 SOME = tuple(ip(f"10.0.0.{number}") for number in range(3))
 
 
 @st.composite
 def squatters(draw: st.DrawFn, name: ObjectName) -> Service:
     """Draw a Service whose addresses of any kind are those of others, and of the node."""
+    if draw(st.booleans()):
+        cluster_ip = draw(st.sampled_from(SOME[1:]))
+        return web(name=name, cluster_ips=[address_text(cluster_ip)], created=draw(TIMES))
 
     def some(size: int = 2) -> tuple[Address, ...]:
         return tuple(draw(st.lists(st.sampled_from(SOME), max_size=size, unique=True)))
@@ -341,7 +362,7 @@ def squatters(draw: st.DrawFn, name: ObjectName) -> Service:
         some(),
         families=(Family.IPV4,),
         health_check_port=draw(st.sampled_from([Port(0), Port(80), Port(30080)])),
-        created=draw(st.sampled_from([OLD, NEW])),
+        created=draw(TIMES),
     )
 
 
@@ -356,7 +377,7 @@ SQUATS = st.lists(
 def test_the_strongest_claim_has_each_frontend_in_any_order(
     events: list[Service | ObjectName], random: Random
 ) -> None:
-    lived, fresh = Cluster(SOME[:1]), Cluster(SOME[:1])
+    lived, fresh = Cluster(SOME[:1], alone=True), Cluster(SOME[:1])
     remaining = live_through(events, lived, fresh, random)
     owners = {
         (frontend.address, frontend.port): name
@@ -412,7 +433,7 @@ def test_after_all_removals_no_claim_is_left(versions: list[Service]) -> None:
 def test_an_address_that_comes_to_the_node_or_leaves_it_moves_frontends(
     events: list[Service | ObjectName], random: Random
 ) -> None:
-    lived, fresh = Cluster(SOME[:1]), Cluster(SOME[:1])
+    lived, fresh = Cluster(SOME[:1], alone=True), Cluster(SOME[:1])
     remaining = live_through(events, lived, fresh, random)
     for addresses in (SOME[:2], SOME[1:2]):
         moved = frozenset(lived.node_addresses) ^ frozenset(addresses)
