@@ -107,9 +107,11 @@ def _command(arguments: Sequence[str]) -> int:
 
 
 def _do(task: Task, settings: Settings, namespace: argparse.Namespace) -> int:
-    from pyproxy.agent import wiring  # noqa: PLC0415
+    from pyproxy.agent import gc_tuning, wiring  # noqa: PLC0415
     from pyproxy.agent.shutdown import ShutdownSignal  # noqa: PLC0415
 
+    # Otherwise a collection would walk them when the first responses arrive.
+    gc_tuning.exempt()
     if task is Task.CLEANUP:
         return wiring.cleanup(settings)
     if task is Task.INITIALIZE:

@@ -171,12 +171,12 @@ class ClusterState:
         # No match statement, which tests the attributes of each pattern: lists have many events.
         if isinstance(event, Upsert):
             obj = event.obj
-            if isinstance(obj, EndpointSlice | DeferredSlice):
-                kind, name, change = _SLICE, obj.name, self._put_slice(obj)
-            elif isinstance(obj, Service):
+            if isinstance(obj, Service):
                 kind, name, change = _SERVICE, obj.name, self._put_service(obj)
-            else:
+            elif isinstance(obj, Node):
                 kind, name, change = _NODE, ObjectName("", obj.name), self._put_node(obj)
+            else:
+                kind, name, change = _SLICE, obj.name, self._put_slice(obj)
         elif isinstance(event, Delete):
             kind, name = event.kind, event.name
             change = self._drop(kind, name)

@@ -47,11 +47,16 @@ def observed(callback: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
         gc.callbacks.remove(callback)
 
 
+def exempt() -> None:
+    """Exempt all present objects from collection for good, as after imports: modules stay."""
+    # The permanent generation of gc.freeze is never walked, and reference counting still frees it.
+    gc.freeze()
+
+
 def freeze() -> None:
     """Set the default thresholds, and exempt all present objects from collection for good.
 
     Garbage among them would stay. A collection before the freeze was measured to find none.
     """
-    # The permanent generation of gc.freeze is never walked, and reference counting still frees it.
-    gc.freeze()
+    exempt()
     gc.set_threshold(*_DEFAULT)
