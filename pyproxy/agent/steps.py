@@ -16,7 +16,7 @@ from itertools import islice
 import msgspec
 
 from pyproxy.agent.backoff import WorkLimiter
-from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.cluster_state import ClusterState, has_cluster_ips_only
 from pyproxy.agent.divided import DividedServices, Written
 from pyproxy.agent.pending import Change
 from pyproxy.agent.service_router import Routings, ServiceRouter
@@ -120,15 +120,17 @@ class Steps:
         self, large: list[ObjectName], early: EarlyWriter | None
     ) -> Callable[[ServiceRouting], None]:
         """Return a function that notes large Services and has independent small ones written."""
-        independent = self._cluster_state.independent_services() if early else ()
-        limits = self._limits
+        sharing = self._cluster_state.sharing_services() if early else ()
+        services, limits = self._cluster_state.services, self._limits
 
         def sort(routing: ServiceRouting) -> None:
             size = row_count(routing)
             if size > limits.large:
                 large.append(routing.name)
-            elif early is not None and size <= limits.rows and routing.name in independent:
-                early.add(routing, size)
+            elif early is not None and size <= limits.rows:
+                name = routing.name
+                if has_cluster_ips_only(services[name]) and not (sharing and name in sharing):
+                    early.add(routing, size)
 
         return sort
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Final, TypeGuard, cast
 
 import msgspec
@@ -102,6 +103,18 @@ def add_elements(
     return _messages(_NEWSETELEM, NLM_F_CREATE, (table, set_name), rows, shape)
 
 
+def add_packed(table: str, set_name: str, elements: Sequence[bytes]) -> Iterator[ElementMessage]:
+    """Return the messages of `add_elements`, without keys, given elements that are packed."""
+    head = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
+    ends = list(accumulate(map(len, elements)))
+    begin = size = 0
+    while begin < len(elements):
+        end = bisect_right(ends, size + _ELEMENTS_LIMIT, begin)
+        body = head + attribute(LIST_ELEMENTS | NESTED, b"".join(elements[begin:end]))
+        yield ElementMessage(set_name, (), Message(message_type(_NEWSETELEM), NLM_F_CREATE, body))
+        begin, size = end, ends[end - 1]
+
+
 def delete_elements(
     table: str, set_name: str, keys: Iterable[bytes], shape: Shape
 ) -> Iterator[ElementMessage]:
@@ -121,7 +134,7 @@ def get_some_elements(table: str, set_name: str, keys: Sequence[bytes]) -> Messa
 
     The keys have one length, and fit in a message: KEYS_LIMIT.
     """
-    before, behind, _ = _frame(len(keys[0]), 0)
+    before, behind, _ = frame(len(keys[0]), 0)
     packed = b"".join([before + key + behind for key in keys])
     body = string(_LIST_TABLE, table) + string(_LIST_SET, set_name)
     body += attribute(LIST_ELEMENTS | NESTED, packed)
@@ -201,7 +214,7 @@ def _are_uniform(rows: Mapping[bytes, Value]) -> TypeGuard[Mapping[bytes, bytes]
 def _pack_uniform(rows: Mapping[bytes, bytes]) -> Iterator[tuple[tuple[bytes, ...], bytes]]:
     # A first sync packs 100,000 of these; in one set, only keys and values differ.
     sizes = next((len(key), len(value)) for key, value in rows.items())
-    before, between, behind = _frame(*sizes)
+    before, between, behind = frame(*sizes)
     several = _ELEMENTS_LIMIT // (len(before + between + behind) + sum(sizes))
     left = iter(rows.items())
     while some := list(islice(left, several)):
@@ -220,11 +233,11 @@ def _pack_mixed(
         if shape is not _EXACT:
             element = _pack_range(key, value, shape)
         elif isinstance(value, bytes):
-            before, between, behind = _frame(len(key), len(value))
+            before, between, behind = frame(len(key), len(value))
             element = before + key + between + value + behind
         else:
             comment = value.comment.encode()[:COMMENT_LIMIT]
-            before, between, behind = _tag_frame(len(key), value.target, len(comment))
+            before, between, behind = tag_frame(len(key), value.target, len(comment))
             element = before + key + between + comment + behind
         if size + len(element) > _ELEMENTS_LIMIT:
             yield tuple(keys), b"".join(parts)
@@ -237,7 +250,7 @@ def _pack_mixed(
 
 
 @cache
-def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
+def frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
     """Return the bytes before, between and behind the key and value of a plain element."""
     key = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(key_size)))
     packed = nested(_LIST_ELEM, key, _payload(bytes(value_size)))
@@ -246,7 +259,7 @@ def _frame(key_size: int, value_size: int) -> tuple[bytes, bytes, bytes]:
 
 
 @lru_cache(4096)
-def _tag_frame(key_size: int, target: str, comment_size: int) -> tuple[bytes, bytes, bytes]:
+def tag_frame(key_size: int, target: str, comment_size: int) -> tuple[bytes, bytes, bytes]:
     """Return the bytes before, between and behind the key and comment of a tag's element."""
     key = nested(ELEM_KEY, attribute(_DATA_VALUE, bytes(key_size)))
     packed = nested(_LIST_ELEM, key, _verdict(target), _userdata(bytes(comment_size)))

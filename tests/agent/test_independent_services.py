@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pyproxy.agent.cluster_state import ClusterState
+from pyproxy.agent.cluster_state import ClusterState, has_cluster_ips_only
 from pyproxy.model.address import Port, Protocol
 from pyproxy.model.events import Upsert
 from pyproxy.model.objects import ServicePort
@@ -20,7 +20,7 @@ def independent(**fields: Any) -> bool:
         state.handle_event(Upsert(service(f"s{number}", number)), 0.0)
     changed = msgspec.structs.replace(service("s1", 1), **fields)
     state.handle_event(Upsert(changed), 0.0)
-    return changed.name in state.independent_services()
+    return has_cluster_ips_only(changed) and changed.name not in state.sharing_services()
 
 
 @pytest.mark.parametrize(

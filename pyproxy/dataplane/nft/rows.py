@@ -61,9 +61,13 @@ def joined_ranges(networks: Iterable[Network], family: Family) -> list[tuple[byt
 
 def service_comment(name: ObjectName, port: str) -> str:
     """Return an element's comment: Service and port, shortened, unsafe characters masked."""
+    return packed_comment(name, port).decode("ascii")
+
+
+def packed_comment(name: ObjectName, port: str) -> bytes:
+    """Return the bytes of `service_comment`."""
     # A quote or a line feed in a comment would make nft's own listing of the table unloadable.
     # Not str(name), which would be a call of its own for each port.
     text = f"{name.namespace}/{name.name}:{port}" if port else str(name)
     # A table of bytes takes a third of a regular expression's time.
-    masked = text.encode("ascii", "replace").translate(_MASKED)
-    return masked[:COMMENT_LIMIT].decode("ascii")
+    return text.encode("ascii", "replace").translate(_MASKED)[:COMMENT_LIMIT]

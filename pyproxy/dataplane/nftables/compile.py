@@ -132,9 +132,7 @@ def shared_rows(routing: ServiceRouting) -> list[SharedRow]:
     rows: list[SharedRow] = []
     for port in routing.ports:
         if port.hairpin:
-            hairpin = _HAIRPIN[port.family]
-            # The key is source and destination: the address twice, without the port.
-            rows += [(hairpin, backend[:-2] * 2) for backend in port.hairpin]
+            rows += hairpin_rows(port)
         cluster_ips = _CLUSTER_IPS[port.family]
         for frontend in port.frontends:
             if frontend.scope is _CLUSTER_IP:
@@ -142,11 +140,18 @@ def shared_rows(routing: ServiceRouting) -> list[SharedRow]:
     return rows
 
 
+def hairpin_rows(port: PortRouting) -> list[SharedRow]:
+    """Return the rows of the endpoints of a port that may reach themselves."""
+    hairpin = _HAIRPIN[port.family]
+    # The key is source and destination: the address twice, without the port.
+    return [(hairpin, backend[:-2] * 2) for backend in port.hairpin]
+
+
 def _add_cluster_ip(port: PortRouting, frontend: Frontend, comment: str, table: Table) -> None:
     """Add the rows of a cluster IP without session affinity or offload, as most frontends are."""
     family, backends = port.family, port.cluster
     key = frontend_key(frontend.address, port.protocol, frontend.port)
-    tag = Tag(_picking_cluster_ip(family, len(backends)), comment)
+    tag = Tag(picking_cluster_ip(family, len(backends)), comment)
     table.setdefault(_SERVICES[family], {})[key] = tag
     _add_endpoints(table, family, key, _CLUSTER_SLOTS, backends)
 
@@ -238,8 +243,8 @@ def _add_endpoints(
     if len(backends) == 1:
         endpoints[key + _FEW[which][0]] = backends[0] + PORT_PADDING
         return
-    # `_indices` may return more numbers than there are endpoints.
-    for index, backend in zip(_indices(which, len(backends)), backends, strict=False):
+    # `slot_numbers` may return more numbers than there are endpoints.
+    for index, backend in zip(slot_numbers(which, len(backends)), backends, strict=False):
         endpoints[key + index] = backend + PORT_PADDING
 
 
@@ -253,12 +258,13 @@ def _picking(
 
 
 @lru_cache(1024)
-def _picking_cluster_ip(family: Family, count: int) -> str:
+def picking_cluster_ip(family: Family, count: int) -> str:
+    """Return the name of the chain that serves a cluster IP with so many endpoints."""
     # Two arguments, because a look-up compares each of them.
     return _picking(_CLUSTER_SLOTS, family, count, False, False, False)
 
 
-def _indices(which: str, count: int) -> Sequence[bytes]:
+def slot_numbers(which: str, count: int) -> Sequence[bytes]:
     """Return at least `count` slot numbers of CLUSTER's or LOCAL's endpoints, packed."""
     few = _FEW[which]
     if count <= len(few):

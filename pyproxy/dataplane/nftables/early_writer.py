@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -23,7 +23,8 @@ from pyproxy.dataplane.interface import NodeRouting
 from pyproxy.dataplane.nft.rows import SharedRow
 from pyproxy.dataplane.nft.schema import Table
 from pyproxy.dataplane.nftables.batches import PackedBatch
-from pyproxy.dataplane.nftables.compile import add_service, node_table, shared_rows
+from pyproxy.dataplane.nftables.compile import add_service, hairpin_rows, node_table, shared_rows
+from pyproxy.dataplane.nftables.plain_rows import PlainRows
 from pyproxy.errors import KernelError
 from pyproxy.policy.routing import ServiceRouting
 
@@ -52,7 +53,7 @@ class EarlyWriter:
         self,
         node: NodeRouting,
         session: Callable[[Callable[[], None]], None],
-        pack: Callable[[Table], PackedBatch],
+        pack: Callable[[Table, PlainRows], PackedBatch],
         write: Callable[[PackedBatch], None],
         batch_rows: int,
     ) -> None:
@@ -62,6 +63,7 @@ class EarlyWriter:
         self._batch_rows = batch_rows
         self._queue: queue.SimpleQueue[PackedBatch | None] = queue.SimpleQueue()
         self._rows = node_table(node)
+        self._plain = PlainRows()
         self._shared: list[SharedRow] = []
         self._size = 0
         self._limit = min(_FIRST_ROWS, batch_rows)
@@ -77,15 +79,20 @@ class EarlyWriter:
         Blocks until the first batch is written. Otherwise routing would delay it: after each system
         call the thread waits for the interpreter lock, 5 ms each time.
         """
-        rows = self._rows
-        add_service(routing, rows)
-        shared = shared_rows(routing)
+        shared: Sequence[SharedRow]
+        if self._plain.add(routing):
+            (port,) = routing.ports
+            shared = hairpin_rows(port) if port.hairpin else ()
+        else:
+            add_service(routing, self._rows)
+            shared = shared_rows(routing)
         for set_name, key in shared:
             # An earlier batch may have it: the kernel accepts an element that exists.
-            rows.setdefault(set_name, {})[key] = b""
+            self._rows.setdefault(set_name, {})[key] = b""
         self._shared += shared
         self._written.services.append(routing)
-        self._size += size + len(shared)
+        # One more for the cluster IP.
+        self._size += size + 1 + len(shared)
         if self._size >= self._limit:
             self._send()
             self._has_served.wait()
@@ -94,6 +101,8 @@ class EarlyWriter:
         """Have the rest written, and return all that is being written. Does not block."""
         self._send()
         self._queue.put(None)
+        # Counted while the kernel takes the last batch.
+        self._written.users.update(self._shared)
         return self._written
 
     def wait(self) -> bool:
@@ -102,10 +111,10 @@ class EarlyWriter:
         return self._is_complete
 
     def _send(self) -> None:
-        if self._rows:
-            self._queue.put(self._pack(self._rows))
-        self._written.users.update(self._shared)
-        self._rows, self._shared, self._size = {}, [], 0
+        if self._size or self._rows:
+            self._queue.put(self._pack(self._rows, self._plain))
+        self._shared += self._plain.shared
+        self._rows, self._plain, self._size = {}, PlainRows(), 0
         self._limit = self._batch_rows
 
     def _run(self) -> None:

@@ -20,6 +20,7 @@ from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
 from pyproxy.dataplane.nftables.batches import PackedBatch, pack, packed_batches, row_count
 from pyproxy.dataplane.nftables.compile import add_service
 from pyproxy.dataplane.nftables.early_writer import EarlyWriter
+from pyproxy.dataplane.nftables.plain_rows import PlainRows
 from pyproxy.dataplane.nftables.plan import NftablesPlan, postpone_removals, targets, without
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.errors import RejectedError
@@ -94,13 +95,15 @@ class TableWriter:
                 finish_load(self._netlink, base, self.chains)
                 self.loaded = options
 
-        def packed(rows: Table) -> PackedBatch:
+        def packed(rows: Table, plain: PlainRows) -> PackedBatch:
             # No Service is named, because an error ends all early writes.
-            return pack(NftablesPlan(Delta({}, rows), {}, {}, options))
+            made = tuple(chains.needed(targets(rows) | plain.targets))
+            batch = pack(NftablesPlan(Delta({}, rows), {}, {}, options, made))
+            return PackedBatch(batch.plan, (*batch.writes, *plain.messages()))
 
         def write(batch: PackedBatch) -> None:
             # Known only now: the batch before may have made the same chains.
-            new = self.missing_chains(batch.plan.delta.add)
+            new = tuple(name for name in batch.plan.chains if name not in self.chains)
             plan = msgspec.structs.replace(batch.plan, chains=new)
             rejected = self._send(PackedBatch(plan, batch.writes))
             if rejected is not None:
