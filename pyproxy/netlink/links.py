@@ -14,7 +14,7 @@ from pyproxy.netlink.attributes import attribute, attribute_map, text
 from pyproxy.netlink.requests import Request
 
 _GETLINK = 18
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 10, 18
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 3, 4, 5, 10, 18
 _IFLA_GROUP, _IFLA_EXT_MASK, _IFLA_CARRIER = 27, 29, 33
 _IFLA_LINK_NETNSID, _IFLA_XDP = 37, 43
 _XDP_ATTACHED = 2
@@ -50,7 +50,8 @@ class Link(msgspec.Struct, frozen=True):
 
     `up` is its administrative state, `carrier` whether it has a link. `kind` is the kernel's name
     of its driver, such as bridge or vxlan, empty for hardware. `master` and `lower` are the indices
-    of the bridge that it is a port of, and of the device that a tunnel sends through; 0 for none.
+    of the bridge that it is a port of, and of the device that a tunnel or a VLAN sends through; 0
+    for none.
     `port` is set for a bridge's port. `group` is a number that rules test, `xdp` true if an XDP
     program is attached. `arp` is false if it asks for no link address, as tunnels do too.
     `peer_elsewhere` is true if its other end is in another network namespace.
@@ -90,6 +91,8 @@ def read_links(replies: Iterable[memoryview]) -> Iterator[Link]:
         if kind in _LOWER:
             data = attribute_map(info.get(_INFO_DATA, b""))
             lower = _number(data.get(_LOWER[kind]))
+        elif kind == "vlan" and _IFLA_LINK_NETNSID not in fields:
+            lower = _number(fields.get(_IFLA_LINK))
         carrier = fields.get(_IFLA_CARRIER)
         yield Link(
             index=index,

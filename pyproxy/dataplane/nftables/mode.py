@@ -40,10 +40,11 @@ def _offload(settings: Settings) -> OffloadDevices | None:
     from pyproxy.dataplane.nftables.offload_devices import (  # noqa: PLC0415
         DeviceChoice,
         OffloadDevices,
+        must_bind_ends,
     )
 
     pods = settings.local_traffic.interfaces("*")
-    return OffloadDevices(DeviceChoice(wanted.offload_interfaces, pods))
+    return OffloadDevices(DeviceChoice(wanted.offload_interfaces, pods, must_bind_ends()))
 
 
 def _tracer(_: Settings, local_addresses: LocalAddresses) -> PacketTracer:

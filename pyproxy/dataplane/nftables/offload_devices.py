@@ -1,8 +1,15 @@
-"""Which network devices are bound to the flowtable: those that packets of Services come in by."""
+"""Which network devices are bound to the flowtable: those that packets of Services come in by.
+
+Facts: nft_dev_forward_path in net/netfilter/nf_flow_table_path.c. The kernel follows the way of a
+packet down through bridges and VLANs to the device at its end. Up to Linux 7.1 that device may be
+bound or not. Linux 7.2 does not offload a connection if it is not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import os
+import re
+from collections.abc import Container, Iterable, Iterator
 
 import msgspec
 
@@ -13,6 +20,7 @@ _POD_KINDS = ("veth", "netkit")
 _BRIDGES = ("bridge", "bond", "team", "openvswitch")
 _TUNNELS = ("vxlan", "geneve", "ipip", "sit", "gre", "ip6gre", "ip6tnl", "wireguard")
 _LOOPBACK = "lo"
+_BINDS_ENDS = (7, 2)
 
 
 class DeviceChoice(msgspec.Struct, frozen=True):
@@ -20,11 +28,19 @@ class DeviceChoice(msgspec.Struct, frozen=True):
 
     `patterns` are names, and prefixes that end in `*`. Without any, the devices are those of pods,
     of default routes and of tunnels to other nodes. Those of pods match `pod_interface`, or without
-    it are found by their kind.
+    it are found by their kind. With `ends`, the devices at the ends of bridges and VLANs take the
+    place of these.
     """
 
     patterns: tuple[str, ...] = ()
     pod_interface: str = ""
+    ends: bool = False
+
+
+def must_bind_ends(release: str = "") -> bool:
+    """Return whether a kernel, of this machine without a release, asks for `ends`."""
+    found = re.match(r"(\d+)\.(\d+)", release or os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= _BINDS_ENDS
 
 
 class OffloadDevices:
@@ -58,17 +74,35 @@ def choose_devices(devices: Devices, choice: DeviceChoice) -> frozenset[str]:
     """Return the names of the devices to bind.
 
     A port of a bridge or of a bond that is bound too is left out: a packet would pass the
-    flowtable twice.
+    flowtable twice. With `ends`, a bridge is left out in favour of its ports.
     """
     pod_bridges = {link.master for link in devices.links if _leads_to_pod(link)}
     chosen = {
         link.index: link for link in devices.links if _is_chosen(link, devices, choice, pod_bridges)
     }
-    return frozenset(
-        link.name
+    bound = [
+        link
         for link in chosen.values()
         if not (link.master in chosen and chosen[link.master].kind in _BRIDGES)
-    )
+    ]
+    return frozenset(link.name for link in (_ends(bound, devices) if choice.ends else bound))
+
+
+def _ends(chosen: Iterable[Link], devices: Devices) -> Iterator[Link]:
+    links = {link.index: link for link in devices.links}
+    above, seen = list(chosen), set[int]()
+    while above:
+        link = above.pop()
+        # Notifications of one change come one by one, and a loop may seem to be there meanwhile.
+        if link.index in seen:
+            continue
+        seen.add(link.index)
+        if link.kind == "bridge":
+            above += [port for port in devices.links if port.master == link.index]
+        elif link.kind == "vlan" and link.lower in links:
+            above.append(links[link.lower])
+        else:
+            yield link
 
 
 def _is_chosen(

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.dataplane.nftables.offload_devices import DeviceChoice, choose_devices
+from pyproxy.dataplane.nftables.offload_devices import (
+    DeviceChoice,
+    choose_devices,
+    must_bind_ends,
+)
 from pyproxy.dataplane.nftables.offload_plan import NOTHING, Held, OffloadPlan, plan_offload
 from pyproxy.netlink.device_monitor import Devices
 from pyproxy.netlink.links import Link
@@ -28,6 +32,10 @@ DEVICES = Devices(
         Link(13, "lxc1", kind="netkit", peer_elsewhere=True),
         Link(14, "red", kind="vrf"),
         Link(15, "eth3", master=14),
+        Link(16, "br0", kind="bridge"),
+        Link(17, "bond0.100", kind="vlan", lower=11, master=16),
+        Link(18, "eth1.7", kind="vlan", lower=3),
+        Link(19, "elsewhere", kind="vlan", lower=99),
     ),
     frozenset({2, 11}),
 )
@@ -48,10 +56,27 @@ DEVICES = Devices(
         (DeviceChoice(("eth*", "bond0", "red")), {"eth0", "eth1", "bond0", "eth3", "red"}),
         (DeviceChoice(("veth*", "cni0")), {"vethpod", "vethhere", "cni0"}),
         (DeviceChoice(("missing", "eth")), set()),
+        # What a bridge or a VLAN leads to takes its place, at any depth.
+        (DeviceChoice(ends=True), {"eth0", "vethport", "vethpod", "flannel.1", "bond0", "lxc1"}),
+        (DeviceChoice(("br0", "eth1.7", "elsewhere"), ends=True), {"bond0", "eth1", "elsewhere"}),
+        (DeviceChoice(("cni0", "docker0", "vethport"), ends=True), {"vethport"}),
     ],
 )
 def test_the_devices_that_are_bound(choice: DeviceChoice, wanted: set[str]) -> None:
     assert choose_devices(DEVICES, choice) == wanted
+
+
+def test_a_loop_of_devices_ends() -> None:
+    loop = Devices((Link(1, "a", kind="vlan", lower=2), Link(2, "b", kind="vlan", lower=1)))
+    assert choose_devices(loop, DeviceChoice(("a",), ends=True)) == set()
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [("5.10.0-30-amd64", False), ("7.1.9", False), ("7.2+deb14-amd64", True), ("10.0.1", True)],
+)
+def test_newer_kernels_ask_for_the_devices_at_the_ends(release: str, expected: bool) -> None:
+    assert must_bind_ends(release) is expected
 
 
 names = st.frozensets(st.sampled_from(["eth0", "veth1", "veth2", "cni0"]))
