@@ -114,6 +114,8 @@ def test_a_long_lived_connection_is_shown_with_its_service(node: InspectedNode, 
 
 
 def test_traffic_of_the_sample_is_its_rate(node: InspectedNode, echo: None) -> None:
+    # Linux 7.2 still has those of the test before.
+    others = top(node)["flows"]
     with connection(node) as made:
         exchange(made)
         results: list[CommandResult] = []
@@ -125,7 +127,7 @@ def test_traffic_of_the_sample_is_its_rate(node: InspectedNode, echo: None) -> N
         samples = results[0].out.replace("}\n{", "}\0{").split("\0")
     assert len(samples) == 2
     last = json.loads(samples[1])
-    assert (last["flows"], last["unmeasured"]) == (int(HAS_FAST_PATH), 0)
+    assert (last["flows"], last["unmeasured"]) == (others + HAS_FAST_PATH, 0)
     assert (last["packetsPerSecond"] > 0) is HAS_FAST_PATH
     assert last["bytesPerSecond"] >= 40 * last["packetsPerSecond"]
 
@@ -167,4 +169,5 @@ def test_a_live_trace_names_the_connections_that_it_cannot_show(
     if not HAS_FAST_PATH:
         return
     assert "only their packets before the offload are shown" in printed.err
-    assert f"offloaded before: tcp {CLIENT}:{port} -> {TO}, answered by" in printed.err
+    (line,) = (each for each in printed.err.splitlines() if "offloaded before: tcp " in each)
+    assert f"{CLIENT}:{port} -> {TO}, answered by" in line

@@ -7,6 +7,7 @@ of ranges have few elements and are read whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from itertools import product
 
 from pyproxy.dataplane.nft.base_rules import Layout
@@ -19,12 +20,16 @@ from pyproxy.dataplane.nft.loader import read_layout
 from pyproxy.dataplane.nft.readback import kernel_rows
 from pyproxy.dataplane.nftables import chains, offload_chain, schema
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions, base_rules
+from pyproxy.dataplane.nftables.offload_devices import ends_of
 from pyproxy.dataplane.nftables.schema import TABLE
 from pyproxy.dataplane.nftables.tracer import NftablesView, trace
 from pyproxy.dataplane.packets import Packet, TraceResult
 from pyproxy.model.address import Address, Family
 from pyproxy.netlink import flowtables, nftables
+from pyproxy.netlink.links import get_link, read_links
 from pyproxy.netlink.nfnetlink import Nfnetlink
+from pyproxy.netlink.requests import Requests
+from pyproxy.netlink.sockets import NETLINK_ROUTE
 
 _ATTEMPTS = 5
 
@@ -92,13 +97,16 @@ class KernelTracer:
         return found.result(remarks)
 
     def _unbound(self, interface: str) -> Iterator[str]:
-        """Yield a remark if the flowtable does not have an interface."""
+        """Yield a remark if the flowtable has neither an interface nor one at its ends."""
         replies = self._netlink.dump(flowtables.get_flowtables(TABLE))
         found = flowtables.read_flowtables(replies).get(offload_chain.NAME)
-        if found is None or interface not in found.devices:
+        with closing(Requests(NETLINK_ROUTE, "devices")) as requests:
+            links = tuple(read_links(requests.dump(get_link(0))))
+        ends = ends_of((link for link in links if link.name == interface), links)
+        if found is None or found.devices.isdisjoint({interface, *(link.name for link in ends)}):
             yield (
                 f"the flowtable does not have {interface}: packets that come in by it are not "
-                "offloaded, unless it is a bridge whose port is bound"
+                "offloaded"
             )
 
     def _generation(self) -> int:

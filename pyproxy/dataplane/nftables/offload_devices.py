@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -85,11 +85,14 @@ def choose_devices(devices: Devices, choice: DeviceChoice) -> frozenset[str]:
         for link in chosen.values()
         if not (link.master in chosen and chosen[link.master].kind in _BRIDGES)
     ]
-    return frozenset(link.name for link in (_ends(bound, devices) if choice.ends else bound))
+    return frozenset(
+        link.name for link in (ends_of(bound, devices.links) if choice.ends else bound)
+    )
 
 
-def _ends(chosen: Iterable[Link], devices: Devices) -> Iterator[Link]:
-    links = {link.index: link for link in devices.links}
+def ends_of(chosen: Iterable[Link], links: Sequence[Link]) -> Iterator[Link]:
+    """Yield the devices at the ends of bridges and VLANs, and the others as they are."""
+    by_index = {link.index: link for link in links}
     above, seen = list(chosen), set[int]()
     while above:
         link = above.pop()
@@ -98,9 +101,9 @@ def _ends(chosen: Iterable[Link], devices: Devices) -> Iterator[Link]:
             continue
         seen.add(link.index)
         if link.kind == "bridge":
-            above += [port for port in devices.links if port.master == link.index]
-        elif link.kind == "vlan" and link.lower in links:
-            above.append(links[link.lower])
+            above += [port for port in links if port.master == link.index]
+        elif link.kind == "vlan" and link.lower in by_index:
+            above.append(by_index[link.lower])
         else:
             yield link
 

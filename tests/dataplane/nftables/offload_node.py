@@ -188,12 +188,16 @@ class OffloadNode:
         return found is not None and found.offloaded
 
     def becomes_offloaded(self, connection: Connection) -> None:
-        """Exchange a byte until a flowtable has a TCP connection, at most 100 times."""
-        for _ in range(100):
+        """Exchange bytes until a flowtable has a TCP connection.
+
+        It may have to wait for the agent, which binds the device of a new pod.
+        """
+
+        def is_offloaded() -> bool:
             exchange(connection)
-            if self.is_offloaded(connection):
-                return
-        raise AssertionError(f"{connection.target}: not offloaded after 100 exchanges")
+            return self.is_offloaded(connection)
+
+        until(is_offloaded, f"the connection to {connection.target} is offloaded")
 
     def udp_becomes_offloaded(self, flow: Connection) -> None:
         """Exchange datagrams until a flowtable has the flow."""

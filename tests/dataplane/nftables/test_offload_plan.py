@@ -56,7 +56,7 @@ DEVICES = Devices(
         (DeviceChoice(("eth*", "bond0", "red")), {"eth0", "eth1", "bond0", "eth3", "red"}),
         (DeviceChoice(("veth*", "cni0")), {"vethpod", "vethhere", "cni0"}),
         (DeviceChoice(("missing", "eth")), set()),
-        # What a bridge or a VLAN leads to takes its place, at any depth.
+        # The ends of a bridge or a VLAN take its place, at any depth.
         (DeviceChoice(ends=True), {"eth0", "vethport", "vethpod", "flannel.1", "bond0", "lxc1"}),
         (DeviceChoice(("br0", "eth1.7", "elsewhere"), ends=True), {"bond0", "eth1", "elsewhere"}),
         (DeviceChoice(("cni0", "docker0", "vethport"), ends=True), {"vethport"}),
