@@ -21,6 +21,7 @@ BULK = 20 << 20
 """Bytes of one bulk transfer."""
 
 _ECHO, _TAKE, _ONCE = b"e", b"t", b"o"
+_TRANSFERS = 10
 _PIECE = 1 << 20
 _WARM_UP = 64
 """Round trips before time counts: by then a connection is on the fast path."""
@@ -41,15 +42,19 @@ def round_trips(address: str, count: int) -> float:
 
 
 def bulk(address: str) -> float:
-    """Return the seconds until the other end has BULK bytes on one connection."""
+    """Return the mean seconds until the other end has BULK bytes, several times on a connection.
+
+    A single time varies by a tenth, with the sizes of the packets that TCP makes.
+    """
     with _connected(address, _TAKE) as connection, open(os.memfd_create("bulk"), "wb") as file:
         # Not a hole: Linux 6.1 fills a page of zeros for each page of a hole that is sent.
         file.write(bytes(_PIECE))
         # The first transfer opens TCP's window, and the connection is on the fast path after it.
         _transfer(connection, file.fileno())
         began = time.perf_counter()
-        _transfer(connection, file.fileno())
-        return time.perf_counter() - began
+        for _ in repeat(None, _TRANSFERS):
+            _transfer(connection, file.fileno())
+        return (time.perf_counter() - began) / _TRANSFERS
 
 
 def new_connections(address: str, count: int) -> float:
