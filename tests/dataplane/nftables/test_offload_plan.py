@@ -53,7 +53,10 @@ DEVICES = Devices(
         (DeviceChoice(pod_interface="cni0"), {"eth0", "cni0", "flannel.1", "bond0"}),
         (DeviceChoice(("eth1", "lo")), {"eth1"}),
         # A packet passes a port and its bridge, and would be looked up twice. A VRF has no ports.
-        (DeviceChoice(("eth*", "bond0", "red")), {"eth0", "eth1", "bond0", "eth3", "red"}),
+        (
+            DeviceChoice(("eth*", "bond0", "red")),
+            {"eth0", "eth1", "bond0", "eth3", "eth1.7", "red"},
+        ),
         (DeviceChoice(("veth*", "cni0")), {"vethpod", "vethhere", "cni0"}),
         (DeviceChoice(("missing", "eth")), set()),
         # The ends of a bridge or a VLAN take its place, at any depth.
