@@ -315,7 +315,8 @@ class Agent(Generic[P]):
 
     def _plan_full(self, step: Step) -> P:
         wanted: Routings = {**self._steps.programmed, **step.written}
-        present = [routing for routing in wanted.values() if routing is not None]
+        # Lazy, because a dataplane has work to begin before it needs them.
+        present = (routing for routing in wanted.values() if routing is not None)
         return self._dataplane.plan_full(present, self._node.routing)
 
     def _plan_partial(self, step: Step, node: NodeRouting | None) -> P:

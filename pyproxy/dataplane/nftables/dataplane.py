@@ -204,11 +204,11 @@ class NftablesDataplane:
     def plan_full(self, services: Iterable[ServiceRouting], node: NodeRouting) -> NftablesPlan:
         """Read the kernel back and plan from it to the whole desired state. Raises KernelError."""
         early, self._early = self._early, None
+        # Before the rest of this method, which the kernel needs for the last of them.
+        written = early.end() if early is not None else None
         services = tuple(services)
         placed = {wanted.name: wanted for wanted in services}
-        if early is not None:
-            # Compared while the kernel takes the last of them.
-            written = early.end()
+        if early is not None and written is not None:
             are_written = set(map(id, written.services))
             rest = [each for each in services if id(each) not in are_written]
             # Otherwise one was routed again after it was written.
