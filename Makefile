@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 CASES ?= tests/conformance/cases
 MODE ?= nftables
 # The Debian suite whose kernel the virtual machine boots: bullseye, bookworm, trixie or sid.
-KERNEL ?= bullseye
+KERNEL ?= bookworm
 export PYPROXY_VM_KERNEL := $(KERNEL)
 # Further parameters of that kernel, such as ipv6.disable=1.
 export PYPROXY_VM_BOOT := $(BOOT)
@@ -30,7 +30,7 @@ VM_COMMANDS := qemu-system-x86_64 busybox depmod file ipvsadm
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv system workflows-check lowest newest vm-programs compiled vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-check dist dist-check generate pictures docs docs-serve clean
+.PHONY: help venv system workflows-check lowest newest vm-programs compiled vm-parts test-tools check test coverage test-vm demo conformance soak fuzz bench bench-vm bench-check dist dist-check generate pictures docs docs-serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -121,6 +121,9 @@ bench: system venv ## measure MODE at scale, from outside with BENCH_ARGS, from 
 	@$(BIN)/pyproxy bench --mode $(MODE) $(BENCH_ARGS)
 	@$(BIN)/python -m bench --mode $(MODE)
 	@$(BIN)/python -m bench --hostile
+
+bench-vm: vm-programs vm-parts ## measure the fast path in the virtual machine, on KERNEL=bookworm|trixie|sid
+	$(BIN)/python -m tests.vm '$(BIN)/python -m bench --fast-path'
 
 bench-check: system venv ## fail if messages, bytes, rows or allocations have grown (root)
 	@$(BIN)/python -m bench --check

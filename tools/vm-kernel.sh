@@ -1,7 +1,7 @@
 #!/bin/sh
 # Put the kernel of a Debian suite and its modules into FOLDER/kernel-SUITE, for the virtual machine.
 #
-#   tools/vm-kernel.sh .vm bullseye
+#   tools/vm-kernel.sh .vm bookworm
 #
 # A private apt state reads SUITE from the Debian mirror that this machine's apt is configured with.
 # The packages are unpacked and not installed, so this machine and its boot loader do not change.

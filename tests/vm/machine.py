@@ -21,8 +21,8 @@ KERNEL_VARIABLE = "PYPROXY_VM_KERNEL"
 """The environment's name of the Debian suite whose kernel is booted."""
 BOOT_VARIABLE = "PYPROXY_VM_BOOT"
 """The environment's name of further parameters of the kernel, such as ipv6.disable=1."""
-OLDEST = "bullseye"
-"""The Debian suite with the oldest kernel that pyproxy supports, Linux 5.10."""
+DEFAULT = "bookworm"
+"""The Debian suite with the oldest kernel that has all that pyproxy uses, Linux 6.1."""
 TAIL = 40
 """Lines of the console that a failure shows."""
 
@@ -41,7 +41,7 @@ _KERNEL = (
 
 def suite() -> str:
     """Return the Debian suite whose kernel the machine boots."""
-    return os.environ.get(KERNEL_VARIABLE) or OLDEST
+    return os.environ.get(KERNEL_VARIABLE) or DEFAULT
 
 
 def kernels() -> list[Path]:

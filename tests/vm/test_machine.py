@@ -17,7 +17,7 @@ from tests.vm.machine import BOOT_VARIABLE, KERNEL_VARIABLE
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with two kernels, which the machine uses."""
-    for suite, version in (("bullseye", "5.10"), ("trixie", "6.12")):
+    for suite, version in (("bookworm", "6.1"), ("trixie", "6.12")):
         boot = tmp_path / f"kernel-{suite}" / "boot"
         boot.mkdir(parents=True)
         (boot / f"vmlinuz-{version}").touch()
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "booted"), [("", "vmlinuz-5.10"), ("trixie", "vmlinuz-6.12")], ids=["oldest", "trixie"]
+    ("name", "booted"), [("", "vmlinuz-6.1"), ("trixie", "vmlinuz-6.12")], ids=["default", "trixie"]
 )
 def test_the_environment_selects_the_kernel(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, booted: str
