@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 from pyproxy_lab.namespace import Namespace
 
-from pyproxy.dataplane.interface import Drift
+from pyproxy.agent.service_router import ServiceRouter
+from pyproxy.dataplane.interface import Drift, NodeRouting
 from pyproxy.dataplane.nftables.base_rules import NftablesOptions
 from pyproxy.dataplane.nftables.batches import PackedBatch
 from pyproxy.dataplane.nftables.plan import NftablesPlan
 from pyproxy.model.events import Upsert
+from pyproxy.model.objects import ObjectName
 from pyproxy.netlink import elements
 from pyproxy.netlink.kernel_errors import MessageError
 from pyproxy.netlink.nfnetlink import Message
-from pyproxy.policy import endpoints
 from tests.builders import endpoint_slice, service
 from tests.chaos.kernel_agent import Obj, SteppedAgent
 from tests.namespaces import empty_namespace
@@ -38,7 +39,7 @@ class Clock:
 
 
 class Stage(SteppedAgent):
-    """An agent whose dumps of sets, and whose calls of the policy, are recorded."""
+    """An agent whose dumps of sets, and whose routings of Services, are recorded."""
 
     def __init__(self, namespace: Namespace, patch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
@@ -46,18 +47,18 @@ class Stage(SteppedAgent):
         self.whole = self.start(*OBJECTS)
         self.read: list[str] = []
         self.routed: list[str] = []
-        dump, route = elements.get_elements, endpoints.route_service
+        dump, route = elements.get_elements, ServiceRouter._route
 
         def get_elements(table: str, name: str) -> Message:
             self.read.append(name)
             return dump(table, name)
 
-        def route_service(service: Any, *arguments: Any) -> Any:
-            self.routed.append(service.name.name)
-            return route(service, *arguments)
+        def route_one(router: ServiceRouter, name: ObjectName, node: NodeRouting) -> Any:
+            self.routed.append(name.name)
+            return route(router, name, node)
 
         patch.setattr("pyproxy.netlink.elements.get_elements", get_elements)
-        patch.setattr("pyproxy.agent.service_router.route_service", route_service)
+        patch.setattr(ServiceRouter, "_route", route_one)
 
     def after(self, nft: str) -> Drift:
         """Write as another program, and return the drift that is announced."""
