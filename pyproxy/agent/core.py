@@ -15,9 +15,10 @@ from pyproxy.agent.backoff import UNKNOWN, ReadbackSchedule, SyncBackoff
 from pyproxy.agent.cluster_state import ClusterState
 from pyproxy.agent.commit import Commit, Observers
 from pyproxy.agent.current_node import CurrentNode
+from pyproxy.agent.event_problems import EventProblems
 from pyproxy.agent.node import NodeRules
 from pyproxy.agent.pending import Arrival, Change
-from pyproxy.agent.problems import ProblemSource, ProblemTracker
+from pyproxy.agent.problems import ProblemTracker
 from pyproxy.agent.service_router import Routings, ServiceRouter
 from pyproxy.agent.steps import Finished, Step, Steps, without
 from pyproxy.agent.timeline import Activity, StepTimes, Timeline
@@ -25,8 +26,8 @@ from pyproxy.dataplane.interface import Changes, Dataplane, Drift, Failure, Node
 from pyproxy.errors import KernelError, PermissionKernelError, Problem, StaleStateError
 from pyproxy.inspect.snapshot import Repair
 from pyproxy.model.address import Backend
-from pyproxy.model.events import Delete, Event, InvalidObject, Synced, Upsert
-from pyproxy.model.objects import Kind, Node, ObjectName, Service
+from pyproxy.model.events import Event
+from pyproxy.model.objects import Kind, ObjectName
 from pyproxy.policy.parts import service_of
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Agent(Generic[P]):
         self._backoff = backoff
         self._observers = observers
         self._problems = ProblemTracker(observers.report)
+        self._event_problems = EventProblems(self._problems, self.cluster_state, observers)
         self._router = ServiceRouter(
             self.cluster_state,
             self._problems,
@@ -103,50 +105,16 @@ class Agent(Generic[P]):
         # /healthz counts the delay from the oldest change that is not written.
         was_idle = not self._has_committed or not self._steps
         changed = self.cluster_state.handle_event(event, self._observers.clock())
-        self._note_problems(event, changed)
+        self._event_problems.note(event, changed)
         if changed is _NODE:
             self._node.forget()
         # An invalid object alone makes no sync due, so the metric is set here too.
         if self._problems.changed:
-            self._count_problems()
+            self._event_problems.count()
         if changed is not None:
             self._observers.metrics.changes.queued(changed, self._observers.wall_clock())
         if was_idle and (not self._has_committed or self._steps):
             self._observers.health.queued()
-
-    def _note_problems(self, event: Event, changed: Kind | None = None) -> None:
-        if isinstance(event, Upsert) and not isinstance(event.obj, Node):
-            # Nearly all events of a list; most objects are valid.
-            obj = event.obj
-            if obj.problems or self._problems:
-                kind = Kind.SERVICE if isinstance(obj, Service) else Kind.ENDPOINT_SLICE
-                self._decoded(kind, obj.name, obj.problems)
-        else:
-            self._handle_other(event, changed)
-
-    def _handle_other(self, event: Event, changed: Kind | None) -> None:
-        """Note problems and the Node's state after any event but that of a Service or slice."""
-        match event:
-            case Upsert(obj=Node() as node):
-                self._observers.health.set_node_eligible(node.eligible)
-                self._decoded(Kind.NODE, node.name, node.problems)
-            case Delete(kind=kind, name=name):
-                self._decoded(kind, name, ())
-                if kind is Kind.NODE and changed:
-                    self._observers.health.set_node_eligible(eligible=False)
-            case Synced(kind=kind, names=names, invalid=invalid):
-                # Problems name objects as text, because an invalid object may have no valid name.
-                self._problems.remove_absent(
-                    ProblemSource.DECODING,
-                    kind,
-                    lambda name: name in invalid or _object_name(name) in names,
-                )
-                node_now = self.cluster_state.node
-                if kind is Kind.NODE and node_now is not None:
-                    self._observers.health.set_node_eligible(node_now.eligible)
-            case InvalidObject(problem=problem):
-                subject = (problem.kind, problem.name)
-                self._problems.found(ProblemSource.DECODING, subject, (problem,))
 
     def due(self) -> float | None:
         """Return the monotonic time for the next sync, None if there is nothing to do."""
@@ -255,7 +223,7 @@ class Agent(Generic[P]):
             return
         self._has_committed = True
         for late in self.cluster_state.settle():
-            self._note_problems(late)
+            self._event_problems.note(late)
         # Only the rows of a step without changes are all repairs.
         repair = self._read_back(plan, is_pure=not step.written) if full else None
         self._succeeded(step, failures, times, full=full, repair=repair)
@@ -441,21 +409,4 @@ class Agent(Generic[P]):
             # value would reset the sum of a histogram.
             if triggered > self._started:
                 metrics.changes.network_programmed(family, [max(wall - triggered, 0.0)])
-        self._count_problems()
-
-    def _count_problems(self) -> None:
-        if not self._problems.changed:
-            return
-        for kind, count in self._problems.counts().items():
-            self._observers.metrics.changes.invalid(kind, count)
-
-    def _decoded(self, kind: Kind, name: ObjectName | str, problems: tuple[Problem, ...]) -> None:
-        # Most objects are valid, and a list has tens of thousands.
-        if problems or self._problems:
-            subject = (kind.value, str(name))
-            self._problems.found(ProblemSource.DECODING, subject, problems)
-
-
-def _object_name(text: str) -> ObjectName:
-    namespace, _, name = text.rpartition("/")
-    return ObjectName(namespace, name)
+        self._event_problems.count()
